@@ -1,0 +1,28 @@
+"""Rate limits for aiogram 3 bots, shared by every instance through Redis."""
+
+from bot_ratelimit.decision import Decision
+from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.limit import Algorithm, Limit
+from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.middleware import RateLimitMiddleware
+from bot_ratelimit.rule import Rule, Scope, Subject
+from bot_ratelimit.settings import Settings
+from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.storage.redis import RedisStorage
+
+__all__ = [
+    "Algorithm",
+    "ConfigError",
+    "Decision",
+    "Limit",
+    "Limiter",
+    "MemoryStorage",
+    "RateLimitError",
+    "RateLimitMiddleware",
+    "RedisStorage",
+    "Rule",
+    "Scope",
+    "Settings",
+    "StorageError",
+    "Subject",
+]

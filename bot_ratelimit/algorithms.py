@@ -1,0 +1,155 @@
+"""The three algorithms, as pure functions of (state, now, limit, cost).
+
+These functions are the specification: memory runs them, and `storage/decide.lua` is held
+against them by the tests. None of them reads a clock. Times are whole microseconds; only their
+differences matter.
+
+Each returns a `Step`. A hit is allowed if it need not wait. Its `state` is what to keep if the
+hit is charged, or if it is refused; a hit that is neither, because another rule refused it, is
+looked at again with a cost of 0, which never waits and never changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from bot_ratelimit.limit import Algorithm, Limit
+
+
+class Verdict(NamedTuple):
+    """What one rule says to one hit, in microseconds."""
+
+    wait: int
+    """How long until the same hit would be allowed; 0 if it is allowed now."""
+    remaining: int
+    """What could still be charged at this instant."""
+    reset: int
+    """How long until nothing of the past counts."""
+
+
+class Step(NamedTuple):
+    """The state after a hit, and the verdict on it."""
+
+    state: Any
+    verdict: Verdict
+
+
+class Window(NamedTuple):
+    """State of the fixed window."""
+
+    charged: int
+    ends_ms: int
+
+
+class Charged(NamedTuple):
+    """One entry of the sliding window's log."""
+
+    at: int
+    cost: int
+
+
+class Arrival(NamedTuple):
+    """State of the token bucket: the theoretical arrival time, `at + part / parts` microseconds."""
+
+    at: int
+    part: int
+    parts: int
+
+
+def fixed_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
+    """Count hits from the first one on; forget them all when the period is over.
+
+    ::
+
+        5/10s    x x x x x -  -            x
+                 |                   |     |
+                 0 s, opened         10 s  opened anew
+
+    Milliseconds, as a Redis TTL. A window that is full counts further attempts, so that an
+    operator can see who insists; nobody pays for them.
+    """
+    count, ends_ms = state if isinstance(state, Window) else (0, 0)
+    now_ms = now // 1_000
+    left_ms = min(ends_ms - now_ms, limit.period_ms)
+    if left_ms <= 0:
+        count, left_ms = 0, limit.period_ms
+    full = count >= limit.amount
+    wait = left_ms * 1_000 if cost and count + cost > limit.amount else 0
+    if full or not wait:
+        count += cost
+    state = Window(count, now_ms + left_ms)
+    return Step(
+        state,
+        Verdict(wait, max(0, limit.amount - count), left_ms * 1_000 if count else 0),
+    )
+
+
+def sliding_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
+    """Remember when each hit of the last period was charged: exact, at the price of a log.
+
+    ::
+
+        3/10s    x    x    x  -       x    x
+                 0 s  3 s  6 s 8 s    10 s 13 s, as each of the first three leaves
+    """
+    period = limit.period_ms * 1_000
+    log: tuple[Charged, ...] = state if _is_log(state) else ()
+    if log and log[-1].at > now + period:  # the clock was set back: do not wait for it to catch up
+        log = ()
+    log = tuple(hit for hit in log if hit.at > now - period)
+    used = sum(hit.cost for hit in log)
+    wait, excess = 0, used + cost - limit.amount
+    if cost and excess > 0:
+        for hit in log:
+            excess -= hit.cost
+            if excess <= 0:
+                wait = hit.at + period - now
+                break
+    elif cost:
+        log = (*log, Charged(max(now, log[-1].at) if log else now, cost))
+        used += cost
+    reset = log[-1].at + period - now if log else 0
+    return Step(log, Verdict(wait, max(0, limit.amount - used), reset))
+
+
+def token_bucket(state: Any, now: int, limit: Limit, cost: int) -> Step:
+    """A bucket of `burst` tokens, filled evenly at `amount` a period; a hit takes `cost` of them.
+
+    ::
+
+        1/s burst 3    x x x -      x      x      x
+                       0 s          1 s    2 s    3 s
+
+    The Generic Cell Rate Algorithm, as a virtual scheduling algorithm (ITU-T I.371, annex A): it
+    keeps one time, the theoretical arrival time at which the bucket will be full again. One token
+    takes period/amount, seldom a whole number of microseconds; so everything is counted in
+    `1/amount` microseconds, in which both are whole and nothing is rounded.
+    """
+    parts, interval = limit.amount, limit.period_ms * 1_000
+    capacity = limit.capacity * interval
+    tat = 0
+    if isinstance(state, Arrival):
+        tat = (state.at - now) * parts + (state.part if state.parts == parts else 0)
+    backlog = min(max(tat, 0), capacity)
+    excess = backlog + cost * interval - capacity
+    wait = -(-excess // parts) if cost and excess > 0 else 0
+    if not wait:
+        backlog += cost * interval
+    at, part = divmod(backlog, parts)
+    return Step(
+        Arrival(now + at, part, parts),
+        Verdict(wait, (capacity - backlog) // interval, -(-backlog // parts)),
+    )
+
+
+def _is_log(state: Any) -> bool:
+    return type(state) is tuple
+
+
+StepFunction: TypeAlias = Callable[[Any, int, Limit, int], Step]
+ALGORITHMS: Final[dict[Algorithm, StepFunction]] = {
+    Algorithm.FIXED_WINDOW: fixed_window,
+    Algorithm.SLIDING_WINDOW: sliding_window,
+    Algorithm.TOKEN_BUCKET: token_bucket,
+}

@@ -1,0 +1,196 @@
+"""Limit: how many events in how much time, as a value and as text."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import lru_cache
+from typing import Final
+
+from bot_ratelimit.errors import ConfigError
+
+MAX_AMOUNT: Final = 1_000_000
+MAX_PERIOD_MS: Final = 366 * 86_400_000
+
+_UNITS_MS: Final = {
+    "ms": 1,
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 1_000),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), 60_000),
+    **dict.fromkeys(("h", "hour", "hours"), 3_600_000),
+    **dict.fromkeys(("d", "day", "days"), 86_400_000),
+}
+# How a period is written: the largest unit that divides it, in full when there is one of it.
+_WRITTEN: Final = (
+    (86_400_000, "d", "day"),
+    (3_600_000, "h", "hour"),
+    (60_000, "m", "minute"),
+    (1_000, "s", "s"),
+    (1, "ms", "ms"),
+)
+
+
+class Algorithm(Enum):
+    """How hits are counted against a limit; docs/algorithms.md draws all three."""
+
+    FIXED_WINDOW = "fixed window"
+    SLIDING_WINDOW = "sliding window"
+    TOKEN_BUCKET = "token bucket"  # noqa: S105 - a name, not a password
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """`amount` events in every `period`.
+
+    Args:
+        amount: Events, 1 to 1,000,000.
+        period: Seconds, from 0.001 to 366 days; kept to the millisecond, the resolution of a
+            Redis TTL.
+        algorithm: How hits are counted.
+        burst: Token bucket only: how many tokens the full bucket holds; `amount` unless given.
+
+    Raises:
+        ConfigError: A value is outside its range.
+    """
+
+    amount: int
+    period: float
+    algorithm: Algorithm = Algorithm.FIXED_WINDOW
+    burst: int | None = None
+    period_ms: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_count("amount", self.amount)
+        if isinstance(self.period, bool) or not isinstance(self.period, (int, float)):
+            raise ConfigError(f"period={self.period!r}: expected seconds, for example 1.5")
+        period_ms = round(self.period * 1_000) if math.isfinite(self.period) else 0
+        if not 1 <= period_ms <= MAX_PERIOD_MS:
+            raise ConfigError(
+                f"period={self.period!r}: expected 0.001 to {MAX_PERIOD_MS // 1_000} seconds "
+                "(1 ms to 366 days)"
+            )
+        if not isinstance(self.algorithm, Algorithm):
+            raise ConfigError(
+                f"algorithm={self.algorithm!r}: expected one of {', '.join(map(str, Algorithm))}"
+            )
+        if self.algorithm is Algorithm.TOKEN_BUCKET:
+            burst = self.amount if self.burst is None else self.burst
+            _check_count("burst", burst)
+            object.__setattr__(self, "burst", burst)
+        elif self.burst is not None:
+            raise ConfigError(
+                f"burst={self.burst!r}: only a token bucket has a burst; "
+                "add algorithm=Algorithm.TOKEN_BUCKET or leave it out"
+            )
+        object.__setattr__(self, "period", period_ms / 1_000)
+        object.__setattr__(self, "period_ms", period_ms)
+
+    @property
+    def capacity(self) -> int:
+        """The most that can be granted at one instant, and so the highest cost of one hit."""
+        return self.amount if self.burst is None else self.burst
+
+    @classmethod
+    def parse(cls, text: str) -> Limit:
+        """Read a limit: `5/10s`, `20/minute`, `1 per 2 hours`, `5/10s sliding`, `30/s burst 60`.
+
+        `AMOUNT / PERIOD` or `AMOUNT per PERIOD`. A period is `[N]UNIT`, with the units ms, s,
+        sec, second(s), m, min, minute(s), h, hour(s), d, day(s). Spaces are free. `sliding`
+        picks the sliding window; `bucket` or `burst N` the token bucket.
+
+        Raises:
+            ConfigError: Anything else, with the text, the place and an example.
+        """
+        if not isinstance(text, str):
+            raise ConfigError(f"{text!r}: expected text such as '5/10s'")
+        return _parse(text)
+
+    @classmethod
+    def of(cls, value: Limit | str | float) -> Limit:
+        """A limit from what people write: itself, its text, or a number of seconds per event.
+
+        Raises:
+            ConfigError: The value is none of these, or out of range.
+        """
+        if isinstance(value, Limit):
+            return value
+        if isinstance(value, str):
+            return _parse(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(
+                f"{value!r}: expected a limit such as '5/10s', or the seconds for one event"
+            )
+        return cls(1, value)
+
+    def __str__(self) -> str:
+        """The shortest text that `parse` reads back as this limit."""
+        unit_ms, short, full = next(u for u in _WRITTEN if self.period_ms % u[0] == 0)
+        count = self.period_ms // unit_ms
+        text = f"{self.amount}/{full if count == 1 else f'{count}{short}'}"
+        if self.algorithm is Algorithm.SLIDING_WINDOW:
+            return f"{text} sliding"
+        if self.algorithm is Algorithm.TOKEN_BUCKET:
+            return f"{text} bucket" if self.burst == self.amount else f"{text} burst {self.burst}"
+        return text
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_AMOUNT:
+        raise ConfigError(f"{name}={value!r}: expected a whole number from 1 to {MAX_AMOUNT}")
+
+
+class _Reader:
+    """Takes a text apart from left to right and can say where it stopped."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def take(self, pattern: str) -> str | None:
+        match = re.compile(rf"\s*({pattern})", re.IGNORECASE).match(self.text, self.at)
+        if match is None:
+            return None
+        self.at = match.end()
+        return match[1].lower()
+
+    def need(self, pattern: str, expected: str) -> str:
+        found = self.take(pattern)
+        if found is None:
+            raise self.error(f"expected {expected}")
+        return found
+
+    def error(self, what: str, at: int | None = None) -> ConfigError:
+        place = self.at if at is None else at
+        place += len(self.text[place:]) - len(self.text[place:].lstrip())
+        where = f"at {self.text[place:]!r}" if self.text[place:] else "at the end"
+        return ConfigError(
+            f"{self.text!r}: {what} {where} (position {place + 1}); "
+            "a limit is AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding'"
+        )
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str) -> Limit:
+    reader = _Reader(text)
+    amount = reader.need(r"[0-9]{1,9}", "a whole number")
+    reader.need(r"/|per(?![a-z])", "'/' or 'per'")
+    count = reader.take(r"[0-9]{1,15}(?:\.[0-9]{1,15})?") or "1"
+    unit_at = reader.at
+    unit_ms = _UNITS_MS.get(reader.need(r"[a-z]+", "a unit (ms, s, m, h, d)"))
+    if unit_ms is None:
+        raise reader.error("expected a unit (ms, s, m, h, d)", unit_at)
+    algorithm, burst = Algorithm.FIXED_WINDOW, None
+    if reader.take(r"sliding(?![a-z])"):
+        algorithm = Algorithm.SLIDING_WINDOW
+    elif reader.take(r"bucket(?![a-z])"):
+        algorithm = Algorithm.TOKEN_BUCKET
+    elif reader.take(r"burst(?![a-z])"):
+        algorithm, burst = Algorithm.TOKEN_BUCKET, reader.need(r"[0-9]{1,9}", "a whole number")
+    if reader.text[reader.at :].strip():
+        raise reader.error("expected nothing more")
+    try:
+        period = float(count) * unit_ms / 1_000
+        return Limit(int(amount), period, algorithm, None if burst is None else int(burst))
+    except ConfigError as error:
+        raise ConfigError(f"{text!r}: {error}") from None

@@ -1,0 +1,223 @@
+"""Rule, Scope and Subject: who is counted, against which limit, under which key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, NamedTuple, TypeAlias
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limit import Limit
+
+
+class Subject(NamedTuple):
+    """Whom an event comes from: Telegram's ids, as far as they are known."""
+
+    user: int | None = None
+    chat: int | None = None
+    topic: int | None = None
+    bot: int | None = None
+
+
+class Scope(Enum):
+    """What shares one count."""
+
+    USER = "user"
+    CHAT = "chat"
+    MEMBER = "member"
+    """A user in a chat."""
+    TOPIC = "topic"
+    """A topic (message thread) of a chat."""
+    GLOBAL = "global"
+    """Everybody together."""
+
+
+CustomScope: TypeAlias = Callable[[Subject], "str | None"]
+LimitLike: TypeAlias = "Limit | str | float"
+CustomLimit: TypeAlias = Callable[[Subject], "LimitLike | None"]
+RuleLike: TypeAlias = "Rule | LimitLike"
+
+# What of a key names the scope, and what of a subject it counts by.
+_PATHS: Final[dict[Scope, tuple[str, CustomScope]]] = {
+    Scope.USER: ("", lambda s: _joined(s.user)),
+    Scope.CHAT: ("chat:", lambda s: _joined(s.chat)),
+    Scope.MEMBER: ("member:", lambda s: _joined(s.chat, s.user)),
+    Scope.TOPIC: ("topic:", lambda s: _joined(s.chat, s.topic)),
+    Scope.GLOBAL: ("global", lambda s: ""),
+}
+# Between the prefix and the ids stands the rule's name, then the scope's; these words
+# are the package's own, so that no name can lead into another rule's keys.
+RESERVED_NAMES: Final = frozenset({"chat", "member", "topic", "global", "custom", "once"})
+_NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,64}")
+_PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Rule:
+    """A limit, and who it counts.
+
+    Args:
+        limit: A `Limit`, its text (`"5/10s"`), the seconds for one event, or a callable that
+            returns one of these for a subject, or None where the rule does not apply.
+        scope: What shares one count; a callable returns the text that does, or None where the
+            rule does not apply, and needs a name.
+        name: Keeps the counts of rules with the same scope apart: up to 64 characters without
+            spaces, `:`, braces or the wildcards of a Redis pattern.
+        cost: What one hit costs, from 1 to what the limit can grant at once.
+        shadow: Count and report, but never refuse: how a new limit is tried on live traffic.
+
+    Raises:
+        ConfigError: An argument is not one of these.
+    """
+
+    limit: Limit | CustomLimit
+    scope: Scope | CustomScope
+    name: str
+    cost: int
+    shadow: bool
+    path: str = field(repr=False)
+    """What stands in the key between `ratelimit:` and the ids."""
+    _ids: CustomScope = field(repr=False, compare=False)
+
+    def __init__(
+        self,
+        limit: LimitLike | CustomLimit,
+        scope: Scope | CustomScope = Scope.USER,
+        name: str = "",
+        cost: int = 1,
+        shadow: bool = False,
+    ) -> None:
+        if not isinstance(scope, Scope) and not callable(scope):
+            raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
+        if not isinstance(scope, Scope) and not name:
+            raise ConfigError(f"scope={scope!r}: a rule with a scope of its own needs a name")
+        if name:
+            check_name(name)
+        path, ids = _PATHS[scope] if isinstance(scope, Scope) else ("custom:", scope)
+        put = object.__setattr__
+        put(self, "limit", limit if callable(limit) else Limit.of(limit))
+        put(self, "scope", scope)
+        put(self, "name", name)
+        put(self, "cost", cost)
+        put(self, "shadow", bool(shadow))
+        put(self, "path", f"{name}:{path}" if name else path)
+        put(self, "_ids", ids)
+        if isinstance(self.limit, Limit):
+            check_cost(cost, self.limit, self)
+        elif isinstance(cost, bool) or not isinstance(cost, int) or cost < 1:
+            raise ConfigError(f"cost={cost!r}: expected a whole number from 1 up")
+
+    def limit_for(self, subject: Subject) -> Limit | None:
+        """The limit that holds for this subject; None if the rule does not apply to it."""
+        if isinstance(self.limit, Limit):
+            return self.limit
+        limit = self.limit(subject)
+        return None if limit is None else Limit.of(limit)
+
+    def key(self, prefix: str, subject: Subject) -> str | None:
+        """The Redis key that counts this subject; None if the subject lacks an id for it.
+
+        ==============================  ===================================
+        `Rule("1/s")`                   `bot:ratelimit:42`
+        `Rule("5/m", name="ai")`        `bot:ratelimit:ai:42`
+        `Rule("20/m", Scope.CHAT)`      `bot:ratelimit:chat:-100`
+        `Rule("1/s", Scope.MEMBER)`     `bot:ratelimit:member:-100:42`
+        `Rule("1/s", Scope.TOPIC)`      `bot:ratelimit:topic:-100:7`
+        `Rule("1000/s", Scope.GLOBAL)`  `bot:ratelimit:global`
+        a callable, `name="firm"`       `bot:ratelimit:firm:custom:acme`
+        ==============================  ===================================
+        """
+        ids = self._ids(subject)
+        return None if ids is None else f"{prefix}:ratelimit:{self.path}{ids}"
+
+    def __str__(self) -> str:
+        """How logs and errors name the rule: `5/minute per user 'ai'`."""
+        limit = self.limit if isinstance(self.limit, Limit) else "a limit of its own"
+        scope = self.scope.value if isinstance(self.scope, Scope) else "custom"
+        return f"{limit} per {scope}" + (f" {self.name!r}" if self.name else "")
+
+
+class Rules(tuple[Rule, ...]):
+    """One or several rules that can be decided together: no two of them share a key."""
+
+    __slots__ = ()
+
+
+def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
+    """Rules from what people write: one or several rules, limits, numbers, or `"1/s; 20/minute"`.
+
+    The first limit of a text has no name; each further one takes its limit's text as its name.
+
+    Raises:
+        ConfigError: Nothing was given, a part is no rule, or two rules would share a key.
+    """
+    if isinstance(value, Rules):
+        return value
+    if isinstance(value, Rule):
+        return Rules((value,))
+    if isinstance(value, str):
+        parts = value.split(";")
+        rules = [Rule(parts[0]), *(_named(part) for part in parts[1:])]
+    elif isinstance(value, (Limit, int, float)):
+        rules = [Rule(value)]
+    elif isinstance(value, Iterable):
+        rules = [each if isinstance(each, Rule) else Rule(each) for each in value]
+    else:
+        raise ConfigError(f"{value!r}: expected a limit such as '5/10s', a Rule, or several")
+    if not rules:
+        raise ConfigError("expected at least one rule, for example '1/s'")
+    seen: dict[str, Rule] = {}
+    for rule in rules:
+        other = seen.setdefault(rule.path, rule)
+        if other is not rule:
+            raise ConfigError(
+                f"the rules {str(other)!r} and {str(rule)!r} would share a key; "
+                "give one of them a name, for example Rule('5/minute', name='slow')"
+            )
+    return Rules(rules)
+
+
+def _named(text: str) -> Rule:
+    limit = Limit.parse(text)
+    return Rule(limit, name=str(limit).replace(" ", "-"))
+
+
+def _joined(*ids: int | None) -> str | None:
+    return None if None in ids else ":".join(map(str, ids))
+
+
+def check_name(name: object) -> None:
+    """Raise ConfigError unless this can be the name of a rule."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"name={name!r}: expected 1 to 64 characters without spaces, ':', braces or '*?[]\\'"
+        )
+    if name in RESERVED_NAMES:
+        raise ConfigError(f"name={name!r}: a word of the package's own keys; take another")
+
+
+def check_prefix(prefix: object) -> str:
+    """The prefix itself, if it can begin a key.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+        raise ConfigError(
+            f"key_prefix={prefix!r}: expected 1 to 128 characters without spaces or '*?[]\\', "
+            "for example 'booking_bot:client1'"
+        )
+    return prefix
+
+
+def check_cost(cost: object, limit: Limit, rule: Rule) -> None:
+    """Raise ConfigError unless a hit of this cost could ever be allowed."""
+    if isinstance(cost, bool) or not isinstance(cost, int) or cost < 1:
+        raise ConfigError(f"cost={cost!r}: expected a whole number from 1 up")
+    if cost > limit.capacity:
+        raise ConfigError(
+            f"cost={cost}: the rule {str(rule)!r} never grants more than {limit.capacity} at once, "
+            "so such a hit would be refused for ever"
+        )

@@ -1,0 +1,66 @@
+"""The Storage protocol: what every storage promises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.limit import Limit
+
+ONCE_MS = 60_000
+"""How long hits with one token share a verdict, in milliseconds."""
+
+
+class Charge(NamedTuple):
+    """One rule of a hit: what is to be taken, from which count."""
+
+    key: str
+    limit: Limit
+    cost: int = 1
+    shadow: bool = False
+
+
+class Storage(Protocol):
+    """Keeps counts, and decides about hits on them.
+
+    - **Atomic.** A hit is decided as if nothing else happened meanwhile, by whichever instance.
+      All its charges are made or none is; a shadow charge has no say in that.
+    - **At most once.** A storage never repeats a hit whose outcome it does not know.
+    - **In time.** A call answers within `timeout` seconds or raises StorageError.
+    - **One clock.** Time is the storage's own, so that instances with skewed clocks agree.
+    - **Nothing stays.** What is kept expires with the limit it belongs to.
+
+    Raises, in every method: StorageError if the storage is out of reach, too slow or cannot serve
+    now; ConfigError if it will not serve before somebody changes a setting.
+    """
+
+    @property
+    def source(self) -> Literal["redis", "memory"]:
+        """How a `Decision` names this storage."""
+        ...
+
+    async def hit(
+        self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
+    ) -> Sequence[Verdict]:
+        """Decide, charge, and say of every charge, in their order, what its rule says.
+
+        Args:
+            charges: The rules that apply; no two with the same key.
+            once: A key under which the verdicts are kept for 60 s; further hits with it get
+                them again, with the time that has passed taken off, and charge nothing.
+            timeout: Seconds.
+        """
+        ...
+
+    async def peek(self, charges: Sequence[Charge], *, timeout: float) -> Sequence[Verdict]:
+        """What `hit` would say now, with nothing charged or counted."""
+        ...
+
+    async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
+        """Forget what counts under these keys; return under how many of them something did."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what the storage itself opened. Safe to call twice."""
+        ...

@@ -1,0 +1,124 @@
+"""Batcher: hits that arrive together travel together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from bot_ratelimit.errors import StorageError
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class _Waiting(Generic[Item, Answer]):
+    __slots__ = ("deadline", "future", "item")
+
+    def __init__(self, item: Item, future: asyncio.Future[Answer], deadline: float) -> None:
+        self.item = item
+        self.future = future
+        self.deadline = deadline
+
+
+class Batcher(Generic[Item, Answer]):
+    """Sends one batch at a time: what is asked for meanwhile makes up the next one.
+
+    Nothing is ever held back to fill a batch. With nothing under way an item leaves at once and
+    alone; under load the batches grow by themselves to what arrives in one round trip.
+
+    Args:
+        send: Takes the items of a batch and returns their answers in the same order; an answer
+            that is an exception is raised to the one who asked.
+        max_batch: The most items in a batch, so that the server is not held up by one.
+        max_waiting: The most items that wait; one more is refused with StorageError.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]],
+        *,
+        max_batch: int,
+        max_waiting: int,
+    ) -> None:
+        self._send = send
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._queue: deque[_Waiting[Item, Answer]] = deque()
+        self._sender: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def submit(self, item: Item, timeout: float) -> Answer:
+        """The answer to this item, at most `timeout` seconds from now.
+
+        Raises:
+            StorageError: It took too long, or too many are waiting.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # another asyncio.run(): what waited in the last one is lost
+            self._loop, self._sender = loop, None
+            self._queue.clear()
+        if len(self._queue) >= self._max_waiting:
+            raise StorageError(f"{len(self._queue)} decisions are waiting for Redis already")
+        future: asyncio.Future[Answer] = loop.create_future()
+        waiting = _Waiting(item, future, loop.time() + timeout)
+        self._queue.append(waiting)
+        if self._sender is None:
+            self._sender = loop.create_task(self._drain())
+        alarm = loop.call_at(waiting.deadline, _expire, future, timeout)
+        try:
+            return await future
+        finally:
+            alarm.cancel()
+
+    async def close(self) -> None:
+        """Stop sending; whoever still waits gets a StorageError."""
+        sender, self._sender = self._sender, None
+        if sender is not None and self._loop is asyncio.get_running_loop():
+            sender.cancel()
+            await asyncio.wait([sender])
+
+    async def _drain(self) -> None:
+        batch: list[_Waiting[Item, Answer]] = []
+        try:
+            while batch := self._next_batch():
+                await self._deliver(batch)
+        finally:
+            if self._sender is asyncio.current_task():
+                self._sender = None
+            for waiting in (*batch, *self._queue):  # only when cancelled is anybody left
+                _fail(waiting.future, StorageError("the storage was closed"))
+            self._queue.clear()
+
+    def _next_batch(self) -> list[_Waiting[Item, Answer]]:
+        batch: list[_Waiting[Item, Answer]] = []
+        while self._queue and len(batch) < self._max_batch:
+            waiting = self._queue.popleft()
+            if not waiting.future.done():  # else its caller gave up before anything was charged
+                batch.append(waiting)
+        return batch
+
+    async def _deliver(self, batch: list[_Waiting[Item, Answer]]) -> None:
+        try:
+            # The last one to ask has the latest deadline; the others' alarms ring before.
+            async with asyncio.timeout_at(max(waiting.deadline for waiting in batch)):
+                answers = await self._send([waiting.item for waiting in batch])
+        except TimeoutError:
+            answers = [StorageError("no answer in time")] * len(batch)
+        except Exception as error:
+            answers = [error] * len(batch)
+        for waiting, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception):
+                _fail(waiting.future, answer)
+            elif not waiting.future.done():
+                waiting.future.set_result(answer)
+
+
+def _expire(future: asyncio.Future[Answer], timeout: float) -> None:
+    _fail(future, StorageError(f"no answer within {timeout:g} s"))
+
+
+def _fail(future: asyncio.Future[Answer], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

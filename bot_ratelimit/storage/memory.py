@@ -1,0 +1,110 @@
+"""MemoryStorage: counts in this process, for one instance or for when Redis is away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
+
+from cachetools import TTLCache
+
+from bot_ratelimit.algorithms import ALGORITHMS, Step, Verdict
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.storage.base import ONCE_MS, Charge
+
+
+class MemoryStorage:
+    """A `cachetools.TTLCache` of states, moved on by the algorithms.
+
+    Args:
+        maxsize: The most keys kept. Beyond it the least recently used one is forgotten, and
+            with it that subject's count: choose more than the users of one period.
+        clock: Seconds from any starting point.
+    """
+
+    source: Final[Literal["memory"]] = "memory"
+
+    def __init__(
+        self, maxsize: int = 10_000, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        if isinstance(maxsize, bool) or not isinstance(maxsize, int) or maxsize < 1:
+            raise ConfigError(f"maxsize={maxsize!r}: expected a whole number from 1 up")
+        self._maxsize = maxsize
+        self._clock = clock
+        self._states = self._cache(ONCE_MS)
+        self._once: TTLCache[str, tuple[int, list[Verdict]]] = self._cache(ONCE_MS)
+
+    async def hit(
+        self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
+    ) -> list[Verdict]:
+        """Decide and charge; see `Storage.hit`. Never waits, so never too late."""
+        now = self._now()
+        if once is None:
+            return self._decide(charges, now)
+        if once in self._once:
+            decided, verdicts = self._once[once]
+            return [_later(verdict, now - decided) for verdict in verdicts]
+        verdicts = self._decide(charges, now)
+        self._once[once] = (now, verdicts)
+        return verdicts
+
+    async def peek(self, charges: Sequence[Charge], *, timeout: float) -> list[Verdict]:
+        """Look without charging; see `Storage.peek`."""
+        now = self._now()
+        verdicts = []
+        for charge in charges:
+            wait = self._step(charge, now, charge.cost).verdict.wait
+            verdicts.append(self._step(charge, now, 0).verdict._replace(wait=wait))
+        return verdicts
+
+    async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
+        """Forget these keys; see `Storage.reset`."""
+        now = self._now()
+        found = sum(self._step(charge, now, 0).verdict.reset > 0 for charge in charges)
+        for charge in charges:
+            self._states.pop(charge.key, None)
+        return found
+
+    async def close(self) -> None:
+        """Forget everything."""
+        self._states.clear()
+        self._once.clear()
+
+    def _decide(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
+        steps = [self._step(charge, now, charge.cost) for charge in charges]
+        refused = any(
+            step.verdict.wait and not charge.shadow
+            for step, charge in zip(steps, charges, strict=True)
+        )
+        verdicts = []
+        for charge, step in zip(charges, steps, strict=True):
+            if refused and not step.verdict.wait:
+                step = self._step(charge, now, 0)
+            else:
+                self._keep(charge, step)
+            verdicts.append(step.verdict)
+        return verdicts
+
+    def _step(self, charge: Charge, now: int, cost: int) -> Step:
+        state = self._states.get(charge.key)
+        return ALGORITHMS[charge.limit.algorithm](state, now, charge.limit, cost)
+
+    def _keep(self, charge: Charge, step: Step) -> None:
+        lifetime_ms = max(charge.limit.period_ms, step.verdict.reset // 1_000 + 1)
+        if lifetime_ms / 1_000 > self._states.ttl:
+            # A TTLCache has one TTL for all. It grows in powers of two, so seldom.
+            longer = self._cache(1 << lifetime_ms.bit_length())
+            longer.update(self._states)
+            self._states = longer
+        self._states[charge.key] = step.state
+
+    def _cache(self, ttl_ms: int) -> TTLCache[str, Any]:
+        return TTLCache(self._maxsize, ttl_ms / 1_000, timer=self._clock)
+
+    def _now(self) -> int:
+        return int(self._clock() * 1_000_000)
+
+
+def _later(verdict: Verdict, passed: int) -> Verdict:
+    wait, remaining, reset = verdict
+    return Verdict(max(1, wait - passed) if wait else 0, remaining, max(0, reset - passed))

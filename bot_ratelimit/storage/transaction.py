@@ -1,0 +1,86 @@
+"""One fixed window without a script, for servers that refuse them: INCR, TTL and EXPIRE in MULTI.
+
+`EXPIRE ... NX` would need Redis 7, so the window is opened by `SET key 0 PX ms NX` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limit import Algorithm
+from bot_ratelimit.storage.wire import Command, Hit
+
+
+def needs_script(hit: Hit) -> ConfigError | None:
+    """Why only the script can decide this hit; None if a transaction can."""
+    charge = hit.charges[0]
+    if hit.once is not None:
+        what = "one verdict for several hits (once)"
+    elif len(hit.charges) > 1:
+        what = "deciding several rules together"
+    elif charge.limit.algorithm is not Algorithm.FIXED_WINDOW:
+        what = f"the {charge.limit.algorithm.value} of '{charge.limit}'"
+    elif charge.cost > 1:
+        what = f"a cost of {charge.cost}"
+    else:
+        return None
+    keys = ", ".join(charge.key for charge in hit.charges)
+    return ConfigError(
+        f"{what} ({keys}) needs a script, and this server refuses EVALSHA; allow it "
+        "(ACL SETUSER <user> +@scripting), or limit with one fixed window such as '5/10s'"
+    )
+
+
+def commands(hit: Hit) -> list[Command]:
+    """The hit as a MULTI/EXEC of its own, so that its errors are its own too."""
+    key, limit, _, _ = hit.charges[0]
+    name = key.encode()
+    if hit.look:
+        return [(b"MULTI",), (b"GET", name), (b"PTTL", name), (b"EXEC",)]
+    # A key still answers in the very millisecond in which it expires, so it expires one earlier.
+    lifetime = b"%d" % max(1, limit.period_ms - 1)
+    opened: Command = (b"SET", name, b"0", b"PX", lifetime, b"NX")
+    return [(b"MULTI",), opened, (b"INCR", name), (b"PTTL", name), (b"EXEC",)]
+
+
+def answer(hit: Hit, replies: Sequence[Any]) -> list[Verdict] | Exception:
+    """What the replies say to the hit, or the first error among them."""
+    error = _error(replies)
+    if error is not None:
+        return error
+    limit = hit.charges[0].limit
+    count, left_ms = _count(replies)
+    if not 0 < left_ms <= limit.period_ms:
+        left_ms = limit.period_ms
+    over = count >= limit.amount if hit.look else count > limit.amount
+    left = left_ms * 1_000 if count else 0
+    return [Verdict(left if over else 0, max(0, limit.amount - count), left)]
+
+
+def mends(hit: Hit, replies: Sequence[Any]) -> list[Command]:
+    """The EXPIRE that a key needs whose TTL was missing or longer than the window."""
+    if not replies or hit.look or _error(replies) is not None:
+        return []
+    key, limit, _, _ = hit.charges[0]
+    _, left_ms = _count(replies)
+    if 0 < left_ms <= limit.period_ms:
+        return []
+    return [(b"PEXPIRE", key.encode(), b"%d" % limit.period_ms)]
+
+
+def _count(replies: Sequence[Any]) -> tuple[int, int]:
+    """The counter, and how many milliseconds are left of its window."""
+    *_, count, ttl_ms = replies[-1]
+    return int(count or 0), int(ttl_ms) + 1
+
+
+def _error(replies: Sequence[Any]) -> Exception | None:
+    # EXEC comes last; what it says of a command that was refused when queued is the least telling.
+    last = replies[-1] if replies else []
+    for reply in (*replies[:-1], *(last if isinstance(last, list) else (last,))):
+        if isinstance(reply, Exception):
+            return reply
+    return None

@@ -1,0 +1,81 @@
+"""How hits are put to decide.lua, and how its reply reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.limit import Algorithm, Limit
+from bot_ratelimit.storage.base import ONCE_MS, Charge
+
+Command = Sequence[bytes]
+
+_KINDS: Final = {
+    Algorithm.FIXED_WINDOW: "f",
+    Algorithm.SLIDING_WINDOW: "s",
+    Algorithm.TOKEN_BUCKET: "b",
+}
+_ONCE_SPEC: Final = f"o& {ONCE_MS}".encode()
+
+
+class Hit(NamedTuple):
+    """One call of a storage: charges to decide together."""
+
+    charges: Sequence[Charge]
+    once: str | None = None
+    look: bool = False
+
+
+class ServerText(Exception):  # noqa: N818 - not raised: it carries an error's text to its translator
+    """An error that the script met in one hit, as the server words it."""
+
+
+def encode(command: Command) -> bytes:
+    """A command in RESP, the protocol of Redis."""
+    parts = (b"$%d\r\n%b\r\n" % (len(part), part) for part in command)
+    return b"*%d\r\n%b" % (len(command), b"".join(parts))
+
+
+def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
+    """`numkeys key … arg …` for decide.lua: a key and its spec for each charge."""
+    keys: list[bytes] = []
+    specs: list[bytes] = []
+    for charges, once, look in hits:
+        if once is not None:
+            keys.append(once.encode())
+            specs.append(_ONCE_SPEC)
+        last = len(charges) - 1
+        for i, (key, limit, cost, shadow) in enumerate(charges):
+            keys.append(key.encode())
+            specs.append(_spec(limit, cost, shadow, look, i < last))
+    return [b"%d" % len(keys), *keys, *specs]
+
+
+def script_answers(
+    reply: Sequence[bytes | str], hits: Sequence[Hit]
+) -> list[list[Verdict] | Exception]:
+    """What decide.lua says to each hit: its verdicts, or the error it met."""
+    numbers = list(map(int, reply[0].split()))
+    answers: list[list[Verdict] | Exception] = []
+    at = 0
+    for hit in hits:
+        end = at + 3 * len(hit.charges)
+        if numbers[at] < 0:
+            answers.append(ServerText(_text(reply[1 + numbers[at + 1]])))
+        else:
+            answers.append([Verdict(*numbers[i : i + 3]) for i in range(at, end, 3)])
+        at = end
+    return answers
+
+
+@lru_cache(maxsize=1024)
+def _spec(limit: Limit, cost: int, shadow: bool, look: bool, joined: bool) -> bytes:
+    flags = ("&" if joined else "") + ("?" if look else "") + ("~" if shadow else "")
+    numbers = f"{limit.amount} {limit.period_ms} {limit.burst or 0} {cost}"
+    return f"{_KINDS[limit.algorithm]}{flags} {numbers}".encode()
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,0 +1,73 @@
+"""Fixtures: storages of every kind, and the servers they need."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+
+import pytest
+import redis.asyncio as aioredis
+import time_machine
+from fakeredis import FakeAsyncRedis, FakeServer
+
+from bot_ratelimit import MemoryStorage, RedisStorage
+
+from .benches import Bench, Clock, real_time
+from .servers import Server, running
+
+SERVERS = ("redis-server", "valkey-server")
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Redis for the whole run; use keys of your own, or `client`, which empties it."""
+    with running("redis-server", tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running("valkey-server", tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+async def client(redis_server: Server) -> AsyncIterator[aioredis.Redis]:
+    """A client of an empty, real Redis."""
+    async with aioredis.Redis(port=redis_server.port) as client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture
+async def fake_client() -> AsyncIterator[FakeAsyncRedis]:
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        yield client
+
+
+@pytest.fixture(params=["memory", "fakeredis", *SERVERS])
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    """Each kind of storage in turn, empty."""
+    if request.param == "memory":
+        clock = Clock()
+
+        async def move(seconds: float) -> None:
+            clock.move(seconds)
+
+        yield Bench(MemoryStorage(clock=clock), None, move, exact=True)
+    elif request.param == "fakeredis":
+        with time_machine.travel(datetime(2026, 1, 1, tzinfo=UTC), tick=False) as traveller:
+
+            async def shift(seconds: float) -> None:
+                traveller.shift(seconds)
+
+            async with FakeAsyncRedis(server=FakeServer()) as fake:
+                yield Bench(RedisStorage(fake), fake, shift, exact=True)
+    else:
+        name = "redis_server" if request.param == "redis-server" else "valkey_server"
+        server: Server = request.getfixturevalue(name)
+        async with aioredis.Redis(port=server.port) as real:
+            await real.flushall()
+            storage = RedisStorage(real)
+            yield Bench(storage, real, real_time, exact=False)
+            await storage.close()

