@@ -2,21 +2,26 @@
 
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.events import NEVER_REFUSED
 from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.middleware import RateLimitMiddleware
-from bot_ratelimit.rule import Rule, Scope, Subject
+from bot_ratelimit.notices import Notices
+from bot_ratelimit.rule import Penalty, Rule, Scope, Subject
 from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 
 __all__ = [
+    "NEVER_REFUSED",
     "Algorithm",
     "ConfigError",
     "Decision",
     "Limit",
     "Limiter",
     "MemoryStorage",
+    "Notices",
+    "Penalty",
     "RateLimitError",
     "RateLimitMiddleware",
     "RedisStorage",

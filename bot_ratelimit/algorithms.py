@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from bot_ratelimit.limit import Algorithm, Limit
+from bot_ratelimit.rule import Penalty
 
 
 class Verdict(NamedTuple):
@@ -140,6 +141,36 @@ def token_bucket(state: Any, now: int, limit: Limit, cost: int) -> Step:
     return Step(
         Arrival(now + at, part, parts),
         Verdict(wait, (capacity - backlog) // interval, -(-backlog // parts)),
+    )
+
+
+def penalty(state: Any, now: int, limit: Limit, terms: Penalty, cost: int) -> Step:
+    """Count refused hits; when there are `after`, refuse everything for the length of the ban.
+
+    ::
+
+        2/min, ban 5 min    -    - |==================|
+                            0 s  9 s                  5 min 9 s
+                            refused, refused again    free
+
+    A cost of 1 is one refused hit more. The wait is what it was before that hit.
+    """
+    strikes, ends_ms = state if isinstance(state, Window) else (0, 0)
+    now_ms = now // 1_000
+    left_ms = min(ends_ms - now_ms, max(limit.period_ms, terms.ban_ms, terms.longest_ms))
+    if left_ms <= 0:
+        strikes, left_ms = 0, limit.period_ms
+    wait = left_ms * 1_000 if strikes >= limit.amount else 0
+    if cost:
+        strikes += 1
+        times, rest = divmod(strikes, limit.amount)
+        if not rest and times == 1:
+            left_ms = terms.ban_ms
+        elif not rest and terms.longest_ms:
+            left_ms = min(terms.ban_ms << min(times - 1, 40), terms.longest_ms)
+    return Step(
+        Window(strikes, now_ms + left_ms),
+        Verdict(wait, max(0, limit.amount - strikes), left_ms * 1_000 if strikes else 0),
     )
 
 

@@ -32,3 +32,5 @@ class Decision(NamedTuple):
     """Who answered: `"redis"`, `"memory"`, or `"policy"` when neither could."""
     shadow: tuple[Rule, ...] = ()
     """The shadow rules that would have refused."""
+    banned: bool = False
+    """Whether a `Penalty` refuses: then `retry_after` is what is left of the ban."""

@@ -1,26 +1,133 @@
-"""What an aiogram event is to the limiter: who acts, and where."""
+"""What an aiogram event is to the limiter: who acts, what is never refused, what is one album."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final, get_args
 
 from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY, EventContext
-from aiogram.types import TelegramObject
+from aiogram.enums import ChatType, ContentType, UpdateType
+from aiogram.types import (
+    Message,
+    MessageReactionUpdated,
+    PollAnswer,
+    TelegramObject,
+    Update,
+)
 
+from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Subject
+
+# What people write; every other content of a message is a service message, which Telegram sends
+# to say that something happened.
+_WRITTEN: Final = frozenset(
+    {"text", "animation", "audio", "document", "live_photo", "paid_media", "photo", "sticker"}
+    | {"story", "video", "video_note", "voice", "checklist", "contact", "dice", "game", "poll"}
+    | {"venue", "location", "rich_message", "invoice", "giveaway", "giveaway_winners"}
+    | {"unknown", "any"}
+)
+SERVICE_MESSAGES: Final = frozenset(str(content.value) for content in ContentType) - _WRITTEN
+"""Content types of messages that carry a payment or a change of state."""
+
+NEVER_REFUSED: Final = SERVICE_MESSAGES | frozenset(
+    {"pre_checkout_query", "shipping_query", "purchased_paid_media", "subscription"}
+    | {"my_chat_member", "chat_member", "chat_join_request"}
+    | {"business_connection", "deleted_business_messages", "managed_bot"}
+    | {"chat_boost", "removed_chat_boost", "stopped_message_generation"}
+)
+"""Types of updates, and content types of messages, that are never refused and never charged.
+
+They carry money (`pre_checkout_query` must be answered within 10 seconds) or state that Telegram
+tells only once.
+"""
+
+_KNOWN: Final = NEVER_REFUSED | _WRITTEN | frozenset(str(update.value) for update in UpdateType)
+
+
+def _kinds() -> dict[type, tuple[str, ...]]:
+    """The types of update that carry each class of event, read off the fields of Update."""
+    kinds: dict[type, tuple[str, ...]] = {}
+    for name, field in Update.model_fields.items():
+        for cls in get_args(field.annotation):
+            if isinstance(cls, type) and issubclass(cls, TelegramObject):
+                kinds[cls] = (*kinds.get(cls, ()), name)
+    return kinds
+
+
+_KINDS: Final = _kinds()
+
+# Telegram's stand-ins for "somebody": channels, anonymous admins and the service account that
+# forwards from a linked channel. Everybody shares them, so they are never counted.
+_NOBODY: Final = frozenset({136817688, 1087968824, 777000})
+
+
+def check_event_names(names: Iterable[str]) -> frozenset[str]:
+    """The names as a set, if each is a type of update or a content type of a message.
+
+    Raises:
+        ConfigError: One of them is neither.
+    """
+    found = frozenset([names] if isinstance(names, str) else names)
+    for name in sorted(found - _KNOWN, key=str):
+        raise ConfigError(
+            f"never_refuse: {name!r} is neither a type of update (such as 'chat_member') nor the "
+            "content type of a message (such as 'successful_payment')"
+        )
+    return found
+
+
+def is_one_of(names: frozenset[str], event: TelegramObject, update: Update | None) -> bool:
+    """Whether the event's type, or the content of its message, is among the names."""
+    if isinstance(event, Message) and event.content_type in names:
+        return True
+    kinds = _KINDS.get(type(event), ())
+    if names.isdisjoint(kinds):
+        return False
+    # Update.event_type would hash the whole update; the field that holds the event tells as well.
+    return names.issuperset(kinds) or any(
+        getattr(update, kind, None) is event for kind in kinds if kind in names
+    )
 
 
 def subject_of(event: TelegramObject, data: dict[str, Any]) -> Subject | None:
-    """Whom the event counts for; None if there is nobody behind it (a channel post, a poll).
+    """Whom the event counts for; None if there is nobody behind it.
 
-    The dispatcher has resolved this for every kind of update (`event_context`); without it, as
-    when a middleware is called directly, the event's own fields are asked.
+    ========================================  ===========================================
+    a person                                  the user
+    a channel, or an anonymous admin          `sender_chat`, never the user that stands in for it
+    a reaction or vote in a chat's name       that chat
+    a business chat                           the user, apart from the bot's own chats
+    channel post, automatic forward, poll     nobody
+    ========================================  ===========================================
     """
     context = data.get(EVENT_CONTEXT_KEY)
-    if not isinstance(context, EventContext):
+    if not isinstance(context, EventContext):  # called without a dispatcher
         context = EventContext(
             user=getattr(event, "from_user", None), chat=getattr(event, "chat", None)
         )
-    if context.user is None:
+    sender = context.user.id if context.user is not None else None
+    if isinstance(event, Message):
+        if event.is_automatic_forward or event.chat.type == ChatType.CHANNEL:
+            return None
+        if event.sender_chat is not None:
+            sender = event.sender_chat.id
+    elif isinstance(event, MessageReactionUpdated) and event.actor_chat is not None:
+        sender = event.actor_chat.id
+    elif isinstance(event, PollAnswer) and event.voter_chat is not None:
+        sender = event.voter_chat.id
+    if sender is None or sender in _NOBODY:
         return None
-    return Subject(context.user.id, context.chat_id, context.thread_id)
+    chat = context.chat.id if context.chat is not None else None
+    return Subject(sender, chat, context.thread_id, None, context.business_connection_id)
+
+
+def album_of(event: TelegramObject) -> str | None:
+    """What the items of one album have in common; Telegram's own id is unique only in its chat."""
+    if isinstance(event, Message) and event.media_group_id is not None:
+        return f"album:{event.chat.id}:{event.media_group_id}"
+    return None
+
+
+def delivery_of(update: Update, bot: int) -> str:
+    """What an update has in common with itself when Telegram sends it again."""
+    return f"update:{bot}:{update.update_id}"

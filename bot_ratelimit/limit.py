@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -64,7 +63,8 @@ class Limit:
         _check_count("amount", self.amount)
         if isinstance(self.period, bool) or not isinstance(self.period, (int, float)):
             raise ConfigError(f"period={self.period!r}: expected seconds, for example 1.5")
-        period_ms = round(self.period * 1_000) if math.isfinite(self.period) else 0
+        in_range = 0 < self.period <= MAX_PERIOD_MS / 1_000  # false for NaN too
+        period_ms = round(self.period * 1_000) if in_range else 0
         if not 1 <= period_ms <= MAX_PERIOD_MS:
             raise ConfigError(
                 f"period={self.period!r}: expected 0.001 to {MAX_PERIOD_MS // 1_000} seconds "
@@ -143,8 +143,9 @@ def _check_count(name: str, value: object) -> None:
 class _Reader:
     """Takes a text apart from left to right and can say where it stopped."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, example: str) -> None:
         self.text = text
+        self.example = example
         self.at = 0
 
     def take(self, pattern: str) -> str | None:
@@ -160,26 +161,44 @@ class _Reader:
             raise self.error(f"expected {expected}")
         return found
 
+    def end(self) -> None:
+        if self.text[self.at :].strip():
+            raise self.error("expected nothing more")
+
     def error(self, what: str, at: int | None = None) -> ConfigError:
         place = self.at if at is None else at
         place += len(self.text[place:]) - len(self.text[place:].lstrip())
         where = f"at {self.text[place:]!r}" if self.text[place:] else "at the end"
-        return ConfigError(
-            f"{self.text!r}: {what} {where} (position {place + 1}); "
-            "a limit is AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding'"
-        )
+        return ConfigError(f"{self.text!r}: {what} {where} (position {place + 1}); {self.example}")
 
 
-@lru_cache(maxsize=256)
-def _parse(text: str) -> Limit:
-    reader = _Reader(text)
-    amount = reader.need(r"[0-9]{1,9}", "a whole number")
-    reader.need(r"/|per(?![a-z])", "'/' or 'per'")
+def parse_period(text: str) -> float:
+    """Seconds from a period: `15m`, `1.5 hours`, `day`.
+
+    Raises:
+        ConfigError: The text is something else, with the text, the place and an example.
+    """
+    reader = _Reader(text, "a period is [N]UNIT, for example '15m'")
+    seconds = _period(reader)
+    reader.end()
+    return seconds
+
+
+def _period(reader: _Reader) -> float:
     count = reader.take(r"[0-9]{1,15}(?:\.[0-9]{1,15})?") or "1"
     unit_at = reader.at
     unit_ms = _UNITS_MS.get(reader.need(r"[a-z]+", "a unit (ms, s, m, h, d)"))
     if unit_ms is None:
         raise reader.error("expected a unit (ms, s, m, h, d)", unit_at)
+    return float(count) * unit_ms / 1_000
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str) -> Limit:
+    reader = _Reader(text, "a limit is AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding'")
+    amount = reader.need(r"[0-9]{1,9}", "a whole number")
+    reader.need(r"/|per(?![a-z])", "'/' or 'per'")
+    period = _period(reader)
     algorithm, burst = Algorithm.FIXED_WINDOW, None
     if reader.take(r"sliding(?![a-z])"):
         algorithm = Algorithm.SLIDING_WINDOW
@@ -187,10 +206,8 @@ def _parse(text: str) -> Limit:
         algorithm = Algorithm.TOKEN_BUCKET
     elif reader.take(r"burst(?![a-z])"):
         algorithm, burst = Algorithm.TOKEN_BUCKET, reader.need(r"[0-9]{1,9}", "a whole number")
-    if reader.text[reader.at :].strip():
-        raise reader.error("expected nothing more")
+    reader.end()
     try:
-        period = float(count) * unit_ms / 1_000
         return Limit(int(amount), period, algorithm, None if burst is None else int(burst))
     except ConfigError as error:
         raise ConfigError(f"{text!r}: {error}") from None

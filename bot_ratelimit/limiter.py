@@ -15,7 +15,15 @@ from bot_ratelimit.breaker import Breaker
 from bot_ratelimit.decision import Decision, Source
 from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.limit import MAX_AMOUNT
-from bot_ratelimit.rule import Rule, RuleLike, Subject, check_cost, check_prefix, rules_of
+from bot_ratelimit.rule import (
+    Penalty,
+    Rule,
+    RuleLike,
+    Subject,
+    check_cost,
+    check_prefix,
+    rules_of,
+)
 from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 
@@ -126,9 +134,12 @@ class Limiter:
             limit = None if key is None else rule.limit_for(subject)
             if key is None or limit is None:
                 continue
-            if cost is not None or limit is not rule.limit:
-                check_cost(rule.cost if cost is None else cost, limit, rule)
-            charges.append(Charge(key, limit, cost or rule.cost, rule.shadow))
+            if isinstance(rule, Penalty):
+                charges.append(Charge(key, limit, penalty=rule))
+            else:
+                if cost is not None or limit is not rule.limit:
+                    check_cost(rule.cost if cost is None else cost, limit, rule)
+                charges.append(Charge(key, limit, cost or rule.cost, rule.shadow))
             applied.append(rule)
         return charges, applied
 
@@ -157,7 +168,7 @@ class Limiter:
             raise
         else:
             self._succeeded(ticket)
-            return _decision(charges, rules, verdicts, self._storage.source)
+            return self._concluded(charges, rules, verdicts, self._storage.source)
         return await self._answer_without(charges, rules, once, look)
 
     async def _answer_without(
@@ -166,12 +177,31 @@ class Limiter:
         """The answer of the policy, when the storage has none."""
         if self._standby is not None:
             verdicts = await _consult(self._standby, charges, once, look, self.timeout)
-            return _decision(charges, rules, verdicts, self._standby.source)
+            return self._concluded(charges, rules, verdicts, self._standby.source)
         rule, limit = rules[0], charges[0].limit
         if self.on_error == "allow":
             return Decision(True, rule, limit.capacity, 0.0, 0.0, "policy")
         wait = self._breaker.wait(self._clock()) or self.timeout
         return Decision(False, rule, 0, wait, wait, "policy")
+
+    def _concluded(
+        self,
+        charges: Sequence[Charge],
+        rules: Sequence[Rule],
+        verdicts: Sequence[Verdict],
+        source: Source,
+    ) -> Decision:
+        decision = _decision(rules, verdicts, source)
+        for rule in decision.shadow:
+            if self._first_in_a_while(f"shadow {rule}"):
+                log.info("The shadow rule '%s' would have refused a hit", rule)
+        if decision.banned:
+            for charge, verdict in zip(charges, verdicts, strict=True):
+                if charge.penalty is not None and not verdict.wait and not verdict.remaining:
+                    # Not refused by the ban yet, and no strike left: this hit brought it on.
+                    seconds = verdict.reset / 1_000_000
+                    log.warning("Banned for %g s: %s (%s)", seconds, charge.key, charge.penalty)
+        return decision
 
     def _succeeded(self, ticket: int) -> None:
         if self._breaker.succeeded(ticket):
@@ -241,17 +271,15 @@ async def _consult(
     return await storage.hit(charges, once=once, timeout=timeout)
 
 
-def _decision(
-    charges: Sequence[Charge], rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source
-) -> Decision:
+def _decision(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source) -> Decision:
     """The decision of the rule that refuses for the longest time, else of the tightest one."""
-    best, shadow = 0, []
-    for i, (rule, verdict) in enumerate(zip(rules, verdicts, strict=True)):
-        if rule.shadow:
-            if verdict.wait:
-                shadow.append(rule)
-        elif rules[best].shadow or _tighter(verdict, verdicts[best]):
-            best = i
+    best = 0
+    if len(rules) > 1:
+        verdicts = [
+            _ban(verdict) if isinstance(rule, Penalty) else verdict
+            for rule, verdict in zip(rules, verdicts, strict=True)
+        ]
+        best = max(range(len(rules)), key=lambda i: _weight(rules[i], verdicts[i]))
     rule, (wait, remaining, reset) = rules[best], verdicts[best]
     allowed = rule.shadow or not wait
     return Decision(
@@ -261,9 +289,15 @@ def _decision(
         0.0 if allowed else wait / 1_000_000,
         reset / 1_000_000,
         source,
-        tuple(shadow),
+        tuple(r for r, v in zip(rules, verdicts, strict=True) if r.shadow and v.wait),
+        not allowed and isinstance(rule, Penalty),
     )
 
 
-def _tighter(one: Verdict, other: Verdict) -> bool:
-    return (one.wait, -one.remaining) > (other.wait, -other.remaining)
+def _ban(verdict: Verdict) -> Verdict:
+    """A penalty's verdict after the hit, which may itself have brought on the ban."""
+    return verdict._replace(wait=0 if verdict.remaining else verdict.reset)
+
+
+def _weight(rule: Rule, verdict: Verdict) -> tuple[bool, int, bool, int]:
+    return not rule.shadow, verdict.wait, not isinstance(rule, Penalty), -verdict.remaining

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from aiogram import BaseMiddleware, Dispatcher
-from aiogram.types import TelegramObject
+from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY
+from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.events import subject_of
+from bot_ratelimit.events import (
+    NEVER_REFUSED,
+    album_of,
+    check_event_names,
+    delivery_of,
+    is_one_of,
+    subject_of,
+)
+from bot_ratelimit.flags import Flags
 from bot_ratelimit.limiter import Limiter, OnError
-from bot_ratelimit.notices import NOTICE, Notices
-from bot_ratelimit.rule import Rule, RuleLike, rules_of
+from bot_ratelimit.notices import NOTICE, TEXTS, Notices
+from bot_ratelimit.rule import Penalty, Rule, RuleLike, Rules, Subject, rules_of
 from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
@@ -26,9 +36,16 @@ log = logging.getLogger("bot_ratelimit")
 
 Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 OnLimited: TypeAlias = Callable[[TelegramObject, Decision, dict[str, Any]], Awaitable[Any]]
+IsExempt: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[bool]]
 
 DATA_KEY: Final = "rate_limit"
 """Where a handler finds the Decision: `async def handler(message, rate_limit)`."""
+
+# What was decided in this dispatch of an update, by the rules that it was decided with. The data
+# of a dispatch is copied on its way to the routers, but its task's context stays.
+_decided: ContextVar[tuple[object, dict[int, tuple[Rules, Decision | None]]]] = ContextVar(
+    "bot_ratelimit_decided"
+)
 
 
 class RateLimitMiddleware(BaseMiddleware):
@@ -38,8 +55,8 @@ class RateLimitMiddleware(BaseMiddleware):
 
         dp.message.middleware(RateLimitMiddleware("5/10s", redis, "booking_bot:client1"))
 
-    The handler finds the `Decision` in `data["rate_limit"]`, or None there for an event with no
-    user behind it, which always passes.
+    The handler finds the `Decision` in `data["rate_limit"]`; None stands there for an event that
+    is not counted: nobody is behind it, or it is exempt, or it is never refused.
 
     Args:
         rate_limit: A number of seconds for one event, a text (`"5/10s"`, `"1/s; 20/minute"`), a
@@ -49,9 +66,16 @@ class RateLimitMiddleware(BaseMiddleware):
         limiter: Use this one, and its storage and prefix, instead of making one.
         on_error: When Redis fails: `"allow"`, `"deny"`, or `"memory"` to limit by this process.
         timeout: Seconds that Redis gets for a decision.
-        on_limited: An async function of (event, decision, data), called for each refused event;
-            `"notify"` answers button presses and tells private chats once for each wait; None
-            keeps silent.
+        on_limited: How a refused user hears of it: a text or texts by language instead of ours,
+            a `Notices`, an async function of (event, decision, data) that does it all itself, or
+            None for silence.
+        exempt: Ids of users and chats that are not limited, or an async function of (event, data)
+            that says whether an event is not.
+        never_refuse: Types of updates and content types of messages that always pass, uncharged.
+        penalty: A ban for those who keep hammering while they are refused.
+        per_bot: Count apart for each bot that shares this prefix.
+        once_per_update: Charge an update once even if Telegram delivers it again, to whichever
+            instance, within a minute.
 
     Raises:
         ConfigError: An argument makes no sense.
@@ -66,28 +90,31 @@ class RateLimitMiddleware(BaseMiddleware):
         limiter: Limiter | None = None,
         on_error: OnError = "allow",
         timeout: float = 0.25,
-        on_limited: OnLimited | Literal["notify"] | None = "notify",
+        on_limited: Notices | str | Mapping[str, str] | OnLimited | None = TEXTS,
+        exempt: Iterable[int] | IsExempt = (),
+        never_refuse: Iterable[str] = NEVER_REFUSED,
+        penalty: Penalty | None = None,
+        per_bot: bool = False,
+        once_per_update: bool = False,
     ) -> None:
-        self.rules = rules_of(rate_limit)
+        self._penalty: tuple[Penalty, ...] = () if penalty is None else (penalty,)
+        self.rules = rules_of((*rules_of(rate_limit), *self._penalty))
+        # A rule of the name that notices are counted by would be in their way.
+        rules_of((*self.rules, Rule(1, name=NOTICE)))
+        self._exempt_ids, self._is_exempt = _exemptions(exempt)
+        self._never_refuse = check_event_names(never_refuse)
+        self._on_limited = _notices(on_limited)
+        self._per_bot = per_bot
+        self._once_per_update = once_per_update
+        self._flags = Flags(self._penalty)
+        self._closes = limiter is None
         if limiter is None:
             storage = MemoryStorage() if redis_client is None else RedisStorage(redis_client)
             limiter = Limiter(storage, key_prefix=key_prefix, on_error=on_error, timeout=timeout)
-            self._close_at_shutdown = True
         elif redis_client is not None:
             raise ConfigError("redis_client and limiter are both given: the limiter has a storage")
-        else:
-            self._close_at_shutdown = False
         self.limiter = limiter
-        if on_limited == "notify":
-            rules_of((*self.rules, Rule(1, name=NOTICE)))  # a rule of that name is in its way
-            on_limited = Notices(limiter)
-        elif on_limited is not None and not callable(on_limited):
-            raise ConfigError(
-                f"on_limited={on_limited!r}: expected an async function of "
-                "(event, decision, data), 'notify' or None"
-            )
-        self._on_limited = on_limited
-        _announce(limiter, "; ".join(map(str, self.rules)))
+        _announce(limiter, self.rules)
 
     @classmethod
     def from_settings(
@@ -110,60 +137,173 @@ class RateLimitMiddleware(BaseMiddleware):
             "key_prefix": settings.redis_key_prefix,
             "on_error": settings.rate_limit_on_error,
             "timeout": settings.rate_limit_timeout,
-        }
-        arguments |= overrides
+            "exempt": settings.rate_limit_exempt,
+        } | overrides
         if "limiter" in arguments or "redis_client" in arguments:
             return cls(**arguments)
         limits = {name: arguments.pop(name) for name in ("key_prefix", "on_error", "timeout")}
         middleware = cls(**arguments, limiter=Limiter(settings.storage(), **limits))
-        middleware._close_at_shutdown = True
+        middleware._closes = True
         return middleware
+
+    def setup(
+        self, dispatcher: Dispatcher, *, guard: bool = False, exclude: Iterable[str] = ()
+    ) -> RateLimitMiddleware:
+        """Put the middleware on everything that users do, once and charged once.
+
+        It takes the inner seat on every observer: after the filters, so that only what a handler
+        answers to is counted, and where handlers' flags are known. The flags are checked when the
+        bot starts.
+
+        Args:
+            dispatcher: The root of the bot's routers.
+            guard: Also stand before filters, FSM and its storage: then every update is counted,
+                also those that no handler answers to, such as the talk in a group.
+            exclude: Names of observers to leave out, for example `"inline_query"`.
+
+        Raises:
+            ConfigError: A name in `exclude` is no observer.
+        """
+        left_out = {"update", "error", *exclude}
+        if unknown := left_out - set(dispatcher.observers) - {"error"}:
+            raise ConfigError(f"exclude={sorted(unknown)}: the dispatcher has no such observers")
+        for name, observer in dispatcher.observers.items():
+            if name not in left_out:
+                observer.middleware(self)
+        if guard:
+            self._stand_guard(dispatcher)
+
+        async def check_flags() -> None:
+            self._flags.check(dispatcher)
+
+        dispatcher.startup.register(check_flags)
+        self._register_close(dispatcher)
+        return self
 
     async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
         """Handle the event or refuse it; refused, it returns None, which drops it."""
-        if self._close_at_shutdown:
+        if self._closes:
             self._register_close(data.get("dispatcher"))
-        subject = subject_of(event, data)
-        if subject is None:
-            data[DATA_KEY] = None
+        own = self._flags.rules_for(data.get("handler"))
+        if own is False:
+            data.setdefault(DATA_KEY, None)
             return await handler(event, data)
-        decision = data[DATA_KEY] = await self.limiter.hit(self.rules, subject)
-        if decision.allowed:
+        rules = self.rules if own is True else own
+        update = event if isinstance(event, Update) else data.get("event_update")
+        inner = event.event if isinstance(event, Update) else event
+        decision = data[DATA_KEY] = await self._decide_once(rules, inner, update, data)
+        if decision is None or decision.allowed:
             return await handler(event, data)
-        await self._tell(event, decision, data)
+        await self._tell(inner, decision, data)
         return None
 
     async def close(self) -> None:
         """Close the storage, and the client that `from_settings` made; never a client given."""
         await self.limiter.close()
 
+    async def _decide_once(
+        self, rules: Rules, event: TelegramObject, update: Update | None, data: dict[str, Any]
+    ) -> Decision | None:
+        """The decision of this dispatch: made once, however often the middleware is met in it."""
+        dispatch = data.get(EVENT_CONTEXT_KEY)  # a new object in every dispatch
+        if dispatch is None:
+            return await self._decide(rules, event, update, data)
+        known = _decided.get(None)
+        if known is None or known[0] is not dispatch:
+            known = (dispatch, {})
+            _decided.set(known)
+        made = known[1].get(id(rules))
+        if made is None:
+            decision = await self._decide(rules, event, update, data)
+            made = known[1][id(rules)] = (rules, decision)
+        return made[1]
+
+    async def _decide(
+        self, rules: Rules, event: TelegramObject, update: Update | None, data: dict[str, Any]
+    ) -> Decision | None:
+        if is_one_of(self._never_refuse, event, update):
+            return None
+        subject = subject_of(event, data)
+        if subject is None or await self._exempts(subject, event, data):
+            return None
+        bot = data.get("bot")
+        once = album_of(event)
+        if once is None and self._once_per_update and update is not None and bot is not None:
+            once = delivery_of(update, bot.id)
+        if self._per_bot and bot is not None:
+            subject = subject._replace(bot=bot.id)
+        return await self.limiter.hit(rules, subject, once=once)
+
+    async def _exempts(self, subject: Subject, event: TelegramObject, data: dict[str, Any]) -> bool:
+        if self._exempt_ids and not self._exempt_ids.isdisjoint((subject.user, subject.chat)):
+            return True
+        return self._is_exempt is not None and bool(await self._is_exempt(event, data))
+
     async def _tell(self, event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
         if self._on_limited is None:
             return
         try:
-            await self._on_limited(event, decision, data)
+            if isinstance(self._on_limited, Notices):
+                await self._on_limited.tell(event, decision, data, self.limiter)
+            else:
+                await self._on_limited(event, decision, data)
         except Exception as error:
             # A user who blocked the bot, a 429, a broken network: the event stays refused.
             log.warning("Could not tell a user about the rate limit: %r", error)
 
+    def _stand_guard(self, dispatcher: Dispatcher) -> None:
+        """Take the place before FSM among the update's outer middlewares."""
+        outer = dispatcher.update.outer_middleware
+        registered = list(outer)
+        at = registered.index(dispatcher.fsm) if dispatcher.fsm in registered else len(registered)
+        behind = registered[at:]
+        for middleware in behind:
+            outer.unregister(middleware)
+        outer.register(self)
+        for middleware in behind:
+            outer.register(middleware)
+
     def _register_close(self, dispatcher: Any) -> None:
         """A middleware is not told where it is registered; the first event tells."""
-        if isinstance(dispatcher, Dispatcher):
-            self._close_at_shutdown = False
+        if self._closes and isinstance(dispatcher, Dispatcher):
+            self._closes = False
             dispatcher.shutdown.register(self.close)
 
 
-def _announce(limiter: Limiter, rules: str) -> None:
+def _notices(
+    on_limited: Notices | str | Mapping[str, str] | OnLimited | None,
+) -> Notices | OnLimited | None:
+    if isinstance(on_limited, (str, Mapping)):
+        return Notices(on_limited)
+    if on_limited is None or isinstance(on_limited, Notices) or callable(on_limited):
+        return on_limited
+    raise ConfigError(
+        f"on_limited={on_limited!r}: expected a text, texts by language, Notices(...), "
+        "an async function of (event, decision, data), or None"
+    )
+
+
+def _exemptions(exempt: Iterable[int] | IsExempt) -> tuple[frozenset[int], IsExempt | None]:
+    if callable(exempt):
+        return frozenset(), exempt
+    ids = frozenset(exempt)
+    if wrong := [each for each in ids if not isinstance(each, int) or isinstance(each, bool)]:
+        raise ConfigError(f"exempt: {wrong[0]!r} is not the id of a user or a chat")
+    return ids, None
+
+
+def _announce(limiter: Limiter, rules: Rules) -> None:
+    limits = "; ".join(map(str, rules))
     if limiter.storage.source == "redis":
         log.info(
             "RateLimitMiddleware: Using Redis for distributed rate limiting "
             "(limit: %s; key prefix: %s)",
-            rules,
+            limits,
             limiter.key_prefix,
         )
     else:
         log.warning(
             "RateLimitMiddleware: Redis not provided, using in-memory cache (limit: %s). "
             "This will NOT work correctly in multi-instance deployment",
-            rules,
+            limits,
         )

@@ -3,65 +3,113 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 from aiogram.enums import ChatType
-from aiogram.types import CallbackQuery, Message, TelegramObject
+from aiogram.types import CallbackQuery, InlineQuery, Message, TelegramObject
+from aiogram.utils.callback_answer import CallbackAnswer
 
 from bot_ratelimit.decision import Decision
+from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.events import subject_of
 from bot_ratelimit.limit import Limit
 from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.rule import Rule
+from bot_ratelimit.rule import Rule, Scope
 
 NOTICE: Final = "notice"
 """The name of the rule that counts notices: `<prefix>:ratelimit:notice:<user>`."""
 
-_TEXTS: Final = {
+TEXTS: Final[Mapping[str, str]] = {
     "en": "Too many requests. Please try again in {seconds} s.",
-    "ru": "Слишком много запросов. Попробуйте через {seconds} с.",
+    "ru": "Слишком много запросов. Попробуйте снова через {seconds} с.",
 }
+"""The texts by language; the first one is for every other language."""
 
 
 class Notices:
-    """Answers every refused button press, and tells a private chat once for each wait.
+    """Tells refused users, in a way that Telegram allows however many there are.
 
-    A callback query shows a spinner until it is answered, and answers cost nothing. A message
-    does: so the first refused one of a window gets a notice, decided on the storage for all
-    instances together, and the others get silence. Groups never get one.
+    - A button press is always answered, or its spinner would go on: with the text, and a
+      `cache_time` of the wait, so that the client itself answers the next presses.
+    - An inline query gets an empty result for this user, cached for the wait.
+    - A message gets one notice for each wait, decided on the storage for all instances together;
+      only in private chats, unless asked for, since a group allows a bot 20 messages a minute.
+
+    Args:
+        texts: A text, or texts by language code (`"en"`, `"pt-br"`), of which the first is for
+            every other language. `{seconds}` stands for the wait.
+        in_groups: Also tell groups: each member once for each wait, or the whole chat if it is
+            the chat that is limited.
+
+    Raises:
+        ConfigError: A text is no text, or has a placeholder other than `{seconds}`.
     """
 
-    def __init__(self, limiter: Limiter) -> None:
-        self._limiter = limiter
+    def __init__(self, texts: str | Mapping[str, str] = TEXTS, *, in_groups: bool = False) -> None:
+        self._texts = {"": texts} if isinstance(texts, str) else dict(texts)
+        self._in_groups = in_groups
+        if not self._texts:
+            raise ConfigError("the texts of a notice: expected at least one")
+        for text in self._texts.values():
+            _check_text(text)
 
-    async def __call__(
-        self, event: TelegramObject, decision: Decision, data: dict[str, Any]
+    async def tell(
+        self, event: TelegramObject, decision: Decision, data: dict[str, Any], limiter: Limiter
     ) -> None:
-        """Tell the user behind a refused event."""
-        if isinstance(event, CallbackQuery):
-            wait = max(1, math.ceil(decision.retry_after))
-            # The client keeps the answer for that long and does not ask again.
-            await event.answer(_text(event, decision), cache_time=wait)
-        elif (
-            isinstance(event, Message)
-            and event.chat.type == ChatType.PRIVATE
-            and await self._is_first(event, decision, data)
-        ):
-            await event.answer(_text(event, decision))
+        """Tell the user behind a refused event, if it is time to.
 
-    async def _is_first(
-        self, event: TelegramObject, decision: Decision, data: dict[str, Any]
+        Raises:
+            TelegramAPIError: Telegram does not take the notice; it is not tried again.
+        """
+        wait = max(1, math.ceil(decision.retry_after))
+        if isinstance(event, CallbackQuery):
+            if _leave_to_us(data.get("callback_answer")):
+                await event.answer(self._text(event, wait), cache_time=wait)
+        elif isinstance(event, InlineQuery):
+            await event.answer([], cache_time=wait, is_personal=True)
+        elif isinstance(event, Message) and await self._may_tell(event, decision, data, limiter):
+            await event.answer(self._text(event, wait))
+
+    async def _may_tell(
+        self, event: Message, decision: Decision, data: dict[str, Any], limiter: Limiter
     ) -> bool:
+        private = event.chat.type == ChatType.PRIVATE
         subject = subject_of(event, data)
-        if subject is None or decision.retry_after <= 0:
+        # A business chat is somebody else's: a bot does not speak up there by itself.
+        if subject is None or subject.business or not (private or self._in_groups):
             return False
+        own = decision.rule.scope in (Scope.USER, Scope.MEMBER)
+        scope = Scope.USER if private else Scope.MEMBER if own else Scope.CHAT
         window = Limit(1, max(0.001, decision.retry_after))
-        told = await self._limiter.hit(Rule(window, name=NOTICE), subject)
-        # Without the storage nobody knows whether the user was told: silence is safer.
+        told = await limiter.hit(Rule(window, scope, NOTICE), subject)
+        # Without the storage nobody knows whether the user was told already: rather be silent.
         return told.allowed and told.source != "policy"
 
+    def _text(self, event: CallbackQuery | InlineQuery | Message, seconds: int) -> str:
+        language = ((event.from_user and event.from_user.language_code) or "").lower()
+        texts = self._texts
+        text = texts.get(language) or texts.get(language.partition("-")[0])
+        return (text or next(iter(texts.values()))).format(seconds=seconds)
 
-def _text(event: CallbackQuery | Message, decision: Decision) -> str:
-    language = (event.from_user and event.from_user.language_code) or ""
-    text = _TEXTS.get(language.partition("-")[0], _TEXTS["en"])
-    return text.format(seconds=max(1, math.ceil(decision.retry_after)))
+
+def _leave_to_us(answer: object) -> bool:
+    """Whether aiogram's CallbackAnswerMiddleware, if it is there, lets us answer."""
+    if not isinstance(answer, CallbackAnswer):
+        return True
+    if answer.answered or answer.disabled:
+        return False
+    answer.disable()
+    return True
+
+
+def _check_text(text: object) -> None:
+    try:
+        ok = isinstance(text, str) and bool(text.format(seconds=1).strip())
+    except (LookupError, ValueError, AttributeError):
+        ok = False
+    if not ok:
+        raise ConfigError(
+            f"the text of a notice {text!r}: expected a text with no placeholder but {{seconds}}, "
+            "for example 'Try again in {seconds} s.'"
+        )

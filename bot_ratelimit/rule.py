@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limit import Limit
+from bot_ratelimit.limit import Algorithm, Limit, parse_period
 
 
 class Subject(NamedTuple):
@@ -19,6 +19,9 @@ class Subject(NamedTuple):
     chat: int | None = None
     topic: int | None = None
     bot: int | None = None
+    """Given only where several bots on one prefix count apart."""
+    business: str | None = None
+    """The business connection of a chat that the bot serves in somebody's name."""
 
 
 class Scope(Enum):
@@ -49,8 +52,10 @@ _PATHS: Final[dict[Scope, tuple[str, CustomScope]]] = {
 }
 # Between the prefix and the ids stands the rule's name, then the scope's; these words
 # are the package's own, so that no name can lead into another rule's keys.
-RESERVED_NAMES: Final = frozenset({"chat", "member", "topic", "global", "custom", "once"})
-_NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,64}")
+RESERVED_NAMES: Final = frozenset(
+    {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business"}
+)
+_NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,200}")
 _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
 
 
@@ -63,7 +68,7 @@ class Rule:
             returns one of these for a subject, or None where the rule does not apply.
         scope: What shares one count; a callable returns the text that does, or None where the
             rule does not apply, and needs a name.
-        name: Keeps the counts of rules with the same scope apart: up to 64 characters without
+        name: Keeps the counts of rules with the same scope apart: up to 200 characters without
             spaces, `:`, braces or the wildcards of a Redis pattern.
         cost: What one hit costs, from 1 to what the limit can grant at once.
         shadow: Count and report, but never refuse: how a new limit is tried on live traffic.
@@ -128,15 +133,75 @@ class Rule:
         `Rule("1000/s", Scope.GLOBAL)`  `bot:ratelimit:global`
         a callable, `name="firm"`       `bot:ratelimit:firm:custom:acme`
         ==============================  ===================================
+
+        `bot:<bot>:` and `business:<connection>:` follow `ratelimit:` if the subject has them.
         """
         ids = self._ids(subject)
-        return None if ids is None else f"{prefix}:ratelimit:{self.path}{ids}"
+        return None if ids is None else f"{prefix}:ratelimit:{_realm(subject)}{self.path}{ids}"
 
     def __str__(self) -> str:
         """How logs and errors name the rule: `5/minute per user 'ai'`."""
         limit = self.limit if isinstance(self.limit, Limit) else "a limit of its own"
         scope = self.scope.value if isinstance(self.scope, Scope) else "custom"
         return f"{limit} per {scope}" + (f" {self.name!r}" if self.name else "")
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Penalty(Rule):
+    """A ban for those who keep hammering while they are refused.
+
+    Refused hits are counted in a window of their own, `<prefix>:ratelimit:ban:<user>`. When
+    `after` is reached, everything is refused for the length of the ban, on every instance;
+    `Limiter.reset` lifts it. The key's value is the number of refused attempts, its TTL the rest
+    of the ban.
+
+    Args:
+        after: How many refused hits in how much time: `"10/minute"`.
+        ban: How long: seconds, or a text such as `"15m"`.
+        grows: Whether each further `after` refused attempts during the ban double it anew.
+        longest: What a ban grows to at most.
+        scope: Who is banned: whoever shares this scope.
+
+    Raises:
+        ConfigError: An argument is not one of these.
+    """
+
+    ban_ms: int
+    longest_ms: int
+    """0 for a ban that does not grow."""
+
+    def __init__(
+        self,
+        after: LimitLike,
+        ban: float | str,
+        *,
+        grows: bool = False,
+        longest: float | str = "1d",
+        scope: Scope = Scope.USER,
+    ) -> None:
+        limit = Limit.of(after)
+        if limit.algorithm is not Algorithm.FIXED_WINDOW:
+            raise ConfigError(f"after={str(limit)!r}: a penalty counts in a fixed window")
+        if not isinstance(scope, Scope):
+            raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
+        Rule.__init__(self, limit, scope)
+        put = object.__setattr__
+        put(self, "path", f"ban:{self.path}")
+        put(self, "ban_ms", _duration_ms("ban", ban))
+        put(self, "longest_ms", _duration_ms("longest", longest) if grows else 0)
+        if grows and self.longest_ms < self.ban_ms:
+            raise ConfigError(f"longest={longest!r}: expected at least as long as ban={ban!r}")
+
+    def __str__(self) -> str:
+        """How logs and errors name it: `ban of 900 s after 10/minute`."""
+        return f"ban of {self.ban_ms / 1_000:g} s after {self.limit}"
+
+
+def _duration_ms(name: str, value: float | str) -> int:
+    try:
+        return Limit(1, parse_period(value) if isinstance(value, str) else value).period_ms
+    except ConfigError as error:
+        raise ConfigError(f"{name}={value!r}: {error}") from None
 
 
 class Rules(tuple[Rule, ...]):
@@ -184,6 +249,13 @@ def _named(text: str) -> Rule:
     return Rule(limit, name=str(limit).replace(" ", "-"))
 
 
+def _realm(subject: Subject) -> str:
+    if subject.bot is None and subject.business is None:
+        return ""
+    bot = "" if subject.bot is None else f"bot:{subject.bot}:"
+    return bot if subject.business is None else f"{bot}business:{subject.business}:"
+
+
 def _joined(*ids: int | None) -> str | None:
     return None if None in ids else ":".join(map(str, ids))
 
@@ -192,7 +264,7 @@ def check_name(name: object) -> None:
     """Raise ConfigError unless this can be the name of a rule."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
-            f"name={name!r}: expected 1 to 64 characters without spaces, ':', braces or '*?[]\\'"
+            f"name={name!r}: expected 1 to 200 characters without spaces, ':', braces or '*?[]\\'"
         )
     if name in RESERVED_NAMES:
         raise ConfigError(f"name={name!r}: a word of the package's own keys; take another")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
@@ -58,11 +58,20 @@ class Settings(BaseSettings):
         0.25, description="seconds that Redis gets for a decision, above 0"
     )
 
+    rate_limit_exempt: Annotated[frozenset[int], NoDecode] = Field(
+        frozenset(), description="ids of users and chats without a limit, such as 42, -100123"
+    )
+
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError("; ".join(map(_explain, error.errors()))) from None
+
+    @field_validator("rate_limit_exempt", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.replace(",", " ").split() if isinstance(value, str) else value
 
     @field_validator("redis_url")
     @classmethod

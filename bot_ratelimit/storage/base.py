@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.limit import Limit
+from bot_ratelimit.rule import Penalty
 
 ONCE_MS = 60_000
 """How long hits with one token share a verdict, in milliseconds."""
@@ -19,6 +20,8 @@ class Charge(NamedTuple):
     limit: Limit
     cost: int = 1
     shadow: bool = False
+    penalty: Penalty | None = None
+    """Given for a count of refusals: charged when the hit is refused, not when it is allowed."""
 
 
 class Storage(Protocol):

@@ -3,6 +3,7 @@
 -- KEYS[i] is governed by ARGV[i]:
 --   "<kind><flags> <amount> <period ms> <burst> <cost>"
 --     kind   f fixed window, s sliding window, b token bucket
+--            p penalty, whose last two numbers are <ban ms> <longest ban ms, 0: it does not grow>
 --     flags  & decided together with the next key   ? look, charge nothing   ~ shadow, never refuses
 --   "o& <lifetime ms>" before the keys of a hit: its verdict is kept under this key and shared
 --
@@ -32,20 +33,23 @@ end
 
 local fixed = {}
 
-function fixed.read(rule)
+local function read_counter(rule, longest)
   local value = ours(rule, redis.pcall('GET', rule.key), 'zset')
   rule.count, rule.left = 0, rule.period
-  if value and not string.find(value, '.', 1, true) then
-    local left = redis.call('PTTL', rule.key)
-    if left < 0 or left > rule.period then -- no TTL (its writer died), or that of a longer limit
-      left = rule.period
-      if not rule.look then redis.call('PEXPIRE', rule.key, left) end
-    end
-    if left > 0 then -- at 0 the key is still there, but the window is over
-      rule.count, rule.left = tonumber(value), left
-      if not rule.count then error('WRONGTYPE the value is not a counter', 0) end
-    end
+  if not value or string.find(value, '.', 1, true) then return end
+  local left = redis.call('PTTL', rule.key)
+  if left < 0 or left > longest then -- no TTL (its writer died), or that of a longer limit
+    left = left < 0 and rule.period or longest
+    if not rule.look then redis.call('PEXPIRE', rule.key, left) end
   end
+  if left > 0 then -- at 0 the key is still there, but the window is over
+    rule.count, rule.left = tonumber(value), left
+    if not rule.count then error('WRONGTYPE the value is not a counter', 0) end
+  end
+end
+
+function fixed.read(rule)
+  read_counter(rule, rule.period)
   if rule.count + rule.cost > rule.amount then rule.wait = rule.left * 1000 end
 end
 
@@ -65,6 +69,34 @@ end
 function fixed.report(rule)
   return math.max(0, rule.amount - rule.count), rule.count > 0 and rule.left * 1000 or 0
 end
+
+---------------------------------------------------------------------------------------------------
+-- Penalty: a counter of refused hits, whose TTL becomes the ban when it reaches the amount.
+
+local penalty = { counts_refusals = true }
+
+function penalty.read(rule)
+  rule.ban, rule.longest = rule.burst, rule.cost
+  read_counter(rule, math.max(rule.period, rule.ban, rule.longest))
+  if rule.count >= rule.amount then rule.wait = rule.left * 1000 end
+end
+
+function penalty.charge(rule)
+  rule.count = rule.count + 1
+  if rule.count == 1 then
+    redis.call('SET', rule.key, 1, 'PX', rule.period)
+  else
+    redis.call('INCR', rule.key)
+  end
+  if rule.count % rule.amount > 0 then return end
+  local times = rule.count / rule.amount
+  if times > 1 and rule.longest == 0 then return end
+  rule.left = rule.ban
+  if times > 1 then rule.left = math.min(rule.ban * 2 ^ math.min(times - 1, 40), rule.longest) end
+  redis.call('PEXPIRE', rule.key, string.format('%.0f', rule.left))
+end
+
+penalty.report = fixed.report
 
 ---------------------------------------------------------------------------------------------------
 -- Sliding window: a sorted set of the charged hits, each scored with its time. A member is
@@ -187,7 +219,7 @@ end
 
 ---------------------------------------------------------------------------------------------------
 
-local algorithms = { f = fixed, s = sliding, b = bucket }
+local algorithms = { f = fixed, s = sliding, b = bucket, p = penalty }
 local specs = {}
 
 local function spec(text)
@@ -219,7 +251,9 @@ local function decide(first, last)
   local out = {}
   for i, rule in ipairs(rules) do
     if not rule.look then
-      if rule.wait > 0 then
+      if rule.algorithm.counts_refusals then
+        if refused then rule.algorithm.charge(rule) end
+      elseif rule.wait > 0 then
         rule.algorithm.refuse(rule)
       elseif not refused then
         rule.algorithm.charge(rule)

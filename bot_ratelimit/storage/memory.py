@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from cachetools import TTLCache
 
-from bot_ratelimit.algorithms import ALGORITHMS, Step, Verdict
+from bot_ratelimit.algorithms import ALGORITHMS, Step, Verdict, penalty
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.storage.base import ONCE_MS, Charge
 
@@ -71,14 +71,18 @@ class MemoryStorage:
         self._once.clear()
 
     def _decide(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
-        steps = [self._step(charge, now, charge.cost) for charge in charges]
+        steps = [self._step(c, now, 0 if c.penalty else c.cost) for c in charges]
         refused = any(
             step.verdict.wait and not charge.shadow
             for step, charge in zip(steps, charges, strict=True)
         )
         verdicts = []
         for charge, step in zip(charges, steps, strict=True):
-            if refused and not step.verdict.wait:
+            if charge.penalty is not None:
+                if refused:
+                    step = self._step(charge, now, 1)
+                    self._keep(charge, step)
+            elif refused and not step.verdict.wait:
                 step = self._step(charge, now, 0)
             else:
                 self._keep(charge, step)
@@ -87,6 +91,8 @@ class MemoryStorage:
 
     def _step(self, charge: Charge, now: int, cost: int) -> Step:
         state = self._states.get(charge.key)
+        if charge.penalty is not None:
+            return penalty(state, now, charge.limit, charge.penalty, cost)
         return ALGORITHMS[charge.limit.algorithm](state, now, charge.limit, cost)
 
     def _keep(self, charge: Charge, step: Step) -> None:

@@ -23,6 +23,8 @@ def needs_script(hit: Hit) -> ConfigError | None:
         what = "deciding several rules together"
     elif charge.limit.algorithm is not Algorithm.FIXED_WINDOW:
         what = f"the {charge.limit.algorithm.value} of '{charge.limit}'"
+    elif charge.penalty is not None:
+        what = "a penalty"
     elif charge.cost > 1:
         what = f"a cost of {charge.cost}"
     else:
@@ -36,7 +38,7 @@ def needs_script(hit: Hit) -> ConfigError | None:
 
 def commands(hit: Hit) -> list[Command]:
     """The hit as a MULTI/EXEC of its own, so that its errors are its own too."""
-    key, limit, _, _ = hit.charges[0]
+    key, limit = hit.charges[0][:2]
     name = key.encode()
     if hit.look:
         return [(b"MULTI",), (b"GET", name), (b"PTTL", name), (b"EXEC",)]
@@ -64,7 +66,7 @@ def mends(hit: Hit, replies: Sequence[Any]) -> list[Command]:
     """The EXPIRE that a key needs whose TTL was missing or longer than the window."""
     if not replies or hit.look or _error(replies) is not None:
         return []
-    key, limit, _, _ = hit.charges[0]
+    key, limit = hit.charges[0][:2]
     _, left_ms = _count(replies)
     if 0 < left_ms <= limit.period_ms:
         return []

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.limit import Algorithm, Limit
+from bot_ratelimit.rule import Penalty
 from bot_ratelimit.storage.base import ONCE_MS, Charge
 
 Command = Sequence[bytes]
@@ -47,9 +48,12 @@ def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
             keys.append(once.encode())
             specs.append(_ONCE_SPEC)
         last = len(charges) - 1
-        for i, (key, limit, cost, shadow) in enumerate(charges):
+        for i, (key, limit, cost, shadow, penalty) in enumerate(charges):
             keys.append(key.encode())
-            specs.append(_spec(limit, cost, shadow, look, i < last))
+            if penalty is None:
+                specs.append(_spec(limit, cost, shadow, look, i < last))
+            else:
+                specs.append(_penalty_spec(limit, penalty, look, i < last))
     return [b"%d" % len(keys), *keys, *specs]
 
 
@@ -75,6 +79,12 @@ def _spec(limit: Limit, cost: int, shadow: bool, look: bool, joined: bool) -> by
     flags = ("&" if joined else "") + ("?" if look else "") + ("~" if shadow else "")
     numbers = f"{limit.amount} {limit.period_ms} {limit.burst or 0} {cost}"
     return f"{_KINDS[limit.algorithm]}{flags} {numbers}".encode()
+
+
+def _penalty_spec(limit: Limit, penalty: Penalty, look: bool, joined: bool) -> bytes:
+    flags = ("&" if joined else "") + ("?" if look else "")
+    numbers = f"{limit.amount} {limit.period_ms} {penalty.ban_ms} {penalty.longest_ms}"
+    return f"p{flags} {numbers}".encode()
 
 
 def _text(value: bytes | str) -> str:

@@ -1,0 +1,32 @@
+# Everything happens in .venv, which `make` creates; it needs Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+
+.PHONY: demo test lint types check bench clean
+
+demo: $(VENV)/.ready  ## Three bots, a crowd and a few flooders; no Telegram, token or Redis needed.
+	@$(VENV)/bin/python -m example_bot.demo
+
+test: $(VENV)/.ready  ## All tests, on memory, fakeredis, Redis and Valkey.
+	$(RUN) pytest
+
+lint: $(VENV)/.ready
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: $(VENV)/.ready
+	$(RUN) mypy
+
+check: lint types  ## What a change must pass.
+	$(RUN) pytest --cov
+
+clean:
+	rm -rf $(VENV) dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
+	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[demo]' --group dev
+	@touch $@

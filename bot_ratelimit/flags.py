@@ -1,0 +1,132 @@
+"""What a handler's own `rate_limit` flag says.
+
+::
+
+    @flags.rate_limit("3/minute")
+    @flags.rate_limit(limit="3/minute; 20/day", key="ai", cost=2, scope="chat")
+    @flags.rate_limit(rate=2, key="something")        one event in 2 seconds
+    @router.message(flags={"rate_limit": False})      no limit here
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from inspect import unwrap
+from typing import Any, Final
+
+from aiogram.dispatcher.event.handler import HandlerObject
+from aiogram.dispatcher.flags import extract_flags
+from aiogram.dispatcher.router import Router
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rule import Penalty, Rule, Rules, Scope, rules_of
+
+FLAG: Final = "rate_limit"
+
+_FIELDS: Final = frozenset({"limit", "rate", "key", "cost", "scope", "shadow"})
+
+
+class Flags:
+    """Reads each handler's flag once."""
+
+    def __init__(self, penalty: tuple[Penalty, ...] = ()) -> None:
+        self._penalty = penalty  # goes along with every handler's own rules
+        # By identity, since handler objects have no hash; there are as many as handlers.
+        self._read: dict[int, tuple[HandlerObject, Rules | bool]] = {}
+
+    def rules_for(self, handler: HandlerObject | None) -> Rules | bool:
+        """The handler's own rules; True if it has none of its own, False if it has no limit.
+
+        Raises:
+            ConfigError: The flag cannot be understood; names the handler.
+        """
+        if handler is None or FLAG not in (flags := extract_flags(handler)):
+            return True
+        known = self._read.get(id(handler))
+        if known is None:
+            rules = read_flag(flags[FLAG], handler)
+            if not isinstance(rules, bool):
+                rules = rules_of((*rules, *self._penalty))
+            known = self._read[id(handler)] = (handler, rules)
+        return known[1]
+
+    def check(self, router: Router) -> None:
+        """Read the flags of all handlers of the router and those below it.
+
+        Raises:
+            ConfigError: One cannot be understood; names the handler.
+        """
+        for each in router.chain_tail:
+            for observer in each.observers.values():
+                for handler in observer.handlers:
+                    self.rules_for(handler)
+
+
+def read_flag(value: Any, handler: HandlerObject) -> Rules | bool:
+    """The rules that a flag's value stands for, or the bool that it is."""
+    if isinstance(value, bool):
+        return value
+    try:
+        if not isinstance(value, Mapping):
+            return _named(rules_of(value), _name_of(handler))
+        unknown = sorted(set(value) - _FIELDS, key=str)
+        if unknown or ("limit" in value) == ("rate" in value):
+            raise ConfigError(
+                f"expected limit= or rate=, and maybe key=, cost=, scope= or shadow=; got {value!r}"
+            )
+        rules = rules_of(value["limit"] if "limit" in value else value["rate"])
+        changes = {name: value[name] for name in ("cost", "shadow") if name in value}
+        if "scope" in value:
+            changes["scope"] = _scope_of(value["scope"])
+        return _named(rules, str(value.get("key") or _name_of(handler)), **changes)
+    except ConfigError as error:
+        raise ConfigError(f"the rate_limit flag of {_full_name(handler)}: {error}") from None
+
+
+def _named(rules: Rules, name: str, **changes: Any) -> Rules:
+    """The rules under the handler's name, so that handlers do not share counts by accident."""
+    return rules_of(
+        [
+            Rule(
+                rule.limit,
+                name=f"{name}.{rule.name}" if rule.name else name,
+                **{"scope": rule.scope, "cost": rule.cost, "shadow": rule.shadow, **changes},
+            )
+            for rule in rules
+        ]
+    )
+
+
+def _scope_of(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return Scope(value)
+    except ValueError:
+        scopes = ", ".join(scope.value for scope in Scope)
+        raise ConfigError(f"scope={value!r}: expected one of {scopes}") from None
+
+
+def _name_of(handler: HandlerObject) -> str:
+    """A name that is the same on every instance of the bot, and another for every handler."""
+    callback = _function(handler)
+    name = _full_name(handler)
+    code = getattr(callback, "__code__", None)
+    if code is not None and "<" in name:  # a lambda or an inner function: many have that name
+        name += f"@{code.co_firstlineno}"
+    return name
+
+
+def _full_name(handler: HandlerObject) -> str:
+    callback = _function(handler)
+    kind = type(callback)
+    module = getattr(callback, "__module__", kind.__module__)
+    return f"{module}.{getattr(callback, '__qualname__', kind.__qualname__)}"
+
+
+def _function(handler: HandlerObject) -> Any:
+    callback: Any = unwrap(handler.callback)
+    while isinstance(callback, partial):
+        callback = callback.func
+    return callback

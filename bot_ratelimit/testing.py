@@ -1,0 +1,110 @@
+"""For the tests of bots that use this package: time that moves when told to, storage that fails.
+
+::
+
+    async def test_second_message_is_refused():
+        clock = Clock()
+        limiter = Limiter(MemoryStorage(clock=clock))
+        dp.message.middleware(RateLimitMiddleware("1/10s", limiter=limiter))
+        ...                                  # the first is handled, the second is not
+        clock.move(10)
+        ...                                  # and now one is handled again
+
+    async def test_bot_answers_without_redis():
+        storage = FlakyStorage()
+        dp.message.middleware(RateLimitMiddleware("1/10s", limiter=Limiter(storage)))
+        storage.fail()
+        ...                                  # everything is handled
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal
+
+from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.errors import StorageError
+from bot_ratelimit.storage.base import Charge, Storage
+from bot_ratelimit.storage.memory import MemoryStorage
+
+
+class Clock:
+    """Seconds that pass when told to; for the `clock` of `MemoryStorage` and `Limiter`."""
+
+    def __init__(self, now: float = 1_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """Seconds from some starting point."""
+        return self.now
+
+    def move(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+
+class FlakyStorage:
+    """A storage that works until told to fail or to hang, and again when told to heal.
+
+    Args:
+        storage: What answers while it works; a `MemoryStorage` unless given.
+    """
+
+    def __init__(self, storage: Storage | None = None) -> None:
+        self.storage = storage or MemoryStorage()
+        self.calls = 0
+        """How often it was asked, whatever came of it."""
+        self.closed = False
+        self._error: Exception | None = None
+        self._hangs = False
+
+    @property
+    def source(self) -> Literal["redis", "memory"]:
+        """The source of the storage behind it."""
+        return self.storage.source
+
+    def fail(self, error: Exception | None = None) -> None:
+        """Raise on every call; a StorageError, as if the server were out of reach, unless given."""
+        self.heal()
+        self._error = error or StorageError("out of reach")
+
+    def hang(self) -> None:
+        """Never answer: every call ends in a StorageError after its time-out."""
+        self.heal()
+        self._hangs = True
+
+    def heal(self) -> None:
+        """Work again."""
+        self._error = None
+        self._hangs = False
+
+    async def hit(
+        self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
+    ) -> Sequence[Verdict]:
+        """See `Storage.hit`."""
+        await self._suffer(timeout)
+        return await self.storage.hit(charges, once=once, timeout=timeout)
+
+    async def peek(self, charges: Sequence[Charge], *, timeout: float) -> Sequence[Verdict]:
+        """See `Storage.peek`."""
+        await self._suffer(timeout)
+        return await self.storage.peek(charges, timeout=timeout)
+
+    async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
+        """See `Storage.reset`."""
+        await self._suffer(timeout)
+        return await self.storage.reset(charges, timeout=timeout)
+
+    async def close(self) -> None:
+        """Note that it was closed, and close the storage behind it."""
+        self.closed = True
+        await self.storage.close()
+
+    async def _suffer(self, timeout: float) -> None:
+        self.calls += 1
+        if self._hangs:
+            await asyncio.sleep(timeout)
+            raise StorageError(f"no answer within {timeout:g} s")
+        if self._error is not None:
+            raise self._error
