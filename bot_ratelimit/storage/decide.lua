@@ -10,286 +10,326 @@
 -- Returns one text of three numbers for each rule (wait, remaining, reset; microseconds), then the
 -- errors of hits that failed, to which the numbers "-1 <which error> 0" refer.
 
-local clock
-local function now()
-  if not clock then
-    local time = redis.call('TIME')
-    clock = time[1] * 1000000 + time[2]
+-- Nearly all hits are fixed windows that stand alone, so these come first and need little. Whatever
+-- is out of the ordinary returns nothing here and is left to everything_else().
+local terms = {}
+
+local function lone_window(key, spec)
+  local rule = terms[spec]
+  if rule == nil then
+    local amount, period, cost = string.match(spec, '^f (%d+) (%d+) %d+ (%d+)$')
+    rule = amount and { tonumber(amount), tonumber(period), tonumber(cost) } or false
+    terms[spec] = rule
   end
-  return clock
-end
-
--- A limit that changed its algorithm finds the other's state, which is as good as none. Anything
--- else that is in the way is not ours to remove.
-local function ours(rule, reply, other)
-  if type(reply) ~= 'table' or not reply.err then return reply end
-  if redis.call('TYPE', rule.key).ok ~= other then error(reply.err, 0) end
-  rule.outdated = true
-  return false
-end
-
----------------------------------------------------------------------------------------------------
--- Fixed window: a counter. GET and TTL show an operator the attempts and the rest of the window.
-
-local fixed = {}
-
-local function read_counter(rule, longest)
-  local value = ours(rule, redis.pcall('GET', rule.key), 'zset')
-  rule.count, rule.left = 0, rule.period
-  if not value or string.find(value, '.', 1, true) then return end
-  local left = redis.call('PTTL', rule.key)
-  if left < 0 or left > longest then -- no TTL (its writer died), or that of a longer limit
-    left = left < 0 and rule.period or longest
-    if not rule.look then redis.call('PEXPIRE', rule.key, left) end
+  if not rule then return end
+  local amount, period, cost = rule[1], rule[2], rule[3]
+  local value = redis.pcall('GET', key)
+  if not value then
+    if redis.pcall('SET', key, cost, 'PX', period).err then return end
+    return '0 ' .. amount - cost .. ' ' .. period * 1000
   end
-  if left > 0 then -- at 0 the key is still there, but the window is over
-    rule.count, rule.left = tonumber(value), left
-    if not rule.count then error('WRONGTYPE the value is not a counter', 0) end
+  local count = not string.find(tostring(value), '.', 1, true) and tonumber(value)
+  local left = count and redis.call('PTTL', key)
+  if not left or left <= 0 or left > period then return end
+  local fits = count + cost <= amount
+  if fits or count >= amount then -- a full window counts who insists
+    if type(redis.pcall('INCRBY', key, cost)) ~= 'number' then return end
+    count = count + cost
   end
+  return (fits and 0 or left * 1000) .. ' ' .. math.max(0, amount - count) .. ' ' .. left * 1000
 end
 
-function fixed.read(rule)
-  read_counter(rule, rule.period)
-  if rule.count + rule.cost > rule.amount then rule.wait = rule.left * 1000 end
-end
-
-function fixed.charge(rule)
-  if rule.count == 0 then
-    redis.call('SET', rule.key, rule.cost, 'PX', rule.period)
-  else
-    redis.call('INCRBY', rule.key, rule.cost)
-  end
-  rule.count = rule.count + rule.cost
-end
-
-function fixed.refuse(rule)
-  if rule.count >= rule.amount then fixed.charge(rule) end
-end
-
-function fixed.report(rule)
-  return math.max(0, rule.amount - rule.count), rule.count > 0 and rule.left * 1000 or 0
-end
-
----------------------------------------------------------------------------------------------------
--- Penalty: a counter of refused hits, whose TTL becomes the ban when it reaches the amount.
-
-local penalty = { counts_refusals = true }
-
-function penalty.read(rule)
-  rule.ban, rule.longest = rule.burst, rule.cost
-  read_counter(rule, math.max(rule.period, rule.ban, rule.longest))
-  if rule.count >= rule.amount then rule.wait = rule.left * 1000 end
-end
-
-function penalty.charge(rule)
-  rule.count = rule.count + 1
-  if rule.count == 1 then
-    redis.call('SET', rule.key, 1, 'PX', rule.period)
-  else
-    redis.call('INCR', rule.key)
-  end
-  if rule.count % rule.amount > 0 then return end
-  local times = rule.count / rule.amount
-  if times > 1 and rule.longest == 0 then return end
-  rule.left = rule.ban
-  if times > 1 then rule.left = math.min(rule.ban * 2 ^ math.min(times - 1, 40), rule.longest) end
-  redis.call('PEXPIRE', rule.key, string.format('%.0f', rule.left))
-end
-
-penalty.report = fixed.report
-
----------------------------------------------------------------------------------------------------
--- Sliding window: a sorted set of the charged hits, each scored with its time. A member is
--- "<all that was charged up to here> <its cost>", zero-padded so that equal times stay in order;
--- the difference of two totals is what was charged between them, without adding anything up.
-
-local sliding = {}
-
-local function entry(rule, rank)
-  local found = redis.call('ZRANGE', rule.key, rank, rank, 'WITHSCORES')
-  if not found[1] then return nil end
-  local total, cost = string.match(found[1], '^(%d+) (%d+)$')
-  return { at = tonumber(found[2]), total = tonumber(total), cost = tonumber(cost) }
-end
-
-function sliding.read(rule)
-  local period = rule.period * 1000
-  local gone = now() - period
-  ours(rule, redis.pcall('ZREMRANGEBYSCORE', rule.key, '-inf', string.format('%.0f', gone)), 'string')
-  rule.total, rule.used = 0, 0
-  if rule.outdated then return end
-  local last = entry(rule, -1)
-  if last and last.at > now() + period then -- the clock was set back: do not wait for it
-    rule.outdated, last = true, nil
-  end
-  if not last then return end
-  local first = entry(rule, 0)
-  local before = first.total - first.cost
-  rule.last, rule.total, rule.used = last.at, last.total, last.total - before
-  local excess = rule.used + rule.cost - rule.amount
-  if excess <= 0 then return end
-  -- The first entry by whose leaving at least `excess` will have left.
-  local low, high = 0, redis.call('ZCARD', rule.key) - 1
-  while low < high do
-    local middle = math.floor((low + high) / 2)
-    if entry(rule, middle).total - before >= excess then high = middle else low = middle + 1 end
-  end
-  rule.wait = entry(rule, low).at + period - now()
-end
-
-function sliding.charge(rule)
-  if rule.outdated then redis.call('DEL', rule.key) end
-  rule.total, rule.used = rule.total + rule.cost, rule.used + rule.cost
-  rule.last = math.max(now(), rule.last or 0)
-  local member = string.format('%016.0f %.0f', rule.total, rule.cost)
-  redis.call('ZADD', rule.key, string.format('%.0f', rule.last), member)
-  -- A millisecond more than the last entry lives, because a TTL does not count microseconds.
-  redis.call('PEXPIRE', rule.key, rule.period + math.ceil((rule.last - now()) / 1000) + 1)
-end
-
-function sliding.refuse() end
-
-function sliding.report(rule)
-  local reset = rule.last and rule.last + rule.period * 1000 - now() or 0
-  return math.max(0, rule.amount - rule.used), reset
-end
-
----------------------------------------------------------------------------------------------------
--- Token bucket: the theoretical arrival time, as "<seconds>.<microseconds>" and, where the tokens
--- do not come at whole microseconds, " <part>/<amount>" of one. A time is a pair here, whole
--- microseconds and parts of `amount`: their product would not fit into a double.
-
-local bucket = {}
-
-local function tokens(rule, count) -- the time in which so many tokens come
-  local whole, rest = math.floor(rule.period * 1000 / rule.amount), rule.period * 1000 % rule.amount
-  return count * whole + math.floor(count * rest / rule.amount), count * rest % rule.amount
-end
-
-local function plus(rule, whole, part, more, more_part)
-  whole, part = whole + more, part + more_part
-  if part >= rule.amount then return whole + 1, part - rule.amount end
-  if part < 0 then return whole - 1, part + rule.amount end
-  return whole, part
-end
-
-function bucket.read(rule)
-  local value = ours(rule, redis.pcall('GET', rule.key), 'zset')
-  rule.whole, rule.part = 0, 0
-  local full, full_part = tokens(rule, rule.burst)
-  if value then
-    local seconds, micros, rest = string.match(value, '^(%d+)%.(%d+)(.*)$')
-    if seconds then
-      local part, parts = string.match(rest, '^ (%d+)/(%d+)$')
-      rule.whole = seconds * 1000000 + micros - now()
-      rule.part = tonumber(parts) == rule.amount and tonumber(part) or 0
+-- The definitions below are made only in calls that need them.
+local function everything_else()
+  local clock
+  local function now()
+    if not clock then
+      local time = redis.call('TIME')
+      clock = time[1] * 1000000 + time[2]
     end
-    if rule.whole < 0 then rule.whole, rule.part = 0, 0 end
-    if rule.whole > full or rule.whole == full and rule.part > full_part then
-      rule.whole, rule.part = full, full_part
+    return clock
+  end
+
+  -- A limit that changed its algorithm finds the other's state, which is as good as none. Anything
+  -- else that is in the way is not ours to remove.
+  local function ours(rule, reply, other)
+    if type(reply) ~= 'table' or not reply.err then return reply end
+    if redis.call('TYPE', rule.key).ok ~= other then error(reply.err, 0) end
+    rule.outdated = true
+    return false
+  end
+
+  -------------------------------------------------------------------------------------------------
+  -- Fixed window: a counter. GET and TTL show an operator the attempts and the rest of the window.
+
+  local fixed = {}
+
+  local function read_counter(rule, longest)
+    local value = ours(rule, redis.pcall('GET', rule.key), 'zset')
+    rule.count, rule.left = 0, rule.period
+    if not value or string.find(value, '.', 1, true) then return end
+    local left = redis.call('PTTL', rule.key)
+    if left < 0 or left > longest then -- no TTL (its writer died), or that of a longer limit
+      left = left < 0 and rule.period or longest
+      if not rule.look then redis.call('PEXPIRE', rule.key, left) end
+    end
+    if left > 0 then -- at 0 the key is still there, but the window is over
+      rule.count, rule.left = tonumber(value), left
+      if not rule.count then error('WRONGTYPE the value is not a counter', 0) end
     end
   end
-  local taken, taken_part = tokens(rule, rule.cost)
-  local whole, part = plus(rule, rule.whole, rule.part, taken, taken_part)
-  whole, part = plus(rule, whole, part, -full, -full_part)
-  if whole > 0 or whole == 0 and part > 0 then rule.wait = part > 0 and whole + 1 or whole end
-end
 
-function bucket.charge(rule)
-  rule.whole, rule.part = plus(rule, rule.whole, rule.part, tokens(rule, rule.cost))
-  local at = now() + rule.whole
-  local value = string.format('%.0f.%06.0f', math.floor(at / 1000000), at % 1000000)
-  if rule.part > 0 then value = value .. string.format(' %.0f/%.0f', rule.part, rule.amount) end
-  redis.call('SET', rule.key, value, 'PX', string.format('%.0f', math.ceil(rule.whole / 1000) + 1))
-end
-
-function bucket.refuse() end
-
-function bucket.report(rule)
-  local full, full_part = tokens(rule, rule.burst)
-  local room, room_part = plus(rule, full, full_part, -rule.whole, -rule.part)
-  local remaining = math.floor(room * rule.amount / (rule.period * 1000)) -- right to one, then exactly
-  local function fits(count)
-    local whole, part = tokens(rule, count)
-    return whole < room or whole == room and part <= room_part
+  function fixed.read(rule)
+    read_counter(rule, rule.period)
+    if rule.count + rule.cost > rule.amount then rule.wait = rule.left * 1000 end
   end
-  if not fits(remaining) then remaining = remaining - 1 elseif fits(remaining + 1) then remaining = remaining + 1 end
-  return remaining, rule.part > 0 and rule.whole + 1 or rule.whole
-end
 
----------------------------------------------------------------------------------------------------
-
-local algorithms = { f = fixed, s = sliding, b = bucket, p = penalty }
-local specs = {}
-
-local function spec(text)
-  local found = specs[text]
-  if not found then
-    local kind, flags, amount, period, burst, cost =
-      string.match(text, '^(%a)(%p*) (%d+) (%d+) (%d+) (%d+)$')
-    local terms = {
-      algorithm = algorithms[kind],
-      look = string.find(flags, '?', 1, true), shadow = string.find(flags, '~', 1, true),
-      amount = tonumber(amount), period = tonumber(period),
-      burst = tonumber(burst), cost = tonumber(cost),
-    }
-    found = { __index = terms }
-    specs[text] = found
+  function fixed.charge(rule)
+    if rule.count == 0 then
+      redis.call('SET', rule.key, rule.cost, 'PX', rule.period)
+    else
+      redis.call('INCRBY', rule.key, rule.cost)
+    end
+    rule.count = rule.count + rule.cost
   end
-  return found
-end
 
--- All rules of a hit are charged, or none is.
-local function decide(first, last)
-  local rules, refused = {}, false
-  for i = first, last do
-    local rule = setmetatable({ key = KEYS[i], wait = 0 }, spec(ARGV[i]))
-    rule.algorithm.read(rule)
-    if rule.wait > 0 and not rule.shadow then refused = true end
-    rules[#rules + 1] = rule
+  function fixed.refuse(rule)
+    if rule.count >= rule.amount then fixed.charge(rule) end
   end
-  local out = {}
-  for i, rule in ipairs(rules) do
-    if not rule.look then
-      if rule.algorithm.counts_refusals then
-        if refused then rule.algorithm.charge(rule) end
-      elseif rule.wait > 0 then
-        rule.algorithm.refuse(rule)
-      elseif not refused then
-        rule.algorithm.charge(rule)
+
+  function fixed.report(rule)
+    return math.max(0, rule.amount - rule.count), rule.count > 0 and rule.left * 1000 or 0
+  end
+
+  -------------------------------------------------------------------------------------------------
+  -- Penalty: a counter of refused hits, whose TTL becomes the ban when it reaches the amount.
+
+  local penalty = { counts_refusals = true }
+
+  function penalty.read(rule)
+    rule.ban, rule.longest = rule.burst, rule.cost
+    read_counter(rule, math.max(rule.period, rule.ban, rule.longest))
+    if rule.count >= rule.amount then rule.wait = rule.left * 1000 end
+  end
+
+  function penalty.charge(rule)
+    rule.count = rule.count + 1
+    if rule.count == 1 then
+      redis.call('SET', rule.key, 1, 'PX', rule.period)
+    else
+      redis.call('INCR', rule.key)
+    end
+    if rule.count % rule.amount > 0 then return end
+    local times = rule.count / rule.amount
+    if times > 1 and rule.longest == 0 then return end
+    rule.left = rule.ban
+    if times > 1 then rule.left = math.min(rule.ban * 2 ^ math.min(times - 1, 40), rule.longest) end
+    redis.call('PEXPIRE', rule.key, string.format('%.0f', rule.left))
+  end
+
+  penalty.report = fixed.report
+
+  -------------------------------------------------------------------------------------------------
+  -- Sliding window: a sorted set of the charged hits, each scored with its time. A member is
+  -- "<all that was charged up to here> <its cost>", zero-padded so that equal times stay in order;
+  -- the difference of two totals is what was charged between them, without adding anything up.
+
+  local sliding = {}
+
+  local function entry(rule, rank)
+    local found = redis.call('ZRANGE', rule.key, rank, rank, 'WITHSCORES')
+    if not found[1] then return nil end
+    local total, cost = string.match(found[1], '^(%d+) (%d+)$')
+    return { at = tonumber(found[2]), total = tonumber(total), cost = tonumber(cost) }
+  end
+
+  function sliding.read(rule)
+    local period = rule.period * 1000
+    local gone = now() - period
+    ours(rule, redis.pcall('ZREMRANGEBYSCORE', rule.key, '-inf', string.format('%.0f', gone)), 'string')
+    rule.total, rule.used = 0, 0
+    if rule.outdated then return end
+    local last = entry(rule, -1)
+    if last and last.at > now() + period then -- the clock was set back: do not wait for it
+      rule.outdated, last = true, nil
+    end
+    if not last then return end
+    local first = entry(rule, 0)
+    local before = first.total - first.cost
+    rule.last, rule.total, rule.used = last.at, last.total, last.total - before
+    local excess = rule.used + rule.cost - rule.amount
+    if excess <= 0 then return end
+    -- The first entry by whose leaving at least `excess` will have left.
+    local low, high = 0, redis.call('ZCARD', rule.key) - 1
+    while low < high do
+      local middle = math.floor((low + high) / 2)
+      if entry(rule, middle).total - before >= excess then high = middle else low = middle + 1 end
+    end
+    rule.wait = entry(rule, low).at + period - now()
+  end
+
+  function sliding.charge(rule)
+    if rule.outdated then redis.call('DEL', rule.key) end
+    rule.total, rule.used = rule.total + rule.cost, rule.used + rule.cost
+    rule.last = math.max(now(), rule.last or 0)
+    local member = string.format('%016.0f %.0f', rule.total, rule.cost)
+    redis.call('ZADD', rule.key, string.format('%.0f', rule.last), member)
+    -- A millisecond more than the last entry lives, because a TTL does not count microseconds.
+    redis.call('PEXPIRE', rule.key, rule.period + math.ceil((rule.last - now()) / 1000) + 1)
+  end
+
+  function sliding.refuse() end
+
+  function sliding.report(rule)
+    local reset = rule.last and rule.last + rule.period * 1000 - now() or 0
+    return math.max(0, rule.amount - rule.used), reset
+  end
+
+  -------------------------------------------------------------------------------------------------
+  -- Token bucket: the theoretical arrival time, as "<seconds>.<microseconds>" and, where the tokens
+  -- do not come at whole microseconds, " <part>/<amount>" of one. A time is a pair here, whole
+  -- microseconds and parts of `amount`: their product would not fit into a double.
+
+  local bucket = {}
+
+  local function tokens(rule, count) -- the time in which so many tokens come
+    local whole, rest = math.floor(rule.period * 1000 / rule.amount), rule.period * 1000 % rule.amount
+    return count * whole + math.floor(count * rest / rule.amount), count * rest % rule.amount
+  end
+
+  local function plus(rule, whole, part, more, more_part)
+    whole, part = whole + more, part + more_part
+    if part >= rule.amount then return whole + 1, part - rule.amount end
+    if part < 0 then return whole - 1, part + rule.amount end
+    return whole, part
+  end
+
+  function bucket.read(rule)
+    local value = ours(rule, redis.pcall('GET', rule.key), 'zset')
+    rule.whole, rule.part = 0, 0
+    local full, full_part = tokens(rule, rule.burst)
+    if value then
+      local seconds, micros, rest = string.match(value, '^(%d+)%.(%d+)(.*)$')
+      if seconds then
+        local part, parts = string.match(rest, '^ (%d+)/(%d+)$')
+        rule.whole = seconds * 1000000 + micros - now()
+        rule.part = tonumber(parts) == rule.amount and tonumber(part) or 0
+      end
+      if rule.whole < 0 then rule.whole, rule.part = 0, 0 end
+      if rule.whole > full or rule.whole == full and rule.part > full_part then
+        rule.whole, rule.part = full, full_part
       end
     end
-    out[i] = string.format('%.0f %.0f %.0f', rule.wait, rule.algorithm.report(rule))
+    local taken, taken_part = tokens(rule, rule.cost)
+    local whole, part = plus(rule, rule.whole, rule.part, taken, taken_part)
+    whole, part = plus(rule, whole, part, -full, -full_part)
+    if whole > 0 or whole == 0 and part > 0 then rule.wait = part > 0 and whole + 1 or whole end
   end
-  return table.concat(out, ' ')
+
+  function bucket.charge(rule)
+    rule.whole, rule.part = plus(rule, rule.whole, rule.part, tokens(rule, rule.cost))
+    local at = now() + rule.whole
+    local value = string.format('%.0f.%06.0f', math.floor(at / 1000000), at % 1000000)
+    if rule.part > 0 then value = value .. string.format(' %.0f/%.0f', rule.part, rule.amount) end
+    redis.call('SET', rule.key, value, 'PX', string.format('%.0f', math.ceil(rule.whole / 1000) + 1))
+  end
+
+  function bucket.refuse() end
+
+  function bucket.report(rule)
+    local full, full_part = tokens(rule, rule.burst)
+    local room, room_part = plus(rule, full, full_part, -rule.whole, -rule.part)
+    local remaining = math.floor(room * rule.amount / (rule.period * 1000)) -- right to one, then exactly
+    local function fits(count)
+      local whole, part = tokens(rule, count)
+      return whole < room or whole == room and part <= room_part
+    end
+    if not fits(remaining) then remaining = remaining - 1 elseif fits(remaining + 1) then remaining = remaining + 1 end
+    return remaining, rule.part > 0 and rule.whole + 1 or rule.whole
+  end
+
+  -------------------------------------------------------------------------------------------------
+
+  local algorithms = { f = fixed, s = sliding, b = bucket, p = penalty }
+  local specs = {}
+
+  local function spec(text)
+    local found = specs[text]
+    if not found then
+      local kind, flags, amount, period, burst, cost =
+        string.match(text, '^(%a)(%p*) (%d+) (%d+) (%d+) (%d+)$')
+      local terms = {
+        algorithm = algorithms[kind],
+        look = string.find(flags, '?', 1, true), shadow = string.find(flags, '~', 1, true),
+        amount = tonumber(amount), period = tonumber(period),
+        burst = tonumber(burst), cost = tonumber(cost),
+      }
+      found = { __index = terms }
+      specs[text] = found
+    end
+    return found
+  end
+
+  -- All rules of a hit are charged, or none is.
+  local function decide(first, last)
+    local rules, refused = {}, false
+    for i = first, last do
+      local rule = setmetatable({ key = KEYS[i], wait = 0 }, spec(ARGV[i]))
+      rule.algorithm.read(rule)
+      if rule.wait > 0 and not rule.shadow then refused = true end
+      rules[#rules + 1] = rule
+    end
+    local out = {}
+    for i, rule in ipairs(rules) do
+      if not rule.look then
+        if rule.algorithm.counts_refusals then
+          if refused then rule.algorithm.charge(rule) end
+        elseif rule.wait > 0 then
+          rule.algorithm.refuse(rule)
+        elseif not refused then
+          rule.algorithm.charge(rule)
+        end
+      end
+      out[i] = string.format('%.0f %.0f %.0f', rule.wait, rule.algorithm.report(rule))
+    end
+    return table.concat(out, ' ')
+  end
+
+  -- Hits with one token share one verdict, whose times go on running.
+  local function decide_once(first, last)
+    local lifetime = tonumber(string.match(ARGV[first], '%d+'))
+    local kept, left = redis.call('GET', KEYS[first]), redis.call('PTTL', KEYS[first])
+    if not kept or left <= 0 then -- at 0 it is still there, but its time is over
+      local verdict = decide(first + 1, last)
+      redis.call('SET', KEYS[first], verdict, 'PX', lifetime)
+      return verdict
+    end
+    local passed = (lifetime - left) * 1000
+    local out = {}
+    for wait, remaining, reset in string.gmatch(kept, '(%d+) (%d+) (%d+)') do
+      if tonumber(wait) > 0 then wait = math.max(1, wait - passed) end
+      out[#out + 1] = string.format('%.0f %.0f %.0f', wait, remaining, math.max(0, reset - passed))
+    end
+    return table.concat(out, ' ')
+  end
+
+  return decide, decide_once
 end
 
--- Hits with one token share one verdict, whose times go on running.
-local function decide_once(first, last)
-  local lifetime = tonumber(string.match(ARGV[first], '%d+'))
-  local kept = redis.call('GET', KEYS[first])
-  if not kept then
-    local verdict = decide(first + 1, last)
-    redis.call('SET', KEYS[first], verdict, 'PX', lifetime)
-    return verdict
-  end
-  local passed = (lifetime - redis.call('PTTL', KEYS[first])) * 1000
-  local out = {}
-  for wait, remaining, reset in string.gmatch(kept, '(%d+) (%d+) (%d+)') do
-    if tonumber(wait) > 0 then wait = math.max(1, wait - passed) end
-    out[#out + 1] = string.format('%.0f %.0f %.0f', wait, remaining, math.max(0, reset - passed))
-  end
-  return table.concat(out, ' ')
-end
-
+local decide, decide_once
 local answers, failures, first = {}, {}, 1
 while first <= #KEYS do
-  local last, once = first, string.sub(ARGV[first], 1, 1) == 'o'
-  while string.find(ARGV[last], '&', 1, true) do last = last + 1 end
-  local ok, answer = pcall(once and decide_once or decide, first, last)
-  if not ok then -- its neighbours in this call have nothing to do with it
-    failures[#failures + 1] = type(answer) == 'table' and answer.err or tostring(answer)
-    answer = string.rep('-1 ' .. #failures - 1 .. ' 0', last - first + (once and 0 or 1), ' ')
+  local last, answer = first, lone_window(KEYS[first], ARGV[first])
+  if not answer then
+    if not decide then decide, decide_once = everything_else() end
+    local once = string.sub(ARGV[first], 1, 1) == 'o'
+    while string.find(ARGV[last], '&', 1, true) do last = last + 1 end
+    local ok
+    ok, answer = pcall(once and decide_once or decide, first, last)
+    if not ok then -- its neighbours in this call have nothing to do with it
+      failures[#failures + 1] = type(answer) == 'table' and answer.err or tostring(answer)
+      answer = string.rep('-1 ' .. #failures - 1 .. ' 0', last - first + (once and 0 or 1), ' ')
+    end
   end
   answers[#answers + 1] = answer
   first = last + 1
