@@ -212,19 +212,20 @@ class Limiter:
 
     def _failed(self, ticket: int, error: StorageError) -> None:
         now = self._clock()
+        reason = str(error).rstrip(".")
         if self._breaker.failed(ticket, now):
             self._opened = now
             log.error(
                 "Redis rate limit check failed: %s. It is left alone for %.1f s and then tried "
                 "now and then; until it answers, %s",
-                error,
+                reason,
                 self._breaker.wait(now),
                 _CONSEQUENCES[self.on_error],
             )
         elif self._breaker.closed and self._first_in_a_while("outage"):
             log.warning(
                 "Redis rate limit check failed: %s. Without its answer, %s",
-                error,
+                reason,
                 _CONSEQUENCES[self.on_error],
             )
 
@@ -281,6 +282,9 @@ def _decision(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source
         ]
         best = max(range(len(rules)), key=lambda i: _weight(rules[i], verdicts[i]))
     rule, (wait, remaining, reset) = rules[best], verdicts[best]
+    shadow: tuple[Rule, ...] = ()
+    if len(rules) > 1 or rule.shadow:
+        shadow = tuple(r for r, v in zip(rules, verdicts, strict=True) if r.shadow and v.wait)
     allowed = rule.shadow or not wait
     return Decision(
         allowed,
@@ -289,7 +293,7 @@ def _decision(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source
         0.0 if allowed else wait / 1_000_000,
         reset / 1_000_000,
         source,
-        tuple(r for r, v in zip(rules, verdicts, strict=True) if r.shadow and v.wait),
+        shadow,
         not allowed and isinstance(rule, Penalty),
     )
 

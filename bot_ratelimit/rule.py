@@ -43,11 +43,11 @@ CustomLimit: TypeAlias = Callable[[Subject], "LimitLike | None"]
 RuleLike: TypeAlias = "Rule | LimitLike"
 
 # What of a key names the scope, and what of a subject it counts by.
-_PATHS: Final[dict[Scope, tuple[str, CustomScope]]] = {
-    Scope.USER: ("", lambda s: _joined(s.user)),
-    Scope.CHAT: ("chat:", lambda s: _joined(s.chat)),
-    Scope.MEMBER: ("member:", lambda s: _joined(s.chat, s.user)),
-    Scope.TOPIC: ("topic:", lambda s: _joined(s.chat, s.topic)),
+_PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = {
+    Scope.USER: ("", lambda s: s.user),
+    Scope.CHAT: ("chat:", lambda s: s.chat),
+    Scope.MEMBER: ("member:", lambda s: _pair(s.chat, s.user)),
+    Scope.TOPIC: ("topic:", lambda s: _pair(s.chat, s.topic)),
     Scope.GLOBAL: ("global", lambda s: ""),
 }
 # Between the prefix and the ids stands the rule's name, then the scope's; these words
@@ -84,7 +84,7 @@ class Rule:
     shadow: bool
     path: str = field(repr=False)
     """What stands in the key between `ratelimit:` and the ids."""
-    _ids: CustomScope = field(repr=False, compare=False)
+    _ids: Callable[[Subject], int | str | None] = field(repr=False, compare=False)
 
     def __init__(
         self,
@@ -256,8 +256,8 @@ def _realm(subject: Subject) -> str:
     return bot if subject.business is None else f"{bot}business:{subject.business}:"
 
 
-def _joined(*ids: int | None) -> str | None:
-    return None if None in ids else ":".join(map(str, ids))
+def _pair(first: int | None, second: int | None) -> str | None:
+    return None if first is None or second is None else f"{first}:{second}"
 
 
 def check_name(name: object) -> None:

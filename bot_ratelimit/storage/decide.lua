@@ -7,8 +7,8 @@
 --     flags  & decided together with the next key   ? look, charge nothing   ~ shadow, never refuses
 --   "o& <lifetime ms>" before the keys of a hit: its verdict is kept under this key and shared
 --
--- Returns one text of three numbers for each rule (wait, remaining, reset; microseconds), then the
--- errors of hits that failed, to which the numbers "-1 <which error> 0" refer.
+-- Returns a text of three numbers for each rule: wait, remaining, reset (in microseconds). If a hit
+-- failed, its numbers are "-1 <which error> 0", and a list of the text and the errors is returned.
 
 -- Nearly all hits are fixed windows that stand alone, so these come first and need little. Whatever
 -- is out of the ordinary returns nothing here and is left to everything_else().
@@ -334,4 +334,5 @@ while first <= #KEYS do
   answers[#answers + 1] = answer
   first = last + 1
 end
-return { table.concat(answers, ' '), (unpack or table.unpack)(failures) }
+local text = table.concat(answers, ' ')
+return failures[1] and { text, (unpack or table.unpack)(failures) } or text

@@ -58,16 +58,17 @@ def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
 
 
 def script_answers(
-    reply: Sequence[bytes | str], hits: Sequence[Hit]
+    reply: bytes | str | list[bytes | str], hits: Sequence[Hit]
 ) -> list[list[Verdict] | Exception]:
     """What decide.lua says to each hit: its verdicts, or the error it met."""
-    numbers = list(map(int, reply[0].split()))
+    text, *errors = reply if isinstance(reply, list) else [reply]
+    numbers = list(map(int, text.split()))
     answers: list[list[Verdict] | Exception] = []
     at = 0
     for hit in hits:
         end = at + 3 * len(hit.charges)
         if numbers[at] < 0:
-            answers.append(ServerText(_text(reply[1 + numbers[at + 1]])))
+            answers.append(ServerText(_text(errors[numbers[at + 1]])))
         else:
             answers.append([Verdict(*numbers[i : i + 3]) for i in range(at, end, 3)])
         at = end

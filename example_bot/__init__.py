@@ -1,0 +1,1 @@
+"""A small bot whose users share one rate limit, however many instances of it run."""

@@ -1,0 +1,55 @@
+"""`python -m example_bot`: long polling, or a webhook server if WEBHOOK_URL is set."""
+
+import asyncio
+import logging
+import sys
+
+from aiogram.exceptions import TelegramAPIError, TelegramUnauthorizedError
+
+from bot_ratelimit import ConfigError, RateLimitMiddleware
+from example_bot.bot import REPORT_RULE, build_dispatcher
+from example_bot.serve import build_bot, run_polling, run_webhook
+from example_bot.settings import BotSettings
+
+NO_TOKEN = (
+    "BOT_TOKEN is not set: put the token that @BotFather gave you into the environment or into "
+    ".env; to see the bot at work without one, run 'make demo'."
+)
+
+
+def main() -> int:
+    """Run the bot until it is told to stop, and return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        settings = BotSettings.load()
+        if settings.bot_token is None:
+            return _complain(NO_TOKEN)
+        run(settings)
+    except ConfigError as error:
+        return _complain(str(error))
+    except TelegramUnauthorizedError:
+        return _complain("BOT_TOKEN: Telegram does not know this token.")
+    except TelegramAPIError as error:
+        return _complain(f"The Bot API did not let the bot start: {error.message}")
+    return 0
+
+
+def run(settings: BotSettings) -> None:
+    """Build the bot from its settings, and run it."""
+    everything = RateLimitMiddleware.from_settings()
+    reports = RateLimitMiddleware.from_settings(rate_limit=REPORT_RULE)
+    dispatcher = build_dispatcher(everything, reports)
+    bot = build_bot(settings)
+    if settings.webhook_url:
+        run_webhook(settings, bot, dispatcher)
+    else:
+        asyncio.run(run_polling(bot, dispatcher))
+
+
+def _complain(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""BotApi: a stand-in for Telegram's Bot API server, on loopback, over real HTTP."""
+
+import asyncio
+import re
+import time
+from contextlib import suppress
+from typing import Any, Self
+
+from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+
+from example_bot.demo.methods import STATELESS, ApiError, Call, Params, read_params
+from example_bot.demo.updates import Json
+from example_bot.demo.webhooks import Delivery, Webhook
+
+TOKEN = "1234567890:not-a-secret-it-only-opens-the-demo"
+"""A token of the shape that @BotFather gives out; only the stand-in knows it."""
+
+_TOKEN_SHAPE = re.compile(r"[0-9]+:[A-Za-z0-9_-]{35}")
+
+
+class BotApi:
+    """Takes the requests of real bots, writes them down, and delivers updates.
+
+        async with BotApi() as api:
+            bot = Bot(TOKEN, AiohttpSession(api=TelegramAPIServer.from_base(api.url)))
+            await bot.set_webhook("http://127.0.0.1:8080/webhook")
+            await api.deliver(message(42, "/ping"))
+            assert api.calls[-1].text == "pong"
+
+    Telegram knows one webhook of a bot, and the load balancer behind it several instances. Here
+    every `setWebhook` adds an instance, and updates go to them in turn.
+
+    Args:
+        token: The only token that is let in.
+    """
+
+    def __init__(self, token: str = TOKEN) -> None:
+        self.url = ""
+        """Address of the server; a free port of loopback, known once it runs."""
+        self.calls: list[Call] = []
+        """Every request that bots have made, oldest first, but for `getUpdates`."""
+        self.errors: dict[str, ApiError] = {}
+        """Methods that fail, by lower-case name: `{"sendmessage": ApiError(403, "Forbidden")}`."""
+        self.webhooks: list[Webhook] = []
+        """The instances that have set a webhook."""
+        self._token = token
+        self._methods = {
+            **STATELESS,
+            "setwebhook": self._set_webhook,
+            "deletewebhook": self._delete_webhook,
+            "getwebhookinfo": self._get_webhook_info,
+        }
+        self._turn = 0
+        self._pending: list[Json] = []
+        self._closing = False
+        self._news = asyncio.Condition()
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._respond)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+
+    async def __aenter__(self) -> Self:
+        """Start the server on a free port."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = "http://{}:{}".format(*self._runner.addresses[0])
+        # Telegram waits a minute for a webhook; the bound on connections is each webhook's own.
+        self._session = ClientSession(
+            connector=TCPConnector(limit=0), timeout=ClientTimeout(total=60)
+        )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Stop the server; whoever is waiting for updates gets none."""
+        self._closing = True
+        async with self._news:
+            self._news.notify_all()
+        await self._session.close()
+        await self._runner.cleanup()
+
+    async def deliver(self, update: Json) -> Delivery:
+        """Send an update to the webhook whose turn it is, and wait for its answer.
+
+        Raises:
+            LookupError: No bot has set a webhook.
+        """
+        if not self.webhooks:
+            raise LookupError("no webhook is set; a bot that polls gets its updates by enqueue()")
+        webhook = self.webhooks[self._turn % len(self.webhooks)]
+        self._turn += 1
+        delivery, reply = await webhook.post(self._session, update)
+        if method := reply.pop("method", ""):
+            with suppress(ApiError):  # Telegram tells nobody how such a call ended
+                await self._perform(method, reply)
+        return delivery
+
+    async def enqueue(self, update: Json) -> None:
+        """Keep an update for the bot that asks with `getUpdates`."""
+        async with self._news:
+            self._pending.append(update)
+            self._news.notify_all()
+
+    async def called(self, method: str, times: int = 1, *, timeout: float = 10.0) -> list[Call]:
+        """Wait until bots have called a method so many times, and return these calls.
+
+        Raises:
+            TimeoutError: They have not, within `timeout` seconds.
+        """
+
+        def found() -> list[Call]:
+            return [call for call in self.calls if call.method.lower() == method.lower()]
+
+        async with asyncio.timeout(timeout), self._news:
+            await self._news.wait_for(lambda: len(found()) >= times)
+        return found()
+
+    async def _respond(self, request: web.Request) -> web.Response:
+        try:
+            method = self._method_in(request.path)
+            result = await self._perform(method, await read_params(request))
+        except ApiError as error:
+            return error.response()
+        return web.json_response({"ok": True, "result": result})
+
+    def _method_in(self, path: str) -> str:
+        """Telegram answers a malformed token as if there were nothing, a wrong one with 401."""
+        match = re.fullmatch(r"/bot([^/]+)/(\w+)", path)
+        if match is None or not _TOKEN_SHAPE.fullmatch(match[1]):
+            raise ApiError(404, "Not Found")
+        if match[1] != self._token:
+            raise ApiError(401, "Unauthorized")
+        return match[2]
+
+    async def _perform(self, method: str, params: Params) -> Any:
+        name = method.lower()
+        if name == "getupdates":
+            return await self._get_updates(params)
+        async with self._news:
+            self.calls.append(Call(method, params, time.perf_counter()))
+            self._news.notify_all()
+        if error := self.errors.get(name):
+            raise error.with_traceback(None)
+        if name not in self._methods:
+            raise ApiError(404, "Not Found: method not found")
+        return self._methods[name](params)
+
+    def _set_webhook(self, params: Params) -> bool:
+        url = params.get("url", "")
+        if not url:  # Telegram: an empty address removes the webhook
+            return self._delete_webhook(params)
+        connections = int(params.get("max_connections") or 40)
+        self.webhooks = [webhook for webhook in self.webhooks if webhook.url != url]
+        self.webhooks.append(Webhook(url, params.get("secret_token", ""), connections))
+        return True
+
+    def _delete_webhook(self, params: Params) -> bool:
+        self.webhooks.clear()
+        return True
+
+    def _get_webhook_info(self, params: Params) -> Json:
+        return {
+            "url": self.webhooks[0].url if self.webhooks else "",
+            "has_custom_certificate": False,
+            "pending_update_count": len(self._pending),
+        }
+
+    async def _get_updates(self, params: Params) -> list[Json]:
+        if self.webhooks:
+            raise ApiError(
+                409,
+                "Conflict: can't use getUpdates method while webhook is active; "
+                "use deleteWebhook to delete the webhook first",
+            )
+        # An offset confirms everything below it; the rest is sent (again).
+        offset = int(params.get("offset") or 0)
+        async with self._news:
+            self._pending = [each for each in self._pending if each["update_id"] >= offset]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(float(params.get("timeout") or 0)):
+                    await self._news.wait_for(lambda: self._pending or self._closing)
+        return self._pending[:100]

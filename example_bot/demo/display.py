@@ -1,0 +1,123 @@
+"""What the demo shows: progress while it runs, and one table at the end."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from example_bot.demo.verdict import Findings, Outcome, percentile
+
+
+class Display:
+    """Prints to a terminal, or plain lines to anything else.
+
+    Args:
+        console: Where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._logged: set[object] = set()
+
+    def say(self, sentence: str = "") -> None:
+        """A sentence of the story."""
+        # Written as it is: square brackets in it are not rich's markup.
+        self._console.print(Text(sentence), highlight=False)
+
+    def act(self, title: str, sentence: str) -> None:
+        """The beginning of an act."""
+        self._console.print()
+        self._console.print(Text(title, style="bold"), highlight=False)
+        self.say(sentence)
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Callable[[], None]]:
+        """Show how far something has come; call what it gives after each step."""
+        if not self._console.is_terminal:
+            yield _Quarters(label, total, self.say)
+            return
+        columns = TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn()
+        with Progress(*columns, console=self._console) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda: bar.advance(task)
+
+    def log(self, records: Sequence[logging.LogRecord]) -> None:
+        """What the package logged meanwhile: each kind of message once in the whole demo."""
+        for record in records:
+            if record.msg not in self._logged:
+                self._logged.add(record.msg)
+                line = Text(f"log: {record.levelname} {record.getMessage()}", style="yellow")
+                self._console.print(Padding(line, (0, 0, 0, 2), expand=False), highlight=False)
+
+    def table(self, findings: Findings) -> None:
+        """Everything that was counted."""
+        table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+        for heading in ("Act", "Who"):
+            table.add_column(heading, no_wrap=True)
+        for heading in ("Sent", "Handled", "Expected", "Refused", "p50", "p99"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("OK", no_wrap=True)
+        for scene in findings.scenes:
+            for number, group in enumerate(scene.groups()):
+                table.add_row("" if number else scene.title, *_row(group, scene.of(group)))
+            table.add_section()
+        self._console.print()
+        self._console.print(table)
+        self.say(
+            "Expected: how many should be handled; OK: it is so for every single person. "
+            "p50, p99: milliseconds from the delivery of a message until it was answered or "
+            "refused, with everything in one process."
+        )
+
+    def verdict(self, findings: Findings) -> None:
+        """What was claimed besides, and whether all of it is what happened."""
+        self.say()
+        for claim in findings.claims:
+            self.say(f"{'yes' if claim.holds else ' NO'}: {claim.sentence}")
+        differences = findings.differences()
+        self.say()
+        if not differences:
+            self.say("What the demo claims is what happened.")
+            return
+        self.say("What happened is not what the demo claims:")
+        for difference in differences[:10]:
+            self.say(f"  {difference}")
+        if len(differences) > 10:
+            self.say(f"  … and {len(differences) - 10} more")
+
+
+class _Quarters:
+    """Progress in four plain lines, for a log file or a pipe."""
+
+    def __init__(self, label: str, total: int, say: Callable[[str], None]) -> None:
+        self._label = label
+        self._total = total
+        self._say = say
+        self._done = 0
+
+    def __call__(self) -> None:
+        before = self._done * 4 // self._total
+        self._done += 1
+        if self._done * 4 // self._total > before:
+            self._say(f"  {self._label}: {self._done} of {self._total}")
+
+
+def _row(group: str, outcomes: Sequence[Outcome]) -> list[str]:
+    sent = sum(outcome.sent for outcome in outcomes)
+    handled = sum(outcome.handled for outcome in outcomes)
+    latencies = [latency for outcome in outcomes for latency in outcome.latencies]
+    return [
+        f"{len(outcomes)} {group}",
+        str(sent),
+        str(handled),
+        str(sum(outcome.expected for outcome in outcomes)),
+        str(sent - handled),
+        *(f"{percentile(latencies, share) * 1000:.0f}" for share in (0.5, 0.99)),
+        "yes" if all(outcome.as_claimed for outcome in outcomes) else "NO",
+    ]

@@ -1,0 +1,117 @@
+"""What the Bot API answers to a method: Telegram's own shapes, for results and for errors."""
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from aiohttp import web
+
+from example_bot.demo.updates import Json, chat
+
+Params: TypeAlias = dict[str, str]
+"""The parameters of a call; what is not text is its JSON, as in a form."""
+
+_message_ids = itertools.count(1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that a bot made."""
+
+    method: str
+    params: Params
+    at: float
+    """When it arrived, in seconds of `time.perf_counter`."""
+
+    @property
+    def chat_id(self) -> int | None:
+        """The chat it is meant for, if it names one."""
+        value = self.params.get("chat_id")
+        return int(value) if value else None
+
+    @property
+    def text(self) -> str:
+        """The text it carries, or nothing."""
+        return self.params.get("text", "")
+
+
+class ApiError(Exception):
+    """An answer that is not "ok": `{"ok": false, "error_code": …, "description": …}`."""
+
+    def __init__(self, code: int, description: str, *, retry_after: int | None = None) -> None:
+        super().__init__(description)
+        self.code = code
+        self.description = description
+        self.retry_after = retry_after
+
+    def response(self) -> web.Response:
+        """The HTTP response, whose status is the error's code."""
+        body: Json = {"ok": False, "error_code": self.code, "description": self.description}
+        if self.retry_after is not None:
+            body["parameters"] = {"retry_after": self.retry_after}
+        return web.json_response(body, status=self.code)
+
+
+async def read_params(request: web.Request) -> Params:
+    """The parameters, which Telegram takes from the query, a form or JSON."""
+    params = dict(request.query)
+    if request.content_type == "application/json":
+        body = await request.json()
+        params |= {k: v if isinstance(v, str) else json.dumps(v) for k, v in body.items()}
+    else:
+        form = await request.post()
+        params |= {k: v for k, v in form.items() if isinstance(v, str)}
+    return params
+
+
+def get_me(params: Params) -> Json:
+    """The bot itself."""
+    return {
+        "id": 1234567890,
+        "is_bot": True,
+        "first_name": "Example",
+        "username": "example_bot",
+    }
+
+
+def send_message(params: Params) -> Json:
+    """The message as it was sent; without a chat or a text an error."""
+    chat_id = params.get("chat_id")
+    if not chat_id:
+        raise ApiError(400, "Bad Request: chat_id is empty")
+    if not params.get("text", "").strip():
+        raise ApiError(400, "Bad Request: message text is empty")
+    number = int(chat_id)
+    return {
+        "message_id": int(params.get("message_id") or next(_message_ids)),
+        "date": int(time.time()),
+        "chat": chat(number, number if number < 0 else None),
+        "from": get_me({}),
+        "text": params["text"],
+    }
+
+
+def done(params: Params) -> bool:
+    """The answer of all methods that only do something."""
+    return True
+
+
+STATELESS: dict[str, Callable[[Params], Any]] = {
+    "getme": get_me,
+    "sendmessage": send_message,
+    "editmessagetext": send_message,
+    "answercallbackquery": done,
+    "answerinlinequery": done,
+    "answerprecheckoutquery": done,
+    "answershippingquery": done,
+    "approvechatjoinrequest": done,
+    "sendchataction": done,
+    "setmycommands": done,
+    "deletemessage": done,
+    "logout": done,
+    "close": done,
+}
+"""By lower-case name, since Telegram does not mind the case."""

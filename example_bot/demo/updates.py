@@ -1,0 +1,72 @@
+"""Updates as Telegram would send them: plain JSON objects, for a webhook or `feed_raw_update`."""
+
+import itertools
+import time
+from typing import Any, TypeAlias
+
+Json: TypeAlias = dict[str, Any]
+
+# Telegram numbers updates and messages upwards; one sequence serves both here.
+_numbers = itertools.count(1)
+
+
+def user(user_id: int, *, language: str = "en") -> Json:
+    """A person who writes to the bot."""
+    return {
+        "id": user_id,
+        "is_bot": False,
+        "first_name": f"User {user_id}",
+        "language_code": language,
+    }
+
+
+def chat(user_id: int, group: int | None = None) -> Json:
+    """The private chat with a user, or the group (a negative id) if there is one."""
+    if group is not None:
+        return {"id": group, "type": "supergroup", "title": f"Group {group}"}
+    return {"id": user_id, "type": "private", "first_name": f"User {user_id}"}
+
+
+def message(
+    user_id: int, text: str | None = None, *, group: int | None = None, **content: Any
+) -> Json:
+    """A user sends a message.
+
+    Args:
+        user_id: Who sends it.
+        text: What it says; a leading `/command` is marked up as Telegram does.
+        group: The group it is sent to; None for the private chat with the bot.
+        content: Anything else of Telegram's Message, for example `photo` or `media_group_id`.
+    """
+    return {"update_id": next(_numbers), "message": _message(user_id, text, group, content)}
+
+
+def callback(user_id: int, data: str, *, group: int | None = None) -> Json:
+    """A user presses an inline button under a message of the bot."""
+    number = next(_numbers)
+    return {
+        "update_id": number,
+        "callback_query": {
+            "id": str(number),
+            "from": user(user_id),
+            "chat_instance": str(group or user_id),
+            "message": _message(user_id, "A message with a button", group, {}),
+            "data": data,
+        },
+    }
+
+
+def _message(user_id: int, text: str | None, group: int | None, content: Json) -> Json:
+    made: Json = {
+        "message_id": next(_numbers),
+        "date": int(time.time()),
+        "chat": chat(user_id, group),
+        "from": user(user_id),
+        **content,
+    }
+    if text is not None:
+        made["text"] = text
+        if text.startswith("/"):
+            length = len(text.split(maxsplit=1)[0])
+            made["entities"] = [{"type": "bot_command", "offset": 0, "length": length}]
+    return made

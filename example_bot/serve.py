@@ -1,0 +1,80 @@
+"""How updates reach the bot: long polling for one instance, a webhook for any number of them."""
+
+import logging
+
+from aiogram import Bot, Dispatcher
+from aiogram.client.session.aiohttp import AiohttpSession
+from aiogram.client.telegram import TelegramAPIServer
+from aiogram.exceptions import TelegramAPIError
+from aiogram.webhook.aiohttp_server import SimpleRequestHandler, setup_application
+from aiohttp import web
+
+from bot_ratelimit import ConfigError
+from example_bot.settings import BotSettings
+
+_logger = logging.getLogger(__name__)
+
+
+def build_bot(settings: BotSettings) -> Bot:
+    """The client through which the bot talks to the Bot API.
+
+    Raises:
+        ConfigError: There is no token.
+    """
+    if settings.bot_token is None:
+        raise ConfigError("BOT_TOKEN is not set")
+    api = TelegramAPIServer.from_base(settings.bot_api_url)
+    return Bot(settings.bot_token.get_secret_value(), session=AiohttpSession(api=api))
+
+
+async def run_polling(bot: Bot, dispatcher: Dispatcher) -> None:
+    """Fetch updates until SIGINT or SIGTERM.
+
+    Two pollers with one token get "409 Conflict" from Telegram: this is for a single instance.
+    """
+    # A webhook that is still set would answer every getUpdates with a conflict, too.
+    async with bot:
+        await bot.delete_webhook()
+        await dispatcher.start_polling(bot)
+
+
+def build_webhook_app(settings: BotSettings, bot: Bot, dispatcher: Dispatcher) -> web.Application:
+    """The web application that takes updates; every instance runs one behind a load balancer.
+
+    An update is answered when it has been handled, not before: Telegram sends again what an
+    instance that dies has not answered, and never has more than `max_connections` under way.
+    """
+
+    async def set_webhook() -> None:
+        # Every instance says the same, so it does not matter which one says it last. Nobody
+        # deletes the webhook at shutdown: the other instances are still there.
+        try:
+            await bot.set_webhook(
+                settings.webhook_url or "",
+                secret_token=settings.secret_token,
+                allowed_updates=dispatcher.resolve_used_update_types(),
+            )
+        except TelegramAPIError:
+            await bot.session.close()  # aiohttp calls no shutdown hook after a failed start
+            raise
+
+    dispatcher.startup.register(set_webhook)
+    app = web.Application()
+    # The order matters: at shutdown the dispatcher waits for the updates that are being handled,
+    # and only then the request handler closes the bot's session.
+    setup_application(app, dispatcher, bot=bot)
+    SimpleRequestHandler(
+        dispatcher, bot, handle_in_background=False, secret_token=settings.secret_token
+    ).register(app, path=settings.webhook_path)
+    return app
+
+
+def run_webhook(settings: BotSettings, bot: Bot, dispatcher: Dispatcher) -> None:
+    """Serve the webhook until SIGINT or SIGTERM."""
+    host, port = settings.web_server_host, settings.web_server_port
+
+    def announce(_: str) -> None:  # aiohttp calls this once it listens
+        _logger.info("Listening on %s:%d for %s", host, port, settings.webhook_path)
+
+    app = build_webhook_app(settings, bot, dispatcher)
+    web.run_app(app, host=host, port=port, print=announce, access_log=None)

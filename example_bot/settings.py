@@ -1,0 +1,89 @@
+"""BotSettings: the bot's token and how it is reached; the limits have settings of their own."""
+
+import hashlib
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from aiogram.utils.token import TokenValidationError, validate_token
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bot_ratelimit import ConfigError
+
+
+def _is_token(value: SecretStr) -> SecretStr:
+    try:
+        validate_token(value.get_secret_value())
+    except TokenValidationError:
+        raise ValueError("expected the token as @BotFather gave it: digits, ':', letters") from None
+    return value
+
+
+def _is_http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("expected an address such as 'https://bot.example.org/webhook'")
+    return value
+
+
+HttpAddress = Annotated[str, AfterValidator(_is_http_url)]
+
+
+class BotSettings(BaseSettings):
+    """The bot's own settings, from the environment and `.env`.
+
+    An empty variable counts as unset, so that a copied `.env.example` works as it is.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    bot_token: Annotated[SecretStr, AfterValidator(_is_token)] | None = Field(
+        default=None, description="Token from @BotFather."
+    )
+    webhook_url: HttpAddress | None = Field(
+        default=None, description="Public address of the webhook; unset: long polling."
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="What Telegram shows with every update; unset: derived from the token.",
+    )
+    web_server_host: str = Field(default="127.0.0.1", description="Address the webhook listens on.")
+    web_server_port: int = Field(default=8080, ge=1, le=65535, description="Port it listens on.")
+    bot_api_url: HttpAddress = Field(
+        default="https://api.telegram.org", description="Bot API server, for example a local one."
+    )
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment and `.env`.
+
+        Raises:
+            ConfigError: A value is wrong; one line that names the variable and never its value.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            raise ConfigError(
+                "; ".join(f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+            ) from None
+
+    @property
+    def webhook_path(self) -> str:
+        """The path of the webhook's address, where the server expects the updates."""
+        return urlsplit(self.webhook_url or "").path or "/"
+
+    @property
+    def secret_token(self) -> str:
+        """What tells Telegram's requests from other people's.
+
+        Every instance must expect the same, since they share one webhook. Derived from the
+        token, it needs no setting, and gives nothing of the token away.
+        """
+        if self.webhook_secret is not None:
+            return self.webhook_secret.get_secret_value()
+        if self.bot_token is None:
+            raise ConfigError("BOT_TOKEN is not set")
+        token = self.bot_token.get_secret_value()
+        return hashlib.sha256(f"webhook:{token}".encode()).hexdigest()

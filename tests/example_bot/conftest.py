@@ -1,0 +1,83 @@
+"""Fixtures: the stand-in for Telegram, and the example bot as a process that talks to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from example_bot.demo.botapi import BotApi
+
+ROOT = Path(__file__).parents[2]
+
+
+class Process:
+    """A Python module that runs in a directory of its own, with nothing in its environment."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._log: list[str] = []
+
+    @classmethod
+    async def start(cls, module: str, directory: Path, **environment: str) -> Process:
+        return cls(
+            await asyncio.create_subprocess_exec(
+                *(sys.executable, "-W", "error", "-m", module),
+                cwd=directory,
+                env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), **environment},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        )
+
+    async def logged(self, text: str) -> None:
+        """Wait for a line on stderr."""
+        assert self._process.stderr
+        async with asyncio.timeout(20):
+            async for line in self._process.stderr:
+                self._log.append(line.decode())
+                if text in self._log[-1]:
+                    return
+        raise AssertionError(f"ended without {text!r}: {''.join(self._log)}")
+
+    async def finished(self) -> tuple[int, str, str]:
+        """Wait for the end: the exit status, stdout, and all of stderr."""
+        async with asyncio.timeout(60):
+            out, log = await self._process.communicate()
+        assert self._process.returncode is not None
+        return self._process.returncode, out.decode(), "".join(self._log) + log.decode()
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    async def abandon(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+            await self._process.communicate()
+
+
+Start = Callable[..., Awaitable[Process]]
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[BotApi]:
+    async with BotApi() as api:
+        yield api
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Start]:
+    """Starts modules as processes, in an empty directory, and leaves none behind."""
+    processes: list[Process] = []
+
+    async def start(module: str, **environment: str) -> Process:
+        processes.append(await Process.start(module, tmp_path, **environment))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        await process.abandon()

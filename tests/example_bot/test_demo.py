@@ -1,0 +1,185 @@
+"""The demo: that it runs, and that it cannot claim what did not happen."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from rich.console import Console
+
+from bot_ratelimit import ConfigError
+from example_bot.demo.backend import open_backend
+from example_bot.demo.botapi import BotApi
+from example_bot.demo.crowd import crowd, write
+from example_bot.demo.display import Display
+from example_bot.demo.instances import instances
+from example_bot.demo.proxy import Proxy
+from example_bot.demo.verdict import Claim, Findings, Outcome, Scene, percentile
+from tests.servers import Server
+
+from .conftest import Start
+
+GOOD = Outcome(1, "users", sent=6, handled=5, expected=5, lost=0, told=1, latencies=(0.001,) * 6)
+
+
+def findings(outcome: Outcome, *claims: Claim) -> Findings:
+    return Findings([Scene("1", [GOOD]), Scene("2", [GOOD, outcome])], list(claims))
+
+
+def shown(findings: Findings) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    display = Display(console)
+    display.table(findings)
+    display.verdict(findings)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+async def test_the_demo_does_what_it_claims(start: Start) -> None:
+    """`make demo` needs no token, no Telegram and no Redis; each count is as it says; status 0."""
+    process = await start("example_bot.demo")
+    status, out, err = await process.finished()
+    assert (status, err) == (0, ""), out + err
+    rows = [
+        [int(number) for number in match.groups()]
+        for match in re.finditer(r"3 flooders +(\d+) +(\d+) +(\d+) +(\d+) .* yes\b", out)
+    ]
+    assert rows == [
+        [180, 45, 45, 135],
+        [180, 15, 15, 165],
+        [60, 15, 15, 45],
+        [60, 60, 60, 0],
+        [60, 0, 0, 60],
+    ]
+    assert len(re.findall(r"40 users +(\d+) +\1 +\1 +0 .* yes\b", out)) == 5
+    assert out.count("log: ERROR Redis rate limit check failed") == 1
+    assert out.endswith("What the demo claims is what happened.\n")
+
+
+def test_the_verdict_is_yes_only_for_what_was_claimed() -> None:
+    """All counts as expected and every claim true: nothing to report, status 0."""
+    good = findings(GOOD, Claim("water is wet", True))
+    assert (good.differences(), good.exit_status()) == ([], 0)
+    assert "What the demo claims is what happened." in shown(good)
+
+
+@pytest.mark.parametrize(
+    ("bad", "difference"),
+    [
+        (
+            findings(replace(GOOD, handled=6)),
+            "2: users 1: 6 of 6 messages were handled, expected 5",
+        ),
+        (
+            findings(replace(GOOD, handled=4)),
+            "2: users 1: 4 of 6 messages were handled, expected 5",
+        ),
+        (findings(replace(GOOD, lost=2)), "2: users 1: 2 messages were not taken by the bot"),
+        (findings(GOOD, Claim("pigs fly", False)), "not true: pigs fly"),
+        (Findings(), "nothing was measured"),
+    ],
+)
+def test_the_verdict_is_no_for_anything_else(bad: Findings, difference: str) -> None:
+    """One count that is off, a message lost, a claim untrue: it is named, and the status is 1."""
+    assert bad.differences() == [difference]
+    assert bad.exit_status() == 1
+    assert difference in shown(bad)
+    assert "What happened is not what the demo claims" in shown(bad)
+
+
+def test_errors_of_two_people_do_not_cancel_out() -> None:
+    """A total that is right by accident is not: every single person is checked."""
+    too_many, too_few = replace(GOOD, handled=6), replace(GOOD, person=2, handled=4)
+    bad = Findings([Scene("1", [too_many, too_few])])
+    assert len(bad.differences()) == 2
+    assert re.search(r"2 users +12 +10 +10 +2 .* NO", shown(bad))
+
+
+async def test_a_bot_with_another_limit_is_found_out(api: BotApi) -> None:
+    """What is measured is what the bot did: with a limit of 3 the claim of 5 fails, for 3 of 3."""
+    people = crowd(users=[2], flooders=[9])
+    async with instances(api, 3, "1/minute", "test"):
+        outcomes = await write(api, people, 0, lambda p: min(p.messages, 5), lambda: None)
+    assert [(each.sent, each.handled, each.lost) for each in outcomes] == [(2, 2, 0), (9, 3, 0)]
+    found = Findings([Scene("1", outcomes)])
+    assert found.differences() == [
+        "1: flooders 9000: 3 of 9 messages were handled, expected 5",
+    ]
+
+
+def test_percentiles_are_values_that_were_measured() -> None:
+    """The p99 of a hundred values is the last but one, the p50 the middle, of nothing nothing."""
+    hundred = range(100, 0, -1)
+    assert percentile(hundred, 0.99) == 99
+    assert percentile(hundred, 0.5) == 50
+    assert percentile([7.0], 0.99) == percentile([7.0], 0.5) == 7.0
+    assert percentile([], 0.5) == 0.0
+
+
+@pytest.fixture
+async def echo() -> AsyncIterator[Proxy]:
+    """A cable to a server that says what it hears."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            writer.write(line)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    async with server, Proxy(lambda: asyncio.open_connection(host, port)) as proxy:
+        yield proxy
+
+
+async def test_a_cut_cable_breaks_and_refuses_connections(echo: Proxy) -> None:
+    """Cut, nothing passes and nobody gets in; mended, the same port works again."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", echo.port)
+    writer.write(b"one\n")
+    assert await reader.readline() == b"one\n"
+    await echo.cut()
+    assert await reader.read() == b""
+    writer.close()
+    with pytest.raises(ConnectionError):
+        await asyncio.open_connection("127.0.0.1", echo.port)
+    await echo.mend()
+    reader, writer = await asyncio.open_connection("127.0.0.1", echo.port)
+    writer.write(b"two\n")
+    assert await reader.readline() == b"two\n"
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_your_own_redis_goes_away_and_is_left_clean(redis_server: Server) -> None:
+    """With REDIS_URL the outage is a cut cable; the server keeps its data, and gets no new keys."""
+    async with Redis.from_url(redis_server.url) as direct:
+        await direct.set("test-demo-mine", "kept")
+        async with (
+            open_backend(redis_server.url, "test-demo-run") as backend,
+            backend.client() as client,
+        ):
+            await client.set("test-demo-run:ratelimit:1", 5)
+            await backend.cut()
+            with pytest.raises(RedisConnectionError):
+                await client.get("test-demo-run:ratelimit:1")
+            await backend.mend()
+            assert await client.get("test-demo-run:ratelimit:1") == b"5"
+        assert await direct.keys("test-demo-*") == [b"test-demo-mine"]
+        await direct.delete("test-demo-mine")
+
+
+async def test_a_redis_out_of_reach_is_named_without_its_password() -> None:
+    """A REDIS_URL that leads nowhere ends the demo with a sentence that says what to do."""
+    with pytest.raises(ConfigError, match="without REDIS_URL the demo brings its own") as caught:
+        async with open_backend("redis://user:hunter2@127.0.0.1:1/0", "test"):
+            pass
+    assert "127.0.0.1:1 does not answer" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError, match="REDIS_URL"):
+        async with open_backend("http://127.0.0.1", "test"):
+            pass

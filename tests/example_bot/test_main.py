@@ -1,0 +1,161 @@
+"""`python -m example_bot`, as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from example_bot.__main__ import main
+from example_bot.bot import PONG
+from example_bot.demo.botapi import TOKEN, BotApi
+from example_bot.demo.updates import callback, message
+from tests.servers import Server, free_port
+
+from .conftest import Process, Start
+
+
+async def test_without_a_token_it_says_what_to_do(start: Start) -> None:
+    """One sentence names BOT_TOKEN and the demo that needs none; the status is 2."""
+    process = await start("example_bot")
+    status, out, err = await process.finished()
+    assert (status, out) == (2, "")
+    assert err.startswith("BOT_TOKEN is not set: put the token that @BotFather gave you into")
+    assert err.endswith("run 'make demo'.\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"BOT_TOKEN": ""}, "run 'make demo'"),
+        ({"BOT_TOKEN": "hunter2"}, "BOT_TOKEN: Value error, expected the token as @BotFather"),
+        ({"BOT_TOKEN": TOKEN, "WEBHOOK_URL": "bot.example.org"}, "WEBHOOK_URL: Value error"),
+        ({"BOT_TOKEN": TOKEN, "WEB_SERVER_PORT": "http"}, "WEB_SERVER_PORT: Input should be"),
+        ({"BOT_TOKEN": TOKEN, "RATE_LIMIT": "5 minutes"}, "RATE_LIMIT"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(
+    environment: dict[str, str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A bad value is one line that names the variable, and never shows a secret."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main() == 2
+    out, err = capsys.readouterr()
+    assert sentence in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert "hunter2" not in err
+    assert TOKEN not in err
+
+
+async def test_a_token_that_telegram_does_not_know_is_one_sentence(
+    api: BotApi, start: Start
+) -> None:
+    """A revoked token is named as the cause, without a traceback, polling or webhook."""
+    settings = {"BOT_TOKEN": TOKEN.replace("demo", "spam"), "BOT_API_URL": api.url}
+    webhook = {"WEBHOOK_URL": "http://127.0.0.1:1/", "WEB_SERVER_PORT": str(free_port())}
+    for process in [
+        await start("example_bot", **settings),
+        await start("example_bot", **settings, **webhook),
+    ]:
+        status, _, err = await process.finished()
+        assert status == 2
+        assert err.endswith("BOT_TOKEN: Telegram does not know this token.\n")
+        assert "Traceback" not in err
+        assert "Unclosed" not in err
+
+
+async def test_long_polling(api: BotApi, start: Start, tmp_path: Path) -> None:
+    """With a token the bot polls, answers, limits, and finishes at SIGTERM what it has begun."""
+    (tmp_path / ".env").write_text(f"BOT_TOKEN={TOKEN}\nBOT_API_URL={api.url}\nWEBHOOK_URL=\n")
+    process = await start("example_bot", RATE_LIMIT="3/minute")
+    await api.called("deleteWebhook")
+    await api.enqueue(message(42, "/ping"))
+    await api.called("sendMessage", times=1)
+    await api.enqueue(callback(42, "ping"))
+    await api.called("answerCallbackQuery")
+    await api.enqueue(message(42, "/report"))
+    await api.called("sendMessage", times=2)
+
+    process.terminate()
+    assert len(await api.called("editMessageText")) == 1
+    await assert_clean_end(process)
+
+    pong, working = await api.called("sendMessage")
+    (answer,) = await api.called("answerCallbackQuery")
+    assert pong.text == f"{PONG}, 2 left"
+    assert answer.text == f"{PONG}, 1 left"
+    assert working.text.startswith("Working")
+
+
+async def test_webhook(api: BotApi, start: Start) -> None:
+    """With WEBHOOK_URL the bot serves, and SIGTERM lets the update under way be answered."""
+    port = free_port()
+    process = await start(
+        "example_bot",
+        BOT_TOKEN=TOKEN,
+        BOT_API_URL=api.url,
+        WEBHOOK_URL=f"http://127.0.0.1:{port}/telegram/webhook",
+        WEB_SERVER_PORT=str(port),
+        RATE_LIMIT="5/minute",
+    )
+    await process.logged("Listening on")
+    assert api.webhooks[0].secret
+    assert (await api.deliver(message(42, "/ping"))).ok
+    assert api.calls[-1].text == f"{PONG}, 4 left"
+
+    report = asyncio.create_task(api.deliver(message(42, "/report")))
+    await api.called("sendMessage", times=2)
+    process.terminate()
+    assert (await report).ok
+    assert api.calls[-1].method == "editMessageText"
+    await assert_clean_end(process)
+    # The other instances still need it.
+    assert "deleteWebhook" not in {call.method for call in api.calls}
+
+
+async def test_two_instances_share_the_limits_of_one_redis(
+    api: BotApi, start: Start, redis_server: Server
+) -> None:
+    """Two processes behind one load balancer let exactly the limit through, and tell it once."""
+    processes = []
+    for port in (free_port(), free_port()):
+        process = await start(
+            "example_bot",
+            BOT_TOKEN=TOKEN,
+            BOT_API_URL=api.url,
+            WEBHOOK_URL=f"http://127.0.0.1:{port}",
+            WEB_SERVER_PORT=str(port),
+            RATE_LIMIT="5/minute",
+            REDIS_URL=redis_server.url,
+            REDIS_KEY_PREFIX="test-two-instances",
+        )
+        processes.append(process)
+    for process in processes:
+        await process.logged("Listening on")
+
+    deliveries = await asyncio.gather(*(api.deliver(message(42, "/ping")) for _ in range(20)))
+    assert all(delivery.ok for delivery in deliveries)
+    answers = [call.text for call in await api.called("sendMessage")]
+    assert sorted(text for text in answers if text.startswith(PONG)) == [
+        f"{PONG}, {left} left" for left in range(5)
+    ]
+    assert len(answers) == 6
+
+    for process in processes:
+        process.terminate()
+        await assert_clean_end(process)
+
+
+async def assert_clean_end(process: Process) -> None:
+    status, _, err = await process.finished()
+    assert status == 0, err
+    for trouble in ("Traceback", "Unclosed", "ResourceWarning", "Exception"):
+        assert trouble not in err, err
