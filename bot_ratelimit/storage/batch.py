@@ -32,7 +32,8 @@ class Batcher(Generic[Item, Answer]):
     Args:
         send: Takes the items of a batch and returns their answers in the same order; an answer
             that is an exception is raised to the one who asked.
-        max_batch: The most items in a batch, so that the server is not held up by one.
+        weigh: How much work an item is for the server.
+        max_weight: The most work in a batch of several, so that the server is not held up by it.
         max_waiting: The most items that wait; one more is refused with StorageError.
     """
 
@@ -40,11 +41,13 @@ class Batcher(Generic[Item, Answer]):
         self,
         send: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]],
         *,
-        max_batch: int,
+        weigh: Callable[[Item], int],
+        max_weight: int,
         max_waiting: int,
     ) -> None:
         self._send = send
-        self._max_batch = max_batch
+        self._weigh = weigh
+        self._max_weight = max_weight
         self._max_waiting = max_waiting
         self._waiting: deque[_Waiting[Item, Answer]] = deque()
         self._busy = False
@@ -114,7 +117,11 @@ class Batcher(Generic[Item, Answer]):
 
     def _next_batch(self) -> list[_Waiting[Item, Answer]]:
         batch: list[_Waiting[Item, Answer]] = []
-        while self._waiting and len(batch) < self._max_batch:
+        weight = 0
+        while self._waiting:
+            weight += self._weigh(self._waiting[0].item)
+            if batch and weight > self._max_weight:
+                break
             waiting = self._waiting.popleft()
             if not waiting.future.done():  # else its caller gave up before anything was charged
                 batch.append(waiting)

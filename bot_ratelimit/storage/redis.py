@@ -17,6 +17,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.limit import Algorithm
 from bot_ratelimit.storage import transaction, wire
 from bot_ratelimit.storage.base import Charge
 from bot_ratelimit.storage.batch import Batcher
@@ -30,8 +31,9 @@ Answer: TypeAlias = "list[Verdict] | Exception"
 SCRIPT: Final = resources.files(__package__).joinpath("decide.lua").read_bytes()
 _SHA: Final = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
 
-# A batch of 128 single fixed windows holds the server for well under a millisecond.
-MAX_BATCH: Final = 128
+# A lone fixed window takes the script about 4 us, any other rule up to 25 us (measured with Redis 7
+# on a slow core): a batch of this weight holds the server for less than a millisecond.
+MAX_WEIGHT: Final = 192
 MAX_WAITING: Final = 10_000
 
 
@@ -96,7 +98,7 @@ class RedisStorage:
         batcher = self._lanes.get(lane)
         if batcher is None:
             batcher = self._lanes[lane] = Batcher(
-                self._send, max_batch=MAX_BATCH, max_waiting=MAX_WAITING
+                self._send, weigh=_weight, max_weight=MAX_WEIGHT, max_waiting=MAX_WAITING
             )
         return await batcher.submit(hit, timeout)
 
@@ -149,6 +151,13 @@ class RedisStorage:
             mends.extend(transaction.mends(hit, received))
         await self._link.call(mends)
         return answers
+
+
+def _weight(hit: Hit) -> int:
+    lone = len(hit.charges) == 1 and hit.once is None
+    if lone and hit.charges[0].limit.algorithm is Algorithm.FIXED_WINDOW:
+        return 1
+    return 6 * (len(hit.charges) + (hit.once is not None))
 
 
 class _Link(Protocol):
