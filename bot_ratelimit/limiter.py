@@ -156,7 +156,10 @@ class Limiter:
         if ticket is None:
             return await self._answer_without(charges, rules, once, look)
         try:
-            verdicts = await _consult(self._storage, charges, once, look, self.timeout)
+            if look:
+                verdicts = await self._storage.peek(charges, timeout=self.timeout)
+            else:
+                verdicts = await self._storage.hit(charges, once=once, timeout=self.timeout)
         except StorageError as error:
             self._failed(ticket, error)
         except Exception as error:
@@ -176,7 +179,10 @@ class Limiter:
     ) -> Decision:
         """The answer of the policy, when the storage has none."""
         if self._standby is not None:
-            verdicts = await _consult(self._standby, charges, once, look, self.timeout)
+            if look:
+                verdicts = await self._standby.peek(charges, timeout=self.timeout)
+            else:
+                verdicts = await self._standby.hit(charges, once=once, timeout=self.timeout)
             return self._concluded(charges, rules, verdicts, self._standby.source)
         rule, limit = rules[0], charges[0].limit
         if self.on_error == "allow":
@@ -262,14 +268,6 @@ def check_timeout(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ConfigError(f"timeout={value!r}: expected seconds above 0, for example 0.25")
     return float(value)
-
-
-async def _consult(
-    storage: Storage, charges: Sequence[Charge], once: str | None, look: bool, timeout: float
-) -> Sequence[Verdict]:
-    if look:
-        return await storage.peek(charges, timeout=timeout)
-    return await storage.hit(charges, once=once, timeout=timeout)
 
 
 def _decision(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source) -> Decision:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
 
 from bot_ratelimit.errors import StorageError
 
@@ -14,12 +15,15 @@ Answer = TypeVar("Answer")
 
 
 class _Waiting(Generic[Item, Answer]):
-    __slots__ = ("deadline", "future", "item")
+    __slots__ = ("deadline", "future", "item", "timeout")
 
-    def __init__(self, item: Item, future: asyncio.Future[Answer], deadline: float) -> None:
+    def __init__(
+        self, item: Item, future: asyncio.Future[Answer], timeout: float, now: float
+    ) -> None:
         self.item = item
         self.future = future
-        self.deadline = deadline
+        self.timeout = timeout
+        self.deadline = now + timeout
 
 
 class Batcher(Generic[Item, Answer]):
@@ -49,6 +53,7 @@ class Batcher(Generic[Item, Answer]):
         self._weigh = weigh
         self._max_weight = max_weight
         self._max_waiting = max_waiting
+        self._deadlines = _Deadlines()
         self._waiting: deque[_Waiting[Item, Answer]] = deque()
         self._busy = False
         self._sender: asyncio.Task[None] | None = None
@@ -64,8 +69,9 @@ class Batcher(Generic[Item, Answer]):
         if loop is not self._loop:  # another asyncio.run(): what was under way in the last is lost
             self._loop, self._busy = loop, False
             self._waiting.clear()
+            self._deadlines = _Deadlines()
         if self._busy:
-            return await self._queue(item, loop, timeout)
+            return await self._queued(item, loop, timeout)
         self._busy = True
         try:
             async with asyncio.timeout(timeout):
@@ -87,18 +93,17 @@ class Batcher(Generic[Item, Answer]):
             sender.cancel()
             await asyncio.wait([sender])
 
-    async def _queue(self, item: Item, loop: asyncio.AbstractEventLoop, timeout: float) -> Answer:
+    def _queued(
+        self, item: Item, loop: asyncio.AbstractEventLoop, timeout: float
+    ) -> asyncio.Future[Answer]:
         if len(self._waiting) >= self._max_waiting:
             raise StorageError(f"{len(self._waiting)} decisions are waiting for Redis already")
         future: asyncio.Future[Answer] = loop.create_future()
-        waiting = _Waiting(item, future, loop.time() + timeout)
+        waiting = _Waiting(item, future, timeout, loop.time())
         self._waiting.append(waiting)
-        # The deadline counts from here, also while the item waits for its batch.
-        alarm = loop.call_at(waiting.deadline, _expire, future, timeout)
-        try:
-            return await future
-        finally:
-            alarm.cancel()
+        # Its deadline counts from here, also while it waits for its batch.
+        self._deadlines.add(waiting, loop)
+        return future
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """Whoever was sending is done: send for those who asked meanwhile, if any."""
@@ -145,14 +150,49 @@ class Batcher(Generic[Item, Answer]):
                     _fail(waiting.future, answer)
                 elif not waiting.future.done():
                     waiting.future.set_result(answer)
+            self._deadlines.forget_done()
+
+
+class _Deadlines:
+    """Fails the futures that are not done in time: one timer for all of them.
+
+    A timer for each would be much of what a decision in a batch costs. Deadlines come in order,
+    unless two limiters with different time-outs share a storage.
+    """
+
+    def __init__(self) -> None:
+        self._due: deque[_Waiting[Any, Any]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, waiting: _Waiting[Any, Any], loop: asyncio.AbstractEventLoop) -> None:
+        overtakes = self._due and waiting.deadline < self._due[-1].deadline
+        self._due.append(waiting)
+        if overtakes:
+            self._due = deque(sorted(self._due, key=attrgetter("deadline")))
+        if self._timer is None or waiting.deadline < self._timer.when():
+            self._arm(waiting.deadline, loop)
+
+    def forget_done(self) -> None:
+        while self._due and self._due[0].future.done():
+            self._due.popleft()
+
+    def _arm(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(deadline, self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        while self._due and self._due[0].deadline <= loop.time():
+            late = self._due.popleft()
+            _fail(late.future, _too_late(late.timeout))
+        self.forget_done()
+        if self._due:
+            self._arm(self._due[0].deadline, loop)
 
 
 def _too_late(timeout: float) -> StorageError:
     return StorageError(f"no answer within {timeout:g} s")
-
-
-def _expire(future: asyncio.Future[Answer], timeout: float) -> None:
-    _fail(future, _too_late(timeout))
 
 
 def _fail(future: asyncio.Future[Answer], error: Exception) -> None:

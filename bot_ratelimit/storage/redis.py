@@ -64,11 +64,13 @@ class RedisStorage:
         self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
     ) -> list[Verdict]:
         """Decide and charge; see `Storage.hit`."""
-        return await self._submit(Hit(charges, once), timeout)
+        hit = Hit(charges, once)
+        return await self._lane_of(hit).submit(hit, timeout)
 
     async def peek(self, charges: Sequence[Charge], *, timeout: float) -> list[Verdict]:
         """Look without charging; see `Storage.peek`."""
-        return await self._submit(Hit(charges, look=True), timeout)
+        hit = Hit(charges, look=True)
+        return await self._lane_of(hit).submit(hit, timeout)
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget these keys; see `Storage.reset`."""
@@ -92,7 +94,7 @@ class RedisStorage:
         if self._close_client:
             await self._client.aclose()
 
-    async def _submit(self, hit: Hit, timeout: float) -> list[Verdict]:
+    def _lane_of(self, hit: Hit) -> Batcher[Hit, list[Verdict]]:
         self._check_open()
         lane = self._link.lane(hit)
         batcher = self._lanes.get(lane)
@@ -100,7 +102,7 @@ class RedisStorage:
             batcher = self._lanes[lane] = Batcher(
                 self._send, weigh=_weight, max_weight=MAX_WEIGHT, max_waiting=MAX_WAITING
             )
-        return await batcher.submit(hit, timeout)
+        return batcher
 
     def _check_open(self) -> None:
         if self._closed:
