@@ -67,6 +67,8 @@ def check_event_names(names: Iterable[str]) -> frozenset[str]:
     Raises:
         ConfigError: One of them is neither.
     """
+    if not isinstance(names, Iterable):
+        raise ConfigError(f"never_refuse={names!r}: expected names such as NEVER_REFUSED holds")
     found = frozenset([names] if isinstance(names, str) else names)
     for name in sorted(found - _KNOWN, key=str):
         raise ConfigError(
@@ -74,6 +76,16 @@ def check_event_names(names: Iterable[str]) -> frozenset[str]:
             "content type of a message (such as 'successful_payment')"
         )
     return found
+
+
+def carried_by(update: Update) -> TelegramObject | None:
+    """The event in an update; None if it is of a type that this aiogram does not know yet."""
+    for kinds in _KINDS.values():
+        for kind in kinds:
+            event: TelegramObject | None = getattr(update, kind)
+            if event is not None:
+                return event
+    return None
 
 
 def is_one_of(names: frozenset[str], event: TelegramObject, update: Update | None) -> bool:

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from inspect import unwrap
 from typing import Any, Final
@@ -28,15 +28,24 @@ _FIELDS: Final = frozenset({"limit", "rate", "key", "cost", "scope", "shadow"})
 
 
 class Flags:
-    """Reads each handler's flag once."""
+    """Reads each handler's flag once.
 
-    def __init__(self, penalty: tuple[Penalty, ...] = ()) -> None:
-        self._penalty = penalty  # goes along with every handler's own rules
+    Args:
+        penalty: Goes along with every handler's own rules.
+    """
+
+    def __init__(self, penalty: Penalty | None = None) -> None:
+        self._penalty = () if penalty is None else (penalty,)
         # By identity, since handler objects have no hash; there are as many as handlers.
         self._read: dict[int, tuple[HandlerObject, Rules | bool]] = {}
+        self._names: dict[int, str] = {}
 
-    def rules_for(self, handler: HandlerObject | None) -> Rules | bool:
+    def rules_for(self, handler: HandlerObject | None, router: Router | None) -> Rules | bool:
         """The handler's own rules; True if it has none of its own, False if it has no limit.
+
+        Args:
+            handler: What is to handle the event; None before that is known.
+            router: Any router of the bot, to find out how its handlers are called.
 
         Raises:
             ConfigError: The flag cannot be understood; names the handler.
@@ -45,31 +54,54 @@ class Flags:
             return True
         known = self._read.get(id(handler))
         if known is None:
-            rules = read_flag(flags[FLAG], handler)
+            rules = read_flag(flags[FLAG], handler, self._name_of(handler, router))
             if not isinstance(rules, bool):
                 rules = rules_of((*rules, *self._penalty))
             known = self._read[id(handler)] = (handler, rules)
         return known[1]
 
-    def check(self, router: Router) -> None:
-        """Read the flags of all handlers of the router and those below it.
+    def check(self, root: Router) -> None:
+        """Read the flags of all handlers.
 
         Raises:
             ConfigError: One cannot be understood; names the handler.
         """
-        for each in router.chain_tail:
-            for observer in each.observers.values():
-                for handler in observer.handlers:
-                    self.rules_for(handler)
+        for handler in _flagged(root):
+            self.rules_for(handler, root)
+
+    def _name_of(self, handler: HandlerObject, router: Router | None) -> str:
+        """A name that is the same on every instance of the bot, and another for every function.
+
+        Several lambdas, partials or inner functions may bear one name, so they are numbered in
+        the order in which the bot registers them.
+        """
+        if id(handler) not in self._names and router is not None:
+            *_, root = router.chain_head
+            bearers: dict[str, list[Any]] = {}
+            for each in _flagged(root):
+                same = bearers.setdefault(_full_name(each), [])
+                if each.callback not in same:
+                    same.append(each.callback)
+                number = same.index(each.callback) + 1
+                self._names[id(each)] = _full_name(each) + (f"#{number}" if number > 1 else "")
+        return self._names.get(id(handler)) or _full_name(handler)
 
 
-def read_flag(value: Any, handler: HandlerObject) -> Rules | bool:
-    """The rules that a flag's value stands for, or the bool that it is."""
+def _flagged(root: Router) -> Iterator[HandlerObject]:
+    for router in root.chain_tail:
+        for observer in router.observers.values():
+            for handler in observer.handlers:
+                if FLAG in extract_flags(handler):
+                    yield handler
+
+
+def read_flag(value: Any, handler: HandlerObject, name: str) -> Rules | bool:
+    """The rules that a flag's value stands for, under this name or its own; or the bool it is."""
     if isinstance(value, bool):
         return value
     try:
         if not isinstance(value, Mapping):
-            return _named(rules_of(value), _name_of(handler))
+            return _named(rules_of(value), name)
         unknown = sorted(set(value) - _FIELDS, key=str)
         if unknown or ("limit" in value) == ("rate" in value):
             raise ConfigError(
@@ -79,7 +111,7 @@ def read_flag(value: Any, handler: HandlerObject) -> Rules | bool:
         changes = {name: value[name] for name in ("cost", "shadow") if name in value}
         if "scope" in value:
             changes["scope"] = _scope_of(value["scope"])
-        return _named(rules, str(value.get("key") or _name_of(handler)), **changes)
+        return _named(rules, str(value.get("key") or name), **changes)
     except ConfigError as error:
         raise ConfigError(f"the rate_limit flag of {_full_name(handler)}: {error}") from None
 
@@ -106,16 +138,6 @@ def _scope_of(value: Any) -> Any:
     except ValueError:
         scopes = ", ".join(scope.value for scope in Scope)
         raise ConfigError(f"scope={value!r}: expected one of {scopes}") from None
-
-
-def _name_of(handler: HandlerObject) -> str:
-    """A name that is the same on every instance of the bot, and another for every handler."""
-    callback = _function(handler)
-    name = _full_name(handler)
-    code = getattr(callback, "__code__", None)
-    if code is not None and "<" in name:  # a lambda or an inner function: many have that name
-        name += f"@{code.co_firstlineno}"
-    return name
 
 
 def _full_name(handler: HandlerObject) -> str:

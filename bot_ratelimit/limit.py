@@ -196,7 +196,7 @@ def _period(reader: _Reader) -> float:
 @lru_cache(maxsize=256)
 def _parse(text: str) -> Limit:
     reader = _Reader(text, "a limit is AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding'")
-    amount = reader.need(r"[0-9]{1,9}", "a whole number")
+    amount = reader.need(r"[0-9]{1,15}", "a whole number")
     reader.need(r"/|per(?![a-z])", "'/' or 'per'")
     period = _period(reader)
     algorithm, burst = Algorithm.FIXED_WINDOW, None
@@ -205,7 +205,7 @@ def _parse(text: str) -> Limit:
     elif reader.take(r"bucket(?![a-z])"):
         algorithm = Algorithm.TOKEN_BUCKET
     elif reader.take(r"burst(?![a-z])"):
-        algorithm, burst = Algorithm.TOKEN_BUCKET, reader.need(r"[0-9]{1,9}", "a whole number")
+        algorithm, burst = Algorithm.TOKEN_BUCKET, reader.need(r"[0-9]{1,15}", "a whole number")
     reader.end()
     try:
         return Limit(int(amount), period, algorithm, None if burst is None else int(burst))

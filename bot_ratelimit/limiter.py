@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal, TypeAlias, get_args
@@ -19,6 +18,7 @@ from bot_ratelimit.rule import (
     Penalty,
     Rule,
     RuleLike,
+    Rules,
     Subject,
     check_cost,
     check_prefix,
@@ -96,9 +96,10 @@ class Limiter:
         Raises:
             ConfigError: The rules or the cost make no sense. A failing storage never raises.
         """
+        rules = rules_of(rules)
         charges, applied = self._charges(rules, subject, cost or None)
         if not charges:
-            return Decision(True, rules_of(rules)[0], MAX_AMOUNT, 0.0, 0.0, "policy")
+            return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "policy")
         if cost == 0:
             return await self._ask(charges, applied, None, look=True)
         token = None if once is None else self._once_key(once, charges)
@@ -115,21 +116,22 @@ class Limiter:
             StorageError: The storage is out of reach; nothing was forgotten.
             ConfigError: The storage refuses the command, or the rule makes no sense.
         """
-        charges, _ = self._charges(rule, subject, None)
+        charges, _ = self._charges(rules_of(rule), subject, None)
+        found = await self._storage.reset(charges, timeout=self.timeout)
         if self._standby is not None:
-            await self._standby.reset(charges, timeout=self.timeout)
-        return await self._storage.reset(charges, timeout=self.timeout) > 0
+            found += await self._standby.reset(charges, timeout=self.timeout)
+        return found > 0
 
     async def close(self) -> None:
         """Close the storage."""
         await self._storage.close()
 
     def _charges(
-        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int | None
+        self, rules: Rules, subject: Subject, cost: int | None
     ) -> tuple[list[Charge], list[Rule]]:
         charges: list[Charge] = []
         applied: list[Rule] = []
-        for rule in rules_of(rules):
+        for rule in rules:
             key = rule.key(self.key_prefix, subject)
             limit = None if key is None else rule.limit_for(subject)
             if key is None or limit is None:
@@ -265,8 +267,10 @@ def check_timeout(value: object) -> float:
     Raises:
         ConfigError: It is not.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ConfigError(f"timeout={value!r}: expected seconds above 0, for example 0.25")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 3600:
+        raise ConfigError(
+            f"timeout={value!r}: expected seconds above 0, at most 3600, for example 0.25"
+        )
     return float(value)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from aiogram import BaseMiddleware, Dispatcher
@@ -16,6 +15,7 @@ from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.events import (
     NEVER_REFUSED,
     album_of,
+    carried_by,
     check_event_names,
     delivery_of,
     is_one_of,
@@ -23,8 +23,8 @@ from bot_ratelimit.events import (
 )
 from bot_ratelimit.flags import Flags
 from bot_ratelimit.limiter import Limiter, OnError
-from bot_ratelimit.notices import NOTICE, TEXTS, Notices
-from bot_ratelimit.rule import Penalty, Rule, RuleLike, Rules, Subject, rules_of
+from bot_ratelimit.notices import TEXTS, Notices
+from bot_ratelimit.rule import Penalty, RuleLike, Rules, Subject, rules_of
 from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
@@ -41,11 +41,7 @@ IsExempt: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[bool]
 DATA_KEY: Final = "rate_limit"
 """Where a handler finds the Decision: `async def handler(message, rate_limit)`."""
 
-# What was decided in this dispatch of an update, by the rules that it was decided with. The data
-# of a dispatch is copied on its way to the routers, but its task's context stays.
-_decided: ContextVar[tuple[object, dict[int, tuple[Rules, Decision | None]]]] = ContextVar(
-    "bot_ratelimit_decided"
-)
+_NOTES: Final = "_bot_ratelimit_decisions"
 
 
 class RateLimitMiddleware(BaseMiddleware):
@@ -97,16 +93,15 @@ class RateLimitMiddleware(BaseMiddleware):
         per_bot: bool = False,
         once_per_update: bool = False,
     ) -> None:
-        self._penalty: tuple[Penalty, ...] = () if penalty is None else (penalty,)
-        self.rules = rules_of((*rules_of(rate_limit), *self._penalty))
-        # A rule of the name that notices are counted by would be in their way.
-        rules_of((*self.rules, Rule(1, name=NOTICE)))
+        rules = rules_of(rate_limit)
+        self.rules = rules if penalty is None else rules_of((*rules, penalty))
         self._exempt_ids, self._is_exempt = _exemptions(exempt)
         self._never_refuse = check_event_names(never_refuse)
         self._on_limited = _notices(on_limited)
         self._per_bot = per_bot
         self._once_per_update = once_per_update
-        self._flags = Flags(self._penalty)
+        self._flags = Flags(penalty)
+        self._left_out: frozenset[str] = frozenset()
         self._closes = limiter is None
         if limiter is None:
             storage = MemoryStorage() if redis_client is None else RedisStorage(redis_client)
@@ -164,11 +159,11 @@ class RateLimitMiddleware(BaseMiddleware):
         Raises:
             ConfigError: A name in `exclude` is no observer.
         """
-        left_out = {"update", "error", *exclude}
-        if unknown := left_out - set(dispatcher.observers) - {"error"}:
+        self._left_out = frozenset([exclude] if isinstance(exclude, str) else exclude)
+        if unknown := self._left_out - set(dispatcher.observers):
             raise ConfigError(f"exclude={sorted(unknown)}: the dispatcher has no such observers")
         for name, observer in dispatcher.observers.items():
-            if name not in left_out:
+            if name not in self._left_out | {"update", "error"}:
                 observer.middleware(self)
         if guard:
             self._stand_guard(dispatcher)
@@ -184,13 +179,16 @@ class RateLimitMiddleware(BaseMiddleware):
         """Handle the event or refuse it; refused, it returns None, which drops it."""
         if self._closes:
             self._register_close(data.get("dispatcher"))
-        own = self._flags.rules_for(data.get("handler"))
+        update, inner = data.get("event_update"), event
+        if isinstance(event, Update):
+            update, inner = event, carried_by(event) or event
+            if self._left_out and is_one_of(self._left_out, inner, update):
+                return await handler(event, data)
+        own = self._flags.rules_for(data.get("handler"), data.get("event_router"))
         if own is False:
             data.setdefault(DATA_KEY, None)
             return await handler(event, data)
         rules = self.rules if own is True else own
-        update = event if isinstance(event, Update) else data.get("event_update")
-        inner = event.event if isinstance(event, Update) else event
         decision = data[DATA_KEY] = await self._decide_once(rules, inner, update, data)
         if decision is None or decision.allowed:
             return await handler(event, data)
@@ -204,19 +202,21 @@ class RateLimitMiddleware(BaseMiddleware):
     async def _decide_once(
         self, rules: Rules, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> Decision | None:
-        """The decision of this dispatch: made once, however often the middleware is met in it."""
-        dispatch = data.get(EVENT_CONTEXT_KEY)  # a new object in every dispatch
-        if dispatch is None:
+        """The decision of this dispatch: made once, however often the middleware is met in it.
+
+        The data of a dispatch is copied on its way to the routers; what goes along uncopied, into
+        other tasks too, is the event context, of which aiogram makes a new one in every dispatch.
+        So the note is left there.
+        """
+        context = data.get(EVENT_CONTEXT_KEY)
+        if not hasattr(context, "__dict__"):
             return await self._decide(rules, event, update, data)
-        known = _decided.get(None)
-        if known is None or known[0] is not dispatch:
-            known = (dispatch, {})
-            _decided.set(known)
-        made = known[1].get(id(rules))
-        if made is None:
-            decision = await self._decide(rules, event, update, data)
-            made = known[1][id(rules)] = (rules, decision)
-        return made[1]
+        notes: dict[object, Decision | None] = vars(context).setdefault(_NOTES, {})
+        # A handler's own limit is charged once, however many middlewares stand before it.
+        mine = self if rules is self.rules else (self.limiter.key_prefix, rules)
+        if mine not in notes:
+            notes[mine] = await self._decide(rules, event, update, data)
+        return notes[mine]
 
     async def _decide(
         self, rules: Rules, event: TelegramObject, update: Update | None, data: dict[str, Any]

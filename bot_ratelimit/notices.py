@@ -13,12 +13,8 @@ from aiogram.utils.callback_answer import CallbackAnswer
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.events import subject_of
-from bot_ratelimit.limit import Limit
 from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.rule import Rule, Scope
-
-NOTICE: Final = "notice"
-"""The name of the rule that counts notices: `<prefix>:ratelimit:notice:<user>`."""
+from bot_ratelimit.rule import Scope, notice_rule
 
 TEXTS: Final[Mapping[str, str]] = {
     "en": "Too many requests. Please try again in {seconds} s.",
@@ -81,8 +77,7 @@ class Notices:
             return False
         own = decision.rule.scope in (Scope.USER, Scope.MEMBER)
         scope = Scope.USER if private else Scope.MEMBER if own else Scope.CHAT
-        window = Limit(1, max(0.001, decision.retry_after))
-        told = await limiter.hit(Rule(window, scope, NOTICE), subject)
+        told = await limiter.hit(notice_rule(decision.retry_after, scope), subject)
         # Without the storage nobody knows whether the user was told already: rather be silent.
         return told.allowed and told.source != "policy"
 

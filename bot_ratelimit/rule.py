@@ -53,7 +53,7 @@ _PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = 
 # Between the prefix and the ids stands the rule's name, then the scope's; these words
 # are the package's own, so that no name can lead into another rule's keys.
 RESERVED_NAMES: Final = frozenset(
-    {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business"}
+    {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"}
 )
 _NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,200}")
 _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
@@ -98,15 +98,17 @@ class Rule:
             raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
         if not isinstance(scope, Scope) and not name:
             raise ConfigError(f"scope={scope!r}: a rule with a scope of its own needs a name")
-        if name:
+        if name != "":
             check_name(name)
+        if not isinstance(shadow, bool):
+            raise ConfigError(f"shadow={shadow!r}: expected True or False")
         path, ids = _PATHS[scope] if isinstance(scope, Scope) else ("custom:", scope)
         put = object.__setattr__
         put(self, "limit", limit if callable(limit) else Limit.of(limit))
         put(self, "scope", scope)
         put(self, "name", name)
         put(self, "cost", cost)
-        put(self, "shadow", bool(shadow))
+        put(self, "shadow", shadow)
         put(self, "path", f"{name}:{path}" if name else path)
         put(self, "_ids", ids)
         if isinstance(self.limit, Limit):
@@ -197,6 +199,13 @@ class Penalty(Rule):
         return f"ban of {self.ban_ms / 1_000:g} s after {self.limit}"
 
 
+def notice_rule(seconds: float, scope: Scope) -> Rule:
+    """One notice in so many seconds, counted under `<prefix>:ratelimit:notice:<user>`."""
+    rule = Rule(Limit(1, max(0.001, seconds)), scope)
+    object.__setattr__(rule, "path", f"notice:{rule.path}")
+    return rule
+
+
 def _duration_ms(name: str, value: float | str) -> int:
     try:
         return Limit(1, parse_period(value) if isinstance(value, str) else value).period_ms
@@ -227,7 +236,7 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
         rules = [Rule(parts[0]), *(_named(part) for part in parts[1:])]
     elif isinstance(value, (Limit, int, float)):
         rules = [Rule(value)]
-    elif isinstance(value, Iterable):
+    elif isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
         rules = [each if isinstance(each, Rule) else Rule(each) for each in value]
     else:
         raise ConfigError(f"{value!r}: expected a limit such as '5/10s', a Rule, or several")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import ip_address
 from typing import Annotated, Any, Final
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -18,6 +19,8 @@ from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 
+_NUMBER: Final = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
+_HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _URL_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
 
@@ -81,9 +84,20 @@ class Settings(BaseSettings):
             if not url.startswith(_URL_SCHEMES):
                 raise ValueError("unknown scheme")
             try:
-                parse_url(url)
+                _connection_of(url)
+            except (ValueError, TypeError):
+                # The cause is left out: it may repeat the URL, and with it the password.
+                raise ValueError("not a URL, or one with options that redis-py lacks") from None
+        return value
+
+    @field_validator("redis_host")
+    @classmethod
+    def _check_host(cls, value: str | None) -> str | None:
+        if value is not None and not _HOST.fullmatch(value):
+            try:
+                ip_address(value)
             except ValueError:
-                raise ValueError("not a URL") from None  # the cause would repeat it
+                raise ValueError("neither a host name nor an address") from None
         return value
 
     @field_validator("redis_key_prefix")
@@ -122,36 +136,38 @@ class Settings(BaseSettings):
         """A new client, which connects when it is first used; None if Redis is not used."""
         if not self.uses_redis:
             return None
-        if self.redis_url is not None:
-            url = self.redis_url.get_secret_value()
-        else:
-            host = self.redis_host or "localhost"
-            url = f"redis://{f'[{host}]' if ':' in host else host}:{self.redis_port}"
-        pool = ConnectionPool.from_url(
-            url,
-            # What the URL itself says wins over these.
-            db=self.redis_db,
-            password=self.redis_password and self.redis_password.get_secret_value(),
+        options: dict[str, Any] = {
+            "db": self.redis_db,
+            "password": self.redis_password and self.redis_password.get_secret_value(),
             # The limiter has a deadline of its own for every decision, which covers connecting too.
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=None,
-            socket_connect_timeout=None,
-        )
-        return Redis.from_pool(pool)
+            "retry": Retry(NoBackoff(), 0),
+            "socket_timeout": None,
+            "socket_connect_timeout": None,
+        }
+        if self.redis_url is not None:
+            # What the URL itself says wins over the options.
+            url = self.redis_url.get_secret_value()
+            return Redis.from_pool(ConnectionPool.from_url(url, **options))
+        host = self.redis_host or "localhost"
+        return Redis.from_pool(ConnectionPool(host=host, port=self.redis_port, **options))
+
+
+def _connection_of(url: str) -> object:
+    """A connection that connects to nothing yet, but checks every option of the URL."""
+    pool: Any = ConnectionPool.from_url(url)
+    return pool.make_connection()
 
 
 def _read_rules(text: str) -> Rules:
-    try:
-        return rules_of(float(text))
-    except ValueError:
-        return rules_of(text)
+    return rules_of(float(text) if _NUMBER.fullmatch(text) else text)
 
 
 def _explain(error: Any) -> str:
     """One line for one wrong variable: its name, its value unless it is secret, and the fix."""
     name = str(error["loc"][0]) if error["loc"] else "settings"
     field = Settings.model_fields.get(name)
-    secret = field is None or "SecretStr" in str(field.annotation)
+    # Who takes REDIS_HOST for a URL may have put a password there.
+    secret = field is None or name == "redis_host" or "SecretStr" in str(field.annotation)
     value = "" if secret else f"={error['input']!r}"
     reason = error.get("ctx", {}).get("error", error["msg"])
     expected = field.description if field else "a known setting"
