@@ -24,9 +24,11 @@ _WRITTEN: Final = frozenset(
     {"text", "animation", "audio", "document", "live_photo", "paid_media", "photo", "sticker"}
     | {"story", "video", "video_note", "voice", "checklist", "contact", "dice", "game", "poll"}
     | {"venue", "location", "rich_message", "invoice", "giveaway", "giveaway_winners"}
-    | {"unknown", "any"}
+    | {"unknown"}
 )
-SERVICE_MESSAGES: Final = frozenset(str(content.value) for content in ContentType) - _WRITTEN
+SERVICE_MESSAGES: Final = frozenset(
+    str(content.value) for content in ContentType if content is not ContentType.ANY
+).difference(_WRITTEN)
 """Content types of messages that carry a payment or a change of state."""
 
 NEVER_REFUSED: Final = SERVICE_MESSAGES | frozenset(
@@ -135,7 +137,7 @@ def subject_of(event: TelegramObject, data: dict[str, Any]) -> Subject | None:
 
 def album_of(event: TelegramObject) -> str | None:
     """What the items of one album have in common; Telegram's own id is unique only in its chat."""
-    if isinstance(event, Message) and event.media_group_id is not None:
+    if isinstance(event, Message) and event.media_group_id and event.edit_date is None:
         return f"album:{event.chat.id}:{event.media_group_id}"
     return None
 

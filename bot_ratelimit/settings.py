@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(
         None, description="redis://, rediss:// or unix:// URL; wins over host and port"
     )
-    redis_host: str | None = Field(None, description="host name or address")
+    redis_host: str | None = Field(
+        None, description="host name or address; a URL goes into REDIS_URL"
+    )
     redis_port: int = Field(6379, ge=1, le=65535, description="port, 1 to 65535")
     redis_db: int = Field(0, ge=0, description="number of the database, 0 or more")
     redis_password: SecretStr | None = Field(None, description="password")
@@ -93,12 +95,12 @@ class Settings(BaseSettings):
     @field_validator("redis_host")
     @classmethod
     def _check_host(cls, value: str | None) -> str | None:
-        if value is not None and not _HOST.fullmatch(value):
-            try:
-                ip_address(value)
-            except ValueError:
-                raise ValueError("neither a host name nor an address") from None
-        return value
+        if value is None or _HOST.fullmatch(value):
+            return value
+        try:
+            return str(ip_address(value.removeprefix("[").removesuffix("]")))
+        except ValueError:
+            raise ValueError("neither a host name nor an address") from None
 
     @field_validator("redis_key_prefix")
     @classmethod

@@ -279,7 +279,7 @@ local function everything_else()
       if rule.wait > 0 and not rule.shadow then refused = true end
       rules[#rules + 1] = rule
     end
-    local out = {}
+    local out, afterwards = {}, {}
     for i, rule in ipairs(rules) do
       if not rule.look then
         if rule.algorithm.counts_refusals then
@@ -290,9 +290,13 @@ local function everything_else()
           rule.algorithm.charge(rule)
         end
       end
-      out[i] = string.format('%.0f %.0f %.0f', rule.wait, rule.algorithm.report(rule))
+      local remaining, reset = rule.algorithm.report(rule)
+      out[i] = string.format('%.0f %.0f %.0f', rule.wait, remaining, reset)
+      -- Those who share the verdict find a ban that the hit itself brought on.
+      local banned = rule.algorithm.counts_refusals and remaining == 0
+      afterwards[i] = banned and string.format('%.0f 0 %.0f', reset, reset) or out[i]
     end
-    return table.concat(out, ' ')
+    return table.concat(out, ' '), table.concat(afterwards, ' ')
   end
 
   -- Hits with one token share one verdict, whose times go on running.
@@ -300,8 +304,8 @@ local function everything_else()
     local lifetime = tonumber(string.match(ARGV[first], '%d+'))
     local kept, left = redis.call('GET', KEYS[first]), redis.call('PTTL', KEYS[first])
     if not kept or left <= 0 then -- at 0 it is still there, but its time is over
-      local verdict = decide(first + 1, last)
-      redis.call('SET', KEYS[first], verdict, 'PX', lifetime)
+      local verdict, afterwards = decide(first + 1, last)
+      redis.call('SET', KEYS[first], afterwards, 'PX', lifetime)
       return verdict
     end
     local passed = (lifetime - left) * 1000

@@ -45,7 +45,10 @@ class MemoryStorage:
             decided, verdicts = self._once[once]
             return [_later(verdict, now - decided) for verdict in verdicts]
         verdicts = self._decide(charges, now)
-        self._once[once] = (now, verdicts)
+        self._once[once] = (
+            now,
+            [_afterwards(*each) for each in zip(charges, verdicts, strict=True)],
+        )
         return verdicts
 
     async def peek(self, charges: Sequence[Charge], *, timeout: float) -> list[Verdict]:
@@ -109,6 +112,12 @@ class MemoryStorage:
 
     def _now(self) -> int:
         return int(self._clock() * 1_000_000)
+
+
+def _afterwards(charge: Charge, verdict: Verdict) -> Verdict:
+    """The verdict for those who share it: they find a ban that the hit itself brought on."""
+    banned = charge.penalty is not None and not verdict.remaining
+    return verdict._replace(wait=verdict.reset) if banned else verdict
 
 
 def _later(verdict: Verdict, passed: int) -> Verdict:
