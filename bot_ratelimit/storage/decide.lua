@@ -4,7 +4,7 @@
 --   "<kind><flags> <amount> <period ms> <burst> <cost>"
 --     kind   f fixed window, s sliding window, b token bucket
 --            p penalty, whose last two numbers are <ban ms> <longest ban ms, 0: it does not grow>
---     flags  & decided together with the next key   ? look, charge nothing   ~ shadow, never refuses
+--     flags  & decided together with the next key, ? look and charge nothing, ~ shadow
 --   "o& <lifetime ms>" before the keys of a hit: its verdict is kept under this key and shared
 --
 -- Returns a text of three numbers for each rule: wait, remaining, reset (in microseconds). If a hit
@@ -145,8 +145,8 @@ local function everything_else()
 
   function sliding.read(rule)
     local period = rule.period * 1000
-    local gone = now() - period
-    ours(rule, redis.pcall('ZREMRANGEBYSCORE', rule.key, '-inf', string.format('%.0f', gone)), 'string')
+    local gone = string.format('%.0f', now() - period)
+    ours(rule, redis.pcall('ZREMRANGEBYSCORE', rule.key, '-inf', gone), 'string')
     rule.total, rule.used = 0, 0
     if rule.outdated then return end
     local last = entry(rule, -1)
@@ -193,7 +193,8 @@ local function everything_else()
   local bucket = {}
 
   local function tokens(rule, count) -- the time in which so many tokens come
-    local whole, rest = math.floor(rule.period * 1000 / rule.amount), rule.period * 1000 % rule.amount
+    local period = rule.period * 1000
+    local whole, rest = math.floor(period / rule.amount), period % rule.amount
     return count * whole + math.floor(count * rest / rule.amount), count * rest % rule.amount
   end
 
@@ -231,7 +232,8 @@ local function everything_else()
     local at = now() + rule.whole
     local value = string.format('%.0f.%06.0f', math.floor(at / 1000000), at % 1000000)
     if rule.part > 0 then value = value .. string.format(' %.0f/%.0f', rule.part, rule.amount) end
-    redis.call('SET', rule.key, value, 'PX', string.format('%.0f', math.ceil(rule.whole / 1000) + 1))
+    local lifetime = string.format('%.0f', math.ceil(rule.whole / 1000) + 1)
+    redis.call('SET', rule.key, value, 'PX', lifetime)
   end
 
   function bucket.refuse() end
@@ -239,12 +241,17 @@ local function everything_else()
   function bucket.report(rule)
     local full, full_part = tokens(rule, rule.burst)
     local room, room_part = plus(rule, full, full_part, -rule.whole, -rule.part)
-    local remaining = math.floor(room * rule.amount / (rule.period * 1000)) -- right to one, then exactly
+    -- The quotient of such large numbers is right to one; what fits makes it exact.
+    local remaining = math.floor((room * rule.amount + room_part) / (rule.period * 1000))
     local function fits(count)
       local whole, part = tokens(rule, count)
       return whole < room or whole == room and part <= room_part
     end
-    if not fits(remaining) then remaining = remaining - 1 elseif fits(remaining + 1) then remaining = remaining + 1 end
+    if fits(remaining + 1) then
+      remaining = remaining + 1
+    elseif not fits(remaining) then
+      remaining = remaining - 1
+    end
     return remaining, rule.part > 0 and rule.whole + 1 or rule.whole
   end
 
