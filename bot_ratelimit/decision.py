@@ -33,4 +33,4 @@ class Decision(NamedTuple):
     shadow: tuple[Rule, ...] = ()
     """The shadow rules that would have refused."""
     banned: bool = False
-    """Whether a `Penalty` refuses: then `retry_after` is what is left of the ban."""
+    """Whether a `Penalty` refuses, alone or beside other rules."""

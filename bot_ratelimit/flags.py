@@ -18,6 +18,7 @@ from typing import Any, Final
 from aiogram.dispatcher.event.handler import HandlerObject
 from aiogram.dispatcher.flags import extract_flags
 from aiogram.dispatcher.router import Router
+from aiogram.fsm.scene import SceneHandlerWrapper
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Penalty, Rule, Rules, Scope, rules_of
@@ -148,7 +149,10 @@ def _full_name(handler: HandlerObject) -> str:
 
 
 def _function(handler: HandlerObject) -> Any:
-    callback: Any = unwrap(handler.callback)
+    callback: Any = handler.callback
+    if isinstance(callback, SceneHandlerWrapper):
+        callback = callback.handler.callback
+    callback = unwrap(callback)
     while isinstance(callback, partial):
         callback = callback.func
     return callback

@@ -285,8 +285,11 @@ def _decision(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source
         best = max(range(len(rules)), key=lambda i: _weight(rules[i], verdicts[i]))
     rule, (wait, remaining, reset) = rules[best], verdicts[best]
     shadow: tuple[Rule, ...] = ()
+    banned = False
     if len(rules) > 1 or rule.shadow:
-        shadow = tuple(r for r, v in zip(rules, verdicts, strict=True) if r.shadow and v.wait)
+        waiting = [r for r, v in zip(rules, verdicts, strict=True) if v.wait]
+        shadow = tuple(r for r in waiting if r.shadow)
+        banned = any(isinstance(r, Penalty) for r in waiting)
     allowed = rule.shadow or not wait
     return Decision(
         allowed,
@@ -296,7 +299,7 @@ def _decision(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source
         reset / 1_000_000,
         source,
         shadow,
-        not allowed and isinstance(rule, Penalty),
+        banned,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from aiogram import BaseMiddleware, Dispatcher
@@ -36,7 +37,7 @@ log = logging.getLogger("bot_ratelimit")
 
 Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 OnLimited: TypeAlias = Callable[[TelegramObject, Decision, dict[str, Any]], Awaitable[Any]]
-IsExempt: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[bool]]
+IsExempt: TypeAlias = Callable[[TelegramObject, dict[str, Any]], "Awaitable[bool] | bool"]
 
 DATA_KEY: Final = "rate_limit"
 """Where a handler finds the Decision: `async def handler(message, rate_limit)`."""
@@ -65,8 +66,8 @@ class RateLimitMiddleware(BaseMiddleware):
         on_limited: How a refused user hears of it: a text or texts by language instead of ours,
             a `Notices`, an async function of (event, decision, data) that does it all itself, or
             None for silence.
-        exempt: Ids of users and chats that are not limited, or an async function of (event, data)
-            that says whether an event is not.
+        exempt: Ids of users and chats that are not limited, or a function of (event, data),
+            async or not, that says whether an event is not.
         never_refuse: Types of updates and content types of messages that always pass, uncharged.
         penalty: A ban for those who keep hammering while they are refused.
         per_bot: Count apart for each bot that shares this prefix.
@@ -93,6 +94,8 @@ class RateLimitMiddleware(BaseMiddleware):
         per_bot: bool = False,
         once_per_update: bool = False,
     ) -> None:
+        if penalty is not None and not isinstance(penalty, Penalty):
+            raise ConfigError(f"penalty={penalty!r}: expected Penalty('10/minute', ban='15m')")
         rules = rules_of(rate_limit)
         self.rules = rules if penalty is None else rules_of((*rules, penalty))
         self._exempt_ids, self._is_exempt = _exemptions(exempt)
@@ -223,28 +226,35 @@ class RateLimitMiddleware(BaseMiddleware):
     ) -> Decision | None:
         if is_one_of(self._never_refuse, event, update):
             return None
-        subject = subject_of(event, data)
+        subject = self._subject_of(event, data)
         if subject is None or await self._exempts(subject, event, data):
             return None
-        bot = data.get("bot")
         once = album_of(event)
-        if once is None and self._once_per_update and update is not None and bot is not None:
-            once = delivery_of(update, bot.id)
-        if self._per_bot and bot is not None:
-            subject = subject._replace(bot=bot.id)
+        if once is None and self._once_per_update and update is not None and "bot" in data:
+            once = delivery_of(update, data["bot"].id)
         return await self.limiter.hit(rules, subject, once=once)
+
+    def _subject_of(self, event: TelegramObject, data: dict[str, Any]) -> Subject | None:
+        subject = subject_of(event, data)
+        if self._per_bot and subject is not None and "bot" in data:
+            return subject._replace(bot=data["bot"].id)
+        return subject
 
     async def _exempts(self, subject: Subject, event: TelegramObject, data: dict[str, Any]) -> bool:
         if self._exempt_ids and not self._exempt_ids.isdisjoint((subject.user, subject.chat)):
             return True
-        return self._is_exempt is not None and bool(await self._is_exempt(event, data))
+        if self._is_exempt is None:
+            return False
+        answer = self._is_exempt(event, data)
+        return bool(await answer if isawaitable(answer) else answer)
 
     async def _tell(self, event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
         if self._on_limited is None:
             return
         try:
             if isinstance(self._on_limited, Notices):
-                await self._on_limited.tell(event, decision, data, self.limiter)
+                subject = self._subject_of(event, data) or Subject()
+                await self._on_limited.tell(event, decision, subject, self.limiter, data)
             else:
                 await self._on_limited(event, decision, data)
         except Exception as error:
@@ -286,6 +296,8 @@ def _notices(
 def _exemptions(exempt: Iterable[int] | IsExempt) -> tuple[frozenset[int], IsExempt | None]:
     if callable(exempt):
         return frozenset(), exempt
+    if not isinstance(exempt, Iterable) or isinstance(exempt, (str, bytes)):
+        raise ConfigError(f"exempt={exempt!r}: expected ids, such as [42, -100123], or a function")
     ids = frozenset(exempt)
     if wrong := [each for each in ids if not isinstance(each, int) or isinstance(each, bool)]:
         raise ConfigError(f"exempt: {wrong[0]!r} is not the id of a user or a chat")

@@ -12,15 +12,19 @@ from aiogram.utils.callback_answer import CallbackAnswer
 
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.events import subject_of
 from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.rule import Scope, notice_rule
+from bot_ratelimit.rule import Scope, Subject, notice_rule
 
 TEXTS: Final[Mapping[str, str]] = {
     "en": "Too many requests. Please try again in {seconds} s.",
     "ru": "Слишком много запросов. Попробуйте снова через {seconds} с.",
 }
 """The texts by language; the first one is for every other language."""
+
+
+# Telegram takes about one message a second in a chat, and 200 characters over a button.
+_SHORTEST: Final = 1.0
+_CALLBACK_TEXT: Final = 200
 
 
 class Notices:
@@ -43,15 +47,23 @@ class Notices:
     """
 
     def __init__(self, texts: str | Mapping[str, str] = TEXTS, *, in_groups: bool = False) -> None:
-        self._texts = {"": texts} if isinstance(texts, str) else dict(texts)
-        self._in_groups = in_groups
-        if not self._texts:
+        by_language = {"": texts} if isinstance(texts, str) else dict(texts)
+        if not by_language:
             raise ConfigError("the texts of a notice: expected at least one")
-        for text in self._texts.values():
+        for language, text in by_language.items():
+            if not isinstance(language, str):
+                raise ConfigError(f"the language of a notice {language!r}: expected a code as 'en'")
             _check_text(text)
+        self._texts = {language.lower(): text for language, text in by_language.items()}
+        self._in_groups = in_groups
 
     async def tell(
-        self, event: TelegramObject, decision: Decision, data: dict[str, Any], limiter: Limiter
+        self,
+        event: TelegramObject,
+        decision: Decision,
+        subject: Subject,
+        limiter: Limiter,
+        data: dict[str, Any],
     ) -> None:
         """Tell the user behind a refused event, if it is time to.
 
@@ -61,23 +73,26 @@ class Notices:
         wait = max(1, math.ceil(decision.retry_after))
         if isinstance(event, CallbackQuery):
             if _leave_to_us(data.get("callback_answer")):
-                await event.answer(self._text(event, wait), cache_time=wait)
+                text = self._text(event, wait)[:_CALLBACK_TEXT]
+                await event.answer(text, cache_time=wait)
         elif isinstance(event, InlineQuery):
             await event.answer([], cache_time=wait, is_personal=True)
-        elif isinstance(event, Message) and await self._may_tell(event, decision, data, limiter):
-            await event.answer(self._text(event, wait))
+        elif isinstance(event, Message) and await self._may_tell(event, decision, subject, limiter):
+            # Plain, whatever the bot's default is: a dot alone would be an error in MarkdownV2.
+            await event.answer(self._text(event, wait), parse_mode=None)
 
     async def _may_tell(
-        self, event: Message, decision: Decision, data: dict[str, Any], limiter: Limiter
+        self, event: Message, decision: Decision, subject: Subject, limiter: Limiter
     ) -> bool:
         private = event.chat.type == ChatType.PRIVATE
-        subject = subject_of(event, data)
-        # A business chat is somebody else's: a bot does not speak up there by itself.
-        if subject is None or subject.business or not (private or self._in_groups):
+        # Business chats and those of guest messages are other people's: no speaking up there.
+        elsewhere = subject.business or getattr(event, "guest_query_id", None)
+        if elsewhere or not (private or self._in_groups):
             return False
         own = decision.rule.scope in (Scope.USER, Scope.MEMBER)
         scope = Scope.USER if private else Scope.MEMBER if own else Scope.CHAT
-        told = await limiter.hit(notice_rule(decision.retry_after, scope), subject)
+        seconds = max(_SHORTEST, decision.retry_after)
+        told = await limiter.hit(notice_rule(seconds, scope), subject)
         # Without the storage nobody knows whether the user was told already: rather be silent.
         return told.allowed and told.source != "policy"
 
@@ -92,16 +107,17 @@ def _leave_to_us(answer: object) -> bool:
     """Whether aiogram's CallbackAnswerMiddleware, if it is there, lets us answer."""
     if not isinstance(answer, CallbackAnswer):
         return True
-    if answer.answered or answer.disabled:
+    if answer.answered and not answer.disabled:
         return False
-    answer.disable()
+    if not answer.disabled:
+        answer.disable()
     return True
 
 
 def _check_text(text: object) -> None:
     try:
         ok = isinstance(text, str) and bool(text.format(seconds=1).strip())
-    except (LookupError, ValueError, AttributeError):
+    except (LookupError, ValueError, AttributeError, TypeError):
         ok = False
     if not ok:
         raise ConfigError(

@@ -201,7 +201,7 @@ class Penalty(Rule):
 
 def notice_rule(seconds: float, scope: Scope) -> Rule:
     """One notice in so many seconds, counted under `<prefix>:ratelimit:notice:<user>`."""
-    rule = Rule(Limit(1, max(0.001, seconds)), scope)
+    rule = Rule(Limit(1, seconds), scope)
     object.__setattr__(rule, "path", f"notice:{rule.path}")
     return rule
 

@@ -7,7 +7,7 @@ import sys
 from aiogram.exceptions import TelegramAPIError, TelegramUnauthorizedError
 
 from bot_ratelimit import ConfigError, RateLimitMiddleware
-from example_bot.bot import REPORT_RULE, build_dispatcher
+from example_bot.bot import build_dispatcher
 from example_bot.serve import build_bot, run_polling, run_webhook
 from example_bot.settings import BotSettings
 
@@ -36,9 +36,7 @@ def main() -> int:
 
 def run(settings: BotSettings) -> None:
     """Build the bot from its settings, and run it."""
-    everything = RateLimitMiddleware.from_settings()
-    reports = RateLimitMiddleware.from_settings(rate_limit=REPORT_RULE)
-    dispatcher = build_dispatcher(everything, reports)
+    dispatcher = build_dispatcher(RateLimitMiddleware.from_settings())
     bot = build_bot(settings)
     if settings.webhook_url:
         run_webhook(settings, bot, dispatcher)

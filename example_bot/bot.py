@@ -1,29 +1,29 @@
-"""What the bot can do, and what each of it may cost: two cheap commands, a dear one, a button."""
+"""What the bot can do, and what each of it may cost: cheap answers, a dear one, a payment."""
 
 import asyncio
 import logging
 
-from aiogram import Dispatcher, Router
+from aiogram import Dispatcher, F, Router, flags
 from aiogram.filters import Command, CommandStart
 from aiogram.types import (
     CallbackQuery,
     ErrorEvent,
     InlineKeyboardButton,
     InlineKeyboardMarkup,
+    LabeledPrice,
     Message,
+    PreCheckoutQuery,
+    ReactionTypeEmoji,
 )
 
-from bot_ratelimit import Decision, RateLimitMiddleware, Rule
+from bot_ratelimit import Decision, RateLimitMiddleware
 from example_bot.inflight import InFlight
-
-REPORT_RULE = Rule("2/minute", name="report")
-"""A report keeps the bot busy for a second, so it has a stricter limit of its own.
-
-The name keeps its count apart from that of all messages: `<prefix>:ratelimit:report:<user>`.
-"""
 
 PONG = "pong"
 """How the answer to a handled `/ping` begins; a refusal never does."""
+
+THANKS = "Thank you! The star has arrived."
+"""The answer to a payment."""
 
 PING_BUTTON = InlineKeyboardMarkup(
     inline_keyboard=[[InlineKeyboardButton(text="Ping", callback_data="ping")]]
@@ -35,26 +35,58 @@ _logger = logging.getLogger(__name__)
 async def start(message: Message) -> None:
     """`/start`: say what there is."""
     await message.answer(
-        "/ping answers at once, /report takes a moment, and the button works too.",
+        "/ping answers at once, /report takes a moment, /donate asks for a star. "
+        "The button works too, and so do photos.",
         reply_markup=PING_BUTTON,
     )
 
 
-async def ping(message: Message, rate_limit: Decision) -> None:
+async def ping(message: Message, rate_limit: Decision | None) -> None:
     """`/ping`: answer, and say how many more would be answered now."""
     await message.answer(_pong(rate_limit), reply_markup=PING_BUTTON)
 
 
-async def ping_button(callback: CallbackQuery, rate_limit: Decision) -> None:
+async def ping_button(callback: CallbackQuery, rate_limit: Decision | None) -> None:
     """The button: the same answer, shown over the chat."""
     await callback.answer(_pong(rate_limit))
 
 
+async def photo(message: Message) -> None:
+    """A photo: thumbs up. An album comes as a message for each photo, and counts as one."""
+    await message.react([ReactionTypeEmoji(emoji="\N{THUMBS UP SIGN}")])
+
+
+@flags.rate_limit(limit="2/minute", key="report")
 async def report(message: Message) -> None:
-    """`/report`: stands for a slow query, a paid API, a picture to draw."""
+    """`/report`: stands for a slow query, a paid API, a picture to draw.
+
+    It keeps the bot busy for a second, so it has a stricter limit of its own instead of everyone's,
+    counted under the key `<prefix>:ratelimit:report:<user>`.
+    """
     progress = await message.answer("Working on it …")
     await asyncio.sleep(1.0)
     await progress.edit_text("Report: everything is in order.")
+
+
+async def donate(message: Message) -> None:
+    """`/donate`: an invoice over one Telegram Star."""
+    await message.answer_invoice(
+        title="A star",
+        description="One star for the example bot.",
+        payload="donation",
+        currency="XTR",
+        prices=[LabeledPrice(label="A star", amount=1)],
+    )
+
+
+async def approve(query: PreCheckoutQuery) -> None:
+    """The last question before somebody pays; Telegram waits 10 seconds for the answer."""
+    await query.answer(ok=True)
+
+
+async def thank(message: Message) -> None:
+    """Somebody has paid. Neither this nor the question before it is ever refused."""
+    await message.answer(THANKS)
 
 
 async def log_error(event: ErrorEvent) -> bool:
@@ -67,39 +99,39 @@ async def log_error(event: ErrorEvent) -> bool:
     return True
 
 
-def build_dispatcher(everything: RateLimitMiddleware, reports: RateLimitMiddleware) -> Dispatcher:
-    """Put the handlers and their limits together.
+def build_dispatcher(rate_limit: RateLimitMiddleware) -> Dispatcher:
+    """Put the handlers and their limit together.
 
     Handlers are registered here and not by decorators on a module's router, because a router
     belongs to one dispatcher and the demo runs three of them in one process.
 
     Args:
-        everything: Counts messages and button presses of a user together.
-        reports: Counts reports, and nothing else; a report has to pass both.
+        rate_limit: Counts everything that a user does, but for handlers with a limit of their own.
     """
-    cheap = Router(name="cheap")
-    cheap.message.register(start, CommandStart())
-    cheap.message.register(ping, Command("ping"))
-    cheap.callback_query.register(ping_button)
-
-    expensive = Router(name="expensive")
-    expensive.message.middleware(reports)
-    expensive.message.register(report, Command("report"))
+    router = Router(name="example")
+    router.message.register(start, CommandStart())
+    router.message.register(ping, Command("ping"))
+    router.callback_query.register(ping_button)
+    router.message.register(photo, F.photo)
+    router.message.register(report, Command("report"))
+    router.message.register(donate, Command("donate"))
+    router.pre_checkout_query.register(approve)
+    router.message.register(thank, F.successful_payment)
 
     dispatcher = Dispatcher()
-    dispatcher.message.middleware(everything)
-    dispatcher.callback_query.middleware(everything)
-    dispatcher.include_routers(cheap, expensive)
+    dispatcher.include_router(router)
     dispatcher.errors.register(log_error)
 
     in_flight = InFlight()
     dispatcher.update.outer_middleware(in_flight)
     # First of the shutdown callbacks: what the handlers still need must not be closed before.
     dispatcher.shutdown.register(in_flight.drain)
+    rate_limit.setup(dispatcher)
     return dispatcher
 
 
-def _pong(decision: Decision) -> str:
-    if decision.source == "policy":  # Redis is away: nobody knows the count, so claim none.
+def _pong(decision: Decision | None) -> str:
+    # No limit holds for this user, or Redis is away and nobody knows the count: claim none.
+    if decision is None or decision.source == "policy":
         return PONG
     return f"{PONG}, {decision.remaining} left"

@@ -6,9 +6,23 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
+import pytest
 import redis.asyncio as aioredis
 
-from bot_ratelimit.storage.base import Storage
+from bot_ratelimit import Limit
+from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.storage.base import Charge, Storage
+
+TIMEOUT = 5.0
+"""Long enough that a busy machine is not taken for an outage."""
+
+
+movable = pytest.mark.parametrize("bench", ["memory", "fakeredis"], indirect=True)
+"""For tests that move time by more than one cares to wait: only where it can be moved."""
+
+
+def charge(limit: str, name: str = "42", cost: int = 1, *, shadow: bool = False) -> Charge:
+    return Charge(f"bot:ratelimit:{name}", Limit.parse(limit), cost, shadow)
 
 
 class Clock:
@@ -18,10 +32,10 @@ class Clock:
         self.now = now
 
     def __call__(self) -> float:
-        return self.now
+        return self.now + 2**-21  # half a microsecond, lest a sum of floats fall short of one
 
     def move(self, seconds: float) -> None:
-        self.now += seconds
+        self.now = round(self.now + seconds, 6)
 
 
 class Bench(NamedTuple):
@@ -32,6 +46,30 @@ class Bench(NamedTuple):
     advance: Callable[[float], Awaitable[Any]]
     exact: bool
     """Whether time stands still between two `advance`s, so that waits can be compared exactly."""
+
+    async def hit(self, *charges: Charge, once: str | None = None) -> list[Verdict]:
+        return list(await self.storage.hit(charges, once=once, timeout=TIMEOUT))
+
+    async def peek(self, *charges: Charge) -> list[Verdict]:
+        return list(await self.storage.peek(charges, timeout=TIMEOUT))
+
+    async def reset(self, *charges: Charge) -> int:
+        return await self.storage.reset(charges, timeout=TIMEOUT)
+
+    async def allowed(self, *charges: Charge, once: str | None = None) -> bool:
+        """Whether a hit is allowed; the shadow rules among the charges have no say."""
+        verdicts = await self.hit(*charges, once=once)
+        return not any(v.wait for v, c in zip(verdicts, charges, strict=True) if not c.shadow)
+
+    def about(self, seconds: float) -> Any:
+        """Equal to these seconds in microseconds, or to what a busy machine makes of them."""
+        return pytest.approx(seconds * 1_000_000, rel=0, abs=1 if self.exact else 500_000)
+
+    async def ttls(self) -> dict[str, int]:
+        """The milliseconds that each key will live; of memory nothing is known."""
+        if self.client is None:
+            return {}
+        return {key.decode(): await self.client.pttl(key) async for key in self.client.scan_iter()}
 
 
 async def real_time(seconds: float) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import redis.asyncio as aioredis
@@ -28,6 +31,13 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running("valkey-server", tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """A Redis of this test's own, to be hung, killed and misconfigured."""
+    with running("redis-server", tmp_path, "--unixsocket", str(tmp_path / "redis.sock")) as server:
         yield server
 
 
@@ -71,3 +81,27 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
             storage = RedisStorage(real)
             yield Bench(storage, real, real_time, exact=False)
             await storage.close()
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """To set variables with: none of ours is set, and there is no `.env`."""
+    for name in [name for name in os.environ if name.upper().startswith(("REDIS_", "RATE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return monkeypatch
+
+
+@pytest.fixture
+def connected(client: aioredis.Redis) -> Callable[[int], Awaitable[None]]:
+    """Fails unless the real Redis soon has so many connections with `?client_name=ours`."""
+
+    async def wait_for(count: int) -> None:
+        async def names() -> list[str]:
+            return [connection["name"] for connection in await client.client_list()]
+
+        async with asyncio.timeout(2):
+            while (await names()).count("ours") != count:  # noqa: ASYNC110 - the server decides
+                await asyncio.sleep(0.005)
+
+    return wait_for

@@ -101,6 +101,25 @@ def running(name: str, directory: Path, *options: str) -> Iterator[Server]:
         server.kill()
 
 
+@contextmanager
+def running_cluster(directory: Path) -> Iterator[Server]:
+    """A Redis Cluster of one node."""
+    server = Server(find_server("redis-server"), directory, "--cluster-enabled", "yes")
+    while server.port > 55_535:  # the cluster's bus takes the port 10,000 above
+        server = Server(find_server("redis-server"), directory, "--cluster-enabled", "yes")
+    server.start()
+    try:
+        with redis.Redis(port=server.port, decode_responses=True) as client:
+            client.execute_command("CLUSTER ADDSLOTS", *range(16_384))
+            deadline = time.monotonic() + 10
+            while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+                assert time.monotonic() < deadline, "the cluster did not form"
+                time.sleep(0.01)
+        yield server
+    finally:
+        server.kill()
+
+
 @asynccontextmanager
 async def black_hole() -> AsyncIterator[int]:
     """A port that accepts connections, reads everything and never answers."""

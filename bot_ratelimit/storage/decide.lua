@@ -339,7 +339,8 @@ while first <= #KEYS do
     ok, answer = pcall(once and decide_once or decide, first, last)
     if not ok then -- its neighbours in this call have nothing to do with it
       failures[#failures + 1] = type(answer) == 'table' and answer.err or tostring(answer)
-      answer = string.rep('-1 ' .. #failures - 1 .. ' 0', last - first + (once and 0 or 1), ' ')
+      local rules = last - first + (once and 0 or 1)
+      answer = string.rep('-1 ' .. #failures - 1 .. ' 0 ', rules)
     end
   end
   answers[#answers + 1] = answer

@@ -111,7 +111,7 @@ class MemoryStorage:
         return TTLCache(self._maxsize, ttl_ms / 1_000, timer=self._clock)
 
     def _now(self) -> int:
-        return int(self._clock() * 1_000_000)
+        return round(self._clock() * 1_000_000)
 
 
 def _afterwards(charge: Charge, verdict: Verdict) -> Verdict:

@@ -180,6 +180,7 @@ class _Connection(Protocol):
 
     async def send_packed_command(self, command: bytes) -> None: ...
     async def read_response(self) -> Any: ...
+    async def connect(self) -> None: ...
     async def disconnect(self, nowait: bool = False) -> None: ...
 
 
@@ -205,6 +206,9 @@ class _Pool:
             return []
         connection = await self._pool.get_connection()
         try:
+            if _is_stale(connection):
+                await connection.disconnect(nowait=True)
+                await connection.connect()
             await connection.send_packed_command(b"".join(map(wire.encode, commands)))
             replies: list[Any] = []
             for _ in commands:
@@ -221,6 +225,15 @@ class _Pool:
 
     async def reconnect(self) -> None:
         await self._pool.disconnect(inuse_connections=False)
+
+
+def _is_stale(connection: _Connection) -> bool:
+    """Whether the server has closed the connection while it was idle.
+
+    The pool looks for that too, but redis-py 8 leaves it be if it speaks RESP3.
+    """
+    reader = getattr(connection, "_reader", None)
+    return isinstance(reader, asyncio.StreamReader) and reader.at_eof()
 
 
 class _Cluster:
@@ -312,5 +325,7 @@ def _translated(error: Exception) -> RateLimitError:
 
 def _code_in(text: str) -> str:
     """The code that an error begins with; inside a script, Redis 6 puts other text before it."""
+    if "executing the script can't" in text:  # how Redis 7 words NOPERM there
+        return "NOPERM"
     match = re.search(r"(?:^|[-\s])([A-Z]{3,})\b", text)
     return match[1] if match else ""

@@ -41,6 +41,8 @@ class BotApi:
         """Every request that bots have made, oldest first, but for `getUpdates`."""
         self.errors: dict[str, ApiError] = {}
         """Methods that fail, by lower-case name: `{"sendmessage": ApiError(403, "Forbidden")}`."""
+        self.spinning: set[str] = set()
+        """The ids of button presses without an answer: the user sees a spinner."""
         self.webhooks: list[Webhook] = []
         """The instances that have set a webhook."""
         self._token = token
@@ -88,6 +90,8 @@ class BotApi:
             raise LookupError("no webhook is set; a bot that polls gets its updates by enqueue()")
         webhook = self.webhooks[self._turn % len(self.webhooks)]
         self._turn += 1
+        if press := update.get("callback_query"):
+            self.spinning.add(press["id"])
         delivery, reply = await webhook.post(self._session, update)
         if method := reply.pop("method", ""):
             with suppress(ApiError):  # Telegram tells nobody how such a call ended
@@ -135,13 +139,15 @@ class BotApi:
         name = method.lower()
         if name == "getupdates":
             return await self._get_updates(params)
+        call = Call(method, params, time.perf_counter())
         async with self._news:
-            self.calls.append(Call(method, params, time.perf_counter()))
+            self.calls.append(call)
             self._news.notify_all()
         if error := self.errors.get(name):
             raise error.with_traceback(None)
         if name not in self._methods:
             raise ApiError(404, "Not Found: method not found")
+        self.spinning.discard(call.query_id)
         return self._methods[name](params)
 
     def _set_webhook(self, params: Params) -> bool:

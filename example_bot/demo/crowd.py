@@ -1,15 +1,15 @@
-"""The crowd: who writes how much, in which order, and what became of it."""
+"""The crowd: who does what, in which order, and what became of it."""
 
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from example_bot.bot import PONG
+from example_bot.bot import PONG, THANKS
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.methods import Call
-from example_bot.demo.updates import message
+from example_bot.demo.updates import Json, message
 from example_bot.demo.verdict import Outcome
 from example_bot.demo.webhooks import Delivery
 
@@ -31,6 +31,21 @@ class Person:
     messages: int
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a person does in one scene.
+
+    Args:
+        person: Who does it.
+        updates: What comes to the bot of it, in this order.
+        expected: How many of these ought to be handled.
+    """
+
+    person: Person
+    updates: Sequence[Json]
+    expected: int
+
+
 def crowd(users: Iterable[int], flooders: Iterable[int]) -> list[Person]:
     """The same people every time; the numbers say how many messages each of them sends."""
     return [
@@ -39,58 +54,70 @@ def crowd(users: Iterable[int], flooders: Iterable[int]) -> list[Person]:
     ]
 
 
-async def write(
-    api: BotApi,
-    people: list[Person],
-    seconds: float,
-    expected: Callable[[Person], int],
-    advance: Callable[[], None],
+def writing(people: Iterable[Person], expected: Callable[[Person], int]) -> list[Part]:
+    """Everybody sends their messages."""
+    return [
+        Part(each, [message(each.id, "/ping") for _ in range(each.messages)], expected(each))
+        for each in people
+    ]
+
+
+async def play(
+    api: BotApi, parts: Sequence[Part], seconds: float, advance: Callable[[], None]
 ) -> list[Outcome]:
-    """Let everybody write, all mixed up, and see from outside what the bot did.
+    """Let everybody do their part, all mixed up, and see from outside what the bot did.
 
     Args:
-        api: Delivers the messages, and sees the answers.
-        people: Who writes.
+        api: Delivers the updates, and sees the answers.
+        parts: Who does what.
         seconds: How long that takes, unless the machine is slower.
-        expected: How many messages of a person ought to be handled.
-        advance: Called after each message.
+        advance: Called after each update.
     """
-    order = [person for person in people for _ in range(person.messages)]
+    order = [number for number, part in enumerate(parts) for _ in part.updates]
     # Shuffled, so that nobody's messages meet always the same instance; seeded, so that every
     # run of the demo is the same.
     random.Random(1).shuffle(order)
+    updates = [iter(part.updates) for part in parts]
     before = len(api.calls)
     deliveries: dict[int, list[Delivery]] = defaultdict(list)
 
-    async def send(person: Person) -> None:
-        deliveries[person.id].append(await api.deliver(message(person.id, "/ping")))
+    async def send(number: int, update: Json) -> None:
+        deliveries[number].append(await api.deliver(update))
         advance()
 
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with asyncio.TaskGroup() as tasks:
-        for number, person in enumerate(order):
-            await asyncio.sleep(began + seconds * number / len(order) - loop.time())
-            tasks.create_task(send(person))
+        for turn, number in enumerate(order):
+            await asyncio.sleep(began + seconds * turn / len(order) - loop.time())
+            tasks.create_task(send(number, next(updates[number])))
 
-    sent = [call for call in api.calls[before:] if call.method == "sendMessage"]
-    handled = Counter(call.chat_id for call in sent if is_answer(call))
-    told = Counter(call.chat_id for call in sent if not is_answer(call))
+    calls = api.calls[before:]
+    handled = Counter(call.user_id for call in calls if is_answer(call))
+    told = Counter(call.user_id for call in calls if is_notice(call))
     return [
         Outcome(
-            person=person.id,
-            group=person.group,
-            sent=person.messages,
-            handled=handled[person.id],
-            expected=expected(person),
-            lost=sum(not each.ok for each in deliveries[person.id]),
-            told=told[person.id],
-            latencies=tuple(each.latency for each in deliveries[person.id]),
+            person=part.person.id,
+            group=part.person.group,
+            sent=len(part.updates),
+            handled=handled[part.person.id],
+            expected=part.expected,
+            lost=sum(not each.ok for each in deliveries[number]),
+            told=told[part.person.id],
+            latencies=tuple(each.latency for each in deliveries[number]),
         )
-        for person in people
+        for number, part in enumerate(parts)
     ]
 
 
 def is_answer(call: Call) -> bool:
-    """Whether this is a handler's answer to `/ping`, and not the notice of a refusal."""
-    return call.method == "sendMessage" and call.text.startswith(PONG)
+    """Whether a handler did this, and not the middleware, which only speaks of refusals."""
+    if call.method in {"setMessageReaction", "answerPreCheckoutQuery"}:
+        return True
+    spoken = call.method in {"sendMessage", "answerCallbackQuery"}
+    return spoken and call.text.startswith((PONG, THANKS))
+
+
+def is_notice(call: Call) -> bool:
+    """Whether this is a message that tells of a refusal."""
+    return call.method == "sendMessage" and not is_answer(call)

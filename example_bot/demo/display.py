@@ -70,8 +70,9 @@ class Display:
         self._console.print()
         self._console.print(table)
         self.say(
-            "Expected: how many should be handled; OK: it is so for every single person. "
-            "p50, p99: milliseconds from the delivery of a message until it was answered or "
+            "Sent: messages, photos, button presses; a payment is two, the pre-checkout and the "
+            "payment itself. Expected: how many should be handled; OK: it is so for every single "
+            "person. p50, p99: milliseconds from the delivery of each until it was handled or "
             "refused, with everything in one process."
         )
 

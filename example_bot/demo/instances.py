@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from bot_ratelimit import RateLimitMiddleware
-from example_bot.bot import REPORT_RULE, build_dispatcher
+from example_bot.bot import build_dispatcher
 from example_bot.demo.botapi import TOKEN, BotApi
 from example_bot.serve import build_bot, build_webhook_app
 from example_bot.settings import BotSettings
@@ -45,15 +45,20 @@ async def instances(
                 client = new_client() if new_client else None
                 if client is not None:
                     clients.push_async_callback(client.aclose)
-                everything = RateLimitMiddleware(rate_limit, client, key_prefix, timeout=DEADLINE)
-                reports = RateLimitMiddleware(REPORT_RULE, client, key_prefix, timeout=DEADLINE)
-                runners.append(await _serve(api, build_dispatcher(everything, reports)))
+                middleware = RateLimitMiddleware(rate_limit, client, key_prefix, timeout=DEADLINE)
+                runners.append(await serve(api, build_dispatcher(middleware)))
             yield
         finally:
             await asyncio.gather(*(runner.cleanup() for runner in runners))
 
 
-async def _serve(api: BotApi, dispatcher: Dispatcher) -> web.AppRunner:
+async def serve(api: BotApi, dispatcher: Dispatcher) -> web.AppRunner:
+    """Run one instance until the runner's `cleanup`, with these handlers.
+
+    Args:
+        api: Where it sets its webhook.
+        dispatcher: Handles the updates that come.
+    """
     # The bot tells its address before the server listens, so the port is taken first.
     listener = socket.create_server(("127.0.0.1", 0))
     # Constructed, not loaded: nothing in the environment or .env may lead the demo astray.

@@ -33,6 +33,17 @@ class Call:
         return int(value) if value else None
 
     @property
+    def query_id(self) -> str:
+        """The query it answers, or nothing."""
+        names = ("callback_query_id", "pre_checkout_query_id", "inline_query_id")
+        return next((self.params[name] for name in names if name in self.params), "")
+
+    @property
+    def user_id(self) -> int | None:
+        """Whom it reaches: whose private chat it is, or whose query it answers."""
+        return int(self.query_id.partition("-")[0]) if self.query_id else self.chat_id
+
+    @property
     def text(self) -> str:
         """The text it carries, or nothing."""
         return self.params.get("text", "")
@@ -94,6 +105,19 @@ def send_message(params: Params) -> Json:
     }
 
 
+def send_invoice(params: Params) -> Json:
+    """The message that asks for a payment; without a chat or prices an error."""
+    try:
+        total = sum(price["amount"] for price in json.loads(params["prices"]))
+    except (LookupError, ValueError):
+        raise ApiError(400, "Bad Request: can't parse prices") from None
+    invoice = {name: params.get(name, "") for name in ("title", "description", "currency")}
+    invoice |= {"start_parameter": "", "total_amount": total}
+    sent = send_message({**params, "text": "an invoice"})
+    del sent["text"]
+    return {**sent, "invoice": invoice}
+
+
 def done(params: Params) -> bool:
     """The answer of all methods that only do something."""
     return True
@@ -102,6 +126,7 @@ def done(params: Params) -> bool:
 STATELESS: dict[str, Callable[[Params], Any]] = {
     "getme": get_me,
     "sendmessage": send_message,
+    "sendinvoice": send_invoice,
     "editmessagetext": send_message,
     "answercallbackquery": done,
     "answerinlinequery": done,
@@ -109,6 +134,7 @@ STATELESS: dict[str, Callable[[Params], Any]] = {
     "answershippingquery": done,
     "approvechatjoinrequest": done,
     "sendchataction": done,
+    "setmessagereaction": done,
     "setmycommands": done,
     "deletemessage": done,
     "logout": done,

@@ -9,6 +9,9 @@ Json: TypeAlias = dict[str, Any]
 # Telegram numbers updates and messages upwards; one sequence serves both here.
 _numbers = itertools.count(1)
 
+_PHOTO = {"file_id": "photo", "file_unique_id": "photo", "width": 640, "height": 480}
+_STAR = {"currency": "XTR", "total_amount": 1, "invoice_payload": "donation"}
+
 
 def user(user_id: int, *, language: str = "en") -> Json:
     """A person who writes to the bot."""
@@ -41,19 +44,38 @@ def message(
     return {"update_id": next(_numbers), "message": _message(user_id, text, group, content)}
 
 
+def album(user_id: int, photos: int, *, group: int | None = None) -> list[Json]:
+    """A user sends photos as an album, which comes as an update for each of them."""
+    content: Json = {"photo": [_PHOTO], "media_group_id": str(next(_numbers))}
+    return [message(user_id, group=group, **content) for _ in range(photos)]
+
+
 def callback(user_id: int, data: str, *, group: int | None = None) -> Json:
     """A user presses an inline button under a message of the bot."""
-    number = next(_numbers)
-    return {
-        "update_id": number,
-        "callback_query": {
-            "id": str(number),
-            "from": user(user_id),
-            "chat_instance": str(group or user_id),
-            "message": _message(user_id, "A message with a button", group, {}),
-            "data": data,
-        },
+    content = {
+        "chat_instance": str(group or user_id),
+        "message": _message(user_id, "A message with a button", group, {}),
+        "data": data,
     }
+    return _query("callback_query", user_id, content)
+
+
+def pre_checkout(user_id: int) -> Json:
+    """A user is about to pay a star; they can once the bot has answered."""
+    return _query("pre_checkout_query", user_id, _STAR)
+
+
+def payment(user_id: int) -> Json:
+    """A user has paid a star."""
+    charge = {"telegram_payment_charge_id": "1", "provider_payment_charge_id": "1"}
+    return message(user_id, successful_payment={**_STAR, **charge})
+
+
+def _query(kind: str, user_id: int, content: Json) -> Json:
+    """A query, whose id says who asks: the bot's answer names nothing but the id."""
+    number = next(_numbers)
+    query = {"id": f"{user_id}-{number}", "from": user(user_id), **content}
+    return {"update_id": number, kind: query}
 
 
 def _message(user_id: int, text: str | None, group: int | None, content: Json) -> Json:

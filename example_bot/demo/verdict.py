@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one person's messages."""
+    """What became of one person's messages, photos, presses or payments."""
 
     person: int
     group: str
@@ -18,9 +18,9 @@ class Outcome:
     lost: int
     """How many the bot did not take: no answer, or not a 2xx."""
     told: int
-    """How many notices of a refusal they got."""
+    """How many messages they got that say no more than that they are refused."""
     latencies: tuple[float, ...]
-    """Seconds from the delivery of each message until it was answered or refused."""
+    """Seconds from the delivery of each until it was answered or refused."""
 
     @property
     def as_claimed(self) -> bool:
@@ -88,8 +88,7 @@ def _differences(title: str, outcome: Outcome) -> Iterable[str]:
     who = f"{title}: {outcome.group} {outcome.person}"
     if outcome.handled != outcome.expected:
         yield (
-            f"{who}: {outcome.handled} of {outcome.sent} messages were handled, "
-            f"expected {outcome.expected}"
+            f"{who}: {outcome.handled} of {outcome.sent} were handled, expected {outcome.expected}"
         )
     if outcome.lost:
-        yield f"{who}: {outcome.lost} messages were not taken by the bot"
+        yield f"{who}: {outcome.lost} of {outcome.sent} were not taken by the bot"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from aiogram import Bot, Dispatcher
+from aiogram import Bot, Dispatcher, F
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
 from aiogram.exceptions import (
@@ -19,8 +19,8 @@ from aiogram.exceptions import (
     TelegramRetryAfter,
     TelegramUnauthorizedError,
 )
-from aiogram.methods import GetStickerSet, SendMessage
-from aiogram.types import Message, Update
+from aiogram.methods import GetStickerSet, SendInvoice, SendMessage
+from aiogram.types import CallbackQuery, LabeledPrice, Message, Update
 from aiogram.webhook.aiohttp_server import SimpleRequestHandler
 from aiohttp import web
 
@@ -60,18 +60,23 @@ async def test_calls_are_answered_and_written_down(api: BotApi, bot: Bot) -> Non
     me = await bot.get_me()
     sent = await bot.send_message(42, "hello")
     edited = await sent.edit_text("goodbye")
+    prices = [LabeledPrice(label="One", amount=1), LabeledPrice(label="Two", amount=2)]
+    asked = await bot.send_invoice(42, "Three", "Stars", "payload", "XTR", prices)
     await bot.answer_callback_query("1", "pong")
     await bot.answer_inline_query("2", [])
     await bot.answer_pre_checkout_query("3", ok=True)
 
     assert (me.is_bot, me.id) == (True, bot.id)
     assert (sent.chat.id, sent.text) == (42, "hello")
+    assert asked.invoice
+    assert (asked.invoice.title, asked.invoice.total_amount) == ("Three", 3)
     assert isinstance(edited, Message)
     assert (edited.message_id, edited.text) == (sent.message_id, "goodbye")
     assert [(call.method, call.chat_id, call.text) for call in api.calls] == [
         ("getMe", None, ""),
         ("sendMessage", 42, "hello"),
         ("editMessageText", 42, "goodbye"),
+        ("sendInvoice", 42, ""),
         ("answerCallbackQuery", None, "pong"),
         ("answerInlineQuery", None, ""),
         ("answerPreCheckoutQuery", None, ""),
@@ -101,6 +106,8 @@ async def test_errors_have_the_shape_of_telegrams(api: BotApi, bot: Bot) -> None
         await bot(GetStickerSet(name="none"))
     with pytest.raises(TelegramBadRequest, match="message text is empty"):
         await bot.send_message(42, " ")
+    with pytest.raises(TelegramBadRequest, match="can't parse prices"):
+        await bot(SendInvoice.model_construct(chat_id=42, title="A star"))
     api.errors["sendmessage"] = ApiError(403, "Forbidden: bot was blocked by the user")
     with pytest.raises(TelegramForbiddenError):
         await bot.send_message(42, "hello")
@@ -159,6 +166,23 @@ async def test_a_method_in_the_answer_to_an_update_is_performed(api: BotApi, bot
         42,
         "in the answer",
     )
+
+
+async def test_a_button_spins_until_its_press_is_answered(api: BotApi, bot: Bot) -> None:
+    """A press that no handler answers can be told from one that was, and whose it was."""
+    dispatcher = Dispatcher()
+
+    @dispatcher.callback_query(F.data == "answered")
+    async def answer(callback: CallbackQuery) -> None:
+        await callback.answer()
+
+    async with serving(bot, dispatcher) as url:
+        await bot.set_webhook(url)
+        answered, ignored = callback(42, "answered"), callback(43, "ignored")
+        await api.deliver(answered)
+        await api.deliver(ignored)
+    assert api.spinning == {ignored["callback_query"]["id"]}
+    assert (api.calls[-1].query_id, api.calls[-1].user_id) == (answered["callback_query"]["id"], 42)
 
 
 async def test_an_instance_that_is_down_takes_no_update(api: BotApi, bot: Bot) -> None:

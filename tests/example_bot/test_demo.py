@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rich.console import Console
 
-from bot_ratelimit import ConfigError
-from example_bot.demo.backend import open_backend
+from bot_ratelimit import ConfigError, RateLimitMiddleware
+from example_bot.demo.__main__ import main
+from example_bot.demo.acts import act_two
+from example_bot.demo.backend import Embedded, open_backend
 from example_bot.demo.botapi import BotApi
-from example_bot.demo.crowd import crowd, write
+from example_bot.demo.crowd import Part, crowd, play, writing
 from example_bot.demo.display import Display
 from example_bot.demo.instances import instances
 from example_bot.demo.proxy import Proxy
+from example_bot.demo.stage import Stage
+from example_bot.demo.tape import Tape
 from example_bot.demo.verdict import Claim, Findings, Outcome, Scene, percentile
 from tests.servers import Server
 
@@ -53,11 +59,15 @@ async def test_the_demo_does_what_it_claims(start: Start) -> None:
     assert rows == [
         [180, 45, 45, 135],
         [180, 15, 15, 165],
+        [30, 0, 0, 30],
+        [60, 0, 0, 60],
+        [6, 6, 6, 0],
         [60, 15, 15, 45],
         [60, 60, 60, 0],
         [60, 0, 0, 60],
     ]
     assert len(re.findall(r"40 users +(\d+) +\1 +\1 +0 .* yes\b", out)) == 5
+    assert re.findall(r"8 users +(\d+) +\1 +\1 +0 .* yes\b", out) == ["80", "8"]
     assert out.count("log: ERROR Redis rate limit check failed") == 1
     assert out.endswith("What the demo claims is what happened.\n")
 
@@ -74,13 +84,13 @@ def test_the_verdict_is_yes_only_for_what_was_claimed() -> None:
     [
         (
             findings(replace(GOOD, handled=6)),
-            "2: users 1: 6 of 6 messages were handled, expected 5",
+            "2: users 1: 6 of 6 were handled, expected 5",
         ),
         (
             findings(replace(GOOD, handled=4)),
-            "2: users 1: 4 of 6 messages were handled, expected 5",
+            "2: users 1: 4 of 6 were handled, expected 5",
         ),
-        (findings(replace(GOOD, lost=2)), "2: users 1: 2 messages were not taken by the bot"),
+        (findings(replace(GOOD, lost=2)), "2: users 1: 2 of 6 were not taken by the bot"),
         (findings(GOOD, Claim("pigs fly", False)), "not true: pigs fly"),
         (Findings(), "nothing was measured"),
     ],
@@ -105,12 +115,66 @@ async def test_a_bot_with_another_limit_is_found_out(api: BotApi) -> None:
     """What is measured is what the bot did: with a limit of 3 the claim of 5 fails, for 3 of 3."""
     people = crowd(users=[2], flooders=[9])
     async with instances(api, 3, "1/minute", "test"):
-        outcomes = await write(api, people, 0, lambda p: min(p.messages, 5), lambda: None)
+        outcomes = await play(api, writing(people, lambda p: min(p.messages, 5)), 0, lambda: None)
     assert [(each.sent, each.handled, each.lost) for each in outcomes] == [(2, 2, 0), (9, 3, 0)]
     found = Findings([Scene("1", outcomes)])
     assert found.differences() == [
-        "1: flooders 9000: 3 of 9 messages were handled, expected 5",
+        "1: flooders 9000: 3 of 9 were handled, expected 5",
     ]
+
+
+MIDDLEWARE = "example_bot.demo.instances.RateLimitMiddleware"
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "difference"),
+    [
+        (
+            "bot_ratelimit.middleware.album_of",
+            lambda event: None,
+            "2 albums: users 1002: 2 of 10 were handled, expected 10",
+        ),
+        (
+            MIDDLEWARE,
+            partial(RateLimitMiddleware, never_refuse=()),
+            "2 payments: flooders 9000: 0 of 2 were handled, expected 2",
+        ),
+        (
+            MIDDLEWARE,
+            partial(RateLimitMiddleware, on_limited=None),
+            "not true: every button press was answered, refused or not",
+        ),
+    ],
+    ids=["albums", "payments", "buttons"],
+)
+async def test_a_bot_without_manners_is_found_out(
+    name: str, without: object, difference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limiter that tears albums, loses payments or lets buttons spin does not pass the demo."""
+
+    async def at_once(api: BotApi, parts: Sequence[Part], _: float, *args: Any) -> list[Outcome]:
+        return await play(api, parts, 0, *args)
+
+    monkeypatch.setattr("example_bot.demo.stage.play", at_once)
+    monkeypatch.setattr(name, without)
+    stage = Stage(Display(Console(file=io.StringIO())), Embedded(), "test", Tape())
+    await act_two(stage)
+    assert difference in stage.findings.differences()
+
+
+def test_ctrl_c_while_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whenever the demo is stopped, it says so in one line, without a traceback."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.__import__", interrupted)
+        status = main()
+    assert status == 130
+    assert capsys.readouterr().err == "Stopped before the end: nothing is claimed.\n"
 
 
 def test_percentiles_are_values_that_were_measured() -> None:

@@ -7,7 +7,10 @@ import asyncio
 import pytest
 from aiogram import Bot, Dispatcher
 
-from example_bot.demo.botapi import TOKEN
+from bot_ratelimit import RateLimitMiddleware
+from example_bot.bot import build_dispatcher
+from example_bot.demo.botapi import TOKEN, BotApi
+from example_bot.demo.instances import serve
 from example_bot.demo.updates import message
 from example_bot.inflight import InFlight
 
@@ -51,3 +54,16 @@ async def test_shutdown_does_not_wait_for_ever(caplog: pytest.LogCaptureFixture)
     await in_flight.drain()
     assert caplog.messages == ["1 updates were still being handled at shutdown"]
     update.cancel()
+
+
+async def test_a_webhook_closes_nothing_that_a_handler_needs(api: BotApi) -> None:
+    """The bot's other shutdown callbacks come after the answer to the update under way."""
+    dispatcher = build_dispatcher(RateLimitMiddleware("5/minute"))
+    done: list[str] = []
+    dispatcher.shutdown.register(lambda: done.extend(call.method for call in api.calls))
+    runner = await serve(api, dispatcher)
+    report = asyncio.create_task(api.deliver(message(42, "/report")))
+    await api.called("sendMessage")
+    await runner.cleanup()
+    assert (await report).ok
+    assert done[-1] == "editMessageText"

@@ -2,19 +2,235 @@
 
 from __future__ import annotations
 
+import asyncio
+from time import monotonic
+
 import pytest
 
-from bot_ratelimit import Algorithm, Limit
+from bot_ratelimit import Penalty
 from bot_ratelimit.storage.base import Charge
+from tests.benches import Bench, charge, movable
 
-from ..benches import Bench
+ALGORITHMS = ("", " sliding", " bucket")
+"""What makes a limit's text one of each algorithm."""
 
-KEY = "bot:ratelimit:42"
+per_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 
-@pytest.mark.parametrize("algorithm", Algorithm)
-async def test_grants_its_amount_then_refuses(bench: Bench, algorithm: Algorithm) -> None:
+@per_algorithm
+async def test_grants_its_amount_then_refuses(bench: Bench, algorithm: str) -> None:
     """An empty count grants exactly what the limit can grant at once."""
-    charge = Charge(KEY, Limit(3, 60, algorithm))
-    waits = [(await bench.storage.hit([charge], timeout=1))[0].wait for _ in range(5)]
-    assert [wait == 0 for wait in waits] == [True, True, True, False, False]
+    one = charge(f"3/minute{algorithm}")
+    assert [await bench.allowed(one) for _ in range(5)] == [True] * 3 + [False] * 2
+
+
+@per_algorithm
+async def test_a_verdict_says_how_long_and_how_much(bench: Bench, algorithm: str) -> None:
+    """Wait, remaining and reset are told with every hit, refused or not."""
+    limit = f"2/minute{algorithm}"
+    per_token = 30 if algorithm == " bucket" else 60
+    first, second, third = [(await bench.hit(charge(limit)))[0] for _ in range(3)]
+    assert (first.wait, first.remaining, first.reset) == (0, 1, bench.about(per_token))
+    assert (second.wait, second.remaining, second.reset) == (0, 0, bench.about(60))
+    assert (third.wait, third.remaining, third.reset) == (
+        *(bench.about(per_token), 0),
+        bench.about(60),
+    )
+
+
+@per_algorithm
+async def test_a_wait_is_exact(bench: Bench, algorithm: str) -> None:
+    """A refused hit is allowed when its wait is over, and not before."""
+    one = charge(f"1/100ms{algorithm}")
+    before = monotonic()
+    await bench.hit(one)
+    after, passed_ms = monotonic(), 90
+    await bench.advance(0.09)
+    asked = monotonic()
+    while not await bench.allowed(one):
+        assert bench.exact or asked - after < 0.102
+        await bench.advance(0.002)
+        passed_ms += 2
+        asked = monotonic()
+    if bench.exact:
+        assert passed_ms == 100
+    else:  # a server's milliseconds are cut off
+        assert monotonic() - before > 0.099
+
+
+@per_algorithm
+async def test_nothing_is_remembered_after_reset_time(bench: Bench, algorithm: str) -> None:
+    """When `reset` is over the count is new, and no key is left behind."""
+    one = charge(f"3/60ms{algorithm}")
+    verdicts = [await bench.hit(one) for _ in range(4)]
+    await bench.advance(verdicts[-1][0].reset / 1_000_000 + 0.003)
+    assert await bench.ttls() == {}
+    assert (await bench.peek(one))[0] == (0, 3, 0)
+
+
+@per_algorithm
+async def test_costs_add_up(bench: Bench, algorithm: str) -> None:
+    """A hit takes its cost, and one that asks for more than is left takes nothing."""
+    limit = f"5/minute{algorithm}"
+    costs = [3, 3, 2, 1]
+    assert [await bench.allowed(charge(limit, cost=c)) for c in costs] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "limits", [("9/minute", "2/minute sliding", "9/h bucket"), ("9/h burst 9", "9/m", "2/minute")]
+)
+async def test_all_rules_are_charged_or_none(bench: Bench, limits: tuple[str, ...]) -> None:
+    """What one rule refuses is charged to none of the others, whatever their algorithms."""
+    rules = [charge(limit, f"{scope}:7") for scope, limit in enumerate(limits)]
+    for _ in range(2):
+        assert await bench.allowed(*rules)
+    remaining = [7, 7, 7]
+    remaining[limits.index(next(limit for limit in limits if limit.startswith("2")))] = 0
+    for _ in range(3):
+        verdicts = await bench.hit(*rules)
+        assert [bool(verdict.wait) for verdict in verdicts] == [left == 0 for left in remaining]
+        assert [verdict.remaining for verdict in verdicts] == remaining
+
+
+async def test_rules_of_one_hit_wait_each_for_itself(bench: Bench) -> None:
+    """When several rules refuse, each tells its own wait."""
+    rules = [charge("1/minute", "a"), charge("1/h sliding", "b"), charge("1/d bucket", "c")]
+    await bench.hit(*rules)
+    waits = [verdict.wait for verdict in await bench.hit(*rules)]
+    assert waits == [bench.about(60), bench.about(3_600), bench.about(86_400)]
+
+
+@per_algorithm
+async def test_a_shadow_rule_has_no_say(bench: Bench, algorithm: str) -> None:
+    """A shadow charge is made and reported like any other, but refuses nothing."""
+    shadow = charge(f"1/minute{algorithm}", "new", shadow=True)
+    real = charge("3/minute", "old")
+    seen = [await bench.hit(shadow, real) for _ in range(4)]
+    assert [bool(verdicts[0].wait) for verdicts in seen] == [False, True, True, True]
+    assert [bool(verdicts[1].wait) for verdicts in seen] == [False, False, False, True]
+
+
+async def test_a_refused_hit_is_not_charged_to_a_shadow(bench: Bench) -> None:
+    """A shadow rule counts what would have gone through, so not what another rule refused."""
+    shadow, real = charge("5/minute", "new", shadow=True), charge("1/minute", "old")
+    for _ in range(3):
+        await bench.hit(shadow, real)
+    assert (await bench.peek(shadow))[0].remaining == 4
+
+
+@per_algorithm
+async def test_peek_charges_nothing(bench: Bench, algorithm: str) -> None:
+    """Looking says what a hit would say, leaves everything, and leaves no key behind."""
+    one = charge(f"2/minute{algorithm}")
+    assert await bench.peek(one) == [(0, 2, 0)]
+    assert await bench.ttls() == {}
+    for _ in range(2):
+        assert not (await bench.peek(one))[0].wait
+        await bench.hit(one)
+    for _ in range(3):
+        (verdict,) = await bench.peek(one)
+        assert verdict.remaining == 0
+        assert verdict.wait == bench.about(30 if algorithm == " bucket" else 60)
+
+
+async def test_a_full_fixed_window_counts_attempts(bench: Bench) -> None:
+    """GET shows an operator every attempt; peeks and hits that would overfill are none."""
+    for cost, seen in ((2, b"2"), (3, b"2"), (1, b"3"), (1, b"4"), (2, b"6")):
+        await bench.hit(charge("3/minute", cost=cost))
+        await bench.peek(charge("3/minute"))
+        assert bench.client is None or await bench.client.get("bot:ratelimit:42") == seen
+
+
+@per_algorithm
+async def test_reset_tells_whether_there_was_something(bench: Bench, algorithm: str) -> None:
+    """Reset forgets each of its keys, and counts those under which something was."""
+    used, other = charge(f"1/minute{algorithm}"), charge(f"1/minute{algorithm}", "43")
+    assert await bench.reset(used, other) == 0
+    await bench.hit(used)
+    assert await bench.reset(used, other) == 1
+    assert await bench.reset(used) == 0
+    assert await bench.allowed(used)
+
+
+@per_algorithm
+async def test_one_token_is_charged_once(bench: Bench, algorithm: str) -> None:
+    """Hits with one token share a verdict and a charge; another token is another hit."""
+    one = charge(f"2/minute{algorithm}")
+    shared = [await bench.hit(one, once="bot:ratelimit:once:a") for _ in range(3)]
+    assert [verdicts[0].remaining for verdicts in shared] == [1, 1, 1]
+    assert [v.reset for (v,) in shared] == [bench.about(shared[0][0].reset / 1_000_000)] * 3
+    assert (await bench.hit(one, once="bot:ratelimit:once:b"))[0].remaining == 0
+    assert not await bench.allowed(one, once="bot:ratelimit:once:c")
+
+
+async def test_a_shared_refusal_stays_one_while_its_times_run(bench: Bench) -> None:
+    """A token that was refused stays refused, though the rule would allow it by now."""
+    rules = charge("1/50ms"), charge("9/minute", "b")
+    assert await bench.allowed(*rules)
+    first = await bench.hit(*rules, once="bot:ratelimit:once:late")
+    await bench.advance(0.02)
+    later = await bench.hit(*rules, once="bot:ratelimit:once:late")
+    assert first[0].wait - later[0].wait >= 19_000
+    assert first[1].reset - later[1].reset >= 19_000
+    await bench.advance(0.05)
+    assert await bench.hit(*rules, once="bot:ratelimit:once:late") == [
+        (1, 0, 0),
+        (0, 8, bench.about(59.93)),
+    ]
+    assert await bench.allowed(*rules)
+
+
+async def test_one_token_at_the_same_instant_is_charged_once(bench: Bench) -> None:
+    """The items of an album that arrive together are one hit."""
+    one = charge("3/minute")
+    verdicts = await asyncio.gather(
+        *(bench.hit(one, once=f"bot:ratelimit:once:{i % 2}") for i in range(20))
+    )
+    assert {verdict.remaining for (verdict,) in verdicts} == {2, 1}
+    assert (await bench.peek(one))[0].remaining == 1
+
+
+@movable
+async def test_a_token_is_good_for_a_minute(bench: Bench) -> None:
+    """After 60 seconds a token is forgotten, to the millisecond."""
+    one = charge("5/h")
+    seen = []
+    for seconds in (0, 59.999, 0.001):
+        await bench.advance(seconds)
+        seen.append((await bench.hit(one, once="bot:ratelimit:once:a"))[0].remaining)
+    assert seen == [4, 4, 3]
+
+
+@per_algorithm
+async def test_concurrent_hits_are_counted_exactly(bench: Bench, algorithm: str) -> None:
+    """Of 100 hits at once exactly the amount passes."""
+    one = charge(f"7/minute{algorithm}")
+    assert sum(await asyncio.gather(*(bench.allowed(one) for _ in range(100)))) == 7
+
+
+async def test_every_key_has_a_ttl(bench: Bench) -> None:
+    """At no time is there a key that would stay for ever."""
+    ban = Charge("bot:ratelimit:ban:42", (two := charge("2/minute")).limit, penalty=BAN)
+    rules = [charge(f"2/minute{algorithm}", f"{i}:7") for i, algorithm in enumerate(ALGORITHMS)]
+    for i in range(4):
+        await bench.hit(two, ban)
+        await bench.hit(*rules, once=f"bot:ratelimit:once:{i}")
+        await bench.peek(*rules)
+        ttls = await bench.ttls()
+        assert bench.client is None or len(ttls) == 5 + i + (i > 1)
+        assert all(0 < ttl <= 300_000 for ttl in ttls.values())
+
+
+BAN = Penalty("2/minute", 300)
+
+
+async def test_a_penalty_counts_refusals_and_then_bans(bench: Bench) -> None:
+    """Refused hits are counted; the last one that is tolerated brings on the ban."""
+    rules = charge("1/minute"), Charge("bot:ratelimit:ban:42", BAN.limit, penalty=BAN)
+    seen = [(await bench.hit(*rules))[1] for _ in range(4)]
+    assert [(verdict.wait, verdict.remaining) for verdict in seen[:3]] == [(0, 2), (0, 1), (0, 0)]
+    assert (seen[2].reset, seen[3].wait) == (bench.about(300), bench.about(300))
+    await bench.reset(rules[0])
+    assert not await bench.allowed(*rules)
+    assert await bench.reset(*rules) == 1
+    assert await bench.allowed(*rules)

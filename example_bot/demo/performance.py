@@ -1,0 +1,44 @@
+"""The performance: the three acts one after the other, and the verdict."""
+
+import asyncio
+import os
+import sys
+
+from rich.console import Console
+
+from bot_ratelimit import ConfigError
+from example_bot.demo.acts import CROWD, act_one, act_three, act_two
+from example_bot.demo.backend import open_backend, random_prefix
+from example_bot.demo.crowd import FLOODERS
+from example_bot.demo.display import Display
+from example_bot.demo.stage import INSTANCES, LIMIT, Stage
+from example_bot.demo.tape import recorded
+
+
+def perform() -> int:
+    """Perform the three acts, and return 0 only if what they claim is what happened."""
+    try:
+        return asyncio.run(_perform(Display(Console())))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+async def _perform(display: Display) -> int:
+    prefix = random_prefix()
+    flooders = sum(person.group == FLOODERS for person in CROWD)
+    # Not from .env: the demo must not reach for a bot's real Redis unless told to.
+    async with open_backend(os.environ.get("REDIS_URL"), prefix) as backend:
+        with recorded() as tape:
+            stage = Stage(display, backend, prefix, tape)
+            display.say(
+                f"{INSTANCES} instances of one bot behind a load balancer, {backend.name}, and a "
+                f"stand-in for Telegram. Everybody may send {LIMIT} messages a minute: "
+                f"{len(CROWD) - flooders} users keep to that, {flooders} flooders do not."
+            )
+            await act_one(stage)
+            await act_two(stage)
+            await act_three(stage)
+    display.table(stage.findings)
+    display.verdict(stage.findings)
+    return stage.findings.exit_status()

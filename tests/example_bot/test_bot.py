@@ -1,0 +1,72 @@
+"""What the example bot answers, and what each of it costs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from bot_ratelimit import RateLimitMiddleware
+from example_bot.bot import PONG, THANKS, build_dispatcher
+from example_bot.demo.botapi import BotApi
+from example_bot.demo.instances import serve
+from example_bot.demo.updates import Json, album, callback, message, payment, pre_checkout
+
+
+@asynccontextmanager
+async def running(api: BotApi, middleware: RateLimitMiddleware) -> AsyncIterator[None]:
+    runner = await serve(api, build_dispatcher(middleware))
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def answers(api: BotApi, *updates: Json) -> list[tuple[str, str]]:
+    """What the bot does about updates that come at once."""
+    before = len(api.calls)
+    for delivery in await asyncio.gather(*map(api.deliver, updates)):
+        assert delivery.ok
+    return [(call.method, call.text) for call in api.calls[before:]]
+
+
+async def test_everything_that_it_says_it_can_do(api: BotApi) -> None:
+    """`/start` names what there is, and each of it is answered and counted."""
+    async with running(api, RateLimitMiddleware("9/minute")):
+        ((method, text),) = await answers(api, message(42, "/start"))
+        assert method == "sendMessage"
+        assert all(each in text for each in ("/ping", "/report", "/donate", "button", "photos"))
+        assert await answers(api, message(42, "/ping")) == [("sendMessage", f"{PONG}, 7 left")]
+        pressed = await answers(api, callback(42, "ping"))
+        assert pressed == [("answerCallbackQuery", f"{PONG}, 6 left")]
+        assert await answers(api, *album(42, 3)) == [("setMessageReaction", "")] * 3
+        assert await answers(api, message(42, "/donate")) == [("sendInvoice", "")]
+        assert await answers(api, message(42, "/ping")) == [("sendMessage", f"{PONG}, 3 left")]
+
+
+async def test_a_report_has_a_limit_of_its_own(api: BotApi) -> None:
+    """Two reports a minute, whatever else is sent; and reports take nothing from the rest."""
+    async with running(api, RateLimitMiddleware("1/minute")):
+        reports = await answers(api, *(message(42, "/report") for _ in range(3)))
+        pings = await answers(api, message(42, "/ping"))
+    methods = [method for method, _ in reports]
+    assert methods.count("editMessageText") == 2
+    assert sum(text.startswith("Too many requests") for _, text in reports) == 1
+    assert pings == [("sendMessage", f"{PONG}, 0 left")]
+
+
+async def test_who_is_over_the_limit_can_still_pay(api: BotApi) -> None:
+    """The question before a payment is answered with yes, and the payment with thanks."""
+    async with running(api, RateLimitMiddleware("1/minute")):
+        await answers(api, message(42, "/ping"), message(42, "/ping"))
+        assert await answers(api, pre_checkout(42)) == [("answerPreCheckoutQuery", "")]
+        assert api.calls[-1].params["ok"] == "true"
+        assert await answers(api, payment(42)) == [("sendMessage", THANKS)]
+
+
+async def test_who_is_exempt_is_answered_too(api: BotApi) -> None:
+    """Somebody without a limit hears of no number; RATE_LIMIT_EXEMPT must not break the bot."""
+    async with running(api, RateLimitMiddleware("1/minute", exempt=[42])):
+        for _ in range(2):
+            assert await answers(api, message(42, "/ping")) == [("sendMessage", PONG)]
+            assert await answers(api, callback(42, "ping")) == [("answerCallbackQuery", PONG)]

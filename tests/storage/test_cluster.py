@@ -1,0 +1,114 @@
+"""RedisStorage on a Redis Cluster, of one node that owns every slot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+
+import pytest
+import redis.asyncio as aioredis
+from redis.asyncio.cluster import RedisCluster
+
+from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
+from tests.benches import TIMEOUT, charge
+from tests.servers import Server, free_port, running_cluster
+
+RULES = "3/minute; 9/h sliding"
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests: a new node takes two seconds before it serves."""
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as server:
+        yield server
+
+
+@pytest.fixture
+async def cluster(node: Server) -> AsyncIterator[RedisCluster]:
+    async with RedisCluster(host="127.0.0.1", port=node.port) as cluster:
+        await cluster.flushall()
+        yield cluster
+
+
+async def test_one_rule_needs_nothing(cluster: RedisCluster) -> None:
+    """Rules that stand alone are decided wherever their keys live."""
+    limiter = Limiter(RedisStorage(cluster), timeout=TIMEOUT)
+    users = [Subject(user=i % 20) for i in range(100)]
+    decisions = await asyncio.gather(*(limiter.hit("3/minute", user) for user in users))
+    assert [decision.allowed for decision in decisions] == [True] * 60 + [False] * 40
+    assert {decision.source for decision in decisions} == {"redis"}
+    assert await limiter.reset("3/minute", users[0])
+    assert (await limiter.peek("3/minute", users[0])).remaining == 3
+
+
+async def test_several_rules_need_a_hash_tag(cluster: RedisCluster) -> None:
+    """With the prefix in braces all keys of a bot live together, and so do its once tokens."""
+    limiter = Limiter(RedisStorage(cluster), key_prefix="{bot}", timeout=TIMEOUT)
+    found = [await limiter.hit(RULES, Subject(user=7), once=f"u{i}") for i in range(4)]
+    assert [(d.allowed, d.source) for d in found] == [(True, "redis")] * 3 + [(False, "redis")]
+    assert not (await limiter.hit(RULES, Subject(user=7), once="u3")).allowed
+    assert await limiter.reset(RULES, Subject(user=7))
+
+
+async def test_without_a_hash_tag_the_error_says_what_to_do(cluster: RedisCluster) -> None:
+    """Keys that live apart cannot be decided together, which a setting mends."""
+    storage = RedisStorage(cluster)
+    charges = [charge("3/minute", "7"), charge("9/h", "9/h:7")]
+    for once, several in ((None, charges), ("bot:ratelimit:once:a", charges[:1])):
+        with pytest.raises(ConfigError, match=r"hash tag into key_prefix, for example '\{bot\}'"):
+            await storage.hit(several, once=once, timeout=TIMEOUT)
+    assert (await storage.peek(charges[:1], timeout=TIMEOUT))[0].remaining == 3
+
+
+async def test_a_flushed_script_is_loaded_again(node: Server, cluster: RedisCluster) -> None:
+    """Also a node that does not know the script charges a hit once."""
+    storage = RedisStorage(cluster)
+    async with aioredis.Redis(port=node.port) as client:
+        for remaining in (8, 7):
+            await client.script_flush()
+            (verdict,) = await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+            assert verdict.remaining == remaining
+
+
+async def test_the_cluster_clients_own_retries_are_not_used(node: Server) -> None:
+    """A hit whose answer did not come in the client's time is charged at most once."""
+    async with (
+        RedisCluster(host="127.0.0.1", port=node.port, socket_timeout=0.05) as cluster,
+        aioredis.Redis(port=node.port) as client,
+    ):
+        await client.flushall()
+        storage = RedisStorage(cluster)
+        await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+        node.hang()
+        # Between the first attempt's time-out and that of what the client does next.
+        asyncio.get_running_loop().call_later(0.075, node.resume)
+        with suppress(StorageError):
+            await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+        await asyncio.sleep(0.1)
+        assert int(await client.get("bot:ratelimit:42")) <= 2
+
+
+async def test_a_hung_cluster_is_an_outage(node: Server, cluster: RedisCluster) -> None:
+    """The deadline holds on a cluster too."""
+    storage = RedisStorage(cluster)
+    await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+    node.hang()
+    async with asyncio.timeout(0.5):
+        found = await asyncio.gather(
+            *(storage.hit([charge("9/m", f"{i}")], timeout=0.1) for i in range(20)),
+            return_exceptions=True,
+        )
+    assert {type(each) for each in found} == {StorageError}
+    node.resume()
+    assert (await storage.hit([charge("9/minute")], timeout=TIMEOUT))[0].wait == 0
+
+
+async def test_a_cluster_out_of_reach_is_an_outage() -> None:
+    """Nodes that nobody can connect to are not a matter of settings."""
+    cluster = RedisCluster(host="127.0.0.1", port=free_port())
+    storage = RedisStorage(cluster)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="cannot be connected"):
+            await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+    await cluster.aclose()

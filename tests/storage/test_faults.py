@@ -1,0 +1,202 @@
+"""What a server may say instead of a decision: an outage passes, a fault has to be mended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from bot_ratelimit import ConfigError, RedisStorage, StorageError
+from bot_ratelimit.storage.base import Charge
+from tests.benches import TIMEOUT, charge
+from tests.servers import Server, free_port
+
+ONE = charge("9/minute")
+NEVER = Retry(NoBackoff(), 0)
+"""For connecting: a client's own retries there would use up the deadline."""
+
+
+async def hit(storage: RedisStorage, *charges: Charge) -> bool:
+    return not (await storage.hit(charges, timeout=TIMEOUT))[0].wait
+
+
+@asynccontextmanager
+async def user(
+    server: Server, admin: aioredis.Redis, *permissions: str
+) -> AsyncIterator[aioredis.Redis]:
+    """A client of a Redis user who may do this and nothing else."""
+    await admin.execute_command("ACL", "SETUSER", "worker", "reset", "on", ">pw", *permissions)
+    async with aioredis.Redis(port=server.port, username="worker", password="pw") as client:
+        yield client
+    await admin.acl_deluser("worker")
+
+
+running: set[asyncio.Task[None]] = set()
+
+
+async def run_a_script_for_ever(client: aioredis.Redis) -> None:
+    await client.config_set("lua-time-limit", 1)
+
+    async def run() -> None:
+        with pytest.raises(RedisError):
+            await client.eval("while true do end", 0)
+
+    running.add(asyncio.create_task(run()))
+    await asyncio.sleep(0.02)
+
+
+OUTAGES: dict[str, tuple[Callable[..., Awaitable[Any]], Callable[..., Awaitable[Any]]]] = {
+    "READONLY": (
+        lambda admin: admin.execute_command("REPLICAOF", "127.0.0.1", free_port()),
+        lambda admin: admin.execute_command("REPLICAOF", "NO", "ONE"),
+    ),
+    "OOM": (
+        lambda admin: admin.config_set("maxmemory", 1),
+        lambda admin: admin.config_set("maxmemory", 0),
+    ),
+    "NOREPLICAS": (
+        lambda admin: admin.config_set("min-replicas-to-write", 1),
+        lambda admin: admin.config_set("min-replicas-to-write", 0),
+    ),
+    "MASTERDOWN": (
+        lambda admin: asyncio.gather(
+            admin.config_set("replica-serve-stale-data", "no"),
+            admin.execute_command("REPLICAOF", "127.0.0.1", free_port()),
+        ),
+        lambda admin: admin.execute_command("REPLICAOF", "NO", "ONE"),
+    ),
+    "BUSY": (run_a_script_for_ever, lambda admin: admin.script_kill()),
+}
+
+
+CASES = [
+    (outage, algorithm)
+    for outage in OUTAGES
+    for algorithm in ("", " sliding", " bucket")
+    # A script that has begun to write, as this one by forgetting old hits, goes on without memory.
+    if (outage, algorithm) != ("OOM", " sliding")
+]
+
+
+@pytest.mark.parametrize("loaded", [True, False], ids=["warm", "cold"])
+@pytest.mark.parametrize(("outage", "algorithm"), CASES)
+async def test_an_outage_passes(
+    own_server: Server, outage: str, algorithm: str, loaded: bool
+) -> None:
+    """A server that cannot serve now is a StorageError, and afterwards all is as before."""
+    begin, end = OUTAGES[outage]
+    one = charge(f"9/minute{algorithm}")
+    async with (
+        aioredis.Redis(port=own_server.port) as client,
+        aioredis.Redis(port=own_server.port) as admin,
+    ):
+        storage = RedisStorage(client)
+        if loaded:
+            await hit(storage, one)
+        await begin(admin)
+        for _ in range(2):
+            with pytest.raises(StorageError, match=outage):
+                await hit(storage, one)
+        await end(admin)
+        while running:
+            await running.pop()
+        verdicts = await storage.hit([one], timeout=TIMEOUT)
+        assert verdicts[0].remaining == 8 - loaded
+
+
+async def test_a_wrong_password_is_an_outage_that_names_the_setting(own_server: Server) -> None:
+    """Without the right password nothing is decided; the text says where to look, and no secret."""
+    async with aioredis.Redis(port=own_server.port) as admin:
+        await admin.config_set("requirepass", "right")
+        for wrong in ("wr0ng", None):
+            async with aioredis.Redis(port=own_server.port, password=wrong, retry=NEVER) as client:
+                with pytest.raises(StorageError, match="REDIS_PASSWORD") as raised:
+                    await hit(RedisStorage(client), ONE)
+                assert "wr0ng" not in str(raised.value)
+        async with aioredis.Redis(port=own_server.port, password="right") as client:
+            assert await hit(RedisStorage(client), ONE)
+
+
+async def test_nobody_there() -> None:
+    """A refused connection is a StorageError that says so."""
+    async with aioredis.Redis(port=free_port(), retry=NEVER) as client:
+        with pytest.raises(StorageError, match="ConnectionError"):
+            await hit(RedisStorage(client), ONE)
+        with pytest.raises(StorageError, match="ConnectionError"):
+            await RedisStorage(client).reset([ONE], timeout=TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    "permissions",
+    [
+        ("~other:*", "+@all"),
+        ("~*", "+evalsha", "+eval"),
+        ("~*", "+@all", "-set"),
+    ],
+)
+async def test_a_missing_permission_is_a_fault_to_be_mended(
+    redis_server: Server, client: aioredis.Redis, permissions: tuple[str, ...]
+) -> None:
+    """A user who may not touch the keys, or lacks a command, is told how to get the right."""
+    async with user(redis_server, client, *permissions) as worker:
+        storage = RedisStorage(worker)
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="ACL SETUSER"):
+                await hit(storage, ONE)
+        await client.execute_command("ACL", "SETUSER", "worker", "~*", "+@all")
+        assert await hit(storage, ONE)
+
+
+async def test_the_permissions_that_the_error_asks_for_are_enough(
+    redis_server: Server, client: aioredis.Redis
+) -> None:
+    """With the keys and the four categories of the text every algorithm works."""
+    allowed = "~bot:ratelimit:*", "+@read", "+@write", "+@scripting", "+@transaction"
+    async with user(redis_server, client, *allowed) as worker:
+        storage = RedisStorage(worker)
+        rules = [charge(f"9/m{alg}", f"{i}") for i, alg in enumerate(("", " sliding", " bucket"))]
+        for _ in range(2):
+            assert await hit(storage, *rules)
+        assert await storage.reset(rules, timeout=TIMEOUT) == 3
+
+
+URL = "redis://:s3cret@localhost/0"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (redis.Redis.from_url(URL), "synchronous"),
+        (URL, "from_url"),
+        (object(), "builtins.object"),
+        (None, "NoneType"),
+        (aioredis.ConnectionPool.from_url(URL), "redis.asyncio"),
+    ],
+    ids=["sync", "url", "object", "none", "pool"],
+)
+def test_what_is_no_client_is_refused(given: Any, told: str) -> None:
+    """Something else than an asynchronous client is named, with what to pass, and no secret."""
+    with pytest.raises(ConfigError, match=told) as raised:
+        RedisStorage(given)
+    assert "s3cret" not in str(raised.value)
+    assert "redis.asyncio.Redis" in str(raised.value)
+
+
+async def test_closed_is_closed(client: aioredis.Redis) -> None:
+    """After close nothing is sent, and the client that was given stays open."""
+    storage = RedisStorage(client)
+    await hit(storage, ONE)
+    await storage.close()
+    for call in (storage.hit, storage.peek, storage.reset):
+        with pytest.raises(StorageError, match="closed"):
+            await call([ONE], timeout=TIMEOUT)
+    assert await client.get(ONE.key) == b"1"
+    await storage.close()

@@ -1,0 +1,227 @@
+"""RedisStorage on a real server: what goes over the wire, on which clients, to which keys."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from bot_ratelimit import ConfigError, RedisStorage, StorageError
+from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.storage.base import Charge
+from tests.benches import TIMEOUT, charge
+from tests.servers import Server
+
+KEY = "bot:ratelimit:42"
+
+
+async def hit(storage: RedisStorage, *charges: Charge, once: str | None = None) -> list[Verdict]:
+    return await storage.hit(charges, once=once, timeout=TIMEOUT)
+
+
+@asynccontextmanager
+async def on_the_wire(server: Server) -> AsyncIterator[list[str]]:
+    """The commands that clients send meanwhile, without those that open a connection."""
+    commands: list[str] = []
+    async with aioredis.Redis(port=server.port) as client, client.monitor() as monitor:
+        yield commands
+        await client.echo("that was all")
+        async for seen in monitor.listen():
+            command = seen["command"]
+            if "that was all" in command:
+                return
+            if seen["client_type"] != "lua" and not command.startswith(("HELLO", "CLIENT")):
+                commands.append(command)
+
+
+@pytest.mark.parametrize("once", [None, "bot:ratelimit:once:album"])
+@pytest.mark.parametrize(
+    "limits", [("1/s",), ("5/10s sliding",), ("1/s", "20/m sliding", "99/h bucket", "1000/d")]
+)
+async def test_a_decision_is_one_command(
+    redis_server: Server, client: aioredis.Redis, limits: tuple[str, ...], once: str | None
+) -> None:
+    """One round trip decides, however many rules there are, and another one looks."""
+    storage = RedisStorage(client)
+    rules = [charge(limit, f"{i}:42") for i, limit in enumerate(limits)]
+    await hit(storage, *rules)
+    async with on_the_wire(redis_server) as commands:
+        await hit(storage, *rules, once=once)
+        await storage.peek(rules, timeout=TIMEOUT)
+    assert [command.split()[0] for command in commands] == ["EVALSHA"] * 2
+
+
+@pytest.mark.parametrize(("algorithm", "most"), [("", 2), (" sliding", 5), (" bucket", 5)])
+async def test_a_crowd_travels_together(
+    redis_server: Server, client: aioredis.Redis, algorithm: str, most: int
+) -> None:
+    """A hundred decisions at once are a few commands on one connection."""
+    users = [charge(f"1/minute{algorithm}", f"{user % 50}") for user in range(100)]
+    async with aioredis.Redis(port=redis_server.port) as own:
+        storage = RedisStorage(own)
+        await hit(storage, charge("1/minute", "warm"))
+        await client.config_resetstat()
+        verdicts = await asyncio.gather(*(hit(storage, user) for user in users))
+        assert [verdict.wait == 0 for (verdict,) in verdicts] == [True] * 50 + [False] * 50
+        assert (await client.info("commandstats"))["cmdstat_evalsha"]["calls"] <= most
+    assert (await client.info("stats"))["total_connections_received"] == 0
+
+
+async def test_a_flushed_script_is_loaded_again(client: aioredis.Redis) -> None:
+    """When the server no longer knows the script it gets it, and the hit is charged once."""
+    storage = RedisStorage(client)
+    await hit(storage, charge("9/minute"))
+    await client.script_flush()
+    assert (await hit(storage, charge("9/minute")))[0].remaining == 7
+    await client.script_flush()
+    verdicts = await asyncio.gather(*(hit(storage, charge("9/minute")) for _ in range(5)))
+    assert [verdict.remaining for (verdict,) in verdicts] == [6, 5, 4, 3, 2]
+
+
+async def test_a_server_that_started_anew_needs_no_help(own_server: Server) -> None:
+    """After a restart the script is loaded again, and the first hit is charged once."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        storage = RedisStorage(client)
+        await hit(storage, charge("9/minute"))
+        own_server.kill()
+        with pytest.raises(StorageError):
+            await hit(storage, charge("9/minute"))
+        own_server.start()
+        assert (await hit(storage, charge("9/minute")))[0].remaining == 8
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_a_connection_closed_while_idle_costs_no_decision(
+    redis_server: Server, client: aioredis.Redis, protocol: int
+) -> None:
+    """A server or proxy may close what was idle for long; nothing was sent, so it is safe to retry.
+
+    redis-py 8 hands out such a connection as if it were good when it speaks RESP3, its default.
+    """
+    async with aioredis.Redis(port=redis_server.port, protocol=protocol) as idle:
+        storage = RedisStorage(idle)
+        await hit(storage, charge("9/minute"))
+        await client.client_kill_filter(_type="normal", skipme=True)
+        await asyncio.sleep(0.01)  # the event loop hears of it
+        assert (await hit(storage, charge("9/minute")))[0].remaining == 7
+
+
+CLIENTS: dict[str, Callable[[Server, Path], aioredis.Redis]] = {
+    "bytes": lambda server, _: aioredis.Redis(port=server.port),
+    "text": lambda server, _: aioredis.Redis(port=server.port, decode_responses=True),
+    "RESP2": lambda server, _: aioredis.Redis(port=server.port, protocol=2),
+    "RESP2 text": lambda server, _: aioredis.Redis(
+        port=server.port, protocol=2, decode_responses=True
+    ),
+    "RESP3": lambda server, _: aioredis.Redis(port=server.port, protocol=3),
+    "RESP3 text": lambda server, _: aioredis.Redis(
+        port=server.port, protocol=3, decode_responses=True
+    ),
+    "another encoding": lambda server, _: aioredis.Redis(port=server.port, encoding="utf-16"),
+    "from_url": lambda server, _: aioredis.Redis.from_url(f"{server.url}/3"),
+    "unix socket": lambda _, path: aioredis.Redis(unix_socket_path=str(path / "redis.sock")),
+    "one connection": lambda server, _: aioredis.Redis(port=server.port, max_connections=1),
+    "single_connection_client": lambda server, _: aioredis.Redis(
+        port=server.port, single_connection_client=True
+    ),
+    "blocking pool": lambda server, _: aioredis.Redis.from_pool(
+        aioredis.BlockingConnectionPool(port=server.port, max_connections=1)
+    ),
+    "health checks": lambda server, _: aioredis.Redis(port=server.port, health_check_interval=1),
+}
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+async def test_takes_a_client_as_it_comes(own_server: Server, tmp_path: Path, kind: str) -> None:
+    """Whatever client a bot has already, decisions and errors on it read the same."""
+    async with CLIENTS[kind](own_server, tmp_path) as client:
+        storage = RedisStorage(client)
+        rules = charge("3/minute"), charge("9/minute sliding", "b")
+        verdicts = await asyncio.gather(*(hit(storage, *rules) for _ in range(30)))
+        assert sum(first.wait == 0 for first, _ in verdicts) == 3
+        await client.rpush(b"bot:ratelimit:list", "x")
+        with pytest.raises(ConfigError, match="WRONGTYPE"):
+            await hit(storage, charge("1/s", "list"))
+        assert await storage.reset(rules, timeout=TIMEOUT) == 2
+        assert (await hit(storage, *rules))[1].remaining == 8
+
+
+async def test_a_clients_own_retries_are_not_used(own_server: Server) -> None:
+    """A hit whose answer did not come in the client's time is charged at most once."""
+    retrying = aioredis.Redis(
+        port=own_server.port, socket_timeout=0.05, retry=Retry(NoBackoff(), 3)
+    )
+    async with retrying, aioredis.Redis(port=own_server.port) as other:
+        storage = RedisStorage(retrying)
+        await hit(storage, charge("9/minute"))
+        own_server.hang()
+        with pytest.raises(StorageError):
+            await hit(storage, charge("9/minute"))
+        own_server.resume()
+        for _ in range(3):  # the server reads what lies in its buffers
+            await other.ping()
+        assert int(await other.get(KEY)) <= 2
+        assert (await hit(storage, charge("9/minute")))[0].wait == 0
+
+
+@pytest.mark.parametrize("kept_for", [None, 3_600])
+async def test_a_key_that_would_stay_gets_its_ttl(
+    client: aioredis.Redis, kept_for: int | None
+) -> None:
+    """A counter without a TTL, or with one longer than its window, counts on and then ends."""
+    await client.set(KEY, 3, ex=kept_for)
+    storage = RedisStorage(client)
+    for seen in (4, 5, 6):
+        (verdict,) = await hit(storage, charge("5/minute"))
+        assert (verdict.wait > 0) is (seen > 5)
+        assert 0 < await client.pttl(KEY) <= verdict.reset // 1_000 <= 60_000
+        assert await client.get(KEY) == b"%d" % seen
+
+
+@pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
+async def test_a_ttl_that_was_taken_away_comes_back(client: aioredis.Redis, algorithm: str) -> None:
+    """Whatever happened to a key's TTL, the next hit that is charged gives it one."""
+    storage = RedisStorage(client)
+    await hit(storage, charge(f"2/minute{algorithm}"))
+    await client.persist(KEY)
+    await hit(storage, charge(f"2/minute{algorithm}"))
+    assert 0 < await client.pttl(KEY) <= 60_002
+
+
+INTRUDERS: dict[str, Callable[[aioredis.Redis], Any]] = {
+    "list": lambda client: client.rpush(KEY, "x"),
+    "hash": lambda client: client.hset(KEY, "x", "y"),
+    "set": lambda client: client.sadd(KEY, "x"),
+    "text": lambda client: client.set(KEY, "hello"),
+}
+
+
+@pytest.mark.parametrize("intruder", INTRUDERS)
+async def test_something_else_under_the_key_harms_no_neighbour(
+    client: aioredis.Redis, intruder: str
+) -> None:
+    """One hit of a batch meets a foreign value and says so; the others are decided."""
+    await INTRUDERS[intruder](client)
+    storage = RedisStorage(client)
+    await hit(storage, charge("2/s", "warm"))
+    await client.config_resetstat()
+    found = await asyncio.gather(
+        hit(storage, charge("2/s", "first")),
+        hit(storage, charge("2/s")),
+        hit(storage, charge("2/s", "b"), charge("2/s"), once="bot:ratelimit:once:b"),
+        hit(storage, charge("2/s", "b"), once="bot:ratelimit:once:c"),
+        return_exceptions=True,
+    )
+    assert (await client.info("commandstats"))["cmdstat_evalsha"]["calls"] == 2
+    for broken in found[1:3]:
+        assert isinstance(broken, ConfigError)
+        assert "choose another key_prefix" in str(broken)
+    assert [verdict.remaining for (verdict,) in (found[0], found[3])] == [1, 1]
+    assert not await client.exists("bot:ratelimit:once:b")

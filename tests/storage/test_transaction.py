@@ -1,0 +1,152 @@
+"""Servers that refuse scripts: one fixed window as MULTI/EXEC, and a clear word on the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from time import monotonic
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import ConfigError, Limiter, Rule, Subject
+from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.redis import RedisStorage
+from tests.benches import TIMEOUT, charge
+from tests.servers import Server
+
+KEY = "bot:ratelimit:42"
+
+
+@pytest.fixture(params=[False, True], ids=["bytes", "text"])
+async def plain(
+    request: pytest.FixtureRequest, redis_server: Server, client: aioredis.Redis
+) -> AsyncIterator[RedisStorage]:
+    """A storage whose Redis user may do everything but run scripts."""
+    permissions = "reset", "on", ">pw", "~*", "+@all", "-@scripting"
+    await client.execute_command("ACL", "SETUSER", "plain", *permissions)
+    async with aioredis.Redis(
+        port=redis_server.port, username="plain", password="pw", decode_responses=request.param
+    ) as user:
+        yield RedisStorage(user)
+    await client.acl_deluser("plain")
+
+
+async def waits(storage: RedisStorage, one: Charge, times: int) -> list[int]:
+    return [(await storage.hit([one], timeout=TIMEOUT))[0].wait for _ in range(times)]
+
+
+async def test_a_fixed_window_needs_no_script(plain: RedisStorage, client: aioredis.Redis) -> None:
+    """The default limit holds, and its key reads as ever: attempts, and what is left."""
+    found = await waits(plain, charge("3/minute"), 5)
+    assert [wait == 0 for wait in found] == [True, True, True, False, False]
+    assert all(59_000_000 < wait <= 60_000_000 for wait in found[3:])
+    assert await client.get(KEY) == b"5"
+    assert 59_000 < await client.pttl(KEY) <= 60_000
+
+
+async def test_a_window_lasts_its_period(plain: RedisStorage) -> None:
+    """A window ends when the refusal said, and not before."""
+    one = charge("1/100ms")
+    before = monotonic()
+    await waits(plain, one, 1)
+    after = asked = monotonic()
+    while (await waits(plain, one, 1))[0]:
+        assert asked - after < 0.102
+        await asyncio.sleep(0.002)
+        asked = monotonic()
+    assert monotonic() - before > 0.098
+
+
+async def test_every_hit_of_a_crowd_is_counted(plain: RedisStorage, client: aioredis.Redis) -> None:
+    """Hits that travel together are decided one by one, in order."""
+    users = [charge("3/minute", f"{i % 10}") for i in range(100)]
+    found = await asyncio.gather(*(plain.hit([one], timeout=TIMEOUT) for one in users))
+    assert [verdict.remaining for (verdict,) in found[:30]] == [2] * 10 + [1] * 10 + [0] * 10
+    assert [verdict.wait == 0 for (verdict,) in found] == [True] * 30 + [False] * 70
+    assert await client.mget(f"bot:ratelimit:{i}" for i in range(10)) == [b"10"] * 10
+
+
+async def test_peek_and_reset_need_no_script(plain: RedisStorage, client: aioredis.Redis) -> None:
+    """Looking charges nothing and leaves no key; resetting tells whether there was something."""
+    one = charge("2/minute")
+    assert await plain.peek([one], timeout=TIMEOUT) == [(0, 2, 0)]
+    assert await client.dbsize() == 0
+    await waits(plain, one, 2)
+    (verdict,) = await plain.peek([one], timeout=TIMEOUT)
+    assert verdict.remaining == 0
+    assert 59_000_000 < verdict.wait == verdict.reset <= 60_000_000
+    assert await client.get(KEY) == b"2"
+    assert [await plain.reset([one], timeout=TIMEOUT) for _ in range(2)] == [1, 0]
+
+
+@pytest.mark.parametrize("kept_for", [None, 3_600])
+async def test_a_key_that_would_stay_gets_its_ttl(
+    plain: RedisStorage, client: aioredis.Redis, kept_for: int | None
+) -> None:
+    """A counter without a TTL, or with one longer than its window, counts on and then ends."""
+    await client.set(KEY, 1, ex=kept_for)
+    assert [wait > 0 for wait in await waits(plain, charge("2/minute"), 2)] == [False, True]
+    assert 59_000 < await client.pttl(KEY) <= 60_000
+    assert await client.get(KEY) == b"3"
+
+
+@pytest.mark.parametrize(
+    ("charges", "once", "told"),
+    [
+        ([charge("5/m sliding")], None, "sliding window of '5/minute sliding'"),
+        ([charge("5/m bucket")], None, "token bucket of '5/minute bucket'"),
+        ([charge("5/m"), charge("1/s", "b")], None, "several rules"),
+        ([charge("5/m", cost=2)], None, "a cost of 2"),
+        ([charge("5/m")], "bot:ratelimit:once:a", "once"),
+    ],
+    ids=["sliding", "bucket", "several", "cost", "once"],
+)
+async def test_what_needs_a_script_says_so(
+    plain: RedisStorage, client: aioredis.Redis, charges: list[Charge], once: str | None, told: str
+) -> None:
+    """The error names the rule and the permission; a window decided along with it is decided."""
+    found = await asyncio.gather(
+        plain.hit([charge("9/m", "first")], timeout=TIMEOUT),
+        plain.hit(charges, once=once, timeout=TIMEOUT),
+        plain.hit([charge("9/m", "neighbour")], timeout=TIMEOUT),
+        return_exceptions=True,
+    )
+    assert [each[0].remaining for each in (found[0], found[2])] == [8, 8]
+    assert isinstance(found[1], ConfigError)
+    for part in (told, KEY, "+@scripting"):
+        assert part in str(found[1])
+    assert not await client.exists(KEY)
+
+
+async def test_something_else_under_the_key_harms_no_neighbour(
+    plain: RedisStorage, client: aioredis.Redis
+) -> None:
+    """A foreign value is one hit's fault."""
+    await client.rpush(KEY, "x")
+    found = await asyncio.gather(
+        *(plain.hit([charge("9/m", name)], timeout=TIMEOUT) for name in ("a", "42", "b")),
+        return_exceptions=True,
+    )
+    assert [each[0].remaining for each in (found[0], found[2])] == [8, 8]
+    with pytest.raises(ConfigError, match=r"WRONGTYPE.*choose another key_prefix"):
+        raise found[1]
+
+
+async def test_it_is_said_once(plain: RedisStorage, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says what the server refuses and how to allow it, once; the default just works."""
+    limiter = Limiter(plain, timeout=TIMEOUT)
+    with caplog.at_level(logging.INFO, "bot_ratelimit"):
+        decisions = [await limiter.hit("2/minute", Subject(user=7)) for _ in range(3)]
+        for _ in range(3):
+            told = await limiter.hit(Rule("2/minute sliding", name="b"), Subject(user=7))
+    assert [(d.allowed, d.source) for d in decisions] == [
+        (True, "redis"),
+        (True, "redis"),
+        (False, "redis"),
+    ]
+    assert (told.allowed, told.source) == (True, "policy")
+    refused, failed = [record.getMessage() for record in caplog.records]
+    assert "Redis refuses scripts" in refused
+    assert "Redis rate limit check failed" in failed

@@ -1,0 +1,259 @@
+"""Albums and redelivered updates: what belongs together is charged once, on every instance."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiogram import Bot
+from aiogram.methods import SendMessage
+from aiogram.types import Update
+
+from bot_ratelimit import Limiter, MemoryStorage, Penalty, RateLimitMiddleware, Rule, Subject
+from bot_ratelimit.testing import Clock, FlakyStorage
+
+from .support import HANDLED, Instance, callback, message, user
+from .updates import (
+    BUSINESS,
+    DATE,
+    GROUP,
+    STORAGES,
+    Event,
+    Fleet,
+    album,
+    bare,
+    fleet_on,
+    listen,
+)
+
+
+@pytest.fixture(params=STORAGES)
+async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
+    async with fleet_on(request.param, request) as fleet:
+        yield fleet
+
+
+async def spread(bots: list[Instance], events: list[Event]) -> list[bool]:
+    """Send each event to the next instance; which of them were handled."""
+    results = [await bots[i % len(bots)].feed(message=event) for i, event in enumerate(events)]
+    return [result == HANDLED for result in results]
+
+
+async def at_once(bots: list[Instance], events: list[Event]) -> list[bool]:
+    """As `spread`, but all arrive at the same time."""
+    fed = [bots[i % len(bots)].feed(message=event) for i, event in enumerate(events)]
+    return [result == HANDLED for result in await asyncio.gather(*fed)]
+
+
+def notices(bots: list[Instance]) -> list[Any]:
+    return [each for bot in bots for each in bot.session.requests if isinstance(each, SendMessage)]
+
+
+@pytest.mark.parametrize("arrive", [spread, at_once])
+async def test_an_album_is_one_event(fleet: Fleet, arrive: Any) -> None:
+    """An album of ten over three instances: one charge and ten handled; the next one within the
+    window: one refused attempt, ten refused and one notice."""
+    bots = fleet.start("1/m")
+    assert await arrive(bots, album(10)) == [True] * 10
+    assert await fleet.used("1/m") == 1
+    assert {d and d.remaining for bot in bots for d in bot.decisions} == {0}
+    assert await arrive(bots, album(10)) == [False] * 10
+    assert len(notices(bots)) == 1
+    if fleet.client is not None:
+        assert await fleet.client.get("bot:ratelimit:42") == b"2"
+    assert await arrive(bots, album(10)) == [False] * 10
+    assert len(notices(bots)) == 1
+
+
+async def test_an_album_in_a_generous_limit_costs_one(fleet: Fleet) -> None:
+    """Of three events a minute an album of ten takes one, and two messages may follow."""
+    bots = fleet.start("3/m", on_limited=None)
+    events = [*album(10), message(), message(), message()]
+    assert await at_once(bots, events[:10]) == [True] * 10
+    assert await spread(bots, events[10:]) == [True, True, False]
+
+
+async def test_every_rule_charges_an_album_once(fleet: Fleet) -> None:
+    """Several rules are charged once each, and an album that one of them refuses costs none."""
+    rules = [Rule("9/m"), Rule("1/h", name="slow")]
+    bots = fleet.start(rules, on_limited=None)
+    assert await spread(bots, album(10)) == [True] * 10
+    assert (await fleet.used(rules[0]), await fleet.used(rules[1])) == (1, 1)
+    assert await spread(bots, album(10)) == [False] * 10
+    assert await fleet.used(rules[0]) == 1
+
+
+async def test_the_same_number_in_another_chat_is_another_album(fleet: Fleet) -> None:
+    """Telegram's media_group_id means something only in its chat: elsewhere it is charged anew."""
+    bots = fleet.start("9/m", on_limited=None)
+    for i, chat in enumerate([{}, {"chat": GROUP}], start=1):
+        assert await spread(bots, album(3, "1", **chat)) == [True] * 3
+        assert await fleet.used("9/m") == i
+
+
+async def test_albums_of_different_people_are_apart(fleet: Fleet) -> None:
+    """What one member of a group may do says nothing about another's album."""
+    bots = fleet.start("1/m", on_limited=None)
+    assert await spread(bots, album(3, chat=GROUP)) == [True] * 3
+    assert await spread(bots, album(3, chat=GROUP)) == [False] * 3
+    assert await spread(bots, album(3, chat=GROUP, **{"from": user(43)})) == [True] * 3
+
+
+async def test_a_business_chat_has_its_own_albums(fleet: Fleet) -> None:
+    """An album in the bot's chat with a user is not the one in a chat that it serves."""
+    bots = fleet.start("1/m", observers=["message", "business_message"], on_limited=None)
+    assert await spread(bots, album(2, "1")) == [True, True]
+    assert await spread(bots, album(2, "2")) == [False, False]
+    for item in album(2, "2", **BUSINESS):
+        assert await bots[0].feed(business_message=item) == HANDLED
+
+
+async def test_an_album_outlives_its_window() -> None:
+    """Items that trickle in while a window ends and the next begins still share one verdict."""
+    clock = Clock()
+    limiter = Limiter(MemoryStorage(clock=clock))
+    bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, on_limited=None))
+    handled, refused = album(5), album(5)
+    assert await spread([bot], [handled[0], refused[0]]) == [True, False]
+    for i in range(1, 5):
+        clock.move(0.5)
+        assert await spread([bot], [refused[i], handled[i]]) == [False, True]
+    assert (await limiter.peek("1/s", Subject(user=42))).allowed  # it was charged 2 s ago
+    assert await spread([bot], [message()]) == [True]
+
+
+async def test_an_album_before_guard_and_handler(fleet: Fleet) -> None:
+    """A guard and a handler's own limit each take one for the album, not one for each item."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher, guard=True)
+        listen(bot, "message", flags={"rate_limit": {"limit": "9/m", "key": "photos", "cost": 3}})
+
+    bots = fleet.assemble(put)
+    assert await at_once(bots, album(10)) == [True] * 10
+    assert await fleet.used("9/m") == 1
+    assert await fleet.used(Rule("9/m", name="photos")) == 3
+
+
+async def test_editing_an_item_is_an_event_of_its_own(fleet: Fleet) -> None:
+    """An edit of a caption is no item of the album: a hundred edits are not free."""
+    bots = fleet.start("5/m", observers=["message", "edited_message"], on_limited=None)
+    items = album(3)
+    assert await spread(bots, items) == [True] * 3
+    edits = [
+        await bots[i % 3].feed(edited_message=items[0] | {"edit_date": DATE + i, "caption": "x"})
+        for i in range(6)
+    ]
+    assert edits == [HANDLED] * 4 + [None] * 2
+
+
+async def test_editing_an_item_of_a_refused_album(fleet: Fleet) -> None:
+    """An edit is not refused because the album was: the user may be within the limit by now."""
+    bots = fleet.start("1/m", observers=["message", "edited_message"], on_limited=None)
+    await spread(bots, [message()])
+    items = album(3)
+    assert await spread(bots, items) == [False] * 3
+    await fleet.limiters()[0].reset("1/m", Subject(user=42))
+    assert await bots[0].feed(edited_message=items[0] | {"edit_date": DATE}) == HANDLED
+
+
+async def test_an_album_is_one_strike(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    """A refused album is one refused attempt to a penalty, and its ban is logged once."""
+    caplog.set_level(logging.WARNING, "bot_ratelimit")
+    penalty = Penalty("2/m", "1h")
+    bots = fleet.start("1/m", penalty=penalty, on_limited=None)
+    assert await spread(bots, [message()]) == [True]
+    assert await spread(bots, album(10)) == [False] * 10
+    assert not (await fleet.limiters()[0].peek(penalty, Subject(user=42))).banned
+    caplog.clear()
+    assert await spread(bots, album(10)) == [False] * 10
+    assert [r.message for r in caplog.records if "Banned" in r.message] == [
+        "Banned for 3600 s: bot:ratelimit:ban:42 (ban of 3600 s after 2/minute)"
+    ]
+
+
+async def test_an_album_while_redis_is_down() -> None:
+    """With nobody to remember the album, the policy answers for every item."""
+    storage = FlakyStorage()
+    storage.fail()
+    bot = Instance(RateLimitMiddleware("1/m", limiter=Limiter(storage)))
+    assert await spread([bot], album(3)) == [True] * 3
+
+
+async def test_a_redelivered_update_is_charged_once(fleet: Fleet) -> None:
+    """With `once_per_update` an update that Telegram sends again gets the verdict that it had."""
+    bots = fleet.start("2/m", once_per_update=True)
+    first, second, third = ({"update_id": i, "message": message()} for i in (7, 8, 9))
+    assert [await bot.feed(**first) for bot in bots] == [HANDLED] * 3
+    assert await fleet.used("2/m") == 1
+    assert await bots[1].feed(**second) == HANDLED
+    assert [await bot.feed(**third) for bot in bots] == [None] * 3
+    assert [await bot.feed(**first) for bot in bots] == [HANDLED] * 3
+    assert len(notices(bots)) == 1
+
+
+async def test_an_update_that_arrives_everywhere_at_once(fleet: Fleet) -> None:
+    """Redeliveries that overlap on three instances are still one charge."""
+    bots = fleet.start("9/m", once_per_update=True)
+    update: dict[str, Any] = {"update_id": 7, "callback_query": callback()}
+    for bot in bots:
+        bot.dispatcher.callback_query.middleware(bot.dispatcher.message.middleware[0])
+        listen(bot, "callback_query")
+    results = await asyncio.gather(*(bot.feed(**update) for bot in bots * 5))
+    assert results == [HANDLED] * 15
+    assert await fleet.used("9/m") == 1
+
+
+async def test_a_redelivered_album(fleet: Fleet) -> None:
+    """An album is one charge with `once_per_update` too, and again when it is delivered again."""
+    bots = fleet.start("9/m", once_per_update=True)
+    items = [{"update_id": i, "message": item} for i, item in enumerate(album(5))]
+    for _ in range(2):
+        for i, item in enumerate(items):
+            assert await bots[i % 3].feed(**item) == HANDLED
+    assert await fleet.used("9/m") == 1
+
+
+async def test_update_ids_belong_to_a_bot(fleet: Fleet) -> None:
+    """The same update_id at another bot on this prefix is another update."""
+    bots = fleet.start("1/m", once_per_update=True, on_limited=None)
+    bots[1].bot = Bot("2:TEST", session=bots[1].session)
+    assert await bots[0].feed(update_id=7, message=message()) == HANDLED
+    assert await bots[1].feed(update_id=7, message=message()) is None
+
+
+async def test_a_redelivery_is_remembered_for_a_minute() -> None:
+    """After sixty seconds the same update is charged as a new one."""
+    clock = Clock()
+    limiter = Limiter(MemoryStorage(clock=clock))
+    bot = Instance(
+        RateLimitMiddleware("1/h", limiter=limiter, once_per_update=True, on_limited=None)
+    )
+    assert await bot.feed(update_id=7, message=message()) == HANDLED
+    clock.move(59)
+    assert await bot.feed(update_id=7, message=message()) == HANDLED
+    clock.move(2)
+    assert await bot.feed(update_id=7, message=message()) is None
+
+
+async def test_without_the_option_every_delivery_counts(fleet: Fleet) -> None:
+    """By default a redelivered update is charged again, on whichever instance it arrives."""
+    bots = fleet.start("2/m", on_limited=None)
+    update: dict[str, Any] = {"update_id": 7, "message": message()}
+    assert [await bot.feed(**update) for bot in bots] == [HANDLED, HANDLED, None]
+
+
+async def test_one_object_fed_twice_is_two_events() -> None:
+    """What was decided for an update is not remembered by the object it came in."""
+    limiter = Limiter(MemoryStorage())
+    bot = bare()
+    RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(bot.dispatcher, guard=True)
+    listen(bot, "message")
+    update = Update.model_validate({"update_id": 7, "message": message()}, context={"bot": bot.bot})
+    assert await bot.dispatcher.feed_update(bot.bot, update) == HANDLED
+    assert await bot.dispatcher.feed_update(bot.bot, update) is None
+    both = [bot.dispatcher.feed_update(bot.bot, update) for _ in range(2)]
+    assert await asyncio.gather(*both) == [None, None]

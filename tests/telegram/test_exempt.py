@@ -1,0 +1,263 @@
+"""Exemptions: who is not limited is not charged either."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiogram.types import Message, TelegramObject
+from fakeredis import FakeAsyncRedis, FakeServer
+
+from bot_ratelimit import (
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    Notices,
+    Penalty,
+    RateLimitMiddleware,
+    Settings,
+    Subject,
+)
+
+from .support import HANDLED, Instance, callback, inline_query, message, user
+from .updates import (
+    BUSINESS,
+    CHANNEL,
+    CHANNEL_BOT,
+    GROUP,
+    STORAGES,
+    Fleet,
+    album,
+    bare,
+    fleet_on,
+    listen,
+    payment,
+)
+
+OBSERVERS = ("message", "callback_query", "inline_query", "business_message")
+
+
+@pytest.fixture(params=STORAGES)
+async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
+    async with fleet_on(request.param, request) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[FakeAsyncRedis]:
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        yield client
+
+
+def by(id_: int, **fields: Any) -> dict[str, Any]:
+    """A message's sender, and their private chat, whose id is theirs."""
+    return {"from": user(id_), "chat": {"id": id_, "type": "private"}} | fields
+
+
+def limited(exempt: Any, **options: Any) -> Instance:
+    limiter = options.pop("limiter", None) or Limiter(MemoryStorage())
+    return Instance(
+        RateLimitMiddleware("1/m", limiter=limiter, exempt=exempt, **options), OBSERVERS
+    )
+
+
+@pytest.mark.parametrize("exempt", [[42], (42, 7), {42}, frozenset({42}), iter([42]), {42: "me"}])
+async def test_a_user(exempt: Any) -> None:
+    """An exempt user is never refused, on nothing that they do, and everybody else is."""
+    bot = limited(exempt)
+    for _ in range(3):
+        assert await bot.feed(message=message()) == HANDLED
+        assert await bot.feed(message=message(chat=GROUP)) == HANDLED
+        assert await bot.feed(callback_query=callback()) == HANDLED
+        assert await bot.feed(inline_query=inline_query()) == HANDLED
+        assert await bot.feed(business_message=message(**BUSINESS)) == HANDLED
+    assert set(bot.decisions) == {None}
+    assert await bot.send(*"ab", **by(43)) == [True, False]
+
+
+async def test_a_chat() -> None:
+    """In an exempt chat nobody is limited; elsewhere the same people are."""
+    bot = limited([-100])
+    in_group = callback(message=message(chat=GROUP))
+    for id_ in (42, 43):
+        assert await bot.send(*"abc", **by(id_, chat=GROUP)) == [True] * 3
+    assert await bot.feed(callback_query=in_group) == HANDLED
+    assert await bot.send(*"ab") == [True, False]
+    assert await bot.feed(callback_query=in_group) == HANDLED
+
+
+async def test_a_channel_that_writes_in_a_group() -> None:
+    """The id of a channel exempts what is written in its name, wherever."""
+    bot = limited([-200])
+    as_channel = {"chat": GROUP, "from": CHANNEL_BOT, "sender_chat": CHANNEL}
+    assert await bot.send(*"abc", **as_channel) == [True] * 3
+    assert await bot.send(*"ab", chat=GROUP) == [True, False]
+
+
+async def test_nobody_is_exempt_by_being_nobody() -> None:
+    """An event without a chat, or without a known user, matches no id."""
+    bot = limited([0, 1])
+    assert await bot.feed(inline_query=inline_query()) == HANDLED
+    assert await bot.feed(inline_query=inline_query()) is None
+
+
+async def test_the_exempt_are_not_charged(fleet: Fleet) -> None:
+    """Exempt events leave no trace on the storage: no charge, no strike, no ban, no album."""
+    options: dict[str, Any] = {"penalty": Penalty("1/m", "1h"), "once_per_update": True}
+    bots = fleet.start("1/m", exempt=[42], **options)
+    for bot in bots:
+        assert await bot.send(*"abc") == [True] * 3
+        for item in album(3):
+            assert await bot.feed(message=item) == HANDLED
+    assert await fleet.used("1/m") == 0
+    if fleet.client is not None:
+        assert await fleet.keys() == set()
+    assert [each for bot in bots for each in bot.session.requests] == []
+
+
+@pytest.mark.parametrize("guard", [False, True])
+async def test_a_predicate(guard: bool) -> None:
+    """An async function of event and data decides: here about premium users and bots' owners."""
+    asked: list[tuple[TelegramObject, dict[str, Any]]] = []
+
+    async def exempt(event: TelegramObject, data: dict[str, Any]) -> bool:
+        asked.append((event, data))
+        sender = data["event_from_user"]
+        return bool(sender.is_premium) or sender.id == data["owner"]
+
+    limiter = Limiter(MemoryStorage())
+    bot = bare()
+    bot.dispatcher["owner"] = 7
+    RateLimitMiddleware("1/m", limiter=limiter, exempt=exempt, on_limited=None).setup(
+        bot.dispatcher, guard=guard
+    )
+    listen(bot, "message")
+    premium = by(43) | {"from": user(43) | {"is_premium": True}}
+    assert await bot.send(*"ab") == [True, False]
+    assert await bot.send(*"ab", **premium) == [True, True]
+    assert await bot.send(*"ab", **by(7)) == [True, True]
+    assert (await limiter.peek("1/m", Subject(user=43))).remaining == 1
+    assert {type(event) for event, _ in asked} == {Message}
+    assert len(asked) == 6  # once for an update, also with guard and inner seat
+
+
+async def test_a_predicate_is_asked_only_about_what_counts() -> None:
+    """What is never refused, or has nobody behind it, is let through without asking."""
+    asked = []
+
+    async def exempt(event: TelegramObject, data: dict[str, Any]) -> bool:
+        asked.append(event)
+        return False
+
+    bot = limited(exempt)
+    await bot.feed(message=payment())
+    await bot.send("a", **{"from": CHANNEL_BOT})
+    assert asked == []
+    await bot.send("a")
+    assert len(asked) == 1
+
+
+async def test_a_plain_function() -> None:
+    """A function that is not async works too, as it does for aiogram's filters, or is refused
+    when the bot is put together; it does not break every update."""
+    try:
+        bot = limited(lambda event, data: event.from_user.id == 42, on_limited=None)
+    except ConfigError as error:
+        assert "exempt" in str(error)  # noqa: PT017  # either answer will do
+        return
+    assert await bot.send(*"ab") == [True, True]
+    assert await bot.send(*"ab", **by(43)) == [True, False]
+
+
+async def test_an_exempt_user_has_no_handlers_limit_either(client: FakeAsyncRedis) -> None:
+    """Exempt from the middleware is exempt from the flags it reads."""
+    bot = bare()
+    RateLimitMiddleware("1/m", client, exempt=[42], timeout=5).setup(bot.dispatcher, guard=True)
+    listen(bot, "message", flags={"rate_limit": "1/m"})
+    assert await bot.send(*"abc") == [True] * 3
+    assert await client.keys() == []
+
+
+async def test_a_banned_user_can_be_exempted(fleet: Fleet) -> None:
+    """An id that is exempt from now on is let through, whatever was counted before."""
+    penalty = Penalty("1/m", "1h")
+    bots = fleet.start("1/m", penalty=penalty, on_limited=None)
+    assert await bots[0].send(*"abc") == [True, False, False]
+    restarted = fleet.start("1/m", penalty=penalty, exempt=[42], on_limited=None)
+    assert await restarted[0].send(*"abc") == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("exempt", "wrong"),
+    [
+        (["42"], "'42'"),
+        ("42", ""),
+        ([4.2], "4.2"),
+        ([True], "True"),
+        ([None], "None"),
+        (42, "42"),
+        (None, "None"),
+    ],
+    ids=str,
+)
+def test_who_cannot_be_exempted(exempt: Any, wrong: str) -> None:
+    """Ids are whole numbers; anything else is an error that shows it."""
+    with pytest.raises(ConfigError) as error:
+        RateLimitMiddleware(exempt=exempt)
+    assert "exempt" in str(error.value)
+    assert wrong in str(error.value)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("value", ["42, -100", "42,-100", " 42 -100 ", "42,,-100,"])
+async def test_from_the_environment(
+    value: str, environment: pytest.MonkeyPatch, client: FakeAsyncRedis
+) -> None:
+    """RATE_LIMIT_EXEMPT lists users and chats, with commas or spaces between them."""
+    environment.setenv("RATE_LIMIT_EXEMPT", value)
+    environment.setenv("RATE_LIMIT", "1/m")
+    environment.setenv("RATE_LIMIT_TIMEOUT", "5")
+    middleware = RateLimitMiddleware.from_settings(redis_client=client, on_limited=None)
+    bot = Instance(middleware)
+    assert await bot.send(*"abc") == [True] * 3
+    assert await bot.send(*"ab", **by(43, chat=GROUP)) == [True, True]
+    assert await client.keys() == []
+    assert await bot.send(*"ab", **by(43)) == [True, False]
+
+
+@pytest.fixture
+def dotenv(environment: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("RATE_LIMIT_EXEMPT=42\nRATE_LIMIT=1/m\n", "utf-8")
+
+
+async def test_from_a_file(dotenv: None) -> None:
+    """A line in `.env` does as well."""
+    bot = Instance(RateLimitMiddleware.from_settings(on_limited=Notices("Wait")))
+    assert await bot.send(*"ab") == [True, True]
+    assert await bot.send(*"ab", **by(43)) == [True, False]
+
+
+async def test_the_argument_wins(environment: pytest.MonkeyPatch) -> None:
+    """`exempt=` given to `from_settings` stands instead of the environment's list."""
+    environment.setenv("RATE_LIMIT_EXEMPT", "42")
+    environment.setenv("RATE_LIMIT", "1/m")
+    bot = Instance(RateLimitMiddleware.from_settings(exempt=[43], on_limited=None))
+    assert await bot.send(*"ab") == [True, False]
+    assert await bot.send(*"ab", **by(43)) == [True, True]
+
+
+@pytest.mark.parametrize("value", ["Anna", "42; 43", "4.2", "@anna"])
+def test_a_wrong_variable_is_named(value: str, environment: pytest.MonkeyPatch) -> None:
+    """What is no id in RATE_LIMIT_EXEMPT stops the bot at its start, by name."""
+    environment.setenv("RATE_LIMIT_EXEMPT", value)
+    with pytest.raises(ConfigError, match="RATE_LIMIT_EXEMPT"):
+        Settings()

@@ -1,0 +1,609 @@
+"""Handlers with limits of their own: every form of the `rate_limit` flag."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiogram import Dispatcher, F, Router, flags
+from aiogram.filters import Command
+from aiogram.fsm.scene import Scene, SceneRegistry, on
+from aiogram.fsm.storage.memory import MemoryStorage as StateStorage
+from aiogram.handlers import MessageHandler
+from aiogram.types import Message
+from fakeredis import FakeAsyncRedis, FakeServer
+
+from bot_ratelimit import (
+    ConfigError,
+    Limit,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    Scope,
+    Subject,
+)
+
+from .support import HANDLED, Instance, callback, message, user
+from .updates import GROUP, STORAGES, Fleet, bare, fleet_on, payment
+
+HERE = __name__
+DOC = (Path(__file__).parents[2] / "docs" / "telegram.md").read_text("utf-8")
+
+
+@pytest.fixture(params=STORAGES)
+async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
+    async with fleet_on(request.param, request) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[FakeAsyncRedis]:
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        yield client
+
+
+@pytest.fixture
+def limiter() -> Limiter:
+    return Limiter(MemoryStorage())
+
+
+async def keys(client: FakeAsyncRedis) -> set[str]:
+    return {key.decode().removeprefix("bot:ratelimit:") for key in await client.keys()}
+
+
+def limited(limiter: Limiter, rate_limit: Any = "1000/h", **options: Any) -> Instance:
+    """A bot with a middleware on everything, and no handlers yet."""
+    bot = bare()
+    options = {"on_limited": None} | options
+    guard = options.pop("guard", False)
+    RateLimitMiddleware(rate_limit, limiter=limiter, **options).setup(bot.dispatcher, guard=guard)
+    return bot
+
+
+async def order(message: Message) -> str:
+    return HANDLED
+
+
+ORDER = f"{HERE}.order"
+
+
+@pytest.mark.parametrize(
+    ("flag", "handled", "expected"),
+    [
+        ("3/minute", 3, {f"{ORDER}:42"}),
+        ({"limit": "3/minute"}, 3, {f"{ORDER}:42"}),
+        ({"limit": "3/minute", "key": "ai"}, 3, {"ai:42"}),
+        ({"limit": "3/minute", "key": "ai", "cost": 2}, 1, {"ai:42"}),
+        ({"limit": "3/minute", "key": "ai", "cost": 2, "scope": "chat"}, 1, {"ai:chat:-100"}),
+        ({"limit": "3/minute", "scope": "member"}, 3, {f"{ORDER}:member:-100:42"}),
+        ({"limit": "3/minute", "scope": Scope.GLOBAL}, 3, {f"{ORDER}:global"}),
+        ({"limit": "3/minute", "scope": "topic"}, 5, set()),
+        ({"limit": "3/minute", "shadow": True}, 5, {f"{ORDER}:42"}),
+        ({"rate": 60, "key": "something"}, 1, {"something:42"}),
+        ({"rate": 60}, 1, {f"{ORDER}:42"}),
+        (60, 1, {f"{ORDER}:42"}),
+        (60.5, 1, {f"{ORDER}:42"}),
+        (Limit(2, 60), 2, {f"{ORDER}:42"}),
+        ({"limit": Limit(2, 60), "key": "ai"}, 2, {"ai:42"}),
+        (Rule("2/m", Scope.CHAT), 2, {f"{ORDER}:chat:-100"}),
+        ({"limit": Rule("4/m", cost=2)}, 2, {f"{ORDER}:42"}),
+        (Rule(lambda subject: "2/m" if subject.user == 42 else None), 2, {f"{ORDER}:42"}),
+        (
+            {"limit": "9/m", "scope": lambda subject: "shift1", "key": "staff"},
+            5,
+            {"staff:custom:shift1"},
+        ),
+        ("2/m sliding", 2, {f"{ORDER}:42"}),
+        ("1/m burst 4", 4, {f"{ORDER}:42"}),
+        ("3/m; 2/d", 2, {f"{ORDER}:42", f"{ORDER}.2/day:42"}),
+        ({"limit": "3/m; 2/d", "key": "ai"}, 2, {"ai:42", "ai.2/day:42"}),
+        (["3/m", Rule("2/d", name="daily")], 2, {f"{ORDER}:42", f"{ORDER}.daily:42"}),
+        (("3/m", Rule("2/m", Scope.CHAT)), 2, {f"{ORDER}:42", f"{ORDER}:chat:-100"}),
+        (
+            {"limit": [Rule("3/m"), Rule("5/m", Scope.CHAT)], "key": "ai", "cost": 2},
+            1,
+            {"ai:42", "ai:chat:-100"},
+        ),
+        (True, 4, {"42"}),
+        (False, 5, set()),
+    ],
+    ids=str,
+)
+async def test_a_flag_in_every_form(
+    flag: Any, handled: int, expected: set[str], client: FakeAsyncRedis
+) -> None:
+    """What stands in the flag is the handler's limit, instead of the middleware's own."""
+    bot = bare()
+    RateLimitMiddleware("4/m", client, on_limited=None, timeout=5).setup(bot.dispatcher)
+    bot.dispatcher.message.register(order, flags={"rate_limit": flag})
+    await bot.dispatcher.emit_startup()
+    results = [await bot.feed(message=message(chat=GROUP)) for _ in range(5)]
+    assert results == [HANDLED] * handled + [None] * (5 - handled)
+    assert await keys(client) == expected
+
+
+@pytest.mark.parametrize(
+    ("decorator", "handled", "key"),
+    [
+        (flags.rate_limit("3/minute"), 3, "h"),
+        (flags.rate_limit(limit="3/minute", key="ai", cost=2, scope="chat"), 1, "ai:chat"),
+        (flags.rate_limit(rate=60, key="something"), 1, "something"),
+        (flags.rate_limit(60), 1, "h"),
+        (flags.rate_limit(Limit(2, 60)), 2, "h"),
+        (flags.rate_limit(["3/m", Rule("2/d", name="daily")]), 2, "h"),
+        (flags.rate_limit({"limit": "3/m", "key": "ai"}), 3, "ai"),
+        (flags.rate_limit(False), 5, None),
+        (flags.rate_limit(True), 4, ""),
+        (flags.rate_limit, 4, ""),
+    ],
+    ids=str,
+)
+async def test_a_flag_by_decorator(
+    decorator: Callable[..., Any], handled: int, key: str | None, client: FakeAsyncRedis
+) -> None:
+    """The decorator `@flags.rate_limit(...)` says the same as `flags={...}` in every form."""
+    bot = bare()
+    RateLimitMiddleware("4/m", client, on_limited=None, timeout=5).setup(bot.dispatcher)
+
+    @bot.dispatcher.message()
+    @decorator
+    async def h(message: Message) -> str:
+        return HANDLED
+
+    await bot.dispatcher.emit_startup()
+    assert (await bot.send(*"abcde")) == [True] * handled + [False] * (5 - handled)
+    names = {each.rpartition(":")[0] for each in await keys(client)}
+    if key == "h":
+        assert all(f".{h.__qualname__}" in name for name in names)
+    else:
+        assert names == (set() if key is None else {key})
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "often",
+        "",
+        0,
+        -1,
+        None,
+        {},
+        {"key": "ai"},
+        {"limit": "3/m", "rate": 2},
+        {"limit": "3/m", "burst": 5},
+        {"limit": None},
+        {"limit": "3/m", "cost": 4},
+        {"limit": "3/m", "cost": "2"},
+        {"limit": "3/m", "scope": "users"},
+        {"limit": "3/m", "scope": 5},
+        {"limit": "3/m", "key": "a b"},
+        {"limit": "3/m", "key": "a:b"},
+        {"limit": "3/m", "key": "ban"},
+        {"limit": "3/m", "key": "global"},
+        {"rate": "soon"},
+        {"rate": True},
+        {"limit": "3/m", "shadow": "no"},
+        [],
+        ["3/m", "2/d"],
+        object(),
+    ],
+    ids=str,
+)
+async def test_a_flag_that_makes_no_sense(flag: Any, limiter: Limiter) -> None:
+    """It is an error that names the handler, at the start or else at the first update."""
+    bot = limited(limiter)
+    bot.dispatcher.message.register(order, flags={"rate_limit": flag})
+    with pytest.raises(ConfigError, match=r"flag of tests\.telegram\.test_flags\.order: "):
+        await bot.dispatcher.emit_startup()
+
+    late = Instance(RateLimitMiddleware(limiter=limiter), ())
+    late.dispatcher.message.middleware(RateLimitMiddleware(limiter=limiter))
+    late.dispatcher.message.register(order, flags={"rate_limit": flag})
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"flag of tests\.telegram\.test_flags\.order: "):
+            await late.send("hello")
+
+
+async def test_what_the_error_says(limiter: Limiter) -> None:
+    """The error shows what the flag says and what it may say."""
+    bot = limited(limiter)
+    bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "3/m", "brust": 5}})
+    with pytest.raises(ConfigError) as error:
+        await bot.dispatcher.emit_startup()
+    assert "'brust': 5" in str(error.value)
+    assert "expected limit= or rate=" in str(error.value)
+
+
+async def test_a_key_of_the_packages_own(limiter: Limiter) -> None:
+    """A handler's key that is also that of the notices would silence them; it is an error."""
+    bot = limited(limiter, on_limited="Wait {seconds} s")
+    bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "3/m", "key": "notice"}})
+    with pytest.raises(ConfigError, match="notice"):
+        await bot.dispatcher.emit_startup()
+
+
+async def test_the_same_key_is_the_same_bucket(fleet: Fleet) -> None:
+    """Handlers with one key share a limit: messages and buttons, on every instance."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
+
+        @bot.dispatcher.message(Command("draw"))
+        @flags.rate_limit(limit="3/m", key="ai")
+        async def draw(message: Message) -> str:
+            return HANDLED
+
+        @bot.dispatcher.callback_query()
+        @flags.rate_limit(limit="3/m", key="ai")
+        async def draw_again(event: Any) -> str:
+            return HANDLED
+
+    bots = fleet.assemble(put)
+    results = [await bots[0].feed(message=message("/draw"))]
+    results += [await bot.feed(callback_query=callback()) for bot in bots]
+    assert results == [HANDLED] * 3 + [None]
+    assert await fleet.used(Rule("3/m", name="ai")) == 3
+    assert await fleet.used("1/s") == 0
+
+
+async def test_without_a_key_every_handler_has_its_own(fleet: Fleet) -> None:
+    """The same limit on several handlers is several buckets, the same on every instance."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
+
+        @bot.dispatcher.message(F.text == "a")
+        @flags.rate_limit("2/m")
+        async def a(message: Message) -> str:
+            return HANDLED
+
+        @bot.dispatcher.message(F.text == "b")
+        @flags.rate_limit("2/m")
+        async def b(message: Message) -> str:
+            return HANDLED
+
+    bots = fleet.assemble(put)
+    handled = [(await bot.send(text))[0] for text in "ab" for bot in bots]
+    assert handled == [True, True, False] * 2
+
+
+class Orders:
+    async def buy(self, message: Message) -> str:
+        return HANDLED
+
+    @staticmethod
+    async def sell(message: Message) -> str:
+        return HANDLED
+
+    @classmethod
+    async def swap(cls, message: Message) -> str:
+        return HANDLED
+
+
+class CallableOrder:
+    def __call__(self, message: Message) -> str:
+        return HANDLED
+
+
+@flags.rate_limit("1/m")
+class Reply(MessageHandler):
+    async def handle(self) -> Any:
+        return HANDLED
+
+
+@flags.rate_limit("1/m")
+class OtherReply(MessageHandler):
+    async def handle(self) -> Any:
+        return HANDLED
+
+
+def tidied(handler: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(handler)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return await handler(*args, **kwargs)
+
+    return wrapper
+
+
+def untidied(handler: Callable[..., Any]) -> Callable[..., Any]:
+    async def wrapper(message: Message) -> Any:
+        return await handler(message)
+
+    return wrapper
+
+
+def reply_to(text: str) -> Callable[..., Any]:
+    async def reply(message: Message) -> str:
+        return HANDLED if message.text == text else "?"
+
+    return reply
+
+
+async def pay(message: Message) -> str:
+    return HANDLED
+
+
+async def parting(message: Message, way: str) -> str:
+    return HANDLED
+
+
+def same_name() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    async def handler(message: Message) -> str:
+        return HANDLED
+
+    first = handler
+
+    async def handler(message: Message) -> str:  # type: ignore[no-redef]  # on purpose
+        return HANDLED
+
+    return first, handler
+
+
+# fmt: off
+LAMBDAS = (lambda message: HANDLED, lambda message: HANDLED)  # on one line, as a table may have it
+# fmt: on
+
+PAIRS = {
+    "functions": (order, pay),
+    "methods": (Orders().buy, Orders.swap),
+    "static methods": (Orders.sell, order),
+    "inner functions of one name": same_name(),
+    "lambdas": (
+        lambda message: HANDLED,
+        lambda message: HANDLED,
+    ),
+    "lambdas on one line": LAMBDAS,
+    "functions of a factory": (reply_to("a"), reply_to("b")),
+    "decorated functions": (tidied(order), tidied(pay)),
+    "functions under a decorator that hides them": (untidied(order), untidied(pay)),
+    "partials of different functions": (functools.partial(order), functools.partial(pay)),
+    "partials of one function": (
+        functools.partial(parting, way="a"),
+        functools.partial(parting, way="b"),
+    ),
+    "methods of two objects": (Orders().buy, Orders().buy),
+    "callable objects and functions": (CallableOrder(), order),
+    "callable objects of one class": (CallableOrder(), CallableOrder()),
+    "class-based handlers": (Reply, OtherReply),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+async def test_different_handlers_have_different_buckets(pair: Any, fleet: Fleet) -> None:
+    """Whatever a handler is made of, without a key it shares its limit with no other handler,
+    and has the same one on every instance."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
+        for text, handler in zip("ab", pair, strict=True):
+            flag = {"rate_limit": "2/m"}
+            bot.dispatcher.message.register(handler, F.text == text, flags=flag)
+
+    bots = fleet.assemble(put)
+    handled = dict.fromkeys("ab", 0)
+    for text in "ab":
+        for bot in bots:
+            handled[text] += await bot.feed(message=message(text)) is not None
+    expected = 1 if pair == (Reply, OtherReply) else 2  # they bring a flag of their own
+    assert handled == {"a": expected, "b": expected}
+
+
+async def test_one_function_under_two_filters(limiter: Limiter) -> None:
+    """A function registered twice is one handler to its user, and has one bucket."""
+    bot = limited(limiter)
+
+    @bot.dispatcher.message(Command("order"))
+    @bot.dispatcher.message(F.text == "Order")
+    @flags.rate_limit("1/m")
+    async def handler(message: Message) -> str:
+        return HANDLED
+
+    assert await bot.send("/order", "Order") == [True, False]
+
+
+async def test_class_based_handlers(fleet: Fleet) -> None:
+    """A flag on a class-based handler is its limit."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
+        bot.dispatcher.message.register(Reply)
+
+    bots = fleet.assemble(put)
+    assert [await bot.send("a") for bot in bots] == [[True], [False], [False]]
+    assert await fleet.used(Rule("1/m", name=f"{HERE}.Reply")) == 1
+
+
+class Quiz(Scene, state="quiz"):
+    @on.message.enter()
+    async def begin(self, message: Message) -> None: ...
+
+    @on.message(F.text == "a")
+    @flags.rate_limit("2/m")
+    async def a(self, message: Message) -> str:
+        return HANDLED
+
+    @on.message(F.text == "b")
+    @flags.rate_limit("2/m")
+    async def b(self, message: Message) -> str:
+        return HANDLED
+
+
+class Exam(Scene, state="exam"):
+    @on.message()
+    @flags.rate_limit("often")
+    async def answer(self, message: Message) -> None: ...
+
+
+async def test_handlers_of_a_scene(fleet: Fleet) -> None:
+    """A scene's handlers each have their own limit, the same on every instance."""
+    states = StateStorage()  # shared by the instances, as the counts are
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        bot.dispatcher = Dispatcher(storage=states)
+        RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
+        SceneRegistry(bot.dispatcher).add(Quiz)
+        bot.dispatcher.message.register(Quiz.as_handler(), Command("quiz"))
+
+    bots = fleet.assemble(put)
+    await bots[0].feed(message=message("/quiz"))
+    handled = [(await bot.send(text))[0] for text in "ab" for bot in bots]
+    assert handled == [True, True, False] * 2
+
+
+async def test_a_scene_names_its_handlers(limiter: Limiter) -> None:
+    """The handler that an error or a key names is the scene's method, not aiogram's wrapper."""
+    bot = limited(limiter)
+    SceneRegistry(bot.dispatcher).add(Exam)
+    with pytest.raises(ConfigError, match=r"flag of tests\.telegram\.test_flags\.Exam\.answer: "):
+        await bot.dispatcher.emit_startup()
+
+
+async def test_a_flag_of_a_filter(limiter: Limiter) -> None:
+    """A filter may set the flag of the handlers that it stands before, as aiogram lets it."""
+
+    class Dear(Command):
+        def update_handler_flags(self, flags: dict[str, Any]) -> None:
+            super().update_handler_flags(flags)
+            flags["rate_limit"] = "1/m"
+
+    bot = limited(limiter)
+    bot.dispatcher.message.register(order, Dear("draw"))
+    assert await bot.send("/draw", "/draw") == [True, False]
+
+
+@pytest.mark.parametrize("guard", [False, True])
+async def test_a_flag_replaces_the_middlewares_rules_and_the_guard_stays(
+    guard: bool, fleet: Fleet
+) -> None:
+    """A handler's own limit stands instead of the middleware's; the guard goes on counting."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        middleware = RateLimitMiddleware("5/m", limiter=limiter, on_limited=None)
+        middleware.setup(bot.dispatcher, guard=guard)
+        for text, flag in {"a": {"limit": "3/m", "key": "a"}, "b": False, "c": True}.items():
+            handler = functools.partial(order)
+            bot.dispatcher.message.register(handler, F.text == text, flags={"rate_limit": flag})
+
+    bots = fleet.assemble(put)
+    assert await bots[0].send(*"aaaa") == [True, True, True, False]
+    assert await fleet.used(Rule("3/m", name="a")) == 3
+    assert await fleet.used("5/m") == (4 if guard else 0)
+    assert await bots[1].send(*"bb") == [True, not guard]
+    assert await bots[2].send(*"cccccc") == [not guard] * 5 + [False]
+
+
+async def test_a_refusing_guard_leaves_the_handlers_limit_alone(fleet: Fleet) -> None:
+    """What the guard refuses is not charged to the handler."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        middleware = RateLimitMiddleware("1/m", limiter=limiter, on_limited=None)
+        middleware.setup(bot.dispatcher, guard=True)
+        bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "9/m", "key": "a"}})
+
+    bots = fleet.assemble(put)
+    assert [await bot.send("a") for bot in bots] == [[True], [False], [False]]
+    assert await fleet.used(Rule("9/m", name="a")) == 1
+
+
+async def test_several_rules_of_a_flag_are_decided_together(fleet: Fleet) -> None:
+    """All rules of a flag are charged, or none is."""
+    rules = [Rule("9/m"), Rule("4/m", Scope.CHAT, cost=2)]
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
+        flag = {"rate_limit": {"limit": rules, "key": "a"}}
+        bot.dispatcher.message.register(order, flags=flag)
+
+    bots = fleet.assemble(put)
+    assert [await bot.send("a") for bot in bots] == [[True], [True], [False]]
+    assert await fleet.used(Rule("9/m", name="a")) == 2
+    assert await fleet.used(Rule("4/m", Scope.CHAT, "a")) == 4
+
+
+async def test_the_handler_sees_the_decision_of_its_own_limit(limiter: Limiter) -> None:
+    """`rate_limit` in a flagged handler is the flag's decision; without a limit it is None."""
+    bot = limited(limiter)
+    for text, flag in {"a": {"limit": "3/m", "key": "a"}, "b": False}.items():
+        bot.dispatcher.message.register(bot._handle, F.text == text, flags={"rate_limit": flag})
+    await bot.send("a", "b")
+    a, b = bot.decisions
+    assert a is not None
+    assert (a.rule, a.remaining) == (Rule("3/m", name="a"), 2)
+    assert b is None
+
+
+async def test_the_penalty_goes_along(fleet: Fleet) -> None:
+    """Who hammers on a handler with its own limit is banned from the whole bot."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware(
+            "9/m", limiter=limiter, penalty=Penalty("2/m", "1h"), on_limited=None
+        ).setup(bot.dispatcher)
+        bot.dispatcher.message.register(
+            order, F.text == "a", flags={"rate_limit": {"limit": "1/m", "key": "a"}}
+        )
+        bot.dispatcher.message.register(order, F.text == "b")
+
+    bots = fleet.assemble(put)
+    assert await bots[0].send(*"aba") == [True, True, False]
+    assert await bots[1].send(*"ba") == [True, False]
+    assert await bots[2].send(*"ba") == [False, False]
+
+
+async def test_what_is_never_refused_has_no_flag(limiter: Limiter) -> None:
+    """A payment passes a handler's own limit too."""
+    bot = limited(limiter)
+    bot.dispatcher.message.register(order, flags={"rate_limit": "1/m"})
+    assert [await bot.feed(message=payment()) for _ in range(3)] == [HANDLED] * 3
+    assert await bot.send(*"ab") == [True, False]
+
+
+async def test_a_flag_counts_apart_for_every_bot(client: FakeAsyncRedis) -> None:
+    """With `per_bot=True` a handler's own limit is counted for each bot, too."""
+    bot = bare()
+    RateLimitMiddleware("4/m", client, per_bot=True).setup(bot.dispatcher)
+    bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "3/m", "key": "ai"}})
+    await bot.send("a")
+    assert await keys(client) == {"bot:1:ai:42"}
+
+
+async def test_flags_of_others(limiter: Limiter) -> None:
+    """Flags of other middlewares are left alone, on whatever observer."""
+    bot = limited(limiter, "1/m")
+    router = bot.dispatcher.include_router(Router())
+    router.message.register(order, flags={"chat_action": "typing", "callback_answer": {}})
+    router.error.register(order, flags={"rate_limit_group": "x"})
+    await bot.dispatcher.emit_startup()
+    assert await bot.send(*"ab") == [True, False]
+
+
+async def test_reset_of_a_handlers_limit(fleet: Fleet) -> None:
+    """What a user used up of a key can be given back with a Rule of that name."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
+        bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "1/m", "key": "ai"}})
+
+    bots = fleet.assemble(put)
+    assert await bots[0].send(*"ab") == [True, False]
+    assert await fleet.limiters()[1].reset(Rule("1/m", name="ai"), Subject(user=42))
+    assert await bots[2].send(*"ab") == [True, False]
+    assert await bots[0].send("a", **{"from": user(43)}) == [True]
+
+
+async def test_the_flags_in_the_doc(limiter: Limiter) -> None:
+    """The handlers that docs/telegram.md shows pass the check at the start of a bot."""
+    _, _, section = DOC.partition("\n## A handler's own limit\n")
+    code = section.partition("```python\n")[2].partition("```")[0]
+    shown: dict[str, Any] = {"Rule": Rule, "__name__": "shop.handlers"}
+    exec(code, shown)
+    bot = limited(limiter, "1/m")
+    bot.dispatcher.include_router(shown["router"])
+    await bot.dispatcher.emit_startup()
+    assert [await bot.feed(message=message("/help")) for _ in range(3)] == [None] * 3
+    assert (await limiter.peek("1/m", Subject(user=42))).remaining == 1

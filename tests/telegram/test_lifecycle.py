@@ -1,0 +1,159 @@
+"""RateLimitMiddleware from its constructor to the dispatcher's shutdown."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio as aioredis
+from fakeredis import FakeAsyncRedis, FakeServer
+
+from bot_ratelimit import (
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    RateLimitMiddleware,
+    Rule,
+    Settings,
+)
+from bot_ratelimit.testing import FlakyStorage
+from tests.servers import Server, free_port
+
+from .support import Instance
+
+
+def test_the_start_is_announced(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says on what the bot limits, in the words that operators grep for."""
+    caplog.set_level(logging.INFO, "bot_ratelimit")
+    client = FakeAsyncRedis(server=FakeServer())
+    RateLimitMiddleware(1.0, client, "booking_bot:client1")
+    RateLimitMiddleware("1/s; 20/minute sliding")
+    using, missing = caplog.records
+    assert using.levelname == "INFO"
+    assert using.message == (
+        "RateLimitMiddleware: Using Redis for distributed rate limiting "
+        "(limit: 1/s per user; key prefix: booking_bot:client1)"
+    )
+    assert missing.levelname == "WARNING"
+    assert missing.message.startswith(
+        "RateLimitMiddleware: Redis not provided, using in-memory cache"
+    )
+    assert "This will NOT work correctly in multi-instance deployment" in missing.message
+    assert "20/minute sliding" in missing.message
+
+
+def test_the_constructor_asks_nothing_of_redis() -> None:
+    """A bot is put together before its event loop runs, and starts while Redis is down."""
+    RateLimitMiddleware(1.0, aioredis.Redis(port=free_port()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message_"),
+    [
+        ({"rate_limit": "fast"}, "'fast'"),
+        ({"rate_limit": []}, "at least one rule"),
+        ({"rate_limit": ["1/s", "2/s"]}, "share a key"),
+        ({"redis_client": redis.Redis()}, "pass a redis.asyncio.Redis"),
+        ({"redis_client": "redis://:hunter2@h"}, "from_url"),
+        ({"redis_client": object()}, "pass a redis.asyncio.Redis"),
+        ({"key_prefix": "my bot"}, "key_prefix='my bot'"),
+        ({"on_error": "open"}, "on_error='open'"),
+        ({"timeout": 0}, "timeout=0"),
+        ({"on_limited": 5}, "on_limited=5"),
+        (
+            {"redis_client": aioredis.Redis(), "limiter": Limiter(MemoryStorage())},
+            "redis_client and limiter",
+        ),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_a_senseless_argument_is_named(arguments: dict[str, Any], message_: str) -> None:
+    """A mistake stops the bot at its start, with a sentence about it and without secrets."""
+    with pytest.raises(ConfigError) as error:
+        RateLimitMiddleware(**arguments)
+    assert message_ in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+async def test_from_the_environment(
+    environment: pytest.MonkeyPatch, redis_server: Server, client: aioredis.Redis
+) -> None:
+    """`from_settings` takes limit, server, prefix and policy from the environment."""
+    for name, value in {
+        "REDIS_URL": redis_server.url,
+        "REDIS_KEY_PREFIX": "booking_bot:client1",
+        "RATE_LIMIT": "2/m",
+        "RATE_LIMIT_ON_ERROR": "memory",
+        "RATE_LIMIT_TIMEOUT": "1.5",
+    }.items():
+        environment.setenv(name, value)
+    middleware = RateLimitMiddleware.from_settings()
+    assert (middleware.limiter.on_error, middleware.limiter.timeout) == ("memory", 1.5)
+    assert await Instance(middleware).send(*"abc") == [True, True, False]
+    assert await client.get("booking_bot:client1:ratelimit:42") == b"3"
+    await middleware.close()
+
+
+async def test_arguments_win_over_the_environment(environment: pytest.MonkeyPatch) -> None:
+    """Each argument of the constructor can be given to `from_settings`, and wins."""
+    environment.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}")
+    environment.setenv("RATE_LIMIT", "9/m")
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        bot = Instance(
+            RateLimitMiddleware.from_settings(
+                rate_limit="1/m", redis_client=client, key_prefix="mine", on_limited=None
+            )
+        )
+        assert await bot.send(*"ab") == [True, False]
+        assert await client.keys() == [b"mine:ratelimit:42"]
+        assert bot.session.requests == []
+    given = Limiter(MemoryStorage())
+    assert RateLimitMiddleware.from_settings(limiter=given).limiter is given
+    assert RateLimitMiddleware.from_settings(Settings(redis_enabled=False), timeout=1).rules == (
+        Rule("9/m"),
+    )
+
+
+@pytest.mark.usefixtures("environment")
+async def test_the_shutdown_closes_what_the_middleware_made(
+    redis_server: Server, connected: Callable[[int], Awaitable[None]]
+) -> None:
+    """A client made by `from_settings` is closed with the dispatcher, without a line in the bot."""
+    settings = Settings(redis_url=f"{redis_server.url}?client_name=ours")
+    bot = Instance(RateLimitMiddleware.from_settings(settings))
+    await bot.send("hello")
+    await connected(1)
+    await bot.dispatcher.emit_shutdown()
+    await connected(0)
+
+
+@pytest.mark.parametrize("closing", ["shutdown", "close"])
+async def test_a_given_client_stays_open(client: aioredis.Redis, closing: str) -> None:
+    """A client belongs to who made it: neither shutdown nor `close` touches its connections."""
+    middleware = RateLimitMiddleware("1/m", client)
+    bot = Instance(middleware)
+    await bot.send("hello")
+    before = await client.client_id()
+    await (bot.dispatcher.emit_shutdown() if closing == "shutdown" else middleware.close())
+    assert await client.client_id() == before
+
+
+async def test_a_given_limiter_stays_open() -> None:
+    """A limiter belongs to who made it: another bot or a background job may go on with it."""
+    storage = FlakyStorage()
+    bot = Instance(RateLimitMiddleware("1/m", limiter=Limiter(storage)))
+    await bot.send("hello")
+    await bot.dispatcher.emit_shutdown()
+    assert not storage.closed
+    assert await bot.send("hello") == [False]
+
+
+async def test_updates_after_the_shutdown_are_handled(client: aioredis.Redis) -> None:
+    """Updates still in flight when the bot stops are answered, not met by an exception."""
+    bot = Instance(RateLimitMiddleware("1/m", client))
+    await bot.send("hello")
+    await bot.dispatcher.emit_shutdown()
+    assert await bot.send("late", "later") == [True, True]

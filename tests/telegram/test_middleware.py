@@ -1,0 +1,201 @@
+"""RateLimitMiddleware through a dispatcher: what is counted, handled and refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from aiogram.types import Message, Poll
+from fakeredis import FakeAsyncRedis, FakeServer
+
+from bot_ratelimit import (
+    Limiter,
+    RateLimitMiddleware,
+    RedisStorage,
+    Subject,
+)
+from tests.servers import free_port
+
+from .support import HANDLED, Instance, callback, chat, inline_query, message, user
+
+KEY = "booking_bot:client1:ratelimit:42"
+
+
+@pytest.fixture(params=["fakeredis", "redis-server"])
+async def shared(request: pytest.FixtureRequest) -> AsyncIterator[aioredis.Redis]:
+    """A client of an empty Redis, as a bot has it."""
+    if request.param == "fakeredis":
+        client: aioredis.Redis = FakeAsyncRedis(server=FakeServer())
+    else:
+        client = aioredis.Redis(port=request.getfixturevalue("redis_server").port)
+    async with client:
+        await client.flushall()
+        yield client
+
+
+async def test_the_contract(shared: aioredis.Redis) -> None:
+    """One event a second: the first is handled, and GET and TTL of the key tell an operator all."""
+    bot = Instance(RateLimitMiddleware(1.0, shared, "booking_bot:client1"))
+    values = []
+    for _ in range(3):
+        await bot.send("hello")
+        values.append(await shared.get(KEY))
+    assert values == [b"1", b"2", b"3"]
+    assert len(bot.handled) == 1
+    assert await shared.ttl(KEY) in (0, 1)
+    assert 0 < await shared.pttl(KEY) <= 1_000
+    assert await shared.keys("booking_bot:client1:ratelimit:[0-9]*") == [KEY.encode()]
+
+
+async def test_handled_and_refused() -> None:
+    """A handled update returns what its handler does, a refused one is dropped as None."""
+    bot = Instance(RateLimitMiddleware("1/m"))
+    assert await bot.feed(message=message()) == HANDLED
+    assert await bot.feed(message=message()) is None
+    assert await bot.feed(message=message(**{"from": user(43)})) == HANDLED
+    assert len(bot.handled) == 2
+
+
+async def test_the_handler_finds_the_decision() -> None:
+    """A handler that asks for `rate_limit` gets the Decision, to tell users what is left."""
+    bot = Instance(RateLimitMiddleware("2/m"))
+    await bot.send("one", "two")
+    assert [d and (d.allowed, d.remaining) for d in bot.decisions] == [(True, 1), (True, 0)]
+
+
+GROUP = chat(-100, "supergroup")
+VOTE = {"poll_id": "1", "option_ids": [0], "option_persistent_ids": ["a"]}
+POLL = {
+    "id": "1",
+    "question": "?",
+    "options": [],
+    "total_voter_count": 0,
+    "is_closed": False,
+    "is_anonymous": True,
+    "type": "regular",
+    "allows_multiple_answers": False,
+    "allows_revoting": False,
+    "members_only": False,
+}
+REACTION = {"chat": GROUP, "message_id": 1, "date": 1, "old_reaction": [], "new_reaction": []}
+REACTIONS = {"chat": GROUP, "message_id": 1, "date": 1, "reactions": []}
+
+
+@pytest.mark.parametrize(
+    ("observer", "event"),
+    [
+        ("message", message()),
+        ("message", message(chat=GROUP)),
+        ("edited_message", message()),
+        ("business_message", message(business_connection_id="Bc")),
+        ("edited_business_message", message(business_connection_id="Bc")),
+        ("callback_query", callback()),
+        ("callback_query", callback(message=None, inline_message_id="1")),
+        ("inline_query", inline_query()),
+        ("chosen_inline_result", {"result_id": "1", "query": "cat", "from": user()}),
+        ("message_reaction", REACTION | {"user": user()}),
+        ("poll_answer", VOTE | {"user": user()}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_what_a_user_does_is_counted(observer: str, event: dict[str, Any]) -> None:
+    """On every observer the second action within the limit's period is refused."""
+    bot = Instance(RateLimitMiddleware("1/m", on_limited=None), [observer])
+    assert [await bot.feed(**{observer: event}) for _ in range(3)] == [HANDLED, None, None]
+    assert [d and d.allowed for d in bot.decisions] == [True]
+
+
+@pytest.mark.parametrize(
+    ("observer", "event"),
+    [
+        ("channel_post", message(chat=chat(-5, "channel")) | {"from": None}),
+        ("edited_channel_post", message(chat=chat(-5, "channel")) | {"from": None}),
+        ("poll", POLL),
+        ("message_reaction_count", REACTIONS),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_what_nobody_sent_passes(observer: str, event: dict[str, Any]) -> None:
+    """Events without a sender are handled, uncounted, and the handler sees no decision."""
+    bot = Instance(RateLimitMiddleware("1/m"), [observer])
+    assert [await bot.feed(**{observer: event}) for _ in range(3)] == [HANDLED] * 3
+    assert bot.decisions == [None] * 3
+
+
+async def test_one_middleware_counts_all_that_a_user_does() -> None:
+    """Messages and button presses on one middleware share the user's limit."""
+    observers = ["message", "callback_query", "inline_query"]
+    bot = Instance(RateLimitMiddleware("2/m", on_limited=None), observers)
+    results = [
+        await bot.feed(message=message()),
+        await bot.feed(callback_query=callback()),
+        await bot.feed(inline_query=inline_query()),
+    ]
+    assert results == [HANDLED, HANDLED, None]
+
+
+async def test_instances_share_one_limit_exactly() -> None:
+    """Updates that arrive at once at two instances on one Redis get the limit, not twice that."""
+    server = FakeServer()
+    clients = [FakeAsyncRedis(server=server) for _ in range(2)]
+    bots = [Instance(RateLimitMiddleware("7/m", client)) for client in clients]
+    fed = [bot.feed(message=message()) for _ in range(20) for bot in bots]
+    assert (await asyncio.gather(*fed)).count(HANDLED) == 7
+    assert await clients[0].get("bot:ratelimit:42") == b"40"
+    assert sum(len(bot.session.requests) for bot in bots) == 1  # one notice from both together
+    for client in clients:
+        await client.aclose()
+
+
+async def test_a_failing_handler_fails_as_ever() -> None:
+    """A handler's exception reaches the dispatcher unchanged, and its hit stays charged."""
+    bot = Instance(RateLimitMiddleware("1/m"))
+    bot.error = ZeroDivisionError("in a handler")
+    with pytest.raises(ZeroDivisionError) as error:
+        await bot.feed(message=message())
+    assert error.value is bot.error
+    assert await bot.feed(message=message()) is None
+
+
+async def test_works_without_a_dispatcher() -> None:
+    """Called directly, as in a unit test of a bot, the event's own sender counts."""
+    middleware = RateLimitMiddleware("1/m", on_limited=None)
+    seen: list[dict[str, Any]] = []
+
+    async def handler(event: Any, data: dict[str, Any]) -> str:
+        seen.append(data)
+        return HANDLED
+
+    events = [Message.model_validate(message()), Message.model_validate(message())]
+    results = [await middleware(handler, event, {}) for event in events]
+    assert results == [HANDLED, None]
+    assert seen[0]["rate_limit"].remaining == 0
+    assert await middleware(handler, Poll.model_validate(POLL), {}) == HANDLED
+    assert seen[1] == {"rate_limit": None}
+
+
+@pytest.mark.parametrize("on_error", ["allow", "deny", "memory"])
+async def test_redis_out_of_reach(on_error: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """With Redis down the policy answers, the log says so, and no handler sees an exception."""
+    async with aioredis.Redis.from_url(f"redis://127.0.0.1:{free_port()}") as client:
+        bot = Instance(RateLimitMiddleware("2/m", client, on_error=on_error))
+        handled = await bot.send(*"abc")
+    expected = {"allow": [True] * 3, "deny": [False] * 3, "memory": [True, True, False]}
+    assert handled == expected[on_error]
+    assert {d and d.source for d in bot.decisions} <= {"policy", "memory"}
+    assert "Redis rate limit check failed: " in caplog.text
+    assert f"(on_error='{on_error}')" in caplog.text
+
+
+async def test_a_limiter_of_ones_own() -> None:
+    """With `limiter=` its storage and prefix count, and the bot may charge users itself."""
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        limiter = Limiter(RedisStorage(client), key_prefix="mine")
+        bot = Instance(RateLimitMiddleware("3/m", limiter=limiter))
+        await bot.send("hello")
+        assert await client.keys() == [b"mine:ratelimit:42"]
+        await limiter.hit("3/m", Subject(user=42), cost=2)
+        assert await bot.send("hello") == [False]

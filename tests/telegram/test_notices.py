@@ -1,0 +1,624 @@
+"""How a refused user hears of it: once, in their language, and without a flood of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiogram import Bot, flags
+from aiogram.client.default import DefaultBotProperties
+from aiogram.enums import ParseMode
+from aiogram.exceptions import (
+    TelegramBadRequest,
+    TelegramForbiddenError,
+    TelegramNetworkError,
+    TelegramRetryAfter,
+)
+from aiogram.methods import AnswerCallbackQuery, AnswerInlineQuery, SendMessage, TelegramMethod
+from aiogram.types import CallbackQuery, TelegramObject
+from aiogram.utils.callback_answer import CallbackAnswerMiddleware
+from fakeredis import FakeAsyncRedis, FakeServer
+
+from bot_ratelimit import (
+    ConfigError,
+    Decision,
+    Limiter,
+    MemoryStorage,
+    Notices,
+    RateLimitMiddleware,
+    Rule,
+    Scope,
+    Subject,
+)
+from bot_ratelimit.testing import Clock, FlakyStorage
+
+from .support import HANDLED, Instance, callback, inline_query, message, user
+from .updates import (
+    BUSINESS,
+    CHANNEL,
+    CHANNEL_BOT,
+    GROUP,
+    REACTION,
+    STORAGES,
+    UPDATES,
+    VOTE,
+    Fleet,
+    bare,
+    fleet_on,
+    listen,
+)
+
+RUSSIAN = "Слишком много запросов. Попробуйте снова через 60 с."
+ENGLISH = "Too many requests. Please try again in 60 s."
+
+PRIVATE = {"id": 42, "type": "private"}
+
+
+@pytest.fixture(params=STORAGES)
+async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
+    async with fleet_on(request.param, request) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def limiter(clock: Clock) -> Limiter:
+    return Limiter(MemoryStorage(clock=clock))
+
+
+def requests(*bots: Instance) -> list[TelegramMethod[Any]]:
+    return [each for bot in bots for each in bot.session.requests]
+
+
+def sent(*bots: Instance) -> list[tuple[type, dict[str, Any]]]:
+    """What was sent: the methods, and their fields that are not left to Telegram or to aiogram."""
+    return [
+        (type(each), each.model_dump(exclude_none=True, exclude_defaults=True))
+        for each in requests(*bots)
+    ]
+
+
+def texts(*bots: Instance) -> list[str | None]:
+    return [getattr(each, "text", "") for each in requests(*bots)]
+
+
+EVERYTHING = ("message", "edited_message", "business_message", "callback_query", "inline_query")
+EVERYTHING += ("chosen_inline_result", "message_reaction", "poll_answer", "guest_message")
+
+
+async def test_a_button_press(limiter: Limiter, clock: Clock) -> None:
+    """A refused press is answered with a text, and cached for as long as the user has to wait."""
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), EVERYTHING)
+    await bot.feed(callback_query=callback())
+    clock.move(0.5)
+    await bot.feed(callback_query=callback(id="7"))
+    clock.move(59)
+    await bot.feed(callback_query=callback(id="8"))
+    assert sent(bot) == [
+        (AnswerCallbackQuery, {"callback_query_id": "7", "text": ENGLISH, "cache_time": 60}),
+        (
+            AnswerCallbackQuery,
+            {"callback_query_id": "8", "text": ENGLISH.replace("60", "1"), "cache_time": 1},
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    "press",
+    [
+        callback(message=None, inline_message_id="1"),
+        callback(message={"chat": GROUP, "message_id": 1, "date": 0}),
+        callback(message=message(chat=GROUP)),
+        callback(message=message(**BUSINESS)),
+        callback(data=None, game_short_name="chess"),
+    ],
+    ids=["inline", "out of reach", "in a group", "in a business chat", "a game"],
+)
+async def test_a_button_press_anywhere(press: dict[str, Any], limiter: Limiter) -> None:
+    """Wherever the button is, its spinner stops."""
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), EVERYTHING)
+    for _ in range(3):
+        await bot.feed(callback_query=press)
+    assert [type(each) for each in requests(bot)] == [AnswerCallbackQuery] * 2
+
+
+async def test_an_inline_query(limiter: Limiter) -> None:
+    """A refused inline query gets an empty result, for this user alone, for as long as the wait."""
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), EVERYTHING)
+    await bot.feed(inline_query=inline_query())
+    await bot.feed(inline_query=inline_query(id="7"))
+    answer = {"inline_query_id": "7", "results": [], "cache_time": 60, "is_personal": True}
+    assert sent(bot) == [(AnswerInlineQuery, answer)]
+
+
+async def test_a_message_in_private(limiter: Limiter, clock: Clock) -> None:
+    """Refused messages get one notice in each window, and the next window has its own."""
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), EVERYTHING)
+    await bot.send(*"abcd")
+    await bot.feed(edited_message=message())
+    assert [(r.chat_id, r.text) for r in requests(bot)] == [(42, ENGLISH)]
+    clock.move(60)
+    await bot.send(*"abcd")
+    assert texts(bot) == [ENGLISH, ENGLISH]
+
+
+@pytest.mark.parametrize("name", ["chosen_inline_result", "message_reaction", "poll_answer"])
+async def test_what_cannot_be_answered(name: str, limiter: Limiter) -> None:
+    """Refused reactions, votes and chosen results are dropped in silence."""
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), EVERYTHING)
+    event = {"message_reaction": REACTION, "poll_answer": VOTE}.get(name, UPDATES[name])
+    assert [await bot.feed(**{name: event}) for _ in range(3)] == [HANDLED, None, None]
+    assert requests(bot) == []
+
+
+async def test_one_notice_from_all_instances(fleet: Fleet) -> None:
+    """A hundred messages at once over three instances: the rest is refused with one notice."""
+    bots = fleet.start("1/m")
+    results = await asyncio.gather(*(bots[i % 3].send("hello") for i in range(100)))
+    assert results.count([True]) == 1
+    assert texts(*bots) == [ENGLISH]
+    if fleet.client is not None:
+        assert await fleet.client.get("bot:ratelimit:notice:42") == b"99"
+        assert 59_000 < await fleet.client.pttl("bot:ratelimit:notice:42") <= 60_000
+
+
+async def test_a_flood(fleet: Fleet) -> None:
+    """A thousand messages and a thousand presses over three instances: one notice, and every
+    press is answered once."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        bot.dispatcher.callback_query.middleware(CallbackAnswerMiddleware())
+        RateLimitMiddleware("2/h", limiter=limiter).setup(bot.dispatcher, guard=True)
+        listen(bot, "message", "callback_query")
+
+    bots = fleet.assemble(put)
+    presses = [bots[-i % 3].feed(callback_query=callback(id=str(i))) for i in range(1_000)]
+    await asyncio.gather(*(bots[i % 3].feed(message=message()) for i in range(1_000)), *presses)
+    sent = requests(*bots)
+    assert sum(isinstance(each, SendMessage) for each in sent) == 1
+    answered = [each.callback_query_id for each in sent if isinstance(each, AnswerCallbackQuery)]
+    assert sorted(answered, key=int) == [str(i) for i in range(1_000)]
+    assert sum(len(bot.handled) for bot in bots) == 2
+
+
+async def test_users_are_told_each(fleet: Fleet) -> None:
+    """One user's notice says nothing to another."""
+    bots = fleet.start("1/m")
+    for bot in bots:
+        for id_ in (42, 43):
+            await bot.send("a", **{"from": user(id_), "chat": PRIVATE | {"id": id_}})
+    assert sorted(r.chat_id for r in requests(*bots)) == [42, 43]
+
+
+async def test_bots_on_one_prefix_each_tell(limiter: Limiter) -> None:
+    """With `per_bot=True` each bot tells its user: what another bot said was said elsewhere."""
+    bots = [Instance(RateLimitMiddleware("1/m", limiter=limiter, per_bot=True)) for _ in range(2)]
+    bots[1].bot = Bot("2:TEST", session=bots[1].session)
+    for bot in bots:
+        await bot.send(*"abc")
+    assert [len(bot.session.requests) for bot in bots] == [1, 1]
+
+
+@pytest.mark.parametrize("in_groups", [False, True])
+async def test_groups_are_told_only_if_asked_for(in_groups: bool, limiter: Limiter) -> None:
+    """In a group there is no notice, or with `in_groups=True` one for each member and window."""
+    bot = Instance(
+        RateLimitMiddleware("1/m", limiter=limiter, on_limited=Notices(in_groups=in_groups))
+    )
+    for id_ in (42, 43):
+        await bot.send(*"abc", chat=GROUP, **{"from": user(id_)})
+    assert [r.chat_id for r in requests(bot)] == ([-100, -100] if in_groups else [])
+    # What was said in the group is not yet said in private, nor in another group.
+    await bot.send(*"ab")
+    await bot.send(*"ab", chat=GROUP | {"id": -101})
+    assert [r.chat_id for r in requests(bot)][2 * in_groups :] == [42, *([-101] * in_groups)]
+
+
+async def test_a_limited_group_is_told_once(fleet: Fleet) -> None:
+    """If it is the chat that is limited, all of it is told with one notice, not each member."""
+    bots = fleet.start(Rule("1/m", Scope.CHAT), on_limited=Notices(in_groups=True))
+    for i in range(9):
+        await bots[i % 3].send("a", chat=GROUP, **{"from": user(42 + i)})
+    assert [r.chat_id for r in requests(*bots)] == [-100]
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        (Rule("1/m"), 2),
+        (Rule("1/m", Scope.MEMBER), 2),
+        (Rule("2/m", Scope.CHAT), 1),
+        (Rule("2/m", Scope.TOPIC), 1),
+        (Rule("2/m", Scope.GLOBAL), 1),
+        (Rule("2/m", lambda subject: "all", name="mine"), 1),
+    ],
+    ids=str,
+)
+async def test_who_is_told_in_a_group(rule: Rule, told: int, limiter: Limiter) -> None:
+    """A limit of persons is told to each of them, a limit of the many to the chat."""
+    bot = Instance(RateLimitMiddleware(rule, limiter=limiter, on_limited=Notices(in_groups=True)))
+    topic = {"chat": GROUP, "message_thread_id": 7, "is_topic_message": True}
+    for id_ in (42, 43):
+        await bot.send(*"abc", **topic, **{"from": user(id_)})
+    assert [(r.chat_id, r.message_thread_id) for r in requests(bot)] == [(-100, 7)] * told
+
+
+async def test_a_channel_in_a_group_is_told_like_a_member(limiter: Limiter) -> None:
+    """Who writes as a channel is told in the group, once."""
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=Notices(in_groups=True)))
+    await bot.send(*"abc", **{"chat": GROUP, "from": CHANNEL_BOT, "sender_chat": CHANNEL})
+    assert [r.chat_id for r in requests(bot)] == [-100]
+
+
+async def test_business_chats_stay_silent(limiter: Limiter) -> None:
+    """In a chat that the bot serves in somebody's name it does not speak up by itself."""
+    bot = Instance(
+        RateLimitMiddleware("1/m", limiter=limiter, on_limited=Notices(in_groups=True)), EVERYTHING
+    )
+    for _ in range(3):
+        await bot.feed(business_message=message(**BUSINESS))
+    assert len(bot.handled) == 1
+    assert requests(bot) == []
+
+
+@pytest.mark.parametrize("where", [GROUP, PRIVATE | {"id": 43}], ids=["group", "private"])
+async def test_guest_chats_stay_silent(where: dict[str, Any], limiter: Limiter) -> None:
+    """A guest bot is in no chat with those who summon it, so it cannot send a message there.
+
+    A private chat of a guest message is one between two other people.
+    """
+    bot = Instance(
+        RateLimitMiddleware("1/m", limiter=limiter, on_limited=Notices(in_groups=True)), EVERYTHING
+    )
+    for _ in range(3):
+        await bot.feed(guest_message=message(guest_query_id="1", chat=where))
+    assert len(bot.handled) == 1
+    assert [each for each in requests(bot) if isinstance(each, SendMessage)] == []
+
+
+@pytest.mark.parametrize("limit", ["10/s bucket", "10/s sliding", "10/s", "1 per 50ms", 0.02])
+async def test_notices_do_not_flood(limit: Any, limiter: Limiter, clock: Clock) -> None:
+    """However short the waits are, a flood of five seconds is told of at most once a second.
+
+    Telegram takes about one message a second in a chat, and answers more with 429.
+    """
+    bot = Instance(RateLimitMiddleware(limit, limiter=limiter))
+    for _ in range(500):
+        await bot.send("hello")
+        clock.move(0.01)
+    assert 1 <= len(requests(bot)) <= 6
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("en", ENGLISH),
+        ("ru", RUSSIAN),
+        ("ru-RU", RUSSIAN),
+        ("RU", RUSSIAN),
+        ("pt-br", ENGLISH),
+        ("xx", ENGLISH),
+        ("", ENGLISH),
+        (None, ENGLISH),
+    ],
+)
+async def test_the_users_language(language: str | None, text: str, limiter: Limiter) -> None:
+    """Messages and presses are answered in the user's language, or else in English."""
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), EVERYTHING)
+    sender = {"from": user(language=language)}
+    await bot.send(*"ab", **sender)
+    await bot.feed(callback_query=callback(**sender))
+    assert texts(bot) == [text, text]
+
+
+@pytest.mark.parametrize(
+    ("on_limited", "language", "text"),
+    [
+        ("Slow down!", "ru", "Slow down!"),
+        ("Wait {seconds} s", None, "Wait 60 s"),
+        ({"de": "Warte {seconds} s", "en": "Wait"}, "de-AT", "Warte 60 s"),
+        ({"de": "Warte {seconds} s", "en": "Wait"}, "en", "Wait"),
+        ({"de": "Warte {seconds} s", "en": "Wait"}, "ru", "Warte 60 s"),
+        ({"en": "Wait", "pt": "Espere", "pt-br": "Espera"}, "pt-br", "Espera"),
+        ({"en": "Wait", "pt": "Espere", "pt-br": "Espera"}, "pt-pt", "Espere"),
+        ({"en": "Wait", "pt-br": "Espera"}, "pt", "Wait"),
+        # Locales are written in several ways; Telegram writes pt-br.
+        ({"en": "Wait", "pt-BR": "Espera"}, "pt-br", "Espera"),
+        ({"en": "Wait", "zh-Hans": "等等"}, "zh-hans", "等等"),
+        (Notices("Slow down!"), None, "Slow down!"),
+        (Notices({"en": "Wait", "ru": "Погодите"}), "ru", "Погодите"),
+        ("{{{seconds}}} %", None, "{60} %"),
+    ],
+    ids=str,
+)
+async def test_texts_of_ones_own(
+    on_limited: Any, language: str | None, text: str, limiter: Limiter
+) -> None:
+    """A text, or texts by language of which the first is for all others, replace ours."""
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=on_limited), EVERYTHING)
+    sender = {"from": user(language=language)}
+    await bot.send(*"ab", **sender)
+    await bot.feed(callback_query=callback(**sender))
+    assert texts(bot) == [text, text]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "  ",
+        "Wait {minutes} min",
+        "Wait {} s",
+        "Wait {0} s",
+        "Wait { s",
+        "Wait {seconds s",
+        "Wait {seconds.length} s",
+        "Wait {seconds[0]} s",
+        "Wait {seconds:q} s",
+        {},
+        {"en": ""},
+        {"en": None},
+        {"en": "Wait", "ru": "Жди {minutes}"},
+        {"en": 5},
+    ],
+    ids=str,
+)
+def test_a_text_that_makes_no_sense(wrong: Any) -> None:
+    """A text that could not be sent is an error when the bot is put together."""
+    with pytest.raises(ConfigError):
+        RateLimitMiddleware(on_limited=wrong)
+    with pytest.raises(ConfigError):
+        Notices(wrong)
+
+
+@pytest.mark.parametrize("wrong", [5, True, object(), ["Wait"]], ids=str)
+def test_what_cannot_tell_anybody(wrong: Any) -> None:
+    """Anything but a text, texts, `Notices`, an async function or None is named."""
+    with pytest.raises(ConfigError, match="on_limited"):
+        RateLimitMiddleware(on_limited=wrong)
+
+
+async def test_a_long_text_still_answers_presses(limiter: Limiter) -> None:
+    """A text that is longer than the 200 characters of a callback answer still stops spinners."""
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited="w" * 300), EVERYTHING)
+    await bot.send(*"ab")
+    await bot.feed(callback_query=callback())
+    notice, answer = texts(bot)
+    assert len(notice or "") == 300
+    assert 0 < len(answer or "") <= 200
+
+
+def resolved(bot: Instance, method: TelegramMethod[Any], field: str) -> Any:
+    """What goes over the wire, once the bot's defaults are filled in."""
+    return bot.session.prepare_value(getattr(method, field), bot.bot, files={})
+
+
+@pytest.mark.parametrize("mode", list(ParseMode))
+async def test_our_texts_are_plain(mode: ParseMode, limiter: Limiter) -> None:
+    """Whatever the bot's default parse mode is, our texts are sent as they are.
+
+    With MarkdownV2 Telegram would refuse them for their full stops.
+    """
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter))
+    bot.bot = Bot("1:TEST", session=bot.session, default=DefaultBotProperties(parse_mode=mode))
+    await bot.send(*"ab")
+    (notice,) = requests(bot)
+    assert resolved(bot, notice, "parse_mode") is None
+
+
+async def test_a_function_of_ones_own(limiter: Limiter) -> None:
+    """An async function does it all: it gets event, decision and data, for every refused event."""
+    seen: list[tuple[TelegramObject, Decision, dict[str, Any]]] = []
+
+    async def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
+        seen.append((event, decision, data))
+        if isinstance(event, CallbackQuery):
+            await event.answer("No!", show_alert=True)
+
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=tell), EVERYTHING)
+    bot.dispatcher["shop"] = "Tea"
+    await bot.send(*"abc")
+    await bot.feed(callback_query=callback(id="7"))
+    assert [type(event).__name__ for event, *_ in seen] == ["Message", "Message", "CallbackQuery"]
+    assert {(d.allowed, d.retry_after, d.rule) for _, d, _ in seen} == {(False, 60.0, Rule("1/m"))}
+    assert {data["shop"] for *_, data in seen} == {"Tea"}
+    assert seen[0][2]["bot"] is bot.bot
+    assert seen[0][2]["rate_limit"] is seen[0][1]
+    answer = {"callback_query_id": "7", "text": "No!", "show_alert": True}
+    assert sent(bot) == [(AnswerCallbackQuery, answer)]
+
+
+async def test_a_function_hears_of_the_event_itself_from_the_guard(limiter: Limiter) -> None:
+    """From the guard's seat, too, it is told of the message and not of the update around it."""
+    seen: list[TelegramObject] = []
+
+    async def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
+        seen.append(event)
+
+    bot = bare()
+    RateLimitMiddleware("1/m", limiter=limiter, on_limited=tell).setup(bot.dispatcher, guard=True)
+    await bot.send(*"ab")
+    assert [type(event).__name__ for event in seen] == ["Message"]
+
+
+async def test_silence(limiter: Limiter) -> None:
+    """With None nobody is told anything."""
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=None), EVERYTHING)
+    await bot.send(*"ab")
+    await bot.feed(callback_query=callback())
+    await bot.feed(inline_query=inline_query())
+    assert len(bot.handled) == 1
+    assert requests(bot) == []
+
+
+METHOD = SendMessage(chat_id=42, text="")
+FAILURES = [
+    TelegramForbiddenError(METHOD, "bot was blocked by the user"),
+    TelegramRetryAfter(METHOD, "Too Many Requests", 30),
+    TelegramBadRequest(METHOD, "query is too old"),
+    TelegramNetworkError(METHOD, "connection reset"),
+    ConnectionResetError("reset"),
+    TimeoutError(),
+    RuntimeError("session is closed"),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+async def test_a_failing_notice_breaks_nothing(
+    error: Exception, fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A blocked bot, a 429 or a broken network: the event is refused, the log has a line, and
+    nothing is sent again in this window, by no instance."""
+    caplog.set_level(logging.WARNING, "bot_ratelimit")
+    bots = fleet.start("1/m", observers=EVERYTHING)
+    for bot in bots:
+        bot.session.error = error
+    assert [(await bot.send("a"))[0] for bot in bots * 2] == [True] + [False] * 5
+    assert len(requests(*bots)) == 1
+    assert [r.message for r in caplog.records if "Could not tell" in r.message] == [
+        f"Could not tell a user about the rate limit: {error!r}"
+    ]
+    assert await bots[0].feed(callback_query=callback()) is None
+    assert await bots[0].feed(inline_query=inline_query()) is None
+    assert len(requests(*bots)) == 3
+
+
+async def test_a_failing_function_breaks_nothing(
+    limiter: Limiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception in a user's own function is logged, and the event stays refused."""
+
+    async def tell(*_: object) -> None:
+        raise ZeroDivisionError("in on_limited")
+
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=tell))
+    assert await bot.send(*"abc") == [True, False, False]
+    assert caplog.text.count("in on_limited") == 2
+
+
+async def test_a_cancelled_notice_is_cancelled(limiter: Limiter) -> None:
+    """Cancelling, as a shutdown does, is not swallowed as a failing notice is."""
+    waiting = asyncio.Event()
+
+    async def tell(*_: object) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=tell))
+    task = asyncio.create_task(bot.send(*"ab"))
+    await waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_no_notice_when_nobody_can_count(limiter: Limiter) -> None:
+    """While the storage is away nobody knows who was told: messages are refused in silence,
+    and presses and queries are answered as ever."""
+    storage = FlakyStorage()
+    storage.fail()
+    denying = Limiter(storage, on_error="deny")
+    bot = Instance(RateLimitMiddleware("1/m", limiter=denying), EVERYTHING)
+    assert await bot.send(*"abc") == [False] * 3
+    assert requests(bot) == []
+    for _ in range(2):
+        await bot.feed(callback_query=callback())
+        await bot.feed(inline_query=inline_query())
+    assert [type(each) for each in requests(bot)] == [AnswerCallbackQuery, AnswerInlineQuery] * 2
+    assert all(each.cache_time >= 1 for each in requests(bot))
+
+
+async def test_no_notice_when_the_storage_goes_in_between() -> None:
+    """A storage that fails between the refusal and the notice makes it silent, not doubled."""
+
+    class Forgetful(FlakyStorage):
+        async def hit(self, charges: Any, **options: Any) -> Any:
+            if any("notice" in charge.key for charge in charges):
+                self.fail()
+            return await super().hit(charges, **options)
+
+    bot = Instance(RateLimitMiddleware("1/m", limiter=Limiter(Forgetful())))
+    assert await bot.send(*"ab") == [True, False]
+    assert requests(bot) == []
+
+
+async def test_the_standby_memory_tells(limiter: Limiter) -> None:
+    """With `on_error="memory"` this instance counts alone, its notices too."""
+    storage = FlakyStorage()
+    storage.fail()
+    bot = Instance(RateLimitMiddleware("1/m", limiter=Limiter(storage, on_error="memory")))
+    assert await bot.send(*"abc") == [True, False, False]
+    assert texts(bot) == [ENGLISH]
+
+
+@pytest.mark.parametrize("pre", [False, True])
+@pytest.mark.parametrize("order", ["callback answer first", "rate limit first", "guard"])
+async def test_beside_callback_answer_middleware(order: str, pre: bool, limiter: Limiter) -> None:
+    """Beside aiogram's CallbackAnswerMiddleware every press is answered exactly once."""
+    bot = bare()
+    ours = RateLimitMiddleware("1/m", limiter=limiter)
+    theirs = CallbackAnswerMiddleware(pre=pre, text="Done")
+    if order == "callback answer first":
+        bot.dispatcher.callback_query.middleware(theirs)
+    ours.setup(bot.dispatcher, guard=order == "guard")
+    if order != "callback answer first":
+        bot.dispatcher.callback_query.middleware(theirs)
+    listen(bot, "callback_query")
+    for i in range(4):
+        await bot.feed(callback_query=callback(id=str(i)))
+    assert [each.callback_query_id for each in requests(bot)] == list("0123")
+    answered_before_us = pre and order == "callback answer first"
+    assert texts(bot) == ["Done", *(["Done" if answered_before_us else ENGLISH] * 3)]
+    assert len(bot.handled) == 1
+
+
+@pytest.mark.parametrize("pre", [False, True])
+async def test_a_handler_that_answers_itself(pre: bool, limiter: Limiter) -> None:
+    """A handler that told CallbackAnswerMiddleware to keep out cannot answer when it is refused,
+    so we do."""
+    bot = bare()
+    bot.dispatcher.callback_query.middleware(CallbackAnswerMiddleware(pre=pre))
+    RateLimitMiddleware("1/m", limiter=limiter).setup(bot.dispatcher)
+
+    @bot.dispatcher.callback_query()
+    @flags.callback_answer(disabled=True)
+    async def handler(event: CallbackQuery) -> None:
+        await event.answer("My own")
+
+    for _ in range(3):
+        await bot.feed(callback_query=callback())
+    assert texts(bot) == ["My own", ENGLISH, ENGLISH]
+
+
+async def test_a_notice_is_charged_to_nobody(limiter: Limiter) -> None:
+    """Telling a user costs nothing of their limit."""
+    bot = Instance(RateLimitMiddleware("2/m", limiter=limiter))
+    await bot.send(*"abcd")
+    assert texts(bot) == [ENGLISH]
+    await limiter.reset("2/m", Subject(user=42))
+    assert await bot.send(*"abc") == [True, True, False]
+
+
+async def test_the_key_of_notices() -> None:
+    """An operator finds who was told, and how often somebody insisted since."""
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        bot = Instance(
+            RateLimitMiddleware(
+                "1/m", client, "shop", timeout=5, on_limited=Notices(in_groups=True)
+            )
+        )
+        await bot.send(*"abc")
+        await bot.send(*"ab", chat=GROUP)
+        assert {key.decode() for key in await client.keys()} == {
+            "shop:ratelimit:42",
+            "shop:ratelimit:notice:42",
+            "shop:ratelimit:notice:member:-100:42",
+        }
+        assert await client.get("shop:ratelimit:notice:42") == b"2"

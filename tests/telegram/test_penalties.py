@@ -1,0 +1,375 @@
+"""Penalties: who keeps hammering while refused is refused for longer, on every instance."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiogram.methods import SendMessage
+from aiogram.types import TelegramObject
+
+from bot_ratelimit import (
+    ConfigError,
+    Decision,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    Scope,
+    Subject,
+)
+from bot_ratelimit.testing import Clock, FlakyStorage
+
+from .support import HANDLED, Instance, callback, user
+from .updates import (
+    CHANNEL_POST,
+    GROUP,
+    STORAGES,
+    Fleet,
+    bare,
+    fleet_on,
+    listen,
+    payment,
+    pre_checkout,
+)
+
+ANNA, BERT = Subject(user=42), Subject(user=43)
+PENALTY = Penalty("3/m", "1h")
+
+
+@pytest.fixture(params=STORAGES)
+async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
+    async with fleet_on(request.param, request) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def limiter(clock: Clock) -> Limiter:
+    return Limiter(MemoryStorage(clock=clock))
+
+
+def bans(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if "Banned" in record.message]
+
+
+class Refusals:
+    """An `on_limited` that keeps the decisions."""
+
+    def __init__(self) -> None:
+        self.decisions: list[Decision] = []
+
+    async def __call__(
+        self, event: TelegramObject, decision: Decision, data: dict[str, Any]
+    ) -> None:
+        self.decisions.append(decision)
+
+
+async def test_a_ban(limiter: Limiter, clock: Clock) -> None:
+    """After so many refused attempts everything is refused for the length of the ban, and then
+    all is forgotten."""
+    seen = Refusals()
+    bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=PENALTY, on_limited=seen))
+    assert await bot.send(*"abcd") == [True, False, False, False]
+    assert [d.banned for d in seen.decisions] == [False, False, True]
+    assert [d.retry_after for d in seen.decisions] == [1.0, 1.0, 3_600.0]
+    assert seen.decisions[2].rule == PENALTY
+    clock.move(3_599)
+    assert await bot.send("e") == [False]
+    assert (seen.decisions[3].banned, seen.decisions[3].retry_after) == (True, 1.0)
+    clock.move(1)
+    assert await bot.send(*"fgh") == [True, False, False]
+    assert [d.banned for d in seen.decisions[4:]] == [False, False]
+
+
+async def test_refused_now_and_then_is_no_hammering(limiter: Limiter, clock: Clock) -> None:
+    """Refused attempts count for the time of `after`, and are then forgotten."""
+    seen = Refusals()
+    bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=PENALTY, on_limited=seen))
+    for _ in range(10):
+        await bot.send(*"abc")  # two refused of every three
+        clock.move(60)
+    assert not any(d.banned for d in seen.decisions)
+
+
+async def test_a_ban_holds_on_every_instance(fleet: Fleet) -> None:
+    """What one instance counted another acts on, for messages and presses alike."""
+    seen = Refusals()
+    bots = fleet.start(
+        "1/m", observers=["message", "callback_query"], penalty=PENALTY, on_limited=seen
+    )
+    assert [(await bot.send("a"))[0] for bot in (*bots, bots[0])] == [True, False, False, False]
+    assert [d.banned for d in seen.decisions] == [False, False, True]
+    await fleet.limiters()[2].reset("1/m", ANNA)  # the limit itself has room again
+    for bot in bots:
+        assert await bot.send("a") == [False]
+        assert await bot.feed(callback_query=callback()) is None
+    assert all(d.banned for d in seen.decisions[3:])
+    assert {d.source for d in seen.decisions} == {"memory" if fleet.client is None else "redis"}
+
+
+@pytest.mark.parametrize("fleet", STORAGES[1:], indirect=True)
+async def test_what_an_operator_sees(fleet: Fleet) -> None:
+    """The key counts the refused attempts, and its TTL is what is left of the ban."""
+    assert fleet.client is not None
+    bots = fleet.start("1/m", penalty=PENALTY, on_limited=None)
+    for bot in bots:
+        await bot.send(*"ab")
+    assert await fleet.keys() == {"bot:ratelimit:42", "bot:ratelimit:ban:42"}
+    assert await fleet.client.get("bot:ratelimit:ban:42") == b"5"
+    assert 3_590_000 < await fleet.client.pttl("bot:ratelimit:ban:42") <= 3_600_000
+
+
+async def test_a_ban_is_logged_once(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    """One line for one ban, whoever brought it on and however long it is hammered on."""
+    caplog.set_level(logging.WARNING, "bot_ratelimit")
+    bots = fleet.start("1/m", penalty=PENALTY, on_limited=None)
+    await asyncio.gather(*(bots[i % 3].send("a") for i in range(30)))
+    assert bans(caplog) == [
+        "Banned for 3600 s: bot:ratelimit:ban:42 (ban of 3600 s after 3/minute)"
+    ]
+
+
+async def test_a_ban_shorter_than_the_wait(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    """Who hammers on a used-up day is banned like anybody, though the day's end is farther off."""
+    caplog.set_level(logging.WARNING, "bot_ratelimit")
+    seen = Refusals()
+    bots = fleet.start("1/d", penalty=Penalty("3/m", "15m"), on_limited=seen)
+    for bot in bots:
+        await bot.send(*"ab")
+    assert [d.banned for d in seen.decisions] == [False, False, True, True, True]
+    assert {round(d.retry_after, -1) for d in seen.decisions} == {86_400}
+    assert len(bans(caplog)) == 1
+
+
+async def test_others_are_not_banned(fleet: Fleet) -> None:
+    """A ban is for one user; in a group the others go on."""
+    bots = fleet.start("1/m", penalty=PENALTY, on_limited=None)
+    for bot in bots:
+        await bot.send(*"abc", chat=GROUP)
+    assert [(await bot.send("a", chat=GROUP, **{"from": user(43)}))[0] for bot in bots] == [
+        True,
+        False,
+        False,
+    ]
+    decision = await fleet.limiters()[0].peek(PENALTY, BERT)
+    assert (decision.banned, decision.remaining) == (False, 1)
+
+
+async def test_reset_lifts_a_ban(fleet: Fleet) -> None:
+    """`Limiter.reset` with the penalty lifts the ban, on every instance."""
+    bots = fleet.start("1/m", penalty=PENALTY, on_limited=None)
+    await bots[0].send(*"abcdef")
+    limiter = fleet.limiters()[1]
+    assert (await limiter.peek(PENALTY, ANNA)).banned
+    assert await limiter.reset([Rule("1/m"), PENALTY], ANNA)
+    assert not (await limiter.peek(PENALTY, ANNA)).banned
+    assert [(await bot.send("a"))[0] for bot in bots] == [True, False, False]
+    assert not (await limiter.peek(PENALTY, ANNA)).banned  # two strikes, counted anew
+    assert not await limiter.reset(PENALTY, BERT)
+
+
+async def test_reset_by_the_middlewares_rules(fleet: Fleet) -> None:
+    """A middleware's `rules` are all that an operator's command needs to lift a ban."""
+    middlewares = []
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        middleware = RateLimitMiddleware("1/m", limiter=limiter, penalty=PENALTY, on_limited=None)
+        middlewares.append(middleware.setup(bot.dispatcher))
+        listen(bot, "message")
+
+    bots = fleet.assemble(put)
+    assert await bots[0].send(*"abcde") == [True] + [False] * 4
+    one = middlewares[1]
+    assert await one.limiter.reset(one.rules, ANNA)
+    assert await bots[2].send("a") == [True]
+
+
+async def test_a_ban_that_grows(limiter: Limiter, clock: Clock) -> None:
+    """Each further `after` attempts during the ban double it anew, up to `longest`."""
+    seen = Refusals()
+    penalty = Penalty("2/m", "10m", grows=True, longest="35m")
+    bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=penalty, on_limited=seen))
+    await bot.send("a")
+    waits = []
+    for _ in range(8):
+        await bot.send("b")
+        waits.append(seen.decisions[-1].retry_after)
+    assert waits == [1, 600, 600, 1_200, 1_200, 2_100, 2_100, 2_100]
+    clock.move(2_100)
+    assert await bot.send("c") == [True]
+
+
+async def test_a_ban_that_grows_over_instances(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The growing is shared, too, and it is one ban in the log."""
+    caplog.set_level(logging.WARNING, "bot_ratelimit")
+    penalty = Penalty("2/m", "10m", grows=True)
+    bots = fleet.start("1/m", penalty=penalty, on_limited=None)
+    for _ in range(3):
+        for bot in bots:
+            await bot.send("a")  # nine in all: eight of them refused, which is four times two
+    decision = await fleet.limiters()[0].peek(penalty, ANNA)
+    assert decision.retry_after == pytest.approx(600 * 2**3, abs=5)
+    assert len(bans(caplog)) == 1
+
+
+async def test_a_ban_that_does_not_grow(limiter: Limiter, clock: Clock) -> None:
+    """By default a ban ends when it said it would, however much is sent meanwhile."""
+    bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=PENALTY, on_limited=None))
+    await bot.send(*"abcd")
+    for _ in range(60):
+        clock.move(60)
+        assert len(await bot.send(*"ab")) == 2
+    assert (await limiter.peek(PENALTY, ANNA)).remaining == 2  # the last minute's one refusal
+
+
+@pytest.mark.parametrize("guard", [False, True])
+async def test_a_banned_user_can_pay(guard: bool, fleet: Fleet) -> None:
+    """Payments, and what nobody sent, pass during a ban, and count neither way."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware("1/m", limiter=limiter, penalty=PENALTY, on_limited=None).setup(
+            bot.dispatcher, guard=guard
+        )
+        listen(bot, "message", "pre_checkout_query", "channel_post")
+
+    bots = fleet.assemble(put)
+    await bots[0].send(*"abcdef")
+    before = await fleet.client.get("bot:ratelimit:ban:42") if fleet.client else None
+    for bot in bots:
+        assert await bot.feed(pre_checkout_query=pre_checkout()) == HANDLED
+        assert await bot.feed(message=payment()) == HANDLED
+        assert await bot.feed(channel_post=CHANNEL_POST) == HANDLED
+        assert await bot.send("a", **{"from": user(43)}) == [bot is bots[0]]
+    if fleet.client is not None:
+        assert await fleet.client.get("bot:ratelimit:ban:42") == before == b"5"
+
+
+async def test_what_always_passes_is_no_strike(limiter: Limiter) -> None:
+    """Payments of somebody who is over the limit bring on no ban."""
+    bot = Instance(
+        RateLimitMiddleware("1/m", limiter=limiter, penalty=PENALTY, on_limited=None),
+        ["message", "pre_checkout_query"],
+    )
+    await bot.send(*"ab")
+    for _ in range(10):
+        await bot.feed(pre_checkout_query=pre_checkout())
+        await bot.feed(message=payment())
+    assert (await limiter.peek(PENALTY, ANNA)).remaining == 2
+
+
+async def test_the_guard_and_the_handler_strike_once(limiter: Limiter) -> None:
+    """One refused update is one strike, whichever seat refused it."""
+    bot = bare()
+    RateLimitMiddleware("2/m", limiter=limiter, penalty=PENALTY, on_limited=None).setup(
+        bot.dispatcher, guard=True
+    )
+    bot.dispatcher.message.register(
+        bot._handle, flags={"rate_limit": {"limit": "1/m", "key": "strict"}}
+    )
+    assert await bot.send(*"abc") == [True, False, False]  # free, by the handler, by the guard
+    assert (await limiter.peek(PENALTY, ANNA)).remaining == 1
+
+
+async def test_a_ban_is_told(limiter: Limiter, clock: Clock) -> None:
+    """A banned user hears how long the ban lasts: by the next notice, and at every press."""
+    bot = Instance(
+        RateLimitMiddleware("1/s", limiter=limiter, penalty=PENALTY), ["message", "callback_query"]
+    )
+    await bot.send(*"abcd")
+    clock.move(1)
+    await bot.send(*"abcd")
+    await bot.feed(callback_query=callback())
+    waits = ["1 s", "3599 s", "3599 s"]
+    assert [each.text.rpartition("in ")[2].rstrip(".") for each in bot.session.requests] == waits
+    assert sum(isinstance(each, SendMessage) for each in bot.session.requests) == 2
+    assert bot.session.requests[-1].cache_time == 3599
+
+
+async def test_who_is_banned_is_whose_scope_it_is(limiter: Limiter) -> None:
+    """A penalty of a chat bans the chat: what its members are refused adds up."""
+    penalty = Penalty("3/m", "1h", scope=Scope.CHAT)
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, penalty=penalty, on_limited=None))
+    for id_ in (42, 43, 44):
+        assert await bot.send(*"ab", chat=GROUP, **{"from": user(id_)}) == [True, False]
+    assert await bot.send("a", chat=GROUP, **{"from": user(45)}) == [False]
+    assert await bot.send("a", chat=GROUP | {"id": -101}, **{"from": user(45)}) == [True]
+
+
+async def test_a_shadow_rule_bans_nobody(limiter: Limiter) -> None:
+    """A rule on trial refuses nothing, so there is nothing to be banned for."""
+    rule = Rule("1/m", shadow=True)
+    bot = Instance(RateLimitMiddleware(rule, limiter=limiter, penalty=PENALTY, on_limited=None))
+    assert await bot.send(*"abcdef") == [True] * 6
+    assert not (await limiter.peek(PENALTY, ANNA)).banned
+
+
+async def test_while_redis_is_down_nobody_is_banned(fleet: Fleet) -> None:
+    """What the policy refuses is no strike: an outage bans nobody."""
+    storage = FlakyStorage(fleet.storages[0])
+    limiter = Limiter(storage, on_error="deny", timeout=5)
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, penalty=PENALTY, on_limited=None))
+    storage.fail()
+    assert await bot.send(*"abcdef") == [False] * 6
+    assert (await fleet.limiters()[0].peek(PENALTY, ANNA)).remaining == 3
+
+
+async def test_hitting_a_penalty_by_hand(fleet: Fleet) -> None:
+    """The limiter bans without Telegram, too: a job that retries too eagerly."""
+    first, second, third = fleet.limiters()
+    rules = [Rule("1/m", name="export"), PENALTY]
+    decisions = [await each.hit(rules, ANNA) for each in (first, second, third, first, second)]
+    assert [d.allowed for d in decisions] == [True] + [False] * 4
+    assert [d.banned for d in decisions] == [False, False, False, True, True]
+    assert decisions[1].rule == rules[0]
+    assert decisions[3].rule == PENALTY
+    assert not (await third.hit(rules, BERT)).banned
+
+
+async def test_looking_is_no_strike(fleet: Fleet) -> None:
+    """`peek` at a limit that is used up counts no attempt."""
+    limiter = fleet.limiters()[0]
+    rules = [Rule("1/h"), PENALTY]
+    await limiter.hit(rules, ANNA)
+    for _ in range(5):
+        assert not (await limiter.peek(rules, ANNA)).allowed
+    assert (await limiter.peek(PENALTY, ANNA)).remaining == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        ({"after": "often", "ban": 5}, "often"),
+        ({"after": "3/m sliding", "ban": 5}, "sliding"),
+        ({"after": "3/m", "ban": "long"}, "long"),
+        ({"after": "3/m", "ban": 0}, "ban=0"),
+        ({"after": "3/m", "ban": -1}, "ban=-1"),
+        ({"after": "3/m", "ban": None}, "ban=None"),
+        ({"after": "3/m", "ban": "2d", "grows": True}, "longest='1d'"),
+        ({"after": "3/m", "ban": 5, "grows": True, "longest": "x"}, "longest='x'"),
+        ({"after": "3/m", "ban": 5, "scope": "user"}, "scope='user'"),
+    ],
+    ids=str,
+)
+def test_a_penalty_that_makes_no_sense(arguments: dict[str, Any], wrong: str) -> None:
+    """A mistake in a penalty is an error that shows it."""
+    with pytest.raises(ConfigError) as error:
+        Penalty(**arguments)
+    assert wrong in str(error.value)
+
+
+@pytest.mark.parametrize("penalty", ["10/m", 5, Rule("1/m", name="x"), [PENALTY]], ids=str)
+def test_what_is_no_penalty(penalty: Any) -> None:
+    """`penalty=` takes a Penalty, and says so."""
+    with pytest.raises(ConfigError, match=r"[Pp]enalty"):
+        RateLimitMiddleware("1/s", penalty=penalty)

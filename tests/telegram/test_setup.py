@@ -1,0 +1,403 @@
+"""Where the middleware stands: one update is charged once, before filters or behind them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from aiogram import Dispatcher, Router
+from aiogram.dispatcher.event.bases import UNHANDLED, SkipHandler
+from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
+from aiogram.fsm.context import FSMContext
+from aiogram.fsm.storage.memory import MemoryStorage as FSMStorage
+from aiogram.fsm.storage.memory import SimpleEventIsolation
+from aiogram.types import Message, TelegramObject
+
+from bot_ratelimit import (
+    ConfigError,
+    Decision,
+    Limiter,
+    MemoryStorage,
+    RateLimitMiddleware,
+    Rule,
+    Settings,
+    Subject,
+)
+from tests.servers import Server
+
+from .support import HANDLED, Instance, callback, inline_query, message
+from .updates import CHANNEL_POST, STORAGES, Fleet, bare, fleet_on, listen, payment, pre_checkout
+
+
+@pytest.fixture(params=STORAGES)
+async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
+    async with fleet_on(request.param, request) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def limiter() -> Limiter:
+    return Limiter(MemoryStorage())
+
+
+async def used(limiter: Limiter, rule: Rule | str = "9/m") -> int:
+    rule = rule if isinstance(rule, Rule) else Rule(rule)
+    decision = await limiter.peek(rule, Subject(user=42, chat=42))
+    return int(rule.limit.capacity - decision.remaining)
+
+
+def skipping(bot: Instance, router: Router, times: int = 1) -> list[Decision | None]:
+    """Handlers that leave the message to the next one; what they were told."""
+    seen: list[Decision | None] = []
+
+    async def skip(event: Message, rate_limit: Decision | None) -> None:
+        seen.append(rate_limit)
+        raise SkipHandler
+
+    for _ in range(times):
+        router.message.register(skip)
+    return seen
+
+
+async def test_on_several_routers(fleet: Fleet) -> None:
+    """One middleware on the dispatcher and on routers below it charges once."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        middleware = RateLimitMiddleware("9/m", limiter=limiter)
+        parent, child = Router(), Router()
+        bot.dispatcher.include_router(parent).include_router(child)
+        for router in (bot.dispatcher, parent, child):
+            router.message.middleware(middleware)
+            router.message.outer_middleware(middleware)
+        child.message.register(bot._handle)
+
+    bots = fleet.assemble(put)
+    assert [await bot.send("hello") for bot in bots] == [[True]] * 3
+    assert await fleet.used("9/m") == 3
+
+
+async def test_in_every_seat_at_once(fleet: Fleet) -> None:
+    """Guard, inner and outer seats, and a second `setup`, are still one charge."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        middleware = RateLimitMiddleware("9/m", limiter=limiter)
+        for guard in (True, False, True):
+            middleware.setup(bot.dispatcher, guard=guard)
+        bot.dispatcher.update.middleware(middleware)
+        bot.dispatcher.update.outer_middleware(middleware)
+        bot.dispatcher.message.outer_middleware(middleware)
+        listen(bot, "message", "callback_query")
+
+    bots = fleet.assemble(put)
+    for bot in bots:
+        assert await bot.send("hello") == [True]
+        assert await bot.feed(callback_query=callback()) == HANDLED
+    assert await fleet.used("9/m") == 6
+
+
+@pytest.mark.parametrize("guard", [False, True])
+async def test_after_a_skipped_handler(fleet: Fleet, guard: bool) -> None:
+    """Handlers that skip are met by the middleware each, and the update is charged once."""
+    seen = []
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher, guard=guard)
+        child = bot.dispatcher.include_router(Router())
+        seen.append(skipping(bot, bot.dispatcher, 3))
+        seen.append(skipping(bot, child, 2))
+        child.message.register(bot._handle)
+
+    bots = fleet.assemble(put)
+    assert [await bot.send("hello") for bot in bots] == [[True]] * 3
+    assert await fleet.used("9/m") == 3
+    assert [len(each) for each in seen] == [3, 2] * 3
+    assert {d and d.remaining for d in (*seen[0], *seen[1])} == {8}  # one and the same decision
+
+
+async def test_after_an_unhandled_return(limiter: Limiter) -> None:
+    """A handler that returns UNHANDLED leaves the update to the next router, already paid for."""
+    bot = bare()
+    RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher)
+
+    async def pass_on(event: Message) -> Any:
+        return UNHANDLED
+
+    for _ in range(3):
+        bot.dispatcher.include_router(Router()).message.register(pass_on)
+    last = bot.dispatcher.include_router(Router())
+    last.message.register(bot._handle)
+    assert await bot.send("hello") == [True]
+    assert await used(limiter) == 1
+
+
+async def test_a_refused_update_is_not_offered_to_other_handlers(limiter: Limiter) -> None:
+    """Refused is refused: no further handler or router gets the update."""
+    bot = bare()
+    RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(bot.dispatcher)
+    seen = skipping(bot, bot.dispatcher)
+    bot.dispatcher.include_router(Router()).message.register(bot._handle)
+    assert await bot.send(*"ab") == [True, False]
+    assert len(seen) == 1
+
+
+async def test_behind_a_handler_that_feeds_an_update(limiter: Limiter) -> None:
+    """A handler may feed another update meanwhile: each of the two is charged once."""
+    bot = bare()
+    RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher)
+
+    async def feed_another(event: Message) -> None:
+        await bot.feed(callback_query=callback())
+        raise SkipHandler
+
+    bot.dispatcher.message.register(feed_another)
+    listen(bot, "message", "callback_query")
+    assert await bot.send("hello") == [True]
+    assert await used(limiter) == 2
+
+
+async def test_behind_a_middleware_with_a_deadline(limiter: Limiter) -> None:
+    """A middleware that runs handlers in tasks of their own does not make them charge twice."""
+    bot = bare()
+
+    async def deadline(handler: Any, event: TelegramObject, data: dict[str, Any]) -> Any:
+        return await asyncio.create_task(handler(event, data))
+
+    bot.dispatcher.message.middleware(deadline)
+    RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher)
+    skipping(bot, bot.dispatcher, 2)
+    listen(bot, "message")
+    assert await bot.send("hello") == [True]
+    assert await used(limiter) == 1
+
+
+async def test_updates_at_once_are_told_apart(fleet: Fleet) -> None:
+    """Many updates under way at the same time each pay for themselves, and once."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware("50/m", limiter=limiter, on_limited=None).setup(
+            bot.dispatcher, guard=True
+        )
+        skipping(bot, bot.dispatcher, 2)
+        listen(bot, "message")
+
+    bots = fleet.assemble(put)
+    results = await asyncio.gather(*(bot.send("hello") for bot in bots * 20))
+    assert results.count([True]) == 50
+    assert await fleet.used("50/m") == 50
+
+
+async def test_two_middlewares_both_charge(limiter: Limiter) -> None:
+    """Different middlewares are different limits: each charges, and the stricter one refuses."""
+    bot = bare()
+    for rule in (Rule("9/m"), Rule("2/m", name="strict")):
+        RateLimitMiddleware(rule, limiter=limiter, on_limited=None).setup(bot.dispatcher)
+    listen(bot, "message")
+    assert await bot.send(*"abc") == [True, True, False]
+    assert (await used(limiter), await used(limiter, Rule("2/m", name="strict"))) == (3, 2)
+
+
+async def test_two_middlewares_before_a_handler_with_its_own_limit(limiter: Limiter) -> None:
+    """A handler's own limit is charged once, however many middlewares stand before it."""
+    bot = bare()
+    for name in ("one", "two"):
+        RateLimitMiddleware(Rule("9/m", name=name), limiter=limiter).setup(bot.dispatcher)
+    listen(bot, "message", flags={"rate_limit": {"limit": "4/m", "key": "own"}})
+    await bot.send("hello")
+    assert await used(limiter, Rule("4/m", name="own")) == 1
+
+
+CARRIED = ("message", "edited_message", "business_message", "guest_message", "message_reaction")
+CARRIED += ("inline_query", "chosen_inline_result", "callback_query", "poll_answer")
+
+
+def test_setup_takes_its_seats(limiter: Limiter) -> None:
+    """`setup` stands behind the filters of everything that users do, and nowhere else."""
+    dispatcher = Dispatcher()
+    middleware = RateLimitMiddleware(limiter=limiter)
+    assert middleware.setup(dispatcher) is middleware
+    seats = {name for name, each in dispatcher.observers.items() if middleware in each.middleware}
+    assert set(CARRIED) <= seats <= set(dispatcher.observers) - {"update", "error"}
+    assert not any(middleware in each.outer_middleware for each in dispatcher.observers.values())
+
+
+@pytest.mark.parametrize("guard", [False, True])
+async def test_setup_leaves_out_what_it_is_told_to(limiter: Limiter, guard: bool) -> None:
+    """An observer in `exclude` has no limit, and what happens on it is not charged."""
+    bot = bare()
+    RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(
+        bot.dispatcher, guard=guard, exclude=["inline_query", "callback_query"]
+    )
+
+    async def answer(event: TelegramObject) -> str:
+        return HANDLED
+
+    for name in ("message", "inline_query", "callback_query"):
+        bot.dispatcher.observers[name].register(answer)
+    for _ in range(3):
+        assert await bot.feed(inline_query=inline_query()) == HANDLED
+        assert await bot.feed(callback_query=callback()) == HANDLED
+    assert await bot.send(*"ab") == [True, False]
+
+
+@pytest.mark.parametrize("exclude", [["inline_querry"], ["Message", "poll"], "inline_querry"])
+def test_setup_knows_what_to_leave_out(limiter: Limiter, exclude: Any) -> None:
+    """A misspelled observer in `exclude` is an error that names it."""
+    with pytest.raises(ConfigError, match=r"inline_querry|Message"):
+        RateLimitMiddleware(limiter=limiter).setup(Dispatcher(), exclude=exclude)
+
+
+class WatchedStorage(FSMStorage):
+    """An FSM storage that counts how often it is read."""
+
+    reads = 0
+
+    async def get_state(self, *args: Any, **kwargs: Any) -> str | None:
+        self.reads += 1
+        return await super().get_state(*args, **kwargs)
+
+
+class WatchedIsolation(SimpleEventIsolation):
+    locks = 0
+
+    def lock(self, *args: Any, **kwargs: Any) -> Any:
+        self.locks += 1
+        return super().lock(*args, **kwargs)
+
+
+@pytest.mark.parametrize("guard", [False, True])
+async def test_the_guard_stands_before_fsm_and_filters(limiter: Limiter, guard: bool) -> None:
+    """Refused by the guard, an update reads no state, takes no lock and meets no filter."""
+    bot = bare()
+    storage, isolation = WatchedStorage(), WatchedIsolation()
+    bot.dispatcher = Dispatcher(storage=storage, events_isolation=isolation)
+    filtered = []
+
+    async def check(event: Message, state: FSMContext) -> bool:
+        filtered.append(event)
+        return True
+
+    # What a bot registers before `setup` stays behind the guard too.
+    outer: list[TelegramObject] = []
+
+    async def outermost(handler: Any, event: TelegramObject, data: dict[str, Any]) -> Any:
+        outer.append(event)
+        return await handler(event, data)
+
+    bot.dispatcher.update.outer_middleware(outermost)
+    RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(bot.dispatcher, guard=guard)
+    bot.dispatcher.message.register(bot._handle, check)
+    assert await bot.send(*"abc") == [True, False, False]
+    met = 1 if guard else 3
+    assert (storage.reads, isolation.locks, len(filtered), len(outer)) == (met,) * 4
+
+
+def test_the_guard_stands_behind_the_context(limiter: Limiter) -> None:
+    """The guard knows user and chat, and its errors are caught; FSM and the rest follow."""
+    dispatcher = Dispatcher()
+    before = list(dispatcher.update.outer_middleware)
+    middleware = RateLimitMiddleware(limiter=limiter).setup(dispatcher, guard=True)
+    after = list(dispatcher.update.outer_middleware)
+    assert [each for each in after if each is not middleware] == before
+    assert isinstance(after[after.index(middleware) - 1], UserContextMiddleware)
+    assert after[after.index(middleware) + 1] is dispatcher.fsm
+
+
+async def test_a_guard_without_fsm(limiter: Limiter) -> None:
+    """With `disable_fsm` the guard has nothing to stand before, and stands all the same."""
+    bot = bare()
+    bot.dispatcher = Dispatcher(disable_fsm=True)
+    RateLimitMiddleware("1/m", limiter=limiter).setup(bot.dispatcher, guard=True)
+    listen(bot, "message")
+    assert await bot.send(*"ab") == [True, False]
+
+
+@pytest.mark.parametrize("guard", [False, True])
+async def test_what_nobody_answers_to(limiter: Limiter, guard: bool) -> None:
+    """The guard counts talk that no handler answers to; the inner seat leaves it alone."""
+    bot = bare()
+    RateLimitMiddleware("2/m", limiter=limiter, on_limited=None).setup(bot.dispatcher, guard=guard)
+    results = [await bot.feed(message=message()) for _ in range(3)]
+    results += [await bot.feed(channel_post=CHANNEL_POST)]
+    assert results == [UNHANDLED, UNHANDLED, None if guard else UNHANDLED, UNHANDLED]
+    assert await used(limiter, "2/m") == (2 if guard else 0)
+
+
+async def test_the_guard_lets_payments_through(fleet: Fleet) -> None:
+    """A user over the limit pays under a guard, on every instance."""
+
+    def put(bot: Instance, limiter: Limiter) -> None:
+        RateLimitMiddleware("1/m", limiter=limiter).setup(bot.dispatcher, guard=True)
+        listen(bot, "message", "pre_checkout_query")
+
+    for bot in fleet.assemble(put):
+        await bot.send(*"abc")
+        assert await bot.feed(pre_checkout_query=pre_checkout()) == HANDLED
+        assert await bot.feed(message=payment()) == HANDLED
+
+
+async def test_the_handler_finds_the_decision_of_the_guard(limiter: Limiter) -> None:
+    """Where only the guard counts, the handler sees its decision."""
+    bot = bare()
+    middleware = RateLimitMiddleware("5/m", limiter=limiter)
+    bot.dispatcher.update.outer_middleware(middleware)
+    listen(bot, "message")
+    await bot.send(*"ab")
+    assert [d and d.remaining for d in bot.decisions] == [4, 3]
+
+
+def nonsense_on(router: Router) -> None:
+    async def too_fast(event: Message) -> None: ...
+
+    router.message.register(too_fast, flags={"rate_limit": "fast"})
+
+
+@pytest.mark.parametrize("deep", [False, True])
+async def test_flags_are_checked_when_the_bot_starts(limiter: Limiter, deep: bool) -> None:
+    """A flag that makes no sense stops the bot at its start, with the handler's name."""
+    dispatcher = Dispatcher()
+    # Routers and handlers may come after `setup`.
+    RateLimitMiddleware(limiter=limiter).setup(dispatcher)
+    router = dispatcher
+    if deep:
+        router = dispatcher.include_router(Router()).include_router(Router())  # type: ignore[assignment]
+    nonsense_on(router)
+    with pytest.raises(ConfigError, match=r"test_setup\.nonsense_on\.<locals>\.too_fast.*'fast'"):
+        await dispatcher.emit_startup()
+
+
+async def test_good_flags_start(limiter: Limiter) -> None:
+    """A bot with flags that make sense, and others' flags, starts; nothing is charged by it."""
+    bot = bare()
+    RateLimitMiddleware(limiter=limiter).setup(bot.dispatcher)
+    for flags in ({"rate_limit": "3/m"}, {"rate_limit": False}, {"chat_action": "typing"}, None):
+        listen(bot, "message", "callback_query", flags=flags)
+    await bot.dispatcher.emit_startup(bot=bot.bot)
+    assert await used(limiter) == 0
+
+
+async def test_setup_closes_at_the_shutdown(redis_server: Server, client: aioredis.Redis) -> None:
+    """What the middleware opened is closed with the dispatcher, also if no handler ever ran."""
+    before = len(await client.client_list())
+    bot = bare()
+    settings = Settings(redis_url=redis_server.url, rate_limit_timeout=5)
+    RateLimitMiddleware.from_settings(settings).setup(bot.dispatcher, guard=True)
+    await bot.send("hello")
+    assert len(await client.client_list()) == before + 1
+    await bot.dispatcher.emit_shutdown()
+    await asyncio.sleep(0.02)  # the server learns of it when it reads
+    assert len(await client.client_list()) == before
+
+
+def test_setup_registers_one_shutdown(limiter: Limiter) -> None:
+    """However often it is set up, and whatever it meets later, it is closed once."""
+    dispatcher = Dispatcher()
+    before = len(dispatcher.shutdown.handlers)
+    middleware = RateLimitMiddleware("1/m")
+    for _ in range(3):
+        middleware.setup(dispatcher)
+    assert len(dispatcher.shutdown.handlers) == before + 1
+    RateLimitMiddleware("1/m", limiter=limiter).setup(dispatcher)  # it closes nothing
+    assert len(dispatcher.shutdown.handlers) == before + 1

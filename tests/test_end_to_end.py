@@ -1,0 +1,180 @@
+"""End to end: three webhook instances of one bot, real HTTP on both sides, one real Redis.
+
+Telegram is the example bot's stand-in, which spreads the updates over the instances in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from aiogram import Dispatcher
+from aiogram.types import CallbackQuery, PreCheckoutQuery, TelegramObject
+from aiohttp import web
+
+from bot_ratelimit import RateLimitMiddleware
+from example_bot.demo.botapi import BotApi
+from example_bot.demo.instances import serve
+from example_bot.demo.methods import Call
+from example_bot.demo.updates import Json, album, callback, message, payment, pre_checkout
+from example_bot.demo.webhooks import Delivery
+
+from .benches import TIMEOUT
+from .servers import Server, running
+
+KEY = "test:ratelimit:42"
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[BotApi]:
+    async with BotApi() as api:
+        yield api
+
+
+@asynccontextmanager
+async def three_instances(
+    api: BotApi,
+    server: Server,
+    rate_limit: str,
+    *,
+    guard: bool = False,
+    timeout: float = TIMEOUT,
+    **options: Any,
+) -> AsyncIterator[list[TelegramObject]]:
+    """Run them, and give what their handlers have handled."""
+    handled: list[TelegramObject] = []
+    runners: list[web.AppRunner] = []
+
+    async def handle(event: TelegramObject) -> None:
+        handled.append(event)
+        if isinstance(event, CallbackQuery):
+            await event.answer("done")
+        elif isinstance(event, PreCheckoutQuery):
+            await event.answer(ok=True)
+
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            client = await stack.enter_async_context(aioredis.Redis(port=server.port))
+            dispatcher = Dispatcher()
+            for name in ("message", "callback_query", "pre_checkout_query"):
+                dispatcher.observers[name].register(handle)
+            middleware = RateLimitMiddleware(rate_limit, client, "test", timeout=timeout, **options)
+            middleware.setup(dispatcher, guard=guard)
+            runners.append(await serve(api, dispatcher))
+        try:
+            yield handled
+        finally:
+            await asyncio.gather(*(runner.cleanup() for runner in runners))
+
+
+async def deliver(api: BotApi, updates: Iterable[Json]) -> list[Delivery]:
+    """Deliver updates all at once; every one of them is taken."""
+    deliveries = await asyncio.gather(*map(api.deliver, updates))
+    assert all(each.ok for each in deliveries)
+    return deliveries
+
+
+def flood(count: int) -> list[Json]:
+    """As many messages as button presses, in turn."""
+    return [each for _ in range(count) for each in (message(42, "hello"), callback(42, "press"))]
+
+
+def calls(api: BotApi, method: str) -> list[Call]:
+    return [call for call in api.calls if call.method == method]
+
+
+async def test_a_flood_gets_the_limit_one_notice_and_no_spinner(
+    api: BotApi, client: aioredis.Redis, redis_server: Server
+) -> None:
+    """Of 1,000 messages and 1,000 presses five are handled; each press is answered once."""
+    updates = flood(1_000)
+    async with three_instances(api, redis_server, "5/hour") as handled:
+        deliveries = await deliver(api, updates)
+    assert set(Counter(each.url for each in deliveries).values()) == {666, 667}
+    assert len(handled) == 5
+    assert len(calls(api, "sendMessage")) == 1
+    presses = [update["callback_query"]["id"] for update in updates if "callback_query" in update]
+    answers = calls(api, "answerCallbackQuery")
+    assert sorted(call.query_id for call in answers) == sorted(presses)
+    # A refused press is answered with how long the client need not ask again.
+    refused = [call for call in answers if call.text != "done"]
+    assert all(0 < int(call.params["cache_time"]) <= 3_600 for call in refused)
+    assert await client.get(KEY) == b"2000"
+
+
+async def test_an_album_is_one_message(
+    api: BotApi, client: aioredis.Redis, redis_server: Server
+) -> None:
+    """Ten photos: one charge, ten handled; the next ten in the window: none, and one notice."""
+    async with three_instances(api, redis_server, "1/minute") as handled:
+        await deliver(api, album(42, 10))
+        assert len(handled) == 10
+        assert await client.get(KEY) == b"1"
+        assert calls(api, "sendMessage") == []
+        await deliver(api, album(42, 10))
+    assert len(handled) == 10
+    assert await client.get(KEY) == b"2"
+    assert len(calls(api, "sendMessage")) == 1
+
+
+async def test_an_update_that_comes_again_gets_the_verdict_it_had(
+    api: BotApi, client: aioredis.Redis, redis_server: Server
+) -> None:
+    """What Telegram repeats, to another instance, is charged once, whether handled or refused."""
+    first, second = message(42, "first"), message(42, "second")
+    async with three_instances(api, redis_server, "1/minute", once_per_update=True) as handled:
+        deliveries = await deliver(api, [first, first])
+        assert len({each.url for each in deliveries}) == 2
+        assert len(handled) == 2
+        assert await client.get(KEY) == b"1"
+        await deliver(api, [second, second, second])
+    assert len(handled) == 2
+    assert await client.get(KEY) == b"2"
+    assert len(calls(api, "sendMessage")) == 1
+
+
+@pytest.mark.parametrize("guard", [False, True], ids=["inner", "guard"])
+async def test_who_is_over_the_limit_can_pay(
+    api: BotApi, client: aioredis.Redis, redis_server: Server, guard: bool
+) -> None:
+    """Pre-checkouts and payments reach their handlers on every instance, and cost nothing."""
+    async with three_instances(api, redis_server, "1/minute", guard=guard) as handled:
+        await deliver(api, [message(42, "hello") for _ in range(6)])
+        assert len(handled) == 1
+        await deliver(api, [pre_checkout(42) for _ in range(3)])
+        await deliver(api, [payment(42) for _ in range(3)])
+    assert len(handled) == 7
+    assert [call.params["ok"] for call in calls(api, "answerPreCheckoutQuery")] == ["true"] * 3
+    assert await client.get(KEY) == b"6"
+
+
+async def test_redis_is_killed_in_the_middle_of_a_flood(
+    api: BotApi, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Everything is answered, soon, before and after; each instance says once what happened."""
+    with running("redis-server", tmp_path) as server:
+        async with three_instances(api, server, "5/hour", timeout=1.0) as handled:
+            await deliver(api, flood(20))
+            assert len(handled) == 5
+
+            under_way = asyncio.create_task(deliver(api, flood(100)))
+            pressed = len(calls(api, "answerCallbackQuery"))
+            await api.called("answerCallbackQuery", times=pressed + 10)
+            server.kill()
+            deliveries = await under_way
+            assert 5 < len(handled) < 5 + 200
+
+            before = len(handled)
+            deliveries += await deliver(api, flood(20))
+            assert len(handled) == before + 40
+    assert api.spinning == set()
+    assert max(each.latency for each in deliveries) < TIMEOUT
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 3
+    assert all(each.startswith("Redis rate limit check failed: ") for each in errors)

@@ -1,0 +1,256 @@
+"""Limit: text, value, ranges, and what is said about a text that is no limit."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from operator import mul
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from bot_ratelimit import Algorithm, ConfigError, Limit
+
+DAY = 86_400
+YEAR = 366 * DAY
+FIXED, SLIDING, BUCKET = Algorithm
+
+
+def short(value: object) -> str:
+    return ascii(value)[:24]
+
+
+def bursts(algorithm: Algorithm) -> st.SearchStrategy[int | None]:
+    if algorithm is BUCKET:
+        return st.none() | st.integers(1, 1_000_000)
+    return st.none()
+
+
+@st.composite
+def limits(draw: st.DrawFn) -> Limit:
+    """Any limit there is, with round periods as likely as odd ones."""
+    units = st.sampled_from([1, 1_000, 60_000, 3_600_000, DAY * 1_000])
+    period_ms = draw(st.integers(1, YEAR * 1_000) | st.builds(mul, st.integers(1, 366), units))
+    algorithm = draw(st.sampled_from(Algorithm))
+    amount = draw(st.integers(1, 1_000_000))
+    return Limit(amount, period_ms / 1_000, algorithm, draw(bursts(algorithm)))
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("5/ms", Limit(5, 0.001)),
+        *((f"5/{unit}", Limit(5, 1)) for unit in ["s", "sec", "second", "seconds"]),
+        *((f"5/{unit}", Limit(5, 60)) for unit in ["m", "min", "minute", "minutes"]),
+        *((f"5/{unit}", Limit(5, 3_600)) for unit in ["h", "hour", "hours"]),
+        *((f"5/{unit}", Limit(5, DAY)) for unit in ["d", "day", "days"]),
+        ("5/10s", Limit(5, 10)),
+        ("20/minute", Limit(20, 60)),
+        ("1 per 2 hours", Limit(1, 7_200)),
+        ("5per10s", Limit(5, 10)),
+        ("5/1.5s", Limit(5, 1.5)),
+        ("5/0.5 min", Limit(5, 30)),
+        ("5/100ms", Limit(5, 0.1)),
+        ("  5  /  10   s  ", Limit(5, 10)),
+        ("5\t/\n10s", Limit(5, 10)),
+        ("5 PER 10 Seconds Sliding", Limit(5, 10, SLIDING)),
+        ("005/010s", Limit(5, 10)),
+        ("5/10s sliding", Limit(5, 10, SLIDING)),
+        ("30/s bucket", Limit(30, 1, BUCKET)),
+        ("30/s burst 30", Limit(30, 1, BUCKET)),
+        ("30/s burst 60", Limit(30, 1, BUCKET, burst=60)),
+        ("30/s burst60", Limit(30, 1, BUCKET, burst=60)),
+        ("1000000/366d", Limit(1_000_000, YEAR)),
+    ],
+)
+def test_the_grammar(text: str, limit: Limit) -> None:
+    """A limit is AMOUNT/PERIOD or AMOUNT per PERIOD, with an algorithm behind it if need be."""
+    assert Limit.parse(text) == limit
+
+
+@pytest.mark.parametrize(
+    ("limit", "text"),
+    [
+        (Limit(5, 1), "5/s"),
+        (Limit(5, 10), "5/10s"),
+        (Limit(5, 60), "5/minute"),
+        (Limit(5, 90), "5/90s"),
+        (Limit(5, 120), "5/2m"),
+        (Limit(5, 3_600), "5/hour"),
+        (Limit(5, DAY), "5/day"),
+        (Limit(5, 7 * DAY), "5/7d"),
+        (Limit(1, 0.001), "1/ms"),
+        (Limit(1, 1.5), "1/1500ms"),
+        (Limit(5, 10, SLIDING), "5/10s sliding"),
+        (Limit(30, 1, BUCKET), "30/s bucket"),
+        (Limit(30, 1, BUCKET, burst=60), "30/s burst 60"),
+    ],
+)
+def test_is_written_as_a_person_would(limit: Limit, text: str) -> None:
+    """The text of a limit is the shortest one that says it."""
+    assert str(limit) == text
+
+
+@given(limits())
+def test_its_text_reads_back(limit: Limit) -> None:
+    """What a log or an error prints can be pasted into a setting, for every limit."""
+    assert Limit.parse(str(limit)) == limit
+
+
+@given(limits())
+def test_is_a_value(limit: Limit) -> None:
+    """Equal limits are one key in a dictionary, whatever they were made from."""
+    assert hash(Limit.parse(str(limit))) == hash(limit)
+    assert Limit.of(limit) is limit
+
+
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [(1.0, Limit(1, 1)), (2, Limit(1, 2)), (0.25, Limit(1, 0.25)), ("5/10s", Limit(5, 10))],
+)
+def test_a_number_is_the_seconds_for_one_event(value: str | float, limit: Limit) -> None:
+    """`rate_limit=1.0` of the middlewares in circulation means one event a second."""
+    assert Limit.of(value) == limit
+
+
+@pytest.mark.parametrize(("period", "kept"), [(0.1 + 0.2, 0.3), (1.0004, 1.0), (1 / 3, 0.333)])
+def test_a_period_is_kept_to_the_millisecond(period: float, kept: float) -> None:
+    """A period has the resolution of a Redis TTL, so that equal keys mean equal limits."""
+    assert Limit(1, period).period == kept
+
+
+def test_a_bucket_holds_its_amount_unless_told() -> None:
+    """What can be granted at once is the amount, or a bucket's burst."""
+    assert [Limit(3, 1, a).capacity for a in Algorithm] == [3, 3, 3]
+    assert Limit(3, 1, BUCKET, burst=7).capacity == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("", "at the end (position 1)"),
+        ("   ", "at the end"),
+        ("fast", "at 'fast' (position 1)"),
+        ("5 minutes", "at 'minutes' (position 3)"),
+        ("5", "at the end (position 2)"),
+        ("/s", "at '/s' (position 1)"),
+        ("5/", "at the end (position 3)"),
+        ("5/10", "at the end (position 5)"),
+        ("5//s", "at '/s' (position 3)"),
+        ("5/10 parsecs", "at 'parsecs' (position 6)"),
+        ("5/1.5.5s", "at '.5s' (position 6)"),
+        ("5/-10s", "at '-10s' (position 3)"),
+        ("-5/10s", "at '-5/10s' (position 1)"),
+        ("5.5/10s", "at '.5/10s' (position 2)"),
+        ("1e3/s", "at 'e3/s' (position 2)"),
+        ("5/1e3s", "at 'e3s'"),
+        ("٥/s", "at '٥/s' (position 1)"),
+        ("5 perhaps 10s", "at 'perhaps 10s' (position 3)"),
+        ("5/10s slide", "at 'slide' (position 7)"),
+        ("5/10s sliding bucket", "at 'bucket' (position 15)"),
+        ("5/10s burst", "at the end (position 12)"),
+        ("5/10s burst many", "at 'many' (position 13)"),
+        ("5/10s burst 1.5", "at '.5' (position 14)"),
+        ("5/10s; 1/s", "at '; 1/s' (position 6)"),
+        ("9" * 5_000 + "/s", "at '9"),
+        ("5/" + "9" * 5_000 + "s", "at '9"),
+        ("5/s burst " + "9" * 5_000, "at '9"),
+    ],
+    ids=short,
+)
+def test_a_bad_text_is_explained(text: str, place: str) -> None:
+    """The error for a text that is no limit quotes it, points at the place and gives an example."""
+    with pytest.raises(ConfigError) as error:
+        Limit.parse(text)
+    message = str(error.value)
+    assert message.startswith(repr(text))
+    assert place in message
+    assert "for example '5/minute'" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0/s", "amount=0"),
+        ("1000001/s", "amount=1000001"),
+        ("5/0s", "period=0.0"),
+        ("5/0.4ms", "period=0.0004"),
+        ("5/367d", "period=31708800.0"),
+        ("5/999999999999999d", "period="),
+        ("5/s burst 0", "burst=0"),
+        ("5/s burst 1000001", "burst=1000001"),
+    ],
+)
+def test_a_number_out_of_range_is_named(text: str, value: str) -> None:
+    """A text that reads well but asks for the impossible is quoted with its value and the range."""
+    with pytest.raises(ConfigError, match=r"expected .* to ") as error:
+        Limit.parse(text)
+    assert str(error.value).startswith(f"{text!r}: {value}")
+
+
+@pytest.mark.parametrize(
+    "count", [0, -1, 1_000_001, 10**400, 1.0, "5", None, True, math.nan], ids=short
+)
+def test_an_amount_is_a_whole_number_in_range(count: Any) -> None:
+    """Amounts and bursts go from 1 to 1,000,000; a bool or a float is a mistake, not a number."""
+    with pytest.raises(ConfigError, match=r"^amount="):
+        Limit(count, 1)
+    if count is not None:
+        with pytest.raises(ConfigError, match=r"^burst="):
+            Limit(1, 1, BUCKET, burst=count)
+
+
+@pytest.mark.parametrize(
+    "period",
+    [
+        *(0, -1, 0.0004, YEAR + 0.001, True, "60", None),
+        *(math.nan, math.inf, -math.inf, 1e306, -1e306, 10**400, -(10**400)),
+    ],
+    ids=short,
+)
+def test_a_period_is_a_number_of_seconds_in_range(period: Any) -> None:
+    """Periods go from a millisecond to 366 days, and whatever else comes is a ConfigError."""
+    with pytest.raises(ConfigError, match=r"^period="):
+        Limit(1, period)
+
+
+@pytest.mark.parametrize("algorithm", [None, "sliding window", "token bucket", 1])
+def test_an_algorithm_is_one_of_three(algorithm: Any) -> None:
+    """Another algorithm is refused in favour of the three there are."""
+    with pytest.raises(ConfigError, match=r"^algorithm=.*SLIDING_WINDOW"):
+        Limit(1, 1, algorithm)
+
+
+@pytest.mark.parametrize("algorithm", [FIXED, SLIDING])
+def test_only_a_bucket_bursts(algorithm: Algorithm) -> None:
+    """A burst for a window is a mistake that would silently do nothing."""
+    with pytest.raises(ConfigError, match="TOKEN_BUCKET"):
+        Limit(5, 10, algorithm, burst=5)
+
+
+@pytest.mark.parametrize("value", [None, True, False, b"5/s", ["5/s"], 5])
+def test_only_text_is_parsed(value: Any) -> None:
+    """What is no text is named, with an example of one."""
+    with pytest.raises(ConfigError, match=r"for example|such as"):
+        Limit.parse(value)
+
+
+PIECES = ["5", "10", "0", "1.5", "/", "per", "s", "ms", "min", "sliding", "burst", "bucket", " "]
+
+
+@given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join))
+@example("5/\udc80")
+@example("5/10s ſliding")
+def test_any_text_is_a_limit_or_a_config_error(text: str) -> None:
+    """No text in an environment variable ends in anything but a Limit or a ConfigError."""
+    with suppress(ConfigError):
+        assert isinstance(Limit.parse(text), Limit)
+
+
+@given(st.floats() | st.integers())
+def test_any_number_is_a_limit_or_a_config_error(seconds: float) -> None:
+    """No number given as rate_limit ends in anything but a Limit or a ConfigError."""
+    with suppress(ConfigError):
+        assert Limit.of(seconds).amount == 1

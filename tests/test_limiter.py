@@ -1,0 +1,275 @@
+"""Limiter: rules, a subject and a working storage make a decision."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import pytest
+
+from bot_ratelimit import (
+    ConfigError,
+    Decision,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    Rule,
+    Scope,
+    Subject,
+)
+from bot_ratelimit.testing import Clock, FlakyStorage
+
+ANNA = Subject(user=42, chat=-100)
+BORIS = Subject(user=43, chat=-100)
+SHARED = Rule("1/s", Scope.CHAT, "shared")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def limiter(clock: Clock) -> Limiter:
+    return Limiter(MemoryStorage(clock=clock), clock=clock)
+
+
+async def hits(limiter: Limiter, rules: Any, count: int, **options: Any) -> list[Decision]:
+    return [await limiter.hit(rules, ANNA, **options) for _ in range(count)]
+
+
+def shown(decision: Decision) -> tuple[bool, int, float, float]:
+    return decision.allowed, *decision[2:5]
+
+
+async def test_the_worked_example_of_decision(limiter: Limiter, clock: Clock) -> None:
+    """The numbers that the documentation of Decision works out are the numbers one gets."""
+    await hits(limiter, "5/10s", 1)
+    clock.move(2)
+    await hits(limiter, "5/10s", 1)
+    (third,) = await hits(limiter, "5/10s", 1)
+    clock.move(1)
+    *_, sixth = await hits(limiter, "5/10s", 3)
+    assert shown(third) == (True, 2, 0.0, 8.0)
+    assert shown(sixth) == (False, 0, 7.0, 7.0)
+    assert (third.source, third.shadow, third.banned) == ("memory", (), False)
+
+
+SLOW, FAST, WIDE = Rule("1/m", name="slow"), Rule("1/s", name="fast"), Rule("9/s", name="wide")
+
+
+@pytest.mark.parametrize(
+    ("rules", "before", "speaks", "retry_after"),
+    [
+        ([FAST, SLOW], 1, SLOW, 60.0),
+        ([SLOW, FAST], 1, SLOW, 60.0),
+        ([WIDE, FAST], 1, FAST, 1.0),
+        ([WIDE, SLOW, FAST], 1, SLOW, 60.0),
+        ([WIDE, Rule("3/s", name="three")], 1, Rule("3/s", name="three"), 0.0),
+        ([Rule("3/s", name="three"), WIDE], 1, Rule("3/s", name="three"), 0.0),
+        ([SLOW, WIDE], 0, SLOW, 0.0),
+    ],
+)
+async def test_the_rule_that_matters_speaks(
+    limiter: Limiter, rules: list[Rule], before: int, speaks: Rule, retry_after: float
+) -> None:
+    """A decision is that of the longest refusal, else of the rule with the least left."""
+    *_, decision = await hits(limiter, rules, before + 1)
+    assert (decision.rule, decision.retry_after) == (speaks, retry_after)
+
+
+async def test_what_one_rule_refuses_another_does_not_charge(
+    limiter: Limiter, clock: Clock
+) -> None:
+    """With "10/60s; 3/s", hits that the second refuses leave the first as it was."""
+    assert [d.allowed for d in await hits(limiter, "10/60s; 3/s", 5)] == [True] * 3 + [False] * 2
+    assert (await limiter.peek("10/60s", ANNA)).remaining == 7
+    clock.move(1)
+    assert [d.allowed for d in await hits(limiter, "10/60s; 3/s", 3)] == [True] * 3
+
+
+async def test_a_hit_may_cost_more_than_its_rule_says(limiter: Limiter) -> None:
+    """The cost of a hit takes the place of the rule's own, for every rule of the hit."""
+    rule = Rule("10/m", cost=2)
+    costs = [None, 3, 1, 5, 4, None]
+    decisions = [await limiter.hit(rule, ANNA, cost=cost) for cost in costs]
+    assert [d.remaining for d in decisions] == [8, 5, 4, 4, 0, 0]
+    assert [d.allowed for d in decisions] == [True, True, True, False, True, False]
+
+
+@pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
+async def test_looking_charges_nothing(limiter: Limiter, algorithm: str) -> None:
+    """`peek` and a cost of 0 say what a hit would, as often as one likes."""
+    rule = Rule(f"3/m{algorithm}", cost=2)
+    assert shown(await limiter.peek(rule, ANNA)) == (True, 3, 0.0, 0.0)
+    charged = await limiter.hit(rule, ANNA)
+    looks = [await limiter.peek(rule, ANNA) for _ in range(5)]
+    looks += await hits(limiter, rule, 5, cost=0)
+    assert {look.remaining for look in looks} == {charged.remaining} == {1}
+    assert {look.allowed for look in looks} == {False}
+    refused = await limiter.hit(rule, ANNA)
+    assert {look.retry_after for look in looks} == {refused.retry_after}
+
+
+@pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
+async def test_reset_gives_everything_back(limiter: Limiter, algorithm: str) -> None:
+    """`reset` forgets one subject's count, and says whether there was one."""
+    rule = Rule(f"1/m{algorithm}")
+    await hits(limiter, rule, 2)
+    await limiter.hit(rule, BORIS)
+    assert await limiter.reset(rule, ANNA) is True
+    assert await limiter.reset(rule, ANNA) is False
+    assert (await limiter.hit(rule, ANNA)).allowed
+    assert not (await limiter.hit(rule, BORIS)).allowed
+
+
+async def test_one_token_is_one_charge(limiter: Limiter, clock: Clock) -> None:
+    """Hits with one token share a verdict, whose waits go on running, for a minute."""
+    first, second = await hits(limiter, "2/5m", 2, once="album:7")
+    assert shown(first) == shown(second) == (True, 1, 0.0, 300.0)
+    await hits(limiter, "2/5m", 2)
+    clock.move(50)
+    (later,) = await hits(limiter, "2/5m", 1, once="album:7")
+    assert shown(later) == (True, 1, 0.0, 250.0)
+    clock.move(10)
+    assert not (await limiter.hit("2/5m", ANNA, once="album:7")).allowed
+
+
+async def test_a_token_is_one_subjects_and_one_rules(limiter: Limiter) -> None:
+    """The same token means nothing to another user, nor to another rule."""
+    decisions = [
+        await limiter.hit(rule, subject, once="album:7")
+        for rule in ["2/m", Rule("2/m", name="other")]
+        for subject in [ANNA, BORIS]
+    ]
+    assert [d.remaining for d in decisions] == [1, 1, 1, 1]
+    assert [(await limiter.peek("2/m", s)).remaining for s in [ANNA, BORIS]] == [1, 1]
+
+
+async def test_a_refusal_is_shared_too(limiter: Limiter, clock: Clock) -> None:
+    """A token that was refused stays refused, even when there is room again."""
+    await hits(limiter, "1/10s", 1)
+    (refused,) = await hits(limiter, "1/10s", 1, once="album:8")
+    clock.move(11)
+    (again,) = await hits(limiter, "1/10s", 1, once="album:8")
+    assert (refused.allowed, again.allowed) == (False, False)
+    assert (await limiter.hit("1/10s", ANNA)).allowed
+
+
+async def test_a_shadow_rule_refuses_nobody(
+    limiter: Limiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A shadow rule is counted, reported on the decision and once in the log, and lets pass."""
+    caplog.set_level(logging.INFO, "bot_ratelimit")
+    trial = Rule("1/m", name="trial", shadow=True)
+    decisions = await hits(limiter, [trial, WIDE], 3)
+    assert [(d.allowed, d.rule, d.shadow) for d in decisions] == [
+        (True, WIDE, ()),
+        (True, WIDE, (trial,)),
+        (True, WIDE, (trial,)),
+    ]
+    assert [r.getMessage() for r in caplog.records if str(trial) in r.getMessage()] == [
+        "The shadow rule '1/minute per user 'trial'' would have refused a hit"
+    ]
+
+
+async def test_a_shadow_rule_alone_reports_and_lets_pass(limiter: Limiter) -> None:
+    """With nothing but a shadow rule everything is allowed, and nobody is told to wait."""
+    decisions = await hits(limiter, Rule("1/m", shadow=True), 3)
+    assert [(d.allowed, d.retry_after, len(d.shadow)) for d in decisions] == [
+        (True, 0.0, 0),
+        (True, 0.0, 1),
+        (True, 0.0, 1),
+    ]
+
+
+async def test_a_shadow_rule_is_not_charged_for_what_others_refuse(limiter: Limiter) -> None:
+    """The trial sees the traffic that would reach it, and no more."""
+    trial = Rule("9/m", name="trial", shadow=True)
+    await hits(limiter, [Rule("2/m"), trial], 5)
+    assert (await limiter.peek(trial, ANNA)).remaining == 7
+
+
+async def test_a_limit_may_depend_on_who_asks(limiter: Limiter) -> None:
+    """A callable limit gives each subject its own, and None leaves one out."""
+    rule = Rule(lambda s: {42: "2/m", 43: None}.get(s.user, "1/m"))
+    allowed = {
+        user: [(await limiter.hit(rule, Subject(user))).allowed for _ in range(3)]
+        for user in (42, 43, 44)
+    }
+    assert allowed == {42: [True, True, False], 43: [True] * 3, 44: [True, False, False]}
+
+
+async def test_a_limit_that_cannot_pay_the_cost_is_named(limiter: Limiter) -> None:
+    """A callable limit below the rule's cost is a ConfigError at the hit, not a refusal."""
+    with pytest.raises(ConfigError, match="never grants more than 1"):
+        await limiter.hit(Rule(lambda s: "1/m", name="vip", cost=2), ANNA)
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+async def test_where_no_rule_applies_all_is_allowed(kind: Any) -> None:
+    """A hit that no rule applies to is allowed without asking the storage."""
+    storage = FlakyStorage()
+    rules = kind([SHARED, Rule(lambda s: None, name="nobody")])
+    decision = await Limiter(storage, on_error="deny").hit(rules, Subject(user=42))
+    assert shown(decision)[::2] == (True, 0.0)
+    assert (decision.rule, decision.source, storage.calls) == (SHARED, "policy", 0)
+
+
+async def test_rules_that_do_not_apply_are_left_out(limiter: Limiter) -> None:
+    """Of several rules those that lack an id stay out, and the others decide."""
+    rules = [SHARED, Rule("1/m")]
+    decisions = [await limiter.hit(rules, Subject(user=42)) for _ in range(2)]
+    assert [(d.allowed, d.rule) for d in decisions] == [(True, rules[1]), (False, rules[1])]
+
+
+async def test_a_ban_outlasts_the_limit(
+    limiter: Limiter, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hammering while refused brings on a ban, told once in the log and lifted by reset."""
+    rules = [Rule("1/s"), Penalty("3/m", "15m")]
+    decisions = await hits(limiter, rules, 6)
+    assert [d.allowed for d in decisions] == [True] + [False] * 5
+    assert [d.banned for d in decisions] == [False] * 3 + [True] * 3
+    assert len([r for r in caplog.records if "Banned" in r.message]) == 1
+    clock.move(60)
+    (banned,) = await hits(limiter, rules, 1)
+    assert (banned.banned, banned.rule, banned.retry_after) == (True, rules[1], 840.0)
+    assert await limiter.reset(rules, ANNA)
+    assert (await limiter.hit(rules, ANNA)).allowed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        *(({"on_error": value}, "on_error=") for value in ["Allow", "", None, True, ["allow"]]),
+        *(({"timeout": value}, "timeout=") for value in [0, -1, None, "1", True, 10**400]),
+        *(({"timeout": value}, "timeout=") for value in [math.nan, math.inf]),
+        *(({"key_prefix": value}, "key_prefix=") for value in ["", "a b", "a*", None, 5]),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_arguments_are_checked_when_given(arguments: dict[str, Any], names: str) -> None:
+    """An argument that makes no sense is a ConfigError that names it and its value."""
+    with pytest.raises(ConfigError) as error:
+        Limiter(MemoryStorage(), **arguments)
+    assert str(error.value).startswith(names + repr(*arguments.values()))
+
+
+@pytest.mark.parametrize(
+    ("rules", "cost"),
+    [
+        ("fast", None),
+        ([], None),
+        (None, None),
+        ("5/m", 6),
+        ("5/m", -1),
+        ("5/m", 1.5),
+        ("5/m", True),
+    ],
+)
+async def test_a_hit_that_makes_no_sense_raises(limiter: Limiter, rules: Any, cost: Any) -> None:
+    """Bad rules and costs are a ConfigError to the one who wrote them, whatever the storage."""
+    with pytest.raises(ConfigError):
+        await limiter.hit(rules, ANNA, cost=cost)

@@ -1,0 +1,134 @@
+"""Limiter over a storage that fails: who answers then, and what the log says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from bot_ratelimit import ConfigError, Decision, Limiter, StorageError, Subject
+from bot_ratelimit.testing import Clock, FlakyStorage
+
+ANNA = Subject(user=42)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def broken() -> FlakyStorage:
+    storage = FlakyStorage()
+    storage.fail()
+    return storage
+
+
+async def hits(limiter: Limiter, rules: Any, count: int, **options: Any) -> list[Decision]:
+    return [await limiter.hit(rules, ANNA, **options) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("on_error", "answers"),
+    [
+        ("allow", [(True, 3, "policy")] * 4),
+        ("deny", [(False, 0, "policy")] * 4),
+        ("memory", [(True, r, "memory") for r in (2, 1, 0)] + [(False, 0, "memory")]),
+    ],
+)
+@pytest.mark.parametrize("error", [StorageError("away"), ConfigError("NOPERM"), KeyError("bug")])
+async def test_the_policy_answers_for_a_storage_that_cannot(
+    broken: FlakyStorage, error: Exception, on_error: Any, answers: Iterable[Any]
+) -> None:
+    """Out of reach, misconfigured or buggy: the storage's trouble never reaches the caller."""
+    broken.fail(error)
+    decisions = await hits(Limiter(broken, on_error=on_error), "3/m", 4)
+    assert [(d.allowed, d.remaining, d.source) for d in decisions] == answers
+    assert all((d.retry_after > 0) is not d.allowed for d in decisions)
+
+
+async def test_a_bug_in_a_storage_is_logged_with_its_traceback(
+    broken: FlakyStorage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The unexpected is logged at ERROR with its traceback, once a minute, not once an update."""
+    broken.fail(ZeroDivisionError("in a storage"))
+    limiter = Limiter(broken, clock=clock)
+    await hits(limiter, "1/m", 5)
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.getMessage().startswith("Redis rate limit check failed: ZeroDivisionError(")
+    assert "in _suffer" in caplog.text
+    clock.move(59.9)
+    await hits(limiter, "1/m", 5)
+    assert len(caplog.records) == 1
+    clock.move(0.1)
+    await hits(limiter, "1/m", 5)
+    assert len(caplog.records) == 2
+    assert broken.calls == 15  # the server did answer: the circuit stays closed
+
+
+async def test_each_fault_is_logged_for_itself(
+    broken: FlakyStorage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A configuration fault is logged as one sentence, another one is not hidden behind it."""
+    limiter = Limiter(broken, clock=clock)
+    for fault in ["WRONGTYPE - choose another key_prefix", "NOPERM - ACL SETUSER"] * 3:
+        broken.fail(ConfigError(fault))
+        await hits(limiter, "1/m", 2)
+    assert [(r.levelname, r.exc_info) for r in caplog.records] == [("ERROR", None)] * 2
+    assert [("WRONGTYPE" in m, "NOPERM" in m) for m in caplog.messages] == [(1, 0), (0, 1)]
+
+
+async def test_single_failures_are_logged_once_a_minute(
+    broken: FlakyStorage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A storage that fails now and then, without being out of reach, does not fill the log."""
+    limiter = Limiter(broken, clock=clock)
+    for _ in range(5):
+        broken.fail()
+        await hits(limiter, "9/m", 1)
+        broken.heal()
+        await hits(limiter, "9/m", 1)
+    assert [(r.levelname, "out of reach" in r.getMessage()) for r in caplog.records] == [
+        ("WARNING", True)
+    ]
+
+
+async def test_a_cancelled_hit_is_not_answered(broken: FlakyStorage) -> None:
+    """Who cancels a decision gets the cancellation, and the next one is decided as ever."""
+    broken.hang()
+    limiter = Limiter(broken, timeout=5)
+    task = asyncio.create_task(limiter.hit("1/m", ANNA))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    broken.heal()
+    assert (await limiter.hit("1/m", ANNA)).source == "memory"
+
+
+async def test_closing_closes_the_storage(broken: FlakyStorage) -> None:
+    """Whoever made the limiter closes it, and with it the storage; twice does no harm."""
+    limiter = Limiter(broken)
+    await limiter.close()
+    await limiter.close()
+    assert broken.closed
+
+
+async def test_reset_of_a_broken_storage_says_so(broken: FlakyStorage) -> None:
+    """Who asks to forget learns that nothing was forgotten."""
+    with pytest.raises(StorageError):
+        await Limiter(broken).reset("1/m", ANNA)
+
+
+async def test_reset_reaches_the_standby(broken: FlakyStorage) -> None:
+    """With on_error="memory" a reset also forgets what this process counted in an outage."""
+    limiter = Limiter(broken, on_error="memory")
+    assert [d.allowed for d in await hits(limiter, "1/m", 2)] == [True, False]
+    broken.heal()
+    await limiter.reset("1/m", ANNA)
+    broken.fail()
+    assert [d.allowed for d in await hits(limiter, "1/m", 2)] == [True, False]

@@ -1,0 +1,229 @@
+"""Limiter on a Redis that is away: nobody waits, nobody is told what is not known, and it heals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from time import monotonic
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import Decision, Limiter, RedisStorage, Subject
+from bot_ratelimit.breaker import LONGEST_PAUSE
+from bot_ratelimit.testing import Clock
+from tests.servers import Server, black_hole, free_port
+
+FAILED = "Redis rate limit check failed: "
+SLACK = 0.2
+"""Seconds that a busy machine may add to a deadline."""
+
+Heal = Callable[[], Any]
+
+
+@asynccontextmanager
+async def hung(server: Server) -> AsyncIterator[tuple[aioredis.Redis, Heal]]:
+    async with aioredis.Redis(port=server.port) as client:
+        await client.ping()
+        server.hang()
+        yield client, server.resume
+
+
+@asynccontextmanager
+async def killed(server: Server) -> AsyncIterator[tuple[aioredis.Redis, Heal]]:
+    async with aioredis.Redis(port=server.port) as client:
+        await client.ping()
+        server.kill()
+        yield client, server.start
+
+
+@asynccontextmanager
+async def silent_from_the_start(server: Server) -> AsyncIterator[tuple[aioredis.Redis, None]]:
+    async with black_hole() as port, aioredis.Redis(port=port) as client:
+        yield client, None
+
+
+@asynccontextmanager
+async def never_there(server: Server) -> AsyncIterator[tuple[aioredis.Redis, None]]:
+    async with aioredis.Redis.from_url(f"redis://127.0.0.1:{free_port()}") as client:
+        yield client, None
+
+
+@asynccontextmanager
+async def out_of_memory(server: Server) -> AsyncIterator[tuple[aioredis.Redis, Heal]]:
+    async with aioredis.Redis(port=server.port) as client:
+        await client.config_set("maxmemory", 1)
+        yield client, lambda: client.config_set("maxmemory", 0)
+
+
+@asynccontextmanager
+async def pool_used_up(
+    server: Server, kind: type[aioredis.ConnectionPool] = aioredis.ConnectionPool
+) -> AsyncIterator[tuple[aioredis.Redis, Heal]]:
+    pool = kind(port=server.port, max_connections=1)
+    async with aioredis.Redis.from_pool(pool) as client:
+        taken = await pool.get_connection()
+        yield client, lambda: pool.release(taken)
+
+
+def blocking_pool_used_up(server: Server) -> Any:
+    return pool_used_up(server, aioredis.BlockingConnectionPool)
+
+
+OUTAGES = [
+    *(hung, killed, silent_from_the_start, never_there, out_of_memory),
+    *(pool_used_up, blocking_pool_used_up),
+]
+
+
+async def timed(limiter: Limiter, user: int) -> tuple[Decision, float]:
+    asked = monotonic()
+    return await limiter.hit("3/minute", Subject(user=user)), monotonic() - asked
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+async def test_nobody_waits_longer_than_the_deadline(own_server: Server, outage: Any) -> None:
+    """Whatever ails Redis, each decision is there in time, one by one or all at once."""
+    async with AsyncExitStack() as stack:
+        client, heal = await stack.enter_async_context(outage(own_server))
+        clock = Clock()
+        limiter = Limiter(RedisStorage(client), timeout=0.1, clock=clock)
+        found = [await timed(limiter, user) for user in range(10)]
+        clock.move(LONGEST_PAUSE)
+        found += await asyncio.gather(*(timed(limiter, user) for user in range(50)))
+        assert {(d.allowed, d.source, d.remaining) for d, _ in found} == {(True, "policy", 3)}
+        assert max(seconds for _, seconds in found) < 0.1 + SLACK
+        if heal is None:
+            return
+        await (heal() or asyncio.sleep(0))
+        clock.move(LONGEST_PAUSE)
+        healed = [(await timed(limiter, 99))[0] for _ in range(4)]
+        assert [(d.allowed, d.source) for d in healed] == [
+            *[(True, "redis")] * 3,
+            (False, "redis"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("on_error", "expected"),
+    [
+        ("allow", [(True, "policy")] * 5),
+        ("deny", [(False, "policy")] * 5),
+        ("memory", [(True, "memory")] * 3 + [(False, "memory")] * 2),
+    ],
+)
+async def test_the_policy_answers(own_server: Server, on_error: Any, expected: Any) -> None:
+    """`on_error` says who decides meanwhile; a refusal then says when to come back."""
+    async with hung(own_server) as (client, resume):
+        clock = Clock()
+        limiter = Limiter(RedisStorage(client), timeout=0.02, on_error=on_error, clock=clock)
+        found = [(await timed(limiter, 7))[0] for _ in range(5)]
+        assert [(d.allowed, d.source) for d in found] == expected
+        assert all((d.retry_after > 0) is not d.allowed for d in found)
+        resume()
+        clock.move(LONGEST_PAUSE)
+        assert (await timed(limiter, 7))[0].source == "redis"
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "all at once"])
+async def test_two_hundred_updates_while_redis_hangs(own_server: Server, together: bool) -> None:
+    """All are handled, none later than 0.6 s, all within 3 s; 8 s after its return limits hold."""
+    async with hung(own_server) as (client, resume):
+        limiter = Limiter(RedisStorage(client))
+        began = monotonic()
+        if together:
+            found = await asyncio.gather(*(timed(limiter, user % 20) for user in range(200)))
+        else:
+            found = [await timed(limiter, user % 20) for user in range(200)]
+        assert monotonic() - began < 3
+        assert all(decision.allowed for decision, _ in found)
+        assert max(seconds for _, seconds in found) < 0.6
+        resume()
+        async with asyncio.timeout(8):
+            while (await timed(limiter, 7))[0].source != "redis":  # noqa: ASYNC110 - updates come
+                await asyncio.sleep(0.02)
+        decisions = [(await timed(limiter, 8))[0] for _ in range(4)]
+    assert [decision.allowed for decision in decisions] == [True, True, True, False]
+
+
+async def test_however_long_the_outage_was_limits_soon_hold_again(own_server: Server) -> None:
+    """After ten minutes without Redis its return is noticed within 8 s."""
+    async with hung(own_server) as (client, resume):
+        clock = Clock()
+        limiter = Limiter(RedisStorage(client), timeout=0.002, clock=clock)
+        for _ in range(600):
+            await timed(limiter, 7)
+            clock.move(1)
+        resume()
+        await client.ping()
+        limiter.timeout = 1
+        returned = clock.now
+        while (await timed(limiter, 7))[0].source != "redis":
+            clock.move(0.1)
+        assert clock.now - returned < 8
+
+
+async def test_the_log_tells_of_changes_not_of_updates(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line for the first failure, one when Redis is given up, one when it is back."""
+    async with hung(own_server) as (client, resume):
+        clock = Clock()
+        limiter = Limiter(RedisStorage(client), timeout=0.02, clock=clock)
+        with caplog.at_level(logging.INFO, "bot_ratelimit"):
+            for _ in range(50):
+                await asyncio.gather(*(timed(limiter, user) for user in range(4)))
+                clock.move(0.25)
+            lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+            resume()
+            await client.ping()
+            limiter.timeout = 1
+            clock.move(LONGEST_PAUSE)
+            await asyncio.gather(*(timed(limiter, user) for user in range(50)))
+            assert [(await timed(limiter, 7))[0].source] == ["redis"]
+    assert [level for level, _ in lines] == ["WARNING", "ERROR"]
+    assert all(text.startswith(FAILED) and "on_error='allow'" in text for _, text in lines)
+    back = [record.getMessage() for record in caplog.records[len(lines) :]]
+    assert len(back) == 1
+    assert "Redis answers again after " in back[0]
+
+
+async def test_a_cancelled_decision_leaves_nothing_behind(own_server: Server) -> None:
+    """Who gives up waiting leaves no late answer for the next, and does not count as a failure."""
+    async with aioredis.Redis(port=own_server.port, max_connections=1) as client:
+        limiter = Limiter(RedisStorage(client), timeout=5)
+        await timed(limiter, 1)
+        for _ in range(4):
+            own_server.hang()
+            asking = [asyncio.create_task(timed(limiter, user)) for user in (1, 2, 3)]
+            await asyncio.sleep(0.01)
+            for task in asking:
+                task.cancel()
+            await asyncio.wait(asking)
+            assert all(task.cancelled() for task in asking)
+            own_server.resume()
+            decision, _ = await timed(limiter, 42)
+            assert decision.source == "redis"
+        assert decision.allowed is False
+        assert (await timed(limiter, 3))[0].remaining == 2
+
+
+async def test_a_cancelled_probe_leaves_its_place_to_the_next(own_server: Server) -> None:
+    """The one who tries whether Redis is back may be cancelled; it is tried again all the same."""
+    async with hung(own_server) as (client, resume):
+        clock = Clock()
+        limiter = Limiter(RedisStorage(client), timeout=0.01, clock=clock)
+        for _ in range(5):
+            await timed(limiter, 7)
+        clock.move(LONGEST_PAUSE)
+        limiter.timeout = 5
+        probe = asyncio.create_task(timed(limiter, 7))
+        await asyncio.sleep(0.01)
+        assert (await timed(limiter, 7))[0].source == "policy"
+        probe.cancel()
+        await asyncio.wait([probe])
+        resume()
+        assert (await timed(limiter, 7))[0].source == "redis"

@@ -1,0 +1,236 @@
+"""The package as a whole: its layers, its names, its documents, its wheel."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from aiogram import Dispatcher
+from aiogram.client.session.aiohttp import AiohttpSession
+from fakeredis import FakeAsyncRedis
+
+import bot_ratelimit
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bot_ratelimit"
+
+# From the top of the house down: a module imports only from lines below its own. What stands on
+# one line knows nothing of each other.
+LAYERS = [
+    "__init__",
+    "middleware",
+    "flags notices",
+    "events settings testing",
+    "limiter storage.redis",
+    "breaker storage.memory storage.batch storage.transaction",
+    "storage.wire",
+    "storage.base",
+    "algorithms decision",
+    "rule",
+    "limit",
+    "errors",
+    "storage.__init__",
+]
+ABOVE_THE_LINE = {"__init__", "middleware", "flags", "notices", "events"}
+KNOW_REDIS = {"storage.redis", "settings"}
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Every module that is imported at run time, wherever in the file."""
+    hints = {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if node in hints:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            assert node.module
+            submodules = (f"{node.module}.{alias.name}" for alias in node.names)
+            found = [
+                name for name in submodules if name.removeprefix("bot_ratelimit.") in modules()
+            ]
+            yield from found or [node.module]
+
+
+def importers(package: str) -> set[str]:
+    return {
+        name
+        for name, tree in modules().items()
+        if any(each.split(".")[0] == package for each in imports(tree))
+    }
+
+
+def test_arrows_point_down_only() -> None:
+    """No module imports one that stands above it, or beside it."""
+    floor = {name: i for i, line in enumerate(LAYERS) for name in line.split()}
+    assert set(floor) == set(modules()), "a module without a place in LAYERS, or one that is gone"
+    upward = [
+        f"{name} imports {each}"
+        for name, tree in modules().items()
+        for each in imports(tree)
+        if each.startswith("bot_ratelimit.")
+        and floor[each.removeprefix("bot_ratelimit.")] <= floor[name]
+    ]
+    assert upward == []
+
+
+def test_only_the_top_knows_telegram() -> None:
+    """Below the line nobody imports aiogram, so that a limiter works without a bot."""
+    assert importers("aiogram") <= ABOVE_THE_LINE
+
+
+def test_only_the_bottom_knows_redis() -> None:
+    """One module speaks with redis-py, and the settings make a client."""
+    assert importers("redis") == KNOW_REDIS
+
+
+@pytest.mark.parametrize("name", bot_ratelimit.__all__)
+def test_a_public_name_is_there_and_documented(name: str) -> None:
+    """What `__all__` promises can be imported, and says what it is."""
+    value = getattr(bot_ratelimit, name)
+    assert not callable(value) or (value.__doc__ or "").strip()
+
+
+def test_the_names_of_the_design_are_public() -> None:
+    """The names that the design fixes are importable from the package itself."""
+    fixed = "Algorithm ConfigError Decision Limit Limiter MemoryStorage RateLimitError \
+        RateLimitMiddleware RedisStorage Rule Scope Settings StorageError Subject"
+    assert set(fixed.split()) <= set(bot_ratelimit.__all__)
+    assert sorted(bot_ratelimit.__all__) == sorted(set(bot_ratelimit.__all__))
+
+
+# The Python blocks of a page run one after the other in one namespace, as a reader would type
+# them; polling is cut short, and `await` may stand outside functions. A block that begins with
+# "# not run" only has to compile.
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+BLOCK = re.compile(r"^([ \t]*)```(?:python|py)\b[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> Iterator[tuple[str, bool]]:
+    """Each block with as many lines before it as it has in the page, and whether it runs."""
+    text = page.read_text()
+    for found in BLOCK.finditer(text):
+        source = dedent(found[2])
+        yield (
+            "\n" * text.count("\n", 0, found.start(2)) + source,
+            not source.startswith("# not run"),
+        )
+
+
+@pytest.fixture
+def no_network(environment: pytest.MonkeyPatch) -> None:
+    """A token, a Telegram that takes everything and has no updates, and a Redis in this process."""
+
+    async def nothing(*_: Any, **__: Any) -> bool:
+        return True
+
+    environment.setenv("BOT_TOKEN", "42:TEST")
+    environment.setattr(Dispatcher, "start_polling", nothing)
+    environment.setattr(AiohttpSession, "make_request", nothing)
+    environment.setattr("redis.asyncio.Redis", FakeAsyncRedis)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_code_in_the_documents_works(page: Path) -> None:
+    """What a reader copies from the documents runs."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    with asyncio.Runner() as runner:
+        for source, runs in blocks(page):
+            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            code = compile(source, page, "exec", flags, dont_inherit=True)
+            if runs:
+                awaitable = eval(code, namespace)
+                if awaitable is not None:
+                    runner.run(awaitable)
+
+
+def test_the_readme_shows_a_bot() -> None:
+    """The README opens with a complete bot: at most 15 lines of code, before line 30."""
+    source, runs = next(blocks(ROOT / "README.md"))
+    assert runs
+    assert len([line for line in source.splitlines() if line.strip()]) <= 15
+    assert len(source.splitlines()) < 30
+    assert "RateLimitMiddleware" in source
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built by the installed hatchling, or by one that pip fetches."""
+    directory = tmp_path_factory.mktemp("wheel")
+    isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
+    command = ["pip", "wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", directory, ROOT]
+    subprocess.run([sys.executable, "-m", *command], check=True, timeout=120)
+    (built,) = directory.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_package(wheel: Path) -> None:
+    """Every module, the script, `py.typed` and the licence are in the wheel, and nothing else."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        info = {Path(name).name for name in archive.namelist() if ".dist-info/" in name}
+    tree = {
+        path.relative_to(ROOT).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.suffix in {".py", ".lua", ".typed"} or path.name == "py.typed"
+    }
+    assert names == tree
+    assert {"bot_ratelimit/py.typed", "bot_ratelimit/storage/decide.lua"} <= names
+    assert {"METADATA", "LICENSE"} <= info
+
+
+USE = """
+import asyncio, json, sys
+sys.path.insert(0, sys.argv[1])
+import bot_ratelimit
+from bot_ratelimit.storage.redis import SCRIPT
+limiter = bot_ratelimit.Limiter(bot_ratelimit.MemoryStorage())
+decision = asyncio.run(limiter.hit("1/s", bot_ratelimit.Subject(user=42)))
+print(json.dumps([bot_ratelimit.__file__, len(SCRIPT), decision.allowed]))
+"""
+
+
+def test_the_wheel_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
+    """Installed away from its source the package imports, finds its script and decides."""
+    command = ["pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    command += ["--no-index", "--target", tmp_path, wheel]
+    subprocess.run([sys.executable, "-m", *command], check=True, timeout=120)
+    ran = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", USE, tmp_path],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+    file, script, allowed = json.loads(ran.stdout)
+    assert Path(file).is_relative_to(tmp_path)
+    assert script == (PACKAGE / "storage" / "decide.lua").stat().st_size
+    assert allowed

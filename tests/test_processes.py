@@ -1,0 +1,67 @@
+"""Several real processes on one real Redis, which count together."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+
+import pytest
+import redis
+
+from tests import worker
+from tests.servers import Server
+from tests.worker import BURST, USERS, Report
+
+LIMITS = {"5/60s": 5, "7/60s sliding": 7, "3/60s burst 3": 3}
+
+# A fork server, because importing aiogram takes a process longer than all it does here.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["tests.worker"])
+
+
+def work_together(server: Server, *skews: float) -> list[Report]:
+    """The reports of as many processes, which begin at the same moment."""
+    ready, reports = processes.Barrier(len(skews)), processes.SimpleQueue()
+    running = [
+        processes.Process(target=worker.run, args=(server.port, skew, [*LIMITS], ready, reports))
+        for skew in skews
+    ]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(60)
+        assert process.exitcode == 0
+        process.close()
+    found = [reports.get() for _ in running]
+    reports.close()
+    return found
+
+
+@pytest.fixture
+def server(redis_server: Server) -> Server:
+    with redis.Redis(port=redis_server.port) as client:
+        client.flushall()
+    return redis_server
+
+
+def everybody(amounts: dict[str, int]) -> Counter[tuple[str, int]]:
+    return Counter({(limit, user): n for limit, n in amounts.items() for user in range(USERS)})
+
+
+def test_three_processes_let_exactly_the_limit_through(server: Server) -> None:
+    """Three instances under one burst: each of 200 users gets his limit, no more and no less."""
+    reports = work_together(server, 0, 0, 0)
+    assert [report.sources for report in reports] == [{"redis"}] * 3
+    assert sum((report.allowed for report in reports), Counter()) == everybody(LIMITS)
+
+
+@pytest.mark.parametrize("skews", [(0, 3_600), (3_600, 0)], ids=["ahead", "behind"])
+def test_instances_whose_clocks_differ_by_an_hour_agree(
+    server: Server, skews: tuple[float, float]
+) -> None:
+    """What one instance let through counts for the other, whatever time it believes it is."""
+    (first,), (second,) = (work_together(server, skew) for skew in skews)
+    assert second.clock - first.clock == pytest.approx(skews[1] - skews[0], abs=60)
+    assert first.allowed == everybody({limit: min(n, BURST) for limit, n in LIMITS.items()})
+    assert first.allowed + second.allowed == everybody(LIMITS)
+    assert 40 < second.longest <= 60

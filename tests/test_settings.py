@@ -1,0 +1,303 @@
+"""Settings: from the environment and `.env` to objects, without a word about the secrets."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import SSLConnection, UnixDomainSocketConnection
+
+from bot_ratelimit import (
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    RateLimitMiddleware,
+    RedisStorage,
+    Rule,
+    Settings,
+    Subject,
+)
+from bot_ratelimit.rule import rules_of
+
+from .servers import Server, free_port
+
+SECRET = "hunter2"  # the password that no text may show
+
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+
+def settings(**variables: str) -> Settings:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        return Settings()
+
+
+def connection(**variables: str) -> dict[str, Any]:
+    """What the connections of the client will be made with."""
+    client = settings(**variables).redis_client()
+    assert client is not None
+    return dict(client.connection_pool.connection_kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        *(("REDIS_ENABLED", text, "redis_enabled", True) for text in ["true", "1", "yes", "ON"]),
+        *(("REDIS_ENABLED", text, "redis_enabled", False) for text in ["false", "0", "no", "Off"]),
+        ("REDIS_HOST", "redis.local", "redis_host", "redis.local"),
+        ("REDIS_PORT", "7000", "redis_port", 7000),
+        ("REDIS_DB", "3", "redis_db", 3),
+        ("REDIS_KEY_PREFIX", "booking_bot:client1", "redis_key_prefix", "booking_bot:client1"),
+        ("RATE_LIMIT", "1/s; 20/minute", "rate_limit", "1/s; 20/minute"),
+        ("RATE_LIMIT_ON_ERROR", "memory", "rate_limit_on_error", "memory"),
+        ("RATE_LIMIT_TIMEOUT", "0.5", "rate_limit_timeout", 0.5),
+        ("RATE_LIMIT_EXEMPT", "42, -100123 7", "rate_limit_exempt", {42, -100123, 7}),
+        ("redis_host", "lower.case", "redis_host", "lower.case"),
+    ],
+)
+def test_every_variable_arrives(name: str, text: str, field: str, value: object) -> None:
+    """Each variable sets what it says, and nothing else."""
+    assert getattr(settings(**{name: text}), field) == value
+    assert settings(**{name: text}).model_copy(update={field: None}) == Settings().model_copy(
+        update={field: None}
+    )
+
+
+def test_a_secret_arrives_too() -> None:
+    """Passwords and URLs, which no field shows, reach the client."""
+    assert connection(REDIS_HOST="h", REDIS_PASSWORD=SECRET)["password"] == SECRET
+    assert connection(REDIS_URL=f"redis://:{SECRET}@h")["password"] == SECRET
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    """Without a variable: one event a second in memory, the prefix `bot`, failing open."""
+    found = Settings()
+    assert (found.redis_port, found.redis_db, found.redis_key_prefix) == (6379, 0, "bot")
+    assert (found.rate_limit_on_error, found.rate_limit_timeout) == ("allow", 0.25)
+    assert found.rules() == (Rule(1.0),)
+    assert isinstance(found.storage(), MemoryStorage)
+
+
+def test_an_env_file_is_read_and_the_environment_wins() -> None:
+    """`.env` in the working directory counts, with other programs' lines in it."""
+    Path(".env").write_text("BOT_TOKEN=1:x\nREDIS_HOST=file\nREDIS_PORT=7000\nREDIS_DB=\n")
+    assert (Settings().redis_host, Settings().redis_port, Settings().redis_db) == ("file", 7000, 0)
+    assert settings(REDIS_HOST="environment").redis_host == "environment"
+
+
+def test_empty_is_unset() -> None:
+    """A variable that is set to nothing, as in a copied `.env.example`, is not set."""
+    names = [name.upper() for name in Settings.model_fields]
+    assert settings(**dict.fromkeys(names, "")) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variables", "used"),
+    [
+        ({}, False),
+        ({"REDIS_HOST": "h"}, True),
+        ({"REDIS_URL": "redis://h"}, True),
+        ({"REDIS_ENABLED": "true"}, True),
+        ({"REDIS_ENABLED": "false", "REDIS_HOST": "h", "REDIS_URL": "redis://h"}, False),
+        ({"REDIS_ENABLED": "", "REDIS_HOST": "h"}, True),
+        ({"REDIS_PORT": "7000", "REDIS_PASSWORD": SECRET, "REDIS_DB": "1"}, False),
+    ],
+)
+async def test_when_redis_is_used(variables: dict[str, str], used: bool) -> None:
+    """Redis is used when enabled, or when nothing is said about that and a URL or host is set."""
+    found = settings(**variables)
+    assert found.uses_redis is used
+    assert isinstance(found.storage(), RedisStorage if used else MemoryStorage)
+    assert (found.redis_client() is not None) is used
+
+
+TCP = {"host": "h", "port": 6379, "db": 0, "password": None}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"REDIS_ENABLED": "1"}, TCP | {"host": "localhost"}),
+        ({"REDIS_HOST": "h"}, TCP),
+        ({"REDIS_HOST": "h", "REDIS_PORT": "7000", "REDIS_DB": "2"}, TCP | {"port": 7000, "db": 2}),
+        ({"REDIS_HOST": "::1"}, TCP | {"host": "::1"}),
+        ({"REDIS_HOST": "[::1]"}, TCP | {"host": "::1"}),
+        ({"REDIS_HOST": "h", "REDIS_PASSWORD": "a:b@c/d#e%41"}, TCP | {"password": "a:b@c/d#e%41"}),
+        ({"REDIS_URL": "redis://h:6379", "REDIS_HOST": "x", "REDIS_PORT": "1"}, TCP),
+        ({"REDIS_URL": "redis://h:6379", "REDIS_DB": "2"}, TCP | {"db": 2}),
+        ({"REDIS_URL": "redis://h:6379/5", "REDIS_DB": "2"}, TCP | {"db": 5}),
+        ({"REDIS_URL": "redis://h:6379/0", "REDIS_DB": "2"}, TCP | {"db": 0}),
+        ({"REDIS_URL": "redis://h:6379", "REDIS_PASSWORD": "p"}, TCP | {"password": "p"}),
+        ({"REDIS_URL": "redis://:u@h:6379", "REDIS_PASSWORD": "p"}, TCP | {"password": "u"}),
+        ({"REDIS_URL": "redis://me:u@h:6379"}, TCP | {"username": "me", "password": "u"}),
+        ({"REDIS_URL": "redis://[::1]:6379"}, TCP | {"host": "::1"}),
+        ({"REDIS_URL": "rediss://h:6380/1"}, TCP | {"port": 6380, "db": 1}),
+        ({"REDIS_URL": "unix:///tmp/r.sock", "REDIS_DB": "2"}, {"path": "/tmp/r.sock", "db": 2}),
+        ({"REDIS_URL": "unix:///tmp/r.sock?db=5", "REDIS_DB": "2"}, {"db": 5}),
+        ({"REDIS_URL": "redis://h:6379?socket_timeout=5"}, TCP | {"socket_timeout": 5.0}),
+    ],
+)
+def test_where_the_client_connects(variables: dict[str, str], expected: dict[str, Any]) -> None:
+    """The URL wins over host and port; what it leaves open, the other variables say."""
+    found = connection(**variables)
+    assert {name: found.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [("rediss://h", SSLConnection), ("unix:///tmp/r.sock", UnixDomainSocketConnection)],
+)
+def test_the_scheme_picks_the_connection(url: str, kind: type) -> None:
+    """`rediss://` means TLS and `unix://` a socket."""
+    client = settings(REDIS_URL=url).redis_client()
+    assert client is not None
+    assert issubclass(client.connection_pool.connection_class, kind)
+
+
+def test_the_client_never_retries() -> None:
+    """A hit is charged at most once and waits at most for the limiter's own deadline."""
+    found = connection(REDIS_HOST="h")
+    assert found["retry"].get_retries() == 0
+    assert (found["socket_timeout"], found["socket_connect_timeout"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "parts"),
+    [
+        ({"REDIS_ENABLED": "maybe"}, ["REDIS_ENABLED='maybe'", "true or false"]),
+        ({"REDIS_PORT": "abc"}, ["REDIS_PORT='abc'", "1 to 65535"]),
+        ({"REDIS_PORT": "0"}, ["REDIS_PORT='0'", "1 to 65535"]),
+        ({"REDIS_PORT": "65536"}, ["REDIS_PORT='65536'", "1 to 65535"]),
+        ({"REDIS_DB": "-1"}, ["REDIS_DB='-1'", "0 or more"]),
+        ({"REDIS_HOST": "redis://h:6379"}, ["REDIS_HOST", "REDIS_URL"]),
+        ({"REDIS_HOST": "h/3"}, ["REDIS_HOST"]),
+        ({"REDIS_HOST": "me@h"}, ["REDIS_HOST"]),
+        ({"REDIS_KEY_PREFIX": "my bot"}, ["REDIS_KEY_PREFIX='my bot'", "booking_bot:client1"]),
+        ({"RATE_LIMIT": "5 minutes"}, ["RATE_LIMIT='5 minutes'", "'5/minute'"]),
+        ({"RATE_LIMIT": "1/s; fast"}, ["RATE_LIMIT='1/s; fast'", "'fast'"]),
+        ({"RATE_LIMIT": "1/s; 2/s; 2/s"}, ["RATE_LIMIT=", "share a key"]),
+        *(({"RATE_LIMIT": text}, [f"RATE_LIMIT={text!r}"]) for text in ["0", "-1", "nan", "inf"]),
+        *(({"RATE_LIMIT": text}, [f"RATE_LIMIT={text!r}"]) for text in ["1e306", "1e400", ";"]),
+        ({"RATE_LIMIT_ON_ERROR": "open"}, ["RATE_LIMIT_ON_ERROR='open'", "allow, deny or memory"]),
+        *(
+            ({"RATE_LIMIT_TIMEOUT": text}, [f"RATE_LIMIT_TIMEOUT={text!r}", "seconds"])
+            for text in ["0", "-1", "nan", "inf", "soon"]
+        ),
+        ({"RATE_LIMIT_EXEMPT": "42, anna"}, ["RATE_LIMIT_EXEMPT=", "'anna'", "42, -100123"]),
+        ({"REDIS_URL": "localhost:6379"}, ["REDIS_URL: ", "redis://"]),
+        ({"REDIS_URL": "http://h"}, ["REDIS_URL: ", "redis://"]),
+        ({"REDIS_URL": "redis://h:port"}, ["REDIS_URL: "]),
+        ({"REDIS_URL": "redis://h?db=one"}, ["REDIS_URL: "]),
+        ({"REDIS_URL": "redis://h?socket_timeuot=1"}, ["REDIS_URL: "]),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named_with_the_fix(variables: dict[str, str], parts: list[str]) -> None:
+    """The error names the variable as it is written in the environment, its value, and the fix."""
+    with pytest.raises(ConfigError) as error:
+        settings(**variables)
+    message = str(error.value)
+    assert message.startswith(parts[0])
+    assert all(part in message for part in parts)
+    assert "pydantic" not in message
+
+
+def test_all_wrong_values_are_named_at_once() -> None:
+    """Several wrong variables make one error, so that one restart mends them all."""
+    wrong = {"REDIS_PORT": "x", "REDIS_DB": "x", "RATE_LIMIT": "x", "REDIS_URL": "x"}
+    with pytest.raises(ConfigError) as error:
+        settings(**wrong)
+    assert all(name in str(error.value) for name in wrong)
+
+
+def test_a_wrong_line_of_the_env_file_is_named() -> None:
+    """A mistake in `.env` is told as one in the environment is."""
+    Path(".env").write_text("REDIS_PORT=abc\n")
+    with pytest.raises(ConfigError, match="REDIS_PORT='abc'"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"REDIS_URL": f"http://:{SECRET}@h"},
+        {"REDIS_URL": f":{SECRET}@h:6379"},
+        {"REDIS_URL": f"redis://:{SECRET}@h:port"},
+        {"REDIS_URL": f"redis://:{SECRET}@[h"},
+        {"REDIS_URL": f"redis://:{SECRET}/#@h"},
+        {"REDIS_URL": f"redis://h?db={SECRET}"},
+        {"REDIS_URL": f"redis://h?max_connections={SECRET}"},
+        {"REDIS_HOST": f"redis://:{SECRET}@h:6379"},
+        {"REDIS_HOST": f":{SECRET}@h"},
+        {"REDIS_PASSWORD": SECRET, "REDIS_PORT": "x"},
+        {"REDIS_URL": f"redis://:{SECRET}@h", "REDIS_PORT": "x"},
+    ],
+    ids=str,
+)
+def test_no_error_shows_a_secret(variables: dict[str, str]) -> None:
+    """Not even the traceback of a broken URL shows the password in it."""
+    with pytest.raises(ConfigError) as error:
+        settings(**variables)
+    assert SECRET not in "".join(traceback.format_exception(error.value))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": "{port}", "REDIS_PASSWORD": SECRET},
+        {"REDIS_URL": f"redis://:{SECRET}@127.0.0.1:{{port}}"},
+    ],
+    ids=list,
+)
+async def test_no_text_shows_a_secret(
+    variables: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the settings, nor what is made of them, nor a failing decision shows the password."""
+    caplog.set_level(logging.DEBUG)
+    port = free_port()
+    found = settings(**{name: value.format(port=port) for name, value in variables.items()})
+    middleware = RateLimitMiddleware.from_settings(found)
+    decision = await middleware.limiter.hit("1/m", Subject(user=42))
+    await middleware.close()
+    assert decision.source == "policy"
+    assert "Redis rate limit check failed" in caplog.text
+    for text in (repr(found), str(found), repr(found.storage()), repr(middleware), caplog.text):
+        assert SECRET not in text
+    assert SECRET not in found.model_dump_json()
+
+
+def test_the_variable_may_hold_a_number() -> None:
+    """`RATE_LIMIT=1.5` is one event in one and a half seconds, as it is for the constructor."""
+    assert settings(RATE_LIMIT="1.5").rules() == rules_of(1.5)
+    assert settings(RATE_LIMIT=" 2 ").rules() == rules_of(2)
+    assert settings(RATE_LIMIT="1/s; 20/minute").rules() == rules_of("1/s; 20/minute")
+
+
+def test_settings_can_be_given_in_code() -> None:
+    """Settings take their fields as arguments too, which win and are checked the same."""
+    assert Settings(redis_host="h").redis_host == "h"
+    with pytest.raises(ConfigError, match=r"^REDIS_PORT=0: "):
+        Settings(redis_port=0)
+
+
+def test_making_a_client_opens_nothing() -> None:
+    """A storage is made outside an event loop and with no server there."""
+    storage = settings(REDIS_URL=f"redis://127.0.0.1:{free_port()}").storage()
+    assert isinstance(storage, RedisStorage)
+
+
+async def test_closing_the_storage_closes_its_client(
+    redis_server: Server, connected: Callable[[int], Awaitable[None]]
+) -> None:
+    """What the settings made, they let go: no connection to the server is left."""
+    storage = settings(REDIS_URL=f"{redis_server.url}?client_name=ours").storage()
+    assert (await Limiter(storage).hit("1/m", Subject(user=42))).source == "redis"
+    await connected(1)
+    await storage.close()
+    await connected(0)

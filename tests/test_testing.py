@@ -1,0 +1,231 @@
+"""bot_ratelimit.testing does what it says, so that bots can be tested with it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot_ratelimit import (
+    ConfigError,
+    Decision,
+    Limit,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    StorageError,
+    Subject,
+    testing,
+)
+from bot_ratelimit.storage.base import Charge, Storage
+from bot_ratelimit.testing import Clock, FlakyStorage
+
+from .telegram.support import Instance
+from .telegram.updates import bare, listen
+
+ANNA = Subject(user=42)
+CHARGE = Charge("bot:ratelimit:42", Limit(1, 10))
+
+
+async def test_the_first_example() -> None:
+    """The second message is refused, and after ten seconds of the clock one is handled again."""
+    clock = Clock()
+    limiter = Limiter(MemoryStorage(clock=clock))
+    bot = bare()
+    dp = bot.dispatcher
+    dp.message.middleware(RateLimitMiddleware("1/10s", limiter=limiter))
+    listen(bot, "message")
+    assert await bot.send(*"ab") == [True, False]
+    clock.move(10)
+    assert await bot.send(*"ab") == [True, False]
+
+
+async def test_the_second_example() -> None:
+    """A bot answers without Redis: everything is handled while the storage fails."""
+    storage = FlakyStorage()
+    bot = bare()
+    dp = bot.dispatcher
+    dp.message.middleware(RateLimitMiddleware("1/10s", limiter=Limiter(storage)))
+    listen(bot, "message")
+    storage.fail()
+    assert await bot.send(*"abc") == [True, True, True]
+
+
+def test_the_examples_in_the_docstring_are_these() -> None:
+    """The lines of the module's examples are lines that run in the two tests above."""
+    example = (testing.__doc__ or "").partition("::\n")[2]
+    lines = [line.partition("#")[0].strip() for line in example.splitlines()]
+    code = [line for line in lines if line and line != "..." and not line.startswith("async def")]
+    tested = (test_the_first_example, test_the_second_example)
+    source = "".join(inspect.getsource(test) for test in tested)
+    assert example.count("async def") == len(tested)
+    assert code
+    for line in code:
+        assert line in source
+
+
+def test_a_clock_moves_only_when_told_to() -> None:
+    """It starts somewhere, stands still, and goes on by the seconds it is told."""
+    clock = Clock()
+    assert clock() == clock() == clock.now
+    before = clock()
+    clock.move(2.5)
+    assert clock() - before == 2.5
+    assert Clock(5)() == 5
+
+
+@given(
+    period_ms=st.integers(1, 10_000_000),
+    start=st.floats(0, 1e9),
+    algorithm=st.sampled_from(["", " sliding", " bucket"]),
+    amount=st.integers(1, 5),
+)
+def test_moving_by_retry_after_is_enough(
+    period_ms: int, start: float, algorithm: str, amount: int
+) -> None:
+    """A test that moves the clock by `retry_after` sees the next event handled, always."""
+
+    async def run() -> None:
+        clock = Clock(start)
+        limiter = Limiter(MemoryStorage(clock=clock))
+        rule = Rule(Limit.parse(f"{amount}/{period_ms}ms{algorithm}"))
+        for _ in range(3):
+            while (decision := await limiter.hit(rule, ANNA)).allowed:
+                pass
+            clock.move(decision.retry_after)
+            assert (await limiter.peek(rule, ANNA)).allowed
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("step", [0.1, 0.2, 0.7, 1 / 3, 0.001])
+@pytest.mark.parametrize("limit", ["1/s", "1/s sliding", "1/s bucket"])
+async def test_many_small_moves_make_a_large_one(step: float, limit: str) -> None:
+    """Ten times a tenth of a second is a second, whatever floats make of it."""
+    clock = Clock()
+    limiter = Limiter(MemoryStorage(clock=clock))
+    await limiter.hit(limit, ANNA)
+    for _ in range(round(1 / step) if step < 0.5 else 10):
+        clock.move(step if step < 0.5 else 0.1)
+    assert (await limiter.hit(limit, ANNA)).allowed
+
+
+async def test_the_clock_of_a_limiter_times_outages() -> None:
+    """Given to the limiter as well, the clock moves the pauses between attempts, too."""
+    clock, storage = Clock(), FlakyStorage()
+    limiter = Limiter(storage, clock=clock, on_error="deny")
+    storage.fail()
+    for _ in range(20):
+        await limiter.hit("1/m", ANNA)
+    assert storage.calls < 20  # it is left alone
+    storage.heal()
+    assert not (await limiter.hit("1/m", ANNA)).allowed
+    clock.move(3_600)
+    assert (await limiter.hit("1/m", ANNA)).source == "memory"
+
+
+async def ask(storage: Storage, method: str) -> Any:
+    return await getattr(storage, method)([CHARGE], timeout=0.01)
+
+
+METHODS = ("hit", "peek", "reset")
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_storage_that_fails(method: str) -> None:
+    """Told to fail, every call raises a StorageError; healed, it works, with what it knew."""
+    storage = FlakyStorage()
+    await ask(storage, "hit")
+    storage.fail()
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            await ask(storage, method)
+    storage.heal()
+    assert (await ask(storage, "peek"))[0].remaining == 0
+    assert storage.calls == 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_an_error_of_ones_choice(method: str) -> None:
+    """What it is told to raise it raises."""
+    storage = FlakyStorage()
+    error = ConfigError("NOPERM")
+    storage.fail(error)
+    with pytest.raises(ConfigError) as raised:
+        await ask(storage, method)
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_storage_that_hangs(method: str) -> None:
+    """Told to hang, every call ends in a StorageError, after its time-out and not before."""
+    storage = FlakyStorage()
+    storage.hang()
+    started = time.monotonic()
+    with pytest.raises(StorageError):
+        await ask(storage, method)
+    assert 0.009 <= time.monotonic() - started < 1
+    storage.heal()
+    assert await ask(storage, "hit")
+
+
+async def test_the_last_word_counts() -> None:
+    """Failing after hanging is failing, and the other way round; `heal` ends both."""
+    storage = FlakyStorage()
+    storage.hang()
+    storage.fail(ConfigError("NOPERM"))
+    with pytest.raises(ConfigError):
+        await ask(storage, "hit")
+    storage.hang()
+    with pytest.raises(StorageError):
+        await ask(storage, "hit")
+    storage.heal()
+    storage.heal()
+    assert await ask(storage, "hit")
+
+
+async def test_a_failing_storage_charges_nothing() -> None:
+    """What it refused to answer is not charged behind its back."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage)
+    storage.fail()
+    assert (await limiter.hit("1/m", ANNA)).source == "policy"
+    storage.heal()
+    decision: Decision = await limiter.hit("1/m", ANNA)
+    assert (decision.source, decision.allowed) == ("memory", True)
+
+
+async def test_a_storage_behind_it() -> None:
+    """It stands before any storage: its answers, its source, its tokens, and its end."""
+    inner = MemoryStorage()
+    storage = FlakyStorage(inner)
+    assert storage.source == "memory"
+    await storage.hit([CHARGE], once="album", timeout=1)
+    assert (await storage.hit([CHARGE], once="album", timeout=1))[0].wait == 0
+    assert (await inner.peek([CHARGE], timeout=1))[0].remaining == 0
+    assert await storage.reset([CHARGE], timeout=1) == 1
+    await storage.hit([CHARGE], timeout=1)
+    assert storage.calls == 4
+    assert not storage.closed
+    await storage.close()
+    assert storage.closed
+    assert (await inner.peek([CHARGE], timeout=1))[0].remaining == 1  # closed as well
+
+
+async def test_a_test_of_a_bot_with_a_ban() -> None:
+    """A whole test as a user of the package would write it: flood, ban, an hour later."""
+    clock = Clock()
+    limiter = Limiter(MemoryStorage(clock=clock), clock=clock)
+    bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=Penalty("5/m", "1h")))
+    assert await bot.send(*"abcdefg") == [True] + [False] * 6
+    clock.move(1)
+    assert await bot.send("h") == [False]
+    clock.move(3_600)
+    assert await bot.send("i") == [True]
