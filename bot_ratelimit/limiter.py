@@ -276,30 +276,25 @@ def check_timeout(value: object) -> float:
 
 def _decision(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source) -> Decision:
     """The decision of the rule that refuses for the longest time, else of the tightest one."""
-    best = 0
-    if len(rules) > 1:
-        verdicts = [
-            _ban(verdict) if isinstance(rule, Penalty) else verdict
-            for rule, verdict in zip(rules, verdicts, strict=True)
-        ]
-        best = max(range(len(rules)), key=lambda i: _weight(rules[i], verdicts[i]))
-    rule, (wait, remaining, reset) = rules[best], verdicts[best]
-    shadow: tuple[Rule, ...] = ()
-    banned = False
-    if len(rules) > 1 or rule.shadow:
-        waiting = [r for r, v in zip(rules, verdicts, strict=True) if v.wait]
-        shadow = tuple(r for r in waiting if r.shadow)
-        banned = any(isinstance(r, Penalty) for r in waiting)
+    rule, (wait, remaining, reset) = rules[0], verdicts[0]
+    if len(rules) == 1 and type(rule) is Rule and not rule.shadow:  # nearly always
+        return Decision(not wait, rule, remaining, wait / 1e6, reset / 1e6, source)
+    said = [
+        (rule, _ban(verdict) if isinstance(rule, Penalty) else verdict)
+        for rule, verdict in zip(rules, verdicts, strict=True)
+    ]
+    rule, (wait, remaining, reset) = max(said, key=_weight)
     allowed = rule.shadow or not wait
+    refusing = [rule for rule, verdict in said if verdict.wait]
     return Decision(
         allowed,
         rule,
         remaining,
-        0.0 if allowed else wait / 1_000_000,
-        reset / 1_000_000,
+        0.0 if allowed else wait / 1e6,
+        reset / 1e6,
         source,
-        shadow,
-        banned,
+        shadow=tuple(rule for rule in refusing if rule.shadow),
+        banned=any(isinstance(rule, Penalty) for rule in refusing),
     )
 
 
@@ -308,5 +303,6 @@ def _ban(verdict: Verdict) -> Verdict:
     return verdict._replace(wait=0 if verdict.remaining else verdict.reset)
 
 
-def _weight(rule: Rule, verdict: Verdict) -> tuple[bool, int, bool, int]:
+def _weight(said: tuple[Rule, Verdict]) -> tuple[bool, int, bool, int]:
+    rule, verdict = said
     return not rule.shadow, verdict.wait, not isinstance(rule, Penalty), -verdict.remaining

@@ -69,9 +69,11 @@ local function everything_else()
     rule.count, rule.left = 0, rule.period
     if not value or string.find(value, '.', 1, true) then return end
     local left = redis.call('PTTL', rule.key)
-    if left < 0 or left > longest then -- no TTL (its writer died), or that of a longer limit
-      left = left < 0 and rule.period or longest
+    if left < 0 then -- no TTL: an older writer died before it gave it one
+      left = rule.period
       if not rule.look then redis.call('PEXPIRE', rule.key, left) end
+    elseif left > longest then -- that of a longer limit: shortened when this one counts something
+      left, rule.shortened = longest, true
     end
     if left > 0 then -- at 0 the key is still there, but the window is over
       rule.count, rule.left = tonumber(value), left
@@ -89,12 +91,17 @@ local function everything_else()
       redis.call('SET', rule.key, rule.cost, 'PX', rule.period)
     else
       redis.call('INCRBY', rule.key, rule.cost)
+      if rule.shortened then redis.call('PEXPIRE', rule.key, rule.left) end
     end
     rule.count = rule.count + rule.cost
   end
 
   function fixed.refuse(rule)
-    if rule.count >= rule.amount then fixed.charge(rule) end
+    if rule.count >= rule.amount then
+      fixed.charge(rule)
+    elseif rule.shortened then
+      redis.call('PEXPIRE', rule.key, rule.left)
+    end
   end
 
   function fixed.report(rule)
@@ -118,6 +125,7 @@ local function everything_else()
       redis.call('SET', rule.key, 1, 'PX', rule.period)
     else
       redis.call('INCR', rule.key)
+      if rule.shortened then redis.call('PEXPIRE', rule.key, rule.left) end
     end
     if rule.count % rule.amount > 0 then return end
     local times = rule.count / rule.amount
@@ -136,40 +144,55 @@ local function everything_else()
 
   local sliding = {}
 
-  local function entry(rule, rank)
-    local found = redis.call('ZRANGE', rule.key, rank, rank, 'WITHSCORES')
+  local function entry(found)
     if not found[1] then return nil end
     local total, cost = string.match(found[1], '^(%d+) (%d+)$')
     return { at = tonumber(found[2]), total = tonumber(total), cost = tonumber(cost) }
   end
 
+  local function entry_at(rule, rank)
+    return entry(redis.call('ZRANGE', rule.key, rank, rank, 'WITHSCORES'))
+  end
+
   function sliding.read(rule)
     local period = rule.period * 1000
-    local gone = string.format('%.0f', now() - period)
-    ours(rule, redis.pcall('ZREMRANGEBYSCORE', rule.key, '-inf', gone), 'string')
+    rule.gone = string.format('%.0f', now() - period)
     rule.total, rule.used = 0, 0
-    if rule.outdated then return end
-    local last = entry(rule, -1)
+    local newest = ours(rule, redis.pcall('ZRANGE', rule.key, -1, -1, 'WITHSCORES'), 'string')
+    local last = newest and entry(newest)
     if last and last.at > now() + period then -- the clock was set back: do not wait for it
       rule.outdated, last = true, nil
     end
     if not last then return end
-    local first = entry(rule, 0)
+    rule.total = last.total
+    local living = '(' .. rule.gone
+    local first = entry(redis.call(
+      'ZRANGEBYSCORE', rule.key, living, '+inf', 'WITHSCORES', 'LIMIT', 0, 1))
+    if not first then return end
     local before = first.total - first.cost
-    rule.last, rule.total, rule.used = last.at, last.total, last.total - before
+    rule.last, rule.used = last.at, last.total - before
     local excess = rule.used + rule.cost - rule.amount
     if excess <= 0 then return end
     -- The first entry by whose leaving at least `excess` will have left.
-    local low, high = 0, redis.call('ZCARD', rule.key) - 1
+    local low = redis.call('ZCOUNT', rule.key, '-inf', rule.gone)
+    local high = redis.call('ZCARD', rule.key) - 1
     while low < high do
       local middle = math.floor((low + high) / 2)
-      if entry(rule, middle).total - before >= excess then high = middle else low = middle + 1 end
+      if entry_at(rule, middle).total - before >= excess then
+        high = middle
+      else
+        low = middle + 1
+      end
     end
-    rule.wait = entry(rule, low).at + period - now()
+    rule.wait = entry_at(rule, low).at + period - now()
   end
 
   function sliding.charge(rule)
-    if rule.outdated then redis.call('DEL', rule.key) end
+    if rule.outdated then
+      redis.call('DEL', rule.key)
+    else
+      redis.call('ZREMRANGEBYSCORE', rule.key, '-inf', rule.gone)
+    end
     rule.total, rule.used = rule.total + rule.cost, rule.used + rule.cost
     rule.last = math.max(now(), rule.last or 0)
     local member = string.format('%016.0f %.0f', rule.total, rule.cost)
@@ -218,7 +241,8 @@ local function everything_else()
       end
       if rule.whole < 0 then rule.whole, rule.part = 0, 0 end
       if rule.whole > full or rule.whole == full and rule.part > full_part then
-        rule.whole, rule.part = full, full_part
+        -- Emptier than empty: by a slower limit, or by a clock that was set back.
+      rule.whole, rule.part, rule.shortened = full, full_part, true
       end
     end
     local taken, taken_part = tokens(rule, rule.cost)
@@ -227,8 +251,7 @@ local function everything_else()
     if whole > 0 or whole == 0 and part > 0 then rule.wait = part > 0 and whole + 1 or whole end
   end
 
-  function bucket.charge(rule)
-    rule.whole, rule.part = plus(rule, rule.whole, rule.part, tokens(rule, rule.cost))
+  local function store(rule)
     local at = now() + rule.whole
     local value = string.format('%.0f.%06.0f', math.floor(at / 1000000), at % 1000000)
     if rule.part > 0 then value = value .. string.format(' %.0f/%.0f', rule.part, rule.amount) end
@@ -236,7 +259,14 @@ local function everything_else()
     redis.call('SET', rule.key, value, 'PX', lifetime)
   end
 
-  function bucket.refuse() end
+  function bucket.charge(rule)
+    rule.whole, rule.part = plus(rule, rule.whole, rule.part, tokens(rule, rule.cost))
+    store(rule)
+  end
+
+  function bucket.refuse(rule)
+    if rule.shortened then store(rule) end
+  end
 
   function bucket.report(rule)
     local full, full_part = tokens(rule, rule.burst)

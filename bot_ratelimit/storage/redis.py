@@ -299,7 +299,7 @@ _OUTAGES: Final = frozenset(
 _FIXES: Final = {
     "WRONGTYPE": "something else is stored under this key: choose another key_prefix, or delete it",
     "NOPERM": "the Redis user lacks a permission: ACL SETUSER <user> ~<prefix>:ratelimit:* "
-    "+@read +@write +@scripting +@transaction",
+    "+@read +@write +@scripting +@transaction +time",
     "CROSSSLOT": "keys decided together must live in one slot: put a hash tag into key_prefix, "
     "for example '{bot}'",
 }
@@ -317,7 +317,9 @@ def _translated(error: Exception) -> RateLimitError:
         return StorageError(text if code in text else f"{code} {text}")
     if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError)):
         return StorageError(f"{type(error).__name__}: {text}")
-    if isinstance(error, exceptions.RedisClusterException) and "slot" in text:
+    if isinstance(error, exceptions.RedisClusterException):
+        if "same" not in text:  # no node can be reached, or none has the slot
+            return StorageError(text)
         code = "CROSSSLOT"
     fix = _FIXES.get(code, "the server cannot decide; see the error it gives")
     return ConfigError(f"{text if code in text else f'{code} {text}'} - {fix}")
