@@ -237,28 +237,48 @@ def _is_stale(connection: _Connection) -> bool:
 
 
 class _Cluster:
-    """A cluster client finds the node itself; only keys of one slot can be decided together."""
+    """Speaks to the node that has the key, since the client's own commands are retried."""
 
     def __init__(self, client: RedisCluster) -> None:
         self._client = client
+        self._lost = False
 
     def lane(self, hit: Hit) -> int:
+        # Only keys of one slot can be decided together.
         return int(self._client.keyslot(hit.charges[0].key))
 
     async def call(self, commands: Sequence[Command]) -> list[Any]:
         replies: list[Any] = []
-        for name, *arguments in commands:
-            if name == b"MULTI":
+        for command in commands:
+            if command[0] == b"MULTI":
                 raise ConfigError("a Redis Cluster needs scripts: allow EVALSHA and EVAL on it")
             try:
-                reply = await self._client.execute_command(name.decode(), *arguments)
+                replies.append(await self._attempt(command))
+            except (exceptions.ClusterError, exceptions.AskError, exceptions.TryAgainError):
+                # Nothing has run on that node. The client follows the slot to where it is now.
+                name, *arguments = command
+                replies.append(await self._client.execute_command(name.decode(), *arguments))
             except exceptions.ResponseError as error:
-                reply = error
-            replies.append(reply)
+                replies.append(error)
         return replies
 
     async def reconnect(self) -> None:
-        """The cluster client follows its nodes' roles itself."""
+        """Ask the cluster who has which slots before the next command."""
+        self._lost = True
+
+    async def _attempt(self, command: Command) -> Any:
+        await self._client.initialize()
+        if self._lost:
+            await cast(Any, self._client.nodes_manager).initialize()
+            self._lost = False
+        key = command[1] if command[0] == b"DEL" else command[3]
+        node = cast(Any, self._client.get_node_from_key(key.decode()))
+        try:
+            return await node.execute_command(command[0].decode(), *command[1:])
+        except BaseException as error:
+            # Whoever was answered, if only by an error, still has its node.
+            self._lost = not isinstance(error, exceptions.ResponseError)
+            raise
 
 
 def _link_to(client: object) -> _Link:

@@ -158,8 +158,8 @@ async def test_a_missing_permission_is_a_fault_to_be_mended(
 async def test_the_permissions_that_the_error_asks_for_are_enough(
     redis_server: Server, client: aioredis.Redis
 ) -> None:
-    """With the keys and the four categories of the text every algorithm works."""
-    allowed = "~bot:ratelimit:*", "+@read", "+@write", "+@scripting", "+@transaction"
+    """With the keys, the four categories and the command of the text every algorithm works."""
+    allowed = "~bot:ratelimit:*", "+@read", "+@write", "+@scripting", "+@transaction", "+time"
     async with user(redis_server, client, *allowed) as worker:
         storage = RedisStorage(worker)
         rules = [charge(f"9/m{alg}", f"{i}") for i, alg in enumerate(("", " sliding", " bucket"))]
