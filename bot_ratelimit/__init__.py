@@ -7,7 +7,8 @@ from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.middleware import RateLimitMiddleware
 from bot_ratelimit.notices import Notices
-from bot_ratelimit.rule import Penalty, Rule, Scope, Subject
+from bot_ratelimit.penalty import Penalty
+from bot_ratelimit.rule import Rule, Scope, Subject
 from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage

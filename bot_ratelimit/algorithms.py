@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from bot_ratelimit.limit import Algorithm, Limit
-from bot_ratelimit.rule import Penalty
+from bot_ratelimit.penalty import Penalty
 
 
 class Verdict(NamedTuple):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-if TYPE_CHECKING:
-    from bot_ratelimit.rule import Rule
+from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.penalty import Penalty
+from bot_ratelimit.rule import Rule
 
 Source = Literal["redis", "memory", "policy"]
 
@@ -34,3 +36,40 @@ class Decision(NamedTuple):
     """The shadow rules that would have refused."""
     banned: bool = False
     """Whether a `Penalty` refuses, alone or beside other rules."""
+
+
+def conclude(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source) -> Decision:
+    """The decision that the verdicts of all rules amount to.
+
+    It is that of the rule that refuses for the longest time, else of the tightest one.
+    """
+    rule, (wait, remaining, reset) = rules[0], verdicts[0]
+    if len(rules) == 1 and type(rule) is Rule and not rule.shadow:  # nearly always
+        return Decision(not wait, rule, remaining, wait / 1e6, reset / 1e6, source)
+    said = [
+        (rule, _ban(verdict) if isinstance(rule, Penalty) else verdict)
+        for rule, verdict in zip(rules, verdicts, strict=True)
+    ]
+    rule, (wait, remaining, reset) = max(said, key=_weight)
+    allowed = rule.shadow or not wait
+    refusing = [rule for rule, verdict in said if verdict.wait]
+    return Decision(
+        allowed,
+        rule,
+        remaining,
+        0.0 if allowed else wait / 1e6,
+        reset / 1e6,
+        source,
+        shadow=tuple(rule for rule in refusing if rule.shadow),
+        banned=any(isinstance(rule, Penalty) for rule in refusing),
+    )
+
+
+def _ban(verdict: Verdict) -> Verdict:
+    """A penalty's verdict after the hit, which may itself have brought on the ban."""
+    return verdict._replace(wait=0 if verdict.remaining else verdict.reset)
+
+
+def _weight(said: tuple[Rule, Verdict]) -> tuple[bool, int, bool, int]:
+    rule, verdict = said
+    return not rule.shadow, verdict.wait, not isinstance(rule, Penalty), -verdict.remaining

@@ -21,7 +21,8 @@ from aiogram.dispatcher.router import Router
 from aiogram.fsm.scene import SceneHandlerWrapper
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rule import Penalty, Rule, Rules, Scope, rules_of
+from bot_ratelimit.penalty import Penalty
+from bot_ratelimit.rule import Rule, Rules, Scope, rules_of
 
 FLAG: Final = "rate_limit"
 

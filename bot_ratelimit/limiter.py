@@ -11,11 +11,11 @@ from cachetools import TTLCache
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.breaker import Breaker
-from bot_ratelimit.decision import Decision, Source
+from bot_ratelimit.decision import Decision, Source, conclude
 from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.limit import MAX_AMOUNT
+from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import (
-    Penalty,
     Rule,
     RuleLike,
     Rules,
@@ -199,7 +199,7 @@ class Limiter:
         verdicts: Sequence[Verdict],
         source: Source,
     ) -> Decision:
-        decision = _decision(rules, verdicts, source)
+        decision = conclude(rules, verdicts, source)
         for rule in decision.shadow:
             if self._first_in_a_while(f"shadow {rule}"):
                 log.info("The shadow rule '%s' would have refused a hit", rule)
@@ -272,37 +272,3 @@ def check_timeout(value: object) -> float:
             f"timeout={value!r}: expected seconds above 0, at most 3600, for example 0.25"
         )
     return float(value)
-
-
-def _decision(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source) -> Decision:
-    """The decision of the rule that refuses for the longest time, else of the tightest one."""
-    rule, (wait, remaining, reset) = rules[0], verdicts[0]
-    if len(rules) == 1 and type(rule) is Rule and not rule.shadow:  # nearly always
-        return Decision(not wait, rule, remaining, wait / 1e6, reset / 1e6, source)
-    said = [
-        (rule, _ban(verdict) if isinstance(rule, Penalty) else verdict)
-        for rule, verdict in zip(rules, verdicts, strict=True)
-    ]
-    rule, (wait, remaining, reset) = max(said, key=_weight)
-    allowed = rule.shadow or not wait
-    refusing = [rule for rule, verdict in said if verdict.wait]
-    return Decision(
-        allowed,
-        rule,
-        remaining,
-        0.0 if allowed else wait / 1e6,
-        reset / 1e6,
-        source,
-        shadow=tuple(rule for rule in refusing if rule.shadow),
-        banned=any(isinstance(rule, Penalty) for rule in refusing),
-    )
-
-
-def _ban(verdict: Verdict) -> Verdict:
-    """A penalty's verdict after the hit, which may itself have brought on the ban."""
-    return verdict._replace(wait=0 if verdict.remaining else verdict.reset)
-
-
-def _weight(said: tuple[Rule, Verdict]) -> tuple[bool, int, bool, int]:
-    rule, verdict = said
-    return not rule.shadow, verdict.wait, not isinstance(rule, Penalty), -verdict.remaining

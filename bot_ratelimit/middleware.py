@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from aiogram import BaseMiddleware, Dispatcher
@@ -13,31 +12,24 @@ from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.events import (
-    NEVER_REFUSED,
-    album_of,
-    carried_by,
-    check_event_names,
-    delivery_of,
-    is_one_of,
-    subject_of,
-)
+from bot_ratelimit.events import NEVER_REFUSED, carried_by, is_one_of
 from bot_ratelimit.flags import Flags
 from bot_ratelimit.limiter import Limiter, OnError
 from bot_ratelimit.notices import TEXTS, Notices
-from bot_ratelimit.rule import Penalty, RuleLike, Rules, Subject, rules_of
+from bot_ratelimit.penalty import Penalty
+from bot_ratelimit.rule import RuleLike, Rules, Subject, rules_of
+from bot_ratelimit.screening import IsExempt, Screening
 from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 
 if TYPE_CHECKING:
-    from bot_ratelimit.storage.redis import Client
+    from bot_ratelimit.storage.link import Client
 
 log = logging.getLogger("bot_ratelimit")
 
 Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 OnLimited: TypeAlias = Callable[[TelegramObject, Decision, dict[str, Any]], Awaitable[Any]]
-IsExempt: TypeAlias = Callable[[TelegramObject, dict[str, Any]], "Awaitable[bool] | bool"]
 
 DATA_KEY: Final = "rate_limit"
 """Where a handler finds the Decision: `async def handler(message, rate_limit)`."""
@@ -98,11 +90,13 @@ class RateLimitMiddleware(BaseMiddleware):
             raise ConfigError(f"penalty={penalty!r}: expected Penalty('10/minute', ban='15m')")
         rules = rules_of(rate_limit)
         self.rules = rules if penalty is None else rules_of((*rules, penalty))
-        self._exempt_ids, self._is_exempt = _exemptions(exempt)
-        self._never_refuse = check_event_names(never_refuse)
+        self._screening = Screening(
+            exempt=exempt,
+            never_refuse=never_refuse,
+            per_bot=per_bot,
+            once_per_update=once_per_update,
+        )
         self._on_limited = _notices(on_limited)
-        self._per_bot = per_bot
-        self._once_per_update = once_per_update
         self._flags = Flags(penalty)
         self._left_out: frozenset[str] = frozenset()
         self._closes = limiter is None
@@ -192,19 +186,20 @@ class RateLimitMiddleware(BaseMiddleware):
             data.setdefault(DATA_KEY, None)
             return await handler(event, data)
         rules = self.rules if own is True else own
-        decision = data[DATA_KEY] = await self._decide_once(rules, inner, update, data)
+        decision, subject = await self._decide(rules, inner, update, data)
+        data[DATA_KEY] = decision
         if decision is None or decision.allowed:
             return await handler(event, data)
-        await self._tell(inner, decision, data)
+        await self._tell(inner, decision, subject, data)
         return None
 
     async def close(self) -> None:
         """Close the storage, and the client that `from_settings` made; never a client given."""
         await self.limiter.close()
 
-    async def _decide_once(
+    async def _decide(
         self, rules: Rules, event: TelegramObject, update: Update | None, data: dict[str, Any]
-    ) -> Decision | None:
+    ) -> tuple[Decision | None, Subject]:
         """The decision of this dispatch: made once, however often the middleware is met in it.
 
         The data of a dispatch is copied on its way to the routers; what goes along uncopied, into
@@ -212,48 +207,27 @@ class RateLimitMiddleware(BaseMiddleware):
         So the note is left there.
         """
         context = data.get(EVENT_CONTEXT_KEY)
-        if not hasattr(context, "__dict__"):
-            return await self._decide(rules, event, update, data)
-        notes: dict[object, Decision | None] = vars(context).setdefault(_NOTES, {})
+        notes: dict[object, tuple[Decision | None, Subject]] = {}
+        if hasattr(context, "__dict__"):
+            notes = vars(context).setdefault(_NOTES, notes)
         # A handler's own limit is charged once, however many middlewares stand before it.
         mine = self if rules is self.rules else (self.limiter.key_prefix, rules)
         if mine not in notes:
-            notes[mine] = await self._decide(rules, event, update, data)
+            counted = await self._screening.counted(event, update, data)
+            if counted is None:
+                notes[mine] = (None, Subject())
+            else:
+                decision = await self.limiter.hit(rules, counted.subject, once=counted.once)
+                notes[mine] = (decision, counted.subject)
         return notes[mine]
 
-    async def _decide(
-        self, rules: Rules, event: TelegramObject, update: Update | None, data: dict[str, Any]
-    ) -> Decision | None:
-        if is_one_of(self._never_refuse, event, update):
-            return None
-        subject = self._subject_of(event, data)
-        if subject is None or await self._exempts(subject, event, data):
-            return None
-        once = album_of(event)
-        if once is None and self._once_per_update and update is not None and "bot" in data:
-            once = delivery_of(update, data["bot"].id)
-        return await self.limiter.hit(rules, subject, once=once)
-
-    def _subject_of(self, event: TelegramObject, data: dict[str, Any]) -> Subject | None:
-        subject = subject_of(event, data)
-        if self._per_bot and subject is not None and "bot" in data:
-            return subject._replace(bot=data["bot"].id)
-        return subject
-
-    async def _exempts(self, subject: Subject, event: TelegramObject, data: dict[str, Any]) -> bool:
-        if self._exempt_ids and not self._exempt_ids.isdisjoint((subject.user, subject.chat)):
-            return True
-        if self._is_exempt is None:
-            return False
-        answer = self._is_exempt(event, data)
-        return bool(await answer if isawaitable(answer) else answer)
-
-    async def _tell(self, event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
+    async def _tell(
+        self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]
+    ) -> None:
         if self._on_limited is None:
             return
         try:
             if isinstance(self._on_limited, Notices):
-                subject = self._subject_of(event, data) or Subject()
                 await self._on_limited.tell(event, decision, subject, self.limiter, data)
             else:
                 await self._on_limited(event, decision, data)
@@ -291,17 +265,6 @@ def _notices(
         f"on_limited={on_limited!r}: expected a text, texts by language, Notices(...), "
         "an async function of (event, decision, data), or None"
     )
-
-
-def _exemptions(exempt: Iterable[int] | IsExempt) -> tuple[frozenset[int], IsExempt | None]:
-    if callable(exempt):
-        return frozenset(), exempt
-    if not isinstance(exempt, Iterable) or isinstance(exempt, (str, bytes)):
-        raise ConfigError(f"exempt={exempt!r}: expected ids, such as [42, -100123], or a function")
-    ids = frozenset(exempt)
-    if wrong := [each for each in ids if not isinstance(each, int) or isinstance(each, bool)]:
-        raise ConfigError(f"exempt: {wrong[0]!r} is not the id of a user or a chat")
-    return ids, None
 
 
 def _announce(limiter: Limiter, rules: Rules) -> None:

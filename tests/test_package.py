@@ -31,20 +31,21 @@ PACKAGE = ROOT / "bot_ratelimit"
 LAYERS = [
     "__init__",
     "middleware",
-    "flags notices",
+    "screening flags notices",
     "events settings testing",
     "limiter storage.redis",
-    "breaker storage.memory storage.batch storage.transaction",
-    "storage.wire",
+    "breaker storage.memory storage.batch storage.transaction storage.link storage.faults",
+    "storage.wire decision",
     "storage.base",
-    "algorithms decision",
+    "algorithms",
+    "penalty",
     "rule",
     "limit",
     "errors",
     "storage.__init__",
 ]
-ABOVE_THE_LINE = {"__init__", "middleware", "flags", "notices", "events"}
-KNOW_REDIS = {"storage.redis", "settings"}
+ABOVE_THE_LINE = {"__init__", "middleware", "screening", "flags", "notices", "events"}
+KNOW_REDIS = {"storage.redis", "storage.link", "storage.faults", "settings"}
 
 
 @cache
@@ -106,7 +107,7 @@ def test_only_the_top_knows_telegram() -> None:
 
 
 def test_only_the_bottom_knows_redis() -> None:
-    """One module speaks with redis-py, and the settings make a client."""
+    """The storage speaks with redis-py, and the settings make a client."""
     assert importers("redis") == KNOW_REDIS
 
 

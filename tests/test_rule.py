@@ -112,7 +112,18 @@ def test_a_name_may_be_what_people_write(name: str) -> None:
             "\x7f",
         ),
         *(5, 0, None, b"ai"),
-        *("chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"),
+        *(
+            "chat",
+            "member",
+            "topic",
+            "global",
+            "custom",
+            "once",
+            "ban",
+            "bot",
+            "business",
+            "notice",
+        ),
     ],
 )
 def test_a_name_that_would_blur_keys_is_refused(name: Any) -> None:

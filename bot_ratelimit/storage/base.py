@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.limit import Limit
-from bot_ratelimit.rule import Penalty
+from bot_ratelimit.penalty import Penalty
 
 ONCE_MS = 60_000
 """How long hits with one token share a verdict, in milliseconds."""

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.limit import Algorithm, Limit
-from bot_ratelimit.rule import Penalty
+from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.storage.base import ONCE_MS, Charge
 
 Command = Sequence[bytes]

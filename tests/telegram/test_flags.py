@@ -393,6 +393,29 @@ async def test_different_handlers_have_different_buckets(pair: Any, fleet: Fleet
     assert handled == {"a": expected, "b": expected}
 
 
+@pytest.mark.parametrize(
+    ("handler", "name"),
+    [
+        (order, "order"),
+        (Orders().buy, "Orders.buy"),
+        (Orders.swap, "Orders.swap"),
+        (functools.partial(functools.partial(parting), way="a"), "parting"),
+        (tidied(pay), "pay"),
+        (CallableOrder(), "CallableOrder"),
+        (Reply, "Reply"),
+        (reply_to("a"), "reply_to.<locals>.reply"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_key_names_its_handler(handler: Any, name: str, client: FakeAsyncRedis) -> None:
+    """An operator reads off the key which handler's limit it is."""
+    bot = bare()
+    RateLimitMiddleware("4/m", client, timeout=5).setup(bot.dispatcher)
+    bot.dispatcher.message.register(handler, flags={"rate_limit": "1/m"})
+    await bot.send("a")
+    assert await keys(client) == {f"{HERE}.{name}:42"}
+
+
 async def test_one_function_under_two_filters(limiter: Limiter) -> None:
     """A function registered twice is one handler to its user, and has one bucket."""
     bot = limited(limiter)
@@ -535,6 +558,14 @@ async def test_the_handler_sees_the_decision_of_its_own_limit(limiter: Limiter) 
     assert a is not None
     assert (a.rule, a.remaining) == (Rule("3/m", name="a"), 2)
     assert b is None
+
+
+async def test_a_handler_without_a_limit_sees_the_guards_decision(limiter: Limiter) -> None:
+    """Under a guard a handler without a limit of its own is told what the guard decided."""
+    bot = limited(limiter, "5/m", guard=True)
+    bot.dispatcher.message.register(bot._handle, flags={"rate_limit": False})
+    await bot.send("a", "b")
+    assert [d and d.remaining for d in bot.decisions] == [4, 3]
 
 
 async def test_the_penalty_goes_along(fleet: Fleet) -> None:

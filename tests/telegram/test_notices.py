@@ -560,7 +560,9 @@ async def test_the_standby_memory_tells(limiter: Limiter) -> None:
 
 @pytest.mark.parametrize("pre", [False, True])
 @pytest.mark.parametrize("order", ["callback answer first", "rate limit first", "guard"])
-async def test_beside_callback_answer_middleware(order: str, pre: bool, limiter: Limiter) -> None:
+async def test_beside_callback_answer_middleware(
+    order: str, pre: bool, limiter: Limiter, caplog: pytest.LogCaptureFixture
+) -> None:
     """Beside aiogram's CallbackAnswerMiddleware every press is answered exactly once."""
     bot = bare()
     ours = RateLimitMiddleware("1/m", limiter=limiter)
@@ -577,6 +579,7 @@ async def test_beside_callback_answer_middleware(order: str, pre: bool, limiter:
     answered_before_us = pre and order == "callback answer first"
     assert texts(bot) == ["Done", *(["Done" if answered_before_us else ENGLISH] * 3)]
     assert len(bot.handled) == 1
+    assert "Could not tell" not in caplog.text
 
 
 @pytest.mark.parametrize("pre", [False, True])

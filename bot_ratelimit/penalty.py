@@ -1,0 +1,67 @@
+"""Penalty: a ban for those who keep hammering while they are refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limit import Algorithm, Limit, parse_period
+from bot_ratelimit.rule import LimitLike, Rule, Scope
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Penalty(Rule):
+    """A ban for those who keep hammering while they are refused.
+
+    Refused hits are counted in a window of their own, `<prefix>:ratelimit:ban:<user>`. When
+    `after` is reached, everything is refused for the length of the ban, on every instance;
+    `Limiter.reset` lifts it. The key's value is the number of refused attempts, its TTL the rest
+    of the ban.
+
+    Args:
+        after: How many refused hits in how much time: `"10/minute"`.
+        ban: How long: seconds, or a text such as `"15m"`.
+        grows: Whether each further `after` refused attempts during the ban double it anew.
+        longest: What a ban grows to at most.
+        scope: Who is banned: whoever shares this scope.
+
+    Raises:
+        ConfigError: An argument is not one of these.
+    """
+
+    ban_ms: int
+    longest_ms: int
+    """0 for a ban that does not grow."""
+
+    def __init__(
+        self,
+        after: LimitLike,
+        ban: float | str,
+        *,
+        grows: bool = False,
+        longest: float | str = "1d",
+        scope: Scope = Scope.USER,
+    ) -> None:
+        limit = Limit.of(after)
+        if limit.algorithm is not Algorithm.FIXED_WINDOW:
+            raise ConfigError(f"after={str(limit)!r}: a penalty counts in a fixed window")
+        if not isinstance(scope, Scope):
+            raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
+        Rule.__init__(self, limit, scope)
+        put = object.__setattr__
+        put(self, "path", f"ban:{self.path}")
+        put(self, "ban_ms", _duration_ms("ban", ban))
+        put(self, "longest_ms", _duration_ms("longest", longest) if grows else 0)
+        if grows and self.longest_ms < self.ban_ms:
+            raise ConfigError(f"longest={longest!r}: expected at least as long as ban={ban!r}")
+
+    def __str__(self) -> str:
+        """How logs and errors name it: `ban of 900 s after 10/minute`."""
+        return f"ban of {self.ban_ms / 1_000:g} s after {self.limit}"
+
+
+def _duration_ms(name: str, value: float | str) -> int:
+    try:
+        return Limit(1, parse_period(value) if isinstance(value, str) else value).period_ms
+    except ConfigError as error:
+        raise ConfigError(f"{name}={value!r}: {error}") from None

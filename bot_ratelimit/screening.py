@@ -1,0 +1,82 @@
+"""Screening: whether an event is counted at all, for whom, and what it is one with."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from inspect import isawaitable
+from typing import Any, NamedTuple, TypeAlias
+
+from aiogram.types import TelegramObject, Update
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.events import (
+    album_of,
+    check_event_names,
+    delivery_of,
+    is_one_of,
+    subject_of,
+)
+from bot_ratelimit.rule import Subject
+
+IsExempt: TypeAlias = Callable[[TelegramObject, dict[str, Any]], "Awaitable[bool] | bool"]
+
+
+class Counted(NamedTuple):
+    """An event that is to be charged."""
+
+    subject: Subject
+    once: str | None
+    """What it shares its charge with: an album, or the same update delivered again."""
+
+
+class Screening:
+    """What a middleware was told about whom and what to count; see `RateLimitMiddleware`."""
+
+    def __init__(
+        self,
+        *,
+        exempt: Iterable[int] | IsExempt,
+        never_refuse: Iterable[str],
+        per_bot: bool,
+        once_per_update: bool,
+    ) -> None:
+        self._exempt_ids, self._is_exempt = _exemptions(exempt)
+        self._never_refuse = check_event_names(never_refuse)
+        self._per_bot = per_bot
+        self._once_per_update = once_per_update
+
+    async def counted(
+        self, event: TelegramObject, update: Update | None, data: dict[str, Any]
+    ) -> Counted | None:
+        """For whom the event counts; None if it passes uncounted."""
+        if is_one_of(self._never_refuse, event, update):
+            return None
+        subject = subject_of(event, data)
+        if subject is None or await self._exempts(subject, event, data):
+            return None
+        bot = data.get("bot")
+        once = album_of(event)
+        if once is None and self._once_per_update and update is not None and bot is not None:
+            once = delivery_of(update, bot.id)
+        if self._per_bot and bot is not None:
+            subject = subject._replace(bot=bot.id)
+        return Counted(subject, once)
+
+    async def _exempts(self, subject: Subject, event: TelegramObject, data: dict[str, Any]) -> bool:
+        if self._exempt_ids and not self._exempt_ids.isdisjoint((subject.user, subject.chat)):
+            return True
+        if self._is_exempt is None:
+            return False
+        answer = self._is_exempt(event, data)
+        return bool(await answer if isawaitable(answer) else answer)
+
+
+def _exemptions(exempt: Iterable[int] | IsExempt) -> tuple[frozenset[int], IsExempt | None]:
+    if callable(exempt):
+        return frozenset(), exempt
+    if not isinstance(exempt, Iterable) or isinstance(exempt, (str, bytes)):
+        raise ConfigError(f"exempt={exempt!r}: expected ids, such as [42, -100123], or a function")
+    ids = frozenset(exempt)
+    if wrong := [each for each in ids if not isinstance(each, int) or isinstance(each, bool)]:
+        raise ConfigError(f"exempt: {wrong[0]!r} is not the id of a user or a chat")
+    return ids, None
