@@ -92,8 +92,12 @@ def carried_by(update: Update) -> TelegramObject | None:
 
 def is_one_of(names: frozenset[str], event: TelegramObject, update: Update | None) -> bool:
     """Whether the event's type, or the content of its message, is among the names."""
-    if isinstance(event, Message) and event.content_type in names:
-        return True
+    has_content = isinstance(event, Message) and event.content_type in names
+    return has_content or is_of_type(names, event, update)
+
+
+def is_of_type(names: frozenset[str], event: TelegramObject, update: Update | None) -> bool:
+    """Whether the type of the update that carries the event is among the names."""
     kinds = _KINDS.get(type(event), ())
     if names.isdisjoint(kinds):
         return False

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from inspect import unwrap
 from typing import Any, Final
@@ -103,7 +103,12 @@ def read_flag(value: Any, handler: HandlerObject, name: str) -> Rules | bool:
         return value
     try:
         if not isinstance(value, Mapping):
-            return _named(rules_of(value), name)
+            rules = rules_of(value)
+            # A rule that was given a name of its own keeps it, and so shares its count.
+            given = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+            if all(isinstance(rule, Rule) and rule.name for rule in given):
+                return rules
+            return _named(rules, name)
         unknown = sorted(set(value) - _FIELDS, key=str)
         if unknown or ("limit" in value) == ("rate" in value):
             raise ConfigError(

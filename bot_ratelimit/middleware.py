@@ -12,7 +12,7 @@ from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.events import NEVER_REFUSED, carried_by, is_one_of
+from bot_ratelimit.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.flags import Flags
 from bot_ratelimit.limiter import Limiter, OnError
 from bot_ratelimit.notices import TEXTS, Notices
@@ -179,7 +179,7 @@ class RateLimitMiddleware(BaseMiddleware):
         update, inner = data.get("event_update"), event
         if isinstance(event, Update):
             update, inner = event, carried_by(event) or event
-            if self._left_out and is_one_of(self._left_out, inner, update):
+            if self._left_out and is_of_type(self._left_out, inner, update):
                 return await handler(event, data)
         own = self._flags.rules_for(data.get("handler"), data.get("event_router"))
         if own is False:
@@ -211,7 +211,7 @@ class RateLimitMiddleware(BaseMiddleware):
         if hasattr(context, "__dict__"):
             notes = vars(context).setdefault(_NOTES, notes)
         # A handler's own limit is charged once, however many middlewares stand before it.
-        mine = self if rules is self.rules else (self.limiter.key_prefix, rules)
+        mine = self if rules is self.rules else (self.limiter.key_prefix, id(data.get("handler")))
         if mine not in notes:
             counted = await self._screening.counted(event, update, data)
             if counted is None:

@@ -33,11 +33,11 @@ class Clock:
     """Seconds that pass when told to; for the `clock` of `MemoryStorage` and `Limiter`."""
 
     def __init__(self, now: float = 1_000.0) -> None:
-        self.now = now
+        self.now = round(now, 6)
 
     def __call__(self) -> float:
-        """Seconds from some starting point."""
-        return self.now
+        """Seconds from some starting point, in whole microseconds as storages count them."""
+        return round(self.now, 6)
 
     def move(self, seconds: float) -> None:
         """Let time pass."""

@@ -18,10 +18,16 @@ RULES = "3/minute; 9/h sliding"
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One for all tests: a new node takes two seconds before it serves."""
     with running_cluster(tmp_path_factory.mktemp("cluster")) as server:
         yield server
+
+
+@pytest.fixture
+def node(one_node: Server) -> Iterator[Server]:
+    yield one_node
+    one_node.resume()
 
 
 @pytest.fixture

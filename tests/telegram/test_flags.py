@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -546,6 +547,29 @@ async def test_several_rules_of_a_flag_are_decided_together(fleet: Fleet) -> Non
     assert [await bot.send("a") for bot in bots] == [[True], [True], [False]]
     assert await fleet.used(Rule("9/m", name="a")) == 2
     assert await fleet.used(Rule("4/m", Scope.CHAT, "a")) == 4
+
+
+@dataclass
+class Shift:
+    """A scope, or a limit, with settings; a dataclass like this one has no hash."""
+
+    answer: str
+
+    def __call__(self, subject: Subject) -> str:
+        return self.answer
+
+
+@pytest.mark.parametrize("guard", [False, True])
+async def test_functions_with_settings(guard: bool, limiter: Limiter) -> None:
+    """Whatever can be called can be a scope or a limit, in a flag as in the middleware."""
+    staff = Rule("4/m", Shift("early"), "staff")
+    bot = limited(limiter, staff, guard=guard)
+    flag = {"limit": Rule(Shift("2/m"), name="own"), "scope": Shift("late"), "key": "a"}
+    bot.dispatcher.message.register(order, F.text == "a", flags={"rate_limit": flag})
+    bot.dispatcher.message.register(order, F.text == "b")
+    assert await bot.send(*"aaa") == [True, True, False]
+    left = 1 if guard else 4
+    assert await bot.send(*"bbbbb") == [True] * left + [False] * (5 - left)
 
 
 async def test_the_handler_sees_the_decision_of_its_own_limit(limiter: Limiter) -> None:

@@ -29,7 +29,18 @@ from bot_ratelimit import (
 from tests.servers import Server
 
 from .support import HANDLED, Instance, callback, inline_query, message
-from .updates import CHANNEL_POST, STORAGES, Fleet, bare, fleet_on, listen, payment, pre_checkout
+from .updates import (
+    CHANNEL_POST,
+    CONTENTS,
+    STORAGES,
+    Fleet,
+    bare,
+    content,
+    fleet_on,
+    listen,
+    payment,
+    pre_checkout,
+)
 
 
 @pytest.fixture(params=STORAGES)
@@ -240,6 +251,16 @@ async def test_setup_leaves_out_what_it_is_told_to(limiter: Limiter, guard: bool
         assert await bot.feed(inline_query=inline_query()) == HANDLED
         assert await bot.feed(callback_query=callback()) == HANDLED
     assert await bot.send(*"ab") == [True, False]
+
+
+async def test_leaving_out_polls_leaves_out_no_messages(limiter: Limiter) -> None:
+    """`poll` names an observer here, though it is also what a message may contain."""
+    bot = bare()
+    RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(
+        bot.dispatcher, guard=True, exclude="poll"
+    )
+    with_poll = content(poll=CONTENTS["poll"])
+    assert [await bot.feed(message=with_poll) for _ in range(2)] == [UNHANDLED, None]
 
 
 @pytest.mark.parametrize("exclude", [["inline_querry"], ["Message", "poll"], "inline_querry"])
