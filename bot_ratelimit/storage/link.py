@@ -33,6 +33,8 @@ class Link(Protocol):
 class _Connection(Protocol):
     """What we need of a redis-py connection."""
 
+    socket_timeout: float | None
+
     async def send_packed_command(self, command: bytes) -> None: ...
     async def read_response(self) -> Any: ...
     async def connect(self) -> None: ...
@@ -60,6 +62,9 @@ class _Pool:
         if not commands:
             return []
         connection = await self._pool.get_connection()
+        # The storage has a deadline for all of it; redis-py's own time-out for each step would cost
+        # more than the decision. The connection is ours alone until it is released.
+        socket_timeout, connection.socket_timeout = connection.socket_timeout, None
         try:
             if _is_stale(connection):
                 await connection.disconnect(nowait=True)
@@ -75,6 +80,7 @@ class _Pool:
             await connection.disconnect(nowait=True)
             raise
         finally:
+            connection.socket_timeout = socket_timeout
             await self._pool.release(connection)
         return replies
 
