@@ -171,8 +171,9 @@ async def test_redis_is_killed_in_the_middle_of_a_flood(
             assert 5 < len(handled) < 5 + 200
 
             before = len(handled)
-            deliveries += await deliver(api, flood(20))
-            assert len(handled) == before + 40
+            for _ in range(3):  # what is under way together is one failure; three open the circuit
+                deliveries += await deliver(api, flood(20))
+            assert len(handled) == before + 3 * 40
     assert api.spinning == set()
     assert max(each.latency for each in deliveries) < TIMEOUT
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
