@@ -21,12 +21,19 @@ types: $(VENV)/.ready
 check: lint types  ## What a change must pass.
 	$(RUN) pytest --cov
 
-clean:
-	rm -rf $(VENV) dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+# Peers may want other versions of what we depend on, so they have an environment of their own.
+bench: $(VENV)-bench/.ready  ## This package and its peers, side by side (about ten minutes).
+	$(VENV)-bench/bin/python -m benchmarks --output docs
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+clean:
+	rm -rf $(VENV) $(VENV)-bench dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.ready: GROUPS := --group dev
+$(VENV)-bench/.ready: GROUPS := --group dev --group bench
+
+%/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
-	$(RUN) pip install --quiet --constraint constraints.txt --editable '.[demo]' --group dev
+	$(PYTHON) -m venv $*
+	$*/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
+	$*/bin/pip install --quiet --constraint constraints.txt --editable '.[demo]' $(GROUPS)
 	@touch $@
