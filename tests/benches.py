@@ -16,26 +16,12 @@ from bot_ratelimit.storage.base import Charge, Storage
 TIMEOUT = 5.0
 """Long enough that a busy machine is not taken for an outage."""
 
-
 movable = pytest.mark.parametrize("bench", ["memory", "fakeredis"], indirect=True)
 """For tests that move time by more than one cares to wait: only where it can be moved."""
 
 
 def charge(limit: str, name: str = "42", cost: int = 1, *, shadow: bool = False) -> Charge:
     return Charge(f"bot:ratelimit:{name}", Limit.parse(limit), cost, shadow)
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self, now: float = 1_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now + 2**-21  # half a microsecond, lest a sum of floats fall short of one
-
-    def move(self, seconds: float) -> None:
-        self.now = round(self.now + seconds, 6)
 
 
 class Bench(NamedTuple):

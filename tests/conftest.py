@@ -14,8 +14,9 @@ import time_machine
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import MemoryStorage, RedisStorage
+from bot_ratelimit.testing import Clock
 
-from .benches import Bench, Clock, real_time
+from .benches import Bench, real_time
 from .servers import Server, running
 
 SERVERS = ("redis-server", "valkey-server")

@@ -31,8 +31,9 @@ class MemoryStorage:
             raise ConfigError(f"maxsize={maxsize!r}: expected a whole number from 1 up")
         self._maxsize = maxsize
         self._clock = clock
-        self._states = self._cache(ONCE_MS)
-        self._once: TTLCache[str, tuple[int, list[Verdict]]] = self._cache(ONCE_MS)
+        self._longest = ONCE_MS * 1_000  # microseconds; the TTL of the cache of states
+        self._states = self._cache(self._longest)
+        self._once: TTLCache[str, tuple[int, list[Verdict]]] = self._cache(ONCE_MS * 1_000)
 
     async def hit(
         self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
@@ -74,6 +75,11 @@ class MemoryStorage:
         self._once.clear()
 
     def _decide(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
+        if len(charges) == 1 and charges[0].penalty is None:  # nearly always
+            charge = charges[0]
+            step = self._step(charge, now, charge.cost)
+            self._keep(charge, step)
+            return [step.verdict]
         steps = [self._step(c, now, 0 if c.penalty else c.cost) for c in charges]
         refused = any(
             step.verdict.wait and not charge.shadow
@@ -99,16 +105,16 @@ class MemoryStorage:
         return ALGORITHMS[charge.limit.algorithm](state, now, charge.limit, cost)
 
     def _keep(self, charge: Charge, step: Step) -> None:
-        lifetime_ms = max(charge.limit.period_ms, step.verdict.reset // 1_000 + 1)
-        if lifetime_ms / 1_000 > self._states.ttl:
+        if step.verdict.reset > self._longest:
             # A TTLCache has one TTL for all. It grows in powers of two, so seldom.
-            longer = self._cache(1 << lifetime_ms.bit_length())
+            self._longest = 1 << step.verdict.reset.bit_length()
+            longer = self._cache(self._longest)
             longer.update(self._states)
             self._states = longer
         self._states[charge.key] = step.state
 
-    def _cache(self, ttl_ms: int) -> TTLCache[str, Any]:
-        return TTLCache(self._maxsize, ttl_ms / 1_000, timer=self._clock)
+    def _cache(self, ttl: int) -> TTLCache[str, Any]:
+        return TTLCache(self._maxsize, ttl / 1_000_000, timer=self._clock)
 
     def _now(self) -> int:
         return round(self._clock() * 1_000_000)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from itertools import permutations
 
 import pytest
+import time_machine
+from fakeredis import FakeAsyncRedis, FakeServer
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from tests.benches import Bench, charge, movable
+from bot_ratelimit import Algorithm, Limit, MemoryStorage, RedisStorage
+from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.testing import Clock
+from tests.benches import TIMEOUT, Bench, charge, movable
 
 ALGORITHMS = ("", " sliding", " bucket")
 
@@ -86,3 +94,47 @@ async def test_what_another_rule_refused_leaves_no_trace(bench: Bench, algorithm
     await bench.hit(new, full)
     (verdict,) = await bench.peek(old)
     assert (verdict.remaining, verdict.reset) == (1, bench.about(60))
+
+
+limits = st.builds(
+    lambda amount, period_ms, algorithm: Limit(amount, period_ms / 1_000, algorithm),
+    st.integers(1, 4),
+    st.sampled_from([7, 100, 1_000]),
+    st.sampled_from(Algorithm),
+)
+steps = st.tuples(
+    st.integers(0, 1_200) | st.sampled_from([0, 7, 100]),  # milliseconds since the last
+    st.sampled_from(["hit", "hit", "hit", "peek", "refused"]),
+    st.integers(1, 2),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(limits, limits, st.lists(steps, max_size=5), st.lists(steps, max_size=7))
+async def test_memory_and_redis_agree_on_a_limit_that_changed(
+    old: Limit, new: Limit, before: list[tuple[int, str, int]], after: list[tuple[int, str, int]]
+) -> None:
+    """Hits, looks and hits that another rule refused, under one limit and then under another."""
+    longer = new.period_ms > old.period_ms and new.algorithm is Algorithm.SLIDING_WINDOW
+    assume(not longer)  # memory may then remember hits that no longer have a key in Redis
+    clock, full = Clock(), charge("1/h", "full")
+    start, now_ms = datetime(2026, 1, 1, tzinfo=UTC).timestamp(), 0
+    async with FakeAsyncRedis(server=FakeServer()) as client:
+        storages = MemoryStorage(clock=clock), RedisStorage(client)
+        with time_machine.travel(start, tick=False) as traveller:
+            for storage in storages:
+                await storage.hit([full], timeout=TIMEOUT)
+            for limit, (pause_ms, what, cost) in [
+                *((old, step) for step in before),
+                *((new, step) for step in after),
+            ]:
+                now_ms += pause_ms
+                clock.now = 1_000 + now_ms / 1_000
+                traveller.move_to(start + now_ms / 1_000)
+                one = Charge("bot:ratelimit:42", limit, min(cost, limit.amount))
+                charges = [one, full] if what == "refused" else [one]
+                memory, redis = [
+                    await (s.peek if what == "peek" else s.hit)(charges, timeout=TIMEOUT)
+                    for s in storages
+                ]
+                assert memory == redis

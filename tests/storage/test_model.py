@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from bot_ratelimit import Algorithm, Limit, MemoryStorage, Penalty, RedisStorage
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.storage.base import Charge
-from tests.benches import TIMEOUT, Clock
+from bot_ratelimit.testing import Clock
+from tests.benches import TIMEOUT
 
 FIXED, SLIDING, BUCKET = Algorithm
 START = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
@@ -215,10 +216,12 @@ def histories(draw: st.DrawFn) -> History:
         | st.integers(0, 2 * longest)
     )
     actions = st.sampled_from(["hit"] * 6 + ["peek", "reset"])
-    tokens = st.none() if fine else st.sampled_from([None, None, "a", "b"])
+    tokens = st.none() if fine else st.sampled_from([None, None, "a", "a", "b"])
     steps = []
     for _ in range(draw(st.integers(3, 14))):
-        chosen = draw(st.sets(st.integers(0, len(rules) - 1), min_size=1))
+        chosen = draw(
+            st.just(set(range(len(rules)))) | st.sets(st.integers(0, len(rules) - 1), min_size=1)
+        )
         user, once = draw(st.sampled_from([1, 1, 2])), draw(tokens)
         charges = []
         for i in sorted(chosen):
