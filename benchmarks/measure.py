@@ -1,0 +1,117 @@
+"""How a figure comes about: so many tasks, each asking again as soon as it has its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from benchmarks.contestant import Entry, Setting, allowance, visitors
+from benchmarks.server import Server
+
+Item = TypeVar("Item")
+Figures = dict[str, float]
+
+WARM_UP: Final = 0.05
+# By how much the ids are shifted of those who come while a contestant warms up.
+EARLIER: Final = 1_000_000_000
+
+
+class MiscountError(Exception):
+    """A contestant did not limit as it should: what it costs says nothing."""
+
+
+@dataclass(slots=True)
+class Drive:
+    """What a number of calls came to."""
+
+    calls: int
+    agreed: int
+    """How many returned True."""
+    seconds: float
+    cpu: float
+    """Seconds of CPU in this process."""
+    latencies: list[float]
+    """Seconds, ascending."""
+
+    def figures(self) -> Figures:
+        """Rate a second; microseconds per call."""
+        at = len(self.latencies) - 1
+        return {
+            "calls": self.calls,
+            "rate": self.calls / self.seconds,
+            "p50_us": self.latencies[at // 2] * 1e6,
+            "p99_us": self.latencies[at * 99 // 100] * 1e6,
+            "cpu_us": self.cpu / self.calls * 1e6,
+        }
+
+
+async def drive(
+    act: Callable[[Item], Awaitable[object]],
+    items: Iterable[Item],
+    concurrency: int,
+    seconds: float,
+    *,
+    turn: bool = False,
+) -> Drive:
+    """Let `concurrency` tasks act on the items until the time or the items are up.
+
+    Args:
+        turn: Let the event loop turn after each call. What never waits otherwise keeps it, which
+            in a bot it does not: there, the loop turns at least once for each update.
+    """
+    clock, latencies, agreed, shared = time.perf_counter, list[float](), 0, iter(items)
+    record = latencies.append
+
+    async def work() -> None:
+        nonlocal agreed
+        for item in shared:
+            begun = clock()
+            result = await act(item)
+            ended = clock()
+            record(ended - begun)
+            if result is True:
+                agreed += 1
+            if ended >= until:
+                break
+            if turn:
+                await asyncio.sleep(0)
+
+    cpu = time.process_time()
+    begun = clock()
+    until = begun + seconds
+    await asyncio.gather(*(work() for _ in range(concurrency)))
+    took, cpu = clock() - begun, time.process_time() - cpu
+    return Drive(len(latencies), agreed, took, cpu, sorted(latencies))
+
+
+async def decide(
+    entry: Entry, setting: Setting, seconds: float, server: Server, *, turn: bool = False
+) -> Figures:
+    """Measure one contestant once, and make sure that it limited as it should.
+
+    Raises:
+        UnableError: It cannot do this.
+        MiscountError: It allowed more or fewer hits than it should.
+    """
+    contestant = entry()
+    await contestant.setup(setting)
+    try:
+        await drive(contestant.hit, visitors(EARLIER), setting.concurrency, WARM_UP)
+        server.flush()
+        gc.collect()
+        before = server.cpu()
+        done = await drive(contestant.hit, visitors(), setting.concurrency, seconds, turn=turn)
+        served = server.cpu() - before
+    finally:
+        await contestant.close()
+    check(done.agreed, allowance(done.calls))
+    return done.figures() | {"server_us": served / done.calls * 1e6}
+
+
+def check(allowed: int, due: int) -> None:
+    if allowed != due:
+        raise MiscountError(f"it allowed {allowed} hits where {due} were due")

@@ -1,0 +1,54 @@
+"""bot_ratelimit as a contestant, through its public interface."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from benchmarks.contestant import LIMITS, Contestant, Setting, client
+from bot_ratelimit import Limiter, MemoryStorage, RedisStorage, Subject
+from bot_ratelimit.rule import Rules, rules_of
+
+NAME: Final = "bot_ratelimit"
+
+_WORDS: Final = {
+    "fixed window": "{amount}/{days}d",
+    "sliding window": "{amount}/{days}d sliding",
+    "token bucket": "{amount}/{days}d burst {amount}",
+}
+
+
+def rules(setting: Setting) -> Rules:
+    words = _WORDS[setting.algorithm]
+    limits = (words.format(amount=amount, days=days) for amount, days in LIMITS)
+    return rules_of("; ".join(list(limits)[: setting.rules]))
+
+
+class PolicyAnsweredError(Exception):
+    """The storage did not decide in time: what follows would measure the failure policy."""
+
+
+class _Ours(Contestant):
+    name: ClassVar[str] = NAME
+
+    def _start(self, setting: Setting, storage: MemoryStorage | RedisStorage) -> None:
+        self._rules = rules(setting)
+        self._limiter = Limiter(storage, key_prefix="bench")
+
+    async def hit(self, user: int) -> bool:
+        decision = await self._limiter.hit(self._rules, Subject(user=user))
+        if decision.source == "policy":
+            raise PolicyAnsweredError("no decision within the deadline of 0.25 s")
+        return decision.allowed
+
+    async def close(self) -> None:
+        await self._limiter.close()
+
+
+class OnRedis(_Ours):
+    async def setup(self, setting: Setting) -> None:
+        self._start(setting, RedisStorage(client(setting), close_client=True))
+
+
+class InMemory(_Ours):
+    async def setup(self, setting: Setting) -> None:
+        self._start(setting, MemoryStorage(setting.users + 1))

@@ -1,0 +1,214 @@
+"""The other packages, used as their documentation says. Each is imported when it is set up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, ClassVar, Final
+
+from benchmarks.contestant import DAY, LIMITS, Contestant, Setting, UnableError, client, pool
+
+
+class _Limits(Contestant):
+    """`limits`: one awaited hit for each rule."""
+
+    name: ClassVar[str] = "limits"
+
+    def _start(self, setting: Setting, storage: Any) -> None:
+        from limits import RateLimitItemPerDay
+        from limits.aio import strategies
+
+        by_algorithm = {
+            "fixed window": strategies.FixedWindowRateLimiter,
+            "sliding window": strategies.MovingWindowRateLimiter,
+        }
+        if setting.algorithm not in by_algorithm:
+            raise UnableError(f"it has no {setting.algorithm}")
+        self._strategy = by_algorithm[setting.algorithm](storage)
+        self._items = [RateLimitItemPerDay(*limit) for limit in LIMITS[: setting.rules]]
+
+    async def hit(self, user: int) -> bool:
+        for item in self._items:
+            if not await self._strategy.hit(item, str(user)):
+                return False
+        return True
+
+    async def close(self) -> None: ...
+
+
+class LimitsOnRedis(_Limits):
+    async def setup(self, setting: Setting) -> None:
+        from limits.aio.storage import RedisStorage
+
+        self._pool = pool(setting)
+        connection: dict[str, Any] = {"connection_pool": self._pool}
+        storage = RedisStorage(f"async+{setting.url}", implementation="redispy", **connection)
+        self._start(setting, storage)
+
+    async def close(self) -> None:
+        await self._pool.aclose()
+
+
+class LimitsInMemory(_Limits):
+    async def setup(self, setting: Setting) -> None:
+        from limits.aio.storage import MemoryStorage
+
+        self._start(setting, MemoryStorage())
+
+
+_THROTTLED: Final = {
+    "fixed window": "fixed_window",
+    "sliding window": "sliding_window",
+    "token bucket": "gcra",
+}
+
+
+class _Throttled(Contestant):
+    """`throttled-py`: one awaited limit for each rule."""
+
+    name: ClassVar[str] = "throttled-py"
+
+    def _start(self, setting: Setting, store: Any) -> None:
+        from datetime import timedelta
+
+        from throttled.asyncio import Throttled, per_duration
+
+        self._limiters = [
+            Throttled(
+                using=_THROTTLED[setting.algorithm],
+                quota=per_duration(timedelta(days=days), amount),
+                store=store,
+                key_prefix=f"bench{days}",
+            )
+            for amount, days in LIMITS[: setting.rules]
+        ]
+
+    async def hit(self, user: int) -> bool:
+        for limiter in self._limiters:
+            if (await limiter.limit(str(user))).limited:
+                return False
+        return True
+
+    async def close(self) -> None: ...
+
+
+class ThrottledOnRedis(_Throttled):
+    async def setup(self, setting: Setting) -> None:
+        from throttled.asyncio import RedisStore
+
+        options: dict[str, Any] = {}
+        if setting.concurrency > 100:
+            options["CONNECTION_POOL_CLASS"] = "redis.asyncio.BlockingConnectionPool"
+            options["CONNECTION_POOL_KWARGS"] = {"max_connections": 100, "timeout": 60}
+        self._store = RedisStore(server=setting.url, options=options)
+        self._start(setting, self._store)
+
+    async def close(self) -> None:
+        redis: Any = self._store._backend.get_client()  # it offers no way to close it
+        await redis.connection_pool.aclose()
+
+
+class ThrottledInMemory(_Throttled):
+    async def setup(self, setting: Setting) -> None:
+        from throttled.asyncio import MemoryStore
+
+        room = (setting.users + 1) * setting.rules
+        self._start(setting, MemoryStore(options={"MAX_SIZE": room}))
+
+
+class _PyrateLimiter(Contestant):
+    """`pyrate-limiter`: a bucket for each user, from a factory; all rates in one bucket."""
+
+    name: ClassVar[str] = "pyrate-limiter"
+
+    def _start(self, setting: Setting, bucket: Callable[[str, list[Any]], Any]) -> None:
+        from pyrate_limiter import BucketFactory, Duration, Limiter, Rate, RateItem
+
+        rates = [Rate(amount, Duration.DAY * days) for amount, days in LIMITS[: setting.rules]]
+        buckets: dict[str, Any] = {}
+
+        class Factory(BucketFactory):
+            def wrap_item(self, name: str, weight: int = 1) -> RateItem:
+                return RateItem(name, time.time_ns() // 1_000_000, weight=weight)
+
+            def get(self, item: RateItem) -> Any:
+                found = buckets.get(item.name)
+                if found is None:
+                    found = buckets[item.name] = bucket(item.name, rates)
+                return found
+
+        self._limiter = Limiter(Factory())
+
+    async def hit(self, user: int) -> bool:
+        return await self._limiter.try_acquire_async(str(user), blocking=False)
+
+    async def close(self) -> None: ...
+
+
+class PyrateOnRedis(_PyrateLimiter):
+    async def setup(self, setting: Setting) -> None:
+        from pyrate_limiter import FixedWindow, RedisBucket, RedisStateStore, StateBucket
+        from pyrate_limiter.buckets.redis_bucket import LuaScript
+
+        redis = self._redis = client(setting)
+        sha = await redis.script_load(LuaScript.PUT_ITEM)
+        log = FixedWindow() if setting.algorithm == "fixed window" else None
+
+        def bucket(name: str, rates: list[Any]) -> Any:
+            if setting.algorithm == "token bucket":
+                return StateBucket(rates, store=RedisStateStore(redis, f"bench:{name}"))
+            return RedisBucket(rates, redis, f"bench:{name}", sha, log)
+
+        self._start(setting, bucket)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+class PyrateInMemory(_PyrateLimiter):
+    async def setup(self, setting: Setting) -> None:
+        from pyrate_limiter import FixedWindow, InMemoryBucket, StateBucket
+
+        log = FixedWindow() if setting.algorithm == "fixed window" else None
+
+        def bucket(name: str, rates: list[Any]) -> Any:
+            if setting.algorithm == "token bucket":
+                return StateBucket(rates)
+            return InMemoryBucket(rates, log)
+
+        self._start(setting, bucket)
+
+
+class _Sentinel(Contestant):
+    """The backends of `aiogram-sentinel`; its middleware takes part in the bots' races.
+
+    It has no types of its own, so it is imported as something that mypy does not ask for.
+    """
+
+    name: ClassVar[str] = "aiogram-sentinel"
+    _backend: Any
+
+    async def hit(self, user: int) -> bool:
+        return bool(await self._backend.allow(f"user:{user}", LIMITS[0][0], DAY))
+
+    async def close(self) -> None: ...
+
+
+class SentinelOnRedis(_Sentinel):
+    async def setup(self, setting: Setting) -> None:
+        if setting.rules > 1 or setting.algorithm != "fixed window":
+            raise UnableError("on Redis one fixed window is all it knows")
+        self._redis = client(setting)
+        storage = import_module("aiogram_sentinel.storage.redis")
+        self._backend = storage.RedisRateLimiter(self._redis, "bench")
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+class SentinelInMemory(_Sentinel):
+    async def setup(self, setting: Setting) -> None:
+        if setting.rules > 1 or setting.algorithm == "token bucket":
+            raise UnableError("in memory one sliding window is all it knows")
+        self._backend = import_module("aiogram_sentinel.storage.memory").MemoryRateLimiter()
