@@ -10,7 +10,7 @@ from benchmarks.contestant import Setting
 from benchmarks.ours import NAME as OURS
 from benchmarks.race import ON_REDIS, Run, decisions
 from benchmarks.records import Absence, Record, Records
-from benchmarks.tables import Table, number
+from benchmarks.tables import Table, digits, number
 
 NAME: Final = "algorithms"
 ALGORITHMS: Final = ("fixed window", "sliding window", "token bucket")
@@ -50,5 +50,34 @@ def tables(records: Records) -> list[Table]:
             rows,
             f"`{OURS}` and `pyrate-limiter` decide four rules together, in one round trip; the "
             "others take them one after another, and charge those before the one that refuses.",
-        )
+        ),
+        _costs(records),
     ]
+
+
+def _costs(records: Records) -> Table:
+    columns = [
+        (f"{what}, {rules} rule{'s' * (rules > 1)}", figure, scale, rules)
+        for what, figure, scale in (
+            ("p99, ms", "p99_us", 1e-3),
+            ("µs of CPU in the bot", "cpu_us", 1),
+            ("µs of CPU in Redis", "server_us", 1),
+        )
+        for rules in (1, 4)
+    ]
+
+    def cell(algorithm: str, rules: int, figure: str, scale: float) -> str:
+        spread = records.spread(NAME, _case(algorithm, rules, 100), OURS, figure)
+        return "–" if spread is None else digits(spread.median * scale)
+
+    return Table(
+        f"What a decision of {OURS} costs, 100 at a time",
+        ("", *(title for title, *_ in columns)),
+        [
+            (
+                algorithm,
+                *(cell(algorithm, rules, figure, scale) for _, figure, scale, rules in columns),
+            )
+            for algorithm in ALGORITHMS
+        ],
+    )

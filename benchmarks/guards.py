@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Any, ClassVar, Final, Protocol
@@ -47,6 +48,24 @@ class Idle(Nobody):
             return await handler(event, data)
 
         dispatcher.message.middleware(let_through)
+        return dispatcher
+
+
+class Waiting(Nobody):
+    """The least that a middleware costs which asks anybody anything: one turn of the loop."""
+
+    name: ClassVar[str] = "a middleware that only waits"
+
+    async def stand(self, dispatcher: Dispatcher, setting: Setting) -> Router:
+        loop = asyncio.get_running_loop()
+
+        async def wait(handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
+            turn: asyncio.Future[None] = loop.create_future()
+            loop.call_soon(turn.set_result, None)
+            await turn
+            return await handler(event, data)
+
+        dispatcher.message.middleware(wait)
         return dispatcher
 
 
@@ -154,6 +173,7 @@ GUARDS: Final[dict[str, Callable[[], Guard]]] = {
     for guard in (
         Nobody,
         Idle,
+        Waiting,
         OursInMemory,
         OursOnRedis,
         ByHand,

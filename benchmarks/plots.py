@@ -131,8 +131,9 @@ def _growth(records: Records) -> Any:
             if who.startswith(OURS):
                 axes.lines[-1].set_linestyle(next(styles))
         axes.set(xscale="log", yscale="log", xlabel="users", ylabel="µs for a decision")
+        axes.set_ylim(5, max(500, axes.get_ylim()[1]))
         axes.set_title("Redis, 100 at a time" if storage == "Redis" else "memory")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         _decades(axes.yaxis)
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="upper left")
     return figure
