@@ -54,8 +54,8 @@ def tables(records: Records) -> list[Table]:
         ("", *at_a_time),
         [(who, *(_latency(records, case, who) for case in cases)) for who in everybody],
         "With so many at a time, each asks again as soon as it has its answer: at 1,000 this is "
-        "how long a queue of 1,000 takes. Where p50 and p99 are far apart, redis-py's blocking pool "
-        "gives its connections to those who just had one before those who wait.",
+        "how long a queue of 1,000 takes. Where p50 and p99 are far apart, redis-py's blocking "
+        "pool gives its connections to those who just had one before those who wait.",
     )
     return [rates, ratios, latencies, _cpu(records, everybody), _memory(records)]
 

@@ -53,7 +53,6 @@ class RedisStorage:
     def __init__(self, client: Client, *, close_client: bool = False) -> None:
         self._client = client
         self._close_client = close_client
-        self._closed = False
         self._scripts = True
         self._link = link_to(client)
         self._lanes: dict[int, Batcher[Hit, list[Verdict]]] = {}
@@ -72,7 +71,6 @@ class RedisStorage:
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget these keys; see `Storage.reset`."""
-        self._check_open()
         try:
             async with asyncio.timeout(timeout):
                 # One command for each key: on a cluster they may live on different nodes.
@@ -85,15 +83,16 @@ class RedisStorage:
         return sum(map(int, replies))
 
     async def close(self) -> None:
-        """Stop; the client stays open unless `close_client` was given."""
-        self._closed = True
+        """Stop what is under way; the client stays open unless `close_client` was given.
+
+        Like the client itself, the storage can be used again, as when a dispatcher is restarted.
+        """
         for batcher in self._lanes.values():
             await batcher.close()
         if self._close_client:
             await self._client.aclose()
 
     def _lane_of(self, hit: Hit) -> Batcher[Hit, list[Verdict]]:
-        self._check_open()
         lane = self._link.lane(hit)
         batcher = self._lanes.get(lane)
         if batcher is None:
@@ -101,10 +100,6 @@ class RedisStorage:
                 self._send, weigh=_weight, max_weight=MAX_WEIGHT, max_waiting=MAX_WAITING
             )
         return batcher
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StorageError("the storage was closed")
 
     async def _send(self, hits: Sequence[Hit]) -> list[Answer]:
         try:

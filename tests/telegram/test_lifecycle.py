@@ -126,6 +126,10 @@ async def test_the_shutdown_closes_what_the_middleware_made(
     bot = Instance(RateLimitMiddleware.from_settings(settings))
     await bot.send("hello")
     await connected(1)
+    for _ in range(2):  # a dispatcher may be started again
+        await bot.dispatcher.emit_shutdown()
+        await connected(0)
+        assert await bot.send("hello again") == [True]
     await bot.dispatcher.emit_shutdown()
     await connected(0)
 
@@ -151,9 +155,9 @@ async def test_a_given_limiter_stays_open() -> None:
     assert await bot.send("hello") == [False]
 
 
-async def test_updates_after_the_shutdown_are_handled(client: aioredis.Redis) -> None:
-    """Updates still in flight when the bot stops are answered, not met by an exception."""
+async def test_limits_hold_after_the_shutdown(client: aioredis.Redis) -> None:
+    """Updates still in flight are decided as before, and so is all when the bot starts again."""
     bot = Instance(RateLimitMiddleware("1/m", client))
     await bot.send("hello")
     await bot.dispatcher.emit_shutdown()
-    assert await bot.send("late", "later") == [True, True]
+    assert await bot.send("late", "later") == [False, False]
