@@ -124,14 +124,11 @@ async def test_the_shutdown_closes_what_the_middleware_made(
     """A client made by `from_settings` is closed with the dispatcher, without a line in the bot."""
     settings = Settings(redis_url=f"{redis_server.url}?client_name=ours")
     bot = Instance(RateLimitMiddleware.from_settings(settings))
-    await bot.send("hello")
-    await connected(1)
     for _ in range(2):  # a dispatcher may be started again
+        await bot.send("hello")
+        await connected(1)
         await bot.dispatcher.emit_shutdown()
         await connected(0)
-        assert await bot.send("hello again") == [True]
-    await bot.dispatcher.emit_shutdown()
-    await connected(0)
 
 
 @pytest.mark.parametrize("closing", ["shutdown", "close"])
