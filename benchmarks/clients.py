@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
 
-from benchmarks.child import HIREDIS, UVLOOP, Child
-from benchmarks.contestant import allowance
+from benchmarks.child import HIREDIS, UVLOOP, Child, together
+from benchmarks.contestant import Setting, allowance
 from benchmarks.measure import Figures, check
 from benchmarks.ours import NAME as OURS
 from benchmarks.race import Run, race
@@ -39,11 +39,9 @@ def measure(run: Run) -> Iterator[Record | Absence]:
 
         def decide(case: str, who: str) -> Figures:
             variant, concurrency = settings[case]
-            child = children[variant]
-            child.prepare(who, run.server.url, concurrency, run.seconds)
-            run.server.flush()
-            child.go()
-            figures = child.result()
+            setting = Setting(run.server.url, concurrency)
+            team = [children[variant]]
+            (figures,) = together(team, who, setting, run.seconds, run.server.flush)
             check(int(figures.pop("allowed")), allowance(int(figures["calls"])))
             return figures
 

@@ -15,7 +15,7 @@ from benchmarks import ours, peers
 from benchmarks.algorithms import ALGORITHMS
 from benchmarks.contestant import AMOUNT, Contestant, Entry, Setting
 from benchmarks.measure import Figures, check, drive
-from benchmarks.race import IN_MEMORY, ON_REDIS, Run, race
+from benchmarks.race import IN_MEMORY, ON_REDIS, Run, race, reason
 from benchmarks.records import Absence, Record, Records
 from benchmarks.tables import Table, number
 
@@ -52,7 +52,7 @@ def measure(run: Run) -> Iterator[Record | Absence]:
             try:
                 found = asyncio.run(_grow(run, who, users))
             except Exception as error:
-                yield Absence(NAME, who, f"{type(error).__name__}: {error}")
+                yield Absence(NAME, who, reason(error))
             else:
                 yield from found
     yield from _bytes(run)

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final
 
-from benchmarks.child import Child
-from benchmarks.contestant import allowance
+from benchmarks.child import Child, together
+from benchmarks.contestant import Setting, allowance
 from benchmarks.measure import Figures, check
 from benchmarks.ours import NAME as OURS
 from benchmarks.race import Run, race
@@ -33,14 +33,15 @@ def measure(run: Run) -> Iterator[Record | Absence]:
 
         def decide(case: str, who: str) -> Figures:
             team = children[: counts[case]]
-            for child in team:
-                child.prepare(who, run.server.url, CONCURRENCY, run.seconds)
-            run.server.flush()
-            before = run.server.cpu()
-            for child in team:
-                child.go()
-            results = [child.result() for child in team]
-            served = run.server.cpu() - before
+            used: list[float] = []
+
+            def begin() -> None:
+                run.server.flush()
+                used.append(run.server.cpu())
+
+            setting = Setting(run.server.url, CONCURRENCY)
+            results = together(team, who, setting, run.seconds, begin)
+            served = run.server.cpu() - used[0]
             calls = [int(result["calls"]) for result in results]
             # Together they allow as much as one would: the limit is theirs in common.
             check(sum(int(result["allowed"]) for result in results), allowance(*calls))

@@ -111,5 +111,5 @@ def decisions(
 def reason(error: Exception) -> str:
     """Why somebody is out, in a line."""
     if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed"
+        return f"{(error.name or '?').partition('.')[0]} is not installed"
     return str(error) if isinstance(error, UnableError) else f"{type(error).__name__}: {error}"

@@ -35,6 +35,7 @@ LAYERS = [
     "events settings testing",
     "limiter storage.redis",
     "breaker storage.memory storage.batch storage.transaction storage.link storage.faults",
+    "storage.deadline",
     "storage.wire decision",
     "storage.base",
     "algorithms",

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from bot_ratelimit.errors import StorageError
+from bot_ratelimit.storage.deadline import Deadline
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -74,7 +75,7 @@ class Batcher(Generic[Item, Answer]):
             return await self._queued(item, loop, timeout)
         self._busy = True
         try:
-            async with asyncio.timeout(timeout):
+            with Deadline(loop.time() + timeout):
                 (answer,) = await self._send([item])
         except TimeoutError:
             raise _too_late(timeout) from None
@@ -138,7 +139,7 @@ class Batcher(Generic[Item, Answer]):
         answers = [StorageError("the storage was closed")] * len(batch)
         try:
             # The last one to ask has the latest deadline; the others' alarms ring before.
-            async with asyncio.timeout_at(max(waiting.deadline for waiting in batch)):
+            with Deadline(max(waiting.deadline for waiting in batch)):
                 answers = await self._send([waiting.item for waiting in batch])
         except TimeoutError:
             answers = [StorageError("no answer in time")] * len(batch)

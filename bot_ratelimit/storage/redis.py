@@ -18,6 +18,7 @@ from bot_ratelimit.limit import Algorithm
 from bot_ratelimit.storage import transaction, wire
 from bot_ratelimit.storage.base import Charge
 from bot_ratelimit.storage.batch import Batcher
+from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.faults import SCRIPTS_REFUSED, translated
 from bot_ratelimit.storage.link import Client, link_to
 from bot_ratelimit.storage.wire import Command, Hit
@@ -72,7 +73,7 @@ class RedisStorage:
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget these keys; see `Storage.reset`."""
         try:
-            async with asyncio.timeout(timeout):
+            with Deadline(asyncio.get_running_loop().time() + timeout):
                 # One command for each key: on a cluster they may live on different nodes.
                 replies = await self._link.call([(b"DEL", c.key.encode()) for c in charges])
             for reply in replies:

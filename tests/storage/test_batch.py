@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 
@@ -20,10 +21,14 @@ class Wire:
         self.sent: list[list[int]] = []
         self.answers: dict[int, Exception] = {}
         self.breaks_on: list[int] = []
+        self.deaf_on: list[int] = []
         self._replies = asyncio.Semaphore(0)
 
     async def send(self, items: Sequence[int]) -> list[Answer]:
         self.sent.append(list(items))
+        if items == self.deaf_on:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
         await self._replies.acquire()
         if items == self.breaks_on:
             raise ValueError("broken")
@@ -181,6 +186,28 @@ async def test_a_batch_without_an_answer_is_given_up() -> None:
     await callers.wire.reply()
     assert await later[0] == "answer 3"
     assert isinstance(lost[0].exception(), StorageError)
+
+
+@pytest.mark.parametrize("deaf", [[1], [2, 3]], ids=["alone", "batch"])
+async def test_a_deadline_holds_although_sending_does_not_hear_of_it(deaf: list[int]) -> None:
+    """A send that did not hear that it is cancelled is told again, and the next one leaves soon.
+
+    redis-py sends by `asyncio.wait_for`, which in Python 3.11 may swallow a cancellation; then
+    it would go on connecting to a server that hangs, for a minute.
+    """
+    callers = Callers()
+    callers.wire.deaf_on = deaf
+    tasks = await callers.ask(1, 2, 3, timeout=0.05)
+    if deaf != [1]:
+        await callers.wire.reply()
+    async with asyncio.timeout(1):
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(found[item - 1]) for item in deaf] == [StorageError] * len(deaf)
+    (later,) = await callers.ask(4)
+    await asyncio.sleep(0.05)
+    assert callers.wire.sent[-1] == [4]
+    await callers.wire.reply()
+    assert later.result() == "answer 4"
 
 
 async def test_close_answers_everybody_who_waits() -> None:
