@@ -93,6 +93,9 @@ class Batcher(Generic[Item, Answer]):
         if sender is not None and self._loop is asyncio.get_running_loop():
             sender.cancel()
             await asyncio.wait([sender])
+            if self._sender is sender:  # cancelled before its first step, so it cleaned up nothing
+                self._sender = None
+                self._go_on(self._loop)
 
     def _queued(
         self, item: Item, loop: asyncio.AbstractEventLoop, timeout: float

@@ -42,9 +42,9 @@ class MemoryStorage:
         now = self._now()
         if once is None:
             return self._decide(charges, now)
-        if once in self._once:
-            decided, verdicts = self._once[once]
-            return [_later(verdict, now - decided) for verdict in verdicts]
+        kept = self._once.get(once)
+        if kept is not None:
+            return [_later(verdict, now - kept[0]) for verdict in kept[1]]
         verdicts = self._decide(charges, now)
         self._once[once] = (
             now,

@@ -250,3 +250,17 @@ def test_works_in_one_event_loop_after_another() -> None:
 
     asyncio.run(leave())
     assert asyncio.run(work()) == "answer 3"
+
+
+async def test_close_before_the_sender_began_leaves_it_usable() -> None:
+    """A sender that is cancelled before its first step does not block those who ask later."""
+    callers = Callers()
+    tasks = await callers.ask(1, 2)
+    tasks[0].cancel()
+    await asyncio.sleep(0)  # the first one left, and a sender for the second is due
+    await callers.batcher.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    (later,) = await callers.ask(3)
+    await callers.wire.reply()
+    assert later.done()
+    assert later.result() == "answer 3"
