@@ -10,36 +10,7 @@
 -- Returns a text of three numbers for each rule: wait, remaining, reset (in microseconds). If a hit
 -- failed, its numbers are "-1 <which error> 0", and a list of the text and the errors is returned.
 
--- Nearly all hits are fixed windows that stand alone, so these come first and need little. Whatever
--- is out of the ordinary returns nothing here and is left to everything_else().
-local terms = {}
-
-local function lone_window(key, spec)
-  local rule = terms[spec]
-  if rule == nil then
-    local amount, period, cost = string.match(spec, '^f (%d+) (%d+) %d+ (%d+)$')
-    rule = amount and { tonumber(amount), tonumber(period), tonumber(cost) } or false
-    terms[spec] = rule
-  end
-  if not rule then return end
-  local amount, period, cost = rule[1], rule[2], rule[3]
-  local value = redis.pcall('GET', key)
-  if not value then
-    if redis.pcall('SET', key, cost, 'PX', period).err then return end
-    return '0 ' .. amount - cost .. ' ' .. period * 1000
-  end
-  local count = not string.find(tostring(value), '.', 1, true) and tonumber(value)
-  local left = count and redis.call('PTTL', key)
-  if not left or left <= 0 or left > period then return end
-  local fits = count + cost <= amount
-  if fits or count >= amount then -- a full window counts who insists
-    if type(redis.pcall('INCRBY', key, cost)) ~= 'number' then return end
-    count = count + cost
-  end
-  return (fits and 0 or left * 1000) .. ' ' .. math.max(0, amount - count) .. ' ' .. left * 1000
-end
-
--- The definitions below are made only in calls that need them.
+-- Everything but a lone fixed window; its definitions are made only in calls that need them.
 local function everything_else()
   local clock
   local function now()
@@ -359,11 +330,39 @@ end
 
 local decide, decide_once
 local answers, failures, first = {}, {}, 1
+local spec, amount, period, cost, ms -- ms is the period as the text that it came in
 while first <= #KEYS do
-  local last, answer = first, lone_window(KEYS[first], ARGV[first])
+  local last, answer = first, nil
+
+  -- Nearly all hits are fixed windows that stand alone: two commands, and neither a table nor a
+  -- function is made for them. Whatever is out of the ordinary is left as it was found.
+  if ARGV[first] ~= spec then
+    spec = ARGV[first]
+    amount, ms, cost = string.match(spec, '^f (%d+) (%d+) %d+ (%d+)$')
+    if amount then amount, period = amount + 0, ms + 0 end
+  end
+  local count = amount and redis.pcall('INCRBY', KEYS[first], cost)
+  if type(count) == 'number' then
+    if count == cost + 0 then
+      redis.call('PEXPIRE', KEYS[first], ms)
+      answer = '0 ' .. amount - count .. ' ' .. ms .. '000'
+    else
+      local left = redis.call('PTTL', KEYS[first])
+      local usual = left > 0 and left <= period
+      if usual and count <= amount then
+        answer = '0 ' .. amount - count .. ' ' .. left .. '000'
+      elseif usual and count - cost >= amount then -- a full window counts who insists
+        answer = left .. '000 0 ' .. left .. '000'
+      else
+        redis.call('DECRBY', KEYS[first], cost)
+      end
+    end
+  end
+
+  if answer and #KEYS == 1 then return answer end
   if not answer then
     if not decide then decide, decide_once = everything_else() end
-    local once = string.sub(ARGV[first], 1, 1) == 'o'
+    local once = string.sub(spec, 1, 1) == 'o'
     while string.find(ARGV[last], '&', 1, true) do last = last + 1 end
     local ok
     ok, answer = pcall(once and decide_once or decide, first, last)

@@ -139,7 +139,9 @@ async def test_nobody_there() -> None:
     [
         ("~other:*", "+@all"),
         ("~*", "+evalsha", "+eval"),
-        ("~*", "+@all", "-set"),
+        ("~*", "+@all", "-incrby"),
+        ("~*", "+@all", "-pexpire"),
+        ("~*", "+@all", "-pttl"),
     ],
 )
 async def test_a_missing_permission_is_a_fault_to_be_mended(
@@ -150,7 +152,8 @@ async def test_a_missing_permission_is_a_fault_to_be_mended(
         storage = RedisStorage(worker)
         for _ in range(2):
             with pytest.raises(ConfigError, match="ACL SETUSER"):
-                await hit(storage, ONE)
+                for _ in range(3):  # not every command is needed for the first hit of a window
+                    await hit(storage, ONE)
         await client.execute_command("ACL", "SETUSER", "worker", "~*", "+@all")
         assert await hit(storage, ONE)
 
