@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.penalty import Penalty
@@ -38,6 +39,10 @@ class Decision(NamedTuple):
     """Whether a `Penalty` refuses, alone or beside other rules."""
 
 
+# What the class does itself, for half of the time.
+_new_decision: Final[Callable[[tuple[Any, ...]], Decision]] = partial(tuple.__new__, Decision)
+
+
 def conclude(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source) -> Decision:
     """The decision that the verdicts of all rules amount to.
 
@@ -45,7 +50,9 @@ def conclude(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source)
     """
     rule, (wait, remaining, reset) = rules[0], verdicts[0]
     if len(rules) == 1 and type(rule) is Rule and not rule.shadow:  # nearly always
-        return Decision(not wait, rule, remaining, wait / 1e6, reset / 1e6, source)
+        return _new_decision(
+            (not wait, rule, remaining, wait / 1e6, reset / 1e6, source, (), False)
+        )
     said = [
         (rule, _ban(verdict) if isinstance(rule, Penalty) else verdict)
         for rule, verdict in zip(rules, verdicts, strict=True)

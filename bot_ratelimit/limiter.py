@@ -11,7 +11,7 @@ from cachetools import TTLCache
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.breaker import Breaker
-from bot_ratelimit.decision import Decision, Source, conclude
+from bot_ratelimit.decision import Decision, conclude
 from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.limit import MAX_AMOUNT
 from bot_ratelimit.penalty import Penalty
@@ -24,7 +24,7 @@ from bot_ratelimit.rule import (
     check_prefix,
     rules_of,
 )
-from bot_ratelimit.storage.base import Charge, Storage
+from bot_ratelimit.storage.base import Charge, Storage, new_charge
 from bot_ratelimit.storage.memory import MemoryStorage
 
 log = logging.getLogger("bot_ratelimit")
@@ -100,10 +100,35 @@ class Limiter:
         charges, applied = self._charges(rules, subject, cost or None)
         if not charges:
             return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "policy")
-        if cost == 0:
-            return await self._ask(charges, applied, None, look=True)
-        token = None if once is None else self._once_key(once, charges)
-        return await self._ask(charges, applied, token, look=False)
+        look = cost == 0
+        token = None if once is None or look else self._once_key(once, charges)
+        ticket = self._breaker.admit(self._clock())
+        if ticket is None:
+            return await self._answer_without(charges, applied, token, look)
+        storage = self._storage
+        try:
+            if look:
+                verdicts = await storage.peek(charges, timeout=self.timeout)
+            else:
+                verdicts = await storage.hit(charges, once=token, timeout=self.timeout)
+        except StorageError as error:
+            self._failed(ticket, error)
+        except Exception as error:
+            # The server did answer: asking it less often would not help.
+            if self._breaker.succeeded(ticket):
+                self._recovered()
+            self._faulty(error)
+        except BaseException:
+            self._breaker.abandoned(ticket)
+            raise
+        else:
+            if self._breaker.succeeded(ticket):
+                self._recovered()
+            decision = conclude(applied, verdicts, storage.source)
+            if decision.shadow or decision.banned:
+                self._report(decision, charges, verdicts)
+            return decision
+        return await self._answer_without(charges, applied, token, look)
 
     async def peek(self, rule: RuleLike | Iterable[RuleLike], subject: Subject) -> Decision:
         """What `hit` would answer now; charges nothing and counts no attempt."""
@@ -133,15 +158,17 @@ class Limiter:
         applied: list[Rule] = []
         for rule in rules:
             key = rule.key(self.key_prefix, subject)
-            limit = None if key is None else rule.limit_for(subject)
-            if key is None or limit is None:
+            if key is None:
+                continue
+            limit = rule.limit_for(subject)
+            if limit is None:
                 continue
             if isinstance(rule, Penalty):
                 charges.append(Charge(key, limit, penalty=rule))
             else:
                 if cost is not None or limit is not rule.limit:
                     check_cost(rule.cost if cost is None else cost, limit, rule)
-                charges.append(Charge(key, limit, cost or rule.cost, rule.shadow))
+                charges.append(new_charge((key, limit, cost or rule.cost, rule.shadow, None)))
             applied.append(rule)
         return charges, applied
 
@@ -150,31 +177,6 @@ class Limiter:
         stem = f"{self.key_prefix}:ratelimit:"
         counted = "|".join(charge.key.removeprefix(stem) for charge in charges)
         return f"{stem}once:{token}:{counted}"
-
-    async def _ask(
-        self, charges: list[Charge], rules: list[Rule], once: str | None, *, look: bool
-    ) -> Decision:
-        ticket = self._breaker.admit(self._clock())
-        if ticket is None:
-            return await self._answer_without(charges, rules, once, look)
-        try:
-            if look:
-                verdicts = await self._storage.peek(charges, timeout=self.timeout)
-            else:
-                verdicts = await self._storage.hit(charges, once=once, timeout=self.timeout)
-        except StorageError as error:
-            self._failed(ticket, error)
-        except Exception as error:
-            # The server did answer: asking it less often would not help.
-            self._succeeded(ticket)
-            self._faulty(error)
-        except BaseException:
-            self._breaker.abandoned(ticket)
-            raise
-        else:
-            self._succeeded(ticket)
-            return self._concluded(charges, rules, verdicts, self._storage.source)
-        return await self._answer_without(charges, rules, once, look)
 
     async def _answer_without(
         self, charges: list[Charge], rules: list[Rule], once: str | None, look: bool
@@ -185,21 +187,18 @@ class Limiter:
                 verdicts = await self._standby.peek(charges, timeout=self.timeout)
             else:
                 verdicts = await self._standby.hit(charges, once=once, timeout=self.timeout)
-            return self._concluded(charges, rules, verdicts, self._standby.source)
+            decision = conclude(rules, verdicts, self._standby.source)
+            self._report(decision, charges, verdicts)
+            return decision
         rule, limit = rules[0], charges[0].limit
         if self.on_error == "allow":
             return Decision(True, rule, limit.capacity, 0.0, 0.0, "policy")
         wait = self._breaker.wait(self._clock()) or self.timeout
         return Decision(False, rule, 0, wait, wait, "policy")
 
-    def _concluded(
-        self,
-        charges: Sequence[Charge],
-        rules: Sequence[Rule],
-        verdicts: Sequence[Verdict],
-        source: Source,
-    ) -> Decision:
-        decision = conclude(rules, verdicts, source)
+    def _report(
+        self, decision: Decision, charges: Sequence[Charge], verdicts: Sequence[Verdict]
+    ) -> None:
         for rule in decision.shadow:
             if self._first_in_a_while(f"shadow {rule}"):
                 log.info("The shadow rule '%s' would have refused a hit", rule)
@@ -209,14 +208,12 @@ class Limiter:
                     # Not refused by the ban yet, and no strike left: this hit brought it on.
                     seconds = verdict.reset / 1_000_000
                     log.warning("Banned for %g s: %s (%s)", seconds, charge.key, charge.penalty)
-        return decision
 
-    def _succeeded(self, ticket: int) -> None:
-        if self._breaker.succeeded(ticket):
-            log.warning(
-                "Redis answers again after %.1f s: limits hold on every instance",
-                self._clock() - self._opened,
-            )
+    def _recovered(self) -> None:
+        log.warning(
+            "Redis answers again after %.1f s: limits hold on every instance",
+            self._clock() - self._opened,
+        )
 
     def _failed(self, ticket: int, error: StorageError) -> None:
         now = self._clock()

@@ -139,7 +139,11 @@ class Rule:
         `bot:<bot>:` and `business:<connection>:` follow `ratelimit:` if the subject has them.
         """
         ids = self._ids(subject)
-        return None if ids is None else f"{prefix}:ratelimit:{_realm(subject)}{self.path}{ids}"
+        if ids is None:
+            return None
+        if subject.bot is None and subject.business is None:  # nearly always
+            return f"{prefix}:ratelimit:{self.path}{ids}"
+        return f"{prefix}:ratelimit:{_realm(subject)}{self.path}{ids}"
 
     def __str__(self) -> str:
         """How logs and errors name the rule: `5/minute per user 'ai'`."""
@@ -201,8 +205,6 @@ def _named(text: str) -> Rule:
 
 
 def _realm(subject: Subject) -> str:
-    if subject.bot is None and subject.business is None:
-        return ""
     bot = "" if subject.bot is None else f"bot:{subject.bot}:"
     return bot if subject.business is None else f"{bot}business:{subject.business}:"
 

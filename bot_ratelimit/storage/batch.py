@@ -4,19 +4,81 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from operator import attrgetter
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from bot_ratelimit.errors import StorageError
-from bot_ratelimit.storage.deadline import Deadline
+from bot_ratelimit.storage.deadline import Deadline, Deadlines
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+ItemIn = TypeVar("ItemIn", contravariant=True)
+AnswerOut = TypeVar("AnswerOut", covariant=True)
+
+SPLIT: Final = 16
+"""When so many wait, they leave in halves: one is decided while the other is dealt with here."""
+
+
+class Line(Protocol):
+    """A connection that is ours until it is released."""
+
+    moved: bool
+    """Set when the server turns out not to be the one to ask any more."""
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing more should go over it."""
+        ...
+
+    async def send(self, commands: Sequence[Any]) -> None:
+        """Send the commands, without waiting for replies."""
+        ...
+
+    async def receive(self, count: int) -> list[Any]:
+        """The replies to the next so many commands, in their order."""
+        ...
+
+    async def release(self) -> None:
+        """Let others have the connection, or close it if replies are still to come."""
+        ...
+
+
+class Carrier(Protocol[ItemIn, AnswerOut]):
+    """What a batcher needs to know of the server and its language."""
+
+    @property
+    def depth(self) -> int:
+        """How many batches may be under way at a time on one line."""
+        ...
+
+    def connect(self) -> Awaitable[Line]:
+        """A line for some batches."""
+        ...
+
+    def weigh(self, item: ItemIn) -> int:
+        """How much work an item is for the server."""
+        ...
+
+    def pack(self, items: Sequence[ItemIn]) -> Sequence[Any]:
+        """The commands that ask about these items."""
+        ...
+
+    async def unpack(
+        self, line: Line, items: Sequence[ItemIn], replies: Sequence[Any]
+    ) -> Sequence[AnswerOut | Exception] | None:
+        """An answer to each item; an exception is raised to the one who asked. None: ask again."""
+        ...
+
+    def explain(self, error: Exception) -> Exception:
+        """The error to raise in place of one that a line raised."""
+        ...
 
 
 class _Waiting(Generic[Item, Answer]):
-    __slots__ = ("deadline", "future", "item", "timeout")
+    """Somebody who waits for an answer."""
+
+    __slots__ = ("at", "future", "item", "timeout")
 
     def __init__(
         self, item: Item, future: asyncio.Future[Answer], timeout: float, now: float
@@ -24,41 +86,65 @@ class _Waiting(Generic[Item, Answer]):
         self.item = item
         self.future = future
         self.timeout = timeout
-        self.deadline = now + timeout
+        self.at = now + timeout
+
+    def done(self) -> bool:
+        return self.future.done()
+
+    def ring(self) -> None:
+        self.answer(_too_late(self.timeout))
+
+    def answer(self, answer: Answer | Exception) -> None:
+        if self.future.done():
+            return
+        if isinstance(answer, Exception):
+            self.future.set_exception(answer)
+        else:
+            self.future.set_result(answer)
+
+
+class _Batch(Generic[Item, Answer]):
+    """Those who are asked for together."""
+
+    __slots__ = ("at", "commands", "items", "waiting")
+
+    def __init__(self, waiting: list[_Waiting[Item, Answer]]) -> None:
+        self.waiting = waiting
+        self.items = [each.item for each in waiting]
+        self.at = max(map(attrgetter("at"), waiting))
+        self.commands = 0
 
 
 class Batcher(Generic[Item, Answer]):
-    """Sends one batch at a time: what is asked for meanwhile makes up the next one.
+    """Sends together what was asked for together.
 
     Nothing is ever held back to fill a batch. With nothing under way an item leaves at once,
     alone, in its caller's own task; under load the batches grow by themselves to what arrives in
-    one round trip, and a task of their own sends them until nobody waits any more.
+    one round trip, and a task of their own sends them until nobody waits any more. When many
+    wait, there are two batches under way: the server decides one of them while those who were
+    in the other go on with their answers and ask again.
 
     Args:
-        send: Takes the items of a batch and returns their answers in the same order; an answer
-            that is an exception is raised to the one who asked.
-        weigh: How much work an item is for the server.
+        carrier: Takes the batches to the server.
         max_weight: The most work in a batch of several, so that the server is not held up by it.
         max_waiting: The most items that wait; one more is refused with StorageError.
     """
 
     def __init__(
         self,
-        send: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]],
+        carrier: Carrier[Item, Answer],
         *,
-        weigh: Callable[[Item], int],
         max_weight: int,
         max_waiting: int,
     ) -> None:
-        self._send = send
-        self._weigh = weigh
+        self._carrier = carrier
         self._max_weight = max_weight
         self._max_waiting = max_waiting
-        self._deadlines = _Deadlines()
         self._waiting: deque[_Waiting[Item, Answer]] = deque()
         self._busy = False
         self._sender: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._deadlines: Deadlines
 
     async def submit(self, item: Item, timeout: float) -> Answer:
         """The answer to this item, at most `timeout` seconds from now.
@@ -70,17 +156,30 @@ class Batcher(Generic[Item, Answer]):
         if loop is not self._loop:  # another asyncio.run(): what was under way in the last is lost
             self._loop, self._busy = loop, False
             self._waiting.clear()
-            self._deadlines = _Deadlines()
+            self._deadlines = Deadlines(loop)
         if self._busy:
             return await self._queued(item, loop, timeout)
         self._busy = True
+        items = (item,)
+        answers = None
         try:
-            with Deadline(loop.time() + timeout):
-                (answer,) = await self._send([item])
+            with Deadline(loop.time() + timeout, self._deadlines):
+                line = await self._carrier.connect()
+                try:
+                    while answers is None:
+                        commands = self._carrier.pack(items)
+                        await line.send(commands)
+                        replies = await line.receive(len(commands))
+                        answers = await self._carrier.unpack(line, items, replies)
+                finally:
+                    await line.release()
         except TimeoutError:
             raise _too_late(timeout) from None
+        except Exception as error:
+            raise self._carrier.explain(error) from error
         finally:
             self._go_on(loop)
+        (answer,) = answers
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -88,7 +187,7 @@ class Batcher(Generic[Item, Answer]):
     async def close(self) -> None:
         """Stop sending; whoever still waits gets a StorageError."""
         while self._waiting:
-            _fail(self._waiting.popleft().future, StorageError("the storage was closed"))
+            self._waiting.popleft().answer(_closed())
         sender = self._sender
         if sender is not None and self._loop is asyncio.get_running_loop():
             sender.cancel()
@@ -106,7 +205,7 @@ class Batcher(Generic[Item, Answer]):
         waiting = _Waiting(item, future, timeout, loop.time())
         self._waiting.append(waiting)
         # Its deadline counts from here, also while it waits for its batch.
-        self._deadlines.add(waiting, loop)
+        self._deadlines.add(waiting)
         return future
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -118,87 +217,85 @@ class Batcher(Generic[Item, Answer]):
 
     async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            while batch := self._next_batch():
-                await self._deliver(batch)
+            while batch := self._next_batch(halve=True):
+                await self._converse(batch)
+                await asyncio.sleep(0)  # let others have the connection, if the pool has no more
         finally:
             self._sender = None
             self._go_on(loop)
 
-    def _next_batch(self) -> list[_Waiting[Item, Answer]]:
-        batch: list[_Waiting[Item, Answer]] = []
-        weight = 0
-        while self._waiting:
-            weight += self._weigh(self._waiting[0].item)
-            if batch and weight > self._max_weight:
+    def _next_batch(self, *, halve: bool) -> _Batch[Item, Answer] | None:
+        waiting: list[_Waiting[Item, Answer]] = []
+        weight, size = 0, len(self._waiting)
+        if halve and size >= SPLIT and self._carrier.depth > 1:
+            size //= 2
+        while self._waiting and len(waiting) < size:
+            weight += self._carrier.weigh(self._waiting[0].item)
+            if waiting and weight > self._max_weight:
                 break
-            waiting = self._waiting.popleft()
-            if not waiting.future.done():  # else its caller gave up before anything was charged
-                batch.append(waiting)
-        return batch
+            one = self._waiting.popleft()
+            if not one.future.done():  # else its caller gave up before anything was charged
+                waiting.append(one)
+        return _Batch(waiting) if waiting else None
 
-    async def _deliver(self, batch: list[_Waiting[Item, Answer]]) -> None:
-        answers: Sequence[Answer | Exception]
-        # Should nobody get an answer below, as when this task is cancelled.
-        answers = [StorageError("the storage was closed")] * len(batch)
+    async def _converse(self, first: _Batch[Item, Answer]) -> None:
+        """Send this batch, and those that follow it, on one connection."""
+        under_way = deque([first])
+        outcome: Exception = _closed()  # for when this task is cancelled
         try:
-            # The last one to ask has the latest deadline; the others' alarms ring before.
-            with Deadline(max(waiting.deadline for waiting in batch)):
-                answers = await self._send([waiting.item for waiting in batch])
+            with Deadline(first.at, self._deadlines):
+                line = await self._carrier.connect()
+            try:
+                await self._send(line, first)
+                await self._send_more(line, under_way)
+                while under_way:
+                    await self._receive(line, under_way)
+                    await self._send_more(line, under_way)
+            finally:
+                await line.release()
         except TimeoutError:
-            answers = [StorageError("no answer in time")] * len(batch)
+            outcome = StorageError("no answer in time")
         except Exception as error:
-            answers = [error] * len(batch)
+            outcome = self._carrier.explain(error)
         finally:
-            for waiting, answer in zip(batch, answers, strict=True):
-                if isinstance(answer, Exception):
-                    _fail(waiting.future, answer)
-                elif not waiting.future.done():
-                    waiting.future.set_result(answer)
-            self._deadlines.forget_done()
+            for batch in under_way:
+                for waiting in batch.waiting:
+                    waiting.answer(outcome)
 
+    async def _send_more(self, line: Line, under_way: deque[_Batch[Item, Answer]]) -> None:
+        while len(under_way) < self._carrier.depth and not line.spent:
+            batch = self._next_batch(halve=not under_way)
+            if batch is None:
+                return
+            under_way.append(batch)
+            await self._send(line, batch)
 
-class _Deadlines:
-    """Fails the futures that are not done in time: one timer for all of them.
+    async def _send(self, line: Line, batch: _Batch[Item, Answer]) -> None:
+        commands = self._carrier.pack(batch.items)
+        batch.commands = len(commands)
+        with Deadline(batch.at, self._deadlines):
+            await line.send(commands)
 
-    A timer for each would be much of what a decision in a batch costs. Deadlines come in order,
-    unless two limiters with different time-outs share a storage.
-    """
-
-    def __init__(self) -> None:
-        self._due: deque[_Waiting[Any, Any]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, waiting: _Waiting[Any, Any], loop: asyncio.AbstractEventLoop) -> None:
-        overtakes = self._due and waiting.deadline < self._due[-1].deadline
-        self._due.append(waiting)
-        if overtakes:
-            self._due = deque(sorted(self._due, key=attrgetter("deadline")))
-        if self._timer is None or waiting.deadline < self._timer.when():
-            self._arm(waiting.deadline, loop)
-
-    def forget_done(self) -> None:
-        while self._due and self._due[0].future.done():
-            self._due.popleft()
-
-    def _arm(self, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_at(deadline, self._ring, loop)
-
-    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        while self._due and self._due[0].deadline <= loop.time():
-            late = self._due.popleft()
-            _fail(late.future, _too_late(late.timeout))
-        self.forget_done()
-        if self._due:
-            self._arm(self._due[0].deadline, loop)
+    async def _receive(self, line: Line, under_way: deque[_Batch[Item, Answer]]) -> None:
+        """Hand out the answers of the oldest batch."""
+        batch = under_way[0]
+        # The last one to ask has the latest deadline; the others' alarms ring before.
+        with Deadline(batch.at, self._deadlines):
+            replies = await line.receive(batch.commands)
+            answers = await self._carrier.unpack(line, batch.items, replies)
+        under_way.popleft()
+        if answers is None:
+            self._waiting.extendleft(reversed(batch.waiting))
+            return
+        for waiting, answer in zip(batch.waiting, answers, strict=True):
+            waiting.answer(answer)
+        self._deadlines.forget_done()
+        await asyncio.sleep(0)  # they go on, and may ask again at once
 
 
 def _too_late(timeout: float) -> StorageError:
     return StorageError(f"no answer within {timeout:g} s")
 
 
-def _fail(future: asyncio.Future[Answer], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _closed() -> StorageError:
+    return StorageError("the storage was closed")

@@ -1,10 +1,11 @@
-"""Link: one attempt at some commands, on a connection of whatever client the user has."""
+"""Link: lines to the server, over whatever client the user has."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 import redis.asyncio as aioredis
 from redis import exceptions
@@ -12,22 +13,31 @@ from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.storage import wire
+from bot_ratelimit.storage.batch import Line
 from bot_ratelimit.storage.wire import Command, Hit
 
 Client: TypeAlias = "aioredis.Redis | RedisCluster"
 
 
+TURNS: Final = 32
+"""Sends over one connection before others who want it of its pool get a chance to have it."""
+
+
 class Link(Protocol):
-    """One attempt at some commands on one connection, whatever the client."""
+    """A way to the server, whatever the client."""
+
+    @property
+    def depth(self) -> int:
+        """How many batches can be under way at a time on one line."""
+        ...
 
     def lane(self, hit: Hit) -> int:
         """Hits of one lane may travel in one command."""
+        ...
 
-    async def call(self, commands: Sequence[Command]) -> list[Any]:
-        """The reply to each command; errors of the server are replies too."""
-
-    async def reconnect(self) -> None:
-        """Connect anew from now on."""
+    async def connect(self) -> Line:
+        """A line: commands are attempted once on it, and errors of the server are replies too."""
+        ...
 
 
 class _Connection(Protocol):
@@ -49,8 +59,57 @@ class _ConnectionPool(Protocol):
     async def disconnect(self, inuse_connections: bool = True) -> None: ...
 
 
+class _PoolLine:
+    """Speaks on a connection directly, since a client's own commands may be retried."""
+
+    __slots__ = ("_connection", "_missing", "_pool", "_sent", "_socket_timeout", "moved")
+
+    def __init__(self, pool: _ConnectionPool, connection: _Connection) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._missing = 0  # replies that are to come
+        self._sent = 0
+        self.moved = False
+        # The storage has a deadline for all of it; redis-py's own time-out for each step would cost
+        # more than the decision. The connection is ours alone until it is released.
+        self._socket_timeout, connection.socket_timeout = connection.socket_timeout, None
+
+    @property
+    def spent(self) -> bool:
+        return self.moved or self._sent >= TURNS
+
+    async def send(self, commands: Sequence[Command]) -> None:
+        self._missing += len(commands)
+        connection = self._connection
+        if not self._sent and _is_stale(connection):
+            await connection.disconnect(nowait=True)
+            await connection.connect()
+        self._sent += 1
+        await connection.send_packed_command(b"".join(map(wire.encode, commands)))
+
+    async def receive(self, count: int) -> list[Any]:
+        replies: list[Any] = []
+        for _ in range(count):
+            try:
+                replies.append(await self._connection.read_response())
+            except exceptions.ResponseError as error:
+                replies.append(error)
+            self._missing -= 1
+        return replies
+
+    async def release(self) -> None:
+        self._connection.socket_timeout = self._socket_timeout
+        try:
+            if self._missing or self.moved:  # a late reply must not meet the next command
+                await self._connection.disconnect(nowait=True)
+        finally:
+            await self._pool.release(self._connection)
+        if self.moved:
+            await self._pool.disconnect(inuse_connections=False)
+
+
 class _Pool:
-    """Speaks on a pool's connections directly, since the client's own commands may be retried."""
+    depth: Final = 2
 
     def __init__(self, pool: _ConnectionPool) -> None:
         self._pool = pool
@@ -58,34 +117,8 @@ class _Pool:
     def lane(self, hit: Hit) -> int:
         return 0
 
-    async def call(self, commands: Sequence[Command]) -> list[Any]:
-        if not commands:
-            return []
-        connection = await self._pool.get_connection()
-        # The storage has a deadline for all of it; redis-py's own time-out for each step would cost
-        # more than the decision. The connection is ours alone until it is released.
-        socket_timeout, connection.socket_timeout = connection.socket_timeout, None
-        try:
-            if _is_stale(connection):
-                await connection.disconnect(nowait=True)
-                await connection.connect()
-            await connection.send_packed_command(b"".join(map(wire.encode, commands)))
-            replies: list[Any] = []
-            for _ in commands:
-                try:
-                    replies.append(await connection.read_response())
-                except exceptions.ResponseError as error:
-                    replies.append(error)
-        except BaseException:  # also when cancelled: a late reply must not meet the next command
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            connection.socket_timeout = socket_timeout
-            await self._pool.release(connection)
-        return replies
-
-    async def reconnect(self) -> None:
-        await self._pool.disconnect(inuse_connections=False)
+    async def connect(self) -> _PoolLine:
+        return _PoolLine(self._pool, await self._pool.get_connection())
 
 
 def _is_stale(connection: _Connection) -> bool:
@@ -97,49 +130,76 @@ def _is_stale(connection: _Connection) -> bool:
     return isinstance(reader, asyncio.StreamReader) and reader.at_eof()
 
 
-class _Cluster:
+class _ClusterLine:
     """Speaks to the node that has the key, since the client's own commands are retried."""
+
+    __slots__ = ("_cluster", "_commands", "moved")
+
+    def __init__(self, cluster: _Cluster) -> None:
+        self._cluster = cluster
+        self._commands: deque[Command] = deque()
+        self.moved = False
+
+    @property
+    def spent(self) -> bool:
+        return self.moved
+
+    async def send(self, commands: Sequence[Command]) -> None:
+        self._commands.extend(commands)
+
+    async def receive(self, count: int) -> list[Any]:
+        replies: list[Any] = []
+        for _ in range(count):
+            command = self._commands.popleft()
+            if command[0] == b"MULTI":
+                raise ConfigError("a Redis Cluster needs scripts: allow EVALSHA and EVAL on it")
+            try:
+                replies.append(await self._cluster.attempt(command))
+            except (exceptions.ClusterError, exceptions.AskError, exceptions.TryAgainError):
+                # Nothing has run on that node. The client follows the slot to where it is now.
+                replies.append(await self._cluster.follow(command))
+            except exceptions.ResponseError as error:
+                replies.append(error)
+        return replies
+
+    async def release(self) -> None:
+        self._cluster.lost |= self.moved
+
+
+class _Cluster:
+    depth: Final = 1  # a command leaves when its reply is awaited
 
     def __init__(self, client: RedisCluster) -> None:
         self._client = client
-        self._lost = False
+        self.lost = False
+        """Whether to ask the cluster who has which slots before the next command."""
 
     def lane(self, hit: Hit) -> int:
         # Only keys of one slot can be decided together.
         return int(self._client.keyslot(hit.charges[0].key))
 
-    async def call(self, commands: Sequence[Command]) -> list[Any]:
-        replies: list[Any] = []
-        for command in commands:
-            if command[0] == b"MULTI":
-                raise ConfigError("a Redis Cluster needs scripts: allow EVALSHA and EVAL on it")
-            try:
-                replies.append(await self._attempt(command))
-            except (exceptions.ClusterError, exceptions.AskError, exceptions.TryAgainError):
-                # Nothing has run on that node. The client follows the slot to where it is now.
-                name, *arguments = command
-                replies.append(await self._client.execute_command(name.decode(), *arguments))
-            except exceptions.ResponseError as error:
-                replies.append(error)
-        return replies
-
-    async def reconnect(self) -> None:
-        """Ask the cluster who has which slots before the next command."""
-        self._lost = True
-
-    async def _attempt(self, command: Command) -> Any:
+    async def connect(self) -> _ClusterLine:
         await self._client.initialize()
-        if self._lost:
+        if self.lost:
             await cast(Any, self._client.nodes_manager).initialize()
-            self._lost = False
+            self.lost = False
+        return _ClusterLine(self)
+
+    async def attempt(self, command: Command) -> Any:
+        """Ask the node that has the key, once."""
         key = command[1] if command[0] == b"DEL" else command[3]
         node = cast(Any, self._client.get_node_from_key(key.decode()))
         try:
             return await node.execute_command(command[0].decode(), *command[1:])
         except BaseException as error:
             # Whoever was answered, if only by an error, still has its node.
-            self._lost = not isinstance(error, exceptions.ResponseError)
+            self.lost = not isinstance(error, exceptions.ResponseError)
             raise
+
+    async def follow(self, command: Command) -> Any:
+        """Let the client find the node."""
+        name, *arguments = command
+        return await self._client.execute_command(name.decode(), *arguments)
 
 
 def link_to(client: object) -> Link:

@@ -13,6 +13,23 @@ from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.storage.base import ONCE_MS, Charge
 
 
+class _Kept:
+    """A state, and until when the cache keeps it, in microseconds."""
+
+    __slots__ = ("state", "until")
+
+    def __init__(self, state: Any, until: int) -> None:
+        self.state = state
+        self.until = until
+
+
+class _States(TTLCache[str, Any]):
+    """What is kept, by key; None where nothing is, without an exception for it."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
 class MemoryStorage:
     """A `cachetools.TTLCache` of states, moved on by the algorithms.
 
@@ -33,7 +50,7 @@ class MemoryStorage:
         self._clock = clock
         self._longest = ONCE_MS * 1_000  # microseconds; the TTL of the cache of states
         self._states = self._cache(self._longest)
-        self._once: TTLCache[str, tuple[int, list[Verdict]]] = self._cache(ONCE_MS * 1_000)
+        self._once = self._cache(ONCE_MS * 1_000)
 
     async def hit(
         self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
@@ -42,7 +59,7 @@ class MemoryStorage:
         now = self._now()
         if once is None:
             return self._decide(charges, now)
-        kept = self._once.get(once)
+        kept = self._once[once]
         if kept is not None:
             return [_later(verdict, now - kept[0]) for verdict in kept[1]]
         verdicts = self._decide(charges, now)
@@ -57,16 +74,18 @@ class MemoryStorage:
         now = self._now()
         verdicts = []
         for charge in charges:
-            wait = self._step(charge, now, charge.cost).verdict.wait
-            verdicts.append(self._step(charge, now, 0).verdict._replace(wait=wait))
+            kept = self._states[charge.key]
+            wait = self._step(charge, kept, now, charge.cost)[1].wait
+            verdicts.append(self._step(charge, kept, now, 0)[1]._replace(wait=wait))
         return verdicts
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget these keys; see `Storage.reset`."""
         now = self._now()
-        found = sum(self._step(charge, now, 0).verdict.reset > 0 for charge in charges)
+        found = 0
         for charge in charges:
-            self._states.pop(charge.key, None)
+            kept = self._states.pop(charge.key, None)
+            found += self._step(charge, kept, now, 0)[1].reset > 0
         return found
 
     async def close(self) -> None:
@@ -76,45 +95,55 @@ class MemoryStorage:
 
     def _decide(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
         if len(charges) == 1 and charges[0].penalty is None:  # nearly always
-            charge = charges[0]
-            step = self._step(charge, now, charge.cost)
-            self._keep(charge, step)
-            return [step.verdict]
-        steps = [self._step(c, now, 0 if c.penalty else c.cost) for c in charges]
+            key, limit, cost, _, _ = charges[0]
+            kept = self._states[key]
+            state = None if kept is None else kept.state
+            step = ALGORITHMS[limit.algorithm](state, now, limit, cost)
+            self._keep(key, kept, step, now)
+            return [step[1]]
+        found = [self._states[charge.key] for charge in charges]
+        steps = [
+            self._step(charge, kept, now, 0 if charge.penalty else charge.cost)
+            for charge, kept in zip(charges, found, strict=True)
+        ]
         refused = any(
-            step.verdict.wait and not charge.shadow
-            for step, charge in zip(steps, charges, strict=True)
+            verdict.wait and not charge.shadow
+            for (_, verdict), charge in zip(steps, charges, strict=True)
         )
         verdicts = []
-        for charge, step in zip(charges, steps, strict=True):
+        for charge, kept, step in zip(charges, found, steps, strict=True):
             if charge.penalty is not None:
                 if refused:
-                    step = self._step(charge, now, 1)
-                    self._keep(charge, step)
-            elif refused and not step.verdict.wait:
-                step = self._step(charge, now, 0)
+                    step = self._step(charge, kept, now, 1)
+                    self._keep(charge.key, kept, step, now)
+            elif refused and not step[1].wait:
+                step = self._step(charge, kept, now, 0)
             else:
-                self._keep(charge, step)
-            verdicts.append(step.verdict)
+                self._keep(charge.key, kept, step, now)
+            verdicts.append(step[1])
         return verdicts
 
-    def _step(self, charge: Charge, now: int, cost: int) -> Step:
-        state = self._states.get(charge.key)
+    def _step(self, charge: Charge, kept: _Kept | None, now: int, cost: int) -> Step:
+        state = None if kept is None else kept.state
         if charge.penalty is not None:
             return penalty(state, now, charge.limit, charge.penalty, cost)
         return ALGORITHMS[charge.limit.algorithm](state, now, charge.limit, cost)
 
-    def _keep(self, charge: Charge, step: Step) -> None:
-        if step.verdict.reset > self._longest:
+    def _keep(self, key: str, kept: _Kept | None, step: Step, now: int) -> None:
+        state, (_, _, reset) = step
+        if kept is not None and now + reset <= kept.until:
+            kept.state = state  # far cheaper than to put it into the cache anew
+            return
+        if reset > self._longest:
             # A TTLCache has one TTL for all. It grows in powers of two, so seldom.
-            self._longest = 1 << step.verdict.reset.bit_length()
+            self._longest = 1 << reset.bit_length()
             longer = self._cache(self._longest)
             longer.update(self._states)
             self._states = longer
-        self._states[charge.key] = step.state
+        self._states[key] = _Kept(state, now + self._longest)
 
-    def _cache(self, ttl: int) -> TTLCache[str, Any]:
-        return TTLCache(self._maxsize, ttl / 1_000_000, timer=self._clock)
+    def _cache(self, ttl: int) -> _States:
+        return _States(self._maxsize, ttl / 1_000_000, timer=self._clock)
 
     def _now(self) -> int:
         return round(self._clock() * 1_000_000)

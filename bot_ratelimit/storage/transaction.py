@@ -37,7 +37,9 @@ def needs_script(hit: Hit) -> ConfigError | None:
 
 
 def commands(hit: Hit) -> list[Command]:
-    """The hit as a MULTI/EXEC of its own, so that its errors are its own too."""
+    """The hit as a MULTI/EXEC of its own, so that its errors are its own too; none if in vain."""
+    if needs_script(hit):
+        return []
     key, limit = hit.charges[0][:2]
     name = key.encode()
     if hit.look:
@@ -50,7 +52,7 @@ def commands(hit: Hit) -> list[Command]:
 
 def answer(hit: Hit, replies: Sequence[Any]) -> list[Verdict] | Exception:
     """What the replies say to the hit, or the first error among them."""
-    error = _error(replies)
+    error = needs_script(hit) or _error(replies)
     if error is not None:
         return error
     limit = hit.charges[0].limit

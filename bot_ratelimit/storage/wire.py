@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Final, NamedTuple
 
-from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.algorithms import Verdict, new_verdict
 from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.storage.base import ONCE_MS, Charge
@@ -35,7 +36,7 @@ class ServerText(Exception):  # noqa: N818 - not raised: it carries an error's t
 
 def encode(command: Command) -> bytes:
     """A command in RESP, the protocol of Redis."""
-    parts = (b"$%d\r\n%b\r\n" % (len(part), part) for part in command)
+    parts = [b"$%d\r\n%b\r\n" % (len(part), part) for part in command]
     return b"*%d\r\n%b" % (len(command), b"".join(parts))
 
 
@@ -47,32 +48,34 @@ def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
         if once is not None:
             keys.append(once.encode())
             specs.append(_ONCE_SPEC)
-        last = len(charges) - 1
-        for i, (key, limit, cost, shadow, penalty) in enumerate(charges):
+        joined = len(charges)  # with how many more of them this one is decided
+        for key, limit, cost, shadow, penalty in charges:
+            joined -= 1
             keys.append(key.encode())
             if penalty is None:
-                specs.append(_spec(limit, cost, shadow, look, i < last))
+                specs.append(_spec(limit, cost, shadow, look, joined > 0))
             else:
-                specs.append(_penalty_spec(limit, penalty, look, i < last))
+                specs.append(_penalty_spec(limit, penalty, look, joined > 0))
     return [b"%d" % len(keys), *keys, *specs]
 
 
 def script_answers(
     reply: bytes | str | list[bytes | str], hits: Sequence[Hit]
-) -> list[list[Verdict] | Exception]:
+) -> Sequence[list[Verdict] | Exception]:
     """What decide.lua says to each hit: its verdicts, or the error it met."""
     text, *errors = reply if isinstance(reply, list) else [reply]
-    numbers = list(map(int, text.split()))
-    answers: list[list[Verdict] | Exception] = []
-    at = 0
-    for hit in hits:
-        end = at + 3 * len(hit.charges)
-        if numbers[at] < 0:
-            answers.append(ServerText(_text(errors[numbers[at + 1]])))
-        else:
-            answers.append([Verdict(*numbers[i : i + 3]) for i in range(at, end, 3)])
-        at = end
-    return answers
+    numbers = map(int, text.split())
+    verdicts = map(new_verdict, zip(numbers, numbers, numbers))  # noqa: B905 - one after another
+    found = [
+        [next(verdicts)] if len(charges) == 1 else list(islice(verdicts, len(charges)))
+        for charges, _, _ in hits
+    ]
+    if not errors:
+        return found
+    return [
+        ServerText(_text(errors[first.remaining])) if first.wait < 0 else [first, *others]
+        for first, *others in found
+    ]
 
 
 @lru_cache(maxsize=1024)
