@@ -68,6 +68,19 @@ async def test_nothing_is_remembered_after_reset_time(bench: Bench, algorithm: s
     assert (await bench.peek(one))[0] == (0, 3, 0)
 
 
+@movable
+@per_algorithm
+async def test_a_count_lives_as_long_as_it_counts(bench: Bench, algorithm: str) -> None:
+    """However long its key has been there: what was charged late is remembered to its end."""
+    one = charge(f"3/20s{algorithm}")
+    for _ in range(5):
+        assert await bench.allowed(one)
+        await bench.advance(11)
+    assert [await bench.allowed(one) for _ in range(4)].count(True) >= 2
+    await bench.advance(5)  # a minute since the first hit
+    assert not await bench.allowed(one)
+
+
 @per_algorithm
 async def test_costs_add_up(bench: Bench, algorithm: str) -> None:
     """A hit takes its cost, and one that asks for more than is left takes nothing."""
