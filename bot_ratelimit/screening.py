@@ -52,8 +52,14 @@ class Screening:
         if is_one_of(self._never_refuse, event, update):
             return None
         subject = subject_of(event, data)
-        if subject is None or await self._exempts(subject, event, data):
+        if subject is None:
             return None
+        if self._exempt_ids and not self._exempt_ids.isdisjoint((subject.user, subject.chat)):
+            return None
+        if self._is_exempt is not None:
+            exempt = self._is_exempt(event, data)
+            if await exempt if isawaitable(exempt) else exempt:
+                return None
         bot = data.get("bot")
         once = album_of(event)
         if once is None and self._once_per_update and update is not None and bot is not None:
@@ -61,14 +67,6 @@ class Screening:
         if self._per_bot and bot is not None:
             subject = subject._replace(bot=bot.id)
         return Counted(subject, once)
-
-    async def _exempts(self, subject: Subject, event: TelegramObject, data: dict[str, Any]) -> bool:
-        if self._exempt_ids and not self._exempt_ids.isdisjoint((subject.user, subject.chat)):
-            return True
-        if self._is_exempt is None:
-            return False
-        answer = self._is_exempt(event, data)
-        return bool(await answer if isawaitable(answer) else answer)
 
 
 def _exemptions(exempt: Iterable[int] | IsExempt) -> tuple[frozenset[int], IsExempt | None]:

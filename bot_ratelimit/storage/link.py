@@ -20,7 +20,11 @@ Client: TypeAlias = "aioredis.Redis | RedisCluster"
 
 
 TURNS: Final = 32
-"""Sends over one connection before others who want it of its pool get a chance to have it."""
+"""Batches over one connection before others who want it of its pool get a chance to have it."""
+KEPT: Final = 1.0
+"""Seconds for which a connection is kept for the next decision; the pool has it checked then."""
+SPARE: Final = 10
+"""Of a pool with so many connections or more, one can be kept."""
 
 
 class Link(Protocol):
@@ -39,6 +43,10 @@ class Link(Protocol):
         """A line: commands are attempted once on it, and errors of the server are replies too."""
         ...
 
+    async def close(self) -> None:
+        """Give back what is kept; the link can be used again."""
+        ...
+
 
 class _Connection(Protocol):
     """What we need of a redis-py connection."""
@@ -54,6 +62,8 @@ class _Connection(Protocol):
 class _ConnectionPool(Protocol):
     """What we need of a redis-py connection pool; the same from redis-py 6.4 to 8."""
 
+    max_connections: int
+
     async def get_connection(self) -> _Connection: ...
     async def release(self, connection: _Connection) -> None: ...
     async def disconnect(self, inuse_connections: bool = True) -> None: ...
@@ -62,16 +72,18 @@ class _ConnectionPool(Protocol):
 class _PoolLine:
     """Speaks on a connection directly, since a client's own commands may be retried."""
 
-    __slots__ = ("_connection", "_missing", "_pool", "_sent", "_socket_timeout", "moved")
+    __slots__ = ("_connection", "_link", "_missing", "_sent", "_socket_timeout", "moved", "until")
 
-    def __init__(self, pool: _ConnectionPool, connection: _Connection) -> None:
-        self._pool = pool
+    def __init__(self, link: _Pool, connection: _Connection) -> None:
+        self._link = link
         self._connection = connection
         self._missing = 0  # replies that are to come
         self._sent = 0
         self.moved = False
+        self.until = 0.0
+        """Until when it may be kept while nobody uses it."""
         # The storage has a deadline for all of it; redis-py's own time-out for each step would cost
-        # more than the decision. The connection is ours alone until it is released.
+        # more than the decision. The connection is ours alone until it is given back.
         self._socket_timeout, connection.socket_timeout = connection.socket_timeout, None
 
     @property
@@ -79,12 +91,12 @@ class _PoolLine:
         return self.moved or self._sent >= TURNS
 
     async def send(self, commands: Sequence[Command]) -> None:
+        connection, idle = self._connection, not self._missing
         self._missing += len(commands)
-        connection = self._connection
-        if not self._sent and _is_stale(connection):
+        self._sent += 1
+        if idle and _is_stale(connection):
             await connection.disconnect(nowait=True)
             await connection.connect()
-        self._sent += 1
         await connection.send_packed_command(b"".join(map(wire.encode, commands)))
 
     async def receive(self, count: int) -> list[Any]:
@@ -98,27 +110,61 @@ class _PoolLine:
         return replies
 
     async def release(self) -> None:
-        self._connection.socket_timeout = self._socket_timeout
+        if self._missing or self.spent or not self._link.keep(self):
+            await self.give_back()
+
+    async def give_back(self) -> None:
+        """Return the connection to the pool, closed if a late reply could meet the next command."""
+        pool, connection = self._link.pool, self._connection
+        connection.socket_timeout = self._socket_timeout
         try:
-            if self._missing or self.moved:  # a late reply must not meet the next command
-                await self._connection.disconnect(nowait=True)
+            if self._missing or self.moved:
+                await connection.disconnect(nowait=True)
         finally:
-            await self._pool.release(self._connection)
+            await pool.release(connection)
         if self.moved:
-            await self._pool.disconnect(inuse_connections=False)
+            await pool.disconnect(inuse_connections=False)
 
 
 class _Pool:
+    """Keeps the last connection for a moment: to get one takes a pool as long as a decision us.
+
+    Where others may have to wait for it, in a small or a blocking pool, it is given back at once.
+    """
+
     depth: Final = 2
 
     def __init__(self, pool: _ConnectionPool) -> None:
-        self._pool = pool
+        self.pool = pool
+        blocking = isinstance(pool, aioredis.BlockingConnectionPool)
+        self._keeps = not blocking and pool.max_connections >= SPARE
+        self._kept: _PoolLine | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def lane(self, hit: Hit) -> int:
         return 0
 
     async def connect(self) -> _PoolLine:
-        return _PoolLine(self._pool, await self._pool.get_connection())
+        loop = asyncio.get_running_loop()
+        line, self._kept = self._kept, None
+        if line is not None:
+            if loop is self._loop and loop.time() < line.until:
+                return line
+            await line.give_back()
+        self._loop = loop
+        return _PoolLine(self, await self.pool.get_connection())
+
+    def keep(self, line: _PoolLine) -> bool:
+        """Keep the line for the next one who connects, unless there is one already."""
+        if not self._keeps or self._kept is not None or self._loop is None:
+            return False
+        self._kept, line.until = line, self._loop.time() + KEPT
+        return True
+
+    async def close(self) -> None:
+        line, self._kept = self._kept, None
+        if line is not None:
+            await line.give_back()
 
 
 def _is_stale(connection: _Connection) -> bool:
@@ -184,6 +230,9 @@ class _Cluster:
             await cast(Any, self._client.nodes_manager).initialize()
             self.lost = False
         return _ClusterLine(self)
+
+    async def close(self) -> None:
+        pass
 
     async def attempt(self, command: Command) -> Any:
         """Ask the node that has the key, once."""

@@ -98,6 +98,7 @@ class RedisStorage:
         """
         for batcher in self._lanes.values():
             await batcher.close()
+        await self._link.close()
         if self._close_client:
             await self._client.aclose()
 
