@@ -13,7 +13,7 @@ from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.breaker import Breaker
 from bot_ratelimit.decision import Decision, conclude
 from bot_ratelimit.errors import ConfigError, StorageError
-from bot_ratelimit.limit import MAX_AMOUNT
+from bot_ratelimit.limit import MAX_AMOUNT, Limit
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import (
     Rule,
@@ -96,7 +96,8 @@ class Limiter:
         Raises:
             ConfigError: The rules or the cost make no sense. A failing storage never raises.
         """
-        rules = rules_of(rules)
+        if not isinstance(rules, Rules):
+            rules = rules_of(rules)
         charges, applied = self._charges(rules, subject, cost or None)
         if not charges:
             return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "policy")
@@ -160,7 +161,7 @@ class Limiter:
             key = rule.key(self.key_prefix, subject)
             if key is None:
                 continue
-            limit = rule.limit_for(subject)
+            limit = rule.limit if isinstance(rule.limit, Limit) else rule.limit_for(subject)
             if limit is None:
                 continue
             if isinstance(rule, Penalty):

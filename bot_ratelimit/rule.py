@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
 from bot_ratelimit.errors import ConfigError
@@ -44,8 +45,8 @@ RuleLike: TypeAlias = "Rule | LimitLike"
 
 # What of a key names the scope, and what of a subject it counts by.
 _PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = {
-    Scope.USER: ("", lambda s: s.user),
-    Scope.CHAT: ("chat:", lambda s: s.chat),
+    Scope.USER: ("", attrgetter("user")),
+    Scope.CHAT: ("chat:", attrgetter("chat")),
     Scope.MEMBER: ("member:", lambda s: _pair(s.chat, s.user)),
     Scope.TOPIC: ("topic:", lambda s: _pair(s.chat, s.topic)),
     Scope.GLOBAL: ("global", lambda s: ""),

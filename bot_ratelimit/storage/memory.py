@@ -56,12 +56,22 @@ class MemoryStorage:
         self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
     ) -> list[Verdict]:
         """Decide and charge; see `Storage.hit`. Never waits, so never too late."""
-        now = self._now()
+        now = round(self._clock() * 1_000_000)
         if once is None:
-            return self._decide(charges, now)
-        kept = self._once[once]
-        if kept is not None:
-            return [_later(verdict, now - kept[0]) for verdict in kept[1]]
+            if len(charges) > 1 or charges[0].penalty is not None:
+                return self._decide(charges, now)
+            key, limit, cost, _, _ = charges[0]  # nearly always
+            kept = self._states[key]
+            state = None if kept is None else kept.state
+            state, verdict = ALGORITHMS[limit.algorithm](state, now, limit, cost)
+            if kept is not None and now + verdict.reset <= kept.until:
+                kept.state = state
+            else:
+                self._keep(key, kept, (state, verdict), now)
+            return [verdict]
+        shared = self._once[once]
+        if shared is not None:
+            return [_later(verdict, now - shared[0]) for verdict in shared[1]]
         verdicts = self._decide(charges, now)
         self._once[once] = (
             now,
@@ -94,13 +104,6 @@ class MemoryStorage:
         self._once.clear()
 
     def _decide(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
-        if len(charges) == 1 and charges[0].penalty is None:  # nearly always
-            key, limit, cost, _, _ = charges[0]
-            kept = self._states[key]
-            state = None if kept is None else kept.state
-            step = ALGORITHMS[limit.algorithm](state, now, limit, cost)
-            self._keep(key, kept, step, now)
-            return [step[1]]
         found = [self._states[charge.key] for charge in charges]
         steps = [
             self._step(charge, kept, now, 0 if charge.penalty else charge.cost)
