@@ -116,7 +116,7 @@ async def test_a_busy_limiter_leaves_others_the_only_connection(redis_server: Se
                 for _ in range(10):
                     await asyncio.sleep(0.005)
                     assert await client.ping()
-            assert decided > 1_000
+            assert decided > 100
         finally:
             for task in floods:
                 task.cancel()
