@@ -144,7 +144,8 @@ class Batcher(Generic[Item, Answer]):
         self._busy = False
         self._sender: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._deadlines: Deadlines
+        self._deadlines: Deadlines  # of those who ask
+        self._turns: Deadlines  # of the sender's steps
 
     async def submit(self, item: Item, timeout: float) -> Answer:
         """The answer to this item, at most `timeout` seconds from now.
@@ -154,9 +155,9 @@ class Batcher(Generic[Item, Answer]):
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # another asyncio.run(): what was under way in the last is lost
-            self._loop, self._busy = loop, False
+            self._loop, self._busy, self._sender = loop, False, None
             self._waiting.clear()
-            self._deadlines = Deadlines(loop)
+            self._deadlines, self._turns = Deadlines(loop), Deadlines(loop)
         if self._busy:
             return await self._queued(item, loop, timeout)
         self._busy = True
@@ -192,9 +193,6 @@ class Batcher(Generic[Item, Answer]):
         if sender is not None and self._loop is asyncio.get_running_loop():
             sender.cancel()
             await asyncio.wait([sender])
-            if self._sender is sender:  # cancelled before its first step, so it cleaned up nothing
-                self._sender = None
-                self._go_on(self._loop)
 
     def _queued(
         self, item: Item, loop: asyncio.AbstractEventLoop, timeout: float
@@ -210,19 +208,22 @@ class Batcher(Generic[Item, Answer]):
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """Whoever was sending is done: send for those who asked meanwhile, if any."""
+        if loop is not self._loop:
+            return  # what an earlier loop left behind ends only now
+        self._busy, self._sender = False, None
         if self._waiting:
-            self._sender = loop.create_task(self._drain(loop))
-        else:
-            self._busy = False
+            self._busy, self._sender = True, loop.create_task(self._drain())
+            # Not the task's own last act, since one cancelled before its first step has none.
+            self._sender.add_done_callback(self._drained)
 
-    async def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            while batch := self._next_batch(halve=True):
-                await self._converse(batch)
-                await asyncio.sleep(0)  # let others have the connection, if the pool has no more
-        finally:
-            self._sender = None
-            self._go_on(loop)
+    def _drained(self, sender: asyncio.Task[None]) -> None:
+        if sender is self._sender:
+            self._go_on(sender.get_loop())
+
+    async def _drain(self) -> None:
+        while batch := self._next_batch(halve=True):
+            await self._converse(batch)
+            await asyncio.sleep(0)  # let others have the connection, if the pool has no more
 
     def _next_batch(self, *, halve: bool) -> _Batch[Item, Answer] | None:
         waiting: list[_Waiting[Item, Answer]] = []
@@ -230,12 +231,13 @@ class Batcher(Generic[Item, Answer]):
         if halve and size >= SPLIT and self._carrier.depth > 1:
             size //= 2
         while self._waiting and len(waiting) < size:
-            weight += self._carrier.weigh(self._waiting[0].item)
-            if waiting and weight > self._max_weight:
-                break
-            one = self._waiting.popleft()
+            one = self._waiting[0]
             if not one.future.done():  # else its caller gave up before anything was charged
+                weight += self._carrier.weigh(one.item)
+                if waiting and weight > self._max_weight:
+                    break
                 waiting.append(one)
+            self._waiting.popleft()
         return _Batch(waiting) if waiting else None
 
     async def _converse(self, first: _Batch[Item, Answer]) -> None:
@@ -243,10 +245,10 @@ class Batcher(Generic[Item, Answer]):
         under_way = deque([first])
         outcome: Exception = _closed()  # for when this task is cancelled
         try:
-            with Deadline(first.at, self._deadlines):
+            with self._in_time(under_way):
                 line = await self._carrier.connect()
             try:
-                await self._send(line, first)
+                await self._send(line, under_way)
                 await self._send_more(line, under_way)
                 while under_way:
                     await self._receive(line, under_way)
@@ -268,19 +270,20 @@ class Batcher(Generic[Item, Answer]):
             if batch is None:
                 return
             under_way.append(batch)
-            await self._send(line, batch)
+            await self._send(line, under_way)
 
-    async def _send(self, line: Line, batch: _Batch[Item, Answer]) -> None:
+    async def _send(self, line: Line, under_way: deque[_Batch[Item, Answer]]) -> None:
+        """Send the newest batch."""
+        batch = under_way[-1]
         commands = self._carrier.pack(batch.items)
         batch.commands = len(commands)
-        with Deadline(batch.at, self._deadlines):
+        with self._in_time(under_way):
             await line.send(commands)
 
     async def _receive(self, line: Line, under_way: deque[_Batch[Item, Answer]]) -> None:
         """Hand out the answers of the oldest batch."""
         batch = under_way[0]
-        # The last one to ask has the latest deadline; the others' alarms ring before.
-        with Deadline(batch.at, self._deadlines):
+        with self._in_time(under_way):
             replies = await line.receive(batch.commands)
             answers = await self._carrier.unpack(line, batch.items, replies)
         under_way.popleft()
@@ -291,6 +294,10 @@ class Batcher(Generic[Item, Answer]):
             waiting.answer(answer)
         self._deadlines.forget_done()
         await asyncio.sleep(0)  # they go on, and may ask again at once
+
+    def _in_time(self, under_way: deque[_Batch[Item, Answer]]) -> Deadline:
+        """Until nobody waits for this any more; each one's own alarm rings before."""
+        return Deadline(max(batch.at for batch in under_way), self._turns)
 
 
 def _too_late(timeout: float) -> StorageError:

@@ -33,8 +33,8 @@ class Due(Protocol):
 class Deadlines:
     """Rings whatever is not done in time in this event loop.
 
-    A timer for each would be much of what a decision costs. Deadlines come in order, unless two
-    limiters with different time-outs share a storage.
+    A timer for each would be much of what a decision costs. It is meant for deadlines that come in
+    order, as those of one limiter do; others are sorted in.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

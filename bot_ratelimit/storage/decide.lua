@@ -213,7 +213,7 @@ local function everything_else()
       if rule.whole < 0 then rule.whole, rule.part = 0, 0 end
       if rule.whole > full or rule.whole == full and rule.part > full_part then
         -- Emptier than empty: by a slower limit, or by a clock that was set back.
-      rule.whole, rule.part, rule.shortened = full, full_part, true
+        rule.whole, rule.part, rule.shortened = full, full_part, true
       end
     end
     local taken, taken_part = tokens(rule, rule.cost)
@@ -335,7 +335,7 @@ while first <= #KEYS do
   local last, answer = first, nil
 
   -- Nearly all hits are fixed windows that stand alone: two commands, and neither a table nor a
-  -- function is made for them. Whatever is out of the ordinary is left as it was found.
+  -- function is made for them. Whatever is out of the ordinary is put back as it was found.
   if ARGV[first] ~= spec then
     spec = ARGV[first]
     amount, ms, cost = string.match(spec, '^f (%d+) (%d+) %d+ (%d+)$')
@@ -354,7 +354,7 @@ while first <= #KEYS do
       elseif usual and count - cost >= amount then -- a full window counts who insists
         answer = left .. '000 0 ' .. left .. '000'
       else
-        redis.call('DECRBY', KEYS[first], cost)
+        redis.call('INCRBY', KEYS[first], '-' .. cost)
       end
     end
   end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 import redis.asyncio as aioredis
@@ -22,7 +23,7 @@ Client: TypeAlias = "aioredis.Redis | RedisCluster"
 TURNS: Final = 32
 """Batches over one connection before others who want it of its pool get a chance to have it."""
 KEPT: Final = 1.0
-"""Seconds for which a connection is kept for the next decision; the pool has it checked then."""
+"""Seconds for which a connection is kept for the next decision."""
 SPARE: Final = 10
 """Of a pool with so many connections or more, one can be kept."""
 
@@ -53,7 +54,10 @@ class _Connection(Protocol):
 
     socket_timeout: float | None
 
-    async def send_packed_command(self, command: bytes) -> None: ...
+    @property
+    def is_connected(self) -> bool: ...
+
+    async def send_packed_command(self, command: bytes, check_health: bool = True) -> None: ...
     async def read_response(self) -> Any: ...
     async def connect(self) -> None: ...
     async def disconnect(self, nowait: bool = False) -> None: ...
@@ -72,16 +76,26 @@ class _ConnectionPool(Protocol):
 class _PoolLine:
     """Speaks on a connection directly, since a client's own commands may be retried."""
 
-    __slots__ = ("_connection", "_link", "_missing", "_sent", "_socket_timeout", "moved", "until")
+    __slots__ = (
+        "_connection",
+        "_link",
+        "_missing",
+        "_sent",
+        "_socket_timeout",
+        "generation",
+        "moved",
+        "until",
+    )
 
-    def __init__(self, link: _Pool, connection: _Connection) -> None:
+    def __init__(self, link: _Pool, connection: _Connection, generation: int) -> None:
         self._link = link
         self._connection = connection
         self._missing = 0  # replies that are to come
         self._sent = 0
         self.moved = False
+        self.generation = generation
         self.until = 0.0
-        """Until when it may be kept while nobody uses it."""
+        """Until when it is kept while nobody uses it."""
         # The storage has a deadline for all of it; redis-py's own time-out for each step would cost
         # more than the decision. The connection is ours alone until it is given back.
         self._socket_timeout, connection.socket_timeout = connection.socket_timeout, None
@@ -91,13 +105,18 @@ class _PoolLine:
         return self.moved or self._sent >= TURNS
 
     async def send(self, commands: Sequence[Command]) -> None:
+        if not commands:
+            return
         connection, idle = self._connection, not self._missing
         self._missing += len(commands)
         self._sent += 1
+        if not idle and not connection.is_connected:  # it would be opened anew: another's replies
+            raise exceptions.ConnectionError("closed with replies to come")
         if idle and _is_stale(connection):
             await connection.disconnect(nowait=True)
             await connection.connect()
-        await connection.send_packed_command(b"".join(map(wire.encode, commands)))
+        packed = b"".join(map(wire.encode, commands))
+        await connection.send_packed_command(packed, check_health=idle)
 
     async def receive(self, count: int) -> list[Any]:
         replies: list[Any] = []
@@ -129,7 +148,7 @@ class _PoolLine:
 class _Pool:
     """Keeps the last connection for a moment: to get one takes a pool as long as a decision us.
 
-    Where others may have to wait for it, in a small or a blocking pool, it is given back at once.
+    Of a small pool, or one where others wait for a free connection, none is kept.
     """
 
     depth: Final = 2
@@ -140,6 +159,10 @@ class _Pool:
         self._keeps = not blocking and pool.max_connections >= SPARE
         self._kept: _PoolLine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._returning: asyncio.Task[None] | None = None
+        self.generation = 0
+        """How often the link was closed: what was under way then is not kept."""
 
     def lane(self, hit: Hit) -> int:
         return 0
@@ -147,21 +170,42 @@ class _Pool:
     async def connect(self) -> _PoolLine:
         loop = asyncio.get_running_loop()
         line, self._kept = self._kept, None
+        if line is not None and loop is self._loop:
+            return line
+        if loop is not self._loop:
+            self._loop, self._timer = loop, None
         if line is not None:
-            if loop is self._loop and loop.time() < line.until:
-                return line
             await line.give_back()
-        self._loop = loop
-        return _PoolLine(self, await self.pool.get_connection())
+        generation = self.generation
+        return _PoolLine(self, await self.pool.get_connection(), generation)
 
     def keep(self, line: _PoolLine) -> bool:
         """Keep the line for the next one who connects, unless there is one already."""
-        if not self._keeps or self._kept is not None or self._loop is None:
+        loop = self._loop
+        if not self._keeps or self._kept is not None or loop is None:
             return False
-        self._kept, line.until = line, self._loop.time() + KEPT
+        if line.generation != self.generation:
+            return False
+        self._kept, line.until = line, loop.time() + KEPT
+        if self._timer is None:
+            self._timer = loop.call_at(line.until, self._expire, loop)
         return True
 
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        line = self._kept
+        if line is not None and line.until <= loop.time():
+            self._kept = None
+            self._returning = loop.create_task(self._return(line))
+        elif line is not None:
+            self._timer = loop.call_at(line.until, self._expire, loop)
+
+    async def _return(self, line: _PoolLine) -> None:
+        with suppress(Exception):  # whatever is wrong with it, the next one to use it will hear
+            await line.give_back()
+
     async def close(self) -> None:
+        self.generation += 1
         line, self._kept = self._kept, None
         if line is not None:
             await line.give_back()
@@ -237,7 +281,7 @@ class _Cluster:
     async def attempt(self, command: Command) -> Any:
         """Ask the node that has the key, once."""
         key = command[1] if command[0] == b"DEL" else command[3]
-        node = cast(Any, self._client.get_node_from_key(key.decode()))
+        node = cast(Any, self._client.get_node_from_key(key.decode("utf-8", "surrogatepass")))
         try:
             return await node.execute_command(command[0].decode(), *command[1:])
         except BaseException as error:

@@ -81,7 +81,7 @@ class RedisStorage:
                 line = await self._link.connect()
                 try:
                     # One command for each key: on a cluster they may live on different nodes.
-                    await line.send([(b"DEL", charge.key.encode()) for charge in charges])
+                    await line.send([(b"DEL", wire.name(charge.key)) for charge in charges])
                     replies = await line.receive(len(charges))
                 finally:
                     await line.release()
@@ -97,7 +97,7 @@ class RedisStorage:
 
         Like the client itself, the storage can be used again, as when a dispatcher is restarted.
         """
-        for batcher in self._lanes.values():
+        for batcher in list(self._lanes.values()):
             await batcher.close()
         await self._link.close()
         if self._close_client:

@@ -11,6 +11,7 @@ from typing import Any
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import Algorithm
+from bot_ratelimit.storage import wire
 from bot_ratelimit.storage.wire import Command, Hit
 
 
@@ -41,7 +42,7 @@ def commands(hit: Hit) -> list[Command]:
     if needs_script(hit):
         return []
     key, limit = hit.charges[0][:2]
-    name = key.encode()
+    name = wire.name(key)
     if hit.look:
         return [(b"MULTI",), (b"GET", name), (b"PTTL", name), (b"EXEC",)]
     # A key still answers in the very millisecond in which it expires, so it expires one earlier.
@@ -72,7 +73,7 @@ def mends(hit: Hit, replies: Sequence[Any]) -> list[Command]:
     _, left_ms = _count(replies)
     if 0 < left_ms <= limit.period_ms:
         return []
-    return [(b"PEXPIRE", key.encode(), b"%d" % limit.period_ms)]
+    return [(b"PEXPIRE", wire.name(key), b"%d" % limit.period_ms)]
 
 
 def _count(replies: Sequence[Any]) -> tuple[int, int]:

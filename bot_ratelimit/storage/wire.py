@@ -40,18 +40,23 @@ def encode(command: Command) -> bytes:
     return b"*%d\r\n%b" % (len(command), b"".join(parts))
 
 
+def name(key: str) -> bytes:
+    """A key as Redis knows it; half a character, as an id of somebody's own may hold, is kept."""
+    return key.encode("utf-8", "surrogatepass")
+
+
 def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
     """`numkeys key … arg …` for decide.lua: a key and its spec for each charge."""
     keys: list[bytes] = []
     specs: list[bytes] = []
     for charges, once, look in hits:
         if once is not None:
-            keys.append(once.encode())
+            keys.append(name(once))
             specs.append(_ONCE_SPEC)
         joined = len(charges)  # with how many more of them this one is decided
         for key, limit, cost, shadow, penalty in charges:
             joined -= 1
-            keys.append(key.encode())
+            keys.append(name(key))
             if penalty is None:
                 specs.append(_spec(limit, cost, shadow, look, joined > 0))
             else:

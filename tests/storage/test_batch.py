@@ -407,3 +407,60 @@ async def test_nothing_more_is_sent_on_a_line_that_is_spent() -> None:
     assert [line.released for line in callers.server.lines] == [True, True, False]
     await callers.server.reply()
     assert await asyncio.gather(*tasks) == ["answer 1", "answer 2", "answer 3"]
+
+
+async def test_a_sender_that_never_began_does_not_block_those_who_ask_later() -> None:
+    """Whoever cancels it, as when a close is itself given up, or all tasks of the loop end."""
+    callers = Callers()
+    tasks = await callers.ask(1, 2)
+    tasks[0].cancel()
+    await asyncio.sleep(0)  # the first one left, and a sender for the second is due
+    before = asyncio.all_tasks() - {asyncio.current_task(), *tasks}
+    assert len(before) == 1
+    before.pop().cancel()
+    await settled()
+    await callers.server.reply()
+    assert tasks[1].result() == "answer 2"
+    (later,) = await callers.ask(3)
+    await callers.server.reply()
+    assert later.result() == "answer 3"
+
+
+def test_close_does_not_wait_for_an_event_loop_that_is_gone() -> None:
+    """A sender that a loop left behind when it was stopped is nobody's business any more."""
+    callers = Callers()
+
+    async def work() -> str:
+        async with asyncio.timeout(2):
+            callers.server.replies = asyncio.Semaphore(1)
+            answer = await callers.batcher.submit(3, 1)
+            await callers.batcher.close()
+        return answer
+
+    gone = asyncio.new_event_loop()
+    gone.run_until_complete(callers.ask(1, 2))
+    callers.server.replies.release()
+    gone.run_until_complete(settled())
+    assert callers.server.sent == [[1], [2]]
+    assert asyncio.run(work()) == "answer 3"
+    for task in asyncio.all_tasks(gone):
+        task.cancel()
+    gone.run_until_complete(settled())
+    gone.close()
+    assert asyncio.run(work()) == "answer 3"
+
+
+async def test_a_short_deadline_in_one_batch_is_not_the_others() -> None:
+    """Those who gave themselves more time get their answers when others no longer wait."""
+    callers = Callers(max_weight=10_000)
+    await callers.ask(0)
+    hasty = await callers.ask(*range(1, 10), timeout=0.02)
+    patient = await callers.ask(*range(10, 19))
+    await callers.server.reply()
+    assert len(callers.server.sent) == 3
+    found = await asyncio.gather(*hasty, return_exceptions=True)
+    assert {type(each) for each in found} == {StorageError}
+    await asyncio.sleep(0.02)
+    await callers.server.reply()
+    await callers.server.reply()
+    assert await asyncio.gather(*patient) == [f"answer {item}" for item in range(10, 19)]

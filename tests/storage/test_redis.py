@@ -225,3 +225,12 @@ async def test_something_else_under_the_key_harms_no_neighbour(
         assert "choose another key_prefix" in str(broken)
     assert [verdict.remaining for (verdict,) in (found[0], found[3])] == [1, 1]
     assert not await client.exists("bot:ratelimit:once:b")
+
+
+async def test_half_a_character_in_a_key_harms_nobody(client: aioredis.Redis) -> None:
+    """Not even whose key it is: a scope of one's own may return any text."""
+    names = ["1", "\ud800", "2", "\ud801", "3"]
+    storage = RedisStorage(client)
+    found = await asyncio.gather(*(hit(storage, charge("9/minute", name)) for name in names))
+    assert [verdict.remaining for (verdict,) in found] == [8] * 5
+    assert await storage.reset([charge("9/minute", names[1])], timeout=TIMEOUT) == 1
