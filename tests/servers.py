@@ -94,8 +94,8 @@ class Server:
 def running(name: str, directory: Path, *options: str) -> Iterator[Server]:
     """A server of its own, for tests that break it."""
     server = Server(find_server(name), directory, *options)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.kill()
@@ -107,8 +107,8 @@ def running_cluster(directory: Path) -> Iterator[Server]:
     server = Server(find_server("redis-server"), directory, "--cluster-enabled", "yes")
     while server.port > 55_535:  # the cluster's bus takes the port 10,000 above
         server = Server(find_server("redis-server"), directory, "--cluster-enabled", "yes")
-    server.start()
     try:
+        server.start()
         with redis.Redis(port=server.port, decode_responses=True) as client:
             client.execute_command("CLUSTER ADDSLOTS", *range(16_384))
             deadline = time.monotonic() + 10
