@@ -11,7 +11,7 @@ from cachetools import TTLCache
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.breaker import Breaker
-from bot_ratelimit.decision import Decision, conclude
+from bot_ratelimit.decision import Decision, Source, conclude
 from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.limit import MAX_AMOUNT, Limit
 from bot_ratelimit.penalty import Penalty
@@ -66,6 +66,7 @@ class Limiter:
         self.on_error = on_error
         self.timeout = check_timeout(timeout)
         self._storage = storage
+        self._memory = storage if type(storage) is MemoryStorage else None
         self._standby = MemoryStorage() if on_error == "memory" else None
         self._breaker = Breaker()
         self._clock = clock
@@ -103,6 +104,9 @@ class Limiter:
             return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "policy")
         look = cost == 0
         token = None if once is None or look else self._once_key(once, charges)
+        if self._memory is not None and not look:  # it answers at once and cannot fail
+            verdicts: Sequence[Verdict] = self._memory.decide(charges, token)
+            return self._concluded(charges, applied, verdicts, "memory")
         ticket = self._breaker.admit(self._clock())
         if ticket is None:
             return await self._answer_without(charges, applied, token, look)
@@ -125,10 +129,7 @@ class Limiter:
         else:
             if self._breaker.succeeded(ticket):
                 self._recovered()
-            decision = conclude(applied, verdicts, storage.source)
-            if decision.shadow or decision.banned:
-                self._report(decision, charges, verdicts)
-            return decision
+            return self._concluded(charges, applied, verdicts, storage.source)
         return await self._answer_without(charges, applied, token, look)
 
     async def peek(self, rule: RuleLike | Iterable[RuleLike], subject: Subject) -> Decision:
@@ -187,15 +188,25 @@ class Limiter:
             if look:
                 verdicts = await self._standby.peek(charges, timeout=self.timeout)
             else:
-                verdicts = await self._standby.hit(charges, once=once, timeout=self.timeout)
-            decision = conclude(rules, verdicts, self._standby.source)
-            self._report(decision, charges, verdicts)
-            return decision
+                verdicts = self._standby.decide(charges, once)
+            return self._concluded(charges, rules, verdicts, self._standby.source)
         rule, limit = rules[0], charges[0].limit
         if self.on_error == "allow":
             return Decision(True, rule, limit.capacity, 0.0, 0.0, "policy")
         wait = self._breaker.wait(self._clock()) or self.timeout
         return Decision(False, rule, 0, wait, wait, "policy")
+
+    def _concluded(
+        self,
+        charges: Sequence[Charge],
+        rules: Sequence[Rule],
+        verdicts: Sequence[Verdict],
+        source: Source,
+    ) -> Decision:
+        decision = conclude(rules, verdicts, source)
+        if decision.shadow or decision.banned:
+            self._report(decision, charges, verdicts)
+        return decision
 
     def _report(
         self, decision: Decision, charges: Sequence[Charge], verdicts: Sequence[Verdict]

@@ -56,6 +56,10 @@ class MemoryStorage:
         self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
     ) -> list[Verdict]:
         """Decide and charge; see `Storage.hit`. Never waits, so never too late."""
+        return self.decide(charges, once)
+
+    def decide(self, charges: Sequence[Charge], once: str | None = None) -> list[Verdict]:
+        """`hit`, for who knows that this storage need not be awaited."""
         now = round(self._clock() * 1_000_000)
         if once is None:
             if len(charges) > 1 or charges[0].penalty is not None:
