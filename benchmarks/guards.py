@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Protocol
 from aiogram import Dispatcher, Router
 from aiogram.types import Message, TelegramObject
 
-from benchmarks import ours
+from benchmarks import handmade, ours
 from benchmarks.contestant import AMOUNT, DAY, Setting, client
 from bot_ratelimit import RateLimitMiddleware
 
@@ -100,30 +100,25 @@ class OursOnRedis(_OnRedis):
         return dispatcher
 
 
-class ByHand(_OnRedis):
-    """The middleware in circulation: MULTI of INCR and TTL; then EXPIRE if the key is new."""
-
-    name: ClassVar[str] = "hand-written MULTI"
+class ByHand(Guard):
+    name: ClassVar[str] = handmade.Multi.name
 
     async def stand(self, dispatcher: Dispatcher, setting: Setting) -> Router:
-        await super().stand(dispatcher, setting)
+        self._multi = handmade.Multi()
+        await self._multi.setup(setting)
 
         async def throttle(handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
             if not isinstance(event, Message) or event.from_user is None:
                 return await handler(event, data)
-            key = f"bench:ratelimit:{event.from_user.id}"
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.incr(key)
-                pipe.ttl(key)
-                count, ttl = await pipe.execute()
-            if ttl == -1:
-                await self._redis.expire(key, DAY)
-            if count > AMOUNT:
-                return None
-            return await handler(event, data)
+            if await self._multi.hit(event.from_user.id):
+                return await handler(event, data)
+            return None
 
         dispatcher.message.middleware(throttle)
         return dispatcher
+
+    async def close(self) -> None:
+        await self._multi.close()
 
 
 class Sentinel(_OnRedis):

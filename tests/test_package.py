@@ -34,9 +34,8 @@ LAYERS = [
     "screening flags notices",
     "events settings testing",
     "limiter storage.redis",
-    "breaker storage.memory storage.transaction storage.link storage.faults",
-    "storage.batch",
-    "storage.deadline",
+    "breaker storage.memory storage.batch storage.transaction storage.link storage.faults",
+    "storage.pool storage.cluster storage.carrier storage.deadline",
     "storage.wire decision",
     "storage.base",
     "algorithms",
@@ -47,7 +46,14 @@ LAYERS = [
     "storage.__init__",
 ]
 ABOVE_THE_LINE = {"__init__", "middleware", "screening", "flags", "notices", "events"}
-KNOW_REDIS = {"storage.redis", "storage.link", "storage.faults", "settings"}
+KNOW_REDIS = {
+    "storage.redis",
+    "storage.link",
+    "storage.pool",
+    "storage.cluster",
+    "storage.faults",
+    "settings",
+}
 
 
 @cache

@@ -60,19 +60,9 @@ class MemoryStorage:
 
     def decide(self, charges: Sequence[Charge], once: str | None = None) -> list[Verdict]:
         """`hit`, for who knows that this storage need not be awaited."""
-        now = round(self._clock() * 1_000_000)
+        now = self._now()
         if once is None:
-            if len(charges) > 1 or charges[0].penalty is not None:
-                return self._decide(charges, now)
-            key, limit, cost, _, _ = charges[0]  # nearly always
-            kept = self._states[key]
-            state = None if kept is None else kept.state
-            state, verdict = ALGORITHMS[limit.algorithm](state, now, limit, cost)
-            if kept is not None and now + verdict.reset <= kept.until:
-                kept.state = state
-            else:
-                self._keep(key, kept, (state, verdict), now)
-            return [verdict]
+            return self._decide(charges, now)
         shared = self._once[once]
         if shared is not None:
             return [_later(verdict, now - shared[0]) for verdict in shared[1]]
@@ -108,6 +98,13 @@ class MemoryStorage:
         self._once.clear()
 
     def _decide(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
+        if len(charges) == 1 and charges[0].penalty is None:  # nearly always
+            key, limit, cost, _, _ = charges[0]
+            kept = self._states[key]
+            state = None if kept is None else kept.state
+            step = ALGORITHMS[limit.algorithm](state, now, limit, cost)
+            self._keep(key, kept, step, now)
+            return [step[1]]
         found = [self._states[charge.key] for charge in charges]
         steps = [
             self._step(charge, kept, now, 0 if charge.penalty else charge.cost)

@@ -17,7 +17,8 @@ from bot_ratelimit.errors import StorageError
 from bot_ratelimit.limit import Algorithm
 from bot_ratelimit.storage import transaction, wire
 from bot_ratelimit.storage.base import Charge
-from bot_ratelimit.storage.batch import Batcher, Line
+from bot_ratelimit.storage.batch import Batcher
+from bot_ratelimit.storage.carrier import Line
 from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.faults import SCRIPTS_REFUSED, translated
 from bot_ratelimit.storage.link import Client, Link, link_to

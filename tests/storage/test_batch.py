@@ -460,7 +460,7 @@ async def test_a_short_deadline_in_one_batch_is_not_the_others() -> None:
     assert len(callers.server.sent) == 3
     found = await asyncio.gather(*hasty, return_exceptions=True)
     assert {type(each) for each in found} == {StorageError}
-    await asyncio.sleep(0.02)
+    await settled()
     await callers.server.reply()
     await callers.server.reply()
     assert await asyncio.gather(*patient) == [f"answer {item}" for item in range(10, 19)]

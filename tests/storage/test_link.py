@@ -9,7 +9,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import RedisStorage
-from bot_ratelimit.storage import link as module
+from bot_ratelimit.storage import pool as pools
 from bot_ratelimit.storage.link import link_to
 from tests.benches import TIMEOUT, charge
 from tests.servers import Server
@@ -58,7 +58,7 @@ async def test_what_is_not_used_goes_back(
     redis_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection is kept for a moment only, and the moment begins anew with each use."""
-    monkeypatch.setattr(module, "KEPT", 0.05)
+    monkeypatch.setattr(pools, "KEPT", 0.05)
     pool = Pool(port=redis_server.port)
     async with aioredis.Redis.from_pool(pool):
         link = link_to(aioredis.Redis(connection_pool=pool))
