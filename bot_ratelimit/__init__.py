@@ -2,11 +2,11 @@
 
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
-from bot_ratelimit.events import NEVER_REFUSED
+from bot_ratelimit.incoming.events import NEVER_REFUSED
+from bot_ratelimit.incoming.middleware import RateLimitMiddleware
+from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.middleware import RateLimitMiddleware
-from bot_ratelimit.notices import Notices
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, Scope, Subject
 from bot_ratelimit.settings import Settings

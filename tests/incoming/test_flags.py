@@ -199,14 +199,14 @@ async def test_a_flag_that_makes_no_sense(flag: Any, limiter: Limiter) -> None:
     """It is an error that names the handler, at the start or else at the first update."""
     bot = limited(limiter)
     bot.dispatcher.message.register(order, flags={"rate_limit": flag})
-    with pytest.raises(ConfigError, match=r"flag of tests\.telegram\.test_flags\.order: "):
+    with pytest.raises(ConfigError, match=r"flag of tests\.incoming\.test_flags\.order: "):
         await bot.dispatcher.emit_startup()
 
     late = Instance(RateLimitMiddleware(limiter=limiter), ())
     late.dispatcher.message.middleware(RateLimitMiddleware(limiter=limiter))
     late.dispatcher.message.register(order, flags={"rate_limit": flag})
     for _ in range(2):
-        with pytest.raises(ConfigError, match=r"flag of tests\.telegram\.test_flags\.order: "):
+        with pytest.raises(ConfigError, match=r"flag of tests\.incoming\.test_flags\.order: "):
             await late.send("hello")
 
 
@@ -483,7 +483,7 @@ async def test_a_scene_names_its_handlers(limiter: Limiter) -> None:
     """The handler that an error or a key names is the scene's method, not aiogram's wrapper."""
     bot = limited(limiter)
     SceneRegistry(bot.dispatcher).add(Exam)
-    with pytest.raises(ConfigError, match=r"flag of tests\.telegram\.test_flags\.Exam\.answer: "):
+    with pytest.raises(ConfigError, match=r"flag of tests\.incoming\.test_flags\.Exam\.answer: "):
         await bot.dispatcher.emit_startup()
 
 

@@ -12,13 +12,13 @@ from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.events import NEVER_REFUSED, carried_by, is_of_type
-from bot_ratelimit.flags import Flags
+from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
+from bot_ratelimit.incoming.flags import Flags
+from bot_ratelimit.incoming.notices import TEXTS, Notices
+from bot_ratelimit.incoming.screening import IsExempt, Screening
 from bot_ratelimit.limiter import Limiter, OnError
-from bot_ratelimit.notices import TEXTS, Notices
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import RuleLike, Rules, Subject, rules_of
-from bot_ratelimit.screening import IsExempt, Screening
 from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage

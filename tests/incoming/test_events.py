@@ -23,7 +23,7 @@ from bot_ratelimit import (
     Rule,
     Scope,
 )
-from bot_ratelimit.events import SERVICE_MESSAGES
+from bot_ratelimit.incoming.events import SERVICE_MESSAGES
 from bot_ratelimit.testing import FlakyStorage
 
 from .support import HANDLED, Instance, callback, message, user

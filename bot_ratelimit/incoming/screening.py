@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.events import (
+from bot_ratelimit.incoming.events import (
     album_of,
     check_event_names,
     delivery_of,
