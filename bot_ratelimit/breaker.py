@@ -17,7 +17,7 @@ THRESHOLD: Final = 3
 """Failures in a row that open the circuit. One may be a broken connection, or a slow fork."""
 FIRST_PAUSE: Final = 0.5
 """Seconds before the first probe."""
-LONGEST_PAUSE: Final = 5.0
+LONGEST_PAUSE: Final = 2.0
 """Seconds between probes at most, and so about the longest that a healed server goes unused."""
 
 
@@ -56,15 +56,14 @@ class Breaker:
         return self._ticket
 
     def succeeded(self, ticket: int) -> bool:
-        """Report success; True if that closed the circuit."""
+        """Report success; False if it is too old to say anything of the present."""
         if ticket != self._ticket:
             return False
         self._failures = 0
-        if not self._pause:
-            return False
-        self._ticket += 1
-        self._pause = 0.0
-        self._probing = False
+        if self._pause:
+            self._ticket += 1
+            self._pause = 0.0
+            self._probing = False
         return True
 
     def failed(self, ticket: int, now: float) -> bool:

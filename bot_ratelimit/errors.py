@@ -15,4 +15,31 @@ class StorageError(RateLimitError):
     """The storage could not answer: out of reach, too slow, or unable to serve now.
 
     Whether the hit was charged is unknown, so it is never repeated.
+
+    Args:
+        message: What happened, to which server.
+        kind: In a word, for statistics: `"timeout"`, `"refused"`, `"connection"`, `"dns"`,
+            `"auth"`, `"tls"`, `"closed"`, `"queue_full"`, `"not_connected"`, or the code of a
+            Redis error in lower case, such as `"loading"`.
     """
+
+    def __init__(self, message: str, *, kind: str = "unavailable") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class NotConnectedError(StorageError):
+    """There is no connection to the server at the moment; nothing was sent or charged."""
+
+    def __init__(self, message: str, *, kind: str = "not_connected") -> None:
+        super().__init__(message, kind=kind)
+
+
+class QueueFullError(StorageError):
+    """Too many decisions wait for the server already; nothing was sent or charged.
+
+    The server may well be alive, so this does not count as an outage.
+    """
+
+    def __init__(self, message: str, *, kind: str = "queue_full") -> None:
+        super().__init__(message, kind=kind)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Literal, TypeAlias, get_args
-
-from cachetools import TTLCache
+from typing import Literal, TypeAlias, get_args
 
 from bot_ratelimit.algorithms import Verdict
-from bot_ratelimit.breaker import Breaker
 from bot_ratelimit.decision import Decision, Source, conclude
 from bot_ratelimit.errors import ConfigError, StorageError
+from bot_ratelimit.failures import Failures
 from bot_ratelimit.limit import MAX_AMOUNT, Limit
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import (
@@ -30,9 +28,6 @@ from bot_ratelimit.storage.memory import MemoryStorage
 log = logging.getLogger("bot_ratelimit")
 
 OnError: TypeAlias = Literal["allow", "deny", "memory"]
-
-# The same fault is logged once in this many seconds, not once for every update.
-LOG_EVERY: Final = 60.0
 
 
 class Limiter:
@@ -68,10 +63,8 @@ class Limiter:
         self._storage = storage
         self._memory = storage if type(storage) is MemoryStorage else None
         self._standby = MemoryStorage() if on_error == "memory" else None
-        self._breaker = Breaker()
         self._clock = clock
-        self._opened = 0.0
-        self._logged: TTLCache[str, bool] = TTLCache(64, LOG_EVERY, timer=clock)
+        self._failures = Failures(on_error, clock)
 
     @property
     def storage(self) -> Storage:
@@ -107,28 +100,26 @@ class Limiter:
         if self._memory is not None and not look:  # it answers at once and cannot fail
             verdicts: Sequence[Verdict] = self._memory.decide(charges, token)
             return self._concluded(charges, applied, verdicts, "memory")
-        ticket = self._breaker.admit(self._clock())
+        storage = self._storage
+        server = storage.server(charges)
+        breaker = self._failures.breaker(server)
+        ticket = breaker.admit(self._clock())
         if ticket is None:
             return await self._answer_without(charges, applied, token, look)
-        storage = self._storage
         try:
             if look:
                 verdicts = await storage.peek(charges, timeout=self.timeout)
             else:
                 verdicts = await storage.hit(charges, once=token, timeout=self.timeout)
         except StorageError as error:
-            self._failed(ticket, error)
+            self._failures.failed(server, breaker, ticket, error)
         except Exception as error:
-            # The server did answer: asking it less often would not help.
-            if self._breaker.succeeded(ticket):
-                self._recovered()
-            self._faulty(error)
+            self._failures.faulty(server, breaker, ticket, error)
         except BaseException:
-            self._breaker.abandoned(ticket)
+            breaker.abandoned(ticket)
             raise
         else:
-            if self._breaker.succeeded(ticket):
-                self._recovered()
+            self._failures.succeeded(server, breaker, ticket)
             return self._concluded(charges, applied, verdicts, storage.source)
         return await self._answer_without(charges, applied, token, look)
 
@@ -148,6 +139,10 @@ class Limiter:
         if self._standby is not None:
             found += await self._standby.reset(charges, timeout=self.timeout)
         return found > 0
+
+    def open(self) -> None:
+        """Begin to connect, so that the first decision need not wait for it."""
+        self._storage.open()
 
     async def close(self) -> None:
         """Close the storage."""
@@ -193,7 +188,8 @@ class Limiter:
         rule, limit = rules[0], charges[0].limit
         if self.on_error == "allow":
             return Decision(True, rule, limit.capacity, 0.0, 0.0, "policy")
-        wait = self._breaker.wait(self._clock()) or self.timeout
+        breaker = self._failures.breaker(self._storage.server(charges))
+        wait = breaker.wait(self._clock()) or self.timeout
         return Decision(False, rule, 0, wait, wait, "policy")
 
     def _concluded(
@@ -212,7 +208,7 @@ class Limiter:
         self, decision: Decision, charges: Sequence[Charge], verdicts: Sequence[Verdict]
     ) -> None:
         for rule in decision.shadow:
-            if self._first_in_a_while(f"shadow {rule}"):
+            if self._failures.first_in_a_while(f"shadow {rule}"):
                 log.info("The shadow rule '%s' would have refused a hit", rule)
         if decision.banned:
             for charge, verdict in zip(charges, verdicts, strict=True):
@@ -220,54 +216,6 @@ class Limiter:
                     # Not refused by the ban yet, and no strike left: this hit brought it on.
                     seconds = verdict.reset / 1_000_000
                     log.warning("Banned for %g s: %s (%s)", seconds, charge.key, charge.penalty)
-
-    def _recovered(self) -> None:
-        log.warning(
-            "Redis answers again after %.1f s: limits hold on every instance",
-            self._clock() - self._opened,
-        )
-
-    def _failed(self, ticket: int, error: StorageError) -> None:
-        now = self._clock()
-        reason = str(error).rstrip(".")
-        if self._breaker.failed(ticket, now):
-            self._opened = now
-            log.error(
-                "Redis rate limit check failed: %s. It is left alone for %.1f s and then tried "
-                "now and then; until it answers, %s",
-                reason,
-                self._breaker.wait(now),
-                _CONSEQUENCES[self.on_error],
-            )
-        elif self._breaker.closed and self._first_in_a_while("outage"):
-            log.warning(
-                "Redis rate limit check failed: %s. Without its answer, %s",
-                reason,
-                _CONSEQUENCES[self.on_error],
-            )
-
-    def _faulty(self, error: Exception) -> None:
-        if self._first_in_a_while(f"{type(error).__name__} {error}"[:200]):
-            expected = isinstance(error, ConfigError)
-            log.error(
-                "Redis rate limit check failed: %s. Until that is mended, %s",
-                error if expected else repr(error),
-                _CONSEQUENCES[self.on_error],
-                exc_info=None if expected else error,
-            )
-
-    def _first_in_a_while(self, what: str) -> bool:
-        if what in self._logged:
-            return False
-        self._logged[what] = True
-        return True
-
-
-_CONSEQUENCES: Final = {
-    "allow": "updates are handled without a limit (on_error='allow')",
-    "deny": "updates are refused (on_error='deny')",
-    "memory": "each instance limits by its own memory (on_error='memory')",
-}
 
 
 def check_timeout(value: object) -> float:

@@ -96,6 +96,14 @@ class FlakyStorage:
         await self._suffer(timeout)
         return await self.storage.reset(charges, timeout=timeout)
 
+    def server(self, charges: Sequence[Charge]) -> str:
+        """See `Storage.server`."""
+        return self.storage.server(charges)
+
+    def open(self) -> None:
+        """See `Storage.open`."""
+        self.storage.open()
+
     async def close(self) -> None:
         """Note that it was closed, and close the storage behind it."""
         self.closed = True

@@ -24,7 +24,7 @@ from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 
 if TYPE_CHECKING:
-    from bot_ratelimit.storage.link import Client
+    from bot_ratelimit.storage.driver import Client
 
 log = logging.getLogger("bot_ratelimit")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -50,9 +50,9 @@ class Storage(Protocol):
         """How a `Decision` names this storage."""
         ...
 
-    async def hit(
+    def hit(
         self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
-    ) -> Sequence[Verdict]:
+    ) -> Awaitable[Sequence[Verdict]]:
         """Decide, charge, and say of every charge, in their order, what its rule says.
 
         Args:
@@ -63,12 +63,23 @@ class Storage(Protocol):
         """
         ...
 
-    async def peek(self, charges: Sequence[Charge], *, timeout: float) -> Sequence[Verdict]:
+    def peek(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[Sequence[Verdict]]:
         """What `hit` would say now, with nothing charged or counted."""
         ...
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget what counts under these keys; return under how many of them something did."""
+        ...
+
+    def server(self, charges: Sequence[Charge]) -> str:
+        """Which server decides about these charges, as logs name it.
+
+        Servers fail one by one: each has its own circuit breaker.
+        """
+        ...
+
+    def open(self) -> None:
+        """Begin to connect, in the background; without it the first call does. Never raises."""
         ...
 
     async def close(self) -> None:

@@ -1,91 +1,178 @@
-"""Cluster: lines to the nodes of a Redis Cluster."""
+"""Shards: which server of a Redis Cluster has which key."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from typing import Any, Final, cast
+import asyncio
+from contextlib import suppress
+from contextvars import Context
+from typing import Any, Final
 
-from redis import exceptions
 from redis.asyncio.cluster import RedisCluster
+from redis.crc import key_slot
 
-from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.storage.wire import Command, Hit
+from bot_ratelimit.errors import NotConnectedError, StorageError
+from bot_ratelimit.storage import driver
+from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, Connection
+from bot_ratelimit.storage.decisions import Commands, Decisions, Item
+from bot_ratelimit.storage.driver import Address, NodeEndpoint, Stream
+from bot_ratelimit.storage.request import Redirect, Request
 
-
-class _Line:
-    """Speaks to the node that has the key, since the client's own commands are retried."""
-
-    __slots__ = ("_cluster", "_commands", "moved")
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._commands: deque[Command] = deque()
-        self.moved = False
-
-    @property
-    def spent(self) -> bool:
-        return self.moved
-
-    async def send(self, commands: Sequence[Command]) -> None:
-        self._commands.extend(commands)
-
-    async def receive(self, count: int) -> list[Any]:
-        replies: list[Any] = []
-        for _ in range(count):
-            command = self._commands.popleft()
-            if command[0] == b"MULTI":
-                raise ConfigError("a Redis Cluster needs scripts: allow EVALSHA and EVAL on it")
-            try:
-                replies.append(await self._cluster.attempt(command))
-            except (exceptions.ClusterError, exceptions.AskError, exceptions.TryAgainError):
-                # Nothing has run on that node. The client follows the slot to where it is now.
-                replies.append(await self._cluster.follow(command))
-            except exceptions.ResponseError as error:
-                replies.append(error)
-        return replies
-
-    async def release(self) -> None:
-        self._cluster.lost |= self.moved
+LOOK_AGAIN: Final = 0.5
+"""Seconds between two questions about who has which slots, while something is wrong."""
 
 
-class Cluster:
-    """Knows which node has which key; the connections are the nodes' affair."""
+class _AnyNode:
+    """Any node of the cluster that answers; for as long as nobody knows who has what."""
 
-    depth: Final = 1  # a command leaves when its reply is awaited
+    name = "the cluster"
 
     def __init__(self, client: RedisCluster) -> None:
         self._client = client
-        self.lost = False
-        """Whether to ask the cluster who has which slots before the next command."""
 
-    def lane(self, hit: Hit) -> int:
-        """Only keys of one slot can be decided together; see `Link.lane`."""
-        return int(self._client.keyslot(hit.charges[0].key))
+    async def connect(self) -> Stream:
+        """The connection that is open first."""
+        endpoints = [
+            NodeEndpoint(self._client, node) for node in driver.startup_nodes(self._client)
+        ]
+        opening = {asyncio.create_task(endpoint.connect()) for endpoint in endpoints}
+        errors: list[BaseException] = []
+        try:
+            rest = opening
+            while rest:
+                done, rest = await asyncio.wait(rest, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if (error := task.exception()) is None:
+                        opening.discard(task)
+                        return task.result()
+                    errors.append(error)
+        finally:
+            for task in opening:
+                task.cancel()
+                task.add_done_callback(_close_late)
+        raise errors[-1]
 
-    async def connect(self) -> _Line:
-        """A line to all nodes; see `Link.connect`."""
-        await self._client.initialize()
-        if self.lost:
-            await cast(Any, self._client.nodes_manager).initialize()
-            self.lost = False
-        return _Line(self)
+
+def _close_late(task: asyncio.Task[Stream]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
+class Shards:
+    """A connection to each node that has slots, opened when it is first needed.
+
+    Who has which slots is asked with `CLUSTER SLOTS`, over any connection that is open: at the
+    beginning, when a node redirects, and again and again while a node is in trouble. Until it is
+    known, any node is asked and its redirect is followed.
+    """
+
+    def __init__(self, client: RedisCluster) -> None:
+        self._client = client
+        self._nodes: dict[Address, Connection[Item]] = {}
+        self._slots: dict[int, Connection[Item]] = {}
+        self._any = self._connection(_AnyNode(client))
+        self._asking: asyncio.Task[None] | None = None
+        self._asked_at = 0.0
+
+    def route(self, key: bytes) -> tuple[Connection[Item], int]:
+        """The connection to the node that has this key, and the key's slot."""
+        slot = key_slot(key)
+        connection = self._slots.get(slot)
+        if connection is None:
+            connection = self._any
+            self._look()
+        return connection, slot
+
+    def connections(self) -> list[Connection[Item]]:
+        """All of them."""
+        return [self._any, *self._nodes.values()]
+
+    def open(self) -> None:
+        """Begin to find out who has what."""
+        self._any.open()
+        self._look()
 
     async def close(self) -> None:
-        """Nothing is kept; see `Link.close`."""
+        """Close all connections."""
+        asking, self._asking = self._asking, None
+        if asking is not None and asking.get_loop() is asyncio.get_running_loop():
+            asking.cancel()
+            await asyncio.wait([asking])
+        for connection in self.connections():
+            await connection.close()
 
-    async def attempt(self, command: Command) -> Any:
-        """Ask the node that has the key, once."""
-        key = command[1] if command[0] == b"DEL" else command[3]
-        node = cast(Any, self._client.get_node_from_key(key.decode("utf-8", "surrogatepass")))
+    def _connection(self, endpoint: driver.Endpoint) -> Connection[Item]:
+        return Connection(
+            endpoint,
+            Decisions(endpoint.name),
+            redirect=self._follow,
+            on_trouble=self._look,
+        )
+
+    def _node(self, address: Address) -> Connection[Item]:
+        node = self._nodes.get(address)
+        if node is None:
+            node = self._nodes[address] = self._connection(NodeEndpoint(self._client, address))
+        return node
+
+    def _follow(self, request: Request[Item], redirect: Redirect) -> None:
+        """Ask the node that a redirect names: nothing has run where it came from."""
+        address = driver.remapped(self._client, redirect.address)
+        node = self._node(address)
+        request.asking = redirect.asking
+        if not redirect.asking and request.slot is not None:
+            self._slots[request.slot] = node
+            self._look()
         try:
-            return await node.execute_command(command[0].decode(), *command[1:])
-        except BaseException as error:
-            # Whoever was answered, if only by an error, still has its node.
-            self.lost = not isinstance(error, exceptions.ResponseError)
-            raise
+            node.enqueue(request)
+        except StorageError as error:
+            request.answer(error)
 
-    async def follow(self, command: Command) -> Any:
-        """Let the client find the node."""
-        name, *arguments = command
-        return await self._client.execute_command(name.decode(), *arguments)
+    def _look(self) -> None:
+        """Find out who has which slots, soon."""
+        loop = asyncio.get_running_loop()
+        if self._asking is None or self._asking.done() or self._asking.get_loop() is not loop:
+            self._asking = loop.create_task(self._ask(), context=Context())
+
+    async def _ask(self) -> None:
+        """Ask until there is an answer, and until every node that has slots is reached."""
+        while True:
+            await asyncio.sleep(max(0.0, self._asked_at + LOOK_AGAIN - _now()))
+            self._asked_at = _now()
+            slots = await self._asked()
+            if slots is not None:
+                await self._adopt(slots)
+                if not any(node.trouble for node in self._nodes.values()):
+                    return
+
+    async def _asked(self) -> Any:
+        for connection in sorted(self.connections(), key=_is_closed):
+            with suppress(StorageError, NotConnectedError):
+                item = Commands([(b"CLUSTER", b"SLOTS")])
+                (reply,) = await connection.submit(
+                    item, CONNECT_TIMEOUT if connection is self._any else 1.0
+                )
+                if isinstance(reply, list):
+                    return reply
+        return None
+
+    async def _adopt(self, ranges: Any) -> None:
+        slots: dict[int, Connection[Item]] = {}
+        for first, last, primary, *_ in ranges:
+            host, port = primary[0], int(primary[1])
+            host = host.decode() if isinstance(host, bytes) else host
+            if not host or host == "?":  # it means: where you are asking
+                continue
+            node = self._node(driver.remapped(self._client, (host, port)))
+            slots.update(dict.fromkeys(range(int(first), int(last) + 1), node))
+        self._slots = slots
+        gone = [address for address, node in self._nodes.items() if node not in set(slots.values())]
+        for address in gone:
+            await self._nodes.pop(address).close()
+
+
+def _is_closed(connection: Connection[Item]) -> bool:
+    return not connection.is_open
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

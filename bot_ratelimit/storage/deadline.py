@@ -1,131 +1,72 @@
-"""Deadlines: what must be done in time, watched over by a single timer."""
+"""Time in which an answer could have been heard."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import deque
-from operator import attrgetter
-from types import TracebackType
-from typing import Final, Protocol
+from collections.abc import Callable
+from contextvars import Context
+from typing import Final
 
-_AGAIN: Final = 0.01
-"""Seconds between two attempts to cancel."""
-
-
-class Due(Protocol):
-    """Something that must be done in time."""
-
-    @property
-    def at(self) -> float:
-        """Until when, by the clock of the loop."""
-        ...
-
-    def done(self) -> bool:
-        """Whether it was done."""
-        ...
-
-    def ring(self) -> None:
-        """It is not done, and its time is over."""
-        ...
+SHORTEST_TICK: Final = 0.001
+LONGEST_TICK: Final = 0.025
+TICKS: Final = 10
+"""In how many parts a time-out is looked at."""
 
 
-class Deadlines:
-    """Rings whatever is not done in time in this event loop.
+class ListeningClock:
+    """Seconds of an event loop, without those in which it was away.
 
-    A timer for each would be much of what a decision costs. It is meant for deadlines that come in
-    order, as those of one limiter do; others are sorted in.
-    """
+    A handler that blocks the loop for a second, or a flood that keeps it busy, keeps answers from
+    being heard. So the clock is read by a timer that ticks while somebody waits, and by as much as
+    the timer comes late, the clock stands still::
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._due: deque[Due] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        self._rings_at = math.inf
-
-    def add(self, due: Due) -> None:
-        """Watch over this, too."""
-        at, others = due.at, self._due
-        overtakes = others and at < others[-1].at
-        others.append(due)
-        if overtakes:
-            self._due = deque(sorted(others, key=attrgetter("at")))
-        if at < self._rings_at:
-            self._arm(at)
-
-    def forget_done(self) -> None:
-        """Let go of what was done, as far as nothing earlier is still due."""
-        while self._due and self._due[0].done():
-            self._due.popleft()
-
-    def _arm(self, at: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._rings_at = self.loop.call_at(at, self._ring), at
-
-    def _ring(self) -> None:
-        self._timer, self._rings_at = None, math.inf
-        while self._due and self._due[0].at <= self.loop.time():
-            due = self._due.popleft()
-            if not due.done():
-                due.ring()
-        self.forget_done()
-        if self._due:
-            self._arm(self._due[0].at)
-
-
-class Deadline:
-    """Cancels the task that is in its block when it is time; the block ends in TimeoutError then.
-
-    redis-py connects and sends by `asyncio.wait_for`, which in Python 3.11 swallows a cancellation
-    that meets the end of what it waits for; with `asyncio.timeout` the task would go on, for a
-    minute on a client that retries. So this one cancels again until the block is left.
+        loop     |----|----|----|=======busy=======|----|----|
+        timer    ^    ^    ^    ^                  ^    ^    ^
+        clock    0    1    2    3                  4    5    6   ticks
 
     Args:
-        at: When, by the clock of the running loop.
-        deadlines: Where it is kept; with many of them, together with others.
+        loop: The event loop.
+        on_tick: Called with the time at every tick; returns whether to go on ticking.
     """
 
-    __slots__ = ("_again", "_cancelling", "_deadlines", "_left", "_rung", "_task", "at")
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_tick: Callable[[float], bool]) -> None:
+        self._loop = loop
+        self._on_tick = on_tick
+        self._context = Context()  # not that of the caller who happens to start the clock
+        self._away = 0.0
+        self._due: float | None = None  # the next tick, by the loop's time
+        self._timer: asyncio.TimerHandle | None = None
+        self._tick = LONGEST_TICK
 
-    def __init__(self, at: float, deadlines: Deadlines | None = None) -> None:
-        self.at = at
-        self._deadlines = deadlines or Deadlines(asyncio.get_running_loop())
-        self._again: asyncio.TimerHandle | None = None
-        self._left = False
-        self._rung = 0
+    def now(self) -> float:
+        """Seconds from some starting point."""
+        time, due = self._loop.time(), self._due
+        if due is not None and time > due:  # the loop is away at this moment
+            time = due
+        return time - self._away
 
-    def __enter__(self) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a deadline can only be kept by a task")
-        self._task = task
-        self._cancelling = task.cancelling()
-        self._deadlines.add(self)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._left = True
-        self._deadlines.forget_done()
-        if self._again is None:
+    def start(self, timeout: float) -> None:
+        """Tick from now on, often enough for this time-out."""
+        if self._due is not None:
             return
-        self._again.cancel()
-        for _ in range(self._rung):
-            self._task.uncancel()
-        # Else somebody else wants the task cancelled too, and his wish goes first.
-        if self._task.cancelling() <= self._cancelling and kind is asyncio.CancelledError:
-            raise TimeoutError from error
+        self._tick = min(max(timeout / TICKS, SHORTEST_TICK), LONGEST_TICK)
+        self._arm(self._loop.time())
 
-    def done(self) -> bool:
-        """Whether the block was left."""
-        return self._left
+    def stop(self) -> None:
+        """Stop ticking."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._due = None
 
-    def ring(self) -> None:
-        """Cancel the task, and again until it hears."""
-        self._rung += 1
-        self._task.cancel()
-        self._again = self._deadlines.loop.call_later(_AGAIN, self.ring)
+    def _arm(self, time: float) -> None:
+        self._due = time + self._tick
+        self._timer = self._loop.call_at(self._due, self._fire, context=self._context)
+
+    def _fire(self) -> None:
+        time, due = self._loop.time(), self._due
+        if due is None:
+            return
+        self._away += max(0.0, time - due)
+        self._timer = self._due = None
+        if self._on_tick(time - self._away):
+            self._arm(time)

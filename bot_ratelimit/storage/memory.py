@@ -92,6 +92,13 @@ class MemoryStorage:
             found += self._step(charge, kept, now, 0)[1].reset > 0
         return found
 
+    def server(self, charges: Sequence[Charge]) -> str:
+        """This process; see `Storage.server`."""
+        return "memory"
+
+    def open(self) -> None:
+        """There is nothing to open; see `Storage.open`."""
+
     async def close(self) -> None:
         """Forget everything."""
         self._states.clear()

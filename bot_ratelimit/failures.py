@@ -1,0 +1,128 @@
+"""Failures: which servers fail, whether to ask them, and what the log says of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from cachetools import TTLCache
+
+from bot_ratelimit.breaker import Breaker
+from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
+
+log = logging.getLogger("bot_ratelimit")
+
+# The same thing is logged once in this many seconds, not once for every update.
+LOG_EVERY: Final = 60.0
+
+_CONSEQUENCES: Final = {
+    "allow": "updates are handled without a limit (on_error='allow')",
+    "deny": "updates are refused (on_error='deny')",
+    "memory": "each instance limits by its own memory (on_error='memory')",
+}
+
+
+class Failures:
+    """A circuit breaker for each server, and a log that tells of changes, not of updates.
+
+    Args:
+        on_error: Who answers meanwhile; the log says what that means.
+        clock: Seconds from any starting point.
+    """
+
+    def __init__(self, on_error: str, clock: Callable[[], float]) -> None:
+        self._consequence = _CONSEQUENCES[on_error]
+        self._clock = clock
+        self._breakers: dict[str, Breaker] = {}
+        self._since: dict[str, float] = {}  # of the failures that the log told of
+        self._logged: TTLCache[str, bool] = TTLCache(64, LOG_EVERY, timer=clock)
+
+    def breaker(self, server: str) -> Breaker:
+        """The breaker of a server."""
+        breaker = self._breakers.get(server)
+        if breaker is None:
+            breaker = self._breakers[server] = Breaker()
+        return breaker
+
+    def succeeded(self, server: str, breaker: Breaker, ticket: int) -> None:
+        """The server answered."""
+        if breaker.succeeded(ticket) and server in self._since:
+            log.warning(
+                "Redis answers again after %.1f s: limits hold on every instance (%s)",
+                self._clock() - self._since.pop(server),
+                server,
+            )
+
+    def failed(self, server: str, breaker: Breaker, ticket: int, error: StorageError) -> None:
+        """The server did not answer, or said that it cannot serve now."""
+        reason = str(error).rstrip(".")
+        if isinstance(error, QueueFullError):
+            breaker.abandoned(ticket)
+            if self.first_in_a_while("queue full"):
+                log.warning(
+                    "Too many decisions at once: %s. For these, %s", reason, self._consequence
+                )
+            return
+        now = self._clock()
+        if isinstance(error, NotConnectedError):
+            breaker.abandoned(ticket)
+            self._tell(
+                server,
+                f"not connected {error.kind}",
+                logging.ERROR,
+                (
+                    "Redis rate limit check failed: %s. It is tried again about every second; "
+                    "until then, %s"
+                ),
+                reason,
+                self._consequence,
+            )
+        elif breaker.failed(ticket, now):
+            self._tell(
+                server,
+                "",
+                logging.ERROR,
+                (
+                    "Redis rate limit check failed: %s. It is left alone for %.1f s and then tried "
+                    "now and then; until it answers, %s"
+                ),
+                reason,
+                breaker.wait(now),
+                self._consequence,
+            )
+        elif breaker.closed:
+            self._tell(
+                server,
+                f"outage {error.kind}",
+                logging.WARNING,
+                ("Redis rate limit check failed: %s. Without its answer, %s"),
+                reason,
+                self._consequence,
+            )
+
+    def faulty(self, server: str, breaker: Breaker, ticket: int, error: Exception) -> None:
+        """The server did answer, but not with a decision: asking it less often would not help."""
+        self.succeeded(server, breaker, ticket)
+        expected = isinstance(error, ConfigError)
+        kind = getattr(error, "kind", "") or f"{type(error).__name__} {error}"[:200]
+        if self.first_in_a_while(f"fault {kind}"):
+            log.error(
+                "Redis rate limit check failed: %s. Until that is fixed, %s",
+                error if expected else repr(error),
+                self._consequence,
+                exc_info=None if expected else error,
+            )
+
+    def first_in_a_while(self, what: str) -> bool:
+        """Whether this has not been asked for a minute: then it may be logged."""
+        if what in self._logged:
+            return False
+        self._logged[what] = True
+        return True
+
+    def _tell(self, server: str, kind: str, level: int, text: str, *arguments: object) -> None:
+        if kind and not self.first_in_a_while(f"{server} {kind}"):
+            return
+        self._since.setdefault(server, self._clock())
+        log.log(level, text, *arguments)

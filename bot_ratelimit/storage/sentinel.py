@@ -1,0 +1,114 @@
+"""The primary of a Sentinel service, wherever it is now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from redis import exceptions
+from redis.asyncio.sentinel import SentinelConnectionPool
+
+from bot_ratelimit.storage import wire
+from bot_ratelimit.storage.driver import Address, Stream, opened, sentinels_of
+
+ASK_TIMEOUT: Final = 1.0
+"""Seconds that one sentinel gets to answer."""
+GATHER: Final = 0.1
+"""Seconds for which the others are heard once one has answered: it may have missed a failover."""
+LOOK_AGAIN: Final = 0.5
+"""Seconds between two questions while a connection to the primary is being opened."""
+
+
+class _Answer(NamedTuple):
+    epoch: int
+    address: Address
+
+
+class SentinelEndpoint:
+    """Asks all sentinels at once, so that one that is dead or hangs delays nothing.
+
+    Of several answers that of the latest failover counts (the highest `config-epoch`). While the
+    connection is being opened the sentinels are asked again, so that a primary that hangs is left
+    as soon as they have chosen another one.
+    """
+
+    def __init__(self, pool: SentinelConnectionPool) -> None:
+        self._pool: Any = pool
+        self.name, *_ = sentinels_of(pool)
+
+    async def connect(self) -> Stream:
+        """See `Endpoint.connect`."""
+        while True:
+            address = await self._primary()
+            connection = self._pool.make_connection()
+
+            async def connect(connection: Any = connection, to: Address = address) -> None:
+                await connection.connect_to(to)
+
+            opening = asyncio.create_task(opened(connection, connect))
+            try:
+                if await self._stays(address, opening):
+                    return await opening
+            finally:
+                opening.cancel()
+
+    async def _stays(self, address: Address, opening: asyncio.Task[Stream]) -> bool:
+        """Wait until it is open, and say so; False if the primary is another one meanwhile."""
+        while True:
+            done, _ = await asyncio.wait([opening], timeout=LOOK_AGAIN)
+            if done:
+                return True
+            if await self._primary() != address:
+                return False
+
+    async def _primary(self) -> Address:
+        name, pools, peers, forced = sentinels_of(self._pool)
+        asking = {asyncio.create_task(_ask(pool, name, peers)) for pool in pools}
+        try:
+            answers: list[_Answer] = []
+            errors: list[str] = []
+            rest, patience = asking, None
+            while rest:
+                done, rest = await asyncio.wait(
+                    rest, timeout=patience, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    if (error := task.exception()) is None:
+                        answers.append(task.result())
+                    else:
+                        errors.append(str(error) or type(error).__name__)
+                if not done:
+                    break
+                if answers:
+                    patience = GATHER
+        finally:
+            for task in asking:
+                task.cancel()
+        if not answers:
+            raise exceptions.ConnectionError(
+                f"no sentinel knows the primary of {name!r} ({'; '.join(sorted(set(errors)))})"
+            )
+        _, (host, port) = max(answers)
+        return forced or host, port
+
+
+async def _ask(pool: Any, service: str, peers: int) -> _Answer:
+    async with asyncio.timeout(ASK_TIMEOUT):
+        connection = pool.make_connection()
+        stream = await opened(connection, connection.connect)
+        try:
+            stream.write(wire.encode([b"SENTINEL", b"MASTER", service.encode()]))
+            reply = await stream.read()
+        finally:
+            stream.close()
+    if isinstance(reply, Exception):
+        raise reply
+    pairs = reply.items() if isinstance(reply, Mapping) else zip(*[iter(reply)] * 2, strict=True)
+    state = {bytes(key).decode(): bytes(value).decode() for key, value in pairs}
+    flags = state["flags"].split(",")
+    if "master" not in flags or "s_down" in flags or "o_down" in flags:
+        raise exceptions.ConnectionError(f"the primary is {state['flags']}")
+    if int(state["num-other-sentinels"]) < peers:
+        raise exceptions.ConnectionError("a sentinel sees too few others")
+    return _Answer(int(state["config-epoch"]), (state["ip"], int(state["port"])))
