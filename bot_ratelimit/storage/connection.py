@@ -6,9 +6,12 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from contextvars import Context
+from operator import attrgetter
 from typing import Any, Final, Generic
+from weakref import finalize, ref
 
 from bot_ratelimit.errors import NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.storage import wire
@@ -25,6 +28,8 @@ SILENCE: Final = 2.0
 """Seconds without a reply after which a connection is replaced."""
 LONGEST_BACKOFF: Final = 1.0
 """Seconds between two attempts to connect, at most."""
+IDLE: Final = 60.0
+"""Seconds without a request after which no more attempts are made."""
 MAX_WAITING: Final = 20_000
 """Requests that wait for an answer; one more is refused."""
 MAX_WEIGHT: Final = 256
@@ -82,10 +87,14 @@ class Connection(Generic[Item]):
         self._queue: deque[Request[Item]] = deque()
         self._queued_weight = 0
         self._queued_at = 0.0
+        self._asked = 0  # requests so far
+        self._asked_at = 0.0
         self._sent: deque[Call[Item]] = deque()
+        self._replies: list[Any] = []  # to the first of them, so far
         self._batches = 0  # that are on their way
         self._waiting = 0  # requests in calls that are on their way
-        self._opened_at = 0.0
+        self._opened_at = 0.0  # when connecting began
+        self._connected_at = 0.0
         self._failures = 0  # to connect, or to get an answer once connected
         self._heard_at = 0.0
         self._distance = FAR  # seconds to a reply: the shortest of the last few
@@ -120,15 +129,18 @@ class Connection(Generic[Item]):
         """Ask on behalf of a request; see `submit`."""
         self.open()
         clock = self._clock
-        request.deadline = clock.now() + request.timeout
+        now = self._asked_at = clock.now()
+        request.deadline = now + request.timeout
         if self._stream is None and (
-            self.trouble is not None or clock.now() >= self._opened_at + request.timeout
+            self.trouble is not None or now >= self._opened_at + request.timeout
         ):
             raise self.trouble or NotConnectedError(f"still connecting to {self.name}")
         if len(self._queue) + self._waiting >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests are waiting for {self.name} already")
         if not self._queue:
-            self._queued_at = request.deadline - request.timeout
+            self._queued_at = now
+        self._asked += 1
+        request.number = self._asked
         self._queue.append(request)
         self._queued_weight += request.weight
         clock.start(request.timeout)
@@ -141,6 +153,7 @@ class Connection(Generic[Item]):
         if loop is not self._loop:  # another asyncio.run(): nothing of the last can be used
             self._discard()
             self._loop, self._clock = loop, ListeningClock(loop, self._tick)
+            self._asked_at = self._clock.now()
         stream = self._stream
         if stream is not None and not self._sent and stream.is_closed:  # while it was idle
             self._disconnect()
@@ -175,8 +188,8 @@ class Connection(Generic[Item]):
     # Connecting
 
     async def _open(self) -> None:
-        """Connect; try until it works."""
-        while True:
+        """Connect; try until it works, or nobody has asked for a while."""
+        while not self._failures or self._clock.now() - self._asked_at < IDLE:
             await asyncio.sleep(self._backoff())
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -187,9 +200,14 @@ class Connection(Generic[Item]):
                 self.trouble = unreachable(self.name, error, CONNECT_TIMEOUT)
                 self._fail(self._take_queue(), self.trouble)
                 self._on_trouble()
+        else:
+            self._opening = None
+            return
         self._opening, self._stream, self.trouble = None, stream, None
-        self._heard_at = self._clock.now()
-        self._reading = asyncio.create_task(self._read(stream), context=Context())
+        self._heard_at = self._connected_at = self._clock.now()
+        self._replies.clear()
+        self._reading = asyncio.create_task(_read(stream, ref(self)), context=Context())
+        finalize(self, _cancel, self._reading).atexit = False
         self._send()
 
     def _backoff(self) -> float:
@@ -307,23 +325,19 @@ class Connection(Generic[Item]):
     # ---------------------------------------------------------------------------------------------
     # Receiving
 
-    async def _read(self, stream: Stream) -> None:
-        """Read the replies to what is sent, for as long as the connection lasts."""
-        replies: list[Any] = []
-        try:
-            while stream is self._stream:
-                reply = await stream.read()
-                if not self._sent:
-                    raise StorageError("a reply to nothing that was asked")
-                replies.append(reply)
-                if len(replies) == self._sent[0].replies:
-                    self._heard(self._sent.popleft(), replies)
-                    replies = []
-        except Exception as error:
-            if stream is self._stream:
-                self._lose(unreachable(self.name, error, None))
-        finally:
-            stream.close()
+    def _received(self, stream: Stream, reply: Any) -> bool:
+        """Take in a reply; whether to go on reading."""
+        if not self._sent:
+            raise StorageError("a reply to nothing that was asked")
+        self._replies.append(reply)
+        if len(self._replies) == self._sent[0].replies:
+            replies, self._replies = self._replies, []
+            self._heard(self._sent.popleft(), replies)
+        return stream is self._stream
+
+    def _broken(self, stream: Stream, error: Exception) -> None:
+        if stream is self._stream:
+            self._lose(unreachable(self.name, error, None))
 
     def _heard(self, call: Call[Item], replies: list[Any]) -> None:
         now = self._clock.now()
@@ -353,7 +367,8 @@ class Connection(Generic[Item]):
                 self._redirect(request, answer)
             else:
                 request.answer(answer)
-        self._queue.extendleft(reversed(again))
+        if again:  # before those who came later
+            self._queue = deque(sorted([*again, *self._queue], key=_NUMBER))
 
     # ---------------------------------------------------------------------------------------------
     # Time
@@ -370,13 +385,14 @@ class Connection(Generic[Item]):
             self._lose(StorageError(f"{self.name}: no answer for {SILENCE:g} s", kind="timeout"))
         return bool(self._sent or self._queue)
 
-    def _expire(self, requests: Sequence[Request[Item]] | deque[Request[Item]], now: float) -> None:
+    def _expire(self, requests: Iterable[Request[Item]], now: float) -> None:
         for request in requests:
             if request.deadline <= now and not request.future.done():
-                request.answer(self._late(request.timeout))
+                request.answer(self._late(request))
 
-    def _late(self, timeout: float) -> StorageError:
-        if self._stream is None:
+    def _late(self, request: Request[Item]) -> StorageError:
+        timeout = request.timeout
+        if self._stream is None or request.deadline - timeout < self._connected_at:
             return NotConnectedError(f"not connected to {self.name} within {timeout:g} s")
         if self._slow is None:
             text = f"no answer from {self.name} within {timeout:g} s"
@@ -400,3 +416,31 @@ class Connection(Generic[Item]):
                 timeout,
                 took * 1.25,
             )
+
+
+_NUMBER: Final = attrgetter("number")
+
+
+async def _read(stream: Stream, owner: ref[Connection[Any]]) -> None:
+    """Read replies for as long as the connection lasts, and its owner is there.
+
+    A storage that is dropped without `close` must not live on because of its reading task.
+    """
+    try:
+        while True:
+            reply = await stream.read()
+            connection = owner()
+            if connection is None or not connection._received(stream, reply):
+                return
+            del connection
+    except Exception as error:
+        if (connection := owner()) is not None:
+            connection._broken(stream, error)
+    finally:
+        stream.close()
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    if not task.done():
+        with suppress(RuntimeError):  # the loop may be closed already
+            task.get_loop().call_soon_threadsafe(task.cancel)

@@ -168,7 +168,9 @@ def check_client(client: object) -> None:
         # The value is not repeated: a URL may hold a password.
         raise ConfigError("redis_client is a str: pass redis.asyncio.Redis.from_url(...)")
     if isinstance(client, type) and issubclass(client, (aioredis.Redis, RedisCluster)):
-        raise ConfigError(f"redis_client is the class {name}: pass a client, {kind.__name__}(...)")
+        raise ConfigError(
+            f"redis_client is the class {name}: pass a client, redis.asyncio.{kind.__name__}(...)"
+        )
     if isinstance(client, aioredis.ConnectionPool):
         raise ConfigError(
             "redis_client is a ConnectionPool: pass redis.asyncio.Redis.from_pool(pool)"

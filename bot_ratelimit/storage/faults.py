@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Final
 
@@ -69,46 +70,55 @@ def _code_in(text: str) -> str:
 # What the reason of a failure to connect contains, its kind, and what to do about it.
 _REASONS: Final = (
     (
-        r"WRONG_VERSION_NUMBER|record layer failure|unknown protocol",
+        "WRONG_VERSION_NUMBER|record layer failure|unknown protocol",
         "tls",
         "the port does not speak TLS: use redis:// instead of rediss://",
     ),
-    (r"certificate|CERTIFICATE|SSL", "tls", "check ssl_ca_certs and the server's certificate"),
     (
-        r"[Aa]uthentication|WRONGPASS|NOAUTH|invalid (username-)?password",
+        "(?i:certificate|ssl)",
+        "tls",
+        "check the server's certificate and ssl_ca_certs, ssl_certfile and ssl_keyfile",
+    ),
+    (
+        "(?i:authenticat|password)|WRONGPASS|NOAUTH",
         "auth",
         "check REDIS_PASSWORD, or the password in REDIS_URL",
     ),
-    (r"refused", "refused", "nothing listens there: is Redis running, are host and port right?"),
+    ("refused", "refused", "is Redis running, and are host and port right?"),
     (
-        r"Name or service not known|nodename nor servname|getaddrinfo|Temporary failure in name",
+        "not known|getaddrinfo|name resolution|No address associated",
         "dns",
-        "the host name is unknown: check REDIS_HOST or REDIS_URL",
+        "unknown host name: check REDIS_HOST or REDIS_URL",
     ),
-    (r"max number of clients", "maxclients", "raise maxclients on the server"),
-    (r"unreachable|No route", "unreachable", "check the network"),
+    ("max number of clients", "maxclients", "raise maxclients on the server"),
+    ("(?i:unreachable|no route)", "unreachable", "check the network"),
+    ("No such file", "refused", "is Redis running, and is the path of its socket right?"),
 )
+_ERRNO: Final = re.compile(r"^Error (\d+) connecting to ")
 
 
 def unreachable(name: str, error: Exception, timeout: float | None) -> StorageError:
-    """Why a server cannot be reached, with its name, the real reason, and what to do.
+    """Why a server cannot be reached, or was lost: its name, the real reason, what to do about it.
 
     Args:
         name: The server.
         error: What was raised.
         timeout: Seconds that connecting was given; None if the connection was open already.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
-    make = StorageError if timeout is None else NotConnectedError
-    if isinstance(error, (TimeoutError, exceptions.TimeoutError)) and timeout is not None:
-        return make(f"no connection to {name} within {timeout:g} s", kind="timeout")
-    where = "" if name in text else f"{name}: "
-    for pattern, kind, fix in _REASONS:
-        if re.search(pattern, text):
-            return make(f"{where}{text} ({fix})", kind=kind)
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if timeout is not None and isinstance(error, (TimeoutError, exceptions.TimeoutError)):
+        return NotConnectedError(f"no connection to {name} within {timeout:g} s", kind="timeout")
+    if number := _ERRNO.match(text):  # asyncio puts other words in place of the system's
+        text = f"{os.strerror(int(number[1]))} ({text})"
+    text = text if name in text else f"{name}: {text}"
+    kind, fix = next(
+        ((kind, f" - {fix}") for pattern, kind, fix in _REASONS if re.search(pattern, text)),
+        ("connection", ""),
+    )
     code = _BY_CLASS.get(type(error)) or _code_in(text)
     if code in _OUTAGES:
-        return make(f"{where}{text if code in text else f'{code} {text}'}", kind=code.lower())
-    if timeout is not None and "closed" in text:
-        text += " (while connecting: if the port speaks TLS, use rediss:// instead of redis://)"
-    return make(f"{where}{text}", kind="connection")
+        kind, text = code.lower(), text if code in text else f"{text} ({code})"
+    elif timeout is not None and "closed" in text:
+        fix = " - while connecting: if the port speaks TLS, use rediss:// instead of redis://"
+    make = StorageError if timeout is None else NotConnectedError
+    return make(f"{text}{fix}", kind=kind)

@@ -14,7 +14,17 @@ Item = TypeVar("Item")
 class Request(Generic[Item]):
     """Something a server is asked, and who waits for the answer."""
 
-    __slots__ = ("asking", "deadline", "future", "item", "redirected", "slot", "timeout", "weight")
+    __slots__ = (
+        "asking",
+        "deadline",
+        "future",
+        "item",
+        "number",
+        "redirected",
+        "slot",
+        "timeout",
+        "weight",
+    )
 
     def __init__(
         self,
@@ -31,6 +41,8 @@ class Request(Generic[Item]):
         self.slot = slot
         """Of a Redis Cluster, where only what is in one slot can share a command."""
         self.deadline = 0.0
+        self.number = 0
+        """Its place among the requests of a connection."""
         self.redirected = False
         self.asking = False
         """Whether the slot is on its way to this server, which has to be told that we know."""

@@ -42,7 +42,9 @@ async def test_one_rule_needs_nothing(cluster: RedisCluster) -> None:
     limiter = Limiter(RedisStorage(cluster), timeout=TIMEOUT)
     users = [Subject(user=i % 20) for i in range(100)]
     decisions = await asyncio.gather(*(limiter.hit("3/minute", user) for user in users))
-    assert [decision.allowed for decision in decisions] == [True] * 60 + [False] * 40
+    for user in range(20):
+        found = [decision.allowed for decision in decisions[user::20]]
+        assert (len(found), sum(found)) == (5, 3)
     assert {decision.source for decision in decisions} == {"redis"}
     assert await limiter.reset("3/minute", users[0])
     assert (await limiter.peek("3/minute", users[0])).remaining == 3
@@ -115,6 +117,6 @@ async def test_a_cluster_out_of_reach_is_an_outage() -> None:
     cluster = RedisCluster(host="127.0.0.1", port=free_port())
     storage = RedisStorage(cluster)
     for _ in range(2):
-        with pytest.raises(StorageError, match="cannot be connected"):
+        with pytest.raises(StorageError, match=r"Connection refused.*is Redis running"):
             await storage.hit([charge("9/minute")], timeout=TIMEOUT)
     await cluster.aclose()

@@ -58,7 +58,7 @@ async def test_a_decision_is_one_command(
     assert [command.split()[0] for command in commands] == ["EVALSHA"] * 2
 
 
-@pytest.mark.parametrize(("algorithm", "most"), [("", 3), (" sliding", 5), (" bucket", 5)])
+@pytest.mark.parametrize(("algorithm", "most"), [("", 4), (" sliding", 6), (" bucket", 6)])
 async def test_a_crowd_travels_together(
     redis_server: Server, client: aioredis.Redis, algorithm: str, most: int
 ) -> None:

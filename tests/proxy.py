@@ -1,0 +1,119 @@
+"""A way to a server that takes time, stalls, or breaks: a proxy in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from time import monotonic
+
+
+class Proxy:
+    """Forwards bytes to a port on loopback, each way with half the round trip's delay.
+
+    It runs in a thread with an event loop of its own, so that a blocked loop in the test does not
+    delay it.
+    """
+
+    def __init__(self, target: int, round_trip: float = 0.0, jitter: float = 0.0) -> None:
+        self.target = target
+        self.round_trip = round_trip
+        self.jitter = jitter
+        self.port = 0
+        self.connections = 0
+        """How many were accepted so far."""
+        self._stalled_until = 0.0
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(5)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+    def stall(self, seconds: float) -> None:
+        """Hold back everything for so long."""
+        self._stalled_until = monotonic() + seconds
+
+    def cut(self) -> None:
+        """Break all connections."""
+
+        def abort() -> None:
+            for writer in list(self._writers):
+                writer.transport.abort()
+
+        self._loop.call_soon_threadsafe(abort)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.set_exception_handler(lambda *_: None)  # connections are broken on purpose
+        server = self._loop.run_until_complete(
+            asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        )
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        self._loop.run_forever()
+        server.close()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        with suppress(BaseException):
+            self._loop.run_until_complete(
+                asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True)
+            )
+        self._loop.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            there = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers |= {writer, there[1]}
+        # A connection is open when the handshake of TCP has come back.
+        await asyncio.gather(self._pump(reader, there[1]), self._pump(there[0], writer))
+        self._writers -= {writer, there[1]}
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+        async def deliver() -> None:
+            while True:
+                due, data = await chunks.get()
+                while (wait := max(due, self._stalled_until) - monotonic()) > 0:  # noqa: ASYNC110 - a stall may grow meanwhile
+                    await asyncio.sleep(wait)
+                if not data:
+                    return
+                writer.write(data)
+
+        delivering = asyncio.create_task(deliver())
+        last = 0.0
+        with suppress(ConnectionError):
+            data = b"-"
+            while data:
+                data = await reader.read(65_536)
+                delay = self.round_trip / 2 + random.uniform(-1, 1) * self.jitter / 2
+                last = max(last, monotonic() + delay)
+                chunks.put_nowait((last, data))
+            await delivering
+        delivering.cancel()
+        with suppress(Exception):
+            writer.close()
+
+
+@contextmanager
+def distant(target: int, round_trip: float = 0.0, jitter: float = 0.0) -> Iterator[Proxy]:
+    """A proxy to this port, for as long as the block lasts."""
+    proxy = Proxy(target, round_trip, jitter)
+    proxy.start()
+    try:
+        yield proxy
+    finally:
+        proxy.stop()
