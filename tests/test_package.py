@@ -36,19 +36,20 @@ FLOORS = [
     {"outgoing"},
     {"settings", "testing", "metrics"},
     # Nothing from here on imports aiogram.
-    {"limiter", "breaker", "observer"},
+    {"limiter", "failures", "breaker", "observer"},
     {"storage"},
     {"decision", "algorithms", "penalty", "rule", "limit", "errors"},
 ]
 STRANGERS = {("incoming", "outgoing"), ("outgoing", "incoming")}
 ABOVE_THE_LINE = {"__init__", "__main__", "admin", "incoming", "outgoing"}
 KNOW_REDIS = {
-    "storage.redis",
-    "storage.link",
-    "storage.pool",
-    "storage.cluster",
-    "storage.faults",
     "settings",
+    "storage.cluster",
+    "storage.decisions",
+    "storage.driver",
+    "storage.faults",
+    "storage.redis",
+    "storage.sentinel",
 }
 
 
@@ -233,7 +234,7 @@ USE = """
 import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
 import bot_ratelimit
-from bot_ratelimit.storage.redis import SCRIPT
+from bot_ratelimit.storage.decisions import SCRIPT
 limiter = bot_ratelimit.Limiter(bot_ratelimit.MemoryStorage())
 decision = asyncio.run(limiter.hit("1/s", bot_ratelimit.Subject(user=42)))
 print(json.dumps([bot_ratelimit.__file__, len(SCRIPT), decision.allowed]))
