@@ -26,16 +26,15 @@ class Proxy:
         """How many were accepted so far."""
         self._stalled_until = 0.0
         self._writers: set[asyncio.StreamWriter] = set()
-        self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
     def start(self) -> None:
         self._thread.start()
         assert self._ready.wait(5)
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join(5)
 
     def stall(self, seconds: float) -> None:
@@ -51,23 +50,18 @@ class Proxy:
 
         self._loop.call_soon_threadsafe(abort)
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(lambda *_: None)  # connections are broken on purpose
-        server = self._loop.run_until_complete(
-            asyncio.start_server(self._accept, "127.0.0.1", self.port)
-        )
+        self._stopped = asyncio.Event()
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
-        self._loop.run_forever()
+        await self._stopped.wait()
         server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        with suppress(BaseException):
-            self._loop.run_until_complete(
-                asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True)
-            )
-        self._loop.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await asyncio.sleep(0.01)  # transports close in turns of their own
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
