@@ -19,7 +19,6 @@ from bot_ratelimit.storage import transaction, wire
 from bot_ratelimit.storage.base import Charge
 from bot_ratelimit.storage.batch import Batcher
 from bot_ratelimit.storage.carrier import Line
-from bot_ratelimit.storage.deadline import Deadline
 from bot_ratelimit.storage.faults import SCRIPTS_REFUSED, translated
 from bot_ratelimit.storage.link import Client, Link, link_to
 from bot_ratelimit.storage.wire import Command, Hit
@@ -77,21 +76,13 @@ class RedisStorage:
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget these keys; see `Storage.reset`."""
-        try:
-            with Deadline(asyncio.get_running_loop().time() + timeout):
-                line = await self._link.connect()
-                try:
-                    # One command for each key: on a cluster they may live on different nodes.
-                    await line.send([(b"DEL", wire.name(charge.key)) for charge in charges])
-                    replies = await line.receive(len(charges))
-                finally:
-                    await line.release()
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
-        except Exception as error:
-            raise translated(error) from error
-        return sum(map(int, replies))
+        lanes: dict[int, list[Charge]] = {}  # on a cluster the keys may live on different nodes
+        for charge in charges:
+            lanes.setdefault(self._link.lane(Hit([charge])), []).append(charge)
+        forgotten = await asyncio.gather(
+            *(self._submit(Hit(some, reset=True), timeout) for some in lanes.values())
+        )
+        return sum(verdict.reset > 0 for verdict in chain.from_iterable(forgotten))
 
     async def close(self) -> None:
         """Stop what is under way; the client stays open unless `close_client` was given.
@@ -129,7 +120,7 @@ class _Decisions:
         return translated(error)
 
     def weigh(self, hit: Hit) -> int:
-        charges, once, _ = hit
+        charges, once, *_ = hit
         if len(charges) == 1 and once is None and charges[0].limit.algorithm is _LIGHT:
             return 1
         return _HEAVY * (len(charges) + (once is not None))
