@@ -213,9 +213,18 @@ class Model:
 
 
 def concluded(
-    rules: Sequence[Rule], charges: Sequence[Charge], verdicts: Sequence[Verdict], *, look: bool
+    rules: Sequence[Rule],
+    charges: Sequence[Charge],
+    verdicts: Sequence[Verdict],
+    *,
+    look: bool,
+    rule: Rule | None = None,
 ) -> Decision:
-    """The Decision that the verdicts amount to: of who refuses longest, or else of the tightest."""
+    """The Decision that the verdicts amount to: of who refuses longest, or else of the tightest.
+
+    Given a rule, its own, for a server on which time passes between hits: of two equal waits one
+    is then longer.
+    """
     waits = [
         (0 if v.remaining else v.reset or v.wait) if c.penalty else v.wait
         for c, v in zip(charges, verdicts, strict=True)
@@ -230,6 +239,8 @@ def concluded(
     by_wait = {i for i in real or every if waits[i] == max(waits[i] for i in real or every)}
     ordinary = {i for i in by_wait if not charges[i].penalty} or by_wait
     chosen = min(sorted(ordinary), key=lambda i: left[i])
+    if rule is not None and waits[chosen]:
+        chosen = next(i for i in every if rules[i] is rule)
     return Decision(
         allowed=not refusing,
         rule=rules[chosen],
