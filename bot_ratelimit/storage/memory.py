@@ -50,8 +50,11 @@ class MemoryStorage:
         if once is None:
             return self._decide(charges, now)
         shared = self._once.get(once)
-        if shared is not None and not self._was_reset(charges, shared[0]):
-            return [_later(verdict, now - shared[1]) for verdict in shared[2]]
+        if shared is not None:
+            resets, decided, verdicts = shared
+            # The cache counts in floats, which may keep it a microsecond too long.
+            if now - decided < ONCE_MS * 1_000 and not self._was_reset(charges, resets):
+                return [_later(verdict, now - decided) for verdict in verdicts]
         verdicts = self._decide(charges, now)
         self._once[once] = (
             self._reset_count,

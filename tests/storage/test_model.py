@@ -320,8 +320,9 @@ async def age(client: aioredis.Redis, us: int) -> None:
         return
     keys = [key async for key in client.scan_iter()]
     for key in keys:
-        left = await client.pttl(key) - us // 1_000
-        assert await client.pttl(key) > 0
+        left = await client.pttl(key)
+        assert left != -1  # every key has a TTL
+        left -= us // 1_000
         if left <= 0:
             await client.delete(key)
             continue
