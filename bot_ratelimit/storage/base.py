@@ -40,8 +40,8 @@ class Storage(Protocol):
     - **In time.** A call answers within `timeout` seconds or raises StorageError.
     - **One clock.** Time is the storage's own, so that instances with skewed clocks agree.
     - **Nothing stays.** What is kept expires with the limit it belongs to.
-    - **Limits change.** A limit that finds the count of another one under its key takes it over, and
-      makes no window longer than its own period; the count of another algorithm is none.
+    - **Limits change.** A limit that finds the count of another one under its key takes it over,
+      and makes no window longer than its own period; the count of another algorithm is none.
     - **A shadow charge never fails a hit.** If its key cannot be read, its verdict is `Undecided`.
 
     Raises, in every method: StorageError if the storage is out of reach, too slow or cannot serve

@@ -44,6 +44,9 @@ class FixedWindow:
 class SlidingWindow:
     """Every hit there ever was; a hit may come as soon as the period before it has room."""
 
+    linger_ms = 1
+    """How long the log is there after its last hit has left: a TTL counts no microseconds."""
+
     def __init__(self, limit: Limit, now: int, old: Any) -> None:
         self.now, self.amount, self.period_ms = now, limit.amount, limit.period_ms
         self.period = limit.period_ms * 1_000
@@ -65,8 +68,7 @@ class SlidingWindow:
     def charge(self, cost: int) -> None:
         self.hits = [hit for hit in self.hits if hit[0] > self.now - self.period]
         self.hits.append((self.now, cost))
-        # A TTL does not count microseconds, so there is one millisecond more.
-        self.forgotten = (self.now // 1_000 + self.period_ms + 1) * 1_000
+        self.forgotten = (self.now // 1_000 + self.period_ms + self.linger_ms) * 1_000
 
     def refuse(self, cost: int) -> bool:
         return False
@@ -148,7 +150,8 @@ KINDS = {
 class Model:
     """What a storage is to say, as plainly as it can be put."""
 
-    def __init__(self) -> None:
+    def __init__(self, linger_ms: int) -> None:
+        self.linger_ms = linger_ms
         self.counts: dict[str, Any] = {}
         self.told: dict[str, tuple[int, list[Charge], list[Verdict]]] = {}
 
@@ -157,7 +160,10 @@ class Model:
         old = self.counts.get(charge.key)
         if charge.penalty:
             return Strikes(charge.limit, now, old, charge.penalty)
-        return KINDS[charge.limit.algorithm](charge.limit, now, old)
+        count = KINDS[charge.limit.algorithm](charge.limit, now, old)
+        if isinstance(count, SlidingWindow):
+            count.linger_ms = self.linger_ms
+        return count
 
     def hit(self, now: int, charges: Sequence[Charge], once: str | None = None) -> list[Verdict]:
         if once in self.told and now - self.told[once][0] < ONCE:
