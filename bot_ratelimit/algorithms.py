@@ -30,6 +30,19 @@ class Verdict(NamedTuple):
     """How long until nothing of the past counts."""
 
 
+class Undecided(Verdict):
+    """The verdict of a shadow rule whose state cannot be read: it refuses nothing, and says why."""
+
+    reason: Exception
+
+    @classmethod
+    def because(cls, reason: Exception, limit: Limit) -> Undecided:
+        """As if nothing had been charged yet."""
+        verdict = cls(0, limit.capacity, 0)
+        verdict.reason = reason
+        return verdict
+
+
 Step: TypeAlias = tuple[Any, Verdict]
 """The state after a hit, and the verdict on it."""
 
@@ -53,6 +66,14 @@ class Charged(NamedTuple):
     cost: int
 
 
+class Log(NamedTuple):
+    """State of the sliding window."""
+
+    hits: tuple[Charged, ...]
+    ends_ms: int
+    """A millisecond after the last hit counts, under the limit that charged it."""
+
+
 class Arrival(NamedTuple):
     """State of the token bucket: the theoretical arrival time, `at + part / parts` microseconds."""
 
@@ -68,7 +89,7 @@ def fixed_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
 
         5/10s    x x x x x -  -            x
                  |                   |     |
-                 0 s, opened         10 s  opened anew
+                 0 s, opened         10 s  a new one
 
     Milliseconds, as a Redis TTL. A window that is full counts further attempts, so that an
     operator can see who insists; nobody pays for them.
@@ -99,7 +120,7 @@ def sliding_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
                  0 s  3 s  6 s 8 s    10 s 13 s, as each of the first three leaves
     """
     period = limit.period_ms * 1_000
-    log: tuple[Charged, ...] = state if _is_log(state) else ()
+    log = state.hits if isinstance(state, Log) and now // 1_000 < state.ends_ms else ()
     if log and log[-1].at > now + period:  # the clock was set back: do not wait for it to catch up
         log = ()
     log = tuple(hit for hit in log if hit.at > now - period)
@@ -112,10 +133,12 @@ def sliding_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
                 wait = hit.at + period - now
                 break
     elif cost:
-        log = (*log, Charged(max(now, log[-1].at) if log else now, cost))
+        at = max(now, log[-1].at) if log else now
+        log = (*log, Charged(at, cost))
         used += cost
+        state = Log(log, now // 1_000 + limit.period_ms - (now - at) // 1_000 + 1)
     reset = log[-1].at + period - now if log else 0
-    return log, Verdict(wait, max(0, limit.amount - used), reset)
+    return state, Verdict(wait, max(0, limit.amount - used), reset)
 
 
 def token_bucket(state: Any, now: int, limit: Limit, cost: int) -> Step:
@@ -136,16 +159,17 @@ def token_bucket(state: Any, now: int, limit: Limit, cost: int) -> Step:
     tat = 0
     if isinstance(state, Arrival):
         tat = (state.at - now) * parts + (state.part if state.parts == parts else 0)
+    # Never below empty, which a slower limit or a clock that was set back may have left.
     backlog = min(max(tat, 0), capacity)
     excess = backlog + cost * interval - capacity
     wait = -(-excess // parts) if cost and excess > 0 else 0
     if not wait:
         backlog += cost * interval
+    verdict = Verdict(wait, (capacity - backlog) // interval, -(-backlog // parts))
+    if wait and tat <= capacity:
+        return state, verdict
     at, part = divmod(backlog, parts)
-    return (
-        Arrival(now + at, part, parts),
-        Verdict(wait, (capacity - backlog) // interval, -(-backlog // parts)),
-    )
+    return Arrival(now + at, part, parts), verdict
 
 
 def penalty(state: Any, now: int, limit: Limit, terms: Penalty, cost: int) -> Step:
@@ -176,10 +200,6 @@ def penalty(state: Any, now: int, limit: Limit, terms: Penalty, cost: int) -> St
         Window(strikes, now_ms + left_ms),
         Verdict(wait, max(0, limit.amount - strikes), left_ms * 1_000 if strikes else 0),
     )
-
-
-def _is_log(state: Any) -> bool:
-    return type(state) is tuple
 
 
 StepFunction: TypeAlias = Callable[[Any, int, Limit, int], Step]

@@ -10,7 +10,7 @@ from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule
 
-Source = Literal["redis", "memory", "policy"]
+Source = Literal["redis", "memory", "policy", "none"]
 
 
 class Decision(NamedTuple):
@@ -32,21 +32,38 @@ class Decision(NamedTuple):
     reset_after: float
     """Seconds until nothing of the past counts any more."""
     source: Source
-    """Who answered: `"redis"`, `"memory"`, or `"policy"` when neither could."""
+    """Who answered: `"redis"`, `"memory"`, `"policy"` when neither could, or `"none"` when no rule
+    applied, so that nobody had to be asked."""
     shadow: tuple[Rule, ...] = ()
     """The shadow rules that would have refused."""
     banned: bool = False
     """Whether a `Penalty` refuses, alone or beside other rules."""
+
+    def __bool__(self) -> bool:
+        """Whether to go on."""
+        return self.allowed
 
 
 # What the class does itself, for half of the time.
 _new_decision: Final[Callable[[tuple[Any, ...]], Decision]] = partial(tuple.__new__, Decision)
 
 
-def conclude(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source) -> Decision:
+def conclude(
+    rules: Sequence[Rule],
+    verdicts: Sequence[Verdict],
+    source: Source,
+    costs: Sequence[int] = (),
+) -> Decision:
     """The decision that the verdicts of all rules amount to.
 
     It is that of the rule that refuses for the longest time, else of the tightest one.
+
+    Args:
+        rules: The rules that apply.
+        verdicts: What each says.
+        source: Who said it.
+        costs: What a hit would take from each, if it was only looked at: a look tells of the same
+            rule as the hit would.
     """
     rule, (wait, remaining, reset) = rules[0], verdicts[0]
     if len(rules) == 1 and type(rule) is Rule and not rule.shadow:  # nearly always
@@ -57,7 +74,11 @@ def conclude(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source)
         (rule, _ban(verdict) if isinstance(rule, Penalty) else verdict)
         for rule, verdict in zip(rules, verdicts, strict=True)
     ]
-    rule, (wait, remaining, reset) = max(said, key=_weight)
+    weights = [
+        _weight(rule, verdict, cost)
+        for (rule, verdict), cost in zip(said, costs or [0] * len(said), strict=True)
+    ]
+    rule, (wait, remaining, reset) = said[weights.index(max(weights))]
     allowed = rule.shadow or not wait
     refusing = [rule for rule, verdict in said if verdict.wait]
     return Decision(
@@ -73,10 +94,13 @@ def conclude(rules: Sequence[Rule], verdicts: Sequence[Verdict], source: Source)
 
 
 def _ban(verdict: Verdict) -> Verdict:
-    """A penalty's verdict after the hit, which may itself have brought on the ban."""
-    return verdict._replace(wait=0 if verdict.remaining else verdict.reset)
+    """A penalty's verdict after the hit, which may itself have brought on the ban.
+
+    A refusal that is shared stays one when the ban has ended meanwhile.
+    """
+    return verdict._replace(wait=0 if verdict.remaining else verdict.reset or verdict.wait)
 
 
-def _weight(said: tuple[Rule, Verdict]) -> tuple[bool, int, bool, int]:
-    rule, verdict = said
-    return not rule.shadow, verdict.wait, not isinstance(rule, Penalty), -verdict.remaining
+def _weight(rule: Rule, verdict: Verdict, cost: int) -> tuple[bool, int, bool, int]:
+    left = verdict.remaining - cost
+    return not rule.shadow, verdict.wait, not isinstance(rule, Penalty), -left

@@ -10,6 +10,9 @@ class RateLimitError(Exception):
 class ConfigError(RateLimitError, ValueError):
     """Something was set up wrongly; the message names it, its value and the fix."""
 
+    kind: str = "config"
+    """In a word, for logs and statistics: the code of a Redis error in lower case, if it is one."""
+
 
 class StorageError(RateLimitError):
     """The storage could not answer: out of reach, too slow, or unable to serve now.

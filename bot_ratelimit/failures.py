@@ -56,7 +56,7 @@ class Failures:
 
     def failed(self, server: str, breaker: Breaker, ticket: int, error: StorageError) -> None:
         """The server did not answer, or said that it cannot serve now."""
-        reason = str(error).rstrip(".")
+        reason = printable(str(error).rstrip("."))
         if isinstance(error, QueueFullError):
             breaker.abandoned(ticket)
             if self.first_in_a_while("queue full"):
@@ -105,11 +105,13 @@ class Failures:
         """The server did answer, but not with a decision: asking it less often would not help."""
         self.succeeded(server, breaker, ticket)
         expected = isinstance(error, ConfigError)
-        kind = getattr(error, "kind", "") or f"{type(error).__name__} {error}"[:200]
-        if self.first_in_a_while(f"fault {kind}"):
+        kind = getattr(error, "kind", type(error).__name__)
+        if kind == ConfigError.kind:  # no code of Redis: the text is all there is
+            kind = str(error)[:200]
+        if self.first_in_a_while(f"{server} fault {kind}"):
             log.error(
                 "Redis rate limit check failed: %s. Until that is fixed, %s",
-                error if expected else repr(error),
+                printable(str(error) if expected else repr(error)),
                 self._consequence,
                 exc_info=None if expected else error,
             )
@@ -126,3 +128,8 @@ class Failures:
             return
         self._since.setdefault(server, self._clock())
         log.log(level, text, *arguments)
+
+
+def printable(text: str) -> str:
+    """The text in one line: a key may hold what a user wrote, which must not forge a log line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

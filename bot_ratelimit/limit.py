@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -12,6 +13,9 @@ from bot_ratelimit.errors import ConfigError
 
 MAX_AMOUNT: Final = 1_000_000
 MAX_PERIOD_MS: Final = 366 * 86_400_000
+MAX_FILLING_US: Final = 100 * MAX_PERIOD_MS * 1_000
+"""The longest that a bucket may take to fill, 100 years. Twice of it is exact in a double, so that
+the script, which has no other numbers, rounds nothing."""
 
 _UNITS_MS: Final = {
     "ms": 1,
@@ -70,7 +74,7 @@ class Limit:
         if not 1 <= period_ms <= MAX_PERIOD_MS:
             raise ConfigError(
                 f"period={self.period!r}: expected 0.001 to {MAX_PERIOD_MS // 1_000} seconds "
-                "(1 ms to 366 days)"
+                f"(1 ms to 366 days){_NO_LIMIT if self.period == 0 else ''}"
             )
         if not isinstance(self.algorithm, Algorithm):
             raise ConfigError(
@@ -80,6 +84,11 @@ class Limit:
             burst = self.amount if self.burst is None else self.burst
             _check_count("burst", burst)
             object.__setattr__(self, "burst", burst)
+            if burst * period_ms * 1_000 > MAX_FILLING_US * self.amount:
+                raise ConfigError(
+                    f"burst={burst!r}: at {self.amount} in {period_ms / 1_000:g} s the bucket "
+                    "takes over 100 years to fill; choose a smaller burst or a shorter period"
+                )
         elif self.burst is not None:
             raise ConfigError(
                 f"burst={self.burst!r}: only a token bucket has a burst; "
@@ -137,9 +146,16 @@ class Limit:
         return text
 
 
+_NO_LIMIT: Final = (
+    "; to switch limiting off, leave the rule or the middleware out, or for one handler set the "
+    "flag rate_limit=False"
+)
+
+
 def _check_count(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_AMOUNT:
-        raise ConfigError(f"{name}={value!r}: expected a whole number from 1 to {MAX_AMOUNT}")
+        off = _NO_LIMIT if value == 0 and value is not False else ""
+        raise ConfigError(f"{name}={value!r}: expected a whole number from 1 to {MAX_AMOUNT}{off}")
 
 
 class _Reader:
@@ -170,8 +186,18 @@ class _Reader:
     def error(self, what: str, at: int | None = None) -> ConfigError:
         place = self.at if at is None else at
         place += len(self.text[place:]) - len(self.text[place:].lstrip())
-        where = f"at {self.text[place:]!r}" if self.text[place:] else "at the end"
-        return ConfigError(f"{self.text!r}: {what} {where} (position {place + 1}); {self.example}")
+        rest = self.text[place:]
+        where = f"at {rest!r}" if rest else "at the end"
+        where += f" (position {place + 1}){_foreign_letter(rest)}"
+        return ConfigError(f"{self.text!r}: {what} {where}; {self.example}")
+
+
+def _foreign_letter(text: str) -> str:
+    """What a letter is that looks like a Latin one and is none."""
+    letter = text[:1]
+    if not letter.isalpha() or letter.isascii():
+        return ""
+    return f", where {letter!r} is {unicodedata.name(letter, 'not a Latin letter')}"
 
 
 def parse_period(text: str) -> float:

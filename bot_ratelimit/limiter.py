@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeAlias, get_args
+from hashlib import blake2b
+from typing import Final, Literal, TypeAlias, get_args
 
-from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.algorithms import Undecided, Verdict
 from bot_ratelimit.decision import Decision, Source, conclude
 from bot_ratelimit.errors import ConfigError, StorageError
-from bot_ratelimit.failures import Failures
-from bot_ratelimit.limit import MAX_AMOUNT, Limit
+from bot_ratelimit.failures import Failures, printable
+from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import (
     Rule,
@@ -40,6 +41,7 @@ class Limiter:
             everybody, `"memory"` applies the rules in this process, so that n instances let n
             times as much through.
         timeout: Seconds that a decision may take, above 0; 0.25 unless given.
+        memory_size: The most keys that `on_error="memory"` keeps; see `MemoryStorage`.
         clock: Seconds from any starting point; times the pauses between attempts in an outage.
 
     Raises:
@@ -53,16 +55,19 @@ class Limiter:
         key_prefix: str = "bot",
         on_error: OnError = "allow",
         timeout: float = 0.25,
+        memory_size: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if on_error not in get_args(OnError):
             raise ConfigError(f"on_error={on_error!r}: expected 'allow', 'deny' or 'memory'")
+        _check_storage(storage)
         self.key_prefix = check_prefix(key_prefix)
         self.on_error = on_error
         self.timeout = check_timeout(timeout)
         self._storage = storage
         self._memory = storage if type(storage) is MemoryStorage else None
-        self._standby = MemoryStorage() if on_error == "memory" else None
+        standby = MemoryStorage(memory_size)
+        self._standby = standby if on_error == "memory" else None
         self._clock = clock
         self._failures = Failures(on_error, clock)
 
@@ -77,6 +82,8 @@ class Limiter:
         subject: Subject,
         cost: int | None = None,
         once: str | None = None,
+        *,
+        _look: bool = False,  # what `peek` asks for
     ) -> Decision:
         """Decide whether the subject may go on now, and charge it if so.
 
@@ -94,8 +101,8 @@ class Limiter:
             rules = rules_of(rules)
         charges, applied = self._charges(rules, subject, cost or None)
         if not charges:
-            return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "policy")
-        look = cost == 0
+            return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
+        look = _look or cost == 0
         token = None if once is None or look else self._once_key(once, charges)
         if self._memory is not None and not look:  # it answers at once and cannot fail
             verdicts: Sequence[Verdict] = self._memory.decide(charges, token)
@@ -120,24 +127,57 @@ class Limiter:
             raise
         else:
             self._failures.succeeded(server, breaker, ticket)
-            return self._concluded(charges, applied, verdicts, storage.source)
+            return self._concluded(charges, applied, verdicts, storage.source, look)
         return await self._answer_without(charges, applied, token, look)
 
-    async def peek(self, rule: RuleLike | Iterable[RuleLike], subject: Subject) -> Decision:
-        """What `hit` would answer now; charges nothing and counts no attempt."""
-        return await self.hit(rule, subject, cost=0)
+    async def peek(
+        self,
+        rule: RuleLike | Iterable[RuleLike],
+        subject: Subject,
+        cost: int | None = None,
+    ) -> Decision:
+        """What `hit` would answer now; charges nothing and counts no attempt.
+
+        A ban that the hit would bring on is part of the answer. Only `remaining` is what is left
+        now, before the hit: an allowed hit leaves its cost less.
+
+        Args:
+            rule: One rule, or several that are decided together.
+            subject: Who would ask.
+            cost: What the hit would take from each rule instead of the rule's own cost.
+        """
+        return await self.hit(rule, subject, cost, _look=True)
 
     async def reset(self, rule: RuleLike | Iterable[RuleLike], subject: Subject) -> bool:
         """Forget what the subject was charged; True if there was something.
+
+        Verdicts that hits with one token (`once`) share are forgotten too. Strikes and bans of a
+        `Penalty` are forgotten if it is among the rules.
+
+        With `on_error="memory"`, what this process counted is forgotten also while Redis is out
+        of reach; the log then says that Redis still has its own counts.
 
         Raises:
             StorageError: The storage is out of reach; nothing was forgotten.
             ConfigError: The storage refuses the command, or the rule makes no sense.
         """
-        charges, _ = self._charges(rules_of(rule), subject, None)
-        found = await self._storage.reset(charges, timeout=self.timeout)
+        charges = self._counted(rules_of(rule), subject)
+        if not charges:
+            return False
+        found = 0
         if self._standby is not None:
-            found += await self._standby.reset(charges, timeout=self.timeout)
+            found = await self._standby.reset(charges, timeout=self.timeout)
+        try:
+            found += await self._storage.reset(charges, timeout=self.timeout)
+        except StorageError as error:
+            if not found:
+                raise
+            log.warning(
+                "A reset holds in this process only: %s. Repeat it when Redis answers again, to "
+                "forget what Redis has counted (%s)",
+                str(error).rstrip("."),
+                ", ".join(charge.key for charge in charges),
+            )
         return found > 0
 
     def open(self) -> None:
@@ -151,6 +191,7 @@ class Limiter:
     def _charges(
         self, rules: Rules, subject: Subject, cost: int | None
     ) -> tuple[list[Charge], list[Rule]]:
+        _check_subject(subject)
         charges: list[Charge] = []
         applied: list[Rule] = []
         for rule in rules:
@@ -169,11 +210,28 @@ class Limiter:
             applied.append(rule)
         return charges, applied
 
+    def _counted(self, rules: Rules, subject: Subject) -> list[Charge]:
+        """What may be counted of the subject, also by rules that do not apply to it now."""
+        _check_subject(subject)
+        charges = []
+        for rule in rules:
+            key = rule.key(self.key_prefix, subject)
+            if key is not None:
+                penalty = rule if isinstance(rule, Penalty) else None
+                limit = rule.limit_for(subject) or _ANY_LIMIT
+                charges.append(Charge(key, limit, shadow=rule.shadow, penalty=penalty))
+        return charges
+
     def _once_key(self, token: str, charges: Sequence[Charge]) -> str:
-        """`bot:ratelimit:once:<token>:<what follows "bot:ratelimit:" in each key>`."""
-        stem = f"{self.key_prefix}:ratelimit:"
-        counted = "|".join(charge.key.removeprefix(stem) for charge in charges)
-        return f"{stem}once:{token}:{counted}"
+        """`bot:ratelimit:once:<hash of the token and of each key>`.
+
+        Tokens and keys are texts of any length and content, so each is hashed with its length.
+        """
+        parts = [
+            part.encode("utf-8", "surrogatepass") for part in (token, *(c.key for c in charges))
+        ]
+        text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
+        return f"{self.key_prefix}:ratelimit:once:{blake2b(text, digest_size=16).hexdigest()}"
 
     async def _answer_without(
         self, charges: list[Charge], rules: list[Rule], once: str | None, look: bool
@@ -184,9 +242,12 @@ class Limiter:
                 verdicts = await self._standby.peek(charges, timeout=self.timeout)
             else:
                 verdicts = self._standby.decide(charges, once)
-            return self._concluded(charges, rules, verdicts, self._standby.source)
-        rule, limit = rules[0], charges[0].limit
-        if self.on_error == "allow":
+            return self._concluded(charges, rules, verdicts, self._standby.source, look)
+        # A shadow rule never refuses, whatever the policy.
+        real = [i for i, rule in enumerate(rules) if not rule.shadow]
+        first = real[0] if real else 0
+        rule, limit = rules[first], charges[first].limit
+        if self.on_error == "allow" or not real:
             return Decision(True, rule, limit.capacity, 0.0, 0.0, "policy")
         breaker = self._failures.breaker(self._storage.server(charges))
         wait = breaker.wait(self._clock()) or self.timeout
@@ -198,10 +259,16 @@ class Limiter:
         rules: Sequence[Rule],
         verdicts: Sequence[Verdict],
         source: Source,
+        look: bool = False,
     ) -> Decision:
+        if look:
+            costs = [0 if charge.penalty else charge.cost for charge in charges]
+            return conclude(rules, verdicts, source, costs)
         decision = conclude(rules, verdicts, source)
         if decision.shadow or decision.banned:
             self._report(decision, charges, verdicts)
+        if (len(rules) > 1 or rules[0].shadow) and Undecided in map(type, verdicts):
+            self._report_undecided(rules, verdicts)
         return decision
 
     def _report(
@@ -216,6 +283,43 @@ class Limiter:
                     # Not refused by the ban yet, and no strike left: this hit brought it on.
                     seconds = verdict.reset / 1_000_000
                     log.warning("Banned for %g s: %s (%s)", seconds, charge.key, charge.penalty)
+
+    def _report_undecided(self, rules: Sequence[Rule], verdicts: Sequence[Verdict]) -> None:
+        for rule, verdict in zip(rules, verdicts, strict=True):
+            if isinstance(verdict, Undecided) and self._failures.first_in_a_while(f"un {rule}"):
+                log.error(
+                    "The shadow rule '%s' cannot be decided: %s. It refuses nobody, and the other "
+                    "rules are decided without it",
+                    rule,
+                    printable(verdict.reason),
+                )
+
+
+# For the counts of a rule that does not apply to a subject any more.
+_ANY_LIMIT: Final = Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000)
+
+
+def _check_storage(storage: object) -> None:
+    """Raise ConfigError for what is no storage; it would fail only later, and for every update."""
+    kind = storage if isinstance(storage, type) else type(storage)
+    if kind is not storage and all(
+        hasattr(storage, name) for name in ("source", "hit", "peek", "reset", "close")
+    ):
+        return
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name.startswith("redis."):
+        fix = "pass RedisStorage(client)"
+    elif kind is storage:
+        fix = f"pass an instance, for example {kind.__name__}(...)"
+    else:
+        fix = "pass RedisStorage(client) or MemoryStorage()"
+    what = "the class" if kind is storage else "a"
+    raise ConfigError(f"storage is {what} {name}, which is no storage: {fix}")
+
+
+def _check_subject(subject: object) -> None:
+    if not isinstance(subject, Subject):
+        raise ConfigError(f"subject={subject!r}: expected a Subject, for example Subject(user=42)")
 
 
 def check_timeout(value: object) -> float:

@@ -21,9 +21,9 @@ class Penalty(Rule):
     Args:
         after: How many refused hits in how much time: `"10/minute"`.
         ban: How long: seconds, or a text such as `"15m"`.
-        grows: Whether each further `after` refused attempts during the ban double it anew.
+        grows: Whether each further `after` refused attempts during the ban double it again.
         longest: What a ban grows to at most.
-        scope: Who is banned: whoever shares this scope.
+        scope: Who is banned: all who share this scope.
 
     Raises:
         ConfigError: An argument is not one of these.

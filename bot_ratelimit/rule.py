@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limit import Limit
+from bot_ratelimit.limit import MAX_PERIOD_MS, Limit
 
 
 class Subject(NamedTuple):
@@ -98,7 +98,7 @@ class Rule:
         if not isinstance(scope, Scope) and not callable(scope):
             raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
         if not isinstance(scope, Scope) and not name:
-            raise ConfigError(f"scope={scope!r}: a rule with a scope of its own needs a name")
+            raise ConfigError(f"scope={scope!r}: a rule with a custom scope needs a name")
         if name != "":
             check_name(name)
         if not isinstance(shadow, bool):
@@ -173,6 +173,11 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
         return Rules((value,))
     if isinstance(value, str):
         parts = value.split(";")
+        if len(parts) > 1 and not all(part.strip() for part in parts):
+            raise ConfigError(
+                f"{value!r}: a limit is missing beside a ';'; remove the ';' or write a limit "
+                "there, for example '1/s; 20/minute'"
+            )
         rules = [Rule(parts[0]), *(_named(part) for part in parts[1:])]
     elif isinstance(value, (Limit, int, float)):
         rules = [Rule(value)]
@@ -194,8 +199,11 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
 
 
 def notice_rule(seconds: float, scope: Scope) -> Rule:
-    """One notice in so many seconds, counted under `<prefix>:ratelimit:notice:<user>`."""
-    rule = Rule(Limit(1, seconds), scope)
+    """One notice in so many seconds, counted under `<prefix>:ratelimit:notice:<user>`.
+
+    A bucket may make users wait longer than a limit's longest period; then it is that.
+    """
+    rule = Rule(Limit(1, min(seconds, MAX_PERIOD_MS / 1_000)), scope)
     object.__setattr__(rule, "path", f"notice:{rule.path}")
     return rule
 
@@ -245,5 +253,5 @@ def check_cost(cost: object, limit: Limit, rule: Rule) -> None:
     if cost > limit.capacity:
         raise ConfigError(
             f"cost={cost}: the rule {str(rule)!r} never grants more than {limit.capacity} at once, "
-            "so such a hit would be refused for ever"
+            "so such a hit would always be refused"
         )

@@ -63,6 +63,10 @@ class Settings(BaseSettings):
         0.25, description="seconds that Redis gets for a decision, above 0"
     )
 
+    rate_limit_memory_size: int = Field(
+        10_000, ge=1, description="the most counts kept in this process, 1 or more"
+    )
+
     rate_limit_exempt: Annotated[frozenset[int], NoDecode] = Field(
         frozenset(), description="ids of users and chats without a limit, such as 42, -100123"
     )
@@ -132,7 +136,9 @@ class Settings(BaseSettings):
     def storage(self) -> Storage:
         """A storage for these settings; closing it closes its client."""
         client = self.redis_client()
-        return MemoryStorage() if client is None else RedisStorage(client, close_client=True)
+        if client is None:
+            return MemoryStorage(self.rate_limit_memory_size)
+        return RedisStorage(client, close_client=True)
 
     def redis_client(self) -> Redis | None:
         """A new client, which connects when it is first used; None if Redis is not used."""

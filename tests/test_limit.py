@@ -8,7 +8,7 @@ from operator import mul
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from bot_ratelimit import Algorithm, ConfigError, Limit
@@ -35,7 +35,9 @@ def limits(draw: st.DrawFn) -> Limit:
     period_ms = draw(st.integers(1, YEAR * 1_000) | st.builds(mul, st.integers(1, 366), units))
     algorithm = draw(st.sampled_from(Algorithm))
     amount = draw(st.integers(1, 1_000_000))
-    return Limit(amount, period_ms / 1_000, algorithm, draw(bursts(algorithm)))
+    burst = draw(bursts(algorithm))
+    assume((burst or 1) * period_ms <= 100 * YEAR * 1_000 * amount)
+    return Limit(amount, period_ms / 1_000, algorithm, burst)
 
 
 @pytest.mark.parametrize(
@@ -254,3 +256,34 @@ def test_any_number_is_a_limit_or_a_config_error(seconds: float) -> None:
     """No number given as rate_limit ends in anything but a Limit or a ConfigError."""
     with suppress(ConfigError):
         assert Limit.of(seconds).amount == 1
+
+
+def test_a_letter_that_only_looks_latin_is_named() -> None:
+    """A Cyrillic letter that nobody can tell from the unit is called by its name."""
+    with pytest.raises(ConfigError, match=r"'с' is CYRILLIC SMALL LETTER ES"):
+        Limit.parse("5/с")
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, "0/s", "5/0s"])
+def test_no_limit_is_not_a_limit_of_nothing(zero: Any) -> None:
+    """Whoever writes 0 to switch limiting off is told how to."""
+    with pytest.raises(ConfigError, match="to switch limiting off, leave the rule"):
+        Limit.of(zero)
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("1/366d burst 100", True),
+        ("1/366d burst 101", False),
+        ("1/d burst 1000000", False),
+        ("1000000/366d bucket", True),
+    ],
+)
+def test_a_bucket_that_takes_a_century_to_fill_is_refused(text: str, fits: bool) -> None:
+    """Beyond that the script's numbers would have to be rounded."""
+    if fits:
+        assert Limit.parse(text).capacity
+    else:
+        with pytest.raises(ConfigError, match="over 100 years to fill"):
+            Limit.parse(text)

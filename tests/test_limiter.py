@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import pytest
+import redis.asyncio as aioredis
 
 from bot_ratelimit import (
     ConfigError,
@@ -18,6 +19,8 @@ from bot_ratelimit import (
     Scope,
     Subject,
 )
+from bot_ratelimit.limit import Limit
+from bot_ratelimit.storage.base import Charge
 from bot_ratelimit.testing import Clock, FlakyStorage
 
 ANNA = Subject(user=42, chat=-100)
@@ -214,7 +217,7 @@ async def test_where_no_rule_applies_all_is_allowed(kind: Any) -> None:
     rules = kind([SHARED, Rule(lambda s: None, name="nobody")])
     decision = await Limiter(storage, on_error="deny").hit(rules, Subject(user=42))
     assert shown(decision)[::2] == (True, 0.0)
-    assert (decision.rule, decision.source, storage.calls) == (SHARED, "policy", 0)
+    assert (decision.rule, decision.source, storage.calls) == (SHARED, "none", 0)
 
 
 async def test_rules_that_do_not_apply_are_left_out(limiter: Limiter) -> None:
@@ -273,3 +276,104 @@ async def test_a_hit_that_makes_no_sense_raises(limiter: Limiter, rules: Any, co
     """Bad rules and costs are a ConfigError to the one who wrote them, whatever the storage."""
     with pytest.raises(ConfigError):
         await limiter.hit(rules, ANNA, cost=cost)
+
+
+async def test_a_decision_is_as_true_as_it_is_allowed(limiter: Limiter) -> None:
+    """`if decision:` asks whether to go on."""
+    assert [bool(decision) for decision in await hits(limiter, "2/m", 3)] == [True, True, False]
+
+
+async def test_a_look_takes_a_cost(limiter: Limiter) -> None:
+    """What a hit of this cost would say, with nothing charged; the next hit agrees with it."""
+    await limiter.hit("5/m", ANNA, cost=3)
+    for cost, allowed in ((2, True), (3, False)):
+        look = await limiter.peek("5/m", ANNA, cost=cost)
+        assert (look.allowed, look.remaining) == (allowed, 2)
+        assert await limiter.peek("5/m", ANNA, cost=cost) == look
+    refused = await limiter.hit("5/m", ANNA, cost=3)
+    assert refused == await limiter.peek("5/m", ANNA, cost=3)
+    with pytest.raises(ConfigError, match="never grants more than 5"):
+        await limiter.peek("5/m", ANNA, cost=6)
+
+
+async def test_a_look_tells_of_the_rule_that_the_hit_tells_of(limiter: Limiter) -> None:
+    """Of rules with different costs too: what the look says remains is the hit's and its cost."""
+    dear, cheap = Rule("5/m", name="dear", cost=4), Rule("3/m", name="cheap")
+    look = await limiter.peek([dear, cheap], ANNA)
+    hit = await limiter.hit([dear, cheap], ANNA)
+    assert look.rule is hit.rule is dear
+    assert look.remaining - dear.cost == hit.remaining == 1
+
+
+async def test_a_look_bans_nobody(limiter: Limiter, caplog: pytest.LogCaptureFixture) -> None:
+    """A look tells of the ban that the next refusal brings on; the log tells of the hit's only."""
+    rules = [Rule("1/m"), Penalty("1/m", "1h")]
+    await limiter.hit(rules, ANNA)
+    with caplog.at_level(logging.INFO, "bot_ratelimit"):
+        looks = [await limiter.peek(rules, ANNA) for _ in range(3)]
+        assert caplog.messages == []
+        hit = await limiter.hit(rules, ANNA)
+    assert looks == [hit] * 3
+    assert (hit.banned, hit.retry_after) == (True, 3_600)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("a:42", ["b"]), ("a", ["42:b"])),
+        (("a", ["x", "y"]), ("a", ["x|y"])),
+        (("x" * 10_000, ["b"]), ("x" * 10_000 + "y", ["b"])),
+    ],
+)
+async def test_no_token_runs_into_another(limiter: Limiter, one: Any, other: Any) -> None:
+    """Whatever a token or a custom scope's text holds, other tokens and rules are others."""
+    decisions = []
+    for token, texts in (one, other):
+        rules = [
+            Rule("9/m", lambda s, text=text: text, name=f"n{i}") for i, text in enumerate(texts)
+        ]
+        decisions.append(await limiter.hit(rules, ANNA, once=token))
+    keys = {
+        limiter._once_key(token, [Charge(f"bot:ratelimit:{text}", Limit(1, 1)) for text in texts])
+        for token, texts in (one, other)
+    }
+    assert len(keys) == 2
+    assert all(len(key) < 60 and key.startswith("bot:ratelimit:once:") for key in keys)
+
+
+@pytest.mark.parametrize("misused", [42, None, "42", (42,)])
+async def test_what_is_no_subject_is_told(limiter: Limiter, misused: Any) -> None:
+    """Whoever passes a user's id instead of a Subject is told so, with the fix."""
+    for ask in (limiter.hit, limiter.peek, limiter.reset):
+        with pytest.raises(ConfigError, match=r"^subject=.*expected a Subject.*Subject\(user=42\)"):
+            await ask("1/s", misused)
+
+
+@pytest.mark.parametrize(
+    ("storage", "fix"),
+    [
+        (aioredis.Redis.from_url("redis://:s3cret@localhost"), r"RedisStorage\(client\)"),
+        (MemoryStorage, r"the class .*MemoryStorage.*an instance"),
+        (None, "NoneType"),
+        ("redis://localhost", "builtins.str"),
+    ],
+    ids=["client", "class", "none", "url"],
+)
+def test_what_is_no_storage_is_told(storage: Any, fix: str) -> None:
+    """It would be no limit at all, so it is a ConfigError at once, and shows no secret."""
+    with pytest.raises(ConfigError, match=rf"^storage is .*{fix}") as error:
+        Limiter(storage)
+    assert "s3cret" not in str(error.value)
+
+
+async def test_a_rule_that_no_longer_applies_can_be_reset(limiter: Limiter) -> None:
+    """What was counted before somebody became a VIP is forgotten too."""
+    limits: list[Any] = ["1/m", None, "1/m"]
+    rule = Rule(lambda s: limits[0], name="vip")
+    await limiter.hit(rule, ANNA)
+    limits.pop(0)
+    assert await limiter.reset(rule, ANNA)
+    limits.pop(0)
+    assert await limiter.hit(rule, ANNA)
+    assert not await limiter.reset(Rule("1/m"), Subject())

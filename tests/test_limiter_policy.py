@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bot_ratelimit import ConfigError, Decision, Limiter, StorageError, Subject
+from bot_ratelimit import ConfigError, Decision, Limiter, Penalty, Rule, StorageError, Subject
 from bot_ratelimit.testing import Clock, FlakyStorage
 
 ANNA = Subject(user=42)
@@ -132,3 +132,48 @@ async def test_reset_reaches_the_standby(broken: FlakyStorage) -> None:
     await limiter.reset("1/m", ANNA)
     broken.fail()
     assert [d.allowed for d in await hits(limiter, "1/m", 2)] == [True, False]
+
+
+async def test_a_reset_works_during_an_outage(
+    broken: FlakyStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With on_error="memory" this process forgets, bans too; the log says that Redis has not."""
+    limiter = Limiter(broken, on_error="memory")
+    rules = [Rule("1/m"), Penalty("1/m", "1h")]
+    assert [d.allowed for d in await hits(limiter, rules, 3)] == [True, False, False]
+    caplog.clear()
+    assert await limiter.reset(rules, ANNA)
+    (line,) = caplog.messages
+    assert "in this process only: out of reach" in line
+    assert "bot:ratelimit:ban:42" in line
+    assert [d.allowed for d in await hits(limiter, rules, 1)] == [True]
+
+
+async def test_a_reset_that_forgot_nothing_says_so(broken: FlakyStorage) -> None:
+    """Nor does on_error="memory" hide that Redis could not be asked."""
+    with pytest.raises(StorageError):
+        await Limiter(broken, on_error="memory").reset("1/m", ANNA)
+
+
+@pytest.mark.parametrize("on_error", ["allow", "deny", "memory"])
+async def test_a_shadow_rule_never_refuses_in_an_outage(
+    broken: FlakyStorage, on_error: Any
+) -> None:
+    """Whatever the policy; the real rule beside it is what "deny" refuses by."""
+    limiter = Limiter(broken, on_error=on_error)
+    trial, real = Rule("1/m", name="trial", shadow=True), Rule("1/m")
+    assert all(await hits(limiter, trial, 3))
+    decisions = await hits(limiter, [trial, real], 2)
+    assert [decision.allowed for decision in decisions] == [on_error != "deny", on_error == "allow"]
+    assert on_error == "memory" or {decision.rule for decision in decisions} == {real}
+
+
+async def test_the_standby_has_its_bound(broken: FlakyStorage) -> None:
+    """`memory_size` bounds what this process keeps while Redis is away."""
+    limiter = Limiter(broken, on_error="memory", memory_size=3)
+    for user in range(4):
+        assert await limiter.hit("1/h", Subject(user))
+    assert await limiter.hit("1/h", Subject(0))
+    assert not await limiter.hit("1/h", Subject(3))
+    with pytest.raises(ConfigError, match="maxsize=0"):
+        Limiter(broken, memory_size=0)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_ratelimit import ConfigError, Limit, Penalty, Rule, Scope, Subject
-from bot_ratelimit.rule import Rules, check_prefix, rules_of
+from bot_ratelimit.rule import Rules, check_prefix, notice_rule, rules_of
 
 ANNA = Subject(user=42, chat=-100, topic=7)
 
@@ -316,3 +316,15 @@ def test_subjects_share_a_key_only_where_the_scope_says_so(
     same = all(getattr(one, id_) == getattr(other, id_) for id_ in (*counted, "bot", "business"))
     if None not in keys:
         assert (keys[0] == keys[1]) is same
+
+
+@pytest.mark.parametrize("text", ["1/s;", ";1/s", "1/s;;20/m", "1/s; ", ";"])
+def test_a_semicolon_too_many_is_told(text: str) -> None:
+    """A limit that is missing beside a ';' is a ConfigError that says what to remove."""
+    with pytest.raises(ConfigError, match="a limit is missing beside a ';'; remove"):
+        rules_of(text)
+
+
+def test_a_notice_can_wait_no_longer_than_a_limit() -> None:
+    """A bucket may make a user wait for years; the notice of it is a limit like any other."""
+    assert notice_rule(5 * 366 * 86_400, Scope.USER).limit == Limit(1, 366 * 86_400)

@@ -57,6 +57,7 @@ def connection(**variables: str) -> dict[str, Any]:
         ("RATE_LIMIT", "1/s; 20/minute", "rate_limit", "1/s; 20/minute"),
         ("RATE_LIMIT_ON_ERROR", "memory", "rate_limit_on_error", "memory"),
         ("RATE_LIMIT_TIMEOUT", "0.5", "rate_limit_timeout", 0.5),
+        ("RATE_LIMIT_MEMORY_SIZE", "250", "rate_limit_memory_size", 250),
         ("RATE_LIMIT_EXEMPT", "42, -100123 7", "rate_limit_exempt", {42, -100123, 7}),
         ("redis_host", "lower.case", "redis_host", "lower.case"),
     ],
@@ -189,6 +190,7 @@ def test_the_client_never_retries() -> None:
             ({"RATE_LIMIT_TIMEOUT": text}, [f"RATE_LIMIT_TIMEOUT={text!r}", "seconds"])
             for text in ["0", "-1", "nan", "inf", "soon"]
         ),
+        ({"RATE_LIMIT_MEMORY_SIZE": "0"}, ["RATE_LIMIT_MEMORY_SIZE=", "'0'", "1 or more"]),
         ({"RATE_LIMIT_EXEMPT": "42, anna"}, ["RATE_LIMIT_EXEMPT=", "'anna'", "42, -100123"]),
         ({"REDIS_URL": "localhost:6379"}, ["REDIS_URL: ", "redis://"]),
         ({"REDIS_URL": "http://h"}, ["REDIS_URL: ", "redis://"]),

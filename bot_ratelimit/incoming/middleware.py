@@ -134,6 +134,7 @@ class RateLimitMiddleware(BaseMiddleware):
         if "limiter" in arguments or "redis_client" in arguments:
             return cls(**arguments)
         limits = {name: arguments.pop(name) for name in ("key_prefix", "on_error", "timeout")}
+        limits["memory_size"] = settings.rate_limit_memory_size
         middleware = cls(**arguments, limiter=Limiter(settings.storage(), **limits))
         middleware._closes = True
         return middleware

@@ -94,7 +94,7 @@ class Notices:
         seconds = max(_SHORTEST, decision.retry_after)
         told = await limiter.hit(notice_rule(seconds, scope), subject)
         # Without the storage nobody knows whether the user was told already: rather be silent.
-        return told.allowed and told.source != "policy"
+        return told.allowed and told.source in ("redis", "memory")
 
     def _text(self, event: CallbackQuery | InlineQuery | Message, seconds: int) -> str:
         language = ((event.from_user and event.from_user.language_code) or "").lower()

@@ -40,6 +40,9 @@ class Storage(Protocol):
     - **In time.** A call answers within `timeout` seconds or raises StorageError.
     - **One clock.** Time is the storage's own, so that instances with skewed clocks agree.
     - **Nothing stays.** What is kept expires with the limit it belongs to.
+    - **Limits change.** A limit that finds the count of another one under its key takes it over,
+      and makes no window longer than its own period; the count of another algorithm is none.
+    - **A shadow charge never fails a hit.** If its key cannot be read, its verdict is `Undecided`.
 
     Raises, in every method: StorageError if the storage is out of reach, too slow or cannot serve
     now; ConfigError if it will not serve before somebody changes a setting.
@@ -64,11 +67,18 @@ class Storage(Protocol):
         ...
 
     def peek(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[Sequence[Verdict]]:
-        """What `hit` would say now, with nothing charged or counted."""
+        """What `hit` would say now, with nothing charged or counted.
+
+        `remaining` and `reset` are those before the hit, but of a penalty those after it: a look
+        tells of the ban that the hit would bring on.
+        """
         ...
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
-        """Forget what counts under these keys; return under how many of them something did."""
+        """Forget what counts under these keys; return under how many of them something did.
+
+        Verdicts that were kept for hits with `once` on any of these keys are forgotten too.
+        """
         ...
 
     def server(self, charges: Sequence[Charge]) -> str:

@@ -4,11 +4,22 @@
 --   "<kind><flags> <amount> <period ms> <burst> <cost>"
 --     kind   f fixed window, s sliding window, b token bucket
 --            p penalty, whose last two numbers are <ban ms> <longest ban ms, 0: it does not grow>
---     flags  & decided together with the next key, ? look and charge nothing, ~ shadow
+--     flags  & decided together with the next key, ? look and charge nothing, ! look and then delete,
+--            ~ shadow
 --   "o& <lifetime ms>" before the keys of a hit: its verdict is kept under this key and shared
+--   "g <lifetime ms>" after the keys of a shared hit or of a reset, one for each of them: the number
+--   of resets of that count. A shared verdict that was given before the last one is forgotten.
 --
 -- Returns a text of three numbers for each rule: wait, remaining, reset (in microseconds). If a hit
 -- failed, its numbers are "-1 <which error> 0", and a list of the text and the errors is returned.
+-- "-2 <which error> 0" stands for a shadow rule that could not be decided; its hit was.
+
+local failures = {}
+
+local function failed(reason)
+  failures[#failures + 1] = type(reason) == 'table' and reason.err or tostring(reason)
+  return #failures - 1
+end
 
 -- Everything but a lone fixed window; its definitions are made only in calls that need them.
 local function everything_else()
@@ -21,13 +32,50 @@ local function everything_else()
     return clock
   end
 
-  -- A limit that changed its algorithm finds the other's state, which is as good as none. Anything
-  -- else that is in the way is not ours to remove.
-  local function ours(rule, reply, other)
-    if type(reply) ~= 'table' or not reply.err then return reply end
-    if redis.call('TYPE', rule.key).ok ~= other then error(reply.err, 0) end
-    rule.outdated = true
-    return false
+  -------------------------------------------------------------------------------------------------
+  -- What is stored. Only the exact shapes that this script writes are taken for ours. A limit that
+  -- changed its algorithm finds another's, which is as good as none; anything else is left alone.
+
+  local function foreign(key)
+    error("WRONGTYPE '" .. key .. "' holds something else", 0)
+  end
+
+  local function is_counter(text)
+    return text == '0' or #text < 16 and string.find(text, '^[1-9]%d*$')
+  end
+
+  local function time_in(text) -- microseconds, and parts of one
+    local seconds, micros, rest = string.match(text, '^(%d+)%.(%d%d%d%d%d%d)(.*)$')
+    if not seconds or #seconds > 10 then return nil end
+    if rest == '' then return seconds * 1000000 + micros, 0, 0 end
+    local part, parts = string.match(rest, '^ (%d+)/(%d+)$')
+    if not part or #parts > 7 then return nil end
+    return seconds * 1000000 + micros, tonumber(part), tonumber(parts)
+  end
+
+  local function entry(key, found)
+    if not found[1] then return nil end
+    local total, cost = string.match(found[1], '^(%d+) (%d+)$')
+    local at = tonumber(found[2])
+    if not total or #total ~= 16 or at % 1 > 0 then foreign(key) end
+    return { at = at, total = tonumber(total), cost = tonumber(cost) }
+  end
+
+  local function wrong_type(reply)
+    if type(reply) ~= 'table' or not reply.err then return false end
+    if not string.find(tostring(reply.err), 'WRONGTYPE', 1, true) then error(reply.err, 0) end
+    return true
+  end
+
+  local function stored_text(key)
+    local value = redis.pcall('GET', key)
+    if wrong_type(value) then
+      if redis.call('TYPE', key).ok ~= 'zset' then foreign(key) end
+      entry(key, redis.call('ZRANGE', key, -1, -1, 'WITHSCORES'))
+      return false
+    end
+    if value and not is_counter(value) and not time_in(value) then foreign(key) end
+    return value
   end
 
   -------------------------------------------------------------------------------------------------
@@ -36,20 +84,17 @@ local function everything_else()
   local fixed = {}
 
   local function read_counter(rule, longest)
-    local value = ours(rule, redis.pcall('GET', rule.key), 'zset')
+    local value = stored_text(rule.key)
     rule.count, rule.left = 0, rule.period
-    if not value or string.find(value, '.', 1, true) then return end
+    if not value or not is_counter(value) then return end
     local left = redis.call('PTTL', rule.key)
     if left < 0 then -- no TTL: an older writer died before it gave it one
-      left = rule.period
-      if not rule.look then redis.call('PEXPIRE', rule.key, left) end
+      left, rule.endless = rule.period, true
     elseif left > longest then -- that of a longer limit: shortened when this one counts something
       left, rule.shortened = longest, true
     end
-    if left > 0 then -- at 0 the key is still there, but the window is over
-      rule.count, rule.left = tonumber(value), left
-      if not rule.count then error('WRONGTYPE the value is not a counter', 0) end
-    end
+    -- At 0 the key is still there, but the window is over.
+    if left > 0 then rule.count, rule.left = tonumber(value), left end
   end
 
   function fixed.read(rule)
@@ -90,20 +135,24 @@ local function everything_else()
     if rule.count >= rule.amount then rule.wait = rule.left * 1000 end
   end
 
+  -- Also for a look, which tells of the ban that the hit would bring on, but writes nothing.
   function penalty.charge(rule)
     rule.count = rule.count + 1
+    local times, ban = rule.count / rule.amount, nil
+    if times == 1 then
+      ban = rule.ban
+    elseif rule.count % rule.amount == 0 and rule.longest > 0 then
+      ban = math.min(rule.ban * 2 ^ math.min(times - 1, 40), rule.longest)
+    end
+    rule.left = ban or rule.count == 1 and rule.period or rule.left
+    if rule.look then return end
+    local left = string.format('%.0f', rule.left)
     if rule.count == 1 then
-      redis.call('SET', rule.key, 1, 'PX', rule.period)
+      redis.call('SET', rule.key, 1, 'PX', left)
     else
       redis.call('INCR', rule.key)
-      if rule.shortened then redis.call('PEXPIRE', rule.key, rule.left) end
+      if ban or rule.shortened then redis.call('PEXPIRE', rule.key, left) end
     end
-    if rule.count % rule.amount > 0 then return end
-    local times = rule.count / rule.amount
-    if times > 1 and rule.longest == 0 then return end
-    rule.left = rule.ban
-    if times > 1 then rule.left = math.min(rule.ban * 2 ^ math.min(times - 1, 40), rule.longest) end
-    redis.call('PEXPIRE', rule.key, string.format('%.0f', rule.left))
   end
 
   penalty.report = fixed.report
@@ -115,29 +164,30 @@ local function everything_else()
 
   local sliding = {}
 
-  local function entry(found)
-    if not found[1] then return nil end
-    local total, cost = string.match(found[1], '^(%d+) (%d+)$')
-    return { at = tonumber(found[2]), total = tonumber(total), cost = tonumber(cost) }
-  end
-
   local function entry_at(rule, rank)
-    return entry(redis.call('ZRANGE', rule.key, rank, rank, 'WITHSCORES'))
+    return entry(rule.key, redis.call('ZRANGE', rule.key, rank, rank, 'WITHSCORES'))
   end
 
   function sliding.read(rule)
     local period = rule.period * 1000
     rule.gone = string.format('%.0f', now() - period)
     rule.total, rule.used = 0, 0
-    local newest = ours(rule, redis.pcall('ZRANGE', rule.key, -1, -1, 'WITHSCORES'), 'string')
-    local last = newest and entry(newest)
-    if last and last.at > now() + period then -- the clock was set back: do not wait for it
-      rule.outdated, last = true, nil
+    local newest = redis.pcall('ZRANGE', rule.key, -1, -1, 'WITHSCORES')
+    if wrong_type(newest) then
+      stored_text(rule.key)
+      rule.outdated = true
+      return
     end
+    local last = entry(rule.key, newest)
     if not last then return end
+    -- At 0 the key is still there, but its time is over. If the clock was set back, do not wait for it.
+    if redis.call('PTTL', rule.key) == 0 or last.at > now() + period then
+      rule.outdated = true
+      return
+    end
     rule.total = last.total
     local living = '(' .. rule.gone
-    local first = entry(redis.call(
+    local first = entry(rule.key, redis.call(
       'ZRANGEBYSCORE', rule.key, living, '+inf', 'WITHSCORES', 'LIMIT', 0, 1))
     if not first then return end
     local before = first.total - first.cost
@@ -200,16 +250,12 @@ local function everything_else()
   end
 
   function bucket.read(rule)
-    local value = ours(rule, redis.pcall('GET', rule.key), 'zset')
+    local value = stored_text(rule.key)
     rule.whole, rule.part = 0, 0
     local full, full_part = tokens(rule, rule.burst)
-    if value then
-      local seconds, micros, rest = string.match(value, '^(%d+)%.(%d+)(.*)$')
-      if seconds then
-        local part, parts = string.match(rest, '^ (%d+)/(%d+)$')
-        rule.whole = seconds * 1000000 + micros - now()
-        rule.part = tonumber(parts) == rule.amount and tonumber(part) or 0
-      end
+    local at, part, parts = time_in(value or '')
+    if at then
+      rule.whole, rule.part = at - now(), parts == rule.amount and part or 0
       if rule.whole < 0 then rule.whole, rule.part = 0, 0 end
       if rule.whole > full or rule.whole == full and rule.part > full_part then
         -- Emptier than empty: by a slower limit, or by a clock that was set back.
@@ -268,7 +314,8 @@ local function everything_else()
         string.match(text, '^(%a)(%p*) (%d+) (%d+) (%d+) (%d+)$')
       local terms = {
         algorithm = algorithms[kind],
-        look = string.find(flags, '?', 1, true), shadow = string.find(flags, '~', 1, true),
+        look = string.find(flags, '[?!]'), reset = string.find(flags, '!', 1, true),
+        shadow = string.find(flags, '~', 1, true),
         amount = tonumber(amount), period = tonumber(period),
         burst = tonumber(burst), cost = tonumber(cost),
       }
@@ -278,59 +325,121 @@ local function everything_else()
     return found
   end
 
-  -- All rules of a hit are charged, or none is.
+  -- A shadow rule that cannot be decided has no say, not even by its error.
+  local function attempt(rule, step)
+    if not rule.shadow then return rule.algorithm[step](rule) end
+    if rule.broken then return end
+    local ok, reason = pcall(rule.algorithm[step], rule)
+    if not ok then rule.broken, rule.wait = reason, 0 end
+  end
+
+  local function charge(rule, refused)
+    if rule.endless then redis.call('PEXPIRE', rule.key, rule.left) end
+    if rule.wait > 0 then
+      attempt(rule, 'refuse')
+    elseif not refused then
+      attempt(rule, 'charge')
+    end
+  end
+
+  local function verdicts(rule)
+    if rule.broken then
+      local capacity = math.max(rule.amount, rule.burst)
+      return '-2 ' .. failed(rule.broken) .. ' 0', string.format('0 %.0f 0', capacity)
+    end
+    local remaining, reset = rule.algorithm.report(rule)
+    local verdict = string.format('%.0f %.0f %.0f', rule.wait, remaining, reset)
+    -- Those who share the verdict find a ban that the hit itself brought on.
+    local banned = rule.algorithm.counts_refusals and remaining == 0
+    return verdict, banned and string.format('%.0f 0 %.0f', reset, reset) or verdict
+  end
+
+  -- All rules of a hit are charged, or none is. Nothing is written before all have been read.
   local function decide(first, last)
     local rules, refused = {}, false
     for i = first, last do
       local rule = setmetatable({ key = KEYS[i], wait = 0 }, spec(ARGV[i]))
-      rule.algorithm.read(rule)
-      if rule.wait > 0 and not rule.shadow then refused = true end
       rules[#rules + 1] = rule
+      attempt(rule, 'read')
+      if rule.wait > 0 and not rule.shadow then refused = true end
     end
     local out, afterwards = {}, {}
     for i, rule in ipairs(rules) do
-      if not rule.look then
-        if rule.algorithm.counts_refusals then
-          if refused then rule.algorithm.charge(rule) end
-        elseif rule.wait > 0 then
-          rule.algorithm.refuse(rule)
-        elseif not refused then
-          rule.algorithm.charge(rule)
-        end
+      if rule.algorithm.counts_refusals then
+        if rule.endless and not rule.look then redis.call('PEXPIRE', rule.key, rule.left) end
+        if refused and not rule.reset then rule.algorithm.charge(rule) end
+      elseif not rule.look then
+        charge(rule, refused)
       end
-      local remaining, reset = rule.algorithm.report(rule)
-      out[i] = string.format('%.0f %.0f %.0f', rule.wait, remaining, reset)
-      -- Those who share the verdict find a ban that the hit itself brought on.
-      local banned = rule.algorithm.counts_refusals and remaining == 0
-      afterwards[i] = banned and string.format('%.0f 0 %.0f', reset, reset) or out[i]
+      out[i], afterwards[i] = verdicts(rule)
     end
-    return table.concat(out, ' '), table.concat(afterwards, ' ')
+    return table.concat(out, ' '), table.concat(afterwards, ' '), rules
+  end
+
+  -- What was kept of a shared verdict: three numbers for each rule, and after a "|" the number of
+  -- resets that each count had seen, if any.
+  local function recall(key, count)
+    local kept, left = redis.call('GET', key), redis.call('PTTL', key)
+    if not kept or left <= 0 then return nil end -- at 0 it is still there, but its time is over
+    local numbers, rest = string.match(kept, '^([%d ]+)|?([%d ]*)$')
+    local told, resets = {}, {}
+    for verdict in string.gmatch(numbers or '', '%d+ %d+ %d+') do told[#told + 1] = verdict end
+    for each in string.gmatch(rest or '', '%d+') do resets[#resets + 1] = each end
+    if #told ~= count or table.concat(told, ' ') ~= numbers then foreign(key) end
+    return told, resets, left
   end
 
   -- Hits with one token share one verdict, whose times go on running.
   local function decide_once(first, last)
-    local lifetime = tonumber(string.match(ARGV[first], '%d+'))
-    local kept, left = redis.call('GET', KEYS[first]), redis.call('PTTL', KEYS[first])
-    if not kept or left <= 0 then -- at 0 it is still there, but its time is over
-      local verdict, afterwards = decide(first + 1, last)
-      redis.call('SET', KEYS[first], afterwards, 'PX', lifetime)
-      return verdict
+    local lifetime, count = tonumber(string.match(ARGV[first], '%d+')), (last - first) / 2
+    local resets = redis.call('MGET', (unpack or table.unpack)(KEYS, first + count + 1, last))
+    local told, seen, left = recall(KEYS[first], count)
+    for i = 1, count do
+      if told and resets[i] and resets[i] ~= (seen[i] or '0') then told = nil end
     end
-    local passed = (lifetime - left) * 1000
-    local out = {}
-    for wait, remaining, reset in string.gmatch(kept, '(%d+) (%d+) (%d+)') do
-      if tonumber(wait) > 0 then wait = math.max(1, wait - passed) end
-      out[#out + 1] = string.format('%.0f %.0f %.0f', wait, remaining, math.max(0, reset - passed))
+    if told then
+      local passed = (lifetime - left) * 1000
+      for i, verdict in ipairs(told) do
+        local wait, remaining, reset = string.match(verdict, '(%d+) (%d+) (%d+)')
+        if tonumber(wait) > 0 then wait = math.max(1, wait - passed) end
+        told[i] = string.format(
+          '%.0f %.0f %.0f', wait, remaining, math.max(0, reset - passed))
+      end
+      return table.concat(told, ' ')
     end
-    return table.concat(out, ' ')
+    local verdict, afterwards = decide(first + 1, first + count)
+    local marks, any = {}, false
+    for i = 1, count do
+      marks[i] = resets[i] or '0'
+      if resets[i] then -- it must outlive the verdict that refers to it
+        any = true
+        redis.call('PEXPIRE', KEYS[first + count + i], lifetime)
+      end
+    end
+    if any then afterwards = afterwards .. '|' .. table.concat(marks, ' ') end
+    redis.call('SET', KEYS[first], afterwards, 'PX', lifetime)
+    return verdict
   end
 
-  return decide, decide_once
+  -- Forget these counts, and the shared verdicts on them. Tells what was forgotten, as a look does.
+  local function reset(first, last)
+    local count = (last - first + 1) / 2
+    local verdict, _, rules = decide(first, first + count - 1)
+    for i, rule in ipairs(rules) do
+      local resets = KEYS[first + count + i - 1]
+      redis.call('INCR', resets)
+      redis.call('PEXPIRE', resets, string.match(ARGV[first + count + i - 1], '%d+'))
+      if not rule.broken then redis.call('DEL', rule.key) end
+    end
+    return verdict
+  end
+
+  return decide, decide_once, reset
 end
 
-local decide, decide_once
-local answers, failures, first = {}, {}, 1
-local spec, amount, period, cost, ms -- ms is the period as the text that it came in
+local decide, decide_once, reset
+local answers, first = {}, 1
+local spec, amount, period, cost, price, ms -- ms and cost as the texts that they came in
 while first <= #KEYS do
   local last, answer = first, nil
 
@@ -339,19 +448,23 @@ while first <= #KEYS do
   if ARGV[first] ~= spec then
     spec = ARGV[first]
     amount, ms, cost = string.match(spec, '^f (%d+) (%d+) %d+ (%d+)$')
-    if amount then amount, period = amount + 0, ms + 0 end
+    if amount then
+      amount, period, price = amount + 0, ms + 0, cost + 0
+      if price > amount then amount = nil end
+    end
   end
   local count = amount and redis.pcall('INCRBY', KEYS[first], cost)
   if type(count) == 'number' then
-    if count == cost + 0 then
+    if count == price then
       redis.call('PEXPIRE', KEYS[first], ms)
       answer = '0 ' .. amount - count .. ' ' .. ms .. '000'
     else
       local left = redis.call('PTTL', KEYS[first])
-      local usual = left > 0 and left <= period
+      -- A negative count, or one of more digits than a double has, is none of ours.
+      local usual = left > 0 and left <= period and count > price and count < 1e15
       if usual and count <= amount then
         answer = '0 ' .. amount - count .. ' ' .. left .. '000'
-      elseif usual and count - cost >= amount then -- a full window counts who insists
+      elseif usual and count - price >= amount then -- a full window still counts attempts
         answer = left .. '000 0 ' .. left .. '000'
       else
         redis.call('INCRBY', KEYS[first], '-' .. cost)
@@ -361,15 +474,18 @@ while first <= #KEYS do
 
   if answer and #KEYS == 1 then return answer end
   if not answer then
-    if not decide then decide, decide_once = everything_else() end
-    local once = string.sub(spec, 1, 1) == 'o'
+    if not decide then decide, decide_once, reset = everything_else() end
     while string.find(ARGV[last], '&', 1, true) do last = last + 1 end
     local ok
-    ok, answer = pcall(once and decide_once or decide, first, last)
+    local act, rules = decide, last - first + 1
+    if string.sub(spec, 1, 1) == 'o' then
+      act, rules = decide_once, (last - first) / 2
+    elseif string.find(spec, '!', 1, true) then
+      act, rules = reset, rules / 2
+    end
+    ok, answer = pcall(act, first, last)
     if not ok then -- its neighbours in this call have nothing to do with it
-      failures[#failures + 1] = type(answer) == 'table' and answer.err or tostring(answer)
-      local rules = last - first + (once and 0 or 1)
-      answer = string.rep('-1 ' .. #failures - 1 .. ' 0 ', rules)
+      answer = string.rep('-1 ' .. failed(answer) .. ' 0 ', rules)
     end
   end
   answers[#answers + 1] = answer

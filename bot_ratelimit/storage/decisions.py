@@ -98,7 +98,7 @@ class Decisions:
         if call.commands and call.commands[-1][0] in (b"EVALSHA", b"EVAL"):
             return self._script_said(call, replies[0])
         answers: list[Any] = [transaction.answer(item, replies)]
-        return self._checked(call, answers, transaction.mends(item, replies))
+        return self._checked(call, answers, transaction.repairs(item, replies))
 
     def _tries_script(self) -> bool:
         return self._refused_until is None or self._clock() >= self._refused_until

@@ -1,4 +1,4 @@
-"""What an error of Redis means: an outage, or a fault that somebody must mend."""
+"""What an error of Redis means: an outage, or a fault of the configuration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _OUTAGES: Final = frozenset(
     | {"BUSY", "UNKILLABLE", "MISCONF", "NOREPLICAS"}
 )
 _FIXES: Final = {
-    "WRONGTYPE": "something else is stored under this key: choose another key_prefix, or delete it",
+    "WRONGTYPE": "another program's data is under a key of the rate limiter: choose another "
+    "key_prefix, or delete the key",
     "NOPERM": "the Redis user lacks a permission: ACL SETUSER <user> ~<prefix>:ratelimit:* "
     "+@read +@write +@scripting +@transaction +time",
     "CROSSSLOT": "keys decided together must live in one slot: put a hash tag into key_prefix, "
@@ -37,9 +38,17 @@ _FIXES: Final = {
 }
 
 
-def translated(error: Exception) -> RateLimitError:
-    """The error in this package's words: StorageError for an outage, ConfigError for a fault."""
-    if isinstance(error, RateLimitError):
+class ServerText(Exception):  # noqa: N818 - not raised: it carries an error's text to `translated`
+    """An error that the script met in one hit, as the server words it."""
+
+
+def translated(error: Exception) -> Exception:
+    """The error in this package's words: StorageError for an outage, ConfigError for a fault.
+
+    Only errors of Redis, of the network and of this package are put into words. Anything else is
+    a bug, and returned as it is, with its name and its traceback.
+    """
+    if isinstance(error, RateLimitError) or not isinstance(error, _EXPLAINED):
         return error
     text = str(error)
     if isinstance(error, (exceptions.AuthenticationError, exceptions.AuthorizationError)):
@@ -49,23 +58,32 @@ def translated(error: Exception) -> RateLimitError:
     code = _BY_CLASS.get(type(error)) or _code_in(text)
     if code in _OUTAGES:
         return StorageError(text if code in text else f"{code} {text}", kind=code.lower())
-    if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError)):
+    if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError, EOFError)):
         return StorageError(f"{type(error).__name__}: {text}")
     if isinstance(error, exceptions.RedisClusterException):
         if "same" not in text:  # no node can be reached, or none has the slot
             return StorageError(text)
         code = "CROSSSLOT"
     fix = _FIXES.get(code, "the server cannot decide; see the error it gives")
-    return ConfigError(f"{text if code in text else f'{code} {text}'} - {fix}")
+    fault = ConfigError(f"{text if code in text else f'{code} {text}'} - {fix}")
+    fault.kind = code.lower() or fault.kind
+    return fault
 
 
 def _code_in(text: str) -> str:
     """The code that an error begins with; inside a script, Redis 6 puts other text before it."""
+    if "not an integer" in text or "would overflow" in text:  # what INCR says of another's text
+        return "WRONGTYPE"
     if "executing the script can't" in text:  # how Redis 7 words NOPERM there
         return "NOPERM"
     match = re.search(r"(?:^|[-\s])([A-Z]{3,})\b", text)
     return match[1] if match else ""
 
+
+_EXPLAINED: Final = (
+    *(exceptions.RedisError, exceptions.RedisClusterException),
+    *(OSError, EOFError, ServerText),
+)
 
 # What the reason of a failure to connect contains, its kind, and what to do about it.
 _REASONS: Final = (

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from cachetools import TTLCache
 
 from bot_ratelimit.algorithms import ALGORITHMS, Step, Verdict, penalty
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.storage.base import ONCE_MS, Charge
-
-
-class _Kept:
-    """A state, and until when the cache keeps it, in microseconds."""
-
-    __slots__ = ("state", "until")
-
-    def __init__(self, state: Any, until: int) -> None:
-        self.state = state
-        self.until = until
-
-
-class _States(TTLCache[str, Any]):
-    """What is kept, by key; None where nothing is, without an exception for it."""
-
-    def __missing__(self, key: str) -> None:
-        return None
+from bot_ratelimit.storage.states import Kept, States
 
 
 class MemoryStorage:
@@ -35,22 +19,24 @@ class MemoryStorage:
 
     Args:
         maxsize: The most keys kept. Beyond it the least recently used one is forgotten, and
-            with it that subject's count: choose more than the users of one period.
+            with it that subject's count: choose more than the users of one period. Counts that
+            refuse or ban somebody are forgotten last; the log says when one that still holds is.
         clock: Seconds from any starting point.
     """
 
-    source: Final[Literal["memory"]] = "memory"
+    source: Literal["memory"] = "memory"
 
     def __init__(
         self, maxsize: int = 10_000, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         if isinstance(maxsize, bool) or not isinstance(maxsize, int) or maxsize < 1:
             raise ConfigError(f"maxsize={maxsize!r}: expected a whole number from 1 up")
-        self._maxsize = maxsize
         self._clock = clock
-        self._longest = ONCE_MS * 1_000  # microseconds; the TTL of the cache of states
-        self._states = self._cache(self._longest)
-        self._once = self._cache(ONCE_MS * 1_000)
+        self._states = States(maxsize, ONCE_MS * 1_000, clock)
+        # Verdicts by token, and the resets that may have come after them, by key and in order.
+        self._once: TTLCache[str, Any] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
+        self._resets: TTLCache[str, int] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
+        self._reset_count = 0
 
     async def hit(
         self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
@@ -59,15 +45,19 @@ class MemoryStorage:
         return self.decide(charges, once)
 
     def decide(self, charges: Sequence[Charge], once: str | None = None) -> list[Verdict]:
-        """`hit`, for who knows that this storage need not be awaited."""
+        """The same as `hit`, without the coroutine: this storage never has to be awaited."""
         now = self._now()
         if once is None:
             return self._decide(charges, now)
-        shared = self._once[once]
+        shared = self._once.get(once)
         if shared is not None:
-            return [_later(verdict, now - shared[0]) for verdict in shared[1]]
+            resets, decided, verdicts = shared
+            # The cache counts in floats, which may keep it a microsecond too long.
+            if now - decided < ONCE_MS * 1_000 and not self._was_reset(charges, resets):
+                return [_later(verdict, now - decided) for verdict in verdicts]
         verdicts = self._decide(charges, now)
         self._once[once] = (
+            self._reset_count,
             now,
             [_afterwards(*each) for each in zip(charges, verdicts, strict=True)],
         )
@@ -75,21 +65,16 @@ class MemoryStorage:
 
     async def peek(self, charges: Sequence[Charge], *, timeout: float) -> list[Verdict]:
         """Look without charging; see `Storage.peek`."""
-        now = self._now()
-        verdicts = []
-        for charge in charges:
-            kept = self._states[charge.key]
-            wait = self._step(charge, kept, now, charge.cost)[1].wait
-            verdicts.append(self._step(charge, kept, now, 0)[1]._replace(wait=wait))
-        return verdicts
+        return self._look(charges, self._now())
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget these keys; see `Storage.reset`."""
         now = self._now()
         found = 0
+        self._reset_count += 1
         for charge in charges:
-            kept = self._states.pop(charge.key, None)
-            found += self._step(charge, kept, now, 0)[1].reset > 0
+            self._resets[charge.key] = self._reset_count
+            found += _step(charge, self._states.pop(charge.key), now, 0)[1].reset > 0
         return found
 
     def server(self, charges: Sequence[Charge]) -> str:
@@ -103,18 +88,19 @@ class MemoryStorage:
         """Forget everything."""
         self._states.clear()
         self._once.clear()
+        self._resets.clear()
 
     def _decide(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
         if len(charges) == 1 and charges[0].penalty is None:  # nearly always
-            key, limit, cost, _, _ = charges[0]
-            kept = self._states[key]
+            key, limit, cost, _, _ = charge = charges[0]
+            kept = self._states.get(key)
             state = None if kept is None else kept.state
             step = ALGORITHMS[limit.algorithm](state, now, limit, cost)
-            self._keep(key, kept, step, now)
+            self._keep(charge, kept, step, now)
             return [step[1]]
-        found = [self._states[charge.key] for charge in charges]
+        found = [self._states.get(charge.key) for charge in charges]
         steps = [
-            self._step(charge, kept, now, 0 if charge.penalty else charge.cost)
+            _step(charge, kept, now, 0 if charge.penalty else charge.cost)
             for charge, kept in zip(charges, found, strict=True)
         ]
         refused = any(
@@ -125,39 +111,51 @@ class MemoryStorage:
         for charge, kept, step in zip(charges, found, steps, strict=True):
             if charge.penalty is not None:
                 if refused:
-                    step = self._step(charge, kept, now, 1)
-                    self._keep(charge.key, kept, step, now)
+                    step = _step(charge, kept, now, 1)
+                    self._keep(charge, kept, step, now)
             elif refused and not step[1].wait:
-                step = self._step(charge, kept, now, 0)
+                step = _step(charge, kept, now, 0)
             else:
-                self._keep(charge.key, kept, step, now)
+                self._keep(charge, kept, step, now)
             verdicts.append(step[1])
         return verdicts
 
-    def _step(self, charge: Charge, kept: _Kept | None, now: int, cost: int) -> Step:
-        state = None if kept is None else kept.state
-        if charge.penalty is not None:
-            return penalty(state, now, charge.limit, charge.penalty, cost)
-        return ALGORITHMS[charge.limit.algorithm](state, now, charge.limit, cost)
+    def _look(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
+        found = [self._states.get(charge.key) for charge in charges]
+        waits = [
+            _step(charge, kept, now, 0 if charge.penalty else charge.cost)[1].wait
+            for charge, kept in zip(charges, found, strict=True)
+        ]
+        refused = any(w and not c.shadow for w, c in zip(waits, charges, strict=True))
+        return [
+            # Of a penalty, what it would say after counting this refusal.
+            _step(charge, kept, now, int(refused))[1]
+            if charge.penalty
+            else _step(charge, kept, now, 0)[1]._replace(wait=wait)
+            for charge, kept, wait in zip(charges, found, waits, strict=True)
+        ]
 
-    def _keep(self, key: str, kept: _Kept | None, step: Step, now: int) -> None:
-        state, (_, _, reset) = step
-        if kept is not None and now + reset <= kept.until:
-            kept.state = state  # far cheaper than to put it into the cache anew
-            return
-        if reset > self._longest:
-            # A TTLCache has one TTL for all. It grows in powers of two, so seldom.
-            self._longest = 1 << reset.bit_length()
-            longer = self._cache(self._longest)
-            longer.update(self._states)
-            self._states = longer
-        self._states[key] = _Kept(state, now + self._longest)
+    def _keep(self, charge: Charge, kept: Kept | None, step: Step, now: int) -> None:
+        state, (wait, remaining, reset) = step
+        refuses = wait > 0 if charge.penalty is None else not remaining
+        held = refuses and not charge.shadow
+        if kept is not None and state is kept.state:
+            self._states.keep(charge.key, kept, state, kept.ends, held)
+        else:
+            self._states.keep(charge.key, kept, state, now + reset, held)
 
-    def _cache(self, ttl: int) -> _States:
-        return _States(self._maxsize, ttl / 1_000_000, timer=self._clock)
+    def _was_reset(self, charges: Sequence[Charge], since: int) -> bool:
+        return any((self._resets.get(charge.key) or 0) > since for charge in charges)
 
     def _now(self) -> int:
         return round(self._clock() * 1_000_000)
+
+
+def _step(charge: Charge, kept: Kept | None, now: int, cost: int) -> Step:
+    state = None if kept is None else kept.state
+    if charge.penalty is not None:
+        return penalty(state, now, charge.limit, charge.penalty, cost)
+    return ALGORITHMS[charge.limit.algorithm](state, now, charge.limit, cost)
 
 
 def _afterwards(charge: Charge, verdict: Verdict) -> Verdict:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Any, Final, Literal, cast
+from itertools import chain
+from typing import Any, Literal, cast
 
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
@@ -37,7 +38,7 @@ class RedisStorage:
         ConfigError: The client is synchronous, or no client at all.
     """
 
-    source: Final[Literal["redis"]] = "redis"
+    source: Literal["redis"] = "redis"
 
     def __init__(self, client: Client, *, close_client: bool = False) -> None:
         driver.check_client(client)
@@ -63,14 +64,14 @@ class RedisStorage:
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget these keys; see `Storage.reset`."""
-        # One command for each key: on a cluster they may be on different nodes.
-        found = await asyncio.gather(
-            *(
-                self.execute((b"DEL", wire.name(each.key)), key=each.key, timeout=timeout)
-                for each in charges
-            )
+        slots: dict[int | None, list[Charge]] = {}  # on a cluster the keys may be on many nodes
+        for charge in charges:
+            slot = None if self._connection is not None else self._route(charge.key)[1]
+            slots.setdefault(slot, []).append(charge)
+        forgotten = await asyncio.gather(
+            *(self._submit(Hit(some, reset=True), some[0].key, timeout) for some in slots.values())
         )
-        return sum(map(int, found))
+        return sum(verdict.reset > 0 for verdict in chain.from_iterable(forgotten))
 
     async def execute(self, command: Command, *, key: str, timeout: float) -> Any:
         """Send a command that is no decision, once, and return its reply as redis-py parses it.

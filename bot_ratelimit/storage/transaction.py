@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from bot_ratelimit.algorithms import Verdict
@@ -18,6 +19,8 @@ from bot_ratelimit.storage.wire import Command, Hit
 def needs_script(hit: Hit) -> ConfigError | None:
     """Why only the script can decide this hit; None if a transaction can."""
     charge = hit.charges[0]
+    if hit.reset:
+        return None
     if hit.once is not None:
         what = "one verdict for several hits (once)"
     elif len(hit.charges) > 1:
@@ -31,16 +34,25 @@ def needs_script(hit: Hit) -> ConfigError | None:
     else:
         return None
     keys = ", ".join(charge.key for charge in hit.charges)
-    return ConfigError(
+    error = ConfigError(
         f"{what} ({keys}) needs a script, and this server refuses EVALSHA; allow it "
         "(ACL SETUSER <user> +@scripting), or limit with one fixed window such as '5/10s'"
     )
+    error.kind = "noscript"
+    return error
 
 
 def commands(hit: Hit) -> list[Command]:
-    """The hit as a MULTI/EXEC of its own, so that its errors are its own too; none if in vain."""
+    """The hit as a MULTI/EXEC of its own, so that its errors are its own too.
+
+    None for a hit that only a script can decide.
+    """
     if needs_script(hit):
         return []
+    if hit.reset:
+        names = [wire.name(charge.key) for charge in hit.charges]
+        pairs = [((b"PTTL", each), (b"DEL", each)) for each in names]
+        return [(b"MULTI",), *chain.from_iterable(pairs), (b"EXEC",)]
     key, limit = hit.charges[0][:2]
     name = wire.name(key)
     if hit.look:
@@ -56,8 +68,12 @@ def answer(hit: Hit, replies: Sequence[Any]) -> list[Verdict] | Exception:
     error = needs_script(hit) or _error(replies)
     if error is not None:
         return error
-    limit = hit.charges[0].limit
+    if hit.reset:
+        return _forgotten(hit, replies[-1])
+    key, limit = hit.charges[0][:2]
     count, left_ms = _count(replies)
+    if _is_foreign(hit, count):
+        return wire.foreign(key)
     if not 0 < left_ms <= limit.period_ms:
         left_ms = limit.period_ms
     over = count >= limit.amount if hit.look else count > limit.amount
@@ -65,15 +81,32 @@ def answer(hit: Hit, replies: Sequence[Any]) -> list[Verdict] | Exception:
     return [Verdict(left if over else 0, max(0, limit.amount - count), left)]
 
 
-def mends(hit: Hit, replies: Sequence[Any]) -> list[Command]:
-    """The EXPIRE that a key needs whose TTL was missing or longer than the window."""
-    if not replies or hit.look or _error(replies) is not None:
+def repairs(hit: Hit, replies: Sequence[Any]) -> list[Command]:
+    """The EXPIRE that a key needs whose TTL was missing or longer than the window.
+
+    A number that is no counter of ours is put back as it was found.
+    """
+    if not replies or hit.look or hit.reset or _error(replies) is not None:
         return []
     key, limit = hit.charges[0][:2]
-    _, left_ms = _count(replies)
+    count, left_ms = _count(replies)
+    if _is_foreign(hit, count):
+        return [(b"DECR", wire.name(key))]
     if 0 < left_ms <= limit.period_ms:
         return []
     return [(b"PEXPIRE", wire.name(key), b"%d" % limit.period_ms)]
+
+
+def _forgotten(hit: Hit, replies: Sequence[Any]) -> list[Verdict]:
+    left, deleted = replies[::2], replies[1::2]
+    return [
+        Verdict(0, charge.limit.capacity, max(1, ttl_ms) * 1_000 if there else 0)
+        for charge, ttl_ms, there in zip(hit.charges, left, deleted, strict=True)
+    ]
+
+
+def _is_foreign(hit: Hit, count: int) -> bool:
+    return not (0 if hit.look else 1) <= count < wire.MAX_COUNT
 
 
 def _count(replies: Sequence[Any]) -> tuple[int, int]:

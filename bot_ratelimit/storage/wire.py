@@ -7,10 +7,11 @@ from functools import lru_cache
 from itertools import islice
 from typing import Final, NamedTuple
 
-from bot_ratelimit.algorithms import Verdict, new_verdict
+from bot_ratelimit.algorithms import Undecided, Verdict, new_verdict
 from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.storage.base import ONCE_MS, Charge
+from bot_ratelimit.storage.faults import ServerText, translated
 
 Command = Sequence[bytes]
 
@@ -20,6 +21,13 @@ _KINDS: Final = {
     Algorithm.TOKEN_BUCKET: "b",
 }
 _ONCE_SPEC: Final = f"o& {ONCE_MS}".encode()
+_RESETS_SPEC: Final = f"g {ONCE_MS}".encode()
+_MORE_RESETS_SPEC: Final = f"g& {ONCE_MS}".encode()
+
+MAX_COUNT: Final = 10**15
+"""A counter that reaches this is none of ours; below it a double is exact."""
+_FAILED: Final = -1
+_UNDECIDED: Final = -2
 
 
 class Hit(NamedTuple):
@@ -28,10 +36,13 @@ class Hit(NamedTuple):
     charges: Sequence[Charge]
     once: str | None = None
     look: bool = False
+    reset: bool = False
+    """Look, then forget: the answer is what a look would have said."""
 
 
-class ServerText(Exception):  # noqa: N818 - not raised: it carries an error's text to its translator
-    """An error that the script met in one hit, as the server words it."""
+def foreign(key: str) -> ServerText:
+    """The error for a key that holds something that is not ours, as the script words it."""
+    return ServerText(f"WRONGTYPE '{key}' holds something else")
 
 
 def encode(command: Command) -> bytes:
@@ -45,22 +56,39 @@ def name(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
+def resets_key(key: str) -> str:
+    """Where the resets of a count are numbered, while shared verdicts on it may still be about.
+
+    `bot:ratelimit:once:{bot:ratelimit:42}`. On a cluster it lives in the slot of the count: by the
+    hash tag of the prefix, or else by this one.
+    """
+    head, colon, _ = key.partition(":ratelimit:")
+    return f"{head}{colon}once:{{{key}}}" if colon else f"once:{{{key}}}"
+
+
 def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
     """`numkeys key … arg …` for decide.lua: a key and its spec for each charge."""
     keys: list[bytes] = []
     specs: list[bytes] = []
-    for charges, once, look in hits:
+    for charges, once, look, reset in hits:
         if once is not None:
             keys.append(name(once))
             specs.append(_ONCE_SPEC)
-        joined = len(charges)  # with how many more of them this one is decided
+        mode = "!" if reset else "?" if look else ""
+        shared = reset or once is not None
+        # How many more keys go with this one.
+        joined = 2 * len(charges) if shared else len(charges)
         for key, limit, cost, shadow, penalty in charges:
             joined -= 1
             keys.append(name(key))
             if penalty is None:
-                specs.append(_spec(limit, cost, shadow, look, joined > 0))
+                specs.append(_spec(limit, cost, shadow, mode, joined > 0))
             else:
-                specs.append(_penalty_spec(limit, penalty, look, joined > 0))
+                specs.append(_penalty_spec(limit, penalty, mode, joined > 0))
+        if shared:
+            keys.extend(name(resets_key(charge.key)) for charge in charges)
+            specs.extend([_MORE_RESETS_SPEC] * (len(charges) - 1))
+            specs.append(_RESETS_SPEC)
     return [b"%d" % len(keys), *keys, *specs]
 
 
@@ -73,25 +101,36 @@ def script_answers(
     verdicts = map(new_verdict, zip(numbers, numbers, numbers))  # noqa: B905 - one after another
     found = [
         [next(verdicts)] if len(charges) == 1 else list(islice(verdicts, len(charges)))
-        for charges, _, _ in hits
+        for charges, *_ in hits
     ]
     if not errors:
         return found
+    reasons = [ServerText(_text(error)) for error in errors]
+    return [_explained(verdicts, hit, reasons) for verdicts, hit in zip(found, hits, strict=True)]
+
+
+def _explained(
+    verdicts: list[Verdict], hit: Hit, reasons: Sequence[ServerText]
+) -> list[Verdict] | Exception:
+    if verdicts[0].wait == _FAILED:
+        return reasons[verdicts[0].remaining]
     return [
-        ServerText(_text(errors[first.remaining])) if first.wait < 0 else [first, *others]
-        for first, *others in found
+        Undecided.because(translated(reasons[verdict.remaining]), charge.limit)
+        if verdict.wait == _UNDECIDED
+        else verdict
+        for verdict, charge in zip(verdicts, hit.charges, strict=True)
     ]
 
 
 @lru_cache(maxsize=1024)
-def _spec(limit: Limit, cost: int, shadow: bool, look: bool, joined: bool) -> bytes:
-    flags = ("&" if joined else "") + ("?" if look else "") + ("~" if shadow else "")
+def _spec(limit: Limit, cost: int, shadow: bool, mode: str, joined: bool) -> bytes:
+    flags = ("&" if joined else "") + mode + ("~" if shadow else "")
     numbers = f"{limit.amount} {limit.period_ms} {limit.burst or 0} {cost}"
     return f"{_KINDS[limit.algorithm]}{flags} {numbers}".encode()
 
 
-def _penalty_spec(limit: Limit, penalty: Penalty, look: bool, joined: bool) -> bytes:
-    flags = ("&" if joined else "") + ("?" if look else "")
+def _penalty_spec(limit: Limit, penalty: Penalty, mode: str, joined: bool) -> bytes:
+    flags = ("&" if joined else "") + mode
     numbers = f"{limit.amount} {limit.period_ms} {penalty.ban_ms} {penalty.longest_ms}"
     return f"p{flags} {numbers}".encode()
 

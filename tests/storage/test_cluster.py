@@ -120,3 +120,13 @@ async def test_a_cluster_out_of_reach_is_an_outage() -> None:
         with pytest.raises(StorageError, match=r"Connection refused.*is Redis running"):
             await storage.hit([charge("9/minute")], timeout=TIMEOUT)
     await cluster.aclose()
+
+
+async def test_reset_needs_no_hash_tag(cluster: RedisCluster) -> None:
+    """Each key is forgotten where it lives, also keys of several rules that live apart."""
+    storage = RedisStorage(cluster)
+    charges = [charge("3/minute", "7"), charge("9/h", "9/h:7"), charge("9/h sliding", "s:7")]
+    for one in charges:
+        await storage.hit([one], timeout=TIMEOUT)
+    assert await storage.reset(charges, timeout=TIMEOUT) == 3
+    assert await storage.reset(charges, timeout=TIMEOUT) == 0

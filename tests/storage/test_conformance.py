@@ -7,7 +7,8 @@ from time import monotonic
 
 import pytest
 
-from bot_ratelimit import Penalty
+from bot_ratelimit import Penalty, Rule
+from bot_ratelimit.decision import conclude
 from bot_ratelimit.storage.base import Charge
 from tests.benches import Bench, charge, movable
 
@@ -247,3 +248,86 @@ async def test_a_penalty_counts_refusals_and_then_bans(bench: Bench) -> None:
     assert not await bench.allowed(*rules)
     assert await bench.reset(*rules) == 1
     assert await bench.allowed(*rules)
+
+
+TOKEN = "bot:ratelimit:once:album"
+
+
+@per_algorithm
+async def test_reset_forgets_what_a_token_shares(bench: Bench, algorithm: str) -> None:
+    """After a reset a token is decided and charged again, once, however often that happens."""
+    one, other = charge(f"2/minute{algorithm}"), charge("9/minute", "b")
+    for _ in range(3):
+        assert [(await bench.hit(one, other, once=TOKEN))[0].remaining for _ in range(2)] == [1, 1]
+        assert await bench.reset(one) == 1
+    assert (await bench.hit(one, other, once=TOKEN))[0].remaining == 1
+    assert (await bench.peek(other))[0].remaining == 5  # it was reset with none of them
+
+
+async def test_a_shared_refusal_is_reset_too(bench: Bench) -> None:
+    """Who is forgiven is not refused by a verdict of before, nor if others were charged since."""
+    one = charge("1/minute")
+    await bench.hit(one)
+    assert not await bench.allowed(one, once=TOKEN)
+    await bench.reset(one)
+    assert await bench.allowed(one)
+    assert not await bench.allowed(one, once=TOKEN)  # refused by the hit since, not by the verdict
+    await bench.reset(one)
+    assert await bench.allowed(one, once=TOKEN)
+
+
+@movable
+async def test_a_reset_lets_no_older_verdict_come_back(bench: Bench) -> None:
+    """The note of a reset outlives every verdict that it has to do with."""
+    one = charge("9/h")
+    await bench.reset(one)
+    for seconds, remaining in ((59.9, 8), (59.9, 8), (0.2, 7)):
+        await bench.advance(seconds)
+        assert (await bench.hit(one, once=TOKEN))[0].remaining == remaining
+    await bench.advance(30)
+    await bench.reset(one)
+    assert (await bench.hit(one, once=TOKEN))[0].remaining == 8
+    await bench.advance(59)
+    assert (await bench.hit(one, once=TOKEN))[0].remaining == 8
+
+
+async def test_reset_leaves_nothing_for_long(bench: Bench) -> None:
+    """What notes a reset is gone with the last verdict that it could forget."""
+    await bench.hit(charge("1/h"), once=TOKEN)
+    await bench.reset(charge("1/h"), charge("1/h", "b"))
+    assert all(0 < ttl <= 60_000 for ttl in (await bench.ttls()).values())
+
+
+async def test_reset_tells_only_of_what_counted(bench: Bench) -> None:
+    """The refused attempt that a look would tell of has not happened."""
+    ban = Charge("bot:ratelimit:ban:42", BAN.limit, penalty=BAN)
+    await bench.hit(charge("1/minute"))
+    assert await bench.reset(charge("1/minute"), ban) == 1
+
+
+@pytest.mark.parametrize("grows", [False, True])
+async def test_a_look_tells_of_the_ban_that_a_hit_would_bring_on(bench: Bench, grows: bool) -> None:
+    """Looking says what the next hit says, before, at and during a ban, and changes nothing."""
+    terms = Penalty("2/minute", 300, grows=grows)
+    rules = charge("1/minute"), Charge("bot:ratelimit:ban:42", terms.limit, penalty=terms)
+    await bench.hit(*rules)
+    for _ in range(6):
+        looks = [await bench.peek(*rules) for _ in range(2)]
+        hit = await bench.hit(*rules)
+        for look in looks:
+            assert [(v.wait, v.remaining, v.reset) for v in look] == [
+                (bench.about(v.wait / 1e6), v.remaining, bench.about(v.reset / 1e6)) for v in hit
+            ]
+
+
+async def test_a_refusal_outlives_its_ban(bench: Bench) -> None:
+    """Hits that share a verdict that a ban refused are refused, also when the ban is over."""
+    terms = Penalty("1/50ms", 0.05)
+    ban = Charge("bot:ratelimit:ban:42", terms.limit, penalty=terms)
+    await bench.hit(charge("1/50ms"))
+    for once in (None, TOKEN):
+        assert not await bench.allowed(charge("1/50ms"), ban, once=once)
+    await bench.advance(0.06)
+    verdicts = await bench.hit(charge("1/50ms"), ban, once=TOKEN)
+    assert verdicts[1] == (1, 0, 0)
+    assert not conclude([Rule("1/50ms"), terms], verdicts, "redis")

@@ -1,282 +1,340 @@
-"""One semantics: a plain model, memory and Redis give equal verdicts for equal histories."""
+"""One semantics: a plain model, memory and Redis make equal Decisions of equal histories."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from fractions import Fraction
-from math import ceil, floor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pytest
+import redis.asyncio as aioredis
 import time_machine
 from fakeredis import FakeAsyncRedis, FakeServer
-from hypothesis import event, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot_ratelimit import Algorithm, Limit, MemoryStorage, Penalty, RedisStorage
-from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit import (
+    Algorithm,
+    Decision,
+    Limit,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RedisStorage,
+    Rule,
+    Subject,
+)
 from bot_ratelimit.storage.base import Charge
 from bot_ratelimit.testing import Clock
 from tests.benches import TIMEOUT
+from tests.servers import Server
+from tests.storage.model import Model, concluded
 
 FIXED, SLIDING, BUCKET = Algorithm
 START = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 DAY_MS = 86_400_000
 
 
-class FixedWindow:
-    """The costs since the first hit of the window."""
-
-    def __init__(self, limit: Limit) -> None:
-        self.amount, self.period = limit.amount, limit.period_ms * 1_000
-        self.opened, self.costs = 0, list[int]()
-
-    def wait(self, now: int, cost: int) -> int:
-        if now >= self.opened + self.period:
-            self.costs = []
-        return self.reset(now) if sum(self.costs) + cost > self.amount else 0
-
-    def charge(self, now: int, cost: int) -> None:
-        if not self.costs:
-            self.opened = now
-        self.costs.append(cost)
-
-    def remaining(self) -> int:
-        return self.amount - sum(self.costs)
-
-    def reset(self, now: int) -> int:
-        return self.opened + self.period - now if self.costs else 0
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Thousands of bans would only fill the report of a failure."""
+    log = logging.getLogger("bot_ratelimit")
+    log.disabled = True
+    yield
+    log.disabled = False
 
 
-class SlidingWindow:
-    """Every hit there ever was; a hit may come as soon as the period before it has room."""
+class Scale(NamedTuple):
+    """How long things take in a history."""
 
-    def __init__(self, limit: Limit) -> None:
-        self.amount, self.period = limit.amount, limit.period_ms * 1_000
-        self.hits, self.used = list[tuple[int, int]](), 0
-
-    def used_at(self, time: int) -> int:
-        return sum(cost for at, cost in self.hits if at > time - self.period)
-
-    def wait(self, now: int, cost: int) -> int:
-        self.used = self.used_at(now)
-        moments = [now, *sorted(at + self.period for at, _ in self.hits)]
-        return next(
-            moment - now
-            for moment in moments
-            if moment >= now and self.used_at(moment) + cost <= self.amount
-        )
-
-    def charge(self, now: int, cost: int) -> None:
-        self.hits.append((now, cost))
-        self.used += cost
-
-    def remaining(self) -> int:
-        return self.amount - self.used
-
-    def reset(self, now: int) -> int:
-        return max(0, self.hits[-1][0] + self.period - now) if self.hits else 0
+    tick: int
+    """Microseconds that all times are multiples of."""
+    periods_ms: Sequence[int]
+    bans: Sequence[float]
+    longest_ban: float
+    algorithms: Sequence[Algorithm | None]
+    """None is a penalty."""
+    amounts: st.SearchStrategy[int]
 
 
-class TokenBucket:
-    """Tokens, as an exact fraction."""
+pytestmark = pytest.mark.usefixtures("quiet")
 
-    def __init__(self, limit: Limit) -> None:
-        self.rate = Fraction(limit.amount, limit.period_ms * 1_000)
-        self.burst = limit.capacity
-        self.tokens, self.at = Fraction(self.burst), 0
-
-    def wait(self, now: int, cost: int) -> int:
-        self.tokens = min(Fraction(self.burst), self.tokens + (now - self.at) * self.rate)
-        self.at = now
-        return max(0, ceil((cost - self.tokens) / self.rate))
-
-    def charge(self, now: int, cost: int) -> None:
-        self.tokens -= cost
-
-    def remaining(self) -> int:
-        return floor(self.tokens)
-
-    def reset(self, now: int) -> int:
-        return ceil((self.burst - self.tokens) / self.rate)
-
-
-class Strikes:
-    """Refused hits, and when they are forgotten."""
-
-    def __init__(self, penalty: Penalty, limit: Limit) -> None:
-        self.penalty, self.limit = penalty, limit
-        self.strikes, self.ends = 0, 0
-
-    def wait(self, now: int, cost: int) -> int:
-        if now >= self.ends:
-            self.strikes = 0
-        return self.ends - now if self.strikes >= self.limit.amount else 0
-
-    def strike(self, now: int) -> None:
-        self.strikes += 1
-        ban = longest = 0
-        if self.strikes == 1:
-            self.ends = now + self.limit.period_ms * 1_000
-        if self.strikes == self.limit.amount:
-            ban = longest = self.penalty.ban_ms
-        elif self.strikes % self.limit.amount == 0 and self.penalty.longest_ms:
-            longest = self.penalty.longest_ms
-            ban = self.penalty.ban_ms * 2 ** (self.strikes // self.limit.amount - 1)
-        if ban:
-            self.ends = now + min(ban, longest) * 1_000
-
-    def remaining(self) -> int:
-        return max(0, self.limit.amount - self.strikes)
-
-    def reset(self, now: int) -> int:
-        return self.ends - now if self.strikes else 0
-
-
-class Model:
-    """What a storage is to say, as plainly as it can be put."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, FixedWindow | SlidingWindow | TokenBucket | Strikes] = {}
-        self.told: dict[str, tuple[int, list[Verdict]]] = {}
-
-    def count(self, charge: Charge) -> FixedWindow | SlidingWindow | TokenBucket | Strikes:
-        if charge.key not in self.counts:
-            kinds = {FIXED: FixedWindow, SLIDING: SlidingWindow, BUCKET: TokenBucket}
-            self.counts[charge.key] = (
-                Strikes(charge.penalty, charge.limit)
-                if charge.penalty
-                else kinds[charge.limit.algorithm](charge.limit)
-            )
-        return self.counts[charge.key]
-
-    def hit(self, now: int, charges: list[Charge], once: str | None = None) -> list[Verdict]:
-        decided, verdicts = self.told.get(once or "", (0, []))
-        if verdicts and now - decided < 60_000_000:
-            passed = now - decided
-            return [
-                Verdict(max(1, wait - passed) if wait else 0, remaining, max(0, reset - passed))
-                for wait, remaining, reset in verdicts
-            ]
-        verdicts = self.decide(now, charges, charge=True)
-        if once:
-            # Those who share the verdict find a ban that the hit brought on.
-            self.told[once] = (
-                now,
-                [
-                    v._replace(wait=v.reset) if c.penalty and not v.remaining else v
-                    for c, v in zip(charges, verdicts, strict=True)
-                ],
-            )
-        return verdicts
-
-    def decide(self, now: int, charges: list[Charge], *, charge: bool) -> list[Verdict]:
-        counts = [self.count(each) for each in charges]
-        waits = [count.wait(now, c.cost) for count, c in zip(counts, charges, strict=True)]
-        refused = any(wait and not c.shadow for wait, c in zip(waits, charges, strict=True))
-        for count, wait, each in zip(counts, waits, charges, strict=True):
-            if charge and isinstance(count, Strikes) and refused:
-                count.strike(now)
-            elif charge and not isinstance(count, Strikes) and not refused and not wait:
-                count.charge(now, each.cost)
-        return [
-            Verdict(wait, count.remaining(), count.reset(now))
-            for count, wait in zip(counts, waits, strict=True)
-        ]
-
-    def reset(self, now: int, charges: list[Charge]) -> int:
-        self.decide(now, charges, charge=False)
-        found = sum(self.count(each).reset(now) > 0 for each in charges)
-        for each in charges:
-            del self.counts[each.key]
-        return found
+FEW = st.integers(1, 3)
+MILLISECONDS = Scale(
+    1_000,
+    [1, 7, 100, 1_000, 61_000, 61_000, 366 * DAY_MS],
+    [0.005, 1, 90],
+    100,
+    [*Algorithm, None],
+    st.sampled_from([1, 1, 2, 2, 3, 3, 1_000_000]),
+)
+# A key's TTL is whole milliseconds, so only logs and buckets tell microseconds apart.
+MICROSECONDS = MILLISECONDS._replace(tick=1, algorithms=[SLIDING, BUCKET])
+# On a real server some time passes by itself. Here nothing changes within a second.
+SECONDS = Scale(
+    1_000_000, [60_000, 120_000, 600_000, DAY_MS], [60, 120], 600, [*Algorithm, None], FEW
+)
 
 
 class Step(NamedTuple):
     pause: int | str
     """Ticks; or "told": as long as the last refusal said, or "early": one tick less."""
     action: str
-    charges: list[Charge]
+    rules: list[Rule]
+    user: int
     once: str | None
 
 
 class History(NamedTuple):
     tick: int
-    """Microseconds. A key's TTL is whole milliseconds, so only logs and buckets tell more apart."""
     steps: list[Step]
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> History:
-    fine = draw(st.booleans())
-    rules = draw(st.lists(rules_of(fine), min_size=1, max_size=4))
-    longest = max(limit.period_ms for limit, _, _ in rules) * (1_000 if fine else 1)
+def histories(draw: st.DrawFn, scale: Scale) -> History:
+    # Of each rule some versions that follow each other: its limit changes over time.
+    names = range(draw(st.integers(1, 3)))
+    rules = [draw(versions(f"r{name}", scale)) for name in names]
+    if None in scale.algorithms and draw(st.booleans()):
+        rules.append(draw(st.lists(penalties(scale), min_size=1, max_size=2)))
+    longest = max(rule.limit.period_ms * 1_000 for each in rules for rule in each) // scale.tick
+    minute = 60_000_000 // scale.tick
     pauses = (
-        st.sampled_from(["told", "told", "early", 0, 0, 59_977, 61_000])  # around a token's minute
+        st.sampled_from(["told", "early", 0, 0, 0, minute - 1, minute])  # around a token's minute
+        | st.just(0)
+        | st.just("early")
         | st.integers(0, 20)
         | st.integers(0, 2 * longest)
     )
-    actions = st.sampled_from(["hit"] * 6 + ["peek", "reset"])
-    tokens = st.none() if fine else st.sampled_from([None, None, "a", "a", "b"])
+    actions = st.sampled_from(["hit"] * 8 + ["peek", "peek", "reset"])
+    tokens = st.sampled_from([None, None, "a", "a", "b"]) if scale.tick > 1 else st.none()
+    together = draw(st.booleans())
     steps = []
     for _ in range(draw(st.integers(3, 14))):
-        chosen = draw(
-            st.just(set(range(len(rules)))) | st.sets(st.integers(0, len(rules) - 1), min_size=1)
+        chosen = (
+            set(range(len(rules)))
+            if together
+            else draw(st.sets(st.integers(0, len(rules) - 1), min_size=1))
         )
-        user, once = draw(st.sampled_from([1, 1, 2])), draw(tokens)
-        charges = []
-        for i in sorted(chosen):
-            limit, shadow, penalty = rules[i]
-            cost = 1 if penalty else draw(st.integers(1, min(3, limit.capacity)))
-            charges.append(Charge(f"bot:ratelimit:{i}:{user}", limit, cost, shadow, penalty))
-        # A token belongs to a subject and its rules, as the limiter sees to.
-        once = once and f"once:{once}:{user}:{sorted(chosen)}"
-        steps.append(Step(draw(pauses), draw(actions), charges, once))
-    return History(1 if fine else 1_000, steps)
+        now = [draw(st.sampled_from(rules[i])) for i in sorted(chosen)]
+        user = draw(st.sampled_from([1, 1, 1, 2]))
+        steps.append(Step(draw(pauses), draw(actions), now, user, draw(tokens)))
+    return History(scale.tick, steps)
 
 
 @st.composite
-def rules_of(draw: st.DrawFn, fine: bool) -> tuple[Limit, bool, Penalty | None]:
-    amount = draw(st.integers(1, 5) | st.just(1_000_000))
-    period_ms = draw(st.sampled_from([1, 7, 100, 1_000, 61_000, 366 * DAY_MS]))
-    kind = draw(st.sampled_from([SLIDING, BUCKET] if fine else [*Algorithm, None]))
-    if kind is None:
-        after = Limit(draw(st.integers(1, 3)), period_ms / 1_000)
-        ban = draw(st.sampled_from([0.005, 1, 90]))
-        return after, False, Penalty(after, ban, grows=draw(st.booleans()), longest=100)
-    burst = draw(st.none() | st.integers(1, 5)) if kind is BUCKET else None
-    return Limit(amount, period_ms / 1_000, kind, burst), draw(st.booleans()), None
+def versions(draw: st.DrawFn, name: str, scale: Scale) -> list[Rule]:
+    """A rule, and what becomes of it: another amount, period, algorithm, burst or cost."""
+    shadow = draw(st.sampled_from([False, False, True]))
+    first = draw(limits(scale))
+    changed = [first]
+    if draw(st.booleans()):
+        # The sub-millisecond TTLs of fakeredis are not those of a server: only the amount changes.
+        fixed = {"period": first.period, "algorithm": first.algorithm} if scale.tick == 1 else {}
+        changed += draw(st.lists(limits(scale, **fixed), min_size=1, max_size=2))
+    costs = [draw(st.sampled_from([1, 1, 1, 2, 3])) for _ in changed]
+    return [
+        Rule(limit, name=name, cost=min(cost, limit.capacity), shadow=shadow)
+        for limit, cost in zip(changed, costs, strict=True)
+    ]
 
 
-@settings(max_examples=300, deadline=None)
-@given(histories())
-async def test_model_memory_and_redis_agree(history: History) -> None:
-    """Whatever happens, in whatever order, all three tell the same."""
-    model, now, told, clock = Model(), 0, 0, Clock()
-    memory = MemoryStorage(clock=clock)
-    async with FakeAsyncRedis(server=FakeServer()) as client:
-        redis = RedisStorage(client)
-        with time_machine.travel(START, tick=False) as traveller:
-            for pause, action, charges, once in history.steps:
-                if isinstance(pause, str):
-                    pause = max(0, -(-told // history.tick) - (pause == "early"))
-                now += pause * history.tick
-                clock.now = 1_000 + now / 1_000_000
-                traveller.move_to(START + now / 1_000_000)
-                if action == "hit":
-                    expected = model.hit(now, charges, once)
-                    found = [
-                        await storage.hit(charges, once=once, timeout=TIMEOUT)
-                        for storage in (memory, redis)
-                    ]
-                    told = max(verdict.wait for verdict in expected)
-                    event("refused" if told else "allowed")
-                elif action == "peek":
-                    expected = model.decide(now, charges, charge=False)
-                    found = [await s.peek(charges, timeout=TIMEOUT) for s in (memory, redis)]
+@st.composite
+def limits(
+    draw: st.DrawFn,
+    scale: Scale,
+    period: float | None = None,
+    algorithm: Algorithm | None = None,
+) -> Limit:
+    period = period or draw(st.sampled_from(scale.periods_ms)) / 1_000
+    algorithm = algorithm or draw(st.sampled_from([a for a in scale.algorithms if a]))
+    burst = draw(st.none() | st.integers(1, 5)) if algorithm is BUCKET else None
+    return Limit(draw(scale.amounts), period, algorithm, burst)
+
+
+@st.composite
+def penalties(draw: st.DrawFn, scale: Scale) -> Rule:
+    after = Limit(draw(st.integers(1, 2)), draw(st.sampled_from(scale.periods_ms)) / 1_000)
+    grows = draw(st.booleans())
+    return Penalty(after, draw(st.sampled_from(scale.bans)), grows=grows, longest=scale.longest_ban)
+
+
+class Player:
+    """Plays histories to the model and to limiters, and counts what happened in them."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+
+    async def play(
+        self,
+        history: History,
+        limiters: Sequence[Limiter],
+        move_to: Callable[[int], Awaitable[None]],
+        *,
+        exact: bool = True,
+    ) -> None:
+        model, now, told = Model(linger_ms=int(exact)), 0, 0
+        happened: set[str] = {"history"}
+        limit_of: dict[str, Limit] = {}
+        for pause, action, rules, user, once in history.steps:
+            if isinstance(pause, str):
+                pause = max(0, -(-told // history.tick) - (pause == "early"))
+            now += pause * history.tick
+            await move_to(now)
+            subject, charges = Subject(user), [charge_of(rule, user) for rule in rules]
+            if action == "reset":
+                found = model.reset(now, charges)
+                assert [await each.reset(rules, subject) for each in limiters] == [found] * len(
+                    limiters
+                )
+                continue
+            token = once and f"{once}:{[charge.key for charge in charges]}"
+            if action == "peek":
+                verdicts = model.decide(now, charges, charge=False)
+                found = [await each.peek(rules, subject) for each in limiters]
+            else:
+                shared = token in model.told
+                verdicts = model.hit(now, charges, token)
+                found = [await each.hit(rules, subject, once=once) for each in limiters]
+                happened |= {"shared"} if shared else set()
+                for each in charges:
+                    old = limit_of.setdefault(each.key, each.limit)
+                    happened |= {"changed"} if old != each.limit else set()
+                    happened |= (
+                        {"changed algorithm"} if old.algorithm != each.limit.algorithm else set()
+                    )
+                    limit_of[each.key] = each.limit
+            expected = concluded(rules, charges, verdicts, look=action == "peek")
+            for decision in found:
+                if exact:
+                    assert decision._replace(source="memory") == expected
                 else:
-                    resets = model.reset(now, charges)
-                    assert await memory.reset(charges, timeout=TIMEOUT) == resets
-                    # A key outlives what counts under it by a millisecond.
-                    assert await redis.reset(charges, timeout=TIMEOUT) >= resets
-                    continue
-                assert found == [expected, expected]
+                    about = concluded(
+                        rules, charges, verdicts, look=action == "peek", rule=decision.rule
+                    )
+                    assert abs(about.retry_after - expected.retry_after) < 0.5
+                    about_equal(decision, about)
+            told = round(expected.retry_after * 1e6) or told
+            happened |= {"refused"} if not expected else set()
+            happened |= {"banned"} if expected.banned else set()
+            happened |= {"shadowed"} if expected.shadow else set()
+        self.seen.update(happened)
+
+    def check(self) -> None:
+        """A history in which nothing happens proves nothing."""
+        shares = {what: self.seen[what] / self.seen["history"] for what in self.seen}
+        for what in ("refused", "shadowed", "changed", "changed algorithm"):
+            assert shares.get(what, 0) > 0.05, shares
+        for what in ("banned", "shared"):
+            assert shares.get(what, 0) > 0.01, shares
+
+
+def charge_of(rule: Rule, user: int) -> Charge:
+    key = rule.key("bot", Subject(user))
+    assert key is not None
+    assert isinstance(rule.limit, Limit)
+    penalty = rule if isinstance(rule, Penalty) else None
+    return Charge(key, rule.limit, rule.cost, rule.shadow, penalty)
+
+
+def about_equal(found: Decision, expected: Decision) -> None:
+    """On a server that needs its time, half a second at most for a whole history."""
+    assert 0 <= expected.retry_after - found.retry_after < 0.5
+    assert 0 <= expected.reset_after - found.reset_after < 0.5
+    found = found._replace(source="memory", retry_after=0.0, reset_after=0.0)
+    assert found == expected._replace(retry_after=0.0, reset_after=0.0)
+
+
+@pytest.mark.parametrize("scale", [MILLISECONDS, MICROSECONDS], ids=["ms", "us"])
+def test_model_memory_and_redis_agree(scale: Scale) -> None:
+    """Whatever happens, in whatever order and under whatever limits, all three decide the same."""
+    player = Player()
+
+    async def play(history: History) -> None:
+        clock = Clock()
+        async with FakeAsyncRedis(server=FakeServer()) as client:
+            limiters = [
+                Limiter(storage, timeout=TIMEOUT)
+                for storage in (MemoryStorage(clock=clock), RedisStorage(client))
+            ]
+            with time_machine.travel(START, tick=False) as traveller:
+
+                async def move_to(now: int) -> None:
+                    clock.now = 1_000 + now / 1_000_000
+                    traveller.move_to(START + now / 1_000_000)
+
+                await player.play(history, limiters, move_to)
+
+    with asyncio.Runner() as runner:
+
+        @settings(max_examples=400, deadline=None)
+        @given(histories(scale))
+        def run(history: History) -> None:
+            runner.run(play(history))
+
+        run()
+    if scale is MILLISECONDS:
+        player.check()
+
+
+def test_model_and_a_real_server_agree(redis_server: Server) -> None:
+    """A real Redis, whose keys are made older instead of its clock, decides as the model does."""
+    player = Player()
+
+    async def play(history: History) -> None:
+        async with emptied(redis_server) as client:
+            storage = RedisStorage(client)
+            passed = 0
+
+            async def move_to(now: int) -> None:
+                nonlocal passed
+                await age(client, now - passed)
+                passed = now
+
+            await player.play(history, [Limiter(storage, timeout=TIMEOUT)], move_to, exact=False)
+            await storage.close()
+
+    with asyncio.Runner() as runner:
+
+        @settings(max_examples=150, deadline=None)
+        @given(histories(SECONDS))
+        def run(history: History) -> None:
+            runner.run(play(history))
+
+        run()
+    player.check()
+
+
+@asynccontextmanager
+async def emptied(server: Server) -> AsyncIterator[aioredis.Redis]:
+    async with aioredis.Redis(port=server.port, decode_responses=True) as client:
+        await client.flushall()
+        yield client
+
+
+async def age(client: aioredis.Redis, us: int) -> None:
+    """Let time pass for all keys: what they hold and when they end moves into the past."""
+    if not us:
+        return
+    keys = [key async for key in client.scan_iter()]
+    for key in keys:
+        left = await client.pttl(key)
+        assert left != -1  # every key has a TTL
+        left -= us // 1_000
+        # The last millisecond is left out: more than that passes by itself.
+        if left <= 1:
+            await client.delete(key)
+            continue
+        value: Any = None if await client.type(key) == "zset" else await client.get(key)
+        if value is None:
+            log = await client.zrange(key, 0, -1, withscores=True)
+            await client.zadd(key, {member: int(score) - us for member, score in log})
+        elif "." in value:
+            time, space, part = value.partition(" ")
+            at = int(time.replace(".", "")) - us
+            await client.set(key, f"{at // 10**6}.{at % 10**6:06}{space}{part}")
+        await client.pexpire(key, left)

@@ -17,6 +17,7 @@ from tests.benches import TIMEOUT, charge
 from tests.servers import Server
 
 KEY = "bot:ratelimit:42"
+ALGORITHMS = ("", " sliding", " bucket")
 
 
 @pytest.fixture(params=[False, True], ids=["bytes", "text"])
@@ -150,3 +151,26 @@ async def test_it_is_said_once(plain: RedisStorage, caplog: pytest.LogCaptureFix
     refused, failed = [record.getMessage() for record in caplog.records]
     assert "refuses scripts" in refused
     assert "Redis rate limit check failed" in failed
+
+
+async def test_everything_can_be_reset_without_a_script(
+    plain: RedisStorage, client: aioredis.Redis
+) -> None:
+    """What scripts counted before they were forbidden, whatever its algorithm."""
+    charges = [charge(f"5/m{algorithm}", f"{i}") for i, algorithm in enumerate(ALGORITHMS)]
+    await RedisStorage(client).hit(charges, timeout=TIMEOUT)
+    unused = charge("5/m sliding", "unused")
+    assert await plain.reset([*charges, unused], timeout=TIMEOUT) == 3
+    assert not await client.exists(*(one.key for one in charges))
+    assert await plain.reset(charges, timeout=TIMEOUT) == 0
+
+
+async def test_a_foreign_number_is_left_as_it_is(
+    plain: RedisStorage, client: aioredis.Redis
+) -> None:
+    """A number that no limit of ours leaves behind is a fault, and stays what it was."""
+    await client.set(KEY, -7, ex=30)
+    with pytest.raises(ConfigError, match=f"'{KEY}'.*choose another key_prefix"):
+        await plain.hit([charge("3/minute")], timeout=TIMEOUT)
+    assert await client.get(KEY) == b"-7"
+    assert await client.ttl(KEY) <= 30

@@ -1,0 +1,173 @@
+"""Keys of ours that hold something else: left as they are, named, and nobody else's trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import ConfigError, Limiter, RedisStorage, Rule, StorageError, Subject
+from bot_ratelimit.storage import transaction
+from bot_ratelimit.storage.faults import translated
+from bot_ratelimit.storage.wire import Hit
+from tests.benches import TIMEOUT, charge
+
+KEY = "bot:ratelimit:42"
+ALGORITHMS = ("", " sliding", " bucket")
+FOREIGN: dict[str, Callable[[aioredis.Redis, str], Any]] = {
+    "list": lambda client, key: client.rpush(key, "x"),
+    "hash": lambda client, key: client.hset(key, "x", "y"),
+    "text": lambda client, key: client.set(key, "hello", ex=60),
+    "JSON": lambda client, key: client.set(key, '{"user": 42}'),
+    "fraction": lambda client, key: client.set(key, "3.5", ex=60),
+    "version": lambda client, key: client.set(key, "1.000000.2", ex=60),
+    "padded": lambda client, key: client.set(key, "007", ex=60),
+    "negative": lambda client, key: client.set(key, "-3", px=30_000),
+    "very negative": lambda client, key: client.set(key, str(-(2**63)), px=30_000),
+    "largest": lambda client, key: client.set(key, str(2**63 - 1), px=30_000),
+    "nearly largest": lambda client, key: client.set(key, str(2**63 - 2), px=30_000),
+    "leaderboard": lambda client, key: client.zadd(key, {"anna": 10, "7 1": 20}),
+    "fractions": lambda client, key: client.zadd(key, {"0000000000000001 1": 2e15 + 0.5}),
+}
+
+
+@pytest.fixture(params=["fakeredis", "redis-server"])
+def server(request: pytest.FixtureRequest) -> Any:
+    name = "fake_client" if request.param == "fakeredis" else "client"
+    return request.getfixturevalue(name)
+
+
+async def content(client: aioredis.Redis, key: str) -> tuple[Any, bool]:
+    return await client.dump(key), await client.pttl(key) == -1
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("foreign", FOREIGN)
+async def test_foreign_data_is_left_as_it_is(
+    server: aioredis.Redis, foreign: str, algorithm: str
+) -> None:
+    """It is a fault that names the key; what is decided along with it is charged as ever."""
+    await FOREIGN[foreign](server, KEY)
+    before, storage = await content(server, KEY), RedisStorage(server)
+    one, other = charge(f"2/minute{algorithm}"), charge("2/minute", "b")
+    calls = [
+        storage.hit([charge("9/m", "first")], timeout=TIMEOUT),
+        storage.hit([one], timeout=TIMEOUT),
+        storage.hit([other, one], timeout=TIMEOUT),
+        storage.peek([one], timeout=TIMEOUT),
+        storage.reset([one], timeout=TIMEOUT),
+        storage.hit([charge("9/m", "last")], timeout=TIMEOUT),
+    ]
+    first, *broken, last = await asyncio.gather(*calls, return_exceptions=True)
+    for error in broken:
+        assert isinstance(error, ConfigError)
+        assert f"'{KEY}'" in str(error)
+        assert "choose another key_prefix" in str(error)
+    assert (first, last) == ([(0, 8, 60_000_000)],) * 2
+    assert await content(server, KEY) == before
+    assert not await server.exists("bot:ratelimit:b")
+
+
+@pytest.mark.parametrize("lone", [True, False], ids=["alone", "beside a real rule"])
+@pytest.mark.parametrize("foreign", FOREIGN)
+async def test_a_broken_shadow_rule_has_no_say(
+    server: aioredis.Redis, foreign: str, lone: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its key is a fault of its own: it is logged, nobody is refused, and the real rules hold."""
+    trial, real = Rule("1/minute", name="trial", shadow=True), Rule("2/minute")
+    await FOREIGN[foreign](server, trial.key("bot", Subject(42)) or "")
+    limiter = Limiter(RedisStorage(server), on_error="deny", timeout=TIMEOUT)
+    rules = [trial] if lone else [trial, real]
+    with caplog.at_level(logging.ERROR, "bot_ratelimit"):
+        decisions = [await limiter.hit(rules, Subject(42)) for _ in range(3)]
+    assert [decision.allowed for decision in decisions] == [True, True, lone]
+    assert {decision.source for decision in decisions} == {"redis"}
+    assert not any(decision.shadow for decision in decisions)
+    (line,) = caplog.messages
+    assert str(trial) in line
+    assert "bot:ratelimit:trial:42" in line
+
+
+@pytest.mark.parametrize(
+    "kept", ["", "0 1", "0 1 60000000 5", "0 1 60000000 0 1 60000000", "hello", "0 1 6e7", "-1 0 0"]
+)
+async def test_a_bad_shared_verdict_shifts_nobodys_answer(
+    server: aioredis.Redis, kept: str
+) -> None:
+    """A verdict with too few or too many numbers is that hit's fault, not its neighbours'."""
+    token = "bot:ratelimit:once:a"
+    await server.set(token, kept, ex=60)
+    storage = RedisStorage(server)
+    found = await asyncio.gather(
+        storage.hit([charge("9/m", "first")], timeout=TIMEOUT),
+        storage.hit([charge("7/m")], once=token, timeout=TIMEOUT),
+        storage.hit([charge("5/m", "last")], timeout=TIMEOUT),
+        return_exceptions=True,
+    )
+    assert isinstance(found[1], ConfigError)
+    assert token in str(found[1])
+    assert [found[0][0].remaining, found[2][0].remaining] == [8, 4]
+    assert not await server.exists(KEY)
+
+
+async def test_only_whole_numbers_leave_the_script(server: aioredis.Redis) -> None:
+    """However long the period and large the amounts, each answer is exact."""
+    storage = RedisStorage(server)
+    limits = ["1000000/366d", "1000000/366d sliding", "1/366d burst 100", "1000000/d burst 999999"]
+    charges = [charge(limit, f"{i}") for i, limit in enumerate(limits)]
+    verdicts = await storage.hit(charges, timeout=TIMEOUT)
+    assert [verdict.remaining for verdict in verdicts] == [999_999, 999_999, 99, 999_998]
+    year = 366 * 86_400_000_000
+    assert [verdict.reset for verdict in verdicts] == [year, year, year, 86_400]
+
+
+def replies(count: str | Exception, ttl_ms: int) -> list[Any]:
+    return [b"OK", b"QUEUED", b"QUEUED", b"QUEUED", [None, count, ttl_ms]]
+
+
+@pytest.mark.parametrize(
+    "count", [-4, 0, 10**15, 2**63 - 1], ids=["negative", "to zero", "long", "largest"]
+)
+def test_without_a_script_a_foreign_number_is_put_back(count: int) -> None:
+    """INCR has counted it up before anybody could look: it is counted down again, and named."""
+    hit = Hit([charge("5/m")])
+    answer = transaction.answer(hit, replies(count, 5_000))
+    assert isinstance(answer, Exception)
+    assert KEY in str(translated(answer))
+    assert transaction.repairs(hit, replies(count, 5_000)) == [(b"DECR", KEY.encode())]
+
+
+class OurBugError(Exception):
+    """What only a bug can raise."""
+
+
+@pytest.mark.parametrize(
+    "bug", [TypeError("in redis-py"), AttributeError("x"), OurBugError("ours")]
+)
+def test_a_bug_keeps_its_name(bug: Exception) -> None:
+    """What no server, network or setting can cause is not explained by one."""
+    assert translated(bug) is bug
+
+
+@pytest.mark.parametrize("error", [EOFError("closed"), OSError("broken pipe"), TimeoutError()])
+def test_a_broken_network_is_an_outage(error: Exception) -> None:
+    """What the network does is told as an outage."""
+    assert isinstance(translated(error), StorageError)
+
+
+def test_a_text_that_cannot_be_counted_is_explained() -> None:
+    """What INCR says of another program's text leads to the same advice as another type."""
+    told = translated(aioredis.ResponseError("value is not an integer or out of range"))
+    assert "choose another key_prefix" in str(told)
+
+
+async def test_counters_that_others_left_are_ours(server: aioredis.Redis) -> None:
+    """A counter of an older writer is taken over, and gets the TTL that it lacks."""
+    await server.set(KEY, "1")
+    (verdict,) = await RedisStorage(server).hit([charge("3/minute")], timeout=TIMEOUT)
+    assert verdict.remaining == 1
+    assert 0 < await server.pttl(KEY) <= 60_000

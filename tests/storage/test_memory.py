@@ -1,0 +1,139 @@
+"""MemoryStorage when it is full: who is forgotten first, and what the log says."""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+
+import pytest
+
+from bot_ratelimit import Limiter, MemoryStorage, Penalty, Rule, Subject
+from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.testing import Clock
+from tests.benches import charge
+
+SIZE = 100
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def memory(clock: Clock) -> MemoryStorage:
+    return MemoryStorage(SIZE, clock=clock)
+
+
+def hit(memory: MemoryStorage, *charges: Charge) -> bool:
+    return not any(verdict.wait for verdict in memory.decide(charges))
+
+
+def strangers(memory: MemoryStorage, count: int = 10 * SIZE) -> None:
+    for i in range(count):
+        assert hit(memory, charge("2/h", f"stranger:{i}"))
+
+
+@pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
+def test_strangers_do_not_free_a_refused_user(memory: MemoryStorage, algorithm: str) -> None:
+    """Ten times more new users than fit, and who waits still waits."""
+    one = charge(f"1/h{algorithm}")
+    assert [hit(memory, one), hit(memory, one)] == [True, False]
+    strangers(memory)
+    assert not hit(memory, one)
+
+
+async def test_strangers_lift_no_ban(clock: Clock) -> None:
+    """A ban outlasts any number of new users, though the banned user is silent meanwhile."""
+    limiter = Limiter(MemoryStorage(SIZE, clock=clock))
+    rules = [Rule("1/s"), Penalty("1/minute", "1h")]
+    await limiter.hit(rules, Subject(42))
+    assert (await limiter.hit(rules, Subject(42))).banned
+    for user in range(1_000, 1_000 + 3 * SIZE):
+        await limiter.hit(rules, Subject(user))
+    clock.move(1_800)
+    assert (await limiter.hit(rules, Subject(42))).banned
+
+
+def test_a_shadow_rule_is_no_reason_to_keep_a_count(memory: MemoryStorage) -> None:
+    """Nobody waits for a rule that refuses nobody."""
+    trial = charge("1/h", shadow=True)
+    for _ in range(2):
+        hit(memory, trial)
+    strangers(memory)
+    assert memory.decide([trial])[0].wait == 0
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_never_more_than_the_bound(memory: MemoryStorage, clock: Clock, refused: bool) -> None:
+    """Whatever the users do and however long their limits are, no more keys are kept."""
+    for i, limit in enumerate(["1/s", "1/minute", "1/h", "1/d", "1/30d"] * SIZE):
+        for _ in range(1 + refused):
+            hit(memory, charge(limit, f"{i}"))
+        clock.move(0.1)
+        assert len(memory._states) <= SIZE
+
+
+def test_those_who_wait_make_room_for_those_who_wait(memory: MemoryStorage) -> None:
+    """When everybody is refused, the one who was silent longest is forgotten."""
+    users = [charge("1/h", f"{i}") for i in range(SIZE + 1)]
+    for one in users:
+        for _ in range(2):
+            hit(memory, one)
+    assert [hit(memory, users[0]), hit(memory, users[-1])] == [True, False]
+
+
+def test_waits_that_are_over_take_no_room(
+    memory: MemoryStorage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refused user whose wait is over is forgotten before anybody whose count holds."""
+    for i in range(SIZE // 2):
+        for _ in range(2):
+            hit(memory, charge("1/s", f"{i}"))
+    clock.move(2)
+    strangers(memory, SIZE)
+    assert len(memory._states) == SIZE
+    assert caplog.messages == []
+
+
+def test_the_log_says_that_counts_are_forgotten(
+    memory: MemoryStorage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once a minute, with the setting; counts that are over may go without a word."""
+    with caplog.at_level(logging.WARNING, "bot_ratelimit"):
+        for i in range(3 * SIZE):
+            hit(memory, charge("1/s", f"short:{i}"))
+            clock.move(1.1 / SIZE)
+        assert caplog.messages == []
+        strangers(memory)
+        clock.move(59)
+        strangers(memory)
+        assert len(caplog.messages) == 1
+        clock.move(1)
+        strangers(memory)
+    assert len(caplog.messages) == 2
+    for part in (f"({SIZE} keys)", "RATE_LIMIT_MEMORY_SIZE", "maxsize"):
+        assert part in caplog.messages[0]
+
+
+def test_a_longer_limit_stalls_nothing(clock: Clock) -> None:
+    """However many counts there are, the first hit of a longer limit is as fast as any."""
+    memory = MemoryStorage(100_000, clock=clock)
+    for i in range(50_000):
+        hit(memory, charge("5/s", f"{i}"))
+    longest = 0.0
+    for limit in ("5/m", "5/h", "5/d", "5/30d", "5/366d"):
+        before = perf_counter()
+        hit(memory, charge(limit, limit))
+        longest = max(longest, perf_counter() - before)
+    assert longest < 0.02
+    assert memory.decide([charge("5/s", "0")])[0].remaining == 3  # nor is anybody forgotten
+
+
+def test_a_limit_that_became_longer_keeps_its_count(memory: MemoryStorage, clock: Clock) -> None:
+    """A count goes on under the longer period, and is forgotten when that is over."""
+    for limit in ("5/s sliding", "5/30d sliding"):
+        hit(memory, charge(limit))
+    assert memory.decide([charge("5/30d sliding")])[0].remaining == 2
+    clock.move(29 * 86_400)
+    assert memory.decide([charge("5/30d sliding")])[0].remaining == 1
