@@ -500,7 +500,21 @@ async def test_a_failing_function_breaks_nothing(
 
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=tell))
     assert await bot.send(*"abc") == [True, False, False]
-    assert caplog.text.count("in on_limited") == 2
+    assert sum("in on_limited" in each for each in caplog.messages) == 2
+    assert "Traceback" in caplog.text
+
+
+async def test_a_function_that_is_not_async(limiter: Limiter) -> None:
+    """A plain function tells as well, and its mistakes keep their place too."""
+    told = []
+
+    def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
+        told.append((event, decision.allowed, data["event_from_user"].id))
+
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=tell))
+    assert await bot.send(*"ab") == [True, False]
+    ((event, allowed, user_id),) = told
+    assert (event.text, allowed, user_id) == ("b", False, 42)
 
 
 async def test_a_cancelled_notice_is_cancelled(limiter: Limiter) -> None:
