@@ -27,8 +27,8 @@ from bot_ratelimit import (
 from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.testing import Clock, FlakyStorage
 
-from .telegram.support import Instance
-from .telegram.updates import bare, listen
+from .incoming.support import Instance
+from .incoming.updates import bare, listen
 
 ANNA = Subject(user=42)
 CHARGE = Charge("bot:ratelimit:42", Limit(1, 10))
