@@ -31,6 +31,8 @@ _FIXES: Final = {
     "WRONGTYPE": "something else is stored under this key: choose another key_prefix, or delete it",
     "NOPERM": "the Redis user lacks a permission: ACL SETUSER <user> ~<prefix>:ratelimit:* "
     "+@read +@write +@scripting +@transaction +time",
+    "DB": "choose a lower REDIS_DB, or path of the URL: a server has 16 databases, 0 to 15, unless "
+    "configured otherwise (CONFIG GET databases)",
     "CROSSSLOT": "keys decided together must live in one slot: put a hash tag into key_prefix, "
     "for example '{bot}'",
 }
@@ -60,5 +62,7 @@ def _code_in(text: str) -> str:
     """The code that an error begins with; inside a script, Redis 6 puts other text before it."""
     if "executing the script can't" in text:  # how Redis 7 words NOPERM there
         return "NOPERM"
+    if "DB index is out of range" in text:
+        return "DB"
     match = re.search(r"(?:^|[-\s])([A-Z]{3,})\b", text)
     return match[1] if match else ""
