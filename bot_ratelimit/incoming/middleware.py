@@ -28,7 +28,7 @@ from bot_ratelimit.incoming.arguments import (
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.notices import TEXTS, Notices
-from bot_ratelimit.incoming.position import check_dispatcher, stand_guard
+from bot_ratelimit.incoming.position import check_dispatcher, root_of, stand_guard
 from bot_ratelimit.incoming.screening import IsExempt, Screening
 from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
@@ -219,13 +219,15 @@ class RateLimitMiddleware(BaseMiddleware):
             self._flags.check(dispatcher)
 
         dispatcher.startup.register(check)
+        # Older versions of aiogram tell this only for updates that are polled.
+        dispatcher.workflow_data.setdefault("dispatcher", dispatcher)
         self._dispatchers.add(dispatcher)
         self._register_close(dispatcher)
         return self
 
     async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
         """Handle the event or refuse it; refused, it returns None, which drops it."""
-        dispatcher = data.get("dispatcher")
+        dispatcher: Any = data.get("dispatcher") or root_of(data.get("event_router"))
         if dispatcher is not self._dispatcher:
             self._meet(dispatcher)
         update, inner = data.get("event_update"), event

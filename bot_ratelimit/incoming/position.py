@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiogram import BaseMiddleware, Dispatcher
+from aiogram import BaseMiddleware, Dispatcher, Router
 from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
 
 from bot_ratelimit.errors import ConfigError
@@ -18,6 +18,14 @@ def check_dispatcher(dispatcher: object) -> None:
             f"setup needs the Dispatcher, not a {kind}: setup(dp) covers all its routers; "
             "for one router, register the middleware there, router.message.middleware(...)"
         )
+
+
+def root_of(router: Router | None) -> Router | None:
+    """The router that all others of the bot are included in, which is the dispatcher."""
+    if router is None:
+        return None
+    *_, root = router.chain_head
+    return root
 
 
 def stand_guard(middleware: BaseMiddleware, dispatcher: Dispatcher) -> None:

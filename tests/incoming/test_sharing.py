@@ -523,3 +523,26 @@ def test_logging_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     disabled, missing = caplog.messages
     assert "disabled by REDIS_ENABLED=false" in disabled
     assert "Redis not provided, using in-memory cache" in missing
+
+
+async def test_an_aiogram_that_does_not_name_the_dispatcher(
+    environment: pytest.MonkeyPatch, redis_server: Server
+) -> None:
+    """Before aiogram 3.31 only polled updates name it: the router of the event tells as well."""
+    settings = Settings(redis_url=redis_server.url)
+    bot = bare()
+
+    async def older(handler: Any, event: Any, data: dict[str, Any]) -> Any:
+        data.pop("dispatcher", None)
+        return await handler(event, data)
+
+    bot.dispatcher.update.outer_middleware(older)
+    for limit in ("9/m", "2/m"):
+        middleware = RateLimitMiddleware.from_settings(settings, rate_limit=limit, timeout=5)
+        bot.dispatcher.message.middleware(middleware)
+    listen(bot, "message")
+    before = len(bot.dispatcher.shutdown.handlers)
+    await bot.send("hello")
+    assert middleware.rules[0].name == "2/minute"
+    assert len(bot.dispatcher.shutdown.handlers) == before + 2
+    await bot.dispatcher.emit_shutdown()
