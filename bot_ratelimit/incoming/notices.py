@@ -96,7 +96,7 @@ class Notices:
         scope = Scope.USER if private else Scope.MEMBER if own else Scope.CHAT
         seconds = min(max(_SHORTEST, decision.retry_after), _LONGEST)
         told = await limiter.hit(notice_rule(seconds, scope), subject)
-        # Without the storage nobody knows whether the user was told already: silence is better.
+        # Without the storage nobody knows whether the user was told already: rather be silent.
         return told.allowed and told.source != "policy"
 
     def _text(self, event: CallbackQuery | InlineQuery | Message, seconds: int) -> str:

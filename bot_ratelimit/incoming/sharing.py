@@ -47,7 +47,7 @@ def registered(root: Router, kind: type[_T], made: Callable[[_T], int]) -> list[
     Raises:
         ConfigError: The class itself is registered instead of an instance.
     """
-    lists: list[list[_T]] = []
+    lists: list[list[Any]] = []
     for router in root.chain_tail:
         for name, observer in router.observers.items():
             for manager in (observer.outer_middleware, observer.middleware):
@@ -60,7 +60,7 @@ def registered(root: Router, kind: type[_T], made: Callable[[_T], int]) -> list[
                 return each.index(one) - each.index(other)
         return made(one) - made(other)
 
-    found = {id(each): each for each in chain.from_iterable(lists)}
+    found: dict[int, _T] = {id(each): each for each in chain.from_iterable(lists)}
     return sorted(found.values(), key=cmp_to_key(later))
 
 

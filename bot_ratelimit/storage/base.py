@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -50,9 +50,9 @@ class Storage(Protocol):
         """How a `Decision` names this storage."""
         ...
 
-    async def hit(
+    def hit(
         self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
-    ) -> Sequence[Verdict]:
+    ) -> Awaitable[Sequence[Verdict]]:
         """Decide, charge, and say of every charge, in their order, what its rule says.
 
         Args:
@@ -63,7 +63,7 @@ class Storage(Protocol):
         """
         ...
 
-    async def peek(self, charges: Sequence[Charge], *, timeout: float) -> Sequence[Verdict]:
+    def peek(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[Sequence[Verdict]]:
         """What `hit` would say now, with nothing charged or counted."""
         ...
 

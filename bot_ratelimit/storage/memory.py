@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from cachetools import TTLCache
 
@@ -39,7 +39,7 @@ class MemoryStorage:
         clock: Seconds from any starting point.
     """
 
-    source: Final[Literal["memory"]] = "memory"
+    source: Literal["memory"] = "memory"
 
     def __init__(
         self, maxsize: int = 10_000, *, clock: Callable[[], float] = time.monotonic

@@ -54,7 +54,7 @@ class RedisStorage:
         ConfigError: The client is synchronous, or no client at all.
     """
 
-    source: Final[Literal["redis"]] = "redis"
+    source: Literal["redis"] = "redis"
 
     def __init__(self, client: Client, *, close_client: bool = False) -> None:
         self._client = client
