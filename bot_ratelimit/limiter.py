@@ -291,7 +291,7 @@ class Limiter:
                     "The shadow rule '%s' cannot be decided: %s. It refuses nobody, and the other "
                     "rules are decided without it",
                     rule,
-                    printable(verdict.reason),
+                    printable(str(verdict.reason)),
                 )
 
 

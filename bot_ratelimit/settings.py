@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from ipaddress import ip_address
 from typing import Annotated, Any, Final
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -19,36 +20,50 @@ from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 
+_DIGITS: Final = re.compile(r"[0-9]{1,10}")
 _NUMBER: Final = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
 _HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _URL_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+_QUOTES: Final = ("'", '"')
+_MAYBE_URL: Final = re.compile("@|://")
+_SERVICE_LINKS: Final = (
+    " (Kubernetes sets REDIS_PORT for a service named redis: set enableServiceLinks to false)"
+)
+_MAX_DB: Final = 2**31 - 1
 
 
 class Settings(BaseSettings):
     """What the environment says; an empty variable counts as unset.
 
     Redis is used when REDIS_ENABLED is true, or when it is unset and REDIS_URL or REDIS_HOST is
-    set. Secrets appear in no repr, log or error.
+    set. Secrets appear in no repr, log or error, nor in an error's cause.
 
     Raises:
-        ConfigError: A value is wrong; the message names each such variable and the fix.
+        ConfigError: A value is wrong, or `.env` cannot be read; the message names each such
+            variable and the fix.
     """
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_file=".env",
+        env_file_encoding="utf-8-sig",  # UTF-8, also as Notepad saves it
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
     )
 
     redis_enabled: bool | None = Field(
         None, description="true or false; unset, Redis is used if a URL or a host is set"
     )
     redis_url: SecretStr | None = Field(
-        None, description="redis://, rediss:// or unix:// URL; wins over host and port"
+        None,
+        description="redis://, rediss:// or unix:// URL, such as redis://:password@host:6379/0, "
+        "with @ as %40, / as %2F, # as %23, ? as %3F and % as %25 in the password",
     )
     redis_host: str | None = Field(
         None, description="host name or address; a URL goes into REDIS_URL"
     )
     redis_port: int = Field(6379, ge=1, le=65535, description="port, 1 to 65535")
-    redis_db: int = Field(0, ge=0, description="number of the database, 0 or more")
+    redis_db: int = Field(0, ge=0, le=_MAX_DB, description="number of the database, 0 or more")
     redis_password: SecretStr | None = Field(None, description="password")
     redis_key_prefix: str = Field(
         "bot", description="what every key begins with, for example booking_bot:client1"
@@ -75,7 +90,26 @@ class Settings(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError("; ".join(map(_explain, error.errors()))) from None
+            wrong = "; ".join(map(_explain, error.errors()))
+        except UnicodeDecodeError as error:
+            wrong = f".env is not UTF-8 (at byte {error.start}): save it as UTF-8"
+        except OSError as error:
+            wrong = f".env cannot be read: {error.strerror}; check its permissions"
+        else:
+            return
+        # Raised here, so that no error with a secret in it comes along as the context.
+        raise ConfigError(wrong)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_quotes(cls, value: object) -> object:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if isinstance(text, str) and len(text) > 1 and text[0] == text[-1] and text[0] in _QUOTES:
+            raise ValueError(
+                "the quotes are part of the value (docker's --env-file, for one, keeps them): "
+                "remove them"
+            )
+        return value
 
     @field_validator("rate_limit_exempt", mode="before")
     @classmethod
@@ -85,15 +119,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            url = value.get_secret_value()
-            if not url.startswith(_URL_SCHEMES):
-                raise ValueError("unknown scheme")
-            try:
-                _connection_of(url)
-            except (ValueError, TypeError):
-                # The cause is left out: it may repeat the URL, and with it the password.
-                raise ValueError("not a URL, or one with options that redis-py lacks") from None
+        if value is not None and (wrong := _wrong_with(value.get_secret_value())):
+            raise ValueError(wrong)
         return value
 
     @field_validator("redis_host")
@@ -101,10 +128,10 @@ class Settings(BaseSettings):
     def _check_host(cls, value: str | None) -> str | None:
         if value is None or _HOST.fullmatch(value):
             return value
-        try:
-            return str(ip_address(value.removeprefix("[").removesuffix("]")))
-        except ValueError:
-            raise ValueError("neither a host name nor an address") from None
+        address = value.removeprefix("[").removesuffix("]")
+        if not _is_host(address):
+            raise ValueError("neither a host name nor an address")
+        return str(ip_address(address))
 
     @field_validator("redis_key_prefix")
     @classmethod
@@ -160,10 +187,41 @@ class Settings(BaseSettings):
         return Redis.from_pool(ConnectionPool(host=host, port=self.redis_port, **options))
 
 
-def _connection_of(url: str) -> object:
-    """A connection that connects to nothing yet, but checks every option of the URL."""
-    pool: Any = ConnectionPool.from_url(url)
-    return pool.make_connection()
+def _wrong_with(url: str) -> str | None:
+    """What is wrong with the URL, without a word of it: any part may be one of the password.
+
+    redis-py itself takes `redis://:12/3@h` for a host without a name, a port and a database.
+    """
+    if not url.startswith(_URL_SCHEMES):
+        return "unknown scheme"
+    try:
+        parts = urlsplit(url)
+        if parts.fragment or "@" in parts.path or ("@" in parts.query and "@" not in parts.netloc):
+            return "a character of the password or the path is not escaped"
+        if parts.scheme != "unix":
+            database = parts.path.removeprefix("/")
+            if database and not (_DIGITS.fullmatch(database) and int(database) <= _MAX_DB):
+                return "the path is not the number of a database"
+            if parts.hostname is not None and not _is_host(parts.hostname):
+                return "neither a host name nor an address before the port"
+        options = parse_qsl(parts.query, strict_parsing=True) if parts.query else []
+        if any(name == "db" and not _DIGITS.fullmatch(value) for name, value in options):
+            return "db is not the number of a database"
+        pool: Any = ConnectionPool.from_url(url)
+        pool.make_connection()  # connects to nothing yet, but checks every option
+    except (ValueError, TypeError):
+        return "not a URL, or one with options that redis-py lacks"
+    return None
+
+
+def _is_host(text: str) -> bool:
+    if _HOST.fullmatch(text):
+        return True
+    try:
+        ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _read_rules(text: str) -> Rules:
@@ -174,9 +232,15 @@ def _explain(error: Any) -> str:
     """One line for one wrong variable: its name, its value unless it is secret, and the fix."""
     name = str(error["loc"][0]) if error["loc"] else "settings"
     field = Settings.model_fields.get(name)
-    # Who takes REDIS_HOST for a URL may have put a password there.
-    secret = field is None or name == "redis_host" or "SecretStr" in str(field.annotation)
-    value = "" if secret else f"={error['input']!r}"
-    reason = error.get("ctx", {}).get("error", error["msg"])
     expected = field.description if field else "a known setting"
-    return f"{name.upper()}{value}: {reason}; expected {expected}"
+    reason = error.get("ctx", {}).get("error", error["msg"])
+    value = error["input"]
+    if field is None or name == "redis_host" or "SecretStr" in str(field.annotation):
+        shown = ""
+    elif isinstance(value, str) and _MAYBE_URL.search(value):
+        # Nothing of it is shown, nor of what says it again: a URL may hold a password.
+        hint = _SERVICE_LINKS if name == "redis_port" else ""
+        shown, reason = "", f"looks like a URL, which goes into REDIS_URL{hint}"
+    else:
+        shown = f"={value!r}"
+    return f"{name.upper()}{shown}: {reason}; expected {expected}"

@@ -4,7 +4,13 @@ import asyncio
 import logging
 import sys
 
-from aiogram.exceptions import TelegramAPIError, TelegramUnauthorizedError
+from aiogram.exceptions import (
+    ClientDecodeError,
+    TelegramAPIError,
+    TelegramNetworkError,
+    TelegramNotFound,
+    TelegramUnauthorizedError,
+)
 
 from bot_ratelimit import ConfigError, RateLimitMiddleware
 from example_bot.bot import build_dispatcher
@@ -24,11 +30,18 @@ def main() -> int:
         settings = BotSettings.load()
         if settings.bot_token is None:
             return _complain(NO_TOKEN)
+    except ConfigError as error:
+        return _complain(str(error))
+    try:
         run(settings)
     except ConfigError as error:
         return _complain(str(error))
     except TelegramUnauthorizedError:
         return _complain("BOT_TOKEN: Telegram does not know this token.")
+    except (TelegramNetworkError, TelegramNotFound) as error:
+        return _complain(_no_api(settings, error.message))
+    except ClientDecodeError:
+        return _complain(_no_api(settings, "what answers there is something else"))
     except TelegramAPIError as error:
         return _complain(f"The Bot API did not let the bot start: {error.message}")
     return 0
@@ -44,8 +57,15 @@ def run(settings: BotSettings) -> None:
         asyncio.run(run_polling(bot, dispatcher))
 
 
+def _no_api(settings: BotSettings, reason: str) -> str:
+    return (
+        f"No Bot API answers at {settings.bot_api_host}: {reason}. "
+        "Check the network, and BOT_API_URL: an address such as http://localhost:8081"
+    )
+
+
 def _complain(sentence: str) -> int:
-    print(sentence, file=sys.stderr)
+    print(sentence.replace("\n", " "), file=sys.stderr)
     return 2
 
 

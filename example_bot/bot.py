@@ -1,4 +1,4 @@
-"""What the bot can do, and what each of it may cost: cheap answers, a dear one, a payment."""
+"""What the bot can do, and what each of it may cost: cheap answers, an expensive one, a payment."""
 
 import asyncio
 import logging

@@ -5,7 +5,7 @@ import logging
 from aiogram import Bot, Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
-from aiogram.exceptions import TelegramAPIError
+from aiogram.exceptions import AiogramError
 from aiogram.webhook.aiohttp_server import SimpleRequestHandler, setup_application
 from aiohttp import web
 
@@ -54,7 +54,7 @@ def build_webhook_app(settings: BotSettings, bot: Bot, dispatcher: Dispatcher) -
                 secret_token=settings.secret_token,
                 allowed_updates=dispatcher.resolve_used_update_types(),
             )
-        except TelegramAPIError:
+        except AiogramError:
             await bot.session.close()  # aiohttp calls no shutdown hook after a failed start
             raise
 
@@ -70,11 +70,21 @@ def build_webhook_app(settings: BotSettings, bot: Bot, dispatcher: Dispatcher) -
 
 
 def run_webhook(settings: BotSettings, bot: Bot, dispatcher: Dispatcher) -> None:
-    """Serve the webhook until SIGINT or SIGTERM."""
+    """Serve the webhook until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: The address or the port cannot be listened on.
+    """
     host, port = settings.web_server_host, settings.web_server_port
 
     def announce(_: str) -> None:  # aiohttp calls this once it listens
         _logger.info("Listening on %s:%d for %s", host, port, settings.webhook_path)
 
     app = build_webhook_app(settings, bot, dispatcher)
-    web.run_app(app, host=host, port=port, print=announce, access_log=None)
+    try:
+        web.run_app(app, host=host, port=port, print=announce, access_log=None)
+    except OSError as error:
+        raise ConfigError(
+            f"WEB_SERVER_HOST={host!r}, WEB_SERVER_PORT={port}: cannot listen there "
+            f"({error.strerror}); choose another port, or stop what uses it"
+        ) from None

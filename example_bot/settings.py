@@ -1,6 +1,7 @@
 """BotSettings: the bot's token and how it is reached; the limits have settings of their own."""
 
 import hashlib
+import re
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
@@ -21,8 +22,16 @@ def _is_token(value: SecretStr) -> SecretStr:
 
 def _is_http_url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
         raise ValueError("expected an address such as 'https://bot.example.org/webhook'")
+    return value
+
+
+def _is_api_url(value: str) -> str:
+    parts = urlsplit(value)
+    # aiogram adds /bot<token>/<method> itself, and the token is a setting of its own.
+    if re.search(r"/bot(\d|/?$)", parts.path) or parts.query or parts.fragment:
+        raise ValueError("expected only the server, such as 'http://localhost:8081'")
     return value
 
 
@@ -36,7 +45,11 @@ class BotSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+        env_file=".env",
+        env_file_encoding="utf-8-sig",
+        extra="ignore",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
     )
 
     bot_token: Annotated[SecretStr, AfterValidator(_is_token)] | None = Field(
@@ -51,7 +64,7 @@ class BotSettings(BaseSettings):
     )
     web_server_host: str = Field(default="127.0.0.1", description="Address the webhook listens on.")
     web_server_port: int = Field(default=8080, ge=1, le=65535, description="Port it listens on.")
-    bot_api_url: HttpAddress = Field(
+    bot_api_url: Annotated[HttpAddress, AfterValidator(_is_api_url)] = Field(
         default="https://api.telegram.org", description="Bot API server, for example a local one."
     )
 
@@ -65,9 +78,19 @@ class BotSettings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            raise ConfigError(
-                "; ".join(f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-            ) from None
+            wrong = "; ".join(f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        except UnicodeDecodeError as error:
+            wrong = f".env is not UTF-8 (at byte {error.start}): save it as UTF-8"
+        except OSError as error:
+            wrong = f".env cannot be read: {error.strerror}; check its permissions"
+        # Raised here, so that no error with the token in it comes along as the context.
+        raise ConfigError(wrong)
+
+    @property
+    def bot_api_host(self) -> str:
+        """Where the Bot API is, without what may be secret in its address."""
+        parts = urlsplit(self.bot_api_url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
     @property
     def webhook_path(self) -> str:

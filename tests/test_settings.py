@@ -176,6 +176,16 @@ def test_the_client_never_retries() -> None:
         ({"REDIS_PORT": "0"}, ["REDIS_PORT='0'", "1 to 65535"]),
         ({"REDIS_PORT": "65536"}, ["REDIS_PORT='65536'", "1 to 65535"]),
         ({"REDIS_DB": "-1"}, ["REDIS_DB='-1'", "0 or more"]),
+        ({"REDIS_DB": "99999999999"}, ["REDIS_DB='99999999999'", "0 or more"]),
+        (
+            {"REDIS_PORT": "tcp://10.0.0.1:6379"},
+            ["REDIS_PORT: ", "REDIS_URL", "enableServiceLinks"],
+        ),
+        ({"REDIS_HOST": '"h"'}, ["REDIS_HOST", "quotes", "remove them"]),
+        ({"RATE_LIMIT": "'5/10s'"}, ["RATE_LIMIT=", "quotes", "remove them"]),
+        ({"REDIS_PASSWORD": '"p"'}, ["REDIS_PASSWORD: ", "quotes", "remove them"]),
+        ({"REDIS_URL": '"redis://h"'}, ["REDIS_URL: ", "quotes", "remove them"]),
+        ({"REDIS_KEY_PREFIX": '"bot"'}, ["REDIS_KEY_PREFIX=", "quotes", "remove them"]),
         ({"REDIS_HOST": "redis://h:6379"}, ["REDIS_HOST", "REDIS_URL"]),
         ({"REDIS_HOST": "h/3"}, ["REDIS_HOST"]),
         ({"REDIS_HOST": "me@h"}, ["REDIS_HOST"]),
@@ -197,6 +207,12 @@ def test_the_client_never_retries() -> None:
         ({"REDIS_URL": "redis://h:port"}, ["REDIS_URL: "]),
         ({"REDIS_URL": "redis://h?db=one"}, ["REDIS_URL: "]),
         ({"REDIS_URL": "redis://h?socket_timeuot=1"}, ["REDIS_URL: "]),
+        ({"REDIS_URL": "redis://h:6379/main"}, ["REDIS_URL: ", "number of a database"]),
+        ({"REDIS_URL": "redis://h:6379/-1"}, ["REDIS_URL: ", "number of a database"]),
+        ({"REDIS_URL": "redis://h:6379/0/1"}, ["REDIS_URL: ", "number of a database"]),
+        ({"REDIS_URL": "redis://h:6379/99999999999"}, ["REDIS_URL: ", "number of a database"]),
+        ({"REDIS_URL": "redis://h:6379/?db=-1"}, ["REDIS_URL: ", "number of a database"]),
+        ({"REDIS_URL": "redis://h h/0"}, ["REDIS_URL: ", "host name"]),
     ],
     ids=str,
 )
@@ -211,7 +227,7 @@ def test_a_wrong_value_is_named_with_the_fix(variables: dict[str, str], parts: l
 
 
 def test_all_wrong_values_are_named_at_once() -> None:
-    """Several wrong variables make one error, so that one restart mends them all."""
+    """Several wrong variables make one error, so that one restart fixes them all."""
     wrong = {"REDIS_PORT": "x", "REDIS_DB": "x", "RATE_LIMIT": "x", "REDIS_URL": "x"}
     with pytest.raises(ConfigError) as error:
         settings(**wrong)
@@ -235,6 +251,19 @@ def test_a_wrong_line_of_the_env_file_is_named() -> None:
         {"REDIS_URL": f"redis://:{SECRET}/#@h"},
         {"REDIS_URL": f"redis://h?db={SECRET}"},
         {"REDIS_URL": f"redis://h?max_connections={SECRET}"},
+        {"REDIS_URL": f"redis://me:12/{SECRET}@h:6379/0"},
+        {"REDIS_URL": f"redis://:12/{SECRET}"},
+        {"REDIS_URL": f"redis://{SECRET}/@h:6379/0"},
+        {"REDIS_URL": f"redis://{SECRET}#1@h:6379/0"},
+        {"REDIS_URL": f"redis://me:12#{SECRET}@h:6379/0"},
+        {"REDIS_URL": f"redis://me:12?{SECRET}@h:6379/0"},
+        {"REDIS_URL": f"redis://:p@{SECRET}/1@h:6379/0"},
+        {"REDIS_URL": f'"redis://:{SECRET}@h:6379/0"'},
+        {"REDIS_PORT": f"redis://:{SECRET}@h:6379"},
+        {"REDIS_DB": f"redis://:{SECRET}@h:6379/1"},
+        {"RATE_LIMIT": f"redis://:{SECRET}@h:6379/1"},
+        {"REDIS_KEY_PREFIX": f"redis://:{SECRET} @h:6379/1"},
+        {"REDIS_PASSWORD": f"'{SECRET}'"},
         {"REDIS_HOST": f"redis://:{SECRET}@h:6379"},
         {"REDIS_HOST": f":{SECRET}@h"},
         {"REDIS_PASSWORD": SECRET, "REDIS_PORT": "x"},
@@ -247,6 +276,41 @@ def test_no_error_shows_a_secret(variables: dict[str, str]) -> None:
     with pytest.raises(ConfigError) as error:
         settings(**variables)
     assert SECRET not in "".join(traceback.format_exception(error.value))
+    assert "\n" not in str(error.value)
+    assert error.value.__cause__ is error.value.__context__ is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1251"])
+def test_an_env_file_that_is_not_utf_8(encoding: str) -> None:
+    """A `.env` in another encoding is told in one line, without a word of what is in it."""
+    Path(".env").write_text(f"# пароль\nREDIS_PASSWORD={SECRET}\n", encoding)
+    with pytest.raises(ConfigError, match=r"^\.env is not UTF-8 .*: save it as UTF-8$") as error:
+        Settings()
+    assert error.value.__cause__ is error.value.__context__ is None
+
+
+def test_an_env_file_as_notepad_saves_it() -> None:
+    """UTF-8 with a mark at the beginning is read, its first line too."""
+    Path(".env").write_text("REDIS_HOST=h\nREDIS_PORT=7000\n", "utf-8-sig")
+    assert (Settings().redis_host, Settings().redis_port) == ("h", 7000)
+
+
+def test_quotes_in_an_env_file_are_none_of_the_value() -> None:
+    """`.env` may have quotes, as a shell script has; there they are not part of the value."""
+    Path(".env").write_text("REDIS_HOST=\"h\"\nRATE_LIMIT='1/s; 20/minute'\n")
+    assert (Settings().redis_host, Settings().rate_limit) == ("h", "1/s; 20/minute")
+
+
+@pytest.mark.parametrize("db", ["variable", "path"])
+async def test_a_database_that_the_server_lacks(
+    redis_server: Server, caplog: pytest.LogCaptureFixture, db: str
+) -> None:
+    """The log says in one line that the number of the database is too high."""
+    url = redis_server.url if db == "variable" else f"{redis_server.url}/99"
+    storage = Settings(redis_url=url, redis_db=99).storage()
+    assert (await Limiter(storage, timeout=5).hit("1/m", Subject(user=42))).source == "policy"
+    await storage.close()
+    assert "DB index is out of range - choose a lower REDIS_DB" in caplog.text
 
 
 @pytest.mark.parametrize(

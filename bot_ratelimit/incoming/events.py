@@ -24,10 +24,11 @@ _WRITTEN: Final = frozenset(
     {"text", "animation", "audio", "document", "live_photo", "paid_media", "photo", "sticker"}
     | {"story", "video", "video_note", "voice", "checklist", "contact", "dice", "game", "poll"}
     | {"venue", "location", "rich_message", "invoice", "giveaway", "giveaway_winners"}
-    | {"unknown"}
 )
 SERVICE_MESSAGES: Final = frozenset(
-    str(content.value) for content in ContentType if content is not ContentType.ANY
+    str(content.value)
+    for content in ContentType
+    if content not in (ContentType.ANY, ContentType.UNKNOWN)
 ).difference(_WRITTEN)
 """Content types of messages that carry a payment or a change of state."""
 
@@ -36,13 +37,14 @@ NEVER_REFUSED: Final = SERVICE_MESSAGES | frozenset(
     | {"my_chat_member", "chat_member", "chat_join_request"}
     | {"business_connection", "deleted_business_messages", "managed_bot"}
     | {"chat_boost", "removed_chat_boost", "stopped_message_generation"}
+    | {"unknown"}
 )
 """Types of updates, and content types of messages, that are never refused and never charged.
 
 They carry money (`pre_checkout_query` must be answered within 10 seconds) or state that Telegram
-tells only once.
+tells only once. `unknown` is content that the installed aiogram cannot recognize: a newer service
+message, for example, which may carry money too.
 """
-
 _KNOWN: Final = NEVER_REFUSED | _WRITTEN | frozenset(str(update.value) for update in UpdateType)
 
 

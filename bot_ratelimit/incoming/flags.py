@@ -21,8 +21,8 @@ from aiogram.dispatcher.router import Router
 from aiogram.fsm.scene import SceneHandlerWrapper
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.penalty import Penalty
-from bot_ratelimit.rule import Rule, Rules, Scope, rules_of
+from bot_ratelimit.incoming.sharing import fitting, limit_of
+from bot_ratelimit.rule import Rule, Rules, Scope, check_name, rules_of
 
 FLAG: Final = "rate_limit"
 
@@ -34,10 +34,14 @@ class Flags:
 
     Args:
         penalty: Goes along with every handler's own rules.
+        others: The rules of the bot's middlewares that share this one's keys, by their path.
     """
 
-    def __init__(self, penalty: Penalty | None = None) -> None:
+    def __init__(
+        self, penalty: Rule | None = None, others: Mapping[str, Rule] | None = None
+    ) -> None:
         self._penalty = () if penalty is None else (penalty,)
+        self._others = others or {}
         # By identity, since handler objects have no hash; there are as many as handlers.
         self._read: dict[int, tuple[HandlerObject, Rules | bool]] = {}
         self._names: dict[int, str] = {}
@@ -47,10 +51,11 @@ class Flags:
 
         Args:
             handler: What is to handle the event; None before that is known.
-            router: Any router of the bot, to find out how its handlers are called.
+            router: Any router of the bot, to find its other handlers.
 
         Raises:
-            ConfigError: The flag cannot be understood; names the handler.
+            ConfigError: The flag cannot be understood, or gives a key that something else counts
+                with a different limit; names the handlers.
         """
         if handler is None or FLAG not in (flags := extract_flags(handler)):
             return True
@@ -58,6 +63,7 @@ class Flags:
         if known is None:
             rules = read_flag(flags[FLAG], handler, self._name_of(handler, router))
             if not isinstance(rules, bool):
+                self._check_keys(handler, rules, router)
                 rules = rules_of((*rules, *self._penalty))
             known = self._read[id(handler)] = (handler, rules)
         return known[1]
@@ -66,25 +72,64 @@ class Flags:
         """Read the flags of all handlers.
 
         Raises:
-            ConfigError: One cannot be understood; names the handler.
+            ConfigError: One is wrong; names the handler.
         """
         for handler in _flagged(root):
             self.rules_for(handler, root)
 
-    def _name_of(self, handler: HandlerObject, router: Router | None) -> str:
-        """A name that is the same on every instance of the bot, and another for every function.
+    def all_rules(self, root: Router) -> list[Rule]:
+        """The rules of all handlers whose flag can be read, without the penalty."""
+        return [rule for _, rules in self._readable(root) for rule in rules]
 
-        Several lambdas, partials or inner functions may bear one name, so they are numbered in
-        the order in which the bot registers them.
+    def _readable(self, root: Router) -> Iterator[tuple[HandlerObject, Rules]]:
+        for handler in _flagged(root):
+            try:
+                rules = read_flag(
+                    extract_flags(handler)[FLAG], handler, self._name_of(handler, root)
+                )
+            except ConfigError:  # raised where that handler's own flag is read
+                continue
+            if not isinstance(rules, bool):
+                yield handler, rules
+
+    def _check_keys(self, handler: HandlerObject, rules: Rules, router: Router | None) -> None:
+        """Raise ConfigError if something else counts other limits under these keys."""
+        paths = {rule.path: rule for rule in rules}
+        for path in paths.keys() & self._others.keys():
+            if limit_of(self._others[path]) != limit_of(paths[path]):
+                raise ConfigError(
+                    f"the rate_limit flag of {_full_name(handler)} ({paths[path]}) and a "
+                    f"middleware ({self._others[path]}) would count different limits under one "
+                    "key; give the flag another key, or both the same limit"
+                )
+        if router is None:
+            return
+        *_, root = router.chain_head
+        for other, theirs in self._readable(root):
+            for rule in theirs:
+                if rule.path in paths and limit_of(rule) != limit_of(paths[rule.path]):
+                    raise ConfigError(
+                        f"the rate_limit flags of {_full_name(handler)} ({paths[rule.path]}) and "
+                        f"{_full_name(other)} ({rule}) would count different limits under one "
+                        "key; give them different keys, or the same limit"
+                    )
+
+    def _name_of(self, handler: HandlerObject, router: Router | None) -> str:
+        """A name that is the same on every instance of the bot, and different for every function.
+
+        Several lambdas, partials or inner functions may share a name, so they are numbered in the
+        order in which the bot registers them; so is a function that is registered with several
+        limits.
         """
         if id(handler) not in self._names and router is not None:
             *_, root = router.chain_head
-            bearers: dict[str, list[Any]] = {}
+            known: dict[str, list[Any]] = {}
             for each in _flagged(root):
-                same = bearers.setdefault(_full_name(each), [])
-                if each.callback not in same:
-                    same.append(each.callback)
-                number = same.index(each.callback) + 1
+                same = known.setdefault(_full_name(each), [])
+                one = (each.callback, extract_flags(each)[FLAG])
+                if one not in same:
+                    same.append(one)
+                number = same.index(one) + 1
                 self._names[id(each)] = _full_name(each) + (f"#{number}" if number > 1 else "")
         return self._names.get(id(handler)) or _full_name(handler)
 
@@ -118,7 +163,10 @@ def read_flag(value: Any, handler: HandlerObject, name: str) -> Rules | bool:
         changes = {name: value[name] for name in ("cost", "shadow") if name in value}
         if "scope" in value:
             changes["scope"] = _scope_of(value["scope"])
-        return _named(rules, str(value.get("key") or name), **changes)
+        if value.get("key"):
+            name = str(value["key"])
+            check_name(name)
+        return _named(rules, name, **changes)
     except ConfigError as error:
         raise ConfigError(f"the rate_limit flag of {_full_name(handler)}: {error}") from None
 
@@ -129,7 +177,7 @@ def _named(rules: Rules, name: str, **changes: Any) -> Rules:
         [
             Rule(
                 rule.limit,
-                name=f"{name}.{rule.name}" if rule.name else name,
+                name=fitting(f"{name}.{rule.name}" if rule.name else name),
                 **{"scope": rule.scope, "cost": rule.cost, "shadow": rule.shadow, **changes},
             )
             for rule in rules

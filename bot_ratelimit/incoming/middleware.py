@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from inspect import isawaitable
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from weakref import WeakKeyDictionary, WeakSet
 
 from aiogram import BaseMiddleware, Dispatcher
 from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY
+from aiogram.exceptions import TelegramAPIError
 from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.incoming.arguments import (
+    POLICY,
+    DefaultPrefix,
+    OnLimited,
+    announce,
+    check_limiter,
+    check_policy,
+    notices_of,
+)
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.notices import TEXTS, Notices
+from bot_ratelimit.incoming.position import check_dispatcher, root_of, stand_guard
 from bot_ratelimit.incoming.screening import IsExempt, Screening
+from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
 from bot_ratelimit.penalty import Penalty
-from bot_ratelimit.rule import RuleLike, Rules, Subject, rules_of
+from bot_ratelimit.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
 from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
+from bot_ratelimit.storage.server import server_of
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.driver import Client
@@ -29,12 +45,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("bot_ratelimit")
 
 Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
-OnLimited: TypeAlias = Callable[[TelegramObject, Decision, dict[str, Any]], Awaitable[Any]]
 
 DATA_KEY: Final = "rate_limit"
 """Where a handler finds the Decision: `async def handler(message, rate_limit)`."""
 
 _NOTES: Final = "_bot_ratelimit_decisions"
+_made: Final = count()
 
 
 class RateLimitMiddleware(BaseMiddleware):
@@ -52,16 +68,17 @@ class RateLimitMiddleware(BaseMiddleware):
             `Rule`, or several.
         redis_client: A `redis.asyncio` client. Without one each process counts for itself.
         key_prefix: What every key begins with, `<prefix>:ratelimit:<user>`.
-        limiter: Use this one, and its storage and prefix, instead of making one.
-        on_error: When Redis fails: `"allow"`, `"deny"`, or `"memory"` to limit by this process.
-        timeout: Seconds that Redis gets for a decision.
+        limiter: Use this one, and its storage, prefix, `on_error` and `timeout`.
+        on_error: When Redis fails: `"allow"` (unless given), `"deny"`, or `"memory"` to limit by
+            this process.
+        timeout: Seconds that Redis gets for a decision; 0.25 unless given.
         on_limited: How a refused user hears of it: a text or texts by language instead of ours,
-            a `Notices`, an async function of (event, decision, data) that does it all itself, or
-            None for silence.
+            a `Notices`, a function of (event, decision, data), async or not, that does it all
+            itself, or None for silence.
         exempt: Ids of users and chats that are not limited, or a function of (event, data),
             async or not, that says whether an event is not.
         never_refuse: Types of updates and content types of messages that always pass, uncharged.
-        penalty: A ban for those who keep hammering while they are refused.
+        penalty: A ban for users who keep sending while they are refused.
         per_bot: Count apart for each bot that shares this prefix.
         once_per_update: Charge an update once even if Telegram delivers it again, to whichever
             instance, within a minute.
@@ -74,11 +91,11 @@ class RateLimitMiddleware(BaseMiddleware):
         self,
         rate_limit: RuleLike | Iterable[RuleLike] = 1.0,
         redis_client: Client | None = None,
-        key_prefix: str = "bot",
+        key_prefix: str = DefaultPrefix("bot"),
         *,
         limiter: Limiter | None = None,
-        on_error: OnError = "allow",
-        timeout: float = 0.25,
+        on_error: OnError | None = None,
+        timeout: float | None = None,
         on_limited: Notices | str | Mapping[str, str] | OnLimited | None = TEXTS,
         exempt: Iterable[int] | IsExempt = (),
         never_refuse: Iterable[str] = NEVER_REFUSED,
@@ -86,6 +103,8 @@ class RateLimitMiddleware(BaseMiddleware):
         per_bot: bool = False,
         once_per_update: bool = False,
     ) -> None:
+        if isinstance(redis_client, TelegramObject):  # aiogram calls what is registered
+            raise ConfigError(class_registered(type(self)))
         if penalty is not None and not isinstance(penalty, Penalty):
             raise ConfigError(f"penalty={penalty!r}: expected Penalty('10/minute', ban='15m')")
         rules = rules_of(rate_limit)
@@ -96,17 +115,33 @@ class RateLimitMiddleware(BaseMiddleware):
             per_bot=per_bot,
             once_per_update=once_per_update,
         )
-        self._on_limited = _notices(on_limited)
+        self._on_limited = notices_of(on_limited)
+        self._penalized = penalty is not None
         self._flags = Flags(penalty)
-        self._left_out: frozenset[str] = frozenset()
+        self._number = next(_made)
+        self._dispatcher: object = None
+        self._dispatchers: WeakSet[Dispatcher] = WeakSet()
+        self._met: WeakSet[Dispatcher] = WeakSet()
+        self._left_out: WeakKeyDictionary[Dispatcher, frozenset[str]] = WeakKeyDictionary()
         self._closes = limiter is None
         if limiter is None:
             storage = MemoryStorage() if redis_client is None else RedisStorage(redis_client)
-            limiter = Limiter(storage, key_prefix=key_prefix, on_error=on_error, timeout=timeout)
-        elif redis_client is not None:
-            raise ConfigError("redis_client and limiter are both given: the limiter has a storage")
+            limiter = Limiter(
+                storage,
+                key_prefix=str(key_prefix) if isinstance(key_prefix, str) else key_prefix,
+                on_error="allow" if on_error is None else on_error,
+                timeout=0.25 if timeout is None else timeout,
+            )
+        else:
+            check_limiter(
+                limiter,
+                redis_client=redis_client,
+                key_prefix=None if isinstance(key_prefix, DefaultPrefix) else key_prefix,
+                on_error=on_error,
+                timeout=timeout,
+            )
         self.limiter = limiter
-        _announce(limiter, self.rules)
+        announce(limiter, self.rules)
 
     @classmethod
     def from_settings(
@@ -123,17 +158,26 @@ class RateLimitMiddleware(BaseMiddleware):
         Raises:
             ConfigError: A variable or an argument makes no sense.
         """
-        settings = settings or Settings()
+        if settings is None:
+            settings = Settings()
+        if not isinstance(settings, Settings):
+            raise ConfigError(f"settings is a {type(settings).__name__}: expected Settings(...)")
+        if overrides.get("limiter") is None:
+            overrides.pop("limiter", None)
         arguments: dict[str, Any] = {
             "rate_limit": settings.rules(),
-            "key_prefix": settings.redis_key_prefix,
-            "on_error": settings.rate_limit_on_error,
-            "timeout": settings.rate_limit_timeout,
             "exempt": settings.rate_limit_exempt,
-        } | overrides
-        if "limiter" in arguments or "redis_client" in arguments:
+        }
+        policy = {name: getattr(settings, field) for field, name in POLICY.items()}
+        if "limiter" in overrides:
+            check_policy(settings, overrides["limiter"])
+            return cls(**arguments | overrides)
+        arguments |= policy | overrides
+        if "redis_client" in overrides:
             return cls(**arguments)
-        limits = {name: arguments.pop(name) for name in ("key_prefix", "on_error", "timeout")}
+        if settings.redis_enabled is False:
+            log.warning("RateLimitMiddleware: Redis is disabled by REDIS_ENABLED=false")
+        limits = {name: arguments.pop(name) for name in policy}
         limits["memory_size"] = settings.rate_limit_memory_size
         middleware = cls(**arguments, limiter=Limiter(settings.storage(), **limits))
         middleware._closes = True
@@ -144,48 +188,58 @@ class RateLimitMiddleware(BaseMiddleware):
     ) -> RateLimitMiddleware:
         """Put the middleware on everything that users do, once and charged once.
 
-        It takes the inner seat on every observer: after the filters, so that only what a handler
-        answers to is counted, and where handlers' flags are known. The flags are checked when the
-        bot starts.
+        It takes the inner position on every observer: after the filters, so that only what a
+        handler answers to is counted, and where handlers' flags are known. Flags and keys are
+        checked when the bot starts.
 
         Args:
             dispatcher: The root of the bot's routers.
             guard: Also stand before filters, FSM and its storage: then every update is counted,
-                also those that no handler answers to, such as the talk in a group.
+                also those that no handler answers to, such as group chatter.
             exclude: Names of observers to leave out, for example `"inline_query"`.
 
         Raises:
-            ConfigError: A name in `exclude` is no observer.
+            ConfigError: This is not a Dispatcher, or a name in `exclude` is not an observer.
         """
-        self._left_out = frozenset([exclude] if isinstance(exclude, str) else exclude)
-        if unknown := self._left_out - set(dispatcher.observers):
-            raise ConfigError(f"exclude={sorted(unknown)}: the dispatcher has no such observers")
+        check_dispatcher(dispatcher)
+        left_out = frozenset([exclude] if isinstance(exclude, str) else exclude)
+        if unknown := left_out - set(dispatcher.observers):
+            raise ConfigError(
+                f"exclude={sorted(unknown, key=str)}: the dispatcher has no such observers"
+            )
         for name, observer in dispatcher.observers.items():
-            if name not in self._left_out | {"update", "error"}:
+            if name not in left_out | {"update", "error"}:
                 observer.middleware(self)
         if guard:
-            self._stand_guard(dispatcher)
+            # Of two guards each counts what the other leaves out.
+            self._left_out[dispatcher] = left_out & self._left_out.get(dispatcher, left_out)
+            stand_guard(self, dispatcher)
 
-        async def check_flags() -> None:
+        async def check() -> None:
+            self._settle(dispatcher)
             self._flags.check(dispatcher)
 
-        dispatcher.startup.register(check_flags)
+        dispatcher.startup.register(check)
+        # Older versions of aiogram tell this only for updates that are polled.
+        dispatcher.workflow_data.setdefault("dispatcher", dispatcher)
+        self._dispatchers.add(dispatcher)
         self._register_close(dispatcher)
         return self
 
     async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
         """Handle the event or refuse it; refused, it returns None, which drops it."""
-        if self._closes:
-            self._register_close(data.get("dispatcher"))
+        dispatcher: Any = data.get("dispatcher") or root_of(data.get("event_router"))
+        if dispatcher is not self._dispatcher:
+            self._meet(dispatcher)
         update, inner = data.get("event_update"), event
         if isinstance(event, Update):
             update, inner = event, carried_by(event) or event
-            if self._left_out and is_of_type(self._left_out, inner, update):
-                return await handler(event, data)
+            left_out = self._left_out.get(dispatcher) if dispatcher is not None else None
+            if left_out and is_of_type(left_out, inner, update):
+                return await self._handle_uncounted(handler, event, data)
         own = self._flags.rules_for(data.get("handler"), data.get("event_router"))
         if own is False:
-            data.setdefault(DATA_KEY, None)
-            return await handler(event, data)
+            return await self._handle_uncounted(handler, event, data)
         rules = self.rules if own is True else own
         decision, subject = await self._decide(rules, inner, update, data)
         data[DATA_KEY] = decision
@@ -193,6 +247,37 @@ class RateLimitMiddleware(BaseMiddleware):
             return await handler(event, data)
         await self._tell(inner, decision, subject, data)
         return None
+
+    async def reset(self, subject: Subject | int) -> bool:
+        """Forget everything that is counted of a user here; True if there was something.
+
+        That is the middleware's rules, a ban, the limits of all handlers' flags, and that the user
+        was told. Counts of a chat or a topic are reset if the subject names it; what counts
+        everybody together (`Scope.GLOBAL`) stays.
+
+        Args:
+            subject: A user's id, for what is counted of the user in their private chat; or a
+                `Subject` with the chat (for `Scope.CHAT` and `Scope.MEMBER`), the topic, or the
+                business connection, and with `per_bot` the bot.
+
+        Raises:
+            StorageError: The storage is out of reach; some of it may be forgotten.
+            ConfigError: With `per_bot`, the subject does not name the bot.
+        """
+        if not isinstance(subject, Subject):
+            subject = Subject(user=subject, chat=subject)
+        if not self._screening.per_bot:
+            subject = subject._replace(bot=None)
+        elif subject.bot is None:
+            raise ConfigError(
+                "reset: each bot counts for itself (per_bot=True); "
+                "name the bot, Subject(user=42, bot=bot.id)"
+            )
+        flags = [rule for each in self._dispatchers for rule in self._flags.all_rules(each)]
+        notices = [notice_rule(1, scope) for scope in (Scope.USER, Scope.MEMBER, Scope.CHAT)]
+        by_path = {rule.path: rule for rule in (*notices, *flags, *self.rules)}
+        rules = [rule for rule in by_path.values() if rule.scope is not Scope.GLOBAL]
+        return await self.limiter.reset(rules, subject)
 
     async def close(self) -> None:
         """Close the storage, and the client that `from_settings` made; never a client given."""
@@ -231,55 +316,64 @@ class RateLimitMiddleware(BaseMiddleware):
             if isinstance(self._on_limited, Notices):
                 await self._on_limited.tell(event, decision, subject, self.limiter, data)
             else:
-                await self._on_limited(event, decision, data)
-        except Exception as error:
+                told = self._on_limited(event, decision, data)
+                if isawaitable(told):
+                    await told
+        except TelegramAPIError as error:
             # A user who blocked the bot, a 429, a broken network: the event stays refused.
             log.warning("Could not tell a user about the rate limit: %r", error)
+        except Exception as error:
+            # A mistake in the function: its author needs the place.
+            log.warning("Could not tell a user about the rate limit: %r", error, exc_info=error)
 
-    def _stand_guard(self, dispatcher: Dispatcher) -> None:
-        """Take the place before FSM among the update's outer middlewares."""
-        outer = dispatcher.update.outer_middleware
-        registered = list(outer)
-        at = registered.index(dispatcher.fsm) if dispatcher.fsm in registered else len(registered)
-        behind = registered[at:]
-        for middleware in behind:
-            outer.unregister(middleware)
-        outer.register(self)
-        for middleware in behind:
-            outer.register(middleware)
+    async def _handle_uncounted(
+        self, handler: Handler, event: TelegramObject, data: dict[str, Any]
+    ) -> Any:
+        # A guard may have decided; anything else there is the bot's own, not a Decision.
+        if not isinstance(data.get(DATA_KEY), Decision):
+            data[DATA_KEY] = None
+        return await handler(event, data)
 
-    def _register_close(self, dispatcher: Any) -> None:
-        """A middleware is not told where it is registered; the first event tells."""
-        if self._closes and isinstance(dispatcher, Dispatcher):
+    def _meet(self, dispatcher: Any) -> None:
+        """A middleware is not told where it is registered; the start or the first event tells."""
+        if isinstance(dispatcher, Dispatcher) and dispatcher not in self._met:
+            self._settle(dispatcher)
+            self._register_close(dispatcher)
+            self._dispatchers.add(dispatcher)
+            self._met.add(dispatcher)
+        self._dispatcher = dispatcher
+
+    def _settle(self, dispatcher: Dispatcher) -> None:
+        """Give rules that would share a key with another limit a key of their own."""
+        middlewares = registered(dispatcher, RateLimitMiddleware, lambda each: each._number)
+        spaces = [each._key_space for each in middlewares]
+        result = apart(
+            [(space, each.rules) for space, each in zip(spaces, middlewares, strict=True)]
+        )
+        for middleware, rules, space in zip(middlewares, result, spaces, strict=True):
+            others = {
+                rule.path: rule
+                for each, theirs in zip(spaces, result, strict=True)
+                if each == space
+                for rule in theirs
+            }
+            middleware._use(rules, others)
+
+    @property
+    def _key_space(self) -> tuple[Hashable, str, bool]:
+        """Rules of middlewares can share a key only if this is equal."""
+        limiter = self.limiter
+        return server_of(limiter.storage), limiter.key_prefix, self._screening.per_bot
+
+    def _use(self, rules: Rules, others: Mapping[str, Rule]) -> None:
+        for before, now in zip(self.rules, rules, strict=True):
+            if before.path != now.path:
+                log.warning("RateLimitMiddleware: %s", moved(before, now, others[before.path]))
+        self.rules = rules
+        penalty = rules[-1] if self._penalized else None
+        self._flags = Flags(penalty, others)
+
+    def _register_close(self, dispatcher: Dispatcher) -> None:
+        if self._closes:
             self._closes = False
             dispatcher.shutdown.register(self.close)
-
-
-def _notices(
-    on_limited: Notices | str | Mapping[str, str] | OnLimited | None,
-) -> Notices | OnLimited | None:
-    if isinstance(on_limited, (str, Mapping)):
-        return Notices(on_limited)
-    if on_limited is None or isinstance(on_limited, Notices) or callable(on_limited):
-        return on_limited
-    raise ConfigError(
-        f"on_limited={on_limited!r}: expected a text, texts by language, Notices(...), "
-        "an async function of (event, decision, data), or None"
-    )
-
-
-def _announce(limiter: Limiter, rules: Rules) -> None:
-    limits = "; ".join(map(str, rules))
-    if limiter.storage.source == "redis":
-        log.info(
-            "RateLimitMiddleware: Using Redis for distributed rate limiting "
-            "(limit: %s; key prefix: %s)",
-            limits,
-            limiter.key_prefix,
-        )
-    else:
-        log.warning(
-            "RateLimitMiddleware: Redis not provided, using in-memory cache (limit: %s). "
-            "This will NOT work correctly in multi-instance deployment",
-            limits,
-        )

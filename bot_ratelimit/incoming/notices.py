@@ -12,6 +12,7 @@ from aiogram.utils.callback_answer import CallbackAnswer
 
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limit import MAX_PERIOD_MS
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.rule import Scope, Subject, notice_rule
 
@@ -24,14 +25,16 @@ TEXTS: Final[Mapping[str, str]] = {
 
 # Telegram takes about one message a second in a chat, and 200 characters over a button.
 _SHORTEST: Final = 1.0
+# A bucket can take longer than that to hold a high cost again; such a wait is announced as this.
+_LONGEST: Final = MAX_PERIOD_MS / 1_000
 _CALLBACK_TEXT: Final = 200
 
 
 class Notices:
     """Tells refused users, in a way that Telegram allows however many there are.
 
-    - A button press is always answered, or its spinner would go on: with the text, and a
-      `cache_time` of the wait, so that the client itself answers the next presses.
+    - A button press is always answered, or the button would keep its spinner: with the text, and
+      a `cache_time` of the wait, so that the client itself answers the next presses.
     - An inline query gets an empty result for this user, cached for the wait.
     - A message gets one notice for each wait, decided on the storage for all instances together;
       only in private chats, unless asked for, since a group allows a bot 20 messages a minute.
@@ -43,7 +46,7 @@ class Notices:
             the chat that is limited.
 
     Raises:
-        ConfigError: A text is no text, or has a placeholder other than `{seconds}`.
+        ConfigError: A text is not a str, or has a placeholder other than `{seconds}`.
     """
 
     def __init__(self, texts: str | Mapping[str, str] = TEXTS, *, in_groups: bool = False) -> None:
@@ -70,7 +73,7 @@ class Notices:
         Raises:
             TelegramAPIError: Telegram does not take the notice; it is not tried again.
         """
-        wait = max(1, math.ceil(decision.retry_after))
+        wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
         if isinstance(event, CallbackQuery):
             if _leave_to_us(data.get("callback_answer")):
                 text = self._text(event, wait)[:_CALLBACK_TEXT]
@@ -85,13 +88,13 @@ class Notices:
         self, event: Message, decision: Decision, subject: Subject, limiter: Limiter
     ) -> bool:
         private = event.chat.type == ChatType.PRIVATE
-        # Business chats and those of guest messages are other people's: no speaking up there.
+        # Business chats and those of guest messages are other people's: the bot stays silent there.
         elsewhere = subject.business or getattr(event, "guest_query_id", None)
         if elsewhere or not (private or self._in_groups):
             return False
         own = decision.rule.scope in (Scope.USER, Scope.MEMBER)
         scope = Scope.USER if private else Scope.MEMBER if own else Scope.CHAT
-        seconds = max(_SHORTEST, decision.retry_after)
+        seconds = min(max(_SHORTEST, decision.retry_after), _LONGEST)
         told = await limiter.hit(notice_rule(seconds, scope), subject)
         # Without the storage nobody knows whether the user was told already: rather be silent.
         return told.allowed and told.source in ("redis", "memory")

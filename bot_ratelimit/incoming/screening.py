@@ -42,8 +42,8 @@ class Screening:
     ) -> None:
         self._exempt_ids, self._is_exempt = _exemptions(exempt)
         self._never_refuse = check_event_names(never_refuse)
-        self._per_bot = per_bot
-        self._once_per_update = once_per_update
+        self._once_per_update = _checked_bool("once_per_update", once_per_update)
+        self.per_bot = _checked_bool("per_bot", per_bot)
 
     async def counted(
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]
@@ -64,9 +64,15 @@ class Screening:
         once = album_of(event)
         if once is None and self._once_per_update and update is not None and bot is not None:
             once = delivery_of(update, bot.id)
-        if self._per_bot and bot is not None:
+        if self.per_bot and bot is not None:
             subject = subject._replace(bot=bot.id)
         return Counted(subject, once)
+
+
+def _checked_bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r}: expected True or False")
+    return value
 
 
 def _exemptions(exempt: Iterable[int] | IsExempt) -> tuple[frozenset[int], IsExempt | None]:

@@ -33,6 +33,8 @@ _FIXES: Final = {
     "key_prefix, or delete the key",
     "NOPERM": "the Redis user lacks a permission: ACL SETUSER <user> ~<prefix>:ratelimit:* "
     "+@read +@write +@scripting +@transaction +time",
+    "DB": "choose a lower REDIS_DB, or path of the URL: a server has 16 databases, 0 to 15, unless "
+    "configured otherwise (CONFIG GET databases)",
     "CROSSSLOT": "keys decided together must live in one slot: put a hash tag into key_prefix, "
     "for example '{bot}'",
 }
@@ -76,6 +78,8 @@ def _code_in(text: str) -> str:
         return "WRONGTYPE"
     if "executing the script can't" in text:  # how Redis 7 words NOPERM there
         return "NOPERM"
+    if "DB index is out of range" in text:
+        return "DB"
     match = re.search(r"(?:^|[-\s])([A-Z]{3,})\b", text)
     return match[1] if match else ""
 

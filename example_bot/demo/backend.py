@@ -22,13 +22,16 @@ class Backend(Protocol):
     """What it is, for the story."""
 
     def client(self) -> Redis:
-        """A client for one instance of the bot; whoever asked for it closes it."""
+        """A client for one instance of the bot; the caller closes it."""
+        ...
 
     async def cut(self) -> None:
         """Be gone: connections break, and new ones are refused."""
+        ...
 
     async def mend(self) -> None:
         """Be back, with everything that was known before."""
+        ...
 
 
 @asynccontextmanager

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
+from bot_ratelimit import ConfigError
 from example_bot.__main__ import main
 from example_bot.bot import PONG
 from example_bot.demo.botapi import TOKEN, BotApi
 from example_bot.demo.updates import callback, message
+from example_bot.settings import BotSettings
 from tests.servers import Server, free_port
 
 from .conftest import Process, Start
@@ -34,6 +38,12 @@ async def test_without_a_token_it_says_what_to_do(start: Start) -> None:
         ({"BOT_TOKEN": TOKEN, "WEBHOOK_URL": "bot.example.org"}, "WEBHOOK_URL: Value error"),
         ({"BOT_TOKEN": TOKEN, "WEB_SERVER_PORT": "http"}, "WEB_SERVER_PORT: Input should be"),
         ({"BOT_TOKEN": TOKEN, "RATE_LIMIT": "5 minutes"}, "RATE_LIMIT"),
+        ({"BOT_TOKEN": TOKEN, "BOT_API_URL": "localhost:8081"}, "BOT_API_URL: Value error"),
+        ({"BOT_TOKEN": TOKEN, "BOT_API_URL": "http://h:99999"}, "BOT_API_URL: Value error, Port"),
+        (
+            {"BOT_TOKEN": TOKEN, "BOT_API_URL": f"https://api.telegram.org/bot{TOKEN}"},
+            "BOT_API_URL: Value error, expected only the server",
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(
@@ -70,6 +80,67 @@ async def test_a_token_that_telegram_does_not_know_is_one_sentence(
         assert err.endswith("BOT_TOKEN: Telegram does not know this token.\n")
         assert "Traceback" not in err
         assert "Unclosed" not in err
+
+
+def test_an_error_of_the_settings_has_no_secret_behind_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither a wrong token nor a `.env` in another encoding is reachable from the error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BOT_TOKEN", "hunter2")
+    with pytest.raises(ConfigError) as error:
+        BotSettings.load()
+    assert error.value.__cause__ is error.value.__context__ is None
+    (tmp_path / ".env").write_text("BOT_TOKEN=hunter2", "utf-16")
+    with pytest.raises(ConfigError, match="save it as UTF-8") as error:
+        BotSettings.load()
+    assert error.value.__cause__ is error.value.__context__ is None
+
+
+@pytest.mark.parametrize("webhook", [False, True])
+async def test_a_bot_api_that_is_none_is_one_sentence(start: Start, webhook: bool) -> None:
+    """An address where nothing or something else answers is named, without the token."""
+
+    async def page(request: web.BaseRequest) -> web.Response:
+        return web.Response(text="<html>\nHello\n</html>", content_type="text/html")
+
+    settings = {"BOT_TOKEN": TOKEN}
+    if webhook:
+        settings |= {"WEBHOOK_URL": "http://127.0.0.1:1/", "WEB_SERVER_PORT": str(free_port())}
+    runner = web.ServerRunner(web.Server(page))
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    for each in (port, free_port()):
+        process = await start(
+            "example_bot", BOT_API_URL=f"http://me:hunter2@127.0.0.1:{each}", **settings
+        )
+        status, _, err = await process.finished()
+        assert status == 2
+        last = err.splitlines()[-1]
+        assert last.startswith(f"No Bot API answers at http://127.0.0.1:{each}: ")
+        assert "BOT_API_URL" in last
+        for word in ("Traceback", "Unclosed", "hunter2", TOKEN):
+            assert word not in err
+    await runner.cleanup()
+
+
+async def test_a_busy_port_is_one_sentence(api: BotApi, start: Start) -> None:
+    """A port that something else uses is named with its variable."""
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        process = await start(
+            "example_bot",
+            BOT_TOKEN=TOKEN,
+            BOT_API_URL=api.url,
+            WEBHOOK_URL=f"http://127.0.0.1:{port}/",
+            WEB_SERVER_PORT=str(port),
+        )
+        status, _, err = await process.finished()
+    assert status == 2
+    assert f"WEB_SERVER_PORT={port}: cannot listen there" in err.splitlines()[-1]
+    for word in ("Traceback", "Unclosed", TOKEN):
+        assert word not in err
 
 
 async def test_long_polling(api: BotApi, start: Start, tmp_path: Path) -> None:

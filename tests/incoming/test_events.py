@@ -36,6 +36,7 @@ from .updates import (
     CONTENTS,
     DATE,
     GROUP,
+    MISSING,
     REACTION,
     SERVICE_ACCOUNT,
     UPDATES,
@@ -44,6 +45,8 @@ from .updates import (
     bare,
     content,
     listen,
+    marked,
+    needs,
     payment,
     pre_checkout,
     without,
@@ -183,14 +186,21 @@ async def keys(client: FakeAsyncRedis) -> list[str]:
 def test_the_table_knows_every_kind_of_update() -> None:
     """A type of update that a new aiogram brings is not forgotten here."""
     kinds = set(Update.model_fields) - {"update_id"}
-    assert {case.update for case in CASES} == kinds
-    assert set(UPDATES) == kinds
-    for kind, event in UPDATES.items():
+    assert {case.update for case in CASES} - MISSING == kinds
+    assert set(UPDATES) - MISSING == kinds
+    for kind in kinds:
+        event = UPDATES[kind]
         assert Update.model_validate({"update_id": 1, kind: event}).event_type == kind
 
 
 @pytest.mark.parametrize("seat", SEATS)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.update} {c.what}".strip())
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(each, marks=needs(each.update), id=f"{each.update} {each.what}".strip())
+        for each in CASES
+    ],
+)
 async def test_who_is_counted(case: Case, seat: Any, client: FakeAsyncRedis) -> None:
     """Whoever is behind an update pays for it, under this key, in whichever seat we stand."""
     bot = bare()
@@ -209,13 +219,14 @@ async def test_who_is_counted(case: Case, seat: Any, client: FakeAsyncRedis) -> 
 
 def test_every_content_is_known() -> None:
     """A content type that a new aiogram brings is not forgotten here."""
-    assert set(CONTENTS) | {"any", "unknown"} == {str(each.value) for each in ContentType}
-    for name, value in CONTENTS.items():
-        assert Message.model_validate(content(**{name: value})).content_type == name
+    known = set(CONTENTS) - MISSING
+    assert known | {"any", "unknown"} == {str(each.value) for each in ContentType}
+    for name in known:
+        assert Message.model_validate(content(**{name: CONTENTS[name]})).content_type == name
 
 
 @pytest.mark.parametrize("seat", [seat_setup, seat_guard])
-@pytest.mark.parametrize("name", [*CONTENTS, "unknown"])
+@pytest.mark.parametrize("name", marked([*CONTENTS, "unknown"]))
 async def test_what_people_write_is_counted_and_nothing_else(
     name: str, seat: Any, client: FakeAsyncRedis
 ) -> None:
@@ -229,7 +240,7 @@ async def test_what_people_write_is_counted_and_nothing_else(
         *("text", "animation", "audio", "document", "live_photo", "paid_media", "photo"),
         *("sticker", "story", "video", "video_note", "voice", "checklist", "contact", "dice"),
         *("game", "poll", "venue", "location", "rich_message", "invoice", "giveaway"),
-        *("giveaway_winners", "unknown"),
+        "giveaway_winners",
     }
     assert results == ([HANDLED, None, None] if name in written else [HANDLED] * 3)
     assert await keys(client) == (["bot:ratelimit:42"] if name in written else [])
@@ -314,16 +325,18 @@ async def test_the_list_can_be_narrowed() -> None:
         ("shipping_query", True),
         ("pre_checkout_query", True),
         ("purchased_paid_media", True),
-        ("subscription", True),
+        pytest.param("subscription", True, marks=needs("subscription")),
         ("my_chat_member", True),
         ("chat_member", True),
         ("chat_join_request", True),
         ("business_connection", True),
         ("chat_boost", True),
-        ("managed_bot", True),
+        pytest.param("managed_bot", True, marks=needs("managed_bot")),
         ("deleted_business_messages", False),
         ("removed_chat_boost", False),
-        ("stopped_message_generation", False),
+        pytest.param(
+            "stopped_message_generation", False, marks=needs("stopped_message_generation")
+        ),
     ],
 )
 async def test_an_empty_list_leaves_only_what_nobody_sent(update: str, counted: bool) -> None:
@@ -476,4 +489,5 @@ async def test_the_doc_tells_who_is_counted(client: FakeAsyncRedis) -> None:
 def test_the_doc_names_every_service_message() -> None:
     """The list of service messages in docs/telegram.md is complete and has nothing too much."""
     _, _, section = DOC.read_text("utf-8").partition("\n### Service messages\n")
-    assert set(re.findall(r"`(\w+)`", section.partition("\n#")[0])) == SERVICE_MESSAGES
+    told = set(re.findall(r"`(\w+)`", section.partition("\n#")[0]))
+    assert told - MISSING == SERVICE_MESSAGES

@@ -15,6 +15,7 @@ from bot_ratelimit import (
     ConfigError,
     Limiter,
     MemoryStorage,
+    Notices,
     RateLimitMiddleware,
     Rule,
     Settings,
@@ -67,6 +68,15 @@ def test_the_constructor_asks_nothing_of_redis() -> None:
             {"redis_client": aioredis.Redis(), "limiter": Limiter(MemoryStorage())},
             "redis_client and limiter",
         ),
+        ({"limiter": Limiter(MemoryStorage()), "on_error": "deny"}, "on_error and limiter"),
+        ({"limiter": Limiter(MemoryStorage()), "timeout": 0.25}, "timeout and limiter"),
+        ({"limiter": Limiter(MemoryStorage()), "key_prefix": "bot"}, "key_prefix and limiter"),
+        ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter(storage)"),
+        ({"limiter": Limiter}, "limiter is a Limiter"),
+        ({"limiter": aioredis.Redis(password="hunter2")}, "goes into redis_client"),
+        ({"on_limited": Notices}, "on_limited="),
+        ({"per_bot": "no"}, "per_bot='no'"),
+        ({"once_per_update": 1}, "once_per_update=1"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
@@ -115,6 +125,33 @@ async def test_arguments_win_over_the_environment(environment: pytest.MonkeyPatc
     assert RateLimitMiddleware.from_settings(Settings(redis_enabled=False), timeout=1).rules == (
         Rule("9/m"),
     )
+
+
+@pytest.mark.parametrize("name", ["on_error", "timeout", "key_prefix"])
+def test_a_limiter_beside_what_it_says_itself(environment: pytest.MonkeyPatch, name: str) -> None:
+    """`from_settings` drops no policy silently: neither an argument nor a variable that is set."""
+    limiter = Limiter(MemoryStorage(), key_prefix="shop", on_error="deny", timeout=1)
+    given = {"on_error": "allow", "timeout": 0.5, "key_prefix": "mine"}[name]
+    with pytest.raises(ConfigError, match=f"{name} and limiter are both given"):
+        RateLimitMiddleware.from_settings(limiter=limiter, **{name: given})
+    variable = "REDIS_KEY_PREFIX" if name == "key_prefix" else f"RATE_LIMIT_{name.upper()}"
+    environment.setenv(variable, str(given))
+    with pytest.raises(ConfigError, match=f"{variable}=.* and a limiter with {name}="):
+        RateLimitMiddleware.from_settings(limiter=limiter)
+    environment.setenv(variable, str(getattr(limiter, name)))
+    assert RateLimitMiddleware.from_settings(limiter=limiter).limiter is limiter
+
+
+async def test_no_limiter_is_the_one_of_the_settings(
+    environment: pytest.MonkeyPatch, redis_server: Server
+) -> None:
+    """`limiter=None` is not given: the server of the settings is used."""
+    environment.setenv("REDIS_URL", redis_server.url)
+    middleware = RateLimitMiddleware.from_settings(limiter=None)
+    assert middleware.limiter.storage.source == "redis"
+    await middleware.close()
+    with pytest.raises(ConfigError, match="settings is a str: expected Settings"):
+        RateLimitMiddleware.from_settings("redis://h")  # type: ignore[arg-type] # the mistake
 
 
 @pytest.mark.usefixtures("environment")

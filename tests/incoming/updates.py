@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import pytest
 import redis.asyncio as aioredis
-from aiogram.types import TelegramObject
+from aiogram.enums import ContentType
+from aiogram.types import TelegramObject, Update
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import Limiter, MemoryStorage, RateLimitMiddleware, RedisStorage, Rule, Subject
@@ -273,6 +274,40 @@ UPDATES: Final[dict[str, Event]] = {
     "subscription": {"user": user(), "invoice_payload": "tea", "state": "active"},
     "stopped_message_generation": {"chat": chat(42), "draft_id": 1},
 }
+
+# What the oldest supported aiogram lacks, and the version that brought it.
+SINCE: Final = {
+    **dict.fromkeys(("checklist", "checklist_tasks_added", "checklist_tasks_done"), "3.21"),
+    "direct_message_price_changed": "3.21",
+    **dict.fromkeys(("suggested_post_approval_failed", "suggested_post_approved"), "3.22"),
+    **dict.fromkeys(("suggested_post_declined", "suggested_post_paid"), "3.22"),
+    "suggested_post_refunded": "3.22",
+    "gift_upgrade_sent": "3.24",
+    **dict.fromkeys(("chat_owner_changed", "chat_owner_left"), "3.25"),
+    **dict.fromkeys(("managed_bot", "managed_bot_created"), "3.27"),
+    **dict.fromkeys(("poll_option_added", "poll_option_deleted"), "3.27"),
+    **dict.fromkeys(("guest_message", "live_photo"), "3.28"),
+    "rich_message": "3.29",
+    **dict.fromkeys(("community_chat_added", "community_chat_removed", "subscription"), "3.30"),
+    **dict.fromkeys(("community_chat_joined", "stopped_message_generation"), "3.31"),
+}
+MISSING: Final = {
+    name
+    for name in SINCE
+    if name not in {*Update.model_fields, *(str(each.value) for each in ContentType)}
+}
+
+
+def needs(name: str) -> list[pytest.MarkDecorator]:
+    """Skips a test, with a line in the summary, if the installed aiogram lacks what it is about."""
+    if name not in MISSING:
+        return []
+    return [pytest.mark.skip(reason=f"{name} needs aiogram {SINCE[name]}")]
+
+
+def marked(names: Iterable[str]) -> list[Any]:
+    """The names as parameters of a test, each with what it needs."""
+    return [pytest.param(name, marks=needs(name)) for name in names]
 
 
 def listen(bot: Instance, *observers: str, flags: dict[str, Any] | None = None) -> Instance:

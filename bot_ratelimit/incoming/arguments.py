@@ -1,0 +1,96 @@
+"""Arguments of the middleware: what they may be, and which of them exclude each other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+from aiogram.types import TelegramObject
+
+from bot_ratelimit.decision import Decision
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.incoming.notices import Notices
+from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.rule import Rules
+from bot_ratelimit.settings import Settings
+
+log = logging.getLogger("bot_ratelimit")
+
+OnLimited: TypeAlias = Callable[[TelegramObject, Decision, dict[str, Any]], "Awaitable[Any] | Any"]
+
+POLICY: Final = {
+    "redis_key_prefix": "key_prefix",
+    "rate_limit_on_error": "on_error",
+    "rate_limit_timeout": "timeout",
+}
+"""Which variable gives which argument of a Limiter."""
+
+
+class DefaultPrefix(str):
+    """Tells the default of `key_prefix` from the same text given, beside `limiter`."""
+
+    __slots__ = ()
+
+
+def notices_of(
+    on_limited: Notices | str | Mapping[str, str] | OnLimited | None,
+) -> Notices | OnLimited | None:
+    """What tells refused users.
+
+    Raises:
+        ConfigError: It is neither texts, nor `Notices`, nor a function, nor None.
+    """
+    if isinstance(on_limited, (str, Mapping)):
+        return Notices(on_limited)
+    if on_limited is None or isinstance(on_limited, Notices):
+        return on_limited
+    if callable(on_limited) and not isinstance(on_limited, type):
+        return on_limited
+    raise ConfigError(
+        f"on_limited={on_limited!r}: expected a text, texts by language, Notices(...), "
+        "a function of (event, decision, data), or None"
+    )
+
+
+def check_limiter(limiter: Limiter, **others: object) -> None:
+    """Raise ConfigError unless this is a limiter, and nothing is given that it says itself."""
+    if not isinstance(limiter, Limiter):
+        kind = limiter.__name__ if isinstance(limiter, type) else type(limiter).__name__
+        raise ConfigError(
+            f"limiter is a {kind}: expected Limiter(storage); a Redis client goes into redis_client"
+        )
+    if given := [name for name, value in others.items() if value is not None]:
+        raise ConfigError(
+            f"{' and '.join(given)} and limiter are both given: the limiter says that itself, "
+            "Limiter(storage, key_prefix=..., on_error=..., timeout=...)"
+        )
+
+
+def check_policy(settings: Settings, limiter: object) -> None:
+    """Raise ConfigError if a variable that is set says something else than the limiter."""
+    for field, name in POLICY.items():
+        value = getattr(settings, field)
+        if field in settings.model_fields_set and value != getattr(limiter, name, value):
+            raise ConfigError(
+                f"{field.upper()}={value!r} and a limiter with {name}={getattr(limiter, name)!r} "
+                f"are both given: unset the variable, or give it to Limiter({name}=...)"
+            )
+
+
+def announce(limiter: Limiter, rules: Rules) -> None:
+    """Log where counts are kept, in the words that operators grep for."""
+    limits = "; ".join(map(str, rules))
+    if limiter.storage.source == "redis":
+        log.info(
+            "RateLimitMiddleware: Using Redis for distributed rate limiting "
+            "(limit: %s; key prefix: %s)",
+            limits,
+            limiter.key_prefix,
+        )
+    else:
+        log.warning(
+            "RateLimitMiddleware: Redis not provided, using in-memory cache (limit: %s). "
+            "This will NOT work correctly in multi-instance deployment",
+            limits,
+        )

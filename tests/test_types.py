@@ -1,0 +1,132 @@
+"""What type checkers say of code that uses the package: mypy strict and pyright basic."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+USE = """
+from collections.abc import Awaitable
+from typing import Any
+
+from aiogram import Dispatcher
+from aiogram.types import Message, TelegramObject
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+
+from bot_ratelimit import (
+    NEVER_REFUSED,
+    Decision,
+    Limit,
+    Limiter,
+    MemoryStorage,
+    Notices,
+    Penalty,
+    RateLimitMiddleware,
+    RedisStorage,
+    Rule,
+    Scope,
+    Settings,
+    Subject,
+)
+from bot_ratelimit.testing import Clock, FlakyStorage
+
+clock = Clock()
+redis = Redis.from_url("redis://localhost")
+limiters: list[Limiter] = [
+    Limiter(MemoryStorage()),
+    Limiter(MemoryStorage(clock=clock), on_error="memory", timeout=1),
+    Limiter(RedisStorage(redis), key_prefix="shop"),
+    Limiter(FlakyStorage()),
+    Limiter(Settings().storage()),
+]
+
+
+def is_staff(event: TelegramObject, data: dict[str, Any]) -> bool:
+    return bool(data)
+
+
+async def is_friend(event: TelegramObject, data: dict[str, Any]) -> bool:
+    return bool(data)
+
+
+def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None: ...
+
+
+async def tell_later(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None: ...
+
+
+def limit(subject: Subject) -> str | None:
+    return "5/m" if subject.user else None
+
+
+def cluster(client: RedisCluster) -> RateLimitMiddleware:
+    return RateLimitMiddleware("1/s", client, "{shop}")
+
+
+def main(dp: Dispatcher) -> None:
+    dp.message.middleware(RateLimitMiddleware())
+    dp.message.outer_middleware(RateLimitMiddleware(1.0, redis, "shop"))
+    dp.callback_query.middleware(RateLimitMiddleware("1/s; 20/minute", limiter=limiters[0]))
+    RateLimitMiddleware.from_settings().setup(dp, guard=True, exclude=["poll"])
+    RateLimitMiddleware(
+        [Rule("5/m", Scope.CHAT), Rule(limit, name="own"), Limit(5, 60)],
+        on_limited=tell,
+        exempt=is_staff,
+        never_refuse=NEVER_REFUSED | {"edited_message"},
+        penalty=Penalty("10/minute", ban="15m"),
+    ).setup(dp)
+    RateLimitMiddleware(on_limited=tell_later, exempt=is_friend)
+    RateLimitMiddleware(on_limited=Notices({"en": "{seconds}"}), exempt=[42])
+    RateLimitMiddleware(on_limited={"en": "{seconds}"}, per_bot=True, once_per_update=True)
+
+
+async def handler(message: Message, rate_limit: Decision | None) -> None:
+    decision = await limiters[0].hit(Rule("3/day", name="export"), Subject(user=42), cost=2)
+    left: int = decision.remaining
+    wait: float = decision.retry_after
+    if decision.allowed and (rate_limit is None or rate_limit.source != "policy"):
+        await message.answer(f"{left} {wait}")
+    forgotten: bool = await RateLimitMiddleware().reset(42)
+    forgotten = await RateLimitMiddleware().reset(Subject(user=42, chat=-100))
+    await message.answer(str(forgotten))
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """The README's blocks and a use of everything public, one file each."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    blocks = [dedent(each) for each in re.findall(r"```python\n(.*?)```", readme, re.DOTALL)]
+    for number, block in enumerate([USE, *blocks]):
+        (tmp_path / f"block{number}.py").write_text(block, "utf-8")
+    return tmp_path
+
+
+def assert_accepted(command: list[str | Path], code: Path) -> None:
+    found = subprocess.run(command, cwd=code, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.skipif(
+    int(version("redis").partition(".")[0]) < 8, reason="redis-py has types for mypy from 8 on"
+)
+def test_mypy_strict_accepts_it(code: Path) -> None:
+    """The README's code and everything public has types that mypy takes, strictly."""
+    files = sorted(code.glob("*.py"))
+    assert_accepted([BIN / "mypy", "--strict", "--cache-dir", code / "cache", *files], code)
+
+
+def test_pyright_accepts_it(code: Path) -> None:
+    """The README's code and everything public has types that pyright takes, as editors do."""
+    (code / "pyrightconfig.json").write_text('{"typeCheckingMode": "basic"}')
+    assert_accepted([BIN / "basedpyright", "--pythonpath", sys.executable, "-p", code], code)
