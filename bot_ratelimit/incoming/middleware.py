@@ -215,11 +215,12 @@ class RateLimitMiddleware(BaseMiddleware):
             self._left_out[dispatcher] = left_out & self._left_out.get(dispatcher, left_out)
             stand_guard(self, dispatcher)
 
-        async def check() -> None:
+        async def start() -> None:
             self._settle(dispatcher)
             self._flags.check(dispatcher)
+            self.limiter.open()
 
-        dispatcher.startup.register(check)
+        dispatcher.startup.register(start)
         # Older versions of aiogram tell this only for updates that are polled.
         dispatcher.workflow_data.setdefault("dispatcher", dispatcher)
         self._dispatchers.add(dispatcher)

@@ -22,7 +22,7 @@ from bot_ratelimit.storage.wire import Command, Hit
 
 log = logging.getLogger("bot_ratelimit")
 
-SCRIPT: Final = resources.files(__package__).joinpath("decide.lua").read_bytes()
+SCRIPT: Final = resources.files("bot_ratelimit.storage").joinpath("decide.lua").read_bytes()
 _SHA: Final = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
 _CACHED: Final = (b"EVALSHA", _SHA)
 _WHOLE: Final = (b"EVAL", SCRIPT)

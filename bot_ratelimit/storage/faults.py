@@ -112,6 +112,7 @@ _REASONS: Final = (
         "dns",
         "unknown host name: check REDIS_HOST or REDIS_URL",
     ),
+    ("DB index", "database", "choose a lower REDIS_DB, or a lower number in REDIS_URL"),
     ("max number of clients", "maxclients", "raise maxclients on the server"),
     ("(?i:unreachable|no route)", "unreachable", "check the network"),
     ("No such file", "refused", "is Redis running, and is the path of its socket right?"),

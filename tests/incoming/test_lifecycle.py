@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio as aioredis
+from aiogram import Dispatcher
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import (
@@ -198,3 +200,20 @@ async def test_limits_hold_after_the_shutdown(client: aioredis.Redis) -> None:
     await bot.send("hello")
     await bot.dispatcher.emit_shutdown()
     assert await bot.send("late", "later") == [False, False]
+
+
+async def test_the_connection_is_opened_when_the_bot_starts(client: aioredis.Redis) -> None:
+    """With `setup` the first update need not wait for the connection; nothing is charged for it."""
+    before = len(await client.client_list())
+    dispatcher = Dispatcher()
+    RateLimitMiddleware("1/m", client).setup(dispatcher)
+    assert len(await client.client_list()) == before
+    await dispatcher.emit_startup()
+    async with asyncio.timeout(5):
+        while len(await client.client_list()) == before:  # noqa: ASYNC110 - the server decides
+            await asyncio.sleep(0.005)
+    assert await client.keys("*") == []
+    await dispatcher.emit_shutdown()
+    async with asyncio.timeout(5):
+        while len(await client.client_list()) > before:  # noqa: ASYNC110 - the server decides
+            await asyncio.sleep(0.005)
