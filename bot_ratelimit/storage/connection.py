@@ -75,6 +75,8 @@ class Connection(Generic[Item]):
         self._redirect = redirect
         self._on_trouble = on_trouble
         self._context = Context()  # for timers: not that of the caller who happens to set them
+        self._finalizer: Any = finalize(self, int)  # nothing to end so far
+        self._finalizer.atexit = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reset()
 
@@ -157,7 +159,7 @@ class Connection(Generic[Item]):
         stream = self._stream
         if stream is not None and not self._sent and stream.is_closed:  # while it was idle
             self._disconnect()
-        if self._stream is None and self._opening is None:
+        if self._stream is None and (self._opening is None or self._opening.done()):
             self._opened_at = self._clock.now()
             self._opening = loop.create_task(self._open(), context=Context())
 
@@ -207,7 +209,9 @@ class Connection(Generic[Item]):
         self._heard_at = self._connected_at = self._clock.now()
         self._replies.clear()
         self._reading = asyncio.create_task(_read(stream, ref(self)), context=Context())
-        finalize(self, _cancel, self._reading).atexit = False
+        self._finalizer.detach()
+        self._finalizer = finalize(self, _cancel, self._reading)
+        self._finalizer.atexit = False
         self._send()
 
     def _backoff(self) -> float:
@@ -251,6 +255,8 @@ class Connection(Generic[Item]):
     def _send(self) -> None:
         """Send what may leave at once, and see to it that the rest leaves soon."""
         while self._queue and (not self._batches or self._queued_weight >= MAX_WEIGHT):
+            if self._stream is None:
+                return
             self._send_batch()
         if not self._queue:
             return
@@ -278,12 +284,13 @@ class Connection(Generic[Item]):
             loop = asyncio.get_running_loop()
             self._flush = loop.call_later(wait, self._send_overdue, context=self._context)
             return
-        while self._queue:
-            self._send_batch()
+        while self._queue and self._stream is not None:
+            self._send_batch(len(self._queue))
 
-    def _send_batch(self) -> None:
+    def _send_batch(self, size: int = 0) -> None:
+        """Send one batch, of so many requests at most; of half of all that wait unless given."""
         total = len(self._queue) + self._waiting
-        size = total if total < SPLIT else (total + 1) // 2
+        size = size or (total if total < SPLIT else (total + 1) // 2)
         weight = 0
         requests: list[Request[Item]] = []
         while self._queue and len(requests) < size:
@@ -320,13 +327,18 @@ class Connection(Generic[Item]):
         self._sent += calls
         self._batches += 1
         calls[-1].ends_batch = True
-        stream.write(b"".join(packed))
+        try:
+            stream.write(b"".join(packed))
+        except Exception as error:  # the connection is closing, and nobody has told us yet
+            self._lose(unreachable(self.name, error, None))
 
     # ---------------------------------------------------------------------------------------------
     # Receiving
 
     def _received(self, stream: Stream, reply: Any) -> bool:
         """Take in a reply; whether to go on reading."""
+        if stream is not self._stream:
+            return False
         if not self._sent:
             raise StorageError("a reply to nothing that was asked")
         self._replies.append(reply)
@@ -344,8 +356,13 @@ class Connection(Generic[Item]):
         self._heard_at = now
         self._waiting -= len(call.requests)
         self._batches -= call.ends_batch
-        said = self._codec.read(call, replies)
-        self._pass_on(call, said)
+        try:
+            said = self._codec.read(call, replies)
+        except Exception as error:  # a bug, which is theirs alone; the connection is in step
+            self._fail(call.requests, error)
+            said = Replies(())
+        else:
+            self._pass_on(call, said)
         if call.requests:
             self._measure(call, now)
         if said.leave:
@@ -403,7 +420,7 @@ class Connection(Generic[Item]):
     def _measure(self, call: Call[Item], now: float) -> None:
         """An answer that comes too late still tells that the server lives, and how slow it is."""
         took = now - call.sent
-        self._distance = min(took, self._distance * 1.1)
+        self._distance = max(min(took, self._distance * 1.1), 1e-4)
         timeout = call.requests[0].timeout
         self._slow = took if took > timeout else None
         if self._slow is not None and now - self._warned_at >= LOG_EVERY:

@@ -245,6 +245,62 @@ async def test_a_broken_connection_fails_what_was_sent_and_keeps_what_was_not(
     assert await b == "ok b"
 
 
+async def test_a_bug_in_reading_replies_is_told_to_those_it_concerns(server: Server) -> None:
+    """It keeps its name and its traceback, nobody waits for ever, and the connection goes on."""
+
+    class Buggy(Words):
+        def read(self, call: Call[str], replies: list[Any]) -> Replies:
+            if call.requests[0].item == "a":
+                raise ZeroDivisionError("a bug")
+            return super().read(call, replies)
+
+    connection = Connection(server, Buggy())
+    await opened(connection)
+    a, b = ask(connection, "a", "b")
+    await server.wire.reply("ok", "ok")
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        await a
+    assert await b == "ok b"
+    assert len(server.wires) == 1
+    await connection.close()
+
+
+async def test_a_write_that_fails_is_a_broken_connection(
+    connection: Connection[str], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be written is told as such, and the next request goes by a new connection."""
+
+    def broken(packed: bytes) -> None:
+        raise RuntimeError("the handler is closed")
+
+    await opened(connection)
+    monkeypatch.setattr(server.wire, "write", broken)
+    (a,) = ask(connection, "a")
+    with pytest.raises(StorageError, match="the handler is closed"):
+        await a
+    await settled()
+    (b,) = ask(connection, "b")
+    await server.wire.reply()
+    assert await b == "ok b"
+
+
+async def test_a_connecting_task_that_somebody_cancels_is_started_again(
+    connection: Connection[str], server: Server
+) -> None:
+    """Programs that cancel all tasks and go on are limited again."""
+    server.opens.clear()
+    (a,) = ask(connection, "a")
+    await settled()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await settled()
+    server.opens.set()
+    (b,) = ask(connection, "b")
+    await settled()
+    await server.wire.reply("ok", "ok")
+    assert await asyncio.gather(a, b) == ["ok a", "ok b"]
+
+
 async def test_a_reply_that_nobody_asked_for_ends_the_connection(
     connection: Connection[str], server: Server
 ) -> None:
