@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any, ClassVar, Final
 
@@ -115,69 +113,6 @@ class ThrottledInMemory(_Throttled):
 
         room = (setting.users + 1) * setting.rules
         self._start(setting, MemoryStore(options={"MAX_SIZE": room}))
-
-
-class _PyrateLimiter(Contestant):
-    """`pyrate-limiter`: a bucket for each user, from a factory; all rates in one bucket."""
-
-    name: ClassVar[str] = "pyrate-limiter"
-
-    def _start(self, setting: Setting, bucket: Callable[[str, list[Any]], Any]) -> None:
-        from pyrate_limiter import BucketFactory, Duration, Limiter, Rate, RateItem
-
-        rates = [Rate(amount, Duration.DAY * days) for amount, days in LIMITS[: setting.rules]]
-        buckets: dict[str, Any] = {}
-
-        class Factory(BucketFactory):
-            def wrap_item(self, name: str, weight: int = 1) -> RateItem:
-                return RateItem(name, time.time_ns() // 1_000_000, weight=weight)
-
-            def get(self, item: RateItem) -> Any:
-                found = buckets.get(item.name)
-                if found is None:
-                    found = buckets[item.name] = bucket(item.name, rates)
-                return found
-
-        self._limiter = Limiter(Factory())
-
-    async def hit(self, user: int) -> bool:
-        return await self._limiter.try_acquire_async(str(user), blocking=False)
-
-    async def close(self) -> None: ...
-
-
-class PyrateOnRedis(_PyrateLimiter):
-    async def setup(self, setting: Setting) -> None:
-        from pyrate_limiter import FixedWindow, RedisBucket, RedisStateStore, StateBucket
-        from pyrate_limiter.buckets.redis_bucket import LuaScript
-
-        redis = self._redis = client(setting)
-        sha = await redis.script_load(LuaScript.PUT_ITEM)
-        log = FixedWindow() if setting.algorithm == "fixed window" else None
-
-        def bucket(name: str, rates: list[Any]) -> Any:
-            if setting.algorithm == "token bucket":
-                return StateBucket(rates, store=RedisStateStore(redis, f"bench:{name}"))
-            return RedisBucket(rates, redis, f"bench:{name}", sha, log)
-
-        self._start(setting, bucket)
-
-    async def close(self) -> None:
-        await self._redis.aclose()
-
-
-class PyrateInMemory(_PyrateLimiter):
-    async def setup(self, setting: Setting) -> None:
-        from pyrate_limiter import FixedWindow, InMemoryBucket, StateBucket
-
-        log = FixedWindow() if setting.algorithm == "fixed window" else None
-
-        def bucket(name: str, rates: list[Any]) -> Any:
-            if setting.algorithm == "token bucket":
-                return StateBucket(rates)
-            return InMemoryBucket(rates, log)
-
-        self._start(setting, bucket)
 
 
 class _Sentinel(Contestant):
