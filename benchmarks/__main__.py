@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
 from benchmarks import page, targets
 from benchmarks.bots import BOTS, FLOOD
 from benchmarks.decisions import ALGORITHMS, CLUSTER, DECISIONS
@@ -41,14 +39,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured(options: argparse.Namespace, console: Console) -> Records:
+def measured(options: argparse.Namespace) -> Records:
     records = Records()
     begun = time.monotonic()
     logging.disable()  # what is lost is counted here
     gc.freeze()
-    with redis_server() as server, console.status("") as status:
-        rounds, seconds = options.rounds or (1 if options.quick else 5), 0.25
-        run = Run(server, rounds, 0.06 if options.quick else seconds, options.quick, status.update)
+    with redis_server() as server:
+        rounds, seconds = options.rounds or (1 if options.quick else 4), 0.25
+        run = Run(server, rounds, 0.06 if options.quick else seconds, options.quick)
         records.machine = page.machine(server.version()) | {
             "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
             "rounds": str(run.rounds),
@@ -59,17 +57,15 @@ def measured(options: argparse.Namespace, console: Console) -> Records:
             server.flush()
             records.add(CONCERNS[name].measure(run))
             took = time.monotonic() - concern_begun
-            console.print(f"{name}: {took:.0f} s, load {page.load()}", style="dim")
+            print(f"{name}: {took:.0f} s, load {page.load()}", flush=True)
     records.machine["load after"] = page.load()
-    console.print(f"all: {time.monotonic() - begun:.0f} s", style="dim")
+    print(f"all: {time.monotonic() - begun:.0f} s\n")
     return records
 
 
 def main() -> int:
-    options, console = arguments(), Console()
-    if not console.is_terminal:
-        console = Console(width=150)
-    records = Records.load(options.load) if options.load else measured(options, console)
+    options = arguments()
+    records = Records.load(options.load) if options.load else measured(options)
     if options.save:
         records.save(options.save)
     sections: dict[str, list[Table]] = {
@@ -79,11 +75,11 @@ def main() -> int:
     sections["targets"] = [aims] if aims.rows else []
     for tables in sections.values():
         for table in tables:
-            table.show(console)
+            print(table.markdown())
     for loss in page.losses(records):
-        console.print(f"ahead of us: {loss}", highlight=False)
+        print(f"ahead of us: {loss}")
     for where, who, reason in records.absences:
-        console.print(f"did not take part: {who} ({where}): {reason}", highlight=False)
+        print(f"did not take part: {who} ({where}): {reason}")
     if options.output:
         from benchmarks import plots  # matplotlib takes a second that other runs need not wait
 

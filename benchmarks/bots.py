@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import islice
 from typing import Any, Final
@@ -138,19 +138,17 @@ def flood(updates: int) -> str:
     return f"{updates:,} at once"
 
 
+def _updates(bot: Bot, users: Iterable[int], first: int = 0) -> list[Update]:
+    return [
+        Update.model_validate(raw_update(first + i, 1 + user), context={"bot": bot})
+        for i, user in enumerate(users)
+    ]
+
+
 def _measure(run: Run) -> Found:
     bot = Bot(TOKEN)
-
-    def updates(shift: int, count: int) -> list[Update]:
-        return [
-            Update.model_validate(raw_update(shift + i, 1 + user), context={"bot": bot})
-            for i, user in enumerate(islice(visitors(shift), count))
-        ]
-
-    earlier, now = updates(EARLIER, 500), updates(0, UPDATES)
-    flooders = [
-        Update.model_validate(raw_update(i, 7), context={"bot": bot}) for i in range(max(FLOODS))
-    ]
+    earlier = _updates(bot, islice(visitors(EARLIER), 500), EARLIER)
+    now = _updates(bot, islice(visitors(), UPDATES))
     gc.collect()
     gc.freeze()  # so that the collector does not look through them again and again
 
@@ -169,34 +167,41 @@ def _measure(run: Run) -> Found:
         check(desk.handled, done.calls if who in UNLIMITED else allowance(done.calls))
         return done.figures()
 
+    cases = {case(n): n for n in AT_A_TIME}
+    starters = {at: [*GUARDS] for at in cases}
+    return race(run, "bots", starters, lambda at, who: asyncio.run(feed(who, cases[at])))
+
+
+def _measure_flood(run: Run) -> Found:
+    bot = Bot(TOKEN)
+    flooders, (other,) = _updates(bot, [7] * max(FLOODS)), _updates(bot, [8])
+    gc.collect()
+    gc.freeze()
+
     async def bear(who: str, size: int) -> Figures:
-        """One user sends so many updates at once; then another user sends one."""
         desk = Desk(who, Setting(run.server.url, 1_000))
         feed, clock = desk.dispatcher.feed_update, time.perf_counter
         async with desk.guarded:
-            await drive(lambda update: feed(bot, update), earlier, 10, WARM_UP)
+            await feed(bot, other)
+            await asyncio.sleep(WARM_UP)
             run.server.flush()
             gc.collect()
             desk.handled, begun, cpu = 0, clock(), time.process_time()
             tasks = [asyncio.create_task(feed(bot, update)) for update in flooders[:size]]
-            await asyncio.create_task(feed(bot, now[1]))
-            other = clock() - begun
+            await asyncio.create_task(feed(bot, other))
+            waited = clock() - begun
             await asyncio.gather(*tasks)
             took, cpu = clock() - begun, time.process_time() - cpu
         return {
             "handled": desk.handled - 1,
             "ms": took * 1e3,
-            "other_ms": other * 1e3,
+            "other_ms": waited * 1e3,
             "cpu_us": cpu / size * 1e6,
         }
 
-    cases = {case(n): n for n in AT_A_TIME}
-    starters = {at: [*GUARDS] for at in cases}
-    yield from race(run, "bots", starters, lambda at, who: asyncio.run(feed(who, cases[at])))
-    floods = {flood(n): n for n in FLOODS}
-    starters = {at: [who for who in GUARDS if who != WAITS] for at in floods}
-    fewer = run.fewer(0.6)
-    yield from race(fewer, "flood", starters, lambda at, who: asyncio.run(bear(who, floods[at])))
+    cases = {flood(n): n for n in FLOODS}
+    starters = {at: [who for who in GUARDS if who != WAITS] for at in cases}
+    return race(run, "flood", starters, lambda at, who: asyncio.run(bear(who, cases[at])))
 
 
 def _tables(records: Records) -> list[Table]:
@@ -238,5 +243,4 @@ def _tables_of_flood(records: Records) -> list[Table]:
 
 
 BOTS: Final = Concern("bots", _measure, _tables)
-# Measured together with the bots, which it shares the updates with.
-FLOOD: Final = Concern("flood", lambda run: iter(()), _tables_of_flood)
+FLOOD: Final = Concern("flood", _measure_flood, _tables_of_flood)

@@ -20,7 +20,7 @@ _PLACE: Final = re.compile(r"<!-- (\w+) -->")
 _TEMPLATE: Final = Path(__file__).with_name("page.md")
 _PACKAGES: Final = (
     *("aiogram", "redis", "cachetools", "pydantic", "aiohttp"),
-    *("limits", "throttled-py", "aiogram-sentinel"),
+    *("limits", "aiogram-sentinel"),
 )
 _RATE: Final = {"rate": "decisions a second"}
 _COSTS: Final = {"p99_us": "p99", "cpu_us": "CPU in the bot", "server_us": "CPU in Redis"}

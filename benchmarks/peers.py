@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from benchmarks.contestant import DAY, LIMITS, Contestant, Setting, UnableError, client, pool
 
@@ -53,66 +53,6 @@ class LimitsInMemory(_Limits):
         from limits.aio.storage import MemoryStorage
 
         self._start(setting, MemoryStorage())
-
-
-_THROTTLED: Final = {
-    "fixed window": "fixed_window",
-    "sliding window": "sliding_window",
-    "token bucket": "gcra",
-}
-
-
-class _Throttled(Contestant):
-    """`throttled-py`: one awaited limit for each rule."""
-
-    name: ClassVar[str] = "throttled-py"
-
-    def _start(self, setting: Setting, store: Any) -> None:
-        from datetime import timedelta
-
-        from throttled.asyncio import Throttled, per_duration
-
-        self._limiters = [
-            Throttled(
-                using=_THROTTLED[setting.algorithm],
-                quota=per_duration(timedelta(days=days), amount),
-                store=store,
-                key_prefix=f"bench{days}",
-            )
-            for amount, days in LIMITS[: setting.rules]
-        ]
-
-    async def hit(self, user: int) -> bool:
-        for limiter in self._limiters:
-            if (await limiter.limit(str(user))).limited:
-                return False
-        return True
-
-    async def close(self) -> None: ...
-
-
-class ThrottledOnRedis(_Throttled):
-    async def setup(self, setting: Setting) -> None:
-        from throttled.asyncio import RedisStore
-
-        options: dict[str, Any] = {}
-        if setting.concurrency > 100:
-            options["CONNECTION_POOL_CLASS"] = "redis.asyncio.BlockingConnectionPool"
-            options["CONNECTION_POOL_KWARGS"] = {"max_connections": 100, "timeout": 60}
-        self._store = RedisStore(server=setting.url, options=options)
-        self._start(setting, self._store)
-
-    async def close(self) -> None:
-        redis: Any = self._store._backend.get_client()  # it offers no way to close it
-        await redis.connection_pool.aclose()
-
-
-class ThrottledInMemory(_Throttled):
-    async def setup(self, setting: Setting) -> None:
-        from throttled.asyncio import MemoryStore
-
-        room = (setting.users + 1) * setting.rules
-        self._start(setting, MemoryStore(options={"MAX_SIZE": room}))
 
 
 class _Sentinel(Contestant):

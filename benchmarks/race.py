@@ -16,7 +16,6 @@ from benchmarks.tables import Table
 ON_REDIS: Final[Mapping[str, Entry]] = {
     ours.NAME: ours.OnRedis,
     "limits": peers.LimitsOnRedis,
-    "throttled-py": peers.ThrottledOnRedis,
     "aiogram-sentinel": peers.SentinelOnRedis,
     "hand-written MULTI": handmade.Multi,
     "hand-written EVALSHA": handmade.Script,
@@ -25,7 +24,6 @@ ON_REDIS: Final[Mapping[str, Entry]] = {
 IN_MEMORY: Final[Mapping[str, Entry]] = {
     ours.NAME: ours.InMemory,
     "limits": peers.LimitsInMemory,
-    "throttled-py": peers.ThrottledInMemory,
     "aiogram-sentinel": peers.SentinelInMemory,
 }
 
@@ -41,8 +39,6 @@ class Run:
     seconds: float
     """How long one measurement takes."""
     quick: bool
-    tell: Callable[[str], None]
-    """Takes a line about what is going on."""
 
     def fewer(self, rounds: float, seconds: float = 1.0) -> Run:
         """With this share of the rounds, one at least, and of the seconds."""
@@ -78,7 +74,6 @@ def race(
             for who in (*starters[at:], *starters[:at]):
                 if (case, who) in out:
                     continue
-                run.tell(f"{concern}, round {n + 1}: {case}, {who}")
                 try:
                     figures = measure(case, who)
                 except Exception as error:

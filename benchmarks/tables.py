@@ -1,4 +1,4 @@
-"""Tables: the same on the terminal and in Markdown."""
+"""Tables in Markdown, whose cells are figures of the records."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import NamedTuple
-
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from benchmarks.records import Records, Spread
 
@@ -29,14 +26,6 @@ class Table:
             *map(_line, self.rows),
         ]
         return "\n".join([*lines, "", self.note, ""] if self.note else [*lines, ""])
-
-    def show(self, console: Console) -> None:
-        table = RichTable(title=self.title, caption=self.note or None, title_justify="left")
-        for i, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if i else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        console.print(table)
 
 
 class Column(NamedTuple):
