@@ -48,7 +48,9 @@ def measured(options: argparse.Namespace) -> Records:
         rounds, seconds = options.rounds or (1 if options.quick else 4), 0.25
         run = Run(server, rounds, 0.06 if options.quick else seconds, options.quick)
         records.machine = page.machine(server.version()) | {
-            "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+            "command": "python -m benchmarks"
+            + " --quick" * options.quick
+            + f" --rounds {rounds}" * (not options.quick),
             "rounds": str(run.rounds),
             "seconds": f"{run.seconds:g}",
         }

@@ -120,7 +120,7 @@ def _tables_of_distance(records: Records) -> list[Table]:
             "Updates decided by Redis within 0.25 s, in the second second after the start",
             "share_started",
             note=f"{ARRIVALS} updates a second, each on its own. A new connection of redis-py "
-            "takes 4 to 5 round trips; where the deadline is around that too, it is never opened.",
+            "takes several round trips. (The proxy accepts at once, so TCP's own is not counted.)",
         ),
         show(
             f"Updates decided by Redis within 0.25 s, once {TOGETHER} connections are open",
