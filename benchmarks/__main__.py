@@ -17,7 +17,7 @@ from benchmarks.distance import BUSY, DISTANCE
 from benchmarks.ours import NAME as OURS
 from benchmarks.race import Run
 from benchmarks.records import Records
-from benchmarks.servers import redis_server
+from benchmarks.server import redis_server
 from benchmarks.tables import Table
 from benchmarks.webhooks import WEBHOOKS
 

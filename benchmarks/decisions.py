@@ -11,7 +11,7 @@ from benchmarks.measure import Figures, decide
 from benchmarks.ours import NAME as OURS
 from benchmarks.race import IN_MEMORY, ON_REDIS, Concern, Found, Run, race
 from benchmarks.records import Records
-from benchmarks.servers import Server, redis_cluster
+from benchmarks.server import Server, redis_cluster
 from benchmarks.tables import Column, Table, grid
 
 AT_A_TIME: Final = (1, 10, 100, 1_000)

@@ -17,7 +17,7 @@ from benchmarks.measure import EARLIER, Figures, drive
 from benchmarks.ours import NAME as OURS
 from benchmarks.race import ON_REDIS, Concern, Found, Run, race
 from benchmarks.records import Records
-from benchmarks.servers import distant
+from benchmarks.server import distant
 from benchmarks.tables import Column, Table, grid
 
 DEADLINE: Final = 0.25

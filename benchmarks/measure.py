@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from benchmarks.contestant import Entry, Setting, allowance, visitors
-from benchmarks.servers import Server
+from benchmarks.server import Server
 
 Item = TypeVar("Item")
 Figures = dict[str, float]

@@ -10,7 +10,7 @@ from benchmarks import handmade, ours, peers
 from benchmarks.contestant import Entry, UnableError
 from benchmarks.measure import Figures
 from benchmarks.records import Absence, Record, Records
-from benchmarks.servers import Server
+from benchmarks.server import Server
 from benchmarks.tables import Table
 
 ON_REDIS: Final[Mapping[str, Entry]] = {

@@ -20,7 +20,7 @@ from benchmarks.contestant import Setting, UnableError, allowance, visitors
 from benchmarks.measure import WARM_UP, Drive, Figures, check, drive
 from benchmarks.race import Concern, Found, Run, race, reason
 from benchmarks.records import Records
-from benchmarks.servers import worker
+from benchmarks.server import worker
 from benchmarks.tables import Table, grid
 
 
