@@ -4,30 +4,118 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import islice
 from typing import Any, Final
 
 from aiogram import Bot, Dispatcher
-from aiogram.types import Message, Update
+from aiogram.types import Message, TelegramObject, Update
 
-from benchmarks.contestant import Setting, allowance, visitors
-from benchmarks.guards import GUARDS, Nobody, OursOnRedis
+from benchmarks import handmade, ours, peers
+from benchmarks.contestant import AMOUNT, Entry, Setting, allowance, client, visitors
 from benchmarks.measure import EARLIER, WARM_UP, Figures, check, drive
-from benchmarks.race import Run, race
-from benchmarks.records import Absence, Record, Records, Spread
-from benchmarks.tables import Table, digits, number, ranged
+from benchmarks.race import Concern, Found, Run, race
+from benchmarks.records import Records
+from benchmarks.tables import Column, Table, grid
+from bot_ratelimit import RateLimitMiddleware
 
-NAME: Final = "bots"
-CONCURRENCY: Final = (1, 100)
+AT_A_TIME: Final = (1, 100)
 # As many as the fastest could handle in one measurement; nobody meets one twice.
 UPDATES: Final = 8_000
+FLOODS: Final = (1_000, 5_000)
 TOKEN: Final = "42:" + "A" * 35
 
+# -------------------------------------------------------------------------------------------------
+# What stands before the handler
 
-def case(concurrency: int) -> str:
-    return f"feed_update, {concurrency} at a time"
+Handler = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
+Guard = Callable[[Dispatcher, Setting], AbstractAsyncContextManager[None]]
+
+
+@asynccontextmanager
+async def _nobody(dispatcher: Dispatcher, setting: Setting) -> AsyncIterator[None]:
+    yield
+
+
+@asynccontextmanager
+async def _waiting(dispatcher: Dispatcher, setting: Setting) -> AsyncIterator[None]:
+    """The least that a middleware costs which asks anybody anything: one turn of the loop."""
+    loop = asyncio.get_running_loop()
+
+    async def wait(handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
+        turn: asyncio.Future[None] = loop.create_future()
+        loop.call_soon(turn.set_result, None)
+        await turn
+        return await handler(event, data)
+
+    dispatcher.message.middleware(wait)
+    yield
+
+
+def _ours(on_redis: bool) -> Guard:
+    @asynccontextmanager
+    async def guard(dispatcher: Dispatcher, setting: Setting) -> AsyncIterator[None]:
+        redis = client(setting) if on_redis else None
+        middleware = RateLimitMiddleware(f"{AMOUNT}/d", redis, "bench", on_limited=None)
+        dispatcher.message.middleware(middleware)
+        yield
+        await middleware.close()
+        if redis is not None:
+            await redis.aclose()
+
+    return guard
+
+
+def _by_hand(entry: Entry) -> Guard:
+    """The shortest middleware around a contestant."""
+
+    @asynccontextmanager
+    async def guard(dispatcher: Dispatcher, setting: Setting) -> AsyncIterator[None]:
+        contestant = entry()
+        await contestant.setup(setting)
+
+        async def throttle(handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
+            if not isinstance(event, Message) or event.from_user is None:
+                return await handler(event, data)
+            if await contestant.hit(event.from_user.id):
+                return await handler(event, data)
+            return None
+
+        dispatcher.message.middleware(throttle)
+        yield
+        await contestant.close()
+
+    return guard
+
+
+NOBODY: Final = "no middleware"
+WAITS: Final = "a middleware that only waits"
+OURS_ON_REDIS: Final = f"{ours.NAME}, Redis"
+UNLIMITED: Final = (NOBODY, WAITS)
+GUARDS: Final[dict[str, Guard]] = {
+    NOBODY: _nobody,
+    WAITS: _waiting,
+    f"{ours.NAME}, memory": _ours(on_redis=False),
+    OURS_ON_REDIS: _ours(on_redis=True),
+    "limits": _by_hand(peers.LimitsOnRedis),
+    handmade.Multi.name: _by_hand(handmade.Multi),
+    "aiogram-sentinel": _by_hand(peers.SentinelOnRedis),
+}
+
+
+class Desk:
+    """A dispatcher with a guard and one handler, which counts."""
+
+    def __init__(self, who: str, setting: Setting) -> None:
+        self.handled = 0
+        self.dispatcher = Dispatcher()
+        self.guarded = GUARDS[who](self.dispatcher, setting)
+        self.dispatcher.message.register(self._count)
+
+    async def _count(self, message: Message) -> None:
+        self.handled += 1
 
 
 def raw_update(number: int, user: int) -> dict[str, Any]:
@@ -38,107 +126,121 @@ def raw_update(number: int, user: int) -> dict[str, Any]:
     return {"update_id": number, "message": message | {"text": f"text {number}"}}
 
 
-class Desk:
-    """A dispatcher with one handler, which counts."""
-
-    def __init__(self) -> None:
-        self.dispatcher = Dispatcher()
-        self.handled = 0
-
-    async def open(self, guard: Any, setting: Setting) -> None:
-        router = await guard.stand(self.dispatcher, setting)
-
-        async def count(message: Message) -> None:
-            self.handled += 1
-
-        router.message.register(count)
+# -------------------------------------------------------------------------------------------------
+# feed_update, without a network
 
 
-def measure(run: Run) -> Iterator[Record | Absence]:
-    logging.getLogger("bot_ratelimit").setLevel(logging.ERROR)  # no warning for each new memory
+def case(at_a_time: int) -> str:
+    return f"feed_update, {at_a_time} at a time"
+
+
+def flood(updates: int) -> str:
+    return f"{updates:,} at once"
+
+
+def _updates(bot: Bot, users: Iterable[int], first: int = 0) -> list[Update]:
+    return [
+        Update.model_validate(raw_update(first + i, 1 + user), context={"bot": bot})
+        for i, user in enumerate(users)
+    ]
+
+
+def _measure(run: Run) -> Found:
     bot = Bot(TOKEN)
-
-    def updates(shift: int, count: int) -> list[Update]:
-        return [
-            Update.model_validate(raw_update(shift + i, 1 + user), context={"bot": bot})
-            for i, user in enumerate(islice(visitors(shift), count))
-        ]
-
-    earlier, now = updates(EARLIER, 500), updates(0, UPDATES)
+    earlier = _updates(bot, islice(visitors(EARLIER), 500), EARLIER)
+    now = _updates(bot, islice(visitors(), UPDATES))
     gc.collect()
     gc.freeze()  # so that the collector does not look through them again and again
 
-    async def feed(who: str, concurrency: int) -> Figures:
-        guard, desk = GUARDS[who](), Desk()
-        await desk.open(guard, Setting(run.server.url, concurrency))
+    async def feed(who: str, at_a_time: int) -> Figures:
+        desk = Desk(who, Setting(run.server.url, at_a_time))
 
         async def act(update: Update) -> None:
             await desk.dispatcher.feed_update(bot, update)
 
-        try:
-            await drive(act, earlier, concurrency, WARM_UP)
+        async with desk.guarded:
+            await drive(act, earlier, at_a_time, WARM_UP)
             run.server.flush()
             gc.collect()
             desk.handled = 0
-            done = await drive(act, now, concurrency, run.seconds)
-        finally:
-            await guard.close()
-        check(desk.handled, allowance(done.calls) if guard.limits else done.calls)
+            done = await drive(act, now, at_a_time, run.seconds)
+        check(desk.handled, done.calls if who in UNLIMITED else allowance(done.calls))
         return done.figures()
 
-    cases = {case(n): list(GUARDS) for n in CONCURRENCY}
-    settings = {case(n): n for n in CONCURRENCY}
-    return race(run, NAME, cases, lambda at, who: asyncio.run(feed(who, settings[at])))
+    cases = {case(n): n for n in AT_A_TIME}
+    starters = {at: [*GUARDS] for at in cases}
+    return race(run, "bots", starters, lambda at, who: asyncio.run(feed(who, cases[at])))
 
 
-def tables(records: Records) -> list[Table]:
-    return [rates(records, NAME, *map(case, CONCURRENCY))]
+def _measure_flood(run: Run) -> Found:
+    bot = Bot(TOKEN)
+    flooders, (other,) = _updates(bot, [7] * max(FLOODS)), _updates(bot, [8])
+    gc.collect()
+    gc.freeze()
+
+    async def bear(who: str, size: int) -> Figures:
+        desk = Desk(who, Setting(run.server.url, 1_000))
+        feed, clock = desk.dispatcher.feed_update, time.perf_counter
+        async with desk.guarded:
+            await feed(bot, other)
+            await asyncio.sleep(WARM_UP)
+            run.server.flush()
+            gc.collect()
+            desk.handled, begun, cpu = 0, clock(), time.process_time()
+            tasks = [asyncio.create_task(feed(bot, update)) for update in flooders[:size]]
+            await asyncio.create_task(feed(bot, other))
+            waited = clock() - begun
+            await asyncio.gather(*tasks)
+            took, cpu = clock() - begun, time.process_time() - cpu
+        return {
+            "handled": desk.handled - 1,
+            "ms": took * 1e3,
+            "other_ms": waited * 1e3,
+            "cpu_us": cpu / size * 1e6,
+        }
+
+    cases = {flood(n): n for n in FLOODS}
+    starters = {at: [who for who in GUARDS if who != WAITS] for at in cases}
+    return race(run, "flood", starters, lambda at, who: asyncio.run(bear(who, cases[at])))
 
 
-def rates(records: Records, concern: str, alone: str, crowded: str) -> Table:
-    """Updates a second, what is left of the bare bot's, and what is added to each update."""
-
-    def rate(at: str, who: str) -> tuple[str, str]:
-        share = records.ratio(concern, at, who, Nobody.name)
-        return number(records.spread(concern, at, who, "rate")), ranged(share)
-
-    def milliseconds(who: str) -> str:
-        p99 = records.spread(concern, crowded, who, "p99_us")
-        return "–" if p99 is None else digits(p99.median / 1_000)
-
-    return Table(
-        "Updates a second",
-        (
-            "",
-            "1 at a time",
-            "of the bare bot's",
-            "100 at a time",
-            "of the bare bot's",
-            "µs added to each",
-            "p99, ms",
-        ),
-        [
-            (
-                who,
-                *rate(alone, who),
-                *rate(crowded, who),
-                _added(records, concern, crowded, who),
-                milliseconds(who),
-            )
-            for who in records.who(concern)
-        ],
-        "Added, and p99: with 100 at a time.",
-    )
+def _tables(records: Records) -> list[Table]:
+    return [grid(records, "bots", "Updates without a network", columns(case), ADDED)]
 
 
-def _added(records: Records, concern: str, at: str, who: str) -> str:
-    rates = [records.spread(concern, at, each, "rate") for each in (who, Nobody.name)]
-    if None in rates or who == Nobody.name:
-        return "–"
-    taken, bare = (1e6 / rate.median for rate in rates if rate is not None)
-    return digits(taken - bare)
+ADDED: Final = (
+    "Added: the difference to no middleware. The time is what one update waits for longer, by the "
+    "medians, one at a time; the CPU is that of the bot's process."
+)
 
 
-def kept(records: Records) -> Spread | None:
-    """What our middleware on Redis leaves of the bare bot's updates a second."""
-    return records.ratio(NAME, case(100), OursOnRedis.name, Nobody.name)
+def columns(case: Callable[[int], str]) -> list[Column]:
+    """What a middleware adds, and what it leaves of the bare bot's updates a second."""
+    one, many = map(case, AT_A_TIME)
+    return [
+        Column("µs added, 1 at a time", one, "p50_us", minus=NOBODY),
+        Column("µs of CPU added, 1 at a time", one, "cpu_us", minus=NOBODY),
+        Column("µs of CPU added, 100 at a time", many, "cpu_us", minus=NOBODY),
+        Column("updates a second, 100 at a time", many),
+        Column("of the bare bot's", many, over=NOBODY),
+        Column("p99, ms", many, "p99_us", 1e-3),
+    ]
+
+
+def _tables_of_flood(records: Records) -> list[Table]:
+    shown = [
+        Column(f"{title}, {flood(n)}", flood(n), figure)
+        for title, figure in (
+            ("handled", "handled"),
+            ("ms for all", "ms"),
+            ("another user waits, ms", "other_ms"),
+            ("µs of CPU for each", "cpu_us"),
+        )
+        for n in FLOODS
+    ]
+    note = f"The limit is {AMOUNT}. The other user's update comes just after the flood."
+    return [grid(records, "flood", "Updates of one user, all at once", shown, note)]
+
+
+BOTS: Final = Concern("bots", _measure, _tables)
+FLOOD: Final = Concern("flood", _measure_flood, _tables_of_flood)

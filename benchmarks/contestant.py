@@ -1,13 +1,13 @@
-"""Contestant: whoever decides about hits, and the limits that all of them decide by."""
+"""Contestant: a limiter that takes part, and the limits that all of them decide by."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, count
-from typing import ClassVar, Final, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
-from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
 
 DAY: Final = 86_400
 
@@ -26,6 +26,7 @@ class Setting(NamedTuple):
     rules: int = 1
     users: int = 20_000
     """How many the contestant must keep apart; those in memory are given room for them."""
+    cluster: bool = False
 
 
 class Contestant(Protocol):
@@ -62,8 +63,10 @@ def pool(setting: Setting) -> ConnectionPool:
     return BlockingConnectionPool.from_url(setting.url, max_connections=100, timeout=60)
 
 
-def client(setting: Setting) -> Redis:
+def client(setting: Setting) -> Any:
     """A client of its own for a contestant; `aclose` closes its connections too."""
+    if setting.cluster:
+        return RedisCluster.from_url(setting.url)
     return Redis.from_pool(pool(setting))
 
 

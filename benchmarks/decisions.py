@@ -1,105 +1,162 @@
-"""Decisions: one fixed window, everybody, from one at a time to a thousand."""
+"""Decisions: everybody, from one at a time to a thousand; each algorithm; a cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Mapping
 from typing import Final
 
-from benchmarks.contestant import Setting
+from benchmarks.contestant import Entry, Setting
+from benchmarks.measure import Figures, decide
 from benchmarks.ours import NAME as OURS
-from benchmarks.race import IN_MEMORY, ON_REDIS, Run, decisions
-from benchmarks.records import Absence, Record, Records
-from benchmarks.tables import Table, digits, number, ranged
+from benchmarks.race import IN_MEMORY, ON_REDIS, Concern, Found, Run, race
+from benchmarks.records import Records
+from benchmarks.server import Server, redis_cluster
+from benchmarks.tables import Column, Table, grid
 
-NAME: Final = "decisions"
-CONCURRENCY: Final = (1, 10, 100, 1_000)
+AT_A_TIME: Final = (1, 10, 100, 1_000)
 IN_A_LOOP: Final = "memory, the loop never turns"
 TURNING: Final = "memory, the loop turns"
 
+KINDS: Final = ("fixed window", "sliding window", "token bucket")
+RULES: Final = (1, 4)
 
-def on_redis(concurrency: int) -> str:
-    return f"Redis, {concurrency} at a time"
+ON_CLUSTER: Final = (OURS, "hand-written EVALSHA", "bare INCR")
+ONE_SERVER: Final = "one server"
+THREE_NODES: Final = "a cluster of three"
 
-
-def measure(run: Run) -> Iterator[Record | Absence]:
-    url = run.server.url
-    redis = {on_redis(n): (Setting(url, n), ON_REDIS) for n in CONCURRENCY}
-    memory = {case: (Setting(url), IN_MEMORY) for case in (IN_A_LOOP, TURNING)}
-    return decisions(run, NAME, redis | memory, turning=TURNING)
+Cases = Mapping[str, tuple[Setting, Mapping[str, Entry]]]
 
 
-def tables(records: Records) -> list[Table]:
-    cases = [on_redis(n) for n in CONCURRENCY]
-    at_a_time = tuple(f"{n:,} at a time" for n in CONCURRENCY)
-    everybody = records.who(NAME, cases[0])
-    rates = Table(
-        "Decisions a second on Redis",
-        ("", *at_a_time),
-        [
-            (who, *(number(records.spread(NAME, case, who, "rate")) for case in cases))
-            for who in everybody
-        ],
-    )
-    ratios = Table(
-        f"Decisions a second of {OURS}, in multiples of the others' (range over the rounds)",
-        ("", *at_a_time),
-        [
-            (who, *(ranged(records.ratio(NAME, case, OURS, who)) for case in cases))
-            for who in everybody
-            if who != OURS
-        ],
-    )
-    latencies = Table(
-        "Milliseconds until a decision, p50 / p99",
-        ("", *at_a_time),
-        [(who, *(_latency(records, case, who) for case in cases)) for who in everybody],
-        "With so many at a time, each asks again as soon as it has its answer: at 1,000 this is "
-        "how long a queue of 1,000 takes. Where p50 and p99 are far apart, redis-py's blocking "
-        "pool gives its connections to those who just had one before those who wait.",
-    )
-    return [rates, ratios, latencies, _cpu(records, everybody), _memory(records)]
+def on_redis(at_a_time: int) -> str:
+    return f"Redis, {at_a_time} at a time"
 
 
-def _latency(records: Records, case: str, who: str) -> str:
-    found = [records.spread(NAME, case, who, figure) for figure in ("p50_us", "p99_us")]
-    return " / ".join("–" if each is None else digits(each.median / 1_000) for each in found)
+def _race(run: Run, concern: str, cases: Cases, servers: Mapping[str, Server] = {}) -> Found:
+    """Race the contestants in this process, each in an event loop of its own."""
+
+    def measure(case: str, who: str) -> Figures:
+        setting, entries = cases[case]
+        server = servers.get(case, run.server)
+        return asyncio.run(decide(entries[who], setting, run.seconds, server, turn=case == TURNING))
+
+    return race(run, concern, {case: list(on) for case, (_, on) in cases.items()}, measure)
 
 
-def _cpu(records: Records, everybody: list[str]) -> Table:
-    columns = [
-        (f"{where}, {n} at a time", on_redis(n), figure)
+# -------------------------------------------------------------------------------------------------
+# Everybody
+
+
+def _measure(run: Run) -> Found:
+    redis = {on_redis(n): (Setting(run.server.url, n), ON_REDIS) for n in AT_A_TIME}
+    memory = {case: (Setting(run.server.url), IN_MEMORY) for case in (IN_A_LOOP, TURNING)}
+    # In short turns: on a machine that others use too, neighbours in time are alike.
+    return _race(run if run.quick else run.fewer(3, 0.4), "decisions", redis | memory)
+
+
+def _tables(records: Records) -> list[Table]:
+    def columns(figure: str, scale: float = 1.0, times: str = "") -> list[Column]:
+        return [
+            Column(f"{n:,} at a time", on_redis(n), figure, scale, times=times) for n in AT_A_TIME
+        ]
+
+    cpu = [
+        Column(f"{where}, {n} at a time", on_redis(n), figure)
         for where, figure in (("bot", "cpu_us"), ("Redis", "server_us"))
         for n in (1, 100)
     ]
-    return Table(
-        "Microseconds of CPU for a decision",
-        ("", *(title for title, _, _ in columns)),
-        [
-            (who, *(number(records.spread(NAME, case, who, figure)) for _, case, figure in columns))
-            for who in everybody
-        ],
-        "In the bot's process, and in the server, the network stack included.",
-    )
+    memory = [
+        Column(title, case, times=times)
+        for case, turns in ((IN_A_LOOP, "the loop never turns"), (TURNING, "the loop turns"))
+        for title, times in ((turns, ""), (f"{OURS} ÷ it", OURS))
+    ]
+
+    def show(title: str, columns: list[Column], note: str = "") -> Table:
+        return grid(records, "decisions", title, columns, note)
+
+    return [
+        show("Decisions a second on Redis", columns("rate")),
+        show(
+            f"Decisions a second of {OURS}, in multiples of the others' (range over the rounds)",
+            columns("rate", times=OURS),
+        ),
+        show(
+            "Milliseconds until a decision, p50 / p99",
+            columns("p50_us/p99_us", 1e-3),
+            "At 1,000 at a time this is how long a queue of 1,000 takes. Where p50 and p99 are far "
+            "apart, redis-py's blocking pool gives its connections to those who just had one "
+            "before those who wait.",
+        ),
+        show(
+            "Microseconds of CPU for a decision",
+            cpu,
+            "In the bot's process, and in the server, the network stack included.",
+        ),
+        show(
+            "Decisions a second in memory",
+            memory,
+            "In memory `aiogram-sentinel` counts in a sliding window. Where the loop turns after "
+            "each decision, as in a bot, background tasks get to run.",
+        ),
+    ]
 
 
-def _memory(records: Records) -> Table:
-    return Table(
-        "Decisions a second in memory",
-        ("", "the loop never turns", f"{OURS} ÷ it", "the loop turns", f"{OURS} ÷ it"),
-        [
-            (
-                who,
-                *(
-                    cell
-                    for case in (IN_A_LOOP, TURNING)
-                    for cell in (
-                        number(records.spread(NAME, case, who, "rate")),
-                        ranged(records.ratio(NAME, case, OURS, who)) if who != OURS else "",
-                    )
-                ),
-            )
-            for who in records.who(NAME, IN_A_LOOP)
-        ],
-        "In memory `aiogram-sentinel` counts in a sliding window. Where the loop turns after each "
-        "decision, as in a bot, background tasks get to run.",
-    )
+# -------------------------------------------------------------------------------------------------
+# Algorithms
+
+
+def _case(kind: str, rules: int) -> str:
+    return f"{kind}, {rules} rule{'s' * (rules > 1)}"
+
+
+def _measure_algorithms(run: Run) -> Found:
+    starters = {who: ON_REDIS[who] for who in (OURS, "limits")}
+    cases = {
+        _case(kind, n): (Setting(run.server.url, 100, kind, n), starters)
+        for kind in KINDS
+        for n in RULES
+    }
+    return _race(run, "algorithms", cases)
+
+
+def _tables_of_algorithms(records: Records) -> list[Table]:
+    columns = [Column(_case(kind, n), _case(kind, n)) for kind in KINDS for n in RULES]
+    sizes = [Column(f"{kind}, bytes for a user", _case(kind, 1), "bytes") for kind in KINDS]
+    return [
+        grid(records, "algorithms", "Decisions a second on Redis, 100 at a time", columns),
+        grid(records, "algorithms", "Memory in Redis", sizes),
+    ]
+
+
+# -------------------------------------------------------------------------------------------------
+# A cluster
+
+
+def _measure_cluster(run: Run) -> Found:
+    with redis_cluster() as nodes:
+        starters = {who: ON_REDIS[who] for who in ON_CLUSTER}
+        cases = {
+            ONE_SERVER: (Setting(run.server.url, 100), starters),
+            THREE_NODES: (Setting(nodes.url, 100, cluster=True), starters),
+        }
+        yield from _race(run.fewer(1.6), "cluster", cases, {THREE_NODES: nodes})
+
+
+def _tables_of_cluster(records: Records) -> list[Table]:
+    columns = [
+        Column(f"{title}, {case}", case, figure)
+        for title, figure in (
+            ("decisions a second", "rate"),
+            ("µs of CPU in the bot", "cpu_us"),
+            ("decisions in a command", "per_command"),
+            ("commands in a write", "per_read"),
+        )
+        for case in (ONE_SERVER, THREE_NODES)
+    ]
+    note = "Commands in a write: as the servers count them, by how often they read."
+    return [grid(records, "cluster", "100 at a time, a cluster beside one server", columns, note)]
+
+
+DECISIONS: Final = Concern("decisions", _measure, _tables)
+ALGORITHMS: Final = Concern("algorithms", _measure_algorithms, _tables_of_algorithms)
+CLUSTER: Final = Concern("cluster", _measure_cluster, _tables_of_cluster)

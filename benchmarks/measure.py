@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 Figures = dict[str, float]
 
 WARM_UP: Final = 0.05
-# By how much the ids are shifted of those who come while a contestant warms up.
+# By how much the ids of those are shifted who come while a contestant warms up.
 EARLIER: Final = 1_000_000_000
 
 
@@ -105,11 +105,17 @@ async def decide(
         gc.collect()
         before = server.cpu()
         done = await drive(contestant.hit, visitors(), setting.concurrency, seconds, turn=turn)
-        served = server.cpu() - before
+        served, commands, reads = server.cpu() - before, server.commands(), server.reads()
     finally:
         await contestant.close()
     check(done.agreed, allowance(done.calls))
-    return done.figures() | {"server_us": served / done.calls * 1e6}
+    figures = done.figures()
+    if commands:
+        figures["server_us"] = served / done.calls * 1e6
+        figures["per_command"] = done.calls / commands
+        figures["per_read"] = commands / reads
+        figures["bytes"] = server.key_bytes()
+    return figures
 
 
 def check(allowed: int, due: int) -> None:

@@ -24,7 +24,7 @@ def rules(setting: Setting) -> Rules:
 
 
 class PolicyAnsweredError(Exception):
-    """The storage did not decide in time: what follows would measure the failure policy."""
+    """Redis did not decide: what follows would measure the failure policy."""
 
 
 class _Ours(Contestant):
@@ -37,7 +37,7 @@ class _Ours(Contestant):
     async def hit(self, user: int) -> bool:
         decision = await self._limiter.hit(self._rules, Subject(user=user))
         if decision.source == "policy":
-            raise PolicyAnsweredError("no decision within the deadline of 0.25 s")
+            raise PolicyAnsweredError("the failure policy answered")
         return decision.allowed
 
     async def close(self) -> None:

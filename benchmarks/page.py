@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from benchmarks import algorithms, bots, ceiling, clients, decisions, growth, processes, webhooks
-from benchmarks.guards import GUARDS, OursOnRedis
-from benchmarks.machine import PACKAGES
+from benchmarks import bots
 from benchmarks.ours import NAME as OURS
 from benchmarks.records import Records
 from benchmarks.tables import Table, digits
 
 _PLACE: Final = re.compile(r"<!-- (\w+) -->")
 _TEMPLATE: Final = Path(__file__).with_name("page.md")
-
-_NO_LIMITERS: Final = [name for name, guard in GUARDS.items() if not guard().limits]
+_PACKAGES: Final = (
+    *("aiogram", "redis", "cachetools", "pydantic", "aiohttp"),
+    *("limits", "aiogram-sentinel"),
+)
 _RATE: Final = {"rate": "decisions a second"}
 _COSTS: Final = {"p99_us": "p99", "cpu_us": "CPU in the bot", "server_us": "CPU in Redis"}
+_UPDATES: Final = {"rate": "updates a second", "cpu_us": "CPU in the bot"}
 # Concerns, who of us is compared in them, and the figures: of rates more is better, else less.
 _COMPARED: Final[tuple[tuple[str, str, dict[str, str]], ...]] = (
-    (decisions.NAME, OURS, _RATE | _COSTS),
-    (algorithms.NAME, OURS, _RATE),
-    (clients.NAME, OURS, _RATE),
-    (processes.NAME, OURS, _RATE),
-    (ceiling.NAME, ceiling.BEST, _RATE),
-    (bots.NAME, OursOnRedis.name, {"rate": "updates a second"}),
-    (webhooks.NAME, OursOnRedis.name, {"rate": "updates a second", "cpu_us": "CPU in the bot"}),
-    (growth.BYTES, OURS, {"used": "bytes for a user", "process": "bytes for a user"}),
+    ("decisions", OURS, _RATE | _COSTS),
+    ("algorithms", OURS, _RATE | {"bytes": "bytes in Redis"}),
+    ("distance", OURS, _RATE),
+    ("cluster", OURS, _RATE),
+    ("bots", bots.OURS_ON_REDIS, _UPDATES),
+    ("webhooks", bots.OURS_ON_REDIS, _UPDATES),
+    ("flood", bots.OURS_ON_REDIS, {"ms": "time for all", "other_ms": "another user's wait"}),
 )
 
 
@@ -42,11 +46,22 @@ def render(
         sections: Tables by the name of their place in page.md.
         pictures: What each picture shows, by its name, which is that of a place too.
     """
+    texts = {
+        "about": "Measured on {date} with `{command}`: {processor}, {system}, Python {Python}, "
+        "redis-server {redis-server}; up to {rounds} rounds of {seconds} s for each measurement. "
+        "The load average was {load} before the run and {load after} at its end. This page is "
+        "written by that command.".format(**records.machine),
+        "losses": "\n".join(f"- {loss}" for loss in losses(records)) or "Nothing.",
+        "absences": _absences(records),
+        "versions": ", ".join(
+            f"{name} {records.machine[name]}" for name in ("Python", "redis-server", *_PACKAGES)
+        ),
+    }
 
     def fill(match: re.Match[str]) -> str:
         place = match[1]
-        if place in _TEXTS:
-            return _TEXTS[place](records)
+        if place in texts:
+            return texts[place]
         if not sections.get(place):
             return "Not part of this run."
         shows = pictures.get(place)
@@ -71,48 +86,45 @@ def _ahead(records: Records, concern: str, case: str, own: str, figure: str) -> 
     found = []
     for who in records.who(concern, case):
         ratio = records.ratio(concern, case, who, own, figure)
-        if ratio is None or who.startswith(OURS) or who in _NO_LIMITERS:
+        if ratio is None or who.startswith(OURS) or who in bots.UNLIMITED:
             continue
         if ratio.median >= 1.01 if figure == "rate" else ratio.median <= 0.99:
             found.append(f"{who} {digits(ratio.median)}")
     return found
 
 
-def _losses(records: Records) -> str:
-    return "\n".join(f"- {loss}" for loss in losses(records)) or "Nothing."
-
-
-def _about(records: Records) -> str:
-    machine = records.machine
-    return (
-        f"Measured on {machine['date']} with `{machine['command']}`: {machine['processor']}, "
-        f"{machine['system']}, Python {machine['Python']}, redis-server "
-        f"{machine['redis-server']}; up to {machine['rounds']} rounds of {machine['seconds']} s "
-        f"for each measurement. The load average was {machine['load']} before the run. This page "
-        "is written by that command."
-    )
-
-
 def _absences(records: Records) -> str:
     found: dict[tuple[str, str], list[str]] = {}
     for concern, who, reason in records.absences:
         found.setdefault((who, reason), []).append(concern)
-    lines = [f"- {who}: {reason} ({_shortened(where)})" for (who, reason), where in found.items()]
+    lines = [
+        f"- {who}: {reason} ({places[0]}{f' and {len(places) - 1} more' * (len(places) > 1)})"
+        for (who, reason), places in found.items()
+    ]
     return "\n".join(lines) or "Everybody took part in everything."
 
 
-def _shortened(places: list[str]) -> str:
-    return "; ".join(places) if len(places) <= 2 else f"{places[0]} and {len(places) - 1} more"
+def machine(redis_version: str) -> dict[str, str]:
+    """The machine and the versions that a run's figures belong to."""
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+        "redis-server": redis_version,
+        **{package: _version(package) for package in _PACKAGES},
+        "load": load(),
+    }
 
 
-def _versions(records: Records) -> str:
-    names = ("Python", "redis-server", *PACKAGES)
-    return "\n".join(f"- {name} {records.machine[name]}" for name in names)
+def load() -> str:
+    return f"{os.getloadavg()[0]:.2f}"
 
 
-_TEXTS: Final = {
-    "about": _about,
-    "losses": _losses,
-    "absences": _absences,
-    "versions": _versions,
-}
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

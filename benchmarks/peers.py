@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from importlib import import_module
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from benchmarks.contestant import DAY, LIMITS, Contestant, Setting, UnableError, client, pool
 
@@ -55,129 +53,6 @@ class LimitsInMemory(_Limits):
         from limits.aio.storage import MemoryStorage
 
         self._start(setting, MemoryStorage())
-
-
-_THROTTLED: Final = {
-    "fixed window": "fixed_window",
-    "sliding window": "sliding_window",
-    "token bucket": "gcra",
-}
-
-
-class _Throttled(Contestant):
-    """`throttled-py`: one awaited limit for each rule."""
-
-    name: ClassVar[str] = "throttled-py"
-
-    def _start(self, setting: Setting, store: Any) -> None:
-        from datetime import timedelta
-
-        from throttled.asyncio import Throttled, per_duration
-
-        self._limiters = [
-            Throttled(
-                using=_THROTTLED[setting.algorithm],
-                quota=per_duration(timedelta(days=days), amount),
-                store=store,
-                key_prefix=f"bench{days}",
-            )
-            for amount, days in LIMITS[: setting.rules]
-        ]
-
-    async def hit(self, user: int) -> bool:
-        for limiter in self._limiters:
-            if (await limiter.limit(str(user))).limited:
-                return False
-        return True
-
-    async def close(self) -> None: ...
-
-
-class ThrottledOnRedis(_Throttled):
-    async def setup(self, setting: Setting) -> None:
-        from throttled.asyncio import RedisStore
-
-        options: dict[str, Any] = {}
-        if setting.concurrency > 100:
-            options["CONNECTION_POOL_CLASS"] = "redis.asyncio.BlockingConnectionPool"
-            options["CONNECTION_POOL_KWARGS"] = {"max_connections": 100, "timeout": 60}
-        self._store = RedisStore(server=setting.url, options=options)
-        self._start(setting, self._store)
-
-    async def close(self) -> None:
-        redis: Any = self._store._backend.get_client()  # it offers no way to close it
-        await redis.connection_pool.aclose()
-
-
-class ThrottledInMemory(_Throttled):
-    async def setup(self, setting: Setting) -> None:
-        from throttled.asyncio import MemoryStore
-
-        room = (setting.users + 1) * setting.rules
-        self._start(setting, MemoryStore(options={"MAX_SIZE": room}))
-
-
-class _PyrateLimiter(Contestant):
-    """`pyrate-limiter`: a bucket for each user, from a factory; all rates in one bucket."""
-
-    name: ClassVar[str] = "pyrate-limiter"
-
-    def _start(self, setting: Setting, bucket: Callable[[str, list[Any]], Any]) -> None:
-        from pyrate_limiter import BucketFactory, Duration, Limiter, Rate, RateItem
-
-        rates = [Rate(amount, Duration.DAY * days) for amount, days in LIMITS[: setting.rules]]
-        buckets: dict[str, Any] = {}
-
-        class Factory(BucketFactory):
-            def wrap_item(self, name: str, weight: int = 1) -> RateItem:
-                return RateItem(name, time.time_ns() // 1_000_000, weight=weight)
-
-            def get(self, item: RateItem) -> Any:
-                found = buckets.get(item.name)
-                if found is None:
-                    found = buckets[item.name] = bucket(item.name, rates)
-                return found
-
-        self._limiter = Limiter(Factory())
-
-    async def hit(self, user: int) -> bool:
-        return await self._limiter.try_acquire_async(str(user), blocking=False)
-
-    async def close(self) -> None: ...
-
-
-class PyrateOnRedis(_PyrateLimiter):
-    async def setup(self, setting: Setting) -> None:
-        from pyrate_limiter import FixedWindow, RedisBucket, RedisStateStore, StateBucket
-        from pyrate_limiter.buckets.redis_bucket import LuaScript
-
-        redis = self._redis = client(setting)
-        sha = await redis.script_load(LuaScript.PUT_ITEM)
-        log = FixedWindow() if setting.algorithm == "fixed window" else None
-
-        def bucket(name: str, rates: list[Any]) -> Any:
-            if setting.algorithm == "token bucket":
-                return StateBucket(rates, store=RedisStateStore(redis, f"bench:{name}"))
-            return RedisBucket(rates, redis, f"bench:{name}", sha, log)
-
-        self._start(setting, bucket)
-
-    async def close(self) -> None:
-        await self._redis.aclose()
-
-
-class PyrateInMemory(_PyrateLimiter):
-    async def setup(self, setting: Setting) -> None:
-        from pyrate_limiter import FixedWindow, InMemoryBucket, StateBucket
-
-        log = FixedWindow() if setting.algorithm == "fixed window" else None
-
-        def bucket(name: str, rates: list[Any]) -> Any:
-            if setting.algorithm == "token bucket":
-                return StateBucket(rates)
-            return InMemoryBucket(rates, log)
-
-        self._start(setting, bucket)
 
 
 class _Sentinel(Contestant):

@@ -1,23 +1,21 @@
-"""Races: everybody in turn, round after round, so that the machine's moods hit all alike."""
+"""Races: everybody in turn, round after round, so that a busy moment hits all alike."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 from benchmarks import handmade, ours, peers
-from benchmarks.contestant import Entry, Setting, UnableError
-from benchmarks.measure import Figures, decide
-from benchmarks.records import Absence, Record
+from benchmarks.contestant import Entry, UnableError
+from benchmarks.measure import Figures
+from benchmarks.records import Absence, Record, Records
 from benchmarks.server import Server
+from benchmarks.tables import Table
 
 ON_REDIS: Final[Mapping[str, Entry]] = {
     ours.NAME: ours.OnRedis,
     "limits": peers.LimitsOnRedis,
-    "throttled-py": peers.ThrottledOnRedis,
-    "pyrate-limiter": peers.PyrateOnRedis,
     "aiogram-sentinel": peers.SentinelOnRedis,
     "hand-written MULTI": handmade.Multi,
     "hand-written EVALSHA": handmade.Script,
@@ -26,12 +24,10 @@ ON_REDIS: Final[Mapping[str, Entry]] = {
 IN_MEMORY: Final[Mapping[str, Entry]] = {
     ours.NAME: ours.InMemory,
     "limits": peers.LimitsInMemory,
-    "throttled-py": peers.ThrottledInMemory,
-    "pyrate-limiter": peers.PyrateInMemory,
     "aiogram-sentinel": peers.SentinelInMemory,
 }
 
-Starter = TypeVar("Starter")
+Found = Iterator["Record | Absence"]
 
 
 @dataclass(frozen=True)
@@ -43,14 +39,20 @@ class Run:
     seconds: float
     """How long one measurement takes."""
     quick: bool
-    tell: Callable[[str], None]
-    """Takes a line about what is going on."""
+
+    def fewer(self, rounds: float, seconds: float = 1.0) -> Run:
+        """With this share of the rounds, one at least, and of the seconds."""
+        return replace(
+            self, rounds=max(1, round(self.rounds * rounds)), seconds=self.seconds * seconds
+        )
 
 
-def rotated(starters: Sequence[Starter], by: int) -> list[Starter]:
-    """The same in another order, lest anybody always run after the same neighbour."""
-    at = by % len(starters) if starters else 0
-    return [*starters[at:], *starters[:at]]
+class Concern(NamedTuple):
+    """Something that is measured, and how it is shown."""
+
+    name: str
+    measure: Callable[[Run], Found]
+    tables: Callable[[Records], list[Table]]
 
 
 def race(
@@ -58,22 +60,20 @@ def race(
     concern: str,
     cases: Mapping[str, Sequence[str]],
     measure: Callable[[str, str], Figures],
-    rounds: int | None = None,
-) -> Iterator[Record | Absence]:
-    """Measure every starter of every case once a round; who fails is out of the concern's races.
+) -> Found:
+    """Measure every starter of every case once a round; who fails is out of that case.
 
     Args:
         cases: Who starts, by case.
         measure: Takes the case and the starter.
-        rounds: Instead of the run's.
     """
     out: set[tuple[str, str]] = set()
-    for n in range(rounds or run.rounds):
+    for n in range(run.rounds):
         for case, starters in cases.items():
-            for who in rotated(starters, n):
+            at = n % len(starters)  # another order, so that nobody always has the same neighbour
+            for who in (*starters[at:], *starters[:at]):
                 if (case, who) in out:
                     continue
-                run.tell(f"{concern}, round {n + 1}: {case}, {who}")
                 try:
                     figures = measure(case, who)
                 except Exception as error:
@@ -81,31 +81,6 @@ def race(
                     yield Absence(f"{concern}: {case}", who, reason(error))
                 else:
                     yield Record(concern, case, who, n, figures)
-
-
-def decisions(
-    run: Run,
-    concern: str,
-    settings: Mapping[str, tuple[Setting, Mapping[str, Entry]]],
-    *,
-    turning: str = "",
-) -> Iterator[Record | Absence]:
-    """Race the contestants in this process, each in an event loop of its own.
-
-    Args:
-        settings: By case, what is asked and who starts.
-        turning: In cases with this in their name the loop turns after each decision.
-    """
-
-    def measure(case: str, who: str) -> Figures:
-        setting, entries = settings[case]
-        turn = bool(turning) and turning in case
-        figures = asyncio.run(decide(entries[who], setting, run.seconds, run.server, turn=turn))
-        if entries is IN_MEMORY:
-            del figures["server_us"]
-        return figures
-
-    return race(run, concern, {case: list(on) for case, (_, on) in settings.items()}, measure)
 
 
 def reason(error: Exception) -> str:

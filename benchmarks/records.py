@@ -71,12 +71,18 @@ class Records:
         return Spread.of(list(self._rounds(concern, case, who, figure).values()))
 
     def ratio(
-        self, concern: str, case: str, who: str, to: str, figure: str = "rate"
+        self, concern: str, case: str, who: str, to: str, figure: str = "rate", at: str = ""
     ) -> Spread | None:
-        """How many times the other's figure: from the ratios within each round."""
+        """How many times the other's figure, in case `at` if given: the ratios of each round."""
+        ours = self._rounds(concern, case, who, figure)
+        theirs = self._rounds(concern, at or case, to, figure)
+        return Spread.of([ours[i] / theirs[i] for i in ours if theirs.get(i)])
+
+    def difference(self, concern: str, case: str, who: str, to: str, figure: str) -> Spread | None:
+        """How much more than the other's figure: from the differences within each round."""
         ours = self._rounds(concern, case, who, figure)
         theirs = self._rounds(concern, case, to, figure)
-        return Spread.of([ours[i] / theirs[i] for i in ours if theirs.get(i)])
+        return Spread.of([ours[i] - theirs[i] for i in ours if i in theirs])
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))

@@ -1,62 +1,66 @@
-"""The one real redis-server of a run, and what it says about itself."""
+"""The processes of a run: redis-servers and what they say of themselves, a proxy, workers."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import redis
 
-from tests.servers import running
+from tests.proxy import Proxy
+from tests.servers import Server as Process
+from tests.servers import find_server, running
 
 
 class Server:
-    """A redis-server on a free port of loopback, without persistence."""
+    """A redis-server on a free port of loopback, or a cluster of several; nothing is persisted."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.url = f"redis://127.0.0.1:{port}"
-        self._admin = redis.Redis(port=port)
+    def __init__(self, *ports: int) -> None:
+        self.port = ports[0]
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self._admins: list[Any] = [redis.Redis(port=port) for port in ports]
 
     def flush(self) -> None:
-        self._admin.flushall()
-
-    def echo(self, text: str) -> None:
-        """Leave a mark for whoever listens with MONITOR."""
-        self._admin.echo(text)
+        """Forget all keys and statistics."""
+        for admin in self._admins:
+            admin.flushall()
+            admin.config_resetstat()
 
     def cpu(self) -> float:
         """Seconds of CPU that the server has used."""
-        info = self._info("cpu")
-        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
-
-    def memory(self) -> int:
-        """Bytes that the server has allocated."""
-        return int(self._info("memory")["used_memory"])
+        found = self._info("cpu")
+        return sum(float(each["used_cpu_user"]) + float(each["used_cpu_sys"]) for each in found)
 
     def version(self) -> str:
-        return str(self._info("server")["redis_version"])
+        return str(self._info("server")[0]["redis_version"])
 
-    def keys(self) -> int:
-        return int(str(self._admin.dbsize()))
+    def commands(self) -> int:
+        """Decisions' commands since the last flush: scripts, or else INCRs."""
+        names = ("cmdstat_evalsha", "cmdstat_incrby", "cmdstat_incr")
+        found = [
+            next((int(each[name]["calls"]) for name in names if name in each), 0)
+            for each in self._info("commandstats")
+        ]
+        return sum(found)
 
-    def wait_until_alone(self) -> None:
-        """Until the other clients are gone, whose buffers are in the server's memory too."""
-        while int(self._info("clients")["connected_clients"]) > 1:
-            time.sleep(0.01)
+    def reads(self) -> int:
+        """How often the server has read from a connection since the last flush."""
+        return sum(int(each["total_reads_processed"]) for each in self._info("stats"))
 
     def key_bytes(self) -> float:
-        """What MEMORY USAGE says of a key, as the mean of 200 random ones."""
-        keys = [cast(bytes, self._admin.randomkey()).decode() for _ in range(200)]
-        sizes = [self._admin.memory_usage(key) for key in keys]
-        return sum(int(str(size)) for size in sizes) / len(sizes)
+        """What MEMORY USAGE says of a key, as the mean of 100 random ones."""
+        admin = self._admins[0]
+        sizes = [admin.memory_usage(admin.randomkey()) for _ in range(100)]
+        return float(sum(sizes)) / len(sizes)
 
-    def _info(self, section: str) -> dict[str, str]:
-        return cast(dict[str, str], self._admin.info(section))
+    def _info(self, section: str) -> list[dict[str, Any]]:
+        return [admin.info(section) for admin in self._admins]
 
 
 @contextmanager
@@ -66,3 +70,61 @@ def redis_server() -> Iterator[Server]:
         running("redis-server", Path(directory)) as process,
     ):
         yield Server(process.port)
+
+
+@contextmanager
+def redis_cluster(nodes: int = 3) -> Iterator[Server]:
+    """A cluster of so many primaries that share the slots."""
+    with ExitStack() as stack:
+        ports: list[int] = []
+        while len(ports) < nodes:
+            directory = stack.enter_context(tempfile.TemporaryDirectory())
+            process = Process(
+                find_server("redis-server"), Path(directory), "--cluster-enabled", "yes"
+            )
+            if process.port <= 55_535:  # the cluster's bus takes the port 10,000 above
+                process.start()
+                stack.callback(process.kill)
+                ports.append(process.port)
+        admins: list[Any] = [redis.Redis(port=port, decode_responses=True) for port in ports]
+        share = -(-16_384 // nodes)
+        for i, admin in enumerate(admins):
+            slots = range(i * share, min((i + 1) * share, 16_384))
+            admin.execute_command("CLUSTER ADDSLOTS", *slots)
+            admin.execute_command("CLUSTER MEET", "127.0.0.1", ports[0])
+        for admin in admins:
+            while (
+                admin.execute_command("CLUSTER INFO")["cluster_state"] != "ok"
+                or len(admin.execute_command("CLUSTER SLOTS")) < nodes
+            ):
+                time.sleep(0.05)
+        yield Server(*ports)
+
+
+@contextmanager
+def worker(target: Callable[..., None], *arguments: object) -> Iterator[Pipe]:
+    """A process of its own that runs `target(pipe, *arguments)`; yields the pipe's other end."""
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=target, args=(there, *arguments), daemon=True)
+    process.start()
+    there.close()
+    try:
+        yield here
+    finally:
+        process.kill()
+        process.join()
+
+
+@contextmanager
+def distant(port: int, round_trip: float) -> Iterator[int]:
+    """A port of loopback from which it takes so many seconds to this port and back."""
+    with worker(_proxy, port, round_trip) as pipe:
+        yield pipe.recv()
+
+
+def _proxy(pipe: Pipe, port: int, round_trip: float) -> None:
+    proxy = Proxy(port, round_trip)
+    proxy.start()
+    pipe.send(proxy.port)
+    pipe.recv()  # until this process is killed

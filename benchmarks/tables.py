@@ -1,14 +1,13 @@
-"""Tables: the same on the terminal and in Markdown."""
+"""Tables in Markdown, whose cells are figures of the records."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor
+from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table as RichTable
-
-from benchmarks.records import Spread
+from benchmarks.records import Records, Spread
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,60 @@ class Table:
         ]
         return "\n".join([*lines, "", self.note, ""] if self.note else [*lines, ""])
 
-    def show(self, console: Console) -> None:
-        table = RichTable(title=self.title, caption=self.note or None, title_justify="left")
-        for i, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if i else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        console.print(table)
+
+class Column(NamedTuple):
+    """A figure of one case, for every contestant."""
+
+    title: str
+    case: str
+    figure: str = "rate"
+    """Two with a slash between them stand in one cell. A `share` is shown in percent."""
+    scale: float = 1.0
+    over: str = ""
+    """Divide by this contestant's figure, round by round."""
+    minus: str = ""
+    """Subtract this contestant's figure, round by round."""
+    times: str = ""
+    """Divide this contestant's figure by it, round by round."""
+
+    def cell(self, records: Records, concern: str, who: str) -> str:
+        if who in (self.minus, self.times):
+            return ""
+        if self.over:
+            return ranged(records.ratio(concern, self.case, who, self.over, self.figure))
+        if self.times:
+            return ranged(records.ratio(concern, self.case, self.times, who, self.figure))
+        if self.minus:
+            return number(
+                records.difference(concern, self.case, who, self.minus, self.figure), self.scale
+            )
+        show = percent if self.figure.startswith("share") else number
+        return " / ".join(
+            show(records.spread(concern, self.case, who, figure), self.scale)
+            for figure in self.figure.split("/")
+        )
 
 
-def number(spread: Spread | None) -> str:
+def grid(
+    records: Records, concern: str, title: str, columns: Sequence[Column], note: str = ""
+) -> Table:
+    """A row for each contestant that took part in one of these cases."""
+    cases = {column.case for column in columns}
+    everybody = [
+        who for who in records.who(concern) if any(who in records.who(concern, c) for c in cases)
+    ]
+    rows = [(who, *(c.cell(records, concern, who) for c in columns)) for who in everybody]
+    return Table(title, ("", *(column.title for column in columns)), rows, note)
+
+
+def number(spread: Spread | None, scale: float = 1.0) -> str:
     """The median, to three digits or to the unit: `12,340`, `4.7`, `0.153`."""
-    return "–" if spread is None else digits(spread.median)
+    return "–" if spread is None else digits(spread.median * scale)
+
+
+def percent(spread: Spread | None, scale: float = 1.0) -> str:
+    """The median in percent, rounded down, so that 100 % means all."""
+    return "–" if spread is None else f"{floor(spread.median * scale * 1000) / 10:g} %"
 
 
 def ranged(spread: Spread | None) -> str:
