@@ -4,7 +4,8 @@
 --   "<kind><flags> <amount> <period ms> <burst> <cost>"
 --     kind   f fixed window, s sliding window, b token bucket
 --            p penalty, whose last two numbers are <ban ms> <longest ban ms, 0: it does not grow>
---     flags  & decided together with the next key, ? look and charge nothing, ~ shadow
+--     flags  & decided together with the next key, ? look and charge nothing, ~ shadow,
+--            ! penalty: the ban begins now, unless a longer one is in force
 --   "o& <lifetime ms>" before the keys of a hit: its verdict is kept under this key and shared
 --
 -- Returns a text of three numbers for each rule: wait, remaining, reset (in microseconds). If a hit
@@ -104,6 +105,13 @@ local function everything_else()
     rule.left = rule.ban
     if times > 1 then rule.left = math.min(rule.ban * 2 ^ math.min(times - 1, 40), rule.longest) end
     redis.call('PEXPIRE', rule.key, string.format('%.0f', rule.left))
+  end
+
+  -- The later of two bans wins, so that instances need not agree on the order of their news.
+  function penalty.impose(rule)
+    if rule.count >= rule.amount and rule.left >= rule.ban then return end
+    rule.count, rule.left = rule.amount, rule.ban
+    redis.call('SET', rule.key, rule.amount, 'PX', string.format('%.0f', rule.ban))
   end
 
   penalty.report = fixed.report
@@ -269,6 +277,7 @@ local function everything_else()
       local terms = {
         algorithm = algorithms[kind],
         look = string.find(flags, '?', 1, true), shadow = string.find(flags, '~', 1, true),
+        imposed = string.find(flags, '!', 1, true),
         amount = tonumber(amount), period = tonumber(period),
         burst = tonumber(burst), cost = tonumber(cost),
       }
@@ -291,7 +300,11 @@ local function everything_else()
     for i, rule in ipairs(rules) do
       if not rule.look then
         if rule.algorithm.counts_refusals then
-          if refused then rule.algorithm.charge(rule) end
+          if rule.imposed then
+            rule.algorithm.impose(rule)
+          elseif refused then
+            rule.algorithm.charge(rule)
+          end
         elseif rule.wait > 0 then
           rule.algorithm.refuse(rule)
         elseif not refused then

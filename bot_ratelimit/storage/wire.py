@@ -91,7 +91,7 @@ def _spec(limit: Limit, cost: int, shadow: bool, look: bool, joined: bool) -> by
 
 
 def _penalty_spec(limit: Limit, penalty: Penalty, look: bool, joined: bool) -> bytes:
-    flags = ("&" if joined else "") + ("?" if look else "")
+    flags = ("&" if joined else "") + ("?" if look else "") + ("!" if penalty.imposed else "")
     numbers = f"{limit.amount} {limit.period_ms} {penalty.ban_ms} {penalty.longest_ms}"
     return f"p{flags} {numbers}".encode()
 
