@@ -16,3 +16,11 @@ class StorageError(RateLimitError):
 
     Whether the hit was charged is unknown, so it is never repeated.
     """
+
+
+class NotSentError(RateLimitError):
+    """A request was not sent: it would have had to wait, and may not, or the bot is ending."""
+
+
+class SendQueueFullError(RateLimitError):
+    """A request was not sent: too many wait for the same chat, or in this process, already."""

@@ -11,7 +11,7 @@ from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY
 from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.decision import Decision
-from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.errors import ConfigError, NotSentError
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.notices import TEXTS, Notices
@@ -22,6 +22,7 @@ from bot_ratelimit.rule import RuleLike, Rules, Subject, rules_of
 from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
+from bot_ratelimit.waiting import without_waiting
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.link import Client
@@ -228,9 +229,13 @@ class RateLimitMiddleware(BaseMiddleware):
             return
         try:
             if isinstance(self._on_limited, Notices):
-                await self._on_limited.tell(event, decision, subject, self.limiter, data)
+                # A notice that comes late is worth nothing, and may delay a real answer.
+                with without_waiting():
+                    await self._on_limited.tell(event, decision, subject, self.limiter, data)
             else:
                 await self._on_limited(event, decision, data)
+        except NotSentError as error:
+            log.debug("A user was not told about the rate limit: %s", error)
         except Exception as error:
             # A user who blocked the bot, a 429, a broken network: the event stays refused.
             log.warning("Could not tell a user about the rate limit: %r", error)
