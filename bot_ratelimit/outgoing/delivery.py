@@ -24,6 +24,9 @@ leaving: Final[ContextVar[Callable[[], None] | None]] = ContextVar(
 )
 """Called when a request of this context leaves, just before Telegram may have got it."""
 
+broadcasting: Final[ContextVar[bool]] = ContextVar("bot_ratelimit_broadcasting", default=False)
+"""Whether what is sent in this context is part of a broadcast."""
+
 
 class Terms(NamedTuple):
     """When a request that was answered with 429 is sent again."""

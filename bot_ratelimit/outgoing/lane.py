@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from typing import Any, Final, TypeAlias
 
@@ -66,6 +65,7 @@ class Slot:
                 future.set_result(result)
             else:
                 future.set_exception(error)
+        self.requests.clear()  # they know each other: without this, it takes a garbage collection
 
 
 class Lane:
@@ -103,8 +103,8 @@ class Lane:
         self.slow = 0
         """How often the pace is halved, after as many 429s."""
         self.slow_until = self.blocked_until = self.idle_until = 0.0
-        self._replies: deque[Slot] = deque()
-        self._broadcasts: deque[Slot] = deque()
+        self._replies: list[Slot] = []  # empty deques would be half of a lane's memory
+        self._broadcasts: list[Slot] = []
         self._edits: dict[Hashable, Slot] = {}
 
     @property
@@ -163,7 +163,7 @@ class Lane:
             return
         self.holder = None
         while self.holder is None and (queue := self._replies or self._broadcasts):
-            self._start(queue.popleft())
+            self._start(queue.pop(0))
 
     def step_back(self, request: Request) -> asyncio.Future[Any] | None:
         """Take the position before all others of its kind; None if it has the turn at once."""
@@ -171,7 +171,7 @@ class Lane:
         if self.holder is None or self.holder is slot:
             self.holder = slot
             return None
-        (self._broadcasts if request.broadcast else self._replies).appendleft(slot)
+        (self._broadcasts if request.broadcast else self._replies).insert(0, slot)
         return _awaits(request)
 
     def leave(self, request: Request) -> None:
@@ -184,7 +184,7 @@ class Lane:
             if holds:
                 self.release(slot)
         elif _has_turn(request):
-            self._replies.appendleft(slot)
+            self._replies.insert(0, slot)
             self.release(slot if holds else None)
 
     def forget(self, slot: Slot) -> None:

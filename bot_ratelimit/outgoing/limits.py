@@ -5,23 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+)
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiogram import Bot, Dispatcher
 from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 
 from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
 from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.outgoing.broadcast import run
 from bot_ratelimit.outgoing.budgets import Budgets
-from bot_ratelimit.outgoing.delivery import Delivery, Terms
+from bot_ratelimit.outgoing.delivery import Delivery, Terms, broadcasting
 from bot_ratelimit.outgoing.floods import Floods, describe
+from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.lane import Lane, Request, Send
 from bot_ratelimit.outgoing.methods import Kind, Method, chat_of, edit_of, traffic_of
 from bot_ratelimit.outgoing.naps import Naps
 from bot_ratelimit.outgoing.pacing import Pacer
+from bot_ratelimit.outgoing.progress import Progress
+from bot_ratelimit.outgoing.sent import Sent
 from bot_ratelimit.rule import LimitLike
 from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
@@ -33,10 +43,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bot_ratelimit")
 
-_broadcasting: ContextVar[bool] = ContextVar("bot_ratelimit_broadcasting", default=False)
+T = TypeVar("T", bound="int | str")
 
 # Lanes of chats that nothing is remembered of are dropped now and then.
-_SWEEP_EVERY: Final = 5.0
+_SWEEP_EVERY: Final = 1.0
 _TOLD: Final = 10
 
 
@@ -154,11 +164,42 @@ class OutgoingLimits(BaseRequestMiddleware):
     @asynccontextmanager
     async def broadcasting(self) -> AsyncIterator[None]:
         """What is sent inside takes from the broadcasts' budget too, and lets replies go first."""
-        token = _broadcasting.set(True)
+        token = broadcasting.set(True)
         try:
             yield
         finally:
-            _broadcasting.reset(token)
+            broadcasting.reset(token)
+
+    def broadcast(
+        self,
+        chats: Iterable[T] | AsyncIterable[T],
+        send: Callable[[T], Awaitable[Any]],
+        *,
+        journal: Journal | None = None,
+        progress: Progress | None = None,
+        in_flight: int = 50,
+    ) -> AsyncGenerator[Sent[T], None]:
+        """Send to many chats, at the pace of the broadcasts' budget, and say what came of each.
+
+        ::
+
+            async for sent in outgoing.broadcast(chats, send, journal=Journal("news.txt")):
+                if sent.status is Status.BLOCKED:
+                    await forget(sent.chat)
+
+        Args:
+            chats: Ids, from anything that can be iterated over.
+            send: Sends to one of them, with a bot that is set up; called once for each.
+            journal: What was done already, and is not done again.
+            progress: Counts, and shows how far it has come.
+            in_flight: To how many chats it sends at a time: the budget times the seconds that a
+                request takes.
+
+        Raises:
+            NotSentError: The bot is shutting down; the journal says where to go on.
+        """
+        _count("in_flight", in_flight, 1)
+        return run(chats, send, journal=journal, progress=progress, in_flight=in_flight)
 
     async def __call__(self, make_request: Send, bot: Bot, method: Method) -> Any:
         """Send the request when it is its turn.
@@ -172,10 +213,10 @@ class OutgoingLimits(BaseRequestMiddleware):
         if traffic.kind is Kind.NEVER:
             return await make_request(bot, method)
         self._delivery.refuse_if_closed(bot, method)
-        broadcast, edit = _broadcasting.get(), None
-        if traffic.kind is Kind.EDIT and self._merge_edits and not broadcast:
+        bulk, edit = broadcasting.get(), None
+        if traffic.kind is Kind.EDIT and self._merge_edits and not bulk:
             edit = edit_of(method, traffic)
-        request = Request(make_request, bot, method, traffic, broadcast=broadcast, edit=edit)
+        request = Request(make_request, bot, method, traffic, broadcast=bulk, edit=edit)
         chat = None if traffic.kind is Kind.OTHER else chat_of(method)
         if chat is None:
             return await self._delivery.unpaced(request)

@@ -14,6 +14,8 @@ COUNTED = ("send", "edit", "forward", "copy", "stop")
 
 GROWTH = 2
 LONGEST = 300
+CROSSING = 0.5
+"""Seconds after a refusal in which requests may arrive that left before anybody heard of it."""
 
 
 @dataclass(slots=True)
@@ -22,6 +24,7 @@ class _Chat:
     """When its bucket would be full again."""
     sent: deque[float] = field(default_factory=deque)
     """When the messages of the last minute came, in a group."""
+    refused_at: float = -math.inf
     blocked_until: float = 0.0
     strikes: int = 0
 
@@ -81,6 +84,9 @@ class FloodControl:
         bulk = now - self._wrote.get(name, -math.inf) > 60
         for state in (self._bot, chat):
             if now < state.blocked_until:
+                if now < state.refused_at + CROSSING:
+                    self.refused += 1
+                    raise _too_many(state.blocked_until - now)
                 self.impatient += 1
                 raise self._refusal(state, now, state.blocked_until - now)
         if (wait := self._wait(chat, name, now, cost)) > 0:
@@ -105,9 +111,14 @@ class FloodControl:
         self.refused += 1
         seconds = min(math.ceil(wait) * GROWTH**state.strikes, LONGEST)
         state.strikes += 1
-        state.blocked_until = now + seconds
-        text = f"Too Many Requests: retry after {seconds}"
-        return ApiError(429, text, retry_after=seconds)
+        state.refused_at, state.blocked_until = now, now + seconds
+        return _too_many(seconds)
+
+
+def _too_many(wait: float) -> ApiError:
+    seconds = math.ceil(wait)
+    text = f"Too Many Requests: retry after {seconds}"
+    return ApiError(429, text, retry_after=seconds)
 
 
 def _window(sent: deque[float], now: float, period: float, amount: int, cost: int) -> float:

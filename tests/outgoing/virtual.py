@@ -116,8 +116,7 @@ class Telegram(BaseSession):
             self.floods.check(method.__api_method__, params)
         except ApiError as error:
             self.refusals[getattr(method, "chat_id", None)] += 1
-            assert error.retry_after
-            raise TelegramRetryAfter(method, str(error), error.retry_after) from None
+            raise TelegramRetryAfter(method, str(error), error.retry_after or 0) from None
 
     def _result(self, method: TelegramMethod[Any]) -> Any:
         chat = getattr(method, "chat_id", 0)
