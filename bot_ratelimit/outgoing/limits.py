@@ -45,6 +45,8 @@ log = logging.getLogger("bot_ratelimit")
 
 T = TypeVar("T", bound="int | str")
 
+# A request can wait for an answer, and one that is taken for lost costs a second burst.
+TIMEOUT: Final = 1.0
 # Lanes of chats that nothing is remembered of are dropped now and then.
 _SWEEP_EVERY: Final = 1.0
 _TOLD: Final = 10
@@ -107,7 +109,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         self._closes = limiter is None
         if limiter is None:
             storage = MemoryStorage() if redis_client is None else RedisStorage(redis_client)
-            limiter = Limiter(storage, key_prefix=key_prefix, on_error="memory")
+            limiter = Limiter(storage, key_prefix=key_prefix, on_error="memory", timeout=TIMEOUT)
         self.limiter = limiter
         self._merge_edits = merge_edits
         self._naps = Naps()
@@ -140,7 +142,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             settings.storage(),
             key_prefix=overrides.pop("key_prefix", settings.redis_key_prefix),
             on_error="memory",
-            timeout=settings.rate_limit_timeout,
+            timeout=TIMEOUT,
         )
         limits = cls(limiter=limiter, **overrides)
         limits._closes = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from typing import Final, NamedTuple
 
@@ -14,10 +13,9 @@ from bot_ratelimit.outgoing.budgets import Budgets, Owed, subject_of
 from bot_ratelimit.outgoing.floods import Floods, describe, retry_after
 from bot_ratelimit.outgoing.lane import Lane, Request
 from bot_ratelimit.outgoing.naps import Naps
+from bot_ratelimit.outgoing.shared import Shared
 from bot_ratelimit.rule import Rules, Subject
 from bot_ratelimit.waiting import may_wait
-
-log = logging.getLogger("bot_ratelimit")
 
 # Instances that wait for the same thing should not all ask in the same millisecond.
 _JITTER: Final = 0.005
@@ -54,14 +52,13 @@ class Pacer:
     ) -> None:
         self.closed = False
         """Whether nothing may wait any more."""
-        self._limiter = limiter
+        self._shared = Shared(limiter)
         self._budgets = budgets
         self._floods = floods
         self._naps = naps
         self._max_wait = max_wait
         self._gates: dict[tuple[int, bool], asyncio.Lock] = {}
         self._fastest = _LONGEST_LAG
-        self._alone = False
 
     async def take(self, lane: Lane, request: Request) -> Place:
         """Take what the request costs in its chat; come back when it may leave.
@@ -98,7 +95,7 @@ class Pacer:
             while left:
                 self._check_may_wait(request, refused=False)
                 part = min(left, capacity)
-                decision = await self._limiter.hit(rules, subject, cost=part)
+                decision = await self._shared.hit(rules, subject, part)
                 if decision.allowed:
                     left -= part
                 else:
@@ -147,10 +144,9 @@ class Pacer:
         rules = self._budgets.rules(lane.chat, part, lane.slow if now < lane.slow_until else 0)
         business = getattr(request.method, "business_connection_id", None)
         subject = subject_of(request.bot.id, lane.chat, business)
-        decision = await self._limiter.hit(rules, subject)
+        decision = await self._shared.hit(rules, subject)
         if decision.allowed:
             lane.idle_until = max(lane.idle_until, now + decision.reset_after)
-        self._tell(decision)
         return decision, now
 
     async def _wait_for_block(self, lane: Lane, request: Request) -> None:
@@ -174,18 +170,6 @@ class Pacer:
             raise NotSentError(f"{describe(request)} was not sent: the bot is shutting down")
         if refused and not may_wait.get():
             raise NotSentError(f"{describe(request)} was not sent: it would have had to wait")
-
-    def _tell(self, decision: Decision) -> None:
-        """Say once that each instance is on its own, and once that it is over."""
-        alone = decision.source != self._limiter.storage.source
-        if alone and not self._alone:
-            log.warning(
-                "Outgoing limits: without Redis this process paces by itself: n instances send up "
-                "to n times the budget, and a 429 stops its chat in this process only"
-            )
-        elif self._alone and not alone:
-            log.warning("Outgoing limits: Redis answers again, instances share their budgets")
-        self._alone = alone
 
 
 def _jitter(most: float) -> float:

@@ -1,0 +1,56 @@
+"""Shared: places that all instances take from, and this process alone while Redis is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from bot_ratelimit.decision import Decision
+from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.rule import Rules, Subject
+from bot_ratelimit.storage.memory import MemoryStorage
+
+log = logging.getLogger("bot_ratelimit")
+
+_LOG_EVERY: Final = 60.0
+
+
+class Shared:
+    """Asks the limiter, and keeps account of what this process was granted.
+
+    When the storage does not answer, that account decides. It is not empty then: an outage, or one
+    answer that comes too late, must not give every chat a second burst.
+
+    Args:
+        limiter: The one that all instances share.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._source = limiter.storage.source
+        self._own: Limiter | None = None
+        if self._source != "memory":
+            self._own = Limiter(MemoryStorage(), key_prefix=limiter.key_prefix)
+        self._log_again = 0.0
+
+    async def hit(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
+        """Take a place from each of the rules, or from none."""
+        decision = await self._limiter.hit(rules, subject, cost)
+        if self._own is None:
+            return decision
+        if decision.source == self._source:
+            if decision.allowed:
+                await self._own.hit(rules, subject, cost)
+            return decision
+        self._tell()
+        return await self._own.hit(rules, subject, cost)
+
+    def _tell(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._log_again:
+            self._log_again = now + _LOG_EVERY
+            log.warning(
+                "Outgoing limits: without Redis this process paces by itself: n instances send up "
+                "to n times the budget, and a 429 stops its chat in this process only"
+            )
