@@ -229,11 +229,12 @@ async def worker(
         outgoing.setup(bot)
         need = int((SECONDS + 10) / int(count)) + 5
         await asyncio.sleep(float(begin) - time.time())
-        tasks = [
-            asyncio.create_task(bot.send_message(chat, f"{number} {i}"))
-            for i in range(need)
-            for chat in chats_of()
-        ]
+        tasks = []
+        for i in range(need):
+            for chat in chats_of():
+                tasks.append(asyncio.create_task(bot.send_message(chat, f"{number} {i}")))
+                if len(tasks) % 50 == 0:
+                    await asyncio.sleep(0)  # a bot is not handed ten thousand requests in one turn
         await asyncio.sleep(10)
         until = time.time() + SECONDS - 10
         chat = 1_000_000 * (int(number) + 1)

@@ -109,7 +109,7 @@ class Floods:
 
     def _tell(self, request: Request, lane: Lane | None, seconds: float, whole_bot: bool) -> None:
         now = asyncio.get_running_loop().time()
-        if now < self._log_again and not whole_bot:
+        if now < self._log_again:
             return
         self._log_again = now + _LOG_EVERY
         log.warning(

@@ -22,6 +22,7 @@ _JITTER: Final = 0.005
 _JITTER_AFTER_429: Final = 0.2
 # How much later than the fastest one a request may arrive before that is put down to its size.
 _LONGEST_LAG: Final = 0.5
+_LAG_LASTS: Final = 2.0
 
 
 class Place(NamedTuple):
@@ -59,6 +60,7 @@ class Pacer:
         self._max_wait = max_wait
         self._gates: dict[tuple[int, bool], asyncio.Lock] = {}
         self._fastest = _LONGEST_LAG
+        self._lag = self._lag_until = 0.0
 
     async def take(self, lane: Lane, request: Request) -> Place:
         """Take what the request costs in its chat; come back when it may leave.
@@ -122,20 +124,30 @@ class Pacer:
         """Note how long it took from taking the place to the answer.
 
         A request that was slow to arrive pushes Telegram's count back: the next one must not leave
-        on the dot, or it arrives too early.
+        on the dot, or it arrives too early. Other instances may have sent the slow one: what is
+        slow here is probably slow there.
         """
-        took = asyncio.get_running_loop().time() - place.asked
+        now = asyncio.get_running_loop().time()
+        took = now - place.asked
         self._fastest = min(self._fastest, took)
-        lane.lag = max(lane.lag, min(took - self._fastest, _LONGEST_LAG))
+        lag = min(took - self._fastest, _LONGEST_LAG)
+        lane.lag = max(lane.lag, lag)
+        if lag >= self._lag or now >= self._lag_until:
+            self._lag, self._lag_until = lag, now + _LAG_LASTS
 
     async def _take(self, lane: Lane, request: Request, part: Owed) -> Place:
         while True:
             await self._wait_for_block(lane, request)
             decision, asked = await self._ask(lane, request, part)
             if decision.allowed:
-                return Place(asked, self._budgets.is_full(lane.chat, part, decision.remaining))
+                # Alone, nobody knows what the other instances have sent.
+                known = decision.source == self._shared.source
+                fresh = known and self._budgets.is_full(lane.chat, part, decision.remaining)
+                return Place(asked, fresh)
             if not self._floods.heard(lane, request.bot.id, decision):
                 self._check_may_wait(request)
+                if asked < self._lag_until:
+                    lane.lag = max(lane.lag, self._lag)
                 wait = decision.retry_after + lane.lag + _jitter(_JITTER)
                 await self._sleep(lane, request, wait)
 

@@ -28,9 +28,10 @@ class Shared:
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
-        self._source = limiter.storage.source
+        self.source = limiter.storage.source
+        """Who answers while all is well."""
         self._own: Limiter | None = None
-        if self._source != "memory":
+        if self.source != "memory":
             self._own = Limiter(MemoryStorage(), key_prefix=limiter.key_prefix)
         self._log_again = 0.0
 
@@ -39,7 +40,7 @@ class Shared:
         decision = await self._limiter.hit(rules, subject, cost)
         if self._own is None:
             return decision
-        if decision.source == self._source:
+        if decision.source == self.source:
             if decision.allowed:
                 await self._own.hit(rules, subject, cost)
             return decision
