@@ -1,4 +1,4 @@
-"""`python -m benchmarks.outgoing`: what OutgoingLimits costs, and how much of the budgets it uses."""
+"""`python -m benchmarks.outgoing`: what OutgoingLimits costs, and what it gets through."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Instant(Telegram):
 
 
 class AioLimiterLogic:
-    """What python-telegram-bot's AIORateLimiter does, as a middleware: 30/s, and 20/min in groups."""
+    """What python-telegram-bot's AIORateLimiter does, as a middleware."""
 
     def __init__(self) -> None:
         from aiolimiter import AsyncLimiter

@@ -41,6 +41,9 @@ class Owed(NamedTuple):
 class Budgets:
     """The rules that a request must satisfy.
 
+    A limit without an algorithm is a sliding window here: two full fixed windows that meet would
+    be twice what Telegram takes in that time.
+
     Args:
         per_chat: What one chat takes; None for no limit.
         per_group: What a group takes besides.
@@ -139,7 +142,10 @@ def _limit(name: str, value: LimitLike | None, margin: float) -> Limit | None:
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     period = min(limit.period * (1 + margin), MAX_PERIOD_MS / 1_000)
-    return Limit(limit.amount, period, limit.algorithm, limit.burst)
+    algorithm = limit.algorithm
+    if algorithm is Algorithm.FIXED_WINDOW:
+        algorithm = Algorithm.SLIDING_WINDOW
+    return Limit(limit.amount, period, algorithm, limit.burst)
 
 
 def _rule(path: str, limit: Limit | None) -> tuple[Rule, int] | None:

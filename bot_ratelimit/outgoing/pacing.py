@@ -136,10 +136,13 @@ class Pacer:
             self._lag, self._lag_until = lag, now + _LAG_LASTS
 
     async def _take(self, lane: Lane, request: Request, part: Owed) -> Place:
+        waited = False
         while True:
             await self._wait_for_block(lane, request)
             decision, asked = await self._ask(lane, request, part)
             if decision.allowed:
+                if not waited and not decision.remaining and lane.lag and may_wait.get():
+                    await self._sleep(lane, request, lane.lag)  # the last one of a burst
                 # Alone, nobody knows what the other instances have sent.
                 known = decision.source == self._shared.source
                 fresh = known and self._budgets.is_full(lane.chat, part, decision.remaining)
@@ -150,6 +153,7 @@ class Pacer:
                     lane.lag = max(lane.lag, self._lag)
                 wait = decision.retry_after + lane.lag + _jitter(_JITTER)
                 await self._sleep(lane, request, wait)
+                waited = True
 
     async def _ask(self, lane: Lane, request: Request, part: Owed) -> tuple[Decision, float]:
         now = asyncio.get_running_loop().time()
