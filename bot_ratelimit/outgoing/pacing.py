@@ -143,6 +143,7 @@ class Pacer:
             if decision.allowed:
                 if not waited and not decision.remaining and lane.lag and may_wait.get():
                     await self._sleep(lane, request, lane.lag)  # the last one of a burst
+                    asked += lane.lag
                 # Alone, nobody knows what the other instances have sent.
                 known = decision.source == self._shared.source
                 fresh = known and self._budgets.is_full(lane.chat, part, decision.remaining)
