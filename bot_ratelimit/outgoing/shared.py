@@ -14,6 +14,9 @@ from bot_ratelimit.storage.memory import MemoryStorage
 log = logging.getLogger("bot_ratelimit")
 
 _LOG_EVERY: Final = 60.0
+# A thousand chats that wake together would wait for each other longer than an answer may take, and
+# the server would be taken for dead. A few batches are enough to keep it busy.
+_AT_ONCE: Final = 32
 
 
 class Shared:
@@ -33,13 +36,15 @@ class Shared:
         self._own: Limiter | None = None
         if self.source != "memory":
             self._own = Limiter(MemoryStorage(), key_prefix=limiter.key_prefix)
+        self._asking = asyncio.Semaphore(_AT_ONCE)
         self._log_again = 0.0
 
     async def hit(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
         """Take a place from each of the rules, or from none."""
-        decision = await self._limiter.hit(rules, subject, cost)
         if self._own is None:
-            return decision
+            return await self._limiter.hit(rules, subject, cost)
+        async with self._asking:
+            decision = await self._limiter.hit(rules, subject, cost)
         if decision.source == self.source:
             if decision.allowed:
                 await self._own.hit(rules, subject, cost)
