@@ -235,7 +235,7 @@ async def worker(
         for i in range(need):
             for chat in chats_of():
                 tasks.append(asyncio.create_task(bot.send_message(chat, f"{number} {i}")))
-                if len(tasks) % 50 == 0:
+                if len(tasks) % 10 == 0:
                     await asyncio.sleep(0)  # a bot is not handed ten thousand requests in one turn
         await asyncio.sleep(10)
         until = time.time() + SECONDS - 10
