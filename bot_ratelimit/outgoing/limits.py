@@ -235,7 +235,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
     async def open(self) -> None:
         """Let requests wait again, after a `close`."""
-        self._pacer.closed = False
+        self._pacer.open()
 
     async def close(self, timeout: float = 5.0) -> None:
         """End everything that waits, and wait for what is being sent.
@@ -259,6 +259,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_TOLD))
             more = f" and {len(unsent) - _TOLD} more chats" if len(unsent) > _TOLD else ""
             log.warning("%d requests were not sent: %s%s", unsent.total(), told, more)
+        await self._pacer.close()
         await self._delivery.landed(timeout)
         if self._delivery.in_flight:
             log.warning("%d requests have no answer yet", self._delivery.in_flight)

@@ -62,6 +62,15 @@ class Pacer:
         self._fastest = _LONGEST_LAG
         self._lag = self._lag_until = 0.0
 
+    async def close(self) -> None:
+        """Ask for no more places; late requests go by this process's own account."""
+        await self._shared.close()
+
+    def open(self) -> None:
+        """Let requests wait again."""
+        self.closed = False
+        self._shared.open()
+
     async def take(self, lane: Lane, request: Request) -> Place:
         """Take what the request costs in its chat; come back when it may leave.
 

@@ -37,13 +37,28 @@ class Shared:
         if self.source != "memory":
             self._own = Limiter(MemoryStorage(), key_prefix=limiter.key_prefix)
         self._asking = asyncio.Semaphore(_AT_ONCE)
+        self._closed = False
         self._log_again = 0.0
+
+    async def close(self) -> None:
+        """Ask the limiter no more, and let answers that are under way arrive."""
+        self._closed = True
+        for _ in range(_AT_ONCE):
+            await self._asking.acquire()
+        for _ in range(_AT_ONCE):
+            self._asking.release()
+
+    def open(self) -> None:
+        """Ask again."""
+        self._closed = False
 
     async def hit(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
         """Take a place from each of the rules, or from none."""
         if self._own is None:
             return await self._limiter.hit(rules, subject, cost)
         async with self._asking:
+            if self._closed:
+                return await self._own.hit(rules, subject, cost)
             decision = await self._limiter.hit(rules, subject, cost)
             if decision.source != self.source:
                 # A place that was perhaps taken for nothing delays one message; to pace alone while
