@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+import time
 
 import pytest
 from aiogram import Bot, Dispatcher
@@ -96,3 +98,24 @@ async def test_a_late_request_does_not_open_the_session_again() -> None:
         await session.close()
         await outgoing.close()
     assert [call.text for call in api.calls] == ["x", "again"]
+
+
+async def test_sigterm_ends_a_bot_with_a_hundred_waiting() -> None:
+    """A bot that polls ends within two seconds of SIGTERM, and says what was not sent."""
+    async with BotApi() as api:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", "-m", "tests.outgoing.stopping", api.url),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await api.called("sendMessage", timeout=30)
+        await asyncio.sleep(0.3)  # it polls by now
+        began = time.monotonic()
+        process.terminate()
+        out, log = await process.communicate()
+        took = time.monotonic() - began
+    assert (process.returncode, out) == (0, b"100 raised\n"), log
+    assert b"100 requests were not sent: sendMessage to chat 7 (100)" in log
+    assert b"Traceback" not in log
+    assert took < 2
+    assert len(api.calls) <= 3
