@@ -206,7 +206,7 @@ class Lane:
         self._edits.clear()
 
     def _start(self, slot: Slot) -> None:
-        """Let the oldest caller of a slot run it: whoever began to run it goes on."""
+        """Let the oldest caller of a slot run it: the one that began to run it goes on."""
         for request in slot.requests:
             if request.future is not None and not request.future.done():
                 self.holder = slot
