@@ -1,12 +1,20 @@
 """Rate limits for aiogram 3 bots, shared by every instance through Redis."""
 
 from bot_ratelimit.decision import Decision
-from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.errors import (
+    ConfigError,
+    NotSentError,
+    RateLimitError,
+    SendQueueFullError,
+    StorageError,
+)
 from bot_ratelimit.incoming.events import NEVER_REFUSED
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.may_wait import without_waiting
+from bot_ratelimit.outgoing.limits import OutgoingLimits
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, Scope, Subject
 from bot_ratelimit.settings import Settings
@@ -21,14 +29,18 @@ __all__ = [
     "Limit",
     "Limiter",
     "MemoryStorage",
+    "NotSentError",
     "Notices",
+    "OutgoingLimits",
     "Penalty",
     "RateLimitError",
     "RateLimitMiddleware",
     "RedisStorage",
     "Rule",
     "Scope",
+    "SendQueueFullError",
     "Settings",
     "StorageError",
     "Subject",
+    "without_waiting",
 ]

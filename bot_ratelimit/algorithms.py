@@ -181,7 +181,8 @@ def penalty(state: Any, now: int, limit: Limit, terms: Penalty, cost: int) -> St
                             0 s  9 s                  5 min 9 s
                             refused, refused again    free
 
-    A cost of 1 is one refused hit more. The wait is what it was before that hit.
+    A cost of 1 is one refused hit more. The wait is what it was before that hit. A ban that is
+    imposed begins at once, unless a longer one is in force.
     """
     strikes, ends_ms = state if isinstance(state, Window) else (0, 0)
     now_ms = now // 1_000
@@ -189,7 +190,10 @@ def penalty(state: Any, now: int, limit: Limit, terms: Penalty, cost: int) -> St
     if left_ms <= 0:
         strikes, left_ms = 0, limit.period_ms
     wait = left_ms * 1_000 if strikes >= limit.amount else 0
-    if cost:
+    if cost and terms.imposed:
+        if strikes < limit.amount or left_ms < terms.ban_ms:
+            strikes, left_ms = limit.amount, terms.ban_ms
+    elif cost:
         strikes += 1
         times, rest = divmod(strikes, limit.amount)
         if not rest and times == 1:

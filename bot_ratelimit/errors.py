@@ -46,3 +46,11 @@ class QueueFullError(StorageError):
 
     def __init__(self, message: str, *, kind: str = "queue_full") -> None:
         super().__init__(message, kind=kind)
+
+
+class NotSentError(RateLimitError):
+    """A request was not sent: it would have had to wait, and may not, or the bot is ending."""
+
+
+class SendQueueFullError(RateLimitError):
+    """A request was not sent: too many wait for the same chat, or in this process, already."""

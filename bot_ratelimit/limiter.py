@@ -279,10 +279,13 @@ class Limiter:
                 log.info("The shadow rule '%s' would have refused a hit", rule)
         if decision.banned:
             for charge, verdict in zip(charges, verdicts, strict=True):
-                if charge.penalty is not None and not verdict.wait and not verdict.remaining:
+                penalty = charge.penalty
+                if penalty is None or penalty.imposed:  # who imposed it has more to say
+                    continue
+                if not verdict.wait and not verdict.remaining:
                     # Not refused by the ban yet, and no strike left: this hit brought it on.
                     seconds = verdict.reset / 1_000_000
-                    log.warning("Banned for %g s: %s (%s)", seconds, charge.key, charge.penalty)
+                    log.warning("Banned for %g s: %s (%s)", seconds, charge.key, penalty)
 
     def _report_undecided(self, rules: Sequence[Rule], verdicts: Sequence[Verdict]) -> None:
         for rule, verdict in zip(rules, verdicts, strict=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limit import Algorithm, Limit, parse_period
-from bot_ratelimit.rule import LimitLike, Rule, Scope
+from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit, parse_period
+from bot_ratelimit.rule import Ids, LimitLike, Rule, Scope
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -32,6 +32,8 @@ class Penalty(Rule):
     ban_ms: int
     longest_ms: int
     """0 for a ban that does not grow."""
+    imposed: bool
+    """Whether a hit brings on the ban by itself, however few were refused before."""
 
     def __init__(
         self,
@@ -52,12 +54,34 @@ class Penalty(Rule):
         put(self, "path", f"ban:{self.path}")
         put(self, "ban_ms", _duration_ms("ban", ban))
         put(self, "longest_ms", _duration_ms("longest", longest) if grows else 0)
+        put(self, "imposed", False)
         if grows and self.longest_ms < self.ban_ms:
             raise ConfigError(f"longest={longest!r}: expected at least as long as ban={ban!r}")
 
     def __str__(self) -> str:
         """How logs and errors name it: `ban of 900 s after 10/minute`."""
         return f"ban of {self.ban_ms / 1_000:g} s after {self.limit}"
+
+
+def block_at(path: str, ids: Ids) -> Penalty:
+    """A rule that refuses everything while a block is in force, and never begins one itself.
+
+    It counts to more refusals than a millisecond holds, so only `blocking` can fill it. Its key is
+    `<prefix>:ratelimit:<path><ids>`, with a TTL of what is left of the block.
+    """
+    rule = Penalty(Limit(MAX_AMOUNT, 0.001), MAX_PERIOD_MS / 1_000)
+    object.__setattr__(rule, "path", path)
+    object.__setattr__(rule, "_ids", ids)
+    return rule
+
+
+def blocking(rule: Penalty, seconds: float) -> Penalty:
+    """What is to be hit so that `rule` refuses for so many seconds; of several, the later wins."""
+    block = block_at(rule.path, rule._ids)
+    object.__setattr__(block, "ban_ms", _duration_ms("seconds", seconds))
+    object.__setattr__(block, "longest_ms", MAX_PERIOD_MS)
+    object.__setattr__(block, "imposed", True)
+    return block
 
 
 def _duration_ms(name: str, value: float | str) -> int:

@@ -42,6 +42,7 @@ CustomScope: TypeAlias = Callable[[Subject], "str | None"]
 LimitLike: TypeAlias = "Limit | str | float"
 CustomLimit: TypeAlias = Callable[[Subject], "LimitLike | None"]
 RuleLike: TypeAlias = "Rule | LimitLike"
+Ids: TypeAlias = Callable[[Subject], "int | str | None"]
 
 # What of a key names the scope, and what of a subject it counts by.
 _PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = {
@@ -54,7 +55,19 @@ _PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = 
 # Between the prefix and the ids stands the rule's name, then the scope's; these words
 # are the package's own, so that no name can lead into another rule's keys.
 RESERVED_NAMES: Final = frozenset(
-    {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"}
+    {
+        "chat",
+        "member",
+        "topic",
+        "global",
+        "custom",
+        "once",
+        "ban",
+        "bot",
+        "business",
+        "notice",
+        "out",
+    }
 )
 _NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,200}")
 _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
@@ -205,6 +218,14 @@ def notice_rule(seconds: float, scope: Scope) -> Rule:
     """
     rule = Rule(Limit(1, min(seconds, MAX_PERIOD_MS / 1_000)), scope)
     object.__setattr__(rule, "path", f"notice:{rule.path}")
+    return rule
+
+
+def rule_at(path: str, limit: Limit, ids: Ids, cost: int) -> Rule:
+    """A rule of the package's own, counted under `<prefix>:ratelimit:<path><ids>`."""
+    rule = Rule(limit, cost=cost)
+    object.__setattr__(rule, "path", path)
+    object.__setattr__(rule, "_ids", ids)
     return rule
 
 

@@ -38,7 +38,7 @@ FLOORS = [
     # Nothing from here on imports aiogram.
     {"limiter", "failures", "breaker", "observer"},
     {"storage"},
-    {"decision", "algorithms", "penalty", "rule", "limit", "errors"},
+    {"decision", "algorithms", "penalty", "rule", "limit", "errors", "may_wait"},
 ]
 STRANGERS = {("incoming", "outgoing"), ("outgoing", "incoming")}
 ABOVE_THE_LINE = {"__init__", "__main__", "admin", "incoming", "outgoing"}

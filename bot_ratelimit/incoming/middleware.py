@@ -15,7 +15,7 @@ from aiogram.exceptions import TelegramAPIError
 from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.decision import Decision
-from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.errors import ConfigError, NotSentError
 from bot_ratelimit.incoming.arguments import (
     POLICY,
     DefaultPrefix,
@@ -32,6 +32,7 @@ from bot_ratelimit.incoming.position import check_dispatcher, root_of, stand_gua
 from bot_ratelimit.incoming.screening import IsExempt, Screening
 from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
+from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
 from bot_ratelimit.settings import Settings
@@ -315,11 +316,15 @@ class RateLimitMiddleware(BaseMiddleware):
             return
         try:
             if isinstance(self._on_limited, Notices):
-                await self._on_limited.tell(event, decision, subject, self.limiter, data)
+                # A notice that comes late is worth nothing, and may delay a real answer.
+                with without_waiting():
+                    await self._on_limited.tell(event, decision, subject, self.limiter, data)
             else:
                 told = self._on_limited(event, decision, data)
                 if isawaitable(told):
                     await told
+        except NotSentError as error:
+            log.debug("A user was not told about the rate limit: %s", error)
         except TelegramAPIError as error:
             # A user who blocked the bot, a 429, a broken network: the event stays refused.
             log.warning("Could not tell a user about the rate limit: %r", error)

@@ -5,7 +5,7 @@
 --     kind   f fixed window, s sliding window, b token bucket
 --            p penalty, whose last two numbers are <ban ms> <longest ban ms, 0: it does not grow>
 --     flags  & decided together with the next key, ? look and charge nothing, ! look and then delete,
---            ~ shadow
+--            ~ shadow, @ penalty: the ban begins now, unless a longer one is in force
 --   "o& <lifetime ms>" before the keys of a hit: its verdict is kept under this key and shared
 --   "g <lifetime ms>" after the keys of a shared hit or of a reset, one for each of them: the number
 --   of resets of that count. A shared verdict that was given before the last one is forgotten.
@@ -153,6 +153,13 @@ local function everything_else()
       redis.call('INCR', rule.key)
       if ban or rule.shortened then redis.call('PEXPIRE', rule.key, left) end
     end
+  end
+
+  -- The later of two bans wins, so that instances need not agree on the order of their news.
+  function penalty.impose(rule)
+    if rule.count >= rule.amount and rule.left >= rule.ban then return end
+    rule.count, rule.left = rule.amount, rule.ban
+    redis.call('SET', rule.key, rule.amount, 'PX', string.format('%.0f', rule.ban))
   end
 
   penalty.report = fixed.report
@@ -315,7 +322,7 @@ local function everything_else()
       local terms = {
         algorithm = algorithms[kind],
         look = string.find(flags, '[?!]'), reset = string.find(flags, '!', 1, true),
-        shadow = string.find(flags, '~', 1, true),
+        shadow = string.find(flags, '~', 1, true), imposed = string.find(flags, '@', 1, true),
         amount = tonumber(amount), period = tonumber(period),
         burst = tonumber(burst), cost = tonumber(cost),
       }
@@ -367,7 +374,11 @@ local function everything_else()
     for i, rule in ipairs(rules) do
       if rule.algorithm.counts_refusals then
         if rule.endless and not rule.look then redis.call('PEXPIRE', rule.key, rule.left) end
-        if refused and not rule.reset then rule.algorithm.charge(rule) end
+        if rule.imposed and not rule.look then
+          rule.algorithm.impose(rule)
+        elseif refused and not rule.reset then
+          rule.algorithm.charge(rule)
+        end
       elseif not rule.look then
         charge(rule, refused)
       end

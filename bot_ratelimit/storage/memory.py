@@ -110,7 +110,7 @@ class MemoryStorage:
         verdicts = []
         for charge, kept, step in zip(charges, found, steps, strict=True):
             if charge.penalty is not None:
-                if refused:
+                if refused or charge.penalty.imposed:
                     step = _step(charge, kept, now, 1)
                     self._keep(charge, kept, step, now)
             elif refused and not step[1].wait:

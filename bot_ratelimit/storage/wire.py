@@ -130,7 +130,7 @@ def _spec(limit: Limit, cost: int, shadow: bool, mode: str, joined: bool) -> byt
 
 
 def _penalty_spec(limit: Limit, penalty: Penalty, mode: str, joined: bool) -> bytes:
-    flags = ("&" if joined else "") + mode
+    flags = ("&" if joined else "") + mode + ("@" if penalty.imposed else "")
     numbers = f"{limit.amount} {limit.period_ms} {penalty.ban_ms} {penalty.longest_ms}"
     return f"p{flags} {numbers}".encode()
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 
+from example_bot.demo.floods import FloodControl
 from example_bot.demo.methods import STATELESS, ApiError, Call, Params, read_params
 from example_bot.demo.updates import Json
 from example_bot.demo.webhooks import Delivery, Webhook
@@ -32,13 +33,16 @@ class BotApi:
 
     Args:
         token: The only token that is let in.
+        floods: How fast bots may send; without it, as fast as they like.
     """
 
-    def __init__(self, token: str = TOKEN) -> None:
+    def __init__(self, token: str = TOKEN, floods: FloodControl | None = None) -> None:
         self.url = ""
         """Address of the server; a free port of loopback, known once it runs."""
         self.calls: list[Call] = []
-        """Every request that bots have made, oldest first, but for `getUpdates`."""
+        """Every request that bots have made, oldest first, but for `getUpdates` and 429s."""
+        self.refused: list[Call] = []
+        """Every request that was answered with 429."""
         self.errors: dict[str, ApiError] = {}
         """Methods that fail, by lower-case name: `{"sendmessage": ApiError(403, "Forbidden")}`."""
         self.spinning: set[str] = set()
@@ -46,6 +50,7 @@ class BotApi:
         self.webhooks: list[Webhook] = []
         """The instances that have set a webhook."""
         self._token = token
+        self._floods = floods
         self._methods = {
             **STATELESS,
             "setwebhook": self._set_webhook,
@@ -88,6 +93,8 @@ class BotApi:
         """
         if not self.webhooks:
             raise LookupError("no webhook is set; a bot that polls gets its updates by enqueue()")
+        if self._floods is not None and (written := update.get("message")):
+            self._floods.wrote(written["chat"]["id"])
         webhook = self.webhooks[self._turn % len(self.webhooks)]
         self._turn += 1
         if press := update.get("callback_query"):
@@ -140,6 +147,12 @@ class BotApi:
         if name == "getupdates":
             return await self._get_updates(params)
         call = Call(method, params, time.perf_counter())
+        if self._floods is not None:
+            try:
+                self._floods.check(method, params)
+            except ApiError:
+                self.refused.append(call)
+                raise
         async with self._news:
             self.calls.append(call)
             self._news.notify_all()

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from example_bot.demo.verdict import Findings, Outcome, percentile
+
+if TYPE_CHECKING:
+    from example_bot.demo.sending import Sending
 
 
 class Display:
@@ -75,6 +79,18 @@ class Display:
             "person. p50, p99: milliseconds from the delivery of each until it was handled or "
             "refused, with everything in one process."
         )
+
+    def deliveries(self, found: Sequence["Sending"]) -> None:
+        """What became of what the bot sent."""
+        table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+        for heading in ("Act", "What"):
+            table.add_column(heading, no_wrap=True)
+        for heading in ("Asked for", "Arrived", "429s", "Seconds"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for each in found:
+            numbers = (each.asked, each.arrived, each.refused)
+            table.add_row(each.title, each.what, *map(str, numbers), f"{each.seconds:.1f}")
+        self._console.print(table)
 
     def verdict(self, findings: Findings) -> None:
         """What was claimed besides, and whether all of it is what happened."""

@@ -1,4 +1,4 @@
-"""The performance: the three acts one after the other, and the verdict."""
+"""The performance: the four acts one after the other, and the verdict."""
 
 import asyncio
 import os
@@ -11,12 +11,13 @@ from example_bot.demo.acts import CROWD, act_one, act_three, act_two
 from example_bot.demo.backend import open_backend, random_prefix
 from example_bot.demo.crowd import FLOODERS
 from example_bot.demo.display import Display
+from example_bot.demo.sending import act_four
 from example_bot.demo.stage import INSTANCES, LIMIT, Stage
 from example_bot.demo.tape import recorded
 
 
 def perform() -> int:
-    """Perform the three acts, and return 0 only if what they claim is what happened."""
+    """Perform the four acts, and return 0 only if what they claim is what happened."""
     try:
         return asyncio.run(_perform(Display(Console())))
     except ConfigError as error:
@@ -39,6 +40,7 @@ async def _perform(display: Display) -> int:
             await act_one(stage)
             await act_two(stage)
             await act_three(stage)
+            await act_four(stage)
     display.table(stage.findings)
     display.verdict(stage.findings)
     return stage.findings.exit_status()

@@ -68,6 +68,13 @@ async def test_the_demo_does_what_it_claims(start: Start) -> None:
     ]
     assert len(re.findall(r"40 users +(\d+) +\1 +\1 +0 .* yes\b", out)) == 5
     assert re.findall(r"8 users +(\d+) +\1 +\1 +0 .* yes\b", out) == ["80", "8"]
+    sent = re.findall(r"4 with +(\w+) +(\d+) +(\d+) +(\d+) ", out)
+    assert [(what, int(asked)) for what, asked, _, _ in sent] == [
+        ("answers", 72),
+        ("edits", 40),
+        ("broadcast", 60),
+    ]
+    assert [refused for *_, refused in sent] == ["0"] * 3
     assert out.count("log: ERROR Redis rate limit check failed") == 1
     assert out.endswith("What the demo claims is what happened.\n")
 

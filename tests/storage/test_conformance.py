@@ -9,6 +9,7 @@ import pytest
 
 from bot_ratelimit import Penalty, Rule
 from bot_ratelimit.decision import conclude
+from bot_ratelimit.penalty import block_at, blocking
 from bot_ratelimit.storage.base import Charge
 from tests.benches import Bench, charge, movable
 
@@ -331,3 +332,44 @@ async def test_a_refusal_outlives_its_ban(bench: Bench) -> None:
     verdicts = await bench.hit(charge("1/50ms"), ban, once=TOKEN)
     assert verdicts[1] == (1, 0, 0)
     assert not conclude([Rule("1/50ms"), terms], verdicts, "redis")
+
+
+BLOCK = block_at("out:blocked:", lambda subject: subject.chat)
+
+
+def block(seconds: float) -> Charge:
+    imposed = blocking(BLOCK, seconds)
+    return Charge("bot:ratelimit:out:blocked:42", imposed.limit, penalty=imposed)
+
+
+async def test_a_block_refuses_for_as_long_as_it_was_told_to(bench: Bench) -> None:
+    """A block that is imposed refuses at once, for exactly its time, and charges nobody."""
+    rules = charge("5/minute burst 5"), Charge(block(1).key, BLOCK.limit, penalty=BLOCK)
+    assert (await bench.hit(*rules))[0].wait == 0
+    await bench.hit(block(0.06))
+    refused = await bench.hit(*rules)
+    assert (refused[0].wait, refused[1].wait) == (0, bench.about(0.06))
+    assert refused[0].remaining == 4
+    assert set(await bench.ttls()) <= {charge("1/s").key, block(1).key}
+    await bench.advance(0.063)
+    assert [verdict.wait for verdict in await bench.hit(*rules)] == [0, 0]
+
+
+async def test_the_later_of_two_blocks_wins(bench: Bench) -> None:
+    """A shorter block does not cut a longer one short, a longer one takes over."""
+    rule = Charge(block(1).key, BLOCK.limit, penalty=BLOCK)
+    for seconds, left in ((20, 20), (5, 20), (90, 90), (1, 90)):
+        await bench.hit(block(seconds))
+        assert (await bench.peek(rule))[0].wait == bench.about(left)
+
+
+async def test_refusals_do_not_make_a_block_longer(bench: Bench) -> None:
+    """However often it is asked meanwhile, a block ends when it ends; without one none begins."""
+    rules = charge("1/minute"), Charge(block(1).key, BLOCK.limit, penalty=BLOCK)
+    for _ in range(5):
+        await bench.hit(*rules)
+    await bench.advance(0.003)
+    assert (await bench.peek(rules[1]))[0].wait == 0
+    await bench.hit(block(20))
+    for _ in range(5):
+        assert (await bench.hit(*rules))[1].wait == bench.about(20)

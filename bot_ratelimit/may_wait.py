@@ -1,0 +1,25 @@
+"""Whether a request to Telegram may wait for its turn: said by its caller, obeyed by `outgoing`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+
+may_wait: Final[ContextVar[bool]] = ContextVar("bot_ratelimit_may_wait", default=True)
+"""False inside of `without_waiting`."""
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Requests made inside go at once, or fail with `NotSentError`: one try, then dropped.
+
+    For what is worth nothing later, such as a notice to a user who sends too fast. A bot without
+    `OutgoingLimits` is not affected.
+    """
+    token = may_wait.set(False)
+    try:
+        yield
+    finally:
+        may_wait.reset(token)

@@ -1,0 +1,105 @@
+"""Journal: a file that says to which chats a broadcast was sent, for the run that goes on."""
+
+from __future__ import annotations
+
+import os
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.outgoing.sent import Status
+
+LEAVING: Final = "leaving"
+_WORDS: Final = {LEAVING, *(status.value for status in Status)}
+
+
+class Journal:
+    """What was done, a line for each step.
+
+    ::
+
+        42 leaving
+        42 sent
+        43 leaving
+
+    `leaving` is written before the request leaves, the outcome when it is known, both without any
+    buffer of this process. So after a crash, also by SIGKILL, everybody to whom something was sent
+    is in the file; only the chats without an outcome may or may not have got it. These are
+    `in_flight`. (After a power failure, what the system had not written yet is missing.)
+
+    Args:
+        path: The file; made when the first request leaves. A broadcast closes it at its end.
+        repeat_in_flight: Whether to send again to those that were in flight. By default they are
+            left out: to nobody twice.
+
+    Raises:
+        ConfigError: The file is something else, or cannot be read.
+    """
+
+    def __init__(self, path: str | Path, *, repeat_in_flight: bool = False) -> None:
+        self.path = Path(path)
+        self.done: set[str] = set()
+        """The chats that need nothing more."""
+        self._file: FileIO | None = None
+        try:
+            begun = self._read() if self.path.exists() else []
+        except OSError as error:
+            raise ConfigError(f"the journal {self.path}: {error.strerror}") from None
+        self.in_flight: tuple[int | str, ...] = tuple(map(_chat, begun))
+        """Those that an earlier run was sending to when it ended."""
+        if not repeat_in_flight:
+            self.done.update(begun)
+
+    def __contains__(self, chat: object) -> bool:
+        return str(chat) in self.done
+
+    def leaving(self, chat: int | str) -> None:
+        """A request to this chat is about to leave."""
+        self._write(f"{chat} {LEAVING}")
+
+    def finished(self, chat: int | str, status: Status) -> None:
+        """What came of it."""
+        self._write(f"{chat} {status.value}")
+
+    def close(self) -> None:
+        """Close the file; writing opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, line: str) -> None:
+        if self._file is None:
+            self._file = FileIO(self.path, "ab")
+        self._file.write(f"{line}\n".encode())
+
+    def _read(self) -> list[str]:
+        """Note what is done; returns what was begun and has no outcome."""
+        begun: dict[str, None] = {}
+        whole = 0
+        with self.path.open("rb") as lines:
+            for number, raw in enumerate(lines, 1):
+                if not raw.endswith(b"\n"):  # killed while it wrote: not written
+                    break
+                whole += len(raw)
+                chat, _, word = raw.decode(errors="replace").strip().rpartition(" ")
+                if not chat or word not in _WORDS:
+                    raise ConfigError(
+                        f"the journal {self.path}: line {number} is not of a journal; "
+                        "give the path of a new file"
+                    )
+                if word == LEAVING:
+                    begun[chat] = None
+                else:
+                    begun.pop(chat, None)
+                    if word != Status.FAILED.value:
+                        self.done.add(chat)
+        os.truncate(self.path, whole)
+        return list(begun)
+
+
+def _chat(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text

@@ -1,0 +1,123 @@
+"""Progress: how far a broadcast has come, for a terminal and for a message."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from typing import Any, TextIO
+
+from aiogram.types import Message
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.may_wait import without_waiting
+from bot_ratelimit.outgoing.delivery import broadcasting
+from bot_ratelimit.outgoing.sent import Sent, Status
+
+log = logging.getLogger("bot_ratelimit")
+
+
+class Progress:
+    """Counts outcomes, and shows them every few seconds.
+
+    As text it is `12,345 of 100,000 (12 %): 12,300 sent, 45 blocked; 25.0/s, 58 min left`.
+
+    Args:
+        total: How many chats there are, if that is known.
+        stream: Where to print it, for example `sys.stderr`: one line that changes, or a line each
+            time if it is no terminal.
+        message: A message of the bot whose text is to say it.
+        every: Seconds between two times.
+
+    Raises:
+        ConfigError: `every` is less than a second.
+    """
+
+    def __init__(
+        self,
+        total: int | None = None,
+        *,
+        stream: TextIO | None = None,
+        message: Message | None = None,
+        every: float = 5.0,
+    ) -> None:
+        if every < 1:
+            raise ConfigError(f"every={every!r}: expected seconds from 1 up; each is an edit")
+        self.counts: Counter[Status] = Counter()
+        """How many of each outcome."""
+        self.skipped = 0
+        """How many were done before, by the journal."""
+        self._total = total
+        self._stream = stream
+        self._message = message
+        self._every = every
+        self._began: float | None = None
+        self._shown = 0.0
+        self._seconds = 0.0
+        self._edit: asyncio.Task[None] | None = None
+
+    def __str__(self) -> str:
+        done = self.counts.total() + self.skipped
+        text = f"{done:,}"
+        if self._total:
+            text += f" of {self._total:,} ({100 * done // self._total} %)"
+        parts = [f"{self.counts[s]:,} {s.value}" for s in Status if self.counts[s]]
+        if self.skipped:
+            parts.append(f"{self.skipped:,} done before")
+        if parts:
+            text += f": {', '.join(parts)}"
+        if self._seconds > 0 and self.counts:
+            rate = self.counts.total() / self._seconds
+            text += f"; {rate:.1f}/s"
+            if self._total and done < self._total:
+                text += f", {_duration((self._total - done) / rate)} left"
+        return text
+
+    def begin(self) -> None:
+        """The broadcast begins."""
+        self._began = self._shown = asyncio.get_running_loop().time()
+
+    def add(self, sent: Sent[Any]) -> None:
+        """Count an outcome, and show it if it is time to."""
+        self.counts[sent.status] += 1
+        now = asyncio.get_running_loop().time()
+        if self._began is None:
+            self.begin()
+        self._seconds = now - (self._began or now)
+        if now - self._shown >= self._every:
+            self._shown = now
+            self._print("\r" if self._stream and self._stream.isatty() else "\n")
+            if self._message is not None and (self._edit is None or self._edit.done()):
+                self._edit = asyncio.create_task(_tell(self._message, str(self), wait=False))
+
+    async def finish(self) -> None:
+        """Show the end of it."""
+        self._print("\n")
+        if self._edit is not None:
+            await self._edit
+        if self._message is not None:
+            await asyncio.create_task(_tell(self._message, str(self), wait=True))
+
+    def _print(self, end: str) -> None:
+        if self._stream is not None:
+            clear = "\x1b[K" if self._stream.isatty() else ""
+            print(f"{self}{clear}", end=end, file=self._stream, flush=True)
+
+
+async def _tell(message: Message, text: str, *, wait: bool) -> None:
+    broadcasting.set(False)  # of this task only
+    try:
+        if wait:
+            await message.edit_text(text)
+        else:
+            with without_waiting():
+                await message.edit_text(text)
+    except Exception as error:
+        # A message that was deleted, a text that did not change: the broadcast goes on.
+        log.debug("The progress of a broadcast was not shown: %r", error)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"

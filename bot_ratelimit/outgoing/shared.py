@@ -1,0 +1,81 @@
+"""Shared: places that all instances take from, and this process alone while Redis is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from bot_ratelimit.decision import Decision
+from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.rule import Rules, Subject
+from bot_ratelimit.storage.memory import MemoryStorage
+
+log = logging.getLogger("bot_ratelimit")
+
+_LOG_EVERY: Final = 60.0
+# A thousand chats that wake together would wait for each other longer than an answer may take, and
+# the server would be taken for dead. A few batches are enough to keep it busy.
+_AT_ONCE: Final = 32
+
+
+class Shared:
+    """Asks the limiter, and keeps account of what this process was granted.
+
+    When the storage does not answer, that account decides. It is not empty then: an outage, or one
+    answer that comes too late, must not give every chat a second burst.
+
+    Args:
+        limiter: The one that all instances share.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self.source = limiter.storage.source
+        """Who answers while all is well."""
+        self._own: Limiter | None = None
+        if self.source != "memory":
+            self._own = Limiter(MemoryStorage(), key_prefix=limiter.key_prefix)
+        self._asking = asyncio.Semaphore(_AT_ONCE)
+        self._closed = False
+        self._log_again = 0.0
+
+    async def close(self) -> None:
+        """Ask the limiter no more, and let answers that are under way arrive."""
+        self._closed = True
+        for _ in range(_AT_ONCE):
+            await self._asking.acquire()
+        for _ in range(_AT_ONCE):
+            self._asking.release()
+
+    def open(self) -> None:
+        """Ask again."""
+        self._closed = False
+
+    async def hit(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
+        """Take a place from each of the rules, or from none."""
+        if self._own is None:
+            return await self._limiter.hit(rules, subject, cost)
+        async with self._asking:
+            if self._closed:
+                return await self._own.hit(rules, subject, cost)
+            decision = await self._limiter.hit(rules, subject, cost)
+            if decision.source != self.source:
+                # A place that was perhaps taken for nothing delays one message; to pace alone while
+                # others go on together brings 429s. While the circuit is open this takes no time.
+                decision = await self._limiter.hit(rules, subject, cost)
+        if decision.source == self.source:
+            if decision.allowed:
+                await self._own.hit(rules, subject, cost)
+            return decision
+        self._tell()
+        return await self._own.hit(rules, subject, cost)
+
+    def _tell(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._log_again:
+            self._log_again = now + _LOG_EVERY
+            log.warning(
+                "Outgoing limits: without Redis this process paces by itself: n instances send up "
+                "to n times the budget, and a 429 stops its chat in this process only"
+            )

@@ -1,0 +1,269 @@
+"""Broadcasts: everybody once, each outcome a value, and on after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiogram.exceptions import (
+    TelegramBadRequest,
+    TelegramForbiddenError,
+    TelegramMigrateToChat,
+    TelegramNetworkError,
+)
+from aiohttp import ClientConnectorError
+from aiohttp.client_reqrep import ConnectionKey
+
+from bot_ratelimit import ConfigError, Limiter, MemoryStorage, NotSentError
+from bot_ratelimit.outgoing.journal import Journal
+from bot_ratelimit.outgoing.progress import Progress
+from bot_ratelimit.outgoing.sent import Status
+from example_bot.demo.botapi import BotApi
+
+from .virtual import Telegram, now, paced, too_many, virtual
+
+NO_METHOD: Any = None
+
+
+def no_connection() -> TelegramNetworkError:
+    error = TelegramNetworkError(NO_METHOD, "ClientConnectorError")
+    key = ConnectionKey("api.telegram.org", 443, True, None, None, None, None)
+    error.__cause__ = ClientConnectorError(key, OSError("refused"))
+    return error
+
+
+@virtual
+async def test_everybody_gets_it_once_at_the_budgets_pace() -> None:
+    """A thousand chats at 25 a second take 39 seconds, whatever each request takes."""
+    telegram = Telegram(latency=0.8)
+    bot, outgoing = paced(telegram)
+    found = [
+        sent
+        async for sent in outgoing.broadcast(
+            range(1, 1_001), lambda chat: bot.send_message(chat, "x")
+        )
+    ]
+    assert sorted(sent.chat for sent in found) == [*range(1, 1_001)]
+    assert all(found)
+    assert {sent.status for sent in found} == {Status.SENT}
+    assert telegram.times()[-1] == pytest.approx(39, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "requests"),
+    [
+        (TelegramForbiddenError(NO_METHOD, "bot was blocked by the user"), Status.BLOCKED, 1),
+        (TelegramForbiddenError(NO_METHOD, "user is deactivated"), Status.GONE, 1),
+        (TelegramBadRequest(NO_METHOD, "Bad Request: chat not found"), Status.GONE, 1),
+        (TelegramBadRequest(NO_METHOD, "message is too long"), Status.FAILED, 1),
+        (TelegramNetworkError(NO_METHOD, "Request timeout error"), Status.UNKNOWN, 1),
+        (TelegramMigrateToChat(NO_METHOD, "moved", -100_5), Status.MIGRATED, 2),
+        (no_connection(), Status.SENT, 2),
+        (too_many(90), Status.SENT, 2),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_each_error_does_the_right_thing(error: Exception, status: Status, requests: int) -> None:
+    """An error is the outcome of its chat alone; only what has not arrived is repeated."""
+
+    @virtual
+    async def test() -> None:
+        telegram = Telegram()
+        telegram.errors = [error]
+        bot, outgoing = paced(telegram)
+
+        async def send(chat: int) -> None:
+            await bot.send_message(chat, "x")
+
+        found = {s.chat: s async for s in outgoing.broadcast([-1, 2, 3], send, in_flight=1)}
+        assert found[-1].status is status
+        assert [found[2].status, found[3].status] == [Status.SENT] * 2
+        assert len(telegram.left) == requests + 2
+        if status is Status.MIGRATED:
+            assert found[-1].moved_to == -100_5
+            assert telegram.texts(-100_5) == ["x"]
+
+    test()
+
+
+@virtual
+async def test_a_send_that_was_half_done_is_not_done_again() -> None:
+    """After its first message nothing is repeated, and an error of the sender's own is unknown."""
+    telegram = Telegram()
+    telegram.errors = [None, no_connection()]
+    bot, outgoing = paced(telegram)
+
+    async def send(chat: int) -> None:
+        await bot.send_message(chat, "one")
+        if chat == 2:
+            raise RuntimeError("of the sender")
+        await bot.send_message(chat, "two")
+
+    found = [s async for s in outgoing.broadcast([1, 2], send, in_flight=1)]
+    assert [s.status for s in found] == [Status.UNKNOWN] * 2
+    assert telegram.texts() == ["one", "one"]
+
+
+async def many(count: int) -> AsyncIterator[int]:
+    for chat in range(1, count + 1):
+        yield chat
+
+
+@virtual
+async def test_memory_is_flat() -> None:
+    """After 8,000 chats a broadcast holds no more than after 2,000."""
+    telegram = Telegram()
+    telegram.log, telegram.left = _Nothing(), _Nothing()
+    limiter = Limiter(MemoryStorage(1_000, clock=now), clock=now)
+    bot, outgoing = paced(telegram, limiter=limiter, broadcast="500/s")
+
+    async def send(chat: int) -> None:
+        await bot.send_message(chat, "x")
+
+    held, total = {}, 0
+    async for sent in outgoing.broadcast(many(8_500), send):
+        total += sent.status is Status.SENT
+        if total in (2_000, 8_000):
+            gc.collect()
+            held[total] = len(gc.get_objects())
+    assert total == 8_500
+    assert held[8_000] < held[2_000] * 1.02
+
+
+class _Nothing(list[Any]):
+    def append(self, _: Any) -> None:
+        pass
+
+
+@virtual
+async def test_a_broadcast_that_is_left_ends() -> None:
+    """After a break nothing more is sent."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram)
+
+    async def send(chat: int) -> None:
+        await bot.send_message(chat, "x")
+
+    async with aclosing(outgoing.broadcast(range(1, 1_000), send)) as outcomes:
+        async for _ in outcomes:
+            break
+    seen = len(telegram.left)
+    await asyncio.sleep(10)
+    assert len(telegram.left) == seen <= 50
+
+
+def test_a_shutdown_ends_it_and_the_journal_goes_on(tmp_path: Path) -> None:
+    """When the bot ends, so does the broadcast; the next run sends to the others, each once."""
+
+    @virtual
+    async def test() -> None:
+        telegram = Telegram()
+        bot, outgoing = paced(telegram)
+
+        async def send(chat: int) -> None:
+            await bot.send_message(chat, "x")
+
+        async def broadcast() -> None:
+            journal = Journal(tmp_path / "journal")
+            async for _ in outgoing.broadcast(range(1, 101), send, journal=journal):
+                pass
+
+        asyncio.get_running_loop().call_later(1.5, lambda: asyncio.ensure_future(outgoing.close()))
+        with pytest.raises(NotSentError):
+            await broadcast()
+        assert 0 < len(telegram.log) < 100
+        await outgoing.open()
+        await broadcast()
+        assert Counter(m.chat_id for _, m in telegram.log) == Counter(range(1, 101))  # type: ignore[attr-defined] # all are messages
+
+    test()
+
+
+def test_a_journal_tells_failed_from_done(tmp_path: Path) -> None:
+    """A run with the same journal leaves out what was sent, refused for good or in flight."""
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    for chat, status in ((1, Status.SENT), (2, Status.FAILED), (3, Status.BLOCKED)):
+        journal.leaving(chat)
+        journal.finished(chat, status)
+    journal.leaving(4)
+    journal.leaving("@news")
+    journal.close()
+    with path.open("ab") as file:
+        file.write(b"77 leav")  # killed in the middle of a line
+    again = Journal(path)
+    assert again.in_flight == (4, "@news")
+    assert [chat in again for chat in (1, 2, 3, 4, 5, 77, "@news")] == [
+        *(True, False, True, True, False, False, True)
+    ]
+    again.leaving(77)
+    again.close()
+    assert path.read_text().splitlines()[-1] == "77 leaving"
+    assert 4 not in Journal(path, repeat_in_flight=True)
+    other = tmp_path / "other"
+    other.write_text("something else\n")
+    with pytest.raises(ConfigError, match="line 1 is not of a journal"):
+        Journal(other)
+
+
+async def test_a_broadcast_that_is_killed_and_resumed(tmp_path: Path) -> None:
+    """Killed in the middle and started again: nobody twice, nobody missed but those it names."""
+    chats = 300
+    async with BotApi() as api:
+        path = tmp_path / "journal"
+        arguments = (sys.executable, "-m", "tests.outgoing.broadcaster", api.url, path, str(chats))
+        process = await asyncio.create_subprocess_exec(*arguments)
+        await api.called("sendMessage", 100, timeout=30)
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        await asyncio.sleep(0.05)
+        before = {call.chat_id for call in api.calls}
+        named = set(Journal(path).in_flight)
+        process = await asyncio.create_subprocess_exec(*arguments, stderr=asyncio.subprocess.PIPE)
+        _, errors = await process.communicate()
+    got = Counter(call.chat_id for call in api.calls)
+    assert process.returncode == 0
+    assert 100 <= len(before) < chats
+    assert max(got.values()) == 1
+    assert set(range(1, chats + 1)) - set(got) <= named
+    assert len(named) <= 50
+    assert not named or b"may have got it" in errors
+
+
+def test_progress_is_shown(tmp_path: Path) -> None:
+    """Every few seconds a line, and an edit of the message; at the end the whole of it."""
+
+    @virtual
+    async def test() -> None:
+        telegram = Telegram()
+        bot, outgoing = paced(telegram)
+        message = (await bot.send_message(500, "0")).as_(bot)
+        stream = io.StringIO()
+        progress = Progress(500, stream=stream, message=message)
+
+        async def send(chat: int) -> None:
+            if chat % 100 == 0:
+                raise TelegramForbiddenError(NO_METHOD, "blocked")
+            await bot.send_message(chat, "x")
+
+        async for _ in outgoing.broadcast(range(1, 501), send, progress=progress):
+            pass
+        lines = stream.getvalue().splitlines()
+        assert len(lines) == 4
+        assert lines[0].startswith("127 of 500 (25 %): 126 sent, 1 blocked; 2")
+        assert lines[0].endswith("/s, 15 s left")
+        assert lines[-1].startswith("500 of 500 (100 %): 495 sent, 5 blocked; ")
+        edits = [m.text for _, m in telegram.log if m.__api_method__ == "editMessageText"]  # type: ignore[attr-defined] # all have one
+        assert [each[:12] for each in edits] == [line[:12] for line in lines]
+        assert now() > 1_000
+
+    test()

@@ -1,0 +1,121 @@
+"""The end: what waits is told, what is late is not sent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+
+import pytest
+from aiogram import Bot, Dispatcher
+from aiogram.client.session.aiohttp import AiohttpSession
+from aiogram.client.telegram import TelegramAPIServer
+
+from bot_ratelimit import NotSentError, OutgoingLimits
+from example_bot.demo.botapi import TOKEN, BotApi
+
+from .virtual import Telegram, now, paced, virtual
+
+
+@virtual
+async def test_at_the_end_whoever_waits_is_told() -> None:
+    """100 waiting requests end with NotSentError, in no time, and none of them is sent."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram, per_chat="1/s burst 1")
+    tasks = [asyncio.create_task(bot.send_message(i % 2, str(i))) for i in range(102)]
+    await asyncio.sleep(0.5)
+    began = now()
+    await outgoing.close()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert now() - began < 0.1
+    assert [type(each) for each in outcomes[2:]] == [NotSentError] * 100
+    assert len(telegram.left) == 2
+
+
+def test_it_says_what_was_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """The log names how many requests were not sent, and where to."""
+
+    @virtual
+    async def test() -> None:
+        bot, outgoing = paced(Telegram(), per_chat="1/s burst 1")
+        tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(8)]
+        await asyncio.sleep(0.5)
+        await outgoing.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    with caplog.at_level(logging.WARNING):
+        test()
+    assert "7 requests were not sent: sendMessage to chat 7 (7)" in caplog.text
+
+
+@virtual
+async def test_what_is_being_sent_is_waited_for() -> None:
+    """Closing waits for answers that are on their way, for so long and no longer."""
+    telegram = Telegram(latency=2.0)
+    bot, outgoing = paced(telegram)
+    task = asyncio.create_task(bot.send_message(7, "x"))
+    await asyncio.sleep(0.1)
+    await outgoing.close()
+    assert (await task).text == "x"
+    telegram.latency = lambda: 60.0
+    task = asyncio.create_task(bot.send_message(8, "x"))
+    await asyncio.sleep(0.1)
+    began = now()
+    await outgoing.close(timeout=3)
+    assert now() - began == pytest.approx(3)
+    await task
+
+
+@virtual
+async def test_after_the_end_requests_go_at_once_or_never() -> None:
+    """A farewell that need not wait is sent; with a startup everything is as before."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram, per_chat="1/s burst 1")
+    await outgoing.close()
+    await bot.send_message(7, "farewell")
+    with pytest.raises(NotSentError, match="shutting down"):
+        await bot.send_message(7, "late")
+    await outgoing.open()
+    await asyncio.gather(*(bot.send_message(7, "x") for _ in range(3)))
+
+
+async def test_a_late_request_does_not_open_the_session_again() -> None:
+    """Once the session is closed a late request fails, and the session stays closed."""
+    async with BotApi() as api:
+        session = AiohttpSession(api=TelegramAPIServer.from_base(api.url))
+        bot, dispatcher = Bot(TOKEN, session), Dispatcher()
+        outgoing = OutgoingLimits().setup(bot, dispatcher)
+        await bot.send_message(7, "x")
+        await dispatcher.emit_shutdown()
+        await session.close()
+        with pytest.raises(NotSentError, match="the session of the bot is closed"):
+            await bot.send_message(7, "late")
+        assert session._session is not None
+        assert session._session.closed
+        await dispatcher.emit_startup()
+        await bot.send_message(7, "again")
+        await session.close()
+        await outgoing.close()
+    assert [call.text for call in api.calls] == ["x", "again"]
+
+
+async def test_sigterm_ends_a_bot_with_a_hundred_waiting() -> None:
+    """A bot that polls ends within two seconds of SIGTERM, and says what was not sent."""
+    async with BotApi() as api:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "error", "-m", "tests.outgoing.stopping", api.url),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await api.called("sendMessage", timeout=30)
+        await asyncio.sleep(0.3)  # it polls by now
+        began = time.monotonic()
+        process.terminate()
+        out, log = await process.communicate()
+        took = time.monotonic() - began
+    assert (process.returncode, out) == (0, b"100 raised\n"), log
+    assert b"100 requests were not sent: sendMessage to chat 7 (100)" in log
+    assert b"Traceback" not in log
+    assert took < 2
+    assert len(api.calls) <= 3

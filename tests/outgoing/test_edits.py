@@ -1,0 +1,114 @@
+"""Edits that wait: only the newest is worth sending."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiogram.exceptions import TelegramBadRequest
+from aiogram.methods import EditMessageReplyMarkup, EditMessageText, SendMessageDraft
+
+from .virtual import Telegram, now, paced, too_many, virtual
+
+
+def edit(text: str, message: int = 1, chat: int = 7) -> EditMessageText:
+    return EditMessageText(chat_id=chat, message_id=message, text=text)
+
+
+@virtual
+async def test_a_stream_of_edits_ends_with_its_last_text() -> None:
+    """50 edits in 5 seconds: as many requests as the budget allows, and the last text stands."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    tasks = []
+    for i in range(50):
+        tasks.append(asyncio.create_task(bot(edit(str(i)))))
+        await asyncio.sleep(0.1)
+    assert len(await asyncio.gather(*tasks)) == 50
+    assert 6 <= len(telegram.log) <= 7
+    assert telegram.texts()[-1] == "49"
+    assert telegram.log[-1][0] - 1_000 < 6.2
+
+
+@virtual
+async def test_all_who_wait_for_an_edit_get_its_result() -> None:
+    """Whoever asked for an edit that was replaced gets what came of the one that was sent."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    await bot.send_message(7, "x")
+    results = await asyncio.gather(*(bot(edit(str(i))) for i in range(5)))
+    assert telegram.texts() == ["x", "4"]
+    assert len({id(result) for result in results}) == 1
+    telegram.errors = [TelegramBadRequest(edit("x"), "message is not modified")]
+    outcomes = await asyncio.gather(*(bot(edit("x")) for _ in range(3)), return_exceptions=True)
+    assert [type(each) for each in outcomes] == [TelegramBadRequest] * 3
+
+
+@virtual
+async def test_only_the_same_edit_of_the_same_message_is_replaced() -> None:
+    """Other messages, chats and kinds of edits keep their places, and so does the order."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    await bot.send_message(7, "x")
+    markup = EditMessageReplyMarkup(chat_id=7, message_id=1)
+    await asyncio.gather(
+        *(bot(each) for each in (edit("a"), edit("b", 2), edit("c"), markup, edit("d"), edit("e")))
+    )
+    assert telegram.texts() == ["x", "c", "b", "editMessageReplyMarkup", "e"]
+
+
+@virtual
+async def test_merging_can_be_switched_off() -> None:
+    """With `merge_edits=False` every edit is sent."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, merge_edits=False)
+    await asyncio.gather(*(bot(edit(str(i))) for i in range(8)))
+    assert telegram.texts() == [str(i) for i in range(8)]
+
+
+@virtual
+async def test_an_edit_goes_on_without_those_who_gave_up() -> None:
+    """When the caller that runs an edit is cancelled another takes over, with what is newest."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    await bot.send_message(7, "x")
+    tasks = [asyncio.create_task(bot(edit(str(i)))) for i in range(4)]
+    await asyncio.sleep(0.2)
+    tasks[0].cancel()  # the one that waits for the place
+    await asyncio.sleep(0.2)
+    tasks[3].cancel()  # the newest
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(each, asyncio.CancelledError) for each in outcomes] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert telegram.texts() == ["x", "2"]
+    await bot.send_message(7, "y")
+    assert telegram.times() == pytest.approx([0, 1, 2], abs=0.1)
+
+
+@virtual
+async def test_an_edit_that_was_refused_makes_way_for_a_newer_one() -> None:
+    """After a 429 the newest text is sent, not the one that was refused."""
+    telegram = Telegram()
+    telegram.errors = [too_many(3)]
+    bot, _ = paced(telegram)
+    task = asyncio.create_task(bot(edit("old")))
+    await asyncio.sleep(1)
+    began = now()
+    await asyncio.gather(task, bot(edit("new")))
+    assert telegram.texts() == ["new"]
+    assert 2 <= now() - began < 2.5
+
+
+@virtual
+async def test_drafts_are_edits() -> None:
+    """A streamed draft is a message that is edited."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    await asyncio.gather(
+        *(bot(SendMessageDraft(chat_id=7, draft_id=5, text=str(i))) for i in range(9))
+    )
+    assert telegram.texts() == ["0", "8"]

@@ -1,0 +1,280 @@
+"""429: who waits, who does not, and what is sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+from aiogram.exceptions import (
+    TelegramAPIError,
+    TelegramNetworkError,
+    TelegramRetryAfter,
+    TelegramServerError,
+)
+from aiogram.methods import SendChatAction, SendMediaGroup, SetMyCommands
+from aiogram.types import InputMediaPhoto
+
+from bot_ratelimit import Limiter
+from bot_ratelimit.errors import NotSentError
+from bot_ratelimit.may_wait import without_waiting
+from bot_ratelimit.testing import FlakyStorage
+from example_bot.demo.floods import FloodControl
+
+from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
+
+
+@virtual
+async def test_a_request_is_sent_again_after_its_wait() -> None:
+    """After a 429 the same message leaves when its time is over, not before, and before others."""
+    telegram = Telegram()
+    telegram.errors = [too_many(3)]
+    bot, _ = paced(telegram)
+    began = now()
+    await asyncio.gather(bot.send_message(7, "first"), bot.send_message(7, "second"))
+    assert telegram.texts() == ["first", "second"]
+    assert 3.0 <= telegram.log[0][0] - began < 3.5
+
+
+@virtual
+async def test_other_chats_go_on() -> None:
+    """A 429 in one chat delays no other."""
+    telegram = Telegram()
+    telegram.errors = [too_many(9)]
+    bot, _ = paced(telegram)
+    task = asyncio.create_task(bot.send_message(7, "x"))
+    await asyncio.sleep(0.1)
+    began = now()
+    await bot.send_message(8, "x")
+    assert now() - began < 0.05
+    await task
+
+
+@virtual
+async def test_all_instances_know_of_a_block() -> None:
+    """What one instance was told, another does not ask Telegram again: it waits, too."""
+    limiter = virtual_limiter()
+    one, two = Telegram(), Telegram()
+    (bot, _), (other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
+    one.errors = [too_many(5)]
+    began = now()
+    task = asyncio.create_task(bot.send_message(7, "one"))
+    await asyncio.sleep(1)
+    await other.send_message(7, "two")
+    await task
+    assert len(two.left) == 1
+    assert 5 <= two.log[0][0] - began < 8
+
+
+@virtual
+async def test_the_later_block_wins() -> None:
+    """A shorter wait that is told later does not cut a longer one short."""
+    limiter = virtual_limiter()
+    one, two = Telegram(latency=0.02), Telegram(latency=0.04)
+    (bot, _), (other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
+    one.errors, two.errors = [too_many(9)], [too_many(2)]
+    began = now()
+    await asyncio.gather(bot.send_message(7, "one"), other.send_message(7, "two"))
+    assert min(one.log[0][0], two.log[0][0]) - began >= 9
+
+
+@virtual
+async def test_a_block_that_lasts_too_long_is_an_error_with_its_rest() -> None:
+    """Beyond `max_wait` the error is raised at once; later calls get what is left of the wait."""
+    telegram = Telegram()
+    telegram.errors = [too_many(60)]
+    bot, _ = paced(telegram)
+    with pytest.raises(TelegramRetryAfter) as caught:
+        await bot.send_message(7, "x")
+    assert caught.value.retry_after == 60
+    await asyncio.sleep(20)
+    with pytest.raises(TelegramRetryAfter) as caught:
+        await bot.send_message(7, "x")
+    assert caught.value.retry_after == 40
+    assert len(telegram.left) == 1
+    await asyncio.sleep(31)
+    await bot.send_message(7, "x")
+    assert 60 <= telegram.log[0][0] - 1_000 < 61
+
+
+@virtual
+async def test_after_its_last_attempt_the_error_is_raised() -> None:
+    """`retries` is how often a request is sent again."""
+    telegram = Telegram()
+    telegram.errors = [too_many(1)] * 9
+    bot, _ = paced(telegram, retries=2)
+    with pytest.raises(TelegramRetryAfter):
+        await bot.send_message(7, "x")
+    assert len(telegram.left) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TelegramNetworkError(None, "broken"),  # type: ignore[arg-type] # the method does not matter
+        TelegramServerError(None, "502"),  # type: ignore[arg-type]
+        TelegramAPIError(None, "Too Many Requests"),  # type: ignore[arg-type] # a 429 without a time
+    ],
+    ids=["network", "5xx", "429 without parameters"],
+)
+def test_nothing_else_is_ever_repeated(error: Exception) -> None:
+    """What may have been delivered is not sent again."""
+
+    @virtual
+    async def test() -> None:
+        telegram = Telegram()
+        telegram.errors = [error]
+        bot, _ = paced(telegram)
+        with pytest.raises(type(error)):
+            await bot.send_message(7, "x")
+        assert len(telegram.left) == 1
+        await bot.send_message(7, "goes on")
+
+    test()
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_an_album_is_repeated_only_if_asked_for(repeat: bool) -> None:
+    """A part of an album may have been delivered: by default its 429 is raised."""
+
+    @virtual
+    async def test() -> None:
+        telegram = Telegram()
+        telegram.errors = [too_many(1)]
+        bot, _ = paced(telegram, repeat_albums=repeat)
+        album = SendMediaGroup(chat_id=7, media=[InputMediaPhoto(media="1")] * 2)
+        if repeat:
+            await bot(album)
+        else:
+            with pytest.raises(TelegramRetryAfter):
+                await bot(album)
+        assert len(telegram.left) == 1 + repeat
+
+    test()
+
+
+@virtual
+async def test_429s_in_many_quiet_chats_block_the_bot() -> None:
+    """Chats that nothing was sent to are refused together: it is the bot that is too fast."""
+    telegram = Telegram()
+    telegram.errors = [too_many(4)] * 3
+    bot, _ = paced(telegram)
+    tasks = [asyncio.create_task(bot.send_message(i, "x")) for i in (1, 2, 3)]
+    await asyncio.sleep(1)
+    began = now()
+    await bot.send_message(99, "another chat")
+    assert 2.5 < now() - began < 4
+    await asyncio.gather(*tasks)
+
+
+@virtual
+async def test_429s_in_busy_chats_block_only_these() -> None:
+    """Chats whose own pace was too fast say nothing about the bot."""
+    telegram = Telegram()
+    bot, _ = paced(telegram)
+    await asyncio.gather(*(bot.send_message(i, "x") for i in (1, 2, 3) for _ in range(4)))
+    telegram.errors = [too_many(4)] * 3
+    tasks = [asyncio.create_task(bot.send_message(i, "x")) for i in (1, 2, 3)]
+    await asyncio.sleep(1)
+    began = now()
+    await bot.send_message(99, "another chat")
+    assert now() - began < 0.05
+    await asyncio.gather(*tasks)
+
+
+@virtual
+async def test_a_method_without_a_chat_waits_by_itself() -> None:
+    """`setMyCommands` is repeated after its 429, and holds up nobody."""
+    telegram = Telegram()
+    telegram.errors = [too_many(4)]
+    bot, _ = paced(telegram)
+    task = asyncio.create_task(bot(SetMyCommands(commands=[])))
+    await asyncio.sleep(0.1)
+    began = now()
+    await bot.send_message(7, "x")
+    assert now() - began < 0.05
+    assert await task is True
+
+
+@virtual
+async def test_an_action_that_would_wait_is_dropped() -> None:
+    """ "typing" is not worth waiting for: it goes now or never, and says True either way."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, per_chat="1/s burst 2")
+    began = now()
+    for _ in range(5):
+        assert await bot(SendChatAction(chat_id=7, action="typing")) is True
+    assert len(telegram.log) == 2
+    telegram.errors = [too_many(3)]
+    assert await bot(SendChatAction(chat_id=8, action="typing")) is True
+    assert now() - began < 0.5
+    await bot.send_message(8, "x")
+    assert 3 < now() - began < 3.5
+
+
+@virtual
+async def test_without_waiting_a_429_is_raised() -> None:
+    """One try is one try, and meets the block of an earlier 429 without asking Telegram."""
+    telegram = Telegram()
+    telegram.errors = [too_many(3)]
+    bot, _ = paced(telegram)
+    with without_waiting():
+        with pytest.raises(TelegramRetryAfter):
+            await bot.send_message(7, "x")
+        with pytest.raises(NotSentError):
+            await bot.send_message(7, "x")
+    assert len(telegram.left) == 1
+
+
+@virtual
+async def test_without_the_storage_a_429_blocks_this_process() -> None:
+    """While Redis is away pacing goes on in memory, and so do blocks."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage, on_error="memory", clock=now)
+    telegram = Telegram()
+    bot, _ = paced(telegram, limiter=limiter)
+    storage.fail()
+    telegram.errors = [too_many(3)]
+    began = now()
+    await asyncio.gather(*(bot.send_message(7, "x") for _ in range(7)))
+    assert telegram.log[0][0] - began >= 3
+    assert len(telegram.log) == 7
+    assert telegram.times()[-1] > 2
+
+
+def flood(**options: Any) -> None:
+    @virtual
+    async def test() -> None:
+        random.seed(3)
+        floods = FloodControl(clock=now, bulk=1_000_000)
+        limiter = virtual_limiter()
+        telegrams = [Telegram(floods, latency=lambda: random.uniform(0.02, 0.2)) for _ in range(3)]
+        bots = [paced(t, limiter=limiter, max_wait=120, **options)[0] for t in telegrams]
+        quiet = asyncio.create_task(asyncio.sleep(0))
+        tasks = [
+            asyncio.create_task(bots[i % 3].send_message(chat, f"{i % 3} {i}"))
+            for i in range(90)
+            for chat in (1, 2, -3)
+        ]
+        delays = []
+        for i in range(100):
+            await asyncio.sleep(0.5)
+            began = now()
+            await bots[i % 3].send_message(1_000 + i, "a reply elsewhere")
+            delays.append(now() - began)
+        await asyncio.gather(*tasks, quiet)
+        assert max(delays) < 0.25
+        assert floods.impatient == 0
+        assert floods.refused < 40
+        for number, telegram in enumerate(telegrams):
+            for chat in (1, 2, -3):
+                expected = [f"{number} {i}" for i in range(90) if i % 3 == number]
+                assert telegram.texts(chat) == expected
+
+    test()
+
+
+def test_budgets_that_are_twice_too_high() -> None:
+    """Every message arrives once and in order, no wait is cut short, and others are not delayed."""
+    flood(per_chat="2/s burst 10", per_group="40/minute sliding")

@@ -1,0 +1,87 @@
+"""What each method of the Bot API counts as."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from aiogram import methods
+from aiogram.methods import (
+    CopyMessages,
+    EditMessageText,
+    GetMe,
+    SendMediaGroup,
+    SendMessage,
+    TelegramMethod,
+)
+
+from bot_ratelimit.outgoing.methods import TRAFFIC, Kind, chat_of, edit_of, traffic_of
+
+KNOWN = {
+    name
+    for name in methods.__all__
+    if issubclass(getattr(methods, name), TelegramMethod) and name != "TelegramMethod"
+}
+
+
+def test_every_method_of_aiogram_has_its_place() -> None:
+    """A method that a new version of aiogram brings is not overlooked."""
+    assert KNOWN - {"Request", "Response"} <= set(TRAFFIC)
+
+
+def test_whatever_can_be_a_paid_broadcast_counts_as_a_message() -> None:
+    """The methods that Telegram sells places for are exactly such that take one here."""
+    paid = {n for n in KNOWN if "allow_paid_broadcast" in getattr(methods, n).model_fields}
+    assert len(paid) >= 20
+    assert {TRAFFIC[name].kind for name in paid} == {Kind.SEND}
+
+
+def test_what_a_table_names_is_a_field() -> None:
+    """The fields that items and messages are read from exist."""
+    for name in KNOWN & set(TRAFFIC):
+        traffic, fields = TRAFFIC[name], getattr(methods, name).model_fields
+        assert {traffic.items, traffic.message} - {""} <= set(fields), name
+        if traffic.kind in (Kind.SEND, Kind.EDIT, Kind.ACTION):
+            assert {"chat_id", "inline_message_id"} & set(fields), name
+
+
+@pytest.mark.parametrize("name", sorted(n for n in KNOWN if n.startswith(("Answer", "Get"))))
+def test_answers_and_getters_never_wait(name: str) -> None:
+    """Nothing that somebody waits for, or that sends nothing, is delayed."""
+    assert TRAFFIC[name].kind is Kind.NEVER
+
+
+def test_the_table_in_the_docs_is_the_table() -> None:
+    """docs/outgoing.md names for every kind exactly its methods, or says how they begin."""
+    page = (Path(__file__).parents[2] / "docs" / "outgoing.md").read_text()
+    table = page[page.index("## Which methods count") :]
+    named = set(re.findall(r"`(\w+)`", table[: table.index("\n## ", 5)]))
+    counted = {n for n, t in TRAFFIC.items() if t.kind in (Kind.SEND, Kind.EDIT, Kind.ACTION)}
+    assert {n[0].lower() + n[1:] for n in counted} <= named
+
+
+def test_a_class_of_ones_own_counts_as_what_it_derives_from() -> None:
+    """A subclass of SendMessage is a message; an unknown method goes at once."""
+
+    class Mine(SendMessage):
+        pass
+
+    class New(TelegramMethod[bool]):
+        __returning__ = bool
+        __api_method__ = "new"
+
+    assert traffic_of(Mine).kind is Kind.SEND
+    assert traffic_of(New).kind is Kind.OTHER
+    assert traffic_of(GetMe).kind is Kind.NEVER
+
+
+def test_costs_chats_and_edits() -> None:
+    """An album costs its items; a chat is known by its number or its name in any case."""
+    album = SendMediaGroup.model_construct(chat_id=1, media=[1, 2, 3])
+    copies = CopyMessages(chat_id="@News", from_chat_id=1, message_ids=[*range(7)])
+    assert [traffic_of(type(m)).cost(m) for m in (album, copies)] == [3, 7]
+    assert [chat_of(m) for m in (album, copies)] == [1, "@news"]
+    assert chat_of(SendMessage(chat_id=" -100 ", text="x")) == -100
+    inline = EditMessageText(inline_message_id="abc", text="x")
+    assert (chat_of(inline), edit_of(inline, traffic_of(EditMessageText))) == ("inline:abc", "abc")

@@ -1,0 +1,52 @@
+"""Notices of the incoming side, on a bot whose requests are paced."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from aiogram import Dispatcher
+from aiogram.types import Message, Update
+
+from bot_ratelimit import RateLimitMiddleware, Subject
+from tests.incoming.support import message
+
+from .virtual import Telegram, now, paced, virtual, virtual_limiter
+
+
+def test_a_notice_that_would_wait_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    """A refused user is told at once or not at all, and nothing is held up or logged for it."""
+
+    @virtual
+    async def test() -> None:
+        telegram = Telegram()
+        bot, _ = paced(telegram, per_chat="1/5s burst 1")
+        dispatcher = Dispatcher()
+        limiter = virtual_limiter()
+        dispatcher.message.middleware(RateLimitMiddleware("1/2s", limiter=limiter))
+
+        @dispatcher.message()
+        async def answer(event: Message) -> None:
+            await event.answer("answer")
+
+        async def feed() -> None:
+            update = Update.model_validate(
+                {"update_id": 1, "message": message("hello")}, context={"bot": bot}
+            )
+            await dispatcher.feed_update(bot, update)
+
+        await feed()
+        began = now()
+        await feed()
+        assert now() - began < 0.1
+        assert telegram.texts() == ["answer"]
+        await asyncio.sleep(6)
+        await limiter.hit("1/2s", Subject(user=42))
+        await feed()  # refused, and there is room to say so
+        assert len(telegram.texts()) == 2
+        assert telegram.texts()[1].startswith("Too many requests")
+
+    with caplog.at_level(logging.INFO):
+        test()
+    assert "Could not tell a user" not in caplog.text

@@ -1,0 +1,325 @@
+"""How fast, in which order, and who waits for whom."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from aiogram.methods import (
+    AnswerCallbackQuery,
+    CopyMessages,
+    DeleteMessage,
+    GetChat,
+    SendMediaGroup,
+    SendMessage,
+)
+from aiogram.types import InputMediaPhoto
+
+from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
+from bot_ratelimit.may_wait import without_waiting
+from bot_ratelimit.outgoing.limits import OutgoingLimits
+from example_bot.demo.floods import FloodControl
+
+from .virtual import Telegram, now, paced, virtual
+
+GROUP = -100
+
+
+def near(times: list[float], expected: list[float]) -> bool:
+    return times == pytest.approx(expected, abs=0.1)
+
+
+@virtual
+async def test_a_chat_gets_a_burst_and_then_one_a_second() -> None:
+    """Five messages leave at once, each further one a second after the one before."""
+    telegram = Telegram()
+    bot, _ = paced(telegram)
+    await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(8)))
+    assert near(telegram.times(), [0, 0, 0, 0, 0, 1, 2, 3])
+    assert telegram.texts() == [str(i) for i in range(8)]
+
+
+@virtual
+async def test_a_group_gets_twenty_a_minute() -> None:
+    """In a group the 21st message leaves a minute after the first, however slow the chat's pace."""
+    telegram = Telegram()
+    bot, _ = paced(telegram)
+    await asyncio.gather(*(bot.send_message(GROUP, str(i)) for i in range(22)))
+    times = telegram.times()
+    assert times[19] == pytest.approx(15, abs=0.2)
+    assert times[20:] == pytest.approx([60, 60], abs=0.2)
+
+
+@virtual
+async def test_a_channel_has_a_budget_under_its_name() -> None:
+    """`@Channel` and `@channel` are one chat, and another channel is another."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    await asyncio.gather(*(bot.send_message(c, "x") for c in ("@News", "@news", "@other", "7", 7)))
+    assert near(telegram.times("@other"), [0])
+    assert near(sorted(telegram.times("@News") + telegram.times("@news")), [0, 0])
+    assert sorted(round(at - telegram.log[0][0], 1) for at, _ in telegram.log) == [0, 0, 0, 1, 1]
+
+
+@virtual
+async def test_a_busy_chat_delays_no_other() -> None:
+    """With 100 messages waiting for one chat a reply to another leaves at once."""
+    telegram = Telegram()
+    bot, _ = paced(telegram)
+    backlog = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(100)]
+    await asyncio.sleep(3)
+    began = now()
+    await bot.send_message(8, "hello")
+    assert now() - began < 0.05
+    await asyncio.gather(*backlog)
+    assert telegram.texts(7) == [str(i) for i in range(100)]
+
+
+@virtual
+async def test_replies_have_no_common_limit() -> None:
+    """A thousand people are answered at once: 30 a second is no limit on replies."""
+    telegram = Telegram()
+    bot, _ = paced(telegram)
+    await asyncio.gather(*(bot.send_message(i, "x") for i in range(1, 1_001)))
+    assert telegram.times()[-1] < 0.1
+
+
+@virtual
+async def test_broadcasts_have_a_budget_and_replies_do_not_pay_it() -> None:
+    """Inside of `broadcasting()` 25 leave a second, while replies leave at once."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram)
+
+    async def broadcast() -> None:
+        async with outgoing.broadcasting():
+            await asyncio.gather(*(bot.send_message(i, "news") for i in range(1, 101)))
+
+    task = asyncio.create_task(broadcast())
+    await asyncio.sleep(1.5)
+    began = now()
+    await bot.send_message(90, "reply")
+    assert now() - began < 0.05
+    await task
+    times = telegram.times()
+    assert times[-1] == pytest.approx(3, abs=0.2)
+    for start in times:
+        assert sum(start <= at < start + 0.9 for at in times) <= 26
+
+
+@virtual
+async def test_paid_broadcasts_have_a_budget_of_a_thousand() -> None:
+    """With `allow_paid_broadcast` 500 people are reached within a second."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram)
+    async with outgoing.broadcasting():
+        await asyncio.gather(
+            *(bot.send_message(i, "x", allow_paid_broadcast=True) for i in range(1, 1_501))
+        )
+    assert telegram.times()[999] < 0.1
+    assert telegram.times()[1_000] == pytest.approx(1, abs=0.1)
+
+
+@virtual
+async def test_a_reply_passes_a_broadcast_to_the_same_chat() -> None:
+    """A broadcast that waits for its chat, or for its budget, lets a reply to that chat pass."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram, per_chat="1/s burst 1", broadcast="1/10s")
+
+    async def broadcast(chat: int) -> None:
+        async with outgoing.broadcasting():
+            await bot.send_message(chat, "news")
+
+    tasks = [asyncio.create_task(broadcast(chat)) for chat in (1, 2)]
+    await asyncio.sleep(2)  # chat 2 has its place, and waits for the budget
+    began = now()
+    await bot.send_message(2, "reply")
+    assert now() - began < 0.05
+    tasks.append(asyncio.create_task(broadcast(2)))
+    await bot.send_message(2, "another")
+    await asyncio.gather(*tasks)
+    assert telegram.texts(2) == ["reply", "another", "news", "news"]
+
+
+@virtual
+async def test_an_album_costs_its_items() -> None:
+    """Ten photos leave at once, and the chat is quiet until all ten are paid."""
+    telegram = Telegram(FloodControl(clock=now))
+    bot, _ = paced(telegram)
+    photos = [InputMediaPhoto(media=str(i)) for i in range(10)]
+    await asyncio.gather(
+        bot(SendMediaGroup(chat_id=7, media=photos)), bot.send_message(7, "behind it")
+    )
+    assert telegram.times() == pytest.approx([0, 6], abs=0.2)
+    await asyncio.gather(
+        bot(CopyMessages(chat_id=8, from_chat_id=7, message_ids=[*range(20)])),
+        bot.send_message(8, "behind it"),
+    )
+    assert telegram.times(8) == pytest.approx([0, 16], abs=0.2)
+    assert not telegram.refusals
+
+
+@virtual
+async def test_budgets_can_be_switched_off() -> None:
+    """With None for every budget nothing waits."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram, per_chat=None, per_group=None, broadcast=None)
+    async with outgoing.broadcasting():
+        await asyncio.gather(*(bot.send_message(GROUP, str(i)) for i in range(200)))
+    assert now() - 1_000 < 5
+
+
+@virtual
+async def test_what_must_not_wait_does_not() -> None:
+    """Answers, getters and deletions pass while their chat is busy."""
+    telegram = Telegram()
+    bot, _ = paced(telegram)
+    tasks = [asyncio.create_task(bot.send_message(7, "x")) for _ in range(20)]
+    await asyncio.sleep(1)
+    began = now()
+    await bot(AnswerCallbackQuery(callback_query_id="1"))
+    await bot(GetChat(chat_id=7))
+    await bot(DeleteMessage(chat_id=7, message_id=1))
+    assert now() - began < 0.1
+    await asyncio.gather(*tasks)
+
+
+@virtual
+async def test_a_queue_has_an_end() -> None:
+    """Beyond `max_waiting` a send fails at once, and says for which chat and what to do."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, max_waiting=10)
+    tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(30)]
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    full = [each for each in outcomes if isinstance(each, SendQueueFullError)]
+    assert len(full) == 19
+    assert "sendMessage to chat 7 was not sent" in str(full[0])
+    assert "max_waiting=10" in str(full[0])
+    assert len(telegram.log) == 11
+
+
+@virtual
+async def test_all_chats_together_have_an_end_too() -> None:
+    """Ten times `max_waiting` is the most that waits in a process."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, max_waiting=2, per_chat="1/minute")
+    tasks = [asyncio.create_task(bot.send_message(i // 3, "x")) for i in range(90)]
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(each, SendQueueFullError) for each in outcomes) > 10
+
+
+@virtual
+async def test_cancelled_waiters_cost_nothing() -> None:
+    """Who gave up takes no place: the next one leaves in its stead."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(10)]
+    await asyncio.sleep(0.5)
+    for task in tasks[1:9]:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert near(telegram.times(), [0, 1])
+    assert telegram.texts() == ["0", "9"]
+    assert [isinstance(each, asyncio.CancelledError) for each in outcomes[1:9]] == [True] * 8
+
+
+@virtual
+async def test_cancelled_at_random_the_others_go_on() -> None:
+    """However callers come and go, nobody is stuck, lost or sent twice."""
+    telegram = Telegram(latency=lambda: random.uniform(0.01, 0.4))
+    bot, _ = paced(telegram, per_chat="20/s burst 3")
+    random.seed(5)
+    tasks = []
+    for i in range(400):
+        tasks.append(asyncio.create_task(bot.send_message(i % 3, str(i))))
+        if i % 3 == 0:
+            asyncio.get_running_loop().call_later(random.uniform(0, 20), tasks[-1].cancel)
+        if i % 40 == 0:
+            await asyncio.sleep(0.1)
+    async with asyncio.timeout(500):
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    sent = telegram.texts()
+    assert len(sent) == len(set(sent))
+    for i, outcome in enumerate(outcomes):
+        assert isinstance(outcome, asyncio.CancelledError) or str(i) in sent
+    assert telegram.texts(1) == sorted(telegram.texts(1), key=int)
+
+
+@virtual
+async def test_without_waiting_is_one_try() -> None:
+    """Inside of `without_waiting()` a send goes at once or raises NotSentError."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    with without_waiting():
+        await bot.send_message(7, "goes")
+        with pytest.raises(NotSentError, match="sendMessage to chat 7 was not sent"):
+            await bot.send_message(7, "dropped")
+    task = asyncio.create_task(bot.send_message(7, "waits"))
+    await asyncio.sleep(0.1)
+    with without_waiting(), pytest.raises(NotSentError):
+        await bot.send_message(7, "dropped")
+    await task
+    assert telegram.texts() == ["goes", "waits"]
+
+
+@virtual
+async def test_an_answer_that_takes_long_is_not_waited_for() -> None:
+    """An upload that takes a minute lets the next message of its chat pass after five seconds."""
+    telegram = Telegram()
+    bot, _ = paced(telegram)
+    telegram.latency = lambda: 60.0 if not telegram.left[1:] else 0.02
+    await asyncio.gather(bot.send_message(7, "a video"), bot.send_message(7, "a text"))
+    assert telegram.texts() == ["a text", "a video"]
+    assert telegram.log[0][0] - 1_000 == pytest.approx(5, abs=0.1)
+
+
+@virtual
+async def test_order_can_be_given_up() -> None:
+    """With `in_order=False` nothing waits for the answer to another message."""
+    telegram = Telegram(latency=2.0)
+    bot, _ = paced(telegram, in_order=False)
+    await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(5)))
+    assert telegram.times()[-1] < 0.1
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["private", "group"])
+@virtual
+async def test_a_backlog_is_sent_at_telegrams_limit_without_429(group: bool) -> None:
+    """Budgets at Telegram's limits, unequal latencies: no 429, and 95 % of what is possible."""
+    random.seed(1)
+    floods = FloodControl(clock=now, bulk=1_000_000)  # replies, all of them
+    telegram = Telegram(floods, latency=lambda: random.uniform(0.02, 0.3))
+    bot, _ = paced(telegram, margin=0.02)
+    chats, each = range(1, 31), 60
+    sign = -1 if group else 1
+    await asyncio.gather(
+        *(bot.send_message(sign * chat, str(i)) for i in range(each) for chat in chats)
+    )
+    assert sum(telegram.refusals.values()) == 0
+    ideal = 135.0 if group else each - 5
+    assert telegram.times()[-1] <= ideal / 0.95
+    assert all(texts == [str(i) for i in range(each)] for texts in telegram.by_chat().values())
+
+
+def test_nonsense_is_refused_by_name() -> None:
+    """A wrong argument is a ConfigError that names it, its value and the fix."""
+    for name, value in {
+        "per_chat": "fast",
+        "max_wait": -1,
+        "retries": 1.5,
+        "max_waiting": 0,
+        "margin": 2,
+    }.items():
+        with pytest.raises(ConfigError, match=name):
+            OutgoingLimits(**{name: value})  # type: ignore[arg-type] # that is the point
+
+
+@virtual
+async def test_chats_that_are_quiet_are_forgotten() -> None:
+    """Ten thousand chats later, only those are remembered in which something may still count."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram)
+    for start in range(1, 10_001, 100):
+        await asyncio.gather(*(bot(SendMessage(chat_id=start + i, text="x")) for i in range(100)))
+        await asyncio.sleep(1)
+    assert len(outgoing._lanes) < 1_000

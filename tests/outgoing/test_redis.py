@@ -1,0 +1,92 @@
+"""Instances that share a Redis: one budget, one block, and each alone when it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from aiogram import Bot
+from fakeredis import FakeAsyncRedis
+
+from bot_ratelimit import ConfigError, Limiter, MemoryStorage, OutgoingLimits, Settings
+from tests.servers import Server
+
+from .virtual import TOKEN, Telegram, now, too_many
+
+
+@pytest.fixture(params=["fakeredis", "redis"])
+def shared(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A client of each kind of server."""
+    return request.getfixturevalue("client" if request.param == "redis" else "fake_client")  # type: ignore[no-any-return] # a client, whichever
+
+
+def instance(client: Any, telegram: Telegram, **options: Any) -> Bot:
+    bot = Bot(TOKEN, telegram)
+    OutgoingLimits(client, "test", **({"margin": 0} | options)).setup(bot)
+    return bot
+
+
+async def test_instances_share_a_budget(shared: Any) -> None:
+    """Two instances together send to a chat what one may send."""
+    telegram = Telegram(latency=0.001)
+    one, two = (instance(shared, telegram, per_chat="1/50ms burst 2") for _ in range(2))
+    await asyncio.gather(*(bot.send_message(7, "x") for bot in (one, two) for _ in range(4)))
+    assert len(telegram.log) == 8
+    assert telegram.times()[-1] >= 0.29
+
+
+async def test_a_block_is_a_key_with_a_ttl(shared: Any) -> None:
+    """After a 429 Redis holds until when the chat is blocked, and other instances obey it."""
+    one, two = Telegram(latency=0.001), Telegram(latency=0.001)
+    one.errors = [too_many(1)]
+    first, second = instance(shared, one), instance(shared, two)
+    began = now()
+    task = asyncio.create_task(first.send_message(-100, "x"))
+    blocked = "test:ratelimit:bot:42:out:blocked:-100"
+    while await shared.pttl(blocked) < 500:  # noqa: ASYNC110 - the other instance decides
+        await asyncio.sleep(0.005)
+    assert 900 < await shared.pttl(blocked) <= 1_000
+    await second.send_message(8, "another chat")
+    assert now() - began < 0.5
+    await asyncio.gather(task, second.send_message(-100, "x"))
+    assert two.log[-1][0] - began >= 1
+    keys = {key.decode() if isinstance(key, bytes) else key for key in await shared.keys("*")}
+    stem = "test:ratelimit:bot:42:out:"
+    assert {f"{stem}chat:-100", f"{stem}group:-100"} <= keys
+    assert all(key.startswith(stem) for key in keys)
+    assert [key for key in keys if await shared.ttl(key) == -1] == []
+
+
+async def test_it_paces_by_itself_while_redis_is_away(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When Redis dies nothing is lost, no chat gets a second burst, and the log says so once."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        telegram = Telegram(latency=0.001)
+        bot = instance(client, telegram, per_chat="1/100ms burst 3")
+        await asyncio.gather(*(bot.send_message(7, "x") for _ in range(3)))
+        own_server.kill()
+        with caplog.at_level(logging.WARNING):
+            await asyncio.gather(*(bot.send_message(7, "x") for _ in range(4)))
+        assert len(telegram.log) == 7
+        assert telegram.times()[-1] >= 0.38
+        assert caplog.text.count("without Redis this process paces by itself") == 1
+
+
+async def test_from_settings(environment: pytest.MonkeyPatch) -> None:
+    """The environment says where Redis is and how keys begin; what is closed is its own."""
+    environment.setenv("REDIS_KEY_PREFIX", "mine")
+    outgoing = OutgoingLimits.from_settings(per_chat="2/s")
+    assert (outgoing.limiter.key_prefix, outgoing.limiter.storage.source) == ("mine", "memory")
+    environment.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    outgoing = OutgoingLimits.from_settings(Settings(), key_prefix="other")
+    assert (outgoing.limiter.key_prefix, outgoing.limiter.storage.source) == ("other", "redis")
+    await outgoing.close()
+    limiter = Limiter(MemoryStorage())
+    assert OutgoingLimits.from_settings(limiter=limiter).limiter is limiter
+    with pytest.raises(ConfigError, match="both given"):
+        OutgoingLimits(FakeAsyncRedis(), limiter=limiter)

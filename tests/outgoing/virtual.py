@@ -1,0 +1,171 @@
+"""Time that passes only when everybody sleeps, and a Telegram in it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import selectors
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from functools import wraps
+from typing import Any, cast
+
+from aiogram import Bot
+from aiogram.client.session.base import BaseSession
+from aiogram.exceptions import TelegramAPIError, TelegramRetryAfter
+from aiogram.methods import TelegramMethod
+from aiogram.types import Chat, Message
+
+from bot_ratelimit import Limiter, MemoryStorage
+from bot_ratelimit.outgoing.limits import OutgoingLimits
+from example_bot.demo.floods import FloodControl
+from example_bot.demo.methods import ApiError
+
+TOKEN = "42:TEST"
+
+
+class _Selector(selectors.DefaultSelector):
+    """Instead of waiting for time to pass, lets it pass."""
+
+    now = 1_000.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        found = super().select(0)
+        if found or timeout == 0:
+            return found
+        if timeout is None:  # nothing is due ever: only I/O of another thread could wake us
+            return super().select(1)
+        self.now += timeout
+        return found
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer."""
+
+    def __init__(self) -> None:
+        self._virtual = _Selector()
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        return self._virtual.now
+
+
+def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test in virtual time; an hour takes as long as what happens in it."""
+
+    @wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(test(*args, **kwargs))
+
+    return run
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Telegram(BaseSession):
+    """A session at whose other end there is a Telegram with limits, in this process.
+
+    Args:
+        floods: Its limits; none unless given.
+        latency: Seconds that each request takes, half of them on the way there.
+    """
+
+    def __init__(
+        self, floods: FloodControl | None = None, latency: Callable[[], float] | float = 0.02
+    ) -> None:
+        super().__init__()
+        self.floods = floods
+        self.latency = latency if callable(latency) else lambda: latency
+        self.log: list[tuple[float, TelegramMethod[Any]]] = []
+        """What has arrived and was taken."""
+        self.left: list[TelegramMethod[Any]] = []
+        """What was sent, taken or not."""
+        self.errors: list[Exception | None] = []
+        """Raised by the next requests, in turn; None for one that is taken."""
+        self.refusals: Counter[Any] = Counter()
+        self.closed = False
+        self._ids = itertools.count(1)
+
+    async def make_request(
+        self, bot: Bot, method: TelegramMethod[Any], timeout: int | None = None
+    ) -> Any:
+        self.left.append(method)
+        latency = self.latency()
+        await asyncio.sleep(latency / 2)
+        try:
+            self._check(method)
+        except TelegramAPIError:
+            await asyncio.sleep(latency / 2)
+            raise
+        self.log.append((now(), method))
+        result = self._result(method)
+        await asyncio.sleep(latency / 2)
+        return result
+
+    def _check(self, method: TelegramMethod[Any]) -> None:
+        if self.errors and (error := self.errors.pop(0)) is not None:
+            raise error
+        if self.floods is None:
+            return
+        items = len(getattr(method, "media", None) or getattr(method, "message_ids", None) or "1")
+        params = {"chat_id": str(getattr(method, "chat_id", "")), "media": str([0] * items)}
+        try:
+            self.floods.check(method.__api_method__, params)
+        except ApiError as error:
+            self.refusals[getattr(method, "chat_id", None)] += 1
+            raise TelegramRetryAfter(method, str(error), error.retry_after or 0) from None
+
+    def _result(self, method: TelegramMethod[Any]) -> Any:
+        chat = getattr(method, "chat_id", 0)
+        number = next(self._ids)
+        if method.__returning__ is bool or not isinstance(chat, int):
+            return True
+        return Message.model_construct(
+            message_id=number, chat=Chat.model_construct(id=chat), text=getattr(method, "text", "")
+        )
+
+    def texts(self, chat: int | str | None = None) -> list[str]:
+        """What arrived, for a chat or for all."""
+        return [
+            str(getattr(method, "text", method.__api_method__))
+            for _, method in self.log
+            if chat is None or getattr(method, "chat_id", None) == chat
+        ]
+
+    def times(self, chat: int | str | None = None) -> list[float]:
+        """When it arrived, in seconds since the first."""
+        found = [at for at, m in self.log if chat is None or getattr(m, "chat_id", None) == chat]
+        return [round(at - found[0], 3) for at in found]
+
+    def by_chat(self) -> dict[Any, list[str]]:
+        found: dict[Any, list[str]] = defaultdict(list)
+        for _, method in self.log:
+            found[getattr(method, "chat_id", None)].append(str(getattr(method, "text", "")))
+        return found
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def stream_content(self, *_: Any, **__: Any) -> AsyncGenerator[bytes, None]:
+        yield b""
+
+
+def paced(telegram: Telegram, **options: Any) -> tuple[Bot, OutgoingLimits]:
+    """A bot with limits, on a memory that lives in the time of the loop."""
+    limiter = options.pop("limiter", None) or virtual_limiter()
+    bot = Bot(TOKEN, telegram)
+    outgoing = OutgoingLimits(limiter=limiter, **({"margin": 0} | options))
+    return bot, outgoing.setup(bot)
+
+
+def virtual_limiter() -> Limiter:
+    loop = asyncio.get_running_loop()
+    return Limiter(MemoryStorage(100_000, clock=loop.time), clock=loop.time)
+
+
+def too_many(seconds: int) -> TelegramRetryAfter:
+    """What Telegram answers to a bot that is too fast."""
+    return TelegramRetryAfter(cast(Any, None), "Too Many Requests", seconds)
