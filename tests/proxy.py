@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,8 +18,16 @@ class Proxy:
     delay it.
     """
 
-    def __init__(self, target: int, round_trip: float = 0.0, jitter: float = 0.0) -> None:
+    def __init__(
+        self,
+        target: int,
+        round_trip: float = 0.0,
+        jitter: float = 0.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.target = target
+        self.tls = tls
+        """What the proxy speaks TLS with; the server behind it need not."""
         self.round_trip = round_trip
         self.jitter = jitter
         self.port = 0
@@ -55,7 +64,7 @@ class Proxy:
         asyncio.set_event_loop(self._loop)
         self._loop.set_exception_handler(lambda *_: None)  # connections are broken on purpose
         server = self._loop.run_until_complete(
-            asyncio.start_server(self._accept, "127.0.0.1", self.port)
+            asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self.tls)
         )
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
@@ -109,9 +118,14 @@ class Proxy:
 
 
 @contextmanager
-def distant(target: int, round_trip: float = 0.0, jitter: float = 0.0) -> Iterator[Proxy]:
+def distant(
+    target: int,
+    round_trip: float = 0.0,
+    jitter: float = 0.0,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[Proxy]:
     """A proxy to this port, for as long as the block lasts."""
-    proxy = Proxy(target, round_trip, jitter)
+    proxy = Proxy(target, round_trip, jitter, tls)
     proxy.start()
     try:
         yield proxy

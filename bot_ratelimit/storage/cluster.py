@@ -15,6 +15,7 @@ from bot_ratelimit.storage import driver
 from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, Connection
 from bot_ratelimit.storage.decisions import Commands, Decisions, Item
 from bot_ratelimit.storage.driver import Address, NodeEndpoint, Stream
+from bot_ratelimit.storage.faults import unreachable
 from bot_ratelimit.storage.request import Redirect, Request
 
 LOOK_AGAIN: Final = 0.5
@@ -29,12 +30,16 @@ class _AnyNode:
     def __init__(self, client: RedisCluster) -> None:
         self._client = client
 
+    @property
+    def where(self) -> str:
+        """See `Endpoint.where`."""
+        first, *others = driver.startup_nodes(self._client)
+        return "{} at {}:{}".format(self.name, *first) + (" and others" if others else "")
+
     async def connect(self) -> Stream:
         """The connection that is open first."""
-        endpoints = [
-            NodeEndpoint(self._client, node) for node in driver.startup_nodes(self._client)
-        ]
-        opening = {asyncio.create_task(endpoint.connect()) for endpoint in endpoints}
+        nodes = driver.startup_nodes(self._client)
+        opening = {asyncio.create_task(self._connect(node)) for node in nodes}
         errors: list[BaseException] = []
         try:
             rest = opening
@@ -47,14 +52,15 @@ class _AnyNode:
                     errors.append(error)
         finally:
             for task in opening:
-                task.cancel()
-                task.add_done_callback(_close_late)
+                driver.cancel_opening(task)
         raise errors[-1]
 
-
-def _close_late(task: asyncio.Task[Stream]) -> None:
-    if not task.cancelled() and task.exception() is None:
-        task.result().close()
+    async def _connect(self, node: Address) -> Stream:
+        endpoint = NodeEndpoint(self._client, node)
+        try:
+            return await endpoint.connect()
+        except Exception as error:
+            raise unreachable(endpoint.name, error, CONNECT_TIMEOUT) from error
 
 
 class Shards:

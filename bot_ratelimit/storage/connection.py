@@ -105,8 +105,13 @@ class Connection(Generic[Item]):
 
     @property
     def name(self) -> str:
-        """The server, as logs and errors name it."""
+        """What the server is called as long as it lives; see `Endpoint`."""
         return self._endpoint.name
+
+    @property
+    def where(self) -> str:
+        """Where the server is now, as logs and errors put it."""
+        return self._endpoint.where
 
     @property
     def is_open(self) -> bool:
@@ -134,9 +139,10 @@ class Connection(Generic[Item]):
         if self._stream is None and (
             self.trouble is not None or now >= self._opened_at + request.timeout
         ):
-            raise self.trouble or NotConnectedError(f"still connecting to {self.name}")
+            trouble = self.trouble or NotConnectedError(f"still connecting to {self.where}")
+            raise trouble.with_traceback(None)  # one is raised many times: its traceback would grow
         if len(self._queue) + self._waiting >= MAX_WAITING:
-            raise QueueFullError(f"{MAX_WAITING} requests are waiting for {self.name} already")
+            raise QueueFullError(f"{MAX_WAITING} requests are waiting for {self.where} already")
         if not self._queue:
             self._queued_at = now
         self._asked += 1
@@ -197,7 +203,7 @@ class Connection(Generic[Item]):
                 break
             except Exception as error:
                 self._failures += 1
-                self.trouble = unreachable(self.name, error, CONNECT_TIMEOUT)
+                self.trouble = unreachable(self.where, error, CONNECT_TIMEOUT)
                 self._fail(self._take_queue(), self.trouble)
                 self._on_trouble()
         else:
@@ -337,7 +343,7 @@ class Connection(Generic[Item]):
 
     def _broken(self, stream: Stream, error: Exception) -> None:
         if stream is self._stream:
-            self._lose(unreachable(self.name, error, None))
+            self._lose(unreachable(self.where, error, None))
 
     def _heard(self, call: Call[Item], replies: list[Any]) -> None:
         now = self._clock.now()
@@ -382,7 +388,7 @@ class Connection(Generic[Item]):
         while self._queue and self._queue[0].future.done():
             self._queued_weight -= self._queue.popleft().weight
         if self._sent and now - self._heard_at >= SILENCE:
-            self._lose(StorageError(f"{self.name}: no answer for {SILENCE:g} s", kind="timeout"))
+            self._lose(StorageError(f"{self.where}: no answer for {SILENCE:g} s", kind="timeout"))
         return bool(self._sent or self._queue)
 
     def _expire(self, requests: Iterable[Request[Item]], now: float) -> None:
@@ -393,11 +399,11 @@ class Connection(Generic[Item]):
     def _late(self, request: Request[Item]) -> StorageError:
         timeout = request.timeout
         if self._stream is None or request.deadline - timeout < self._connected_at:
-            return NotConnectedError(f"not connected to {self.name} within {timeout:g} s")
+            return NotConnectedError(f"not connected to {self.where} within {timeout:g} s")
         if self._slow is None:
-            text = f"no answer from {self.name} within {timeout:g} s"
+            text = f"no answer from {self.where} within {timeout:g} s"
         else:
-            text = f"{self.name} takes {self._slow:.2f} s to answer, the timeout is {timeout:g} s"
+            text = f"{self.where} takes {self._slow:.2f} s to answer, the timeout is {timeout:g} s"
         return StorageError(text, kind="timeout")
 
     def _measure(self, call: Call[Item], now: float) -> None:
@@ -411,7 +417,7 @@ class Connection(Generic[Item]):
             log.warning(
                 "Redis at %s is alive, but took %.2f s to answer, longer than timeout=%g: raise it "
                 "to %.1g or more (timeout=, RATE_LIMIT_TIMEOUT), or move the bot closer to it",
-                self.name,
+                self.where,
                 took,
                 timeout,
                 took * 1.25,

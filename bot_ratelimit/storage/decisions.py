@@ -16,7 +16,7 @@ from redis import exceptions
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.limit import Algorithm
 from bot_ratelimit.storage import transaction, wire
-from bot_ratelimit.storage.faults import SCRIPTS_REFUSED, translated
+from bot_ratelimit.storage.faults import SCRIPTS_REFUSED, one_line, translated
 from bot_ratelimit.storage.request import AGAIN, Call, Redirect, Replies, Request
 from bot_ratelimit.storage.wire import Command, Hit
 
@@ -124,7 +124,7 @@ class Decisions:
                 "Redis at %s refuses scripts (%s): using MULTI/EXEC, which can decide one fixed "
                 "window and nothing else; allow EVALSHA and EVAL (ACL SETUSER <user> +@scripting)",
                 self._name,
-                reply,
+                one_line(reply),
             )
         self._refused_until = self._clock() + TRY_SCRIPTS_AGAIN
         return Replies(again)

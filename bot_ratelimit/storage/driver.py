@@ -7,6 +7,7 @@ charged twice. Every attribute of redis-py that is not public is used in this fi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeAlias
@@ -66,7 +67,12 @@ class Endpoint(Protocol):
 
     @property
     def name(self) -> str:
-        """How logs and errors name it: `host:port`, a socket's path, a Sentinel service."""
+        """What it is called as long as it lives: `host:port`, a socket's path, a service."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """Where it is now, as logs and errors put it."""
         ...
 
     async def connect(self) -> Stream:
@@ -90,6 +96,7 @@ class PoolEndpoint:
         kwargs = pool.connection_kwargs
         host, port = kwargs.get("host", "localhost"), kwargs.get("port", 6379)
         self.name: str = kwargs.get("path") or f"{host}:{port}"
+        self.where = self.name
 
     async def connect(self) -> Stream:
         """See `Endpoint.connect`."""
@@ -103,7 +110,7 @@ class NodeEndpoint:
     def __init__(self, client: RedisCluster, address: Address) -> None:
         self._client = client
         self._address = address
-        self.name = "{}:{}".format(*address)
+        self.name = self.where = "{}:{}".format(*address)
 
     async def connect(self) -> Stream:
         """See `Endpoint.connect`."""
@@ -127,6 +134,17 @@ async def opened(connection: Any, connect: Callable[[], Awaitable[Any]]) -> Stre
     except BaseException:
         _close(connection)
         raise
+
+
+def cancel_opening(task: asyncio.Task[Stream]) -> None:
+    """Connect no longer; a connection that is open by then is closed."""
+    task.cancel()
+    task.add_done_callback(_close_opened)
+
+
+def _close_opened(task: asyncio.Task[Stream]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
 
 
 def startup_nodes(client: RedisCluster) -> list[Address]:
