@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, Final, Generic
 from weakref import finalize, ref
 
-from bot_ratelimit.errors import NotConnectedError, QueueFullError, StorageError
+from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.storage import wire
 from bot_ratelimit.storage.deadline import ListeningClock
 from bot_ratelimit.storage.driver import Endpoint, Stream
@@ -107,6 +107,11 @@ class Connection(Generic[Item]):
     def name(self) -> str:
         """What the server is called as long as it lives; see `Endpoint`."""
         return self._endpoint.name
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it is open, or nothing has gone wrong so far."""
+        return self.is_open or not self._failures
 
     @property
     def where(self) -> str:
@@ -368,11 +373,21 @@ class Connection(Generic[Item]):
             if answer is AGAIN:
                 again.append(request)
                 self._queued_weight += request.weight
-            elif isinstance(answer, Redirect) and not request.redirected and self._redirect:
+            elif not isinstance(answer, Redirect):
+                request.answer(answer)
+            elif self._redirect is None:
+                request.answer(
+                    ConfigError(
+                        f"{self.where} is a node of a Redis Cluster: pass a "
+                        "redis.asyncio.RedisCluster, which knows the others"
+                    )
+                )
+            elif request.redirected:
+                text = f"{self.where} redirects what was redirected to it: slots are moving"
+                request.answer(StorageError(text, kind="moved"))
+            else:
                 request.redirected = True
                 self._redirect(request, answer)
-            else:
-                request.answer(answer)
         if again:  # before those who came later
             self._queue = deque(sorted([*again, *self._queue], key=_NUMBER))
 

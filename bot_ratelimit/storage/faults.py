@@ -47,7 +47,7 @@ def translated(error: Exception) -> RateLimitError:
             f"{text} - check the user name and the password (REDIS_PASSWORD, or in REDIS_URL)",
             kind="auth",
         )
-    code = _BY_CLASS.get(type(error)) or _code_in(text)
+    code = code_of(error)
     if code in _OUTAGES:
         return StorageError(text if code in text else f"{code} {text}", kind=code.lower())
     if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError)):
@@ -58,6 +58,11 @@ def translated(error: Exception) -> RateLimitError:
         code = "CROSSSLOT"
     fix = _FIXES.get(code, "the server cannot decide; see the error it gives")
     return ConfigError(f"{text if code in text else f'{code} {text}'} - {fix}")
+
+
+def code_of(error: Exception) -> str:
+    """The code of an error that a server replied with, such as `READONLY`; or nothing."""
+    return _BY_CLASS.get(type(error)) or _code_in(one_line(error))
 
 
 def _code_in(text: str) -> str:
@@ -142,7 +147,7 @@ def unreachable(
         ),
         ("connection", ""),
     )
-    code = _BY_CLASS.get(type(error)) or _code_in(text)
+    code = code_of(error)
     if code in _OUTAGES:
         kind, text = code.lower(), text if code in text else f"{text} ({code})"
     elif timeout is not None and not fix and ("closed" in text or "reset" in text):
