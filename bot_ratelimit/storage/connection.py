@@ -110,8 +110,8 @@ class Connection(Generic[Item]):
 
     @property
     def is_well(self) -> bool:
-        """Whether it is open, or nothing has gone wrong so far."""
-        return self.is_open or not self._failures
+        """Whether it is open, or nobody has needed it so far."""
+        return self.is_open or not (self._failures or self._opening)
 
     @property
     def where(self) -> str:
@@ -357,7 +357,7 @@ class Connection(Generic[Item]):
         self._batches -= call.ends_batch
         said = self._codec.read(call, replies)
         self._pass_on(call, said)
-        if call.requests:
+        if call.requests and call.ends_batch:
             self._measure(call, now)
         if said.leave:
             self._lose(StorageError(said.leave, kind="readonly"))
@@ -365,7 +365,8 @@ class Connection(Generic[Item]):
         self._failures = 0
         if said.repairs:
             self._write([Call((), said.repairs)])
-        self._send()
+        if call.ends_batch or self._queued_weight >= MAX_WEIGHT:
+            self._send()
 
     def _pass_on(self, call: Call[Item], said: Replies) -> None:
         again: list[Request[Item]] = []

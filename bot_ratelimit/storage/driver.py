@@ -15,8 +15,9 @@ from typing import Any, Final, Protocol, TypeAlias
 import redis.asyncio as aioredis
 from redis import exceptions
 from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
 
 from bot_ratelimit.errors import ConfigError
@@ -24,18 +25,22 @@ from bot_ratelimit.errors import ConfigError
 Client: TypeAlias = "aioredis.Redis | RedisCluster"
 Address: TypeAlias = tuple[str, int]
 
-PRIVATE: Final = ("_reader", "_writer")
+PRIVATE: Final = ("_reader", "_writer", "_parser")
 """The attributes of a redis-py connection that are used although they are not public."""
+_OWN_READ: Final = (AbstractConnection.read_response, SentinelManagedConnection.read_response)
 
 
 class Stream:
     """An open connection. Commands are written at once; replies are read in their order."""
 
-    __slots__ = ("_connection", "_reader", "_writer")
+    __slots__ = ("_connection", "_read", "_reader", "_writer")
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._reader, self._writer = (getattr(connection, name) for name in PRIVATE)
+        self._reader, self._writer = connection._reader, connection._writer
+        # The connection's own method would cost more than parsing; fakeredis has no parser.
+        is_plain = type(connection).read_response in _OWN_READ
+        self._read = (connection._parser if is_plain else connection).read_response
 
     def write(self, packed: bytes) -> None:
         """Write commands that are encoded already; never waits."""
@@ -48,14 +53,14 @@ class Stream:
             Exception: The connection is broken.
         """
         try:
-            return await self._connection.read_response(disable_decoding=True)
+            return await self._read(disable_decoding=True)
         except exceptions.ResponseError as error:
             return error
 
     @property
     def is_closed(self) -> bool:
         """Whether the server, or something on the way to it, has closed the connection."""
-        return bool(self._reader.at_eof()) or getattr(self._connection, PRIVATE[0]) is None
+        return bool(self._reader.at_eof()) or self._connection._reader is None
 
     def close(self) -> None:
         """Close the connection, without waiting for anything."""

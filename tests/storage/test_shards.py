@@ -246,7 +246,7 @@ async def test_a_promoted_replica_is_found(tmp_path: Path, harm: str) -> None:
             getattr(victim, harm)()
 
             async def promoted() -> float:
-                while "master" not in await asyncio.to_thread(nodes.do, replica, "ROLE"):
+                while "master" not in await asyncio.to_thread(nodes.do, replica, "ROLE"):  # noqa: ASYNC110 - nodes decide
                     await asyncio.sleep(0.02)
                 return monotonic()
 
