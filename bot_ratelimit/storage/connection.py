@@ -340,9 +340,10 @@ class Connection(Generic[Item]):
         """Take in a reply; whether to go on reading."""
         if not self._sent:
             raise StorageError("a reply to nothing that was asked")
-        self._replies.append(reply)
-        if len(self._replies) == self._sent[0].replies:
-            replies, self._replies = self._replies, []
+        replies = self._replies
+        replies.append(reply)
+        if len(replies) == self._sent[0].replies:
+            self._replies = []
             self._heard(self._sent.popleft(), replies)
         return stream is self._stream
 

@@ -70,7 +70,10 @@ class Call(Generic[Item]):
         self.commands = commands
         self.replies = len(commands)
         self.sent = 0.0
-        self.deadline = min((request.deadline for request in requests), default=0.0)
+        if len(requests) == 1:  # as most are on a Redis Cluster
+            self.deadline = requests[0].deadline
+        else:
+            self.deadline = min((request.deadline for request in requests), default=0.0)
         self.ends_batch = False
 
 

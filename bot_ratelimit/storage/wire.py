@@ -47,6 +47,10 @@ def name(key: str) -> bytes:
 
 def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
     """`numkeys key … arg …` for decide.lua: a key and its spec for each charge."""
+    if len(hits) == 1 and len(hits[0].charges) == 1 and hits[0].once is None:
+        key, limit, cost, shadow, penalty = hits[0].charges[0]
+        if penalty is None:  # as most are on a Redis Cluster
+            return [b"1", name(key), _spec(limit, cost, shadow, hits[0].look, False)]
     keys: list[bytes] = []
     specs: list[bytes] = []
     for charges, once, look in hits:
@@ -62,6 +66,12 @@ def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
             else:
                 specs.append(_penalty_spec(limit, penalty, look, joined > 0))
     return [b"%d" % len(keys), *keys, *specs]
+
+
+def only_verdict(reply: bytes) -> Verdict:
+    """The verdict of decide.lua on one charge."""
+    wait, remaining, reset = reply.split()
+    return new_verdict((int(wait), int(remaining), int(reset)))
 
 
 def script_answers(
