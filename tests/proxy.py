@@ -76,6 +76,9 @@ class Proxy:
             self._loop.run_until_complete(
                 asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True)
             )
+        for writer in self._writers:
+            writer.transport.abort()
+        self._loop.run_until_complete(asyncio.sleep(0.005))  # the transports close
         self._loop.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,6 +91,8 @@ class Proxy:
         self._writers |= {writer, there[1]}
         # A connection is open when the handshake of TCP has come back.
         await asyncio.gather(self._pump(reader, there[1]), self._pump(there[0], writer))
+        for each in (writer, there[1]):
+            each.transport.abort()
         self._writers -= {writer, there[1]}
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -94,7 +94,7 @@ class Decisions:
             item = call.requests[0].item
             if type(item) is Hit and len(item.charges) == 1:  # as most are on a Redis Cluster
                 self._script, self._refused_until = _CACHED, None
-                return Replies(((wire.only_verdict(replies[0]),),))
+                return Replies([[wire.only_verdict(replies[0])]])
         if not call.requests:  # repairs, whose replies do not matter
             return Replies(())
         if call.requests[0].asking:

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -131,28 +132,24 @@ def at(server: Server, port: int = 0, **options: Any) -> Address:
 
 
 def wrong_password(stack: ExitStack, server: Server, _: Certificates) -> Any:
-    admin(server, "ACL SETUSER", "default", ">s3cret", "resetpass", ">right")
-
-    def heal() -> None:
-        with redis.Redis(port=server.port, password="right") as client:
-            client.execute_command("ACL SETUSER", "default", ">wr0ng")
-
-    def leave() -> None:
-        with redis.Redis(port=server.port, password="right") as client:
-            client.execute_command("ACL SETUSER", "default", "nopass")
-
-    stack.callback(leave)
+    heal = protect(stack, server, ">wr0ng")
     return at(server, password="wr0ng"), heal, "check the user name and the password"
 
 
-def no_password(stack: ExitStack, server: Server, certificates: Certificates) -> Any:
-    address, _, told = wrong_password(stack, server, certificates)
+def no_password(stack: ExitStack, server: Server, _: Certificates) -> Any:
+    return at(server), protect(stack, server, "nopass"), "check the user name and the password"
 
-    def heal() -> None:
-        with redis.Redis(port=server.port, password="right") as client:
-            client.execute_command("ACL SETUSER", "default", "nopass")
 
-    return address._replace(options={}), heal, told
+def protect(stack: ExitStack, server: Server, allowed_later: str) -> Heal:
+    """From now on the server wants a password; one connection stays open to change that."""
+    client = stack.enter_context(redis.Redis(port=server.port, single_connection_client=True))
+
+    def allow(*what: str) -> None:
+        client.execute_command("ACL SETUSER", "default", *what)
+
+    allow("resetpass", ">right")
+    stack.callback(allow, "nopass")
+    return partial(allow, allowed_later)
 
 
 def wrong_user(stack: ExitStack, server: Server, _: Certificates) -> Any:
