@@ -107,6 +107,7 @@ _REASONS: Final = (
     ("No such file", "tls", "check the paths in ssl_ca_certs, ssl_certfile and ssl_keyfile"),
 )
 _ERRNO: Final = re.compile(r"^Error (\d+) connecting to ")
+_CUT_SHORT: Final = re.compile("closed|reset|Broken pipe|Connection lost")
 _TLS_OR_NOT: Final = "if the port speaks TLS, use rediss:// instead of redis://"
 
 
@@ -150,7 +151,7 @@ def unreachable(
     code = code_of(error)
     if code in _OUTAGES:
         kind, text = code.lower(), text if code in text else f"{text} ({code})"
-    elif timeout is not None and not fix and ("closed" in text or "reset" in text):
+    elif timeout is not None and not fix and _CUT_SHORT.search(text):
         fix = f" - while connecting: {_TLS_OR_NOT}"
     make = StorageError if timeout is None else NotConnectedError
     return make(f"{text}{fix}", kind=kind)
