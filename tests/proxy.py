@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,8 +18,16 @@ class Proxy:
     delay it.
     """
 
-    def __init__(self, target: int, round_trip: float = 0.0, jitter: float = 0.0) -> None:
+    def __init__(
+        self,
+        target: int,
+        round_trip: float = 0.0,
+        jitter: float = 0.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.target = target
+        self.tls = tls
+        """What the proxy speaks TLS with; the server behind it need not."""
         self.round_trip = round_trip
         self.jitter = jitter
         self.port = 0
@@ -54,7 +63,7 @@ class Proxy:
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(lambda *_: None)  # connections are broken on purpose
         self._stopped = asyncio.Event()
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self.tls)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stopped.wait()
@@ -73,6 +82,8 @@ class Proxy:
         self._writers |= {writer, there[1]}
         # A connection is open when the handshake of TCP has come back.
         await asyncio.gather(self._pump(reader, there[1]), self._pump(there[0], writer))
+        for each in (writer, there[1]):
+            each.transport.abort()
         self._writers -= {writer, there[1]}
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -103,9 +114,14 @@ class Proxy:
 
 
 @contextmanager
-def distant(target: int, round_trip: float = 0.0, jitter: float = 0.0) -> Iterator[Proxy]:
+def distant(
+    target: int,
+    round_trip: float = 0.0,
+    jitter: float = 0.0,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[Proxy]:
     """A proxy to this port, for as long as the block lasts."""
-    proxy = Proxy(target, round_trip, jitter)
+    proxy = Proxy(target, round_trip, jitter, tls)
     proxy.start()
     try:
         yield proxy

@@ -41,11 +41,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def cluster_port() -> int:
+    """A free port for a node of a Redis Cluster, whose bus takes the port 10,000 above."""
+    while (port := free_port()) > 55_535:
+        pass
+    return port
+
+
 class Server:
     """A server process that can be killed, started again, and made to hang."""
 
-    def __init__(self, binary: str, directory: Path, *options: str) -> None:
-        self.port = free_port()
+    def __init__(self, binary: str, directory: Path, *options: str, port: int = 0) -> None:
+        self.port = port or free_port()
         self._command = [
             binary,
             *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory)),
@@ -68,6 +75,8 @@ class Server:
                 try:
                     client.ping()
                     return
+                except redis.AuthenticationError:
+                    return  # it wants a password, so it is there
                 except redis.ConnectionError:
                     if self._process.poll() is not None or time.monotonic() > deadline:
                         raise RuntimeError(f"{self._command[0]} did not start") from None
@@ -104,9 +113,9 @@ def running(name: str, directory: Path, *options: str) -> Iterator[Server]:
 @contextmanager
 def running_cluster(directory: Path) -> Iterator[Server]:
     """A Redis Cluster of one node."""
-    server = Server(find_server("redis-server"), directory, "--cluster-enabled", "yes")
-    while server.port > 55_535:  # the cluster's bus takes the port 10,000 above
-        server = Server(find_server("redis-server"), directory, "--cluster-enabled", "yes")
+    server = Server(
+        find_server("redis-server"), directory, "--cluster-enabled", "yes", port=cluster_port()
+    )
     try:
         server.start()
         with redis.Redis(port=server.port, decode_responses=True) as client:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from contextvars import Context
+from random import shuffle
 from typing import Any, Final
 
 from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
-from bot_ratelimit.errors import NotConnectedError, StorageError
+from bot_ratelimit.errors import StorageError
 from bot_ratelimit.storage import driver
 from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, Connection
 from bot_ratelimit.storage.decisions import Commands, Decisions, Item
 from bot_ratelimit.storage.driver import Address, NodeEndpoint, Stream
+from bot_ratelimit.storage.faults import unreachable
 from bot_ratelimit.storage.request import Redirect, Request
 
 LOOK_AGAIN: Final = 0.5
 """Seconds between two questions about who has which slots, while something is wrong."""
+ASKED: Final = 3
+"""So many of the known nodes are asked at a time."""
+ASK_TIMEOUT: Final = 1.0
+"""Seconds for the answer, if the connection is open."""
 
 
 class _AnyNode:
@@ -29,12 +35,16 @@ class _AnyNode:
     def __init__(self, client: RedisCluster) -> None:
         self._client = client
 
+    @property
+    def where(self) -> str:
+        """See `Endpoint.where`."""
+        first, *others = driver.startup_nodes(self._client)
+        return "{} at {}:{}".format(self.name, *first) + (" and others" if others else "")
+
     async def connect(self) -> Stream:
         """The connection that is open first."""
-        endpoints = [
-            NodeEndpoint(self._client, node) for node in driver.startup_nodes(self._client)
-        ]
-        opening = {asyncio.create_task(endpoint.connect()) for endpoint in endpoints}
+        nodes = driver.startup_nodes(self._client)
+        opening = {asyncio.create_task(self._connect(node)) for node in nodes}
         errors: list[BaseException] = []
         try:
             rest = opening
@@ -47,14 +57,15 @@ class _AnyNode:
                     errors.append(error)
         finally:
             for task in opening:
-                task.cancel()
-                task.add_done_callback(_close_late)
+                driver.cancel_opening(task)
         raise errors[-1]
 
-
-def _close_late(task: asyncio.Task[Stream]) -> None:
-    if not task.cancelled() and task.exception() is None:
-        task.result().close()
+    async def _connect(self, node: Address) -> Stream:
+        endpoint = NodeEndpoint(self._client, node)
+        try:
+            return await endpoint.connect()
+        except Exception as error:
+            raise unreachable(endpoint.name, error, CONNECT_TIMEOUT) from error
 
 
 class Shards:
@@ -119,6 +130,7 @@ class Shards:
         address = driver.remapped(self._client, redirect.address)
         node = self._node(address)
         request.asking = redirect.asking
+        request.alone = request.alone or redirect.asking
         if not redirect.asking and request.slot is not None:
             self._slots[request.slot] = node
             self._look()
@@ -141,18 +153,22 @@ class Shards:
             slots = await self._asked()
             if slots is not None:
                 await self._adopt(slots)
-                if not any(node.trouble for node in self._nodes.values()):
+                if all(node.is_well for node in self._nodes.values()):
                     return
 
     async def _asked(self) -> Any:
-        for connection in sorted(self.connections(), key=_is_closed):
-            with suppress(StorageError, NotConnectedError):
-                item = Commands([(b"CLUSTER", b"SLOTS")])
-                (reply,) = await connection.submit(
-                    item, CONNECT_TIMEOUT if connection is self._any else 1.0
-                )
-                if isinstance(reply, list):
+        """Who has which slots, from whichever of some nodes says it first: one may hang."""
+        known = list(self._nodes.values())
+        shuffle(known)
+        known.sort(key=lambda each: not each.is_open)
+        asking = {asyncio.ensure_future(_slots(each)) for each in (self._any, *known[:ASKED])}
+        try:
+            for answer in asyncio.as_completed(asking):
+                if isinstance(reply := await answer, list):
                     return reply
+        finally:
+            for task in asking:
+                task.cancel()
         return None
 
     async def _adopt(self, ranges: Any) -> None:
@@ -170,8 +186,11 @@ class Shards:
             await self._nodes.pop(address).close()
 
 
-def _is_closed(connection: Connection[Item]) -> bool:
-    return not connection.is_open
+async def _slots(connection: Connection[Item]) -> Any:
+    with suppress(StorageError):
+        timeout = ASK_TIMEOUT if connection.is_open else CONNECT_TIMEOUT
+        (reply,) = await connection.submit(Commands([(b"CLUSTER", b"SLOTS")]), timeout)
+        return reply
 
 
 def _now() -> float:

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, Final, Generic
 from weakref import finalize, ref
 
-from bot_ratelimit.errors import NotConnectedError, QueueFullError, StorageError
+from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.storage import wire
 from bot_ratelimit.storage.deadline import ListeningClock
 from bot_ratelimit.storage.driver import Endpoint, Stream
@@ -107,8 +107,18 @@ class Connection(Generic[Item]):
 
     @property
     def name(self) -> str:
-        """The server, as logs and errors name it."""
+        """What the server is called as long as it lives; see `Endpoint`."""
         return self._endpoint.name
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it is open, or nobody has needed it so far."""
+        return self.is_open or not (self._failures or self._opening)
+
+    @property
+    def where(self) -> str:
+        """Where the server is now, as logs and errors put it."""
+        return self._endpoint.where
 
     @property
     def is_open(self) -> bool:
@@ -136,9 +146,10 @@ class Connection(Generic[Item]):
         if self._stream is None and (
             self.trouble is not None or now >= self._opened_at + request.timeout
         ):
-            raise self.trouble or NotConnectedError(f"still connecting to {self.name}")
+            trouble = self.trouble or NotConnectedError(f"still connecting to {self.where}")
+            raise trouble.with_traceback(None)  # one is raised many times: its traceback would grow
         if len(self._queue) + self._waiting >= MAX_WAITING:
-            raise QueueFullError(f"{MAX_WAITING} requests are waiting for {self.name} already")
+            raise QueueFullError(f"{MAX_WAITING} requests are waiting for {self.where} already")
         if not self._queue:
             self._queued_at = now
         self._asked += 1
@@ -199,7 +210,7 @@ class Connection(Generic[Item]):
                 break
             except Exception as error:
                 self._failures += 1
-                self.trouble = unreachable(self.name, error, CONNECT_TIMEOUT)
+                self.trouble = unreachable(self.where, error, CONNECT_TIMEOUT)
                 self._fail(self._take_queue(), self.trouble)
                 self._on_trouble()
         else:
@@ -330,7 +341,7 @@ class Connection(Generic[Item]):
         try:
             stream.write(b"".join(packed))
         except Exception as error:  # the connection is closing, and nobody has told us yet
-            self._lose(unreachable(self.name, error, None))
+            self._lose(unreachable(self.where, error, None))
 
     # ---------------------------------------------------------------------------------------------
     # Receiving
@@ -341,15 +352,16 @@ class Connection(Generic[Item]):
             return False
         if not self._sent:
             raise StorageError("a reply to nothing that was asked")
-        self._replies.append(reply)
-        if len(self._replies) == self._sent[0].replies:
-            replies, self._replies = self._replies, []
+        replies = self._replies
+        replies.append(reply)
+        if len(replies) == self._sent[0].replies:
+            self._replies = []
             self._heard(self._sent.popleft(), replies)
         return stream is self._stream
 
     def _broken(self, stream: Stream, error: Exception) -> None:
         if stream is self._stream:
-            self._lose(unreachable(self.name, error, None))
+            self._lose(unreachable(self.where, error, None))
 
     def _heard(self, call: Call[Item], replies: list[Any]) -> None:
         now = self._clock.now()
@@ -363,7 +375,7 @@ class Connection(Generic[Item]):
             said = Replies(())
         else:
             self._pass_on(call, said)
-        if call.requests:
+        if call.requests and call.ends_batch:
             self._measure(call, now)
         if said.leave:
             self._lose(StorageError(said.leave, kind="readonly"))
@@ -371,7 +383,8 @@ class Connection(Generic[Item]):
         self._failures = 0
         if said.repairs:
             self._write([Call((), said.repairs)])
-        self._send()
+        if call.ends_batch or self._queued_weight >= MAX_WEIGHT:
+            self._send()
 
     def _pass_on(self, call: Call[Item], said: Replies) -> None:
         again: list[Request[Item]] = []
@@ -379,11 +392,21 @@ class Connection(Generic[Item]):
             if answer is AGAIN:
                 again.append(request)
                 self._queued_weight += request.weight
-            elif isinstance(answer, Redirect) and not request.redirected and self._redirect:
+            elif not isinstance(answer, Redirect):
+                request.answer(answer)
+            elif self._redirect is None:
+                request.answer(
+                    ConfigError(
+                        f"{self.where} is a node of a Redis Cluster: pass a "
+                        "redis.asyncio.RedisCluster, which knows the others"
+                    )
+                )
+            elif request.redirected:
+                text = f"{self.where} redirects what was redirected to it: slots are moving"
+                request.answer(StorageError(text, kind="moved"))
+            else:
                 request.redirected = True
                 self._redirect(request, answer)
-            else:
-                request.answer(answer)
         if again:  # before those who came later
             self._queue = deque(sorted([*again, *self._queue], key=_NUMBER))
 
@@ -399,7 +422,7 @@ class Connection(Generic[Item]):
         while self._queue and self._queue[0].future.done():
             self._queued_weight -= self._queue.popleft().weight
         if self._sent and now - self._heard_at >= SILENCE:
-            self._lose(StorageError(f"{self.name}: no answer for {SILENCE:g} s", kind="timeout"))
+            self._lose(StorageError(f"{self.where}: no answer for {SILENCE:g} s", kind="timeout"))
         return bool(self._sent or self._queue)
 
     def _expire(self, requests: Iterable[Request[Item]], now: float) -> None:
@@ -410,11 +433,11 @@ class Connection(Generic[Item]):
     def _late(self, request: Request[Item]) -> StorageError:
         timeout = request.timeout
         if self._stream is None or request.deadline - timeout < self._connected_at:
-            return NotConnectedError(f"not connected to {self.name} within {timeout:g} s")
+            return NotConnectedError(f"not connected to {self.where} within {timeout:g} s")
         if self._slow is None:
-            text = f"no answer from {self.name} within {timeout:g} s"
+            text = f"no answer from {self.where} within {timeout:g} s"
         else:
-            text = f"{self.name} takes {self._slow:.2f} s to answer, the timeout is {timeout:g} s"
+            text = f"{self.where} takes {self._slow:.2f} s to answer, the timeout is {timeout:g} s"
         return StorageError(text, kind="timeout")
 
     def _measure(self, call: Call[Item], now: float) -> None:
@@ -428,7 +451,7 @@ class Connection(Generic[Item]):
             log.warning(
                 "Redis at %s is alive, but took %.2f s to answer, longer than timeout=%g: raise it "
                 "to %.1g or more (timeout=, RATE_LIMIT_TIMEOUT), or move the bot closer to it",
-                self.name,
+                self.where,
                 took,
                 timeout,
                 took * 1.25,

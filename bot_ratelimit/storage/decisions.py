@@ -16,7 +16,7 @@ from redis import exceptions
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.limit import Algorithm
 from bot_ratelimit.storage import transaction, wire
-from bot_ratelimit.storage.faults import SCRIPTS_REFUSED, translated
+from bot_ratelimit.storage.faults import SCRIPTS_REFUSED, code_of, one_line, translated
 from bot_ratelimit.storage.request import AGAIN, Call, Redirect, Replies, Request
 from bot_ratelimit.storage.wire import Command, Hit
 
@@ -75,10 +75,12 @@ class Decisions:
         for request in requests:
             if isinstance(request.item, Commands):
                 calls.append(_asking(Call([request], request.item.commands)))
-            elif self._tries_script():
-                hits.append(request)
-            else:
+            elif not self._tries_script():
                 calls.append(_asking(Call([request], transaction.commands(request.item))))
+            elif request.alone:
+                calls.append(self._script_call([request]))
+            else:
+                hits.append(request)
         if len(hits) > 1 and hits[0].slot is not None:
             hits.sort(key=_SLOT)
             calls += (self._script_call(list(group)) for _, group in groupby(hits, _SLOT))
@@ -88,6 +90,11 @@ class Decisions:
 
     def read(self, call: Call[Item], replies: list[Any]) -> Replies:
         """See `Codec.read`."""
+        if len(replies) == len(call.requests) == 1 and type(replies[0]) is bytes:
+            item = call.requests[0].item
+            if type(item) is Hit and len(item.charges) == 1:  # as most are on a Redis Cluster
+                self._script, self._refused_until = _CACHED, None
+                return Replies([[wire.only_verdict(replies[0])]])
         if not call.requests:  # repairs, whose replies do not matter
             return Replies(())
         if call.requests[0].asking:
@@ -117,6 +124,10 @@ class Decisions:
         if isinstance(reply, exceptions.NoScriptError):  # a server that has just started
             self._script = _WHOLE
             return Replies(again)
+        if len(call.requests) > 1 and _is_split(reply):
+            for request in call.requests:
+                request.alone = True
+            return Replies(again)
         if not SCRIPTS_REFUSED.search(str(reply)):
             return self._checked(call, [reply] * len(call.requests))
         if self._refused_until is None:
@@ -124,7 +135,7 @@ class Decisions:
                 "Redis at %s refuses scripts (%s): using MULTI/EXEC, which can decide one fixed "
                 "window and nothing else; allow EVALSHA and EVAL (ACL SETUSER <user> +@scripting)",
                 self._name,
-                reply,
+                one_line(reply),
             )
         self._refused_until = self._clock() + TRY_SCRIPTS_AGAIN
         return Replies(again)
@@ -156,6 +167,18 @@ def _asking(call: Call[Item]) -> Call[Item]:
         call.commands = [(b"ASKING",), *call.commands]
         call.replies += 1
     return call
+
+
+def _is_split(reply: Exception) -> bool:
+    """Whether keys can only be asked for one by one.
+
+    Either their slot is on its way elsewhere: all would be sent where one is missing, and there
+    start from zero. Or a node of a cluster is asked by a client that knows nothing of slots.
+    """
+    redirect = _redirect_in([reply])
+    if redirect is not None:
+        return redirect.asking
+    return code_of(reply) in ("TRYAGAIN", "CROSSSLOT")
 
 
 def _redirect_in(replies: Sequence[Any]) -> Redirect | None:

@@ -7,6 +7,7 @@ charged twice. Every attribute of redis-py that is not public is used in this fi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeAlias
@@ -14,8 +15,9 @@ from typing import Any, Final, Protocol, TypeAlias
 import redis.asyncio as aioredis
 from redis import exceptions
 from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
 
 from bot_ratelimit.errors import ConfigError
@@ -23,18 +25,22 @@ from bot_ratelimit.errors import ConfigError
 Client: TypeAlias = "aioredis.Redis | RedisCluster"
 Address: TypeAlias = tuple[str, int]
 
-PRIVATE: Final = ("_reader", "_writer")
+PRIVATE: Final = ("_reader", "_writer", "_parser")
 """The attributes of a redis-py connection that are used although they are not public."""
+_OWN_READ: Final = (AbstractConnection.read_response, SentinelManagedConnection.read_response)
 
 
 class Stream:
     """An open connection. Commands are written at once; replies are read in their order."""
 
-    __slots__ = ("_connection", "_reader", "_writer")
+    __slots__ = ("_connection", "_read", "_reader", "_writer")
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._reader, self._writer = (getattr(connection, name) for name in PRIVATE)
+        self._reader, self._writer = connection._reader, connection._writer
+        # The connection's own method would cost more than parsing; fakeredis has no parser.
+        is_plain = type(connection).read_response in _OWN_READ
+        self._read = (connection._parser if is_plain else connection).read_response
 
     def write(self, packed: bytes) -> None:
         """Write commands that are encoded already; never waits."""
@@ -47,14 +53,14 @@ class Stream:
             Exception: The connection is broken.
         """
         try:
-            return await self._connection.read_response(disable_decoding=True)
+            return await self._read(disable_decoding=True)
         except exceptions.ResponseError as error:
             return error
 
     @property
     def is_closed(self) -> bool:
         """Whether the server, or something on the way to it, has closed the connection."""
-        return bool(self._reader.at_eof()) or getattr(self._connection, PRIVATE[0]) is None
+        return bool(self._reader.at_eof()) or self._connection._reader is None
 
     def close(self) -> None:
         """Close the connection, without waiting for anything."""
@@ -66,7 +72,12 @@ class Endpoint(Protocol):
 
     @property
     def name(self) -> str:
-        """How logs and errors name it: `host:port`, a socket's path, a Sentinel service."""
+        """What it is called as long as it lives: `host:port`, a socket's path, a service."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """Where it is now, as logs and errors put it."""
         ...
 
     async def connect(self) -> Stream:
@@ -90,6 +101,7 @@ class PoolEndpoint:
         kwargs = pool.connection_kwargs
         host, port = kwargs.get("host", "localhost"), kwargs.get("port", 6379)
         self.name: str = kwargs.get("path") or f"{host}:{port}"
+        self.where = self.name
 
     async def connect(self) -> Stream:
         """See `Endpoint.connect`."""
@@ -103,7 +115,7 @@ class NodeEndpoint:
     def __init__(self, client: RedisCluster, address: Address) -> None:
         self._client = client
         self._address = address
-        self.name = "{}:{}".format(*address)
+        self.name = self.where = "{}:{}".format(*address)
 
     async def connect(self) -> Stream:
         """See `Endpoint.connect`."""
@@ -127,6 +139,17 @@ async def opened(connection: Any, connect: Callable[[], Awaitable[Any]]) -> Stre
     except BaseException:
         _close(connection)
         raise
+
+
+def cancel_opening(task: asyncio.Task[Stream]) -> None:
+    """Connect no longer; a connection that is open by then is closed."""
+    task.cancel()
+    task.add_done_callback(_close_opened)
+
+
+def _close_opened(task: asyncio.Task[Stream]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
 
 
 def startup_nodes(client: RedisCluster) -> list[Address]:

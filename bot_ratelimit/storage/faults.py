@@ -52,12 +52,13 @@ def translated(error: Exception) -> Exception:
     """
     if isinstance(error, RateLimitError) or not isinstance(error, _EXPLAINED):
         return error
-    text = str(error)
+    text = one_line(error)
     if isinstance(error, (exceptions.AuthenticationError, exceptions.AuthorizationError)):
         return StorageError(
-            f"{text} (check REDIS_PASSWORD, or the password in REDIS_URL)", kind="auth"
+            f"{text} - check the user name and the password (REDIS_PASSWORD, or in REDIS_URL)",
+            kind="auth",
         )
-    code = _BY_CLASS.get(type(error)) or _code_in(text)
+    code = code_of(error)
     if code in _OUTAGES:
         return StorageError(text if code in text else f"{code} {text}", kind=code.lower())
     if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError, EOFError)):
@@ -70,6 +71,11 @@ def translated(error: Exception) -> Exception:
     fault = ConfigError(f"{text if code in text else f'{code} {text}'} - {fix}")
     fault.kind = code.lower() or fault.kind
     return fault
+
+
+def code_of(error: Exception) -> str:
+    """The code of an error that a server replied with, such as `READONLY`; or nothing."""
+    return _BY_CLASS.get(type(error)) or _code_in(one_line(error))
 
 
 def _code_in(text: str) -> str:
@@ -104,9 +110,9 @@ _REASONS: Final = (
     (
         "(?i:authenticat|password)|WRONGPASS|NOAUTH",
         "auth",
-        "check REDIS_PASSWORD, or the password in REDIS_URL",
+        "check the user name and the password ({password})",
     ),
-    ("refused", "refused", "is Redis running, and are host and port right?"),
+    ("refused", "refused", "check that Redis is running, and its host and port"),
     (
         "not known|getaddrinfo|name resolution|No address associated",
         "dns",
@@ -115,33 +121,65 @@ _REASONS: Final = (
     ("DB index", "database", "choose a lower REDIS_DB, or a lower number in REDIS_URL"),
     ("max number of clients", "maxclients", "raise maxclients on the server"),
     ("(?i:unreachable|no route)", "unreachable", "check the network"),
-    ("No such file", "refused", "is Redis running, and is the path of its socket right?"),
+    (
+        "connecting to /.*No such file",
+        "refused",
+        "check that Redis is running, and the path of its socket",
+    ),
+    ("No such file", "tls", "check the paths in ssl_ca_certs, ssl_certfile and ssl_keyfile"),
 )
 _ERRNO: Final = re.compile(r"^Error (\d+) connecting to ")
+_CUT_SHORT: Final = re.compile("closed|reset|Broken pipe|Connection lost")
+_TLS_OR_NOT: Final = "if the port speaks TLS, use rediss:// instead of redis://"
 
 
-def unreachable(name: str, error: Exception, timeout: float | None) -> StorageError:
+def unreachable(
+    name: str,
+    error: Exception,
+    timeout: float | None,
+    password: str = "REDIS_PASSWORD, or in REDIS_URL",  # noqa: S107 - where one is set
+) -> StorageError:
     """Why a server cannot be reached, or was lost: its name, the real reason, what to do about it.
 
     Args:
         name: The server.
         error: What was raised.
         timeout: Seconds that connecting was given; None if the connection was open already.
+        password: Where the password is set.
     """
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if isinstance(error, StorageError):
+        return error
+    text = one_line(error).rstrip(".") or type(error).__name__
     if timeout is not None and isinstance(error, (TimeoutError, exceptions.TimeoutError)):
-        return NotConnectedError(f"no connection to {name} within {timeout:g} s", kind="timeout")
-    if number := _ERRNO.match(text):  # asyncio puts other words in place of the system's
+        return NotConnectedError(
+            f"no connection to {name} within {timeout:g} s - check host, port and firewalls; "
+            "either both sides speak TLS (rediss://) or neither (redis://)",
+            kind="timeout",
+        )
+    if "HELLO must be called" in text:
+        text = "NOAUTH the server wants a password"
+    if (number := _ERRNO.match(text)) and "SSL" not in text:
+        # asyncio puts other words in place of the system's
         text = f"{os.strerror(int(number[1]))} ({text})"
     text = text if name in text else f"{name}: {text}"
     kind, fix = next(
-        ((kind, f" - {fix}") for pattern, kind, fix in _REASONS if re.search(pattern, text)),
+        (
+            (kind, f" - {fix.format(password=password)}")
+            for pattern, kind, fix in _REASONS
+            if re.search(pattern, text)
+        ),
         ("connection", ""),
     )
-    code = _BY_CLASS.get(type(error)) or _code_in(text)
+    code = code_of(error)
     if code in _OUTAGES:
         kind, text = code.lower(), text if code in text else f"{text} ({code})"
-    elif timeout is not None and "closed" in text:
-        fix = " - while connecting: if the port speaks TLS, use rediss:// instead of redis://"
+    elif timeout is not None and not fix and _CUT_SHORT.search(text):
+        fix = f" - while connecting: {_TLS_OR_NOT}"
     make = StorageError if timeout is None else NotConnectedError
     return make(f"{text}{fix}", kind=kind)
+
+
+def one_line(error: object) -> str:
+    """The error's text as a log can have it: on one line, and without a user's key."""
+    text, *_ = str(error).partition(", with args beginning with:")
+    return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))

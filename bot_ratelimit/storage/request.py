@@ -15,6 +15,7 @@ class Request(Generic[Item]):
     """Something a server is asked, and who waits for the answer."""
 
     __slots__ = (
+        "alone",
         "asking",
         "deadline",
         "future",
@@ -46,6 +47,8 @@ class Request(Generic[Item]):
         self.redirected = False
         self.asking = False
         """Whether the slot is on its way to this server, which has to be told that we know."""
+        self.alone = False
+        """Whether it must not share a command: of the keys of its slot some have moved already."""
 
     def answer(self, answer: Any) -> None:
         """Give the answer to the one who waits, if anybody still does."""
@@ -67,7 +70,10 @@ class Call(Generic[Item]):
         self.commands = commands
         self.replies = len(commands)
         self.sent = 0.0
-        self.deadline = min((request.deadline for request in requests), default=0.0)
+        if len(requests) == 1:  # as most are on a Redis Cluster
+            self.deadline = requests[0].deadline
+        else:
+            self.deadline = min((request.deadline for request in requests), default=0.0)
         self.ends_batch = False
 
 

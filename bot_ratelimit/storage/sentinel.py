@@ -9,8 +9,17 @@ from typing import Any, Final, NamedTuple
 from redis import exceptions
 from redis.asyncio.sentinel import SentinelConnectionPool
 
+from bot_ratelimit.errors import NotConnectedError, StorageError
 from bot_ratelimit.storage import wire
-from bot_ratelimit.storage.driver import Address, Stream, opened, sentinels_of
+from bot_ratelimit.storage.driver import (
+    Address,
+    PoolEndpoint,
+    Stream,
+    cancel_opening,
+    opened,
+    sentinels_of,
+)
+from bot_ratelimit.storage.faults import unreachable
 
 ASK_TIMEOUT: Final = 1.0
 """Seconds that one sentinel gets to answer."""
@@ -36,11 +45,17 @@ class SentinelEndpoint:
     def __init__(self, pool: SentinelConnectionPool) -> None:
         self._pool: Any = pool
         self.name, *_ = sentinels_of(pool)
+        self._address: Address | None = None
+
+    @property
+    def where(self) -> str:
+        """See `Endpoint.where`."""
+        return "{} at {}:{}".format(self.name, *self._address) if self._address else self.name
 
     async def connect(self) -> Stream:
         """See `Endpoint.connect`."""
         while True:
-            address = await self._primary()
+            address = self._address = await self._primary()
             connection = self._pool.make_connection()
 
             async def connect(connection: Any = connection, to: Address = address) -> None:
@@ -49,9 +64,11 @@ class SentinelEndpoint:
             opening = asyncio.create_task(opened(connection, connect))
             try:
                 if await self._stays(address, opening):
-                    return await opening
-            finally:
-                opening.cancel()
+                    return opening.result()
+            except BaseException:
+                cancel_opening(opening)
+                raise
+            cancel_opening(opening)
 
     async def _stays(self, address: Address, opening: asyncio.Task[Stream]) -> bool:
         """Wait until it is open, and say so; False if the primary is another one meanwhile."""
@@ -67,17 +84,18 @@ class SentinelEndpoint:
         asking = {asyncio.create_task(_ask(pool, name, peers)) for pool in pools}
         try:
             answers: list[_Answer] = []
-            errors: list[str] = []
+            errors: list[StorageError] = []
             rest, patience = asking, None
             while rest:
                 done, rest = await asyncio.wait(
                     rest, timeout=patience, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done:
-                    if (error := task.exception()) is None:
-                        answers.append(task.result())
+                    answer = task.result()
+                    if isinstance(answer, _Answer):
+                        answers.append(answer)
                     else:
-                        errors.append(str(error) or type(error).__name__)
+                        errors.append(answer)
                 if not done:
                     break
                 if answers:
@@ -86,22 +104,33 @@ class SentinelEndpoint:
             for task in asking:
                 task.cancel()
         if not answers:
-            raise exceptions.ConnectionError(
-                f"no sentinel knows the primary of {name!r} ({'; '.join(sorted(set(errors)))})"
+            raise NotConnectedError(
+                f"no sentinel knows the primary of {name!r}: {'; '.join(sorted(map(str, errors)))}",
+                kind=errors[0].kind,
             )
         _, (host, port) = max(answers)
         return forced or host, port
 
 
-async def _ask(pool: Any, service: str, peers: int) -> _Answer:
-    async with asyncio.timeout(ASK_TIMEOUT):
-        connection = pool.make_connection()
-        stream = await opened(connection, connection.connect)
-        try:
-            stream.write(wire.encode([b"SENTINEL", b"MASTER", service.encode()]))
-            reply = await stream.read()
-        finally:
-            stream.close()
+async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
+    """What a sentinel says of its service, or why it says nothing."""
+    endpoint = PoolEndpoint(pool)
+    try:
+        async with asyncio.timeout(ASK_TIMEOUT):
+            stream = await endpoint.connect()
+            try:
+                stream.write(wire.encode([b"SENTINEL", b"MASTER", service.encode()]))
+                reply = await stream.read()
+            finally:
+                stream.close()
+        return _read(reply, peers)
+    except Exception as error:
+        return unreachable(endpoint.name, error, ASK_TIMEOUT, password="sentinel_kwargs")  # noqa: S106 - where one is set
+
+
+def _read(reply: Any, peers: int) -> _Answer:
+    if isinstance(reply, exceptions.ResponseError) and "No such master" in str(reply):
+        raise exceptions.ResponseError(f"{reply} - check the service name given to master_for")
     if isinstance(reply, Exception):
         raise reply
     pairs = reply.items() if isinstance(reply, Mapping) else zip(*[iter(reply)] * 2, strict=True)

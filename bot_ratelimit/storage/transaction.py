@@ -26,16 +26,17 @@ def needs_script(hit: Hit) -> ConfigError | None:
     elif len(hit.charges) > 1:
         what = "deciding several rules together"
     elif charge.limit.algorithm is not Algorithm.FIXED_WINDOW:
-        what = f"the {charge.limit.algorithm.value} of '{charge.limit}'"
+        what = f"a {charge.limit.algorithm.value}"
     elif charge.penalty is not None:
         what = "a penalty"
     elif charge.cost > 1:
         what = f"a cost of {charge.cost}"
     else:
         return None
-    keys = ", ".join(charge.key for charge in hit.charges)
+    # Without keys: the same fault of many users is logged once, and a key may hold anything.
+    limits = ", ".join(str(charge.limit) for charge in hit.charges)
     error = ConfigError(
-        f"{what} ({keys}) needs a script, and this server refuses EVALSHA; allow it "
+        f"{what} ({limits}) needs a script, and this server refuses EVALSHA; allow it "
         "(ACL SETUSER <user> +@scripting), or limit with one fixed window such as '5/10s'"
     )
     error.kind = "noscript"

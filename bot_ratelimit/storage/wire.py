@@ -68,6 +68,10 @@ def resets_key(key: str) -> str:
 
 def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
     """`numkeys key … arg …` for decide.lua: a key and its spec for each charge."""
+    if len(hits) == 1 and len(hits[0].charges) == 1:
+        (((key, limit, cost, shadow, penalty),), once, look, reset) = hits[0]
+        if penalty is None and once is None and not reset:  # as most are on a Redis Cluster
+            return [b"1", name(key), _spec(limit, cost, shadow, "?" if look else "", False)]
     keys: list[bytes] = []
     specs: list[bytes] = []
     for charges, once, look, reset in hits:
@@ -90,6 +94,12 @@ def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
             specs.extend([_MORE_RESETS_SPEC] * (len(charges) - 1))
             specs.append(_RESETS_SPEC)
     return [b"%d" % len(keys), *keys, *specs]
+
+
+def only_verdict(reply: bytes) -> Verdict:
+    """The verdict of decide.lua on one charge."""
+    wait, remaining, reset = reply.split()
+    return new_verdict((int(wait), int(remaining), int(reset)))
 
 
 def script_answers(

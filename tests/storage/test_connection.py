@@ -56,7 +56,7 @@ def _commands(packed: bytes) -> list[bytes]:
 class Server:
     """An endpoint whose connections the test holds in its hands."""
 
-    name = "redis.test:6379"
+    name = where = "redis.test:6379"
 
     def __init__(self) -> None:
         self.wires: list[Wire] = []

@@ -1,0 +1,106 @@
+"""What is used of redis-py although it is not public is still there, in the version installed."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio as aioredis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
+
+import bot_ratelimit
+from bot_ratelimit.storage import driver
+from tests.servers import Server
+
+GONE = f"redis-py {redis.__version__} has no {{}} any more, which storage/driver.py uses: {{}}"
+
+
+def check(has: object, what: str, why: str) -> None:
+    assert has, GONE.format(what, why)
+
+
+async def test_what_is_used_of_a_connection(redis_server: Server) -> None:
+    """An open connection has a reader, a writer and a parser, and can be opened by the pool."""
+    async with aioredis.Redis(port=redis_server.port) as client:
+        pool: Any = client.connection_pool
+        check(hasattr(pool, "make_connection"), "ConnectionPool.make_connection", "to connect")
+        check("port" in pool.connection_kwargs, "ConnectionPool.connection_kwargs", "its address")
+        connection = pool.make_connection()
+        for name in ("retry", "socket_timeout", "socket_connect_timeout"):
+            check(hasattr(connection, name), f"Connection.{name}", "they are switched off")
+        await connection.connect()
+        for name in driver.PRIVATE:
+            check(getattr(connection, name, None), f"Connection.{name}", "commands and replies")
+        for name in ("writelines", "transport"):
+            check(hasattr(connection._writer, name), f"Connection._writer.{name}", "to send, close")
+        check(hasattr(connection._reader, "at_eof"), "Connection._reader.at_eof", "to see an end")
+        for method in (connection._parser.read_response, connection.read_response):
+            check(
+                "disable_decoding" in inspect.signature(method).parameters,
+                "read_response(disable_decoding=...)",
+                "replies as bytes",
+            )
+        connection._writer.writelines((b"PING\r\nNOSUCH\r\n",))
+        assert await connection._parser.read_response(disable_decoding=True) == b"PONG"
+        error = await connection._parser.read_response(disable_decoding=True)
+        assert isinstance(error, redis.ResponseError)
+        await connection.disconnect()
+
+
+def test_what_is_used_of_sentinel() -> None:
+    """A Sentinel pool tells its service and its sentinels."""
+    pool: Any = Sentinel([("127.0.0.1", 1)]).master_for("shop").connection_pool
+    assert isinstance(pool, SentinelConnectionPool)
+    for name in ("is_master", "service_name", "sentinel_manager"):
+        check(hasattr(pool, name), f"SentinelConnectionPool.{name}", "to ask the sentinels")
+    for name in ("sentinels", "min_other_sentinels"):
+        check(hasattr(pool.sentinel_manager, name), f"Sentinel.{name}", "to ask the sentinels")
+    connection = pool.make_connection()
+    check(hasattr(connection, "connect_to"), "SentinelManagedConnection.connect_to", "to connect")
+
+
+def test_what_is_used_of_a_cluster() -> None:
+    """A cluster's client tells its nodes, and how it connects to them."""
+    client: Any = RedisCluster(host="127.0.0.1", port=1)
+    check(hasattr(client, "get_connection_kwargs"), "RedisCluster.get_connection_kwargs", "options")
+    for name in ("startup_nodes", "nodes_cache", "remap_host_port"):
+        check(hasattr(client.nodes_manager, name), f"NodesManager.{name}", "to find the nodes")
+    node: Any = ClusterNode("127.0.0.1", 1, **client.get_connection_kwargs())
+    for name in ("connection_class", "connection_kwargs"):
+        check(hasattr(node, name), f"ClusterNode.{name}", "to connect as the client would")
+    assert driver.startup_nodes(client) == [("127.0.0.1", 1)]
+    check(Retry, "Retry", "to switch retries off")
+
+
+def test_replies_are_read_by_the_parser() -> None:
+    """A connection's own `read_response` is passed by only where it is redis-py's."""
+    for owner in (AbstractConnection, SentinelManagedConnection):
+        check("read_response" in vars(owner), f"{owner.__name__}.read_response", "to tell fakes")
+
+
+def test_what_is_not_public_stands_in_one_file() -> None:
+    """No other module of the package uses an attribute of redis-py that is not public."""
+    package = Path(bot_ratelimit.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.name == "driver.py":
+            continue
+        names = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if type(node) is ast.Attribute
+        }
+        assert not names & {*driver.PRIVATE, "nodes_manager", "sentinel_manager"}, path
+
+
+@pytest.mark.parametrize("name", driver.PRIVATE)
+def test_each_is_named(name: str) -> None:
+    """The list in driver.py is what the file uses, and nothing else."""
+    source = inspect.getsource(driver)
+    assert f"connection.{name}" in source

@@ -1,0 +1,194 @@
+"""RedisStorage behind Sentinel: three of them, a primary and a replica, all real."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+
+from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
+from tests.benches import TIMEOUT, charge
+from tests.topologies import SERVICE, Sentinels, running_sentinels
+
+BACK_WITHIN = 2.0
+"""Seconds from the sentinels' own decision until Redis decides about hits again."""
+SLACK = 0.5
+"""Seconds that a busy machine may add."""
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Sentinels]:
+    with running_sentinels(tmp_path) as group:
+        yield group
+
+
+CLIENTS: dict[str, Callable[[Sentinel], aioredis.Redis]] = {
+    "master_for": lambda sentinel: sentinel.master_for(SERVICE),
+    "text": lambda sentinel: sentinel.master_for(SERVICE, decode_responses=True),
+    "RESP2": lambda sentinel: sentinel.master_for(SERVICE, protocol=2),
+    "RESP3": lambda sentinel: sentinel.master_for(SERVICE, protocol=3),
+    "time-outs": lambda sentinel: sentinel.master_for(SERVICE, socket_timeout=0.1),
+    "one connection": lambda sentinel: sentinel.master_for(SERVICE, max_connections=1),
+    "health checks": lambda sentinel: sentinel.master_for(
+        SERVICE, health_check_interval=1, check_connection=True
+    ),
+    "from_pool": lambda sentinel: aioredis.Redis.from_pool(
+        SentinelConnectionPool(SERVICE, sentinel)
+    ),
+}
+
+
+@asynccontextmanager
+async def limiters(group: Sentinels) -> AsyncIterator[dict[str, Limiter]]:
+    """One for each kind of client, all connected."""
+    async with AsyncExitStack() as stack:
+        found: dict[str, Limiter] = {}
+        for protocol in (2, 3):
+            sentinel = Sentinel(group.addresses, sentinel_kwargs={"protocol": protocol})
+            for each in sentinel.sentinels:
+                stack.push_async_callback(each.aclose)
+            for kind, make in CLIENTS.items():
+                storage = RedisStorage(make(sentinel), close_client=True)
+                limiter = found[f"{kind}, sentinels by RESP{protocol}"] = Limiter(storage)
+                stack.push_async_callback(limiter.close)
+        assert await asyncio.wait_for(asyncio.gather(*map(returned, found.values())), 3)
+        yield found
+
+
+async def returned(limiter: Limiter) -> float:
+    """When Redis decides about a hit; updates come all the time."""
+    while (await limiter.hit("1000/s", Subject(user=7))).source != "redis":  # noqa: ASYNC110 - updates come
+        await asyncio.sleep(0.02)
+    return monotonic()
+
+
+async def decided(group: Sentinels) -> float:
+    """When the sentinels name the replica as the primary."""
+    port = group.sentinels[-1].port
+    async with asyncio.timeout(15):
+        while True:
+            host_and_port = await asyncio.to_thread(
+                group.says, port, "GET-MASTER-ADDR-BY-NAME", SERVICE
+            )
+            if int(host_and_port[1]) == group.replica.port:
+                return monotonic()
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("first_sentinel", ["well", "killed", "hung"])
+@pytest.mark.parametrize("primary", ["killed", "hung"])
+async def test_a_failover_is_followed(group: Sentinels, primary: str, first_sentinel: str) -> None:
+    """Whatever happened to the primary, and to the sentinel that is listed first with it, Redis
+    decides again within 2 s of the sentinels' decision, for every kind of client."""
+    harm: dict[str, Callable[[Any], None]] = {
+        "well": lambda _: None,
+        "killed": lambda server: server.kill(),
+        "hung": lambda server: server.hang(),
+    }
+    async with limiters(group) as asked:
+        harm[first_sentinel](group.sentinels[0])
+        harm[primary](group.primary)
+        watching = asyncio.create_task(decided(group))
+
+        async def ask(limiter: Limiter) -> float:
+            while not watching.done():  # updates go on coming, so that circuits open
+                await limiter.hit("1000/s", Subject(user=7))
+                await asyncio.sleep(0.05)
+            return await returned(limiter)
+
+        async with asyncio.timeout(20):
+            back = dict(zip(asked, await asyncio.gather(*map(ask, asked.values())), strict=True))
+        took = {kind: round(at - watching.result(), 2) for kind, at in back.items()}
+        assert max(took.values()) < BACK_WITHIN + SLACK, took
+        async with aioredis.Redis(port=group.replica.port) as promoted:
+            assert await promoted.exists("bot:ratelimit:1000/s:7", "bot:ratelimit:7")
+
+
+async def test_a_failover_by_hand_is_followed(group: Sentinels) -> None:
+    """When the old primary has become a replica, hits count at the new one, all of them."""
+    async with limiters(group) as asked:
+        await asyncio.to_thread(group.says, group.sentinels[1].port, "FAILOVER", SERVICE)
+        async with (
+            aioredis.Redis(port=group.primary.port) as demoted,
+            aioredis.Redis(port=group.replica.port) as promoted,
+        ):
+            async with asyncio.timeout(15):
+                while (await demoted.role())[0] != b"slave":  # noqa: ASYNC110 - the servers decide
+                    await asyncio.sleep(0.01)
+            switched = monotonic()
+            back = await asyncio.gather(*map(returned, asked.values()))
+            assert max(back) - switched < BACK_WITHIN + SLACK
+            await promoted.flushall()
+            found = await asyncio.gather(
+                *(limiter.hit("99/minute", Subject(user=1)) for limiter in asked.values())
+            )
+            assert {decision.source for decision in found} == {"redis"}
+            assert int(await promoted.get("bot:ratelimit:1")) == len(found)
+
+
+@pytest.mark.parametrize("limit", ["9/minute", "9/minute sliding"])
+async def test_a_connection_that_says_readonly_is_left(group: Sentinels, limit: str) -> None:
+    """A server that has become a replica is not asked a second time on the same connection."""
+    sentinel = Sentinel(group.addresses)
+    storage = RedisStorage(sentinel.master_for(SERVICE, client_name="ours"), close_client=True)
+    async with aioredis.Redis(port=group.primary.port) as admin:
+
+        async def ours() -> list[str]:
+            return [each["id"] for each in await admin.client_list() if each["name"] == "ours"]
+
+        await storage.hit([charge(limit)], timeout=TIMEOUT)
+        (before,) = await ours()
+        await admin.replicaof("127.0.0.1", group.replica.port)
+        with pytest.raises(StorageError, match="READONLY"):
+            await storage.hit([charge(limit)], timeout=TIMEOUT)
+        await asyncio.sleep(0.01)
+        assert before not in await ours()
+    await storage.close()
+
+
+async def test_what_the_sentinels_say_is_told(tmp_path: Path) -> None:
+    """A wrong service name, or a wrong password of the sentinels, is told with what to check."""
+    with running_sentinels(tmp_path, "s3cret") as group:
+
+        async def reason(service: str, **kwargs: Any) -> str:
+            sentinel = Sentinel(group.addresses, sentinel_kwargs=kwargs)
+            storage = RedisStorage(sentinel.master_for(service))
+            try:
+                await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+            except (StorageError, ConfigError) as error:
+                return str(error)
+            else:
+                return ""
+            finally:
+                await storage.close()
+
+        assert not await reason(SERVICE, password="s3cret")
+        first = f"127.0.0.1:{group.addresses[0][1]}"
+        unknown = await reason("shoop", password="s3cret")
+        assert "'shoop'" in unknown
+        assert "No such master with that name" in unknown
+        assert "check the service name" in unknown
+        for wrong in ({"password": "wr0ng"}, {}):
+            text = await reason(SERVICE, **wrong)
+            assert first in text
+            assert "sentinel_kwargs" in text
+            assert "wr0ng" not in text
+
+
+async def test_no_sentinel_is_there(tmp_path: Path) -> None:
+    """When no sentinel can be reached, the text names them and the real reason."""
+    sentinel = Sentinel([("127.0.0.1", 1), ("nowhere.invalid", 26379)])
+    storage = RedisStorage(sentinel.master_for(SERVICE))
+    with pytest.raises(StorageError) as raised:
+        await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+    assert "127.0.0.1:1" in str(raised.value)
+    assert "Connection refused" in str(raised.value)
+    assert "nowhere.invalid:26379" in str(raised.value)
+    await storage.close()

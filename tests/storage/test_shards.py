@@ -1,0 +1,295 @@
+"""RedisStorage on a Redis Cluster of three nodes: each shard by itself, slots that move."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from redis.asyncio.cluster import RedisCluster
+from redis.crc import key_slot
+
+from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
+from tests.benches import TIMEOUT, charge
+from tests.proxy import distant
+from tests.servers import Server
+from tests.topologies import Cluster, running_nodes, wait_until
+
+USERS = range(60)
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running_nodes(tmp_path_factory.mktemp("nodes")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(nodes: Cluster) -> Iterator[Cluster]:
+    """Three nodes, empty and well, with the slots where they began."""
+    yield nodes
+    for node in nodes.nodes:
+        node.resume()
+    for node in nodes.nodes:
+        wait_until(lambda node=node: nodes.do(node, "PING"), "the node answers")  # type: ignore[misc]  # a default for a loop's variable
+        nodes.do(node, "FLUSHALL")
+        nodes.do(node, "CONFIG RESETSTAT")
+    for slot in SLOTS:
+        source = nodes.owner(slot)
+        for node in nodes.nodes:
+            nodes.do(node, "CLUSTER SETSLOT", slot, "STABLE")
+        for node in (source, *nodes.nodes):
+            nodes.do(node, "CLUSTER SETSLOT", slot, "NODE", nodes.ids[source.port])
+    for node in nodes.nodes:
+        wait_until(lambda node=node: nodes.is_well(node), "all nodes see each other")  # type: ignore[misc]  # a default for a loop's variable
+
+
+def key(user: int) -> str:
+    return f"bot:ratelimit:{user}"
+
+
+SLOTS = sorted({key_slot(key(user).encode()) for user in USERS})
+
+
+@asynccontextmanager
+async def limiting(nodes: Cluster, **options: Any) -> AsyncIterator[Limiter]:
+    """A limiter whose client was told of the first node only."""
+    client = RedisCluster(host="127.0.0.1", port=nodes.primaries[0].port, **options)
+    limiter = Limiter(RedisStorage(client, close_client=True))
+    try:
+        yield limiter
+    finally:
+        await limiter.close()
+
+
+async def connected(limiter: Limiter) -> None:
+    """Has decided about hits on every shard."""
+    async with asyncio.timeout(5):
+        while True:
+            found = await asyncio.gather(
+                *(limiter.hit("99/m", Subject(user=user)) for user in range(100, 160))
+            )
+            if {each.source for each in found} == {"redis"}:
+                return
+            await asyncio.sleep(0.02)
+
+
+def on(nodes: Cluster, node: Server) -> list[int]:
+    """The users whose key the node has."""
+    return [user for user in USERS if nodes.owner(key_slot(key(user).encode())) is node]
+
+
+def total(nodes: Cluster, user: int) -> int:
+    """What is counted for a user, on whichever node."""
+    counts = []
+    for node in nodes.nodes:
+        with suppress(Exception):  # MOVED: it is not there
+            counts.append(int(nodes.do(node, "GET", key(user)) or 0))
+    return sum(counts)
+
+
+async def test_limits_hold_from_the_first_hit(cluster: Cluster) -> None:
+    """A cold storage that was told of one node decides about everybody, exactly."""
+    async with limiting(cluster) as limiter:
+        limiter.timeout = 2
+        found = await asyncio.gather(
+            *(limiter.hit("3/minute", Subject(user=user)) for _ in range(5) for user in USERS)
+        )
+    assert {each.source for each in found} == {"redis"}
+    for i, user in enumerate(USERS):
+        assert sum(each.allowed for each in found[i :: len(USERS)]) == 3
+        assert total(cluster, user) == 5
+
+
+@pytest.mark.parametrize("harm", ["hang", "kill"])
+async def test_shards_fail_one_by_one(cluster: Cluster, harm: str) -> None:
+    """While a node is dead or hangs, everybody on the other shards is limited as ever."""
+    victim, *well = cluster.primaries
+    async with limiting(cluster) as limiter:
+        await connected(limiter)
+        getattr(victim, harm)()
+        sources: dict[int, list[str]] = {user: [] for user in USERS}
+
+        async def ask(user: int) -> None:
+            sources[user].append((await limiter.hit("99/m", Subject(user=user))).source)
+
+        began = monotonic()
+        while monotonic() < began + 4:
+            await asyncio.gather(*map(ask, USERS))
+            await asyncio.sleep(0.05)
+        for node in well:
+            for user in on(cluster, node):
+                assert set(sources[user]) == {"redis"}
+        assert {sources[user][-1] for user in on(cluster, victim)} == {"policy"}
+        victim.resume() if harm == "hang" else victim.start()
+        async with asyncio.timeout(6):
+            while sources[on(cluster, victim)[0]][-1] != "redis":
+                await asyncio.gather(*map(ask, USERS))
+                await asyncio.sleep(0.02)
+
+
+async def test_a_slot_that_moved_is_followed(cluster: Cluster) -> None:
+    """MOVED is followed: no hit is lost or counted twice, and the next goes there directly."""
+    user = 7
+    slot = key_slot(key(user).encode())
+    source = cluster.owner(slot)
+    target = next(node for node in cluster.primaries if node is not source)
+    async with limiting(cluster) as limiter:
+        await connected(limiter)
+        await asyncio.gather(*(limiter.hit("99/m", Subject(user=user)) for _ in range(3)))
+        cluster.move(slot, source, target)
+        cluster.do(source, "CONFIG RESETSTAT")
+        found = await asyncio.gather(*(limiter.hit("99/m", Subject(user=user)) for _ in range(20)))
+        assert sorted(each.remaining for each in found) == list(range(99 - 23, 99 - 3))
+        assert total(cluster, user) == 23
+        moved = cluster.do(source, "INFO", "errorstats")["errorstat_MOVED"]["count"]
+        await limiter.hit("99/m", Subject(user=user))
+        assert cluster.do(source, "INFO", "errorstats")["errorstat_MOVED"]["count"] == moved
+
+
+@pytest.mark.parametrize("prefix", ["bot", "{bot}"])
+async def test_a_slot_on_its_way_is_followed(cluster: Cluster, prefix: str) -> None:
+    """ASK is followed, also for many users in one slot of which some have left already."""
+    slots = {key_slot(f"{prefix}:ratelimit:{user}".encode()) for user in USERS}
+    async with limiting(cluster) as limiter:
+        limiter.key_prefix = prefix
+        await connected(limiter)
+        await asyncio.gather(*(limiter.hit("99/m", Subject(user=user)) for user in USERS[:30]))
+        pairs = {}
+        for slot in slots:
+            source = cluster.owner(slot)
+            target = next(node for node in cluster.primaries if node is not source)
+            pairs[slot] = (source, target)
+            cluster.begin_to_move(slot, source, target)
+        for user in USERS[:15]:
+            name = f"{prefix}:ratelimit:{user}"
+            source, target = pairs[key_slot(name.encode())]
+            cluster.do(source, "MIGRATE", "127.0.0.1", target.port, name, 0, 5000)
+        for remaining in (97, 96):
+            found = await asyncio.gather(
+                *(limiter.hit("99/m", Subject(user=user)) for user in USERS)
+            )
+            assert [each.source for each in found] == ["redis"] * 60
+            expected = [remaining] * 30 + [remaining + 1] * 30
+            assert [each.remaining for each in found] == expected
+        for slot, (_, target) in pairs.items():
+            for node in cluster.primaries:
+                cluster.do(node, "CLUSTER SETSLOT", slot, "STABLE")
+            if prefix == "{bot}":
+                cluster.do(target, "FLUSHALL")
+
+
+@pytest.mark.parametrize("after", [0.0, 0.1, 0.3])
+async def test_a_connection_lost_after_a_redirect_charges_once(
+    cluster: Cluster, after: float
+) -> None:
+    """When nobody knows whether the hit was counted where a redirect led, it is not repeated."""
+    user = 7
+    slot = key_slot(key(user).encode())
+    source = cluster.owner(slot)
+    target = next(node for node in cluster.primaries if node is not source)
+    with distant(target.port, round_trip=0.4) as proxy:
+
+        def remap(address: tuple[str, int]) -> tuple[str, int]:
+            return (address[0], proxy.port) if address[1] == target.port else address
+
+        async with limiting(cluster, address_remap=remap) as limiter:
+            limiter.timeout = 5
+            await connected(limiter)  # by any node, and redirects
+            await connected(limiter)  # by each node itself
+            limiter.timeout = 2
+            await limiter.hit("99/m", Subject(user=user))
+            cluster.move(slot, source, target)
+            asking = asyncio.create_task(limiter.hit("99/m", Subject(user=user)))
+            await asyncio.sleep(after)
+            proxy.cut()
+            decision = await asking
+            await asyncio.sleep(0.3)
+            counted = total(cluster, user)
+            assert counted in (1, 2)
+            if decision.source == "redis":
+                assert counted == 2
+            if after == 0.3:
+                assert (decision.source, counted) == ("policy", 2)
+            await connected(limiter)
+            assert (await limiter.hit("99/m", Subject(user=user))).remaining == 98 - counted
+
+
+async def test_one_connection_a_node_is_enough(cluster: Cluster) -> None:
+    """200 callers at once share one connection to each node."""
+    client = RedisCluster(host="127.0.0.1", port=cluster.primaries[0].port, client_name="ours")
+    storage = RedisStorage(client, close_client=True)
+    for _ in range(5):
+        await asyncio.gather(
+            *(storage.hit([charge("9/m", f"{i}")], timeout=TIMEOUT) for i in range(200))
+        )
+    for i, node in enumerate(cluster.primaries):
+        names = [each["name"] for each in cluster.do(node, "CLIENT LIST")]
+        # And one by which the cluster was found.
+        assert names.count("ours") in ((1, 2) if i == 0 else (1,))
+    await storage.close()
+
+
+@pytest.mark.parametrize("harm", ["hang", "kill"])
+async def test_a_promoted_replica_is_found(tmp_path: Path, harm: str) -> None:
+    """When a primary dies its replica is asked, soon after the cluster has chosen it."""
+    with running_nodes(tmp_path, replicas=1) as nodes:
+        victim, replica = nodes.primaries[0], nodes.replicas[0]
+        user = on(nodes, victim)[0]
+        async with limiting(nodes) as limiter:
+            await connected(limiter)
+            getattr(victim, harm)()
+
+            async def promoted() -> float:
+                while "master" not in await asyncio.to_thread(nodes.do, replica, "ROLE"):  # noqa: ASYNC110 - nodes decide
+                    await asyncio.sleep(0.02)
+                return monotonic()
+
+            chosen = asyncio.create_task(promoted())
+            async with asyncio.timeout(15):
+                while not chosen.done():  # updates go on coming, so that circuits open
+                    await limiter.hit("99/m", Subject(user=user))
+                    await asyncio.sleep(0.02)
+                while (await limiter.hit("99/m", Subject(user=user))).source != "redis":  # noqa: ASYNC110 - updates come
+                    await asyncio.sleep(0.02)
+            assert monotonic() - chosen.result() < 2.5
+        assert nodes.do(replica, "GET", key(user))
+
+
+async def test_a_plain_client_of_a_node_is_told(cluster: Cluster) -> None:
+    """Who passes a client of one node learns that it takes one of the cluster."""
+    node = cluster.primaries[0]
+    async with aioredis.Redis(port=node.port) as client:
+        storage = RedisStorage(client)
+        found = await asyncio.gather(
+            *(storage.hit([charge("9/m", f"{user}")], timeout=TIMEOUT) for user in USERS),
+            return_exceptions=True,
+        )
+        await storage.close()
+    for user, each in zip(USERS, found, strict=True):
+        if user in on(cluster, node):
+            assert isinstance(each, list)
+        else:
+            assert isinstance(each, ConfigError)
+            assert f"localhost:{node.port} is a node of a Redis Cluster" in str(each)
+            assert "RedisCluster" in str(each)
+
+
+async def test_where_a_redirect_leads_is_asked_once(cluster: Cluster) -> None:
+    """Nodes that send a hit to and fro make an outage of it, not a loop."""
+    user = 7
+    slot = key_slot(key(user).encode())
+    source = cluster.owner(slot)
+    target = next(node for node in cluster.primaries if node is not source)
+    async with limiting(cluster) as limiter:
+        await connected(limiter)
+        # Only the source knows: the target sends who asks it without ASKING back.
+        cluster.do(source, "CLUSTER SETSLOT", slot, "NODE", cluster.ids[target.port])
+        with pytest.raises(StorageError, match="slots are moving"):
+            await limiter.storage.hit([charge("99/m", f"{user}")], timeout=TIMEOUT)
+        cluster.do(source, "CLUSTER SETSLOT", slot, "NODE", cluster.ids[source.port])
