@@ -138,7 +138,9 @@ class _Broadcast(Generic[T]):
 
     async def _attempt(self, chat: T, left: Callable[[], int]) -> Sent[T]:
         """Send; again if nothing of it can have arrived, which is known if one request left."""
-        target, moved, before = chat, None, 0
+        target: Any = chat
+        moved: int | None = None
+        before = 0
         waits = iter(_RECONNECT)
         while True:
             try:
@@ -148,8 +150,7 @@ class _Broadcast(Generic[T]):
             except TelegramMigrateToChat as error:
                 if moved is not None or left() - before > 1:
                     return Sent(chat, Status.FAILED, None, error, error.migrate_to_chat_id)
-                moved = error.migrate_to_chat_id
-                target = moved  # type: ignore[assignment] # an id is an int, whatever chats are
+                target = moved = error.migrate_to_chat_id
             except Exception as error:
                 again = never_left(error) and left() - before <= 1
                 if not again or (wait := next(waits, None)) is None:
