@@ -7,6 +7,7 @@ from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.observer import LogObserver, Observer
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, Scope, Subject
 from bot_ratelimit.settings import Settings
@@ -20,8 +21,10 @@ __all__ = [
     "Decision",
     "Limit",
     "Limiter",
+    "LogObserver",
     "MemoryStorage",
     "Notices",
+    "Observer",
     "Penalty",
     "RateLimitError",
     "RateLimitMiddleware",

@@ -14,6 +14,7 @@ from typing import Any, Final, Generic
 from weakref import finalize, ref
 
 from bot_ratelimit.errors import NotConnectedError, QueueFullError, StorageError
+from bot_ratelimit.observer import Observer
 from bot_ratelimit.storage import wire
 from bot_ratelimit.storage.deadline import ListeningClock
 from bot_ratelimit.storage.driver import Endpoint, Stream
@@ -74,6 +75,10 @@ class Connection(Generic[Item]):
         self._codec = codec
         self._redirect = redirect
         self._on_trouble = on_trouble
+        self.observer: Observer | None = None
+        """Hears whether there is a connection, and of every batch."""
+        self.latency: float | None = None
+        """Seconds that the last answer took."""
         self._context = Context()  # for timers: not that of the caller who happens to set them
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reset()
@@ -107,6 +112,11 @@ class Connection(Generic[Item]):
     def name(self) -> str:
         """The server, as logs and errors name it."""
         return self._endpoint.name
+
+    @property
+    def codec(self) -> Codec[Item]:
+        """How requests are put to this server."""
+        return self._codec
 
     @property
     def is_open(self) -> bool:
@@ -166,6 +176,8 @@ class Connection(Generic[Item]):
         tasks = [task for task in (self._opening, self._reading) if task is not None]
         same_loop = self._loop is asyncio.get_running_loop()
         self._discard()
+        if self.observer is not None:
+            self.observer.closed(self.name)
         if same_loop and tasks:
             await asyncio.wait(tasks)
 
@@ -199,6 +211,8 @@ class Connection(Generic[Item]):
                 self._failures += 1
                 self.trouble = unreachable(self.name, error, CONNECT_TIMEOUT)
                 self._fail(self._take_queue(), self.trouble)
+                if self.observer is not None:
+                    self.observer.disconnected(self.name)
                 self._on_trouble()
         else:
             self._opening = None
@@ -206,6 +220,8 @@ class Connection(Generic[Item]):
         self._opening, self._stream, self.trouble = None, stream, None
         self._heard_at = self._connected_at = self._clock.now()
         self._replies.clear()
+        if self.observer is not None:
+            self.observer.connected(self.name)
         self._reading = asyncio.create_task(_read(stream, ref(self)), context=Context())
         finalize(self, _cancel, self._reading).atexit = False
         self._send()
@@ -233,6 +249,9 @@ class Connection(Generic[Item]):
         self._stream = self._reading = None
         self._sent.clear()
         self._batches = self._waiting = 0
+        if self.observer is not None:
+            self.observer.disconnected(self.name)
+            self.observer.waiting(self.name, len(self._queue))
 
     @staticmethod
     def _fail(requests: Sequence[Request[Item]], error: Exception) -> None:
@@ -320,6 +339,8 @@ class Connection(Generic[Item]):
         self._sent += calls
         self._batches += 1
         calls[-1].ends_batch = True
+        if self.observer is not None:
+            self.observer.waiting(self.name, self._waiting + len(self._queue))
         stream.write(b"".join(packed))
 
     # ---------------------------------------------------------------------------------------------
@@ -348,6 +369,11 @@ class Connection(Generic[Item]):
         self._pass_on(call, said)
         if call.requests:
             self._measure(call, now)
+            if self.observer is not None:
+                if said.answers[0] is not AGAIN:
+                    size = len(call.requests)
+                    self.observer.batch_answered(self.name, size, now - call.sent)
+                self.observer.waiting(self.name, self._waiting + len(self._queue))
         if said.leave:
             self._lose(StorageError(said.leave, kind="readonly"))
             return
@@ -402,7 +428,7 @@ class Connection(Generic[Item]):
 
     def _measure(self, call: Call[Item], now: float) -> None:
         """An answer that comes too late still tells that the server lives, and how slow it is."""
-        took = now - call.sent
+        took = self.latency = now - call.sent
         self._distance = min(took, self._distance * 1.1)
         timeout = call.requests[0].timeout
         self._slow = took if took > timeout else None
