@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,7 +66,8 @@ def health_of(
         on_error: The policy.
         test: Seconds that a test call took, and what was wrong with it.
     """
-    found: list[ConnectionStatus] = storage.status() if hasattr(storage, "status") else []
+    status: Callable[[], list[ConnectionStatus]] = getattr(storage, "status", list)
+    found = status()
     servers = tuple(_server(each, failures) for each in found)
     known = {server.name for server in servers}
     gone = [

@@ -81,8 +81,9 @@ class Limiter:
         )
         self._observer = observers_of(observer, self._statistics)
         self._failures = Failures(on_error, clock, self._observer)
-        if self._observer is not None and hasattr(storage, "observe"):
-            storage.observe(self._observer)
+        observe = getattr(storage, "observe", None)
+        if self._observer is not None and observe is not None:
+            observe(self._observer)
 
     @property
     def observer(self) -> Observer | None:

@@ -172,7 +172,7 @@ def observers_of(*values: ObserverLike) -> Observers | None:
     Raises:
         ConfigError: One of them is not an Observer.
     """
-    found: list[Observer] = []
+    found: list[Any] = []
     for value in values:
         if isinstance(value, Observers):
             found += value.each
