@@ -26,9 +26,8 @@ def find_promtool() -> str | None:
 
 
 def _find(name: str) -> str | None:
-    found = shutil.which(
-        name, path=os.pathsep.join([os.environ.get("PROMETHEUS_BIN", ""), _path()])
-    )
+    folders = [os.environ.get("PROMETHEUS_BIN", ""), os.environ.get("PATH", os.defpath)]
+    found = shutil.which(name, path=os.pathsep.join(folders))
     if found:
         return found
     taken = _taken_apart()
