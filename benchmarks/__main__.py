@@ -20,6 +20,7 @@ from benchmarks import (
     decisions,
     growth,
     machine,
+    observers,
     page,
     processes,
     targets,
@@ -42,6 +43,7 @@ CONCERNS: Final[dict[str, ModuleType]] = {
         webhooks,
         processes,
         growth,
+        observers,
     )
 }
 
