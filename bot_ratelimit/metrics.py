@@ -21,7 +21,6 @@ from bot_ratelimit.observer import (
     Observer,
     RequestOutcome,
     label_of,
-    outcome_of,
 )
 from bot_ratelimit.rule import Subject
 
@@ -169,23 +168,20 @@ class PrometheusMetrics(Observer):
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
         """See `Observer.decided`."""
-        rule = decision.rule
-        outcome = "allowed" if decision.allowed else outcome_of(decision)
-        counter = self._by_rule.get((rule.path, outcome, decision.source))
+        allowed, rule, remaining, _, _, source, shadows, banned = decision
+        path = rule.path
+        outcome = "allowed" if allowed else "banned" if banned else "refused"
+        counter = self._by_rule.get((path, outcome, source))
         if counter is None:
-            counter = self._counter(rule.path, label_of(rule), outcome, decision.source)
+            counter = self._counter(path, label_of(rule), outcome, source)
         counter.inc()
         self._observe_seconds(seconds)
         limit = rule.limit
-        if (
-            type(limit) is Limit
-            and outcome == "allowed"
-            and decision.remaining * 5 <= limit.capacity
-        ):
-            near = self._near_by_rule.get(rule.path)
-            (near or self._near_counter(rule.path, label_of(rule))).inc()
-        for shadow in decision.shadow:
-            self._counter(shadow.path, label_of(shadow), "shadow", decision.source).inc()
+        if allowed and type(limit) is Limit and remaining * 5 <= limit.capacity:
+            near = self._near_by_rule.get(path)
+            (near or self._near_counter(path, label_of(rule))).inc()
+        for shadow in shadows:
+            self._counter(shadow.path, label_of(shadow), "shadow", source).inc()
 
     def waiting(self, place: str, count: int) -> None:
         """See `Observer.waiting`."""

@@ -124,6 +124,11 @@ class Observers(Observer):
         self._decided = tuple(
             (each, each.decided) for each in self.each if type(each).decided is not Observer.decided
         )
+        self._batch_answered = tuple(
+            (each, each.batch_answered)
+            for each in self.each
+            if type(each).batch_answered is not Observer.batch_answered
+        )
         self._failed: set[tuple[int, str]] = set()
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
@@ -133,6 +138,14 @@ class Observers(Observer):
                 decided(decision, subject, seconds)
             except Exception as error:
                 self._report(each, "decided", error)
+
+    def batch_answered(self, server: str, size: int, seconds: float) -> None:
+        """See `Observer.batch_answered`."""
+        for each, batch_answered in self._batch_answered:
+            try:
+                batch_answered(server, size, seconds)
+            except Exception as error:
+                self._report(each, "batch_answered", error)
 
     def tell(self, what: str, *values: Any) -> None:
         """Call this method of everybody."""

@@ -213,6 +213,7 @@ class Connection(Generic[Item]):
                 self._fail(self._take_queue(), self.trouble)
                 if self.observer is not None:
                     self.observer.disconnected(self.name)
+                    self.observer.waiting(self.name, 0)
                 self._on_trouble()
         else:
             self._opening = None
@@ -339,8 +340,6 @@ class Connection(Generic[Item]):
         self._sent += calls
         self._batches += 1
         calls[-1].ends_batch = True
-        if self.observer is not None:
-            self.observer.waiting(self.name, self._waiting + len(self._queue))
         stream.write(b"".join(packed))
 
     # ---------------------------------------------------------------------------------------------
@@ -369,11 +368,8 @@ class Connection(Generic[Item]):
         self._pass_on(call, said)
         if call.requests:
             self._measure(call, now)
-            if self.observer is not None:
-                if said.answers[0] is not AGAIN:
-                    size = len(call.requests)
-                    self.observer.batch_answered(self.name, size, now - call.sent)
-                self.observer.waiting(self.name, self._waiting + len(self._queue))
+            if self.observer is not None and said.answers[0] is not AGAIN:
+                self.observer.batch_answered(self.name, len(call.requests), now - call.sent)
         if said.leave:
             self._lose(StorageError(said.leave, kind="readonly"))
             return
@@ -407,6 +403,8 @@ class Connection(Generic[Item]):
         self._expire(self._queue, now)
         while self._queue and self._queue[0].future.done():
             self._queued_weight -= self._queue.popleft().weight
+        if self.observer is not None:  # here, so that it costs a decision nothing
+            self.observer.waiting(self.name, self._waiting + len(self._queue))
         if self._sent and now - self._heard_at >= SILENCE:
             self._lose(StorageError(f"{self.name}: no answer for {SILENCE:g} s", kind="timeout"))
         return bool(self._sent or self._queue)

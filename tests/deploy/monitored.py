@@ -151,7 +151,7 @@ class MonitoredBot:
             await asyncio.sleep(0.1)
 
     def _send_requests(self) -> None:
-        # What outgoing limits, slots and live settings tell, as they do.
+        # What outgoing limits, slots and live settings will tell; nothing is sent here.
         metrics = self.metrics
         for _ in range(5):
             metrics.request_done("SendMessage", "sent", random.expovariate(5))
@@ -164,7 +164,7 @@ class MonitoredBot:
 
 
 async def run(
-    server: Server, directory: Path, seconds: float, *, on_stage: Callable[[str], None] = print
+    server: Server, directory: Path, seconds: float, *, on_stage: Callable[[str], object] = print
 ) -> tuple[dict[str, list[tuple[str, list[Any]]]], list[Any], str]:
     """What every panel shows of a run, the alerts' rules, and the bot's page of metrics."""
     async with aioredis.Redis(port=server.port) as client:

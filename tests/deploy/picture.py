@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,20 @@ from tests.servers import running
 from .monitored import DEPLOY, legend, run
 
 SECONDS = 120
-COLUMNS = 3
+COLUMNS = 4
 
 
-def draw(drawn: dict[str, Any], path: Path) -> None:
+def draw(drawn: dict[str, Any], stages: dict[str, float], path: Path) -> None:
     """All panels, as the dashboard has them."""
     from matplotlib import pyplot as plt
 
+    began = stages["calm"]
     rows = -(-len(drawn) // COLUMNS)
-    figure, axes = plt.subplots(rows, COLUMNS, figsize=(13, 2.2 * rows))
-    began = min(
-        float(each["values"][0][0])
-        for targets in drawn.values()
-        for _, series in targets
-        for each in series
-    )
-    for ax, (title, targets) in zip(axes.flat, drawn.items(), strict=False):
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=(15, 2.2 * rows))
+    for ax, (title, targets) in zip(axes.flat, drawn.items(), strict=True):
+        ax.axvspan(
+            stages["outage"] - began, stages["recovery"] - began, color="grey", alpha=0.2, lw=0
+        )
         for pattern, series in targets:
             for each in series:
                 labels = {
@@ -36,10 +35,9 @@ def draw(drawn: dict[str, Any], path: Path) -> None:
                     for name, value in each["metric"].items()
                 }
                 times, values = zip(*each["values"], strict=True)
-                shown = [float(value) for value in values]
                 ax.plot(
                     [float(time) - began for time in times],
-                    shown,
+                    [float(value) for value in values],
                     linewidth=1.2,
                     label=legend(pattern, labels),
                 )
@@ -49,20 +47,23 @@ def draw(drawn: dict[str, Any], path: Path) -> None:
         ax.tick_params(labelsize=7)
         ax.grid(alpha=0.3)
         ax.legend(fontsize=6, frameon=False, loc="upper left")
-        ax.axvspan(SECONDS * 0.55, SECONDS * 0.75, color="grey", alpha=0.15, linewidth=0)
-    for ax in list(axes.flat)[len(drawn) :]:
-        ax.axis("off")
     figure.text(0.01, 0.005, "seconds; grey: Redis is stopped", fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=75)
+    figure.savefig(path, dpi=70)
 
 
 async def main() -> int:
+    stages: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         with running("redis-server", directory) as server:
-            drawn, _, _ = await run(server, directory, SECONDS)
-    draw(drawn, DEPLOY.parent / "docs" / "images" / "dashboard.png")
+            drawn, _, _ = await run(
+                server,
+                directory,
+                SECONDS,
+                on_stage=lambda stage: stages.setdefault(stage, time.time()),
+            )
+    draw(drawn, stages, DEPLOY.parent / "docs" / "images" / "dashboard.png")
     return 0
 
 
