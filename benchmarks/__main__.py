@@ -14,6 +14,7 @@ from benchmarks import page, targets
 from benchmarks.bots import BOTS, FLOOD
 from benchmarks.decisions import ALGORITHMS, CLUSTER, DECISIONS
 from benchmarks.distance import BUSY, DISTANCE
+from benchmarks.observers import OBSERVERS
 from benchmarks.ours import NAME as OURS
 from benchmarks.race import Run
 from benchmarks.records import Records
@@ -23,7 +24,10 @@ from benchmarks.webhooks import WEBHOOKS
 
 CONCERNS: Final = {
     concern.name: concern
-    for concern in (*(BOTS, WEBHOOKS, FLOOD, DISTANCE, BUSY, DECISIONS, CLUSTER, ALGORITHMS),)
+    for concern in (
+        *(BOTS, WEBHOOKS, FLOOD, DISTANCE, BUSY),
+        *(DECISIONS, CLUSTER, ALGORITHMS, OBSERVERS),
+    )
 }
 
 

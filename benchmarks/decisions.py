@@ -32,7 +32,7 @@ def on_redis(at_a_time: int) -> str:
     return f"Redis, {at_a_time} at a time"
 
 
-def _race(run: Run, concern: str, cases: Cases, servers: Mapping[str, Server] = {}) -> Found:
+def in_process(run: Run, concern: str, cases: Cases, servers: Mapping[str, Server] = {}) -> Found:
     """Race the contestants in this process, each in an event loop of its own."""
 
     def measure(case: str, who: str) -> Figures:
@@ -51,7 +51,7 @@ def _measure(run: Run) -> Found:
     redis = {on_redis(n): (Setting(run.server.url, n), ON_REDIS) for n in AT_A_TIME}
     memory = {case: (Setting(run.server.url), IN_MEMORY) for case in (IN_A_LOOP, TURNING)}
     # In short turns: on a machine that others use too, neighbours in time are alike.
-    return _race(run if run.quick else run.fewer(3, 0.4), "decisions", redis | memory)
+    return in_process(run if run.quick else run.fewer(3, 0.4), "decisions", redis | memory)
 
 
 def _tables(records: Records) -> list[Table]:
@@ -116,7 +116,7 @@ def _measure_algorithms(run: Run) -> Found:
         for kind in KINDS
         for n in RULES
     }
-    return _race(run, "algorithms", cases)
+    return in_process(run, "algorithms", cases)
 
 
 def _tables_of_algorithms(records: Records) -> list[Table]:
@@ -139,7 +139,7 @@ def _measure_cluster(run: Run) -> Found:
             ONE_SERVER: (Setting(run.server.url, 100), starters),
             THREE_NODES: (Setting(nodes.url, 100, cluster=True), starters),
         }
-        yield from _race(run.fewer(1.6), "cluster", cases, {THREE_NODES: nodes})
+        yield from in_process(run.fewer(1.6), "cluster", cases, {THREE_NODES: nodes})
 
 
 def _tables_of_cluster(records: Records) -> list[Table]:

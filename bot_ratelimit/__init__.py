@@ -14,6 +14,7 @@ from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.may_wait import without_waiting
+from bot_ratelimit.observer import LogObserver, Observer
 from bot_ratelimit.outgoing.limits import OutgoingLimits
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, Scope, Subject
@@ -28,9 +29,11 @@ __all__ = [
     "Decision",
     "Limit",
     "Limiter",
+    "LogObserver",
     "MemoryStorage",
     "NotSentError",
     "Notices",
+    "Observer",
     "OutgoingLimits",
     "Penalty",
     "RateLimitError",

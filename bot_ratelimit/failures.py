@@ -10,6 +10,7 @@ from cachetools import TTLCache
 
 from bot_ratelimit.breaker import Breaker
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
+from bot_ratelimit.observer import Observer
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -29,13 +30,18 @@ class Failures:
     Args:
         on_error: Who answers meanwhile; the log says what that means.
         clock: Seconds from any starting point.
+        observer: Hears of failures and outages too.
     """
 
-    def __init__(self, on_error: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, on_error: str, clock: Callable[[], float], observer: Observer | None = None
+    ) -> None:
         self._consequence = _CONSEQUENCES[on_error]
         self._clock = clock
         self._breakers: dict[str, Breaker] = {}
+        self._observer = observer
         self._since: dict[str, float] = {}  # of the failures that the log told of
+        self._outages: dict[str, tuple[float, str]] = {}  # since when, and what was said last
         self._logged: TTLCache[str, bool] = TTLCache(64, LOG_EVERY, timer=clock)
 
     def breaker(self, server: str) -> Breaker:
@@ -47,16 +53,14 @@ class Failures:
 
     def succeeded(self, server: str, breaker: Breaker, ticket: int) -> None:
         """The server answered."""
-        if breaker.succeeded(ticket) and server in self._since:
-            log.warning(
-                "Redis answers again after %.1f s: limits hold on every instance (%s)",
-                self._clock() - self._since.pop(server),
-                server,
-            )
+        if breaker.succeeded(ticket) and (self._since or self._outages):
+            self._over(server)
 
     def failed(self, server: str, breaker: Breaker, ticket: int, error: StorageError) -> None:
         """The server did not answer, or said that it cannot serve now."""
         reason = printable(str(error).rstrip("."))
+        if self._observer is not None:
+            self._observer.storage_failed(server, error.kind)
         if isinstance(error, QueueFullError):
             breaker.abandoned(ticket)
             if self.first_in_a_while("queue full"):
@@ -67,6 +71,7 @@ class Failures:
         now = self._clock()
         if isinstance(error, NotConnectedError):
             breaker.abandoned(ticket)
+            self._out(server, error.kind, reason, now)
             self._tell(
                 server,
                 f"not connected {error.kind}",
@@ -79,6 +84,9 @@ class Failures:
                 self._consequence,
             )
         elif breaker.failed(ticket, now):
+            if self._observer is not None:
+                self._observer.breaker_changed(server, True)
+            self._out(server, error.kind, reason, now)
             self._tell(
                 server,
                 "",
@@ -100,12 +108,16 @@ class Failures:
                 reason,
                 self._consequence,
             )
+        else:  # a probe failed
+            self._out(server, error.kind, reason, now)
 
     def faulty(self, server: str, breaker: Breaker, ticket: int, error: Exception) -> None:
         """The server did answer, but not with a decision: asking it less often would not help."""
         self.succeeded(server, breaker, ticket)
         expected = isinstance(error, ConfigError)
         kind = getattr(error, "kind", type(error).__name__)
+        if self._observer is not None:
+            self._observer.storage_failed(server, kind)
         if kind == ConfigError.kind:  # no code of Redis: the text is all there is
             kind = str(error)[:200]
         if self.first_in_a_while(f"{server} fault {kind}"):
@@ -122,6 +134,38 @@ class Failures:
             return False
         self._logged[what] = True
         return True
+
+    def outage(self, server: str) -> tuple[float, str] | None:
+        """For how many seconds a server has been out of reach, and why; None if it is not."""
+        if server not in self._outages:
+            return None
+        since, reason = self._outages[server]
+        return self._clock() - since, reason
+
+    def breakers(self) -> dict[str, Breaker]:
+        """The breakers of the servers that were asked so far."""
+        return dict(self._breakers)
+
+    def _out(self, server: str, kind: str, reason: str, now: float) -> None:
+        """The server is out of reach: one late answer alone is no outage."""
+        since = self._outages.get(server, (None, ""))[0]
+        self._outages[server] = (now if since is None else since, reason)
+        if since is None and self._observer is not None:
+            self._observer.outage_began(server, kind)
+
+    def _over(self, server: str) -> None:
+        """The server answers; say so if anything else was said before."""
+        now = self._clock()
+        if (told := self._since.pop(server, None)) is not None:
+            log.warning(
+                "Redis answers again after %.1f s: limits hold on every instance (%s)",
+                now - told,
+                server,
+            )
+        since, _ = self._outages.pop(server, (None, ""))
+        if since is not None and self._observer is not None:
+            self._observer.breaker_changed(server, False)
+            self._observer.outage_ended(server, now - since)
 
     def _tell(self, server: str, kind: str, level: int, text: str, *arguments: object) -> None:
         if kind and not self.first_in_a_while(f"{server} {kind}"):

@@ -12,7 +12,9 @@ from bot_ratelimit.algorithms import Undecided, Verdict
 from bot_ratelimit.decision import Decision, Source, conclude
 from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.failures import Failures, printable
+from bot_ratelimit.health import Health, health_of
 from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
+from bot_ratelimit.observer import Observer, ObserverLike, observers_of
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import (
     Rule,
@@ -23,6 +25,7 @@ from bot_ratelimit.rule import (
     check_prefix,
     rules_of,
 )
+from bot_ratelimit.statistics import HourCount, Refusals, Statistics
 from bot_ratelimit.storage.base import Charge, Storage, new_charge
 from bot_ratelimit.storage.memory import MemoryStorage
 
@@ -43,6 +46,8 @@ class Limiter:
         timeout: Seconds that a decision may take, above 0; 0.25 unless given.
         memory_size: The most keys that `on_error="memory"` keeps; see `MemoryStorage`.
         clock: Seconds from any starting point; times the pauses between attempts in an outage.
+        observer: Hears of every decision; one or several, see `Observer`.
+        statistics: Whether decisions are counted by hour, over all instances, see `statistics`.
 
     Raises:
         ConfigError: An argument is not one of these.
@@ -57,6 +62,8 @@ class Limiter:
         timeout: float = 0.25,
         memory_size: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
+        observer: ObserverLike = None,
+        statistics: bool = False,
     ) -> None:
         if on_error not in get_args(OnError):
             raise ConfigError(f"on_error={on_error!r}: expected 'allow', 'deny' or 'memory'")
@@ -69,7 +76,19 @@ class Limiter:
         standby = MemoryStorage(memory_size)
         self._standby = standby if on_error == "memory" else None
         self._clock = clock
-        self._failures = Failures(on_error, clock)
+        self._statistics = (
+            Statistics(storage, self.key_prefix, self.timeout) if statistics else None
+        )
+        self._observer = observers_of(observer, self._statistics)
+        self._failures = Failures(on_error, clock, self._observer)
+        observe = getattr(storage, "observe", None)
+        if self._observer is not None and observe is not None:
+            observe(self._observer)
+
+    @property
+    def observer(self) -> Observer | None:
+        """Who hears of what happens here; all observers as one, which never raises."""
+        return self._observer
 
     @property
     def storage(self) -> Storage:
@@ -84,6 +103,7 @@ class Limiter:
         once: str | None = None,
         *,
         _look: bool = False,  # what `peek` asks for
+        _tell: bool = True,  # whether observers hear of it
     ) -> Decision:
         """Decide whether the subject may go on now, and charge it if so.
 
@@ -97,6 +117,8 @@ class Limiter:
         Raises:
             ConfigError: The rules or the cost make no sense. A failing storage never raises.
         """
+        if self._observer is not None and _tell:
+            return await self._told(rules, subject, cost, once, _look)
         if not isinstance(rules, Rules):
             rules = rules_of(rules)
         charges, applied = self._charges(rules, subject, cost or None)
@@ -184,9 +206,81 @@ class Limiter:
         """Begin to connect, so that the first decision need not wait for it."""
         self._storage.open()
 
+    async def health(self) -> Health:
+        """How the limiter is, as far as it knows; asks nobody."""
+        return health_of(self._storage, self._failures, self.on_error)
+
+    async def check(self) -> Health:
+        """How the limiter is after a test call, which charges nothing of any user.
+
+        The call is a real hit, on the key `<prefix>:ratelimit:check`, whatever the circuit breaker
+        says; so it finds out about permissions, a read-only server and full memory, too.
+        """
+        problem, began = "", time.perf_counter()
+        try:
+            if self._memory is None:
+                charge = Charge(f"{self.key_prefix}:ratelimit:check", _CHECK_LIMIT)
+                await self._storage.hit([charge], timeout=self.timeout)
+        except Exception as error:
+            problem = printable(str(error) or repr(error))
+        seconds = time.perf_counter() - began
+        return health_of(self._storage, self._failures, self.on_error, (seconds, problem))
+
+    async def statistics(self, hours: int = 24) -> tuple[HourCount, ...]:
+        """Decisions by hour, rule and outcome, over all instances; needs `statistics=True`.
+
+        Args:
+            hours: The current hour and those before it, 1 to 48.
+
+        Raises:
+            StorageError: Redis is out of reach.
+            ConfigError: Statistics are switched off, or hours makes no sense.
+        """
+        return await self._counted_by_hour().read(hours)
+
+    async def top_refused(self, n: int = 10, hours: int = 24) -> tuple[Refusals, ...]:
+        """The users who were refused most, the worst first; needs `statistics=True`.
+
+        Args:
+            n: How many users, 1 to 1000.
+            hours: The current hour and those before it, 1 to 48.
+
+        Raises:
+            StorageError: Redis is out of reach.
+            ConfigError: Statistics are switched off, or a number makes no sense.
+        """
+        return await self._counted_by_hour().top_refused(n, hours)
+
     async def close(self) -> None:
-        """Close the storage."""
+        """Close the storage, after what is left was told to the observers."""
+        if self._statistics is not None:
+            await self._statistics.flush_at_end()
+        if self._observer is not None:
+            self._observer.close()
         await self._storage.close()
+
+    def _counted_by_hour(self) -> Statistics:
+        if self._statistics is None:
+            raise ConfigError(
+                "statistics are switched off: pass statistics=True to Limiter or "
+                "RateLimitMiddleware"
+            )
+        return self._statistics
+
+    async def _told(
+        self,
+        rules: RuleLike | Iterable[RuleLike],
+        subject: Subject,
+        cost: int | None,
+        once: str | None,
+        look: bool,
+    ) -> Decision:
+        """A hit of which the observers hear. It is timed only here."""
+        began = time.perf_counter()
+        decision = await self.hit(rules, subject, cost, once, _look=look, _tell=False)
+        if not look and cost != 0 and self._observer is not None:
+            self._observer.decided(decision, subject, time.perf_counter() - began)
+        return decision
 
     def _charges(
         self, rules: Rules, subject: Subject, cost: int | None
@@ -286,6 +380,8 @@ class Limiter:
                     # Not refused by the ban yet, and no strike left: this hit brought it on.
                     seconds = verdict.reset / 1_000_000
                     log.warning("Banned for %g s: %s (%s)", seconds, charge.key, penalty)
+                    if self._observer is not None:
+                        self._observer.banned(charge.key, seconds)
 
     def _report_undecided(self, rules: Sequence[Rule], verdicts: Sequence[Verdict]) -> None:
         for rule, verdict in zip(rules, verdicts, strict=True):
@@ -300,6 +396,7 @@ class Limiter:
 
 # For the counts of a rule that does not apply to a subject any more.
 _ANY_LIMIT: Final = Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000)
+_CHECK_LIMIT: Final = Limit(MAX_AMOUNT, 1.0)
 
 
 def _check_storage(storage: object) -> None:

@@ -55,19 +55,8 @@ _PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = 
 # Between the prefix and the ids stands the rule's name, then the scope's; these words
 # are the package's own, so that no name can lead into another rule's keys.
 RESERVED_NAMES: Final = frozenset(
-    {
-        "chat",
-        "member",
-        "topic",
-        "global",
-        "custom",
-        "once",
-        "ban",
-        "bot",
-        "business",
-        "notice",
-        "out",
-    }
+    {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"}
+    | {"out", "stats"}
 )
 _NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,200}")
 _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")

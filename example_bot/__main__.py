@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+from importlib.util import find_spec
 
 from aiogram.exceptions import (
     ClientDecodeError,
@@ -12,7 +13,7 @@ from aiogram.exceptions import (
     TelegramUnauthorizedError,
 )
 
-from bot_ratelimit import ConfigError, RateLimitMiddleware
+from bot_ratelimit import ConfigError, LogObserver, Observer, RateLimitMiddleware
 from example_bot.bot import build_dispatcher
 from example_bot.serve import build_bot, run_polling, run_webhook
 from example_bot.settings import BotSettings
@@ -49,12 +50,22 @@ def main() -> int:
 
 def run(settings: BotSettings) -> None:
     """Build the bot from its settings, and run it."""
-    dispatcher = build_dispatcher(RateLimitMiddleware.from_settings())
+    rate_limit = RateLimitMiddleware.from_settings(observer=[LogObserver(), *metrics()])
+    dispatcher = build_dispatcher(rate_limit)
     bot = build_bot(settings)
     if settings.webhook_url:
-        run_webhook(settings, bot, dispatcher)
+        run_webhook(settings, bot, dispatcher, rate_limit)
     else:
-        asyncio.run(run_polling(bot, dispatcher))
+        asyncio.run(run_polling(settings, bot, dispatcher, rate_limit))
+
+
+def metrics() -> list[Observer]:
+    """Metrics for Prometheus, if its client is installed; the limits hold without it."""
+    if find_spec("prometheus_client") is None:
+        return []
+    from bot_ratelimit.metrics import PrometheusMetrics
+
+    return [PrometheusMetrics()]
 
 
 def _no_api(settings: BotSettings, reason: str) -> str:

@@ -1,6 +1,8 @@
 """How updates reach the bot: long polling for one instance, a webhook for any number of them."""
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from aiogram import Bot, Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
@@ -9,7 +11,8 @@ from aiogram.exceptions import AiogramError
 from aiogram.webhook.aiohttp_server import SimpleRequestHandler, setup_application
 from aiohttp import web
 
-from bot_ratelimit import ConfigError
+from bot_ratelimit import ConfigError, RateLimitMiddleware
+from bot_ratelimit.admin.health import add_health, health_app
 from example_bot.settings import BotSettings
 
 _logger = logging.getLogger(__name__)
@@ -27,18 +30,46 @@ def build_bot(settings: BotSettings) -> Bot:
     return Bot(settings.bot_token.get_secret_value(), session=AiohttpSession(api=api))
 
 
-async def run_polling(bot: Bot, dispatcher: Dispatcher) -> None:
-    """Fetch updates until SIGINT or SIGTERM.
+async def run_polling(
+    settings: BotSettings, bot: Bot, dispatcher: Dispatcher, rate_limit: RateLimitMiddleware
+) -> None:
+    """Fetch updates until SIGINT or SIGTERM; with HEALTH_PORT, say on it how the bot is.
 
     Two pollers with one token get "409 Conflict" from Telegram: this is for a single instance.
     """
     # A webhook that is still set would answer every getUpdates with a conflict, too.
-    async with bot:
+    async with bot, _health_pages(settings, rate_limit):
         await bot.delete_webhook()
         await dispatcher.start_polling(bot)
 
 
-def build_webhook_app(settings: BotSettings, bot: Bot, dispatcher: Dispatcher) -> web.Application:
+@asynccontextmanager
+async def _health_pages(
+    settings: BotSettings, rate_limit: RateLimitMiddleware
+) -> AsyncIterator[None]:
+    if settings.health_port is None:
+        yield
+        return
+    runner = web.AppRunner(health_app(rate_limit), access_log=None)
+    await runner.setup()
+    host, port = settings.web_server_host, settings.health_port
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise ConfigError(_cannot_listen("HEALTH_PORT", host, port, error)) from None
+        _logger.info("Health and metrics at http://%s:%d/", host, port)
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def build_webhook_app(
+    settings: BotSettings,
+    bot: Bot,
+    dispatcher: Dispatcher,
+    rate_limit: RateLimitMiddleware | None = None,
+) -> web.Application:
     """The web application that takes updates; every instance runs one behind a load balancer.
 
     An update is answered when it has been handled, not before: Telegram sends again what an
@@ -66,10 +97,14 @@ def build_webhook_app(settings: BotSettings, bot: Bot, dispatcher: Dispatcher) -
     SimpleRequestHandler(
         dispatcher, bot, handle_in_background=False, secret_token=settings.secret_token
     ).register(app, path=settings.webhook_path)
+    if rate_limit is not None:
+        add_health(app, rate_limit)
     return app
 
 
-def run_webhook(settings: BotSettings, bot: Bot, dispatcher: Dispatcher) -> None:
+def run_webhook(
+    settings: BotSettings, bot: Bot, dispatcher: Dispatcher, rate_limit: RateLimitMiddleware
+) -> None:
     """Serve the webhook until SIGINT or SIGTERM.
 
     Raises:
@@ -80,11 +115,15 @@ def run_webhook(settings: BotSettings, bot: Bot, dispatcher: Dispatcher) -> None
     def announce(_: str) -> None:  # aiohttp calls this once it listens
         _logger.info("Listening on %s:%d for %s", host, port, settings.webhook_path)
 
-    app = build_webhook_app(settings, bot, dispatcher)
+    app = build_webhook_app(settings, bot, dispatcher, rate_limit)
     try:
         web.run_app(app, host=host, port=port, print=announce, access_log=None)
     except OSError as error:
-        raise ConfigError(
-            f"WEB_SERVER_HOST={host!r}, WEB_SERVER_PORT={port}: cannot listen there "
-            f"({error.strerror}); choose another port, or stop what uses it"
-        ) from None
+        raise ConfigError(_cannot_listen("WEB_SERVER_PORT", host, port, error)) from None
+
+
+def _cannot_listen(variable: str, host: str, port: int, error: OSError) -> str:
+    return (
+        f"WEB_SERVER_HOST={host!r}, {variable}={port}: cannot listen there "
+        f"({error.strerror}); choose another port, or stop what uses it"
+    )

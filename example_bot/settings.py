@@ -64,6 +64,12 @@ class BotSettings(BaseSettings):
     )
     web_server_host: str = Field(default="127.0.0.1", description="Address the webhook listens on.")
     web_server_port: int = Field(default=8080, ge=1, le=65535, description="Port it listens on.")
+    health_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port for /health, /ready and /metrics while the bot polls; unset: none.",
+    )
     bot_api_url: Annotated[HttpAddress, AfterValidator(_is_api_url)] = Field(
         default="https://api.telegram.org", description="Bot API server, for example a local one."
     )

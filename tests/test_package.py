@@ -36,9 +36,9 @@ FLOORS = [
     {"outgoing"},
     {"settings", "testing", "metrics"},
     # Nothing from here on imports aiogram.
-    {"limiter", "failures", "breaker", "observer"},
+    {"limiter", "failures", "breaker", "health", "statistics"},
     {"storage"},
-    {"decision", "algorithms", "penalty", "rule", "limit", "errors", "may_wait"},
+    {"observer", "decision", "algorithms", "penalty", "rule", "limit", "errors", "may_wait"},
 ]
 STRANGERS = {("incoming", "outgoing"), ("outgoing", "incoming")}
 ABOVE_THE_LINE = {"__init__", "__main__", "admin", "incoming", "outgoing"}

@@ -63,7 +63,7 @@ def check_limiter(limiter: Limiter, **others: object) -> None:
     if given := [name for name, value in others.items() if value is not None]:
         raise ConfigError(
             f"{' and '.join(given)} and limiter are both given: the limiter says that itself, "
-            "Limiter(storage, key_prefix=..., on_error=..., timeout=...)"
+            "Limiter(storage, key_prefix=..., on_error=..., timeout=..., observer=...)"
         )
 
 

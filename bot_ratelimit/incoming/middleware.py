@@ -27,12 +27,13 @@ from bot_ratelimit.incoming.arguments import (
 )
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.incoming.flags import Flags
-from bot_ratelimit.incoming.notices import TEXTS, Notices
+from bot_ratelimit.incoming.notices import REFUSAL_KEY, TEXTS, Notices, Refusal
 from bot_ratelimit.incoming.position import check_dispatcher, root_of, stand_guard
 from bot_ratelimit.incoming.screening import IsExempt, Screening
 from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
 from bot_ratelimit.may_wait import without_waiting
+from bot_ratelimit.observer import ObserverLike
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
 from bot_ratelimit.settings import Settings
@@ -83,6 +84,9 @@ class RateLimitMiddleware(BaseMiddleware):
         per_bot: Count apart for each bot that shares this prefix.
         once_per_update: Charge an update once even if Telegram delivers it again, to whichever
             instance, within a minute.
+        observer: Hears of every decision and notice; one or several, see `Observer`.
+        statistics: Whether decisions are counted by hour; read them with
+            `middleware.limiter.statistics()`.
 
     Raises:
         ConfigError: An argument makes no sense.
@@ -103,6 +107,8 @@ class RateLimitMiddleware(BaseMiddleware):
         penalty: Penalty | None = None,
         per_bot: bool = False,
         once_per_update: bool = False,
+        observer: ObserverLike = None,
+        statistics: bool = False,
     ) -> None:
         if isinstance(redis_client, TelegramObject):  # aiogram calls what is registered
             raise ConfigError(class_registered(type(self)))
@@ -132,6 +138,8 @@ class RateLimitMiddleware(BaseMiddleware):
                 key_prefix=str(key_prefix) if isinstance(key_prefix, str) else key_prefix,
                 on_error="allow" if on_error is None else on_error,
                 timeout=0.25 if timeout is None else timeout,
+                observer=observer,
+                statistics=statistics,
             )
         else:
             check_limiter(
@@ -140,6 +148,8 @@ class RateLimitMiddleware(BaseMiddleware):
                 key_prefix=None if isinstance(key_prefix, DefaultPrefix) else key_prefix,
                 on_error=on_error,
                 timeout=timeout,
+                observer=observer,
+                statistics=statistics or None,
             )
         self.limiter = limiter
         announce(limiter, self.rules)
@@ -178,7 +188,8 @@ class RateLimitMiddleware(BaseMiddleware):
             return cls(**arguments)
         if settings.redis_enabled is False:
             log.warning("RateLimitMiddleware: Redis is disabled by REDIS_ENABLED=false")
-        limits = {name: arguments.pop(name) for name in policy}
+        of_limiter = [*policy, "observer", "statistics"]
+        limits = {name: arguments.pop(name) for name in of_limiter if name in arguments}
         limits["memory_size"] = settings.rate_limit_memory_size
         middleware = cls(**arguments, limiter=Limiter(settings.storage(), **limits))
         middleware._closes = True
@@ -320,6 +331,7 @@ class RateLimitMiddleware(BaseMiddleware):
                 with without_waiting():
                     await self._on_limited.tell(event, decision, subject, self.limiter, data)
             else:
+                data[REFUSAL_KEY] = Refusal(subject, self.limiter)
                 told = self._on_limited(event, decision, data)
                 if isawaitable(told):
                     await told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiogram.enums import ChatType
 from aiogram.types import CallbackQuery, InlineQuery, Message, TelegramObject
@@ -14,6 +14,7 @@ from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import MAX_PERIOD_MS
 from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.observer import NoticeKind, NoticeResult
 from bot_ratelimit.rule import Scope, Subject, notice_rule
 
 TEXTS: Final[Mapping[str, str]] = {
@@ -30,6 +31,16 @@ _LONGEST: Final = MAX_PERIOD_MS / 1_000
 _CALLBACK_TEXT: Final = 200
 
 
+REFUSAL_KEY: Final = "_bot_ratelimit_refusal"
+
+
+class Refusal(NamedTuple):
+    """What the middleware puts into `data` for a custom `on_limited` that calls `Notices`."""
+
+    subject: Subject
+    limiter: Limiter
+
+
 class Notices:
     """Tells refused users, in a way that Telegram allows however many there are.
 
@@ -38,6 +49,8 @@ class Notices:
     - An inline query gets an empty result for this user, cached for the wait.
     - A message gets one notice for each wait, decided on the storage for all instances together;
       only in private chats, unless asked for, since a group allows a bot 20 messages a minute.
+
+    A custom `on_limited` can call one, too.
 
     Args:
         texts: A text, or texts by language code (`"en"`, `"pt-br"`), of which the first is for
@@ -60,6 +73,28 @@ class Notices:
         self._texts = {language.lower(): text for language, text in by_language.items()}
         self._in_groups = in_groups
 
+    async def __call__(
+        self, event: TelegramObject, decision: Decision, data: dict[str, Any]
+    ) -> None:
+        """Tell the user, from inside a custom `on_limited`, with what it was given.
+
+        ::
+
+            notices = Notices("Slow down: {seconds} s.")
+
+            async def on_limited(event, decision, data):
+                if not decision.banned:
+                    await notices(event, decision, data)
+
+        Raises:
+            ConfigError: These are not the arguments of `on_limited`.
+            TelegramAPIError: Telegram does not take the notice; it is not tried again.
+        """
+        refusal = data.get(REFUSAL_KEY)
+        if not isinstance(refusal, Refusal):
+            raise ConfigError("Notices: call it in on_limited, with the event, decision and data")
+        await self.tell(event, decision, refusal.subject, refusal.limiter, data)
+
     async def tell(
         self,
         event: TelegramObject,
@@ -73,16 +108,40 @@ class Notices:
         Raises:
             TelegramAPIError: Telegram does not take the notice; it is not tried again.
         """
+        kind: NoticeKind = "message"
+        if isinstance(event, (CallbackQuery, InlineQuery)):
+            kind = "callback" if isinstance(event, CallbackQuery) else "inline"
+        result: NoticeResult = "failed"
+        try:
+            sent = await self._tell(event, decision, subject, limiter, data)
+            result = "sent" if sent else "silent"
+        finally:
+            if limiter.observer is not None:
+                limiter.observer.noticed(kind, result)
+
+    async def _tell(
+        self,
+        event: TelegramObject,
+        decision: Decision,
+        subject: Subject,
+        limiter: Limiter,
+        data: dict[str, Any],
+    ) -> bool:
+        """Whether the user was told."""
         wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
         if isinstance(event, CallbackQuery):
-            if _leave_to_us(data.get("callback_answer")):
-                text = self._text(event, wait)[:_CALLBACK_TEXT]
-                await event.answer(text, cache_time=wait)
+            if not _leave_to_us(data.get("callback_answer")):
+                return False
+            text = self._text(event, wait)[:_CALLBACK_TEXT]
+            await event.answer(text, cache_time=wait)
         elif isinstance(event, InlineQuery):
             await event.answer([], cache_time=wait, is_personal=True)
         elif isinstance(event, Message) and await self._may_tell(event, decision, subject, limiter):
             # Plain, whatever the bot's default is: a dot alone would be an error in MarkdownV2.
             await event.answer(self._text(event, wait), parse_mode=None)
+        else:
+            return False
+        return True
 
     async def _may_tell(
         self, event: Message, decision: Decision, subject: Subject, limiter: Limiter
@@ -95,7 +154,7 @@ class Notices:
         own = decision.rule.scope in (Scope.USER, Scope.MEMBER)
         scope = Scope.USER if private else Scope.MEMBER if own else Scope.CHAT
         seconds = min(max(_SHORTEST, decision.retry_after), _LONGEST)
-        told = await limiter.hit(notice_rule(seconds, scope), subject)
+        told = await limiter.hit(notice_rule(seconds, scope), subject, _tell=False)
         # Without the storage nobody knows whether the user was told already: rather be silent.
         return told.allowed and told.source in ("redis", "memory")
 

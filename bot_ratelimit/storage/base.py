@@ -31,6 +31,19 @@ new_charge: Final[Callable[[tuple[str, Limit, int, bool, Penalty | None]], Charg
 )
 
 
+class ConnectionStatus(NamedTuple):
+    """How the connection to a server is, as its storage knows without asking."""
+
+    server: str
+    is_open: bool
+    latency: float | None
+    """Seconds that the last answer took; None before the first."""
+    uses_script: bool
+    """False where scripts are refused, and decisions are made by MULTI/EXEC."""
+    trouble: str
+    """Why the connection could not be opened the last time; empty if it could."""
+
+
 class Storage(Protocol):
     """Keeps counts, and decides about hits on them.
 

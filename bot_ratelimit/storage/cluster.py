@@ -12,6 +12,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
 from bot_ratelimit.errors import StorageError
+from bot_ratelimit.observer import Observer
 from bot_ratelimit.storage import driver
 from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, Connection
 from bot_ratelimit.storage.decisions import Commands, Decisions, Item
@@ -78,6 +79,7 @@ class Shards:
 
     def __init__(self, client: RedisCluster) -> None:
         self._client = client
+        self._observer: Observer | None = None
         self._nodes: dict[Address, Connection[Item]] = {}
         self._slots: dict[int, Connection[Item]] = {}
         self._any = self._connection(_AnyNode(client))
@@ -111,13 +113,21 @@ class Shards:
         for connection in self.connections():
             await connection.close()
 
+    def observe(self, observer: Observer | None) -> None:
+        """Tell this observer of all connections, also of later ones; see `Connection.observer`."""
+        self._observer = observer
+        for connection in self.connections():
+            connection.observer = observer
+
     def _connection(self, endpoint: driver.Endpoint) -> Connection[Item]:
-        return Connection(
+        connection: Connection[Item] = Connection(
             endpoint,
             Decisions(endpoint.name),
             redirect=self._follow,
             on_trouble=self._look,
         )
+        connection.observer = self._observer
+        return connection
 
     def _node(self, address: Address) -> Connection[Item]:
         node = self._nodes.get(address)

@@ -14,6 +14,7 @@ from typing import Any, Final, Generic
 from weakref import finalize, ref
 
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
+from bot_ratelimit.observer import Observer
 from bot_ratelimit.storage import wire
 from bot_ratelimit.storage.deadline import ListeningClock
 from bot_ratelimit.storage.driver import Endpoint, Stream
@@ -74,6 +75,10 @@ class Connection(Generic[Item]):
         self._codec = codec
         self._redirect = redirect
         self._on_trouble = on_trouble
+        self.observer: Observer | None = None
+        """Hears whether there is a connection, and of every batch."""
+        self.latency: float | None = None
+        """Seconds that the last answer took."""
         self._context = Context()  # for timers: not that of the caller who happens to set them
         self._finalizer: Any = finalize(self, int)  # nothing to end so far
         self._finalizer.atexit = False
@@ -119,6 +124,11 @@ class Connection(Generic[Item]):
     def where(self) -> str:
         """Where the server is now, as logs and errors put it."""
         return self._endpoint.where
+
+    @property
+    def codec(self) -> Codec[Item]:
+        """How requests are put to this server."""
+        return self._codec
 
     @property
     def is_open(self) -> bool:
@@ -179,6 +189,8 @@ class Connection(Generic[Item]):
         tasks = [task for task in (self._opening, self._reading) if task is not None]
         same_loop = self._loop is asyncio.get_running_loop()
         self._discard()
+        if self.observer is not None:
+            self.observer.closed(self.name)
         if same_loop and tasks:
             await asyncio.wait(tasks)
 
@@ -212,6 +224,9 @@ class Connection(Generic[Item]):
                 self._failures += 1
                 self.trouble = unreachable(self.where, error, CONNECT_TIMEOUT)
                 self._fail(self._take_queue(), self.trouble)
+                if self.observer is not None:
+                    self.observer.disconnected(self.name)
+                    self.observer.waiting(self.name, 0)
                 self._on_trouble()
         else:
             self._opening = None
@@ -219,6 +234,8 @@ class Connection(Generic[Item]):
         self._opening, self._stream, self.trouble = None, stream, None
         self._heard_at = self._connected_at = self._clock.now()
         self._replies.clear()
+        if self.observer is not None:
+            self.observer.connected(self.name)
         self._reading = asyncio.create_task(_read(stream, ref(self)), context=Context())
         self._finalizer.detach()
         self._finalizer = finalize(self, _cancel, self._reading)
@@ -248,6 +265,9 @@ class Connection(Generic[Item]):
         self._stream = self._reading = None
         self._sent.clear()
         self._batches = self._waiting = 0
+        if self.observer is not None:
+            self.observer.disconnected(self.name)
+            self.observer.waiting(self.name, len(self._queue))
 
     @staticmethod
     def _fail(requests: Sequence[Request[Item]], error: Exception) -> None:
@@ -377,6 +397,8 @@ class Connection(Generic[Item]):
             self._pass_on(call, said)
         if call.requests and call.ends_batch:
             self._measure(call, now)
+            if self.observer is not None and said.answers[0] is not AGAIN:
+                self.observer.batch_answered(self.name, len(call.requests), now - call.sent)
         if said.leave:
             self._lose(StorageError(said.leave, kind="readonly"))
             return
@@ -421,6 +443,8 @@ class Connection(Generic[Item]):
         self._expire(self._queue, now)
         while self._queue and self._queue[0].future.done():
             self._queued_weight -= self._queue.popleft().weight
+        if self.observer is not None:  # here, so that it costs a decision nothing
+            self.observer.waiting(self.name, self._waiting + len(self._queue))
         if self._sent and now - self._heard_at >= SILENCE:
             self._lose(StorageError(f"{self.where}: no answer for {SILENCE:g} s", kind="timeout"))
         return bool(self._sent or self._queue)
@@ -442,7 +466,7 @@ class Connection(Generic[Item]):
 
     def _measure(self, call: Call[Item], now: float) -> None:
         """An answer that comes too late still tells that the server lives, and how slow it is."""
-        took = now - call.sent
+        took = self.latency = now - call.sent
         self._distance = max(min(took, self._distance * 1.1), 1e-4)
         timeout = call.requests[0].timeout
         self._slow = took if took > timeout else None

@@ -11,8 +11,9 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 
 from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.observer import Observer, Observers, observers_of
 from bot_ratelimit.storage import driver, wire
-from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.base import Charge, ConnectionStatus
 from bot_ratelimit.storage.cluster import Shards
 from bot_ratelimit.storage.connection import Connection
 from bot_ratelimit.storage.decisions import Commands, Decisions, Item
@@ -44,6 +45,7 @@ class RedisStorage:
         driver.check_client(client)
         self._client = client
         self._close_client = close_client
+        self._observer: Observers | None = None
         self._shards: Shards | None = None
         self._connection: Connection[Item] | None = None
         if isinstance(client, RedisCluster):
@@ -95,6 +97,29 @@ class RedisStorage:
         if self._connection is not None:
             return self._connection.name
         return self._route(charges[0].key)[0].name
+
+    def observe(self, observer: Observer) -> None:
+        """Tell this observer of connections and batches, beside those that are told already."""
+        self._observer = observers_of(self._observer, observer)
+        if self._shards is not None:
+            self._shards.observe(self._observer)
+        elif self._connection is not None:
+            self._connection.observer = self._observer
+
+    def status(self) -> list[ConnectionStatus]:
+        """How the connections are, one for each server."""
+        connections = self._shards.connections() if self._shards else [self._connection]
+        return [
+            ConnectionStatus(
+                each.name,
+                each.is_open,
+                each.latency,
+                cast(Decisions, each.codec).uses_script,
+                "" if each.trouble is None else str(each.trouble),
+            )
+            for each in connections
+            if each is not None
+        ]
 
     def open(self) -> None:
         """Begin to connect, in the background; otherwise the first decision does."""

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from bot_ratelimit import ConfigError
 from example_bot.__main__ import main
@@ -178,6 +178,7 @@ async def test_webhook(api: BotApi, start: Start) -> None:
         RATE_LIMIT="5/minute",
     )
     await process.logged("Listening on")
+    await assert_pages(port)
     assert api.webhooks[0].secret
     assert (await api.deliver(message(42, "/ping"))).ok
     assert api.calls[-1].text == f"{PONG}, 4 left"
@@ -223,6 +224,52 @@ async def test_two_instances_share_the_limits_of_one_redis(
     for process in processes:
         process.terminate()
         await assert_clean_end(process)
+
+
+async def test_a_polling_bot_has_its_pages_on_a_port_of_their_own(
+    api: BotApi, start: Start
+) -> None:
+    """HEALTH_PORT serves health and metrics while the bot polls, and is closed at the end."""
+    port = free_port()
+    process = await start(
+        "example_bot", BOT_TOKEN=TOKEN, BOT_API_URL=api.url, HEALTH_PORT=str(port)
+    )
+    await process.logged(f"Health and metrics at http://127.0.0.1:{port}/")
+    await api.called("deleteWebhook")
+    await api.enqueue(message(42, "/ping"))
+    await api.called("sendMessage", times=1)
+    text = await assert_pages(port)
+    assert (
+        'bot_ratelimit_decisions_total{outcome="allowed",rule="user",source="memory"} 1.0' in text
+    )
+    process.terminate()
+    await assert_clean_end(process)
+
+
+async def test_a_busy_health_port_is_one_sentence(api: BotApi, start: Start) -> None:
+    """The variable to change is HEALTH_PORT, not that of the webhook."""
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        process = await start(
+            "example_bot", BOT_TOKEN=TOKEN, BOT_API_URL=api.url, HEALTH_PORT=str(port)
+        )
+        status, _, err = await process.finished()
+    assert status == 2
+    assert f"HEALTH_PORT={port}: cannot listen there" in err.splitlines()[-1]
+    for word in ("Traceback", "Unclosed", TOKEN):
+        assert word not in err
+
+
+async def assert_pages(port: int) -> str:
+    """Health, readiness and metrics answer; the text of the metrics."""
+    async with ClientSession(f"http://127.0.0.1:{port}") as session:
+        for page, status in (("health", "alive"), ("ready", "ready")):
+            async with session.get(f"/{page}") as answer:
+                assert (answer.status, (await answer.json())["status"]) == (200, status)
+        async with session.get("/metrics") as answer:
+            text = await answer.text()
+    assert "# TYPE bot_ratelimit_decisions_total counter" in text
+    return text
 
 
 async def assert_clean_end(process: Process) -> None:

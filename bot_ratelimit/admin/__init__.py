@@ -1,0 +1,1 @@
+"""Who operates the bot: health and metrics over HTTP."""

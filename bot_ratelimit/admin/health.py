@@ -1,0 +1,123 @@
+"""Health and metrics over HTTP, for the web server of a bot: `/health`, `/ready`, `/metrics`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.health import Health
+from bot_ratelimit.limiter import Limiter
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+    from prometheus_client.registry import Collector
+
+    from bot_ratelimit.incoming.middleware import RateLimitMiddleware
+
+
+def add_health(
+    app: web.Application,
+    limiter: Limiter | RateLimitMiddleware,
+    *,
+    registry: Collector | None = None,
+    details: bool = False,
+) -> web.Application:
+    """Add three pages to an application, for example to that of a webhook.
+
+    ============  ==================================================================================
+    `/health`     200 while the process answers at all: for whoever restarts it
+    `/ready`      200 if updates are answered as `on_error` wants, else 503; it makes a test call
+    `/metrics`    the metrics of the registry; only with prometheus_client installed
+    ============  ==================================================================================
+
+    They are for the inside of a network: let the proxy before a webhook pass only the webhook.
+
+    Args:
+        app: Where to add them, before it is started.
+        limiter: The limiter, or the middleware, whose storage is to be ready.
+        registry: Metrics to show; prometheus_client's own unless given. In its multi-process mode,
+            the sums over all processes.
+        details: Whether `/ready` also says which servers there are, and what is wrong with them.
+
+    Raises:
+        ConfigError: This is neither a limiter nor a middleware.
+    """
+    checked = getattr(limiter, "limiter", limiter)
+    if not isinstance(checked, Limiter):
+        raise ConfigError(
+            f"limiter is a {type(limiter).__name__}: expected a Limiter or a RateLimitMiddleware"
+        )
+
+    async def ready(_: web.Request) -> web.Response:
+        health = await checked.check()
+        return web.json_response(_described(health, details), status=200 if health.ready else 503)
+
+    app.router.add_get("/health", _alive)
+    app.router.add_get("/ready", ready)
+    if (metrics := _metrics(registry)) is not None:
+        app.router.add_get("/metrics", metrics)
+    return app
+
+
+def health_app(
+    limiter: Limiter | RateLimitMiddleware,
+    *,
+    registry: Collector | None = None,
+    details: bool = False,
+) -> web.Application:
+    """An application with these pages alone, for a port of its own; see `add_health`."""
+    return add_health(web.Application(), limiter, registry=registry, details=details)
+
+
+async def _alive(_: web.Request) -> web.Response:
+    return web.json_response({"status": "alive"})
+
+
+def _described(health: Health, details: bool) -> dict[str, Any]:
+    status = "ready" if health.ok else "degraded" if health.ready else "unavailable"
+    found: dict[str, Any] = {
+        "status": status,
+        "storage": health.source,
+        "on_error": health.policy,
+        "latency_ms": None if health.latency is None else round(health.latency * 1_000, 3),
+    }
+    if details:
+        found["problem"] = health.problem
+        found["servers"] = [
+            {
+                "name": server.name,
+                "connected": server.connected,
+                "breaker": server.breaker,
+                "out_for": server.out_for,
+                "scripts": server.scripts,
+            }
+            for server in health.servers
+        ]
+    return found
+
+
+def _metrics(registry: Collector | None) -> Handler | None:
+    try:
+        from prometheus_client import (
+            CONTENT_TYPE_LATEST,
+            REGISTRY,
+            CollectorRegistry,
+            generate_latest,
+        )
+        from prometheus_client.multiprocess import MultiProcessCollector
+    except ImportError:
+        return None
+    shown: Any = REGISTRY if registry is None else registry
+    if registry is None and "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        shown = CollectorRegistry()
+        MultiProcessCollector(shown)  # type: ignore[no-untyped-call]  # of prometheus_client
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(shown), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    return metrics

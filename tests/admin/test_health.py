@@ -1,0 +1,76 @@
+"""Health and metrics over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
+from prometheus_client import CollectorRegistry
+
+from bot_ratelimit import ConfigError, Limiter, MemoryStorage, RateLimitMiddleware, Subject
+from bot_ratelimit.admin.health import add_health, health_app
+from bot_ratelimit.metrics import PrometheusMetrics
+from bot_ratelimit.testing import FlakyStorage
+
+
+async def get(app: web.Application, page: str) -> tuple[int, Any]:
+    """The status and the JSON, or the text, of a page."""
+    async with (
+        TestServer(app) as server,
+        ClientSession() as session,
+        session.get(server.make_url(page)) as answer,
+    ):
+        if answer.content_type == "application/json":
+            return answer.status, await answer.json()
+        return answer.status, await answer.text()
+
+
+async def test_a_process_that_answers_is_alive_whatever_redis_does() -> None:
+    """Restarting a bot does not bring Redis back, so liveness does not ask for it."""
+    storage = FlakyStorage()
+    storage.fail()
+    limiter = Limiter(storage, on_error="deny")
+    assert await get(health_app(limiter), "/health") == (200, {"status": "alive"})
+
+
+@pytest.mark.parametrize(
+    ("policy", "status", "word"),
+    [("allow", 200, "degraded"), ("memory", 200, "degraded"), ("deny", 503, "unavailable")],
+)
+async def test_ready_is_what_the_policy_needs(policy: Any, status: int, word: str) -> None:
+    """Without Redis a bot that denies is not ready; one that allows goes on, degraded."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage, on_error=policy)
+    found, page = await get(health_app(limiter), "/ready")
+    assert (found, page["status"], page["on_error"]) == (200, "ready", policy)
+    storage.fail()
+    found, page = await get(health_app(limiter), "/ready")
+    assert (found, page["status"]) == (status, word)
+    assert "problem" not in page
+
+
+async def test_details_are_shown_on_request_only() -> None:
+    """What is wrong, and with which server, is for the inside of a network."""
+    storage = FlakyStorage()
+    storage.fail()
+    app = health_app(RateLimitMiddleware(limiter=Limiter(storage)), details=True)
+    _, page = await get(app, "/ready")
+    assert (page["problem"], page["servers"]) == ("out of reach", [])
+
+
+async def test_metrics_are_those_of_the_registry() -> None:
+    """The page shows what the observer counted."""
+    registry = CollectorRegistry()
+    limiter = Limiter(MemoryStorage(), observer=PrometheusMetrics(registry))
+    await limiter.hit("1/s", Subject(user=42))
+    status, text = await get(add_health(web.Application(), limiter, registry=registry), "/metrics")
+    assert status == 200
+    assert "bot_ratelimit_decision_seconds_count 1.0" in text
+
+
+def test_what_is_no_limiter_is_refused() -> None:
+    """A storage instead of the limiter is named."""
+    with pytest.raises(ConfigError, match="limiter is a MemoryStorage: expected a Limiter"):
+        health_app(MemoryStorage())  # type: ignore[arg-type]  # on purpose

@@ -1,0 +1,103 @@
+"""What each of several bots does whose metrics are added up; run by test_metrics.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import redis.asyncio as aioredis
+
+FIRST_USER = 7_000_000_000
+USERS = 500
+UPDATES = 5_000
+AMOUNT = 5
+
+
+def run(
+    port: int,
+    directory: str,
+    ready: Barrier,
+    reports: SimpleQueue[Counter[tuple[str, str]]],
+    outage: bool,
+) -> None:
+    """Send updates through a dispatcher, in prometheus_client's multi-process mode."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # read when it is imported
+    reports.put(asyncio.run(work(port, ready, outage)))
+
+
+async def work(port: int, ready: Barrier, outage: bool) -> Counter[tuple[str, str]]:
+    from bot_ratelimit import RateLimitMiddleware
+    from bot_ratelimit.metrics import PrometheusMetrics
+    from tests.incoming.support import Instance, chat, user
+    from tests.recorder import Recorder
+
+    recorder = Recorder()
+    async with aioredis.Redis(port=port) as client:
+        bot = Instance(
+            RateLimitMiddleware(
+                f"{AMOUNT}/h",
+                client,
+                timeout=5,
+                on_limited=None,
+                observer=[PrometheusMetrics(), recorder],
+            )
+        )
+        handled: Counter[str] = Counter()
+
+        async def send(first: int, last: int) -> None:
+            for i in range(first, last, 200):
+                updates = [
+                    bot.send(
+                        "hello",
+                        **{"from": user(who := FIRST_USER + n % USERS), "chat": chat(who)},
+                    )
+                    for n in range(i, i + 200)
+                ]
+                for (was_handled,) in await asyncio.gather(*updates):
+                    handled["allowed" if was_handled else "refused"] += 1
+
+        await asyncio.to_thread(ready.wait, 60)
+        if outage:
+            await send(0, 2_000)
+            await asyncio.to_thread(ready.wait, 60)
+            await gone(recorder)
+            await send(2_000, 3_000)
+            await asyncio.to_thread(ready.wait, 60)
+            await asyncio.sleep(2.5)  # longer than the circuit stays open
+            await send(3_000, UPDATES)
+        else:
+            await send(0, UPDATES)
+        await asyncio.to_thread(ready.wait, 60)
+        await asyncio.to_thread(ready.wait, 60)
+        await bot.dispatcher.emit_shutdown()
+    sources = Counter(
+        ("allowed" if decision.allowed else "refused", decision.source)
+        for _, decision, _, _ in recorder.named("decided")
+    )
+    by_outcome: Counter[str] = Counter()
+    for (outcome, _), n in sources.items():
+        by_outcome[outcome] += n
+    # What the handlers saw is the judge; the sources are only known from the decisions.
+    assert by_outcome == handled, (by_outcome, handled)
+    return sources
+
+
+async def gone(recorder: Any) -> None:
+    """Wait until the connection is lost."""
+    while not recorder.named("disconnected"):  # noqa: ASYNC110 - the server decides
+        await asyncio.sleep(0.005)
+
+
+def collected(directory: str) -> str:
+    """The page of metrics over all processes."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # of prometheus_client
+    return generate_latest(registry).decode()

@@ -1,0 +1,94 @@
+"""`limiter.health()` and `limiter.check()`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import Limiter, MemoryStorage, RedisStorage, StorageError, Subject
+from bot_ratelimit.testing import Clock, FlakyStorage
+from tests.servers import Server, free_port
+
+ANNA = Subject(user=42)
+
+
+async def test_memory_is_always_well() -> None:
+    """Without Redis there is no server that could fail, and a test call costs nobody a place."""
+    limiter = Limiter(MemoryStorage(1))
+    await limiter.hit("1/m", ANNA)
+    health = await limiter.check()
+    assert (health.ok, health.ready, health.source, health.servers) == (True, True, "memory", ())
+    assert not await limiter.hit("1/m", ANNA)
+
+
+async def test_a_check_asks_the_server_and_charges_no_user(client: aioredis.Redis) -> None:
+    """It takes a real round trip, says how long it took, and leaves one key that soon expires."""
+    limiter = Limiter(RedisStorage(client))
+    health = await limiter.check()
+    assert health.ok
+    assert health.latency is not None
+    assert 0 < health.latency < 1
+    [server] = health.servers
+    assert (server.connected, server.breaker, server.out_for) == (True, "closed", None)
+    assert (server.scripts, server.problem) == (True, "")
+    assert server.latency is not None
+    assert await client.keys() == [b"bot:ratelimit:check"]
+    assert 0 < await client.pttl("bot:ratelimit:check") <= 1_000
+    await limiter.close()
+
+
+async def test_health_asks_nobody() -> None:
+    """`health` tells what is known; only `check` makes a call."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage)
+    assert (await limiter.health()).latency is None
+    assert storage.calls == 0
+    await limiter.check()
+    assert storage.calls == 1
+
+
+@pytest.mark.parametrize(("policy", "ready"), [("allow", True), ("memory", True), ("deny", False)])
+async def test_an_outage_shows(policy: object, ready: bool) -> None:
+    """What is wrong is said; whether the bot is ready all the same is up to the policy."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage, clock=Clock(), on_error=policy)  # type: ignore[arg-type]  # one of three
+    storage.fail(StorageError("gone"))
+    for _ in range(3):
+        await limiter.hit("9/s", ANNA)
+    for health in (await limiter.health(), await limiter.check()):
+        assert (health.ok, health.ready, health.problem) == (False, ready, "gone")
+    storage.heal()
+    assert (await limiter.check()).ok
+    assert not (await limiter.health()).ok  # nobody was asked yet on behalf of an update
+
+
+async def test_an_open_circuit_and_the_time_since_are_told() -> None:
+    """The server that is out is named with what to do about it, and for how long it has been."""
+    clock, port = Clock(), free_port()
+    async with aioredis.Redis(port=port) as client:
+        limiter = Limiter(RedisStorage(client), clock=clock)
+        await limiter.hit("9/s", ANNA)
+        async with asyncio.timeout(5):
+            while not (await limiter.health()).problem:
+                await asyncio.sleep(0.01)
+                await limiter.hit("9/s", ANNA)
+        clock.move(12.0)
+        [server] = (await limiter.health()).servers
+        assert (server.name, server.connected) == (f"localhost:{port}", False)
+        assert server.out_for == 12.0
+        assert "is Redis running" in server.problem
+        await limiter.close()
+
+
+async def test_a_check_finds_out_what_updates_do_not_show_yet(own_server: Server) -> None:
+    """A server that no longer takes writes is found by a call that writes."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        limiter = Limiter(RedisStorage(client), on_error="deny")
+        assert (await limiter.check()).ready
+        await client.config_set("min-replicas-to-write", 1)
+        health = await limiter.check()
+        assert (health.ok, health.ready) == (False, False)
+        assert "NOREPLICAS" in health.problem
+        await limiter.close()

@@ -1,0 +1,296 @@
+"""PrometheusMetrics: what is counted, exactly, and that it stays small."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from bot_ratelimit import (
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RedisStorage,
+    Rule,
+    Scope,
+    StorageError,
+    Subject,
+)
+from bot_ratelimit.metrics import PrometheusMetrics
+from bot_ratelimit.observer import MAX_LABELS, Observer
+from bot_ratelimit.testing import Clock, FlakyStorage
+from tests import counting
+from tests.promtools import NOT_RUN, find_promtool
+from tests.servers import Server
+
+ROOT = Path(__file__).parents[1]
+ROW = re.compile(r"^\| `(bot_ratelimit_\w+)`((?: \{[\w, ]+\})?) \| (\w+) \|", re.MULTILINE)
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["tests.counting"])
+
+
+class Page:
+    """What `/metrics` says."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.families = {
+            family.name: family
+            for family in text_string_to_metric_families(text)
+            if not family.name.endswith("_created")
+        }
+        self.samples = {
+            (sample.name, *sorted(sample.labels.items())): sample.value
+            for family in self.families.values()
+            for sample in family.samples
+        }
+
+    def value(self, name: str, /, **labels: str) -> float | None:
+        return self.samples.get((f"bot_ratelimit_{name}", *sorted(labels.items())))
+
+    def total(self, name: str, *by: str) -> Counter[Any]:
+        """The sums of a counter by some of its labels."""
+        found: Counter[Any] = Counter()
+        for (sample, *labels), value in self.samples.items():
+            if sample == f"bot_ratelimit_{name}":
+                found[tuple(dict(labels)[each] for each in by)] += int(value)
+        return found
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+def page(registry: CollectorRegistry) -> Page:
+    return Page(generate_latest(registry).decode())
+
+
+def tell_everything(metrics: Observer) -> None:
+    """Each event once that no limiter of today sends, and those of the storage."""
+    metrics.waiting("acquire", 2)
+    metrics.waiting("localhost:6379", 3)
+    metrics.banned("bot:ratelimit:ban:4242424242", 60.0)
+    metrics.noticed("message", "sent")
+    metrics.slots_in_use("report", 1)
+    metrics.configured(7)
+    metrics.storage_failed("localhost:6379", "timeout")
+    metrics.connected("localhost:6379")
+    metrics.breaker_changed("localhost:6379", True)
+    metrics.batch_answered("localhost:6379", 12, 0.001)
+    metrics.request_done("SendMessage", "sent", 0.2)
+    metrics.flood_waited("chat", 3.0)
+    metrics.queued(5)
+
+
+async def use_everything(registry: CollectorRegistry) -> None:
+    metrics = PrometheusMetrics(registry)
+    limiter = Limiter(MemoryStorage(), observer=metrics)
+    for _ in range(3):
+        await limiter.hit(["2/m", Rule("1/m", name="trial", shadow=True)], Subject(4242424242))
+    tell_everything(metrics)
+
+
+async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
+    """Each event changes the metric that is named for it, by what happened."""
+    await use_everything(registry)
+    found = page(registry)
+    at = {"server": "localhost:6379"}
+    for value, name, labels in [
+        (2, "decisions_total", {"rule": "user", "outcome": "allowed", "source": "memory"}),
+        (1, "decisions_total", {"rule": "user", "outcome": "refused", "source": "memory"}),
+        (2, "decisions_total", {"rule": "trial", "outcome": "shadow", "source": "memory"}),
+        (3, "decision_seconds_count", {}),
+        (1, "near_limit_total", {"rule": "user"}),
+        (5, "waiting", {}),
+        (1, "bans_total", {}),
+        (1, "notices_total", {"kind": "message", "result": "sent"}),
+        (1, "slots_in_use", {"name": "report"}),
+        (7, "config_version", {}),
+        (1, "storage_failures_total", {"kind": "timeout"}),
+        (1, "connected", at),
+        (1, "breaker_open", at),
+        (12, "batch_size_sum", {}),
+        (1, "requests_total", {"method": "SendMessage", "outcome": "sent"}),
+        (0.2, "request_wait_seconds_sum", {}),
+        (1, "flood_waits_total", {"scope": "chat"}),
+        (5, "queued", {}),
+    ]:
+        assert found.value(name, **labels) == value, (name, labels)
+
+
+async def test_the_documented_metrics_are_those_that_are_there(
+    registry: CollectorRegistry,
+) -> None:
+    """docs/monitoring.md names every metric with its labels and type, and none that is not."""
+    await use_everything(registry)
+    documented = {
+        name: (labels.strip(" {}").replace(" ", ""), kind)
+        for name, labels, kind in ROW.findall((ROOT / "docs" / "monitoring.md").read_text())
+    }
+    found = {}
+    for family in page(registry).families.values():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        found[name] = (labels, family.type)
+    assert {
+        name: (set(filter(None, labels.split(","))), kind)
+        for name, (labels, kind) in documented.items()
+    } == found
+
+
+async def test_promtool_finds_nothing_to_complain_about(registry: CollectorRegistry) -> None:
+    """Names, units and help texts are as Prometheus wants them."""
+    promtool = find_promtool()
+    if promtool is None:
+        pytest.skip(NOT_RUN)
+    await use_everything(registry)
+    text = "\n".join(line for line in page(registry).text.splitlines() if "_created" not in line)
+    run = await asyncio.to_thread(
+        subprocess.run,
+        [promtool, "check", "metrics"],
+        input=text + "\n",
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert (run.returncode, run.stdout + run.stderr) == (0, "")
+
+
+async def test_a_ban_counts_once_and_its_refusals_as_banned(registry: CollectorRegistry) -> None:
+    """What a penalty refuses is told from what a limit refuses."""
+    limiter = Limiter(MemoryStorage(), observer=PrometheusMetrics(registry))
+    for _ in range(10):
+        await limiter.hit(["1/m", Penalty("3/m", "1h")], Subject(user=42))
+    found = page(registry)
+    assert found.value("bans_total") == 1
+    assert found.total("decisions_total", "outcome") == {
+        ("allowed",): 1,
+        ("refused",): 2,
+        ("banned",): 7,
+    }
+
+
+async def test_a_connection_that_was_closed_leaves_no_series(
+    registry: CollectorRegistry, client: aioredis.Redis
+) -> None:
+    """A node that has left the cluster must not look like one that cannot be reached."""
+    limiter = Limiter(RedisStorage(client), observer=PrometheusMetrics(registry))
+    await limiter.hit("9/s", Subject(user=42))
+    assert page(registry).total("connected") == {(): 1}
+    await limiter.close()
+    assert page(registry).total("connected") == {}
+    assert page(registry).total("breaker_open") == {}
+    assert page(registry).value("waiting") == 0
+
+
+async def test_a_crowd_is_a_few_series_and_no_ids(registry: CollectorRegistry) -> None:
+    """A hundred thousand users in a thousand rules stay below 200 series of one name each."""
+    clock = Clock()
+    metrics = PrometheusMetrics(registry)
+    limiter = Limiter(MemoryStorage(10, clock=clock), observer=metrics, clock=clock)
+    tell_everything(metrics)
+    rules = [Rule("1/s"), Rule("5/m", Scope.CHAT), Penalty("3/m", "1h")]
+    for user in range(5_000_000_000, 5_000_100_000):
+        await limiter.hit(rules, Subject(user=user, chat=-user))
+    found = page(registry)
+    assert found.total("decisions_total") == {(): 100_000}
+    assert len(found.text.splitlines()) - found.text.count("# ") < 200
+    assert not re.search(r"50000\d{5}|50001\d{5}", found.text)
+
+
+async def test_generated_names_are_bounded(registry: CollectorRegistry) -> None:
+    """Of rules with names of their own, a hundred are told apart; the others are `other`."""
+    limiter = Limiter(MemoryStorage(), observer=PrometheusMetrics(registry))
+    for i in range(MAX_LABELS + 50):
+        await limiter.hit(Rule("1/s", name=f"n{i}"), Subject(user=42))
+    by_rule = page(registry).total("decisions_total", "rule")
+    assert len(by_rule) == MAX_LABELS + 1
+    assert by_rule["other",] == 50
+
+
+async def test_an_outage_is_counted_to_the_update(registry: CollectorRegistry) -> None:
+    """With the storage gone in between, what is counted is still what was sent."""
+    storage, clock = FlakyStorage(), Clock()
+    limiter = Limiter(storage, clock=clock, observer=PrometheusMetrics(registry))
+    for i in range(300):
+        if i == 100:
+            storage.fail(StorageError("gone", kind="refused"))
+        if i == 200:
+            storage.heal()
+            clock.move(5)
+        await limiter.hit("9/s", Subject(user=i))
+    found = page(registry)
+    assert found.total("decisions_total", "source") == {("memory",): 200, ("policy",): 100}
+    assert found.total("storage_failures_total", "kind") == {("refused",): 3}
+    assert found.value("breaker_open", server="memory") == 0
+
+
+@pytest.fixture
+def shared_directory(tmp_path: Path) -> Iterator[str]:
+    directory = tmp_path / "metrics"
+    directory.mkdir()
+    yield str(directory)
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("outage", [False, True], ids=["calm", "outage"])
+async def test_two_processes_count_exactly_what_was_sent(
+    own_server: Server, shared_directory: str, outage: bool
+) -> None:
+    """10,000 updates of 500 users through two bots: the sums are right, outcome by outcome.
+
+    Also with Redis gone for a while in between, and read through prometheus_client's multi-process
+    mode, with no id of a user in the page.
+    """
+    ready, reports = processes.Barrier(3), processes.SimpleQueue()
+    workers = [
+        processes.Process(
+            target=counting.run, args=(own_server.port, shared_directory, ready, reports, outage)
+        )
+        for _ in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    await asyncio.to_thread(ready.wait, 60)
+    if outage:
+        await asyncio.to_thread(ready.wait, 60)
+        own_server.kill()
+        await asyncio.sleep(0.3)
+        own_server.start()
+        await asyncio.to_thread(ready.wait, 60)
+    await asyncio.to_thread(ready.wait, 60)  # all is sent, and nobody has ended
+    command = f"import tests.counting as c; print(c.collected({shared_directory!r}))"
+    text = await asyncio.to_thread(
+        subprocess.check_output, [sys.executable, "-c", command], text=True, cwd=ROOT
+    )
+    await asyncio.to_thread(ready.wait, 60)
+    for worker in workers:
+        await asyncio.to_thread(worker.join, 60)
+        assert worker.exitcode == 0
+    sent = sum((reports.get() for _ in workers), Counter())
+    reports.close()
+    found = Page(text)
+    counted = found.total("decisions_total", "outcome", "source")
+    assert counted == sent
+    assert counted.total() == 10_000
+    assert ("policy" in {source for _, source in counted}) is outage
+    if not outage:
+        assert counted["allowed", "redis"] == 500 * counting.AMOUNT
+    assert found.value("decision_seconds_count") == 10_000
+    for user in range(counting.FIRST_USER, counting.FIRST_USER + 500):
+        assert str(user) not in text
+    assert not re.search(r"pid=", text)

@@ -1,0 +1,240 @@
+"""Statistics: what was decided, by hour, over all instances, without Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+import time_machine
+
+from bot_ratelimit import (
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RedisStorage,
+    Rule,
+    StorageError,
+    Subject,
+)
+from bot_ratelimit.observer import MAX_LABELS
+from bot_ratelimit.statistics import MAX_USERS, TTL, HourCount, Refusals, Statistics
+from tests.benches import Bench
+from tests.servers import Server
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+HOUR = int(NOON.timestamp()) // 3_600
+
+
+def counts(found: tuple[HourCount, ...]) -> dict[tuple[str, str], int]:
+    total: Counter[tuple[str, str]] = Counter()
+    for each in found:
+        total[each.rule, each.outcome] += each.count
+    return dict(total)
+
+
+async def test_decisions_are_counted_by_rule_and_outcome(bench: Bench) -> None:
+    """On every storage: what was allowed, refused and banned, and who was refused most."""
+    limiter = Limiter(bench.storage, statistics=True)
+    rules = [Rule("2/m"), Penalty("3/m", "1h")]
+    for user, hits in ((1, 2), (2, 4), (3, 7)):
+        for _ in range(hits):
+            await limiter.hit(rules, Subject(user=user))
+    await limiter.hit(Rule("1/d", name="ai"), Subject(user=3))
+    assert counts(await limiter.statistics()) == {
+        ("user", "allowed"): 6,
+        ("user", "refused"): 4,
+        ("ban", "banned"): 3,
+        ("ai", "allowed"): 1,
+    }
+    assert await limiter.top_refused(2) == (Refusals(3, 5), Refusals(2, 2))
+
+
+async def test_instances_are_added_up(client: aioredis.Redis) -> None:
+    """Each of three instances tells what all of them counted, once it was written."""
+    limiters = [Limiter(RedisStorage(client), statistics=True) for _ in range(3)]
+    for limiter in limiters:
+        for _ in range(4):
+            await limiter.hit("5/d", Subject(user=42))
+    for limiter in limiters[1:]:
+        await limiter.close()
+    assert counts(await limiters[0].statistics()) == {
+        ("user", "allowed"): 5,
+        ("user", "refused"): 7,
+    }
+    assert await limiters[0].top_refused() == (Refusals(42, 7),)
+    await limiters[0].close()
+
+
+async def test_it_is_written_by_itself(client: aioredis.Redis) -> None:
+    """Some time after the first decision everything is written, in one command."""
+    storage = RedisStorage(client)
+    statistics = Statistics(storage, "bot", 1.0, every=0.05)
+    limiter = Limiter(storage, observer=statistics)
+    for i in range(50):
+        await limiter.hit("5/d", Subject(user=i % 7))
+    assert not await client.keys("bot:ratelimit:stats:*")
+    before = (await client.info("commandstats"))["cmdstat_eval"]["calls"]
+    async with asyncio.timeout(2):
+        while not await client.keys("bot:ratelimit:stats:*"):  # noqa: ASYNC110 - a timer decides
+            await asyncio.sleep(0.01)
+    after = (await client.info("commandstats"))["cmdstat_eval"]["calls"]
+    assert after - before == 1
+    await storage.close()
+
+
+async def test_nothing_is_lost_at_shutdown(client: aioredis.Redis) -> None:
+    """`close` writes what is left, before the storage is closed."""
+    limiter = Limiter(RedisStorage(client), statistics=True)
+    await limiter.hit("5/d", Subject(user=42))
+    await limiter.close()
+    [key] = await client.keys("bot:ratelimit:stats:*")
+    assert (await client.hgetall(key))[b"allowed user"] == b"1"
+
+
+async def test_every_key_expires(client: aioredis.Redis) -> None:
+    """Both keys of an hour live for 49 hours after the last decision in it."""
+    limiter = Limiter(RedisStorage(client), statistics=True)
+    for _ in range(2):
+        await limiter.hit("1/d", Subject(user=42))
+    await limiter.close()
+    keys = await client.keys("bot:ratelimit:stats:*")
+    assert sorted(key.decode().rpartition("}")[2] for key in keys) == ["", ":refused"]
+    for key in keys:
+        assert TTL - 5 <= await client.ttl(key) <= TTL
+
+
+async def test_hours_are_kept_apart() -> None:
+    """A count belongs to the hour of its decision, and is gone from a shorter view."""
+    with time_machine.travel(NOON, tick=False) as traveller:
+        limiter = Limiter(MemoryStorage(), statistics=True)
+        await limiter.hit("9/s", Subject(user=42))
+        traveller.shift(3_600)
+        await limiter.hit("9/s", Subject(user=42))
+        await limiter.hit("9/s", Subject(user=42))
+        assert await limiter.statistics(2) == (
+            HourCount(NOON, "user", "allowed", 1),
+            HourCount(NOON.replace(hour=13), "user", "allowed", 2),
+        )
+        assert counts(await limiter.statistics(1)) == {("user", "allowed"): 2}
+        traveller.shift(50 * 3_600)
+        assert await limiter.statistics(48) == ()
+        await limiter.close()
+
+
+class Unsure:
+    """A storage whose server takes every command, and whose answers are lost at times."""
+
+    source = "redis"
+
+    def __init__(self, storage: RedisStorage) -> None:
+        self.storage = storage
+        self.lost = 0
+
+    async def execute(self, command: Any, *, key: str, timeout: float) -> Any:
+        reply = await self.storage.execute(command, key=key, timeout=timeout)
+        if self.lost:
+            self.lost -= 1
+            raise StorageError("no answer", kind="timeout")
+        return reply
+
+
+async def test_a_write_whose_answer_is_lost_counts_once(client: aioredis.Redis) -> None:
+    """It is sent again under its number, and the server knows that it was there already."""
+    storage = RedisStorage(client)
+    unsure = Unsure(storage)
+    statistics = Statistics(unsure, "bot", 1.0)  # type: ignore[arg-type]  # what it uses of one
+    limiter = Limiter(MemoryStorage(), observer=statistics)
+    await limiter.hit("1/d", Subject(user=42))
+    await limiter.hit("1/d", Subject(user=42))
+    unsure.lost = 2
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            await statistics.flush()
+    await limiter.hit("1/d", Subject(user=42))
+    assert counts(await statistics.read(1)) == {("user", "allowed"): 1, ("user", "refused"): 2}
+    assert await statistics.top_refused(10, 1) == (Refusals(42, 2),)
+    await storage.close()
+
+
+async def test_an_outage_is_bridged(own_server: Server) -> None:
+    """What was decided while Redis was away is written when it is back."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        limiter = Limiter(RedisStorage(client), statistics=True)
+        await limiter.hit("9/d", Subject(user=42))
+        own_server.kill()
+        for _ in range(5):
+            await limiter.hit("9/d", Subject(user=42))
+        with pytest.raises(StorageError):
+            await limiter.statistics()
+        own_server.start()
+        async with asyncio.timeout(5):
+            while not (await limiter.check()).ok:  # noqa: ASYNC110 - the server decides
+                await asyncio.sleep(0.02)
+        assert counts(await limiter.statistics()) == {("user", "allowed"): 6}
+        await limiter.close()
+
+
+async def test_what_cannot_be_written_at_the_end_is_told(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bot that stops during an outage says how many decisions its statistics lack."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        limiter = Limiter(RedisStorage(client), statistics=True)
+        await limiter.hit("9/d", Subject(user=42))
+        own_server.kill()
+        await limiter.close()
+    assert "The statistics of 1 decisions could not be written: " in caplog.text
+
+
+async def test_only_the_worst_are_kept(client: aioredis.Redis) -> None:
+    """A flood from many accounts leaves at most a thousand of them in an hour, the worst ones."""
+    limiter = Limiter(RedisStorage(client), statistics=True)
+    rule = Rule("1/d")
+    for user in range(MAX_USERS * 2 + 500):
+        for _ in range(4 if user < 5 else 2):
+            await limiter.hit(rule, Subject(user=user))
+    assert await limiter.top_refused(6) == (*(Refusals(i, 3) for i in range(5)), Refusals(5, 1))
+    (key,) = await client.keys("bot:ratelimit:stats:*:refused")
+    assert await client.zcard(key) <= MAX_USERS
+    await limiter.close()
+
+
+async def test_generated_names_are_bounded() -> None:
+    """Rules beyond the first hundred are counted together."""
+    limiter = Limiter(MemoryStorage(), statistics=True)
+    for i in range(MAX_LABELS + 50):
+        await limiter.hit(Rule("1/s", name=f"n{i}"), Subject(user=42))
+    found = counts(await limiter.statistics())
+    assert len(found) == MAX_LABELS + 1
+    assert found["other", "allowed"] == 50
+
+
+async def test_statistics_are_off_unless_asked_for(client: aioredis.Redis) -> None:
+    """Without the argument nothing is written, and asking says how to switch them on."""
+    limiter = Limiter(RedisStorage(client))
+    await limiter.hit("1/s", Subject(user=42))
+    with pytest.raises(ConfigError, match="pass statistics=True"):
+        await limiter.statistics()
+    await limiter.close()
+    assert not await client.keys("bot:ratelimit:stats:*")
+
+
+@pytest.mark.parametrize("hours", [0, 49, True, 1.5, "24"])
+async def test_wrong_hours_are_refused(hours: Any) -> None:
+    """The error names the value and the range."""
+    limiter = Limiter(MemoryStorage(), statistics=True)
+    with pytest.raises(ConfigError, match=r"hours=.*expected a whole number from 1 to 48"):
+        await limiter.statistics(hours)
+    with pytest.raises(ConfigError, match=r"n=0: expected a whole number from 1 to 1000"):
+        await limiter.top_refused(0)
+
+
+def test_no_rule_can_take_the_keys_of_statistics() -> None:
+    """`stats` is a word of the package's own keys."""
+    with pytest.raises(ConfigError, match="name='stats'"):
+        Rule("1/s", name="stats")
