@@ -1,7 +1,8 @@
 """Rate limits for aiogram 3 bots, shared by every instance through Redis."""
 
+from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision
-from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.errors import ConfigError, RateLimitError, RefusedError, StorageError
 from bot_ratelimit.incoming.events import NEVER_REFUSED
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 from bot_ratelimit.incoming.notices import Notices
@@ -10,12 +11,16 @@ from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, Scope, Subject
 from bot_ratelimit.settings import Settings
+from bot_ratelimit.slots import Slot
+from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 
 __all__ = [
     "NEVER_REFUSED",
     "Algorithm",
+    "Ban",
+    "Concurrency",
     "ConfigError",
     "Decision",
     "Limit",
@@ -26,9 +31,11 @@ __all__ = [
     "RateLimitError",
     "RateLimitMiddleware",
     "RedisStorage",
+    "RefusedError",
     "Rule",
     "Scope",
     "Settings",
+    "Slot",
     "StorageError",
     "Subject",
 ]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bot_ratelimit.decision import Decision
+
 
 class RateLimitError(Exception):
     """The base of every error this package raises."""
@@ -46,3 +51,15 @@ class QueueFullError(StorageError):
 
     def __init__(self, message: str, *, kind: str = "queue_full") -> None:
         super().__init__(message, kind=kind)
+
+
+class RefusedError(RateLimitError):
+    """A refusal, for code that has no use for a value: `async with limiter.limit(...)`.
+
+    Args:
+        decision: The refusal; `retry_after` says for how long.
+    """
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(f"refused by {decision.rule}: try again in {decision.retry_after:.1f} s")
+        self.decision = decision

@@ -55,6 +55,7 @@ _PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = 
 # are the package's own, so that no name can lead into another rule's keys.
 RESERVED_NAMES: Final = frozenset(
     {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"}
+    | {"slot"}
 )
 _NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,200}")
 _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
@@ -229,7 +230,7 @@ def check_name(name: object) -> None:
             f"name={name!r}: expected 1 to 200 characters without spaces, ':', braces or '*?[]\\'"
         )
     if name in RESERVED_NAMES:
-        raise ConfigError(f"name={name!r}: a word of the package's own keys; take another")
+        raise ConfigError(f"{name!r} is reserved; choose another name")
 
 
 def check_prefix(prefix: object) -> str:

@@ -36,9 +36,9 @@ FLOORS = [
     {"outgoing"},
     {"settings", "testing", "metrics"},
     # Nothing from here on imports aiogram.
-    {"limiter", "failures", "breaker", "observer"},
+    {"limiter", "slots", "bans", "failures", "breaker", "observer"},
     {"storage"},
-    {"decision", "algorithms", "penalty", "rule", "limit", "errors"},
+    {"decision", "algorithms", "penalty", "concurrency", "rule", "limit", "errors"},
 ]
 STRANGERS = {("incoming", "outgoing"), ("outgoing", "incoming")}
 ABOVE_THE_LINE = {"__init__", "__main__", "admin", "incoming", "outgoing"}
@@ -49,6 +49,7 @@ KNOW_REDIS = {
     "storage.driver",
     "storage.faults",
     "storage.redis",
+    "storage.scripts",
     "storage.sentinel",
 }
 
