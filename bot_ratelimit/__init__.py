@@ -3,6 +3,7 @@
 from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError, RateLimitError, RefusedError, StorageError
+from bot_ratelimit.incoming.bound import BoundDecision
 from bot_ratelimit.incoming.events import NEVER_REFUSED
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 from bot_ratelimit.incoming.notices import Notices
@@ -20,6 +21,7 @@ __all__ = [
     "NEVER_REFUSED",
     "Algorithm",
     "Ban",
+    "BoundDecision",
     "Concurrency",
     "ConfigError",
     "Decision",

@@ -121,8 +121,9 @@ class Limiter:
             looked = bans.wake()
             decision = await self.hit(rules, subject, cost, once, _look=_look)
             await looked
-            return self._banned(rules, subject) or decision
-        if bans.current and (banned := self._banned(rules, subject)):
+            banned = self._banned(rules, subject)
+            return decision if banned is None else banned
+        if bans.current and (banned := self._banned(rules, subject)) is not None:
             return banned
         if not charges:
             return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")

@@ -199,13 +199,13 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
     return Rules(rules)
 
 
-def notice_rule(seconds: float, scope: Scope) -> Rule:
+def notice_rule(seconds: float, scope: Scope, about: str = "") -> Rule:
     """One notice in so many seconds, counted under `<prefix>:ratelimit:notice:<user>`.
 
     A bucket may make users wait longer than a limit's longest period; then it is that.
     """
     rule = Rule(Limit(1, min(seconds, MAX_PERIOD_MS / 1_000)), scope)
-    object.__setattr__(rule, "path", f"notice:{rule.path}")
+    object.__setattr__(rule, "path", f"notice:{about}{rule.path}")
     return rule
 
 

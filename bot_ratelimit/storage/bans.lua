@@ -24,8 +24,11 @@ local function forget(member)
   return redis.call('HDEL', hand, member)
 end
 
+-- The time in microseconds, so that no version comes twice, also when the data was lost in between.
 local function changed()
-  redis.call('HSET', hand, 'version', now_text .. '.' .. time[2])
+  local last = tonumber(redis.call('HGET', hand, 'version') or 0)
+  local version = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), last + 1)
+  redis.call('HSET', hand, 'version', string.format('%d', version))
 end
 
 local function keep()
