@@ -62,8 +62,8 @@ class RateLimitMiddleware(BaseMiddleware):
 
         dp.message.middleware(RateLimitMiddleware("5/10s", redis, "booking_bot:client1"))
 
-    The handler finds the Decision in `data["rate_limit"]`, as a `BoundDecision`; None stands there for an event that
-    is not counted: nobody is behind it, or it is exempt, or it is never refused.
+    The handler finds the Decision in `data["rate_limit"]`, as a `BoundDecision`; None stands there
+    for an event that is not counted: nobody is behind it, or it is exempt, or it is never refused.
 
     Args:
         rate_limit: A number of seconds for one event, a text (`"5/10s"`, `"1/s; 20/minute"`), a
@@ -352,9 +352,9 @@ class RateLimitMiddleware(BaseMiddleware):
     async def _counted(
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> Counted | None:
-        """For whom the event counts, found out once in a dispatch."""
+        """For whom the event counts, found out once for a handler."""
         notes = _notes(data)
-        mine = ("counted", id(self))
+        mine = ("counted", id(self), id(data.get("handler")))
         if mine not in notes:
             notes[mine] = await self._screening.counted(event, update, data)
         counted: Counted | None = notes[mine]
