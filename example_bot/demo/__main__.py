@@ -1,4 +1,4 @@
-"""`python -m example_bot.demo`: what the package does, in about 15 seconds, without Telegram."""
+"""`python -m example_bot.demo`: what the package does, in about 20 seconds, without Telegram."""
 
 import sys
 
