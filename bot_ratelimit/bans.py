@@ -15,7 +15,7 @@ from weakref import finalize, ref
 from cachetools import TTLCache
 
 from bot_ratelimit.algorithms import Verdict
-from bot_ratelimit.errors import ConfigError, RateLimitError
+from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.limit import Limit, parse_period
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Scope, Subject
@@ -36,6 +36,7 @@ FOREVER: Final = 10 * 365 * 86_400.0
 MAX_WRITES: Final = 100
 """Bans of a penalty that are being written to the list; further ones hold without being listed."""
 _LONGEST_REASON: Final = 500
+_COMPLAIN_EVERY: Final = 60.0
 
 
 class Bans:
@@ -58,7 +59,9 @@ class Bans:
         """Whether the copy may be old, because there was no decision for a while."""
         self.used = False
         """Set by every decision."""
+        self._looking: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._complained = -math.inf
         self._writes: set[asyncio.Task[None]] = set()
         self._written: TTLCache[str, float] = TTLCache(10_000, 86_400.0)
 
@@ -91,12 +94,17 @@ class Bans:
 
     def wake(self) -> asyncio.Task[None]:
         """Look at the list now, and from now on while decisions are made."""
-        self.asleep = False
         loop = asyncio.get_running_loop()
-        looked = loop.create_task(self._refreshed(), context=Context())
-        self._refreshing = loop.create_task(_refresh(ref(self)), context=Context())
-        finalize(self, _cancel, self._refreshing).atexit = False
-        return looked
+        if self._looking is None or self._looking.get_loop() is not loop:
+            self._looking = loop.create_task(self._look(), context=Context())
+        return self._looking
+
+    async def awake(self, seconds: float) -> None:
+        """Look at the list now, and wait for it; not much longer than these seconds.
+
+        A fifth of the time-out is always there: a loop that was busy must not let bans be missed.
+        """
+        await asyncio.wait([self.wake()], timeout=max(seconds, self._timeout / 5))
 
     def penalized(self, subject: Subject, charge: Charge, verdict: Verdict) -> None:
         """Put a penalty's ban on the list, in the background, when it begins or grows."""
@@ -122,22 +130,49 @@ class Bans:
                 self._in_background(self._list.drop(who, by_hand=False, timeout=self._timeout))
 
     async def close(self) -> None:
-        """Stop looking; the next decision begins again."""
+        """Stop looking; the next decision begins again. What is being written is waited for."""
         loop = asyncio.get_running_loop()
-        tasks = [task for task in (self._refreshing, *self._writes) if task is not None]
-        self._refreshing, self.asleep = None, not self._live
+        writes = [task for task in self._writes if task.get_loop() is loop]
+        if writes:
+            await asyncio.wait(writes, timeout=self._timeout)
+        tasks = [task for task in (self._looking, self._refreshing, *writes) if task is not None]
         mine = [task for task in tasks if task.get_loop() is loop]
         for task in mine:
             task.cancel()
         if mine:
             await asyncio.wait(mine)
+        if self._refreshing is not None:  # also one that `_looking` has begun just now
+            _cancel(self._refreshing)
+        self._looking = self._refreshing = None
+        self.asleep = not self._live
+
+    async def _look(self) -> None:
+        try:
+            await self._refreshed()
+        finally:
+            self._looking, self.asleep = None, False
+            if self._refreshing is None or self._refreshing.done():
+                self._refreshing = asyncio.create_task(_refresh(ref(self)), context=Context())
+                finalize(self, _cancel, self._refreshing).atexit = False
 
     async def _refreshed(self) -> None:
         """Load the list if it has changed; if that fails the copy stays as it is."""
-        with suppress(RateLimitError):
+        try:
             loaded = await self._list.load(self._version, timeout=self._timeout)
-            if loaded is not None:
-                self._version, self.current = loaded
+        except StorageError:  # decisions tell of it
+            return
+        except Exception as error:
+            if time.monotonic() - self._complained > _COMPLAIN_EVERY:
+                self._complained = time.monotonic()
+                known = isinstance(error, ConfigError)
+                log.warning(
+                    "The list of bans cannot be read, bans by hand may not hold: %s",
+                    error,
+                    exc_info=None if known else error,
+                )
+            return
+        if loaded is not None:
+            self._version, self.current = loaded
 
     def _in_background(self, work: Any) -> None:
         async def write() -> None:
@@ -154,17 +189,20 @@ class Bans:
 async def _refresh(owner: ref[Bans]) -> None:
     """Look again and again, until there is no decision for a while, or no limiter any more."""
     idle = 0.0
-    while idle < IDLE:
-        await asyncio.sleep(REFRESH)
+    try:
+        while idle < IDLE:
+            await asyncio.sleep(REFRESH)
+            bans = owner()
+            if bans is None:
+                return
+            idle = 0.0 if bans.used else idle + REFRESH
+            bans.used = False
+            await bans._refreshed()
+            del bans
+    finally:  # also when the event loop ends: the bot may run in another one next
         bans = owner()
-        if bans is None:
-            return
-        idle = 0.0 if bans.used else idle + REFRESH
-        bans.used = False
-        await bans._refreshed()
-        del bans
-    if (bans := owner()) is not None:
-        bans.asleep = True
+        if bans is not None:
+            bans.asleep = True
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

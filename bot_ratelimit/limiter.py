@@ -99,6 +99,7 @@ class Limiter:
         once: str | None = None,
         *,
         _look: bool = False,  # what `peek` asks for
+        _awake: bool = False,  # whether the copy of the bans is seen to
     ) -> Decision:
         """Decide whether the subject may go on now, and charge it if so.
 
@@ -117,10 +118,13 @@ class Limiter:
         charges, applied = self._charges(rules, subject, cost or None)
         bans = self._bans
         bans.used = True
-        if bans.asleep:  # after a pause: what the list says now is asked for at the same time
-            looked = bans.wake()
-            decision = await self.hit(rules, subject, cost, once, _look=_look)
-            await looked
+        if bans.asleep and not _awake:  # the first decision after a pause, or of all
+            began = self._clock()
+            decision = await self.hit(rules, subject, cost, once, _look=_look, _awake=True)
+            if decision.source == self._storage.source:
+                await bans.awake(self.timeout - (self._clock() - began))
+            else:
+                bans.wake()
             banned = self._banned(rules, subject)
             return decision if banned is None else banned
         if bans.current and (banned := self._banned(rules, subject)) is not None:

@@ -230,7 +230,7 @@ def check_name(name: object) -> None:
             f"name={name!r}: expected 1 to 200 characters without spaces, ':', braces or '*?[]\\'"
         )
     if name in RESERVED_NAMES:
-        raise ConfigError(f"{name!r} is reserved; choose another name")
+        raise ConfigError(f"name={name!r}: reserved; choose another name")
 
 
 def check_prefix(prefix: object) -> str:

@@ -285,7 +285,7 @@ async def test_a_handler_pays_without_a_key_or_rule_of_its_own() -> None:
         ({"concurrent": 0}, r"flag of .*handle: concurrency=0: expected how many"),
         ({"concurrent": 1, "cost": 2}, "expected limit= or rate=, and maybe concurrent="),
         ({"concurrent": 1, "scope": "moon"}, "scope='moon': expected one of"),
-        ({"concurrent": 1, "key": "slot"}, "'slot' is reserved"),
+        ({"concurrent": 1, "key": "slot"}, "name='slot': reserved"),
     ],
 )
 async def test_a_flag_that_makes_no_sense(flag: dict[str, Any], message: str) -> None:
