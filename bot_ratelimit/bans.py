@@ -63,7 +63,7 @@ class Bans:
         self._refreshing: asyncio.Task[None] | None = None
         self._complained = -math.inf
         self._writes: set[asyncio.Task[None]] = set()
-        self._written: TTLCache[str, float] = TTLCache(10_000, 86_400.0)
+        self._written: TTLCache[str, float] = TTLCache(10_000, 86_400.0, timer=time.monotonic)
 
     def left(self, subject: Subject) -> float:
         """Seconds for which the subject is banned by hand; 0.0 if it is not."""
@@ -301,11 +301,12 @@ def penalty_charges(prefix: str, subject: Subject, bans: list[Ban]) -> list[Char
 def _banned_by(penalty: Penalty, subject: Subject) -> Subject:
     """Of the subject, what the penalty counts by."""
     user, chat, topic, bot, business = subject
-    ids = {
+    ids: dict[Scope, tuple[int | None, int | None, int | None]] = {
         Scope.USER: (user, None, None),
         Scope.CHAT: (None, chat, None),
         Scope.MEMBER: (user, chat, None),
         Scope.TOPIC: (None, chat, topic),
     }
     assert isinstance(penalty.scope, Scope)  # noqa: S101 - a Penalty's own promise
-    return Subject(*ids.get(penalty.scope, (None, None, None)), bot, business)
+    first, second, third = ids.get(penalty.scope, (None, None, None))
+    return Subject(first, second, third, bot, business)

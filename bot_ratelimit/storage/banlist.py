@@ -83,10 +83,9 @@ class RedisBanList:
     keep them together on a cluster.
     """
 
-    current: Mapping[Who, float] | None = None
-    clock: Callable[[], float] = staticmethod(time.monotonic)
-
     def __init__(self, server: Executes, prefix: str) -> None:
+        self.current: Mapping[Who, float] | None = None
+        self.clock: Callable[[], float] = time.monotonic
         self._server = server
         self._keys = [f"{prefix}:ratelimit:{{bans}}:{part}" for part in ("ends", "details", "hand")]
 
