@@ -76,8 +76,8 @@ async def report(message: Message, limiter: Limiter) -> None:
     """`/report`: stands for a slow query, a paid API, a picture to draw.
 
     It takes a second, so it has a stricter limit of its own instead of everyone's, counted under
-    the key `<prefix>:ratelimit:report:<user>`. And what it stands for does not bear two of them:
-    all instances of the bot make one at a time, and the others wait for their turn.
+    the key `<prefix>:ratelimit:report:<user>`. All instances of the bot together make one report
+    at a time; other users wait for their turn.
     """
     async with limiter.slot(REPORTS, Subject(), timeout=30) as slot:
         if not slot.allowed:

@@ -161,7 +161,7 @@ async def test_those_who_wait_get_their_turn_in_order(limiter: Limiter) -> None:
 
 
 async def test_waiting_ends_with_the_timeout(limiter: Limiter) -> None:
-    """Whoever waits in vain is refused when the time is over, and leaves the line to the next."""
+    """A waiter is refused when its time is over, and leaves the line to the next."""
     loop = asyncio.get_running_loop()
     async with limiter.slot(ONE, ANNA):
         began = loop.time()
@@ -176,7 +176,7 @@ async def test_waiting_ends_with_the_timeout(limiter: Limiter) -> None:
 
 
 async def test_a_cancelled_waiter_delays_nobody(limiter: Limiter) -> None:
-    """Who stops waiting takes no slot, and the next in line gets it."""
+    """A waiter that is cancelled takes no slot, and the next in line gets it."""
     async with limiter.slot(ONE, ANNA):
         first = asyncio.create_task(limiter.slot(ONE, ANNA, timeout=60).__aenter__())
         await asyncio.sleep(0.02)
