@@ -1,13 +1,16 @@
 """Rate limits for aiogram 3 bots, shared by every instance through Redis."""
 
+from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import (
     ConfigError,
     NotSentError,
     RateLimitError,
+    RefusedError,
     SendQueueFullError,
     StorageError,
 )
+from bot_ratelimit.incoming.bound import BoundDecision
 from bot_ratelimit.incoming.events import NEVER_REFUSED
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 from bot_ratelimit.incoming.notices import Notices
@@ -19,12 +22,17 @@ from bot_ratelimit.outgoing.limits import OutgoingLimits
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, Scope, Subject
 from bot_ratelimit.settings import Settings
+from bot_ratelimit.slots import Slot
+from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 
 __all__ = [
     "NEVER_REFUSED",
     "Algorithm",
+    "Ban",
+    "BoundDecision",
+    "Concurrency",
     "ConfigError",
     "Decision",
     "Limit",
@@ -39,10 +47,12 @@ __all__ = [
     "RateLimitError",
     "RateLimitMiddleware",
     "RedisStorage",
+    "RefusedError",
     "Rule",
     "Scope",
     "SendQueueFullError",
     "Settings",
+    "Slot",
     "StorageError",
     "Subject",
     "without_waiting",

@@ -37,7 +37,7 @@ class Decision(NamedTuple):
     shadow: tuple[Rule, ...] = ()
     """The shadow rules that would have refused."""
     banned: bool = False
-    """Whether a `Penalty` refuses, alone or beside other rules."""
+    """Whether a ban refuses: one by hand, or a `Penalty`, alone or beside other rules."""
 
     def __bool__(self) -> bool:
         """Whether to go on."""

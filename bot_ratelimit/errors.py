@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bot_ratelimit.decision import Decision
+
 
 class RateLimitError(Exception):
     """The base of every error this package raises."""
@@ -54,3 +59,15 @@ class NotSentError(RateLimitError):
 
 class SendQueueFullError(RateLimitError):
     """A request was not sent: too many wait for the same chat, or in this process, already."""
+
+
+class RefusedError(RateLimitError):
+    """A refusal, for code that has no use for a value: `async with limiter.limit(...)`.
+
+    Args:
+        decision: The refusal; `retry_after` says for how long.
+    """
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(f"refused by {decision.rule}: try again in {decision.retry_after:.1f} s")
+        self.decision = decision

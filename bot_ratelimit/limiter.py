@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import Final, Literal, TypeAlias, get_args
 
 from bot_ratelimit.algorithms import Undecided, Verdict
+from bot_ratelimit.bans import (
+    Bans,
+    check_banned,
+    check_length,
+    check_page,
+    check_somebody,
+    check_words,
+    penalty_charges,
+)
+from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision, Source, conclude
-from bot_ratelimit.errors import ConfigError, StorageError
+from bot_ratelimit.errors import ConfigError, RefusedError, StorageError
 from bot_ratelimit.failures import Failures, printable
 from bot_ratelimit.health import Health, health_of
 from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
@@ -25,7 +36,9 @@ from bot_ratelimit.rule import (
     check_prefix,
     rules_of,
 )
+from bot_ratelimit.slots import SlotContext, Slots, check_wait
 from bot_ratelimit.statistics import HourCount, Refusals, Statistics
+from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Charge, Storage, new_charge
 from bot_ratelimit.storage.memory import MemoryStorage
 
@@ -84,6 +97,8 @@ class Limiter:
         observe = getattr(storage, "observe", None)
         if self._observer is not None and observe is not None:
             observe(self._observer)
+        self._bans = Bans(storage, self.key_prefix, self.timeout)
+        self._slots: Slots | None = None
 
     @property
     def observer(self) -> Observer | None:
@@ -104,6 +119,7 @@ class Limiter:
         *,
         _look: bool = False,  # what `peek` asks for
         _tell: bool = True,  # whether observers hear of it
+        _awake: bool = False,  # whether the copy of the bans is seen to
     ) -> Decision:
         """Decide whether the subject may go on now, and charge it if so.
 
@@ -122,19 +138,32 @@ class Limiter:
         if not isinstance(rules, Rules):
             rules = rules_of(rules)
         charges, applied = self._charges(rules, subject, cost or None)
+        bans = self._bans
+        bans.used = True
+        if bans.asleep and not _awake:  # the first decision after a pause, or of all
+            began = self._clock()
+            decision = await self.hit(rules, subject, cost, once, _look=_look, _awake=True)
+            if decision.source == self._storage.source:
+                await bans.awake(self.timeout - (self._clock() - began))
+            else:
+                bans.wake()
+            banned = self._banned(rules, subject)
+            return decision if banned is None else banned
+        if bans.current and (banned := self._banned(rules, subject)) is not None:
+            return banned
         if not charges:
             return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
         look = _look or cost == 0
         token = None if once is None or look else self._once_key(once, charges)
         if self._memory is not None and not look:  # it answers at once and cannot fail
             verdicts: Sequence[Verdict] = self._memory.decide(charges, token)
-            return self._concluded(charges, applied, verdicts, "memory")
+            return self._concluded(subject, charges, applied, verdicts, "memory")
         storage = self._storage
         server = storage.server(charges)
         breaker = self._failures.breaker(server)
         ticket = breaker.admit(self._clock())
         if ticket is None:
-            return await self._answer_without(charges, applied, token, look)
+            return await self._answer_without(subject, charges, applied, token, look)
         try:
             if look:
                 verdicts = await storage.peek(charges, timeout=self.timeout)
@@ -149,8 +178,8 @@ class Limiter:
             raise
         else:
             self._failures.succeeded(server, breaker, ticket)
-            return self._concluded(charges, applied, verdicts, storage.source, look)
-        return await self._answer_without(charges, applied, token, look)
+            return self._concluded(subject, charges, applied, verdicts, storage.source, look)
+        return await self._answer_without(subject, charges, applied, token, look)
 
     async def peek(
         self,
@@ -200,7 +229,116 @@ class Limiter:
                 str(error).rstrip("."),
                 ", ".join(charge.key for charge in charges),
             )
+        self._bans.lifted(subject, charges)
         return found > 0
+
+    def slot(self, concurrency: Concurrency, subject: Subject, timeout: float = 0) -> SlotContext:
+        """Hold one of so many slots while a block runs, on all instances together.
+
+        ::
+
+            async with limiter.slot(Concurrency(1, name="report"), subject, timeout=5) as slot:
+                if slot.allowed:
+                    ...
+
+        The slot is free again when the block ends, however it ends, and within the lease if the
+        process is killed. `slot` is a Decision that also says when the slot is lost; see `Slot`.
+
+        Args:
+            concurrency: How many slots there are, and who shares them.
+            subject: Who asks.
+            timeout: Seconds to wait for a slot, in the order of this process's callers.
+
+        Raises:
+            ConfigError: An argument makes no sense. A failing storage never raises; `on_error`
+                answers.
+        """
+        if not isinstance(concurrency, Concurrency):
+            raise ConfigError(
+                f"concurrency={concurrency!r}: expected Concurrency(1, name='report')"
+            )
+        _check_subject(subject)
+        if self._slots is None:
+            self._slots = Slots(
+                self._storage,
+                self._standby,
+                self._failures,
+                key_prefix=self.key_prefix,
+                on_error=self.on_error,
+                timeout=self.timeout,
+                clock=self._clock,
+            )
+        return SlotContext(self._slots, concurrency, subject, check_wait(timeout))
+
+    @asynccontextmanager
+    async def limit(
+        self,
+        rules: RuleLike | Iterable[RuleLike],
+        subject: Subject,
+        cost: int | None = None,
+    ) -> AsyncIterator[Decision]:
+        """Run a block only if the subject may go on; for code that is no handler.
+
+        ::
+
+            async with limiter.limit("5/minute", Subject(user=42)):
+                ...
+
+        Raises:
+            RefusedError: It may not; the block does not run. The error has the Decision.
+            ConfigError: The rules or the cost make no sense.
+        """
+        decision = await self.hit(rules, subject, cost)
+        if not decision.allowed:
+            raise RefusedError(decision)
+        yield decision
+
+    async def ban(
+        self, subject: Subject, length: float | str | None = None, reason: str = "", by: str = ""
+    ) -> Ban:
+        """Refuse everything countable of a user, a chat, or a user in a chat.
+
+        This limiter knows it at once, the others on this storage and prefix within a second. A
+        ban by hand replaces an earlier one; it needs no `Penalty`.
+
+        Args:
+            subject: Who; of all bots that share the prefix, or of the one that it names.
+            length: Seconds or a text such as `"1h"`, at most ten years; None for good.
+            reason: Why, for the list.
+            by: Who says so, for the list.
+
+        Raises:
+            ConfigError: An argument makes no sense, or there are 100,000 bans already.
+            StorageError: The storage is out of reach; whether the ban holds is not known.
+        """
+        check_banned(subject)
+        seconds = check_length(length)
+        return await self._bans.ban(
+            subject, seconds, check_words("reason", reason), check_words("by", by)
+        )
+
+    async def unban(self, subject: Subject) -> bool:
+        """Lift every ban of a subject, also that of a `Penalty`; True if there was one.
+
+        Raises:
+            ConfigError: The subject names nobody.
+            StorageError: The storage is out of reach; some of it may be lifted.
+        """
+        dropped = await self._bans.unban(check_somebody(subject))
+        charges = penalty_charges(self.key_prefix, subject, dropped)
+        found = await self._storage.reset(charges, timeout=self.timeout) if charges else 0
+        if self._standby is not None and charges:
+            found += await self._standby.reset(charges, timeout=self.timeout)
+        return bool(dropped) or found > 0
+
+    async def bans(self, offset: int = 0, limit: int = 100) -> list[Ban]:
+        """Bans that hold, those by a `Penalty` too, a page at a time; the first end soonest.
+
+        Raises:
+            ConfigError: These numbers make no page.
+            StorageError: The storage is out of reach.
+        """
+        return await self._bans.page(*check_page(offset, limit))
 
     def open(self) -> None:
         """Begin to connect, so that the first decision need not wait for it."""
@@ -253,6 +391,9 @@ class Limiter:
 
     async def close(self) -> None:
         """Close the storage, after what is left was told to the observers."""
+        await self._bans.close()
+        if self._slots is not None:
+            self._slots.close()
         if self._statistics is not None:
             await self._statistics.flush_at_end()
         if self._observer is not None:
@@ -281,6 +422,13 @@ class Limiter:
         if not look and cost != 0 and self._observer is not None:
             self._observer.decided(decision, subject, time.perf_counter() - began)
         return decision
+
+    def _banned(self, rules: Rules, subject: Subject) -> Decision | None:
+        """The refusal of a subject that is banned by hand; None if it is not."""
+        left = self._bans.left(subject)
+        if not left:
+            return None
+        return Decision(False, rules[0], 0, left, left, self._storage.source, banned=True)
 
     def _charges(
         self, rules: Rules, subject: Subject, cost: int | None
@@ -328,7 +476,12 @@ class Limiter:
         return f"{self.key_prefix}:ratelimit:once:{blake2b(text, digest_size=16).hexdigest()}"
 
     async def _answer_without(
-        self, charges: list[Charge], rules: list[Rule], once: str | None, look: bool
+        self,
+        subject: Subject,
+        charges: list[Charge],
+        rules: list[Rule],
+        once: str | None,
+        look: bool,
     ) -> Decision:
         """The answer of the policy, when the storage has none."""
         if self._standby is not None:
@@ -336,7 +489,7 @@ class Limiter:
                 verdicts = await self._standby.peek(charges, timeout=self.timeout)
             else:
                 verdicts = self._standby.decide(charges, once)
-            return self._concluded(charges, rules, verdicts, self._standby.source, look)
+            return self._concluded(subject, charges, rules, verdicts, self._standby.source, look)
         # A shadow rule never refuses, whatever the policy.
         real = [i for i, rule in enumerate(rules) if not rule.shadow]
         first = real[0] if real else 0
@@ -349,6 +502,7 @@ class Limiter:
 
     def _concluded(
         self,
+        subject: Subject,
         charges: Sequence[Charge],
         rules: Sequence[Rule],
         verdicts: Sequence[Verdict],
@@ -360,19 +514,24 @@ class Limiter:
             return conclude(rules, verdicts, source, costs)
         decision = conclude(rules, verdicts, source)
         if decision.shadow or decision.banned:
-            self._report(decision, charges, verdicts)
+            self._report(subject, decision, charges, verdicts)
         if (len(rules) > 1 or rules[0].shadow) and Undecided in map(type, verdicts):
             self._report_undecided(rules, verdicts)
         return decision
 
     def _report(
-        self, decision: Decision, charges: Sequence[Charge], verdicts: Sequence[Verdict]
+        self,
+        subject: Subject,
+        decision: Decision,
+        charges: Sequence[Charge],
+        verdicts: Sequence[Verdict],
     ) -> None:
         for rule in decision.shadow:
             if self._failures.first_in_a_while(f"shadow {rule}"):
                 log.info("The shadow rule '%s' would have refused a hit", rule)
         if decision.banned:
             for charge, verdict in zip(charges, verdicts, strict=True):
+                self._bans.penalized(subject, charge, verdict)
                 penalty = charge.penalty
                 if penalty is None or penalty.imposed:  # who imposed it has more to say
                     continue

@@ -56,7 +56,7 @@ _PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = 
 # are the package's own, so that no name can lead into another rule's keys.
 RESERVED_NAMES: Final = frozenset(
     {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"}
-    | {"out", "stats"}
+    | {"out", "slot", "stats"}
 )
 _NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,200}")
 _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
@@ -200,13 +200,13 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
     return Rules(rules)
 
 
-def notice_rule(seconds: float, scope: Scope) -> Rule:
+def notice_rule(seconds: float, scope: Scope, about: str = "") -> Rule:
     """One notice in so many seconds, counted under `<prefix>:ratelimit:notice:<user>`.
 
     A bucket may make users wait longer than a limit's longest period; then it is that.
     """
     rule = Rule(Limit(1, min(seconds, MAX_PERIOD_MS / 1_000)), scope)
-    object.__setattr__(rule, "path", f"notice:{rule.path}")
+    object.__setattr__(rule, "path", f"notice:{about}{rule.path}")
     return rule
 
 
@@ -239,7 +239,7 @@ def check_name(name: object) -> None:
             f"name={name!r}: expected 1 to 200 characters without spaces, ':', braces or '*?[]\\'"
         )
     if name in RESERVED_NAMES:
-        raise ConfigError(f"name={name!r}: a word of the package's own keys; take another")
+        raise ConfigError(f"name={name!r}: reserved; choose another name")
 
 
 def check_prefix(prefix: object) -> str:

@@ -20,13 +20,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, TypeAlias
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.errors import StorageError
+from bot_ratelimit.rule import Subject
+from bot_ratelimit.storage.banlist import Ban, BanList, Who, ban_list_of
 from bot_ratelimit.storage.base import Charge, Storage
+from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of
 from bot_ratelimit.storage.memory import MemoryStorage
+
+Suffer: TypeAlias = Callable[..., Awaitable[None]]
 
 
 class Clock:
@@ -96,6 +101,14 @@ class FlakyStorage:
         await self._suffer(timeout)
         return await self.storage.reset(charges, timeout=timeout)
 
+    def leases(self) -> Leases:
+        """The leases of the storage behind it, which fail and hang with it."""
+        return FlakyLeases(leases_of(self.storage), self._suffer)
+
+    def ban_list(self, prefix: str) -> BanList:
+        """The list of bans of the storage behind it, which fails and hangs with it."""
+        return FlakyBanList(ban_list_of(self.storage, prefix), self._suffer)
+
     def server(self, charges: Sequence[Charge]) -> str:
         """See `Storage.server`."""
         return self.storage.server(charges)
@@ -109,10 +122,55 @@ class FlakyStorage:
         self.closed = True
         await self.storage.close()
 
-    async def _suffer(self, timeout: float) -> None:
-        self.calls += 1
+    async def _suffer(self, timeout: float, *, counts: bool = True) -> None:
+        self.calls += counts
         if self._hangs:
             await asyncio.sleep(timeout)
             raise StorageError(f"no answer within {timeout:g} s")
         if self._error is not None:
             raise self._error
+
+
+class FlakyLeases:
+    """Leases that fail and hang with their storage."""
+
+    def __init__(self, leases: Leases, suffer: Suffer) -> None:
+        self._leases = leases
+        self._suffer = suffer
+
+    async def claim(
+        self, action: Action, claim: Claim, *, known: bool = False, timeout: float
+    ) -> Grant:
+        """See `Leases.claim`."""
+        await self._suffer(timeout)
+        return await self._leases.claim(action, claim, known=known, timeout=timeout)
+
+
+class FlakyBanList:
+    """A list of bans that fails and hangs with its storage."""
+
+    def __init__(self, bans: BanList, suffer: Suffer) -> None:
+        self._bans = bans
+        self._suffer = suffer
+        self.current = bans.current
+        self.clock = bans.clock
+
+    async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
+        """See `BanList.put`."""
+        await self._suffer(timeout)
+        return await self._bans.put(ban, seconds, timeout=timeout)
+
+    async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:
+        """See `BanList.drop`."""
+        await self._suffer(timeout)
+        return await self._bans.drop(subject, by_hand=by_hand, timeout=timeout)
+
+    async def load(self, version: str, *, timeout: float) -> tuple[str, dict[Who, float]] | None:
+        """See `BanList.load`."""
+        await self._suffer(timeout, counts=False)
+        return await self._bans.load(version, timeout=timeout)
+
+    async def page(self, offset: int, limit: int, *, timeout: float) -> list[Ban]:
+        """See `BanList.page`."""
+        await self._suffer(timeout)
+        return await self._bans.page(offset, limit, timeout=timeout)

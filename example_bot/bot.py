@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from aiogram import Dispatcher, F, Router, flags
-from aiogram.filters import Command, CommandStart
+from aiogram.filters import Command, CommandObject, CommandStart
 from aiogram.types import (
     CallbackQuery,
     ErrorEvent,
@@ -16,7 +16,15 @@ from aiogram.types import (
     ReactionTypeEmoji,
 )
 
-from bot_ratelimit import Decision, RateLimitMiddleware
+from bot_ratelimit import (
+    BoundDecision,
+    Concurrency,
+    Decision,
+    Limiter,
+    RateLimitMiddleware,
+    Scope,
+    Subject,
+)
 from example_bot.inflight import InFlight
 
 PONG = "pong"
@@ -24,6 +32,13 @@ PONG = "pong"
 
 THANKS = "Thank you! The star has arrived."
 """The answer to a payment."""
+
+WORKING = "Working on it …"
+REPORT = "Report: everything is in order."
+"""What `/report` says first, and in its place when it is done."""
+
+REPORTS = Concurrency(1, Scope.GLOBAL, "report")
+"""One report at a time, whichever instance of the bot makes it."""
 
 PING_BUTTON = InlineKeyboardMarkup(
     inline_keyboard=[[InlineKeyboardButton(text="Ping", callback_data="ping")]]
@@ -35,8 +50,8 @@ _logger = logging.getLogger(__name__)
 async def start(message: Message) -> None:
     """`/start`: say what there is."""
     await message.answer(
-        "/ping answers at once, /report takes a moment, /donate asks for a star. "
-        "The button works too, and so do photos.",
+        "/ping answers at once, /report takes a moment, /ask costs a point for each letter of the "
+        "answer, /donate asks for a star. The button works too, and so do photos.",
         reply_markup=PING_BUTTON,
     )
 
@@ -57,15 +72,47 @@ async def photo(message: Message) -> None:
 
 
 @flags.rate_limit(limit="2/minute", key="report")
-async def report(message: Message) -> None:
+async def report(message: Message, limiter: Limiter) -> None:
     """`/report`: stands for a slow query, a paid API, a picture to draw.
 
-    It keeps the bot busy for a second, so it has a stricter limit of its own instead of everyone's,
-    counted under the key `<prefix>:ratelimit:report:<user>`.
+    It takes a second, so it has a stricter limit of its own instead of everyone's, counted under
+    the key `<prefix>:ratelimit:report:<user>`. All instances of the bot together make one report
+    at a time; other users wait for their turn.
     """
-    progress = await message.answer("Working on it …")
-    await asyncio.sleep(1.0)
-    await progress.edit_text("Report: everything is in order.")
+    async with limiter.slot(REPORTS, Subject(), timeout=30) as slot:
+        if not slot.allowed:
+            await message.answer("Too many people want a report. Please try again later.")
+            return
+        progress = await message.answer(WORKING)
+        await asyncio.sleep(1.0)
+        await progress.edit_text(REPORT)
+
+
+@flags.rate_limit(limit="500/day", key="ask", concurrent=1)
+async def ask(message: Message, command: CommandObject, rate_limit: BoundDecision | None) -> None:
+    """`/ask`: stands for a language model, which is paid by the length of its answer.
+
+    The question costs a point, and the answer one for each further letter; nobody knows how many
+    before it is there. What fails is free. A user can ask one thing at a time.
+    """
+    try:
+        answer = await think(command.args)
+    except ValueError as error:
+        if rate_limit is not None:  # None for users without a limit
+            await rate_limit.refund()
+        await message.answer(f"{error} That was free.")
+        return
+    if rate_limit is not None:
+        await rate_limit.charge(len(answer) - 1)
+    await message.answer(answer)
+
+
+async def think(question: str | None) -> str:
+    """The model."""
+    if question is None:
+        raise ValueError("Ask me something, for example /ask why")
+    await asyncio.sleep(0.1)
+    return f"You want to know {question!r}. " + "It depends. " * min(len(question), 10)
 
 
 async def donate(message: Message) -> None:
@@ -114,11 +161,12 @@ def build_dispatcher(rate_limit: RateLimitMiddleware) -> Dispatcher:
     router.callback_query.register(ping_button)
     router.message.register(photo, F.photo)
     router.message.register(report, Command("report"))
+    router.message.register(ask, Command("ask"))
     router.message.register(donate, Command("donate"))
     router.pre_checkout_query.register(approve)
     router.message.register(thank, F.successful_payment)
 
-    dispatcher = Dispatcher()
+    dispatcher = Dispatcher(limiter=rate_limit.limiter)
     dispatcher.include_router(router)
     dispatcher.errors.register(log_error)
 

@@ -15,6 +15,7 @@ from bot_ratelimit import (
     Limiter,
     MemoryStorage,
     Penalty,
+    RefusedError,
     Rule,
     Scope,
     Subject,
@@ -377,3 +378,25 @@ async def test_a_rule_that_no_longer_applies_can_be_reset(limiter: Limiter) -> N
     limits.pop(0)
     assert await limiter.hit(rule, ANNA)
     assert not await limiter.reset(Rule("1/m"), Subject())
+
+
+async def test_a_block_runs_only_if_it_may(limiter: Limiter) -> None:
+    """`limit` lets a block run, or raises an error that has the Decision; it decorates, too."""
+    async with limiter.limit("2/10s", ANNA) as decision:
+        assert decision.remaining == 1
+    ran = []
+
+    @limiter.limit("2/10s", ANNA)
+    async def work() -> None:
+        ran.append(True)
+
+    await work()
+    with pytest.raises(
+        RefusedError, match=r"^refused by 2/10s per user: try again in 10\.0 s$"
+    ) as e:
+        await work()
+    assert (ran, e.value.decision.retry_after) == ([True], 10.0)
+    async with limiter.limit(Rule("3/10s", name="other"), ANNA, cost=2):
+        other = limiter.limit(Rule("3/10s", name="other"), ANNA, cost=2)
+        with pytest.raises(RefusedError):
+            await other.__aenter__()

@@ -36,9 +36,19 @@ FLOORS = [
     {"outgoing"},
     {"settings", "testing", "metrics"},
     # Nothing from here on imports aiogram.
-    {"limiter", "failures", "breaker", "health", "statistics"},
+    {"limiter", "waiting", "slots", "bans", "failures", "breaker", "health", "statistics"},
     {"storage"},
-    {"observer", "decision", "algorithms", "penalty", "rule", "limit", "errors", "may_wait"},
+    {
+        "observer",
+        "decision",
+        "algorithms",
+        "penalty",
+        "concurrency",
+        "rule",
+        "limit",
+        "errors",
+        "may_wait",
+    },
 ]
 STRANGERS = {("incoming", "outgoing"), ("outgoing", "incoming")}
 ABOVE_THE_LINE = {"__init__", "__main__", "admin", "incoming", "outgoing"}
@@ -49,6 +59,7 @@ KNOW_REDIS = {
     "storage.driver",
     "storage.faults",
     "storage.redis",
+    "storage.scripts",
     "storage.sentinel",
 }
 

@@ -5,6 +5,7 @@
     @flags.rate_limit("3/minute")
     @flags.rate_limit(limit="3/minute; 20/day", key="ai", cost=2, scope="chat")
     @flags.rate_limit(rate=2, key="something")        one event in 2 seconds
+    @flags.rate_limit(limit="20/day", concurrent=1)   and one at a time
     @router.message(flags={"rate_limit": False})      no limit here
 """
 
@@ -20,13 +21,14 @@ from aiogram.dispatcher.flags import extract_flags
 from aiogram.dispatcher.router import Router
 from aiogram.fsm.scene import SceneHandlerWrapper
 
+from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.sharing import fitting, limit_of
 from bot_ratelimit.rule import Rule, Rules, Scope, check_name, rules_of
 
 FLAG: Final = "rate_limit"
 
-_FIELDS: Final = frozenset({"limit", "rate", "key", "cost", "scope", "shadow"})
+_FIELDS: Final = frozenset({"limit", "rate", "key", "cost", "scope", "shadow", "concurrent"})
 
 
 class Flags:
@@ -44,6 +46,7 @@ class Flags:
         self._others = others or {}
         # By identity, since handler objects have no hash; there are as many as handlers.
         self._read: dict[int, tuple[HandlerObject, Rules | bool]] = {}
+        self._slots: dict[int, Concurrency] = {}
         self._names: dict[int, str] = {}
 
     def rules_for(self, handler: HandlerObject | None, router: Router | None) -> Rules | bool:
@@ -61,12 +64,21 @@ class Flags:
             return True
         known = self._read.get(id(handler))
         if known is None:
-            rules = read_flag(flags[FLAG], handler, self._name_of(handler, router))
+            name = self._name_of(handler, router)
+            rules = read_flag(flags[FLAG], handler, name)
             if not isinstance(rules, bool):
                 self._check_keys(handler, rules, router)
                 rules = rules_of((*rules, *self._penalty))
+            slots = read_concurrency(flags[FLAG], handler, name)
+            if slots is not None:
+                self._check_slots(handler, slots, router)
+                self._slots[id(handler)] = slots
             known = self._read[id(handler)] = (handler, rules)
         return known[1]
+
+    def slots_for(self, handler: HandlerObject | None) -> Concurrency | None:
+        """How many of the handler may run at a time; known once `rules_for` was asked."""
+        return self._slots.get(id(handler)) if self._slots else None
 
     def check(self, root: Router) -> None:
         """Read the flags of all handlers.
@@ -114,6 +126,27 @@ class Flags:
                         "key; give them different keys, or the same limit"
                     )
 
+    def _check_slots(
+        self, handler: HandlerObject, slots: Concurrency, router: Router | None
+    ) -> None:
+        """Raise ConfigError if another handler has another number of slots under this key."""
+        if router is None:
+            return
+        *_, root = router.chain_head
+        for other in _flagged(root):
+            try:
+                theirs = read_concurrency(
+                    extract_flags(other)[FLAG], other, self._name_of(other, root)
+                )
+            except ConfigError:  # raised where that handler's own flag is read
+                continue
+            if theirs is not None and theirs.path == slots.path and theirs != slots:
+                raise ConfigError(
+                    f"the rate_limit flags of {_full_name(handler)} ({slots}) and "
+                    f"{_full_name(other)} ({theirs}) would share slots of different numbers; give "
+                    "them different keys, or the same number"
+                )
+
     def _name_of(self, handler: HandlerObject, router: Router | None) -> str:
         """A name that is the same on every instance of the bot, and different for every function.
 
@@ -155,9 +188,12 @@ def read_flag(value: Any, handler: HandlerObject, name: str) -> Rules | bool:
                 return rules
             return _named(rules, name)
         unknown = sorted(set(value) - _FIELDS, key=str)
+        if not unknown and "concurrent" in value and set(value) <= {"concurrent", "key", "scope"}:
+            return True
         if unknown or ("limit" in value) == ("rate" in value):
             raise ConfigError(
-                f"expected limit= or rate=, and maybe key=, cost=, scope= or shadow=; got {value!r}"
+                "expected limit= or rate=, and maybe concurrent=, key=, cost=, scope= or shadow=; "
+                f"got {value!r}"
             )
         rules = rules_of(value["limit"] if "limit" in value else value["rate"])
         changes = {name: value[name] for name in ("cost", "shadow") if name in value}
@@ -167,6 +203,25 @@ def read_flag(value: Any, handler: HandlerObject, name: str) -> Rules | bool:
             name = str(value["key"])
             check_name(name)
         return _named(rules, name, **changes)
+    except ConfigError as error:
+        raise ConfigError(f"the rate_limit flag of {_full_name(handler)}: {error}") from None
+
+
+def read_concurrency(value: Any, handler: HandlerObject, name: str) -> Concurrency | None:
+    """How many of the handler may run at a time, as its flag says; None if it does not."""
+    if not isinstance(value, Mapping) or "concurrent" not in value:
+        return None
+    given = value["concurrent"]
+    try:
+        if isinstance(given, Concurrency) and given.name:
+            return given
+        if value.get("key"):
+            name = str(value["key"])
+            check_name(name)
+        if isinstance(given, Concurrency):
+            return Concurrency(given.amount, given.scope, fitting(name), lease=given.lease)
+        scope = _scope_of(value.get("scope", Scope.USER))
+        return Concurrency(given, scope, fitting(name))
     except ConfigError as error:
         raise ConfigError(f"the rate_limit flag of {_full_name(handler)}: {error}") from None
 

@@ -14,6 +14,7 @@ from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY
 from aiogram.exceptions import TelegramAPIError
 from aiogram.types import TelegramObject, Update
 
+from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError, NotSentError
 from bot_ratelimit.incoming.arguments import (
@@ -25,11 +26,18 @@ from bot_ratelimit.incoming.arguments import (
     check_policy,
     notices_of,
 )
+from bot_ratelimit.incoming.bound import BoundDecision
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.incoming.flags import Flags
-from bot_ratelimit.incoming.notices import REFUSAL_KEY, TEXTS, Notices, Refusal
+from bot_ratelimit.incoming.notices import (
+    REFUSAL_KEY,
+    TEXTS,
+    Notices,
+    Refusal,
+    busy_notice_rule,
+)
 from bot_ratelimit.incoming.position import check_dispatcher, root_of, stand_guard
-from bot_ratelimit.incoming.screening import IsExempt, Screening
+from bot_ratelimit.incoming.screening import Counted, IsExempt, Screening
 from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
 from bot_ratelimit.may_wait import without_waiting
@@ -62,8 +70,8 @@ class RateLimitMiddleware(BaseMiddleware):
 
         dp.message.middleware(RateLimitMiddleware("5/10s", redis, "booking_bot:client1"))
 
-    The handler finds the `Decision` in `data["rate_limit"]`; None stands there for an event that
-    is not counted: nobody is behind it, or it is exempt, or it is never refused.
+    The handler finds the Decision in `data["rate_limit"]`, as a `BoundDecision`; None stands there
+    for an event that is not counted: nobody is behind it, or it is exempt, or it is never refused.
 
     Args:
         rate_limit: A number of seconds for one event, a text (`"5/10s"`, `"1/s; 20/minute"`), a
@@ -254,12 +262,10 @@ class RateLimitMiddleware(BaseMiddleware):
         if own is False:
             return await self._handle_uncounted(handler, event, data)
         rules = self.rules if own is True else own
-        decision, subject = await self._decide(rules, inner, update, data)
-        data[DATA_KEY] = decision
-        if decision is None or decision.allowed:
-            return await handler(event, data)
-        await self._tell(inner, decision, subject, data)
-        return None
+        slots = self._flags.slots_for(data.get("handler"))
+        if slots is None:
+            return await self._handle(rules, handler, event, inner, update, data)
+        return await self._handle_in_slot(slots, rules, handler, event, inner, update, data)
 
     async def reset(self, subject: Subject | int) -> bool:
         """Forget everything that is counted of a user here; True if there was something.
@@ -287,7 +293,9 @@ class RateLimitMiddleware(BaseMiddleware):
                 "name the bot, Subject(user=42, bot=bot.id)"
             )
         flags = [rule for each in self._dispatchers for rule in self._flags.all_rules(each)]
-        notices = [notice_rule(1, scope) for scope in (Scope.USER, Scope.MEMBER, Scope.CHAT)]
+        scopes = (Scope.USER, Scope.MEMBER, Scope.CHAT)
+        notices = [notice_rule(1, scope) for scope in scopes]
+        notices += [busy_notice_rule(scope) for scope in scopes]
         by_path = {rule.path: rule for rule in (*notices, *flags, *self.rules)}
         rules = [rule for rule in by_path.values() if rule.scope is not Scope.GLOBAL]
         return await self.limiter.reset(rules, subject)
@@ -296,29 +304,79 @@ class RateLimitMiddleware(BaseMiddleware):
         """Close the storage, and the client that `from_settings` made; never a client given."""
         await self.limiter.close()
 
+    async def _handle(
+        self,
+        rules: Rules,
+        handler: Handler,
+        event: TelegramObject,
+        inner: TelegramObject,
+        update: Update | None,
+        data: dict[str, Any],
+    ) -> Any:
+        decision, subject = await self._decide(rules, inner, update, data)
+        data[DATA_KEY] = decision
+        if decision is None or decision.allowed:
+            return await handler(event, data)
+        await self._tell(inner, decision, subject, data)
+        return None
+
+    async def _handle_in_slot(
+        self,
+        slots: Concurrency,
+        rules: Rules,
+        handler: Handler,
+        event: TelegramObject,
+        inner: TelegramObject,
+        update: Update | None,
+        data: dict[str, Any],
+    ) -> Any:
+        """Handle the event while it holds a slot; what finds none free is not charged either."""
+        notes = _notes(data)
+        mine = ("slot", self.limiter.key_prefix, id(data.get("handler")))
+        counted = None
+        if mine not in notes:  # else another middleware holds it for this dispatch already
+            counted = await self._counted(inner, update, data)
+        if counted is None:
+            return await self._handle(rules, handler, event, inner, update, data)
+        async with self.limiter.slot(slots, counted.subject) as slot:
+            if slot.allowed:
+                notes[mine] = slot
+                try:
+                    return await self._handle(rules, handler, event, inner, update, data)
+                finally:
+                    del notes[mine]
+        data[DATA_KEY] = slot
+        await self._tell(inner, slot, counted.subject, data)
+        return None
+
     async def _decide(
         self, rules: Rules, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> tuple[Decision | None, Subject]:
-        """The decision of this dispatch: made once, however often the middleware is met in it.
-
-        The data of a dispatch is copied on its way to the routers; what goes along uncopied, into
-        other tasks too, is the event context, of which aiogram makes a new one in every dispatch.
-        So the note is left there.
-        """
-        context = data.get(EVENT_CONTEXT_KEY)
-        notes: dict[object, tuple[Decision | None, Subject]] = {}
-        if hasattr(context, "__dict__"):
-            notes = vars(context).setdefault(_NOTES, notes)
+        """The decision of this dispatch: made once, however often the middleware is met in it."""
+        notes = _notes(data)
         # A handler's own limit is charged once, however many middlewares stand before it.
         mine = self if rules is self.rules else (self.limiter.key_prefix, id(data.get("handler")))
         if mine not in notes:
-            counted = await self._screening.counted(event, update, data)
+            counted = await self._counted(event, update, data)
             if counted is None:
                 notes[mine] = (None, Subject())
             else:
-                decision = await self.limiter.hit(rules, counted.subject, once=counted.once)
-                notes[mine] = (decision, counted.subject)
-        return notes[mine]
+                subject = counted.subject
+                decision = await self.limiter.hit(rules, subject, once=counted.once)
+                notes[mine] = BoundDecision.of(decision, self.limiter, rules, subject), subject
+        found: tuple[Decision | None, Subject] = notes[mine]
+        return found
+
+    async def _counted(
+        self, event: TelegramObject, update: Update | None, data: dict[str, Any]
+    ) -> Counted | None:
+        """For whom the event counts, found out once for a handler."""
+        notes = _notes(data)
+        mine = ("counted", id(self), id(data.get("handler")))
+        if mine not in notes:
+            notes[mine] = await self._screening.counted(event, update, data)
+        counted: Counted | None = notes[mine]
+        return counted
 
     async def _tell(
         self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]
@@ -395,3 +453,15 @@ class RateLimitMiddleware(BaseMiddleware):
         if self._closes:
             self._closes = False
             dispatcher.shutdown.register(self.close)
+
+
+def _notes(data: dict[str, Any]) -> dict[object, Any]:
+    """What is noted in a dispatch.
+
+    The data of a dispatch is copied on its way to the routers; what goes along uncopied, into other
+    tasks too, is the event context, of which aiogram makes a new one in every dispatch. So the
+    notes are left there.
+    """
+    context = data.get(EVENT_CONTEXT_KEY)
+    notes: dict[object, Any] = {}
+    return vars(context).setdefault(_NOTES, notes) if hasattr(context, "__dict__") else notes

@@ -10,12 +10,13 @@ from aiogram.enums import ChatType
 from aiogram.types import CallbackQuery, InlineQuery, Message, TelegramObject
 from aiogram.utils.callback_answer import CallbackAnswer
 
+from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import MAX_PERIOD_MS
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.observer import NoticeKind, NoticeResult
-from bot_ratelimit.rule import Scope, Subject, notice_rule
+from bot_ratelimit.rule import Rule, Scope, Subject, notice_rule
 
 TEXTS: Final[Mapping[str, str]] = {
     "en": "Too many requests. Please try again in {seconds} s.",
@@ -23,12 +24,19 @@ TEXTS: Final[Mapping[str, str]] = {
 }
 """The texts by language; the first one is for every other language."""
 
+BUSY: Final[Mapping[str, str]] = {
+    "en": "Your last request is still running.",
+    "ru": "Ваш предыдущий запрос ещё выполняется.",
+}
+"""What is said instead if a handler's slots are taken (the flag `concurrent`)."""
 
 # Telegram takes about one message a second in a chat, and 200 characters over a button.
 _SHORTEST: Final = 1.0
 # A bucket can take longer than that to hold a high cost again; such a wait is announced as this.
 _LONGEST: Final = MAX_PERIOD_MS / 1_000
 _CALLBACK_TEXT: Final = 200
+# How long a lease still holds says nothing about when the request that runs will be done.
+_BUSY_AGAIN: Final = 10.0
 
 
 REFUSAL_KEY: Final = "_bot_ratelimit_refusal"
@@ -55,6 +63,8 @@ class Notices:
     Args:
         texts: A text, or texts by language code (`"en"`, `"pt-br"`), of which the first is for
             every other language. `{seconds}` stands for the wait.
+        busy: The same for users whose last request is still running; `{seconds}` makes no sense
+            there.
         in_groups: Also tell groups: each member once for each wait, or the whole chat if it is
             the chat that is limited.
 
@@ -62,15 +72,15 @@ class Notices:
         ConfigError: A text is not a str, or has a placeholder other than `{seconds}`.
     """
 
-    def __init__(self, texts: str | Mapping[str, str] = TEXTS, *, in_groups: bool = False) -> None:
-        by_language = {"": texts} if isinstance(texts, str) else dict(texts)
-        if not by_language:
-            raise ConfigError("the texts of a notice: expected at least one")
-        for language, text in by_language.items():
-            if not isinstance(language, str):
-                raise ConfigError(f"the language of a notice {language!r}: expected a code as 'en'")
-            _check_text(text)
-        self._texts = {language.lower(): text for language, text in by_language.items()}
+    def __init__(
+        self,
+        texts: str | Mapping[str, str] = TEXTS,
+        *,
+        busy: str | Mapping[str, str] = BUSY,
+        in_groups: bool = False,
+    ) -> None:
+        self._texts = _by_language(texts)
+        self._busy = _by_language(busy)
         self._in_groups = in_groups
 
     async def __call__(
@@ -129,16 +139,17 @@ class Notices:
     ) -> bool:
         """Whether the user was told."""
         wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
+        busy = isinstance(decision.rule, Concurrency)
         if isinstance(event, CallbackQuery):
             if not _leave_to_us(data.get("callback_answer")):
                 return False
-            text = self._text(event, wait)[:_CALLBACK_TEXT]
-            await event.answer(text, cache_time=wait)
+            text = self._text(event, wait, busy)[:_CALLBACK_TEXT]
+            await event.answer(text, cache_time=0 if busy else wait)
         elif isinstance(event, InlineQuery):
-            await event.answer([], cache_time=wait, is_personal=True)
+            await event.answer([], cache_time=1 if busy else wait, is_personal=True)
         elif isinstance(event, Message) and await self._may_tell(event, decision, subject, limiter):
             # Plain, whatever the bot's default is: a dot alone would be an error in MarkdownV2.
-            await event.answer(self._text(event, wait), parse_mode=None)
+            await event.answer(self._text(event, wait, busy), parse_mode=None)
         else:
             return False
         return True
@@ -153,16 +164,35 @@ class Notices:
             return False
         own = decision.rule.scope in (Scope.USER, Scope.MEMBER)
         scope = Scope.USER if private else Scope.MEMBER if own else Scope.CHAT
-        seconds = min(max(_SHORTEST, decision.retry_after), _LONGEST)
-        told = await limiter.hit(notice_rule(seconds, scope), subject, _tell=False)
+        if isinstance(decision.rule, Concurrency):
+            rule = busy_notice_rule(scope)
+        else:
+            rule = notice_rule(min(max(_SHORTEST, decision.retry_after), _LONGEST), scope)
+        told = await limiter.hit(rule, subject, _tell=False)
         # Without the storage nobody knows whether the user was told already: rather be silent.
         return told.allowed and told.source in ("redis", "memory")
 
-    def _text(self, event: CallbackQuery | InlineQuery | Message, seconds: int) -> str:
+    def _text(self, event: CallbackQuery | InlineQuery | Message, seconds: int, busy: bool) -> str:
         language = ((event.from_user and event.from_user.language_code) or "").lower()
-        texts = self._texts
+        texts = self._busy if busy else self._texts
         text = texts.get(language) or texts.get(language.partition("-")[0])
         return (text or next(iter(texts.values()))).format(seconds=seconds)
+
+
+def busy_notice_rule(scope: Scope) -> Rule:
+    """One notice in ten seconds that a request is still running: `...:notice:slot:<user>`."""
+    return notice_rule(_BUSY_AGAIN, scope, "slot:")
+
+
+def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:
+    by_language = {"": texts} if isinstance(texts, str) else dict(texts)
+    if not by_language:
+        raise ConfigError("the texts of a notice: expected at least one")
+    for language, text in by_language.items():
+        if not isinstance(language, str):
+            raise ConfigError(f"the language of a notice {language!r}: expected a code as 'en'")
+        _check_text(text)
+    return {language.lower(): text for language, text in by_language.items()}
 
 
 def _leave_to_us(answer: object) -> bool:

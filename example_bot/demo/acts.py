@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import Counter
 
-from example_bot.bot import PONG
+from example_bot.bot import PONG, REPORT, WORKING
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.crowd import FLOODERS, USERS, Part, Person, crowd, is_answer, writing
 from example_bot.demo.stage import INSTANCES, LIMIT, Stage
@@ -44,6 +44,7 @@ async def act_two(stage: Stage) -> None:
         parts = writing(CROWD, lambda p: min(p.messages, LIMIT))
         outcomes = await stage.scene(api, "2 shared Redis", parts, 2.5)
         outcomes += await _albums_buttons_payments(stage, api)
+        await _reports(stage, api)
     told = Counter[int]()
     for outcome in outcomes:
         told[outcome.person] += outcome.told
@@ -81,6 +82,23 @@ async def _albums_buttons_payments(stage: Stage, api: BotApi) -> tuple[Outcome, 
     )
     stage.claim("every button press was answered, refused or not", not api.spinning)
     return outcomes
+
+
+async def _reports(stage: Stage, api: BotApi) -> None:
+    """Everybody wants the expensive thing at once, and every instance gets one of them."""
+    stage.display.say(
+        f"{INSTANCES} others ask for a report at the same moment, each another instance. The bot "
+        "makes one report at a time: one instance runs it, the others wait for their turn."
+    )
+    before = len(api.calls)
+    others = [Person(5_000 + number, USERS, 1) for number in range(INSTANCES)]
+    parts = [Part(each, [message(each.id, "/report")], 1) for each in others]
+    await stage.scene(api, "2 one at a time", parts, 0.0, "reports")
+    steps = [c.text for c in api.calls[before:] if c.text in {WORKING, REPORT}]
+    stage.claim(
+        f"of {INSTANCES} instances one made a report at a time, and the others after it",
+        steps == [WORKING, REPORT] * INSTANCES,
+    )
 
 
 async def act_three(stage: Stage) -> None:

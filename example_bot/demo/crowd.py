@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from example_bot.bot import PONG, THANKS
+from example_bot.bot import PONG, REPORT, THANKS, WORKING
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.methods import Call
 from example_bot.demo.updates import Json, message
@@ -114,10 +114,12 @@ def is_answer(call: Call) -> bool:
     """Whether a handler did this, and not the middleware, which only speaks of refusals."""
     if call.method in {"setMessageReaction", "answerPreCheckoutQuery"}:
         return True
+    if call.method == "editMessageText":
+        return call.text == REPORT
     spoken = call.method in {"sendMessage", "answerCallbackQuery"}
     return spoken and call.text.startswith((PONG, THANKS))
 
 
 def is_notice(call: Call) -> bool:
     """Whether this is a message that tells of a refusal."""
-    return call.method == "sendMessage" and not is_answer(call)
+    return call.method == "sendMessage" and not is_answer(call) and call.text != WORKING

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
-from bot_ratelimit import RateLimitMiddleware
-from example_bot.bot import PONG, THANKS, build_dispatcher
+from bot_ratelimit import Decision, Limiter, MemoryStorage, RateLimitMiddleware, Subject
+from example_bot.bot import PONG, REPORT, THANKS, WORKING, build_dispatcher
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.instances import serve
 from example_bot.demo.updates import Json, album, callback, message, payment, pre_checkout
@@ -53,6 +54,42 @@ async def test_a_report_has_a_limit_of_its_own(api: BotApi) -> None:
     assert methods.count("editMessageText") == 2
     assert sum(text.startswith("Too many requests") for _, text in reports) == 1
     assert pings == [("sendMessage", f"{PONG}, 0 left")]
+
+
+async def test_reports_are_made_one_at_a_time(api: BotApi) -> None:
+    """Two users who want a report at once both get it, one after the other."""
+    async with running(api, RateLimitMiddleware("9/minute")):
+        said = await answers(api, message(42, "/report"), message(43, "/report"))
+    assert [text for _, text in said] == [WORKING, REPORT] * 2
+
+
+class Till(Limiter):
+    """Writes down what is charged and refunded."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryStorage())
+        self.booked: list[int] = []
+
+    async def charge(self, rules: Any, subject: Subject, cost: int) -> Decision:
+        self.booked.append(cost)
+        return await self.peek(rules, subject)
+
+    async def refund(self, rules: Any, subject: Subject, cost: int = 1) -> Decision:
+        self.booked.append(-cost)
+        return await self.peek(rules, subject)
+
+
+async def test_an_answer_is_paid_by_its_length(api: BotApi) -> None:
+    """The question costs a point, the answer the rest of its length; what fails is given back."""
+    till = Till()
+    async with running(api, RateLimitMiddleware("9/minute", limiter=till)):
+        ((_, answer),) = await answers(api, message(42, "/ask why"))
+        assert till.booked == [len(answer) - 1]
+        ((_, failure),) = await answers(api, message(42, "/ask"))
+        assert failure.endswith("That was free.")
+        assert till.booked[1:] == [-1]
+        twice = await answers(api, message(42, "/ask a"), message(42, "/ask b"))
+    assert sum(text == "Your last request is still running." for _, text in twice) == 1
 
 
 async def test_who_is_over_the_limit_can_still_pay(api: BotApi) -> None:

@@ -75,6 +75,8 @@ async def test_the_demo_does_what_it_claims(start: Start) -> None:
         ("broadcast", 60),
     ]
     assert [refused for *_, refused in sent] == ["0"] * 3
+    assert re.findall(r"2 one at a time +3 users +3 +3 +3 +0 .* yes\b", out)
+    assert "yes: of 3 instances one made a report at a time" in " ".join(out.split())
     assert out.count("log: ERROR Redis rate limit check failed") == 1
     assert out.endswith("What the demo claims is what happened.\n")
 

@@ -123,7 +123,8 @@ async def test_what_an_operator_sees(fleet: Fleet) -> None:
     bots = fleet.start("1/m", penalty=PENALTY, on_limited=None)
     for bot in bots:
         await bot.send(*"ab")
-    assert await fleet.keys() == {"bot:ratelimit:42", "bot:ratelimit:ban:42"}
+    index = {f"bot:ratelimit:{{bans}}:{part}" for part in ("ends", "details")}
+    assert await fleet.keys() == {"bot:ratelimit:42", "bot:ratelimit:ban:42", *index}
     assert await fleet.client.get("bot:ratelimit:ban:42") == b"5"
     assert 3_590_000 < await fleet.client.pttl("bot:ratelimit:ban:42") <= 3_600_000
 

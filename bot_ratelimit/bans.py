@@ -1,0 +1,312 @@
+"""Bans: by hand, and a list of all; every decision looks into this process's copy of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from contextlib import suppress
+from contextvars import Context
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+from weakref import finalize, ref
+
+from cachetools import TTLCache
+
+from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.limit import Limit, parse_period
+from bot_ratelimit.penalty import Penalty
+from bot_ratelimit.rule import Scope, Subject
+from bot_ratelimit.storage.banlist import Ban, Who, ban_list_of
+from bot_ratelimit.storage.base import Charge, Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+log = logging.getLogger("bot_ratelimit")
+
+REFRESH: Final = 0.5
+"""Seconds between two looks whether the list has changed, while decisions are made."""
+IDLE: Final = 60.0
+"""Seconds without a decision after which nobody looks any more."""
+FOREVER: Final = 10 * 365 * 86_400.0
+"""What `retry_after` says of a ban for good, in seconds; also the longest ban for a time."""
+MAX_WRITES: Final = 100
+"""Bans of a penalty that are being written to the list; further ones hold without being listed."""
+_LONGEST_REASON: Final = 500
+_COMPLAIN_EVERY: Final = 60.0
+
+
+class Bans:
+    """The bans of one limiter.
+
+    Args:
+        storage: Where the list is kept.
+        key_prefix: What its keys begin with.
+        timeout: Seconds that the storage gets for an answer.
+    """
+
+    def __init__(self, storage: Storage, key_prefix: str, timeout: float) -> None:
+        self._list = ban_list_of(storage, key_prefix)
+        self._timeout = timeout
+        self._version = ""
+        self._live = self._list.current is not None
+        self.current: Mapping[Who, float] = {} if self._list.current is None else self._list.current
+        """When the bans by hand end; empty in most bots, which is all that a decision looks at."""
+        self.asleep = not self._live
+        """Whether the copy may be old, because there was no decision for a while."""
+        self.used = False
+        """Set by every decision."""
+        self._looking: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._complained = -math.inf
+        self._writes: set[asyncio.Task[None]] = set()
+        self._written: TTLCache[str, float] = TTLCache(10_000, 86_400.0, timer=time.monotonic)
+
+    def left(self, subject: Subject) -> float:
+        """Seconds for which the subject is banned by hand; 0.0 if it is not."""
+        user, chat, bot = subject.user, subject.chat, subject.bot
+        whos: list[Who] = [(user, None, None), (None, chat, None), (user, chat, None)]
+        if bot is not None:
+            whos += [(user, None, bot), (None, chat, bot), (user, chat, bot)]
+        end = max(self.current.get(who, 0.0) for who in whos if who[:2] != (None, None))
+        return min(max(0.0, end - self._list.clock()), FOREVER)
+
+    async def ban(self, subject: Subject, seconds: float, reason: str, by: str) -> Ban:
+        """Put a ban by hand on the list, and into this process's copy."""
+        ban = Ban(subject, datetime.now(UTC), None, reason, by)
+        if not await self._list.put(ban, seconds, timeout=self._timeout):
+            raise ConfigError("the list of bans is full: unban some, or use a Penalty")
+        await self._refreshed()
+        return ban
+
+    async def unban(self, subject: Subject) -> list[Ban]:
+        """Take all bans of the subject off the list; return them."""
+        dropped = await self._list.drop(subject, timeout=self._timeout)
+        await self._refreshed()
+        return dropped
+
+    async def page(self, offset: int, limit: int) -> list[Ban]:
+        """Some of the list."""
+        return await self._list.page(offset, limit, timeout=self._timeout)
+
+    def wake(self) -> asyncio.Task[None]:
+        """Look at the list now, and from now on while decisions are made."""
+        loop = asyncio.get_running_loop()
+        if self._looking is None or self._looking.get_loop() is not loop:
+            self._looking = loop.create_task(self._look(), context=Context())
+        return self._looking
+
+    async def awake(self, seconds: float) -> None:
+        """Look at the list now, and wait for it; not much longer than these seconds.
+
+        A fifth of the time-out is always there: a loop that was busy must not let bans be missed.
+        """
+        await asyncio.wait([self.wake()], timeout=max(seconds, self._timeout / 5))
+
+    def penalized(self, subject: Subject, charge: Charge, verdict: Verdict) -> None:
+        """Put a penalty's ban on the list, in the background, when it begins or grows."""
+        penalty = charge.penalty
+        if penalty is None or verdict.remaining:
+            return
+        seconds, now = verdict.reset / 1e6, time.monotonic()
+        began = not verdict.wait
+        grew = penalty.longest_ms and now + seconds > self._written.get(charge.key, 0.0) + 1.0
+        if not (began or grew) or len(self._writes) >= MAX_WRITES:
+            return
+        self._written[charge.key] = now + seconds
+        who = _banned_by(penalty, subject)
+        ban = Ban(who, datetime.now(UTC), None, str(penalty), "penalty", charge.key)
+        self._in_background(self._list.put(ban, seconds, timeout=self._timeout))
+
+    def lifted(self, subject: Subject, charges: list[Charge]) -> None:
+        """Take a penalty's ban off the list, in the background: its count was reset."""
+        for charge in charges:
+            if charge.penalty is not None and len(self._writes) < MAX_WRITES:
+                self._written.pop(charge.key, None)
+                who = _banned_by(charge.penalty, subject)
+                self._in_background(self._list.drop(who, by_hand=False, timeout=self._timeout))
+
+    async def close(self) -> None:
+        """Stop looking; the next decision begins again. What is being written is waited for."""
+        loop = asyncio.get_running_loop()
+        writes = [task for task in self._writes if task.get_loop() is loop]
+        if writes:
+            await asyncio.wait(writes, timeout=self._timeout)
+        tasks = [task for task in (self._looking, self._refreshing, *writes) if task is not None]
+        mine = [task for task in tasks if task.get_loop() is loop]
+        for task in mine:
+            task.cancel()
+        if mine:
+            await asyncio.wait(mine)
+        if self._refreshing is not None:  # also one that `_looking` has begun just now
+            _cancel(self._refreshing)
+        self._looking = self._refreshing = None
+        self.asleep = not self._live
+
+    async def _look(self) -> None:
+        try:
+            await self._refreshed()
+        finally:
+            self._looking, self.asleep = None, False
+            if self._refreshing is None or self._refreshing.done():
+                self._refreshing = asyncio.create_task(_refresh(ref(self)), context=Context())
+                finalize(self, _cancel, self._refreshing).atexit = False
+
+    async def _refreshed(self) -> None:
+        """Load the list if it has changed; if that fails the copy stays as it is."""
+        try:
+            loaded = await self._list.load(self._version, timeout=self._timeout)
+        except StorageError:  # decisions tell of it
+            return
+        except Exception as error:
+            if time.monotonic() - self._complained > _COMPLAIN_EVERY:
+                self._complained = time.monotonic()
+                known = isinstance(error, ConfigError)
+                log.warning(
+                    "The list of bans cannot be read, bans by hand may not hold: %s",
+                    error,
+                    exc_info=None if known else error,
+                )
+            return
+        if loaded is not None:
+            self._version, self.current = loaded
+
+    def _in_background(self, work: Any) -> None:
+        async def write() -> None:
+            try:
+                await work
+            except RateLimitError as error:
+                log.warning("The list of bans could not be written: %s", error)
+
+        task = asyncio.get_running_loop().create_task(write(), context=Context())
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+
+
+async def _refresh(owner: ref[Bans]) -> None:
+    """Look again and again, until there is no decision for a while, or no limiter any more."""
+    idle = 0.0
+    try:
+        while idle < IDLE:
+            await asyncio.sleep(REFRESH)
+            bans = owner()
+            if bans is None:
+                return
+            idle = 0.0 if bans.used else idle + REFRESH
+            bans.used = False
+            await bans._refreshed()
+            del bans
+    finally:  # also when the event loop ends: the bot may run in another one next
+        bans = owner()
+        if bans is not None:
+            bans.asleep = True
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    with suppress(RuntimeError):  # its event loop has ended
+        task.cancel()
+
+
+def check_somebody(subject: object) -> Subject:
+    """The subject itself, if it names somebody.
+
+    Raises:
+        ConfigError: It is nobody, or no Subject.
+    """
+    if not isinstance(subject, Subject):
+        raise ConfigError(f"subject={subject!r}: expected a Subject, for example Subject(user=42)")
+    if subject.user is None and subject.chat is None:
+        raise ConfigError(
+            "a ban of nobody: name a user, a chat or both, for example Subject(user=42)"
+        )
+    return subject
+
+
+def check_banned(subject: object) -> Subject:
+    """The subject itself, if it can be banned by hand.
+
+    Raises:
+        ConfigError: It is nobody, or more than a user, a chat or a user in a chat.
+    """
+    subject = check_somebody(subject)
+    if subject.topic is not None or subject.business is not None:
+        raise ConfigError(
+            f"{subject!r}: a user, a chat or a user in a chat can be banned, for example "
+            "Subject(user=42, chat=-100123)"
+        )
+    return subject
+
+
+def check_length(value: object) -> float:
+    """The seconds that a ban is to last; infinity for None.
+
+    Raises:
+        ConfigError: It is neither None, nor a number of seconds, nor a text such as `"1h"`.
+    """
+    if value is None:
+        return math.inf
+    try:
+        seconds = parse_period(value) if isinstance(value, str) else value
+    except ConfigError:
+        seconds = None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        seconds = 0
+    if not 0 < seconds <= FOREVER:
+        raise ConfigError(
+            f"a ban of {value!r}: expected a length such as '1h', seconds above 0, at most ten "
+            "years, or None for good"
+        )
+    return float(seconds)
+
+
+def check_words(name: str, value: object) -> str:
+    """The text itself.
+
+    Raises:
+        ConfigError: It is no text, or too long.
+    """
+    if not isinstance(value, str) or len(value) > _LONGEST_REASON:
+        raise ConfigError(f"{name}={value!r:.80}: expected a text of at most {_LONGEST_REASON}")
+    return value
+
+
+def check_page(offset: object, limit: object) -> tuple[int, int]:
+    """Both, if they are whole numbers that make a page.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+        raise ConfigError(f"offset={offset!r}: expected a whole number from 0 up")
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= 1_000:
+        raise ConfigError(f"limit={limit!r}: expected a whole number from 1 to 1000")
+    return offset, limit
+
+
+def penalty_charges(prefix: str, subject: Subject, bans: list[Ban]) -> list[Charge]:
+    """What counts the refusals that a subject is banned for: as listed, and as it is named."""
+    keys = {ban.key for ban in bans if ban.key}
+    for scope in (Scope.USER, Scope.CHAT, Scope.MEMBER):
+        penalty = Penalty("1/s", 1, scope=scope)
+        key = penalty.key(prefix, subject)
+        if key is not None and _banned_by(penalty, subject) == subject:
+            keys.add(key)
+    limit = Limit(1, 1)
+    return [Charge(key, limit, penalty=Penalty("1/s", 1)) for key in sorted(keys)]
+
+
+def _banned_by(penalty: Penalty, subject: Subject) -> Subject:
+    """Of the subject, what the penalty counts by."""
+    user, chat, topic, bot, business = subject
+    ids: dict[Scope, tuple[int | None, int | None, int | None]] = {
+        Scope.USER: (user, None, None),
+        Scope.CHAT: (None, chat, None),
+        Scope.MEMBER: (user, chat, None),
+        Scope.TOPIC: (None, chat, topic),
+    }
+    assert isinstance(penalty.scope, Scope)  # noqa: S101 - a Penalty's own promise
+    first, second, third = ids.get(penalty.scope, (None, None, None))
+    return Subject(first, second, third, bot, business)

@@ -1,0 +1,402 @@
+"""Slots: so many at a time, on all instances, held by leases that are renewed meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from types import TracebackType
+from typing import Any, Final
+
+from cachetools import LRUCache
+
+from bot_ratelimit.concurrency import Concurrency
+from bot_ratelimit.decision import Decision, Source
+from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
+from bot_ratelimit.failures import Failures, printable
+from bot_ratelimit.rule import Subject
+from bot_ratelimit.storage.base import Charge, Storage
+from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of
+from bot_ratelimit.storage.memory import MemoryStorage
+
+log = logging.getLogger("bot_ratelimit")
+
+MAX_WAITING: Final = 1_000
+"""Callers of a limiter that wait for a slot; one more is refused."""
+FIRST_LOOK, LONGEST_LOOK = 0.05, 0.5
+"""Seconds between two questions of a process whether another one has left a slot."""
+RELEASE_AGAIN: Final = 1.0
+"""Seconds between attempts to release a slot in an outage; they end with the lease."""
+MAX_RELEASES: Final = 1_000
+
+
+class Slot(Decision):
+    """The Decision about a slot: `remaining` is how many are free after it.
+
+    `retry_after` of a refusal is the time until the next lease would end if it were not renewed;
+    the slot may be free much sooner.
+    """
+
+    _held: _Held | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the slot was lost, so that others may run beside this block.
+
+        That happens if the event loop was away for longer than the lease, if Redis was, or if it
+        has lost its data. The block is not interrupted: it may look here before it does something
+        that must not be done twice.
+        """
+        return self._held is not None and self._held.is_lost()
+
+    async def wait_lost(self) -> None:
+        """Return when the slot is lost; a block that wants to be told races with this."""
+        if self._held is None:
+            await asyncio.Event().wait()
+        else:
+            await self._held.lost.wait()
+
+
+class _Held:
+    """A claim on a slot, from the first attempt to the release."""
+
+    def __init__(self, claim: Claim, concurrency: Concurrency, leases: Leases) -> None:
+        self.claim = claim
+        self.concurrency = concurrency
+        self.leases = leases
+        self.in_doubt = False  # whether the storage may know of it, although it did not answer
+        self.ends = math.inf  # by the loop's clock: until then the storage keeps it for certain
+        self.lost = asyncio.Event()
+        self.renew_now = asyncio.Event()
+        self.renewing: asyncio.Task[None] | None = None
+
+    def is_lost(self) -> bool:
+        if asyncio.get_running_loop().time() >= self.ends:
+            self.lost.set()
+        return self.lost.is_set()
+
+
+class SlotContext:
+    """`async with limiter.slot(...) as slot`: enter it once."""
+
+    def __init__(
+        self, slots: Slots, concurrency: Concurrency, subject: Subject, timeout: float
+    ) -> None:
+        self._slots = slots
+        self._wish = concurrency, subject, timeout
+        self._slot: Slot | None = None
+
+    async def __aenter__(self) -> Slot:
+        if self._slot is not None:
+            raise ConfigError("a slot is entered twice: call limiter.slot(...) for each block")
+        self._slot = await self._slots.acquire(*self._wish)
+        return self._slot
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._slot is not None and self._slot._held is not None:
+            await self._slots.release(self._slot._held)
+
+
+class Slots:
+    """What `Limiter.slot` does.
+
+    Args:
+        storage: Where leases are kept.
+        standby: Where they are kept in an outage, if at all.
+        failures: Which servers fail, and what the log says of it.
+        key_prefix: What every key begins with.
+        on_error: Who answers in an outage.
+        timeout: Seconds that the storage gets for an answer.
+        clock: That of the circuit breakers.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        standby: MemoryStorage | None,
+        failures: Failures,
+        *,
+        key_prefix: str,
+        on_error: str,
+        timeout: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._storage = storage
+        self._leases = leases_of(storage)
+        self._standby = None if standby is None else leases_of(standby)
+        self._failures = failures
+        self._prefix = key_prefix
+        self._on_error = on_error
+        self._timeout = timeout
+        self._clock = clock
+        self._queues: dict[str, deque[asyncio.Event]] = {}
+        self._waiting = 0
+        self._held: dict[str, set[_Held]] = {}
+        # Until when a key is there, unless the server loses its data.
+        self._known: LRUCache[str, float] = LRUCache(10_000)
+        self._releases: set[asyncio.Task[None]] = set()
+
+    async def acquire(self, concurrency: Concurrency, subject: Subject, timeout: float) -> Slot:
+        """A slot, or a refusal after at most `timeout` seconds."""
+        key = concurrency.slot_key(self._prefix, subject)
+        if key is None:
+            return Slot(True, concurrency, concurrency.amount, 0.0, 0.0, "none")
+        claim = Claim(key, _token(), concurrency.amount, concurrency.lease)
+        held = _Held(claim, concurrency, self._leases)
+        if key not in self._queues:
+            slot = await self._try(held)
+            if slot.allowed or not timeout or slot.source == "policy":
+                return slot
+        else:  # others were here before
+            slot = _refused(concurrency, concurrency.lease, self._storage.source)
+        if not timeout or not self._has_room():
+            return slot
+        return await self._wait(held, slot, timeout)
+
+    async def release(self, held: _Held) -> None:
+        """Release a slot, also while the caller is being cancelled."""
+        if held.renewing is not None:
+            held.renewing.cancel()
+        others = self._held.get(held.claim.key, set())
+        others.discard(held)
+        if not others:
+            self._held.pop(held.claim.key, None)
+        await asyncio.shield(self._let_go(held))
+
+    def close(self) -> None:
+        """Stop trying to release what could not be released."""
+        loop = asyncio.get_running_loop()
+        for task in self._releases:
+            if task.get_loop() is loop:
+                task.cancel()
+
+    def _has_room(self) -> bool:
+        if self._waiting < MAX_WAITING:
+            return True
+        if self._failures.first_in_a_while("slots full"):
+            log.warning("%d callers wait for a slot already: others are refused", MAX_WAITING)
+        return False
+
+    async def _wait(self, held: _Held, slot: Slot, timeout: float) -> Slot:
+        """Wait in line: the first of this process asks, and is woken by a release in it."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        queue = self._queues.setdefault(held.claim.key, deque())
+        woken = asyncio.Event()
+        queue.append(woken)
+        self._waiting += 1
+        pause = FIRST_LOOK
+        try:
+            while (left := deadline - loop.time()) > 0:
+                first = queue[0] is woken
+                patience = min(left, slot.retry_after or left, _spread(pause)) if first else left
+                if await _is_set(woken, patience):
+                    pause = FIRST_LOOK
+                else:
+                    pause = min(pause * 2, LONGEST_LOOK)
+                if queue[0] is not woken:
+                    continue
+                woken.clear()
+                slot = await self._try(held)
+                if slot.allowed or slot.source == "policy":
+                    return slot
+            return slot
+        finally:
+            self._waiting -= 1
+            queue.remove(woken)
+            if queue:
+                queue[0].set()
+            else:
+                del self._queues[held.claim.key]
+
+    async def _try(self, held: _Held) -> Slot:
+        began = asyncio.get_running_loop().time()
+        held.leases = self._leases
+        if held.in_doubt:  # a late release of the last attempt must not meet this one
+            held.claim = held.claim._replace(token=_token())
+            held.in_doubt = False
+        try:
+            grant = await self._ask("acquire", held)
+            if grant is None:
+                return await self._without(held)
+        except BaseException:
+            self._let_go(held)  # it may have been granted
+            raise
+        if grant.forgot:
+            log.warning(
+                "Redis has lost its data (%s): slots open again in %.1f s, when those that still "
+                "hold one have said so",
+                printable(held.claim.key),
+                grant.wait,
+            )
+        if not grant.granted:
+            return _refused(held.concurrency, grant.wait, self._storage.source)
+        return self._granted(held, grant, began, self._storage.source)
+
+    def _granted(self, held: _Held, grant: Grant, began: float, source: Source) -> Slot:
+        held.ends = began + held.claim.lease
+        held.renewing = asyncio.create_task(self._renew(held), context=Context())
+        self._held.setdefault(held.claim.key, set()).add(held)
+        slot = Slot(True, held.concurrency, grant.remaining, 0.0, 0.0, source)
+        slot._held = held
+        return slot
+
+    async def _without(self, held: _Held) -> Slot:
+        """The answer of the policy, when the storage has none."""
+        concurrency = held.concurrency
+        if self._standby is not None:
+            if held.in_doubt:
+                self._let_go(held)
+            held.leases = self._standby
+            began = asyncio.get_running_loop().time()
+            grant = await self._standby.claim("acquire", held.claim, timeout=self._timeout)
+            if not grant.granted:
+                return _refused(concurrency, grant.wait, "memory")
+            return self._granted(held, grant, began, "memory")
+        if self._on_error == "allow":
+            slot = Slot(True, concurrency, concurrency.amount, 0.0, 0.0, "policy")
+            slot._held = held if held.in_doubt else None
+            return slot
+        if held.in_doubt:
+            self._let_go(held)
+        wait = self._breaker(held).wait(self._clock()) or self._timeout
+        return _refused(concurrency, wait, "policy")
+
+    async def _renew(self, held: _Held) -> None:
+        """Renew the lease every third of it; in an outage more often, until it has ended."""
+        loop = asyncio.get_running_loop()
+        third = held.claim.lease / 3
+        pause = third
+        while True:
+            await _is_set(held.renew_now, pause)
+            held.renew_now.clear()
+            began = loop.time()
+            grant = await self._ask("renew", held)
+            if grant is None:
+                pause = min(third / 2, 1.0, max(held.ends - loop.time(), 0.01))
+            else:
+                pause = third
+                held.ends = began + held.claim.lease
+            if (grant is None and loop.time() >= held.ends) or (grant and not grant.granted):
+                self._lose(held)
+            if held.lost.is_set():
+                pause = third
+
+    def _lose(self, held: _Held) -> None:
+        if held.lost.is_set():
+            return
+        held.lost.set()
+        if self._failures.first_in_a_while(f"lost {held.claim.key}"):
+            log.warning(
+                "A slot was lost: %s (%s). Its block goes on, and another one may run beside it",
+                printable(held.claim.key),
+                held.concurrency,
+            )
+
+    def _let_go(self, held: _Held) -> asyncio.Task[None]:
+        """Release in a task of its own, which no caller's cancellation reaches."""
+        return self._in_background(self._free(_Held(held.claim, held.concurrency, held.leases)))
+
+    async def _free(self, held: _Held) -> None:
+        freed = await self._ask("release", held)
+        if queue := self._queues.get(held.claim.key):
+            queue[0].set()
+        if freed is None and len(self._releases) <= MAX_RELEASES:
+            self._in_background(self._free_later(held))
+
+    async def _free_later(self, held: _Held) -> None:
+        for _ in range(math.ceil(held.claim.lease / RELEASE_AGAIN)):
+            await asyncio.sleep(RELEASE_AGAIN)
+            if await self._ask("release", held) is not None:
+                return
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, context=Context())
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+        return task
+
+    async def _ask(self, action: Action, held: _Held) -> Grant | None:
+        """The storage's answer; None if it has none."""
+        leases = held.leases
+        if leases is not self._leases:
+            return await leases.claim(action, held.claim, timeout=self._timeout)
+        server = self._storage.server([self._charge(held)])
+        breaker = self._failures.breaker(server)
+        ticket = breaker.admit(self._clock())
+        if ticket is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        known = self._known.get(held.claim.key, 0.0) > now
+        try:
+            grant = await leases.claim(action, held.claim, known=known, timeout=self._timeout)
+        except StorageError as error:
+            held.in_doubt |= not isinstance(error, (NotConnectedError, QueueFullError))
+            self._failures.failed(server, breaker, ticket, error)
+        except Exception as error:
+            self._failures.faulty(server, breaker, ticket, error)
+        except BaseException:
+            breaker.abandoned(ticket)
+            raise
+        else:
+            self._failures.succeeded(server, breaker, ticket)
+            # A little less than a lease, since clocks do not run at quite the same speed.
+            self._known[held.claim.key] = now + held.claim.lease * 0.9
+            if grant.forgot:
+                for each in self._held.get(held.claim.key, ()):
+                    each.renew_now.set()
+            return grant
+        return None
+
+    def _breaker(self, held: _Held) -> Any:
+        return self._failures.breaker(self._storage.server([self._charge(held)]))
+
+    @staticmethod
+    def _charge(held: _Held) -> Charge:
+        limit: Any = held.concurrency.limit
+        return Charge(held.claim.key, limit)
+
+
+def check_wait(timeout: object) -> float:
+    """The time-out itself, if it is a number of seconds from 0 up.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise ConfigError(
+            f"timeout={timeout!r}: expected the seconds to wait for a slot, 0 not to wait"
+        )
+    return float(timeout)
+
+
+def _token() -> str:
+    return secrets.token_hex(8)
+
+
+def _refused(concurrency: Concurrency, wait: float, source: Source) -> Slot:
+    return Slot(False, concurrency, 0, wait, wait, source)
+
+
+def _spread(seconds: float) -> float:
+    return seconds * random.uniform(0.75, 1)  # noqa: S311 - so that instances do not ask at once
+
+
+async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for the event; False if it does not come in time."""
+    try:
+        async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,242 @@
+"""BanList: who is banned, until when and why; on the server, or in this process."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rule import Subject
+from bot_ratelimit.storage.base import Storage
+from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.storage.scripts import Executes, Script
+
+MAX_BANS: Final = 100_000
+"""Entries of the list; beyond them bans of a `Penalty` hold, but are not listed."""
+
+_SCRIPT: Final = Script("bans")
+
+Who: TypeAlias = "tuple[int | None, int | None, int | None]"
+"""User, chat and bot of a ban by hand."""
+
+
+class Ban(NamedTuple):
+    """An entry of the list of bans."""
+
+    subject: Subject
+    """Who is banned."""
+    since: datetime
+    until: datetime | None
+    """None if the ban is for good."""
+    reason: str
+    by: str
+    """Who said so: what was given to `ban`, or `"penalty"`."""
+    key: str = ""
+    """Of a `Penalty`'s ban, the key that counts and bans."""
+
+
+class BanList(Protocol):
+    """Keeps the list of bans. All methods raise StorageError if it is out of reach."""
+
+    @property
+    def current(self) -> Mapping[Who, float] | None:
+        """The ends of the bans by hand, if they are known here at every moment."""
+        ...
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """By which their ends are told."""
+        ...
+
+    async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
+        """Put a ban on the list, for these seconds from now; False if the list is full."""
+        ...
+
+    async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:
+        """Take the bans of a subject off the list, and return those that still held.
+
+        Args:
+            subject: Who was banned.
+            by_hand: Whether also a ban by hand; else only one by a `Penalty`.
+            timeout: Seconds.
+        """
+        ...
+
+    async def load(self, version: str, *, timeout: float) -> tuple[str, dict[Who, float]] | None:
+        """The version of the list and the ends of the bans by hand; None if it is this one."""
+        ...
+
+    async def page(self, offset: int, limit: int, *, timeout: float) -> list[Ban]:
+        """Bans that hold, those that end first at the beginning."""
+        ...
+
+
+class RedisBanList:
+    """The list on a Redis server, as an index: nobody ever has to look for keys.
+
+    It is in three keys, `<prefix>:ratelimit:{bans}:ends`, `...:details` and `...:hand`. The braces
+    keep them together on a cluster.
+    """
+
+    def __init__(self, server: Executes, prefix: str) -> None:
+        self.current: Mapping[Who, float] | None = None
+        self.clock: Callable[[], float] = time.monotonic
+        self._server = server
+        self._keys = [f"{prefix}:ratelimit:{{bans}}:{part}" for part in ("ends", "details", "hand")]
+
+    async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
+        """See `BanList.put`."""
+        length: int | str = "inf" if math.isinf(seconds) else max(1, round(seconds * 1_000))
+        details = json.dumps({"reason": ban.reason, "by": ban.by, "key": ban.key})
+        by_hand = int(not ban.key)
+        return bool(
+            await self._run(
+                *("put", _member(ban.subject, ban.key), length, details, by_hand, MAX_BANS),
+                timeout=timeout,
+            )
+        )
+
+    async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:
+        """See `BanList.drop`."""
+        members = _members(subject, by_hand)
+        dropped = await self._run("drop", *members, timeout=timeout)
+        return [_ban(subject, details, None) for details in dropped]
+
+    async def load(self, version: str, *, timeout: float) -> tuple[str, dict[Who, float]] | None:
+        """See `BanList.load`. One command that reads a text, unless something has changed."""
+        command = [b"HGET", self._keys[2].encode(), b"version"]
+        found = await self._server.execute(command, key=self._keys[2], timeout=timeout)
+        if _text(found or b"") == version:
+            return None
+        if not found:  # also where scripts are refused
+            return "", {}
+        asked = self.clock()
+        now, loaded, *rest = map(_text, await self._run("load", timeout=timeout))
+        ends = {}
+        for member, end in zip(rest[::2], rest[1::2], strict=True):
+            subject = _subject(member)
+            left = float(end) / 1_000 - float(now) / 1_000
+            ends[subject.user, subject.chat, subject.bot] = asked + left
+        return loaded, ends
+
+    async def page(self, offset: int, limit: int, *, timeout: float) -> list[Ban]:
+        """See `BanList.page`."""
+        _, *rest = map(_text, await self._run("page", offset, limit, timeout=timeout))
+        return [
+            _ban(_subject(member), details, float(end))
+            for member, end, details in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+        ]
+
+    async def _run(self, *arguments: str | int, timeout: float) -> Any:
+        return await _SCRIPT.run(self._server, self._keys, *arguments, timeout=timeout)
+
+
+class MemoryBanList:
+    """The list in this process.
+
+    Args:
+        clock: Seconds from any starting point.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.current: dict[Who, float] = {}
+        self._bans: dict[str, tuple[float, Ban]] = {}
+
+    async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
+        """See `BanList.put`."""
+        self._prune()
+        member = _member(ban.subject, ban.key)
+        if len(self._bans) >= MAX_BANS and member not in self._bans:
+            return False
+        until = None if math.isinf(seconds) else ban.since + timedelta(seconds=seconds)
+        self._bans[member] = self.clock() + seconds, ban._replace(until=until)
+        if not ban.key:
+            self.current[_who(ban.subject)] = self.clock() + seconds
+        return True
+
+    async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:
+        """See `BanList.drop`."""
+        self._prune()
+        if by_hand:
+            self.current.pop(_who(subject), None)
+        members = _members(subject, by_hand)
+        return [self._bans.pop(member)[1] for member in members if member in self._bans]
+
+    async def load(self, version: str, *, timeout: float) -> None:
+        """See `BanList.load`: nothing has to be loaded."""
+
+    async def page(self, offset: int, limit: int, *, timeout: float) -> list[Ban]:
+        """See `BanList.page`."""
+        self._prune()
+        ordered = sorted(self._bans.items(), key=lambda item: (item[1][0], item[0]))
+        return [ban for _, (_, ban) in ordered[offset : offset + limit]]
+
+    def _prune(self) -> None:
+        now = self.clock()
+        for member in [member for member, (end, _) in self._bans.items() if end <= now]:
+            _, ban = self._bans.pop(member)
+            if not ban.key:
+                self.current.pop(_who(ban.subject), None)
+
+
+_in_memory: Final[WeakKeyDictionary[MemoryStorage, dict[str, MemoryBanList]]] = WeakKeyDictionary()
+
+
+def ban_list_of(storage: Storage, prefix: str) -> BanList:
+    """Where the bans of the bots with this prefix are kept; the same for all of its limiters."""
+    custom: Any = storage
+    if hasattr(custom, "ban_list"):
+        found: BanList = custom.ban_list(prefix)
+        return found
+    if hasattr(custom, "execute"):
+        return RedisBanList(custom, prefix)
+    if not isinstance(storage, MemoryStorage):  # a custom storage: bans hold in this process
+        return MemoryBanList()
+    lists = _in_memory.setdefault(storage, {})
+    return lists.setdefault(prefix, MemoryBanList(storage._clock))
+
+
+def _member(subject: Subject, key: str) -> str:
+    """`hand:42::::`, or `penalty:` for a ban that has a key of its own."""
+    return ":".join(
+        ["penalty" if key else "hand", *("" if part is None else str(part) for part in subject)]
+    )
+
+
+def _members(subject: Subject, by_hand: bool) -> list[str]:
+    return [_member(subject, "penalty"), *([_member(subject, "")] if by_hand else [])]
+
+
+def _subject(member: str) -> Subject:
+    user, chat, topic, bot, business = member.split(":", 5)[1:]
+    ids = [int(part) if part else None for part in (user, chat, topic, bot)]
+    return Subject(ids[0], ids[1], ids[2], ids[3], business or None)
+
+
+def _ban(subject: Subject, details: bytes | str, end_ms: float | None) -> Ban:
+    since, _, text = _text(details).partition(" ")
+    try:
+        said = json.loads(text)
+        began = datetime.fromtimestamp(int(since) / 1_000, UTC)
+    except ValueError as error:
+        raise ConfigError(f"the list of bans holds {text!r}, which is none: delete it") from error
+    until = (
+        None
+        if end_ms is None or math.isinf(end_ms)
+        else datetime.fromtimestamp(end_ms / 1_000, UTC)
+    )
+    return Ban(subject, began, until, said["reason"], said["by"], said["key"])
+
+
+def _who(subject: Subject) -> Who:
+    return subject.user, subject.chat, subject.bot
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,105 @@
+-- Bans: the list of who is banned.
+--
+-- KEYS[1]: a sorted set of those who are banned; the score is the end of the ban in milliseconds by
+--          the server's clock, or inf
+-- KEYS[2]: a hash of details: "<since, in milliseconds> <JSON>"
+-- KEYS[3]: a hash of the bans by hand, which every process has a copy of: their ends, and `version`,
+--          which is another one after each change
+-- ARGV[1]: put     a member, the ban's length in milliseconds or inf, details, 1 if it is by hand, the
+--                  most members that there may be; returns 1, or 0 if there are too many
+--          drop    members; returns the details of those that were there
+--          load    returns the time, the version, and each ban by hand with its end
+--          page    an offset and a count; returns the time, and of each ban member, end and details
+-- All three keys live as long as the longest ban; one for good, for ten years from the last change.
+
+local ends, details, hand = KEYS[1], KEYS[2], KEYS[3]
+local FOREVER = 315360000000
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local now_text = string.format('%d', now)
+
+local function forget(member)
+  redis.call('ZREM', ends, member)
+  redis.call('HDEL', details, member)
+  return redis.call('HDEL', hand, member)
+end
+
+-- The time in microseconds, so that no version comes twice, also when the data was lost in between.
+local function changed()
+  local last = tonumber(redis.call('HGET', hand, 'version') or 0)
+  local version = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), last + 1)
+  redis.call('HSET', hand, 'version', string.format('%d', version))
+end
+
+local function keep()
+  local last = redis.call('ZRANGE', ends, -1, -1, 'WITHSCORES')
+  local life = 60000
+  if last[2] == 'inf' then
+    life = FOREVER
+  elseif last[2] then
+    life = math.max(tonumber(last[2]) - now, 0) + 60000
+  end
+  for i = 1, 3 do
+    redis.call('PEXPIRE', KEYS[i], string.format('%d', life))
+  end
+end
+
+local action = ARGV[1]
+if action == 'put' then
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', now_text, 'LIMIT', 0, 100)) do
+    forget(member)
+  end
+  local member, length = ARGV[2], ARGV[3]
+  local count = redis.call('ZCARD', ends)
+  if count >= tonumber(ARGV[6]) and not redis.call('ZSCORE', ends, member) then
+    return 0
+  end
+  local finish = length == 'inf' and 'inf' or string.format('%d', now + tonumber(length))
+  redis.call('ZADD', ends, finish, member)
+  redis.call('HSET', details, member, now_text .. ' ' .. ARGV[4])
+  if ARGV[5] == '1' then
+    redis.call('HSET', hand, member, finish)
+    changed()
+  end
+  keep()
+  return 1
+end
+
+if action == 'drop' then
+  local dropped, by_hand = {}, 0
+  for i = 2, #ARGV do
+    local finish = redis.call('ZSCORE', ends, ARGV[i])
+    if finish and (finish == 'inf' or tonumber(finish) > now) then
+      dropped[#dropped + 1] = redis.call('HGET', details, ARGV[i]) or ''
+    end
+    by_hand = by_hand + forget(ARGV[i])
+  end
+  if by_hand > 0 then
+    changed()
+  end
+  keep()
+  return dropped
+end
+
+if action == 'load' then
+  local found = {now_text, redis.call('HGET', hand, 'version') or ''}
+  local all = redis.call('HGETALL', hand)
+  for i = 1, #all, 2 do
+    if all[i] ~= 'version' then
+      found[#found + 1] = all[i]
+      found[#found + 1] = all[i + 1]
+    end
+  end
+  return found
+end
+
+local found = {now_text}
+local page = redis.call(
+  'ZRANGEBYSCORE', ends, '(' .. now_text, '+inf', 'WITHSCORES', 'LIMIT', ARGV[2], ARGV[3]
+)
+for i = 1, #page, 2 do
+  found[#found + 1] = page[i]
+  found[#found + 1] = page[i + 1]
+  found[#found + 1] = redis.call('HGET', details, page[i]) or ''
+end
+return found

@@ -1,0 +1,148 @@
+"""Leases: so many may hold a slot at a time, each for as long as it keeps saying so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.storage.base import Storage
+from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.storage.scripts import Executes, Script
+
+Action: TypeAlias = Literal["acquire", "renew", "release"]
+
+_SCRIPT: Final = Script("leases")
+_SWEEP: Final = 10_000
+"""Keys in memory above which those whose leases have ended are looked for."""
+
+
+class Claim(NamedTuple):
+    """Somebody's claim on one of the slots under a key."""
+
+    key: str
+    token: str
+    """Tells it from all others."""
+    amount: int
+    """How many slots there are."""
+    lease: float
+    """Seconds for which it holds without being renewed."""
+
+
+class Grant(NamedTuple):
+    """What became of a claim."""
+
+    granted: bool
+    """Whether it holds a slot; of a renewal, whether it has held it all the time."""
+    remaining: int
+    """Slots that are free now."""
+    wait: float
+    """Seconds until the next lease ends, if it was refused."""
+    forgot: bool = False
+    """Whether the storage has lost what it knew of the key."""
+
+
+class Leases(Protocol):
+    """Keeps leases, by one clock for everybody."""
+
+    async def claim(
+        self, action: Action, claim: Claim, *, known: bool = False, timeout: float
+    ) -> Grant:
+        """Acquire, renew or release a slot, atomically.
+
+        Args:
+            action: Which of them. Each may be repeated with the same token.
+            claim: On which slot, and whose.
+            known: Whether this key was there less than a lease ago.
+            timeout: Seconds.
+
+        Raises:
+            StorageError: The storage is out of reach; what became of the claim is not known.
+            ConfigError: The storage refuses the command.
+        """
+        ...
+
+
+class RedisLeases:
+    """Leases on a Redis server, by its clock."""
+
+    def __init__(self, server: Executes) -> None:
+        self._server = server
+
+    async def claim(
+        self, action: Action, claim: Claim, *, known: bool = False, timeout: float
+    ) -> Grant:
+        """See `Leases.claim`."""
+        lease_ms = round(claim.lease * 1_000)
+        arguments = (action, claim.token, claim.amount, lease_ms, int(known))
+        reply = await _SCRIPT.run(self._server, [claim.key], *arguments, timeout=timeout)
+        granted, remaining, wait_ms, forgot = map(int, reply)
+        return Grant(granted == 1, remaining, wait_ms / 1_000, forgot == 1)
+
+
+class MemoryLeases:
+    """Leases in this process.
+
+    Args:
+        clock: Seconds from any starting point.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._held: dict[str, dict[str, float]] = {}  # the end of each token's lease, by key
+
+    async def claim(
+        self, action: Action, claim: Claim, *, known: bool = False, timeout: float
+    ) -> Grant:
+        """See `Leases.claim`. Never waits, so never too late."""
+        now = self._clock()
+        held = self._valid(claim.key, now)
+        was_held = held.pop(claim.token, None) is not None
+        free = len(held) < claim.amount
+        granted = action != "release" and (was_held or (action == "acquire" and free))
+        if granted or (action == "renew" and free):
+            held[claim.token] = now + claim.lease
+        if held:
+            self._held[claim.key] = held
+            self._sweep(now)
+        else:
+            self._held.pop(claim.key, None)
+        wait = 0.0
+        if action == "acquire" and not granted:
+            wait = sorted(held.values())[len(held) - claim.amount] - now
+        return Grant(granted, max(0, claim.amount - len(held)), wait)
+
+    def _valid(self, key: str, now: float) -> dict[str, float]:
+        return {token: end for token, end in self._held.get(key, {}).items() if end > now}
+
+    def _sweep(self, now: float) -> None:
+        if len(self._held) > _SWEEP:
+            self._held = {key: held for key in self._held if (held := self._valid(key, now))}
+
+
+_in_memory: Final[WeakKeyDictionary[MemoryStorage, MemoryLeases]] = WeakKeyDictionary()
+
+
+def leases_of(storage: Storage) -> Leases:
+    """Where the leases beside a storage's counts are kept; the same for all of its limiters.
+
+    Raises:
+        ConfigError: A custom storage has neither `execute` nor `leases`.
+    """
+    if isinstance(storage, MemoryStorage):
+        leases = _in_memory.get(storage)
+        if leases is None:
+            leases = _in_memory[storage] = MemoryLeases(storage._clock)
+        return leases
+    custom: Any = storage
+    if hasattr(custom, "leases"):
+        found: Leases = custom.leases()
+        return found
+    if hasattr(custom, "execute"):
+        return RedisLeases(custom)
+    raise ConfigError(
+        f"slots need RedisStorage or MemoryStorage; a custom storage ({type(storage).__name__}) "
+        "needs a method leases() that returns Leases"
+    )

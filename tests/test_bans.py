@@ -1,0 +1,329 @@
+"""Bans: by hand on all instances, and the list of all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import (
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RedisStorage,
+    Scope,
+    StorageError,
+    Subject,
+)
+from bot_ratelimit import bans as bans_module
+from bot_ratelimit.storage import banlist
+from bot_ratelimit.testing import FlakyStorage
+from tests.benches import Bench, movable
+from tests.servers import Server
+
+ANNA = Subject(user=42, chat=-100)
+BORIS = Subject(user=43, chat=-100)
+USER = Subject(user=42)
+
+
+@pytest.fixture
+async def limiter(bench: Bench) -> AsyncIterator[Limiter]:
+    limiter = Limiter(bench.storage, timeout=5)
+    yield limiter
+    await limiter.close()
+
+
+@pytest.fixture
+async def other(bench: Bench, limiter: Limiter) -> AsyncIterator[Limiter]:
+    """Another instance of the bot, which has decided already; with memory, on the same storage."""
+    storage = bench.storage if bench.client is None else RedisStorage(bench.client)
+    other = Limiter(storage, timeout=5)
+    await other.hit("1000/s", Subject(user=1))
+    yield other
+    await other.close()
+
+
+async def banned(limiter: Limiter, subject: Subject = ANNA) -> bool:
+    decision = await limiter.hit("1000/s", subject)
+    assert decision.banned is not decision.allowed
+    return decision.banned
+
+
+async def until(limiter: Limiter, expected: bool, subject: Subject = ANNA) -> None:
+    """Wait until an instance has heard of it; at most the second that is promised."""
+    async with asyncio.timeout(1):
+        while await banned(limiter, subject) is not expected:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.02)
+
+
+async def test_a_ban_holds_on_all_instances_within_a_second(
+    limiter: Limiter, other: Limiter
+) -> None:
+    """The instance that bans refuses at once, the others within a second; so with an unban."""
+    await limiter.ban(USER, "1h", reason="spam")
+    assert await banned(limiter)
+    await until(other, True)
+    assert not await banned(other, BORIS)
+    decision = await other.hit("1/s", ANNA)
+    assert (decision.allowed, decision.banned, decision.remaining) == (False, True, 0)
+    assert 3_590 < decision.retry_after <= 3_600
+    assert decision.source == other.storage.source
+    assert (await other.peek("1/s", ANNA)).banned
+    assert await limiter.unban(USER)
+    assert not await banned(limiter)
+    await until(other, False)
+    assert not await limiter.unban(USER)
+
+
+async def test_the_first_decision_of_a_process_knows_the_bans(
+    bench: Bench, limiter: Limiter
+) -> None:
+    """An instance that has just started, or slept, does not let a banned user through once."""
+    await limiter.ban(USER)
+    storage = bench.storage if bench.client is None else RedisStorage(bench.client)
+    fresh = Limiter(storage, timeout=5)
+    assert await banned(fresh)
+    await fresh.close()
+
+
+@pytest.mark.parametrize("bench", ["memory", "redis-server"], indirect=True)
+async def test_a_ban_ends(bench: Bench, limiter: Limiter) -> None:
+    """A ban for a time is over after that time, and off the list."""
+    seconds = 3_600 if bench.exact else 0.2
+    await limiter.ban(USER, seconds)
+    await bench.advance(seconds * 0.5)
+    assert await banned(limiter)
+    assert len(await limiter.bans()) == 1
+    await bench.advance(seconds * 0.5 + 0.01)
+    assert not await banned(limiter)
+    assert await limiter.bans() == []
+    assert not await limiter.unban(USER)
+
+
+async def test_a_ban_for_good_has_no_end(bench: Bench, limiter: Limiter) -> None:
+    """It is listed without an end, and its keys have a TTL of ten years all the same."""
+    await limiter.ban(USER)
+    (ban,) = await limiter.bans()
+    assert ban.until is None
+    assert (await limiter.hit("1/s", ANNA)).retry_after == bans_module.FOREVER
+    ttls = await bench.ttls()
+    assert all(ttl > 9 * 365 * 86_400_000 for key, ttl in ttls.items() if "{bans}" in key)
+    assert len(ttls) == 3 * (bench.client is not None)
+
+
+@pytest.mark.parametrize(
+    ("who", "anna", "boris", "elsewhere"),
+    [
+        (Subject(user=42), True, False, True),
+        (Subject(chat=-100), True, True, False),
+        (Subject(user=42, chat=-100), True, False, False),
+        (Subject(user=42, bot=7), False, False, False),
+    ],
+)
+async def test_users_chats_and_members_can_be_banned(
+    limiter: Limiter, who: Subject, anna: bool, boris: bool, elsewhere: bool
+) -> None:
+    """A ban of a user holds everywhere, of a chat for all in it, of a member only there."""
+    await limiter.ban(who, "1h")
+    assert [await banned(limiter, each) for each in (ANNA, BORIS)] == [anna, boris]
+    assert await banned(limiter, Subject(user=42, chat=42)) is elsewhere
+    assert await banned(limiter, Subject(user=42, chat=-100, bot=7)) is (anna or who.bot == 7)
+
+
+async def test_the_list_says_who_until_when_why_since_when_and_by_whom(limiter: Limiter) -> None:
+    """Entries have everything; the bans that end first come first; pages have their size."""
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    await limiter.ban(Subject(chat=-5), None, "a raid \N{FIRE}", by="admin 1")
+    await limiter.ban(USER, "1h", reason="spam")
+    await limiter.ban(BORIS, 60)
+    listed = await limiter.bans()
+    assert [(b.subject, b.reason, b.by) for b in listed] == [
+        (BORIS, "", ""),
+        (USER, "spam", ""),
+        (Subject(chat=-5), "a raid \N{FIRE}", "admin 1"),
+    ]
+    assert all(before < ban.since <= datetime.now(UTC) + timedelta(seconds=1) for ban in listed)
+    assert listed[1].until is not None
+    assert listed[1].until - listed[1].since == pytest.approx(
+        timedelta(hours=1), abs=timedelta(seconds=1)
+    )
+    assert [*await limiter.bans(limit=2), *await limiter.bans(2, 2)] == listed
+    assert await limiter.bans(offset=3) == []
+
+
+async def test_a_ban_replaces_an_earlier_one(limiter: Limiter) -> None:
+    """Banned again, a user is on the list once, with what was said last."""
+    await limiter.ban(USER)
+    await limiter.ban(USER, "1h", reason="second thoughts")
+    assert [(ban.reason, ban.until is None) for ban in await limiter.bans()] == [
+        ("second thoughts", False)
+    ]
+
+
+async def settled(limiter: Limiter) -> None:
+    """Wait for what is written to the list in the background."""
+    if limiter._bans._writes:
+        await asyncio.wait(limiter._bans._writes)
+
+
+@pytest.mark.parametrize(
+    ("scope", "who"),
+    [(Scope.USER, USER), (Scope.CHAT, Subject(chat=-100)), (Scope.MEMBER, ANNA)],
+)
+async def test_bans_of_a_penalty_are_listed_and_lifted(
+    limiter: Limiter, other: Limiter, scope: Scope, who: Subject
+) -> None:
+    """What a Penalty banned stands in the list, and `unban` lets the user in on every instance."""
+    rules: Any = ["1/m", Penalty("2/m", "15m", scope=scope)]
+    await limiter.ban(BORIS, "1d")
+    found = [await limiter.hit(rules, ANNA) for _ in range(3)]
+    assert [decision.banned for decision in found] == [False, False, True]
+    assert (await other.hit(rules, ANNA)).banned
+    await settled(limiter)
+    first, _ = await limiter.bans()
+    assert (first.subject, first.by, first.reason) == (who, "penalty", str(rules[1]))
+    assert first.until is not None
+    assert 890 < (first.until - datetime.now(UTC)).total_seconds() <= 901
+    assert await other.unban(who)
+    assert [ban.subject for ban in await limiter.bans()] == [BORIS]
+    assert not (await limiter.hit(rules, ANNA)).banned
+
+
+async def test_a_ban_that_is_reset_leaves_the_list(limiter: Limiter) -> None:
+    """`reset` of the penalty lifts its ban only: one by hand stays."""
+    rules: Any = ["1/m", Penalty("1/m", "15m")]
+    for _ in range(2):
+        await limiter.hit(rules, ANNA)
+    await settled(limiter)
+    await limiter.ban(USER, "1h")
+    assert len(await limiter.bans()) == 2
+    assert await limiter.reset(rules, ANNA)
+    await settled(limiter)
+    assert [ban.by for ban in await limiter.bans()] == [""]
+    assert await banned(limiter)
+
+
+@movable
+async def test_a_ban_that_grows_is_listed_as_long_as_it_is(bench: Bench, limiter: Limiter) -> None:
+    """A ban that was doubled stands in the list with its new end."""
+    rules: Any = ["1/d", Penalty("2/m", "15m", grows=True)]
+    for _ in range(5):  # refused four times: that is twice two
+        await limiter.hit(rules, ANNA)
+        await settled(limiter)
+    await bench.advance(16 * 60)
+    assert [ban.by for ban in await limiter.bans()] == ["penalty"]
+    await bench.advance(15 * 60)
+    assert await limiter.bans() == []
+
+
+async def test_a_list_that_is_full_says_so(
+    limiter: Limiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more ban by hand is an error; those who are on the list can be banned again."""
+    monkeypatch.setattr(banlist, "MAX_BANS", 1)
+    await limiter.ban(USER)
+    await limiter.ban(USER, "1h")
+    with pytest.raises(ConfigError, match="the list of bans is full"):
+        await limiter.ban(BORIS)
+
+
+async def test_nothing_is_claimed_in_an_outage() -> None:
+    """`ban`, `unban` and `bans` raise while the storage is away; a ban that is known goes on."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage)
+    await limiter.ban(USER, "1h")
+    storage.fail()
+    for call in (limiter.ban(BORIS, "1h"), limiter.unban(USER), limiter.bans()):
+        with pytest.raises(StorageError):
+            await call
+    assert await banned(limiter)
+    assert not await banned(limiter, BORIS)
+
+
+async def test_the_copy_outlives_the_server(own_server: Server) -> None:
+    """When Redis dies, banned users stay banned, whatever `on_error` says to all others."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        limiter = Limiter(RedisStorage(client))
+        await limiter.ban(USER, "1h")
+        assert await banned(limiter)
+        own_server.kill()
+        for _ in range(8):
+            assert await banned(limiter)
+            assert (await limiter.hit("1/s", BORIS)).allowed
+            await asyncio.sleep(0.1)
+        with pytest.raises(StorageError):
+            await limiter.ban(BORIS)
+        await limiter.close()
+
+
+@pytest.mark.parametrize("bench", ["redis-server"], indirect=True)
+async def test_bans_cost_a_decision_no_command(bench: Bench, limiter: Limiter) -> None:
+    """A banned user's decision asks Redis nothing; that of others asks what it always did."""
+    assert bench.client is not None
+
+    async def commands() -> int:
+        return int((await bench.client.info("stats"))["total_commands_processed"])  # type: ignore[union-attr]  # asserted above
+
+    await limiter.ban(USER, "1h")
+    await limiter.hit("1000/s", ANNA)  # from now on the list is looked at in the background
+    before = await commands()
+    for _ in range(200):
+        assert await banned(limiter)
+    for_banned = await commands() - before
+    before = await commands()
+    for _ in range(200):
+        assert not await banned(limiter, BORIS)
+    # Each of the others: EVALSHA, and what the script calls.
+    each = (await commands() - before - 10) / 200
+    assert for_banned < 10
+    assert each <= 3
+
+
+async def test_nobody_looks_when_nothing_is_decided(
+    monkeypatch: pytest.MonkeyPatch, fake_client: Any
+) -> None:
+    """After a pause nothing is sent to Redis any more, until the next decision, which looks."""
+    monkeypatch.setattr(bans_module, "REFRESH", 0.01)
+    monkeypatch.setattr(bans_module, "IDLE", 0.03)
+    limiter, other = Limiter(RedisStorage(fake_client)), Limiter(RedisStorage(fake_client))
+    assert not await banned(limiter)
+    before = asyncio.all_tasks()
+    async with asyncio.timeout(2):
+        while not limiter._bans.asleep:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+    assert len([task for task in before if not task.done()]) == len(before) - 1
+    await other.ban(USER)
+    assert await banned(limiter)
+    await limiter.close()
+    await other.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((Subject(),), r"a ban of nobody: name a user, a chat or both, for example Subject"),
+        ((Subject(topic=3),), "a ban of nobody"),
+        ((42,), "subject=42: expected a Subject"),
+        ((Subject(chat=1, topic=3),), "a user, a chat or a user in a chat can be banned"),
+        ((USER, "soon"), "a ban of 'soon': expected a length such as '1h'"),
+        ((USER, 0), "a ban of 0: expected"),
+        ((USER, float("nan")), "a ban of nan: expected"),
+        ((USER, True), "a ban of True: expected"),
+        ((USER, "1h", 7), "reason=7: expected a text"),
+        ((USER, "1h", "x" * 501), "reason='xxx.*expected a text of at most 500"),
+    ],
+)
+async def test_mistakes_are_told(arguments: Any, message: str) -> None:
+    """A ban that makes no sense is a ConfigError with the value and the fix."""
+    limiter = Limiter(MemoryStorage())
+    with pytest.raises(ConfigError, match=message):
+        await limiter.ban(*arguments)
+    with pytest.raises(ConfigError, match="limit=0: expected a whole number from 1 to 1000"):
+        await limiter.bans(limit=0)
+    with pytest.raises(ConfigError, match="offset=-1"):
+        await limiter.bans(offset=-1)
