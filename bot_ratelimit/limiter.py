@@ -12,7 +12,7 @@ from bot_ratelimit.algorithms import Undecided, Verdict
 from bot_ratelimit.decision import Decision, Source, conclude
 from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.failures import Failures, printable
-from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
+from bot_ratelimit.limit import MAX_AMOUNT, MAX_FILLING_US, MAX_PERIOD_MS, Limit
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import (
     Rule,
@@ -20,6 +20,7 @@ from bot_ratelimit.rule import (
     Rules,
     Subject,
     check_cost,
+    check_payment,
     check_prefix,
     rules_of,
 )
@@ -148,6 +149,70 @@ class Limiter:
         """
         return await self.hit(rule, subject, cost, _look=True)
 
+    async def charge(
+        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
+    ) -> Decision:
+        """Charge the subject whatever is left: what something costs is known only afterwards.
+
+        What the limit cannot grant becomes a debt, and everything is refused until it is paid, just
+        as long as an honest payment would have taken. A debt is at most what the limit grants in
+        366 days, and at most 1,000,000; docs/algorithms.md has an example for each algorithm.
+
+        Args:
+            rules: One rule, or several that are charged together. A `Penalty` is left out.
+            subject: Who pays. A rule that lacks an id of it does not apply.
+            cost: Taken from each rule, 1 to 1,000,000.
+
+        Returns:
+            What a hit of cost 1 would be told next.
+
+        Raises:
+            StorageError: The storage did not answer. It is unknown whether the cost was charged,
+                except after a `NotConnectedError` or `QueueFullError`: then it was not.
+            ConfigError: The rules or the cost make no sense, or the storage refuses the command.
+        """
+        check_payment(cost, None)
+        charges, applied = self._payments(rules, subject, cost)
+        if not charges:
+            return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
+        verdicts = await self._storage.charge(charges, timeout=self.timeout)
+        return conclude(applied, verdicts, self._storage.source, [1] * len(charges))
+
+    async def refund(
+        self,
+        rules: RuleLike | Iterable[RuleLike],
+        subject: Subject,
+        cost: int = 1,
+        *,
+        age: float | None = None,
+    ) -> Decision:
+        """Give back what was charged, as far as it still counts; never above full.
+
+        A storage does not remember who paid for what: without `age`, the charge is taken to have
+        been made in the window that runs now.
+
+        Args:
+            rules: One rule, or several that get it back together. A `Penalty` is left out.
+            subject: Who was charged.
+            cost: Given back to each rule, 1 to 1,000,000.
+            age: Seconds since the charge was confirmed: `time.monotonic()` now, less what it was
+                then. Nothing is given back of what began after the charge.
+
+        Returns:
+            What a hit of cost 1 would be told next.
+
+        Raises:
+            StorageError: The storage did not answer; see `charge`.
+            ConfigError: An argument makes no sense, or the storage refuses the command.
+        """
+        check_payment(cost, age)
+        charges, applied = self._payments(rules, subject, cost)
+        if not charges:
+            return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
+        age_us = min(int((age or 0) * 1_000_000), 2 * MAX_FILLING_US)
+        verdicts = await self._storage.refund(charges, age_us=age_us, timeout=self.timeout)
+        return conclude(applied, verdicts, self._storage.source, [1] * len(charges))
+
     async def reset(self, rule: RuleLike | Iterable[RuleLike], subject: Subject) -> bool:
         """Forget what the subject was charged; True if there was something.
 
@@ -209,6 +274,20 @@ class Limiter:
                 charges.append(new_charge((key, limit, cost or rule.cost, rule.shadow, None)))
             applied.append(rule)
         return charges, applied
+
+    def _payments(
+        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
+    ) -> tuple[list[Charge], Sequence[Rule]]:
+        """What to charge, of which rules; all rules if none of them applies."""
+        given = rules_of(rules)
+        _check_subject(subject)
+        charges, applied = [], []
+        for rule in given:
+            key, limit = rule.key(self.key_prefix, subject), rule.limit_for(subject)
+            if key is not None and limit is not None and not isinstance(rule, Penalty):
+                charges.append(Charge(key, limit, cost, rule.shadow))
+                applied.append(rule)
+        return charges, applied or given
 
     def _counted(self, rules: Rules, subject: Subject) -> list[Charge]:
         """What may be counted of the subject, also by rules that do not apply to it now."""

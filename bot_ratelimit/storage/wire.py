@@ -38,6 +38,11 @@ class Hit(NamedTuple):
     look: bool = False
     reset: bool = False
     """Look, then forget: the answer is what a look would have said."""
+    pay: str = ""
+    """`"+"` charges whatever is left, `"-"` gives back: the answer is what a hit of cost 1 is told
+    afterwards."""
+    age_us: int = 0
+    """How long ago what is given back was charged."""
 
 
 def foreign(key: str) -> ServerText:
@@ -70,18 +75,21 @@ def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
     """`numkeys key … arg …` for decide.lua: a key and its spec for each charge."""
     keys: list[bytes] = []
     specs: list[bytes] = []
-    for charges, once, look, reset in hits:
+    for charges, once, look, reset, pay, age_us in hits:
         if once is not None:
             keys.append(name(once))
             specs.append(_ONCE_SPEC)
-        mode = "!" if reset else "?" if look else ""
+        mode = "!" if reset else "?" if look else pay
         shared = reset or once is not None
         # How many more keys go with this one.
         joined = 2 * len(charges) if shared else len(charges)
         for key, limit, cost, shadow, penalty in charges:
             joined -= 1
             keys.append(name(key))
-            if penalty is None:
+            if age_us:
+                spec = _spec(limit, cost, shadow, mode, joined > 0)
+                specs.append(b"%b %d" % (spec, age_us))
+            elif penalty is None:
                 specs.append(_spec(limit, cost, shadow, mode, joined > 0))
             else:
                 specs.append(_penalty_spec(limit, penalty, mode, joined > 0))
