@@ -120,21 +120,21 @@ def _overdrawn(state: Overdrawn, now: int, limit: Limit, cost: int) -> Step:
     if window is None:
         return fixed_window(None, now, limit, cost)
     wait_ms = window.wait_ms(limit, cost) if cost else 0
-    changed = window.count >= limit.amount or not wait_ms
+    changed = window.attempts >= limit.amount or not wait_ms
     if changed:
-        window = window._replace(count=window.count + cost)
+        window = window._replace(attempts=window.attempts + cost)
     reset_ms = window.reset_ms(limit)
-    verdict = Verdict(wait_ms * 1_000, max(0, limit.amount - window.count), reset_ms * 1_000)
+    verdict = Verdict(wait_ms * 1_000, max(0, limit.amount - window.attempts), reset_ms * 1_000)
     return written(window, now_ms, limit) if changed else state, verdict
 
 
 def written(window: Running, now_ms: int, limit: Limit) -> Window | Overdrawn | None:
     """The state of a fixed window; None if nothing was charged."""
     if not window.owed:
-        return Window(window.count, now_ms + window.left_ms) if window.count else None
+        return Window(window.attempts, now_ms + window.left_ms) if window.attempts else None
     ends_ms = now_ms + window.reset_ms(limit)
     terms = limit.amount, limit.period_ms
-    return Overdrawn(window.count, window.owed, ends_ms, *terms, window.opened_ms)
+    return Overdrawn(window.attempts, window.owed, ends_ms, *terms, window.opened_ms)
 
 
 def sliding_window(state: Any, now: int, limit: Limit, cost: int) -> Step:

@@ -24,7 +24,7 @@ def most_owed(limit: Limit) -> int:
 class Overdrawn(NamedTuple):
     """State of a fixed window that owes something, and of the windows that pay for it."""
 
-    count: int
+    attempts: int
     """Attempts of the window that ran when this was written."""
     owed: int
     """What the windows after it have to pay, `amount` each."""
@@ -39,7 +39,7 @@ class Overdrawn(NamedTuple):
 class Running(NamedTuple):
     """A fixed window at one moment, as a limit sees it."""
 
-    count: int
+    attempts: int
     owed: int
     left_ms: int
     """How much is left of the window that runs now."""
@@ -53,7 +53,7 @@ class Running(NamedTuple):
             5/10s, 13 charged    |5    |5    |3  x  |
                                  0 s   10 s  20 s   30 s, the end of the last window
         """
-        if self.count + cost <= limit.amount:
+        if self.attempts + cost <= limit.amount:
             return 0
         if not self.owed:
             return self.left_ms

@@ -26,6 +26,7 @@ from bot_ratelimit.rule import (
 )
 from bot_ratelimit.storage.base import Charge, Storage, new_charge
 from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.waiting import Queues, Waiter, check_wait
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -71,6 +72,7 @@ class Limiter:
         self._standby = standby if on_error == "memory" else None
         self._clock = clock
         self._failures = Failures(on_error, clock)
+        self._queues = Queues(self, self._troubled)
 
     @property
     def storage(self) -> Storage:
@@ -148,6 +150,44 @@ class Limiter:
             cost: What the hit would take from each rule instead of the rule's own cost.
         """
         return await self.hit(rule, subject, cost, _look=True)
+
+    async def acquire(
+        self,
+        rules: RuleLike | Iterable[RuleLike],
+        subject: Subject,
+        cost: int | None = None,
+        timeout: float | None = None,
+    ) -> Decision:
+        """Wait until the subject may go on, and charge it then; `Decision.waited` says how long.
+
+        Within a process it is first come, first served; over instances nobody starves. Whoever
+        would have to wait longer than `timeout` is refused as soon as that is known, and charged
+        nothing; so is a call beyond 10,000 that wait already. If Redis fails meanwhile, `on_error`
+        answers. A call that is cancelled is charged nothing.
+
+        Args:
+            rules: One rule, or several. Waiting never leads to a ban, but a user whom a `Penalty`
+                among them bans when the wait begins is refused.
+            subject: Who waits. A rule that lacks an id of it does not apply.
+            cost: Taken from each rule instead of the rule's own cost.
+            timeout: Seconds from 0 up; None waits as long as it takes.
+
+        Raises:
+            ConfigError: An argument makes no sense. A failing storage never raises.
+        """
+        check_wait(timeout)
+        rules = rules_of(rules)
+        charges, applied = self._charges(rules, subject, cost)
+        if not charges:
+            return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
+        bans = Rules(rule for rule in applied if isinstance(rule, Penalty))
+        limits = Rules(rule for rule in applied if not isinstance(rule, Penalty))
+        if bans:
+            decision = await self.peek(bans, subject)
+            if not limits or not decision:
+                return decision
+            charges = [charge for charge in charges if charge.penalty is None]
+        return await self._queues.wait(Waiter(limits, subject, cost, charges, timeout))
 
     async def charge(
         self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
@@ -250,8 +290,13 @@ class Limiter:
         self._storage.open()
 
     async def close(self) -> None:
-        """Close the storage."""
+        """Refuse everybody who waits in `acquire`, and close the storage."""
+        await self._queues.close()
         await self._storage.close()
+
+    def _troubled(self, charges: Sequence[Charge]) -> bool:
+        """Whether the circuit of the server of these charges is open."""
+        return not self._failures.breaker(self._storage.server(charges)).closed
 
     def _charges(
         self, rules: Rules, subject: Subject, cost: int | None

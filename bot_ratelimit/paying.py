@@ -10,7 +10,6 @@ from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.algorithms import (
     Log,
-    Overdrawn,
     Window,
     appended,
     arrival,
@@ -19,31 +18,29 @@ from bot_ratelimit.algorithms import (
     logged_until,
     written,
 )
-from bot_ratelimit.debt import Charged, Running, most_owed, running, settled
+from bot_ratelimit.debt import Charged, Overdrawn, Running, most_owed, running, settled
 from bot_ratelimit.limit import Algorithm, Limit
 
 
 def charge_window(state: Any, now: int, limit: Limit, cost: int) -> Any:
     """Fill the window that runs; what does not fit is paid by the windows after it."""
     window = _window(state, now // 1_000, limit)
-    paid = 0 if window.owed else min(cost, max(0, limit.amount - window.count))
+    paid = 0 if window.owed else min(cost, max(0, limit.amount - window.attempts))
     owed = min(window.owed + cost - paid, most_owed(limit))
-    window = window._replace(count=window.count + paid, owed=owed)
+    window = window._replace(attempts=window.attempts + paid, owed=owed)
     return written(window, now // 1_000, limit)
 
 
 def refund_window(state: Any, now: int, limit: Limit, cost: int, age: int) -> Any:
     """Lower the debt, then the count; nothing if the window was opened after the charge."""
     window = _window(state, now // 1_000, limit)
-    if not window.count or now // 1_000 - window.opened_ms < age // 1_000:
+    if not window.attempts or now // 1_000 - window.opened_ms < age // 1_000:
         return state
     back = min(cost, window.owed)
-    count = window.count
+    count = window.attempts
     if cost > back:  # attempts beyond the amount were never charged
         count = max(0, min(count, limit.amount) - (cost - back))
-    return written(
-        window._replace(count=count, owed=window.owed - back), now // 1_000, limit
-    )
+    return written(window._replace(attempts=count, owed=window.owed - back), now // 1_000, limit)
 
 
 def _window(state: Any, now_ms: int, limit: Limit) -> Running:

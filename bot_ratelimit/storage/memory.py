@@ -71,9 +71,7 @@ class MemoryStorage:
     async def charge(self, charges: Sequence[Charge], *, timeout: float) -> list[Verdict]:
         """Charge whatever is left; see `Storage.charge`."""
         now = self._now()
-        return [
-            self._paid(each, CHARGES[each.limit.algorithm], now, each.cost) for each in charges
-        ]
+        return [self._paid(each, CHARGES[each.limit.algorithm], now, each.cost) for each in charges]
 
     async def refund(
         self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
@@ -153,9 +151,7 @@ class MemoryStorage:
             for charge, kept, wait in zip(charges, found, waits, strict=True)
         ]
 
-    def _paid(
-        self, charge: Charge, pay: Callable[..., Any], now: int, *arguments: int
-    ) -> Verdict:
+    def _paid(self, charge: Charge, pay: Callable[..., Any], now: int, *arguments: int) -> Verdict:
         kept = self._states.get(charge.key)
         before = None if kept is None else kept.state
         state = pay(before, now, charge.limit, *arguments)

@@ -62,9 +62,7 @@ class RedisStorage:
         """Look without charging; see `Storage.peek`."""
         return self._submit(Hit(charges, look=True), charges[0].key, timeout)
 
-    def charge(
-        self, charges: Sequence[Charge], *, timeout: float
-    ) -> Awaitable[list[Verdict]]:
+    def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
         """Charge whatever is left; see `Storage.charge`."""
         return self._submit(Hit(charges, pay="+"), charges[0].key, timeout)
 

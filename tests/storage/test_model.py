@@ -208,9 +208,7 @@ class Player:
                 ago = age * history.tick
                 verdicts = model.pay(now, charges, cost, None if action == "charge" else ago)
                 if action == "charge":
-                    happened |= {"overdrawn"} if any(
-                        v.remaining < cost for v in before
-                    ) else set()
+                    happened |= {"overdrawn"} if any(v.remaining < cost for v in before) else set()
                     found = [await each.charge(rules, subject, cost) for each in limiters]
                 else:
                     happened |= {"refunded"} if before != verdicts else set()
@@ -253,7 +251,14 @@ class Player:
     def check(self) -> None:
         """A history in which nothing happens proves nothing."""
         shares = {what: self.seen[what] / self.seen["history"] for what in self.seen}
-        for what in ("refused", "shadowed", "changed", "changed algorithm", "overdrawn", "refunded"):
+        for what in (
+            "refused",
+            "shadowed",
+            "changed",
+            "changed algorithm",
+            "overdrawn",
+            "refunded",
+        ):
             assert shares.get(what, 0) > 0.05, shares
         for what in ("banned", "shared"):
             assert shares.get(what, 0) > 0.01, shares
