@@ -288,3 +288,9 @@ def test_a_bucket_that_takes_a_century_to_fill_is_refused(text: str, fits: bool)
     else:
         with pytest.raises(ConfigError, match="over 100 years to fill"):
             Limit.parse(text)
+
+
+@pytest.mark.parametrize("unit", ["week", "weeks", "w", "1 week", "7 days"])
+def test_a_week_is_a_unit(unit: str) -> None:
+    """A limit can be said in weeks."""
+    assert Limit.parse(f"5/{unit}") == Limit(5, 7 * DAY)

@@ -36,9 +36,9 @@ FLOORS = [
     {"outgoing"},
     {"settings", "testing", "metrics"},
     # Nothing from here on imports aiogram.
-    {"limiter", "failures", "breaker", "observer"},
+    {"limiter", "waiting", "failures", "breaker", "observer"},
     {"storage"},
-    {"decision", "algorithms", "penalty", "rule", "limit", "errors"},
+    {"decision", "paying", "algorithms", "debt", "penalty", "rule", "limit", "errors"},
 ]
 STRANGERS = {("incoming", "outgoing"), ("outgoing", "incoming")}
 ABOVE_THE_LINE = {"__init__", "__main__", "admin", "incoming", "outgoing"}
