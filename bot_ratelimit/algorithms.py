@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from bot_ratelimit.debt import Charged, Overdrawn, Running, most_owed, running, settled
 from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.penalty import Penalty
 
@@ -59,19 +60,16 @@ new_verdict: Final[Callable[[tuple[int, int, int]], Verdict]] = partial(tuple.__
 _new_window: Final[Callable[[tuple[int, int]], Window]] = partial(tuple.__new__, Window)
 
 
-class Charged(NamedTuple):
-    """One entry of the sliding window's log."""
-
-    at: int
-    cost: int
-
-
 class Log(NamedTuple):
     """State of the sliding window."""
 
     hits: tuple[Charged, ...]
     ends_ms: int
     """A millisecond after the last hit counts, under the limit that charged it."""
+    owed: int = 0
+    """What was charged beyond the limit, and has yet to find room in the log."""
+    since: int = 0
+    """When something began to be owed."""
 
 
 class Arrival(NamedTuple):
@@ -80,6 +78,8 @@ class Arrival(NamedTuple):
     at: int
     part: int
     parts: int
+    owed: int = 0
+    """By how many tokens the bucket was below empty when this was written."""
 
 
 def fixed_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
@@ -94,6 +94,8 @@ def fixed_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
     Milliseconds, as a Redis TTL. A window that is full counts further attempts, so that an
     operator can see who insists; nobody pays for them.
     """
+    if type(state) is Overdrawn:
+        return _overdrawn(state, now, limit, cost)
     amount, period_ms = limit.amount, limit.period_ms
     count, ends_ms = state if isinstance(state, Window) else (0, 0)
     now_ms = now // 1_000
@@ -111,6 +113,30 @@ def fixed_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
     return _new_window((count, now_ms + left_ms)), new_verdict((wait, remaining, reset))
 
 
+def _overdrawn(state: Overdrawn, now: int, limit: Limit, cost: int) -> Step:
+    """`fixed_window`, where more was charged than it grants."""
+    now_ms = now // 1_000
+    window = running(state, now_ms, limit)
+    if window is None:
+        return fixed_window(None, now, limit, cost)
+    wait_ms = window.wait_ms(limit, cost) if cost else 0
+    changed = window.attempts >= limit.amount or not wait_ms
+    if changed:
+        window = window._replace(attempts=window.attempts + cost)
+    reset_ms = window.reset_ms(limit)
+    verdict = Verdict(wait_ms * 1_000, max(0, limit.amount - window.attempts), reset_ms * 1_000)
+    return written(window, now_ms, limit) if changed else state, verdict
+
+
+def written(window: Running, now_ms: int, limit: Limit) -> Window | Overdrawn | None:
+    """The state of a fixed window; None if nothing was charged."""
+    if not window.owed:
+        return Window(window.attempts, now_ms + window.left_ms) if window.attempts else None
+    ends_ms = now_ms + window.reset_ms(limit)
+    terms = limit.amount, limit.period_ms
+    return Overdrawn(window.attempts, window.owed, ends_ms, *terms, window.opened_ms)
+
+
 def sliding_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
     """Remember when each hit of the last period was charged: exact, at the price of a log.
 
@@ -120,25 +146,49 @@ def sliding_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
                  0 s  3 s  6 s 8 s    10 s 13 s, as each of the first three leaves
     """
     period = limit.period_ms * 1_000
-    log = state.hits if isinstance(state, Log) and now // 1_000 < state.ends_ms else ()
-    if log and log[-1].at > now + period:  # the clock was set back: do not wait for it to catch up
-        log = ()
-    log = tuple(hit for hit in log if hit.at > now - period)
+    log, owed, _ = living(state, now, limit)
     used = sum(hit.cost for hit in log)
-    wait, excess = 0, used + cost - limit.amount
+    later = settled(log, owed, limit, None)[0] if owed else log
+    wait, excess = 0, (limit.amount if owed else used) + cost - limit.amount
     if cost and excess > 0:
-        for hit in log:
+        excess = sum(hit.cost for hit in later) + cost - limit.amount
+        if excess <= 0:  # the last payment of the debt leaves room
+            wait = later[-1].at - now
+        for hit in later if excess > 0 else ():
             excess -= hit.cost
             if excess <= 0:
                 wait = hit.at + period - now
                 break
     elif cost:
-        at = max(now, log[-1].at) if log else now
-        log = (*log, Charged(at, cost))
+        state = appended(log, now, limit, cost)
+        log = later = state.hits
         used += cost
-        state = Log(log, now // 1_000 + limit.period_ms - (now - at) // 1_000 + 1)
-    reset = log[-1].at + period - now if log else 0
+    reset = later[-1].at + period - now if later else 0
     return state, Verdict(wait, max(0, limit.amount - used), reset)
+
+
+def living(state: Any, now: int, limit: Limit) -> tuple[tuple[Charged, ...], int, int]:
+    """What counts of a sliding window now, what is still owed, and since when."""
+    if not isinstance(state, Log) or now // 1_000 >= state.ends_ms:
+        return (), 0, 0
+    period = limit.period_ms * 1_000
+    log, owed = state.hits, 0
+    if log and log[-1].at > now + period:  # the clock was set back: do not wait for it to catch up
+        return (), 0, 0
+    if state.owed:
+        log, owed = settled(log, min(state.owed, most_owed(limit)), limit, now)
+    return tuple(hit for hit in log if hit.at > now - period), owed, state.since
+
+
+def appended(log: tuple[Charged, ...], now: int, limit: Limit, cost: int) -> Log:
+    """The log with one more entry, never before the last one."""
+    at = max(now, log[-1].at) if log else now
+    return Log((*log, Charged(at, cost)), logged_until(at, now, limit))
+
+
+def logged_until(at: int, now: int, limit: Limit) -> int:
+    """When a log whose last entry is charged at this time may be forgotten, in milliseconds."""
+    return now // 1_000 + limit.period_ms - (now - at) // 1_000 + 1
 
 
 def token_bucket(state: Any, now: int, limit: Limit, cost: int) -> Step:
@@ -156,20 +206,39 @@ def token_bucket(state: Any, now: int, limit: Limit, cost: int) -> Step:
     """
     parts, interval = limit.amount, limit.period_ms * 1_000
     capacity = limit.capacity * interval
-    tat = 0
-    if isinstance(state, Arrival):
-        tat = (state.at - now) * parts + (state.part if state.parts == parts else 0)
-    # Never below empty, which a slower limit or a clock that was set back may have left.
-    backlog = min(max(tat, 0), capacity)
+    tat, lowest = backlog_of(state, now, limit)
+    backlog = min(tat, lowest)
     excess = backlog + cost * interval - capacity
     wait = -(-excess // parts) if cost and excess > 0 else 0
     if not wait:
         backlog += cost * interval
-    verdict = Verdict(wait, (capacity - backlog) // interval, -(-backlog // parts))
-    if wait and tat <= capacity:
+    remaining = max(0, capacity - backlog) // interval
+    verdict = Verdict(wait, remaining, -(-backlog // parts))
+    if wait and tat <= lowest:
         return state, verdict
-    at, part = divmod(backlog, parts)
-    return Arrival(now + at, part, parts), verdict
+    return arrival(backlog, now, limit), verdict
+
+
+def backlog_of(state: Any, now: int, limit: Limit) -> tuple[int, int]:
+    """What a bucket lacks according to its state, and the most that it may lack.
+
+    In `1/amount` microseconds. It may lack its capacity and the debt; a slower limit, or a clock
+    that was set back, may have left more.
+    """
+    capacity = limit.capacity * limit.period_ms * 1_000
+    if not isinstance(state, Arrival):
+        return 0, capacity
+    part = state.part if state.parts == limit.amount else 0
+    debt = min(state.owed, most_owed(limit)) * limit.period_ms * 1_000
+    return max(0, (state.at - now) * limit.amount + part), capacity + debt
+
+
+def arrival(backlog: int, now: int, limit: Limit) -> Arrival:
+    """The state of a bucket that lacks so much, in `1/amount` microseconds."""
+    interval = limit.period_ms * 1_000
+    owed = -(-max(0, backlog - limit.capacity * interval) // interval)
+    at, part = divmod(backlog, limit.amount)
+    return Arrival(now + at, part, limit.amount, owed)
 
 
 def penalty(state: Any, now: int, limit: Limit, terms: Penalty, cost: int) -> Step:

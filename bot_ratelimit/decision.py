@@ -38,6 +38,8 @@ class Decision(NamedTuple):
     """The shadow rules that would have refused."""
     banned: bool = False
     """Whether a ban refuses: one by hand, or a `Penalty`, alone or beside other rules."""
+    waited: float = 0.0
+    """Seconds that `Limiter.acquire` took; 0.0 of all that does not wait."""
 
     def __bool__(self) -> bool:
         """Whether to go on."""
@@ -68,7 +70,7 @@ def conclude(
     rule, (wait, remaining, reset) = rules[0], verdicts[0]
     if len(rules) == 1 and type(rule) is Rule and not rule.shadow:  # nearly always
         return _new_decision(
-            (not wait, rule, remaining, wait / 1e6, reset / 1e6, source, (), False)
+            (not wait, rule, remaining, wait / 1e6, reset / 1e6, source, (), False, 0.0)
         )
     said = [
         (rule, _ban(verdict) if isinstance(rule, Penalty) else verdict)

@@ -23,9 +23,11 @@ _UNITS_MS: Final = {
     **dict.fromkeys(("m", "min", "minute", "minutes"), 60_000),
     **dict.fromkeys(("h", "hour", "hours"), 3_600_000),
     **dict.fromkeys(("d", "day", "days"), 86_400_000),
+    **dict.fromkeys(("w", "week", "weeks"), 604_800_000),
 }
 # How a period is written: the largest unit that divides it, in full when there is one of it.
 _WRITTEN: Final = (
+    (604_800_000, "w", "week"),
     (86_400_000, "d", "day"),
     (3_600_000, "h", "hour"),
     (60_000, "m", "minute"),
@@ -107,8 +109,8 @@ class Limit:
         """Read a limit: `5/10s`, `20/minute`, `1 per 2 hours`, `5/10s sliding`, `30/s burst 60`.
 
         `AMOUNT / PERIOD` or `AMOUNT per PERIOD`. A period is `[N]UNIT`, with the units ms, s,
-        sec, second(s), m, min, minute(s), h, hour(s), d, day(s). Spaces are free. `sliding`
-        picks the sliding window; `bucket` or `burst N` the token bucket.
+        sec, second(s), m, min, minute(s), h, hour(s), d, day(s), w, week(s). Spaces are free.
+        `sliding` picks the sliding window; `bucket` or `burst N` the token bucket.
 
         Raises:
             ConfigError: Anything else, with the text, the place and an example.
@@ -215,9 +217,9 @@ def parse_period(text: str) -> float:
 def _period(reader: _Reader) -> float:
     count = reader.take(r"[0-9]{1,15}(?:\.[0-9]{1,15})?") or "1"
     unit_at = reader.at
-    unit_ms = _UNITS_MS.get(reader.need(r"[a-z]+", "a unit (ms, s, m, h, d)"))
+    unit_ms = _UNITS_MS.get(reader.need(r"[a-z]+", "a unit (ms, s, m, h, d, w)"))
     if unit_ms is None:
-        raise reader.error("expected a unit (ms, s, m, h, d)", unit_at)
+        raise reader.error("expected a unit (ms, s, m, h, d, w)", unit_at)
     return float(count) * unit_ms / 1_000
 
 

@@ -24,7 +24,7 @@ from bot_ratelimit.decision import Decision, Source, conclude
 from bot_ratelimit.errors import ConfigError, RefusedError, StorageError
 from bot_ratelimit.failures import Failures, printable
 from bot_ratelimit.health import Health, health_of
-from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
+from bot_ratelimit.limit import MAX_AMOUNT, MAX_FILLING_US, MAX_PERIOD_MS, Limit
 from bot_ratelimit.observer import Observer, ObserverLike, observers_of
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import (
@@ -33,14 +33,16 @@ from bot_ratelimit.rule import (
     Rules,
     Subject,
     check_cost,
+    check_payment,
     check_prefix,
     rules_of,
 )
-from bot_ratelimit.slots import SlotContext, Slots, check_wait
+from bot_ratelimit.slots import SlotContext, Slots, check_slot_wait
 from bot_ratelimit.statistics import HourCount, Refusals, Statistics
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Charge, Storage, new_charge
 from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.waiting import Queues, Waiter, check_wait
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -99,6 +101,7 @@ class Limiter:
             observe(self._observer)
         self._bans = Bans(storage, self.key_prefix, self.timeout)
         self._slots: Slots | None = None
+        self._queues = Queues(self, self._troubled)
 
     @property
     def observer(self) -> Observer | None:
@@ -199,6 +202,108 @@ class Limiter:
         """
         return await self.hit(rule, subject, cost, _look=True)
 
+    async def acquire(
+        self,
+        rules: RuleLike | Iterable[RuleLike],
+        subject: Subject,
+        cost: int | None = None,
+        timeout: float | None = None,
+    ) -> Decision:
+        """Wait until the subject may go on, and charge it then; `Decision.waited` says how long.
+
+        Within a process it is first come, first served; over instances nobody starves. Whoever
+        would have to wait longer than `timeout` is refused as soon as that is known, and charged
+        nothing; so is a call beyond 10,000 that wait already. If Redis fails meanwhile, `on_error`
+        answers. A call that is cancelled is charged nothing.
+
+        Args:
+            rules: One rule, or several. Waiting never leads to a ban, but a user whom a `Penalty`
+                among them bans when the wait begins is refused.
+            subject: Who waits. A rule that lacks an id of it does not apply.
+            cost: Taken from each rule instead of the rule's own cost.
+            timeout: Seconds from 0 up; None waits as long as it takes.
+
+        Raises:
+            ConfigError: An argument makes no sense. A failing storage never raises.
+        """
+        check_wait(timeout)
+        rules = rules_of(rules)
+        charges, applied = self._charges(rules, subject, cost)
+        if not charges:
+            return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
+        bans = Rules(rule for rule in applied if isinstance(rule, Penalty))
+        limits = Rules(rule for rule in applied if not isinstance(rule, Penalty))
+        if bans:
+            decision = await self.peek(bans, subject)
+            if not limits or not decision:
+                return decision
+            charges = [charge for charge in charges if charge.penalty is None]
+        return await self._queues.wait(Waiter(limits, subject, cost, charges, timeout))
+
+    async def charge(
+        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
+    ) -> Decision:
+        """Charge the subject whatever is left: what something costs is known only afterwards.
+
+        What the limit cannot grant becomes a debt, and everything is refused until it is paid, just
+        as long as an honest payment would have taken. A debt is at most what the limit grants in
+        366 days, and at most 1,000,000; docs/algorithms.md has an example for each algorithm.
+
+        Args:
+            rules: One rule, or several that are charged together. A `Penalty` is left out.
+            subject: Who pays. A rule that lacks an id of it does not apply.
+            cost: Taken from each rule, 1 to 1,000,000.
+
+        Returns:
+            What a hit of cost 1 would be told next.
+
+        Raises:
+            StorageError: The storage did not answer. It is unknown whether the cost was charged,
+                except after a `NotConnectedError` or `QueueFullError`: then it was not.
+            ConfigError: The rules or the cost make no sense, or the storage refuses the command.
+        """
+        check_payment(cost, None)
+        charges, applied = self._payments(rules, subject, cost)
+        if not charges:
+            return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
+        verdicts = await self._storage.charge(charges, timeout=self.timeout)
+        return conclude(applied, verdicts, self._storage.source, [1] * len(charges))
+
+    async def refund(
+        self,
+        rules: RuleLike | Iterable[RuleLike],
+        subject: Subject,
+        cost: int = 1,
+        *,
+        age: float | None = None,
+    ) -> Decision:
+        """Give back what was charged, as far as it still counts; never above full.
+
+        A storage does not remember who paid for what: without `age`, the charge is taken to have
+        been made in the window that runs now.
+
+        Args:
+            rules: One rule, or several that get it back together. A `Penalty` is left out.
+            subject: Who was charged.
+            cost: Given back to each rule, 1 to 1,000,000.
+            age: Seconds since the charge was confirmed: `time.monotonic()` now, less what it was
+                then. Nothing is given back of what began after the charge.
+
+        Returns:
+            What a hit of cost 1 would be told next.
+
+        Raises:
+            StorageError: The storage did not answer; see `charge`.
+            ConfigError: An argument makes no sense, or the storage refuses the command.
+        """
+        check_payment(cost, age)
+        charges, applied = self._payments(rules, subject, cost)
+        if not charges:
+            return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
+        age_us = min(int((age or 0) * 1_000_000), 2 * MAX_FILLING_US)
+        verdicts = await self._storage.refund(charges, age_us=age_us, timeout=self.timeout)
+        return conclude(applied, verdicts, self._storage.source, [1] * len(charges))
+
     async def reset(self, rule: RuleLike | Iterable[RuleLike], subject: Subject) -> bool:
         """Forget what the subject was charged; True if there was something.
 
@@ -268,7 +373,7 @@ class Limiter:
                 timeout=self.timeout,
                 clock=self._clock,
             )
-        return SlotContext(self._slots, concurrency, subject, check_wait(timeout))
+        return SlotContext(self._slots, concurrency, subject, check_slot_wait(timeout))
 
     @asynccontextmanager
     async def limit(
@@ -391,6 +496,7 @@ class Limiter:
 
     async def close(self) -> None:
         """Close the storage, after what is left was told to the observers."""
+        await self._queues.close()
         await self._bans.close()
         if self._slots is not None:
             self._slots.close()
@@ -430,6 +536,10 @@ class Limiter:
             return None
         return Decision(False, rules[0], 0, left, left, self._storage.source, banned=True)
 
+    def _troubled(self, charges: Sequence[Charge]) -> bool:
+        """Whether the circuit of the server of these charges is open."""
+        return not self._failures.breaker(self._storage.server(charges)).closed
+
     def _charges(
         self, rules: Rules, subject: Subject, cost: int | None
     ) -> tuple[list[Charge], list[Rule]]:
@@ -451,6 +561,20 @@ class Limiter:
                 charges.append(new_charge((key, limit, cost or rule.cost, rule.shadow, None)))
             applied.append(rule)
         return charges, applied
+
+    def _payments(
+        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
+    ) -> tuple[list[Charge], Sequence[Rule]]:
+        """What to charge, of which rules; all rules if none of them applies."""
+        given = rules_of(rules)
+        _check_subject(subject)
+        charges, applied = [], []
+        for rule in given:
+            key, limit = rule.key(self.key_prefix, subject), rule.limit_for(subject)
+            if key is not None and limit is not None and not isinstance(rule, Penalty):
+                charges.append(Charge(key, limit, cost, rule.shadow))
+                applied.append(rule)
+        return charges, applied or given
 
     def _counted(self, rules: Rules, subject: Subject) -> list[Charge]:
         """What may be counted of the subject, also by rules that do not apply to it now."""

@@ -168,7 +168,7 @@ class PrometheusMetrics(Observer):
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
         """See `Observer.decided`."""
-        allowed, rule, remaining, _, _, source, shadows, banned = decision
+        allowed, rule, remaining, _, _, source, shadows, banned, _ = decision
         path = rule.path
         outcome = "allowed" if allowed else "banned" if banned else "refused"
         counter = self._by_rule.get((path, outcome, source))

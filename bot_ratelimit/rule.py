@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limit import MAX_PERIOD_MS, Limit
+from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 
 
 class Subject(NamedTuple):
@@ -254,6 +254,15 @@ def check_prefix(prefix: object) -> str:
             "for example 'booking_bot:client1'"
         )
     return prefix
+
+
+def check_payment(cost: object, age: object) -> None:
+    """Raise ConfigError unless so much can be charged, or given back after this time."""
+    if isinstance(cost, bool) or not isinstance(cost, int) or not 1 <= cost <= MAX_AMOUNT:
+        raise ConfigError(f"cost={cost!r}: expected a whole number from 1 to {MAX_AMOUNT}")
+    number = isinstance(age, (int, float)) and not isinstance(age, bool)
+    if age is not None and not (number and 0 <= age < float("inf")):  # type: ignore[operator]  # a number
+        raise ConfigError(f"age={age!r}: expected the seconds since the charge, for example 2.5")
 
 
 def check_cost(cost: object, limit: Limit, rule: Rule) -> None:

@@ -367,7 +367,7 @@ class Slots:
         return Charge(held.claim.key, limit)
 
 
-def check_wait(timeout: object) -> float:
+def check_slot_wait(timeout: object) -> float:
     """The time-out itself, if it is a number of seconds from 0 up.
 
     Raises:

@@ -96,6 +96,18 @@ class FlakyStorage:
         await self._suffer(timeout)
         return await self.storage.peek(charges, timeout=timeout)
 
+    async def charge(self, charges: Sequence[Charge], *, timeout: float) -> Sequence[Verdict]:
+        """See `Storage.charge`."""
+        await self._suffer(timeout)
+        return await self.storage.charge(charges, timeout=timeout)
+
+    async def refund(
+        self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
+    ) -> Sequence[Verdict]:
+        """See `Storage.refund`."""
+        await self._suffer(timeout)
+        return await self.storage.refund(charges, age_us=age_us, timeout=timeout)
+
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """See `Storage.reset`."""
         await self._suffer(timeout)

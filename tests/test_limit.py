@@ -82,7 +82,8 @@ def test_the_grammar(text: str, limit: Limit) -> None:
         (Limit(5, 120), "5/2m"),
         (Limit(5, 3_600), "5/hour"),
         (Limit(5, DAY), "5/day"),
-        (Limit(5, 7 * DAY), "5/7d"),
+        (Limit(5, 7 * DAY), "5/week"),
+        (Limit(5, 14 * DAY), "5/2w"),
         (Limit(1, 0.001), "1/ms"),
         (Limit(1, 1.5), "1/1500ms"),
         (Limit(5, 10, SLIDING), "5/10s sliding"),
@@ -287,3 +288,9 @@ def test_a_bucket_that_takes_a_century_to_fill_is_refused(text: str, fits: bool)
     else:
         with pytest.raises(ConfigError, match="over 100 years to fill"):
             Limit.parse(text)
+
+
+@pytest.mark.parametrize("unit", ["week", "weeks", "w", "1 week", "7 days"])
+def test_a_week_is_a_unit(unit: str) -> None:
+    """A limit can be said in weeks."""
+    assert Limit.parse(f"5/{unit}") == Limit(5, 7 * DAY)

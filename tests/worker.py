@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections import Counter
@@ -54,3 +55,42 @@ async def work(port: int, limits: list[str], ready: Barrier) -> Report:
         {found.source for found in decisions},
         max(found.retry_after for found in decisions),
     )
+
+
+class Turns(NamedTuple):
+    """What the waiters of one process got."""
+
+    granted: list[float]
+    """When, by the clock of the machine."""
+    order: list[int]
+    """The numbers of those who were granted, in that order; they came in the order of theirs."""
+
+
+def take_turns(
+    port: int, limit: str, seconds: float, ready: Barrier, reports: SimpleQueue[Turns]
+) -> None:
+    """Thirty who wait for one limit, each again and again, for so many seconds."""
+    reports.put(asyncio.run(wait_in_turn(port, limit, seconds, ready)))
+
+
+async def wait_in_turn(port: int, limit: str, seconds: float, ready: Barrier) -> Turns:
+    turns, numbers = Turns([], []), itertools.count()
+    async with aioredis.Redis(port=port) as client:
+        limiter = Limiter(RedisStorage(client), timeout=5)
+        await limiter.peek(limit, Subject(user=1))
+        ready.wait(30)
+
+        async def wait() -> None:
+            while True:
+                number = next(numbers)
+                await limiter.acquire(limit, Subject(user=1))
+                turns.granted.append(time.time())
+                turns.order.append(number)
+
+        waiters = [asyncio.create_task(wait()) for _ in range(30)]
+        await asyncio.sleep(seconds)
+        for waiter in waiters:
+            waiter.cancel()
+        await asyncio.gather(*waiters, return_exceptions=True)
+        await limiter.close()
+    return turns

@@ -87,6 +87,29 @@ class Storage(Protocol):
         """
         ...
 
+    def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[Sequence[Verdict]]:
+        """Take each cost whatever is left, and say what a hit of cost 1 would be told then.
+
+        What a limit cannot grant becomes a debt; `bot_ratelimit.debt` says how it is paid.
+
+        Args:
+            charges: The rules that apply, without penalties; no two with the same key.
+            timeout: Seconds.
+        """
+        ...
+
+    def refund(
+        self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
+    ) -> Awaitable[Sequence[Verdict]]:
+        """Give each cost back as far as it still counts, and say what a hit of cost 1 is told then.
+
+        Args:
+            charges: The rules that apply, without penalties; no two with the same key.
+            age_us: Microseconds since the charge. What began after it is not touched.
+            timeout: Seconds.
+        """
+        ...
+
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget what counts under these keys; return under how many of them something did.
 

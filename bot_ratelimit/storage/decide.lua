@@ -1,11 +1,12 @@
 -- Decides any number of hits in one call. It says on the server what algorithms.py says in Python.
 --
 -- KEYS[i] is governed by ARGV[i]:
---   "<kind><flags> <amount> <period ms> <burst> <cost>"
+--   "<kind><flags> <amount> <period ms> <burst> <cost>", and for a refund " <age us>" of the charge
 --     kind   f fixed window, s sliding window, b token bucket
 --            p penalty, whose last two numbers are <ban ms> <longest ban ms, 0: it does not grow>
 --     flags  & decided together with the next key, ? look and charge nothing, ! look and then delete,
---            ~ shadow, @ penalty: the ban begins now, unless a longer one is in force
+--            ~ shadow, @ penalty: the ban begins now, unless a longer one is in force,
+--            + charge whatever is left, - give back
 --   "o& <lifetime ms>" before the keys of a hit: its verdict is kept under this key and shared
 --   "g <lifetime ms>" after the keys of a shared hit or of a reset, one for each of them: the number
 --   of resets of that count. A shared verdict that was given before the last one is forgotten.
@@ -44,13 +45,36 @@ local function everything_else()
     return text == '0' or #text < 16 and string.find(text, '^[1-9]%d*$')
   end
 
-  local function time_in(text) -- microseconds, and parts of one
+  local function time_in(text) -- microseconds, parts of one, how many parts make one, the debt
     local seconds, micros, rest = string.match(text, '^(%d+)%.(%d%d%d%d%d%d)(.*)$')
     if not seconds or #seconds > 10 then return nil end
-    if rest == '' then return seconds * 1000000 + micros, 0, 0 end
+    local exact, owed = string.match(rest, '^(.*) %+(%d+)$')
+    if owed and #owed > 7 then return nil end
+    rest, owed = exact or rest, tonumber(owed or 0)
+    if rest == '' then return seconds * 1000000 + micros, 0, 0, owed end
     local part, parts = string.match(rest, '^ (%d+)/(%d+)$')
     if not part or #parts > 7 then return nil end
-    return seconds * 1000000 + micros, tonumber(part), tonumber(parts)
+    return seconds * 1000000 + micros, tonumber(part), tonumber(parts), owed
+  end
+
+  local function debt_in(text) -- of a fixed window: count, owed, amount, period, lifetime
+    local numbers = { string.match(text, '^(%d+) %+(%d+) (%d+)/(%d+) (%d+)$') }
+    for i, number in ipairs(numbers) do
+      if #number > 15 then return nil end
+      numbers[i] = tonumber(number)
+    end
+    return numbers[5] and numbers
+  end
+
+  local function debt_of_log(member) -- what is owed, and how long before its score that began
+    local owed, before = string.match(member or '', '^owed (%d+) (%d+)$')
+    if not owed or #owed > 7 or #before > 16 then return nil end
+    return tonumber(owed), tonumber(before)
+  end
+
+  -- What a limit grants in 366 days, at most a million.
+  local function most_owed(rule)
+    return math.min(1000000, rule.amount * math.floor(31622400000 / rule.period))
   end
 
   local function entry(key, found)
@@ -71,10 +95,13 @@ local function everything_else()
     local value = redis.pcall('GET', key)
     if wrong_type(value) then
       if redis.call('TYPE', key).ok ~= 'zset' then foreign(key) end
-      entry(key, redis.call('ZRANGE', key, -1, -1, 'WITHSCORES'))
+      local newest = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')
+      if not debt_of_log(newest[1]) then entry(key, newest) end
       return false
     end
-    if value and not is_counter(value) and not time_in(value) then foreign(key) end
+    if value and not is_counter(value) and not time_in(value) and not debt_in(value) then
+      foreign(key)
+    end
     return value
   end
 
@@ -86,7 +113,7 @@ local function everything_else()
   local function read_counter(rule, longest)
     local value = stored_text(rule.key)
     rule.count, rule.left = 0, rule.period
-    if not value or not is_counter(value) then return end
+    if not value or not is_counter(value) then return value end
     local left = redis.call('PTTL', rule.key)
     if left < 0 then -- no TTL: an older writer died before it gave it one
       left, rule.endless = rule.period, true
@@ -97,19 +124,66 @@ local function everything_else()
     if left > 0 then rule.count, rule.left = tonumber(value), left end
   end
 
+  -- More was charged than the window grants: "<count> +<owed> <amount>/<period> <lifetime>". The
+  -- windows after it pay `amount` each; the TTL is what is left of them all, of a whole lifetime.
+  local function read_debt(rule, debt)
+    local count, owed, amount, period, lifetime = (unpack or table.unpack)(debt)
+    local total = redis.call('PTTL', rule.key)
+    if total < 0 then total, rule.endless = lifetime, true end
+    if total == 0 then return end
+    local later = math.ceil(owed / amount)
+    local left = total - later * period
+    if left <= 0 then
+      local windows = math.ceil(total / period)
+      owed = owed - (later - windows) * amount
+      count = math.min(amount, owed)
+      owed, left = owed - count, total - (windows - 1) * period
+    end
+    local paid = math.min(owed, math.max(0, rule.amount - count))
+    rule.count, rule.owed = count + paid, math.min(owed - paid, most_owed(rule))
+    rule.left, rule.age = math.min(left, rule.period), math.max(0, lifetime - total)
+    rule.debt = true
+  end
+
+  local function total_left(rule)
+    return rule.left + math.ceil(rule.owed / rule.amount) * rule.period
+  end
+
+  local function write_window(rule)
+    local value, left = string.format('%.0f', rule.count), total_left(rule)
+    if rule.owed > 0 then
+      value = string.format('%s +%.0f %.0f/%.0f %.0f',
+        value, rule.owed, rule.amount, rule.period, rule.age + left)
+    end
+    if rule.count == 0 then redis.call('DEL', rule.key) return end
+    redis.call('SET', rule.key, value, 'PX', string.format('%.0f', left))
+  end
+
   function fixed.read(rule)
-    read_counter(rule, rule.period)
-    if rule.count + rule.cost > rule.amount then rule.wait = rule.left * 1000 end
+    rule.owed, rule.debt = 0, nil
+    local debt = debt_in(read_counter(rule, rule.period) or '')
+    if debt then read_debt(rule, debt) end
+    if rule.count + rule.cost > rule.amount then
+      rule.wait = rule.left * 1000
+      if rule.owed > 0 then
+        local last = (rule.owed - 1) % rule.amount + 1
+        local later = math.floor((rule.owed - 1) / rule.amount)
+        if last + rule.cost > rule.amount then later = later + 1 end
+        rule.wait = (rule.left + later * rule.period) * 1000
+      end
+    end
   end
 
   function fixed.charge(rule)
-    if rule.count == 0 then
+    rule.count = rule.count + rule.cost
+    if rule.debt then
+      write_window(rule)
+    elseif rule.count == rule.cost then
       redis.call('SET', rule.key, rule.cost, 'PX', rule.period)
     else
       redis.call('INCRBY', rule.key, rule.cost)
       if rule.shortened then redis.call('PEXPIRE', rule.key, rule.left) end
     end
-    rule.count = rule.count + rule.cost
   end
 
   function fixed.refuse(rule)
@@ -120,8 +194,28 @@ local function everything_else()
     end
   end
 
+  function fixed.pay(rule)
+    local paid = rule.owed > 0 and 0 or math.min(rule.price, math.max(0, rule.amount - rule.count))
+    rule.count = rule.count + paid
+    rule.owed = math.min(rule.owed + rule.price - paid, most_owed(rule))
+    rule.age = rule.age or rule.period - rule.left
+    write_window(rule)
+  end
+
+  function fixed.refund(rule)
+    local age = rule.age or rule.period - rule.left
+    if rule.count == 0 or age < math.floor(rule.paid_ago / 1000) then return end
+    rule.age = age
+    local back = math.min(rule.price, rule.owed)
+    rule.owed = rule.owed - back
+    if rule.price > back then -- attempts beyond the amount were never charged
+      rule.count = math.max(0, math.min(rule.count, rule.amount) - (rule.price - back))
+    end
+    write_window(rule)
+  end
+
   function fixed.report(rule)
-    return math.max(0, rule.amount - rule.count), rule.count > 0 and rule.left * 1000 or 0
+    return math.max(0, rule.amount - rule.count), rule.count > 0 and total_left(rule) * 1000 or 0
   end
 
   -------------------------------------------------------------------------------------------------
@@ -162,7 +256,9 @@ local function everything_else()
     redis.call('SET', rule.key, rule.amount, 'PX', string.format('%.0f', rule.ban))
   end
 
-  penalty.report = fixed.report
+  function penalty.report(rule)
+    return math.max(0, rule.amount - rule.count), rule.count > 0 and rule.left * 1000 or 0
+  end
 
   -------------------------------------------------------------------------------------------------
   -- Sliding window: a sorted set of the charged hits, each scored with its time. A member is
@@ -175,7 +271,111 @@ local function everything_else()
     return entry(rule.key, redis.call('ZRANGE', rule.key, rank, rank, 'WITHSCORES'))
   end
 
+  -- A debt is a last member, "owed <how much> <for how long before its score>". It is paid as soon as
+  -- there is room in the log: that is worked out when the log is read, and written with a charge.
+  local function settled(rule, hits, owed, ends)
+    local period, amount = rule.period * 1000, rule.amount
+    local log, first, used = {}, 1, 0
+    for i, hit in ipairs(hits) do
+      log[i], used = { at = hit.at, cost = hit.cost }, used + hit.cost
+    end
+    local latest = log[1] and log[#log].at or 0
+    while owed > 0 do
+      local rounds = 0
+      if used == amount then
+        rounds = math.floor(owed / amount)
+        if ends then rounds = math.min(rounds, math.floor((ends - log[#log].at) / period)) end
+      end
+      if used < amount then
+        local paid = math.min(owed, amount - used)
+        log[#log + 1] = { at = latest, cost = paid }
+        used, owed = used + paid, owed - paid
+      elseif rounds > 0 then
+        for i = first, #log do log[i].at = log[i].at + rounds * period end
+        latest, owed = latest + rounds * period, owed - rounds * amount
+      else
+        local leaves = log[first].at + period
+        if ends and leaves > ends then break end
+        used, first = used - log[first].cost, first + 1
+        latest = math.max(latest, leaves)
+      end
+    end
+    local left = {}
+    for i = first, #log do left[#left + 1] = log[i] end
+    return left, owed
+  end
+
+  -- The whole log, for what cannot be told by its ends: a debt, or a refund.
+  local function read_log(rule, owed, before)
+    local period, hits = rule.period * 1000, {}
+    local found = redis.call('ZRANGE', rule.key, 0, -1, 'WITHSCORES')
+    local count = #found / 2 - (before and 1 or 0)
+    for i = 1, count do hits[i] = entry(rule.key, { found[2 * i - 1], found[2 * i] }) end
+    rule.since = before and tonumber(found[#found]) - before
+    rule.hits, rule.owed = {}, 0
+    local last = hits[count]
+    if redis.call('PTTL', rule.key) == 0 or last and last.at > now() + period then return end
+    hits, rule.owed = settled(rule, hits, math.min(owed, most_owed(rule)), now())
+    for _, hit in ipairs(hits) do
+      if hit.at > now() - period then rule.hits[#rule.hits + 1] = hit end
+    end
+  end
+
+  local function sum_of(hits)
+    local sum = 0
+    for _, hit in ipairs(hits) do sum = sum + hit.cost end
+    return sum
+  end
+
+  local function write_log(rule)
+    local room = rule.amount - sum_of(rule.hits)
+    local paid = math.max(0, math.min(rule.owed, room))
+    local last = rule.hits[#rule.hits]
+    if paid > 0 then
+      rule.hits[#rule.hits + 1] = { at = math.max(now(), last and last.at or 0), cost = paid }
+    end
+    rule.owed = math.min(rule.owed - paid, most_owed(rule))
+    redis.call('DEL', rule.key)
+    local total = 0
+    for _, hit in ipairs(rule.hits) do
+      total = total + hit.cost
+      redis.call('ZADD', rule.key, string.format('%.0f', hit.at),
+        string.format('%016.0f %.0f', total, hit.cost))
+    end
+    if total == 0 then return end
+    local future = settled(rule, rule.hits, rule.owed, nil)
+    local ends = future[#future].at
+    if rule.owed > 0 then
+      redis.call('ZADD', rule.key, string.format('%.0f', ends),
+        string.format('owed %.0f %.0f', rule.owed, ends - rule.since))
+    end
+    local left = rule.period + math.ceil((ends - now()) / 1000) + 1
+    redis.call('PEXPIRE', rule.key, string.format('%.0f', left))
+  end
+
+  local function read_indebted(rule, owed, before)
+    local period = rule.period * 1000
+    read_log(rule, owed, before)
+    rule.indebted, rule.used = true, sum_of(rule.hits)
+    local future = settled(rule, rule.hits, rule.owed, nil)
+    rule.last = future[1] and future[#future].at
+    if rule.owed == 0 and rule.used + rule.cost <= rule.amount then return end
+    local excess = sum_of(future) + rule.cost - rule.amount
+    if excess <= 0 then -- the last payment of the debt leaves room
+      rule.wait = rule.last - now()
+      return
+    end
+    for _, hit in ipairs(future) do
+      excess = excess - hit.cost
+      if excess <= 0 then
+        rule.wait = hit.at + period - now()
+        return
+      end
+    end
+  end
+
   function sliding.read(rule)
+    rule.indebted, rule.outdated, rule.last = nil, nil, nil
     local period = rule.period * 1000
     rule.gone = string.format('%.0f', now() - period)
     rule.total, rule.used = 0, 0
@@ -185,6 +385,8 @@ local function everything_else()
       rule.outdated = true
       return
     end
+    local owed, before = debt_of_log(newest[1])
+    if owed then return read_indebted(rule, owed, before) end
     local last = entry(rule.key, newest)
     if not last then return end
     -- At 0 the key is still there, but its time is over. If the clock was set back, do not wait for it.
@@ -216,6 +418,12 @@ local function everything_else()
   end
 
   function sliding.charge(rule)
+    if rule.indebted then -- what was owed is paid
+      local last = rule.hits[#rule.hits]
+      rule.last, rule.used = math.max(now(), last and last.at or 0), rule.used + rule.cost
+      rule.hits[#rule.hits + 1] = { at = rule.last, cost = rule.cost }
+      return write_log(rule)
+    end
     if rule.outdated then
       redis.call('DEL', rule.key)
     else
@@ -230,6 +438,41 @@ local function everything_else()
   end
 
   function sliding.refuse() end
+
+  function sliding.pay(rule)
+    if not rule.indebted and rule.used + rule.price <= rule.amount then
+      rule.cost = rule.price
+      return sliding.charge(rule)
+    end
+    if rule.outdated then
+      rule.hits, rule.owed = {}, 0
+    elseif not rule.indebted then
+      read_log(rule, 0)
+    end
+    rule.since = rule.owed > 0 and rule.since or now()
+    rule.owed = rule.owed + rule.price
+    write_log(rule)
+  end
+
+  function sliding.refund(rule)
+    if rule.outdated then return end
+    if not rule.indebted then read_log(rule, 0) end
+    local charged = now() - rule.paid_ago
+    local in_debt = rule.owed > 0 and charged >= rule.since
+    local left, kept = rule.price, {}
+    if in_debt then left = left - math.min(left, rule.owed) end
+    rule.owed = rule.owed - (rule.price - left)
+    for i = #rule.hits, 1, -1 do
+      local hit, less = rule.hits[i], 0
+      -- All that was entered since the debt began was a payment of it.
+      if in_debt or hit.at <= charged then less = math.min(left, hit.cost) end
+      left, hit.cost = left - less, hit.cost - less
+      if hit.cost > 0 then table.insert(kept, 1, hit) end
+    end
+    if left == rule.price then return end
+    rule.hits = kept
+    write_log(rule)
+  end
 
   function sliding.report(rule)
     local reset = rule.last and rule.last + rule.period * 1000 - now() or 0
@@ -260,13 +503,15 @@ local function everything_else()
     local value = stored_text(rule.key)
     rule.whole, rule.part = 0, 0
     local full, full_part = tokens(rule, rule.burst)
-    local at, part, parts = time_in(value or '')
+    local at, part, parts, owed = time_in(value or '')
+    rule.owed = owed and math.min(owed, most_owed(rule)) or 0
+    local lowest, lowest_part = tokens(rule, rule.burst + rule.owed)
     if at then
       rule.whole, rule.part = at - now(), parts == rule.amount and part or 0
       if rule.whole < 0 then rule.whole, rule.part = 0, 0 end
-      if rule.whole > full or rule.whole == full and rule.part > full_part then
-        -- Emptier than empty: by a slower limit, or by a clock that was set back.
-        rule.whole, rule.part, rule.shortened = full, full_part, true
+      if rule.whole > lowest or rule.whole == lowest and rule.part > lowest_part then
+        -- Emptier than empty and the debt: by a slower limit, or by a clock that was set back.
+        rule.whole, rule.part, rule.shortened = lowest, lowest_part, true
       end
     end
     local taken, taken_part = tokens(rule, rule.cost)
@@ -275,10 +520,27 @@ local function everything_else()
     if whole > 0 or whole == 0 and part > 0 then rule.wait = part > 0 and whole + 1 or whole end
   end
 
+  -- By how many tokens, begun ones too, the bucket is below empty.
+  local function tokens_lacking(rule)
+    local full, full_part = tokens(rule, rule.burst)
+    local debt, debt_part = plus(rule, rule.whole, rule.part, -full, -full_part)
+    if debt < 0 or debt == 0 and debt_part == 0 then return 0 end
+    -- The quotient of such large numbers is right to one; what covers makes it exact.
+    local count = math.ceil((debt * rule.amount + debt_part) / (rule.period * 1000))
+    local function covers(owed)
+      local whole, part = tokens(rule, owed)
+      return whole > debt or whole == debt and part >= debt_part
+    end
+    if covers(count - 1) then return count - 1 end
+    return covers(count) and count or count + 1
+  end
+
   local function store(rule)
     local at = now() + rule.whole
     local value = string.format('%.0f.%06.0f', math.floor(at / 1000000), at % 1000000)
     if rule.part > 0 then value = value .. string.format(' %.0f/%.0f', rule.part, rule.amount) end
+    local owed = tokens_lacking(rule)
+    if owed > 0 then value = value .. string.format(' +%.0f', owed) end
     local lifetime = string.format('%.0f', math.ceil(rule.whole / 1000) + 1)
     redis.call('SET', rule.key, value, 'PX', lifetime)
   end
@@ -292,9 +554,35 @@ local function everything_else()
     if rule.shortened then store(rule) end
   end
 
+  function bucket.pay(rule)
+    local most = rule.burst + most_owed(rule)
+    local lowest, lowest_part = tokens(rule, most)
+    local taken, taken_part = tokens(rule, math.min(rule.price, most))
+    rule.whole, rule.part = plus(rule, rule.whole, rule.part, taken, taken_part)
+    if rule.whole > lowest or rule.whole == lowest and rule.part > lowest_part then
+      rule.whole, rule.part = lowest, lowest_part
+    end
+    store(rule)
+  end
+
+  function bucket.refund(rule)
+    if rule.whole == 0 and rule.part == 0 then return end
+    local most = rule.burst + rule.owed
+    local lowest, lowest_part = tokens(rule, most)
+    if rule.paid_ago > lowest or rule.paid_ago == lowest and lowest_part == 0 then return end
+    local back, back_part = tokens(rule, math.min(rule.price, most))
+    rule.whole, rule.part = plus(rule, rule.whole, rule.part, -back, -back_part)
+    if rule.whole < 0 or rule.whole == 0 and rule.part == 0 then
+      redis.call('DEL', rule.key)
+    else
+      store(rule)
+    end
+  end
+
   function bucket.report(rule)
     local full, full_part = tokens(rule, rule.burst)
     local room, room_part = plus(rule, full, full_part, -rule.whole, -rule.part)
+    if room < 0 then return 0, rule.part > 0 and rule.whole + 1 or rule.whole end
     -- The quotient of such large numbers is right to one; what fits makes it exact.
     local remaining = math.floor((room * rule.amount + room_part) / (rule.period * 1000))
     local function fits(count)
@@ -317,14 +605,14 @@ local function everything_else()
   local function spec(text)
     local found = specs[text]
     if not found then
-      local kind, flags, amount, period, burst, cost =
-        string.match(text, '^(%a)(%p*) (%d+) (%d+) (%d+) (%d+)$')
+      local kind, flags, amount, period, burst, cost, age =
+        string.match(text, '^(%a)(%p*) (%d+) (%d+) (%d+) (%d+) ?(%d*)$')
       local terms = {
         algorithm = algorithms[kind],
         look = string.find(flags, '[?!]'), reset = string.find(flags, '!', 1, true),
         shadow = string.find(flags, '~', 1, true), imposed = string.find(flags, '@', 1, true),
         amount = tonumber(amount), period = tonumber(period),
-        burst = tonumber(burst), cost = tonumber(cost),
+        burst = tonumber(burst), cost = tonumber(cost), paid_ago = tonumber(age) or 0,
       }
       found = { __index = terms }
       specs[text] = found
@@ -341,7 +629,7 @@ local function everything_else()
   end
 
   local function charge(rule, refused)
-    if rule.endless then redis.call('PEXPIRE', rule.key, rule.left) end
+    if rule.endless then redis.call('PEXPIRE', rule.key, total_left(rule)) end
     if rule.wait > 0 then
       attempt(rule, 'refuse')
     elseif not refused then
@@ -445,10 +733,31 @@ local function everything_else()
     return verdict
   end
 
-  return decide, decide_once, reset
+  -- Charge what is left or not, or give back. Tells what a hit of cost 1 would be told then.
+  local function pay(first, last)
+    local step = string.find(ARGV[first], '-', 1, true) and 'refund' or 'pay'
+    local rules, out = {}, {}
+    for i = first, last do
+      local rule = setmetatable({ key = KEYS[i], wait = 0, cost = 1 }, spec(ARGV[i]))
+      rule.price = getmetatable(rule).__index.cost
+      rules[#rules + 1] = rule
+      attempt(rule, 'read')
+    end
+    for i, rule in ipairs(rules) do
+      if rule.endless then redis.call('PEXPIRE', rule.key, total_left(rule)) end
+      attempt(rule, step)
+      local after = setmetatable({ key = rule.key, wait = 0, cost = 1 }, getmetatable(rule))
+      after.broken = rule.broken
+      attempt(after, 'read')
+      out[i] = verdicts(after)
+    end
+    return table.concat(out, ' ')
+  end
+
+  return decide, decide_once, reset, pay
 end
 
-local decide, decide_once, reset
+local decide, decide_once, reset, pay
 local answers, first = {}, 1
 local spec, amount, period, cost, price, ms -- ms and cost as the texts that they came in
 while first <= #KEYS do
@@ -485,7 +794,7 @@ while first <= #KEYS do
 
   if answer and #KEYS == 1 then return answer end
   if not answer then
-    if not decide then decide, decide_once, reset = everything_else() end
+    if not decide then decide, decide_once, reset, pay = everything_else() end
     while string.find(ARGV[last], '&', 1, true) do last = last + 1 end
     local ok
     local act, rules = decide, last - first + 1
@@ -493,6 +802,8 @@ while first <= #KEYS do
       act, rules = decide_once, (last - first) / 2
     elseif string.find(spec, '!', 1, true) then
       act, rules = reset, rules / 2
+    elseif string.find(spec, '^%a%p*[+-]') then
+      act = pay
     end
     ok, answer = pcall(act, first, last)
     if not ok then -- its neighbours in this call have nothing to do with it

@@ -64,7 +64,8 @@ class Decisions:
         if isinstance(item, Commands):
             return _HEAVY * len(item.commands)
         charges, once = item.charges, item.once
-        if len(charges) == 1 and once is None and charges[0].limit.algorithm is _LIGHT:
+        lone = len(charges) == 1 and once is None
+        if lone and charges[0].limit.algorithm is _LIGHT and not item.pay:
             return 1
         return _HEAVY * (len(charges) + (once is not None))
 

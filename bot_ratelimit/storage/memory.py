@@ -10,6 +10,7 @@ from cachetools import TTLCache
 
 from bot_ratelimit.algorithms import ALGORITHMS, Step, Verdict, penalty
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.paying import CHARGES, REFUNDS
 from bot_ratelimit.storage.base import ONCE_MS, Charge
 from bot_ratelimit.storage.states import Kept, States
 
@@ -66,6 +67,21 @@ class MemoryStorage:
     async def peek(self, charges: Sequence[Charge], *, timeout: float) -> list[Verdict]:
         """Look without charging; see `Storage.peek`."""
         return self._look(charges, self._now())
+
+    async def charge(self, charges: Sequence[Charge], *, timeout: float) -> list[Verdict]:
+        """Charge whatever is left; see `Storage.charge`."""
+        now = self._now()
+        return [self._paid(each, CHARGES[each.limit.algorithm], now, each.cost) for each in charges]
+
+    async def refund(
+        self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
+    ) -> list[Verdict]:
+        """Give back; see `Storage.refund`."""
+        now = self._now()
+        return [
+            self._paid(each, REFUNDS[each.limit.algorithm], now, each.cost, age_us)
+            for each in charges
+        ]
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget these keys; see `Storage.reset`."""
@@ -134,6 +150,19 @@ class MemoryStorage:
             else _step(charge, kept, now, 0)[1]._replace(wait=wait)
             for charge, kept, wait in zip(charges, found, waits, strict=True)
         ]
+
+    def _paid(self, charge: Charge, pay: Callable[..., Any], now: int, *arguments: int) -> Verdict:
+        kept = self._states.get(charge.key)
+        before = None if kept is None else kept.state
+        state = pay(before, now, charge.limit, *arguments)
+        algorithm = ALGORITHMS[charge.limit.algorithm]
+        verdict = algorithm(state, now, charge.limit, 0)[1]
+        verdict = verdict._replace(wait=algorithm(state, now, charge.limit, 1)[1].wait)
+        if state is None:
+            self._states.pop(charge.key)
+        elif state is not before:
+            self._keep(charge, kept, (state, verdict), now)
+        return verdict
 
     def _keep(self, charge: Charge, kept: Kept | None, step: Step, now: int) -> None:
         state, (wait, remaining, reset) = step

@@ -64,6 +64,16 @@ class RedisStorage:
         """Look without charging; see `Storage.peek`."""
         return self._submit(Hit(charges, look=True), charges[0].key, timeout)
 
+    def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
+        """Charge whatever is left; see `Storage.charge`."""
+        return self._submit(Hit(charges, pay="+"), charges[0].key, timeout)
+
+    def refund(
+        self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
+    ) -> Awaitable[list[Verdict]]:
+        """Give back; see `Storage.refund`."""
+        return self._submit(Hit(charges, pay="-", age_us=age_us), charges[0].key, timeout)
+
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget these keys; see `Storage.reset`."""
         slots: dict[int | None, list[Charge]] = {}  # on a cluster the keys may be on many nodes

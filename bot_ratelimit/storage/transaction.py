@@ -21,7 +21,9 @@ def needs_script(hit: Hit) -> ConfigError | None:
     charge = hit.charges[0]
     if hit.reset:
         return None
-    if hit.once is not None:
+    if hit.pay:
+        what = "a charge afterwards" if hit.pay == "+" else "a refund"
+    elif hit.once is not None:
         what = "one verdict for several hits (once)"
     elif len(hit.charges) > 1:
         what = "deciding several rules together"

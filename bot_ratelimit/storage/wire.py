@@ -38,6 +38,11 @@ class Hit(NamedTuple):
     look: bool = False
     reset: bool = False
     """Look, then forget: the answer is what a look would have said."""
+    pay: str = ""
+    """`"+"` charges whatever is left, `"-"` gives back: the answer is what a hit of cost 1 is told
+    afterwards."""
+    age_us: int = 0
+    """How long ago what is given back was charged."""
 
 
 def foreign(key: str) -> ServerText:
@@ -69,23 +74,27 @@ def resets_key(key: str) -> str:
 def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
     """`numkeys key … arg …` for decide.lua: a key and its spec for each charge."""
     if len(hits) == 1 and len(hits[0].charges) == 1:
-        (((key, limit, cost, shadow, penalty),), once, look, reset) = hits[0]
-        if penalty is None and once is None and not reset:  # as most are on a Redis Cluster
+        charges, once, look, reset, pay, _ = hits[0]
+        key, limit, cost, shadow, penalty = charges[0]
+        if penalty is None and once is None and not reset and not pay:  # as most on a cluster
             return [b"1", name(key), _spec(limit, cost, shadow, "?" if look else "", False)]
     keys: list[bytes] = []
     specs: list[bytes] = []
-    for charges, once, look, reset in hits:
+    for charges, once, look, reset, pay, age_us in hits:
         if once is not None:
             keys.append(name(once))
             specs.append(_ONCE_SPEC)
-        mode = "!" if reset else "?" if look else ""
+        mode = "!" if reset else "?" if look else pay
         shared = reset or once is not None
         # How many more keys go with this one.
         joined = 2 * len(charges) if shared else len(charges)
         for key, limit, cost, shadow, penalty in charges:
             joined -= 1
             keys.append(name(key))
-            if penalty is None:
+            if age_us:
+                spec = _spec(limit, cost, shadow, mode, joined > 0)
+                specs.append(b"%b %d" % (spec, age_us))
+            elif penalty is None:
                 specs.append(_spec(limit, cost, shadow, mode, joined > 0))
             else:
                 specs.append(_penalty_spec(limit, penalty, mode, joined > 0))

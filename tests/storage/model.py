@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from fractions import Fraction
 from math import ceil, floor
 from typing import Any
@@ -14,84 +15,192 @@ from bot_ratelimit.storage.base import Charge
 ONCE = 60_000_000
 
 
+def most_owed(limit: Limit) -> int:
+    return min(1_000_000, limit.amount * (366 * 86_400_000 // limit.period_ms))
+
+
 class FixedWindow:
-    """The costs since the first hit of the window."""
+    """What was charged since the first hit of the window, and what later windows have to pay."""
 
     def __init__(self, limit: Limit, now: int, old: Any) -> None:
-        self.now, self.amount, period = now, limit.amount, limit.period_ms * 1_000
-        running = isinstance(old, FixedWindow) and now < old.ends
-        self.costs: list[int] = list(old.costs) if running else []
-        self.ends = min(old.ends, now + period) if running else now + period
+        self.limit, self.now = limit, now // 1_000 * 1_000
+        self.period = limit.period_ms * 1_000
+        self.count, self.owed, self.ends, self.opened = 0, 0, self.now + self.period, self.now
+        if not isinstance(old, FixedWindow):
+            return
+        count, owed, ends, opened = old.count, old.owed, old.ends, old.opened
+        while owed and ends <= self.now:  # one window after the other pays
+            count = min(owed, old.limit.amount)
+            owed -= count
+            ends += old.period
+        if ends <= self.now:
+            return
+        self.ends = min(ends, self.now + self.period)
+        paid = min(owed, max(0, limit.amount - count))
+        self.count, self.owed = count + paid, min(owed - paid, most_owed(limit))
+        self.opened = opened if old.owed else self.ends - self.period
+        self.in_debt = bool(old.owed)
+
+    in_debt = False
+
+    def ahead(self) -> list[tuple[int, int]]:
+        """When each window begins that is to come, and what will be charged in it."""
+        found, owed, begins = [], self.owed, self.ends
+        while True:
+            count = min(owed, self.limit.amount)
+            found.append((begins, count))
+            if not count:
+                return found
+            owed, begins = owed - count, begins + self.period
 
     def wait(self, cost: int) -> int:
-        return self.ends - self.now if sum(self.costs) + cost > self.amount else 0
+        if self.count + cost <= self.limit.amount:
+            return 0
+        return next(
+            begins - self.now
+            for i, (begins, count) in enumerate(self.ahead())
+            if count + cost <= self.limit.amount and not sum(c for _, c in self.ahead()[i + 1 :])
+        )
 
     def charge(self, cost: int) -> None:
-        self.costs.append(cost)
+        self.count += cost
 
     def refuse(self, cost: int) -> bool:
-        if sum(self.costs) >= self.amount:
-            self.costs.append(cost)
+        full = self.count >= self.limit.amount
+        if full:
+            self.count += cost
+        return full or not self.in_debt
+
+    def pay(self, cost: int) -> None:
+        for _ in range(cost):
+            if self.count < self.limit.amount:
+                self.count += 1
+            elif self.owed < most_owed(self.limit):
+                self.owed += 1
+
+    def refund(self, cost: int, age: int) -> bool:
+        if not self.count or (self.now - self.opened) // 1_000 < age // 1_000:
+            return False
+        while cost and self.owed:
+            self.owed, cost = self.owed - 1, cost - 1
+        if cost:
+            self.count = max(0, min(self.count, self.limit.amount) - cost)
         return True
 
     def remaining(self) -> int:
-        return max(0, self.amount - sum(self.costs))
+        return max(0, self.limit.amount - self.count)
 
     def reset(self) -> int:
-        return self.ends - self.now if self.costs else 0
+        return self.ahead()[-1][0] - self.now if self.count else 0
 
 
 class SlidingWindow:
-    """Every hit there ever was; a hit may come as soon as the period before it has room."""
+    """Every hit there ever was; a unit is paid as soon as the period before it has room."""
 
     linger_ms = 1
     """How long the log is there after its last hit has left: a TTL counts no microseconds."""
 
     def __init__(self, limit: Limit, now: int, old: Any) -> None:
-        self.now, self.amount, self.period_ms = now, limit.amount, limit.period_ms
+        self.now, self.limit, self.amount = now, limit, limit.amount
         self.period = limit.period_ms * 1_000
-        known = isinstance(old, SlidingWindow) and now < old.forgotten
-        self.hits: list[tuple[int, int]] = list(old.hits) if known else []
-        self.forgotten = 0
+        self.hits: list[tuple[int, int]] = []
+        self.owed = self.since = self.forgotten = 0
+        if isinstance(old, SlidingWindow) and now < old.forgotten:
+            self.hits, self.owed, self.since = list(old.hits), old.owed, old.since
+            self.forgotten = old.forgotten
+            self.owed = min(self.owed, most_owed(limit))
+            while self.owed and self.next_payment() <= now:
+                self.hits.append((self.next_payment(), 1))
+                self.owed -= 1
 
     def used_at(self, time: int) -> int:
         return sum(cost for at, cost in self.hits if at > time - self.period)
 
+    def next_payment(self) -> int:
+        latest = self.hits[-1][0]
+        moments = [latest, *sorted(at + self.period for at, _ in self.hits)]
+        return next(m for m in moments if m >= latest and self.used_at(m) < self.amount)
+
+    def ahead(self) -> SlidingWindow:
+        """The log when all is paid."""
+        later = copy(self)
+        later.hits = list(self.hits)
+        while later.owed:
+            later.hits.append((later.next_payment(), 1))
+            later.owed -= 1
+        return later
+
     def wait(self, cost: int) -> int:
-        moments = [self.now, *sorted(at + self.period for at, _ in self.hits)]
+        if not self.owed and self.used_at(self.now) + cost <= self.amount:
+            return 0
+        later = self.ahead()
+        moments = sorted(at + self.period for at, _ in later.hits)
         return next(
             moment - self.now
             for moment in moments
-            if moment >= self.now and self.used_at(moment) + cost <= self.amount
+            if moment > self.now
+            and moment >= (later.hits[-1][0] if self.owed else 0)
+            and later.used_at(moment) + cost <= self.amount
         )
 
-    def charge(self, cost: int) -> None:
+    def keep(self) -> None:
         self.hits = [hit for hit in self.hits if hit[0] > self.now - self.period]
-        self.hits.append((self.now, cost))
-        self.forgotten = (self.now // 1_000 + self.period_ms + self.linger_ms) * 1_000
+        while self.owed and self.used_at(self.now) < self.amount:
+            self.hits.append((max(self.now, self.hits[-1][0] if self.hits else 0), 1))
+            self.owed -= 1
+        self.owed = min(self.owed, most_owed(self.limit))
+        late = self.ahead().hits[-1][0] - self.now if self.hits else 0
+        until = self.now // 1_000 + self.limit.period_ms + self.linger_ms
+        self.forgotten = (until + ceil(late / 1_000)) * 1_000
+
+    def charge(self, cost: int) -> None:
+        self.hits.append((max(self.now, self.hits[-1][0] if self.hits else 0), cost))
+        self.keep()
 
     def refuse(self, cost: int) -> bool:
         return False
+
+    def pay(self, cost: int) -> None:
+        self.since = self.since if self.owed else self.now
+        self.owed += cost
+        self.keep()
+
+    def refund(self, cost: int, age: int) -> bool:
+        charged = self.now - age
+        in_debt = self.owed and charged >= self.since
+        units = [at for at, cost in self.hits for _ in range(cost) if at > self.now - self.period]
+        back = min(cost, self.owed) if in_debt else 0
+        self.owed -= back
+        found = [at for at in reversed(units) if in_debt or at <= charged][: cost - back]
+        for at in found:
+            units.remove(at)
+        self.hits = [(at, 1) for at in units]
+        self.keep()
+        return bool(back or found)
 
     def remaining(self) -> int:
         return max(0, self.amount - self.used_at(self.now))
 
     def reset(self) -> int:
-        return max(0, self.hits[-1][0] + self.period - self.now) if self.hits else 0
+        hits = self.ahead().hits
+        return max(0, hits[-1][0] + self.period - self.now) if hits else 0
 
 
 class TokenBucket:
     """When the bucket will be full, as an exact fraction while the amount stays the same."""
 
     def __init__(self, limit: Limit, now: int, old: Any) -> None:
-        self.now, self.amount, self.burst = now, limit.amount, limit.capacity
+        self.now, self.amount, self.burst, self.limit = now, limit.amount, limit.capacity, limit
         self.token = Fraction(limit.period_ms * 1_000, limit.amount)
-        full_at = Fraction(old.full_at) if isinstance(old, TokenBucket) else Fraction(now)
-        if isinstance(old, TokenBucket) and old.amount != self.amount:
-            full_at = Fraction(floor(full_at))
-        latest = now + self.burst * self.token
-        self.emptied = full_at > latest
-        self.full_at = min(max(full_at, Fraction(now)), latest)
+        full_at, owed = Fraction(now), 0
+        if isinstance(old, TokenBucket):
+            owed = max(0, ceil((old.full_at - old.now) / old.token - old.burst))
+            full_at = Fraction(old.full_at)
+            if old.amount != self.amount:
+                full_at = Fraction(floor(full_at))
+        self.most = (self.burst + min(owed, most_owed(limit))) * self.token
+        self.emptied = full_at > now + self.most
+        self.full_at = min(max(full_at, Fraction(now)), now + self.most)
 
     def wait(self, cost: int) -> int:
         return max(0, ceil(self.full_at + cost * self.token - self.now - self.burst * self.token))
@@ -102,8 +211,18 @@ class TokenBucket:
     def refuse(self, cost: int) -> bool:
         return self.emptied
 
+    def pay(self, cost: int) -> None:
+        most = self.now + (self.burst + most_owed(self.limit)) * self.token
+        self.full_at = min(self.full_at + cost * self.token, most)
+
+    def refund(self, cost: int, age: int) -> bool:
+        if self.full_at == self.now or age >= self.most:
+            return False
+        self.full_at = max(Fraction(self.now), self.full_at - cost * self.token)
+        return True
+
     def remaining(self) -> int:
-        return floor(self.burst - (self.full_at - self.now) / self.token)
+        return max(0, floor(self.burst - (self.full_at - self.now) / self.token))
 
     def reset(self) -> int:
         return ceil(self.full_at - self.now)
@@ -206,6 +325,19 @@ class Model:
             Verdict(wait, count.remaining(), count.reset())
             for count, wait in zip(counts, waits, strict=True)
         ]
+
+    def pay(self, now: int, charges: Sequence[Charge], cost: int, age: int | None) -> list[Verdict]:
+        """Charge (no age), or give back what was charged so many microseconds ago."""
+        for each in charges:
+            count = self.count(now, each)
+            if age is None:
+                count.pay(cost)
+            elif not count.refund(cost, age):
+                continue
+            self.counts[each.key] = count
+            if not count.reset():
+                del self.counts[each.key]
+        return self.decide(now, [each._replace(cost=1) for each in charges], charge=False)
 
     def reset(self, now: int, charges: Sequence[Charge]) -> bool:
         found = any(self.count(now, each).reset() > 0 for each in charges)

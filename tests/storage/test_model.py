@@ -87,6 +87,10 @@ class Step(NamedTuple):
     rules: list[Rule]
     user: int
     once: str | None
+    cost: int
+    """Of a charge or a refund."""
+    age: int
+    """Ticks; of a refund."""
 
 
 class History(NamedTuple):
@@ -110,7 +114,7 @@ def histories(draw: st.DrawFn, scale: Scale) -> History:
         | st.integers(0, 20)
         | st.integers(0, 2 * longest)
     )
-    actions = st.sampled_from(["hit"] * 8 + ["peek", "peek", "reset"])
+    actions = st.sampled_from(["hit"] * 7 + ["charge", "refund"] * 2 + ["peek", "reset"])
     tokens = st.sampled_from([None, None, "a", "a", "b"]) if scale.tick > 1 else st.none()
     together = draw(st.booleans())
     steps = []
@@ -122,7 +126,9 @@ def histories(draw: st.DrawFn, scale: Scale) -> History:
         )
         now = [draw(st.sampled_from(rules[i])) for i in sorted(chosen)]
         user = draw(st.sampled_from([1, 1, 1, 2]))
-        steps.append(Step(draw(pauses), draw(actions), now, user, draw(tokens)))
+        cost = draw(st.sampled_from([1, 1, 2, 3, 5, 20]))
+        age = draw(st.just(0) | st.just(0) | st.integers(0, 20) | st.integers(0, longest))
+        steps.append(Step(draw(pauses), draw(actions), now, user, draw(tokens), cost, age))
     return History(scale.tick, steps)
 
 
@@ -180,7 +186,7 @@ class Player:
         model, now, told = Model(linger_ms=int(exact)), 0, 0
         happened: set[str] = {"history"}
         limit_of: dict[str, Limit] = {}
-        for pause, action, rules, user, once in history.steps:
+        for pause, action, rules, user, once, cost, age in history.steps:
             if isinstance(pause, str):
                 pause = max(0, -(-told // history.tick) - (pause == "early"))
             now += pause * history.tick
@@ -193,7 +199,25 @@ class Player:
                 )
                 continue
             token = once and f"{once}:{[charge.key for charge in charges]}"
-            if action == "peek":
+            if action in ("charge", "refund"):
+                rules = [rule for rule in rules if not isinstance(rule, Penalty)]
+                if not rules:
+                    continue
+                charges = [charge_of(rule, user)._replace(cost=1) for rule in rules]
+                before = model.decide(now, charges, charge=False)
+                ago = age * history.tick
+                verdicts = model.pay(now, charges, cost, None if action == "charge" else ago)
+                if action == "charge":
+                    happened |= {"overdrawn"} if any(v.remaining < cost for v in before) else set()
+                    found = [await each.charge(rules, subject, cost) for each in limiters]
+                else:
+                    happened |= {"refunded"} if before != verdicts else set()
+                    found = [
+                        await each.refund(rules, subject, cost, age=ago / 1e6) for each in limiters
+                    ]
+                for each in charges:
+                    limit_of[each.key] = each.limit
+            elif action == "peek":
                 verdicts = model.decide(now, charges, charge=False)
                 found = [await each.peek(rules, subject) for each in limiters]
             else:
@@ -208,13 +232,13 @@ class Player:
                         {"changed algorithm"} if old.algorithm != each.limit.algorithm else set()
                     )
                     limit_of[each.key] = each.limit
-            expected = concluded(rules, charges, verdicts, look=action == "peek")
+            expected = concluded(rules, charges, verdicts, look=action != "hit")
             for decision in found:
                 if exact:
                     assert decision._replace(source="memory") == expected
                 else:
                     about = concluded(
-                        rules, charges, verdicts, look=action == "peek", rule=decision.rule
+                        rules, charges, verdicts, look=action != "hit", rule=decision.rule
                     )
                     assert abs(about.retry_after - expected.retry_after) < 0.5
                     about_equal(decision, about)
@@ -227,7 +251,14 @@ class Player:
     def check(self) -> None:
         """A history in which nothing happens proves nothing."""
         shares = {what: self.seen[what] / self.seen["history"] for what in self.seen}
-        for what in ("refused", "shadowed", "changed", "changed algorithm"):
+        for what in (
+            "refused",
+            "shadowed",
+            "changed",
+            "changed algorithm",
+            "overdrawn",
+            "refunded",
+        ):
             assert shares.get(what, 0) > 0.05, shares
         for what in ("banned", "shared"):
             assert shares.get(what, 0) > 0.01, shares

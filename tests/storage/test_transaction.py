@@ -175,3 +175,14 @@ async def test_a_foreign_number_is_left_as_it_is(
         await plain.hit([charge("3/minute")], timeout=TIMEOUT)
     assert await client.get(KEY) == b"-7"
     assert await client.ttl(KEY) <= 30
+
+
+@pytest.mark.parametrize("pay", ["charge", "refund"])
+async def test_paying_afterwards_needs_a_script(
+    plain: RedisStorage, client: aioredis.Redis, pay: str
+) -> None:
+    """A server that refuses scripts charges nothing beyond a limit, and says what to allow."""
+    await plain.hit([charge("3/minute")], timeout=TIMEOUT)
+    with pytest.raises(ConfigError, match=r"(charge afterwards|refund) .* needs a script"):
+        await getattr(plain, pay)([charge("3/minute")], timeout=TIMEOUT)
+    assert await client.get(KEY) == b"1"

@@ -1,0 +1,136 @@
+"""Debt: what was charged beyond a limit, and how it is paid as time passes.
+
+A debt is paid as an honest payer would pay it: each unit as soon as the limit grants it. Nothing is
+granted to hits before the debt is paid.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
+
+
+def most_owed(limit: Limit) -> int:
+    """The largest debt under this limit: what it grants in 366 days, and at most 1,000,000.
+
+    What is charged beyond that is not taken, so that a mistake locks nobody out forever.
+    """
+    return min(MAX_AMOUNT, limit.amount * (MAX_PERIOD_MS // limit.period_ms))
+
+
+class Overdrawn(NamedTuple):
+    """State of a fixed window that owes something, and of the windows that pay for it."""
+
+    attempts: int
+    """Attempts of the window that ran when this was written."""
+    owed: int
+    """What the windows after it have to pay, `amount` each."""
+    ends_ms: int
+    """When the last of these windows ends."""
+    amount: int
+    period_ms: int
+    opened_ms: int
+    """When the first of them was opened."""
+
+
+class Running(NamedTuple):
+    """A fixed window at one moment, as a limit sees it."""
+
+    attempts: int
+    owed: int
+    left_ms: int
+    """How much is left of the window that runs now."""
+    opened_ms: int
+
+    def wait_ms(self, limit: Limit, cost: int) -> int:
+        """How long until a hit of this cost is allowed.
+
+        ::
+
+            5/10s, 13 charged    |5    |5    |3  x  |
+                                 0 s   10 s  20 s   30 s, the end of the last window
+        """
+        if self.attempts + cost <= limit.amount:
+            return 0
+        if not self.owed:
+            return self.left_ms
+        later, last = divmod(self.owed - 1, limit.amount)
+        return self.left_ms + (later + (last + 1 + cost > limit.amount)) * limit.period_ms
+
+    def reset_ms(self, limit: Limit) -> int:
+        """How long until the last window that pays has ended."""
+        return self.left_ms - (-self.owed // limit.amount) * limit.period_ms
+
+
+def running(state: Overdrawn, now_ms: int, limit: Limit) -> Running | None:
+    """The window that runs now; None if the last one is over.
+
+    Up to now the windows were those of the limit that wrote the state; from now on they are those
+    of the limit that looks.
+    """
+    total = state.ends_ms - now_ms
+    if total <= 0:
+        return None
+    count, owed, _, amount, period_ms, opened_ms = state
+    later = -(-owed // amount)
+    left = total - later * period_ms
+    if left <= 0:
+        windows = -(-total // period_ms)  # this one, and those after it
+        owed -= (later - windows) * amount
+        count = min(amount, owed)
+        owed -= count
+        left = total - (windows - 1) * period_ms
+    left = min(left, limit.period_ms)
+    paid = min(owed, max(0, limit.amount - count))  # a higher amount has room for some of it
+    return Running(count + paid, min(owed - paid, most_owed(limit)), left, opened_ms)
+
+
+class Charged(NamedTuple):
+    """One entry of the sliding window's log."""
+
+    at: int
+    cost: int
+
+
+def settled(
+    log: Iterable[Charged], owed: int, limit: Limit, until: int | None
+) -> tuple[tuple[Charged, ...], int]:
+    """The log after a debt was paid up to a moment, and what is still owed then.
+
+    Each unit is paid as soon as there is room: when an entry leaves, and after the last payment.
+
+    Args:
+        log: The entries, the oldest first.
+        owed: The debt, for which the log has no room yet.
+        limit: The limit that looks.
+        until: In microseconds; None goes on until nothing is owed.
+    """
+    period, amount = limit.period_ms * 1_000, limit.amount
+    hits = deque(log)
+    used = sum(hit.cost for hit in hits)
+    latest = hits[-1].at if hits else 0
+    while owed:
+        paid = min(owed, amount - used)
+        if paid > 0:
+            hits.append(Charged(latest, paid))
+            used += paid
+            owed -= paid
+            continue
+        if used == amount:  # the same entries leave and come again, period after period
+            rounds = owed // amount
+            if until is not None:
+                rounds = min(rounds, (until - hits[-1].at) // period)
+            if rounds > 0:
+                hits = deque(Charged(at + rounds * period, cost) for at, cost in hits)
+                latest += rounds * period
+                owed -= rounds * amount
+                continue
+        leaves = hits[0].at + period
+        if until is not None and leaves > until:
+            break
+        used -= hits.popleft().cost
+        latest = max(latest, leaves)
+    return tuple(hits), owed
