@@ -13,6 +13,8 @@ from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 
+__version__ = "0.1.0"
+
 __all__ = [
     "NEVER_REFUSED",
     "Algorithm",
