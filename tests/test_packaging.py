@@ -19,6 +19,8 @@ import pytest
 import bot_ratelimit
 from hatch_build import outside_links, project_urls
 
+from .versions import REQUIRED
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
 ADDRESS = "https://code.example/team/bot_ratelimit"
@@ -54,6 +56,21 @@ def test_the_metadata_names_nobody(metadata: Message) -> None:
     """No person and no address is in the metadata; links are there once the project has a home."""
     assert metadata["Author"] == "The bot_ratelimit contributors"
     assert metadata["Author-email"] is metadata["Maintainer"] is metadata["Home-page"] is None
+
+
+def test_the_table_of_tested_versions_is_true() -> None:
+    """docs/versions.md names the lowest versions that are declared, and the newest pinned ones."""
+    page = (ROOT / "docs" / "versions.md").read_text()
+    pinned = dict(re.findall(r"(?m)^([\w-]+)==(.+)$", (ROOT / "constraints.txt").read_text()))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in project["dependencies"]:
+        name, lowest = re.findall(r"^([\w-]+)>=([\d.]+)", requirement)[0]
+        row = re.search(rf"(?m)^\| {name.replace('redis', 'redis-py')} \|(.+)$", page)
+        assert row, name
+        cells = [cell.strip() for cell in row[1].split("|")]
+        assert cells[0] == lowest
+        assert cells[1].startswith(".".join(pinned[name].split(".")[:2]))
+    assert f"| Python | {project['requires-python'].removeprefix('>=')} | {REQUIRED[-1]};" in page
 
 
 def relative_links(text: str) -> list[str]:
