@@ -151,7 +151,7 @@ async def test_long_polling(api: BotApi, start: Start, tmp_path: Path) -> None:
     """With a token the bot polls, answers, limits, and finishes at SIGTERM what it has begun."""
     (tmp_path / ".env").write_text(f"BOT_TOKEN={TOKEN}\nBOT_API_URL={api.url}\nWEBHOOK_URL=\n")
     process = await start("example_bot", RATE_LIMIT="3/minute")
-    await api.called("deleteWebhook")
+    await api.called("deleteWebhook", timeout=60)
     await api.enqueue(message(42, "/ping"))
     await api.called("sendMessage", times=1)
     await api.enqueue(callback(42, "ping"))
