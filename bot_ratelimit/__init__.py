@@ -27,6 +27,8 @@ from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 
+__version__ = "0.1.0"
+
 __all__ = [
     "NEVER_REFUSED",
     "Algorithm",

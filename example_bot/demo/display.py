@@ -16,6 +16,8 @@ from example_bot.demo.verdict import Findings, Outcome, percentile
 
 if TYPE_CHECKING:
     from example_bot.demo.sending import Sending
+# The least columns that the whole table needs.
+_WIDE = 78
 
 
 class Display:
@@ -60,24 +62,32 @@ class Display:
                 self._console.print(Padding(line, (0, 0, 0, 2), expand=False), highlight=False)
 
     def table(self, findings: Findings) -> None:
-        """Everything that was counted."""
-        table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-        for heading in ("Act", "Who"):
+        """Everything that was counted; a narrow terminal gets fewer columns, none of them cut."""
+        wide = self._console.width >= _WIDE
+        table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for heading in ("Act", "Who") if wide else ("Act and who",):
             table.add_column(heading, no_wrap=True)
-        for heading in ("Sent", "Handled", "Expected", "Refused", "p50", "p99"):
+        latencies = ("p50", "p99") if wide else ("p99",)
+        for heading in ("Sent", "Handled", "Expected", "Refused", *latencies):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("OK", no_wrap=True)
         for scene in findings.scenes:
+            if not wide:
+                table.add_row(scene.title)
             for number, group in enumerate(scene.groups()):
-                table.add_row("" if number else scene.title, *_row(group, scene.of(group)))
+                who, *counts = _row(group, scene.of(group))
+                if wide:
+                    table.add_row("" if number else scene.title, who, *counts)
+                else:
+                    table.add_row(f"  {who}", *counts[:4], *counts[5:])
             table.add_section()
         self._console.print()
         self._console.print(table)
         self.say(
             "Sent: messages, photos, button presses; a payment is two, the pre-checkout and the "
             "payment itself. Expected: how many should be handled; OK: it is so for every single "
-            "person. p50, p99: milliseconds from the delivery of each until it was handled or "
-            "refused, with everything in one process."
+            f"person. {', '.join(latencies)}: milliseconds from the delivery of each until it was "
+            "handled or refused, with everything in one process."
         )
 
     def deliveries(self, found: Sequence["Sending"]) -> None:
@@ -107,6 +117,13 @@ class Display:
             self.say(f"  {difference}")
         if len(differences) > 10:
             self.say(f"  … and {len(differences) - 10} more")
+
+    def points(self, heading: str, points: Sequence[str]) -> None:
+        """A heading, and one line or more for each point."""
+        self.say()
+        self._console.print(Text(heading, style="bold"), highlight=False)
+        for point in points:
+            self._console.print(Padding(Text(f"- {point}"), (0, 0, 0, 2)), highlight=False)
 
 
 class _Quarters:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
@@ -14,6 +15,13 @@ from example_bot.demo.display import Display
 from example_bot.demo.sending import act_four
 from example_bot.demo.stage import INSTANCES, LIMIT, Stage
 from example_bot.demo.tape import recorded
+
+SHOWN = (
+    f"Without Redis {INSTANCES} instances count apart: a flooder gets {INSTANCES} times the limit.",
+    "With Redis they share one count: a flooder gets exactly the limit, and users get theirs.",
+    "Albums count once, buttons are always answered, payments are never refused.",
+    "While Redis is away the bot answers everybody; limits hold again when Redis is back.",
+)
 
 
 def perform() -> int:
@@ -43,4 +51,18 @@ async def _perform(display: Display) -> int:
             await act_four(stage)
     display.table(stage.findings)
     display.verdict(stage.findings)
+    if not stage.findings.differences():
+        display.points("What you have seen:", SHOWN)
+        display.points("What to do next:", _next_steps())
     return stage.findings.exit_status()
+
+
+def _next_steps() -> tuple[str, ...]:
+    python, here = Path(sys.executable), Path.cwd()
+    command = python.relative_to(here) if python.is_relative_to(here) else python.name
+    run = f"copy .env.example to .env, set BOT_TOKEN, and run: {command} -m example_bot"
+    return (
+        "For a bot of your own, copy the first example of README.md: it is complete.",
+        f"To talk to this bot in Telegram, {run}",
+        "To run three instances with Redis behind a proxy, see deploy/README.md.",
+    )

@@ -37,7 +37,7 @@ class Process:
     async def logged(self, text: str) -> None:
         """Wait for a line on stderr."""
         assert self._process.stderr
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):  # a busy machine takes its time to import aiogram
             async for line in self._process.stderr:
                 self._log.append(line.decode())
                 if text in self._log[-1]:

@@ -38,8 +38,8 @@ def findings(outcome: Outcome, *claims: Claim) -> Findings:
     return Findings([Scene("1", [GOOD]), Scene("2", [GOOD, outcome])], list(claims))
 
 
-def shown(findings: Findings) -> str:
-    console = Console(file=io.StringIO(), width=80)
+def shown(findings: Findings, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
     display = Display(console)
     display.table(findings)
     display.verdict(findings)
@@ -78,7 +78,10 @@ async def test_the_demo_does_what_it_claims(start: Start) -> None:
     assert re.findall(r"2 one at a time +3 users +3 +3 +3 +0 .* yes\b", out)
     assert "yes: of 3 instances one made a report at a time" in " ".join(out.split())
     assert out.count("log: ERROR Redis rate limit check failed") == 1
-    assert out.endswith("What the demo claims is what happened.\n")
+    assert "What the demo claims is what happened.\n\nWhat you have seen:\n" in out
+    last = out.partition("What to do next:")[2]
+    for step in ("README.md", "BOT_TOKEN", "-m example_bot", "deploy/"):
+        assert step in last
 
 
 def test_the_verdict_is_yes_only_for_what_was_claimed() -> None:
@@ -86,6 +89,21 @@ def test_the_verdict_is_yes_only_for_what_was_claimed() -> None:
     good = findings(GOOD, Claim("water is wet", True))
     assert (good.differences(), good.exit_status()) == ([], 0)
     assert "What the demo claims is what happened." in shown(good)
+
+
+@pytest.mark.parametrize("width", [60, 77, 78, 80])
+def test_a_narrow_terminal_does_not_crush_the_table(width: int) -> None:
+    """From 60 columns on every heading and every number of the table is whole."""
+    slow = replace(GOOD, person=2, group="flooders", latencies=(1.234,))
+    out = shown(Findings([Scene("2 shared Redis", [GOOD] * 40 + [slow] * 3)]), width)
+    table = out.partition("Sent: ")[0]
+    assert "…" not in table
+    assert max(map(len, table.splitlines())) <= width
+    for heading in ("Sent", "Handled", "Expected", "Refused", "p99", "OK"):
+        assert f" {heading}" in table
+    assert "2 shared Redis" in table
+    assert re.search(r"40 users +240 +200 +200 +40 .* yes", table)
+    assert re.search(r"3 flooders +18 +15 +15 +3 .*1234 +yes", table)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from pathlib import Path
 
 import pytest
+from aiogram import Dispatcher
+from aiogram.client.session.aiohttp import AiohttpSession
 from aiohttp import ClientSession, web
 
 from bot_ratelimit import ConfigError
@@ -14,6 +17,7 @@ from example_bot.__main__ import main
 from example_bot.bot import PONG
 from example_bot.demo.botapi import TOKEN, BotApi
 from example_bot.demo.updates import callback, message
+from example_bot.serve import freeze
 from example_bot.settings import BotSettings
 from tests.servers import Server, free_port
 
@@ -147,7 +151,7 @@ async def test_long_polling(api: BotApi, start: Start, tmp_path: Path) -> None:
     """With a token the bot polls, answers, limits, and finishes at SIGTERM what it has begun."""
     (tmp_path / ".env").write_text(f"BOT_TOKEN={TOKEN}\nBOT_API_URL={api.url}\nWEBHOOK_URL=\n")
     process = await start("example_bot", RATE_LIMIT="3/minute")
-    await api.called("deleteWebhook")
+    await api.called("deleteWebhook", timeout=60)
     await api.enqueue(message(42, "/ping"))
     await api.called("sendMessage", times=1)
     await api.enqueue(callback(42, "ping"))
@@ -179,6 +183,8 @@ async def test_webhook(api: BotApi, start: Start) -> None:
     )
     await process.logged("Listening on")
     await assert_pages(port)
+    check = await start("example_bot.health", WEB_SERVER_PORT=str(port))
+    assert await check.finished() == (0, "", "")
     assert api.webhooks[0].secret
     assert (await api.deliver(message(42, "/ping"))).ok
     assert api.calls[-1].text == f"{PONG}, 4 left"
@@ -191,6 +197,55 @@ async def test_webhook(api: BotApi, start: Start) -> None:
     await assert_clean_end(process)
     # The other instances still need it.
     assert "deleteWebhook" not in {call.method for call in api.calls}
+
+
+async def test_an_instance_that_does_not_answer_is_unhealthy(start: Start) -> None:
+    """The health check says so in one line, and its status is 1, also if something else answers."""
+
+    async def nothing(request: web.BaseRequest) -> web.Response:
+        raise web.HTTPNotFound
+
+    runner = web.ServerRunner(web.Server(nothing))
+    await runner.setup()
+    other = free_port()
+    await web.TCPSite(runner, "127.0.0.1", other).start()
+    for port, reason in ((free_port(), "No answer from the bot on port"), (other, "answered 404")):
+        process = await start("example_bot.health", WEB_SERVER_PORT=str(port))
+        status, _, err = await process.finished()
+        assert (status, err.count("\n")) == (1, 1)
+        assert reason in err
+    await runner.cleanup()
+
+
+async def test_what_the_start_has_built_is_frozen() -> None:
+    """After the start the collector no longer looks at what lives as long as the bot."""
+    try:
+        assert gc.get_freeze_count() == 0
+        await freeze()
+        assert gc.get_freeze_count() > 100_000
+    finally:
+        gc.unfreeze()
+
+
+@pytest.mark.parametrize("webhook", [False, True])
+def test_freezing_is_the_last_of_the_start(
+    webhook: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Long polling and the webhook both freeze, after everything else of the start."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BOT_TOKEN", TOKEN)
+    monkeypatch.setenv("WEBHOOK_URL", "http://127.0.0.1:1/hook" if webhook else "")
+
+    async def nothing(*_: object, **__: object) -> bool:
+        return True
+
+    monkeypatch.setattr("aiohttp.web.run_app", lambda *_, **__: None)
+    monkeypatch.setattr(Dispatcher, "start_polling", nothing)
+    monkeypatch.setattr(AiohttpSession, "make_request", nothing)
+    dispatcher = Dispatcher()
+    monkeypatch.setattr("example_bot.__main__.build_dispatcher", lambda _: dispatcher)
+    assert main() == 0
+    assert dispatcher.startup.handlers[-1].callback is freeze
 
 
 async def test_two_instances_share_the_limits_of_one_redis(

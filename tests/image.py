@@ -1,0 +1,182 @@
+"""`python -m tests.image`: what deploy/Dockerfile does, without Docker, then the health check.
+
+The steps are read from the Dockerfile itself and run in an empty directory that stands for the
+root of the image: RUN as it is, COPY of what .dockerignore lets through, and at the end CMD beside
+HEALTHCHECK. What it cannot show: the base image, its Python version, and USER.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from .servers import free_port
+
+ROOT: Final = Path(__file__).parents[1]
+DOCKERFILE: Final = ROOT / "deploy" / "Dockerfile"
+TOKEN: Final = "42:IMAGE"
+
+
+class Step(NamedTuple):
+    """An instruction of a Dockerfile."""
+
+    name: str
+    text: str
+
+
+def steps(dockerfile: str) -> list[Step]:
+    """The instructions, without comments, long lines joined."""
+    lines = [line for line in dockerfile.splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [Step(*line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
+
+
+def in_context(path: str, ignore: str) -> bool:
+    """Whether .dockerignore lets this path of the repository into the build."""
+    rules = [line for line in ignore.splitlines() if line and not line.startswith("#")]
+    inside = True
+    for rule in rules:
+        pattern = rule.lstrip("!").removeprefix("**/")
+        parts = path.split("/") if rule.startswith("**/") else [path, path.split("/")[0]]
+        if any(fnmatch.fnmatch(part, pattern) for part in parts):
+            inside = rule.startswith("!")
+    return inside
+
+
+def copied(sources: list[str]) -> Iterator[Path]:
+    """The files of the repository behind the sources of a COPY."""
+    ignore = (ROOT / ".dockerignore").read_text()
+    for source in sources:
+        found = ROOT / source
+        files = (
+            [found] if found.is_file() else [each for each in found.rglob("*") if each.is_file()]
+        )
+        yield from (each for each in files if in_context(each.relative_to(ROOT).as_posix(), ignore))
+
+
+class Image:
+    """A directory that stands for the root of an image."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = {"PATH": os.environ["PATH"], "HOME": str(root)}
+        self.directory = root
+        self.command: list[str] = []
+        self.health: list[str] = []
+
+    def apply(self, step: Step) -> None:
+        """Do what one instruction says."""
+        print(f"{step.name} {step.text}", flush=True)
+        if step.name == "WORKDIR":
+            self.directory = Path(self._placed(step.text))
+            self.directory.mkdir(parents=True, exist_ok=True)
+        elif step.name == "RUN":
+            shell = ["sh", "-ec", self._placed(step.text)]
+            subprocess.run(shell, cwd=self.directory, env=self.environment, check=True)
+        elif step.name == "COPY" and not step.text.startswith("--from"):
+            self._copy(*step.text.split())
+        elif step.name == "ENV":
+            for name, value in (each.split("=", 1) for each in step.text.split()):
+                value = self._placed(value).replace("$PATH", self.environment["PATH"])
+                self.environment[name] = value
+        elif step.name == "HEALTHCHECK":
+            self.health = json.loads(step.text[step.text.index("[") :])
+        elif step.name == "CMD":
+            self.command = json.loads(step.text)
+        elif step.name not in {"FROM", "COPY", "USER", "EXPOSE"}:
+            raise NotImplementedError(f"{step.name} in {DOCKERFILE.name}")
+
+    def _placed(self, text: str) -> str:
+        """The text with the absolute paths of the image inside of the directory."""
+        return re.sub(r"(?<![\w.$])/(opt|app|src)\b", rf"{self.root}/\1", text)
+
+    def _copy(self, *arguments: str) -> None:
+        *sources, target = arguments
+        for source in sources:
+            for file in copied([source]):
+                inside = file.relative_to(ROOT / source) if (ROOT / source).is_dir() else file.name
+                place = self.directory / target / inside
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, place)
+
+
+class _Telegram(BaseHTTPRequestHandler):
+    """A Bot API that says yes to everything."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        me = {"id": 42, "is_bot": True, "first_name": "Bot", "username": "bot"}
+        body = json.dumps({"ok": True, "result": me if "getMe" in self.path else True}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Be quiet."""
+
+
+def main() -> int:
+    """Build, start, ask for its health, stop; 0 if all of it worked."""
+    with tempfile.TemporaryDirectory() as directory:
+        image = Image(Path(directory))
+        for step in steps(DOCKERFILE.read_text()):
+            image.apply(step)
+        telegram = ThreadingHTTPServer(("127.0.0.1", 0), _Telegram)
+        threading.Thread(target=telegram.serve_forever, daemon=True).start()
+        try:
+            return _try_out(image, f"http://127.0.0.1:{telegram.server_port}")
+        finally:
+            telegram.shutdown()
+
+
+def _try_out(image: Image, api: str) -> int:
+    environment = image.environment | {
+        "BOT_TOKEN": TOKEN,
+        "BOT_API_URL": api,
+        "WEBHOOK_URL": "https://bot.example/webhook",
+        "WEB_SERVER_HOST": "127.0.0.1",
+        "WEB_SERVER_PORT": str(free_port()),
+    }
+    # Not from the search path of this process, but from that of the image.
+    program = shutil.which(image.command[0], path=environment["PATH"])
+    assert program, f"{image.command[0]} is not on the PATH of the image"
+    assert Path(program).is_relative_to(image.root), "python is not that of the image"
+    start = [program, *image.command[1:]]
+    with subprocess.Popen(start, cwd=image.directory, env=environment) as bot:
+        try:
+            healthy = _soon_healthy([program, *image.health[1:]], image.directory, environment)
+        finally:
+            bot.terminate()
+    print(f"image: {'healthy' if healthy else 'NOT HEALTHY'}, exit status {bot.returncode}")
+    return int(not healthy or bot.returncode != 0)
+
+
+def _soon_healthy(check: list[str], directory: Path, environment: dict[str, str]) -> bool:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        ran = subprocess.run(
+            check, cwd=directory, env=environment, capture_output=True, check=False
+        )
+        if ran.returncode == 0:
+            return True
+        time.sleep(0.5)
+    print(ran.stderr.decode(), end="")
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

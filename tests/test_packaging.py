@@ -1,0 +1,204 @@
+"""What is published: the version, the metadata, the sdist, the cost of the import."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+from collections.abc import Iterator
+from email import message_from_bytes
+from email.message import Message
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bot_ratelimit
+from hatch_build import outside_links, project_urls
+
+from .versions import REQUIRED
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
+ADDRESS = "https://code.example/team/bot_ratelimit"
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked sdist."""
+    directory = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", directory]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (archive,) = directory.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(directory, filter="data")
+    (unpacked,) = (each for each in directory.iterdir() if each.is_dir())
+    return unpacked
+
+
+@pytest.fixture(scope="module")
+def metadata(sdist: Path) -> Message:
+    return message_from_bytes((sdist / "PKG-INFO").read_bytes())
+
+
+def test_the_version_has_one_source(metadata: Message) -> None:
+    """`bot_ratelimit.__version__` is what the metadata says, and is written down nowhere else."""
+    assert metadata["Version"] == bot_ratelimit.__version__
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" not in project
+    assert "version" in project["dynamic"]
+
+
+def test_the_metadata_names_nobody(metadata: Message) -> None:
+    """No person and no address is in the metadata; links are there once the project has a home."""
+    assert metadata["Author"] == "The bot_ratelimit contributors"
+    assert metadata["Author-email"] is metadata["Maintainer"] is metadata["Home-page"] is None
+
+
+def test_the_table_of_tested_versions_is_true() -> None:
+    """docs/versions.md names the lowest versions that are declared, and the newest pinned ones."""
+    page = (ROOT / "docs" / "versions.md").read_text()
+    pinned = dict(re.findall(r"(?m)^([\w-]+)==(.+)$", (ROOT / "constraints.txt").read_text()))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in project["dependencies"]:
+        name, lowest = re.findall(r"^([\w-]+)>=([\d.]+)", requirement)[0]
+        row = re.search(rf"(?m)^\| {name.replace('redis', 'redis-py')} \|(.+)$", page)
+        assert row, name
+        cells = [cell.strip() for cell in row[1].split("|")]
+        assert cells[0] == lowest
+        assert cells[1].startswith(".".join(pinned[name].split(".")[:2]))
+    assert f"| Python | {project['requires-python'].removeprefix('>=')} | {REQUIRED[-1]};" in page
+
+
+def relative_links(text: str) -> list[str]:
+    return re.findall(r"\]\((?![a-z]+:|#)([^)]+)\)", text)
+
+
+def test_the_readme_of_the_metadata_has_no_broken_link(metadata: Message) -> None:
+    """What an index shows never links to a file that is only in the repository."""
+    assert relative_links((ROOT / "README.md").read_text())
+    body = metadata.get_payload()
+    assert isinstance(body, str)
+    assert body.startswith("# bot_ratelimit")
+    assert relative_links(body) == []
+
+
+def test_links_lead_to_the_repository_once_it_has_an_address() -> None:
+    """With an address, files and pictures are linked at the tag; other links stay as they are."""
+    text = "[a](docs/a.md#b) ![c](c.png) [d](https://d.example) [e](#e)"
+    assert outside_links(text, ADDRESS + "/", "v1.2.3") == (
+        f"[a]({ADDRESS}/blob/v1.2.3/docs/a.md#b) ![c]({ADDRESS}/raw/v1.2.3/c.png) "
+        "[d](https://d.example) [e](#e)"
+    )
+    assert outside_links(text, "", "v1.2.3") == "a  [d](https://d.example) [e](#e)"
+    assert project_urls("") == {}
+    assert all(url.startswith(ADDRESS) for url in project_urls(ADDRESS).values())
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as forges make them."""
+    headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", h)) for h in headings)
+    return {text.strip().lower().replace(" ", "-") for text in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_links_of_the_documents_lead_somewhere(page: Path) -> None:
+    """Each link to a file of the repository has its file, and each anchor its heading."""
+    for link in re.findall(r"\]\((?![a-z]+:)([^)\s]+)\)", page.read_text()):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_tests_run_from_the_sdist(sdist: Path) -> None:
+    """People who repackage it can run the suite: every test and what it reads is in the sdist."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    needed = {
+        name
+        for name in tracked.stdout.splitlines()  # none in an sdist, where this test runs too
+        if (ROOT / name).exists()
+    }
+    assert {name for name in needed if not (sdist / name).exists()} == set()
+    chosen = ["tests/test_limit.py", "tests/storage/test_lua.py", "tests/test_package.py"]
+    options = ["-q", "-p", "no:cacheprovider", "-k", "not wheel"]
+    subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *chosen], cwd=sdist, check=True, timeout=180
+    )
+
+
+IMPORT = """
+import sys
+import aiogram
+before = set(sys.modules)
+import bot_ratelimit
+print(*(set(sys.modules) - before))
+"""
+# redis-py imports cryptography where it is installed.
+NEEDED = {"aiogram", "bot_ratelimit", "cachetools", "cryptography", "dotenv", "pydantic"} | {
+    "pydantic_settings",
+    "redis",
+}
+
+
+def test_the_import_brings_only_what_is_needed() -> None:
+    """Beside aiogram, redis, pydantic-settings and cachetools are imported, and no extra."""
+    command = [sys.executable, "-c", IMPORT]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    top = {name.split(".")[0] for name in ran.stdout.split()}
+    assert top - set(sys.stdlib_module_names) <= NEEDED
+    assert "aiohttp.web" not in ran.stdout.split()
+
+
+def import_times() -> dict[str, int]:
+    """Microseconds that each module took, with what it imports."""
+    command = [sys.executable, "-X", "importtime", "-c", "import aiogram, bot_ratelimit"]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    lines = (line.split("|") for line in ran.stderr.splitlines() if line.count("|") == 2)
+    return {name.strip(): int(total) for _, total, name in lines if total.strip().isdigit()}
+
+
+def test_the_import_takes_a_tenth_of_what_aiogram_takes() -> None:
+    """`import bot_ratelimit` takes no longer than aiogram plus a tenth (both measured together)."""
+    shares = []
+    for _ in range(3):  # a busy machine may hold up one of them
+        times = import_times()
+        shares.append(times["bot_ratelimit"] / times["aiogram"])
+        if shares[-1] <= 0.1:
+            return
+    raise AssertionError(f"the package takes {min(shares):.0%} of what aiogram takes to import")
+
+
+def closure(names: list[str]) -> Iterator[Distribution]:
+    """The installed distributions behind these names, without what other platforms need."""
+    seen: set[str] = set()
+    while names:
+        name = names.pop()
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            continue
+        if found.name not in seen:
+            seen.add(found.name)
+            yield found
+            needs = (each for each in found.requires or [] if "extra ==" not in each)
+            names += [re.split(r"[\s\[<>=!~;(]", each)[0] for each in needs]
+
+
+def test_the_demo_needs_no_compiler() -> None:
+    """Everything that `make demo` installs came as a wheel from an index, not from a compiler."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["demo"], "lupa"]
+    found = list(closure([re.split(r"[\[<>=]", each)[0] for each in needed]))
+    assert {"aiogram", "redis", "fakeredis", "lupa", "rich"} <= {each.name for each in found}
+    # A wheel that pip compiles here has this tag; an index takes only manylinux and musllinux.
+    compiled = {
+        each.name
+        for each in found
+        if re.search(r"(?m)^Tag: .*-linux_\w+$", each.read_text("WHEEL") or "")
+    }
+    assert compiled == set()
