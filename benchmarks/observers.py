@@ -17,6 +17,7 @@ from bot_ratelimit.metrics import PrometheusMetrics
 
 NAME: Final = "observers"
 BARE: Final = "no observer"
+MOST_US: Final = 3.0
 # 20 and more visits of a user are refused, so this is what the log observer has to do, too.
 IN_MEMORY: Final = "memory, 1 at a time"
 ON_REDIS: Final = "Redis, 100 at a time"
@@ -122,6 +123,11 @@ def tables(records: Records) -> list[Table]:
     ]
 
 
+def added_by_metrics(records: Records) -> float | None:
+    """Microseconds of CPU that PrometheusMetrics adds to a decision in memory."""
+    return _difference(records, IN_MEMORY, Measured.name)
+
+
 def _entries(on_redis: bool) -> dict[str, Entry]:
     def entry(watched: type[_Watched]) -> Entry:
         return lambda: watched(on_redis)
@@ -134,10 +140,13 @@ def _share(records: Records, case: str, who: str) -> str:
 
 
 def _added(records: Records, case: str, who: str) -> str:
+    found = None if who == BARE else _difference(records, case, who)
+    return "" if found is None else digits(found)
+
+
+def _difference(records: Records, case: str, who: str) -> float | None:
     found: list[Spread | None] = [
         records.spread(NAME, case, each, "cpu_us") for each in (who, BARE)
     ]
     mine, bare = found
-    if who == BARE or mine is None or bare is None:
-        return ""
-    return digits(mine.median - bare.median)
+    return None if mine is None or bare is None else mine.median - bare.median

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from benchmarks import bots, decisions
+from benchmarks import bots, decisions, observers
 from benchmarks.ours import NAME as OURS
 from benchmarks.records import Records, Spread
 from benchmarks.tables import Table, digits, ranged
@@ -51,6 +51,17 @@ def table(records: Records) -> Table:
         for t in targets(records)
         if t.measured is not None
     ]
+    watched = observers.added_by_metrics(records)
+    if watched is not None:
+        rows.append(
+            (
+                "`PrometheusMetrics`, µs added to a decision in memory",
+                f"below {observers.MOST_US:g}",
+                "",
+                digits(watched),
+                "reached" if watched < observers.MOST_US else "missed",
+            )
+        )
     p99 = records.spread(decisions.NAME, decisions.on_redis(1_000), OURS, "p99_us")
     if p99 is not None:
         ms = Spread(*(value / 1_000 for value in p99))
