@@ -133,8 +133,12 @@ async def test_reset_needs_no_hash_tag(cluster: RedisCluster) -> None:
     assert await storage.reset(charges, timeout=TIMEOUT) == 0
 
 
-async def test_a_cluster_tells_of_its_nodes_and_keeps_statistics(cluster: RedisCluster) -> None:
+async def test_a_cluster_tells_of_its_nodes_and_keeps_statistics(
+    cluster: RedisCluster, node: Server
+) -> None:
     """Each node is told by its name; statistics of an hour share a slot, whatever the prefix."""
+    async with aioredis.Redis(port=node.port) as client:  # a lone node does not know its address
+        await client.config_set("cluster-announce-ip", "127.0.0.1")
     recorder = Recorder()
     storage = RedisStorage(cluster)
     limiter = Limiter(storage, timeout=TIMEOUT, observer=recorder, statistics=True)
