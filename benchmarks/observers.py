@@ -16,6 +16,7 @@ from bot_ratelimit import Limiter, LogObserver, MemoryStorage, RedisStorage, Sub
 from bot_ratelimit.metrics import PrometheusMetrics
 
 BARE: Final = "no observer"
+MOST_US: Final = 3.0
 # 20 and more visits of a user are refused, so this is what the log observer has to do, too.
 ALONE: Final = "memory, 1 at a time"
 TOGETHER: Final = "Redis, 100 at a time"

@@ -12,6 +12,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
 from tests.benches import TIMEOUT, charge
+from tests.recorder import Recorder
 from tests.servers import Server, free_port, running_cluster
 
 RULES = "3/minute; 9/h sliding"
@@ -130,3 +131,33 @@ async def test_reset_needs_no_hash_tag(cluster: RedisCluster) -> None:
         await storage.hit([one], timeout=TIMEOUT)
     assert await storage.reset(charges, timeout=TIMEOUT) == 3
     assert await storage.reset(charges, timeout=TIMEOUT) == 0
+
+
+async def test_a_cluster_tells_of_its_nodes_and_keeps_statistics(
+    cluster: RedisCluster, node: Server
+) -> None:
+    """Each node is told by its name; statistics of an hour share a slot, whatever the prefix."""
+    async with aioredis.Redis(port=node.port) as client:  # a lone node does not know its address
+        await client.config_set("cluster-announce-ip", "127.0.0.1")
+    recorder = Recorder()
+    storage = RedisStorage(cluster)
+    limiter = Limiter(storage, timeout=TIMEOUT, observer=recorder, statistics=True)
+    sent = 0
+    async with asyncio.timeout(5):
+        while len(recorder.named("connected")) < 2:  # the node is asked once it is known
+            await limiter.hit("1/minute", Subject(user=sent % 10))
+            sent += 1
+            await asyncio.sleep(0.01)
+    for i in range(20):
+        await limiter.hit("1/minute", Subject(user=i % 10))
+    health = await limiter.check()
+    assert health.ok
+    assert len(health.servers) == 2
+    assert all(server.connected for server in health.servers)
+    assert sum(each.count for each in await limiter.statistics()) == sent + 20
+    assert sum(each.count for each in await limiter.top_refused(100)) == sent + 20 - 10
+    told = {event[1] for event in recorder.named("connected")}
+    assert told == {server.name for server in health.servers}
+    assert sum(event[2] for event in recorder.named("batch_answered")) >= sent + 20
+    await limiter.close()
+    assert {event[1] for event in recorder.named("closed")} == told
