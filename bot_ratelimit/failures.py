@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from cachetools import TTLCache
 
+from bot_ratelimit.algorithms import Undecided, Verdict
 from bot_ratelimit.breaker import Breaker
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.observer import Observer
+from bot_ratelimit.rule import Rule
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -127,6 +129,23 @@ class Failures:
                 self._consequence,
                 exc_info=None if expected else error,
             )
+
+    def would_have_refused(self, rules: Sequence[Rule]) -> None:
+        """Shadow rules that would have refused a hit."""
+        for rule in rules:
+            if self.first_in_a_while(f"shadow {rule}"):
+                log.info("The shadow rule '%s' would have refused a hit", rule)
+
+    def undecided(self, rules: Sequence[Rule], verdicts: Sequence[Verdict]) -> None:
+        """Shadow rules that could not be decided."""
+        for rule, verdict in zip(rules, verdicts, strict=True):
+            if isinstance(verdict, Undecided) and self.first_in_a_while(f"undecided {rule}"):
+                log.error(
+                    "The shadow rule '%s' cannot be decided: %s. It refuses nobody, and the other "
+                    "rules are decided without it",
+                    rule,
+                    printable(str(verdict.reason)),
+                )
 
     def first_in_a_while(self, what: str) -> bool:
         """Whether this has not been asked for a minute: then it may be logged."""

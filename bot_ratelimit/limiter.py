@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from hashlib import blake2b
 from typing import Final, Literal, TypeAlias, get_args
 
 from bot_ratelimit.algorithms import Undecided, Verdict
@@ -19,12 +18,13 @@ from bot_ratelimit.bans import (
     check_words,
     penalty_charges,
 )
+from bot_ratelimit.charges import charges_of, check_subject, counts_of, once_key, payments_of
 from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision, Source, conclude
 from bot_ratelimit.errors import ConfigError, RefusedError, StorageError
 from bot_ratelimit.failures import Failures, printable
 from bot_ratelimit.health import Health, health_of
-from bot_ratelimit.limit import MAX_AMOUNT, MAX_FILLING_US, MAX_PERIOD_MS, Limit
+from bot_ratelimit.limit import MAX_AMOUNT, MAX_FILLING_US, Limit
 from bot_ratelimit.observer import Observer, ObserverLike, observers_of
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import (
@@ -32,7 +32,6 @@ from bot_ratelimit.rule import (
     RuleLike,
     Rules,
     Subject,
-    check_cost,
     check_payment,
     check_prefix,
     rules_of,
@@ -40,7 +39,7 @@ from bot_ratelimit.rule import (
 from bot_ratelimit.slots import SlotContext, Slots, check_slot_wait
 from bot_ratelimit.statistics import HourCount, Refusals, Statistics
 from bot_ratelimit.storage.banlist import Ban
-from bot_ratelimit.storage.base import Charge, Storage, new_charge
+from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.waiting import Queues, Waiter, check_wait
 
@@ -140,12 +139,14 @@ class Limiter:
             return await self._told(rules, subject, cost, once, _look)
         if not isinstance(rules, Rules):
             rules = rules_of(rules)
-        charges, applied = self._charges(rules, subject, cost or None)
+        charges, applied = charges_of(self.key_prefix, rules, subject, cost or None)
         bans = self._bans
         bans.used = True
         if bans.asleep and not _awake:  # the first decision after a pause, or of all
             began = self._clock()
-            decision = await self.hit(rules, subject, cost, once, _look=_look, _awake=True)
+            decision = await self.hit(
+                rules, subject, cost, once, _look=_look, _tell=False, _awake=True
+            )
             if decision.source == self._storage.source:
                 await bans.awake(self.timeout - (self._clock() - began))
             else:
@@ -157,7 +158,7 @@ class Limiter:
         if not charges:
             return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
         look = _look or cost == 0
-        token = None if once is None or look else self._once_key(once, charges)
+        token = None if once is None or look else once_key(self.key_prefix, once, charges)
         if self._memory is not None and not look:  # it answers at once and cannot fail
             verdicts: Sequence[Verdict] = self._memory.decide(charges, token)
             return self._concluded(subject, charges, applied, verdicts, "memory")
@@ -228,7 +229,7 @@ class Limiter:
         """
         check_wait(timeout)
         rules = rules_of(rules)
-        charges, applied = self._charges(rules, subject, cost)
+        charges, applied = charges_of(self.key_prefix, rules, subject, cost)
         if not charges:
             return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
         bans = Rules(rule for rule in applied if isinstance(rule, Penalty))
@@ -263,7 +264,7 @@ class Limiter:
             ConfigError: The rules or the cost make no sense, or the storage refuses the command.
         """
         check_payment(cost, None)
-        charges, applied = self._payments(rules, subject, cost)
+        charges, applied = payments_of(self.key_prefix, rules, subject, cost)
         if not charges:
             return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
         verdicts = await self._storage.charge(charges, timeout=self.timeout)
@@ -297,7 +298,7 @@ class Limiter:
             ConfigError: An argument makes no sense, or the storage refuses the command.
         """
         check_payment(cost, age)
-        charges, applied = self._payments(rules, subject, cost)
+        charges, applied = payments_of(self.key_prefix, rules, subject, cost)
         if not charges:
             return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
         age_us = min(int((age or 0) * 1_000_000), 2 * MAX_FILLING_US)
@@ -317,7 +318,7 @@ class Limiter:
             StorageError: The storage is out of reach; nothing was forgotten.
             ConfigError: The storage refuses the command, or the rule makes no sense.
         """
-        charges = self._counted(rules_of(rule), subject)
+        charges = counts_of(self.key_prefix, rules_of(rule), subject)
         if not charges:
             return False
         found = 0
@@ -362,7 +363,7 @@ class Limiter:
             raise ConfigError(
                 f"concurrency={concurrency!r}: expected Concurrency(1, name='report')"
             )
-        _check_subject(subject)
+        check_subject(subject)
         if self._slots is None:
             self._slots = Slots(
                 self._storage,
@@ -540,65 +541,6 @@ class Limiter:
         """Whether the circuit of the server of these charges is open."""
         return not self._failures.breaker(self._storage.server(charges)).closed
 
-    def _charges(
-        self, rules: Rules, subject: Subject, cost: int | None
-    ) -> tuple[list[Charge], list[Rule]]:
-        _check_subject(subject)
-        charges: list[Charge] = []
-        applied: list[Rule] = []
-        for rule in rules:
-            key = rule.key(self.key_prefix, subject)
-            if key is None:
-                continue
-            limit = rule.limit if isinstance(rule.limit, Limit) else rule.limit_for(subject)
-            if limit is None:
-                continue
-            if isinstance(rule, Penalty):
-                charges.append(Charge(key, limit, penalty=rule))
-            else:
-                if cost is not None or limit is not rule.limit:
-                    check_cost(rule.cost if cost is None else cost, limit, rule)
-                charges.append(new_charge((key, limit, cost or rule.cost, rule.shadow, None)))
-            applied.append(rule)
-        return charges, applied
-
-    def _payments(
-        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
-    ) -> tuple[list[Charge], Sequence[Rule]]:
-        """What to charge, of which rules; all rules if none of them applies."""
-        given = rules_of(rules)
-        _check_subject(subject)
-        charges, applied = [], []
-        for rule in given:
-            key, limit = rule.key(self.key_prefix, subject), rule.limit_for(subject)
-            if key is not None and limit is not None and not isinstance(rule, Penalty):
-                charges.append(Charge(key, limit, cost, rule.shadow))
-                applied.append(rule)
-        return charges, applied or given
-
-    def _counted(self, rules: Rules, subject: Subject) -> list[Charge]:
-        """What may be counted of the subject, also by rules that do not apply to it now."""
-        _check_subject(subject)
-        charges = []
-        for rule in rules:
-            key = rule.key(self.key_prefix, subject)
-            if key is not None:
-                penalty = rule if isinstance(rule, Penalty) else None
-                limit = rule.limit_for(subject) or _ANY_LIMIT
-                charges.append(Charge(key, limit, shadow=rule.shadow, penalty=penalty))
-        return charges
-
-    def _once_key(self, token: str, charges: Sequence[Charge]) -> str:
-        """`bot:ratelimit:once:<hash of the token and of each key>`.
-
-        Tokens and keys are texts of any length and content, so each is hashed with its length.
-        """
-        parts = [
-            part.encode("utf-8", "surrogatepass") for part in (token, *(c.key for c in charges))
-        ]
-        text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
-        return f"{self.key_prefix}:ratelimit:once:{blake2b(text, digest_size=16).hexdigest()}"
-
     async def _answer_without(
         self,
         subject: Subject,
@@ -637,48 +579,30 @@ class Limiter:
             costs = [0 if charge.penalty else charge.cost for charge in charges]
             return conclude(rules, verdicts, source, costs)
         decision = conclude(rules, verdicts, source)
-        if decision.shadow or decision.banned:
-            self._report(subject, decision, charges, verdicts)
+        if decision.shadow:
+            self._failures.would_have_refused(decision.shadow)
+        if decision.banned:
+            self._tell_of_bans(subject, charges, verdicts)
         if (len(rules) > 1 or rules[0].shadow) and Undecided in map(type, verdicts):
-            self._report_undecided(rules, verdicts)
+            self._failures.undecided(rules, verdicts)
         return decision
 
-    def _report(
-        self,
-        subject: Subject,
-        decision: Decision,
-        charges: Sequence[Charge],
-        verdicts: Sequence[Verdict],
+    def _tell_of_bans(
+        self, subject: Subject, charges: Sequence[Charge], verdicts: Sequence[Verdict]
     ) -> None:
-        for rule in decision.shadow:
-            if self._failures.first_in_a_while(f"shadow {rule}"):
-                log.info("The shadow rule '%s' would have refused a hit", rule)
-        if decision.banned:
-            for charge, verdict in zip(charges, verdicts, strict=True):
-                self._bans.penalized(subject, charge, verdict)
-                penalty = charge.penalty
-                if penalty is None or penalty.imposed:  # who imposed it has more to say
-                    continue
-                if not verdict.wait and not verdict.remaining:
-                    # Not refused by the ban yet, and no strike left: this hit brought it on.
-                    seconds = verdict.reset / 1_000_000
-                    log.warning("Banned for %g s: %s (%s)", seconds, charge.key, penalty)
-                    if self._observer is not None:
-                        self._observer.banned(charge.key, seconds)
-
-    def _report_undecided(self, rules: Sequence[Rule], verdicts: Sequence[Verdict]) -> None:
-        for rule, verdict in zip(rules, verdicts, strict=True):
-            if isinstance(verdict, Undecided) and self._failures.first_in_a_while(f"un {rule}"):
-                log.error(
-                    "The shadow rule '%s' cannot be decided: %s. It refuses nobody, and the other "
-                    "rules are decided without it",
-                    rule,
-                    printable(str(verdict.reason)),
-                )
+        for charge, verdict in zip(charges, verdicts, strict=True):
+            self._bans.penalized(subject, charge, verdict)
+            penalty = charge.penalty
+            if penalty is None or penalty.imposed:  # what imposed it has more to say
+                continue
+            if not verdict.wait and not verdict.remaining:
+                # Not refused by the ban yet, and no strike left: this hit brought it on.
+                seconds = verdict.reset / 1_000_000
+                log.warning("Banned for %g s: %s (%s)", seconds, printable(charge.key), penalty)
+                if self._observer is not None:
+                    self._observer.banned(charge.key, seconds)
 
 
-# For the counts of a rule that does not apply to a subject any more.
-_ANY_LIMIT: Final = Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000)
 _CHECK_LIMIT: Final = Limit(MAX_AMOUNT, 1.0)
 
 
@@ -698,11 +622,6 @@ def _check_storage(storage: object) -> None:
         fix = "pass RedisStorage(client) or MemoryStorage()"
     what = "the class" if kind is storage else "a"
     raise ConfigError(f"storage is {what} {name}, which is no storage: {fix}")
-
-
-def _check_subject(subject: object) -> None:
-    if not isinstance(subject, Subject):
-        raise ConfigError(f"subject={subject!r}: expected a Subject, for example Subject(user=42)")
 
 
 def check_timeout(value: object) -> float:

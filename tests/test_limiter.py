@@ -20,6 +20,7 @@ from bot_ratelimit import (
     Scope,
     Subject,
 )
+from bot_ratelimit.charges import once_key
 from bot_ratelimit.limit import Limit
 from bot_ratelimit.storage.base import Charge
 from bot_ratelimit.testing import Clock, FlakyStorage
@@ -336,7 +337,7 @@ async def test_no_token_runs_into_another(limiter: Limiter, one: Any, other: Any
         ]
         decisions.append(await limiter.hit(rules, ANNA, once=token))
     keys = {
-        limiter._once_key(token, [Charge(f"bot:ratelimit:{text}", Limit(1, 1)) for text in texts])
+        once_key("bot", token, [Charge(f"bot:ratelimit:{text}", Limit(1, 1)) for text in texts])
         for token, texts in (one, other)
     }
     assert len(keys) == 2

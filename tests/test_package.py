@@ -36,10 +36,22 @@ FLOORS = [
     {"outgoing"},
     {"settings", "testing", "metrics"},
     # Nothing from here on imports aiogram.
-    {"limiter", "waiting", "slots", "bans", "failures", "breaker", "health", "statistics"},
+    {
+        "limiter",
+        "charges",
+        "waiting",
+        "slots",
+        "bans",
+        "failures",
+        "breaker",
+        "health",
+        "statistics",
+    },
     {"storage"},
     {
         "observer",
+        "paying",
+        "debt",
         "decision",
         "algorithms",
         "penalty",

@@ -397,7 +397,7 @@ class Connection(Generic[Item]):
             self._pass_on(call, said)
         if call.requests and call.ends_batch:
             self._measure(call, now)
-            if self.observer is not None and said.answers[0] is not AGAIN:
+            if self.observer is not None and call.decides and said.answers[0] is not AGAIN:
                 self.observer.batch_answered(self.name, len(call.requests), now - call.sent)
         if said.leave:
             self._lose(StorageError(said.leave, kind="readonly"))

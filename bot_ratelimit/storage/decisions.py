@@ -75,7 +75,7 @@ class Decisions:
         hits: list[Request[Item]] = []
         for request in requests:
             if isinstance(request.item, Commands):
-                calls.append(_asking(Call([request], request.item.commands)))
+                calls.append(_asking(Call([request], request.item.commands, decides=False)))
             elif not self._tries_script():
                 calls.append(_asking(Call([request], transaction.commands(request.item))))
             elif request.alone:

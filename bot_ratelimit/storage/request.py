@@ -63,9 +63,17 @@ class Request(Generic[Item]):
 class Call(Generic[Item]):
     """Commands that ask about some requests, and how many replies they bring."""
 
-    __slots__ = ("commands", "deadline", "ends_batch", "replies", "requests", "sent")
+    __slots__ = ("commands", "deadline", "decides", "ends_batch", "replies", "requests", "sent")
 
-    def __init__(self, requests: Sequence[Request[Item]], commands: Sequence[Command]) -> None:
+    def __init__(
+        self,
+        requests: Sequence[Request[Item]],
+        commands: Sequence[Command],
+        *,
+        decides: bool = True,
+    ) -> None:
+        self.decides = decides
+        """Whether these are decisions, of which observers hear."""
         self.requests = requests
         self.commands = commands
         self.replies = len(commands)

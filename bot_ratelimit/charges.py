@@ -1,0 +1,84 @@
+"""Charges: which counts of whom a call is about, and under which keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Final
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
+from bot_ratelimit.penalty import Penalty
+from bot_ratelimit.rule import Rule, RuleLike, Rules, Subject, check_cost, rules_of
+from bot_ratelimit.storage.base import Charge, new_charge
+
+# For the counts of a rule that does not apply to a subject any more.
+_ANY_LIMIT: Final = Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000)
+
+
+def charges_of(
+    prefix: str, rules: Rules, subject: Subject, cost: int | None
+) -> tuple[list[Charge], list[Rule]]:
+    """What a hit takes, and of which rules: those that apply to the subject."""
+    check_subject(subject)
+    charges: list[Charge] = []
+    applied: list[Rule] = []
+    for rule in rules:
+        key = rule.key(prefix, subject)
+        if key is None:
+            continue
+        limit = rule.limit if isinstance(rule.limit, Limit) else rule.limit_for(subject)
+        if limit is None:
+            continue
+        if isinstance(rule, Penalty):
+            charges.append(Charge(key, limit, penalty=rule))
+        else:
+            if cost is not None or limit is not rule.limit:
+                check_cost(rule.cost if cost is None else cost, limit, rule)
+            charges.append(new_charge((key, limit, cost or rule.cost, rule.shadow, None)))
+        applied.append(rule)
+    return charges, applied
+
+
+def payments_of(
+    prefix: str, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
+) -> tuple[list[Charge], Sequence[Rule]]:
+    """What to charge or to give back, of which rules; all rules if none of them applies."""
+    given = rules_of(rules)
+    check_subject(subject)
+    charges, applied = [], []
+    for rule in given:
+        key, limit = rule.key(prefix, subject), rule.limit_for(subject)
+        if key is not None and limit is not None and not isinstance(rule, Penalty):
+            charges.append(Charge(key, limit, cost, rule.shadow))
+            applied.append(rule)
+    return charges, applied or given
+
+
+def counts_of(prefix: str, rules: Rules, subject: Subject) -> list[Charge]:
+    """What may be counted of the subject, also by rules that do not apply to it now."""
+    check_subject(subject)
+    charges = []
+    for rule in rules:
+        key = rule.key(prefix, subject)
+        if key is not None:
+            penalty = rule if isinstance(rule, Penalty) else None
+            limit = rule.limit_for(subject) or _ANY_LIMIT
+            charges.append(Charge(key, limit, shadow=rule.shadow, penalty=penalty))
+    return charges
+
+
+def once_key(prefix: str, token: str, charges: Sequence[Charge]) -> str:
+    """`bot:ratelimit:once:<hash of the token and of each key>`.
+
+    Tokens and keys are texts of any length and content, so each is hashed with its length.
+    """
+    parts = [part.encode("utf-8", "surrogatepass") for part in (token, *(c.key for c in charges))]
+    text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
+    return f"{prefix}:ratelimit:once:{blake2b(text, digest_size=16).hexdigest()}"
+
+
+def check_subject(subject: object) -> None:
+    """Raise ConfigError unless this is a Subject."""
+    if not isinstance(subject, Subject):
+        raise ConfigError(f"subject={subject!r}: expected a Subject, for example Subject(user=42)")
