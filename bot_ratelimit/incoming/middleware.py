@@ -32,6 +32,7 @@ from bot_ratelimit.incoming.position import check_dispatcher, root_of, stand_gua
 from bot_ratelimit.incoming.screening import IsExempt, Screening
 from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
+from bot_ratelimit.limits_file import named_limits as named_limits_of
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
 from bot_ratelimit.settings import Settings
@@ -82,6 +83,8 @@ class RateLimitMiddleware(BaseMiddleware):
         per_bot: Count apart for each bot that shares this prefix.
         once_per_update: Charge an update once even if Telegram delivers it again, to whichever
             instance, within a minute.
+        named_limits: Limits that handlers' flags find by `key`, `{"ai": "5/minute"}`; they win
+            over what a flag itself says.
 
     Raises:
         ConfigError: An argument makes no sense.
@@ -102,6 +105,7 @@ class RateLimitMiddleware(BaseMiddleware):
         penalty: Penalty | None = None,
         per_bot: bool = False,
         once_per_update: bool = False,
+        named_limits: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(redis_client, TelegramObject):  # aiogram calls what is registered
             raise ConfigError(class_registered(type(self)))
@@ -117,7 +121,7 @@ class RateLimitMiddleware(BaseMiddleware):
         )
         self._on_limited = notices_of(on_limited)
         self._penalized = penalty is not None
-        self._flags = Flags(penalty)
+        self._flags = Flags(penalty, limits=named_limits_of(named_limits or {}))
         self._number = next(_made)
         self._dispatcher: object = None
         self._dispatchers: WeakSet[Dispatcher] = WeakSet()
@@ -147,7 +151,7 @@ class RateLimitMiddleware(BaseMiddleware):
     def from_settings(
         cls, settings: Settings | None = None, **overrides: Any
     ) -> RateLimitMiddleware:
-        """A middleware from the environment and `.env`; see `Settings` for the variables.
+        """A middleware from the environment, `.env` and RATE_LIMIT_FILE; see `Settings`.
 
         It closes the Redis client that it makes when the dispatcher shuts down.
 
@@ -166,8 +170,12 @@ class RateLimitMiddleware(BaseMiddleware):
             overrides.pop("limiter", None)
         arguments: dict[str, Any] = {
             "rate_limit": settings.rules(),
-            "exempt": settings.rate_limit_exempt,
+            "exempt": settings.exempt(),
+            "penalty": settings.file.penalty,
+            "named_limits": settings.file.limits,
         }
+        if settings.file.notices:
+            arguments["on_limited"] = settings.file.notices
         policy = {name: getattr(settings, field) for field, name in POLICY.items()}
         if "limiter" in overrides:
             check_policy(settings, overrides["limiter"])
@@ -372,7 +380,7 @@ class RateLimitMiddleware(BaseMiddleware):
                 log.warning("RateLimitMiddleware: %s", moved(before, now, others[before.path]))
         self.rules = rules
         penalty = rules[-1] if self._penalized else None
-        self._flags = Flags(penalty, others)
+        self._flags = Flags(penalty, others, self._flags.limits)
 
     def _register_close(self, dispatcher: Dispatcher) -> None:
         if self._closes:

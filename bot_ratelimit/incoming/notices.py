@@ -14,6 +14,7 @@ from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import MAX_PERIOD_MS
 from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.limits_file import check_notice
 from bot_ratelimit.rule import Scope, Subject, notice_rule
 
 TEXTS: Final[Mapping[str, str]] = {
@@ -56,7 +57,7 @@ class Notices:
         for language, text in by_language.items():
             if not isinstance(language, str):
                 raise ConfigError(f"the language of a notice {language!r}: expected a code as 'en'")
-            _check_text(text)
+            check_notice(text)
         self._texts = {language.lower(): text for language, text in by_language.items()}
         self._in_groups = in_groups
 
@@ -115,15 +116,3 @@ def _leave_to_us(answer: object) -> bool:
     if not answer.disabled:
         answer.disable()
     return True
-
-
-def _check_text(text: object) -> None:
-    try:
-        ok = isinstance(text, str) and bool(text.format(seconds=1).strip())
-    except (LookupError, ValueError, AttributeError, TypeError):
-        ok = False
-    if not ok:
-        raise ConfigError(
-            f"the text of a notice {text!r}: expected a text with no placeholder but {{seconds}}, "
-            "for example 'Try again in {seconds} s.'"
-        )
