@@ -55,6 +55,8 @@ _PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = 
 # are the package's own, so that no name can lead into another rule's keys.
 RESERVED_NAMES: Final = frozenset(
     {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"}
+    | {"live", "history", "audit", "instances"}
+    | {"user"}  # how operators call a rule without a name
 )
 _NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,200}")
 _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")

@@ -90,6 +90,13 @@ class Flags:
         """The rules of all handlers whose flag can be read, without the penalty."""
         return [rule for _, rules in self._readable(root) for rule in rules]
 
+    def by_handler(self, root: Router) -> Iterator[tuple[str, Rules, bool]]:
+        """Each handler with rules of its own: its name, them, and whether they are named limits."""
+        for handler, rules in self._readable(root):
+            flag, name = extract_flags(handler)[FLAG], self._name_of(handler, root)
+            key = flag.get("key") if isinstance(flag, Mapping) else None
+            yield _full_name(handler), rules, (key or name) in self.limits
+
     def _readable(self, root: Router) -> Iterator[tuple[HandlerObject, Rules]]:
         for handler in _flagged(root):
             try:

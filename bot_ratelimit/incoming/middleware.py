@@ -27,15 +27,18 @@ from bot_ratelimit.incoming.arguments import (
 )
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.incoming.flags import Flags
+from bot_ratelimit.incoming.inventory import inventory
 from bot_ratelimit.incoming.notices import TEXTS, Notices
 from bot_ratelimit.incoming.position import check_dispatcher, root_of, stand_guard
 from bot_ratelimit.incoming.screening import IsExempt, Screening
 from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
 from bot_ratelimit.limits_file import named_limits as named_limits_of
+from bot_ratelimit.live import Live
+from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
-from bot_ratelimit.settings import Settings
+from bot_ratelimit.settings import Origin, Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 from bot_ratelimit.storage.server import server_of
@@ -85,6 +88,7 @@ class RateLimitMiddleware(BaseMiddleware):
             instance, within a minute.
         named_limits: Limits that handlers' flags find by `key`, `{"ai": "5/minute"}`; they win
             over what a flag itself says.
+        live: Obey what operators change while the bot runs, within 5 seconds on every instance.
 
     Raises:
         ConfigError: An argument makes no sense.
@@ -106,6 +110,7 @@ class RateLimitMiddleware(BaseMiddleware):
         per_bot: bool = False,
         once_per_update: bool = False,
         named_limits: Mapping[str, Any] | None = None,
+        live: bool = False,
     ) -> None:
         if isinstance(redis_client, TelegramObject):  # aiogram calls what is registered
             raise ConfigError(class_registered(type(self)))
@@ -145,6 +150,10 @@ class RateLimitMiddleware(BaseMiddleware):
                 timeout=timeout,
             )
         self.limiter = limiter
+        self._origins: dict[str, Origin] = {"limits": "code", "penalty": "code"}
+        if not isinstance(live, bool):
+            raise ConfigError(f"live={live!r}: expected True or False")
+        self.live = Live(limiter, inventory=self.inventory, used=self._obey) if live else None
         announce(limiter, self.rules)
 
     @classmethod
@@ -177,19 +186,23 @@ class RateLimitMiddleware(BaseMiddleware):
         if settings.file.notices:
             arguments["on_limited"] = settings.file.notices
         policy = {name: getattr(settings, field) for field, name in POLICY.items()}
+        origins: dict[str, Origin] = {
+            "limits": "code" if "rate_limit" in overrides else settings.origin("rate_limit"),
+            "penalty": "code" if "penalty" in overrides else "file",
+        }
         if "limiter" in overrides:
             check_policy(settings, overrides["limiter"])
-            return cls(**arguments | overrides)
+            return cls(**arguments | overrides)._come_from(origins)
         arguments |= policy | overrides
         if "redis_client" in overrides:
-            return cls(**arguments)
+            return cls(**arguments)._come_from(origins)
         if settings.redis_enabled is False:
             log.warning("RateLimitMiddleware: Redis is disabled by REDIS_ENABLED=false")
         limits = {name: arguments.pop(name) for name in policy}
         limits["memory_size"] = settings.rate_limit_memory_size
         middleware = cls(**arguments, limiter=Limiter(settings.storage(), **limits))
         middleware._closes = True
-        return middleware
+        return middleware._come_from(origins)
 
     def setup(
         self, dispatcher: Dispatcher, *, guard: bool = False, exclude: Iterable[str] = ()
@@ -231,8 +244,8 @@ class RateLimitMiddleware(BaseMiddleware):
         dispatcher.startup.register(start)
         # Older versions of aiogram tell this only for updates that are polled.
         dispatcher.workflow_data.setdefault("dispatcher", dispatcher)
-        self._dispatchers.add(dispatcher)
         self._register_close(dispatcher)
+        self._dispatchers.add(dispatcher)
         return self
 
     async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
@@ -288,8 +301,21 @@ class RateLimitMiddleware(BaseMiddleware):
         rules = [rule for rule in by_path.values() if rule.scope is not Scope.GLOBAL]
         return await self.limiter.reset(rules, subject)
 
+    def inventory(self) -> dict[str, Any]:
+        """What operators are shown of this middleware, as JSON has it: its rules, and the rest."""
+        overrides = Overrides() if self.live is None else self.live.overrides
+        return {
+            "rules": inventory(
+                overrides, self.rules, self._origins, self._flags, self._dispatchers
+            ),
+            "exempt": sorted(self._screening.exempt_ids)[:1_000],
+            "per_bot": self._screening.per_bot,
+        }
+
     async def close(self) -> None:
         """Close the storage, and the client that `from_settings` made; never a client given."""
+        if self.live is not None:
+            await self.live.stop()
         await self.limiter.close()
 
     async def _decide(
@@ -312,8 +338,16 @@ class RateLimitMiddleware(BaseMiddleware):
             if counted is None:
                 notes[mine] = (None, Subject())
             else:
-                decision = await self.limiter.hit(rules, counted.subject, once=counted.once)
-                notes[mine] = (decision, counted.subject)
+                applied: Rules | None = rules
+                if self.live is not None:
+                    if not self.live.is_ready:
+                        await self.live.begin()
+                    applied = self.live.applied(rules)
+                if applied is None:  # switched off
+                    notes[mine] = (None, counted.subject)
+                else:
+                    decision = await self.limiter.hit(applied, counted.subject, once=counted.once)
+                    notes[mine] = (decision, counted.subject)
         return notes[mine]
 
     async def _tell(
@@ -350,6 +384,8 @@ class RateLimitMiddleware(BaseMiddleware):
             self._register_close(dispatcher)
             self._dispatchers.add(dispatcher)
             self._met.add(dispatcher)
+            if self.live is not None:
+                self.live.start()
         self._dispatcher = dispatcher
 
     def _settle(self, dispatcher: Dispatcher) -> None:
@@ -382,7 +418,17 @@ class RateLimitMiddleware(BaseMiddleware):
         penalty = rules[-1] if self._penalized else None
         self._flags = Flags(penalty, others, self._flags.limits)
 
+    def _come_from(self, origins: Mapping[str, Origin]) -> RateLimitMiddleware:
+        self._origins.update(origins)
+        return self
+
+    def _obey(self, overrides: Overrides) -> None:
+        self._screening.exempt_also(overrides.exempt, overrides.limited)
+
     def _register_close(self, dispatcher: Dispatcher) -> None:
+        if self.live is not None and dispatcher not in self._dispatchers:
+            dispatcher.startup.register(self.live.begin)
+            dispatcher.shutdown.register(self.live.stop)
         if self._closes:
             self._closes = False
             dispatcher.shutdown.register(self.close)
