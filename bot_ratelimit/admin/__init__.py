@@ -1,0 +1,1 @@
+"""For operators: inspect, forgive, ban, and change limits while the bot runs."""
