@@ -40,5 +40,5 @@ $(VENV)-bench/.ready: GROUPS := --group dev --group bench
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $*
 	$*/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
-	$*/bin/pip install --quiet --constraint constraints.txt --editable '.[demo]' $(GROUPS)
+	$*/bin/pip install --quiet --constraint constraints.txt --editable '.[cli,demo]' $(GROUPS)
 	@touch $@
