@@ -113,10 +113,14 @@ class Control:
 
     async def instances(self) -> tuple[InstanceView, ...]:
         """The instances that follow the live limits now."""
-        found = await self._documents.reports(self._key("instances"))
-        return tuple(
-            InstanceView.of(name, json.loads(told)) for name, told in sorted(found.items())
-        )
+        told = await self._documents.reports(self._key("instances"))
+        found = []
+        for name, report in sorted(told.items()):
+            try:
+                found.append(InstanceView.of(name, json.loads(report)))
+            except (ValueError, LookupError, TypeError):  # of another version of this package
+                found.append(InstanceView(name, -1, 0, "its report cannot be read"))
+        return tuple(found)
 
     async def show(self, subject: Subject) -> SubjectView:
         """Where somebody stands with every rule; charges nothing."""

@@ -163,8 +163,8 @@ def instances(view: ConfigView) -> RenderableType:
     if not view.instances:
         return "no running bot reports (live=True)"
     return table(
-        ("INSTANCE", "VERSION", "PROBLEM"),
-        [(each.name, each.version, each.problem) for each in view.instances],
+        ("INSTANCE", "VERSION", "REJECTED", "PROBLEM"),
+        [(each.name, each.version, each.rejected, each.problem) for each in view.instances],
     )
 
 

@@ -261,6 +261,20 @@ async def test_config_says_what_won_and_who_obeys(
     assert "hunter2" not in str(found)
 
 
+async def test_a_report_that_cannot_be_read_is_told(desk: Desk) -> None:
+    """An instance of another version of the package is listed, and hides none of the others."""
+    for report in (
+        b"nonsense",
+        b"{}",
+        b'{"version": 1, "rejected": 0, "problem": "", "rules": [1]}',
+    ):
+        await desk.control._documents.report("bot:ratelimit:instances", "odd", report, 30)
+        found = {each.name: each for each in await desk.control.instances()}
+        assert len(found) == 2
+        assert found["odd"].problem == "its report cannot be read"
+    assert len(await desk.control.limits()) == 4
+
+
 async def test_health_says_what_is_wrong(desk: Desk) -> None:
     """Well with an answer from the storage, and instances that obey the newest version."""
     found = await desk.control.health()
