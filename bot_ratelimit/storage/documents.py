@@ -146,7 +146,7 @@ class RedisDocuments:
         """See `Documents.clear`."""
         if self._storage.is_cluster and "{" not in prefix:
             raise ConfigError(
-                f"key_prefix={prefix!r}: the keys are on several nodes of a Redis Cluster, which "
+                f"{prefix!r}: the keys are on several nodes of a Redis Cluster, which "
                 "have to be cleared one by one; a prefix with a hash tag, '{my_bot}', is on one"
             )
         kept = {key.encode() for key in keep}

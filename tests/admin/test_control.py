@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit import (
     ConfigError,
@@ -14,6 +16,7 @@ from bot_ratelimit import (
     MemoryStorage,
     Penalty,
     RateLimitMiddleware,
+    RedisStorage,
     Rule,
     Scope,
     Settings,
@@ -25,6 +28,7 @@ from bot_ratelimit.admin.control import Control
 from bot_ratelimit.testing import Clock
 from tests.benches import Bench
 from tests.incoming.support import Instance
+from tests.servers import running_cluster
 
 ANNA = Subject(user=42, chat=42)
 PENALTY = Penalty("2/h", "1h")
@@ -295,6 +299,34 @@ async def test_where_redis_is_away_nobody_knows(environment: pytest.MonkeyPatch)
     with pytest.raises(StorageError):
         await control.show(ANNA)
     await control.close()
+
+
+async def test_a_cluster_is_operated_like_one_server(tmp_path: Path) -> None:
+    """Live limits, looking and forgiving work on a Redis Cluster; clearing needs a hash tag."""
+    with running_cluster(tmp_path) as server:
+        async with RedisCluster(host="127.0.0.1", port=server.port) as client:
+            storage = RedisStorage(client)
+            for prefix, clears in (("bot", False), ("{bot}", True)):
+                limiter = Limiter(storage, key_prefix=prefix, timeout=5)
+                middleware = RateLimitMiddleware("5/h", limiter=limiter, live=True)
+                assert middleware.live is not None
+                await middleware.live.refresh()
+                control = Control(limiter, "anna", patience=0)
+                await control.set_rule("user", "2/h")
+                await middleware.live.refresh()
+                applied = middleware.live.applied(middleware.rules)
+                assert applied == (Rule("2/h"),)
+                await limiter.hit(applied, ANNA)
+                assert (await control.show(ANNA)).counts[0].remaining == 1
+                if clears:
+                    assert await control.clear() == 1
+                else:
+                    assert await control.forgive(ANNA) == ("user",)
+                    with pytest.raises(
+                        ConfigError, match=r"with a hash tag, '\{my_bot\}', is on one"
+                    ):
+                        await control.clear()
+            await storage.close()
 
 
 class Newer(Limiter):
