@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_address
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -15,10 +15,14 @@ from redis.backoff import NoBackoff
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter import OnError, check_timeout
+from bot_ratelimit.limits_file import LimitsFile, read_limits_file
 from bot_ratelimit.rule import Rules, check_prefix, rules_of
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
+
+Origin: TypeAlias = Literal["code", "file", "environment", "live"]
+"""Where a value comes from; later ones win."""
 
 _DIGITS: Final = re.compile(r"[0-9]{1,10}")
 _NUMBER: Final = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
@@ -35,6 +39,7 @@ _MAX_DB: Final = 2**31 - 1
 class Settings(BaseSettings):
     """What the environment says; an empty variable counts as unset.
 
+    RATE_LIMIT_FILE names a file with limits; what a variable says wins over the file.
     Redis is used when REDIS_ENABLED is true, or when it is unset and REDIS_URL or REDIS_HOST is
     set. Secrets appear in no repr, log or error, nor in an error's cause.
 
@@ -85,6 +90,10 @@ class Settings(BaseSettings):
     rate_limit_exempt: Annotated[frozenset[int], NoDecode] = Field(
         frozenset(), description="ids of users and chats without a limit, such as 42, -100123"
     )
+    rate_limit_file: str | None = Field(
+        None, description="the path of a TOML file with limits, such as limits.toml"
+    )
+    _file: LimitsFile = PrivateAttr(default_factory=LimitsFile)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -96,6 +105,8 @@ class Settings(BaseSettings):
         except OSError as error:
             wrong = f".env cannot be read: {error.strerror}; check its permissions"
         else:
+            if self.rate_limit_file is not None:
+                self._file = read_limits_file(self.rate_limit_file)
             return
         # Raised here, so that no error with a secret in it comes along as the context.
         raise ConfigError(wrong)
@@ -156,9 +167,29 @@ class Settings(BaseSettings):
             return self.redis_url is not None or self.redis_host is not None
         return self.redis_enabled
 
+    @property
+    def file(self) -> LimitsFile:
+        """What the limits file says; empty without RATE_LIMIT_FILE."""
+        return self._file
+
     def rules(self) -> Rules:
-        """The rules that RATE_LIMIT stands for."""
+        """The rules of RATE_LIMIT; while it is unset, those of the limits file."""
+        if self.origin("rate_limit") == "file" and self._file.rules is not None:
+            return self._file.rules
         return _read_rules(self.rate_limit)
+
+    def exempt(self) -> frozenset[int]:
+        """The ids of RATE_LIMIT_EXEMPT; while it is unset, those of the limits file."""
+        if self.origin("rate_limit_exempt") == "file":
+            return self._file.exempt or frozenset()
+        return self.rate_limit_exempt
+
+    def origin(self, name: str) -> Origin:
+        """Where the value of a setting comes from: the last of these that says something."""
+        in_file = {"rate_limit": self._file.rules, "rate_limit_exempt": self._file.exempt}
+        if name in self.model_fields_set:
+            return "environment"
+        return "code" if in_file.get(name) is None else "file"
 
     def storage(self) -> Storage:
         """A storage for these settings; closing it closes its client."""

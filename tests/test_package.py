@@ -34,7 +34,7 @@ FLOORS = [
     {"admin"},
     {"incoming"},
     {"outgoing"},
-    {"settings", "testing", "metrics"},
+    {"settings", "testing", "metrics", "limits_file", "live", "overrides"},
     # Nothing from here on imports aiogram.
     {
         "limiter",

@@ -1,1 +1,1 @@
-"""Who operates the bot: health and metrics over HTTP."""
+"""For operators: health and metrics, inspect, forgive, ban, and change limits at run time."""

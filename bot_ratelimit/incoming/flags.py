@@ -6,6 +6,7 @@
     @flags.rate_limit(limit="3/minute; 20/day", key="ai", cost=2, scope="chat")
     @flags.rate_limit(rate=2, key="something")        one event in 2 seconds
     @flags.rate_limit(limit="20/day", concurrent=1)   and one at a time
+    @flags.rate_limit(key="ai")                       the limit with this name, see RATE_LIMIT_FILE
     @router.message(flags={"rate_limit": False})      no limit here
 """
 
@@ -24,6 +25,7 @@ from aiogram.fsm.scene import SceneHandlerWrapper
 from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.sharing import fitting, limit_of
+from bot_ratelimit.limits_file import NamedLimits, scope_named
 from bot_ratelimit.rule import Rule, Rules, Scope, check_name, rules_of
 
 FLAG: Final = "rate_limit"
@@ -37,11 +39,17 @@ class Flags:
     Args:
         penalty: Goes along with every handler's own rules.
         others: The rules of the bot's middlewares that share this one's keys, by their path.
+        limits: Named limits; one with a flag's key or a handler's name wins over what the flag
+            itself says.
     """
 
     def __init__(
-        self, penalty: Rule | None = None, others: Mapping[str, Rule] | None = None
+        self,
+        penalty: Rule | None = None,
+        others: Mapping[str, Rule] | None = None,
+        limits: NamedLimits | None = None,
     ) -> None:
+        self.limits = limits or {}
         self._penalty = () if penalty is None else (penalty,)
         self._others = others or {}
         # By identity, since handler objects have no hash; there are as many as handlers.
@@ -65,7 +73,7 @@ class Flags:
         known = self._read.get(id(handler))
         if known is None:
             name = self._name_of(handler, router)
-            rules = read_flag(flags[FLAG], handler, name)
+            rules = read_flag(flags[FLAG], handler, name, self.limits)
             if not isinstance(rules, bool):
                 self._check_keys(handler, rules, router)
                 rules = rules_of((*rules, *self._penalty))
@@ -93,12 +101,18 @@ class Flags:
         """The rules of all handlers whose flag can be read, without the penalty."""
         return [rule for _, rules in self._readable(root) for rule in rules]
 
+    def by_handler(self, root: Router) -> Iterator[tuple[str, Rules, bool]]:
+        """Each handler with rules of its own: its name, them, and whether they are named limits."""
+        for handler, rules in self._readable(root):
+            flag, name = extract_flags(handler)[FLAG], self._name_of(handler, root)
+            key = flag.get("key") if isinstance(flag, Mapping) else None
+            yield _full_name(handler), rules, (key or name) in self.limits
+
     def _readable(self, root: Router) -> Iterator[tuple[HandlerObject, Rules]]:
         for handler in _flagged(root):
             try:
-                rules = read_flag(
-                    extract_flags(handler)[FLAG], handler, self._name_of(handler, root)
-                )
+                flag, name = extract_flags(handler)[FLAG], self._name_of(handler, root)
+                rules = read_flag(flag, handler, name, self.limits)
             except ConfigError:  # raised where that handler's own flag is read
                 continue
             if not isinstance(rules, bool):
@@ -175,11 +189,14 @@ def _flagged(root: Router) -> Iterator[HandlerObject]:
                     yield handler
 
 
-def read_flag(value: Any, handler: HandlerObject, name: str) -> Rules | bool:
+def read_flag(
+    value: Any, handler: HandlerObject, name: str, limits: NamedLimits | None = None
+) -> Rules | bool:
     """The rules that a flag's value stands for, under this name or its own; or the bool it is."""
     if isinstance(value, bool):
         return value
     try:
+        value = _with_named_limit(value, name, limits or {})
         if not isinstance(value, Mapping):
             rules = rules_of(value)
             # A rule that was given a name of its own keeps it, and so shares its count.
@@ -226,6 +243,20 @@ def read_concurrency(value: Any, handler: HandlerObject, name: str) -> Concurren
         raise ConfigError(f"the rate_limit flag of {_full_name(handler)}: {error}") from None
 
 
+def _with_named_limit(value: Any, name: str, limits: NamedLimits) -> Any:
+    """What the flag says, with what is said elsewhere of the limit that it names."""
+    said = value if isinstance(value, Mapping) else {}
+    key = str(said.get("key") or name)
+    if key in limits:
+        return {**{field: said[field] for field in said if field != "rate"}, **limits[key]}
+    if said.get("key") and not {"limit", "rate", "concurrent"} & set(said):
+        raise ConfigError(
+            f"no limit is named {key!r}: add {key} = '5/minute' under [limits] in the file that "
+            "RATE_LIMIT_FILE names, or give the flag limit='5/minute'"
+        )
+    return value
+
+
 def _named(rules: Rules, name: str, **changes: Any) -> Rules:
     """The rules under the handler's name, so that handlers do not share counts by accident."""
     return rules_of(
@@ -241,13 +272,7 @@ def _named(rules: Rules, name: str, **changes: Any) -> Rules:
 
 
 def _scope_of(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return Scope(value)
-    except ValueError:
-        scopes = ", ".join(scope.value for scope in Scope)
-        raise ConfigError(f"scope={value!r}: expected one of {scopes}") from None
+    return scope_named(value) if isinstance(value, str) else value
 
 
 def _full_name(handler: HandlerObject) -> str:

@@ -29,6 +29,7 @@ from bot_ratelimit.incoming.arguments import (
 from bot_ratelimit.incoming.bound import BoundDecision
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.incoming.flags import Flags
+from bot_ratelimit.incoming.inventory import inventory
 from bot_ratelimit.incoming.notices import (
     REFUSAL_KEY,
     TEXTS,
@@ -40,11 +41,14 @@ from bot_ratelimit.incoming.position import check_dispatcher, root_of, stand_gua
 from bot_ratelimit.incoming.screening import Counted, IsExempt, Screening
 from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
+from bot_ratelimit.limits_file import named_limits as named_limits_of
+from bot_ratelimit.live import Live
 from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.observer import ObserverLike
+from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
-from bot_ratelimit.settings import Settings
+from bot_ratelimit.settings import Origin, Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 from bot_ratelimit.storage.server import server_of
@@ -95,6 +99,9 @@ class RateLimitMiddleware(BaseMiddleware):
         observer: Hears of every decision and notice; one or several, see `Observer`.
         statistics: Whether decisions are counted by hour; read them with
             `middleware.limiter.statistics()`.
+        named_limits: Limits that handlers' flags find by `key`, `{"ai": "5/minute"}`; they win
+            over what a flag itself says.
+        live: Obey what operators change while the bot runs, within 5 seconds on every instance.
 
     Raises:
         ConfigError: An argument makes no sense.
@@ -117,6 +124,8 @@ class RateLimitMiddleware(BaseMiddleware):
         once_per_update: bool = False,
         observer: ObserverLike = None,
         statistics: bool = False,
+        named_limits: Mapping[str, Any] | None = None,
+        live: bool = False,
     ) -> None:
         if isinstance(redis_client, TelegramObject):  # aiogram calls what is registered
             raise ConfigError(class_registered(type(self)))
@@ -132,7 +141,7 @@ class RateLimitMiddleware(BaseMiddleware):
         )
         self._on_limited = notices_of(on_limited)
         self._penalized = penalty is not None
-        self._flags = Flags(penalty)
+        self._flags = Flags(penalty, limits=named_limits_of(named_limits or {}))
         self._number = next(_made)
         self._dispatcher: object = None
         self._dispatchers: WeakSet[Dispatcher] = WeakSet()
@@ -160,13 +169,17 @@ class RateLimitMiddleware(BaseMiddleware):
                 statistics=statistics or None,
             )
         self.limiter = limiter
+        self._origins: dict[str, Origin] = {"limits": "code", "penalty": "code"}
+        if not isinstance(live, bool):
+            raise ConfigError(f"live={live!r}: expected True or False")
+        self.live = Live(limiter, inventory=self.inventory, used=self._obey) if live else None
         announce(limiter, self.rules)
 
     @classmethod
     def from_settings(
         cls, settings: Settings | None = None, **overrides: Any
     ) -> RateLimitMiddleware:
-        """A middleware from the environment and `.env`; see `Settings` for the variables.
+        """A middleware from the environment, `.env` and RATE_LIMIT_FILE; see `Settings`.
 
         It closes the Redis client that it makes when the dispatcher shuts down.
 
@@ -185,15 +198,23 @@ class RateLimitMiddleware(BaseMiddleware):
             overrides.pop("limiter", None)
         arguments: dict[str, Any] = {
             "rate_limit": settings.rules(),
-            "exempt": settings.rate_limit_exempt,
+            "exempt": settings.exempt(),
+            "penalty": settings.file.penalty,
+            "named_limits": settings.file.limits,
         }
+        if settings.file.notices:
+            arguments["on_limited"] = settings.file.notices
         policy = {name: getattr(settings, field) for field, name in POLICY.items()}
+        origins: dict[str, Origin] = {
+            "limits": "code" if "rate_limit" in overrides else settings.origin("rate_limit"),
+            "penalty": "code" if "penalty" in overrides else "file",
+        }
         if "limiter" in overrides:
             check_policy(settings, overrides["limiter"])
-            return cls(**arguments | overrides)
+            return cls(**arguments | overrides)._come_from(origins)
         arguments |= policy | overrides
         if "redis_client" in overrides:
-            return cls(**arguments)
+            return cls(**arguments)._come_from(origins)
         if settings.redis_enabled is False:
             log.warning("RateLimitMiddleware: Redis is disabled by REDIS_ENABLED=false")
         of_limiter = [*policy, "observer", "statistics"]
@@ -201,7 +222,7 @@ class RateLimitMiddleware(BaseMiddleware):
         limits["memory_size"] = settings.rate_limit_memory_size
         middleware = cls(**arguments, limiter=Limiter(settings.storage(), **limits))
         middleware._closes = True
-        return middleware
+        return middleware._come_from(origins)
 
     def setup(
         self, dispatcher: Dispatcher, *, guard: bool = False, exclude: Iterable[str] = ()
@@ -243,8 +264,8 @@ class RateLimitMiddleware(BaseMiddleware):
         dispatcher.startup.register(start)
         # Older versions of aiogram tell this only for updates that are polled.
         dispatcher.workflow_data.setdefault("dispatcher", dispatcher)
-        self._dispatchers.add(dispatcher)
         self._register_close(dispatcher)
+        self._dispatchers.add(dispatcher)
         return self
 
     async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
@@ -300,8 +321,21 @@ class RateLimitMiddleware(BaseMiddleware):
         rules = [rule for rule in by_path.values() if rule.scope is not Scope.GLOBAL]
         return await self.limiter.reset(rules, subject)
 
+    def inventory(self) -> dict[str, Any]:
+        """What operators are shown of this middleware, as JSON has it: its rules, and the rest."""
+        overrides = Overrides() if self.live is None else self.live.overrides
+        return {
+            "rules": inventory(
+                overrides, self.rules, self._origins, self._flags, self._dispatchers
+            ),
+            "exempt": sorted(self._screening.exempt_ids)[:1_000],
+            "per_bot": self._screening.per_bot,
+        }
+
     async def close(self) -> None:
         """Close the storage, and the client that `from_settings` made; never a client given."""
+        if self.live is not None:
+            await self.live.stop()
         await self.limiter.close()
 
     async def _handle(
@@ -362,8 +396,17 @@ class RateLimitMiddleware(BaseMiddleware):
                 notes[mine] = (None, Subject())
             else:
                 subject = counted.subject
-                decision = await self.limiter.hit(rules, subject, once=counted.once)
-                notes[mine] = BoundDecision.of(decision, self.limiter, rules, subject), subject
+                applied: Rules | None = rules
+                if self.live is not None:
+                    if not self.live.is_ready:
+                        await self.live.begin()
+                    applied = self.live.applied(rules)
+                if applied is None:  # switched off
+                    notes[mine] = (None, subject)
+                else:
+                    decision = await self.limiter.hit(applied, subject, once=counted.once)
+                    bound = BoundDecision.of(decision, self.limiter, applied, subject)
+                    notes[mine] = (bound, subject)
         found: tuple[Decision | None, Subject] = notes[mine]
         return found
 
@@ -417,6 +460,8 @@ class RateLimitMiddleware(BaseMiddleware):
             self._register_close(dispatcher)
             self._dispatchers.add(dispatcher)
             self._met.add(dispatcher)
+            if self.live is not None:
+                self.live.start()
         self._dispatcher = dispatcher
 
     def _settle(self, dispatcher: Dispatcher) -> None:
@@ -447,9 +492,19 @@ class RateLimitMiddleware(BaseMiddleware):
                 log.warning("RateLimitMiddleware: %s", moved(before, now, others[before.path]))
         self.rules = rules
         penalty = rules[-1] if self._penalized else None
-        self._flags = Flags(penalty, others)
+        self._flags = Flags(penalty, others, self._flags.limits)
+
+    def _come_from(self, origins: Mapping[str, Origin]) -> RateLimitMiddleware:
+        self._origins.update(origins)
+        return self
+
+    def _obey(self, overrides: Overrides) -> None:
+        self._screening.exempt_also(overrides.exempt, overrides.limited)
 
     def _register_close(self, dispatcher: Dispatcher) -> None:
+        if self.live is not None and dispatcher not in self._dispatchers:
+            dispatcher.startup.register(self.live.begin)
+            dispatcher.shutdown.register(self.live.stop)
         if self._closes:
             self._closes = False
             dispatcher.shutdown.register(self.close)

@@ -191,7 +191,7 @@ def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:
     for language, text in by_language.items():
         if not isinstance(language, str):
             raise ConfigError(f"the language of a notice {language!r}: expected a code as 'en'")
-        _check_text(text)
+        check_notice(text)
     return {language.lower(): text for language, text in by_language.items()}
 
 
@@ -204,15 +204,3 @@ def _leave_to_us(answer: object) -> bool:
     if not answer.disabled:
         answer.disable()
     return True
-
-
-def _check_text(text: object) -> None:
-    try:
-        ok = isinstance(text, str) and bool(text.format(seconds=1).strip())
-    except (LookupError, ValueError, AttributeError, TypeError):
-        ok = False
-    if not ok:
-        raise ConfigError(
-            f"the text of a notice {text!r}: expected a text with no placeholder but {{seconds}}, "
-            "for example 'Try again in {seconds} s.'"
-        )

@@ -40,10 +40,15 @@ class Screening:
         per_bot: bool,
         once_per_update: bool,
     ) -> None:
-        self._exempt_ids, self._is_exempt = _exemptions(exempt)
+        self.exempt_ids, self._is_exempt = _exemptions(exempt)
+        self._given_ids = self.exempt_ids
         self._never_refuse = check_event_names(never_refuse)
         self._once_per_update = _checked_bool("once_per_update", once_per_update)
         self.per_bot = _checked_bool("per_bot", per_bot)
+
+    def exempt_also(self, exempt: frozenset[int], limited: frozenset[int]) -> None:
+        """Add to the ids that are exempt, and take from them; nothing of before stays."""
+        self.exempt_ids = (self._given_ids | exempt) - limited
 
     async def counted(
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]
@@ -54,7 +59,7 @@ class Screening:
         subject = subject_of(event, data)
         if subject is None:
             return None
-        if self._exempt_ids and not self._exempt_ids.isdisjoint((subject.user, subject.chat)):
+        if self.exempt_ids and not self.exempt_ids.isdisjoint((subject.user, subject.chat)):
             return None
         if self._is_exempt is not None:
             exempt = self._is_exempt(event, data)

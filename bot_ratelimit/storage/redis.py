@@ -54,6 +54,11 @@ class RedisStorage:
             endpoint = _endpoint(client.connection_pool)
             self._connection = Connection(endpoint, Decisions(endpoint.name))
 
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the keys may be on several nodes."""
+        return self._shards is not None
+
     def hit(
         self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
     ) -> Awaitable[list[Verdict]]:

@@ -1,0 +1,270 @@
+"""Changes: what operators change of the limits while the bot runs, and how they take it back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any, Final
+
+from bot_ratelimit.admin.views import Entry, RuleView
+from bot_ratelimit.errors import ConfigError, RateLimitError
+from bot_ratelimit.limit import Limit, parse_period
+from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.limits_file import penalty_of
+from bot_ratelimit.live import EVERY, HISTORY, live_key
+from bot_ratelimit.overrides import Overrides
+from bot_ratelimit.rule import check_cost
+from bot_ratelimit.storage.documents import Documents, documents_of
+
+AUDIT: Final = 200
+"""How many changes the audit remembers."""
+
+PATIENCE: Final = 1.5 * EVERY
+"""Seconds in which instances write back a document that Redis has lost."""
+
+_TRIES: Final = 5
+
+
+class ConflictError(RateLimitError):
+    """Somebody else has changed the live limits meanwhile; nothing was changed."""
+
+
+class Audit:
+    """The last 200 things that operators did."""
+
+    def __init__(self, documents: Documents, key: str, by: str) -> None:
+        self._documents, self._key, self._by = documents, key, by
+
+    async def note(self, what: str, before: str, after: str) -> None:
+        """Add what was done."""
+        entry = Entry(round(await self._documents.now(), 3), self._by, what, before, after)
+        document = json.dumps(asdict(entry), ensure_ascii=False).encode()
+        await self._documents.push(self._key, document, AUDIT)
+
+    async def entries(self) -> tuple[Entry, ...]:
+        """All of them, the latest first."""
+        found = await self._documents.listed(self._key)
+        return tuple(Entry(**json.loads(raw)) for raw in found)
+
+
+class Changes:
+    """Changes the live document, one version after the other.
+
+    Two operators never overwrite each other: a change is made to the newest version, or, with
+    `if_version`, only to the one that the operator has seen.
+
+    Args:
+        limiter: Whose limits.
+        by: Who acts.
+        audit: Where it is noted.
+        patience: Seconds to wait where there is no document.
+    """
+
+    def __init__(self, limiter: Limiter, by: str, audit: Audit, patience: float = PATIENCE) -> None:
+        self.by = by
+        self._prefix = limiter.key_prefix
+        self._in_memory = limiter.storage.source == "memory"
+        self._audit = audit
+        self._patience = patience
+        self._documents = documents_of(limiter.storage)
+
+    async def current(self) -> Overrides:
+        """What was changed so far.
+
+        Raises:
+            ConfigError: The document is invalid; `rollback` replaces it.
+        """
+        raw = await self._documents.read(self._key("live"))
+        return Overrides() if raw is None else Overrides.from_json(raw)
+
+    async def history(self) -> tuple[Overrides, ...]:
+        """The documents to roll back to, the latest first."""
+        found = []
+        for raw in await self._documents.listed(self._key("history")):
+            try:
+                found.append(Overrides.from_json(raw))
+            except ConfigError:  # of a newer version of this package
+                continue
+        return tuple(found)
+
+    async def set_rule(
+        self,
+        view: RuleView,
+        limit: str | None = None,
+        *,
+        shadow: bool | None = None,
+        off: bool | None = None,
+        if_version: int | None = None,
+    ) -> Overrides:
+        """Change a rule on every instance: its limit, whether it is a trial, whether it is off.
+
+        Args:
+            view: The rule.
+            limit: A limit such as `2/minute`.
+            shadow: Whether it only counts and reports.
+            off: Whether it is switched off.
+            if_version: The version that the operator has seen.
+
+        Raises:
+            ConfigError: The limit makes no sense for the rule, or there is nothing to change.
+            ConflictError: `if_version` was given, and is not the newest any more.
+        """
+        name = view.name
+        given = {"limit": limit, "shadow": shadow, "off": off}
+        if limit is not None:
+            given["limit"] = str(Limit.parse(limit))
+            rule = view.rule()
+            if rule is not None:
+                check_cost(view.cost, Limit.parse(limit), rule)
+        wanted = {what: value for what, value in given.items() if value is not None}
+        if not wanted:
+            raise ConfigError(f"nothing to change of {name!r}: give a limit, shadow or off")
+
+        def alter(live: Overrides) -> Overrides:
+            change = {**live.rules.get(name, {}), **wanted}
+            return replace(live, rules={**live.rules, name: change})
+
+        words = [
+            str(value) if what == "limit" else f"{what}={value}" for what, value in wanted.items()
+        ]
+        return await self._change(f"set {name} {' '.join(words)}", alter, if_version)
+
+    async def unset_rule(self, name: str, *, if_version: int | None = None) -> Overrides:
+        """Take back what was changed of a rule: what code, file and environment say holds."""
+
+        def alter(live: Overrides) -> Overrides:
+            if name not in live.rules:
+                raise ConfigError(f"nothing was changed of {name!r}")
+            return replace(live, rules={n: each for n, each in live.rules.items() if n != name})
+
+        return await self._change(f"unset {name}", alter, if_version)
+
+    async def set_penalty(
+        self, after: str | None, ban: str = "15m", *, if_version: int | None = None, **options: Any
+    ) -> Overrides:
+        """Change or add the ban for users who keep sending; None takes the change back."""
+        table = None if after is None else {"after": after, "ban": ban, **options}
+        if table is not None:
+            penalty_of(table)
+        what = "unset penalty" if table is None else f"penalty {ban} after {after}"
+        return await self._change(what, lambda live: replace(live, penalty=table), if_version)
+
+    async def set_exempt(
+        self, id_: int, exempt: bool, *, if_version: int | None = None
+    ) -> Overrides:
+        """Exempt a user or a chat from all limits, or do not, whatever is said elsewhere."""
+
+        def alter(live: Overrides) -> Overrides:
+            one = frozenset({id_})
+            if exempt:
+                return replace(live, exempt=live.exempt | one, limited=live.limited - one)
+            return replace(live, exempt=live.exempt - one, limited=live.limited | one)
+
+        return await self._change(f"{'exempt' if exempt else 'limit'} {id_}", alter, if_version)
+
+    async def pause(self, how_long: str, *, if_version: int | None = None) -> Overrides:
+        """Switch all limits off for a while: a period such as `1h`, at most a day."""
+        seconds = parse_period(how_long)
+        if seconds > 86_400:
+            raise ConfigError(f"{how_long!r}: limits can be off for a day at most")
+        until = await self._documents.now() + seconds
+        return await self._change(
+            f"all limits off for {how_long}",
+            lambda live: replace(live, off_until=until),
+            if_version,
+        )
+
+    async def resume(self, *, if_version: int | None = None) -> Overrides:
+        """Switch all limits on again."""
+        return await self._change(
+            "all limits on", lambda live: replace(live, off_until=0.0), if_version
+        )
+
+    async def rollback(
+        self, version: int | None = None, *, if_version: int | None = None
+    ) -> Overrides:
+        """Let an earlier version hold again; the one before the current one unless given.
+
+        Version 0 has no changes. An invalid document is replaced, too.
+
+        Raises:
+            ConfigError: The version is not among the last 20.
+        """
+        known = {each.version: each for each in reversed(await self.history())}
+        current = max(known, default=0)
+        try:
+            current = (await self.current()).version
+        except ConfigError:
+            chosen = current if version is None else version  # the last good one
+        else:
+            earlier = [each for each in known if each < current]
+            chosen = max(earlier, default=0) if version is None else version
+        if chosen != 0 and chosen not in known:
+            listed = ", ".join(map(str, sorted({0, *known})))
+            raise ConfigError(f"version {chosen} is not there to roll back to: expected {listed}")
+        target = known.get(chosen, Overrides())
+        return await self._change(
+            f"rollback to {chosen}",
+            lambda live: replace(target, version=live.version),
+            if_version,
+            replacing_invalid=current,
+        )
+
+    async def _change(
+        self,
+        what: str,
+        alter: Callable[[Overrides], Overrides],
+        if_version: int | None,
+        *,
+        replacing_invalid: int | None = None,
+    ) -> Overrides:
+        for _ in range(_TRIES):
+            raw = await self._document()
+            try:
+                before = Overrides() if raw is None else Overrides.from_json(raw)
+            except ConfigError as error:
+                if replacing_invalid is None:
+                    raise ConfigError(
+                        f"{error}; `bot-ratelimit rollback` replaces it by the last good one"
+                    ) from None
+                before = Overrides(version=replacing_invalid)
+            if if_version is not None and before.version != if_version:
+                raise ConflictError(
+                    f"{before.by} changed the live limits meanwhile ({before.what}): version "
+                    f"{before.version} follows {if_version}; look again, and repeat it"
+                )
+            after = replace(
+                alter(before),
+                version=before.version + 1,
+                at=round(await self._documents.now(), 3),
+                by=self.by,
+                what=what,
+            )
+            document = after.to_json()
+            Overrides.from_json(document)  # what cannot be read is not written
+            if await self._documents.swap(self._key("live"), raw, document):
+                await self._documents.push(self._key("history"), document, HISTORY)
+                await self._audit.note(what, _summary(before), _summary(after))
+                return after
+        raise ConflictError("others keep changing the live limits: repeat it")
+
+    async def _document(self) -> bytes | None:
+        raw = await self._documents.read(self._key("live"))
+        if raw is None and not self._in_memory:
+            # Redis may have been emptied a moment ago: instances write back what they obey.
+            await asyncio.sleep(self._patience)
+            raw = await self._documents.read(self._key("live"))
+        return raw
+
+    def _key(self, name: str) -> str:
+        return live_key(self._prefix, name)
+
+
+def _summary(overrides: Overrides) -> str:
+    """What of an override stands in the audit: everything but who, when and why."""
+    content = json.loads(overrides.to_json())
+    for name in ("format", "version", "at", "by", "what"):
+        del content[name]
+    return json.dumps({name: each for name, each in content.items() if each}, ensure_ascii=False)

@@ -1,0 +1,491 @@
+"""The command `bot-ratelimit`: `Control` for a shell.
+
+Exit status: 0 done; 1 the answer is no (`try`: refused, `health`: not well); 2 a mistake in the
+command or the configuration; 3 Redis is out of reach; 4 somebody else changed the limits meanwhile;
+5 not confirmed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Final, NoReturn, TypeVar
+
+import typer
+from rich.console import Group
+from rich.live import Live as Screen
+
+from bot_ratelimit.admin import printing
+from bot_ratelimit.admin.changes import ConflictError
+from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.views import ConfigView, named
+from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.incoming.notices import Notices
+from bot_ratelimit.limit import Limit
+from bot_ratelimit.limits_file import read_limits_file
+from bot_ratelimit.overrides import Overrides
+from bot_ratelimit.rule import Subject
+from bot_ratelimit.settings import Settings
+
+_T = TypeVar("_T")
+
+NO, WRONG, OUT_OF_REACH, CONFLICT, NOT_CONFIRMED = 1, 2, 3, 4, 5
+_STATUSES: Final = (
+    (StorageError, OUT_OF_REACH),
+    (ConflictError, CONFLICT),
+    (RateLimitError, WRONG),
+)
+
+app = typer.Typer(
+    help="Inspect, forgive, ban and change the limits of a running bot. Reads the same environment "
+    "and .env as the bot.",
+    epilog="Exit status: 0 done; 1 the answer is no; 2 a mistake in the command or configuration; "
+    "3 Redis is out of reach; 4 changed by somebody else meanwhile; 5 not confirmed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+# Chats have negative ids, which are no options.
+User = Annotated[int, typer.Argument(help="The user's id.")]
+Chat = Annotated[int | None, typer.Option(help="A chat's id; the private chat unless given.")]
+Topic = Annotated[int | None, typer.Option(help="A topic's id.")]
+Bot = Annotated[int | None, typer.Option(help="The bot's id, where each counts for itself.")]
+_IDS: Final = {"ignore_unknown_options": True}
+
+
+@app.command()
+def config(json: Json = False) -> None:
+    """What holds, on which instances, and what decided it: code, file, environment or live."""
+    found = _run(lambda control: control.config())
+    _show(found, json, lambda: printing.say(*printing.config(found)))
+
+
+@app.command()
+def limits(json: Json = False) -> None:
+    """Every rule of every middleware and flag."""
+    found = _run(lambda control: control.limits())
+    _show(found, json, lambda: printing.say(printing.rules(found)))
+
+
+@app.command(context_settings=_IDS)
+def show(
+    user: User, chat: Chat = None, topic: Topic = None, bot: Bot = None, json: Json = False
+) -> None:
+    """Where a user stands with every rule; charges nothing."""
+    found = _run(lambda control: control.show(_subject(user, chat, topic, bot)))
+    _show(found, json, lambda: printing.say(*printing.subject(found)))
+
+
+@app.command("try", context_settings=_IDS)
+def try_(
+    user: User,
+    chat: Chat = None,
+    topic: Topic = None,
+    bot: Bot = None,
+    rule: Annotated[str | None, typer.Option(help="A handler's own limit, by name.")] = None,
+    json: Json = False,
+) -> None:
+    """Would an update of this user be handled now? Status 0 if so, 1 if not; charges nothing."""
+    found = _run(lambda control: control.try_(_subject(user, chat, topic, bot), rule))
+    if found is None:
+        text = "allowed: not limited"
+    elif found.allowed:
+        text = f"allowed: {found.remaining} left of {found.rule}"
+    else:
+        text = f"refused by {found.rule}, for {printing.duration(found.retry_after)}"
+    _show({"allowed": True} if found is None else found, json, lambda: printing.say(text))
+    if found is not None and not found.allowed:
+        raise typer.Exit(NO)
+
+
+@app.command(context_settings=_IDS)
+def forgive(
+    user: User,
+    rules: Annotated[list[str] | None, typer.Option("--rule", help="Only this one.")] = None,
+    chat: Chat = None,
+    topic: Topic = None,
+    bot: Bot = None,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Forget what a user was charged, and a ban by a penalty; of all rules unless named."""
+    who = _subject(user, chat, topic, bot)
+    before = _run(lambda control: control.show(who))
+    _confirm(lambda: printing.say(*printing.subject(before)), "Forgive?", yes, json)
+    found = _run(lambda control: control.forgive(who, rules or ()))
+    text = f"forgiven: {', '.join(found)}" if found else "there was nothing to forgive"
+    _show({"forgiven": found}, json, lambda: printing.say(text))
+
+
+@app.command(context_settings=_IDS)
+def ban(
+    user: User,
+    how_long: Annotated[str, typer.Argument(help="A period, for example 1h.")],
+    reason: Annotated[str, typer.Argument(help="Why, for the other operators.")] = "",
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Refuse everything from a user for a while, on every instance."""
+    words = f"ban user {user} for {how_long}" + (f": {reason}" if reason else "")
+    _confirm(lambda: printing.say(words), "Ban?", yes, json)
+    found = _run(lambda control: control.ban(Subject(user=user), how_long, reason))
+    _show({"banned": user, "result": found}, json, lambda: printing.say("banned"))
+
+
+@app.command(context_settings=_IDS)
+def unban(user: User, yes: Yes = False, json: Json = False) -> None:
+    """Lift an operator's ban."""
+    _confirm(lambda: printing.say(f"unban user {user}"), "Unban?", yes, json)
+    found = _run(lambda control: control.unban(Subject(user=user)))
+    text = "unbanned" if found else "was not banned"
+    _show({"unbanned": bool(found)}, json, lambda: printing.say(text))
+
+
+@app.command()
+def bans(json: Json = False) -> None:
+    """Who is banned by an operator, until when, by whom and why."""
+    found = list(_run(lambda control: control.bans()))
+    _show(found, json, lambda: printing.say(printing.listing(found, "nobody is banned")))
+
+
+@app.command()
+def top(
+    n: Annotated[int, typer.Argument(help="How many.")] = 10,
+    json: Json = False,
+) -> None:
+    """Who was refused most in the last 24 hours."""
+    found = list(_run(lambda control: control.top(n)))
+    _show(found, json, lambda: printing.say(printing.listing(found, "nobody was refused")))
+
+
+@app.command()
+def stats(
+    hours: Annotated[int, typer.Argument(help="How many, up to now.")] = 24, json: Json = False
+) -> None:
+    """Decisions by hour, rule and outcome, over all instances."""
+    found = list(_run(lambda control: control.statistics(hours)))
+    _show(found, json, lambda: printing.say(printing.listing(found, "nothing was decided")))
+
+
+@app.command("set")
+def set_(
+    name: Annotated[str, typer.Argument(help="The rule, as `limits` calls it.")],
+    limit: Annotated[str | None, typer.Argument(help="For example 2/minute.")] = None,
+    shadow: Annotated[bool | None, typer.Option(help="Only count and report, or not.")] = None,
+    off: Annotated[bool | None, typer.Option("--off/--on", help="Switch it off, or on.")] = None,
+    default: Annotated[
+        bool, typer.Option("--default", help="Take all changes of it back.")
+    ] = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Change a rule on every instance; counts stay."""
+    words = [limit, *(f"{k}={v}" for k, v in (("shadow", shadow), ("off", off)) if v is not None)]
+    if default and any(word is not None for word in words):
+        _fail(ConfigError("--default takes the changes back: give nothing else"))
+    after = "as without live changes" if default else " ".join(word for word in words if word)
+
+    def described(now: ConfigView) -> str:
+        before = printing.limit_of(named(now.rules, name))
+        if limit is not None:
+            Limit.parse(limit)
+        if not after:
+            raise ConfigError(f"nothing to change of {name!r}: give a limit, --shadow or --off")
+        return f"{name}: {before} -> {after}"
+
+    async def act(control: Control, version: int) -> Overrides:
+        if default:
+            return await control.changes.unset_rule(name, if_version=version)
+        return await control.set_rule(name, limit, shadow=shadow, off=off, if_version=version)
+
+    _change(described, act, yes, json)
+
+
+@app.command()
+def penalty(
+    after: Annotated[str | None, typer.Argument(help="Refused attempts, as 10/minute.")] = None,
+    ban: Annotated[str, typer.Argument(help="How long the ban is.")] = "15m",
+    grows: Annotated[bool, typer.Option("--grows", help="Doubles while they go on.")] = False,
+    default: Annotated[bool, typer.Option("--default", help="Take the change back.")] = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Change or add the ban for users who keep sending while they are refused."""
+    if default == (after is not None):
+        _fail(ConfigError("give either a penalty, such as 10/minute 15m, or --default"))
+    words = "as without live changes" if default else f"{ban} after {after}"
+    _change(
+        lambda _: f"penalty: {words}",
+        lambda control, version: control.changes.set_penalty(
+            after, ban, if_version=version, **({"grows": True} if grows else {})
+        ),
+        yes,
+        json,
+    )
+
+
+@app.command(context_settings=_IDS)
+def exempt(
+    id_: Annotated[int, typer.Argument(metavar="ID", help="Of a user or a chat.")],
+    undo: Annotated[bool, typer.Option("--not", help="Not exempt, whatever else says so.")] = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Exempt a user or a chat from all limits."""
+    _change(
+        lambda _: f"{id_}: {'not exempt' if undo else 'exempt'} from all limits",
+        lambda control, version: control.changes.set_exempt(id_, not undo, if_version=version),
+        yes,
+        json,
+    )
+
+
+@app.command()
+def pause(
+    how_long: Annotated[str, typer.Argument(help="For example 1h; a day at most.")],
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Switch all limits off for a while."""
+    _change(
+        lambda _: f"all limits off for {how_long}",
+        lambda control, version: control.changes.pause(how_long, if_version=version),
+        yes,
+        json,
+    )
+
+
+@app.command()
+def resume(yes: Yes = False, json: Json = False) -> None:
+    """Switch all limits on again."""
+    _change(
+        lambda _: "all limits on",
+        lambda control, version: control.changes.resume(if_version=version),
+        yes,
+        json,
+    )
+
+
+@app.command()
+def history(json: Json = False) -> None:
+    """The versions to roll back to."""
+    found = _run(lambda control: control.changes.history())
+    rows = [
+        (each.version, printing.moment(each.at), each.by, each.what, printing.changes(each))
+        for each in found
+    ]
+    head = ("VERSION", "WHEN", "BY", "WHAT", "CHANGES")
+    _show(found, json, lambda: printing.say(printing.table(head, rows) if rows else "no changes"))
+
+
+@app.command()
+def audit(json: Json = False) -> None:
+    """The last 200 things that operators did."""
+    found = _run(lambda control: control.audit())
+    rows = [(printing.moment(e.at), e.by, e.what, e.before, e.after) for e in found]
+    head = ("WHEN", "BY", "WHAT", "BEFORE", "AFTER")
+    _show(found, json, lambda: printing.say(printing.table(head, rows) if rows else "nothing"))
+
+
+@app.command()
+def rollback(
+    version: Annotated[int | None, typer.Argument(help="0 drops all; else the one before.")] = None,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Let an earlier version hold again."""
+    found = _run(lambda control: control.changes.history())
+
+    def preview() -> None:
+        for each in found:
+            if version is None or each.version == version:
+                printing.say(f"version {each.version}: {printing.changes(each)}")
+        printing.say(f"roll back to {'the version before' if version is None else version}")
+
+    _confirm(preview, "Roll back?", yes, json)
+    _finish(lambda control: control.changes.rollback(version), json)
+
+
+@app.command()
+def health(json: Json = False) -> None:
+    """Whether limits hold; for a container's health check: status 0 if so, 1 if not."""
+    found = _run(lambda control: control.health())
+    _show(found, json, lambda: printing.say(printing.health(found)))
+    if not found.ok:
+        raise typer.Exit(NO)
+
+
+@app.command()
+def watch(
+    every: Annotated[float, typer.Option(help="Seconds.", min=0.1)] = 2.0,
+    count: Annotated[int | None, typer.Option(help="So many times; forever unless given.")] = None,
+    json: Json = False,
+) -> None:
+    """Limits, instances and health, again and again; a line of JSON each time with --json."""
+
+    async def look(control: Control) -> tuple[Any, ConfigView]:
+        return await control.health(), await control.config()
+
+    screen = None if json else Screen(console=printing.console(), auto_refresh=False)
+    try:
+        if screen is not None:
+            screen.start()
+        for number in range(count or sys.maxsize):
+            if number:
+                time.sleep(every)
+            found, now = _run(look)
+            if screen is None:
+                printing.print_json({"health": found, "config": now})
+                sys.stdout.flush()
+            else:
+                parts = [
+                    printing.health(found),
+                    *printing.config(now)[: -1 if now.settings else None],
+                ]
+                screen.update(Group(*parts), refresh=True)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if screen is not None:
+            screen.stop()
+
+
+@app.command()
+def check(file: Annotated[str, typer.Argument(help="A limits file.")], json: Json = False) -> None:
+    """Whether a limits file is right; status 2, and one line with the place, if it is not."""
+    try:
+        found = read_limits_file(file)
+        if found.notices:
+            Notices(found.notices)
+    except RateLimitError as error:
+        _fail(error)
+    amount = printing.amount
+    parts = [amount(len(found.rules or ()), "rule"), amount(len(found.limits), "named limit")]
+    parts += [f"{len(found.exempt or ())} exempt", amount(len(found.notices), "notice")]
+    parts += ["a penalty"] if found.penalty else []
+    parts += ["outgoing budgets"] if found.outgoing else []
+    _show({"file": file, "ok": True}, json, lambda: printing.say(f"{file}: {', '.join(parts)}"))
+
+
+@app.command()
+def clear(
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Also live limits, history and audit.")
+    ] = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Forget every count under the prefix; asks twice."""
+    prefix = _settings().redis_key_prefix
+    what = "everything" if everything else "every count and ban"
+
+    def preview() -> None:
+        printing.say(f"{what} under {prefix}:ratelimit: is forgotten, for every user and chat")
+
+    _confirm(preview, "Clear?", yes, json)
+    if not yes and _answer(f"Type the prefix ({prefix}) to go on: ") != prefix:
+        _not_confirmed()
+    found = _run(lambda control: control.clear(everything=everything))
+    _show({"keys": found}, json, lambda: printing.say(f"{printing.amount(found, 'key')} deleted"))
+
+
+def _change(
+    described: Callable[[ConfigView], str],
+    act: Callable[[Control, int], Awaitable[Overrides]],
+    yes: bool,
+    json: bool,
+) -> None:
+    """Show what would change, ask, change it, and tell where it holds."""
+    now = _run(lambda control: control.config())
+    try:
+        words = described(now)
+    except RateLimitError as error:
+        _fail(error)
+    told = f"{words}, on {printing.amount(len(now.instances), 'instance')}"
+    _confirm(lambda: printing.say(told), "Change?", yes, json)
+    _finish(lambda control: act(control, now.live.version), json)
+
+
+def _finish(act: Callable[[Control], Awaitable[Overrides]], json: bool) -> None:
+    async def done(control: Control) -> tuple[int, int, int]:
+        version = (await act(control)).version
+        instances = await control.wait_for(version)
+        return version, sum(each.version >= version for each in instances), len(instances)
+
+    version, obeying, running = _run(done)
+    text = f"version {version} holds on {obeying} of {printing.amount(running, 'instance')}"
+    if not running:
+        text = f"version {version} is written; no running bot reports (live=True)"
+    found = {"version": version, "obeying": obeying, "instances": running}
+    _show(found, json, lambda: printing.say(text))
+
+
+def _run(act: Callable[[Control], Awaitable[_T]]) -> _T:
+    async def with_control() -> _T:
+        control = Control.from_settings(_settings(), f"{getpass.getuser()}@{socket.gethostname()}")
+        try:
+            return await act(control)
+        finally:
+            await control.close()
+
+    try:
+        return asyncio.run(with_control())
+    except RateLimitError as error:
+        _fail(error)
+
+
+def _settings() -> Settings:
+    try:
+        settings = Settings()
+        if not settings.uses_redis:
+            raise ConfigError(
+                "without Redis each bot counts in its own process, out of this command's reach: "
+                "set REDIS_URL or REDIS_HOST as for the bot"
+            )
+    except ConfigError as error:
+        _fail(error)
+    return settings
+
+
+def _subject(user: int, chat: int | None, topic: int | None, bot: int | None) -> Subject:
+    return Subject(user, user if chat is None else chat, topic, bot)
+
+
+def _show(value: Any, json: bool, as_text: Callable[[], None]) -> None:
+    if json:
+        printing.print_json(value)
+    else:
+        as_text()
+
+
+def _confirm(preview: Callable[[], None], question: str, yes: bool, json: bool) -> None:
+    if not json:
+        preview()
+    if yes:
+        return
+    if _answer(f"{question} [y/N] ").lower() not in {"y", "yes"}:
+        _not_confirmed()
+
+
+def _answer(question: str) -> str:
+    """What is typed; empty if nobody is there. Standard output is for results only."""
+    typer.echo(question, nl=False, err=True)
+    return sys.stdin.readline().strip()
+
+
+def _not_confirmed() -> NoReturn:
+    typer.echo("not confirmed: nothing was changed (--yes does not ask)", err=True)
+    raise typer.Exit(NOT_CONFIRMED)
+
+
+def _fail(error: RateLimitError) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(next(status for kind, status in _STATUSES if isinstance(error, kind)))

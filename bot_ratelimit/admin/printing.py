@@ -1,0 +1,216 @@
+"""Printing: what operators are shown, as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from bot_ratelimit.admin.views import ConfigView, HealthView, RuleView, SubjectView
+from bot_ratelimit.overrides import Overrides
+from bot_ratelimit.rule import Rule
+
+_WIDE: Final = 200
+"""Columns of a pipe that does not say: so many that programs such as grep see whole lines."""
+
+_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
+
+
+def console() -> Console:
+    """Where results go: as wide as the terminal, or as COLUMNS says."""
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=_WIDE if piped else None, highlight=False, soft_wrap=False)
+
+
+def say(*lines: RenderableType) -> None:
+    """Print lines and tables."""
+    out = console()
+    for line in lines:
+        out.print(line, markup=False) if isinstance(line, str) else out.print(line)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """What JSON can have of a value."""
+    if is_dataclass(value) and not isinstance(value, (type, Rule)):
+        # Not asdict, which would go on into rules.
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    as_dict = getattr(value, "_asdict", None)
+    if as_dict is not None:  # a NamedTuple
+        return {name: plain(each) for name, each in as_dict().items()}
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def amount(number: int, thing: str) -> str:
+    """`1 key`, `2 keys`."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `7 s`, `2 min 5 s`, `3 d 4 h`."""
+    left = max(0, round(seconds))
+    if 0 < seconds < 1:
+        return f"{seconds:.1g} s"
+    parts = []
+    for length, unit in _UNITS:
+        if left >= length:
+            parts.append(f"{left // length} {unit}")
+            left %= length
+    if left or not parts:
+        parts.append(f"{left} s")
+    return " ".join(parts[:2])
+
+
+def moment(at: float) -> str:
+    """A Unix time as the operator's clock shows it."""
+    return f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M:%S}" if at else ""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A table whose cells break rather than being cut."""
+    found = Table(box=None, pad_edge=False, header_style="bold")
+    for name in head:
+        found.add_column(name, overflow="fold")
+    for row in rows:
+        found.add_row(*("" if cell is None else str(cell) for cell in row))
+    return found
+
+
+def listing(values: Sequence[Any], nothing: str) -> RenderableType:
+    """A table of values of one kind, with their fields as columns."""
+    rows = [plain(value) for value in values]
+    if not rows:
+        return nothing
+    if not isinstance(rows[0], dict):
+        rows = [{"": row} for row in rows]
+    return table([name.upper() for name in rows[0]], [[*row.values()] for row in rows])
+
+
+def rules(views: Sequence[RuleView]) -> Table:
+    """The rules in force."""
+    return table(
+        ("NAME", "LIMIT", "COUNTED BY", "FOR", "FROM"),
+        [(view.name, limit_of(view), view.scope or "custom", view.where, _origin(view))
+         for view in views],
+    )  # fmt: skip
+
+
+def limit_of(view: RuleView) -> str:
+    """What a rule allows, and whether it does."""
+    text = view.limit or "by the bot's code"
+    if view.ban_ms:
+        text = f"ban of {duration(view.ban_ms / 1e3)} after {text}"
+    marks = [word for word, on in (("shadow", view.shadow), ("off", view.off)) if on]
+    return text + (f" ({', '.join(marks)})" if marks else "")
+
+
+def _origin(view: RuleView) -> str:
+    return f"{view.origin} (else {view.otherwise})" if view.otherwise else view.origin
+
+
+def config(view: ConfigView) -> list[RenderableType]:
+    """What holds, and what decided it."""
+    live = view.live
+    changed = f"version {live.version}" if live.version else "nothing changed"
+    if live.version:
+        changed += f", {live.what}, by {live.by}, {moment(live.at)}"
+    parts: list[RenderableType] = [
+        f"prefix {view.prefix} on {view.storage}",
+        f"live: {changed}",
+        *_switches(live),
+        "",
+        rules(view.rules),
+        "",
+        instances(view),
+    ]
+    if view.settings:
+        rows = [(each.name, each.value, each.origin) for each in view.settings]
+        parts += ["", table(("SETTING", "VALUE", "FROM"), rows)]
+    return parts
+
+
+def _switches(live: Overrides) -> list[str]:
+    lines = []
+    if live.off_until:
+        lines.append(f"live: all limits off until {moment(live.off_until)}")
+    for word, ids in (("exempt", live.exempt), ("not exempt", live.limited)):
+        if ids:
+            lines.append(f"live: {word}: {', '.join(map(str, sorted(ids)))}")
+    return lines
+
+
+def instances(view: ConfigView) -> RenderableType:
+    """The running instances and the version that each obeys."""
+    if not view.instances:
+        return "no running bot reports (live=True)"
+    return table(
+        ("INSTANCE", "VERSION", "REJECTED", "PROBLEM"),
+        [(each.name, each.version, each.rejected, each.problem) for each in view.instances],
+    )
+
+
+def subject(view: SubjectView) -> list[RenderableType]:
+    """Where somebody stands."""
+    who = " ".join(f"{name} {each}" for name, each in view.subject.items())
+    if view.exempt:
+        verdict = "exempt"
+    elif view.off_until:
+        verdict = f"allowed: all limits are off until {moment(view.off_until)}"
+    elif view.allowed:
+        verdict = "allowed"
+    else:
+        verdict = f"refused, free in {duration(view.retry_after)}"
+    lines: list[RenderableType] = [f"{who}: {verdict}"]
+    if view.refused is not None:
+        lines.append(f"refused {view.refused} times in the last 24 hours")
+    if view.banned is not None:
+        lines.append(f"banned: {', '.join(f'{k} {v}' for k, v in _pairs(view.banned))}")
+    rows = []
+    for each in view.counts:
+        left = "?" if each.remaining is None else f"{each.remaining} of {each.capacity}"
+        free = "now" if each.allowed else f"in {duration(each.retry_after)}"
+        rows.append((each.rule, left, free, each.key))
+    return [*lines, table(("RULE", "LEFT", "FREE", "KEY"), rows)]
+
+
+def _pairs(value: Any) -> Iterable[tuple[str, Any]]:
+    found = plain(value)
+    return found.items() if isinstance(found, dict) else [("", found)]
+
+
+def health(view: HealthView) -> str:
+    """Whether limits hold, in a line."""
+    if not view.ok:
+        return f"not well: {view.problem}"
+    return (
+        f"well: answered in {view.seconds * 1e3:.0f} ms, {amount(view.instances, 'instance')}, "
+        f"{view.behind} of them behind version {view.version}"
+    )
+
+
+def changes(live: Overrides) -> str:
+    """What a version changes, in a line."""
+    content = {name: each for name, each in asdict(live).items() if name in _CHANGES and each}
+    return json.dumps(plain(content), ensure_ascii=False) if content else "no changes"
+
+
+_CHANGES: Final = ("rules", "penalty", "exempt", "limited", "off_until")

@@ -1,0 +1,204 @@
+"""What operators are shown, as values that every front end words in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
+from bot_ratelimit.overrides import Overrides
+from bot_ratelimit.penalty import Penalty
+from bot_ratelimit.rule import Rule, Scope
+from bot_ratelimit.settings import Origin
+
+
+@dataclass(frozen=True, slots=True)
+class RuleView:
+    """One rule in force."""
+
+    name: str
+    """See `overrides.name_of`."""
+    limit: str | None
+    """None where a function in the bot's code decides."""
+    scope: str | None
+    """None for a custom scope."""
+    path: str
+    """What stands in its keys between `<prefix>:ratelimit:` and the ids."""
+    cost: int
+    shadow: bool
+    off: bool
+    where: str
+    """`every handler`, or the name of the handler whose flag it is."""
+    origin: Origin
+    otherwise: str | None
+    """The limit that would hold without the live change."""
+    ban_ms: int = 0
+    """Of a penalty, how long it bans; 0 for every other rule."""
+    longest_ms: int = 0
+
+    @classmethod
+    def of(cls, item: Mapping[str, Any]) -> RuleView:
+        """From what an instance tells."""
+        return cls(
+            origin=item["from"],
+            otherwise=item.get("otherwise"),
+            **{name: item[name] for name in item if name in cls.__slots__ and name != "otherwise"},
+        )
+
+    def rule(self) -> Rule | None:
+        """The rule itself, to look at its counts; None for a custom scope."""
+        if self.scope is None:
+            return None
+        limit = Limit.parse(self.limit) if self.limit is not None else _ANY
+        rule: Rule
+        if self.ban_ms:
+            longest = {"grows": True, "longest": self.longest_ms / 1e3} if self.longest_ms else {}
+            rule = Penalty(limit, self.ban_ms / 1e3, scope=Scope(self.scope), **longest)  # type: ignore[arg-type]  # a dict of both
+        else:
+            rule = Rule(limit, Scope(self.scope), cost=self.cost, shadow=self.shadow)
+        object.__setattr__(rule, "name", self.name)
+        object.__setattr__(rule, "path", self.path)
+        return rule
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """A running instance of the bot, as it told within the last 30 seconds."""
+
+    name: str
+    version: int
+    """Of the live document that it obeys."""
+    rejected: int
+    """How many documents it did not obey, or found gone."""
+    problem: str
+    exempt: tuple[int, ...] = ()
+    per_bot: bool = False
+    rules: tuple[RuleView, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, told: Mapping[str, Any]) -> InstanceView:
+        """From what an instance tells."""
+        return cls(
+            name,
+            told["version"],
+            told["rejected"],
+            told["problem"],
+            tuple(told.get("exempt", ())),
+            told.get("per_bot", False),
+            tuple(map(RuleView.of, told.get("rules", ()))),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SettingView:
+    """A setting and what decided it."""
+
+    name: str
+    value: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigView:
+    """What holds, and what decided it."""
+
+    prefix: str
+    storage: str
+    settings: tuple[SettingView, ...]
+    live: Overrides
+    instances: tuple[InstanceView, ...]
+    rules: tuple[RuleView, ...]
+
+    @property
+    def behind(self) -> int:
+        """How many instances do not obey the newest version yet."""
+        return sum(each.version != self.live.version for each in self.instances)
+
+
+@dataclass(frozen=True, slots=True)
+class CountView:
+    """Where somebody stands with one rule."""
+
+    rule: str
+    key: str
+    limit: str | None
+    allowed: bool
+    """Whether this rule would allow one more now."""
+    remaining: int | None
+    """How much more could be charged now; None where only the bot's code knows the limit."""
+    capacity: int | None
+    retry_after: float
+    """Seconds until it allows one more; 0.0 if it does."""
+    reset_after: float
+    """Seconds until nothing counts any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectView:
+    """Where somebody stands with all rules."""
+
+    subject: dict[str, int | str]
+    allowed: bool
+    retry_after: float
+    exempt: bool
+    off_until: float
+    """Until when all limits are off, in Unix seconds; 0 if they are not."""
+    banned: Any
+    """An operator's ban; None if there is none, or this version has none."""
+    refused: int | None
+    """How often they were refused in the last 24 hours; None if nobody counts that."""
+    counts: tuple[CountView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HealthView:
+    """Whether limits hold."""
+
+    ok: bool
+    problem: str
+    """What is wrong; empty if nothing is."""
+    seconds: float
+    """How long Redis took to answer."""
+    version: int
+    instances: int
+    behind: int
+    """How many instances do not obey the newest version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A change that an operator made."""
+
+    at: float
+    """Unix seconds."""
+    by: str
+    what: str
+    before: str
+    after: str
+
+
+def merged(rules: Iterable[RuleView]) -> tuple[RuleView, ...]:
+    """Each rule once, of those with one name the first."""
+    found: dict[str, RuleView] = {}
+    for rule in rules:
+        found.setdefault(rule.name, rule)
+    return tuple(found.values())
+
+
+def named(rules: Iterable[RuleView], name: str) -> RuleView:
+    """The rule with this name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    known = {rule.name: rule for rule in rules}
+    if name not in known:
+        expected = ", ".join(sorted(known)) or "nothing: no bot with live=True reports its rules"
+        raise ConfigError(f"no rule is called {name!r}: expected one of {expected}")
+    return known[name]
+
+
+# For counts of a limit that only the bot's code knows.
+_ANY = Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000)

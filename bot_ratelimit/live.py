@@ -1,0 +1,257 @@
+"""Live limits: each instance reads what operators changed, and tells which version it obeys.
+
+| key | |
+| --- | --- |
+| `<prefix>:ratelimit:live` | the document, see `Overrides` |
+| `<prefix>:ratelimit:history` | the last 20 documents, the latest first |
+| `<prefix>:ratelimit:audit` | the last 200 changes, the latest first |
+| `<prefix>:ratelimit:instances` | a field for each instance, renewed every 2 s, gone after 30 s |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from typing import Any, Final
+
+from bot_ratelimit.errors import ConfigError, StorageError
+from bot_ratelimit.failures import LOG_EVERY, printable
+from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.overrides import Overrides, applied
+from bot_ratelimit.rule import Rules
+from bot_ratelimit.storage.documents import Documents, documents_of
+
+log = logging.getLogger("bot_ratelimit")
+
+EVERY: Final = 2.0
+"""Seconds between two looks at the document, give or take a quarter."""
+
+REPORTED_FOR: Final = 30
+"""Seconds for which what an instance tells of itself holds."""
+
+HISTORY: Final = 20
+"""How many documents are kept to roll back to."""
+
+_numbers: Final = count(1)
+
+
+def live_key(prefix: str, name: str) -> str:
+    """The key of a document: `bot:ratelimit:live`."""
+    return f"{prefix}:ratelimit:{name}"
+
+
+class Live:
+    """The rules that hold now, on this instance.
+
+    A document that is invalid, from a newer version of the package, or gone changes nothing: the
+    last good one stays, and one that is gone is written back.
+
+    Args:
+        limiter: Whose storage keeps the document.
+        inventory: What this instance tells about its rules, as JSON will have it.
+        used: Called with what is read, when it is new.
+        clock: Seconds from any starting point.
+    """
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        *,
+        inventory: Callable[[], dict[str, Any]] = dict,
+        used: Callable[[Overrides], None] = lambda overrides: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.overrides = Overrides()
+        """What is obeyed now."""
+        self.rejected = 0
+        """How many documents were invalid, from a newer version, or gone."""
+        self.instance = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
+        self._prefix = limiter.key_prefix
+        self._patience = limiter.timeout
+        self._documents: Documents = documents_of(limiter.storage)
+        self._inventory, self._used, self._clock = inventory, used, clock
+        self._seen: bytes | None = None  # the last document, good or bad
+        self._good: bytes | None = None
+        self._off_until = 0.0  # by our clock
+        # By identity, with the rules themselves, so that an id is not taken over by others.
+        self._applied: dict[int, tuple[Rules, Rules | None]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._first_read: asyncio.Event | None = None
+        self._trouble = ""  # why the document cannot be read
+        self._rejection = ""  # why it is not obeyed
+        self._told: dict[str, float] = {}
+        # The inventory, when it was made, and for what: it takes longer than all the rest.
+        self._listed: tuple[Overrides | None, float, dict[str, Any]] = (None, 0.0, {})
+        self.is_ready = False
+        """Whether the document was looked for since the start."""
+
+    def applied(self, rules: Rules) -> Rules | None:
+        """What holds in place of these rules now; None if they are off."""
+        if self._off_until and self._clock() < self._off_until:
+            return None
+        found = self._applied.get(id(rules))
+        if found is None:
+            found = self._applied[id(rules)] = (rules, self._apply(rules))
+        return found[1]
+
+    @property
+    def problem(self) -> str:
+        """Why the document cannot be read or obeyed at the moment; empty if it can."""
+        return self._trouble or self._rejection
+
+    @property
+    def all_off(self) -> bool:
+        """Whether all limits are off at the moment."""
+        return self._clock() < self._off_until
+
+    def start(self) -> asyncio.Event:
+        """Begin to follow the document, in the background; tells when it was looked for once."""
+        loop = asyncio.get_running_loop()
+        event = self._first_read
+        if event is None or self._task is None or self._task.done() or self._loop is not loop:
+            self._loop, event = loop, asyncio.Event()
+            self._first_read, self.is_ready = event, False
+            self._task = loop.create_task(self._follow(event))
+        return event
+
+    async def begin(self) -> None:
+        """Start, and wait for the first look, but no longer than a decision may take."""
+        event = self.start()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience):
+                await event.wait()
+        self.is_ready = True
+
+    async def stop(self) -> None:
+        """Follow no longer, and take back what this instance told of itself."""
+        task, self._task = self._task, None
+        if task is None or self._loop is not asyncio.get_running_loop():
+            return
+        task.cancel()
+        await asyncio.wait([task])
+        with suppress(StorageError, ConfigError):
+            await self._documents.forget(live_key(self._prefix, "instances"), self.instance)
+
+    async def refresh(self) -> None:
+        """Look at the document now; never raises what goes wrong."""
+        try:
+            found = await self._documents.read(live_key(self._prefix, "live"))
+            self._look_at(found)
+            if found is None and self._good is not None:
+                await self._write_back(self._good)
+            await self._report()
+        except StorageError as error:
+            self._suffer("outage", logging.WARNING, str(error))
+        except ConfigError as error:
+            if not self._trouble:
+                self.rejected += 1
+            self._suffer("fault", logging.ERROR, str(error))
+        except Exception as error:
+            self._suffer("bug", logging.ERROR, repr(error), error)
+        else:
+            self._trouble = ""
+            self._told.clear()
+
+    async def _follow(self, looked: asyncio.Event) -> None:
+        while True:
+            await self.refresh()
+            self.is_ready = True
+            looked.set()
+            # Instances that were started together need not ask together.
+            await asyncio.sleep(EVERY * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+
+    def _look_at(self, found: bytes | None) -> None:
+        if found is None:
+            if self._good is not None and self._seen is not None:
+                self.rejected += 1
+                self._seen = None
+                log.warning(
+                    "The live limits are gone from Redis: version %d stays in force and is "
+                    "written back; `bot-ratelimit rollback 0` is the way to drop them",
+                    self.overrides.version,
+                )
+            return
+        if found == self._seen:
+            return
+        self._seen = found
+        try:
+            self._use(Overrides.from_json(found), found)
+        except ConfigError as error:
+            self.rejected += 1
+            self._rejection = printable(str(error))
+            self._log_staying(logging.ERROR, "is not obeyed", self._rejection)
+
+    def _use(self, overrides: Overrides, document: bytes) -> None:
+        # Whatever cannot be applied raises here, before anything has changed.
+        again = {
+            key: (rules, applied(rules, overrides)) for key, (rules, _) in self._applied.items()
+        }
+        before, self.overrides = self.overrides, overrides
+        self._applied, self._good, self._off_until = again, document, 0.0
+        self._rejection = ""
+        if overrides.version < before.version:
+            log.warning("The live limits start over: version %d follows %d",
+                        overrides.version, before.version)  # fmt: skip
+        log.info(
+            "Live limits: version %d (%s, by %s)", overrides.version, overrides.what, overrides.by
+        )
+        self._used(overrides)
+
+    def _apply(self, rules: Rules) -> Rules | None:
+        try:
+            return applied(rules, self.overrides)
+        except ConfigError as error:  # a handler that was met only now
+            self._log_staying(logging.ERROR, "is not obeyed in full", printable(str(error)))
+            return rules
+
+    async def _write_back(self, document: bytes) -> None:
+        if await self._documents.swap(live_key(self._prefix, "live"), None, document):
+            self._seen = document
+            await self._documents.push(live_key(self._prefix, "history"), document, HISTORY)
+
+    async def _report(self) -> None:
+        now = self._clock()
+        if self._listed[0] is not self.overrides or now - self._listed[1] >= REPORTED_FOR:
+            self._listed = self.overrides, now, self._inventory()
+        told = {
+            "version": self.overrides.version,
+            "rejected": self.rejected,
+            "problem": self.problem,
+            **self._listed[2],
+        }
+        server_now = await self._documents.report(
+            live_key(self._prefix, "instances"),
+            self.instance,
+            json.dumps(told, ensure_ascii=False).encode(),
+            REPORTED_FOR,
+        )
+        left = self.overrides.off_until - server_now
+        self._off_until = self._clock() + left if left > 0 else 0.0
+
+    def _suffer(self, kind: str, level: int, reason: str, bug: Exception | None = None) -> None:
+        self._trouble = printable(reason)
+        now = self._clock()
+        if now - self._told.get(kind, -LOG_EVERY) >= LOG_EVERY:  # not every two seconds
+            self._told[kind] = now
+            self._log_staying(level, "cannot be read", self._trouble, bug)
+
+    def _log_staying(
+        self, level: int, what: str, reason: str, bug: Exception | None = None
+    ) -> None:
+        log.log(
+            level,
+            "The live document %s: %s. Version %d stays in force",
+            what,
+            reason.rstrip("."),
+            self.overrides.version,
+            exc_info=bug,
+        )

@@ -1,0 +1,300 @@
+"""The command `bot-ratelimit` as a process, beside a running bot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import Penalty, RateLimitMiddleware, Rule, Scope
+from bot_ratelimit.__main__ import main
+from bot_ratelimit.admin.cli import app
+from tests.incoming.support import Instance
+from tests.servers import Server, free_port
+
+ROOT = Path(__file__).parents[2]
+
+
+class Ran(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+# A fork server, because importing aiogram takes a process longer than all it does here.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["bot_ratelimit.admin.cli"])
+
+
+def child(arguments: tuple[str, ...], environment: dict[str, str], directory: str) -> None:
+    """The command, with files of this directory as its standard streams."""
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["bot-ratelimit", *arguments]
+    with ExitStack() as stack:
+        for name, mode in (("in", "r"), ("out", "w"), ("err", "w")):
+            stream = stack.enter_context(Path(directory, name).open(mode, encoding="utf-8"))
+            setattr(sys, f"std{name}", stream)
+        main()
+
+
+async def run(*arguments: str, typed: str = "", **variables: str) -> Ran:
+    """`bot-ratelimit ...` in the working directory, with this on its standard input."""
+    with TemporaryDirectory() as directory:
+        streams = Path(directory)
+        (streams / "in").write_text(typed)
+        process = processes.Process(
+            target=child, args=(arguments, {**os.environ, **variables}, directory)
+        )
+        process.start()
+        await asyncio.to_thread(process.join, 60)
+        status, out, err = process.exitcode, *((streams / n).read_text() for n in ("out", "err"))
+    assert status is not None
+    assert "Traceback" not in err, err
+    return Ran(status, out, err)
+
+
+@pytest.fixture
+async def bot(
+    redis_server: Server, client: aioredis.Redis, environment: pytest.MonkeyPatch
+) -> AsyncIterator[Instance]:
+    """A running bot in this process, and a `.env` that leads the command to its Redis."""
+    Path(".env").write_text(f"REDIS_URL={redis_server.url}\nREDIS_KEY_PREFIX=shop\n")
+    limits = RateLimitMiddleware(
+        [Rule("3/h", name="messages"), Rule("50/h", Scope.CHAT)],
+        client,
+        "shop",
+        live=True,
+        penalty=Penalty("99/h", "1h"),
+        timeout=5,
+    )
+    instance = Instance(limits, ())
+    limits.setup(instance.dispatcher)
+    instance.dispatcher.message.register(instance._handle)
+    await instance.dispatcher.emit_startup()
+    yield instance
+    await instance.dispatcher.emit_shutdown()
+
+
+async def test_a_refused_user_is_seen_and_forgiven(bot: Instance) -> None:
+    """`show` says how much is left, `try` has status 1; after `forgive` the user gets through."""
+    assert await bot.send("1", "2", "3", "4") == [True, True, True, False]
+    shown, tried = await asyncio.gather(run("show", "42"), run("try", "42", "--json"))
+    assert shown.out.startswith("user 42 chat 42: refused, free in 59 min ")
+    assert re.search(r"^messages +0 of 3 +in 59 min", shown.out, re.MULTILINE)
+    assert "shop:ratelimit:messages:42" in shown.out
+    assert (tried.status, tried.json["allowed"]) == (1, False)
+    asked = await run("forgive", "42", typed="n\n")
+    assert (asked.status, "not confirmed" in asked.err) == (5, True)
+    assert asked.out.startswith("user 42 chat 42: refused")  # shown before it is done
+    assert await bot.send("5") == [False]
+    done = await run("forgive", "42", typed="y\n")
+    assert (done.status, done.out.splitlines()[-1]) == (0, "forgiven: messages, chat, ban")
+    assert await bot.send("6") == [True]
+
+
+async def test_a_limit_is_set_and_rolled_back(bot: Instance) -> None:
+    """`set` shows, asks, and waits until the instances obey; `history` and `rollback` follow."""
+    done = await run("set", "messages", "1/minute", typed="y\n")
+    assert done.out == (
+        "messages: 3/hour -> 1/minute, on 1 instance\nversion 1 holds on 1 of 1 instance\n"
+    )
+    assert await bot.send("1", "2") == [True, False]
+    listed, audited, configured = await asyncio.gather(
+        run("history", "--json"), run("audit"), run("config", "--json")
+    )
+    assert listed.json[0]["rules"] == {"messages": {"limit": "1/minute"}}
+    assert "set messages 1/minute" in audited.out
+    (rule,) = (each for each in configured.json["rules"] if each["name"] == "messages")
+    assert (rule["origin"], rule["otherwise"], rule["limit"]) == ("live", "3/hour", "1/minute")
+    back = await run("rollback", "--yes", "--json")
+    assert back.json == {"version": 2, "obeying": 1, "instances": 1}
+    assert await bot.send("3") == [True]
+
+
+async def test_it_works_in_60_columns_and_through_a_pipe(bot: Instance) -> None:
+    """In 60 columns nothing is cut and no line is longer; in a pipe a rule is one line."""
+    narrow, piped = await asyncio.gather(run("config", COLUMNS="60"), run("limits"))
+    assert max(map(len, narrow.out.splitlines())) <= 60
+    assert "…" not in narrow.out
+    assert "RATE_LIMIT_MEMORY_SIZE" in narrow.out.replace("\n", "")
+    assert [line.split()[0] for line in piped.out.splitlines()] == [
+        "NAME",
+        "messages",
+        "chat",
+        "ban",
+    ]
+
+
+async def test_clear_asks_twice(bot: Instance, client: aioredis.Redis) -> None:
+    """Without the prefix typed nothing is deleted; with it the counts go, and other bots' stay."""
+    await bot.send("1")
+    await client.set("shop2:ratelimit:1", 1)
+    refused = await run("clear", typed="y\nwrong\n")
+    assert refused.status == 5
+    assert await client.exists("shop:ratelimit:messages:42")
+    done = await run("clear", typed="y\nshop\n")
+    assert (done.status, done.out.splitlines()[-1]) == (0, "2 keys deleted")
+    assert not await client.exists("shop:ratelimit:messages:42")
+    assert await client.exists("shop2:ratelimit:1")
+
+
+async def test_mistakes_have_a_status_and_one_line(bot: Instance) -> None:
+    """An unknown rule, a bad limit: status 2 and one line, before anything is asked."""
+    unknown, bad = await asyncio.gather(
+        run("set", "massages", "2/m"), run("set", "messages", "2 an hour", "--json")
+    )
+    assert (unknown.status, unknown.out) == (2, "")
+    assert unknown.err == (
+        "error: no rule is called 'massages': expected one of ban, chat, messages\n"
+    )
+    assert (bad.status, bad.out, bad.err.count("\n")) == (2, "", 1)
+
+
+async def test_watch_shows_it_again_and_again(bot: Instance) -> None:
+    """With --json each look is a line; without, a table."""
+    lines, table = await asyncio.gather(
+        run("watch", "--json", "--count", "2", "--every", "0.1"), run("watch", "--count", "1")
+    )
+    looks = [json.loads(line) for line in lines.out.splitlines()]
+    assert [look["health"]["ok"] for look in looks] == [True, True]
+    assert "messages" in table.out
+
+
+async def test_health_is_a_container_check(bot: Instance) -> None:
+    """Status 0 while limits hold, 1 when Redis is away; other commands have status 3 then."""
+    away = f"redis://127.0.0.1:{free_port()}"
+    well, ill, out = await asyncio.gather(
+        run("health"), run("health", REDIS_URL=away), run("show", "42", REDIS_URL=away)
+    )
+    assert (well.status, well.out.startswith("well: answered in ")) == (0, True)
+    assert (ill.status, ill.out.startswith("not well: ")) == (1, True)
+    assert (out.status, out.err.startswith("error: ")) == (3, True)
+
+
+async def test_check_reads_a_limits_file(environment: pytest.MonkeyPatch) -> None:
+    """A right file has status 0, a wrong one status 2 and a line that says where."""
+    Path("bad.toml").write_text("[limits]\nai = '5 minutes'\n")
+    right, wrong, nowhere = await asyncio.gather(
+        run("check", str(ROOT / "docs" / "limits.toml")), run("check", "bad.toml"), run("limits")
+    )
+    assert right.status == 0
+    assert "2 rules, 2 named limits, 2 exempt, 2 notices, a penalty" in right.out
+    assert wrong.status == 2
+    assert wrong.err.startswith("error: bad.toml: [limits] ai: '5 minutes': expected")
+    assert (nowhere.status, "set REDIS_URL or REDIS_HOST" in nowhere.err) == (2, True)
+
+
+async def test_what_this_version_lacks_is_told(bot: Instance) -> None:
+    """Bans and statistics are those of the limiter: a list, or one line that it has none."""
+    for found in await asyncio.gather(run("bans", "--json"), run("stats", "--json")):
+        lacking = "not available in this version" in found.err or "statistics" in found.err
+        assert (found.status == 2 and lacking) or isinstance(found.json, list)
+
+
+def test_the_documents_have_every_command() -> None:
+    """The table in docs/admin.md names every command, and none that is not there."""
+    text = (ROOT / "docs" / "admin.md").read_text("utf-8")
+    named = set(re.findall(r"^\| `bot-ratelimit (\w+)", text, re.MULTILINE))
+    found = {each.name or each.callback.__name__ for each in app.registered_commands}  # type: ignore[union-attr]  # each has one
+    assert named == found
+
+
+def test_the_package_pays_for_nothing_of_it() -> None:
+    """Importing bot_ratelimit loads neither the command nor its libraries."""
+    code = (
+        "import sys, bot_ratelimit; "
+        "print([n for n in sys.modules if n in ('typer', 'rich') or '.admin' in n])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert ran.stdout.strip() == b"[]"
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    """Where typer is missing, the command is one line with the fix."""
+    code = (
+        "import sys; sys.modules['typer'] = None; from bot_ratelimit.__main__ import main; main()"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr.decode().strip()) == (
+        1,
+        "bot-ratelimit needs typer: pip install 'bot_ratelimit[cli]'",
+    )
+
+
+async def lines_of(process: asyncio.subprocess.Process, into: list[tuple[float, str]]) -> None:
+    assert process.stdout is not None
+    async for line in process.stdout:
+        at, _, limit = line.decode().strip().partition(" ")
+        into.append((float(at), limit))
+
+
+async def within(seconds: float, ready: Any) -> None:
+    until = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < until
+        await asyncio.sleep(0.05)
+
+
+async def test_three_bots_under_load_obey_keep_counts_and_roll_back(
+    redis_server: Server, client: aioredis.Redis, environment: pytest.MonkeyPatch
+) -> None:
+    """All obey `set` within 5 s, also after Redis was flushed, never unlimited, and go back."""
+    Path(".env").write_text(f"REDIS_URL={redis_server.url}\n")
+    told: list[list[tuple[float, str]]] = [[], [], []]
+    bots = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.admin.bots", str(redis_server.port)),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        for _ in range(3)
+    ]
+    readers = [asyncio.create_task(lines_of(*each)) for each in zip(bots, told, strict=True)]
+
+    def all_say(limit: str) -> bool:
+        return all(each and each[-1][1] == limit for each in told)
+
+    try:
+        await within(30, lambda: all_say("100/hour"))
+        await client.set("bot:ratelimit:messages:7", 1, ex=3_600)  # one of user 7's is used
+        changed = await run("set", "messages", "2/minute", "--yes", "--json")
+        assert changed.json == {"version": 1, "obeying": 3, "instances": 3}
+        at = json.loads((await run("history", "--json")).out)[0]["at"]
+        assert all_say("2/minute")
+        assert all(each[-1][0] - at < 5 for each in told)
+        left = {
+            c["rule"]: c["remaining"] for c in (await run("show", "7", "--json")).json["counts"]
+        }
+        assert left == {"messages": 1}  # it was counted before the limit changed
+        await client.flushall()
+        await asyncio.sleep(3)
+        assert all_say("2/minute")
+        assert all([limit for _, limit in each] == ["100/hour", "2/minute"] for each in told)
+        back = await run("rollback", "--yes", "--json")
+        assert back.json["obeying"] == 3
+        await within(1, lambda: all_say("100/hour"))
+        assert {limit for each in told for _, limit in each} == {"100/hour", "2/minute"}
+    finally:
+        for bot in bots:
+            bot.kill()
+            await bot.wait()
+        await asyncio.gather(*readers)

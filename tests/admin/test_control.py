@@ -1,0 +1,410 @@
+"""Control: what operators can do, on every storage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from redis.asyncio.cluster import RedisCluster
+
+from bot_ratelimit import (
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RateLimitMiddleware,
+    RedisStorage,
+    Rule,
+    Scope,
+    Settings,
+    StorageError,
+    Subject,
+)
+from bot_ratelimit.admin.changes import ConflictError
+from bot_ratelimit.admin.control import Control
+from bot_ratelimit.testing import Clock
+from tests.benches import Bench
+from tests.incoming.support import Instance
+from tests.servers import running_cluster
+
+ANNA = Subject(user=42, chat=42)
+PENALTY = Penalty("2/h", "1h")
+
+
+class Desk(NamedTuple):
+    """A bot, and an operator who is not part of it."""
+
+    instance: Instance
+    middleware: RateLimitMiddleware
+    control: Control
+
+    async def allowed(self, times: int) -> int:
+        await self.refresh()
+        return sum(await self.instance.send(*["hi"] * times))
+
+    async def refresh(self) -> None:
+        assert self.middleware.live is not None
+        await self.middleware.live.refresh()
+
+
+def rules() -> list[Rule]:
+    return [Rule("3/h", name="messages"), Rule("100/h", Scope.CHAT), Rule("50/h", Scope.GLOBAL)]
+
+
+@pytest.fixture
+async def desk(bench: Bench) -> AsyncIterator[Desk]:
+    limiter = Limiter(bench.storage, timeout=5)
+    middleware = RateLimitMiddleware(rules(), limiter=limiter, live=True, penalty=PENALTY)
+    instance = Instance(middleware, ())
+    middleware.setup(instance.dispatcher)
+    instance.dispatcher.message.register(instance._handle)
+    await instance.dispatcher.emit_startup()
+    operator = Limiter(bench.storage, timeout=5)
+    yield Desk(instance, middleware, Control(operator, "anna@shell", patience=0))
+    await instance.dispatcher.emit_shutdown()
+
+
+async def test_limits_are_those_in_force(desk: Desk) -> None:
+    """Every rule of the bot is listed with its name, scope, key and origin, also when changed."""
+    found = {rule.name: rule for rule in await desk.control.limits()}
+    assert list(found) == ["messages", "chat", "global", "ban"]
+    assert (found["messages"].limit, found["messages"].scope) == ("3/hour", "user")
+    assert (found["ban"].ban_ms, found["ban"].origin) == (3_600_000, "code")
+    await desk.control.set_rule("messages", "2/minute", shadow=True)
+    await desk.refresh()
+    changed = {rule.name: rule for rule in await desk.control.limits()}["messages"]
+    assert (changed.limit, changed.shadow, changed.origin) == ("2/minute", True, "live")
+    assert changed.otherwise == "3/hour"
+    assert changed.rule() == Rule("2/minute", name="messages", shadow=True)
+
+
+async def test_a_users_whole_state_is_shown_without_charging(desk: Desk) -> None:
+    """What is left, when it is free again, under which key; looking costs nothing."""
+    await desk.allowed(4)
+    for _ in range(3):
+        found = await desk.control.show(ANNA)
+    counts = {each.rule: each for each in found.counts}
+    assert (found.allowed, counts["messages"].allowed, counts["chat"].allowed) == (
+        False,
+        False,
+        True,
+    )
+    assert (counts["messages"].remaining, counts["messages"].capacity) == (0, 3)
+    assert 3_590 < counts["messages"].retry_after <= 3_600
+    assert found.retry_after == counts["messages"].retry_after
+    assert counts["messages"].key == "bot:ratelimit:messages:42"
+    assert counts["chat"].remaining == 97
+    stranger = await desk.control.show(Subject(user=1))
+    assert stranger.allowed
+    assert {each.rule: each.remaining for each in stranger.counts}["messages"] == 3
+
+
+async def test_a_refused_user_is_forgiven_and_gets_through(desk: Desk) -> None:
+    """Counts and bans are forgotten, all or rule by rule; what counts everybody stays."""
+    assert await desk.allowed(7) == 3
+    assert not (await desk.control.show(ANNA)).allowed
+    assert await desk.control.forgive(ANNA, ["messages"]) == ("messages",)
+    assert await desk.allowed(1) == 0  # still banned
+    assert set(await desk.control.forgive(ANNA)) == {"chat", "ban"}
+    assert await desk.allowed(1) == 1
+    remaining = {each.rule: each.remaining for each in (await desk.control.show(ANNA)).counts}
+    assert remaining["global"] == 46
+    assert await desk.control.forgive(Subject(user=5)) == ()
+
+
+async def test_a_test_call_says_what_would_be_decided(desk: Desk) -> None:
+    """Allowed with what is left, refused with the wait, None for who is not limited."""
+    decision = await desk.control.try_(ANNA)
+    assert decision is not None
+    assert (decision.allowed, decision.remaining) == (True, 3)
+    await desk.allowed(4)
+    decision = await desk.control.try_(ANNA)
+    assert decision is not None
+    assert not decision.allowed
+    assert 3_590 < decision.retry_after <= 3_600
+    await desk.control.changes.set_exempt(42, True)
+    assert await desk.control.try_(ANNA) is None
+    await desk.control.changes.set_exempt(42, False)
+    await desk.control.changes.pause("1h")
+    assert await desk.control.try_(ANNA) is None
+    assert (await desk.control.show(ANNA)).off_until > 0
+    with pytest.raises(ConfigError, match="no rule is called 'ai': expected one of ban, chat"):
+        await desk.control.try_(ANNA, "ai")
+
+
+async def test_each_change_holds_and_can_be_rolled_back(desk: Desk) -> None:
+    """Limits, switches, penalty and pause change, and every version before comes back."""
+    control, changes = desk.control, desk.control.changes
+    assert (await control.set_rule("messages", "1/h")).version == 1
+    assert await desk.allowed(3) == 1
+    assert (await control.set_rule("messages", off=True)).version == 2
+    await control.set_rule("ban", off=True)
+    assert await desk.allowed(3) == 3
+    await changes.rollback(1)
+    await desk.refresh()
+    assert await control.forgive(ANNA)
+    assert await desk.allowed(2) == 1
+    await changes.rollback()
+    assert (await changes.current()).rules == {"messages": {"limit": "1/hour", "off": True},
+                                               "ban": {"off": True}}  # fmt: skip
+    await changes.rollback(0)
+    await control.forgive(ANNA)
+    assert await desk.allowed(4) == 3
+    await changes.set_penalty("1/h", "2h")
+    await changes.pause("10m")
+    assert await desk.allowed(9) == 9
+    await changes.resume()
+    await changes.set_penalty(None)
+    assert (await changes.current()).penalty is None
+    assert [each.version for each in await changes.history()] == list(range(10, 0, -1))
+    with pytest.raises(ConfigError, match="version 99 is not there to roll back to: expected 0, 1"):
+        await changes.rollback(99)
+
+
+async def test_only_the_last_20_versions_and_200_changes_are_kept(desk: Desk) -> None:
+    """History and audit are bounded, and say when, who, what, before and after."""
+    for number in range(1, 206):
+        await desk.control.changes.set_exempt(number % 3, True)
+    assert [each.version for each in await desk.control.changes.history()] == [*range(205, 185, -1)]
+    audit = await desk.control.audit()
+    assert len(audit) == 200
+    assert (audit[0].by, audit[0].what) == ("anna@shell", "exempt 1")
+    assert audit[0].after == '{"exempt": [0, 1, 2]}'
+    assert audit[0].at == pytest.approx((await desk.control.changes.current()).at, abs=2)
+
+
+async def test_two_admins_do_not_overwrite_each_other(desk: Desk) -> None:
+    """Of changes at the same time each holds; a change of an outdated version is refused."""
+    other = Control(Limiter(desk.control.limiter.storage, timeout=5), "boris", patience=0)
+    await asyncio.gather(
+        desk.control.set_rule("messages", "2/h"),
+        other.set_rule("chat", "9/h"),
+        other.changes.set_exempt(7, True),
+    )
+    live = await desk.control.changes.current()
+    assert live.rules == {"messages": {"limit": "2/hour"}, "chat": {"limit": "9/hour"}}
+    assert (live.version, live.exempt) == (3, {7})
+    await other.set_rule("messages", "8/h", if_version=3)
+    with pytest.raises(
+        ConflictError, match=r"boris changed the live limits meanwhile \(set messag"
+    ):
+        await desk.control.set_rule("messages", "9/h", if_version=3)
+    assert (await desk.control.changes.current()).rules["messages"] == {"limit": "8/hour"}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": "massages", "limit": "2/h"}, "no rule is called 'massages': expected one of ban"),
+        ({"name": "messages", "limit": "2 an hour"}, "'2 an hour'"),
+        ({"name": "messages"}, "nothing to change of 'messages'"),
+        ({"name": "ban", "limit": "2/h"}, "'ban' is a penalty"),
+    ],
+)
+async def test_a_change_that_makes_no_sense_is_refused(
+    desk: Desk, change: dict[str, Any], told: str
+) -> None:
+    """An unknown rule, a bad limit, no change at all: an error that says so, and no new version."""
+    with pytest.raises(ConfigError) as raised:
+        await desk.control.set_rule(**change)
+    assert told in str(raised.value)
+    assert (await desk.control.changes.current()).version == 0
+
+
+async def test_an_invalid_document_is_replaced_by_a_roll_back(desk: Desk) -> None:
+    """Changes refuse to build on it and say how to get out; rollback restores the last good one."""
+    await desk.control.set_rule("messages", "2/h")
+    documents = desk.control._documents
+    good = await documents.read("bot:ratelimit:live")
+    assert await documents.swap("bot:ratelimit:live", good, b"nonsense")
+    with pytest.raises(ConfigError, match="is not JSON; `bot-ratelimit rollback` replaces it"):
+        await desk.control.set_rule("messages", "9/h")
+    await desk.control.changes.rollback()
+    live = await desk.control.changes.current()
+    assert (live.version, live.rules) == (2, {"messages": {"limit": "2/hour"}})
+    assert await desk.allowed(3) == 2
+
+
+async def test_clear_forgets_counts_and_keeps_the_live_limits(desk: Desk, bench: Bench) -> None:
+    """Every count under the prefix is gone, no other bot's; the rest goes only if asked for."""
+    await desk.control.set_rule("messages", "2/h")
+    await desk.allowed(5)
+    if bench.client is not None:
+        await bench.client.mset({f"bot:ratelimit:{n}": 1 for n in range(1_200)})
+        await bench.client.set("bot2:ratelimit:1", 1)
+        assert await desk.control.clear() >= 1_200
+        left = {key.decode() for key in await bench.client.keys()}
+        names = ("live", "history", "audit", "instances")
+        assert left == {"bot2:ratelimit:1", *(f"bot:ratelimit:{name}" for name in names)}
+    else:
+        await desk.control.clear()
+    assert await desk.allowed(3) == 2
+    await desk.control.clear(everything=True)
+    assert (await desk.control.changes.current()).version == 0
+
+
+async def test_config_says_what_won_and_who_obeys(
+    desk: Desk, environment: pytest.MonkeyPatch
+) -> None:
+    """The version, the instances behind it, and each setting with where it comes from."""
+    environment.setenv("RATE_LIMIT_TIMEOUT", "0.5")
+    environment.setenv("REDIS_PASSWORD", "hunter2")
+    control = Control(desk.control.limiter, "anna", settings=Settings(), patience=0)
+    await control.set_rule("messages", "2/h")
+    found = await control.config()
+    assert (found.live.version, len(found.instances), found.behind) == (1, 1, 1)
+    await desk.refresh()
+    assert (await control.config()).behind == 0
+    assert [each.version for each in await control.wait_for(1)] == [1]
+    settings = {each.name: each for each in found.settings}
+    assert settings["RATE_LIMIT_TIMEOUT"].origin == "environment"
+    assert settings["RATE_LIMIT"].origin == "code"
+    assert "hunter2" not in str(found)
+
+
+async def test_a_report_that_cannot_be_read_is_told(desk: Desk) -> None:
+    """An instance of another version of the package is listed, and hides none of the others."""
+    for report in (
+        b"nonsense",
+        b"{}",
+        b'{"version": 1, "rejected": 0, "problem": "", "rules": [1]}',
+    ):
+        await desk.control._documents.report("bot:ratelimit:instances", "odd", report, 30)
+        found = {each.name: each for each in await desk.control.instances()}
+        assert len(found) == 2
+        assert found["odd"].problem == "its report cannot be read"
+    assert len(await desk.control.limits()) == 4
+
+
+async def test_health_says_what_is_wrong(desk: Desk) -> None:
+    """Well with an answer from the storage, and instances that obey the newest version."""
+    found = await desk.control.health()
+    assert (found.ok, found.problem, found.instances, found.behind) == (True, "", 1, 0)
+    documents = desk.control._documents
+    await documents.swap("bot:ratelimit:live", None, b"nonsense")
+    await desk.refresh()
+    assert "is not JSON" in (await desk.control.health()).problem
+
+
+async def test_where_redis_is_away_nobody_knows(environment: pytest.MonkeyPatch) -> None:
+    """Health is not ok and says why; looking at a user is an error, not a guess."""
+    environment.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    control = Control.from_settings(Settings(), "anna", patience=0)
+    found = await control.health()
+    assert not found.ok
+    assert "127.0.0.1:1" in found.problem
+    with pytest.raises(StorageError):
+        await control.show(ANNA)
+    await control.close()
+
+
+async def test_a_cluster_is_operated_like_one_server(tmp_path: Path) -> None:
+    """Live limits, looking and forgiving work on a Redis Cluster; clearing needs a hash tag."""
+    with running_cluster(tmp_path) as server:
+        async with RedisCluster(host="127.0.0.1", port=server.port) as client:
+            storage = RedisStorage(client)
+            for prefix, clears in (("bot", False), ("{bot}", True)):
+                limiter = Limiter(storage, key_prefix=prefix, timeout=5)
+                middleware = RateLimitMiddleware("5/h", limiter=limiter, live=True)
+                assert middleware.live is not None
+                await middleware.live.refresh()
+                control = Control(limiter, "anna", patience=0)
+                await control.set_rule("user", "2/h")
+                await middleware.live.refresh()
+                applied = middleware.live.applied(middleware.rules)
+                assert applied == (Rule("2/h"),)
+                await limiter.hit(applied, ANNA)
+                assert (await control.show(ANNA)).counts[0].remaining == 1
+                if clears:
+                    assert await control.clear() == 1
+                else:
+                    assert await control.forgive(ANNA) == ("user",)
+                    with pytest.raises(
+                        ConfigError, match=r"with a hash tag, '\{my_bot\}', is on one"
+                    ):
+                        await control.clear()
+            await storage.close()
+
+
+class Newer(Limiter):
+    """A limiter with the methods of versions that have bans and statistics."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryStorage(clock=Clock()))
+        self.banned: dict[Subject, tuple[str, str]] = {}
+
+    async def ban(self, subject: Subject, how_long: str, reason: str = "") -> None:
+        self.banned[subject] = (how_long, reason)
+
+    async def unban(self, subject: Subject) -> bool:
+        return self.banned.pop(subject, None) is not None
+
+    async def bans(self) -> list[Any]:
+        return [*self.banned]
+
+    async def top_refused(self, n: int) -> list[Any]:
+        return [(42, 12)][:n]
+
+    async def statistics(self, hours: int = 24) -> list[Any]:
+        return [hours]
+
+
+async def test_bans_and_statistics_are_the_limiters() -> None:
+    """Bans go to the limiter with their reason and into the audit; so do statistics, unaudited."""
+    control = Control(Newer(), "anna")
+    await control.ban(ANNA, "1h", "spam")
+    assert await control.bans() == [ANNA]
+    assert control.limiter.banned == {ANNA: ("1h", "spam")}  # type: ignore[attr-defined]
+    assert await control.unban(ANNA)
+    assert await control.top(1) == [(42, 12)]
+    assert await control.statistics(3) == [3]
+    entries = [(each.what, each.before, each.after) for each in await control.audit()]
+    assert entries == [
+        ("unban user 42 chat 42", "banned", ""),
+        ("ban user 42 chat 42", "", "1h spam"),
+    ]
+
+
+class Older(Limiter):
+    """A limiter without bans and statistics, whatever the installed one has."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in {"ban", "unban", "bans", "top_refused", "statistics", "check"}:
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+
+async def test_what_this_version_lacks_is_told() -> None:
+    """Each missing method is one plain error."""
+    control = Control(Older(MemoryStorage()), "anna")
+    for call in (control.ban(ANNA, "1h"), control.unban(ANNA), control.bans(), control.top(),
+                 control.statistics()):  # fmt: skip
+        with pytest.raises(ConfigError, match="is not available in this version of bot_ratelimit"):
+            await call
+    assert (await control.show(ANNA)).banned is None
+
+
+async def test_each_bot_for_itself_needs_the_bot() -> None:
+    """With `per_bot` the subject has to name the bot, or the wrong counts would be shown."""
+    limiter = Limiter(MemoryStorage())
+    middleware = RateLimitMiddleware("3/h", limiter=limiter, live=True, per_bot=True)
+    assert middleware.live is not None
+    await middleware.live.refresh()
+    control = Control.of(middleware, "anna")
+    with pytest.raises(ConfigError, match="name the bot's id"):
+        await control.show(ANNA)
+    (count,) = (await control.show(ANNA._replace(bot=1))).counts
+    assert count.key == "bot:ratelimit:bot:1:42"
+
+
+async def test_without_live_the_bots_own_rules_are_known(environment: pytest.MonkeyPatch) -> None:
+    """In the bot's process, and from its settings, the rules are known without any report."""
+    limiter = Limiter(MemoryStorage())
+    own = Control.of(RateLimitMiddleware("3/h; 9/d", limiter=limiter), "anna")
+    assert [rule.name for rule in await own.limits()] == ["user", "9/day"]
+    environment.setenv("RATE_LIMIT", "7/h")
+    (rule,) = await Control.from_settings(Settings(), "anna").limits()
+    assert (rule.name, rule.limit, rule.origin) == ("user", "7/hour", "environment")
