@@ -15,6 +15,7 @@ from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import MAX_PERIOD_MS
 from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.limits_file import check_notice
 from bot_ratelimit.observer import NoticeKind, NoticeResult
 from bot_ratelimit.rule import Rule, Scope, Subject, notice_rule
 
