@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from cachetools import TTLCache
 
 from bot_ratelimit.breaker import Breaker
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
+from bot_ratelimit.storage.base import Charge
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -29,13 +30,21 @@ class Failures:
     Args:
         on_error: Who answers meanwhile; the log says what that means.
         clock: Seconds from any starting point.
+        server_of: Which server decides about some charges now; see `Storage.server`.
     """
 
-    def __init__(self, on_error: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        on_error: str,
+        clock: Callable[[], float],
+        server_of: Callable[[Sequence[Charge]], str],
+    ) -> None:
         self._consequence = _CONSEQUENCES[on_error]
         self._clock = clock
         self._breakers: dict[str, Breaker] = {}
-        self._since: dict[str, float] = {}  # of the failures that the log told of
+        self._server_of = server_of
+        # The failures that the log told of: since when, and what could not be decided.
+        self._failing: dict[str, tuple[float, Sequence[Charge]]] = {}
         self._logged: TTLCache[str, bool] = TTLCache(64, LOG_EVERY, timer=clock)
 
     def breaker(self, server: str) -> Breaker:
@@ -47,15 +56,35 @@ class Failures:
 
     def succeeded(self, server: str, breaker: Breaker, ticket: int) -> None:
         """The server answered."""
-        if breaker.succeeded(ticket) and server in self._since:
+        if breaker.succeeded(ticket) and self._failing:
+            self._recovered(server)
+
+    def _recovered(self, server: str) -> None:
+        """Tell that it answers, also if it does so in place of a server that failed.
+
+        In a cluster another node may have taken over, and the old one is never asked again.
+        """
+        for name, (since, charges) in list(self._failing.items()):
+            if name != server and self._server_of(charges) != server:
+                continue
+            del self._failing[name]
+            if name != server:
+                self._breakers.pop(name, None)
             log.warning(
                 "Redis answers again after %.1f s: limits hold on every instance (%s)",
-                self._clock() - self._since.pop(server),
-                server,
+                self._clock() - since,
+                server if name == server else f"{server}, asked instead of {name}",
             )
 
-    def failed(self, server: str, breaker: Breaker, ticket: int, error: StorageError) -> None:
-        """The server did not answer, or said that it cannot serve now."""
+    def failed(
+        self,
+        server: str,
+        breaker: Breaker,
+        ticket: int,
+        error: StorageError,
+        charges: Sequence[Charge],
+    ) -> None:
+        """The server did not answer about these charges, or said that it cannot serve now."""
         reason = printable(str(error).rstrip("."))
         if isinstance(error, QueueFullError):
             breaker.abandoned(ticket)
@@ -65,10 +94,12 @@ class Failures:
                 )
             return
         now = self._clock()
+        failure = (now, charges)
         if isinstance(error, NotConnectedError):
             breaker.abandoned(ticket)
             self._tell(
                 server,
+                failure,
                 f"not connected {error.kind}",
                 logging.ERROR,
                 (
@@ -81,6 +112,7 @@ class Failures:
         elif breaker.failed(ticket, now):
             self._tell(
                 server,
+                failure,
                 "",
                 logging.ERROR,
                 (
@@ -94,6 +126,7 @@ class Failures:
         elif breaker.closed:
             self._tell(
                 server,
+                failure,
                 f"outage {error.kind}",
                 logging.WARNING,
                 ("Redis rate limit check failed: %s. Without its answer, %s"),
@@ -103,7 +136,7 @@ class Failures:
 
     def faulty(self, server: str, breaker: Breaker, ticket: int, error: Exception) -> None:
         """The server did answer, but not with a decision: asking it less often would not help."""
-        self.succeeded(server, breaker, ticket)
+        breaker.succeeded(ticket)  # which does not mean that limits hold again
         expected = isinstance(error, ConfigError)
         kind = getattr(error, "kind", type(error).__name__)
         if kind == ConfigError.kind:  # no code of Redis: the text is all there is
@@ -123,10 +156,18 @@ class Failures:
         self._logged[what] = True
         return True
 
-    def _tell(self, server: str, kind: str, level: int, text: str, *arguments: object) -> None:
+    def _tell(
+        self,
+        server: str,
+        failure: tuple[float, Sequence[Charge]],
+        kind: str,
+        level: int,
+        text: str,
+        *arguments: object,
+    ) -> None:
         if kind and not self.first_in_a_while(f"{server} {kind}"):
             return
-        self._since.setdefault(server, self._clock())
+        self._failing.setdefault(server, failure)
         log.log(level, text, *arguments)
 
 

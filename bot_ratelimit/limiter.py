@@ -69,7 +69,7 @@ class Limiter:
         standby = MemoryStorage(memory_size)
         self._standby = standby if on_error == "memory" else None
         self._clock = clock
-        self._failures = Failures(on_error, clock)
+        self._failures = Failures(on_error, clock, storage.server)
 
     @property
     def storage(self) -> Storage:
@@ -119,7 +119,7 @@ class Limiter:
             else:
                 verdicts = await storage.hit(charges, once=token, timeout=self.timeout)
         except StorageError as error:
-            self._failures.failed(server, breaker, ticket, error)
+            self._failures.failed(server, breaker, ticket, error, charges)
         except Exception as error:
             self._failures.faulty(server, breaker, ticket, error)
         except BaseException:
