@@ -222,12 +222,17 @@ class Connection(Generic[Item]):
                     stream = await self._endpoint.connect()
                 break
             except Exception as error:
+                if self._opening is not asyncio.current_task():
+                    return  # closed meanwhile: redis-py may swallow a cancellation
                 self._failures += 1
                 self.trouble = unreachable(self.where, error, CONNECT_TIMEOUT)
                 self._fail(self._take_queue(), self.trouble)
                 self._on_trouble()
         else:  # the next one to ask begins afresh: what was wrong may be long over
             self._opening, self.trouble, self._failures = None, None, 0
+            return
+        if self._opening is not asyncio.current_task():
+            stream.close()
             return
         self._opening, self._stream, self.trouble = None, stream, None
         self._heard_at = self._connected_at = self._clock.now()

@@ -7,6 +7,7 @@ import gc
 import logging
 import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -302,6 +303,29 @@ async def test_a_connecting_task_that_somebody_cancels_is_started_again(
     await settled()
     await server.wire.reply("ok", "ok")
     assert await asyncio.gather(a, b) == ["ok a", "ok b"]
+
+
+@pytest.mark.parametrize("outcome", ["opens", "fails"])
+async def test_connecting_that_cannot_be_cancelled_comes_to_nothing(
+    connection: Connection[str], server: Server, outcome: str
+) -> None:
+    """After close there is no connection, even if redis-py swallowed the cancellation."""
+    wire = Wire()
+
+    async def connect() -> Any:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        if outcome == "fails":
+            raise OSError("Connection reset")
+        return wire
+
+    server.connect = connect  # type: ignore[method-assign]  # for this test
+    connection.open()
+    await settled()
+    await connection.close()
+    assert not connection.is_open
+    assert connection.trouble is None
+    assert wire.is_closed is (outcome == "opens")
 
 
 async def test_a_reply_that_nobody_asked_for_ends_the_connection(
