@@ -13,6 +13,7 @@ from bot_ratelimit.breaker import Breaker
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.observer import Observer
 from bot_ratelimit.rule import Rule
+from bot_ratelimit.storage.base import Charge
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -32,17 +33,24 @@ class Failures:
     Args:
         on_error: Who answers meanwhile; the log says what that means.
         clock: Seconds from any starting point.
+        server_of: Which server decides about some charges now; see `Storage.server`.
         observer: Hears of failures and outages too.
     """
 
     def __init__(
-        self, on_error: str, clock: Callable[[], float], observer: Observer | None = None
+        self,
+        on_error: str,
+        clock: Callable[[], float],
+        server_of: Callable[[Sequence[Charge]], str],
+        observer: Observer | None = None,
     ) -> None:
         self._consequence = _CONSEQUENCES[on_error]
         self._clock = clock
         self._breakers: dict[str, Breaker] = {}
+        self._server_of = server_of
         self._observer = observer
-        self._since: dict[str, float] = {}  # of the failures that the log told of
+        # The failures that the log told of: since when, and what could not be decided.
+        self._failing: dict[str, tuple[float, Sequence[Charge]]] = {}
         self._outages: dict[str, tuple[float, str]] = {}  # since when, and what was said last
         self._logged: TTLCache[str, bool] = TTLCache(64, LOG_EVERY, timer=clock)
 
@@ -55,11 +63,18 @@ class Failures:
 
     def succeeded(self, server: str, breaker: Breaker, ticket: int) -> None:
         """The server answered."""
-        if breaker.succeeded(ticket) and (self._since or self._outages):
-            self._over(server)
+        if breaker.succeeded(ticket) and (self._failing or self._outages):
+            self._recovered(server)
 
-    def failed(self, server: str, breaker: Breaker, ticket: int, error: StorageError) -> None:
-        """The server did not answer, or said that it cannot serve now."""
+    def failed(
+        self,
+        server: str,
+        breaker: Breaker,
+        ticket: int,
+        error: StorageError,
+        charges: Sequence[Charge] = (),
+    ) -> None:
+        """The server did not answer about these charges, or said that it cannot serve now."""
         reason = printable(str(error).rstrip("."))
         if self._observer is not None:
             self._observer.storage_failed(server, error.kind)
@@ -71,11 +86,13 @@ class Failures:
                 )
             return
         now = self._clock()
+        failure = (now, charges)
         if isinstance(error, NotConnectedError):
             breaker.abandoned(ticket)
             self._out(server, error.kind, reason, now)
             self._tell(
                 server,
+                failure,
                 f"not connected {error.kind}",
                 logging.ERROR,
                 (
@@ -91,6 +108,7 @@ class Failures:
             self._out(server, error.kind, reason, now)
             self._tell(
                 server,
+                failure,
                 "",
                 logging.ERROR,
                 (
@@ -104,6 +122,7 @@ class Failures:
         elif breaker.closed:
             self._tell(
                 server,
+                failure,
                 f"outage {error.kind}",
                 logging.WARNING,
                 ("Redis rate limit check failed: %s. Without its answer, %s"),
@@ -115,7 +134,7 @@ class Failures:
 
     def faulty(self, server: str, breaker: Breaker, ticket: int, error: Exception) -> None:
         """The server did answer, but not with a decision: asking it less often would not help."""
-        self.succeeded(server, breaker, ticket)
+        breaker.succeeded(ticket)  # which does not mean that limits hold again
         expected = isinstance(error, ConfigError)
         kind = getattr(error, "kind", type(error).__name__)
         if self._observer is not None:
@@ -172,24 +191,47 @@ class Failures:
         if since is None and self._observer is not None:
             self._observer.outage_began(server, kind)
 
-    def _over(self, server: str) -> None:
-        """The server answers; say so if anything else was said before."""
+    def _recovered(self, server: str) -> None:
+        """Tell that it answers, also if it does so in place of a server that failed.
+
+        In a cluster another node may have taken over, and the old one is never asked again.
+        """
         now = self._clock()
-        if (told := self._since.pop(server, None)) is not None:
+        for name, (since, charges) in list(self._failing.items()):
+            if name != server and not (charges and self._server_of(charges) == server):
+                continue
+            del self._failing[name]
             log.warning(
                 "Redis answers again after %.1f s: limits hold on every instance (%s)",
-                now - told,
-                server,
+                now - since,
+                server if name == server else f"{server}, asked instead of {name}",
             )
-        since, _ = self._outages.pop(server, (None, ""))
-        if since is not None and self._observer is not None:
+            if name != server:
+                self._over(name, now)
+                self._breakers.pop(name, None)
+        self._over(server, now)
+
+    def _over(self, server: str, now: float) -> None:
+        """End the outage of a server, if there is one."""
+        if server not in self._outages:
+            return
+        since, _ = self._outages.pop(server)
+        if self._observer is not None:
             self._observer.breaker_changed(server, False)
             self._observer.outage_ended(server, now - since)
 
-    def _tell(self, server: str, kind: str, level: int, text: str, *arguments: object) -> None:
+    def _tell(
+        self,
+        server: str,
+        failure: tuple[float, Sequence[Charge]],
+        kind: str,
+        level: int,
+        text: str,
+        *arguments: object,
+    ) -> None:
         if kind and not self.first_in_a_while(f"{server} {kind}"):
             return
-        self._since.setdefault(server, self._clock())
+        self._failing.setdefault(server, failure)
         log.log(level, text, *arguments)
 
 

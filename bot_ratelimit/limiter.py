@@ -94,7 +94,7 @@ class Limiter:
             Statistics(storage, self.key_prefix, self.timeout) if statistics else None
         )
         self._observer = observers_of(observer, self._statistics)
-        self._failures = Failures(on_error, clock, self._observer)
+        self._failures = Failures(on_error, clock, storage.server, self._observer)
         observe = getattr(storage, "observe", None)
         if self._observer is not None and observe is not None:
             observe(self._observer)
@@ -174,7 +174,7 @@ class Limiter:
             else:
                 verdicts = await storage.hit(charges, once=token, timeout=self.timeout)
         except StorageError as error:
-            self._failures.failed(server, breaker, ticket, error)
+            self._failures.failed(server, breaker, ticket, error, charges)
         except Exception as error:
             self._failures.faulty(server, breaker, ticket, error)
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import Context
 from random import shuffle
@@ -14,7 +15,7 @@ from redis.crc import key_slot
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.observer import Observer
 from bot_ratelimit.storage import driver
-from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, Connection
+from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, IDLE, Connection
 from bot_ratelimit.storage.decisions import Commands, Decisions, Item
 from bot_ratelimit.storage.driver import Address, NodeEndpoint, Stream
 from bot_ratelimit.storage.faults import unreachable
@@ -73,8 +74,8 @@ class Shards:
     """A connection to each node that has slots, opened when it is first needed.
 
     Who has which slots is asked with `CLUSTER SLOTS`, over any connection that is open: at the
-    beginning, when a node redirects, and again and again while a node is in trouble. Until it is
-    known, any node is asked and its redirect is followed.
+    beginning, when a node redirects, and again and again while a node is in trouble and decisions
+    are asked for. Until it is known, any node is asked and its redirect is followed.
     """
 
     def __init__(self, client: RedisCluster) -> None:
@@ -85,9 +86,13 @@ class Shards:
         self._any = self._connection(_AnyNode(client))
         self._asking: asyncio.Task[None] | None = None
         self._asked_at = 0.0
+        self._leaving: set[asyncio.Task[None]] = set()  # nodes that have no slots any more
+        self._is_needed = False  # since the last question about slots
+        self._needed_at = 0.0
 
     def route(self, key: bytes) -> tuple[Connection[Item], int]:
         """The connection to the node that has this key, and the key's slot."""
+        self._is_needed = True
         slot = key_slot(key)
         connection = self._slots.get(slot)
         if connection is None:
@@ -101,15 +106,20 @@ class Shards:
 
     def open(self) -> None:
         """Begin to find out who has what."""
+        self._is_needed = True
         self._any.open()
         self._look()
 
     async def close(self) -> None:
         """Close all connections."""
-        asking, self._asking = self._asking, None
-        if asking is not None and asking.get_loop() is asyncio.get_running_loop():
-            asking.cancel()
-            await asyncio.wait([asking])
+        tasks = [*self._leaving, *([self._asking] if self._asking else [])]
+        self._asking = None
+        self._leaving.clear()
+        loop = asyncio.get_running_loop()
+        if tasks := [task for task in tasks if task.get_loop() is loop]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
         for connection in self.connections():
             await connection.close()
 
@@ -156,51 +166,68 @@ class Shards:
             self._asking = loop.create_task(self._ask(), context=Context())
 
     async def _ask(self) -> None:
-        """Ask until there is an answer, and until every node that has slots is reached."""
-        while True:
+        """Ask until there is an answer, and every node that has slots is reached.
+
+        Or until nobody has wanted a decision for a while: a storage that is dropped, or a bot that
+        sleeps, does not ask on and on.
+        """
+        while self._is_needed or _now() - self._needed_at < IDLE:
             await asyncio.sleep(max(0.0, self._asked_at + LOOK_AGAIN - _now()))
             self._asked_at = _now()
-            slots = await self._asked()
-            if slots is not None:
-                await self._adopt(slots)
+            if self._is_needed:
+                self._is_needed, self._needed_at = False, self._asked_at
+            answer = await self._asked()
+            if answer is not None:
+                self._adopt(*answer)
                 if all(node.is_well for node in self._nodes.values()):
                     return
 
-    async def _asked(self) -> Any:
-        """Who has which slots, from whichever of some nodes says it first: one may hang."""
+    async def _asked(self) -> tuple[Any, str] | None:
+        """Who has which slots, and which host says so: the first of some nodes; one may hang."""
         known = list(self._nodes.values())
         shuffle(known)
         known.sort(key=lambda each: not each.is_open)
         asking = {asyncio.ensure_future(_slots(each)) for each in (self._any, *known[:ASKED])}
         try:
             for answer in asyncio.as_completed(asking):
-                if isinstance(reply := await answer, list):
-                    return reply
+                reply, host = await answer
+                if isinstance(reply, list):
+                    return reply, host
         finally:
             for task in asking:
                 task.cancel()
         return None
 
-    async def _adopt(self, ranges: Any) -> None:
+    def _adopt(self, ranges: Any, asked: str) -> None:
         slots: dict[int, Connection[Item]] = {}
         for first, last, primary, *_ in ranges:
-            host, port = primary[0], int(primary[1])
-            host = host.decode() if isinstance(host, bytes) else host
-            if not host or host == "?":  # it means: where you are asking
-                continue
-            node = self._node(driver.remapped(self._client, (host, port)))
+            address = _host(primary) or asked, int(primary[1])
+            node = self._node(driver.remapped(self._client, address))
             slots.update(dict.fromkeys(range(int(first), int(last) + 1), node))
         self._slots = slots
-        gone = [address for address, node in self._nodes.items() if node not in set(slots.values())]
-        for address in gone:
-            await self._nodes.pop(address).close()
+        used = set(slots.values())
+        for address in [address for address, node in self._nodes.items() if node not in used]:
+            leaving = asyncio.create_task(self._nodes.pop(address).drain(), context=Context())
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
 
-async def _slots(connection: Connection[Item]) -> Any:
+async def _slots(connection: Connection[Item]) -> tuple[Any, str]:
     with suppress(StorageError):
         timeout = ASK_TIMEOUT if connection.is_open else CONNECT_TIMEOUT
         (reply,) = await connection.submit(Commands([(b"CLUSTER", b"SLOTS")]), timeout)
-        return reply
+        return reply, connection.host
+    return None, ""
+
+
+def _host(node: Sequence[Any]) -> str:
+    """The host of a node as `CLUSTER SLOTS` tells it; nothing if it is the one that was asked."""
+    host = node[0] or b""
+    if host == b"?" and len(node) > 3:  # hostnames are preferred, and it has none
+        details = node[3]  # a dict with RESP3
+        pairs = details if isinstance(details, dict) else zip(*[iter(details)] * 2, strict=True)
+        host = dict(pairs).get(b"ip", b"")
+    return "" if host == b"?" else bytes(host).decode()
 
 
 def _now() -> float:

@@ -16,7 +16,7 @@ from weakref import finalize, ref
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.observer import Observer
 from bot_ratelimit.storage import wire
-from bot_ratelimit.storage.deadline import ListeningClock
+from bot_ratelimit.storage.deadline import LONGEST_TICK, ListeningClock
 from bot_ratelimit.storage.driver import Endpoint, Stream
 from bot_ratelimit.storage.faults import unreachable
 from bot_ratelimit.storage.request import AGAIN, Call, Codec, Item, Redirect, Replies, Request
@@ -26,7 +26,7 @@ log = logging.getLogger("bot_ratelimit")
 CONNECT_TIMEOUT: Final = 5.0
 """Seconds for opening a connection: name look-up, TCP, TLS, authentication."""
 SILENCE: Final = 2.0
-"""Seconds without a reply after which a connection is replaced."""
+"""Seconds without a reply after which a connection is replaced, unless `timeout` is longer."""
 LONGEST_BACKOFF: Final = 1.0
 """Seconds between two attempts to connect, at most."""
 IDLE: Final = 60.0
@@ -135,6 +135,11 @@ class Connection(Generic[Item]):
         """Whether there is a connection now."""
         return self._stream is not None
 
+    @property
+    def host(self) -> str:
+        """The host that is connected to now."""
+        return "" if self._stream is None else self._stream.host
+
     def submit(self, item: Item, timeout: float, slot: int | None = None) -> asyncio.Future[Any]:
         """The answer to this item.
 
@@ -194,6 +199,14 @@ class Connection(Generic[Item]):
         if same_loop and tasks:
             await asyncio.wait(tasks)
 
+    async def drain(self) -> None:
+        """Close the connection when those who wait have their answers, or have given up."""
+        try:
+            while self._queue or self._sent:  # noqa: ASYNC110 - happens once in a long while
+                await asyncio.sleep(LONGEST_TICK)
+        finally:
+            await self.close()
+
     def _discard(self) -> None:
         """Leave nothing behind, also of an event loop that has ended."""
         running = self._loop is not None and not self._loop.is_closed()
@@ -221,6 +234,8 @@ class Connection(Generic[Item]):
                     stream = await self._endpoint.connect()
                 break
             except Exception as error:
+                if self._opening is not asyncio.current_task():
+                    return  # closed meanwhile: redis-py may swallow a cancellation
                 self._failures += 1
                 self.trouble = unreachable(self.where, error, CONNECT_TIMEOUT)
                 self._fail(self._take_queue(), self.trouble)
@@ -228,8 +243,11 @@ class Connection(Generic[Item]):
                     self.observer.disconnected(self.name)
                     self.observer.waiting(self.name, 0)
                 self._on_trouble()
-        else:
-            self._opening = None
+        else:  # the next one to ask begins afresh: what was wrong may be long over
+            self._opening, self.trouble, self._failures = None, None, 0
+            return
+        if self._opening is not asyncio.current_task():
+            stream.close()
             return
         self._opening, self._stream, self.trouble = None, stream, None
         self._heard_at = self._connected_at = self._clock.now()
@@ -428,7 +446,8 @@ class Connection(Generic[Item]):
                 request.answer(StorageError(text, kind="moved"))
             else:
                 request.redirected = True
-                self._redirect(request, answer)
+                request.timeout = max(request.deadline - self._clock.now(), 0.0)  # what is left
+                self._redirect(request, answer.seen_from(self.host))
         if again:  # before those who came later
             self._queue = deque(sorted([*again, *self._queue], key=_NUMBER))
 
@@ -445,8 +464,9 @@ class Connection(Generic[Item]):
             self._queued_weight -= self._queue.popleft().weight
         if self.observer is not None:  # here, so that it costs a decision nothing
             self.observer.waiting(self.name, self._waiting + len(self._queue))
-        if self._sent and now - self._heard_at >= SILENCE:
-            self._lose(StorageError(f"{self.where}: no answer for {SILENCE:g} s", kind="timeout"))
+        silence = now - self._heard_at
+        if self._sent and silence >= SILENCE and self._sent[0].deadline <= now:
+            self._lose(StorageError(f"{self.where}: no answer for {silence:.1f} s", kind="timeout"))
         return bool(self._sent or self._queue)
 
     def _expire(self, requests: Iterable[Request[Item]], now: float) -> None:
@@ -474,7 +494,7 @@ class Connection(Generic[Item]):
             self._warned_at = now
             log.warning(
                 "Redis at %s is alive, but took %.2f s to answer, longer than timeout=%g: raise it "
-                "to %.1g or more (timeout=, RATE_LIMIT_TIMEOUT), or move the bot closer to it",
+                "to %.2g or more (timeout=, RATE_LIMIT_TIMEOUT), or move the bot closer to it",
                 self.where,
                 took,
                 timeout,

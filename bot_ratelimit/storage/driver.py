@@ -58,6 +58,11 @@ class Stream:
             return error
 
     @property
+    def host(self) -> str:
+        """The host that is connected to; nothing for a socket's path."""
+        return str(getattr(self._connection, "host", ""))
+
+    @property
     def is_closed(self) -> bool:
         """Whether the server, or something on the way to it, has closed the connection."""
         return bool(self._reader.at_eof()) or self._connection._reader is None

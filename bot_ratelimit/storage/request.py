@@ -91,6 +91,15 @@ class Redirect(NamedTuple):
     address: tuple[str, int]
     asking: bool
 
+    def seen_from(self, host: str) -> Redirect:
+        """The redirect as a client reads it that asked this host.
+
+        A node that knows no name for another one leaves the host out, or puts a question mark: the
+        host is the one that was asked, only the port is another.
+        """
+        named, port = self.address
+        return self if named not in ("", "?") else Redirect((host, port), self.asking)
+
 
 class Again:
     """An answer: nothing has run, and the same server is to be asked again."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,12 +18,14 @@ from bot_ratelimit import RedisStorage, StorageError
 from bot_ratelimit.errors import NotConnectedError, QueueFullError
 from bot_ratelimit.storage import connection as connections
 from bot_ratelimit.storage.connection import Connection
-from bot_ratelimit.storage.request import AGAIN, Call, Replies, Request
+from bot_ratelimit.storage.request import AGAIN, Call, Redirect, Replies, Request
 from tests.benches import TIMEOUT, charge
 
 
 class Wire:
     """Both ends of a connection: what was written, and replies when the test sends them."""
+
+    host = "redis.test"
 
     def __init__(self) -> None:
         self.sent: list[list[str]] = []
@@ -301,6 +305,29 @@ async def test_a_connecting_task_that_somebody_cancels_is_started_again(
     assert await asyncio.gather(a, b) == ["ok a", "ok b"]
 
 
+@pytest.mark.parametrize("outcome", ["opens", "fails"])
+async def test_connecting_that_cannot_be_cancelled_comes_to_nothing(
+    connection: Connection[str], server: Server, outcome: str
+) -> None:
+    """After close there is no connection, even if redis-py swallowed the cancellation."""
+    wire = Wire()
+
+    async def connect() -> Any:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        if outcome == "fails":
+            raise OSError("Connection reset")
+        return wire
+
+    server.connect = connect  # type: ignore[method-assign]  # for this test
+    connection.open()
+    await settled()
+    await connection.close()
+    assert not connection.is_open
+    assert connection.trouble is None
+    assert wire.is_closed is (outcome == "opens")
+
+
 async def test_a_reply_that_nobody_asked_for_ends_the_connection(
     connection: Connection[str], server: Server
 ) -> None:
@@ -402,6 +429,85 @@ async def test_a_connection_without_an_answer_is_replaced(
         while len(server.wires) < 2:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.005)
     assert server.wires[0].is_closed
+
+
+async def test_a_long_timeout_is_waited_for(
+    connection: Connection[str], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gives a server longer than a silent connection is kept gets the answer all the same."""
+    monkeypatch.setattr(connections, "SILENCE", 0.02)
+    await opened(connection)
+    (a,) = ask(connection, "a", timeout=5)
+    await asyncio.sleep(0.1)
+    await server.wire.reply("late")
+    assert await a == "late a"
+    assert len(server.wires) == 1
+
+
+@pytest.mark.parametrize("took", [0.27, 0.9, 1.07, 1.19, 12.0])
+async def test_the_timeout_that_is_advised_would_do(
+    connection: Connection[str], took: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log advises a time-out that is longer than the answer took."""
+    await opened(connection)
+    (request,) = [Request("a", 1, 0.25, asyncio.get_running_loop().create_future())]
+    connection._measure(Call([request], []), took)
+    (advised,) = re.findall(r"raise it to ([\d.]+) or more", caplog.text)
+    assert took < float(advised) < 1.5 * took
+
+
+async def test_an_outage_of_long_ago_is_not_remembered(
+    connection: Connection[str], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When attempts have stopped because nobody asked, the next one waits for a new attempt."""
+    monkeypatch.setattr(connections, "IDLE", 0.0)
+    server.refuses = OSError("Connection refused")
+    (a,) = ask(connection, "a")
+    with pytest.raises(NotConnectedError, match="Connection refused"):
+        await a
+    await settled()
+    server.refuses = None
+    (b,) = ask(connection, "b")
+    await settled()
+    await server.wire.reply()
+    assert await b == "ok b"
+
+
+async def test_draining_waits_for_answers(connection: Connection[str], server: Server) -> None:
+    """A connection that is not needed any more is closed when the last answer is there."""
+    await opened(connection)
+    (a,) = ask(connection, "a")
+    draining = asyncio.create_task(connection.drain())
+    await asyncio.sleep(0.05)
+    assert not server.wire.is_closed
+    await server.wire.reply()
+    assert await a == "ok a"
+    await draining
+    assert server.wires[0].is_closed
+
+
+@pytest.mark.parametrize("host", ["", "?", "other.test"])
+async def test_a_redirect_names_a_host_and_takes_no_time_of_its_own(
+    server: Server, host: str
+) -> None:
+    """A redirect without a host means the one that was asked; the time-out goes on running."""
+
+    class Redirecting(Words):
+        def read(self, call: Call[str], replies: list[Any]) -> Replies:
+            return Replies([Redirect((host, 7001), asking=False)] * len(call.requests))
+
+    found: list[tuple[Request[str], Redirect]] = []
+    connection = Connection(
+        server, Redirecting(), redirect=lambda request, to: found.append((request, to))
+    )
+    await opened(connection)
+    ask(connection, "a", timeout=5)
+    await asyncio.sleep(0.05)
+    await server.wire.reply()
+    ((request, redirect),) = found
+    assert redirect.address == ("other.test" if "other" in host else "redis.test", 7001)
+    assert 4 < request.timeout < 4.99
+    await connection.close()
 
 
 async def test_the_queue_is_bounded(

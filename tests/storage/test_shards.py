@@ -15,9 +15,11 @@ from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
+from bot_ratelimit.storage import cluster as shards
+from bot_ratelimit.storage import connection as connections
 from tests.benches import TIMEOUT, charge
 from tests.proxy import distant
-from tests.servers import Server
+from tests.servers import Server, free_port
 from tests.topologies import Cluster, running_nodes, wait_until
 
 USERS = range(60)
@@ -236,8 +238,11 @@ async def test_one_connection_a_node_is_enough(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("harm", ["hang", "kill"])
-async def test_a_promoted_replica_is_found(tmp_path: Path, harm: str) -> None:
-    """When a primary dies its replica is asked, soon after the cluster has chosen it."""
+async def test_a_promoted_replica_is_found(
+    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When a primary dies its replica is asked, soon after the cluster has chosen it; the log
+    says which node answers now instead of which."""
     with running_nodes(tmp_path, replicas=1) as nodes:
         victim, replica = nodes.primaries[0], nodes.replicas[0]
         user = on(nodes, victim)[0]
@@ -258,7 +263,51 @@ async def test_a_promoted_replica_is_found(tmp_path: Path, harm: str) -> None:
                 while (await limiter.hit("99/m", Subject(user=user))).source != "redis":  # noqa: ASYNC110 - updates come
                     await asyncio.sleep(0.02)
             assert monotonic() - chosen.result() < 2.5
+            took_over = f"127.0.0.1:{replica.port}, asked instead of 127.0.0.1:{victim.port}"
+            assert sum(took_over in line for line in caplog.messages) == 1
         assert nodes.do(replica, "GET", key(user))
+
+
+@pytest.mark.parametrize("endpoint", ["unknown-endpoint", "hostname"])
+async def test_nodes_that_do_not_say_where_they_are(cluster: Cluster, endpoint: str) -> None:
+    """Hosts that are left out, or a question mark, are those by which the cluster was reached."""
+    version = cluster.do(cluster.primaries[0], "INFO", "server")["redis_version"]
+    if int(version.split(".")[0]) < 7:
+        pytest.skip("endpoints can be chosen since Redis 7")
+    for node in cluster.nodes:
+        cluster.do(node, "CONFIG SET", "cluster-preferred-endpoint-type", endpoint)
+    try:
+        async with limiting(cluster) as limiter:
+            limiter.timeout = 2
+            for remaining in (98, 97):
+                found = await asyncio.gather(
+                    *(limiter.hit("99/m", Subject(user=user)) for user in USERS)
+                )
+                assert [each.source for each in found] == ["redis"] * len(USERS)
+                assert {each.remaining for each in found} == {remaining}
+                await asyncio.sleep(0.6)  # until it is known who has what
+            for node in cluster.nodes:
+                cluster.do(node, "CONFIG RESETSTAT")
+            await asyncio.gather(*(limiter.hit("99/m", Subject(user=user)) for user in USERS))
+            for node in cluster.nodes:
+                assert "errorstat_MOVED" not in cluster.do(node, "INFO", "errorstats")
+    finally:
+        for node in cluster.nodes:
+            cluster.do(node, "CONFIG SET", "cluster-preferred-endpoint-type", "ip")
+
+
+async def test_a_storage_that_nobody_uses_stops_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limiter that is dropped while its cluster is away does not look for it forever."""
+    for module in (connections, shards):
+        monkeypatch.setattr(module, "IDLE", 0.1)
+    before = asyncio.all_tasks()
+    limiter = Limiter(RedisStorage(RedisCluster(host="127.0.0.1", port=free_port())))
+    assert (await limiter.hit("9/m", Subject(user=1))).source == "policy"
+    assert asyncio.all_tasks() != before
+    del limiter
+    async with asyncio.timeout(5):
+        while asyncio.all_tasks() != before:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.02)
 
 
 async def test_a_plain_client_of_a_node_is_told(cluster: Cluster) -> None:

@@ -1,0 +1,62 @@
+"""Failures: what the log says of servers that fail, and of those that answer in their place."""
+
+from __future__ import annotations
+
+import pytest
+
+from bot_ratelimit.errors import ConfigError, NotConnectedError, StorageError
+from bot_ratelimit.failures import Failures
+from tests.benches import charge
+
+CHARGES = [charge("9/m", "7")]
+
+
+class Where:
+    """Which server decides now."""
+
+    server = "a:1"
+
+    def __call__(self, charges: object) -> str:
+        return self.server
+
+
+def fail(failures: Failures, server: str, error: StorageError) -> None:
+    breaker = failures.breaker(server)
+    ticket = breaker.admit(0.0)
+    assert ticket is not None
+    failures.failed(server, breaker, ticket, error, CHARGES)
+
+
+def succeed(failures: Failures, server: str) -> None:
+    breaker = failures.breaker(server)
+    ticket = breaker.admit(9.0)
+    assert ticket is not None
+    failures.succeeded(server, breaker, ticket)
+
+
+def test_a_server_that_is_replaced_is_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
+    """When another server decides what a failed one could not, the log says so, once."""
+    where = Where()
+    failures = Failures("allow", lambda: 1.0, where)
+    fail(failures, "a:1", NotConnectedError("Connection refused"))
+    succeed(failures, "b:2")  # which has other slots
+    assert len(caplog.messages) == 1
+    where.server = "b:2"
+    succeed(failures, "b:2")
+    succeed(failures, "b:2")
+    assert caplog.messages[1:] == [
+        "Redis answers again after 0.0 s: limits hold on every instance (b:2, asked instead of a:1)"
+    ]
+
+
+def test_a_server_that_cannot_decide_is_not_said_to_be_well(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Limits are said to hold again when something was decided, not when the server complains."""
+    failures = Failures("allow", lambda: 1.0, Where())
+    fail(failures, "a:1", StorageError("no answer"))
+    breaker = failures.breaker("a:1")
+    failures.faulty("a:1", breaker, breaker.admit(0.0) or 0, ConfigError("NOPERM"))
+    assert "answers again" not in caplog.text
+    succeed(failures, "a:1")
+    assert "answers again" in caplog.text
