@@ -227,6 +227,8 @@ class Limiter:
 
         Tokens and keys are texts of any length and content, so each is hashed with its length.
         """
+        if not isinstance(token, str):
+            raise ConfigError(f"once={token!r}: expected a text, for example once=str(update_id)")
         parts = [
             part.encode("utf-8", "surrogatepass") for part in (token, *(c.key for c in charges))
         ]

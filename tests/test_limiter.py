@@ -377,3 +377,10 @@ async def test_a_rule_that_no_longer_applies_can_be_reset(limiter: Limiter) -> N
     limits.pop(0)
     assert await limiter.hit(rule, ANNA)
     assert not await limiter.reset(Rule("1/m"), Subject())
+
+
+@pytest.mark.parametrize("token", [42, b"album"])
+async def test_a_token_is_a_text(token: Any) -> None:
+    """Another kind of token is an error that says what is expected, not a traceback."""
+    with pytest.raises(ConfigError, match=r"once=.*expected a text"):
+        await Limiter(MemoryStorage()).hit("1/s", Subject(42), once=token)

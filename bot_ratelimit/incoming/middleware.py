@@ -23,12 +23,18 @@ from bot_ratelimit.incoming.arguments import (
     announce,
     check_limiter,
     check_policy,
+    kind_of,
     notices_of,
 )
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.notices import TEXTS, Notices
-from bot_ratelimit.incoming.position import check_dispatcher, root_of, stand_guard
+from bot_ratelimit.incoming.position import (
+    check_dispatcher,
+    check_exclude,
+    root_of,
+    stand_guard,
+)
 from bot_ratelimit.incoming.screening import IsExempt, Screening
 from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
@@ -36,6 +42,7 @@ from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
 from bot_ratelimit.settings import Settings
+from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 from bot_ratelimit.storage.server import server_of
@@ -126,9 +133,8 @@ class RateLimitMiddleware(BaseMiddleware):
         self._left_out: WeakKeyDictionary[Dispatcher, frozenset[str]] = WeakKeyDictionary()
         self._closes = limiter is None
         if limiter is None:
-            storage = MemoryStorage() if redis_client is None else RedisStorage(redis_client)
             limiter = Limiter(
-                storage,
+                _storage_for(redis_client),
                 key_prefix=str(key_prefix) if isinstance(key_prefix, str) else key_prefix,
                 on_error="allow" if on_error is None else on_error,
                 timeout=0.25 if timeout is None else timeout,
@@ -162,7 +168,7 @@ class RateLimitMiddleware(BaseMiddleware):
         if settings is None:
             settings = Settings()
         if not isinstance(settings, Settings):
-            raise ConfigError(f"settings is a {type(settings).__name__}: expected Settings(...)")
+            raise ConfigError(f"settings is {kind_of(settings)}: expected Settings(...)")
         if overrides.get("limiter") is None:
             overrides.pop("limiter", None)
         arguments: dict[str, Any] = {
@@ -174,13 +180,16 @@ class RateLimitMiddleware(BaseMiddleware):
             check_policy(settings, overrides["limiter"])
             return cls(**arguments | overrides)
         arguments |= policy | overrides
-        if "redis_client" in overrides:
-            return cls(**arguments)
-        if settings.redis_enabled is False:
-            log.warning("RateLimitMiddleware: Redis is disabled by REDIS_ENABLED=false")
         limits = {name: arguments.pop(name) for name in policy}
         limits["memory_size"] = settings.rate_limit_memory_size
-        middleware = cls(**arguments, limiter=Limiter(settings.storage(), **limits))
+        if "redis_client" in overrides:
+            client = arguments.pop("redis_client")
+            storage = _storage_for(client, settings.rate_limit_memory_size)
+        else:
+            if settings.redis_enabled is False:
+                log.warning("RateLimitMiddleware: Redis is disabled by REDIS_ENABLED=false")
+            storage = settings.storage()
+        middleware = cls(**arguments, limiter=Limiter(storage, **limits))
         middleware._closes = True
         return middleware
 
@@ -203,11 +212,7 @@ class RateLimitMiddleware(BaseMiddleware):
             ConfigError: This is not a Dispatcher, or a name in `exclude` is not an observer.
         """
         check_dispatcher(dispatcher)
-        left_out = frozenset([exclude] if isinstance(exclude, str) else exclude)
-        if unknown := left_out - set(dispatcher.observers):
-            raise ConfigError(
-                f"exclude={sorted(unknown, key=str)}: the dispatcher has no such observers"
-            )
+        left_out = check_exclude(exclude, dispatcher)
         for name, observer in dispatcher.observers.items():
             if name not in left_out | {"update", "error"}:
                 observer.middleware(self)
@@ -264,9 +269,13 @@ class RateLimitMiddleware(BaseMiddleware):
 
         Raises:
             StorageError: The storage is out of reach; some of it may be forgotten.
-            ConfigError: With `per_bot`, the subject does not name the bot.
+            ConfigError: The subject is neither, or does not name the bot with `per_bot`.
         """
         if not isinstance(subject, Subject):
+            if not isinstance(subject, int) or isinstance(subject, bool):
+                raise ConfigError(
+                    f"reset: {subject!r} is no user: pass an id, reset(42), or Subject(user=42)"
+                )
             subject = Subject(user=subject, chat=subject)
         if not self._screening.per_bot:
             subject = subject._replace(bot=None)
@@ -383,3 +392,7 @@ class RateLimitMiddleware(BaseMiddleware):
         if self._closes:
             self._closes = False
             dispatcher.shutdown.register(self.close)
+
+
+def _storage_for(client: Client | None, memory_size: int = 10_000) -> Storage:
+    return MemoryStorage(memory_size) if client is None else RedisStorage(client)
