@@ -73,6 +73,8 @@ def once_key(prefix: str, token: str, charges: Sequence[Charge]) -> str:
 
     Tokens and keys are texts of any length and content, so each is hashed with its length.
     """
+    if not isinstance(token, str):
+        raise ConfigError(f"once={token!r}: expected a text, for example once=str(update_id)")
     parts = [part.encode("utf-8", "surrogatepass") for part in (token, *(c.key for c in charges))]
     text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
     return f"{prefix}:ratelimit:once:{blake2b(text, digest_size=16).hexdigest()}"

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter import OnError, check_timeout
@@ -30,6 +31,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _URL_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 _QUOTES: Final = ("'", '"')
 _MAYBE_URL: Final = re.compile("@|://")
+_USER_NAME: Final = re.compile(r"@\w+")
 _SERVICE_LINKS: Final = (
     " (Kubernetes sets REDIS_PORT for a service named redis: set enableServiceLinks to false)"
 )
@@ -111,6 +113,12 @@ class Settings(BaseSettings):
         # Raised here, so that no error with a secret in it comes along as the context.
         raise ConfigError(wrong)
 
+    @field_validator("rate_limit_exempt", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    # Of several such validators the last one comes first, and this one needs the text as it is.
     @field_validator("*", mode="before")
     @classmethod
     def _check_quotes(cls, value: object) -> object:
@@ -121,11 +129,6 @@ class Settings(BaseSettings):
                 "remove them"
             )
         return value
-
-    @field_validator("rate_limit_exempt", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return value.replace(",", " ").split() if isinstance(value, str) else value
 
     @field_validator("redis_url")
     @classmethod
@@ -147,6 +150,8 @@ class Settings(BaseSettings):
     @field_validator("redis_key_prefix")
     @classmethod
     def _check_prefix(cls, value: str) -> str:
+        if "://" in value:  # the log shows the prefix
+            raise ValueError("a URL is no prefix")
         return check_prefix(value)
 
     @field_validator("rate_limit")
@@ -240,7 +245,7 @@ def _wrong_with(url: str) -> str | None:
             return "db is not the number of a database"
         pool: Any = ConnectionPool.from_url(url)
         pool.make_connection()  # connects to nothing yet, but checks every option
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RedisError):
         return "not a URL, or one with options that redis-py lacks"
     return None
 
@@ -266,6 +271,8 @@ def _explain(error: Any) -> str:
     expected = field.description if field else "a known setting"
     reason = error.get("ctx", {}).get("error", error["msg"])
     value = error["input"]
+    if name == "rate_limit_exempt" and isinstance(value, str) and _USER_NAME.fullmatch(value):
+        return f"{name.upper()}: {value!r} is a user name, not an id; expected {expected}"
     if field is None or name == "redis_host" or "SecretStr" in str(field.annotation):
         shown = ""
     elif isinstance(value, str) and _MAYBE_URL.search(value):

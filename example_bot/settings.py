@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from aiogram.utils.token import TokenValidationError, validate_token
@@ -20,22 +20,28 @@ def _is_token(value: SecretStr) -> SecretStr:
     return value
 
 
-def _is_http_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+def _is_http(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no port or no address
+        return False
+
+
+def _is_webhook_url(value: str) -> str:
+    if not _is_http(value):
         raise ValueError("expected an address such as 'https://bot.example.org/webhook'")
     return value
 
 
 def _is_api_url(value: str) -> str:
+    if not _is_http(value):
+        raise ValueError("expected an address such as 'http://localhost:8081'")
     parts = urlsplit(value)
     # aiogram adds /bot<token>/<method> itself, and the token is a setting of its own.
     if re.search(r"/bot(\d|/?$)", parts.path) or parts.query or parts.fragment:
         raise ValueError("expected only the server, such as 'http://localhost:8081'")
     return value
-
-
-HttpAddress = Annotated[str, AfterValidator(_is_http_url)]
 
 
 class BotSettings(BaseSettings):
@@ -55,7 +61,7 @@ class BotSettings(BaseSettings):
     bot_token: Annotated[SecretStr, AfterValidator(_is_token)] | None = Field(
         default=None, description="Token from @BotFather."
     )
-    webhook_url: HttpAddress | None = Field(
+    webhook_url: Annotated[str, AfterValidator(_is_webhook_url)] | None = Field(
         default=None, description="Public address of the webhook; unset: long polling."
     )
     webhook_secret: SecretStr | None = Field(
@@ -70,7 +76,7 @@ class BotSettings(BaseSettings):
         le=65535,
         description="Port for /health, /ready and /metrics while the bot polls; unset: none.",
     )
-    bot_api_url: Annotated[HttpAddress, AfterValidator(_is_api_url)] = Field(
+    bot_api_url: Annotated[str, AfterValidator(_is_api_url)] = Field(
         default="https://api.telegram.org", description="Bot API server, for example a local one."
     )
 
@@ -84,7 +90,7 @@ class BotSettings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            wrong = "; ".join(f"{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+            wrong = "; ".join(map(_explain, error.errors()))
         except UnicodeDecodeError as error:
             wrong = f".env is not UTF-8 (at byte {error.start}): save it as UTF-8"
         except OSError as error:
@@ -116,3 +122,8 @@ class BotSettings(BaseSettings):
             raise ConfigError("BOT_TOKEN is not set")
         token = self.bot_token.get_secret_value()
         return hashlib.sha256(f"webhook:{token}".encode()).hexdigest()
+
+
+def _explain(error: Any) -> str:
+    reason = error.get("ctx", {}).get("error", error["msg"])  # without pydantic's "Value error, "
+    return f"{str(error['loc'][0]).upper()}: {reason}"

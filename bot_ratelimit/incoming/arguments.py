@@ -53,12 +53,17 @@ def notices_of(
     )
 
 
+def kind_of(value: object) -> str:
+    """What a value is, for an error: `a Redis`, or `the class Redis`."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
 def check_limiter(limiter: Limiter, **others: object) -> None:
     """Raise ConfigError unless this is a limiter, and nothing is given that it says itself."""
     if not isinstance(limiter, Limiter):
-        kind = limiter.__name__ if isinstance(limiter, type) else type(limiter).__name__
         raise ConfigError(
-            f"limiter is a {kind}: expected Limiter(storage); a Redis client goes into redis_client"
+            f"limiter is {kind_of(limiter)}: expected Limiter(storage); "
+            "a Redis client goes into redis_client"
         )
     if given := [name for name, value in others.items() if value is not None]:
         raise ConfigError(

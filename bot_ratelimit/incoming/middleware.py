@@ -24,6 +24,7 @@ from bot_ratelimit.incoming.arguments import (
     announce,
     check_limiter,
     check_policy,
+    kind_of,
     notices_of,
 )
 from bot_ratelimit.incoming.bound import BoundDecision
@@ -37,7 +38,12 @@ from bot_ratelimit.incoming.notices import (
     Refusal,
     busy_notice_rule,
 )
-from bot_ratelimit.incoming.position import check_dispatcher, root_of, stand_guard
+from bot_ratelimit.incoming.position import (
+    check_dispatcher,
+    check_exclude,
+    root_of,
+    stand_guard,
+)
 from bot_ratelimit.incoming.screening import Counted, IsExempt, Screening
 from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
@@ -49,6 +55,7 @@ from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
 from bot_ratelimit.settings import Origin, Settings
+from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 from bot_ratelimit.storage.server import server_of
@@ -149,9 +156,8 @@ class RateLimitMiddleware(BaseMiddleware):
         self._left_out: WeakKeyDictionary[Dispatcher, frozenset[str]] = WeakKeyDictionary()
         self._closes = limiter is None
         if limiter is None:
-            storage = MemoryStorage() if redis_client is None else RedisStorage(redis_client)
             limiter = Limiter(
-                storage,
+                _storage_for(redis_client),
                 key_prefix=str(key_prefix) if isinstance(key_prefix, str) else key_prefix,
                 on_error="allow" if on_error is None else on_error,
                 timeout=0.25 if timeout is None else timeout,
@@ -193,7 +199,7 @@ class RateLimitMiddleware(BaseMiddleware):
         if settings is None:
             settings = Settings()
         if not isinstance(settings, Settings):
-            raise ConfigError(f"settings is a {type(settings).__name__}: expected Settings(...)")
+            raise ConfigError(f"settings is {kind_of(settings)}: expected Settings(...)")
         if overrides.get("limiter") is None:
             overrides.pop("limiter", None)
         arguments: dict[str, Any] = {
@@ -213,14 +219,17 @@ class RateLimitMiddleware(BaseMiddleware):
             check_policy(settings, overrides["limiter"])
             return cls(**arguments | overrides)._come_from(origins)
         arguments |= policy | overrides
-        if "redis_client" in overrides:
-            return cls(**arguments)._come_from(origins)
-        if settings.redis_enabled is False:
-            log.warning("RateLimitMiddleware: Redis is disabled by REDIS_ENABLED=false")
         of_limiter = [*policy, "observer", "statistics"]
         limits = {name: arguments.pop(name) for name in of_limiter if name in arguments}
         limits["memory_size"] = settings.rate_limit_memory_size
-        middleware = cls(**arguments, limiter=Limiter(settings.storage(), **limits))
+        if "redis_client" in overrides:
+            client = arguments.pop("redis_client")
+            storage = _storage_for(client, settings.rate_limit_memory_size)
+        else:
+            if settings.redis_enabled is False:
+                log.warning("RateLimitMiddleware: Redis is disabled by REDIS_ENABLED=false")
+            storage = settings.storage()
+        middleware = cls(**arguments, limiter=Limiter(storage, **limits))
         middleware._closes = True
         return middleware._come_from(origins)
 
@@ -243,11 +252,7 @@ class RateLimitMiddleware(BaseMiddleware):
             ConfigError: This is not a Dispatcher, or a name in `exclude` is not an observer.
         """
         check_dispatcher(dispatcher)
-        left_out = frozenset([exclude] if isinstance(exclude, str) else exclude)
-        if unknown := left_out - set(dispatcher.observers):
-            raise ConfigError(
-                f"exclude={sorted(unknown, key=str)}: the dispatcher has no such observers"
-            )
+        left_out = check_exclude(exclude, dispatcher)
         for name, observer in dispatcher.observers.items():
             if name not in left_out | {"update", "error"}:
                 observer.middleware(self)
@@ -302,9 +307,13 @@ class RateLimitMiddleware(BaseMiddleware):
 
         Raises:
             StorageError: The storage is out of reach; some of it may be forgotten.
-            ConfigError: With `per_bot`, the subject does not name the bot.
+            ConfigError: The subject is neither, or does not name the bot with `per_bot`.
         """
         if not isinstance(subject, Subject):
+            if not isinstance(subject, int) or isinstance(subject, bool):
+                raise ConfigError(
+                    f"reset: {subject!r} is no user: pass an id, reset(42), or Subject(user=42)"
+                )
             subject = Subject(user=subject, chat=subject)
         if not self._screening.per_bot:
             subject = subject._replace(bot=None)
@@ -520,3 +529,7 @@ def _notes(data: dict[str, Any]) -> dict[object, Any]:
     context = data.get(EVENT_CONTEXT_KEY)
     notes: dict[object, Any] = {}
     return vars(context).setdefault(_NOTES, notes) if hasattr(context, "__dict__") else notes
+
+
+def _storage_for(client: Client | None, memory_size: int = 10_000) -> Storage:
+    return MemoryStorage(memory_size) if client is None else RedisStorage(client)

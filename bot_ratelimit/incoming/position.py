@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from aiogram import BaseMiddleware, Dispatcher, Router
 from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.incoming.arguments import kind_of
 
 
 def check_dispatcher(dispatcher: object) -> None:
     """Raise ConfigError unless this is a Dispatcher."""
     if not isinstance(dispatcher, Dispatcher):
-        kind = dispatcher.__name__ if isinstance(dispatcher, type) else type(dispatcher).__name__
         raise ConfigError(
-            f"setup needs the Dispatcher, not a {kind}: setup(dp) covers all its routers; "
-            "for one router, register the middleware there, router.message.middleware(...)"
+            f"setup needs the Dispatcher, not {kind_of(dispatcher)}: setup(dp) covers all its "
+            "routers; for one router, register the middleware there, router.message.middleware(...)"
         )
+
+
+def check_exclude(exclude: object, dispatcher: Dispatcher) -> frozenset[str]:
+    """The names of observers to leave out, if each is one of the dispatcher's.
+
+    Raises:
+        ConfigError: One is not, or these are no names.
+    """
+    if not isinstance(exclude, Iterable):
+        raise ConfigError(f"exclude={exclude!r}: expected names such as ['inline_query']")
+    names = frozenset([exclude] if isinstance(exclude, str) else exclude)
+    if unknown := sorted(names - set(dispatcher.observers), key=str):
+        raise ConfigError(
+            f"exclude={unknown}: the dispatcher has no such observers; "
+            f"it has {', '.join(dispatcher.observers)}"
+        )
+    return names
 
 
 def root_of(router: Router | None) -> Router | None:

@@ -12,7 +12,7 @@ from bot_ratelimit.algorithms import ALGORITHMS, Step, Verdict, penalty
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.paying import CHARGES, REFUNDS
 from bot_ratelimit.storage.base import ONCE_MS, Charge
-from bot_ratelimit.storage.states import Kept, States
+from bot_ratelimit.storage.states import Held, Kept, States
 
 
 class MemoryStorage:
@@ -20,8 +20,9 @@ class MemoryStorage:
 
     Args:
         maxsize: The most keys kept. Beyond it the least recently used one is forgotten, and
-            with it that subject's count: choose more than the users of one period. Counts that
-            refuse or ban somebody are forgotten last; the log says when one that still holds is.
+            with it that subject's count: choose more than the users of one period. Counts of
+            refused users are forgotten after all others, and bans last; the log says when a count
+            that still holds is.
         clock: Seconds from any starting point.
     """
 
@@ -166,8 +167,10 @@ class MemoryStorage:
 
     def _keep(self, charge: Charge, kept: Kept | None, step: Step, now: int) -> None:
         state, (wait, remaining, reset) = step
-        refuses = wait > 0 if charge.penalty is None else not remaining
-        held = refuses and not charge.shadow
+        if charge.penalty is not None:
+            held = Held.NOT if remaining else Held.BANNED
+        else:
+            held = Held.REFUSED if wait and not charge.shadow else Held.NOT
         if kept is not None and state is kept.state:
             self._states.keep(charge.key, kept, state, kept.ends, held)
         else:

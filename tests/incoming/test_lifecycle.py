@@ -23,6 +23,7 @@ from bot_ratelimit import (
     Settings,
 )
 from bot_ratelimit.testing import FlakyStorage
+from tests.benches import charge
 from tests.servers import Server, free_port
 
 from .support import Instance
@@ -74,7 +75,7 @@ def test_the_constructor_asks_nothing_of_redis() -> None:
         ({"limiter": Limiter(MemoryStorage()), "timeout": 0.25}, "timeout and limiter"),
         ({"limiter": Limiter(MemoryStorage()), "key_prefix": "bot"}, "key_prefix and limiter"),
         ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter(storage)"),
-        ({"limiter": Limiter}, "limiter is a Limiter"),
+        ({"limiter": Limiter}, "limiter is the class Limiter"),
         ({"limiter": aioredis.Redis(password="hunter2")}, "goes into redis_client"),
         ({"on_limited": Notices}, "on_limited="),
         ({"per_bot": "no"}, "per_bot='no'"),
@@ -127,6 +128,29 @@ async def test_arguments_win_over_the_environment(environment: pytest.MonkeyPatc
     assert RateLimitMiddleware.from_settings(Settings(redis_enabled=False), timeout=1).rules == (
         Rule("9/m"),
     )
+
+
+@pytest.mark.parametrize("given", [None, aioredis.Redis()], ids=["memory", "redis"])
+async def test_the_memory_size_holds_beside_a_client(
+    environment: pytest.MonkeyPatch, given: aioredis.Redis | None
+) -> None:
+    """RATE_LIMIT_MEMORY_SIZE bounds what is kept here also beside a client that is given."""
+    environment.setenv("RATE_LIMIT_MEMORY_SIZE", "1")
+    environment.setenv("RATE_LIMIT_ON_ERROR", "memory")
+    limiter = RateLimitMiddleware.from_settings(redis_client=given).limiter
+    storage = limiter.storage if given is None else limiter._standby
+    assert isinstance(storage, MemoryStorage)
+    assert len(storage._states) == 0
+    for user in range(3):
+        storage.decide([charge("2/h", f"{user}")])
+    assert len(storage._states) == 1
+
+
+@pytest.mark.parametrize("subject", ["42", None, 4.2, True])
+async def test_a_reset_of_nobody(subject: Any) -> None:
+    """What is neither an id nor a Subject is an error that says what is expected."""
+    with pytest.raises(ConfigError, match=r"reset: .* is no user: pass an id"):
+        await RateLimitMiddleware("1/s").reset(subject)
 
 
 @pytest.mark.parametrize("name", ["on_error", "timeout", "key_prefix"])

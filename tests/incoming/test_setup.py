@@ -266,8 +266,15 @@ async def test_leaving_out_polls_leaves_out_no_messages(limiter: Limiter) -> Non
 
 @pytest.mark.parametrize("exclude", [["inline_querry"], ["Message", "poll"], "inline_querry"])
 def test_setup_knows_what_to_leave_out(limiter: Limiter, exclude: Any) -> None:
-    """A misspelled observer in `exclude` is an error that names it."""
-    with pytest.raises(ConfigError, match=r"inline_querry|Message"):
+    """A misspelled observer in `exclude` is an error that names it, and those there are."""
+    with pytest.raises(ConfigError, match=r"(inline_querry|Message).*it has message, edited"):
+        RateLimitMiddleware(limiter=limiter).setup(Dispatcher(), exclude=exclude)
+
+
+@pytest.mark.parametrize("exclude", [None, 5])
+def test_what_is_left_out_has_names(limiter: Limiter, exclude: Any) -> None:
+    """Anything but names in `exclude` is an error with an example."""
+    with pytest.raises(ConfigError, match=r"exclude=.*\['inline_query'\]"):
         RateLimitMiddleware(limiter=limiter).setup(Dispatcher(), exclude=exclude)
 
 

@@ -407,8 +407,9 @@ async def test_the_class_instead_of_an_instance(start: str) -> None:
 
 def test_setup_needs_the_dispatcher() -> None:
     """A Router is told what `setup` needs and what to do instead."""
-    for wrong in (Router(), Dispatcher, None):
-        with pytest.raises(ConfigError, match="setup needs the Dispatcher, not a"):
+    wrongs = {"a Router": Router(), "the class Dispatcher": Dispatcher, "a NoneType": None}
+    for kind, wrong in wrongs.items():
+        with pytest.raises(ConfigError, match=f"setup needs the Dispatcher, not {kind}:"):
             putting(MemoryStorage())("1/s").setup(wrong)  # type: ignore[arg-type] # the mistake
 
 

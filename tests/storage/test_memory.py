@@ -137,3 +137,19 @@ def test_a_limit_that_became_longer_keeps_its_count(memory: MemoryStorage, clock
     assert memory.decide([charge("5/30d sliding")])[0].remaining == 2
     clock.move(29 * 86_400)
     assert memory.decide([charge("5/30d sliding")])[0].remaining == 1
+
+
+async def test_refused_strangers_lift_no_ban(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A ban is forgotten after everybody who is only refused, and the log says who was."""
+    limiter = Limiter(MemoryStorage(SIZE, clock=clock))
+    rules = [Rule("1/h"), Penalty("2/minute", "1h")]
+    for _ in range(3):
+        await limiter.hit(rules, Subject(42))
+    assert (await limiter.peek(rules, Subject(42))).banned
+    for user in range(1_000, 1_000 + 3 * SIZE):
+        for _ in range(2):
+            await limiter.hit(rules, Subject(user))
+    assert (await limiter.peek(rules, Subject(42))).banned
+    assert "even of users who are refused." in caplog.messages[-1]
