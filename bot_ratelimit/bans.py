@@ -109,7 +109,7 @@ class Bans:
     def penalized(self, subject: Subject, charge: Charge, verdict: Verdict) -> None:
         """Put a penalty's ban on the list, in the background, when it begins or grows."""
         penalty = charge.penalty
-        if penalty is None or verdict.remaining:
+        if penalty is None or not penalty.listed or verdict.remaining:
             return
         seconds, now = verdict.reset / 1e6, time.monotonic()
         began = not verdict.wait
@@ -124,9 +124,10 @@ class Bans:
     def lifted(self, subject: Subject, charges: list[Charge]) -> None:
         """Take a penalty's ban off the list, in the background: its count was reset."""
         for charge in charges:
-            if charge.penalty is not None and len(self._writes) < MAX_WRITES:
+            penalty = charge.penalty
+            if penalty is not None and penalty.listed and len(self._writes) < MAX_WRITES:
                 self._written.pop(charge.key, None)
-                who = _banned_by(charge.penalty, subject)
+                who = _banned_by(penalty, subject)
                 self._in_background(self._list.drop(who, by_hand=False, timeout=self._timeout))
 
     async def close(self) -> None:

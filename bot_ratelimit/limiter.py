@@ -122,6 +122,7 @@ class Limiter:
         _look: bool = False,  # what `peek` asks for
         _tell: bool = True,  # whether observers hear of it
         _awake: bool = False,  # whether the copy of the bans is seen to
+        _outgoing: bool = False,  # what the bot sends: no ban is for that
     ) -> Decision:
         """Decide whether the subject may go on now, and charge it if so.
 
@@ -141,8 +142,8 @@ class Limiter:
             rules = rules_of(rules)
         charges, applied = charges_of(self.key_prefix, rules, subject, cost or None)
         bans = self._bans
-        bans.used = True
-        if bans.asleep and not _awake:  # the first decision after a pause, or of all
+        bans.used = bans.used or not _outgoing
+        if bans.asleep and not (_awake or _outgoing):  # the first decision after a pause, or of all
             began = self._clock()
             decision = await self.hit(
                 rules, subject, cost, once, _look=_look, _tell=False, _awake=True
@@ -153,7 +154,7 @@ class Limiter:
                 bans.wake()
             banned = self._banned(rules, subject)
             return decision if banned is None else banned
-        if bans.current and (banned := self._banned(rules, subject)) is not None:
+        if bans.current and not _outgoing and (banned := self._banned(rules, subject)) is not None:
             return banned
         if not charges:
             return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
@@ -239,7 +240,11 @@ class Limiter:
             if not limits or not decision:
                 return decision
             charges = [charge for charge in charges if charge.penalty is None]
-        return await self._queues.wait(Waiter(limits, subject, cost, charges, timeout))
+        decision = await self._queues.wait(Waiter(limits, subject, cost, charges, timeout))
+        if self._observer is not None:
+            self._observer.decided(decision, subject, decision.waited)
+            self._observer.waited(decision, subject, decision.waited)
+        return decision
 
     async def charge(
         self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
@@ -373,6 +378,7 @@ class Limiter:
                 on_error=self.on_error,
                 timeout=self.timeout,
                 clock=self._clock,
+                observer=self._observer,
             )
         return SlotContext(self._slots, concurrency, subject, check_slot_wait(timeout))
 

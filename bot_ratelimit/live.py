@@ -76,6 +76,7 @@ class Live:
         self.instance = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
         self._prefix = limiter.key_prefix
         self._patience = limiter.timeout
+        self._observer = limiter.observer
         self._documents: Documents = documents_of(limiter.storage)
         self._inventory, self._used, self._clock = inventory, used, clock
         self._seen: bytes | None = None  # the last document, good or bad
@@ -201,6 +202,8 @@ class Live:
         if overrides.version < before.version:
             log.warning("The live limits start over: version %d follows %d",
                         overrides.version, before.version)  # fmt: skip
+        if self._observer is not None:
+            self._observer.configured(overrides.version)
         log.info(
             "Live limits: version %d (%s, by %s)", overrides.version, overrides.what, overrides.by
         )

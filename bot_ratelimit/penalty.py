@@ -34,6 +34,8 @@ class Penalty(Rule):
     """0 for a ban that does not grow."""
     imposed: bool
     """Whether a hit brings on the ban by itself, however few were refused before."""
+    listed: bool
+    """Whether its bans are of users or chats, and so in the list of bans."""
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Penalty(Rule):
         put(self, "ban_ms", _duration_ms("ban", ban))
         put(self, "longest_ms", _duration_ms("longest", longest) if grows else 0)
         put(self, "imposed", False)
+        put(self, "listed", True)
         if grows and self.longest_ms < self.ban_ms:
             raise ConfigError(f"longest={longest!r}: expected at least as long as ban={ban!r}")
 
@@ -72,6 +75,7 @@ def block_at(path: str, ids: Ids) -> Penalty:
     rule = Penalty(Limit(MAX_AMOUNT, 0.001), MAX_PERIOD_MS / 1_000)
     object.__setattr__(rule, "path", path)
     object.__setattr__(rule, "_ids", ids)
+    object.__setattr__(rule, "listed", False)
     return rule
 
 

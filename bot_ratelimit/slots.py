@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from types import TracebackType
@@ -19,6 +19,7 @@ from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision, Source
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.failures import Failures, printable
+from bot_ratelimit.observer import Observer
 from bot_ratelimit.rule import Subject
 from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of
@@ -118,6 +119,7 @@ class Slots:
         on_error: Who answers in an outage.
         timeout: Seconds that the storage gets for an answer.
         clock: That of the circuit breakers.
+        observer: Hears how many slots this process holds.
     """
 
     def __init__(
@@ -130,7 +132,10 @@ class Slots:
         on_error: str,
         timeout: float,
         clock: Callable[[], float],
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer
+        self._in_use: Counter[str] = Counter()
         self._storage = storage
         self._leases = leases_of(storage)
         self._standby = None if standby is None else leases_of(standby)
@@ -161,14 +166,20 @@ class Slots:
             slot = _refused(concurrency, concurrency.lease, self._storage.source)
         if not timeout or not self._has_room():
             return slot
-        return await self._wait(held, slot, timeout)
+        began = asyncio.get_running_loop().time()
+        slot = await self._wait(held, slot, timeout)
+        waited = slot._replace(waited=asyncio.get_running_loop().time() - began)
+        waited._held = slot._held
+        return waited
 
     async def release(self, held: _Held) -> None:
         """Release a slot, also while the caller is being cancelled."""
         if held.renewing is not None:
             held.renewing.cancel()
         others = self._held.get(held.claim.key, set())
-        others.discard(held)
+        if held in others:
+            others.discard(held)
+            self._tell(held, -1)
         if not others:
             self._held.pop(held.claim.key, None)
         await asyncio.shield(self._let_go(held))
@@ -247,9 +258,16 @@ class Slots:
         held.ends = began + held.claim.lease
         held.renewing = asyncio.create_task(self._renew(held), context=Context())
         self._held.setdefault(held.claim.key, set()).add(held)
+        self._tell(held, 1)
         slot = Slot(True, held.concurrency, grant.remaining, 0.0, 0.0, source)
         slot._held = held
         return slot
+
+    def _tell(self, held: _Held, change: int) -> None:
+        name = held.concurrency.name
+        self._in_use[name] += change
+        if self._observer is not None:
+            self._observer.slots_in_use(name, self._in_use[name])
 
     async def _without(self, held: _Held) -> Slot:
         """The answer of the policy, when the storage has none."""

@@ -79,7 +79,9 @@ class Asker(Protocol):
         """See `Limiter.storage`."""
         ...
 
-    async def hit(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
+    async def hit(
+        self, rules: Rules, subject: Subject, cost: int | None = None, *, _tell: bool = True
+    ) -> Decision:
         """See `Limiter.hit`."""
         ...
 
@@ -185,7 +187,7 @@ class Queue:
         """Ask for the first waiter, and act on the answer."""
         loop = asyncio.get_running_loop()
         try:
-            decision = await self._asker.hit(first.rules, first.subject, first.cost)
+            decision = await self._asker.hit(first.rules, first.subject, first.cost, _tell=False)
         except Exception as error:  # a custom limit may raise anything; it is for the one who asks
             self._waiters.pop(first, None)
             if not first.gone:

@@ -80,6 +80,7 @@ class Control:
             settings.storage(),
             key_prefix=settings.redis_key_prefix,
             timeout=max(2.0, settings.rate_limit_timeout),
+            statistics=True,  # to read those that the bot writes, if it does
         )
         rules = rules_of([*settings.rules(), *filter(None, [settings.file.penalty])])
         origins: dict[str, Origin] = {

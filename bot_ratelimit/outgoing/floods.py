@@ -12,6 +12,7 @@ from aiogram.exceptions import TelegramRetryAfter
 
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.observer import Observer
 from bot_ratelimit.outgoing.budgets import Budgets, subject_of
 from bot_ratelimit.outgoing.lane import Lane, Request
 from bot_ratelimit.penalty import Penalty, blocking
@@ -38,9 +39,13 @@ class Floods:
     Args:
         limiter: Decides about places, and keeps the blocks.
         budgets: The rules that read them.
+        observer: Hears of each 429.
     """
 
-    def __init__(self, limiter: Limiter, budgets: Budgets) -> None:
+    def __init__(
+        self, limiter: Limiter, budgets: Budgets, observer: Observer | None = None
+    ) -> None:
+        self._observer = observer
         self._limiter = limiter
         self._budgets = budgets
         self._bots: dict[int, float] = {}
@@ -76,15 +81,17 @@ class Floods:
         bot, seconds = request.bot.id, float(error.retry_after)
         whole_bot = lane is None or (fresh and self._is_common(bot, lane))
         self._tell(request, lane, seconds, whole_bot)
+        if self._observer is not None:
+            self._observer.flood_waited("bot" if whole_bot else "chat", seconds)
         if lane is not None:
             self._block_chat(lane, seconds)
             subject = subject_of(bot, lane.chat, _business(request))
             rule = self._budgets.chat_block(lane.chat)
-            await self._limiter.hit(blocking(rule, seconds), subject)
+            await self._limiter.hit(blocking(rule, seconds), subject, _tell=False, _outgoing=True)
         if whole_bot:
             self._block_bot(bot, seconds)
             rule, subject = self._budgets.bot_block, subject_of(bot, "", None)
-            await self._limiter.hit(blocking(rule, seconds), subject)
+            await self._limiter.hit(blocking(rule, seconds), subject, _tell=False, _outgoing=True)
 
     def _block_chat(self, lane: Lane, seconds: float) -> None:
         now = asyncio.get_running_loop().time()

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiogram import Bot, Dispatcher
 from aiogram.client.session.middlewares.base import BaseRequestMiddleware
+from aiogram.exceptions import TelegramRetryAfter
 
 from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.may_wait import may_wait
+from bot_ratelimit.observer import Observer, ObserverLike, RequestOutcome, observers_of
 from bot_ratelimit.outgoing.broadcast import run
 from bot_ratelimit.outgoing.budgets import Budgets
 from bot_ratelimit.outgoing.delivery import Delivery, Terms, broadcasting
@@ -76,6 +78,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         merge_edits: Whether of several waiting edits of one message only the newest is sent.
         in_order: Whether a chat's next request leaves only when the one before it was answered.
         max_waiting: How many requests may wait for one chat, and ten times that in the process.
+        observer: Hears of each request that is paced, of 429s, and how many wait; one or several,
+            see `Observer`.
         margin: By which share of itself every period is stretched, for the unequal times that
             requests take to arrive.
 
@@ -99,7 +103,9 @@ class OutgoingLimits(BaseRequestMiddleware):
         in_order: bool = True,
         max_waiting: int = 1_000,
         margin: float = 0.02,
+        observer: ObserverLike = None,
     ) -> None:
+        self._observer = observers_of(observer)
         self.budgets = Budgets(per_chat, per_group, broadcast, margin)
         self.max_wait = _number("max_wait", max_wait, 0, "seconds from 0 up, for example 10.0")
         self.retries = _count("retries", retries, 0)
@@ -113,7 +119,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         self.limiter = limiter
         self._merge_edits = merge_edits
         self._naps = Naps()
-        floods = Floods(limiter, self.budgets)
+        floods = Floods(limiter, self.budgets, self._observer)
         self._pacer = Pacer(limiter, self.budgets, floods, self._naps, self.max_wait)
         terms = Terms(self.retries, self.max_wait, repeat_albums, in_order)
         self._delivery = Delivery(self._pacer, floods, self._naps, terms)
@@ -214,6 +220,36 @@ class OutgoingLimits(BaseRequestMiddleware):
         traffic = traffic_of(type(method))
         if traffic.kind is Kind.NEVER:
             return await make_request(bot, method)
+        if self._observer is not None:
+            return await self._watched(self._observer, make_request, bot, method)
+        return await self._paced(make_request, bot, method)
+
+    async def _watched(
+        self, observer: Observer, make_request: Send, bot: Bot, method: Method
+    ) -> Any:
+        """Send the request, and tell the observer what came of it."""
+        clock = asyncio.get_running_loop().time
+        began, left = clock(), 0.0
+        outcome: RequestOutcome = "unsent"
+
+        async def send(to: Bot, what: Method) -> Any:
+            nonlocal left, outcome
+            left, outcome = clock(), "failed"
+            result = await make_request(to, what)
+            outcome = "sent"
+            return result
+
+        try:
+            return await self._paced(send, bot, method)
+        except TelegramRetryAfter:
+            outcome = "flooded"
+            raise
+        finally:
+            waited = (left or clock()) - began
+            observer.request_done(type(method).__name__, outcome, waited)
+
+    async def _paced(self, make_request: Send, bot: Bot, method: Method) -> Any:
+        traffic = traffic_of(type(method))
         self._delivery.refuse_if_closed(bot, method)
         bulk, edit = broadcasting.get(), None
         if traffic.kind is Kind.EDIT and self._merge_edits and not bulk:
@@ -227,11 +263,16 @@ class OutgoingLimits(BaseRequestMiddleware):
             return await self._delivery.now_or_never(lane, request)
         if lane.holder is not None:
             self._admit(lane, request)
-        self._under_way += 1
+        self._count(1)
         try:
             return await self._delivery.in_turn(lane, request)
         finally:
-            self._under_way -= 1
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self._under_way += change
+        if self._observer is not None:
+            self._observer.queued(self._under_way - self._delivery.in_flight)
 
     async def open(self) -> None:
         """Let requests wait again, after a `close`."""

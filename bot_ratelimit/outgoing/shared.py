@@ -55,21 +55,23 @@ class Shared:
     async def hit(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
         """Take a place from each of the rules, or from none."""
         if self._own is None:
-            return await self._limiter.hit(rules, subject, cost)
+            return await self._limiter.hit(rules, subject, cost, _tell=False, _outgoing=True)
         async with self._asking:
             if self._closed:
-                return await self._own.hit(rules, subject, cost)
-            decision = await self._limiter.hit(rules, subject, cost)
+                return await self._own.hit(rules, subject, cost, _tell=False, _outgoing=True)
+            decision = await self._limiter.hit(rules, subject, cost, _tell=False, _outgoing=True)
             if decision.source != self.source:
                 # A place that was perhaps taken for nothing delays one message; to pace alone while
                 # others go on together brings 429s. While the circuit is open this takes no time.
-                decision = await self._limiter.hit(rules, subject, cost)
+                decision = await self._limiter.hit(
+                    rules, subject, cost, _tell=False, _outgoing=True
+                )
         if decision.source == self.source:
             if decision.allowed:
-                await self._own.hit(rules, subject, cost)
+                await self._own.hit(rules, subject, cost, _tell=False, _outgoing=True)
             return decision
         self._tell()
-        return await self._own.hit(rules, subject, cost)
+        return await self._own.hit(rules, subject, cost, _tell=False, _outgoing=True)
 
     def _tell(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -16,10 +16,12 @@ from aiogram.methods import (
 )
 from aiogram.types import InputMediaPhoto
 
+from bot_ratelimit import Limiter, MemoryStorage, Subject
 from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
 from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.outgoing.limits import OutgoingLimits
 from example_bot.demo.floods import FloodControl
+from tests.recorder import Recorder
 
 from .virtual import Telegram, now, paced, virtual
 
@@ -323,3 +325,20 @@ async def test_chats_that_are_quiet_are_forgotten() -> None:
         await asyncio.gather(*(bot(SendMessage(chat_id=start + i, text="x")) for i in range(100)))
         await asyncio.sleep(1)
     assert len(outgoing._lanes) < 1_000
+
+
+@virtual
+async def test_a_ban_is_for_what_comes_in() -> None:
+    """The bot can write to a chat whose messages it refuses, and that is no decision on an update."""
+    recorder = Recorder()
+    loop = asyncio.get_running_loop()
+    storage = MemoryStorage(clock=loop.time)
+    limiter = Limiter(storage, clock=loop.time, observer=recorder)
+    await limiter.ban(Subject(chat=7), "1h")
+    telegram = Telegram()
+    bot, _ = paced(telegram, limiter=limiter)
+    async with asyncio.timeout(5):
+        await bot.send_message(7, "You are not heard here for an hour.")
+    assert len(telegram.texts()) == 1
+    assert recorder.named("decided") == []
+    assert not await limiter.hit("9/m", Subject(user=1, chat=7))

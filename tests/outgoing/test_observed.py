@@ -1,0 +1,52 @@
+"""What an observer hears of what the bot sends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiogram.exceptions import TelegramBadRequest, TelegramRetryAfter
+from aiogram.methods import SendMessage
+
+from bot_ratelimit.errors import NotSentError
+from bot_ratelimit.may_wait import without_waiting
+from tests.recorder import Recorder
+
+from .virtual import Telegram, paced, too_many, virtual
+
+
+@virtual
+async def test_each_request_is_told_with_its_outcome_and_its_wait() -> None:
+    """Sent, failed, refused for the last time and never sent are told apart, once for each."""
+    telegram, recorder = Telegram(), Recorder()
+    bot, _ = paced(telegram, observer=recorder, per_chat="1/10s", retries=0)
+    await bot.send_message(7, "sent")
+    with without_waiting(), pytest.raises(NotSentError):
+        await bot.send_message(7, "would have to wait")
+    telegram.errors = [TelegramBadRequest(SendMessage(chat_id=8, text=""), "chat not found")]
+    with pytest.raises(TelegramBadRequest):
+        await bot.send_message(8, "failed")
+    telegram.errors = [too_many(3)]
+    with pytest.raises(TelegramRetryAfter):
+        await bot.send_message(9, "flooded")
+    await bot.get_me()
+    told = recorder.named("request_done")
+    assert [(method, outcome) for _, method, outcome, _ in told] == [
+        ("SendMessage", "sent"),
+        ("SendMessage", "unsent"),
+        ("SendMessage", "failed"),
+        ("SendMessage", "flooded"),
+    ]
+    assert recorder.named("flood_waited") == [("flood_waited", "chat", 3.0)]
+
+
+@virtual
+async def test_what_waits_is_told() -> None:
+    """The time that the limits held a request back is told, and how many wait."""
+    telegram, recorder = Telegram(), Recorder()
+    bot, _ = paced(telegram, observer=recorder, per_chat="1/10s")
+    await asyncio.gather(*(bot.send_message(7, f"{i}") for i in range(3)))
+    waits = [waited for *_, waited in recorder.named("request_done")]
+    assert waits == pytest.approx([0, 10, 20], abs=0.2)
+    assert max(count for _, count in recorder.named("queued")) >= 2
+    assert recorder.named("queued")[-1] == ("queued", 0)
