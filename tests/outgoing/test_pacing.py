@@ -329,7 +329,7 @@ async def test_chats_that_are_quiet_are_forgotten() -> None:
 
 @virtual
 async def test_a_ban_is_for_what_comes_in() -> None:
-    """The bot can write to a chat whose messages it refuses, and that is no decision on an update."""
+    """The bot can write to a chat whose messages it refuses; that is no decision on an update."""
     recorder = Recorder()
     loop = asyncio.get_running_loop()
     storage = MemoryStorage(clock=loop.time)
