@@ -24,7 +24,7 @@ LONGEST_PAUSE: Final = 2.0
 class Breaker:
     """Decides whether to try. No I/O and no clock: `now` is in seconds from any starting point.
 
-    Whoever is admitted gets a ticket, and reports with it. A ticket is valid until the next
+    A caller that is admitted gets a ticket, and reports with it. A ticket is valid until the next
     failure or change of state, so what was under way together counts as one failure, and a late
     result says nothing about a state that came after it.
     """

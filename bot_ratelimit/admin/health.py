@@ -28,7 +28,7 @@ def add_health(
     """Add three pages to an application, for example to that of a webhook.
 
     ============  ==================================================================================
-    `/health`     200 while the process answers at all: for whoever restarts it
+    `/health`     200 while the process answers at all: for what restarts it
     `/ready`      200 if updates are answered as `on_error` wants, else 503; it makes a test call
     `/metrics`    the metrics of the registry; only with prometheus_client installed
     ============  ==================================================================================

@@ -57,7 +57,7 @@ def encode(command: Command) -> bytes:
 
 
 def name(key: str) -> bytes:
-    """A key as Redis knows it; half a character, as an id of somebody's own may hold, is kept."""
+    """A key as Redis knows it; half a character, as a custom id may hold, is kept."""
     return key.encode("utf-8", "surrogatepass")
 
 

@@ -61,7 +61,7 @@ async def _albums_buttons_payments(stage: Stage, api: BotApi) -> tuple[Outcome, 
     stage.display.say(
         f"In the same minute {len(users)} of the users, who have written {LIMIT - 2} messages, "
         f"send an album of {PHOTOS} photos and press a button. An album counts as one message, so "
-        "they just keep to the limit. The flooders send an album and press buttons, too: in vain, "
+        "they just keep to the limit. The flooders send an album and press buttons, too, without success, "
         "but no button is left spinning. Then they pay, and a payment always gets through."
     )
     parts = [Part(each, album(each.id, PHOTOS), PHOTOS) for each in users]
@@ -116,7 +116,7 @@ async def act_three(stage: Stage) -> None:
         stage.display.say("  Redis is gone.")
         await stage.scene(api, "3 Redis gone", writing(SMALL_CROWD, lambda p: p.messages), 1.5)
         stage.claim("the outage was logged", stage.tape.has("Redis rate limit check failed"))
-        await stage.backend.mend()
+        await stage.backend.repair()
         stage.display.say("  Redis is back. An instance notices when it tries it again.")
         await _recovery(stage, api)
         await stage.scene(api, "3 Redis back", writing(SMALL_CROWD, _left_over), 1.5)

@@ -29,7 +29,7 @@ class Backend(Protocol):
         """Be gone: connections break, and new ones are refused."""
         ...
 
-    async def mend(self) -> None:
+    async def repair(self) -> None:
         """Be back, with everything that was known before."""
         ...
 
@@ -90,7 +90,7 @@ class Embedded:
         """Fail every command from now on."""
         self._server.connected = False
 
-    async def mend(self) -> None:
+    async def repair(self) -> None:
         """Serve again."""
         self._server.connected = True
 
@@ -113,9 +113,9 @@ class Cabled:
         """Cut the cable."""
         await self._cable.cut()
 
-    async def mend(self) -> None:
-        """Mend it."""
-        await self._cable.mend()
+    async def repair(self) -> None:
+        """Repair it."""
+        await self._cable.repair()
 
 
 async def _check(direct: Redis, address: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ class BotApi:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Stop the server; whoever is waiting for updates gets none."""
+        """Stop the server; callers that wait for updates get none."""
         self._closing = True
         async with self._news:
             self._news.notify_all()

@@ -1,4 +1,4 @@
-"""Proxy: a cable to a Redis server that can be cut and mended, so that it goes away for real."""
+"""Proxy: a cable to a Redis server that can be cut and repaired, so that it goes away for real."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ class Proxy:
 
     def __init__(self, connect: Callable[[], Awaitable[Streams]]) -> None:
         self.port = 0
-        """The port that stands for the server; it stays the same when the cable is mended."""
+        """The port that stands for the server; it stays the same when the cable is repaired."""
         self._connect = connect
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -25,7 +25,7 @@ class Proxy:
 
     async def __aenter__(self) -> Self:
         """Begin to pass bytes."""
-        await self.mend()
+        await self.repair()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -42,7 +42,7 @@ class Proxy:
             writer.transport.abort()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def mend(self) -> None:
+    async def repair(self) -> None:
         """Take connections again."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
