@@ -214,7 +214,7 @@ class Limiter:
         """Wait until the subject may go on, and charge it then; `Decision.waited` says how long.
 
         Within a process it is first come, first served; over instances nobody starves. A caller
-        who would have to wait longer than `timeout` is refused as soon as that is known, and charged
+        who would have to wait longer than `timeout` is refused as soon as that is known and charged
         nothing; so is a call beyond 10,000 that wait already. If Redis fails meanwhile, `on_error`
         answers. A call that is cancelled is charged nothing.
 

@@ -61,8 +61,8 @@ async def _albums_buttons_payments(stage: Stage, api: BotApi) -> tuple[Outcome, 
     stage.display.say(
         f"In the same minute {len(users)} of the users, who have written {LIMIT - 2} messages, "
         f"send an album of {PHOTOS} photos and press a button. An album counts as one message, so "
-        "they just keep to the limit. The flooders send an album and press buttons, too, without success, "
-        "but no button is left spinning. Then they pay, and a payment always gets through."
+        "they just keep to the limit. The flooders send an album and press buttons, too, without "
+        "success, but every button is answered. Then they pay, and a payment always gets through."
     )
     parts = [Part(each, album(each.id, PHOTOS), PHOTOS) for each in users]
     parts += [Part(each, album(each.id, PHOTOS), 0) for each in flooders]

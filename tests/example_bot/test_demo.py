@@ -238,7 +238,7 @@ async def test_a_cut_cable_breaks_and_refuses_connections(echo: Proxy) -> None:
     writer.close()
     with pytest.raises(ConnectionError):
         await asyncio.open_connection("127.0.0.1", echo.port)
-    await echo.mend()
+    await echo.repair()
     reader, writer = await asyncio.open_connection("127.0.0.1", echo.port)
     writer.write(b"two\n")
     assert await reader.readline() == b"two\n"
@@ -258,7 +258,7 @@ async def test_your_own_redis_goes_away_and_is_left_clean(redis_server: Server) 
             await backend.cut()
             with pytest.raises(RedisConnectionError):
                 await client.get("test-demo-run:ratelimit:1")
-            await backend.mend()
+            await backend.repair()
             assert await client.get("test-demo-run:ratelimit:1") == b"5"
         assert await direct.keys("test-demo-*") == [b"test-demo-mine"]
         await direct.delete("test-demo-mine")
