@@ -250,6 +250,8 @@ def test_freezing_is_the_last_of_the_start(
     monkeypatch.setattr(AiohttpSession, "make_request", nothing)
     dispatcher = Dispatcher()
     monkeypatch.setattr("example_bot.__main__.build_dispatcher", lambda _: dispatcher)
+    # Metrics are registered once in a process, and this one starts the bot several times.
+    monkeypatch.setattr("example_bot.__main__.metrics", list)
     assert main() == 0
     assert dispatcher.startup.handlers[-1].callback is freeze
 
