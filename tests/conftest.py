@@ -12,6 +12,7 @@ import pytest
 import redis.asyncio as aioredis
 import time_machine
 from fakeredis import FakeAsyncRedis, FakeServer
+from prometheus_client import REGISTRY
 
 from bot_ratelimit import MemoryStorage, RedisStorage
 from bot_ratelimit.testing import Clock
@@ -106,3 +107,15 @@ def connected(client: aioredis.Redis) -> Callable[[int], Awaitable[None]]:
                 await asyncio.sleep(0.005)
 
     return wait_for
+
+
+@pytest.fixture
+def no_metrics_yet() -> None:
+    """As in a process that has just started: nothing of ours is in prometheus_client's registry."""
+    ours = {
+        collector
+        for name, collector in REGISTRY._names_to_collectors.items()
+        if name.startswith("bot_ratelimit")
+    }
+    for collector in ours:
+        REGISTRY.unregister(collector)

@@ -78,7 +78,7 @@ async def test_an_open_circuit_and_the_time_since_are_told() -> None:
         [server] = (await limiter.health()).servers
         assert (server.name, server.connected) == (f"localhost:{port}", False)
         assert server.out_for == 12.0
-        assert "is Redis running" in server.problem
+        assert "check that Redis is running" in server.problem
         await limiter.close()
 
 

@@ -203,7 +203,7 @@ def no_network(environment: pytest.MonkeyPatch) -> None:
     environment.setattr("redis.asyncio.Redis", FakeAsyncRedis)
 
 
-@pytest.mark.usefixtures("no_network")
+@pytest.mark.usefixtures("no_network", "no_metrics_yet")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_code_in_the_documents_works(page: Path) -> None:
     """What a reader copies from the documents runs."""
