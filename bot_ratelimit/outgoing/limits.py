@@ -130,7 +130,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
     @classmethod
     def from_settings(cls, settings: Settings | None = None, **overrides: Any) -> OutgoingLimits:
-        """From the environment and `.env`: where Redis is, and the prefix of the keys.
+        """From the environment, `.env` and RATE_LIMIT_FILE: where Redis is, prefix and budgets.
 
         It closes the Redis client that it makes when it is closed itself.
 
@@ -141,9 +141,10 @@ class OutgoingLimits(BaseRequestMiddleware):
         Raises:
             ConfigError: A variable or an argument makes no sense.
         """
+        settings = settings or Settings()
+        overrides = {**settings.file.outgoing, **overrides}
         if "limiter" in overrides or "redis_client" in overrides:
             return cls(**overrides)
-        settings = settings or Settings()
         limiter = Limiter(
             settings.storage(),
             key_prefix=overrides.pop("key_prefix", settings.redis_key_prefix),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,3 +91,14 @@ async def test_from_settings(environment: pytest.MonkeyPatch) -> None:
     assert OutgoingLimits.from_settings(limiter=limiter).limiter is limiter
     with pytest.raises(ConfigError, match="both given"):
         OutgoingLimits(FakeAsyncRedis(), limiter=limiter)
+
+
+async def test_budgets_come_from_the_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What RATE_LIMIT_FILE says of outgoing budgets holds, and an argument wins over it."""
+    (tmp_path / "limits.toml").write_text('[outgoing]\nper_chat = "2/s"\nretries = 7\n')
+    environment.setenv("RATE_LIMIT_FILE", "limits.toml")
+    outgoing = OutgoingLimits.from_settings(limiter=Limiter(MemoryStorage()), retries=1)
+    assert outgoing.retries == 1
+    assert OutgoingLimits.from_settings(limiter=Limiter(MemoryStorage())).retries == 7
+    assert outgoing.budgets.chat is not None
+    assert outgoing.budgets.chat.capacity == 2
