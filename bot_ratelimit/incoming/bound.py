@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from bot_ratelimit.decision import Decision
@@ -24,6 +25,8 @@ class BoundDecision(Decision):
     _limiter: Any
     _rules: Rules
     _subject: Subject
+    _charged_at: float
+    """When the last charge was confirmed, by `time.monotonic`."""
 
     @classmethod
     def of(
@@ -32,6 +35,7 @@ class BoundDecision(Decision):
         """The decision, bound to what was asked."""
         bound = tuple.__new__(cls, decision)
         bound._limiter, bound._rules, bound._subject = limiter, rules, subject
+        bound._charged_at = time.monotonic()
         return bound
 
     async def charge(self, cost: int) -> Decision:
@@ -41,11 +45,16 @@ class BoundDecision(Decision):
             cost: On top of what the update itself was charged.
         """
         charged: Decision = await self._limiter.charge(self._limits, self._subject, cost)
+        self._charged_at = time.monotonic()
         return charged
 
     async def refund(self, cost: int = 1) -> Decision:
-        """Give back what was charged, when the work has failed; see `Limiter.refund`."""
-        refunded: Decision = await self._limiter.refund(self._limits, self._subject, cost)
+        """Give back what was charged, when the work has failed; see `Limiter.refund`.
+
+        Nothing is given back of a window that was opened after the last charge.
+        """
+        age = time.monotonic() - self._charged_at
+        refunded: Decision = await self._limiter.refund(self._limits, self._subject, cost, age=age)
         return refunded
 
     @property

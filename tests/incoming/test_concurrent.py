@@ -248,7 +248,9 @@ class Till(Limiter):
         self.booked.append(("charge", *booked))
         return await self.peek(*booked[:2])
 
-    async def refund(self, *booked: Any) -> Decision:
+    async def refund(self, *booked: Any, age: float | None = None) -> Decision:
+        assert age is not None
+        assert 0 <= age < 5
         self.booked.append(("refund", *booked))
         return await self.peek(*booked[:2])
 
@@ -277,6 +279,27 @@ async def test_a_handler_pays_without_a_key_or_rule_of_its_own() -> None:
         ("refund", (rule,), who, 1),
         ("refund", (rule,), who, 7),
     ]
+
+
+async def test_a_handler_is_charged_for_its_answer_and_refunded(client: aioredis.Redis) -> None:
+    """What a handler pays and takes back is what Redis holds, and never of a newer window."""
+    dispatcher, found = Dispatcher(), []
+
+    @dispatcher.message()
+    @flags.rate_limit(limit="100/200ms", key="ask")
+    async def ask(message: Message, rate_limit: BoundDecision) -> None:
+        found.append((await rate_limit.charge(30)).remaining)
+        found.append((await rate_limit.refund(10)).remaining)
+        await asyncio.sleep(0.25)  # the window that was charged is over
+        await middleware.limiter.hit(rate_limit.rule, Subject(user=42))
+        found.append((await rate_limit.refund(1)).remaining)
+
+    middleware = RateLimitMiddleware("9/s", client).setup(dispatcher)
+    bot = Bot("1:TEST", session=RecordingSession())
+    update = Update.model_validate({"update_id": 1, "message": message()}, context={"bot": bot})
+    await dispatcher.feed_update(bot, update)
+    assert found == [69, 79, 99]
+    await middleware.close()
 
 
 @pytest.mark.parametrize(
