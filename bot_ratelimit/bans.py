@@ -8,7 +8,7 @@ import math
 import time
 from contextlib import suppress
 from contextvars import Context
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from weakref import finalize, ref
 
@@ -80,7 +80,8 @@ class Bans:
         if not await self._list.put(ban, seconds, timeout=self._timeout):
             raise ConfigError("the list of bans is full: unban some, or use a Penalty")
         await self._refreshed()
-        return ban
+        until = None if math.isinf(seconds) else ban.since + timedelta(seconds=seconds)
+        return ban._replace(until=until)
 
     async def unban(self, subject: Subject) -> list[Ban]:
         """Take all bans of the subject off the list; return them."""
@@ -151,10 +152,12 @@ class Bans:
         try:
             await self._refreshed()
         finally:
-            self._looking, self.asleep = None, False
-            if self._refreshing is None or self._refreshing.done():
-                self._refreshing = asyncio.create_task(_refresh(ref(self)), context=Context())
-                finalize(self, _cancel, self._refreshing).atexit = False
+            self._looking = None
+        # Not when cancelled: the loop is ending, and the next decision begins again.
+        self.asleep = False
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(_refresh(ref(self)), context=Context())
+            finalize(self, _cancel, self._refreshing).atexit = False
 
     async def _refreshed(self) -> None:
         """Load the list if it has changed; if that fails the copy stays as it is."""
@@ -223,6 +226,13 @@ def check_somebody(subject: object) -> Subject:
         raise ConfigError(
             "a ban of nobody: name a user, a chat or both, for example Subject(user=42)"
         )
+    for name, part in zip(
+        ("user", "chat", "bot"), (subject.user, subject.chat, subject.bot), strict=True
+    ):
+        if part is not None and (isinstance(part, bool) or not isinstance(part, int)):
+            raise ConfigError(
+                f"{name}={part!r}: expected an id, a whole number, for example Subject(user=42)"
+            )
     return subject
 
 

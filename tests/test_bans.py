@@ -107,7 +107,7 @@ async def test_a_ban_ends(bench: Bench, limiter: Limiter) -> None:
 
 async def test_a_ban_for_good_has_no_end(bench: Bench, limiter: Limiter) -> None:
     """It is listed without an end, and its keys have a TTL of ten years all the same."""
-    await limiter.ban(USER)
+    assert (await limiter.ban(USER)).until is None
     (ban,) = await limiter.bans()
     assert ban.until is None
     assert (await limiter.hit("1/s", ANNA)).retry_after == bans_module.FOREVER
@@ -303,6 +303,28 @@ async def test_nobody_looks_when_nothing_is_decided(
     await other.close()
 
 
+async def test_a_ban_says_when_it_ends(limiter: Limiter) -> None:
+    """What `ban` returns has the end of the ban, which None would call one for good."""
+    ban = await limiter.ban(USER, "1h")
+    assert ban.until == ban.since + timedelta(hours=1)
+
+
+def test_a_look_that_an_ended_loop_broke_off_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `asyncio.run` that ends while the list is being read leaves the next one its bans."""
+    limiter = Limiter(FlakyStorage())
+    looks: list[str] = []
+
+    async def load(version: str, *, timeout: float) -> None:
+        looks.append(version)
+        await asyncio.sleep(60 if len(looks) == 1 else 0)
+
+    monkeypatch.setattr(limiter._bans, "asleep", True)
+    monkeypatch.setattr(limiter._bans._list, "load", load)
+    asyncio.run(limiter.hit("5/s", USER))
+    asyncio.run(limiter.hit("5/s", USER))
+    assert len(looks) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -310,6 +332,8 @@ async def test_nobody_looks_when_nothing_is_decided(
         ((Subject(topic=3),), "a ban of nobody"),
         ((42,), "subject=42: expected a Subject"),
         ((Subject(chat=1, topic=3),), "a user, a chat or a user in a chat can be banned"),
+        ((Subject(user="@anna"),), "user='@anna': expected an id, a whole number"),
+        ((Subject(chat=True),), "chat=True: expected an id"),
         ((USER, "soon"), "a ban of 'soon': expected a length such as '1h'"),
         ((USER, 0), "a ban of 0: expected"),
         ((USER, float("nan")), "a ban of nan: expected"),
