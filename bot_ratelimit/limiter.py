@@ -544,8 +544,10 @@ class Limiter:
         return Decision(False, rules[0], 0, left, left, self._storage.source, banned=True)
 
     def _troubled(self, charges: Sequence[Charge]) -> bool:
-        """Whether the circuit of the server of these charges is open."""
-        return not self._failures.breaker(self._storage.server(charges)).closed
+        """Whether the server of these charges is known to be out of reach."""
+        server = self._storage.server(charges)
+        # A server to which there is no connection is in an outage with its circuit closed.
+        return not self._failures.breaker(server).closed or bool(self._failures.outage(server))
 
     async def _answer_without(
         self,

@@ -35,7 +35,7 @@ _MOST_PASSED: Final = 3
 _LONGEST_YIELD: Final = 1.0
 """Where more seconds than this lie between two units, nobody passes one by."""
 _LOOK_UP: Final = 0.25
-"""Seconds after which a sleeper sees that the circuit has opened."""
+"""Seconds after which a sleeper sees that the server is out of reach."""
 
 
 class Waiter:
@@ -95,7 +95,7 @@ class Queues:
 
     Args:
         asker: Who decides.
-        troubled: Whether the circuit of the server of these charges is open.
+        troubled: Whether the server of these charges is known to be out of reach.
     """
 
     def __init__(self, asker: Asker, troubled: Callable[[Sequence[Charge]], bool]) -> None:

@@ -21,6 +21,7 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.testing import FlakyStorage
 from tests.benches import TIMEOUT, Bench
+from tests.servers import Server
 
 US = Subject(user=42)
 
@@ -143,6 +144,24 @@ async def test_a_circuit_that_opens_ends_the_waits(on_error: str) -> None:
     async with asyncio.timeout(1):
         found = await asyncio.gather(*tasks)
     assert {(each.allowed, each.source) for each in found} == {(on_error == "allow", "policy")}
+
+
+@pytest.mark.parametrize("on_error", ["allow", "deny"])
+async def test_a_server_that_is_gone_ends_the_waits(own_server: Server, on_error: str) -> None:
+    """A refused connection opens no circuit: who waits is answered by the policy all the same."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        limiter = Limiter(RedisStorage(client), on_error=on_error)  # type: ignore[arg-type]
+        await limiter.acquire("1/h", US)
+        tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        own_server.kill()
+        async with asyncio.timeout(5):
+            while not all(task.done() for task in tasks):
+                await limiter.hit("1/h", Subject(user=1))  # others tell that it is gone
+                await asyncio.sleep(0.05)
+            found = await asyncio.gather(*tasks)
+        assert {(each.allowed, each.source) for each in found} == {(on_error == "allow", "policy")}
+        await limiter.close()
 
 
 async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
