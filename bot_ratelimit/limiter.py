@@ -232,7 +232,9 @@ class Limiter:
         rules = rules_of(rules)
         charges, applied = charges_of(self.key_prefix, rules, subject, cost)
         if not charges:
-            return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
+            return await self.hit(
+                rules, subject, cost
+            )  # which knows of bans, and waits for nothing
         bans = Rules(rule for rule in applied if isinstance(rule, Penalty))
         limits = Rules(rule for rule in applied if not isinstance(rule, Penalty))
         if bans:
@@ -428,6 +430,10 @@ class Limiter:
         return await self._bans.ban(
             subject, seconds, check_words("reason", reason), check_words("by", by)
         )
+
+    def is_banned(self, subject: Subject) -> bool:
+        """Whether a ban by hand holds, as far as this process knows; asks nobody."""
+        return bool(self._bans.current) and self._bans.left(subject) > 0
 
     async def unban(self, subject: Subject) -> bool:
         """Lift every ban of a subject, also that of a `Penalty`; True if there was one.

@@ -48,11 +48,15 @@ class BoundDecision(Decision):
         self._charged_at = time.monotonic()
         return charged
 
-    async def refund(self, cost: int = 1) -> Decision:
+    async def refund(self, cost: int | None = None) -> Decision:
         """Give back what was charged, when the work has failed; see `Limiter.refund`.
 
         Nothing is given back of a window that was opened after the last charge.
+
+        Args:
+            cost: How much; what the update itself was charged, unless given.
         """
+        cost = self.rule.cost if cost is None else cost
         age = time.monotonic() - self._charged_at
         refunded: Decision = await self._limiter.refund(self._limits, self._subject, cost, age=age)
         return refunded

@@ -379,7 +379,7 @@ class RateLimitMiddleware(BaseMiddleware):
         counted = None
         if mine not in notes:  # else another middleware holds it for this dispatch already
             counted = await self._counted(inner, update, data)
-        if counted is None:
+        if counted is None or self.limiter.is_banned(counted.subject):
             return await self._handle(rules, handler, event, inner, update, data)
         async with self.limiter.slot(slots, counted.subject) as slot:
             if slot.allowed:

@@ -261,7 +261,7 @@ async def test_a_handler_pays_without_a_key_or_rule_of_its_own() -> None:
     dispatcher = Dispatcher()
 
     @dispatcher.message()
-    @flags.rate_limit(limit="2000/day", key="ask", concurrent=1)
+    @flags.rate_limit(limit="2000/day", key="ask", concurrent=1, cost=3)
     async def ask(message: Message, rate_limit: BoundDecision) -> None:
         assert isinstance(await rate_limit.charge(1830), Decision)
         await rate_limit.refund()
@@ -276,9 +276,39 @@ async def test_a_handler_pays_without_a_key_or_rule_of_its_own() -> None:
     who = Subject(user=42, chat=42)
     assert limiter.booked == [
         ("charge", (rule,), who, 1830),
-        ("refund", (rule,), who, 1),
+        ("refund", (rule,), who, 3),
         ("refund", (rule,), who, 7),
     ]
+
+
+async def test_a_banned_user_is_told_of_the_ban_and_not_of_the_slot() -> None:
+    """A ban by hand refuses before a slot is asked for, also while the slot is taken."""
+    limiter = Limiter(MemoryStorage())
+    dispatcher, decisions = Dispatcher(), []
+    taken = asyncio.Event()
+
+    @dispatcher.message()
+    @flags.rate_limit(concurrent=1)
+    async def work(message: Message) -> None:
+        await taken.wait()
+
+    async def on_limited(_: object, decision: Decision, __: object) -> None:
+        decisions.append(decision)
+
+    RateLimitMiddleware("9/s", limiter=limiter, on_limited=on_limited).setup(dispatcher)
+    bot = Bot("1:TEST", session=RecordingSession())
+
+    def update(number: int) -> Update:
+        found = {"update_id": number, "message": message()}
+        return Update.model_validate(found, context={"bot": bot})
+
+    first = asyncio.create_task(dispatcher.feed_update(bot, update(1)))
+    await asyncio.sleep(0.01)
+    await limiter.ban(Subject(user=42), "1h")
+    await dispatcher.feed_update(bot, update(2))
+    taken.set()
+    await first
+    assert [(d.banned, isinstance(d.rule, Concurrency)) for d in decisions] == [(True, False)]
 
 
 async def test_a_handler_is_charged_for_its_answer_and_refunded(client: aioredis.Redis) -> None:
