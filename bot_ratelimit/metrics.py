@@ -11,6 +11,7 @@ from typing import Final
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from bot_ratelimit.decision import Decision
+from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import Limit
 from bot_ratelimit.observer import (
     MAX_LABELS,
@@ -59,16 +60,25 @@ class PrometheusMetrics(Observer):
 
     Args:
         registry: Where the metrics are registered.
+
+    Raises:
+        ConfigError: The registry has these metrics already.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._decisions = Counter(
-            "bot_ratelimit_decisions",
-            "Decisions about updates; outcome is allowed, refused or banned, and shadow counts "
-            "besides what shadow rules would have refused",
-            ("rule", "outcome", "source"),
-            registry=registry,
-        )
+        try:
+            self._decisions = Counter(
+                "bot_ratelimit_decisions",
+                "Decisions about updates; outcome is allowed, refused or banned, and shadow counts "
+                "besides what shadow rules would have refused",
+                ("rule", "outcome", "source"),
+                registry=registry,
+            )
+        except ValueError:
+            raise ConfigError(
+                "this registry has a PrometheusMetrics already: give that one to all limiters, "
+                "or another registry to this one"
+            ) from None
         self._seconds = Histogram(
             "bot_ratelimit_decision_seconds",
             "Time until a decision",

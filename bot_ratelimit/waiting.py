@@ -264,7 +264,9 @@ class Queue:
     def _refusal(self, waiter: Waiter, due: float) -> Decision:
         now = asyncio.get_running_loop().time()
         wait = max(due - now, 0.001)
-        told = self._refused or Decision(False, waiter.rules[0], 0, wait, wait, "policy")
+        told = self._refused
+        if told is None:  # a refusal is false, too
+            told = Decision(False, waiter.rules[0], 0, wait, wait, "policy")
         reset = max(wait, told.reset_after)
         return told._replace(retry_after=wait, reset_after=reset, waited=now - waiter.since)
 

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bot_ratelimit import (
+    ConfigError,
     Limiter,
     MemoryStorage,
     Penalty,
@@ -294,3 +295,10 @@ async def test_two_processes_count_exactly_what_was_sent(
     for user in range(counting.FIRST_USER, counting.FIRST_USER + 500):
         assert str(user) not in text
     assert not re.search(r"pid=", text)
+
+
+def test_two_on_one_registry_are_an_error_that_says_what_to_do(registry: CollectorRegistry) -> None:
+    """One is shared by all limiters."""
+    PrometheusMetrics(registry)
+    with pytest.raises(ConfigError, match="give that one to all limiters"):
+        PrometheusMetrics(registry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from bot_ratelimit import Concurrency, Limiter, MemoryStorage, Subject
+from bot_ratelimit import Concurrency, Limiter, MemoryStorage, Rule, Subject
 from bot_ratelimit.live import Live
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.storage.documents import documents_of
@@ -60,3 +60,14 @@ async def test_the_version_of_live_limits_is_told() -> None:
     assert recorder.named("configured") == [("configured", 3)]
     await live.stop()
     await limiter.close()
+
+
+async def test_a_wait_that_is_too_long_is_refused_by_the_limit() -> None:
+    """Not by the policy, which answers only for a storage that cannot; and by the right rule."""
+    recorder = Recorder()
+    limiter = Limiter(MemoryStorage(), observer=recorder)
+    rules = ["9/h", Rule("1/h", name="report")]
+    await limiter.acquire(rules, Subject(42))
+    decision = await limiter.acquire(rules, Subject(42), timeout=0.1)
+    assert (decision.allowed, decision.source, decision.rule.name) == (False, "memory", "report")
+    assert [event[1].source for event in recorder.named("decided")] == ["memory", "memory"]

@@ -45,11 +45,22 @@ class Delivery:
         floods: Hears of 429s.
         naps: Sleeps that end with the bot.
         terms: When they are repeated.
+        changed: Called when one that took a place has left.
     """
 
-    def __init__(self, pacer: Pacer, floods: Floods, naps: Naps, terms: Terms) -> None:
+    def __init__(
+        self,
+        pacer: Pacer,
+        floods: Floods,
+        naps: Naps,
+        terms: Terms,
+        changed: Callable[[], None],
+    ) -> None:
         self.in_flight = 0
         """How many requests Telegram has not answered yet."""
+        self.paced_in_flight = 0
+        """How many of them took their turn in a lane."""
+        self._changed = changed
         self._pacer = pacer
         self._floods = floods
         self._naps = naps
@@ -151,12 +162,15 @@ class Delivery:
             wait = OVERTAKE_AFTER if self._terms.in_order else 0
             loop = asyncio.get_running_loop()
             timer = loop.call_later(wait, lane.release, request.slot)
+            self.paced_in_flight += 1
+            self._changed()
         self.in_flight += 1
         try:
             return await request.send(bot, request.method)
         finally:
             if timer is not None:
                 timer.cancel()
+                self.paced_in_flight -= 1
             self.in_flight -= 1
             if not self.in_flight:
                 self._landed.set()

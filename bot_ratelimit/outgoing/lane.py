@@ -177,6 +177,8 @@ class Lane:
     def leave(self, request: Request) -> None:
         """The caller of a request that was not sent is gone; another of its slot takes over."""
         slot = request.slot
+        if request not in slot.requests:  # settled in the moment in which the caller left
+            return
         slot.requests.remove(request)
         holds = self.holder is slot
         if not slot.requests:
@@ -224,4 +226,6 @@ def _has_turn(request: Request) -> bool:
     future = request.future
     if future is None:
         return True
-    return future.done() and not future.cancelled() and future.result() is YOUR_TURN
+    if not future.done() or future.cancelled() or future.exception() is not None:
+        return False
+    return future.result() is YOUR_TURN

@@ -122,7 +122,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         floods = Floods(limiter, self.budgets, self._observer)
         self._pacer = Pacer(limiter, self.budgets, floods, self._naps, self.max_wait)
         terms = Terms(self.retries, self.max_wait, repeat_albums, in_order)
-        self._delivery = Delivery(self._pacer, floods, self._naps, terms)
+        self._delivery = Delivery(self._pacer, floods, self._naps, terms, self._tell_queued)
         self._lanes: dict[tuple[int, int | str, str | None], Lane] = {}
         self._sweep_at = 0.0
         self._under_way = 0
@@ -236,7 +236,11 @@ class OutgoingLimits(BaseRequestMiddleware):
         async def send(to: Bot, what: Method) -> Any:
             nonlocal left, outcome
             left, outcome = clock(), "failed"
-            result = await make_request(to, what)
+            try:
+                result = await make_request(to, what)
+            except TelegramRetryAfter:
+                outcome = "flooded"  # unless it is sent again; an action never is
+                raise
             outcome = "sent"
             return result
 
@@ -272,8 +276,11 @@ class OutgoingLimits(BaseRequestMiddleware):
 
     def _count(self, change: int) -> None:
         self._under_way += change
+        self._tell_queued()
+
+    def _tell_queued(self) -> None:
         if self._observer is not None:
-            self._observer.queued(self._under_way - self._delivery.in_flight)
+            self._observer.queued(max(0, self._under_way - self._delivery.paced_in_flight))
 
     async def open(self) -> None:
         """Let requests wait again, after a `close`."""

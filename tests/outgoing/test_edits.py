@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from aiogram import methods
@@ -116,3 +117,27 @@ async def test_drafts_are_edits() -> None:
         *(bot(methods.SendMessageDraft(chat_id=7, draft_id=5, text=str(i))) for i in range(9))
     )
     assert telegram.texts() == ["0", "8"]
+
+
+@virtual
+async def test_leaving_at_the_moment_of_the_answer_is_a_cancellation() -> None:
+    """A caller that is cancelled when the result is there, but has not reached it, is cancelled."""
+
+    class Impatient(Telegram):
+        victim: asyncio.Task[Any] | None = None
+
+        async def make_request(self, *args: Any, **options: Any) -> Any:
+            result = await super().make_request(*args, **options)
+            if self.victim is not None:
+                asyncio.get_running_loop().call_soon(self.victim.cancel)
+            return result
+
+    telegram = Impatient()
+    bot, _ = paced(telegram, per_chat="1/10s")
+    await bot.send_message(7, "before")
+    edits = [asyncio.create_task(bot(edit(f"{i}"))) for i in range(3)]
+    await asyncio.sleep(1)
+    telegram.victim = edits[1]
+    first, second, third = await asyncio.gather(*edits, return_exceptions=True)
+    assert isinstance(second, asyncio.CancelledError)
+    assert first is third

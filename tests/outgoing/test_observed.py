@@ -50,3 +50,33 @@ async def test_what_waits_is_told() -> None:
     assert waits == pytest.approx([0, 10, 20], abs=0.2)
     assert max(count for _, count in recorder.named("queued")) >= 2
     assert recorder.named("queued")[-1] == ("queued", 0)
+
+
+@virtual
+async def test_what_is_being_sent_does_not_wait() -> None:
+    """A request that has left is not counted as waiting, nor one that takes no place."""
+    telegram, recorder = Telegram(latency=9), Recorder()
+    bot, _ = paced(telegram, observer=recorder)
+    deleted = [asyncio.create_task(bot.delete_message(7, i)) for i in range(5)]
+    await asyncio.sleep(1)
+    upload = asyncio.create_task(bot.send_message(7, "a long upload"))
+    await asyncio.sleep(1)
+    assert recorder.named("queued") == [("queued", 1), ("queued", 0)]
+    await asyncio.gather(upload, *deleted)
+    assert {count for _, count in recorder.named("queued")} == {0, 1}
+
+
+@virtual
+async def test_a_429_that_is_not_raised_is_told_too() -> None:
+    """A chat action that is dropped after a 429, and a caller that leaves in the wait after one."""
+    telegram, recorder = Telegram(), Recorder()
+    bot, _ = paced(telegram, observer=recorder)
+    telegram.errors = [too_many(3)]
+    assert await bot.send_chat_action(7, "typing")
+    telegram.errors = [too_many(8)]
+    sending = asyncio.create_task(bot.send_message(8, "given up"))
+    await asyncio.sleep(5)
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    told = recorder.named("request_done")
+    assert [outcome for _, _, outcome, _ in told] == ["flooded", "flooded"]
