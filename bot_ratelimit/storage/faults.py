@@ -53,7 +53,8 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, RateLimitError) or not isinstance(error, _EXPLAINED):
         return error
     text = one_line(error)
-    if isinstance(error, (exceptions.AuthenticationError, exceptions.AuthorizationError)):
+    auth = (exceptions.AuthenticationError, exceptions.AuthorizationError)
+    if isinstance(error, auth) or "unauthenticated" in text:  # how Redis words a large command
         return StorageError(
             f"{text} - check the user name and the password (REDIS_PASSWORD, or in REDIS_URL)",
             kind="auth",
