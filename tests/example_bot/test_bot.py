@@ -74,7 +74,9 @@ class Till(Limiter):
         self.booked.append(cost)
         return await self.peek(rules, subject)
 
-    async def refund(self, rules: Any, subject: Subject, cost: int = 1) -> Decision:
+    async def refund(
+        self, rules: Any, subject: Subject, cost: int = 1, *, age: float | None = None
+    ) -> Decision:
         self.booked.append(-cost)
         return await self.peek(rules, subject)
 
