@@ -16,8 +16,8 @@ from bot_ratelimit.may_wait import may_wait
 from bot_ratelimit.outgoing.floods import Floods
 from bot_ratelimit.outgoing.lane import OVERTAKE_AFTER, YOUR_TURN, Lane, Request
 from bot_ratelimit.outgoing.methods import Kind, Method
-from bot_ratelimit.outgoing.naps import Naps
 from bot_ratelimit.outgoing.pacing import Pacer
+from bot_ratelimit.outgoing.sleeper import Sleeper
 
 leaving: Final[ContextVar[Callable[[], None] | None]] = ContextVar(
     "bot_ratelimit_leaving", default=None
@@ -43,7 +43,7 @@ class Delivery:
     Args:
         pacer: Takes their places.
         floods: Hears of 429s.
-        naps: Sleeps that end with the bot.
+        sleeper: Sleeps that end with the bot.
         terms: When they are repeated.
         changed: Called when one that took a place has left.
     """
@@ -52,7 +52,7 @@ class Delivery:
         self,
         pacer: Pacer,
         floods: Floods,
-        naps: Naps,
+        sleeper: Sleeper,
         terms: Terms,
         changed: Callable[[], None],
     ) -> None:
@@ -63,7 +63,7 @@ class Delivery:
         self._changed = changed
         self._pacer = pacer
         self._floods = floods
-        self._naps = naps
+        self._sleeper = sleeper
         self._terms = terms
         self._landed = asyncio.Event()
 
@@ -112,7 +112,7 @@ class Delivery:
                     await self._floods.met(None, request, error, fresh=False)
                 if self._pacer.closed or not self._repeats(request, error.retry_after):
                     raise
-                await self._naps.sleep(error.retry_after)
+                await self._sleeper.sleep(error.retry_after)
         return await self._send(request)
 
     async def landed(self, timeout: float) -> None:

@@ -31,10 +31,10 @@ from bot_ratelimit.outgoing.floods import Floods, describe
 from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.lane import Lane, Request, Send
 from bot_ratelimit.outgoing.methods import Kind, Method, chat_of, edit_of, traffic_of
-from bot_ratelimit.outgoing.naps import Naps
 from bot_ratelimit.outgoing.pacing import Pacer
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.sent import Sent
+from bot_ratelimit.outgoing.sleeper import Sleeper
 from bot_ratelimit.rule import LimitLike
 from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
@@ -118,11 +118,11 @@ class OutgoingLimits(BaseRequestMiddleware):
             limiter = Limiter(storage, key_prefix=key_prefix, on_error="memory", timeout=TIMEOUT)
         self.limiter = limiter
         self._merge_edits = merge_edits
-        self._naps = Naps()
+        self._sleeper = Sleeper()
         floods = Floods(limiter, self.budgets, self._observer)
-        self._pacer = Pacer(limiter, self.budgets, floods, self._naps, self.max_wait)
+        self._pacer = Pacer(limiter, self.budgets, floods, self._sleeper, self.max_wait)
         terms = Terms(self.retries, self.max_wait, repeat_albums, in_order)
-        self._delivery = Delivery(self._pacer, floods, self._naps, terms, self._tell_queued)
+        self._delivery = Delivery(self._pacer, floods, self._sleeper, terms, self._tell_queued)
         self._lanes: dict[tuple[int, int | str, str | None], Lane] = {}
         self._sweep_at = 0.0
         self._under_way = 0
@@ -303,7 +303,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         )
         for lane in self._lanes.values():
             lane.abandon(_ending())
-        self._naps.end(_ending)
+        self._sleeper.interrupt(_ending)
         if unsent:
             told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_TOLD))
             more = f" and {len(unsent) - _TOLD} more chats" if len(unsent) > _TOLD else ""

@@ -13,8 +13,8 @@ from bot_ratelimit.may_wait import may_wait
 from bot_ratelimit.outgoing.budgets import Budgets, Owed, subject_of
 from bot_ratelimit.outgoing.floods import Floods, describe, retry_after
 from bot_ratelimit.outgoing.lane import Lane, Request
-from bot_ratelimit.outgoing.naps import Naps
 from bot_ratelimit.outgoing.shared import Shared
+from bot_ratelimit.outgoing.sleeper import Sleeper
 from bot_ratelimit.rule import Rules, Subject
 
 # Instances that wait for the same thing should not all ask in the same millisecond.
@@ -44,19 +44,19 @@ class Pacer:
         limiter: Decides about places.
         budgets: The rules.
         floods: Knows what Telegram has blocked.
-        naps: Sleeps that end with the bot.
+        sleeper: Sleeps that end with the bot.
         max_wait: Seconds of a block that a request waits for.
     """
 
     def __init__(
-        self, limiter: Limiter, budgets: Budgets, floods: Floods, naps: Naps, max_wait: float
+        self, limiter: Limiter, budgets: Budgets, floods: Floods, sleeper: Sleeper, max_wait: float
     ) -> None:
         self.closed = False
         """Whether nothing may wait any more."""
         self._shared = Shared(limiter)
         self._budgets = budgets
         self._floods = floods
-        self._naps = naps
+        self._sleeper = sleeper
         self._max_wait = max_wait
         self._gates: dict[tuple[int, bool], asyncio.Lock] = {}
         self._fastest = _LONGEST_LAG
@@ -111,7 +111,7 @@ class Pacer:
                     left -= part
                 else:
                     self._check_may_wait(request)
-                    await self._naps.sleep(decision.retry_after + _jitter(_JITTER))
+                    await self._sleeper.sleep(decision.retry_after + _jitter(_JITTER))
         await self.regain(lane, request)
         await self._wait_for_block(lane, request)
 
@@ -185,10 +185,10 @@ class Pacer:
     async def _sleep(self, lane: Lane, request: Request, seconds: float) -> None:
         """Sleep; a broadcast lets replies to the same chat pass meanwhile."""
         if not request.broadcast:
-            await self._naps.sleep(seconds)
+            await self._sleeper.sleep(seconds)
             return
         lane.release(request.slot)
-        await self._naps.sleep(seconds)
+        await self._sleeper.sleep(seconds)
         await self.regain(lane, request)
 
     def _check_may_wait(self, request: Request, *, refused: bool = True) -> None:
