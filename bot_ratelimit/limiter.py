@@ -41,7 +41,7 @@ from bot_ratelimit.statistics import HourCount, Refusals, Statistics
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.storage.memory import MemoryStorage
-from bot_ratelimit.waiting import Queues, Waiter, check_wait
+from bot_ratelimit.wait_queue import Waiter, WaitQueues, check_wait
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -100,7 +100,7 @@ class Limiter:
             observe(self._observer)
         self._bans = Bans(storage, self.key_prefix, self.timeout)
         self._slots: Slots | None = None
-        self._queues = Queues(self, self._troubled)
+        self._queues = WaitQueues(self, self._troubled)
 
     @property
     def observer(self) -> Observer | None:

@@ -31,7 +31,7 @@ from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.observer import MAX_LABELS, OTHER, Observer, label_of, outcome_of
 from bot_ratelimit.rule import Subject
 from bot_ratelimit.storage.base import Storage
-from bot_ratelimit.storage.wire import name as wire_name
+from bot_ratelimit.storage.encoding import encode_key
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -266,7 +266,7 @@ class Statistics(Observer):
         if self._execute is None:
             return []
         parts = [len(keys), *keys, *arguments]
-        encoded = [part if isinstance(part, bytes) else wire_name(str(part)) for part in parts]
+        encoded = [part if isinstance(part, bytes) else encode_key(str(part)) for part in parts]
         command = (b"EVAL", script, *encoded)
         return await self._execute(command, key=keys[0], timeout=self._timeout)
 

@@ -39,7 +39,7 @@ FLOORS = [
     {
         "limiter",
         "charges",
-        "waiting",
+        "wait_queue",
         "slots",
         "bans",
         "failures",
@@ -50,7 +50,7 @@ FLOORS = [
     {"storage"},
     {
         "observer",
-        "paying",
+        "adjustments",
         "debt",
         "decision",
         "algorithms",
@@ -59,7 +59,7 @@ FLOORS = [
         "rule",
         "limit",
         "errors",
-        "may_wait",
+        "waiting_allowed",
     },
 ]
 STRANGERS = {("incoming", "outgoing"), ("outgoing", "incoming")}
@@ -67,7 +67,7 @@ ABOVE_THE_LINE = {"__init__", "__main__", "admin", "incoming", "outgoing"}
 KNOW_REDIS = {
     "settings",
     "storage.cluster",
-    "storage.decisions",
+    "storage.decision_codec",
     "storage.driver",
     "storage.faults",
     "storage.redis",
@@ -257,7 +257,7 @@ USE = """
 import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
 import bot_ratelimit
-from bot_ratelimit.storage.decisions import SCRIPT
+from bot_ratelimit.storage.decision_codec import SCRIPT
 limiter = bot_ratelimit.Limiter(bot_ratelimit.MemoryStorage())
 decision = asyncio.run(limiter.hit("1/s", bot_ratelimit.Subject(user=42)))
 print(json.dumps([bot_ratelimit.__file__, len(SCRIPT), decision.allowed]))

@@ -24,7 +24,7 @@ from aiogram.fsm.scene import SceneHandlerWrapper
 
 from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.incoming.sharing import fitting, limit_of
+from bot_ratelimit.incoming.key_conflicts import fitting, limit_of
 from bot_ratelimit.limits_file import NamedLimits, scope_named
 from bot_ratelimit.rule import Rule, Rules, Scope, check_name, rules_of
 

@@ -27,10 +27,12 @@ from bot_ratelimit.incoming.arguments import (
     kind_of,
     notices_of,
 )
-from bot_ratelimit.incoming.bound import BoundDecision
+from bot_ratelimit.incoming.bound_decision import BoundDecision
+from bot_ratelimit.incoming.event_filter import Counted, EventFilter, IsExempt
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.inventory import inventory
+from bot_ratelimit.incoming.key_conflicts import apart, class_registered, moved, registered
 from bot_ratelimit.incoming.notices import (
     REFUSAL_KEY,
     TEXTS,
@@ -38,18 +40,15 @@ from bot_ratelimit.incoming.notices import (
     Refusal,
     busy_notice_rule,
 )
-from bot_ratelimit.incoming.position import (
+from bot_ratelimit.incoming.registration import (
     check_dispatcher,
     check_exclude,
     root_of,
     stand_guard,
 )
-from bot_ratelimit.incoming.screening import Counted, IsExempt, Screening
-from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
 from bot_ratelimit.limits_file import named_limits as named_limits_of
 from bot_ratelimit.live import Live
-from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.observer import ObserverLike
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.penalty import Penalty
@@ -59,6 +58,7 @@ from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 from bot_ratelimit.storage.server import server_of
+from bot_ratelimit.waiting_allowed import without_waiting
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.driver import Client
@@ -140,7 +140,7 @@ class RateLimitMiddleware(BaseMiddleware):
             raise ConfigError(f"penalty={penalty!r}: expected Penalty('10/minute', ban='15m')")
         rules = rules_of(rate_limit)
         self.rules = rules if penalty is None else rules_of((*rules, penalty))
-        self._screening = Screening(
+        self._event_filter = EventFilter(
             exempt=exempt,
             never_refuse=never_refuse,
             per_bot=per_bot,
@@ -315,7 +315,7 @@ class RateLimitMiddleware(BaseMiddleware):
                     f"reset: {subject!r} is no user: pass an id, reset(42), or Subject(user=42)"
                 )
             subject = Subject(user=subject, chat=subject)
-        if not self._screening.per_bot:
+        if not self._event_filter.per_bot:
             subject = subject._replace(bot=None)
         elif subject.bot is None:
             raise ConfigError(
@@ -337,8 +337,8 @@ class RateLimitMiddleware(BaseMiddleware):
             "rules": inventory(
                 overrides, self.rules, self._origins, self._flags, self._dispatchers
             ),
-            "exempt": sorted(self._screening.exempt_ids)[:1_000],
-            "per_bot": self._screening.per_bot,
+            "exempt": sorted(self._event_filter.exempt_ids)[:1_000],
+            "per_bot": self._event_filter.per_bot,
         }
 
     async def close(self) -> None:
@@ -426,7 +426,7 @@ class RateLimitMiddleware(BaseMiddleware):
         notes = _notes(data)
         mine = ("counted", id(self), id(data.get("handler")))
         if mine not in notes:
-            notes[mine] = await self._screening.counted(event, update, data)
+            notes[mine] = await self._event_filter.counted(event, update, data)
         counted: Counted | None = notes[mine]
         return counted
 
@@ -493,7 +493,7 @@ class RateLimitMiddleware(BaseMiddleware):
     def _key_space(self) -> tuple[Hashable, str, bool]:
         """Rules of middlewares can share a key only if this is equal."""
         limiter = self.limiter
-        return server_of(limiter.storage), limiter.key_prefix, self._screening.per_bot
+        return server_of(limiter.storage), limiter.key_prefix, self._event_filter.per_bot
 
     def _use(self, rules: Rules, others: Mapping[str, Rule]) -> None:
         for before, now in zip(self.rules, rules, strict=True):
@@ -508,7 +508,7 @@ class RateLimitMiddleware(BaseMiddleware):
         return self
 
     def _obey(self, overrides: Overrides) -> None:
-        self._screening.exempt_also(overrides.exempt, overrides.limited)
+        self._event_filter.exempt_also(overrides.exempt, overrides.limited)
 
     def _register_close(self, dispatcher: Dispatcher) -> None:
         if self.live is not None and dispatcher not in self._dispatchers:

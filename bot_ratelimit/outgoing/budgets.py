@@ -3,12 +3,12 @@
 ========================================  ======================================================
 `<prefix>:ratelimit:bot:<bot>:out:...`
 ========================================  ======================================================
-`chat:42`  `chat:@channel`                the chat's places
-`group:-100123`                           the group's places, besides
-`slow:42`                                 the chat's places for a while after a 429
+`chat:42`  `chat:@channel`                the chat's permits
+`group:-100123`                           the group's permits, besides
+`slow:42`                                 the chat's permits for a while after a 429
 `blocked:42`                              a 429 of this chat; the TTL is what is left of it
 `blocked`                                 a 429 that concerns the whole bot
-`broadcast`  `paid`                       the places of broadcasts
+`broadcast`  `paid`                       the permits of broadcasts
 ========================================  ======================================================
 """
 
@@ -73,7 +73,7 @@ class Budgets:
         self._rules = lru_cache(maxsize=1024)(self._make_rules)
 
     def broadcast(self, paid: bool) -> tuple[Rule, int] | None:
-        """The rule of broadcasts, and how many places it grants at once; None if there is none."""
+        """The rule of broadcasts, and how many permits it grants at once; None if there is none."""
         return self._paid if paid else self._broadcast
 
     def owed(self, chat: Chat, cost: int) -> Owed:
@@ -92,7 +92,7 @@ class Budgets:
         """The rules for taking so much, all together or nothing.
 
         Args:
-            chat: Whose places are taken.
+            chat: Whose permits are taken.
             owed: How many.
             slow: How often the pace is halved.
         """
@@ -103,7 +103,7 @@ class Budgets:
         return self.block if isinstance(chat, int) else block_at("out:blocked:", _always(chat))
 
     def is_full(self, chat: Chat, taken: Owed, remaining: int) -> bool:
-        """Whether nothing had been taken of the chat's places for a while before this."""
+        """Whether nothing had been taken of the chat's permits for a while before this."""
         unused = self.chat is not None and remaining == self.chat.capacity - taken.chat
         return unused and isinstance(chat, int) and chat > 0
 

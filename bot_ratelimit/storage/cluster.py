@@ -16,7 +16,7 @@ from bot_ratelimit.errors import StorageError
 from bot_ratelimit.observer import Observer
 from bot_ratelimit.storage import driver
 from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, IDLE, Connection
-from bot_ratelimit.storage.decisions import Commands, Decisions, Item
+from bot_ratelimit.storage.decision_codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.driver import Address, NodeEndpoint, Stream
 from bot_ratelimit.storage.faults import unreachable
 from bot_ratelimit.storage.request import Redirect, Request
@@ -132,7 +132,7 @@ class Shards:
     def _connection(self, endpoint: driver.Endpoint) -> Connection[Item]:
         connection: Connection[Item] = Connection(
             endpoint,
-            Decisions(endpoint.name),
+            DecisionCodec(endpoint.name),
             redirect=self._follow,
             on_trouble=self._look,
         )

@@ -15,7 +15,7 @@ from weakref import finalize, ref
 
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.observer import Observer
-from bot_ratelimit.storage import wire
+from bot_ratelimit.storage import encoding
 from bot_ratelimit.storage.deadline import LONGEST_TICK, ListeningClock
 from bot_ratelimit.storage.driver import Endpoint, Stream
 from bot_ratelimit.storage.faults import unreachable
@@ -34,7 +34,7 @@ IDLE: Final = 60.0
 MAX_WAITING: Final = 20_000
 """Requests that wait for an answer; one more is refused."""
 MAX_WEIGHT: Final = 256
-"""Of one batch. It holds the server for less than a millisecond; see `Decisions.weigh`."""
+"""Of one batch. It holds the server for less than a millisecond; see `DecisionCodec.weigh`."""
 SPLIT: Final = 16
 """When so many wait they travel in halves: one is decided while the other is dealt with here."""
 FAR: Final = 0.005
@@ -372,7 +372,7 @@ class Connection(Generic[Item]):
         for call in calls:
             call.sent = now
             self._waiting += len(call.requests)
-            packed += map(wire.encode, call.commands)
+            packed += map(encoding.encode_command, call.commands)
         self._sent += calls
         self._batches += 1
         calls[-1].ends_batch = True

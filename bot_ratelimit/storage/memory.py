@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from cachetools import TTLCache
 
+from bot_ratelimit.adjustments import CHARGES, REFUNDS
 from bot_ratelimit.algorithms import ALGORITHMS, Step, Verdict, penalty
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.paying import CHARGES, REFUNDS
 from bot_ratelimit.storage.base import ONCE_MS, Charge
-from bot_ratelimit.storage.states import Held, Kept, States
+from bot_ratelimit.storage.state_cache import Held, Kept, StateCache
 
 
 class MemoryStorage:
@@ -34,7 +34,7 @@ class MemoryStorage:
         if isinstance(maxsize, bool) or not isinstance(maxsize, int) or maxsize < 1:
             raise ConfigError(f"maxsize={maxsize!r}: expected a whole number from 1 up")
         self._clock = clock
-        self._states = States(maxsize, ONCE_MS * 1_000, clock)
+        self._states = StateCache(maxsize, ONCE_MS * 1_000, clock)
         # Verdicts by token, and the resets that may have come after them, by key and in order.
         self._once: TTLCache[str, Any] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
         self._resets: TTLCache[str, int] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)

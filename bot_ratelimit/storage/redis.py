@@ -12,15 +12,15 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.observer import Observer, Observers, observers_of
-from bot_ratelimit.storage import driver, wire
+from bot_ratelimit.storage import driver, encoding
 from bot_ratelimit.storage.base import Charge, ConnectionStatus
 from bot_ratelimit.storage.cluster import Shards
 from bot_ratelimit.storage.connection import Connection
-from bot_ratelimit.storage.decisions import Commands, Decisions, Item
+from bot_ratelimit.storage.decision_codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.driver import Client, Endpoint, PoolEndpoint
+from bot_ratelimit.storage.encoding import Command, Hit
 from bot_ratelimit.storage.faults import translated
 from bot_ratelimit.storage.sentinel import SentinelEndpoint
-from bot_ratelimit.storage.wire import Command, Hit
 
 
 class RedisStorage:
@@ -52,7 +52,7 @@ class RedisStorage:
             self._shards = Shards(client)
         else:
             endpoint = _endpoint(client.connection_pool)
-            self._connection = Connection(endpoint, Decisions(endpoint.name))
+            self._connection = Connection(endpoint, DecisionCodec(endpoint.name))
 
     @property
     def is_cluster(self) -> bool:
@@ -129,7 +129,7 @@ class RedisStorage:
                 each.name,
                 each.is_open,
                 each.latency,
-                cast(Decisions, each.codec).uses_script,
+                cast(DecisionCodec, each.codec).uses_script,
                 "" if each.trouble is None else str(each.trouble),
             )
             for each in connections
@@ -156,7 +156,7 @@ class RedisStorage:
         return connection.submit(item, timeout, slot)
 
     def _route(self, key: str) -> tuple[Connection[Item], int]:
-        return cast(Shards, self._shards).route(wire.name(key))
+        return cast(Shards, self._shards).route(encoding.encode_key(key))
 
 
 def _endpoint(pool: Any) -> Endpoint:

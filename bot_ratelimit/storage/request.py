@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
-from bot_ratelimit.storage.wire import Command
+from bot_ratelimit.storage.encoding import Command
 
 Item = TypeVar("Item")
 

@@ -10,7 +10,7 @@ from redis import exceptions
 from redis.asyncio.sentinel import SentinelConnectionPool
 
 from bot_ratelimit.errors import NotConnectedError, StorageError
-from bot_ratelimit.storage import wire
+from bot_ratelimit.storage import encoding
 from bot_ratelimit.storage.driver import (
     Address,
     PoolEndpoint,
@@ -119,7 +119,7 @@ async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
         async with asyncio.timeout(ASK_TIMEOUT):
             stream = await endpoint.connect()
             try:
-                stream.write(wire.encode([b"SENTINEL", b"MASTER", service.encode()]))
+                stream.write(encoding.encode_command([b"SENTINEL", b"MASTER", service.encode()]))
                 reply = await stream.read()
             finally:
                 stream.close()

@@ -12,8 +12,8 @@ from typing import Any
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import Algorithm
-from bot_ratelimit.storage import wire
-from bot_ratelimit.storage.wire import Command, Hit
+from bot_ratelimit.storage import encoding
+from bot_ratelimit.storage.encoding import Command, Hit
 
 
 def needs_script(hit: Hit) -> ConfigError | None:
@@ -53,11 +53,11 @@ def commands(hit: Hit) -> list[Command]:
     if needs_script(hit):
         return []
     if hit.reset:
-        names = [wire.name(charge.key) for charge in hit.charges]
+        names = [encoding.encode_key(charge.key) for charge in hit.charges]
         pairs = [((b"PTTL", each), (b"DEL", each)) for each in names]
         return [(b"MULTI",), *chain.from_iterable(pairs), (b"EXEC",)]
     key, limit = hit.charges[0][:2]
-    name = wire.name(key)
+    name = encoding.encode_key(key)
     if hit.look:
         return [(b"MULTI",), (b"GET", name), (b"PTTL", name), (b"EXEC",)]
     # A key still answers in the very millisecond in which it expires, so it expires one earlier.
@@ -76,7 +76,7 @@ def answer(hit: Hit, replies: Sequence[Any]) -> list[Verdict] | Exception:
     key, limit = hit.charges[0][:2]
     count, left_ms = _count(replies)
     if _is_foreign(hit, count):
-        return wire.foreign(key)
+        return encoding.wrong_type(key)
     if not 0 < left_ms <= limit.period_ms:
         left_ms = limit.period_ms
     over = count >= limit.amount if hit.look else count > limit.amount
@@ -94,10 +94,10 @@ def repairs(hit: Hit, replies: Sequence[Any]) -> list[Command]:
     key, limit = hit.charges[0][:2]
     count, left_ms = _count(replies)
     if _is_foreign(hit, count):
-        return [(b"DECR", wire.name(key))]
+        return [(b"DECR", encoding.encode_key(key))]
     if 0 < left_ms <= limit.period_ms:
         return []
-    return [(b"PEXPIRE", wire.name(key), b"%d" % limit.period_ms)]
+    return [(b"PEXPIRE", encoding.encode_key(key), b"%d" % limit.period_ms)]
 
 
 def _forgotten(hit: Hit, replies: Sequence[Any]) -> list[Verdict]:
@@ -109,7 +109,7 @@ def _forgotten(hit: Hit, replies: Sequence[Any]) -> list[Verdict]:
 
 
 def _is_foreign(hit: Hit, count: int) -> bool:
-    return not (0 if hit.look else 1) <= count < wire.MAX_COUNT
+    return not (0 if hit.look else 1) <= count < encoding.MAX_COUNT
 
 
 def _count(replies: Sequence[Any]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Screening: whether an event is counted at all, for whom, and what it is one with."""
+"""EventFilter: whether an event is counted at all, for whom, and what it is one with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Counted(NamedTuple):
     """What it shares its charge with: an album, or the same update delivered again."""
 
 
-class Screening:
+class EventFilter:
     """What a middleware was told about whom and what to count; see `RateLimitMiddleware`."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Decisions: how hits are put to a Redis server, and how its replies read."""
+"""DecisionCodec: how hits are put to a Redis server, and how its replies read."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from redis import exceptions
 
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.limit import Algorithm
-from bot_ratelimit.storage import transaction, wire
+from bot_ratelimit.storage import encoding, transaction
+from bot_ratelimit.storage.encoding import Command, Hit
 from bot_ratelimit.storage.faults import SCRIPTS_REFUSED, code_of, one_line, translated
 from bot_ratelimit.storage.request import AGAIN, Call, Redirect, Replies, Request
-from bot_ratelimit.storage.wire import Command, Hit
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -45,7 +45,7 @@ class Commands(NamedTuple):
 Item: TypeAlias = "Hit | Commands"
 
 
-class Decisions:
+class DecisionCodec:
     """Puts hits as one call of the script, or as transactions where scripts are refused."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -95,7 +95,7 @@ class Decisions:
             item = call.requests[0].item
             if type(item) is Hit and len(item.charges) == 1:  # as most are on a Redis Cluster
                 self._script, self._refused_until = _CACHED, None
-                return Replies([[wire.only_verdict(replies[0])]])
+                return Replies([[encoding.read_verdict(replies[0])]])
         if not call.requests:  # repairs, whose replies do not matter
             return Replies(())
         if call.requests[0].asking:
@@ -112,14 +112,14 @@ class Decisions:
         return self._refused_until is None or self._clock() >= self._refused_until
 
     def _script_call(self, requests: Sequence[Request[Item]]) -> Call[Item]:
-        arguments = wire.script_arguments([request.item for request in requests])  # type: ignore[misc]  # hits only
+        arguments = encoding.script_arguments([request.item for request in requests])  # type: ignore[misc]  # hits only
         return _asking(Call(requests, [[*self._script, *arguments]]))
 
     def _script_said(self, call: Call[Item], reply: Any) -> Replies:
         if not isinstance(reply, Exception):
             self._script, self._refused_until = _CACHED, None
             hits = [request.item for request in call.requests]
-            answers = wire.script_answers(reply, hits)  # type: ignore[arg-type]  # hits only
+            answers = encoding.read_answers(reply, hits)  # type: ignore[arg-type]  # hits only
             return Replies(answers) if isinstance(reply, bytes) else self._checked(call, answers)
         again = [AGAIN] * len(call.requests)
         if isinstance(reply, exceptions.NoScriptError):  # a server that has just started

@@ -45,18 +45,18 @@ class Hit(NamedTuple):
     """How long ago what is given back was charged."""
 
 
-def foreign(key: str) -> ServerText:
+def wrong_type(key: str) -> ServerText:
     """The error for a key that holds something that is not ours, as the script words it."""
     return ServerText(f"WRONGTYPE '{key}' holds something else")
 
 
-def encode(command: Command) -> bytes:
+def encode_command(command: Command) -> bytes:
     """A command in RESP, the protocol of Redis."""
     parts = [b"$%d\r\n%b\r\n" % (len(part), part) for part in command]
     return b"*%d\r\n%b" % (len(command), b"".join(parts))
 
 
-def name(key: str) -> bytes:
+def encode_key(key: str) -> bytes:
     """A key as Redis knows it; half a character, as a custom id may hold, is kept."""
     return key.encode("utf-8", "surrogatepass")
 
@@ -77,12 +77,12 @@ def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
         charges, once, look, reset, pay, _ = hits[0]
         key, limit, cost, shadow, penalty = charges[0]
         if penalty is None and once is None and not reset and not pay:  # as most on a cluster
-            return [b"1", name(key), _spec(limit, cost, shadow, "?" if look else "", False)]
+            return [b"1", encode_key(key), _spec(limit, cost, shadow, "?" if look else "", False)]
     keys: list[bytes] = []
     specs: list[bytes] = []
     for charges, once, look, reset, pay, age_us in hits:
         if once is not None:
-            keys.append(name(once))
+            keys.append(encode_key(once))
             specs.append(_ONCE_SPEC)
         mode = "!" if reset else "?" if look else pay
         shared = reset or once is not None
@@ -90,7 +90,7 @@ def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
         joined = 2 * len(charges) if shared else len(charges)
         for key, limit, cost, shadow, penalty in charges:
             joined -= 1
-            keys.append(name(key))
+            keys.append(encode_key(key))
             if age_us:
                 spec = _spec(limit, cost, shadow, mode, joined > 0)
                 specs.append(b"%b %d" % (spec, age_us))
@@ -99,19 +99,19 @@ def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
             else:
                 specs.append(_penalty_spec(limit, penalty, mode, joined > 0))
         if shared:
-            keys.extend(name(resets_key(charge.key)) for charge in charges)
+            keys.extend(encode_key(resets_key(charge.key)) for charge in charges)
             specs.extend([_MORE_RESETS_SPEC] * (len(charges) - 1))
             specs.append(_RESETS_SPEC)
     return [b"%d" % len(keys), *keys, *specs]
 
 
-def only_verdict(reply: bytes) -> Verdict:
+def read_verdict(reply: bytes) -> Verdict:
     """The verdict of decide.lua on one charge."""
     wait, remaining, reset = reply.split()
     return new_verdict((int(wait), int(remaining), int(reset)))
 
 
-def script_answers(
+def read_answers(
     reply: bytes | str | list[bytes | str], hits: Sequence[Hit]
 ) -> Sequence[list[Verdict] | Exception]:
     """What decide.lua says to each hit: its verdicts, or the error it met."""

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_ratelimit import Algorithm, Limit
+from bot_ratelimit.adjustments import CHARGES, REFUNDS
 from bot_ratelimit.algorithms import ALGORITHMS, Verdict
 from bot_ratelimit.debt import most_owed
-from bot_ratelimit.paying import CHARGES, REFUNDS
 from tests.test_algorithms import MOMENT, START, us
 
 LIMITS = ("5/10s", "5/10s sliding", "30/minute burst 5")

@@ -50,8 +50,8 @@ class _Waits(TLRUCache[str, Any]):
         return None
 
 
-class States:
-    """States of counts, by key.
+class StateCache:
+    """The states of counts, by key.
 
     Args:
         maxsize: The most keys kept. Beyond it the least recently used one is forgotten; one that

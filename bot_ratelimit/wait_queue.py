@@ -90,7 +90,7 @@ class Asker(Protocol):
         ...
 
 
-class Queues:
+class WaitQueues:
     """The queues of a limiter, one for each set of keys.
 
     Args:
@@ -101,7 +101,7 @@ class Queues:
     def __init__(self, asker: Asker, troubled: Callable[[Sequence[Charge]], bool]) -> None:
         self._asker = asker
         self._troubled = troubled
-        self._queues: dict[tuple[str, ...], Queue] = {}
+        self._queues: dict[tuple[str, ...], WaitQueue] = {}
         self._waiting = 0
 
     async def wait(self, waiter: Waiter) -> Decision:
@@ -111,7 +111,7 @@ class Queues:
         keys = tuple(charge.key for charge in waiter.charges)
         queue = self._queues.get(keys)
         if queue is None:
-            queue = self._queues[keys] = Queue(
+            queue = self._queues[keys] = WaitQueue(
                 self._asker, self._troubled, lambda: self._queues.pop(keys, None)
             )
         self._waiting += 1
@@ -125,7 +125,7 @@ class Queues:
         await asyncio.gather(*(queue.close() for queue in list(self._queues.values())))
 
 
-class Queue:
+class WaitQueue:
     """Waiters for the same keys, first come, first served."""
 
     def __init__(
