@@ -1,4 +1,4 @@
-"""MemoryStorage: counts in this process, for one instance or for when Redis is away."""
+"""MemoryStorage: counts in this process, for a single instance or while Redis is unreachable."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from bot_ratelimit.storage.state_cache import Entry, Retention, StateCache
 
 
 class MemoryStorage:
-    """A `cachetools.TTLCache` of states, moved on by the algorithms.
+    """Keeps counts in this process, in `cachetools` caches.
 
     Args:
-        maxsize: The most keys entry. Beyond it the least recently used one is forgotten, and
-            with it that subject's count: choose more than the users of one period. Counts of
-            refused users are forgotten after all others, and bans last; the log says when a count
-            that still holds is.
-        clock: Seconds from any starting point.
+        maxsize: The maximum number of keys, 1 or more; 10,000 by default. Above it the least
+            recently used count is forgotten, so choose more than the number of users in one period.
+            Counts of refused users are forgotten after all others, and bans last. The log says when
+            a count that still holds is forgotten.
+        clock: Returns seconds from any starting point; `time.monotonic` by default.
+
+    Raises:
+        ConfigError: `maxsize` is not a whole number from 1 up.
     """
 
     source: Literal["memory"] = "memory"
@@ -35,7 +38,8 @@ class MemoryStorage:
             raise ConfigError(f"maxsize={maxsize!r}: expected a whole number from 1 up")
         self._clock = clock
         self._states = StateCache(maxsize, ONCE_MS * 1_000, clock)
-        # Verdicts by token, and the resets that may have come after them, by key and in order.
+        # Verdicts by token. Resets are numbered and kept by key: a verdict that is older than a
+        # reset of its key is not used again.
         self._once: TTLCache[str, Any] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
         self._resets: TTLCache[str, int] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
         self._reset_count = 0
@@ -43,18 +47,18 @@ class MemoryStorage:
     async def hit(
         self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
     ) -> list[Verdict]:
-        """Decide and charge; see `Storage.hit`. Never waits, so never too late."""
+        """Decide and charge; see `Storage.hit`. It never waits, so it never times out."""
         return self.decide(charges, once)
 
     def decide(self, charges: Sequence[Charge], once: str | None = None) -> list[Verdict]:
-        """The same as `hit`, without the coroutine: this storage never has to be awaited."""
+        """Decide and charge like `hit`, without a coroutine: this storage never waits."""
         now = self._now()
         if once is None:
             return self._decide(charges, now)
         shared = self._once.get(once)
         if shared is not None:
             resets, decided, verdicts = shared
-            # The cache counts in floats, which may keep it a microsecond too long.
+            # The cache counts in floats and may keep the entry one microsecond too long.
             if now - decided < ONCE_MS * 1_000 and not self._was_reset(charges, resets):
                 return [_aged(verdict, now - decided) for verdict in verdicts]
         verdicts = self._decide(charges, now)
@@ -101,7 +105,7 @@ class MemoryStorage:
         return "memory"
 
     def open(self) -> None:
-        """There is nothing to open; see `Storage.open`."""
+        """Do nothing: there is nothing to open; see `Storage.open`."""
 
     async def close(self) -> None:
         """Forget everything."""
@@ -147,7 +151,7 @@ class MemoryStorage:
         ]
         refused = any(w and not c.shadow for w, c in zip(waits, charges, strict=True))
         return [
-            # Of a penalty, what it would say after counting this refusal.
+            # For a penalty, the verdict after counting this refusal.
             _step_of(charge, entry, now, int(refused))[1]
             if charge.penalty
             else _step_of(charge, entry, now, 0)[1]._replace(wait=wait)
@@ -195,7 +199,7 @@ def _step_of(charge: Charge, entry: Entry | None, now: int, cost: int) -> Step:
 
 
 def _shared_verdict(charge: Charge, verdict: Verdict) -> Verdict:
-    """The verdict for those who share it: they find a ban that the hit itself brought on."""
+    """The verdict for later hits with the same token: a ban that this hit caused refuses them."""
     banned = charge.penalty is not None and not verdict.remaining
     return verdict._replace(wait=verdict.reset) if banned else verdict
 

@@ -1,4 +1,4 @@
-"""What a MemoryStorage keeps, by key: bounded; refused users are forgotten late, bans last."""
+"""StateCache: the bounded caches of a MemoryStorage; counts of refused users are evicted late."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ log = logging.getLogger("bot_ratelimit")
 
 LOG_EVERY: Final = 60.0
 _SLACK: Final = 2_000
-"""Microseconds that a state is entry after its end; what counts is for the algorithms to say."""
+"""Microseconds that a state stays cached after its end; the algorithms decide if it counts."""
 
 
 class Retention(IntEnum):
-    """Why a state is not to be forgotten: the higher, the later it is."""
+    """How important it is to keep a state: states with a lower value are evicted first."""
 
     NORMAL = 0
     REFUSED = 1
@@ -25,7 +25,10 @@ class Retention(IntEnum):
 
 
 class Entry:
-    """A state, when nothing of it counts any more, and how long its cache keeps it (in µs)."""
+    """A state and its two times in microseconds.
+
+    After `ends` nothing in the state counts any more. The cache keeps the entry until `until`.
+    """
 
     __slots__ = ("ends", "retention", "state", "until")
 
@@ -37,14 +40,14 @@ class Entry:
 
 
 class _Counts(TTLCache[str, Any]):
-    """Counts of users who are not refused; None where there is none, without an exception."""
+    """Counts of users who are not refused; a missing key gives None instead of a KeyError."""
 
     def __missing__(self, key: str) -> None:
         return None
 
 
 class _UntilEnd(TLRUCache[str, Any]):
-    """Counts that refuse somebody, or bans, each until its own end."""
+    """Counts of refused users, or bans. Each entry expires at its own end."""
 
     def __missing__(self, key: str) -> None:
         return None
@@ -54,25 +57,27 @@ class StateCache:
     """The states of counts, by key.
 
     Args:
-        maxsize: The most keys entry. Beyond it the least recently used one is forgotten; one that
-            refuses somebody only when there is no other, and a ban only when there are only bans.
-        ttl: Microseconds; for how long a state is entry at first. It grows with the longest limit.
-        clock: Seconds from any starting point.
+        maxsize: The maximum number of keys. Above it the least recently used count is evicted: a
+            count that refuses a user only if there is no other, and a ban only if there are only
+            bans.
+        ttl: How long a state is kept at first, in microseconds. It grows with the longest limit.
+        clock: Returns seconds from any starting point.
     """
 
     def __init__(self, maxsize: int, ttl: int, clock: Callable[[], float]) -> None:
         self._maxsize = maxsize
         self._clock = clock
         self._ttl = ttl
-        # Newest first. A TTLCache has one TTL for all: for a longer one there is a new cache, and
-        # the states of the old one stay there until they are used or over. Copying would take long.
+        # Newest first. All entries of a TTLCache have the same TTL, so a longer TTL needs a new
+        # cache. States stay in the old one until they are used or expire: copying them would be
+        # slow.
         self._counts = [self._new_counts()]
         self._refused = _UntilEnd(maxsize, _end_of, timer=clock)
-        self._bans: _UntilEnd | None = None  # most bots ban nobody, and so need not look there
+        self._bans: _UntilEnd | None = None  # created on first use: most bots ban nobody
         self._logged: dict[Retention, float] = {}
 
     def get(self, key: str) -> Entry | None:
-        """What is entry under this key."""
+        """Return the entry of this key, or None."""
         for cache in self._counts:
             entry: Entry | None = cache[key]
             if entry is not None:
@@ -83,18 +88,18 @@ class StateCache:
     def put(
         self, key: str, entry: Entry | None, state: Any, ends: int, retention: Retention
     ) -> None:
-        """Keep this state instead of what `get` gave, until it ends.
+        """Store a state until it ends, in place of the entry that `get` returned.
 
         Args:
-            key: Whose state it is.
-            entry: What `get` gave for the key.
-            state: The state, which may be the same as before.
-            ends: When nothing of it counts any more, in microseconds.
-            retention: Whom it refuses, and so when it is forgotten.
+            key: The key of the state.
+            entry: What `get` returned for the key.
+            state: The state, which may be the same object as before.
+            ends: When nothing in it counts any more, in microseconds.
+            retention: How important it is to keep the state.
         """
         if entry is not None:
             if entry.retention is retention and ends <= entry.until:
-                entry.state, entry.ends = state, ends  # far cheaper than to put it in again
+                entry.state, entry.ends = state, ends  # much cheaper than storing a new entry
                 return
             self.pop(key)
         else:
@@ -104,24 +109,24 @@ class StateCache:
             return
         now = round(self._clock() * 1_000_000)
         if ends - now > self._ttl:
-            self._ttl = 1 << (ends - now).bit_length()  # in powers of two, so seldom
+            self._ttl = 1 << (ends - now).bit_length()  # powers of two, so that this is rare
             self._counts.insert(0, self._new_counts())
         self._counts[0][key] = Entry(state, ends, now + self._ttl, retention)
 
     def pop(self, key: str) -> Entry | None:
-        """Forget this key, and return what was entry."""
+        """Remove this key and return its entry, or None."""
         found = None
         for cache in self._all_caches():
             found = found or cache.pop(key, None)
         return found
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         for cache in self._all_caches():
             cache.clear()
 
     def __len__(self) -> int:
-        """How many keys are entry; some may be over."""
+        """The number of keys; some of them may have ended already."""
         return sum(map(len, self._all_caches()))
 
     def _make_room(self) -> None:
@@ -136,7 +141,7 @@ class StateCache:
             self._warn(entry.retention)
 
     def _all_caches(self) -> Iterator[Cache[str, Any]]:
-        """All of them; what is worth most comes last."""
+        """All caches, in the order of eviction."""
         yield from reversed(self._counts)
         yield self._refused
         if self._bans is not None:
