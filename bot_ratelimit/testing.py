@@ -26,7 +26,7 @@ from typing import Literal, TypeAlias
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.rule import Subject
-from bot_ratelimit.storage.banlist import Ban, BanList, Who, ban_list_of
+from bot_ratelimit.storage.banlist import Ban, BanList, BanTarget, ban_list_of
 from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of
 from bot_ratelimit.storage.memory import MemoryStorage
@@ -177,7 +177,9 @@ class FlakyBanList:
         await self._suffer(timeout)
         return await self._bans.drop(subject, by_hand=by_hand, timeout=timeout)
 
-    async def load(self, version: str, *, timeout: float) -> tuple[str, dict[Who, float]] | None:
+    async def load(
+        self, version: str, *, timeout: float
+    ) -> tuple[str, dict[BanTarget, float]] | None:
         """See `BanList.load`."""
         await self._suffer(timeout, counts=False)
         return await self._bans.load(version, timeout=timeout)

@@ -55,23 +55,23 @@ class FallbackLimiter:
     async def hit(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
         """Take a permit from each of the rules, or from none."""
         if self._local is None:
-            return await self._limiter.hit(rules, subject, cost, _tell=False, _outgoing=True)
+            return await self._limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
         async with self._concurrent:
             if self._closed:
-                return await self._local.hit(rules, subject, cost, _tell=False, _outgoing=True)
-            decision = await self._limiter.hit(rules, subject, cost, _tell=False, _outgoing=True)
+                return await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
+            decision = await self._limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
             if decision.source != self.source:
                 # A permit that was perhaps taken twice delays one message; pacing alone while
                 # other instances share the budget brings 429s. With an open circuit this is free.
                 decision = await self._limiter.hit(
-                    rules, subject, cost, _tell=False, _outgoing=True
+                    rules, subject, cost, _notify=False, _outgoing=True
                 )
         if decision.source == self.source:
             if decision.allowed:
-                await self._local.hit(rules, subject, cost, _tell=False, _outgoing=True)
+                await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
             return decision
         self._warn()
-        return await self._local.hit(rules, subject, cost, _tell=False, _outgoing=True)
+        return await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
 
     def _warn(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -80,18 +80,18 @@ class Floods:
         """
         bot, seconds = request.bot.id, float(error.retry_after)
         whole_bot = queue is None or (fresh and self._is_common(bot, queue))
-        self._tell(request, queue, seconds, whole_bot)
+        self._log(request, queue, seconds, whole_bot)
         if self._observer is not None:
             self._observer.flood_waited("bot" if whole_bot else "chat", seconds)
         if queue is not None:
             self._block_chat(queue, seconds)
             subject = subject_of(bot, queue.chat, _business(request))
             rule = self._budgets.chat_block(queue.chat)
-            await self._limiter.hit(blocking(rule, seconds), subject, _tell=False, _outgoing=True)
+            await self._limiter.hit(blocking(rule, seconds), subject, _notify=False, _outgoing=True)
         if whole_bot:
             self._block_bot(bot, seconds)
             rule, subject = self._budgets.bot_block, subject_of(bot, "", None)
-            await self._limiter.hit(blocking(rule, seconds), subject, _tell=False, _outgoing=True)
+            await self._limiter.hit(blocking(rule, seconds), subject, _notify=False, _outgoing=True)
 
     def _block_chat(self, queue: ChatQueue, seconds: float) -> None:
         now = asyncio.get_running_loop().time()
@@ -114,7 +114,7 @@ class Floods:
         recent = [1 for at, whose, _ in self._fresh if whose == bot and now - at <= _TOGETHER]
         return len(recent) >= _MANY
 
-    def _tell(
+    def _log(
         self, request: Request, queue: ChatQueue | None, seconds: float, whole_bot: bool
     ) -> None:
         now = asyncio.get_running_loop().time()

@@ -51,7 +51,7 @@ T = TypeVar("T", bound="int | str")
 TIMEOUT: Final = 1.0
 # WaitQueues of chats that nothing is remembered of are dropped now and then.
 _SWEEP_EVERY: Final = 1.0
-_TOLD: Final = 10
+_MAX_NAMED: Final = 10
 
 
 class OutgoingLimits(BaseRequestMiddleware):
@@ -122,7 +122,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         floods = Floods(limiter, self.budgets, self._observer)
         self._pacer = Pacer(limiter, self.budgets, floods, self._sleeper, self.max_wait)
         terms = Terms(self.retries, self.max_wait, repeat_albums, in_order)
-        self._delivery = Delivery(self._pacer, floods, self._sleeper, terms, self._tell_queued)
+        self._delivery = Delivery(self._pacer, floods, self._sleeper, terms, self._notify_queued)
         self._queues: dict[tuple[int, int | str, str | None], ChatQueue] = {}
         self._sweep_at = 0.0
         self._under_way = 0
@@ -276,9 +276,9 @@ class OutgoingLimits(BaseRequestMiddleware):
 
     def _count(self, change: int) -> None:
         self._under_way += change
-        self._tell_queued()
+        self._notify_queued()
 
-    def _tell_queued(self) -> None:
+    def _notify_queued(self) -> None:
         if self._observer is not None:
             self._observer.queued(max(0, self._under_way - self._delivery.paced_in_flight))
 
@@ -302,11 +302,11 @@ class OutgoingLimits(BaseRequestMiddleware):
             if entry.requests and not entry.in_flight
         )
         for queue in self._queues.values():
-            queue.abandon(_ending())
-        self._sleeper.interrupt(_ending)
+            queue.abandon(_shutting_down())
+        self._sleeper.interrupt(_shutting_down)
         if unsent:
-            told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_TOLD))
-            more = f" and {len(unsent) - _TOLD} more chats" if len(unsent) > _TOLD else ""
+            told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_MAX_NAMED))
+            more = f" and {len(unsent) - _MAX_NAMED} more chats" if len(unsent) > _MAX_NAMED else ""
             log.warning("%d requests were not sent: %s%s", unsent.total(), told, more)
         await self._pacer.close()
         await self._delivery.landed(timeout)
@@ -319,7 +319,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         if queue.is_merging(request):
             return
         if self._pacer.closed:
-            raise _ending()
+            raise _shutting_down()
         if not waiting_allowed.get():
             raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
         if queue.waiting >= self.max_waiting:
@@ -351,7 +351,7 @@ class OutgoingLimits(BaseRequestMiddleware):
                 del self._queues[key]
 
 
-def _ending() -> NotSentError:
+def _shutting_down() -> NotSentError:
     return NotSentError("not sent: the bot is shutting down")
 
 

@@ -35,10 +35,10 @@ class Hit(NamedTuple):
 
     charges: Sequence[Charge]
     once: str | None = None
-    look: bool = False
+    peek: bool = False
     reset: bool = False
-    """Look, then forget: the answer is what a look would have said."""
-    pay: str = ""
+    """Look, then forget: the answer is what a peek would have said."""
+    adjust: str = ""
     """`"+"` charges whatever is left, `"-"` gives back: the answer is what a hit of cost 1 is told
     afterwards."""
     age_us: int = 0
@@ -74,17 +74,17 @@ def resets_key(key: str) -> str:
 def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
     """`numkeys key … arg …` for decide.lua: a key and its spec for each charge."""
     if len(hits) == 1 and len(hits[0].charges) == 1:
-        charges, once, look, reset, pay, _ = hits[0]
+        charges, once, peek, reset, adjust, _ = hits[0]
         key, limit, cost, shadow, penalty = charges[0]
-        if penalty is None and once is None and not reset and not pay:  # as most on a cluster
-            return [b"1", encode_key(key), _spec(limit, cost, shadow, "?" if look else "", False)]
+        if penalty is None and once is None and not reset and not adjust:  # as most on a cluster
+            return [b"1", encode_key(key), _spec(limit, cost, shadow, "?" if peek else "", False)]
     keys: list[bytes] = []
     specs: list[bytes] = []
-    for charges, once, look, reset, pay, age_us in hits:
+    for charges, once, peek, reset, adjust, age_us in hits:
         if once is not None:
             keys.append(encode_key(once))
             specs.append(_ONCE_SPEC)
-        mode = "!" if reset else "?" if look else pay
+        mode = "!" if reset else "?" if peek else adjust
         shared = reset or once is not None
         # How many more keys go with this one.
         joined = 2 * len(charges) if shared else len(charges)
@@ -125,10 +125,10 @@ def read_answers(
     if not errors:
         return found
     reasons = [ServerText(_text(error)) for error in errors]
-    return [_explained(verdicts, hit, reasons) for verdicts, hit in zip(found, hits, strict=True)]
+    return [_with_errors(verdicts, hit, reasons) for verdicts, hit in zip(found, hits, strict=True)]
 
 
-def _explained(
+def _with_errors(
     verdicts: list[Verdict], hit: Hit, reasons: Sequence[ServerText]
 ) -> list[Verdict] | Exception:
     if verdicts[0].wait == _FAILED:

@@ -159,11 +159,11 @@ class MemoryStorage:
         ]
 
     def _adjusted(
-        self, charge: Charge, pay: Callable[..., Any], now: int, *arguments: int
+        self, charge: Charge, adjust: Callable[..., Any], now: int, *arguments: int
     ) -> Verdict:
         entry = self._states.get(charge.key)
         before = None if entry is None else entry.state
-        state = pay(before, now, charge.limit, *arguments)
+        state = adjust(before, now, charge.limit, *arguments)
         algorithm = ALGORITHMS[charge.limit.algorithm]
         verdict = algorithm(state, now, charge.limit, 0)[1]
         verdict = verdict._replace(wait=algorithm(state, now, charge.limit, 1)[1].wait)

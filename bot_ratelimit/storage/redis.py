@@ -67,17 +67,17 @@ class RedisStorage:
 
     def peek(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
         """Look without charging; see `Storage.peek`."""
-        return self._submit(Hit(charges, look=True), charges[0].key, timeout)
+        return self._submit(Hit(charges, peek=True), charges[0].key, timeout)
 
     def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
         """Charge whatever is left; see `Storage.charge`."""
-        return self._submit(Hit(charges, pay="+"), charges[0].key, timeout)
+        return self._submit(Hit(charges, adjust="+"), charges[0].key, timeout)
 
     def refund(
         self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
     ) -> Awaitable[list[Verdict]]:
         """Give back; see `Storage.refund`."""
-        return self._submit(Hit(charges, pay="-", age_us=age_us), charges[0].key, timeout)
+        return self._submit(Hit(charges, adjust="-", age_us=age_us), charges[0].key, timeout)
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget these keys; see `Storage.reset`."""
@@ -130,7 +130,7 @@ class RedisStorage:
                 each.is_open,
                 each.latency,
                 cast(DecisionCodec, each.codec).uses_script,
-                "" if each.trouble is None else str(each.trouble),
+                "" if each.last_error is None else str(each.last_error),
             )
             for each in connections
             if each is not None
