@@ -46,7 +46,7 @@ class EventFilter:
         self._once_per_update = _checked_bool("once_per_update", once_per_update)
         self.per_bot = _checked_bool("per_bot", per_bot)
 
-    def exempt_also(self, exempt: frozenset[int], limited: frozenset[int]) -> None:
+    def set_live_exemptions(self, exempt: frozenset[int], limited: frozenset[int]) -> None:
         """Add to the ids that are exempt, and take from them; nothing of before stays."""
         self.exempt_ids = (self._given_ids | exempt) - limited
 

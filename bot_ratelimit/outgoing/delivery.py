@@ -19,7 +19,7 @@ from bot_ratelimit.outgoing.pacing import Pacer
 from bot_ratelimit.outgoing.sleeper import Sleeper
 from bot_ratelimit.waiting_allowed import waiting_allowed
 
-leaving: Final[ContextVar[Callable[[], None] | None]] = ContextVar(
+before_send: Final[ContextVar[Callable[[], None] | None]] = ContextVar(
     "bot_ratelimit_leaving", default=None
 )
 """Called when a request of this context leaves, just before Telegram may have got it."""
@@ -28,7 +28,7 @@ broadcasting: Final[ContextVar[bool]] = ContextVar("bot_ratelimit_broadcasting",
 """Whether what is sent in this context is part of a broadcast."""
 
 
-class Terms(NamedTuple):
+class DeliveryOptions(NamedTuple):
     """When a request that was answered with 429 is sent again."""
 
     retries: int
@@ -44,8 +44,8 @@ class Delivery:
         pacer: Takes their permits.
         floods: Hears of 429s.
         sleeper: Sleeps that end with the bot.
-        terms: When they are repeated.
-        changed: Called when one that took a permit has left.
+        options: When they are repeated.
+        on_change: Called when one that took a permit has left.
     """
 
     def __init__(
@@ -53,21 +53,21 @@ class Delivery:
         pacer: Pacer,
         floods: Floods,
         sleeper: Sleeper,
-        terms: Terms,
-        changed: Callable[[], None],
+        options: DeliveryOptions,
+        on_change: Callable[[], None],
     ) -> None:
         self.in_flight = 0
         """How many requests Telegram has not answered yet."""
         self.paced_in_flight = 0
         """How many of them took their turn in a queue."""
-        self._changed = changed
+        self._on_change = on_change
         self._pacer = pacer
         self._floods = floods
         self._sleeper = sleeper
-        self._terms = terms
-        self._landed = asyncio.Event()
+        self._options = options
+        self._all_answered = asyncio.Event()
 
-    async def in_turn(self, queue: ChatQueue, request: Request) -> Any:
+    async def send_paced(self, queue: ChatQueue, request: Request) -> Any:
         """Wait for the turn, or for the outcome of the newer edit that is sent instead."""
         if (turn := queue.join(request)) is not None:
             try:
@@ -92,37 +92,37 @@ class Delivery:
         queue.release(entry)
         return result
 
-    async def now_or_never(self, queue: ChatQueue, request: Request) -> Any:
+    async def send_or_drop(self, queue: ChatQueue, request: Request) -> Any:
         """A chat action, which says what the bot does at this moment, or nothing."""
         if not await self._pacer.try_once(queue, request):
             return True
         try:
             return await self._send(request)
         except TelegramRetryAfter as error:
-            await self._floods.met(queue, request, error, fresh=False)
+            await self._floods.on_retry_after(queue, request, error, fresh=False)
             return True
 
     async def unpaced(self, request: Request) -> Any:
         """What takes no permit, but waits after a 429 of its own."""
-        for _ in range(self._terms.retries):
+        for _ in range(self._options.retries):
             try:
                 return await self._send(request)
             except TelegramRetryAfter as error:
                 if request.traffic.kind is not Kind.OTHER:
-                    await self._floods.met(None, request, error, fresh=False)
-                if self._pacer.closed or not self._repeats(request, error.retry_after):
+                    await self._floods.on_retry_after(None, request, error, fresh=False)
+                if self._pacer.closed or not self._may_repeat(request, error.retry_after):
                     raise
                 await self._sleeper.sleep(error.retry_after)
         return await self._send(request)
 
-    async def landed(self, timeout: float) -> None:
+    async def wait_for_answers(self, timeout: float) -> None:
         """Wait until Telegram has answered everything, or the time is over."""
         if self.in_flight:
-            self._landed.clear()
+            self._all_answered.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._landed.wait(), timeout)
+                await asyncio.wait_for(self._all_answered.wait(), timeout)
 
-    def refuse_if_closed(self, bot: Bot, method: Method) -> None:
+    def check_session_open(self, bot: Bot, method: Method) -> None:
         """A session that was closed would open itself again for a late request, and stay open."""
         if self._pacer.closed and _is_closed(bot.session):
             raise NotSentError(
@@ -141,9 +141,11 @@ class Delivery:
             try:
                 result = await self._send(newest, queue)
             except TelegramRetryAfter as error:
-                await self._floods.met(queue, newest, error, fresh=permit.fresh)
+                await self._floods.on_retry_after(queue, newest, error, fresh=permit.fresh)
                 attempt += 1
-                if attempt > self._terms.retries or not self._repeats(newest, error.retry_after):
+                if attempt > self._options.retries:
+                    raise
+                if not self._may_repeat(newest, error.retry_after):
                     raise
             else:
                 self._pacer.learn(queue, permit)
@@ -151,19 +153,19 @@ class Delivery:
             finally:
                 entry.in_flight = False
             queue.reopen(entry)
-            await self._pacer.regain(queue, request)
+            await self._pacer.retake_turn(queue, request)
 
     async def _send(self, request: Request, queue: ChatQueue | None = None) -> Any:
         bot, timer = request.bot, None
-        self.refuse_if_closed(bot, request.method)
-        if on_leaving := leaving.get():
-            on_leaving()
+        self.check_session_open(bot, request.method)
+        if on_before_send := before_send.get():
+            on_before_send()
         if queue is not None:
-            wait = OVERTAKE_AFTER if self._terms.in_order else 0
+            wait = OVERTAKE_AFTER if self._options.in_order else 0
             loop = asyncio.get_running_loop()
             timer = loop.call_later(wait, queue.release, request.entry)
             self.paced_in_flight += 1
-            self._changed()
+            self._on_change()
         self.in_flight += 1
         try:
             return await request.send(bot, request.method)
@@ -173,12 +175,12 @@ class Delivery:
                 self.paced_in_flight -= 1
             self.in_flight -= 1
             if not self.in_flight:
-                self._landed.set()
+                self._all_answered.set()
 
-    def _repeats(self, request: Request, seconds: float) -> bool:
-        if request.traffic.items and not self._terms.repeat_albums:
+    def _may_repeat(self, request: Request, seconds: float) -> bool:
+        if request.traffic.items and not self._options.repeat_albums:
             return False
-        return waiting_allowed.get() and (request.broadcast or seconds <= self._terms.max_wait)
+        return waiting_allowed.get() and (request.broadcast or seconds <= self._options.max_wait)
 
 
 def _is_closed(session: Any) -> bool:

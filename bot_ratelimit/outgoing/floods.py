@@ -52,12 +52,12 @@ class Floods:
         self._fresh: deque[tuple[float, int, int | str]] = deque(maxlen=_MANY)
         self._log_again = 0.0
 
-    def rest(self, queue: ChatQueue, bot: int) -> float:
+    def blocked_for(self, queue: ChatQueue, bot: int) -> float:
         """Seconds that are left of what this process knows of; 0.0 or less if nothing."""
         now = asyncio.get_running_loop().time()
         return max(queue.blocked_until, self._bots.get(bot, 0.0)) - now
 
-    def heard(self, queue: ChatQueue, bot: int, decision: Decision) -> bool:
+    def note_refusal(self, queue: ChatQueue, bot: int, decision: Decision) -> bool:
         """Note a refusal; True if it is a block that was met, and not a budget that is used up."""
         if not decision.banned or not isinstance(decision.rule, Penalty):
             return False
@@ -67,7 +67,7 @@ class Floods:
             self._block_chat(queue, decision.retry_after)
         return True
 
-    async def met(
+    async def on_retry_after(
         self, queue: ChatQueue | None, request: Request, error: TelegramRetryAfter, *, fresh: bool
     ) -> None:
         """Block the chat, or the bot, for as long as Telegram says.
@@ -79,7 +79,7 @@ class Floods:
             fresh: Whether the chat had been quiet, so that it cannot be the chat's own limit.
         """
         bot, seconds = request.bot.id, float(error.retry_after)
-        whole_bot = queue is None or (fresh and self._is_common(bot, queue))
+        whole_bot = queue is None or (fresh and self._many_chats_refused(bot, queue))
         self._log(request, queue, seconds, whole_bot)
         if self._observer is not None:
             self._observer.flood_waited("bot" if whole_bot else "chat", seconds)
@@ -105,7 +105,7 @@ class Floods:
         until = asyncio.get_running_loop().time() + seconds
         self._bots[bot] = max(self._bots.get(bot, 0.0), until)
 
-    def _is_common(self, bot: int, queue: ChatQueue) -> bool:
+    def _many_chats_refused(self, bot: int, queue: ChatQueue) -> bool:
         """Whether several chats that had been quiet were refused at the same time."""
         now = asyncio.get_running_loop().time()
         others = {chat for _, whose, chat in self._fresh if whose == bot}

@@ -26,7 +26,7 @@ from bot_ratelimit.observer import Observer, ObserverLike, RequestOutcome, obser
 from bot_ratelimit.outgoing.broadcast import run
 from bot_ratelimit.outgoing.budgets import Budgets
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request, Send
-from bot_ratelimit.outgoing.delivery import Delivery, Terms, broadcasting
+from bot_ratelimit.outgoing.delivery import Delivery, DeliveryOptions, broadcasting
 from bot_ratelimit.outgoing.floods import Floods, describe
 from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.methods import Kind, Method, chat_of, edit_of, traffic_of
@@ -121,8 +121,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         self._sleeper = Sleeper()
         floods = Floods(limiter, self.budgets, self._observer)
         self._pacer = Pacer(limiter, self.budgets, floods, self._sleeper, self.max_wait)
-        terms = Terms(self.retries, self.max_wait, repeat_albums, in_order)
-        self._delivery = Delivery(self._pacer, floods, self._sleeper, terms, self._notify_queued)
+        options = DeliveryOptions(self.retries, self.max_wait, repeat_albums, in_order)
+        self._delivery = Delivery(self._pacer, floods, self._sleeper, options, self._report_queued)
         self._queues: dict[tuple[int, int | str, str | None], ChatQueue] = {}
         self._sweep_at = 0.0
         self._under_way = 0
@@ -255,7 +255,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
     async def _paced(self, make_request: Send, bot: Bot, method: Method) -> Any:
         traffic = traffic_of(type(method))
-        self._delivery.refuse_if_closed(bot, method)
+        self._delivery.check_session_open(bot, method)
         bulk, edit = broadcasting.get(), None
         if traffic.kind is Kind.EDIT and self._merge_edits and not bulk:
             edit = edit_of(method, traffic)
@@ -265,20 +265,20 @@ class OutgoingLimits(BaseRequestMiddleware):
             return await self._delivery.unpaced(request)
         queue = self._queue(bot.id, chat, getattr(method, "business_connection_id", None))
         if traffic.kind is Kind.ACTION:
-            return await self._delivery.now_or_never(queue, request)
+            return await self._delivery.send_or_drop(queue, request)
         if queue.holder is not None:
             self._admit(queue, request)
         self._count(1)
         try:
-            return await self._delivery.in_turn(queue, request)
+            return await self._delivery.send_paced(queue, request)
         finally:
             self._count(-1)
 
     def _count(self, change: int) -> None:
         self._under_way += change
-        self._notify_queued()
+        self._report_queued()
 
-    def _notify_queued(self) -> None:
+    def _report_queued(self) -> None:
         if self._observer is not None:
             self._observer.queued(max(0, self._under_way - self._delivery.paced_in_flight))
 
@@ -309,7 +309,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             more = f" and {len(unsent) - _MAX_NAMED} more chats" if len(unsent) > _MAX_NAMED else ""
             log.warning("%d requests were not sent: %s%s", unsent.total(), told, more)
         await self._pacer.close()
-        await self._delivery.landed(timeout)
+        await self._delivery.wait_for_answers(timeout)
         if self._delivery.in_flight:
             log.warning("%d requests have no answer yet", self._delivery.in_flight)
         if self._closes:

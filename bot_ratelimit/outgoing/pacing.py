@@ -81,10 +81,10 @@ class Pacer:
             TelegramRetryAfter: A block lasts longer than requests wait.
         """
         while queue.owed:
-            part, rest = self._budgets.instalment(queue.owed)
+            part, rest = self._budgets.split(queue.owed)
             await self._take(queue, request, part)
             queue.owed = rest
-        part, rest = self._budgets.instalment(
+        part, rest = self._budgets.split(
             self._budgets.owed(queue.chat, request.traffic.cost(request.method))
         )
         permit = await self._take(queue, request, part)
@@ -112,19 +112,19 @@ class Pacer:
                 else:
                     self._check_may_wait(request)
                     await self._sleeper.sleep(decision.retry_after + _jitter(_JITTER))
-        await self.regain(queue, request)
+        await self.retake_turn(queue, request)
         await self._wait_for_block(queue, request)
 
     async def try_once(self, queue: ChatQueue, request: Request) -> bool:
         """Take a permit if there is one now, without a turn."""
-        if queue.waiting or self._floods.rest(queue, request.bot.id) > 0:
+        if queue.waiting or self._floods.blocked_for(queue, request.bot.id) > 0:
             return False
         decision, _ = await self._ask(queue, request, self._budgets.owed(queue.chat, 1))
         if not decision.allowed:
-            self._floods.heard(queue, request.bot.id, decision)
+            self._floods.note_refusal(queue, request.bot.id, decision)
         return decision.allowed
 
-    async def regain(self, queue: ChatQueue, request: Request) -> None:
+    async def retake_turn(self, queue: ChatQueue, request: Request) -> None:
         """Have the turn again, before all others of its kind."""
         if (turn := queue.step_back(request)) is not None:
             await turn
@@ -155,9 +155,9 @@ class Pacer:
                     asked += queue.lag
                 # Alone, nobody knows what the other instances have sent.
                 known = decision.source == self._limiter.source
-                fresh = known and self._budgets.is_full(queue.chat, part, decision.remaining)
+                fresh = known and self._budgets.was_unused(queue.chat, part, decision.remaining)
                 return Permit(asked, fresh)
-            if not self._floods.heard(queue, request.bot.id, decision):
+            if not self._floods.note_refusal(queue, request.bot.id, decision):
                 self._check_may_wait(request)
                 if asked < self._lag_until:
                     queue.lag = max(queue.lag, self._lag)
@@ -176,7 +176,7 @@ class Pacer:
         return decision, now
 
     async def _wait_for_block(self, queue: ChatQueue, request: Request) -> None:
-        while (rest := self._floods.rest(queue, request.bot.id)) > 0:
+        while (rest := self._floods.blocked_for(queue, request.bot.id)) > 0:
             self._check_may_wait(request)
             if rest > self._max_wait and not request.broadcast:
                 raise retry_after(request, rest)
@@ -189,7 +189,7 @@ class Pacer:
             return
         queue.release(request.entry)
         await self._sleeper.sleep(seconds)
-        await self.regain(queue, request)
+        await self.retake_turn(queue, request)
 
     def _check_may_wait(self, request: Request, *, refused: bool = True) -> None:
         if self.closed:

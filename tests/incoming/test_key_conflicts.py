@@ -166,7 +166,7 @@ def test_names_of_rules_that_are_counted_apart(first: Any, second: Any, names: l
     one, other = make(first), make(second)
     dispatcher.message.middleware(one)
     dispatcher.message.middleware(other)
-    one._meet(dispatcher)
+    one._discover(dispatcher)
     assert [rule.name for rule in other.rules] == names
     assert other.rules[0].key("bot", Subject(42, -100)) not in {
         rule.key("bot", Subject(42, -100))
@@ -189,7 +189,7 @@ def test_limits_that_are_functions_are_told_apart() -> None:
     middlewares = [make(Rule(limit)) for limit in (generous, strict, generous)]
     for each in middlewares:
         dispatcher.message.middleware(each)
-    middlewares[2]._meet(dispatcher)
+    middlewares[2]._discover(dispatcher)
     assert [each.rules[0].name for each in middlewares] == ["", "strict", ""]
 
 
