@@ -16,7 +16,11 @@ from bot_ratelimit.storage.states import Held, Kept, States
 
 
 class MemoryStorage:
-    """A `cachetools.TTLCache` of states, moved on by the algorithms.
+    """Counts in this process, in a `cachetools.TTLCache`: for one instance, and for tests.
+
+    ::
+
+        Limiter(MemoryStorage(maxsize=100_000))
 
     Args:
         maxsize: The most keys kept. Beyond it the least recently used one is forgotten, and
