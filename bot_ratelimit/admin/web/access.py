@@ -74,6 +74,4 @@ class Access:
         raise web.HTTPSeeOther("./")
 
     def _is_right(self, token: str) -> bool:
-        return self._token is not None and hmac.compare_digest(
-            token.encode(), self._token.encode()
-        )
+        return self._token is not None and hmac.compare_digest(token.encode(), self._token.encode())
