@@ -54,6 +54,10 @@ class Refusal(NamedTuple):
 class Notices:
     """Tells refused users, in a way that Telegram allows however many there are.
 
+    ::
+
+        RateLimitMiddleware("5/10s", redis, on_limited=Notices("Wait {seconds} s.", in_groups=True))
+
     - A button press is always answered, or the button would keep its spinner: with the text, and
       a `cache_time` of the wait, so that the client itself answers the next presses.
     - An inline query gets an empty result for this user, cached for the wait.
@@ -125,13 +129,13 @@ class Notices:
             kind = "callback" if isinstance(event, CallbackQuery) else "inline"
         result: NoticeResult = "failed"
         try:
-            sent = await self._tell(event, decision, subject, limiter, data)
+            sent = await self._send(event, decision, subject, limiter, data)
             result = "sent" if sent else "silent"
         finally:
             if limiter.observer is not None:
                 limiter.observer.noticed(kind, result)
 
-    async def _tell(
+    async def _send(
         self,
         event: TelegramObject,
         decision: Decision,
@@ -143,7 +147,7 @@ class Notices:
         wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
         busy = isinstance(decision.rule, Concurrency)
         if isinstance(event, CallbackQuery):
-            if not _leave_to_us(data.get("callback_answer")):
+            if not _may_answer(data.get("callback_answer")):
                 return False
             text = self._text(event, wait, busy)[:_CALLBACK_TEXT]
             await event.answer(text, cache_time=0 if busy else wait)
@@ -163,7 +167,7 @@ class Notices:
         rule = self._once(event, decision, subject)
         if rule is None:
             return False
-        told = await limiter.hit(rule, subject, _tell=False)
+        told = await limiter.hit(rule, subject, _notify=False)
         # Without the storage nobody knows whether the user was told already: rather be silent.
         if not told.allowed or told.source not in ("redis", "memory"):
             return False
@@ -213,7 +217,7 @@ def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:
     return {language.lower(): text for language, text in by_language.items()}
 
 
-def _leave_to_us(answer: object) -> bool:
+def _may_answer(answer: object) -> bool:
     """Whether aiogram's CallbackAnswerMiddleware, if it is there, lets us answer."""
     if not isinstance(answer, CallbackAnswer):
         return True
