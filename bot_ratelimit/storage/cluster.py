@@ -132,7 +132,7 @@ class Shards:
     def _connection(self, endpoint: driver.Endpoint) -> Connection[Item]:
         connection: Connection[Item] = Connection(
             endpoint,
-            Decisions(endpoint.name),
+            Decisions(lambda: endpoint.where),
             redirect=self._follow,
             on_trouble=self._look,
         )
