@@ -281,7 +281,7 @@ async def test_one_key_with_two_limits_is_an_error(setup: bool) -> None:
     child = bot.dispatcher.include_router(Router())
     bot.dispatcher.message.register(draw, flags=drawing("3/day"))
     child.callback_query.register(paint, flags=drawing("9/hour"))
-    both = r"(?=.*test_sharing\.draw)(?=.*test_sharing\.paint)(?=.*3/day)(?=.*9/hour)"
+    both = r"(?=.*test_key_conflicts\.draw)(?=.*test_key_conflicts\.paint)(?=.*3/day)(?=.*9/hour)"
     if setup:
         middleware.setup(bot.dispatcher)
         with pytest.raises(ConfigError, match=both):
@@ -322,7 +322,7 @@ async def test_a_flag_and_a_middleware_with_one_key() -> None:
         putting(MemoryStorage())(Rule("5/m", name="ai")).setup(dispatcher)
         dispatcher.message.register(draw, flags=drawing(limit))
         if wrong:
-            with pytest.raises(ConfigError, match=r"test_sharing\.draw.*4/minute.*5/minute"):
+            with pytest.raises(ConfigError, match=r"test_key_conflicts\.draw.*4/minute.*5/minute"):
                 await dispatcher.emit_startup()
         else:
             await dispatcher.emit_startup()
