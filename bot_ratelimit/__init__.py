@@ -12,6 +12,7 @@ from bot_ratelimit.errors import (
 )
 from bot_ratelimit.incoming.bound_decision import BoundDecision
 from bot_ratelimit.incoming.events import NEVER_REFUSED
+from bot_ratelimit.incoming.inflight import InFlight
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.limit import Algorithm, Limit
@@ -37,6 +38,7 @@ __all__ = [
     "Concurrency",
     "ConfigError",
     "Decision",
+    "InFlight",
     "Limit",
     "Limiter",
     "LogObserver",

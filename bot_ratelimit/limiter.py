@@ -57,6 +57,14 @@ OnError: TypeAlias = Literal["allow", "deny", "memory"]
 class Limiter:
     """Decides about hits, and answers whatever happens to the storage.
 
+    ::
+
+        limiter = Limiter(RedisStorage(redis), key_prefix="my_bot")
+        decision = await limiter.hit("5/10s", Subject(user=42))
+        if decision.allowed:
+            ...
+        await limiter.close()
+
     Args:
         storage: Where counts are kept.
         key_prefix: What every key begins with; bots that share a server need different ones.
@@ -131,6 +139,10 @@ class Limiter:
         _outgoing: bool = False,  # what the bot sends: no ban is for that
     ) -> Decision:
         """Decide whether the subject may go on now, and charge it if so.
+
+        ::
+
+            decision = await limiter.hit(["1/s", Rule("20/day", name="ai")], Subject(user=42))
 
         Args:
             rules: One rule, or several that are decided together: all are charged, or none is.
@@ -224,6 +236,10 @@ class Limiter:
         timeout: float | None = None,
     ) -> Decision:
         """Wait until the subject may go on, and charge it then; `Decision.waited` says how long.
+
+        ::
+
+            decision = await limiter.acquire("10/s", Subject(user=42), timeout=5)
 
         Within a process it is first come, first served; over instances nobody starves. A caller
         who would have to wait longer than `timeout` is refused as soon as that is known and charged

@@ -39,6 +39,12 @@ MAX_RELEASES: Final = 1_000
 class Slot(Decision):
     """The Decision about a slot: `remaining` is how many are free after it.
 
+    ::
+
+        async with limiter.slot(Concurrency(1, name="report"), subject) as slot:
+            if slot.allowed and not slot.lost:
+                ...
+
     `retry_after` of a refusal is the time until the next lease would end if it were not renewed;
     the slot may be free much sooner.
     """

@@ -68,20 +68,29 @@ _TOP: Final = b"return redis.call('ZREVRANGE', KEYS[1], 0, -1, 'WITHSCORES')"
 
 @dataclass(frozen=True, slots=True)
 class HourCount:
-    """So many decisions of one rule, with one outcome, in one hour."""
+    """How many decisions of one rule had one outcome in one hour.
+
+    Attributes:
+        hour: When the hour began, in UTC.
+        rule: The rule, as metrics name it: `user`, `chat`, or the rule's own name.
+        outcome: `"allowed"`, `"refused"` or `"banned"`.
+        count: How many decisions.
+    """
 
     hour: datetime
-    """When the hour began, in UTC."""
     rule: str
-    """The rule as metrics name it, see `label_of`."""
     outcome: str
-    """`"allowed"`, `"refused"` or `"banned"`."""
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refusals:
-    """How often a user was refused."""
+    """How often a user was refused.
+
+    Attributes:
+        user: Id of the user.
+        count: How many refusals.
+    """
 
     user: int
     count: int

@@ -35,7 +35,17 @@ Misbehave: TypeAlias = Callable[..., Awaitable[None]]
 
 
 class Clock:
-    """Seconds that pass when told to; for the `clock` of `MemoryStorage` and `Limiter`."""
+    """A clock that stands still until it is moved; for `MemoryStorage` and `Limiter`.
+
+    ::
+
+        clock = Clock()
+        limiter = Limiter(MemoryStorage(clock=clock))
+        clock.move(10)                                # ten seconds later
+
+    Args:
+        now: Where it starts, in seconds.
+    """
 
     def __init__(self, now: float = 1_000.0) -> None:
         self.now = round(now, 6)
@@ -51,6 +61,12 @@ class Clock:
 
 class FlakyStorage:
     """A storage that works until told to fail or to hang, and again when told to heal.
+
+    ::
+
+        storage = FlakyStorage()
+        limiter = Limiter(storage)
+        storage.fail()                                # Redis is down
 
     Args:
         storage: What answers while it works; a `MemoryStorage` unless given.

@@ -19,6 +19,7 @@ from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError, NotSentError
 from bot_ratelimit.incoming.arguments import (
     POLICY,
+    DefaultNames,
     DefaultPrefix,
     OnLimited,
     announce,
@@ -103,7 +104,8 @@ class RateLimitMiddleware(BaseMiddleware):
             itself, or None for silence.
         exempt: Ids of users and chats that are not limited, or a function of (event, data),
             async or not, that says whether an event is not.
-        never_refuse: Types of updates and content types of messages that always pass, uncharged.
+        never_refuse: Types of updates and content types of messages that always pass, uncharged;
+            `NEVER_REFUSED` unless given.
         penalty: A ban for users who keep sending while they are refused.
         per_bot: Count apart for each bot that shares this prefix.
         once_per_update: Charge an update once even if Telegram delivers it again, to whichever
@@ -130,7 +132,7 @@ class RateLimitMiddleware(BaseMiddleware):
         timeout: float | None = None,
         on_limited: Notices | str | Mapping[str, str] | OnLimited | None = TEXTS,
         exempt: Iterable[int] | IsExempt = (),
-        never_refuse: Iterable[str] = NEVER_REFUSED,
+        never_refuse: Iterable[str] = DefaultNames(NEVER_REFUSED),
         penalty: Penalty | None = None,
         per_bot: bool = False,
         once_per_update: bool = False,

@@ -53,6 +53,10 @@ class Refusal(NamedTuple):
 class Notices:
     """Tells refused users, in a way that Telegram allows however many there are.
 
+    ::
+
+        RateLimitMiddleware("5/10s", redis, on_limited=Notices("Wait {seconds} s.", in_groups=True))
+
     - A button press is always answered, or the button would keep its spinner: with the text, and
       a `cache_time` of the wait, so that the client itself answers the next presses.
     - An inline query gets an empty result for this user, cached for the wait.

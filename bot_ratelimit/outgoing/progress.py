@@ -20,6 +20,12 @@ log = logging.getLogger("bot_ratelimit")
 class Progress:
     """Counts outcomes, and shows them every few seconds.
 
+    ::
+
+        progress = Progress(len(chats), message=await bot.send_message(admin, "Starting"))
+        async for sent in outgoing.broadcast(chats, send, progress=progress):
+            ...
+
     As text it is `12,345 of 100,000 (12 %): 12,300 sent, 45 blocked; 25.0/s, 58 min left`.
 
     Args:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
+from bot_ratelimit.described import fields_described
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Subject
 from bot_ratelimit.storage.base import Storage
@@ -25,19 +26,30 @@ BanTarget: TypeAlias = "tuple[int | None, int | None, int | None]"
 """User, chat and bot of a ban by hand."""
 
 
+@fields_described
 class Ban(NamedTuple):
-    """An entry of the list of bans."""
+    """A ban in the list of bans, as `Limiter.ban` and `Limiter.bans` return it.
+
+    ::
+
+        for ban in await limiter.bans():
+            print(ban.subject.user, ban.until, ban.reason, ban.by)
+
+    Attributes:
+        subject: Who is banned.
+        since: When the ban began, in UTC.
+        until: When it ends, in UTC; None if it is permanent.
+        reason: Why, as it was given to `Limiter.ban`; empty unless given.
+        by: Who imposed it: what was given to `Limiter.ban`, or `"penalty"`.
+        key: The Redis key of a ban by a `Penalty`; empty for a ban by hand.
+    """
 
     subject: Subject
-    """Who is banned."""
     since: datetime
     until: datetime | None
-    """None if the ban is for good."""
     reason: str
     by: str
-    """Who said so: what was given to `ban`, or `"penalty"`."""
     key: str = ""
-    """Of a `Penalty`'s ban, the key that counts and bans."""
 
 
 class BanList(Protocol):

@@ -18,6 +18,10 @@ from bot_ratelimit.storage.state_cache import Entry, Retention, StateCache
 class MemoryStorage:
     """Keeps counts in this process, in `cachetools` caches.
 
+    ::
+
+        Limiter(MemoryStorage(maxsize=100_000))
+
     Args:
         maxsize: The maximum number of keys, 1 or more; 10,000 by default. Above it the least
             recently used count is forgotten, so choose more than the number of users in one period.

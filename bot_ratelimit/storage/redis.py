@@ -26,6 +26,10 @@ from bot_ratelimit.storage.sentinel import SentinelEndpoint
 class RedisStorage:
     """Decides on the server, in one round trip, with the server's clock.
 
+    ::
+
+        Limiter(RedisStorage(Redis(host="10.0.0.5")), key_prefix="my_bot")
+
     The storage has a connection of its own to each server, with the credentials, TLS and Sentinel
     of the client; it opens it in the background and keeps it until `close`.
 
