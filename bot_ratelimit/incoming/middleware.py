@@ -348,6 +348,7 @@ class RateLimitMiddleware(BaseMiddleware):
             ),
             "exempt": sorted(self._event_filter.exempt_ids)[:1_000],
             "per_bot": self._event_filter.per_bot,
+            "statistics": self.limiter.keeps_statistics,
         }
 
     async def close(self) -> None:
