@@ -192,10 +192,11 @@ async def _unban(request: web.Request, control: Control) -> Any:
 async def _set(request: web.Request, control: Control) -> Any:
     sent = await body_of(request, Change)
     name, seen = request.match_info["name"], _seen(request, sent)
-    change = {"limit": sent.limit, "shadow": sent.shadow, "off": sent.off}
     if not sent.default:
-        return await control.set_rule(name, **change, if_version=seen)
-    if any(value is not None for value in change.values()):
+        return await control.set_rule(
+            name, sent.limit, shadow=sent.shadow, off=sent.off, if_version=seen
+        )
+    if any(value is not None for value in (sent.limit, sent.shadow, sent.off)):
         raise ProblemError(422, "default takes all changes back: send nothing else")
     return await control.changes.unset_rule(name, if_version=seen)
 
