@@ -111,16 +111,7 @@ class Changes:
             ConfigError: The limit makes no sense for the rule, or there is nothing to change.
             ConflictError: `if_version` was given, and is not the newest any more.
         """
-        name = view.name
-        given = {"limit": limit, "shadow": shadow, "off": off}
-        if limit is not None:
-            given["limit"] = str(Limit.parse(limit))
-            rule = view.rule()
-            if rule is not None:
-                check_cost(view.cost, Limit.parse(limit), rule)
-        wanted = {what: value for what, value in given.items() if value is not None}
-        if not wanted:
-            raise ConfigError(f"nothing to change of {name!r}: give a limit, shadow or off")
+        name, wanted = view.name, wanted_of(view, limit, shadow=shadow, off=off)
 
         def alter(live: Overrides) -> Overrides:
             change = {**live.rules.get(name, {}), **wanted}
@@ -260,6 +251,24 @@ class Changes:
 
     def _key(self, name: str) -> str:
         return live_key(self._prefix, name)
+
+
+def wanted_of(
+    view: RuleView, limit: str | None, *, shadow: bool | None, off: bool | None
+) -> dict[str, Any]:
+    """What is to be changed of a rule; see `Changes.set_rule`."""
+    given = {"limit": limit, "shadow": shadow, "off": off}
+    if view.ban_ms and (limit, shadow) != (None, None):
+        raise ConfigError(f"{view.name!r} is a penalty: change it with `penalty`, or switch it off")
+    if limit is not None:
+        given["limit"] = str(Limit.parse(limit))
+        rule = view.rule()
+        if rule is not None:
+            check_cost(view.cost, Limit.parse(limit), rule)
+    wanted = {what: value for what, value in given.items() if value is not None}
+    if not wanted:
+        raise ConfigError(f"nothing to change of {view.name!r}: give a limit, shadow or off")
+    return wanted
 
 
 def _summary(overrides: Overrides) -> str:

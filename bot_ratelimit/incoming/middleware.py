@@ -339,6 +339,7 @@ class RateLimitMiddleware(BaseMiddleware):
             ),
             "exempt": sorted(self._screening.exempt_ids)[:1_000],
             "per_bot": self._screening.per_bot,
+            "statistics": self.limiter.keeps_statistics,
         }
 
     async def close(self) -> None:
