@@ -71,10 +71,10 @@ def _parts(hour: HourTotal, top: int) -> tuple[Part, ...]:
 
 
 def _round_up(number: int) -> int:
-    """The next of 4, 8, 12, 20, 40, 80, 120, ... so that a quarter is a whole number, too."""
-    step = 4
+    """The next of 4, 6, 8, 10, 12, 16, 20, 24, 30, 40, 60, ...: half of it is a round number."""
+    scale = 1
     while True:
-        for factor in (1, 2, 3, 5):
-            if step * factor >= number:
-                return step * factor
-        step *= 10
+        for step in (4, 6, 8, 10, 12, 16, 20, 24, 30):
+            if step * scale >= number:
+                return step * scale
+        scale *= 10

@@ -47,6 +47,9 @@ def login_page(request: web.Request, problem: Problem | None) -> web.Response:
         problem="" if problem is None else problem.detail or problem.title,
         has_token=console.has_token,
         has_admins=bool(console.admins),
+        variable="RATE_LIMIT_ADMIN_TOKEN",
+        telegram_path="login",
+        telegram_field="initData",
     )
 
 
@@ -55,9 +58,9 @@ def error_page(request: web.Request, problem: Problem) -> web.Response:
     return page(
         request,
         "error.html",
+        problem.status,
         title=problem.title,
         problem=problem.detail or problem.title,
-        status=problem.status,
     )
 
 

@@ -54,19 +54,19 @@ async def _before_forgiving(control: Control, form: Form) -> dict[str, Any]:
         "view": view,
         "counted": counted,
         "chosen": chosen,
-        "sends": {**_ids(subject), "rules": ",".join(each.rule for each in chosen if names)},
+        "sends": {**_ids(subject), "rule": [each.rule for each in chosen if names]},
     }
 
 
 async def _forgive(control: Control, form: Form) -> str:
     subject = form.subject()
-    names = form.text("rules").split(",") if "rules" in form else ()
-    return _after(subject, "forgiven", len(await control.forgive(subject, names)))
+    forgotten = await control.forgive(subject, form.texts("rule"))
+    return _after(subject, "forgiven", len(forgotten))
 
 
 async def _before_ban(control: Control, form: Form) -> dict[str, Any]:
     found: dict[str, Any] = {"subject": None, "back": ("bans", "Bans")}
-    if not ({"user", "chat", "how_long"} & {name for name in _FIELDS if name in form}):
+    if not any(name in form for name in ("user", "chat", "how_long")):
         return found
     try:
         subject = form.exactly()
@@ -82,9 +82,6 @@ async def _before_ban(control: Control, form: Form) -> dict[str, Any]:
         "before": before[0] if before else None,
         "sends": {**_ids(subject), **{name: form.text(name) for name in ("how_long", "reason")}},
     }
-
-
-_FIELDS = ("user", "chat", "how_long")
 
 
 def _length(form: Form) -> str | None:
@@ -132,8 +129,7 @@ async def _before_exempting(control: Control, form: Form) -> dict[str, Any]:
 
 async def _exempt(control: Control, form: Form) -> str:
     subject = form.subject()
-    id_ = subject.chat if subject.user is None else subject.user
-    assert id_ is not None, "a form's subject is somebody"
+    id_: Any = subject.chat if subject.user is None else subject.user
     live = await control.changes.set_exempt(
         id_, form.flag("exempt") is not False, if_version=form.number("version")
     )

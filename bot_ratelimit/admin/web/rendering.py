@@ -24,6 +24,7 @@ def page(request: web.Request, template: str, status: int = 200, **context: Any)
     console = console_of(request)
     text = _templates().get_template(template).render(
         context,
+        status=status,
         root=console.root(request),
         session=session_of(request),
         prefix=console.middleware.limiter.key_prefix,
