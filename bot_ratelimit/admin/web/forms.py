@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Subject
 
 _IDS = ("user", "chat", "topic", "bot")
-_LONGEST = 20
+_DIGITS = re.compile(r"-?[0-9]{1,16}", re.ASCII)
 
 
 class Form:
@@ -45,8 +46,7 @@ class Form:
         text = self.text(name)
         if not text:
             return None
-        digits = text.removeprefix("-")
-        if not (digits.isascii() and digits.isdigit() and len(text) <= _LONGEST):
+        if not _DIGITS.fullmatch(text):
             raise ConfigError(
                 f"{name}: {text[:50]!r}: expected a whole number, for example 123456789"
             )

@@ -48,8 +48,6 @@ def login_page(request: web.Request, problem: Problem | None) -> web.Response:
         has_token=console.has_token,
         has_admins=bool(console.admins),
         variable="RATE_LIMIT_ADMIN_TOKEN",
-        telegram_path="login",
-        telegram_field="initData",
     )
 
 

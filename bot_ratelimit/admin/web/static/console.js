@@ -88,7 +88,7 @@ function enter(form) {
   const proof = new URLSearchParams(location.hash.slice(1)).get("tgWebAppData");
   if (!proof) return;
   history.replaceState(null, "", location.pathname + location.search);
-  form.elements.initData.value = proof;
+  form.elements.init_data.value = proof;
   document.getElementById("entering").hidden = false;
   form.submit();
 }
