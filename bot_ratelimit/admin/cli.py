@@ -104,7 +104,7 @@ def try_(
     elif found.retry_after >= FOREVER:
         text = "banned forever"
     elif found.banned:
-        text = f"banned, for {printing.duration(found.retry_after)}"
+        text = f"banned, for {wording.duration(found.retry_after)}"
     else:
         text = f"refused by {found.rule}, for {wording.duration(found.retry_after)}"
     _show({"allowed": True} if found is None else found, json, lambda: printing.say(text))

@@ -41,25 +41,18 @@ def routes() -> list[web.RouteDef]:
 def login_page(request: web.Request, problem: Problem | None) -> web.Response:
     """The form for those who are not let in, with what went wrong, if it did."""
     console = console_of(request)
-    return page(
-        request,
-        "login.html",
-        problem="" if problem is None else problem.detail or problem.title,
-        has_token=console.has_token,
-        has_admins=bool(console.admins),
-        variable="RATE_LIMIT_ADMIN_TOKEN",
-    )
+    shown = {
+        "problem": "" if problem is None else problem.detail or problem.title,
+        "has_token": console.has_token,
+        "has_admins": bool(console.admins),
+    }
+    return page(request, "login.html", shown)
 
 
 def error_page(request: web.Request, problem: Problem) -> web.Response:
     """What went wrong, for somebody who was let in."""
-    return page(
-        request,
-        "error.html",
-        problem.status,
-        title=problem.title,
-        problem=problem.detail or problem.title,
-    )
+    shown = {"title": problem.title, "problem": problem.detail or problem.title}
+    return page(request, "error.html", shown, problem.status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +108,8 @@ async def _home(request: web.Request) -> web.Response:
     sections = dict(zip(asked, await asyncio.gather(*map(Section.of, asked.values())), strict=True))
     use = {each.rule.name: each for each in sections.pop("use").value or ()}
     now = console_of(request).clock()
-    return page(
-        request, "overview.html", span=span, now=now, done=Done.of(form), use=use, **sections
-    )
+    shown = {**sections, "span": span, "now": now, "done": Done.of(form), "use": use}
+    return page(request, "overview.html", shown)
 
 
 async def _chart(hours: Awaitable[Any]) -> Chart:
@@ -134,22 +126,15 @@ async def _user(request: web.Request) -> web.Response:
             view = await control_of(request).show(subject)
         except ConfigError as problem:
             error = str(problem)
-    return page(
-        request,
-        "user.html",
-        422 if error else 200,
-        subject=subject,
-        view=view,
-        error=error,
-        typed=form,
-        done=Done.of(form),
-    )
+    shown = {"subject": subject, "view": view, "error": error}
+    shown = {**shown, "typed": form, "done": Done.of(form)}
+    return page(request, "user.html", shown, 422 if error else 200)
 
 
 async def _bans(request: web.Request) -> web.Response:
     offset = max(Form(request.query).number("offset") or 0, 0)
     bans = await Section.of(control_of(request).bans(offset, _ROWS + 1))
-    return page(request, "bans.html", bans=bans, offset=offset, size=_ROWS)
+    return page(request, "bans.html", {"bans": bans, "offset": offset, "size": _ROWS})
 
 
 async def _history(request: web.Request) -> web.Response:
@@ -157,7 +142,8 @@ async def _history(request: web.Request) -> web.Response:
     live, history, audit = await asyncio.gather(
         *map(Section.of, (control.changes.current(), control.changes.history(), control.audit()))
     )
-    return page(request, "history.html", live=live, history=history, audit=audit)
+    shown = {"live": live, "history": history, "audit": audit}
+    return page(request, "history.html", shown)
 
 
 @anybody
@@ -167,6 +153,4 @@ async def _static(request: web.Request) -> web.Response:
         raise web.HTTPNotFound
     kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     headers = {"Cache-Control": "public, max-age=3600"}
-    return web.Response(
-        body=file.read_bytes(), content_type=kind, charset="utf-8", headers=headers
-    )
+    return web.Response(body=file.read_bytes(), content_type=kind, charset="utf-8", headers=headers)

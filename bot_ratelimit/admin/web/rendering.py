@@ -19,10 +19,13 @@ from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.rule import Subject
 
 
-def page(request: web.Request, template: str, status: int = 200, **context: Any) -> web.Response:
+def page(
+    request: web.Request, template: str, context: Mapping[str, Any], status: int = 200
+) -> web.Response:
     """An answer that shows a template, with what every page needs."""
     console = console_of(request)
-    text = _templates().get_template(template).render(
+    found = _templates().get_template(template)
+    text = found.render(
         context,
         status=status,
         root=console.root(request),
@@ -108,9 +111,9 @@ def described(live: Overrides) -> list[str]:
     if live.penalty is not None:
         table = live.penalty
         found.append(f"penalty: ban of {table.get('ban')} after {table.get('after')}")
-    for words, ids in (("exempt", live.exempt), ("not exempt", live.limited)):
+    for kind, ids in (("exempt", live.exempt), ("not exempt", live.limited)):
         if ids:
-            found.append(f"{words}: {', '.join(map(str, sorted(ids)))}")
+            found.append(f"{kind}: {', '.join(map(str, sorted(ids)))}")
     if live.off_until:
         found.append(f"all limits off until {moment(live.off_until):%Y-%m-%d %H:%M} UTC")
     return found

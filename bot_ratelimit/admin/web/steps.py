@@ -62,4 +62,4 @@ class Step:
         elif found["error"]:
             status = 422
         template = f"actions/{self.path}.html"
-        return page(request, template, status, path=self.path, typed=form, **found)
+        return page(request, template, {**found, "path": self.path, "typed": form}, status)
