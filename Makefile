@@ -47,7 +47,7 @@ bench: $(VENV)-bench/.ready  ## This package and its peers, side by side (about 
 clean:
 	rm -rf $(VENV) $(VENV)-bench $(VENV)-demo $(VENV)-docs $(VENV)-release $(VENV)-versions dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-$(VENV)/.ready: INSTALL := --editable '.[cli,demo]' --group dev
+$(VENV)/.ready: INSTALL := --editable '.[admin,cli,demo]' --group dev
 $(VENV)/.ready: FOR := the package, the demo, and what its development needs (about a minute)
 $(VENV)-bench/.ready: INSTALL := --editable '.[demo]' --group dev --group bench
 $(VENV)-bench/.ready: FOR := the package, its peers, and what draws the plots

@@ -106,5 +106,5 @@ def _server(status: ConnectionStatus, failures: Failures) -> ServerHealth:
         out_for=None if outage is None else outage[0],
         latency=status.latency,
         scripts=status.uses_script,
-        problem=status.trouble or ("" if outage is None else outage[1]),
+        problem=status.last_error or ("" if outage is None else outage[1]),
     )

@@ -291,7 +291,7 @@ def check_prefix(prefix: object) -> str:
     return prefix
 
 
-def check_payment(cost: object, age: object) -> None:
+def check_adjustment(cost: object, age: object) -> None:
     """Raise ConfigError unless so much can be charged, or given back after this time."""
     if isinstance(cost, bool) or not isinstance(cost, int) or not 1 <= cost <= MAX_AMOUNT:
         raise ConfigError(f"cost={cost!r}: expected a whole number from 1 to {MAX_AMOUNT}")

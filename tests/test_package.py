@@ -43,7 +43,7 @@ FLOORS = [
     {
         "limiter",
         "charges",
-        "waiting",
+        "wait_queue",
         "slots",
         "bans",
         "failures",
@@ -54,7 +54,7 @@ FLOORS = [
     {"storage"},
     {
         "observer",
-        "paying",
+        "adjustments",
         "debt",
         "decision",
         "algorithms",
@@ -63,7 +63,7 @@ FLOORS = [
         "rule",
         "limit",
         "errors",
-        "may_wait",
+        "waiting_allowed",
         "described",
     },
 ]
@@ -72,7 +72,7 @@ ABOVE_THE_LINE = {"__init__", "__main__", "admin", "incoming", "outgoing"}
 KNOW_REDIS = {
     "settings",
     "storage.cluster",
-    "storage.decisions",
+    "storage.decision_codec",
     "storage.driver",
     "storage.faults",
     "storage.redis",
@@ -301,7 +301,7 @@ USE = """
 import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
 import bot_ratelimit
-from bot_ratelimit.storage.decisions import SCRIPT
+from bot_ratelimit.storage.decision_codec import SCRIPT
 limiter = bot_ratelimit.Limiter(bot_ratelimit.MemoryStorage())
 decision = asyncio.run(limiter.hit("1/s", bot_ratelimit.Subject(user=42)))
 print(json.dumps([bot_ratelimit.__file__, len(SCRIPT), decision.allowed]))

@@ -128,13 +128,13 @@ class Notices:
             kind = "callback" if isinstance(event, CallbackQuery) else "inline"
         result: NoticeResult = "failed"
         try:
-            sent = await self._tell(event, decision, subject, limiter, data)
+            sent = await self._send(event, decision, subject, limiter, data)
             result = "sent" if sent else "silent"
         finally:
             if limiter.observer is not None:
                 limiter.observer.noticed(kind, result)
 
-    async def _tell(
+    async def _send(
         self,
         event: TelegramObject,
         decision: Decision,
@@ -146,20 +146,22 @@ class Notices:
         wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
         busy = isinstance(decision.rule, Concurrency)
         if isinstance(event, CallbackQuery):
-            if not _leave_to_us(data.get("callback_answer")):
+            if not _may_answer(data.get("callback_answer")):
                 return False
             text = self._text(event, wait, busy)[:_CALLBACK_TEXT]
             await event.answer(text, cache_time=0 if busy else wait)
         elif isinstance(event, InlineQuery):
             await event.answer([], cache_time=1 if busy else wait, is_personal=True)
-        elif isinstance(event, Message) and await self._may_tell(event, decision, subject, limiter):
+        elif isinstance(event, Message) and await self._may_notify(
+            event, decision, subject, limiter
+        ):
             # Plain, whatever the bot's default is: a dot alone would be an error in MarkdownV2.
             await event.answer(self._text(event, wait, busy), parse_mode=None)
         else:
             return False
         return True
 
-    async def _may_tell(
+    async def _may_notify(
         self, event: Message, decision: Decision, subject: Subject, limiter: Limiter
     ) -> bool:
         private = event.chat.type == ChatType.PRIVATE
@@ -173,7 +175,7 @@ class Notices:
             rule = busy_notice_rule(scope)
         else:
             rule = notice_rule(min(max(_SHORTEST, decision.retry_after), _LONGEST), scope)
-        told = await limiter.hit(rule, subject, _tell=False)
+        told = await limiter.hit(rule, subject, _notify=False)
         # Without the storage nobody knows whether the user was told already: rather be silent.
         return told.allowed and told.source in ("redis", "memory")
 
@@ -200,7 +202,7 @@ def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:
     return {language.lower(): text for language, text in by_language.items()}
 
 
-def _leave_to_us(answer: object) -> bool:
+def _may_answer(answer: object) -> bool:
     """Whether aiogram's CallbackAnswerMiddleware, if it is there, lets us answer."""
     if not isinstance(answer, CallbackAnswer):
         return True

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 from aiogram.exceptions import TelegramAPIError, TelegramMigrateToChat
 
 from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.outgoing.delivery import broadcasting, leaving
+from bot_ratelimit.outgoing.delivery import before_send, broadcasting
 from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.sent import Sent, Status, never_left, status_of
@@ -121,13 +121,13 @@ class _Broadcast(Generic[T]):
     async def _serve(self, chat: T) -> Sent[T]:
         left = 0
 
-        def on_leaving() -> None:
+        def on_before_send() -> None:
             nonlocal left
             if not left and self._journal is not None:
                 self._journal.leaving(chat)
             left += 1
 
-        leaving.set(on_leaving)
+        before_send.set(on_before_send)
         sent = await self._attempt(chat, lambda: left)
         if sent and not left and not self._warned:
             self._warned = True

@@ -3,12 +3,12 @@
 ========================================  ======================================================
 `<prefix>:ratelimit:bot:<bot>:out:...`
 ========================================  ======================================================
-`chat:42`  `chat:@channel`                the chat's places
-`group:-100123`                           the group's places, besides
-`slow:42`                                 the chat's places for a while after a 429
+`chat:42`  `chat:@channel`                the chat's permits
+`group:-100123`                           the group's permits, besides
+`slow:42`                                 the chat's permits for a while after a 429
 `blocked:42`                              a 429 of this chat; the TTL is what is left of it
 `blocked`                                 a 429 that concerns the whole bot
-`broadcast`  `paid`                       the places of broadcasts
+`broadcast`  `paid`                       the permits of broadcasts
 ========================================  ======================================================
 """
 
@@ -69,18 +69,18 @@ class Budgets:
         self._broadcast = _rule("out:broadcast", _limit("broadcast", broadcast, margin))
         self._paid = _rule("out:paid", _limit("broadcast", PAID, margin)) if broadcast else None
         self.block: Final = block_at("out:blocked:", attrgetter("chat"))
-        self.bot_block: Final = block_at("out:blocked", _nobody)
+        self.bot_block: Final = block_at("out:blocked", _no_id)
         self._rules = lru_cache(maxsize=1024)(self._make_rules)
 
     def broadcast(self, paid: bool) -> tuple[Rule, int] | None:
-        """The rule of broadcasts, and how many places it grants at once; None if there is none."""
+        """The rule of broadcasts, and how many permits it grants at once; None if there is none."""
         return self._paid if paid else self._broadcast
 
     def owed(self, chat: Chat, cost: int) -> Owed:
         """What a request of this cost takes."""
         return Owed(cost if self.chat else 0, cost if self.group and _is_group(chat) else 0)
 
-    def instalment(self, owed: Owed) -> tuple[Owed, Owed]:
+    def split(self, owed: Owed) -> tuple[Owed, Owed]:
         """What can be taken of it at once, and what is left to be taken later."""
         now = Owed(
             min(owed.chat, self.chat.capacity) if self.chat else 0,
@@ -92,7 +92,7 @@ class Budgets:
         """The rules for taking so much, all together or nothing.
 
         Args:
-            chat: Whose places are taken.
+            chat: Whose permits are taken.
             owed: How many.
             slow: How often the pace is halved.
         """
@@ -100,15 +100,15 @@ class Budgets:
 
     def chat_block(self, chat: Chat) -> Penalty:
         """The rule that refuses while the chat is blocked."""
-        return self.block if isinstance(chat, int) else block_at("out:blocked:", _always(chat))
+        return self.block if isinstance(chat, int) else block_at("out:blocked:", _fixed_id(chat))
 
-    def is_full(self, chat: Chat, taken: Owed, remaining: int) -> bool:
-        """Whether nothing had been taken of the chat's places for a while before this."""
+    def was_unused(self, chat: Chat, taken: Owed, remaining: int) -> bool:
+        """Whether nothing had been taken of the chat's permits for a while before this."""
         unused = self.chat is not None and remaining == self.chat.capacity - taken.chat
         return unused and isinstance(chat, int) and chat > 0
 
     def _make_rules(self, name: str | None, owed: Owed, slow: int) -> Rules:
-        ids: Ids = attrgetter("chat") if name is None else _always(name)
+        ids: Ids = attrgetter("chat") if name is None else _fixed_id(name)
         rules: list[Rule] = [self.bot_block, block_at("out:blocked:", ids)]
         if self.chat and owed.chat:
             rules.append(rule_at("out:chat:", self.chat, ids, owed.chat))
@@ -149,7 +149,7 @@ def _limit(name: str, value: LimitLike | None, margin: float) -> Limit | None:
 
 
 def _rule(path: str, limit: Limit | None) -> tuple[Rule, int] | None:
-    return None if limit is None else (rule_at(path, limit, _nobody, 1), limit.capacity)
+    return None if limit is None else (rule_at(path, limit, _no_id, 1), limit.capacity)
 
 
 def _is_group(chat: Chat) -> bool:
@@ -157,9 +157,9 @@ def _is_group(chat: Chat) -> bool:
     return chat < 0 if isinstance(chat, int) else chat.startswith("@")
 
 
-def _always(name: str) -> Ids:
+def _fixed_id(name: str) -> Ids:
     return lambda _: name
 
 
-def _nobody(_: Subject) -> str:
+def _no_id(_: Subject) -> str:
     return ""

@@ -22,23 +22,23 @@ from aiogram.exceptions import TelegramRetryAfter
 
 from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
 from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.may_wait import may_wait
 from bot_ratelimit.observer import Observer, ObserverLike, RequestOutcome, observers_of
 from bot_ratelimit.outgoing.broadcast import run
 from bot_ratelimit.outgoing.budgets import Budgets
-from bot_ratelimit.outgoing.delivery import Delivery, Terms, broadcasting
+from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request, Send
+from bot_ratelimit.outgoing.delivery import Delivery, DeliveryOptions, broadcasting
 from bot_ratelimit.outgoing.floods import Floods, describe
 from bot_ratelimit.outgoing.journal import Journal
-from bot_ratelimit.outgoing.lane import Lane, Request, Send
 from bot_ratelimit.outgoing.methods import Kind, Method, chat_of, edit_of, traffic_of
-from bot_ratelimit.outgoing.naps import Naps
 from bot_ratelimit.outgoing.pacing import Pacer
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.sent import Sent
+from bot_ratelimit.outgoing.sleeper import Sleeper
 from bot_ratelimit.rule import LimitLike
 from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
+from bot_ratelimit.waiting_allowed import waiting_allowed
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.driver import Client
@@ -49,9 +49,9 @@ T = TypeVar("T", bound="int | str")
 
 # A request can wait for an answer, and one that is taken for lost costs a second burst.
 TIMEOUT: Final = 1.0
-# Lanes of chats that nothing is remembered of are dropped now and then.
+# WaitQueues of chats that nothing is remembered of are dropped now and then.
 _SWEEP_EVERY: Final = 1.0
-_TOLD: Final = 10
+_MAX_NAMED: Final = 10
 
 
 class OutgoingLimits(BaseRequestMiddleware):
@@ -118,12 +118,12 @@ class OutgoingLimits(BaseRequestMiddleware):
             limiter = Limiter(storage, key_prefix=key_prefix, on_error="memory", timeout=TIMEOUT)
         self.limiter = limiter
         self._merge_edits = merge_edits
-        self._naps = Naps()
+        self._sleeper = Sleeper()
         floods = Floods(limiter, self.budgets, self._observer)
-        self._pacer = Pacer(limiter, self.budgets, floods, self._naps, self.max_wait)
-        terms = Terms(self.retries, self.max_wait, repeat_albums, in_order)
-        self._delivery = Delivery(self._pacer, floods, self._naps, terms, self._tell_queued)
-        self._lanes: dict[tuple[int, int | str, str | None], Lane] = {}
+        self._pacer = Pacer(limiter, self.budgets, floods, self._sleeper, self.max_wait)
+        options = DeliveryOptions(self.retries, self.max_wait, repeat_albums, in_order)
+        self._delivery = Delivery(self._pacer, floods, self._sleeper, options, self._report_queued)
+        self._queues: dict[tuple[int, int | str, str | None], ChatQueue] = {}
         self._sweep_at = 0.0
         self._under_way = 0
         _announce(limiter, self.budgets)
@@ -255,7 +255,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
     async def _paced(self, make_request: Send, bot: Bot, method: Method) -> Any:
         traffic = traffic_of(type(method))
-        self._delivery.refuse_if_closed(bot, method)
+        self._delivery.check_session_open(bot, method)
         bulk, edit = broadcasting.get(), None
         if traffic.kind is Kind.EDIT and self._merge_edits and not bulk:
             edit = edit_of(method, traffic)
@@ -263,22 +263,22 @@ class OutgoingLimits(BaseRequestMiddleware):
         chat = None if traffic.kind is Kind.OTHER else chat_of(method)
         if chat is None:
             return await self._delivery.unpaced(request)
-        lane = self._lane(bot.id, chat, getattr(method, "business_connection_id", None))
+        queue = self._queue(bot.id, chat, getattr(method, "business_connection_id", None))
         if traffic.kind is Kind.ACTION:
-            return await self._delivery.now_or_never(lane, request)
-        if lane.holder is not None:
-            self._admit(lane, request)
+            return await self._delivery.send_or_drop(queue, request)
+        if queue.holder is not None:
+            self._admit(queue, request)
         self._count(1)
         try:
-            return await self._delivery.in_turn(lane, request)
+            return await self._delivery.send_paced(queue, request)
         finally:
             self._count(-1)
 
     def _count(self, change: int) -> None:
         self._under_way += change
-        self._tell_queued()
+        self._report_queued()
 
-    def _tell_queued(self) -> None:
+    def _report_queued(self) -> None:
         if self._observer is not None:
             self._observer.queued(max(0, self._under_way - self._delivery.paced_in_flight))
 
@@ -296,61 +296,62 @@ class OutgoingLimits(BaseRequestMiddleware):
         """
         self._pacer.closed = True
         unsent = Counter(
-            describe(slot.requests[-1])
-            for lane in self._lanes.values()
-            for slot in lane.slots()
-            if slot.requests and not slot.in_flight
+            describe(entry.requests[-1])
+            for queue in self._queues.values()
+            for entry in queue.entries()
+            if entry.requests and not entry.in_flight
         )
-        for lane in self._lanes.values():
-            lane.abandon(_ending())
-        self._naps.end(_ending)
+        for queue in self._queues.values():
+            queue.abandon(_shutting_down())
+        self._sleeper.interrupt(_shutting_down)
         if unsent:
-            told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_TOLD))
-            more = f" and {len(unsent) - _TOLD} more chats" if len(unsent) > _TOLD else ""
+            told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_MAX_NAMED))
+            more = f" and {len(unsent) - _MAX_NAMED} more chats" if len(unsent) > _MAX_NAMED else ""
             log.warning("%d requests were not sent: %s%s", unsent.total(), told, more)
         await self._pacer.close()
-        await self._delivery.landed(timeout)
+        await self._delivery.wait_for_answers(timeout)
         if self._delivery.in_flight:
             log.warning("%d requests have no answer yet", self._delivery.in_flight)
         if self._closes:
             await self.limiter.close()
 
-    def _admit(self, lane: Lane, request: Request) -> None:
-        if lane.is_merging(request):
+    def _admit(self, queue: ChatQueue, request: Request) -> None:
+        if queue.is_merging(request):
             return
         if self._pacer.closed:
-            raise _ending()
-        if not may_wait.get():
+            raise _shutting_down()
+        if not waiting_allowed.get():
             raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
-        if lane.waiting >= self.max_waiting:
-            whose = f"for chat {lane.chat}; give per_chat more or send less"
+        if queue.waiting >= self.max_waiting:
+            whose = f"for chat {queue.chat}; give per_chat more or send less"
         elif self._under_way >= 10 * self.max_waiting:
             whose = "in this process; send less or raise max_waiting"
         else:
             return
+        waiting = max(queue.waiting, self._under_way)
         raise SendQueueFullError(
-            f"{describe(request)} was not sent: {max(lane.waiting, self._under_way)} requests wait "
-            f"{whose} (max_waiting={self.max_waiting})"
+            f"{describe(request)} was not sent: {waiting} requests wait {whose} "
+            f"(max_waiting={self.max_waiting})"
         )
 
-    def _lane(self, bot: int, chat: int | str, business: str | None) -> Lane:
+    def _queue(self, bot: int, chat: int | str, business: str | None) -> ChatQueue:
         key = (bot, chat, business)
-        lane = self._lanes.get(key)
-        if lane is None:
+        queue = self._queues.get(key)
+        if queue is None:
             self._sweep()
-            lane = self._lanes[key] = Lane(chat)
-        return lane
+            queue = self._queues[key] = ChatQueue(chat)
+        return queue
 
     def _sweep(self) -> None:
         now = asyncio.get_running_loop().time()
         if now >= self._sweep_at:
             self._sweep_at = now + _SWEEP_EVERY
-            idle = [key for key, lane in self._lanes.items() if lane.is_idle(now)]
+            idle = [key for key, queue in self._queues.items() if queue.is_idle(now)]
             for key in idle:
-                del self._lanes[key]
+                del self._queues[key]
 
 
-def _ending() -> NotSentError:
+def _shutting_down() -> NotSentError:
     return NotSentError("not sent: the bot is shutting down")
 
 

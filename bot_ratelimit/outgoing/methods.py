@@ -17,11 +17,11 @@ class Kind(Enum):
     """How a method is treated."""
 
     SEND = "send"
-    """Takes a place in its chat, and waits for it."""
+    """Takes a permit in its chat, and waits for it."""
     EDIT = "edit"
     """As a send; of several waiting edits of one message only the newest goes."""
     ACTION = "action"
-    """Takes a place if there is one, else it is dropped."""
+    """Takes a permit if there is one, else it is dropped."""
     OTHER = "other"
     """Goes at once; only a 429 makes it wait, and be repeated."""
     NEVER = "never"
@@ -33,7 +33,7 @@ class Traffic(NamedTuple):
 
     kind: Kind
     items: str = ""
-    """The field whose elements are counted, one place each; one place in all if empty."""
+    """The field whose elements are counted, one permit each; one permit in all if empty."""
     message: str = ""
     """The field that names the message that is edited."""
 

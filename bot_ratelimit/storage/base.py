@@ -40,7 +40,7 @@ class ConnectionStatus(NamedTuple):
     """Seconds that the last answer took; None before the first."""
     uses_script: bool
     """False where scripts are refused, and decisions are made by MULTI/EXEC."""
-    trouble: str
+    last_error: str
     """Why the connection could not be opened the last time; empty if it could."""
 
 

@@ -16,14 +16,14 @@ from bot_ratelimit.errors import StorageError
 from bot_ratelimit.observer import Observer
 from bot_ratelimit.storage import driver
 from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, IDLE, Connection
-from bot_ratelimit.storage.decisions import Commands, Decisions, Item
+from bot_ratelimit.storage.decision_codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.driver import Address, NodeEndpoint, Stream
 from bot_ratelimit.storage.faults import unreachable
 from bot_ratelimit.storage.request import Redirect, Request
 
-LOOK_AGAIN: Final = 0.5
+REFRESH_EVERY: Final = 0.5
 """Seconds between two questions about who has which slots, while something is wrong."""
-ASKED: Final = 3
+MAX_ASKED: Final = 3
 """So many of the known nodes are asked at a time."""
 ASK_TIMEOUT: Final = 1.0
 """Seconds for the answer, if the connection is open."""
@@ -84,9 +84,9 @@ class Shards:
         self._nodes: dict[Address, Connection[Item]] = {}
         self._slots: dict[int, Connection[Item]] = {}
         self._any = self._connection(_AnyNode(client))
-        self._asking: asyncio.Task[None] | None = None
-        self._asked_at = 0.0
-        self._leaving: set[asyncio.Task[None]] = set()  # nodes that have no slots any more
+        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshed_at = 0.0
+        self._draining: set[asyncio.Task[None]] = set()  # nodes that have no slots any more
         self._is_needed = False  # since the last question about slots
         self._needed_at = 0.0
 
@@ -97,7 +97,7 @@ class Shards:
         connection = self._slots.get(slot)
         if connection is None:
             connection = self._any
-            self._look()
+            self._refresh_soon()
         return connection, slot
 
     def connections(self) -> list[Connection[Item]]:
@@ -108,13 +108,13 @@ class Shards:
         """Begin to find out who has what."""
         self._is_needed = True
         self._any.open()
-        self._look()
+        self._refresh_soon()
 
     async def close(self) -> None:
         """Close all connections."""
-        tasks = [*self._leaving, *([self._asking] if self._asking else [])]
-        self._asking = None
-        self._leaving.clear()
+        tasks = [*self._draining, *([self._refreshing] if self._refreshing else [])]
+        self._refreshing = None
+        self._draining.clear()
         loop = asyncio.get_running_loop()
         if tasks := [task for task in tasks if task.get_loop() is loop]:
             for task in tasks:
@@ -132,9 +132,9 @@ class Shards:
     def _connection(self, endpoint: driver.Endpoint) -> Connection[Item]:
         connection: Connection[Item] = Connection(
             endpoint,
-            Decisions(endpoint.name),
-            redirect=self._follow,
-            on_trouble=self._look,
+            DecisionCodec(endpoint.name),
+            redirect=self._follow_redirect,
+            on_failure=self._refresh_soon,
         )
         connection.observer = self._observer
         return connection
@@ -145,49 +145,53 @@ class Shards:
             node = self._nodes[address] = self._connection(NodeEndpoint(self._client, address))
         return node
 
-    def _follow(self, request: Request[Item], redirect: Redirect) -> None:
+    def _follow_redirect(self, request: Request[Item], redirect: Redirect) -> None:
         """Ask the node that a redirect names: nothing has run where it came from."""
-        address = driver.remapped(self._client, redirect.address)
+        address = driver.remap(self._client, redirect.address)
         node = self._node(address)
         request.asking = redirect.asking
         request.alone = request.alone or redirect.asking
         if not redirect.asking and request.slot is not None:
             self._slots[request.slot] = node
-            self._look()
+            self._refresh_soon()
         try:
             node.enqueue(request)
         except StorageError as error:
             request.answer(error)
 
-    def _look(self) -> None:
+    def _refresh_soon(self) -> None:
         """Find out who has which slots, soon."""
         loop = asyncio.get_running_loop()
-        if self._asking is None or self._asking.done() or self._asking.get_loop() is not loop:
-            self._asking = loop.create_task(self._ask(), context=Context())
+        if (
+            self._refreshing is None
+            or self._refreshing.done()
+            or self._refreshing.get_loop() is not loop
+        ):
+            self._refreshing = loop.create_task(self._refresh(), context=Context())
 
-    async def _ask(self) -> None:
+    async def _refresh(self) -> None:
         """Ask until there is an answer, and every node that has slots is reached.
 
         Or until nobody has wanted a decision for a while: a storage that is dropped, or a bot that
         sleeps, does not ask on and on.
         """
         while self._is_needed or _now() - self._needed_at < IDLE:
-            await asyncio.sleep(max(0.0, self._asked_at + LOOK_AGAIN - _now()))
-            self._asked_at = _now()
+            await asyncio.sleep(max(0.0, self._refreshed_at + REFRESH_EVERY - _now()))
+            self._refreshed_at = _now()
             if self._is_needed:
-                self._is_needed, self._needed_at = False, self._asked_at
-            answer = await self._asked()
+                self._is_needed, self._needed_at = False, self._refreshed_at
+            answer = await self._fetch_slots()
             if answer is not None:
-                self._adopt(*answer)
-                if all(node.is_well for node in self._nodes.values()):
+                self._use_slots(*answer)
+                if all(node.is_healthy for node in self._nodes.values()):
                     return
 
-    async def _asked(self) -> tuple[Any, str] | None:
+    async def _fetch_slots(self) -> tuple[Any, str] | None:
         """Who has which slots, and which host says so: the first of some nodes; one may hang."""
         known = list(self._nodes.values())
         shuffle(known)
         known.sort(key=lambda each: not each.is_open)
-        asking = {asyncio.ensure_future(_slots(each)) for each in (self._any, *known[:ASKED])}
+        asking = {asyncio.ensure_future(_slots(each)) for each in (self._any, *known[:MAX_ASKED])}
         try:
             for answer in asyncio.as_completed(asking):
                 reply, host = await answer
@@ -198,18 +202,18 @@ class Shards:
                 task.cancel()
         return None
 
-    def _adopt(self, ranges: Any, asked: str) -> None:
+    def _use_slots(self, ranges: Any, asked: str) -> None:
         slots: dict[int, Connection[Item]] = {}
         for first, last, primary, *_ in ranges:
             address = _host(primary) or asked, int(primary[1])
-            node = self._node(driver.remapped(self._client, address))
+            node = self._node(driver.remap(self._client, address))
             slots.update(dict.fromkeys(range(int(first), int(last) + 1), node))
         self._slots = slots
         used = set(slots.values())
         for address in [address for address, node in self._nodes.items() if node not in used]:
             leaving = asyncio.create_task(self._nodes.pop(address).drain(), context=Context())
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            self._draining.add(leaving)
+            leaving.add_done_callback(self._draining.discard)
 
 
 async def _slots(connection: Connection[Item]) -> tuple[Any, str]:

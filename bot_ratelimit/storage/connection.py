@@ -15,11 +15,11 @@ from weakref import finalize, ref
 
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.observer import Observer
-from bot_ratelimit.storage import wire
+from bot_ratelimit.storage import encoding
 from bot_ratelimit.storage.deadline import LONGEST_TICK, ListeningClock
 from bot_ratelimit.storage.driver import Endpoint, Stream
 from bot_ratelimit.storage.faults import unreachable
-from bot_ratelimit.storage.request import AGAIN, Call, Codec, Item, Redirect, Replies, Request
+from bot_ratelimit.storage.request import AGAIN, Call, Codec, Item, ParsedReplies, Redirect, Request
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -34,7 +34,7 @@ IDLE: Final = 60.0
 MAX_WAITING: Final = 20_000
 """Requests that wait for an answer; one more is refused."""
 MAX_WEIGHT: Final = 256
-"""Of one batch. It holds the server for less than a millisecond; see `Decisions.weigh`."""
+"""Of one batch. It holds the server for less than a millisecond; see `DecisionCodec.weigh`."""
 SPLIT: Final = 16
 """When so many wait they travel in halves: one is decided while the other is dealt with here."""
 FAR: Final = 0.005
@@ -60,7 +60,7 @@ class Connection(Generic[Item]):
         endpoint: Where the connection leads.
         codec: How requests are put.
         redirect: Takes requests that another server has to answer.
-        on_trouble: Called when the connection was lost, or could not be opened.
+        on_failure: Called when the connection was lost, or could not be opened.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Connection(Generic[Item]):
         codec: Codec[Item],
         *,
         redirect: Callable[[Request[Item], Redirect], None] | None = None,
-        on_trouble: Callable[[], None] = lambda: None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self._endpoint = endpoint
         self._codec = codec
         self._redirect = redirect
-        self._on_trouble = on_trouble
+        self._on_failure = on_failure
         self.observer: Observer | None = None
         """Hears whether there is a connection, and of every batch."""
         self.latency: float | None = None
@@ -94,8 +94,8 @@ class Connection(Generic[Item]):
         self._queue: deque[Request[Item]] = deque()
         self._queued_weight = 0
         self._queued_at = 0.0
-        self._asked = 0  # requests so far
-        self._asked_at = 0.0
+        self._request_count = 0  # requests so far
+        self._last_request_at = 0.0
         self._sent: deque[Call[Item]] = deque()
         self._replies: list[Any] = []  # to the first of them, so far
         self._batches = 0  # that are on their way
@@ -103,11 +103,13 @@ class Connection(Generic[Item]):
         self._opened_at = 0.0  # when connecting began
         self._connected_at = 0.0
         self._failures = 0  # to connect, or to get an answer once connected
-        self._heard_at = 0.0
-        self._distance = FAR  # seconds to a reply: the shortest of the last few
-        self._slow: float | None = None  # seconds that the last answer took, if it came too late
+        self._last_reply_at = 0.0
+        self._round_trip = FAR  # seconds to a reply: the shortest of the last few
+        self._slow_reply: float | None = (
+            None  # seconds that the last answer took, if it came too late
+        )
         self._warned_at = -LOG_EVERY
-        self.trouble: Exception | None = None
+        self.last_error: Exception | None = None
         """Why the last attempt to connect failed, until one succeeds."""
 
     @property
@@ -116,7 +118,7 @@ class Connection(Generic[Item]):
         return self._endpoint.name
 
     @property
-    def is_well(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether it is open, or nobody has needed it so far."""
         return self.is_open or not (self._failures or self._opening)
 
@@ -156,19 +158,19 @@ class Connection(Generic[Item]):
         """Ask on behalf of a request; see `submit`."""
         self.open()
         clock = self._clock
-        now = self._asked_at = clock.now()
+        now = self._last_request_at = clock.now()
         request.deadline = now + request.timeout
         if self._stream is None and (
-            self.trouble is not None or now >= self._opened_at + request.timeout
+            self.last_error is not None or now >= self._opened_at + request.timeout
         ):
-            trouble = self.trouble or NotConnectedError(f"still connecting to {self.where}")
-            raise trouble.with_traceback(None)  # one is raised many times: its traceback would grow
+            error = self.last_error or NotConnectedError(f"still connecting to {self.where}")
+            raise error.with_traceback(None)  # one is raised many times: its traceback would grow
         if len(self._queue) + self._waiting >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests are waiting for {self.where} already")
         if not self._queue:
             self._queued_at = now
-        self._asked += 1
-        request.number = self._asked
+        self._request_count += 1
+        request.number = self._request_count
         self._queue.append(request)
         self._queued_weight += request.weight
         clock.start(request.timeout)
@@ -181,7 +183,7 @@ class Connection(Generic[Item]):
         if loop is not self._loop:  # another asyncio.run(): nothing of the last can be used
             self._discard()
             self._loop, self._clock = loop, ListeningClock(loop, self._tick)
-            self._asked_at = self._clock.now()
+            self._last_request_at = self._clock.now()
         stream = self._stream
         if stream is not None and not self._sent and stream.is_closed:  # while it was idle
             self._disconnect()
@@ -227,7 +229,7 @@ class Connection(Generic[Item]):
 
     async def _open(self) -> None:
         """Connect; try until it works, or nobody has asked for a while."""
-        while not self._failures or self._clock.now() - self._asked_at < IDLE:
+        while not self._failures or self._clock.now() - self._last_request_at < IDLE:
             await asyncio.sleep(self._backoff())
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -237,20 +239,20 @@ class Connection(Generic[Item]):
                 if self._opening is not asyncio.current_task():
                     return  # closed meanwhile: redis-py may swallow a cancellation
                 self._failures += 1
-                self.trouble = unreachable(self.where, error, CONNECT_TIMEOUT)
-                self._fail(self._take_queue(), self.trouble)
+                self.last_error = unreachable(self.where, error, CONNECT_TIMEOUT)
+                self._fail(self._take_queue(), self.last_error)
                 if self.observer is not None:
                     self.observer.disconnected(self.name)
                     self.observer.waiting(self.name, 0)
-                self._on_trouble()
+                self._on_failure()
         else:  # the next one to ask begins afresh: what was wrong may be long over
-            self._opening, self.trouble, self._failures = None, None, 0
+            self._opening, self.last_error, self._failures = None, None, 0
             return
         if self._opening is not asyncio.current_task():
             stream.close()
             return
-        self._opening, self._stream, self.trouble = None, stream, None
-        self._heard_at = self._connected_at = self._clock.now()
+        self._opening, self._stream, self.last_error = None, stream, None
+        self._last_reply_at = self._connected_at = self._clock.now()
         self._replies.clear()
         if self.observer is not None:
             self.observer.connected(self.name)
@@ -266,13 +268,13 @@ class Connection(Generic[Item]):
         longest: float = min(0.05 * 2**self._failures, LONGEST_BACKOFF)
         return longest * random.uniform(0.5, 1)  # noqa: S311 - so that instances do not come at once
 
-    def _lose(self, error: Exception) -> None:
+    def _connection_lost(self, error: Exception) -> None:
         """The connection broke: nobody knows what became of what is on its way."""
         sent = [request for call in self._sent for request in call.requests]
         self._failures += 1
         self._disconnect()
         self._fail(sent, error)
-        self._on_trouble()
+        self._on_failure()
         self.open()
 
     def _disconnect(self) -> None:
@@ -314,7 +316,7 @@ class Connection(Generic[Item]):
             # Those who got their answers in this turn of the loop ask again in this turn.
             self._gathering = loop.call_soon(self._send_gathered, context=self._context)
         if self._flush is None:
-            wait = GATHER[self._distance > FAR]
+            wait = GATHER[self._round_trip > FAR]
             self._flush = loop.call_later(wait, self._send_overdue, context=self._context)
 
     def _send_gathered(self) -> None:
@@ -328,7 +330,7 @@ class Connection(Generic[Item]):
         self._flush = None
         if self._stream is None or not self._queue:
             return
-        wait = self._queued_at + GATHER[self._distance > FAR] - self._clock.now()
+        wait = self._queued_at + GATHER[self._round_trip > FAR] - self._clock.now()
         if wait > 0:
             loop = asyncio.get_running_loop()
             self._flush = loop.call_later(wait, self._send_overdue, context=self._context)
@@ -360,7 +362,7 @@ class Connection(Generic[Item]):
                 self._write([call for call in calls if call.commands])
                 for call in calls:
                     if not call.commands:  # nothing can be asked: the answer is known here
-                        self._pass_on(call, self._codec.read(call, []))
+                        self._deliver(call, self._codec.read(call, []))
 
     def _write(self, calls: Sequence[Call[Item]]) -> None:
         stream, now = self._stream, self._clock.now()
@@ -368,18 +370,18 @@ class Connection(Generic[Item]):
         if stream is None or not calls:
             return
         if not self._sent:
-            self._heard_at = now
+            self._last_reply_at = now
         for call in calls:
             call.sent = now
             self._waiting += len(call.requests)
-            packed += map(wire.encode, call.commands)
+            packed += map(encoding.encode_command, call.commands)
         self._sent += calls
         self._batches += 1
         calls[-1].ends_batch = True
         try:
             stream.write(b"".join(packed))
         except Exception as error:  # the connection is closing, and nobody has told us yet
-            self._lose(unreachable(self.where, error, None))
+            self._connection_lost(unreachable(self.where, error, None))
 
     # ---------------------------------------------------------------------------------------------
     # Receiving
@@ -394,41 +396,41 @@ class Connection(Generic[Item]):
         replies.append(reply)
         if len(replies) == self._sent[0].replies:
             self._replies = []
-            self._heard(self._sent.popleft(), replies)
+            self._finish_call(self._sent.popleft(), replies)
         return stream is self._stream
 
-    def _broken(self, stream: Stream, error: Exception) -> None:
+    def _connection_error(self, stream: Stream, error: Exception) -> None:
         if stream is self._stream:
-            self._lose(unreachable(self.where, error, None))
+            self._connection_lost(unreachable(self.where, error, None))
 
-    def _heard(self, call: Call[Item], replies: list[Any]) -> None:
+    def _finish_call(self, call: Call[Item], replies: list[Any]) -> None:
         now = self._clock.now()
-        self._heard_at = now
+        self._last_reply_at = now
         self._waiting -= len(call.requests)
         self._batches -= call.ends_batch
         try:
-            said = self._codec.read(call, replies)
+            parsed = self._codec.read(call, replies)
         except Exception as error:  # a bug, which is theirs alone; the connection is in step
             self._fail(call.requests, error)
-            said = Replies(())
+            parsed = ParsedReplies(())
         else:
-            self._pass_on(call, said)
+            self._deliver(call, parsed)
         if call.requests and call.ends_batch:
             self._measure(call, now)
-            if self.observer is not None and call.decides and said.answers[0] is not AGAIN:
+            if self.observer is not None and call.decides and parsed.answers[0] is not AGAIN:
                 self.observer.batch_answered(self.name, len(call.requests), now - call.sent)
-        if said.leave:
-            self._lose(StorageError(said.leave, kind="readonly"))
+        if parsed.disconnect:
+            self._connection_lost(StorageError(parsed.disconnect, kind="readonly"))
             return
         self._failures = 0
-        if said.repairs:
-            self._write([Call((), said.repairs)])
+        if parsed.repairs:
+            self._write([Call((), parsed.repairs)])
         if call.ends_batch or self._queued_weight >= MAX_WEIGHT:
             self._send()
 
-    def _pass_on(self, call: Call[Item], said: Replies) -> None:
+    def _deliver(self, call: Call[Item], parsed: ParsedReplies) -> None:
         again: list[Request[Item]] = []
-        for request, answer in zip(call.requests, said.answers, strict=True):
+        for request, answer in zip(call.requests, parsed.answers, strict=True):
             if answer is AGAIN:
                 again.append(request)
                 self._queued_weight += request.weight
@@ -464,33 +466,35 @@ class Connection(Generic[Item]):
             self._queued_weight -= self._queue.popleft().weight
         if self.observer is not None:  # here, so that it costs a decision nothing
             self.observer.waiting(self.name, self._waiting + len(self._queue))
-        silence = now - self._heard_at
+        silence = now - self._last_reply_at
         if self._sent and silence >= SILENCE and self._sent[0].deadline <= now:
-            self._lose(StorageError(f"{self.where}: no answer for {silence:.1f} s", kind="timeout"))
+            self._connection_lost(
+                StorageError(f"{self.where}: no answer for {silence:.1f} s", kind="timeout")
+            )
         return bool(self._sent or self._queue)
 
     def _expire(self, requests: Iterable[Request[Item]], now: float) -> None:
         for request in requests:
             if request.deadline <= now and not request.future.done():
-                request.answer(self._late(request))
+                request.answer(self._timeout_error(request))
 
-    def _late(self, request: Request[Item]) -> StorageError:
-        timeout = request.timeout
+    def _timeout_error(self, request: Request[Item]) -> StorageError:
+        timeout, slow = request.timeout, self._slow_reply
         if self._stream is None or request.deadline - timeout < self._connected_at:
             return NotConnectedError(f"not connected to {self.where} within {timeout:g} s")
-        if self._slow is None:
+        if slow is None:
             text = f"no answer from {self.where} within {timeout:g} s"
         else:
-            text = f"{self.where} takes {self._slow:.2f} s to answer, the timeout is {timeout:g} s"
+            text = f"{self.where} takes {slow:.2f} s to answer, the timeout is {timeout:g} s"
         return StorageError(text, kind="timeout")
 
     def _measure(self, call: Call[Item], now: float) -> None:
         """An answer that comes too late still tells that the server lives, and how slow it is."""
         took = self.latency = now - call.sent
-        self._distance = max(min(took, self._distance * 1.1), 1e-4)
+        self._round_trip = max(min(took, self._round_trip * 1.1), 1e-4)
         timeout = call.requests[0].timeout
-        self._slow = took if took > timeout else None
-        if self._slow is not None and now - self._warned_at >= LOG_EVERY:
+        self._slow_reply = took if took > timeout else None
+        if self._slow_reply is not None and now - self._warned_at >= LOG_EVERY:
             self._warned_at = now
             log.warning(
                 "Redis at %s is alive, but took %.2f s to answer, longer than timeout=%g: raise it "
@@ -519,7 +523,7 @@ async def _read(stream: Stream, owner: ref[Connection[Any]]) -> None:
             del connection
     except Exception as error:
         if (connection := owner()) is not None:
-            connection._broken(stream, error)
+            connection._connection_error(stream, error)
     finally:
         stream.close()
 

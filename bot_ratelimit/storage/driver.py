@@ -111,7 +111,7 @@ class PoolEndpoint:
     async def connect(self) -> Stream:
         """See `Endpoint.connect`."""
         connection = self._pool.make_connection()
-        return await opened(connection, connection.connect)
+        return await open_stream(connection, connection.connect)
 
 
 class NodeEndpoint:
@@ -127,10 +127,10 @@ class NodeEndpoint:
         kwargs: dict[str, Any] = self._client.get_connection_kwargs()
         node: Any = ClusterNode(*self._address, **kwargs)
         connection = node.connection_class(**node.connection_kwargs)
-        return await opened(connection, connection.connect)
+        return await open_stream(connection, connection.connect)
 
 
-async def opened(connection: Any, connect: Callable[[], Awaitable[Any]]) -> Stream:
+async def open_stream(connection: Any, connect: Callable[[], Awaitable[Any]]) -> Stream:
     """A stream over this redis-py connection, which `connect` opens.
 
     The connection's own retries and time-outs are switched off: retries would hide the reason of
@@ -164,7 +164,7 @@ def startup_nodes(client: RedisCluster) -> list[Address]:
     return list(dict.fromkeys((node.host, int(node.port)) for node in nodes))
 
 
-def remapped(client: RedisCluster, address: Address) -> Address:
+def remap(client: RedisCluster, address: Address) -> Address:
     """The address under which this machine reaches a node that names itself so."""
     manager: Any = client.nodes_manager
     host, port = manager.remap_host_port(*address)

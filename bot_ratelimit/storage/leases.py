@@ -40,7 +40,7 @@ class Grant(NamedTuple):
     """Slots that are free now."""
     wait: float
     """Seconds until the next lease ends, if it was refused."""
-    forgot: bool = False
+    data_lost: bool = False
     """Whether the storage has lost what it knew of the key."""
 
 
@@ -78,8 +78,8 @@ class RedisLeases:
         lease_ms = round(claim.lease * 1_000)
         arguments = (action, claim.token, claim.amount, lease_ms, int(known))
         reply = await _SCRIPT.run(self._server, [claim.key], *arguments, timeout=timeout)
-        granted, remaining, wait_ms, forgot = map(int, reply)
-        return Grant(granted == 1, remaining, wait_ms / 1_000, forgot == 1)
+        granted, remaining, wait_ms, data_lost = map(int, reply)
+        return Grant(granted == 1, remaining, wait_ms / 1_000, data_lost == 1)
 
 
 class MemoryLeases:

@@ -12,15 +12,15 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.observer import Observer, Observers, observers_of
-from bot_ratelimit.storage import driver, wire
+from bot_ratelimit.storage import driver, encoding
 from bot_ratelimit.storage.base import Charge, ConnectionStatus
 from bot_ratelimit.storage.cluster import Shards
 from bot_ratelimit.storage.connection import Connection
-from bot_ratelimit.storage.decisions import Commands, Decisions, Item
+from bot_ratelimit.storage.decision_codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.driver import Client, Endpoint, PoolEndpoint
+from bot_ratelimit.storage.encoding import Command, Hit
 from bot_ratelimit.storage.faults import translated
 from bot_ratelimit.storage.sentinel import SentinelEndpoint
-from bot_ratelimit.storage.wire import Command, Hit
 
 
 class RedisStorage:
@@ -56,7 +56,7 @@ class RedisStorage:
             self._shards = Shards(client)
         else:
             endpoint = _endpoint(client.connection_pool)
-            self._connection = Connection(endpoint, Decisions(endpoint.name))
+            self._connection = Connection(endpoint, DecisionCodec(endpoint.name))
 
     @property
     def is_cluster(self) -> bool:
@@ -71,17 +71,17 @@ class RedisStorage:
 
     def peek(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
         """Look without charging; see `Storage.peek`."""
-        return self._submit(Hit(charges, look=True), charges[0].key, timeout)
+        return self._submit(Hit(charges, peek=True), charges[0].key, timeout)
 
     def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
         """Charge whatever is left; see `Storage.charge`."""
-        return self._submit(Hit(charges, pay="+"), charges[0].key, timeout)
+        return self._submit(Hit(charges, adjust="+"), charges[0].key, timeout)
 
     def refund(
         self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
     ) -> Awaitable[list[Verdict]]:
         """Give back; see `Storage.refund`."""
-        return self._submit(Hit(charges, pay="-", age_us=age_us), charges[0].key, timeout)
+        return self._submit(Hit(charges, adjust="-", age_us=age_us), charges[0].key, timeout)
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
         """Forget these keys; see `Storage.reset`."""
@@ -133,8 +133,8 @@ class RedisStorage:
                 each.name,
                 each.is_open,
                 each.latency,
-                cast(Decisions, each.codec).uses_script,
-                "" if each.trouble is None else str(each.trouble),
+                cast(DecisionCodec, each.codec).uses_script,
+                "" if each.last_error is None else str(each.last_error),
             )
             for each in connections
             if each is not None
@@ -160,7 +160,7 @@ class RedisStorage:
         return connection.submit(item, timeout, slot)
 
     def _route(self, key: str) -> tuple[Connection[Item], int]:
-        return cast(Shards, self._shards).route(wire.name(key))
+        return cast(Shards, self._shards).route(encoding.encode_key(key))
 
 
 def _endpoint(pool: Any) -> Endpoint:

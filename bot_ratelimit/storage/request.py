@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
-from bot_ratelimit.storage.wire import Command
+from bot_ratelimit.storage.encoding import Command
 
 Item = TypeVar("Item")
 
@@ -108,14 +108,14 @@ class Again:
 AGAIN: Final = Again()
 
 
-class Replies(NamedTuple):
+class ParsedReplies(NamedTuple):
     """What the replies to a call amount to."""
 
     answers: Sequence[Any]
     """For each request its answer: a value, an exception to raise, a `Redirect`, or `AGAIN`."""
     repairs: Sequence[Command] = ()
     """Commands to be sent next, whose replies do not matter."""
-    leave: str = ""
+    disconnect: str = ""
     """Why this server is not the one to ask any more."""
 
 
@@ -130,6 +130,6 @@ class Codec(Protocol[Item]):
         """The commands that ask about these requests."""
         ...
 
-    def read(self, call: Call[Item], replies: list[Any]) -> Replies:
+    def read(self, call: Call[Item], replies: list[Any]) -> ParsedReplies:
         """What the replies to a call say."""
         ...

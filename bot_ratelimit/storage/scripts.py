@@ -10,13 +10,13 @@ from typing import Any, Protocol
 from redis import exceptions
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.storage import wire
+from bot_ratelimit.storage import encoding
 
 
 class Executes(Protocol):
     """What can send a command to a Redis server, as `RedisStorage` can."""
 
-    async def execute(self, command: wire.Command, *, key: str, timeout: float) -> Any:
+    async def execute(self, command: encoding.Command, *, key: str, timeout: float) -> Any:
         """See `RedisStorage.execute`."""
         ...
 
@@ -55,7 +55,11 @@ class Script:
             StorageError: The server is out of reach, too slow or cannot serve now.
             ConfigError: It will not serve before somebody changes a setting.
         """
-        rest = [b"%d" % len(keys), *map(wire.name, keys), *(wire.name(str(a)) for a in arguments)]
+        rest = [
+            b"%d" % len(keys),
+            *map(encoding.encode_key, keys),
+            *(encoding.encode_key(str(a)) for a in arguments),
+        ]
         try:
             return await server.execute(
                 [b"EVALSHA", self._sha, *rest], key=keys[0], timeout=timeout

@@ -10,13 +10,13 @@ from redis import exceptions
 from redis.asyncio.sentinel import SentinelConnectionPool
 
 from bot_ratelimit.errors import NotConnectedError, StorageError
-from bot_ratelimit.storage import wire
+from bot_ratelimit.storage import encoding
 from bot_ratelimit.storage.driver import (
     Address,
     PoolEndpoint,
     Stream,
     cancel_opening,
-    opened,
+    open_stream,
     sentinels_of,
 )
 from bot_ratelimit.storage.faults import unreachable
@@ -25,7 +25,7 @@ ASK_TIMEOUT: Final = 1.0
 """Seconds that one sentinel gets to answer."""
 GATHER: Final = 0.1
 """Seconds for which the others are heard once one has answered: it may have missed a failover."""
-LOOK_AGAIN: Final = 0.5
+CHECK_EVERY: Final = 0.5
 """Seconds between two questions while a connection to the primary is being opened."""
 
 
@@ -61,19 +61,19 @@ class SentinelEndpoint:
             async def connect(connection: Any = connection, to: Address = address) -> None:
                 await connection.connect_to(to)
 
-            opening = asyncio.create_task(opened(connection, connect))
+            opening = asyncio.create_task(open_stream(connection, connect))
             try:
-                if await self._stays(address, opening):
+                if await self._is_still_primary(address, opening):
                     return opening.result()
             except BaseException:
                 cancel_opening(opening)
                 raise
             cancel_opening(opening)
 
-    async def _stays(self, address: Address, opening: asyncio.Task[Stream]) -> bool:
+    async def _is_still_primary(self, address: Address, opening: asyncio.Task[Stream]) -> bool:
         """Wait until it is open, and say so; False if the primary is another one meanwhile."""
         while True:
-            done, _ = await asyncio.wait([opening], timeout=LOOK_AGAIN)
+            done, _ = await asyncio.wait([opening], timeout=CHECK_EVERY)
             if done:
                 return True
             if await self._primary() != address:
@@ -119,7 +119,7 @@ async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
         async with asyncio.timeout(ASK_TIMEOUT):
             stream = await endpoint.connect()
             try:
-                stream.write(wire.encode([b"SENTINEL", b"MASTER", service.encode()]))
+                stream.write(encoding.encode_command([b"SENTINEL", b"MASTER", service.encode()]))
                 reply = await stream.read()
             finally:
                 stream.close()

@@ -12,8 +12,8 @@ from typing import Any
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import Algorithm
-from bot_ratelimit.storage import wire
-from bot_ratelimit.storage.wire import Command, Hit
+from bot_ratelimit.storage import encoding
+from bot_ratelimit.storage.encoding import Command, Hit
 
 
 def needs_script(hit: Hit) -> ConfigError | None:
@@ -21,8 +21,8 @@ def needs_script(hit: Hit) -> ConfigError | None:
     charge = hit.charges[0]
     if hit.reset:
         return None
-    if hit.pay:
-        what = "a charge afterwards" if hit.pay == "+" else "a refund"
+    if hit.adjust:
+        what = "a charge afterwards" if hit.adjust == "+" else "a refund"
     elif hit.once is not None:
         what = "one verdict for several hits (once)"
     elif len(hit.charges) > 1:
@@ -53,12 +53,12 @@ def commands(hit: Hit) -> list[Command]:
     if needs_script(hit):
         return []
     if hit.reset:
-        names = [wire.name(charge.key) for charge in hit.charges]
+        names = [encoding.encode_key(charge.key) for charge in hit.charges]
         pairs = [((b"PTTL", each), (b"DEL", each)) for each in names]
         return [(b"MULTI",), *chain.from_iterable(pairs), (b"EXEC",)]
     key, limit = hit.charges[0][:2]
-    name = wire.name(key)
-    if hit.look:
+    name = encoding.encode_key(key)
+    if hit.peek:
         return [(b"MULTI",), (b"GET", name), (b"PTTL", name), (b"EXEC",)]
     # A key still answers in the very millisecond in which it expires, so it expires one earlier.
     lifetime = b"%d" % max(1, limit.period_ms - 1)
@@ -72,14 +72,14 @@ def answer(hit: Hit, replies: Sequence[Any]) -> list[Verdict] | Exception:
     if error is not None:
         return error
     if hit.reset:
-        return _forgotten(hit, replies[-1])
+        return _reset_verdicts(hit, replies[-1])
     key, limit = hit.charges[0][:2]
     count, left_ms = _count(replies)
     if _is_foreign(hit, count):
-        return wire.foreign(key)
+        return encoding.wrong_type(key)
     if not 0 < left_ms <= limit.period_ms:
         left_ms = limit.period_ms
-    over = count >= limit.amount if hit.look else count > limit.amount
+    over = count >= limit.amount if hit.peek else count > limit.amount
     left = left_ms * 1_000 if count else 0
     return [Verdict(left if over else 0, max(0, limit.amount - count), left)]
 
@@ -89,18 +89,18 @@ def repairs(hit: Hit, replies: Sequence[Any]) -> list[Command]:
 
     A number that is no counter of ours is put back as it was found.
     """
-    if not replies or hit.look or hit.reset or _error(replies) is not None:
+    if not replies or hit.peek or hit.reset or _error(replies) is not None:
         return []
     key, limit = hit.charges[0][:2]
     count, left_ms = _count(replies)
     if _is_foreign(hit, count):
-        return [(b"DECR", wire.name(key))]
+        return [(b"DECR", encoding.encode_key(key))]
     if 0 < left_ms <= limit.period_ms:
         return []
-    return [(b"PEXPIRE", wire.name(key), b"%d" % limit.period_ms)]
+    return [(b"PEXPIRE", encoding.encode_key(key), b"%d" % limit.period_ms)]
 
 
-def _forgotten(hit: Hit, replies: Sequence[Any]) -> list[Verdict]:
+def _reset_verdicts(hit: Hit, replies: Sequence[Any]) -> list[Verdict]:
     left, deleted = replies[::2], replies[1::2]
     return [
         Verdict(0, charge.limit.capacity, max(1, ttl_ms) * 1_000 if there else 0)
@@ -109,7 +109,7 @@ def _forgotten(hit: Hit, replies: Sequence[Any]) -> list[Verdict]:
 
 
 def _is_foreign(hit: Hit, count: int) -> bool:
-    return not (0 if hit.look else 1) <= count < wire.MAX_COUNT
+    return not (0 if hit.peek else 1) <= count < encoding.MAX_COUNT
 
 
 def _count(replies: Sequence[Any]) -> tuple[int, int]:

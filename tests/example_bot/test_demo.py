@@ -157,7 +157,7 @@ MIDDLEWARE = "example_bot.demo.instances.RateLimitMiddleware"
     ("name", "without", "difference"),
     [
         (
-            "bot_ratelimit.incoming.screening.album_of",
+            "bot_ratelimit.incoming.event_filter.album_of",
             lambda event: None,
             "2 albums: users 1002: 2 of 10 were handled, expected 10",
         ),

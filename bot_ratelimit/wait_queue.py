@@ -1,7 +1,7 @@
 """Waiting: queues of those who want to go on as soon as a limit lets them.
 
 Only the first of each queue asks the storage. When it is refused it sleeps for exactly as long as
-it was told, and a short random time more, so that instances that wait for the same moment do not
+it was refused, and a short random time more, so that instances that wait for the same moment do not
 ask all at once. A queue has a task of its own: a waiter that is cancelled takes no hit with it.
 
 ::
@@ -30,11 +30,11 @@ log = logging.getLogger("bot_ratelimit")
 MAX_WAITERS: Final = 10_000
 """Waiters of one limiter at most; a further one is refused at once."""
 JITTER: Final = 0.01
-"""Seconds that a sleep is longer than told, at most."""
-_MOST_PASSED: Final = 3
-_LONGEST_YIELD: Final = 1.0
+"""Seconds that a sleep is longer than refused, at most."""
+_MAX_SKIPPED: Final = 3
+_MAX_SPACING: Final = 1.0
 """Where more seconds than this lie between two units, nobody passes one by."""
-_LOOK_UP: Final = 0.25
+_CHECK_EVERY: Final = 0.25
 """Seconds after which a sleeper sees that the server is out of reach."""
 
 
@@ -61,17 +61,17 @@ class Waiter:
         self.future: asyncio.Future[Decision] = loop.create_future()
 
     @property
-    def gone(self) -> bool:
+    def is_done(self) -> bool:
         """Whether nobody waits for the answer any more."""
         return self.future.done()
 
     def answer(self, decision: Decision, now: float) -> None:
         """Give the answer, and say how long it took."""
-        if not self.gone:
+        if not self.is_done:
             self.future.set_result(decision._replace(waited=max(0.0, now - self.since)))
 
 
-class Asker(Protocol):
+class WaitableLimiter(Protocol):
     """What a queue needs of a limiter."""
 
     @property
@@ -80,7 +80,7 @@ class Asker(Protocol):
         ...
 
     async def hit(
-        self, rules: Rules, subject: Subject, cost: int | None = None, *, _tell: bool = True
+        self, rules: Rules, subject: Subject, cost: int | None = None, *, _notify: bool = True
     ) -> Decision:
         """See `Limiter.hit`."""
         ...
@@ -90,18 +90,20 @@ class Asker(Protocol):
         ...
 
 
-class Queues:
+class WaitQueues:
     """The queues of a limiter, one for each set of keys.
 
     Args:
-        asker: Who decides.
-        troubled: Whether the server of these charges is known to be out of reach.
+        limiter: Who decides.
+        is_unreachable: Whether the server of these charges is known to be out of reach.
     """
 
-    def __init__(self, asker: Asker, troubled: Callable[[Sequence[Charge]], bool]) -> None:
-        self._asker = asker
-        self._troubled = troubled
-        self._queues: dict[tuple[str, ...], Queue] = {}
+    def __init__(
+        self, limiter: WaitableLimiter, is_unreachable: Callable[[Sequence[Charge]], bool]
+    ) -> None:
+        self._limiter = limiter
+        self._is_unreachable = is_unreachable
+        self._queues: dict[tuple[str, ...], WaitQueue] = {}
         self._waiting = 0
 
     async def wait(self, waiter: Waiter) -> Decision:
@@ -111,8 +113,8 @@ class Queues:
         keys = tuple(charge.key for charge in waiter.charges)
         queue = self._queues.get(keys)
         if queue is None:
-            queue = self._queues[keys] = Queue(
-                self._asker, self._troubled, lambda: self._queues.pop(keys, None)
+            queue = self._queues[keys] = WaitQueue(
+                self._limiter, self._is_unreachable, lambda: self._queues.pop(keys, None)
             )
         self._waiting += 1
         try:
@@ -125,35 +127,35 @@ class Queues:
         await asyncio.gather(*(queue.close() for queue in list(self._queues.values())))
 
 
-class Queue:
+class WaitQueue:
     """Waiters for the same keys, first come, first served."""
 
     def __init__(
         self,
-        asker: Asker,
-        troubled: Callable[[Sequence[Charge]], bool],
+        limiter: WaitableLimiter,
+        is_unreachable: Callable[[Sequence[Charge]], bool],
         finished: Callable[[], object],
     ) -> None:
-        self._asker = asker
-        self._troubled = troubled
+        self._limiter = limiter
+        self._is_unreachable = is_unreachable
         self._finished = finished
         self._waiters: dict[Waiter, None] = {}  # in order, and quick to leave
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._refused: Decision | None = None
-        """What the first was told last; None once something was granted since."""
+        """What the first was refused last; None once something was granted since."""
         self._due = 0.0
         self._contended = False
         self._slept = False
         self._losses = 0
-        """How often in a row it was refused after it had slept as long as it was told."""
+        """How often in a row it was refused after it had slept as long as it was refused."""
 
     async def join(self, waiter: Waiter) -> Decision:
         """Wait for the turn of this waiter, and for what comes of it."""
         if self._refused is not None:
             ahead = [0] * len(waiter.charges)
             for each in self._waiters:
-                ahead = _behind(each, ahead)
+                ahead = _add_costs(each, ahead)
             due = self._estimate(waiter, ahead)
             if due > waiter.until:
                 return self._refusal(waiter, due)
@@ -187,10 +189,12 @@ class Queue:
         """Ask for the first waiter, and act on the answer."""
         loop = asyncio.get_running_loop()
         try:
-            decision = await self._asker.hit(first.rules, first.subject, first.cost, _tell=False)
+            decision = await self._limiter.hit(
+                first.rules, first.subject, first.cost, _notify=False
+            )
         except Exception as error:  # a custom limit may raise anything; it is for the one who asks
             self._waiters.pop(first, None)
-            if not first.gone:
+            if not first.is_done:
                 first.future.set_exception(error)
             return
         if decision.allowed:
@@ -199,7 +203,7 @@ class Queue:
             if not self._waiters or decision.source == "policy":
                 return
             following = next(iter(self._waiters))
-            refusal = _foreseen(decision, first, following)
+            refusal = _predicted_refusal(decision, first, following)
             if refusal is not None:
                 await self._refuse(following, refusal)
             elif self._contended:
@@ -215,40 +219,40 @@ class Queue:
         self._contended = True
         self._refused = decision
         self._due = asyncio.get_running_loop().time() + decision.retry_after
-        self._dismiss()
-        await self._sleep(first, self._yielded(first, decision.retry_after))
+        self._refuse_late_waiters()
+        await self._sleep(first, self._extra_sleep(first, decision.retry_after))
 
-    def _yielded(self, first: Waiter, wait: float) -> float:
+    def _extra_sleep(self, first: Waiter, wait: float) -> float:
         """Seconds that an instance which came too late leaves to the others.
 
         Where one unit comes at a time, all instances would ask for each of them. The one that gets
         it comes again for the next, so that none is left unused; the others may pass some by.
         """
         apart = min(c.cost * c.limit.period / c.limit.amount for c in first.charges)
-        if not self._losses or wait > min(1.1 * apart, _LONGEST_YIELD):
+        if not self._losses or wait > min(1.1 * apart, _MAX_SPACING):
             return 0.0
-        return random.randint(0, min(self._losses, _MOST_PASSED)) * apart  # noqa: S311 - no secret
+        return random.randint(0, min(self._losses, _MAX_SKIPPED)) * apart  # noqa: S311 - no secret
 
     async def _grant(self, first: Waiter, decision: Decision) -> None:
         """What was charged goes to the first, or to the next who wants the same."""
-        heir = next(iter(self._waiters), first) if first.gone else first
-        if heir.charges != first.charges:
-            heir = first
-        self._waiters.pop(heir, None)
-        if not heir.gone:
-            heir.answer(decision, asyncio.get_running_loop().time())
-        elif decision.source == self._asker.storage.source:
-            await self._give_back(first)
+        successor = next(iter(self._waiters), first) if first.is_done else first
+        if successor.charges != first.charges:
+            successor = first
+        self._waiters.pop(successor, None)
+        if not successor.is_done:
+            successor.answer(decision, asyncio.get_running_loop().time())
+        elif decision.source == self._limiter.storage.source:
+            await self._refund(first)
 
-    async def _give_back(self, waiter: Waiter) -> None:
+    async def _refund(self, waiter: Waiter) -> None:
         """A waiter who left while it was charged pays nothing."""
         try:
             for rule, charge in zip(waiter.rules, waiter.charges, strict=True):
-                await self._asker.refund(Rules((rule,)), waiter.subject, charge.cost)
+                await self._limiter.refund(Rules((rule,)), waiter.subject, charge.cost)
         except RateLimitError as error:
             log.warning("A cancelled waiter was charged, and could not be refunded: %s", error)
 
-    def _dismiss(self) -> None:
+    def _refuse_late_waiters(self) -> None:
         """Refuse those for whom it would take too long."""
         now = asyncio.get_running_loop().time()
         ahead: list[int] = []
@@ -259,16 +263,16 @@ class Queue:
                 self._waiters.pop(waiter)
                 waiter.answer(self._refusal(waiter, due), now)
             else:
-                ahead = _behind(waiter, ahead)
+                ahead = _add_costs(waiter, ahead)
 
     def _refusal(self, waiter: Waiter, due: float) -> Decision:
         now = asyncio.get_running_loop().time()
         wait = max(due - now, 0.001)
-        told = self._refused
-        if told is None:  # a refusal is false, too
-            told = Decision(False, waiter.rules[0], 0, wait, wait, "policy")
-        reset = max(wait, told.reset_after)
-        return told._replace(retry_after=wait, reset_after=reset, waited=now - waiter.since)
+        refused = self._refused
+        if refused is None:  # a refusal is false, too
+            refused = Decision(False, waiter.rules[0], 0, wait, wait, "policy")
+        reset = max(wait, refused.reset_after)
+        return refused._replace(retry_after=wait, reset_after=reset, waited=now - waiter.since)
 
     def _estimate(self, waiter: Waiter, ahead: Sequence[int]) -> float:
         """The earliest time at which this waiter can be granted what it wants.
@@ -301,18 +305,18 @@ class Queue:
         while (left := wakes - loop.time()) > 0 and self._waiters:
             self._changed.clear()
             try:
-                async with asyncio.timeout(min(left, _LOOK_UP)):
+                async with asyncio.timeout(min(left, _CHECK_EVERY)):
                     await self._changed.wait()
             except TimeoutError:
-                if left > _LOOK_UP and self._troubled(first.charges):
+                if left > _CHECK_EVERY and self._is_unreachable(first.charges):
                     return
-            heir = next(iter(self._waiters), first)
-            if heir is not first and heir.charges != first.charges:
+            successor = next(iter(self._waiters), first)
+            if successor is not first and successor.charges != first.charges:
                 return
 
 
-def _foreseen(decision: Decision, granted: Waiter, following: Waiter) -> Decision | None:
-    """What the next one would be told, where a grant says it already."""
+def _predicted_refusal(decision: Decision, granted: Waiter, following: Waiter) -> Decision | None:
+    """What the next one would be refused, where a grant says it already."""
     charge = following.charges[0]
     if (
         len(following.charges) > 1
@@ -329,7 +333,7 @@ def _foreseen(decision: Decision, granted: Waiter, following: Waiter) -> Decisio
     return decision._replace(allowed=False, retry_after=max(wait, 0.0))
 
 
-def _behind(waiter: Waiter, ahead: Sequence[int]) -> list[int]:
+def _add_costs(waiter: Waiter, ahead: Sequence[int]) -> list[int]:
     return [before + charge.cost for before, charge in zip(ahead, waiter.charges, strict=True)]
 
 

@@ -29,11 +29,11 @@ from bot_ratelimit.rule import Rule, Rules, rules_of
 
 _T = TypeVar("_T")
 
-_LONGEST_NAME: Final = 200
+_MAX_NAME: Final = 200
 _FORBIDDEN: Final = re.compile(r"[\s:{}*?\[\]\\\x00-\x1f\x7f]")
 
 
-def registered(root: Router, kind: type[_T], made: Callable[[_T], int]) -> list[_T]:
+def registered_middlewares(root: Router, kind: type[_T], made: Callable[[_T], int]) -> list[_T]:
     """The middlewares of this class that stand anywhere in the bot, in the order of registration.
 
     aiogram keeps this order for each observer only. Where no observer has both of two middlewares,
@@ -68,10 +68,10 @@ def check_instances(middlewares: Iterable[Any], kind: type, observer: str) -> No
     """Raise ConfigError if the class itself stands where an instance is expected."""
     for each in middlewares:
         if isinstance(each, type) and issubclass(each, kind):
-            raise ConfigError(class_registered(each, observer))
+            raise ConfigError(class_registered_message(each, observer))
 
 
-def class_registered(kind: type, observer: str = "message") -> str:
+def class_registered_message(kind: type, observer: str = "message") -> str:
     """What to say if the class is registered instead of an instance of it."""
     name = kind.__name__
     return (
@@ -80,7 +80,7 @@ def class_registered(kind: type, observer: str = "message") -> str:
     )
 
 
-def apart(groups: Iterable[tuple[Hashable, Rules]]) -> list[Rules]:
+def separate_keys(groups: Iterable[tuple[Hashable, Rules]]) -> list[Rules]:
     """The rules of each group with names that keep different limits on different keys.
 
     Args:
@@ -100,7 +100,7 @@ def apart(groups: Iterable[tuple[Hashable, Rules]]) -> list[Rules]:
                 if original not in names:
                     names[original] = next(
                         name
-                        for name in _names_for(rule)
+                        for name in _candidate_names(rule)
                         if (space, _renamed(rule, name).path) not in taken.keys() | own
                     )
                 rule = _renamed(rule, names[original])
@@ -110,7 +110,7 @@ def apart(groups: Iterable[tuple[Hashable, Rules]]) -> list[Rules]:
     return result
 
 
-def moved(before: Rule, now: Rule, other: Rule) -> str:
+def conflict_message(before: Rule, now: Rule, other: Rule) -> str:
     """What to tell the operator about a rule that got a key of its own."""
     if isinstance(before, Penalty):
         fix = "give both middlewares the same Penalty to share bans"
@@ -130,13 +130,13 @@ def limit_of(rule: Rule) -> object:
     return rule.limit
 
 
-def fitting(name: str) -> str:
+def shorten_name(name: str) -> str:
     """The name as a rule can have it; one that is too long is cut, and ends in its hash."""
     name = _FORBIDDEN.sub("_", name)
-    if len(name) <= _LONGEST_NAME:
+    if len(name) <= _MAX_NAME:
         return name
     digest = sha256(name.encode()).hexdigest()[:16]
-    return f"{name[: _LONGEST_NAME - 17]}~{digest}"
+    return f"{name[: _MAX_NAME - 17]}~{digest}"
 
 
 def _limit_text(rule: Rule) -> str:
@@ -146,7 +146,7 @@ def _limit_text(rule: Rule) -> str:
     return str(getattr(limit, "__name__", type(limit).__name__))
 
 
-def _names_for(rule: Rule) -> Iterator[str]:
+def _candidate_names(rule: Rule) -> Iterator[str]:
     name = _limit_text(rule)
     if isinstance(rule, Penalty):
         name += f"-{rule.ban_ms / 1_000:g}s"
@@ -156,12 +156,12 @@ def _names_for(rule: Rule) -> Iterator[str]:
 
 def _renamed(rule: Rule, text: str) -> Rule:
     """The same rule under another key: `ban:10/minute-900s:42` for a penalty."""
-    text = fitting(text.replace(" ", "-"))
+    text = shorten_name(text.replace(" ", "-"))
     again, put = copy(rule), object.__setattr__
     if isinstance(rule, Penalty):
         put(again, "path", f"ban:{text}:{rule.path.removeprefix('ban:')}")
         return again
-    name = fitting(f"{rule.name}.{text}") if rule.name else text
+    name = shorten_name(f"{rule.name}.{text}") if rule.name else text
     scope = rule.path.removeprefix(f"{rule.name}:") if rule.name else rule.path
     put(again, "name", name)
     put(again, "path", f"{name}:{scope}")

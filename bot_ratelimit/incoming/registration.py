@@ -9,15 +9,16 @@ from aiogram import BaseMiddleware, Dispatcher, Router
 from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.incoming.arguments import kind_of
+from bot_ratelimit.incoming.arguments import describe_type
 
 
 def check_dispatcher(dispatcher: object) -> None:
     """Raise ConfigError unless this is a Dispatcher."""
     if not isinstance(dispatcher, Dispatcher):
         raise ConfigError(
-            f"setup needs the Dispatcher, not {kind_of(dispatcher)}: setup(dp) covers all its "
-            "routers; for one router, register the middleware there, router.message.middleware(...)"
+            f"setup needs the Dispatcher, not {describe_type(dispatcher)}: setup(dp) covers all "
+            "its routers; for one router, register the middleware there, "
+            "router.message.middleware(...)"
         )
 
 
@@ -46,10 +47,10 @@ def root_of(router: Router | None) -> Router | None:
     return root
 
 
-def stand_guard(middleware: BaseMiddleware, dispatcher: Dispatcher) -> None:
+def register_guard(middleware: BaseMiddleware, dispatcher: Dispatcher) -> None:
     """Take the place behind the context and before FSM among the update's outer middlewares."""
     outer = dispatcher.update.outer_middleware
-    behind = list(outer)[_behind_context(list(outer), dispatcher) :]
+    behind = list(outer)[_index_after_context(list(outer), dispatcher) :]
     for each in behind:
         outer.unregister(each)
     outer.register(middleware)
@@ -57,7 +58,7 @@ def stand_guard(middleware: BaseMiddleware, dispatcher: Dispatcher) -> None:
         outer.register(each)
 
 
-def _behind_context(registered: list[Any], dispatcher: Dispatcher) -> int:
+def _index_after_context(registered: list[Any], dispatcher: Dispatcher) -> int:
     """Where FSM stands; without it (`disable_fsm`), behind what finds out user and chat."""
     if dispatcher.fsm in registered:
         return registered.index(dispatcher.fsm)

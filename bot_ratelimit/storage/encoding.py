@@ -35,28 +35,28 @@ class Hit(NamedTuple):
 
     charges: Sequence[Charge]
     once: str | None = None
-    look: bool = False
+    peek: bool = False
     reset: bool = False
-    """Look, then forget: the answer is what a look would have said."""
-    pay: str = ""
+    """Look, then forget: the answer is what a peek would have said."""
+    adjust: str = ""
     """`"+"` charges whatever is left, `"-"` gives back: the answer is what a hit of cost 1 is told
     afterwards."""
     age_us: int = 0
     """How long ago what is given back was charged."""
 
 
-def foreign(key: str) -> ServerText:
+def wrong_type(key: str) -> ServerText:
     """The error for a key that holds something that is not ours, as the script words it."""
     return ServerText(f"WRONGTYPE '{key}' holds something else")
 
 
-def encode(command: Command) -> bytes:
+def encode_command(command: Command) -> bytes:
     """A command in RESP, the protocol of Redis."""
     parts = [b"$%d\r\n%b\r\n" % (len(part), part) for part in command]
     return b"*%d\r\n%b" % (len(command), b"".join(parts))
 
 
-def name(key: str) -> bytes:
+def encode_key(key: str) -> bytes:
     """A key as Redis knows it; half a character, as a custom id may hold, is kept."""
     return key.encode("utf-8", "surrogatepass")
 
@@ -74,23 +74,23 @@ def resets_key(key: str) -> str:
 def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
     """`numkeys key … arg …` for decide.lua: a key and its spec for each charge."""
     if len(hits) == 1 and len(hits[0].charges) == 1:
-        charges, once, look, reset, pay, _ = hits[0]
+        charges, once, peek, reset, adjust, _ = hits[0]
         key, limit, cost, shadow, penalty = charges[0]
-        if penalty is None and once is None and not reset and not pay:  # as most on a cluster
-            return [b"1", name(key), _spec(limit, cost, shadow, "?" if look else "", False)]
+        if penalty is None and once is None and not reset and not adjust:  # as most on a cluster
+            return [b"1", encode_key(key), _spec(limit, cost, shadow, "?" if peek else "", False)]
     keys: list[bytes] = []
     specs: list[bytes] = []
-    for charges, once, look, reset, pay, age_us in hits:
+    for charges, once, peek, reset, adjust, age_us in hits:
         if once is not None:
-            keys.append(name(once))
+            keys.append(encode_key(once))
             specs.append(_ONCE_SPEC)
-        mode = "!" if reset else "?" if look else pay
+        mode = "!" if reset else "?" if peek else adjust
         shared = reset or once is not None
         # How many more keys go with this one.
         joined = 2 * len(charges) if shared else len(charges)
         for key, limit, cost, shadow, penalty in charges:
             joined -= 1
-            keys.append(name(key))
+            keys.append(encode_key(key))
             if age_us:
                 spec = _spec(limit, cost, shadow, mode, joined > 0)
                 specs.append(b"%b %d" % (spec, age_us))
@@ -99,19 +99,19 @@ def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
             else:
                 specs.append(_penalty_spec(limit, penalty, mode, joined > 0))
         if shared:
-            keys.extend(name(resets_key(charge.key)) for charge in charges)
+            keys.extend(encode_key(resets_key(charge.key)) for charge in charges)
             specs.extend([_MORE_RESETS_SPEC] * (len(charges) - 1))
             specs.append(_RESETS_SPEC)
     return [b"%d" % len(keys), *keys, *specs]
 
 
-def only_verdict(reply: bytes) -> Verdict:
+def read_verdict(reply: bytes) -> Verdict:
     """The verdict of decide.lua on one charge."""
     wait, remaining, reset = reply.split()
     return new_verdict((int(wait), int(remaining), int(reset)))
 
 
-def script_answers(
+def read_answers(
     reply: bytes | str | list[bytes | str], hits: Sequence[Hit]
 ) -> Sequence[list[Verdict] | Exception]:
     """What decide.lua says to each hit: its verdicts, or the error it met."""
@@ -125,10 +125,10 @@ def script_answers(
     if not errors:
         return found
     reasons = [ServerText(_text(error)) for error in errors]
-    return [_explained(verdicts, hit, reasons) for verdicts, hit in zip(found, hits, strict=True)]
+    return [_with_errors(verdicts, hit, reasons) for verdicts, hit in zip(found, hits, strict=True)]
 
 
-def _explained(
+def _with_errors(
     verdicts: list[Verdict], hit: Hit, reasons: Sequence[ServerText]
 ) -> list[Verdict] | Exception:
     if verdicts[0].wait == _FAILED:

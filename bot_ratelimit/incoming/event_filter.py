@@ -1,4 +1,4 @@
-"""Screening: whether an event is counted at all, for whom, and what it is one with."""
+"""EventFilter: whether an event is counted at all, for whom, and what it is one with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Counted(NamedTuple):
     """What it shares its charge with: an album, or the same update delivered again."""
 
 
-class Screening:
+class EventFilter:
     """What a middleware was told about whom and what to count; see `RateLimitMiddleware`."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Screening:
         self._once_per_update = _checked_bool("once_per_update", once_per_update)
         self.per_bot = _checked_bool("per_bot", per_bot)
 
-    def exempt_also(self, exempt: frozenset[int], limited: frozenset[int]) -> None:
+    def set_live_exemptions(self, exempt: frozenset[int], limited: frozenset[int]) -> None:
         """Add to the ids that are exempt, and take from them; nothing of before stays."""
         self.exempt_ids = (self._given_ids | exempt) - limited
 

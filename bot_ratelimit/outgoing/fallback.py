@@ -1,4 +1,4 @@
-"""Shared: places that all instances take from, and this process alone while Redis is away."""
+"""FallbackLimiter: the limiter that all instances share; a local one while Redis is unreachable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOG_EVERY: Final = 60.0
 _AT_ONCE: Final = 32
 
 
-class Shared:
+class FallbackLimiter:
     """Asks the limiter, and keeps account of what this process was granted.
 
     When the storage does not answer, that account decides. It is not empty then: an outage, or one
@@ -33,10 +33,10 @@ class Shared:
         self._limiter = limiter
         self.source = limiter.storage.source
         """Who answers while all is well."""
-        self._own: Limiter | None = None
+        self._local: Limiter | None = None
         if self.source != "memory":
-            self._own = Limiter(MemoryStorage(), key_prefix=limiter.key_prefix)
-        self._asking = asyncio.Semaphore(_AT_ONCE)
+            self._local = Limiter(MemoryStorage(), key_prefix=limiter.key_prefix)
+        self._concurrent = asyncio.Semaphore(_AT_ONCE)
         self._closed = False
         self._log_again = 0.0
 
@@ -44,36 +44,36 @@ class Shared:
         """Ask the limiter no more, and let answers that are under way arrive."""
         self._closed = True
         for _ in range(_AT_ONCE):
-            await self._asking.acquire()
+            await self._concurrent.acquire()
         for _ in range(_AT_ONCE):
-            self._asking.release()
+            self._concurrent.release()
 
     def open(self) -> None:
         """Ask again."""
         self._closed = False
 
     async def hit(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
-        """Take a place from each of the rules, or from none."""
-        if self._own is None:
-            return await self._limiter.hit(rules, subject, cost, _tell=False, _outgoing=True)
-        async with self._asking:
+        """Take a permit from each of the rules, or from none."""
+        if self._local is None:
+            return await self._limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
+        async with self._concurrent:
             if self._closed:
-                return await self._own.hit(rules, subject, cost, _tell=False, _outgoing=True)
-            decision = await self._limiter.hit(rules, subject, cost, _tell=False, _outgoing=True)
+                return await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
+            decision = await self._limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
             if decision.source != self.source:
-                # A place that was perhaps taken for nothing delays one message; to pace alone while
-                # others go on together brings 429s. While the circuit is open this takes no time.
+                # A permit that was perhaps taken twice delays one message; pacing alone while
+                # other instances share the budget brings 429s. With an open circuit this is free.
                 decision = await self._limiter.hit(
-                    rules, subject, cost, _tell=False, _outgoing=True
+                    rules, subject, cost, _notify=False, _outgoing=True
                 )
         if decision.source == self.source:
             if decision.allowed:
-                await self._own.hit(rules, subject, cost, _tell=False, _outgoing=True)
+                await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
             return decision
-        self._tell()
-        return await self._own.hit(rules, subject, cost, _tell=False, _outgoing=True)
+        self._warn()
+        return await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
 
-    def _tell(self) -> None:
+    def _warn(self) -> None:
         now = asyncio.get_running_loop().time()
         if now >= self._log_again:
             self._log_again = now + _LOG_EVERY

@@ -1,4 +1,4 @@
-"""Lane: the requests to one chat, one at a time, in the order in which they were asked for."""
+"""ChatQueue: the requests to one chat, one at a time, in the order in which they were made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OVERTAKE_AFTER: Final = 5.0
 class Request:
     """A call that a bot has made."""
 
-    __slots__ = ("bot", "broadcast", "edit", "future", "method", "send", "slot", "traffic")
+    __slots__ = ("bot", "broadcast", "edit", "entry", "future", "method", "send", "traffic")
 
     def __init__(
         self,
@@ -41,12 +41,12 @@ class Request:
         self.traffic = traffic
         self.broadcast = broadcast
         self.edit = edit
-        self.slot = Slot(self)
+        self.entry = Entry(self)
         self.future: asyncio.Future[Any] | None = None
 
 
-class Slot:
-    """A position in a lane: of one request, or of several edits of which the newest is sent."""
+class Entry:
+    """A position in a queue: of one request, or of several edits of which the newest is sent."""
 
     __slots__ = ("edit", "in_flight", "requests")
 
@@ -56,7 +56,7 @@ class Slot:
         self.in_flight = False
 
     def settle(self, sender: Request, result: Any = None, error: Exception | None = None) -> None:
-        """Tell the others who wait for this slot what came of it."""
+        """Tell the others who wait for this entry what came of it."""
         for request in self.requests:
             future = request.future
             if request is sender or future is None or future.done():
@@ -68,11 +68,11 @@ class Slot:
         self.requests.clear()  # they know each other: without this, it takes a garbage collection
 
 
-class Lane:
+class ChatQueue:
     """The requests of one bot to one chat.
 
-    At any time at most one slot holds the turn. It asks for its place, sends, and gives the turn to
-    the next one: replies first, then broadcasts. All of it is plain bookkeeping: no I/O, and no
+    At any time at most one entry holds the turn. It asks for its permit, sends, and gives the turn
+    to the next one: replies first, then broadcasts. All of this is plain bookkeeping: no I/O, no
     clock.
 
     Args:
@@ -95,7 +95,7 @@ class Lane:
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
-        self.holder: Slot | None = None
+        self.holder: Entry | None = None
         self.owed = Owed(0, 0)
         """What was sent before all of it could be taken: an album larger than the burst."""
         self.lag = 0.0
@@ -103,20 +103,20 @@ class Lane:
         self.slow = 0
         """How often the pace is halved, after as many 429s."""
         self.slow_until = self.blocked_until = self.idle_until = 0.0
-        self._replies: list[Slot] = []  # empty deques would be half of a lane's memory
-        self._broadcasts: list[Slot] = []
-        self._edits: dict[Hashable, Slot] = {}
+        self._replies: list[Entry] = []  # empty deques would be half of a queue's memory
+        self._broadcasts: list[Entry] = []
+        self._edits: dict[Hashable, Entry] = {}
 
     @property
     def waiting(self) -> int:
-        """How many slots wait for the turn."""
+        """How many entries wait for the turn."""
         return len(self._replies) + len(self._broadcasts)
 
     def is_idle(self, now: float) -> bool:
         """Whether nothing of it needs to be remembered."""
         return self.holder is None and not self.waiting and now >= self.idle_until
 
-    def slots(self) -> Iterator[Slot]:
+    def entries(self) -> Iterator[Entry]:
         """Everything that has not been answered yet, in order."""
         if self.holder is not None:
             yield self.holder
@@ -125,17 +125,17 @@ class Lane:
 
     def join(self, request: Request) -> asyncio.Future[Any] | None:
         """Take a position; None if it is the request's turn at once, else what will tell it."""
-        edit, slot = request.edit, request.slot
+        edit, entry = request.edit, request.entry
         if self.is_merging(request):
-            slot = request.slot = self._edits[edit]
-            slot.requests.append(request)
+            entry = request.entry = self._edits[edit]
+            entry.requests.append(request)
             return _awaits(request)
         if edit is not None:
-            self._edits[edit] = slot
+            self._edits[edit] = entry
         if self.holder is None:
-            self.holder = slot
+            self.holder = entry
             return None
-        (self._broadcasts if request.broadcast else self._replies).append(slot)
+        (self._broadcasts if request.broadcast else self._replies).append(entry)
         return _awaits(request)
 
     def is_merging(self, request: Request) -> bool:
@@ -143,75 +143,75 @@ class Lane:
 
         A different kind of edit of the same message, asked for meanwhile, keeps its own.
         """
-        slot = self._edits.get(request.edit) if request.edit is not None else None
-        return slot is not None and type(slot.requests[-1].method) is type(request.method)
+        entry = self._edits.get(request.edit) if request.edit is not None else None
+        return entry is not None and type(entry.requests[-1].method) is type(request.method)
 
-    def seal(self, slot: Slot) -> Request:
-        """The request that is sent now, for all of its slot: later edits need one of their own."""
-        if slot.edit is not None and self._edits.get(slot.edit) is slot:
-            del self._edits[slot.edit]
-        return slot.requests[-1]
+    def seal(self, entry: Entry) -> Request:
+        """The request that is sent now, for all of its entry: later edits need one of their own."""
+        if entry.edit is not None and self._edits.get(entry.edit) is entry:
+            del self._edits[entry.edit]
+        return entry.requests[-1]
 
-    def reopen(self, slot: Slot) -> None:
+    def reopen(self, entry: Entry) -> None:
         """It was not delivered, and will be sent again: newer edits may take its place."""
-        if slot.edit is not None:
-            self._edits.setdefault(slot.edit, slot)
+        if entry.edit is not None:
+            self._edits.setdefault(entry.edit, entry)
 
-    def release(self, slot: Slot | None) -> None:
+    def release(self, entry: Entry | None) -> None:
         """Give the turn to the next one."""
-        if self.holder is not slot:  # overtaken, or not its turn yet
+        if self.holder is not entry:  # overtaken, or not its turn yet
             return
         self.holder = None
-        while self.holder is None and (queue := self._replies or self._broadcasts):
-            self._start(queue.pop(0))
+        while self.holder is None and (waiting := self._replies or self._broadcasts):
+            self._start(waiting.pop(0))
 
     def step_back(self, request: Request) -> asyncio.Future[Any] | None:
         """Take the position before all others of its kind; None if it has the turn at once."""
-        slot = request.slot
-        if self.holder is None or self.holder is slot:
-            self.holder = slot
+        entry = request.entry
+        if self.holder is None or self.holder is entry:
+            self.holder = entry
             return None
-        (self._broadcasts if request.broadcast else self._replies).insert(0, slot)
+        (self._broadcasts if request.broadcast else self._replies).insert(0, entry)
         return _awaits(request)
 
     def leave(self, request: Request) -> None:
-        """The caller of a request that was not sent is gone; another of its slot takes over."""
-        slot = request.slot
-        if request not in slot.requests:  # settled in the moment in which the caller left
+        """The caller of a request that was not sent is gone; another of its entry takes over."""
+        entry = request.entry
+        if request not in entry.requests:  # settled in the moment in which the caller left
             return
-        slot.requests.remove(request)
-        holds = self.holder is slot
-        if not slot.requests:
-            self.forget(slot)
+        entry.requests.remove(request)
+        holds = self.holder is entry
+        if not entry.requests:
+            self.forget(entry)
             if holds:
-                self.release(slot)
+                self.release(entry)
         elif _has_turn(request):
-            self._replies.insert(0, slot)
-            self.release(slot if holds else None)
+            self._replies.insert(0, entry)
+            self.release(entry if holds else None)
 
-    def forget(self, slot: Slot) -> None:
-        """Forget a slot that nobody waits for any more."""
-        if slot.edit is not None and self._edits.get(slot.edit) is slot:
-            del self._edits[slot.edit]
-        for queue in (self._replies, self._broadcasts):
-            if slot in queue:
-                queue.remove(slot)
+    def forget(self, entry: Entry) -> None:
+        """Forget an entry that nobody waits for any more."""
+        if entry.edit is not None and self._edits.get(entry.edit) is entry:
+            del self._edits[entry.edit]
+        for waiting in (self._replies, self._broadcasts):
+            if entry in waiting:
+                waiting.remove(entry)
 
     def abandon(self, error: Exception) -> None:
         """Tell everybody who waits for the turn that nothing will be sent."""
-        for slot in (*self._replies, *self._broadcasts):
-            for request in slot.requests:
+        for entry in (*self._replies, *self._broadcasts):
+            for request in entry.requests:
                 if request.future is not None and not request.future.done():
                     request.future.set_exception(error)
         self._replies.clear()
         self._broadcasts.clear()
         self._edits.clear()
 
-    def _start(self, slot: Slot) -> None:
-        """Let the oldest caller of a slot run it: the one that began to run it goes on."""
-        for request in slot.requests:
+    def _start(self, entry: Entry) -> None:
+        """Let the oldest caller of an entry run it: the one that began to run it goes on."""
+        for request in entry.requests:
             if request.future is not None and not request.future.done():
-                self.holder = slot
+                self.holder = entry
                 request.future.set_result(YOUR_TURN)
                 return
 
@@ -222,7 +222,7 @@ def _awaits(request: Request) -> asyncio.Future[Any]:
 
 
 def _has_turn(request: Request) -> bool:
-    """Whether this caller was the one to run its slot: from the start, or told so."""
+    """Whether this caller was the one to run its entry: from the start, or told so."""
     future = request.future
     if future is None:
         return True

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aiogram import Bot, Dispatcher
+from aiogram import Bot, Dispatcher, Router
 
-from bot_ratelimit import RateLimitMiddleware
-from example_bot.bot import build_dispatcher
-from example_bot.demo.botapi import TOKEN, BotApi
-from example_bot.demo.instances import serve
+from bot_ratelimit import ConfigError, InFlight
+from example_bot.demo.botapi import TOKEN
 from example_bot.demo.updates import message
-from example_bot.inflight import InFlight
 
 
 async def under_way(in_flight: InFlight, release: asyncio.Event) -> asyncio.Task[object]:
     """An update whose handler has begun, and ends when it is released."""
     dispatcher = Dispatcher()
-    dispatcher.update.outer_middleware(in_flight)
+    in_flight.setup(dispatcher)
     begun = asyncio.Event()
 
     @dispatcher.message()
@@ -47,7 +44,7 @@ async def test_shutdown_waits_for_what_is_being_handled() -> None:
     )
 
 
-async def test_shutdown_does_not_wait_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+async def test_shutdown_does_not_wait_forever(caplog: pytest.LogCaptureFixture) -> None:
     """A handler that hangs does not keep the process alive; the log says that it was dropped."""
     in_flight, release = InFlight(patience=0.01), asyncio.Event()
     update = await under_way(in_flight, release)
@@ -56,14 +53,35 @@ async def test_shutdown_does_not_wait_for_ever(caplog: pytest.LogCaptureFixture)
     update.cancel()
 
 
-async def test_a_webhook_closes_nothing_that_a_handler_needs(api: BotApi) -> None:
-    """The bot's other shutdown callbacks come after the answer to the update under way."""
-    dispatcher = build_dispatcher(RateLimitMiddleware("5/minute"))
+async def test_other_shutdown_callbacks_come_after_the_wait() -> None:
+    """Whatever was registered before it, waiting comes first, also before `OutgoingLimits` ends."""
+    dispatcher, release = Dispatcher(), asyncio.Event()
     done: list[str] = []
-    dispatcher.shutdown.register(lambda: done.extend(call.method for call in api.calls))
-    runner = await serve(api, dispatcher)
-    report = asyncio.create_task(api.deliver(message(42, "/report")))
-    await api.called("sendMessage")
-    await runner.cleanup()
-    assert (await report).ok
-    assert done[-1] == "editMessageText"
+    dispatcher.shutdown.register(lambda: done.append("closed"))
+
+    @dispatcher.message()
+    async def work(*_: object) -> None:
+        await release.wait()
+        done.append("handled")
+
+    InFlight().setup(dispatcher)
+    update = asyncio.create_task(dispatcher.feed_raw_update(Bot(TOKEN), message(42, "hello")))
+    await asyncio.sleep(0.01)
+    stopping = asyncio.create_task(dispatcher.emit_shutdown())
+    await asyncio.sleep(0.01)
+    release.set()
+    await asyncio.gather(stopping, update)
+    assert done == ["handled", "closed"]
+
+
+@pytest.mark.parametrize("patience", [-1, float("nan"), True, "8"])
+def test_patience_is_seconds(patience: object) -> None:
+    """Anything but seconds is refused at once."""
+    with pytest.raises(ConfigError, match="patience="):
+        InFlight(patience)  # type: ignore[arg-type]  # a mistake
+
+
+def test_setup_needs_the_dispatcher() -> None:
+    """A router has no shutdown of its own."""
+    with pytest.raises(ConfigError, match="Dispatcher"):
+        InFlight().setup(Router())  # type: ignore[arg-type]  # a mistake

@@ -1,4 +1,4 @@
-"""Decisions: how hits are put to a Redis server, and how its replies read."""
+"""DecisionCodec: how hits are put to a Redis server, and how its replies read."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from redis import exceptions
 
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.limit import Algorithm
-from bot_ratelimit.storage import transaction, wire
+from bot_ratelimit.storage import encoding, transaction
+from bot_ratelimit.storage.encoding import Command, Hit
 from bot_ratelimit.storage.faults import SCRIPTS_REFUSED, code_of, one_line, translated
-from bot_ratelimit.storage.request import AGAIN, Call, Redirect, Replies, Request
-from bot_ratelimit.storage.wire import Command, Hit
+from bot_ratelimit.storage.request import AGAIN, Call, ParsedReplies, Redirect, Request
 
 log = logging.getLogger("bot_ratelimit")
 
 SCRIPT: Final = resources.files("bot_ratelimit.storage").joinpath("decide.lua").read_bytes()
 _SHA: Final = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
-_CACHED: Final = (b"EVALSHA", _SHA)
-_WHOLE: Final = (b"EVAL", SCRIPT)
+_BY_HASH: Final = (b"EVALSHA", _SHA)
+_BY_SOURCE: Final = (b"EVAL", SCRIPT)
 
 # A lone fixed window takes the script about 3 us, any other rule up to 25 us (measured with Redis 7
 # on a slow core).
@@ -45,13 +45,13 @@ class Commands(NamedTuple):
 Item: TypeAlias = "Hit | Commands"
 
 
-class Decisions:
+class DecisionCodec:
     """Puts hits as one call of the script, or as transactions where scripts are refused."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
         self._clock = clock
-        self._script: tuple[bytes, bytes] = _CACHED
+        self._script: tuple[bytes, bytes] = _BY_HASH
         self._refused_until: float | None = None
 
     @property
@@ -65,7 +65,7 @@ class Decisions:
             return _HEAVY * len(item.commands)
         charges, once = item.charges, item.once
         lone = len(charges) == 1 and once is None
-        if lone and charges[0].limit.algorithm is _LIGHT and not item.pay:
+        if lone and charges[0].limit.algorithm is _LIGHT and not item.adjust:
             return 1
         return _HEAVY * (len(charges) + (once is not None))
 
@@ -75,9 +75,9 @@ class Decisions:
         hits: list[Request[Item]] = []
         for request in requests:
             if isinstance(request.item, Commands):
-                calls.append(_asking(Call([request], request.item.commands, decides=False)))
+                calls.append(_with_asking(Call([request], request.item.commands, decides=False)))
             elif not self._tries_script():
-                calls.append(_asking(Call([request], transaction.commands(request.item))))
+                calls.append(_with_asking(Call([request], transaction.commands(request.item))))
             elif request.alone:
                 calls.append(self._script_call([request]))
             else:
@@ -89,48 +89,52 @@ class Decisions:
             calls.append(self._script_call(hits))
         return calls
 
-    def read(self, call: Call[Item], replies: list[Any]) -> Replies:
+    def read(self, call: Call[Item], replies: list[Any]) -> ParsedReplies:
         """See `Codec.read`."""
         if len(replies) == len(call.requests) == 1 and type(replies[0]) is bytes:
             item = call.requests[0].item
             if type(item) is Hit and len(item.charges) == 1:  # as most are on a Redis Cluster
-                self._script, self._refused_until = _CACHED, None
-                return Replies([[wire.only_verdict(replies[0])]])
+                self._script, self._refused_until = _BY_HASH, None
+                return ParsedReplies([[encoding.read_verdict(replies[0])]])
         if not call.requests:  # repairs, whose replies do not matter
-            return Replies(())
+            return ParsedReplies(())
         if call.requests[0].asking:
             replies = replies[1:]
         item = call.requests[0].item
         if isinstance(item, Commands):
-            return self._checked(call, [_redirect_in(replies) or replies])
+            return self._translated(call, [_redirect_in(replies) or replies])
         if call.commands and call.commands[-1][0] in (b"EVALSHA", b"EVAL"):
-            return self._script_said(call, replies[0])
+            return self._read_script_reply(call, replies[0])
         answers: list[Any] = [transaction.answer(item, replies)]
-        return self._checked(call, answers, transaction.repairs(item, replies))
+        return self._translated(call, answers, transaction.repairs(item, replies))
 
     def _tries_script(self) -> bool:
         return self._refused_until is None or self._clock() >= self._refused_until
 
     def _script_call(self, requests: Sequence[Request[Item]]) -> Call[Item]:
-        arguments = wire.script_arguments([request.item for request in requests])  # type: ignore[misc]  # hits only
-        return _asking(Call(requests, [[*self._script, *arguments]]))
+        arguments = encoding.script_arguments([request.item for request in requests])  # type: ignore[misc]  # hits only
+        return _with_asking(Call(requests, [[*self._script, *arguments]]))
 
-    def _script_said(self, call: Call[Item], reply: Any) -> Replies:
+    def _read_script_reply(self, call: Call[Item], reply: Any) -> ParsedReplies:
         if not isinstance(reply, Exception):
-            self._script, self._refused_until = _CACHED, None
+            self._script, self._refused_until = _BY_HASH, None
             hits = [request.item for request in call.requests]
-            answers = wire.script_answers(reply, hits)  # type: ignore[arg-type]  # hits only
-            return Replies(answers) if isinstance(reply, bytes) else self._checked(call, answers)
+            answers = encoding.read_answers(reply, hits)  # type: ignore[arg-type]  # hits only
+            return (
+                ParsedReplies(answers)
+                if isinstance(reply, bytes)
+                else self._translated(call, answers)
+            )
         again = [AGAIN] * len(call.requests)
         if isinstance(reply, exceptions.NoScriptError):  # a server that has just started
-            self._script = _WHOLE
-            return Replies(again)
-        if len(call.requests) > 1 and _is_split(reply):
+            self._script = _BY_SOURCE
+            return ParsedReplies(again)
+        if len(call.requests) > 1 and _must_ask_one_by_one(reply):
             for request in call.requests:
                 request.alone = True
-            return Replies(again)
+            return ParsedReplies(again)
         if not SCRIPTS_REFUSED.search(str(reply)):
-            return self._checked(call, [reply] * len(call.requests))
+            return self._translated(call, [reply] * len(call.requests))
         if self._refused_until is None:
             log.warning(
                 "Redis at %s refuses scripts (%s): using MULTI/EXEC, which can decide one fixed "
@@ -139,17 +143,17 @@ class Decisions:
                 one_line(reply),
             )
         self._refused_until = self._clock() + TRY_SCRIPTS_AGAIN
-        return Replies(again)
+        return ParsedReplies(again)
 
-    def _checked(
+    def _translated(
         self, call: Call[Item], answers: Sequence[Any], repairs: Sequence[Command] = ()
-    ) -> Replies:
+    ) -> ParsedReplies:
         """The answers with redirects recognised, and errors in this package's words."""
         found = [
             (_redirect_in([each]) or translated(each)) if isinstance(each, Exception) else each
             for each in answers
         ]
-        leave = next(
+        disconnect = next(
             (
                 str(each)
                 for each in found
@@ -157,20 +161,20 @@ class Decisions:
             ),
             "",
         )
-        return Replies(found, repairs, leave)
+        return ParsedReplies(found, repairs, disconnect)
 
 
 _SLOT: Final = attrgetter("slot")
 
 
-def _asking(call: Call[Item]) -> Call[Item]:
+def _with_asking(call: Call[Item]) -> Call[Item]:
     if call.requests[0].asking:
         call.commands = [(b"ASKING",), *call.commands]
         call.replies += 1
     return call
 
 
-def _is_split(reply: Exception) -> bool:
+def _must_ask_one_by_one(reply: Exception) -> bool:
     """Whether keys can only be asked for one by one.
 
     Either their slot is on its way elsewhere: all would be sent where one is missing, and there

@@ -166,7 +166,7 @@ def test_names_of_rules_that_are_counted_apart(first: Any, second: Any, names: l
     one, other = make(first), make(second)
     dispatcher.message.middleware(one)
     dispatcher.message.middleware(other)
-    one._meet(dispatcher)
+    one._discover(dispatcher)
     assert [rule.name for rule in other.rules] == names
     assert other.rules[0].key("bot", Subject(42, -100)) not in {
         rule.key("bot", Subject(42, -100))
@@ -189,7 +189,7 @@ def test_limits_that_are_functions_are_told_apart() -> None:
     middlewares = [make(Rule(limit)) for limit in (generous, strict, generous)]
     for each in middlewares:
         dispatcher.message.middleware(each)
-    middlewares[2]._meet(dispatcher)
+    middlewares[2]._discover(dispatcher)
     assert [each.rules[0].name for each in middlewares] == ["", "strict", ""]
 
 
@@ -281,7 +281,7 @@ async def test_one_key_with_two_limits_is_an_error(setup: bool) -> None:
     child = bot.dispatcher.include_router(Router())
     bot.dispatcher.message.register(draw, flags=drawing("3/day"))
     child.callback_query.register(paint, flags=drawing("9/hour"))
-    both = r"(?=.*test_sharing\.draw)(?=.*test_sharing\.paint)(?=.*3/day)(?=.*9/hour)"
+    both = r"(?=.*test_key_conflicts\.draw)(?=.*test_key_conflicts\.paint)(?=.*3/day)(?=.*9/hour)"
     if setup:
         middleware.setup(bot.dispatcher)
         with pytest.raises(ConfigError, match=both):
@@ -322,7 +322,7 @@ async def test_a_flag_and_a_middleware_with_one_key() -> None:
         putting(MemoryStorage())(Rule("5/m", name="ai")).setup(dispatcher)
         dispatcher.message.register(draw, flags=drawing(limit))
         if wrong:
-            with pytest.raises(ConfigError, match=r"test_sharing\.draw.*4/minute.*5/minute"):
+            with pytest.raises(ConfigError, match=r"test_key_conflicts\.draw.*4/minute.*5/minute"):
                 await dispatcher.emit_startup()
         else:
             await dispatcher.emit_startup()

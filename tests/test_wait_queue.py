@@ -17,7 +17,7 @@ from bot_ratelimit import (
     RedisStorage,
     Rule,
     Subject,
-    waiting,
+    wait_queue,
 )
 from bot_ratelimit.testing import FlakyStorage
 from tests.benches import TIMEOUT, Bench
@@ -166,7 +166,7 @@ async def test_a_server_that_is_gone_ends_the_waits(own_server: Server, on_error
 
 async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """One waiter too many is refused at once; there is room again when one has left."""
-    monkeypatch.setattr(waiting, "MAX_WAITERS", 3)
+    monkeypatch.setattr(wait_queue, "MAX_WAITERS", 3)
     limiter = Limiter(MemoryStorage())
     await limiter.acquire("1/h", US)
     tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(3)]

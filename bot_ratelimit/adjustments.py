@@ -11,14 +11,21 @@ from typing import Any, Final, TypeAlias
 from bot_ratelimit.algorithms import (
     Log,
     Window,
-    appended,
-    arrival,
+    append_hit,
+    arrival_state,
     backlog_of,
-    living,
-    logged_until,
-    written,
+    current_log,
+    log_expiry_ms,
+    window_state,
 )
-from bot_ratelimit.debt import Charged, Overdrawn, Running, most_owed, running, settled
+from bot_ratelimit.debt import (
+    CurrentWindow,
+    LogEntry,
+    OverdrawnWindow,
+    current_window,
+    max_debt,
+    pay_debt,
+)
 from bot_ratelimit.limit import Algorithm, Limit
 
 
@@ -26,9 +33,9 @@ def charge_window(state: Any, now: int, limit: Limit, cost: int) -> Any:
     """Fill the window that runs; what does not fit is paid by the windows after it."""
     window = _window(state, now // 1_000, limit)
     paid = 0 if window.owed else min(cost, max(0, limit.amount - window.attempts))
-    owed = min(window.owed + cost - paid, most_owed(limit))
+    owed = min(window.owed + cost - paid, max_debt(limit))
     window = window._replace(attempts=window.attempts + paid, owed=owed)
-    return written(window, now // 1_000, limit)
+    return window_state(window, now // 1_000, limit)
 
 
 def refund_window(state: Any, now: int, limit: Limit, cost: int, age: int) -> Any:
@@ -40,29 +47,31 @@ def refund_window(state: Any, now: int, limit: Limit, cost: int, age: int) -> An
     count = window.attempts
     if cost > back:  # attempts beyond the amount were never charged
         count = max(0, min(count, limit.amount) - (cost - back))
-    return written(window._replace(attempts=count, owed=window.owed - back), now // 1_000, limit)
+    return window_state(
+        window._replace(attempts=count, owed=window.owed - back), now // 1_000, limit
+    )
 
 
-def _window(state: Any, now_ms: int, limit: Limit) -> Running:
-    if type(state) is Overdrawn:
-        window = running(state, now_ms, limit)
+def _window(state: Any, now_ms: int, limit: Limit) -> CurrentWindow:
+    if type(state) is OverdrawnWindow:
+        window = current_window(state, now_ms, limit)
         if window is not None:
             return window
     elif isinstance(state, Window) and state.ends_ms > now_ms:
         left_ms = min(state.ends_ms - now_ms, limit.period_ms)
-        return Running(state.charged, 0, left_ms, now_ms + left_ms - limit.period_ms)
-    return Running(0, 0, limit.period_ms, now_ms)
+        return CurrentWindow(state.charged, 0, left_ms, now_ms + left_ms - limit.period_ms)
+    return CurrentWindow(0, 0, limit.period_ms, now_ms)
 
 
 def charge_log(state: Any, now: int, limit: Limit, cost: int) -> Any:
     """Fill the log; what does not fit is entered as soon as something else leaves."""
-    log, owed, since = living(state, now, limit)
+    log, owed, since = current_log(state, now, limit)
     return _log(log, owed + cost, since if owed else now, now, limit)
 
 
 def refund_log(state: Any, now: int, limit: Limit, cost: int, age: int) -> Any:
     """Lower the debt, then the newest entries; none that is younger than the charge."""
-    log, owed, since = living(state, now, limit)
+    log, owed, since = current_log(state, now, limit)
     in_debt = owed > 0 and now - age >= since
     back = min(cost, owed) if in_debt else 0
     left, kept = cost - back, []
@@ -71,29 +80,29 @@ def refund_log(state: Any, now: int, limit: Limit, cost: int, age: int) -> Any:
         less = min(left, charged) if in_debt or at <= now - age else 0
         left -= less
         if charged > less:
-            kept.append(Charged(at, charged - less))
+            kept.append(LogEntry(at, charged - less))
     if left == cost:
         return state
     return _log(tuple(reversed(kept)), owed - back, since, now, limit)
 
 
-def _log(log: tuple[Charged, ...], owed: int, since: int, now: int, limit: Limit) -> Log | None:
+def _log(log: tuple[LogEntry, ...], owed: int, since: int, now: int, limit: Limit) -> Log | None:
     room = limit.amount - sum(hit.cost for hit in log)
     paid = min(owed, max(0, room))
     if paid:
-        log = appended(log, now, limit, paid).hits
-    owed = min(owed - paid, most_owed(limit))
+        log = append_hit(log, now, limit, paid).hits
+    owed = min(owed - paid, max_debt(limit))
     if not log:
         return None
-    last = settled(log, owed, limit, None)[0][-1].at
-    return Log(log, logged_until(last, now, limit), owed, since if owed else 0)
+    last = pay_debt(log, owed, limit, None)[0][-1].at
+    return Log(log, log_expiry_ms(last, now, limit), owed, since if owed else 0)
 
 
 def charge_bucket(state: Any, now: int, limit: Limit, cost: int) -> Any:
     """Take the tokens, below empty too."""
     backlog = min(backlog_of(state, now, limit)) + cost * limit.period_ms * 1_000
-    most = (limit.capacity + most_owed(limit)) * limit.period_ms * 1_000
-    return arrival(min(backlog, most), now, limit)
+    most = (limit.capacity + max_debt(limit)) * limit.period_ms * 1_000
+    return arrival_state(min(backlog, most), now, limit)
 
 
 def refund_bucket(state: Any, now: int, limit: Limit, cost: int, age: int) -> Any:
@@ -103,7 +112,7 @@ def refund_bucket(state: Any, now: int, limit: Limit, cost: int, age: int) -> An
     if not backlog or age * limit.amount >= most:
         return state
     backlog -= cost * limit.period_ms * 1_000
-    return arrival(backlog, now, limit) if backlog > 0 else None
+    return arrival_state(backlog, now, limit) if backlog > 0 else None
 
 
 ChargeFunction: TypeAlias = Callable[[Any, int, Limit, int], Any]

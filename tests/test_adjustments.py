@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_ratelimit import Algorithm, Limit
+from bot_ratelimit.adjustments import CHARGES, REFUNDS
 from bot_ratelimit.algorithms import ALGORITHMS, Verdict
-from bot_ratelimit.debt import most_owed
-from bot_ratelimit.paying import CHARGES, REFUNDS
+from bot_ratelimit.debt import max_debt
 from tests.test_algorithms import MOMENT, START, us
 
 LIMITS = ("5/10s", "5/10s sliding", "30/minute burst 5")
@@ -80,7 +80,7 @@ def test_a_debt_is_bounded(text: str) -> None:
             state = pay(state, START, each, 1_000_000)
         wait = look(state, START, each).wait
         longest = (366 * DAY + 2 * each.period) * 1_000_000
-        assert most_owed(each) * each.period_ms // each.amount <= 366 * DAY * 1_000
+        assert max_debt(each) * each.period_ms // each.amount <= 366 * DAY * 1_000
         assert 0 < wait <= longest
     assert wait > us(340 * DAY)
 

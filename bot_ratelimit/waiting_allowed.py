@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
-may_wait: Final[ContextVar[bool]] = ContextVar("bot_ratelimit_may_wait", default=True)
+waiting_allowed: Final[ContextVar[bool]] = ContextVar("bot_ratelimit_may_wait", default=True)
 """False inside of `without_waiting`."""
 
 
@@ -23,8 +23,8 @@ def without_waiting() -> Iterator[None]:
     For messages that are worth nothing later, such as a notice to a user who sends too fast. A bot
     without `OutgoingLimits` is not affected.
     """
-    token = may_wait.set(False)
+    token = waiting_allowed.set(False)
     try:
         yield
     finally:
-        may_wait.reset(token)
+        waiting_allowed.reset(token)
