@@ -19,7 +19,7 @@ import typer
 from rich.console import Group
 from rich.live import Live as Screen
 
-from bot_ratelimit.admin import printing
+from bot_ratelimit.admin import printing, wording
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.views import ConfigView, named, who
@@ -104,9 +104,9 @@ def try_(
     elif found.retry_after >= FOREVER:
         text = "banned forever"
     elif found.banned:
-        text = f"banned, for {printing.duration(found.retry_after)}"
+        text = f"banned, for {wording.duration(found.retry_after)}"
     else:
-        text = f"refused by {found.rule}, for {printing.duration(found.retry_after)}"
+        text = f"refused by {found.rule}, for {wording.duration(found.retry_after)}"
     _show({"allowed": True} if found is None else found, json, lambda: printing.say(text))
     if found is not None and not found.allowed:
         raise typer.Exit(NO)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Final
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from bot_ratelimit.admin import wording
 from bot_ratelimit.admin.encoding import plain, to_json
 from bot_ratelimit.admin.views import ConfigView, HealthView, RuleView, SubjectView, who
+from bot_ratelimit.admin.wording import duration
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.storage.banlist import Ban
 
 _WIDE: Final = 200
 """Columns of a pipe that does not say: so many that programs such as grep see whole lines."""
-
-_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 def console() -> Console:
@@ -45,21 +43,6 @@ def print_json(value: Any) -> None:
 def amount(number: int, thing: str) -> str:
     """`1 key`, `2 keys`."""
     return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `7 s`, `2 min 5 s`, `3 d 4 h`."""
-    left = max(0, round(seconds))
-    if 0 < seconds < 1:
-        return f"{seconds:.1g} s"
-    parts = []
-    for length, unit in _UNITS:
-        if left >= length:
-            parts.append(f"{left // length} {unit}")
-            left %= length
-    if left or not parts:
-        parts.append(f"{left} s")
-    return " ".join(parts[:2])
 
 
 def moment(at: float) -> str:
@@ -209,8 +192,4 @@ def health(view: HealthView) -> str:
 
 def changes(live: Overrides) -> str:
     """What a version changes, in a line."""
-    content = {name: each for name, each in asdict(live).items() if name in _CHANGES and each}
-    return json.dumps(plain(content), ensure_ascii=False) if content else "no changes"
-
-
-_CHANGES: Final = ("rules", "penalty", "exempt", "limited", "off_until")
+    return wording.changes(live) or "no changes"
