@@ -27,6 +27,7 @@ from fakeredis import FakeAsyncRedis
 
 import bot_ratelimit
 from bot_ratelimit import Ban, Decision, Subject
+from tests.guide.pages import PAGES as GUIDE
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bot_ratelimit"
