@@ -215,7 +215,7 @@ async def test_waiters_are_bounded(
                 assert not refused.allowed
     assert await waiting
     assert [m for m in caplog.messages if "wait for a slot" in m] == [
-        "1 callers wait for a slot already: others are refused"
+        "1 callers already wait for a slot: further ones are refused"
     ]
 
 
