@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from benchmarks import page, targets
+from benchmarks import felt, page, targets
 from benchmarks.bots import BOTS, FLOOD
 from benchmarks.comparison import Run
 from benchmarks.decisions import ALGORITHMS, CLUSTER, DECISIONS
@@ -81,8 +81,8 @@ def main() -> int:
         for name, benchmark in BENCHMARKS.items()
         if records.has(name)
     }
-    aims = targets.table(records)
-    sections["targets"] = [aims] if aims.rows else []
+    for name, table in (("felt", felt.table(records)), ("targets", targets.table(records))):
+        sections[name] = [table] if table.rows else []
     for tables in sections.values():
         for table in tables:
             print(table.markdown())

@@ -93,6 +93,7 @@ def _wrapped(entry: Entry) -> Guard:
 NOBODY: Final = "no middleware"
 WAITS: Final = "a middleware that only waits"
 OURS_ON_REDIS: Final = f"{ours.NAME}, Redis"
+OURS_IN_MEMORY: Final = f"{ours.NAME}, memory"
 UNLIMITED: Final = (NOBODY, WAITS)
 GUARDS: Final[dict[str, Guard]] = {
     NOBODY: _nobody,

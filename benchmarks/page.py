@@ -49,8 +49,8 @@ def render(
     texts = {
         "about": "Measured on {date} with `{command}`: {processor}, {system}, Python {Python}, "
         "redis-server {redis-server}; up to {rounds} rounds of {seconds} s for each measurement. "
-        "The load average was {load} before the run and {load after} at its end. This page is "
-        "written by that command.".format(**records.machine),
+        "The load average was {load} before the run and {load after} at its end. The tables of "
+        "this page come from that run; the prose is written by hand.".format(**records.machine),
         "losses": "\n".join(f"- {loss}" for loss in losses(records)) or "Nothing.",
         "skipped": _skipped(records),
         "versions": ", ".join(

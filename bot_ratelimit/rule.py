@@ -121,7 +121,7 @@ class Rule:
     cost: int
     shadow: bool
     path: str = field(repr=False)
-    """What stands in the key between `ratelimit:` and the ids."""
+    """The part of its keys between the prefix and the ids."""
     _ids: Callable[[Subject], int | str | None] = field(repr=False, compare=False)
 
     def __init__(

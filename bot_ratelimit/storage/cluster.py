@@ -132,7 +132,7 @@ class Shards:
     def _connection(self, endpoint: driver.Endpoint) -> Connection[Item]:
         connection: Connection[Item] = Connection(
             endpoint,
-            DecisionCodec(endpoint.name),
+            DecisionCodec(lambda: endpoint.where),
             redirect=self._follow_redirect,
             on_failure=self._refresh_soon,
         )

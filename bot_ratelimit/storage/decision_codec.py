@@ -46,10 +46,17 @@ Item: TypeAlias = "Hit | Commands"
 
 
 class DecisionCodec:
-    """Encodes hits as one call of the script, or as transactions if scripts are refused."""
+    """Encodes hits as one call of the script, or as transactions if scripts are refused.
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._name = name
+    Args:
+        where: Where the server is now, for logs and errors.
+        clock: Seconds from any starting point.
+    """
+
+    def __init__(
+        self, where: Callable[[], str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._where = where
         self._clock = clock
         self._script: tuple[bytes, bytes] = _BY_HASH
         self._refused_until: float | None = None
@@ -119,7 +126,7 @@ class DecisionCodec:
         if not isinstance(reply, Exception):
             self._script, self._refused_until = _BY_HASH, None
             hits = [request.item for request in call.requests]
-            answers = encoding.read_answers(reply, hits)  # type: ignore[arg-type]  # hits only
+            answers = encoding.read_answers(reply, hits, self._where)  # type: ignore[arg-type]  # hits only
             return (
                 ParsedReplies(answers)
                 if isinstance(reply, bytes)
@@ -139,7 +146,7 @@ class DecisionCodec:
             log.warning(
                 "Redis at %s refuses scripts (%s): using MULTI/EXEC, which can decide one fixed "
                 "window and nothing else; allow EVALSHA and EVAL (ACL SETUSER <user> +@scripting)",
-                self._name,
+                self._where(),
                 one_line(reply),
             )
         self._refused_until = self._clock() + TRY_SCRIPTS_AGAIN
@@ -150,7 +157,9 @@ class DecisionCodec:
     ) -> ParsedReplies:
         """Replace redirects and errors among the answers by this package's own types."""
         found = [
-            (_redirect_in([each]) or translated(each)) if isinstance(each, Exception) else each
+            (_redirect_in([each]) or translated(each, self._where()))
+            if isinstance(each, Exception)
+            else each
             for each in answers
         ]
         disconnect = next(

@@ -61,6 +61,14 @@ class Documents(Protocol):
         """Write a document if there is still the expected one; whether it was written."""
         ...
 
+    async def put(self, key: str, value: bytes, seconds: int) -> None:
+        """Write a document that is to be taken once, within so many seconds."""
+        ...
+
+    async def take(self, key: str) -> bytes | None:
+        """The document, if it is there in time, and delete it: only one caller gets it."""
+        ...
+
     async def push(self, key: str, value: bytes, keep: int) -> None:
         """Put a value at the head of a list, of which only so many are kept."""
         ...
@@ -110,6 +118,15 @@ class RedisDocuments:
     async def swap(self, key: str, expected: bytes | None, value: bytes) -> bool:
         """See `Documents.swap`."""
         return bool(await self._script(_SWAP, key, expected or b"", value, _LIFETIME))
+
+    async def put(self, key: str, value: bytes, seconds: int) -> None:
+        """See `Documents.put`."""
+        await self._run(key, b"SET", key.encode(), value, b"EX", b"%d" % seconds)
+
+    async def take(self, key: str) -> bytes | None:
+        """See `Documents.take`."""
+        value: bytes | None = await self._run(key, b"GETDEL", key.encode())
+        return value
 
     async def push(self, key: str, value: bytes, keep: int) -> None:
         """See `Documents.push`."""
@@ -179,6 +196,7 @@ class MemoryDocuments:
         self._storage = storage
         self._clock = clock
         self._values: dict[str, bytes] = {}
+        self._once: dict[str, tuple[float, bytes]] = {}
         self._lists: dict[str, list[bytes]] = {}
         self._reports: dict[str, dict[str, tuple[float, bytes]]] = {}
 
@@ -192,6 +210,17 @@ class MemoryDocuments:
             return False
         self._values[key] = value
         return True
+
+    async def put(self, key: str, value: bytes, seconds: int) -> None:
+        """See `Documents.put`."""
+        now = self._clock()
+        self._once = {name: each for name, each in self._once.items() if each[0] > now}
+        self._once[key] = (now + seconds, value)
+
+    async def take(self, key: str) -> bytes | None:
+        """See `Documents.take`."""
+        until, value = self._once.pop(key, (0.0, b""))
+        return value if until > self._clock() else None
 
     async def push(self, key: str, value: bytes, keep: int) -> None:
         """See `Documents.push`."""
@@ -225,9 +254,11 @@ class MemoryDocuments:
         storage = self._storage()
         if storage is not None:
             await storage.close()  # which forgets everything, and no more
-        doomed = [key for key in (*self._values, *self._lists, *self._reports) if key not in keep]
+        known = (*self._values, *self._once, *self._lists, *self._reports)
+        doomed = [key for key in known if key not in keep]
         for key in doomed:
             self._values.pop(key, None)
+            self._once.pop(key, None)
             self._lists.pop(key, None)
             self._reports.pop(key, None)
         return len(doomed)

@@ -21,12 +21,16 @@ from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnec
 from redis.backoff import NoBackoff
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.storage.faults import is_cut_short
 
 Client: TypeAlias = "aioredis.Redis | RedisCluster"
 Address: TypeAlias = tuple[str, int]
 
 PRIVATE: Final = ("_reader", "_writer", "_parser")
 """The private attributes of a redis-py connection that are used."""
+HEAR_OUT: Final = 0.2
+"""Seconds in which a server that ends connections at once has to say why."""
+_ERROR_SIZE: Final = 1_000
 _OWN_READ: Final = (AbstractConnection.read_response, SentinelManagedConnection.read_response)
 
 
@@ -39,7 +43,7 @@ class Stream:
         self._connection = connection
         self._reader, self._writer = connection._reader, connection._writer
         # The connection's own method would take longer than the parsing; fakeredis has no parser.
-        is_plain = type(connection).read_response in _OWN_READ
+        is_plain = _is_own(connection)
         self._read = (connection._parser if is_plain else connection).read_response
 
     def write(self, packed: bytes) -> None:
@@ -141,9 +145,43 @@ async def open_stream(connection: Any, connect: Callable[[], Awaitable[Any]]) ->
     try:
         await connect()
         return Stream(connection)
-    except BaseException:
+    except BaseException as error:
         _close(connection)
+        if isinstance(error, Exception) and is_cut_short(error):
+            reason = await _turned_away(connection)
+            if reason:
+                raise exceptions.ConnectionError(reason) from error
         raise
+
+
+async def _turned_away(connection: Any) -> str:
+    """Why the server ends connections at once, such as maxclients; nothing if it says nothing.
+
+    It says so without being asked, but redis-py has written by then: what it reads is often that
+    the connection is reset. So it is heard once more, without a word from this side.
+    """
+    if isinstance(connection, aioredis.SSLConnection) or not _is_own(connection):
+        return ""
+    path = getattr(connection, "path", None)
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(HEAR_OUT):
+            reader, writer = await (
+                asyncio.open_unix_connection(path)
+                if path
+                else asyncio.open_connection(connection.host, connection.port)
+            )
+            try:
+                said = await reader.read(_ERROR_SIZE)
+            finally:
+                writer.transport.abort()
+        if said.startswith(b"-"):
+            return said[1:].decode(errors="replace").partition("\r\n")[0]
+    return ""
+
+
+def _is_own(connection: Any) -> bool:
+    """Whether it is redis-py that speaks, and not a stand-in for a server."""
+    return type(connection).read_response in _OWN_READ
 
 
 def cancel_opening(task: asyncio.Task[Stream]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Final, NamedTuple
@@ -112,9 +112,15 @@ def read_verdict(reply: bytes) -> Verdict:
 
 
 def read_answers(
-    reply: bytes | str | list[bytes | str], hits: Sequence[Hit]
+    reply: bytes | str | list[bytes | str], hits: Sequence[Hit], where: Callable[[], str] = str
 ) -> Sequence[list[Verdict] | Exception]:
-    """Decode the reply of decide.lua: for each hit its verdicts, or the error it met."""
+    """Decode the reply of decide.lua: for each hit its verdicts, or the error it met.
+
+    Args:
+        reply: What it returned.
+        hits: What it was asked.
+        where: Tells which server that was.
+    """
     text, *errors = reply if isinstance(reply, list) else [reply]
     numbers = map(int, text.split())
     verdicts = map(new_verdict, zip(numbers, numbers, numbers))  # noqa: B905 - one after another
@@ -125,16 +131,19 @@ def read_answers(
     if not errors:
         return found
     reasons = [ServerText(_text(error)) for error in errors]
-    return [_with_errors(verdicts, hit, reasons) for verdicts, hit in zip(found, hits, strict=True)]
+    at = where()
+    return [
+        _with_errors(verdicts, hit, reasons, at) for verdicts, hit in zip(found, hits, strict=True)
+    ]
 
 
 def _with_errors(
-    verdicts: list[Verdict], hit: Hit, reasons: Sequence[ServerText]
+    verdicts: list[Verdict], hit: Hit, reasons: Sequence[ServerText], where: str
 ) -> list[Verdict] | Exception:
     if verdicts[0].wait == _FAILED:
         return reasons[verdicts[0].remaining]
     return [
-        Undecided.because(translated(reasons[verdict.remaining]), charge.limit)
+        Undecided.because(translated(reasons[verdict.remaining], where), charge.limit)
         if verdict.wait == _UNDECIDED
         else verdict
         for verdict, charge in zip(verdicts, hit.charges, strict=True)

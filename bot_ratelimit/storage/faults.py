@@ -38,38 +38,47 @@ _FIXES: Final = {
     "CROSSSLOT": "keys that are decided together must be in one slot: put a hash tag into "
     "key_prefix, for example '{bot}'",
 }
+# A node of a Redis Cluster says "max number of clients + cluster connections reached".
+_FULL, _MORE_CLIENTS = "max number of clients", "raise maxclients on the server"
 
 
 class ServerText(Exception):  # noqa: N818 - not raised: it carries an error's text to `translated`
     """An error that the script met in one hit, in the server's words."""
 
 
-def translated(error: Exception) -> Exception:
+def translated(error: Exception, where: str = "") -> Exception:
     """Translate an error: StorageError for an outage, ConfigError for a fault of the configuration.
 
     Only errors of Redis, of the network and of this package are translated. Any other error is a
     bug and is returned unchanged, with its name and its traceback.
+
+    Args:
+        error: What the server replied, or what was raised.
+        where: The server, named at the start of the text.
     """
     if isinstance(error, RateLimitError) or not isinstance(error, _EXPLAINED):
         return error
     text = one_line(error)
+    at = f"{where}: " if where and where not in text else ""
     auth = (exceptions.AuthenticationError, exceptions.AuthorizationError)
     if isinstance(error, auth) or "unauthenticated" in text:  # how Redis words a large command
         return StorageError(
-            f"{text} - check the user name and the password (REDIS_PASSWORD, or in REDIS_URL)",
+            f"{at}{text} - check the user name and the password (REDIS_PASSWORD, or in REDIS_URL)",
             kind="auth",
         )
+    if _FULL in text:
+        return StorageError(f"{at}{text} - {_MORE_CLIENTS}", kind="maxclients")
     code = code_of(error)
     if code in _OUTAGES:
-        return StorageError(text if code in text else f"{code} {text}", kind=code.lower())
+        return StorageError(f"{at}{text if code in text else f'{code} {text}'}", kind=code.lower())
     if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError, EOFError)):
-        return StorageError(f"{type(error).__name__}: {text}")
+        return StorageError(f"{at}{type(error).__name__}: {text}")
     if isinstance(error, exceptions.RedisClusterException):
         if "same" not in text:  # no node can be reached, or none has the slot
-            return StorageError(text)
+            return StorageError(f"{at}{text}")
         code = "CROSSSLOT"
     fix = _FIXES.get(code, "the server cannot decide; see the error it gives")
-    fault = ConfigError(f"{text if code in text else f'{code} {text}'} - {fix}")
+    fault = ConfigError(f"{at}{text if code in text else f'{code} {text}'} - {fix}")
     fault.kind = code.lower() or fault.kind
     return fault
 
@@ -120,7 +129,7 @@ _REASONS: Final = (
         "unknown host name: check REDIS_HOST or REDIS_URL",
     ),
     ("DB index", "database", "choose a lower REDIS_DB, or a lower number in REDIS_URL"),
-    ("max number of clients", "maxclients", "raise maxclients on the server"),
+    (re.escape(_FULL), "maxclients", _MORE_CLIENTS),
     ("(?i:unreachable|no route)", "unreachable", "check the network"),
     (
         "connecting to /.*No such file",
@@ -130,7 +139,7 @@ _REASONS: Final = (
     ("No such file", "tls", "check the paths in ssl_ca_certs, ssl_certfile and ssl_keyfile"),
 )
 _ERRNO: Final = re.compile(r"^Error (\d+) connecting to ")
-_CUT_SHORT: Final = re.compile("closed|reset|Broken pipe|Connection lost")
+_CUT_SHORT: Final = re.compile("(?i:closed|reset|broken pipe|connection lost)")
 _TLS_OR_NOT: Final = "if the port speaks TLS, use rediss:// instead of redis://"
 
 
@@ -178,6 +187,11 @@ def unreachable(
         fix = f" - while connecting: {_TLS_OR_NOT}"
     make = StorageError if timeout is None else NotConnectedError
     return make(f"{text}{fix}", kind=kind)
+
+
+def is_cut_short(error: Exception) -> bool:
+    """Whether a connection broke that was there, as opposed to one that could not be made."""
+    return _CUT_SHORT.search(str(error)) is not None and code_of(error) not in _OUTAGES
 
 
 def one_line(error: object) -> str:

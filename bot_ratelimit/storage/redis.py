@@ -57,7 +57,7 @@ class RedisStorage:
             self._shards = Shards(client)
         else:
             endpoint = _endpoint(client.connection_pool)
-            self._connection = Connection(endpoint, DecisionCodec(endpoint.name))
+            self._connection = Connection(endpoint, DecisionCodec(lambda: endpoint.where))
 
     @property
     def is_cluster(self) -> bool:
@@ -109,7 +109,8 @@ class RedisStorage:
         """
         (reply,) = await self._submit(Commands([command]), key, timeout)
         if isinstance(reply, Exception):
-            raise translated(reply) from reply
+            connection = self._connection or self._route(key)[0]
+            raise translated(reply, connection.where) from reply
         return reply
 
     def server(self, charges: Sequence[Charge]) -> str:
