@@ -320,7 +320,7 @@ async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> No
         (lambda: Concurrency(1, lease=0.5), r"lease=0\.5: expected seconds from 1 to 86400"),
         (lambda: Concurrency(1, lease="soon"), "lease='soon': expected seconds"),
         (lambda: Concurrency(1, name="a b"), "name='a b'"),
-        (lambda: Rule("1/s", name="slot"), "name='slot': reserved; choose another name"),
+        (lambda: Rule("1/s", name="slot"), "name='slot': this name is reserved"),
         (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=-1), "timeout=-1: expected"),
         (lambda: Limiter(MemoryStorage()).slot(1, ANNA), "concurrency=1: expected"),  # type: ignore[arg-type]  # what people write
         (lambda: Limiter(MemoryStorage()).slot(ONE, 42), "subject=42: expected a Subject"),  # type: ignore[arg-type]  # what people write
