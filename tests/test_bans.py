@@ -370,7 +370,7 @@ def test_a_look_that_an_ended_loop_broke_off_is_made_again(monkeypatch: pytest.M
         ((USER, 0), "the length of a ban is 0: expected"),
         ((USER, float("nan")), "the length of a ban is nan: expected"),
         ((USER, True), "the length of a ban is True: expected"),
-        ((USER, "1h", 7), "reason=7: expected a text"),
+        ((USER, "1h", 7), "reason=7: expected a str"),
         ((USER, "1h", "x" * 501), "reason='xxx.*expected a str of at most 500"),
     ],
 )

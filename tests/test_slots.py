@@ -334,7 +334,7 @@ def test_mistakes_are_told(make: Any, message: str) -> None:
 
 async def test_a_concurrency_is_no_limit() -> None:
     """Hitting it is a mistake that is told."""
-    with pytest.raises(ConfigError, match=r"1 at a time per user 'report'.* is no limit"):
+    with pytest.raises(ConfigError, match=r"1 at a time per user 'report'.* does not count hits"):
         await Limiter(MemoryStorage()).hit(ONE, ANNA)
 
 
