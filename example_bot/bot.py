@@ -20,12 +20,12 @@ from bot_ratelimit import (
     BoundDecision,
     Concurrency,
     Decision,
+    InFlight,
     Limiter,
     RateLimitMiddleware,
     Scope,
     Subject,
 )
-from example_bot.inflight import InFlight
 
 PONG = "pong"
 """How the answer to a handled `/ping` begins; a refusal never does."""
@@ -170,11 +170,8 @@ def build_dispatcher(rate_limit: RateLimitMiddleware) -> Dispatcher:
     dispatcher.include_router(router)
     dispatcher.errors.register(log_error)
 
-    in_flight = InFlight()
-    dispatcher.update.outer_middleware(in_flight)
-    # First of the shutdown callbacks: what the handlers still need must not be closed before.
-    dispatcher.shutdown.register(in_flight.drain)
     rate_limit.setup(dispatcher)
+    InFlight().setup(dispatcher)
     return dispatcher
 
 

@@ -157,10 +157,7 @@ class Changes:
 
     async def pause(self, how_long: str, *, if_version: int | None = None) -> Overrides:
         """Switch all limits off for a while: a period such as `1h`, at most a day."""
-        seconds = parse_period(how_long)
-        if seconds > 86_400:
-            raise ConfigError(f"{how_long!r}: limits can be off for a day at most")
-        until = await self._documents.now() + seconds
+        until = await self._documents.now() + check_pause(how_long)
         return await self._change(
             f"all limits off for {how_long}",
             lambda live: replace(live, off_until=until),
@@ -251,6 +248,18 @@ class Changes:
 
     def _key(self, name: str) -> str:
         return live_key(self._prefix, name)
+
+
+def check_pause(how_long: str) -> float:
+    """The seconds for which all limits are to be off.
+
+    Raises:
+        ConfigError: It is no period, or longer than a day.
+    """
+    seconds = parse_period(how_long)
+    if seconds > 86_400:
+        raise ConfigError(f"{how_long!r}: limits can be off for a day at most")
+    return seconds
 
 
 def wanted_of(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,10 +12,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from bot_ratelimit.admin import wording
+from bot_ratelimit.admin.encoding import plain, to_json
 from bot_ratelimit.admin.views import ConfigView, HealthView, RuleView, SubjectView, who
 from bot_ratelimit.admin.wording import duration
 from bot_ratelimit.overrides import Overrides
-from bot_ratelimit.rule import Rule
 from bot_ratelimit.storage.banlist import Ban
 
 _WIDE: Final = 200
@@ -39,26 +37,7 @@ def say(*lines: RenderableType) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
-    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
-
-
-def plain(value: Any) -> Any:
-    """What JSON can have of a value."""
-    if is_dataclass(value) and not isinstance(value, (type, Rule)):
-        # Not asdict, which would go on into rules.
-        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
-    as_dict = getattr(value, "_asdict", None)
-    if as_dict is not None:  # a NamedTuple
-        return {name: plain(each) for name, each in as_dict().items()}
-    if isinstance(value, Mapping):
-        return {str(name): plain(each) for name, each in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    sys.stdout.write(to_json(value) + "\n")
 
 
 def amount(number: int, thing: str) -> str:

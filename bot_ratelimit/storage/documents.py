@@ -1,6 +1,6 @@
-"""Documents: small values beside the counts, which operators change and every instance reads.
+"""Documents: small values beside the counts, which operators change and all instances read.
 
-Like every key, each has a TTL: 400 days, renewed by each write and by those who read it.
+Like every key, each has a TTL: 400 days, renewed by every write and read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
-# A field is `<Unix time> <value>`; fields that nobody has renewed for the TTL are dropped.
+# A field is `<Unix time> <value>`. Fields that were not renewed within the TTL are deleted.
 _REPORT: Final = b"""
 local now = redis.call('TIME')
 redis.call('HSET', KEYS[1], ARGV[1], now[1] .. ' ' .. ARGV[2])

@@ -109,3 +109,16 @@ async def test_who_is_exempt_is_answered_too(api: BotApi) -> None:
         for _ in range(2):
             assert await answers(api, message(42, "/ping")) == [("sendMessage", PONG)]
             assert await answers(api, callback(42, "ping")) == [("answerCallbackQuery", PONG)]
+
+
+async def test_a_webhook_closes_nothing_that_a_handler_needs(api: BotApi) -> None:
+    """The bot's other shutdown callbacks come after the answer to the update under way."""
+    dispatcher = build_dispatcher(RateLimitMiddleware("5/minute"))
+    done: list[str] = []
+    dispatcher.shutdown.register(lambda: done.extend(call.method for call in api.calls))
+    runner = await serve(api, dispatcher)
+    report = asyncio.create_task(api.deliver(message(42, "/report")))
+    await api.called("sendMessage")
+    await runner.cleanup()
+    assert (await report).ok
+    assert done[-1] == "editMessageText"
