@@ -350,8 +350,11 @@ class RateLimitMiddleware(BaseMiddleware):
         """Exempt these users and chats, too, as the argument `exempt` does.
 
         What operators change live (`bot-ratelimit exempt ID --not`) wins, as always.
+
+        Raises:
+            ConfigError: These are not ids.
         """
-        self._event_filter.exempt_for_good(frozenset(ids))
+        self._event_filter.exempt_for_good(ids)
 
     def inventory(self) -> dict[str, Any]:
         """Describe this middleware for operators, as JSON: its rules and exemptions."""
