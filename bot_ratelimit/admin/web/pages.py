@@ -126,8 +126,8 @@ async def _user(request: web.Request) -> web.Response:
             view = await control_of(request).show(subject)
         except ConfigError as problem:
             error = str(problem)
-    shown = {"subject": subject, "view": view, "error": error}
-    shown = {**shown, "typed": form, "done": Done.of(form)}
+    shown: dict[str, Any] = {"subject": subject, "view": view, "error": error}
+    shown |= {"typed": form, "done": Done.of(form)}
     return page(request, "user.html", shown, 422 if error else 200)
 
 
