@@ -15,7 +15,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from bot_ratelimit.debt import Charged, Overdrawn, Running, most_owed, running, settled
+from bot_ratelimit.debt import (
+    CurrentWindow,
+    LogEntry,
+    OverdrawnWindow,
+    current_window,
+    max_debt,
+    pay_debt,
+)
 from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.penalty import Penalty
 
@@ -63,7 +70,7 @@ _new_window: Final[Callable[[tuple[int, int]], Window]] = partial(tuple.__new__,
 class Log(NamedTuple):
     """State of the sliding window."""
 
-    hits: tuple[Charged, ...]
+    hits: tuple[LogEntry, ...]
     ends_ms: int
     """A millisecond after the last hit counts, under the limit that charged it."""
     owed: int = 0
@@ -94,8 +101,8 @@ def fixed_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
     Milliseconds, as a Redis TTL. A window that is full counts further attempts, so that an
     operator can see who insists; nobody pays for them.
     """
-    if type(state) is Overdrawn:
-        return _overdrawn(state, now, limit, cost)
+    if type(state) is OverdrawnWindow:
+        return _overdrawn_window(state, now, limit, cost)
     amount, period_ms = limit.amount, limit.period_ms
     count, ends_ms = state if isinstance(state, Window) else (0, 0)
     now_ms = now // 1_000
@@ -113,10 +120,10 @@ def fixed_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
     return _new_window((count, now_ms + left_ms)), new_verdict((wait, remaining, reset))
 
 
-def _overdrawn(state: Overdrawn, now: int, limit: Limit, cost: int) -> Step:
+def _overdrawn_window(state: OverdrawnWindow, now: int, limit: Limit, cost: int) -> Step:
     """`fixed_window`, where more was charged than it grants."""
     now_ms = now // 1_000
-    window = running(state, now_ms, limit)
+    window = current_window(state, now_ms, limit)
     if window is None:
         return fixed_window(None, now, limit, cost)
     wait_ms = window.wait_ms(limit, cost) if cost else 0
@@ -125,16 +132,18 @@ def _overdrawn(state: Overdrawn, now: int, limit: Limit, cost: int) -> Step:
         window = window._replace(attempts=window.attempts + cost)
     reset_ms = window.reset_ms(limit)
     verdict = Verdict(wait_ms * 1_000, max(0, limit.amount - window.attempts), reset_ms * 1_000)
-    return written(window, now_ms, limit) if changed else state, verdict
+    return window_state(window, now_ms, limit) if changed else state, verdict
 
 
-def written(window: Running, now_ms: int, limit: Limit) -> Window | Overdrawn | None:
+def window_state(
+    window: CurrentWindow, now_ms: int, limit: Limit
+) -> Window | OverdrawnWindow | None:
     """The state of a fixed window; None if nothing was charged."""
     if not window.owed:
         return Window(window.attempts, now_ms + window.left_ms) if window.attempts else None
     ends_ms = now_ms + window.reset_ms(limit)
     terms = limit.amount, limit.period_ms
-    return Overdrawn(window.attempts, window.owed, ends_ms, *terms, window.opened_ms)
+    return OverdrawnWindow(window.attempts, window.owed, ends_ms, *terms, window.opened_ms)
 
 
 def sliding_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
@@ -146,9 +155,9 @@ def sliding_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
                  0 s  3 s  6 s 8 s    10 s 13 s, as each of the first three leaves
     """
     period = limit.period_ms * 1_000
-    log, owed, _ = living(state, now, limit)
+    log, owed, _ = current_log(state, now, limit)
     used = sum(hit.cost for hit in log)
-    later = settled(log, owed, limit, None)[0] if owed else log
+    later = pay_debt(log, owed, limit, None)[0] if owed else log
     wait, excess = 0, (limit.amount if owed else used) + cost - limit.amount
     if cost and excess > 0:
         excess = sum(hit.cost for hit in later) + cost - limit.amount
@@ -160,14 +169,14 @@ def sliding_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
                 wait = hit.at + period - now
                 break
     elif cost:
-        state = appended(log, now, limit, cost)
+        state = append_hit(log, now, limit, cost)
         log = later = state.hits
         used += cost
     reset = later[-1].at + period - now if later else 0
     return state, Verdict(wait, max(0, limit.amount - used), reset)
 
 
-def living(state: Any, now: int, limit: Limit) -> tuple[tuple[Charged, ...], int, int]:
+def current_log(state: Any, now: int, limit: Limit) -> tuple[tuple[LogEntry, ...], int, int]:
     """What counts of a sliding window now, what is still owed, and since when."""
     if not isinstance(state, Log) or now // 1_000 >= state.ends_ms:
         return (), 0, 0
@@ -176,17 +185,17 @@ def living(state: Any, now: int, limit: Limit) -> tuple[tuple[Charged, ...], int
     if log and log[-1].at > now + period:  # the clock was set back: do not wait for it to catch up
         return (), 0, 0
     if state.owed:
-        log, owed = settled(log, min(state.owed, most_owed(limit)), limit, now)
+        log, owed = pay_debt(log, min(state.owed, max_debt(limit)), limit, now)
     return tuple(hit for hit in log if hit.at > now - period), owed, state.since
 
 
-def appended(log: tuple[Charged, ...], now: int, limit: Limit, cost: int) -> Log:
+def append_hit(log: tuple[LogEntry, ...], now: int, limit: Limit, cost: int) -> Log:
     """The log with one more entry, never before the last one."""
     at = max(now, log[-1].at) if log else now
-    return Log((*log, Charged(at, cost)), logged_until(at, now, limit))
+    return Log((*log, LogEntry(at, cost)), log_expiry_ms(at, now, limit))
 
 
-def logged_until(at: int, now: int, limit: Limit) -> int:
+def log_expiry_ms(at: int, now: int, limit: Limit) -> int:
     """When a log whose last entry is charged at this time may be forgotten, in milliseconds."""
     return now // 1_000 + limit.period_ms - (now - at) // 1_000 + 1
 
@@ -216,7 +225,7 @@ def token_bucket(state: Any, now: int, limit: Limit, cost: int) -> Step:
     verdict = Verdict(wait, remaining, -(-backlog // parts))
     if wait and tat <= lowest:
         return state, verdict
-    return arrival(backlog, now, limit), verdict
+    return arrival_state(backlog, now, limit), verdict
 
 
 def backlog_of(state: Any, now: int, limit: Limit) -> tuple[int, int]:
@@ -229,11 +238,11 @@ def backlog_of(state: Any, now: int, limit: Limit) -> tuple[int, int]:
     if not isinstance(state, Arrival):
         return 0, capacity
     part = state.part if state.parts == limit.amount else 0
-    debt = min(state.owed, most_owed(limit)) * limit.period_ms * 1_000
+    debt = min(state.owed, max_debt(limit)) * limit.period_ms * 1_000
     return max(0, (state.at - now) * limit.amount + part), capacity + debt
 
 
-def arrival(backlog: int, now: int, limit: Limit) -> Arrival:
+def arrival_state(backlog: int, now: int, limit: Limit) -> Arrival:
     """The state of a bucket that lacks so much, in `1/amount` microseconds."""
     interval = limit.period_ms * 1_000
     owed = -(-max(0, backlog - limit.capacity * interval) // interval)

@@ -19,7 +19,7 @@ from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.limit import Limit, parse_period
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Scope, Subject
-from bot_ratelimit.storage.banlist import Ban, Who, ban_list_of
+from bot_ratelimit.storage.banlist import Ban, BanTarget, ban_list_of
 from bot_ratelimit.storage.base import Charge, Storage
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ FOREVER: Final = 10 * 365 * 86_400.0
 """What `retry_after` says of a ban for good, in seconds; also the longest ban for a time."""
 MAX_WRITES: Final = 100
 """Bans of a penalty that are being written to the list; further ones hold without being listed."""
-_LONGEST_REASON: Final = 500
-_COMPLAIN_EVERY: Final = 60.0
+_MAX_TEXT: Final = 500
+_WARN_EVERY: Final = 60.0
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
@@ -54,25 +54,27 @@ class Bans:
         self._timeout = timeout
         self._version = ""
         self._live = self._list.current is not None
-        self.current: Mapping[Who, float] = {} if self._list.current is None else self._list.current
+        self.current: Mapping[BanTarget, float] = (
+            {} if self._list.current is None else self._list.current
+        )
         """When the bans by hand end; empty in most bots, which is all that a decision looks at."""
-        self.asleep = not self._live
+        self.is_stale = not self._live
         """Whether the copy may be old, because there was no decision for a while."""
         self.used = False
         """Set by every decision."""
-        self._looking: asyncio.Task[None] | None = None
+        self._loading: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
-        self._complained = -math.inf
+        self._warned_at = -math.inf
         self._writes: set[asyncio.Task[None]] = set()
         self._written: TTLCache[str, float] = TTLCache(10_000, 86_400.0, timer=time.monotonic)
 
     def left(self, subject: Subject) -> float:
         """Seconds for which the subject is banned by hand; 0.0 if it is not."""
         user, chat, bot = subject.user, subject.chat, subject.bot
-        whos: list[Who] = [(user, None, None), (None, chat, None), (user, chat, None)]
+        targets: list[BanTarget] = [(user, None, None), (None, chat, None), (user, chat, None)]
         if bot is not None:
-            whos += [(user, None, bot), (None, chat, bot), (user, chat, bot)]
-        ends = (self.current.get(who, 0.0) for who in whos if who[:2] != (None, None))
+            targets += [(user, None, bot), (None, chat, bot), (user, chat, bot)]
+        ends = (self.current.get(each, 0.0) for each in targets if each[:2] != (None, None))
         end = max(ends, default=0.0)
         return min(max(0.0, end - self._list.clock()), FOREVER)
 
@@ -81,14 +83,14 @@ class Bans:
         ban = Ban(subject, datetime.now(UTC), None, reason, by)
         if not await self._list.put(ban, seconds, timeout=self._timeout):
             raise ConfigError("the list of bans is full: unban some, or use a Penalty")
-        await self._refreshed()
+        await self._reload()
         until = None if math.isinf(seconds) else ban.since + timedelta(seconds=seconds)
         return ban._replace(until=until)
 
     async def unban(self, subject: Subject) -> list[Ban]:
         """Take all bans of the subject off the list; return them."""
         dropped = await self._list.drop(subject, timeout=self._timeout)
-        await self._refreshed()
+        await self._reload()
         return dropped
 
     async def page(self, offset: int, limit: int) -> list[Ban]:
@@ -98,7 +100,7 @@ class Bans:
     async def of(self, subject: Subject) -> list[Ban]:
         """Those on the list that refuse what the subject sends; the one that ends last first."""
         user, chat, _, bot, _ = subject
-        asked = {_banned_by(Penalty("1/s", 1, scope=scope), subject): None for scope in Scope}
+        asked = {_penalty_target(Penalty("1/s", 1, scope=scope), subject): None for scope in Scope}
         for each in (None, bot):
             for ids in ((user, None), (None, chat), (user, chat)):
                 asked[Subject(*ids, bot=each)] = None
@@ -107,21 +109,21 @@ class Bans:
         holding = [ban for ban in found if not ban.key or ban.subject.bot == bot]
         return sorted(holding, key=lambda ban: ban.until or _NEVER, reverse=True)
 
-    def wake(self) -> asyncio.Task[None]:
+    def refresh_soon(self) -> asyncio.Task[None]:
         """Look at the list now, and from now on while decisions are made."""
         loop = asyncio.get_running_loop()
-        if self._looking is None or self._looking.get_loop() is not loop:
-            self._looking = loop.create_task(self._look(), context=Context())
-        return self._looking
+        if self._loading is None or self._loading.get_loop() is not loop:
+            self._loading = loop.create_task(self._load(), context=Context())
+        return self._loading
 
-    async def awake(self, seconds: float) -> None:
+    async def ensure_fresh(self, seconds: float) -> None:
         """Look at the list now, and wait for it; not much longer than these seconds.
 
         A fifth of the time-out is always there: a loop that was busy must not let bans be missed.
         """
-        await asyncio.wait([self.wake()], timeout=max(seconds, self._timeout / 5))
+        await asyncio.wait([self.refresh_soon()], timeout=max(seconds, self._timeout / 5))
 
-    def penalized(self, subject: Subject, charge: Charge, verdict: Verdict) -> None:
+    def add_penalty_ban(self, subject: Subject, charge: Charge, verdict: Verdict) -> None:
         """Put a penalty's ban on the list, in the background, when it begins or grows."""
         penalty = charge.penalty
         if penalty is None or not penalty.listed or verdict.remaining:
@@ -132,17 +134,17 @@ class Bans:
         if not (began or grew) or len(self._writes) >= MAX_WRITES:
             return
         self._written[charge.key] = now + seconds
-        who = _banned_by(penalty, subject)
+        who = _penalty_target(penalty, subject)
         ban = Ban(who, datetime.now(UTC), None, str(penalty), "penalty", charge.key)
         self._in_background(self._list.put(ban, seconds, timeout=self._timeout))
 
-    def lifted(self, subject: Subject, charges: list[Charge]) -> None:
+    def remove_penalty_bans(self, subject: Subject, charges: list[Charge]) -> None:
         """Take a penalty's ban off the list, in the background: its count was reset."""
         for charge in charges:
             penalty = charge.penalty
             if penalty is not None and penalty.listed and len(self._writes) < MAX_WRITES:
                 self._written.pop(charge.key, None)
-                who = _banned_by(penalty, subject)
+                who = _penalty_target(penalty, subject)
                 self._in_background(self._list.drop(who, by_hand=False, timeout=self._timeout))
 
     async def close(self) -> None:
@@ -151,37 +153,37 @@ class Bans:
         writes = [task for task in self._writes if task.get_loop() is loop]
         if writes:
             await asyncio.wait(writes, timeout=self._timeout)
-        tasks = [task for task in (self._looking, self._refreshing, *writes) if task is not None]
+        tasks = [task for task in (self._loading, self._refreshing, *writes) if task is not None]
         mine = [task for task in tasks if task.get_loop() is loop]
         for task in mine:
             task.cancel()
         if mine:
             await asyncio.wait(mine)
-        if self._refreshing is not None:  # also one that `_looking` has begun just now
+        if self._refreshing is not None:  # also one that `_loading` has begun just now
             _cancel(self._refreshing)
-        self._looking = self._refreshing = None
-        self.asleep = not self._live
+        self._loading = self._refreshing = None
+        self.is_stale = not self._live
 
-    async def _look(self) -> None:
+    async def _load(self) -> None:
         try:
-            await self._refreshed()
+            await self._reload()
         finally:
-            self._looking = None
+            self._loading = None
         # Not when cancelled: the loop is ending, and the next decision begins again.
-        self.asleep = False
+        self.is_stale = False
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(_refresh(ref(self)), context=Context())
             finalize(self, _cancel, self._refreshing).atexit = False
 
-    async def _refreshed(self) -> None:
+    async def _reload(self) -> None:
         """Load the list if it has changed; if that fails the copy stays as it is."""
         try:
             loaded = await self._list.load(self._version, timeout=self._timeout)
         except StorageError:  # decisions tell of it
             return
         except Exception as error:
-            if time.monotonic() - self._complained > _COMPLAIN_EVERY:
-                self._complained = time.monotonic()
+            if time.monotonic() - self._warned_at > _WARN_EVERY:
+                self._warned_at = time.monotonic()
                 known = isinstance(error, ConfigError)
                 log.warning(
                     "The list of bans cannot be read, bans by hand may not hold: %s",
@@ -215,12 +217,12 @@ async def _refresh(owner: ref[Bans]) -> None:
                 return
             idle = 0.0 if bans.used else idle + REFRESH
             bans.used = False
-            await bans._refreshed()
+            await bans._reload()
             del bans
     finally:  # also when the event loop ends: the bot may run in another one next
         bans = owner()
         if bans is not None:
-            bans.asleep = True
+            bans.is_stale = True
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
@@ -228,7 +230,7 @@ def _cancel(task: asyncio.Task[None]) -> None:
         task.cancel()
 
 
-def check_somebody(subject: object) -> Subject:
+def check_target(subject: object) -> Subject:
     """The subject itself, if it names somebody.
 
     Raises:
@@ -250,13 +252,13 @@ def check_somebody(subject: object) -> Subject:
     return subject
 
 
-def check_banned(subject: object) -> Subject:
+def check_bannable(subject: object) -> Subject:
     """The subject itself, if it can be banned by hand.
 
     Raises:
         ConfigError: It is nobody, or more than a user, a chat or a user in a chat.
     """
-    subject = check_somebody(subject)
+    subject = check_target(subject)
     if subject.topic is not None or subject.business is not None:
         raise ConfigError(
             f"{subject!r}: a user, a chat or a user in a chat can be banned, for example "
@@ -265,7 +267,7 @@ def check_banned(subject: object) -> Subject:
     return subject
 
 
-def check_length(value: object) -> float:
+def check_ban_length(value: object) -> float:
     """The seconds that a ban is to last; infinity for None.
 
     Raises:
@@ -287,14 +289,14 @@ def check_length(value: object) -> float:
     return float(seconds)
 
 
-def check_words(name: str, value: object) -> str:
+def check_text(name: str, value: object) -> str:
     """The text itself.
 
     Raises:
         ConfigError: It is no text, or too long.
     """
-    if not isinstance(value, str) or len(value) > _LONGEST_REASON:
-        raise ConfigError(f"{name}={value!r:.80}: expected a text of at most {_LONGEST_REASON}")
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+        raise ConfigError(f"{name}={value!r:.80}: expected a text of at most {_MAX_TEXT}")
     return value
 
 
@@ -317,13 +319,13 @@ def penalty_charges(prefix: str, subject: Subject, bans: list[Ban]) -> list[Char
     for scope in (Scope.USER, Scope.CHAT, Scope.MEMBER):
         penalty = Penalty("1/s", 1, scope=scope)
         key = penalty.key(prefix, subject)
-        if key is not None and _banned_by(penalty, subject) == subject:
+        if key is not None and _penalty_target(penalty, subject) == subject:
             keys.add(key)
     limit = Limit(1, 1)
     return [Charge(key, limit, penalty=Penalty("1/s", 1)) for key in sorted(keys)]
 
 
-def _banned_by(penalty: Penalty, subject: Subject) -> Subject:
+def _penalty_target(penalty: Penalty, subject: Subject) -> Subject:
     """Of the subject, what the penalty counts by."""
     user, chat, topic, bot, business = subject
     ids: dict[Scope, tuple[int | None, int | None, int | None]] = {

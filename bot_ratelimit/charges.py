@@ -16,7 +16,7 @@ from bot_ratelimit.storage.base import Charge, new_charge
 _ANY_LIMIT: Final = Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000)
 
 
-def charges_of(
+def hit_charges(
     prefix: str, rules: Rules, subject: Subject, cost: int | None
 ) -> tuple[list[Charge], list[Rule]]:
     """What a hit takes, and of which rules: those that apply to the subject."""
@@ -40,7 +40,7 @@ def charges_of(
     return charges, applied
 
 
-def payments_of(
+def adjustment_charges(
     prefix: str, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
 ) -> tuple[list[Charge], Sequence[Rule]]:
     """What to charge or to give back, of which rules; all rules if none of them applies."""
@@ -55,7 +55,7 @@ def payments_of(
     return charges, applied or given
 
 
-def counts_of(prefix: str, rules: Rules, subject: Subject) -> list[Charge]:
+def reset_charges(prefix: str, rules: Rules, subject: Subject) -> list[Charge]:
     """What may be counted of the subject, also by rules that do not apply to it now."""
     check_subject(subject)
     charges = []

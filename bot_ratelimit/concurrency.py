@@ -16,6 +16,11 @@ LEASE = 30.0
 class Concurrency(Rule):
     """How many may run at a time, for `Limiter.slot` and the flag `concurrent`.
 
+    ::
+
+        Concurrency(1, name="report")                 # one report at a time for each user
+        Concurrency(3, Scope.GLOBAL, "export")        # three exports for the whole bot
+
     The slots of a user are leases in a sorted set, `<prefix>:ratelimit:slot:report:<user>`.
 
     Args:

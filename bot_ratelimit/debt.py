@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 
 
-def most_owed(limit: Limit) -> int:
+def max_debt(limit: Limit) -> int:
     """The largest debt under this limit: what it grants in 366 days, and at most 1,000,000.
 
     What is charged beyond that is not taken, so that a mistake locks nobody out forever.
@@ -21,7 +21,7 @@ def most_owed(limit: Limit) -> int:
     return min(MAX_AMOUNT, limit.amount * (MAX_PERIOD_MS // limit.period_ms))
 
 
-class Overdrawn(NamedTuple):
+class OverdrawnWindow(NamedTuple):
     """State of a fixed window that owes something, and of the windows that pay for it."""
 
     attempts: int
@@ -36,7 +36,7 @@ class Overdrawn(NamedTuple):
     """When the first of them was opened."""
 
 
-class Running(NamedTuple):
+class CurrentWindow(NamedTuple):
     """A fixed window at one moment, as a limit sees it."""
 
     attempts: int
@@ -65,7 +65,7 @@ class Running(NamedTuple):
         return self.left_ms - (-self.owed // limit.amount) * limit.period_ms
 
 
-def running(state: Overdrawn, now_ms: int, limit: Limit) -> Running | None:
+def current_window(state: OverdrawnWindow, now_ms: int, limit: Limit) -> CurrentWindow | None:
     """The window that runs now; None if the last one is over.
 
     Up to now the windows were those of the limit that wrote the state; from now on they are those
@@ -85,19 +85,19 @@ def running(state: Overdrawn, now_ms: int, limit: Limit) -> Running | None:
         left = total - (windows - 1) * period_ms
     left = min(left, limit.period_ms)
     paid = min(owed, max(0, limit.amount - count))  # a higher amount has room for some of it
-    return Running(count + paid, min(owed - paid, most_owed(limit)), left, opened_ms)
+    return CurrentWindow(count + paid, min(owed - paid, max_debt(limit)), left, opened_ms)
 
 
-class Charged(NamedTuple):
+class LogEntry(NamedTuple):
     """One entry of the sliding window's log."""
 
     at: int
     cost: int
 
 
-def settled(
-    log: Iterable[Charged], owed: int, limit: Limit, until: int | None
-) -> tuple[tuple[Charged, ...], int]:
+def pay_debt(
+    log: Iterable[LogEntry], owed: int, limit: Limit, until: int | None
+) -> tuple[tuple[LogEntry, ...], int]:
     """The log after a debt was paid up to a moment, and what is still owed then.
 
     Each unit is paid as soon as there is room: when an entry leaves, and after the last payment.
@@ -115,7 +115,7 @@ def settled(
     while owed:
         paid = min(owed, amount - used)
         if paid > 0:
-            hits.append(Charged(latest, paid))
+            hits.append(LogEntry(latest, paid))
             used += paid
             owed -= paid
             continue
@@ -124,7 +124,7 @@ def settled(
             if until is not None:
                 rounds = min(rounds, (until - hits[-1].at) // period)
             if rounds > 0:
-                hits = deque(Charged(at + rounds * period, cost) for at, cost in hits)
+                hits = deque(LogEntry(at + rounds * period, cost) for at, cost in hits)
                 latest += rounds * period
                 owed -= rounds * amount
                 continue

@@ -80,7 +80,7 @@ class Failures:
             self._observer.storage_failed(server, error.kind)
         if isinstance(error, QueueFullError):
             breaker.abandoned(ticket)
-            if self.first_in_a_while("queue full"):
+            if self.should_log("queue full"):
                 log.warning(
                     "Too many decisions at once: %s. For these, %s", reason, self._consequence
                 )
@@ -89,8 +89,8 @@ class Failures:
         failure = (now, charges)
         if isinstance(error, NotConnectedError):
             breaker.abandoned(ticket)
-            self._out(server, error.kind, reason, now)
-            self._tell(
+            self._begin_outage(server, error.kind, reason, now)
+            self._log_failure(
                 server,
                 failure,
                 f"not connected {error.kind}",
@@ -105,8 +105,8 @@ class Failures:
         elif breaker.failed(ticket, now):
             if self._observer is not None:
                 self._observer.breaker_changed(server, True)
-            self._out(server, error.kind, reason, now)
-            self._tell(
+            self._begin_outage(server, error.kind, reason, now)
+            self._log_failure(
                 server,
                 failure,
                 "",
@@ -120,7 +120,7 @@ class Failures:
                 self._consequence,
             )
         elif breaker.closed:
-            self._tell(
+            self._log_failure(
                 server,
                 failure,
                 f"outage {error.kind}",
@@ -130,9 +130,9 @@ class Failures:
                 self._consequence,
             )
         else:  # a probe failed
-            self._out(server, error.kind, reason, now)
+            self._begin_outage(server, error.kind, reason, now)
 
-    def faulty(self, server: str, breaker: Breaker, ticket: int, error: Exception) -> None:
+    def rejected(self, server: str, breaker: Breaker, ticket: int, error: Exception) -> None:
         """The server did answer, but not with a decision: asking it less often would not help."""
         breaker.succeeded(ticket)  # which does not mean that limits hold again
         expected = isinstance(error, ConfigError)
@@ -141,7 +141,7 @@ class Failures:
             self._observer.storage_failed(server, kind)
         if kind == ConfigError.kind:  # no code of Redis: the text is all there is
             kind = str(error)[:200]
-        if self.first_in_a_while(f"{server} fault {kind}"):
+        if self.should_log(f"{server} fault {kind}"):
             log.error(
                 "Redis rate limit check failed: %s. Until that is fixed, %s",
                 printable(str(error) if expected else repr(error)),
@@ -152,13 +152,13 @@ class Failures:
     def would_have_refused(self, rules: Sequence[Rule]) -> None:
         """Shadow rules that would have refused a hit."""
         for rule in rules:
-            if self.first_in_a_while(f"shadow {rule}"):
+            if self.should_log(f"shadow {rule}"):
                 log.info("The shadow rule '%s' would have refused a hit", rule)
 
     def undecided(self, rules: Sequence[Rule], verdicts: Sequence[Verdict]) -> None:
         """Shadow rules that could not be decided."""
         for rule, verdict in zip(rules, verdicts, strict=True):
-            if isinstance(verdict, Undecided) and self.first_in_a_while(f"undecided {rule}"):
+            if isinstance(verdict, Undecided) and self.should_log(f"undecided {rule}"):
                 log.error(
                     "The shadow rule '%s' cannot be decided: %s. It refuses nobody, and the other "
                     "rules are decided without it",
@@ -166,7 +166,7 @@ class Failures:
                     printable(str(verdict.reason)),
                 )
 
-    def first_in_a_while(self, what: str) -> bool:
+    def should_log(self, what: str) -> bool:
         """Whether this has not been asked for a minute: then it may be logged."""
         if what in self._logged:
             return False
@@ -184,7 +184,7 @@ class Failures:
         """The breakers of the servers that were asked so far."""
         return dict(self._breakers)
 
-    def _out(self, server: str, kind: str, reason: str, now: float) -> None:
+    def _begin_outage(self, server: str, kind: str, reason: str, now: float) -> None:
         """The server is out of reach: one late answer alone is no outage."""
         since = self._outages.get(server, (None, ""))[0]
         self._outages[server] = (now if since is None else since, reason)
@@ -207,11 +207,11 @@ class Failures:
                 server if name == server else f"{server}, asked instead of {name}",
             )
             if name != server:
-                self._over(name, now)
+                self._end_outage(name, now)
                 self._breakers.pop(name, None)
-        self._over(server, now)
+        self._end_outage(server, now)
 
-    def _over(self, server: str, now: float) -> None:
+    def _end_outage(self, server: str, now: float) -> None:
         """End the outage of a server, if there is one."""
         if server not in self._outages:
             return
@@ -220,7 +220,7 @@ class Failures:
             self._observer.breaker_changed(server, False)
             self._observer.outage_ended(server, now - since)
 
-    def _tell(
+    def _log_failure(
         self,
         server: str,
         failure: tuple[float, Sequence[Charge]],
@@ -229,7 +229,7 @@ class Failures:
         text: str,
         *arguments: object,
     ) -> None:
-        if kind and not self.first_in_a_while(f"{server} {kind}"):
+        if kind and not self.should_log(f"{server} {kind}"):
             return
         self._failing.setdefault(server, failure)
         log.log(level, text, *arguments)

@@ -37,7 +37,14 @@ _WRITTEN: Final = (
 
 
 class Algorithm(Enum):
-    """How hits are counted against a limit; docs/algorithms.md draws all three."""
+    """How hits are counted against a limit; docs/algorithms.md draws all three.
+
+    ==================  ====================  ==============================================
+    `FIXED_WINDOW`      `5/10s`               the default: a window that the first hit opens
+    `SLIDING_WINDOW`    `5/10s sliding`       at most 5 in any 10 seconds
+    `TOKEN_BUCKET`      `30/minute burst 5`   5 at once, then one every 2 seconds
+    ==================  ====================  ==============================================
+    """
 
     FIXED_WINDOW = "fixed window"
     SLIDING_WINDOW = "sliding window"
@@ -49,6 +56,11 @@ class Algorithm(Enum):
 @dataclass(frozen=True, slots=True)
 class Limit:
     """`amount` events in every `period`.
+
+    ::
+
+        Limit(5, 10.0) == Limit.parse("5/10s")
+        str(Limit(20, 60.0, Algorithm.SLIDING_WINDOW)) == "20/minute sliding"
 
     Args:
         amount: Events, 1 to 1,000,000.

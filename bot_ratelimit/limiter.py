@@ -11,14 +11,20 @@ from typing import Final, Literal, TypeAlias, get_args
 from bot_ratelimit.algorithms import Undecided, Verdict
 from bot_ratelimit.bans import (
     Bans,
-    check_banned,
-    check_length,
+    check_ban_length,
+    check_bannable,
     check_page,
-    check_somebody,
-    check_words,
+    check_target,
+    check_text,
     penalty_charges,
 )
-from bot_ratelimit.charges import charges_of, check_subject, counts_of, once_key, payments_of
+from bot_ratelimit.charges import (
+    adjustment_charges,
+    check_subject,
+    hit_charges,
+    once_key,
+    reset_charges,
+)
 from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision, Source, conclude
 from bot_ratelimit.errors import ConfigError, RefusedError, StorageError
@@ -32,7 +38,7 @@ from bot_ratelimit.rule import (
     RuleLike,
     Rules,
     Subject,
-    check_payment,
+    check_adjustment,
     check_prefix,
     rules_of,
 )
@@ -41,7 +47,7 @@ from bot_ratelimit.statistics import HourCount, Refusals, Statistics
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.storage.memory import MemoryStorage
-from bot_ratelimit.waiting import Queues, Waiter, check_wait
+from bot_ratelimit.wait_queue import Waiter, WaitQueues, check_wait
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -50,6 +56,14 @@ OnError: TypeAlias = Literal["allow", "deny", "memory"]
 
 class Limiter:
     """Decides about hits, and answers whatever happens to the storage.
+
+    ::
+
+        limiter = Limiter(RedisStorage(redis), key_prefix="my_bot")
+        decision = await limiter.hit("5/10s", Subject(user=42))
+        if decision.allowed:
+            ...
+        await limiter.close()
 
     Args:
         storage: Where counts are kept.
@@ -100,7 +114,7 @@ class Limiter:
             observe(self._observer)
         self._bans = Bans(storage, self.key_prefix, self.timeout)
         self._slots: Slots | None = None
-        self._queues = Queues(self, self._troubled)
+        self._queues = WaitQueues(self, self._is_unreachable)
 
     @property
     def observer(self) -> Observer | None:
@@ -124,12 +138,16 @@ class Limiter:
         cost: int | None = None,
         once: str | None = None,
         *,
-        _look: bool = False,  # what `peek` asks for
-        _tell: bool = True,  # whether observers hear of it
-        _awake: bool = False,  # whether the copy of the bans is seen to
+        _peek: bool = False,  # what `peek` asks for
+        _notify: bool = True,  # whether observers hear of it
+        _bans_loaded: bool = False,  # whether the copy of the bans is seen to
         _outgoing: bool = False,  # what the bot sends: no ban is for that
     ) -> Decision:
         """Decide whether the subject may go on now, and charge it if so.
+
+        ::
+
+            decision = await limiter.hit(["1/s", Rule("20/day", name="ai")], Subject(user=42))
 
         Args:
             rules: One rule, or several that are decided together: all are charged, or none is.
@@ -141,55 +159,61 @@ class Limiter:
         Raises:
             ConfigError: The rules or the cost make no sense. A failing storage never raises.
         """
-        if self._observer is not None and _tell:
-            return await self._told(rules, subject, cost, once, _look)
+        if self._observer is not None and _notify:
+            return await self._observed_hit(rules, subject, cost, once, _peek)
         if not isinstance(rules, Rules):
             rules = rules_of(rules)
-        charges, applied = charges_of(self.key_prefix, rules, subject, cost or None)
+        charges, applied = hit_charges(self.key_prefix, rules, subject, cost or None)
         bans = self._bans
         bans.used = bans.used or not _outgoing
-        if bans.asleep and not (_awake or _outgoing):  # the first decision after a pause, or of all
+        if bans.is_stale and not (
+            _bans_loaded or _outgoing
+        ):  # the first decision after a pause, or of all
             began = self._clock()
             decision = await self.hit(
-                rules, subject, cost, once, _look=_look, _tell=False, _awake=True
+                rules, subject, cost, once, _peek=_peek, _notify=False, _bans_loaded=True
             )
             if decision.source == self._storage.source:
-                await bans.awake(self.timeout - (self._clock() - began))
+                await bans.ensure_fresh(self.timeout - (self._clock() - began))
             else:
-                bans.wake()
-            banned = self._banned(rules, subject)
+                bans.refresh_soon()
+            banned = self._refusal_of_banned(rules, subject)
             return decision if banned is None else banned
-        if bans.current and not _outgoing and (banned := self._banned(rules, subject)) is not None:
+        if (
+            bans.current
+            and not _outgoing
+            and (banned := self._refusal_of_banned(rules, subject)) is not None
+        ):
             return banned
         if not charges:
             return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
-        look = _look or cost == 0
-        token = None if once is None or look else once_key(self.key_prefix, once, charges)
-        if self._memory is not None and not look:  # it answers at once and cannot fail
+        peek = _peek or cost == 0
+        token = None if once is None or peek else once_key(self.key_prefix, once, charges)
+        if self._memory is not None and not peek:  # it answers at once and cannot fail
             verdicts: Sequence[Verdict] = self._memory.decide(charges, token)
-            return self._concluded(subject, charges, applied, verdicts, "memory")
+            return self._conclude(subject, charges, applied, verdicts, "memory")
         storage = self._storage
         server = storage.server(charges)
         breaker = self._failures.breaker(server)
         ticket = breaker.admit(self._clock())
         if ticket is None:
-            return await self._answer_without(subject, charges, applied, token, look)
+            return await self._answer_by_policy(subject, charges, applied, token, peek)
         try:
-            if look:
+            if peek:
                 verdicts = await storage.peek(charges, timeout=self.timeout)
             else:
                 verdicts = await storage.hit(charges, once=token, timeout=self.timeout)
         except StorageError as error:
             self._failures.failed(server, breaker, ticket, error, charges)
         except Exception as error:
-            self._failures.faulty(server, breaker, ticket, error)
+            self._failures.rejected(server, breaker, ticket, error)
         except BaseException:
             breaker.abandoned(ticket)
             raise
         else:
             self._failures.succeeded(server, breaker, ticket)
-            return self._concluded(subject, charges, applied, verdicts, storage.source, look)
-        return await self._answer_without(subject, charges, applied, token, look)
+            return self._conclude(subject, charges, applied, verdicts, storage.source, peek)
+        return await self._answer_by_policy(subject, charges, applied, token, peek)
 
     async def peek(
         self,
@@ -207,7 +231,7 @@ class Limiter:
             subject: Who would ask.
             cost: What the hit would take from each rule instead of the rule's own cost.
         """
-        return await self.hit(rule, subject, cost, _look=True)
+        return await self.hit(rule, subject, cost, _peek=True)
 
     async def acquire(
         self,
@@ -217,6 +241,10 @@ class Limiter:
         timeout: float | None = None,
     ) -> Decision:
         """Wait until the subject may go on, and charge it then; `Decision.waited` says how long.
+
+        ::
+
+            decision = await limiter.acquire("10/s", Subject(user=42), timeout=5)
 
         Within a process it is first come, first served; over instances nobody starves. A caller
         who would have to wait longer than `timeout` is refused as soon as that is known and charged
@@ -235,7 +263,7 @@ class Limiter:
         """
         check_wait(timeout)
         rules = rules_of(rules)
-        charges, applied = charges_of(self.key_prefix, rules, subject, cost)
+        charges, applied = hit_charges(self.key_prefix, rules, subject, cost)
         if not charges:
             return await self.hit(
                 rules, subject, cost
@@ -275,8 +303,8 @@ class Limiter:
                 except after a `NotConnectedError` or `QueueFullError`: then it was not.
             ConfigError: The rules or the cost make no sense, or the storage refuses the command.
         """
-        check_payment(cost, None)
-        charges, applied = payments_of(self.key_prefix, rules, subject, cost)
+        check_adjustment(cost, None)
+        charges, applied = adjustment_charges(self.key_prefix, rules, subject, cost)
         if not charges:
             return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
         verdicts = await self._storage.charge(charges, timeout=self.timeout)
@@ -309,8 +337,8 @@ class Limiter:
             StorageError: The storage did not answer; see `charge`.
             ConfigError: An argument makes no sense, or the storage refuses the command.
         """
-        check_payment(cost, age)
-        charges, applied = payments_of(self.key_prefix, rules, subject, cost)
+        check_adjustment(cost, age)
+        charges, applied = adjustment_charges(self.key_prefix, rules, subject, cost)
         if not charges:
             return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
         age_us = min(int((age or 0) * 1_000_000), 2 * MAX_FILLING_US)
@@ -330,7 +358,7 @@ class Limiter:
             StorageError: The storage is out of reach; nothing was forgotten.
             ConfigError: The storage refuses the command, or the rule makes no sense.
         """
-        charges = counts_of(self.key_prefix, rules_of(rule), subject)
+        charges = reset_charges(self.key_prefix, rules_of(rule), subject)
         if not charges:
             return False
         found = 0
@@ -347,7 +375,7 @@ class Limiter:
                 str(error).rstrip("."),
                 ", ".join(charge.key for charge in charges),
             )
-        self._bans.lifted(subject, charges)
+        self._bans.remove_penalty_bans(subject, charges)
         return found > 0
 
     def slot(self, concurrency: Concurrency, subject: Subject, timeout: float = 0) -> SlotContext:
@@ -430,10 +458,10 @@ class Limiter:
             ConfigError: An argument makes no sense, or there are 100,000 bans already.
             StorageError: The storage is out of reach; whether the ban holds is not known.
         """
-        check_banned(subject)
-        seconds = check_length(length)
+        check_bannable(subject)
+        seconds = check_ban_length(length)
         return await self._bans.ban(
-            subject, seconds, check_words("reason", reason), check_words("by", by)
+            subject, seconds, check_text("reason", reason), check_text("by", by)
         )
 
     def is_banned(self, subject: Subject) -> bool:
@@ -447,7 +475,7 @@ class Limiter:
             ConfigError: The subject names nobody.
             StorageError: The storage is out of reach; some of it may be lifted.
         """
-        dropped = await self._bans.unban(check_somebody(subject))
+        dropped = await self._bans.unban(check_target(subject))
         charges = penalty_charges(self.key_prefix, subject, dropped)
         found = await self._storage.reset(charges, timeout=self.timeout) if charges else 0
         if self._standby is not None and charges:
@@ -472,7 +500,7 @@ class Limiter:
             ConfigError: The subject names nobody.
             StorageError: The storage is out of reach.
         """
-        return await self._bans.of(check_somebody(subject))
+        return await self._bans.of(check_target(subject))
 
     def open(self) -> None:
         """Begin to connect, so that the first decision need not wait for it."""
@@ -508,7 +536,7 @@ class Limiter:
             StorageError: Redis is out of reach.
             ConfigError: Statistics are switched off, or hours makes no sense.
         """
-        return await self._counted_by_hour().read(hours)
+        return await self._require_statistics().read(hours)
 
     async def top_refused(self, n: int = 10, hours: int = 24) -> tuple[Refusals, ...]:
         """The users who were refused most, the worst first; needs `statistics=True`.
@@ -521,7 +549,7 @@ class Limiter:
             StorageError: Redis is out of reach.
             ConfigError: Statistics are switched off, or a number makes no sense.
         """
-        return await self._counted_by_hour().top_refused(n, hours)
+        return await self._require_statistics().top_refused(n, hours)
 
     async def refused(self, user: int, hours: int = 24) -> int:
         """How often a user was refused; needs `statistics=True`.
@@ -536,7 +564,7 @@ class Limiter:
             StorageError: Redis is out of reach.
             ConfigError: Statistics are switched off, or hours makes no sense.
         """
-        return await self._counted_by_hour().refused(user, hours)
+        return await self._require_statistics().refused(user, hours)
 
     async def close(self) -> None:
         """Close the storage, after what is left was told to the observers."""
@@ -550,7 +578,7 @@ class Limiter:
             self._observer.close()
         await self._storage.close()
 
-    def _counted_by_hour(self) -> Statistics:
+    def _require_statistics(self) -> Statistics:
         if self._statistics is None:
             raise ConfigError(
                 "statistics are switched off: pass statistics=True to Limiter or "
@@ -558,49 +586,49 @@ class Limiter:
             )
         return self._statistics
 
-    async def _told(
+    async def _observed_hit(
         self,
         rules: RuleLike | Iterable[RuleLike],
         subject: Subject,
         cost: int | None,
         once: str | None,
-        look: bool,
+        peek: bool,
     ) -> Decision:
         """A hit of which the observers hear. It is timed only here."""
         began = time.perf_counter()
-        decision = await self.hit(rules, subject, cost, once, _look=look, _tell=False)
-        if not look and cost != 0 and self._observer is not None:
+        decision = await self.hit(rules, subject, cost, once, _peek=peek, _notify=False)
+        if not peek and cost != 0 and self._observer is not None:
             self._observer.decided(decision, subject, time.perf_counter() - began)
         return decision
 
-    def _banned(self, rules: Rules, subject: Subject) -> Decision | None:
+    def _refusal_of_banned(self, rules: Rules, subject: Subject) -> Decision | None:
         """The refusal of a subject that is banned by hand; None if it is not."""
         left = self._bans.left(subject)
         if not left:
             return None
         return Decision(False, rules[0], 0, left, left, self._storage.source, banned=True)
 
-    def _troubled(self, charges: Sequence[Charge]) -> bool:
+    def _is_unreachable(self, charges: Sequence[Charge]) -> bool:
         """Whether the server of these charges is known to be out of reach."""
         server = self._storage.server(charges)
         # A server to which there is no connection is in an outage with its circuit closed.
         return not self._failures.breaker(server).closed or bool(self._failures.outage(server))
 
-    async def _answer_without(
+    async def _answer_by_policy(
         self,
         subject: Subject,
         charges: list[Charge],
         rules: list[Rule],
         once: str | None,
-        look: bool,
+        peek: bool,
     ) -> Decision:
         """The answer of the policy, when the storage has none."""
         if self._standby is not None:
-            if look:
+            if peek:
                 verdicts = await self._standby.peek(charges, timeout=self.timeout)
             else:
                 verdicts = self._standby.decide(charges, once)
-            return self._concluded(subject, charges, rules, verdicts, self._standby.source, look)
+            return self._conclude(subject, charges, rules, verdicts, self._standby.source, peek)
         # A shadow rule never refuses, whatever the policy.
         real = [i for i, rule in enumerate(rules) if not rule.shadow]
         first = real[0] if real else 0
@@ -611,32 +639,32 @@ class Limiter:
         wait = breaker.wait(self._clock()) or self.timeout
         return Decision(False, rule, 0, wait, wait, "policy")
 
-    def _concluded(
+    def _conclude(
         self,
         subject: Subject,
         charges: Sequence[Charge],
         rules: Sequence[Rule],
         verdicts: Sequence[Verdict],
         source: Source,
-        look: bool = False,
+        peek: bool = False,
     ) -> Decision:
-        if look:
+        if peek:
             costs = [0 if charge.penalty else charge.cost for charge in charges]
             return conclude(rules, verdicts, source, costs)
         decision = conclude(rules, verdicts, source)
         if decision.shadow:
             self._failures.would_have_refused(decision.shadow)
         if decision.banned:
-            self._tell_of_bans(subject, charges, verdicts)
+            self._report_bans(subject, charges, verdicts)
         if (len(rules) > 1 or rules[0].shadow) and Undecided in map(type, verdicts):
             self._failures.undecided(rules, verdicts)
         return decision
 
-    def _tell_of_bans(
+    def _report_bans(
         self, subject: Subject, charges: Sequence[Charge], verdicts: Sequence[Verdict]
     ) -> None:
         for charge, verdict in zip(charges, verdicts, strict=True):
-            self._bans.penalized(subject, charge, verdict)
+            self._bans.add_penalty_ban(subject, charge, verdict)
             penalty = charge.penalty
             if penalty is None or penalty.imposed:  # what imposed it has more to say
                 continue

@@ -75,21 +75,21 @@ class Live:
         """How many documents were invalid, from a newer version, or gone."""
         self.instance = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
         self._prefix = limiter.key_prefix
-        self._patience = limiter.timeout
+        self._timeout = limiter.timeout
         self._observer = limiter.observer
         self._documents: Documents = documents_of(limiter.storage)
         self._inventory, self._used, self._clock = inventory, used, clock
         self._seen: bytes | None = None  # the last document, good or bad
-        self._good: bytes | None = None
+        self._last_good: bytes | None = None
         self._off_until = 0.0  # by our clock
         # By identity, with the rules themselves, so that an id is not taken over by others.
         self._applied: dict[int, tuple[Rules, Rules | None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._first_read: asyncio.Event | None = None
-        self._trouble = ""  # why the document cannot be read
+        self._read_error = ""  # why the document cannot be read
         self._rejection = ""  # why it is not obeyed
-        self._told: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
         # The inventory, when it was made, and for what: it takes longer than all the rest.
         self._listed: tuple[Overrides | None, float, dict[str, Any]] = (None, 0.0, {})
         self.is_ready = False
@@ -107,7 +107,7 @@ class Live:
     @property
     def problem(self) -> str:
         """Why the document cannot be read or obeyed at the moment; empty if it can."""
-        return self._trouble or self._rejection
+        return self._read_error or self._rejection
 
     @property
     def all_off(self) -> bool:
@@ -121,14 +121,14 @@ class Live:
         if event is None or self._task is None or self._task.done() or self._loop is not loop:
             self._loop, event = loop, asyncio.Event()
             self._first_read, self.is_ready = event, False
-            self._task = loop.create_task(self._follow(event))
+            self._task = loop.create_task(self._poll(event))
         return event
 
     async def begin(self) -> None:
         """Start, and wait for the first look, but no longer than a decision may take."""
         event = self.start()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout):
                 await event.wait()
         self.is_ready = True
 
@@ -146,23 +146,23 @@ class Live:
         """Look at the document now; never raises what goes wrong."""
         try:
             found = await self._documents.read(live_key(self._prefix, "live"))
-            self._look_at(found)
-            if found is None and self._good is not None:
-                await self._write_back(self._good)
+            self._handle_document(found)
+            if found is None and self._last_good is not None:
+                await self._restore(self._last_good)
             await self._report()
         except StorageError as error:
-            self._suffer("outage", logging.WARNING, str(error))
+            self._record_read_error("outage", logging.WARNING, str(error))
         except ConfigError as error:
-            if not self._trouble:
+            if not self._read_error:
                 self.rejected += 1
-            self._suffer("fault", logging.ERROR, str(error))
+            self._record_read_error("fault", logging.ERROR, str(error))
         except Exception as error:
-            self._suffer("bug", logging.ERROR, repr(error), error)
+            self._record_read_error("bug", logging.ERROR, repr(error), error)
         else:
-            self._trouble = ""
-            self._told.clear()
+            self._read_error = ""
+            self._logged_at.clear()
 
-    async def _follow(self, looked: asyncio.Event) -> None:
+    async def _poll(self, looked: asyncio.Event) -> None:
         while True:
             await self.refresh()
             self.is_ready = True
@@ -170,9 +170,9 @@ class Live:
             # Instances that were started together need not ask together.
             await asyncio.sleep(EVERY * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
 
-    def _look_at(self, found: bytes | None) -> None:
+    def _handle_document(self, found: bytes | None) -> None:
         if found is None:
-            if self._good is not None and self._seen is not None:
+            if self._last_good is not None and self._seen is not None:
                 self.rejected += 1
                 self._seen = None
                 log.warning(
@@ -189,7 +189,7 @@ class Live:
         except ConfigError as error:
             self.rejected += 1
             self._rejection = printable(str(error))
-            self._log_staying(logging.ERROR, "is not obeyed", self._rejection)
+            self._log_unchanged(logging.ERROR, "is not obeyed", self._rejection)
 
     def _use(self, overrides: Overrides, document: bytes) -> None:
         # Whatever cannot be applied raises here, before anything has changed.
@@ -197,7 +197,7 @@ class Live:
             key: (rules, applied(rules, overrides)) for key, (rules, _) in self._applied.items()
         }
         before, self.overrides = self.overrides, overrides
-        self._applied, self._good, self._off_until = again, document, 0.0
+        self._applied, self._last_good, self._off_until = again, document, 0.0
         self._rejection = ""
         if overrides.version < before.version:
             log.warning("The live limits start over: version %d follows %d",
@@ -213,10 +213,10 @@ class Live:
         try:
             return applied(rules, self.overrides)
         except ConfigError as error:  # a handler that was met only now
-            self._log_staying(logging.ERROR, "is not obeyed in full", printable(str(error)))
+            self._log_unchanged(logging.ERROR, "is not obeyed in full", printable(str(error)))
             return rules
 
-    async def _write_back(self, document: bytes) -> None:
+    async def _restore(self, document: bytes) -> None:
         if await self._documents.swap(live_key(self._prefix, "live"), None, document):
             self._seen = document
             await self._documents.push(live_key(self._prefix, "history"), document, HISTORY)
@@ -240,14 +240,16 @@ class Live:
         left = self.overrides.off_until - server_now
         self._off_until = self._clock() + left if left > 0 else 0.0
 
-    def _suffer(self, kind: str, level: int, reason: str, bug: Exception | None = None) -> None:
-        self._trouble = printable(reason)
+    def _record_read_error(
+        self, kind: str, level: int, reason: str, bug: Exception | None = None
+    ) -> None:
+        self._read_error = printable(reason)
         now = self._clock()
-        if now - self._told.get(kind, -LOG_EVERY) >= LOG_EVERY:  # not every two seconds
-            self._told[kind] = now
-            self._log_staying(level, "cannot be read", self._trouble, bug)
+        if now - self._logged_at.get(kind, -LOG_EVERY) >= LOG_EVERY:  # not every two seconds
+            self._logged_at[kind] = now
+            self._log_unchanged(level, "cannot be read", self._read_error, bug)
 
-    def _log_staying(
+    def _log_unchanged(
         self, level: int, what: str, reason: str, bug: Exception | None = None
     ) -> None:
         log.log(

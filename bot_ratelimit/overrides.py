@@ -115,10 +115,10 @@ def applied(rules: Rules, overrides: Overrides) -> Rules | None:
     return rules_of(kept) if kept else None
 
 
-def changed_alone(rule: Rule, overrides: Overrides) -> Rule:
+def changed_if_valid(rule: Rule, overrides: Overrides) -> Rule:
     """The rule with what was changed, also if it is off; as it was if that cannot be applied."""
     try:
-        return _altered(rule, overrides)
+        return _with_change(rule, overrides)
     except ConfigError:
         return rule
 
@@ -126,10 +126,10 @@ def changed_alone(rule: Rule, overrides: Overrides) -> Rule:
 def _changed(rule: Rule, overrides: Overrides) -> Rule | None:
     if overrides.rules.get(name_of(rule), {}).get("off"):
         return None
-    return _altered(rule, overrides)
+    return _with_change(rule, overrides)
 
 
-def _altered(rule: Rule, overrides: Overrides) -> Rule:
+def _with_change(rule: Rule, overrides: Overrides) -> Rule:
     change = overrides.rules.get(name_of(rule), {})
     again, put = copy(rule), object.__setattr__
     if isinstance(rule, Penalty):

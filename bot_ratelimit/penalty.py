@@ -11,7 +11,11 @@ from bot_ratelimit.rule import Ids, LimitLike, Rule, Scope
 
 @dataclass(frozen=True, slots=True, init=False)
 class Penalty(Rule):
-    """A ban for those who keep hammering while they are refused.
+    """A ban for users who keep sending while they are refused.
+
+    ::
+
+        RateLimitMiddleware("5/10s", redis, penalty=Penalty(after="10/minute", ban="15m"))
 
     Refused hits are counted in a window of their own, `<prefix>:ratelimit:ban:<user>`. When
     `after` is reached, everything is refused for the length of the ban, on every instance;

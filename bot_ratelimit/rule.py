@@ -9,33 +9,59 @@ from enum import Enum
 from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
+from bot_ratelimit.described import fields_described
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 
 
+@fields_described
 class Subject(NamedTuple):
-    """Whom an event comes from: Telegram's ids, as far as they are known."""
+    """Whom an event comes from: Telegram's ids, as far as they are known.
+
+    A rule whose scope needs an id that is None does not apply.
+
+    ::
+
+        Subject(user=42)
+        Subject(user=42, chat=-100123)
+
+    Attributes:
+        user: Id of the user, or of the channel or group that writes in place of one.
+        chat: Id of the chat.
+        topic: Id of the topic (message thread) in that chat.
+        bot: Id of the bot; given only where several bots with one prefix count apart.
+        business: Id of the business connection, in a chat that the bot serves in the name of a
+            business account.
+    """
 
     user: int | None = None
     chat: int | None = None
     topic: int | None = None
     bot: int | None = None
-    """Given only where several bots on one prefix count apart."""
     business: str | None = None
-    """The business connection of a chat that the bot serves in somebody's name."""
 
 
 class Scope(Enum):
-    """What shares one count."""
+    """Who shares one count.
+
+    ==========  ===========================================
+    `USER`      a user, in all chats together (the default)
+    `CHAT`      everybody in a chat
+    `MEMBER`    a user in one chat
+    `TOPIC`     everybody in a topic (message thread)
+    `GLOBAL`    everybody
+    ==========  ===========================================
+
+    For anything else, give a callable that takes a `Subject` and returns the text that is counted::
+
+        Rule("100/minute", lambda subject: company_of(subject.user), name="company")
+    """
 
     USER = "user"
     CHAT = "chat"
     MEMBER = "member"
-    """A user in a chat."""
     TOPIC = "topic"
-    """A topic (message thread) of a chat."""
     GLOBAL = "global"
-    """Everybody together."""
 
 
 CustomScope: TypeAlias = Callable[[Subject], "str | None"]
@@ -68,6 +94,13 @@ _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
 class Rule:
     """A limit, and who it counts.
 
+    ::
+
+        Rule("5/10s")                                  # each user
+        Rule("20/minute", Scope.CHAT)                  # each chat
+        Rule("20/day", name="ai", cost=2)              # a count apart, two for each hit
+        Rule("2/s", shadow=True, name="trial")         # refuses nobody, only reports
+
     Args:
         limit: A `Limit`, its text (`"5/10s"`), the seconds for one event, or a callable that
             returns one of these for a subject, or None where the rule does not apply.
@@ -88,7 +121,7 @@ class Rule:
     cost: int
     shadow: bool
     path: str = field(repr=False)
-    """What stands in the key between `ratelimit:` and the ids."""
+    """The part of its keys between the prefix and the ids."""
     _ids: Callable[[Subject], int | str | None] = field(repr=False, compare=False)
 
     def __init__(
@@ -258,7 +291,7 @@ def check_prefix(prefix: object) -> str:
     return prefix
 
 
-def check_payment(cost: object, age: object) -> None:
+def check_adjustment(cost: object, age: object) -> None:
     """Raise ConfigError unless so much can be charged, or given back after this time."""
     if isinstance(cost, bool) or not isinstance(cost, int) or not 1 <= cost <= MAX_AMOUNT:
         raise ConfigError(f"cost={cost!r}: expected a whole number from 1 to {MAX_AMOUNT}")

@@ -41,6 +41,10 @@ _MAX_DB: Final = 2**31 - 1
 class Settings(BaseSettings):
     """What the environment says; an empty variable counts as unset.
 
+    ::
+
+        RateLimitMiddleware.from_settings(Settings(redis_url="redis://10.0.0.5/0"))
+
     RATE_LIMIT_FILE names a file with limits; what a variable says wins over the file.
     Redis is used when REDIS_ENABLED is true, or when it is unset and REDIS_URL or REDIS_HOST is
     set. Secrets appear in no repr, log or error, nor in an error's cause.

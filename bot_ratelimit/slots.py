@@ -29,9 +29,9 @@ log = logging.getLogger("bot_ratelimit")
 
 MAX_WAITING: Final = 1_000
 """Callers of a limiter that wait for a slot; one more is refused."""
-FIRST_LOOK, LONGEST_LOOK = 0.05, 0.5
+FIRST_POLL, LONGEST_POLL = 0.05, 0.5
 """Seconds between two questions of a process whether another one has left a slot."""
-RELEASE_AGAIN: Final = 1.0
+RETRY_RELEASE_EVERY: Final = 1.0
 """Seconds between attempts to release a slot in an outage; they end with the lease."""
 MAX_RELEASES: Final = 1_000
 
@@ -39,11 +39,17 @@ MAX_RELEASES: Final = 1_000
 class Slot(Decision):
     """The Decision about a slot: `remaining` is how many are free after it.
 
+    ::
+
+        async with limiter.slot(Concurrency(1, name="report"), subject) as slot:
+            if slot.allowed and not slot.lost:
+                ...
+
     `retry_after` of a refusal is the time until the next lease would end if it were not renewed;
     the slot may be free much sooner.
     """
 
-    _held: _Held | None = None
+    _held: _HeldSlot | None = None
 
     @property
     def lost(self) -> bool:
@@ -63,7 +69,7 @@ class Slot(Decision):
             await self._held.lost.wait()
 
 
-class _Held:
+class _HeldSlot:
     """A claim on a slot, from the first attempt to the release."""
 
     def __init__(self, claim: Claim, concurrency: Concurrency, leases: Leases) -> None:
@@ -89,13 +95,13 @@ class SlotContext:
         self, slots: Slots, concurrency: Concurrency, subject: Subject, timeout: float
     ) -> None:
         self._slots = slots
-        self._wish = concurrency, subject, timeout
+        self._arguments = concurrency, subject, timeout
         self._slot: Slot | None = None
 
     async def __aenter__(self) -> Slot:
         if self._slot is not None:
             raise ConfigError("a slot is entered twice: call limiter.slot(...) for each block")
-        self._slot = await self._slots.acquire(*self._wish)
+        self._slot = await self._slots.acquire(*self._arguments)
         return self._slot
 
     async def __aexit__(
@@ -146,7 +152,7 @@ class Slots:
         self._clock = clock
         self._queues: dict[str, deque[asyncio.Event]] = {}
         self._waiting = 0
-        self._held: dict[str, set[_Held]] = {}
+        self._held: dict[str, set[_HeldSlot]] = {}
         # Until when a key is there, unless the server loses its data.
         self._known: LRUCache[str, float] = LRUCache(10_000)
         self._releases: set[asyncio.Task[None]] = set()
@@ -157,7 +163,7 @@ class Slots:
         if key is None:
             return Slot(True, concurrency, concurrency.amount, 0.0, 0.0, "none")
         claim = Claim(key, _token(), concurrency.amount, concurrency.lease)
-        held = _Held(claim, concurrency, self._leases)
+        held = _HeldSlot(claim, concurrency, self._leases)
         if key not in self._queues:
             slot = await self._try(held)
             if slot.allowed or not timeout or slot.source == "policy":
@@ -172,17 +178,17 @@ class Slots:
         waited._held = slot._held
         return waited
 
-    async def release(self, held: _Held) -> None:
+    async def release(self, held: _HeldSlot) -> None:
         """Release a slot, also while the caller is being cancelled."""
         if held.renewing is not None:
             held.renewing.cancel()
         others = self._held.get(held.claim.key, set())
         if held in others:
             others.discard(held)
-            self._tell(held, -1)
+            self._report_in_use(held, -1)
         if not others:
             self._held.pop(held.claim.key, None)
-        await asyncio.shield(self._let_go(held))
+        await asyncio.shield(self._release_in_background(held))
 
     def close(self) -> None:
         """Stop trying to release what could not be released."""
@@ -194,11 +200,11 @@ class Slots:
     def _has_room(self) -> bool:
         if self._waiting < MAX_WAITING:
             return True
-        if self._failures.first_in_a_while("slots full"):
+        if self._failures.should_log("slots full"):
             log.warning("%d callers wait for a slot already: others are refused", MAX_WAITING)
         return False
 
-    async def _wait(self, held: _Held, slot: Slot, timeout: float) -> Slot:
+    async def _wait(self, held: _HeldSlot, slot: Slot, timeout: float) -> Slot:
         """Wait in line: the first of this process asks, and is woken by a release in it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -206,15 +212,15 @@ class Slots:
         woken = asyncio.Event()
         queue.append(woken)
         self._waiting += 1
-        pause = FIRST_LOOK
+        pause = FIRST_POLL
         try:
             while (left := deadline - loop.time()) > 0:
                 first = queue[0] is woken
-                patience = min(left, slot.retry_after or left, _spread(pause)) if first else left
-                if await _is_set(woken, patience):
-                    pause = FIRST_LOOK
+                patience = min(left, slot.retry_after or left, _jitter(pause)) if first else left
+                if await _wait_for(woken, patience):
+                    pause = FIRST_POLL
                 else:
-                    pause = min(pause * 2, LONGEST_LOOK)
+                    pause = min(pause * 2, LONGEST_POLL)
                 if queue[0] is not woken:
                     continue
                 woken.clear()
@@ -230,7 +236,7 @@ class Slots:
             else:
                 del self._queues[held.claim.key]
 
-    async def _try(self, held: _Held) -> Slot:
+    async def _try(self, held: _HeldSlot) -> Slot:
         began = asyncio.get_running_loop().time()
         held.leases = self._leases
         if held.in_doubt:  # a late release of the last attempt must not meet this one
@@ -239,11 +245,11 @@ class Slots:
         try:
             grant = await self._ask("acquire", held)
             if grant is None:
-                return await self._without(held)
+                return await self._acquire_without_storage(held)
         except BaseException:
-            self._let_go(held)  # it may have been granted
+            self._release_in_background(held)  # it may have been granted
             raise
-        if grant.forgot:
+        if grant.data_lost:
             log.warning(
                 "Redis has lost its data (%s): slots open again in %.1f s, when those that still "
                 "hold one have said so",
@@ -254,27 +260,27 @@ class Slots:
             return _refused(held.concurrency, grant.wait, self._storage.source)
         return self._granted(held, grant, began, self._storage.source)
 
-    def _granted(self, held: _Held, grant: Grant, began: float, source: Source) -> Slot:
+    def _granted(self, held: _HeldSlot, grant: Grant, began: float, source: Source) -> Slot:
         held.ends = began + held.claim.lease
         held.renewing = asyncio.create_task(self._renew(held), context=Context())
         self._held.setdefault(held.claim.key, set()).add(held)
-        self._tell(held, 1)
+        self._report_in_use(held, 1)
         slot = Slot(True, held.concurrency, grant.remaining, 0.0, 0.0, source)
         slot._held = held
         return slot
 
-    def _tell(self, held: _Held, change: int) -> None:
+    def _report_in_use(self, held: _HeldSlot, change: int) -> None:
         name = held.concurrency.name
         self._in_use[name] += change
         if self._observer is not None:
             self._observer.slots_in_use(name, self._in_use[name])
 
-    async def _without(self, held: _Held) -> Slot:
+    async def _acquire_without_storage(self, held: _HeldSlot) -> Slot:
         """The answer of the policy, when the storage has none."""
         concurrency = held.concurrency
         if self._standby is not None:
             if held.in_doubt:
-                self._let_go(held)
+                self._release_in_background(held)
             held.leases = self._standby
             began = asyncio.get_running_loop().time()
             grant = await self._standby.claim("acquire", held.claim, timeout=self._timeout)
@@ -286,17 +292,17 @@ class Slots:
             slot._held = held if held.in_doubt else None
             return slot
         if held.in_doubt:
-            self._let_go(held)
+            self._release_in_background(held)
         wait = self._breaker(held).wait(self._clock()) or self._timeout
         return _refused(concurrency, wait, "policy")
 
-    async def _renew(self, held: _Held) -> None:
+    async def _renew(self, held: _HeldSlot) -> None:
         """Renew the lease every third of it; in an outage more often, until it has ended."""
         loop = asyncio.get_running_loop()
         third = held.claim.lease / 3
         pause = third
         while True:
-            await _is_set(held.renew_now, pause)
+            await _wait_for(held.renew_now, pause)
             held.renew_now.clear()
             began = loop.time()
             grant = await self._ask("renew", held)
@@ -306,35 +312,37 @@ class Slots:
                 pause = third
                 held.ends = began + held.claim.lease
             if (grant is None and loop.time() >= held.ends) or (grant and not grant.granted):
-                self._lose(held)
+                self._mark_lost(held)
             if held.lost.is_set():
                 pause = third
 
-    def _lose(self, held: _Held) -> None:
+    def _mark_lost(self, held: _HeldSlot) -> None:
         if held.lost.is_set():
             return
         held.lost.set()
-        if self._failures.first_in_a_while(f"lost {held.claim.key}"):
+        if self._failures.should_log(f"lost {held.claim.key}"):
             log.warning(
                 "A slot was lost: %s (%s). Its block goes on, and another one may run beside it",
                 printable(held.claim.key),
                 held.concurrency,
             )
 
-    def _let_go(self, held: _Held) -> asyncio.Task[None]:
+    def _release_in_background(self, held: _HeldSlot) -> asyncio.Task[None]:
         """Release in a task of its own, which no caller's cancellation reaches."""
-        return self._in_background(self._free(_Held(held.claim, held.concurrency, held.leases)))
+        return self._in_background(
+            self._release_lease(_HeldSlot(held.claim, held.concurrency, held.leases))
+        )
 
-    async def _free(self, held: _Held) -> None:
+    async def _release_lease(self, held: _HeldSlot) -> None:
         freed = await self._ask("release", held)
         if queue := self._queues.get(held.claim.key):
             queue[0].set()
         if freed is None and len(self._releases) <= MAX_RELEASES:
-            self._in_background(self._free_later(held))
+            self._in_background(self._retry_release(held))
 
-    async def _free_later(self, held: _Held) -> None:
-        for _ in range(math.ceil(held.claim.lease / RELEASE_AGAIN)):
-            await asyncio.sleep(RELEASE_AGAIN)
+    async def _retry_release(self, held: _HeldSlot) -> None:
+        for _ in range(math.ceil(held.claim.lease / RETRY_RELEASE_EVERY)):
+            await asyncio.sleep(RETRY_RELEASE_EVERY)
             if await self._ask("release", held) is not None:
                 return
 
@@ -344,7 +352,7 @@ class Slots:
         task.add_done_callback(self._releases.discard)
         return task
 
-    async def _ask(self, action: Action, held: _Held) -> Grant | None:
+    async def _ask(self, action: Action, held: _HeldSlot) -> Grant | None:
         """The storage's answer; None if it has none."""
         leases = held.leases
         if leases is not self._leases:
@@ -362,7 +370,7 @@ class Slots:
             held.in_doubt |= not isinstance(error, (NotConnectedError, QueueFullError))
             self._failures.failed(server, breaker, ticket, error)
         except Exception as error:
-            self._failures.faulty(server, breaker, ticket, error)
+            self._failures.rejected(server, breaker, ticket, error)
         except BaseException:
             breaker.abandoned(ticket)
             raise
@@ -370,17 +378,17 @@ class Slots:
             self._failures.succeeded(server, breaker, ticket)
             # A little less than a lease, since clocks do not run at quite the same speed.
             self._known[held.claim.key] = now + held.claim.lease * 0.9
-            if grant.forgot:
+            if grant.data_lost:
                 for each in self._held.get(held.claim.key, ()):
                     each.renew_now.set()
             return grant
         return None
 
-    def _breaker(self, held: _Held) -> Any:
+    def _breaker(self, held: _HeldSlot) -> Any:
         return self._failures.breaker(self._storage.server([self._charge(held)]))
 
     @staticmethod
-    def _charge(held: _Held) -> Charge:
+    def _charge(held: _HeldSlot) -> Charge:
         limit: Any = held.concurrency.limit
         return Charge(held.claim.key, limit)
 
@@ -406,11 +414,11 @@ def _refused(concurrency: Concurrency, wait: float, source: Source) -> Slot:
     return Slot(False, concurrency, 0, wait, wait, source)
 
 
-def _spread(seconds: float) -> float:
+def _jitter(seconds: float) -> float:
     return seconds * random.uniform(0.75, 1)  # noqa: S311 - so that instances do not ask at once
 
 
-async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+async def _wait_for(event: asyncio.Event, seconds: float) -> bool:
     """Wait for the event; False if it does not come in time."""
     try:
         async with asyncio.timeout(None if math.isinf(seconds) else seconds):

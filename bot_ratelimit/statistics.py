@@ -31,7 +31,7 @@ from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.observer import MAX_LABELS, OTHER, Observer, label_of, outcome_of
 from bot_ratelimit.rule import Subject
 from bot_ratelimit.storage.base import Storage
-from bot_ratelimit.storage.wire import name as wire_name
+from bot_ratelimit.storage.encoding import encode_key
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -69,20 +69,29 @@ _REFUSED: Final = b"return redis.call('ZSCORE', KEYS[1], ARGV[1])"
 
 @dataclass(frozen=True, slots=True)
 class HourCount:
-    """So many decisions of one rule, with one outcome, in one hour."""
+    """How many decisions of one rule had one outcome in one hour.
+
+    Attributes:
+        hour: When the hour began, in UTC.
+        rule: The rule, as metrics name it: `user`, `chat`, or the rule's own name.
+        outcome: `"allowed"`, `"refused"` or `"banned"`.
+        count: How many decisions.
+    """
 
     hour: datetime
-    """When the hour began, in UTC."""
     rule: str
-    """The rule as metrics name it, see `label_of`."""
     outcome: str
-    """`"allowed"`, `"refused"` or `"banned"`."""
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refusals:
-    """How often a user was refused."""
+    """How often a user was refused.
+
+    Attributes:
+        user: Id of the user.
+        count: How many refusals.
+    """
 
     user: int
     count: int
@@ -189,7 +198,7 @@ class Statistics(Observer):
     async def read(self, hours: int) -> tuple[HourCount, ...]:
         """What all instances counted; see `Limiter.statistics`."""
         found: list[HourCount] = []
-        for hour, fields in (await self._fetched(_READ, "", hours)).items():
+        for hour, fields in (await self._fetch(_READ, "", hours)).items():
             begins = datetime.fromtimestamp(hour * 3_600, UTC)
             for field, count in sorted(fields.items()):
                 outcome, _, rule = field.partition(" ")
@@ -202,7 +211,7 @@ class Statistics(Observer):
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_USERS:
             raise ConfigError(f"n={n!r}: expected a whole number from 1 to {MAX_USERS}")
         total: Counter[int] = Counter()
-        for fields in (await self._fetched(_TOP, ":refused", hours)).values():
+        for fields in (await self._fetch(_TOP, ":refused", hours)).values():
             for user, count in fields.items():
                 total[int(user)] += int(float(count))
         worst = heapq.nsmallest(n, total.items(), key=lambda each: (-each[1], each[0]))
@@ -215,7 +224,7 @@ class Statistics(Observer):
             return sum(self._hours[hour].refused[user] for hour in wanted if hour in self._hours)
         await self.flush()
         counts = await asyncio.gather(
-            *(self._ask(_REFUSED, [f"{self._key(hour)}:refused"], user) for hour in wanted)
+            *(self._run(_REFUSED, [f"{self._key(hour)}:refused"], user) for hour in wanted)
         )
         return sum(int(float(count or 0)) for count in counts)
 
@@ -250,18 +259,20 @@ class Statistics(Observer):
         users = [part for each in counted.refused.most_common(MAX_USERS) for part in each]
         key = self._key(hour)
         arguments = [number, TTL, MAX_USERS, len(counts) // 2, *counts, *users]
-        await self._ask(_ADD, [key, f"{key}:refused"], self._process, *arguments)
+        await self._run(_ADD, [key, f"{key}:refused"], self._process, *arguments)
 
-    async def _fetched(
+    async def _fetch(
         self, script: bytes, ending: str, hours: int
     ) -> dict[int, Mapping[str, str | int]]:
         """What is kept of each of these hours, the first one first."""
         wanted = self._wanted(hours)
         if self._execute is None:
-            return {hour: self._own(hour, ending) for hour in wanted if hour in self._hours}
+            return {
+                hour: self._local_counts(hour, ending) for hour in wanted if hour in self._hours
+            }
         await self.flush()
         replies = await asyncio.gather(
-            *(self._ask(script, [self._key(hour) + ending]) for hour in wanted)
+            *(self._run(script, [self._key(hour) + ending]) for hour in wanted)
         )
         return {hour: _pairs(reply) for hour, reply in zip(wanted, replies, strict=True)}
 
@@ -272,17 +283,17 @@ class Statistics(Observer):
         now = int(self._clock() // 3_600)
         return range(now - hours + 1, now + 1)
 
-    def _own(self, hour: int, ending: str) -> Mapping[str, str | int]:
+    def _local_counts(self, hour: int, ending: str) -> Mapping[str, str | int]:
         counted = self._hours[hour]
         if ending:
             return {str(user): count for user, count in counted.refused.items()}
         return {f"{outcome} {label}": n for (outcome, label), n in counted.counts.items()}
 
-    async def _ask(self, script: bytes, keys: list[str], *arguments: object) -> Any:
+    async def _run(self, script: bytes, keys: list[str], *arguments: object) -> Any:
         if self._execute is None:
             return []
         parts = [len(keys), *keys, *arguments]
-        encoded = [part if isinstance(part, bytes) else wire_name(str(part)) for part in parts]
+        encoded = [part if isinstance(part, bytes) else encode_key(str(part)) for part in parts]
         command = (b"EVAL", script, *encoded)
         return await self._execute(command, key=keys[0], timeout=self._timeout)
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiogram import Dispatcher, F, Router, flags
 from aiogram.filters import Command, CommandObject, CommandStart
@@ -20,12 +22,13 @@ from bot_ratelimit import (
     BoundDecision,
     Concurrency,
     Decision,
+    InFlight,
     Limiter,
     RateLimitMiddleware,
     Scope,
+    StorageError,
     Subject,
 )
-from example_bot.inflight import InFlight
 
 PONG = "pong"
 """How the answer to a handled `/ping` begins; a refusal never does."""
@@ -99,12 +102,23 @@ async def ask(message: Message, command: CommandObject, rate_limit: BoundDecisio
         answer = await think(command.args)
     except ValueError as error:
         if rate_limit is not None:  # None for users without a limit
-            await rate_limit.refund()
+            with uncharged_in_an_outage():
+                await rate_limit.refund()
         await message.answer(f"{error} That was free.")
         return
     if rate_limit is not None:
-        await rate_limit.charge(len(answer) - 1)
+        with uncharged_in_an_outage():
+            await rate_limit.charge(len(answer) - 1)
     await message.answer(answer)
+
+
+@contextmanager
+def uncharged_in_an_outage() -> Iterator[None]:
+    """Nothing is charged or given back while Redis is away; users get their answers."""
+    try:
+        yield
+    except StorageError as error:
+        _logger.warning("What an answer costs could not be counted: %s", error)
 
 
 async def think(question: str | None) -> str:
@@ -170,11 +184,8 @@ def build_dispatcher(rate_limit: RateLimitMiddleware) -> Dispatcher:
     dispatcher.include_router(router)
     dispatcher.errors.register(log_error)
 
-    in_flight = InFlight()
-    dispatcher.update.outer_middleware(in_flight)
-    # First of the shutdown callbacks: what the handlers still need must not be closed before.
-    dispatcher.shutdown.register(in_flight.drain)
     rate_limit.setup(dispatcher)
+    InFlight().setup(dispatcher)
     return dispatcher
 
 

@@ -326,7 +326,7 @@ async def test_nobody_looks_when_nothing_is_decided(
     assert not await banned(limiter)
     before = asyncio.all_tasks()
     async with asyncio.timeout(2):
-        while not limiter._bans.asleep:  # noqa: ASYNC110 - nothing tells of it
+        while not limiter._bans.is_stale:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
     assert len([task for task in before if not task.done()]) == len(before) - 1
     await other.ban(USER)
@@ -350,7 +350,7 @@ def test_a_look_that_an_ended_loop_broke_off_is_made_again(monkeypatch: pytest.M
         looks.append(version)
         await asyncio.sleep(60 if len(looks) == 1 else 0)
 
-    monkeypatch.setattr(limiter._bans, "asleep", True)
+    monkeypatch.setattr(limiter._bans, "is_stale", True)
     monkeypatch.setattr(limiter._bans._list, "load", load)
     asyncio.run(limiter.hit("5/s", USER))
     asyncio.run(limiter.hit("5/s", USER))

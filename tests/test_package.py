@@ -13,7 +13,10 @@ import zipfile
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
+from inspect import getdoc
 from pathlib import Path
+from pkgutil import resolve_name
+from pydoc import plaintext, render_doc
 from textwrap import dedent
 from typing import Any
 
@@ -23,6 +26,7 @@ from aiogram.client.session.aiohttp import AiohttpSession
 from fakeredis import FakeAsyncRedis
 
 import bot_ratelimit
+from bot_ratelimit import Ban, Decision, Subject
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bot_ratelimit"
@@ -39,7 +43,7 @@ FLOORS = [
     {
         "limiter",
         "charges",
-        "waiting",
+        "wait_queue",
         "slots",
         "bans",
         "failures",
@@ -50,7 +54,7 @@ FLOORS = [
     {"storage"},
     {
         "observer",
-        "paying",
+        "adjustments",
         "debt",
         "decision",
         "algorithms",
@@ -59,7 +63,8 @@ FLOORS = [
         "rule",
         "limit",
         "errors",
-        "may_wait",
+        "waiting_allowed",
+        "described",
     },
 ]
 STRANGERS = {("incoming", "outgoing"), ("outgoing", "incoming")}
@@ -67,7 +72,7 @@ ABOVE_THE_LINE = {"__init__", "__main__", "admin", "incoming", "outgoing"}
 KNOW_REDIS = {
     "settings",
     "storage.cluster",
-    "storage.decisions",
+    "storage.decision_codec",
     "storage.driver",
     "storage.faults",
     "storage.redis",
@@ -164,6 +169,45 @@ def test_a_public_name_is_there_and_documented(name: str) -> None:
     assert not callable(value) or (value.__doc__ or "").strip()
 
 
+# What users import from modules of their own, beside the package itself.
+PUBLIC_ELSEWHERE = [
+    "bot_ratelimit.admin.health.add_health",
+    "bot_ratelimit.health.Health",
+    "bot_ratelimit.metrics.PrometheusMetrics",
+    "bot_ratelimit.outgoing.journal.Journal",
+    "bot_ratelimit.outgoing.progress.Progress",
+    "bot_ratelimit.outgoing.sent.Status",
+    "bot_ratelimit.testing.Clock",
+    "bot_ratelimit.testing.FlakyStorage",
+]
+
+
+@pytest.mark.parametrize(
+    "name", [f"bot_ratelimit.{name}" for name in bot_ratelimit.__all__] + PUBLIC_ELSEWHERE
+)
+def test_a_public_name_shows_how_it_is_used(name: str) -> None:
+    """Its docstring has one sentence, then an example or a table; an example is valid Python."""
+    value = resolve_name(name)
+    if not callable(value):  # NEVER_REFUSED
+        return
+    text = getdoc(value) or ""
+    assert re.match(r".+[.:]$", text.splitlines()[0])
+    examples = re.findall(r"(?m)::\n\n((?:    .*\n|\n)+)", text + "\n")
+    assert examples or "\n====" in text or "Attributes:" in text
+    for example in examples:
+        if name.rpartition(".")[2] not in {"LogObserver", "Journal", "ConfigError"}:  # their output
+            compile(dedent(example), name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_help_says_what_each_field_is() -> None:
+    """`help()` describes the fields of the values that users read, and repeats no long list."""
+    text = render_doc(bot_ratelimit, renderer=plaintext)
+    assert "Alias for field number" not in text
+    assert not [name for name in bot_ratelimit.NEVER_REFUSED if text.count(f"{name!r}") > 1]
+    for cls in (Decision, Subject, Ban):
+        assert all((getattr(cls, field).__doc__ or "").strip() for field in cls._fields)
+
+
 def test_the_names_of_the_design_are_public() -> None:
     """The names that the design fixes are importable from the package itself."""
     fixed = "Algorithm ConfigError Decision Limit Limiter MemoryStorage RateLimitError \
@@ -257,7 +301,7 @@ USE = """
 import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
 import bot_ratelimit
-from bot_ratelimit.storage.decisions import SCRIPT
+from bot_ratelimit.storage.decision_codec import SCRIPT
 limiter = bot_ratelimit.Limiter(bot_ratelimit.MemoryStorage())
 decision = asyncio.run(limiter.hit("1/s", bot_ratelimit.Subject(user=42)))
 print(json.dumps([bot_ratelimit.__file__, len(SCRIPT), decision.allowed]))

@@ -286,7 +286,7 @@ async def test_an_outage_ends_the_waiting() -> None:
 
 async def test_a_release_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot whose release met an outage is free soon after it, not only when the lease ends."""
-    monkeypatch.setattr(slots_module, "RELEASE_AGAIN", 0.01)
+    monkeypatch.setattr(slots_module, "RETRY_RELEASE_EVERY", 0.01)
     storage = FlakyStorage()
     limiter = Limiter(storage)
     async with limiter.slot(ONE, ANNA):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from .readme import readme_bot
+
 BIN = Path(sys.executable).parent
 
 USE = """
@@ -104,11 +103,9 @@ async def handler(message: Message, rate_limit: Decision | None) -> None:
 
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
-    """The README's blocks and a use of everything public, one file each."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    blocks = [dedent(each) for each in re.findall(r"```python\n(.*?)```", readme, re.DOTALL)]
-    for number, block in enumerate([USE, *blocks]):
-        (tmp_path / f"block{number}.py").write_text(block, "utf-8")
+    """The README's bot and a use of everything public, one file each."""
+    for name, source in (("use", USE), ("readme", readme_bot())):
+        (tmp_path / f"{name}.py").write_text(source, "utf-8")
     return tmp_path
 
 

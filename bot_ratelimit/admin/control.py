@@ -400,7 +400,7 @@ class Control:
         if rule is None or key is None:
             return None
         # The count itself, which a ban by hand would hide.
-        look = self.limiter.hit(rule, subject, _look=True, _tell=False, _outgoing=True)
+        look = self.limiter.hit(rule, subject, _peek=True, _notify=False, _outgoing=True)
         found = _answered(await look)
         known = view.limit is not None
         return CountView(

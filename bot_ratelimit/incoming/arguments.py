@@ -33,6 +33,15 @@ class DefaultPrefix(str):
     __slots__ = ()
 
 
+class DefaultNames(frozenset[str]):
+    """The default of `never_refuse`; signatures show its name, not its 80 items."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "NEVER_REFUSED"
+
+
 def notices_of(
     on_limited: Notices | str | Mapping[str, str] | OnLimited | None,
 ) -> Notices | OnLimited | None:
@@ -53,7 +62,7 @@ def notices_of(
     )
 
 
-def kind_of(value: object) -> str:
+def describe_type(value: object) -> str:
     """What a value is, for an error: `a Redis`, or `the class Redis`."""
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
@@ -62,7 +71,7 @@ def check_limiter(limiter: Limiter, **others: object) -> None:
     """Raise ConfigError unless this is a limiter, and nothing is given that it says itself."""
     if not isinstance(limiter, Limiter):
         raise ConfigError(
-            f"limiter is {kind_of(limiter)}: expected Limiter(storage); "
+            f"limiter is {describe_type(limiter)}: expected Limiter(storage); "
             "a Redis client goes into redis_client"
         )
     if given := [name for name, value in others.items() if value is not None]:

@@ -24,7 +24,7 @@ from aiogram.fsm.scene import SceneHandlerWrapper
 
 from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.incoming.sharing import fitting, limit_of
+from bot_ratelimit.incoming.key_conflicts import limit_of, shorten_name
 from bot_ratelimit.limits_file import NamedLimits, scope_named
 from bot_ratelimit.rule import Rule, Rules, Scope, check_name, rules_of
 
@@ -131,8 +131,8 @@ class Flags:
         if router is None:
             return
         *_, root = router.chain_head
-        for other, theirs in self._readable(root):
-            for rule in theirs:
+        for other, other_rules in self._readable(root):
+            for rule in other_rules:
                 if rule.path in paths and limit_of(rule) != limit_of(paths[rule.path]):
                     raise ConfigError(
                         f"the rate_limit flags of {_full_name(handler)} ({paths[rule.path]}) and "
@@ -149,16 +149,16 @@ class Flags:
         *_, root = router.chain_head
         for other in _flagged(root):
             try:
-                theirs = read_concurrency(
+                other_slots = read_concurrency(
                     extract_flags(other)[FLAG], other, self._name_of(other, root)
                 )
             except ConfigError:  # raised where that handler's own flag is read
                 continue
-            if theirs is not None and theirs.path == slots.path and theirs != slots:
+            if other_slots is not None and other_slots.path == slots.path and other_slots != slots:
                 raise ConfigError(
                     f"the rate_limit flags of {_full_name(handler)} ({slots}) and "
-                    f"{_full_name(other)} ({theirs}) would share slots of different numbers; give "
-                    "them different keys, or the same number"
+                    f"{_full_name(other)} ({other_slots}) would share slots of different numbers; "
+                    "give them different keys, or the same number"
                 )
 
     def _name_of(self, handler: HandlerObject, router: Router | None) -> str:
@@ -236,9 +236,9 @@ def read_concurrency(value: Any, handler: HandlerObject, name: str) -> Concurren
             name = str(value["key"])
             check_name(name)
         if isinstance(given, Concurrency):
-            return Concurrency(given.amount, given.scope, fitting(name), lease=given.lease)
+            return Concurrency(given.amount, given.scope, shorten_name(name), lease=given.lease)
         scope = _scope_of(value.get("scope", Scope.USER))
-        return Concurrency(given, scope, fitting(name))
+        return Concurrency(given, scope, shorten_name(name))
     except ConfigError as error:
         raise ConfigError(f"the rate_limit flag of {_full_name(handler)}: {error}") from None
 
@@ -263,7 +263,7 @@ def _named(rules: Rules, name: str, **changes: Any) -> Rules:
         [
             Rule(
                 rule.limit,
-                name=fitting(f"{name}.{rule.name}" if rule.name else name),
+                name=shorten_name(f"{name}.{rule.name}" if rule.name else name),
                 **{"scope": rule.scope, "cost": rule.cost, "shadow": rule.shadow, **changes},
             )
             for rule in rules
@@ -276,13 +276,13 @@ def _scope_of(value: Any) -> Any:
 
 
 def _full_name(handler: HandlerObject) -> str:
-    callback = _function(handler)
+    callback = _innermost_function(handler)
     kind = type(callback)
     module = getattr(callback, "__module__", kind.__module__)
     return f"{module}.{getattr(callback, '__qualname__', kind.__qualname__)}"
 
 
-def _function(handler: HandlerObject) -> Any:
+def _innermost_function(handler: HandlerObject) -> Any:
     callback: Any = handler.callback
     if isinstance(callback, SceneHandlerWrapper):
         callback = callback.handler.callback

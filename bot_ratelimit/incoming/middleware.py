@@ -19,18 +19,26 @@ from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError, NotSentError
 from bot_ratelimit.incoming.arguments import (
     POLICY,
+    DefaultNames,
     DefaultPrefix,
     OnLimited,
     announce,
     check_limiter,
     check_policy,
-    kind_of,
+    describe_type,
     notices_of,
 )
-from bot_ratelimit.incoming.bound import BoundDecision
+from bot_ratelimit.incoming.bound_decision import BoundDecision
+from bot_ratelimit.incoming.event_filter import Counted, EventFilter, IsExempt
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.inventory import inventory
+from bot_ratelimit.incoming.key_conflicts import (
+    class_registered_message,
+    conflict_message,
+    registered_middlewares,
+    separate_keys,
+)
 from bot_ratelimit.incoming.notices import (
     REFUSAL_KEY,
     TEXTS,
@@ -38,18 +46,15 @@ from bot_ratelimit.incoming.notices import (
     Refusal,
     busy_notice_rule,
 )
-from bot_ratelimit.incoming.position import (
+from bot_ratelimit.incoming.registration import (
     check_dispatcher,
     check_exclude,
+    register_guard,
     root_of,
-    stand_guard,
 )
-from bot_ratelimit.incoming.screening import Counted, IsExempt, Screening
-from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
 from bot_ratelimit.limits_file import named_limits as named_limits_of
 from bot_ratelimit.live import Live
-from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.observer import ObserverLike
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.penalty import Penalty
@@ -59,6 +64,7 @@ from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 from bot_ratelimit.storage.server import server_of
+from bot_ratelimit.waiting_allowed import without_waiting
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.driver import Client
@@ -70,7 +76,7 @@ Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 DATA_KEY: Final = "rate_limit"
 """Where a handler finds the Decision: `async def handler(message, rate_limit)`."""
 
-_NOTES: Final = "_bot_ratelimit_decisions"
+_STATE_NAME: Final = "_bot_ratelimit_decisions"
 _made: Final = count()
 
 
@@ -98,7 +104,8 @@ class RateLimitMiddleware(BaseMiddleware):
             itself, or None for silence.
         exempt: Ids of users and chats that are not limited, or a function of (event, data),
             async or not, that says whether an event is not.
-        never_refuse: Types of updates and content types of messages that always pass, uncharged.
+        never_refuse: Types of updates and content types of messages that always pass, uncharged;
+            `NEVER_REFUSED` unless given.
         penalty: A ban for users who keep sending while they are refused.
         per_bot: Count apart for each bot that shares this prefix.
         once_per_update: Charge an update once even if Telegram delivers it again, to whichever
@@ -125,7 +132,7 @@ class RateLimitMiddleware(BaseMiddleware):
         timeout: float | None = None,
         on_limited: Notices | str | Mapping[str, str] | OnLimited | None = TEXTS,
         exempt: Iterable[int] | IsExempt = (),
-        never_refuse: Iterable[str] = NEVER_REFUSED,
+        never_refuse: Iterable[str] = DefaultNames(NEVER_REFUSED),
         penalty: Penalty | None = None,
         per_bot: bool = False,
         once_per_update: bool = False,
@@ -135,12 +142,12 @@ class RateLimitMiddleware(BaseMiddleware):
         live: bool = False,
     ) -> None:
         if isinstance(redis_client, TelegramObject):  # aiogram calls what is registered
-            raise ConfigError(class_registered(type(self)))
+            raise ConfigError(class_registered_message(type(self)))
         if penalty is not None and not isinstance(penalty, Penalty):
             raise ConfigError(f"penalty={penalty!r}: expected Penalty('10/minute', ban='15m')")
         rules = rules_of(rate_limit)
         self.rules = rules if penalty is None else rules_of((*rules, penalty))
-        self._screening = Screening(
+        self._event_filter = EventFilter(
             exempt=exempt,
             never_refuse=never_refuse,
             per_bot=per_bot,
@@ -152,8 +159,8 @@ class RateLimitMiddleware(BaseMiddleware):
         self._number = next(_made)
         self._dispatcher: object = None
         self._dispatchers: WeakSet[Dispatcher] = WeakSet()
-        self._met: WeakSet[Dispatcher] = WeakSet()
-        self._left_out: WeakKeyDictionary[Dispatcher, frozenset[str]] = WeakKeyDictionary()
+        self._discovered: WeakSet[Dispatcher] = WeakSet()
+        self._excluded: WeakKeyDictionary[Dispatcher, frozenset[str]] = WeakKeyDictionary()
         self._closes = limiter is None
         if limiter is None:
             limiter = Limiter(
@@ -178,7 +185,9 @@ class RateLimitMiddleware(BaseMiddleware):
         self._origins: dict[str, Origin] = {"limits": "code", "penalty": "code"}
         if not isinstance(live, bool):
             raise ConfigError(f"live={live!r}: expected True or False")
-        self.live = Live(limiter, inventory=self.inventory, used=self._obey) if live else None
+        self.live = (
+            Live(limiter, inventory=self.inventory, used=self._apply_overrides) if live else None
+        )
         announce(limiter, self.rules)
 
     @classmethod
@@ -199,7 +208,7 @@ class RateLimitMiddleware(BaseMiddleware):
         if settings is None:
             settings = Settings()
         if not isinstance(settings, Settings):
-            raise ConfigError(f"settings is {kind_of(settings)}: expected Settings(...)")
+            raise ConfigError(f"settings is {describe_type(settings)}: expected Settings(...)")
         if overrides.get("limiter") is None:
             overrides.pop("limiter", None)
         arguments: dict[str, Any] = {
@@ -217,7 +226,7 @@ class RateLimitMiddleware(BaseMiddleware):
         }
         if "limiter" in overrides:
             check_policy(settings, overrides["limiter"])
-            return cls(**arguments | overrides)._come_from(origins)
+            return cls(**arguments | overrides)._with_origins(origins)
         arguments |= policy | overrides
         of_limiter = [*policy, "observer", "statistics"]
         limits = {name: arguments.pop(name) for name in of_limiter if name in arguments}
@@ -231,7 +240,7 @@ class RateLimitMiddleware(BaseMiddleware):
             storage = settings.storage()
         middleware = cls(**arguments, limiter=Limiter(storage, **limits))
         middleware._closes = True
-        return middleware._come_from(origins)
+        return middleware._with_origins(origins)
 
     def setup(
         self, dispatcher: Dispatcher, *, guard: bool = False, exclude: Iterable[str] = ()
@@ -252,17 +261,17 @@ class RateLimitMiddleware(BaseMiddleware):
             ConfigError: This is not a Dispatcher, or a name in `exclude` is not an observer.
         """
         check_dispatcher(dispatcher)
-        left_out = check_exclude(exclude, dispatcher)
+        excluded = check_exclude(exclude, dispatcher)
         for name, observer in dispatcher.observers.items():
-            if name not in left_out | {"update", "error"}:
+            if name not in excluded | {"update", "error"}:
                 observer.middleware(self)
         if guard:
             # Of two guards each counts what the other leaves out.
-            self._left_out[dispatcher] = left_out & self._left_out.get(dispatcher, left_out)
-            stand_guard(self, dispatcher)
+            self._excluded[dispatcher] = excluded & self._excluded.get(dispatcher, excluded)
+            register_guard(self, dispatcher)
 
         async def start() -> None:
-            self._settle(dispatcher)
+            self._resolve_keys(dispatcher)
             self._flags.check(dispatcher)
             self.limiter.open()
 
@@ -277,17 +286,17 @@ class RateLimitMiddleware(BaseMiddleware):
         """Handle the event or refuse it; refused, it returns None, which drops it."""
         dispatcher: Any = data.get("dispatcher") or root_of(data.get("event_router"))
         if dispatcher is not self._dispatcher:
-            self._meet(dispatcher)
+            self._discover(dispatcher)
         update, inner = data.get("event_update"), event
         if isinstance(event, Update):
             update, inner = event, carried_by(event) or event
-            left_out = self._left_out.get(dispatcher) if dispatcher is not None else None
-            if left_out and is_of_type(left_out, inner, update):
+            excluded = self._excluded.get(dispatcher) if dispatcher is not None else None
+            if excluded and is_of_type(excluded, inner, update):
                 return await self._handle_uncounted(handler, event, data)
-        own = self._flags.rules_for(data.get("handler"), data.get("event_router"))
-        if own is False:
+        flag_rules = self._flags.rules_for(data.get("handler"), data.get("event_router"))
+        if flag_rules is False:
             return await self._handle_uncounted(handler, event, data)
-        rules = self.rules if own is True else own
+        rules = self.rules if flag_rules is True else flag_rules
         slots = self._flags.slots_for(data.get("handler"))
         if slots is None:
             return await self._handle(rules, handler, event, inner, update, data)
@@ -315,7 +324,7 @@ class RateLimitMiddleware(BaseMiddleware):
                     f"reset: {subject!r} is no user: pass an id, reset(42), or Subject(user=42)"
                 )
             subject = Subject(user=subject, chat=subject)
-        if not self._screening.per_bot:
+        if not self._event_filter.per_bot:
             subject = subject._replace(bot=None)
         elif subject.bot is None:
             raise ConfigError(
@@ -330,6 +339,13 @@ class RateLimitMiddleware(BaseMiddleware):
         rules = [rule for rule in by_path.values() if rule.scope is not Scope.GLOBAL]
         return await self.limiter.reset(rules, subject)
 
+    def exempt(self, ids: Iterable[int]) -> None:
+        """Exempt these users and chats, too, as the argument `exempt` does.
+
+        What operators change live (`bot-ratelimit exempt ID --not`) wins, as always.
+        """
+        self._event_filter.exempt_for_good(frozenset(ids))
+
     def inventory(self) -> dict[str, Any]:
         """What operators are shown of this middleware, as JSON has it: its rules, and the rest."""
         overrides = Overrides() if self.live is None else self.live.overrides
@@ -337,10 +353,15 @@ class RateLimitMiddleware(BaseMiddleware):
             "rules": inventory(
                 overrides, self.rules, self._origins, self._flags, self._dispatchers
             ),
-            "exempt": sorted(self._screening.exempt_ids)[:1_000],
-            "per_bot": self._screening.per_bot,
+            "exempt": sorted(self._event_filter.exempt_ids)[:1_000],
+            "per_bot": self._event_filter.per_bot,
             "statistics": self.limiter.keeps_statistics,
         }
+
+    @property
+    def per_bot(self) -> bool:
+        """Whether it counts apart for each bot."""
+        return self._event_filter.per_bot
 
     async def close(self) -> None:
         """Close the storage, and the client that `from_settings` made; never a client given."""
@@ -361,7 +382,7 @@ class RateLimitMiddleware(BaseMiddleware):
         data[DATA_KEY] = decision
         if decision is None or decision.allowed:
             return await handler(event, data)
-        await self._tell(inner, decision, subject, data)
+        await self._notify(inner, decision, subject, data)
         return None
 
     async def _handle_in_slot(
@@ -375,35 +396,35 @@ class RateLimitMiddleware(BaseMiddleware):
         data: dict[str, Any],
     ) -> Any:
         """Handle the event while it holds a slot; what finds none free is not charged either."""
-        notes = _notes(data)
-        mine = ("slot", self.limiter.key_prefix, id(data.get("handler")))
+        state = _dispatch_state(data)
+        key = ("slot", self.limiter.key_prefix, id(data.get("handler")))
         counted = None
-        if mine not in notes:  # else another middleware holds it for this dispatch already
+        if key not in state:  # else another middleware holds it for this dispatch already
             counted = await self._counted(inner, update, data)
         if counted is None or self.limiter.is_banned(counted.subject):
             return await self._handle(rules, handler, event, inner, update, data)
         async with self.limiter.slot(slots, counted.subject) as slot:
             if slot.allowed:
-                notes[mine] = slot
+                state[key] = slot
                 try:
                     return await self._handle(rules, handler, event, inner, update, data)
                 finally:
-                    del notes[mine]
+                    del state[key]
         data[DATA_KEY] = slot
-        await self._tell(inner, slot, counted.subject, data)
+        await self._notify(inner, slot, counted.subject, data)
         return None
 
     async def _decide(
         self, rules: Rules, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> tuple[Decision | None, Subject]:
         """The decision of this dispatch: made once, however often the middleware is met in it."""
-        notes = _notes(data)
+        state = _dispatch_state(data)
         # A handler's own limit is charged once, however many middlewares stand before it.
-        mine = self if rules is self.rules else (self.limiter.key_prefix, id(data.get("handler")))
-        if mine not in notes:
+        key = self if rules is self.rules else (self.limiter.key_prefix, id(data.get("handler")))
+        if key not in state:
             counted = await self._counted(event, update, data)
             if counted is None:
-                notes[mine] = (None, Subject())
+                state[key] = (None, Subject())
             else:
                 subject = counted.subject
                 applied: Rules | None = rules
@@ -412,26 +433,26 @@ class RateLimitMiddleware(BaseMiddleware):
                         await self.live.begin()
                     applied = self.live.applied(rules)
                 if applied is None:  # switched off
-                    notes[mine] = (None, subject)
+                    state[key] = (None, subject)
                 else:
                     decision = await self.limiter.hit(applied, subject, once=counted.once)
                     bound = BoundDecision.of(decision, self.limiter, applied, subject)
-                    notes[mine] = (bound, subject)
-        found: tuple[Decision | None, Subject] = notes[mine]
+                    state[key] = (bound, subject)
+        found: tuple[Decision | None, Subject] = state[key]
         return found
 
     async def _counted(
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> Counted | None:
         """For whom the event counts, found out once for a handler."""
-        notes = _notes(data)
-        mine = ("counted", id(self), id(data.get("handler")))
-        if mine not in notes:
-            notes[mine] = await self._screening.counted(event, update, data)
-        counted: Counted | None = notes[mine]
+        state = _dispatch_state(data)
+        key = ("counted", id(self), id(data.get("handler")))
+        if key not in state:
+            state[key] = await self._event_filter.counted(event, update, data)
+        counted: Counted | None = state[key]
         return counted
 
-    async def _tell(
+    async def _notify(
         self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]
     ) -> None:
         if self._on_limited is None:
@@ -443,9 +464,9 @@ class RateLimitMiddleware(BaseMiddleware):
                     await self._on_limited.tell(event, decision, subject, self.limiter, data)
             else:
                 data[REFUSAL_KEY] = Refusal(subject, self.limiter)
-                told = self._on_limited(event, decision, data)
-                if isawaitable(told):
-                    await told
+                result = self._on_limited(event, decision, data)
+                if isawaitable(result):
+                    await result
         except NotSentError as error:
             log.debug("A user was not told about the rate limit: %s", error)
         except TelegramAPIError as error:
@@ -463,53 +484,56 @@ class RateLimitMiddleware(BaseMiddleware):
             data[DATA_KEY] = None
         return await handler(event, data)
 
-    def _meet(self, dispatcher: Any) -> None:
+    def _discover(self, dispatcher: Any) -> None:
         """A middleware is not told where it is registered; the start or the first event tells."""
-        if isinstance(dispatcher, Dispatcher) and dispatcher not in self._met:
-            self._settle(dispatcher)
+        if isinstance(dispatcher, Dispatcher) and dispatcher not in self._discovered:
+            self._resolve_keys(dispatcher)
             self._register_close(dispatcher)
             self._dispatchers.add(dispatcher)
-            self._met.add(dispatcher)
+            self._discovered.add(dispatcher)
             if self.live is not None:
                 self.live.start()
         self._dispatcher = dispatcher
 
-    def _settle(self, dispatcher: Dispatcher) -> None:
+    def _resolve_keys(self, dispatcher: Dispatcher) -> None:
         """Give rules that would share a key with another limit a key of their own."""
-        middlewares = registered(dispatcher, RateLimitMiddleware, lambda each: each._number)
+        middlewares = registered_middlewares(
+            dispatcher, RateLimitMiddleware, lambda each: each._number
+        )
         spaces = [each._key_space for each in middlewares]
-        result = apart(
+        result = separate_keys(
             [(space, each.rules) for space, each in zip(spaces, middlewares, strict=True)]
         )
         for middleware, rules, space in zip(middlewares, result, spaces, strict=True):
             others = {
                 rule.path: rule
-                for each, theirs in zip(spaces, result, strict=True)
+                for each, other_rules in zip(spaces, result, strict=True)
                 if each == space
-                for rule in theirs
+                for rule in other_rules
             }
-            middleware._use(rules, others)
+            middleware._use_rules(rules, others)
 
     @property
     def _key_space(self) -> tuple[Hashable, str, bool]:
         """Rules of middlewares can share a key only if this is equal."""
         limiter = self.limiter
-        return server_of(limiter.storage), limiter.key_prefix, self._screening.per_bot
+        return server_of(limiter.storage), limiter.key_prefix, self._event_filter.per_bot
 
-    def _use(self, rules: Rules, others: Mapping[str, Rule]) -> None:
+    def _use_rules(self, rules: Rules, others: Mapping[str, Rule]) -> None:
         for before, now in zip(self.rules, rules, strict=True):
             if before.path != now.path:
-                log.warning("RateLimitMiddleware: %s", moved(before, now, others[before.path]))
+                message = conflict_message(before, now, others[before.path])
+                log.warning("RateLimitMiddleware: %s", message)
         self.rules = rules
         penalty = rules[-1] if self._penalized else None
         self._flags = Flags(penalty, others, self._flags.limits)
 
-    def _come_from(self, origins: Mapping[str, Origin]) -> RateLimitMiddleware:
+    def _with_origins(self, origins: Mapping[str, Origin]) -> RateLimitMiddleware:
         self._origins.update(origins)
         return self
 
-    def _obey(self, overrides: Overrides) -> None:
-        self._screening.exempt_also(overrides.exempt, overrides.limited)
+    def _apply_overrides(self, overrides: Overrides) -> None:
+        self._event_filter.set_live_exemptions(overrides.exempt, overrides.limited)
 
     def _register_close(self, dispatcher: Dispatcher) -> None:
         if self.live is not None and dispatcher not in self._dispatchers:
@@ -520,7 +544,7 @@ class RateLimitMiddleware(BaseMiddleware):
             dispatcher.shutdown.register(self.close)
 
 
-def _notes(data: dict[str, Any]) -> dict[object, Any]:
+def _dispatch_state(data: dict[str, Any]) -> dict[object, Any]:
     """What is noted in a dispatch.
 
     The data of a dispatch is copied on its way to the routers; what goes along uncopied, into other
@@ -528,8 +552,8 @@ def _notes(data: dict[str, Any]) -> dict[object, Any]:
     notes are left there.
     """
     context = data.get(EVENT_CONTEXT_KEY)
-    notes: dict[object, Any] = {}
-    return vars(context).setdefault(_NOTES, notes) if hasattr(context, "__dict__") else notes
+    state: dict[object, Any] = {}
+    return vars(context).setdefault(_STATE_NAME, state) if hasattr(context, "__dict__") else state
 
 
 def _storage_for(client: Client | None, memory_size: int = 10_000) -> Storage:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
+from bot_ratelimit.described import fields_described
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Subject
 from bot_ratelimit.storage.base import Storage
@@ -21,30 +22,41 @@ MAX_BANS: Final = 100_000
 
 _SCRIPT: Final = Script("bans")
 
-Who: TypeAlias = "tuple[int | None, int | None, int | None]"
+BanTarget: TypeAlias = "tuple[int | None, int | None, int | None]"
 """User, chat and bot of a ban by hand."""
 
 
+@fields_described
 class Ban(NamedTuple):
-    """An entry of the list of bans."""
+    """A ban in the list of bans, as `Limiter.ban` and `Limiter.bans` return it.
+
+    ::
+
+        for ban in await limiter.bans():
+            print(ban.subject.user, ban.until, ban.reason, ban.by)
+
+    Attributes:
+        subject: Who is banned.
+        since: When the ban began, in UTC.
+        until: When it ends, in UTC; None if it is permanent.
+        reason: Why, as it was given to `Limiter.ban`; empty unless given.
+        by: Who imposed it: what was given to `Limiter.ban`, or `"penalty"`.
+        key: The Redis key of a ban by a `Penalty`; empty for a ban by hand.
+    """
 
     subject: Subject
-    """Who is banned."""
     since: datetime
     until: datetime | None
-    """None if the ban is for good."""
     reason: str
     by: str
-    """Who said so: what was given to `ban`, or `"penalty"`."""
     key: str = ""
-    """Of a `Penalty`'s ban, the key that counts and bans."""
 
 
 class BanList(Protocol):
     """Keeps the list of bans. All methods raise StorageError if it is out of reach."""
 
     @property
-    def current(self) -> Mapping[Who, float] | None:
+    def current(self) -> Mapping[BanTarget, float] | None:
         """The ends of the bans by hand, if they are known here at every moment."""
         ...
 
@@ -67,7 +79,9 @@ class BanList(Protocol):
         """
         ...
 
-    async def load(self, version: str, *, timeout: float) -> tuple[str, dict[Who, float]] | None:
+    async def load(
+        self, version: str, *, timeout: float
+    ) -> tuple[str, dict[BanTarget, float]] | None:
         """The version of the list and the ends of the bans by hand; None if it is this one."""
         ...
 
@@ -88,7 +102,7 @@ class RedisBanList:
     """
 
     def __init__(self, server: Executes, prefix: str) -> None:
-        self.current: Mapping[Who, float] | None = None
+        self.current: Mapping[BanTarget, float] | None = None
         self.clock: Callable[[], float] = time.monotonic
         self._server = server
         self._keys = [f"{prefix}:ratelimit:{{bans}}:{part}" for part in ("ends", "details", "hand")]
@@ -111,7 +125,9 @@ class RedisBanList:
         dropped = await self._run("drop", *members, timeout=timeout)
         return [_ban(subject, details, None) for details in dropped]
 
-    async def load(self, version: str, *, timeout: float) -> tuple[str, dict[Who, float]] | None:
+    async def load(
+        self, version: str, *, timeout: float
+    ) -> tuple[str, dict[BanTarget, float]] | None:
         """See `BanList.load`. One command that reads a text, unless something has changed."""
         command = [b"HGET", self._keys[2].encode(), b"version"]
         found = await self._server.execute(command, key=self._keys[2], timeout=timeout)
@@ -150,7 +166,7 @@ class MemoryBanList:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.current: dict[Who, float] = {}
+        self.current: dict[BanTarget, float] = {}
         self._bans: dict[str, tuple[float, Ban]] = {}
 
     async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
@@ -162,14 +178,14 @@ class MemoryBanList:
         until = None if math.isinf(seconds) else ban.since + timedelta(seconds=seconds)
         self._bans[member] = self.clock() + seconds, ban._replace(until=until)
         if not ban.key:
-            self.current[_who(ban.subject)] = self.clock() + seconds
+            self.current[_target_of(ban.subject)] = self.clock() + seconds
         return True
 
     async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:
         """See `BanList.drop`."""
         self._prune()
         if by_hand:
-            self.current.pop(_who(subject), None)
+            self.current.pop(_target_of(subject), None)
         members = _members(subject, by_hand)
         return [self._bans.pop(member)[1] for member in members if member in self._bans]
 
@@ -193,7 +209,7 @@ class MemoryBanList:
         for member in [member for member, (end, _) in self._bans.items() if end <= now]:
             _, ban = self._bans.pop(member)
             if not ban.key:
-                self.current.pop(_who(ban.subject), None)
+                self.current.pop(_target_of(ban.subject), None)
 
 
 _in_memory: Final[WeakKeyDictionary[MemoryStorage, dict[str, MemoryBanList]]] = WeakKeyDictionary()
@@ -254,7 +270,7 @@ def _ban(subject: Subject, details: bytes | str, end_ms: float | None) -> Ban:
     return Ban(subject, began, until, said["reason"], said["by"], said["key"])
 
 
-def _who(subject: Subject) -> Who:
+def _target_of(subject: Subject) -> BanTarget:
     return subject.user, subject.chat, subject.bot
 
 

@@ -448,6 +448,27 @@ async def test_who_is_forgiven_or_unbanned_gets_through_everywhere(
         await control.close()
 
 
+async def test_bots_are_operated_apart(bench: Bench) -> None:
+    """Of two bots, by prefix or with `per_bot`, only the one that is named bans or forgives."""
+    shop, news = (Limiter(bench.storage, key_prefix=name, timeout=5) for name in ("shop", "news"))
+    limits = RateLimitMiddleware("1/h", limiter=shop, live=True, per_bot=True)
+    assert limits.live is not None
+    await limits.live.refresh()
+    await Control(news, "anna").ban(SOMEBODY)
+    control = Control(shop, "anna", patience=0)
+    first, second = (ANNA._replace(bot=number) for number in (1, 2))
+    assert (await control.show(first)).banned is None
+    await control.ban(SOMEBODY._replace(bot=1), "1h")
+    assert (await control.show(first)).banned is not None
+    assert (await control.show(second)).banned is None
+    assert await control.unban(SOMEBODY._replace(bot=1))
+    for subject in (first, second):
+        await shop.hit(limits.rules, subject)
+    assert await control.forgive(second) == ("user",)
+    decisions = [await control.try_(each) for each in (first, second)]
+    assert [each is not None and each.allowed for each in decisions] == [False, True]
+
+
 @pytest.fixture
 def counting(bench: Bench) -> tuple[Limiter, Control]:
     """A limiter with statistics, and an operator in another process, if the storage is shared."""

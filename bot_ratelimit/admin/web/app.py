@@ -121,7 +121,9 @@ def _token_of(token: str | None, settings: Settings | None) -> str | None:
 
 
 def _check_admins(admins: Iterable[int]) -> frozenset[int]:
-    ids = frozenset((admins,) if isinstance(admins, (int, str)) else admins)
+    if isinstance(admins, (int, str)):
+        raise ConfigError(f"admins={admins!r}: expected ids of users, such as [42]")
+    ids = frozenset(admins)
     wrong = [each for each in ids if type(each) is not int or each < 1]
     if wrong:
         raise ConfigError(f"admins: {wrong[0]!r} is not the id of a user, such as 42")

@@ -2,10 +2,10 @@
 
 | key | counts |
 | --- | --- |
-| `<prefix>:ratelimit:admin-login:from:<address>` | attempts of an address |
-| `<prefix>:ratelimit:admin-login:all` | attempts of all addresses together |
-| `<prefix>:ratelimit:admin-login:device:<id>` | attempts of a browser that was let in before |
-| `<prefix>:ratelimit:admin-login:used:<hash>` | what was used up: a session, initData |
+| `<prefix>:ratelimit:{login}:from:<address>` | attempts of an address |
+| `<prefix>:ratelimit:{login}:all` | attempts of all addresses together |
+| `<prefix>:ratelimit:{login}:device:<id>` | attempts of a browser that was let in before |
+| `<prefix>:ratelimit:{login}:used:<hash>` | what was used up: a session, initData |
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from contextlib import suppress
 from hashlib import sha256
 from typing import Final
@@ -37,6 +38,8 @@ LONGEST: Final = 86_400.0
 
 _VOUCHED_FOR: Final = 3_600.0
 _NOBODY: Final = Subject()
+# In braces, which no rule's name has, and which keep the keys on one node of a Redis Cluster.
+_PATH: Final = "{login}:"
 
 
 class Attempts:
@@ -54,7 +57,7 @@ class Attempts:
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = _own(limiter)
-        self._vouched: TTLCache[str, bool] = TTLCache(1_000, _VOUCHED_FOR)
+        self._vouched: TTLCache[str, bool] = TTLCache(1_000, _VOUCHED_FOR, timer=time.monotonic)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def judge(
@@ -81,7 +84,7 @@ class Attempts:
                 return
             rules = _rules(key, shared=device is None)
             # Charged before it is known to be wrong: many at once gain nothing.
-            decision = await self._limiter.hit(rules, _NOBODY, _tell=False, _outgoing=True)
+            decision = await self._limiter.hit(rules, _NOBODY, _outgoing=True)
             if not decision:
                 raise _slowed(decision.retry_after)
             if failure is not None:
@@ -102,20 +105,20 @@ class Used:
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = _own(limiter)
         # What was used up here stays so, also when Redis was away then.
-        self._here: TTLCache[str, bool] = TTLCache(10_000, LONGEST)
+        self._here: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
 
     async def use(self, what: str) -> bool:
         """Use something up; whether it was still good."""
         if what in self._here:
             return False
         self._here[what] = True
-        return bool(await self._limiter.hit(_once(what), _NOBODY, _tell=False, _outgoing=True))
+        return bool(await self._limiter.hit(_once(what), _NOBODY, _outgoing=True))
 
     async def is_used(self, what: str) -> bool:
         """Whether it was used up."""
         if what in self._here:
             return True
-        look = self._limiter.hit(_once(what), _NOBODY, 0, _tell=False, _outgoing=True)
+        look = self._limiter.hit(_once(what), _NOBODY, 0, _outgoing=True)
         return not await look
 
 
@@ -130,14 +133,14 @@ def _own(limiter: Limiter) -> Limiter:
 
 
 def _rules(key: str, shared: bool) -> Rules:
-    own = rule_at("admin-login:", OF_ONE, lambda _: key, 1)
-    everybody = rule_at("admin-login:all", OF_ALL, lambda _: "", 1)
+    own = rule_at(_PATH, OF_ONE, lambda _: key, 1)
+    everybody = rule_at(f"{_PATH}all", OF_ALL, lambda _: "", 1)
     return Rules((own, everybody) if shared else (own,))
 
 
 def _once(what: str) -> Rules:
     hashed = sha256(what.encode()).hexdigest()
-    return Rules((rule_at("admin-login:used:", Limit(1, LONGEST), lambda _: hashed, 1),))
+    return Rules((rule_at(f"{_PATH}used:", Limit(1, LONGEST), lambda _: hashed, 1),))
 
 
 def _slowed(seconds: float) -> ProblemError:

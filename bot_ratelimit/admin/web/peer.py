@@ -78,10 +78,8 @@ class Peers:
         origins = request.headers.getall("Origin", [])
         if not origins:
             return True
-        return len(origins) == 1 and _host(origins[0]) in {
-            request.host.lower(),
-            self._forwarded(request, "X-Forwarded-Host").lower(),
-        }
+        names = {request.host.lower(), self._forwarded(request, "X-Forwarded-Host").lower()}
+        return len(origins) == 1 and _host(origins[0]) in names - {""}
 
     def _address(self, request: web.Request) -> _Address | None:
         found = _parsed(request.remote or "")

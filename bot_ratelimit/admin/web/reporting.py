@@ -40,8 +40,8 @@ async def reporting(request: web.Request, handler: Handler) -> web.StreamRespons
 
 def _page(request: web.Request, problem: Problem) -> web.Response:
     pages = console_of(request).pages
-    stranger = session_of(request) is None
-    page = (pages.login_page if stranger else pages.error_page)(request, problem)
+    at_the_door = session_of(request) is None or problem.status in {401, 429}
+    page = (pages.login_page if at_the_door else pages.error_page)(request, problem)
     page.set_status(problem.status)
     page.headers.update(problem.headers)
     return page

@@ -1,0 +1,346 @@
+"""Waiting: queues of those who want to go on as soon as a limit lets them.
+
+Only the first of each queue asks the storage. When it is refused it sleeps for exactly as long as
+it was refused, and a short random time more, so that instances that wait for the same moment do not
+ask all at once. A queue has a task of its own: a waiter that is cancelled takes no hit with it.
+
+::
+
+    process A    a1 asks, refused, sleeps ........ a1 granted, a2 granted, a3 refused, sleeps ....
+                 a2, a3, a4 wait behind it
+    process B    b1 asks, refused, sleeps ........ b1 granted, b2 refused, sleeps ................
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from bot_ratelimit.decision import Decision
+from bot_ratelimit.errors import ConfigError, RateLimitError
+from bot_ratelimit.limit import Algorithm
+from bot_ratelimit.rule import Rules, Subject
+from bot_ratelimit.storage.base import Charge, Storage
+
+log = logging.getLogger("bot_ratelimit")
+
+MAX_WAITERS: Final = 10_000
+"""Waiters of one limiter at most; a further one is refused at once."""
+JITTER: Final = 0.01
+"""Seconds that a sleep is longer than refused, at most."""
+_MAX_SKIPPED: Final = 3
+_MAX_SPACING: Final = 1.0
+"""Where more seconds than this lie between two units, nobody passes one by."""
+_CHECK_EVERY: Final = 0.25
+"""Seconds after which a sleeper sees that the server is out of reach."""
+
+
+class Waiter:
+    """Someone who waits: what for, since when, and how long at most."""
+
+    __slots__ = ("charges", "cost", "future", "rules", "since", "subject", "until")
+
+    def __init__(
+        self,
+        rules: Rules,
+        subject: Subject,
+        cost: int | None,
+        charges: Sequence[Charge],
+        timeout: float | None,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.rules = rules
+        self.subject = subject
+        self.cost = cost
+        self.charges = charges
+        self.since = loop.time()
+        self.until = float("inf") if timeout is None else self.since + timeout
+        self.future: asyncio.Future[Decision] = loop.create_future()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.future.done()
+
+    def answer(self, decision: Decision, now: float) -> None:
+        """Give the answer, and say how long it took."""
+        if not self.is_done:
+            self.future.set_result(decision._replace(waited=max(0.0, now - self.since)))
+
+
+class WaitableLimiter(Protocol):
+    """What a queue needs of a limiter."""
+
+    @property
+    def storage(self) -> Storage:
+        """See `Limiter.storage`."""
+        ...
+
+    async def hit(
+        self, rules: Rules, subject: Subject, cost: int | None = None, *, _notify: bool = True
+    ) -> Decision:
+        """See `Limiter.hit`."""
+        ...
+
+    async def refund(self, rules: Rules, subject: Subject, cost: int = 1) -> Decision:
+        """See `Limiter.refund`."""
+        ...
+
+
+class WaitQueues:
+    """The queues of a limiter, one for each set of keys.
+
+    Args:
+        limiter: Who decides.
+        is_unreachable: Whether the server of these charges is known to be out of reach.
+    """
+
+    def __init__(
+        self, limiter: WaitableLimiter, is_unreachable: Callable[[Sequence[Charge]], bool]
+    ) -> None:
+        self._limiter = limiter
+        self._is_unreachable = is_unreachable
+        self._queues: dict[tuple[str, ...], WaitQueue] = {}
+        self._waiting = 0
+
+    async def wait(self, waiter: Waiter) -> Decision:
+        """The decision about this waiter, in its turn."""
+        if self._waiting >= MAX_WAITERS:
+            return Decision(False, waiter.rules[0], 0, 1.0, 1.0, "policy")
+        keys = tuple(charge.key for charge in waiter.charges)
+        queue = self._queues.get(keys)
+        if queue is None:
+            queue = self._queues[keys] = WaitQueue(
+                self._limiter, self._is_unreachable, lambda: self._queues.pop(keys, None)
+            )
+        self._waiting += 1
+        try:
+            return await queue.join(waiter)
+        finally:
+            self._waiting -= 1
+
+    async def close(self) -> None:
+        """Refuse everybody who waits."""
+        await asyncio.gather(*(queue.close() for queue in list(self._queues.values())))
+
+
+class WaitQueue:
+    """Waiters for the same keys, first come, first served."""
+
+    def __init__(
+        self,
+        limiter: WaitableLimiter,
+        is_unreachable: Callable[[Sequence[Charge]], bool],
+        finished: Callable[[], object],
+    ) -> None:
+        self._limiter = limiter
+        self._is_unreachable = is_unreachable
+        self._finished = finished
+        self._waiters: dict[Waiter, None] = {}  # in order, and quick to leave
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._refused: Decision | None = None
+        """What the first was refused last; None once something was granted since."""
+        self._due = 0.0
+        self._contended = False
+        self._slept = False
+        self._losses = 0
+        """How often in a row it was refused after it had slept as long as it was refused."""
+
+    async def join(self, waiter: Waiter) -> Decision:
+        """Wait for the turn of this waiter, and for what comes of it."""
+        if self._refused is not None:
+            ahead = [0] * len(waiter.charges)
+            for each in self._waiters:
+                ahead = _add_costs(each, ahead)
+            due = self._estimate(waiter, ahead)
+            if due > waiter.until:
+                return self._refusal(waiter, due)
+        self._waiters[waiter] = None
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="bot_ratelimit waiters")
+        try:
+            return await waiter.future
+        finally:
+            self._waiters.pop(waiter, None)
+            self._changed.set()
+
+    async def close(self) -> None:
+        """Refuse everybody who waits."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiters:
+                await self._serve(next(iter(self._waiters)))
+        finally:
+            self._finished()
+            for waiter in list(self._waiters):  # the limiter was closed
+                wait = self._estimate(waiter, [0] * len(waiter.charges))
+                waiter.answer(self._refusal(waiter, wait)._replace(source="policy"), loop.time())
+
+    async def _serve(self, first: Waiter) -> None:
+        """Ask for the first waiter, and act on the answer."""
+        loop = asyncio.get_running_loop()
+        try:
+            decision = await self._limiter.hit(
+                first.rules, first.subject, first.cost, _notify=False
+            )
+        except Exception as error:  # a custom limit may raise anything; it is for the one who asks
+            self._waiters.pop(first, None)
+            if not first.is_done:
+                first.future.set_exception(error)
+            return
+        if decision.allowed:
+            self._refused, self._losses, self._slept = None, 0, False
+            await self._grant(first, decision)
+            if not self._waiters or decision.source == "policy":
+                return
+            following = next(iter(self._waiters))
+            refusal = _predicted_refusal(decision, first, following)
+            if refusal is not None:
+                await self._refuse(following, refusal)
+            elif self._contended:
+                await asyncio.sleep(random.uniform(0, self._pause(first)))  # noqa: S311 - no secret
+        elif decision.source == "policy" or decision.banned:
+            self._waiters.pop(first, None)
+            first.answer(decision, loop.time())
+        else:
+            self._losses += self._slept
+            await self._refuse(first, decision)
+
+    async def _refuse(self, first: Waiter, decision: Decision) -> None:
+        self._contended = True
+        self._refused = decision
+        self._due = asyncio.get_running_loop().time() + decision.retry_after
+        self._refuse_late_waiters()
+        await self._sleep(first, self._extra_sleep(first, decision.retry_after))
+
+    def _extra_sleep(self, first: Waiter, wait: float) -> float:
+        """Seconds that an instance which came too late leaves to the others.
+
+        Where one unit comes at a time, all instances would ask for each of them. The one that gets
+        it comes again for the next, so that none is left unused; the others may pass some by.
+        """
+        apart = min(c.cost * c.limit.period / c.limit.amount for c in first.charges)
+        if not self._losses or wait > min(1.1 * apart, _MAX_SPACING):
+            return 0.0
+        return random.randint(0, min(self._losses, _MAX_SKIPPED)) * apart  # noqa: S311 - no secret
+
+    async def _grant(self, first: Waiter, decision: Decision) -> None:
+        """What was charged goes to the first, or to the next who wants the same."""
+        successor = next(iter(self._waiters), first) if first.is_done else first
+        if successor.charges != first.charges:
+            successor = first
+        self._waiters.pop(successor, None)
+        if not successor.is_done:
+            successor.answer(decision, asyncio.get_running_loop().time())
+        elif decision.source == self._limiter.storage.source:
+            await self._refund(first)
+
+    async def _refund(self, waiter: Waiter) -> None:
+        """A waiter who left while it was charged pays nothing."""
+        try:
+            for rule, charge in zip(waiter.rules, waiter.charges, strict=True):
+                await self._limiter.refund(Rules((rule,)), waiter.subject, charge.cost)
+        except RateLimitError as error:
+            log.warning("A cancelled waiter was charged, and could not be refunded: %s", error)
+
+    def _refuse_late_waiters(self) -> None:
+        """Refuse those for whom it would take too long."""
+        now = asyncio.get_running_loop().time()
+        ahead: list[int] = []
+        for waiter in list(self._waiters):
+            ahead = ahead or [0] * len(waiter.charges)
+            due = self._estimate(waiter, ahead)
+            if due > waiter.until:
+                self._waiters.pop(waiter)
+                waiter.answer(self._refusal(waiter, due), now)
+            else:
+                ahead = _add_costs(waiter, ahead)
+
+    def _refusal(self, waiter: Waiter, due: float) -> Decision:
+        now = asyncio.get_running_loop().time()
+        wait = max(due - now, 0.001)
+        refused = self._refused
+        if refused is None:  # a refusal is false, too
+            refused = Decision(False, waiter.rules[0], 0, wait, wait, "policy")
+        reset = max(wait, refused.reset_after)
+        return refused._replace(retry_after=wait, reset_after=reset, waited=now - waiter.since)
+
+    def _estimate(self, waiter: Waiter, ahead: Sequence[int]) -> float:
+        """The earliest time at which this waiter can be granted what it wants.
+
+        Args:
+            waiter: Who waits.
+            ahead: What those before it take from each rule.
+        """
+        latest = self._due
+        first = next(iter(self._waiters), waiter)
+        for own, of_first, before in zip(waiter.charges, first.charges, ahead, strict=True):
+            limit, units = own.limit, before + own.cost
+            if own.shadow or not before:
+                continue
+            if limit.algorithm is Algorithm.TOKEN_BUCKET:
+                later = (units - of_first.cost) * limit.period / limit.amount
+            else:
+                later = (units - 1) // limit.amount * limit.period
+            latest = max(latest, self._due + later)
+        return latest
+
+    def _pause(self, waiter: Waiter) -> float:
+        return min(JITTER, *(c.limit.period / c.limit.amount / 4 for c in waiter.charges))
+
+    async def _sleep(self, first: Waiter, longer: float) -> None:
+        """Until the first may be granted, unless another one comes first who wants less."""
+        loop = asyncio.get_running_loop()
+        wakes = self._due + longer + random.uniform(0, self._pause(first))  # noqa: S311 - no secret
+        self._slept = True
+        while (left := wakes - loop.time()) > 0 and self._waiters:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(min(left, _CHECK_EVERY)):
+                    await self._changed.wait()
+            except TimeoutError:
+                if left > _CHECK_EVERY and self._is_unreachable(first.charges):
+                    return
+            successor = next(iter(self._waiters), first)
+            if successor is not first and successor.charges != first.charges:
+                return
+
+
+def _predicted_refusal(decision: Decision, granted: Waiter, following: Waiter) -> Decision | None:
+    """What the next one would be refused, where a grant says it already."""
+    charge = following.charges[0]
+    if (
+        len(following.charges) > 1
+        or granted.charges[0].limit != charge.limit
+        or charge.shadow
+        or decision.remaining >= charge.cost
+    ):
+        return None
+    limit, wait = charge.limit, decision.reset_after
+    if limit.algorithm is Algorithm.TOKEN_BUCKET:
+        wait -= (limit.capacity - charge.cost) * limit.period / limit.amount
+    elif limit.algorithm is Algorithm.SLIDING_WINDOW and limit.amount > 1:
+        return None  # it does not tell when the oldest entry leaves
+    return decision._replace(allowed=False, retry_after=max(wait, 0.0))
+
+
+def _add_costs(waiter: Waiter, ahead: Sequence[int]) -> list[int]:
+    return [before + charge.cost for before, charge in zip(ahead, waiter.charges, strict=True)]
+
+
+def check_wait(timeout: object) -> None:
+    """Raise ConfigError unless somebody can wait for so long."""
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and 0 <= timeout < float("inf")):  # type: ignore[operator]  # a number
+        raise ConfigError(
+            f"timeout={timeout!r}: expected seconds from 0 up, or None to wait as long as it takes"
+        )

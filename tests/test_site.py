@@ -1,0 +1,38 @@
+"""The documentation as a site: what checks its links."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("html", "told"),
+    [
+        ('<a id="b"></a><a href="page.html#b">b</a><a href="#b">b</a>', None),
+        ('<a href="https://code.example/x">elsewhere</a>', None),
+        ('<a href="gone.html">gone</a>', "no file for gone.html"),
+        ('<a href="page.html#gone">gone</a>', "no anchor for page.html#gone"),
+        ('<a href="#gone">gone</a>', "no anchor for #gone"),
+        ('<script src="https://code.example/x.js"></script>', "<script> loads https://"),
+        ('<img src="//code.example/x.png">', "<img> loads //code.example"),
+    ],
+)
+def test_a_broken_link_of_the_site_is_told(tmp_path: Path, html: str, told: str | None) -> None:
+    """Links and anchors lead somewhere, and nothing is loaded from another site."""
+    (tmp_path / "page.html").write_text(html, "utf-8")
+    command = [sys.executable, ROOT / "docs" / "site" / "links.py", tmp_path]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert ran.returncode == (0 if told is None else 1)
+    assert told is None or f"page.html: {told}" in ran.stdout
+
+
+def test_a_site_without_pages_is_no_site(tmp_path: Path) -> None:
+    """A build that made nothing does not pass."""
+    command = [sys.executable, ROOT / "docs" / "site" / "links.py", tmp_path]
+    assert subprocess.run(command, capture_output=True, timeout=30).returncode == 1
