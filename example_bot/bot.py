@@ -114,7 +114,7 @@ async def ask(message: Message, command: CommandObject, rate_limit: BoundDecisio
 
 @contextmanager
 def uncharged_in_an_outage() -> Iterator[None]:
-    """While Redis is away nothing is charged or given back; users get their answers all the same."""
+    """Nothing is charged or given back while Redis is away; users get their answers."""
     try:
         yield
     except StorageError as error:
