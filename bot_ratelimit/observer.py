@@ -19,7 +19,7 @@ Outcome: TypeAlias = Literal["allowed", "refused", "banned"]
 NoticeKind: TypeAlias = Literal["message", "callback", "inline"]
 NoticeResult: TypeAlias = Literal["sent", "silent", "failed"]
 RequestOutcome: TypeAlias = Literal["sent", "failed", "flooded", "unsent"]
-FloodScope: TypeAlias = Literal["chat", "bot"]
+FloodScope: TypeAlias = Literal["chat", "bot", "method"]
 
 MAX_LABELS: Final = 100
 """Different names that are kept apart; further ones are `OTHER`. Rules may have generated names."""
@@ -100,7 +100,11 @@ class Observer:
         """
 
     def flood_waited(self, scope: FloodScope, seconds: float) -> None:
-        """Telegram answered 429: nothing may be sent for so long, to one chat or at all."""
+        """Telegram answered 429: nothing may be sent for so long.
+
+        To one chat, by this bot at all, or by the method that was called, if it is one that takes
+        no place, such as `deleteMessage`.
+        """
 
     def queued(self, count: int) -> None:
         """So many requests wait to be sent by this process now."""

@@ -104,16 +104,21 @@ class Delivery:
 
     async def unpaced(self, request: Request) -> Any:
         """What takes no place, but waits after a 429 of its own."""
-        for _ in range(self._terms.retries):
+        attempt = 0
+        while True:
             try:
                 return await self._send(request)
             except TelegramRetryAfter as error:
-                if request.traffic.kind is not Kind.OTHER:
+                if request.traffic.kind is Kind.OTHER:
+                    self._floods.met_alone(error)
+                else:
                     await self._floods.met(None, request, error, fresh=False)
-                if self._pacer.closed or not self._repeats(request, error.retry_after):
+                attempt += 1
+                if attempt > self._terms.retries or self._pacer.closed:
+                    raise
+                if not self._repeats(request, error.retry_after):
                     raise
                 await self._naps.sleep(error.retry_after)
-        return await self._send(request)
 
     async def landed(self, timeout: float) -> None:
         """Wait until Telegram has answered everything, or the time is over."""

@@ -93,6 +93,11 @@ class Floods:
             rule, subject = self._budgets.bot_block, subject_of(bot, "", None)
             await self._limiter.hit(blocking(rule, seconds), subject, _tell=False, _outgoing=True)
 
+    def met_alone(self, error: TelegramRetryAfter) -> None:
+        """Tell of a 429 to a method that takes no place: it blocks nothing else."""
+        if self._observer is not None:
+            self._observer.flood_waited("method", float(error.retry_after))
+
     def _block_chat(self, lane: Lane, seconds: float) -> None:
         now = asyncio.get_running_loop().time()
         if lane.blocked_until <= now:  # not the same one once more

@@ -119,7 +119,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         self.limiter = limiter
         self._merge_edits = merge_edits
         self._naps = Naps()
-        floods = Floods(limiter, self.budgets, self._observer)
+        floods = self._floods = Floods(limiter, self.budgets, self._observer)
         self._pacer = Pacer(limiter, self.budgets, floods, self._naps, self.max_wait)
         terms = Terms(self.retries, self.max_wait, repeat_albums, in_order)
         self._delivery = Delivery(self._pacer, floods, self._naps, terms, self._tell_queued)
@@ -220,7 +220,11 @@ class OutgoingLimits(BaseRequestMiddleware):
         """
         traffic = traffic_of(type(method))
         if traffic.kind is Kind.NEVER:
-            return await make_request(bot, method)
+            try:
+                return await make_request(bot, method)
+            except TelegramRetryAfter as error:
+                self._floods.met_alone(error)
+                raise
         if self._observer is not None:
             return await self._watched(self._observer, make_request, bot, method)
         return await self._paced(make_request, bot, method)
