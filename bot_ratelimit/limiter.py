@@ -40,7 +40,7 @@ from bot_ratelimit.slots import SlotContext, Slots, check_slot_wait
 from bot_ratelimit.statistics import HourCount, Refusals, Statistics
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Charge, Storage
-from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.storage.memory import MemoryStorage, check_size
 from bot_ratelimit.waiting import Queues, Waiter, check_wait
 
 log = logging.getLogger("bot_ratelimit")
@@ -87,8 +87,8 @@ class Limiter:
         self.timeout = check_timeout(timeout)
         self._storage = storage
         self._memory = storage if type(storage) is MemoryStorage else None
-        standby = MemoryStorage(memory_size)
-        self._standby = standby if on_error == "memory" else None
+        check_size("memory_size", memory_size)
+        self._standby = MemoryStorage(memory_size) if on_error == "memory" else None
         self._clock = clock
         self._statistics = (
             Statistics(storage, self.key_prefix, self.timeout) if statistics else None
@@ -345,7 +345,9 @@ class Limiter:
         self._bans.lifted(subject, charges)
         return found > 0
 
-    def slot(self, concurrency: Concurrency, subject: Subject, timeout: float = 0) -> SlotContext:
+    def slot(
+        self, concurrency: Concurrency, subject: Subject, timeout: float | None = 0
+    ) -> SlotContext:
         """Hold one of so many slots while a block runs, on all instances together.
 
         ::
@@ -360,7 +362,8 @@ class Limiter:
         Args:
             concurrency: How many slots there are, and who shares them.
             subject: Who asks.
-            timeout: Seconds to wait for a slot, in the order of this process's callers.
+            timeout: Seconds from 0 up to wait for a slot, in the order of this process's callers;
+                None waits as long as it takes.
 
         Raises:
             ConfigError: An argument makes no sense. A failing storage never raises; `on_error`

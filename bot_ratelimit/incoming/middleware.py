@@ -41,6 +41,7 @@ from bot_ratelimit.incoming.notices import (
 from bot_ratelimit.incoming.position import (
     check_dispatcher,
     check_exclude,
+    check_guard,
     root_of,
     stand_guard,
 )
@@ -249,9 +250,11 @@ class RateLimitMiddleware(BaseMiddleware):
             exclude: Names of observers to leave out, for example `"inline_query"`.
 
         Raises:
-            ConfigError: This is not a Dispatcher, or a name in `exclude` is not an observer.
+            ConfigError: This is not a Dispatcher, `guard` is no bool, or a name in `exclude` is not
+                an observer.
         """
         check_dispatcher(dispatcher)
+        check_guard(guard)
         left_out = check_exclude(exclude, dispatcher)
         for name, observer in dispatcher.observers.items():
             if name not in left_out | {"update", "error"}:
