@@ -474,6 +474,8 @@ class Limiter:
 
         The call is a real hit, on the key `<prefix>:ratelimit:check`, whatever the circuit breaker
         says; so it finds out about permissions, a read-only server and full memory, too.
+        On a server that refuses scripts all is well as long as nobody asked for a rule that needs
+        one; then `problem` names what could not be decided.
         """
         problem, began = "", time.perf_counter()
         try:
