@@ -43,6 +43,7 @@ class Stage:
         """The HTTP status of each answer to the webhook."""
         self.errors: dict[str, list[TelegramAPIError]] = {}
         """What the stand-in answers next to methods, by their names."""
+        self.port = server.port
         self._ids = itertools.count(1)
         stage = self
 
