@@ -37,6 +37,7 @@ MAX_WRITES: Final = 100
 """Bans of a penalty that are being written to the list; further ones hold without being listed."""
 _MAX_TEXT: Final = 500
 _WARN_EVERY: Final = 60.0
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class Bans:
@@ -73,7 +74,8 @@ class Bans:
         targets: list[BanTarget] = [(user, None, None), (None, chat, None), (user, chat, None)]
         if bot is not None:
             targets += [(user, None, bot), (None, chat, bot), (user, chat, bot)]
-        end = max(self.current.get(target, 0.0) for target in targets if target[:2] != (None, None))
+        ends = (self.current.get(each, 0.0) for each in targets if each[:2] != (None, None))
+        end = max(ends, default=0.0)
         return min(max(0.0, end - self._list.clock()), FOREVER)
 
     async def ban(self, subject: Subject, seconds: float, reason: str, by: str) -> Ban:
@@ -94,6 +96,18 @@ class Bans:
     async def page(self, offset: int, limit: int) -> list[Ban]:
         """Some of the list."""
         return await self._list.page(offset, limit, timeout=self._timeout)
+
+    async def of(self, subject: Subject) -> list[Ban]:
+        """Those on the list that refuse what the subject sends; the one that ends last first."""
+        user, chat, _, bot, _ = subject
+        asked = {_penalty_target(Penalty("1/s", 1, scope=scope), subject): None for scope in Scope}
+        for each in (None, bot):
+            for ids in ((user, None), (None, chat), (user, chat)):
+                asked[Subject(*ids, bot=each)] = None
+        somebody = [each for each in asked if each[:2] != (None, None)]
+        found = await self._list.find(somebody, timeout=self._timeout)
+        holding = [ban for ban in found if not ban.key or ban.subject.bot == bot]
+        return sorted(holding, key=lambda ban: ban.until or _NEVER, reverse=True)
 
     def refresh_soon(self) -> asyncio.Task[None]:
         """Look at the list now, and from now on while decisions are made."""

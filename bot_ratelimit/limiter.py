@@ -122,6 +122,11 @@ class Limiter:
         return self._observer
 
     @property
+    def keeps_statistics(self) -> bool:
+        """Whether decisions are counted by hour, see `statistics`."""
+        return self._statistics is not None
+
+    @property
     def storage(self) -> Storage:
         """The storage that answers while all is well."""
         return self._storage
@@ -486,6 +491,17 @@ class Limiter:
         """
         return await self._bans.page(*check_page(offset, limit))
 
+    async def bans_of(self, subject: Subject) -> list[Ban]:
+        """Bans that refuse what a subject sends, the one that ends last first.
+
+        Those of the user, of the chat and of the user in the chat, by hand and by a `Penalty`.
+
+        Raises:
+            ConfigError: The subject names nobody.
+            StorageError: The storage is out of reach.
+        """
+        return await self._bans.of(check_target(subject))
+
     def open(self) -> None:
         """Begin to connect, so that the first decision need not wait for it."""
         self._storage.open()
@@ -534,6 +550,21 @@ class Limiter:
             ConfigError: Statistics are switched off, or a number makes no sense.
         """
         return await self._require_statistics().top_refused(n, hours)
+
+    async def refused(self, user: int, hours: int = 24) -> int:
+        """How often a user was refused; needs `statistics=True`.
+
+        Of each hour the 1000 users who were refused most are known.
+
+        Args:
+            user: The user's id.
+            hours: The current hour and those before it, 1 to 48.
+
+        Raises:
+            StorageError: Redis is out of reach.
+            ConfigError: Statistics are switched off, or hours makes no sense.
+        """
+        return await self._require_statistics().refused(user, hours)
 
     async def close(self) -> None:
         """Close the storage, after what is left was told to the observers."""

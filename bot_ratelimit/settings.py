@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     rate_limit_file: str | None = Field(
         None, description="the path of a TOML file with limits, such as limits.toml"
     )
+    rate_limit_admin_token: SecretStr | None = Field(
+        None, description="what operators log in with, 16 characters or more; see `admin_app`"
+    )
     _file: LimitsFile = PrivateAttr(default_factory=LimitsFile)
 
     def __init__(self, **values: Any) -> None:

@@ -64,6 +64,7 @@ return 1
 # As scripts, because their replies are flat lists, whichever protocol the connection speaks.
 _READ: Final = b"return redis.call('HGETALL', KEYS[1])"
 _TOP: Final = b"return redis.call('ZREVRANGE', KEYS[1], 0, -1, 'WITHSCORES')"
+_REFUSED: Final = b"return redis.call('ZSCORE', KEYS[1], ARGV[1])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +217,17 @@ class Statistics(Observer):
         worst = heapq.nsmallest(n, total.items(), key=lambda each: (-each[1], each[0]))
         return tuple(Refusals(user, count) for user, count in worst)
 
+    async def refused(self, user: int, hours: int) -> int:
+        """How often one user was refused; see `Limiter.refused`."""
+        wanted = self._wanted(hours)
+        if self._execute is None:
+            return sum(self._hours[hour].refused[user] for hour in wanted if hour in self._hours)
+        await self.flush()
+        counts = await asyncio.gather(
+            *(self._run(_REFUSED, [f"{self._key(hour)}:refused"], user) for hour in wanted)
+        )
+        return sum(int(float(count or 0)) for count in counts)
+
     def _start(self) -> None:
         self._timer = None
         if self._task is None or self._task.done():
@@ -253,10 +265,7 @@ class Statistics(Observer):
         self, script: bytes, ending: str, hours: int
     ) -> dict[int, Mapping[str, str | int]]:
         """What is kept of each of these hours, the first one first."""
-        if isinstance(hours, bool) or not isinstance(hours, int) or not 1 <= hours <= KEPT_HOURS:
-            raise ConfigError(f"hours={hours!r}: expected a whole number from 1 to {KEPT_HOURS}")
-        now = int(self._clock() // 3_600)
-        wanted = range(now - hours + 1, now + 1)
+        wanted = self._wanted(hours)
         if self._execute is None:
             return {
                 hour: self._local_counts(hour, ending) for hour in wanted if hour in self._hours
@@ -266,6 +275,13 @@ class Statistics(Observer):
             *(self._run(script, [self._key(hour) + ending]) for hour in wanted)
         )
         return {hour: _pairs(reply) for hour, reply in zip(wanted, replies, strict=True)}
+
+    def _wanted(self, hours: int) -> range:
+        """The current hour and those before it."""
+        if isinstance(hours, bool) or not isinstance(hours, int) or not 1 <= hours <= KEPT_HOURS:
+            raise ConfigError(f"hours={hours!r}: expected a whole number from 1 to {KEPT_HOURS}")
+        now = int(self._clock() // 3_600)
+        return range(now - hours + 1, now + 1)
 
     def _local_counts(self, hour: int, ending: str) -> Mapping[str, str | int]:
         counted = self._hours[hour]

@@ -20,7 +20,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Literal, TypeAlias
 
 from bot_ratelimit.algorithms import Verdict
@@ -204,3 +204,8 @@ class FlakyBanList:
         """See `BanList.page`."""
         await self._misbehave(timeout)
         return await self._bans.page(offset, limit, timeout=timeout)
+
+    async def find(self, subjects: Iterable[Subject], *, timeout: float) -> list[Ban]:
+        """See `BanList.find`."""
+        await self._misbehave(timeout)
+        return await self._bans.find(subjects, timeout=timeout)

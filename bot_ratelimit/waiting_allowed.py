@@ -1,4 +1,4 @@
-"""Whether a request to Telegram may wait for its turn: said by its caller, obeyed by `outgoing`."""
+"""Whether requests to Telegram may wait: set by the caller, read by `outgoing`."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from bot_ratelimit import (
     MemoryStorage,
     Penalty,
     RedisStorage,
+    Rule,
     Scope,
     StorageError,
     Subject,
@@ -103,6 +104,37 @@ async def test_a_ban_ends(bench: Bench, limiter: Limiter) -> None:
     assert not await banned(limiter)
     assert await limiter.bans() == []
     assert not await limiter.unban(USER)
+
+
+async def test_what_nobody_sent_is_decided_beside_bans(limiter: Limiter) -> None:
+    """A poll or a channel post without a user is decided while somebody is banned."""
+    await limiter.ban(USER)
+    assert await limiter.hit(Rule("5/s", Scope.GLOBAL), Subject())
+
+
+@pytest.mark.parametrize("bench", ["memory", "redis-server"], indirect=True)
+async def test_the_bans_of_a_subject_are_found(bench: Bench, limiter: Limiter) -> None:
+    """By hand and by a penalty, of user, chat, member and topic; the one that ends last first."""
+    topic = Subject(user=42, chat=-100, topic=7)
+    await limiter.ban(USER, "3h", "user")
+    await limiter.ban(Subject(chat=-100), "2h", "chat")
+    await limiter.ban(ANNA, None, "member")
+    await limiter.ban(Subject(user=42, bot=5), "4h", "one bot")
+    await limiter.ban(Subject(user=43), "5h", "somebody else")
+    penalties = [Penalty("1/h", "10m", scope=scope) for scope in (Scope.USER, Scope.TOPIC)]
+    for _ in range(3):  # bans by hand hide it from what is counted
+        await limiter.hit(["1/h", *penalties], topic, _outgoing=True)
+    await settled(limiter)
+    found = await limiter.bans_of(topic)
+    reasons = [str(penalties[0])] * 2
+    assert [ban.reason for ban in found] == ["member", "user", "chat", *reasons]
+    assert {ban.subject for ban in found[3:]} == {USER, Subject(chat=-100, topic=7)}
+    assert [ban.reason for ban in await limiter.bans_of(Subject(user=42, bot=5))] == [
+        "one bot", "user"
+    ]  # fmt: skip
+    assert await limiter.bans_of(Subject(user=1)) == []
+    with pytest.raises(ConfigError, match="a ban of nobody"):
+        await limiter.bans_of(Subject())
 
 
 async def test_a_ban_for_good_has_no_end(bench: Bench, limiter: Limiter) -> None:

@@ -1,6 +1,6 @@
 """For operators: health and metrics, inspect, forgive, ban, and change limits at run time.
 
-`from bot_ratelimit.admin import admin_app` imports what it needs only then.
+`from bot_ratelimit.admin import admin_router, admin_app` imports what each needs only then.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from bot_ratelimit.admin.telegram import admin_router
     from bot_ratelimit.admin.web.app import admin_app
 
-_PUBLIC: Final = {"admin_app": "bot_ratelimit.admin.web.app"}
+_PUBLIC: Final = {
+    "admin_app": "bot_ratelimit.admin.web.app",
+    "admin_router": "bot_ratelimit.admin.telegram",
+}
 
-__all__ = ["admin_app"]
+__all__ = ["admin_app", "admin_router"]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,13 +42,24 @@ class EventFilter:
     ) -> None:
         self.exempt_ids, self._is_exempt = _exemptions(exempt)
         self._given_ids = self.exempt_ids
+        self._live_ids: frozenset[int] = frozenset()
+        self._limited_ids: frozenset[int] = frozenset()
         self._never_refuse = check_event_names(never_refuse)
         self._once_per_update = _checked_bool("once_per_update", once_per_update)
         self.per_bot = _checked_bool("per_bot", per_bot)
 
     def set_live_exemptions(self, exempt: frozenset[int], limited: frozenset[int]) -> None:
         """Add to the ids that are exempt, and take from them; nothing of before stays."""
-        self.exempt_ids = (self._given_ids | exempt) - limited
+        self._live_ids, self._limited_ids = exempt, limited
+        self._add_up()
+
+    def exempt_for_good(self, ids: frozenset[int]) -> None:
+        """Add to the ids that are exempt, as if they had been given at the start."""
+        self._given_ids |= ids
+        self._add_up()
+
+    def _add_up(self) -> None:
+        self.exempt_ids = (self._given_ids | self._live_ids) - self._limited_ids
 
     async def counted(
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]

@@ -60,9 +60,10 @@ def _kinds() -> dict[type, tuple[str, ...]]:
 
 _KINDS: Final = _kinds()
 
-# Telegram's stand-ins for "somebody": channels, anonymous admins and the service account that
-# forwards from a linked channel. Everybody shares them, so they are never counted.
-_NOBODY: Final = frozenset({136817688, 1087968824, 777000})
+NOBODY: Final = frozenset({136817688, 1087968824, 777000})
+"""Telegram's stand-ins for "somebody": channels, anonymous admins and the service account that
+forwards from a linked channel. Everybody shares them, so they are never counted.
+"""
 
 
 def check_event_names(names: Iterable[str]) -> frozenset[str]:
@@ -135,7 +136,7 @@ def subject_of(event: TelegramObject, data: dict[str, Any]) -> Subject | None:
         sender = event.actor_chat.id
     elif isinstance(event, PollAnswer) and event.voter_chat is not None:
         sender = event.voter_chat.id
-    if sender is None or sender in _NOBODY:
+    if sender is None or sender in NOBODY:
         return None
     chat = context.chat.id if context.chat is not None else None
     return Subject(sender, chat, context.thread_id, None, context.business_connection_id)

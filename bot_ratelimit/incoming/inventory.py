@@ -66,7 +66,7 @@ def _item(rule: Rule, overrides: Overrides, where: str, origin: Origin) -> dict[
         "from": "live" if changed else origin,
     }
     if changed and isinstance(rule.limit, Limit):
-        item["otherwise"] = str(rule.limit)
+        item |= {"otherwise": str(rule.limit), "otherwise_shadow": rule.shadow}
     if isinstance(now, Penalty):
         item |= {"ban_ms": now.ban_ms, "longest_ms": now.longest_ms}
     return item

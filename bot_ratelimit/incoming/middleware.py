@@ -339,6 +339,13 @@ class RateLimitMiddleware(BaseMiddleware):
         rules = [rule for rule in by_path.values() if rule.scope is not Scope.GLOBAL]
         return await self.limiter.reset(rules, subject)
 
+    def exempt(self, ids: Iterable[int]) -> None:
+        """Exempt these users and chats, too, as the argument `exempt` does.
+
+        What operators change live (`bot-ratelimit exempt ID --not`) wins, as always.
+        """
+        self._screening.exempt_for_good(frozenset(ids))
+
     def inventory(self) -> dict[str, Any]:
         """What operators are shown of this middleware, as JSON has it: its rules, and the rest."""
         overrides = Overrides() if self.live is None else self.live.overrides
@@ -348,7 +355,13 @@ class RateLimitMiddleware(BaseMiddleware):
             ),
             "exempt": sorted(self._event_filter.exempt_ids)[:1_000],
             "per_bot": self._event_filter.per_bot,
+            "statistics": self.limiter.keeps_statistics,
         }
+
+    @property
+    def per_bot(self) -> bool:
+        """Whether it counts apart for each bot."""
+        return self._screening.per_bot
 
     async def close(self) -> None:
         """Close the storage, and the client that `from_settings` made; never a client given."""

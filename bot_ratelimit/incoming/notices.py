@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from aiogram.enums import ChatType
@@ -12,7 +13,7 @@ from aiogram.utils.callback_answer import CallbackAnswer
 
 from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision
-from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.errors import ConfigError, NotSentError, RateLimitError
 from bot_ratelimit.limit import MAX_PERIOD_MS
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.limits_file import check_notice
@@ -152,32 +153,46 @@ class Notices:
             await event.answer(text, cache_time=0 if busy else wait)
         elif isinstance(event, InlineQuery):
             await event.answer([], cache_time=1 if busy else wait, is_personal=True)
-        elif isinstance(event, Message) and await self._may_notify(
-            event, decision, subject, limiter
-        ):
-            # Plain, whatever the bot's default is: a dot alone would be an error in MarkdownV2.
-            await event.answer(self._text(event, wait, busy), parse_mode=None)
+        elif isinstance(event, Message):
+            text = self._text(event, wait, busy)
+            return await self._tell_once(event, text, decision, subject, limiter)
         else:
             return False
         return True
 
-    async def _may_notify(
-        self, event: Message, decision: Decision, subject: Subject, limiter: Limiter
+    async def _tell_once(
+        self, event: Message, text: str, decision: Decision, subject: Subject, limiter: Limiter
     ) -> bool:
+        """Answer a message, unless the user was told already."""
+        rule = self._once(event, decision, subject)
+        if rule is None:
+            return False
+        told = await limiter.hit(rule, subject, _notify=False)
+        # Without the storage nobody knows whether the user was told already: rather be silent.
+        if not told.allowed or told.source not in ("redis", "memory"):
+            return False
+        try:
+            # Plain, whatever the bot's default is: a dot alone would be an error in MarkdownV2.
+            await event.answer(text, parse_mode=None)
+        except NotSentError:
+            # There was no room for it among what the bot sends: the next refused message tells.
+            with suppress(RateLimitError):
+                await limiter.reset(rule, subject)
+            raise
+        return True
+
+    def _once(self, event: Message, decision: Decision, subject: Subject) -> Rule | None:
+        """What lets one notice through for each wait; None where nobody is told."""
         private = event.chat.type == ChatType.PRIVATE
         # Business chats and those of guest messages are other people's: the bot stays silent there.
         elsewhere = subject.business or getattr(event, "guest_query_id", None)
         if elsewhere or not (private or self._in_groups):
-            return False
+            return None
         own = decision.rule.scope in (Scope.USER, Scope.MEMBER)
         scope = Scope.USER if private else Scope.MEMBER if own else Scope.CHAT
         if isinstance(decision.rule, Concurrency):
-            rule = busy_notice_rule(scope)
-        else:
-            rule = notice_rule(min(max(_SHORTEST, decision.retry_after), _LONGEST), scope)
-        told = await limiter.hit(rule, subject, _notify=False)
-        # Without the storage nobody knows whether the user was told already: rather be silent.
-        return told.allowed and told.source in ("redis", "memory")
+            return busy_notice_rule(scope)
+        return notice_rule(min(max(_SHORTEST, decision.retry_after), _LONGEST), scope)
 
     def _text(self, event: CallbackQuery | InlineQuery | Message, seconds: int, busy: bool) -> str:
         language = ((event.from_user and event.from_user.language_code) or "").lower()

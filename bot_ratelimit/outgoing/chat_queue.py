@@ -14,14 +14,15 @@ from bot_ratelimit.outgoing.methods import Method, Traffic
 Send: TypeAlias = Callable[[Bot, Method], Awaitable[Any]]
 
 YOUR_TURN: Final = object()
-"""What a waiting caller is told when it is to send; else it is told the outcome."""
+"""The result of a waiting caller's future when it is its turn to send; otherwise the outcome."""
 
 OVERTAKE_AFTER: Final = 5.0
-"""Seconds after which others in a chat no longer wait for an answer, as of a long upload."""
+"""Seconds after which the next request of a chat no longer waits for an answer, for example while a
+large file is uploaded."""
 
 
 class Request:
-    """A call that a bot has made."""
+    """A request that a bot has made."""
 
     __slots__ = ("bot", "broadcast", "edit", "entry", "future", "method", "send", "traffic")
 
@@ -46,7 +47,7 @@ class Request:
 
 
 class Entry:
-    """A position in a queue: of one request, or of several edits of which the newest is sent."""
+    """One request of a queue, or several edits of one message, of which the newest is sent."""
 
     __slots__ = ("edit", "in_flight", "requests")
 
@@ -56,7 +57,7 @@ class Entry:
         self.in_flight = False
 
     def settle(self, sender: Request, result: Any = None, error: Exception | None = None) -> None:
-        """Tell the others who wait for this entry what came of it."""
+        """Give the outcome to the other callers that wait for this entry."""
         for request in self.requests:
             future = request.future
             if request is sender or future is None or future.done():
@@ -65,18 +66,18 @@ class Entry:
                 future.set_result(result)
             else:
                 future.set_exception(error)
-        self.requests.clear()  # they know each other: without this, it takes a garbage collection
+        self.requests.clear()  # breaks a reference cycle, so that no garbage collection is needed
 
 
 class ChatQueue:
     """The requests of one bot to one chat.
 
-    At any time at most one entry holds the turn. It asks for its permit, sends, and gives the turn
-    to the next one: replies first, then broadcasts. All of this is plain bookkeeping: no I/O, no
-    clock.
+    At any time at most one entry has the turn. It takes a permit, sends, and passes the turn to the
+    next entry: replies first, then broadcasts. This class is pure bookkeeping: it does no I/O and
+    reads no clock.
 
     Args:
-        chat: The chat, for messages to people.
+        chat: The chat, for log messages.
     """
 
     __slots__ = (
@@ -97,11 +98,12 @@ class ChatQueue:
         self.chat = chat
         self.holder: Entry | None = None
         self.owed = Owed(0, 0)
-        """What was sent before all of it could be taken: an album larger than the burst."""
+        """Permits not yet taken for what was sent, for example for an album that exceeds the
+        burst."""
         self.lag = 0.0
-        """Seconds by which a request of this chat may have arrived later than the fastest does."""
+        """How many seconds later than the fastest request one of this chat may have arrived."""
         self.slow = 0
-        """How often the pace is halved, after as many 429s."""
+        """How often the pace is halved: once for each recent 429."""
         self.slow_until = self.blocked_until = self.idle_until = 0.0
         self._replies: list[Entry] = []  # empty deques would be half of a queue's memory
         self._broadcasts: list[Entry] = []
@@ -109,22 +111,22 @@ class ChatQueue:
 
     @property
     def waiting(self) -> int:
-        """How many entries wait for the turn."""
+        """The number of entries that wait for the turn."""
         return len(self._replies) + len(self._broadcasts)
 
     def is_idle(self, now: float) -> bool:
-        """Whether nothing of it needs to be remembered."""
+        """Whether the queue can be dropped because nothing of it needs to be remembered."""
         return self.holder is None and not self.waiting and now >= self.idle_until
 
     def entries(self) -> Iterator[Entry]:
-        """Everything that has not been answered yet, in order."""
+        """All entries that have not been answered yet, in order."""
         if self.holder is not None:
             yield self.holder
         yield from self._replies
         yield from self._broadcasts
 
     def join(self, request: Request) -> asyncio.Future[Any] | None:
-        """Take a position; None if it is the request's turn at once, else what will tell it."""
+        """Add a request; return None if it has the turn at once, else a future that tells it."""
         edit, entry = request.edit, request.entry
         if self.is_merging(request):
             entry = request.entry = self._edits[edit]
@@ -139,34 +141,34 @@ class ChatQueue:
         return _awaits(request)
 
     def is_merging(self, request: Request) -> bool:
-        """Whether the request takes the place of one that waits already.
+        """Whether the request replaces one that already waits.
 
-        A different kind of edit of the same message, asked for meanwhile, keeps its own.
+        A different kind of edit of the same message keeps an entry of its own.
         """
         entry = self._edits.get(request.edit) if request.edit is not None else None
         return entry is not None and type(entry.requests[-1].method) is type(request.method)
 
     def seal(self, entry: Entry) -> Request:
-        """The request that is sent now, for all of its entry: later edits need one of their own."""
+        """Return the request to send now for this entry; later edits get an entry of their own."""
         if entry.edit is not None and self._edits.get(entry.edit) is entry:
             del self._edits[entry.edit]
         return entry.requests[-1]
 
     def reopen(self, entry: Entry) -> None:
-        """It was not delivered, and will be sent again: newer edits may take its place."""
+        """Allow newer edits to replace the request: it was not delivered and is sent again."""
         if entry.edit is not None:
             self._edits.setdefault(entry.edit, entry)
 
     def release(self, entry: Entry | None) -> None:
-        """Give the turn to the next one."""
-        if self.holder is not entry:  # overtaken, or not its turn yet
+        """Pass the turn to the next entry."""
+        if self.holder is not entry:  # it was overtaken, or does not have the turn yet
             return
         self.holder = None
         while self.holder is None and (waiting := self._replies or self._broadcasts):
             self._start(waiting.pop(0))
 
     def step_back(self, request: Request) -> asyncio.Future[Any] | None:
-        """Take the position before all others of its kind; None if it has the turn at once."""
+        """Put the request before all others of its kind; return None if it has the turn at once."""
         entry = request.entry
         if self.holder is None or self.holder is entry:
             self.holder = entry
@@ -175,9 +177,9 @@ class ChatQueue:
         return _awaits(request)
 
     def leave(self, request: Request) -> None:
-        """The caller of a request that was not sent is gone; another of its entry takes over."""
+        """Remove a request whose caller is gone; another caller of its entry takes over."""
         entry = request.entry
-        if request not in entry.requests:  # settled in the moment in which the caller left
+        if request not in entry.requests:  # settled at the same moment
             return
         entry.requests.remove(request)
         holds = self.holder is entry
@@ -190,7 +192,7 @@ class ChatQueue:
             self.release(entry if holds else None)
 
     def forget(self, entry: Entry) -> None:
-        """Forget an entry that nobody waits for any more."""
+        """Remove an entry that nobody waits for any more."""
         if entry.edit is not None and self._edits.get(entry.edit) is entry:
             del self._edits[entry.edit]
         for waiting in (self._replies, self._broadcasts):
@@ -198,7 +200,7 @@ class ChatQueue:
                 waiting.remove(entry)
 
     def abandon(self, error: Exception) -> None:
-        """Tell everybody who waits for the turn that nothing will be sent."""
+        """Fail all entries that wait for the turn with this error."""
         for entry in (*self._replies, *self._broadcasts):
             for request in entry.requests:
                 if request.future is not None and not request.future.done():
@@ -208,7 +210,7 @@ class ChatQueue:
         self._edits.clear()
 
     def _start(self, entry: Entry) -> None:
-        """Let the oldest caller of an entry run it: the one that began to run it goes on."""
+        """Give the turn to the oldest caller of an entry that still waits."""
         for request in entry.requests:
             if request.future is not None and not request.future.done():
                 self.holder = entry
@@ -222,7 +224,7 @@ def _awaits(request: Request) -> asyncio.Future[Any]:
 
 
 def _has_turn(request: Request) -> bool:
-    """Whether this caller was the one to run its entry: from the start, or told so."""
+    """Whether this caller runs its entry: from the start, or because it was given the turn."""
     future = request.future
     if future is None:
         return True

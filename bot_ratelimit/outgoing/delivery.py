@@ -1,4 +1,4 @@
-"""Delivery: one request's way through its queue, to Telegram, and again after a 429."""
+"""Delivery: sends a request when it has its turn and its permits, and again after a 429."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from bot_ratelimit.waiting_allowed import waiting_allowed
 before_send: Final[ContextVar[Callable[[], None] | None]] = ContextVar(
     "bot_ratelimit_leaving", default=None
 )
-"""Called when a request of this context leaves, just before Telegram may have got it."""
+"""Called at the last moment before a request of this context is sent and Telegram may get it."""
 
 broadcasting: Final[ContextVar[bool]] = ContextVar("bot_ratelimit_broadcasting", default=False)
-"""Whether what is sent in this context is part of a broadcast."""
+"""Whether requests of this context are part of a broadcast."""
 
 
 class DeliveryOptions(NamedTuple):
-    """When a request that was answered with 429 is sent again."""
+    """How requests are delivered, and when a request that was answered with 429 is sent again."""
 
     retries: int
     max_wait: float
@@ -38,14 +38,14 @@ class DeliveryOptions(NamedTuple):
 
 
 class Delivery:
-    """Brings requests to Telegram.
+    """Sends requests to Telegram.
 
     Args:
         pacer: Takes their permits.
-        floods: Hears of 429s.
-        sleeper: Sleeps that end with the bot.
-        options: When they are repeated.
-        on_change: Called when one that took a permit has left.
+        floods: Handles 429s.
+        sleeper: Sleeps that end when the bot shuts down.
+        options: When requests are sent again, and in which order.
+        on_change: Called when a paced request starts.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Delivery:
         on_change: Callable[[], None],
     ) -> None:
         self.in_flight = 0
-        """How many requests Telegram has not answered yet."""
+        """The number of requests that Telegram has not answered yet."""
         self.paced_in_flight = 0
-        """How many of them took their turn in a queue."""
+        """The number of them that waited for their turn in a queue."""
         self._on_change = on_change
         self._pacer = pacer
         self._floods = floods
@@ -68,7 +68,7 @@ class Delivery:
         self._all_answered = asyncio.Event()
 
     async def send_paced(self, queue: ChatQueue, request: Request) -> Any:
-        """Wait for the turn, or for the outcome of the newer edit that is sent instead."""
+        """Wait for the turn and send, or return the outcome of a newer edit sent instead."""
         if (turn := queue.join(request)) is not None:
             try:
                 outcome = await turn
@@ -93,7 +93,7 @@ class Delivery:
         return result
 
     async def send_or_drop(self, queue: ChatQueue, request: Request) -> Any:
-        """A chat action, which says what the bot does at this moment, or nothing."""
+        """Send a chat action now, or drop it: it describes what the bot does at this moment."""
         if not await self._pacer.try_once(queue, request):
             return True
         try:
@@ -103,7 +103,7 @@ class Delivery:
             return True
 
     async def unpaced(self, request: Request) -> Any:
-        """What takes no permit, but waits after a 429 of its own."""
+        """Send a request that takes no permit; it waits only after a 429 of its own."""
         for _ in range(self._options.retries):
             try:
                 return await self._send(request)
@@ -116,21 +116,21 @@ class Delivery:
         return await self._send(request)
 
     async def wait_for_answers(self, timeout: float) -> None:
-        """Wait until Telegram has answered everything, or the time is over."""
+        """Wait until Telegram has answered everything, for `timeout` seconds at most."""
         if self.in_flight:
             self._all_answered.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._all_answered.wait(), timeout)
 
     def check_session_open(self, bot: Bot, method: Method) -> None:
-        """A session that was closed would open itself again for a late request, and stay open."""
+        """Raise NotSentError if the session is closed: a request would open it again for good."""
         if self._pacer.closed and _is_closed(bot.session):
             raise NotSentError(
                 f"{method.__api_method__} was not sent: the session of the bot is closed"
             )
 
     async def _deliver(self, queue: ChatQueue, request: Request) -> Any:
-        """Take a permit, send, and do so again after a 429."""
+        """Take a permit and send; repeat this after a 429."""
         entry, attempt = request.entry, 0
         while True:
             permit = await self._pacer.take(queue, request)
@@ -184,6 +184,6 @@ class Delivery:
 
 
 def _is_closed(session: Any) -> bool:
-    """Whether an aiohttp session was closed; it says so in nothing that is public."""
+    """Whether an aiohttp session was closed; aiogram has no public attribute for this."""
     client = getattr(session, "_session", None)
     return client is not None and bool(getattr(client, "closed", False))

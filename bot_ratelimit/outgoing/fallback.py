@@ -14,25 +14,25 @@ from bot_ratelimit.storage.memory import MemoryStorage
 log = logging.getLogger("bot_ratelimit")
 
 _LOG_EVERY: Final = 60.0
-# A thousand chats that wake together would wait for each other longer than an answer may take, and
-# the server would be taken for dead. A few batches are enough to keep it busy.
+# If a thousand chats wake up together and all ask at once, they wait for each other longer than the
+# timeout of an answer, and the server is mistaken for dead. A few batches keep it busy.
 _AT_ONCE: Final = 32
 
 
 class FallbackLimiter:
-    """Asks the limiter, and keeps account of what this process was granted.
+    """Asks the shared limiter, and records locally what this process was granted.
 
-    When the storage does not answer, that account decides. It is not empty then: an outage, or one
-    answer that comes too late, must not give every chat a second burst.
+    When the storage does not answer, the local record decides. It already holds the recent permits:
+    otherwise an outage, or a single late answer, would give every chat a second burst.
 
     Args:
-        limiter: The one that all instances share.
+        limiter: The limiter that all instances share.
     """
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
         self.source = limiter.storage.source
-        """Who answers while all is well."""
+        """The source of normal answers, `"redis"` or `"memory"`."""
         self._local: Limiter | None = None
         if self.source != "memory":
             self._local = Limiter(MemoryStorage(), key_prefix=limiter.key_prefix)
@@ -41,7 +41,7 @@ class FallbackLimiter:
         self._log_again = 0.0
 
     async def close(self) -> None:
-        """Ask the limiter no more, and let answers that are under way arrive."""
+        """Stop asking the limiter, and wait for the answers in progress."""
         self._closed = True
         for _ in range(_AT_ONCE):
             await self._concurrent.acquire()
@@ -49,11 +49,11 @@ class FallbackLimiter:
             self._concurrent.release()
 
     def open(self) -> None:
-        """Ask again."""
+        """Start asking the limiter again."""
         self._closed = False
 
     async def hit(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
-        """Take a permit from each of the rules, or from none."""
+        """Take a permit from each of the rules, or from none of them."""
         if self._local is None:
             return await self._limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
         async with self._concurrent:
@@ -61,8 +61,9 @@ class FallbackLimiter:
                 return await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
             decision = await self._limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
             if decision.source != self.source:
-                # A permit that was perhaps taken twice delays one message; pacing alone while
-                # other instances share the budget brings 429s. With an open circuit this is free.
+                # A permit that was perhaps taken twice only delays one message. If this process
+                # paces by itself while others share the budget, Telegram answers with 429s. With an
+                # open circuit this second attempt costs nothing.
                 decision = await self._limiter.hit(
                     rules, subject, cost, _notify=False, _outgoing=True
                 )
@@ -79,5 +80,5 @@ class FallbackLimiter:
             self._log_again = now + _LOG_EVERY
             log.warning(
                 "Outgoing limits: without Redis this process paces by itself: n instances send up "
-                "to n times the budget, and a 429 stops its chat in this process only"
+                "to n times the budget, and a 429 blocks its chat in one process only"
             )

@@ -1,4 +1,4 @@
-"""What a 429 means: who is blocked until when, on every instance, and how fast it goes on then."""
+"""Floods: what a 429 blocks, for how long, and how the pace continues, on all instances."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from bot_ratelimit.penalty import Penalty, blocking
 log = logging.getLogger("bot_ratelimit")
 
 CAUTIOUS_FOR: Final = 60.0
-"""Seconds after a 429 during which its chat goes at half its pace: it was wrong for this chat."""
+"""Seconds after a block during which its chat is sent to at half the pace, since the normal pace
+was too fast."""
 _SLOWEST: Final = 5
-# So many chats that had been quiet and are refused within a second: it is not about the chats.
+# If this many quiet chats are refused within a second, the limit is the bot's and not the chats'.
 _MANY: Final = 3
 _TOGETHER: Final = 1.0
-# A line for each 429 would be a flood of its own.
+# One line for each 429 would flood the log.
 _LOG_EVERY: Final = 5.0
 
 
 class Floods:
-    """Remembers until when Telegram wants silence.
+    """Remembers what Telegram has blocked.
 
-    A block is a key in the storage, which every instance reads in the very command that takes its
-    permit, so that none has to ask Telegram to find out. What this process was told itself, it
-    also remembers, in case the storage is away.
+    A block is a key in the storage. Each instance reads it in the same command that takes a permit,
+    so that an instance need not get a 429 itself to learn of it. This process also remembers its
+    own 429s, in case the storage is unreachable.
 
     Args:
-        limiter: Decides about permits, and keeps the blocks.
-        budgets: The rules that read them.
-        observer: Hears of each 429.
+        limiter: Grants permits and stores the blocks.
+        budgets: The rules that read the blocks.
+        observer: Is told of each 429.
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class Floods:
         self._log_again = 0.0
 
     def blocked_for(self, queue: ChatQueue, bot: int) -> float:
-        """Seconds that are left of what this process knows of; 0.0 or less if nothing."""
+        """Seconds until the blocks that this process knows of end; 0.0 or less without a block."""
         now = asyncio.get_running_loop().time()
         return max(queue.blocked_until, self._bots.get(bot, 0.0)) - now
 
     def note_refusal(self, queue: ChatQueue, bot: int, decision: Decision) -> bool:
-        """Note a refusal; True if it is a block that was met, and not a budget that is used up."""
+        """Record a refusal; return True if a block refused, and False if a budget is used up."""
         if not decision.banned or not isinstance(decision.rule, Penalty):
             return False
         if decision.rule.path == self._budgets.bot_block.path:
@@ -70,13 +71,13 @@ class Floods:
     async def on_retry_after(
         self, queue: ChatQueue | None, request: Request, error: TelegramRetryAfter, *, fresh: bool
     ) -> None:
-        """Block the chat, or the bot, for as long as Telegram says.
+        """Block the chat or the whole bot for as long as Telegram says.
 
         Args:
-            queue: The chat's; None for a request to no chat.
-            request: What Telegram refused.
-            error: Its answer.
-            fresh: Whether the chat had been quiet, so that it cannot be the chat's own limit.
+            queue: The queue of the chat; None for a request to no chat.
+            request: The request that Telegram refused.
+            error: Telegram's answer.
+            fresh: Whether the chat had been quiet, so that its own limit cannot be the reason.
         """
         bot, seconds = request.bot.id, float(error.retry_after)
         whole_bot = queue is None or (fresh and self._many_chats_refused(bot, queue))
@@ -95,7 +96,7 @@ class Floods:
 
     def _block_chat(self, queue: ChatQueue, seconds: float) -> None:
         now = asyncio.get_running_loop().time()
-        if queue.blocked_until <= now:  # not the same one once more
+        if queue.blocked_until <= now:  # a new block, not another 429 of the same one
             queue.slow = min(queue.slow + 1, _SLOWEST) if now < queue.slow_until else 1
         queue.blocked_until = max(queue.blocked_until, now + seconds)
         queue.slow_until = queue.blocked_until + CAUTIOUS_FOR
@@ -106,7 +107,7 @@ class Floods:
         self._bots[bot] = max(self._bots.get(bot, 0.0), until)
 
     def _many_chats_refused(self, bot: int, queue: ChatQueue) -> bool:
-        """Whether several chats that had been quiet were refused at the same time."""
+        """Whether several quiet chats were refused at about the same time."""
         now = asyncio.get_running_loop().time()
         others = {chat for _, whose, chat in self._fresh if whose == bot}
         if queue.chat not in others:
@@ -122,7 +123,7 @@ class Floods:
             return
         self._log_again = now + _LOG_EVERY
         log.warning(
-            "Telegram refused %s (429): %s sends nothing for %.0f s, on every instance",
+            "Telegram refused %s (429): %s sends nothing for %.0f s, on all instances",
             describe(request),
             "this bot" if whole_bot or queue is None else f"to chat {queue.chat} this bot",
             seconds,
@@ -130,7 +131,7 @@ class Floods:
 
 
 def retry_after(request: Request, seconds: float) -> TelegramRetryAfter:
-    """The error that Telegram would answer with, had it been asked."""
+    """The error that Telegram would have answered with."""
     return TelegramRetryAfter(
         request.method,
         "still blocked by an earlier 429; Telegram was not asked",
@@ -139,7 +140,7 @@ def retry_after(request: Request, seconds: float) -> TelegramRetryAfter:
 
 
 def describe(request: Request) -> str:
-    """A request in the words of a log: `sendMessage to chat 42`."""
+    """Describe a request for logs and errors: `sendMessage to chat 42`."""
     name = request.method.__api_method__
     chat = getattr(request.method, "chat_id", None)
     return name if chat is None else f"{name} to chat {chat}"

@@ -1,4 +1,4 @@
-"""Pacing: a request waits for its permit in its chat, and a broadcast for one among all of them."""
+"""Pacing: a request waits for a permit of its chat, and a broadcast for one of the whole bot."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from bot_ratelimit.outgoing.sleeper import Sleeper
 from bot_ratelimit.rule import Rules, Subject
 from bot_ratelimit.waiting_allowed import waiting_allowed
 
-# Instances that wait for the same thing should not all ask in the same millisecond.
+# Random delays, so that instances that wait for the same permit do not all ask at once.
 _JITTER: Final = 0.005
 _JITTER_AFTER_429: Final = 0.2
-# How much later than the fastest one a request may arrive before that is put down to its size.
+# The largest delay compared with the fastest request that counts as network delay. A longer one is
+# put down to the size of the request.
 _LONGEST_LAG: Final = 0.5
 _LAG_LASTS: Final = 2.0
 
@@ -29,22 +30,23 @@ class Permit(NamedTuple):
     """A permit that was taken."""
 
     asked: float
-    """When, by the loop's clock."""
+    """When it was requested, by the loop's clock."""
     fresh: bool
-    """Whether it was the first one that was taken of a chat's for a while."""
+    """Whether the chat had been quiet before this permit."""
 
 
 class Pacer:
     """Takes permits, and waits for them.
 
-    Only who holds the turn in a queue asks the limiter. If it is refused it sleeps for as long as
-    the limiter says, and asks again: about two commands for each permit, however many wait.
+    Only the entry that has the turn in its queue asks the limiter. If it is refused, it sleeps for
+    as long as the limiter says and asks again: about two commands for each permit, however many
+    requests wait.
 
     Args:
-        limiter: Decides about permits.
+        limiter: Grants the permits.
         budgets: The rules.
         floods: Knows what Telegram has blocked.
-        sleeper: Sleeps that end with the bot.
+        sleeper: Sleeps that end when the bot shuts down.
         max_wait: Seconds of a block that a request waits for.
     """
 
@@ -52,7 +54,7 @@ class Pacer:
         self, limiter: Limiter, budgets: Budgets, floods: Floods, sleeper: Sleeper, max_wait: float
     ) -> None:
         self.closed = False
-        """Whether nothing may wait any more."""
+        """Whether requests may no longer wait, because the bot shuts down."""
         self._limiter = FallbackLimiter(limiter)
         self._budgets = budgets
         self._floods = floods
@@ -63,7 +65,7 @@ class Pacer:
         self._lag = self._lag_until = 0.0
 
     async def close(self) -> None:
-        """Ask for no more permits; late requests go by this process's own account."""
+        """Stop asking the shared limiter; late requests use this process's own record."""
         await self._limiter.close()
 
     def open(self) -> None:
@@ -72,12 +74,13 @@ class Pacer:
         self._limiter.open()
 
     async def take(self, queue: ChatQueue, request: Request) -> Permit:
-        """Take what the request costs in its chat; come back when it may leave.
+        """Take the permits of a request in its chat; return when it may be sent.
 
-        What exceeds a burst, as an album can, is owed, and taken before the next one leaves.
+        What exceeds a burst, for example an album, is taken afterwards, before the next request is
+        sent.
 
         Raises:
-            NotSentError: It would have to wait, and may not.
+            NotSentError: The request would have to wait, and may not.
             TelegramRetryAfter: A block lasts longer than requests wait.
         """
         while queue.owed:
@@ -92,7 +95,7 @@ class Pacer:
         return permit
 
     async def take_for_broadcast(self, queue: ChatQueue, request: Request) -> None:
-        """Take one of the permits of broadcasts, in the order of asking, while replies pass."""
+        """Take a broadcast permit, in the order of the requests, while replies go first."""
         paid = bool(getattr(request.method, "allow_paid_broadcast", False))
         budget = self._budgets.broadcast(paid)
         if budget is None:
@@ -116,7 +119,7 @@ class Pacer:
         await self._wait_for_block(queue, request)
 
     async def try_once(self, queue: ChatQueue, request: Request) -> bool:
-        """Take a permit if there is one now, without a turn."""
+        """Take a permit if one is free now, without waiting for the turn."""
         if queue.waiting or self._floods.blocked_for(queue, request.bot.id) > 0:
             return False
         decision, _ = await self._ask(queue, request, self._budgets.owed(queue.chat, 1))
@@ -125,16 +128,16 @@ class Pacer:
         return decision.allowed
 
     async def retake_turn(self, queue: ChatQueue, request: Request) -> None:
-        """Have the turn again, before all others of its kind."""
+        """Get the turn again, before all others of the same kind."""
         if (turn := queue.step_back(request)) is not None:
             await turn
 
     def learn(self, queue: ChatQueue, permit: Permit) -> None:
-        """Note how long it took from taking the permit to the answer.
+        """Record the time from taking the permit to the answer.
 
-        A request that was slow to arrive pushes Telegram's count back: the next one must not leave
-        on the dot, or it arrives too early. Other instances may have sent the slow one: what is
-        slow here is probably slow there.
+        A request that arrived late moves Telegram's count back. The next request must not be sent
+        exactly on time, or it arrives too early. The late request may be another instance's: what
+        is slow here is probably slow there.
         """
         now = asyncio.get_running_loop().time()
         took = now - permit.asked
@@ -151,9 +154,9 @@ class Pacer:
             decision, asked = await self._ask(queue, request, part)
             if decision.allowed:
                 if not waited and not decision.remaining and queue.lag and waiting_allowed.get():
-                    await self._sleep(queue, request, queue.lag)  # the last one of a burst
+                    await self._sleep(queue, request, queue.lag)  # the last request of a burst
                     asked += queue.lag
-                # Alone, nobody knows what the other instances have sent.
+                # Without the shared limiter it is unknown what the other instances have sent.
                 known = decision.source == self._limiter.source
                 fresh = known and self._budgets.was_unused(queue.chat, part, decision.remaining)
                 return Permit(asked, fresh)
@@ -183,7 +186,7 @@ class Pacer:
             await self._sleep(queue, request, rest + _jitter(_JITTER_AFTER_429))
 
     async def _sleep(self, queue: ChatQueue, request: Request, seconds: float) -> None:
-        """Sleep; a broadcast lets replies to the same chat pass meanwhile."""
+        """Sleep; during the sleep of a broadcast, replies to the same chat go first."""
         if not request.broadcast:
             await self._sleeper.sleep(seconds)
             return
@@ -195,7 +198,7 @@ class Pacer:
         if self.closed:
             raise NotSentError(f"{describe(request)} was not sent: the bot is shutting down")
         if refused and not waiting_allowed.get():
-            raise NotSentError(f"{describe(request)} was not sent: it would have had to wait")
+            raise NotSentError(f"{describe(request)} was not sent: it would have to wait")
 
 
 def _jitter(most: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
@@ -89,6 +89,10 @@ class BanList(Protocol):
         """Bans that hold, those that end first at the beginning."""
         ...
 
+    async def find(self, subjects: Iterable[Subject], *, timeout: float) -> list[Ban]:
+        """The bans of exactly these subjects that hold, in no particular order."""
+        ...
+
 
 class RedisBanList:
     """The list on a Redis server, as an index: nobody ever has to look for keys.
@@ -142,11 +146,12 @@ class RedisBanList:
 
     async def page(self, offset: int, limit: int, *, timeout: float) -> list[Ban]:
         """See `BanList.page`."""
-        _, *rest = map(_text, await self._run("page", offset, limit, timeout=timeout))
-        return [
-            _ban(_subject(member), details, float(end))
-            for member, end, details in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
-        ]
+        return _listed(await self._run("page", offset, limit, timeout=timeout))
+
+    async def find(self, subjects: Iterable[Subject], *, timeout: float) -> list[Ban]:
+        """See `BanList.find`."""
+        members = [member for each in subjects for member in _members(each, by_hand=True)]
+        return _listed(await self._run("find", *members, timeout=timeout))
 
     async def _run(self, *arguments: str | int, timeout: float) -> Any:
         return await _SCRIPT.run(self._server, self._keys, *arguments, timeout=timeout)
@@ -193,6 +198,12 @@ class MemoryBanList:
         ordered = sorted(self._bans.items(), key=lambda item: (item[1][0], item[0]))
         return [ban for _, (_, ban) in ordered[offset : offset + limit]]
 
+    async def find(self, subjects: Iterable[Subject], *, timeout: float) -> list[Ban]:
+        """See `BanList.find`."""
+        self._prune()
+        members = [member for each in subjects for member in _members(each, by_hand=True)]
+        return [self._bans[member][1] for member in members if member in self._bans]
+
     def _prune(self) -> None:
         now = self.clock()
         for member in [member for member, (end, _) in self._bans.items() if end <= now]:
@@ -233,6 +244,15 @@ def _subject(member: str) -> Subject:
     user, chat, topic, bot, business = member.split(":", 5)[1:]
     ids = [int(part) if part else None for part in (user, chat, topic, bot)]
     return Subject(ids[0], ids[1], ids[2], ids[3], business or None)
+
+
+def _listed(reply: Any) -> list[Ban]:
+    """What the script says of bans: the time, and of each member, end and details."""
+    _, *rest = map(_text, reply)
+    return [
+        _ban(_subject(member), details, float(end))
+        for member, end, details in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+    ]
 
 
 def _ban(subject: Subject, details: bytes | str, end_ms: float | None) -> Ban:

@@ -1,4 +1,4 @@
-"""Shards: which server of a Redis Cluster has which key."""
+"""Shards: the connections to the nodes of a Redis Cluster, and which node has which key."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from bot_ratelimit.storage.faults import unreachable
 from bot_ratelimit.storage.request import Redirect, Request
 
 REFRESH_EVERY: Final = 0.5
-"""Seconds between two questions about who has which slots, while something is wrong."""
+"""Seconds between two requests for the slot map while something is wrong."""
 MAX_ASKED: Final = 3
-"""So many of the known nodes are asked at a time."""
+"""How many of the known nodes are asked at the same time."""
 ASK_TIMEOUT: Final = 1.0
-"""Seconds for the answer, if the connection is open."""
+"""The time-out in seconds for the slot map over an open connection."""
 
 
 class _AnyNode:
-    """Any node of the cluster that answers; for as long as nobody knows who has what."""
+    """Any node that answers; used as long as the slot map is unknown."""
 
     name = "the cluster"
 
@@ -44,7 +44,7 @@ class _AnyNode:
         return "{} at {}:{}".format(self.name, *first) + (" and others" if others else "")
 
     async def connect(self) -> Stream:
-        """The connection that is open first."""
+        """Return the connection that opens first."""
         nodes = driver.startup_nodes(self._client)
         opening = {asyncio.create_task(self._connect(node)) for node in nodes}
         errors: list[BaseException] = []
@@ -73,9 +73,9 @@ class _AnyNode:
 class Shards:
     """A connection to each node that has slots, opened when it is first needed.
 
-    Who has which slots is asked with `CLUSTER SLOTS`, over any connection that is open: at the
-    beginning, when a node redirects, and again and again while a node is in trouble and decisions
-    are asked for. Until it is known, any node is asked and its redirect is followed.
+    `CLUSTER SLOTS` is asked over any open connection: at the start, when a node redirects, and
+    repeatedly while a node is unreachable and decisions are requested. Until the slot map is known,
+    any node is asked and its redirect is followed.
     """
 
     def __init__(self, client: RedisCluster) -> None:
@@ -86,12 +86,12 @@ class Shards:
         self._any = self._connection(_AnyNode(client))
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = 0.0
-        self._draining: set[asyncio.Task[None]] = set()  # nodes that have no slots any more
-        self._is_needed = False  # since the last question about slots
+        self._draining: set[asyncio.Task[None]] = set()  # nodes without slots
+        self._is_needed = False  # since the last request for the slot map
         self._needed_at = 0.0
 
     def route(self, key: bytes) -> tuple[Connection[Item], int]:
-        """The connection to the node that has this key, and the key's slot."""
+        """Return the connection to the node of this key, and the key's slot."""
         self._is_needed = True
         slot = key_slot(key)
         connection = self._slots.get(slot)
@@ -101,11 +101,11 @@ class Shards:
         return connection, slot
 
     def connections(self) -> list[Connection[Item]]:
-        """All of them."""
+        """All connections."""
         return [self._any, *self._nodes.values()]
 
     def open(self) -> None:
-        """Begin to find out who has what."""
+        """Start to fetch the slot map."""
         self._is_needed = True
         self._any.open()
         self._refresh_soon()
@@ -124,7 +124,7 @@ class Shards:
             await connection.close()
 
     def observe(self, observer: Observer | None) -> None:
-        """Tell this observer of all connections, also of later ones; see `Connection.observer`."""
+        """Set the observer of all connections, also of later ones; see `Connection.observer`."""
         self._observer = observer
         for connection in self.connections():
             connection.observer = observer
@@ -132,7 +132,7 @@ class Shards:
     def _connection(self, endpoint: driver.Endpoint) -> Connection[Item]:
         connection: Connection[Item] = Connection(
             endpoint,
-            DecisionCodec(endpoint.name),
+            DecisionCodec(lambda: endpoint.where),
             redirect=self._follow_redirect,
             on_failure=self._refresh_soon,
         )
@@ -146,7 +146,7 @@ class Shards:
         return node
 
     def _follow_redirect(self, request: Request[Item], redirect: Redirect) -> None:
-        """Ask the node that a redirect names: nothing has run where it came from."""
+        """Send the request to the node that a redirect names: the first node executed nothing."""
         address = driver.remap(self._client, redirect.address)
         node = self._node(address)
         request.asking = redirect.asking
@@ -160,7 +160,7 @@ class Shards:
             request.answer(error)
 
     def _refresh_soon(self) -> None:
-        """Find out who has which slots, soon."""
+        """Fetch the slot map in the background."""
         loop = asyncio.get_running_loop()
         if (
             self._refreshing is None
@@ -170,10 +170,10 @@ class Shards:
             self._refreshing = loop.create_task(self._refresh(), context=Context())
 
     async def _refresh(self) -> None:
-        """Ask until there is an answer, and every node that has slots is reached.
+        """Fetch the slot map until it is known and all nodes in it are reachable.
 
-        Or until nobody has wanted a decision for a while: a storage that is dropped, or a bot that
-        sleeps, does not ask on and on.
+        Stop when no decision has been requested for a while: an unused storage does not keep
+        asking.
         """
         while self._is_needed or _now() - self._needed_at < IDLE:
             await asyncio.sleep(max(0.0, self._refreshed_at + REFRESH_EVERY - _now()))
@@ -187,7 +187,7 @@ class Shards:
                     return
 
     async def _fetch_slots(self) -> tuple[Any, str] | None:
-        """Who has which slots, and which host says so: the first of some nodes; one may hang."""
+        """Ask some nodes at once, since one may hang; return the first slot map and its host."""
         known = list(self._nodes.values())
         shuffle(known)
         known.sort(key=lambda each: not each.is_open)
@@ -225,9 +225,9 @@ async def _slots(connection: Connection[Item]) -> tuple[Any, str]:
 
 
 def _host(node: Sequence[Any]) -> str:
-    """The host of a node as `CLUSTER SLOTS` tells it; nothing if it is the one that was asked."""
+    """The host of a node in `CLUSTER SLOTS`; empty if it is the host that was asked."""
     host = node[0] or b""
-    if host == b"?" and len(node) > 3:  # hostnames are preferred, and it has none
+    if host == b"?" and len(node) > 3:  # host names are preferred, and this node has none
         details = node[3]  # a dict with RESP3
         pairs = details if isinstance(details, dict) else zip(*[iter(details)] * 2, strict=True)
         host = dict(pairs).get(b"ip", b"")

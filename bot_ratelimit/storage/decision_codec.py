@@ -1,4 +1,4 @@
-"""DecisionCodec: how hits are put to a Redis server, and how its replies read."""
+"""DecisionCodec: encodes hits for a Redis server, as a script or as transactions."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _SHA: Final = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
 _BY_HASH: Final = (b"EVALSHA", _SHA)
 _BY_SOURCE: Final = (b"EVAL", SCRIPT)
 
-# A lone fixed window takes the script about 3 us, any other rule up to 25 us (measured with Redis 7
-# on a slow core).
+# The script takes about 3 us for a single fixed window and up to 25 us for any other rule (measured
+# with Redis 7 on a slow core).
 _HEAVY: Final = 8
 _LIGHT: Final = Algorithm.FIXED_WINDOW
 
 TRY_SCRIPTS_AGAIN: Final = 60.0
-"""Seconds after which a server that refused scripts is asked for one again."""
+"""Seconds after which a server that refused scripts is tried with a script again."""
 
 
 class Commands(NamedTuple):
-    """Commands as they are, for what is no decision. The answer is the list of their replies."""
+    """Commands of requests that are not decisions. The answer is the list of their replies."""
 
     commands: Sequence[Command]
 
@@ -46,17 +46,24 @@ Item: TypeAlias = "Hit | Commands"
 
 
 class DecisionCodec:
-    """Puts hits as one call of the script, or as transactions where scripts are refused."""
+    """Encodes hits as one call of the script, or as transactions if scripts are refused.
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._name = name
+    Args:
+        where: Where the server is now, for logs and errors.
+        clock: Seconds from any starting point.
+    """
+
+    def __init__(
+        self, where: Callable[[], str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._where = where
         self._clock = clock
         self._script: tuple[bytes, bytes] = _BY_HASH
         self._refused_until: float | None = None
 
     @property
     def uses_script(self) -> bool:
-        """Whether hits go as a script; otherwise as transactions."""
+        """Whether hits are sent as a script; otherwise they are sent as transactions."""
         return self._refused_until is None
 
     def weigh(self, item: Item) -> int:
@@ -70,7 +77,7 @@ class DecisionCodec:
         return _HEAVY * (len(charges) + (once is not None))
 
     def calls(self, requests: Sequence[Request[Item]]) -> list[Call[Item]]:
-        """See `Codec.calls`: one call for all hits, or for all in one slot of a cluster."""
+        """Return one call for all hits, or one for each slot of a cluster; see `Codec.calls`."""
         calls: list[Call[Item]] = []
         hits: list[Request[Item]] = []
         for request in requests:
@@ -93,10 +100,10 @@ class DecisionCodec:
         """See `Codec.read`."""
         if len(replies) == len(call.requests) == 1 and type(replies[0]) is bytes:
             item = call.requests[0].item
-            if type(item) is Hit and len(item.charges) == 1:  # as most are on a Redis Cluster
+            if type(item) is Hit and len(item.charges) == 1:  # the usual case on a Redis Cluster
                 self._script, self._refused_until = _BY_HASH, None
                 return ParsedReplies([[encoding.read_verdict(replies[0])]])
-        if not call.requests:  # repairs, whose replies do not matter
+        if not call.requests:  # repairs: their replies do not matter
             return ParsedReplies(())
         if call.requests[0].asking:
             replies = replies[1:]
@@ -119,14 +126,14 @@ class DecisionCodec:
         if not isinstance(reply, Exception):
             self._script, self._refused_until = _BY_HASH, None
             hits = [request.item for request in call.requests]
-            answers = encoding.read_answers(reply, hits)  # type: ignore[arg-type]  # hits only
+            answers = encoding.read_answers(reply, hits, self._where)  # type: ignore[arg-type]  # hits only
             return (
                 ParsedReplies(answers)
                 if isinstance(reply, bytes)
                 else self._translated(call, answers)
             )
         again = [AGAIN] * len(call.requests)
-        if isinstance(reply, exceptions.NoScriptError):  # a server that has just started
+        if isinstance(reply, exceptions.NoScriptError):  # a server that has restarted
             self._script = _BY_SOURCE
             return ParsedReplies(again)
         if len(call.requests) > 1 and _must_ask_one_by_one(reply):
@@ -139,7 +146,7 @@ class DecisionCodec:
             log.warning(
                 "Redis at %s refuses scripts (%s): using MULTI/EXEC, which can decide one fixed "
                 "window and nothing else; allow EVALSHA and EVAL (ACL SETUSER <user> +@scripting)",
-                self._name,
+                self._where(),
                 one_line(reply),
             )
         self._refused_until = self._clock() + TRY_SCRIPTS_AGAIN
@@ -148,9 +155,11 @@ class DecisionCodec:
     def _translated(
         self, call: Call[Item], answers: Sequence[Any], repairs: Sequence[Command] = ()
     ) -> ParsedReplies:
-        """The answers with redirects recognised, and errors in this package's words."""
+        """Replace redirects and errors among the answers by this package's own types."""
         found = [
-            (_redirect_in([each]) or translated(each)) if isinstance(each, Exception) else each
+            (_redirect_in([each]) or translated(each, self._where()))
+            if isinstance(each, Exception)
+            else each
             for each in answers
         ]
         disconnect = next(
@@ -175,10 +184,11 @@ def _with_asking(call: Call[Item]) -> Call[Item]:
 
 
 def _must_ask_one_by_one(reply: Exception) -> bool:
-    """Whether keys can only be asked for one by one.
+    """Whether keys must be asked for one by one.
 
-    Either their slot is on its way elsewhere: all would be sent where one is missing, and there
-    start from zero. Or a node of a cluster is asked by a client that knows nothing of slots.
+    Either their slot is being moved: if one key is missing, the server would send all of them to
+    the new node, where those not moved yet would start from zero. Or a plain client asks a node of
+    a cluster and knows nothing of slots.
     """
     redirect = _redirect_in([reply])
     if redirect is not None:
@@ -187,14 +197,14 @@ def _must_ask_one_by_one(reply: Exception) -> bool:
 
 
 def _redirect_in(replies: Sequence[Any]) -> Redirect | None:
-    """Where a Redis Cluster says that a slot is now, or is going to."""
+    """The redirect in the replies of a Redis Cluster, or None."""
     for reply in replies:
         if not isinstance(reply, exceptions.ResponseError):
             continue
         code, _, text = str(reply).partition(" ")
         if code in ("MOVED", "ASK"):
             asking = code == "ASK"
-        elif isinstance(reply, exceptions.AskError):  # the parser for clusters takes the code off
+        elif isinstance(reply, exceptions.AskError):  # the cluster parser removes the code
             text, asking = str(reply), not isinstance(reply, exceptions.MovedError)
         else:
             continue

@@ -1,8 +1,8 @@
-"""How hits are put to decide.lua, and how its reply reads."""
+"""Encodes hits as arguments of decide.lua, and decodes its reply."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Final, NamedTuple
@@ -25,58 +25,58 @@ _RESETS_SPEC: Final = f"g {ONCE_MS}".encode()
 _MORE_RESETS_SPEC: Final = f"g& {ONCE_MS}".encode()
 
 MAX_COUNT: Final = 10**15
-"""A counter that reaches this is none of ours; below it a double is exact."""
+"""A counter from this value on is not ours; below it a double is exact."""
 _FAILED: Final = -1
 _UNDECIDED: Final = -2
 
 
 class Hit(NamedTuple):
-    """One call of a storage: charges to decide together."""
+    """Charges that are decided together, in one call of a storage."""
 
     charges: Sequence[Charge]
     once: str | None = None
     peek: bool = False
     reset: bool = False
-    """Look, then forget: the answer is what a peek would have said."""
+    """Peek, then delete: the answer is that of the peek."""
     adjust: str = ""
-    """`"+"` charges whatever is left, `"-"` gives back: the answer is what a hit of cost 1 is told
-    afterwards."""
+    """`"+"` charges even above the limit, `"-"` refunds: the answer is what a hit of cost 1 would
+    get afterwards."""
     age_us: int = 0
-    """How long ago what is given back was charged."""
+    """Age of the refunded charge, in microseconds."""
 
 
 def wrong_type(key: str) -> ServerText:
-    """The error for a key that holds something that is not ours, as the script words it."""
+    """The error for a key that holds foreign data, in the words of the script."""
     return ServerText(f"WRONGTYPE '{key}' holds something else")
 
 
 def encode_command(command: Command) -> bytes:
-    """A command in RESP, the protocol of Redis."""
+    """Encode a command in RESP, the protocol of Redis."""
     parts = [b"$%d\r\n%b\r\n" % (len(part), part) for part in command]
     return b"*%d\r\n%b" % (len(command), b"".join(parts))
 
 
 def encode_key(key: str) -> bytes:
-    """A key as Redis knows it; half a character, as a custom id may hold, is kept."""
+    """Encode a key; half a surrogate pair, which a custom id may contain, is kept."""
     return key.encode("utf-8", "surrogatepass")
 
 
 def resets_key(key: str) -> str:
-    """Where the resets of a count are numbered, while shared verdicts on it may still be about.
+    """The key that numbers the resets of a count as long as shared verdicts on it may exist.
 
-    `bot:ratelimit:once:{bot:ratelimit:42}`. On a cluster it lives in the slot of the count: by the
-    hash tag of the prefix, or else by this one.
+    For example `bot:ratelimit:once:{bot:ratelimit:42}`. On a cluster it is in the same slot as the
+    count: by the hash tag of the prefix, or else by this one.
     """
     head, colon, _ = key.partition(":ratelimit:")
     return f"{head}{colon}once:{{{key}}}" if colon else f"once:{{{key}}}"
 
 
 def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
-    """`numkeys key … arg …` for decide.lua: a key and its spec for each charge."""
+    """`numkeys key … arg …` for decide.lua: a key and a spec for each charge."""
     if len(hits) == 1 and len(hits[0].charges) == 1:
         charges, once, peek, reset, adjust, _ = hits[0]
         key, limit, cost, shadow, penalty = charges[0]
-        if penalty is None and once is None and not reset and not adjust:  # as most on a cluster
+        if penalty is None and once is None and not reset and not adjust:  # usual on a cluster
             return [b"1", encode_key(key), _spec(limit, cost, shadow, "?" if peek else "", False)]
     keys: list[bytes] = []
     specs: list[bytes] = []
@@ -86,7 +86,7 @@ def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
             specs.append(_ONCE_SPEC)
         mode = "!" if reset else "?" if peek else adjust
         shared = reset or once is not None
-        # How many more keys go with this one.
+        # How many more keys belong to this hit.
         joined = 2 * len(charges) if shared else len(charges)
         for key, limit, cost, shadow, penalty in charges:
             joined -= 1
@@ -106,15 +106,21 @@ def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
 
 
 def read_verdict(reply: bytes) -> Verdict:
-    """The verdict of decide.lua on one charge."""
+    """Decode the verdict of decide.lua on one charge."""
     wait, remaining, reset = reply.split()
     return new_verdict((int(wait), int(remaining), int(reset)))
 
 
 def read_answers(
-    reply: bytes | str | list[bytes | str], hits: Sequence[Hit]
+    reply: bytes | str | list[bytes | str], hits: Sequence[Hit], where: Callable[[], str] = str
 ) -> Sequence[list[Verdict] | Exception]:
-    """What decide.lua says to each hit: its verdicts, or the error it met."""
+    """Decode the reply of decide.lua: for each hit its verdicts, or the error it met.
+
+    Args:
+        reply: What it returned.
+        hits: What it was asked.
+        where: Tells which server that was.
+    """
     text, *errors = reply if isinstance(reply, list) else [reply]
     numbers = map(int, text.split())
     verdicts = map(new_verdict, zip(numbers, numbers, numbers))  # noqa: B905 - one after another
@@ -125,16 +131,19 @@ def read_answers(
     if not errors:
         return found
     reasons = [ServerText(_text(error)) for error in errors]
-    return [_with_errors(verdicts, hit, reasons) for verdicts, hit in zip(found, hits, strict=True)]
+    at = where()
+    return [
+        _with_errors(verdicts, hit, reasons, at) for verdicts, hit in zip(found, hits, strict=True)
+    ]
 
 
 def _with_errors(
-    verdicts: list[Verdict], hit: Hit, reasons: Sequence[ServerText]
+    verdicts: list[Verdict], hit: Hit, reasons: Sequence[ServerText], where: str
 ) -> list[Verdict] | Exception:
     if verdicts[0].wait == _FAILED:
         return reasons[verdicts[0].remaining]
     return [
-        Undecided.because(translated(reasons[verdict.remaining]), charge.limit)
+        Undecided.because(translated(reasons[verdict.remaining], where), charge.limit)
         if verdict.wait == _UNDECIDED
         else verdict
         for verdict, charge in zip(verdicts, hit.charges, strict=True)

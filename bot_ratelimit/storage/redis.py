@@ -24,23 +24,24 @@ from bot_ratelimit.storage.sentinel import SentinelEndpoint
 
 
 class RedisStorage:
-    """Decides on the server, in one round trip, with the server's clock.
+    """Decides on a Redis or Valkey server, in one round trip, with the server's clock.
 
     ::
 
         Limiter(RedisStorage(Redis(host="10.0.0.5")), key_prefix="my_bot")
 
     The storage has a connection of its own to each server, with the credentials, TLS and Sentinel
-    of the client; it opens it in the background and keeps it until `close`.
+    settings of the client. It opens the connection in the background and keeps it until `close`.
 
     Args:
         client: A `redis.asyncio.Redis` of any kind (from_url, Sentinel, any pool, with or without
-            decode_responses), or a `redis.asyncio.RedisCluster`. It says how to connect; its pool,
-            its time-outs and its retries are not used, since a repeated hit could be charged twice.
-        close_client: Whether `close` closes the client too.
+            decode_responses), or a `redis.asyncio.RedisCluster`. It says how to connect. Its pool,
+            its time-outs and its retries are not used, because a repeated hit could be charged
+            twice.
+        close_client: Whether `close` also closes the client; it does not by default.
 
     Raises:
-        ConfigError: The client is synchronous, or no client at all.
+        ConfigError: The client is synchronous, or not a Redis client.
     """
 
     source: Literal["redis"] = "redis"
@@ -56,7 +57,7 @@ class RedisStorage:
             self._shards = Shards(client)
         else:
             endpoint = _endpoint(client.connection_pool)
-            self._connection = Connection(endpoint, DecisionCodec(endpoint.name))
+            self._connection = Connection(endpoint, DecisionCodec(lambda: endpoint.where))
 
     @property
     def is_cluster(self) -> bool:
@@ -84,8 +85,8 @@ class RedisStorage:
         return self._submit(Hit(charges, adjust="-", age_us=age_us), charges[0].key, timeout)
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
-        """Forget these keys; see `Storage.reset`."""
-        slots: dict[int | None, list[Charge]] = {}  # on a cluster the keys may be on many nodes
+        """Delete these counts; see `Storage.reset`."""
+        slots: dict[int | None, list[Charge]] = {}  # on a cluster the keys may be on several nodes
         for charge in charges:
             slot = None if self._connection is not None else self._route(charge.key)[1]
             slots.setdefault(slot, []).append(charge)
@@ -95,30 +96,31 @@ class RedisStorage:
         return sum(verdict.reset > 0 for verdict in chain.from_iterable(forgotten))
 
     async def execute(self, command: Command, *, key: str, timeout: float) -> Any:
-        """Send a command that is no decision, once, and return its reply as redis-py parses it.
+        """Send a command that is not a decision, once, and return its reply as redis-py parses it.
 
         Args:
             command: Its name and arguments, as bytes.
-            key: The key it is about, which says where to send it.
+            key: A key of the command, which decides where it is sent.
             timeout: Seconds.
 
         Raises:
-            StorageError: The server is out of reach, too slow or cannot serve now.
-            ConfigError: It will not serve before somebody changes a setting.
+            StorageError: The server is unreachable, too slow or cannot serve now.
+            ConfigError: The server refuses until a setting is changed.
         """
         (reply,) = await self._submit(Commands([command]), key, timeout)
         if isinstance(reply, Exception):
-            raise translated(reply) from reply
+            connection = self._connection or self._route(key)[0]
+            raise translated(reply, connection.where) from reply
         return reply
 
     def server(self, charges: Sequence[Charge]) -> str:
-        """The server that decides about these charges, as logs name it; see `Storage.server`."""
+        """The name of the server that decides about these charges; see `Storage.server`."""
         if self._connection is not None:
             return self._connection.name
         return self._route(charges[0].key)[0].name
 
     def observe(self, observer: Observer) -> None:
-        """Tell this observer of connections and batches, beside those that are told already."""
+        """Add an observer of connections and batches."""
         self._observer = observers_of(self._observer, observer)
         if self._shards is not None:
             self._shards.observe(self._observer)
@@ -126,7 +128,7 @@ class RedisStorage:
             self._connection.observer = self._observer
 
     def status(self) -> list[ConnectionStatus]:
-        """How the connections are, one for each server."""
+        """The state of the connections, one for each server."""
         connections = self._shards.connections() if self._shards else [self._connection]
         return [
             ConnectionStatus(
@@ -141,13 +143,13 @@ class RedisStorage:
         ]
 
     def open(self) -> None:
-        """Begin to connect, in the background; otherwise the first decision does."""
+        """Start to connect in the background; without this, the first decision does it."""
         (self._connection or cast(Shards, self._shards)).open()
 
     async def close(self) -> None:
         """Close the connection; the client stays open unless `close_client` was given.
 
-        Like the client itself, the storage can be used again, as when a dispatcher is restarted.
+        Like the client, the storage can be used again, for example when a dispatcher is restarted.
         """
         await (self._connection or cast(Shards, self._shards)).close()
         if self._close_client:

@@ -1,6 +1,6 @@
-"""One fixed window without a script, for servers that refuse them: INCR, TTL and EXPIRE in MULTI.
+"""A fixed window without a script, for servers that refuse scripts: INCR, TTL and EXPIRE in MULTI.
 
-`EXPIRE ... NX` would need Redis 7, so the window is opened by `SET key 0 PX ms NX` instead.
+`EXPIRE ... NX` needs Redis 7, so `SET key 0 PX ms NX` opens the window instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bot_ratelimit.storage.encoding import Command, Hit
 
 
 def needs_script(hit: Hit) -> ConfigError | None:
-    """Why only the script can decide this hit; None if a transaction can."""
+    """Return why only the script can decide this hit; None if a transaction can."""
     charge = hit.charges[0]
     if hit.reset:
         return None
@@ -35,7 +35,8 @@ def needs_script(hit: Hit) -> ConfigError | None:
         what = f"a cost of {charge.cost}"
     else:
         return None
-    # Without keys: the same fault of many users is logged once, and a key may hold anything.
+    # Without the keys, which may contain anything, so that the same error of many users is logged
+    # once.
     limits = ", ".join(str(charge.limit) for charge in hit.charges)
     error = ConfigError(
         f"{what} ({limits}) needs a script, and this server refuses EVALSHA; allow it "
@@ -46,9 +47,10 @@ def needs_script(hit: Hit) -> ConfigError | None:
 
 
 def commands(hit: Hit) -> list[Command]:
-    """The hit as a MULTI/EXEC of its own, so that its errors are its own too.
+    """Encode the hit as a MULTI/EXEC of its own, so that its errors do not affect other hits.
 
-    None for a hit that only a script can decide.
+    Returns:
+        The commands; none for a hit that only a script can decide.
     """
     if needs_script(hit):
         return []
@@ -60,14 +62,14 @@ def commands(hit: Hit) -> list[Command]:
     name = encoding.encode_key(key)
     if hit.peek:
         return [(b"MULTI",), (b"GET", name), (b"PTTL", name), (b"EXEC",)]
-    # A key still answers in the very millisecond in which it expires, so it expires one earlier.
+    # A key still exists in the millisecond in which it expires, so it expires one earlier.
     lifetime = b"%d" % max(1, limit.period_ms - 1)
     opened: Command = (b"SET", name, b"0", b"PX", lifetime, b"NX")
     return [(b"MULTI",), opened, (b"INCR", name), (b"PTTL", name), (b"EXEC",)]
 
 
 def answer(hit: Hit, replies: Sequence[Any]) -> list[Verdict] | Exception:
-    """What the replies say to the hit, or the first error among them."""
+    """Decode the replies to the hit: its verdicts, or the first error."""
     error = needs_script(hit) or _error(replies)
     if error is not None:
         return error
@@ -85,9 +87,10 @@ def answer(hit: Hit, replies: Sequence[Any]) -> list[Verdict] | Exception:
 
 
 def repairs(hit: Hit, replies: Sequence[Any]) -> list[Command]:
-    """The EXPIRE that a key needs whose TTL was missing or longer than the window.
+    """Return the commands that repair a key.
 
-    A number that is no counter of ours is put back as it was found.
+    An EXPIRE for a TTL that was missing or longer than the window; and a DECR for a number that is
+    not our counter, so that it gets its old value back.
     """
     if not replies or hit.peek or hit.reset or _error(replies) is not None:
         return []
@@ -113,13 +116,13 @@ def _is_foreign(hit: Hit, count: int) -> bool:
 
 
 def _count(replies: Sequence[Any]) -> tuple[int, int]:
-    """The counter, and how many milliseconds are left of its window."""
+    """The counter, and the milliseconds until its window ends."""
     *_, count, ttl_ms = replies[-1]
     return int(count or 0), int(ttl_ms) + 1
 
 
 def _error(replies: Sequence[Any]) -> Exception | None:
-    # EXEC comes last; what it says of a command that was refused when queued is the least telling.
+    # EXEC comes last, and its error for a command that was refused when queued says the least.
     last = replies[-1] if replies else []
     for reply in (*replies[:-1], *(last if isinstance(last, list) else (last,))):
         if isinstance(reply, Exception):

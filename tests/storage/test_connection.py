@@ -517,7 +517,7 @@ async def test_the_queue_is_bounded(
     monkeypatch.setattr(connections, "MAX_WAITING", 2)
     await open_stream(connection)
     waiting = ask(connection, "a", "b")
-    with pytest.raises(QueueFullError, match=r"2 requests are waiting for redis\.test:6379"):
+    with pytest.raises(QueueFullError, match=r"2 requests already wait for redis\.test:6379"):
         connection.submit("c", 5)
     await server.wire.reply("ok", "ok")
     assert await asyncio.gather(*waiting) == ["ok a", "ok b"]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.web.problems import Problem
@@ -74,6 +73,8 @@ class Console:
         return "../" * depth or "./"
 
 
+_Handles = TypeVar("_Handles", bound=Callable[..., Awaitable[Any]])
+
 CONSOLE: Final = web.AppKey("bot_ratelimit_console", Console)
 SESSION: Final[Any] = (
     web.RequestKey("bot_ratelimit_session", Session)
@@ -99,7 +100,20 @@ def control_of(request: web.Request) -> Control:
     return console_of(request).control(session.by)
 
 
-def anybody(handler: Handler) -> Handler:
+def wants_page(request: web.Request) -> bool:
+    """Whether a person reads the answer: then it is HTML, but never below `api/`."""
+    home = str(request.app.router[ROOT].url_for())
+    if request.rel_url.raw_path.removeprefix(home).startswith("api/"):
+        return False
+    return "text/html" in request.headers.get("Accept", "")
+
+
+def anybody(handler: _Handles) -> _Handles:
     """Mark a handler that strangers may reach: the login form, and what it is made of."""
-    handler.anybody = True  # type: ignore[attr-defined]  # read by `access`
+    handler.anybody = True  # type: ignore[attr-defined]  # read by `may_anybody`
     return handler
+
+
+def may_anybody(request: web.Request) -> bool:
+    """Whether strangers may reach the handler of this request."""
+    return getattr(request.match_info.handler, "anybody", False) is True

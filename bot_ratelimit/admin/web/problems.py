@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
@@ -69,38 +68,3 @@ def problem_of(error: RateLimitError) -> Problem:
     status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
     headers = {"Retry-After": "2"} if status == 503 else {}
     return Problem(status, str(error), headers=headers)
-
-
-class Renders(Protocol):
-    """What shows a problem to people; see `Pages`."""
-
-    def login_page(self, request: web.Request, problem: Problem | None) -> web.Response: ...
-    def error_page(self, request: web.Request, problem: Problem) -> web.Response: ...
-
-
-def reporting(pages: Renders) -> Middleware:
-    """A middleware that answers with the problem whenever something goes wrong."""
-
-    @web.middleware
-    async def report(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except ProblemError as error:
-            problem = error.problem
-        except RateLimitError as error:
-            problem = problem_of(error)
-        except web.HTTPException as error:
-            if error.status < 400:
-                raise
-            problem = Problem(error.status, error.reason)
-        if "text/html" not in request.headers.get("Accept", ""):
-            return problem.to_response()
-        if problem.status in {401, 429}:
-            page = pages.login_page(request, problem)
-        else:
-            page = pages.error_page(request, problem)
-        page.set_status(problem.status)
-        page.headers.update(problem.headers)
-        return page
-
-    return report

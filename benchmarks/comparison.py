@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from benchmarks import handmade, ours, peers
-from benchmarks.contestant import Entry, UnableError
+from benchmarks import hand_written, ours, peers
+from benchmarks.candidate import Entry, UnableError
 from benchmarks.measure import Figures
-from benchmarks.records import Absence, Record, Records
+from benchmarks.records import Record, Records, Skipped
 from benchmarks.server import Server
 from benchmarks.tables import Table
 
@@ -17,9 +17,9 @@ ON_REDIS: Final[Mapping[str, Entry]] = {
     ours.NAME: ours.OnRedis,
     "limits": peers.LimitsOnRedis,
     "aiogram-sentinel": peers.SentinelOnRedis,
-    "hand-written MULTI": handmade.Multi,
-    "hand-written EVALSHA": handmade.Script,
-    "bare INCR": handmade.Incr,
+    "hand-written MULTI": hand_written.Multi,
+    "hand-written EVALSHA": hand_written.Script,
+    "bare INCR": hand_written.Incr,
 }
 IN_MEMORY: Final[Mapping[str, Entry]] = {
     ours.NAME: ours.InMemory,
@@ -27,12 +27,12 @@ IN_MEMORY: Final[Mapping[str, Entry]] = {
     "aiogram-sentinel": peers.SentinelInMemory,
 }
 
-Found = Iterator["Record | Absence"]
+Measurements = Iterator["Record | Skipped"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What all concerns of a run have in common."""
+    """What all benchmarks of a run have in common."""
 
     server: Server
     rounds: int
@@ -47,20 +47,20 @@ class Run:
         )
 
 
-class Concern(NamedTuple):
+class Benchmark(NamedTuple):
     """Something that is measured, and how it is shown."""
 
     name: str
-    measure: Callable[[Run], Found]
+    measure: Callable[[Run], Measurements]
     tables: Callable[[Records], list[Table]]
 
 
-def race(
+def compare(
     run: Run,
-    concern: str,
+    benchmark: str,
     cases: Mapping[str, Sequence[str]],
     measure: Callable[[str, str], Figures],
-) -> Found:
+) -> Measurements:
     """Measure every starter of every case once a round; who fails is out of that case.
 
     Args:
@@ -78,9 +78,9 @@ def race(
                     figures = measure(case, who)
                 except Exception as error:
                     out.add((case, who))
-                    yield Absence(f"{concern}: {case}", who, reason(error))
+                    yield Skipped(f"{benchmark}: {case}", who, reason(error))
                 else:
-                    yield Record(concern, case, who, n, figures)
+                    yield Record(benchmark, case, who, n, figures)
 
 
 def reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Tape: what the package logs, kept for the story instead of written across the display."""
+"""LogCapture: keeps log records, so that the demo can show them between its own lines."""
 
 import logging
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 Records = list[logging.LogRecord]
 
 
-class Tape(logging.Handler):
+class LogCapture(logging.Handler):
     """Keeps log records."""
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Tape(logging.Handler):
         self._records.append(record)
 
     def take(self) -> Records:
-        """What came since this was asked last."""
+        """The records since the last call."""
         new = self._records[self._shown :]
         self._shown = len(self._records)
         return new
@@ -31,17 +31,17 @@ class Tape(logging.Handler):
 
 
 @contextmanager
-def recorded(name: str = "bot_ratelimit") -> Iterator[Tape]:
-    """Put what a logger gets onto a tape, and nowhere else."""
-    tape = Tape()
+def captured_logs(name: str = "bot_ratelimit") -> Iterator[LogCapture]:
+    """Capture what a logger receives, and pass it on to no other handler."""
+    logs = LogCapture()
     logger = logging.getLogger(name)
     level, propagate = logger.level, logger.propagate
-    logger.addHandler(tape)
+    logger.addHandler(logs)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
-        yield tape
+        yield logs
     finally:
-        logger.removeHandler(tape)
+        logger.removeHandler(logs)
         logger.setLevel(level)
         logger.propagate = propagate

@@ -1,4 +1,4 @@
-"""Act four: the bot answers, streams a text and broadcasts, without and with OutgoingLimits."""
+"""Scenario four: the bot answers, streams a text and broadcasts, with and without limits."""
 
 import asyncio
 import time
@@ -13,8 +13,8 @@ from aiogram.exceptions import TelegramRetryAfter
 
 from bot_ratelimit import OutgoingLimits
 from example_bot.demo.botapi import TOKEN, BotApi
+from example_bot.demo.context import INSTANCES, DemoContext
 from example_bot.demo.floods import FloodControl
-from example_bot.demo.stage import INSTANCES, Stage
 from example_bot.demo.updates import message
 
 CHATS = range(5_001, 5_007)
@@ -26,7 +26,7 @@ SUBSCRIBERS = range(6_001, 6_061)
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """What became of one kind of requests."""
+    """What happened to one kind of requests."""
 
     title: str
     what: str
@@ -36,31 +36,31 @@ class Sending:
     seconds: float
 
 
-async def act_four(stage: Stage) -> None:
-    """The same requests twice: Telegram refuses what comes too fast."""
-    stage.display.act(
-        "Act four: what the bot itself sends, without and with OutgoingLimits.",
+async def scenario_four(context: DemoContext) -> None:
+    """The same requests twice: Telegram refuses requests that come too fast."""
+    context.display.scenario(
+        "Scenario four: what the bot itself sends, without and with OutgoingLimits.",
         f"{INSTANCES} instances answer in {len(CHATS)} chats, edit one message {EDITS} times in "
         f"4 s, as a streamed answer does, and write to {len(SUBSCRIBERS)} subscribers. Telegram "
-        "takes about one message a second in a chat, and 30 a second of a broadcast.",
+        "accepts about one message a second in a chat, and 30 a second of a broadcast.",
     )
-    without = await _perform(stage, "4 without", limited=False)
-    told = await _perform(stage, "4 with", limited=True)
-    stage.display.deliveries([*without, *told])
-    stage.claim(
+    without = await _run(context, "4 without", limited=False)
+    told = await _run(context, "4 with", limited=True)
+    context.display.deliveries([*without, *told])
+    context.check(
         "without OutgoingLimits Telegram refused, and messages were lost",
         sum(each.refused for each in without) > 0 and _lost(without) > 0,
     )
-    stage.claim(
+    context.check(
         "with OutgoingLimits Telegram refused nothing, and every message arrived",
         not sum(each.refused for each in told) and not _lost(told),
     )
 
 
-async def _perform(stage: Stage, title: str, *, limited: bool) -> list[Sending]:
-    # Telegram is not exact either: it takes one more than the budgets allow for.
+async def _run(context: DemoContext, title: str, *, limited: bool) -> list[Sending]:
+    # Telegram is not exact either: it accepts one more than the budgets allow.
     floods = FloodControl(burst=6)
-    async with BotApi(floods=floods) as api, _bots(stage, api, limited) as bots:
+    async with BotApi(floods=floods) as api, _bots(context, api, limited) as bots:
         for chat in (*CHATS, STREAM):
             floods.wrote(message(chat)["message"]["chat"]["id"])
         began = time.monotonic()
@@ -71,9 +71,9 @@ async def _perform(stage: Stage, title: str, *, limited: bool) -> list[Sending]:
                 _timed("broadcast", _broadcast(*bots[1]), began),
             )
         )
-    stage.display.log(stage.tape.take())
+    context.display.log(context.logs.take())
     if limited:
-        _claim_order(stage, api)
+        _check_order(context, api)
     counted = {
         "answers": (CHATS, len(CHATS) * ANSWERS * INSTANCES),
         "edits": ((STREAM,), EDITS),
@@ -93,32 +93,32 @@ async def _perform(stage: Stage, title: str, *, limited: bool) -> list[Sending]:
 
 
 def _lost(found: Iterable[Sending]) -> int:
-    """How many did not arrive; of edits only the last one has to."""
+    """How many did not arrive. Edits do not count: only the last one has to arrive."""
     return sum(each.asked - each.arrived for each in found if each.what != "edits")
 
 
-def _claim_order(stage: Stage, api: BotApi) -> None:
+def _check_order(context: DemoContext, api: BotApi) -> None:
     orders = [
         [call.text for call in api.calls if call.chat_id == chat and call.text.startswith(name)]
         for chat in CHATS
         for name in map(str, range(INSTANCES))
     ]
-    stage.claim(
-        "what an instance answered in a chat arrived in its order",
+    context.check(
+        "the answers of an instance in a chat arrived in the right order",
         all(order == sorted(order) for order in orders),
     )
     edits = [call.text for call in api.calls if call.chat_id == STREAM]
-    stage.claim(
-        f"of {EDITS} edits only a few were sent, and the last text stands",
+    context.check(
+        f"of {EDITS} edits only a few were sent, and the last text is shown",
         len(edits) < EDITS / 2 and edits[-1] == f"text {EDITS - 1}",
     )
 
 
 @asynccontextmanager
 async def _bots(
-    stage: Stage, api: BotApi, limited: bool
+    context: DemoContext, api: BotApi, limited: bool
 ) -> AsyncIterator[list[tuple[Bot, OutgoingLimits | None]]]:
-    """A bot for each instance, and what paces it."""
+    """A bot for each instance, with its OutgoingLimits if it is limited."""
     async with AsyncExitStack() as stack:
         bots: list[tuple[Bot, OutgoingLimits | None]] = []
         for _ in range(INSTANCES):
@@ -126,19 +126,19 @@ async def _bots(
             bot = await stack.enter_async_context(Bot(TOKEN, session))
             limits = None
             if limited:
-                client = stage.backend.client()
+                client = context.backend.client()
                 stack.push_async_callback(client.aclose)
-                limits = OutgoingLimits(client, f"{stage.prefix}:four").setup(bot)
+                limits = OutgoingLimits(client, f"{context.prefix}:four").setup(bot)
                 stack.push_async_callback(limits.close)
             bots.append((bot, limits))
         yield bots
 
 
 async def _answer(bots: list[Bot]) -> None:
-    """Every instance answers in every chat, several times."""
+    """Each instance answers several times in each chat."""
     await asyncio.gather(
         *(
-            _or_lose(bot.send_message(chat, f"{name} answer {number}"))
+            _or_drop(bot.send_message(chat, f"{name} answer {number}"))
             for number in range(ANSWERS)
             for name, bot in enumerate(bots)
             for chat in CHATS
@@ -147,11 +147,11 @@ async def _answer(bots: list[Bot]) -> None:
 
 
 async def _stream(bot: Bot) -> None:
-    """An answer that grows, as that of a language model."""
+    """An answer that grows, as a language model streams it."""
     edits = []
     for number in range(EDITS):
         edit = bot.edit_message_text(f"text {number}", chat_id=STREAM, message_id=1)
-        edits.append(asyncio.create_task(_or_lose(edit)))
+        edits.append(asyncio.create_task(_or_drop(edit)))
         await asyncio.sleep(0.1)
     await asyncio.gather(*edits)
 
@@ -161,14 +161,14 @@ async def _broadcast(bot: Bot, limits: OutgoingLimits | None) -> None:
         await bot.send_message(chat, "news")
 
     if limits is None:
-        await asyncio.gather(*(_or_lose(send(chat)) for chat in SUBSCRIBERS))
+        await asyncio.gather(*(_or_drop(send(chat)) for chat in SUBSCRIBERS))
         return
     async for _ in limits.broadcast(SUBSCRIBERS, send):
         pass
 
 
-async def _or_lose(request: Awaitable[object]) -> None:
-    """A bot that has no plan for a 429 loses the message."""
+async def _or_drop(request: Awaitable[object]) -> None:
+    """Send; a message that gets a 429 is lost, as in a bot that does not handle it."""
     with suppress(TelegramRetryAfter):
         await request
 

@@ -1,4 +1,4 @@
-"""Contestant: a limiter that takes part, and the limits that all of them decide by."""
+"""Candidate: a limiter that takes part, and the limits that all of them decide by."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ AMOUNT: Final = LIMITS[0][0]
 
 
 class Setting(NamedTuple):
-    """What a contestant is asked to do."""
+    """What a candidate is asked to do."""
 
     url: str
     concurrency: int = 1
     algorithm: str = "fixed window"
     rules: int = 1
     users: int = 20_000
-    """How many the contestant must keep apart; those in memory are given room for them."""
+    """How many the candidate must keep apart; those in memory are given room for them."""
     cluster: bool = False
 
 
-class Contestant(Protocol):
+class Candidate(Protocol):
     """One way of limiting."""
 
     name: ClassVar[str]
 
     async def setup(self, setting: Setting) -> None:
-        """Get ready. Raises UnableError if the contestant cannot do what the setting asks."""
+        """Get ready. Raises UnableError if the candidate cannot do what the setting asks."""
         ...
 
     async def hit(self, user: int) -> bool:
@@ -45,11 +45,11 @@ class Contestant(Protocol):
     async def close(self) -> None: ...
 
 
-Entry = Callable[[], Contestant]
+Entry = Callable[[], Candidate]
 
 
 class UnableError(Exception):
-    """A contestant cannot take part, and why."""
+    """A candidate cannot take part, and why."""
 
 
 def pool(setting: Setting) -> ConnectionPool:
@@ -64,7 +64,7 @@ def pool(setting: Setting) -> ConnectionPool:
 
 
 def client(setting: Setting) -> Any:
-    """A client of its own for a contestant; `aclose` closes its connections too."""
+    """A client of its own for a candidate; `aclose` closes its connections too."""
     if setting.cluster:
         return RedisCluster.from_url(setting.url)
     return Redis.from_pool(pool(setting))

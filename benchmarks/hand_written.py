@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from benchmarks.contestant import AMOUNT, DAY, Contestant, Setting, UnableError, client
+from benchmarks.candidate import AMOUNT, DAY, Candidate, Setting, UnableError, client
 
 SCRIPT = """
 local count = redis.call('INCR', KEYS[1])
@@ -13,7 +13,7 @@ return count
 """
 
 
-class _ByHand(Contestant):
+class _HandWritten(Candidate):
     _redis: Any
 
     async def setup(self, setting: Setting) -> None:
@@ -25,7 +25,7 @@ class _ByHand(Contestant):
         await self._redis.aclose()
 
 
-class Multi(_ByHand):
+class Multi(_HandWritten):
     """The middleware in circulation: MULTI of INCR and TTL; then EXPIRE if the key is new."""
 
     name: ClassVar[str] = "hand-written MULTI"
@@ -41,7 +41,7 @@ class Multi(_ByHand):
         return bool(count <= AMOUNT)
 
 
-class Script(_ByHand):
+class Script(_HandWritten):
     """One EVALSHA for each decision."""
 
     name: ClassVar[str] = "hand-written EVALSHA"
@@ -54,7 +54,7 @@ class Script(_ByHand):
         return bool(await self._script([f"bench:ratelimit:{user}"], [DAY]) <= AMOUNT)
 
 
-class Incr(_ByHand):
+class Incr(_HandWritten):
     """A bare INCR: no TTL, no window; the least that any decision on redis-py can cost."""
 
     name: ClassVar[str] = "bare INCR"

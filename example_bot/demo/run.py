@@ -1,4 +1,4 @@
-"""The performance: the four acts one after the other, and the verdict."""
+"""Runs the four scenarios one after the other and prints the results."""
 
 import asyncio
 import os
@@ -8,53 +8,57 @@ from pathlib import Path
 from rich.console import Console
 
 from bot_ratelimit import ConfigError
-from example_bot.demo.acts import CROWD, act_one, act_three, act_two
 from example_bot.demo.backend import open_backend, random_prefix
+from example_bot.demo.context import INSTANCES, LIMIT, DemoContext
 from example_bot.demo.crowd import FLOODERS
 from example_bot.demo.display import Display
-from example_bot.demo.sending import act_four
-from example_bot.demo.stage import INSTANCES, LIMIT, Stage
-from example_bot.demo.tape import recorded
+from example_bot.demo.log_capture import captured_logs
+from example_bot.demo.outgoing import scenario_four
+from example_bot.demo.scenarios import CROWD, scenario_one, scenario_three, scenario_two
 
 SHOWN = (
     f"Without Redis {INSTANCES} instances count apart: a flooder gets {INSTANCES} times the limit.",
     "With Redis they share one count: a flooder gets exactly the limit, and users get theirs.",
     "Albums count once, buttons are always answered, payments are never refused.",
-    "While Redis is away the bot answers everybody; limits hold again when Redis is back.",
+    "While Redis is down the bot answers everybody; limits hold again when Redis is back.",
 )
 
 
-def perform() -> int:
-    """Perform the four acts, and return 0 only if what they claim is what happened."""
+def run_demo() -> int:
+    """Run the four scenarios.
+
+    Returns:
+        The exit status: 0 if everything happened as expected, 1 if not, 2 if the demo cannot start.
+    """
     try:
-        return asyncio.run(_perform(Display(Console())))
+        return asyncio.run(_run(Display(Console())))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
 
 
-async def _perform(display: Display) -> int:
+async def _run(display: Display) -> int:
     prefix = random_prefix()
     flooders = sum(person.group == FLOODERS for person in CROWD)
-    # Not from .env: the demo must not reach for a bot's real Redis unless told to.
+    # Not from .env: the demo must not use the Redis of a real bot unless it is told to.
     async with open_backend(os.environ.get("REDIS_URL"), prefix) as backend:
-        with recorded() as tape:
-            stage = Stage(display, backend, prefix, tape)
+        with captured_logs() as logs:
+            context = DemoContext(display, backend, prefix, logs)
             display.say(
                 f"{INSTANCES} instances of one bot behind a load balancer, {backend.name}, and a "
-                f"stand-in for Telegram. Everybody may send {LIMIT} messages a minute: "
-                f"{len(CROWD) - flooders} users keep to that, {flooders} flooders do not."
+                f"stand-in for Telegram. Each user may send {LIMIT} messages a minute: "
+                f"{len(CROWD) - flooders} users stay within the limit, {flooders} flooders do not."
             )
-            await act_one(stage)
-            await act_two(stage)
-            await act_three(stage)
-            await act_four(stage)
-    display.table(stage.findings)
-    display.verdict(stage.findings)
-    if not stage.findings.differences():
+            await scenario_one(context)
+            await scenario_two(context)
+            await scenario_three(context)
+            await scenario_four(context)
+    display.table(context.results)
+    display.conclusion(context.results)
+    if not context.results.differences():
         display.points("What you have seen:", SHOWN)
         display.points("What to do next:", _next_steps())
-    return stage.findings.exit_status()
+    return context.results.exit_status()
 
 
 def _next_steps() -> tuple[str, ...]:
