@@ -344,7 +344,7 @@ class RateLimitMiddleware(BaseMiddleware):
 
         What operators change live (`bot-ratelimit exempt ID --not`) wins, as always.
         """
-        self._screening.exempt_for_good(frozenset(ids))
+        self._event_filter.exempt_for_good(frozenset(ids))
 
     def inventory(self) -> dict[str, Any]:
         """What operators are shown of this middleware, as JSON has it: its rules, and the rest."""
@@ -361,7 +361,7 @@ class RateLimitMiddleware(BaseMiddleware):
     @property
     def per_bot(self) -> bool:
         """Whether it counts apart for each bot."""
-        return self._screening.per_bot
+        return self._event_filter.per_bot
 
     async def close(self) -> None:
         """Close the storage, and the client that `from_settings` made; never a client given."""
