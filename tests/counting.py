@@ -1,4 +1,4 @@
-"""What each of several bots does whose metrics are added up; run by test_metrics.py."""
+"""The work of each of several bots whose metrics are added up; run by test_metrics.py."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def gone(recorder: Any) -> None:
 
 
 def collected(directory: str) -> str:
-    """The page of metrics over all processes."""
+    """The metrics page over all processes."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector

@@ -1,4 +1,4 @@
-"""Updates of every kind, and several instances of one bot to send them to."""
+"""Updates of every kind, and several instances of a bot that receive them."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ MISSING: Final = {
 
 
 def needs(name: str) -> list[pytest.MarkDecorator]:
-    """Skips a test, with a line in the summary, if the installed aiogram lacks what it is about."""
+    """Skip a test with a message if the installed aiogram lacks what it needs."""
     if name not in MISSING:
         return []
     return [pytest.mark.skip(reason=f"{name} needs aiogram {SINCE[name]}")]
@@ -311,7 +311,7 @@ def marked(names: Iterable[str]) -> list[Any]:
 
 
 def listen(bot: Instance, *observers: str, flags: dict[str, Any] | None = None) -> Instance:
-    """Let the instance's own handler answer to these types of updates."""
+    """Let the instance's handler handle these types of updates."""
     for name in observers:
         bot.dispatcher.observers[name].register(
             bot._handle, flags=None if flags is None else dict(flags)
@@ -320,7 +320,7 @@ def listen(bot: Instance, *observers: str, flags: dict[str, Any] | None = None) 
 
 
 class Fleet:
-    """Three instances of one bot, each with its own way to the storage that they share."""
+    """Three instances of a bot, each with its own connection to a shared storage."""
 
     def __init__(self, storages: list[Storage], client: aioredis.Redis | None) -> None:
         self.storages = storages
@@ -334,14 +334,14 @@ class Fleet:
     def start(
         self, *args: Any, observers: Iterable[str] = ("message",), **options: Any
     ) -> list[Instance]:
-        """Instances with a middleware of these arguments on these observers."""
+        """Start instances with a middleware of these arguments on these observers."""
         return [
             Instance(RateLimitMiddleware(*args, limiter=limiter, **options), observers)
             for limiter in self.limiters()
         ]
 
     def assemble(self, put: Callable[[Instance, Limiter], object]) -> list[Instance]:
-        """Instances that a function puts together from a bare one and its limiter."""
+        """Make instances with a function that gets a bare instance and its limiter."""
         bots = []
         for limiter in self.limiters():
             bot = bare()
@@ -350,7 +350,7 @@ class Fleet:
         return bots
 
     async def used(self, rule: Any = "1000/h", subject: Subject | None = None) -> int:
-        """What the subject, user 42 unless given, was charged under the rule."""
+        """What the subject, user 42 by default, was charged under the rule."""
         rule = rule if isinstance(rule, Rule) else Rule(rule)
         decision = await self.limiters()[0].peek(rule, subject or Subject(user=42, chat=42))
         return int(rule.limit.capacity - decision.remaining)
@@ -368,7 +368,7 @@ class Through:
 
 
 def bare() -> Instance:
-    """An instance without a limit and without handlers, to be put together by the test."""
+    """An instance without a limit and without handlers, for the test to complete."""
     return Instance(Through(), ())  # type: ignore[arg-type]  # with no observers, it goes nowhere
 
 
