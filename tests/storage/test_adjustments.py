@@ -119,8 +119,8 @@ async def test_a_cost_is_a_positive_whole_number(cost: object) -> None:
 
 
 @pytest.mark.parametrize("age", [-1, float("nan"), float("inf"), True, "3"])
-async def test_an_age_is_a_positive_number(age: object) -> None:
-    """The age of a refund must not be negative."""
+async def test_an_age_is_a_number_of_seconds(age: object) -> None:
+    """Any other age of a refund is a ConfigError."""
     with pytest.raises(ConfigError, match=r"age=.*expected the seconds since the charge"):
         await Limiter(MemoryStorage()).refund("5/m", US, age=age)  # type: ignore[arg-type]  # tested
 
