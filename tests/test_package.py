@@ -27,6 +27,7 @@ from fakeredis import FakeAsyncRedis
 
 import bot_ratelimit
 from bot_ratelimit import Ban, Decision, Subject
+from tests.guide.pages import PAGES as GUIDE
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bot_ratelimit"
@@ -162,6 +163,33 @@ def test_only_storages_and_settings_import_redis() -> None:
     assert importers("redis") == KNOW_REDIS
 
 
+def mapped() -> set[str]:
+    """The paths that ARCHITECTURE.md's code map names: `incoming/flags.py`, `admin/web/`."""
+    _, code_map, *_ = (ROOT / "ARCHITECTURE.md").read_text("utf-8").split("```")
+    found, folder = set(), ""
+    for indent, names in re.findall(r"(?m)^((?:  )+)([\w./]+(?:, [\w./]+)*)(?= |$)", code_map):
+        folder = folder if len(indent) > 2 else ""
+        for name in names.split(", "):
+            suffix = "" if name.endswith(("/", ".lua")) else ".py"
+            found.add(f"{folder}{name}{suffix}")
+        if len(indent) == 2 and names.endswith("/"):
+            folder = names
+    return found
+
+
+def test_the_code_map_names_every_module() -> None:
+    """ARCHITECTURE.md names each module, or its inner folder, and nothing that is not there."""
+    named = mapped()
+    assert {path for path in named if not (PACKAGE / path).exists()} == set()
+    modules = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    inner = tuple(path for path in named if path.count("/") > 1)  # admin/web/
+    assert {each for each in modules if not each.startswith(inner)} <= named
+
+
 @pytest.mark.parametrize("name", bot_ratelimit.__all__)
 def test_public_names_exist_and_are_documented(name: str) -> None:
     """Every name in `__all__` can be imported and has a docstring."""
@@ -218,8 +246,8 @@ def test_the_names_of_the_contract_are_public() -> None:
 
 # The Python blocks of a page run one after the other in one namespace, as a reader would type
 # them; polling is cut short, and `await` may stand outside functions. A block that begins with
-# "# not run" only has to compile.
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+# "# not run" only has to compile. The blocks of the guide run alone, in tests/guide.
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - set(GUIDE))
 BLOCK = re.compile(r"^([ \t]*)```(?:python|py)\b[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
@@ -283,14 +311,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_contains_the_package(wheel: Path) -> None:
-    """Every module, the scripts, `py.typed` and the licence are in the wheel, and nothing else."""
+    """Every module, script, template and `py.typed` is in the wheel, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         info = {Path(name).name for name in archive.namelist() if ".dist-info/" in name}
     tree = {
         path.relative_to(ROOT).as_posix()
         for path in PACKAGE.rglob("*")
-        if path.suffix in {".py", ".lua", ".typed"} or path.name == "py.typed"
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert names == tree
     assert {"bot_ratelimit/py.typed", "bot_ratelimit/storage/decide.lua"} <= names

@@ -56,9 +56,9 @@ class EventFilter:
         self._live_ids, self._limited_ids = exempt, limited
         self._add_up()
 
-    def exempt_for_good(self, ids: frozenset[int]) -> None:
+    def exempt_for_good(self, ids: Iterable[int]) -> None:
         """Add to the ids that are exempt, as if they had been given at the start."""
-        self._given_ids |= ids
+        self._given_ids |= _checked_ids(ids)
         self._add_up()
 
     def _add_up(self) -> None:
@@ -97,9 +97,13 @@ def _checked_bool(name: str, value: object) -> bool:
 def _exemptions(exempt: Iterable[int] | IsExempt) -> tuple[frozenset[int], IsExempt | None]:
     if callable(exempt):
         return frozenset(), exempt
+    return _checked_ids(exempt), None
+
+
+def _checked_ids(exempt: Iterable[int]) -> frozenset[int]:
     if not isinstance(exempt, Iterable) or isinstance(exempt, (str, bytes)):
         raise ConfigError(f"exempt={exempt!r}: expected ids, such as [42, -100123], or a function")
     ids = frozenset(exempt)
     if wrong := [each for each in ids if not isinstance(each, int) or isinstance(each, bool)]:
         raise ConfigError(f"exempt: {wrong[0]!r} is not the id of a user or a chat")
-    return ids, None
+    return ids

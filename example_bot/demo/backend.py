@@ -84,7 +84,7 @@ class Embedded:
 
     def client(self) -> Redis:
         """A client of the embedded server."""
-        return self._client_class(server=self._server)
+        return self._client_class(server=self._server, host="embedded-redis")
 
     async def cut(self) -> None:
         """Fail every command from now on."""

@@ -104,17 +104,20 @@ async def test_sessions_and_known_browsers_are_not_locked_out() -> None:
 async def test_a_script_goes_on_while_others_guess_elsewhere() -> None:
     """All addresses together have a limit too, but not those that showed the right token."""
     proxies = ["127.0.0.1"]
-    async with site(bot_on(MemoryStorage()), trusted_proxies=proxies) as found:
-        async with found.script() as script, found.visitor() as attacker:
-            assert (await script.get("api/limits")).status == 200
-            statuses = []
-            for number in range(70):
-                address = {"X-Forwarded-For": f"198.51.100.{number}"}
-                statuses += await guess(attacker, 1, "bearer", **address)
-            assert statuses == [401] * 60 + [429] * 10
-            assert (await script.get("api/limits")).status == 200
-            headers = {"X-Forwarded-For": "198.51.100.99"}
-            assert (await script.get("api/limits", headers=headers)).status == 429
+    async with (
+        site(bot_on(MemoryStorage()), trusted_proxies=proxies) as found,
+        found.script() as script,
+        found.visitor() as attacker,
+    ):
+        assert (await script.get("api/limits")).status == 200
+        statuses = []
+        for number in range(70):
+            address = {"X-Forwarded-For": f"198.51.100.{number}"}
+            statuses += await guess(attacker, 1, "bearer", **address)
+        assert statuses == [401] * 60 + [429] * 10
+        assert (await script.get("api/limits")).status == 200
+        headers = {"X-Forwarded-For": "198.51.100.99"}
+        assert (await script.get("api/limits", headers=headers)).status == 429
 
 
 @pytest.mark.parametrize(
@@ -132,23 +135,27 @@ async def test_a_script_goes_on_while_others_guess_elsewhere() -> None:
 )
 async def test_a_forged_address_does_not_help(proxies: list[str], forwarded: str) -> None:
     """Only what trusted proxies wrote counts, and of IPv6 the network of 64 bits."""
-    async with site(bot_on(MemoryStorage()), trusted_proxies=proxies) as found:
-        async with found.visitor() as attacker:
-            statuses = []
-            for number in range(8):
-                headers = {"X-Forwarded-For": forwarded.format(number)}
-                statuses += await guess(attacker, 1, "token", **headers)
-            assert statuses == [401] * 5 + [429] * 3
+    async with (
+        site(bot_on(MemoryStorage()), trusted_proxies=proxies) as found,
+        found.visitor() as attacker,
+    ):
+        statuses = []
+        for number in range(8):
+            headers = {"X-Forwarded-For": forwarded.format(number)}
+            statuses += await guess(attacker, 1, "token", **headers)
+        assert statuses == [401] * 5 + [429] * 3
 
 
 async def test_behind_a_trusted_proxy_each_address_counts_for_itself() -> None:
     """Otherwise one guesser would slow everybody behind the proxy."""
-    async with site(bot_on(MemoryStorage()), trusted_proxies=["127.0.0.1"]) as found:
-        async with found.visitor() as visitor:
-            statuses = await guess(visitor, 7, "token", **{"X-Forwarded-For": "198.51.100.1"})
-            assert statuses[-1] == 429
-            statuses = await guess(visitor, 1, "token", **{"X-Forwarded-For": "198.51.100.2"})
-            assert statuses == [401]
+    async with (
+        site(bot_on(MemoryStorage()), trusted_proxies=["127.0.0.1"]) as found,
+        found.visitor() as visitor,
+    ):
+        statuses = await guess(visitor, 7, "token", **{"X-Forwarded-For": "198.51.100.1"})
+        assert statuses[-1] == 429
+        statuses = await guess(visitor, 1, "token", **{"X-Forwarded-For": "198.51.100.2"})
+        assert statuses == [401]
 
 
 async def test_an_outage_does_not_open_the_door(own_server: Server) -> None:

@@ -17,7 +17,9 @@ from aiohttp.test_utils import TestServer
 
 from bot_ratelimit import Limiter, RateLimitMiddleware, Rule, Scope
 from bot_ratelimit.admin import admin_app
+from bot_ratelimit.admin.control import Control
 from bot_ratelimit.storage.base import Storage
+from tests.incoming.support import Instance
 
 TOKEN = "correct-horse-battery-staple"
 BOT_TOKEN = "42:TELEGRAM-KNOWS-THIS-ONE"
@@ -84,6 +86,11 @@ class Visitor:
             headers.setdefault("X-CSRF-Token", self.csrf)
         return await self.ask(method, path, json={} if sent is None else sent, headers=headers)
 
+    async def raw(self, method: str, path: str, body: Any, **headers: str) -> Reply:
+        """Send a body as it is, as JSON unless the headers say otherwise."""
+        headers = {"Content-Type": "application/json", **headers}
+        return await self.ask(method, path, data=body, headers=headers)
+
     async def log_in(self, **fields: str) -> Reply:
         """Log in with the token, or as told, and remember the CSRF token."""
         reply = await self.ask("POST", "login", data=fields or {"token": TOKEN})
@@ -119,10 +126,18 @@ class Site(NamedTuple):
             yield visitor
 
 
-def bot_on(storage: Storage, **options: Any) -> RateLimitMiddleware:
+def bot_on(
+    storage: Storage,
+    *,
+    rules: Any = None,
+    key_prefix: str = "bot",
+    statistics: bool = True,
+    **options: Any,
+) -> RateLimitMiddleware:
     """The middleware of a bot with a few rules."""
-    limiter = Limiter(storage, timeout=5, statistics=True)
-    rules = [Rule("3/h", name="messages"), Rule("100/h", Scope.CHAT), Rule("20/minute", name="x")]
+    limiter = Limiter(storage, key_prefix=key_prefix, timeout=2, statistics=statistics)
+    if rules is None:
+        rules = [Rule("3/h", name="messages"), Rule("100/h", Scope.CHAT), Rule("20/h", name="x")]
     return RateLimitMiddleware(rules, limiter=limiter, live=True, **options)
 
 
@@ -142,6 +157,20 @@ async def site(
         app.add_subapp(root, admin)
     async with TestServer(app) as server:
         yield Site(server, middleware, now, root)
+
+
+@asynccontextmanager
+async def running_bot(storage: Storage, **options: Any) -> AsyncIterator[tuple[Site, Instance]]:
+    """A bot that runs, and its admin_app. Version 1 of the live limits is there already."""
+    middleware = bot_on(storage, on_limited=None)
+    instance = Instance(middleware, ())
+    middleware.setup(instance.dispatcher)
+    instance.dispatcher.message.register(instance._handle)
+    await Control.of(middleware, "anna@shell", patience=0).changes.resume()
+    await instance.dispatcher.emit_startup()
+    async with site(middleware, **options) as found:
+        yield found, instance
+    await instance.dispatcher.emit_shutdown()
 
 
 def init_data(

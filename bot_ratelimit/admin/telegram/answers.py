@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from aiogram.filters.callback_data import CallbackData
-from aiogram.types import InlineKeyboardButton, InlineKeyboardMarkup
-
+from bot_ratelimit.admin.telegram.buttons import Answer, Buttons, page_of, rows
 from bot_ratelimit.admin.telegram.texts import Html, Words, clipped
 from bot_ratelimit.admin.views import (
     ConfigView,
@@ -19,46 +17,15 @@ from bot_ratelimit.admin.views import (
     RuleView,
     SubjectView,
 )
+from bot_ratelimit.decision import Decision
 from bot_ratelimit.incoming.inventory import EVERYWHERE
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.rule import Subject
 from bot_ratelimit.statistics import Refusals
 from bot_ratelimit.storage.banlist import Ban
 
-_FITS: Final = 3_500
-"""Characters of a page; Telegram takes 4096, and counts some of them double."""
 _NAME: Final = 100
 _IN_A_LIST: Final = 80
-_BUTTONS: Final = 4
-"""Buttons in a row."""
-_LAST_PAGE: Final = 99
-
-
-class Press(CallbackData, prefix="rl"):
-    """What a button stands for; at most 64 bytes, with the longest ids."""
-
-    space: str
-    """The prefix of the router's commands, so that two routers do not share buttons."""
-    what: str
-    first: int = 0
-    """A user's id, a version, or who was asked."""
-    second: int = 0
-    """A chat's id."""
-    page: int = 0
-    extra: str = ""
-    """A topic's id, or the token of a question."""
-
-
-class Answer(NamedTuple):
-    """A message to an operator."""
-
-    text: str
-    buttons: list[list[InlineKeyboardButton]] = []  # noqa: RUF012 - never changed
-
-    @property
-    def keyboard(self) -> InlineKeyboardMarkup | None:
-        """The buttons, if there are any."""
-        return InlineKeyboardMarkup(inline_keyboard=self.buttons) if self.buttons else None
 
 
 class Writer:
@@ -66,203 +33,76 @@ class Writer:
 
     Args:
         words: In the operator's language.
-        space: See `Press`.
+        buttons: In the same.
     """
 
-    def __init__(self, words: Words, space: str) -> None:
-        self.words = words
-        self._space = space
+    def __init__(self, words: Words, buttons: Buttons) -> None:
+        self._words, self._buttons = words, buttons
 
-    # --- pages and buttons --------------------------------------------------------------------
-
-    def button(self, text: str, what: str, **fields: Any) -> InlineKeyboardButton:
-        """A button that comes back as a `Press`."""
-        press = Press(space=self._space, what=what, **fields)
-        return InlineKeyboardButton(text=text, callback_data=press.pack())
-
-    def pages(
-        self, head: str, blocks: Sequence[str], press: Press, foot: str = "", between: str = "\n"
-    ) -> Answer:
-        """One page of blocks under a head, with buttons to the pages around it."""
-        pages, length = [[]], 0  # type: list[list[str]], int
-        for block in blocks:
-            if pages[-1] and length + len(block) > _FITS:
-                pages.append([])
-                length = 0
-            pages[-1].append(block)
-            length += len(block) + len(between)
-        number = max(0, min(press.page, len(pages) - 1))
-        parts = [head, between.join(pages[number]), foot]
-        return Answer(
-            "\n\n".join(part for part in parts if part),
-            self.turning(press, number, number + 1 < len(pages)),
-        )
-
-    def turning(self, press: Press, number: int, more: bool) -> list[list[InlineKeyboardButton]]:
-        """Buttons to the page before and after."""
-        row = []
-        for text, page, there in (
-            (f"‹ {number}", number - 1, number > 0),
-            (f"{number + 2} ›", number + 1, more and number < _LAST_PAGE),
-        ):
-            if there:
-                data = press.model_copy(update={"page": page}).pack()
-                row.append(InlineKeyboardButton(text=text, callback_data=data))
-        return [row] if row else []
-
-    def question(self, text: str, do: str, operator: int, token: str) -> Answer:
-        """A question with its two buttons."""
-        yes, no = (
-            self.button(self.words(word), what, first=operator, extra=token)
-            for word, what in ((f"yes_{do}", "yes"), ("no", "no"))
-        )
-        return Answer(text, [[yes, no]])
-
-    # --- values -------------------------------------------------------------------------------
-
-    def who(self, subject: Subject | dict[str, Any]) -> Html:
-        """A user, a chat, or a user in a chat."""
-        given = subject._asdict() if isinstance(subject, Subject) else subject
-        user, chat = given.get("user"), given.get("chat")
-        if user is None or user < 0:
-            return self.words("chat", id=_code(chat if user is None else user))
-        found = self.words("user", id=_code(user))
-        return found if chat in (None, user) else self.words("in_chat", who=found, id=_code(chat))
-
-    def rule(self, view: RuleView) -> Html:
-        """One rule in force."""
-        where = self.words("everywhere") if view.where == EVERYWHERE else _code(view.where)
-        text = self.words(
-            "rule",
-            name=clipped(view.name, _NAME),
-            limit=self.limit(view),
-            scope=self.words(f"scope_{view.scope or 'custom'}"),
-            where=where,
-            origin=self.words(f"origin_{view.origin}"),
-        )
-        if view.otherwise is None:
-            return text
-        return Html(text + "\n" + self.words("rule_otherwise", limit=view.otherwise))
-
-    def limit(self, view: RuleView) -> Html:
-        """What a rule allows, and whether it does."""
-        text = Html(view.limit) if view.limit else self.words("rule_by_code")
-        if view.ban_ms:
-            ban = self.words.duration(view.ban_ms / 1e3)
-            text = self.words("rule_penalty", ban=ban, limit=text)
-        marks = (("rule_shadow", view.shadow), ("rule_off", view.off))
-        return Html("; ".join([text, *(self.words(word) for word, on in marks if on)]))
+    # --- messages -----------------------------------------------------------------------------
 
     def limits(self, view: ConfigView, live: bool, page: int, commands: Iterable[str]) -> Answer:
         """All rules, and what was changed of them."""
-        words, now = self.words, view.live
-        running = len(view.instances)
-        state = words("live_off") if not live else words("live_none", instances=running)
-        if live and now.version:
-            state = words(
-                "live",
-                version=now.version,
-                what=_code(now.what),
-                by=_code(now.by),
-                at=words.moment(now.at),
-                obeying=running - view.behind,
-                instances=running,
-            )
-        foot = [state]
-        if now.off_until > time.time():
-            foot.append(words("paused", until=words.moment(now.off_until)))
+        words = self._words
+        blocks = [self._rule(each) for each in view.rules] or [words("no_limits")]
+        listed, page, more = page_of(blocks, page, "\n\n")
+        foot = [self._live(view) if live else words("live_off")]
+        if view.live.off_until > time.time():
+            foot.append(words("paused", until=words.moment(view.live.off_until)))
         foot.append(words("commands", commands=" ".join(commands)))
-        blocks = [self.rule(each) for each in view.rules] or [words("no_limits")]
-        press = Press(space=self._space, what="limits", page=page)
-        return self.pages(words("limits"), blocks, press, "\n".join(foot), "\n\n")
+        text = "\n\n".join([words("limits"), listed, "\n".join(foot)])
+        return Answer(text, self._buttons.turning("limits", page, more))
 
     def subject(self, view: SubjectView, subject: Subject, page: int) -> Answer:
         """Where somebody stands, with buttons to act."""
-        words = self.words
-        if view.exempt:
-            verdict = words("verdict_exempt")
-        elif view.banned is not None and not view.off_until:
-            verdict = words("verdict_banned")
-        elif view.allowed:
-            verdict = words("verdict_allowed")
-        else:
-            verdict = words("verdict_refused", wait=words.duration(view.retry_after))
-        head = [words("who", who=self.who(view.subject), verdict=verdict)]
+        words = self._words
+        head = [words("who", who=self.who(subject), verdict=self._verdict(view))]
         if view.off_until:
             head.append(words("paused", until=words.moment(view.off_until)))
         if view.banned is not None:
-            head.append(self.ban("ban", view.banned))
+            head.append(self.ban(view.banned))
         if view.refused is not None:
             head.append(words("refused_today", count=view.refused))
-        topic = "" if subject.topic is None else str(subject.topic)
-        ids: dict[str, Any] = {"first": subject.user or 0, "second": subject.chat or 0}
-        ids["extra"] = topic
-        press = Press(space=self._space, what="who", page=page, **ids)
-        answer = self.pages("\n".join(head), [self.count(each) for each in view.counts], press)
-        acts = [("yes_forgive", "forgive"), ("ban_hour", "hour"), ("ban_day", "day")]
-        if view.banned is not None:
-            acts[1:] = [("yes_unban", "unban")]
-        row = [self.button(words(word), what, **ids) for word, what in acts]
-        again = [self.button(words("again"), "who", page=page, **ids)]
-        return Answer(answer.text, [*answer.buttons, row, again])
+        listed, page, more = page_of(map(self._count, view.counts), page)
+        turning = self._buttons.turning_for(subject, page, more)
+        acts = self._buttons.acts(subject, view.banned is not None, page)
+        return Answer("\n\n".join(filter(None, ["\n".join(head), listed])), [*turning, *acts])
 
-    def count(self, view: CountView) -> Html:
-        """Where somebody stands with one rule."""
-        words, free = self.words, self.words("free_now")
-        if not view.allowed:
-            free = words("free_in", wait=words.duration(view.retry_after))
-        if view.remaining is None:
-            return words("count_by_code", rule=clipped(view.rule, _NAME), free=free)
-        return words(
-            "count",
-            rule=clipped(view.rule, _NAME),
-            left=view.remaining,
-            capacity=view.capacity,
-            free=free,
-        )
-
-    def ban(self, key: str, ban: Ban, **fields: object) -> Html:
-        """A ban: until when, by whom, why."""
-        longest = _IN_A_LIST if key == "ban_line" else 500
-        reason = clipped(ban.reason, longest)
-        return self.words(
-            f"{key}_reason" if reason else key,
-            until=self.until(ban.until),
-            by=clipped(ban.by or "?", _IN_A_LIST),
-            reason=reason,
-            **fields,
-        )
-
-    def until(self, end: datetime | None) -> Html:
-        """Until when a ban holds."""
-        if end is None:
-            return self.words("ban_for_good")
-        left = self.words.duration(end.timestamp() - time.time())
-        return self.words("ban_until", until=self.words.moment(end), left=left)
+    def tried(self, subject: Subject, found: Decision | None) -> Answer:
+        """Whether an update would be handled."""
+        words, who = self._words, self.who(subject)
+        if found is None:
+            return Answer(words("try_free", who=who))
+        if found.allowed:
+            return Answer(words("try_allowed", who=who, rule=found.rule, left=found.remaining))
+        if found.banned:
+            return Answer(words("try_banned", who=who))
+        wait = words.duration(found.retry_after)
+        return Answer(words("try_refused", who=who, rule=found.rule, wait=wait))
 
     def bans(self, found: Sequence[Ban], page: int, size: int) -> Answer:
         """A page of bans; `found` has one more than the page if there is another page."""
-        words, here = self.words, found[:size]
+        here = found[:size]
         if not here:
-            return Answer(words("no_bans"))
-        lines = [self.ban("ban_line", each, who=self.who(each.subject)) for each in here]
-        press = Press(space=self._space, what="bans", page=page)
-        buttons = self._people(each.subject for each in here)
-        turning = self.turning(press, page, len(found) > size)
-        return Answer("\n".join([words("bans"), "", *lines]), [*buttons, *turning])
+            return Answer(self._words("no_bans"), self._buttons.turning("bans", page, False))
+        lines = [self._ban("ban_line", each, _IN_A_LIST, who=self.who(each.subject))
+                 for each in here]  # fmt: skip
+        people = self._buttons.people(_looked_at(each.subject) for each in here)
+        turning = self._buttons.turning("bans", page, len(found) > size)
+        return Answer("\n".join([self._words("bans"), "", *lines]), [*people, *turning])
 
     def top(self, found: Sequence[Refusals]) -> Answer:
         """Who was refused most."""
         if not found:
-            return Answer(self.words("no_top"))
-        lines = [self.words("top_line", id=_code(each.user), count=each.count) for each in found]
-        people = self._people(Subject(user=each.user) for each in found)
-        return Answer("\n".join([self.words("top"), "", *lines]), people)
+            return Answer(self._words("no_top"))
+        lines = [self._words("top_line", id=_code(each.user), count=each.count) for each in found]
+        people = self._buttons.people(_looked_at(Subject(user=each.user)) for each in found)
+        return Answer("\n".join([self._words("top"), "", *lines]), people)
 
-    def statistics(self, found: Sequence[HourTotal]) -> Answer:
+    def statistics(self, found: Iterable[HourTotal]) -> Answer:
         """Decisions by hour."""
         lines = [
-            self.words(
+            self._words(
                 "stats_line",
                 hour=f"{each.hour:%H:%M}",
                 allowed=each.allowed,
@@ -273,12 +113,12 @@ class Writer:
             if each.allowed or each.refused or each.banned
         ]
         if not lines:
-            return Answer(self.words("no_stats"))
-        return Answer("\n".join([self.words("stats"), "", *lines]))
+            return Answer(self._words("no_stats"))
+        return Answer("\n".join([self._words("stats"), "", *lines]))
 
     def history(self, found: Sequence[Overrides], page: int) -> Answer:
         """The versions to roll back to."""
-        words = self.words
+        words = self._words
         if not found:
             return Answer(words("no_history"))
         lines = [
@@ -291,18 +131,18 @@ class Writer:
             )
             for each in found
         ]
-        press = Press(space=self._space, what="history", page=page)
-        buttons = [self.button(f"↩ {n}", "rollback", first=n)
-                   for n in [each.version for each in found[1:]] + [0]]  # fmt: skip
-        answer = self.pages(words("history"), lines, press)
-        return Answer(answer.text, [*_rows(buttons, 5), *answer.buttons])
+        listed, page, more = page_of(lines, page)
+        earlier = [*(each.version for each in found[1:]), 0]
+        back = [self._buttons.button(f"↩ {n}", "rollback", first=n) for n in earlier]
+        turning = self._buttons.turning("history", page, more)
+        return Answer(f"{words('history')}\n\n{listed}", [*rows(back, 5), *turning])
 
     def health(self, view: HealthView) -> Answer:
         """Whether limits hold."""
         if not view.ok:
-            return Answer(self.words("not_well", problem=view.problem))
+            return Answer(self._words("not_well", problem=view.problem))
         return Answer(
-            self.words(
+            self._words(
                 "well",
                 ms=round(view.seconds * 1e3),
                 instances=view.instances,
@@ -311,18 +151,91 @@ class Writer:
             )
         )
 
-    def _people(self, subjects: Iterable[Subject]) -> list[list[InlineKeyboardButton]]:
-        """A button for each of them, to look closer."""
-        buttons = []
-        for each in subjects:
-            text = str(each.user if each.user is not None else each.chat)
-            ids = {"first": each.user or 0, "second": each.chat or each.user or 0}
-            buttons.append(self.button(text, "who", **ids))
-        return _rows(buttons, _BUTTONS)
+    # --- parts of messages --------------------------------------------------------------------
+
+    def who(self, subject: Subject) -> Html:
+        """A user, a chat, or a user in a chat."""
+        user, chat = subject.user, subject.chat
+        if user is None or user < 0:
+            return self._words("chat", id=_code(chat if user is None else user))
+        found = self._words("user", id=_code(user))
+        return found if chat in (None, user) else self._words("in_chat", who=found, id=_code(chat))
+
+    def limit(self, view: RuleView) -> Html:
+        """What a rule allows, and whether it does."""
+        words = self._words
+        text = words("rule_by_code") if view.limit is None else Html(Words.escaped(view.limit))
+        if view.ban_ms:
+            text = words("rule_penalty", ban=words.duration(view.ban_ms / 1e3), limit=text)
+        marks = (("rule_shadow", view.shadow), ("rule_off", view.off))
+        return Html("; ".join([text, *(words(word) for word, on in marks if on)]))
+
+    def ban(self, found: Ban) -> Html:
+        """A ban: until when, by whom, why."""
+        return self._ban("ban", found)
+
+    def until(self, end: datetime | None) -> Html:
+        """Until when a ban holds."""
+        if end is None:
+            return self._words("ban_for_good")
+        left = self._words.duration(end.timestamp() - time.time())
+        return self._words("ban_until", until=self._words.moment(end), left=left)
+
+    def _ban(self, key: str, found: Ban, longest: int = 500, **fields: object) -> Html:
+        reason, by = clipped(found.reason, longest), clipped(found.by or "?", _IN_A_LIST)
+        key = f"{key}_reason" if reason else key
+        return self._words(key, until=self.until(found.until), by=by, reason=reason, **fields)
+
+    def _rule(self, view: RuleView) -> Html:
+        words, everywhere = self._words, view.where == EVERYWHERE
+        text = words(
+            "rule",
+            name=clipped(view.name, _NAME),
+            limit=self.limit(view),
+            scope=words(f"scope_{view.scope or 'custom'}"),
+            where=words("everywhere") if everywhere else _code(clipped(view.where, _NAME)),
+            origin=words(f"origin_{view.origin}"),
+        )
+        if view.otherwise is None:
+            return text
+        return Html(f"{text}\n{words('rule_otherwise', limit=view.otherwise)}")
+
+    def _live(self, view: ConfigView) -> Html:
+        words, live, running = self._words, view.live, len(view.instances)
+        if not live.version:
+            return words("live_none", instances=running)
+        return words(
+            "live",
+            version=live.version,
+            what=_code(live.what),
+            by=_code(live.by),
+            at=words.moment(live.at),
+            obeying=running - view.behind,
+            instances=running,
+        )
+
+    def _verdict(self, view: SubjectView) -> Html:
+        words = self._words
+        if view.exempt:
+            return words("verdict_exempt")
+        if view.allowed:
+            return words("verdict_allowed")
+        if view.banned is not None:
+            return words("verdict_banned")
+        return words("verdict_refused", wait=words.duration(view.retry_after))
+
+    def _count(self, view: CountView) -> Html:
+        words, free = self._words, self._words("free_now")
+        if not view.allowed:
+            free = words("free_in", wait=words.duration(view.retry_after))
+        known: dict[str, Any] = {"left": view.remaining, "capacity": view.capacity}
+        key = "count_by_code" if view.remaining is None else "count"
+        return words(key, rule=clipped(view.rule, _NAME), free=free, **known)
 
 
-def _rows(buttons: list[InlineKeyboardButton], size: int) -> list[list[InlineKeyboardButton]]:
-    return [buttons[i : i + size] for i in range(0, len(buttons), size)]
+def _looked_at(subject: Subject) -> Subject:
+    """Whom to look at closer: a user who is named alone in their private chat."""
+    return subject if subject.chat is not None else subject._replace(chat=subject.user)
 
 
 def _code(value: object) -> Html:

@@ -1,24 +1,18 @@
-"""Commands: what each of them shows or asks, and what is done when the operator says yes."""
+"""Commands: what each of them shows, or asks before something is done."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from aiogram import Bot
-from aiogram.enums import ChatType
-from aiogram.types import Message
-
 from bot_ratelimit.admin import wording
-from bot_ratelimit.admin.confirmations import Confirmations
-from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.telegram.answers import Answer, Press, Writer
-from bot_ratelimit.admin.telegram.targets import UnclearError, target_of
-from bot_ratelimit.admin.telegram.texts import Html, Words
+from bot_ratelimit.admin.telegram.buttons import Answer, Press
+from bot_ratelimit.admin.telegram.desk import Desk, Said
+from bot_ratelimit.admin.telegram.targets import UnclearError
+from bot_ratelimit.admin.telegram.texts import Html
+from bot_ratelimit.bans import check_ban_length
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import parse_period
-from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.rule import Subject
 
 _BANS: Final = 8
@@ -32,72 +26,6 @@ _SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
     "enforce": {"shadow": False},
     "default": {"default": True},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """An operator at work.
-
-    Attributes:
-        control: Acts in the operator's name.
-        words: In the operator's language.
-        write: The same, for values.
-        operator: The operator's id.
-        admins: All of them.
-        bot: Which bot it is.
-        per_bot: Whether each bot counts for itself.
-        live: Whether limits can be changed.
-        prefix: What the names of commands begin with.
-        confirmations: Where questions wait for their answer.
-    """
-
-    control: Control
-    words: Words
-    write: Writer
-    operator: int
-    admins: frozenset[int]
-    bot: Bot
-    per_bot: bool
-    live: bool
-    prefix: str
-    confirmations: Confirmations
-
-    def subject(self, user: int | None, chat: int | None, topic: int | None = None) -> Subject:
-        """Who is looked at, where each bot counts for itself as this one's."""
-        return Subject(user, chat, topic, self.bot.id if self.per_bot else None)
-
-    async def ask(self, do: str, text: str, **action: Any) -> Answer:
-        """Ask before something is done."""
-        token = await self.confirmations.ask(self.operator, {"do": do, **action})
-        return self.write.question(text, do, self.operator, token)
-
-    def needs_live(self) -> None:
-        """Raise UnclearError if the bot does not follow live changes."""
-        if not self.live:
-            raise UnclearError("needs_live")
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A command as it was given."""
-
-    name: str
-    """With the prefix."""
-    arguments: str
-    message: Message
-
-    async def whom(self, desk: Desk, rest: str = "") -> tuple[Subject, str]:
-        """Whom it is about, and the other arguments; in a group, as a member of that group."""
-        try:
-            found, other = await target_of(self.message, self.arguments, desk.bot)
-        except UnclearError as error:
-            error.fields |= {"command": self.name, "rest": rest}
-            raise
-        chat, topic = found.chat if found.user is None else found.user, None
-        if found.user is not None and self.message.chat.type != ChatType.PRIVATE:
-            chat = self.message.chat.id
-            topic = self.message.message_thread_id if self.message.is_topic_message else None
-        return desk.subject(found.user, chat, topic), other
 
 
 # --- what is shown --------------------------------------------------------------------------------
@@ -123,14 +51,7 @@ async def shown(desk: Desk, subject: Subject, page: int = 0) -> Answer:
 async def try_(desk: Desk, said: Said) -> Answer:
     """Whether an update would be handled now."""
     subject, name = await said.whom(desk)
-    found = await desk.control.try_(subject, name or None)
-    who, words = desk.write.who(subject), desk.words
-    if found is None:
-        return Answer(words("try_free", who=who))
-    if found.allowed:
-        return Answer(words("try_allowed", who=who, rule=found.rule, left=found.remaining))
-    wait = words.duration(found.retry_after)
-    return Answer(words("try_refused", who=who, rule=found.rule, wait=wait))
+    return desk.write.tried(subject, await desk.control.try_(subject, name or None))
 
 
 async def bans(desk: Desk, said: Said | None = None, page: int = 0) -> Answer:
@@ -141,16 +62,19 @@ async def bans(desk: Desk, said: Said | None = None, page: int = 0) -> Answer:
 
 async def top(desk: Desk, said: Said) -> Answer:
     """Who was refused most."""
+    desk.needs_statistics()
     return desk.write.top(await desk.control.top(10))
 
 
 async def stats(desk: Desk, said: Said) -> Answer:
     """Decisions by hour."""
+    desk.needs_statistics()
     return desk.write.statistics(await desk.control.by_hour(24))
 
 
 async def history(desk: Desk, said: Said | None = None, page: int = 0) -> Answer:
     """The versions to roll back to."""
+    desk.needs_live()
     return desk.write.history(await desk.control.changes.history(), page)
 
 
@@ -191,14 +115,16 @@ async def ask_ban(
     if banned.user in desk.admins:
         raise UnclearError("is_admin", who=who)
     if length.lower() in _FOREVER:
-        text, given = desk.words("ask_ban_for_good", who=who), None
+        length, text = "forever", desk.words("ask_ban_for_good", who=who)
     else:
-        seconds = _period(length, "bad_length", command)
+        try:
+            seconds = check_ban_length(length)
+        except ConfigError:
+            raise UnclearError("bad_length", command=command) from None
         text = desk.words("ask_ban", who=who, length=desk.words.duration(seconds))
-        given = length
     if reason:
         text = Html(f"{text}\n{desk.words('reason', reason=reason)}")
-    return await desk.ask("ban", text, subject=banned, length=given, reason=reason)
+    return await desk.ask("ban", text, subject=banned, length=length, reason=reason)
 
 
 async def unban(desk: Desk, said: Said) -> Answer:
@@ -209,9 +135,11 @@ async def unban(desk: Desk, said: Said) -> Answer:
 
 async def ask_unban(desk: Desk, subject: Subject) -> Answer:
     """The question, whoever asks for it."""
-    banned = _banned(subject)
-    text = desk.words("ask_unban", who=desk.write.who(banned))
-    return await desk.ask("unban", text, subject=banned)
+    banned = (await desk.control.show(subject)).banned
+    if banned is None:
+        return Answer(desk.words("did_unban_nothing", who=desk.write.who(subject)))
+    text = desk.words("ask_unban", who=desk.write.who(banned.subject))
+    return await desk.ask("unban", f"{text}\n{desk.write.ban(banned)}", subject=banned.subject)
 
 
 async def setlimit(desk: Desk, said: Said) -> Answer:
@@ -262,8 +190,11 @@ async def ask_rollback(desk: Desk, version: int | None) -> Answer:
 async def pause(desk: Desk, said: Said) -> Answer:
     """Switch all limits off for a while."""
     desk.needs_live()
-    seconds = _period(said.arguments, "usage_pause", said.name)
-    if seconds > _LONGEST_PAUSE:
+    try:
+        seconds = parse_period(said.arguments)
+    except ConfigError:
+        seconds = 0.0
+    if not 0 < seconds <= _LONGEST_PAUSE:
         raise UnclearError("usage_pause", command=said.name)
     version = (await desk.control.changes.current()).version
     text = desk.words("ask_pause", length=desk.words.duration(seconds))
@@ -277,80 +208,11 @@ async def resume(desk: Desk, said: Said) -> Answer:
     return await desk.ask("resume", desk.words("ask_resume"), version=version)
 
 
-# --- what is done ---------------------------------------------------------------------------------
-
-
-async def do_forgive(desk: Desk, subject: list[Any], names: list[str]) -> str:
-    """Forgive, and tell what was forgotten."""
-    whom = Subject(*subject)
-    found, who = await desk.control.forgive(whom, names), desk.write.who(whom)
-    if not found:
-        return desk.words("did_forgive_nothing", who=who)
-    return desk.words("did_forgive", who=who, rules=", ".join(found))
-
-
-async def do_ban(desk: Desk, subject: list[Any], length: str | None, reason: str) -> str:
-    """Ban, and tell until when."""
-    whom = Subject(*subject)
-    done = await desk.control.ban(whom, length, reason)
-    return desk.words("did_ban", who=desk.write.who(whom), until=desk.write.until(done.until))
-
-
-async def do_unban(desk: Desk, subject: list[Any]) -> str:
-    """Unban, and tell whether there was a ban."""
-    whom = Subject(*subject)
-    done = await desk.control.unban(whom)
-    return desk.words("did_unban" if done else "did_unban_nothing", who=desk.write.who(whom))
-
-
-async def do_set(desk: Desk, name: str, change: dict[str, Any], version: int) -> str:
-    """Change a rule, or take back what was changed."""
-    if "default" in change:
-        return await _held(desk, desk.control.changes.unset_rule(name, if_version=version))
-    return await _held(desk, desk.control.set_rule(name, **change, if_version=version))
-
-
-async def do_rollback(desk: Desk, to: int | None, version: int | None) -> str:
-    """Roll back."""
-    return await _held(desk, desk.control.changes.rollback(to, if_version=version))
-
-
-async def do_pause(desk: Desk, length: str, version: int) -> str:
-    """Switch all limits off."""
-    return await _held(desk, desk.control.changes.pause(length, if_version=version))
-
-
-async def do_resume(desk: Desk, version: int) -> str:
-    """Switch all limits on."""
-    return await _held(desk, desk.control.changes.resume(if_version=version))
-
-
-async def _held(desk: Desk, change: Awaitable[Overrides]) -> str:
-    """Make a change, and tell on how many instances it holds."""
-    made = await change
-    instances = await desk.control.wait_for(made.version)
-    obeying = sum(each.version >= made.version for each in instances)
-    return desk.words(
-        "did_change",
-        version=made.version,
-        what=made.what,
-        obeying=obeying,
-        instances=len(instances),
-    )
-
-
 def _banned(subject: Subject) -> Subject:
     """Who is banned: a user everywhere, or a whole chat."""
     if subject.user is not None:
         return Subject(user=subject.user, bot=subject.bot)
     return Subject(chat=subject.chat, bot=subject.bot)
-
-
-def _period(text: str, otherwise: str, command: str) -> float:
-    try:
-        return parse_period(text)
-    except ConfigError:
-        raise UnclearError(otherwise, command=command) from None
 
 
 _Shows: TypeAlias = Callable[[Desk, Said], Awaitable[Answer]]
@@ -374,20 +236,6 @@ COMMANDS: Final[Mapping[str, _Shows]] = {
 }
 """What each command answers."""
 
-ACTIONS: Final[Mapping[str, Callable[..., Awaitable[str]]]] = {
-    "forgive": do_forgive,
-    "ban": do_ban,
-    "unban": do_unban,
-    "set": do_set,
-    "rollback": do_rollback,
-    "pause": do_pause,
-    "resume": do_resume,
-}
-"""What is done when the operator says yes."""
-
-SLOW: Final = frozenset({"set", "rollback", "pause", "resume"})
-"""Actions that wait for the instances."""
-
 
 async def pressed(desk: Desk, press: Press) -> Answer:
     """What a button answers that is not a yes or no."""
@@ -400,11 +248,11 @@ async def pressed(desk: Desk, press: Press) -> Answer:
             return await bans(desk, page=press.page)
         case "history":
             return await history(desk, page=press.page)
-        case "forgive":
+        case "free":
             return await ask_forgive(desk, subject, [])
         case "hour" | "day":
             return await ask_ban(desk, subject, f"1{press.what}", "")
-        case "unban":
+        case "lift":
             return await ask_unban(desk, subject)
         case "rollback":
             return await ask_rollback(desk, press.first)

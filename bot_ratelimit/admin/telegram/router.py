@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Iterable
-from contextlib import suppress
 from typing import Any, Final
 
 from aiogram import Bot, Router
@@ -17,8 +16,11 @@ from aiogram.types import CallbackQuery, LinkPreviewOptions, Message, User
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.confirmations import Confirmations
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.telegram.answers import Answer, Press, Writer
-from bot_ratelimit.admin.telegram.commands import ACTIONS, COMMANDS, SLOW, Desk, Said, pressed
+from bot_ratelimit.admin.telegram.actions import ACTIONS, SLOW
+from bot_ratelimit.admin.telegram.buttons import Answer, Press
+from bot_ratelimit.admin.telegram.commands import COMMANDS, pressed
+from bot_ratelimit.admin.telegram.desk import Desk, Said
+from bot_ratelimit.admin.telegram.order import warn_if_hidden
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.telegram.texts import Words, clipped
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
@@ -27,7 +29,7 @@ from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 
 log = logging.getLogger("bot_ratelimit")
 
-_PREFIX: Final = re.compile(r"[a-z0-9_]{0,8}")
+_PREFIX: Final = re.compile(r"[a-z0-9_]{0,6}")
 _AS_HTML: Final[dict[str, Any]] = {
     "parse_mode": "HTML",
     "link_preview_options": LinkPreviewOptions(is_disabled=True),
@@ -52,7 +54,7 @@ def admin_router(
     Args:
         middleware: Whose limits.
         admins: Ids of the users who may; anonymous admins of groups cannot.
-        prefix: Put before each name, `/rl_ban`, where the bot has such commands itself: up to 8 of
+        prefix: Put before each name, `/rl_ban`, where the bot has such commands itself: up to 6 of
             `a-z`, `0-9` and `_`.
 
     Raises:
@@ -64,6 +66,7 @@ def admin_router(
     router.message.filter(front.is_command_of_admin)
     router.callback_query.filter(front.is_press_of_admin)
     names = [prefix + name for name in COMMANDS]
+    router.startup.register(warn_if_hidden)
     router.message.register(front.said, Command(*names, ignore_case=True), flags=_FLAGS)
     router.callback_query.register(front.pressed, flags=_FLAGS)
     return router
@@ -146,7 +149,6 @@ class _Front:
         return Desk(
             Control.of(middleware, by=f"{clipped(user.full_name, 64)} ({user.id})"),
             words,
-            Writer(words, self._prefix),
             user.id,
             self.admins,
             bot,
@@ -163,23 +165,28 @@ class _Front:
             await message.answer(answer.text, reply_markup=answer.keyboard, **_AS_HTML)
             return
         try:
-            await message.bot.send_message(
-                desk.operator, answer.text, reply_markup=answer.keyboard, **_AS_HTML
-            )
+            await self._write(desk, message.bot, answer)
         except (TelegramForbiddenError, TelegramBadRequest) as error:
-            log.debug("An admin cannot be written to: %s", error)
-            await message.reply(desk.words("start_me"), parse_mode="HTML")
+            if isinstance(error, TelegramBadRequest) and "chat not found" not in error.message:
+                raise
+            await message.reply(desk.words("start_me"), **_AS_HTML)
 
     async def _show(self, desk: Desk, query: CallbackQuery, answer: Answer) -> None:
-        """Put the answer in place of the message with the button."""
-        if not isinstance(query.message, Message):  # too old to be changed
-            assert query.bot is not None  # noqa: S101 - it came through a bot
-            await query.bot.send_message(
-                desk.operator, answer.text, reply_markup=answer.keyboard, **_AS_HTML
-            )
-            return
-        with suppress(TelegramBadRequest):  # nothing has changed, or the message is gone
-            await query.message.edit_text(answer.text, reply_markup=answer.keyboard, **_AS_HTML)
+        """Put the answer in place of the message with the button, or below it."""
+        assert query.bot is not None  # noqa: S101 - it came through a bot
+        if isinstance(query.message, Message):
+            try:
+                await query.message.edit_text(answer.text, reply_markup=answer.keyboard, **_AS_HTML)
+            except TelegramBadRequest as error:
+                if "not modified" in error.message:
+                    return
+                log.debug("An answer is sent as a new message: %s", error)
+            else:
+                return
+        await self._write(desk, query.bot, answer)
+
+    async def _write(self, desk: Desk, bot: Bot, answer: Answer) -> None:
+        await bot.send_message(desk.operator, answer.text, reply_markup=answer.keyboard, **_AS_HTML)
 
 
 async def _told(words: Words, answer: Awaitable[Answer]) -> Answer:
@@ -224,5 +231,5 @@ def _checked_admins(admins: Iterable[int]) -> frozenset[int]:
 
 def _checked_prefix(prefix: object) -> str:
     if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
-        raise ConfigError(f"prefix={prefix!r}: expected up to 8 of a-z, 0-9 and _, such as 'rl_'")
+        raise ConfigError(f"prefix={prefix!r}: expected up to 6 of a-z, 0-9 and _, such as 'rl_'")
     return prefix

@@ -17,12 +17,12 @@ from aiogram.types import (
     User,
 )
 
+from bot_ratelimit.admin.telegram.buttons import LARGEST_ID
 from bot_ratelimit.incoming.events import NOBODY
 from bot_ratelimit.rule import Subject
 
 _ID: Final = re.compile(r"-?[0-9]+", re.ASCII)
 _USERNAME: Final = re.compile(r"@[A-Za-z0-9_]{1,64}", re.ASCII)
-_LARGEST: Final = 2**52  # the Bot API promises that ids have no more bits
 
 
 class UnclearError(Exception):
@@ -76,7 +76,7 @@ async def _named(arguments: str, bot: Bot) -> Target | None:
     """Who has the id, or the public name, that the arguments begin with."""
     first, rest = _split(arguments)
     if _ID.fullmatch(first):
-        if len(first) > 20 or not 0 < abs(int(first)) < _LARGEST:
+        if len(first) > 20 or not 0 < abs(int(first)) < LARGEST_ID:
             raise UnclearError("bad_id", value=first)
         return Target(_by_id(int(first)), rest)
     if not _USERNAME.fullmatch(first):

@@ -80,6 +80,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "<code>{rule}</code> has {left} left.",
         "try_refused": "{Who}: an update would be <b>refused</b> by <code>{rule}</code>, "
         "for {wait}.",
+        "try_banned": "{Who}: an update would be <b>refused</b>, because of a ban.",
         # --- what is asked, and what was done
         "ask_forgive": "Forgive {who}? Counts and bans by a penalty are forgotten.",
         "ask_forgive_rules": "Forgive {who}? This is forgotten: <code>{rules}</code>",
@@ -146,6 +147,8 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "changes, or nothing for the version before.",
         "no_version": "There is no version {version} to roll back to: expected {versions}.",
         "needs_live": "That needs <code>RateLimitMiddleware(..., live=True)</code> in the bot.",
+        "needs_statistics": "That needs <code>RateLimitMiddleware(..., statistics=True)</code> in "
+        "the bot.",
     },
     "ru": {
         "units": "д ч мин с",
@@ -210,6 +213,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "try_free": "{Who}: сообщение <b>прошло бы</b>, лимит не действует.",
         "try_allowed": "{Who}: сообщение <b>прошло бы</b>, в <code>{rule}</code> осталось {left}.",
         "try_refused": "{Who}: <b>отказ</b> по <code>{rule}</code>, ещё {wait}.",
+        "try_banned": "{Who}: <b>отказ</b> из-за бана.",
         "ask_forgive": "Простить: {who}? Счётчики и автоматические баны будут сброшены.",
         "ask_forgive_rules": "Простить: {who}? Будет сброшено: <code>{rules}</code>",
         "ask_ban": "Забанить на {length}: {who}? Всё оттуда будет отклоняться.",
@@ -273,6 +277,8 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "без номера вернётся предыдущая.",
         "no_version": "Версии {version} нет, можно вернуть: {versions}.",
         "needs_live": "Для этого нужен <code>RateLimitMiddleware(..., live=True)</code> в боте.",
+        "needs_statistics": "Для этого нужен "
+        "<code>RateLimitMiddleware(..., statistics=True)</code> в боте.",
     },
 }
 

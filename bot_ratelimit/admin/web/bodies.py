@@ -207,7 +207,7 @@ def checked(kind: type[_Sent], found: dict[str, Any]) -> _Sent:
         return kind.model_validate(found)
     except ValidationError as error:
         wrong = [
-            {"field": ".".join(map(str, each["loc"])), "problem": _words(each["msg"])}
+            {"field": ".".join(map(str, each["loc"])), "problem": _words(each)}
             for each in error.errors(include_url=False, include_input=False)[:20]
         ]
     detail = "; ".join(f"{each['field']}: {each['problem']}" for each in wrong)
@@ -248,6 +248,8 @@ def _refuse(constant: str) -> object:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _words(message: str) -> str:
-    found = message.removeprefix("Value error, ")
+def _words(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such field"
+    found: str = error["msg"].removeprefix("Value error, ")
     return found[:1].lower() + found[1:]

@@ -119,7 +119,7 @@ def _table(form: Form) -> dict[str, Any]:
 
 async def _set_penalty(control: Control, form: Form) -> str:
     version = form.number("version")
-    table = {"after": None} if form.flag("default") else _table(form)
+    table: dict[str, Any] = {"after": None} if form.flag("default") else _table(form)
     return _after(await control.changes.set_penalty(**table, if_version=version))
 
 

@@ -22,7 +22,9 @@ from bot_ratelimit.errors import ConfigError, RateLimitError
 _ROWS: Final = 50
 """Bans on one page."""
 _DONE: Final = frozenset({"changed", "forgiven", "banned", "unbanned"})
-_STATIC: Final = {each.name: each for each in (files(__package__) / "static").iterdir()}
+_STATIC: Final = {
+    each.name: each for each in (files("bot_ratelimit.admin.web") / "static").iterdir()
+}
 
 
 def routes() -> list[web.RouteDef]:
@@ -41,8 +43,10 @@ def routes() -> list[web.RouteDef]:
 def login_page(request: web.Request, problem: Problem | None) -> web.Response:
     """The form for those who are not let in, with what went wrong, if it did."""
     console = console_of(request)
+    # Who only comes to a page without being let in has done nothing wrong.
+    is_told = problem is not None and (problem.status != 401 or request.method != "GET")
     shown = {
-        "problem": "" if problem is None else problem.detail or problem.title,
+        "problem": problem.detail or problem.title if problem is not None and is_told else "",
         "has_token": console.has_token,
         "has_admins": bool(console.admins),
     }
@@ -117,17 +121,20 @@ async def _chart(hours: Awaitable[Any]) -> Chart:
 
 
 async def _user(request: web.Request) -> web.Response:
-    form = Form(request.query)
+    control, form = control_of(request), Form(request.query)
     subject = view = None
     error = ""
     if "user" in form or "chat" in form:
         try:
             subject = form.subject()
-            view = await control_of(request).show(subject)
+            view = await control.show(subject)
         except ConfigError as problem:
             error = str(problem)
-    shown = {"subject": subject, "view": view, "error": error}
-    shown = {**shown, "typed": form, "done": Done.of(form)}
+    live, instances = await asyncio.gather(
+        *map(Section.of, (control.changes.current(), control.instances()))
+    )
+    shown: dict[str, Any] = {"subject": subject, "view": view, "error": error}
+    shown |= {"typed": form, "done": Done.of(form), "live": live, "instances": instances}
     return page(request, "user.html", shown, 422 if error else 200)
 
 

@@ -3,6 +3,7 @@
 "use strict";
 
 const AT_MOST_EVERY = 1500; // ms between two looks
+const TRY_AGAIN = 10000; // ms, when the server would not let us follow
 
 // --- times ------------------------------------------------------------------------------------
 
@@ -44,40 +45,57 @@ function become(old, fresh) {
   before.slice(after.length).forEach((node) => node.remove());
 }
 
+// Whether it went well. A page without the sign is that for logging in: the session has ended.
 async function refresh() {
-  const answer = await fetch(location.href, { credentials: "same-origin" });
-  if (answer.redirected) return location.reload(); // the session has ended
-  if (!answer.ok) return undefined;
+  const answer = await fetch(location.href);
+  if (answer.status >= 500) return false;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  if (!page.getElementById("liveness")) {
+    location.reload();
+    return false;
+  }
   localize(page);
   for (const old of document.querySelectorAll("[data-live]")) {
     const fresh = page.getElementById(old.id);
     if (fresh) become(old, fresh);
   }
-  return undefined;
+  return true;
 }
 
 function follow(sign) {
   let due = false;
   let looking = false;
-  const look = async () => {
-    if (looking || !due || document.hidden) return;
-    looking = true;
-    due = false;
-    await refresh().catch(() => undefined); // the next event tries again
-    setTimeout(() => { looking = false; look(); }, AT_MOST_EVERY);
-  };
-  const say = (on, words) => {
+  const say = (on) => {
+    const words = on ? "Live" : "Not live";
     sign.hidden = false;
     sign.classList.toggle("on", on);
     if (sign.textContent !== words) sign.textContent = words;
   };
-  const events = new EventSource("events");
-  events.onopen = () => say(true, "Live");
-  events.onerror = () => say(false, "Not live");
-  const told = () => { due = true; look(); };
-  events.onmessage = told;
-  for (const name of ["totals", "instances", "health"]) events.addEventListener(name, told);
+  const look = async () => {
+    if (looking || !due || document.hidden) return;
+    looking = true;
+    due = false;
+    say(await refresh().catch(() => false));
+    setTimeout(() => {
+      looking = false;
+      look();
+    }, AT_MOST_EVERY);
+  };
+  const told = () => {
+    due = true;
+    look();
+  };
+  const open = () => {
+    const events = new EventSource("events");
+    events.onmessage = told;
+    events.onerror = () => {
+      say(false);
+      if (events.readyState !== EventSource.CLOSED) return; // it tries again by itself
+      told();
+      setTimeout(open, TRY_AGAIN);
+    };
+  };
+  open();
   document.addEventListener("visibilitychange", look);
 }
 

@@ -34,7 +34,7 @@ class Session(RecordingSession):
     def __init__(self) -> None:
         super().__init__()
         self.replies: dict[str, Any] = {}
-        """By method: what it returns; an exception is raised, once."""
+        """By method: what it returns; an exception is raised, and only once."""
 
     async def make_request(
         self, bot: Bot, method: TelegramMethod[TelegramType], timeout: int | None = None
