@@ -122,7 +122,7 @@ async def test_a_bad_document_changes_nothing(
     assert await allowed(instance) == 2
     assert (live.rejected, live.overrides.version) == (1, 3)
     assert told in live.problem
-    errors = [each for each in caplog.messages if "live document is not obeyed" in each]
+    errors = [each for each in caplog.messages if "live document is not applied" in each]
     assert len(errors) == 1
     assert "Version 3 stays in force" in errors[0]
     await write(bench.storage, replace(TIGHT, version=4))
