@@ -81,7 +81,7 @@ async def work(port: int, ready: Barrier, outage: bool) -> Counter[tuple[str, st
     by_outcome: Counter[str] = Counter()
     for (outcome, _), n in sources.items():
         by_outcome[outcome] += n
-    # What the handlers saw is the judge; the sources are only known from the decisions.
+    # The handlers decide what is right; only the decisions have the sources.
     assert by_outcome == handled, (by_outcome, handled)
     return sources
 

@@ -27,7 +27,7 @@ class Proxy:
     ) -> None:
         self.target = target
         self.tls = tls
-        """What the proxy speaks TLS with; the server behind it need not."""
+        """The TLS context of the proxy; the server behind it may use plain TCP."""
         self.round_trip = round_trip
         self.jitter = jitter
         self.port = 0
@@ -92,7 +92,7 @@ class Proxy:
         async def deliver() -> None:
             while True:
                 due, data = await chunks.get()
-                while (wait := max(due, self._stalled_until) - monotonic()) > 0:  # noqa: ASYNC110 - a stall may grow meanwhile
+                while (wait := max(due, self._stalled_until) - monotonic()) > 0:  # noqa: ASYNC110 - noqa: ASYNC110 - a stall may be extended
                     await asyncio.sleep(wait)
                 if not data:
                     return

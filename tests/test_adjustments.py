@@ -39,7 +39,7 @@ def honest(state: Any, now: int, limit: Limit, cost: int) -> tuple[Any, int]:
 def limits(draw: st.DrawFn, algorithm: Algorithm) -> Limit:
     burst = draw(st.integers(1, 6)) if algorithm is Algorithm.TOKEN_BUCKET else None
     period = draw(st.sampled_from([0.001, 0.007, 1, 61, DAY]))
-    # Tokens at whole microseconds: whoever waits for each token cannot wait for a part of one.
+    # Tokens at whole microseconds: a caller that waits for each token cannot wait for a fraction.
     amounts = st.sampled_from([1, 2, 4, 5]) if burst else st.integers(1, 6)
     return Limit(draw(amounts), period, algorithm, burst)
 

@@ -122,7 +122,7 @@ async def test_the_bans_of_a_subject_are_found(bench: Bench, limiter: Limiter) -
     await limiter.ban(Subject(user=42, bot=5), "4h", "one bot")
     await limiter.ban(Subject(user=43), "5h", "somebody else")
     penalties = [Penalty("1/h", "10m", scope=scope) for scope in (Scope.USER, Scope.TOPIC)]
-    for _ in range(3):  # bans by hand hide it from what is counted
+    for _ in range(3):  # with a ban by hand the hit is not counted
         await limiter.hit(["1/h", *penalties], topic, _outgoing=True)
     await settled(limiter)
     found = await limiter.bans_of(topic)

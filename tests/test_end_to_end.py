@@ -168,7 +168,7 @@ async def test_redis_is_killed_during_a_flood(
             assert 5 < len(handled) < 5 + 200
 
             before = len(handled)
-            for _ in range(3):  # what is under way together is one failure; three open the circuit
+            for _ in range(3):  # failures in progress together count once; three open the circuit
                 deliveries += await deliver(api, flood(20))
             assert len(handled) == before + 3 * 40
     assert api.spinning == set()

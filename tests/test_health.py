@@ -62,7 +62,7 @@ async def test_an_outage_is_reported(policy: object, ready: bool) -> None:
         assert (health.ok, health.ready, health.problem) == (False, ready, "gone")
     storage.heal()
     assert (await limiter.check()).ok
-    assert not (await limiter.health()).ok  # nobody was asked yet on behalf of an update
+    assert not (await limiter.health()).ok  # no update has been decided yet
 
 
 async def test_an_open_circuit_is_reported_with_its_duration() -> None:

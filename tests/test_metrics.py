@@ -269,7 +269,7 @@ async def test_two_processes_count_exactly_what_was_sent(
         await asyncio.sleep(0.3)
         own_server.start()
         await asyncio.to_thread(ready.wait, 60)
-    await asyncio.to_thread(ready.wait, 60)  # all is sent, and nobody has ended
+    await asyncio.to_thread(ready.wait, 60)  # everything is sent, and no process has ended
     command = f"import tests.counting as c; print(c.collected({shared_directory!r}))"
     text = await asyncio.to_thread(
         subprocess.check_output, [sys.executable, "-c", command], text=True, cwd=ROOT

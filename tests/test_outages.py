@@ -207,7 +207,7 @@ async def test_cancelled_decisions_keep_the_connection_in_step(own_server: Serve
             own_server.resume()
             decision, _ = await timed(limiter, 42)
             assert (decision.source, decision.remaining) == ("redis", max(0, 2 - times))
-        # What was sent before its caller gave up was charged, once; what still waited was not.
+        # Hits that were sent before their caller gave up were charged once; waiting ones were not.
         assert int(await client.get("bot:ratelimit:1")) == 5
         await limiter.close()
 

@@ -96,5 +96,5 @@ def test_waiters_of_three_processes_share_a_budget(server: Server, limit: str) -
     assert calls <= 2.5 * len(moments)
     for turns in found:
         assert turns.order == sorted(turns.order)
-        assert turns.order == list(range(len(turns.order)))  # nobody was passed over
+        assert turns.order == list(range(len(turns.order)))  # no waiter was skipped
         assert len(turns.order) > 0.1 * granted

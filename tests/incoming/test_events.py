@@ -53,7 +53,7 @@ from .updates import (
 )
 
 PASSES = None
-"""In place of a key: the event is handled however often it comes, and nobody is charged."""
+"""In place of a key: the event is always handled and never charged."""
 
 
 class Case(NamedTuple):

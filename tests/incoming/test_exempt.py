@@ -140,7 +140,7 @@ async def test_an_async_function(guard: bool) -> None:
     assert await bot.send(*"ab", **by(7)) == [True, True]
     assert (await limiter.peek("1/m", Subject(user=43))).remaining == 1
     assert {type(event) for event, _ in asked} == {Message}
-    assert len(asked) == 6  # once for an update, also with guard and inner seat
+    assert len(asked) == 6  # once per update, also with a guard and the inner middleware
 
 
 async def test_the_function_is_called_only_for_counted_events() -> None:

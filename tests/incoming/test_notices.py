@@ -217,7 +217,7 @@ async def test_notices_in_groups_are_optional(in_groups: bool, limiter: Limiter)
     for id_ in (42, 43):
         await bot.send(*"abc", chat=GROUP, **{"from": user(id_)})
     assert [r.chat_id for r in requests(bot)] == ([-100, -100] if in_groups else [])
-    # What was said in the group is not yet said in private, nor in another group.
+    # A notice in the group is not one in private or in another group.
     await bot.send(*"ab")
     await bot.send(*"ab", chat=GROUP | {"id": -101})
     assert [r.chat_id for r in requests(bot)][2 * in_groups :] == [42, *([-101] * in_groups)]

@@ -173,7 +173,7 @@ async def test_reset_lifts_a_ban(fleet: Fleet) -> None:
     assert await limiter.reset([Rule("1/m"), PENALTY], ANNA)
     assert not (await limiter.peek(PENALTY, ANNA)).banned
     assert [(await bot.send("a"))[0] for bot in bots] == [True, False, False]
-    assert not (await limiter.peek(PENALTY, ANNA)).banned  # two strikes, counted anew
+    assert not (await limiter.peek(PENALTY, ANNA)).banned  # two new strikes
     assert not await limiter.reset(PENALTY, BERT)
 
 

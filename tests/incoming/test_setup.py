@@ -317,7 +317,7 @@ async def test_the_guard_runs_before_fsm_and_filters(limiter: Limiter, guard: bo
         filtered.append(event)
         return True
 
-    # What a bot registers before `setup` stays behind the guard too.
+    # Middlewares that a bot registers before `setup` also run after the guard.
     outer: list[TelegramObject] = []
 
     async def outermost(handler: Any, event: TelegramObject, data: dict[str, Any]) -> Any:

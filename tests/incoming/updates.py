@@ -24,7 +24,7 @@ GROUP: Final = chat(-100, "supergroup")
 CHANNEL: Final = {"id": -200, "type": "channel", "title": "News"}
 BUSINESS: Final = {"business_connection_id": "Bc"}
 
-# The users that stand in for "somebody", as Telegram documents them.
+# Telegram's placeholder users, as its documentation lists them.
 ANONYMOUS_ADMIN: Final = {"id": 1087968824, "is_bot": True, "first_name": "Group"}
 CHANNEL_BOT: Final = {"id": 136817688, "is_bot": True, "first_name": "Channel"}
 SERVICE_ACCOUNT: Final = {"id": 777000, "is_bot": False, "first_name": "Telegram"}
@@ -118,7 +118,7 @@ _WINNERS: Final = {
     "winners": [],
 }
 
-# What a message of each content type has in the field of that name.
+# The value of the field of each content type in a message.
 CONTENTS: Final[dict[str, Any]] = {
     "text": "hello",
     "animation": CLIP,
@@ -275,7 +275,7 @@ UPDATES: Final[dict[str, Event]] = {
     "stopped_message_generation": {"chat": chat(42), "draft_id": 1},
 }
 
-# What the oldest supported aiogram lacks, and the version that brought it.
+# Features that the oldest supported aiogram lacks, and the version that added them.
 SINCE: Final = {
     **dict.fromkeys(("checklist", "checklist_tasks_added", "checklist_tasks_done"), "3.21"),
     "direct_message_price_changed": "3.21",

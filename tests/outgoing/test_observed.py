@@ -84,7 +84,7 @@ async def test_a_429_that_is_not_raised_is_reported_too() -> None:
 
 @virtual
 async def test_a_429_to_what_takes_no_place_is_told() -> None:
-    """Every 429 is told, also one to a method that is not paced, or that must not wait at all."""
+    """Every 429 is reported, also of a method that is not paced or must not wait."""
     telegram, recorder = Telegram(), Recorder()
     bot, _ = paced(telegram, observer=recorder, retries=1)
     telegram.errors = [too_many(3), too_many(4)]

@@ -90,7 +90,7 @@ async def test_the_cluster_clients_own_retries_are_not_used(node: Server) -> Non
         storage = RedisStorage(cluster)
         await storage.hit([charge("9/minute")], timeout=TIMEOUT)
         node.hang()
-        # Between the first attempt's time-out and that of what the client does next.
+        # Between the time-out of the first attempt and that of the client's next attempt.
         asyncio.get_running_loop().call_later(0.075, node.resume)
         with suppress(StorageError):
             await storage.hit([charge("9/minute")], timeout=TIMEOUT)

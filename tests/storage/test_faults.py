@@ -81,7 +81,7 @@ CASES = [
     (outage, algorithm)
     for outage in OUTAGES
     for algorithm in ("", " sliding", " bucket")
-    # A script that has begun to write, as this one by forgetting old hits, goes on without memory.
+    # A script that has already written, here by deleting old hits, continues without memory.
     if (outage, algorithm) != ("OOM", " sliding")
 ]
 

@@ -106,7 +106,7 @@ async def test_a_connection_closed_while_idle_costs_no_decision(
         storage = RedisStorage(idle)
         await hit(storage, charge("9/minute"))
         await client.client_kill_filter(_type="normal", skipme=True)
-        await asyncio.sleep(0.01)  # the event loop hears of it
+        await asyncio.sleep(0.01)  # so that the event loop notices it
         assert (await hit(storage, charge("9/minute")))[0].remaining == 7
 
 

@@ -97,7 +97,7 @@ async def test_a_failover_is_followed(group: Sentinels, primary: str, first_sent
         watching = asyncio.create_task(decided(group))
 
         async def ask(limiter: Limiter) -> float:
-            while not watching.done():  # updates go on coming, so that circuits open
+            while not watching.done():  # updates continue, so that circuits open
                 await limiter.hit("1000/s", Subject(user=7))
                 await asyncio.sleep(0.05)
             return await returned(limiter)

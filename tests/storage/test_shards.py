@@ -257,7 +257,7 @@ async def test_a_promoted_replica_is_found(
 
             chosen = asyncio.create_task(promoted())
             async with asyncio.timeout(15):
-                while not chosen.done():  # updates go on coming, so that circuits open
+                while not chosen.done():  # updates continue, so that circuits open
                     await limiter.hit("99/m", Subject(user=user))
                     await asyncio.sleep(0.02)
                 while (await limiter.hit("99/m", Subject(user=user))).source != "redis":  # noqa: ASYNC110 - updates come
@@ -307,7 +307,7 @@ async def test_an_unused_storage_stops_asking(monkeypatch: pytest.MonkeyPatch) -
     del limiter
     async with asyncio.timeout(5):
         while asyncio.all_tasks() != before:
-            gc.collect()  # what was dropped is part of cycles
+            gc.collect()  # the dropped objects are in reference cycles
             await asyncio.sleep(0.02)
 
 
@@ -338,7 +338,7 @@ async def test_a_second_redirect_is_an_outage(cluster: Cluster) -> None:
     target = next(node for node in cluster.primaries if node is not source)
     async with limiting(cluster) as limiter:
         await connected(limiter)
-        # Only the source knows: the target sends who asks it without ASKING back.
+        # Only the source knows: without ASKING the target redirects back to it.
         cluster.do(source, "CLUSTER SETSLOT", slot, "NODE", cluster.ids[target.port])
         with pytest.raises(StorageError, match="slots are moving"):
             await limiter.storage.hit([charge("99/m", f"{user}")], timeout=TIMEOUT)
