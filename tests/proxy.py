@@ -92,7 +92,7 @@ class Proxy:
         async def deliver() -> None:
             while True:
                 due, data = await chunks.get()
-                while (wait := max(due, self._stalled_until) - monotonic()) > 0:  # noqa: ASYNC110 - noqa: ASYNC110 - a stall may be extended
+                while (wait := max(due, self._stalled_until) - monotonic()) > 0:  # noqa: ASYNC110 - a stall may grow
                     await asyncio.sleep(wait)
                 if not data:
                     return
