@@ -312,6 +312,28 @@ async def test_a_storage_that_nobody_uses_stops_looking(monkeypatch: pytest.Monk
             await asyncio.sleep(0.1)
 
 
+async def test_a_missing_permission_to_ask_for_slots_is_told(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without CLUSTER SLOTS redirects lead the way, and the log says once what to allow."""
+    monkeypatch.setattr(shards, "LOOK_AGAIN", 0.01)
+    for node in cluster.primaries:
+        allowed = ("on", ">pw", "~*", "+@all", "-cluster")
+        cluster.do(node, "ACL SETUSER", "limits", *allowed)
+    try:
+        async with limiting(cluster, username="limits", password="pw") as limiter:
+            await connected(limiter)
+            await asyncio.sleep(0.1)
+    finally:
+        for node in cluster.primaries:
+            cluster.do(node, "ACL DELUSER", "limits")
+    told = [text for text in caplog.messages if "CLUSTER SLOTS" in text]
+    assert len(told) == 1
+    assert any(f"127.0.0.1:{node.port} " in told[0] for node in cluster.primaries)
+    assert "ACL SETUSER <user> +cluster|slots" in told[0]
+    assert "pw" not in told[0]
+
+
 async def test_a_plain_client_of_a_node_is_told(cluster: Cluster) -> None:
     """Who passes a client of one node learns that it takes one of the cluster."""
     node = cluster.primaries[0]
