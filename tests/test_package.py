@@ -27,6 +27,7 @@ from fakeredis import FakeAsyncRedis
 
 import bot_ratelimit
 from bot_ratelimit import Ban, Decision, Subject
+from tests.guide.pages import PAGES as GUIDE
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bot_ratelimit"
@@ -218,8 +219,8 @@ def test_the_names_of_the_design_are_public() -> None:
 
 # The Python blocks of a page run one after the other in one namespace, as a reader would type
 # them; polling is cut short, and `await` may stand outside functions. A block that begins with
-# "# not run" only has to compile.
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+# "# not run" only has to compile. The blocks of the guide run alone, in tests/guide.
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - set(GUIDE))
 BLOCK = re.compile(r"^([ \t]*)```(?:python|py)\b[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
@@ -283,14 +284,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_package(wheel: Path) -> None:
-    """Every module, the script, `py.typed` and the licence are in the wheel, and nothing else."""
+    """Every module, script, template and `py.typed` is in the wheel, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         info = {Path(name).name for name in archive.namelist() if ".dist-info/" in name}
     tree = {
         path.relative_to(ROOT).as_posix()
         for path in PACKAGE.rglob("*")
-        if path.suffix in {".py", ".lua", ".typed"} or path.name == "py.typed"
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert names == tree
     assert {"bot_ratelimit/py.typed", "bot_ratelimit/storage/decide.lua"} <= names

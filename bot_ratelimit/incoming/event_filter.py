@@ -1,4 +1,4 @@
-"""EventFilter: whether an event is counted at all, for whom, and what it is one with."""
+"""EventFilter: whether an event is counted, for whom, and which other events share its charge."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ IsExempt: TypeAlias = Callable[[TelegramObject, dict[str, Any]], "Awaitable[bool
 
 
 class Counted(NamedTuple):
-    """An event that is to be charged."""
+    """An event that is charged."""
 
     subject: Subject
     once: str | None
-    """What it shares its charge with: an album, or the same update delivered again."""
+    """The token of events with one charge: an album, or the same update delivered again."""
 
 
 class EventFilter:
-    """What a middleware was told about whom and what to count; see `RateLimitMiddleware`."""
+    """Decides which events a middleware counts, and for whom; see `RateLimitMiddleware`.
+
+    It has nothing to do with aiogram's filters.
+    """
 
     def __init__(
         self,
@@ -64,7 +67,7 @@ class EventFilter:
     async def counted(
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> Counted | None:
-        """For whom the event counts; None if it passes uncounted."""
+        """Return whom the event counts for; None if it passes uncounted."""
         if is_one_of(self._never_refuse, event, update):
             return None
         subject = subject_of(event, data)

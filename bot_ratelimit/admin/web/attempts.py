@@ -84,7 +84,7 @@ class Attempts:
                 return
             rules = _rules(key, shared=device is None)
             # Charged before it is known to be wrong: many at once gain nothing.
-            decision = await self._limiter.hit(rules, _NOBODY, _tell=False, _outgoing=True)
+            decision = await self._limiter.hit(rules, _NOBODY, _notify=False, _outgoing=True)
             if not decision:
                 raise _slowed(decision.retry_after)
             if failure is not None:
@@ -112,13 +112,13 @@ class Used:
         if what in self._here:
             return False
         self._here[what] = True
-        return bool(await self._limiter.hit(_once(what), _NOBODY, _tell=False, _outgoing=True))
+        return bool(await self._limiter.hit(_once(what), _NOBODY, _notify=False, _outgoing=True))
 
     async def is_used(self, what: str) -> bool:
         """Whether it was used up."""
         if what in self._here:
             return True
-        look = self._limiter.hit(_once(what), _NOBODY, 0, _tell=False, _outgoing=True)
+        look = self._limiter.hit(_once(what), _NOBODY, 0, _notify=False, _outgoing=True)
         return not await look
 
 
