@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: demo test test-versions lint types check docs image release bench clean
+.PHONY: demo dashboard test test-versions lint types check docs image release bench clean
 
 # An environment of its own: the bot and the demo, none of the tools for development.
 demo: $(VENV)-demo/.ready  ## Three bots, a crowd and a few flooders; no Telegram, token or Redis needed.
 	@$(VENV)-demo/bin/python -m example_bot.demo
+
+dashboard: $(VENV)-demo/.ready  ## The same bots and a crowd that never stops, with the page for operators, until Ctrl-C.
+	@$(VENV)-demo/bin/python -m example_bot.demo.dashboard
 
 test: $(VENV)/.ready  ## All tests, on memory, fakeredis, Redis and Valkey.
 	$(RUN) pytest
@@ -51,8 +54,8 @@ $(VENV)/.ready: INSTALL := --editable '.[admin,cli,demo]' --group dev
 $(VENV)/.ready: FOR := the package, the demo, and what its development needs (about a minute)
 $(VENV)-bench/.ready: INSTALL := --editable '.[demo]' --group dev --group bench
 $(VENV)-bench/.ready: FOR := the package, its peers, and what draws the plots
-$(VENV)-demo/.ready: INSTALL := --editable '.[demo]'
-$(VENV)-demo/.ready: FOR := aiogram, redis-py, an embedded Redis and the demo (about 20 seconds, only this time)
+$(VENV)-demo/.ready: INSTALL := --editable '.[admin,demo]'
+$(VENV)-demo/.ready: FOR := aiogram, redis-py, an embedded Redis, the page and the demo (about 20 seconds, only this time)
 $(VENV)-docs/.ready: INSTALL := --editable . --group docs
 $(VENV)-docs/.ready: FOR := the package, and what makes the documentation
 $(VENV)-release/.ready: INSTALL := --group release

@@ -1,4 +1,4 @@
-"""Health: whether a limiter can do its work, as a value."""
+"""Health: whether a limiter works, as a value."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def health_of(
     on_error: str,
     test: tuple[float, str] | None = None,
 ) -> Health:
-    """What is known of a storage, its connections and its breakers.
+    """Collect what is known of a storage, its connections and its breakers.
 
     Args:
         storage: Where counts are kept.
-        failures: What happened to it.
+        failures: Its circuit breakers and outages.
         on_error: The policy.
-        test: Seconds that a test call took, and what was wrong with it.
+        test: The time of a test call in seconds, and its problem.
     """
     status: Callable[[], list[ConnectionStatus]] = getattr(storage, "status", list)
     found = status()

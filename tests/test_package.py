@@ -284,14 +284,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_package(wheel: Path) -> None:
-    """Every module, the script, `py.typed` and the licence are in the wheel, and nothing else."""
+    """Every module, script, template and `py.typed` is in the wheel, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         info = {Path(name).name for name in archive.namelist() if ".dist-info/" in name}
     tree = {
         path.relative_to(ROOT).as_posix()
         for path in PACKAGE.rglob("*")
-        if path.suffix in {".py", ".lua", ".typed"} or path.name == "py.typed"
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert names == tree
     assert {"bot_ratelimit/py.typed", "bot_ratelimit/storage/decide.lua"} <= names

@@ -215,7 +215,7 @@ async def test_waiters_are_bounded(
                 assert not refused.allowed
     assert await waiting
     assert [m for m in caplog.messages if "wait for a slot" in m] == [
-        "1 callers wait for a slot already: others are refused"
+        "1 callers already wait for a slot: further ones are refused"
     ]
 
 
@@ -320,7 +320,7 @@ async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> No
         (lambda: Concurrency(1, lease=0.5), r"lease=0\.5: expected seconds from 1 to 86400"),
         (lambda: Concurrency(1, lease="soon"), "lease='soon': expected seconds"),
         (lambda: Concurrency(1, name="a b"), "name='a b'"),
-        (lambda: Rule("1/s", name="slot"), "name='slot': reserved; choose another name"),
+        (lambda: Rule("1/s", name="slot"), "name='slot': this name is reserved"),
         (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=-1), "timeout=-1: expected"),
         (lambda: Limiter(MemoryStorage()).slot(1, ANNA), "concurrency=1: expected"),  # type: ignore[arg-type]  # what people write
         (lambda: Limiter(MemoryStorage()).slot(ONE, 42), "subject=42: expected a Subject"),  # type: ignore[arg-type]  # what people write
@@ -334,7 +334,7 @@ def test_mistakes_are_told(make: Any, message: str) -> None:
 
 async def test_a_concurrency_is_no_limit() -> None:
     """Hitting it is a mistake that is told."""
-    with pytest.raises(ConfigError, match=r"1 at a time per user 'report'.* is no limit"):
+    with pytest.raises(ConfigError, match=r"1 at a time per user 'report'.* does not count hits"):
         await Limiter(MemoryStorage()).hit(ONE, ANNA)
 
 

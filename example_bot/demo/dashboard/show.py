@@ -21,7 +21,7 @@ from example_bot.demo.backend import Backend, open_backend, random_prefix
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.dashboard.past import fill_day
 from example_bot.demo.dashboard.traffic import Traffic
-from example_bot.demo.instances import DEADLINE, serve
+from example_bot.demo.instances import TIMEOUT, serve
 
 INSTANCES: Final = 3
 LIMITS: Final = (
@@ -86,7 +86,7 @@ async def _instances(
                 client,
                 prefix,
                 penalty=PENALTY,
-                timeout=DEADLINE,
+                timeout=TIMEOUT,
                 live=True,
                 statistics=True,
             )
