@@ -510,6 +510,12 @@ async def test_a_login_says_one_thing(alone: Site) -> None:
             reply = await visitor.ask("POST", "login", data=data or b"")
             assert reply.status in {400, 415}
         assert (await visitor.ask("POST", "login", json={"token": TOKEN})).status == 415
+        odd = {"Content-Type": "application/x-www-form-urlencoded; charset=unicode_escape"}
+        assert (await visitor.raw("POST", "login", rb"token=\ud800", **odd)).status == 415
+        assert (await visitor.raw("POST", "login", b"token=%ff%fe", **odd)).status == 415
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        assert (await visitor.raw("POST", "login", b"token=%ff%ed%a0%80", **form)).status == 401
+        assert (await visitor.raw("POST", "login", b"\xff\xfe", **form)).status == 400
         assert (await visitor.get("login")).status == 401
         assert visitor.cookies() == {}
 
