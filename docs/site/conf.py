@@ -67,6 +67,7 @@ SIDEBAR = {
         "docs/operations",
         "docs/monitoring",
         "docs/admin",
+        "docs/admin-api",
         "docs/performance",
     ],
     "Reference": [
