@@ -1,6 +1,6 @@
-"""Paying afterwards: charge whatever is left, and give back, as pure functions like `algorithms`.
+"""Adjustments: charges above the limit and refunds, as pure functions like those in `algorithms`.
 
-Each returns the state after it: None when nothing is charged any more.
+Each returns the new state: None when nothing is charged any more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bot_ratelimit.limit import Algorithm, Limit
 
 
 def charge_window(state: Any, now: int, limit: Limit, cost: int) -> Any:
-    """Fill the window that runs; what does not fit is paid by the windows after it."""
+    """Fill the current window; what does not fit is paid by the following windows."""
     window = _window(state, now // 1_000, limit)
     paid = 0 if window.owed else min(cost, max(0, limit.amount - window.attempts))
     owed = min(window.owed + cost - paid, max_debt(limit))
@@ -39,13 +39,13 @@ def charge_window(state: Any, now: int, limit: Limit, cost: int) -> Any:
 
 
 def refund_window(state: Any, now: int, limit: Limit, cost: int, age: int) -> Any:
-    """Lower the debt, then the count; nothing if the window was opened after the charge."""
+    """Reduce the debt, then the count; nothing if the window is newer than the charge."""
     window = _window(state, now // 1_000, limit)
     if not window.attempts or now // 1_000 - window.opened_ms < age // 1_000:
         return state
     back = min(cost, window.owed)
     count = window.attempts
-    if cost > back:  # attempts beyond the amount were never charged
+    if cost > back:  # attempts above the amount were never charged
         count = max(0, min(count, limit.amount) - (cost - back))
     return window_state(
         window._replace(attempts=count, owed=window.owed - back), now // 1_000, limit
@@ -64,19 +64,19 @@ def _window(state: Any, now_ms: int, limit: Limit) -> CurrentWindow:
 
 
 def charge_log(state: Any, now: int, limit: Limit, cost: int) -> Any:
-    """Fill the log; what does not fit is entered as soon as something else leaves."""
+    """Fill the log; what does not fit is added as soon as other entries expire."""
     log, owed, since = current_log(state, now, limit)
     return _log(log, owed + cost, since if owed else now, now, limit)
 
 
 def refund_log(state: Any, now: int, limit: Limit, cost: int, age: int) -> Any:
-    """Lower the debt, then the newest entries; none that is younger than the charge."""
+    """Reduce the debt, then the newest entries, but none that is newer than the charge."""
     log, owed, since = current_log(state, now, limit)
     in_debt = owed > 0 and now - age >= since
     back = min(cost, owed) if in_debt else 0
     left, kept = cost - back, []
     for at, charged in reversed(log):
-        # All that was entered since the debt began was a payment of it.
+        # Everything that was added since the debt began was a payment of it.
         less = min(left, charged) if in_debt or at <= now - age else 0
         left -= less
         if charged > less:
@@ -99,14 +99,14 @@ def _log(log: tuple[LogEntry, ...], owed: int, since: int, now: int, limit: Limi
 
 
 def charge_bucket(state: Any, now: int, limit: Limit, cost: int) -> Any:
-    """Take the tokens, below empty too."""
+    """Take the tokens, even if the bucket then holds less than nothing."""
     backlog = min(backlog_of(state, now, limit)) + cost * limit.period_ms * 1_000
     most = (limit.capacity + max_debt(limit)) * limit.period_ms * 1_000
     return arrival_state(min(backlog, most), now, limit)
 
 
 def refund_bucket(state: Any, now: int, limit: Limit, cost: int, age: int) -> Any:
-    """Put the tokens back; none if what was taken then has come back by itself."""
+    """Put the tokens back; none if those taken by the charge have been refilled already."""
     lacking, most = backlog_of(state, now, limit)
     backlog = min(lacking, most)
     if not backlog or age * limit.amount >= most:

@@ -60,7 +60,7 @@ class Decision(NamedTuple):
         return self.allowed
 
 
-# What the class does itself, for half of the time.
+# The same as the constructor in half of the time.
 _new_decision: Final[Callable[[tuple[Any, ...]], Decision]] = partial(tuple.__new__, Decision)
 
 
@@ -70,19 +70,19 @@ def conclude(
     source: Source,
     costs: Sequence[int] = (),
 ) -> Decision:
-    """The decision that the verdicts of all rules amount to.
+    """Combine the verdicts of all rules into a decision.
 
-    It is that of the rule that refuses for the longest time, else of the tightest one.
+    It is that of the rule that refuses for the longest time, else that of the tightest rule.
 
     Args:
         rules: The rules that apply.
-        verdicts: What each says.
-        source: Who said it.
-        costs: What a hit would take from each, if it was only looked at: a look tells of the same
+        verdicts: The verdict of each rule.
+        source: Who decided.
+        costs: For a peek, what the hit would charge to each rule, so that the peek reports the same
             rule as the hit would.
     """
     rule, (wait, remaining, reset) = rules[0], verdicts[0]
-    if len(rules) == 1 and type(rule) is Rule and not rule.shadow:  # nearly always
+    if len(rules) == 1 and type(rule) is Rule and not rule.shadow:  # the usual case
         return _new_decision(
             (not wait, rule, remaining, wait / 1e6, reset / 1e6, source, (), False, 0.0)
         )
@@ -110,9 +110,9 @@ def conclude(
 
 
 def _ban(verdict: Verdict) -> Verdict:
-    """A penalty's verdict after the hit, which may itself have brought on the ban.
+    """The verdict of a penalty after the hit, which may itself have caused the ban.
 
-    A refusal that is shared stays one when the ban has ended meanwhile.
+    A shared refusal stays a refusal when the ban has ended in the meantime.
     """
     return verdict._replace(wait=0 if verdict.remaining else verdict.reset or verdict.wait)
 

@@ -1,4 +1,4 @@
-"""What can go wrong. A refusal is not an error: it is a `Decision`."""
+"""The errors of this package. A refusal is not an error but a `Decision`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Health: whether a limiter can do its work, as a value."""
+"""Health: whether a limiter works, as a value."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def health_of(
     on_error: str,
     test: tuple[float, str] | None = None,
 ) -> Health:
-    """What is known of a storage, its connections and its breakers.
+    """Collect what is known of a storage, its connections and its breakers.
 
     Args:
         storage: Where counts are kept.
-        failures: What happened to it.
+        failures: Its circuit breakers and outages.
         on_error: The policy.
-        test: Seconds that a test call took, and what was wrong with it.
+        test: The time of a test call in seconds, and its problem.
     """
     status: Callable[[], list[ConnectionStatus]] = getattr(storage, "status", list)
     found = status()
@@ -83,8 +83,10 @@ def health_of(
         for name in failures.breakers()
         if name not in known and (outage := failures.outage(name))
     ]
+    unable = [_undecidable(each, failures) for each in found]
     problems = [*(server.problem for server in servers), *gone]
     latency, problem = test or (None, next(filter(None, problems), ""))
+    problem = problem or next(filter(None, unable), "")
     return Health(
         ok=not problem,
         ready=not problem or on_error != "deny",
@@ -106,5 +108,11 @@ def _server(status: ConnectionStatus, failures: Failures) -> ServerHealth:
         out_for=None if outage is None else outage[0],
         latency=status.latency,
         scripts=status.uses_script,
-        problem=status.last_error or ("" if outage is None else outage[1]),
+        problem=status.last_error
+        or ("" if outage is None else outage[1])
+        or _undecidable(status, failures),
     )
+
+
+def _undecidable(status: ConnectionStatus, failures: Failures) -> str:
+    return "" if status.uses_script else failures.undecidable(status.server)

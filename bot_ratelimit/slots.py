@@ -1,4 +1,4 @@
-"""Slots: so many at a time, on all instances, held by leases that are renewed meanwhile."""
+"""Slots: how many may run at a time over all instances, as leases that are renewed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from cachetools import LRUCache
 
@@ -24,20 +24,21 @@ from bot_ratelimit.rule import Subject
 from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of
 from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.wait_queue import check_wait
 
 log = logging.getLogger("bot_ratelimit")
 
 MAX_WAITING: Final = 1_000
-"""Callers of a limiter that wait for a slot; one more is refused."""
+"""The maximum number of callers of a limiter that wait for a slot; further ones are refused."""
 FIRST_POLL, LONGEST_POLL = 0.05, 0.5
-"""Seconds between two questions of a process whether another one has left a slot."""
+"""The shortest and the longest pause in seconds between two attempts of a waiting process."""
 RETRY_RELEASE_EVERY: Final = 1.0
-"""Seconds between attempts to release a slot in an outage; they end with the lease."""
+"""Seconds between two attempts to release a slot in an outage; they end with the lease."""
 MAX_RELEASES: Final = 1_000
 
 
 class Slot(Decision):
-    """The Decision about a slot: `remaining` is how many are free after it.
+    """The Decision about a slot; `remaining` is the number of slots that are still free.
 
     ::
 
@@ -45,24 +46,24 @@ class Slot(Decision):
             if slot.allowed and not slot.lost:
                 ...
 
-    `retry_after` of a refusal is the time until the next lease would end if it were not renewed;
-    the slot may be free much sooner.
+    `retry_after` of a refusal is the time until the next lease ends if it is not renewed. A slot
+    may be free much sooner.
     """
 
     _held: _HeldSlot | None = None
 
     @property
     def lost(self) -> bool:
-        """Whether the slot was lost, so that others may run beside this block.
+        """Whether the slot was lost, so that another block may run at the same time.
 
-        That happens if the event loop was away for longer than the lease, if Redis was, or if it
-        has lost its data. The block is not interrupted: it may look here before it does something
-        that must not be done twice.
+        A slot is lost if the event loop was blocked for longer than the lease, if Redis was
+        unreachable for that long, or if Redis lost its data. The block is not interrupted. It may
+        check this before it does something that must not be done twice.
         """
         return self._held is not None and self._held.is_lost()
 
     async def wait_lost(self) -> None:
-        """Return when the slot is lost; a block that wants to be told races with this."""
+        """Wait until the slot is lost, for a block that wants to react to it."""
         if self._held is None:
             await asyncio.Event().wait()
         else:
@@ -70,14 +71,14 @@ class Slot(Decision):
 
 
 class _HeldSlot:
-    """A claim on a slot, from the first attempt to the release."""
+    """A claim on a slot, from the first attempt until the release."""
 
     def __init__(self, claim: Claim, concurrency: Concurrency, leases: Leases) -> None:
         self.claim = claim
         self.concurrency = concurrency
         self.leases = leases
-        self.in_doubt = False  # whether the storage may know of it, although it did not answer
-        self.ends = math.inf  # by the loop's clock: until then the storage keeps it for certain
+        self.in_doubt = False  # whether the storage may have the claim although it did not answer
+        self.ends = math.inf  # by the loop's clock: until then the storage certainly keeps it
         self.lost = asyncio.Event()
         self.renew_now = asyncio.Event()
         self.renewing: asyncio.Task[None] | None = None
@@ -89,7 +90,7 @@ class _HeldSlot:
 
 
 class SlotContext:
-    """`async with limiter.slot(...) as slot`: enter it once."""
+    """The context manager that `Limiter.slot` returns; it can be entered once."""
 
     def __init__(
         self, slots: Slots, concurrency: Concurrency, subject: Subject, timeout: float
@@ -100,7 +101,7 @@ class SlotContext:
 
     async def __aenter__(self) -> Slot:
         if self._slot is not None:
-            raise ConfigError("a slot is entered twice: call limiter.slot(...) for each block")
+            raise ConfigError("a slot was entered twice: call limiter.slot(...) for each block")
         self._slot = await self._slots.acquire(*self._arguments)
         return self._slot
 
@@ -115,17 +116,17 @@ class SlotContext:
 
 
 class Slots:
-    """What `Limiter.slot` does.
+    """Implements `Limiter.slot`.
 
     Args:
         storage: Where leases are kept.
-        standby: Where they are kept in an outage, if at all.
-        failures: Which servers fail, and what the log says of it.
-        key_prefix: What every key begins with.
-        on_error: Who answers in an outage.
-        timeout: Seconds that the storage gets for an answer.
-        clock: That of the circuit breakers.
-        observer: Hears how many slots this process holds.
+        standby: Where leases are kept in an outage; None unless `on_error="memory"`.
+        failures: The circuit breakers and the log of failures.
+        key_prefix: The prefix of every key.
+        on_error: The policy in an outage.
+        timeout: The time-out of the storage in seconds.
+        clock: The clock of the circuit breakers.
+        observer: Is told how many slots this process holds.
     """
 
     def __init__(
@@ -153,12 +154,12 @@ class Slots:
         self._queues: dict[str, deque[asyncio.Event]] = {}
         self._waiting = 0
         self._held: dict[str, set[_HeldSlot]] = {}
-        # Until when a key is there, unless the server loses its data.
+        # Until when a key exists, unless the server loses its data.
         self._known: LRUCache[str, float] = LRUCache(10_000)
         self._releases: set[asyncio.Task[None]] = set()
 
     async def acquire(self, concurrency: Concurrency, subject: Subject, timeout: float) -> Slot:
-        """A slot, or a refusal after at most `timeout` seconds."""
+        """Return a slot, or a refusal after `timeout` seconds at most."""
         key = concurrency.slot_key(self._prefix, subject)
         if key is None:
             return Slot(True, concurrency, concurrency.amount, 0.0, 0.0, "none")
@@ -168,7 +169,7 @@ class Slots:
             slot = await self._try(held)
             if slot.allowed or not timeout or slot.source == "policy":
                 return slot
-        else:  # others were here before
+        else:  # other callers came first
             slot = _refused(concurrency, concurrency.lease, self._storage.source)
         if not timeout or not self._has_room():
             return slot
@@ -179,7 +180,7 @@ class Slots:
         return waited
 
     async def release(self, held: _HeldSlot) -> None:
-        """Release a slot, also while the caller is being cancelled."""
+        """Release a slot, even if the caller is being cancelled."""
         if held.renewing is not None:
             held.renewing.cancel()
         others = self._held.get(held.claim.key, set())
@@ -191,7 +192,7 @@ class Slots:
         await asyncio.shield(self._release_in_background(held))
 
     def close(self) -> None:
-        """Stop trying to release what could not be released."""
+        """Stop retrying releases that failed."""
         loop = asyncio.get_running_loop()
         for task in self._releases:
             if task.get_loop() is loop:
@@ -201,11 +202,11 @@ class Slots:
         if self._waiting < MAX_WAITING:
             return True
         if self._failures.should_log("slots full"):
-            log.warning("%d callers wait for a slot already: others are refused", MAX_WAITING)
+            log.warning("%d callers already wait for a slot: further ones are refused", MAX_WAITING)
         return False
 
     async def _wait(self, held: _HeldSlot, slot: Slot, timeout: float) -> Slot:
-        """Wait in line: the first of this process asks, and is woken by a release in it."""
+        """Wait in the queue: its first waiter asks, and a release in this process wakes it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         queue = self._queues.setdefault(held.claim.key, deque())
@@ -239,7 +240,7 @@ class Slots:
     async def _try(self, held: _HeldSlot) -> Slot:
         began = asyncio.get_running_loop().time()
         held.leases = self._leases
-        if held.in_doubt:  # a late release of the last attempt must not meet this one
+        if held.in_doubt:  # a late release of the last attempt must not affect this one
             held.claim = held.claim._replace(token=_token())
             held.in_doubt = False
         try:
@@ -247,12 +248,12 @@ class Slots:
             if grant is None:
                 return await self._acquire_without_storage(held)
         except BaseException:
-            self._release_in_background(held)  # it may have been granted
+            self._release_in_background(held)  # the slot may have been granted
             raise
         if grant.data_lost:
             log.warning(
-                "Redis has lost its data (%s): slots open again in %.1f s, when those that still "
-                "hold one have said so",
+                "Redis has lost its data (%s): new slots are granted again in %.1f s, when the "
+                "processes that still hold one have renewed them",
                 printable(held.claim.key),
                 grant.wait,
             )
@@ -276,7 +277,7 @@ class Slots:
             self._observer.slots_in_use(name, self._in_use[name])
 
     async def _acquire_without_storage(self, held: _HeldSlot) -> Slot:
-        """The answer of the policy, when the storage has none."""
+        """Answer by the policy, because the storage has no answer."""
         concurrency = held.concurrency
         if self._standby is not None:
             if held.in_doubt:
@@ -297,7 +298,7 @@ class Slots:
         return _refused(concurrency, wait, "policy")
 
     async def _renew(self, held: _HeldSlot) -> None:
-        """Renew the lease every third of it; in an outage more often, until it has ended."""
+        """Renew the lease after each third of its time; in an outage more often, until it ends."""
         loop = asyncio.get_running_loop()
         third = held.claim.lease / 3
         pause = third
@@ -322,13 +323,13 @@ class Slots:
         held.lost.set()
         if self._failures.should_log(f"lost {held.claim.key}"):
             log.warning(
-                "A slot was lost: %s (%s). Its block goes on, and another one may run beside it",
+                "A slot was lost: %s (%s). Its block continues, and another one may run beside it",
                 printable(held.claim.key),
                 held.concurrency,
             )
 
     def _release_in_background(self, held: _HeldSlot) -> asyncio.Task[None]:
-        """Release in a task of its own, which no caller's cancellation reaches."""
+        """Release in a separate task, which the caller's cancellation does not affect."""
         return self._in_background(
             self._release_lease(_HeldSlot(held.claim, held.concurrency, held.leases))
         )
@@ -353,7 +354,7 @@ class Slots:
         return task
 
     async def _ask(self, action: Action, held: _HeldSlot) -> Grant | None:
-        """The storage's answer; None if it has none."""
+        """Ask the storage; return its answer, or None if it has none."""
         leases = held.leases
         if leases is not self._leases:
             return await leases.claim(action, held.claim, timeout=self._timeout)
@@ -376,7 +377,7 @@ class Slots:
             raise
         else:
             self._failures.succeeded(server, breaker, ticket)
-            # A little less than a lease, since clocks do not run at quite the same speed.
+            # A little less than a lease, because clocks do not run at exactly the same speed.
             self._known[held.claim.key] = now + held.claim.lease * 0.9
             if grant.data_lost:
                 for each in self._held.get(held.claim.key, ()):
@@ -394,16 +395,13 @@ class Slots:
 
 
 def check_slot_wait(timeout: object) -> float:
-    """The time-out itself, if it is a number of seconds from 0 up.
+    """Return the time-out in seconds, as `acquire` takes it; infinity for None.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It is neither None nor a finite number from 0 up.
     """
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
-        raise ConfigError(
-            f"timeout={timeout!r}: expected the seconds to wait for a slot, 0 not to wait"
-        )
-    return float(timeout)
+    check_wait(timeout)
+    return math.inf if timeout is None else float(cast(float, timeout))
 
 
 def _token() -> str:
@@ -415,11 +413,11 @@ def _refused(concurrency: Concurrency, wait: float, source: Source) -> Slot:
 
 
 def _jitter(seconds: float) -> float:
-    return seconds * random.uniform(0.75, 1)  # noqa: S311 - so that instances do not ask at once
+    return seconds * random.uniform(0.75, 1)  # noqa: S311 - so that instances do not ask at the same time
 
 
 async def _wait_for(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for the event; False if it does not come in time."""
+    """Wait for the event; return False if it does not come in time."""
     try:
         async with asyncio.timeout(None if math.isinf(seconds) else seconds):
             await event.wait()

@@ -1,14 +1,14 @@
 """Statistics: decisions by hour, rule and outcome, over all instances, without Prometheus.
 
-Counted in the process, and written to Redis about every ten seconds in one command:
+They are counted in the process and written to Redis about every ten seconds in one command:
 
 ==========================================  =======================================================
 `<prefix>:ratelimit:stats:{<hour>}`          a hash: `<outcome> <rule>` to a number, and for each
-                                             process the number of the last flush that is in it
+                                             process the number of its last flush that is included
 `<prefix>:ratelimit:stats:{<hour>}:refused`  a sorted set: users by how often they were refused
 ==========================================  =======================================================
 
-An hour is counted from 1970 in UTC, by the clock of the process that decided.
+Hours are counted from 1970 in UTC, by the clock of the process that decided.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from bot_ratelimit.storage.encoding import encode_key
 log = logging.getLogger("bot_ratelimit")
 
 FLUSH_EVERY: Final = 10.0
-"""Seconds between two writes, if anything was decided."""
+"""Seconds between two writes if there were decisions."""
 KEPT_HOURS: Final = 48
 TTL: Final = (KEPT_HOURS + 1) * 3_600
 MAX_USERS: Final = 1_000
-"""Refused users that are kept for each hour; those who were refused least are dropped."""
+"""How many refused users are kept for each hour; those refused least often are dropped."""
 
 Execute: TypeAlias = Callable[..., Awaitable[Any]]
 _Key: TypeAlias = tuple[str, str]  # outcome, rule
 
-# A flush whose answer was lost is sent again, and must not count twice: so each process numbers
-# its flushes, and the hash remembers the last number. ARGV: process, number, TTL, users to keep,
-# how many counts, then pairs of field and count, then pairs of user and refusals.
+# A flush whose answer was lost is sent again and must not count twice. So each process numbers its
+# flushes, and the hash stores the last number. ARGV: process, number, TTL, users to keep, number of
+# counts, then pairs of field and count, then pairs of user and refusals.
 _ADD: Final = b"""\
 if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return 0 end
 local last = 5 + 2 * ARGV[5]
@@ -61,7 +61,7 @@ if #ARGV > last then
 end
 return 1
 """
-# As scripts, because their replies are flat lists, whichever protocol the connection speaks.
+# Scripts, because their replies are flat lists with every protocol version.
 _READ: Final = b"return redis.call('HGETALL', KEYS[1])"
 _TOP: Final = b"return redis.call('ZREVRANGE', KEYS[1], 0, -1, 'WITHSCORES')"
 _REFUSED: Final = b"return redis.call('ZSCORE', KEYS[1], ARGV[1])"
@@ -98,7 +98,7 @@ class Refusals:
 
 
 class _Hour:
-    """What was decided in one hour, and not written yet."""
+    """The decisions of one hour that were not written yet."""
 
     __slots__ = ("counts", "refused")
 
@@ -107,19 +107,19 @@ class _Hour:
         self.refused: Counter[int] = Counter()
 
     def trim(self) -> None:
-        """Forget those who were refused least: a flood from a million accounts must fit."""
+        """Drop the users refused least often, so that a flood from many accounts fits in memory."""
         if len(self.refused) > 2 * MAX_USERS:
             self.refused = Counter(dict(self.refused.most_common(MAX_USERS)))
 
 
 class Statistics(Observer):
-    """Counts decisions, and reads what all instances counted.
+    """Counts decisions, and reads the counts of all instances.
 
     Args:
-        storage: Where counts are kept; in memory, those of this process.
-        key_prefix: What every key begins with.
-        timeout: Seconds that the server gets for an answer.
-        clock: Seconds since 1970.
+        storage: Where the counts are kept; with a memory storage, only in this process.
+        key_prefix: The prefix of every key.
+        timeout: The time-out of the server in seconds.
+        clock: Returns seconds since 1970.
         every: Seconds between two writes.
     """
 
@@ -134,7 +134,7 @@ class Statistics(Observer):
     ) -> None:
         self._execute: Execute | None = getattr(storage, "execute", None)
         self._prefix = key_prefix
-        self._timeout = max(timeout, 1.0)  # no update waits for it
+        self._timeout = max(timeout, 1.0)  # no update waits for this
         self._clock = clock
         self._every = every
         self._process = f"#{secrets.token_hex(6)}".encode()
@@ -147,7 +147,7 @@ class Statistics(Observer):
         self._labels: set[str] = set()
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        """Count it, and see to it that it is written soon."""
+        """Count a decision, and schedule the next write."""
         label = label_of(decision.rule)
         if label not in self._labels:
             if len(self._labels) >= MAX_LABELS:
@@ -164,10 +164,10 @@ class Statistics(Observer):
             self._timer = loop.call_later(self._every, self._start, context=Context())
 
     async def flush(self) -> None:
-        """Write what was counted since the last time.
+        """Write the decisions since the last flush.
 
         Raises:
-            StorageError: Redis is out of reach; what was counted is kept, and written later.
+            StorageError: Redis is unreachable; the counts are kept and written later.
             ConfigError: Redis refuses the command.
         """
         if self._execute is None:
@@ -184,7 +184,7 @@ class Statistics(Observer):
                 self._sending = None
 
     async def flush_at_end(self) -> None:
-        """Write the rest, now or never; what cannot be written is told in the log."""
+        """Write the rest for the last time; if that fails, log how much is lost."""
         for handle in (self._timer, self._task):
             if handle is not None:
                 handle.cancel()
@@ -196,18 +196,18 @@ class Statistics(Observer):
             log.warning("The statistics of %d decisions could not be written: %s", lost, error)
 
     async def read(self, hours: int) -> tuple[HourCount, ...]:
-        """What all instances counted; see `Limiter.statistics`."""
+        """Read the counts of all instances; see `Limiter.statistics`."""
         found: list[HourCount] = []
         for hour, fields in (await self._fetch(_READ, "", hours)).items():
             begins = datetime.fromtimestamp(hour * 3_600, UTC)
             for field, count in sorted(fields.items()):
                 outcome, _, rule = field.partition(" ")
-                if rule:  # else the number of a flush
+                if rule:  # otherwise it is the number of a flush
                     found.append(HourCount(begins, rule, outcome, int(count)))
         return tuple(found)
 
     async def top_refused(self, n: int, hours: int) -> tuple[Refusals, ...]:
-        """Who was refused most; see `Limiter.top_refused`."""
+        """Read the users refused most often; see `Limiter.top_refused`."""
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_USERS:
             raise ConfigError(f"n={n!r}: expected a whole number from 1 to {MAX_USERS}")
         total: Counter[int] = Counter()
@@ -234,7 +234,7 @@ class Statistics(Observer):
             self._task = asyncio.get_running_loop().create_task(self._flush_quietly())
 
     async def _flush_quietly(self) -> None:
-        """Redis being away is told elsewhere; the next decision after it sets the timer again."""
+        """Flush, ignoring errors: outages are reported elsewhere, and later decisions retry."""
         with suppress(RateLimitError):
             await self.flush()
 
@@ -264,7 +264,7 @@ class Statistics(Observer):
     async def _fetch(
         self, script: bytes, ending: str, hours: int
     ) -> dict[int, Mapping[str, str | int]]:
-        """What is kept of each of these hours, the first one first."""
+        """Read the counts of each of these hours, the earliest first."""
         wanted = self._wanted(hours)
         if self._execute is None:
             return {

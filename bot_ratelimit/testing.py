@@ -1,4 +1,4 @@
-"""For the tests of bots that use this package: time that moves when told to, storage that fails.
+"""Helpers for the tests of bots: a clock that is moved by hand, and a storage that fails on demand.
 
 ::
 
@@ -51,11 +51,11 @@ class Clock:
         self.now = round(now, 6)
 
     def __call__(self) -> float:
-        """Seconds from some starting point, in whole microseconds as storages count them."""
+        """Return seconds from some starting point, in whole microseconds as storages count them."""
         return round(self.now, 6)
 
     def move(self, seconds: float) -> None:
-        """Let time pass."""
+        """Move the clock forward by `seconds`."""
         self.now += seconds
 
 
@@ -75,28 +75,28 @@ class FlakyStorage:
     def __init__(self, storage: Storage | None = None) -> None:
         self.storage = storage or MemoryStorage()
         self.calls = 0
-        """How often it was asked, whatever came of it."""
+        """The number of calls, including failed ones."""
         self.closed = False
         self._error: Exception | None = None
         self._hangs = False
 
     @property
     def source(self) -> Literal["redis", "memory"]:
-        """The source of the storage behind it."""
+        """The source of the wrapped storage."""
         return self.storage.source
 
     def fail(self, error: Exception | None = None) -> None:
-        """Raise on every call; a StorageError, as if the server were out of reach, unless given."""
+        """Raise on every call: by default a StorageError, as if the server were unreachable."""
         self.heal()
         self._error = error or StorageError("out of reach")
 
     def hang(self) -> None:
-        """Never answer: every call ends in a StorageError after its time-out."""
+        """Never answer: every call raises a StorageError after its time-out."""
         self.heal()
         self._hangs = True
 
     def heal(self) -> None:
-        """Work again."""
+        """Work normally again."""
         self._error = None
         self._hangs = False
 
@@ -130,11 +130,11 @@ class FlakyStorage:
         return await self.storage.reset(charges, timeout=timeout)
 
     def leases(self) -> Leases:
-        """The leases of the storage behind it, which fail and hang with it."""
+        """The leases of the wrapped storage, which fail and hang with it."""
         return FlakyLeases(leases_of(self.storage), self._misbehave)
 
     def ban_list(self, prefix: str) -> BanList:
-        """The list of bans of the storage behind it, which fails and hangs with it."""
+        """The list of bans of the wrapped storage, which fails and hangs with it."""
         return FlakyBanList(ban_list_of(self.storage, prefix), self._misbehave)
 
     def server(self, charges: Sequence[Charge]) -> str:
@@ -146,7 +146,7 @@ class FlakyStorage:
         self.storage.open()
 
     async def close(self) -> None:
-        """Note that it was closed, and close the storage behind it."""
+        """Record that it was closed, and close the wrapped storage."""
         self.closed = True
         await self.storage.close()
 

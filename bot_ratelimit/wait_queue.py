@@ -1,8 +1,9 @@
-"""Waiting: queues of those who want to go on as soon as a limit lets them.
+"""Wait queues of `Limiter.acquire`: callers that wait until a limit allows them to go on.
 
-Only the first of each queue asks the storage. When it is refused it sleeps for exactly as long as
-it was refused, and a short random time more, so that instances that wait for the same moment do not
-ask all at once. A queue has a task of its own: a waiter that is cancelled takes no hit with it.
+Only the first waiter of each queue asks the storage. When it is refused, it sleeps for exactly as
+long as it was told and a short random time more, so that instances that wait for the same moment do
+not all ask at once. Each queue has a task of its own, so a cancelled waiter never cancels a hit in
+progress.
 
 ::
 
@@ -28,18 +29,18 @@ from bot_ratelimit.storage.base import Charge, Storage
 log = logging.getLogger("bot_ratelimit")
 
 MAX_WAITERS: Final = 10_000
-"""Waiters of one limiter at most; a further one is refused at once."""
+"""The maximum number of waiters of a limiter; further ones are refused at once."""
 JITTER: Final = 0.01
-"""Seconds that a sleep is longer than refused, at most."""
+"""The largest random addition to a sleep, in seconds."""
 _MAX_SKIPPED: Final = 3
 _MAX_SPACING: Final = 1.0
-"""Where more seconds than this lie between two units, nobody passes one by."""
+"""If units are further apart than this many seconds, an instance does not skip any."""
 _CHECK_EVERY: Final = 0.25
-"""Seconds after which a sleeper sees that the server is out of reach."""
+"""Seconds after which a sleeping waiter checks whether the server is unreachable."""
 
 
 class Waiter:
-    """Someone who waits: what for, since when, and how long at most."""
+    """A caller of `acquire`: what it waits for, since when, and until when at most."""
 
     __slots__ = ("charges", "cost", "future", "rules", "since", "subject", "until")
 
@@ -62,17 +63,17 @@ class Waiter:
 
     @property
     def is_done(self) -> bool:
-        """Whether nobody waits for the answer any more."""
+        """Whether the caller has its answer or has given up."""
         return self.future.done()
 
     def answer(self, decision: Decision, now: float) -> None:
-        """Give the answer, and say how long it took."""
+        """Set the answer, with the time that the caller waited."""
         if not self.is_done:
             self.future.set_result(decision._replace(waited=max(0.0, now - self.since)))
 
 
 class WaitableLimiter(Protocol):
-    """What a queue needs of a limiter."""
+    """The part of a limiter that a queue needs."""
 
     @property
     def storage(self) -> Storage:
@@ -94,8 +95,8 @@ class WaitQueues:
     """The queues of a limiter, one for each set of keys.
 
     Args:
-        limiter: Who decides.
-        is_unreachable: Whether the server of these charges is known to be out of reach.
+        limiter: Decides.
+        is_unreachable: Returns whether the server of these charges is known to be unreachable.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class WaitQueues:
         self._waiting = 0
 
     async def wait(self, waiter: Waiter) -> Decision:
-        """The decision about this waiter, in its turn."""
+        """Wait for the decision about this waiter, in the order of the queue."""
         if self._waiting >= MAX_WAITERS:
             return Decision(False, waiter.rules[0], 0, 1.0, 1.0, "policy")
         keys = tuple(charge.key for charge in waiter.charges)
@@ -123,12 +124,12 @@ class WaitQueues:
             self._waiting -= 1
 
     async def close(self) -> None:
-        """Refuse everybody who waits."""
+        """Refuse all waiters."""
         await asyncio.gather(*(queue.close() for queue in list(self._queues.values())))
 
 
 class WaitQueue:
-    """Waiters for the same keys, first come, first served."""
+    """The waiters for the same keys, first come, first served."""
 
     def __init__(
         self,
@@ -139,19 +140,19 @@ class WaitQueue:
         self._limiter = limiter
         self._is_unreachable = is_unreachable
         self._finished = finished
-        self._waiters: dict[Waiter, None] = {}  # in order, and quick to leave
+        self._waiters: dict[Waiter, None] = {}  # ordered, and fast to remove from
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._refused: Decision | None = None
-        """What the first was refused last; None once something was granted since."""
+        """The last refusal of the first waiter; None if something was granted since."""
         self._due = 0.0
         self._contended = False
         self._slept = False
         self._losses = 0
-        """How often in a row it was refused after it had slept as long as it was refused."""
+        """How often in a row a waiter was refused after it had slept as long as it was told."""
 
     async def join(self, waiter: Waiter) -> Decision:
-        """Wait for the turn of this waiter, and for what comes of it."""
+        """Wait until this waiter is first in the queue and has its answer."""
         if self._refused is not None:
             ahead = [0] * len(waiter.charges)
             for each in self._waiters:
@@ -169,7 +170,7 @@ class WaitQueue:
             self._changed.set()
 
     async def close(self) -> None:
-        """Refuse everybody who waits."""
+        """Refuse all waiters."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -181,18 +182,18 @@ class WaitQueue:
                 await self._serve(next(iter(self._waiters)))
         finally:
             self._finished()
-            for waiter in list(self._waiters):  # the limiter was closed
+            for waiter in list(self._waiters):  # only if the limiter was closed
                 wait = self._estimate(waiter, [0] * len(waiter.charges))
                 waiter.answer(self._refusal(waiter, wait)._replace(source="policy"), loop.time())
 
     async def _serve(self, first: Waiter) -> None:
-        """Ask for the first waiter, and act on the answer."""
+        """Ask for the first waiter and act on the answer."""
         loop = asyncio.get_running_loop()
         try:
             decision = await self._limiter.hit(
                 first.rules, first.subject, first.cost, _notify=False
             )
-        except Exception as error:  # a custom limit may raise anything; it is for the one who asks
+        except Exception as error:  # of a custom limit; it belongs to this caller
             self._waiters.pop(first, None)
             if not first.is_done:
                 first.future.set_exception(error)
@@ -223,10 +224,10 @@ class WaitQueue:
         await self._sleep(first, self._extra_sleep(first, decision.retry_after))
 
     def _extra_sleep(self, first: Waiter, wait: float) -> float:
-        """Seconds that an instance which came too late leaves to the others.
+        """Extra seconds to sleep, so that an instance that was too late leaves units to the others.
 
-        Where one unit comes at a time, all instances would ask for each of them. The one that gets
-        it comes again for the next, so that none is left unused; the others may pass some by.
+        If one unit comes at a time, all instances would ask for each of them. The one that gets it
+        asks again for the next, so that no unit is left unused; the others may skip some.
         """
         apart = min(c.cost * c.limit.period / c.limit.amount for c in first.charges)
         if not self._losses or wait > min(1.1 * apart, _MAX_SPACING):
@@ -234,7 +235,7 @@ class WaitQueue:
         return random.randint(0, min(self._losses, _MAX_SKIPPED)) * apart  # noqa: S311 - no secret
 
     async def _grant(self, first: Waiter, decision: Decision) -> None:
-        """What was charged goes to the first, or to the next who wants the same."""
+        """Give the granted hit to the first waiter, or to the next one that wants the same."""
         successor = next(iter(self._waiters), first) if first.is_done else first
         if successor.charges != first.charges:
             successor = first
@@ -245,15 +246,17 @@ class WaitQueue:
             await self._refund(first)
 
     async def _refund(self, waiter: Waiter) -> None:
-        """A waiter who left while it was charged pays nothing."""
+        """Refund a waiter that left while it was being charged."""
         try:
             for rule, charge in zip(waiter.rules, waiter.charges, strict=True):
                 await self._limiter.refund(Rules((rule,)), waiter.subject, charge.cost)
         except RateLimitError as error:
-            log.warning("A cancelled waiter was charged, and could not be refunded: %s", error)
+            log.warning(
+                "A cancelled caller of acquire was charged and could not be refunded: %s", error
+            )
 
     def _refuse_late_waiters(self) -> None:
-        """Refuse those for whom it would take too long."""
+        """Refuse the waiters that would have to wait too long."""
         now = asyncio.get_running_loop().time()
         ahead: list[int] = []
         for waiter in list(self._waiters):
@@ -269,17 +272,17 @@ class WaitQueue:
         now = asyncio.get_running_loop().time()
         wait = max(due - now, 0.001)
         refused = self._refused
-        if refused is None:  # a refusal is false, too
+        if refused is None:  # compared with None, because a refusal is false
             refused = Decision(False, waiter.rules[0], 0, wait, wait, "policy")
         reset = max(wait, refused.reset_after)
         return refused._replace(retry_after=wait, reset_after=reset, waited=now - waiter.since)
 
     def _estimate(self, waiter: Waiter, ahead: Sequence[int]) -> float:
-        """The earliest time at which this waiter can be granted what it wants.
+        """The earliest time at which this waiter can be granted its hit.
 
         Args:
-            waiter: Who waits.
-            ahead: What those before it take from each rule.
+            waiter: The waiter.
+            ahead: What the waiters before it take from each rule.
         """
         latest = self._due
         first = next(iter(self._waiters), waiter)
@@ -298,7 +301,7 @@ class WaitQueue:
         return min(JITTER, *(c.limit.period / c.limit.amount / 4 for c in waiter.charges))
 
     async def _sleep(self, first: Waiter, longer: float) -> None:
-        """Until the first may be granted, unless another one comes first who wants less."""
+        """Sleep until the first waiter may be granted, or until one with other charges is first."""
         loop = asyncio.get_running_loop()
         wakes = self._due + longer + random.uniform(0, self._pause(first))  # noqa: S311 - no secret
         self._slept = True
@@ -316,7 +319,7 @@ class WaitQueue:
 
 
 def _predicted_refusal(decision: Decision, granted: Waiter, following: Waiter) -> Decision | None:
-    """What the next one would be refused, where a grant says it already."""
+    """The refusal that the next waiter would get, if the last grant already tells it."""
     charge = following.charges[0]
     if (
         len(following.charges) > 1
@@ -329,7 +332,7 @@ def _predicted_refusal(decision: Decision, granted: Waiter, following: Waiter) -
     if limit.algorithm is Algorithm.TOKEN_BUCKET:
         wait -= (limit.capacity - charge.cost) * limit.period / limit.amount
     elif limit.algorithm is Algorithm.SLIDING_WINDOW and limit.amount > 1:
-        return None  # it does not tell when the oldest entry leaves
+        return None  # it does not say when the oldest entry expires
     return decision._replace(allowed=False, retry_after=max(wait, 0.0))
 
 
@@ -338,7 +341,7 @@ def _add_costs(waiter: Waiter, ahead: Sequence[int]) -> list[int]:
 
 
 def check_wait(timeout: object) -> None:
-    """Raise ConfigError unless somebody can wait for so long."""
+    """Raise ConfigError unless this is a valid time to wait."""
     number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
     if timeout is not None and not (number and 0 <= timeout < float("inf")):  # type: ignore[operator]  # a number
         raise ConfigError(

@@ -133,7 +133,7 @@ async def test_the_bans_of_a_subject_are_found(bench: Bench, limiter: Limiter) -
         "one bot", "user"
     ]  # fmt: skip
     assert await limiter.bans_of(Subject(user=1)) == []
-    with pytest.raises(ConfigError, match="a ban of nobody"):
+    with pytest.raises(ConfigError, match="names nobody"):
         await limiter.bans_of(Subject())
 
 
@@ -360,18 +360,18 @@ def test_a_look_that_an_ended_loop_broke_off_is_made_again(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((Subject(),), r"a ban of nobody: name a user, a chat or both, for example Subject"),
-        ((Subject(topic=3),), "a ban of nobody"),
+        ((Subject(),), r"names nobody: give a user, a chat or both, for example Subject"),
+        ((Subject(topic=3),), "the subject of a ban names nobody"),
         ((42,), "subject=42: expected a Subject"),
         ((Subject(chat=1, topic=3),), "a user, a chat or a user in a chat can be banned"),
         ((Subject(user="@anna"),), "user='@anna': expected an id, a whole number"),
         ((Subject(chat=True),), "chat=True: expected an id"),
-        ((USER, "soon"), "a ban of 'soon': expected a length such as '1h'"),
-        ((USER, 0), "a ban of 0: expected"),
-        ((USER, float("nan")), "a ban of nan: expected"),
-        ((USER, True), "a ban of True: expected"),
-        ((USER, "1h", 7), "reason=7: expected a text"),
-        ((USER, "1h", "x" * 501), "reason='xxx.*expected a text of at most 500"),
+        ((USER, "soon"), "the length of a ban is 'soon': expected a period such as '1h'"),
+        ((USER, 0), "the length of a ban is 0: expected"),
+        ((USER, float("nan")), "the length of a ban is nan: expected"),
+        ((USER, True), "the length of a ban is True: expected"),
+        ((USER, "1h", 7), "reason=7: expected a str"),
+        ((USER, "1h", "x" * 501), "reason='xxx.*expected a str of at most 500"),
     ],
 )
 async def test_mistakes_are_told(arguments: Any, message: str) -> None:

@@ -163,6 +163,33 @@ def test_only_the_bottom_knows_redis() -> None:
     assert importers("redis") == KNOW_REDIS
 
 
+def mapped() -> set[str]:
+    """The paths that ARCHITECTURE.md's code map names: `incoming/flags.py`, `admin/web/`."""
+    _, code_map, *_ = (ROOT / "ARCHITECTURE.md").read_text("utf-8").split("```")
+    found, folder = set(), ""
+    for indent, names in re.findall(r"(?m)^((?:  )+)([\w./]+(?:, [\w./]+)*)(?= |$)", code_map):
+        folder = folder if len(indent) > 2 else ""
+        for name in names.split(", "):
+            suffix = "" if name.endswith(("/", ".lua")) else ".py"
+            found.add(f"{folder}{name}{suffix}")
+        if len(indent) == 2 and names.endswith("/"):
+            folder = names
+    return found
+
+
+def test_the_code_map_names_every_module() -> None:
+    """ARCHITECTURE.md names each module, or its inner folder, and nothing that is not there."""
+    named = mapped()
+    assert {path for path in named if not (PACKAGE / path).exists()} == set()
+    modules = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    inner = tuple(path for path in named if path.count("/") > 1)  # admin/web/
+    assert {each for each in modules if not each.startswith(inner)} <= named
+
+
 @pytest.mark.parametrize("name", bot_ratelimit.__all__)
 def test_a_public_name_is_there_and_documented(name: str) -> None:
     """What `__all__` promises can be imported, and says what it is."""

@@ -1,7 +1,8 @@
-"""The documentation as a site: what checks its links."""
+"""The documentation: the site's check of links, and the form of the decisions."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,16 @@ def test_a_site_without_pages_is_no_site(tmp_path: Path) -> None:
     """A build that made nothing does not pass."""
     command = [sys.executable, ROOT / "docs" / "site" / "links.py", tmp_path]
     assert subprocess.run(command, capture_output=True, timeout=30).returncode == 1
+
+
+def test_decisions_are_numbered_once_in_order_and_short() -> None:
+    """Each decision can be named by its number, and is read in a minute: at most ten lines."""
+    text = (ROOT / "docs" / "decisions.md").read_text("utf-8")
+    entries = re.split(r"(?m)^## ", text)[1:]
+    numbers = [int(entry.split(".")[0]) for entry in entries]
+    assert numbers == list(range(1, len(entries) + 1))
+    assert {number for number, entry in zip(numbers, entries, strict=True) if long(entry)} == set()
+
+
+def long(entry: str) -> bool:
+    return len(entry.strip().splitlines()) > 10

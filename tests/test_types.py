@@ -17,7 +17,7 @@ USE = """
 from collections.abc import Awaitable
 from typing import Any
 
-from aiogram import Dispatcher
+from aiogram import Dispatcher, Router
 from aiogram.types import Message, TelegramObject
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
@@ -37,6 +37,7 @@ from bot_ratelimit import (
     Settings,
     Subject,
 )
+from bot_ratelimit.admin import admin_router
 from bot_ratelimit.testing import Clock, FlakyStorage
 
 clock = Clock()
@@ -87,6 +88,8 @@ def main(dp: Dispatcher) -> None:
     RateLimitMiddleware(on_limited=tell_later, exempt=is_friend)
     RateLimitMiddleware(on_limited=Notices({"en": "{seconds}"}), exempt=[42])
     RateLimitMiddleware(on_limited={"en": "{seconds}"}, per_bot=True, once_per_update=True)
+    router: Router = admin_router(RateLimitMiddleware(), admins=[42], prefix="rl_")
+    dp.include_router(router)
 
 
 async def handler(message: Message, rate_limit: Decision | None) -> None:

@@ -1,4 +1,4 @@
-"""BoundDecision: a Decision that knows what it was about, so that a handler can pay afterwards."""
+"""BoundDecision: a Decision that a handler can charge more for, or refund."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bot_ratelimit.rule import Rules, Subject
 
 
 class BoundDecision(Decision):
-    """What a handler finds in `data["rate_limit"]`: the Decision, and a way to pay more or less.
+    """The Decision that a handler finds in `data["rate_limit"]`; it can be charged and refunded.
 
     ::
 
@@ -32,29 +32,37 @@ class BoundDecision(Decision):
     def of(
         cls, decision: Decision, limiter: Limiter, rules: Rules, subject: Subject
     ) -> BoundDecision:
-        """The decision, bound to what was asked."""
+        """Bind a decision to its limiter, rules and subject."""
         bound = tuple.__new__(cls, decision)
         bound._limiter, bound._rules, bound._subject = limiter, rules, subject
         bound._charged_at = time.monotonic()
         return bound
 
     async def charge(self, cost: int) -> Decision:
-        """Charge what the work has cost, whatever is left; see `Limiter.charge`.
+        """Charge the cost of the work, even above the limit; see `Limiter.charge`.
 
         Args:
-            cost: On top of what the update itself was charged.
+            cost: In addition to what the update itself was charged.
+
+        Raises:
+            StorageError: The storage did not answer; see `Limiter.charge`.
+            ConfigError: The cost is invalid.
         """
         charged: Decision = await self._limiter.charge(self._limits, self._subject, cost)
         self._charged_at = time.monotonic()
         return charged
 
     async def refund(self, cost: int | None = None) -> Decision:
-        """Give back what was charged, when the work has failed; see `Limiter.refund`.
+        """Refund a charge, for example when the work has failed; see `Limiter.refund`.
 
-        Nothing is given back of a window that was opened after the last charge.
+        Nothing of a window that was opened after the last charge is refunded.
 
         Args:
-            cost: How much; what the update itself was charged, unless given.
+            cost: How much to refund; by default what the update itself was charged.
+
+        Raises:
+            StorageError: The storage did not answer; see `Limiter.refund`.
+            ConfigError: The cost is invalid.
         """
         cost = self.rule.cost if cost is None else cost
         age = time.monotonic() - self._charged_at
@@ -63,5 +71,5 @@ class BoundDecision(Decision):
 
     @property
     def _limits(self) -> tuple[Any, ...]:
-        """The rules of the decision without its penalty, which counts refusals."""
+        """The rules of the decision without the penalty, which counts refusals."""
         return tuple(rule for rule in self._rules if not isinstance(rule, Penalty))

@@ -1,4 +1,4 @@
-"""EventFilter: whether an event is counted at all, for whom, and what it is one with."""
+"""EventFilter: whether an event is counted, for whom, and which other events share its charge."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ IsExempt: TypeAlias = Callable[[TelegramObject, dict[str, Any]], "Awaitable[bool
 
 
 class Counted(NamedTuple):
-    """An event that is to be charged."""
+    """An event that is charged."""
 
     subject: Subject
     once: str | None
-    """What it shares its charge with: an album, or the same update delivered again."""
+    """The token of events with one charge: an album, or the same update delivered again."""
 
 
 class EventFilter:
-    """What a middleware was told about whom and what to count; see `RateLimitMiddleware`."""
+    """Decides which events a middleware counts, and for whom; see `RateLimitMiddleware`.
+
+    It has nothing to do with aiogram's filters.
+    """
 
     def __init__(
         self,
@@ -53,9 +56,9 @@ class EventFilter:
         self._live_ids, self._limited_ids = exempt, limited
         self._add_up()
 
-    def exempt_for_good(self, ids: frozenset[int]) -> None:
+    def exempt_for_good(self, ids: Iterable[int]) -> None:
         """Add to the ids that are exempt, as if they had been given at the start."""
-        self._given_ids |= ids
+        self._given_ids |= _checked_ids(ids)
         self._add_up()
 
     def _add_up(self) -> None:
@@ -64,7 +67,7 @@ class EventFilter:
     async def counted(
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> Counted | None:
-        """For whom the event counts; None if it passes uncounted."""
+        """Return whom the event counts for; None if it passes uncounted."""
         if is_one_of(self._never_refuse, event, update):
             return None
         subject = subject_of(event, data)
@@ -94,9 +97,13 @@ def _checked_bool(name: str, value: object) -> bool:
 def _exemptions(exempt: Iterable[int] | IsExempt) -> tuple[frozenset[int], IsExempt | None]:
     if callable(exempt):
         return frozenset(), exempt
+    return _checked_ids(exempt), None
+
+
+def _checked_ids(exempt: Iterable[int]) -> frozenset[int]:
     if not isinstance(exempt, Iterable) or isinstance(exempt, (str, bytes)):
         raise ConfigError(f"exempt={exempt!r}: expected ids, such as [42, -100123], or a function")
     ids = frozenset(exempt)
     if wrong := [each for each in ids if not isinstance(each, int) or isinstance(each, bool)]:
         raise ConfigError(f"exempt: {wrong[0]!r} is not the id of a user or a chat")
-    return ids, None
+    return ids

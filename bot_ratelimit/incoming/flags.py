@@ -1,4 +1,4 @@
-"""What a handler's own `rate_limit` flag says.
+"""Flags: reads the `rate_limit` flag of handlers.
 
 ::
 
@@ -34,12 +34,12 @@ _FIELDS: Final = frozenset({"limit", "rate", "key", "cost", "scope", "shadow", "
 
 
 class Flags:
-    """Reads each handler's flag once.
+    """Reads the flag of each handler once.
 
     Args:
-        penalty: Goes along with every handler's own rules.
-        others: The rules of the bot's middlewares that share this one's keys, by their path.
-        limits: Named limits; one with a flag's key or a handler's name wins over what the flag
+        penalty: Applies together with the own rules of every handler.
+        others: The rules of the bot's middlewares that share this one's keys, by path.
+        limits: Named limits. One with a flag's key or a handler's name wins over what the flag
             itself says.
     """
 
@@ -52,21 +52,22 @@ class Flags:
         self.limits = limits or {}
         self._penalty = () if penalty is None else (penalty,)
         self._others = others or {}
-        # By identity, since handler objects have no hash; there are as many as handlers.
+        # By identity, because handler objects cannot be hashed; there are as many entries as
+        # handlers.
         self._read: dict[int, tuple[HandlerObject, Rules | bool]] = {}
         self._slots: dict[int, Concurrency] = {}
         self._names: dict[int, str] = {}
 
     def rules_for(self, handler: HandlerObject | None, router: Router | None) -> Rules | bool:
-        """The handler's own rules; True if it has none of its own, False if it has no limit.
+        """Return the handler's own rules; True if it has none of its own, False if it has no limit.
 
         Args:
-            handler: What is to handle the event; None before that is known.
+            handler: The handler of the event; None while it is not known.
             router: Any router of the bot, to find its other handlers.
 
         Raises:
-            ConfigError: The flag cannot be understood, or gives a key that something else counts
-                with a different limit; names the handlers.
+            ConfigError: The flag is invalid, or something else counts a different limit under its
+                key. The message names the handlers.
         """
         if handler is None or FLAG not in (flags := extract_flags(handler)):
             return True
@@ -85,24 +86,24 @@ class Flags:
         return known[1]
 
     def slots_for(self, handler: HandlerObject | None) -> Concurrency | None:
-        """How many of the handler may run at a time; known once `rules_for` was asked."""
+        """Return how many of the handler may run at a time; known after a call of `rules_for`."""
         return self._slots.get(id(handler)) if self._slots else None
 
     def check(self, root: Router) -> None:
         """Read the flags of all handlers.
 
         Raises:
-            ConfigError: One is wrong; names the handler.
+            ConfigError: A flag is invalid; the message names the handler.
         """
         for handler in _flagged(root):
             self.rules_for(handler, root)
 
     def all_rules(self, root: Router) -> list[Rule]:
-        """The rules of all handlers whose flag can be read, without the penalty."""
+        """Return the rules of all handlers with a valid flag, without the penalty."""
         return [rule for _, rules in self._readable(root) for rule in rules]
 
     def by_handler(self, root: Router) -> Iterator[tuple[str, Rules, bool]]:
-        """Each handler with rules of its own: its name, them, and whether they are named limits."""
+        """Yield each handler with own rules: its name, the rules, whether they are named limits."""
         for handler, rules in self._readable(root):
             flag, name = extract_flags(handler)[FLAG], self._name_of(handler, root)
             key = flag.get("key") if isinstance(flag, Mapping) else None
@@ -113,13 +114,13 @@ class Flags:
             try:
                 flag, name = extract_flags(handler)[FLAG], self._name_of(handler, root)
                 rules = read_flag(flag, handler, name, self.limits)
-            except ConfigError:  # raised where that handler's own flag is read
+            except ConfigError:  # raised when the flag of that handler is read
                 continue
             if not isinstance(rules, bool):
                 yield handler, rules
 
     def _check_keys(self, handler: HandlerObject, rules: Rules, router: Router | None) -> None:
-        """Raise ConfigError if something else counts other limits under these keys."""
+        """Raise ConfigError if something else counts different limits under these keys."""
         paths = {rule.path: rule for rule in rules}
         for path in paths.keys() & self._others.keys():
             if limit_of(self._others[path]) != limit_of(paths[path]):
@@ -143,7 +144,7 @@ class Flags:
     def _check_slots(
         self, handler: HandlerObject, slots: Concurrency, router: Router | None
     ) -> None:
-        """Raise ConfigError if another handler has another number of slots under this key."""
+        """Raise ConfigError if another handler has a different number of slots under this key."""
         if router is None:
             return
         *_, root = router.chain_head
@@ -152,7 +153,7 @@ class Flags:
                 other_slots = read_concurrency(
                     extract_flags(other)[FLAG], other, self._name_of(other, root)
                 )
-            except ConfigError:  # raised where that handler's own flag is read
+            except ConfigError:  # raised when the flag of that handler is read
                 continue
             if other_slots is not None and other_slots.path == slots.path and other_slots != slots:
                 raise ConfigError(
@@ -162,11 +163,11 @@ class Flags:
                 )
 
     def _name_of(self, handler: HandlerObject, router: Router | None) -> str:
-        """A name that is the same on every instance of the bot, and different for every function.
+        """Return a name that is the same on all instances of the bot, and unique for each function.
 
-        Several lambdas, partials or inner functions may share a name, so they are numbered in the
-        order in which the bot registers them; so is a function that is registered with several
-        limits.
+        Lambdas, partials and inner functions may have the same name, so they are numbered in the
+        order in which the bot registers them. A function that is registered with several limits is
+        numbered in the same way.
         """
         if id(handler) not in self._names and router is not None:
             *_, root = router.chain_head
@@ -192,14 +193,14 @@ def _flagged(root: Router) -> Iterator[HandlerObject]:
 def read_flag(
     value: Any, handler: HandlerObject, name: str, limits: NamedLimits | None = None
 ) -> Rules | bool:
-    """The rules that a flag's value stands for, under this name or its own; or the bool it is."""
+    """Return the rules of a flag, with the given name or its own; or the flag if it is a bool."""
     if isinstance(value, bool):
         return value
     try:
         value = _with_named_limit(value, name, limits or {})
         if not isinstance(value, Mapping):
             rules = rules_of(value)
-            # A rule that was given a name of its own keeps it, and so shares its count.
+            # A rule with a name of its own keeps it, and so shares its count.
             given = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
             if all(isinstance(rule, Rule) and rule.name for rule in given):
                 return rules
@@ -225,7 +226,7 @@ def read_flag(
 
 
 def read_concurrency(value: Any, handler: HandlerObject, name: str) -> Concurrency | None:
-    """How many of the handler may run at a time, as its flag says; None if it does not."""
+    """Return how many of the handler may run at a time; None if its flag does not say so."""
     if not isinstance(value, Mapping) or "concurrent" not in value:
         return None
     given = value["concurrent"]
@@ -244,7 +245,7 @@ def read_concurrency(value: Any, handler: HandlerObject, name: str) -> Concurren
 
 
 def _with_named_limit(value: Any, name: str, limits: NamedLimits) -> Any:
-    """What the flag says, with what is said elsewhere of the limit that it names."""
+    """The flag, completed by the named limit that it refers to."""
     said = value if isinstance(value, Mapping) else {}
     key = str(said.get("key") or name)
     if key in limits:
@@ -258,7 +259,7 @@ def _with_named_limit(value: Any, name: str, limits: NamedLimits) -> Any:
 
 
 def _named(rules: Rules, name: str, **changes: Any) -> Rules:
-    """The rules under the handler's name, so that handlers do not share counts by accident."""
+    """The rules with the handler's name, so that handlers do not share counts by accident."""
     return rules_of(
         [
             Rule(

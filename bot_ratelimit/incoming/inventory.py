@@ -16,7 +16,7 @@ from bot_ratelimit.rule import Rule, Rules, Scope
 from bot_ratelimit.settings import Origin
 
 EVERYWHERE: Final = "every handler"
-"""Where the rules of a middleware hold."""
+"""Where the rules of a middleware apply."""
 
 
 def inventory(
@@ -26,13 +26,13 @@ def inventory(
     flags: Flags,
     roots: Iterable[Router],
 ) -> list[dict[str, Any]]:
-    """Every rule once: those of the middleware, then those of handlers' flags.
+    """List every rule once: first those of the middleware, then those of handlers' flags.
 
     Args:
         overrides: What operators changed.
-        rules: The middleware's, as code, file and environment say.
+        rules: The middleware's rules, from code, file and environment.
         origins: Where its limits and its penalty come from.
-        flags: Those of the handlers.
+        flags: The flags of the handlers.
         roots: The dispatchers.
     """
     found: dict[str, dict[str, Any]] = {}

@@ -1,13 +1,13 @@
-"""Sharing: no two rules of a bot's middlewares count different limits under one key.
+"""Key conflicts: no two rules of a bot's middlewares count different limits under one key.
 
 ::
 
     dp.message.middleware(RateLimitMiddleware("5/minute", redis))         bot:ratelimit:42
     dp.callback_query.middleware(RateLimitMiddleware("3/s", redis))       bot:ratelimit:3/s:42
 
-Without a name both would count under `bot:ratelimit:42`, and the shorter window would end the
-longer one. So the rule that comes later gets the text of its limit as a name. The order is that of
-registration, not of the events that arrive: every instance of the bot must find the same.
+Without a name, both rules would count under `bot:ratelimit:42`, and the shorter window would end
+the longer one. So the later rule gets the text of its limit as its name. The order is that of
+registration, not of the events, because all instances of the bot must use the same keys.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _FORBIDDEN: Final = re.compile(r"[\s:{}*?\[\]\\\x00-\x1f\x7f]")
 
 
 def registered_middlewares(root: Router, kind: type[_T], made: Callable[[_T], int]) -> list[_T]:
-    """The middlewares of this class that stand anywhere in the bot, in the order of registration.
+    """Return the middlewares of this class in the whole bot, in the order of registration.
 
-    aiogram keeps this order for each observer only. Where no observer has both of two middlewares,
-    the one that was made first comes first.
+    aiogram keeps this order only for each observer. If no observer has both of two middlewares, the
+    one that was created first comes first.
 
     Args:
         root: The dispatcher.
         kind: The class.
-        made: When a middleware was made, as a number that grows.
+        made: Returns a number that grows with the time of creation of a middleware.
 
     Raises:
         ConfigError: The class itself is registered instead of an instance.
@@ -65,14 +65,14 @@ def registered_middlewares(root: Router, kind: type[_T], made: Callable[[_T], in
 
 
 def check_instances(middlewares: Iterable[Any], kind: type, observer: str) -> None:
-    """Raise ConfigError if the class itself stands where an instance is expected."""
+    """Raise ConfigError if the class itself is registered instead of an instance."""
     for each in middlewares:
         if isinstance(each, type) and issubclass(each, kind):
             raise ConfigError(class_registered_message(each, observer))
 
 
 def class_registered_message(kind: type, observer: str = "message") -> str:
-    """What to say if the class is registered instead of an instance of it."""
+    """The error message if the class itself is registered instead of an instance."""
     name = kind.__name__
     return (
         f"{name} is registered as a class: register an instance, "
@@ -81,11 +81,11 @@ def class_registered_message(kind: type, observer: str = "message") -> str:
 
 
 def separate_keys(groups: Iterable[tuple[Hashable, Rules]]) -> list[Rules]:
-    """The rules of each group with names that keep different limits on different keys.
+    """Rename rules so that different limits use different keys, and return the rules of each group.
 
     Args:
-        groups: The rules of each middleware in the order of registration, each with what it shares
-            its keys with: rules of another server or prefix are never in the way.
+        groups: The rules of each middleware in the order of registration. The first value says what
+            they share keys with: rules of another server or prefix never conflict.
     """
     taken: dict[tuple[Hashable, str], Rule] = {}
     names: dict[tuple[Hashable, str, object], str] = {}
@@ -111,7 +111,7 @@ def separate_keys(groups: Iterable[tuple[Hashable, Rules]]) -> list[Rules]:
 
 
 def conflict_message(before: Rule, now: Rule, other: Rule) -> str:
-    """What to tell the operator about a rule that got a key of its own."""
+    """The warning for the operator about a renamed rule."""
     if isinstance(before, Penalty):
         fix = "give both middlewares the same Penalty to share bans"
     else:
@@ -124,14 +124,14 @@ def conflict_message(before: Rule, now: Rule, other: Rule) -> str:
 
 
 def limit_of(rule: Rule) -> object:
-    """What must be equal for rules to share a key."""
+    """The part of a rule that must be equal for rules to share a key."""
     if isinstance(rule, Penalty):
         return rule.limit, rule.ban_ms, rule.longest_ms
     return rule.limit
 
 
 def shorten_name(name: str) -> str:
-    """The name as a rule can have it; one that is too long is cut, and ends in its hash."""
+    """Return a valid name of a rule; one that is too long is cut and ends with its hash."""
     name = _FORBIDDEN.sub("_", name)
     if len(name) <= _MAX_NAME:
         return name
@@ -155,7 +155,7 @@ def _candidate_names(rule: Rule) -> Iterator[str]:
 
 
 def _renamed(rule: Rule, text: str) -> Rule:
-    """The same rule under another key: `ban:10/minute-900s:42` for a penalty."""
+    """The same rule with another key, for a penalty for example `ban:10/minute-900s:42`."""
     text = shorten_name(text.replace(" ", "-"))
     again, put = copy(rule), object.__setattr__
     if isinstance(rule, Penalty):

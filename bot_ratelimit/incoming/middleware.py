@@ -1,4 +1,4 @@
-"""RateLimitMiddleware: an update comes in, is handled or refused."""
+"""RateLimitMiddleware: handles or refuses incoming updates."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ from bot_ratelimit.incoming.notices import (
 from bot_ratelimit.incoming.registration import (
     check_dispatcher,
     check_exclude,
+    check_guard,
     register_guard,
     root_of,
 )
@@ -74,51 +75,53 @@ log = logging.getLogger("bot_ratelimit")
 Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 
 DATA_KEY: Final = "rate_limit"
-"""Where a handler finds the Decision: `async def handler(message, rate_limit)`."""
+"""The key of the Decision in a handler's data: `async def handler(message, rate_limit)`."""
 
 _STATE_NAME: Final = "_bot_ratelimit_decisions"
 _made: Final = count()
 
 
 class RateLimitMiddleware(BaseMiddleware):
-    """Lets an event through to its handler, or drops it because its user sends too many.
+    """Passes an event to its handler, or drops it because its user sends too many.
 
     ::
 
         dp.message.middleware(RateLimitMiddleware("5/10s", redis, "booking_bot:client1"))
 
-    The handler finds the Decision in `data["rate_limit"]`, as a `BoundDecision`; None stands there
-    for an event that is not counted: nobody is behind it, or it is exempt, or it is never refused.
+    The handler finds the Decision in `data["rate_limit"]`, as a `BoundDecision`. It is None for an
+    event that is not counted: because it has no sender, is exempt, or is never refused.
 
     Args:
-        rate_limit: A number of seconds for one event, a text (`"5/10s"`, `"1/s; 20/minute"`), a
-            `Rule`, or several.
-        redis_client: A `redis.asyncio` client. Without one each process counts for itself.
-        key_prefix: What every key begins with, `<prefix>:ratelimit:<user>`.
-        limiter: Use this one, and its storage, prefix, `on_error` and `timeout`.
-        on_error: When Redis fails: `"allow"` (unless given), `"deny"`, or `"memory"` to limit by
-            this process.
-        timeout: Seconds that Redis gets for a decision; 0.25 unless given.
-        on_limited: How a refused user hears of it: a text or texts by language instead of ours,
-            a `Notices`, a function of (event, decision, data), async or not, that does it all
-            itself, or None for silence.
-        exempt: Ids of users and chats that are not limited, or a function of (event, data),
-            async or not, that says whether an event is not.
-        never_refuse: Types of updates and content types of messages that always pass, uncharged;
-            `NEVER_REFUSED` unless given.
+        rate_limit: A number of seconds for one event, a str (`"5/10s"`, `"1/s; 20/minute"`), a
+            `Rule`, or several of them; one event per second by default.
+        redis_client: A `redis.asyncio` client. Without it, each process counts on its own.
+        key_prefix: The prefix of every key, `<prefix>:ratelimit:<user>`; `"bot"` by default.
+        limiter: Use this limiter with its storage, prefix, `on_error` and `timeout` instead of
+            making one.
+        on_error: What happens when Redis fails: `"allow"` (the default), `"deny"`, or `"memory"` to
+            count in this process.
+        timeout: Seconds that Redis may take for a decision; 0.25 by default.
+        on_limited: How a refused user is notified: a text, or texts by language code, instead of
+            the built-in ones; a `Notices`; a function of (event, decision, data), async or not,
+            that does everything itself; or None for no notice.
+        exempt: Ids of users and chats that are not limited, or a function of (event, data), async
+            or not, that returns whether an event is exempt.
+        never_refuse: Types of updates and content types of messages that always pass and are not
+            charged; `NEVER_REFUSED` by default.
         penalty: A ban for users who keep sending while they are refused.
-        per_bot: Count apart for each bot that shares this prefix.
-        once_per_update: Charge an update once even if Telegram delivers it again, to whichever
-            instance, within a minute.
-        observer: Hears of every decision and notice; one or several, see `Observer`.
+        per_bot: Whether bots that share this prefix count separately.
+        once_per_update: Whether an update that Telegram delivers again within a minute, to any
+            instance, is charged only once.
+        observer: One or several observers of every decision and notice; see `Observer`.
         statistics: Whether decisions are counted by hour; read them with
             `middleware.limiter.statistics()`.
-        named_limits: Limits that handlers' flags find by `key`, `{"ai": "5/minute"}`; they win
-            over what a flag itself says.
-        live: Obey what operators change while the bot runs, within 5 seconds on every instance.
+        named_limits: Limits that handlers' flags refer to by `key`, `{"ai": "5/minute"}`; they win
+            over the limit in a flag.
+        live: Whether changes by operators apply while the bot runs, on all instances within 5
+            seconds.
 
     Raises:
-        ConfigError: An argument makes no sense.
+        ConfigError: An argument is invalid.
     """
 
     def __init__(
@@ -141,7 +144,7 @@ class RateLimitMiddleware(BaseMiddleware):
         named_limits: Mapping[str, Any] | None = None,
         live: bool = False,
     ) -> None:
-        if isinstance(redis_client, TelegramObject):  # aiogram calls what is registered
+        if isinstance(redis_client, TelegramObject):  # aiogram calls the registered class
             raise ConfigError(class_registered_message(type(self)))
         if penalty is not None and not isinstance(penalty, Penalty):
             raise ConfigError(f"penalty={penalty!r}: expected Penalty('10/minute', ban='15m')")
@@ -194,16 +197,16 @@ class RateLimitMiddleware(BaseMiddleware):
     def from_settings(
         cls, settings: Settings | None = None, **overrides: Any
     ) -> RateLimitMiddleware:
-        """A middleware from the environment, `.env` and RATE_LIMIT_FILE; see `Settings`.
+        """Make a middleware from the environment, `.env` and RATE_LIMIT_FILE; see `Settings`.
 
-        It closes the Redis client that it makes when the dispatcher shuts down.
+        The Redis client that this makes is closed when the dispatcher shuts down.
 
         Args:
-            settings: These instead of the environment.
-            **overrides: Arguments of the constructor that win over the settings.
+            settings: Use these settings instead of the environment.
+            **overrides: Arguments of the constructor, which win over the settings.
 
         Raises:
-            ConfigError: A variable or an argument makes no sense.
+            ConfigError: A variable or an argument is invalid.
         """
         if settings is None:
             settings = Settings()
@@ -245,28 +248,34 @@ class RateLimitMiddleware(BaseMiddleware):
     def setup(
         self, dispatcher: Dispatcher, *, guard: bool = False, exclude: Iterable[str] = ()
     ) -> RateLimitMiddleware:
-        """Put the middleware on everything that users do, once and charged once.
+        """Register the middleware for all events of users, so that each is charged once.
 
-        It takes the inner position on every observer: after the filters, so that only what a
-        handler answers to is counted, and where handlers' flags are known. Flags and keys are
+        It becomes an inner middleware of every observer. So it runs after the filters, counts only
+        events that a handler answers, and knows the flags of the handler. Flags and keys are
         checked when the bot starts.
 
         Args:
-            dispatcher: The root of the bot's routers.
-            guard: Also stand before filters, FSM and its storage: then every update is counted,
-                also those that no handler answers to, such as group chatter.
+            dispatcher: The dispatcher of the bot.
+            guard: Whether it also runs before filters, FSM and the FSM storage. Then every update
+                is counted, also those without a handler, for example group chatter. False by
+                default.
             exclude: Names of observers to leave out, for example `"inline_query"`.
 
+        Returns:
+            This middleware.
+
         Raises:
-            ConfigError: This is not a Dispatcher, or a name in `exclude` is not an observer.
+            ConfigError: This is not a Dispatcher, `guard` is no bool, or a name in `exclude` is not
+                an observer.
         """
         check_dispatcher(dispatcher)
+        check_guard(guard)
         excluded = check_exclude(exclude, dispatcher)
         for name, observer in dispatcher.observers.items():
             if name not in excluded | {"update", "error"}:
                 observer.middleware(self)
         if guard:
-            # Of two guards each counts what the other leaves out.
+            # If there are two guards, each counts what the other excludes.
             self._excluded[dispatcher] = excluded & self._excluded.get(dispatcher, excluded)
             register_guard(self, dispatcher)
 
@@ -276,14 +285,14 @@ class RateLimitMiddleware(BaseMiddleware):
             self.limiter.open()
 
         dispatcher.startup.register(start)
-        # Older versions of aiogram tell this only for updates that are polled.
+        # Older versions of aiogram set this only for updates that are polled.
         dispatcher.workflow_data.setdefault("dispatcher", dispatcher)
         self._register_close(dispatcher)
         self._dispatchers.add(dispatcher)
         return self
 
     async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
-        """Handle the event or refuse it; refused, it returns None, which drops it."""
+        """Pass the event to its handler, or refuse it by returning None, which drops it."""
         dispatcher: Any = data.get("dispatcher") or root_of(data.get("event_router"))
         if dispatcher is not self._dispatcher:
             self._discover(dispatcher)
@@ -303,33 +312,34 @@ class RateLimitMiddleware(BaseMiddleware):
         return await self._handle_in_slot(slots, rules, handler, event, inner, update, data)
 
     async def reset(self, subject: Subject | int) -> bool:
-        """Forget everything that is counted of a user here; True if there was something.
+        """Delete all counts of a user in this middleware; return True if there were any.
 
-        That is the middleware's rules, a ban, the limits of all handlers' flags, and that the user
-        was told. Counts of a chat or a topic are reset if the subject names it; what counts
-        everybody together (`Scope.GLOBAL`) stays.
+        This includes the middleware's rules, a ban by a penalty, the limits of all handlers' flags,
+        and the record that the user was notified. Counts of a chat or a topic are deleted if the
+        subject names it. Counts of all users together (`Scope.GLOBAL`) stay.
 
         Args:
-            subject: A user's id, for what is counted of the user in their private chat; or a
-                `Subject` with the chat (for `Scope.CHAT` and `Scope.MEMBER`), the topic, or the
-                business connection, and with `per_bot` the bot.
+            subject: A user's id, for the counts of the user in the private chat; or a `Subject`
+                with the chat (for `Scope.CHAT` and `Scope.MEMBER`), the topic or the business
+                connection, and with `per_bot` the bot.
 
         Raises:
-            StorageError: The storage is out of reach; some of it may be forgotten.
-            ConfigError: The subject is neither, or does not name the bot with `per_bot`.
+            StorageError: The storage is unreachable; some of the counts may be deleted.
+            ConfigError: The subject is neither an id nor a Subject, or does not name the bot with
+                `per_bot`.
         """
         if not isinstance(subject, Subject):
             if not isinstance(subject, int) or isinstance(subject, bool):
                 raise ConfigError(
-                    f"reset: {subject!r} is no user: pass an id, reset(42), or Subject(user=42)"
+                    f"reset: {subject!r} is not a user: pass an id, reset(42), or Subject(user=42)"
                 )
             subject = Subject(user=subject, chat=subject)
         if not self._event_filter.per_bot:
             subject = subject._replace(bot=None)
         elif subject.bot is None:
             raise ConfigError(
-                "reset: each bot counts for itself (per_bot=True); "
-                "name the bot, Subject(user=42, bot=bot.id)"
+                "reset: each bot has its own counts (per_bot=True), so name the bot, "
+                "Subject(user=42, bot=bot.id)"
             )
         flags = [rule for each in self._dispatchers for rule in self._flags.all_rules(each)]
         scopes = (Scope.USER, Scope.MEMBER, Scope.CHAT)
@@ -343,11 +353,14 @@ class RateLimitMiddleware(BaseMiddleware):
         """Exempt these users and chats, too, as the argument `exempt` does.
 
         What operators change live (`bot-ratelimit exempt ID --not`) wins, as always.
+
+        Raises:
+            ConfigError: These are not ids.
         """
-        self._event_filter.exempt_for_good(frozenset(ids))
+        self._event_filter.exempt_for_good(ids)
 
     def inventory(self) -> dict[str, Any]:
-        """What operators are shown of this middleware, as JSON has it: its rules, and the rest."""
+        """Describe this middleware for operators, as JSON: its rules and exemptions."""
         overrides = Overrides() if self.live is None else self.live.overrides
         return {
             "rules": inventory(
@@ -364,7 +377,7 @@ class RateLimitMiddleware(BaseMiddleware):
         return self._event_filter.per_bot
 
     async def close(self) -> None:
-        """Close the storage, and the client that `from_settings` made; never a client given."""
+        """Close the storage, and a client of `from_settings`; clients that were given stay open."""
         if self.live is not None:
             await self.live.stop()
         await self.limiter.close()
@@ -395,11 +408,11 @@ class RateLimitMiddleware(BaseMiddleware):
         update: Update | None,
         data: dict[str, Any],
     ) -> Any:
-        """Handle the event while it holds a slot; what finds none free is not charged either."""
+        """Handle the event while it holds a slot; without a slot it is not charged either."""
         state = _dispatch_state(data)
         key = ("slot", self.limiter.key_prefix, id(data.get("handler")))
         counted = None
-        if key not in state:  # else another middleware holds it for this dispatch already
+        if key not in state:  # otherwise another middleware already holds it in this dispatch
             counted = await self._counted(inner, update, data)
         if counted is None or self.limiter.is_banned(counted.subject):
             return await self._handle(rules, handler, event, inner, update, data)
@@ -417,9 +430,9 @@ class RateLimitMiddleware(BaseMiddleware):
     async def _decide(
         self, rules: Rules, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> tuple[Decision | None, Subject]:
-        """The decision of this dispatch: made once, however often the middleware is met in it."""
+        """Return the decision of this dispatch, which is made only once."""
         state = _dispatch_state(data)
-        # A handler's own limit is charged once, however many middlewares stand before it.
+        # The own limit of a handler is charged once, however many middlewares run before it.
         key = self if rules is self.rules else (self.limiter.key_prefix, id(data.get("handler")))
         if key not in state:
             counted = await self._counted(event, update, data)
@@ -432,7 +445,7 @@ class RateLimitMiddleware(BaseMiddleware):
                     if not self.live.is_ready:
                         await self.live.begin()
                     applied = self.live.applied(rules)
-                if applied is None:  # switched off
+                if applied is None:  # switched off by operators
                     state[key] = (None, subject)
                 else:
                     decision = await self.limiter.hit(applied, subject, once=counted.once)
@@ -444,7 +457,7 @@ class RateLimitMiddleware(BaseMiddleware):
     async def _counted(
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> Counted | None:
-        """For whom the event counts, found out once for a handler."""
+        """Return whom the event counts for; this is determined once for each handler."""
         state = _dispatch_state(data)
         key = ("counted", id(self), id(data.get("handler")))
         if key not in state:
@@ -459,7 +472,7 @@ class RateLimitMiddleware(BaseMiddleware):
             return
         try:
             if isinstance(self._on_limited, Notices):
-                # A notice that comes late is worth nothing, and may delay a real answer.
+                # A late notice is useless, and it may delay a real answer.
                 with without_waiting():
                     await self._on_limited.tell(event, decision, subject, self.limiter, data)
             else:
@@ -470,22 +483,23 @@ class RateLimitMiddleware(BaseMiddleware):
         except NotSentError as error:
             log.debug("A user was not told about the rate limit: %s", error)
         except TelegramAPIError as error:
-            # A user who blocked the bot, a 429, a broken network: the event stays refused.
+            # For example a user who blocked the bot, a 429, or a broken network: the event stays
+            # refused.
             log.warning("Could not tell a user about the rate limit: %r", error)
         except Exception as error:
-            # A mistake in the function: its author needs the place.
+            # An error in the custom function: its author needs the traceback.
             log.warning("Could not tell a user about the rate limit: %r", error, exc_info=error)
 
     async def _handle_uncounted(
         self, handler: Handler, event: TelegramObject, data: dict[str, Any]
     ) -> Any:
-        # A guard may have decided; anything else there is the bot's own, not a Decision.
+        # A guard may have decided. Anything else there belongs to the bot and is not a Decision.
         if not isinstance(data.get(DATA_KEY), Decision):
             data[DATA_KEY] = None
         return await handler(event, data)
 
     def _discover(self, dispatcher: Any) -> None:
-        """A middleware is not told where it is registered; the start or the first event tells."""
+        """Prepare for a dispatcher at its start or first event, since only then it is known."""
         if isinstance(dispatcher, Dispatcher) and dispatcher not in self._discovered:
             self._resolve_keys(dispatcher)
             self._register_close(dispatcher)
@@ -496,7 +510,7 @@ class RateLimitMiddleware(BaseMiddleware):
         self._dispatcher = dispatcher
 
     def _resolve_keys(self, dispatcher: Dispatcher) -> None:
-        """Give rules that would share a key with another limit a key of their own."""
+        """Rename rules that would share a key with a different limit."""
         middlewares = registered_middlewares(
             dispatcher, RateLimitMiddleware, lambda each: each._number
         )
@@ -515,7 +529,7 @@ class RateLimitMiddleware(BaseMiddleware):
 
     @property
     def _key_space(self) -> tuple[Hashable, str, bool]:
-        """Rules of middlewares can share a key only if this is equal."""
+        """Rules of two middlewares can share a key only if this is equal."""
         limiter = self.limiter
         return server_of(limiter.storage), limiter.key_prefix, self._event_filter.per_bot
 
@@ -545,11 +559,11 @@ class RateLimitMiddleware(BaseMiddleware):
 
 
 def _dispatch_state(data: dict[str, Any]) -> dict[object, Any]:
-    """What is noted in a dispatch.
+    """Return the state of the current dispatch.
 
-    The data of a dispatch is copied on its way to the routers; what goes along uncopied, into other
-    tasks too, is the event context, of which aiogram makes a new one in every dispatch. So the
-    notes are left there.
+    aiogram copies the data of a dispatch on its way to the routers. Only the event context is
+    passed on uncopied, also into other tasks, and aiogram makes a new one for every dispatch. So
+    the state is stored there.
     """
     context = data.get(EVENT_CONTEXT_KEY)
     state: dict[object, Any] = {}

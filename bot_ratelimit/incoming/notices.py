@@ -1,4 +1,4 @@
-"""How a refused user hears of it, without the bot flooding back."""
+"""Notices: tell users that they were refused, without the bot flooding them."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ TEXTS: Final[Mapping[str, str]] = {
     "en": "Too many requests. Please try again in {seconds} s.",
     "ru": "Слишком много запросов. Попробуйте снова через {seconds} с.",
 }
-"""The texts by language; the first one is for every other language."""
+"""The texts by language code; the first one is used for all other languages."""
 
 BUSY: Final[Mapping[str, str]] = {
     "en": "Your last request is still running.",
     "ru": "Ваш предыдущий запрос ещё выполняется.",
 }
-"""What is said instead if a handler's slots are taken (the flag `concurrent`)."""
+"""The texts if the slots of a handler are taken (the flag `concurrent`)."""
 
-# Telegram takes about one message a second in a chat, and 200 characters over a button.
+# Telegram accepts about one message a second in a chat, and 200 characters in a callback answer.
 _SHORTEST: Final = 1.0
-# A bucket can take longer than that to hold a high cost again; such a wait is announced as this.
+# A bucket can take longer than this to hold a high cost again; the wait is cut to this.
 _LONGEST: Final = MAX_PERIOD_MS / 1_000
 _CALLBACK_TEXT: Final = 200
-# How long a lease still holds says nothing about when the request that runs will be done.
+# The rest of a lease does not say when the running request will be done.
 _BUSY_AGAIN: Final = 10.0
 
 
@@ -45,34 +45,34 @@ REFUSAL_KEY: Final = "_bot_ratelimit_refusal"
 
 
 class Refusal(NamedTuple):
-    """What the middleware puts into `data` for a custom `on_limited` that calls `Notices`."""
+    """The middleware puts this into `data` for a custom `on_limited` that calls `Notices`."""
 
     subject: Subject
     limiter: Limiter
 
 
 class Notices:
-    """Tells refused users, in a way that Telegram allows however many there are.
+    """Notifies refused users in a way that Telegram accepts, however many users there are.
 
     ::
 
         RateLimitMiddleware("5/10s", redis, on_limited=Notices("Wait {seconds} s.", in_groups=True))
 
-    - A button press is always answered, or the button would keep its spinner: with the text, and
-      a `cache_time` of the wait, so that the client itself answers the next presses.
+    - A button press is always answered, because otherwise the button keeps its spinner. The answer
+      has the text, and the wait as its `cache_time`, so that the client itself answers the next
+      presses.
     - An inline query gets an empty result for this user, cached for the wait.
-    - A message gets one notice for each wait, decided on the storage for all instances together;
-      only in private chats, unless asked for, since a group allows a bot 20 messages a minute.
+    - A message gets one notice for each wait, over all instances. By default this is done in
+      private chats only, because a group accepts 20 messages of a bot per minute.
 
-    A custom `on_limited` can call one, too.
+    A custom `on_limited` can call it too.
 
     Args:
-        texts: A text, or texts by language code (`"en"`, `"pt-br"`), of which the first is for
-            every other language. `{seconds}` stands for the wait.
-        busy: The same for users whose last request is still running; `{seconds}` makes no sense
-            there.
-        in_groups: Also tell groups: each member once for each wait, or the whole chat if it is
-            the chat that is limited.
+        texts: A text, or texts by language code (`"en"`, `"pt-br"`). The first one is used for all
+            other languages. `{seconds}` is replaced by the wait.
+        busy: The same for users whose last request is still running, without `{seconds}`.
+        in_groups: Whether notices are also sent in groups: to each member once for each wait, or
+            once to the whole chat if the chat is limited. False by default.
 
     Raises:
         ConfigError: A text is not a str, or has a placeholder other than `{seconds}`.
@@ -92,7 +92,7 @@ class Notices:
     async def __call__(
         self, event: TelegramObject, decision: Decision, data: dict[str, Any]
     ) -> None:
-        """Tell the user, from inside a custom `on_limited`, with what it was given.
+        """Notify the user, from a custom `on_limited` and with its arguments.
 
         ::
 
@@ -104,7 +104,7 @@ class Notices:
 
         Raises:
             ConfigError: These are not the arguments of `on_limited`.
-            TelegramAPIError: Telegram does not take the notice; it is not tried again.
+            TelegramAPIError: Telegram rejected the notice; it is not sent again.
         """
         refusal = data.get(REFUSAL_KEY)
         if not isinstance(refusal, Refusal):
@@ -119,10 +119,10 @@ class Notices:
         limiter: Limiter,
         data: dict[str, Any],
     ) -> None:
-        """Tell the user behind a refused event, if it is time to.
+        """Notify the user of a refused event, if a notice is due.
 
         Raises:
-            TelegramAPIError: Telegram does not take the notice; it is not tried again.
+            TelegramAPIError: Telegram rejected the notice; it is not sent again.
         """
         kind: NoticeKind = "message"
         if isinstance(event, (CallbackQuery, InlineQuery)):
@@ -143,7 +143,7 @@ class Notices:
         limiter: Limiter,
         data: dict[str, Any],
     ) -> bool:
-        """Whether the user was told."""
+        """Return whether a notice was sent."""
         wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
         busy = isinstance(decision.rule, Concurrency)
         if isinstance(event, CallbackQuery):
@@ -168,11 +168,12 @@ class Notices:
         if rule is None:
             return False
         told = await limiter.hit(rule, subject, _notify=False)
-        # Without the storage nobody knows whether the user was told already: rather be silent.
+        # Without the storage it is unknown whether the user was already notified: stay silent.
         if not told.allowed or told.source not in ("redis", "memory"):
             return False
         try:
-            # Plain, whatever the bot's default is: a dot alone would be an error in MarkdownV2.
+            # Plain text, whatever the bot's default is: a dot alone would be an error in
+            # MarkdownV2.
             await event.answer(text, parse_mode=None)
         except NotSentError:
             # There was no room for it among what the bot sends: the next refused message tells.
@@ -184,7 +185,8 @@ class Notices:
     def _once(self, event: Message, decision: Decision, subject: Subject) -> Rule | None:
         """What lets one notice through for each wait; None where nobody is told."""
         private = event.chat.type == ChatType.PRIVATE
-        # Business chats and those of guest messages are other people's: the bot stays silent there.
+        # Business chats and chats of guest messages belong to other users: the bot stays silent
+        # there.
         elsewhere = subject.business or getattr(event, "guest_query_id", None)
         if elsewhere or not (private or self._in_groups):
             return None
@@ -202,7 +204,7 @@ class Notices:
 
 
 def busy_notice_rule(scope: Scope) -> Rule:
-    """One notice in ten seconds that a request is still running: `...:notice:slot:<user>`."""
+    """The rule of one notice in ten seconds that a request is running: `...:notice:slot:<user>`."""
     return notice_rule(_BUSY_AGAIN, scope, "slot:")
 
 
@@ -218,7 +220,7 @@ def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:
 
 
 def _may_answer(answer: object) -> bool:
-    """Whether aiogram's CallbackAnswerMiddleware, if it is there, lets us answer."""
+    """Whether aiogram's CallbackAnswerMiddleware, if it is used, leaves the answer to us."""
     if not isinstance(answer, CallbackAnswer):
         return True
     if answer.answered and not answer.disabled:

@@ -1,4 +1,4 @@
-"""Where a middleware stands in a dispatcher."""
+"""Where a middleware is registered in a dispatcher."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def check_dispatcher(dispatcher: object) -> None:
 
 
 def check_exclude(exclude: object, dispatcher: Dispatcher) -> frozenset[str]:
-    """The names of observers to leave out, if each is one of the dispatcher's.
+    """Return the names of the observers to exclude, if the dispatcher has all of them.
 
     Raises:
-        ConfigError: One is not, or these are no names.
+        ConfigError: It does not, or these are not names.
     """
     if not isinstance(exclude, Iterable):
         raise ConfigError(f"exclude={exclude!r}: expected names such as ['inline_query']")
@@ -39,8 +39,14 @@ def check_exclude(exclude: object, dispatcher: Dispatcher) -> frozenset[str]:
     return names
 
 
+def check_guard(guard: object) -> None:
+    """Raise ConfigError unless this is True or False."""
+    if not isinstance(guard, bool):
+        raise ConfigError(f"guard={guard!r}: expected True or False")
+
+
 def root_of(router: Router | None) -> Router | None:
-    """The router that all others of the bot are included in, which is the dispatcher."""
+    """Return the router that includes all others of the bot, which is the dispatcher."""
     if router is None:
         return None
     *_, root = router.chain_head
@@ -48,7 +54,7 @@ def root_of(router: Router | None) -> Router | None:
 
 
 def register_guard(middleware: BaseMiddleware, dispatcher: Dispatcher) -> None:
-    """Take the place behind the context and before FSM among the update's outer middlewares."""
+    """Register after the user context and before FSM, among the update's outer middlewares."""
     outer = dispatcher.update.outer_middleware
     behind = list(outer)[_index_after_context(list(outer), dispatcher) :]
     for each in behind:
@@ -59,7 +65,7 @@ def register_guard(middleware: BaseMiddleware, dispatcher: Dispatcher) -> None:
 
 
 def _index_after_context(registered: list[Any], dispatcher: Dispatcher) -> int:
-    """Where FSM stands; without it (`disable_fsm`), behind what finds out user and chat."""
+    """The position of FSM, or with `disable_fsm` the one after the user context."""
     if dispatcher.fsm in registered:
         return registered.index(dispatcher.fsm)
     context = [isinstance(each, UserContextMiddleware) for each in registered]

@@ -10,7 +10,7 @@ from bot_ratelimit.admin.telegram.buttons import Answer, Press
 from bot_ratelimit.admin.telegram.desk import Desk, Said
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.telegram.texts import Html
-from bot_ratelimit.bans import check_length
+from bot_ratelimit.bans import check_ban_length
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import parse_period
 from bot_ratelimit.rule import Subject
@@ -118,7 +118,7 @@ async def ask_ban(
         length, text = "forever", desk.words("ask_ban_for_good", who=who)
     else:
         try:
-            seconds = check_length(length)
+            seconds = check_ban_length(length)
         except ConfigError:
             raise UnclearError("bad_length", command=command) from None
         text = desk.words("ask_ban", who=who, length=desk.words.duration(seconds))
