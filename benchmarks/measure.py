@@ -9,19 +9,19 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from benchmarks.contestant import Entry, Setting, allowance, visitors
+from benchmarks.candidate import Entry, Setting, allowance, visitors
 from benchmarks.server import Server
 
 Item = TypeVar("Item")
 Figures = dict[str, float]
 
 WARM_UP: Final = 0.05
-# By how much the ids of those are shifted who come while a contestant warms up.
+# By how much the ids of those are shifted who come while a candidate warms up.
 EARLIER: Final = 1_000_000_000
 
 
 class MiscountError(Exception):
-    """A contestant did not limit as it should: what it costs says nothing."""
+    """A candidate did not limit as it should: what it costs says nothing."""
 
 
 @dataclass(slots=True)
@@ -69,10 +69,10 @@ async def drive(
     async def work() -> None:
         nonlocal agreed
         for item in shared:
-            begun = clock()
+            began = clock()
             result = await act(item)
             ended = clock()
-            record(ended - begun)
+            record(ended - began)
             if result is True:
                 agreed += 1
             if ended >= until:
@@ -81,33 +81,33 @@ async def drive(
                 await asyncio.sleep(0)
 
     cpu = time.process_time()
-    begun = clock()
-    until = begun + seconds
+    began = clock()
+    until = began + seconds
     await asyncio.gather(*(work() for _ in range(concurrency)))
-    took, cpu = clock() - begun, time.process_time() - cpu
+    took, cpu = clock() - began, time.process_time() - cpu
     return Drive(len(latencies), agreed, took, cpu, sorted(latencies))
 
 
 async def decide(
     entry: Entry, setting: Setting, seconds: float, server: Server, *, turn: bool = False
 ) -> Figures:
-    """Measure one contestant once, and make sure that it limited as it should.
+    """Measure one candidate once, and make sure that it limited as it should.
 
     Raises:
         UnableError: It cannot do this.
         MiscountError: It allowed more or fewer hits than it should.
     """
-    contestant = entry()
-    await contestant.setup(setting)
+    candidate = entry()
+    await candidate.setup(setting)
     try:
-        await drive(contestant.hit, visitors(EARLIER), setting.concurrency, WARM_UP)
+        await drive(candidate.hit, visitors(EARLIER), setting.concurrency, WARM_UP)
         server.flush()
         gc.collect()
         before = server.cpu()
-        done = await drive(contestant.hit, visitors(), setting.concurrency, seconds, turn=turn)
+        done = await drive(candidate.hit, visitors(), setting.concurrency, seconds, turn=turn)
         served, commands, reads = server.cpu() - before, server.commands(), server.reads()
     finally:
-        await contestant.close()
+        await candidate.close()
     check(done.agreed, allowance(done.calls))
     figures = done.figures()
     if commands:

@@ -126,9 +126,9 @@ async def each(bot: Bot, methods: list[Any], together: int) -> float:
         for method in shared:
             await bot(method)
 
-    begun = time.perf_counter()
+    began = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(together)))
-    return time.perf_counter() - begun
+    return time.perf_counter() - began
 
 
 async def scripts(client: aioredis.Redis) -> int:
@@ -242,9 +242,9 @@ async def worker(
         chat = 1_000_000 * (int(number) + 1)
         while time.time() < until:
             chat += 1
-            begun = time.perf_counter()
+            began = time.perf_counter()
             await bot.send_message(chat, "reply")
-            print((time.perf_counter() - begun) * 1000)
+            print((time.perf_counter() - began) * 1000)
             await asyncio.sleep(0.2)
         await outgoing.close()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -275,13 +275,13 @@ async def broadcast(chats: int) -> Table:
     async def send(chat: int) -> None:
         await bot.send_message(chat, "x")
 
-    begun, total = now(), 0
+    began, total = now(), 0
     async for _ in outgoing.broadcast(range(1, chats + 1), send):
         total += 1
         if total in (1_000, chats // 10, chats):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             table.add_row(
-                f"{total:,}", f"{now() - begun:,.0f}", f"{total / 25:,.0f}", f"{peak:.1f}"
+                f"{total:,}", f"{now() - began:,.0f}", f"{total / 25:,.0f}", f"{peak:.1f}"
             )
     return table
 

@@ -49,10 +49,10 @@ def render(
     texts = {
         "about": "Measured on {date} with `{command}`: {processor}, {system}, Python {Python}, "
         "redis-server {redis-server}; up to {rounds} rounds of {seconds} s for each measurement. "
-        "The load average was {load} before the run and {load after} at its end. This page is "
-        "written by that command.".format(**records.machine),
+        "The load average was {load} before the run and {load after} at its end. The tables of "
+        "this page come from that run; the prose is written by hand.".format(**records.machine),
         "losses": "\n".join(f"- {loss}" for loss in losses(records)) or "Nothing.",
-        "absences": _absences(records),
+        "skipped": _skipped(records),
         "versions": ", ".join(
             f"{name} {records.machine[name]}" for name in ("Python", "redis-server", *_PACKAGES)
         ),
@@ -72,20 +72,20 @@ def render(
 
 
 def losses(records: Records) -> list[str]:
-    """Where another contestant's median is better than ours: in what, who, how many times ours."""
+    """Where another candidate's median is better than ours: in what, who, how many times ours."""
     return [
         f"{case}, {what}: {', '.join(found)}"
-        for concern, own, figures in _COMPARED
+        for benchmark, own, figures in _COMPARED
         for figure, what in figures.items()
-        for case in records.cases(concern)
-        if (found := _ahead(records, concern, case, own, figure))
+        for case in records.cases(benchmark)
+        if (found := _ahead(records, benchmark, case, own, figure))
     ]
 
 
-def _ahead(records: Records, concern: str, case: str, own: str, figure: str) -> list[str]:
+def _ahead(records: Records, benchmark: str, case: str, own: str, figure: str) -> list[str]:
     found = []
-    for who in records.who(concern, case):
-        ratio = records.ratio(concern, case, who, own, figure)
+    for who in records.who(benchmark, case):
+        ratio = records.ratio(benchmark, case, who, own, figure)
         if ratio is None or who.startswith(OURS) or who in bots.UNLIMITED:
             continue
         if ratio.median >= 1.01 if figure == "rate" else ratio.median <= 0.99:
@@ -93,10 +93,10 @@ def _ahead(records: Records, concern: str, case: str, own: str, figure: str) -> 
     return found
 
 
-def _absences(records: Records) -> str:
+def _skipped(records: Records) -> str:
     found: dict[tuple[str, str], list[str]] = {}
-    for concern, who, reason in records.absences:
-        found.setdefault((who, reason), []).append(concern)
+    for benchmark, who, reason in records.skipped:
+        found.setdefault((who, reason), []).append(benchmark)
     lines = [
         f"- {who}: {reason} ({places[0]}{f' and {len(places) - 1} more' * (len(places) > 1)})"
         for (who, reason), places in found.items()

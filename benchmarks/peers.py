@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, ClassVar
 
-from benchmarks.contestant import DAY, LIMITS, Contestant, Setting, UnableError, client, pool
+from benchmarks.candidate import DAY, LIMITS, Candidate, Setting, UnableError, client, pool
 
 
-class _Limits(Contestant):
+class _Limits(Candidate):
     """`limits`: one awaited hit for each rule."""
 
     name: ClassVar[str] = "limits"
@@ -55,7 +55,7 @@ class LimitsInMemory(_Limits):
         self._start(setting, MemoryStorage())
 
 
-class _Sentinel(Contestant):
+class _Sentinel(Candidate):
     """The backends of `aiogram-sentinel`; its middleware takes part in the bots' races.
 
     It has no types of its own, so it is imported as something that mypy does not ask for.

@@ -12,7 +12,7 @@ from benchmarks.tables import Table, ranged
 
 class Target(NamedTuple):
     what: str
-    concern: str
+    benchmark: str
     case: str
     goal: float
     over: str = ""
@@ -58,13 +58,13 @@ def table(records: Records) -> Table:
 
 
 def _row(records: Records, target: Target) -> tuple[str, ...]:
-    what, concern, case, goal, over, figure, who = target
+    what, benchmark, case, goal, over, figure, who = target
     if not over:
-        found, cpu, sign = records.spread(concern, case, who, figure), None, "≤"
+        found, cpu, sign = records.spread(benchmark, case, who, figure), None, "≤"
     else:
-        at, peer = (over, who) if concern == "cluster" else (case, over)  # other case, or other
-        found = records.ratio(concern, case, who, peer, figure, at)
-        cpu = records.ratio(concern, at, peer, who, "cpu_us", case)
+        at, peer = (over, who) if benchmark == "cluster" else (case, over)  # other case, or other
+        found = records.ratio(benchmark, case, who, peer, figure, at)
+        cpu = records.ratio(benchmark, at, peer, who, "cpu_us", case)
         sign = "≥"
     if found is None:
         return ()

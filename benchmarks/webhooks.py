@@ -15,10 +15,19 @@ from aiogram import Bot
 from aiogram.webhook.aiohttp_server import SimpleRequestHandler
 from aiohttp import ClientSession, TCPConnector, web
 
-from benchmarks.bots import ADDED, AT_A_TIME, GUARDS, TOKEN, UNLIMITED, Desk, columns, raw_update
-from benchmarks.contestant import Setting, UnableError, allowance, visitors
+from benchmarks.bots import (
+    ADDED,
+    AT_A_TIME,
+    GUARDS,
+    TOKEN,
+    UNLIMITED,
+    Receiver,
+    columns,
+    raw_update,
+)
+from benchmarks.candidate import Setting, UnableError, allowance, visitors
+from benchmarks.comparison import Benchmark, Measurements, Run, compare, reason
 from benchmarks.measure import WARM_UP, Drive, Figures, check, drive
-from benchmarks.race import Concern, Found, Run, race, reason
 from benchmarks.records import Records
 from benchmarks.server import worker
 from benchmarks.tables import Table, grid
@@ -41,18 +50,18 @@ def _serve(pipe: Pipe, who: str, url: str) -> None:
 
 
 async def _listen(pipe: Pipe, who: str, url: str) -> None:
-    desk = Desk(who, Setting(url, 100))
+    receiver = Receiver(who, Setting(url, 100))
 
     async def stats(request: web.Request) -> web.Response:
         gc.collect()
-        return web.json_response({"handled": desk.handled, "cpu": time.process_time()})
+        return web.json_response({"handled": receiver.handled, "cpu": time.process_time()})
 
     app = web.Application()
     # In the foreground, so that an answer means that the update was handled or refused.
-    handler = SimpleRequestHandler(desk.dispatcher, Bot(TOKEN), handle_in_background=False)
+    handler = SimpleRequestHandler(receiver.dispatcher, Bot(TOKEN), handle_in_background=False)
     handler.register(app, "/webhook")
     app.router.add_get("/stats", stats)
-    async with desk.guarded:
+    async with receiver.guarded:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -68,7 +77,7 @@ async def _listen(pipe: Pipe, who: str, url: str) -> None:
 # In the process that posts
 
 
-def _measure(run: Run) -> Found:
+def _measure(run: Run) -> Measurements:
     people = count(1_000_000, 1_000_000)  # others in each measurement, for bots that remember
     with ExitStack() as stack:
         # Starting a bot takes longer than measuring it.
@@ -86,7 +95,7 @@ def _measure(run: Run) -> Found:
             return done.figures() | {"cpu_us": cpu / done.calls * 1e6}
 
         cases = {case(n): n for n in AT_A_TIME}
-        yield from race(run.fewer(0.6, 3), "webhooks", {at: [*ports] for at in cases}, post)
+        yield from compare(run.fewer(0.6, 3), "webhooks", {at: [*ports] for at in cases}, post)
 
 
 async def _post(run: Run, port: int, people: int, at_a_time: int) -> tuple[Drive, int, float]:
@@ -120,4 +129,4 @@ def _tables(records: Records) -> list[Table]:
     return [grid(records, "webhooks", "Updates over HTTP", columns(case), ADDED)]
 
 
-WEBHOOKS: Final = Concern("webhooks", _measure, _tables)
+WEBHOOKS: Final = Benchmark("webhooks", _measure, _tables)

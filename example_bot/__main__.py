@@ -13,7 +13,13 @@ from aiogram.exceptions import (
     TelegramUnauthorizedError,
 )
 
-from bot_ratelimit import ConfigError, LogObserver, Observer, RateLimitMiddleware
+from bot_ratelimit import (
+    ConfigError,
+    LogObserver,
+    Observer,
+    OutgoingLimits,
+    RateLimitMiddleware,
+)
 from example_bot.bot import build_dispatcher
 from example_bot.serve import build_bot, run_polling, run_webhook
 from example_bot.settings import BotSettings
@@ -50,9 +56,12 @@ def main() -> int:
 
 def run(settings: BotSettings) -> None:
     """Build the bot from its settings, and run it."""
-    rate_limit = RateLimitMiddleware.from_settings(observer=[LogObserver(), *metrics()])
+    watching = [LogObserver(), *metrics()]
+    # Operators change limits while the bot runs, and see who is refused how often.
+    rate_limit = RateLimitMiddleware.from_settings(observer=watching, live=True, statistics=True)
     dispatcher = build_dispatcher(rate_limit)
     bot = build_bot(settings)
+    OutgoingLimits.from_settings(observer=watching).setup(bot, dispatcher)
     if settings.webhook_url:
         run_webhook(settings, bot, dispatcher, rate_limit)
     else:

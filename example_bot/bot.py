@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiogram import Dispatcher, F, Router, flags
 from aiogram.filters import Command, CommandObject, CommandStart
@@ -24,6 +26,7 @@ from bot_ratelimit import (
     Limiter,
     RateLimitMiddleware,
     Scope,
+    StorageError,
     Subject,
 )
 
@@ -99,12 +102,23 @@ async def ask(message: Message, command: CommandObject, rate_limit: BoundDecisio
         answer = await think(command.args)
     except ValueError as error:
         if rate_limit is not None:  # None for users without a limit
-            await rate_limit.refund()
+            with uncharged_in_an_outage():
+                await rate_limit.refund()
         await message.answer(f"{error} That was free.")
         return
     if rate_limit is not None:
-        await rate_limit.charge(len(answer) - 1)
+        with uncharged_in_an_outage():
+            await rate_limit.charge(len(answer) - 1)
     await message.answer(answer)
+
+
+@contextmanager
+def uncharged_in_an_outage() -> Iterator[None]:
+    """Nothing is charged or given back while Redis is away; users get their answers."""
+    try:
+        yield
+    except StorageError as error:
+        _logger.warning("What an answer costs could not be counted: %s", error)
 
 
 async def think(question: str | None) -> str:

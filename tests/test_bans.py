@@ -16,6 +16,7 @@ from bot_ratelimit import (
     MemoryStorage,
     Penalty,
     RedisStorage,
+    Rule,
     Scope,
     StorageError,
     Subject,
@@ -103,6 +104,37 @@ async def test_a_ban_ends(bench: Bench, limiter: Limiter) -> None:
     assert not await banned(limiter)
     assert await limiter.bans() == []
     assert not await limiter.unban(USER)
+
+
+async def test_what_nobody_sent_is_decided_beside_bans(limiter: Limiter) -> None:
+    """A poll or a channel post without a user is decided while somebody is banned."""
+    await limiter.ban(USER)
+    assert await limiter.hit(Rule("5/s", Scope.GLOBAL), Subject())
+
+
+@pytest.mark.parametrize("bench", ["memory", "redis-server"], indirect=True)
+async def test_the_bans_of_a_subject_are_found(bench: Bench, limiter: Limiter) -> None:
+    """By hand and by a penalty, of user, chat, member and topic; the one that ends last first."""
+    topic = Subject(user=42, chat=-100, topic=7)
+    await limiter.ban(USER, "3h", "user")
+    await limiter.ban(Subject(chat=-100), "2h", "chat")
+    await limiter.ban(ANNA, None, "member")
+    await limiter.ban(Subject(user=42, bot=5), "4h", "one bot")
+    await limiter.ban(Subject(user=43), "5h", "somebody else")
+    penalties = [Penalty("1/h", "10m", scope=scope) for scope in (Scope.USER, Scope.TOPIC)]
+    for _ in range(3):  # bans by hand hide it from what is counted
+        await limiter.hit(["1/h", *penalties], topic, _outgoing=True)
+    await settled(limiter)
+    found = await limiter.bans_of(topic)
+    reasons = [str(penalties[0])] * 2
+    assert [ban.reason for ban in found] == ["member", "user", "chat", *reasons]
+    assert {ban.subject for ban in found[3:]} == {USER, Subject(chat=-100, topic=7)}
+    assert [ban.reason for ban in await limiter.bans_of(Subject(user=42, bot=5))] == [
+        "one bot", "user"
+    ]  # fmt: skip
+    assert await limiter.bans_of(Subject(user=1)) == []
+    with pytest.raises(ConfigError, match="names nobody"):
+        await limiter.bans_of(Subject())
 
 
 async def test_a_ban_for_good_has_no_end(bench: Bench, limiter: Limiter) -> None:
@@ -294,7 +326,7 @@ async def test_nobody_looks_when_nothing_is_decided(
     assert not await banned(limiter)
     before = asyncio.all_tasks()
     async with asyncio.timeout(2):
-        while not limiter._bans.asleep:  # noqa: ASYNC110 - nothing tells of it
+        while not limiter._bans.is_stale:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
     assert len([task for task in before if not task.done()]) == len(before) - 1
     await other.ban(USER)
@@ -318,7 +350,7 @@ def test_a_look_that_an_ended_loop_broke_off_is_made_again(monkeypatch: pytest.M
         looks.append(version)
         await asyncio.sleep(60 if len(looks) == 1 else 0)
 
-    monkeypatch.setattr(limiter._bans, "asleep", True)
+    monkeypatch.setattr(limiter._bans, "is_stale", True)
     monkeypatch.setattr(limiter._bans._list, "load", load)
     asyncio.run(limiter.hit("5/s", USER))
     asyncio.run(limiter.hit("5/s", USER))
@@ -328,18 +360,18 @@ def test_a_look_that_an_ended_loop_broke_off_is_made_again(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((Subject(),), r"a ban of nobody: name a user, a chat or both, for example Subject"),
-        ((Subject(topic=3),), "a ban of nobody"),
+        ((Subject(),), r"names nobody: give a user, a chat or both, for example Subject"),
+        ((Subject(topic=3),), "the subject of a ban names nobody"),
         ((42,), "subject=42: expected a Subject"),
         ((Subject(chat=1, topic=3),), "a user, a chat or a user in a chat can be banned"),
         ((Subject(user="@anna"),), "user='@anna': expected an id, a whole number"),
         ((Subject(chat=True),), "chat=True: expected an id"),
-        ((USER, "soon"), "a ban of 'soon': expected a length such as '1h'"),
-        ((USER, 0), "a ban of 0: expected"),
-        ((USER, float("nan")), "a ban of nan: expected"),
-        ((USER, True), "a ban of True: expected"),
-        ((USER, "1h", 7), "reason=7: expected a text"),
-        ((USER, "1h", "x" * 501), "reason='xxx.*expected a text of at most 500"),
+        ((USER, "soon"), "the length of a ban is 'soon': expected a period such as '1h'"),
+        ((USER, 0), "the length of a ban is 0: expected"),
+        ((USER, float("nan")), "the length of a ban is nan: expected"),
+        ((USER, True), "the length of a ban is True: expected"),
+        ((USER, "1h", 7), "reason=7: expected a str"),
+        ((USER, "1h", "x" * 501), "reason='xxx.*expected a str of at most 500"),
     ],
 )
 async def test_mistakes_are_told(arguments: Any, message: str) -> None:

@@ -56,7 +56,7 @@ def test_a_server_that_cannot_decide_is_not_said_to_be_well(
     failures = Failures("allow", lambda: 1.0, Where())
     fail(failures, "a:1", StorageError("no answer"))
     breaker = failures.breaker("a:1")
-    failures.faulty("a:1", breaker, breaker.admit(0.0) or 0, ConfigError("NOPERM"))
+    failures.rejected("a:1", breaker, breaker.admit(0.0) or 0, ConfigError("NOPERM"))
     assert "answers again" not in caplog.text
     succeed(failures, "a:1")
     assert "answers again" in caplog.text

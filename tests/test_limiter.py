@@ -406,5 +406,5 @@ async def test_a_block_runs_only_if_it_may(limiter: Limiter) -> None:
 @pytest.mark.parametrize("token", [42, b"album"])
 async def test_a_token_is_a_text(token: Any) -> None:
     """Another kind of token is an error that says what is expected, not a traceback."""
-    with pytest.raises(ConfigError, match=r"once=.*expected a text"):
+    with pytest.raises(ConfigError, match=r"once=.*expected a str"):
         await Limiter(MemoryStorage()).hit("1/s", Subject(42), once=token)

@@ -13,7 +13,10 @@ import zipfile
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
+from inspect import getdoc
 from pathlib import Path
+from pkgutil import resolve_name
+from pydoc import plaintext, render_doc
 from textwrap import dedent
 from typing import Any
 
@@ -23,6 +26,8 @@ from aiogram.client.session.aiohttp import AiohttpSession
 from fakeredis import FakeAsyncRedis
 
 import bot_ratelimit
+from bot_ratelimit import Ban, Decision, Subject
+from tests.guide.pages import PAGES as GUIDE
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bot_ratelimit"
@@ -39,7 +44,7 @@ FLOORS = [
     {
         "limiter",
         "charges",
-        "waiting",
+        "wait_queue",
         "slots",
         "bans",
         "failures",
@@ -50,7 +55,7 @@ FLOORS = [
     {"storage"},
     {
         "observer",
-        "paying",
+        "adjustments",
         "debt",
         "decision",
         "algorithms",
@@ -59,7 +64,8 @@ FLOORS = [
         "rule",
         "limit",
         "errors",
-        "may_wait",
+        "waiting_allowed",
+        "described",
     },
 ]
 STRANGERS = {("incoming", "outgoing"), ("outgoing", "incoming")}
@@ -67,7 +73,7 @@ ABOVE_THE_LINE = {"__init__", "__main__", "admin", "incoming", "outgoing"}
 KNOW_REDIS = {
     "settings",
     "storage.cluster",
-    "storage.decisions",
+    "storage.decision_codec",
     "storage.driver",
     "storage.faults",
     "storage.redis",
@@ -157,11 +163,77 @@ def test_only_the_bottom_knows_redis() -> None:
     assert importers("redis") == KNOW_REDIS
 
 
+def mapped() -> set[str]:
+    """The paths that ARCHITECTURE.md's code map names: `incoming/flags.py`, `admin/web/`."""
+    _, code_map, *_ = (ROOT / "ARCHITECTURE.md").read_text("utf-8").split("```")
+    found, folder = set(), ""
+    for indent, names in re.findall(r"(?m)^((?:  )+)([\w./]+(?:, [\w./]+)*)(?= |$)", code_map):
+        folder = folder if len(indent) > 2 else ""
+        for name in names.split(", "):
+            suffix = "" if name.endswith(("/", ".lua")) else ".py"
+            found.add(f"{folder}{name}{suffix}")
+        if len(indent) == 2 and names.endswith("/"):
+            folder = names
+    return found
+
+
+def test_the_code_map_names_every_module() -> None:
+    """ARCHITECTURE.md names each module, or its inner folder, and nothing that is not there."""
+    named = mapped()
+    assert {path for path in named if not (PACKAGE / path).exists()} == set()
+    modules = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    inner = tuple(path for path in named if path.count("/") > 1)  # admin/web/
+    assert {each for each in modules if not each.startswith(inner)} <= named
+
+
 @pytest.mark.parametrize("name", bot_ratelimit.__all__)
 def test_a_public_name_is_there_and_documented(name: str) -> None:
     """What `__all__` promises can be imported, and says what it is."""
     value = getattr(bot_ratelimit, name)
     assert not callable(value) or (value.__doc__ or "").strip()
+
+
+# What users import from modules of their own, beside the package itself.
+PUBLIC_ELSEWHERE = [
+    "bot_ratelimit.admin.health.add_health",
+    "bot_ratelimit.health.Health",
+    "bot_ratelimit.metrics.PrometheusMetrics",
+    "bot_ratelimit.outgoing.journal.Journal",
+    "bot_ratelimit.outgoing.progress.Progress",
+    "bot_ratelimit.outgoing.sent.Status",
+    "bot_ratelimit.testing.Clock",
+    "bot_ratelimit.testing.FlakyStorage",
+]
+
+
+@pytest.mark.parametrize(
+    "name", [f"bot_ratelimit.{name}" for name in bot_ratelimit.__all__] + PUBLIC_ELSEWHERE
+)
+def test_a_public_name_shows_how_it_is_used(name: str) -> None:
+    """Its docstring has one sentence, then an example or a table; an example is valid Python."""
+    value = resolve_name(name)
+    if not callable(value):  # NEVER_REFUSED
+        return
+    text = getdoc(value) or ""
+    assert re.match(r".+[.:]$", text.splitlines()[0])
+    examples = re.findall(r"(?m)::\n\n((?:    .*\n|\n)+)", text + "\n")
+    assert examples or "\n====" in text or "Attributes:" in text
+    for example in examples:
+        if name.rpartition(".")[2] not in {"LogObserver", "Journal", "ConfigError"}:  # their output
+            compile(dedent(example), name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_help_says_what_each_field_is() -> None:
+    """`help()` describes the fields of the values that users read, and repeats no long list."""
+    text = render_doc(bot_ratelimit, renderer=plaintext)
+    assert "Alias for field number" not in text
+    assert not [name for name in bot_ratelimit.NEVER_REFUSED if text.count(f"{name!r}") > 1]
+    for cls in (Decision, Subject, Ban):
+        assert all((getattr(cls, field).__doc__ or "").strip() for field in cls._fields)
 
 
 def test_the_names_of_the_design_are_public() -> None:
@@ -174,8 +246,8 @@ def test_the_names_of_the_design_are_public() -> None:
 
 # The Python blocks of a page run one after the other in one namespace, as a reader would type
 # them; polling is cut short, and `await` may stand outside functions. A block that begins with
-# "# not run" only has to compile.
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+# "# not run" only has to compile. The blocks of the guide run alone, in tests/guide.
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - set(GUIDE))
 BLOCK = re.compile(r"^([ \t]*)```(?:python|py)\b[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
@@ -239,14 +311,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_package(wheel: Path) -> None:
-    """Every module, the script, `py.typed` and the licence are in the wheel, and nothing else."""
+    """Every module, script, template and `py.typed` is in the wheel, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         info = {Path(name).name for name in archive.namelist() if ".dist-info/" in name}
     tree = {
         path.relative_to(ROOT).as_posix()
         for path in PACKAGE.rglob("*")
-        if path.suffix in {".py", ".lua", ".typed"} or path.name == "py.typed"
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert names == tree
     assert {"bot_ratelimit/py.typed", "bot_ratelimit/storage/decide.lua"} <= names
@@ -257,7 +329,7 @@ USE = """
 import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
 import bot_ratelimit
-from bot_ratelimit.storage.decisions import SCRIPT
+from bot_ratelimit.storage.decision_codec import SCRIPT
 limiter = bot_ratelimit.Limiter(bot_ratelimit.MemoryStorage())
 decision = asyncio.run(limiter.hit("1/s", bot_ratelimit.Subject(user=42)))
 print(json.dumps([bot_ratelimit.__file__, len(SCRIPT), decision.allowed]))

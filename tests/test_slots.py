@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -175,6 +176,19 @@ async def test_waiting_ends_with_the_timeout(limiter: Limiter) -> None:
     assert slot.allowed
 
 
+async def test_a_waiter_may_wait_as_long_as_it_takes(limiter: Limiter) -> None:
+    """`timeout=None` waits without end, as `acquire` does, also behind others."""
+    async with limiter.slot(ONE, ANNA):
+        waiting = [
+            asyncio.create_task(limiter.slot(ONE, ANNA, timeout=None).__aenter__())
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0.02)
+        assert not any(task.done() for task in waiting)
+    assert (await waiting[0]).allowed
+    waiting[1].cancel()
+
+
 async def test_a_cancelled_waiter_delays_nobody(limiter: Limiter) -> None:
     """A waiter that is cancelled takes no slot, and the next in line gets it."""
     async with limiter.slot(ONE, ANNA):
@@ -215,7 +229,7 @@ async def test_waiters_are_bounded(
                 assert not refused.allowed
     assert await waiting
     assert [m for m in caplog.messages if "wait for a slot" in m] == [
-        "1 callers wait for a slot already: others are refused"
+        "1 callers already wait for a slot: further ones are refused"
     ]
 
 
@@ -286,7 +300,7 @@ async def test_an_outage_ends_the_waiting() -> None:
 
 async def test_a_release_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot whose release met an outage is free soon after it, not only when the lease ends."""
-    monkeypatch.setattr(slots_module, "RELEASE_AGAIN", 0.01)
+    monkeypatch.setattr(slots_module, "RETRY_RELEASE_EVERY", 0.01)
     storage = FlakyStorage()
     limiter = Limiter(storage)
     async with limiter.slot(ONE, ANNA):
@@ -320,8 +334,9 @@ async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> No
         (lambda: Concurrency(1, lease=0.5), r"lease=0\.5: expected seconds from 1 to 86400"),
         (lambda: Concurrency(1, lease="soon"), "lease='soon': expected seconds"),
         (lambda: Concurrency(1, name="a b"), "name='a b'"),
-        (lambda: Rule("1/s", name="slot"), "name='slot': reserved; choose another name"),
+        (lambda: Rule("1/s", name="slot"), "name='slot': this name is reserved"),
         (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=-1), "timeout=-1: expected"),
+        (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=math.inf), "timeout=inf: .*None"),
         (lambda: Limiter(MemoryStorage()).slot(1, ANNA), "concurrency=1: expected"),  # type: ignore[arg-type]  # what people write
         (lambda: Limiter(MemoryStorage()).slot(ONE, 42), "subject=42: expected a Subject"),  # type: ignore[arg-type]  # what people write
     ],
@@ -334,7 +349,7 @@ def test_mistakes_are_told(make: Any, message: str) -> None:
 
 async def test_a_concurrency_is_no_limit() -> None:
     """Hitting it is a mistake that is told."""
-    with pytest.raises(ConfigError, match=r"1 at a time per user 'report'.* is no limit"):
+    with pytest.raises(ConfigError, match=r"1 at a time per user 'report'.* does not count hits"):
         await Limiter(MemoryStorage()).hit(ONE, ANNA)
 
 

@@ -189,7 +189,7 @@ class Cluster:
         known = len(nodes) == len(self.nodes) and "handshake" not in str(nodes)
         return known and len(ranges) == 3 and self._state(node) == "ok"
 
-    def is_well(self, node: Server) -> bool:
+    def is_healthy(self, node: Server) -> bool:
         """Whether it sees no other fail."""
         return self._state(node) == "ok" and "fail" not in str(self.do(node, "CLUSTER NODES"))
 

@@ -82,7 +82,7 @@ def lowest() -> dict[str, str]:
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
     declared = [
         *project["project"]["dependencies"],
-        *project["project"]["optional-dependencies"]["demo"],
+        *(each for extra in project["project"]["optional-dependencies"].values() for each in extra),
         *(each for each in project["dependency-groups"]["dev"] if isinstance(each, str)),
     ]
     found = {}

@@ -12,7 +12,7 @@ from aiogram import BaseMiddleware, Dispatcher
 from aiogram.types import TelegramObject
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.incoming.position import check_dispatcher
+from bot_ratelimit.incoming.registration import check_dispatcher
 
 log = logging.getLogger("bot_ratelimit")
 

@@ -15,9 +15,9 @@ _WORDS: Final = {LEAVING, *(status.value for status in Status)}
 
 
 class Journal:
-    """What was done, a line for each step.
+    """A file that says to which chats a broadcast was sent, a line for each step.
 
-    ::
+    `Journal("news.journal")` writes::
 
         42 leaving
         42 sent

@@ -10,15 +10,21 @@ from typing import Any, TextIO
 from aiogram.types import Message
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.outgoing.delivery import broadcasting
 from bot_ratelimit.outgoing.sent import Sent, Status
+from bot_ratelimit.waiting_allowed import without_waiting
 
 log = logging.getLogger("bot_ratelimit")
 
 
 class Progress:
     """Counts outcomes, and shows them every few seconds.
+
+    ::
+
+        progress = Progress(len(chats), message=await bot.send_message(admin, "Starting"))
+        async for sent in outgoing.broadcast(chats, send, progress=progress):
+            ...
 
     As text it is `12,345 of 100,000 (12 %): 12,300 sent, 45 blocked; 25.0/s, 58 min left`.
 
@@ -88,7 +94,7 @@ class Progress:
             self._shown = now
             self._print("\r" if self._stream and self._stream.isatty() else "\n")
             if self._message is not None and (self._edit is None or self._edit.done()):
-                self._edit = asyncio.create_task(_tell(self._message, str(self), wait=False))
+                self._edit = asyncio.create_task(_show(self._message, str(self), wait=False))
 
     async def finish(self) -> None:
         """Show the end of it."""
@@ -96,7 +102,7 @@ class Progress:
         if self._edit is not None:
             await self._edit
         if self._message is not None:
-            await asyncio.create_task(_tell(self._message, str(self), wait=True))
+            await asyncio.create_task(_show(self._message, str(self), wait=True))
 
     def _print(self, end: str) -> None:
         if self._stream is not None:
@@ -104,7 +110,7 @@ class Progress:
             print(f"{self}{clear}", end=end, file=self._stream, flush=True)
 
 
-async def _tell(message: Message, text: str, *, wait: bool) -> None:
+async def _show(message: Message, text: str, *, wait: bool) -> None:
     broadcasting.set(False)  # of this task only
     try:
         if wait:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
+from bot_ratelimit.described import fields_described
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Subject
 from bot_ratelimit.storage.base import Storage
@@ -21,30 +22,41 @@ MAX_BANS: Final = 100_000
 
 _SCRIPT: Final = Script("bans")
 
-Who: TypeAlias = "tuple[int | None, int | None, int | None]"
+BanTarget: TypeAlias = "tuple[int | None, int | None, int | None]"
 """User, chat and bot of a ban by hand."""
 
 
+@fields_described
 class Ban(NamedTuple):
-    """An entry of the list of bans."""
+    """A ban in the list of bans, as `Limiter.ban` and `Limiter.bans` return it.
+
+    ::
+
+        for ban in await limiter.bans():
+            print(ban.subject.user, ban.until, ban.reason, ban.by)
+
+    Attributes:
+        subject: Who is banned.
+        since: When the ban began, in UTC.
+        until: When it ends, in UTC; None if it is permanent.
+        reason: Why, as it was given to `Limiter.ban`; empty unless given.
+        by: Who imposed it: what was given to `Limiter.ban`, or `"penalty"`.
+        key: The Redis key of a ban by a `Penalty`; empty for a ban by hand.
+    """
 
     subject: Subject
-    """Who is banned."""
     since: datetime
     until: datetime | None
-    """None if the ban is for good."""
     reason: str
     by: str
-    """Who said so: what was given to `ban`, or `"penalty"`."""
     key: str = ""
-    """Of a `Penalty`'s ban, the key that counts and bans."""
 
 
 class BanList(Protocol):
     """Keeps the list of bans. All methods raise StorageError if it is out of reach."""
 
     @property
-    def current(self) -> Mapping[Who, float] | None:
+    def current(self) -> Mapping[BanTarget, float] | None:
         """The ends of the bans by hand, if they are known here at every moment."""
         ...
 
@@ -67,12 +79,18 @@ class BanList(Protocol):
         """
         ...
 
-    async def load(self, version: str, *, timeout: float) -> tuple[str, dict[Who, float]] | None:
+    async def load(
+        self, version: str, *, timeout: float
+    ) -> tuple[str, dict[BanTarget, float]] | None:
         """The version of the list and the ends of the bans by hand; None if it is this one."""
         ...
 
     async def page(self, offset: int, limit: int, *, timeout: float) -> list[Ban]:
         """Bans that hold, those that end first at the beginning."""
+        ...
+
+    async def find(self, subjects: Iterable[Subject], *, timeout: float) -> list[Ban]:
+        """The bans of exactly these subjects that hold, in no particular order."""
         ...
 
 
@@ -84,7 +102,7 @@ class RedisBanList:
     """
 
     def __init__(self, server: Executes, prefix: str) -> None:
-        self.current: Mapping[Who, float] | None = None
+        self.current: Mapping[BanTarget, float] | None = None
         self.clock: Callable[[], float] = time.monotonic
         self._server = server
         self._keys = [f"{prefix}:ratelimit:{{bans}}:{part}" for part in ("ends", "details", "hand")]
@@ -107,7 +125,9 @@ class RedisBanList:
         dropped = await self._run("drop", *members, timeout=timeout)
         return [_ban(subject, details, None) for details in dropped]
 
-    async def load(self, version: str, *, timeout: float) -> tuple[str, dict[Who, float]] | None:
+    async def load(
+        self, version: str, *, timeout: float
+    ) -> tuple[str, dict[BanTarget, float]] | None:
         """See `BanList.load`. One command that reads a text, unless something has changed."""
         command = [b"HGET", self._keys[2].encode(), b"version"]
         found = await self._server.execute(command, key=self._keys[2], timeout=timeout)
@@ -126,11 +146,12 @@ class RedisBanList:
 
     async def page(self, offset: int, limit: int, *, timeout: float) -> list[Ban]:
         """See `BanList.page`."""
-        _, *rest = map(_text, await self._run("page", offset, limit, timeout=timeout))
-        return [
-            _ban(_subject(member), details, float(end))
-            for member, end, details in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
-        ]
+        return _listed(await self._run("page", offset, limit, timeout=timeout))
+
+    async def find(self, subjects: Iterable[Subject], *, timeout: float) -> list[Ban]:
+        """See `BanList.find`."""
+        members = [member for each in subjects for member in _members(each, by_hand=True)]
+        return _listed(await self._run("find", *members, timeout=timeout))
 
     async def _run(self, *arguments: str | int, timeout: float) -> Any:
         return await _SCRIPT.run(self._server, self._keys, *arguments, timeout=timeout)
@@ -145,7 +166,7 @@ class MemoryBanList:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.current: dict[Who, float] = {}
+        self.current: dict[BanTarget, float] = {}
         self._bans: dict[str, tuple[float, Ban]] = {}
 
     async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
@@ -157,14 +178,14 @@ class MemoryBanList:
         until = None if math.isinf(seconds) else ban.since + timedelta(seconds=seconds)
         self._bans[member] = self.clock() + seconds, ban._replace(until=until)
         if not ban.key:
-            self.current[_who(ban.subject)] = self.clock() + seconds
+            self.current[_target_of(ban.subject)] = self.clock() + seconds
         return True
 
     async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:
         """See `BanList.drop`."""
         self._prune()
         if by_hand:
-            self.current.pop(_who(subject), None)
+            self.current.pop(_target_of(subject), None)
         members = _members(subject, by_hand)
         return [self._bans.pop(member)[1] for member in members if member in self._bans]
 
@@ -177,12 +198,18 @@ class MemoryBanList:
         ordered = sorted(self._bans.items(), key=lambda item: (item[1][0], item[0]))
         return [ban for _, (_, ban) in ordered[offset : offset + limit]]
 
+    async def find(self, subjects: Iterable[Subject], *, timeout: float) -> list[Ban]:
+        """See `BanList.find`."""
+        self._prune()
+        members = [member for each in subjects for member in _members(each, by_hand=True)]
+        return [self._bans[member][1] for member in members if member in self._bans]
+
     def _prune(self) -> None:
         now = self.clock()
         for member in [member for member, (end, _) in self._bans.items() if end <= now]:
             _, ban = self._bans.pop(member)
             if not ban.key:
-                self.current.pop(_who(ban.subject), None)
+                self.current.pop(_target_of(ban.subject), None)
 
 
 _in_memory: Final[WeakKeyDictionary[MemoryStorage, dict[str, MemoryBanList]]] = WeakKeyDictionary()
@@ -219,6 +246,15 @@ def _subject(member: str) -> Subject:
     return Subject(ids[0], ids[1], ids[2], ids[3], business or None)
 
 
+def _listed(reply: Any) -> list[Ban]:
+    """What the script says of bans: the time, and of each member, end and details."""
+    _, *rest = map(_text, reply)
+    return [
+        _ban(_subject(member), details, float(end))
+        for member, end, details in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
+    ]
+
+
 def _ban(subject: Subject, details: bytes | str, end_ms: float | None) -> Ban:
     since, _, text = _text(details).partition(" ")
     try:
@@ -234,7 +270,7 @@ def _ban(subject: Subject, details: bytes | str, end_ms: float | None) -> Ban:
     return Ban(subject, began, until, said["reason"], said["by"], said["key"])
 
 
-def _who(subject: Subject) -> Who:
+def _target_of(subject: Subject) -> BanTarget:
     return subject.user, subject.chat, subject.bot
 
 

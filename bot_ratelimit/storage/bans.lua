@@ -10,6 +10,7 @@
 --          drop    members; returns the details of those that were there
 --          load    returns the time, the version, and each ban by hand with its end
 --          page    an offset and a count; returns the time, and of each ban member, end and details
+--          find    members; returns the same of those that are banned
 -- All three keys live as long as the longest ban; one for good, for ten years from the last change.
 
 local ends, details, hand = KEYS[1], KEYS[2], KEYS[3]
@@ -94,6 +95,18 @@ if action == 'load' then
 end
 
 local found = {now_text}
+if action == 'find' then
+  for i = 2, #ARGV do
+    local finish = redis.call('ZSCORE', ends, ARGV[i])
+    if finish and (finish == 'inf' or tonumber(finish) > now) then
+      found[#found + 1] = ARGV[i]
+      found[#found + 1] = finish
+      found[#found + 1] = redis.call('HGET', details, ARGV[i]) or ''
+    end
+  end
+  return found
+end
+
 local page = redis.call(
   'ZRANGEBYSCORE', ends, '(' .. now_text, '+inf', 'WITHSCORES', 'LIMIT', ARGV[2], ARGV[3]
 )

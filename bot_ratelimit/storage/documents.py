@@ -1,6 +1,6 @@
-"""Documents: small values beside the counts, which operators change and every instance reads.
+"""Documents: small values beside the counts, which operators change and all instances read.
 
-Like every key, each has a TTL: 400 days, renewed by each write and by those who read it.
+Like every key, each has a TTL: 400 days, renewed by every write and read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
-# A field is `<Unix time> <value>`; fields that nobody has renewed for the TTL are dropped.
+# A field is `<Unix time> <value>`. Fields that were not renewed within the TTL are deleted.
 _REPORT: Final = b"""
 local now = redis.call('TIME')
 redis.call('HSET', KEYS[1], ARGV[1], now[1] .. ' ' .. ARGV[2])
@@ -59,6 +59,14 @@ class Documents(Protocol):
 
     async def swap(self, key: str, expected: bytes | None, value: bytes) -> bool:
         """Write a document if there is still the expected one; whether it was written."""
+        ...
+
+    async def put(self, key: str, value: bytes, seconds: int) -> None:
+        """Write a document that is to be taken once, within so many seconds."""
+        ...
+
+    async def take(self, key: str) -> bytes | None:
+        """The document, if it is there in time, and delete it: only one caller gets it."""
         ...
 
     async def push(self, key: str, value: bytes, keep: int) -> None:
@@ -110,6 +118,15 @@ class RedisDocuments:
     async def swap(self, key: str, expected: bytes | None, value: bytes) -> bool:
         """See `Documents.swap`."""
         return bool(await self._script(_SWAP, key, expected or b"", value, _LIFETIME))
+
+    async def put(self, key: str, value: bytes, seconds: int) -> None:
+        """See `Documents.put`."""
+        await self._run(key, b"SET", key.encode(), value, b"EX", b"%d" % seconds)
+
+    async def take(self, key: str) -> bytes | None:
+        """See `Documents.take`."""
+        value: bytes | None = await self._run(key, b"GETDEL", key.encode())
+        return value
 
     async def push(self, key: str, value: bytes, keep: int) -> None:
         """See `Documents.push`."""
@@ -179,6 +196,7 @@ class MemoryDocuments:
         self._storage = storage
         self._clock = clock
         self._values: dict[str, bytes] = {}
+        self._once: dict[str, tuple[float, bytes]] = {}
         self._lists: dict[str, list[bytes]] = {}
         self._reports: dict[str, dict[str, tuple[float, bytes]]] = {}
 
@@ -192,6 +210,17 @@ class MemoryDocuments:
             return False
         self._values[key] = value
         return True
+
+    async def put(self, key: str, value: bytes, seconds: int) -> None:
+        """See `Documents.put`."""
+        now = self._clock()
+        self._once = {name: each for name, each in self._once.items() if each[0] > now}
+        self._once[key] = (now + seconds, value)
+
+    async def take(self, key: str) -> bytes | None:
+        """See `Documents.take`."""
+        until, value = self._once.pop(key, (0.0, b""))
+        return value if until > self._clock() else None
 
     async def push(self, key: str, value: bytes, keep: int) -> None:
         """See `Documents.push`."""
@@ -225,9 +254,11 @@ class MemoryDocuments:
         storage = self._storage()
         if storage is not None:
             await storage.close()  # which forgets everything, and no more
-        doomed = [key for key in (*self._values, *self._lists, *self._reports) if key not in keep]
+        known = (*self._values, *self._once, *self._lists, *self._reports)
+        doomed = [key for key in known if key not in keep]
         for key in doomed:
             self._values.pop(key, None)
+            self._once.pop(key, None)
             self._lists.pop(key, None)
             self._reports.pop(key, None)
         return len(doomed)

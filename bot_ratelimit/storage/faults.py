@@ -1,4 +1,4 @@
-"""What an error of Redis means: an outage, or a fault of the configuration."""
+"""Translates errors of Redis: an outage, or a fault of the configuration, with the fix."""
 
 from __future__ import annotations
 
@@ -29,59 +29,68 @@ _OUTAGES: Final = frozenset(
     | {"BUSY", "UNKILLABLE", "MISCONF", "NOREPLICAS"}
 )
 _FIXES: Final = {
-    "WRONGTYPE": "another program's data is under a key of the rate limiter: choose another "
+    "WRONGTYPE": "a key of the rate limiter holds data of another program: choose another "
     "key_prefix, or delete the key",
     "NOPERM": "the Redis user lacks a permission: ACL SETUSER <user> ~<prefix>:ratelimit:* "
     "+@read +@write +@scripting +@transaction +time",
-    "DB": "choose a lower REDIS_DB, or path of the URL: a server has 16 databases, 0 to 15, unless "
-    "configured otherwise (CONFIG GET databases)",
-    "CROSSSLOT": "keys decided together must live in one slot: put a hash tag into key_prefix, "
-    "for example '{bot}'",
+    "DB": "choose a lower REDIS_DB, or a lower number in REDIS_URL: a server has databases 0 to 15 "
+    "unless configured otherwise (CONFIG GET databases)",
+    "CROSSSLOT": "keys that are decided together must be in one slot: put a hash tag into "
+    "key_prefix, for example '{bot}'",
 }
+# A node of a Redis Cluster says "max number of clients + cluster connections reached".
+_FULL, _MORE_CLIENTS = "max number of clients", "raise maxclients on the server"
 
 
 class ServerText(Exception):  # noqa: N818 - not raised: it carries an error's text to `translated`
-    """An error that the script met in one hit, as the server words it."""
+    """An error that the script met in one hit, in the server's words."""
 
 
-def translated(error: Exception) -> Exception:
-    """The error in this package's words: StorageError for an outage, ConfigError for a fault.
+def translated(error: Exception, where: str = "") -> Exception:
+    """Translate an error: StorageError for an outage, ConfigError for a fault of the configuration.
 
-    Only errors of Redis, of the network and of this package are put into words. Anything else is
-    a bug, and returned as it is, with its name and its traceback.
+    Only errors of Redis, of the network and of this package are translated. Any other error is a
+    bug and is returned unchanged, with its name and its traceback.
+
+    Args:
+        error: What the server replied, or what was raised.
+        where: The server, named at the start of the text.
     """
     if isinstance(error, RateLimitError) or not isinstance(error, _EXPLAINED):
         return error
     text = one_line(error)
+    at = f"{where}: " if where and where not in text else ""
     auth = (exceptions.AuthenticationError, exceptions.AuthorizationError)
     if isinstance(error, auth) or "unauthenticated" in text:  # how Redis words a large command
         return StorageError(
-            f"{text} - check the user name and the password (REDIS_PASSWORD, or in REDIS_URL)",
+            f"{at}{text} - check the user name and the password (REDIS_PASSWORD, or in REDIS_URL)",
             kind="auth",
         )
+    if _FULL in text:
+        return StorageError(f"{at}{text} - {_MORE_CLIENTS}", kind="maxclients")
     code = code_of(error)
     if code in _OUTAGES:
-        return StorageError(text if code in text else f"{code} {text}", kind=code.lower())
+        return StorageError(f"{at}{text if code in text else f'{code} {text}'}", kind=code.lower())
     if isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError, EOFError)):
-        return StorageError(f"{type(error).__name__}: {text}")
+        return StorageError(f"{at}{type(error).__name__}: {text}")
     if isinstance(error, exceptions.RedisClusterException):
         if "same" not in text:  # no node can be reached, or none has the slot
-            return StorageError(text)
+            return StorageError(f"{at}{text}")
         code = "CROSSSLOT"
     fix = _FIXES.get(code, "the server cannot decide; see the error it gives")
-    fault = ConfigError(f"{text if code in text else f'{code} {text}'} - {fix}")
+    fault = ConfigError(f"{at}{text if code in text else f'{code} {text}'} - {fix}")
     fault.kind = code.lower() or fault.kind
     return fault
 
 
 def code_of(error: Exception) -> str:
-    """The code of an error that a server replied with, such as `READONLY`; or nothing."""
+    """The code of an error reply, such as `READONLY`; empty if it has none."""
     return _BY_CLASS.get(type(error)) or _code_in(one_line(error))
 
 
 def _code_in(text: str) -> str:
-    """The code that an error begins with; inside a script, Redis 6 puts other text before it."""
-    if "not an integer" in text or "would overflow" in text:  # what INCR says of another's text
+    """The code at the start of an error text; inside a script, Redis 6 puts text before it."""
+    if "not an integer" in text or "would overflow" in text:  # INCR's error for foreign data
         return "WRONGTYPE"
     if "executing the script can't" in text:  # how Redis 7 words NOPERM there
         return "NOPERM"
@@ -96,7 +105,7 @@ _EXPLAINED: Final = (
     *(OSError, EOFError, ServerText),
 )
 
-# What the reason of a failure to connect contains, its kind, and what to do about it.
+# What the text of a connection error contains, the kind of the error, and its fix.
 _REASONS: Final = (
     (
         "WRONG_VERSION_NUMBER|record layer failure|unknown protocol",
@@ -120,7 +129,7 @@ _REASONS: Final = (
         "unknown host name: check REDIS_HOST or REDIS_URL",
     ),
     ("DB index", "database", "choose a lower REDIS_DB, or a lower number in REDIS_URL"),
-    ("max number of clients", "maxclients", "raise maxclients on the server"),
+    (re.escape(_FULL), "maxclients", _MORE_CLIENTS),
     ("(?i:unreachable|no route)", "unreachable", "check the network"),
     (
         "connecting to /.*No such file",
@@ -130,7 +139,7 @@ _REASONS: Final = (
     ("No such file", "tls", "check the paths in ssl_ca_certs, ssl_certfile and ssl_keyfile"),
 )
 _ERRNO: Final = re.compile(r"^Error (\d+) connecting to ")
-_CUT_SHORT: Final = re.compile("closed|reset|Broken pipe|Connection lost")
+_CUT_SHORT: Final = re.compile("(?i:closed|reset|broken pipe|connection lost)")
 _TLS_OR_NOT: Final = "if the port speaks TLS, use rediss:// instead of redis://"
 
 
@@ -140,12 +149,12 @@ def unreachable(
     timeout: float | None,
     password: str = "REDIS_PASSWORD, or in REDIS_URL",  # noqa: S107 - where one is set
 ) -> StorageError:
-    """Why a server cannot be reached, or was lost: its name, the real reason, what to do about it.
+    """Explain why a server is unreachable or was lost: its name, the real reason, and the fix.
 
     Args:
         name: The server.
-        error: What was raised.
-        timeout: Seconds that connecting was given; None if the connection was open already.
+        error: The exception.
+        timeout: Seconds that were allowed for connecting; None if the connection was already open.
         password: Where the password is set.
     """
     if isinstance(error, StorageError):
@@ -180,7 +189,12 @@ def unreachable(
     return make(f"{text}{fix}", kind=kind)
 
 
+def is_cut_short(error: Exception) -> bool:
+    """Whether a connection broke that was there, as opposed to one that could not be made."""
+    return _CUT_SHORT.search(str(error)) is not None and code_of(error) not in _OUTAGES
+
+
 def one_line(error: object) -> str:
-    """The error's text as a log can have it: on one line, and without a user's key."""
+    """The text of an error on one line, without control characters and without a user's key."""
     text, *_ = str(error).partition(", with args beginning with:")
     return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))

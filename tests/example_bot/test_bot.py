@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from bot_ratelimit import Decision, Limiter, MemoryStorage, RateLimitMiddleware, Subject
+from bot_ratelimit.testing import FlakyStorage
 from example_bot.bot import PONG, REPORT, THANKS, WORKING, build_dispatcher
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.instances import serve
@@ -43,6 +44,17 @@ async def test_everything_that_it_says_it_can_do(api: BotApi) -> None:
         assert await answers(api, *album(42, 3)) == [("setMessageReaction", "")] * 3
         assert await answers(api, message(42, "/donate")) == [("sendInvoice", "")]
         assert await answers(api, message(42, "/ping")) == [("sendMessage", f"{PONG}, 3 left")]
+
+
+async def test_while_redis_is_away_questions_are_answered_too(api: BotApi) -> None:
+    """What cannot be charged or given back in an outage is answered all the same."""
+    storage = FlakyStorage()
+    storage.fail()
+    async with running(api, RateLimitMiddleware("9/minute", limiter=Limiter(storage))):
+        ((_, answer),) = await answers(api, message(42, "/ask why"))
+        ((_, failure),) = await answers(api, message(42, "/ask"))
+    assert answer.startswith("You want to know 'why'")
+    assert failure.endswith("That was free.")
 
 
 async def test_a_report_has_a_limit_of_its_own(api: BotApi) -> None:

@@ -159,6 +159,19 @@ async def test_a_predicate_is_asked_only_about_what_counts() -> None:
     assert len(asked) == 1
 
 
+async def test_more_ids_later() -> None:
+    """`exempt()` adds to what was given, also beside a function; wrong ids are an error."""
+    for given in ([43], lambda event, data: False):
+        bot = limited(given)
+        (middleware,) = bot.dispatcher.message.middleware
+        assert isinstance(middleware, RateLimitMiddleware)
+        middleware.exempt([42])
+        assert [await bot.feed(message=message()) for _ in range(3)] == [HANDLED] * 3
+        for wrong in (["42"], "42", [True], 42, lambda event, data: True):
+            with pytest.raises(ConfigError, match="exempt"):
+                middleware.exempt(wrong)  # type: ignore[arg-type]  # that is the point
+
+
 async def test_a_plain_function() -> None:
     """A function that is not async works too, as it does for aiogram's filters, or is refused
     when the bot is put together; it does not break every update."""

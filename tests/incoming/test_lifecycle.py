@@ -149,7 +149,7 @@ async def test_the_memory_size_holds_beside_a_client(
 @pytest.mark.parametrize("subject", ["42", None, 4.2, True])
 async def test_a_reset_of_nobody(subject: Any) -> None:
     """What is neither an id nor a Subject is an error that says what is expected."""
-    with pytest.raises(ConfigError, match=r"reset: .* is no user: pass an id"):
+    with pytest.raises(ConfigError, match=r"reset: .* is not a user: pass an id"):
         await RateLimitMiddleware("1/s").reset(subject)
 
 

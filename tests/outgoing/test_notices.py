@@ -15,6 +15,33 @@ from tests.incoming.support import message
 from .virtual import Telegram, now, paced, virtual, virtual_limiter
 
 
+def test_a_dropped_notice_leaves_the_next_refused_message_to_tell() -> None:
+    """A user who cannot be told at the first refusal is told at a later one, and then once."""
+
+    @virtual
+    async def test() -> None:
+        telegram = Telegram()
+        bot, _ = paced(telegram, per_chat="1/5s burst 1")
+        dispatcher = Dispatcher()
+        dispatcher.message.middleware(RateLimitMiddleware("1/h", limiter=virtual_limiter()))
+
+        @dispatcher.message()
+        async def answer(event: Message) -> None:
+            await event.answer("answer")
+
+        for seconds in (0, 0, 6, 6):
+            await asyncio.sleep(seconds)
+            update = Update.model_validate(
+                {"update_id": 1, "message": message("hello")}, context={"bot": bot}
+            )
+            await dispatcher.feed_update(bot, update)
+        first, told = telegram.texts()
+        assert first == "answer"
+        assert told.startswith("Too many requests")
+
+    test()
+
+
 def test_a_notice_that_would_wait_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     """A refused user is told at once or not at all, and nothing is held up or logged for it."""
 

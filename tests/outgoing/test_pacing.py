@@ -18,8 +18,8 @@ from aiogram.types import InputMediaPhoto
 
 from bot_ratelimit import Limiter, MemoryStorage, Subject
 from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
-from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.outgoing.limits import OutgoingLimits
+from bot_ratelimit.waiting_allowed import without_waiting
 from example_bot.demo.floods import FloodControl
 from tests.recorder import Recorder
 
@@ -324,7 +324,7 @@ async def test_chats_that_are_quiet_are_forgotten() -> None:
     for start in range(1, 10_001, 100):
         await asyncio.gather(*(bot(SendMessage(chat_id=start + i, text="x")) for i in range(100)))
         await asyncio.sleep(1)
-    assert len(outgoing._lanes) < 1_000
+    assert len(outgoing._queues) < 1_000
 
 
 @virtual

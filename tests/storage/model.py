@@ -15,7 +15,7 @@ from bot_ratelimit.storage.base import Charge
 ONCE = 60_000_000
 
 
-def most_owed(limit: Limit) -> int:
+def max_debt(limit: Limit) -> int:
     return min(1_000_000, limit.amount * (366 * 86_400_000 // limit.period_ms))
 
 
@@ -37,7 +37,7 @@ class FixedWindow:
             return
         self.ends = min(ends, self.now + self.period)
         paid = min(owed, max(0, limit.amount - count))
-        self.count, self.owed = count + paid, min(owed - paid, most_owed(limit))
+        self.count, self.owed = count + paid, min(owed - paid, max_debt(limit))
         self.opened = opened if old.owed else self.ends - self.period
         self.in_debt = bool(old.owed)
 
@@ -75,7 +75,7 @@ class FixedWindow:
         for _ in range(cost):
             if self.count < self.limit.amount:
                 self.count += 1
-            elif self.owed < most_owed(self.limit):
+            elif self.owed < max_debt(self.limit):
                 self.owed += 1
 
     def refund(self, cost: int, age: int) -> bool:
@@ -108,7 +108,7 @@ class SlidingWindow:
         if isinstance(old, SlidingWindow) and now < old.forgotten:
             self.hits, self.owed, self.since = list(old.hits), old.owed, old.since
             self.forgotten = old.forgotten
-            self.owed = min(self.owed, most_owed(limit))
+            self.owed = min(self.owed, max_debt(limit))
             while self.owed and self.next_payment() <= now:
                 self.hits.append((self.next_payment(), 1))
                 self.owed -= 1
@@ -148,7 +148,7 @@ class SlidingWindow:
         while self.owed and self.used_at(self.now) < self.amount:
             self.hits.append((max(self.now, self.hits[-1][0] if self.hits else 0), 1))
             self.owed -= 1
-        self.owed = min(self.owed, most_owed(self.limit))
+        self.owed = min(self.owed, max_debt(self.limit))
         late = self.ahead().hits[-1][0] - self.now if self.hits else 0
         until = self.now // 1_000 + self.limit.period_ms + self.linger_ms
         self.forgotten = (until + ceil(late / 1_000)) * 1_000
@@ -198,7 +198,7 @@ class TokenBucket:
             full_at = Fraction(old.full_at)
             if old.amount != self.amount:
                 full_at = Fraction(floor(full_at))
-        self.most = (self.burst + min(owed, most_owed(limit))) * self.token
+        self.most = (self.burst + min(owed, max_debt(limit))) * self.token
         self.emptied = full_at > now + self.most
         self.full_at = min(max(full_at, Fraction(now)), now + self.most)
 
@@ -212,7 +212,7 @@ class TokenBucket:
         return self.emptied
 
     def pay(self, cost: int) -> None:
-        most = self.now + (self.burst + most_owed(self.limit)) * self.token
+        most = self.now + (self.burst + max_debt(self.limit)) * self.token
         self.full_at = min(self.full_at + cost * self.token, most)
 
     def refund(self, cost: int, age: int) -> bool:

@@ -18,7 +18,7 @@ from bot_ratelimit import RedisStorage, StorageError
 from bot_ratelimit.errors import NotConnectedError, QueueFullError
 from bot_ratelimit.storage import connection as connections
 from bot_ratelimit.storage.connection import Connection
-from bot_ratelimit.storage.request import AGAIN, Call, Redirect, Replies, Request
+from bot_ratelimit.storage.request import AGAIN, Call, ParsedReplies, Redirect, Request
 from tests.benches import TIMEOUT, charge
 
 
@@ -93,15 +93,15 @@ class Words:
     def calls(self, requests: Sequence[Request[str]]) -> list[Call[str]]:
         return [Call(requests, [["+".join(each.item for each in requests).encode()]])]
 
-    def read(self, call: Call[str], replies: list[Any]) -> Replies:
+    def read(self, call: Call[str], replies: list[Any]) -> ParsedReplies:
         again = {each.item for each in call.requests} & self.again
         if again:
             self.again -= again
-            return Replies([AGAIN] * len(call.requests))
+            return ParsedReplies([AGAIN] * len(call.requests))
         (reply,) = replies
         if isinstance(reply, Exception):
-            return Replies([reply] * len(call.requests))
-        return Replies([f"{reply} {each.item}" for each in call.requests])
+            return ParsedReplies([reply] * len(call.requests))
+        return ParsedReplies([f"{reply} {each.item}" for each in call.requests])
 
 
 async def settled() -> None:
@@ -125,7 +125,7 @@ def ask(connection: Connection[str], *words: str, timeout: float = 5) -> list[as
     return [connection.submit(word, timeout) for word in words]
 
 
-async def opened(connection: Connection[str]) -> None:
+async def open_stream(connection: Connection[str]) -> None:
     connection.open()
     await settled()
 
@@ -134,7 +134,7 @@ async def test_leaves_at_once_when_nothing_is_on_its_way(
     connection: Connection[str], server: Server
 ) -> None:
     """A lone request is written before its caller waits, in no batch and by no task."""
-    await opened(connection)
+    await open_stream(connection)
     (one,) = ask(connection, "a")
     assert server.wire.sent == [["a"]]
     await server.wire.reply()
@@ -145,7 +145,7 @@ async def test_what_comes_meanwhile_leaves_together_in_order(
     connection: Connection[str], server: Server
 ) -> None:
     """A few who ask while one is on its way share the next batch, first come first."""
-    await opened(connection)
+    await open_stream(connection)
     tasks = ask(connection, "a", "d", "c", "b")
     await settled()
     assert server.wire.sent == [["a"]]
@@ -157,7 +157,7 @@ async def test_what_comes_meanwhile_leaves_together_in_order(
 
 async def test_a_crowd_travels_in_halves(connection: Connection[str], server: Server) -> None:
     """Two batches are on their way, so that one is decided while the other is dealt with here."""
-    await opened(connection)
+    await open_stream(connection)
     tasks = ask(connection, *(chr(97 + i) for i in range(21)))
     await settled()
     assert [len(batch[0].split("+")) for batch in server.wire.sent] == [1, 11]
@@ -171,7 +171,7 @@ async def test_a_full_batch_never_waits(
 ) -> None:
     """However many are on their way, what is as heavy as a batch may be is sent."""
     monkeypatch.setattr(connections, "MAX_WEIGHT", 3)
-    await opened(connection)
+    await open_stream(connection)
     ask(connection, "a", "b", "c", "d", "eeee", "f", "g", "h")
     assert server.wire.sent == [["a"], ["b+c+d"], ["eeee"], ["f+g+h"]]
 
@@ -180,8 +180,8 @@ async def test_far_away_nobody_waits_for_somebody_elses_round_trip(
     connection: Connection[str], server: Server
 ) -> None:
     """What is asked while batches are on their way to a distant server follows in a millisecond."""
-    await opened(connection)
-    connection._distance = 0.12
+    await open_stream(connection)
+    connection._round_trip = 0.12
     first = ask(connection, "a", "b")
     async with asyncio.timeout(1):
         while len(server.wire.sent) < 2:  # noqa: ASYNC110 - nothing tells of a write
@@ -199,7 +199,7 @@ async def test_those_who_give_up_before_it_leaves_are_not_sent(
     connection: Connection[str], server: Server
 ) -> None:
     """A cancelled request that was not written is charged nothing."""
-    await opened(connection)
+    await open_stream(connection)
     a, b, c = ask(connection, "a", "b", "c")
     b.cancel()
     await server.wire.reply("ok", "ok")
@@ -211,7 +211,7 @@ async def test_those_who_give_up_on_the_way_keep_the_connection_in_step(
     connection: Connection[str], server: Server
 ) -> None:
     """The reply to a cancelled request reaches nobody else."""
-    await opened(connection)
+    await open_stream(connection)
     a, b = ask(connection, "a", "b")
     a.cancel()
     await server.wire.reply("first", "second")
@@ -223,7 +223,7 @@ async def test_what_did_not_run_is_asked_again_before_the_others(server: Server)
     """When the server says that nothing ran, the same requests go again, in their old order."""
     codec = Words()
     connection = Connection(server, codec)
-    await opened(connection)
+    await open_stream(connection)
     tasks = ask(connection, "a", "b", "c")
     codec.again = {"a"}
     await server.wire.reply("no script")
@@ -237,7 +237,7 @@ async def test_a_broken_connection_fails_what_was_sent_and_keeps_what_was_not(
     connection: Connection[str], server: Server
 ) -> None:
     """Nobody knows what became of the first; the others travel on a new connection."""
-    await opened(connection)
+    await open_stream(connection)
     a, b = ask(connection, "a", "b")
     await server.wire.reply(ConnectionResetError("reset by peer"))
     with pytest.raises(StorageError, match=r"redis\.test:6379: reset by peer") as raised:
@@ -253,13 +253,13 @@ async def test_a_bug_in_reading_replies_is_told_to_those_it_concerns(server: Ser
     """It keeps its name and its traceback, nobody waits for ever, and the connection goes on."""
 
     class Buggy(Words):
-        def read(self, call: Call[str], replies: list[Any]) -> Replies:
+        def read(self, call: Call[str], replies: list[Any]) -> ParsedReplies:
             if call.requests[0].item == "a":
                 raise ZeroDivisionError("a bug")
             return super().read(call, replies)
 
     connection = Connection(server, Buggy())
-    await opened(connection)
+    await open_stream(connection)
     a, b = ask(connection, "a", "b")
     await server.wire.reply("ok", "ok")
     with pytest.raises(ZeroDivisionError, match="a bug"):
@@ -277,7 +277,7 @@ async def test_a_write_that_fails_is_a_broken_connection(
     def broken(packed: bytes) -> None:
         raise RuntimeError("the handler is closed")
 
-    await opened(connection)
+    await open_stream(connection)
     monkeypatch.setattr(server.wire, "write", broken)
     (a,) = ask(connection, "a")
     with pytest.raises(StorageError, match="the handler is closed"):
@@ -324,7 +324,7 @@ async def test_connecting_that_cannot_be_cancelled_comes_to_nothing(
     await settled()
     await connection.close()
     assert not connection.is_open
-    assert connection.trouble is None
+    assert connection.last_error is None
     assert wire.is_closed is (outcome == "opens")
 
 
@@ -332,7 +332,7 @@ async def test_a_reply_that_nobody_asked_for_ends_the_connection(
     connection: Connection[str], server: Server
 ) -> None:
     """A connection that is out of step is never used again."""
-    await opened(connection)
+    await open_stream(connection)
     await server.wire.reply("?")
     (a,) = ask(connection, "a")
     await settled()
@@ -391,7 +391,7 @@ async def test_a_silent_server_is_given_up_in_time(
     connection: Connection[str], server: Server
 ) -> None:
     """Each request waits for its own time-out, and a late answer keeps the connection in step."""
-    await opened(connection)
+    await open_stream(connection)
     (a,) = ask(connection, "a", timeout=0.02)
     (b,) = ask(connection, "b", timeout=5)
     with pytest.raises(StorageError, match=r"no answer from redis\.test:6379 within 0\.02 s"):
@@ -405,7 +405,7 @@ async def test_a_late_answer_says_how_slow_the_server_is(
     connection: Connection[str], server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log tells, once, that the server is alive and what to set; so do the errors from then."""
-    await opened(connection)
+    await open_stream(connection)
     for _ in range(3):
         (a,) = ask(connection, "a", timeout=0.02)
         with pytest.raises(StorageError) as raised:
@@ -421,7 +421,7 @@ async def test_a_connection_without_an_answer_is_replaced(
 ) -> None:
     """A way that swallows everything is left, since a new one may lead somewhere."""
     monkeypatch.setattr(connections, "SILENCE", 0.05)
-    await opened(connection)
+    await open_stream(connection)
     (a,) = ask(connection, "a", timeout=0.02)
     with pytest.raises(StorageError):
         await a
@@ -436,7 +436,7 @@ async def test_a_long_timeout_is_waited_for(
 ) -> None:
     """Who gives a server longer than a silent connection is kept gets the answer all the same."""
     monkeypatch.setattr(connections, "SILENCE", 0.02)
-    await opened(connection)
+    await open_stream(connection)
     (a,) = ask(connection, "a", timeout=5)
     await asyncio.sleep(0.1)
     await server.wire.reply("late")
@@ -449,7 +449,7 @@ async def test_the_timeout_that_is_advised_would_do(
     connection: Connection[str], took: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log advises a time-out that is longer than the answer took."""
-    await opened(connection)
+    await open_stream(connection)
     (request,) = [Request("a", 1, 0.25, asyncio.get_running_loop().create_future())]
     connection._measure(Call([request], []), took)
     (advised,) = re.findall(r"raise it to ([\d.]+) or more", caplog.text)
@@ -475,7 +475,7 @@ async def test_an_outage_of_long_ago_is_not_remembered(
 
 async def test_draining_waits_for_answers(connection: Connection[str], server: Server) -> None:
     """A connection that is not needed any more is closed when the last answer is there."""
-    await opened(connection)
+    await open_stream(connection)
     (a,) = ask(connection, "a")
     draining = asyncio.create_task(connection.drain())
     await asyncio.sleep(0.05)
@@ -493,14 +493,14 @@ async def test_a_redirect_names_a_host_and_takes_no_time_of_its_own(
     """A redirect without a host means the one that was asked; the time-out goes on running."""
 
     class Redirecting(Words):
-        def read(self, call: Call[str], replies: list[Any]) -> Replies:
-            return Replies([Redirect((host, 7001), asking=False)] * len(call.requests))
+        def read(self, call: Call[str], replies: list[Any]) -> ParsedReplies:
+            return ParsedReplies([Redirect((host, 7001), asking=False)] * len(call.requests))
 
     found: list[tuple[Request[str], Redirect]] = []
     connection = Connection(
         server, Redirecting(), redirect=lambda request, to: found.append((request, to))
     )
-    await opened(connection)
+    await open_stream(connection)
     ask(connection, "a", timeout=5)
     await asyncio.sleep(0.05)
     await server.wire.reply()
@@ -515,9 +515,9 @@ async def test_the_queue_is_bounded(
 ) -> None:
     """One more than may wait is refused with an error of its own, and harms nobody who waits."""
     monkeypatch.setattr(connections, "MAX_WAITING", 2)
-    await opened(connection)
+    await open_stream(connection)
     waiting = ask(connection, "a", "b")
-    with pytest.raises(QueueFullError, match=r"2 requests are waiting for redis\.test:6379"):
+    with pytest.raises(QueueFullError, match=r"2 requests already wait for redis\.test:6379"):
         connection.submit("c", 5)
     await server.wire.reply("ok", "ok")
     assert await asyncio.gather(*waiting) == ["ok a", "ok b"]
@@ -527,7 +527,7 @@ async def test_close_answers_those_who_wait_and_is_no_end(
     connection: Connection[str], server: Server
 ) -> None:
     """After close nobody waits for a deadline; the next request opens a new connection."""
-    await opened(connection)
+    await open_stream(connection)
     tasks = ask(connection, "a", "b")
     await connection.close()
     for task in tasks:
@@ -544,13 +544,13 @@ def test_works_in_one_event_loop_after_another() -> None:
     """What an earlier asyncio.run() left on its way holds up nothing in the next."""
 
     async def leave(connection: Connection[str]) -> None:
-        await opened(connection)
+        await open_stream(connection)
         ask(connection, "a", "b")
 
     async def work(connection: Connection[str], server: Server) -> str:
         server.opens = asyncio.Event()
         server.opens.set()
-        await opened(connection)
+        await open_stream(connection)
         (c,) = ask(connection, "c")
         await settled()
         await server.wire.reply()
@@ -571,7 +571,7 @@ async def test_callers_keep_their_context_to_themselves(server: Server) -> None:
     seen: list[str] = []
 
     class Spying(Words):
-        def read(self, call: Call[str], replies: list[Any]) -> Replies:
+        def read(self, call: Call[str], replies: list[Any]) -> ParsedReplies:
             seen.append(caller.get())
             return super().read(call, replies)
 

@@ -91,7 +91,7 @@ CASES = [
 async def test_an_outage_passes(
     own_server: Server, outage: str, algorithm: str, loaded: bool
 ) -> None:
-    """A server that cannot serve now is a StorageError, and afterwards all is as before."""
+    """A server that cannot serve now is named, with its reason; afterwards all is as before."""
     begin, end = OUTAGES[outage]
     one = charge(f"9/minute{algorithm}")
     async with (
@@ -103,7 +103,7 @@ async def test_an_outage_passes(
             await hit(storage, one)
         await begin(admin)
         for _ in range(2):
-            with pytest.raises(StorageError, match=outage):
+            with pytest.raises(StorageError, match=f"^localhost:{own_server.port}: .*{outage}"):
                 await hit(storage, one)
         await end(admin)
         while running:
@@ -148,12 +148,12 @@ async def test_nobody_there() -> None:
 async def test_a_missing_permission_is_a_fault_to_be_mended(
     redis_server: Server, client: aioredis.Redis, permissions: tuple[str, ...]
 ) -> None:
-    """A user who may not touch the keys, or lacks a command, is told how to get the right."""
+    """A user who may not touch the keys, or lacks a command, is told where, and how to get it."""
     async with user(redis_server, client, *permissions) as worker:
         storage = RedisStorage(worker)
         for _ in range(2):
             # Not every command is needed for the first hit of a window.
-            with pytest.raises(ConfigError, match="ACL SETUSER"):
+            with pytest.raises(ConfigError, match=f"^localhost:{redis_server.port}: .*ACL SETUSER"):
                 await asyncio.gather(*(hit(storage, ONE) for _ in range(3)))
         await client.execute_command("ACL", "SETUSER", "worker", "~*", "+@all")
         assert await hit(storage, ONE)

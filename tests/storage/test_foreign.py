@@ -12,8 +12,8 @@ import redis.asyncio as aioredis
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, Rule, StorageError, Subject
 from bot_ratelimit.storage import transaction
+from bot_ratelimit.storage.encoding import Hit
 from bot_ratelimit.storage.faults import translated
-from bot_ratelimit.storage.wire import Hit
 from tests.benches import TIMEOUT, charge
 
 KEY = "bot:ratelimit:42"

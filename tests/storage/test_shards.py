@@ -49,7 +49,7 @@ def cluster(nodes: Cluster) -> Iterator[Cluster]:
         for node in (source, *nodes.nodes):
             nodes.do(node, "CLUSTER SETSLOT", slot, "NODE", nodes.ids[source.port])
     for node in nodes.nodes:
-        wait_until(lambda node=node: nodes.is_well(node), "all nodes see each other")  # type: ignore[misc]  # a default for a loop's variable
+        wait_until(lambda node=node: nodes.is_healthy(node), "all nodes see each other")  # type: ignore[misc]  # a default for a loop's variable
 
 
 def key(user: int) -> str:

@@ -253,10 +253,6 @@ async def test_the_real_reason_is_told(
 ) -> None:
     """Whatever is wrong and however the client was made, the log says once at which host and port,
     why, and what to do; never a secret; and once more when Redis answers again."""
-    if fault is too_many_clients and kind == "Cluster" and redis.__version__ < "8":
-        pytest.skip("not run: redis-py before 8 loses the server's reason when a write breaks")
-    if fault is no_password and redis.__version__ < "7":
-        pytest.skip("not run: redis-py 6 hears of a missing password only with the first decision")
     monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 1.0)
     server: Server = request.getfixturevalue("node" if kind == "Cluster" else "plain")
     with ExitStack() as stack:

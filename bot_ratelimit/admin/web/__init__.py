@@ -1,0 +1,1 @@
+"""HTTP for operators: a JSON API and a page over `Control`; needs the extra `admin`."""
