@@ -199,6 +199,8 @@ def test_a_public_name_is_there_and_documented(name: str) -> None:
 
 # What users import from modules of their own, beside the package itself.
 PUBLIC_ELSEWHERE = [
+    "bot_ratelimit.admin.admin_app",
+    "bot_ratelimit.admin.admin_router",
     "bot_ratelimit.admin.health.add_health",
     "bot_ratelimit.health.Health",
     "bot_ratelimit.metrics.PrometheusMetrics",
