@@ -52,6 +52,7 @@ class Failures:
         # The failures that were logged: since when, and which charges could not be decided.
         self._failing: dict[str, tuple[float, Sequence[Charge]]] = {}
         self._outages: dict[str, tuple[float, str]] = {}  # since when, and the last reason
+        self._undecidable: dict[str, str] = {}  # why a server cannot decide without a script
         self._logged: TTLCache[str, bool] = TTLCache(64, LOG_EVERY, timer=clock)
 
     def breaker(self, server: str) -> Breaker:
@@ -139,6 +140,8 @@ class Failures:
         kind = getattr(error, "kind", type(error).__name__)
         if self._observer is not None:
             self._observer.storage_failed(server, kind)
+        if kind == "noscript":
+            self._undecidable[server] = printable(str(error))
         if kind == ConfigError.kind:  # no Redis error code: only the text identifies the error
             kind = str(error)[:200]
         if self.should_log(f"{server} fault {kind}"):
@@ -179,6 +182,13 @@ class Failures:
             return None
         since, reason = self._outages[server]
         return self._clock() - since, reason
+
+    def undecidable(self, server: str) -> str:
+        """What a server that refused scripts was asked and could not decide; nothing if it could.
+
+        That lasts for as long as the server refuses them, which its connection knows.
+        """
+        return self._undecidable.get(server, "")
 
     def breakers(self) -> dict[str, Breaker]:
         """The breakers of all servers that were asked so far."""

@@ -83,8 +83,10 @@ def health_of(
         for name in failures.breakers()
         if name not in known and (outage := failures.outage(name))
     ]
+    unable = [_undecidable(each, failures) for each in found]
     problems = [*(server.problem for server in servers), *gone]
     latency, problem = test or (None, next(filter(None, problems), ""))
+    problem = problem or next(filter(None, unable), "")
     return Health(
         ok=not problem,
         ready=not problem or on_error != "deny",
@@ -106,5 +108,11 @@ def _server(status: ConnectionStatus, failures: Failures) -> ServerHealth:
         out_for=None if outage is None else outage[0],
         latency=status.latency,
         scripts=status.uses_script,
-        problem=status.last_error or ("" if outage is None else outage[1]),
+        problem=status.last_error
+        or ("" if outage is None else outage[1])
+        or _undecidable(status, failures),
     )
+
+
+def _undecidable(status: ConnectionStatus, failures: Failures) -> str:
+    return "" if status.uses_script else failures.undecidable(status.server)

@@ -46,7 +46,7 @@ from bot_ratelimit.slots import SlotContext, Slots, check_slot_wait
 from bot_ratelimit.statistics import HourCount, Refusals, Statistics
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Charge, Storage
-from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.storage.memory import MemoryStorage, check_size
 from bot_ratelimit.wait_queue import Waiter, WaitQueues, check_wait
 
 log = logging.getLogger("bot_ratelimit")
@@ -104,8 +104,8 @@ class Limiter:
         self.timeout = check_timeout(timeout)
         self._storage = storage
         self._memory = storage if type(storage) is MemoryStorage else None
-        standby = MemoryStorage(memory_size)
-        self._standby = standby if on_error == "memory" else None
+        check_size("memory_size", memory_size)
+        self._standby = MemoryStorage(memory_size) if on_error == "memory" else None
         self._clock = clock
         self._statistics = (
             Statistics(storage, self.key_prefix, self.timeout) if statistics else None
@@ -390,7 +390,9 @@ class Limiter:
         self._bans.remove_penalty_bans(subject, charges)
         return found > 0
 
-    def slot(self, concurrency: Concurrency, subject: Subject, timeout: float = 0) -> SlotContext:
+    def slot(
+        self, concurrency: Concurrency, subject: Subject, timeout: float | None = 0
+    ) -> SlotContext:
         """Hold a slot while a block runs; `concurrency` limits the slots over all instances.
 
         ::
@@ -406,8 +408,8 @@ class Limiter:
         Args:
             concurrency: How many slots there are, and who shares them.
             subject: Who takes the slot.
-            timeout: The maximum wait in seconds, 0 by default. The callers of this process are
-                served in order.
+            timeout: The maximum wait in seconds, 0 by default; None waits without a limit. The
+                callers of this process are served in order.
 
         Raises:
             ConfigError: An argument is invalid. A failing storage never raises: `on_error` answers.
@@ -545,6 +547,8 @@ class Limiter:
 
         The call is a real hit on the key `<prefix>:ratelimit:check`, even if the circuit breaker is
         open. So it also detects missing permissions, a read-only server and full memory.
+        A server that refuses scripts is fine until a rule needs a script: then `problem` names what
+        could not be decided.
         """
         problem, began = "", time.perf_counter()
         try:

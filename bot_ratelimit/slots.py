@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from cachetools import LRUCache
 
@@ -24,6 +24,7 @@ from bot_ratelimit.rule import Subject
 from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of
 from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.wait_queue import check_wait
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -394,16 +395,13 @@ class Slots:
 
 
 def check_slot_wait(timeout: object) -> float:
-    """Return the time-out if it is a number of seconds, 0 or more.
+    """Return the time-out in seconds, as `acquire` takes it; infinity for None.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It is neither None nor a finite number from 0 up.
     """
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
-        raise ConfigError(
-            f"timeout={timeout!r}: expected the seconds to wait for a slot, 0 for no wait"
-        )
-    return float(timeout)
+    check_wait(timeout)
+    return math.inf if timeout is None else float(cast(float, timeout))
 
 
 def _token() -> str:

@@ -8,6 +8,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import Limiter, MemoryStorage, RedisStorage, StorageError, Subject
+from bot_ratelimit.storage import decisions
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.servers import Server, free_port
 
@@ -91,4 +92,31 @@ async def test_a_check_finds_out_what_updates_do_not_show_yet(own_server: Server
         health = await limiter.check()
         assert (health.ok, health.ready) == (False, False)
         assert "NOREPLICAS" in health.problem
+        await limiter.close()
+
+
+async def test_a_rule_that_needs_a_refused_script_shows(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where scripts are refused, fixed windows are well; a rule that needs one is a problem until
+    the server takes scripts again."""
+    monkeypatch.setattr(decisions, "TRY_SCRIPTS_AGAIN", 0.1)
+    async with aioredis.Redis(port=own_server.port) as admin:
+        allow = ("ACL", "SETUSER", "worker", "on", ">pw", "~*", "+@all")
+        await admin.execute_command(*allow, "-@scripting")
+        client = aioredis.Redis(port=own_server.port, username="worker", password="pw")
+        limiter = Limiter(RedisStorage(client, close_client=True), on_error="deny", timeout=5)
+        assert await limiter.hit("9/m", ANNA)
+        health = await limiter.check()
+        assert (health.ok, health.problem, health.servers[0].scripts) == (True, "", False)
+        await limiter.hit("9/m sliding", ANNA)
+        for health in (await limiter.check(), await limiter.health()):
+            assert (health.ok, health.ready) == (False, False)
+            assert "a sliding window (9/minute sliding) needs a script" in health.problem
+            assert health.servers[0].problem == health.problem
+        await admin.execute_command(*allow)
+        await asyncio.sleep(0.11)
+        for health in (await limiter.check(), await limiter.health()):
+            assert (health.ok, health.problem, health.servers[0].scripts) == (True, "", True)
+        assert await limiter.hit("9/m sliding", ANNA)
         await limiter.close()

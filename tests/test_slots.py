@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -175,6 +176,19 @@ async def test_waiting_ends_with_the_timeout(limiter: Limiter) -> None:
     assert slot.allowed
 
 
+async def test_a_waiter_may_wait_as_long_as_it_takes(limiter: Limiter) -> None:
+    """`timeout=None` waits without end, as `acquire` does, also behind others."""
+    async with limiter.slot(ONE, ANNA):
+        waiting = [
+            asyncio.create_task(limiter.slot(ONE, ANNA, timeout=None).__aenter__())
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0.02)
+        assert not any(task.done() for task in waiting)
+    assert (await waiting[0]).allowed
+    waiting[1].cancel()
+
+
 async def test_a_cancelled_waiter_delays_nobody(limiter: Limiter) -> None:
     """A waiter that is cancelled takes no slot, and the next in line gets it."""
     async with limiter.slot(ONE, ANNA):
@@ -322,6 +336,7 @@ async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> No
         (lambda: Concurrency(1, name="a b"), "name='a b'"),
         (lambda: Rule("1/s", name="slot"), "name='slot': this name is reserved"),
         (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=-1), "timeout=-1: expected"),
+        (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=math.inf), "timeout=inf: .*None"),
         (lambda: Limiter(MemoryStorage()).slot(1, ANNA), "concurrency=1: expected"),  # type: ignore[arg-type]  # what people write
         (lambda: Limiter(MemoryStorage()).slot(ONE, 42), "subject=42: expected a Subject"),  # type: ignore[arg-type]  # what people write
     ],

@@ -49,6 +49,7 @@ from bot_ratelimit.incoming.notices import (
 from bot_ratelimit.incoming.registration import (
     check_dispatcher,
     check_exclude,
+    check_guard,
     register_guard,
     root_of,
 )
@@ -264,9 +265,11 @@ class RateLimitMiddleware(BaseMiddleware):
             This middleware.
 
         Raises:
-            ConfigError: This is not a Dispatcher, or a name in `exclude` is not an observer.
+            ConfigError: This is not a Dispatcher, `guard` is no bool, or a name in `exclude` is not
+                an observer.
         """
         check_dispatcher(dispatcher)
+        check_guard(guard)
         excluded = check_exclude(exclude, dispatcher)
         for name, observer in dispatcher.observers.items():
             if name not in excluded | {"update", "error"}:

@@ -104,16 +104,21 @@ class Delivery:
 
     async def unpaced(self, request: Request) -> Any:
         """Send a request that takes no permit; it waits only after a 429 of its own."""
-        for _ in range(self._options.retries):
+        attempt = 0
+        while True:
             try:
                 return await self._send(request)
             except TelegramRetryAfter as error:
-                if request.traffic.kind is not Kind.OTHER:
+                if request.traffic.kind is Kind.OTHER:
+                    self._floods.report_method(error)
+                else:
                     await self._floods.on_retry_after(None, request, error, fresh=False)
-                if self._pacer.closed or not self._may_repeat(request, error.retry_after):
+                attempt += 1
+                if attempt > self._options.retries or self._pacer.closed:
+                    raise
+                if not self._may_repeat(request, error.retry_after):
                     raise
                 await self._sleeper.sleep(error.retry_after)
-        return await self._send(request)
 
     async def wait_for_answers(self, timeout: float) -> None:
         """Wait until Telegram has answered everything, for `timeout` seconds at most."""

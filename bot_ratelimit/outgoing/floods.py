@@ -94,6 +94,11 @@ class Floods:
             rule, subject = self._budgets.bot_block, subject_of(bot, "", None)
             await self._limiter.hit(blocking(rule, seconds), subject, _notify=False, _outgoing=True)
 
+    def report_method(self, error: TelegramRetryAfter) -> None:
+        """Tell observers of a 429 to a method that takes no permit: it blocks nothing else."""
+        if self._observer is not None:
+            self._observer.flood_waited("method", float(error.retry_after))
+
     def _block_chat(self, queue: ChatQueue, seconds: float) -> None:
         now = asyncio.get_running_loop().time()
         if queue.blocked_until <= now:  # a new block, not another 429 of the same one

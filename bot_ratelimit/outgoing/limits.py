@@ -126,7 +126,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         self.limiter = limiter
         self._merge_edits = merge_edits
         self._sleeper = Sleeper()
-        floods = Floods(limiter, self.budgets, self._observer)
+        floods = self._floods = Floods(limiter, self.budgets, self._observer)
         self._pacer = Pacer(limiter, self.budgets, floods, self._sleeper, self.max_wait)
         options = DeliveryOptions(self.retries, self.max_wait, repeat_albums, in_order)
         self._delivery = Delivery(self._pacer, floods, self._sleeper, options, self._report_queued)
@@ -235,7 +235,11 @@ class OutgoingLimits(BaseRequestMiddleware):
         """
         traffic = traffic_of(type(method))
         if traffic.kind is Kind.NEVER:
-            return await make_request(bot, method)
+            try:
+                return await make_request(bot, method)
+            except TelegramRetryAfter as error:
+                self._floods.report_method(error)
+                raise
         if self._observer is not None:
             return await self._watched(self._observer, make_request, bot, method)
         return await self._paced(make_request, bot, method)

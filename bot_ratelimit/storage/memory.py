@@ -38,8 +38,7 @@ class MemoryStorage:
     def __init__(
         self, maxsize: int = 10_000, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        if isinstance(maxsize, bool) or not isinstance(maxsize, int) or maxsize < 1:
-            raise ConfigError(f"maxsize={maxsize!r}: expected a whole number from 1 up")
+        check_size("maxsize", maxsize)
         self._clock = clock
         self._states = StateCache(maxsize, ONCE_MS * 1_000, clock)
         # Verdicts by token. Resets are numbered and kept by key: a verdict that is older than a
@@ -211,3 +210,9 @@ def _shared_verdict(charge: Charge, verdict: Verdict) -> Verdict:
 def _aged(verdict: Verdict, passed: int) -> Verdict:
     wait, remaining, reset = verdict
     return Verdict(max(1, wait - passed) if wait else 0, remaining, max(0, reset - passed))
+
+
+def check_size(name: str, value: object) -> None:
+    """Raise ConfigError, with the parameter's name, unless so many keys can be kept."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}={value!r}: expected a whole number from 1 up")

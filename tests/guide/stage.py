@@ -23,8 +23,8 @@ from tests.servers import Server
 
 from .pages import NOT_RUN, Block
 
-Step: TypeAlias = "Json | Callable[[], Awaitable[object] | object]"
-"""An update, or something that happens between two updates."""
+Step: TypeAlias = "Json | tuple[int, Json]"
+"""An update; for another bot than the first, with its number."""
 
 TOKEN = "42:TEST"
 
@@ -43,6 +43,7 @@ class Stage:
         """The HTTP status of each answer to the webhook."""
         self.errors: dict[str, list[TelegramAPIError]] = {}
         """What the stand-in answers next to methods, by their names."""
+        self.port = server.port
         self._ids = itertools.count(1)
         stage = self
 
@@ -96,12 +97,8 @@ class Stage:
 
     async def _act(self, feed: Callable[[Bot, Json], Awaitable[object]], bots: Any) -> None:
         for step in self.script:
-            if not callable(step):
-                await feed(bots[0], step)
-                continue
-            result = step()
-            if asyncio.iscoroutine(result):
-                await result
+            number, update = step if isinstance(step, tuple) else (0, step)
+            await feed(bots[number], update)
 
     async def _serve(self, app: web.Application) -> None:
         async with TestClient(TestServer(app)) as client:

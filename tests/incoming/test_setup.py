@@ -271,6 +271,15 @@ def test_setup_knows_what_to_leave_out(limiter: Limiter, exclude: Any) -> None:
         RateLimitMiddleware(limiter=limiter).setup(Dispatcher(), exclude=exclude)
 
 
+@pytest.mark.parametrize("guard", ["yes", 1, None])
+def test_a_guard_is_wanted_or_not(limiter: Limiter, guard: Any) -> None:
+    """Anything but a bool is an error, and nothing is registered."""
+    dispatcher, middleware = Dispatcher(), RateLimitMiddleware(limiter=limiter)
+    with pytest.raises(ConfigError, match=r"^guard=.*: expected True or False"):
+        middleware.setup(dispatcher, guard=guard)
+    assert middleware not in dispatcher.message.middleware
+
+
 @pytest.mark.parametrize("exclude", [None, 5])
 def test_what_is_left_out_has_names(limiter: Limiter, exclude: Any) -> None:
     """Anything but names in `exclude` is an error with an example."""

@@ -80,3 +80,23 @@ async def test_a_429_that_is_not_raised_is_told_too() -> None:
     await asyncio.gather(sending, return_exceptions=True)
     told = recorder.named("request_done")
     assert [outcome for _, _, outcome, _ in told] == ["flooded", "flooded"]
+
+
+@virtual
+async def test_a_429_to_what_takes_no_place_is_told() -> None:
+    """Every 429 is told, also one to a method that is not paced, or that must not wait at all."""
+    telegram, recorder = Telegram(), Recorder()
+    bot, _ = paced(telegram, observer=recorder, retries=1)
+    telegram.errors = [too_many(3), too_many(4)]
+    with pytest.raises(TelegramRetryAfter):
+        await bot.delete_message(7, 1)
+    telegram.errors = [too_many(5)]
+    with pytest.raises(TelegramRetryAfter):
+        await bot.get_me()
+    telegram.errors = [too_many(6), too_many(7)]
+    with pytest.raises(TelegramRetryAfter):
+        await bot.edit_message_text("in no chat")
+    assert recorder.named("flood_waited") == [
+        *(("flood_waited", "method", seconds) for seconds in (3.0, 4.0, 5.0)),
+        *(("flood_waited", "bot", seconds) for seconds in (6.0, 7.0)),
+    ]
