@@ -112,6 +112,7 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 78
 python_use_unqualified_type_names = True
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 default_role = "reference_or_code"
