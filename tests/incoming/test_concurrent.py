@@ -338,7 +338,7 @@ async def test_a_handler_is_charged_for_its_answer_and_refunded(client: aioredis
         ({"concurrent": 0}, r"flag of .*handle: concurrency=0: expected how many"),
         ({"concurrent": 1, "cost": 2}, "expected limit= or rate=, and maybe concurrent="),
         ({"concurrent": 1, "scope": "moon"}, "scope='moon': expected one of"),
-        ({"concurrent": 1, "key": "slot"}, "name='slot': reserved"),
+        ({"concurrent": 1, "key": "slot"}, "name='slot': this name is reserved"),
     ],
 )
 async def test_a_flag_that_makes_no_sense(flag: dict[str, Any], message: str) -> None:
