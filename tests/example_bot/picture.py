@@ -21,8 +21,7 @@ WIDTH, HEIGHT = 1100, 1410
 async def main() -> int:
     """Run the dashboard, and photograph its page."""
     if find_chromium() is None:
-        print(NOT_RUN, file=sys.stderr)
-        return 1
+        sys.exit(NOT_RUN)
     with tempfile.TemporaryDirectory() as directory:
         process = await Process.start("example_bot.demo.dashboard", Path(directory))
         try:
@@ -36,7 +35,7 @@ async def main() -> int:
             status, _, err = await process.finished()
         finally:
             await process.abandon()
-    print(err, file=sys.stderr, end="")
+    sys.stderr.write(err)
     return status
 
 

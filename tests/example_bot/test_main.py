@@ -1,4 +1,4 @@
-"""`python -m example_bot`, as a process of its own."""
+"""`python -m example_bot`, as a separate process."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.servers import Server, free_port
 from .conftest import Process, Start
 
 
-async def test_without_a_token_it_says_what_to_do(start: Start) -> None:
-    """One sentence names BOT_TOKEN and the demo that needs none; the status is 2."""
+async def test_a_missing_token_is_one_clear_error(start: Start) -> None:
+    """The error names BOT_TOKEN and the demo that needs none; the status is 2."""
     process = await start("example_bot")
     status, out, err = await process.finished()
     assert (status, out) == (2, "")
@@ -63,14 +63,14 @@ async def test_without_a_token_it_says_what_to_do(start: Start) -> None:
         ),
     ],
 )
-def test_a_wrong_setting_is_one_sentence(
+def test_an_invalid_setting_is_one_line(
     environment: dict[str, str],
     sentence: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A bad value is one line that names the variable, and never shows a secret."""
+    """An invalid value is one line that names the variable and shows no secret."""
     monkeypatch.chdir(tmp_path)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -84,10 +84,8 @@ def test_a_wrong_setting_is_one_sentence(
     assert TOKEN not in err
 
 
-async def test_a_token_that_telegram_does_not_know_is_one_sentence(
-    api: BotApi, start: Start
-) -> None:
-    """A revoked token is named as the cause, without a traceback, polling or webhook."""
+async def test_a_token_unknown_to_telegram_is_one_line(api: BotApi, start: Start) -> None:
+    """A revoked token is named as the cause, without a traceback."""
     settings = {"BOT_TOKEN": TOKEN.replace("demo", "spam"), "BOT_API_URL": api.url}
     webhook = {"WEBHOOK_URL": "http://127.0.0.1:1/", "WEB_SERVER_PORT": str(free_port())}
     for process in [
@@ -101,10 +99,8 @@ async def test_a_token_that_telegram_does_not_know_is_one_sentence(
         assert "Unclosed" not in err
 
 
-def test_an_error_of_the_settings_has_no_secret_behind_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Neither a wrong token nor a `.env` in another encoding is reachable from the error."""
+def test_settings_errors_contain_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither an invalid token nor a wrongly encoded `.env` is reachable from the error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BOT_TOKEN", "hunter2")
     with pytest.raises(ConfigError) as error:
@@ -117,8 +113,8 @@ def test_an_error_of_the_settings_has_no_secret_behind_it(
 
 
 @pytest.mark.parametrize("webhook", [False, True])
-async def test_a_bot_api_that_is_none_is_one_sentence(start: Start, webhook: bool) -> None:
-    """An address where nothing or something else answers is named, without the token."""
+async def test_a_wrong_bot_api_url_is_one_line(start: Start, webhook: bool) -> None:
+    """An address without a Bot API is named in the error, without the token."""
 
     async def page(request: web.BaseRequest) -> web.Response:
         return web.Response(text="<html>\nHello\n</html>", content_type="text/html")
@@ -144,8 +140,8 @@ async def test_a_bot_api_that_is_none_is_one_sentence(start: Start, webhook: boo
     await runner.cleanup()
 
 
-async def test_a_busy_port_is_one_sentence(api: BotApi, start: Start) -> None:
-    """A port that something else uses is named with its variable."""
+async def test_a_busy_port_is_one_line(api: BotApi, start: Start) -> None:
+    """A port in use is named together with its variable."""
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         process = await start(
@@ -163,7 +159,7 @@ async def test_a_busy_port_is_one_sentence(api: BotApi, start: Start) -> None:
 
 
 async def test_long_polling(api: BotApi, start: Start, tmp_path: Path) -> None:
-    """With a token the bot polls, answers, limits, and finishes at SIGTERM what it has begun."""
+    """With a token the bot polls, answers and limits, and SIGTERM lets it finish."""
     (tmp_path / ".env").write_text(f"BOT_TOKEN={TOKEN}\nBOT_API_URL={api.url}\nWEBHOOK_URL=\n")
     process = await start("example_bot", RATE_LIMIT="3/minute")
     await api.called("deleteWebhook", timeout=60)
@@ -186,7 +182,7 @@ async def test_long_polling(api: BotApi, start: Start, tmp_path: Path) -> None:
 
 
 async def test_webhook(api: BotApi, start: Start) -> None:
-    """With WEBHOOK_URL the bot serves, and SIGTERM lets the update under way be answered."""
+    """With WEBHOOK_URL the bot serves, and SIGTERM lets the update in progress finish."""
     port = free_port()
     process = await start(
         "example_bot",
@@ -215,7 +211,7 @@ async def test_webhook(api: BotApi, start: Start) -> None:
 
 
 async def test_an_instance_that_does_not_answer_is_unhealthy(start: Start) -> None:
-    """The health check says so in one line, and its status is 1, also if something else answers."""
+    """The health check reports it in one line with status 1, also if another server answers."""
 
     async def nothing(request: web.BaseRequest) -> web.Response:
         raise web.HTTPNotFound
@@ -232,8 +228,8 @@ async def test_an_instance_that_does_not_answer_is_unhealthy(start: Start) -> No
     await runner.cleanup()
 
 
-async def test_what_the_start_has_built_is_frozen() -> None:
-    """After the start the collector no longer looks at what lives as long as the bot."""
+async def test_startup_objects_are_frozen_for_the_collector() -> None:
+    """After the start, the garbage collector skips objects that live as long as the bot."""
     try:
         assert gc.get_freeze_count() == 0
         await freeze()
@@ -243,10 +239,10 @@ async def test_what_the_start_has_built_is_frozen() -> None:
 
 
 @pytest.mark.parametrize("webhook", [False, True])
-def test_freezing_is_the_last_of_the_start(
+def test_freezing_is_the_last_step_of_the_start(
     webhook: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Long polling and the webhook both freeze, after everything else of the start."""
+    """Long polling and the webhook both freeze after everything else has started."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BOT_TOKEN", TOKEN)
     monkeypatch.setenv("WEBHOOK_URL", "http://127.0.0.1:1/hook" if webhook else "")
@@ -268,7 +264,7 @@ def test_freezing_is_the_last_of_the_start(
 async def test_two_instances_share_the_limits_of_one_redis(
     api: BotApi, start: Start, redis_server: Server
 ) -> None:
-    """Two processes let exactly the limit through, tell it once, and obey an operator."""
+    """Two processes let exactly the limit through, notify once, and follow an operator."""
     processes = []
     for port in (free_port(), free_port()):
         process = await start(
@@ -308,7 +304,7 @@ async def test_two_instances_share_the_limits_of_one_redis(
 
 
 async def _operate(redis_server: Server, prefix: str) -> None:
-    """Forgive the user, and raise the limit of both instances; see what was refused."""
+    """Forgive the user, raise the limit of both instances, and return who was refused."""
     settings = Settings(redis_url=redis_server.url, redis_key_prefix=prefix)
     control = Control.from_settings(settings, "anna")
     assert [each.statistics for each in await control.instances()] == [True, True]
@@ -396,10 +392,10 @@ async def test_a_page_without_a_server_is_told(api: BotApi, start: Start) -> Non
     await assert_clean_end(process)
 
 
-async def test_a_polling_bot_has_its_pages_on_a_port_of_their_own(
+async def test_a_polling_bot_serves_its_pages_on_a_port_of_their_own(
     api: BotApi, start: Start
 ) -> None:
-    """HEALTH_PORT serves health, metrics and the page while the bot polls, until the end."""
+    """HEALTH_PORT serves health, metrics and the page while the bot polls; closed at the end."""
     port = free_port()
     process = await start(
         "example_bot",
@@ -422,8 +418,8 @@ async def test_a_polling_bot_has_its_pages_on_a_port_of_their_own(
     await assert_clean_end(process)
 
 
-async def test_a_busy_health_port_is_one_sentence(api: BotApi, start: Start) -> None:
-    """The variable to change is HEALTH_PORT, not that of the webhook."""
+async def test_a_busy_health_port_is_one_line(api: BotApi, start: Start) -> None:
+    """The error names HEALTH_PORT, not the variable of the webhook."""
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         process = await start(
@@ -437,7 +433,7 @@ async def test_a_busy_health_port_is_one_sentence(api: BotApi, start: Start) -> 
 
 
 async def assert_pages(port: int) -> str:
-    """Health, readiness and metrics answer; the text of the metrics."""
+    """Check health, readiness and metrics; return the text of the metrics."""
     async with ClientSession(f"http://127.0.0.1:{port}") as session:
         for page, status in (("health", "alive"), ("ready", "ready")):
             async with session.get(f"/{page}") as answer:
