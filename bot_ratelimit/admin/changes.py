@@ -280,6 +280,19 @@ def wanted_of(
     return wanted
 
 
+def without_changes(view: RuleView, live: Overrides) -> RuleView:
+    """A rule as code, file and environment say it.
+
+    Raises:
+        ConfigError: Nothing was changed of it.
+    """
+    if view.name not in live.rules:
+        raise ConfigError(f"nothing was changed of {view.name!r}")
+    limit = view.limit if view.otherwise is None else view.otherwise
+    shadow = view.shadow if view.otherwise_shadow is None else view.otherwise_shadow
+    return replace(view, limit=limit, shadow=shadow, off=False, otherwise=None)
+
+
 def _summary(overrides: Overrides) -> str:
     """What of an override stands in the audit: everything but who, when and why."""
     content = json.loads(overrides.to_json())
