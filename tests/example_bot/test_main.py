@@ -226,7 +226,7 @@ async def test_an_instance_that_does_not_answer_is_unhealthy(start: Start) -> No
 async def test_what_the_start_has_built_is_frozen() -> None:
     """After the start the collector no longer looks at what lives as long as the bot."""
     try:
-        assert gc.get_freeze_count() == 0
+        assert gc.get_freeze_count() < 1_000  # some versions of Python freeze a little themselves
         await freeze()
         assert gc.get_freeze_count() > 100_000
     finally:
