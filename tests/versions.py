@@ -104,7 +104,15 @@ def run(combination: Combination) -> str:
         HOME.mkdir(exist_ok=True)
         pins.write_text("".join(f"{name}{version}\n" for name, version in combination.pins.items()))
         making = [combination.python, "-m", "venv", "--clear", home]
-        installing = [*pip, "install", "--constraint", pins, "--editable", ".[cli,demo]", *groups()]
+        installing = [
+            *pip,
+            "install",
+            "--constraint",
+            pins,
+            "--editable",
+            ".[admin,cli,demo]",
+            *groups(),
+        ]
         for command in (making, [*pip, "install", "--upgrade", "pip"], installing):
             if subprocess.run(command, cwd=ROOT, check=False).returncode:
                 return "NOT INSTALLED"
