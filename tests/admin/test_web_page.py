@@ -299,6 +299,17 @@ async def test_no_page_scrolls_sideways_or_has_errors(tab: Tab, busy: Site) -> N
         assert await tab.width() <= size["width"], path
 
 
+async def test_every_width_between_fits(browser: Browser, busy: Site) -> None:
+    """Nowhere between the smallest phone and a desk a table is wider than the window."""
+    tab = await opened(browser, busy)
+    await tab.log_in()
+    for path in ("", "history", "bans", "user?user=8", "limit?name=messages&limit=9/hour"):
+        await tab.go(path)
+        for width in (320, 480, 700, 860, 1_040, 1_060, 1_200):
+            await tab.page.set_viewport_size({"width": width, "height": 900})
+            assert await tab.width() <= width, path
+
+
 async def test_long_words_fit(browser: Browser, redis_server: Server, client: object) -> None:
     """Names and reasons of any length break instead of making a page wider than the window."""
     long = "n" * 120
