@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
 from sphinx.addnodes import pending_xref
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ SIDEBAR = {
         "docs/operations",
         "docs/monitoring",
         "docs/admin",
+        "docs/admin-api",
         "docs/performance",
     ],
     "Reference": [
@@ -78,6 +81,7 @@ SIDEBAR = {
             "storage",
             "outgoing",
             "observing",
+            "admin",
             "settings",
             "errors",
             "testing",
@@ -108,6 +112,7 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 78
 python_use_unqualified_type_names = True
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 default_role = "reference_or_code"
@@ -155,10 +160,19 @@ def _sidebar(pages: list[str]) -> str:
 
 
 def _say_language(app: Sphinx, page: str, source: list[str]) -> None:
-    """A block that does not say its language is text, not Python."""
+    """A block that does not say its language, or one without colours, is text, not Python."""
     if app.env.doc2path(page).suffix == ".md":
-        block = re.compile(r"^( *```)(.*)\n(.*?^\1)$", re.MULTILINE | re.DOTALL)
-        source[0] = block.sub(lambda it: f"{it[1]}{it[2] or 'text'}\n{it[3]}", source[0])
+        block = re.compile(r"^( *```)([^\n]*)\n(.*?^\1)$", re.MULTILINE | re.DOTALL)
+        source[0] = block.sub(lambda it: f"{it[1]}{_language(it[2])}\n{it[3]}", source[0])
+
+
+def _language(name: str) -> str:
+    if name.startswith("{"):  # a directive
+        return name
+    try:
+        return get_lexer_by_name(name).aliases[0]
+    except ClassNotFound:
+        return "text"
 
 
 def _skip_fields(
