@@ -217,6 +217,15 @@ async def test_two_operators_do_not_overwrite_each_other(tab: Tab, bot: Site) ->
     assert rules == {"chat": {"limit": "60/hour"}, "messages": {"limit": "9/hour"}}
 
 
+async def test_a_double_click_changes_once(tab: Tab, bot: Site) -> None:
+    """A button that is pressed twice, while the first change of all takes its time, counts once."""
+    await tab.go("limit?name=messages&limit=9/hour&state=on")
+    await tab.page.get_by_role("button", name="Change messages").dblclick()
+    await tab.sees("Version 1 is saved")
+    assert (await bot.control.changes.current()).version == 1
+    assert tab.errors == []
+
+
 async def test_the_chart_moves_while_one_looks(tab: Tab, bot: Site) -> None:
     """Decisions that are made meanwhile appear in bars, numbers and table, without a reload."""
     await bot.send(2)
