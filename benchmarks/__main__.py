@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: one run, one redis-server, everybody side by side."""
+"""`python -m benchmarks`: compares all limiters in one run, on one redis-server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=BENCHMARKS, metavar="NAME", default=[*BENCHMARKS]
     )
-    parser.add_argument("--rounds", type=int, help="how often everybody takes a turn")
+    parser.add_argument("--rounds", type=int, help="how often each candidate is measured")
     parser.add_argument("--output", type=Path, help="write performance.md and images/ there")
     parser.add_argument("--save", type=Path, help="keep the measurements, as JSON")
     parser.add_argument("--load", type=Path, help="show these measurements instead of measuring")
@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
 def measured(options: argparse.Namespace) -> Records:
     records = Records()
     began = time.monotonic()
-    logging.disable()  # what is lost is counted here
+    logging.disable()  # lost decisions are counted here
     gc.freeze()
     with redis_server() as server:
         rounds, seconds = options.rounds or (1 if options.quick else 4), 0.25
@@ -87,11 +87,11 @@ def main() -> int:
         for table in tables:
             print(table.markdown())
     for loss in page.losses(records):
-        print(f"ahead of us: {loss}")
+        print(f"better than ours: {loss}")
     for where, who, reason in records.skipped:
-        print(f"did not take part: {who} ({where}): {reason}")
+        print(f"skipped: {who} ({where}): {reason}")
     if options.output:
-        from benchmarks import plots  # matplotlib takes a second that other runs need not wait
+        from benchmarks import plots  # imported here, because matplotlib takes a second to import
 
         pictures = plots.draw(records, options.output / "images")
         text = page.render(records, sections, pictures)

@@ -1,4 +1,4 @@
-"""Bots: what a middleware adds to the way of an update through aiogram."""
+"""Bots: what a middleware adds to the handling of an update by aiogram."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.tables import Column, Table, grid
 from bot_ratelimit import RateLimitMiddleware
 
 AT_A_TIME: Final = (1, 100)
-# As many as the fastest could handle in one measurement; nobody meets one twice.
+# As many as the fastest candidate can handle in one measurement, so that no update is used twice.
 UPDATES: Final = 8_000
 FLOODS: Final = (1_000, 5_000)
 TOKEN: Final = "42:" + "A" * 35
@@ -41,7 +41,7 @@ async def _nobody(dispatcher: Dispatcher, setting: Setting) -> AsyncIterator[Non
 
 @asynccontextmanager
 async def _waiting(dispatcher: Dispatcher, setting: Setting) -> AsyncIterator[None]:
-    """The least that a middleware costs which asks anybody anything: one turn of the loop."""
+    """The least that a middleware that waits costs: one turn of the event loop."""
     loop = asyncio.get_running_loop()
 
     async def wait(handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
@@ -107,7 +107,7 @@ GUARDS: Final[dict[str, Guard]] = {
 
 
 class Receiver:
-    """A dispatcher with a guard and one handler, which counts."""
+    """A dispatcher with a middleware and one handler that counts."""
 
     def __init__(self, who: str, setting: Setting) -> None:
         self.handled = 0
@@ -120,7 +120,7 @@ class Receiver:
 
 
 def raw_update(number: int, user: int) -> dict[str, Any]:
-    """What Telegram sends for a text in a private chat."""
+    """A text message in a private chat, as Telegram sends it."""
     person = {"id": user, "is_bot": False, "first_name": "Ada", "language_code": "en"}
     chat = {"id": user, "type": "private", "first_name": "Ada"}
     message = {"message_id": number, "date": 1_700_000_000, "chat": chat, "from": person}
@@ -151,7 +151,7 @@ def _measure(run: Run) -> Measurements:
     earlier = _updates(bot, islice(visitors(EARLIER), 500), EARLIER)
     now = _updates(bot, islice(visitors(), UPDATES))
     gc.collect()
-    gc.freeze()  # so that the collector does not look through them again and again
+    gc.freeze()  # so that the garbage collector skips these objects
 
     async def feed(who: str, at_a_time: int) -> Figures:
         receiver = Receiver(who, Setting(run.server.url, at_a_time))
@@ -218,7 +218,7 @@ ADDED: Final = (
 
 
 def columns(case: Callable[[int], str]) -> list[Column]:
-    """What a middleware adds, and what it leaves of the bare bot's updates a second."""
+    """The costs that a middleware adds, and its rate compared with the bare bot."""
     one, many = map(case, AT_A_TIME)
     return [
         Column("µs added, 1 at a time", one, "p50_us", minus=NOBODY),

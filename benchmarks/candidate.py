@@ -1,4 +1,4 @@
-"""Candidate: a limiter that takes part, and the limits that all of them decide by."""
+"""Candidate: a limiter that is measured, and the limits that all candidates use."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCl
 
 DAY: Final = 86_400
 
-# (amount, days). The first one refuses; the further ones, in the races of four rules, never get
-# that far. The period outlasts every run, so that what must be allowed can be told exactly.
+# (amount, days). The first limit refuses; the others, for the benchmarks with four rules, never do.
+# The periods are longer than every run, so the exact number of allowed hits is known.
 LIMITS: Final = ((20, 1), (30, 2), (40, 3), (50, 4))
 AMOUNT: Final = LIMITS[0][0]
 
 
 class Setting(NamedTuple):
-    """What a candidate is asked to do."""
+    """What a candidate has to do."""
 
     url: str
     concurrency: int = 1
     algorithm: str = "fixed window"
     rules: int = 1
     users: int = 20_000
-    """How many the candidate must keep apart; those in memory are given room for them."""
+    """How many users the candidate must distinguish; candidates in memory get room for them."""
     cluster: bool = False
 
 
 class Candidate(Protocol):
-    """One way of limiting."""
+    """A limiter to measure."""
 
     name: ClassVar[str]
 
     async def setup(self, setting: Setting) -> None:
-        """Get ready. Raises UnableError if the candidate cannot do what the setting asks."""
+        """Prepare. Raises UnableError if the candidate cannot do what the setting requires."""
         ...
 
     async def hit(self, user: int) -> bool:
-        """Whether the user may go on; charged if so."""
+        """Return whether the hit is allowed; it is charged if so."""
         ...
 
     async def close(self) -> None: ...
@@ -49,14 +49,14 @@ Entry = Callable[[], Candidate]
 
 
 class UnableError(Exception):
-    """A candidate cannot take part, and why."""
+    """A candidate does not support a setting; the message says why."""
 
 
 def pool(setting: Setting) -> ConnectionPool:
-    """The same connections for everybody: whatever did best for the peers in trials.
+    """The same connection pool for all candidates: the one that was best for the peers in trials.
 
-    That is redis-py's own default up to its 100 connections, and beyond them, where the default
-    raises MaxConnectionsError, a pool that makes callers wait for one of 100.
+    This is redis-py's default pool up to its 100 connections. Beyond them the default pool raises
+    MaxConnectionsError, so callers wait for one of 100 connections.
     """
     if setting.concurrency <= 100:
         return ConnectionPool.from_url(setting.url)
@@ -64,7 +64,7 @@ def pool(setting: Setting) -> ConnectionPool:
 
 
 def client(setting: Setting) -> Any:
-    """A client of its own for a candidate; `aclose` closes its connections too."""
+    """A separate client for a candidate; `aclose` also closes its connections."""
     if setting.cluster:
         return RedisCluster.from_url(setting.url)
     return Redis.from_pool(pool(setting))
@@ -75,19 +75,19 @@ CROWD: Final = 10_000
 
 
 def visitor(i: int) -> int:
-    """Who sends the i-th hit: every tenth is one flooder's, the others take turns."""
+    """The user of the i-th hit: every tenth hit is the flooder's, the others rotate."""
     return 1 + i % CROWD if i % 10 else FLOODER
 
 
 def visitors(shift: int = 0) -> Iterator[int]:
-    """Everybody's hits in order; with a shift the same by others, whose ids are so much higher."""
+    """The users of all hits in order; with a shift, different users with higher ids."""
     return (shift + visitor(i) for i in count())
 
 
 def allowance(*hits: int) -> int:
-    """How many of the first `hits` must be allowed: of each user as many as the limit grants.
+    """How many of the first `hits` must be allowed: for each user up to the limit.
 
-    Given several numbers, so many visitors came to each of several instances.
+    With several numbers, that many hits went to each of several instances.
     """
     visits = Counter(chain.from_iterable(map(visitor, range(n)) for n in hits))
     return sum(min(AMOUNT, n) for n in visits.values())

@@ -1,4 +1,4 @@
-"""Races: everybody in turn, round after round, so that a busy moment hits all alike."""
+"""Comparison: measures all candidates round after round, so that load affects all of them."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ Measurements = Iterator["Record | Skipped"]
 
 @dataclass(frozen=True)
 class Run:
-    """What all benchmarks of a run have in common."""
+    """What all benchmarks of a run share."""
 
     server: Server
     rounds: int
     seconds: float
-    """How long one measurement takes."""
+    """The duration of one measurement."""
     quick: bool
 
     def fewer(self, rounds: float, seconds: float = 1.0) -> Run:
-        """With this share of the rounds, one at least, and of the seconds."""
+        """The same run with this share of the rounds (at least one) and of the duration."""
         return replace(
             self, rounds=max(1, round(self.rounds * rounds)), seconds=self.seconds * seconds
         )
 
 
 class Benchmark(NamedTuple):
-    """Something that is measured, and how it is shown."""
+    """Something that is measured, and the tables that show it."""
 
     name: str
     measure: Callable[[Run], Measurements]
@@ -61,16 +61,16 @@ def compare(
     cases: Mapping[str, Sequence[str]],
     measure: Callable[[str, str], Figures],
 ) -> Measurements:
-    """Measure every starter of every case once a round; who fails is out of that case.
+    """Measure each candidate of each case once per round; one that fails is dropped from the case.
 
     Args:
-        cases: Who starts, by case.
-        measure: Takes the case and the starter.
+        cases: The candidates by case.
+        measure: Takes the case and the candidate.
     """
     out: set[tuple[str, str]] = set()
     for n in range(run.rounds):
         for case, starters in cases.items():
-            at = n % len(starters)  # another order, so that nobody always has the same neighbour
+            at = n % len(starters)  # rotated, so that the neighbours change
             for who in (*starters[at:], *starters[:at]):
                 if (case, who) in out:
                     continue
@@ -84,7 +84,7 @@ def compare(
 
 
 def reason(error: Exception) -> str:
-    """Why somebody is out, in a line."""
+    """Why a candidate was dropped, in one line."""
     if isinstance(error, ModuleNotFoundError):
         return f"{(error.name or '?').partition('.')[0]} is not installed"
     return str(error) if isinstance(error, UnableError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Decisions: everybody, from one at a time to a thousand; each algorithm; a cluster."""
+"""Decisions: all candidates with 1 to 1,000 at a time, each algorithm, and a cluster."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def on_redis(at_a_time: int) -> str:
 def in_process(
     run: Run, benchmark: str, cases: Cases, servers: Mapping[str, Server] = {}
 ) -> Measurements:
-    """Race the candidates in this process, each in an event loop of its own."""
+    """Compare the candidates in this process, each in a separate event loop."""
 
     def measure(case: str, who: str) -> Figures:
         setting, entries = cases[case]
@@ -52,7 +52,7 @@ def in_process(
 def _measure(run: Run) -> Measurements:
     redis = {on_redis(n): (Setting(run.server.url, n), ON_REDIS) for n in AT_A_TIME}
     memory = {case: (Setting(run.server.url), IN_MEMORY) for case in (IN_A_LOOP, TURNING)}
-    # In short turns: on a machine that others use too, neighbours in time are alike.
+    # In short measurements: on a busy machine, measurements close in time are comparable.
     return in_process(run if run.quick else run.fewer(3, 0.4), "decisions", redis | memory)
 
 

@@ -1,7 +1,7 @@
-"""Distance: a server that is far away. Busy loop: a bot that is away itself.
+"""Distance: a server that is far away. Busy loop: a bot that blocks its own event loop.
 
-Everybody has the deadline of 0.25 s: `bot_ratelimit` its own, the others `asyncio.wait_for`, as a
-careful author puts it around them.
+Every candidate has a time-out of 0.25 s: `bot_ratelimit` its own, the others `asyncio.wait_for`, as
+a careful author would add it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STARTERS: Final = (OURS, "limits", "hand-written MULTI", "aiogram-sentinel")
 
 ROUND_TRIPS: Final = (0, 5, 20, 60, 120)
 TOGETHER: Final = 100
-# From the start on, for so many seconds; only the second half of them counts.
+# From the start, for this many seconds; only the second half counts.
 ARRIVALS, COLD_SECONDS = 100, 2
 
 AWAY: Final = (0.05, 0.3, 1.0, 3.0)
@@ -44,7 +44,7 @@ def away(seconds: float) -> str:
 
 
 def _careful(who: str, candidate: Candidate) -> Ask:
-    """Whether Redis decided in time; a failure is an answer that is lost."""
+    """Return whether Redis decided in time; any failure is a lost answer."""
 
     async def ask(user: int) -> bool:
         try:
@@ -60,18 +60,18 @@ def _careful(who: str, candidate: Candidate) -> Ask:
 
 
 async def _connect(candidate: Candidate, connections: int) -> None:
-    """Open the connections without a deadline, so that nobody is measured while connecting."""
+    """Open the connections without a time-out, so that connecting is not measured."""
     for _ in range(20):
         asked = (candidate.hit(EARLIER + i) for i in range(connections))
         found = await asyncio.gather(*asked, return_exceptions=True)
         if not any(isinstance(each, Exception) for each in found):
             return
         await asyncio.sleep(0.1)
-    raise ConnectionError("it does not get a connection")
+    raise ConnectionError("it cannot connect")
 
 
 async def _from_afar(who: str, setting: Setting, seconds: float) -> Figures:
-    """First as a bot starts, updates arriving one by one; then connected, 100 at a time."""
+    """First like a starting bot, with updates one by one; then connected, 100 at a time."""
     candidate = ON_REDIS[who]()
     await candidate.setup(setting)
     ask = _careful(who, candidate)

@@ -1,4 +1,4 @@
-"""What people write by hand, and the least that a round trip costs."""
+"""Hand-written limiters, and the minimum cost of a round trip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _HandWritten(Candidate):
 
     async def setup(self, setting: Setting) -> None:
         if setting.rules > 1 or setting.algorithm != "fixed window":
-            raise UnableError("one fixed window is all it knows")
+            raise UnableError("it supports one fixed window only")
         self._redis = client(setting)
 
     async def close(self) -> None:
@@ -26,7 +26,7 @@ class _HandWritten(Candidate):
 
 
 class Multi(_HandWritten):
-    """The middleware in circulation: MULTI of INCR and TTL; then EXPIRE if the key is new."""
+    """The common middleware: MULTI of INCR and TTL, then EXPIRE if the key is new."""
 
     name: ClassVar[str] = "hand-written MULTI"
 
@@ -55,7 +55,7 @@ class Script(_HandWritten):
 
 
 class Incr(_HandWritten):
-    """A bare INCR: no TTL, no window; the least that any decision on redis-py can cost."""
+    """A bare INCR without TTL and window: the least that any decision through redis-py can cost."""
 
     name: ClassVar[str] = "bare INCR"
 

@@ -1,4 +1,4 @@
-"""How a figure comes about: so many tasks, each asking again as soon as it has its answer."""
+"""Measures: a number of tasks, each of which asks again as soon as it has its answer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Item = TypeVar("Item")
 Figures = dict[str, float]
 
 WARM_UP: Final = 0.05
-# By how much the ids of those are shifted who come while a candidate warms up.
+# The offset of the ids of users that hit during the warm-up.
 EARLIER: Final = 1_000_000_000
 
 
 class MiscountError(Exception):
-    """A candidate did not limit as it should: what it costs says nothing."""
+    """A candidate did not limit correctly, so its costs mean nothing."""
 
 
 @dataclass(slots=True)
 class Drive:
-    """What a number of calls came to."""
+    """The results of a number of calls."""
 
     calls: int
     agreed: int
@@ -57,11 +57,11 @@ async def drive(
     *,
     turn: bool = False,
 ) -> Drive:
-    """Let `concurrency` tasks act on the items until the time or the items are up.
+    """Let `concurrency` tasks process the items until the time or the items end.
 
     Args:
-        turn: Let the event loop turn after each call. What never waits otherwise keeps it, which
-            in a bot it does not: there, the loop turns at least once for each update.
+        turn: Let the event loop run once after each call. A call that never waits would otherwise
+            block it; in a bot the loop runs at least once per update.
     """
     clock, latencies, agreed, shared = time.perf_counter, list[float](), 0, iter(items)
     record = latencies.append
@@ -91,11 +91,11 @@ async def drive(
 async def decide(
     entry: Entry, setting: Setting, seconds: float, server: Server, *, turn: bool = False
 ) -> Figures:
-    """Measure one candidate once, and make sure that it limited as it should.
+    """Measure one candidate once, and check that it limits correctly.
 
     Raises:
-        UnableError: It cannot do this.
-        MiscountError: It allowed more or fewer hits than it should.
+        UnableError: It does not support the setting.
+        MiscountError: It allowed too many or too few hits.
     """
     candidate = entry()
     await candidate.setup(setting)

@@ -1,4 +1,4 @@
-"""Observers: what it costs to be watched."""
+"""Observers: the cost of observing decisions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bot_ratelimit.metrics import PrometheusMetrics
 
 BARE: Final = "no observer"
 MOST_US: Final = 3.0
-# 20 and more visits of a user are refused, so this is what the log observer has to do, too.
+# From the 21st hit on a user is refused, so the log observer has work to do.
 ALONE: Final = "memory, 1 at a time"
 TOGETHER: Final = "Redis, 100 at a time"
 

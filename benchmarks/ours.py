@@ -24,7 +24,7 @@ def rules(setting: Setting) -> Rules:
 
 
 class PolicyAnsweredError(Exception):
-    """Redis did not decide: what follows would measure the failure policy."""
+    """Redis did not decide, so further results would measure the failure policy."""
 
 
 class _Ours(Candidate):

@@ -1,4 +1,4 @@
-"""The page: page.md with a run's tables in it, so that it never disagrees with the run."""
+"""The page: page.md with the tables of a run, so that it always agrees with the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES: Final = (
 _RATE: Final = {"rate": "decisions a second"}
 _COSTS: Final = {"p99_us": "p99", "cpu_us": "CPU in the bot", "server_us": "CPU in Redis"}
 _UPDATES: Final = {"rate": "updates a second", "cpu_us": "CPU in the bot"}
-# Concerns, who of us is compared in them, and the figures: of rates more is better, else less.
+# Benchmarks, our candidate in them, and the figures: more is better for rates, else less.
 _COMPARED: Final[tuple[tuple[str, str, dict[str, str]], ...]] = (
     ("decisions", OURS, _RATE | _COSTS),
     ("algorithms", OURS, _RATE | {"bytes": "bytes in Redis"}),
@@ -40,11 +40,11 @@ _COMPARED: Final[tuple[tuple[str, str, dict[str, str]], ...]] = (
 def render(
     records: Records, sections: Mapping[str, list[Table]], pictures: Mapping[str, str]
 ) -> str:
-    """The page in Markdown; what was not part of the run says so.
+    """Return the page in Markdown; benchmarks that were not run say so.
 
     Args:
-        sections: Tables by the name of their place in page.md.
-        pictures: What each picture shows, by its name, which is that of a place too.
+        sections: Tables by the name of their placeholder in page.md.
+        pictures: The description of each picture by its name, which is a placeholder too.
     """
     texts = {
         "about": "Measured on {date} with `{command}`: {processor}, {system}, Python {Python}, "
@@ -72,7 +72,7 @@ def render(
 
 
 def losses(records: Records) -> list[str]:
-    """Where another candidate's median is better than ours: in what, who, how many times ours."""
+    """Where another candidate's median is better than ours: in what, who, and by what factor."""
     return [
         f"{case}, {what}: {', '.join(found)}"
         for benchmark, own, figures in _COMPARED
@@ -101,11 +101,11 @@ def _skipped(records: Records) -> str:
         f"- {who}: {reason} ({places[0]}{f' and {len(places) - 1} more' * (len(places) > 1)})"
         for (who, reason), places in found.items()
     ]
-    return "\n".join(lines) or "Everybody took part in everything."
+    return "\n".join(lines) or "Every candidate took part in every benchmark."
 
 
 def machine(redis_version: str) -> dict[str, str]:
-    """The machine and the versions that a run's figures belong to."""
+    """The machine and the versions of a run."""
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     return {

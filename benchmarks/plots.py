@@ -31,7 +31,7 @@ _MARKERS: Final = "sD^vPX*"
 
 
 def draw(records: Records, directory: Path) -> dict[str, str]:
-    """The pictures that the records allow: their names, and what each shows."""
+    """Draw the pictures of these records; return their names and descriptions."""
     directory.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, str] = {}
     with plt.rc_context(_STYLE):

@@ -1,4 +1,4 @@
-"""Records: what was measured, and medians and ratios of it with their spread."""
+"""Records: the measurements, with medians and ratios and their spread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Record(NamedTuple):
-    """One candidate in one round of one case."""
+    """The measurement of one candidate in one round of one case."""
 
     benchmark: str
     case: str
@@ -21,7 +21,7 @@ class Record(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Who did not take part, in what, and why."""
+    """A candidate that was not measured, in which benchmark, and why."""
 
     benchmark: str
     who: str
@@ -42,7 +42,7 @@ class Spread(NamedTuple):
 
 @dataclass
 class Records:
-    """Everything that a run found out."""
+    """All measurements of a run."""
 
     records: list[Record] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Records:
         return any(record.benchmark == benchmark for record in self.records)
 
     def who(self, benchmark: str, case: str | None = None) -> list[str]:
-        """The candidates, in the order in which they started first."""
+        """The candidates, in the order in which they were first measured."""
         found = [r for r in self.records if r.benchmark == benchmark and case in (None, r.case)]
         return list(dict.fromkeys(record.who for record in found))
 
@@ -73,7 +73,7 @@ class Records:
     def ratio(
         self, benchmark: str, case: str, who: str, to: str, figure: str = "rate", at: str = ""
     ) -> Spread | None:
-        """How many times the other's figure, in case `at` if given: the ratios of each round."""
+        """The ratio to another candidate's figure, in case `at` if given, calculated per round."""
         ours = self._rounds(benchmark, case, who, figure)
         theirs = self._rounds(benchmark, at or case, to, figure)
         return Spread.of([ours[i] / theirs[i] for i in ours if theirs.get(i)])
@@ -81,7 +81,7 @@ class Records:
     def difference(
         self, benchmark: str, case: str, who: str, to: str, figure: str
     ) -> Spread | None:
-        """How much more than the other's figure: from the differences within each round."""
+        """The difference to another candidate's figure, calculated per round."""
         ours = self._rounds(benchmark, case, who, figure)
         theirs = self._rounds(benchmark, case, to, figure)
         return Spread.of([ours[i] - theirs[i] for i in ours if i in theirs])

@@ -1,4 +1,4 @@
-"""Tables in Markdown, whose cells are figures of the records."""
+"""Markdown tables of the figures in the records."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Table:
 
 
 class Column(NamedTuple):
-    """A figure of one case, for every candidate."""
+    """A figure of one case, for each candidate."""
 
     title: str
     case: str
     figure: str = "rate"
-    """Two with a slash between them stand in one cell. A `share` is shown in percent."""
+    """Two figures with a slash between them share a cell. A `share` is shown in percent."""
     scale: float = 1.0
     over: str = ""
     """Divide by this candidate's figure, round by round."""
@@ -64,7 +64,7 @@ class Column(NamedTuple):
 def grid(
     records: Records, benchmark: str, title: str, columns: Sequence[Column], note: str = ""
 ) -> Table:
-    """A row for each candidate that took part in one of these cases."""
+    """A table with a row for each candidate that was measured in one of these cases."""
     cases = {column.case for column in columns}
     everybody = [
         who
@@ -76,7 +76,7 @@ def grid(
 
 
 def number(spread: Spread | None, scale: float = 1.0) -> str:
-    """The median, to three digits or to the unit: `12,340`, `4.7`, `0.153`."""
+    """The median, with three digits or in whole units: `12,340`, `4.7`, `0.153`."""
     return "–" if spread is None else digits(spread.median * scale)
 
 

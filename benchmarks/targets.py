@@ -1,4 +1,4 @@
-"""Targets: what the package set itself, and what came of it."""
+"""Targets: the goals of the package, and its measured values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Target(NamedTuple):
     case: str
     goal: float
     over: str = ""
-    """Whose figure ours is divided by; without it, the figure itself counts, and less is better."""
+    """The candidate whose figure ours is divided by; without it, our figure counts, and less is
+    better."""
     figure: str = "rate"
     who: str = OURS
 

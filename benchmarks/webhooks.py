@@ -1,4 +1,4 @@
-"""Webhooks: the same bots, in a process of their own, fed over HTTP as Telegram feeds them."""
+"""Webhooks: the same bots in separate processes, which get updates over HTTP like from Telegram."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ async def _listen(pipe: Pipe, who: str, url: str) -> None:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        # As in the other races: looking through all of aiogram takes the collector 0.1 s and more,
-        # which would hit one measurement and not the next.
+        # As in the other benchmarks: a collection of all of aiogram takes 0.1 s and more, which
+        # would affect one measurement and not the next.
         gc.collect()
         gc.freeze()
         pipe.send(runner.addresses[0][1])
@@ -78,7 +78,7 @@ async def _listen(pipe: Pipe, who: str, url: str) -> None:
 
 
 def _measure(run: Run) -> Measurements:
-    people = count(1_000_000, 1_000_000)  # others in each measurement, for bots that remember
+    people = count(1_000_000, 1_000_000)  # new users in each measurement
     with ExitStack() as stack:
         # Starting a bot takes longer than measuring it.
         pipes = {
@@ -99,7 +99,7 @@ def _measure(run: Run) -> Measurements:
 
 
 async def _post(run: Run, port: int, people: int, at_a_time: int) -> tuple[Drive, int, float]:
-    """The drive, how many updates were handled, and the seconds of CPU that the bot used."""
+    """Return the drive, the number of handled updates, and the CPU seconds of the bot."""
     connector = TCPConnector(limit=0)
     async with ClientSession(f"http://127.0.0.1:{port}", connector=connector) as session:
 
@@ -114,7 +114,7 @@ async def _post(run: Run, port: int, people: int, at_a_time: int) -> tuple[Drive
                 found = await answer.json()
             return found["handled"], found["cpu"]
 
-        # Others, so that they neither count nor repeat themselves later.
+        # Different users, so that they do not affect the counts later.
         others = ((number, 500_000 + user) for number, user in enumerate(visitors(), people))
         await drive(act, others, at_a_time, WARM_UP)
         run.server.flush()

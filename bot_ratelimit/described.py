@@ -1,4 +1,4 @@
-"""What the fields of a named tuple are, where `help()` and editors look for it."""
+"""Field documentation of named tuples, where `help()` and editors look for it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _FIELD: Final = re.compile(r"^    (\w+): (.*(?:\n     .*)*)", re.MULTILINE)
 
 
 def fields_described(cls: type[T]) -> type[T]:
-    """Give each field of a named tuple its text of the class's `Attributes:` section.
+    """Copy the text of each field from the class's `Attributes:` section to the field.
 
-    Without it `help()` says "Alias for field number 0" of them.
+    Without it, `help()` describes them as "Alias for field number 0".
     """
     section = _SECTION.search(cleandoc(cls.__doc__ or "") + "\n")  # none with python -OO
     for name, text in _FIELD.findall(section[1] if section else ""):

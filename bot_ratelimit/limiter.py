@@ -554,13 +554,14 @@ class Limiter:
         return await self._bans.page(*check_page(offset, limit))
 
     async def bans_of(self, subject: Subject) -> list[Ban]:
-        """Bans that refuse what a subject sends, the one that ends last first.
+        """Return the bans that refuse a subject, the one that ends last first.
 
-        Those of the user, of the chat and of the user in the chat, by hand and by a `Penalty`.
+        They are those of the user, of the chat and of the user in the chat, by hand and by a
+        `Penalty`.
 
         Raises:
-            ConfigError: The subject names nobody.
-            StorageError: The storage is out of reach.
+            ConfigError: The subject names neither a user nor a chat.
+            StorageError: The storage is unreachable.
         """
         return await self._bans.of(check_target(subject))
 
@@ -633,17 +634,17 @@ class Limiter:
         return await self._require_statistics().top_refused(n, hours)
 
     async def refused(self, user: int, hours: int = 24) -> int:
-        """How often a user was refused; needs `statistics=True`.
+        """Return how often a user was refused; needs `statistics=True`.
 
-        Of each hour the 1000 users who were refused most are known.
+        For each hour, only the 1000 users who were refused most often are known.
 
         Args:
             user: The user's id.
-            hours: The current hour and those before it, 1 to 48.
+            hours: How many hours, 1 to 48, including the current one; 24 by default.
 
         Raises:
-            StorageError: Redis is out of reach.
-            ConfigError: Statistics are switched off, or hours makes no sense.
+            StorageError: Redis is unreachable.
+            ConfigError: Statistics are off, or an argument is invalid.
         """
         return await self._require_statistics().refused(user, hours)
 

@@ -191,7 +191,7 @@ class Live:
         except ConfigError as error:
             self.rejected += 1
             self._rejection = printable(str(error))
-            self._log_unchanged(logging.ERROR, "is not obeyed", self._rejection)
+            self._log_unchanged(logging.ERROR, "is not applied", self._rejection)
 
     def _use(self, overrides: Overrides, document: bytes) -> None:
         # Changes that cannot be applied raise here, before anything is changed.
@@ -215,7 +215,7 @@ class Live:
         try:
             return applied(rules, self.overrides)
         except ConfigError as error:  # a handler that was discovered only now
-            self._log_unchanged(logging.ERROR, "is not obeyed in full", printable(str(error)))
+            self._log_unchanged(logging.ERROR, "is only partly applied", printable(str(error)))
             return rules
 
     async def _restore(self, document: bytes) -> None:

@@ -81,7 +81,7 @@ class Overrides:
                 f"reads format {FORMAT}; update it"
             )
         if set(content) != {each.name for each in fields(cls)}:
-            raise ConfigError("the live document lacks a part, or has an unknown one")
+            raise ConfigError("the live document lacks a field, or has an unknown one")
         _check_types(content)
         content.update(exempt=frozenset(content["exempt"]), limited=frozenset(content["limited"]))
         return cls(**content)
@@ -149,11 +149,14 @@ def _with_change(rule: Rule, overrides: Overrides) -> Rule:
 
 def _check_change(name: str, change: object) -> None:
     if not isinstance(change, Mapping) or not change:
-        raise ConfigError(f"the change of {name!r}: expected limit, shadow or off")
+        raise ConfigError(f"the change of {name!r}: expected at least one of limit, shadow and off")
     for what, value in change.items():
         kind = _CHANGES.get(what)
         if kind is None or not isinstance(value, kind):
-            raise ConfigError(f"the change of {name!r}: {what}={value!r} makes no sense")
+            raise ConfigError(
+                f"the change of {name!r}: {what}={value!r} is invalid; expected limit as a str, "
+                "shadow or off as true or false"
+            )
     if "limit" in change:
         Limit.parse(change["limit"])
         if name.split(":")[0] == "ban":
@@ -174,4 +177,4 @@ def _check_types(content: Mapping[str, Any]) -> None:
         )
     )
     if not right:
-        raise ConfigError("a part of the live document has the wrong type")
+        raise ConfigError("a field of the live document has the wrong type")

@@ -1,4 +1,4 @@
-"""Paying afterwards, as pure functions: a debt lasts as long as honest payments would have."""
+"""Charges and refunds as pure functions: a debt lasts as long as unit-by-unit payments would."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pay(state: Any, now: int, limit: Limit, cost: int) -> Any:
 
 
 def honest(state: Any, now: int, limit: Limit, cost: int) -> tuple[Any, int]:
-    """Pay unit by unit, each as soon as it is granted; when the last one was."""
+    """Pay unit by unit, each as soon as it is granted; return when the last one was."""
     for _ in range(cost):
         now += look(state, now, limit).wait
         state, verdict = ALGORITHMS[limit.algorithm](state, now, limit, 1)
@@ -39,17 +39,15 @@ def honest(state: Any, now: int, limit: Limit, cost: int) -> tuple[Any, int]:
 def limits(draw: st.DrawFn, algorithm: Algorithm) -> Limit:
     burst = draw(st.integers(1, 6)) if algorithm is Algorithm.TOKEN_BUCKET else None
     period = draw(st.sampled_from([0.001, 0.007, 1, 61, DAY]))
-    # Tokens at whole microseconds: whoever waits for each token cannot wait for a part of one.
+    # Tokens at whole microseconds: a caller that waits for each token cannot wait for a fraction.
     amounts = st.sampled_from([1, 2, 4, 5]) if burst else st.integers(1, 6)
     return Limit(draw(amounts), period, algorithm, burst)
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
 @given(data=st.data())
-def test_refused_until_an_honest_payment_would_be_through(
-    algorithm: Algorithm, data: st.DataObject
-) -> None:
-    """After a charge, a hit waits to the moment for what an honest payer would have waited."""
+def test_a_debt_waits_as_long_as_unit_payments(algorithm: Algorithm, data: st.DataObject) -> None:
+    """After a charge, a hit waits exactly as long as after paying unit by unit."""
     limit = data.draw(limits(algorithm))
     state, now = None, START
     for _ in range(data.draw(st.integers(0, 6))):  # some history, honest and refused
@@ -71,7 +69,7 @@ def test_refused_until_an_honest_payment_would_be_through(
 
 @pytest.mark.parametrize("text", LIMITS)
 def test_a_debt_is_bounded(text: str) -> None:
-    """A million in one charge, again and again, is still paid within 366 days and a window."""
+    """Repeated charges of a million are paid within 366 days and a window."""
     limit = Limit.parse(text)
     slow = Limit(2, 30 * DAY, limit.algorithm, limit.burst)
     for each in (limit, slow):
@@ -96,7 +94,7 @@ TABLE["5/10s"] = [(0, 20, True), *TABLE["5/10s"][1:]]
 
 @pytest.mark.parametrize("text", TABLE)
 def test_the_worked_example_of_the_docs(text: str) -> None:
-    """13 charged at once where 5 are granted: refused exactly as long as the docs say."""
+    """13 charged at once with a limit of 5 are refused exactly as long as the docs say."""
     limit = Limit.parse(text)
     state = pay(None, START, limit, 13)
     for seconds, wait, refused in TABLE[text]:
@@ -106,7 +104,7 @@ def test_the_worked_example_of_the_docs(text: str) -> None:
 
 @pytest.mark.parametrize("text", LIMITS)
 def test_a_refund_undoes_a_charge(text: str) -> None:
-    """A charge that is given back at once leaves what was there before it."""
+    """A charge that is refunded at once changes nothing."""
     limit = Limit.parse(text)
     before, _ = ALGORITHMS[limit.algorithm](None, START, limit, 2)
     for cost in (1, 3, 4, 50):
@@ -118,7 +116,7 @@ def test_a_refund_undoes_a_charge(text: str) -> None:
 
 @pytest.mark.parametrize("text", LIMITS)
 def test_a_refund_never_gives_more_than_full(text: str) -> None:
-    """However much is given back, a limit grants what it grants at once, and no more."""
+    """However much is refunded, a limit never grants more than its capacity."""
     limit = Limit.parse(text)
     state = pay(None, START, limit, 3)
     assert REFUNDS[limit.algorithm](state, START, limit, 1_000_000, 0) is None
@@ -127,7 +125,7 @@ def test_a_refund_never_gives_more_than_full(text: str) -> None:
 
 @pytest.mark.parametrize("text", LIMITS)
 def test_a_late_refund_leaves_later_charges_alone(text: str) -> None:
-    """What was charged in a window that is over is not given back from the one that runs."""
+    """A charge of an ended window is not refunded from the current one."""
     limit = Limit.parse(text)
     state = pay(None, START, limit, 3)
     later = START + us(11)

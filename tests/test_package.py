@@ -91,7 +91,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
-    """Every module that is imported at run time, wherever in the file."""
+    """All modules that are imported at run time, anywhere in the file."""
     hints = {
         node
         for block in ast.walk(tree)
@@ -122,12 +122,12 @@ def importers(package: str) -> set[str]:
 
 
 def room(module: str) -> str:
-    """The file or folder of the package in which a module stands."""
+    """The file or folder of the package that contains a module."""
     return module.split(".")[0]
 
 
 def own_imports() -> dict[str, set[str]]:
-    """Which modules of the package each of them imports."""
+    """For each module, the modules of the package that it imports."""
     prefix = "bot_ratelimit."
     return {
         name: {each.removeprefix(prefix) for each in imports(tree) if each.startswith(prefix)}
@@ -135,8 +135,8 @@ def own_imports() -> dict[str, set[str]]:
     }
 
 
-def test_arrows_point_down_only() -> None:
-    """No module imports one that stands above it."""
+def test_modules_import_only_downwards() -> None:
+    """No module imports one of a layer above its own."""
     floor = {name: i for i, rooms in enumerate(FLOORS) for name in rooms}
     assert {room(name) for name in modules()} <= set(floor), "a module without a place in FLOORS"
     upward = [
@@ -148,18 +148,18 @@ def test_arrows_point_down_only() -> None:
     assert upward == []
 
 
-def test_no_module_imports_itself_by_a_detour() -> None:
-    """Inside a floor, too, the arrows point one way."""
+def test_there_are_no_import_cycles() -> None:
+    """There are no cycles inside a layer either."""
     assert [*TopologicalSorter(own_imports()).static_order()]
 
 
-def test_only_the_top_knows_telegram() -> None:
-    """Below the line nobody imports aiogram, so that a limiter works without a bot."""
+def test_only_upper_layers_import_aiogram() -> None:
+    """A limiter works without a bot."""
     assert {room(name) for name in importers("aiogram")} <= ABOVE_THE_LINE
 
 
-def test_only_the_bottom_knows_redis() -> None:
-    """The storage speaks with redis-py, and the settings make a client."""
+def test_only_storages_and_settings_import_redis() -> None:
+    """The storage uses redis-py, and the settings make a client."""
     assert importers("redis") == KNOW_REDIS
 
 
@@ -191,8 +191,8 @@ def test_the_code_map_names_every_module() -> None:
 
 
 @pytest.mark.parametrize("name", bot_ratelimit.__all__)
-def test_a_public_name_is_there_and_documented(name: str) -> None:
-    """What `__all__` promises can be imported, and says what it is."""
+def test_public_names_exist_and_are_documented(name: str) -> None:
+    """Every name in `__all__` can be imported and has a docstring."""
     value = getattr(bot_ratelimit, name)
     assert not callable(value) or (value.__doc__ or "").strip()
 
@@ -247,8 +247,8 @@ def test_help_says_what_each_field_is() -> None:
         assert all((getattr(cls, field).__doc__ or "").strip() for field in cls._fields)
 
 
-def test_the_names_of_the_design_are_public() -> None:
-    """The names that the design fixes are importable from the package itself."""
+def test_the_names_of_the_contract_are_public() -> None:
+    """The promised names can be imported from the package itself."""
     fixed = "Algorithm ConfigError Decision Limit Limiter MemoryStorage RateLimitError \
         RateLimitMiddleware RedisStorage Rule Scope Settings StorageError Subject"
     assert set(fixed.split()) <= set(bot_ratelimit.__all__)
@@ -263,7 +263,7 @@ BLOCK = re.compile(r"^([ \t]*)```(?:python|py)\b[^\n]*\n(.*?)^\1```", re.MULTILI
 
 
 def blocks(page: Path) -> Iterator[tuple[str, bool]]:
-    """Each block with as many lines before it as it has in the page, and whether it runs."""
+    """Each block, preceded by as many lines as in the page, and whether it is run."""
     text = page.read_text()
     for found in BLOCK.finditer(text):
         source = dedent(found[2])
@@ -275,7 +275,7 @@ def blocks(page: Path) -> Iterator[tuple[str, bool]]:
 
 @pytest.fixture
 def no_network(environment: pytest.MonkeyPatch) -> None:
-    """A token, a Telegram that takes everything and has no updates, and a Redis in this process."""
+    """A token, a Telegram that accepts everything and has no updates, and an embedded Redis."""
 
     async def nothing(*_: Any, **__: Any) -> bool:
         return True
@@ -289,7 +289,7 @@ def no_network(environment: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_network", "no_metrics_yet")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_code_in_the_documents_works(page: Path) -> None:
-    """What a reader copies from the documents runs."""
+    """Code that is copied from the documents runs."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     with asyncio.Runner() as runner:
         for source, runs in blocks(page):
@@ -302,7 +302,7 @@ def test_the_code_in_the_documents_works(page: Path) -> None:
 
 
 def test_the_readme_shows_a_bot() -> None:
-    """The README opens with a complete bot: at most 15 lines of code, before line 30."""
+    """The README starts with a complete bot: at most 15 lines of code, before line 30."""
     source, runs = next(blocks(ROOT / "README.md"))
     assert runs
     assert len([line for line in source.splitlines() if line.strip()]) <= 15
@@ -312,7 +312,7 @@ def test_the_readme_shows_a_bot() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built by the installed hatchling, or by one that pip fetches."""
+    """The wheel, built by the installed hatchling or by one that pip downloads."""
     directory = tmp_path_factory.mktemp("wheel")
     isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
     command = ["pip", "wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", directory, ROOT]
@@ -321,7 +321,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_the_package(wheel: Path) -> None:
+def test_the_wheel_contains_the_package(wheel: Path) -> None:
     """Every module, script, template and `py.typed` is in the wheel, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -348,7 +348,7 @@ print(json.dumps([bot_ratelimit.__file__, len(SCRIPT), decision.allowed]))
 
 
 def test_the_wheel_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
-    """Installed away from its source the package imports, finds its script and decides."""
+    """Installed elsewhere, the package imports, finds its script and decides."""
     command = ["pip", "install", "--quiet", "--no-deps", "--no-compile"]
     command += ["--no-index", "--target", tmp_path, wheel]
     subprocess.run([sys.executable, "-m", *command], check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""What a newcomer copies from the README is one bot that works."""
+"""The code that a newcomer copies from the README is one working bot."""
 
 from __future__ import annotations
 

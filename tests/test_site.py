@@ -1,4 +1,4 @@
-"""The documentation: the site's check of links, and the form of the decisions."""
+"""The documentation: the link check of the site, and the format of the decisions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
         ('<img src="//code.example/x.png">', "<img> loads //code.example"),
     ],
 )
-def test_a_broken_link_of_the_site_is_told(tmp_path: Path, html: str, told: str | None) -> None:
-    """Links and anchors lead somewhere, and nothing is loaded from another site."""
+def test_a_broken_link_of_the_site_is_an_error(tmp_path: Path, html: str, told: str | None) -> None:
+    """Links and anchors must be valid, and nothing is loaded from another site."""
     (tmp_path / "page.html").write_text(html, "utf-8")
     command = [sys.executable, ROOT / "docs" / "site" / "links.py", tmp_path]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -33,8 +33,8 @@ def test_a_broken_link_of_the_site_is_told(tmp_path: Path, html: str, told: str 
     assert told is None or f"page.html: {told}" in ran.stdout
 
 
-def test_a_site_without_pages_is_no_site(tmp_path: Path) -> None:
-    """A build that made nothing does not pass."""
+def test_a_site_without_pages_is_an_error(tmp_path: Path) -> None:
+    """A build without pages does not pass."""
     command = [sys.executable, ROOT / "docs" / "site" / "links.py", tmp_path]
     assert subprocess.run(command, capture_output=True, timeout=30).returncode == 1
 

@@ -1,4 +1,4 @@
-"""What type checkers say of code that uses the package: mypy strict and pyright basic."""
+"""Type checking of code that uses the package: mypy strict and pyright basic."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def handler(message: Message, rate_limit: Decision | None) -> None:
 
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
-    """The README's bot and a use of everything public, one file each."""
+    """The README's bot and a use of all public names, one file each."""
     for name, source in (("use", USE), ("readme", readme_bot())):
         (tmp_path / f"{name}.py").write_text(source, "utf-8")
     return tmp_path
@@ -121,12 +121,12 @@ def assert_accepted(command: list[str | Path], code: Path) -> None:
     int(version("redis").partition(".")[0]) < 8, reason="redis-py has types for mypy from 8 on"
 )
 def test_mypy_strict_accepts_it(code: Path) -> None:
-    """The README's code and everything public has types that mypy takes, strictly."""
+    """mypy strict accepts the README's code and all public names."""
     files = sorted(code.glob("*.py"))
     assert_accepted([BIN / "mypy", "--strict", "--cache-dir", code / "cache", *files], code)
 
 
 def test_pyright_accepts_it(code: Path) -> None:
-    """The README's code and everything public has types that pyright takes, as editors do."""
+    """pyright accepts the README's code and all public names, as editors do."""
     (code / "pyrightconfig.json").write_text('{"typeCheckingMode": "basic"}')
     assert_accepted([BIN / "basedpyright", "--pythonpath", sys.executable, "-p", code], code)

@@ -1,4 +1,4 @@
-"""acquire: waiting for a limit, on the storages and through outages."""
+"""acquire: waiting for a limit, on every storage and through outages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ US = Subject(user=42)
 
 
 async def after(limiter: Limiter, limit: str, count: int, **options: float) -> list[Decision]:
-    """What so many waiters get that come one after the other."""
+    """The results of waiters that come one after the other."""
     tasks = [asyncio.create_task(limiter.acquire(limit, US, **options)) for _ in range(count)]
     return await asyncio.gather(*tasks)
 
@@ -35,7 +35,7 @@ async def after(limiter: Limiter, limit: str, count: int, **options: float) -> l
 @pytest.mark.parametrize("bench", ["memory", "redis-server"], indirect=True)
 @pytest.mark.parametrize("limit", ["2/50ms", "2/50ms sliding", "2/50ms bucket", "1/25ms"])
 async def test_waits_until_it_is_allowed_and_charged(bench: Bench, limit: str) -> None:
-    """Waiters are granted in the order in which they came, and never more than the limit lets."""
+    """Waiters are granted in order, and never more than the limit allows."""
     # Waiters really wait, so that memory needs a clock that really runs.
     limiter = Limiter(MemoryStorage() if bench.client is None else bench.storage, timeout=TIMEOUT)
     order: list[int] = []
@@ -50,8 +50,9 @@ async def test_waits_until_it_is_allowed_and_charged(bench: Bench, limit: str) -
     took = time.monotonic() - began
     assert all(found)
     assert order == list(range(6))
-    assert 0.099 < took < 0.5
-    assert found[0].waited < 0.05
+    assert 0.099 < took < 1
+    # On a busy machine one round trip to a server has taken 60 ms.
+    assert found[0].waited < (0.05 if bench.client is None else 0.3)
     assert found[-1].waited == pytest.approx(took, abs=0.02)
 
 
@@ -68,7 +69,7 @@ async def test_asks_redis_about_once_for_each_grant(client: aioredis.Redis) -> N
 
 
 async def test_a_wait_that_would_be_too_long_is_refused_at_once() -> None:
-    """Who would wait longer than `timeout` hears it at once, uncharged, whatever its place."""
+    """A waiter that would exceed its `timeout` is refused at once and not charged."""
     limiter = Limiter(MemoryStorage())
     assert all(await after(limiter, "5/minute", 5, timeout=0))
     began = time.monotonic()
@@ -90,7 +91,7 @@ async def test_a_wait_that_would_be_too_long_is_refused_at_once() -> None:
 
 
 async def test_a_cancelled_waiter_costs_nothing_and_delays_nobody() -> None:
-    """Waiters that leave, also the first one, are not charged; those behind them move up."""
+    """Cancelled waiters are not charged, and those behind them move up."""
     limiter = Limiter(MemoryStorage())
     await limiter.acquire("1/60ms", US)
     began = time.monotonic()
@@ -105,34 +106,43 @@ async def test_a_cancelled_waiter_costs_nothing_and_delays_nobody() -> None:
 
 
 class Slow(MemoryStorage):
-    """Takes a moment, as a server does; what is decided is decided."""
+    """Answers when it is told to, like a slow server; its decisions are final."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
 
     async def peek(self, *args: object, **kwargs: object) -> list:  # type: ignore[type-arg]  # a stand-in
         raise NotImplementedError
 
     async def hit(self, charges, *, once=None, timeout):  # type: ignore[no-untyped-def]  # a stand-in
         found = await super().hit(charges, once=once, timeout=timeout)
-        await asyncio.sleep(0.02)
+        await self.answers.wait()
         return found
 
 
 @pytest.mark.parametrize("heirs", [0, 1])
-async def test_a_grant_that_finds_nobody_goes_on(heirs: int) -> None:
-    """A waiter cancelled while its hit was under way leaves it to the next, or it is refunded."""
-    storage = FlakyStorage(Slow())
+async def test_a_grant_of_a_cancelled_waiter_is_passed_on(heirs: int) -> None:
+    """A waiter cancelled during its hit passes it to the next one, or is refunded."""
+    storage = FlakyStorage(slow := Slow())
     limiter = Limiter(storage)
     tasks = [asyncio.create_task(limiter.acquire("3/h", US)) for _ in range(1 + heirs)]
-    await asyncio.sleep(0.01)
-    tasks[0].cancel()
-    await asyncio.sleep(0.04)
+    async with asyncio.timeout(5):
+        while not storage.calls:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        slow.answers.set()
+        while limiter._queues._queues:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
     assert all([await task for task in tasks[1:]])
     assert (await limiter.charge("3/h", US, 1)).remaining == 2 - heirs
     assert storage.calls == 2 + (not heirs)
 
 
 @pytest.mark.parametrize("on_error", ["allow", "deny"])
-async def test_a_circuit_that_opens_ends_the_waits(on_error: str) -> None:
-    """Who waits for an hour when Redis fails is answered by the policy within a second."""
+async def test_an_open_circuit_ends_the_waits(on_error: str) -> None:
+    """If Redis fails, waiters get the answer of the policy within a second."""
     storage = FlakyStorage()
     limiter = Limiter(storage, on_error=on_error)  # type: ignore[arg-type]  # one of the two
     await limiter.acquire("1/h", US)
@@ -147,8 +157,8 @@ async def test_a_circuit_that_opens_ends_the_waits(on_error: str) -> None:
 
 
 @pytest.mark.parametrize("on_error", ["allow", "deny"])
-async def test_a_server_that_is_gone_ends_the_waits(own_server: Server, on_error: str) -> None:
-    """A refused connection opens no circuit: who waits is answered by the policy all the same."""
+async def test_an_unreachable_server_ends_the_waits(own_server: Server, on_error: str) -> None:
+    """Refused connections open no circuit, but waiters get the answer of the policy too."""
     async with aioredis.Redis(port=own_server.port) as client:
         limiter = Limiter(RedisStorage(client), on_error=on_error)  # type: ignore[arg-type]
         await limiter.acquire("1/h", US)
@@ -165,7 +175,7 @@ async def test_a_server_that_is_gone_ends_the_waits(own_server: Server, on_error
 
 
 async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One waiter too many is refused at once; there is room again when one has left."""
+    """A waiter above the bound is refused at once; later there is room again."""
     monkeypatch.setattr(wait_queue, "MAX_WAITERS", 3)
     limiter = Limiter(MemoryStorage())
     await limiter.acquire("1/h", US)
@@ -181,7 +191,7 @@ async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_banned_user_does_not_wait() -> None:
-    """Whom a penalty bans is refused at once, and waiting leads to no ban."""
+    """A user banned by a penalty is refused at once, and waiting causes no ban."""
     limiter = Limiter(MemoryStorage())
     rules = [Rule("1/30ms"), Penalty("2/minute", "1h")]
     assert all([await limiter.acquire(rules, US) for _ in range(5)])
@@ -192,8 +202,8 @@ async def test_a_banned_user_does_not_wait() -> None:
     assert not decision
 
 
-async def test_one_waiter_leaves_nothing_behind() -> None:
-    """When everybody is served, no task and no queue is left."""
+async def test_no_task_or_queue_is_left() -> None:
+    """After all waiters are served, no task and no queue is left."""
     limiter = Limiter(MemoryStorage())
     await after(limiter, "2/20ms", 5)
     await asyncio.sleep(0)
@@ -202,19 +212,19 @@ async def test_one_waiter_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), True, "5"])
-async def test_a_time_out_is_a_time(timeout: object) -> None:
-    """A negative time-out, or none at all, is a ConfigError with the fix."""
+async def test_an_invalid_timeout_is_an_error(timeout: object) -> None:
+    """Anything but seconds from 0 up, or None, is a ConfigError with the fix."""
     with pytest.raises(ConfigError, match=r"timeout=.*expected seconds from 0 up, or None"):
         await Limiter(MemoryStorage()).acquire("5/m", US, timeout=timeout)  # type: ignore[arg-type]  # tested
 
 
 @pytest.mark.parametrize("cost", [0, -1, 1.5, 6])
-async def test_a_cost_that_is_never_granted_is_no_wait(cost: object) -> None:
-    """Nobody waits for what the limit can never grant."""
+async def test_a_cost_that_is_never_granted_is_an_error(cost: object) -> None:
+    """Nobody waits for a cost that the limit can never grant."""
     with pytest.raises(ConfigError, match="cost="):
         await Limiter(MemoryStorage()).acquire("5/m", US, cost)  # type: ignore[arg-type]  # tested
 
 
-async def test_no_rule_no_wait() -> None:
-    """Where no rule applies, nobody has to be asked."""
+async def test_without_a_rule_there_is_no_wait() -> None:
+    """If no rule applies, there is no request."""
     assert (await Limiter(MemoryStorage()).acquire("5/m", Subject(chat=1))).source == "none"

@@ -163,7 +163,7 @@ class Notices:
     async def _tell_once(
         self, event: Message, text: str, decision: Decision, subject: Subject, limiter: Limiter
     ) -> bool:
-        """Answer a message, unless the user was told already."""
+        """Send a notice in answer to a message, unless the user was already notified."""
         rule = self._once(event, decision, subject)
         if rule is None:
             return False
@@ -176,14 +176,14 @@ class Notices:
             # MarkdownV2.
             await event.answer(text, parse_mode=None)
         except NotSentError:
-            # There was no room for it among what the bot sends: the next refused message tells.
+            # The notice would have had to wait, so a later refused message gets one.
             with suppress(RateLimitError):
                 await limiter.reset(rule, subject)
             raise
         return True
 
     def _once(self, event: Message, decision: Decision, subject: Subject) -> Rule | None:
-        """What lets one notice through for each wait; None where nobody is told."""
+        """The rule that allows one notice for each wait; None if no notice is due here."""
         private = event.chat.type == ChatType.PRIVATE
         # Business chats and chats of guest messages belong to other users: the bot stays silent
         # there.

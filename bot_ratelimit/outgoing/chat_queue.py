@@ -126,7 +126,7 @@ class ChatQueue:
         yield from self._broadcasts
 
     def join(self, request: Request) -> asyncio.Future[Any] | None:
-        """Add a request; return None if it has the turn at once, else a future that tells it."""
+        """Add a request; return None if it has the turn at once, otherwise a future to await."""
         edit, entry = request.edit, request.entry
         if self.is_merging(request):
             entry = request.entry = self._edits[edit]

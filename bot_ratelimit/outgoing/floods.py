@@ -95,7 +95,7 @@ class Floods:
             await self._limiter.hit(blocking(rule, seconds), subject, _notify=False, _outgoing=True)
 
     def report_method(self, error: TelegramRetryAfter) -> None:
-        """Tell observers of a 429 to a method that takes no permit: it blocks nothing else."""
+        """Report a 429 of a method without a permit to the observers; it blocks nothing else."""
         if self._observer is not None:
             self._observer.flood_waited("method", float(error.retry_after))
 

@@ -1,4 +1,4 @@
-"""Sent: what came of one chat of a broadcast, as a value."""
+"""Sent: the outcome of a broadcast for one chat."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Sent(Generic[T]):
 
 
 def status_of(error: Exception) -> Status:
-    """What an error says about the chat."""
+    """The status of a chat after this error."""
     text = str(error).lower()
     if isinstance(error, TelegramForbiddenError):
         return Status.GONE if "deactivated" in text else Status.BLOCKED
@@ -74,7 +74,7 @@ def status_of(error: Exception) -> Status:
 
 
 def never_left(error: Exception) -> bool:
-    """Whether there was no connection over which the request could have been sent."""
+    """Whether there was no connection, so that the request cannot have been sent."""
     return isinstance(error, TelegramNetworkError) and isinstance(
         error.__cause__, ClientConnectorError
     )

@@ -1,4 +1,4 @@
-"""BanList: who is banned, until when and why; on the server, or in this process."""
+"""BanList: who is banned, until when and why; on the server or in this process."""
 
 from __future__ import annotations
 
@@ -53,28 +53,31 @@ class Ban(NamedTuple):
 
 
 class BanList(Protocol):
-    """Keeps the list of bans. All methods raise StorageError if it is out of reach."""
+    """Keeps the list of bans.
+
+    All methods raise StorageError if the storage is unreachable.
+    """
 
     @property
     def current(self) -> Mapping[BanTarget, float] | None:
-        """The ends of the bans by hand, if they are known here at every moment."""
+        """The ends of the bans by hand, if this storage always knows them; otherwise None."""
         ...
 
     @property
     def clock(self) -> Callable[[], float]:
-        """By which their ends are told."""
+        """The clock of these ends."""
         ...
 
     async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
-        """Put a ban on the list, for these seconds from now; False if the list is full."""
+        """Add a ban that ends in `seconds`; return False if the list is full."""
         ...
 
     async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:
-        """Take the bans of a subject off the list, and return those that still held.
+        """Remove the bans of a subject, and return those that were still in force.
 
         Args:
             subject: Who was banned.
-            by_hand: Whether also a ban by hand; else only one by a `Penalty`.
+            by_hand: Whether a ban by hand is removed too, or only one by a `Penalty`.
             timeout: Seconds.
         """
         ...
@@ -82,23 +85,23 @@ class BanList(Protocol):
     async def load(
         self, version: str, *, timeout: float
     ) -> tuple[str, dict[BanTarget, float]] | None:
-        """The version of the list and the ends of the bans by hand; None if it is this one."""
+        """Return the version and the ends of the bans by hand; None if they are unchanged."""
         ...
 
     async def page(self, offset: int, limit: int, *, timeout: float) -> list[Ban]:
-        """Bans that hold, those that end first at the beginning."""
+        """Return a page of the current bans, those that end first at the beginning."""
         ...
 
     async def find(self, subjects: Iterable[Subject], *, timeout: float) -> list[Ban]:
-        """The bans of exactly these subjects that hold, in no particular order."""
+        """Return the current bans of exactly these subjects, in any order."""
         ...
 
 
 class RedisBanList:
-    """The list on a Redis server, as an index: nobody ever has to look for keys.
+    """The list on a Redis server, as an index, so that no search for keys is needed.
 
-    It is in three keys, `<prefix>:ratelimit:{bans}:ends`, `...:details` and `...:hand`. The braces
-    keep them together on a cluster.
+    It is stored in three keys, `<prefix>:ratelimit:{bans}:ends`, `...:details` and `...:hand`. The
+    braces keep them in one slot of a cluster.
     """
 
     def __init__(self, server: Executes, prefix: str) -> None:
@@ -128,12 +131,12 @@ class RedisBanList:
     async def load(
         self, version: str, *, timeout: float
     ) -> tuple[str, dict[BanTarget, float]] | None:
-        """See `BanList.load`. One command that reads a text, unless something has changed."""
+        """See `BanList.load`. One command that reads one value, unless the list has changed."""
         command = [b"HGET", self._keys[2].encode(), b"version"]
         found = await self._server.execute(command, key=self._keys[2], timeout=timeout)
         if _text(found or b"") == version:
             return None
-        if not found:  # also where scripts are refused
+        if not found:  # also if scripts are refused
             return "", {}
         asked = self.clock()
         now, loaded, *rest = map(_text, await self._run("load", timeout=timeout))
@@ -161,7 +164,7 @@ class MemoryBanList:
     """The list in this process.
 
     Args:
-        clock: Seconds from any starting point.
+        clock: Returns seconds from any starting point.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -216,21 +219,21 @@ _in_memory: Final[WeakKeyDictionary[MemoryStorage, dict[str, MemoryBanList]]] = 
 
 
 def ban_list_of(storage: Storage, prefix: str) -> BanList:
-    """Where the bans of the bots with this prefix are kept; the same for all of its limiters."""
+    """Return the list of bans for a storage and prefix; all its limiters share it."""
     custom: Any = storage
     if hasattr(custom, "ban_list"):
         found: BanList = custom.ban_list(prefix)
         return found
     if hasattr(custom, "execute"):
         return RedisBanList(custom, prefix)
-    if not isinstance(storage, MemoryStorage):  # a custom storage: bans hold in this process
+    if not isinstance(storage, MemoryStorage):  # a custom storage: bans apply in this process only
         return MemoryBanList()
     lists = _in_memory.setdefault(storage, {})
     return lists.setdefault(prefix, MemoryBanList(storage._clock))
 
 
 def _member(subject: Subject, key: str) -> str:
-    """`hand:42::::`, or `penalty:` for a ban that has a key of its own."""
+    """The name of an entry: `hand:42::::`, or `penalty:…` for a ban by a penalty."""
     return ":".join(
         ["penalty" if key else "hand", *("" if part is None else str(part) for part in subject)]
     )
@@ -261,7 +264,9 @@ def _ban(subject: Subject, details: bytes | str, end_ms: float | None) -> Ban:
         said = json.loads(text)
         began = datetime.fromtimestamp(int(since) / 1_000, UTC)
     except ValueError as error:
-        raise ConfigError(f"the list of bans holds {text!r}, which is none: delete it") from error
+        raise ConfigError(
+            f"the list of bans holds {text!r}, which is not a ban: delete it"
+        ) from error
     until = (
         None
         if end_ms is None or math.isinf(end_ms)

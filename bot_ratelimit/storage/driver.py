@@ -155,10 +155,10 @@ async def open_stream(connection: Any, connect: Callable[[], Awaitable[Any]]) ->
 
 
 async def _turned_away(connection: Any) -> str:
-    """Why the server ends connections at once, such as maxclients; nothing if it says nothing.
+    """Return why the server closes connections at once, for example maxclients; empty if unknown.
 
-    It says so without being asked, but redis-py has written by then: what it reads is often that
-    the connection is reset. So it is heard once more, without a word from this side.
+    The server sends the reason without being asked. But redis-py has already written by then, and
+    often gets only a reset. So this opens a connection that reads and writes nothing.
     """
     if isinstance(connection, aioredis.SSLConnection) or not _is_own(connection):
         return ""
@@ -180,7 +180,7 @@ async def _turned_away(connection: Any) -> str:
 
 
 def _is_own(connection: Any) -> bool:
-    """Whether it is redis-py that speaks, and not a stand-in for a server."""
+    """Whether this is a connection of redis-py itself, not of a substitute such as fakeredis."""
     return type(connection).read_response in _OWN_READ
 
 

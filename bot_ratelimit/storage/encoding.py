@@ -117,9 +117,9 @@ def read_answers(
     """Decode the reply of decide.lua: for each hit its verdicts, or the error it met.
 
     Args:
-        reply: What it returned.
-        hits: What it was asked.
-        where: Tells which server that was.
+        reply: The reply.
+        hits: The hits of the call.
+        where: Returns the name of the server, for errors.
     """
     text, *errors = reply if isinstance(reply, list) else [reply]
     numbers = map(int, text.split())

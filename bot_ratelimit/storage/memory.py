@@ -77,7 +77,7 @@ class MemoryStorage:
         return self._peek(charges, self._now())
 
     async def charge(self, charges: Sequence[Charge], *, timeout: float) -> list[Verdict]:
-        """Charge whatever is left; see `Storage.charge`."""
+        """Charge even above the limit; see `Storage.charge`."""
         now = self._now()
         return [
             self._adjusted(each, CHARGES[each.limit.algorithm], now, each.cost) for each in charges
@@ -213,6 +213,6 @@ def _aged(verdict: Verdict, passed: int) -> Verdict:
 
 
 def check_size(name: str, value: object) -> None:
-    """Raise ConfigError, with the parameter's name, unless so many keys can be kept."""
+    """Raise ConfigError, with the name of the parameter, unless this is a valid number of keys."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name}={value!r}: expected a whole number from 1 up")

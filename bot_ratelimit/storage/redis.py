@@ -75,7 +75,7 @@ class RedisStorage:
         return self._submit(Hit(charges, peek=True), charges[0].key, timeout)
 
     def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
-        """Charge whatever is left; see `Storage.charge`."""
+        """Charge even above the limit; see `Storage.charge`."""
         return self._submit(Hit(charges, adjust="+"), charges[0].key, timeout)
 
     def refund(

@@ -18,7 +18,7 @@ from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.web import stream
 from tests.servers import Server
 
-from .web import Visitor, bot_on, init_data, running_bot, site
+from .web import BEARER, Visitor, bot_on, init_data, running_bot, site
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -188,3 +188,26 @@ async def test_an_outage_is_a_message(own_server: Server) -> None:
             while not (await message(events))["health"]["ok"]:
                 pass
         await storage.close()
+
+
+async def test_a_browser_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not hold a stream, or memory, for as long as it likes."""
+    monkeypatch.setattr(stream, "EVERY", 0.0)
+    monkeypatch.setattr(stream, "_SLOWEST", 0.1)
+
+    async def much(*_: Any) -> Any:
+        return {"at": 0, "filler": "x" * 1_000_000}
+
+    monkeypatch.setattr(stream, "_looked", much)
+    async with site(bot_on(MemoryStorage()), max_streams=1) as found, found.script() as script:
+        _, writer = await asyncio.open_connection(found.server.host, found.server.port, limit=1)
+        writer.write(
+            b"GET /ops/admin/events HTTP/1.1\r\nHost: here\r\nAuthorization: "
+            + BEARER["Authorization"].encode()
+            + b"\r\n\r\n"
+        )
+        for held in (True, False):
+            async with asyncio.timeout(10):
+                while ((await script.ask("HEAD", "events")).status == 503) is not held:
+                    pass
+        writer.close()

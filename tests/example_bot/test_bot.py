@@ -1,4 +1,4 @@
-"""What the example bot answers, and what each of it costs."""
+"""What the example bot answers, and what each answer costs."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ async def running(api: BotApi, middleware: RateLimitMiddleware) -> AsyncIterator
 
 
 async def answers(api: BotApi, *updates: Json) -> list[tuple[str, str]]:
-    """What the bot does about updates that come at once."""
+    """Return what the bot does about updates that arrive at the same time."""
     before = len(api.calls)
     for delivery in await asyncio.gather(*map(api.deliver, updates)):
         assert delivery.ok
     return [(call.method, call.text) for call in api.calls[before:]]
 
 
-async def test_everything_that_it_says_it_can_do(api: BotApi) -> None:
-    """`/start` names what there is, and each of it is answered and counted."""
+async def test_every_command_in_start_works(api: BotApi) -> None:
+    """`/start` lists all commands, and each of them is answered and counted."""
     async with running(api, RateLimitMiddleware("9/minute")):
         ((method, text),) = await answers(api, message(42, "/start"))
         assert method == "sendMessage"
@@ -46,8 +46,8 @@ async def test_everything_that_it_says_it_can_do(api: BotApi) -> None:
         assert await answers(api, message(42, "/ping")) == [("sendMessage", f"{PONG}, 3 left")]
 
 
-async def test_while_redis_is_away_questions_are_answered_too(api: BotApi) -> None:
-    """What cannot be charged or given back in an outage is answered all the same."""
+async def test_questions_are_answered_in_an_outage(api: BotApi) -> None:
+    """Without charges and refunds, questions are still answered."""
     storage = FlakyStorage()
     storage.fail()
     async with running(api, RateLimitMiddleware("9/minute", limiter=Limiter(storage))):
@@ -57,8 +57,8 @@ async def test_while_redis_is_away_questions_are_answered_too(api: BotApi) -> No
     assert failure.endswith("That was free.")
 
 
-async def test_a_report_has_a_limit_of_its_own(api: BotApi) -> None:
-    """Two reports a minute, whatever else is sent; and reports take nothing from the rest."""
+async def test_reports_have_their_own_limit(api: BotApi) -> None:
+    """A user gets two reports a minute; reports and other messages count separately."""
     async with running(api, RateLimitMiddleware("1/minute")):
         reports = await answers(api, *(message(42, "/report") for _ in range(3)))
         pings = await answers(api, message(42, "/ping"))
@@ -69,14 +69,14 @@ async def test_a_report_has_a_limit_of_its_own(api: BotApi) -> None:
 
 
 async def test_reports_are_made_one_at_a_time(api: BotApi) -> None:
-    """Two users who want a report at once both get it, one after the other."""
+    """Two users who ask for a report at the same time get it one after the other."""
     async with running(api, RateLimitMiddleware("9/minute")):
         said = await answers(api, message(42, "/report"), message(43, "/report"))
     assert [text for _, text in said] == [WORKING, REPORT] * 2
 
 
 class Till(Limiter):
-    """Writes down what is charged and refunded."""
+    """Records charges and refunds."""
 
     def __init__(self) -> None:
         super().__init__(MemoryStorage())
@@ -93,8 +93,8 @@ class Till(Limiter):
         return await self.peek(rules, subject)
 
 
-async def test_an_answer_is_paid_by_its_length(api: BotApi) -> None:
-    """The question costs a point, the answer the rest of its length; what fails is given back."""
+async def test_an_answer_costs_its_length(api: BotApi) -> None:
+    """A question costs one point and the answer the rest; a failed answer is refunded."""
     till = Till()
     async with running(api, RateLimitMiddleware("9/minute", limiter=till)):
         ((_, answer),) = await answers(api, message(42, "/ask why"))
@@ -106,8 +106,8 @@ async def test_an_answer_is_paid_by_its_length(api: BotApi) -> None:
     assert sum(text == "Your last request is still running." for _, text in twice) == 1
 
 
-async def test_who_is_over_the_limit_can_still_pay(api: BotApi) -> None:
-    """The question before a payment is answered with yes, and the payment with thanks."""
+async def test_users_over_the_limit_can_pay(api: BotApi) -> None:
+    """The pre-checkout query of a payment is answered, and the payment is confirmed."""
     async with running(api, RateLimitMiddleware("1/minute")):
         await answers(api, message(42, "/ping"), message(42, "/ping"))
         assert await answers(api, pre_checkout(42)) == [("answerPreCheckoutQuery", "")]
@@ -115,16 +115,16 @@ async def test_who_is_over_the_limit_can_still_pay(api: BotApi) -> None:
         assert await answers(api, payment(42)) == [("sendMessage", THANKS)]
 
 
-async def test_who_is_exempt_is_answered_too(api: BotApi) -> None:
-    """Somebody without a limit hears of no number; RATE_LIMIT_EXEMPT must not break the bot."""
+async def test_exempt_users_are_answered(api: BotApi) -> None:
+    """An exempt user gets an answer without a number of remaining messages."""
     async with running(api, RateLimitMiddleware("1/minute", exempt=[42])):
         for _ in range(2):
             assert await answers(api, message(42, "/ping")) == [("sendMessage", PONG)]
             assert await answers(api, callback(42, "ping")) == [("answerCallbackQuery", PONG)]
 
 
-async def test_a_webhook_closes_nothing_that_a_handler_needs(api: BotApi) -> None:
-    """The bot's other shutdown callbacks come after the answer to the update under way."""
+async def test_webhook_shutdown_waits_for_the_running_handler(api: BotApi) -> None:
+    """The bot's other shutdown callbacks run after the update in progress is answered."""
     dispatcher = build_dispatcher(RateLimitMiddleware("5/minute"))
     done: list[str] = []
     dispatcher.shutdown.register(lambda: done.extend(call.method for call in api.calls))

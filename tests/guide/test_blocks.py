@@ -82,7 +82,7 @@ def test_a_command_exists(block: Block, line: str) -> None:
 def test_requirements_are_right(block: Block) -> None:
     """A line of a requirements file names this package, its version and extras that it has."""
     for line in block.text.splitlines():
-        if line.startswith("bot_ratelimit"):
+        if line.startswith("bot_ratelimit["):
             installable(line)
 
 

@@ -51,6 +51,11 @@ def shape(line: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "N", line).rstrip()
 
 
+def pattern(line: str) -> re.Pattern[str]:
+    """What a line of the page stands for: an ellipsis is anything."""
+    return re.compile(re.escape(shape(line)).replace("…", ".+"))
+
+
 # --- logs --------------------------------------------------------------------------------------
 
 
@@ -204,10 +209,11 @@ SCENES: dict[tuple[str, str], Callable[[Server], Awaitable[None]]] = {
 }
 
 _log: pytest.LogCaptureFixture
+LOGS = [block for block in blocks("text") if not block.text.startswith("bot_ratelimit[")]
 
 
 @pytest.mark.usefixtures("environment")
-@pytest.mark.parametrize("block", blocks("log"), ids=str)
+@pytest.mark.parametrize("block", LOGS, ids=str)
 async def test_the_log_says_that(
     block: Block, own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,7 +227,7 @@ async def test_the_log_says_that(
         first, *_ = record.getMessage().split("\n")
         seen |= {shape(f"{record.levelname}:{record.name}:{first}"), shape(first)}
     for line in block.text.splitlines():
-        assert shape(line) in seen
+        assert any(map(pattern(line).fullmatch, seen)), f"{line}\n" + "\n".join(sorted(seen))
 
 
 # --- terminals ---------------------------------------------------------------------------------

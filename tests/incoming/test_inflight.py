@@ -1,4 +1,4 @@
-"""InFlight: what shutdown waits for."""
+"""InFlight: what a shutdown waits for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from example_bot.demo.updates import message
 
 
 async def under_way(in_flight: InFlight, release: asyncio.Event) -> asyncio.Task[object]:
-    """An update whose handler has begun, and ends when it is released."""
+    """An update whose handler has started and runs until it is released."""
     dispatcher = Dispatcher()
     in_flight.setup(dispatcher)
     begun = asyncio.Event()
@@ -29,8 +29,8 @@ async def under_way(in_flight: InFlight, release: asyncio.Event) -> asyncio.Task
     return task
 
 
-async def test_shutdown_waits_for_what_is_being_handled() -> None:
-    """Draining ends when the last handler has, well or badly, and at once if there is none."""
+async def test_shutdown_waits_for_running_handlers() -> None:
+    """Draining ends when the last handler has ended, in any way, and at once if there is none."""
     in_flight, release = InFlight(), asyncio.Event()
     await in_flight.drain()
     updates = [await under_way(in_flight, release) for _ in range(2)]
@@ -45,7 +45,7 @@ async def test_shutdown_waits_for_what_is_being_handled() -> None:
 
 
 async def test_shutdown_does_not_wait_forever(caplog: pytest.LogCaptureFixture) -> None:
-    """A handler that hangs does not keep the process alive; the log says that it was dropped."""
+    """A handler that hangs does not keep the process alive, and the log reports it."""
     in_flight, release = InFlight(patience=0.01), asyncio.Event()
     update = await under_way(in_flight, release)
     await in_flight.drain()
@@ -54,7 +54,7 @@ async def test_shutdown_does_not_wait_forever(caplog: pytest.LogCaptureFixture) 
 
 
 async def test_other_shutdown_callbacks_come_after_the_wait() -> None:
-    """Whatever was registered before it, waiting comes first, also before `OutgoingLimits` ends."""
+    """The wait comes before all other shutdown callbacks, also that of `OutgoingLimits`."""
     dispatcher, release = Dispatcher(), asyncio.Event()
     done: list[str] = []
     dispatcher.shutdown.register(lambda: done.append("closed"))
@@ -75,8 +75,8 @@ async def test_other_shutdown_callbacks_come_after_the_wait() -> None:
 
 
 @pytest.mark.parametrize("patience", [-1, float("nan"), True, "8"])
-def test_patience_is_seconds(patience: object) -> None:
-    """Anything but seconds is refused at once."""
+def test_invalid_patience_is_an_error(patience: object) -> None:
+    """Anything but a number of seconds is an error."""
     with pytest.raises(ConfigError, match="patience="):
         InFlight(patience)  # type: ignore[arg-type]  # a mistake
 

@@ -1,4 +1,4 @@
-"""One key, one limit: what middlewares and flags of a bot may share; `reset`; `setup`."""
+"""One key, one limit: what middlewares and flags may share; `reset`; `setup`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ Put = Callable[..., RateLimitMiddleware]
 
 
 def putting(storage: Storage, **defaults: Any) -> Put:
-    """Makes middlewares over one storage, silent ones."""
+    """Makes middlewares over one storage, without notices."""
 
     def make(rate_limit: Any, key_prefix: str = "bot", **options: Any) -> RateLimitMiddleware:
         limiter = Limiter(storage, key_prefix=key_prefix, timeout=5)
@@ -67,7 +67,7 @@ def putting(storage: Storage, **defaults: Any) -> Put:
 
 
 def two_limits(make: Put, *, setup: bool, swapped: bool = False) -> Instance:
-    """Ten messages a minute, three presses a minute, neither with a name."""
+    """Ten messages a minute and three presses a minute, without names."""
     bot = bare()
     named = [("message", "10/minute"), ("callback_query", "3/minute")]
     for name, limit in reversed(named) if swapped else named:
@@ -87,10 +87,10 @@ async def press(bot: Instance) -> bool:
 
 @pytest.mark.parametrize("setup", [False, True])
 @pytest.mark.parametrize("pressed_first", [False, True])
-async def test_two_middlewares_with_different_limits_count_apart(
+async def test_middlewares_with_different_limits_count_separately(
     storage: Storage, setup: bool, pressed_first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither limit touches the other's count, whichever event comes first."""
+    """Neither limit affects the other's count, whichever event comes first."""
     bot = two_limits(putting(storage), setup=setup)
     if pressed_first:
         assert await press(bot)
@@ -107,7 +107,7 @@ async def test_two_middlewares_with_different_limits_count_apart(
 
 
 @pytest.mark.parametrize("pressed_first", [False, True])
-async def test_what_is_registered_later_is_renamed(storage: Storage, pressed_first: bool) -> None:
+async def test_the_later_middleware_is_renamed(storage: Storage, pressed_first: bool) -> None:
     """The order is that of registration, not of events or of aiogram's observers."""
     bot = two_limits(putting(storage), setup=False, swapped=True)
     if pressed_first:
@@ -120,8 +120,8 @@ async def test_what_is_registered_later_is_renamed(storage: Storage, pressed_fir
     assert (await limiter.peek("3/minute", Subject(user=42))).remaining == 2 - pressed_first
 
 
-async def test_on_one_observer_the_order_is_its_own() -> None:
-    """A middleware that was made first but registered second is the one that gets the name."""
+async def test_one_observer_decides_the_order() -> None:
+    """A middleware that was created first but registered second is renamed."""
     make = putting(MemoryStorage())
     first, second = make("9/m"), make("5/m")
     bot = bare()
@@ -132,10 +132,10 @@ async def test_on_one_observer_the_order_is_its_own() -> None:
     assert (second.rules[0].name, first.rules[0].name) == ("", "9/minute")
 
 
-async def test_the_outcome_is_settled_when_the_bot_starts(
+async def test_conflicts_are_resolved_at_the_start(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With `setup` the warning comes at the start, once, however many middlewares are set up."""
+    """With `setup` the warning comes once at the start, however many middlewares there are."""
     dispatcher = Dispatcher()
     make = putting(MemoryStorage())
     middlewares = [make(limit).setup(dispatcher) for limit in ("1/s", "2/s", "2/s", "1/s")]
@@ -159,8 +159,8 @@ async def test_the_outcome_is_settled_when_the_bot_starts(
     ],
     ids=str,
 )
-def test_names_of_rules_that_are_counted_apart(first: Any, second: Any, names: list[str]) -> None:
-    """The limit's text becomes the name, behind the rule's own; equal limits go on sharing."""
+def test_names_of_renamed_rules(first: Any, second: Any, names: list[str]) -> None:
+    """The limit's text becomes the name, after the rule's own; equal limits still share."""
     dispatcher = Dispatcher()
     make = putting(MemoryStorage())
     one, other = make(first), make(second)
@@ -175,8 +175,8 @@ def test_names_of_rules_that_are_counted_apart(first: Any, second: Any, names: l
     }
 
 
-def test_limits_that_are_functions_are_told_apart() -> None:
-    """Two functions are two limits; the later is counted under its function's name."""
+def test_callable_limits_are_distinguished() -> None:
+    """Two functions are two limits; the later one is counted under its function's name."""
 
     def generous(subject: Subject) -> str:
         return "9/m"
@@ -194,7 +194,7 @@ def test_limits_that_are_functions_are_told_apart() -> None:
 
 
 async def test_different_bans_are_different_keys(storage: Storage) -> None:
-    """Middlewares with different penalties ban apart, and with the same one together."""
+    """Middlewares with different penalties ban separately, and with the same one together."""
     bot = bare()
     make = putting(storage)
     for name, ban in (("message", "1h"), ("callback_query", "2h"), ("inline_query", "1h")):
@@ -209,10 +209,10 @@ async def test_different_bans_are_different_keys(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("other", ["prefix", "storage", "per_bot"])
-async def test_what_shares_no_keys_keeps_its_name(
+async def test_rules_without_a_conflict_keep_their_names(
     other: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another prefix, another server or counts for each bot cannot clash."""
+    """There is no conflict with another prefix, another server, or separate counts per bot."""
     storage = MemoryStorage()
     bot = bare()
     bot.dispatcher.message.middleware(putting(storage)("5/m"))
@@ -227,7 +227,7 @@ async def test_what_shares_no_keys_keeps_its_name(
 
 
 async def test_which_storages_share_their_keys() -> None:
-    """Clients of one address and database are one server; everything else is its own."""
+    """Clients of one address and database use one server; everything else is separate."""
     url = "redis://h:7000/1"
     one = server_of(RedisStorage(aioredis.Redis.from_url(url)))
     assert one == server_of(RedisStorage(aioredis.Redis(host="h", port=7000, db=1)))
@@ -245,7 +245,7 @@ async def test_which_storages_share_their_keys() -> None:
 async def test_two_clients_of_one_server_share_keys(
     redis_server: Server, client: aioredis.Redis, environment: pytest.MonkeyPatch
 ) -> None:
-    """`from_settings` twice makes two clients, and the limits are still kept apart."""
+    """Two calls of `from_settings` make two clients, and the limits are still kept apart."""
     bot = bare()
     made = [
         RateLimitMiddleware.from_settings(
@@ -275,7 +275,7 @@ async def paint(event: CallbackQuery) -> str:
 
 @pytest.mark.parametrize("setup", [False, True])
 async def test_one_key_with_two_limits_is_an_error(setup: bool) -> None:
-    """Two flags with one key and different limits are told with both handlers, at the start."""
+    """Two flags with one key and different limits are an error that names both handlers."""
     bot = bare()
     middleware = putting(MemoryStorage())("9/s")
     child = bot.dispatcher.include_router(Router())
@@ -307,7 +307,7 @@ async def test_one_key_with_two_limits_is_an_error(setup: bool) -> None:
     ids=str,
 )
 async def test_flags_that_may_share_a_key(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """The same limit, or another scope or name, is no clash."""
+    """The same limit, or another scope or name, is not a conflict."""
     dispatcher = Dispatcher()
     putting(MemoryStorage())("9/s").setup(dispatcher)
     dispatcher.message.register(draw, flags=one)
@@ -316,7 +316,7 @@ async def test_flags_that_may_share_a_key(one: dict[str, Any], other: dict[str, 
 
 
 async def test_a_flag_and_a_middleware_with_one_key() -> None:
-    """A flag's key that is the name of a middleware's rule needs the same limit."""
+    """A flag whose key is the name of a middleware's rule needs the same limit."""
     for limit, wrong in (("5/m", False), ("4/m", True)):
         dispatcher = Dispatcher()
         putting(MemoryStorage())(Rule("5/m", name="ai")).setup(dispatcher)
@@ -341,10 +341,8 @@ async def test_one_function_with_two_limits() -> None:
 
 
 @pytest.mark.parametrize("per_bot", [False, True])
-async def test_everything_that_is_counted_of_a_user_is_reset(
-    storage: Storage, per_bot: bool
-) -> None:
-    """`reset` forgets the rules, the ban, flags' own counts, and counts for each bot."""
+async def test_reset_deletes_all_counts_of_a_user(storage: Storage, per_bot: bool) -> None:
+    """`reset` deletes rules' counts, the ban, flags' own counts, and counts per bot."""
     bot = bare()
     middleware = putting(storage)(
         "1/h; 5/day", penalty=Penalty("2/m", "1h"), per_bot=per_bot
@@ -365,8 +363,8 @@ async def test_everything_that_is_counted_of_a_user_is_reset(
         assert await bot.send("hello") == [True]
 
 
-async def test_reset_leaves_others_alone() -> None:
-    """Another user's count, and what counts everybody together, stay."""
+async def test_reset_keeps_other_counts() -> None:
+    """Counts of another user and of all users together stay."""
     storage = MemoryStorage()
     bot = bare()
     middleware = putting(storage)([Rule("1/h"), Rule("3/h", Scope.GLOBAL)])
@@ -382,7 +380,7 @@ async def test_reset_leaves_others_alone() -> None:
 
 
 async def test_reset_says_what_it_needs() -> None:
-    """Without the bot's id `per_bot` cannot be reset, and without the storage nothing can."""
+    """`reset` raises without the bot's id under `per_bot`, and without the storage."""
     storage = FlakyStorage()
     with pytest.raises(ConfigError, match=r"Subject\(user=42, bot=bot\.id\)"):
         await putting(storage)("1/h", per_bot=True).reset(42)
@@ -392,8 +390,8 @@ async def test_reset_says_what_it_needs() -> None:
 
 
 @pytest.mark.parametrize("start", ["startup", "event"])
-async def test_the_class_instead_of_an_instance(start: str) -> None:
-    """A class that is registered is told at the start, or at the first event."""
+async def test_a_registered_class_is_an_error(start: str) -> None:
+    """A class instead of an instance is an error at the start or at the first event."""
     bot = bare()
     if start == "startup":
         putting(MemoryStorage())("1/s").setup(bot.dispatcher)
@@ -406,7 +404,7 @@ async def test_the_class_instead_of_an_instance(start: str) -> None:
 
 
 def test_setup_needs_the_dispatcher() -> None:
-    """A Router is told what `setup` needs and what to do instead."""
+    """The error for a Router says what `setup` needs and what to do instead."""
     wrongs = {"a Router": Router(), "the class Dispatcher": Dispatcher, "a NoneType": None}
     for kind, wrong in wrongs.items():
         with pytest.raises(ConfigError, match=f"setup needs the Dispatcher, not {kind}:"):
@@ -414,7 +412,7 @@ def test_setup_needs_the_dispatcher() -> None:
 
 
 async def test_a_second_setup_has_its_own_exclude() -> None:
-    """One middleware on two dispatchers leaves out for each what it was told there."""
+    """One middleware on two dispatchers has a separate `exclude` for each."""
     middleware = putting(MemoryStorage())("1/h")
     bots = [bare(), bare()]
     for bot, exclude in zip(bots, (["callback_query"], []), strict=True):
@@ -426,7 +424,7 @@ async def test_a_second_setup_has_its_own_exclude() -> None:
 
 
 async def test_a_second_setup_does_not_open_the_guard() -> None:
-    """Of two guards on one dispatcher each counts what the other leaves out."""
+    """Of two guards on one dispatcher, each counts what the other excludes."""
     middleware = putting(MemoryStorage())("1/h")
     bot = bare()
     middleware.setup(bot.dispatcher, guard=True, exclude="callback_query")
@@ -440,7 +438,7 @@ async def test_a_second_setup_does_not_open_the_guard() -> None:
 @pytest.mark.parametrize("flag", [False, "1/h"])
 @pytest.mark.parametrize("guard", [False, True])
 async def test_data_of_the_bot_does_not_reach_the_handler(flag: Any, guard: bool) -> None:
-    """A handler's `rate_limit` is a Decision or None, also if the dispatcher has such a key."""
+    """A handler's `rate_limit` is a Decision or None, even if the dispatcher has such a key."""
     bot = bare()
     bot.dispatcher["rate_limit"] = "5/m"
     putting(MemoryStorage())("9/h").setup(bot.dispatcher, guard=guard, exclude="callback_query")
@@ -455,8 +453,8 @@ async def test_data_of_the_bot_does_not_reach_the_handler(flag: Any, guard: bool
         assert bot.decisions[1:] == [None]
 
 
-async def test_a_guard_without_fsm_stands_in_front() -> None:
-    """With `disable_fsm=True` the guard comes before the bot's own outer middlewares too."""
+async def test_a_guard_without_fsm_runs_first() -> None:
+    """With `disable_fsm=True` the guard also runs before the bot's own outer middlewares."""
     bot = bare()
     bot.dispatcher = Dispatcher(disable_fsm=True)
     met = []
@@ -473,7 +471,7 @@ async def test_a_guard_without_fsm_stands_in_front() -> None:
 
 
 async def test_a_long_name_of_a_handler() -> None:
-    """A handler whose name has more than 200 characters has a count, which is only its own."""
+    """A handler with a name of more than 200 characters has a separate count."""
     bot = bare()
     putting(MemoryStorage())("9/s").setup(bot.dispatcher)
     for number, limit in enumerate(["1/h; 5/day", "2/h"]):
@@ -492,7 +490,7 @@ async def test_a_long_name_of_a_handler() -> None:
 
 
 async def test_a_wait_of_years() -> None:
-    """A wait of more than 366 days is told too, as 366 days."""
+    """A wait of more than 366 days is announced as 366 days."""
     bot = bare()
     rule = Rule(Limit.parse("1/300d burst 3"), cost=3)
     middleware = RateLimitMiddleware(rule, limiter=Limiter(MemoryStorage()))
@@ -506,7 +504,7 @@ async def test_a_wait_of_years() -> None:
 
 
 async def test_content_that_aiogram_does_not_know() -> None:
-    """What the installed aiogram cannot recognize passes uncharged, unless told otherwise."""
+    """Content that aiogram does not recognize passes uncharged, unless configured otherwise."""
     make = putting(MemoryStorage())
     for never_refuse, handled in ((None, 3), ((), 1)):
         bot = bare()
@@ -517,8 +515,8 @@ async def test_content_that_aiogram_does_not_know() -> None:
         assert [await bot.feed(message=strange) for _ in range(3)].count(HANDLED) == handled
 
 
-def test_logging_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """REDIS_ENABLED=false is said beside the warning about memory."""
+def test_disabled_redis_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """REDIS_ENABLED=false is logged together with the warning about memory."""
     caplog.set_level(logging.INFO)
     RateLimitMiddleware.from_settings(Settings(redis_enabled=False))
     disabled, missing = caplog.messages
@@ -529,7 +527,7 @@ def test_logging_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
 async def test_an_aiogram_that_does_not_name_the_dispatcher(
     environment: pytest.MonkeyPatch, redis_server: Server
 ) -> None:
-    """Before aiogram 3.31 only polled updates name it: the router of the event tells as well."""
+    """Before aiogram 3.31 only polled updates name the dispatcher; the router has it too."""
     settings = Settings(redis_url=redis_server.url)
     bot = bare()
 

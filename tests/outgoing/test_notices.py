@@ -1,4 +1,4 @@
-"""Notices of the incoming side, on a bot whose requests are paced."""
+"""Incoming notices on a bot whose requests are paced."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.incoming.support import message
 from .virtual import Telegram, now, paced, virtual, virtual_limiter
 
 
-def test_a_dropped_notice_leaves_the_next_refused_message_to_tell() -> None:
-    """A user who cannot be told at the first refusal is told at a later one, and then once."""
+def test_a_dropped_notice_is_sent_at_a_later_refusal() -> None:
+    """A user who was not notified at the first refusal is notified at a later one, once."""
 
     @virtual
     async def test() -> None:
@@ -43,7 +43,7 @@ def test_a_dropped_notice_leaves_the_next_refused_message_to_tell() -> None:
 
 
 def test_a_notice_that_would_wait_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    """A refused user is told at once or not at all, and nothing is held up or logged for it."""
+    """A notice is sent at once or dropped, without a delay or a log line."""
 
     @virtual
     async def test() -> None:

@@ -1,4 +1,4 @@
-"""A plain model of what a storage is to say, and of the Decision that follows from it."""
+"""A plain model of a storage's verdicts, and of the Decision that follows from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def max_debt(limit: Limit) -> int:
 
 
 class FixedWindow:
-    """What was charged since the first hit of the window, and what later windows have to pay."""
+    """The charges since the window was opened, and the debt of later windows."""
 
     def __init__(self, limit: Limit, now: int, old: Any) -> None:
         self.limit, self.now = limit, now // 1_000 * 1_000
@@ -95,7 +95,7 @@ class FixedWindow:
 
 
 class SlidingWindow:
-    """Every hit there ever was; a unit is paid as soon as the period before it has room."""
+    """All hits ever; a unit is paid as soon as the period before it has room."""
 
     linger_ms = 1
     """How long the log is there after its last hit has left: a TTL counts no microseconds."""
@@ -187,7 +187,7 @@ class SlidingWindow:
 
 
 class TokenBucket:
-    """When the bucket will be full, as an exact fraction while the amount stays the same."""
+    """The time at which the bucket is full, as an exact fraction while the amount is the same."""
 
     def __init__(self, limit: Limit, now: int, old: Any) -> None:
         self.now, self.amount, self.burst, self.limit = now, limit.amount, limit.capacity, limit
@@ -267,7 +267,7 @@ KINDS = {
 
 
 class Model:
-    """What a storage is to say, as plainly as it can be put."""
+    """The verdicts of a storage, as simply as possible."""
 
     def __init__(self, linger_ms: int) -> None:
         self.linger_ms = linger_ms
@@ -327,7 +327,7 @@ class Model:
         ]
 
     def pay(self, now: int, charges: Sequence[Charge], cost: int, age: int | None) -> list[Verdict]:
-        """Charge (no age), or give back what was charged so many microseconds ago."""
+        """Charge (without an age), or refund what was charged that many microseconds ago."""
         for each in charges:
             count = self.count(now, each)
             if age is None:

@@ -1,4 +1,4 @@
-"""Charges afterwards and refunds, on memory, fakeredis, Redis and Valkey."""
+"""Charges above the limit and refunds, on memory, fakeredis, Redis and Valkey."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ US = Subject(user=42)
 
 
 @per_algorithm
-async def test_a_charge_is_taken_whatever_is_left(bench: Bench, algorithm: str) -> None:
-    """A charge beyond the limit refuses everything until it is paid; a refund ends that."""
+async def test_a_charge_may_exceed_the_limit(bench: Bench, algorithm: str) -> None:
+    """A charge above the limit refuses everything until it is paid or refunded."""
     limiter = Limiter(bench.storage, timeout=TIMEOUT)
     limit = f"5/minute{algorithm}"
     assert (await limiter.charge(limit, US, 3)).remaining == 2
@@ -44,7 +44,7 @@ async def test_a_charge_is_taken_whatever_is_left(bench: Bench, algorithm: str) 
 
 @per_algorithm
 async def test_several_rules_are_charged_together(bench: Bench, algorithm: str) -> None:
-    """All rules are charged, the shadow ones too; where one cannot be, none is."""
+    """All rules are charged, shadow rules too; if one cannot be charged, none is."""
     rules = [
         Rule(f"9/minute{algorithm}"),
         Rule("9/hour sliding", name="b", shadow=True),
@@ -65,7 +65,7 @@ async def test_several_rules_are_charged_together(bench: Bench, algorithm: str) 
 
 @per_algorithm
 async def test_every_key_of_a_debt_has_a_ttl(bench: Bench, algorithm: str) -> None:
-    """What is owed leaves by itself when it is paid."""
+    """A debt expires when it is paid."""
     one = charge(f"2/50ms{algorithm}", cost=5)
     await bench.storage.charge([one], timeout=TIMEOUT)
     ttls = (await bench.ttls()).values()
@@ -77,7 +77,7 @@ async def test_every_key_of_a_debt_has_a_ttl(bench: Bench, algorithm: str) -> No
 
 
 async def test_an_operator_can_read_a_debt(client: aioredis.Redis) -> None:
-    """GET tells the attempts, the debt, and how it is paid; TTL tells for how long."""
+    """GET shows the attempts and the debt, TTL how long it lasts."""
     limiter = Limiter(RedisStorage(client))
     await limiter.charge("5/minute", US, 13)
     await limiter.hit("5/minute", US)
@@ -93,7 +93,7 @@ async def test_an_operator_can_read_a_debt(client: aioredis.Redis) -> None:
 
 
 async def test_charges_take_part_in_batches(client: aioredis.Redis) -> None:
-    """Hits, looks and payments that travel in one command do not disturb each other."""
+    """Hits, peeks, charges and refunds in one command do not affect each other."""
     storage = RedisStorage(client)
     hits = [Charge(f"bot:ratelimit:{i}", charge("5/m").limit) for i in range(20)]
     await storage.hit(hits[:1], timeout=TIMEOUT)
@@ -119,15 +119,15 @@ async def test_a_cost_is_a_positive_whole_number(cost: object) -> None:
 
 
 @pytest.mark.parametrize("age", [-1, float("nan"), float("inf"), True, "3"])
-async def test_an_age_is_a_time(age: object) -> None:
-    """A refund of something that was charged in the future is a ConfigError."""
+async def test_an_age_is_a_number_of_seconds(age: object) -> None:
+    """Any other age of a refund is a ConfigError."""
     with pytest.raises(ConfigError, match=r"age=.*expected the seconds since the charge"):
         await Limiter(MemoryStorage()).refund("5/m", US, age=age)  # type: ignore[arg-type]  # tested
 
 
 @pytest.mark.parametrize("on_error", ["allow", "deny", "memory"])
-async def test_nothing_is_claimed_that_was_not_done(on_error: str) -> None:
-    """While the storage is away charges and refunds raise, whatever the policy says of hits."""
+async def test_charges_and_refunds_raise_in_an_outage(on_error: str) -> None:
+    """In an outage charges and refunds raise, whatever the policy for hits is."""
     storage = FlakyStorage()
     limiter = Limiter(storage, on_error=on_error)  # type: ignore[arg-type]  # one of the three
     await limiter.charge("5/m", US, 2)
@@ -141,7 +141,7 @@ async def test_nothing_is_claimed_that_was_not_done(on_error: str) -> None:
 
 
 async def test_rules_that_do_not_apply_are_not_charged() -> None:
-    """A payment for which no rule applies is answered by nobody."""
+    """If no rule applies, nothing is charged."""
     limiter = Limiter(MemoryStorage())
     assert (await limiter.charge("5/m", Subject(chat=1), 2)).source == "none"
     assert (await limiter.refund("5/m", Subject(chat=1), 2)).source == "none"

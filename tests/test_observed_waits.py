@@ -1,4 +1,4 @@
-"""What observers hear of waiting, of slots and of live limits."""
+"""What observers are told about waits, slots and live limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ANNA = Subject(user=42)
 
 
 async def test_a_wait_is_one_decision() -> None:
-    """However often `acquire` asks, observers hear of one decision, and how long it took."""
+    """However often `acquire` asks, one decision is reported, with its wait."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=recorder)
     await limiter.hit("1/50ms", ANNA)
@@ -26,8 +26,8 @@ async def test_a_wait_is_one_decision() -> None:
     await limiter.close()
 
 
-async def test_slots_in_use_are_told() -> None:
-    """Each slot is told when it is taken and when it is free, and how long it was waited for."""
+async def test_slots_in_use_are_reported() -> None:
+    """Taken and released slots are reported, and the wait for them."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=recorder)
     report = Concurrency(1, name="report")
@@ -46,8 +46,8 @@ async def test_slots_in_use_are_told() -> None:
     await limiter.close()
 
 
-async def test_the_version_of_live_limits_is_told() -> None:
-    """An observer hears which version of the live limits this instance obeys."""
+async def test_the_version_of_live_limits_is_reported() -> None:
+    """Observers are told which version this instance uses."""
     recorder = Recorder()
     storage = MemoryStorage()
     limiter = Limiter(storage, observer=recorder)
@@ -63,7 +63,7 @@ async def test_the_version_of_live_limits_is_told() -> None:
 
 
 async def test_a_wait_that_is_too_long_is_refused_by_the_limit() -> None:
-    """Not by the policy, which answers only for a storage that cannot; and by the right rule."""
+    """The refusal is by the right rule, not by the policy."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=recorder)
     rules = ["9/h", Rule("1/h", name="report")]

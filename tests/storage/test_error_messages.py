@@ -1,4 +1,4 @@
-"""What the log says of a server that cannot be reached, however the client was made."""
+"""Log messages and errors of unreachable servers, for every kind of client."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 class Address(NamedTuple):
-    """What a client is told: where, and with which credentials and TLS."""
+    """The address, credentials and TLS options of a client."""
 
     server: Server
     host: str
@@ -76,7 +76,7 @@ def by_settings(at: Address) -> Iterator[Storage]:
 
 @contextmanager
 def by_sentinel(at: Address) -> Iterator[Storage]:
-    """Whose sentinel names this address; what fails is the way to the primary."""
+    """A client whose sentinel names this address; the connection to the primary fails."""
     with ExitStack() as stack:
         addresses = [(at.host, at.port)]
         if not at.host.endswith(".invalid"):
@@ -141,7 +141,7 @@ def no_password(stack: ExitStack, server: Server, _: Certificates) -> Any:
 
 
 def protect(stack: ExitStack, server: Server, allowed_later: str) -> Heal:
-    """From now on the server wants a password; one connection stays open to change that."""
+    """Set a password on the server; one connection stays open to remove it."""
     client = stack.enter_context(redis.Redis(port=server.port, single_connection_client=True))
 
     def allow(*what: str) -> None:
@@ -234,7 +234,7 @@ FAULTS: list[Fault] = [
 
 
 async def until(condition: Callable[[], object], limiter: Limiter, seconds: float = 8) -> None:
-    """Updates of several users come until this holds."""
+    """Send updates of several users until the condition holds."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.gather(*(limiter.hit("9/m", Subject(user=i)) for i in range(4)))
@@ -243,7 +243,7 @@ async def until(condition: Callable[[], object], limiter: Limiter, seconds: floa
 
 @pytest.mark.parametrize("kind", CLIENTS)
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_the_real_reason_is_told(
+async def test_the_real_reason_is_logged(
     fault: Fault,
     kind: str,
     request: pytest.FixtureRequest,
@@ -251,8 +251,7 @@ async def test_the_real_reason_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Whatever is wrong and however the client was made, the log says once at which host and port,
-    why, and what to do; never a secret; and once more when Redis answers again."""
+    """The log says once host and port, reason and fix, no secret, and later the recovery."""
     monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 1.0)
     server: Server = request.getfixturevalue("node" if kind == "Cluster" else "plain")
     with ExitStack() as stack:
@@ -280,7 +279,7 @@ async def test_the_real_reason_is_told(
         await limiter.close()
 
 
-async def test_a_socket_that_is_missing_is_named(
+async def test_a_missing_socket_is_named(
     tmp_path: Path, plain: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The path of a unix socket takes the place of host and port."""
@@ -300,8 +299,8 @@ async def test_a_socket_that_is_missing_is_named(
         await limiter.close()
 
 
-async def test_a_failed_connection_leaves_nothing_behind() -> None:
-    """A million updates during an outage take no memory: the error that they get does not grow."""
+async def test_errors_of_an_outage_do_not_grow() -> None:
+    """A million updates during an outage use no memory, because their error does not grow."""
     storage = RedisStorage(aioredis.Redis(port=free_port()))
     limits = []
     for _ in range(100):
@@ -316,10 +315,10 @@ FORGED = "7\n2026-01-01 ERROR all is lost \x1b[31m\r\x85\u2028"
 
 
 @pytest.mark.parametrize("rule", ["9/m bucket", "9/m"])
-async def test_a_key_cannot_forge_a_line(
+async def test_keys_cannot_forge_log_lines(
     own_server: Server, caplog: pytest.LogCaptureFixture, rule: str
 ) -> None:
-    """What a custom scope returns is in no log: users with the same fault are one line."""
+    """The text of a custom scope is not logged; users with the same error are one line."""
     async with aioredis.Redis(port=own_server.port) as client:
         await client.execute_command(
             "ACL", "SETUSER", "worker", "on", ">pw", "~*", "+@all", "-@scripting"

@@ -1,4 +1,4 @@
-"""Keys of ours that hold something else: left as they are, named, and nobody else's trouble."""
+"""Foreign data under our keys: not touched, named in the log, and no effect on other hits."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ async def content(client: aioredis.Redis, key: str) -> tuple[Any, bool]:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("foreign", FOREIGN)
-async def test_foreign_data_is_left_as_it_is(
+async def test_foreign_data_is_not_changed(
     server: aioredis.Redis, foreign: str, algorithm: str
 ) -> None:
-    """It is a fault that names the key; what is decided along with it is charged as ever."""
+    """The error names the key; hits in the same batch are charged normally."""
     await FOREIGN[foreign](server, KEY)
     before, storage = await content(server, KEY), RedisStorage(server)
     one, other = charge(f"2/minute{algorithm}"), charge("2/minute", "b")
@@ -74,10 +74,10 @@ async def test_foreign_data_is_left_as_it_is(
 
 @pytest.mark.parametrize("lone", [True, False], ids=["alone", "beside a real rule"])
 @pytest.mark.parametrize("foreign", FOREIGN)
-async def test_a_broken_shadow_rule_has_no_say(
+async def test_a_broken_shadow_rule_refuses_nothing(
     server: aioredis.Redis, foreign: str, lone: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its key is a fault of its own: it is logged, nobody is refused, and the real rules hold."""
+    """The broken key is logged, nothing is refused, and the real rules work."""
     trial, real = Rule("1/minute", name="trial", shadow=True), Rule("2/minute")
     await FOREIGN[foreign](server, trial.key("bot", Subject(42)) or "")
     limiter = Limiter(RedisStorage(server), on_error="deny", timeout=TIMEOUT)
@@ -95,10 +95,8 @@ async def test_a_broken_shadow_rule_has_no_say(
 @pytest.mark.parametrize(
     "kept", ["", "0 1", "0 1 60000000 5", "0 1 60000000 0 1 60000000", "hello", "0 1 6e7", "-1 0 0"]
 )
-async def test_a_bad_shared_verdict_shifts_nobodys_answer(
-    server: aioredis.Redis, kept: str
-) -> None:
-    """A verdict with too few or too many numbers is that hit's fault, not its neighbours'."""
+async def test_a_bad_shared_verdict_affects_only_its_hit(server: aioredis.Redis, kept: str) -> None:
+    """A verdict with too few or too many numbers is an error of that hit only."""
     token = "bot:ratelimit:once:a"
     await server.set(token, kept, ex=60)
     storage = RedisStorage(server)
@@ -115,7 +113,7 @@ async def test_a_bad_shared_verdict_shifts_nobodys_answer(
 
 
 async def test_only_whole_numbers_leave_the_script(server: aioredis.Redis) -> None:
-    """However long the period and large the amounts, each answer is exact."""
+    """However long the period and large the amount, every answer is exact."""
     storage = RedisStorage(server)
     limits = ["1000000/366d", "1000000/366d sliding", "1/366d burst 100", "1000000/d burst 999999"]
     charges = [charge(limit, f"{i}") for i, limit in enumerate(limits)]
@@ -133,7 +131,7 @@ def replies(count: str | Exception, ttl_ms: int) -> list[Any]:
     "count", [-4, 0, 10**15, 2**63 - 1], ids=["negative", "to zero", "long", "largest"]
 )
 def test_without_a_script_a_foreign_number_is_put_back(count: int) -> None:
-    """INCR has counted it up before anybody could look: it is counted down again, and named."""
+    """A foreign number that INCR has changed is restored, and named."""
     hit = Hit([charge("5/m")])
     answer = transaction.answer(hit, replies(count, 5_000))
     assert isinstance(answer, Exception)
@@ -142,31 +140,31 @@ def test_without_a_script_a_foreign_number_is_put_back(count: int) -> None:
 
 
 class OurBugError(Exception):
-    """What only a bug can raise."""
+    """An error that only a bug can raise."""
 
 
 @pytest.mark.parametrize(
     "bug", [TypeError("in redis-py"), AttributeError("x"), OurBugError("ours")]
 )
 def test_a_bug_keeps_its_name(bug: Exception) -> None:
-    """What no server, network or setting can cause is not explained by one."""
+    """An error that no server, network or setting causes is not explained by one."""
     assert translated(bug) is bug
 
 
 @pytest.mark.parametrize("error", [EOFError("closed"), OSError("broken pipe"), TimeoutError()])
 def test_a_broken_network_is_an_outage(error: Exception) -> None:
-    """What the network does is told as an outage."""
+    """Network errors are an outage."""
     assert isinstance(translated(error), StorageError)
 
 
-def test_a_text_that_cannot_be_counted_is_explained() -> None:
-    """What INCR says of another program's text leads to the same advice as another type."""
+def test_foreign_text_under_a_counter_is_explained() -> None:
+    """INCR's error for foreign text leads to the same advice as a wrong type."""
     told = translated(aioredis.ResponseError("value is not an integer or out of range"))
     assert "choose another key_prefix" in str(told)
 
 
-async def test_counters_that_others_left_are_ours(server: aioredis.Redis) -> None:
-    """A counter of an older writer is taken over, and gets the TTL that it lacks."""
+async def test_counters_of_older_writers_are_continued(server: aioredis.Redis) -> None:
+    """A counter of an older writer is continued and gets its missing TTL."""
     await server.set(KEY, "1")
     (verdict,) = await RedisStorage(server).hit([charge("3/minute")], timeout=TIMEOUT)
     assert verdict.remaining == 1
