@@ -113,8 +113,8 @@ def test_links_lead_to_the_repository_once_it_has_an_address() -> None:
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as forges make them."""
     headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
-    plain = (re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", h)) for h in headings)
-    return {text.strip().lower().replace(" ", "-") for text in plain}
+    texts = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip()) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", text).lower().replace(" ", "-") for text in texts}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
