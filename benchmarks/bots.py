@@ -1,4 +1,4 @@
-"""Bots: what a middleware adds to the way of an update through aiogram."""
+"""Bots: what a middleware adds to the handling of an update by aiogram."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any, Final
 from aiogram import Bot, Dispatcher
 from aiogram.types import Message, TelegramObject, Update
 
-from benchmarks import handmade, ours, peers
-from benchmarks.contestant import AMOUNT, Entry, Setting, allowance, client, visitors
+from benchmarks import hand_written, ours, peers
+from benchmarks.candidate import AMOUNT, Entry, Setting, allowance, client, visitors
+from benchmarks.comparison import Benchmark, Measurements, Run, compare
 from benchmarks.measure import EARLIER, WARM_UP, Figures, check, drive
-from benchmarks.race import Concern, Found, Run, race
 from benchmarks.records import Records
 from benchmarks.tables import Column, Table, grid
 from bot_ratelimit import RateLimitMiddleware
 
 AT_A_TIME: Final = (1, 100)
-# As many as the fastest could handle in one measurement; nobody meets one twice.
+# As many as the fastest candidate can handle in one measurement, so that no update is used twice.
 UPDATES: Final = 8_000
 FLOODS: Final = (1_000, 5_000)
 TOKEN: Final = "42:" + "A" * 35
@@ -41,7 +41,7 @@ async def _nobody(dispatcher: Dispatcher, setting: Setting) -> AsyncIterator[Non
 
 @asynccontextmanager
 async def _waiting(dispatcher: Dispatcher, setting: Setting) -> AsyncIterator[None]:
-    """The least that a middleware costs which asks anybody anything: one turn of the loop."""
+    """The least that a middleware that waits costs: one turn of the event loop."""
     loop = asyncio.get_running_loop()
 
     async def wait(handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
@@ -68,24 +68,24 @@ def _ours(on_redis: bool) -> Guard:
     return guard
 
 
-def _by_hand(entry: Entry) -> Guard:
-    """The shortest middleware around a contestant."""
+def _wrapped(entry: Entry) -> Guard:
+    """The shortest middleware around a candidate."""
 
     @asynccontextmanager
     async def guard(dispatcher: Dispatcher, setting: Setting) -> AsyncIterator[None]:
-        contestant = entry()
-        await contestant.setup(setting)
+        candidate = entry()
+        await candidate.setup(setting)
 
         async def throttle(handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
             if not isinstance(event, Message) or event.from_user is None:
                 return await handler(event, data)
-            if await contestant.hit(event.from_user.id):
+            if await candidate.hit(event.from_user.id):
                 return await handler(event, data)
             return None
 
         dispatcher.message.middleware(throttle)
         yield
-        await contestant.close()
+        await candidate.close()
 
     return guard
 
@@ -93,20 +93,21 @@ def _by_hand(entry: Entry) -> Guard:
 NOBODY: Final = "no middleware"
 WAITS: Final = "a middleware that only waits"
 OURS_ON_REDIS: Final = f"{ours.NAME}, Redis"
+OURS_IN_MEMORY: Final = f"{ours.NAME}, memory"
 UNLIMITED: Final = (NOBODY, WAITS)
 GUARDS: Final[dict[str, Guard]] = {
     NOBODY: _nobody,
     WAITS: _waiting,
     f"{ours.NAME}, memory": _ours(on_redis=False),
     OURS_ON_REDIS: _ours(on_redis=True),
-    "limits": _by_hand(peers.LimitsOnRedis),
-    handmade.Multi.name: _by_hand(handmade.Multi),
-    "aiogram-sentinel": _by_hand(peers.SentinelOnRedis),
+    "limits": _wrapped(peers.LimitsOnRedis),
+    hand_written.Multi.name: _wrapped(hand_written.Multi),
+    "aiogram-sentinel": _wrapped(peers.SentinelOnRedis),
 }
 
 
-class Desk:
-    """A dispatcher with a guard and one handler, which counts."""
+class Receiver:
+    """A dispatcher with a middleware and one handler that counts."""
 
     def __init__(self, who: str, setting: Setting) -> None:
         self.handled = 0
@@ -119,7 +120,7 @@ class Desk:
 
 
 def raw_update(number: int, user: int) -> dict[str, Any]:
-    """What Telegram sends for a text in a private chat."""
+    """A text message in a private chat, as Telegram sends it."""
     person = {"id": user, "is_bot": False, "first_name": "Ada", "language_code": "en"}
     chat = {"id": user, "type": "private", "first_name": "Ada"}
     message = {"message_id": number, "date": 1_700_000_000, "chat": chat, "from": person}
@@ -145,55 +146,55 @@ def _updates(bot: Bot, users: Iterable[int], first: int = 0) -> list[Update]:
     ]
 
 
-def _measure(run: Run) -> Found:
+def _measure(run: Run) -> Measurements:
     bot = Bot(TOKEN)
     earlier = _updates(bot, islice(visitors(EARLIER), 500), EARLIER)
     now = _updates(bot, islice(visitors(), UPDATES))
     gc.collect()
-    gc.freeze()  # so that the collector does not look through them again and again
+    gc.freeze()  # so that the garbage collector skips these objects
 
     async def feed(who: str, at_a_time: int) -> Figures:
-        desk = Desk(who, Setting(run.server.url, at_a_time))
+        receiver = Receiver(who, Setting(run.server.url, at_a_time))
 
         async def act(update: Update) -> None:
-            await desk.dispatcher.feed_update(bot, update)
+            await receiver.dispatcher.feed_update(bot, update)
 
-        async with desk.guarded:
+        async with receiver.guarded:
             await drive(act, earlier, at_a_time, WARM_UP)
             run.server.flush()
             gc.collect()
-            desk.handled = 0
+            receiver.handled = 0
             done = await drive(act, now, at_a_time, run.seconds)
-        check(desk.handled, done.calls if who in UNLIMITED else allowance(done.calls))
+        check(receiver.handled, done.calls if who in UNLIMITED else allowance(done.calls))
         return done.figures()
 
     cases = {case(n): n for n in AT_A_TIME}
     starters = {at: [*GUARDS] for at in cases}
-    return race(run, "bots", starters, lambda at, who: asyncio.run(feed(who, cases[at])))
+    return compare(run, "bots", starters, lambda at, who: asyncio.run(feed(who, cases[at])))
 
 
-def _measure_flood(run: Run) -> Found:
+def _measure_flood(run: Run) -> Measurements:
     bot = Bot(TOKEN)
     flooders, (other,) = _updates(bot, [7] * max(FLOODS)), _updates(bot, [8])
     gc.collect()
     gc.freeze()
 
-    async def bear(who: str, size: int) -> Figures:
-        desk = Desk(who, Setting(run.server.url, 1_000))
-        feed, clock = desk.dispatcher.feed_update, time.perf_counter
-        async with desk.guarded:
+    async def measure_flood(who: str, size: int) -> Figures:
+        receiver = Receiver(who, Setting(run.server.url, 1_000))
+        feed, clock = receiver.dispatcher.feed_update, time.perf_counter
+        async with receiver.guarded:
             await feed(bot, other)
             await asyncio.sleep(WARM_UP)
             run.server.flush()
             gc.collect()
-            desk.handled, begun, cpu = 0, clock(), time.process_time()
+            receiver.handled, began, cpu = 0, clock(), time.process_time()
             tasks = [asyncio.create_task(feed(bot, update)) for update in flooders[:size]]
             await asyncio.create_task(feed(bot, other))
-            waited = clock() - begun
+            waited = clock() - began
             await asyncio.gather(*tasks)
-            took, cpu = clock() - begun, time.process_time() - cpu
+            took, cpu = clock() - began, time.process_time() - cpu
         return {
-            "handled": desk.handled - 1,
+            "handled": receiver.handled - 1,
             "ms": took * 1e3,
             "other_ms": waited * 1e3,
             "cpu_us": cpu / size * 1e6,
@@ -201,7 +202,9 @@ def _measure_flood(run: Run) -> Found:
 
     cases = {flood(n): n for n in FLOODS}
     starters = {at: [who for who in GUARDS if who != WAITS] for at in cases}
-    return race(run, "flood", starters, lambda at, who: asyncio.run(bear(who, cases[at])))
+    return compare(
+        run, "flood", starters, lambda at, who: asyncio.run(measure_flood(who, cases[at]))
+    )
 
 
 def _tables(records: Records) -> list[Table]:
@@ -215,7 +218,7 @@ ADDED: Final = (
 
 
 def columns(case: Callable[[int], str]) -> list[Column]:
-    """What a middleware adds, and what it leaves of the bare bot's updates a second."""
+    """The costs that a middleware adds, and its rate compared with the bare bot."""
     one, many = map(case, AT_A_TIME)
     return [
         Column("µs added, 1 at a time", one, "p50_us", minus=NOBODY),
@@ -242,5 +245,5 @@ def _tables_of_flood(records: Records) -> list[Table]:
     return [grid(records, "flood", "Updates of one user, all at once", shown, note)]
 
 
-BOTS: Final = Concern("bots", _measure, _tables)
-FLOOD: Final = Concern("flood", _measure_flood, _tables_of_flood)
+BOTS: Final = Benchmark("bots", _measure, _tables)
+FLOOD: Final = Benchmark("flood", _measure_flood, _tables_of_flood)

@@ -1,4 +1,4 @@
-"""Decisions: everybody, from one at a time to a thousand; each algorithm; a cluster."""
+"""Decisions: all candidates with 1 to 1,000 at a time, each algorithm, and a cluster."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
-from benchmarks.contestant import Entry, Setting
+from benchmarks.candidate import Entry, Setting
+from benchmarks.comparison import IN_MEMORY, ON_REDIS, Benchmark, Measurements, Run, compare
 from benchmarks.measure import Figures, decide
 from benchmarks.ours import NAME as OURS
-from benchmarks.race import IN_MEMORY, ON_REDIS, Concern, Found, Run, race
 from benchmarks.records import Records
 from benchmarks.server import Server, redis_cluster
 from benchmarks.tables import Column, Table, grid
@@ -32,25 +32,27 @@ def on_redis(at_a_time: int) -> str:
     return f"Redis, {at_a_time} at a time"
 
 
-def in_process(run: Run, concern: str, cases: Cases, servers: Mapping[str, Server] = {}) -> Found:
-    """Race the contestants in this process, each in an event loop of its own."""
+def in_process(
+    run: Run, benchmark: str, cases: Cases, servers: Mapping[str, Server] = {}
+) -> Measurements:
+    """Compare the candidates in this process, each in a separate event loop."""
 
     def measure(case: str, who: str) -> Figures:
         setting, entries = cases[case]
         server = servers.get(case, run.server)
         return asyncio.run(decide(entries[who], setting, run.seconds, server, turn=case == TURNING))
 
-    return race(run, concern, {case: list(on) for case, (_, on) in cases.items()}, measure)
+    return compare(run, benchmark, {case: list(on) for case, (_, on) in cases.items()}, measure)
 
 
 # -------------------------------------------------------------------------------------------------
 # Everybody
 
 
-def _measure(run: Run) -> Found:
+def _measure(run: Run) -> Measurements:
     redis = {on_redis(n): (Setting(run.server.url, n), ON_REDIS) for n in AT_A_TIME}
     memory = {case: (Setting(run.server.url), IN_MEMORY) for case in (IN_A_LOOP, TURNING)}
-    # In short turns: on a machine that others use too, neighbours in time are alike.
+    # In short measurements: on a busy machine, measurements close in time are comparable.
     return in_process(run if run.quick else run.fewer(3, 0.4), "decisions", redis | memory)
 
 
@@ -109,7 +111,7 @@ def _case(kind: str, rules: int) -> str:
     return f"{kind}, {rules} rule{'s' * (rules > 1)}"
 
 
-def _measure_algorithms(run: Run) -> Found:
+def _measure_algorithms(run: Run) -> Measurements:
     starters = {who: ON_REDIS[who] for who in (OURS, "limits")}
     cases = {
         _case(kind, n): (Setting(run.server.url, 100, kind, n), starters)
@@ -132,7 +134,7 @@ def _tables_of_algorithms(records: Records) -> list[Table]:
 # A cluster
 
 
-def _measure_cluster(run: Run) -> Found:
+def _measure_cluster(run: Run) -> Measurements:
     with redis_cluster() as nodes:
         starters = {who: ON_REDIS[who] for who in ON_CLUSTER}
         cases = {
@@ -157,6 +159,6 @@ def _tables_of_cluster(records: Records) -> list[Table]:
     return [grid(records, "cluster", "100 at a time, a cluster beside one server", columns, note)]
 
 
-DECISIONS: Final = Concern("decisions", _measure, _tables)
-ALGORITHMS: Final = Concern("algorithms", _measure_algorithms, _tables_of_algorithms)
-CLUSTER: Final = Concern("cluster", _measure_cluster, _tables_of_cluster)
+DECISIONS: Final = Benchmark("decisions", _measure, _tables)
+ALGORITHMS: Final = Benchmark("algorithms", _measure_algorithms, _tables_of_algorithms)
+CLUSTER: Final = Benchmark("cluster", _measure_cluster, _tables_of_cluster)

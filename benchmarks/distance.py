@@ -1,7 +1,7 @@
-"""Distance: a server that is far away. Busy loop: a bot that is away itself.
+"""Distance: a server that is far away. Busy loop: a bot that blocks its own event loop.
 
-Everybody has the deadline of 0.25 s: `bot_ratelimit` its own, the others `asyncio.wait_for`, as a
-careful author puts it around them.
+Every candidate has a time-out of 0.25 s: `bot_ratelimit` its own, the others `asyncio.wait_for`, as
+a careful author would add it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from typing import Final
 
-from benchmarks.contestant import Contestant, Setting, visitor, visitors
+from benchmarks.candidate import Candidate, Setting, visitor, visitors
+from benchmarks.comparison import ON_REDIS, Benchmark, Measurements, Run, compare
 from benchmarks.measure import EARLIER, Figures, drive
 from benchmarks.ours import NAME as OURS
-from benchmarks.race import ON_REDIS, Concern, Found, Run, race
 from benchmarks.records import Records
 from benchmarks.server import distant
 from benchmarks.tables import Column, Table, grid
@@ -25,7 +25,7 @@ STARTERS: Final = (OURS, "limits", "hand-written MULTI", "aiogram-sentinel")
 
 ROUND_TRIPS: Final = (0, 5, 20, 60, 120)
 TOGETHER: Final = 100
-# From the start on, for so many seconds; only the second half of them counts.
+# From the start, for this many seconds; only the second half counts.
 ARRIVALS, COLD_SECONDS = 100, 2
 
 AWAY: Final = (0.05, 0.3, 1.0, 3.0)
@@ -40,18 +40,18 @@ def at(round_trip: int) -> str:
 
 
 def away(seconds: float) -> str:
-    return f"away for {seconds:g} s"
+    return f"loop blocked for {seconds:g} s"
 
 
-def _careful(who: str, contestant: Contestant) -> Ask:
-    """Whether Redis decided in time; a failure is an answer that is lost."""
+def _careful(who: str, candidate: Candidate) -> Ask:
+    """Return whether Redis decided in time; any failure is a lost answer."""
 
     async def ask(user: int) -> bool:
         try:
             if who == OURS:
-                await contestant.hit(user)
+                await candidate.hit(user)
             else:
-                await asyncio.wait_for(contestant.hit(user), DEADLINE)
+                await asyncio.wait_for(candidate.hit(user), DEADLINE)
         except Exception:  # time-outs, lost connections, exhausted pools
             return False
         return True
@@ -59,33 +59,33 @@ def _careful(who: str, contestant: Contestant) -> Ask:
     return ask
 
 
-async def _connect(contestant: Contestant, connections: int) -> None:
-    """Open the connections without a deadline, so that nobody is measured while connecting."""
+async def _connect(candidate: Candidate, connections: int) -> None:
+    """Open the connections without a time-out, so that connecting is not measured."""
     for _ in range(20):
-        asked = (contestant.hit(EARLIER + i) for i in range(connections))
+        asked = (candidate.hit(EARLIER + i) for i in range(connections))
         found = await asyncio.gather(*asked, return_exceptions=True)
         if not any(isinstance(each, Exception) for each in found):
             return
         await asyncio.sleep(0.1)
-    raise ConnectionError("it does not get a connection")
+    raise ConnectionError("it cannot connect")
 
 
 async def _from_afar(who: str, setting: Setting, seconds: float) -> Figures:
-    """First as a bot starts, updates arriving one by one; then connected, 100 at a time."""
-    contestant = ON_REDIS[who]()
-    await contestant.setup(setting)
-    ask = _careful(who, contestant)
+    """First like a starting bot, with updates one by one; then connected, 100 at a time."""
+    candidate = ON_REDIS[who]()
+    await candidate.setup(setting)
+    ask = _careful(who, candidate)
     try:
         arrived: list[asyncio.Task[bool]] = []
-        begun = time.perf_counter()
+        began = time.perf_counter()
         for i in range(ARRIVALS * COLD_SECONDS):
-            await asyncio.sleep(begun + i / ARRIVALS - time.perf_counter())
+            await asyncio.sleep(began + i / ARRIVALS - time.perf_counter())
             arrived.append(asyncio.create_task(ask(EARLIER + visitor(i))))
         started = (await asyncio.gather(*arrived))[len(arrived) // 2 :]
-        await _connect(contestant, TOGETHER)
+        await _connect(candidate, TOGETHER)
         done = await drive(ask, visitors(), TOGETHER, seconds, turn=True)
     finally:
-        await contestant.close()
+        await candidate.close()
     return done.figures() | {
         "share_started": sum(started) / len(started),
         "share": done.agreed / done.calls,
@@ -94,7 +94,7 @@ async def _from_afar(who: str, setting: Setting, seconds: float) -> Figures:
     }
 
 
-def _measure_distance(run: Run) -> Found:
+def _measure_distance(run: Run) -> Measurements:
     starters = STARTERS[:2] if run.quick else STARTERS
     with ExitStack() as stack:
         ports = {
@@ -107,7 +107,7 @@ def _measure_distance(run: Run) -> Found:
             setting = Setting(f"redis://127.0.0.1:{ports[case]}", TOGETHER)
             return asyncio.run(_from_afar(who, setting, run.seconds * 4))
 
-        yield from race(run.fewer(0.6), "distance", dict.fromkeys(ports, starters), measure)
+        yield from compare(run.fewer(0.6), "distance", dict.fromkeys(ports, starters), measure)
 
 
 def _tables_of_distance(records: Records) -> list[Table]:
@@ -137,11 +137,11 @@ def _tables_of_distance(records: Records) -> list[Table]:
 
 
 async def _while_away(who: str, setting: Setting, seconds: float) -> Figures:
-    contestant = ON_REDIS[who]()
-    await contestant.setup(setting)
-    ask = _careful(who, contestant)
+    candidate = ON_REDIS[who]()
+    await candidate.setup(setting)
+    ask = _careful(who, candidate)
     try:
-        await _connect(contestant, WAITING)
+        await _connect(candidate, WAITING)
         if seconds == EACH_TURN:
             blocking = asyncio.create_task(_block_each_turn())
             answers = await asyncio.gather(*(ask(user) for user in range(WAITING)))
@@ -153,7 +153,7 @@ async def _while_away(who: str, setting: Setting, seconds: float) -> Figures:
             time.sleep(seconds)  # noqa: ASYNC251 - what is measured: a handler that blocks the loop
             answers = await asyncio.gather(*asked)
     finally:
-        await contestant.close()
+        await candidate.close()
     return {"share_lost": 1 - sum(answers) / len(answers)}
 
 
@@ -163,7 +163,7 @@ async def _block_each_turn() -> None:
         await asyncio.sleep(0)
 
 
-def _measure_busy(run: Run) -> Found:
+def _measure_busy(run: Run) -> Measurements:
     seconds = (EACH_TURN, *(s for s in AWAY if not run.quick or s <= 0.3))
     cases = {_busy_case(each): each for each in seconds}
 
@@ -171,11 +171,15 @@ def _measure_busy(run: Run) -> Found:
         run.server.flush()
         return asyncio.run(_while_away(who, Setting(run.server.url, WAITING), cases[case]))
 
-    return race(run.fewer(0.6), "busy", dict.fromkeys(cases, STARTERS), measure)
+    return compare(run.fewer(0.6), "busy", dict.fromkeys(cases, STARTERS), measure)
 
 
 def _busy_case(seconds: float) -> str:
-    return f"{seconds * 1_000:g} ms in every turn" if seconds == EACH_TURN else away(seconds)
+    return (
+        f"{seconds * 1_000:g} ms of other work in every turn"
+        if seconds == EACH_TURN
+        else away(seconds)
+    )
 
 
 def _tables_of_busy(records: Records) -> list[Table]:
@@ -184,8 +188,8 @@ def _tables_of_busy(records: Records) -> list[Table]:
         f"{WAITING} decisions are under way when a handler blocks the event loop; Redis answers in "
         "under a millisecond. In the last column other tasks take 60 ms of every turn of the loop."
     )
-    return [grid(records, "busy", "Answers of Redis that are lost", columns, note)]
+    return [grid(records, "busy", "Decisions that are lost", columns, note)]
 
 
-DISTANCE: Final = Concern("distance", _measure_distance, _tables_of_distance)
-BUSY: Final = Concern("busy", _measure_busy, _tables_of_busy)
+DISTANCE: Final = Benchmark("distance", _measure_distance, _tables_of_distance)
+BUSY: Final = Benchmark("busy", _measure_busy, _tables_of_busy)

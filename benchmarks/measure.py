@@ -1,4 +1,4 @@
-"""How a figure comes about: so many tasks, each asking again as soon as it has its answer."""
+"""Measures: a number of tasks, each of which asks again as soon as it has its answer."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from benchmarks.contestant import Entry, Setting, allowance, visitors
+from benchmarks.candidate import Entry, Setting, allowance, visitors
 from benchmarks.server import Server
 
 Item = TypeVar("Item")
 Figures = dict[str, float]
 
 WARM_UP: Final = 0.05
-# By how much the ids of those are shifted who come while a contestant warms up.
+# The offset of the ids of users that hit during the warm-up.
 EARLIER: Final = 1_000_000_000
 
 
 class MiscountError(Exception):
-    """A contestant did not limit as it should: what it costs says nothing."""
+    """A candidate did not limit correctly, so its costs mean nothing."""
 
 
 @dataclass(slots=True)
 class Drive:
-    """What a number of calls came to."""
+    """The results of a number of calls."""
 
     calls: int
     agreed: int
@@ -57,11 +57,11 @@ async def drive(
     *,
     turn: bool = False,
 ) -> Drive:
-    """Let `concurrency` tasks act on the items until the time or the items are up.
+    """Let `concurrency` tasks process the items until the time or the items end.
 
     Args:
-        turn: Let the event loop turn after each call. What never waits otherwise keeps it, which
-            in a bot it does not: there, the loop turns at least once for each update.
+        turn: Let the event loop run once after each call. A call that never waits would otherwise
+            block it; in a bot the loop runs at least once per update.
     """
     clock, latencies, agreed, shared = time.perf_counter, list[float](), 0, iter(items)
     record = latencies.append
@@ -69,10 +69,10 @@ async def drive(
     async def work() -> None:
         nonlocal agreed
         for item in shared:
-            begun = clock()
+            began = clock()
             result = await act(item)
             ended = clock()
-            record(ended - begun)
+            record(ended - began)
             if result is True:
                 agreed += 1
             if ended >= until:
@@ -81,33 +81,33 @@ async def drive(
                 await asyncio.sleep(0)
 
     cpu = time.process_time()
-    begun = clock()
-    until = begun + seconds
+    began = clock()
+    until = began + seconds
     await asyncio.gather(*(work() for _ in range(concurrency)))
-    took, cpu = clock() - begun, time.process_time() - cpu
+    took, cpu = clock() - began, time.process_time() - cpu
     return Drive(len(latencies), agreed, took, cpu, sorted(latencies))
 
 
 async def decide(
     entry: Entry, setting: Setting, seconds: float, server: Server, *, turn: bool = False
 ) -> Figures:
-    """Measure one contestant once, and make sure that it limited as it should.
+    """Measure one candidate once, and check that it limits correctly.
 
     Raises:
-        UnableError: It cannot do this.
-        MiscountError: It allowed more or fewer hits than it should.
+        UnableError: It does not support the setting.
+        MiscountError: It allowed too many or too few hits.
     """
-    contestant = entry()
-    await contestant.setup(setting)
+    candidate = entry()
+    await candidate.setup(setting)
     try:
-        await drive(contestant.hit, visitors(EARLIER), setting.concurrency, WARM_UP)
+        await drive(candidate.hit, visitors(EARLIER), setting.concurrency, WARM_UP)
         server.flush()
         gc.collect()
         before = server.cpu()
-        done = await drive(contestant.hit, visitors(), setting.concurrency, seconds, turn=turn)
+        done = await drive(candidate.hit, visitors(), setting.concurrency, seconds, turn=turn)
         served, commands, reads = server.cpu() - before, server.commands(), server.reads()
     finally:
-        await contestant.close()
+        await candidate.close()
     check(done.agreed, allowance(done.calls))
     figures = done.figures()
     if commands:

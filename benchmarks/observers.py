@@ -1,4 +1,4 @@
-"""Observers: what it costs to be watched."""
+"""Observers: the cost of observing decisions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Final
 
 from prometheus_client import CollectorRegistry
 
-from benchmarks.contestant import Contestant, Entry, Setting, client
+from benchmarks.candidate import Candidate, Entry, Setting, client
+from benchmarks.comparison import Benchmark, Measurements, Run
 from benchmarks.decisions import in_process
 from benchmarks.ours import PolicyAnsweredError, rules
-from benchmarks.race import Concern, Found, Run
 from benchmarks.records import Records
 from benchmarks.tables import Column, Table, grid
 from bot_ratelimit import Limiter, LogObserver, MemoryStorage, RedisStorage, Subject
@@ -17,12 +17,12 @@ from bot_ratelimit.metrics import PrometheusMetrics
 
 BARE: Final = "no observer"
 MOST_US: Final = 3.0
-# 20 and more visits of a user are refused, so this is what the log observer has to do, too.
+# From the 21st hit on a user is refused, so the log observer has work to do.
 ALONE: Final = "memory, 1 at a time"
 TOGETHER: Final = "Redis, 100 at a time"
 
 
-class _Watched(Contestant):
+class _Watched(Candidate):
     def __init__(self, on_redis: bool) -> None:
         self._on_redis = on_redis
 
@@ -91,7 +91,7 @@ def _entries(on_redis: bool) -> dict[str, Entry]:
     return {watched.name: entry(watched) for watched in WATCHED}
 
 
-def _measure(run: Run) -> Found:
+def _measure(run: Run) -> Measurements:
     cases = {
         ALONE: (Setting(run.server.url, 1), _entries(False)),
         TOGETHER: (Setting(run.server.url, 100), _entries(True)),
@@ -109,4 +109,4 @@ def _tables(records: Records) -> list[Table]:
     return [grid(records, "observers", "Decisions, watched and not", columns, note)]
 
 
-OBSERVERS: Final = Concern("observers", _measure, _tables)
+OBSERVERS: Final = Benchmark("observers", _measure, _tables)

@@ -1,10 +1,10 @@
-"""bot_ratelimit as a contestant, through its public interface."""
+"""bot_ratelimit as a candidate, through its public interface."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from benchmarks.contestant import LIMITS, Contestant, Setting, client
+from benchmarks.candidate import LIMITS, Candidate, Setting, client
 from bot_ratelimit import Limiter, MemoryStorage, RedisStorage, Subject
 from bot_ratelimit.rule import Rules, rules_of
 
@@ -24,10 +24,10 @@ def rules(setting: Setting) -> Rules:
 
 
 class PolicyAnsweredError(Exception):
-    """Redis did not decide: what follows would measure the failure policy."""
+    """Redis did not decide, so further results would measure the failure policy."""
 
 
-class _Ours(Contestant):
+class _Ours(Candidate):
     name: ClassVar[str] = NAME
 
     def _start(self, setting: Setting, storage: MemoryStorage | RedisStorage) -> None:

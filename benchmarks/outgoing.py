@@ -1,4 +1,4 @@
-"""`python -m benchmarks.outgoing`: what OutgoingLimits costs, and what it gets through."""
+"""`python -m benchmarks.outgoing`: the cost of OutgoingLimits, and its throughput."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def main() -> int:
     return 0
 
 
-# What a call costs that does not wait: a session that answers at once, a new chat each time.
+# The cost of a call that need not wait: a session that answers at once, a new chat each time.
 
 
 class Instant(Telegram):
@@ -67,7 +67,7 @@ class AioLimiterLogic:
         from aiolimiter import AsyncLimiter
 
         self._make = AsyncLimiter
-        self._all = AsyncLimiter(10_000_000, 1)  # its default of 30/s would be all that is seen
+        self._all = AsyncLimiter(10_000_000, 1)  # its default of 30/s would hide everything else
         self._groups: dict[Any, Any] = {}
 
     async def __call__(self, make_request: Any, bot: Bot, method: Any) -> Any:
@@ -126,9 +126,9 @@ async def each(bot: Bot, methods: list[Any], together: int) -> float:
         for method in shared:
             await bot(method)
 
-    begun = time.perf_counter()
+    began = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(together)))
-    return time.perf_counter() - begun
+    return time.perf_counter() - began
 
 
 async def scripts(client: aioredis.Redis) -> int:
@@ -136,7 +136,7 @@ async def scripts(client: aioredis.Redis) -> int:
     return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "eval"))
 
 
-# Backlogs: processes with a real Redis, against the stand-in's limits, over HTTP.
+# Backlogs: processes with a real Redis, against the limits of the stand-in, over HTTP.
 
 
 async def backlog(server: Any) -> Table:
@@ -172,7 +172,7 @@ HEAD: Final = (
 
 
 async def scene(server: Any, count: int, per_chat: str, per_group: str) -> list[str]:
-    floods = FloodControl(bulk=1_000_000)  # replies, all of them
+    floods = FloodControl(bulk=1_000_000)  # all of them are replies
     async with BotApi(floods=floods) as api, aioredis.Redis.from_url(server.url) as client:
         before = await scripts(client)
         begin = time.time() + 12
@@ -229,22 +229,22 @@ async def worker(
         )
         outgoing.setup(bot)
         need = int((SECONDS + 10) / int(count)) + 5
-        await bot.send_message(-1_000_000 - int(number), "warm")  # a bot that has been running
+        await bot.send_message(-1_000_000 - int(number), "warm")  # a bot that is already running
         await asyncio.sleep(float(begin) - time.time())
         tasks = []
         for i in range(need):
             for chat in chats_of():
                 tasks.append(asyncio.create_task(bot.send_message(chat, f"{number} {i}")))
                 if len(tasks) % 10 == 0:
-                    await asyncio.sleep(0)  # a bot is not handed ten thousand requests in one turn
+                    await asyncio.sleep(0)  # a bot does not get ten thousand requests in one turn
         await asyncio.sleep(10)
         until = time.time() + SECONDS - 10
         chat = 1_000_000 * (int(number) + 1)
         while time.time() < until:
             chat += 1
-            begun = time.perf_counter()
+            began = time.perf_counter()
             await bot.send_message(chat, "reply")
-            print((time.perf_counter() - begun) * 1000)
+            print((time.perf_counter() - began) * 1000)
             await asyncio.sleep(0.2)
         await outgoing.close()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -275,13 +275,13 @@ async def broadcast(chats: int) -> Table:
     async def send(chat: int) -> None:
         await bot.send_message(chat, "x")
 
-    begun, total = now(), 0
+    began, total = now(), 0
     async for _ in outgoing.broadcast(range(1, chats + 1), send):
         total += 1
         if total in (1_000, chats // 10, chats):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             table.add_row(
-                f"{total:,}", f"{now() - begun:,.0f}", f"{total / 25:,.0f}", f"{peak:.1f}"
+                f"{total:,}", f"{now() - began:,.0f}", f"{total / 25:,.0f}", f"{peak:.1f}"
             )
     return table
 

@@ -1,4 +1,4 @@
-"""The page: page.md with a run's tables in it, so that it never disagrees with the run."""
+"""The page: page.md with the tables of a run, so that it always agrees with the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES: Final = (
 _RATE: Final = {"rate": "decisions a second"}
 _COSTS: Final = {"p99_us": "p99", "cpu_us": "CPU in the bot", "server_us": "CPU in Redis"}
 _UPDATES: Final = {"rate": "updates a second", "cpu_us": "CPU in the bot"}
-# Concerns, who of us is compared in them, and the figures: of rates more is better, else less.
+# Benchmarks, our candidate in them, and the figures: more is better for rates, else less.
 _COMPARED: Final[tuple[tuple[str, str, dict[str, str]], ...]] = (
     ("decisions", OURS, _RATE | _COSTS),
     ("algorithms", OURS, _RATE | {"bytes": "bytes in Redis"}),
@@ -40,19 +40,19 @@ _COMPARED: Final[tuple[tuple[str, str, dict[str, str]], ...]] = (
 def render(
     records: Records, sections: Mapping[str, list[Table]], pictures: Mapping[str, str]
 ) -> str:
-    """The page in Markdown; what was not part of the run says so.
+    """Return the page in Markdown; benchmarks that were not run say so.
 
     Args:
-        sections: Tables by the name of their place in page.md.
-        pictures: What each picture shows, by its name, which is that of a place too.
+        sections: Tables by the name of their placeholder in page.md.
+        pictures: The description of each picture by its name, which is a placeholder too.
     """
     texts = {
         "about": "Measured on {date} with `{command}`: {processor}, {system}, Python {Python}, "
         "redis-server {redis-server}; up to {rounds} rounds of {seconds} s for each measurement. "
-        "The load average was {load} before the run and {load after} at its end. This page is "
-        "written by that command.".format(**records.machine),
+        "The load average was {load} before the run and {load after} at its end. The tables of "
+        "this page come from that run; the prose is written by hand.".format(**records.machine),
         "losses": "\n".join(f"- {loss}" for loss in losses(records)) or "Nothing.",
-        "absences": _absences(records),
+        "skipped": _skipped(records),
         "versions": ", ".join(
             f"{name} {records.machine[name]}" for name in ("Python", "redis-server", *_PACKAGES)
         ),
@@ -72,20 +72,20 @@ def render(
 
 
 def losses(records: Records) -> list[str]:
-    """Where another contestant's median is better than ours: in what, who, how many times ours."""
+    """Where another candidate's median is better than ours: in what, who, and by what factor."""
     return [
         f"{case}, {what}: {', '.join(found)}"
-        for concern, own, figures in _COMPARED
+        for benchmark, own, figures in _COMPARED
         for figure, what in figures.items()
-        for case in records.cases(concern)
-        if (found := _ahead(records, concern, case, own, figure))
+        for case in records.cases(benchmark)
+        if (found := _ahead(records, benchmark, case, own, figure))
     ]
 
 
-def _ahead(records: Records, concern: str, case: str, own: str, figure: str) -> list[str]:
+def _ahead(records: Records, benchmark: str, case: str, own: str, figure: str) -> list[str]:
     found = []
-    for who in records.who(concern, case):
-        ratio = records.ratio(concern, case, who, own, figure)
+    for who in records.who(benchmark, case):
+        ratio = records.ratio(benchmark, case, who, own, figure)
         if ratio is None or who.startswith(OURS) or who in bots.UNLIMITED:
             continue
         if ratio.median >= 1.01 if figure == "rate" else ratio.median <= 0.99:
@@ -93,19 +93,19 @@ def _ahead(records: Records, concern: str, case: str, own: str, figure: str) -> 
     return found
 
 
-def _absences(records: Records) -> str:
+def _skipped(records: Records) -> str:
     found: dict[tuple[str, str], list[str]] = {}
-    for concern, who, reason in records.absences:
-        found.setdefault((who, reason), []).append(concern)
+    for benchmark, who, reason in records.skipped:
+        found.setdefault((who, reason), []).append(benchmark)
     lines = [
         f"- {who}: {reason} ({places[0]}{f' and {len(places) - 1} more' * (len(places) > 1)})"
         for (who, reason), places in found.items()
     ]
-    return "\n".join(lines) or "Everybody took part in everything."
+    return "\n".join(lines) or "Every candidate took part in every benchmark."
 
 
 def machine(redis_version: str) -> dict[str, str]:
-    """The machine and the versions that a run's figures belong to."""
+    """The machine and the versions of a run."""
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     return {

@@ -1,14 +1,14 @@
-"""The other packages, used as their documentation says. Each is imported when it is set up."""
+"""The other packages, used as in their documentation. Each is imported when it is set up."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any, ClassVar
 
-from benchmarks.contestant import DAY, LIMITS, Contestant, Setting, UnableError, client, pool
+from benchmarks.candidate import DAY, LIMITS, Candidate, Setting, UnableError, client, pool
 
 
-class _Limits(Contestant):
+class _Limits(Candidate):
     """`limits`: one awaited hit for each rule."""
 
     name: ClassVar[str] = "limits"
@@ -55,10 +55,10 @@ class LimitsInMemory(_Limits):
         self._start(setting, MemoryStorage())
 
 
-class _Sentinel(Contestant):
-    """The backends of `aiogram-sentinel`; its middleware takes part in the bots' races.
+class _Sentinel(Candidate):
+    """The backends of `aiogram-sentinel`; its middleware is measured in the benchmark of bots.
 
-    It has no types of its own, so it is imported as something that mypy does not ask for.
+    The package has no types, so it is imported in a way that mypy does not check.
     """
 
     name: ClassVar[str] = "aiogram-sentinel"
@@ -73,7 +73,7 @@ class _Sentinel(Contestant):
 class SentinelOnRedis(_Sentinel):
     async def setup(self, setting: Setting) -> None:
         if setting.rules > 1 or setting.algorithm != "fixed window":
-            raise UnableError("on Redis one fixed window is all it knows")
+            raise UnableError("on Redis it supports one fixed window only")
         self._redis = client(setting)
         storage = import_module("aiogram_sentinel.storage.redis")
         self._backend = storage.RedisRateLimiter(self._redis, "bench")
@@ -85,5 +85,5 @@ class SentinelOnRedis(_Sentinel):
 class SentinelInMemory(_Sentinel):
     async def setup(self, setting: Setting) -> None:
         if setting.rules > 1 or setting.algorithm == "token bucket":
-            raise UnableError("in memory one sliding window is all it knows")
+            raise UnableError("in memory it supports one sliding window only")
         self._backend = import_module("aiogram_sentinel.storage.memory").MemoryRateLimiter()

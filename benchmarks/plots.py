@@ -31,7 +31,7 @@ _MARKERS: Final = "sD^vPX*"
 
 
 def draw(records: Records, directory: Path) -> dict[str, str]:
-    """The pictures that the records allow: their names, and what each shows."""
+    """Draw the pictures of these records; return their names and descriptions."""
     directory.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, str] = {}
     with plt.rc_context(_STYLE):
@@ -62,16 +62,16 @@ def draw(records: Records, directory: Path) -> dict[str, str]:
 
 def _lines(
     records: Records,
-    concern: str,
+    benchmark: str,
     cases: Mapping[int, str],
     panels: Mapping[str, tuple[str, float]],
 ) -> tuple[Any, Any]:
-    """A panel for each figure, a line for each contestant, a point for each case."""
+    """A panel for each figure, a line for each candidate, a point for each case."""
     figure, many = plt.subplots(1, len(panels), figsize=(11, 4.2), layout="constrained")
     for axes, (title, (name, scale)) in zip(many, panels.items(), strict=True):
         others = iter(zip(_OTHERS, _MARKERS, strict=True))
-        for who in records.who(concern, cases[min(cases)]):
-            spreads = {x: records.spread(concern, case, who, name) for x, case in cases.items()}
+        for who in records.who(benchmark, cases[min(cases)]):
+            spreads = {x: records.spread(benchmark, case, who, name) for x, case in cases.items()}
             points = [(x, spread.median * scale) for x, spread in spreads.items() if spread]
             colour, marker = (_OURS, "o") if who == OURS else next(others)
             width = 2.4 if who == OURS else 1.3

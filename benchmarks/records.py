@@ -1,4 +1,4 @@
-"""Records: what was measured, and medians and ratios of it with their spread."""
+"""Records: the measurements, with medians and ratios and their spread."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import NamedTuple
 
 
 class Record(NamedTuple):
-    """One contestant in one round of one case."""
+    """The measurement of one candidate in one round of one case."""
 
-    concern: str
+    benchmark: str
     case: str
     who: str
     round: int
     figures: dict[str, float]
 
 
-class Absence(NamedTuple):
-    """Who did not take part, in what, and why."""
+class Skipped(NamedTuple):
+    """A candidate that was not measured, in which benchmark, and why."""
 
-    concern: str
+    benchmark: str
     who: str
     reason: str
 
@@ -42,46 +42,48 @@ class Spread(NamedTuple):
 
 @dataclass
 class Records:
-    """Everything that a run found out."""
+    """All measurements of a run."""
 
     records: list[Record] = field(default_factory=list)
-    absences: list[Absence] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     machine: dict[str, str] = field(default_factory=dict)
 
-    def add(self, found: Iterable[Record | Absence]) -> None:
+    def add(self, found: Iterable[Record | Skipped]) -> None:
         for each in found:
             if isinstance(each, Record):
                 self.records.append(each)
-            elif each not in self.absences:
-                self.absences.append(each)
+            elif each not in self.skipped:
+                self.skipped.append(each)
 
-    def has(self, concern: str) -> bool:
-        return any(record.concern == concern for record in self.records)
+    def has(self, benchmark: str) -> bool:
+        return any(record.benchmark == benchmark for record in self.records)
 
-    def who(self, concern: str, case: str | None = None) -> list[str]:
-        """The contestants, in the order in which they started first."""
-        found = [r for r in self.records if r.concern == concern and case in (None, r.case)]
+    def who(self, benchmark: str, case: str | None = None) -> list[str]:
+        """The candidates, in the order in which they were first measured."""
+        found = [r for r in self.records if r.benchmark == benchmark and case in (None, r.case)]
         return list(dict.fromkeys(record.who for record in found))
 
-    def cases(self, concern: str) -> list[str]:
-        found = (record.case for record in self.records if record.concern == concern)
+    def cases(self, benchmark: str) -> list[str]:
+        found = (record.case for record in self.records if record.benchmark == benchmark)
         return list(dict.fromkeys(found))
 
-    def spread(self, concern: str, case: str, who: str, figure: str) -> Spread | None:
-        return Spread.of(list(self._rounds(concern, case, who, figure).values()))
+    def spread(self, benchmark: str, case: str, who: str, figure: str) -> Spread | None:
+        return Spread.of(list(self._rounds(benchmark, case, who, figure).values()))
 
     def ratio(
-        self, concern: str, case: str, who: str, to: str, figure: str = "rate", at: str = ""
+        self, benchmark: str, case: str, who: str, to: str, figure: str = "rate", at: str = ""
     ) -> Spread | None:
-        """How many times the other's figure, in case `at` if given: the ratios of each round."""
-        ours = self._rounds(concern, case, who, figure)
-        theirs = self._rounds(concern, at or case, to, figure)
+        """The ratio to another candidate's figure, in case `at` if given, calculated per round."""
+        ours = self._rounds(benchmark, case, who, figure)
+        theirs = self._rounds(benchmark, at or case, to, figure)
         return Spread.of([ours[i] / theirs[i] for i in ours if theirs.get(i)])
 
-    def difference(self, concern: str, case: str, who: str, to: str, figure: str) -> Spread | None:
-        """How much more than the other's figure: from the differences within each round."""
-        ours = self._rounds(concern, case, who, figure)
-        theirs = self._rounds(concern, case, to, figure)
+    def difference(
+        self, benchmark: str, case: str, who: str, to: str, figure: str
+    ) -> Spread | None:
+        """The difference to another candidate's figure, calculated per round."""
+        ours = self._rounds(benchmark, case, who, figure)
+        theirs = self._rounds(benchmark, case, to, figure)
         return Spread.of([ours[i] - theirs[i] for i in ours if i in theirs])
 
     def save(self, path: Path) -> None:
@@ -92,13 +94,13 @@ class Records:
         saved = json.loads(path.read_text())
         return cls(
             [Record(*each) for each in saved["records"]],
-            [Absence(*each) for each in saved["absences"]],
+            [Skipped(*each) for each in saved["skipped"]],
             saved["machine"],
         )
 
-    def _rounds(self, concern: str, case: str, who: str, figure: str) -> dict[int, float]:
+    def _rounds(self, benchmark: str, case: str, who: str, figure: str) -> dict[int, float]:
         return {
             record.round: record.figures[figure]
             for record in self.records
-            if record[:3] == (concern, case, who) and figure in record.figures
+            if record[:3] == (benchmark, case, who) and figure in record.figures
         }

@@ -1,4 +1,4 @@
-"""The processes of a run: redis-servers and what they say of themselves, a proxy, workers."""
+"""The processes of a run: redis-servers with their statistics, a proxy, workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Server:
         self._admins: list[Any] = [redis.Redis(port=port) for port in ports]
 
     def flush(self) -> None:
-        """Forget all keys and statistics."""
+        """Delete all keys and statistics."""
         for admin in self._admins:
             admin.flushall()
             admin.config_resetstat()
@@ -41,7 +41,7 @@ class Server:
         return str(self._info("server")[0]["redis_version"])
 
     def commands(self) -> int:
-        """Decisions' commands since the last flush: scripts, or else INCRs."""
+        """The commands of decisions since the last flush: scripts, or else INCRs."""
         names = ("cmdstat_evalsha", "cmdstat_incrby", "cmdstat_incr")
         found = [
             next((int(each[name]["calls"]) for name in names if name in each), 0)
@@ -50,11 +50,11 @@ class Server:
         return sum(found)
 
     def reads(self) -> int:
-        """How often the server has read from a connection since the last flush."""
+        """How often the server has read from connections since the last flush."""
         return sum(int(each["total_reads_processed"]) for each in self._info("stats"))
 
     def key_bytes(self) -> float:
-        """What MEMORY USAGE says of a key, as the mean of 100 random ones."""
+        """The MEMORY USAGE of a key, as the mean of 100 random keys."""
         admin = self._admins[0]
         sizes = [admin.memory_usage(admin.randomkey()) for _ in range(100)]
         return float(sum(sizes)) / len(sizes)
@@ -74,7 +74,7 @@ def redis_server() -> Iterator[Server]:
 
 @contextmanager
 def redis_cluster(nodes: int = 3) -> Iterator[Server]:
-    """A cluster of so many primaries that share the slots."""
+    """A cluster of several primaries that share the slots."""
     with ExitStack() as stack:
         ports: list[int] = []
         while len(ports) < nodes:
@@ -103,7 +103,7 @@ def redis_cluster(nodes: int = 3) -> Iterator[Server]:
 
 @contextmanager
 def worker(target: Callable[..., None], *arguments: object) -> Iterator[Pipe]:
-    """A process of its own that runs `target(pipe, *arguments)`; yields the pipe's other end."""
+    """Run `target(pipe, *arguments)` in a separate process; yield the other end of the pipe."""
     context = get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=target, args=(there, *arguments), daemon=True)
@@ -118,7 +118,7 @@ def worker(target: Callable[..., None], *arguments: object) -> Iterator[Pipe]:
 
 @contextmanager
 def distant(port: int, round_trip: float) -> Iterator[int]:
-    """A port of loopback from which it takes so many seconds to this port and back."""
+    """A loopback port with this round trip in seconds to the given port."""
     with worker(_proxy, port, round_trip) as pipe:
         yield pipe.recv()
 

@@ -1,4 +1,4 @@
-"""Tables in Markdown, whose cells are figures of the records."""
+"""Markdown tables of the figures in the records."""
 
 from __future__ import annotations
 
@@ -29,52 +29,54 @@ class Table:
 
 
 class Column(NamedTuple):
-    """A figure of one case, for every contestant."""
+    """A figure of one case, for each candidate."""
 
     title: str
     case: str
     figure: str = "rate"
-    """Two with a slash between them stand in one cell. A `share` is shown in percent."""
+    """Two figures with a slash between them share a cell. A `share` is shown in percent."""
     scale: float = 1.0
     over: str = ""
-    """Divide by this contestant's figure, round by round."""
+    """Divide by this candidate's figure, round by round."""
     minus: str = ""
-    """Subtract this contestant's figure, round by round."""
+    """Subtract this candidate's figure, round by round."""
     times: str = ""
-    """Divide this contestant's figure by it, round by round."""
+    """Divide this candidate's figure by it, round by round."""
 
-    def cell(self, records: Records, concern: str, who: str) -> str:
+    def cell(self, records: Records, benchmark: str, who: str) -> str:
         if who in (self.minus, self.times):
             return ""
         if self.over:
-            return ranged(records.ratio(concern, self.case, who, self.over, self.figure))
+            return ranged(records.ratio(benchmark, self.case, who, self.over, self.figure))
         if self.times:
-            return ranged(records.ratio(concern, self.case, self.times, who, self.figure))
+            return ranged(records.ratio(benchmark, self.case, self.times, who, self.figure))
         if self.minus:
             return number(
-                records.difference(concern, self.case, who, self.minus, self.figure), self.scale
+                records.difference(benchmark, self.case, who, self.minus, self.figure), self.scale
             )
         show = percent if self.figure.startswith("share") else number
         return " / ".join(
-            show(records.spread(concern, self.case, who, figure), self.scale)
+            show(records.spread(benchmark, self.case, who, figure), self.scale)
             for figure in self.figure.split("/")
         )
 
 
 def grid(
-    records: Records, concern: str, title: str, columns: Sequence[Column], note: str = ""
+    records: Records, benchmark: str, title: str, columns: Sequence[Column], note: str = ""
 ) -> Table:
-    """A row for each contestant that took part in one of these cases."""
+    """A table with a row for each candidate that was measured in one of these cases."""
     cases = {column.case for column in columns}
     everybody = [
-        who for who in records.who(concern) if any(who in records.who(concern, c) for c in cases)
+        who
+        for who in records.who(benchmark)
+        if any(who in records.who(benchmark, c) for c in cases)
     ]
-    rows = [(who, *(c.cell(records, concern, who) for c in columns)) for who in everybody]
+    rows = [(who, *(c.cell(records, benchmark, who) for c in columns)) for who in everybody]
     return Table(title, ("", *(column.title for column in columns)), rows, note)
 
 
 def number(spread: Spread | None, scale: float = 1.0) -> str:
-    """The median, to three digits or to the unit: `12,340`, `4.7`, `0.153`."""
+    """The median, with three digits or in whole units: `12,340`, `4.7`, `0.153`."""
     return "–" if spread is None else digits(spread.median * scale)
 
 

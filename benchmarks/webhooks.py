@@ -1,4 +1,4 @@
-"""Webhooks: the same bots, in a process of their own, fed over HTTP as Telegram feeds them."""
+"""Webhooks: the same bots in separate processes, which get updates over HTTP like from Telegram."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ from aiogram import Bot
 from aiogram.webhook.aiohttp_server import SimpleRequestHandler
 from aiohttp import ClientSession, TCPConnector, web
 
-from benchmarks.bots import ADDED, AT_A_TIME, GUARDS, TOKEN, UNLIMITED, Desk, columns, raw_update
-from benchmarks.contestant import Setting, UnableError, allowance, visitors
+from benchmarks.bots import (
+    ADDED,
+    AT_A_TIME,
+    GUARDS,
+    TOKEN,
+    UNLIMITED,
+    Receiver,
+    columns,
+    raw_update,
+)
+from benchmarks.candidate import Setting, UnableError, allowance, visitors
+from benchmarks.comparison import Benchmark, Measurements, Run, compare, reason
 from benchmarks.measure import WARM_UP, Drive, Figures, check, drive
-from benchmarks.race import Concern, Found, Run, race, reason
 from benchmarks.records import Records
 from benchmarks.server import worker
 from benchmarks.tables import Table, grid
@@ -41,23 +50,23 @@ def _serve(pipe: Pipe, who: str, url: str) -> None:
 
 
 async def _listen(pipe: Pipe, who: str, url: str) -> None:
-    desk = Desk(who, Setting(url, 100))
+    receiver = Receiver(who, Setting(url, 100))
 
     async def stats(request: web.Request) -> web.Response:
         gc.collect()
-        return web.json_response({"handled": desk.handled, "cpu": time.process_time()})
+        return web.json_response({"handled": receiver.handled, "cpu": time.process_time()})
 
     app = web.Application()
     # In the foreground, so that an answer means that the update was handled or refused.
-    handler = SimpleRequestHandler(desk.dispatcher, Bot(TOKEN), handle_in_background=False)
+    handler = SimpleRequestHandler(receiver.dispatcher, Bot(TOKEN), handle_in_background=False)
     handler.register(app, "/webhook")
     app.router.add_get("/stats", stats)
-    async with desk.guarded:
+    async with receiver.guarded:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        # As in the other races: looking through all of aiogram takes the collector 0.1 s and more,
-        # which would hit one measurement and not the next.
+        # As in the other benchmarks: a collection of all of aiogram takes 0.1 s and more, which
+        # would affect one measurement and not the next.
         gc.collect()
         gc.freeze()
         pipe.send(runner.addresses[0][1])
@@ -68,8 +77,8 @@ async def _listen(pipe: Pipe, who: str, url: str) -> None:
 # In the process that posts
 
 
-def _measure(run: Run) -> Found:
-    people = count(1_000_000, 1_000_000)  # others in each measurement, for bots that remember
+def _measure(run: Run) -> Measurements:
+    people = count(1_000_000, 1_000_000)  # new users in each measurement
     with ExitStack() as stack:
         # Starting a bot takes longer than measuring it.
         pipes = {
@@ -86,11 +95,11 @@ def _measure(run: Run) -> Found:
             return done.figures() | {"cpu_us": cpu / done.calls * 1e6}
 
         cases = {case(n): n for n in AT_A_TIME}
-        yield from race(run.fewer(0.6, 3), "webhooks", {at: [*ports] for at in cases}, post)
+        yield from compare(run.fewer(0.6, 3), "webhooks", {at: [*ports] for at in cases}, post)
 
 
 async def _post(run: Run, port: int, people: int, at_a_time: int) -> tuple[Drive, int, float]:
-    """The drive, how many updates were handled, and the seconds of CPU that the bot used."""
+    """Return the drive, the number of handled updates, and the CPU seconds of the bot."""
     connector = TCPConnector(limit=0)
     async with ClientSession(f"http://127.0.0.1:{port}", connector=connector) as session:
 
@@ -105,7 +114,7 @@ async def _post(run: Run, port: int, people: int, at_a_time: int) -> tuple[Drive
                 found = await answer.json()
             return found["handled"], found["cpu"]
 
-        # Others, so that they neither count nor repeat themselves later.
+        # Different users, so that they do not affect the counts later.
         others = ((number, 500_000 + user) for number, user in enumerate(visitors(), people))
         await drive(act, others, at_a_time, WARM_UP)
         run.server.flush()
@@ -120,4 +129,4 @@ def _tables(records: Records) -> list[Table]:
     return [grid(records, "webhooks", "Updates over HTTP", columns(case), ADDED)]
 
 
-WEBHOOKS: Final = Concern("webhooks", _measure, _tables)
+WEBHOOKS: Final = Benchmark("webhooks", _measure, _tables)

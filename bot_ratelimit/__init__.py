@@ -10,13 +10,13 @@ from bot_ratelimit.errors import (
     SendQueueFullError,
     StorageError,
 )
-from bot_ratelimit.incoming.bound import BoundDecision
+from bot_ratelimit.incoming.bound_decision import BoundDecision
 from bot_ratelimit.incoming.events import NEVER_REFUSED
+from bot_ratelimit.incoming.inflight import InFlight
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.observer import LogObserver, Observer
 from bot_ratelimit.outgoing.limits import OutgoingLimits
 from bot_ratelimit.penalty import Penalty
@@ -26,6 +26,7 @@ from bot_ratelimit.slots import Slot
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
+from bot_ratelimit.waiting_allowed import without_waiting
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "Concurrency",
     "ConfigError",
     "Decision",
+    "InFlight",
     "Limit",
     "Limiter",
     "LogObserver",

@@ -1,12 +1,12 @@
 """The three algorithms, as pure functions of (state, now, limit, cost).
 
-These functions are the specification: memory runs them, and `storage/decide.lua` is held
-against them by the tests. None of them reads a clock. Times are whole microseconds; only their
+These functions are the specification: the memory storage runs them, and tests compare
+`storage/decide.lua` with them. None of them reads a clock. Times are whole microseconds; only their
 differences matter.
 
-Each returns a `Step`, a state and a verdict. A hit is allowed if it need not wait. The state is
-what to keep if the hit is charged, or if it is refused; a hit that is neither, because another rule
-refused it, is looked at again with a cost of 0, which never waits and never changes anything.
+Each returns a `Step`: a state and a verdict. A hit is allowed if its wait is 0. The state is the
+one to store if the hit is charged, or if it is refused. A hit that is neither, because another rule
+refused it, is evaluated again with a cost of 0, which never waits and changes nothing.
 """
 
 from __future__ import annotations
@@ -15,37 +15,44 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from bot_ratelimit.debt import Charged, Overdrawn, Running, most_owed, running, settled
+from bot_ratelimit.debt import (
+    CurrentWindow,
+    LogEntry,
+    OverdrawnWindow,
+    current_window,
+    max_debt,
+    pay_debt,
+)
 from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.penalty import Penalty
 
 
 class Verdict(NamedTuple):
-    """What one rule says to one hit, in microseconds."""
+    """The answer of one rule to one hit, in microseconds."""
 
     wait: int
-    """How long until the same hit would be allowed; 0 if it is allowed now."""
+    """The time until the same hit would be allowed; 0 if it is allowed now."""
     remaining: int
-    """What could still be charged at this instant."""
+    """What could still be charged at this moment."""
     reset: int
-    """How long until nothing of the past counts."""
+    """The time until nothing of the past counts any more."""
 
 
 class Undecided(Verdict):
-    """The verdict of a shadow rule whose state cannot be read: it refuses nothing, and says why."""
+    """The verdict of a shadow rule whose state cannot be read; it refuses nothing."""
 
     reason: Exception
 
     @classmethod
     def because(cls, reason: Exception, limit: Limit) -> Undecided:
-        """As if nothing had been charged yet."""
+        """Make the verdict: as if nothing had been charged yet."""
         verdict = cls(0, limit.capacity, 0)
         verdict.reason = reason
         return verdict
 
 
 Step: TypeAlias = tuple[Any, Verdict]
-"""The state after a hit, and the verdict on it."""
+"""The state after a hit, and its verdict."""
 
 
 class Window(NamedTuple):
@@ -55,7 +62,7 @@ class Window(NamedTuple):
     ends_ms: int
 
 
-# What the classes do themselves, for three fifths of the time: they are made for every hit.
+# The same as the constructors in three fifths of the time: they are called for every hit.
 new_verdict: Final[Callable[[tuple[int, int, int]], Verdict]] = partial(tuple.__new__, Verdict)
 _new_window: Final[Callable[[tuple[int, int]], Window]] = partial(tuple.__new__, Window)
 
@@ -63,13 +70,13 @@ _new_window: Final[Callable[[tuple[int, int]], Window]] = partial(tuple.__new__,
 class Log(NamedTuple):
     """State of the sliding window."""
 
-    hits: tuple[Charged, ...]
+    hits: tuple[LogEntry, ...]
     ends_ms: int
-    """A millisecond after the last hit counts, under the limit that charged it."""
+    """One millisecond after the last hit stops counting, under the limit that charged it."""
     owed: int = 0
-    """What was charged beyond the limit, and has yet to find room in the log."""
+    """The debt: what was charged above the limit and has no room in the log yet."""
     since: int = 0
-    """When something began to be owed."""
+    """When the debt began."""
 
 
 class Arrival(NamedTuple):
@@ -83,19 +90,19 @@ class Arrival(NamedTuple):
 
 
 def fixed_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
-    """Count hits from the first one on; forget them all when the period is over.
+    """Count the hits of a window, which is opened by the first hit and lasts one period.
 
     ::
 
         5/10s    x x x x x -  -            x
                  |                   |     |
-                 0 s, opened         10 s  a new one
+                 0 s, opened         10 s  a new window
 
-    Milliseconds, as a Redis TTL. A window that is full counts further attempts, so that an
-    operator can see who insists; nobody pays for them.
+    Times are in milliseconds, like a Redis TTL. A full window still counts attempts, so that
+    operators can rank offenders; these attempts are not charged.
     """
-    if type(state) is Overdrawn:
-        return _overdrawn(state, now, limit, cost)
+    if type(state) is OverdrawnWindow:
+        return _overdrawn_window(state, now, limit, cost)
     amount, period_ms = limit.amount, limit.period_ms
     count, ends_ms = state if isinstance(state, Window) else (0, 0)
     now_ms = now // 1_000
@@ -113,10 +120,10 @@ def fixed_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
     return _new_window((count, now_ms + left_ms)), new_verdict((wait, remaining, reset))
 
 
-def _overdrawn(state: Overdrawn, now: int, limit: Limit, cost: int) -> Step:
-    """`fixed_window`, where more was charged than it grants."""
+def _overdrawn_window(state: OverdrawnWindow, now: int, limit: Limit, cost: int) -> Step:
+    """`fixed_window` for a window with a debt."""
     now_ms = now // 1_000
-    window = running(state, now_ms, limit)
+    window = current_window(state, now_ms, limit)
     if window is None:
         return fixed_window(None, now, limit, cost)
     wait_ms = window.wait_ms(limit, cost) if cost else 0
@@ -125,34 +132,36 @@ def _overdrawn(state: Overdrawn, now: int, limit: Limit, cost: int) -> Step:
         window = window._replace(attempts=window.attempts + cost)
     reset_ms = window.reset_ms(limit)
     verdict = Verdict(wait_ms * 1_000, max(0, limit.amount - window.attempts), reset_ms * 1_000)
-    return written(window, now_ms, limit) if changed else state, verdict
+    return window_state(window, now_ms, limit) if changed else state, verdict
 
 
-def written(window: Running, now_ms: int, limit: Limit) -> Window | Overdrawn | None:
-    """The state of a fixed window; None if nothing was charged."""
+def window_state(
+    window: CurrentWindow, now_ms: int, limit: Limit
+) -> Window | OverdrawnWindow | None:
+    """The state to store for a fixed window; None if nothing was charged."""
     if not window.owed:
         return Window(window.attempts, now_ms + window.left_ms) if window.attempts else None
     ends_ms = now_ms + window.reset_ms(limit)
     terms = limit.amount, limit.period_ms
-    return Overdrawn(window.attempts, window.owed, ends_ms, *terms, window.opened_ms)
+    return OverdrawnWindow(window.attempts, window.owed, ends_ms, *terms, window.opened_ms)
 
 
 def sliding_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
-    """Remember when each hit of the last period was charged: exact, at the price of a log.
+    """Record the time of each charged hit of the last period: exact, but it needs a log.
 
     ::
 
         3/10s    x    x    x  -       x    x
-                 0 s  3 s  6 s 8 s    10 s 13 s, as each of the first three leaves
+                 0 s  3 s  6 s 8 s    10 s 13 s, as each of the first three expires
     """
     period = limit.period_ms * 1_000
-    log, owed, _ = living(state, now, limit)
+    log, owed, _ = current_log(state, now, limit)
     used = sum(hit.cost for hit in log)
-    later = settled(log, owed, limit, None)[0] if owed else log
+    later = pay_debt(log, owed, limit, None)[0] if owed else log
     wait, excess = 0, (limit.amount if owed else used) + cost - limit.amount
     if cost and excess > 0:
         excess = sum(hit.cost for hit in later) + cost - limit.amount
-        if excess <= 0:  # the last payment of the debt leaves room
+        if excess <= 0:  # the last payment of the debt leaves enough room
             wait = later[-1].at - now
         for hit in later if excess > 0 else ():
             excess -= hit.cost
@@ -160,49 +169,49 @@ def sliding_window(state: Any, now: int, limit: Limit, cost: int) -> Step:
                 wait = hit.at + period - now
                 break
     elif cost:
-        state = appended(log, now, limit, cost)
+        state = append_hit(log, now, limit, cost)
         log = later = state.hits
         used += cost
     reset = later[-1].at + period - now if later else 0
     return state, Verdict(wait, max(0, limit.amount - used), reset)
 
 
-def living(state: Any, now: int, limit: Limit) -> tuple[tuple[Charged, ...], int, int]:
-    """What counts of a sliding window now, what is still owed, and since when."""
+def current_log(state: Any, now: int, limit: Limit) -> tuple[tuple[LogEntry, ...], int, int]:
+    """The entries of a sliding window that count now, the debt, and when it began."""
     if not isinstance(state, Log) or now // 1_000 >= state.ends_ms:
         return (), 0, 0
     period = limit.period_ms * 1_000
     log, owed = state.hits, 0
-    if log and log[-1].at > now + period:  # the clock was set back: do not wait for it to catch up
+    if log and log[-1].at > now + period:  # the clock was set back: do not wait for it
         return (), 0, 0
     if state.owed:
-        log, owed = settled(log, min(state.owed, most_owed(limit)), limit, now)
+        log, owed = pay_debt(log, min(state.owed, max_debt(limit)), limit, now)
     return tuple(hit for hit in log if hit.at > now - period), owed, state.since
 
 
-def appended(log: tuple[Charged, ...], now: int, limit: Limit, cost: int) -> Log:
-    """The log with one more entry, never before the last one."""
+def append_hit(log: tuple[LogEntry, ...], now: int, limit: Limit, cost: int) -> Log:
+    """The log with one more entry, whose time is never before that of the last one."""
     at = max(now, log[-1].at) if log else now
-    return Log((*log, Charged(at, cost)), logged_until(at, now, limit))
+    return Log((*log, LogEntry(at, cost)), log_expiry_ms(at, now, limit))
 
 
-def logged_until(at: int, now: int, limit: Limit) -> int:
-    """When a log whose last entry is charged at this time may be forgotten, in milliseconds."""
+def log_expiry_ms(at: int, now: int, limit: Limit) -> int:
+    """When a log whose last entry has this time may be dropped, in milliseconds."""
     return now // 1_000 + limit.period_ms - (now - at) // 1_000 + 1
 
 
 def token_bucket(state: Any, now: int, limit: Limit, cost: int) -> Step:
-    """A bucket of `burst` tokens, filled evenly at `amount` a period; a hit takes `cost` of them.
+    """Take `cost` tokens from a bucket of `burst` tokens, refilled evenly with `amount` per period.
 
     ::
 
         1/s burst 3    x x x -      x      x      x
                        0 s          1 s    2 s    3 s
 
-    The Generic Cell Rate Algorithm, as a virtual scheduling algorithm (ITU-T I.371, annex A): it
-    keeps one time, the theoretical arrival time at which the bucket will be full again. One token
-    takes period/amount, seldom a whole number of microseconds; so everything is counted in
-    `1/amount` microseconds, in which both are whole and nothing is rounded.
+    This is the Generic Cell Rate Algorithm as a virtual scheduling algorithm (ITU-T I.371, annex
+    A). It stores one time, the theoretical arrival time, at which the bucket will be full again.
+    One token takes period/amount, which is seldom a whole number of microseconds. So everything is
+    counted in `1/amount` microseconds, which makes both numbers whole, and nothing is rounded.
     """
     parts, interval = limit.amount, limit.period_ms * 1_000
     capacity = limit.capacity * interval
@@ -216,25 +225,25 @@ def token_bucket(state: Any, now: int, limit: Limit, cost: int) -> Step:
     verdict = Verdict(wait, remaining, -(-backlog // parts))
     if wait and tat <= lowest:
         return state, verdict
-    return arrival(backlog, now, limit), verdict
+    return arrival_state(backlog, now, limit), verdict
 
 
 def backlog_of(state: Any, now: int, limit: Limit) -> tuple[int, int]:
-    """What a bucket lacks according to its state, and the most that it may lack.
+    """What is missing in a bucket according to its state, and the most that may be missing.
 
-    In `1/amount` microseconds. It may lack its capacity and the debt; a slower limit, or a clock
-    that was set back, may have left more.
+    Both in `1/amount` microseconds. The capacity and the debt may be missing; after a slower limit,
+    or if the clock was set back, the state may say more.
     """
     capacity = limit.capacity * limit.period_ms * 1_000
     if not isinstance(state, Arrival):
         return 0, capacity
     part = state.part if state.parts == limit.amount else 0
-    debt = min(state.owed, most_owed(limit)) * limit.period_ms * 1_000
+    debt = min(state.owed, max_debt(limit)) * limit.period_ms * 1_000
     return max(0, (state.at - now) * limit.amount + part), capacity + debt
 
 
-def arrival(backlog: int, now: int, limit: Limit) -> Arrival:
-    """The state of a bucket that lacks so much, in `1/amount` microseconds."""
+def arrival_state(backlog: int, now: int, limit: Limit) -> Arrival:
+    """The state of a bucket in which this much is missing, in `1/amount` microseconds."""
     interval = limit.period_ms * 1_000
     owed = -(-max(0, backlog - limit.capacity * interval) // interval)
     at, part = divmod(backlog, limit.amount)
@@ -242,7 +251,7 @@ def arrival(backlog: int, now: int, limit: Limit) -> Arrival:
 
 
 def penalty(state: Any, now: int, limit: Limit, terms: Penalty, cost: int) -> Step:
-    """Count refused hits; when there are `after`, refuse everything for the length of the ban.
+    """Count refused hits; after `after` of them refuse everything for the length of the ban.
 
     ::
 
@@ -250,8 +259,8 @@ def penalty(state: Any, now: int, limit: Limit, terms: Penalty, cost: int) -> St
                             0 s  9 s                  5 min 9 s
                             refused, refused again    free
 
-    A cost of 1 is one refused hit more. The wait is what it was before that hit. A ban that is
-    imposed begins at once, unless a longer one is in force.
+    A cost of 1 is one more refused hit. The wait is the one before that hit. An imposed ban begins
+    at once, unless a longer one is in force.
     """
     strikes, ends_ms = state if isinstance(state, Window) else (0, 0)
     now_ms = now // 1_000

@@ -1,4 +1,4 @@
-"""Bans: by hand, and a list of all; every decision looks into this process's copy of them."""
+"""Bans: bans by hand and the list of all bans; decisions use this process's copy of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.limit import Limit, parse_period
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Scope, Subject
-from bot_ratelimit.storage.banlist import Ban, Who, ban_list_of
+from bot_ratelimit.storage.banlist import Ban, BanTarget, ban_list_of
 from bot_ratelimit.storage.base import Charge, Storage
 
 if TYPE_CHECKING:
@@ -28,15 +28,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("bot_ratelimit")
 
 REFRESH: Final = 0.5
-"""Seconds between two looks whether the list has changed, while decisions are made."""
+"""Seconds between two checks for changes of the list, while decisions are made."""
 IDLE: Final = 60.0
-"""Seconds without a decision after which nobody looks any more."""
+"""Seconds without a decision after which the checks stop."""
 FOREVER: Final = 10 * 365 * 86_400.0
-"""What `retry_after` says of a ban for good, in seconds; also the longest ban for a time."""
+"""`retry_after` of a permanent ban, in seconds; also the longest ban that ends."""
 MAX_WRITES: Final = 100
-"""Bans of a penalty that are being written to the list; further ones hold without being listed."""
-_LONGEST_REASON: Final = 500
-_COMPLAIN_EVERY: Final = 60.0
+"""How many bans of penalties may be written to the list at a time; further ones apply but are not
+listed."""
+_MAX_TEXT: Final = 500
+_WARN_EVERY: Final = 60.0
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class Bans:
@@ -44,8 +46,8 @@ class Bans:
 
     Args:
         storage: Where the list is kept.
-        key_prefix: What its keys begin with.
-        timeout: Seconds that the storage gets for an answer.
+        key_prefix: The prefix of its keys.
+        timeout: The time-out of the storage in seconds.
     """
 
     def __init__(self, storage: Storage, key_prefix: str, timeout: float) -> None:
@@ -53,62 +55,79 @@ class Bans:
         self._timeout = timeout
         self._version = ""
         self._live = self._list.current is not None
-        self.current: Mapping[Who, float] = {} if self._list.current is None else self._list.current
-        """When the bans by hand end; empty in most bots, which is all that a decision looks at."""
-        self.asleep = not self._live
-        """Whether the copy may be old, because there was no decision for a while."""
+        self.current: Mapping[BanTarget, float] = (
+            {} if self._list.current is None else self._list.current
+        )
+        """The ends of the bans by hand; empty in most bots, and then a decision checks nothing
+        else."""
+        self.is_stale = not self._live
+        """Whether the copy may be outdated, because there was no decision for a while."""
         self.used = False
-        """Set by every decision."""
-        self._looking: asyncio.Task[None] | None = None
+        """Set by every decision, and reset by every check."""
+        self._loading: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
-        self._complained = -math.inf
+        self._warned_at = -math.inf
         self._writes: set[asyncio.Task[None]] = set()
         self._written: TTLCache[str, float] = TTLCache(10_000, 86_400.0, timer=time.monotonic)
 
     def left(self, subject: Subject) -> float:
-        """Seconds for which the subject is banned by hand; 0.0 if it is not."""
+        """Seconds until the ban by hand of the subject ends; 0.0 if it is not banned."""
         user, chat, bot = subject.user, subject.chat, subject.bot
-        whos: list[Who] = [(user, None, None), (None, chat, None), (user, chat, None)]
+        targets: list[BanTarget] = [(user, None, None), (None, chat, None), (user, chat, None)]
         if bot is not None:
-            whos += [(user, None, bot), (None, chat, bot), (user, chat, bot)]
-        end = max(self.current.get(who, 0.0) for who in whos if who[:2] != (None, None))
+            targets += [(user, None, bot), (None, chat, bot), (user, chat, bot)]
+        ends = (self.current.get(each, 0.0) for each in targets if each[:2] != (None, None))
+        end = max(ends, default=0.0)
         return min(max(0.0, end - self._list.clock()), FOREVER)
 
     async def ban(self, subject: Subject, seconds: float, reason: str, by: str) -> Ban:
-        """Put a ban by hand on the list, and into this process's copy."""
+        """Add a ban by hand to the list and to this process's copy."""
         ban = Ban(subject, datetime.now(UTC), None, reason, by)
         if not await self._list.put(ban, seconds, timeout=self._timeout):
-            raise ConfigError("the list of bans is full: unban some, or use a Penalty")
-        await self._refreshed()
+            raise ConfigError("the list of bans is full: unban some subjects, or use a Penalty")
+        await self._reload()
         until = None if math.isinf(seconds) else ban.since + timedelta(seconds=seconds)
         return ban._replace(until=until)
 
     async def unban(self, subject: Subject) -> list[Ban]:
-        """Take all bans of the subject off the list; return them."""
+        """Remove all bans of the subject from the list, and return them."""
         dropped = await self._list.drop(subject, timeout=self._timeout)
-        await self._refreshed()
+        await self._reload()
         return dropped
 
     async def page(self, offset: int, limit: int) -> list[Ban]:
-        """Some of the list."""
+        """Return a page of the list."""
         return await self._list.page(offset, limit, timeout=self._timeout)
 
-    def wake(self) -> asyncio.Task[None]:
-        """Look at the list now, and from now on while decisions are made."""
+    async def of(self, subject: Subject) -> list[Ban]:
+        """Those on the list that refuse what the subject sends; the one that ends last first."""
+        user, chat, _, bot, _ = subject
+        asked = {_penalty_target(Penalty("1/s", 1, scope=scope), subject): None for scope in Scope}
+        for each in (None, bot):
+            for ids in ((user, None), (None, chat), (user, chat)):
+                asked[Subject(*ids, bot=each)] = None
+        somebody = [each for each in asked if each[:2] != (None, None)]
+        found = await self._list.find(somebody, timeout=self._timeout)
+        holding = [ban for ban in found if not ban.key or ban.subject.bot == bot]
+        return sorted(holding, key=lambda ban: ban.until or _NEVER, reverse=True)
+
+    def refresh_soon(self) -> asyncio.Task[None]:
+        """Load the list now, and keep it up to date while decisions are made."""
         loop = asyncio.get_running_loop()
-        if self._looking is None or self._looking.get_loop() is not loop:
-            self._looking = loop.create_task(self._look(), context=Context())
-        return self._looking
+        if self._loading is None or self._loading.get_loop() is not loop:
+            self._loading = loop.create_task(self._load(), context=Context())
+        return self._loading
 
-    async def awake(self, seconds: float) -> None:
-        """Look at the list now, and wait for it; not much longer than these seconds.
+    async def ensure_fresh(self, seconds: float) -> None:
+        """Load the list now, and wait for about `seconds` at most.
 
-        A fifth of the time-out is always there: a loop that was busy must not let bans be missed.
+        The wait is at least a fifth of the time-out: a busy event loop must not cause bans to be
+        missed.
         """
-        await asyncio.wait([self.wake()], timeout=max(seconds, self._timeout / 5))
+        await asyncio.wait([self.refresh_soon()], timeout=max(seconds, self._timeout / 5))
 
-    def penalized(self, subject: Subject, charge: Charge, verdict: Verdict) -> None:
-        """Put a penalty's ban on the list, in the background, when it begins or grows."""
+    def add_penalty_ban(self, subject: Subject, charge: Charge, verdict: Verdict) -> None:
+        """Add a penalty's ban to the list, in the background, when it begins or grows."""
         penalty = charge.penalty
         if penalty is None or not penalty.listed or verdict.remaining:
             return
@@ -118,59 +137,60 @@ class Bans:
         if not (began or grew) or len(self._writes) >= MAX_WRITES:
             return
         self._written[charge.key] = now + seconds
-        who = _banned_by(penalty, subject)
+        who = _penalty_target(penalty, subject)
         ban = Ban(who, datetime.now(UTC), None, str(penalty), "penalty", charge.key)
         self._in_background(self._list.put(ban, seconds, timeout=self._timeout))
 
-    def lifted(self, subject: Subject, charges: list[Charge]) -> None:
-        """Take a penalty's ban off the list, in the background: its count was reset."""
+    def remove_penalty_bans(self, subject: Subject, charges: list[Charge]) -> None:
+        """Remove a penalty's bans from the list, in the background, because its count was reset."""
         for charge in charges:
             penalty = charge.penalty
             if penalty is not None and penalty.listed and len(self._writes) < MAX_WRITES:
                 self._written.pop(charge.key, None)
-                who = _banned_by(penalty, subject)
+                who = _penalty_target(penalty, subject)
                 self._in_background(self._list.drop(who, by_hand=False, timeout=self._timeout))
 
     async def close(self) -> None:
-        """Stop looking; the next decision begins again. What is being written is waited for."""
+        """Stop the checks until the next decision, and wait for writes in progress."""
         loop = asyncio.get_running_loop()
         writes = [task for task in self._writes if task.get_loop() is loop]
         if writes:
             await asyncio.wait(writes, timeout=self._timeout)
-        tasks = [task for task in (self._looking, self._refreshing, *writes) if task is not None]
+        tasks = [task for task in (self._loading, self._refreshing, *writes) if task is not None]
         mine = [task for task in tasks if task.get_loop() is loop]
         for task in mine:
             task.cancel()
         if mine:
             await asyncio.wait(mine)
-        if self._refreshing is not None:  # also one that `_looking` has begun just now
+        if self._refreshing is not None:  # also one that was started just now
             _cancel(self._refreshing)
-        self._looking = self._refreshing = None
-        self.asleep = not self._live
+        self._loading = self._refreshing = None
+        self.is_stale = not self._live
 
-    async def _look(self) -> None:
+    async def _load(self) -> None:
         try:
-            await self._refreshed()
+            await self._reload()
         finally:
-            self._looking = None
-        # Not when cancelled: the loop is ending, and the next decision begins again.
-        self.asleep = False
+            self._loading = None
+        # Not reached when cancelled: the loop is ending, and the next decision loads the list
+        # again.
+        self.is_stale = False
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(_refresh(ref(self)), context=Context())
             finalize(self, _cancel, self._refreshing).atexit = False
 
-    async def _refreshed(self) -> None:
-        """Load the list if it has changed; if that fails the copy stays as it is."""
+    async def _reload(self) -> None:
+        """Load the list if it has changed; if that fails, the copy stays as it is."""
         try:
             loaded = await self._list.load(self._version, timeout=self._timeout)
-        except StorageError:  # decisions tell of it
+        except StorageError:  # decisions report it
             return
         except Exception as error:
-            if time.monotonic() - self._complained > _COMPLAIN_EVERY:
-                self._complained = time.monotonic()
+            if time.monotonic() - self._warned_at > _WARN_EVERY:
+                self._warned_at = time.monotonic()
                 known = isinstance(error, ConfigError)
                 log.warning(
-                    "The list of bans cannot be read, bans by hand may not hold: %s",
+                    "The list of bans cannot be read, so bans by hand may not apply: %s",
                     error,
                     exc_info=None if known else error,
                 )
@@ -191,7 +211,7 @@ class Bans:
 
 
 async def _refresh(owner: ref[Bans]) -> None:
-    """Look again and again, until there is no decision for a while, or no limiter any more."""
+    """Reload the list regularly, until there is no decision for a while or the limiter is gone."""
     idle = 0.0
     try:
         while idle < IDLE:
@@ -201,12 +221,12 @@ async def _refresh(owner: ref[Bans]) -> None:
                 return
             idle = 0.0 if bans.used else idle + REFRESH
             bans.used = False
-            await bans._refreshed()
+            await bans._reload()
             del bans
     finally:  # also when the event loop ends: the bot may run in another one next
         bans = owner()
         if bans is not None:
-            bans.asleep = True
+            bans.is_stale = True
 
 
 def _cancel(task: asyncio.Task[None]) -> None:
@@ -214,17 +234,18 @@ def _cancel(task: asyncio.Task[None]) -> None:
         task.cancel()
 
 
-def check_somebody(subject: object) -> Subject:
-    """The subject itself, if it names somebody.
+def check_target(subject: object) -> Subject:
+    """Return the subject if it names a user or a chat.
 
     Raises:
-        ConfigError: It is nobody, or no Subject.
+        ConfigError: It does not, or it is not a Subject.
     """
     if not isinstance(subject, Subject):
         raise ConfigError(f"subject={subject!r}: expected a Subject, for example Subject(user=42)")
     if subject.user is None and subject.chat is None:
         raise ConfigError(
-            "a ban of nobody: name a user, a chat or both, for example Subject(user=42)"
+            "the subject of a ban names nobody: give a user, a chat or both, for example "
+            "Subject(user=42)"
         )
     for name, part in zip(
         ("user", "chat", "bot"), (subject.user, subject.chat, subject.bot), strict=True
@@ -236,13 +257,13 @@ def check_somebody(subject: object) -> Subject:
     return subject
 
 
-def check_banned(subject: object) -> Subject:
-    """The subject itself, if it can be banned by hand.
+def check_bannable(subject: object) -> Subject:
+    """Return the subject if it can be banned by hand.
 
     Raises:
-        ConfigError: It is nobody, or more than a user, a chat or a user in a chat.
+        ConfigError: It names nobody, or more than a user, a chat or a user in a chat.
     """
-    subject = check_somebody(subject)
+    subject = check_target(subject)
     if subject.topic is not None or subject.business is not None:
         raise ConfigError(
             f"{subject!r}: a user, a chat or a user in a chat can be banned, for example "
@@ -251,11 +272,11 @@ def check_banned(subject: object) -> Subject:
     return subject
 
 
-def check_length(value: object) -> float:
-    """The seconds that a ban is to last; infinity for None.
+def check_ban_length(value: object) -> float:
+    """Return the length of a ban in seconds; infinity for None.
 
     Raises:
-        ConfigError: It is neither None, nor a number of seconds, nor a text such as `"1h"`.
+        ConfigError: It is neither None, nor a number of seconds, nor a period such as `"1h"`.
     """
     if value is None:
         return math.inf
@@ -267,25 +288,25 @@ def check_length(value: object) -> float:
         seconds = 0
     if not 0 < seconds <= FOREVER:
         raise ConfigError(
-            f"a ban of {value!r}: expected a length such as '1h', seconds above 0, at most ten "
-            "years, or None for good"
+            f"the length of a ban is {value!r}: expected a period such as '1h', seconds above 0, "
+            "at most ten years, or None for a permanent ban"
         )
     return float(seconds)
 
 
-def check_words(name: str, value: object) -> str:
-    """The text itself.
+def check_text(name: str, value: object) -> str:
+    """Return the text if it is a str that is not too long.
 
     Raises:
-        ConfigError: It is no text, or too long.
+        ConfigError: It is not.
     """
-    if not isinstance(value, str) or len(value) > _LONGEST_REASON:
-        raise ConfigError(f"{name}={value!r:.80}: expected a text of at most {_LONGEST_REASON}")
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+        raise ConfigError(f"{name}={value!r:.80}: expected a str of at most {_MAX_TEXT} characters")
     return value
 
 
 def check_page(offset: object, limit: object) -> tuple[int, int]:
-    """Both, if they are whole numbers that make a page.
+    """Return both numbers if they are a valid page.
 
     Raises:
         ConfigError: They are not.
@@ -298,19 +319,19 @@ def check_page(offset: object, limit: object) -> tuple[int, int]:
 
 
 def penalty_charges(prefix: str, subject: Subject, bans: list[Ban]) -> list[Charge]:
-    """What counts the refusals that a subject is banned for: as listed, and as it is named."""
+    """The penalty counts to reset for a subject: those in the list, and those of its ids."""
     keys = {ban.key for ban in bans if ban.key}
     for scope in (Scope.USER, Scope.CHAT, Scope.MEMBER):
         penalty = Penalty("1/s", 1, scope=scope)
         key = penalty.key(prefix, subject)
-        if key is not None and _banned_by(penalty, subject) == subject:
+        if key is not None and _penalty_target(penalty, subject) == subject:
             keys.add(key)
     limit = Limit(1, 1)
     return [Charge(key, limit, penalty=Penalty("1/s", 1)) for key in sorted(keys)]
 
 
-def _banned_by(penalty: Penalty, subject: Subject) -> Subject:
-    """Of the subject, what the penalty counts by."""
+def _penalty_target(penalty: Penalty, subject: Subject) -> Subject:
+    """The part of the subject that the penalty counts by."""
     user, chat, topic, bot, business = subject
     ids: dict[Scope, tuple[int | None, int | None, int | None]] = {
         Scope.USER: (user, None, None),

@@ -1,4 +1,4 @@
-"""Circuit breaker: while a server fails, leave it alone, and try it again now and then.
+"""Circuit breaker: stops requests to a server that fails, and tries it again now and then.
 
 ::
 
@@ -14,19 +14,20 @@ from __future__ import annotations
 from typing import Final
 
 THRESHOLD: Final = 3
-"""Failures in a row that open the circuit. One may be a broken connection, or a slow fork."""
+"""Failures in a row that open the circuit; fewer may be a broken connection or a slow fork."""
 FIRST_PAUSE: Final = 0.5
 """Seconds before the first probe."""
 LONGEST_PAUSE: Final = 2.0
-"""Seconds between probes at most, and so about the longest that a healed server goes unused."""
+"""The longest pause between probes in seconds, and so about the longest time for which a server
+that works again is not used."""
 
 
 class Breaker:
-    """Decides whether to try. No I/O and no clock: `now` is in seconds from any starting point.
+    """Decides whether to send a request. It does no I/O and reads no clock.
 
-    A caller that is admitted gets a ticket, and reports with it. A ticket is valid until the next
-    failure or change of state, so what was under way together counts as one failure, and a late
-    result says nothing about a state that came after it.
+    `now` is in seconds from any starting point. An admitted caller gets a ticket and reports its
+    result with it. A ticket is valid until the next failure or change of state. So all failures
+    that were in progress together count as one, and a late result does not affect a newer state.
     """
 
     __slots__ = ("_failures", "_pause", "_probing", "_reopens", "_ticket")
@@ -40,7 +41,7 @@ class Breaker:
 
     @property
     def closed(self) -> bool:
-        """Whether everybody is admitted."""
+        """Whether all requests are admitted."""
         return not self._pause
 
     def wait(self, now: float) -> float:
@@ -48,7 +49,7 @@ class Breaker:
         return max(0.0, self._reopens - now) if self._pause else 0.0
 
     def admit(self, now: float) -> int | None:
-        """A ticket, or None: do not try now."""
+        """Return a ticket, or None if the request must not be sent now."""
         if self._pause:
             if self._probing or now < self._reopens:
                 return None
@@ -56,7 +57,7 @@ class Breaker:
         return self._ticket
 
     def succeeded(self, ticket: int) -> bool:
-        """Report success; False if it is too old to say anything of the present."""
+        """Report success; return False if the result is outdated."""
         if ticket != self._ticket:
             return False
         self._failures = 0
@@ -67,7 +68,7 @@ class Breaker:
         return True
 
     def failed(self, ticket: int, now: float) -> bool:
-        """Report failure; True if that opened the closed circuit."""
+        """Report failure; return True if this opened the closed circuit."""
         if ticket != self._ticket:
             return False
         self._ticket += 1
@@ -81,6 +82,6 @@ class Breaker:
         return opened
 
     def abandoned(self, ticket: int) -> None:
-        """Report that there is no result (the caller was cancelled): the next one may probe."""
+        """Report that there is no result, since the caller was cancelled; the next may probe."""
         if ticket == self._ticket:
             self._probing = False

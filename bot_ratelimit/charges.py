@@ -1,4 +1,4 @@
-"""Charges: which counts of whom a call is about, and under which keys."""
+"""Charges: which counts of a subject a call is about, and under which keys."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, RuleLike, Rules, Subject, check_cost, rules_of
 from bot_ratelimit.storage.base import Charge, new_charge
 
-# For the counts of a rule that does not apply to a subject any more.
+# The limit for counts of a rule that no longer applies to a subject.
 _ANY_LIMIT: Final = Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000)
 
 
-def charges_of(
+def hit_charges(
     prefix: str, rules: Rules, subject: Subject, cost: int | None
 ) -> tuple[list[Charge], list[Rule]]:
-    """What a hit takes, and of which rules: those that apply to the subject."""
+    """The charges of a hit and their rules: those that apply to the subject."""
     check_subject(subject)
     charges: list[Charge] = []
     applied: list[Rule] = []
@@ -40,10 +40,10 @@ def charges_of(
     return charges, applied
 
 
-def payments_of(
+def adjustment_charges(
     prefix: str, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
 ) -> tuple[list[Charge], Sequence[Rule]]:
-    """What to charge or to give back, of which rules; all rules if none of them applies."""
+    """The charges of `charge` or `refund` and their rules; all rules if none applies."""
     given = rules_of(rules)
     check_subject(subject)
     charges, applied = [], []
@@ -55,8 +55,8 @@ def payments_of(
     return charges, applied or given
 
 
-def counts_of(prefix: str, rules: Rules, subject: Subject) -> list[Charge]:
-    """What may be counted of the subject, also by rules that do not apply to it now."""
+def reset_charges(prefix: str, rules: Rules, subject: Subject) -> list[Charge]:
+    """The charges to reset: everything that may be counted, also by rules that do not apply now."""
     check_subject(subject)
     charges = []
     for rule in rules:
@@ -69,12 +69,12 @@ def counts_of(prefix: str, rules: Rules, subject: Subject) -> list[Charge]:
 
 
 def once_key(prefix: str, token: str, charges: Sequence[Charge]) -> str:
-    """`bot:ratelimit:once:<hash of the token and of each key>`.
+    """The key of a shared verdict: `bot:ratelimit:once:<hash of the token and of each key>`.
 
-    Tokens and keys are texts of any length and content, so each is hashed with its length.
+    Tokens and keys are strings of any length and content, so each is hashed with its length.
     """
     if not isinstance(token, str):
-        raise ConfigError(f"once={token!r}: expected a text, for example once=str(update_id)")
+        raise ConfigError(f"once={token!r}: expected a str, for example once=str(update_id)")
     parts = [part.encode("utf-8", "surrogatepass") for part in (token, *(c.key for c in charges))]
     text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
     return f"{prefix}:ratelimit:once:{blake2b(text, digest_size=16).hexdigest()}"

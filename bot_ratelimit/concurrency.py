@@ -1,4 +1,4 @@
-"""Concurrency: how many may run at a time."""
+"""Concurrency: how many may run at the same time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from bot_ratelimit.limit import MAX_AMOUNT, Limit, parse_period
 from bot_ratelimit.rule import CustomScope, Rule, Scope, Subject
 
 LEASE = 30.0
-"""Seconds after which the slot of a process that was killed is free again, unless given."""
+"""The default lease in seconds: after this time the slot of a killed process is free again."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Concurrency(Rule):
     """How many may run at a time, for `Limiter.slot` and the flag `concurrent`.
+
+    ::
+
+        Concurrency(1, name="report")                 # one report at a time for each user
+        Concurrency(3, Scope.GLOBAL, "export")        # three exports for the whole bot
 
     The slots of a user are leases in a sorted set, `<prefix>:ratelimit:slot:report:<user>`.
 
@@ -53,22 +58,22 @@ class Concurrency(Rule):
         put(self, "lease", seconds)
 
     def key(self, prefix: str, subject: Subject) -> str | None:
-        """Raise ConfigError: nothing is counted under a Concurrency.
+        """Raise ConfigError: a Concurrency does not count hits.
 
         Raises:
-            ConfigError: Always; a `Rule` was expected where this was given.
+            ConfigError: Always; a `Rule` was expected instead.
         """
         raise ConfigError(
-            f"{str(self)!r} is no limit to be hit: use it in limiter.slot(...), or as the flag "
+            f"{str(self)!r} does not count hits: use it in limiter.slot(...), or as the flag "
             "@flags.rate_limit(concurrent=1)"
         )
 
     def slot_key(self, prefix: str, subject: Subject) -> str | None:
-        """The key of the subject's slots, `bot:ratelimit:slot:report:42`; None as in `Rule.key`."""
+        """The key of the subject's slots, for example `bot:ratelimit:slot:report:42`, or None."""
         return Rule.key(self, prefix, subject)
 
     def __str__(self) -> str:
-        """How logs and errors name it: `1 at a time per user 'report'`."""
+        """The concurrency in logs and errors, for example `1 at a time per user 'report'`."""
         scope = self.scope.value if isinstance(self.scope, Scope) else "custom"
         name = f" {self.name!r}" if self.name else ""
         return f"{self.amount} at a time per {scope}{name}"

@@ -1,7 +1,7 @@
-"""Debt: what was charged beyond a limit, and how it is paid as time passes.
+"""Debt: what was charged above a limit, and how it is paid as time passes.
 
-A debt is paid as an honest payer would pay it: each unit as soon as the limit grants it. Nothing is
-granted to hits before the debt is paid.
+A debt is paid as soon as the limit allows: each unit as soon as the limit would grant it. Hits are
+refused until the debt is paid.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ from typing import NamedTuple
 from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 
 
-def most_owed(limit: Limit) -> int:
+def max_debt(limit: Limit) -> int:
     """The largest debt under this limit: what it grants in 366 days, and at most 1,000,000.
 
-    What is charged beyond that is not taken, so that a mistake locks nobody out forever.
+    A charge beyond that is cut off, so that a mistake does not lock a user out forever.
     """
     return min(MAX_AMOUNT, limit.amount * (MAX_PERIOD_MS // limit.period_ms))
 
 
-class Overdrawn(NamedTuple):
-    """State of a fixed window that owes something, and of the windows that pay for it."""
+class OverdrawnWindow(NamedTuple):
+    """State of a fixed window with a debt, and of the windows that pay it."""
 
     attempts: int
-    """Attempts of the window that ran when this was written."""
+    """Attempts of the current window when this was written."""
     owed: int
-    """What the windows after it have to pay, `amount` each."""
+    """The debt, of which each following window pays `amount`."""
     ends_ms: int
     """When the last of these windows ends."""
     amount: int
     period_ms: int
     opened_ms: int
-    """When the first of them was opened."""
+    """When the first window was opened."""
 
 
-class Running(NamedTuple):
-    """A fixed window at one moment, as a limit sees it."""
+class CurrentWindow(NamedTuple):
+    """A fixed window at one moment, as one limit sees it."""
 
     attempts: int
     owed: int
     left_ms: int
-    """How much is left of the window that runs now."""
+    """The rest of the current window."""
     opened_ms: int
 
     def wait_ms(self, limit: Limit, cost: int) -> int:
-        """How long until a hit of this cost is allowed.
+        """Milliseconds until a hit of this cost is allowed.
 
         ::
 
@@ -61,15 +61,15 @@ class Running(NamedTuple):
         return self.left_ms + (later + (last + 1 + cost > limit.amount)) * limit.period_ms
 
     def reset_ms(self, limit: Limit) -> int:
-        """How long until the last window that pays has ended."""
+        """Milliseconds until the last paying window has ended."""
         return self.left_ms - (-self.owed // limit.amount) * limit.period_ms
 
 
-def running(state: Overdrawn, now_ms: int, limit: Limit) -> Running | None:
-    """The window that runs now; None if the last one is over.
+def current_window(state: OverdrawnWindow, now_ms: int, limit: Limit) -> CurrentWindow | None:
+    """The current window; None if the last one has ended.
 
-    Up to now the windows were those of the limit that wrote the state; from now on they are those
-    of the limit that looks.
+    Past windows are those of the limit that wrote the state. From now on, they are those of the
+    limit that reads it.
     """
     total = state.ends_ms - now_ms
     if total <= 0:
@@ -78,35 +78,35 @@ def running(state: Overdrawn, now_ms: int, limit: Limit) -> Running | None:
     later = -(-owed // amount)
     left = total - later * period_ms
     if left <= 0:
-        windows = -(-total // period_ms)  # this one, and those after it
+        windows = -(-total // period_ms)  # the current window and those after it
         owed -= (later - windows) * amount
         count = min(amount, owed)
         owed -= count
         left = total - (windows - 1) * period_ms
     left = min(left, limit.period_ms)
-    paid = min(owed, max(0, limit.amount - count))  # a higher amount has room for some of it
-    return Running(count + paid, min(owed - paid, most_owed(limit)), left, opened_ms)
+    paid = min(owed, max(0, limit.amount - count))  # a higher amount has room for a part of it
+    return CurrentWindow(count + paid, min(owed - paid, max_debt(limit)), left, opened_ms)
 
 
-class Charged(NamedTuple):
+class LogEntry(NamedTuple):
     """One entry of the sliding window's log."""
 
     at: int
     cost: int
 
 
-def settled(
-    log: Iterable[Charged], owed: int, limit: Limit, until: int | None
-) -> tuple[tuple[Charged, ...], int]:
-    """The log after a debt was paid up to a moment, and what is still owed then.
+def pay_debt(
+    log: Iterable[LogEntry], owed: int, limit: Limit, until: int | None
+) -> tuple[tuple[LogEntry, ...], int]:
+    """Pay a debt up to a moment; return the log after it, and the rest of the debt.
 
-    Each unit is paid as soon as there is room: when an entry leaves, and after the last payment.
+    Each unit is paid as soon as there is room: when an entry expires, and after the last payment.
 
     Args:
-        log: The entries, the oldest first.
+        log: The entries, oldest first.
         owed: The debt, for which the log has no room yet.
-        limit: The limit that looks.
-        until: In microseconds; None goes on until nothing is owed.
+        limit: The current limit.
+        until: The moment in microseconds; None continues until the debt is paid.
     """
     period, amount = limit.period_ms * 1_000, limit.amount
     hits = deque(log)
@@ -115,16 +115,16 @@ def settled(
     while owed:
         paid = min(owed, amount - used)
         if paid > 0:
-            hits.append(Charged(latest, paid))
+            hits.append(LogEntry(latest, paid))
             used += paid
             owed -= paid
             continue
-        if used == amount:  # the same entries leave and come again, period after period
+        if used == amount:  # the same entries expire and are added again, in every period
             rounds = owed // amount
             if until is not None:
                 rounds = min(rounds, (until - hits[-1].at) // period)
             if rounds > 0:
-                hits = deque(Charged(at + rounds * period, cost) for at, cost in hits)
+                hits = deque(LogEntry(at + rounds * period, cost) for at, cost in hits)
                 latest += rounds * period
                 owed -= rounds * amount
                 continue

@@ -7,46 +7,60 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.described import fields_described
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule
 
 Source = Literal["redis", "memory", "policy", "none"]
 
 
+@fields_described
 class Decision(NamedTuple):
     """The answer, and what a handler or a notice may want to say about it.
+
+    `bool(decision)` is `decision.allowed`. Times are seconds, as floats.
 
     With `5/10s` and a third hit two seconds after the first, everything allowed:
     `remaining` is 2, `retry_after` 0.0 and `reset_after` 8.0. The sixth hit, three seconds
     after the first, is refused: `remaining` is 0, `retry_after` and `reset_after` are 7.0.
+
+    ::
+
+        decision = await limiter.hit("5/10s", Subject(user=42))
+        if not decision:
+            print(f"Try again in {decision.retry_after:.0f} s")
+
+    Attributes:
+        allowed: Whether to go on.
+        rule: The rule that refuses; of several the one with the longest `retry_after`. If none
+            refuses, the one with the least `remaining`.
+        remaining: How much more could be charged at this instant; the whole limit where the count
+            is not known.
+        retry_after: Seconds after which the same hit would be allowed; 0.0 if this one was.
+        reset_after: Seconds until nothing of the past counts any more.
+        source: Who answered: `"redis"`, `"memory"`, `"policy"` (`on_error`, because the storage
+            could not answer), or `"none"` because no rule applied.
+        shadow: The shadow rules that would have refused; `()` unless there are any.
+        banned: Whether a ban refuses: a ban by hand, or one by a `Penalty`.
+        waited: Seconds that `Limiter.acquire` waited; 0.0 for calls that do not wait.
     """
 
     allowed: bool
-    """Whether to go on."""
     rule: Rule
-    """Of several rules the one that refuses (the longest `retry_after`), else the tightest."""
     remaining: int
-    """How much more could be charged at this instant; where nothing is known, as much as ever."""
     retry_after: float
-    """Seconds after which the same hit would be allowed; 0.0 if this one was."""
     reset_after: float
-    """Seconds until nothing of the past counts any more."""
     source: Source
-    """Who answered: `"redis"`, `"memory"`, `"policy"` when neither could, or `"none"` when no rule
-    applied, so that nobody had to be asked."""
     shadow: tuple[Rule, ...] = ()
-    """The shadow rules that would have refused."""
     banned: bool = False
-    """Whether a ban refuses: one by hand, or a `Penalty`, alone or beside other rules."""
     waited: float = 0.0
-    """Seconds that `Limiter.acquire` took; 0.0 of all that does not wait."""
 
     def __bool__(self) -> bool:
         """Whether to go on."""
         return self.allowed
 
 
-# What the class does itself, for half of the time.
+# The same as the constructor in half of the time.
 _new_decision: Final[Callable[[tuple[Any, ...]], Decision]] = partial(tuple.__new__, Decision)
 
 
@@ -56,19 +70,19 @@ def conclude(
     source: Source,
     costs: Sequence[int] = (),
 ) -> Decision:
-    """The decision that the verdicts of all rules amount to.
+    """Combine the verdicts of all rules into a decision.
 
-    It is that of the rule that refuses for the longest time, else of the tightest one.
+    It is that of the rule that refuses for the longest time, else that of the tightest rule.
 
     Args:
         rules: The rules that apply.
-        verdicts: What each says.
-        source: Who said it.
-        costs: What a hit would take from each, if it was only looked at: a look tells of the same
+        verdicts: The verdict of each rule.
+        source: Who decided.
+        costs: For a peek, what the hit would charge to each rule, so that the peek reports the same
             rule as the hit would.
     """
     rule, (wait, remaining, reset) = rules[0], verdicts[0]
-    if len(rules) == 1 and type(rule) is Rule and not rule.shadow:  # nearly always
+    if len(rules) == 1 and type(rule) is Rule and not rule.shadow:  # the usual case
         return _new_decision(
             (not wait, rule, remaining, wait / 1e6, reset / 1e6, source, (), False, 0.0)
         )
@@ -96,9 +110,9 @@ def conclude(
 
 
 def _ban(verdict: Verdict) -> Verdict:
-    """A penalty's verdict after the hit, which may itself have brought on the ban.
+    """The verdict of a penalty after the hit, which may itself have caused the ban.
 
-    A refusal that is shared stays one when the ban has ended meanwhile.
+    A shared refusal stays a refusal when the ban has ended in the meantime.
     """
     return verdict._replace(wait=0 if verdict.remaining else verdict.reset or verdict.wait)
 

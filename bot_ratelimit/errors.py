@@ -1,4 +1,4 @@
-"""What can go wrong. A refusal is not an error: it is a `Decision`."""
+"""The errors of this package. A refusal is not an error but a `Decision`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,42 @@ if TYPE_CHECKING:
 
 
 class RateLimitError(Exception):
-    """The base of every error this package raises."""
+    """The base class of every error that this package raises.
+
+    ::
+
+        try:
+            await limiter.reset("5/10s", Subject(user=42))
+        except RateLimitError as error:
+            print(error)
+    """
 
 
 class ConfigError(RateLimitError, ValueError):
-    """Something was set up wrongly; the message names it, its value and the fix."""
+    """A wrong setting or argument; the message names it, its value and the fix.
+
+    It is a `ValueError` too. For example, `Limit.parse("5 minutes")` raises::
+
+        '5 minutes': expected '/' or 'per' at 'minutes' (position 3); a limit is AMOUNT/PERIOD, ...
+
+    Attributes:
+        kind: A word for logs and statistics: the code of a Redis error in lower case, such as
+            `"noperm"`, otherwise `"config"`.
+    """
 
     kind: str = "config"
-    """In a word, for logs and statistics: the code of a Redis error in lower case, if it is one."""
 
 
 class StorageError(RateLimitError):
     """The storage could not answer: out of reach, too slow, or unable to serve now.
 
-    Whether the hit was charged is unknown, so it is never repeated.
+    Whether the hit was charged is unknown, so it is never repeated. `Limiter.hit` and the
+    middleware never raise it: `on_error` answers instead. Calls that change something do::
+
+        try:
+            await limiter.ban(Subject(user=42), "1h")
+        except StorageError as error:
+            print(f"not banned: {error}")
 
     Args:
         message: What happened, to which server.
@@ -54,15 +76,41 @@ class QueueFullError(StorageError):
 
 
 class NotSentError(RateLimitError):
-    """A request was not sent: it would have had to wait, and may not, or the bot is ending."""
+    """A request to Telegram was not sent.
+
+    It had to wait for its turn but may not (`without_waiting`), or the bot is shutting down::
+
+        try:
+            with without_waiting():
+                await bot.send_message(chat, "Did you know?")
+        except NotSentError:
+            pass
+    """
 
 
 class SendQueueFullError(RateLimitError):
-    """A request was not sent: too many wait for the same chat, or in this process, already."""
+    """A request to Telegram was not sent: too many wait already.
+
+    The bounds are `max_waiting` requests for one chat, 1,000 unless given, and ten times as many
+    in the process::
+
+        try:
+            await bot.send_message(chat, text)
+        except SendQueueFullError as error:
+            log.warning("dropped: %s", error)
+    """
 
 
 class RefusedError(RateLimitError):
-    """A refusal, for code that has no use for a value: `async with limiter.limit(...)`.
+    """A refusal by `Limiter.limit`, which runs a block only if it is allowed.
+
+    ::
+
+        try:
+            async with limiter.limit("3/day", Subject(user=42)):
+                ...
+        except RefusedError as error:
+            print(f"Try again in {error.decision.retry_after:.0f} s")
 
     Args:
         decision: The refusal; `retry_after` says for how long.

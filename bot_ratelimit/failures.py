@@ -1,4 +1,4 @@
-"""Failures: which servers fail, whether to ask them, and what the log says of it."""
+"""Failures: a circuit breaker for each server, and the log messages about failures."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from bot_ratelimit.storage.base import Charge
 
 log = logging.getLogger("bot_ratelimit")
 
-# The same thing is logged once in this many seconds, not once for every update.
+# The same message is logged once in this many seconds, not for every update.
 LOG_EVERY: Final = 60.0
 
 _NOT_CONNECTED: Final = "not connected"
 _CONSEQUENCES: Final = {
     "allow": "updates are handled without a limit (on_error='allow')",
     "deny": "updates are refused (on_error='deny')",
-    "memory": "each instance limits by its own memory (on_error='memory')",
+    "memory": "each instance limits by its own counts (on_error='memory')",
 }
 
 
 class Failures:
-    """A circuit breaker for each server, and a log that tells of changes, not of updates.
+    """Keeps a circuit breaker for each server, and logs changes instead of every failed update.
 
     Args:
-        on_error: Who answers meanwhile; the log says what that means.
-        clock: Seconds from any starting point.
-        server_of: Which server decides about some charges now; see `Storage.server`.
-        observer: Hears of failures and outages too.
+        on_error: The policy; log messages say what it means.
+        clock: Returns seconds from any starting point.
+        server_of: Returns the server that decides about these charges now; see `Storage.server`.
+        observer: Is told of failures and outages too.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Failures:
         self._breakers: dict[str, Breaker] = {}
         self._server_of = server_of
         self._observer = observer
-        # The failures that the log told of: since when, and what could not be decided.
+        # The failures that were logged: since when, and which charges could not be decided.
         self._failing: dict[str, tuple[float, Sequence[Charge]]] = {}
-        self._outages: dict[str, tuple[float, str]] = {}  # since when, and what was said last
+        self._outages: dict[str, tuple[float, str]] = {}  # since when, and the last reason
         self._undecidable: dict[str, str] = {}  # why a server cannot decide without a script
         self._logged: TTLCache[str, bool] = TTLCache(64, LOG_EVERY, timer=clock)
 
@@ -64,7 +64,7 @@ class Failures:
         return breaker
 
     def succeeded(self, server: str, breaker: Breaker, ticket: int) -> None:
-        """The server answered."""
+        """Report that the server answered."""
         if breaker.succeeded(ticket) and (self._failing or self._outages):
             self._recovered(server)
 
@@ -76,13 +76,13 @@ class Failures:
         error: StorageError,
         charges: Sequence[Charge] = (),
     ) -> None:
-        """The server did not answer about these charges, or said that it cannot serve now."""
+        """Report that the server did not answer, or said that it cannot serve now."""
         reason = printable(str(error).rstrip("."))
         if self._observer is not None:
             self._observer.storage_failed(server, error.kind)
         if isinstance(error, QueueFullError):
             breaker.abandoned(ticket)
-            if self.first_in_a_while("queue full"):
+            if self.should_log("queue full"):
                 log.warning(
                     "Too many decisions at once: %s. For these, %s", reason, self._consequence
                 )
@@ -91,15 +91,15 @@ class Failures:
         failure = (now, charges)
         if isinstance(error, NotConnectedError):
             breaker.abandoned(ticket)
-            self._out(server, error.kind, reason, now)
-            self._tell(
+            self._begin_outage(server, error.kind, reason, now)
+            self._log_failure(
                 server,
                 failure,
                 f"{_NOT_CONNECTED} {error.kind}",
                 logging.ERROR,
                 (
-                    "Redis rate limit check failed: %s. It is tried again about every second; "
-                    "until then, %s"
+                    "Redis rate limit check failed: %s. The bot tries to connect about every "
+                    "second; until then, %s"
                 ),
                 reason,
                 self._consequence,
@@ -107,45 +107,45 @@ class Failures:
         elif breaker.failed(ticket, now):
             if self._observer is not None:
                 self._observer.breaker_changed(server, True)
-            self._out(server, error.kind, reason, now)
-            self._tell(
+            self._begin_outage(server, error.kind, reason, now)
+            self._log_failure(
                 server,
                 failure,
                 "",
                 logging.ERROR,
                 (
-                    "Redis rate limit check failed: %s. It is left alone for %.1f s and then tried "
-                    "now and then; until it answers, %s"
+                    "Redis rate limit check failed: %s. Redis is not asked for %.1f s and then "
+                    "tried now and then; until it answers, %s"
                 ),
                 reason,
                 breaker.wait(now),
                 self._consequence,
             )
         elif breaker.closed:
-            self._tell(
+            self._log_failure(
                 server,
                 failure,
                 f"outage {error.kind}",
                 logging.WARNING,
-                ("Redis rate limit check failed: %s. Without its answer, %s"),
+                ("Redis rate limit check failed: %s. Without an answer, %s"),
                 reason,
                 self._consequence,
             )
-        else:  # a probe failed
-            self._out(server, error.kind, reason, now)
+        else:  # a failed probe
+            self._begin_outage(server, error.kind, reason, now)
 
-    def faulty(self, server: str, breaker: Breaker, ticket: int, error: Exception) -> None:
-        """The server did answer, but not with a decision: asking it less often would not help."""
-        breaker.succeeded(ticket)  # which does not mean that limits hold again
+    def rejected(self, server: str, breaker: Breaker, ticket: int, error: Exception) -> None:
+        """Report an error reply that is not an outage: asking less often would not help."""
+        breaker.succeeded(ticket)  # this does not mean that limits work again
         expected = isinstance(error, ConfigError)
         kind = getattr(error, "kind", type(error).__name__)
         if self._observer is not None:
             self._observer.storage_failed(server, kind)
         if kind == "noscript":
             self._undecidable[server] = printable(str(error))
-        if kind == ConfigError.kind:  # no code of Redis: the text is all there is
+        if kind == ConfigError.kind:  # no Redis error code: only the text identifies the error
             kind = str(error)[:200]
-        if self.first_in_a_while(f"{server} fault {kind}"):
+        if self.should_log(f"{server} fault {kind}"):
             log.error(
                 "Redis rate limit check failed: %s. Until that is fixed, %s",
                 printable(str(error) if expected else repr(error)),
@@ -154,31 +154,31 @@ class Failures:
             )
 
     def would_have_refused(self, rules: Sequence[Rule]) -> None:
-        """Shadow rules that would have refused a hit."""
+        """Log the shadow rules that would have refused a hit."""
         for rule in rules:
-            if self.first_in_a_while(f"shadow {rule}"):
+            if self.should_log(f"shadow {rule}"):
                 log.info("The shadow rule '%s' would have refused a hit", rule)
 
     def undecided(self, rules: Sequence[Rule], verdicts: Sequence[Verdict]) -> None:
-        """Shadow rules that could not be decided."""
+        """Log the shadow rules that could not be decided."""
         for rule, verdict in zip(rules, verdicts, strict=True):
-            if isinstance(verdict, Undecided) and self.first_in_a_while(f"undecided {rule}"):
+            if isinstance(verdict, Undecided) and self.should_log(f"undecided {rule}"):
                 log.error(
-                    "The shadow rule '%s' cannot be decided: %s. It refuses nobody, and the other "
+                    "The shadow rule '%s' cannot be decided: %s. It refuses no one, and the other "
                     "rules are decided without it",
                     rule,
                     printable(str(verdict.reason)),
                 )
 
-    def first_in_a_while(self, what: str) -> bool:
-        """Whether this has not been asked for a minute: then it may be logged."""
+    def should_log(self, what: str) -> bool:
+        """Whether this message has not been logged for a minute, so that it may be logged now."""
         if what in self._logged:
             return False
         self._logged[what] = True
         return True
 
     def outage(self, server: str) -> tuple[float, str] | None:
-        """For how many seconds a server has been out of reach, and why; None if it is not."""
+        """Seconds since a server became unreachable, and the reason; None if it is reachable."""
         if server not in self._outages:
             return None
         since, reason = self._outages[server]
@@ -192,20 +192,20 @@ class Failures:
         return self._undecidable.get(server, "")
 
     def breakers(self) -> dict[str, Breaker]:
-        """The breakers of the servers that were asked so far."""
+        """The breakers of all servers that were asked so far."""
         return dict(self._breakers)
 
-    def _out(self, server: str, kind: str, reason: str, now: float) -> None:
-        """The server is out of reach: one late answer alone is no outage."""
+    def _begin_outage(self, server: str, kind: str, reason: str, now: float) -> None:
+        """Start an outage; a single late answer is not one."""
         since = self._outages.get(server, (None, ""))[0]
         self._outages[server] = (now if since is None else since, reason)
         if since is None and self._observer is not None:
             self._observer.outage_began(server, kind)
 
     def _recovered(self, server: str) -> None:
-        """Tell that it answers, also if it does so in place of a server that failed.
+        """Log that the server answers, also if it replaces a server that failed.
 
-        In a cluster another node may have taken over, and the old one is never asked again.
+        In a cluster another node may have taken over, and the failed one is never asked again.
         """
         now = self._clock()
         for name, (since, charges) in list(self._failing.items()):
@@ -219,15 +219,15 @@ class Failures:
                 server if name == server else f"{server}, asked instead of {name}",
             )
             if name != server:
-                self._over(name, now)
+                self._end_outage(name, now)
                 self._breakers.pop(name, None)
-        self._over(server, now)
+        self._end_outage(server, now)
 
     def _forget_logged(self, beginning: str) -> None:
         for what in [each for each in self._logged if each.startswith(beginning)]:
             self._logged.pop(what, None)
 
-    def _over(self, server: str, now: float) -> None:
+    def _end_outage(self, server: str, now: float) -> None:
         """End the outage of a server, if there is one."""
         if server not in self._outages:
             return
@@ -236,7 +236,7 @@ class Failures:
             self._observer.breaker_changed(server, False)
             self._observer.outage_ended(server, now - since)
 
-    def _tell(
+    def _log_failure(
         self,
         server: str,
         failure: tuple[float, Sequence[Charge]],
@@ -245,12 +245,12 @@ class Failures:
         text: str,
         *arguments: object,
     ) -> None:
-        if kind and not self.first_in_a_while(f"{server} {kind}"):
+        if kind and not self.should_log(f"{server} {kind}"):
             return
         self._failing.setdefault(server, failure)
         log.log(level, text, *arguments)
 
 
 def printable(text: str) -> str:
-    """The text in one line: a key may hold what a user wrote, which must not forge a log line."""
+    """Escape a text so that it stays on one log line: a key may contain text written by a user."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,4 @@
-"""Health: whether a limiter can do its work, as a value."""
+"""Health: whether a limiter works, as a value."""
 
 from __future__ import annotations
 
@@ -12,44 +12,52 @@ from bot_ratelimit.storage.base import ConnectionStatus, Storage
 
 @dataclass(frozen=True, slots=True)
 class ServerHealth:
-    """One server that counts."""
+    """How one Redis server is.
+
+    Attributes:
+        name: Its address as logs name it, for example `127.0.0.1:6379`.
+        connected: Whether there is a connection to it.
+        breaker: `"closed"`, or `"open"` while nothing but a probe now and then is sent to it.
+        out_for: Seconds since it stopped answering; None while it answers.
+        latency: Seconds that its last answer took; None before the first.
+        scripts: False if it refuses scripts; then only a single fixed window can be decided there.
+        problem: What is wrong, and how to fix it; empty if nothing is.
+    """
 
     name: str
     connected: bool
     breaker: Literal["closed", "open"]
-    """Open: the server is left alone, and tried now and then."""
     out_for: float | None
-    """Seconds since it went out of reach; None if it has not."""
     latency: float | None
-    """Seconds that its last answer took; None before the first."""
     scripts: bool
-    """False where it refuses scripts: then MULTI/EXEC decides one fixed window, nothing else."""
     problem: str
-    """What is wrong, and what to do about it; empty if nothing is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a limiter is.
+    """How a limiter is, as `Limiter.health` and `Limiter.check` return it.
 
     With Redis gone for 12 seconds and `on_error="allow"`: `ok` is False, `ready` True, and
     `servers[0].out_for` 12.0.
+
+    Attributes:
+        ok: Whether limits hold on every instance now.
+        ready: Whether the bot can serve updates: False only with `on_error="deny"` while Redis
+            does not answer.
+        source: Where counts are kept.
+        policy: What answers while the storage cannot: the limiter's `on_error`.
+        latency: Seconds that the test call of `check` took; None from `health`.
+        problem: What is wrong, and how to fix it; empty if nothing is.
+        servers: The Redis servers, as far as they are known; empty in memory.
     """
 
     ok: bool
-    """Whether limits hold on every instance now."""
     ready: bool
-    """Whether updates are answered as the policy wants: only `on_error="deny"` needs Redis."""
     source: Literal["redis", "memory"]
-    """Where counts are kept."""
     policy: str
-    """What answers while the storage cannot: `on_error`."""
     latency: float | None
-    """Seconds that the test call of `check` took; of `health`, None."""
     problem: str
-    """What is wrong, and what to do about it; empty if nothing is."""
     servers: tuple[ServerHealth, ...]
-    """The servers that count, as far as they are known; none in memory."""
 
 
 def health_of(
@@ -58,13 +66,13 @@ def health_of(
     on_error: str,
     test: tuple[float, str] | None = None,
 ) -> Health:
-    """What is known of a storage, its connections and its breakers.
+    """Collect what is known of a storage, its connections and its breakers.
 
     Args:
         storage: Where counts are kept.
-        failures: What happened to it.
+        failures: Its circuit breakers and outages.
         on_error: The policy.
-        test: Seconds that a test call took, and what was wrong with it.
+        test: The time of a test call in seconds, and its problem.
     """
     status: Callable[[], list[ConnectionStatus]] = getattr(storage, "status", list)
     found = status()
@@ -100,7 +108,7 @@ def _server(status: ConnectionStatus, failures: Failures) -> ServerHealth:
         out_for=None if outage is None else outage[0],
         latency=status.latency,
         scripts=status.uses_script,
-        problem=status.trouble
+        problem=status.last_error
         or ("" if outage is None else outage[1])
         or _undecidable(status, failures),
     )

@@ -14,8 +14,8 @@ from bot_ratelimit.errors import ConfigError
 MAX_AMOUNT: Final = 1_000_000
 MAX_PERIOD_MS: Final = 366 * 86_400_000
 MAX_FILLING_US: Final = 100 * MAX_PERIOD_MS * 1_000
-"""The longest that a bucket may take to fill, 100 years. Twice of it is exact in a double, so that
-the script, which has no other numbers, rounds nothing."""
+"""The longest time in which a bucket may fill, 100 years in microseconds. Twice this value is exact
+in a double, so that the script, which has no other numbers, rounds nothing."""
 
 _UNITS_MS: Final = {
     "ms": 1,
@@ -25,7 +25,7 @@ _UNITS_MS: Final = {
     **dict.fromkeys(("d", "day", "days"), 86_400_000),
     **dict.fromkeys(("w", "week", "weeks"), 604_800_000),
 }
-# How a period is written: the largest unit that divides it, in full when there is one of it.
+# How a period is written: in the largest unit that divides it, with the full word for one unit.
 _WRITTEN: Final = (
     (604_800_000, "w", "week"),
     (86_400_000, "d", "day"),
@@ -37,18 +37,30 @@ _WRITTEN: Final = (
 
 
 class Algorithm(Enum):
-    """How hits are counted against a limit; docs/algorithms.md draws all three."""
+    """How hits are counted against a limit; docs/algorithms.md draws all three.
+
+    ==================  ====================  ==============================================
+    `FIXED_WINDOW`      `5/10s`               the default: a window that the first hit opens
+    `SLIDING_WINDOW`    `5/10s sliding`       at most 5 in any 10 seconds
+    `TOKEN_BUCKET`      `30/minute burst 5`   5 at once, then one every 2 seconds
+    ==================  ====================  ==============================================
+    """
 
     FIXED_WINDOW = "fixed window"
     SLIDING_WINDOW = "sliding window"
     TOKEN_BUCKET = "token bucket"  # noqa: S105 - a name, not a password
 
-    __hash__ = object.__hash__  # by identity, as members are equal; Enum's own takes far longer
+    __hash__ = object.__hash__  # by identity; Enum's own hash is much slower
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
     """`amount` events in every `period`.
+
+    ::
+
+        Limit(5, 10.0) == Limit.parse("5/10s")
+        str(Limit(20, 60.0, Algorithm.SLIDING_WINDOW)) == "20/minute sliding"
 
     Args:
         amount: Events, 1 to 1,000,000.
@@ -71,7 +83,7 @@ class Limit:
         _check_count("amount", self.amount)
         if isinstance(self.period, bool) or not isinstance(self.period, (int, float)):
             raise ConfigError(f"period={self.period!r}: expected seconds, for example 1.5")
-        in_range = 0 < self.period <= MAX_PERIOD_MS / 1_000  # false for NaN too
+        in_range = 0 < self.period <= MAX_PERIOD_MS / 1_000  # also False for NaN
         period_ms = round(self.period * 1_000) if in_range else 0
         if not 1 <= period_ms <= MAX_PERIOD_MS:
             raise ConfigError(
@@ -101,19 +113,21 @@ class Limit:
 
     @property
     def capacity(self) -> int:
-        """The most that can be granted at one instant, and so the highest cost of one hit."""
+        """The most that can be granted at one moment, and so the highest cost of one hit."""
         return self.amount if self.burst is None else self.burst
 
     @classmethod
     def parse(cls, text: str) -> Limit:
-        """Read a limit: `5/10s`, `20/minute`, `1 per 2 hours`, `5/10s sliding`, `30/s burst 60`.
+        """Parse a limit: `5/10s`, `20/minute`, `1 per 2 hours`, `5/10s sliding`, `30/s burst 60`.
 
-        `AMOUNT / PERIOD` or `AMOUNT per PERIOD`. A period is `[N]UNIT`, with the units ms, s,
-        sec, second(s), m, min, minute(s), h, hour(s), d, day(s), w, week(s). Spaces are free.
-        `sliding` picks the sliding window; `bucket` or `burst N` the token bucket.
+        The format is `AMOUNT / PERIOD` or `AMOUNT per PERIOD`. A period is `[N]UNIT`, with the
+        units ms, s, sec, second(s), m, min, minute(s), h, hour(s), d, day(s), w, week(s). Spaces
+        are optional. `sliding` selects the sliding window; `bucket` or `burst N` selects the token
+        bucket.
 
         Raises:
-            ConfigError: Anything else, with the text, the place and an example.
+            ConfigError: The text is not a limit; the message has the text, the place and an
+                example.
         """
         if not isinstance(text, str):
             raise ConfigError(f"{text!r}: expected text such as '5/10s'")
@@ -121,7 +135,7 @@ class Limit:
 
     @classmethod
     def of(cls, value: Limit | str | float) -> Limit:
-        """A limit from what people write: itself, its text, or a number of seconds per event.
+        """Return a limit for a Limit, its text, or a number of seconds per event.
 
         Raises:
             ConfigError: The value is none of these, or out of range.
@@ -137,7 +151,7 @@ class Limit:
         return cls(1, value)
 
     def __str__(self) -> str:
-        """The shortest text that `parse` reads back as this limit."""
+        """The shortest text that `parse` reads as this limit."""
         unit_ms, short, full = next(u for u in _WRITTEN if self.period_ms % u[0] == 0)
         count = self.period_ms // unit_ms
         text = f"{self.amount}/{full if count == 1 else f'{count}{short}'}"
@@ -161,7 +175,7 @@ def _check_count(name: str, value: object) -> None:
 
 
 class _Reader:
-    """Takes a text apart from left to right and can say where it stopped."""
+    """Reads a text from left to right and reports where it stopped."""
 
     def __init__(self, text: str, example: str) -> None:
         self.text = text
@@ -195,7 +209,7 @@ class _Reader:
 
 
 def _foreign_letter(text: str) -> str:
-    """What a letter is that looks like a Latin one and is none."""
+    """Name a letter that looks like a Latin one but is not."""
     letter = text[:1]
     if not letter.isalpha() or letter.isascii():
         return ""
@@ -203,10 +217,10 @@ def _foreign_letter(text: str) -> str:
 
 
 def parse_period(text: str) -> float:
-    """Seconds from a period: `15m`, `1.5 hours`, `day`.
+    """Parse a period, for example `15m`, `1.5 hours` or `day`, and return its seconds.
 
     Raises:
-        ConfigError: The text is something else, with the text, the place and an example.
+        ConfigError: The text is not a period; the message has the text, the place and an example.
     """
     reader = _Reader(text, "a period is [N]UNIT, for example '15m'")
     seconds = _period(reader)

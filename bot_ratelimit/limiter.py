@@ -1,4 +1,4 @@
-"""Limiter: rules, a storage and what to do when it fails, put together into a Decision."""
+"""Limiter: combines rules, a storage and a failure policy into a Decision."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from typing import Final, Literal, TypeAlias, get_args
 from bot_ratelimit.algorithms import Undecided, Verdict
 from bot_ratelimit.bans import (
     Bans,
-    check_banned,
-    check_length,
+    check_ban_length,
+    check_bannable,
     check_page,
-    check_somebody,
-    check_words,
+    check_target,
+    check_text,
     penalty_charges,
 )
-from bot_ratelimit.charges import charges_of, check_subject, counts_of, once_key, payments_of
+from bot_ratelimit.charges import (
+    adjustment_charges,
+    check_subject,
+    hit_charges,
+    once_key,
+    reset_charges,
+)
 from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision, Source, conclude
 from bot_ratelimit.errors import ConfigError, RefusedError, StorageError
@@ -32,7 +38,7 @@ from bot_ratelimit.rule import (
     RuleLike,
     Rules,
     Subject,
-    check_payment,
+    check_adjustment,
     check_prefix,
     rules_of,
 )
@@ -41,7 +47,7 @@ from bot_ratelimit.statistics import HourCount, Refusals, Statistics
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.storage.memory import MemoryStorage, check_size
-from bot_ratelimit.waiting import Queues, Waiter, check_wait
+from bot_ratelimit.wait_queue import Waiter, WaitQueues, check_wait
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -49,22 +55,33 @@ OnError: TypeAlias = Literal["allow", "deny", "memory"]
 
 
 class Limiter:
-    """Decides about hits, and answers whatever happens to the storage.
+    """Decides about hits, and always answers, even when the storage fails.
+
+    ::
+
+        limiter = Limiter(RedisStorage(redis), key_prefix="my_bot")
+        decision = await limiter.hit("5/10s", Subject(user=42))
+        if decision.allowed:
+            ...
+        await limiter.close()
 
     Args:
         storage: Where counts are kept.
-        key_prefix: What every key begins with; bots that share a server need different ones.
-        on_error: Who answers when the storage cannot: `"allow"` and `"deny"` say the same to
-            everybody, `"memory"` applies the rules in this process, so that n instances let n
-            times as much through.
-        timeout: Seconds that a decision may take, above 0; 0.25 unless given.
-        memory_size: The most keys that `on_error="memory"` keeps; see `MemoryStorage`.
-        clock: Seconds from any starting point; times the pauses between attempts in an outage.
-        observer: Hears of every decision; one or several, see `Observer`.
-        statistics: Whether decisions are counted by hour, over all instances, see `statistics`.
+        key_prefix: The prefix of every key. Bots that share a server need different prefixes.
+        on_error: The answer when the storage fails. `"allow"` (the default) and `"deny"` answer all
+            hits the same way; `"memory"` applies the rules in this process, so that n instances let
+            n times as much through.
+        timeout: The maximum time of a decision in seconds, above 0 and at most 3600; 0.25 by
+            default.
+        memory_size: The maximum number of keys for `on_error="memory"`, 10,000 by default; see
+            `MemoryStorage`.
+        clock: Returns seconds from any starting point; used for the pauses between attempts in an
+            outage.
+        observer: One or several observers of every decision; see `Observer`.
+        statistics: Whether decisions are counted by hour over all instances; see `statistics`.
 
     Raises:
-        ConfigError: An argument is not one of these.
+        ConfigError: An argument is invalid.
     """
 
     def __init__(
@@ -100,16 +117,21 @@ class Limiter:
             observe(self._observer)
         self._bans = Bans(storage, self.key_prefix, self.timeout)
         self._slots: Slots | None = None
-        self._queues = Queues(self, self._troubled)
+        self._queues = WaitQueues(self, self._is_unreachable)
 
     @property
     def observer(self) -> Observer | None:
-        """Who hears of what happens here; all observers as one, which never raises."""
+        """All observers of this limiter as one that never raises; None if there are none."""
         return self._observer
 
     @property
+    def keeps_statistics(self) -> bool:
+        """Whether decisions are counted by hour, see `statistics`."""
+        return self._statistics is not None
+
+    @property
     def storage(self) -> Storage:
-        """The storage that answers while all is well."""
+        """The storage that decides unless it fails."""
         return self._storage
 
     async def hit(
@@ -119,72 +141,84 @@ class Limiter:
         cost: int | None = None,
         once: str | None = None,
         *,
-        _look: bool = False,  # what `peek` asks for
-        _tell: bool = True,  # whether observers hear of it
-        _awake: bool = False,  # whether the copy of the bans is seen to
-        _outgoing: bool = False,  # what the bot sends: no ban is for that
+        _peek: bool = False,  # used by `peek`
+        _notify: bool = True,  # whether observers are told
+        _bans_loaded: bool = False,  # whether the copy of the bans has been checked
+        _outgoing: bool = False,  # for requests of the bot, to which bans do not apply
     ) -> Decision:
         """Decide whether the subject may go on now, and charge it if so.
 
+        ::
+
+            decision = await limiter.hit(["1/s", Rule("20/day", name="ai")], Subject(user=42))
+
         Args:
-            rules: One rule, or several that are decided together: all are charged, or none is.
-            subject: Who asks. A rule that lacks an id of it does not apply.
-            cost: Taken from each rule instead of the rule's own cost; 0 looks without charging.
-            once: A token (an album, an update): hits with the same token, rules and subject
-                within 60 seconds share one verdict and one charge, on every instance.
+            rules: One rule, or several that are decided together: either all are charged or none.
+            subject: Whom the hit counts for. A rule whose scope needs an id that the subject lacks
+                does not apply.
+            cost: Charged to each rule instead of the rule's own cost; 0 only looks and charges
+                nothing.
+            once: A token, for example of an album or an update. Hits with the same token, rules and
+                subject within 60 seconds share one verdict and one charge, on all instances.
 
         Raises:
-            ConfigError: The rules or the cost make no sense. A failing storage never raises.
+            ConfigError: The rules or the cost are invalid. A failing storage never raises.
         """
-        if self._observer is not None and _tell:
-            return await self._told(rules, subject, cost, once, _look)
+        if self._observer is not None and _notify:
+            return await self._observed_hit(rules, subject, cost, once, _peek)
         if not isinstance(rules, Rules):
             rules = rules_of(rules)
-        charges, applied = charges_of(self.key_prefix, rules, subject, cost or None)
+        charges, applied = hit_charges(self.key_prefix, rules, subject, cost or None)
         bans = self._bans
         bans.used = bans.used or not _outgoing
-        if bans.asleep and not (_awake or _outgoing):  # the first decision after a pause, or of all
+        if bans.is_stale and not (
+            _bans_loaded or _outgoing
+        ):  # the first decision, or the first after a pause
             began = self._clock()
             decision = await self.hit(
-                rules, subject, cost, once, _look=_look, _tell=False, _awake=True
+                rules, subject, cost, once, _peek=_peek, _notify=False, _bans_loaded=True
             )
             if decision.source == self._storage.source:
-                await bans.awake(self.timeout - (self._clock() - began))
+                await bans.ensure_fresh(self.timeout - (self._clock() - began))
             else:
-                bans.wake()
-            banned = self._banned(rules, subject)
+                bans.refresh_soon()
+            banned = self._refusal_of_banned(rules, subject)
             return decision if banned is None else banned
-        if bans.current and not _outgoing and (banned := self._banned(rules, subject)) is not None:
+        if (
+            bans.current
+            and not _outgoing
+            and (banned := self._refusal_of_banned(rules, subject)) is not None
+        ):
             return banned
         if not charges:
             return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
-        look = _look or cost == 0
-        token = None if once is None or look else once_key(self.key_prefix, once, charges)
-        if self._memory is not None and not look:  # it answers at once and cannot fail
+        peek = _peek or cost == 0
+        token = None if once is None or peek else once_key(self.key_prefix, once, charges)
+        if self._memory is not None and not peek:  # memory answers at once and cannot fail
             verdicts: Sequence[Verdict] = self._memory.decide(charges, token)
-            return self._concluded(subject, charges, applied, verdicts, "memory")
+            return self._conclude(subject, charges, applied, verdicts, "memory")
         storage = self._storage
         server = storage.server(charges)
         breaker = self._failures.breaker(server)
         ticket = breaker.admit(self._clock())
         if ticket is None:
-            return await self._answer_without(subject, charges, applied, token, look)
+            return await self._answer_by_policy(subject, charges, applied, token, peek)
         try:
-            if look:
+            if peek:
                 verdicts = await storage.peek(charges, timeout=self.timeout)
             else:
                 verdicts = await storage.hit(charges, once=token, timeout=self.timeout)
         except StorageError as error:
             self._failures.failed(server, breaker, ticket, error, charges)
         except Exception as error:
-            self._failures.faulty(server, breaker, ticket, error)
+            self._failures.rejected(server, breaker, ticket, error)
         except BaseException:
             breaker.abandoned(ticket)
             raise
         else:
             self._failures.succeeded(server, breaker, ticket)
-            return self._concluded(subject, charges, applied, verdicts, storage.source, look)
-        return await self._answer_without(subject, charges, applied, token, look)
+            return self._conclude(subject, charges, applied, verdicts, storage.source, peek)
+        return await self._answer_by_policy(subject, charges, applied, token, peek)
 
     async def peek(
         self,
@@ -192,17 +226,25 @@ class Limiter:
         subject: Subject,
         cost: int | None = None,
     ) -> Decision:
-        """What `hit` would answer now; charges nothing and counts no attempt.
+        """Return what `hit` would answer now, without charging or counting anything.
 
-        A ban that the hit would bring on is part of the answer. Only `remaining` is what is left
-        now, before the hit: an allowed hit leaves its cost less.
+        ::
+
+            decision = await limiter.peek("5/10s", Subject(user=42))
+            print(decision.remaining, "left")
+
+        The answer includes a ban that the hit would cause. Only `remaining` is the value before the
+        hit: an allowed hit would leave its cost less.
 
         Args:
             rule: One rule, or several that are decided together.
-            subject: Who would ask.
-            cost: What the hit would take from each rule instead of the rule's own cost.
+            subject: Whom the hit would count for.
+            cost: What the hit would charge to each rule instead of the rule's own cost.
+
+        Raises:
+            ConfigError: The rules or the cost are invalid. A failing storage never raises.
         """
-        return await self.hit(rule, subject, cost, _look=True)
+        return await self.hit(rule, subject, cost, _peek=True)
 
     async def acquire(
         self,
@@ -211,30 +253,36 @@ class Limiter:
         cost: int | None = None,
         timeout: float | None = None,
     ) -> Decision:
-        """Wait until the subject may go on, and charge it then; `Decision.waited` says how long.
+        """Wait until the subject may go on, and charge it then.
 
-        Within a process it is first come, first served; over instances nobody starves. A caller
-        who would have to wait longer than `timeout` is refused as soon as that is known and charged
-        nothing; so is a call beyond 10,000 that wait already. If Redis fails meanwhile, `on_error`
-        answers. A call that is cancelled is charged nothing.
+        `Decision.waited` is the time that it took.
+
+        ::
+
+            decision = await limiter.acquire("10/s", Subject(user=42), timeout=5)
+
+        Within a process callers are served in order; between instances no caller starves. A caller
+        that would have to wait longer than `timeout` is refused as soon as this is known, and is
+        not charged. The same happens if 10,000 callers already wait. If Redis fails in the
+        meantime, `on_error` answers. A cancelled call is not charged.
 
         Args:
-            rules: One rule, or several. Waiting never leads to a ban, but a user whom a `Penalty`
-                among them bans when the wait begins is refused.
-            subject: Who waits. A rule that lacks an id of it does not apply.
-            cost: Taken from each rule instead of the rule's own cost.
-            timeout: Seconds from 0 up; None waits as long as it takes.
+            rules: One rule, or several. Waiting never causes a ban, but a user who is banned by a
+                `Penalty` among the rules when the wait begins is refused.
+            subject: Whom the hit counts for. A rule whose scope needs an id that the subject lacks
+                does not apply.
+            cost: Charged to each rule instead of the rule's own cost.
+            timeout: The maximum wait in seconds, 0 or more; None (the default) waits as long as it
+                takes.
 
         Raises:
-            ConfigError: An argument makes no sense. A failing storage never raises.
+            ConfigError: An argument is invalid. A failing storage never raises.
         """
         check_wait(timeout)
         rules = rules_of(rules)
-        charges, applied = charges_of(self.key_prefix, rules, subject, cost)
+        charges, applied = hit_charges(self.key_prefix, rules, subject, cost)
         if not charges:
-            return await self.hit(
-                rules, subject, cost
-            )  # which knows of bans, and waits for nothing
+            return await self.hit(rules, subject, cost)  # this checks bans, and waits for nothing
         bans = Rules(rule for rule in applied if isinstance(rule, Penalty))
         limits = Rules(rule for rule in applied if not isinstance(rule, Penalty))
         if bans:
@@ -251,27 +299,33 @@ class Limiter:
     async def charge(
         self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
     ) -> Decision:
-        """Charge the subject whatever is left: what something costs is known only afterwards.
+        """Charge the subject even above the limit, for costs that are known only afterwards.
 
-        What the limit cannot grant becomes a debt, and everything is refused until it is paid, just
-        as long as an honest payment would have taken. A debt is at most what the limit grants in
-        366 days, and at most 1,000,000; docs/algorithms.md has an example for each algorithm.
+        ::
+
+            await limiter.charge("2000/hour", Subject(user=42), 1830)
+
+        What exceeds the limit becomes a debt: everything is refused until the debt is paid, which
+        takes as long as the limit needs to grant the same amount. A debt is at most what the limit
+        grants in 366 days, and at most 1,000,000. docs/algorithms.md has an example for each
+        algorithm.
 
         Args:
-            rules: One rule, or several that are charged together. A `Penalty` is left out.
-            subject: Who pays. A rule that lacks an id of it does not apply.
-            cost: Taken from each rule, 1 to 1,000,000.
+            rules: One rule, or several that are charged together. A `Penalty` is ignored.
+            subject: Whom the charge counts for. A rule whose scope needs an id that the subject
+                lacks does not apply.
+            cost: Charged to each rule, 1 to 1,000,000.
 
         Returns:
-            What a hit of cost 1 would be told next.
+            The decision that a next hit of cost 1 would get.
 
         Raises:
             StorageError: The storage did not answer. It is unknown whether the cost was charged,
-                except after a `NotConnectedError` or `QueueFullError`: then it was not.
-            ConfigError: The rules or the cost make no sense, or the storage refuses the command.
+                except after a `NotConnectedError` or a `QueueFullError`: then it was not.
+            ConfigError: The rules or the cost are invalid, or the storage refuses the command.
         """
-        check_payment(cost, None)
-        charges, applied = payments_of(self.key_prefix, rules, subject, cost)
+        check_adjustment(cost, None)
+        charges, applied = adjustment_charges(self.key_prefix, rules, subject, cost)
         if not charges:
             return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
         verdicts = await self._storage.charge(charges, timeout=self.timeout)
@@ -285,27 +339,31 @@ class Limiter:
         *,
         age: float | None = None,
     ) -> Decision:
-        """Give back what was charged, as far as it still counts; never above full.
+        """Refund a charge as far as it still counts; never above full.
 
-        A storage does not remember who paid for what: without `age`, the charge is taken to have
-        been made in the window that runs now.
+        ::
+
+            await limiter.refund("2000/hour", Subject(user=42), 1830, age=2.5)
+
+        A storage does not record who was charged for what. Without `age`, the charge is taken to be
+        of the current window.
 
         Args:
-            rules: One rule, or several that get it back together. A `Penalty` is left out.
-            subject: Who was charged.
-            cost: Given back to each rule, 1 to 1,000,000.
-            age: Seconds since the charge was confirmed: `time.monotonic()` now, less what it was
-                then. Nothing is given back of what began after the charge.
+            rules: One rule, or several that are refunded together. A `Penalty` is ignored.
+            subject: Whom the charge counted for.
+            cost: Refunded to each rule, 1 to 1,000,000; 1 by default.
+            age: Seconds since the charge was confirmed: `time.monotonic()` now minus its value
+                then. Whatever began after the charge is not refunded.
 
         Returns:
-            What a hit of cost 1 would be told next.
+            The decision that a next hit of cost 1 would get.
 
         Raises:
             StorageError: The storage did not answer; see `charge`.
-            ConfigError: An argument makes no sense, or the storage refuses the command.
+            ConfigError: An argument is invalid, or the storage refuses the command.
         """
-        check_payment(cost, age)
-        charges, applied = payments_of(self.key_prefix, rules, subject, cost)
+        check_adjustment(cost, age)
+        charges, applied = adjustment_charges(self.key_prefix, rules, subject, cost)
         if not charges:
             return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
         age_us = min(int((age or 0) * 1_000_000), 2 * MAX_FILLING_US)
@@ -313,19 +371,23 @@ class Limiter:
         return conclude(applied, verdicts, self._storage.source, [1] * len(charges))
 
     async def reset(self, rule: RuleLike | Iterable[RuleLike], subject: Subject) -> bool:
-        """Forget what the subject was charged; True if there was something.
+        """Delete the counts of a subject; return True if there were any.
 
-        Verdicts that hits with one token (`once`) share are forgotten too. Strikes and bans of a
-        `Penalty` are forgotten if it is among the rules.
+        ::
 
-        With `on_error="memory"`, what this process counted is forgotten also while Redis is out
-        of reach; the log then says that Redis still has its own counts.
+            await limiter.reset("5/10s", Subject(user=42))
+
+        Verdicts that hits share by a token (`once`) are deleted too. If a `Penalty` is among the
+        rules, its strikes and bans are deleted.
+
+        With `on_error="memory"`, the counts of this process are deleted even while Redis is
+        unreachable. The log then says that Redis still has its own counts.
 
         Raises:
-            StorageError: The storage is out of reach; nothing was forgotten.
-            ConfigError: The storage refuses the command, or the rule makes no sense.
+            StorageError: The storage is unreachable, and nothing was deleted.
+            ConfigError: The storage refuses the command, or a rule is invalid.
         """
-        charges = counts_of(self.key_prefix, rules_of(rule), subject)
+        charges = reset_charges(self.key_prefix, rules_of(rule), subject)
         if not charges:
             return False
         found = 0
@@ -338,17 +400,17 @@ class Limiter:
                 raise
             log.warning(
                 "A reset holds in this process only: %s. Repeat it when Redis answers again, to "
-                "forget what Redis has counted (%s)",
+                "delete the counts in Redis (%s)",
                 str(error).rstrip("."),
                 ", ".join(charge.key for charge in charges),
             )
-        self._bans.lifted(subject, charges)
+        self._bans.remove_penalty_bans(subject, charges)
         return found > 0
 
     def slot(
         self, concurrency: Concurrency, subject: Subject, timeout: float | None = 0
     ) -> SlotContext:
-        """Hold one of so many slots while a block runs, on all instances together.
+        """Hold a slot while a block runs; `concurrency` limits the slots over all instances.
 
         ::
 
@@ -356,18 +418,18 @@ class Limiter:
                 if slot.allowed:
                     ...
 
-        The slot is free again when the block ends, however it ends, and within the lease if the
-        process is killed. `slot` is a Decision that also says when the slot is lost; see `Slot`.
+        The slot is released when the block ends in any way. If the process is killed, the slot is
+        free when its lease ends. `slot` is a Decision that also says when the slot is lost; see
+        `Slot`.
 
         Args:
             concurrency: How many slots there are, and who shares them.
-            subject: Who asks.
-            timeout: Seconds from 0 up to wait for a slot, in the order of this process's callers;
-                None waits as long as it takes.
+            subject: Who takes the slot.
+            timeout: The maximum wait in seconds, 0 by default; None waits without a limit. The
+                callers of this process are served in order.
 
         Raises:
-            ConfigError: An argument makes no sense. A failing storage never raises; `on_error`
-                answers.
+            ConfigError: An argument is invalid. A failing storage never raises: `on_error` answers.
         """
         if not isinstance(concurrency, Concurrency):
             raise ConfigError(
@@ -394,16 +456,22 @@ class Limiter:
         subject: Subject,
         cost: int | None = None,
     ) -> AsyncIterator[Decision]:
-        """Run a block only if the subject may go on; for code that is no handler.
+        """Run a block only if the subject may go on; for code outside of handlers.
 
         ::
 
             async with limiter.limit("5/minute", Subject(user=42)):
                 ...
 
+        Args:
+            rules: One rule, or several that are decided together.
+            subject: Whom the hit counts for.
+            cost: Charged to each rule instead of the rule's own cost.
+
         Raises:
-            RefusedError: It may not; the block does not run. The error has the Decision.
-            ConfigError: The rules or the cost make no sense.
+            RefusedError: The hit was refused, and the block does not run. The error contains the
+                Decision.
+            ConfigError: The rules or the cost are invalid.
         """
         decision = await self.hit(rules, subject, cost)
         if not decision.allowed:
@@ -413,39 +481,52 @@ class Limiter:
     async def ban(
         self, subject: Subject, length: float | str | None = None, reason: str = "", by: str = ""
     ) -> Ban:
-        """Refuse everything countable of a user, a chat, or a user in a chat.
+        """Ban a user, a chat, or a user in a chat: all their hits are refused.
 
-        This limiter knows it at once, the others on this storage and prefix within a second. A
-        ban by hand replaces an earlier one; it needs no `Penalty`.
+        ::
+
+            await limiter.ban(Subject(user=42), "1h", reason="spam", by="Anna")
+
+        This limiter applies the ban at once, other limiters with this storage and prefix within a
+        second. A ban replaces an earlier one; it needs no `Penalty`.
 
         Args:
-            subject: Who; of all bots that share the prefix, or of the one that it names.
-            length: Seconds or a text such as `"1h"`, at most ten years; None for good.
-            reason: Why, for the list.
-            by: Who says so, for the list.
+            subject: Who is banned: by all bots that share the prefix, or by the bot that the
+                subject names.
+            length: Seconds, or a period such as `"1h"`, at most ten years; None (the default) bans
+                permanently.
+            reason: Why, for the list of bans.
+            by: Who imposed the ban, for the list of bans.
+
+        Returns:
+            The ban, with its end.
 
         Raises:
-            ConfigError: An argument makes no sense, or there are 100,000 bans already.
-            StorageError: The storage is out of reach; whether the ban holds is not known.
+            ConfigError: An argument is invalid, or there are already 100,000 bans.
+            StorageError: The storage is unreachable; it is unknown whether the ban is in force.
         """
-        check_banned(subject)
-        seconds = check_length(length)
+        check_bannable(subject)
+        seconds = check_ban_length(length)
         return await self._bans.ban(
-            subject, seconds, check_words("reason", reason), check_words("by", by)
+            subject, seconds, check_text("reason", reason), check_text("by", by)
         )
 
     def is_banned(self, subject: Subject) -> bool:
-        """Whether a ban by hand holds, as far as this process knows; asks nobody."""
+        """Whether a subject is banned by hand, as far as this process knows; sends no request."""
         return bool(self._bans.current) and self._bans.left(subject) > 0
 
     async def unban(self, subject: Subject) -> bool:
-        """Lift every ban of a subject, also that of a `Penalty`; True if there was one.
+        """Lift all bans of a subject, also those of a `Penalty`; return True if there were any.
+
+        ::
+
+            await limiter.unban(Subject(user=42))
 
         Raises:
-            ConfigError: The subject names nobody.
-            StorageError: The storage is out of reach; some of it may be lifted.
+            ConfigError: The subject names neither a user nor a chat.
+            StorageError: The storage is unreachable; some of the bans may be lifted.
         """
-        dropped = await self._bans.unban(check_somebody(subject))
+        dropped = await self._bans.unban(check_target(subject))
         charges = penalty_charges(self.key_prefix, subject, dropped)
         found = await self._storage.reset(charges, timeout=self.timeout) if charges else 0
         if self._standby is not None and charges:
@@ -453,29 +534,57 @@ class Limiter:
         return bool(dropped) or found > 0
 
     async def bans(self, offset: int = 0, limit: int = 100) -> list[Ban]:
-        """Bans that hold, those by a `Penalty` too, a page at a time; the first end soonest.
+        """Return one page of the current bans, including those of a `Penalty`.
+
+        ::
+
+            for ban in await limiter.bans(offset=0, limit=50):
+                print(ban.subject.user, ban.until, ban.reason)
+
+        The ban that ends first comes first.
+
+        Args:
+            offset: How many bans to skip.
+            limit: The size of the page, 1 to 1000.
 
         Raises:
-            ConfigError: These numbers make no page.
-            StorageError: The storage is out of reach.
+            ConfigError: `offset` or `limit` is invalid.
+            StorageError: The storage is unreachable.
         """
         return await self._bans.page(*check_page(offset, limit))
 
+    async def bans_of(self, subject: Subject) -> list[Ban]:
+        """Return the bans that refuse a subject, the one that ends last first.
+
+        They are those of the user, of the chat and of the user in the chat, by hand and by a
+        `Penalty`.
+
+        Raises:
+            ConfigError: The subject names neither a user nor a chat.
+            StorageError: The storage is unreachable.
+        """
+        return await self._bans.of(check_target(subject))
+
     def open(self) -> None:
-        """Begin to connect, so that the first decision need not wait for it."""
+        """Start to connect, so that the first decision need not wait for it."""
         self._storage.open()
 
     async def health(self) -> Health:
-        """How the limiter is, as far as it knows; asks nobody."""
+        """Return the state of the limiter as far as it is known, without a request."""
         return health_of(self._storage, self._failures, self.on_error)
 
     async def check(self) -> Health:
-        """How the limiter is after a test call, which charges nothing of any user.
+        """Return the state of the limiter after a test call, which charges no user.
 
-        The call is a real hit, on the key `<prefix>:ratelimit:check`, whatever the circuit breaker
-        says; so it finds out about permissions, a read-only server and full memory, too.
-        On a server that refuses scripts all is well as long as nobody asked for a rule that needs
-        one; then `problem` names what could not be decided.
+        ::
+
+            health = await limiter.check()
+            print(health.ok, health.problem)
+
+        The call is a real hit on the key `<prefix>:ratelimit:check`, even if the circuit breaker is
+        open. So it also detects missing permissions, a read-only server and full memory.
+        A server that refuses scripts is fine until a rule needs a script: then `problem` names what
+        could not be decided.
         """
         problem, began = "", time.perf_counter()
         try:
@@ -488,32 +597,59 @@ class Limiter:
         return health_of(self._storage, self._failures, self.on_error, (seconds, problem))
 
     async def statistics(self, hours: int = 24) -> tuple[HourCount, ...]:
-        """Decisions by hour, rule and outcome, over all instances; needs `statistics=True`.
+        """Return the decisions by hour, rule and outcome over all instances.
+
+        ::
+
+            for each in await limiter.statistics(hours=24):
+                print(each.hour, each.rule, each.outcome, each.count)
+
+        It needs `statistics=True`.
 
         Args:
-            hours: The current hour and those before it, 1 to 48.
+            hours: How many hours, 1 to 48, including the current one; 24 by default.
 
         Raises:
-            StorageError: Redis is out of reach.
-            ConfigError: Statistics are switched off, or hours makes no sense.
+            StorageError: Redis is unreachable.
+            ConfigError: Statistics are off, or `hours` is invalid.
         """
-        return await self._counted_by_hour().read(hours)
+        return await self._require_statistics().read(hours)
 
     async def top_refused(self, n: int = 10, hours: int = 24) -> tuple[Refusals, ...]:
-        """The users who were refused most, the worst first; needs `statistics=True`.
+        """Return the users who were refused most often, the worst first; needs `statistics=True`.
+
+        ::
+
+            for worst in await limiter.top_refused(10):
+                print(worst.user, worst.count)
 
         Args:
-            n: How many users, 1 to 1000.
-            hours: The current hour and those before it, 1 to 48.
+            n: How many users, 1 to 1000; 10 by default.
+            hours: How many hours, 1 to 48, including the current one; 24 by default.
 
         Raises:
-            StorageError: Redis is out of reach.
-            ConfigError: Statistics are switched off, or a number makes no sense.
+            StorageError: Redis is unreachable.
+            ConfigError: Statistics are off, or an argument is invalid.
         """
-        return await self._counted_by_hour().top_refused(n, hours)
+        return await self._require_statistics().top_refused(n, hours)
+
+    async def refused(self, user: int, hours: int = 24) -> int:
+        """Return how often a user was refused; needs `statistics=True`.
+
+        For each hour, only the 1000 users who were refused most often are known.
+
+        Args:
+            user: The user's id.
+            hours: How many hours, 1 to 48, including the current one; 24 by default.
+
+        Raises:
+            StorageError: Redis is unreachable.
+            ConfigError: Statistics are off, or an argument is invalid.
+        """
+        return await self._require_statistics().refused(user, hours)
 
     async def close(self) -> None:
-        """Close the storage, after what is left was told to the observers."""
+        """Tell the observers what is left, write the statistics, and close the storage."""
         await self._queues.close()
         await self._bans.close()
         if self._slots is not None:
@@ -524,58 +660,57 @@ class Limiter:
             self._observer.close()
         await self._storage.close()
 
-    def _counted_by_hour(self) -> Statistics:
+    def _require_statistics(self) -> Statistics:
         if self._statistics is None:
             raise ConfigError(
-                "statistics are switched off: pass statistics=True to Limiter or "
-                "RateLimitMiddleware"
+                "statistics are off: pass statistics=True to Limiter or RateLimitMiddleware"
             )
         return self._statistics
 
-    async def _told(
+    async def _observed_hit(
         self,
         rules: RuleLike | Iterable[RuleLike],
         subject: Subject,
         cost: int | None,
         once: str | None,
-        look: bool,
+        peek: bool,
     ) -> Decision:
-        """A hit of which the observers hear. It is timed only here."""
+        """Decide a hit and tell the observers. Only here decisions are timed."""
         began = time.perf_counter()
-        decision = await self.hit(rules, subject, cost, once, _look=look, _tell=False)
-        if not look and cost != 0 and self._observer is not None:
+        decision = await self.hit(rules, subject, cost, once, _peek=peek, _notify=False)
+        if not peek and cost != 0 and self._observer is not None:
             self._observer.decided(decision, subject, time.perf_counter() - began)
         return decision
 
-    def _banned(self, rules: Rules, subject: Subject) -> Decision | None:
-        """The refusal of a subject that is banned by hand; None if it is not."""
+    def _refusal_of_banned(self, rules: Rules, subject: Subject) -> Decision | None:
+        """The refusal of a subject that is banned by hand; None if it is not banned."""
         left = self._bans.left(subject)
         if not left:
             return None
         return Decision(False, rules[0], 0, left, left, self._storage.source, banned=True)
 
-    def _troubled(self, charges: Sequence[Charge]) -> bool:
-        """Whether the server of these charges is known to be out of reach."""
+    def _is_unreachable(self, charges: Sequence[Charge]) -> bool:
+        """Whether the server of these charges is known to be unreachable."""
         server = self._storage.server(charges)
-        # A server to which there is no connection is in an outage with its circuit closed.
+        # If there is no connection to a server, it is in an outage although its circuit is closed.
         return not self._failures.breaker(server).closed or bool(self._failures.outage(server))
 
-    async def _answer_without(
+    async def _answer_by_policy(
         self,
         subject: Subject,
         charges: list[Charge],
         rules: list[Rule],
         once: str | None,
-        look: bool,
+        peek: bool,
     ) -> Decision:
-        """The answer of the policy, when the storage has none."""
+        """Answer by the policy, because the storage has no answer."""
         if self._standby is not None:
-            if look:
+            if peek:
                 verdicts = await self._standby.peek(charges, timeout=self.timeout)
             else:
                 verdicts = self._standby.decide(charges, once)
-            return self._concluded(subject, charges, rules, verdicts, self._standby.source, look)
-        # A shadow rule never refuses, whatever the policy.
+            return self._conclude(subject, charges, rules, verdicts, self._standby.source, peek)
+        # A shadow rule never refuses, whatever the policy is.
         real = [i for i, rule in enumerate(rules) if not rule.shadow]
         first = real[0] if real else 0
         rule, limit = rules[first], charges[first].limit
@@ -585,37 +720,37 @@ class Limiter:
         wait = breaker.wait(self._clock()) or self.timeout
         return Decision(False, rule, 0, wait, wait, "policy")
 
-    def _concluded(
+    def _conclude(
         self,
         subject: Subject,
         charges: Sequence[Charge],
         rules: Sequence[Rule],
         verdicts: Sequence[Verdict],
         source: Source,
-        look: bool = False,
+        peek: bool = False,
     ) -> Decision:
-        if look:
+        if peek:
             costs = [0 if charge.penalty else charge.cost for charge in charges]
             return conclude(rules, verdicts, source, costs)
         decision = conclude(rules, verdicts, source)
         if decision.shadow:
             self._failures.would_have_refused(decision.shadow)
         if decision.banned:
-            self._tell_of_bans(subject, charges, verdicts)
+            self._report_bans(subject, charges, verdicts)
         if (len(rules) > 1 or rules[0].shadow) and Undecided in map(type, verdicts):
             self._failures.undecided(rules, verdicts)
         return decision
 
-    def _tell_of_bans(
+    def _report_bans(
         self, subject: Subject, charges: Sequence[Charge], verdicts: Sequence[Verdict]
     ) -> None:
         for charge, verdict in zip(charges, verdicts, strict=True):
-            self._bans.penalized(subject, charge, verdict)
+            self._bans.add_penalty_ban(subject, charge, verdict)
             penalty = charge.penalty
-            if penalty is None or penalty.imposed:  # what imposed it has more to say
+            if penalty is None or penalty.imposed:  # the code that imposes it reports it
                 continue
             if not verdict.wait and not verdict.remaining:
-                # Not refused by the ban yet, and no strike left: this hit brought it on.
+                # The ban did not refuse this hit, and no strike is left: this hit caused the ban.
                 seconds = verdict.reset / 1_000_000
                 log.warning("Banned for %g s: %s (%s)", seconds, printable(charge.key), penalty)
                 if self._observer is not None:
@@ -626,7 +761,7 @@ _CHECK_LIMIT: Final = Limit(MAX_AMOUNT, 1.0)
 
 
 def _check_storage(storage: object) -> None:
-    """Raise ConfigError for what is no storage; it would fail only later, and for every update."""
+    """Raise ConfigError for an object that is not a storage; otherwise every update would fail."""
     kind = storage if isinstance(storage, type) else type(storage)
     if kind is not storage and all(
         hasattr(storage, name) for name in ("source", "hit", "peek", "reset", "close")
@@ -640,11 +775,11 @@ def _check_storage(storage: object) -> None:
     else:
         fix = "pass RedisStorage(client) or MemoryStorage()"
     what = "the class" if kind is storage else "a"
-    raise ConfigError(f"storage is {what} {name}, which is no storage: {fix}")
+    raise ConfigError(f"storage is {what} {name}, which is not a storage: {fix}")
 
 
 def check_timeout(value: object) -> float:
-    """The time-out itself, if it is a positive number of seconds.
+    """Return the time-out if it is a valid number of seconds.
 
     Raises:
         ConfigError: It is not.

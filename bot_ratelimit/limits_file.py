@@ -1,4 +1,4 @@
-"""The limits file: rules, named limits and the like, which RATE_LIMIT_FILE points to.
+"""The limits file of RATE_LIMIT_FILE: rules, named limits, exemptions, penalty, notices, budgets.
 
 ::
 
@@ -34,7 +34,7 @@ from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, Rules, Scope, check_name, rules_of
 
 NamedLimits: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""What is known of each named limit: `limit`, and where given `scope`, `cost` and `shadow`."""
+"""The settings of each named limit: `limit`, and if given `scope`, `cost` and `shadow`."""
 
 _FIELDS: Final = ("limit", "scope", "cost", "shadow")
 _OUTGOING_LIMITS: Final = ("per_chat", "per_group", "broadcast")
@@ -42,7 +42,7 @@ _OUTGOING_LIMITS: Final = ("per_chat", "per_group", "broadcast")
 
 @dataclass(frozen=True, slots=True)
 class LimitsFile:
-    """What a limits file says; a part that it leaves out is None or empty."""
+    """The content of a limits file; a missing part is None or empty."""
 
     path: str = ""
     rules: Rules | None = None
@@ -58,8 +58,8 @@ def read_limits_file(path: str | Path) -> LimitsFile:
     """Read a limits file.
 
     Raises:
-        ConfigError: It cannot be read, or something in it is wrong: one line with the file, the
-            line or table, the value and the fix.
+        ConfigError: It cannot be read, or something in it is invalid. The message is one line with
+            the file, the line or table, the value and the fix.
     """
     try:
         with Path(path).open("rb") as file:
@@ -76,10 +76,10 @@ def read_limits_file(path: str | Path) -> LimitsFile:
 
 
 def named_limits(limits: Mapping[str, Any]) -> NamedLimits:
-    """Named limits from what people write: a limit for each name, or a mapping with `limit`.
+    """Make named limits of a limit for each name, or of a mapping with `limit`.
 
     Raises:
-        ConfigError: A name or a limit makes no sense.
+        ConfigError: A name or a limit is invalid.
     """
     if not isinstance(limits, Mapping):
         raise ConfigError(f"named_limits={limits!r}: expected limits by name, {{'ai': '5/minute'}}")
@@ -94,7 +94,7 @@ def named_limits(limits: Mapping[str, Any]) -> NamedLimits:
 
 
 def check_notice(text: object) -> None:
-    """Raise ConfigError unless this can be the text of a notice."""
+    """Raise ConfigError unless this is a valid text of a notice."""
     try:
         ok = isinstance(text, str) and bool(text.format(seconds=1).strip())
     except (LookupError, ValueError, AttributeError, TypeError):
@@ -107,7 +107,7 @@ def check_notice(text: object) -> None:
 
 
 def scope_named(value: object) -> Scope:
-    """The scope with this name.
+    """Return the scope with this name.
 
     Raises:
         ConfigError: There is none.
@@ -145,7 +145,7 @@ def _read(path: str, content: dict[str, Any]) -> LimitsFile:
 
 def _place(name: str, value: object) -> str:
     if name == "limits" and isinstance(value, dict):
-        return ""  # its reader names the limit too
+        return ""  # the reader of this table names the limit too
     if isinstance(value, dict):
         return f"[{name}] "
     is_tables = isinstance(value, list) and any(isinstance(each, dict) for each in value)
@@ -181,10 +181,10 @@ def _named_limit(value: Any) -> Mapping[str, Any]:
 
 
 def penalty_of(value: object) -> Penalty:
-    """A penalty from a table with `after`, `ban` and maybe `grows`, `longest` and `scope`.
+    """Make a penalty of a table with `after`, `ban`, and optionally `grows`, `longest` and `scope`.
 
     Raises:
-        ConfigError: One of them is missing, unknown or wrong.
+        ConfigError: One of them is missing, unknown or invalid.
     """
     fields = _checked_fields(_table(value), ("after", "ban", "grows", "longest", "scope"))
     for name, example in (("after", "10/minute"), ("ban", "15m")):

@@ -1,4 +1,4 @@
-"""Live limits: each instance reads what operators changed, and tells which version it obeys.
+"""Live limits: each instance reads the changes by operators, and reports which version it uses.
 
 | key | |
 | --- | --- |
@@ -32,33 +32,33 @@ from bot_ratelimit.storage.documents import Documents, documents_of
 log = logging.getLogger("bot_ratelimit")
 
 EVERY: Final = 2.0
-"""Seconds between two looks at the document, give or take a quarter."""
+"""Seconds between two reads of the document, plus or minus a quarter."""
 
 REPORTED_FOR: Final = 30
-"""Seconds for which what an instance tells of itself holds."""
+"""Seconds for which the report of an instance is valid."""
 
 HISTORY: Final = 20
-"""How many documents are kept to roll back to."""
+"""How many documents are kept for roll back."""
 
 _numbers: Final = count(1)
 
 
 def live_key(prefix: str, name: str) -> str:
-    """The key of a document: `bot:ratelimit:live`."""
+    """The key of a document, for example `bot:ratelimit:live`."""
     return f"{prefix}:ratelimit:{name}"
 
 
 class Live:
-    """The rules that hold now, on this instance.
+    """The rules that apply now on this instance.
 
-    A document that is invalid, from a newer version of the package, or gone changes nothing: the
-    last good one stays, and one that is gone is written back.
+    A document that is invalid, of a newer version of the package, or missing changes nothing: the
+    last valid one stays in force, and a missing one is written again.
 
     Args:
-        limiter: Whose storage keeps the document.
-        inventory: What this instance tells about its rules, as JSON will have it.
-        used: Called with what is read, when it is new.
-        clock: Seconds from any starting point.
+        limiter: Its storage keeps the document.
+        inventory: Returns what this instance reports about its rules, as JSON values.
+        used: Called with each new document.
+        clock: Returns seconds from any starting point.
     """
 
     def __init__(
@@ -70,33 +70,35 @@ class Live:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.overrides = Overrides()
-        """What is obeyed now."""
+        """The changes that apply now."""
         self.rejected = 0
-        """How many documents were invalid, from a newer version, or gone."""
+        """How many documents were invalid, of a newer version, or missing."""
         self.instance = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
         self._prefix = limiter.key_prefix
-        self._patience = limiter.timeout
+        self._timeout = limiter.timeout
         self._observer = limiter.observer
         self._documents: Documents = documents_of(limiter.storage)
         self._inventory, self._used, self._clock = inventory, used, clock
-        self._seen: bytes | None = None  # the last document, good or bad
-        self._good: bytes | None = None
-        self._off_until = 0.0  # by our clock
-        # By identity, with the rules themselves, so that an id is not taken over by others.
+        self._seen: bytes | None = None  # the last document, valid or not
+        self._last_good: bytes | None = None
+        self._off_until = 0.0  # by the clock of this process
+        # By identity, together with the rules themselves, so that the id is not reused for other
+        # rules.
         self._applied: dict[int, tuple[Rules, Rules | None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._first_read: asyncio.Event | None = None
-        self._trouble = ""  # why the document cannot be read
-        self._rejection = ""  # why it is not obeyed
-        self._told: dict[str, float] = {}
-        # The inventory, when it was made, and for what: it takes longer than all the rest.
+        self._read_error = ""  # why the document cannot be read
+        self._rejection = ""  # why the document is not applied
+        self._logged_at: dict[str, float] = {}
+        # The last inventory, its time, and its overrides: making it takes longer than everything
+        # else.
         self._listed: tuple[Overrides | None, float, dict[str, Any]] = (None, 0.0, {})
         self.is_ready = False
-        """Whether the document was looked for since the start."""
+        """Whether the document has been read, or a read was attempted, since the start."""
 
     def applied(self, rules: Rules) -> Rules | None:
-        """What holds in place of these rules now; None if they are off."""
+        """Return the rules that apply in place of these now; None if they are off."""
         if self._off_until and self._clock() < self._off_until:
             return None
         found = self._applied.get(id(rules))
@@ -106,34 +108,34 @@ class Live:
 
     @property
     def problem(self) -> str:
-        """Why the document cannot be read or obeyed at the moment; empty if it can."""
-        return self._trouble or self._rejection
+        """Why the document cannot be read or applied now; empty if it can."""
+        return self._read_error or self._rejection
 
     @property
     def all_off(self) -> bool:
-        """Whether all limits are off at the moment."""
+        """Whether all limits are off now."""
         return self._clock() < self._off_until
 
     def start(self) -> asyncio.Event:
-        """Begin to follow the document, in the background; tells when it was looked for once."""
+        """Start to poll the document in the background; the returned event is set after a read."""
         loop = asyncio.get_running_loop()
         event = self._first_read
         if event is None or self._task is None or self._task.done() or self._loop is not loop:
             self._loop, event = loop, asyncio.Event()
             self._first_read, self.is_ready = event, False
-            self._task = loop.create_task(self._follow(event))
+            self._task = loop.create_task(self._poll(event))
         return event
 
     async def begin(self) -> None:
-        """Start, and wait for the first look, but no longer than a decision may take."""
+        """Start, and wait for the first read, but no longer than a decision may take."""
         event = self.start()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout):
                 await event.wait()
         self.is_ready = True
 
     async def stop(self) -> None:
-        """Follow no longer, and take back what this instance told of itself."""
+        """Stop polling, and remove the report of this instance."""
         task, self._task = self._task, None
         if task is None or self._loop is not asyncio.get_running_loop():
             return
@@ -143,41 +145,41 @@ class Live:
             await self._documents.forget(live_key(self._prefix, "instances"), self.instance)
 
     async def refresh(self) -> None:
-        """Look at the document now; never raises what goes wrong."""
+        """Read the document now; errors are logged and never raised."""
         try:
             found = await self._documents.read(live_key(self._prefix, "live"))
-            self._look_at(found)
-            if found is None and self._good is not None:
-                await self._write_back(self._good)
+            self._handle_document(found)
+            if found is None and self._last_good is not None:
+                await self._restore(self._last_good)
             await self._report()
         except StorageError as error:
-            self._suffer("outage", logging.WARNING, str(error))
+            self._record_read_error("outage", logging.WARNING, str(error))
         except ConfigError as error:
-            if not self._trouble:
+            if not self._read_error:
                 self.rejected += 1
-            self._suffer("fault", logging.ERROR, str(error))
+            self._record_read_error("fault", logging.ERROR, str(error))
         except Exception as error:
-            self._suffer("bug", logging.ERROR, repr(error), error)
+            self._record_read_error("bug", logging.ERROR, repr(error), error)
         else:
-            self._trouble = ""
-            self._told.clear()
+            self._read_error = ""
+            self._logged_at.clear()
 
-    async def _follow(self, looked: asyncio.Event) -> None:
+    async def _poll(self, looked: asyncio.Event) -> None:
         while True:
             await self.refresh()
             self.is_ready = True
             looked.set()
-            # Instances that were started together need not ask together.
+            # Random, so that instances that were started together do not ask together.
             await asyncio.sleep(EVERY * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
 
-    def _look_at(self, found: bytes | None) -> None:
+    def _handle_document(self, found: bytes | None) -> None:
         if found is None:
-            if self._good is not None and self._seen is not None:
+            if self._last_good is not None and self._seen is not None:
                 self.rejected += 1
                 self._seen = None
                 log.warning(
                     "The live limits are gone from Redis: version %d stays in force and is "
-                    "written back; `bot-ratelimit rollback 0` is the way to drop them",
+                    "written back; use `bot-ratelimit rollback 0` to remove them",
                     self.overrides.version,
                 )
             return
@@ -189,15 +191,15 @@ class Live:
         except ConfigError as error:
             self.rejected += 1
             self._rejection = printable(str(error))
-            self._log_staying(logging.ERROR, "is not obeyed", self._rejection)
+            self._log_unchanged(logging.ERROR, "is not applied", self._rejection)
 
     def _use(self, overrides: Overrides, document: bytes) -> None:
-        # Whatever cannot be applied raises here, before anything has changed.
+        # Changes that cannot be applied raise here, before anything is changed.
         again = {
             key: (rules, applied(rules, overrides)) for key, (rules, _) in self._applied.items()
         }
         before, self.overrides = self.overrides, overrides
-        self._applied, self._good, self._off_until = again, document, 0.0
+        self._applied, self._last_good, self._off_until = again, document, 0.0
         self._rejection = ""
         if overrides.version < before.version:
             log.warning("The live limits start over: version %d follows %d",
@@ -212,11 +214,11 @@ class Live:
     def _apply(self, rules: Rules) -> Rules | None:
         try:
             return applied(rules, self.overrides)
-        except ConfigError as error:  # a handler that was met only now
-            self._log_staying(logging.ERROR, "is not obeyed in full", printable(str(error)))
+        except ConfigError as error:  # a handler that was discovered only now
+            self._log_unchanged(logging.ERROR, "is only partly applied", printable(str(error)))
             return rules
 
-    async def _write_back(self, document: bytes) -> None:
+    async def _restore(self, document: bytes) -> None:
         if await self._documents.swap(live_key(self._prefix, "live"), None, document):
             self._seen = document
             await self._documents.push(live_key(self._prefix, "history"), document, HISTORY)
@@ -240,14 +242,16 @@ class Live:
         left = self.overrides.off_until - server_now
         self._off_until = self._clock() + left if left > 0 else 0.0
 
-    def _suffer(self, kind: str, level: int, reason: str, bug: Exception | None = None) -> None:
-        self._trouble = printable(reason)
+    def _record_read_error(
+        self, kind: str, level: int, reason: str, bug: Exception | None = None
+    ) -> None:
+        self._read_error = printable(reason)
         now = self._clock()
-        if now - self._told.get(kind, -LOG_EVERY) >= LOG_EVERY:  # not every two seconds
-            self._told[kind] = now
-            self._log_staying(level, "cannot be read", self._trouble, bug)
+        if now - self._logged_at.get(kind, -LOG_EVERY) >= LOG_EVERY:  # not at every read
+            self._logged_at[kind] = now
+            self._log_unchanged(level, "cannot be read", self._read_error, bug)
 
-    def _log_staying(
+    def _log_unchanged(
         self, level: int, what: str, reason: str, bug: Exception | None = None
     ) -> None:
         log.log(

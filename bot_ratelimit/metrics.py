@@ -1,6 +1,6 @@
-"""PrometheusMetrics: what a limiter does, as metrics; needs `pip install bot_ratelimit[metrics]`.
+"""PrometheusMetrics: the work of a limiter as metrics; needs `pip install bot_ratelimit[metrics]`.
 
-docs/monitoring.md lists the metrics, and says what each is good for.
+docs/monitoring.md lists the metrics and explains each of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WAIT_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 class _Names:
-    """The values of a label: as they come, up to so many; all further ones are one."""
+    """Limits the number of values of a label: further ones become `other`."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
@@ -48,21 +48,21 @@ class _Names:
 
 
 class PrometheusMetrics(Observer):
-    """Counts for Prometheus, at about two microseconds a decision.
+    """Reports to Prometheus, at about two microseconds per decision.
 
     ::
 
         RateLimitMiddleware("5/10s", redis, observer=PrometheusMetrics())
 
-    No user, chat or text is ever a label. Of each label's values, 100 are kept apart, and all
-    further ones are `other`. Make one for each registry; several limiters may share it. It works in
-    the multi-process mode of prometheus_client too.
+    No label ever contains a user, a chat or a text. For each label, 100 values are kept apart, and
+    all further ones become `other`. Make one object for each registry; several limiters may share
+    it. It also works in the multi-process mode of prometheus_client.
 
     Args:
-        registry: Where the metrics are registered.
+        registry: Where the metrics are registered; by default the global registry.
 
     Raises:
-        ConfigError: The registry has these metrics already.
+        ConfigError: The registry already has these metrics.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -76,7 +76,7 @@ class PrometheusMetrics(Observer):
             )
         except ValueError:
             raise ConfigError(
-                "this registry has a PrometheusMetrics already: give that one to all limiters, "
+                "this registry already has a PrometheusMetrics: give that one to all limiters, "
                 "or another registry to this one"
             ) from None
         self._seconds = Histogram(
@@ -171,7 +171,7 @@ class PrometheusMetrics(Observer):
         self._rules, self._kinds, self._servers, self._slots, self._methods = (
             _Names() for _ in range(5)
         )
-        # What `labels` would find, at a tenth of its time; bounded, as labels are.
+        # A cache of the results of `labels`, in a tenth of its time; bounded like the labels.
         self._by_rule: dict[tuple[str, str, str], Counter] = {}
         self._near_by_rule: dict[str, Counter] = {}
         self._waiting_at: dict[str, int] = {}
@@ -232,10 +232,10 @@ class PrometheusMetrics(Observer):
         self._connected.labels(self._servers(server)).set(0)
 
     def closed(self, server: str) -> None:
-        """See `Observer.closed`; what no longer belongs to us must not look like an outage."""
+        """See `Observer.closed`; the series end, so that this does not look like an outage."""
         self._waiting_at.pop(server, None)
         self._waiting.set(sum(self._waiting_at.values()))
-        if not _is_multiprocess():  # there, a live process is one that still runs
+        if not _is_multiprocess():  # in that mode, only the metrics of running processes count
             name = self._servers(server)
             for gauge in (self._connected, self._breaker_open):
                 gauge.labels(name)

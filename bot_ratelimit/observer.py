@@ -1,4 +1,4 @@
-"""Observer: what a limiter tells those who watch it; and the log observer."""
+"""Observer: what a limiter reports to its observers; and the observer that logs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ RequestOutcome: TypeAlias = Literal["sent", "failed", "flooded", "unsent"]
 FloodScope: TypeAlias = Literal["chat", "bot", "method"]
 
 MAX_LABELS: Final = 100
-"""Different names that are kept apart; further ones are `OTHER`. Rules may have generated names."""
+"""How many different names are kept apart; further ones are counted as `OTHER`, because rules may
+have generated names."""
 OTHER: Final = "other"
 
 
 class Observer:
-    """Hears what a limiter does. Every method does nothing; override those that you need.
+    """Is told what a limiter does. Every method does nothing; override the ones that you need.
 
     ::
 
@@ -37,94 +38,95 @@ class Observer:
 
         RateLimitMiddleware("5/10s", redis, observer=Alarm())
 
-    Methods are called from the event loop, in the middle of what they tell of: they must return at
-    once, and must not wait. One that raises is logged once and disturbs nobody. Times are seconds.
+    The methods are called from the event loop, in the middle of what they report. They must return
+    at once and must not wait. If one raises, this is logged once and affects nothing else. Times
+    are in seconds.
     """
 
     # -- what comes in ----------------------------------------------------------------------------
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        """A hit was decided, after so many seconds; looks (`peek`) are not told."""
+        """A hit was decided after `seconds`; a `peek` is not reported."""
 
     def waited(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        """A caller of `acquire` waited so long, for the decision that ended it."""
+        """A caller of `acquire` waited for `seconds` until this decision."""
 
     def waiting(self, place: str, count: int) -> None:
-        """So many wait now: `place` is a server whose answer they wait for, or `"acquire"`."""
+        """`count` callers wait now; `place` is the server that they wait for, or `"acquire"`."""
 
     def banned(self, key: str, seconds: float) -> None:
-        """A ban began, by a penalty or by hand; the key that holds it says whose it is."""
+        """A ban of a penalty, or by hand, began; `key` says who is banned."""
 
     def noticed(self, kind: NoticeKind, result: NoticeResult) -> None:
-        """A refused user was told; `"silent"` means that it was not the time or place to."""
+        """A refused user was notified; `"silent"` means that no notice was due."""
 
     def slots_in_use(self, name: str, count: int) -> None:
-        """So many slots of a `Concurrency` are held by this process now."""
+        """This process holds `count` slots of a `Concurrency` now."""
 
     def configured(self, version: int) -> None:
-        """Another version of the live configuration is in force."""
+        """Another version of the live limits is in force."""
 
     # -- the storage ------------------------------------------------------------------------------
 
     def storage_failed(self, server: str, kind: str) -> None:
-        """A decision has no answer of its storage; `kind` is that of `StorageError`."""
+        """The storage did not answer about a decision; `kind` is that of `StorageError`."""
 
     def outage_began(self, server: str, kind: str) -> None:
         """A server stopped answering; the policy (`on_error`) answers for it."""
 
     def outage_ended(self, server: str, seconds: float) -> None:
-        """A server answers again, after so long."""
+        """A server answers again, after an outage of `seconds`."""
 
     def breaker_changed(self, server: str, is_open: bool) -> None:
         """The circuit breaker of a server opened, or closed."""
 
     def connected(self, server: str) -> None:
-        """The connection to a server is there."""
+        """The connection to a server was opened."""
 
     def disconnected(self, server: str) -> None:
-        """The connection was lost, or could not be opened; it is tried again."""
+        """The connection was lost or could not be opened; it is tried again."""
 
     def closed(self, server: str) -> None:
-        """The connection was closed on purpose; nothing more is told of it."""
+        """The connection was closed on purpose; nothing more is reported about it."""
 
     def batch_answered(self, server: str, size: int, seconds: float) -> None:
-        """A command with so many decisions was answered, after so long."""
+        """A command with `size` decisions was answered after `seconds`."""
 
     # -- what goes out ----------------------------------------------------------------------------
 
     def request_done(self, method: str, outcome: RequestOutcome, waited: float) -> None:
-        """A request of the bot, such as `"SendMessage"`, came to its end.
+        """A request of the bot, for example `"SendMessage"`, has ended.
 
-        `"flooded"` was answered with 429 for the last time, `"unsent"` never left; `waited` is the
-        time that the limits held it back.
+        `"flooded"` means that it was answered with 429 for the last time, and `"unsent"` that it
+        was never sent. `waited` is the time for which the limits delayed it.
         """
 
     def flood_waited(self, scope: FloodScope, seconds: float) -> None:
-        """Telegram answered 429: nothing may be sent for so long.
+        """Telegram answered 429: for `seconds` nothing may be sent in the scope.
 
-        To one chat, by this bot at all, or by the method that was called, if it is one that takes
-        no place, such as `deleteMessage`.
+        That is one chat, the whole bot, or one method if it takes no permit, such as
+        `deleteMessage`.
         """
 
     def queued(self, count: int) -> None:
-        """So many requests wait to be sent by this process now."""
+        """`count` requests of this process wait to be sent now."""
 
     # -- the end ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """The limiter was closed: write down what is left."""
+        """The limiter was closed: write what is left."""
 
 
 ObserverLike: TypeAlias = "Observer | Iterable[Observer] | None"
 
 
 class Observers(Observer):
-    """Several observers as one, which never raises."""
+    """Several observers as one that never raises."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self.each: Final = tuple({id(each): each for each in observers}.values())
-        """Who listens, each once."""
-        # Called for every update, so only those that want to know are.
+        """The observers, each once."""
+        # These are called for every update, so only observers that override them are called.
         self._decided = tuple(
             (each, each.decided) for each in self.each if type(each).decided is not Observer.decided
         )
@@ -152,7 +154,7 @@ class Observers(Observer):
                 self._report(each, "batch_answered", error)
 
     def tell(self, what: str, *values: Any) -> None:
-        """Call this method of everybody."""
+        """Call this method of all observers."""
         for each in self.each:
             try:
                 getattr(each, what)(*values)
@@ -178,13 +180,13 @@ def _forward(what: str) -> Callable[..., None]:
 
 
 EVENTS: Final = frozenset(name for name in vars(Observer) if not name.startswith("_"))
-"""The names of the methods of an Observer."""
+"""The names of all methods of Observer."""
 for _what in EVENTS - set(vars(Observers)):
     setattr(Observers, _what, _forward(_what))
 
 
 def observers_of(*values: ObserverLike) -> Observers | None:
-    """All of them as one; None if there is none.
+    """Combine observers into one; None if there are none.
 
     Raises:
         ConfigError: One of them is not an Observer.
@@ -206,7 +208,7 @@ def observers_of(*values: ObserverLike) -> Observers | None:
 
 
 def label_of(rule: Rule) -> str:
-    """How metrics, statistics and the log name a rule: what stands in its keys before the ids.
+    """The name of a rule in metrics, statistics and logs: the part of its keys before the ids.
 
     ==============================  ============
     `Rule("1/s")`                   `user`
@@ -219,7 +221,7 @@ def label_of(rule: Rule) -> str:
 
 
 def outcome_of(decision: Decision) -> Outcome:
-    """What became of the hit, in a word."""
+    """The outcome of a hit in one word."""
     if decision.allowed:
         return "allowed"
     return "banned" if decision.banned else "refused"
@@ -248,7 +250,7 @@ class LogObserver(Observer):
         self._timer: asyncio.TimerHandle | None = None
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        """Count it; write a refusal down."""
+        """Count a decision; log a refusal."""
         if decision.allowed:
             self._allowed += 1
         else:
@@ -272,7 +274,7 @@ class LogObserver(Observer):
             self._timer = loop.call_later(self._every, self.summarize, context=Context())
 
     def summarize(self) -> None:
-        """Write what happened since the last summary; nothing if nothing did."""
+        """Log a summary since the last one, if anything happened."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -292,5 +294,5 @@ class LogObserver(Observer):
         self._refused.clear()
 
     def close(self) -> None:
-        """Write the last summary."""
+        """Log the last summary."""
         self.summarize()

@@ -1,4 +1,4 @@
-"""Overrides: what operators changed while the bot runs, as a value and as one JSON document.
+"""Overrides: what operators changed while the bot runs, as a value and as a JSON document.
 
 ::
 
@@ -23,29 +23,29 @@ from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, Rules, check_cost, rules_of
 
 FORMAT: Final = 1
-"""The format of the document; one that is newer is not understood, and so not obeyed."""
+"""The format of the document. A document of a newer format is not understood and not applied."""
 
 _CHANGES: Final = {"limit": str, "shadow": bool, "off": bool}
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What was changed of the rules that code, file and environment say."""
+    """The changes to the rules of code, file and environment."""
 
     version: int = 0
-    """Counts the changes; 0 if nothing was ever changed."""
+    """The number of the change; 0 if nothing was ever changed."""
     at: float = 0.0
     """When it was changed, in Unix seconds by the clock of Redis."""
     by: str = ""
     what: str = ""
     rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By `name_of` a rule: its `limit` as text, `shadow`, and `off`, each if it was changed."""
+    """For each changed rule, by `name_of`: its `limit` as a str, `shadow` and `off`, if changed."""
     penalty: Mapping[str, Any] | None = None
-    """As in a limits file; in place of every other penalty."""
+    """A penalty as in a limits file, which replaces all other penalties."""
     exempt: frozenset[int] = frozenset()
-    """Who is exempt, too."""
+    """Ids that are also exempt."""
     limited: frozenset[int] = frozenset()
-    """Who is not exempt, whatever is said elsewhere."""
+    """Ids that are not exempt, whatever the other settings say."""
     off_until: float = 0.0
     """Until when all limits are off, in Unix seconds by the clock of Redis."""
 
@@ -56,7 +56,7 @@ class Overrides:
             penalty_of(self.penalty)
 
     def to_json(self) -> bytes:
-        """The document."""
+        """Return the document."""
         content = asdict(self)
         content.update(exempt=sorted(self.exempt), limited=sorted(self.limited), format=FORMAT)
         return json.dumps(content, ensure_ascii=False).encode()
@@ -66,7 +66,7 @@ class Overrides:
         """Read a document.
 
         Raises:
-            ConfigError: It is not one, or of a newer version of this package.
+            ConfigError: It is not a valid document, or one of a newer version of this package.
         """
         try:
             content = json.loads(document)
@@ -81,28 +81,28 @@ class Overrides:
                 f"reads format {FORMAT}; update it"
             )
         if set(content) != {each.name for each in fields(cls)}:
-            raise ConfigError("the live document lacks a part, or has an unknown one")
+            raise ConfigError("the live document lacks a field, or has an unknown one")
         _check_types(content)
         content.update(exempt=frozenset(content["exempt"]), limited=frozenset(content["limited"]))
         return cls(**content)
 
 
 def name_of(rule: Rule) -> str:
-    """What operators call a rule: the part of its key that no other rule has.
+    """The name that operators use for a rule: the part of its key that no other rule has.
 
     `Rule("1/s")` is `user`, `Rule("5/m", name="ai")` is `ai`, `Rule("20/m", Scope.CHAT)` is `chat`,
-    the same with a name is `ai:chat`, and a penalty is `ban`.
+    the same with the name `ai` is `ai:chat`, and a penalty is `ban`.
     """
     return rule.path.rstrip(":") or "user"
 
 
 def applied(rules: Rules, overrides: Overrides) -> Rules | None:
-    """The rules with what was changed; None if all of them are off.
+    """Return the rules with the changes; None if all of them are off.
 
-    Keys stay what they were, so a changed limit keeps what was counted.
+    Keys stay the same, so a changed limit continues the existing counts.
 
     Raises:
-        ConfigError: A changed limit could never grant the rule's cost.
+        ConfigError: A changed limit could never grant the cost of its rule.
     """
     found = [_changed(rule, overrides) for rule in rules]
     kept = [rule for rule in found if rule is not None]
@@ -115,10 +115,10 @@ def applied(rules: Rules, overrides: Overrides) -> Rules | None:
     return rules_of(kept) if kept else None
 
 
-def changed_alone(rule: Rule, overrides: Overrides) -> Rule:
-    """The rule with what was changed, also if it is off; as it was if that cannot be applied."""
+def changed_if_valid(rule: Rule, overrides: Overrides) -> Rule:
+    """Return the rule with its change, even if it is off; unchanged if the change is invalid."""
     try:
-        return _altered(rule, overrides)
+        return _with_change(rule, overrides)
     except ConfigError:
         return rule
 
@@ -126,10 +126,10 @@ def changed_alone(rule: Rule, overrides: Overrides) -> Rule:
 def _changed(rule: Rule, overrides: Overrides) -> Rule | None:
     if overrides.rules.get(name_of(rule), {}).get("off"):
         return None
-    return _altered(rule, overrides)
+    return _with_change(rule, overrides)
 
 
-def _altered(rule: Rule, overrides: Overrides) -> Rule:
+def _with_change(rule: Rule, overrides: Overrides) -> Rule:
     change = overrides.rules.get(name_of(rule), {})
     again, put = copy(rule), object.__setattr__
     if isinstance(rule, Penalty):
@@ -149,11 +149,14 @@ def _altered(rule: Rule, overrides: Overrides) -> Rule:
 
 def _check_change(name: str, change: object) -> None:
     if not isinstance(change, Mapping) or not change:
-        raise ConfigError(f"the change of {name!r}: expected limit, shadow or off")
+        raise ConfigError(f"the change of {name!r}: expected at least one of limit, shadow and off")
     for what, value in change.items():
         kind = _CHANGES.get(what)
         if kind is None or not isinstance(value, kind):
-            raise ConfigError(f"the change of {name!r}: {what}={value!r} makes no sense")
+            raise ConfigError(
+                f"the change of {name!r}: {what}={value!r} is invalid; expected limit as a str, "
+                "shadow or off as true or false"
+            )
     if "limit" in change:
         Limit.parse(change["limit"])
         if name.split(":")[0] == "ban":
@@ -174,4 +177,4 @@ def _check_types(content: Mapping[str, Any]) -> None:
         )
     )
     if not right:
-        raise ConfigError("a part of the live document has the wrong type")
+        raise ConfigError("a field of the live document has the wrong type")

@@ -1,4 +1,4 @@
-"""Penalty: a ban for those who keep hammering while they are refused."""
+"""Penalty: a ban for users who keep sending while they are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from bot_ratelimit.rule import Ids, LimitLike, Rule, Scope
 
 @dataclass(frozen=True, slots=True, init=False)
 class Penalty(Rule):
-    """A ban for those who keep hammering while they are refused.
+    """A ban for users who keep sending while they are refused.
+
+    ::
+
+        RateLimitMiddleware("5/10s", redis, penalty=Penalty(after="10/minute", ban="15m"))
 
     Refused hits are counted in a window of their own, `<prefix>:ratelimit:ban:<user>`. When
     `after` is reached, everything is refused for the length of the ban, on every instance;
@@ -31,11 +35,11 @@ class Penalty(Rule):
 
     ban_ms: int
     longest_ms: int
-    """0 for a ban that does not grow."""
+    """0 if the ban does not grow."""
     imposed: bool
-    """Whether a hit brings on the ban by itself, however few were refused before."""
+    """Whether a hit causes the ban by itself, without any refusals before."""
     listed: bool
-    """Whether its bans are of users or chats, and so in the list of bans."""
+    """Whether its bans are of users or chats, and so are in the list of bans."""
 
     def __init__(
         self,
@@ -48,7 +52,7 @@ class Penalty(Rule):
     ) -> None:
         limit = Limit.of(after)
         if limit.algorithm is not Algorithm.FIXED_WINDOW:
-            raise ConfigError(f"after={str(limit)!r}: a penalty counts in a fixed window")
+            raise ConfigError(f"after={str(limit)!r}: expected a fixed window such as '10/minute'")
         if not isinstance(scope, Scope):
             raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
         Rule.__init__(self, limit, scope)
@@ -62,15 +66,15 @@ class Penalty(Rule):
             raise ConfigError(f"longest={longest!r}: expected at least as long as ban={ban!r}")
 
     def __str__(self) -> str:
-        """How logs and errors name it: `ban of 900 s after 10/minute`."""
+        """The penalty in logs and errors, for example `ban of 900 s after 10/minute`."""
         return f"ban of {self.ban_ms / 1_000:g} s after {self.limit}"
 
 
 def block_at(path: str, ids: Ids) -> Penalty:
-    """A rule that refuses everything while a block is in force, and never begins one itself.
+    """Make a rule that refuses everything while a block is in force, but never starts one.
 
-    It counts to more refusals than a millisecond holds, so only `blocking` can fill it. Its key is
-    `<prefix>:ratelimit:<path><ids>`, with a TTL of what is left of the block.
+    Its limit is more refusals than fit into a millisecond, so only `blocking` can fill it. Its key
+    is `<prefix>:ratelimit:<path><ids>`, whose TTL is the rest of the block.
     """
     rule = Penalty(Limit(MAX_AMOUNT, 0.001), MAX_PERIOD_MS / 1_000)
     object.__setattr__(rule, "path", path)
@@ -80,7 +84,10 @@ def block_at(path: str, ids: Ids) -> Penalty:
 
 
 def blocking(rule: Penalty, seconds: float) -> Penalty:
-    """What is to be hit so that `rule` refuses for so many seconds; of several, the later wins."""
+    """Make the rule to hit so that `rule` refuses everything for `seconds`.
+
+    If there are several blocks, the one that ends last wins.
+    """
     block = block_at(rule.path, rule._ids)
     object.__setattr__(block, "ban_ms", _duration_ms("seconds", seconds))
     object.__setattr__(block, "longest_ms", MAX_PERIOD_MS)

@@ -9,33 +9,59 @@ from enum import Enum
 from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
+from bot_ratelimit.described import fields_described
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 
 
+@fields_described
 class Subject(NamedTuple):
-    """Whom an event comes from: Telegram's ids, as far as they are known."""
+    """Whom an event comes from: Telegram's ids, as far as they are known.
+
+    A rule whose scope needs an id that is None does not apply.
+
+    ::
+
+        Subject(user=42)
+        Subject(user=42, chat=-100123)
+
+    Attributes:
+        user: Id of the user, or of the channel or group that writes in place of one.
+        chat: Id of the chat.
+        topic: Id of the topic (message thread) in that chat.
+        bot: Id of the bot; given only where several bots with one prefix count apart.
+        business: Id of the business connection, in a chat that the bot serves in the name of a
+            business account.
+    """
 
     user: int | None = None
     chat: int | None = None
     topic: int | None = None
     bot: int | None = None
-    """Given only where several bots on one prefix count apart."""
     business: str | None = None
-    """The business connection of a chat that the bot serves in somebody's name."""
 
 
 class Scope(Enum):
-    """What shares one count."""
+    """Who shares one count.
+
+    ==========  ===========================================
+    `USER`      a user, in all chats together (the default)
+    `CHAT`      everybody in a chat
+    `MEMBER`    a user in one chat
+    `TOPIC`     everybody in a topic (message thread)
+    `GLOBAL`    everybody
+    ==========  ===========================================
+
+    For anything else, give a callable that takes a `Subject` and returns the text that is counted::
+
+        Rule("100/minute", lambda subject: company_of(subject.user), name="company")
+    """
 
     USER = "user"
     CHAT = "chat"
     MEMBER = "member"
-    """A user in a chat."""
     TOPIC = "topic"
-    """A topic (message thread) of a chat."""
     GLOBAL = "global"
-    """Everybody together."""
 
 
 CustomScope: TypeAlias = Callable[[Subject], "str | None"]
@@ -44,7 +70,7 @@ CustomLimit: TypeAlias = Callable[[Subject], "LimitLike | None"]
 RuleLike: TypeAlias = "Rule | LimitLike"
 Ids: TypeAlias = Callable[[Subject], "int | str | None"]
 
-# What of a key names the scope, and what of a subject it counts by.
+# For each scope: its part of the key, and the ids of a subject that it counts by.
 _PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = {
     Scope.USER: ("", attrgetter("user")),
     Scope.CHAT: ("chat:", attrgetter("chat")),
@@ -52,13 +78,13 @@ _PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = 
     Scope.TOPIC: ("topic:", lambda s: _pair(s.chat, s.topic)),
     Scope.GLOBAL: ("global", lambda s: ""),
 }
-# Between the prefix and the ids stands the rule's name, then the scope's; these words
-# are the package's own, so that no name can lead into another rule's keys.
+# In a key, the rule's name and then the scope's name stand between the prefix and the ids. These
+# words are reserved by the package, so that no name can lead to the keys of another rule.
 RESERVED_NAMES: Final = frozenset(
     {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"}
     | {"out", "slot", "stats"}
     | {"live", "history", "audit", "instances"}
-    | {"user"}  # how operators call a rule without a name
+    | {"user"}  # how operators refer to a rule without a name
 )
 _NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,200}")
 _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
@@ -67,6 +93,13 @@ _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
 @dataclass(frozen=True, slots=True, init=False)
 class Rule:
     """A limit, and who it counts.
+
+    ::
+
+        Rule("5/10s")                                  # each user
+        Rule("20/minute", Scope.CHAT)                  # each chat
+        Rule("20/day", name="ai", cost=2)              # a count apart, two for each hit
+        Rule("2/s", shadow=True, name="trial")         # refuses nobody, only reports
 
     Args:
         limit: A `Limit`, its text (`"5/10s"`), the seconds for one event, or a callable that
@@ -88,7 +121,7 @@ class Rule:
     cost: int
     shadow: bool
     path: str = field(repr=False)
-    """What stands in the key between `ratelimit:` and the ids."""
+    """The part of its keys between the prefix and the ids."""
     _ids: Callable[[Subject], int | str | None] = field(repr=False, compare=False)
 
     def __init__(
@@ -122,14 +155,14 @@ class Rule:
             raise ConfigError(f"cost={cost!r}: expected a whole number from 1 up")
 
     def limit_for(self, subject: Subject) -> Limit | None:
-        """The limit that holds for this subject; None if the rule does not apply to it."""
+        """Return the limit of this subject; None if the rule does not apply to it."""
         if isinstance(self.limit, Limit):
             return self.limit
         limit = self.limit(subject)
         return None if limit is None else Limit.of(limit)
 
     def key(self, prefix: str, subject: Subject) -> str | None:
-        """The Redis key that counts this subject; None if the subject lacks an id for it.
+        """Return the Redis key that counts this subject; None if the subject lacks an id for it.
 
         ==============================  ===================================
         `Rule("1/s")`                   `bot:ratelimit:42`
@@ -141,35 +174,36 @@ class Rule:
         a callable, `name="firm"`       `bot:ratelimit:firm:custom:acme`
         ==============================  ===================================
 
-        `bot:<bot>:` and `business:<connection>:` follow `ratelimit:` if the subject has them.
+        If the subject has a bot or a business connection, `bot:<bot>:` and `business:<connection>:`
+        follow `ratelimit:`.
         """
         ids = self._ids(subject)
         if ids is None:
             return None
-        if subject.bot is None and subject.business is None:  # nearly always
+        if subject.bot is None and subject.business is None:  # the usual case
             return f"{prefix}:ratelimit:{self.path}{ids}"
         return f"{prefix}:ratelimit:{_realm(subject)}{self.path}{ids}"
 
     def __str__(self) -> str:
-        """How logs and errors name the rule: `5/minute per user 'ai'`."""
+        """The rule in logs and errors, for example `5/minute per user 'ai'`."""
         limit = self.limit if isinstance(self.limit, Limit) else "a limit of its own"
         scope = self.scope.value if isinstance(self.scope, Scope) else "custom"
         return f"{limit} per {scope}" + (f" {self.name!r}" if self.name else "")
 
 
 class Rules(tuple[Rule, ...]):
-    """One or several rules that can be decided together: no two of them share a key."""
+    """One or several rules that can be decided together, because no two of them share a key."""
 
     __slots__ = ()
 
 
 def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
-    """Rules from what people write: one or several rules, limits, numbers, or `"1/s; 20/minute"`.
+    """Make rules of one or several rules, limits or numbers, or of a str like `"1/s; 20/minute"`.
 
-    The first limit of a text has no name; each further one takes its limit's text as its name.
+    The first limit of a str has no name; each further one takes its own limit as its name.
 
     Raises:
-        ConfigError: Nothing was given, a part is no rule, or two rules would share a key.
+        ConfigError: Nothing was given, a part is not a rule, or two rules would share a key.
     """
     if isinstance(value, Rules):
         return value
@@ -203,9 +237,9 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
 
 
 def notice_rule(seconds: float, scope: Scope, about: str = "") -> Rule:
-    """One notice in so many seconds, counted under `<prefix>:ratelimit:notice:<user>`.
+    """The rule of one notice per `seconds`, counted under `<prefix>:ratelimit:notice:<user>`.
 
-    A bucket may make users wait longer than a limit's longest period; then it is that.
+    The wait of a bucket can exceed the longest period of a limit; it is cut to that.
     """
     rule = Rule(Limit(1, min(seconds, MAX_PERIOD_MS / 1_000)), scope)
     object.__setattr__(rule, "path", f"notice:{about}{rule.path}")
@@ -213,7 +247,7 @@ def notice_rule(seconds: float, scope: Scope, about: str = "") -> Rule:
 
 
 def rule_at(path: str, limit: Limit, ids: Ids, cost: int) -> Rule:
-    """A rule of the package's own, counted under `<prefix>:ratelimit:<path><ids>`."""
+    """Make a rule of this package with the key `<prefix>:ratelimit:<path><ids>`."""
     rule = Rule(limit, cost=cost)
     object.__setattr__(rule, "path", path)
     object.__setattr__(rule, "_ids", ids)
@@ -235,20 +269,20 @@ def _pair(first: int | None, second: int | None) -> str | None:
 
 
 def check_name(name: object) -> None:
-    """Raise ConfigError unless this can be the name of a rule."""
+    """Raise ConfigError unless this is a valid name of a rule."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
             f"name={name!r}: expected 1 to 200 characters without spaces, ':', braces or '*?[]\\'"
         )
     if name in RESERVED_NAMES:
-        raise ConfigError(f"name={name!r}: reserved; choose another name")
+        raise ConfigError(f"name={name!r}: this name is reserved; choose another one")
 
 
 def check_prefix(prefix: object) -> str:
-    """The prefix itself, if it can begin a key.
+    """Return the prefix if it is valid.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: It is not.
     """
     if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
         raise ConfigError(
@@ -258,8 +292,8 @@ def check_prefix(prefix: object) -> str:
     return prefix
 
 
-def check_payment(cost: object, age: object) -> None:
-    """Raise ConfigError unless so much can be charged, or given back after this time."""
+def check_adjustment(cost: object, age: object) -> None:
+    """Raise ConfigError unless the cost and the age are valid for `charge` and `refund`."""
     if isinstance(cost, bool) or not isinstance(cost, int) or not 1 <= cost <= MAX_AMOUNT:
         raise ConfigError(f"cost={cost!r}: expected a whole number from 1 to {MAX_AMOUNT}")
     number = isinstance(age, (int, float)) and not isinstance(age, bool)

@@ -1,4 +1,4 @@
-"""Settings: the environment and `.env`, turned into objects."""
+"""Settings: reads the environment and `.env`, and makes objects of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 
 Origin: TypeAlias = Literal["code", "file", "environment", "live"]
-"""Where a value comes from; later ones win."""
+"""Where a value comes from; later ones in this list win."""
 
 _DIGITS: Final = re.compile(r"[0-9]{1,10}")
 _NUMBER: Final = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
@@ -41,6 +41,10 @@ _MAX_DB: Final = 2**31 - 1
 class Settings(BaseSettings):
     """What the environment says; an empty variable counts as unset.
 
+    ::
+
+        RateLimitMiddleware.from_settings(Settings(redis_url="redis://10.0.0.5/0"))
+
     RATE_LIMIT_FILE names a file with limits; what a variable says wins over the file.
     Redis is used when REDIS_ENABLED is true, or when it is unset and REDIS_URL or REDIS_HOST is
     set. Secrets appear in no repr, log or error, nor in an error's cause.
@@ -52,7 +56,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_file=".env",
-        env_file_encoding="utf-8-sig",  # UTF-8, also as Notepad saves it
+        env_file_encoding="utf-8-sig",  # UTF-8, also with the byte order mark that Notepad writes
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -95,6 +99,9 @@ class Settings(BaseSettings):
     rate_limit_file: str | None = Field(
         None, description="the path of a TOML file with limits, such as limits.toml"
     )
+    rate_limit_admin_token: SecretStr | None = Field(
+        None, description="what operators log in with, 16 characters or more; see `admin_app`"
+    )
     _file: LimitsFile = PrivateAttr(default_factory=LimitsFile)
 
     def __init__(self, **values: Any) -> None:
@@ -110,7 +117,7 @@ class Settings(BaseSettings):
             if self.rate_limit_file is not None:
                 self._file = read_limits_file(self.rate_limit_file)
             return
-        # Raised here, so that no error with a secret in it comes along as the context.
+        # Raised here, so that no error that contains a secret becomes its context.
         raise ConfigError(wrong)
 
     @field_validator("rate_limit_exempt", mode="before")
@@ -118,7 +125,7 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
 
-    # Of several such validators the last one comes first, and this one needs the text as it is.
+    # The last of several such validators runs first; this one needs the unchanged text.
     @field_validator("*", mode="before")
     @classmethod
     def _check_quotes(cls, value: object) -> object:
@@ -151,7 +158,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_prefix(cls, value: str) -> str:
         if "://" in value:  # the log shows the prefix
-            raise ValueError("a URL is no prefix")
+            raise ValueError("a URL is not a prefix")
         return check_prefix(value)
 
     @field_validator("rate_limit")
@@ -174,49 +181,49 @@ class Settings(BaseSettings):
 
     @property
     def file(self) -> LimitsFile:
-        """What the limits file says; empty without RATE_LIMIT_FILE."""
+        """The content of the limits file; empty without RATE_LIMIT_FILE."""
         return self._file
 
     def rules(self) -> Rules:
-        """The rules of RATE_LIMIT; while it is unset, those of the limits file."""
+        """Return the rules of RATE_LIMIT; if it is unset, those of the limits file."""
         if self.origin("rate_limit") == "file" and self._file.rules is not None:
             return self._file.rules
         return _read_rules(self.rate_limit)
 
     def exempt(self) -> frozenset[int]:
-        """The ids of RATE_LIMIT_EXEMPT; while it is unset, those of the limits file."""
+        """Return the ids of RATE_LIMIT_EXEMPT; if it is unset, those of the limits file."""
         if self.origin("rate_limit_exempt") == "file":
             return self._file.exempt or frozenset()
         return self.rate_limit_exempt
 
     def origin(self, name: str) -> Origin:
-        """Where the value of a setting comes from: the last of these that says something."""
+        """Return where the value of a setting comes from."""
         in_file = {"rate_limit": self._file.rules, "rate_limit_exempt": self._file.exempt}
         if name in self.model_fields_set:
             return "environment"
         return "code" if in_file.get(name) is None else "file"
 
     def storage(self) -> Storage:
-        """A storage for these settings; closing it closes its client."""
+        """Make a storage for these settings; closing it closes its client."""
         client = self.redis_client()
         if client is None:
             return MemoryStorage(self.rate_limit_memory_size)
         return RedisStorage(client, close_client=True)
 
     def redis_client(self) -> Redis | None:
-        """A new client, which connects when it is first used; None if Redis is not used."""
+        """Make a client, which connects when it is first used; None if Redis is not used."""
         if not self.uses_redis:
             return None
         options: dict[str, Any] = {
             "db": self.redis_db,
             "password": self.redis_password and self.redis_password.get_secret_value(),
-            # The limiter has a deadline of its own for every decision, which covers connecting too.
+            # The limiter has a time-out of its own for every decision.
             "retry": Retry(NoBackoff(), 0),
             "socket_timeout": None,
             "socket_connect_timeout": None,
         }
         if self.redis_url is not None:
-            # What the URL itself says wins over the options.
+            # Options in the URL win over these.
             url = self.redis_url.get_secret_value()
             return Redis.from_pool(ConnectionPool.from_url(url, **options))
         host = self.redis_host or "localhost"
@@ -224,9 +231,10 @@ class Settings(BaseSettings):
 
 
 def _wrong_with(url: str) -> str | None:
-    """What is wrong with the URL, without a word of it: any part may be one of the password.
+    """Return what is wrong with the URL, without quoting it: any part may belong to the password.
 
-    redis-py itself takes `redis://:12/3@h` for a host without a name, a port and a database.
+    For example, redis-py itself reads `redis://:12/3@h` as a host without a name, a port and a
+    database.
     """
     if not url.startswith(_URL_SCHEMES):
         return "unknown scheme"
@@ -265,7 +273,7 @@ def _read_rules(text: str) -> Rules:
 
 
 def _explain(error: Any) -> str:
-    """One line for one wrong variable: its name, its value unless it is secret, and the fix."""
+    """Explain an invalid variable in one line: its name, its value if not secret, and the fix."""
     name = str(error["loc"][0]) if error["loc"] else "settings"
     field = Settings.model_fields.get(name)
     expected = field.description if field else "a known setting"
@@ -276,7 +284,8 @@ def _explain(error: Any) -> str:
     if field is None or name == "redis_host" or "SecretStr" in str(field.annotation):
         shown = ""
     elif isinstance(value, str) and _MAYBE_URL.search(value):
-        # Nothing of it is shown, nor of what says it again: a URL may hold a password.
+        # Neither the value nor the reason, which repeats it, is shown: a URL may contain a
+        # password.
         hint = _SERVICE_LINKS if name == "redis_port" else ""
         shown, reason = "", f"looks like a URL, which goes into REDIS_URL{hint}"
     else:

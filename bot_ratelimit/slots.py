@@ -1,4 +1,4 @@
-"""Slots: so many at a time, on all instances, held by leases that are renewed meanwhile."""
+"""Slots: how many may run at a time over all instances, as leases that are renewed."""
 
 from __future__ import annotations
 
@@ -24,55 +24,61 @@ from bot_ratelimit.rule import Subject
 from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of
 from bot_ratelimit.storage.memory import MemoryStorage
-from bot_ratelimit.waiting import check_wait
+from bot_ratelimit.wait_queue import check_wait
 
 log = logging.getLogger("bot_ratelimit")
 
 MAX_WAITING: Final = 1_000
-"""Callers of a limiter that wait for a slot; one more is refused."""
-FIRST_LOOK, LONGEST_LOOK = 0.05, 0.5
-"""Seconds between two questions of a process whether another one has left a slot."""
-RELEASE_AGAIN: Final = 1.0
-"""Seconds between attempts to release a slot in an outage; they end with the lease."""
+"""The maximum number of callers of a limiter that wait for a slot; further ones are refused."""
+FIRST_POLL, LONGEST_POLL = 0.05, 0.5
+"""The shortest and the longest pause in seconds between two attempts of a waiting process."""
+RETRY_RELEASE_EVERY: Final = 1.0
+"""Seconds between two attempts to release a slot in an outage; they end with the lease."""
 MAX_RELEASES: Final = 1_000
 
 
 class Slot(Decision):
-    """The Decision about a slot: `remaining` is how many are free after it.
+    """The Decision about a slot; `remaining` is the number of slots that are still free.
 
-    `retry_after` of a refusal is the time until the next lease would end if it were not renewed;
-    the slot may be free much sooner.
+    ::
+
+        async with limiter.slot(Concurrency(1, name="report"), subject) as slot:
+            if slot.allowed and not slot.lost:
+                ...
+
+    `retry_after` of a refusal is the time until the next lease ends if it is not renewed. A slot
+    may be free much sooner.
     """
 
-    _held: _Held | None = None
+    _held: _HeldSlot | None = None
 
     @property
     def lost(self) -> bool:
-        """Whether the slot was lost, so that others may run beside this block.
+        """Whether the slot was lost, so that another block may run at the same time.
 
-        That happens if the event loop was away for longer than the lease, if Redis was, or if it
-        has lost its data. The block is not interrupted: it may look here before it does something
-        that must not be done twice.
+        A slot is lost if the event loop was blocked for longer than the lease, if Redis was
+        unreachable for that long, or if Redis lost its data. The block is not interrupted. It may
+        check this before it does something that must not be done twice.
         """
         return self._held is not None and self._held.is_lost()
 
     async def wait_lost(self) -> None:
-        """Return when the slot is lost; a block that wants to be told races with this."""
+        """Wait until the slot is lost, for a block that wants to react to it."""
         if self._held is None:
             await asyncio.Event().wait()
         else:
             await self._held.lost.wait()
 
 
-class _Held:
-    """A claim on a slot, from the first attempt to the release."""
+class _HeldSlot:
+    """A claim on a slot, from the first attempt until the release."""
 
     def __init__(self, claim: Claim, concurrency: Concurrency, leases: Leases) -> None:
         self.claim = claim
         self.concurrency = concurrency
         self.leases = leases
-        self.in_doubt = False  # whether the storage may know of it, although it did not answer
-        self.ends = math.inf  # by the loop's clock: until then the storage keeps it for certain
+        self.in_doubt = False  # whether the storage may have the claim although it did not answer
+        self.ends = math.inf  # by the loop's clock: until then the storage certainly keeps it
         self.lost = asyncio.Event()
         self.renew_now = asyncio.Event()
         self.renewing: asyncio.Task[None] | None = None
@@ -84,19 +90,19 @@ class _Held:
 
 
 class SlotContext:
-    """`async with limiter.slot(...) as slot`: enter it once."""
+    """The context manager that `Limiter.slot` returns; it can be entered once."""
 
     def __init__(
         self, slots: Slots, concurrency: Concurrency, subject: Subject, timeout: float
     ) -> None:
         self._slots = slots
-        self._wish = concurrency, subject, timeout
+        self._arguments = concurrency, subject, timeout
         self._slot: Slot | None = None
 
     async def __aenter__(self) -> Slot:
         if self._slot is not None:
-            raise ConfigError("a slot is entered twice: call limiter.slot(...) for each block")
-        self._slot = await self._slots.acquire(*self._wish)
+            raise ConfigError("a slot was entered twice: call limiter.slot(...) for each block")
+        self._slot = await self._slots.acquire(*self._arguments)
         return self._slot
 
     async def __aexit__(
@@ -110,17 +116,17 @@ class SlotContext:
 
 
 class Slots:
-    """What `Limiter.slot` does.
+    """Implements `Limiter.slot`.
 
     Args:
         storage: Where leases are kept.
-        standby: Where they are kept in an outage, if at all.
-        failures: Which servers fail, and what the log says of it.
-        key_prefix: What every key begins with.
-        on_error: Who answers in an outage.
-        timeout: Seconds that the storage gets for an answer.
-        clock: That of the circuit breakers.
-        observer: Hears how many slots this process holds.
+        standby: Where leases are kept in an outage; None unless `on_error="memory"`.
+        failures: The circuit breakers and the log of failures.
+        key_prefix: The prefix of every key.
+        on_error: The policy in an outage.
+        timeout: The time-out of the storage in seconds.
+        clock: The clock of the circuit breakers.
+        observer: Is told how many slots this process holds.
     """
 
     def __init__(
@@ -147,23 +153,23 @@ class Slots:
         self._clock = clock
         self._queues: dict[str, deque[asyncio.Event]] = {}
         self._waiting = 0
-        self._held: dict[str, set[_Held]] = {}
-        # Until when a key is there, unless the server loses its data.
+        self._held: dict[str, set[_HeldSlot]] = {}
+        # Until when a key exists, unless the server loses its data.
         self._known: LRUCache[str, float] = LRUCache(10_000)
         self._releases: set[asyncio.Task[None]] = set()
 
     async def acquire(self, concurrency: Concurrency, subject: Subject, timeout: float) -> Slot:
-        """A slot, or a refusal after at most `timeout` seconds."""
+        """Return a slot, or a refusal after `timeout` seconds at most."""
         key = concurrency.slot_key(self._prefix, subject)
         if key is None:
             return Slot(True, concurrency, concurrency.amount, 0.0, 0.0, "none")
         claim = Claim(key, _token(), concurrency.amount, concurrency.lease)
-        held = _Held(claim, concurrency, self._leases)
+        held = _HeldSlot(claim, concurrency, self._leases)
         if key not in self._queues:
             slot = await self._try(held)
             if slot.allowed or not timeout or slot.source == "policy":
                 return slot
-        else:  # others were here before
+        else:  # other callers came first
             slot = _refused(concurrency, concurrency.lease, self._storage.source)
         if not timeout or not self._has_room():
             return slot
@@ -173,20 +179,20 @@ class Slots:
         waited._held = slot._held
         return waited
 
-    async def release(self, held: _Held) -> None:
-        """Release a slot, also while the caller is being cancelled."""
+    async def release(self, held: _HeldSlot) -> None:
+        """Release a slot, even if the caller is being cancelled."""
         if held.renewing is not None:
             held.renewing.cancel()
         others = self._held.get(held.claim.key, set())
         if held in others:
             others.discard(held)
-            self._tell(held, -1)
+            self._report_in_use(held, -1)
         if not others:
             self._held.pop(held.claim.key, None)
-        await asyncio.shield(self._let_go(held))
+        await asyncio.shield(self._release_in_background(held))
 
     def close(self) -> None:
-        """Stop trying to release what could not be released."""
+        """Stop retrying releases that failed."""
         loop = asyncio.get_running_loop()
         for task in self._releases:
             if task.get_loop() is loop:
@@ -195,27 +201,27 @@ class Slots:
     def _has_room(self) -> bool:
         if self._waiting < MAX_WAITING:
             return True
-        if self._failures.first_in_a_while("slots full"):
-            log.warning("%d callers wait for a slot already: others are refused", MAX_WAITING)
+        if self._failures.should_log("slots full"):
+            log.warning("%d callers already wait for a slot: further ones are refused", MAX_WAITING)
         return False
 
-    async def _wait(self, held: _Held, slot: Slot, timeout: float) -> Slot:
-        """Wait in line: the first of this process asks, and is woken by a release in it."""
+    async def _wait(self, held: _HeldSlot, slot: Slot, timeout: float) -> Slot:
+        """Wait in the queue: its first waiter asks, and a release in this process wakes it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         queue = self._queues.setdefault(held.claim.key, deque())
         woken = asyncio.Event()
         queue.append(woken)
         self._waiting += 1
-        pause = FIRST_LOOK
+        pause = FIRST_POLL
         try:
             while (left := deadline - loop.time()) > 0:
                 first = queue[0] is woken
-                patience = min(left, slot.retry_after or left, _spread(pause)) if first else left
-                if await _is_set(woken, patience):
-                    pause = FIRST_LOOK
+                patience = min(left, slot.retry_after or left, _jitter(pause)) if first else left
+                if await _wait_for(woken, patience):
+                    pause = FIRST_POLL
                 else:
-                    pause = min(pause * 2, LONGEST_LOOK)
+                    pause = min(pause * 2, LONGEST_POLL)
                 if queue[0] is not woken:
                     continue
                 woken.clear()
@@ -231,23 +237,23 @@ class Slots:
             else:
                 del self._queues[held.claim.key]
 
-    async def _try(self, held: _Held) -> Slot:
+    async def _try(self, held: _HeldSlot) -> Slot:
         began = asyncio.get_running_loop().time()
         held.leases = self._leases
-        if held.in_doubt:  # a late release of the last attempt must not meet this one
+        if held.in_doubt:  # a late release of the last attempt must not affect this one
             held.claim = held.claim._replace(token=_token())
             held.in_doubt = False
         try:
             grant = await self._ask("acquire", held)
             if grant is None:
-                return await self._without(held)
+                return await self._acquire_without_storage(held)
         except BaseException:
-            self._let_go(held)  # it may have been granted
+            self._release_in_background(held)  # the slot may have been granted
             raise
-        if grant.forgot:
+        if grant.data_lost:
             log.warning(
-                "Redis has lost its data (%s): slots open again in %.1f s, when those that still "
-                "hold one have said so",
+                "Redis has lost its data (%s): new slots are granted again in %.1f s, when the "
+                "processes that still hold one have renewed them",
                 printable(held.claim.key),
                 grant.wait,
             )
@@ -255,27 +261,27 @@ class Slots:
             return _refused(held.concurrency, grant.wait, self._storage.source)
         return self._granted(held, grant, began, self._storage.source)
 
-    def _granted(self, held: _Held, grant: Grant, began: float, source: Source) -> Slot:
+    def _granted(self, held: _HeldSlot, grant: Grant, began: float, source: Source) -> Slot:
         held.ends = began + held.claim.lease
         held.renewing = asyncio.create_task(self._renew(held), context=Context())
         self._held.setdefault(held.claim.key, set()).add(held)
-        self._tell(held, 1)
+        self._report_in_use(held, 1)
         slot = Slot(True, held.concurrency, grant.remaining, 0.0, 0.0, source)
         slot._held = held
         return slot
 
-    def _tell(self, held: _Held, change: int) -> None:
+    def _report_in_use(self, held: _HeldSlot, change: int) -> None:
         name = held.concurrency.name
         self._in_use[name] += change
         if self._observer is not None:
             self._observer.slots_in_use(name, self._in_use[name])
 
-    async def _without(self, held: _Held) -> Slot:
-        """The answer of the policy, when the storage has none."""
+    async def _acquire_without_storage(self, held: _HeldSlot) -> Slot:
+        """Answer by the policy, because the storage has no answer."""
         concurrency = held.concurrency
         if self._standby is not None:
             if held.in_doubt:
-                self._let_go(held)
+                self._release_in_background(held)
             held.leases = self._standby
             began = asyncio.get_running_loop().time()
             grant = await self._standby.claim("acquire", held.claim, timeout=self._timeout)
@@ -287,17 +293,17 @@ class Slots:
             slot._held = held if held.in_doubt else None
             return slot
         if held.in_doubt:
-            self._let_go(held)
+            self._release_in_background(held)
         wait = self._breaker(held).wait(self._clock()) or self._timeout
         return _refused(concurrency, wait, "policy")
 
-    async def _renew(self, held: _Held) -> None:
-        """Renew the lease every third of it; in an outage more often, until it has ended."""
+    async def _renew(self, held: _HeldSlot) -> None:
+        """Renew the lease after each third of its time; in an outage more often, until it ends."""
         loop = asyncio.get_running_loop()
         third = held.claim.lease / 3
         pause = third
         while True:
-            await _is_set(held.renew_now, pause)
+            await _wait_for(held.renew_now, pause)
             held.renew_now.clear()
             began = loop.time()
             grant = await self._ask("renew", held)
@@ -307,35 +313,37 @@ class Slots:
                 pause = third
                 held.ends = began + held.claim.lease
             if (grant is None and loop.time() >= held.ends) or (grant and not grant.granted):
-                self._lose(held)
+                self._mark_lost(held)
             if held.lost.is_set():
                 pause = third
 
-    def _lose(self, held: _Held) -> None:
+    def _mark_lost(self, held: _HeldSlot) -> None:
         if held.lost.is_set():
             return
         held.lost.set()
-        if self._failures.first_in_a_while(f"lost {held.claim.key}"):
+        if self._failures.should_log(f"lost {held.claim.key}"):
             log.warning(
-                "A slot was lost: %s (%s). Its block goes on, and another one may run beside it",
+                "A slot was lost: %s (%s). Its block continues, and another one may run beside it",
                 printable(held.claim.key),
                 held.concurrency,
             )
 
-    def _let_go(self, held: _Held) -> asyncio.Task[None]:
-        """Release in a task of its own, which no caller's cancellation reaches."""
-        return self._in_background(self._free(_Held(held.claim, held.concurrency, held.leases)))
+    def _release_in_background(self, held: _HeldSlot) -> asyncio.Task[None]:
+        """Release in a separate task, which the caller's cancellation does not affect."""
+        return self._in_background(
+            self._release_lease(_HeldSlot(held.claim, held.concurrency, held.leases))
+        )
 
-    async def _free(self, held: _Held) -> None:
+    async def _release_lease(self, held: _HeldSlot) -> None:
         freed = await self._ask("release", held)
         if queue := self._queues.get(held.claim.key):
             queue[0].set()
         if freed is None and len(self._releases) <= MAX_RELEASES:
-            self._in_background(self._free_later(held))
+            self._in_background(self._retry_release(held))
 
-    async def _free_later(self, held: _Held) -> None:
-        for _ in range(math.ceil(held.claim.lease / RELEASE_AGAIN)):
-            await asyncio.sleep(RELEASE_AGAIN)
+    async def _retry_release(self, held: _HeldSlot) -> None:
+        for _ in range(math.ceil(held.claim.lease / RETRY_RELEASE_EVERY)):
+            await asyncio.sleep(RETRY_RELEASE_EVERY)
             if await self._ask("release", held) is not None:
                 return
 
@@ -345,8 +353,8 @@ class Slots:
         task.add_done_callback(self._releases.discard)
         return task
 
-    async def _ask(self, action: Action, held: _Held) -> Grant | None:
-        """The storage's answer; None if it has none."""
+    async def _ask(self, action: Action, held: _HeldSlot) -> Grant | None:
+        """Ask the storage; return its answer, or None if it has none."""
         leases = held.leases
         if leases is not self._leases:
             return await leases.claim(action, held.claim, timeout=self._timeout)
@@ -363,31 +371,31 @@ class Slots:
             held.in_doubt |= not isinstance(error, (NotConnectedError, QueueFullError))
             self._failures.failed(server, breaker, ticket, error)
         except Exception as error:
-            self._failures.faulty(server, breaker, ticket, error)
+            self._failures.rejected(server, breaker, ticket, error)
         except BaseException:
             breaker.abandoned(ticket)
             raise
         else:
             self._failures.succeeded(server, breaker, ticket)
-            # A little less than a lease, since clocks do not run at quite the same speed.
+            # A little less than a lease, because clocks do not run at exactly the same speed.
             self._known[held.claim.key] = now + held.claim.lease * 0.9
-            if grant.forgot:
+            if grant.data_lost:
                 for each in self._held.get(held.claim.key, ()):
                     each.renew_now.set()
             return grant
         return None
 
-    def _breaker(self, held: _Held) -> Any:
+    def _breaker(self, held: _HeldSlot) -> Any:
         return self._failures.breaker(self._storage.server([self._charge(held)]))
 
     @staticmethod
-    def _charge(held: _Held) -> Charge:
+    def _charge(held: _HeldSlot) -> Charge:
         limit: Any = held.concurrency.limit
         return Charge(held.claim.key, limit)
 
 
 def check_slot_wait(timeout: object) -> float:
-    """The time-out in seconds: as `acquire` takes it, None is to wait as long as it takes.
+    """Return the time-out in seconds, as `acquire` takes it; infinity for None.
 
     Raises:
         ConfigError: It is neither None nor a finite number from 0 up.
@@ -404,12 +412,12 @@ def _refused(concurrency: Concurrency, wait: float, source: Source) -> Slot:
     return Slot(False, concurrency, 0, wait, wait, source)
 
 
-def _spread(seconds: float) -> float:
-    return seconds * random.uniform(0.75, 1)  # noqa: S311 - so that instances do not ask at once
+def _jitter(seconds: float) -> float:
+    return seconds * random.uniform(0.75, 1)  # noqa: S311 - so that instances do not ask at the same time
 
 
-async def _is_set(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for the event; False if it does not come in time."""
+async def _wait_for(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for the event; return False if it does not come in time."""
     try:
         async with asyncio.timeout(None if math.isinf(seconds) else seconds):
             await event.wait()

@@ -1,14 +1,14 @@
 """Statistics: decisions by hour, rule and outcome, over all instances, without Prometheus.
 
-Counted in the process, and written to Redis about every ten seconds in one command:
+They are counted in the process and written to Redis about every ten seconds in one command:
 
 ==========================================  =======================================================
 `<prefix>:ratelimit:stats:{<hour>}`          a hash: `<outcome> <rule>` to a number, and for each
-                                             process the number of the last flush that is in it
+                                             process the number of its last flush that is included
 `<prefix>:ratelimit:stats:{<hour>}:refused`  a sorted set: users by how often they were refused
 ==========================================  =======================================================
 
-An hour is counted from 1970 in UTC, by the clock of the process that decided.
+Hours are counted from 1970 in UTC, by the clock of the process that decided.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.observer import MAX_LABELS, OTHER, Observer, label_of, outcome_of
 from bot_ratelimit.rule import Subject
 from bot_ratelimit.storage.base import Storage
-from bot_ratelimit.storage.wire import name as wire_name
+from bot_ratelimit.storage.encoding import encode_key
 
 log = logging.getLogger("bot_ratelimit")
 
 FLUSH_EVERY: Final = 10.0
-"""Seconds between two writes, if anything was decided."""
+"""Seconds between two writes if there were decisions."""
 KEPT_HOURS: Final = 48
 TTL: Final = (KEPT_HOURS + 1) * 3_600
 MAX_USERS: Final = 1_000
-"""Refused users that are kept for each hour; those who were refused least are dropped."""
+"""How many refused users are kept for each hour; those refused least often are dropped."""
 
 Execute: TypeAlias = Callable[..., Awaitable[Any]]
 _Key: TypeAlias = tuple[str, str]  # outcome, rule
 
-# A flush whose answer was lost is sent again, and must not count twice: so each process numbers
-# its flushes, and the hash remembers the last number. ARGV: process, number, TTL, users to keep,
-# how many counts, then pairs of field and count, then pairs of user and refusals.
+# A flush whose answer was lost is sent again and must not count twice. So each process numbers its
+# flushes, and the hash stores the last number. ARGV: process, number, TTL, users to keep, number of
+# counts, then pairs of field and count, then pairs of user and refusals.
 _ADD: Final = b"""\
 if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return 0 end
 local last = 5 + 2 * ARGV[5]
@@ -61,34 +61,44 @@ if #ARGV > last then
 end
 return 1
 """
-# As scripts, because their replies are flat lists, whichever protocol the connection speaks.
+# Scripts, because their replies are flat lists with every protocol version.
 _READ: Final = b"return redis.call('HGETALL', KEYS[1])"
 _TOP: Final = b"return redis.call('ZREVRANGE', KEYS[1], 0, -1, 'WITHSCORES')"
+_REFUSED: Final = b"return redis.call('ZSCORE', KEYS[1], ARGV[1])"
 
 
 @dataclass(frozen=True, slots=True)
 class HourCount:
-    """So many decisions of one rule, with one outcome, in one hour."""
+    """How many decisions of one rule had one outcome in one hour.
+
+    Attributes:
+        hour: When the hour began, in UTC.
+        rule: The rule, as metrics name it: `user`, `chat`, or the rule's own name.
+        outcome: `"allowed"`, `"refused"` or `"banned"`.
+        count: How many decisions.
+    """
 
     hour: datetime
-    """When the hour began, in UTC."""
     rule: str
-    """The rule as metrics name it, see `label_of`."""
     outcome: str
-    """`"allowed"`, `"refused"` or `"banned"`."""
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refusals:
-    """How often a user was refused."""
+    """How often a user was refused.
+
+    Attributes:
+        user: Id of the user.
+        count: How many refusals.
+    """
 
     user: int
     count: int
 
 
 class _Hour:
-    """What was decided in one hour, and not written yet."""
+    """The decisions of one hour that were not written yet."""
 
     __slots__ = ("counts", "refused")
 
@@ -97,19 +107,19 @@ class _Hour:
         self.refused: Counter[int] = Counter()
 
     def trim(self) -> None:
-        """Forget those who were refused least: a flood from a million accounts must fit."""
+        """Drop the users refused least often, so that a flood from many accounts fits in memory."""
         if len(self.refused) > 2 * MAX_USERS:
             self.refused = Counter(dict(self.refused.most_common(MAX_USERS)))
 
 
 class Statistics(Observer):
-    """Counts decisions, and reads what all instances counted.
+    """Counts decisions, and reads the counts of all instances.
 
     Args:
-        storage: Where counts are kept; in memory, those of this process.
-        key_prefix: What every key begins with.
-        timeout: Seconds that the server gets for an answer.
-        clock: Seconds since 1970.
+        storage: Where the counts are kept; with a memory storage, only in this process.
+        key_prefix: The prefix of every key.
+        timeout: The time-out of the server in seconds.
+        clock: Returns seconds since 1970.
         every: Seconds between two writes.
     """
 
@@ -124,7 +134,7 @@ class Statistics(Observer):
     ) -> None:
         self._execute: Execute | None = getattr(storage, "execute", None)
         self._prefix = key_prefix
-        self._timeout = max(timeout, 1.0)  # no update waits for it
+        self._timeout = max(timeout, 1.0)  # no update waits for this
         self._clock = clock
         self._every = every
         self._process = f"#{secrets.token_hex(6)}".encode()
@@ -137,7 +147,7 @@ class Statistics(Observer):
         self._labels: set[str] = set()
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        """Count it, and see to it that it is written soon."""
+        """Count a decision, and schedule the next write."""
         label = label_of(decision.rule)
         if label not in self._labels:
             if len(self._labels) >= MAX_LABELS:
@@ -154,10 +164,10 @@ class Statistics(Observer):
             self._timer = loop.call_later(self._every, self._start, context=Context())
 
     async def flush(self) -> None:
-        """Write what was counted since the last time.
+        """Write the decisions since the last flush.
 
         Raises:
-            StorageError: Redis is out of reach; what was counted is kept, and written later.
+            StorageError: Redis is unreachable; the counts are kept and written later.
             ConfigError: Redis refuses the command.
         """
         if self._execute is None:
@@ -174,7 +184,7 @@ class Statistics(Observer):
                 self._sending = None
 
     async def flush_at_end(self) -> None:
-        """Write the rest, now or never; what cannot be written is told in the log."""
+        """Write the rest for the last time; if that fails, log how much is lost."""
         for handle in (self._timer, self._task):
             if handle is not None:
                 handle.cancel()
@@ -186,26 +196,37 @@ class Statistics(Observer):
             log.warning("The statistics of %d decisions could not be written: %s", lost, error)
 
     async def read(self, hours: int) -> tuple[HourCount, ...]:
-        """What all instances counted; see `Limiter.statistics`."""
+        """Read the counts of all instances; see `Limiter.statistics`."""
         found: list[HourCount] = []
-        for hour, fields in (await self._fetched(_READ, "", hours)).items():
+        for hour, fields in (await self._fetch(_READ, "", hours)).items():
             begins = datetime.fromtimestamp(hour * 3_600, UTC)
             for field, count in sorted(fields.items()):
                 outcome, _, rule = field.partition(" ")
-                if rule:  # else the number of a flush
+                if rule:  # otherwise it is the number of a flush
                     found.append(HourCount(begins, rule, outcome, int(count)))
         return tuple(found)
 
     async def top_refused(self, n: int, hours: int) -> tuple[Refusals, ...]:
-        """Who was refused most; see `Limiter.top_refused`."""
+        """Read the users refused most often; see `Limiter.top_refused`."""
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_USERS:
             raise ConfigError(f"n={n!r}: expected a whole number from 1 to {MAX_USERS}")
         total: Counter[int] = Counter()
-        for fields in (await self._fetched(_TOP, ":refused", hours)).values():
+        for fields in (await self._fetch(_TOP, ":refused", hours)).values():
             for user, count in fields.items():
                 total[int(user)] += int(float(count))
         worst = heapq.nsmallest(n, total.items(), key=lambda each: (-each[1], each[0]))
         return tuple(Refusals(user, count) for user, count in worst)
+
+    async def refused(self, user: int, hours: int) -> int:
+        """How often one user was refused; see `Limiter.refused`."""
+        wanted = self._wanted(hours)
+        if self._execute is None:
+            return sum(self._hours[hour].refused[user] for hour in wanted if hour in self._hours)
+        await self.flush()
+        counts = await asyncio.gather(
+            *(self._run(_REFUSED, [f"{self._key(hour)}:refused"], user) for hour in wanted)
+        )
+        return sum(int(float(count or 0)) for count in counts)
 
     def _start(self) -> None:
         self._timer = None
@@ -213,7 +234,7 @@ class Statistics(Observer):
             self._task = asyncio.get_running_loop().create_task(self._flush_quietly())
 
     async def _flush_quietly(self) -> None:
-        """Redis being away is told elsewhere; the next decision after it sets the timer again."""
+        """Flush, ignoring errors: outages are reported elsewhere, and later decisions retry."""
         with suppress(RateLimitError):
             await self.flush()
 
@@ -238,35 +259,41 @@ class Statistics(Observer):
         users = [part for each in counted.refused.most_common(MAX_USERS) for part in each]
         key = self._key(hour)
         arguments = [number, TTL, MAX_USERS, len(counts) // 2, *counts, *users]
-        await self._ask(_ADD, [key, f"{key}:refused"], self._process, *arguments)
+        await self._run(_ADD, [key, f"{key}:refused"], self._process, *arguments)
 
-    async def _fetched(
+    async def _fetch(
         self, script: bytes, ending: str, hours: int
     ) -> dict[int, Mapping[str, str | int]]:
-        """What is kept of each of these hours, the first one first."""
-        if isinstance(hours, bool) or not isinstance(hours, int) or not 1 <= hours <= KEPT_HOURS:
-            raise ConfigError(f"hours={hours!r}: expected a whole number from 1 to {KEPT_HOURS}")
-        now = int(self._clock() // 3_600)
-        wanted = range(now - hours + 1, now + 1)
+        """Read the counts of each of these hours, the earliest first."""
+        wanted = self._wanted(hours)
         if self._execute is None:
-            return {hour: self._own(hour, ending) for hour in wanted if hour in self._hours}
+            return {
+                hour: self._local_counts(hour, ending) for hour in wanted if hour in self._hours
+            }
         await self.flush()
         replies = await asyncio.gather(
-            *(self._ask(script, [self._key(hour) + ending]) for hour in wanted)
+            *(self._run(script, [self._key(hour) + ending]) for hour in wanted)
         )
         return {hour: _pairs(reply) for hour, reply in zip(wanted, replies, strict=True)}
 
-    def _own(self, hour: int, ending: str) -> Mapping[str, str | int]:
+    def _wanted(self, hours: int) -> range:
+        """The current hour and those before it."""
+        if isinstance(hours, bool) or not isinstance(hours, int) or not 1 <= hours <= KEPT_HOURS:
+            raise ConfigError(f"hours={hours!r}: expected a whole number from 1 to {KEPT_HOURS}")
+        now = int(self._clock() // 3_600)
+        return range(now - hours + 1, now + 1)
+
+    def _local_counts(self, hour: int, ending: str) -> Mapping[str, str | int]:
         counted = self._hours[hour]
         if ending:
             return {str(user): count for user, count in counted.refused.items()}
         return {f"{outcome} {label}": n for (outcome, label), n in counted.counts.items()}
 
-    async def _ask(self, script: bytes, keys: list[str], *arguments: object) -> Any:
+    async def _run(self, script: bytes, keys: list[str], *arguments: object) -> Any:
         if self._execute is None:
             return []
         parts = [len(keys), *keys, *arguments]
-        encoded = [part if isinstance(part, bytes) else wire_name(str(part)) for part in parts]
+        encoded = [part if isinstance(part, bytes) else encode_key(str(part)) for part in parts]
         command = (b"EVAL", script, *encoded)
         return await self._execute(command, key=keys[0], timeout=self._timeout)
 

@@ -13,9 +13,16 @@ from aiogram.exceptions import (
     TelegramUnauthorizedError,
 )
 
-from bot_ratelimit import ConfigError, LogObserver, Observer, RateLimitMiddleware
+from bot_ratelimit import (
+    ConfigError,
+    LogObserver,
+    Observer,
+    OutgoingLimits,
+    RateLimitMiddleware,
+    Settings,
+)
 from example_bot.bot import build_dispatcher
-from example_bot.serve import build_bot, run_polling, run_webhook
+from example_bot.serve import build_admin, build_bot, run_polling, run_webhook
 from example_bot.settings import BotSettings
 
 NO_TOKEN = (
@@ -50,13 +57,20 @@ def main() -> int:
 
 def run(settings: BotSettings) -> None:
     """Build the bot from its settings, and run it."""
-    rate_limit = RateLimitMiddleware.from_settings(observer=[LogObserver(), *metrics()])
-    dispatcher = build_dispatcher(rate_limit)
+    watching = [LogObserver(), *metrics()]
+    # Operators change limits while the bot runs, and see who is refused how often.
+    limits = Settings()
+    rate_limit = RateLimitMiddleware.from_settings(
+        limits, observer=watching, live=True, statistics=True
+    )
+    dispatcher = build_dispatcher(rate_limit, settings.admin_ids)
     bot = build_bot(settings)
+    OutgoingLimits.from_settings(limits, observer=watching).setup(bot, dispatcher)
+    admin = build_admin(settings, limits, rate_limit)
     if settings.webhook_url:
-        run_webhook(settings, bot, dispatcher, rate_limit)
+        run_webhook(settings, bot, dispatcher, rate_limit, admin)
     else:
-        asyncio.run(run_polling(settings, bot, dispatcher, rate_limit))
+        asyncio.run(run_polling(settings, bot, dispatcher, rate_limit, admin))
 
 
 def metrics() -> list[Observer]:

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from aiogram import Dispatcher, F, Router, flags
 from aiogram.filters import Command, CommandObject, CommandStart
@@ -20,12 +22,14 @@ from bot_ratelimit import (
     BoundDecision,
     Concurrency,
     Decision,
+    InFlight,
     Limiter,
     RateLimitMiddleware,
     Scope,
+    StorageError,
     Subject,
 )
-from example_bot.inflight import InFlight
+from bot_ratelimit.admin import admin_router
 
 PONG = "pong"
 """How the answer to a handled `/ping` begins; a refusal never does."""
@@ -99,12 +103,23 @@ async def ask(message: Message, command: CommandObject, rate_limit: BoundDecisio
         answer = await think(command.args)
     except ValueError as error:
         if rate_limit is not None:  # None for users without a limit
-            await rate_limit.refund()
+            with uncharged_in_an_outage():
+                await rate_limit.refund()
         await message.answer(f"{error} That was free.")
         return
     if rate_limit is not None:
-        await rate_limit.charge(len(answer) - 1)
+        with uncharged_in_an_outage():
+            await rate_limit.charge(len(answer) - 1)
     await message.answer(answer)
+
+
+@contextmanager
+def uncharged_in_an_outage() -> Iterator[None]:
+    """Nothing is charged or given back while Redis is away; users get their answers."""
+    try:
+        yield
+    except StorageError as error:
+        _logger.warning("What an answer costs could not be counted: %s", error)
 
 
 async def think(question: str | None) -> str:
@@ -146,7 +161,7 @@ async def log_error(event: ErrorEvent) -> bool:
     return True
 
 
-def build_dispatcher(rate_limit: RateLimitMiddleware) -> Dispatcher:
+def build_dispatcher(rate_limit: RateLimitMiddleware, admins: Collection[int] = ()) -> Dispatcher:
     """Put the handlers and their limit together.
 
     Handlers are registered here and not by decorators on a module's router, because a router
@@ -154,6 +169,7 @@ def build_dispatcher(rate_limit: RateLimitMiddleware) -> Dispatcher:
 
     Args:
         rate_limit: Counts everything that a user does, but for handlers with a limit of their own.
+        admins: Ids of the users for whom `/who`, `/ban` and other commands of operators are there.
     """
     router = Router(name="example")
     router.message.register(start, CommandStart())
@@ -167,14 +183,13 @@ def build_dispatcher(rate_limit: RateLimitMiddleware) -> Dispatcher:
     router.message.register(thank, F.successful_payment)
 
     dispatcher = Dispatcher(limiter=rate_limit.limiter)
+    if admins:
+        dispatcher.include_router(admin_router(rate_limit, admins))
     dispatcher.include_router(router)
     dispatcher.errors.register(log_error)
 
-    in_flight = InFlight()
-    dispatcher.update.outer_middleware(in_flight)
-    # First of the shutdown callbacks: what the handlers still need must not be closed before.
-    dispatcher.shutdown.register(in_flight.drain)
     rate_limit.setup(dispatcher)
+    InFlight().setup(dispatcher)
     return dispatcher
 
 

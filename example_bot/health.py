@@ -8,11 +8,11 @@ import sys
 from http.client import HTTPConnection, HTTPException
 
 PATH = "/health"
-"""Where the webhook server of an instance says that it is alive."""
+"""The path at which the webhook server of an instance reports that it is alive."""
 
 
 def main() -> int:
-    """Ask the instance at WEB_SERVER_PORT, for two seconds at most."""
+    """Ask the instance at WEB_SERVER_PORT, with a timeout of two seconds."""
     port = int(os.environ.get("WEB_SERVER_PORT") or 8080)
     connection = HTTPConnection("127.0.0.1", port, timeout=2.0)
     try:

@@ -1,4 +1,4 @@
-"""A storage on the bench: each kind, with a way to move its time."""
+"""The storages under test: each kind, with a way to move its time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def charge(limit: str, name: str = "42", cost: int = 1, *, shadow: bool = False)
 
 
 class Bench(NamedTuple):
-    """A storage, the client behind it (None for memory), and its time."""
+    """A storage, its client (None for memory), and a way to move its time."""
 
     storage: Storage
     client: aioredis.Redis | None
@@ -43,21 +43,21 @@ class Bench(NamedTuple):
         return await self.storage.reset(charges, timeout=TIMEOUT)
 
     async def allowed(self, *charges: Charge, once: str | None = None) -> bool:
-        """Whether a hit is allowed; the shadow rules among the charges have no say."""
+        """Whether a hit is allowed; shadow rules among the charges do not refuse it."""
         verdicts = await self.hit(*charges, once=once)
         return not any(v.wait for v, c in zip(verdicts, charges, strict=True) if not c.shadow)
 
     def about(self, seconds: float) -> Any:
-        """Equal to these seconds in microseconds, or to what a busy machine makes of them."""
+        """Equal to these seconds in microseconds, with a tolerance where time cannot be moved."""
         return pytest.approx(seconds * 1_000_000, rel=0, abs=1 if self.exact else 500_000)
 
     async def ttls(self) -> dict[str, int]:
-        """The milliseconds that each key will live; of memory nothing is known."""
+        """The TTL of each key in milliseconds; empty for memory."""
         if self.client is None:
             return {}
         return {key.decode(): await self.client.pttl(key) async for key in self.client.scan_iter()}
 
 
 async def real_time(seconds: float) -> None:
-    """Wait, for the servers whose clock nobody can move."""
+    """Wait, for servers whose clock cannot be moved."""
     await asyncio.sleep(seconds)

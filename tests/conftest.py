@@ -25,7 +25,7 @@ SERVERS = ("redis-server", "valkey-server")
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A Redis for the whole run; use keys of your own, or `client`, which empties it."""
+    """A Redis for the whole run; use your own keys, or `client`, which empties it."""
     with running("redis-server", tmp_path_factory.mktemp("redis")) as server:
         yield server
 
@@ -38,7 +38,7 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Server]:
-    """A Redis of this test's own, to be hung, killed and misconfigured."""
+    """A Redis for one test, which may hang, kill or misconfigure it."""
     with running("redis-server", tmp_path, "--unixsocket", str(tmp_path / "redis.sock")) as server:
         yield server
 
@@ -87,7 +87,7 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """To set variables with: none of ours is set, and there is no `.env`."""
+    """Sets variables; at the start none of ours is set, and there is no `.env`."""
     for name in [name for name in os.environ if name.upper().startswith(("REDIS_", "RATE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
@@ -96,7 +96,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
 
 @pytest.fixture
 def connected(client: aioredis.Redis) -> Callable[[int], Awaitable[None]]:
-    """Fails unless the real Redis soon has so many connections with `?client_name=ours`."""
+    """Fail unless the Redis soon has this many connections with `?client_name=ours`."""
 
     async def wait_for(count: int) -> None:
         async def names() -> list[str]:
@@ -111,7 +111,7 @@ def connected(client: aioredis.Redis) -> Callable[[int], Awaitable[None]]:
 
 @pytest.fixture
 def no_metrics_yet() -> None:
-    """As in a process that has just started: nothing of ours is in prometheus_client's registry."""
+    """Remove our metrics from prometheus_client's registry, as in a new process."""
     ours = {
         collector
         for name, collector in REGISTRY._names_to_collectors.items()

@@ -1,4 +1,4 @@
-"""What each of several bots does whose metrics are added up; run by test_metrics.py."""
+"""The work of each of several bots whose metrics are added up; run by test_metrics.py."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def work(port: int, ready: Barrier, outage: bool) -> Counter[tuple[str, st
     by_outcome: Counter[str] = Counter()
     for (outcome, _), n in sources.items():
         by_outcome[outcome] += n
-    # What the handlers saw is the judge; the sources are only known from the decisions.
+    # The handlers decide what is right; only the decisions have the sources.
     assert by_outcome == handled, (by_outcome, handled)
     return sources
 
@@ -93,7 +93,7 @@ async def gone(recorder: Any) -> None:
 
 
 def collected(directory: str) -> str:
-    """The page of metrics over all processes."""
+    """The metrics page over all processes."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector

@@ -44,7 +44,7 @@ def steps(dockerfile: str) -> list[Step]:
 
 
 def in_context(path: str, ignore: str) -> bool:
-    """Whether .dockerignore lets this path of the repository into the build."""
+    """Whether .dockerignore includes this path of the repository in the build."""
     rules = [line for line in ignore.splitlines() if line and not line.startswith("#")]
     inside = True
     for rule in rules:
@@ -77,7 +77,7 @@ class Image:
         self.health: list[str] = []
 
     def apply(self, step: Step) -> None:
-        """Do what one instruction says."""
+        """Execute one instruction."""
         print(f"{step.name} {step.text}", flush=True)
         if step.name == "WORKDIR":
             self.directory = Path(self._placed(step.text))
@@ -113,7 +113,7 @@ class Image:
 
 
 class _Telegram(BaseHTTPRequestHandler):
-    """A Bot API that says yes to everything."""
+    """A Bot API that answers ok to everything."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -126,11 +126,11 @@ class _Telegram(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Be quiet."""
+        """Log nothing."""
 
 
 def main() -> int:
-    """Build, start, ask for its health, stop; 0 if all of it worked."""
+    """Build, start, ask for its health, stop; return 0 if all of it worked."""
     with tempfile.TemporaryDirectory() as directory:
         image = Image(Path(directory))
         for step in steps(DOCKERFILE.read_text()):

@@ -16,12 +16,12 @@ NOT_RUN = (
 
 
 def find_prometheus() -> str | None:
-    """The path of `prometheus`; None if it cannot be had."""
+    """The path of `prometheus`; None if it is not available."""
     return _find("prometheus")
 
 
 def find_promtool() -> str | None:
-    """The path of `promtool`; None if it cannot be had."""
+    """The path of `promtool`; None if it is not available."""
     return _find("promtool")
 
 
@@ -30,13 +30,13 @@ def _find(name: str) -> str | None:
     found = shutil.which(name, path=os.pathsep.join(folders))
     if found:
         return found
-    taken = _taken_apart()
+    taken = _extracted()
     return str(taken / name) if taken and (taken / name).exists() else None
 
 
 @cache
-def _taken_apart() -> Path | None:
-    """The binaries of Debian's package, without root; kept for the next run."""
+def _extracted() -> Path | None:
+    """The binaries of Debian's package, extracted without root; kept for the next run."""
     kept = Path(tempfile.gettempdir()) / f"bot-ratelimit-prometheus-{os.getuid()}"
     binaries = kept / "root" / "usr" / "bin"
     if (binaries / "promtool").exists():

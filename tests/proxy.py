@@ -1,4 +1,4 @@
-"""A way to a server that takes time, stalls, or breaks: a proxy in a thread of its own."""
+"""A slow, stalling or breaking connection to a server: a proxy in its own thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Proxy:
     ) -> None:
         self.target = target
         self.tls = tls
-        """What the proxy speaks TLS with; the server behind it need not."""
+        """The TLS context of the proxy; the server behind it may use plain TCP."""
         self.round_trip = round_trip
         self.jitter = jitter
         self.port = 0
@@ -47,7 +47,7 @@ class Proxy:
         self._thread.join(5)
 
     def stall(self, seconds: float) -> None:
-        """Hold back everything for so long."""
+        """Delay everything by `seconds`."""
         self._stalled_until = monotonic() + seconds
 
     def cut(self) -> None:
@@ -92,7 +92,7 @@ class Proxy:
         async def deliver() -> None:
             while True:
                 due, data = await chunks.get()
-                while (wait := max(due, self._stalled_until) - monotonic()) > 0:  # noqa: ASYNC110 - a stall may grow meanwhile
+                while (wait := max(due, self._stalled_until) - monotonic()) > 0:  # noqa: ASYNC110 - a stall may grow
                     await asyncio.sleep(wait)
                 if not data:
                     return
@@ -120,7 +120,7 @@ def distant(
     jitter: float = 0.0,
     tls: ssl.SSLContext | None = None,
 ) -> Iterator[Proxy]:
-    """A proxy to this port, for as long as the block lasts."""
+    """A proxy to this port, while the block runs."""
     proxy = Proxy(target, round_trip, jitter, tls)
     proxy.start()
     try:

@@ -1,4 +1,4 @@
-"""An observer that writes down what it hears."""
+"""An observer that records events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bot_ratelimit.observer import EVENTS
 
 
 class Recorder(Observer):
-    """Keeps each event as its name and its values."""
+    """Records each event as its name and its values."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []

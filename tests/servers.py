@@ -107,7 +107,7 @@ class Server:
 
 @contextmanager
 def running(name: str, directory: Path, *options: str) -> Iterator[Server]:
-    """A server of its own, for tests that break it."""
+    """A separate server, for tests that break it."""
     server = Server(find_server(name), directory, *options)
     try:
         server.start()

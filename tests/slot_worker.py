@@ -1,4 +1,4 @@
-"""A process that works in slots, and writes down when; run by test_slot_processes.py."""
+"""A process that works in slots and logs it; run by test_slot_processes.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORK = 0.02
 
 
 def run(port: int, log_port: int, tasks: int) -> None:
-    """Let so many tasks work, each in a slot."""
+    """Run tasks, each in a slot."""
     asyncio.run(work(port, log_port, tasks))
 
 
@@ -29,7 +29,7 @@ async def work(port: int, log_port: int, tasks: int) -> None:
 
 
 async def task(limiter: Limiter, log: aioredis.Redis, number: int) -> None:
-    """Work once; an outage is waited out."""
+    """Work once; wait out an outage."""
     name = f"{os.getpid()} {number}"
     while True:
         async with limiter.slot(SLOTS, ANNA, timeout=60) as slot:

@@ -33,7 +33,7 @@ def step(limit: Limit | str, state: Any, seconds: float, cost: int) -> Step:
 
 
 def waits(limit: str, steps: Iterable[tuple[float, int, float]]) -> list[float]:
-    """The seconds that each (time, cost, expected wait) is told to wait."""
+    """The waits in seconds for each (time, cost, expected wait)."""
     state, found = None, []
     for seconds, cost, _ in steps:
         state, verdict = step(limit, state, seconds, cost)
@@ -95,13 +95,13 @@ TABLES = {
 
 @pytest.mark.parametrize("table", TABLES)
 def test_tables(table: str) -> None:
-    """Each table's heading holds."""
+    """Each table behaves as its heading says."""
     limit, steps = TABLES[table]
     assert waits(limit, steps) == [wait for _, _, wait in steps]
 
 
 def test_the_worked_example_of_decision() -> None:
-    """`Decision` explains its fields with numbers that come out so."""
+    """The numbers in the docstring of `Decision` are right."""
     state = None
     for seconds in (0, 1, 2, 2, 2, 3):
         state, verdict = step("5/10s", state, seconds, 1)
@@ -111,7 +111,7 @@ def test_the_worked_example_of_decision() -> None:
 
 
 def test_a_full_fixed_window_counts_attempts() -> None:
-    """The counter shows an operator who insists; a hit that would overfill is no attempt."""
+    """A full window counts attempts; a hit that would overfill it is not counted."""
     state, counts = None, []
     for cost in (2, 3, 1, 1, 3):
         state, _ = step("3/10s", state, 0, cost)
@@ -123,7 +123,7 @@ def test_a_full_fixed_window_counts_attempts() -> None:
     ("limit", "hits"), [("7/60s burst 3", 70), ("300000/s burst 3", 3_000), ("3/ms burst 2", 100)]
 )
 def test_a_bucket_loses_nothing_to_rounding(limit: str, hits: int) -> None:
-    """Tokens that come at no whole microsecond are still granted when they come, for ever."""
+    """Tokens that come at fractions of a microsecond are still granted on time, forever."""
     parsed = Limit.parse(limit)
     interval = Fraction(parsed.period_ms * 1_000, parsed.amount)
     state, now = step(parsed, None, 0, parsed.capacity)[0], START
@@ -138,7 +138,7 @@ def test_a_bucket_loses_nothing_to_rounding(limit: str, hits: int) -> None:
     ("limit", "wait"), [("2/10s", 10), ("2/10s sliding", 0), ("2/10s bucket", 5)]
 )
 def test_a_clock_set_back_locks_nobody_out(limit: str, wait: float) -> None:
-    """After the clock went back an hour, nobody waits longer than if he had come just now."""
+    """After the clock went back an hour, nobody waits longer than a new user."""
     state, _ = step(limit, None, 3_600, 2)
     assert step(limit, state, 0, 1)[1].wait == us(wait)
 
@@ -169,7 +169,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_limit_may_change(change: str) -> None:
-    """State that another limit left behind is understood, or as good as none."""
+    """State of another limit is understood or ignored."""
     state = None
     for limit, seconds, cost, wait in CHANGES[change]:
         state, verdict = step(limit, state, seconds, cost)
@@ -197,8 +197,10 @@ def histories(draw: st.DrawFn) -> tuple[Limit, list[tuple[int, int]]]:
 
 
 @given(histories())
-def test_waiting_exactly_as_told_is_enough(history: tuple[Limit, list[tuple[int, int]]]) -> None:
-    """A refused hit is allowed after its wait, and a moment before it is not."""
+def test_waiting_exactly_retry_after_is_enough(
+    history: tuple[Limit, list[tuple[int, int]]],
+) -> None:
+    """A refused hit is allowed after its wait, and not a moment earlier."""
     limit, hits = history
     decide, state = ALGORITHMS[limit.algorithm], None
     for now, cost in hits:
@@ -210,10 +212,10 @@ def test_waiting_exactly_as_told_is_enough(history: tuple[Limit, list[tuple[int,
 
 
 @given(histories())
-def test_looking_sees_what_the_last_hit_was_told(
+def test_a_peek_sees_what_the_last_hit_returned(
     history: tuple[Limit, list[tuple[int, int]]],
 ) -> None:
-    """A hit of no cost is never refused, and finds what the hit before it left."""
+    """A hit of cost 0 is never refused and returns what the hit before it left."""
     limit, hits = history
     decide, state = ALGORITHMS[limit.algorithm], None
     for now, cost in hits:
@@ -222,7 +224,7 @@ def test_looking_sees_what_the_last_hit_was_told(
 
 
 def most_within(charged: Sequence[tuple[int, int]], span: int) -> int:
-    """The most that was charged in any span of time, counted from each charge."""
+    """The most that was charged in any span of this length."""
     return max(
         sum(cost for time, cost in charged if start <= time < start + span) for start, _ in charged
     )
@@ -230,7 +232,7 @@ def most_within(charged: Sequence[tuple[int, int]], span: int) -> int:
 
 @given(histories())
 def test_no_more_than_the_limit(history: tuple[Limit, list[tuple[int, int]]]) -> None:
-    """At once no more than the capacity; in a period the amount, and what the algorithm adds."""
+    """At once at most the capacity; per period the amount and what the algorithm adds."""
     limit, hits = history
     period, state, charged = limit.period_ms * 1_000, None, []
     for now, cost in hits:
@@ -244,7 +246,7 @@ def test_no_more_than_the_limit(history: tuple[Limit, list[tuple[int, int]]]) ->
 
 @given(histories())
 def test_reset_is_when_nothing_counts(history: tuple[Limit, list[tuple[int, int]]]) -> None:
-    """After `reset` a subject is as good as new, and a moment before it is not."""
+    """After `reset` a subject has a clean count, and not a moment earlier."""
     limit, hits = history
     decide, state, now = ALGORITHMS[limit.algorithm], None, START
     for now, cost in hits:
@@ -256,7 +258,7 @@ def test_reset_is_when_nothing_counts(history: tuple[Limit, list[tuple[int, int]
 
 
 def test_a_window_keeps_to_the_milliseconds_of_a_ttl() -> None:
-    """A fixed window opened late in a millisecond ends with a whole one, as its Redis key does."""
+    """A fixed window ends at a whole millisecond, like its Redis key."""
     state, _ = step("1/10s", None, 0.0009, 1)
     assert state == Window(1, START // 1_000 + 10_000)
     assert step("1/10s", state, 9.9995, 1)[1].wait == us(0.001)

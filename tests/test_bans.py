@@ -1,4 +1,4 @@
-"""Bans: by hand on all instances, and the list of all of them."""
+"""Bans by hand on all instances, and the list of all bans."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bot_ratelimit import (
     MemoryStorage,
     Penalty,
     RedisStorage,
+    Rule,
     Scope,
     StorageError,
     Subject,
@@ -40,7 +41,7 @@ async def limiter(bench: Bench) -> AsyncIterator[Limiter]:
 
 @pytest.fixture
 async def other(bench: Bench, limiter: Limiter) -> AsyncIterator[Limiter]:
-    """Another instance of the bot, which has decided already; with memory, on the same storage."""
+    """Another instance that has already decided; with memory, on the same storage."""
     storage = bench.storage if bench.client is None else RedisStorage(bench.client)
     other = Limiter(storage, timeout=5)
     await other.hit("1000/s", Subject(user=1))
@@ -55,16 +56,16 @@ async def banned(limiter: Limiter, subject: Subject = ANNA) -> bool:
 
 
 async def until(limiter: Limiter, expected: bool, subject: Subject = ANNA) -> None:
-    """Wait until an instance has heard of it; at most the second that is promised."""
+    """Wait until an instance knows a ban, for the promised second at most."""
     async with asyncio.timeout(1):
         while await banned(limiter, subject) is not expected:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.02)
 
 
-async def test_a_ban_holds_on_all_instances_within_a_second(
+async def test_a_ban_applies_on_all_instances_within_a_second(
     limiter: Limiter, other: Limiter
 ) -> None:
-    """The instance that bans refuses at once, the others within a second; so with an unban."""
+    """The banning instance refuses at once, the others within a second; unban likewise."""
     await limiter.ban(USER, "1h", reason="spam")
     assert await banned(limiter)
     await until(other, True)
@@ -83,7 +84,7 @@ async def test_a_ban_holds_on_all_instances_within_a_second(
 async def test_the_first_decision_of_a_process_knows_the_bans(
     bench: Bench, limiter: Limiter
 ) -> None:
-    """An instance that has just started, or slept, does not let a banned user through once."""
+    """A new or idle instance does not let a banned user through even once."""
     await limiter.ban(USER)
     storage = bench.storage if bench.client is None else RedisStorage(bench.client)
     fresh = Limiter(storage, timeout=5)
@@ -93,7 +94,7 @@ async def test_the_first_decision_of_a_process_knows_the_bans(
 
 @pytest.mark.parametrize("bench", ["memory", "redis-server"], indirect=True)
 async def test_a_ban_ends(bench: Bench, limiter: Limiter) -> None:
-    """A ban for a time is over after that time, and off the list."""
+    """A ban with a length ends after it and leaves the list."""
     seconds = 3_600 if bench.exact else 0.2
     await limiter.ban(USER, seconds)
     await bench.advance(seconds * 0.5)
@@ -105,8 +106,39 @@ async def test_a_ban_ends(bench: Bench, limiter: Limiter) -> None:
     assert not await limiter.unban(USER)
 
 
-async def test_a_ban_for_good_has_no_end(bench: Bench, limiter: Limiter) -> None:
-    """It is listed without an end, and its keys have a TTL of ten years all the same."""
+async def test_events_without_a_user_are_decided_while_bans_exist(limiter: Limiter) -> None:
+    """A poll or a channel post without a user is decided while a user is banned."""
+    await limiter.ban(USER)
+    assert await limiter.hit(Rule("5/s", Scope.GLOBAL), Subject())
+
+
+@pytest.mark.parametrize("bench", ["memory", "redis-server"], indirect=True)
+async def test_the_bans_of_a_subject_are_found(bench: Bench, limiter: Limiter) -> None:
+    """By hand and by a penalty, of user, chat, member and topic; the one that ends last first."""
+    topic = Subject(user=42, chat=-100, topic=7)
+    await limiter.ban(USER, "3h", "user")
+    await limiter.ban(Subject(chat=-100), "2h", "chat")
+    await limiter.ban(ANNA, None, "member")
+    await limiter.ban(Subject(user=42, bot=5), "4h", "one bot")
+    await limiter.ban(Subject(user=43), "5h", "somebody else")
+    penalties = [Penalty("1/h", "10m", scope=scope) for scope in (Scope.USER, Scope.TOPIC)]
+    for _ in range(3):  # with a ban by hand the hit is not counted
+        await limiter.hit(["1/h", *penalties], topic, _outgoing=True)
+    await settled(limiter)
+    found = await limiter.bans_of(topic)
+    reasons = [str(penalties[0])] * 2
+    assert [ban.reason for ban in found] == ["member", "user", "chat", *reasons]
+    assert {ban.subject for ban in found[3:]} == {USER, Subject(chat=-100, topic=7)}
+    assert [ban.reason for ban in await limiter.bans_of(Subject(user=42, bot=5))] == [
+        "one bot", "user"
+    ]  # fmt: skip
+    assert await limiter.bans_of(Subject(user=1)) == []
+    with pytest.raises(ConfigError, match="names nobody"):
+        await limiter.bans_of(Subject())
+
+
+async def test_a_permanent_ban_has_no_end(bench: Bench, limiter: Limiter) -> None:
+    """It is listed without an end, and its keys have a TTL of ten years."""
     assert (await limiter.ban(USER)).until is None
     (ban,) = await limiter.bans()
     assert ban.until is None
@@ -128,15 +160,15 @@ async def test_a_ban_for_good_has_no_end(bench: Bench, limiter: Limiter) -> None
 async def test_users_chats_and_members_can_be_banned(
     limiter: Limiter, who: Subject, anna: bool, boris: bool, elsewhere: bool
 ) -> None:
-    """A ban of a user holds everywhere, of a chat for all in it, of a member only there."""
+    """A ban of a user applies everywhere, of a chat to all in it, of a member only there."""
     await limiter.ban(who, "1h")
     assert [await banned(limiter, each) for each in (ANNA, BORIS)] == [anna, boris]
     assert await banned(limiter, Subject(user=42, chat=42)) is elsewhere
     assert await banned(limiter, Subject(user=42, chat=-100, bot=7)) is (anna or who.bot == 7)
 
 
-async def test_the_list_says_who_until_when_why_since_when_and_by_whom(limiter: Limiter) -> None:
-    """Entries have everything; the bans that end first come first; pages have their size."""
+async def test_the_list_has_all_details(limiter: Limiter) -> None:
+    """Entries are complete, bans that end first come first, and pages have their size."""
     before = datetime.now(UTC) - timedelta(seconds=1)
     await limiter.ban(Subject(chat=-5), None, "a raid \N{FIRE}", by="admin 1")
     await limiter.ban(USER, "1h", reason="spam")
@@ -157,7 +189,7 @@ async def test_the_list_says_who_until_when_why_since_when_and_by_whom(limiter: 
 
 
 async def test_a_ban_replaces_an_earlier_one(limiter: Limiter) -> None:
-    """Banned again, a user is on the list once, with what was said last."""
+    """A user who is banned again is listed once, with the last details."""
     await limiter.ban(USER)
     await limiter.ban(USER, "1h", reason="second thoughts")
     assert [(ban.reason, ban.until is None) for ban in await limiter.bans()] == [
@@ -166,7 +198,7 @@ async def test_a_ban_replaces_an_earlier_one(limiter: Limiter) -> None:
 
 
 async def settled(limiter: Limiter) -> None:
-    """Wait for what is written to the list in the background."""
+    """Wait until background writes to the list are done."""
     if limiter._bans._writes:
         await asyncio.wait(limiter._bans._writes)
 
@@ -178,7 +210,7 @@ async def settled(limiter: Limiter) -> None:
 async def test_bans_of_a_penalty_are_listed_and_lifted(
     limiter: Limiter, other: Limiter, scope: Scope, who: Subject
 ) -> None:
-    """What a Penalty banned stands in the list, and `unban` lets the user in on every instance."""
+    """A Penalty's ban is in the list, and `unban` lifts it on all instances."""
     rules: Any = ["1/m", Penalty("2/m", "15m", scope=scope)]
     await limiter.ban(BORIS, "1d")
     found = [await limiter.hit(rules, ANNA) for _ in range(3)]
@@ -195,7 +227,7 @@ async def test_bans_of_a_penalty_are_listed_and_lifted(
 
 
 async def test_a_ban_that_is_reset_leaves_the_list(limiter: Limiter) -> None:
-    """`reset` of the penalty lifts its ban only: one by hand stays."""
+    """`reset` of the penalty lifts only its own ban; a ban by hand stays."""
     rules: Any = ["1/m", Penalty("1/m", "15m")]
     for _ in range(2):
         await limiter.hit(rules, ANNA)
@@ -209,8 +241,8 @@ async def test_a_ban_that_is_reset_leaves_the_list(limiter: Limiter) -> None:
 
 
 @movable
-async def test_a_ban_that_grows_is_listed_as_long_as_it_is(bench: Bench, limiter: Limiter) -> None:
-    """A ban that was doubled stands in the list with its new end."""
+async def test_a_growing_ban_is_listed_with_its_end(bench: Bench, limiter: Limiter) -> None:
+    """A doubled ban is listed with its new end."""
     rules: Any = ["1/d", Penalty("2/m", "15m", grows=True)]
     for _ in range(5):  # refused four times: that is twice two
         await limiter.hit(rules, ANNA)
@@ -221,10 +253,8 @@ async def test_a_ban_that_grows_is_listed_as_long_as_it_is(bench: Bench, limiter
     assert await limiter.bans() == []
 
 
-async def test_a_list_that_is_full_says_so(
-    limiter: Limiter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One more ban by hand is an error; those who are on the list can be banned again."""
+async def test_a_full_list_is_an_error(limiter: Limiter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A further ban by hand is an error; subjects in the list can be banned again."""
     monkeypatch.setattr(banlist, "MAX_BANS", 1)
     await limiter.ban(USER)
     await limiter.ban(USER, "1h")
@@ -232,8 +262,8 @@ async def test_a_list_that_is_full_says_so(
         await limiter.ban(BORIS)
 
 
-async def test_nothing_is_claimed_in_an_outage() -> None:
-    """`ban`, `unban` and `bans` raise while the storage is away; a ban that is known goes on."""
+async def test_ban_and_unban_raise_in_an_outage() -> None:
+    """`ban`, `unban` and `bans` raise in an outage; known bans continue."""
     storage = FlakyStorage()
     limiter = Limiter(storage)
     await limiter.ban(USER, "1h")
@@ -245,8 +275,8 @@ async def test_nothing_is_claimed_in_an_outage() -> None:
     assert not await banned(limiter, BORIS)
 
 
-async def test_the_copy_outlives_the_server(own_server: Server) -> None:
-    """When Redis dies, banned users stay banned, whatever `on_error` says to all others."""
+async def test_bans_survive_an_outage(own_server: Server) -> None:
+    """When Redis dies, banned users stay banned, whatever `on_error` says."""
     async with aioredis.Redis(port=own_server.port) as client:
         limiter = Limiter(RedisStorage(client))
         await limiter.ban(USER, "1h")
@@ -263,7 +293,7 @@ async def test_the_copy_outlives_the_server(own_server: Server) -> None:
 
 @pytest.mark.parametrize("bench", ["redis-server"], indirect=True)
 async def test_bans_cost_a_decision_no_command(bench: Bench, limiter: Limiter) -> None:
-    """A banned user's decision asks Redis nothing; that of others asks what it always did."""
+    """Bans add no Redis command to a decision."""
     assert bench.client is not None
 
     async def commands() -> int:
@@ -284,17 +314,17 @@ async def test_bans_cost_a_decision_no_command(bench: Bench, limiter: Limiter) -
     assert each <= 3
 
 
-async def test_nobody_looks_when_nothing_is_decided(
+async def test_the_list_is_not_loaded_without_decisions(
     monkeypatch: pytest.MonkeyPatch, fake_client: Any
 ) -> None:
-    """After a pause nothing is sent to Redis any more, until the next decision, which looks."""
+    """After a pause nothing is sent to Redis until the next decision."""
     monkeypatch.setattr(bans_module, "REFRESH", 0.01)
     monkeypatch.setattr(bans_module, "IDLE", 0.03)
     limiter, other = Limiter(RedisStorage(fake_client)), Limiter(RedisStorage(fake_client))
     assert not await banned(limiter)
     before = asyncio.all_tasks()
     async with asyncio.timeout(2):
-        while not limiter._bans.asleep:  # noqa: ASYNC110 - nothing tells of it
+        while not limiter._bans.is_stale:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
     assert len([task for task in before if not task.done()]) == len(before) - 1
     await other.ban(USER)
@@ -303,14 +333,14 @@ async def test_nobody_looks_when_nothing_is_decided(
     await other.close()
 
 
-async def test_a_ban_says_when_it_ends(limiter: Limiter) -> None:
-    """What `ban` returns has the end of the ban, which None would call one for good."""
+async def test_ban_returns_the_end(limiter: Limiter) -> None:
+    """The result of `ban` has its end; None would mean permanent."""
     ban = await limiter.ban(USER, "1h")
     assert ban.until == ban.since + timedelta(hours=1)
 
 
-def test_a_look_that_an_ended_loop_broke_off_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An `asyncio.run` that ends while the list is being read leaves the next one its bans."""
+def test_a_load_cancelled_by_an_ended_loop_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If `asyncio.run` ends while the list is being read, the next run still knows the bans."""
     limiter = Limiter(FlakyStorage())
     looks: list[str] = []
 
@@ -318,7 +348,7 @@ def test_a_look_that_an_ended_loop_broke_off_is_made_again(monkeypatch: pytest.M
         looks.append(version)
         await asyncio.sleep(60 if len(looks) == 1 else 0)
 
-    monkeypatch.setattr(limiter._bans, "asleep", True)
+    monkeypatch.setattr(limiter._bans, "is_stale", True)
     monkeypatch.setattr(limiter._bans._list, "load", load)
     asyncio.run(limiter.hit("5/s", USER))
     asyncio.run(limiter.hit("5/s", USER))
@@ -328,22 +358,22 @@ def test_a_look_that_an_ended_loop_broke_off_is_made_again(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((Subject(),), r"a ban of nobody: name a user, a chat or both, for example Subject"),
-        ((Subject(topic=3),), "a ban of nobody"),
+        ((Subject(),), r"names nobody: give a user, a chat or both, for example Subject"),
+        ((Subject(topic=3),), "the subject of a ban names nobody"),
         ((42,), "subject=42: expected a Subject"),
         ((Subject(chat=1, topic=3),), "a user, a chat or a user in a chat can be banned"),
         ((Subject(user="@anna"),), "user='@anna': expected an id, a whole number"),
         ((Subject(chat=True),), "chat=True: expected an id"),
-        ((USER, "soon"), "a ban of 'soon': expected a length such as '1h'"),
-        ((USER, 0), "a ban of 0: expected"),
-        ((USER, float("nan")), "a ban of nan: expected"),
-        ((USER, True), "a ban of True: expected"),
-        ((USER, "1h", 7), "reason=7: expected a text"),
-        ((USER, "1h", "x" * 501), "reason='xxx.*expected a text of at most 500"),
+        ((USER, "soon"), "the length of a ban is 'soon': expected a period such as '1h'"),
+        ((USER, 0), "the length of a ban is 0: expected"),
+        ((USER, float("nan")), "the length of a ban is nan: expected"),
+        ((USER, True), "the length of a ban is True: expected"),
+        ((USER, "1h", 7), "reason=7: expected a str"),
+        ((USER, "1h", "x" * 501), "reason='xxx.*expected a str of at most 500"),
     ],
 )
-async def test_mistakes_are_told(arguments: Any, message: str) -> None:
-    """A ban that makes no sense is a ConfigError with the value and the fix."""
+async def test_invalid_arguments_are_named(arguments: Any, message: str) -> None:
+    """An invalid ban is a ConfigError with the value and the fix."""
     limiter = Limiter(MemoryStorage())
     with pytest.raises(ConfigError, match=message):
         await limiter.ban(*arguments)

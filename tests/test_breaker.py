@@ -1,4 +1,4 @@
-"""The circuit breaker as tables: who asks when, what comes of it, and what that changes."""
+"""The circuit breaker as tables: who is admitted, and what each result changes."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ TABLES: dict[str, list[Step]] = {
 
 @pytest.mark.parametrize("table", TABLES)
 def test_tables(table: str) -> None:
-    """Each table's heading holds."""
+    """Each table behaves as its heading says."""
     breaker, tickets = Breaker(), dict[str, int | None]()
     for now, what, expected in TABLES[table]:
         who, does = what.split()
@@ -139,7 +139,7 @@ def fail(breaker: Breaker, now: float) -> None:
 
 
 def test_pauses_grow_and_are_capped() -> None:
-    """Each failed probe doubles the pause, but no server is left alone for longer than the cap."""
+    """Each failed probe doubles the pause, up to the cap."""
     breaker, now, pauses = Breaker(), 0.0, []
     for _ in range(THRESHOLD):
         fail(breaker, now)
@@ -150,8 +150,8 @@ def test_pauses_grow_and_are_capped() -> None:
     assert pauses == [FIRST_PAUSE, 1, *[LONGEST_PAUSE] * 6]
 
 
-def test_tells_how_long_to_wait() -> None:
-    """`wait` is 0 while closed and runs down while open; a late probe keeps it at 0."""
+def test_wait_is_the_time_until_the_next_probe() -> None:
+    """`wait` is 0 while closed and decreases while open; a late probe keeps it at 0."""
     breaker = Breaker()
     assert (breaker.closed, breaker.wait(0)) == (True, 0)
     for _ in range(THRESHOLD):

@@ -1,4 +1,4 @@
-"""deploy/: each file is checked by what will read it, as far as that can run here."""
+"""deploy/: each file is checked by the program that reads it, as far as that runs here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DEPLOY = ROOT / "deploy"
 
 
 def tool(name: str) -> str:
-    """The path of a program that is no dependency; without it the test is named in the summary."""
+    """The path of an optional program; without it the test is listed in the summary."""
     path = shutil.which(name)
     if path is None:
         pytest.skip(f"not run: there is no {name} here")
@@ -100,7 +100,7 @@ def test_a_service_is_hardened(name: str) -> None:
     assert "build" in service or re.search(r":v?\d", service["image"])
 
 
-def test_the_files_that_are_mounted_exist() -> None:
+def test_mounted_files_exist() -> None:
     """No service starts with an empty directory in place of its configuration."""
     mounted = set()
     for volume in (each for service in SERVICES.values() for each in service.get("volumes", [])):
@@ -112,7 +112,7 @@ def test_the_files_that_are_mounted_exist() -> None:
 
 
 def test_every_variable_is_in_the_example() -> None:
-    """What compose.yaml reads from the environment is in deploy/.env.example and no more."""
+    """deploy/.env.example has exactly the variables that compose.yaml reads."""
     text = (DEPLOY / "compose.yaml").read_text()
     used = set(re.findall(r"(?<!\$)\$\{(\w+)", text))
     example = (DEPLOY / ".env.example").read_text()
@@ -137,7 +137,7 @@ def redis_servers() -> list[str]:
 
 @contextmanager
 def redis_of_the_compose_file(binary: str, directory: Path) -> Iterator[int]:
-    """What the service `redis` runs, with its own command, but on loopback and in a directory."""
+    """The command of the service `redis`, on loopback and in a test directory."""
     (directory / "data").mkdir(exist_ok=True)
     port = free_port()
     shell, option, script = SERVICES["redis"]["command"]
@@ -177,7 +177,7 @@ def redis_of_the_compose_file(binary: str, directory: Path) -> Iterator[int]:
 
 
 async def decide(port: int) -> int:
-    """How many of five hits of one user are allowed by a limit of three, by every algorithm."""
+    """Return how many of five hits a limit of three allows, for every algorithm."""
     async with aioredis.Redis(port=port, password=PASSWORD) as client:
         limiter = Limiter(RedisStorage(client), timeout=5)
         rules = [Rule("3/h"), Rule("3/h sliding", name="slide"), Rule("3/h burst 3", Scope.CHAT)]
@@ -225,7 +225,7 @@ def test_the_bots_redis_user_cannot_break_the_server(binary: str, tmp_path: Path
 
 @pytest.fixture
 async def proxy(tmp_path: Path) -> AsyncIterator[tuple[int, int]]:
-    """Caddy with the Caddyfile, in front of a port on loopback: its own port, and that one."""
+    """Caddy with the Caddyfile before a port on loopback; returns its own port and that one."""
     caddy, port, upstream = tool("caddy"), free_port(), free_port()
     environment = {
         "PATH": os.defpath,
@@ -259,7 +259,7 @@ async def proxy(tmp_path: Path) -> AsyncIterator[tuple[int, int]]:
 
 
 async def test_the_proxy_passes_the_webhook_and_nothing_else(proxy: tuple[int, int]) -> None:
-    """An update arrives once and whole, also while instances restart; the rest is 404."""
+    """An update arrives once and complete, also during restarts; everything else is 404."""
     port, upstream = proxy
     seen: list[tuple[str, str, str | None, bytes]] = []
 
@@ -293,7 +293,7 @@ async def test_the_proxy_passes_the_webhook_and_nothing_else(proxy: tuple[int, i
 
 
 def test_the_proxy_and_the_bots_agree_on_the_path() -> None:
-    """The path that the proxy lets through is that of WEBHOOK_URL; the port is the image's."""
+    """The path in the Caddyfile is that of WEBHOOK_URL; the port is the image's."""
     text = (DEPLOY / "Caddyfile").read_text()
     path, port = re.findall(r"\{\$WEBHOOK_PATH:([^}]+)\}|\{\$BOT_PORT:(\d+)\}", text)
     assert SERVICES["bot"]["environment"]["WEBHOOK_URL"].endswith(path[0])
@@ -326,8 +326,8 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
         run(*security, unit)
 
 
-def test_the_unit_limits_what_an_instance_takes() -> None:
-    """An instance has bounded memory, tasks and files, and more time to stop than it needs."""
+def test_the_unit_limits_resources() -> None:
+    """An instance has bounded memory, tasks and files, and enough time to stop."""
     text = (DEPLOY / "bot@.service").read_text()
     for setting in ("MemoryMax", "TasksMax", "LimitNOFILE", "DynamicUser", "TimeoutStopSec"):
         assert re.search(rf"(?m)^{setting}=\w+", text)
@@ -347,7 +347,7 @@ def test_the_image_is_small_and_not_root() -> None:
 
 
 def test_no_secret_gets_into_the_image() -> None:
-    """The build sees what it copies and nothing else: no `.env`, no history, no environments."""
+    """The build context has only what it copies: no `.env`, no history, no environments."""
     ignore = (ROOT / ".dockerignore").read_text()
     sources = [
         source
@@ -368,7 +368,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
 def test_a_workflow_is_valid(workflow: Path) -> None:
-    """Each workflow follows GitHub's schema, and has no rights that it does not ask for."""
+    """Each workflow follows GitHub's schema and requests only the permissions it needs."""
     schema = ["--builtin-schema", "vendor.github-workflows"]
     run(sys.executable, "-m", "check_jsonschema", *schema, workflow)
     assert loaded(workflow)["permissions"] == {"contents": "read"}

@@ -1,7 +1,4 @@
-"""End to end: three webhook instances of one bot, real HTTP on both sides, one real Redis.
-
-Telegram is the example bot's stand-in, which spreads the updates over the instances in turn.
-"""
+"""End to end: three webhook instances, real HTTP on both sides, one real Redis."""
 
 from __future__ import annotations
 
@@ -47,7 +44,7 @@ async def three_instances(
     timeout: float = TIMEOUT,
     **options: Any,
 ) -> AsyncIterator[list[TelegramObject]]:
-    """Run them, and give what their handlers have handled."""
+    """Run three instances; return what their handlers have handled."""
     handled: list[TelegramObject] = []
     runners: list[web.AppRunner] = []
 
@@ -74,14 +71,14 @@ async def three_instances(
 
 
 async def deliver(api: BotApi, updates: Iterable[Json]) -> list[Delivery]:
-    """Deliver updates all at once; every one of them is taken."""
+    """Deliver updates all at once; all of them must be accepted."""
     deliveries = await asyncio.gather(*map(api.deliver, updates))
     assert all(each.ok for each in deliveries)
     return deliveries
 
 
 def flood(count: int) -> list[Json]:
-    """As many messages as button presses, in turn."""
+    """The same number of messages and button presses, alternating."""
     return [each for _ in range(count) for each in (message(42, "hello"), callback(42, "press"))]
 
 
@@ -92,7 +89,7 @@ def calls(api: BotApi, method: str) -> list[Call]:
 async def test_a_flood_gets_the_limit_one_notice_and_no_spinner(
     api: BotApi, client: aioredis.Redis, redis_server: Server
 ) -> None:
-    """Of 1,000 messages and 1,000 presses five are handled; each press is answered once."""
+    """Of 1,000 messages and presses five are handled, and each press is answered once."""
     updates = flood(1_000)
     async with three_instances(api, redis_server, "5/hour") as handled:
         deliveries = await deliver(api, updates)
@@ -111,7 +108,7 @@ async def test_a_flood_gets_the_limit_one_notice_and_no_spinner(
 async def test_an_album_is_one_message(
     api: BotApi, client: aioredis.Redis, redis_server: Server
 ) -> None:
-    """Ten photos: one charge, ten handled; the next ten in the window: none, and one notice."""
+    """Ten photos are one charge and handled; ten more are refused with one notice."""
     async with three_instances(api, redis_server, "1/minute") as handled:
         await deliver(api, album(42, 10))
         assert len(handled) == 10
@@ -123,10 +120,10 @@ async def test_an_album_is_one_message(
     assert len(calls(api, "sendMessage")) == 1
 
 
-async def test_an_update_that_comes_again_gets_the_verdict_it_had(
+async def test_a_redelivered_update_gets_its_first_verdict(
     api: BotApi, client: aioredis.Redis, redis_server: Server
 ) -> None:
-    """What Telegram repeats, to another instance, is charged once, whether handled or refused."""
+    """An update that Telegram repeats to another instance is charged once."""
     first, second = message(42, "first"), message(42, "second")
     async with three_instances(api, redis_server, "1/minute", once_per_update=True) as handled:
         deliveries = await deliver(api, [first, first])
@@ -140,10 +137,10 @@ async def test_an_update_that_comes_again_gets_the_verdict_it_had(
 
 
 @pytest.mark.parametrize("guard", [False, True], ids=["inner", "guard"])
-async def test_who_is_over_the_limit_can_pay(
+async def test_users_over_the_limit_can_pay(
     api: BotApi, client: aioredis.Redis, redis_server: Server, guard: bool
 ) -> None:
-    """Pre-checkouts and payments reach their handlers on every instance, and cost nothing."""
+    """Pre-checkout queries and payments reach their handlers and cost nothing."""
     async with three_instances(api, redis_server, "1/minute", guard=guard) as handled:
         await deliver(api, [message(42, "hello") for _ in range(6)])
         assert len(handled) == 1
@@ -154,10 +151,10 @@ async def test_who_is_over_the_limit_can_pay(
     assert await client.get(KEY) == b"6"
 
 
-async def test_redis_is_killed_in_the_middle_of_a_flood(
+async def test_redis_is_killed_during_a_flood(
     api: BotApi, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Everything is answered, soon, before and after; each instance says once what happened."""
+    """Every update is answered promptly, and each instance logs the outage once."""
     with running("redis-server", tmp_path) as server:
         async with three_instances(api, server, "5/hour", timeout=1.0) as handled:
             await deliver(api, flood(20))
@@ -171,7 +168,7 @@ async def test_redis_is_killed_in_the_middle_of_a_flood(
             assert 5 < len(handled) < 5 + 200
 
             before = len(handled)
-            for _ in range(3):  # what is under way together is one failure; three open the circuit
+            for _ in range(3):  # failures in progress together count once; three open the circuit
                 deliveries += await deliver(api, flood(20))
             assert len(handled) == before + 3 * 40
     assert api.spinning == set()

@@ -1,4 +1,4 @@
-"""Failures: what the log says of servers that fail, and of those that answer in their place."""
+"""Failures: log messages about failing servers and the servers that replace them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def succeed(failures: Failures, server: str) -> None:
     failures.succeeded(server, breaker, ticket)
 
 
-def test_a_server_that_is_replaced_is_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
-    """When another server decides what a failed one could not, the log says so, once."""
+def test_a_replaced_server_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """If another server takes over from a failed one, the log says so once."""
     where = Where()
     failures = Failures("allow", lambda: 1.0, where)
     fail(failures, "a:1", NotConnectedError("Connection refused"))
@@ -49,14 +49,14 @@ def test_a_server_that_is_replaced_is_said_to_be(caplog: pytest.LogCaptureFixtur
     ]
 
 
-def test_a_server_that_cannot_decide_is_not_said_to_be_well(
+def test_an_error_reply_does_not_end_an_outage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Limits are said to hold again when something was decided, not when the server complains."""
+    """The recovery is logged after a decision, not after an error reply."""
     failures = Failures("allow", lambda: 1.0, Where())
     fail(failures, "a:1", StorageError("no answer"))
     breaker = failures.breaker("a:1")
-    failures.faulty("a:1", breaker, breaker.admit(0.0) or 0, ConfigError("NOPERM"))
+    failures.rejected("a:1", breaker, breaker.admit(0.0) or 0, ConfigError("NOPERM"))
     assert "answers again" not in caplog.text
     succeed(failures, "a:1")
     assert "answers again" in caplog.text

@@ -8,15 +8,15 @@ import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import Limiter, MemoryStorage, RedisStorage, StorageError, Subject
-from bot_ratelimit.storage import decisions
+from bot_ratelimit.storage import decision_codec
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.servers import Server, free_port
 
 ANNA = Subject(user=42)
 
 
-async def test_memory_is_always_well() -> None:
-    """Without Redis there is no server that could fail, and a test call costs nobody a place."""
+async def test_memory_is_always_healthy() -> None:
+    """Without Redis there is no server to fail, and a test call charges no user."""
     limiter = Limiter(MemoryStorage(1))
     await limiter.hit("1/m", ANNA)
     health = await limiter.check()
@@ -25,7 +25,7 @@ async def test_memory_is_always_well() -> None:
 
 
 async def test_a_check_asks_the_server_and_charges_no_user(client: aioredis.Redis) -> None:
-    """It takes a real round trip, says how long it took, and leaves one key that soon expires."""
+    """It takes a real round trip, reports its time, and leaves one key that soon expires."""
     limiter = Limiter(RedisStorage(client))
     health = await limiter.check()
     assert health.ok
@@ -40,8 +40,8 @@ async def test_a_check_asks_the_server_and_charges_no_user(client: aioredis.Redi
     await limiter.close()
 
 
-async def test_health_asks_nobody() -> None:
-    """`health` tells what is known; only `check` makes a call."""
+async def test_health_sends_no_request() -> None:
+    """`health` returns known state; only `check` makes a call."""
     storage = FlakyStorage()
     limiter = Limiter(storage)
     assert (await limiter.health()).latency is None
@@ -51,8 +51,8 @@ async def test_health_asks_nobody() -> None:
 
 
 @pytest.mark.parametrize(("policy", "ready"), [("allow", True), ("memory", True), ("deny", False)])
-async def test_an_outage_shows(policy: object, ready: bool) -> None:
-    """What is wrong is said; whether the bot is ready all the same is up to the policy."""
+async def test_an_outage_is_reported(policy: object, ready: bool) -> None:
+    """The problem is reported; whether the bot is ready depends on the policy."""
     storage = FlakyStorage()
     limiter = Limiter(storage, clock=Clock(), on_error=policy)  # type: ignore[arg-type]  # one of three
     storage.fail(StorageError("gone"))
@@ -62,11 +62,11 @@ async def test_an_outage_shows(policy: object, ready: bool) -> None:
         assert (health.ok, health.ready, health.problem) == (False, ready, "gone")
     storage.heal()
     assert (await limiter.check()).ok
-    assert not (await limiter.health()).ok  # nobody was asked yet on behalf of an update
+    assert not (await limiter.health()).ok  # no update has been decided yet
 
 
-async def test_an_open_circuit_and_the_time_since_are_told() -> None:
-    """The server that is out is named with what to do about it, and for how long it has been."""
+async def test_an_open_circuit_is_reported_with_its_duration() -> None:
+    """The failing server is named with the fix and the time since it failed."""
     clock, port = Clock(), free_port()
     async with aioredis.Redis(port=port) as client:
         limiter = Limiter(RedisStorage(client), clock=clock)
@@ -83,8 +83,8 @@ async def test_an_open_circuit_and_the_time_since_are_told() -> None:
         await limiter.close()
 
 
-async def test_a_check_finds_out_what_updates_do_not_show_yet(own_server: Server) -> None:
-    """A server that no longer takes writes is found by a call that writes."""
+async def test_a_check_detects_a_read_only_server(own_server: Server) -> None:
+    """A call that writes detects a server that accepts no writes."""
     async with aioredis.Redis(port=own_server.port) as client:
         limiter = Limiter(RedisStorage(client), on_error="deny")
         assert (await limiter.check()).ready
@@ -100,7 +100,7 @@ async def test_a_rule_that_needs_a_refused_script_shows(
 ) -> None:
     """Where scripts are refused, fixed windows are well; a rule that needs one is a problem until
     the server takes scripts again."""
-    monkeypatch.setattr(decisions, "TRY_SCRIPTS_AGAIN", 0.1)
+    monkeypatch.setattr(decision_codec, "TRY_SCRIPTS_AGAIN", 0.1)
     async with aioredis.Redis(port=own_server.port) as admin:
         allow = ("ACL", "SETUSER", "worker", "on", ">pw", "~*", "+@all")
         await admin.execute_command(*allow, "-@scripting")

@@ -1,4 +1,4 @@
-"""Limit: text, value, ranges, and what is said about a text that is no limit."""
+"""Limit: text, value, ranges, and the errors for invalid text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bursts(algorithm: Algorithm) -> st.SearchStrategy[int | None]:
 
 @st.composite
 def limits(draw: st.DrawFn) -> Limit:
-    """Any limit there is, with round periods as likely as odd ones."""
+    """Any valid limit, with round and odd periods equally likely."""
     units = st.sampled_from([1, 1_000, 60_000, 3_600_000, DAY * 1_000])
     period_ms = draw(st.integers(1, YEAR * 1_000) | st.builds(mul, st.integers(1, 366), units))
     algorithm = draw(st.sampled_from(Algorithm))
@@ -68,7 +68,7 @@ def limits(draw: st.DrawFn) -> Limit:
     ],
 )
 def test_the_grammar(text: str, limit: Limit) -> None:
-    """A limit is AMOUNT/PERIOD or AMOUNT per PERIOD, with an algorithm behind it if need be."""
+    """A limit is AMOUNT/PERIOD or AMOUNT per PERIOD, optionally followed by an algorithm."""
     assert Limit.parse(text) == limit
 
 
@@ -91,20 +91,20 @@ def test_the_grammar(text: str, limit: Limit) -> None:
         (Limit(30, 1, BUCKET, burst=60), "30/s burst 60"),
     ],
 )
-def test_is_written_as_a_person_would(limit: Limit, text: str) -> None:
-    """The text of a limit is the shortest one that says it."""
+def test_the_text_is_the_shortest_one(limit: Limit, text: str) -> None:
+    """The text of a limit is the shortest one that parses to it."""
     assert str(limit) == text
 
 
 @given(limits())
 def test_its_text_reads_back(limit: Limit) -> None:
-    """What a log or an error prints can be pasted into a setting, for every limit."""
+    """The text of every limit in a log or an error can be used as a setting."""
     assert Limit.parse(str(limit)) == limit
 
 
 @given(limits())
 def test_is_a_value(limit: Limit) -> None:
-    """Equal limits are one key in a dictionary, whatever they were made from."""
+    """Equal limits are one dictionary key, however they were made."""
     assert hash(Limit.parse(str(limit))) == hash(limit)
     assert Limit.of(limit) is limit
 
@@ -114,18 +114,18 @@ def test_is_a_value(limit: Limit) -> None:
     [(1.0, Limit(1, 1)), (2, Limit(1, 2)), (0.25, Limit(1, 0.25)), ("5/10s", Limit(5, 10))],
 )
 def test_a_number_is_the_seconds_for_one_event(value: str | float, limit: Limit) -> None:
-    """`rate_limit=1.0` of the middlewares in circulation means one event a second."""
+    """`rate_limit=1.0` means one event a second."""
     assert Limit.of(value) == limit
 
 
 @pytest.mark.parametrize(("period", "kept"), [(0.1 + 0.2, 0.3), (1.0004, 1.0), (1 / 3, 0.333)])
 def test_a_period_is_kept_to_the_millisecond(period: float, kept: float) -> None:
-    """A period has the resolution of a Redis TTL, so that equal keys mean equal limits."""
+    """A period has the resolution of a Redis TTL."""
     assert Limit(1, period).period == kept
 
 
-def test_a_bucket_holds_its_amount_unless_told() -> None:
-    """What can be granted at once is the amount, or a bucket's burst."""
+def test_capacity_is_the_amount_or_the_burst() -> None:
+    """The capacity is the amount, or the burst of a bucket."""
     assert [Limit(3, 1, a).capacity for a in Algorithm] == [3, 3, 3]
     assert Limit(3, 1, BUCKET, burst=7).capacity == 7
 
@@ -164,7 +164,7 @@ def test_a_bucket_holds_its_amount_unless_told() -> None:
     ids=short,
 )
 def test_a_bad_text_is_explained(text: str, place: str) -> None:
-    """The error for a text that is no limit quotes it, points at the place and gives an example."""
+    """The error quotes the text, points at the place and gives an example."""
     with pytest.raises(ConfigError) as error:
         Limit.parse(text)
     message = str(error.value)
@@ -187,7 +187,7 @@ def test_a_bad_text_is_explained(text: str, place: str) -> None:
     ],
 )
 def test_a_number_out_of_range_is_named(text: str, value: str) -> None:
-    """A text that reads well but asks for the impossible is quoted with its value and the range."""
+    """The error quotes the text with the value and the range."""
     with pytest.raises(ConfigError, match=r"expected .* to ") as error:
         Limit.parse(text)
     assert str(error.value).startswith(f"{text!r}: {value}")
@@ -197,7 +197,7 @@ def test_a_number_out_of_range_is_named(text: str, value: str) -> None:
     "count", [0, -1, 1_000_001, 10**400, 1.0, "5", None, True, math.nan], ids=short
 )
 def test_an_amount_is_a_whole_number_in_range(count: Any) -> None:
-    """Amounts and bursts go from 1 to 1,000,000; a bool or a float is a mistake, not a number."""
+    """Amounts and bursts are 1 to 1,000,000; a bool or a float is an error."""
     with pytest.raises(ConfigError, match=r"^amount="):
         Limit(count, 1)
     if count is not None:
@@ -214,28 +214,28 @@ def test_an_amount_is_a_whole_number_in_range(count: Any) -> None:
     ids=short,
 )
 def test_a_period_is_a_number_of_seconds_in_range(period: Any) -> None:
-    """Periods go from a millisecond to 366 days, and whatever else comes is a ConfigError."""
+    """Periods are 1 ms to 366 days; anything else is a ConfigError."""
     with pytest.raises(ConfigError, match=r"^period="):
         Limit(1, period)
 
 
 @pytest.mark.parametrize("algorithm", [None, "sliding window", "token bucket", 1])
 def test_an_algorithm_is_one_of_three(algorithm: Any) -> None:
-    """Another algorithm is refused in favour of the three there are."""
+    """The error for another algorithm lists the three."""
     with pytest.raises(ConfigError, match=r"^algorithm=.*SLIDING_WINDOW"):
         Limit(1, 1, algorithm)
 
 
 @pytest.mark.parametrize("algorithm", [FIXED, SLIDING])
 def test_only_a_bucket_bursts(algorithm: Algorithm) -> None:
-    """A burst for a window is a mistake that would silently do nothing."""
+    """A burst for a window would have no effect, so it is an error."""
     with pytest.raises(ConfigError, match="TOKEN_BUCKET"):
         Limit(5, 10, algorithm, burst=5)
 
 
 @pytest.mark.parametrize("value", [None, True, False, b"5/s", ["5/s"], 5])
 def test_only_text_is_parsed(value: Any) -> None:
-    """What is no text is named, with an example of one."""
+    """Anything but a str is named, with an example."""
     with pytest.raises(ConfigError, match=r"for example|such as"):
         Limit.parse(value)
 
@@ -247,27 +247,27 @@ PIECES = ["5", "10", "0", "1.5", "/", "per", "s", "ms", "min", "sliding", "burst
 @example("5/\udc80")
 @example("5/10s ſliding")
 def test_any_text_is_a_limit_or_a_config_error(text: str) -> None:
-    """No text in an environment variable ends in anything but a Limit or a ConfigError."""
+    """Any text gives a Limit or a ConfigError."""
     with suppress(ConfigError):
         assert isinstance(Limit.parse(text), Limit)
 
 
 @given(st.floats() | st.integers())
 def test_any_number_is_a_limit_or_a_config_error(seconds: float) -> None:
-    """No number given as rate_limit ends in anything but a Limit or a ConfigError."""
+    """Any number gives a Limit or a ConfigError."""
     with suppress(ConfigError):
         assert Limit.of(seconds).amount == 1
 
 
 def test_a_letter_that_only_looks_latin_is_named() -> None:
-    """A Cyrillic letter that nobody can tell from the unit is called by its name."""
+    """A Cyrillic letter that looks like the unit is named."""
     with pytest.raises(ConfigError, match=r"'с' is CYRILLIC SMALL LETTER ES"):
         Limit.parse("5/с")
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, "0/s", "5/0s"])
-def test_no_limit_is_not_a_limit_of_nothing(zero: Any) -> None:
-    """Whoever writes 0 to switch limiting off is told how to."""
+def test_zero_is_explained(zero: Any) -> None:
+    """The error for 0 says how to switch limiting off."""
     with pytest.raises(ConfigError, match="to switch limiting off, leave the rule"):
         Limit.of(zero)
 
@@ -282,7 +282,7 @@ def test_no_limit_is_not_a_limit_of_nothing(zero: Any) -> None:
     ],
 )
 def test_a_bucket_that_takes_a_century_to_fill_is_refused(text: str, fits: bool) -> None:
-    """Beyond that the script's numbers would have to be rounded."""
+    """Beyond a century the script would have to round its numbers."""
     if fits:
         assert Limit.parse(text).capacity
     else:
@@ -292,5 +292,5 @@ def test_a_bucket_that_takes_a_century_to_fill_is_refused(text: str, fits: bool)
 
 @pytest.mark.parametrize("unit", ["week", "weeks", "w", "1 week", "7 days"])
 def test_a_week_is_a_unit(unit: str) -> None:
-    """A limit can be said in weeks."""
+    """A period can be given in weeks."""
     assert Limit.parse(f"5/{unit}") == Limit(5, 7 * DAY)

@@ -1,4 +1,4 @@
-"""Limiter: rules, a subject and a working storage make a decision."""
+"""Limiter: decisions on a working storage."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def shown(decision: Decision) -> tuple[bool, int, float, float]:
 
 
 async def test_the_worked_example_of_decision(limiter: Limiter, clock: Clock) -> None:
-    """The numbers that the documentation of Decision works out are the numbers one gets."""
+    """The numbers in the docstring of Decision are right."""
     await hits(limiter, "5/10s", 1)
     clock.move(2)
     await hits(limiter, "5/10s", 1)
@@ -76,10 +76,10 @@ SLOW, FAST, WIDE = Rule("1/m", name="slow"), Rule("1/s", name="fast"), Rule("9/s
         ([SLOW, WIDE], 0, SLOW, 0.0),
     ],
 )
-async def test_the_rule_that_matters_speaks(
+async def test_the_decision_is_of_the_rule_that_matters(
     limiter: Limiter, rules: list[Rule], before: int, speaks: Rule, retry_after: float
 ) -> None:
-    """A decision is that of the longest refusal, else of the rule with the least left."""
+    """It is that of the longest refusal, or else of the rule with the least remaining."""
     *_, decision = await hits(limiter, rules, before + 1)
     assert (decision.rule, decision.retry_after) == (speaks, retry_after)
 
@@ -87,7 +87,7 @@ async def test_the_rule_that_matters_speaks(
 async def test_what_one_rule_refuses_another_does_not_charge(
     limiter: Limiter, clock: Clock
 ) -> None:
-    """With "10/60s; 3/s", hits that the second refuses leave the first as it was."""
+    """With "10/60s; 3/s", hits that the second rule refuses do not change the first."""
     assert [d.allowed for d in await hits(limiter, "10/60s; 3/s", 5)] == [True] * 3 + [False] * 2
     assert (await limiter.peek("10/60s", ANNA)).remaining == 7
     clock.move(1)
@@ -95,7 +95,7 @@ async def test_what_one_rule_refuses_another_does_not_charge(
 
 
 async def test_a_hit_may_cost_more_than_its_rule_says(limiter: Limiter) -> None:
-    """The cost of a hit takes the place of the rule's own, for every rule of the hit."""
+    """The cost of a hit replaces that of every rule."""
     rule = Rule("10/m", cost=2)
     costs = [None, 3, 1, 5, 4, None]
     decisions = [await limiter.hit(rule, ANNA, cost=cost) for cost in costs]
@@ -104,8 +104,8 @@ async def test_a_hit_may_cost_more_than_its_rule_says(limiter: Limiter) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
-async def test_looking_charges_nothing(limiter: Limiter, algorithm: str) -> None:
-    """`peek` and a cost of 0 say what a hit would, as often as one likes."""
+async def test_a_peek_charges_nothing(limiter: Limiter, algorithm: str) -> None:
+    """`peek` and a cost of 0 return what a hit would, any number of times."""
     rule = Rule(f"3/m{algorithm}", cost=2)
     assert shown(await limiter.peek(rule, ANNA)) == (True, 3, 0.0, 0.0)
     charged = await limiter.hit(rule, ANNA)
@@ -118,8 +118,8 @@ async def test_looking_charges_nothing(limiter: Limiter, algorithm: str) -> None
 
 
 @pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
-async def test_reset_gives_everything_back(limiter: Limiter, algorithm: str) -> None:
-    """`reset` forgets one subject's count, and says whether there was one."""
+async def test_reset_deletes_a_count(limiter: Limiter, algorithm: str) -> None:
+    """`reset` deletes the count of one subject, and returns whether there was one."""
     rule = Rule(f"1/m{algorithm}")
     await hits(limiter, rule, 2)
     await limiter.hit(rule, BORIS)
@@ -130,7 +130,7 @@ async def test_reset_gives_everything_back(limiter: Limiter, algorithm: str) -> 
 
 
 async def test_one_token_is_one_charge(limiter: Limiter, clock: Clock) -> None:
-    """Hits with one token share a verdict, whose waits go on running, for a minute."""
+    """Hits with one token share a verdict for a minute, with decreasing waits."""
     first, second = await hits(limiter, "2/5m", 2, once="album:7")
     assert shown(first) == shown(second) == (True, 1, 0.0, 300.0)
     await hits(limiter, "2/5m", 2)
@@ -141,8 +141,8 @@ async def test_one_token_is_one_charge(limiter: Limiter, clock: Clock) -> None:
     assert not (await limiter.hit("2/5m", ANNA, once="album:7")).allowed
 
 
-async def test_a_token_is_one_subjects_and_one_rules(limiter: Limiter) -> None:
-    """The same token means nothing to another user, nor to another rule."""
+async def test_a_token_is_per_subject_and_rule(limiter: Limiter) -> None:
+    """The same token of another user or another rule is another hit."""
     decisions = [
         await limiter.hit(rule, subject, once="album:7")
         for rule in ["2/m", Rule("2/m", name="other")]
@@ -153,7 +153,7 @@ async def test_a_token_is_one_subjects_and_one_rules(limiter: Limiter) -> None:
 
 
 async def test_a_refusal_is_shared_too(limiter: Limiter, clock: Clock) -> None:
-    """A token that was refused stays refused, even when there is room again."""
+    """A refused token stays refused, even when there is room again."""
     await hits(limiter, "1/10s", 1)
     (refused,) = await hits(limiter, "1/10s", 1, once="album:8")
     clock.move(11)
@@ -165,7 +165,7 @@ async def test_a_refusal_is_shared_too(limiter: Limiter, clock: Clock) -> None:
 async def test_a_shadow_rule_refuses_nobody(
     limiter: Limiter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A shadow rule is counted, reported on the decision and once in the log, and lets pass."""
+    """A shadow rule counts, is reported in the decision and once in the log, and allows."""
     caplog.set_level(logging.INFO, "bot_ratelimit")
     trial = Rule("1/m", name="trial", shadow=True)
     decisions = await hits(limiter, [trial, WIDE], 3)
@@ -179,8 +179,8 @@ async def test_a_shadow_rule_refuses_nobody(
     ]
 
 
-async def test_a_shadow_rule_alone_reports_and_lets_pass(limiter: Limiter) -> None:
-    """With nothing but a shadow rule everything is allowed, and nobody is told to wait."""
+async def test_a_single_shadow_rule_allows_everything(limiter: Limiter) -> None:
+    """With only a shadow rule everything is allowed, without a wait."""
     decisions = await hits(limiter, Rule("1/m", shadow=True), 3)
     assert [(d.allowed, d.retry_after, len(d.shadow)) for d in decisions] == [
         (True, 0.0, 0),
@@ -190,14 +190,14 @@ async def test_a_shadow_rule_alone_reports_and_lets_pass(limiter: Limiter) -> No
 
 
 async def test_a_shadow_rule_is_not_charged_for_what_others_refuse(limiter: Limiter) -> None:
-    """The trial sees the traffic that would reach it, and no more."""
+    """A shadow rule counts only hits that would reach it."""
     trial = Rule("9/m", name="trial", shadow=True)
     await hits(limiter, [Rule("2/m"), trial], 5)
     assert (await limiter.peek(trial, ANNA)).remaining == 7
 
 
-async def test_a_limit_may_depend_on_who_asks(limiter: Limiter) -> None:
-    """A callable limit gives each subject its own, and None leaves one out."""
+async def test_a_limit_may_depend_on_the_subject(limiter: Limiter) -> None:
+    """A callable limit returns a limit for each subject, or None for no limit."""
     rule = Rule(lambda s: {42: "2/m", 43: None}.get(s.user, "1/m"))
     allowed = {
         user: [(await limiter.hit(rule, Subject(user))).allowed for _ in range(3)]
@@ -206,15 +206,15 @@ async def test_a_limit_may_depend_on_who_asks(limiter: Limiter) -> None:
     assert allowed == {42: [True, True, False], 43: [True] * 3, 44: [True, False, False]}
 
 
-async def test_a_limit_that_cannot_pay_the_cost_is_named(limiter: Limiter) -> None:
-    """A callable limit below the rule's cost is a ConfigError at the hit, not a refusal."""
+async def test_a_callable_limit_below_the_cost_is_an_error(limiter: Limiter) -> None:
+    """A callable limit below the rule's cost is a ConfigError at the hit."""
     with pytest.raises(ConfigError, match="never grants more than 1"):
         await limiter.hit(Rule(lambda s: "1/m", name="vip", cost=2), ANNA)
 
 
 @pytest.mark.parametrize("kind", [list, iter])
 async def test_where_no_rule_applies_all_is_allowed(kind: Any) -> None:
-    """A hit that no rule applies to is allowed without asking the storage."""
+    """A hit without an applicable rule is allowed without asking the storage."""
     storage = FlakyStorage()
     rules = kind([SHARED, Rule(lambda s: None, name="nobody")])
     decision = await Limiter(storage, on_error="deny").hit(rules, Subject(user=42))
@@ -223,7 +223,7 @@ async def test_where_no_rule_applies_all_is_allowed(kind: Any) -> None:
 
 
 async def test_rules_that_do_not_apply_are_left_out(limiter: Limiter) -> None:
-    """Of several rules those that lack an id stay out, and the others decide."""
+    """Rules without their id are ignored, and the others decide."""
     rules = [SHARED, Rule("1/m")]
     decisions = [await limiter.hit(rules, Subject(user=42)) for _ in range(2)]
     assert [(d.allowed, d.rule) for d in decisions] == [(True, rules[1]), (False, rules[1])]
@@ -232,7 +232,7 @@ async def test_rules_that_do_not_apply_are_left_out(limiter: Limiter) -> None:
 async def test_a_ban_outlasts_the_limit(
     limiter: Limiter, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Hammering while refused brings on a ban, told once in the log and lifted by reset."""
+    """Repeated refusals cause a ban, which is logged once and lifted by `reset`."""
     rules = [Rule("1/s"), Penalty("3/m", "15m")]
     decisions = await hits(limiter, rules, 6)
     assert [d.allowed for d in decisions] == [True] + [False] * 5
@@ -256,7 +256,7 @@ async def test_a_ban_outlasts_the_limit(
     ids=lambda value: ascii(value)[:30],
 )
 def test_arguments_are_checked_when_given(arguments: dict[str, Any], names: str) -> None:
-    """An argument that makes no sense is a ConfigError that names it and its value."""
+    """An invalid argument is a ConfigError that names it and its value."""
     with pytest.raises(ConfigError) as error:
         Limiter(MemoryStorage(), **arguments)
     assert str(error.value).startswith(names + repr(*arguments.values()))
@@ -274,19 +274,19 @@ def test_arguments_are_checked_when_given(arguments: dict[str, Any], names: str)
         ("5/m", True),
     ],
 )
-async def test_a_hit_that_makes_no_sense_raises(limiter: Limiter, rules: Any, cost: Any) -> None:
-    """Bad rules and costs are a ConfigError to the one who wrote them, whatever the storage."""
+async def test_an_invalid_hit_raises(limiter: Limiter, rules: Any, cost: Any) -> None:
+    """Invalid rules and costs are a ConfigError, whatever the storage does."""
     with pytest.raises(ConfigError):
         await limiter.hit(rules, ANNA, cost=cost)
 
 
-async def test_a_decision_is_as_true_as_it_is_allowed(limiter: Limiter) -> None:
-    """`if decision:` asks whether to go on."""
+async def test_bool_of_a_decision(limiter: Limiter) -> None:
+    """`bool(decision)` is `decision.allowed`."""
     assert [bool(decision) for decision in await hits(limiter, "2/m", 3)] == [True, True, False]
 
 
-async def test_a_look_takes_a_cost(limiter: Limiter) -> None:
-    """What a hit of this cost would say, with nothing charged; the next hit agrees with it."""
+async def test_a_peek_accepts_a_cost(limiter: Limiter) -> None:
+    """It returns what a hit of this cost would, and the next hit agrees."""
     await limiter.hit("5/m", ANNA, cost=3)
     for cost, allowed in ((2, True), (3, False)):
         look = await limiter.peek("5/m", ANNA, cost=cost)
@@ -298,8 +298,8 @@ async def test_a_look_takes_a_cost(limiter: Limiter) -> None:
         await limiter.peek("5/m", ANNA, cost=6)
 
 
-async def test_a_look_tells_of_the_rule_that_the_hit_tells_of(limiter: Limiter) -> None:
-    """Of rules with different costs too: what the look says remains is the hit's and its cost."""
+async def test_a_peek_reports_the_same_rule_as_the_hit(limiter: Limiter) -> None:
+    """Its `remaining` is that of the hit plus its cost, also with rules of different costs."""
     dear, cheap = Rule("5/m", name="dear", cost=4), Rule("3/m", name="cheap")
     look = await limiter.peek([dear, cheap], ANNA)
     hit = await limiter.hit([dear, cheap], ANNA)
@@ -307,8 +307,8 @@ async def test_a_look_tells_of_the_rule_that_the_hit_tells_of(limiter: Limiter) 
     assert look.remaining - dear.cost == hit.remaining == 1
 
 
-async def test_a_look_bans_nobody(limiter: Limiter, caplog: pytest.LogCaptureFixture) -> None:
-    """A look tells of the ban that the next refusal brings on; the log tells of the hit's only."""
+async def test_a_peek_bans_nobody(limiter: Limiter, caplog: pytest.LogCaptureFixture) -> None:
+    """A peek reports the ban that the next refusal would cause; only the hit is logged."""
     rules = [Rule("1/m"), Penalty("1/m", "1h")]
     await limiter.hit(rules, ANNA)
     with caplog.at_level(logging.INFO, "bot_ratelimit"):
@@ -328,8 +328,8 @@ async def test_a_look_bans_nobody(limiter: Limiter, caplog: pytest.LogCaptureFix
         (("x" * 10_000, ["b"]), ("x" * 10_000 + "y", ["b"])),
     ],
 )
-async def test_no_token_runs_into_another(limiter: Limiter, one: Any, other: Any) -> None:
-    """Whatever a token or a custom scope's text holds, other tokens and rules are others."""
+async def test_tokens_do_not_collide(limiter: Limiter, one: Any, other: Any) -> None:
+    """Whatever the token or the text of a custom scope, other tokens are different hits."""
     decisions = []
     for token, texts in (one, other):
         rules = [
@@ -345,8 +345,8 @@ async def test_no_token_runs_into_another(limiter: Limiter, one: Any, other: Any
 
 
 @pytest.mark.parametrize("misused", [42, None, "42", (42,)])
-async def test_what_is_no_subject_is_told(limiter: Limiter, misused: Any) -> None:
-    """Whoever passes a user's id instead of a Subject is told so, with the fix."""
+async def test_a_wrong_subject_is_an_error(limiter: Limiter, misused: Any) -> None:
+    """The error for an id in place of a Subject has the fix."""
     for ask in (limiter.hit, limiter.peek, limiter.reset):
         with pytest.raises(ConfigError, match=r"^subject=.*expected a Subject.*Subject\(user=42\)"):
             await ask("1/s", misused)
@@ -362,15 +362,15 @@ async def test_what_is_no_subject_is_told(limiter: Limiter, misused: Any) -> Non
     ],
     ids=["client", "class", "none", "url"],
 )
-def test_what_is_no_storage_is_told(storage: Any, fix: str) -> None:
-    """It would be no limit at all, so it is a ConfigError at once, and shows no secret."""
+def test_a_wrong_storage_is_an_error(storage: Any, fix: str) -> None:
+    """It would limit nothing, so it is a ConfigError at once, without secrets."""
     with pytest.raises(ConfigError, match=rf"^storage is .*{fix}") as error:
         Limiter(storage)
     assert "s3cret" not in str(error.value)
 
 
 async def test_a_rule_that_no_longer_applies_can_be_reset(limiter: Limiter) -> None:
-    """What was counted before somebody became a VIP is forgotten too."""
+    """Counts from before a user became exempt are deleted too."""
     limits: list[Any] = ["1/m", None, "1/m"]
     rule = Rule(lambda s: limits[0], name="vip")
     await limiter.hit(rule, ANNA)
@@ -382,7 +382,7 @@ async def test_a_rule_that_no_longer_applies_can_be_reset(limiter: Limiter) -> N
 
 
 async def test_a_block_runs_only_if_it_may(limiter: Limiter) -> None:
-    """`limit` lets a block run, or raises an error that has the Decision; it decorates, too."""
+    """`limit` runs a block, or raises an error with the Decision; it works as a decorator."""
     async with limiter.limit("2/10s", ANNA) as decision:
         assert decision.remaining == 1
     ran = []
@@ -404,7 +404,7 @@ async def test_a_block_runs_only_if_it_may(limiter: Limiter) -> None:
 
 
 @pytest.mark.parametrize("token", [42, b"album"])
-async def test_a_token_is_a_text(token: Any) -> None:
-    """Another kind of token is an error that says what is expected, not a traceback."""
-    with pytest.raises(ConfigError, match=r"once=.*expected a text"):
+async def test_a_token_is_a_str(token: Any) -> None:
+    """Another type of token is an error that says what is expected."""
+    with pytest.raises(ConfigError, match=r"once=.*expected a str"):
         await Limiter(MemoryStorage()).hit("1/s", Subject(42), once=token)

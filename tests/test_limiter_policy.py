@@ -1,4 +1,4 @@
-"""Limiter over a storage that fails: who answers then, and what the log says."""
+"""Limiter on a failing storage: which answer callers get, and what is logged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def hits(limiter: Limiter, rules: Any, count: int, **options: Any) -> list
 async def test_the_policy_answers_for_a_storage_that_cannot(
     broken: FlakyStorage, error: Exception, on_error: Any, answers: Iterable[Any]
 ) -> None:
-    """Out of reach, misconfigured or buggy: the storage's trouble never reaches the caller."""
+    """Unreachable, misconfigured or buggy: no storage error reaches the caller."""
     broken.fail(error)
     decisions = await hits(Limiter(broken, on_error=on_error), "3/m", 4)
     assert [(d.allowed, d.remaining, d.source) for d in decisions] == answers
@@ -53,14 +53,14 @@ async def test_the_policy_answers_for_a_storage_that_cannot(
 async def test_a_bug_in_a_storage_is_logged_with_its_traceback(
     broken: FlakyStorage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The unexpected is logged at ERROR with its traceback, once a minute, not once an update."""
+    """An unexpected error is logged with its traceback, once a minute."""
     broken.fail(ZeroDivisionError("in a storage"))
     limiter = Limiter(broken, clock=clock)
     await hits(limiter, "1/m", 5)
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert record.getMessage().startswith("Redis rate limit check failed: ZeroDivisionError(")
-    assert "in _suffer" in caplog.text
+    assert "in _misbehave" in caplog.text
     clock.move(59.9)
     await hits(limiter, "1/m", 5)
     assert len(caplog.records) == 1
@@ -70,10 +70,10 @@ async def test_a_bug_in_a_storage_is_logged_with_its_traceback(
     assert broken.calls == 15  # the server did answer: the circuit stays closed
 
 
-async def test_each_fault_is_logged_for_itself(
+async def test_each_fault_is_logged_separately(
     broken: FlakyStorage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A configuration fault is logged as one sentence, another one is not hidden behind it."""
+    """A configuration fault is one line, and another fault is logged too."""
     limiter = Limiter(broken, clock=clock)
     for fault in ["WRONGTYPE - choose another key_prefix", "NOPERM - ACL SETUSER"] * 3:
         broken.fail(ConfigError(fault))
@@ -85,7 +85,7 @@ async def test_each_fault_is_logged_for_itself(
 async def test_single_failures_are_logged_once_a_minute(
     broken: FlakyStorage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A storage that fails now and then does not fill the log, and its return is told, too."""
+    """A storage that fails now and then does not fill the log; its recovery is logged."""
     limiter = Limiter(broken, clock=clock)
     for _ in range(5):
         broken.fail()
@@ -98,7 +98,7 @@ async def test_single_failures_are_logged_once_a_minute(
 
 
 async def test_a_cancelled_hit_is_not_answered(broken: FlakyStorage) -> None:
-    """Who cancels a decision gets the cancellation, and the next one is decided as ever."""
+    """A cancelled hit raises the cancellation, and the next one is decided normally."""
     broken.hang()
     limiter = Limiter(broken, timeout=5)
     task = asyncio.create_task(limiter.hit("1/m", ANNA))
@@ -111,21 +111,21 @@ async def test_a_cancelled_hit_is_not_answered(broken: FlakyStorage) -> None:
 
 
 async def test_closing_closes_the_storage(broken: FlakyStorage) -> None:
-    """Whoever made the limiter closes it, and with it the storage; twice does no harm."""
+    """Closing the limiter closes its storage; closing twice does no harm."""
     limiter = Limiter(broken)
     await limiter.close()
     await limiter.close()
     assert broken.closed
 
 
-async def test_reset_of_a_broken_storage_says_so(broken: FlakyStorage) -> None:
-    """Who asks to forget learns that nothing was forgotten."""
+async def test_reset_raises_in_an_outage(broken: FlakyStorage) -> None:
+    """The caller learns that nothing was deleted."""
     with pytest.raises(StorageError):
         await Limiter(broken).reset("1/m", ANNA)
 
 
 async def test_reset_reaches_the_standby(broken: FlakyStorage) -> None:
-    """With on_error="memory" a reset also forgets what this process counted in an outage."""
+    """With on_error="memory" a reset also deletes the counts of this process."""
     limiter = Limiter(broken, on_error="memory")
     assert [d.allowed for d in await hits(limiter, "1/m", 2)] == [True, False]
     broken.heal()
@@ -137,7 +137,7 @@ async def test_reset_reaches_the_standby(broken: FlakyStorage) -> None:
 async def test_a_reset_works_during_an_outage(
     broken: FlakyStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With on_error="memory" this process forgets, bans too; the log says that Redis has not."""
+    """With on_error="memory" counts and bans of this process are deleted, and it is logged."""
     limiter = Limiter(broken, on_error="memory")
     rules = [Rule("1/m"), Penalty("1/m", "1h")]
     assert [d.allowed for d in await hits(limiter, rules, 3)] == [True, False, False]
@@ -149,8 +149,8 @@ async def test_a_reset_works_during_an_outage(
     assert [d.allowed for d in await hits(limiter, rules, 1)] == [True]
 
 
-async def test_a_reset_that_forgot_nothing_says_so(broken: FlakyStorage) -> None:
-    """Nor does on_error="memory" hide that Redis could not be asked."""
+async def test_a_reset_without_local_counts_raises(broken: FlakyStorage) -> None:
+    """With on_error="memory" too, if this process has no counts."""
     with pytest.raises(StorageError):
         await Limiter(broken, on_error="memory").reset("1/m", ANNA)
 
@@ -159,7 +159,7 @@ async def test_a_reset_that_forgot_nothing_says_so(broken: FlakyStorage) -> None
 async def test_a_shadow_rule_never_refuses_in_an_outage(
     broken: FlakyStorage, on_error: Any
 ) -> None:
-    """Whatever the policy; the real rule beside it is what "deny" refuses by."""
+    """Whatever the policy is; "deny" refuses by the real rule."""
     limiter = Limiter(broken, on_error=on_error)
     trial, real = Rule("1/m", name="trial", shadow=True), Rule("1/m")
     assert all(await hits(limiter, trial, 3))
@@ -168,8 +168,8 @@ async def test_a_shadow_rule_never_refuses_in_an_outage(
     assert on_error == "memory" or {decision.rule for decision in decisions} == {real}
 
 
-async def test_the_standby_has_its_bound(broken: FlakyStorage) -> None:
-    """`memory_size` bounds what this process keeps while Redis is away."""
+async def test_the_standby_is_bounded(broken: FlakyStorage) -> None:
+    """`memory_size` bounds the counts of this process in an outage."""
     limiter = Limiter(broken, on_error="memory", memory_size=3)
     for user in range(4):
         assert await limiter.hit("1/h", Subject(user))

@@ -1,4 +1,4 @@
-"""The limits file: what it may say, how flags find its limits, and what a bad one is told."""
+"""The limits file: its content, how flags use it, and the errors for a bad one."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def middleware(
     return RateLimitMiddleware.from_settings(**overrides)
 
 
-def test_the_documented_file_says_all_there_is() -> None:
-    """The example in the documents has every part that a file can have, and is read as it says."""
+def test_the_documented_file_is_complete() -> None:
+    """The example in the docs has every part, and is read as it says."""
     found = read_limits_file(EXAMPLE)
     assert found.rules == rules_of("1/s; 20/minute")
     assert found.exempt == {42, -100123}
@@ -57,7 +57,7 @@ def test_the_documented_file_says_all_there_is() -> None:
 
 
 def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
-    """[[rules]] say all that `Rule` says."""
+    """[[rules]] can have all fields of `Rule`."""
     found = read_limits_file(
         written("[[rules]]\nlimit='9/s'\n[[rules]]\nlimit='5/m'\nscope='chat'\nname='x'\ncost=2\n")
     )
@@ -92,7 +92,7 @@ def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
     ],
 )  # fmt: skip
 def test_a_bad_file_is_one_line_with_place_value_and_fix(text: str, told: str) -> None:
-    """The file, the line or table, what stands there and what should, in one line."""
+    """The error has the file, the line or table, the value and the fix in one line."""
     with pytest.raises(ConfigError) as raised:
         read_limits_file(written(text))
     assert told in str(raised.value)
@@ -100,8 +100,8 @@ def test_a_bad_file_is_one_line_with_place_value_and_fix(text: str, told: str) -
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_is_not_there_stops_the_start(environment: pytest.MonkeyPatch) -> None:
-    """A wrong path is told at once, and so is a file in another encoding."""
+def test_a_missing_file_stops_the_start(environment: pytest.MonkeyPatch) -> None:
+    """A wrong path or encoding is an error at the start."""
     environment.setenv("RATE_LIMIT_FILE", "nowhere.toml")
     with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read: No such file"):
         Settings()
@@ -113,7 +113,7 @@ def test_a_file_that_is_not_there_stops_the_start(environment: pytest.MonkeyPatc
 def test_the_environment_wins_over_the_file_and_the_file_over_code(
     environment: pytest.MonkeyPatch,
 ) -> None:
-    """RATE_LIMIT and RATE_LIMIT_EXEMPT hold where they are set, else the file, else the default."""
+    """RATE_LIMIT and RATE_LIMIT_EXEMPT win if set, then the file, then the default."""
     assert Settings().origin("rate_limit") == "code"
     environment.setenv("RATE_LIMIT_FILE", written("rate_limit='7/s'\nexempt=[7]"))
     found = Settings()
@@ -127,7 +127,7 @@ def test_the_environment_wins_over_the_file_and_the_file_over_code(
 
 
 async def test_a_flag_finds_its_limit_by_its_key(environment: pytest.MonkeyPatch) -> None:
-    """`key="ai"` is enough: the file has the limit, and a limit in the flag loses against it."""
+    """With `key="ai"` the limit comes from the file, which wins over one in the flag."""
     limits = middleware(environment, "rate_limit='99/h'\n[limits]\nai='1/h'\nloud={limit='2/h'}")
     instance = Instance(limits, ())
     for name, flag in (("message", {"key": "ai"}), ("callback_query", {"key": "loud", "rate": 1})):
@@ -142,7 +142,7 @@ async def test_a_flag_finds_its_limit_by_its_key(environment: pytest.MonkeyPatch
 
 
 async def test_a_named_limit_can_be_given_in_code() -> None:
-    """Without a file, `named_limits` says them, and what it leaves open the flag says."""
+    """`named_limits` replaces the file, and the flag completes what it leaves open."""
     limits = RateLimitMiddleware(
         "99/h", limiter=Limiter(MemoryStorage()), named_limits={"ai": "4/h"}
     )
@@ -155,7 +155,7 @@ async def test_a_named_limit_can_be_given_in_code() -> None:
     assert instance.decisions[0].rule == Rule("4/h", Scope.CHAT, "ai", 2)
 
 
-async def test_a_key_without_a_limit_anywhere_is_told_at_the_start() -> None:
+async def test_a_key_without_a_limit_is_an_error_at_the_start() -> None:
     """The error names the handler, the key, and both ways to give it a limit."""
     limits = RateLimitMiddleware("99/h", limiter=Limiter(MemoryStorage()))
     instance = Instance(limits, ())
@@ -169,10 +169,10 @@ async def test_a_key_without_a_limit_anywhere_is_told_at_the_start() -> None:
         await instance.dispatcher.emit_startup()
 
 
-async def test_the_file_says_who_is_banned_exempt_and_what_refused_users_read(
+async def test_the_file_has_penalty_exemptions_and_notices(
     environment: pytest.MonkeyPatch,
 ) -> None:
-    """Penalty, exemptions and notices of the file reach the middleware; arguments win over them."""
+    """They reach the middleware, and arguments win over them."""
     text = "rate_limit='1/h'\nexempt=[7]\n[penalty]\nafter='2/h'\nban='1h'\n[notices]\nen='Halt!'"
     instance = Instance(middleware(environment, text))
     assert await instance.send("1", "2", "3") == [True, False, False]

@@ -1,4 +1,4 @@
-"""Live limits: what operators change holds on every instance, and nothing is ever loosened."""
+"""Live limits: changes by operators apply on all instances, and no failure loosens limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIGHT = Overrides(version=3, rules={"user": {"limit": "2/h"}})
 
 
 async def write(storage: Any, overrides: Overrides | bytes | None) -> None:
-    """Put a document there, or take it away, whatever is there."""
+    """Write or delete the document, whatever is there."""
     documents = documents_of(storage)
     document = overrides.to_json() if isinstance(overrides, Overrides) else overrides
     while not await documents.swap(LIVE, await documents.read(LIVE), document or b""):
@@ -58,10 +58,8 @@ async def stopping() -> AsyncIterator[list[Live]]:
         await live.stop()
 
 
-async def test_a_changed_limit_holds_and_keeps_what_was_counted(
-    bench: Bench, stopping: list[Live]
-) -> None:
-    """After `5/h` becomes `2/h`, a user with one event used has one left; and back again."""
+async def test_a_changed_limit_keeps_its_counts(bench: Bench, stopping: list[Live]) -> None:
+    """After `5/h` becomes `2/h`, a user with one event used has one left."""
     instance, live = bot(bench.storage)
     stopping.append(live)
     assert await allowed(instance, 1) == 1
@@ -75,7 +73,7 @@ async def test_a_changed_limit_holds_and_keeps_what_was_counted(
 
 
 async def test_the_first_update_meets_the_live_limits(bench: Bench, stopping: list[Live]) -> None:
-    """An instance that has just started decides nothing before it has looked once."""
+    """A new instance decides nothing before it has read the document."""
     await write(bench.storage, TIGHT)
     instance, live = bot(bench.storage)
     stopping.append(live)
@@ -84,7 +82,7 @@ async def test_the_first_update_meets_the_live_limits(bench: Bench, stopping: li
 
 
 async def test_every_key_has_a_ttl(bench: Bench, stopping: list[Live]) -> None:
-    """The document lives for 400 days after it was last read, the report for 30 seconds."""
+    """The document lives 400 days after the last read, the report 30 seconds."""
     await write(bench.storage, TIGHT)
     documents = documents_of(bench.storage)
     await documents.push("bot:ratelimit:history", b"1", 20)
@@ -106,15 +104,15 @@ async def test_every_key_has_a_ttl(bench: Bench, stopping: list[Live]) -> None:
         (b"[]", "is not a JSON object"),
         (TIGHT.to_json().replace(b'"format": 1', b'"format": 2'), "has format 2"),
         (TIGHT.to_json().replace(b"2/h", b"2 an hour"), "2 an hour"),
-        (TIGHT.to_json().replace(b'"limit"', b'"limits"'), "limits='2/h' makes no sense"),
+        (TIGHT.to_json().replace(b'"limit"', b'"limits"'), "limits='2/h' is invalid"),
         (TIGHT.to_json().replace(b'"version": 3', b'"version": "3"'), "has the wrong type"),
-        (b'{"format": 1}', "lacks a part"),
+        (b'{"format": 1}', "lacks a field"),
     ],
 )
 async def test_a_bad_document_changes_nothing(
     bench: Bench, document: bytes, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An invalid document, or one of a newer version, leaves the last good one in force."""
+    """With an invalid or newer document the last valid one stays in force."""
     instance, live = bot(bench.storage)
     await write(bench.storage, TIGHT)
     await live.refresh()
@@ -124,7 +122,7 @@ async def test_a_bad_document_changes_nothing(
     assert await allowed(instance) == 2
     assert (live.rejected, live.overrides.version) == (1, 3)
     assert told in live.problem
-    errors = [each for each in caplog.messages if "live document is not obeyed" in each]
+    errors = [each for each in caplog.messages if "live document is not applied" in each]
     assert len(errors) == 1
     assert "Version 3 stays in force" in errors[0]
     await write(bench.storage, replace(TIGHT, version=4))
@@ -133,10 +131,10 @@ async def test_a_bad_document_changes_nothing(
     await live.stop()
 
 
-async def test_a_document_that_is_gone_is_written_back(
+async def test_a_missing_document_is_written_back(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When Redis was emptied, limits stay, and new instances find them again."""
+    """After Redis was emptied limits stay, and new instances find them."""
     instance, live = bot(bench.storage)
     await write(bench.storage, TIGHT)
     await live.refresh()
@@ -152,10 +150,10 @@ async def test_a_document_that_is_gone_is_written_back(
         await each.stop()
 
 
-async def test_redis_away_changes_nothing(
+async def test_an_outage_changes_nothing(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While Redis is away the last version stays, the log says so once, and then it goes on."""
+    """The last version stays in force, and the outage is logged once."""
     async with aioredis.Redis(port=own_server.port) as client:
         storage = RedisStorage(client)
         _, live = bot(storage)
@@ -178,7 +176,7 @@ async def test_redis_away_changes_nothing(
 
 
 async def test_all_limits_off_ends_by_itself() -> None:
-    """`off_until` lets everything through uncharged, and ends also while Redis is away."""
+    """`off_until` allows everything uncharged, and ends even during an outage."""
     clock = Clock()
     storage = MemoryStorage(clock=clock)
     live = Live(Limiter(storage), clock=clock)
@@ -209,7 +207,7 @@ async def test_an_update_is_handled_uncounted_while_all_is_off(
 
 
 async def test_exemptions_change_too(bench: Bench, stopping: list[Live]) -> None:
-    """Live, a user is exempted, and one whom the code exempts is not any more."""
+    """A user is exempted live, and another one is no longer exempt."""
     instance, live = bot(bench.storage, exempt=[7])
     stopping.append(live)
     await write(bench.storage, replace(TIGHT, exempt=frozenset({42}), limited=frozenset({7})))
@@ -223,7 +221,7 @@ async def test_exemptions_change_too(bench: Bench, stopping: list[Live]) -> None
 
 
 def test_a_rule_is_changed_by_its_name() -> None:
-    """Limits, shadow and off apply to the rule of that name, and to no other; keys stay."""
+    """Limit, shadow and off change only the rule of that name; keys stay."""
     rules = rules_of([Rule("5/h"), Rule("9/h", name="ai"), Rule("7/h", name="x", cost=3)])
     changes: dict[str, Any] = {"user": {"shadow": True}, "ai": {"limit": "1/h"}, "x": {"off": True}}
     found = applied(rules, Overrides(rules=changes))
@@ -233,7 +231,7 @@ def test_a_rule_is_changed_by_its_name() -> None:
 
 
 def test_a_penalty_is_changed_added_and_switched_off() -> None:
-    """The live penalty replaces the one that is there, or comes in addition to the rules."""
+    """The live penalty replaces the existing one, or is added."""
     live = Overrides(penalty={"after": "3/m", "ban": "1h", "grows": True})
     wanted = Penalty("3/m", "1h", grows=True)
     assert applied(rules_of([Rule("5/h"), Penalty("10/m", "15m")]), live) == (Rule("5/h"), wanted)
@@ -242,8 +240,8 @@ def test_a_penalty_is_changed_added_and_switched_off() -> None:
     assert applied(rules_of([Rule("5/h"), Penalty("10/m", "15m")]), off) == (Rule("5/h"),)
 
 
-async def test_a_limit_that_a_rule_cannot_have_is_refused_as_a_whole() -> None:
-    """A document that would make a rule refuse everything is not obeyed."""
+async def test_an_inapplicable_document_is_rejected_as_a_whole() -> None:
+    """A document that would make a rule refuse everything is not applied."""
     storage = MemoryStorage()
     live = Live(Limiter(storage))
     rules = rules_of([Rule("9/h", cost=3)])
@@ -254,7 +252,7 @@ async def test_a_limit_that_a_rule_cannot_have_is_refused_as_a_whole() -> None:
     assert "never grants more than 2" in live.problem
 
 
-async def test_a_decision_costs_a_look_up() -> None:
+async def test_changes_are_applied_once_per_document() -> None:
     """Rules are changed once for each document, not for each decision."""
     storage = MemoryStorage()
     live = Live(Limiter(storage))
@@ -266,7 +264,7 @@ async def test_a_decision_costs_a_look_up() -> None:
 
 
 async def test_a_flag_is_changed_by_its_key(bench: Bench, stopping: list[Live]) -> None:
-    """A handler's own limit is one of the live limits, by the flag's key."""
+    """The limit of a handler can be changed by the key of its flag."""
     instance, live = bot(bench.storage)
     stopping.append(live)
     instance.dispatcher.callback_query.middleware(instance.dispatcher.message.middleware[0])
@@ -288,8 +286,8 @@ async def started(instance: Instance) -> AsyncIterator[None]:
 
 
 @movable
-async def test_an_instance_tells_what_it_obeys_until_it_stops(bench: Bench) -> None:
-    """Each instance reports its version and its rules, and takes that back at shutdown."""
+async def test_instances_report_their_version_until_shutdown(bench: Bench) -> None:
+    """Each instance reports its version and rules, and removes the report at shutdown."""
     await write(bench.storage, TIGHT)
     documents = documents_of(bench.storage)
     async with AsyncExitStack() as stack:
@@ -305,14 +303,14 @@ async def test_an_instance_tells_what_it_obeys_until_it_stops(bench: Bench) -> N
     assert await documents.reports("bot:ratelimit:instances") == {}
 
 
-def test_a_storage_without_documents_is_told_at_once() -> None:
-    """`live=True` on a storage that keeps no documents is a ConfigError that says so."""
+def test_a_storage_without_documents_is_an_error() -> None:
+    """`live=True` on such a storage is a ConfigError that says so."""
     with pytest.raises(ValueError, match="FlakyStorage, which keeps no documents"):
         RateLimitMiddleware("5/h", limiter=Limiter(FlakyStorage()), live=True)
 
 
 async def test_without_live_nothing_is_read(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """Without `live=True` the document has no say."""
+    """Without `live=True` the document has no effect."""
     caplog.set_level(logging.ERROR)
     await write(bench.storage, TIGHT)
     limiter = Limiter(bench.storage, timeout=5)

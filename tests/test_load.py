@@ -1,4 +1,4 @@
-"""A live Redis is never taken for dead: floods, busy event loops, distance, and storms."""
+"""A live Redis is never mistaken for dead: floods, busy event loops, distance, storms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BURN = "import time\nend = time.time() + 60\nwhile time.time() < end: pass"
 
 @contextmanager
 def busy_machine(processes: int) -> Iterator[None]:
-    """So many processes that do nothing but compute, while the block lasts."""
+    """Run processes that only compute, while the block runs."""
     burning = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(processes)]
     try:
         yield
@@ -42,7 +42,7 @@ def busy_machine(processes: int) -> Iterator[None]:
 async def test_a_flood_is_limited_exactly(
     client: aioredis.Redis, updates: int, burning: int
 ) -> None:
-    """Of so many updates of one user at once exactly the limit is handled, however busy it is."""
+    """Of simultaneous updates of one user exactly the limit is handled, on a busy machine too."""
     bot = Instance(RateLimitMiddleware("3/minute", client))
     with busy_machine(burning):
         found = await asyncio.gather(*(bot.feed(message=message()) for _ in range(updates)))
@@ -55,7 +55,7 @@ async def test_a_flood_is_limited_exactly(
 async def test_a_blocked_loop_loses_no_answer(
     client: aioredis.Redis, away: float, waiting: int
 ) -> None:
-    """A handler that blocks the event loop does not make the server's answer late."""
+    """A handler that blocks the event loop does not make an answer late."""
     limiter = Limiter(RedisStorage(client))
     await limiter.hit("1/s", Subject(user=0))
     asked = [asyncio.create_task(limiter.hit("9/s", Subject(user=i))) for i in range(waiting)]
@@ -67,10 +67,10 @@ async def test_a_blocked_loop_loses_no_answer(
 
 
 async def test_a_loop_that_is_busy_in_every_turn_loses_no_answer(client: aioredis.Redis) -> None:
-    """Other tasks that take 60 ms of every turn delay decisions, and do not replace them."""
+    """Other tasks that take 60 ms per turn delay decisions but do not replace them."""
     limiter = Limiter(RedisStorage(client))
     # Connecting takes twenty turns or more, which is no answer that is late.
-    while (await limiter.hit("9/s", Subject(user=99))).source != "redis":  # noqa: ASYNC110 - no event tells of it
+    while (await limiter.hit("9/s", Subject(user=99))).source != "redis":  # noqa: ASYNC110 - no event
         await asyncio.sleep(0.01)
     found, done = [], False
 
@@ -88,8 +88,8 @@ async def test_a_loop_that_is_busy_in_every_turn_loses_no_answer(client: aioredi
     await limiter.close()
 
 
-async def test_silence_is_noticed_right_after_the_loop_was_away(own_server: Server) -> None:
-    """Time in which the loop was away counts for nobody, nor is it given to those who ask later."""
+async def test_time_of_a_blocked_loop_does_not_count(own_server: Server) -> None:
+    """It neither counts against waiting requests nor extends the time-out of later ones."""
     async with aioredis.Redis(port=own_server.port) as client:
         limiter = Limiter(RedisStorage(client), timeout=0.1)
         await limiter.hit("1/s", Subject(user=0))
@@ -106,7 +106,7 @@ async def test_silence_is_noticed_right_after_the_loop_was_away(own_server: Serv
 
 
 async def decided(limiter: Limiter, within: float) -> None:
-    """Updates come until Redis decides about one."""
+    """Send updates until Redis decides about one."""
     async with asyncio.timeout(within):
         while (await limiter.hit("99/s", Subject(user=1))).source != "redis":  # noqa: ASYNC110 - updates come
             await asyncio.sleep(0.01)
@@ -127,7 +127,7 @@ CLIENTS: dict[str, Any] = {
 async def test_a_distant_redis_decides(
     redis_server: Server, client: aioredis.Redis, kind: str, round_trip: float, jitter: float
 ) -> None:
-    """Within 3 s of the first update Redis decides, then all there is, and a crowd exactly."""
+    """Within 3 s of the first update Redis decides everything, also many at once, exactly."""
     with distant(redis_server.port, round_trip, jitter) as proxy:
         far = CLIENTS[kind](proxy.port)
         limiter = Limiter(RedisStorage(far))
@@ -140,10 +140,10 @@ async def test_a_distant_redis_decides(
         await far.aclose()
 
 
-async def test_a_thousand_at_once_over_a_long_way(
+async def test_a_thousand_at_once_to_a_distant_redis(
     redis_server: Server, client: aioredis.Redis
 ) -> None:
-    """At a round trip of 0.8 of the time-out a crowd is decided in about one round trip."""
+    """At a round trip of 0.8 of the time-out, they are decided in about one round trip."""
     with distant(redis_server.port, 0.2) as proxy:
         async with aioredis.Redis(port=proxy.port) as far:
             limiter = Limiter(RedisStorage(far))
@@ -155,10 +155,10 @@ async def test_a_thousand_at_once_over_a_long_way(
             await limiter.close()
 
 
-async def test_a_stall_is_over_when_it_is_over(
+async def test_a_stalled_connection_is_used_again(
     redis_server: Server, client: aioredis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a warm connection stalls for 0.3 s the same connection decides everything again."""
+    """After a stall of 0.3 s the same connection decides everything again."""
     with distant(redis_server.port, 0.08) as proxy:
         async with aioredis.Redis(port=proxy.port) as far:
             limiter = Limiter(RedisStorage(far))
@@ -175,10 +175,10 @@ async def test_a_stall_is_over_when_it_is_over(
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("kind", [aioredis.ConnectionPool, aioredis.BlockingConnectionPool])
-async def test_a_small_pool_that_is_used_up_does_not_matter(
+async def test_an_exhausted_pool_does_not_matter(
     redis_server: Server, client: aioredis.Redis, kind: Any, size: int
 ) -> None:
-    """The limiter has a connection of its own: no decision is lost to a pool that has none left."""
+    """The limiter has its own connection, so an exhausted pool costs no decision."""
     pool = kind(port=redis_server.port, max_connections=size)
     async with aioredis.Redis.from_pool(pool) as small:
         taken = [await pool.get_connection() for _ in range(size)]
@@ -194,7 +194,7 @@ async def test_a_small_pool_that_is_used_up_does_not_matter(
 async def test_a_full_queue_opens_no_circuit(
     client: aioredis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """25,000 at once are more than may wait; those who may are decided, and all who come later."""
+    """Of 25,000 hits at once those that fit are decided, and so are all later ones."""
     limiter = Limiter(RedisStorage(client))
     rules = rules_of(Rule("3/m"))
     found = await asyncio.gather(*(limiter.hit(rules, Subject(user=1)) for _ in range(25_000)))
@@ -208,7 +208,7 @@ async def test_a_full_queue_opens_no_circuit(
 
 
 async def test_a_storm(own_server: Server) -> None:
-    """Callers cancelled, connections killed, scripts flushed: no answer wrong, no hit twice."""
+    """With cancellations, killed connections and flushed scripts every answer is right."""
     total, users = 20_000, 50
     chaos = random.Random(1)
     asked = dict.fromkeys(range(users), 0)

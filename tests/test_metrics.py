@@ -1,4 +1,4 @@
-"""PrometheusMetrics: what is counted, exactly, and that it stays small."""
+"""PrometheusMetrics: counts are exact, and the number of series is bounded."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ processes.set_forkserver_preload(["tests.counting"])
 
 
 class Page:
-    """What `/metrics` says."""
+    """The content of `/metrics`."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -80,8 +80,8 @@ def page(registry: CollectorRegistry) -> Page:
     return Page(generate_latest(registry).decode())
 
 
-def tell_everything(metrics: Observer) -> None:
-    """Each event once that no limiter of today sends, and those of the storage."""
+def report_everything(metrics: Observer) -> None:
+    """Report each event that no limiter of this test sends, and those of the storage."""
     metrics.waiting("acquire", 2)
     metrics.waiting("localhost:6379", 3)
     metrics.banned("bot:ratelimit:ban:4242424242", 60.0)
@@ -102,11 +102,11 @@ async def use_everything(registry: CollectorRegistry) -> None:
     limiter = Limiter(MemoryStorage(), observer=metrics)
     for _ in range(3):
         await limiter.hit(["2/m", Rule("1/m", name="trial", shadow=True)], Subject(4242424242))
-    tell_everything(metrics)
+    report_everything(metrics)
 
 
 async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
-    """Each event changes the metric that is named for it, by what happened."""
+    """Each event changes the metric of its name."""
     await use_everything(registry)
     found = page(registry)
     at = {"server": "localhost:6379"}
@@ -133,10 +133,10 @@ async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
         assert found.value(name, **labels) == value, (name, labels)
 
 
-async def test_the_documented_metrics_are_those_that_are_there(
+async def test_the_documented_metrics_are_right(
     registry: CollectorRegistry,
 ) -> None:
-    """docs/monitoring.md names every metric with its labels and type, and none that is not."""
+    """docs/monitoring.md lists exactly the metrics, with labels and types."""
     await use_everything(registry)
     documented = {
         name: (labels.strip(" {}").replace(" ", ""), kind)
@@ -153,8 +153,8 @@ async def test_the_documented_metrics_are_those_that_are_there(
     } == found
 
 
-async def test_promtool_finds_nothing_to_complain_about(registry: CollectorRegistry) -> None:
-    """Names, units and help texts are as Prometheus wants them."""
+async def test_promtool_accepts_the_metrics(registry: CollectorRegistry) -> None:
+    """Names, units and help texts follow Prometheus' rules."""
     promtool = find_promtool()
     if promtool is None:
         pytest.skip(NOT_RUN)
@@ -172,7 +172,7 @@ async def test_promtool_finds_nothing_to_complain_about(registry: CollectorRegis
 
 
 async def test_a_ban_counts_once_and_its_refusals_as_banned(registry: CollectorRegistry) -> None:
-    """What a penalty refuses is told from what a limit refuses."""
+    """Refusals by a penalty are counted separately from those by a limit."""
     limiter = Limiter(MemoryStorage(), observer=PrometheusMetrics(registry))
     for _ in range(10):
         await limiter.hit(["1/m", Penalty("3/m", "1h")], Subject(user=42))
@@ -188,7 +188,7 @@ async def test_a_ban_counts_once_and_its_refusals_as_banned(registry: CollectorR
 async def test_a_connection_that_was_closed_leaves_no_series(
     registry: CollectorRegistry, client: aioredis.Redis
 ) -> None:
-    """A node that has left the cluster must not look like one that cannot be reached."""
+    """A node that left the cluster must not look unreachable."""
     limiter = Limiter(RedisStorage(client), observer=PrometheusMetrics(registry))
     await limiter.hit("9/s", Subject(user=42))
     assert page(registry).total("connected") == {(): 1}
@@ -198,12 +198,12 @@ async def test_a_connection_that_was_closed_leaves_no_series(
     assert page(registry).value("waiting") == 0
 
 
-async def test_a_crowd_is_a_few_series_and_no_ids(registry: CollectorRegistry) -> None:
-    """A hundred thousand users in a thousand rules stay below 200 series of one name each."""
+async def test_many_users_are_few_series_without_ids(registry: CollectorRegistry) -> None:
+    """A hundred thousand users in a thousand rules stay below 200 series per name."""
     clock = Clock()
     metrics = PrometheusMetrics(registry)
     limiter = Limiter(MemoryStorage(10, clock=clock), observer=metrics, clock=clock)
-    tell_everything(metrics)
+    report_everything(metrics)
     rules = [Rule("1/s"), Rule("5/m", Scope.CHAT), Penalty("3/m", "1h")]
     for user in range(5_000_000_000, 5_000_100_000):
         await limiter.hit(rules, Subject(user=user, chat=-user))
@@ -214,7 +214,7 @@ async def test_a_crowd_is_a_few_series_and_no_ids(registry: CollectorRegistry) -
 
 
 async def test_generated_names_are_bounded(registry: CollectorRegistry) -> None:
-    """Of rules with names of their own, a hundred are told apart; the others are `other`."""
+    """A hundred rule names are kept apart; further ones are `other`."""
     limiter = Limiter(MemoryStorage(), observer=PrometheusMetrics(registry))
     for i in range(MAX_LABELS + 50):
         await limiter.hit(Rule("1/s", name=f"n{i}"), Subject(user=42))
@@ -223,8 +223,8 @@ async def test_generated_names_are_bounded(registry: CollectorRegistry) -> None:
     assert by_rule["other",] == 50
 
 
-async def test_an_outage_is_counted_to_the_update(registry: CollectorRegistry) -> None:
-    """With the storage gone in between, what is counted is still what was sent."""
+async def test_counts_are_exact_in_an_outage(registry: CollectorRegistry) -> None:
+    """With an outage in between, the counts still equal the updates that were sent."""
     storage, clock = FlakyStorage(), Clock()
     limiter = Limiter(storage, clock=clock, observer=PrometheusMetrics(registry))
     for i in range(300):
@@ -252,11 +252,7 @@ def shared_directory(tmp_path: Path) -> Iterator[str]:
 async def test_two_processes_count_exactly_what_was_sent(
     own_server: Server, shared_directory: str, outage: bool
 ) -> None:
-    """10,000 updates of 500 users through two bots: the sums are right, outcome by outcome.
-
-    Also with Redis gone for a while in between, and read through prometheus_client's multi-process
-    mode, with no id of a user in the page.
-    """
+    """With 10,000 updates through two bots the sums are right, also with an outage in between."""
     ready, reports = processes.Barrier(3), processes.SimpleQueue()
     workers = [
         processes.Process(
@@ -273,7 +269,7 @@ async def test_two_processes_count_exactly_what_was_sent(
         await asyncio.sleep(0.3)
         own_server.start()
         await asyncio.to_thread(ready.wait, 60)
-    await asyncio.to_thread(ready.wait, 60)  # all is sent, and nobody has ended
+    await asyncio.to_thread(ready.wait, 60)  # everything is sent, and no process has ended
     command = f"import tests.counting as c; print(c.collected({shared_directory!r}))"
     text = await asyncio.to_thread(
         subprocess.check_output, [sys.executable, "-c", command], text=True, cwd=ROOT
@@ -297,8 +293,8 @@ async def test_two_processes_count_exactly_what_was_sent(
     assert not re.search(r"pid=", text)
 
 
-def test_two_on_one_registry_are_an_error_that_says_what_to_do(registry: CollectorRegistry) -> None:
-    """One is shared by all limiters."""
+def test_a_second_one_on_a_registry_is_an_error(registry: CollectorRegistry) -> None:
+    """The error says that limiters share one PrometheusMetrics."""
     PrometheusMetrics(registry)
     with pytest.raises(ConfigError, match="give that one to all limiters"):
         PrometheusMetrics(registry)

@@ -1,4 +1,4 @@
-"""What observers hear, and that they disturb nobody."""
+"""What observers are told, and that they disturb nothing."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tests.servers import Server
 ANNA = Subject(user=42, chat=42)
 
 
-async def test_an_observer_hears_of_every_hit_and_how_long_it_took() -> None:
-    """Allowed and refused hits are told with their decision, their subject and their time."""
+async def test_every_hit_is_reported_with_its_time() -> None:
+    """Allowed and refused hits are reported with decision, subject and time."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=recorder)
     decisions = [await limiter.hit("1/10s", ANNA) for _ in range(2)]
@@ -42,8 +42,8 @@ async def test_an_observer_hears_of_every_hit_and_how_long_it_took() -> None:
     assert all(0 < event[3] < 1 for event in recorder.events)
 
 
-async def test_a_look_is_not_told() -> None:
-    """`peek`, and a hit of cost 0, charge nothing, and observers hear nothing of them."""
+async def test_a_peek_is_not_reported() -> None:
+    """`peek` and hits of cost 0 charge nothing and are not reported."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=recorder)
     await limiter.peek("1/10s", ANNA)
@@ -51,8 +51,8 @@ async def test_a_look_is_not_told() -> None:
     assert recorder.events == []
 
 
-async def test_a_hit_to_which_no_rule_applies_is_told() -> None:
-    """What observers count adds up to the hits that were made, whoever answered."""
+async def test_a_hit_without_a_rule_is_reported() -> None:
+    """The reported decisions add up to the hits, whatever their source is."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=recorder)
     await limiter.hit(Rule("1/s", Scope.CHAT), Subject(user=42))
@@ -60,8 +60,8 @@ async def test_a_hit_to_which_no_rule_applies_is_told() -> None:
     assert (decision.allowed, decision.source) == (True, "none")
 
 
-async def test_without_an_observer_no_time_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock that times decisions is read only for observers."""
+async def test_without_an_observer_decisions_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is read only for observers."""
 
     def never() -> float:
         raise AssertionError("read")
@@ -73,7 +73,7 @@ async def test_without_an_observer_no_time_is_taken(monkeypatch: pytest.MonkeyPa
 
 
 class Broken(Observer):
-    """Raises, whatever it is told."""
+    """Raises in every method."""
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
         raise RuntimeError("broken")
@@ -82,10 +82,10 @@ class Broken(Observer):
         raise RuntimeError("broken")
 
 
-async def test_an_observer_that_raises_harms_nobody_and_is_logged_once(
+async def test_a_failing_observer_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Decisions are made, the observers behind it hear of them, and the log has one traceback."""
+    """Decisions and other observers are not affected, and there is one traceback."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=[Broken(), recorder])
     rules = [Rule("1/10s"), Penalty("1/10s", "1m")]
@@ -99,8 +99,8 @@ async def test_an_observer_that_raises_harms_nobody_and_is_logged_once(
     ]
 
 
-async def test_an_observer_given_twice_hears_everything_once() -> None:
-    """Several observers are one, and each of them stands in it once."""
+async def test_an_observer_given_twice_is_told_once() -> None:
+    """Several observers become one, which contains each of them once."""
     recorder, other = Recorder(), Recorder()
     both = observers_of(recorder, [other, recorder], None)
     assert both is not None
@@ -112,15 +112,15 @@ async def test_an_observer_given_twice_hears_everything_once() -> None:
 
 
 @pytest.mark.parametrize("wrong", [Observer, object(), "log", [LogObserver]])
-def test_what_is_no_observer_is_refused(wrong: Any) -> None:
-    """The error names what was given, and says what to pass."""
+def test_a_wrong_observer_is_an_error(wrong: Any) -> None:
+    """The error names what was given and what to pass."""
     with pytest.raises(ConfigError, match=r"observer=\w+: expected an Observer; "):
         Limiter(MemoryStorage(), observer=wrong)
 
 
 @pytest.mark.parametrize("event", sorted(EVENTS))
 def test_every_event_reaches_every_observer(event: str) -> None:
-    """Also those events whose senders are other parts: waits, slots, requests, live settings."""
+    """Also the events of other parts: waits, slots, requests, live limits."""
     recorder, other = Recorder(), Recorder()
     parameters = list(inspect.signature(getattr(Observer, event)).parameters)[1:]
     getattr(Observers([recorder, Observer(), other]), event)(*parameters)
@@ -128,14 +128,14 @@ def test_every_event_reaches_every_observer(event: str) -> None:
 
 
 def test_the_events_of_the_base_class_do_nothing() -> None:
-    """An observer overrides what it needs; the rest is silent."""
+    """An observer overrides what it needs."""
     for event in EVENTS:
         parameters = list(inspect.signature(getattr(Observer, event)).parameters)[1:]
         assert getattr(Observer(), event)(*parameters) is None
 
 
-async def test_a_ban_is_told_when_it_begins_and_only_then() -> None:
-    """The hit that brings a ban on is told with the ban's key and length; further ones are not."""
+async def test_a_ban_is_reported_once() -> None:
+    """The hit that causes the ban reports its key and length; further hits do not."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=recorder)
     rules = [Rule("1/10s"), Penalty("2/10s", "5m")]
@@ -144,8 +144,8 @@ async def test_a_ban_is_told_when_it_begins_and_only_then() -> None:
     assert recorder.named("banned") == [("banned", "bot:ratelimit:ban:42", 300.0)]
 
 
-async def test_an_outage_is_told_when_it_begins_and_when_it_ends() -> None:
-    """Failures, the open circuit, and the recovery come in order, each with its server."""
+async def test_begin_and_end_of_an_outage_are_reported() -> None:
+    """Failures, open circuit and recovery come in order, with their server."""
     clock, storage, recorder = Clock(), FlakyStorage(), Recorder()
     limiter = Limiter(storage, clock=clock, observer=recorder)
     storage.fail(StorageError("gone", kind="refused"))
@@ -166,8 +166,8 @@ async def test_an_outage_is_told_when_it_begins_and_when_it_ends() -> None:
     assert sources == ["policy"] * 5 + ["memory"]
 
 
-async def test_one_late_answer_is_a_failure_but_no_outage() -> None:
-    """A single time-out is told as such; no outage begins, and so none ends."""
+async def test_a_single_timeout_is_not_an_outage() -> None:
+    """A single time-out is reported as a failure; no outage begins or ends."""
     storage, recorder = FlakyStorage(), Recorder()
     limiter = Limiter(storage, observer=recorder)
     storage.fail(StorageError("late", kind="timeout"))
@@ -178,8 +178,8 @@ async def test_one_late_answer_is_a_failure_but_no_outage() -> None:
     assert told == [("storage_failed", "memory", "timeout")]
 
 
-async def test_a_fault_is_told_by_its_kind() -> None:
-    """Foreign data under a key is a failure with the code of Redis' error, and no outage."""
+async def test_a_fault_is_reported_with_its_kind() -> None:
+    """Foreign data is a failure with Redis' error code, and not an outage."""
     storage, recorder = FlakyStorage(), Recorder()
     fault = ConfigError("foreign")
     fault.kind = "wrongtype"
@@ -189,8 +189,8 @@ async def test_a_fault_is_told_by_its_kind() -> None:
     assert recorder.named("outage_began") == []
 
 
-async def test_the_connection_tells_of_itself_and_of_its_batches(own_server: Server) -> None:
-    """Connected, each batch with its size, lost when the server dies, connected again, closed."""
+async def test_connections_and_batches_are_reported(own_server: Server) -> None:
+    """Connected, each batch with its size, lost, connected again, closed."""
     recorder = Recorder()
     async with aioredis.Redis(port=own_server.port) as client:
         limiter = Limiter(RedisStorage(client), observer=recorder, timeout=2)
@@ -223,14 +223,14 @@ async def test_the_connection_tells_of_itself_and_of_its_batches(own_server: Ser
 
 
 async def has_heard(recorder: Recorder, *event: Any) -> None:
-    """Wait until the recorder has heard of this last."""
+    """Wait until the recorder has this event last."""
     async with asyncio.timeout(5):
         while recorder.named(event[0])[-1:] != [event]:  # noqa: ASYNC110 - the server decides
             await asyncio.sleep(0.005)
 
 
-async def test_two_limiters_on_one_storage_tell_of_a_batch_once(client: aioredis.Redis) -> None:
-    """An observer that both of them have hears of the storage they share once."""
+async def test_two_limiters_on_one_storage_report_a_batch_once(client: aioredis.Redis) -> None:
+    """An observer of both limiters is told once about their shared storage."""
     recorder, other, storage = Recorder(), Recorder(), RedisStorage(client)
     first = Limiter(storage, observer=recorder)
     Limiter(storage, observer=[recorder, other])
@@ -253,14 +253,14 @@ async def test_two_limiters_on_one_storage_tell_of_a_batch_once(client: aioredis
     ],
 )
 def test_a_rule_is_named_as_in_its_keys(rule: Rule, label: str) -> None:
-    """What metrics and the log call a rule stands in its keys, so that both can be put together."""
+    """The name in metrics and logs is the part of the keys before the ids."""
     assert label_of(rule) == label
     assert label in (rule.key("bot", Subject(1, 2)) or "") or label == "user"
 
 
 class TestLogObserver:
-    async def test_refusals_are_written_at_debug(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A refusal is one line with the rule, the wait and who was refused."""
+    async def test_refusals_are_logged_at_debug(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A refusal is one line with the rule, the wait and the subject."""
         caplog.set_level(logging.DEBUG, "bot_ratelimit")
         limiter = Limiter(MemoryStorage(clock=Clock()), observer=LogObserver())
         await limiter.hit("1/10s", ANNA)
@@ -271,7 +271,7 @@ class TestLogObserver:
         assert caplog.records[0].levelno == logging.DEBUG
 
     async def test_a_summary_counts_by_rule(self, caplog: pytest.LogCaptureFixture) -> None:
-        """After its time a summary says how many were allowed and refused, and by which rule."""
+        """The summary says how many hits were allowed and refused, and by which rule."""
         caplog.set_level(logging.INFO, "bot_ratelimit")
         limiter = Limiter(MemoryStorage(), observer=LogObserver(every=0.02))
         for rule in ("1/10s", Rule("2/10s", name="ai")):
@@ -283,10 +283,8 @@ class TestLogObserver:
             "Last 0.02 s: 3 allowed, 3 refused (user: 2, ai: 1)"
         ]
 
-    async def test_nothing_is_written_when_nothing_happened(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """A bot that sleeps writes no summaries."""
+    async def test_an_idle_bot_logs_no_summary(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Without decisions there is no summary."""
         caplog.set_level(logging.INFO, "bot_ratelimit")
         observer = LogObserver(every=0.01)
         limiter = Limiter(MemoryStorage(), observer=observer)
@@ -295,10 +293,10 @@ class TestLogObserver:
         observer.summarize()
         assert len(caplog.records) == 1
 
-    async def test_the_last_summary_is_written_at_the_end(
+    async def test_the_last_summary_is_logged_at_the_end(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What was counted when the limiter is closed is not lost, and names the policy."""
+        """Counts are not lost when the limiter is closed; answers of the policy are named."""
         caplog.set_level(logging.INFO, "bot_ratelimit")
         storage = FlakyStorage()
         limiter = Limiter(storage, observer=LogObserver())

@@ -1,4 +1,4 @@
-"""Limiter on a Redis that is away: nobody waits, nobody is told what is not known, and it heals."""
+"""Limiter in outages of Redis: fast answers, no unknown claims, and recovery."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def timed(limiter: Limiter, user: int) -> tuple[Decision, float]:
 
 
 async def decided_again(limiter: Limiter, clock: Clock, within: float = 3.0) -> Decision:
-    """The first decision that Redis makes; updates come all the time."""
+    """Wait for the first decision by Redis, under constant updates."""
     async with asyncio.timeout(within):
         while (decision := (await timed(limiter, 7))[0]).source != "redis":
             clock.move(0.01)
@@ -77,8 +77,8 @@ async def decided_again(limiter: Limiter, clock: Clock, within: float = 3.0) -> 
 
 
 @pytest.mark.parametrize("outage", OUTAGES)
-async def test_nobody_waits_longer_than_the_deadline(own_server: Server, outage: Any) -> None:
-    """Whatever ails Redis, each decision is there in time, one by one or all at once."""
+async def test_no_decision_exceeds_the_timeout(own_server: Server, outage: Any) -> None:
+    """Whatever is wrong with Redis, each decision is in time, alone or with others."""
     async with AsyncExitStack() as stack:
         client, heal = await stack.enter_async_context(outage(own_server))
         clock = Clock()
@@ -108,7 +108,7 @@ async def test_nobody_waits_longer_than_the_deadline(own_server: Server, outage:
     ],
 )
 async def test_the_policy_answers(own_server: Server, on_error: Any, expected: Any) -> None:
-    """`on_error` says who decides meanwhile; a refusal then says when to come back."""
+    """`on_error` decides in the outage; a refusal then says when to try again."""
     async with hung(own_server) as (client, resume):
         clock = Clock()
         limiter = Limiter(RedisStorage(client), timeout=0.02, on_error=on_error, clock=clock)
@@ -121,7 +121,7 @@ async def test_the_policy_answers(own_server: Server, on_error: Any, expected: A
 
 @pytest.mark.parametrize("together", [False, True], ids=["one by one", "all at once"])
 async def test_two_hundred_updates_while_redis_hangs(own_server: Server, together: bool) -> None:
-    """All are handled, none later than 0.6 s, all within 3 s; 6 s after its return limits hold."""
+    """All are handled within 0.6 s each and 3 s in total; limits work 6 s after the return."""
     async with hung(own_server) as (client, resume):
         limiter = Limiter(RedisStorage(client))
         began = monotonic()
@@ -140,8 +140,8 @@ async def test_two_hundred_updates_while_redis_hangs(own_server: Server, togethe
     assert [decision.allowed for decision in decisions] == [True, True, True, False]
 
 
-async def test_however_long_the_outage_was_limits_soon_hold_again(own_server: Server) -> None:
-    """After ten minutes without Redis the circuit is tried within two seconds."""
+async def test_limits_work_soon_after_a_long_outage(own_server: Server) -> None:
+    """After ten minutes without Redis it is tried within two seconds."""
     async with hung(own_server) as (client, resume):
         clock = Clock()
         limiter = Limiter(RedisStorage(client), timeout=0.002, clock=clock)
@@ -158,7 +158,7 @@ async def test_however_long_the_outage_was_limits_soon_hold_again(own_server: Se
 
 @asynccontextmanager
 async def hung_later(server: Server) -> AsyncIterator[tuple[aioredis.Redis, Limiter, Clock]]:
-    """A server that hangs when it has made a decision already."""
+    """A server that hangs after its first decision."""
     async with aioredis.Redis(port=server.port) as client:
         clock = Clock()
         limiter = Limiter(RedisStorage(client), timeout=0.05, clock=clock)
@@ -168,10 +168,10 @@ async def hung_later(server: Server) -> AsyncIterator[tuple[aioredis.Redis, Limi
         await limiter.close()
 
 
-async def test_the_log_tells_of_changes_not_of_updates(
+async def test_the_log_has_changes_and_not_updates(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line for the first failure, one when Redis is given up, one when it is back."""
+    """One line for the first failure, one for the open circuit, one for the recovery."""
     async with hung_later(own_server) as (client, limiter, clock):
         with caplog.at_level(logging.INFO, "bot_ratelimit"):
             for _ in range(50):
@@ -191,8 +191,8 @@ async def test_the_log_tells_of_changes_not_of_updates(
     assert "Redis answers again after " in back
 
 
-async def test_cancelled_decisions_leave_the_connection_in_step(own_server: Server) -> None:
-    """Those who give up waiting leave no answer to the next, and do not count as failures."""
+async def test_cancelled_decisions_keep_the_connection_in_step(own_server: Server) -> None:
+    """Their replies reach no other caller, and they do not count as failures."""
     async with aioredis.Redis(port=own_server.port) as client:
         limiter = Limiter(RedisStorage(client), timeout=5)
         await timed(limiter, 1)
@@ -207,13 +207,13 @@ async def test_cancelled_decisions_leave_the_connection_in_step(own_server: Serv
             own_server.resume()
             decision, _ = await timed(limiter, 42)
             assert (decision.source, decision.remaining) == ("redis", max(0, 2 - times))
-        # What was sent before its caller gave up was charged, once; what still waited was not.
+        # Hits that were sent before their caller gave up were charged once; waiting ones were not.
         assert int(await client.get("bot:ratelimit:1")) == 5
         await limiter.close()
 
 
 async def test_a_cancelled_probe_leaves_its_place_to_the_next(own_server: Server) -> None:
-    """The one who tries whether Redis is back may be cancelled; it is tried again all the same."""
+    """If the probe is cancelled, the next hit is the probe."""
     async with hung_later(own_server) as (_, limiter, clock):
         for _ in range(5):
             await timed(limiter, 7)

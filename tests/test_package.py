@@ -13,7 +13,10 @@ import zipfile
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
+from inspect import getdoc
 from pathlib import Path
+from pkgutil import resolve_name
+from pydoc import plaintext, render_doc
 from textwrap import dedent
 from typing import Any
 
@@ -23,6 +26,8 @@ from aiogram.client.session.aiohttp import AiohttpSession
 from fakeredis import FakeAsyncRedis
 
 import bot_ratelimit
+from bot_ratelimit import Ban, Decision, Subject
+from tests.guide import pages as guide
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bot_ratelimit"
@@ -39,7 +44,7 @@ FLOORS = [
     {
         "limiter",
         "charges",
-        "waiting",
+        "wait_queue",
         "slots",
         "bans",
         "failures",
@@ -50,7 +55,7 @@ FLOORS = [
     {"storage"},
     {
         "observer",
-        "paying",
+        "adjustments",
         "debt",
         "decision",
         "algorithms",
@@ -59,7 +64,8 @@ FLOORS = [
         "rule",
         "limit",
         "errors",
-        "may_wait",
+        "waiting_allowed",
+        "described",
     },
 ]
 STRANGERS = {("incoming", "outgoing"), ("outgoing", "incoming")}
@@ -67,7 +73,7 @@ ABOVE_THE_LINE = {"__init__", "__main__", "admin", "incoming", "outgoing"}
 KNOW_REDIS = {
     "settings",
     "storage.cluster",
-    "storage.decisions",
+    "storage.decision_codec",
     "storage.driver",
     "storage.faults",
     "storage.redis",
@@ -85,7 +91,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
-    """Every module that is imported at run time, wherever in the file."""
+    """All modules that are imported at run time, anywhere in the file."""
     hints = {
         node
         for block in ast.walk(tree)
@@ -116,12 +122,12 @@ def importers(package: str) -> set[str]:
 
 
 def room(module: str) -> str:
-    """The file or folder of the package in which a module stands."""
+    """The file or folder of the package that contains a module."""
     return module.split(".")[0]
 
 
 def own_imports() -> dict[str, set[str]]:
-    """Which modules of the package each of them imports."""
+    """For each module, the modules of the package that it imports."""
     prefix = "bot_ratelimit."
     return {
         name: {each.removeprefix(prefix) for each in imports(tree) if each.startswith(prefix)}
@@ -129,8 +135,8 @@ def own_imports() -> dict[str, set[str]]:
     }
 
 
-def test_arrows_point_down_only() -> None:
-    """No module imports one that stands above it."""
+def test_modules_import_only_downwards() -> None:
+    """No module imports one of a layer above its own."""
     floor = {name: i for i, rooms in enumerate(FLOORS) for name in rooms}
     assert {room(name) for name in modules()} <= set(floor), "a module without a place in FLOORS"
     upward = [
@@ -142,30 +148,107 @@ def test_arrows_point_down_only() -> None:
     assert upward == []
 
 
-def test_no_module_imports_itself_by_a_detour() -> None:
-    """Inside a floor, too, the arrows point one way."""
+def test_there_are_no_import_cycles() -> None:
+    """There are no cycles inside a layer either."""
     assert [*TopologicalSorter(own_imports()).static_order()]
 
 
-def test_only_the_top_knows_telegram() -> None:
-    """Below the line nobody imports aiogram, so that a limiter works without a bot."""
+def test_only_upper_layers_import_aiogram() -> None:
+    """A limiter works without a bot."""
     assert {room(name) for name in importers("aiogram")} <= ABOVE_THE_LINE
 
 
-def test_only_the_bottom_knows_redis() -> None:
-    """The storage speaks with redis-py, and the settings make a client."""
+def test_only_storages_and_settings_import_redis() -> None:
+    """The storage uses redis-py, and the settings make a client."""
     assert importers("redis") == KNOW_REDIS
 
 
+def mapped() -> set[str]:
+    """The paths that ARCHITECTURE.md's code map names: `incoming/flags.py`, `admin/web/`."""
+    _, code_map, *_ = (ROOT / "ARCHITECTURE.md").read_text("utf-8").split("```")
+    found, folder = set(), ""
+    for indent, names in re.findall(r"(?m)^((?:  )+)([\w./]+(?:, [\w./]+)*)(?= |$)", code_map):
+        folder = folder if len(indent) > 2 else ""
+        for name in names.split(", "):
+            suffix = "" if name.endswith(("/", ".lua")) else ".py"
+            found.add(f"{folder}{name}{suffix}")
+        if len(indent) == 2 and names.endswith("/"):
+            folder = names
+    return found
+
+
+def test_the_code_map_names_every_module() -> None:
+    """ARCHITECTURE.md names each module, or its inner folder, and nothing that is not there."""
+    named = mapped()
+    assert {path for path in named if not (PACKAGE / path).exists()} == set()
+    modules = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    inner = tuple(path for path in named if path.count("/") > 1)  # admin/web/
+    assert {each for each in modules if not each.startswith(inner)} <= named
+
+
 @pytest.mark.parametrize("name", bot_ratelimit.__all__)
-def test_a_public_name_is_there_and_documented(name: str) -> None:
-    """What `__all__` promises can be imported, and says what it is."""
+def test_public_names_exist_and_are_documented(name: str) -> None:
+    """Every name in `__all__` can be imported and has a docstring."""
     value = getattr(bot_ratelimit, name)
     assert not callable(value) or (value.__doc__ or "").strip()
 
 
-def test_the_names_of_the_design_are_public() -> None:
-    """The names that the design fixes are importable from the package itself."""
+# What users import from modules of their own, beside the package itself.
+PUBLIC_ELSEWHERE = [
+    "bot_ratelimit.admin.admin_app",
+    "bot_ratelimit.admin.admin_router",
+    "bot_ratelimit.admin.health.add_health",
+    "bot_ratelimit.health.Health",
+    "bot_ratelimit.metrics.PrometheusMetrics",
+    "bot_ratelimit.outgoing.journal.Journal",
+    "bot_ratelimit.outgoing.progress.Progress",
+    "bot_ratelimit.outgoing.sent.Status",
+    "bot_ratelimit.testing.Clock",
+    "bot_ratelimit.testing.FlakyStorage",
+]
+METHODS = (
+    *("hit", "peek", "acquire", "charge", "refund", "reset", "slot", "limit"),
+    *("ban", "unban", "bans", "check", "statistics", "top_refused"),
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"bot_ratelimit.{name}" for name in bot_ratelimit.__all__),
+        *(f"bot_ratelimit.Limiter.{name}" for name in METHODS),
+        *PUBLIC_ELSEWHERE,
+    ],
+)
+def test_a_public_name_shows_how_it_is_used(name: str) -> None:
+    """Its docstring has one sentence, then an example or a table; an example is valid Python."""
+    value = resolve_name(name)
+    if not callable(value):  # NEVER_REFUSED
+        return
+    text = getdoc(value) or ""
+    assert re.match(r".+[.:]$", text.splitlines()[0])
+    examples = re.findall(r"(?m)::\n\n((?:    .*\n|\n)+)", text + "\n")
+    assert examples or "\n====" in text or "Attributes:" in text
+    for example in examples:
+        if name.rpartition(".")[2] not in {"LogObserver", "Journal", "ConfigError"}:  # their output
+            compile(dedent(example), name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_help_says_what_each_field_is() -> None:
+    """`help()` describes the fields of the values that users read, and repeats no long list."""
+    text = render_doc(bot_ratelimit, renderer=plaintext)
+    assert "Alias for field number" not in text
+    assert not [name for name in bot_ratelimit.NEVER_REFUSED if text.count(f"{name!r}") > 1]
+    for cls in (Decision, Subject, Ban):
+        assert all((getattr(cls, field).__doc__ or "").strip() for field in cls._fields)
+
+
+def test_the_names_of_the_contract_are_public() -> None:
+    """The promised names can be imported from the package itself."""
     fixed = "Algorithm ConfigError Decision Limit Limiter MemoryStorage RateLimitError \
         RateLimitMiddleware RedisStorage Rule Scope Settings StorageError Subject"
     assert set(fixed.split()) <= set(bot_ratelimit.__all__)
@@ -174,13 +257,15 @@ def test_the_names_of_the_design_are_public() -> None:
 
 # The Python blocks of a page run one after the other in one namespace, as a reader would type
 # them; polling is cut short, and `await` may stand outside functions. A block that begins with
-# "# not run" only has to compile.
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+# "# not run" only has to compile. The blocks of the guide run alone, in tests/guide.
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {*guide.PAGES, *guide.TRANSLATIONS}
+)
 BLOCK = re.compile(r"^([ \t]*)```(?:python|py)\b[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path) -> Iterator[tuple[str, bool]]:
-    """Each block with as many lines before it as it has in the page, and whether it runs."""
+    """Each block, preceded by as many lines as in the page, and whether it is run."""
     text = page.read_text()
     for found in BLOCK.finditer(text):
         source = dedent(found[2])
@@ -192,7 +277,7 @@ def blocks(page: Path) -> Iterator[tuple[str, bool]]:
 
 @pytest.fixture
 def no_network(environment: pytest.MonkeyPatch) -> None:
-    """A token, a Telegram that takes everything and has no updates, and a Redis in this process."""
+    """A token, a Telegram that accepts everything and has no updates, and an embedded Redis."""
 
     async def nothing(*_: Any, **__: Any) -> bool:
         return True
@@ -206,7 +291,7 @@ def no_network(environment: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_network", "no_metrics_yet")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_code_in_the_documents_works(page: Path) -> None:
-    """What a reader copies from the documents runs."""
+    """Code that is copied from the documents runs."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     with asyncio.Runner() as runner:
         for source, runs in blocks(page):
@@ -219,7 +304,7 @@ def test_the_code_in_the_documents_works(page: Path) -> None:
 
 
 def test_the_readme_shows_a_bot() -> None:
-    """The README opens with a complete bot: at most 15 lines of code, before line 30."""
+    """The README starts with a complete bot: at most 15 lines of code, before line 30."""
     source, runs = next(blocks(ROOT / "README.md"))
     assert runs
     assert len([line for line in source.splitlines() if line.strip()]) <= 15
@@ -229,7 +314,7 @@ def test_the_readme_shows_a_bot() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built by the installed hatchling, or by one that pip fetches."""
+    """The wheel, built by the installed hatchling or by one that pip downloads."""
     directory = tmp_path_factory.mktemp("wheel")
     isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
     command = ["pip", "wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", directory, ROOT]
@@ -238,15 +323,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_the_package(wheel: Path) -> None:
-    """Every module, the script, `py.typed` and the licence are in the wheel, and nothing else."""
+def test_the_wheel_contains_the_package(wheel: Path) -> None:
+    """Every module, script, template and `py.typed` is in the wheel, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         info = {Path(name).name for name in archive.namelist() if ".dist-info/" in name}
     tree = {
         path.relative_to(ROOT).as_posix()
         for path in PACKAGE.rglob("*")
-        if path.suffix in {".py", ".lua", ".typed"} or path.name == "py.typed"
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert names == tree
     assert {"bot_ratelimit/py.typed", "bot_ratelimit/storage/decide.lua"} <= names
@@ -257,7 +342,7 @@ USE = """
 import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
 import bot_ratelimit
-from bot_ratelimit.storage.decisions import SCRIPT
+from bot_ratelimit.storage.decision_codec import SCRIPT
 limiter = bot_ratelimit.Limiter(bot_ratelimit.MemoryStorage())
 decision = asyncio.run(limiter.hit("1/s", bot_ratelimit.Subject(user=42)))
 print(json.dumps([bot_ratelimit.__file__, len(SCRIPT), decision.allowed]))
@@ -265,7 +350,7 @@ print(json.dumps([bot_ratelimit.__file__, len(SCRIPT), decision.allowed]))
 
 
 def test_the_wheel_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
-    """Installed away from its source the package imports, finds its script and decides."""
+    """Installed elsewhere, the package imports, finds its script and decides."""
     command = ["pip", "install", "--quiet", "--no-deps", "--no-compile"]
     command += ["--no-index", "--target", tmp_path, wheel]
     subprocess.run([sys.executable, "-m", *command], check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""What is published: the version, the metadata, the sdist, the cost of the import."""
+"""Publishing: the version, the metadata, the sdist, the import time."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def metadata(sdist: Path) -> Message:
 
 
 def test_the_version_has_one_source(metadata: Message) -> None:
-    """`bot_ratelimit.__version__` is what the metadata says, and is written down nowhere else."""
+    """`bot_ratelimit.__version__` is the only place of the version, and the metadata has it."""
     assert metadata["Version"] == bot_ratelimit.__version__
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "version" not in project
     assert "version" in project["dynamic"]
 
 
-def test_the_metadata_names_nobody(metadata: Message) -> None:
-    """No person and no address is in the metadata; links are there once the project has a home."""
+def test_the_metadata_has_no_person_or_address(metadata: Message) -> None:
+    """Links are included once the project has an address."""
     assert metadata["Author"] == "The bot_ratelimit contributors"
     assert metadata["Author-email"] is metadata["Maintainer"] is metadata["Home-page"] is None
 
 
 def test_the_table_of_tested_versions_is_true() -> None:
-    """docs/versions.md names the lowest versions that are declared, and the newest pinned ones."""
+    """docs/versions.md has the lowest declared versions and the newest pinned ones."""
     page = (ROOT / "docs" / "versions.md").read_text()
     pinned = dict(re.findall(r"(?m)^([\w-]+)==(.+)$", (ROOT / "constraints.txt").read_text()))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -90,7 +90,7 @@ def relative_links(text: str) -> list[str]:
 
 
 def test_the_readme_of_the_metadata_has_no_broken_link(metadata: Message) -> None:
-    """What an index shows never links to a file that is only in the repository."""
+    """The description in an index has no link to a file that is only in the repository."""
     assert relative_links((ROOT / "README.md").read_text())
     body = metadata.get_payload()
     assert isinstance(body, str)
@@ -99,7 +99,7 @@ def test_the_readme_of_the_metadata_has_no_broken_link(metadata: Message) -> Non
 
 
 def test_links_lead_to_the_repository_once_it_has_an_address() -> None:
-    """With an address, files and pictures are linked at the tag; other links stay as they are."""
+    """With an address, files and pictures are linked at the tag; other links stay."""
     text = "[a](docs/a.md#b) ![c](c.png) [d](https://d.example) [e](#e)"
     assert outside_links(text, ADDRESS + "/", "v1.2.3") == (
         f"[a]({ADDRESS}/blob/v1.2.3/docs/a.md#b) ![c]({ADDRESS}/raw/v1.2.3/c.png) "
@@ -113,13 +113,13 @@ def test_links_lead_to_the_repository_once_it_has_an_address() -> None:
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as forges make them."""
     headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
-    plain = (re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", h)) for h in headings)
-    return {text.strip().lower().replace(" ", "-") for text in plain}
+    texts = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip()) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", text).lower().replace(" ", "-") for text in texts}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_the_links_of_the_documents_lead_somewhere(page: Path) -> None:
-    """Each link to a file of the repository has its file, and each anchor its heading."""
+def test_links_of_the_documents_are_valid(page: Path) -> None:
+    """Each link to a file has its file, and each anchor its heading."""
     for link in re.findall(r"\]\((?![a-z]+:)([^)\s]+)\)", page.read_text()):
         name, _, anchor = link.partition("#")
         target = page.parent / name if name else page
@@ -128,7 +128,7 @@ def test_the_links_of_the_documents_lead_somewhere(page: Path) -> None:
 
 
 def test_the_tests_run_from_the_sdist(sdist: Path) -> None:
-    """People who repackage it can run the suite: every test and what it reads is in the sdist."""
+    """The sdist contains every test and every file that the tests read."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     needed = {
         name
@@ -157,8 +157,8 @@ NEEDED = {"aiogram", "bot_ratelimit", "cachetools", "cryptography", "dotenv", "p
 }
 
 
-def test_the_import_brings_only_what_is_needed() -> None:
-    """Beside aiogram, redis, pydantic-settings and cachetools are imported, and no extra."""
+def test_the_import_loads_only_what_is_needed() -> None:
+    """Only aiogram, redis, pydantic-settings and cachetools are imported, and no extra."""
     command = [sys.executable, "-c", IMPORT]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     top = {name.split(".")[0] for name in ran.stdout.split()}
@@ -167,7 +167,7 @@ def test_the_import_brings_only_what_is_needed() -> None:
 
 
 def import_times() -> dict[str, int]:
-    """Microseconds that each module took, with what it imports."""
+    """The import time of each module with its imports, in microseconds."""
     command = [sys.executable, "-X", "importtime", "-c", "import aiogram, bot_ratelimit"]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     lines = (line.split("|") for line in ran.stderr.splitlines() if line.count("|") == 2)
@@ -175,7 +175,7 @@ def import_times() -> dict[str, int]:
 
 
 def test_the_import_takes_a_tenth_of_what_aiogram_takes() -> None:
-    """`import bot_ratelimit` takes no longer than aiogram plus a tenth (both measured together)."""
+    """`import bot_ratelimit` takes at most a tenth longer than aiogram."""
     shares = []
     for _ in range(3):  # a busy machine may hold up one of them
         times = import_times()
@@ -186,7 +186,7 @@ def test_the_import_takes_a_tenth_of_what_aiogram_takes() -> None:
 
 
 def closure(names: list[str]) -> Iterator[Distribution]:
-    """The installed distributions behind these names, without what other platforms need."""
+    """The installed distributions that these names need on this platform."""
     seen: set[str] = set()
     while names:
         name = names.pop()
@@ -202,7 +202,7 @@ def closure(names: list[str]) -> Iterator[Distribution]:
 
 
 def test_the_demo_needs_no_compiler() -> None:
-    """Everything that `make demo` installs came as a wheel from an index, not from a compiler."""
+    """Everything that `make demo` installs came as a wheel from an index."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["demo"], "lupa"]
     found = list(closure([re.split(r"[\[<>=]", each)[0] for each in needed]))

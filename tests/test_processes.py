@@ -1,4 +1,4 @@
-"""Several real processes on one real Redis, which count together."""
+"""Several processes that count on one real Redis."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ processes.set_forkserver_preload(["tests.worker"])
 
 
 def work_together(server: Server, *skews: float) -> list[Report]:
-    """The reports of as many processes, which begin at the same moment."""
+    """Start processes at the same moment and return their reports."""
     ready, reports = processes.Barrier(len(skews)), processes.SimpleQueue()
     running = [
         processes.Process(target=worker.run, args=(server.port, skew, [*LIMITS], ready, reports))
@@ -51,7 +51,7 @@ def everybody(amounts: dict[str, int]) -> Counter[tuple[str, int]]:
 
 
 def test_three_processes_let_exactly_the_limit_through(server: Server) -> None:
-    """Three instances under one burst: each of 200 users gets his limit, no more and no less."""
+    """With three instances under one burst each of 200 users gets exactly the limit."""
     reports = work_together(server, 0, 0, 0)
     assert [report.sources for report in reports] == [{"redis"}] * 3
     assert sum((report.allowed for report in reports), Counter()) == everybody(LIMITS)
@@ -61,7 +61,7 @@ def test_three_processes_let_exactly_the_limit_through(server: Server) -> None:
 def test_instances_whose_clocks_differ_by_an_hour_agree(
     server: Server, skews: tuple[float, float]
 ) -> None:
-    """What one instance let through counts for the other, whatever time it believes it is."""
+    """What one instance allows counts for the other, whatever their clocks say."""
     (first,), (second,) = (work_together(server, skew) for skew in skews)
     assert second.clock - first.clock == pytest.approx(skews[1] - skews[0], abs=60)
     assert first.allowed == everybody({limit: min(n, BURST) for limit, n in LIMITS.items()})
@@ -71,7 +71,7 @@ def test_instances_whose_clocks_differ_by_an_hour_agree(
 
 @pytest.mark.parametrize("limit", ["20/500ms", "20/500ms sliding", "40/s burst 5"])
 def test_waiters_of_three_processes_share_a_budget(server: Server, limit: str) -> None:
-    """Of a budget under backlog 95 % is used and never more, in turn, at 2.5 commands a grant."""
+    """95 % of a budget is used, never more, in turn, with 2.5 commands per grant."""
     seconds, budget = 2.5, 40 * 2.5
     ready, reports = processes.Barrier(3), processes.SimpleQueue()
     running = [
@@ -101,5 +101,5 @@ def test_waiters_of_three_processes_share_a_budget(server: Server, limit: str) -
     assert calls <= 2.5 * len(moments)
     for turns in found:
         assert turns.order == sorted(turns.order)
-        assert turns.order == list(range(len(turns.order)))  # nobody was passed over
+        assert turns.order == list(range(len(turns.order)))  # no waiter was skipped
         assert len(turns.order) > 0.1 * granted

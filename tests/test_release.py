@@ -36,7 +36,7 @@ def git(repository: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with what a build needs, at version 0.1.0."""
+    """A repository with everything that a build needs, at version 0.1.0."""
     for role in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{role}_NAME", "Test")
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "test@example.org")
@@ -59,12 +59,12 @@ def state(repository: Path) -> tuple[str, ...]:
 
 
 def no_check(built: list[Path], scratch: Path) -> None:
-    """In place of `twine check` and the empty environment, which CI runs with `make release`."""
+    """Replaces `twine check` and the trial in an empty environment, which CI runs."""
     assert {each.suffix for each in built} == {".whl", ".gz"}
 
 
 def test_a_dry_run_builds_the_version_and_changes_nothing(repository: Path) -> None:
-    """What is built has the new version; the repository has no commit, tag or file more."""
+    """The build has the new version; the repository has no new commit, tag or file."""
     before, versions = state(repository), []
 
     def check(built: list[Path], scratch: Path) -> None:
@@ -92,8 +92,8 @@ def test_a_release_is_a_commit_and_a_tag(repository: Path) -> None:
     assert len(list((repository / "dist").iterdir())) == 2
 
 
-def test_a_check_that_fails_ends_the_release(repository: Path) -> None:
-    """Nothing is committed or tagged if the wheel does not pass."""
+def test_a_failed_check_ends_the_release(repository: Path) -> None:
+    """If the wheel fails the check, nothing is committed or tagged."""
     before = state(repository)
 
     def fails(built: list[Path], scratch: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_check_that_fails_ends_the_release(repository: Path) -> None:
 def test_a_wrong_version_is_refused(
     version: str, obstacle: str, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The refusal names the version and what to do; nothing happens."""
+    """The error names the version and the fix, and nothing happens."""
     git(repository, "tag", "v0.3.0")
     before = state(repository)
     assert release.release(repository, version, dry_run=False, check=no_check) == 1
@@ -136,7 +136,7 @@ def test_an_unclean_repository_is_refused(
 
 
 def test_the_next_version_is_the_current_one_until_it_is_tagged() -> None:
-    """Without VERSION a dry run takes the version that is under way, or the next minor one."""
+    """Without VERSION a dry run uses the untagged version, or else the next minor one."""
     assert release.next_version("0.1.0", set()) == "0.1.0"
     assert release.next_version("0.1.0", {"v0.1.0"}) == "0.2.0"
     assert release.next_version("1.4.2", {"v1.4.2"}) == "1.5.0"

@@ -1,4 +1,4 @@
-"""Rule, Scope and Subject: which key counts whom."""
+"""Rule, Scope and Subject: which key counts which subject."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANNA = Subject(user=42, chat=-100, topic=7)
 
 
 def firm(subject: Subject) -> str | None:
-    """A scope of one's own: odd users work for the same firm, even ones for none."""
+    """A custom scope: odd users work for the same firm, even ones for none."""
     return "acme" if subject.user and subject.user % 2 else None
 
 
@@ -39,12 +39,12 @@ def firm(subject: Subject) -> str | None:
     ids=str,
 )
 def test_the_table_of_keys(rule: Rule, key: str) -> None:
-    """An operator finds a count under the key that the documents print."""
+    """Counts are under the documented keys."""
     assert rule.key("bot", ANNA) == key
 
 
 def test_the_key_of_the_contract() -> None:
-    """The key of `RateLimitMiddleware(1.0, client, "booking_bot:client1")` is the promised one."""
+    """The key of `RateLimitMiddleware(1.0, client, "booking_bot:client1")` is as promised."""
     key = Rule(1.0).key("booking_bot:client1", Subject(user=123456789))
     assert key == "booking_bot:client1:ratelimit:123456789"
 
@@ -57,8 +57,8 @@ def test_the_key_of_the_contract() -> None:
         (ANNA._replace(bot=1, business="Bc"), "bot:ratelimit:bot:1:business:Bc:ai:chat:-100"),
     ],
 )
-def test_bots_and_business_chats_count_apart(subject: Subject, key: str) -> None:
-    """Several bots on one prefix, and chats served in somebody's name, have keys of their own."""
+def test_bots_and_business_chats_count_separately(subject: Subject, key: str) -> None:
+    """Several bots with one prefix, and business chats, have separate keys."""
     assert Rule("5/m", Scope.CHAT, "ai").key("bot", subject) == key
 
 
@@ -76,20 +76,20 @@ def test_bots_and_business_chats_count_apart(subject: Subject, key: str) -> None
     ],
 )
 def test_a_scope_without_its_id_does_not_apply(scope: Any, subject: Subject) -> None:
-    """A rule counts nobody rather than everybody under the key of a missing id."""
+    """A rule without its id counts nothing, instead of everything under one key."""
     assert Rule("1/s", scope, "a").key("bot", subject) is None
 
 
-def test_everybody_is_one_even_without_ids() -> None:
-    """The global scope needs no id."""
+def test_the_global_scope_needs_no_id() -> None:
+    """The global scope applies to every subject."""
     assert Rule("1/s", Scope.GLOBAL).key("bot", Subject()) == "bot:ratelimit:global"
 
 
 @pytest.mark.parametrize(
     "name", ["ai", "x" * 200, "5/10s-sliding", "отчёт", "42", "a.b_c-d", "once2"]
 )
-def test_a_name_may_be_what_people_write(name: str) -> None:
-    """A name goes into the key as it is, in any alphabet."""
+def test_names_may_have_any_alphabet(name: str) -> None:
+    """A name is used in the key as it is."""
     assert Rule("1/s", name=name).key("bot", ANNA) == f"bot:ratelimit:{name}:42"
 
 
@@ -126,8 +126,8 @@ def test_a_name_may_be_what_people_write(name: str) -> None:
         ),
     ],
 )
-def test_a_name_that_would_blur_keys_is_refused(name: Any) -> None:
-    """Names are checked when they are given, and the error shows the name."""
+def test_an_ambiguous_name_is_refused(name: Any) -> None:
+    """Names are checked at once, and the error shows the name."""
     with pytest.raises(ConfigError) as error:
         Rule("1/s", name=name)
     assert str(error.value).startswith(f"name={name!r}: ")
@@ -135,15 +135,15 @@ def test_a_name_that_would_blur_keys_is_refused(name: Any) -> None:
 
 @pytest.mark.parametrize("prefix", ["bot", "booking_bot:client1", "{bot}", "бот", "x" * 128])
 def test_a_prefix_may_have_parts_and_a_hash_tag(prefix: str) -> None:
-    """Prefixes in use, and the hash tag that a Redis Cluster wants, are taken as they are."""
+    """Prefixes with colons and with hash tags of a Redis Cluster are valid."""
     assert check_prefix(prefix) == prefix
 
 
 @pytest.mark.parametrize(
     "prefix", ["", "x" * 129, "a b", "bot\n", "a*", "a?", "[a]", "a\\", None, 5]
 )
-def test_a_prefix_that_is_none_is_refused(prefix: Any) -> None:
-    """The error for a prefix shows it and an example of a good one."""
+def test_an_invalid_prefix_is_refused(prefix: Any) -> None:
+    """The error shows the prefix and an example of a valid one."""
     with pytest.raises(ConfigError, match="for example 'booking_bot:client1'") as error:
         check_prefix(prefix)
     assert str(error.value).startswith(f"key_prefix={prefix!r}: ")
@@ -151,13 +151,13 @@ def test_a_prefix_that_is_none_is_refused(prefix: Any) -> None:
 
 @pytest.mark.parametrize("scope", ["user", "chat", None, 5])
 def test_a_scope_is_a_scope_or_a_callable(scope: Any) -> None:
-    """A scope given by its name is refused with an example."""
+    """The error for a scope given as a str has an example."""
     with pytest.raises(ConfigError, match=r"^scope=.*Scope\.USER"):
         Rule("1/s", scope)
 
 
-def test_a_scope_of_ones_own_needs_a_name() -> None:
-    """Two callables cannot be told apart, so their rules must be."""
+def test_a_custom_scope_needs_a_name() -> None:
+    """Callables cannot be distinguished in keys, so their rules need names."""
     with pytest.raises(ConfigError, match="name"):
         Rule("1/s", firm)
 
@@ -165,7 +165,7 @@ def test_a_scope_of_ones_own_needs_a_name() -> None:
 @pytest.mark.parametrize("cost", [0, -1, 1.0, "1", None, True])
 @pytest.mark.parametrize("limit", ["5/s", lambda subject: "5/s"], ids=["limit", "callable"])
 def test_a_cost_is_a_whole_number(limit: Any, cost: Any) -> None:
-    """A cost that is no whole number from 1 up is refused when the rule is made."""
+    """Anything but a whole number from 1 up is an error when the rule is made."""
     with pytest.raises(ConfigError, match=r"^cost="):
         Rule(limit, cost=cost)
 
@@ -175,7 +175,7 @@ def test_a_cost_is_a_whole_number(limit: Any, cost: Any) -> None:
     [("5/s", 5), ("5/s sliding", 5), ("5/s bucket", 5), ("5/s burst 9", 9), ("5/s burst 2", 2)],
 )
 def test_a_cost_that_is_never_granted_is_refused(limit: str, highest: int) -> None:
-    """A rule that would refuse for ever is a ConfigError that names it, not an endless refusal."""
+    """A rule that would always refuse is a ConfigError that names it."""
     assert Rule(limit, cost=highest).cost == highest
     with pytest.raises(ConfigError, match=f"never grants more than {highest}") as error:
         Rule(limit, name="ai", cost=highest + 1)
@@ -183,8 +183,8 @@ def test_a_cost_that_is_never_granted_is_refused(limit: str, highest: int) -> No
 
 
 @pytest.mark.parametrize("answer", ["9/h", 2.0, Limit(9, 3_600), None])
-def test_a_limit_may_depend_on_who_asks(answer: Any) -> None:
-    """A callable limit answers with whatever a limit can be written as, or None."""
+def test_a_limit_may_depend_on_the_subject(answer: Any) -> None:
+    """A callable limit may return everything that is a valid limit, or None."""
     rule = Rule(lambda subject: answer if subject == ANNA else "1/s")
     assert rule.limit_for(ANNA) == (None if answer is None else Limit.of(answer))
     assert rule.limit_for(Subject(user=43)) == Limit(1, 1)
@@ -205,8 +205,8 @@ def test_a_limit_may_depend_on_who_asks(answer: Any) -> None:
     ],
     ids=lambda value: ",".join(map(str, value)) if isinstance(value, dict) else "",
 )
-def test_a_penalty_that_makes_no_sense_is_refused(arguments: dict[str, Any], says: str) -> None:
-    """A mistake in a penalty is told when it is made, with the argument and its value."""
+def test_an_invalid_penalty_is_refused(arguments: dict[str, Any], says: str) -> None:
+    """The error names the argument and its value."""
     with pytest.raises(ConfigError) as error:
         Penalty(**{"after": "10/m", "ban": "15m"} | arguments)
     assert says in str(error.value)
@@ -232,8 +232,8 @@ A, B = Limit(1, 1), Limit(20, 60)
         (rules_of("1/s; 20/minute"), [Rule(A), Rule(B, name="20/minute")]),
     ],
 )
-def test_rules_from_what_people_write(value: Any, rules: list[Rule]) -> None:
-    """Numbers, texts, limits, rules and several of them all become rules."""
+def test_rules_of_every_form(value: Any, rules: list[Rule]) -> None:
+    """Numbers, texts, limits, rules and several of them become rules."""
     assert list(rules_of(value)) == rules
 
 
@@ -244,8 +244,8 @@ def test_rules_from_what_people_write(value: Any, rules: list[Rule]) -> None:
         *([None], [True], [["1/s"]], object()),
     ],
 )
-def test_what_is_no_rule_is_refused(value: Any) -> None:
-    """Nothing, and what is neither limit nor rule, is a ConfigError with an example."""
+def test_a_wrong_rule_is_an_error(value: Any) -> None:
+    """Nothing, or anything that is neither limit nor rule, is a ConfigError with an example."""
     with pytest.raises(ConfigError, match=r"for example|such as"):
         rules_of(value)
 
@@ -261,7 +261,7 @@ def test_what_is_no_rule_is_refused(value: Any) -> None:
     ],
 )
 def test_rules_that_would_share_a_key_are_named(value: Any, one: str, other: str) -> None:
-    """Two rules under one key would count each other's hits: the error names both and the fix."""
+    """Two rules with one key are an error that names both and the fix."""
     with pytest.raises(ConfigError, match=r"would share a key; .* a name") as error:
         rules_of(value)
     message = str(error.value).replace('"', "'")
@@ -280,7 +280,7 @@ def saying(word: str) -> Callable[[Subject], str]:
 
 @st.composite
 def rule_sets(draw: st.DrawFn) -> Rules:
-    """Rules that may be decided together, with the most confusing names there are."""
+    """Rules that may be decided together, with the most confusing names."""
     scopes = st.sampled_from(Scope)
     rules = st.one_of(
         st.builds(Rule, st.just("1/s"), scopes, NAMES),
@@ -292,7 +292,7 @@ def rule_sets(draw: st.DrawFn) -> Rules:
 
 @given(rule_sets(), SUBJECTS, SUBJECTS)
 def test_rules_of_one_set_never_share_a_key(rules: Rules, one: Subject, other: Subject) -> None:
-    """Whatever their names and scopes, and whoever asks, two rules never count under one key."""
+    """Whatever their names, scopes and subjects, two rules never have the same key."""
     for first, second in combinations(rules, 2):
         keys = {first.key("bot", one), first.key("bot", other)} - {None}
         assert keys.isdisjoint({second.key("bot", one), second.key("bot", other)})
@@ -303,7 +303,7 @@ def test_rules_of_one_set_never_share_a_key(rules: Rules, one: Subject, other: S
 def test_subjects_share_a_key_only_where_the_scope_says_so(
     scope: Scope, name: str, one: Subject, other: Subject
 ) -> None:
-    """Two subjects have one key exactly if all ids that the scope counts by are the same."""
+    """Two subjects share a key exactly if all ids of the scope are equal."""
     counted = {
         Scope.USER: ("user",),
         Scope.CHAT: ("chat",),
@@ -319,12 +319,12 @@ def test_subjects_share_a_key_only_where_the_scope_says_so(
 
 
 @pytest.mark.parametrize("text", ["1/s;", ";1/s", "1/s;;20/m", "1/s; ", ";"])
-def test_a_semicolon_too_many_is_told(text: str) -> None:
-    """A limit that is missing beside a ';' is a ConfigError that says what to remove."""
+def test_an_extra_semicolon_is_an_error(text: str) -> None:
+    """The error for a missing limit beside a ';' says what to remove."""
     with pytest.raises(ConfigError, match="a limit is missing beside a ';'; remove"):
         rules_of(text)
 
 
-def test_a_notice_can_wait_no_longer_than_a_limit() -> None:
-    """A bucket may make a user wait for years; the notice of it is a limit like any other."""
+def test_notices_of_very_long_waits() -> None:
+    """A bucket may have a wait of years; its notice rule is cut to a valid limit."""
     assert notice_rule(5 * 366 * 86_400, Scope.USER).limit == Limit(1, 366 * 86_400)

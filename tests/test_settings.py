@@ -1,4 +1,4 @@
-"""Settings: from the environment and `.env` to objects, without a word about the secrets."""
+"""Settings: the environment and `.env` become objects, without revealing secrets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def settings(**variables: str) -> Settings:
 
 
 def connection(**variables: str) -> dict[str, Any]:
-    """What the connections of the client will be made with."""
+    """The connection options of the client."""
     client = settings(**variables).redis_client()
     assert client is not None
     return dict(client.connection_pool.connection_kwargs)
@@ -62,22 +62,22 @@ def connection(**variables: str) -> dict[str, Any]:
         ("redis_host", "lower.case", "redis_host", "lower.case"),
     ],
 )
-def test_every_variable_arrives(name: str, text: str, field: str, value: object) -> None:
-    """Each variable sets what it says, and nothing else."""
+def test_every_variable_is_used(name: str, text: str, field: str, value: object) -> None:
+    """Each variable sets its own field, and nothing else."""
     assert getattr(settings(**{name: text}), field) == value
     assert settings(**{name: text}).model_copy(update={field: None}) == Settings().model_copy(
         update={field: None}
     )
 
 
-def test_a_secret_arrives_too() -> None:
+def test_secrets_reach_the_client() -> None:
     """Passwords and URLs, which no field shows, reach the client."""
     assert connection(REDIS_HOST="h", REDIS_PASSWORD=SECRET)["password"] == SECRET
     assert connection(REDIS_URL=f"redis://:{SECRET}@h")["password"] == SECRET
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:
-    """Without a variable: one event a second in memory, the prefix `bot`, failing open."""
+    """By default: one event a second in memory, the prefix `bot`, and fail open."""
     found = Settings()
     assert (found.redis_port, found.redis_db, found.redis_key_prefix) == (6379, 0, "bot")
     assert (found.rate_limit_on_error, found.rate_limit_timeout) == ("allow", 0.25)
@@ -86,14 +86,14 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 
 def test_an_env_file_is_read_and_the_environment_wins() -> None:
-    """`.env` in the working directory counts, with other programs' lines in it."""
+    """`.env` in the working directory is read, and may have lines of other programs."""
     Path(".env").write_text("BOT_TOKEN=1:x\nREDIS_HOST=file\nREDIS_PORT=7000\nREDIS_DB=\n")
     assert (Settings().redis_host, Settings().redis_port, Settings().redis_db) == ("file", 7000, 0)
     assert settings(REDIS_HOST="environment").redis_host == "environment"
 
 
-def test_empty_is_unset() -> None:
-    """A variable that is set to nothing, as in a copied `.env.example`, is not set."""
+def test_an_empty_variable_is_unset() -> None:
+    """An empty variable, as in a copied `.env.example`, is not set."""
     names = [name.upper() for name in Settings.model_fields]
     assert settings(**dict.fromkeys(names, "")) == Settings()
 
@@ -111,7 +111,7 @@ def test_empty_is_unset() -> None:
     ],
 )
 async def test_when_redis_is_used(variables: dict[str, str], used: bool) -> None:
-    """Redis is used when enabled, or when nothing is said about that and a URL or host is set."""
+    """Redis is used when enabled, or by default when a URL or host is set."""
     found = settings(**variables)
     assert found.uses_redis is used
     assert isinstance(found.storage(), RedisStorage if used else MemoryStorage)
@@ -145,7 +145,7 @@ TCP = {"host": "h", "port": 6379, "db": 0, "password": None}
     ],
 )
 def test_where_the_client_connects(variables: dict[str, str], expected: dict[str, Any]) -> None:
-    """The URL wins over host and port; what it leaves open, the other variables say."""
+    """The URL wins over host and port; the other variables fill in the rest."""
     found = connection(**variables)
     assert {name: found.get(name) for name in expected} == expected
 
@@ -162,7 +162,7 @@ def test_the_scheme_picks_the_connection(url: str, kind: type) -> None:
 
 
 def test_the_client_never_retries() -> None:
-    """A hit is charged at most once and waits at most for the limiter's own deadline."""
+    """A hit is charged at most once, and waits at most for the limiter's time-out."""
     found = connection(REDIS_HOST="h")
     assert found["retry"].get_retries() == 0
     assert (found["socket_timeout"], found["socket_connect_timeout"]) == (None, None)
@@ -220,7 +220,7 @@ def test_the_client_never_retries() -> None:
     ids=str,
 )
 def test_a_wrong_value_is_named_with_the_fix(variables: dict[str, str], parts: list[str]) -> None:
-    """The error names the variable as it is written in the environment, its value, and the fix."""
+    """The error has the variable as it is written in the environment, the value, the fix."""
     with pytest.raises(ConfigError) as error:
         settings(**variables)
     message = str(error.value)
@@ -230,7 +230,7 @@ def test_a_wrong_value_is_named_with_the_fix(variables: dict[str, str], parts: l
 
 
 def test_all_wrong_values_are_named_at_once() -> None:
-    """Several wrong variables make one error, so that one restart fixes them all."""
+    """Several invalid variables are one error, so that one restart fixes them all."""
     wrong = {"REDIS_PORT": "x", "REDIS_DB": "x", "RATE_LIMIT": "x", "REDIS_URL": "x"}
     with pytest.raises(ConfigError) as error:
         settings(**wrong)
@@ -238,7 +238,7 @@ def test_all_wrong_values_are_named_at_once() -> None:
 
 
 def test_a_wrong_line_of_the_env_file_is_named() -> None:
-    """A mistake in `.env` is told as one in the environment is."""
+    """An invalid value in `.env` has the same error as one in the environment."""
     Path(".env").write_text("REDIS_PORT=abc\n")
     with pytest.raises(ConfigError, match="REDIS_PORT='abc'"):
         Settings()
@@ -277,7 +277,7 @@ def test_a_wrong_line_of_the_env_file_is_named() -> None:
     ids=str,
 )
 def test_no_error_shows_a_secret(variables: dict[str, str]) -> None:
-    """Not even the traceback of a broken URL shows the password in it."""
+    """Not even the traceback for an invalid URL shows the password in it."""
     with pytest.raises(ConfigError) as error:
         settings(**variables)
     assert SECRET not in "".join(traceback.format_exception(error.value))
@@ -287,7 +287,7 @@ def test_no_error_shows_a_secret(variables: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-16", "cp1251"])
 def test_an_env_file_that_is_not_utf_8(encoding: str) -> None:
-    """A `.env` in another encoding is told in one line, without a word of what is in it."""
+    """A `.env` in another encoding is one line of error, without any of its content."""
     Path(".env").write_text(f"# пароль\nREDIS_PASSWORD={SECRET}\n", encoding)
     with pytest.raises(ConfigError, match=r"^\.env is not UTF-8 .*: save it as UTF-8$") as error:
         Settings()
@@ -295,19 +295,19 @@ def test_an_env_file_that_is_not_utf_8(encoding: str) -> None:
 
 
 def test_an_env_file_as_notepad_saves_it() -> None:
-    """UTF-8 with a mark at the beginning is read, its first line too."""
+    """UTF-8 with a byte order mark is read, including the first line."""
     Path(".env").write_text("REDIS_HOST=h\nREDIS_PORT=7000\n", "utf-8-sig")
     assert (Settings().redis_host, Settings().redis_port) == ("h", 7000)
 
 
-def test_quotes_in_an_env_file_are_none_of_the_value() -> None:
-    """`.env` may have quotes, as a shell script has; there they are not part of the value."""
+def test_quotes_in_an_env_file_are_removed() -> None:
+    """`.env` may have quotes like a shell script; they are not part of the value."""
     Path(".env").write_text("REDIS_HOST=\"h\"\nRATE_LIMIT='1/s; 20/minute'\n")
     assert (Settings().redis_host, Settings().rate_limit) == ("h", "1/s; 20/minute")
 
 
 @pytest.mark.parametrize("db", ["variable", "path"])
-async def test_a_database_that_the_server_lacks(
+async def test_a_database_number_out_of_range(
     redis_server: Server, caplog: pytest.LogCaptureFixture, db: str
 ) -> None:
     """The log says in one line that the number of the database is too high."""
@@ -326,10 +326,10 @@ async def test_a_database_that_the_server_lacks(
     ],
     ids=list,
 )
-async def test_no_text_shows_a_secret(
+async def test_no_repr_or_log_shows_a_secret(
     variables: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither the settings, nor what is made of them, nor a failing decision shows the password."""
+    """Neither settings, nor objects made of them, nor a failing decision show the password."""
     caplog.set_level(logging.DEBUG)
     port = free_port()
     found = settings(**{name: value.format(port=port) for name, value in variables.items()})
@@ -343,22 +343,22 @@ async def test_no_text_shows_a_secret(
     assert SECRET not in found.model_dump_json()
 
 
-def test_the_variable_may_hold_a_number() -> None:
-    """`RATE_LIMIT=1.5` is one event in one and a half seconds, as it is for the constructor."""
+def test_the_limit_may_be_a_number() -> None:
+    """`RATE_LIMIT=1.5` is one event per one and a half seconds, as in the constructor."""
     assert settings(RATE_LIMIT="1.5").rules() == rules_of(1.5)
     assert settings(RATE_LIMIT=" 2 ").rules() == rules_of(2)
     assert settings(RATE_LIMIT="1/s; 20/minute").rules() == rules_of("1/s; 20/minute")
 
 
 def test_settings_can_be_given_in_code() -> None:
-    """Settings take their fields as arguments too, which win and are checked the same."""
+    """Fields can be given as arguments, which win and are checked in the same way."""
     assert Settings(redis_host="h").redis_host == "h"
     with pytest.raises(ConfigError, match=r"^REDIS_PORT=0: "):
         Settings(redis_port=0)
 
 
 def test_making_a_client_opens_nothing() -> None:
-    """A storage is made outside an event loop and with no server there."""
+    """A storage can be made outside an event loop and without a server."""
     storage = settings(REDIS_URL=f"redis://127.0.0.1:{free_port()}").storage()
     assert isinstance(storage, RedisStorage)
 
@@ -366,7 +366,7 @@ def test_making_a_client_opens_nothing() -> None:
 async def test_closing_the_storage_closes_its_client(
     redis_server: Server, connected: Callable[[int], Awaitable[None]]
 ) -> None:
-    """What the settings made, they let go: no connection to the server is left."""
+    """No connection of a storage made by the settings stays open."""
     storage = settings(REDIS_URL=f"{redis_server.url}?client_name=ours").storage()
     assert (await Limiter(storage).hit("1/m", Subject(user=42))).source == "redis"
     await connected(1)

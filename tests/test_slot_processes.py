@@ -1,4 +1,4 @@
-"""Slots among real processes on a real Redis, which are killed, as is the server."""
+"""Slots in real processes on a real Redis, with killed processes and servers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TASKS = 67  # of each of three processes
 
 @pytest.fixture(params=["it remembers", "it forgets"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    """A server of this test's own, with and without a memory of what was before its restart."""
+    """A separate server, with or without persistence over its restart."""
     options = ["--appendonly", "yes", "--appendfsync", "always"]
     with running(
         "redis-server", tmp_path, *options if request.param == "it remembers" else []
@@ -34,7 +34,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def log(redis_server: Server) -> Iterator[redis.Redis]:
-    """Where the processes write down what they do, in one order for all."""
+    """The file in which the processes log their work, in one common order."""
     with redis.Redis(port=redis_server.port, decode_responses=True) as log:
         log.flushall()
         yield log
@@ -64,7 +64,7 @@ def finish(process: ForkServerProcess) -> None:
 
 
 def until(log: redis.Redis, entries: int) -> None:
-    """Wait until so much was done."""
+    """Wait until this much work is done."""
     deadline = time.monotonic() + 30
     while log.llen(LOG) < entries:
         assert time.monotonic() < deadline, "nothing goes on"
@@ -72,7 +72,7 @@ def until(log: redis.Redis, entries: int) -> None:
 
 
 def most_at_once(events: list[str]) -> int:
-    """How many tasks were at work at the same time, at most."""
+    """The largest number of tasks that worked at the same time."""
     working: set[str] = set()
     most = 0
     for event in events:
@@ -88,7 +88,7 @@ def most_at_once(events: list[str]) -> int:
 
 
 def test_never_four_at_once(server: Server, log: redis.Redis) -> None:
-    """200 tasks in three processes at three slots, one of them killed, the server restarted."""
+    """200 tasks in three processes with three slots, one of them killed, server restarted."""
     first, second, third = start(server, log, 3)
     until(log, 60)
     kill(first, log)
@@ -110,7 +110,7 @@ def test_never_four_at_once(server: Server, log: redis.Redis) -> None:
 def test_the_slots_of_a_killed_process_are_free_within_the_lease(
     redis_server: Server, log: redis.Redis
 ) -> None:
-    """Nobody but the lease has to end for others to go on where a process was killed."""
+    """Other processes continue as soon as the lease of the killed one ends."""
     (first,) = start(redis_server, log, 1)
     until(log, 20)
     kill(first, log)

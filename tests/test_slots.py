@@ -1,4 +1,4 @@
-"""Slots: so many at a time, free at the end of the block, and told when they are lost."""
+"""Slots: so many at a time, free at the end of the block, and a report when lost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def taken(limiter: Limiter, subject: Subject = ANNA, slots: Concurrency = 
 
 
 async def test_one_at_a_time_on_all_instances(limiter: Limiter, other: Limiter) -> None:
-    """While a block runs a second one is refused, on whichever instance; afterwards it is not."""
+    """While a block runs a second one is refused on every instance; later it is granted."""
     async with limiter.slot(ONE, ANNA) as slot:
         assert (slot.allowed, slot.remaining, slot.rule, slot.lost) == (True, 0, ONE, False)
         for each in (limiter, other):
@@ -68,7 +68,7 @@ async def test_one_at_a_time_on_all_instances(limiter: Limiter, other: Limiter) 
 
 
 async def test_as_many_as_there_are_slots(limiter: Limiter, other: Limiter) -> None:
-    """Of three slots three are granted, each telling how many are left, and a fourth is not."""
+    """Of three slots three are granted, each with the number left, and a fourth is refused."""
     three = Concurrency(3, Scope.CHAT)
     async with limiter.slot(three, ANNA) as a, other.slot(three, BORIS) as b:
         async with limiter.slot(three, ANNA) as c:
@@ -77,8 +77,8 @@ async def test_as_many_as_there_are_slots(limiter: Limiter, other: Limiter) -> N
         assert await taken(other, slots=three)
 
 
-async def test_subjects_and_names_have_slots_of_their_own(limiter: Limiter) -> None:
-    """Another user, another name, and a scope without its id are not held up."""
+async def test_subjects_and_names_have_separate_slots(limiter: Limiter) -> None:
+    """Another user, another name, and a scope without its id are not affected."""
     async with limiter.slot(ONE, ANNA):
         assert await taken(limiter, BORIS)
         assert await taken(limiter, ANNA, Concurrency(1))
@@ -110,7 +110,7 @@ async def test_a_slot_is_free_after_an_exception_and_a_cancellation(limiter: Lim
 async def test_a_dead_process_leaves_its_slot_when_the_lease_ends(
     bench: Bench, limiter: Limiter, other: Limiter
 ) -> None:
-    """A slot that nobody renews is free after its lease, not before, and no key is left."""
+    """An unrenewed slot is free after its lease, not before, and no key is left."""
     short = Concurrency(1, name="report", lease=1 if not bench.exact else 30)
     context = limiter.slot(short, ANNA)
     slot = await context.__aenter__()
@@ -137,7 +137,7 @@ async def test_a_lease_is_renewed_while_the_block_runs(limiter: Limiter, other: 
 
 
 async def test_every_key_of_a_slot_has_a_ttl(bench: Bench, limiter: Limiter) -> None:
-    """The key of the slots is the documented one, and lives as long as a lease."""
+    """The key is the documented one, and lives as long as a lease."""
     async with limiter.slot(ONE, ANNA):
         found = {key: ttl for key, ttl in (await bench.ttls()).items() if ":slot:" in key}
     if bench.client is not None:
@@ -145,8 +145,8 @@ async def test_every_key_of_a_slot_has_a_ttl(bench: Bench, limiter: Limiter) -> 
         assert 29_000 < found[KEY] <= 30_000
 
 
-async def test_those_who_wait_get_their_turn_in_order(limiter: Limiter) -> None:
-    """Within a process waiters come in their order, as soon as a slot is free."""
+async def test_waiters_are_served_in_order(limiter: Limiter) -> None:
+    """Within a process, waiters get slots in order as soon as they are free."""
     order: list[int] = []
 
     async def work(number: int) -> None:
@@ -162,7 +162,7 @@ async def test_those_who_wait_get_their_turn_in_order(limiter: Limiter) -> None:
 
 
 async def test_waiting_ends_with_the_timeout(limiter: Limiter) -> None:
-    """A waiter is refused when its time is over, and leaves the line to the next."""
+    """A waiter is refused after its time-out, and the next one moves up."""
     loop = asyncio.get_running_loop()
     async with limiter.slot(ONE, ANNA):
         began = loop.time()
@@ -190,7 +190,7 @@ async def test_a_waiter_may_wait_as_long_as_it_takes(limiter: Limiter) -> None:
 
 
 async def test_a_cancelled_waiter_delays_nobody(limiter: Limiter) -> None:
-    """A waiter that is cancelled takes no slot, and the next in line gets it."""
+    """A cancelled waiter takes no slot, and the next one gets it."""
     async with limiter.slot(ONE, ANNA):
         first = asyncio.create_task(limiter.slot(ONE, ANNA, timeout=60).__aenter__())
         await asyncio.sleep(0.02)
@@ -202,7 +202,7 @@ async def test_a_cancelled_waiter_delays_nobody(limiter: Limiter) -> None:
     assert slot.allowed
 
 
-async def test_a_waiter_hears_of_a_slot_that_another_instance_left(
+async def test_a_slot_released_by_another_instance_is_found(
     limiter: Limiter, other: Limiter
 ) -> None:
     """A slot that is released elsewhere is found within a moment."""
@@ -218,7 +218,7 @@ async def test_a_waiter_hears_of_a_slot_that_another_instance_left(
 async def test_waiters_are_bounded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One more than may wait is refused at once, and the log says so once."""
+    """A waiter above the bound is refused at once, and this is logged once."""
     monkeypatch.setattr(slots_module, "MAX_WAITING", 1)
     limiter = Limiter(MemoryStorage())
     async with limiter.slot(ONE, ANNA):
@@ -229,7 +229,7 @@ async def test_waiters_are_bounded(
                 assert not refused.allowed
     assert await waiting
     assert [m for m in caplog.messages if "wait for a slot" in m] == [
-        "1 callers wait for a slot already: others are refused"
+        "1 callers already wait for a slot: further ones are refused"
     ]
 
 
@@ -237,7 +237,7 @@ async def test_waiters_are_bounded(
 async def test_a_server_that_lost_its_data_is_noticed(
     bench: Bench, limiter: Limiter, other: Limiter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A block hears that its slot was lost; nobody who used the slots gets in beside it."""
+    """The block is told that its slot was lost, and no process gets in beside it."""
     assert bench.client is not None
     short = Concurrency(1, name="report", lease=1.2)
     assert await taken(other, slots=short)
@@ -255,8 +255,8 @@ async def test_a_server_that_lost_its_data_is_noticed(
     assert sum("has lost its data" in message for message in caplog.messages) == 1
 
 
-async def test_a_loop_that_was_away_has_lost_its_slot() -> None:
-    """When the event loop did not run for a whole lease, the block sees it at once."""
+async def test_a_blocked_loop_loses_its_slot() -> None:
+    """If the event loop is blocked for a whole lease, the block sees it at once."""
     clock = Clock()
     limiter = Limiter(MemoryStorage(clock=clock))
     async with limiter.slot(Concurrency(1, lease=1), ANNA) as slot:
@@ -273,7 +273,7 @@ async def test_a_loop_that_was_away_has_lost_its_slot() -> None:
 async def test_an_outage_is_answered_by_the_policy(
     on_error: Any, allowed: bool, source: str
 ) -> None:
-    """A slot is granted, refused, or kept by this process, as `on_error` says."""
+    """A slot is granted, refused, or kept by this process, according to `on_error`."""
     storage = FlakyStorage()
     limiter = Limiter(storage, on_error=on_error)
     storage.fail()
@@ -285,7 +285,7 @@ async def test_an_outage_is_answered_by_the_policy(
 
 
 async def test_an_outage_ends_the_waiting() -> None:
-    """Those who wait when the storage fails are answered by the policy, long before the timeout."""
+    """Waiters get the answer of the policy when the storage fails, before their time-out."""
     storage = FlakyStorage()
     limiter = Limiter(storage, on_error="deny")
     async with limiter.slot(ONE, ANNA):
@@ -299,8 +299,8 @@ async def test_an_outage_ends_the_waiting() -> None:
 
 
 async def test_a_release_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slot whose release met an outage is free soon after it, not only when the lease ends."""
-    monkeypatch.setattr(slots_module, "RELEASE_AGAIN", 0.01)
+    """A slot whose release failed is free soon after the outage, before its lease ends."""
+    monkeypatch.setattr(slots_module, "RETRY_RELEASE_EVERY", 0.01)
     storage = FlakyStorage()
     limiter = Limiter(storage)
     async with limiter.slot(ONE, ANNA):
@@ -312,7 +312,7 @@ async def test_a_release_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPa
 
 
 async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> None:
-    """A slot that the server granted without anybody hearing of it is released when it answers."""
+    """A slot that was granted without an answer is released when the server answers."""
     async with aioredis.Redis(port=own_server.port) as client:
         limiter = Limiter(RedisStorage(client), on_error="deny", timeout=0.05)
         assert await taken(limiter)
@@ -334,22 +334,22 @@ async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> No
         (lambda: Concurrency(1, lease=0.5), r"lease=0\.5: expected seconds from 1 to 86400"),
         (lambda: Concurrency(1, lease="soon"), "lease='soon': expected seconds"),
         (lambda: Concurrency(1, name="a b"), "name='a b'"),
-        (lambda: Rule("1/s", name="slot"), "name='slot': reserved; choose another name"),
+        (lambda: Rule("1/s", name="slot"), "name='slot': this name is reserved"),
         (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=-1), "timeout=-1: expected"),
         (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=math.inf), "timeout=inf: .*None"),
         (lambda: Limiter(MemoryStorage()).slot(1, ANNA), "concurrency=1: expected"),  # type: ignore[arg-type]  # what people write
         (lambda: Limiter(MemoryStorage()).slot(ONE, 42), "subject=42: expected a Subject"),  # type: ignore[arg-type]  # what people write
     ],
 )
-def test_mistakes_are_told(make: Any, message: str) -> None:
-    """What makes no sense is a ConfigError with the value and the fix, when it is written."""
+def test_invalid_arguments_are_named(make: Any, message: str) -> None:
+    """An invalid argument is a ConfigError with the value and the fix."""
     with pytest.raises(ConfigError, match=message):
         make()
 
 
-async def test_a_concurrency_is_no_limit() -> None:
-    """Hitting it is a mistake that is told."""
-    with pytest.raises(ConfigError, match=r"1 at a time per user 'report'.* is no limit"):
+async def test_hitting_a_concurrency_is_an_error() -> None:
+    """A Concurrency is for slots and cannot be hit."""
+    with pytest.raises(ConfigError, match=r"1 at a time per user 'report'.* does not count hits"):
         await Limiter(MemoryStorage()).hit(ONE, ANNA)
 
 
@@ -362,10 +362,8 @@ async def test_a_slot_is_entered_once(limiter: Limiter) -> None:
                 pass
 
 
-async def test_a_working_server_is_not_warned_of(
-    limiter: Limiter, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Slots that come and go leave nothing in the log."""
+async def test_normal_slots_log_nothing(limiter: Limiter, caplog: pytest.LogCaptureFixture) -> None:
+    """Slots that are taken and released leave nothing in the log."""
     for _ in range(3):
         await taken(limiter)
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []

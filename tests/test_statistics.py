@@ -1,4 +1,4 @@
-"""Statistics: what was decided, by hour, over all instances, without Prometheus."""
+"""Statistics: decisions by hour over all instances, without Prometheus."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def counts(found: tuple[HourCount, ...]) -> dict[tuple[str, str], int]:
 
 
 async def test_decisions_are_counted_by_rule_and_outcome(bench: Bench) -> None:
-    """On every storage: what was allowed, refused and banned, and who was refused most."""
+    """On every storage: allowed, refused and banned decisions, and the users refused most."""
     limiter = Limiter(bench.storage, statistics=True)
     rules = [Rule("2/m"), Penalty("3/m", "1h")]
     for user, hits in ((1, 2), (2, 4), (3, 7)):
@@ -55,7 +55,7 @@ async def test_decisions_are_counted_by_rule_and_outcome(bench: Bench) -> None:
 
 
 async def test_instances_are_added_up(client: aioredis.Redis) -> None:
-    """Each of three instances tells what all of them counted, once it was written."""
+    """Each of three instances returns the sum of all."""
     limiters = [Limiter(RedisStorage(client), statistics=True) for _ in range(3)]
     for limiter in limiters:
         for _ in range(4):
@@ -70,8 +70,8 @@ async def test_instances_are_added_up(client: aioredis.Redis) -> None:
     await limiters[0].close()
 
 
-async def test_it_is_written_by_itself(client: aioredis.Redis) -> None:
-    """Some time after the first decision everything is written, in one command."""
+async def test_decisions_are_written_automatically(client: aioredis.Redis) -> None:
+    """Some time after the first decision everything is written in one command."""
     storage = RedisStorage(client)
     statistics = Statistics(storage, "bot", 1.0, every=0.05)
     limiter = Limiter(storage, observer=statistics)
@@ -88,7 +88,7 @@ async def test_it_is_written_by_itself(client: aioredis.Redis) -> None:
 
 
 async def test_nothing_is_lost_at_shutdown(client: aioredis.Redis) -> None:
-    """`close` writes what is left, before the storage is closed."""
+    """`close` writes the rest before the storage is closed."""
     limiter = Limiter(RedisStorage(client), statistics=True)
     await limiter.hit("5/d", Subject(user=42))
     await limiter.close()
@@ -97,7 +97,7 @@ async def test_nothing_is_lost_at_shutdown(client: aioredis.Redis) -> None:
 
 
 async def test_every_key_expires(client: aioredis.Redis) -> None:
-    """Both keys of an hour live for 49 hours after the last decision in it."""
+    """Both keys of an hour live for 49 hours after its last decision."""
     limiter = Limiter(RedisStorage(client), statistics=True)
     for _ in range(2):
         await limiter.hit("1/d", Subject(user=42))
@@ -109,7 +109,7 @@ async def test_every_key_expires(client: aioredis.Redis) -> None:
 
 
 async def test_hours_are_kept_apart() -> None:
-    """A count belongs to the hour of its decision, and is gone from a shorter view."""
+    """A decision belongs to its hour, and is not in shorter views later."""
     with time_machine.travel(NOON, tick=False) as traveller:
         limiter = Limiter(MemoryStorage(), statistics=True)
         await limiter.hit("9/s", Subject(user=42))
@@ -127,7 +127,7 @@ async def test_hours_are_kept_apart() -> None:
 
 
 class Unsure:
-    """A storage whose server takes every command, and whose answers are lost at times."""
+    """A storage whose server executes every command, but whose answers are sometimes lost."""
 
     source = "redis"
 
@@ -144,7 +144,7 @@ class Unsure:
 
 
 async def test_a_write_whose_answer_is_lost_counts_once(client: aioredis.Redis) -> None:
-    """It is sent again under its number, and the server knows that it was there already."""
+    """It is sent again under its number, which the server already knows."""
     storage = RedisStorage(client)
     unsure = Unsure(storage)
     statistics = Statistics(unsure, "bot", 1.0)  # type: ignore[arg-type]  # what it uses of one
@@ -162,7 +162,7 @@ async def test_a_write_whose_answer_is_lost_counts_once(client: aioredis.Redis) 
 
 
 async def test_an_outage_is_bridged(own_server: Server) -> None:
-    """What was decided while Redis was away is written when it is back."""
+    """Decisions during an outage are written when Redis is back."""
     async with aioredis.Redis(port=own_server.port) as client:
         limiter = Limiter(RedisStorage(client), statistics=True)
         await limiter.hit("9/d", Subject(user=42))
@@ -179,10 +179,10 @@ async def test_an_outage_is_bridged(own_server: Server) -> None:
         await limiter.close()
 
 
-async def test_what_cannot_be_written_at_the_end_is_told(
+async def test_lost_decisions_are_logged_at_the_end(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A bot that stops during an outage says how many decisions its statistics lack."""
+    """A bot that stops during an outage logs how many decisions are lost."""
     async with aioredis.Redis(port=own_server.port) as client:
         limiter = Limiter(RedisStorage(client), statistics=True)
         await limiter.hit("9/d", Subject(user=42))
@@ -192,7 +192,7 @@ async def test_what_cannot_be_written_at_the_end_is_told(
 
 
 async def test_only_the_worst_are_kept(client: aioredis.Redis) -> None:
-    """A flood from many accounts leaves at most a thousand of them in an hour, the worst ones."""
+    """Of a flood from many accounts, the thousand refused most are kept for an hour."""
     limiter = Limiter(RedisStorage(client), statistics=True)
     rule = Rule("1/d")
     for user in range(MAX_USERS * 2 + 500):
@@ -205,7 +205,7 @@ async def test_only_the_worst_are_kept(client: aioredis.Redis) -> None:
 
 
 async def test_generated_names_are_bounded() -> None:
-    """Rules beyond the first hundred are counted together."""
+    """Rules after the first hundred are counted together."""
     limiter = Limiter(MemoryStorage(), statistics=True)
     for i in range(MAX_LABELS + 50):
         await limiter.hit(Rule("1/s", name=f"n{i}"), Subject(user=42))
@@ -214,8 +214,8 @@ async def test_generated_names_are_bounded() -> None:
     assert found["other", "allowed"] == 50
 
 
-async def test_statistics_are_off_unless_asked_for(client: aioredis.Redis) -> None:
-    """Without the argument nothing is written, and asking says how to switch them on."""
+async def test_statistics_are_off_by_default(client: aioredis.Redis) -> None:
+    """Nothing is written, and reading says how to switch them on."""
     limiter = Limiter(RedisStorage(client))
     await limiter.hit("1/s", Subject(user=42))
     with pytest.raises(ConfigError, match="pass statistics=True"):
@@ -234,7 +234,7 @@ async def test_wrong_hours_are_refused(hours: Any) -> None:
         await limiter.top_refused(0)
 
 
-def test_no_rule_can_take_the_keys_of_statistics() -> None:
-    """`stats` is a word of the package's own keys."""
+def test_the_name_stats_is_reserved() -> None:
+    """A rule cannot be named `stats`."""
     with pytest.raises(ConfigError, match="name='stats'"):
         Rule("1/s", name="stats")

@@ -1,4 +1,4 @@
-"""bot_ratelimit.testing does what it says, so that bots can be tested with it."""
+"""bot_ratelimit.testing works as documented."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHARGE = Charge("bot:ratelimit:42", Limit(1, 10))
 
 
 async def test_the_first_example() -> None:
-    """The second message is refused, and after ten seconds of the clock one is handled again."""
+    """The second message is refused, and ten seconds later one is handled again."""
     clock = Clock()
     limiter = Limiter(MemoryStorage(clock=clock))
     bot = bare()
@@ -48,7 +48,7 @@ async def test_the_first_example() -> None:
 
 
 async def test_the_second_example() -> None:
-    """A bot answers without Redis: everything is handled while the storage fails."""
+    """Without Redis the bot answers: everything is handled while the storage fails."""
     storage = FlakyStorage()
     bot = bare()
     dp = bot.dispatcher
@@ -59,7 +59,7 @@ async def test_the_second_example() -> None:
 
 
 def test_the_examples_in_the_docstring_are_these() -> None:
-    """The lines of the module's examples are lines that run in the two tests above."""
+    """The examples of the module consist of lines of the two tests above."""
     example = (testing.__doc__ or "").partition("::\n")[2]
     lines = [line.partition("#")[0].strip() for line in example.splitlines()]
     code = [line for line in lines if line and line != "..." and not line.startswith("async def")]
@@ -71,8 +71,8 @@ def test_the_examples_in_the_docstring_are_these() -> None:
         assert line in source
 
 
-def test_a_clock_moves_only_when_told_to() -> None:
-    """It starts somewhere, stands still, and goes on by the seconds it is told."""
+def test_a_clock_moves_only_by_hand() -> None:
+    """It stands still, and `move` adds seconds."""
     clock = Clock()
     assert clock() == clock() == clock.now
     before = clock()
@@ -90,7 +90,7 @@ def test_a_clock_moves_only_when_told_to() -> None:
 def test_moving_by_retry_after_is_enough(
     period_ms: int, start: float, algorithm: str, amount: int
 ) -> None:
-    """A test that moves the clock by `retry_after` sees the next event handled, always."""
+    """After moving the clock by `retry_after` the next event is always handled."""
 
     async def run() -> None:
         clock = Clock(start)
@@ -108,7 +108,7 @@ def test_moving_by_retry_after_is_enough(
 @pytest.mark.parametrize("step", [0.1, 0.2, 0.7, 1 / 3, 0.001])
 @pytest.mark.parametrize("limit", ["1/s", "1/s sliding", "1/s bucket"])
 async def test_many_small_moves_make_a_large_one(step: float, limit: str) -> None:
-    """Ten times a tenth of a second is a second, whatever floats make of it."""
+    """Ten times a tenth of a second is a second, despite floats."""
     clock = Clock()
     limiter = Limiter(MemoryStorage(clock=clock))
     await limiter.hit(limit, ANNA)
@@ -118,7 +118,7 @@ async def test_many_small_moves_make_a_large_one(step: float, limit: str) -> Non
 
 
 async def test_the_clock_of_a_limiter_times_outages() -> None:
-    """Given to the limiter as well, the clock moves the pauses between attempts, too."""
+    """As the limiter's clock, it also moves the pauses between attempts."""
     clock, storage = Clock(), FlakyStorage()
     limiter = Limiter(storage, clock=clock, on_error="deny")
     storage.fail()
@@ -140,7 +140,7 @@ METHODS = ("hit", "peek", "reset")
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_storage_that_fails(method: str) -> None:
-    """Told to fail, every call raises a StorageError; healed, it works, with what it knew."""
+    """After `fail` every call raises a StorageError; after `heal` it works with its old counts."""
     storage = FlakyStorage()
     await ask(storage, "hit")
     storage.fail()
@@ -153,8 +153,8 @@ async def test_a_storage_that_fails(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_an_error_of_ones_choice(method: str) -> None:
-    """What it is told to raise it raises."""
+async def test_a_custom_error(method: str) -> None:
+    """`fail(error)` raises this error."""
     storage = FlakyStorage()
     error = ConfigError("NOPERM")
     storage.fail(error)
@@ -165,7 +165,7 @@ async def test_an_error_of_ones_choice(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_storage_that_hangs(method: str) -> None:
-    """Told to hang, every call ends in a StorageError, after its time-out and not before."""
+    """After `hang` every call raises a StorageError exactly after its time-out."""
     storage = FlakyStorage()
     storage.hang()
     started = time.monotonic()
@@ -176,8 +176,8 @@ async def test_a_storage_that_hangs(method: str) -> None:
     assert await ask(storage, "hit")
 
 
-async def test_the_last_word_counts() -> None:
-    """Failing after hanging is failing, and the other way round; `heal` ends both."""
+async def test_the_last_call_decides() -> None:
+    """`fail` after `hang` fails, and the other way round; `heal` ends both."""
     storage = FlakyStorage()
     storage.hang()
     storage.fail(ConfigError("NOPERM"))
@@ -192,7 +192,7 @@ async def test_the_last_word_counts() -> None:
 
 
 async def test_a_failing_storage_charges_nothing() -> None:
-    """What it refused to answer is not charged behind its back."""
+    """A call that failed is not charged."""
     storage = FlakyStorage()
     limiter = Limiter(storage)
     storage.fail()
@@ -202,8 +202,8 @@ async def test_a_failing_storage_charges_nothing() -> None:
     assert (decision.source, decision.allowed) == ("memory", True)
 
 
-async def test_a_storage_behind_it() -> None:
-    """It stands before any storage: its answers, its source, its tokens, and its end."""
+async def test_the_wrapped_storage() -> None:
+    """It wraps any storage, with its answers, source, tokens and `close`."""
     inner = MemoryStorage()
     storage = FlakyStorage(inner)
     assert storage.source == "memory"
@@ -220,7 +220,7 @@ async def test_a_storage_behind_it() -> None:
 
 
 async def test_a_test_of_a_bot_with_a_ban() -> None:
-    """A whole test as a user of the package would write it: flood, ban, an hour later."""
+    """A complete test as users would write it: flood, ban, an hour later."""
     clock = Clock()
     limiter = Limiter(MemoryStorage(clock=clock), clock=clock)
     bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=Penalty("5/m", "1h")))

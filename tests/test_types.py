@@ -1,24 +1,23 @@
-"""What type checkers say of code that uses the package: mypy strict and pyright basic."""
+"""Type checking of code that uses the package: mypy strict and pyright basic."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from .readme import readme_bot
+
 BIN = Path(sys.executable).parent
 
 USE = """
 from collections.abc import Awaitable
 from typing import Any
 
-from aiogram import Dispatcher
+from aiogram import Dispatcher, Router
 from aiogram.types import Message, TelegramObject
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
@@ -38,6 +37,7 @@ from bot_ratelimit import (
     Settings,
     Subject,
 )
+from bot_ratelimit.admin import admin_router
 from bot_ratelimit.testing import Clock, FlakyStorage
 
 clock = Clock()
@@ -88,6 +88,8 @@ def main(dp: Dispatcher) -> None:
     RateLimitMiddleware(on_limited=tell_later, exempt=is_friend)
     RateLimitMiddleware(on_limited=Notices({"en": "{seconds}"}), exempt=[42])
     RateLimitMiddleware(on_limited={"en": "{seconds}"}, per_bot=True, once_per_update=True)
+    router: Router = admin_router(RateLimitMiddleware(), admins=[42], prefix="rl_")
+    dp.include_router(router)
 
 
 async def handler(message: Message, rate_limit: Decision | None) -> None:
@@ -104,11 +106,9 @@ async def handler(message: Message, rate_limit: Decision | None) -> None:
 
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
-    """The README's blocks and a use of everything public, one file each."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    blocks = [dedent(each) for each in re.findall(r"```python\n(.*?)```", readme, re.DOTALL)]
-    for number, block in enumerate([USE, *blocks]):
-        (tmp_path / f"block{number}.py").write_text(block, "utf-8")
+    """The README's bot and a use of all public names, one file each."""
+    for name, source in (("use", USE), ("readme", readme_bot())):
+        (tmp_path / f"{name}.py").write_text(source, "utf-8")
     return tmp_path
 
 
@@ -121,12 +121,12 @@ def assert_accepted(command: list[str | Path], code: Path) -> None:
     int(version("redis").partition(".")[0]) < 8, reason="redis-py has types for mypy from 8 on"
 )
 def test_mypy_strict_accepts_it(code: Path) -> None:
-    """The README's code and everything public has types that mypy takes, strictly."""
+    """mypy strict accepts the README's code and all public names."""
     files = sorted(code.glob("*.py"))
     assert_accepted([BIN / "mypy", "--strict", "--cache-dir", code / "cache", *files], code)
 
 
 def test_pyright_accepts_it(code: Path) -> None:
-    """The README's code and everything public has types that pyright takes, as editors do."""
+    """pyright accepts the README's code and all public names, as editors do."""
     (code / "pyrightconfig.json").write_text('{"typeCheckingMode": "basic"}')
     assert_accepted([BIN / "basedpyright", "--pythonpath", sys.executable, "-p", code], code)

@@ -1,4 +1,4 @@
-"""Servers that belong together: a primary with its sentinels, a Redis Cluster of several nodes."""
+"""Groups of servers: a primary with its sentinels, a Redis Cluster of several nodes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAST_SYNC = ("--repl-diskless-sync-delay", "0")
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
-    """Fail unless the condition holds soon; servers that cannot be asked yet are asked again."""
+    """Fail unless the condition becomes true soon; servers that do not answer yet are retried."""
     deadline = time.monotonic() + seconds
     while True:
         with suppress(redis.ConnectionError, redis.ResponseError):
@@ -53,7 +53,7 @@ class SentinelServer(Server):
 
 
 class Sentinels:
-    """A primary, its replica, and three sentinels that watch over them."""
+    """A primary, its replica, and three sentinels that monitor them."""
 
     def __init__(self, directory: Path, password: str = "") -> None:
         binary = find_server("redis-server")
@@ -68,7 +68,7 @@ class Sentinels:
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Of the sentinels, in the order in which clients are told of them."""
+        """The addresses of the sentinels, in the order in which clients get them."""
         return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
 
     def start(self) -> None:
@@ -88,7 +88,7 @@ class Sentinels:
             server.kill()
 
     def says(self, port: int, *question: str) -> Any:
-        """What a sentinel replies."""
+        """The reply of a sentinel."""
         with redis.Redis(
             port=port, password=self._password or None, decode_responses=True, socket_timeout=1
         ) as client:
@@ -167,16 +167,16 @@ class Cluster:
             return client.execute_command(*command)
 
     def owner(self, slot: int) -> Server:
-        """The primary that has this slot when nothing was moved."""
+        """The primary that has this slot originally."""
         return self.primaries[min(2, next(i for i in range(3) if slot < SLOTS * (i + 1) // 3))]
 
     def begin_to_move(self, slot: int, source: Server, target: Server) -> None:
-        """The slot is migrating: keys that are not there any more are asked for at the target."""
+        """Start migrating the slot: missing keys are redirected to the target."""
         self.do(target, "CLUSTER SETSLOT", slot, "IMPORTING", self.ids[source.port])
         self.do(source, "CLUSTER SETSLOT", slot, "MIGRATING", self.ids[target.port])
 
     def move(self, slot: int, source: Server, target: Server) -> None:
-        """The slot and its keys are at the target afterwards."""
+        """Move the slot and its keys to the target."""
         self.begin_to_move(slot, source, target)
         for key in self.do(source, "CLUSTER GETKEYSINSLOT", slot, 1000):
             self.do(source, "MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
@@ -189,8 +189,8 @@ class Cluster:
         known = len(nodes) == len(self.nodes) and "handshake" not in str(nodes)
         return known and len(ranges) == 3 and self._state(node) == "ok"
 
-    def is_well(self, node: Server) -> bool:
-        """Whether it sees no other fail."""
+    def is_healthy(self, node: Server) -> bool:
+        """Whether this node considers all others alive."""
         return self._state(node) == "ok" and "fail" not in str(self.do(node, "CLUSTER NODES"))
 
     def _state(self, node: Server) -> str:
@@ -199,7 +199,7 @@ class Cluster:
 
 @contextmanager
 def running_nodes(directory: Path, replicas: int = 0) -> Iterator[Cluster]:
-    """A Redis Cluster of three primaries, with so many replicas of the first."""
+    """A Redis Cluster of three primaries, and replicas of the first one."""
     with ExitStack() as stack:
         cluster = Cluster(directory, replicas)
         stack.callback(cluster.stop)

@@ -41,7 +41,7 @@ class Combination(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the combinations, print what became of each, and return the exit status."""
+    """Run the combinations, print their results, and return the exit status."""
     wanted = [word for word in arguments if word != "--resume"]
     resume, commit = "--resume" in arguments, clean_commit()
     pythons = dict(interpreters())
@@ -117,7 +117,7 @@ def lowest() -> dict[str, str]:
 
 
 def run(combination: Combination) -> str:
-    """Install and test one combination; what became of it in a few words."""
+    """Install and test one combination; return the result in a few words."""
     print(f"\n== {combination.name}", flush=True)
     home = HOME / combination.name
     pip = [home / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -127,7 +127,15 @@ def run(combination: Combination) -> str:
         HOME.mkdir(exist_ok=True)
         pins.write_text("".join(f"{name}{version}\n" for name, version in combination.pins.items()))
         making = [combination.python, "-m", "venv", "--clear", home]
-        installing = [*pip, "install", "--constraint", pins, "--editable", ".[cli,demo]", *groups()]
+        installing = [
+            *pip,
+            "install",
+            "--constraint",
+            pins,
+            "--editable",
+            ".[admin,cli,demo]",
+            *groups(),
+        ]
         for command in (making, [*pip, "install", "--upgrade", "pip"], installing):
             if subprocess.run(command, cwd=ROOT, check=False).returncode:
                 return "NOT INSTALLED"
@@ -143,7 +151,7 @@ def run(combination: Combination) -> str:
 
 
 def groups() -> list[str]:
-    """Arguments of pip for the tools of the tests."""
+    """pip arguments for the test tools."""
     return ["--group", "dev"]
 
 

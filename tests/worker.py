@@ -1,4 +1,4 @@
-"""What each of several processes does that share a Redis; run by test_processes.py."""
+"""The work of each of several processes that share a Redis; run by test_processes.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Report(NamedTuple):
 def run(
     port: int, skew: float, limits: list[str], ready: Barrier, reports: SimpleQueue[Report]
 ) -> None:
-    """Let every user hit every limit, in random order, with a clock that is off by `skew`."""
+    """Let every user hit every limit in random order, with a clock that is off by `skew`."""
     with time_machine.travel(time.time() + skew, tick=True):
         reports.put(asyncio.run(work(port, limits, ready)))
 
@@ -69,7 +69,7 @@ class Turns(NamedTuple):
 def take_turns(
     port: int, limit: str, seconds: float, ready: Barrier, reports: SimpleQueue[Turns]
 ) -> None:
-    """Thirty who wait for one limit, each again and again, for so many seconds."""
+    """Let thirty waiters wait for one limit again and again for some seconds."""
     reports.put(asyncio.run(wait_in_turn(port, limit, seconds, ready)))
 
 

@@ -111,16 +111,7 @@ class Changes:
             ConfigError: The limit makes no sense for the rule, or there is nothing to change.
             ConflictError: `if_version` was given, and is not the newest any more.
         """
-        name = view.name
-        given = {"limit": limit, "shadow": shadow, "off": off}
-        if limit is not None:
-            given["limit"] = str(Limit.parse(limit))
-            rule = view.rule()
-            if rule is not None:
-                check_cost(view.cost, Limit.parse(limit), rule)
-        wanted = {what: value for what, value in given.items() if value is not None}
-        if not wanted:
-            raise ConfigError(f"nothing to change of {name!r}: give a limit, shadow or off")
+        name, wanted = view.name, wanted_of(view, limit, shadow=shadow, off=off)
 
         def alter(live: Overrides) -> Overrides:
             change = {**live.rules.get(name, {}), **wanted}
@@ -166,10 +157,7 @@ class Changes:
 
     async def pause(self, how_long: str, *, if_version: int | None = None) -> Overrides:
         """Switch all limits off for a while: a period such as `1h`, at most a day."""
-        seconds = parse_period(how_long)
-        if seconds > 86_400:
-            raise ConfigError(f"{how_long!r}: limits can be off for a day at most")
-        until = await self._documents.now() + seconds
+        until = await self._documents.now() + check_pause(how_long)
         return await self._change(
             f"all limits off for {how_long}",
             lambda live: replace(live, off_until=until),
@@ -260,6 +248,36 @@ class Changes:
 
     def _key(self, name: str) -> str:
         return live_key(self._prefix, name)
+
+
+def check_pause(how_long: str) -> float:
+    """The seconds for which all limits are to be off.
+
+    Raises:
+        ConfigError: It is no period, or longer than a day.
+    """
+    seconds = parse_period(how_long)
+    if seconds > 86_400:
+        raise ConfigError(f"{how_long!r}: limits can be off for a day at most")
+    return seconds
+
+
+def wanted_of(
+    view: RuleView, limit: str | None, *, shadow: bool | None, off: bool | None
+) -> dict[str, Any]:
+    """What is to be changed of a rule; see `Changes.set_rule`."""
+    given = {"limit": limit, "shadow": shadow, "off": off}
+    if view.ban_ms and (limit, shadow) != (None, None):
+        raise ConfigError(f"{view.name!r} is a penalty: change it with `penalty`, or switch it off")
+    if limit is not None:
+        given["limit"] = str(Limit.parse(limit))
+        rule = view.rule()
+        if rule is not None:
+            check_cost(view.cost, Limit.parse(limit), rule)
+    wanted = {what: value for what, value in given.items() if value is not None}
+    if not wanted:
+        raise ConfigError(f"nothing to change of {view.name!r}: give a limit, shadow or off")
+    return wanted
 
 
 def _summary(overrides: Overrides) -> str:

@@ -19,10 +19,11 @@ import typer
 from rich.console import Group
 from rich.live import Live as Screen
 
-from bot_ratelimit.admin import printing
+from bot_ratelimit.admin import printing, wording
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.views import ConfigView, named
+from bot_ratelimit.admin.views import ConfigView, named, who
+from bot_ratelimit.bans import FOREVER
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.limit import Limit
@@ -54,8 +55,9 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 # Chats have negative ids, which are no options.
-User = Annotated[int, typer.Argument(help="The user's id.")]
+User = Annotated[int, typer.Argument(help="The user's id; a negative one is a chat's.")]
 Chat = Annotated[int | None, typer.Option(help="A chat's id; the private chat unless given.")]
+OneChat = Annotated[int | None, typer.Option("--chat", help="In this chat only.")]
 Topic = Annotated[int | None, typer.Option(help="A topic's id.")]
 Bot = Annotated[int | None, typer.Option(help="The bot's id, where each counts for itself.")]
 _IDS: Final = {"ignore_unknown_options": True}
@@ -99,8 +101,12 @@ def try_(
         text = "allowed: not limited"
     elif found.allowed:
         text = f"allowed: {found.remaining} left of {found.rule}"
+    elif found.retry_after >= FOREVER:
+        text = "banned forever"
+    elif found.banned:
+        text = f"banned, for {wording.duration(found.retry_after)}"
     else:
-        text = f"refused by {found.rule}, for {printing.duration(found.retry_after)}"
+        text = f"refused by {found.rule}, for {wording.duration(found.retry_after)}"
     _show({"allowed": True} if found is None else found, json, lambda: printing.say(text))
     if found is not None and not found.allowed:
         raise typer.Exit(NO)
@@ -117,10 +123,10 @@ def forgive(
     json: Json = False,
 ) -> None:
     """Forget what a user was charged, and a ban by a penalty; of all rules unless named."""
-    who = _subject(user, chat, topic, bot)
-    before = _run(lambda control: control.show(who))
+    subject = _subject(user, chat, topic, bot)
+    before = _run(lambda control: control.show(subject))
     _confirm(lambda: printing.say(*printing.subject(before)), "Forgive?", yes, json)
-    found = _run(lambda control: control.forgive(who, rules or ()))
+    found = _run(lambda control: control.forgive(subject, rules or ()))
     text = f"forgiven: {', '.join(found)}" if found else "there was nothing to forgive"
     _show({"forgiven": found}, json, lambda: printing.say(text))
 
@@ -128,32 +134,42 @@ def forgive(
 @app.command(context_settings=_IDS)
 def ban(
     user: User,
-    how_long: Annotated[str, typer.Argument(help="A period, for example 1h.")],
+    how_long: Annotated[str, typer.Argument(help="A period, for example 1h, or forever.")],
     reason: Annotated[str, typer.Argument(help="Why, for the other operators.")] = "",
+    chat: OneChat = None,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Refuse everything from a user for a while, on every instance."""
-    words = f"ban user {user} for {how_long}" + (f": {reason}" if reason else "")
+    """Refuse everything from a user or a chat, on every instance."""
+    subject = _banned(user, chat)
+    length = how_long if how_long == "forever" else f"for {how_long}"
+    words = f"ban {who(subject)} {length}" + (f": {reason}" if reason else "")
     _confirm(lambda: printing.say(words), "Ban?", yes, json)
-    found = _run(lambda control: control.ban(Subject(user=user), how_long, reason))
-    _show({"banned": user, "result": found}, json, lambda: printing.say("banned"))
+    found = _run(lambda control: control.ban(subject, how_long, reason))
+    _show(found, json, lambda: printing.say(f"banned {printing.ban_length(found)}"))
 
 
 @app.command(context_settings=_IDS)
-def unban(user: User, yes: Yes = False, json: Json = False) -> None:
-    """Lift an operator's ban."""
-    _confirm(lambda: printing.say(f"unban user {user}"), "Unban?", yes, json)
-    found = _run(lambda control: control.unban(Subject(user=user)))
+def unban(
+    user: User, chat: OneChat = None, bot: Bot = None, yes: Yes = False, json: Json = False
+) -> None:
+    """Lift every ban of a user or a chat, also one by a penalty."""
+    subject = _banned(user, chat)._replace(bot=bot)
+    _confirm(lambda: printing.say(f"unban {who(subject)}"), "Unban?", yes, json)
+    found = _run(lambda control: control.unban(subject))
     text = "unbanned" if found else "was not banned"
-    _show({"unbanned": bool(found)}, json, lambda: printing.say(text))
+    _show({"unbanned": found}, json, lambda: printing.say(text))
 
 
 @app.command()
-def bans(json: Json = False) -> None:
-    """Who is banned by an operator, until when, by whom and why."""
-    found = list(_run(lambda control: control.bans()))
-    _show(found, json, lambda: printing.say(printing.listing(found, "nobody is banned")))
+def bans(
+    limit: Annotated[int, typer.Option(help="How many, up to 1000.")] = 100,
+    offset: Annotated[int, typer.Option(help="How many to leave out.")] = 0,
+    json: Json = False,
+) -> None:
+    """Who is banned, until when, by whom and why; those that end first are first."""
+    found = _run(lambda control: control.bans(offset, limit))
+    _show(found, json, lambda: printing.say(printing.bans(found)))
 
 
 @app.command()
@@ -162,7 +178,7 @@ def top(
     json: Json = False,
 ) -> None:
     """Who was refused most in the last 24 hours."""
-    found = list(_run(lambda control: control.top(n)))
+    found = _run(lambda control: control.top(n))
     _show(found, json, lambda: printing.say(printing.listing(found, "nobody was refused")))
 
 
@@ -171,7 +187,7 @@ def stats(
     hours: Annotated[int, typer.Argument(help="How many, up to now.")] = 24, json: Json = False
 ) -> None:
     """Decisions by hour, rule and outcome, over all instances."""
-    found = list(_run(lambda control: control.statistics(hours)))
+    found = _run(lambda control: control.statistics(hours))
     _show(found, json, lambda: printing.say(printing.listing(found, "nothing was decided")))
 
 
@@ -456,7 +472,14 @@ def _settings() -> Settings:
 
 
 def _subject(user: int, chat: int | None, topic: int | None, bot: int | None) -> Subject:
+    if user < 0:
+        return Subject(None, user, topic, bot)
     return Subject(user, user if chat is None else chat, topic, bot)
+
+
+def _banned(user: int, chat: int | None) -> Subject:
+    """A user is banned everywhere, unless a chat is named."""
+    return Subject(chat=user) if user < 0 else Subject(user=user, chat=chat)
 
 
 def _show(value: Any, json: bool, as_text: Callable[[], None]) -> None:

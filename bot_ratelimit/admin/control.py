@@ -5,34 +5,44 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from bot_ratelimit.admin.changes import PATIENCE, Audit, Changes
+from bot_ratelimit.admin.changes import PATIENCE, Audit, Changes, wanted_of
 from bot_ratelimit.admin.views import (
     ConfigView,
     CountView,
     Entry,
     HealthView,
+    HourTotal,
     InstanceView,
+    Preview,
+    RuleUse,
     RuleView,
     SettingView,
     SubjectView,
     merged,
     named,
+    who,
 )
+from bot_ratelimit.bans import FOREVER
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.inventory import EVERYWHERE, inventory
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
+from bot_ratelimit.incoming.notices import busy_notice_rule
 from bot_ratelimit.limit import Limit
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.live import live_key
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.rule import Scope, Subject, notice_rule, rules_of
 from bot_ratelimit.settings import Origin, Settings
+from bot_ratelimit.statistics import HourCount, Refusals
+from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Charge
 from bot_ratelimit.storage.documents import documents_of
 
@@ -128,28 +138,34 @@ class Control:
         instances = await self.instances()
         live, rules = await self.changes.current(), await self._rules(instances)
         self._check_subject(subject, instances)
-        counts = [await self._count(view, subject) for view in rules if not view.off]
+        counts = await asyncio.gather(
+            *(self._count(view, subject) for view in rules if not view.off)
+        )
         found = [each for each in counts if each is not None]
         general = {view.name for view in rules if view.where == EVERYWHERE and not view.shadow}
         waits = [each.retry_after for each in found if each.rule in general]
-        ban = await self._ban_of(subject)
         now = await self._documents.now()
+        ban = await self._ban_of(subject, rules, found, now)
+        if ban is not None:
+            waits.append(_left(ban, now))
         off_until = live.off_until if live.off_until > now else 0.0
         exempt = self._is_exempt(subject, live, instances)
         free = exempt or off_until > 0
         return SubjectView(
             {name: each for name, each in subject._asdict().items() if each is not None},
-            free or (not any(waits) and ban is None),
+            free or not any(waits),
             0.0 if free else max(waits, default=0.0),
             exempt,
             off_until,
             ban,
-            await self._refused(subject),
+            await self._refused(subject, instances),
             tuple(found),
         )
 
     async def try_(self, subject: Subject, name: str | None = None) -> Decision | None:
         """What an update would be decided now, charging nothing; None if it is not limited.
+
+        `Decision.banned` says whether a ban refuses.
 
         Args:
             subject: Who would send it.
@@ -178,41 +194,81 @@ class Control:
         began = time.perf_counter()
         version, problem = 0, ""
         instances: tuple[InstanceView, ...] = ()
+        health = await self.limiter.check()
         try:
-            check = getattr(self.limiter, "check", None)
-            if check is not None:
-                problem = (await check()).problem
-            await self._documents.now()
             instances = await self.instances()
             version = (await self.changes.current()).version
         except RateLimitError as error:
-            problem = problem or str(error)
+            problem = str(error)
         seconds = time.perf_counter() - began
         behind = sum(each.version != version for each in instances)
         troubled = [f"{each.name}: {each.problem}" for each in instances if each.problem]
-        problem = problem or "; ".join(troubled)
-        return HealthView(not problem, problem, seconds, version, len(instances), behind)
+        problem = health.problem or problem or "; ".join(troubled)
+        return HealthView(not problem, problem, seconds, version, len(instances), behind, health)
 
     async def audit(self) -> tuple[Entry, ...]:
         """The last 200 changes, the latest first."""
         return await self._audit.entries()
 
-    async def bans(self) -> Any:
-        """Who is banned by an operator."""
-        return await self._available("bans")()
+    async def bans(self, offset: int = 0, limit: int = 100) -> list[Ban]:
+        """Who is banned, by hand or by a penalty; a page at a time, the first end soonest."""
+        return await self.limiter.bans(offset, limit)
 
-    async def top(self, n: int = 10) -> Any:
-        """Who was refused most in the last 24 hours."""
-        return await self._available("top_refused")(n)
+    async def top(self, n: int = 10, hours: int = 24) -> tuple[Refusals, ...]:
+        """Who was refused most in these hours.
 
-    async def statistics(self, hours: int = 24) -> Any:
-        """Decisions by hour, rule and outcome."""
-        return await self._available("statistics")(hours=hours)
+        Raises:
+            ConfigError: Nobody counts that.
+        """
+        return await self.limiter.top_refused(n, hours) or await self._nothing_counted()
+
+    async def statistics(self, hours: int = 24) -> tuple[HourCount, ...]:
+        """Decisions by hour, rule and outcome.
+
+        Raises:
+            ConfigError: Nobody counts that.
+        """
+        return await self.limiter.statistics(hours) or await self._nothing_counted()
+
+    async def by_hour(self, hours: int = 24) -> tuple[HourTotal, ...]:
+        """For a chart: the totals of each of these hours, the earliest first, also of empty ones.
+
+        Raises:
+            ConfigError: Nobody counts that.
+        """
+        counted = await self.statistics(hours)
+        this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        totals = {this_hour - timedelta(hours=n): Counter[str]() for n in reversed(range(hours))}
+        for each in counted:
+            totals.setdefault(each.hour, Counter())[each.outcome] += each.count
+        return tuple(HourTotal(hour, **found) for hour, found in sorted(totals.items()))
+
+    async def use(self, hours: int = 24) -> tuple[RuleUse, ...]:
+        """How much each rule had to do in these hours.
+
+        Raises:
+            ConfigError: Nobody counts that.
+        """
+        totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for each in await self.statistics(hours):
+            totals[each.rule][each.outcome] += each.count
+        found = []
+        for view in await self.limits():
+            shared = view.scope == Scope.GLOBAL.value and not view.off
+            count = await self._count(view, Subject()) if shared else None
+            remaining = None if count is None else count.remaining
+            total = totals[view.name]
+            found.append(
+                RuleUse(view, total["allowed"], total["refused"], total["banned"], remaining)
+            )
+        return tuple(found)
 
     # --- users ------------------------------------------------------------------------------
 
     async def forgive(self, subject: Subject, names: Iterable[str] = ()) -> tuple[str, ...]:
         """Forget what somebody was charged; the names of the rules where there was something.
+
+        A ban by a penalty is lifted on every instance at once. One by hand stays: see `unban`.
 
         Args:
             subject: Who. What counts everybody together is not touched.
@@ -231,21 +287,39 @@ class Control:
                 continue
             if await self.limiter.reset(rule, subject):
                 forgotten.append(view.name)
-        notices = [notice_rule(1, scope) for scope in (Scope.USER, Scope.MEMBER, Scope.CHAT)]
+        scopes = (Scope.USER, Scope.MEMBER, Scope.CHAT)
+        notices = [notice_rule(1, scope) for scope in scopes]
+        notices += [busy_notice_rule(scope) for scope in scopes]
         await self.limiter.reset(notices, subject)
-        await self._audit.note(f"forgive {_who(subject)}", ", ".join(forgotten), "")
+        await self._audit.note(f"forgive {who(subject)}", ", ".join(forgotten), "")
         return tuple(forgotten)
 
-    async def ban(self, subject: Subject, how_long: str, reason: str = "") -> Any:
-        """Refuse everything from somebody for that long."""
-        done = await self._available("ban")(subject, how_long, reason=reason)
-        await self._audit.note(f"ban {_who(subject)}", "", f"{how_long} {reason}".strip())
+    async def ban(
+        self, subject: Subject, how_long: float | str | None = None, reason: str = ""
+    ) -> Ban:
+        """Refuse everything from a user, a chat or a user in a chat, on every instance.
+
+        Args:
+            subject: Who. With a chat, a user is banned in that chat only.
+            how_long: Seconds or a text such as `"1h"`; None or `"forever"` for good.
+            reason: Why, for the other operators.
+
+        Raises:
+            ConfigError: An argument makes no sense.
+        """
+        length = None if how_long == "forever" else how_long
+        before = [ban for ban in await self.limiter.bans_of(subject) if ban.subject == subject]
+        done = await self.limiter.ban(subject, length, reason, self.by)
+        after = f"{'forever' if length is None else how_long} {reason}".strip()
+        await self._audit.note(f"ban {who(subject)}", "; ".join(map(_ban_words, before)), after)
         return done
 
-    async def unban(self, subject: Subject) -> Any:
-        """Lift an operator's ban."""
-        done = await self._available("unban")(subject)
-        await self._audit.note(f"unban {_who(subject)}", "banned" if done else "", "")
+    async def unban(self, subject: Subject) -> bool:
+        """Lift every ban of exactly this subject, also one by a penalty; whether there was one."""
+        before = [ban for ban in await self.limiter.bans_of(subject) if ban.subject == subject]
+        done = await self.limiter.unban(subject)
+        words = "; ".join(map(_ban_words, before)) or ("banned" if done else "")
+        await self._audit.note(f"unban {who(subject)}", words, "")
         return done
 
     async def clear(self, *, everything: bool = False) -> int:
@@ -271,6 +345,36 @@ class Control:
         """
         return await self.changes.set_rule(named(await self.limits(), name), limit, **change)
 
+    async def preview(
+        self,
+        name: str,
+        limit: str | None = None,
+        *,
+        shadow: bool | None = None,
+        off: bool | None = None,
+        default: bool = False,
+    ) -> Preview:
+        """What `set_rule` would do; changes nothing.
+
+        Args:
+            name: The rule.
+            limit: See `Changes.set_rule`.
+            shadow: See `Changes.set_rule`.
+            off: See `Changes.set_rule`.
+            default: What `Changes.unset_rule` would do, instead.
+
+        Raises:
+            ConfigError: There is no such rule, or the limit makes no sense for it.
+        """
+        instances = await self.instances()
+        live, before = await self.changes.current(), named(await self._rules(instances), name)
+        if default:
+            after = _without_changes(before, live)
+        else:
+            wanted = wanted_of(before, limit, shadow=shadow, off=off)
+            after = replace(before, **wanted, origin="live")
+        return Preview(before, after, live.version, len(instances))
+
     async def wait_for(self, version: int, seconds: float = 6.0) -> tuple[InstanceView, ...]:
         """Wait until every instance obeys this version, or for so long; the instances then."""
         until = time.monotonic() + seconds
@@ -295,7 +399,9 @@ class Control:
         key = None if rule is None else rule.key(self.limiter.key_prefix, subject)
         if rule is None or key is None:
             return None
-        found = _answered(await self.limiter.peek(rule, subject))
+        # The count itself, which a ban by hand would hide.
+        look = self.limiter.hit(rule, subject, _peek=True, _notify=False, _outgoing=True)
+        found = _answered(await look)
         known = view.limit is not None
         return CountView(
             view.name,
@@ -308,23 +414,46 @@ class Control:
             found.reset_after,
         )
 
-    async def _ban_of(self, subject: Subject) -> Any:
-        """An operator's ban of this user, if this version knows bans."""
-        if not hasattr(self.limiter, "bans"):
+    async def _ban_of(
+        self,
+        subject: Subject,
+        rules: Iterable[RuleView],
+        counts: Iterable[CountView],
+        now: float,
+    ) -> Ban | None:
+        if subject.user is None and subject.chat is None:
             return None
-        for each in await self.bans():
-            if getattr(getattr(each, "subject", each), "user", None) == subject.user:
-                return each
+        refusing = {each.key: each for each in counts if not each.allowed}
+        for ban in await self.limiter.bans_of(subject):
+            if not ban.key or ban.key in refusing:  # else the penalty is off
+                return ban
+        # Not on the list yet, or the list is full.
+        lengths = {view.name: view.ban_ms / 1e3 for view in rules if view.ban_ms}
+        for each in refusing.values():
+            if each.rule in lengths:
+                until = datetime.fromtimestamp(now + each.retry_after, UTC)
+                since = min(until - timedelta(seconds=lengths[each.rule]),
+                            datetime.fromtimestamp(now, UTC))  # fmt: skip
+                return Ban(subject, since, until, f"more than {each.limit}", "penalty", each.key)
         return None
 
-    async def _refused(self, subject: Subject) -> int | None:
-        if not hasattr(self.limiter, "top_refused") or subject.user is None:
+    async def _refused(self, subject: Subject, instances: Sequence[InstanceView]) -> int | None:
+        if subject.user is None or not self.limiter.keeps_statistics:
             return None
-        try:
-            top = await self.top(1_000)
-        except ConfigError:  # statistics are switched off
-            return None
-        return next((each.count for each in top if each.user == subject.user), 0)
+        found = await self.limiter.refused(subject.user)
+        return found or (None if self._counting(instances) is False else 0)
+
+    def _counting(self, instances: Sequence[InstanceView]) -> bool | None:
+        """Whether any instance counts decisions; None if nobody says so."""
+        said = [each.statistics for each in instances] or [self._told().get("statistics")]
+        return True if any(said) else None if None in said else False
+
+    async def _nothing_counted(self) -> tuple[()]:
+        if self._counting(await self.instances()) is False:
+            raise ConfigError(
+                "the bot counts no statistics: pass statistics=True to RateLimitMiddleware"
+            )
+        return ()
 
     def _is_exempt(
         self, subject: Subject, live: Overrides, instances: Iterable[InstanceView]
@@ -338,12 +467,6 @@ class Control:
         if subject.bot is None and any(each.per_bot for each in instances):
             raise ConfigError("each bot counts for itself (per_bot=True): name the bot's id")
 
-    def _available(self, name: str) -> Callable[..., Any]:
-        method: Callable[..., Any] | None = getattr(self.limiter, name, None)
-        if method is None:
-            raise ConfigError(f"Limiter.{name} is not available in this version of bot_ratelimit")
-        return method
-
     def _key(self, name: str) -> str:
         return live_key(self.limiter.key_prefix, name)
 
@@ -354,9 +477,21 @@ def _answered(decision: Decision) -> Decision:
     return decision
 
 
-def _who(subject: Subject) -> str:
-    found = {name: each for name, each in subject._asdict().items() if each is not None}
-    return " ".join(f"{name} {each}" for name, each in found.items())
+def _without_changes(view: RuleView, live: Overrides) -> RuleView:
+    if view.name not in live.rules:
+        raise ConfigError(f"nothing was changed of {view.name!r}")
+    limit = view.limit if view.otherwise is None else view.otherwise
+    shadow = view.shadow if view.otherwise_shadow is None else view.otherwise_shadow
+    return replace(view, limit=limit, shadow=shadow, off=False, otherwise=None)
+
+
+def _left(ban: Ban, now: float) -> float:
+    return FOREVER if ban.until is None else max(0.0, ban.until.timestamp() - now)
+
+
+def _ban_words(ban: Ban) -> str:
+    until = "forever" if ban.until is None else f"until {ban.until:%Y-%m-%d %H:%M:%S} UTC"
+    return " ".join(filter(None, (until, ban.by and f"by {ban.by}", ban.reason)))
 
 
 def _settings(settings: Settings | None) -> Iterable[SettingView]:

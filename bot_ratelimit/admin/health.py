@@ -27,6 +27,10 @@ def add_health(
 ) -> web.Application:
     """Add three pages to an application, for example to that of a webhook.
 
+    ::
+
+        add_health(app, middleware)
+
     ============  ==================================================================================
     `/health`     200 while the process answers at all: for what restarts it
     `/ready`      200 if updates are answered as `on_error` wants, else 503; it makes a test call

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from bot_ratelimit.admin.views import ConfigView, HealthView, RuleView, SubjectView
+from bot_ratelimit.admin import wording
+from bot_ratelimit.admin.encoding import plain, to_json
+from bot_ratelimit.admin.views import ConfigView, HealthView, RuleView, SubjectView, who
+from bot_ratelimit.admin.wording import duration
 from bot_ratelimit.overrides import Overrides
-from bot_ratelimit.rule import Rule
+from bot_ratelimit.storage.banlist import Ban
 
 _WIDE: Final = 200
 """Columns of a pipe that does not say: so many that programs such as grep see whole lines."""
-
-_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 def console() -> Console:
@@ -38,46 +37,12 @@ def say(*lines: RenderableType) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
-    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
-
-
-def plain(value: Any) -> Any:
-    """What JSON can have of a value."""
-    if is_dataclass(value) and not isinstance(value, (type, Rule)):
-        # Not asdict, which would go on into rules.
-        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
-    as_dict = getattr(value, "_asdict", None)
-    if as_dict is not None:  # a NamedTuple
-        return {name: plain(each) for name, each in as_dict().items()}
-    if isinstance(value, Mapping):
-        return {str(name): plain(each) for name, each in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    sys.stdout.write(to_json(value) + "\n")
 
 
 def amount(number: int, thing: str) -> str:
     """`1 key`, `2 keys`."""
     return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `7 s`, `2 min 5 s`, `3 d 4 h`."""
-    left = max(0, round(seconds))
-    if 0 < seconds < 1:
-        return f"{seconds:.1g} s"
-    parts = []
-    for length, unit in _UNITS:
-        if left >= length:
-            parts.append(f"{left // length} {unit}")
-            left %= length
-    if left or not parts:
-        parts.append(f"{left} s")
-    return " ".join(parts[:2])
 
 
 def moment(at: float) -> str:
@@ -170,20 +135,22 @@ def instances(view: ConfigView) -> RenderableType:
 
 def subject(view: SubjectView) -> list[RenderableType]:
     """Where somebody stands."""
-    who = " ".join(f"{name} {each}" for name, each in view.subject.items())
+    somebody = " ".join(f"{name} {each}" for name, each in view.subject.items())
     if view.exempt:
         verdict = "exempt"
     elif view.off_until:
         verdict = f"allowed: all limits are off until {moment(view.off_until)}"
     elif view.allowed:
         verdict = "allowed"
+    elif view.banned is not None and view.banned.until is None:
+        verdict = "refused"
     else:
         verdict = f"refused, free in {duration(view.retry_after)}"
-    lines: list[RenderableType] = [f"{who}: {verdict}"]
+    lines: list[RenderableType] = [f"{somebody}: {verdict}"]
     if view.refused is not None:
-        lines.append(f"refused {view.refused} times in the last 24 hours")
+        lines.append(f"refused {amount(view.refused, 'time')} in the last 24 hours")
     if view.banned is not None:
-        lines.append(f"banned: {', '.join(f'{k} {v}' for k, v in _pairs(view.banned))}")
+        lines.append(ban(view.banned))
     rows = []
     for each in view.counts:
         left = "?" if each.remaining is None else f"{each.remaining} of {each.capacity}"
@@ -192,9 +159,25 @@ def subject(view: SubjectView) -> list[RenderableType]:
     return [*lines, table(("RULE", "LEFT", "FREE", "KEY"), rows)]
 
 
-def _pairs(value: Any) -> Iterable[tuple[str, Any]]:
-    found = plain(value)
-    return found.items() if isinstance(found, dict) else [("", found)]
+def ban(found: Ban) -> str:
+    """Until when, by whom and why somebody is banned."""
+    by = f", by {found.by}" if found.by else ""
+    return f"banned {ban_length(found)}{by}" + (f": {found.reason}" if found.reason else "")
+
+
+def ban_length(found: Ban) -> str:
+    """`forever`, or `until 2026-03-01 12:00:00`."""
+    return "forever" if found.until is None else f"until {moment(found.until.timestamp())}"
+
+
+def bans(found: Sequence[Ban]) -> RenderableType:
+    """The list of bans."""
+    if not found:
+        return "nobody is banned"
+    return table(
+        ("WHO", "BANNED", "BY", "REASON"),
+        [(who(each.subject), ban_length(each), each.by, each.reason) for each in found],
+    )
 
 
 def health(view: HealthView) -> str:
@@ -209,8 +192,4 @@ def health(view: HealthView) -> str:
 
 def changes(live: Overrides) -> str:
     """What a version changes, in a line."""
-    content = {name: each for name, each in asdict(live).items() if name in _CHANGES and each}
-    return json.dumps(plain(content), ensure_ascii=False) if content else "no changes"
-
-
-_CHANGES: Final = ("rules", "penalty", "exempt", "limited", "off_until")
+    return wording.changes(live) or "no changes"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.health import Health
 from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.penalty import Penalty
-from bot_ratelimit.rule import Rule, Scope
+from bot_ratelimit.rule import Rule, Scope, Subject
 from bot_ratelimit.settings import Origin
+from bot_ratelimit.storage.banlist import Ban
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +40,14 @@ class RuleView:
     ban_ms: int = 0
     """Of a penalty, how long it bans; 0 for every other rule."""
     longest_ms: int = 0
+    otherwise_shadow: bool | None = None
+    """Whether it would be a trial without the live change; None if nothing was changed."""
 
     @classmethod
     def of(cls, item: Mapping[str, Any]) -> RuleView:
         """From what an instance tells."""
-        return cls(
-            origin=item["from"],
-            otherwise=item.get("otherwise"),
-            **{name: item[name] for name in item if name in cls.__slots__ and name != "otherwise"},
-        )
+        told: dict[str, Any] = {"otherwise": None, **item, "origin": item["from"]}
+        return cls(**{name: each for name, each in told.items() if name in cls.__slots__})
 
     def rule(self) -> Rule | None:
         """The rule itself, to look at its counts; None for a custom scope."""
@@ -76,6 +78,8 @@ class InstanceView:
     exempt: tuple[int, ...] = ()
     per_bot: bool = False
     rules: tuple[RuleView, ...] = ()
+    statistics: bool | None = None
+    """Whether it counts decisions by hour; None if it does not say."""
 
     @classmethod
     def of(cls, name: str, told: Mapping[str, Any]) -> InstanceView:
@@ -88,6 +92,7 @@ class InstanceView:
             tuple(told.get("exempt", ())),
             told.get("per_bot", False),
             tuple(map(RuleView.of, told.get("rules", ()))),
+            told.get("statistics"),
         )
 
 
@@ -145,10 +150,10 @@ class SubjectView:
     exempt: bool
     off_until: float
     """Until when all limits are off, in Unix seconds; 0 if they are not."""
-    banned: Any
-    """An operator's ban; None if there is none, or this version has none."""
+    banned: Ban | None
+    """By hand or by a penalty; of several, the one that ends last."""
     refused: int | None
-    """How often they were refused in the last 24 hours; None if nobody counts that."""
+    """How often the user was refused in the last 24 hours; None if nobody counts that."""
     counts: tuple[CountView, ...]
 
 
@@ -165,6 +170,45 @@ class HealthView:
     instances: int
     behind: int
     """How many instances do not obey the newest version."""
+    limiter: Health
+    """What the limiter of the operator says after a test call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a change of a rule would do."""
+
+    before: RuleView
+    after: RuleView
+    """All but its `origin`, which only the instances know."""
+    version: int
+    """Of the live document that it would change: give it as `if_version`."""
+    instances: int
+    """How many running instances would obey it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HourTotal:
+    """The decisions of one hour, over all rules and instances."""
+
+    hour: datetime
+    """When the hour began, in UTC."""
+    allowed: int = 0
+    refused: int = 0
+    banned: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RuleUse:
+    """How much a rule had to do."""
+
+    rule: RuleView
+    allowed: int
+    """Decisions that named this rule: of those that apply, it had the least left."""
+    refused: int
+    banned: int
+    remaining: int | None
+    """What is left now of a rule that counts everybody together; None for every other rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +229,11 @@ def merged(rules: Iterable[RuleView]) -> tuple[RuleView, ...]:
     for rule in rules:
         found.setdefault(rule.name, rule)
     return tuple(found.values())
+
+
+def who(subject: Subject) -> str:
+    """`user 42 chat -100123`."""
+    return " ".join(f"{n} {each}" for n, each in subject._asdict().items() if each is not None)
 
 
 def named(rules: Iterable[RuleView], name: str) -> RuleView:

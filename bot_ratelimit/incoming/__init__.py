@@ -1,1 +1,1 @@
-"""An update comes in: what it counts as, for whom, and what a refused user is told."""
+"""Incoming updates: what they count as, for whom, and the notices of refusals."""

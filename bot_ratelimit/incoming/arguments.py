@@ -1,4 +1,4 @@
-"""Arguments of the middleware: what they may be, and which of them exclude each other."""
+"""Arguments of the middleware: their checks, and which of them exclude each other."""
 
 from __future__ import annotations
 
@@ -24,19 +24,28 @@ POLICY: Final = {
     "rate_limit_on_error": "on_error",
     "rate_limit_timeout": "timeout",
 }
-"""Which variable gives which argument of a Limiter."""
+"""Which environment setting is which argument of a Limiter."""
 
 
 class DefaultPrefix(str):
-    """Tells the default of `key_prefix` from the same text given, beside `limiter`."""
+    """The default of `key_prefix`, which differs from the same text given beside `limiter`."""
 
     __slots__ = ()
+
+
+class DefaultNames(frozenset[str]):
+    """The default of `never_refuse`; signatures show its name, not its 80 items."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "NEVER_REFUSED"
 
 
 def notices_of(
     on_limited: Notices | str | Mapping[str, str] | OnLimited | None,
 ) -> Notices | OnLimited | None:
-    """What tells refused users.
+    """Return what notifies refused users.
 
     Raises:
         ConfigError: It is neither texts, nor `Notices`, nor a function, nor None.
@@ -53,27 +62,27 @@ def notices_of(
     )
 
 
-def kind_of(value: object) -> str:
-    """What a value is, for an error: `a Redis`, or `the class Redis`."""
+def describe_type(value: object) -> str:
+    """Describe the type of a value for an error: `a Redis`, or `the class Redis`."""
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def check_limiter(limiter: Limiter, **others: object) -> None:
-    """Raise ConfigError unless this is a limiter, and nothing is given that it says itself."""
+    """Raise ConfigError unless this is a limiter and no argument is given that it already has."""
     if not isinstance(limiter, Limiter):
         raise ConfigError(
-            f"limiter is {kind_of(limiter)}: expected Limiter(storage); "
+            f"limiter is {describe_type(limiter)}: expected Limiter(storage); "
             "a Redis client goes into redis_client"
         )
     if given := [name for name, value in others.items() if value is not None]:
         raise ConfigError(
-            f"{' and '.join(given)} and limiter are both given: the limiter says that itself, "
+            f"{' and '.join(given)} and limiter are both given: give them to the limiter, "
             "Limiter(storage, key_prefix=..., on_error=..., timeout=..., observer=...)"
         )
 
 
 def check_policy(settings: Settings, limiter: object) -> None:
-    """Raise ConfigError if a variable that is set says something else than the limiter."""
+    """Raise ConfigError if an environment variable contradicts the limiter."""
     for field, name in POLICY.items():
         value = getattr(settings, field)
         if field in settings.model_fields_set and value != getattr(limiter, name, value):
@@ -84,7 +93,7 @@ def check_policy(settings: Settings, limiter: object) -> None:
 
 
 def announce(limiter: Limiter, rules: Rules) -> None:
-    """Log where counts are kept, in the words that operators grep for."""
+    """Log where counts are kept, in the words that operators search for."""
     limits = "; ".join(map(str, rules))
     if limiter.storage.source == "redis":
         log.info(

@@ -1,4 +1,4 @@
-"""What an aiogram event is to the limiter: who acts, what is never refused, what is one album."""
+"""What an aiogram event is for the limiter: its Subject, its album, and what is never refused."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from aiogram.types import (
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Subject
 
-# What people write; every other content of a message is a service message, which Telegram sends
-# to say that something happened.
+# Content that users write. Any other content is a service message, which Telegram sends to report
+# that something happened.
 _WRITTEN: Final = frozenset(
     {"text", "animation", "audio", "document", "live_photo", "paid_media", "photo", "sticker"}
     | {"story", "video", "video_note", "voice", "checklist", "contact", "dice", "game", "poll"}
@@ -30,7 +30,7 @@ SERVICE_MESSAGES: Final = frozenset(
     for content in ContentType
     if content not in (ContentType.ANY, ContentType.UNKNOWN)
 ).difference(_WRITTEN)
-"""Content types of messages that carry a payment or a change of state."""
+"""The content types of messages that report a payment or a change of state."""
 
 NEVER_REFUSED: Final = SERVICE_MESSAGES | frozenset(
     {"pre_checkout_query", "shipping_query", "purchased_paid_media", "subscription"}
@@ -39,17 +39,17 @@ NEVER_REFUSED: Final = SERVICE_MESSAGES | frozenset(
     | {"chat_boost", "removed_chat_boost", "stopped_message_generation"}
     | {"unknown"}
 )
-"""Types of updates, and content types of messages, that are never refused and never charged.
+"""The types of updates and content types of messages that are never refused and never charged.
 
 They carry money (`pre_checkout_query` must be answered within 10 seconds) or state that Telegram
-tells only once. `unknown` is content that the installed aiogram cannot recognize: a newer service
-message, for example, which may carry money too.
+sends only once. `unknown` is content that the installed aiogram does not recognize, for example a
+newer service message, which may carry money too.
 """
 _KNOWN: Final = NEVER_REFUSED | _WRITTEN | frozenset(str(update.value) for update in UpdateType)
 
 
 def _kinds() -> dict[type, tuple[str, ...]]:
-    """The types of update that carry each class of event, read off the fields of Update."""
+    """The types of update that carry each class of event, read from the fields of Update."""
     kinds: dict[type, tuple[str, ...]] = {}
     for name, field in Update.model_fields.items():
         for cls in get_args(field.annotation):
@@ -60,13 +60,13 @@ def _kinds() -> dict[type, tuple[str, ...]]:
 
 _KINDS: Final = _kinds()
 
-# Telegram's stand-ins for "somebody": channels, anonymous admins and the service account that
-# forwards from a linked channel. Everybody shares them, so they are never counted.
-_NOBODY: Final = frozenset({136817688, 1087968824, 777000})
+NOBODY: Final = frozenset({136817688, 1087968824, 777000})
+"""Telegram's placeholder users: channels, anonymous admins, and the service account that forwards
+from a linked channel. Many senders share them, so they are never counted."""
 
 
 def check_event_names(names: Iterable[str]) -> frozenset[str]:
-    """The names as a set, if each is a type of update or a content type of a message.
+    """Return the names as a set, if each is a type of update or a content type of a message.
 
     Raises:
         ConfigError: One of them is neither.
@@ -83,7 +83,7 @@ def check_event_names(names: Iterable[str]) -> frozenset[str]:
 
 
 def carried_by(update: Update) -> TelegramObject | None:
-    """The event in an update; None if it is of a type that this aiogram does not know yet."""
+    """Return the event in an update; None if this aiogram does not know its type."""
     for kinds in _KINDS.values():
         for kind in kinds:
             event: TelegramObject | None = getattr(update, kind)
@@ -103,18 +103,19 @@ def is_of_type(names: frozenset[str], event: TelegramObject, update: Update | No
     kinds = _KINDS.get(type(event), ())
     if names.isdisjoint(kinds):
         return False
-    # Update.event_type would hash the whole update; the field that holds the event tells as well.
+    # Update.event_type would hash the whole update. Checking the field that holds the event is
+    # cheaper.
     return names.issuperset(kinds) or any(
         getattr(update, kind, None) is event for kind in kinds if kind in names
     )
 
 
 def subject_of(event: TelegramObject, data: dict[str, Any]) -> Subject | None:
-    """Whom the event counts for; None if there is nobody behind it.
+    """Return whom the event counts for; None if there is no sender to count.
 
     ========================================  ===========================================
     a person                                  the user
-    a channel, or an anonymous admin          `sender_chat`, never the user that stands in for it
+    a channel, or an anonymous admin          `sender_chat`, never the placeholder user
     a reaction or vote in a chat's name       that chat
     a business chat                           the user, apart from the bot's own chats
     channel post, automatic forward, poll     nobody
@@ -135,19 +136,19 @@ def subject_of(event: TelegramObject, data: dict[str, Any]) -> Subject | None:
         sender = event.actor_chat.id
     elif isinstance(event, PollAnswer) and event.voter_chat is not None:
         sender = event.voter_chat.id
-    if sender is None or sender in _NOBODY:
+    if sender is None or sender in NOBODY:
         return None
     chat = context.chat.id if context.chat is not None else None
     return Subject(sender, chat, context.thread_id, None, context.business_connection_id)
 
 
 def album_of(event: TelegramObject) -> str | None:
-    """What the items of one album have in common; Telegram's own id is unique only in its chat."""
+    """The token of an album; Telegram's own id is unique only within a chat."""
     if isinstance(event, Message) and event.media_group_id and event.edit_date is None:
         return f"album:{event.chat.id}:{event.media_group_id}"
     return None
 
 
 def delivery_of(update: Update, bot: int) -> str:
-    """What an update has in common with itself when Telegram sends it again."""
+    """The token of an update that Telegram may deliver again."""
     return f"update:{bot}:{update.update_id}"

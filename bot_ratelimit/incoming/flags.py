@@ -1,4 +1,4 @@
-"""What a handler's own `rate_limit` flag says.
+"""Flags: reads the `rate_limit` flag of handlers.
 
 ::
 
@@ -24,7 +24,7 @@ from aiogram.fsm.scene import SceneHandlerWrapper
 
 from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.incoming.sharing import fitting, limit_of
+from bot_ratelimit.incoming.key_conflicts import limit_of, shorten_name
 from bot_ratelimit.limits_file import NamedLimits, scope_named
 from bot_ratelimit.rule import Rule, Rules, Scope, check_name, rules_of
 
@@ -34,12 +34,12 @@ _FIELDS: Final = frozenset({"limit", "rate", "key", "cost", "scope", "shadow", "
 
 
 class Flags:
-    """Reads each handler's flag once.
+    """Reads the flag of each handler once.
 
     Args:
-        penalty: Goes along with every handler's own rules.
-        others: The rules of the bot's middlewares that share this one's keys, by their path.
-        limits: Named limits; one with a flag's key or a handler's name wins over what the flag
+        penalty: Applies together with the own rules of every handler.
+        others: The rules of the bot's middlewares that share this one's keys, by path.
+        limits: Named limits. One with a flag's key or a handler's name wins over what the flag
             itself says.
     """
 
@@ -52,21 +52,22 @@ class Flags:
         self.limits = limits or {}
         self._penalty = () if penalty is None else (penalty,)
         self._others = others or {}
-        # By identity, since handler objects have no hash; there are as many as handlers.
+        # By identity, because handler objects cannot be hashed; there are as many entries as
+        # handlers.
         self._read: dict[int, tuple[HandlerObject, Rules | bool]] = {}
         self._slots: dict[int, Concurrency] = {}
         self._names: dict[int, str] = {}
 
     def rules_for(self, handler: HandlerObject | None, router: Router | None) -> Rules | bool:
-        """The handler's own rules; True if it has none of its own, False if it has no limit.
+        """Return the handler's own rules; True if it has none of its own, False if it has no limit.
 
         Args:
-            handler: What is to handle the event; None before that is known.
+            handler: The handler of the event; None while it is not known.
             router: Any router of the bot, to find its other handlers.
 
         Raises:
-            ConfigError: The flag cannot be understood, or gives a key that something else counts
-                with a different limit; names the handlers.
+            ConfigError: The flag is invalid, or something else counts a different limit under its
+                key. The message names the handlers.
         """
         if handler is None or FLAG not in (flags := extract_flags(handler)):
             return True
@@ -85,24 +86,24 @@ class Flags:
         return known[1]
 
     def slots_for(self, handler: HandlerObject | None) -> Concurrency | None:
-        """How many of the handler may run at a time; known once `rules_for` was asked."""
+        """Return how many of the handler may run at a time; known after a call of `rules_for`."""
         return self._slots.get(id(handler)) if self._slots else None
 
     def check(self, root: Router) -> None:
         """Read the flags of all handlers.
 
         Raises:
-            ConfigError: One is wrong; names the handler.
+            ConfigError: A flag is invalid; the message names the handler.
         """
         for handler in _flagged(root):
             self.rules_for(handler, root)
 
     def all_rules(self, root: Router) -> list[Rule]:
-        """The rules of all handlers whose flag can be read, without the penalty."""
+        """Return the rules of all handlers with a valid flag, without the penalty."""
         return [rule for _, rules in self._readable(root) for rule in rules]
 
     def by_handler(self, root: Router) -> Iterator[tuple[str, Rules, bool]]:
-        """Each handler with rules of its own: its name, them, and whether they are named limits."""
+        """Yield each handler with own rules: its name, the rules, whether they are named limits."""
         for handler, rules in self._readable(root):
             flag, name = extract_flags(handler)[FLAG], self._name_of(handler, root)
             key = flag.get("key") if isinstance(flag, Mapping) else None
@@ -113,13 +114,13 @@ class Flags:
             try:
                 flag, name = extract_flags(handler)[FLAG], self._name_of(handler, root)
                 rules = read_flag(flag, handler, name, self.limits)
-            except ConfigError:  # raised where that handler's own flag is read
+            except ConfigError:  # raised when the flag of that handler is read
                 continue
             if not isinstance(rules, bool):
                 yield handler, rules
 
     def _check_keys(self, handler: HandlerObject, rules: Rules, router: Router | None) -> None:
-        """Raise ConfigError if something else counts other limits under these keys."""
+        """Raise ConfigError if something else counts different limits under these keys."""
         paths = {rule.path: rule for rule in rules}
         for path in paths.keys() & self._others.keys():
             if limit_of(self._others[path]) != limit_of(paths[path]):
@@ -131,8 +132,8 @@ class Flags:
         if router is None:
             return
         *_, root = router.chain_head
-        for other, theirs in self._readable(root):
-            for rule in theirs:
+        for other, other_rules in self._readable(root):
+            for rule in other_rules:
                 if rule.path in paths and limit_of(rule) != limit_of(paths[rule.path]):
                     raise ConfigError(
                         f"the rate_limit flags of {_full_name(handler)} ({paths[rule.path]}) and "
@@ -143,30 +144,30 @@ class Flags:
     def _check_slots(
         self, handler: HandlerObject, slots: Concurrency, router: Router | None
     ) -> None:
-        """Raise ConfigError if another handler has another number of slots under this key."""
+        """Raise ConfigError if another handler has a different number of slots under this key."""
         if router is None:
             return
         *_, root = router.chain_head
         for other in _flagged(root):
             try:
-                theirs = read_concurrency(
+                other_slots = read_concurrency(
                     extract_flags(other)[FLAG], other, self._name_of(other, root)
                 )
-            except ConfigError:  # raised where that handler's own flag is read
+            except ConfigError:  # raised when the flag of that handler is read
                 continue
-            if theirs is not None and theirs.path == slots.path and theirs != slots:
+            if other_slots is not None and other_slots.path == slots.path and other_slots != slots:
                 raise ConfigError(
                     f"the rate_limit flags of {_full_name(handler)} ({slots}) and "
-                    f"{_full_name(other)} ({theirs}) would share slots of different numbers; give "
-                    "them different keys, or the same number"
+                    f"{_full_name(other)} ({other_slots}) would share slots of different numbers; "
+                    "give them different keys, or the same number"
                 )
 
     def _name_of(self, handler: HandlerObject, router: Router | None) -> str:
-        """A name that is the same on every instance of the bot, and different for every function.
+        """Return a name that is the same on all instances of the bot, and unique for each function.
 
-        Several lambdas, partials or inner functions may share a name, so they are numbered in the
-        order in which the bot registers them; so is a function that is registered with several
-        limits.
+        Lambdas, partials and inner functions may have the same name, so they are numbered in the
+        order in which the bot registers them. A function that is registered with several limits is
+        numbered in the same way.
         """
         if id(handler) not in self._names and router is not None:
             *_, root = router.chain_head
@@ -192,14 +193,14 @@ def _flagged(root: Router) -> Iterator[HandlerObject]:
 def read_flag(
     value: Any, handler: HandlerObject, name: str, limits: NamedLimits | None = None
 ) -> Rules | bool:
-    """The rules that a flag's value stands for, under this name or its own; or the bool it is."""
+    """Return the rules of a flag, with the given name or its own; or the flag if it is a bool."""
     if isinstance(value, bool):
         return value
     try:
         value = _with_named_limit(value, name, limits or {})
         if not isinstance(value, Mapping):
             rules = rules_of(value)
-            # A rule that was given a name of its own keeps it, and so shares its count.
+            # A rule with a name of its own keeps it, and so shares its count.
             given = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
             if all(isinstance(rule, Rule) and rule.name for rule in given):
                 return rules
@@ -225,7 +226,7 @@ def read_flag(
 
 
 def read_concurrency(value: Any, handler: HandlerObject, name: str) -> Concurrency | None:
-    """How many of the handler may run at a time, as its flag says; None if it does not."""
+    """Return how many of the handler may run at a time; None if its flag does not say so."""
     if not isinstance(value, Mapping) or "concurrent" not in value:
         return None
     given = value["concurrent"]
@@ -236,15 +237,15 @@ def read_concurrency(value: Any, handler: HandlerObject, name: str) -> Concurren
             name = str(value["key"])
             check_name(name)
         if isinstance(given, Concurrency):
-            return Concurrency(given.amount, given.scope, fitting(name), lease=given.lease)
+            return Concurrency(given.amount, given.scope, shorten_name(name), lease=given.lease)
         scope = _scope_of(value.get("scope", Scope.USER))
-        return Concurrency(given, scope, fitting(name))
+        return Concurrency(given, scope, shorten_name(name))
     except ConfigError as error:
         raise ConfigError(f"the rate_limit flag of {_full_name(handler)}: {error}") from None
 
 
 def _with_named_limit(value: Any, name: str, limits: NamedLimits) -> Any:
-    """What the flag says, with what is said elsewhere of the limit that it names."""
+    """The flag, completed by the named limit that it refers to."""
     said = value if isinstance(value, Mapping) else {}
     key = str(said.get("key") or name)
     if key in limits:
@@ -258,12 +259,12 @@ def _with_named_limit(value: Any, name: str, limits: NamedLimits) -> Any:
 
 
 def _named(rules: Rules, name: str, **changes: Any) -> Rules:
-    """The rules under the handler's name, so that handlers do not share counts by accident."""
+    """The rules with the handler's name, so that handlers do not share counts by accident."""
     return rules_of(
         [
             Rule(
                 rule.limit,
-                name=fitting(f"{name}.{rule.name}" if rule.name else name),
+                name=shorten_name(f"{name}.{rule.name}" if rule.name else name),
                 **{"scope": rule.scope, "cost": rule.cost, "shadow": rule.shadow, **changes},
             )
             for rule in rules
@@ -276,13 +277,13 @@ def _scope_of(value: Any) -> Any:
 
 
 def _full_name(handler: HandlerObject) -> str:
-    callback = _function(handler)
+    callback = _innermost_function(handler)
     kind = type(callback)
     module = getattr(callback, "__module__", kind.__module__)
     return f"{module}.{getattr(callback, '__qualname__', kind.__qualname__)}"
 
 
-def _function(handler: HandlerObject) -> Any:
+def _innermost_function(handler: HandlerObject) -> Any:
     callback: Any = handler.callback
     if isinstance(callback, SceneHandlerWrapper):
         callback = callback.handler.callback

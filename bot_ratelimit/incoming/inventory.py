@@ -10,13 +10,13 @@ from aiogram.dispatcher.router import Router
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.limit import Limit
 from bot_ratelimit.limits_file import penalty_of
-from bot_ratelimit.overrides import Overrides, changed_alone, name_of
+from bot_ratelimit.overrides import Overrides, changed_if_valid, name_of
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, Rules, Scope
 from bot_ratelimit.settings import Origin
 
 EVERYWHERE: Final = "every handler"
-"""Where the rules of a middleware hold."""
+"""Where the rules of a middleware apply."""
 
 
 def inventory(
@@ -26,13 +26,13 @@ def inventory(
     flags: Flags,
     roots: Iterable[Router],
 ) -> list[dict[str, Any]]:
-    """Every rule once: those of the middleware, then those of handlers' flags.
+    """List every rule once: first those of the middleware, then those of handlers' flags.
 
     Args:
         overrides: What operators changed.
-        rules: The middleware's, as code, file and environment say.
+        rules: The middleware's rules, from code, file and environment.
         origins: Where its limits and its penalty come from.
-        flags: Those of the handlers.
+        flags: The flags of the handlers.
         roots: The dispatchers.
     """
     found: dict[str, dict[str, Any]] = {}
@@ -43,8 +43,8 @@ def inventory(
         added = penalty_of(overrides.penalty)
         found[name_of(added)] = _item(added, overrides, EVERYWHERE, "live")
     for root in roots:
-        for handler, theirs, named in flags.by_handler(root):
-            for rule in theirs:
+        for handler, own_rules, named in flags.by_handler(root):
+            for rule in own_rules:
                 item = _item(rule, overrides, handler, "file" if named else "code")
                 found.setdefault(name_of(rule), item)
     return list(found.values())
@@ -52,7 +52,7 @@ def inventory(
 
 def _item(rule: Rule, overrides: Overrides, where: str, origin: Origin) -> dict[str, Any]:
     change = overrides.rules.get(name_of(rule), {})
-    now = changed_alone(rule, overrides)
+    now = changed_if_valid(rule, overrides)
     changed = bool(change) or (isinstance(rule, Penalty) and overrides.penalty is not None)
     item: dict[str, Any] = {
         "name": name_of(rule),
@@ -66,7 +66,7 @@ def _item(rule: Rule, overrides: Overrides, where: str, origin: Origin) -> dict[
         "from": "live" if changed else origin,
     }
     if changed and isinstance(rule.limit, Limit):
-        item["otherwise"] = str(rule.limit)
+        item |= {"otherwise": str(rule.limit), "otherwise_shadow": rule.shadow}
     if isinstance(now, Penalty):
         item |= {"ban_ms": now.ban_ms, "longest_ms": now.longest_ms}
     return item

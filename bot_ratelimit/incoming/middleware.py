@@ -1,4 +1,4 @@
-"""RateLimitMiddleware: an update comes in, is handled or refused."""
+"""RateLimitMiddleware: handles or refuses incoming updates."""
 
 from __future__ import annotations
 
@@ -19,18 +19,26 @@ from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError, NotSentError
 from bot_ratelimit.incoming.arguments import (
     POLICY,
+    DefaultNames,
     DefaultPrefix,
     OnLimited,
     announce,
     check_limiter,
     check_policy,
-    kind_of,
+    describe_type,
     notices_of,
 )
-from bot_ratelimit.incoming.bound import BoundDecision
+from bot_ratelimit.incoming.bound_decision import BoundDecision
+from bot_ratelimit.incoming.event_filter import Counted, EventFilter, IsExempt
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.inventory import inventory
+from bot_ratelimit.incoming.key_conflicts import (
+    class_registered_message,
+    conflict_message,
+    registered_middlewares,
+    separate_keys,
+)
 from bot_ratelimit.incoming.notices import (
     REFUSAL_KEY,
     TEXTS,
@@ -38,19 +46,16 @@ from bot_ratelimit.incoming.notices import (
     Refusal,
     busy_notice_rule,
 )
-from bot_ratelimit.incoming.position import (
+from bot_ratelimit.incoming.registration import (
     check_dispatcher,
     check_exclude,
     check_guard,
+    register_guard,
     root_of,
-    stand_guard,
 )
-from bot_ratelimit.incoming.screening import Counted, IsExempt, Screening
-from bot_ratelimit.incoming.sharing import apart, class_registered, moved, registered
 from bot_ratelimit.limiter import Limiter, OnError
 from bot_ratelimit.limits_file import named_limits as named_limits_of
 from bot_ratelimit.live import Live
-from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.observer import ObserverLike
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.penalty import Penalty
@@ -60,6 +65,7 @@ from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
 from bot_ratelimit.storage.server import server_of
+from bot_ratelimit.waiting_allowed import without_waiting
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.driver import Client
@@ -69,50 +75,53 @@ log = logging.getLogger("bot_ratelimit")
 Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 
 DATA_KEY: Final = "rate_limit"
-"""Where a handler finds the Decision: `async def handler(message, rate_limit)`."""
+"""The key of the Decision in a handler's data: `async def handler(message, rate_limit)`."""
 
-_NOTES: Final = "_bot_ratelimit_decisions"
+_STATE_NAME: Final = "_bot_ratelimit_decisions"
 _made: Final = count()
 
 
 class RateLimitMiddleware(BaseMiddleware):
-    """Lets an event through to its handler, or drops it because its user sends too many.
+    """Passes an event to its handler, or drops it because its user sends too many.
 
     ::
 
         dp.message.middleware(RateLimitMiddleware("5/10s", redis, "booking_bot:client1"))
 
-    The handler finds the Decision in `data["rate_limit"]`, as a `BoundDecision`; None stands there
-    for an event that is not counted: nobody is behind it, or it is exempt, or it is never refused.
+    The handler finds the Decision in `data["rate_limit"]`, as a `BoundDecision`. It is None for an
+    event that is not counted: because it has no sender, is exempt, or is never refused.
 
     Args:
-        rate_limit: A number of seconds for one event, a text (`"5/10s"`, `"1/s; 20/minute"`), a
-            `Rule`, or several.
-        redis_client: A `redis.asyncio` client. Without one each process counts for itself.
-        key_prefix: What every key begins with, `<prefix>:ratelimit:<user>`.
-        limiter: Use this one, and its storage, prefix, `on_error` and `timeout`.
-        on_error: When Redis fails: `"allow"` (unless given), `"deny"`, or `"memory"` to limit by
-            this process.
-        timeout: Seconds that Redis gets for a decision; 0.25 unless given.
-        on_limited: How a refused user hears of it: a text or texts by language instead of ours,
-            a `Notices`, a function of (event, decision, data), async or not, that does it all
-            itself, or None for silence.
-        exempt: Ids of users and chats that are not limited, or a function of (event, data),
-            async or not, that says whether an event is not.
-        never_refuse: Types of updates and content types of messages that always pass, uncharged.
+        rate_limit: A number of seconds for one event, a str (`"5/10s"`, `"1/s; 20/minute"`), a
+            `Rule`, or several of them; one event per second by default.
+        redis_client: A `redis.asyncio` client. Without it, each process counts on its own.
+        key_prefix: The prefix of every key, `<prefix>:ratelimit:<user>`; `"bot"` by default.
+        limiter: Use this limiter with its storage, prefix, `on_error` and `timeout` instead of
+            making one.
+        on_error: What happens when Redis fails: `"allow"` (the default), `"deny"`, or `"memory"` to
+            count in this process.
+        timeout: Seconds that Redis may take for a decision; 0.25 by default.
+        on_limited: How a refused user is notified: a text, or texts by language code, instead of
+            the built-in ones; a `Notices`; a function of (event, decision, data), async or not,
+            that does everything itself; or None for no notice.
+        exempt: Ids of users and chats that are not limited, or a function of (event, data), async
+            or not, that returns whether an event is exempt.
+        never_refuse: Types of updates and content types of messages that always pass and are not
+            charged; `NEVER_REFUSED` by default.
         penalty: A ban for users who keep sending while they are refused.
-        per_bot: Count apart for each bot that shares this prefix.
-        once_per_update: Charge an update once even if Telegram delivers it again, to whichever
-            instance, within a minute.
-        observer: Hears of every decision and notice; one or several, see `Observer`.
+        per_bot: Whether bots that share this prefix count separately.
+        once_per_update: Whether an update that Telegram delivers again within a minute, to any
+            instance, is charged only once.
+        observer: One or several observers of every decision and notice; see `Observer`.
         statistics: Whether decisions are counted by hour; read them with
             `middleware.limiter.statistics()`.
-        named_limits: Limits that handlers' flags find by `key`, `{"ai": "5/minute"}`; they win
-            over what a flag itself says.
-        live: Obey what operators change while the bot runs, within 5 seconds on every instance.
+        named_limits: Limits that handlers' flags refer to by `key`, `{"ai": "5/minute"}`; they win
+            over the limit in a flag.
+        live: Whether changes by operators apply while the bot runs, on all instances within 5
+            seconds.
 
     Raises:
-        ConfigError: An argument makes no sense.
+        ConfigError: An argument is invalid.
     """
 
     def __init__(
@@ -126,7 +135,7 @@ class RateLimitMiddleware(BaseMiddleware):
         timeout: float | None = None,
         on_limited: Notices | str | Mapping[str, str] | OnLimited | None = TEXTS,
         exempt: Iterable[int] | IsExempt = (),
-        never_refuse: Iterable[str] = NEVER_REFUSED,
+        never_refuse: Iterable[str] = DefaultNames(NEVER_REFUSED),
         penalty: Penalty | None = None,
         per_bot: bool = False,
         once_per_update: bool = False,
@@ -135,13 +144,13 @@ class RateLimitMiddleware(BaseMiddleware):
         named_limits: Mapping[str, Any] | None = None,
         live: bool = False,
     ) -> None:
-        if isinstance(redis_client, TelegramObject):  # aiogram calls what is registered
-            raise ConfigError(class_registered(type(self)))
+        if isinstance(redis_client, TelegramObject):  # aiogram calls the registered class
+            raise ConfigError(class_registered_message(type(self)))
         if penalty is not None and not isinstance(penalty, Penalty):
             raise ConfigError(f"penalty={penalty!r}: expected Penalty('10/minute', ban='15m')")
         rules = rules_of(rate_limit)
         self.rules = rules if penalty is None else rules_of((*rules, penalty))
-        self._screening = Screening(
+        self._event_filter = EventFilter(
             exempt=exempt,
             never_refuse=never_refuse,
             per_bot=per_bot,
@@ -153,8 +162,8 @@ class RateLimitMiddleware(BaseMiddleware):
         self._number = next(_made)
         self._dispatcher: object = None
         self._dispatchers: WeakSet[Dispatcher] = WeakSet()
-        self._met: WeakSet[Dispatcher] = WeakSet()
-        self._left_out: WeakKeyDictionary[Dispatcher, frozenset[str]] = WeakKeyDictionary()
+        self._discovered: WeakSet[Dispatcher] = WeakSet()
+        self._excluded: WeakKeyDictionary[Dispatcher, frozenset[str]] = WeakKeyDictionary()
         self._closes = limiter is None
         if limiter is None:
             limiter = Limiter(
@@ -179,28 +188,30 @@ class RateLimitMiddleware(BaseMiddleware):
         self._origins: dict[str, Origin] = {"limits": "code", "penalty": "code"}
         if not isinstance(live, bool):
             raise ConfigError(f"live={live!r}: expected True or False")
-        self.live = Live(limiter, inventory=self.inventory, used=self._obey) if live else None
+        self.live = (
+            Live(limiter, inventory=self.inventory, used=self._apply_overrides) if live else None
+        )
         announce(limiter, self.rules)
 
     @classmethod
     def from_settings(
         cls, settings: Settings | None = None, **overrides: Any
     ) -> RateLimitMiddleware:
-        """A middleware from the environment, `.env` and RATE_LIMIT_FILE; see `Settings`.
+        """Make a middleware from the environment, `.env` and RATE_LIMIT_FILE; see `Settings`.
 
-        It closes the Redis client that it makes when the dispatcher shuts down.
+        The Redis client that this makes is closed when the dispatcher shuts down.
 
         Args:
-            settings: These instead of the environment.
-            **overrides: Arguments of the constructor that win over the settings.
+            settings: Use these settings instead of the environment.
+            **overrides: Arguments of the constructor, which win over the settings.
 
         Raises:
-            ConfigError: A variable or an argument makes no sense.
+            ConfigError: A variable or an argument is invalid.
         """
         if settings is None:
             settings = Settings()
         if not isinstance(settings, Settings):
-            raise ConfigError(f"settings is {kind_of(settings)}: expected Settings(...)")
+            raise ConfigError(f"settings is {describe_type(settings)}: expected Settings(...)")
         if overrides.get("limiter") is None:
             overrides.pop("limiter", None)
         arguments: dict[str, Any] = {
@@ -218,7 +229,7 @@ class RateLimitMiddleware(BaseMiddleware):
         }
         if "limiter" in overrides:
             check_policy(settings, overrides["limiter"])
-            return cls(**arguments | overrides)._come_from(origins)
+            return cls(**arguments | overrides)._with_origins(origins)
         arguments |= policy | overrides
         of_limiter = [*policy, "observer", "statistics"]
         limits = {name: arguments.pop(name) for name in of_limiter if name in arguments}
@@ -232,22 +243,26 @@ class RateLimitMiddleware(BaseMiddleware):
             storage = settings.storage()
         middleware = cls(**arguments, limiter=Limiter(storage, **limits))
         middleware._closes = True
-        return middleware._come_from(origins)
+        return middleware._with_origins(origins)
 
     def setup(
         self, dispatcher: Dispatcher, *, guard: bool = False, exclude: Iterable[str] = ()
     ) -> RateLimitMiddleware:
-        """Put the middleware on everything that users do, once and charged once.
+        """Register the middleware for all events of users, so that each is charged once.
 
-        It takes the inner position on every observer: after the filters, so that only what a
-        handler answers to is counted, and where handlers' flags are known. Flags and keys are
+        It becomes an inner middleware of every observer. So it runs after the filters, counts only
+        events that a handler answers, and knows the flags of the handler. Flags and keys are
         checked when the bot starts.
 
         Args:
-            dispatcher: The root of the bot's routers.
-            guard: Also stand before filters, FSM and its storage: then every update is counted,
-                also those that no handler answers to, such as group chatter.
+            dispatcher: The dispatcher of the bot.
+            guard: Whether it also runs before filters, FSM and the FSM storage. Then every update
+                is counted, also those without a handler, for example group chatter. False by
+                default.
             exclude: Names of observers to leave out, for example `"inline_query"`.
+
+        Returns:
+            This middleware.
 
         Raises:
             ConfigError: This is not a Dispatcher, `guard` is no bool, or a name in `exclude` is not
@@ -255,75 +270,76 @@ class RateLimitMiddleware(BaseMiddleware):
         """
         check_dispatcher(dispatcher)
         check_guard(guard)
-        left_out = check_exclude(exclude, dispatcher)
+        excluded = check_exclude(exclude, dispatcher)
         for name, observer in dispatcher.observers.items():
-            if name not in left_out | {"update", "error"}:
+            if name not in excluded | {"update", "error"}:
                 observer.middleware(self)
         if guard:
-            # Of two guards each counts what the other leaves out.
-            self._left_out[dispatcher] = left_out & self._left_out.get(dispatcher, left_out)
-            stand_guard(self, dispatcher)
+            # If there are two guards, each counts what the other excludes.
+            self._excluded[dispatcher] = excluded & self._excluded.get(dispatcher, excluded)
+            register_guard(self, dispatcher)
 
         async def start() -> None:
-            self._settle(dispatcher)
+            self._resolve_keys(dispatcher)
             self._flags.check(dispatcher)
             self.limiter.open()
 
         dispatcher.startup.register(start)
-        # Older versions of aiogram tell this only for updates that are polled.
+        # Older versions of aiogram set this only for updates that are polled.
         dispatcher.workflow_data.setdefault("dispatcher", dispatcher)
         self._register_close(dispatcher)
         self._dispatchers.add(dispatcher)
         return self
 
     async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
-        """Handle the event or refuse it; refused, it returns None, which drops it."""
+        """Pass the event to its handler, or refuse it by returning None, which drops it."""
         dispatcher: Any = data.get("dispatcher") or root_of(data.get("event_router"))
         if dispatcher is not self._dispatcher:
-            self._meet(dispatcher)
+            self._discover(dispatcher)
         update, inner = data.get("event_update"), event
         if isinstance(event, Update):
             update, inner = event, carried_by(event) or event
-            left_out = self._left_out.get(dispatcher) if dispatcher is not None else None
-            if left_out and is_of_type(left_out, inner, update):
+            excluded = self._excluded.get(dispatcher) if dispatcher is not None else None
+            if excluded and is_of_type(excluded, inner, update):
                 return await self._handle_uncounted(handler, event, data)
-        own = self._flags.rules_for(data.get("handler"), data.get("event_router"))
-        if own is False:
+        flag_rules = self._flags.rules_for(data.get("handler"), data.get("event_router"))
+        if flag_rules is False:
             return await self._handle_uncounted(handler, event, data)
-        rules = self.rules if own is True else own
+        rules = self.rules if flag_rules is True else flag_rules
         slots = self._flags.slots_for(data.get("handler"))
         if slots is None:
             return await self._handle(rules, handler, event, inner, update, data)
         return await self._handle_in_slot(slots, rules, handler, event, inner, update, data)
 
     async def reset(self, subject: Subject | int) -> bool:
-        """Forget everything that is counted of a user here; True if there was something.
+        """Delete all counts of a user in this middleware; return True if there were any.
 
-        That is the middleware's rules, a ban, the limits of all handlers' flags, and that the user
-        was told. Counts of a chat or a topic are reset if the subject names it; what counts
-        everybody together (`Scope.GLOBAL`) stays.
+        This includes the middleware's rules, a ban by a penalty, the limits of all handlers' flags,
+        and the record that the user was notified. Counts of a chat or a topic are deleted if the
+        subject names it. Counts of all users together (`Scope.GLOBAL`) stay.
 
         Args:
-            subject: A user's id, for what is counted of the user in their private chat; or a
-                `Subject` with the chat (for `Scope.CHAT` and `Scope.MEMBER`), the topic, or the
-                business connection, and with `per_bot` the bot.
+            subject: A user's id, for the counts of the user in the private chat; or a `Subject`
+                with the chat (for `Scope.CHAT` and `Scope.MEMBER`), the topic or the business
+                connection, and with `per_bot` the bot.
 
         Raises:
-            StorageError: The storage is out of reach; some of it may be forgotten.
-            ConfigError: The subject is neither, or does not name the bot with `per_bot`.
+            StorageError: The storage is unreachable; some of the counts may be deleted.
+            ConfigError: The subject is neither an id nor a Subject, or does not name the bot with
+                `per_bot`.
         """
         if not isinstance(subject, Subject):
             if not isinstance(subject, int) or isinstance(subject, bool):
                 raise ConfigError(
-                    f"reset: {subject!r} is no user: pass an id, reset(42), or Subject(user=42)"
+                    f"reset: {subject!r} is not a user: pass an id, reset(42), or Subject(user=42)"
                 )
             subject = Subject(user=subject, chat=subject)
-        if not self._screening.per_bot:
+        if not self._event_filter.per_bot:
             subject = subject._replace(bot=None)
         elif subject.bot is None:
             raise ConfigError(
-                "reset: each bot counts for itself (per_bot=True); "
-                "name the bot, Subject(user=42, bot=bot.id)"
+                "reset: each bot has its own counts (per_bot=True), so name the bot, "
+                "Subject(user=42, bot=bot.id)"
             )
         flags = [rule for each in self._dispatchers for rule in self._flags.all_rules(each)]
         scopes = (Scope.USER, Scope.MEMBER, Scope.CHAT)
@@ -333,19 +349,35 @@ class RateLimitMiddleware(BaseMiddleware):
         rules = [rule for rule in by_path.values() if rule.scope is not Scope.GLOBAL]
         return await self.limiter.reset(rules, subject)
 
+    def exempt(self, ids: Iterable[int]) -> None:
+        """Exempt these users and chats, too, as the argument `exempt` does.
+
+        What operators change live (`bot-ratelimit exempt ID --not`) wins, as always.
+
+        Raises:
+            ConfigError: These are not ids.
+        """
+        self._event_filter.exempt_for_good(ids)
+
     def inventory(self) -> dict[str, Any]:
-        """What operators are shown of this middleware, as JSON has it: its rules, and the rest."""
+        """Describe this middleware for operators, as JSON: its rules and exemptions."""
         overrides = Overrides() if self.live is None else self.live.overrides
         return {
             "rules": inventory(
                 overrides, self.rules, self._origins, self._flags, self._dispatchers
             ),
-            "exempt": sorted(self._screening.exempt_ids)[:1_000],
-            "per_bot": self._screening.per_bot,
+            "exempt": sorted(self._event_filter.exempt_ids)[:1_000],
+            "per_bot": self._event_filter.per_bot,
+            "statistics": self.limiter.keeps_statistics,
         }
 
+    @property
+    def per_bot(self) -> bool:
+        """Whether it counts apart for each bot."""
+        return self._event_filter.per_bot
+
     async def close(self) -> None:
-        """Close the storage, and the client that `from_settings` made; never a client given."""
+        """Close the storage, and a client of `from_settings`; clients that were given stay open."""
         if self.live is not None:
             await self.live.stop()
         await self.limiter.close()
@@ -363,7 +395,7 @@ class RateLimitMiddleware(BaseMiddleware):
         data[DATA_KEY] = decision
         if decision is None or decision.allowed:
             return await handler(event, data)
-        await self._tell(inner, decision, subject, data)
+        await self._notify(inner, decision, subject, data)
         return None
 
     async def _handle_in_slot(
@@ -376,36 +408,36 @@ class RateLimitMiddleware(BaseMiddleware):
         update: Update | None,
         data: dict[str, Any],
     ) -> Any:
-        """Handle the event while it holds a slot; what finds none free is not charged either."""
-        notes = _notes(data)
-        mine = ("slot", self.limiter.key_prefix, id(data.get("handler")))
+        """Handle the event while it holds a slot; without a slot it is not charged either."""
+        state = _dispatch_state(data)
+        key = ("slot", self.limiter.key_prefix, id(data.get("handler")))
         counted = None
-        if mine not in notes:  # else another middleware holds it for this dispatch already
+        if key not in state:  # otherwise another middleware already holds it in this dispatch
             counted = await self._counted(inner, update, data)
         if counted is None or self.limiter.is_banned(counted.subject):
             return await self._handle(rules, handler, event, inner, update, data)
         async with self.limiter.slot(slots, counted.subject) as slot:
             if slot.allowed:
-                notes[mine] = slot
+                state[key] = slot
                 try:
                     return await self._handle(rules, handler, event, inner, update, data)
                 finally:
-                    del notes[mine]
+                    del state[key]
         data[DATA_KEY] = slot
-        await self._tell(inner, slot, counted.subject, data)
+        await self._notify(inner, slot, counted.subject, data)
         return None
 
     async def _decide(
         self, rules: Rules, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> tuple[Decision | None, Subject]:
-        """The decision of this dispatch: made once, however often the middleware is met in it."""
-        notes = _notes(data)
-        # A handler's own limit is charged once, however many middlewares stand before it.
-        mine = self if rules is self.rules else (self.limiter.key_prefix, id(data.get("handler")))
-        if mine not in notes:
+        """Return the decision of this dispatch, which is made only once."""
+        state = _dispatch_state(data)
+        # The own limit of a handler is charged once, however many middlewares run before it.
+        key = self if rules is self.rules else (self.limiter.key_prefix, id(data.get("handler")))
+        if key not in state:
             counted = await self._counted(event, update, data)
             if counted is None:
-                notes[mine] = (None, Subject())
+                state[key] = (None, Subject())
             else:
                 subject = counted.subject
                 applied: Rules | None = rules
@@ -413,105 +445,109 @@ class RateLimitMiddleware(BaseMiddleware):
                     if not self.live.is_ready:
                         await self.live.begin()
                     applied = self.live.applied(rules)
-                if applied is None:  # switched off
-                    notes[mine] = (None, subject)
+                if applied is None:  # switched off by operators
+                    state[key] = (None, subject)
                 else:
                     decision = await self.limiter.hit(applied, subject, once=counted.once)
                     bound = BoundDecision.of(decision, self.limiter, applied, subject)
-                    notes[mine] = (bound, subject)
-        found: tuple[Decision | None, Subject] = notes[mine]
+                    state[key] = (bound, subject)
+        found: tuple[Decision | None, Subject] = state[key]
         return found
 
     async def _counted(
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> Counted | None:
-        """For whom the event counts, found out once for a handler."""
-        notes = _notes(data)
-        mine = ("counted", id(self), id(data.get("handler")))
-        if mine not in notes:
-            notes[mine] = await self._screening.counted(event, update, data)
-        counted: Counted | None = notes[mine]
+        """Return whom the event counts for; this is determined once for each handler."""
+        state = _dispatch_state(data)
+        key = ("counted", id(self), id(data.get("handler")))
+        if key not in state:
+            state[key] = await self._event_filter.counted(event, update, data)
+        counted: Counted | None = state[key]
         return counted
 
-    async def _tell(
+    async def _notify(
         self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]
     ) -> None:
         if self._on_limited is None:
             return
         try:
             if isinstance(self._on_limited, Notices):
-                # A notice that comes late is worth nothing, and may delay a real answer.
+                # A late notice is useless, and it may delay a real answer.
                 with without_waiting():
                     await self._on_limited.tell(event, decision, subject, self.limiter, data)
             else:
                 data[REFUSAL_KEY] = Refusal(subject, self.limiter)
-                told = self._on_limited(event, decision, data)
-                if isawaitable(told):
-                    await told
+                result = self._on_limited(event, decision, data)
+                if isawaitable(result):
+                    await result
         except NotSentError as error:
             log.debug("A user was not told about the rate limit: %s", error)
         except TelegramAPIError as error:
-            # A user who blocked the bot, a 429, a broken network: the event stays refused.
+            # For example a user who blocked the bot, a 429, or a broken network: the event stays
+            # refused.
             log.warning("Could not tell a user about the rate limit: %r", error)
         except Exception as error:
-            # A mistake in the function: its author needs the place.
+            # An error in the custom function: its author needs the traceback.
             log.warning("Could not tell a user about the rate limit: %r", error, exc_info=error)
 
     async def _handle_uncounted(
         self, handler: Handler, event: TelegramObject, data: dict[str, Any]
     ) -> Any:
-        # A guard may have decided; anything else there is the bot's own, not a Decision.
+        # A guard may have decided. Anything else there belongs to the bot and is not a Decision.
         if not isinstance(data.get(DATA_KEY), Decision):
             data[DATA_KEY] = None
         return await handler(event, data)
 
-    def _meet(self, dispatcher: Any) -> None:
-        """A middleware is not told where it is registered; the start or the first event tells."""
-        if isinstance(dispatcher, Dispatcher) and dispatcher not in self._met:
-            self._settle(dispatcher)
+    def _discover(self, dispatcher: Any) -> None:
+        """Prepare for a dispatcher at its start or first event, since only then it is known."""
+        if isinstance(dispatcher, Dispatcher) and dispatcher not in self._discovered:
+            self._resolve_keys(dispatcher)
             self._register_close(dispatcher)
             self._dispatchers.add(dispatcher)
-            self._met.add(dispatcher)
+            self._discovered.add(dispatcher)
             if self.live is not None:
                 self.live.start()
         self._dispatcher = dispatcher
 
-    def _settle(self, dispatcher: Dispatcher) -> None:
-        """Give rules that would share a key with another limit a key of their own."""
-        middlewares = registered(dispatcher, RateLimitMiddleware, lambda each: each._number)
+    def _resolve_keys(self, dispatcher: Dispatcher) -> None:
+        """Rename rules that would share a key with a different limit."""
+        middlewares = registered_middlewares(
+            dispatcher, RateLimitMiddleware, lambda each: each._number
+        )
         spaces = [each._key_space for each in middlewares]
-        result = apart(
+        result = separate_keys(
             [(space, each.rules) for space, each in zip(spaces, middlewares, strict=True)]
         )
         for middleware, rules, space in zip(middlewares, result, spaces, strict=True):
             others = {
                 rule.path: rule
-                for each, theirs in zip(spaces, result, strict=True)
+                for each, other_rules in zip(spaces, result, strict=True)
                 if each == space
-                for rule in theirs
+                for rule in other_rules
             }
-            middleware._use(rules, others)
+            middleware._use_rules(rules, others)
 
     @property
     def _key_space(self) -> tuple[Hashable, str, bool]:
-        """Rules of middlewares can share a key only if this is equal."""
+        """Rules of two middlewares can share a key only if this is equal."""
         limiter = self.limiter
-        return server_of(limiter.storage), limiter.key_prefix, self._screening.per_bot
+        return server_of(limiter.storage), limiter.key_prefix, self._event_filter.per_bot
 
-    def _use(self, rules: Rules, others: Mapping[str, Rule]) -> None:
+    def _use_rules(self, rules: Rules, others: Mapping[str, Rule]) -> None:
         for before, now in zip(self.rules, rules, strict=True):
             if before.path != now.path:
-                log.warning("RateLimitMiddleware: %s", moved(before, now, others[before.path]))
+                message = conflict_message(before, now, others[before.path])
+                log.warning("RateLimitMiddleware: %s", message)
         self.rules = rules
         penalty = rules[-1] if self._penalized else None
         self._flags = Flags(penalty, others, self._flags.limits)
 
-    def _come_from(self, origins: Mapping[str, Origin]) -> RateLimitMiddleware:
+    def _with_origins(self, origins: Mapping[str, Origin]) -> RateLimitMiddleware:
         self._origins.update(origins)
         return self
 
-    def _obey(self, overrides: Overrides) -> None:
-        self._screening.exempt_also(overrides.exempt, overrides.limited)
+    def _apply_overrides(self, overrides: Overrides) -> None:
+        self._event_filter.set_live_exemptions(overrides.exempt, overrides.limited)
 
     def _register_close(self, dispatcher: Dispatcher) -> None:
         if self.live is not None and dispatcher not in self._dispatchers:
@@ -522,16 +558,16 @@ class RateLimitMiddleware(BaseMiddleware):
             dispatcher.shutdown.register(self.close)
 
 
-def _notes(data: dict[str, Any]) -> dict[object, Any]:
-    """What is noted in a dispatch.
+def _dispatch_state(data: dict[str, Any]) -> dict[object, Any]:
+    """Return the state of the current dispatch.
 
-    The data of a dispatch is copied on its way to the routers; what goes along uncopied, into other
-    tasks too, is the event context, of which aiogram makes a new one in every dispatch. So the
-    notes are left there.
+    aiogram copies the data of a dispatch on its way to the routers. Only the event context is
+    passed on uncopied, also into other tasks, and aiogram makes a new one for every dispatch. So
+    the state is stored there.
     """
     context = data.get(EVENT_CONTEXT_KEY)
-    notes: dict[object, Any] = {}
-    return vars(context).setdefault(_NOTES, notes) if hasattr(context, "__dict__") else notes
+    state: dict[object, Any] = {}
+    return vars(context).setdefault(_STATE_NAME, state) if hasattr(context, "__dict__") else state
 
 
 def _storage_for(client: Client | None, memory_size: int = 10_000) -> Storage:

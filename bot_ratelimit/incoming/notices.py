@@ -1,9 +1,10 @@
-"""How a refused user hears of it, without the bot flooding back."""
+"""Notices: tell users that they were refused, without the bot flooding them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from aiogram.enums import ChatType
@@ -12,7 +13,7 @@ from aiogram.utils.callback_answer import CallbackAnswer
 
 from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision
-from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.errors import ConfigError, NotSentError, RateLimitError
 from bot_ratelimit.limit import MAX_PERIOD_MS
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.limits_file import check_notice
@@ -23,20 +24,20 @@ TEXTS: Final[Mapping[str, str]] = {
     "en": "Too many requests. Please try again in {seconds} s.",
     "ru": "Слишком много запросов. Попробуйте снова через {seconds} с.",
 }
-"""The texts by language; the first one is for every other language."""
+"""The texts by language code; the first one is used for all other languages."""
 
 BUSY: Final[Mapping[str, str]] = {
     "en": "Your last request is still running.",
     "ru": "Ваш предыдущий запрос ещё выполняется.",
 }
-"""What is said instead if a handler's slots are taken (the flag `concurrent`)."""
+"""The texts if the slots of a handler are taken (the flag `concurrent`)."""
 
-# Telegram takes about one message a second in a chat, and 200 characters over a button.
+# Telegram accepts about one message a second in a chat, and 200 characters in a callback answer.
 _SHORTEST: Final = 1.0
-# A bucket can take longer than that to hold a high cost again; such a wait is announced as this.
+# A bucket can take longer than this to hold a high cost again; the wait is cut to this.
 _LONGEST: Final = MAX_PERIOD_MS / 1_000
 _CALLBACK_TEXT: Final = 200
-# How long a lease still holds says nothing about when the request that runs will be done.
+# The rest of a lease does not say when the running request will be done.
 _BUSY_AGAIN: Final = 10.0
 
 
@@ -44,30 +45,34 @@ REFUSAL_KEY: Final = "_bot_ratelimit_refusal"
 
 
 class Refusal(NamedTuple):
-    """What the middleware puts into `data` for a custom `on_limited` that calls `Notices`."""
+    """The middleware puts this into `data` for a custom `on_limited` that calls `Notices`."""
 
     subject: Subject
     limiter: Limiter
 
 
 class Notices:
-    """Tells refused users, in a way that Telegram allows however many there are.
+    """Notifies refused users in a way that Telegram accepts, however many users there are.
 
-    - A button press is always answered, or the button would keep its spinner: with the text, and
-      a `cache_time` of the wait, so that the client itself answers the next presses.
+    ::
+
+        RateLimitMiddleware("5/10s", redis, on_limited=Notices("Wait {seconds} s.", in_groups=True))
+
+    - A button press is always answered, because otherwise the button keeps its spinner. The answer
+      has the text, and the wait as its `cache_time`, so that the client itself answers the next
+      presses.
     - An inline query gets an empty result for this user, cached for the wait.
-    - A message gets one notice for each wait, decided on the storage for all instances together;
-      only in private chats, unless asked for, since a group allows a bot 20 messages a minute.
+    - A message gets one notice for each wait, over all instances. By default this is done in
+      private chats only, because a group accepts 20 messages of a bot per minute.
 
-    A custom `on_limited` can call one, too.
+    A custom `on_limited` can call it too.
 
     Args:
-        texts: A text, or texts by language code (`"en"`, `"pt-br"`), of which the first is for
-            every other language. `{seconds}` stands for the wait.
-        busy: The same for users whose last request is still running; `{seconds}` makes no sense
-            there.
-        in_groups: Also tell groups: each member once for each wait, or the whole chat if it is
-            the chat that is limited.
+        texts: A text, or texts by language code (`"en"`, `"pt-br"`). The first one is used for all
+            other languages. `{seconds}` is replaced by the wait.
+        busy: The same for users whose last request is still running, without `{seconds}`.
+        in_groups: Whether notices are also sent in groups: to each member once for each wait, or
+            once to the whole chat if the chat is limited. False by default.
 
     Raises:
         ConfigError: A text is not a str, or has a placeholder other than `{seconds}`.
@@ -87,7 +92,7 @@ class Notices:
     async def __call__(
         self, event: TelegramObject, decision: Decision, data: dict[str, Any]
     ) -> None:
-        """Tell the user, from inside a custom `on_limited`, with what it was given.
+        """Notify the user, from a custom `on_limited` and with its arguments.
 
         ::
 
@@ -99,7 +104,7 @@ class Notices:
 
         Raises:
             ConfigError: These are not the arguments of `on_limited`.
-            TelegramAPIError: Telegram does not take the notice; it is not tried again.
+            TelegramAPIError: Telegram rejected the notice; it is not sent again.
         """
         refusal = data.get(REFUSAL_KEY)
         if not isinstance(refusal, Refusal):
@@ -114,23 +119,23 @@ class Notices:
         limiter: Limiter,
         data: dict[str, Any],
     ) -> None:
-        """Tell the user behind a refused event, if it is time to.
+        """Notify the user of a refused event, if a notice is due.
 
         Raises:
-            TelegramAPIError: Telegram does not take the notice; it is not tried again.
+            TelegramAPIError: Telegram rejected the notice; it is not sent again.
         """
         kind: NoticeKind = "message"
         if isinstance(event, (CallbackQuery, InlineQuery)):
             kind = "callback" if isinstance(event, CallbackQuery) else "inline"
         result: NoticeResult = "failed"
         try:
-            sent = await self._tell(event, decision, subject, limiter, data)
+            sent = await self._send(event, decision, subject, limiter, data)
             result = "sent" if sent else "silent"
         finally:
             if limiter.observer is not None:
                 limiter.observer.noticed(kind, result)
 
-    async def _tell(
+    async def _send(
         self,
         event: TelegramObject,
         decision: Decision,
@@ -138,40 +143,58 @@ class Notices:
         limiter: Limiter,
         data: dict[str, Any],
     ) -> bool:
-        """Whether the user was told."""
+        """Return whether a notice was sent."""
         wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
         busy = isinstance(decision.rule, Concurrency)
         if isinstance(event, CallbackQuery):
-            if not _leave_to_us(data.get("callback_answer")):
+            if not _may_answer(data.get("callback_answer")):
                 return False
             text = self._text(event, wait, busy)[:_CALLBACK_TEXT]
             await event.answer(text, cache_time=0 if busy else wait)
         elif isinstance(event, InlineQuery):
             await event.answer([], cache_time=1 if busy else wait, is_personal=True)
-        elif isinstance(event, Message) and await self._may_tell(event, decision, subject, limiter):
-            # Plain, whatever the bot's default is: a dot alone would be an error in MarkdownV2.
-            await event.answer(self._text(event, wait, busy), parse_mode=None)
+        elif isinstance(event, Message):
+            text = self._text(event, wait, busy)
+            return await self._tell_once(event, text, decision, subject, limiter)
         else:
             return False
         return True
 
-    async def _may_tell(
-        self, event: Message, decision: Decision, subject: Subject, limiter: Limiter
+    async def _tell_once(
+        self, event: Message, text: str, decision: Decision, subject: Subject, limiter: Limiter
     ) -> bool:
+        """Send a notice in answer to a message, unless the user was already notified."""
+        rule = self._once(event, decision, subject)
+        if rule is None:
+            return False
+        told = await limiter.hit(rule, subject, _notify=False)
+        # Without the storage it is unknown whether the user was already notified: stay silent.
+        if not told.allowed or told.source not in ("redis", "memory"):
+            return False
+        try:
+            # Plain text, whatever the bot's default is: a dot alone would be an error in
+            # MarkdownV2.
+            await event.answer(text, parse_mode=None)
+        except NotSentError:
+            # The notice would have had to wait, so a later refused message gets one.
+            with suppress(RateLimitError):
+                await limiter.reset(rule, subject)
+            raise
+        return True
+
+    def _once(self, event: Message, decision: Decision, subject: Subject) -> Rule | None:
+        """The rule that allows one notice for each wait; None if no notice is due here."""
         private = event.chat.type == ChatType.PRIVATE
-        # Business chats and those of guest messages are other people's: the bot stays silent there.
+        # Business chats and chats of guest messages belong to other users: the bot stays silent
+        # there.
         elsewhere = subject.business or getattr(event, "guest_query_id", None)
         if elsewhere or not (private or self._in_groups):
-            return False
+            return None
         own = decision.rule.scope in (Scope.USER, Scope.MEMBER)
         scope = Scope.USER if private else Scope.MEMBER if own else Scope.CHAT
         if isinstance(decision.rule, Concurrency):
-            rule = busy_notice_rule(scope)
-        else:
-            rule = notice_rule(min(max(_SHORTEST, decision.retry_after), _LONGEST), scope)
-        told = await limiter.hit(rule, subject, _tell=False)
-        # Without the storage nobody knows whether the user was told already: rather be silent.
-        return told.allowed and told.source in ("redis", "memory")
+            return busy_notice_rule(scope)
+        return notice_rule(min(max(_SHORTEST, decision.retry_after), _LONGEST), scope)
 
     def _text(self, event: CallbackQuery | InlineQuery | Message, seconds: int, busy: bool) -> str:
         language = ((event.from_user and event.from_user.language_code) or "").lower()
@@ -181,7 +204,7 @@ class Notices:
 
 
 def busy_notice_rule(scope: Scope) -> Rule:
-    """One notice in ten seconds that a request is still running: `...:notice:slot:<user>`."""
+    """The rule of one notice in ten seconds that a request is running: `...:notice:slot:<user>`."""
     return notice_rule(_BUSY_AGAIN, scope, "slot:")
 
 
@@ -196,8 +219,8 @@ def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:
     return {language.lower(): text for language, text in by_language.items()}
 
 
-def _leave_to_us(answer: object) -> bool:
-    """Whether aiogram's CallbackAnswerMiddleware, if it is there, lets us answer."""
+def _may_answer(answer: object) -> bool:
+    """Whether aiogram's CallbackAnswerMiddleware, if it is used, leaves the answer to us."""
     if not isinstance(answer, CallbackAnswer):
         return True
     if answer.answered and not answer.disabled:

@@ -1,4 +1,4 @@
-"""A broadcast: the same to many chats, each outcome a value, as few under way as the pace needs."""
+"""Broadcast: sends to many chats at a steady pace and yields the outcome for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 from aiogram.exceptions import TelegramAPIError, TelegramMigrateToChat
 
 from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.outgoing.delivery import broadcasting, leaving
+from bot_ratelimit.outgoing.delivery import before_send, broadcasting
 from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.sent import Sent, Status, never_left, status_of
@@ -26,7 +26,7 @@ log = logging.getLogger("bot_ratelimit")
 
 T = TypeVar("T", bound="int | str")
 
-# Without a connection nothing has left, so the same chat is tried again, after so many seconds.
+# Without a connection nothing was sent, so the same chat is tried again after these seconds.
 _RECONNECT: Final = (1, 2, 4, 8, 15, 30, 30, 30)
 _NAMED: Final = 20
 
@@ -79,10 +79,10 @@ class _Broadcast(Generic[T]):
         self._warned = False
 
     async def outcomes(self) -> AsyncIterator[Sent[T]]:
-        """Each outcome as it comes, until all workers are done.
+        """Yield each outcome as it comes, until all workers have finished.
 
         Raises:
-            Exception: What the source of the chats raised, or that the bot is shutting down.
+            Exception: The source of the chats failed, or the bot is shutting down.
         """
         running = len(self._workers)
         while running:
@@ -95,7 +95,7 @@ class _Broadcast(Generic[T]):
             await worker
 
     async def stop(self) -> None:
-        """End the workers; what they are sending stays without an outcome."""
+        """Stop the workers; requests in progress get no outcome."""
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
@@ -110,7 +110,7 @@ class _Broadcast(Generic[T]):
                 await self._outcomes.put(None)
 
     async def _next(self) -> T | None:
-        async with self._turn:  # an async generator cannot be asked twice at a time
+        async with self._turn:  # an async generator allows one caller at a time
             async for chat in self._chats:
                 if self._journal is None or chat not in self._journal:
                     return chat
@@ -121,23 +121,23 @@ class _Broadcast(Generic[T]):
     async def _serve(self, chat: T) -> Sent[T]:
         left = 0
 
-        def on_leaving() -> None:
+        def on_before_send() -> None:
             nonlocal left
             if not left and self._journal is not None:
                 self._journal.leaving(chat)
             left += 1
 
-        leaving.set(on_leaving)
+        before_send.set(on_before_send)
         sent = await self._attempt(chat, lambda: left)
         if sent and not left and not self._warned:
             self._warned = True
-            log.warning("send(%r) sent nothing here: outgoing.setup(bot) is missing", chat)
+            log.warning("send(%r) sent nothing through this bot: call outgoing.setup(bot)", chat)
         if self._journal is not None:
             self._journal.finished(chat, sent.status)
         return sent
 
     async def _attempt(self, chat: T, left: Callable[[], int]) -> Sent[T]:
-        """Send; again if nothing of it can have arrived, which is known if one request left."""
+        """Send; send again only if nothing can have arrived, so after one request at most."""
         target: Any = chat
         moved: int | None = None
         before = 0
@@ -162,7 +162,7 @@ class _Broadcast(Generic[T]):
 
 
 def _status(error: Exception, left: int) -> Status:
-    """What an error means after so many requests have left: only the last was refused."""
+    """The status for an error after `left` requests were sent: only the last one was refused."""
     status = status_of(error)
     refused = left == 0 or (left == 1 and isinstance(error, TelegramAPIError))
     return Status.UNKNOWN if status is Status.FAILED and not refused else status
@@ -181,8 +181,8 @@ def _name_in_flight(journal: Journal) -> None:
     named = ", ".join(map(str, journal.in_flight[:_NAMED]))
     more = len(journal.in_flight) - _NAMED
     log.warning(
-        "%s: %d chats were in flight when the broadcast ended, may have got it and are left out "
-        "(unless repeat_in_flight): %s%s",
+        "%s: %d chats were in flight when the last run ended. They may have got the message and "
+        "are skipped (repeat_in_flight=True sends it again): %s%s",
         journal.path,
         len(journal.in_flight),
         named,

@@ -1,14 +1,14 @@
-"""What Telegram allows a bot to send, as rules: for each chat, each group, and for broadcasts.
+"""Budgets: what Telegram allows a bot to send, as rules for chats, groups and broadcasts.
 
 ========================================  ======================================================
 `<prefix>:ratelimit:bot:<bot>:out:...`
 ========================================  ======================================================
-`chat:42`  `chat:@channel`                the chat's places
-`group:-100123`                           the group's places, besides
-`slow:42`                                 the chat's places for a while after a 429
-`blocked:42`                              a 429 of this chat; the TTL is what is left of it
+`chat:42`  `chat:@channel`                the permits of a chat
+`group:-100123`                           the permits of a group, in addition
+`slow:42`                                 the permits of a chat for a while after a 429
+`blocked:42`                              a 429 of this chat; the TTL is the rest of the block
 `blocked`                                 a 429 that concerns the whole bot
-`broadcast`  `paid`                       the places of broadcasts
+`broadcast`  `paid`                       the permits of broadcasts
 ========================================  ======================================================
 """
 
@@ -29,7 +29,7 @@ PAID: Final = "1000/s"
 
 
 class Owed(NamedTuple):
-    """Places that are still to be taken."""
+    """Permits that are still to be taken."""
 
     chat: int
     group: int
@@ -41,18 +41,18 @@ class Owed(NamedTuple):
 class Budgets:
     """The rules that a request must satisfy.
 
-    A limit without an algorithm is a sliding window here: two full fixed windows that meet would
-    be twice what Telegram takes in that time.
+    Fixed windows become sliding windows here: two full fixed windows one after the other could let
+    twice as much through as Telegram accepts in that time.
 
     Args:
-        per_chat: What one chat takes; None for no limit.
-        per_group: What a group takes besides.
-        broadcast: What broadcasts take together.
-        margin: By which share of itself each period is longer here than was said. Two requests
-            that leave a second apart arrive 0.98 seconds apart if the first was the slower one.
+        per_chat: The limit of one chat; None for no limit.
+        per_group: The additional limit of a group; None for no limit.
+        broadcast: The common limit of all broadcasts; None for no limit.
+        margin: By how much each period is made longer, as a share from 0 to 1. Two requests that
+            are sent a second apart arrive 0.98 seconds apart if the first one was slower.
 
     Raises:
-        ConfigError: A limit makes no sense.
+        ConfigError: A limit or the margin is invalid.
     """
 
     def __init__(
@@ -69,19 +69,19 @@ class Budgets:
         self._broadcast = _rule("out:broadcast", _limit("broadcast", broadcast, margin))
         self._paid = _rule("out:paid", _limit("broadcast", PAID, margin)) if broadcast else None
         self.block: Final = block_at("out:blocked:", attrgetter("chat"))
-        self.bot_block: Final = block_at("out:blocked", _nobody)
+        self.bot_block: Final = block_at("out:blocked", _no_id)
         self._rules = lru_cache(maxsize=1024)(self._make_rules)
 
     def broadcast(self, paid: bool) -> tuple[Rule, int] | None:
-        """The rule of broadcasts, and how many places it grants at once; None if there is none."""
+        """The rule of broadcasts and the most it grants at once; None if there is no rule."""
         return self._paid if paid else self._broadcast
 
     def owed(self, chat: Chat, cost: int) -> Owed:
-        """What a request of this cost takes."""
+        """The permits that a request of this cost takes."""
         return Owed(cost if self.chat else 0, cost if self.group and _is_group(chat) else 0)
 
-    def instalment(self, owed: Owed) -> tuple[Owed, Owed]:
-        """What can be taken of it at once, and what is left to be taken later."""
+    def split(self, owed: Owed) -> tuple[Owed, Owed]:
+        """Split permits into what can be taken at once and what is left to take later."""
         now = Owed(
             min(owed.chat, self.chat.capacity) if self.chat else 0,
             min(owed.group, self.group.capacity) if self.group else 0,
@@ -89,26 +89,26 @@ class Budgets:
         return now, Owed(owed.chat - now.chat, owed.group - now.group)
 
     def rules(self, chat: Chat, owed: Owed, slow: int) -> Rules:
-        """The rules for taking so much, all together or nothing.
+        """The rules for taking these permits, all together or none.
 
         Args:
-            chat: Whose places are taken.
-            owed: How many.
+            chat: The chat whose permits are taken.
+            owed: How many permits.
             slow: How often the pace is halved.
         """
         return self._rules(chat if isinstance(chat, str) else None, owed, slow)
 
     def chat_block(self, chat: Chat) -> Penalty:
         """The rule that refuses while the chat is blocked."""
-        return self.block if isinstance(chat, int) else block_at("out:blocked:", _always(chat))
+        return self.block if isinstance(chat, int) else block_at("out:blocked:", _fixed_id(chat))
 
-    def is_full(self, chat: Chat, taken: Owed, remaining: int) -> bool:
-        """Whether nothing had been taken of the chat's places for a while before this."""
+    def was_unused(self, chat: Chat, taken: Owed, remaining: int) -> bool:
+        """Whether the chat's permits had not been used for a while before this."""
         unused = self.chat is not None and remaining == self.chat.capacity - taken.chat
         return unused and isinstance(chat, int) and chat > 0
 
     def _make_rules(self, name: str | None, owed: Owed, slow: int) -> Rules:
-        ids: Ids = attrgetter("chat") if name is None else _always(name)
+        ids: Ids = attrgetter("chat") if name is None else _fixed_id(name)
         rules: list[Rule] = [self.bot_block, block_at("out:blocked:", ids)]
         if self.chat and owed.chat:
             rules.append(rule_at("out:chat:", self.chat, ids, owed.chat))
@@ -130,7 +130,7 @@ class Budgets:
 
 
 def subject_of(bot: int, chat: Chat, business: str | None) -> Subject:
-    """Whom a request counts for; the chats of a business connection are not those of the bot."""
+    """The subject of a request; chats of a business connection count apart from the bot's own."""
     return Subject(chat=chat if isinstance(chat, int) else None, bot=bot, business=business)
 
 
@@ -149,17 +149,17 @@ def _limit(name: str, value: LimitLike | None, margin: float) -> Limit | None:
 
 
 def _rule(path: str, limit: Limit | None) -> tuple[Rule, int] | None:
-    return None if limit is None else (rule_at(path, limit, _nobody, 1), limit.capacity)
+    return None if limit is None else (rule_at(path, limit, _no_id, 1), limit.capacity)
 
 
 def _is_group(chat: Chat) -> bool:
-    """A user name is that of a public group or channel: a bot reaches no person by it."""
+    """Whether this is a group or channel. A user name always is: bots reach users only by id."""
     return chat < 0 if isinstance(chat, int) else chat.startswith("@")
 
 
-def _always(name: str) -> Ids:
+def _fixed_id(name: str) -> Ids:
     return lambda _: name
 
 
-def _nobody(_: Subject) -> str:
+def _no_id(_: Subject) -> str:
     return ""

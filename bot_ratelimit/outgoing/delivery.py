@@ -1,4 +1,4 @@
-"""Delivery: one request's way through its lane, to Telegram, and again after a 429."""
+"""Delivery: sends a request when it has its turn and its permits, and again after a 429."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from aiogram import Bot
 from aiogram.exceptions import TelegramRetryAfter
 
 from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.may_wait import may_wait
+from bot_ratelimit.outgoing.chat_queue import OVERTAKE_AFTER, YOUR_TURN, ChatQueue, Request
 from bot_ratelimit.outgoing.floods import Floods
-from bot_ratelimit.outgoing.lane import OVERTAKE_AFTER, YOUR_TURN, Lane, Request
 from bot_ratelimit.outgoing.methods import Kind, Method
-from bot_ratelimit.outgoing.naps import Naps
 from bot_ratelimit.outgoing.pacing import Pacer
+from bot_ratelimit.outgoing.sleeper import Sleeper
+from bot_ratelimit.waiting_allowed import waiting_allowed
 
-leaving: Final[ContextVar[Callable[[], None] | None]] = ContextVar(
+before_send: Final[ContextVar[Callable[[], None] | None]] = ContextVar(
     "bot_ratelimit_leaving", default=None
 )
-"""Called when a request of this context leaves, just before Telegram may have got it."""
+"""Called at the last moment before a request of this context is sent and Telegram may get it."""
 
 broadcasting: Final[ContextVar[bool]] = ContextVar("bot_ratelimit_broadcasting", default=False)
-"""Whether what is sent in this context is part of a broadcast."""
+"""Whether requests of this context are part of a broadcast."""
 
 
-class Terms(NamedTuple):
-    """When a request that was answered with 429 is sent again."""
+class DeliveryOptions(NamedTuple):
+    """How requests are delivered, and when a request that was answered with 429 is sent again."""
 
     retries: int
     max_wait: float
@@ -38,137 +38,139 @@ class Terms(NamedTuple):
 
 
 class Delivery:
-    """Brings requests to Telegram.
+    """Sends requests to Telegram.
 
     Args:
-        pacer: Takes their places.
-        floods: Hears of 429s.
-        naps: Sleeps that end with the bot.
-        terms: When they are repeated.
-        changed: Called when one that took a place has left.
+        pacer: Takes their permits.
+        floods: Handles 429s.
+        sleeper: Sleeps that end when the bot shuts down.
+        options: When requests are sent again, and in which order.
+        on_change: Called when a paced request starts.
     """
 
     def __init__(
         self,
         pacer: Pacer,
         floods: Floods,
-        naps: Naps,
-        terms: Terms,
-        changed: Callable[[], None],
+        sleeper: Sleeper,
+        options: DeliveryOptions,
+        on_change: Callable[[], None],
     ) -> None:
         self.in_flight = 0
-        """How many requests Telegram has not answered yet."""
+        """The number of requests that Telegram has not answered yet."""
         self.paced_in_flight = 0
-        """How many of them took their turn in a lane."""
-        self._changed = changed
+        """The number of them that waited for their turn in a queue."""
+        self._on_change = on_change
         self._pacer = pacer
         self._floods = floods
-        self._naps = naps
-        self._terms = terms
-        self._landed = asyncio.Event()
+        self._sleeper = sleeper
+        self._options = options
+        self._all_answered = asyncio.Event()
 
-    async def in_turn(self, lane: Lane, request: Request) -> Any:
-        """Wait for the turn, or for the outcome of the newer edit that is sent instead."""
-        if (turn := lane.join(request)) is not None:
+    async def send_paced(self, queue: ChatQueue, request: Request) -> Any:
+        """Wait for the turn and send, or return the outcome of a newer edit sent instead."""
+        if (turn := queue.join(request)) is not None:
             try:
                 outcome = await turn
             except asyncio.CancelledError:
-                lane.leave(request)
+                queue.leave(request)
                 raise
             if outcome is not YOUR_TURN:
                 return outcome
-        slot = request.slot
+        entry = request.entry
         try:
-            result = await self._deliver(lane, request)
+            result = await self._deliver(queue, request)
         except Exception as error:
-            slot.settle(request, error=error)
-            lane.forget(slot)
-            lane.release(slot)
+            entry.settle(request, error=error)
+            queue.forget(entry)
+            queue.release(entry)
             raise
         except BaseException:
-            lane.leave(request)
+            queue.leave(request)
             raise
-        slot.settle(request, result)
-        lane.release(slot)
+        entry.settle(request, result)
+        queue.release(entry)
         return result
 
-    async def now_or_never(self, lane: Lane, request: Request) -> Any:
-        """A chat action, which says what the bot does at this moment, or nothing."""
-        if not await self._pacer.try_once(lane, request):
+    async def send_or_drop(self, queue: ChatQueue, request: Request) -> Any:
+        """Send a chat action now, or drop it: it describes what the bot does at this moment."""
+        if not await self._pacer.try_once(queue, request):
             return True
         try:
             return await self._send(request)
         except TelegramRetryAfter as error:
-            await self._floods.met(lane, request, error, fresh=False)
+            await self._floods.on_retry_after(queue, request, error, fresh=False)
             return True
 
     async def unpaced(self, request: Request) -> Any:
-        """What takes no place, but waits after a 429 of its own."""
+        """Send a request that takes no permit; it waits only after a 429 of its own."""
         attempt = 0
         while True:
             try:
                 return await self._send(request)
             except TelegramRetryAfter as error:
                 if request.traffic.kind is Kind.OTHER:
-                    self._floods.met_alone(error)
+                    self._floods.report_method(error)
                 else:
-                    await self._floods.met(None, request, error, fresh=False)
+                    await self._floods.on_retry_after(None, request, error, fresh=False)
                 attempt += 1
-                if attempt > self._terms.retries or self._pacer.closed:
+                if attempt > self._options.retries or self._pacer.closed:
                     raise
-                if not self._repeats(request, error.retry_after):
+                if not self._may_repeat(request, error.retry_after):
                     raise
-                await self._naps.sleep(error.retry_after)
+                await self._sleeper.sleep(error.retry_after)
 
-    async def landed(self, timeout: float) -> None:
-        """Wait until Telegram has answered everything, or the time is over."""
+    async def wait_for_answers(self, timeout: float) -> None:
+        """Wait until Telegram has answered everything, for `timeout` seconds at most."""
         if self.in_flight:
-            self._landed.clear()
+            self._all_answered.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._landed.wait(), timeout)
+                await asyncio.wait_for(self._all_answered.wait(), timeout)
 
-    def refuse_if_closed(self, bot: Bot, method: Method) -> None:
-        """A session that was closed would open itself again for a late request, and stay open."""
+    def check_session_open(self, bot: Bot, method: Method) -> None:
+        """Raise NotSentError if the session is closed: a request would open it again for good."""
         if self._pacer.closed and _is_closed(bot.session):
             raise NotSentError(
                 f"{method.__api_method__} was not sent: the session of the bot is closed"
             )
 
-    async def _deliver(self, lane: Lane, request: Request) -> Any:
-        """Take a place, send, and do so again after a 429."""
-        slot, attempt = request.slot, 0
+    async def _deliver(self, queue: ChatQueue, request: Request) -> Any:
+        """Take a permit and send; repeat this after a 429."""
+        entry, attempt = request.entry, 0
         while True:
-            place = await self._pacer.take(lane, request)
+            permit = await self._pacer.take(queue, request)
             if request.broadcast:
-                await self._pacer.take_for_broadcast(lane, request)
-            newest = lane.seal(slot)
-            slot.in_flight = True
+                await self._pacer.take_for_broadcast(queue, request)
+            newest = queue.seal(entry)
+            entry.in_flight = True
             try:
-                result = await self._send(newest, lane)
+                result = await self._send(newest, queue)
             except TelegramRetryAfter as error:
-                await self._floods.met(lane, newest, error, fresh=place.fresh)
+                await self._floods.on_retry_after(queue, newest, error, fresh=permit.fresh)
                 attempt += 1
-                if attempt > self._terms.retries or not self._repeats(newest, error.retry_after):
+                if attempt > self._options.retries:
+                    raise
+                if not self._may_repeat(newest, error.retry_after):
                     raise
             else:
-                self._pacer.learn(lane, place)
+                self._pacer.learn(queue, permit)
                 return result
             finally:
-                slot.in_flight = False
-            lane.reopen(slot)
-            await self._pacer.regain(lane, request)
+                entry.in_flight = False
+            queue.reopen(entry)
+            await self._pacer.retake_turn(queue, request)
 
-    async def _send(self, request: Request, lane: Lane | None = None) -> Any:
+    async def _send(self, request: Request, queue: ChatQueue | None = None) -> Any:
         bot, timer = request.bot, None
-        self.refuse_if_closed(bot, request.method)
-        if on_leaving := leaving.get():
-            on_leaving()
-        if lane is not None:
-            wait = OVERTAKE_AFTER if self._terms.in_order else 0
+        self.check_session_open(bot, request.method)
+        if on_before_send := before_send.get():
+            on_before_send()
+        if queue is not None:
+            wait = OVERTAKE_AFTER if self._options.in_order else 0
             loop = asyncio.get_running_loop()
-            timer = loop.call_later(wait, lane.release, request.slot)
+            timer = loop.call_later(wait, queue.release, request.entry)
             self.paced_in_flight += 1
-            self._changed()
+            self._on_change()
         self.in_flight += 1
         try:
             return await request.send(bot, request.method)
@@ -178,15 +180,15 @@ class Delivery:
                 self.paced_in_flight -= 1
             self.in_flight -= 1
             if not self.in_flight:
-                self._landed.set()
+                self._all_answered.set()
 
-    def _repeats(self, request: Request, seconds: float) -> bool:
-        if request.traffic.items and not self._terms.repeat_albums:
+    def _may_repeat(self, request: Request, seconds: float) -> bool:
+        if request.traffic.items and not self._options.repeat_albums:
             return False
-        return may_wait.get() and (request.broadcast or seconds <= self._terms.max_wait)
+        return waiting_allowed.get() and (request.broadcast or seconds <= self._options.max_wait)
 
 
 def _is_closed(session: Any) -> bool:
-    """Whether an aiohttp session was closed; it says so in nothing that is public."""
+    """Whether an aiohttp session was closed; aiogram has no public attribute for this."""
     client = getattr(session, "_session", None)
     return client is not None and bool(getattr(client, "closed", False))

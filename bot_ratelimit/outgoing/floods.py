@@ -1,4 +1,4 @@
-"""What a 429 means: who is blocked until when, on every instance, and how fast it goes on then."""
+"""Floods: what a 429 blocks, for how long, and how the pace continues, on all instances."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from bot_ratelimit.decision import Decision
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.observer import Observer
 from bot_ratelimit.outgoing.budgets import Budgets, subject_of
-from bot_ratelimit.outgoing.lane import Lane, Request
+from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request
 from bot_ratelimit.penalty import Penalty, blocking
 
 log = logging.getLogger("bot_ratelimit")
 
 CAUTIOUS_FOR: Final = 60.0
-"""Seconds after a 429 during which its chat goes at half its pace: it was wrong for this chat."""
+"""Seconds after a block during which its chat is sent to at half the pace, since the normal pace
+was too fast."""
 _SLOWEST: Final = 5
-# So many chats that had been quiet and are refused within a second: it is not about the chats.
+# If this many quiet chats are refused within a second, the limit is the bot's and not the chats'.
 _MANY: Final = 3
 _TOGETHER: Final = 1.0
-# A line for each 429 would be a flood of its own.
+# One line for each 429 would flood the log.
 _LOG_EVERY: Final = 5.0
 
 
 class Floods:
-    """Remembers until when Telegram wants silence.
+    """Remembers what Telegram has blocked.
 
-    A block is a key in the storage, which every instance reads in the very command that takes its
-    place, so that none has to ask Telegram to find out. What this process was told itself, it
-    also remembers, in case the storage is away.
+    A block is a key in the storage. Each instance reads it in the same command that takes a permit,
+    so that an instance need not get a 429 itself to learn of it. This process also remembers its
+    own 429s, in case the storage is unreachable.
 
     Args:
-        limiter: Decides about places, and keeps the blocks.
-        budgets: The rules that read them.
-        observer: Hears of each 429.
+        limiter: Grants permits and stores the blocks.
+        budgets: The rules that read the blocks.
+        observer: Is told of each 429.
     """
 
     def __init__(
@@ -52,88 +53,90 @@ class Floods:
         self._fresh: deque[tuple[float, int, int | str]] = deque(maxlen=_MANY)
         self._log_again = 0.0
 
-    def rest(self, lane: Lane, bot: int) -> float:
-        """Seconds that are left of what this process knows of; 0.0 or less if nothing."""
+    def blocked_for(self, queue: ChatQueue, bot: int) -> float:
+        """Seconds until the blocks that this process knows of end; 0.0 or less without a block."""
         now = asyncio.get_running_loop().time()
-        return max(lane.blocked_until, self._bots.get(bot, 0.0)) - now
+        return max(queue.blocked_until, self._bots.get(bot, 0.0)) - now
 
-    def heard(self, lane: Lane, bot: int, decision: Decision) -> bool:
-        """Note a refusal; True if it is a block that was met, and not a budget that is used up."""
+    def note_refusal(self, queue: ChatQueue, bot: int, decision: Decision) -> bool:
+        """Record a refusal; return True if a block refused, and False if a budget is used up."""
         if not decision.banned or not isinstance(decision.rule, Penalty):
             return False
         if decision.rule.path == self._budgets.bot_block.path:
             self._block_bot(bot, decision.retry_after)
         else:
-            self._block_chat(lane, decision.retry_after)
+            self._block_chat(queue, decision.retry_after)
         return True
 
-    async def met(
-        self, lane: Lane | None, request: Request, error: TelegramRetryAfter, *, fresh: bool
+    async def on_retry_after(
+        self, queue: ChatQueue | None, request: Request, error: TelegramRetryAfter, *, fresh: bool
     ) -> None:
-        """Block the chat, or the bot, for as long as Telegram says.
+        """Block the chat or the whole bot for as long as Telegram says.
 
         Args:
-            lane: The chat's; None for a request to no chat.
-            request: What Telegram refused.
-            error: Its answer.
-            fresh: Whether the chat had been quiet, so that it cannot be the chat's own limit.
+            queue: The queue of the chat; None for a request to no chat.
+            request: The request that Telegram refused.
+            error: Telegram's answer.
+            fresh: Whether the chat had been quiet, so that its own limit cannot be the reason.
         """
         bot, seconds = request.bot.id, float(error.retry_after)
-        whole_bot = lane is None or (fresh and self._is_common(bot, lane))
-        self._tell(request, lane, seconds, whole_bot)
+        whole_bot = queue is None or (fresh and self._many_chats_refused(bot, queue))
+        self._log(request, queue, seconds, whole_bot)
         if self._observer is not None:
             self._observer.flood_waited("bot" if whole_bot else "chat", seconds)
-        if lane is not None:
-            self._block_chat(lane, seconds)
-            subject = subject_of(bot, lane.chat, _business(request))
-            rule = self._budgets.chat_block(lane.chat)
-            await self._limiter.hit(blocking(rule, seconds), subject, _tell=False, _outgoing=True)
+        if queue is not None:
+            self._block_chat(queue, seconds)
+            subject = subject_of(bot, queue.chat, _business(request))
+            rule = self._budgets.chat_block(queue.chat)
+            await self._limiter.hit(blocking(rule, seconds), subject, _notify=False, _outgoing=True)
         if whole_bot:
             self._block_bot(bot, seconds)
             rule, subject = self._budgets.bot_block, subject_of(bot, "", None)
-            await self._limiter.hit(blocking(rule, seconds), subject, _tell=False, _outgoing=True)
+            await self._limiter.hit(blocking(rule, seconds), subject, _notify=False, _outgoing=True)
 
-    def met_alone(self, error: TelegramRetryAfter) -> None:
-        """Tell of a 429 to a method that takes no place: it blocks nothing else."""
+    def report_method(self, error: TelegramRetryAfter) -> None:
+        """Report a 429 of a method without a permit to the observers; it blocks nothing else."""
         if self._observer is not None:
             self._observer.flood_waited("method", float(error.retry_after))
 
-    def _block_chat(self, lane: Lane, seconds: float) -> None:
+    def _block_chat(self, queue: ChatQueue, seconds: float) -> None:
         now = asyncio.get_running_loop().time()
-        if lane.blocked_until <= now:  # not the same one once more
-            lane.slow = min(lane.slow + 1, _SLOWEST) if now < lane.slow_until else 1
-        lane.blocked_until = max(lane.blocked_until, now + seconds)
-        lane.slow_until = lane.blocked_until + CAUTIOUS_FOR
-        lane.idle_until = max(lane.idle_until, lane.slow_until)
+        if queue.blocked_until <= now:  # a new block, not another 429 of the same one
+            queue.slow = min(queue.slow + 1, _SLOWEST) if now < queue.slow_until else 1
+        queue.blocked_until = max(queue.blocked_until, now + seconds)
+        queue.slow_until = queue.blocked_until + CAUTIOUS_FOR
+        queue.idle_until = max(queue.idle_until, queue.slow_until)
 
     def _block_bot(self, bot: int, seconds: float) -> None:
         until = asyncio.get_running_loop().time() + seconds
         self._bots[bot] = max(self._bots.get(bot, 0.0), until)
 
-    def _is_common(self, bot: int, lane: Lane) -> bool:
-        """Whether several chats that had been quiet were refused at the same time."""
+    def _many_chats_refused(self, bot: int, queue: ChatQueue) -> bool:
+        """Whether several quiet chats were refused at about the same time."""
         now = asyncio.get_running_loop().time()
         others = {chat for _, whose, chat in self._fresh if whose == bot}
-        if lane.chat not in others:
-            self._fresh.append((now, bot, lane.chat))
+        if queue.chat not in others:
+            self._fresh.append((now, bot, queue.chat))
         recent = [1 for at, whose, _ in self._fresh if whose == bot and now - at <= _TOGETHER]
         return len(recent) >= _MANY
 
-    def _tell(self, request: Request, lane: Lane | None, seconds: float, whole_bot: bool) -> None:
+    def _log(
+        self, request: Request, queue: ChatQueue | None, seconds: float, whole_bot: bool
+    ) -> None:
         now = asyncio.get_running_loop().time()
         if now < self._log_again:
             return
         self._log_again = now + _LOG_EVERY
         log.warning(
-            "Telegram refused %s (429): %s sends nothing for %.0f s, on every instance",
+            "Telegram refused %s (429): %s sends nothing for %.0f s, on all instances",
             describe(request),
-            "this bot" if whole_bot or lane is None else f"to chat {lane.chat} this bot",
+            "this bot" if whole_bot or queue is None else f"to chat {queue.chat} this bot",
             seconds,
         )
 
 
 def retry_after(request: Request, seconds: float) -> TelegramRetryAfter:
-    """The error that Telegram would answer with, had it been asked."""
+    """The error that Telegram would have answered with."""
     return TelegramRetryAfter(
         request.method,
         "still blocked by an earlier 429; Telegram was not asked",
@@ -142,7 +145,7 @@ def retry_after(request: Request, seconds: float) -> TelegramRetryAfter:
 
 
 def describe(request: Request) -> str:
-    """A request in the words of a log: `sendMessage to chat 42`."""
+    """Describe a request for logs and errors: `sendMessage to chat 42`."""
     name = request.method.__api_method__
     chat = getattr(request.method, "chat_id", None)
     return name if chat is None else f"{name} to chat {chat}"

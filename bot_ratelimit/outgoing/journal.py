@@ -1,4 +1,4 @@
-"""Journal: a file that says to which chats a broadcast was sent, for the run that goes on."""
+"""Journal: a file that records a broadcast, so that the next run can continue it."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ _WORDS: Final = {LEAVING, *(status.value for status in Status)}
 
 
 class Journal:
-    """What was done, a line for each step.
+    """A file that says to which chats a broadcast was sent, a line for each step.
 
-    ::
+    `Journal("news.journal")` writes::
 
         42 leaving
         42 sent
         43 leaving
 
-    `leaving` is written before the request leaves, the outcome when it is known, both without any
-    buffer of this process. So after a crash, also by SIGKILL, everybody to whom something was sent
-    is in the file; only the chats without an outcome may or may not have got it. These are
-    `in_flight`. (After a power failure, what the system had not written yet is missing.)
+    `leaving` is written before a request is sent, and the outcome when it is known, both without
+    a buffer in this process. So after a crash, even by SIGKILL, the file has every chat to which
+    something was sent. Chats without an outcome may or may not have got it; these are
+    `in_flight`. (After a power failure, data that the system had not written yet is missing.)
 
     Args:
-        path: The file; made when the first request leaves. A broadcast closes it at its end.
-        repeat_in_flight: Whether to send again to those that were in flight. By default they are
-            left out: to nobody twice.
+        path: The file; it is created before the first request. A broadcast closes it at its end.
+        repeat_in_flight: Whether chats that were in flight get the message again. By default they
+            are skipped, so that no chat gets it twice.
 
     Raises:
-        ConfigError: The file is something else, or cannot be read.
+        ConfigError: The file is not a journal, or cannot be read.
     """
 
     def __init__(self, path: str | Path, *, repeat_in_flight: bool = False) -> None:
         self.path = Path(path)
         self.done: set[str] = set()
-        """The chats that need nothing more."""
+        """The chats that need no further request."""
         self._file: FileIO | None = None
         try:
             begun = self._read() if self.path.exists() else []
         except OSError as error:
             raise ConfigError(f"the journal {self.path}: {error.strerror}") from None
         self.in_flight: tuple[int | str, ...] = tuple(map(_chat, begun))
-        """Those that an earlier run was sending to when it ended."""
+        """The chats to which an earlier run was sending when it ended."""
         if not repeat_in_flight:
             self.done.update(begun)
 
@@ -55,11 +55,11 @@ class Journal:
         return str(chat) in self.done
 
     def leaving(self, chat: int | str) -> None:
-        """A request to this chat is about to leave."""
+        """Record that a request to this chat is about to be sent."""
         self._write(f"{chat} {LEAVING}")
 
     def finished(self, chat: int | str, status: Status) -> None:
-        """What came of it."""
+        """Record the outcome."""
         self._write(f"{chat} {status.value}")
 
     def close(self) -> None:
@@ -74,12 +74,12 @@ class Journal:
         self._file.write(f"{line}\n".encode())
 
     def _read(self) -> list[str]:
-        """Note what is done; returns what was begun and has no outcome."""
+        """Read the file; return the chats without an outcome."""
         begun: dict[str, None] = {}
         whole = 0
         with self.path.open("rb") as lines:
             for number, raw in enumerate(lines, 1):
-                if not raw.endswith(b"\n"):  # killed while it wrote: not written
+                if not raw.endswith(b"\n"):  # an incomplete line, of a process that was killed
                     break
                 whole += len(raw)
                 chat, _, word = raw.decode(errors="replace").strip().rpartition(" ")

@@ -1,4 +1,4 @@
-"""OutgoingLimits: every request of a bot passes here, and leaves when Telegram takes it."""
+"""OutgoingLimits: paces the requests of a bot, so that Telegram accepts them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from aiogram.exceptions import TelegramRetryAfter
 
 from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
 from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.may_wait import may_wait
 from bot_ratelimit.observer import Observer, ObserverLike, RequestOutcome, observers_of
 from bot_ratelimit.outgoing.broadcast import run
 from bot_ratelimit.outgoing.budgets import Budgets
-from bot_ratelimit.outgoing.delivery import Delivery, Terms, broadcasting
+from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request, Send
+from bot_ratelimit.outgoing.delivery import Delivery, DeliveryOptions, broadcasting
 from bot_ratelimit.outgoing.floods import Floods, describe
 from bot_ratelimit.outgoing.journal import Journal
-from bot_ratelimit.outgoing.lane import Lane, Request, Send
 from bot_ratelimit.outgoing.methods import Kind, Method, chat_of, edit_of, traffic_of
-from bot_ratelimit.outgoing.naps import Naps
 from bot_ratelimit.outgoing.pacing import Pacer
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.sent import Sent
+from bot_ratelimit.outgoing.sleeper import Sleeper
 from bot_ratelimit.rule import LimitLike
 from bot_ratelimit.settings import Settings
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis import RedisStorage
+from bot_ratelimit.waiting_allowed import waiting_allowed
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.driver import Client
@@ -47,15 +47,15 @@ log = logging.getLogger("bot_ratelimit")
 
 T = TypeVar("T", bound="int | str")
 
-# A request can wait for an answer, and one that is taken for lost costs a second burst.
+# A request can wait for Redis' answer; an answer that is mistaken for lost costs a second burst.
 TIMEOUT: Final = 1.0
-# Lanes of chats that nothing is remembered of are dropped now and then.
+# Idle queues are dropped about once in this many seconds.
 _SWEEP_EVERY: Final = 1.0
-_TOLD: Final = 10
+_MAX_NAMED: Final = 10
 
 
 class OutgoingLimits(BaseRequestMiddleware):
-    """Sends no faster than Telegram takes, in order, on all instances together.
+    """Sends no faster than Telegram accepts, in order, over all instances together.
 
     ::
 
@@ -63,28 +63,32 @@ class OutgoingLimits(BaseRequestMiddleware):
         outgoing.setup(bot, dispatcher)
 
     Args:
-        redis_client: A `redis.asyncio` client. Without one each process paces by itself.
-        key_prefix: What every key begins with, `<prefix>:ratelimit:bot:<bot>:out:...`.
-        limiter: Use this one, and its storage and prefix, instead of making one.
-        per_chat: What one chat takes; None for no limit.
-        per_group: What a group or channel takes besides.
-        broadcast: What everything sent inside of `broadcasting()` takes together. Messages with
-            `allow_paid_broadcast` have a budget of 1000 a second instead.
-        max_wait: Seconds that a request waits for a block after a 429; beyond, it raises
-            `TelegramRetryAfter` at once, with the time that is left. Broadcasts wait on.
-        retries: How often a request that was answered with 429 is sent again. Nothing else ever is.
-        repeat_albums: Whether that holds for albums and for several messages forwarded or copied
-            in one call too, of which Telegram may have delivered a part.
-        merge_edits: Whether of several waiting edits of one message only the newest is sent.
-        in_order: Whether a chat's next request leaves only when the one before it was answered.
-        max_waiting: How many requests may wait for one chat, and ten times that in the process.
-        observer: Hears of each request that is paced, of 429s, and how many wait; one or several,
-            see `Observer`.
-        margin: By which share of itself every period is stretched, for the unequal times that
-            requests take to arrive.
+        redis_client: A `redis.asyncio` client. Without it, each process paces by itself.
+        key_prefix: The prefix of every key, `<prefix>:ratelimit:bot:<bot>:out:...`.
+        limiter: Use this limiter with its storage and prefix instead of making one.
+        per_chat: The limit of one chat; None for no limit.
+        per_group: The additional limit of a group or channel; None for no limit.
+        broadcast: The common limit of everything that is sent inside `broadcasting()`; None for no
+            limit. Messages with `allow_paid_broadcast` have a budget of 1000 a second instead.
+        max_wait: Seconds that a request waits for a block after a 429. If the block lasts longer,
+            the request raises `TelegramRetryAfter` at once, with the rest of the block. Broadcasts
+            wait as long as it takes.
+        retries: How often a request that was answered with 429 is sent again. No other request is
+            ever sent again.
+        repeat_albums: Whether albums, and several messages forwarded or copied in one call, are
+            also sent again. Telegram may have delivered a part of them.
+        merge_edits: Whether only the newest of several waiting edits of one message is sent.
+        in_order: Whether the next request of a chat is sent only when the one before it is
+            answered.
+        max_waiting: How many requests may wait for one chat; in the whole process, ten times as
+            many.
+        observer: One or several observers of paced requests, 429s and the number of waiting
+            requests; see `Observer`.
+        margin: By how much every period is made longer, as a share from 0 to 1: requests do not all
+            take the same time to arrive.
 
     Raises:
-        ConfigError: An argument makes no sense.
+        ConfigError: An argument is invalid.
     """
 
     def __init__(
@@ -111,35 +115,39 @@ class OutgoingLimits(BaseRequestMiddleware):
         self.retries = _count("retries", retries, 0)
         self.max_waiting = _count("max_waiting", max_waiting, 1)
         if limiter is not None and redis_client is not None:
-            raise ConfigError("redis_client and limiter are both given: the limiter has a storage")
+            raise ConfigError(
+                "redis_client and limiter are both given: the limiter has its own storage, so "
+                "remove redis_client"
+            )
         self._closes = limiter is None
         if limiter is None:
             storage = MemoryStorage() if redis_client is None else RedisStorage(redis_client)
             limiter = Limiter(storage, key_prefix=key_prefix, on_error="memory", timeout=TIMEOUT)
         self.limiter = limiter
         self._merge_edits = merge_edits
-        self._naps = Naps()
+        self._sleeper = Sleeper()
         floods = self._floods = Floods(limiter, self.budgets, self._observer)
-        self._pacer = Pacer(limiter, self.budgets, floods, self._naps, self.max_wait)
-        terms = Terms(self.retries, self.max_wait, repeat_albums, in_order)
-        self._delivery = Delivery(self._pacer, floods, self._naps, terms, self._tell_queued)
-        self._lanes: dict[tuple[int, int | str, str | None], Lane] = {}
+        self._pacer = Pacer(limiter, self.budgets, floods, self._sleeper, self.max_wait)
+        options = DeliveryOptions(self.retries, self.max_wait, repeat_albums, in_order)
+        self._delivery = Delivery(self._pacer, floods, self._sleeper, options, self._report_queued)
+        self._queues: dict[tuple[int, int | str, str | None], ChatQueue] = {}
         self._sweep_at = 0.0
         self._under_way = 0
         _announce(limiter, self.budgets)
 
     @classmethod
     def from_settings(cls, settings: Settings | None = None, **overrides: Any) -> OutgoingLimits:
-        """From the environment, `.env` and RATE_LIMIT_FILE: where Redis is, prefix and budgets.
+        """Make OutgoingLimits from the environment, `.env` and RATE_LIMIT_FILE.
 
-        It closes the Redis client that it makes when it is closed itself.
+        They say where Redis is, and give the key prefix and the budgets. `close` closes the Redis
+        client that this makes.
 
         Args:
-            settings: These instead of the environment.
-            **overrides: Arguments of the constructor.
+            settings: Use these settings instead of the environment.
+            **overrides: Arguments of the constructor, which win over the settings.
 
         Raises:
-            ConfigError: A variable or an argument makes no sense.
+            ConfigError: A variable or an argument is invalid.
         """
         settings = settings or Settings()
         overrides = {**settings.file.outgoing, **overrides}
@@ -156,12 +164,15 @@ class OutgoingLimits(BaseRequestMiddleware):
         return limits
 
     def setup(self, bot: Bot, dispatcher: Dispatcher | None = None) -> OutgoingLimits:
-        """Stand in the way of everything that this bot, or any other of its session, sends.
+        """Pace everything that this bot sends, and all other bots that share its session.
 
         Args:
-            bot: The bot; bots that share a session need this once.
-            dispatcher: When it shuts down, requests that wait end, before the session closes.
-                Without it, call `close` yourself.
+            bot: The bot. Bots that share a session need only one call.
+            dispatcher: At its shutdown, waiting requests end before the session closes. Without it,
+                call `close` yourself.
+
+        Returns:
+            This object.
         """
         if self not in bot.session.middleware:
             bot.session.middleware(self)
@@ -172,7 +183,10 @@ class OutgoingLimits(BaseRequestMiddleware):
 
     @asynccontextmanager
     async def broadcasting(self) -> AsyncIterator[None]:
-        """What is sent inside takes from the broadcasts' budget too, and lets replies go first."""
+        """Treat everything that is sent inside as part of a broadcast.
+
+        It also takes from the broadcast budget, and lets replies go first.
+        """
         token = broadcasting.set(True)
         try:
             yield
@@ -188,7 +202,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         progress: Progress | None = None,
         in_flight: int = 50,
     ) -> AsyncGenerator[Sent[T], None]:
-        """Send to many chats, at the pace of the broadcasts' budget, and say what came of each.
+        """Send to many chats at the pace of the broadcast budget, and yield the outcome for each.
 
         ::
 
@@ -197,33 +211,34 @@ class OutgoingLimits(BaseRequestMiddleware):
                     await forget(sent.chat)
 
         Args:
-            chats: Ids, from anything that can be iterated over.
-            send: Sends to one of them, with a bot that is set up; called once for each.
-            journal: What was done already, and is not done again.
-            progress: Counts, and shows how far it has come.
-            in_flight: To how many chats it sends at a time: the budget times the seconds that a
-                request takes.
+            chats: Ids, from any iterable or async iterable.
+            send: Sends to one chat, with a bot that is set up; called once for each chat.
+            journal: Records what was done, so that the next run does not repeat it.
+            progress: Counts outcomes and shows the progress.
+            in_flight: How many chats are sent to at the same time: the budget per second times the
+                seconds that a request takes.
 
         Raises:
-            NotSentError: The bot is shutting down; the journal says where to go on.
+            NotSentError: The bot is shutting down; the journal says where to continue.
+            ConfigError: `in_flight` is not a whole number from 1 up.
         """
         _count("in_flight", in_flight, 1)
         return run(chats, send, journal=journal, progress=progress, in_flight=in_flight)
 
     async def __call__(self, make_request: Send, bot: Bot, method: Method) -> Any:
-        """Send the request when it is its turn.
+        """Send the request when it has its turn.
 
         Raises:
-            NotSentError: It may not wait, or the bot is shutting down.
-            SendQueueFullError: Too many wait already.
-            TelegramRetryAfter: A 429 that is not waited for, or one time too many.
+            NotSentError: The request may not wait, or the bot is shutting down.
+            SendQueueFullError: Too many requests wait already.
+            TelegramRetryAfter: The 429 lasts longer than requests wait, or all retries were used.
         """
         traffic = traffic_of(type(method))
         if traffic.kind is Kind.NEVER:
             try:
                 return await make_request(bot, method)
             except TelegramRetryAfter as error:
-                self._floods.met_alone(error)
+                self._floods.report_method(error)
                 raise
         if self._observer is not None:
             return await self._watched(self._observer, make_request, bot, method)
@@ -232,7 +247,7 @@ class OutgoingLimits(BaseRequestMiddleware):
     async def _watched(
         self, observer: Observer, make_request: Send, bot: Bot, method: Method
     ) -> Any:
-        """Send the request, and tell the observer what came of it."""
+        """Send the request and report its outcome to the observer."""
         clock = asyncio.get_running_loop().time
         began, left = clock(), 0.0
         outcome: RequestOutcome = "unsent"
@@ -259,7 +274,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
     async def _paced(self, make_request: Send, bot: Bot, method: Method) -> Any:
         traffic = traffic_of(type(method))
-        self._delivery.refuse_if_closed(bot, method)
+        self._delivery.check_session_open(bot, method)
         bulk, edit = broadcasting.get(), None
         if traffic.kind is Kind.EDIT and self._merge_edits and not bulk:
             edit = edit_of(method, traffic)
@@ -267,94 +282,97 @@ class OutgoingLimits(BaseRequestMiddleware):
         chat = None if traffic.kind is Kind.OTHER else chat_of(method)
         if chat is None:
             return await self._delivery.unpaced(request)
-        lane = self._lane(bot.id, chat, getattr(method, "business_connection_id", None))
+        queue = self._queue(bot.id, chat, getattr(method, "business_connection_id", None))
         if traffic.kind is Kind.ACTION:
-            return await self._delivery.now_or_never(lane, request)
-        if lane.holder is not None:
-            self._admit(lane, request)
+            return await self._delivery.send_or_drop(queue, request)
+        if queue.holder is not None:
+            self._admit(queue, request)
         self._count(1)
         try:
-            return await self._delivery.in_turn(lane, request)
+            return await self._delivery.send_paced(queue, request)
         finally:
             self._count(-1)
 
     def _count(self, change: int) -> None:
         self._under_way += change
-        self._tell_queued()
+        self._report_queued()
 
-    def _tell_queued(self) -> None:
+    def _report_queued(self) -> None:
         if self._observer is not None:
             self._observer.queued(max(0, self._under_way - self._delivery.paced_in_flight))
 
     async def open(self) -> None:
-        """Let requests wait again, after a `close`."""
+        """Allow requests to wait again, after a `close`."""
         self._pacer.open()
 
     async def close(self, timeout: float = 5.0) -> None:
-        """End everything that waits, and wait for what is being sent.
+        """End all waiting requests and wait for those in progress.
 
-        Later requests still go if they need not wait and the session is open.
+        Later requests are still sent if they need not wait and the session is open.
 
         Args:
-            timeout: Seconds that requests which are being sent get for their answers.
+            timeout: Seconds to wait for the answers of requests in progress.
         """
         self._pacer.closed = True
         unsent = Counter(
-            describe(slot.requests[-1])
-            for lane in self._lanes.values()
-            for slot in lane.slots()
-            if slot.requests and not slot.in_flight
+            describe(entry.requests[-1])
+            for queue in self._queues.values()
+            for entry in queue.entries()
+            if entry.requests and not entry.in_flight
         )
-        for lane in self._lanes.values():
-            lane.abandon(_ending())
-        self._naps.end(_ending)
+        for queue in self._queues.values():
+            queue.abandon(_shutting_down())
+        self._sleeper.interrupt(_shutting_down)
         if unsent:
-            told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_TOLD))
-            more = f" and {len(unsent) - _TOLD} more chats" if len(unsent) > _TOLD else ""
+            told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_MAX_NAMED))
+            more = f" and {len(unsent) - _MAX_NAMED} more chats" if len(unsent) > _MAX_NAMED else ""
             log.warning("%d requests were not sent: %s%s", unsent.total(), told, more)
         await self._pacer.close()
-        await self._delivery.landed(timeout)
+        await self._delivery.wait_for_answers(timeout)
         if self._delivery.in_flight:
             log.warning("%d requests have no answer yet", self._delivery.in_flight)
         if self._closes:
             await self.limiter.close()
 
-    def _admit(self, lane: Lane, request: Request) -> None:
-        if lane.is_merging(request):
+    def _admit(self, queue: ChatQueue, request: Request) -> None:
+        if queue.is_merging(request):
             return
         if self._pacer.closed:
-            raise _ending()
-        if not may_wait.get():
-            raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
-        if lane.waiting >= self.max_waiting:
-            whose = f"for chat {lane.chat}; give per_chat more or send less"
+            raise _shutting_down()
+        if not waiting_allowed.get():
+            raise NotSentError(
+                f"{describe(request)} was not sent: other requests wait for this chat"
+            )
+        if queue.waiting >= self.max_waiting:
+            whose = f"for chat {queue.chat}; raise per_chat or send less"
         elif self._under_way >= 10 * self.max_waiting:
             whose = "in this process; send less or raise max_waiting"
         else:
             return
+        waiting = max(queue.waiting, self._under_way)
         raise SendQueueFullError(
-            f"{describe(request)} was not sent: {max(lane.waiting, self._under_way)} requests wait "
-            f"{whose} (max_waiting={self.max_waiting})"
+            f"{describe(request)} was not sent: {waiting} requests wait {whose} "
+            f"(max_waiting={self.max_waiting})"
         )
 
-    def _lane(self, bot: int, chat: int | str, business: str | None) -> Lane:
+    def _queue(self, bot: int, chat: int | str, business: str | None) -> ChatQueue:
         key = (bot, chat, business)
-        lane = self._lanes.get(key)
-        if lane is None:
+        queue = self._queues.get(key)
+        if queue is None:
             self._sweep()
-            lane = self._lanes[key] = Lane(chat)
-        return lane
+            queue = self._queues[key] = ChatQueue(chat)
+        return queue
 
     def _sweep(self) -> None:
         now = asyncio.get_running_loop().time()
         if now >= self._sweep_at:
             self._sweep_at = now + _SWEEP_EVERY
-            idle = [key for key, lane in self._lanes.items() if lane.is_idle(now)]
+            idle = [key for key, queue in self._queues.items() if queue.is_idle(now)]
             for key in idle:
-                del self._lanes[key]
+                del self._queues[key]
 
 
-def _ending() -> NotSentError:
+def _shutting_down() -> NotSentError:
     return NotSentError("not sent: the bot is shutting down")
 
 
@@ -379,5 +397,5 @@ def _announce(limiter: Limiter, budgets: Budgets) -> None:
     else:
         log.warning(
             "OutgoingLimits: Redis not provided, this process paces by itself. "
-            "Several instances together will send more than Telegram takes"
+            "Several instances together will send more than Telegram accepts"
         )

@@ -17,15 +17,15 @@ class Kind(Enum):
     """How a method is treated."""
 
     SEND = "send"
-    """Takes a place in its chat, and waits for it."""
+    """Takes a permit of its chat, and waits for it."""
     EDIT = "edit"
-    """As a send; of several waiting edits of one message only the newest goes."""
+    """Like SEND; of several waiting edits of one message only the newest is sent."""
     ACTION = "action"
-    """Takes a place if there is one, else it is dropped."""
+    """Takes a permit if one is free; otherwise it is dropped."""
     OTHER = "other"
-    """Goes at once; only a 429 makes it wait, and be repeated."""
+    """Sent at once; only a 429 makes it wait, and it is sent again then."""
     NEVER = "never"
-    """Passes untouched: it must not wait, or waits by itself."""
+    """Not touched: it must not wait, or it waits by itself."""
 
 
 class Traffic(NamedTuple):
@@ -33,25 +33,25 @@ class Traffic(NamedTuple):
 
     kind: Kind
     items: str = ""
-    """The field whose elements are counted, one place each; one place in all if empty."""
+    """The field whose elements are counted, one permit each; empty if the request is one permit."""
     message: str = ""
-    """The field that names the message that is edited."""
+    """The field that identifies the edited message."""
 
     def cost(self, method: Method) -> int:
-        """How many messages this is for Telegram."""
+        """How many messages Telegram counts for this request."""
         return max(1, len(getattr(method, self.items, None) or ())) if self.items else 1
 
 
 def traffic_of(method: type[Method]) -> Traffic:
-    """What a method of this type, or of one derived from it, counts as."""
+    """What a method of this type, or of a type derived from it, counts as."""
     found = _TABLE.get(method)
     return _inherited(method) if found is None else found
 
 
 def chat_of(method: Method) -> int | str | None:
-    """Whose limit a request counts against: a chat's id, `@channel`, or an inline message.
+    """The chat whose limit a request counts against: its id, `@channel`, or an inline message.
 
-    A number that came as text is the number, and user names are alike in any case.
+    A number given as text is the number, and user names are compared in lower case.
     """
     chat = getattr(method, "chat_id", None)
     if chat is None:
@@ -67,10 +67,10 @@ def chat_of(method: Method) -> int | str | None:
 
 
 def edit_of(method: Method, traffic: Traffic) -> Hashable | None:
-    """Which message's which part is edited; None if this edits nothing that could be edited again.
+    """Which message is edited; None if the request does not edit, or cannot be replaced.
 
-    Within a chat. Two edits of the same type of method replace each other, since each says all
-    that its type can say.
+    The value is unique within a chat. Two edits of the same type replace each other, because each
+    of them contains everything that its type can change.
     """
     message = getattr(method, traffic.message, None) if traffic.message else None
     return message or getattr(method, "inline_message_id", None)
@@ -97,10 +97,10 @@ TRAFFIC: Final[dict[str, Traffic]] = {
         "EditEphemeralMessageReplyMarkup", Traffic(Kind.EDIT, message="ephemeral_message_id")),
     **_named(
         "SendMessageDraft SendRichMessageDraft", Traffic(Kind.EDIT, message="draft_id")),
-    # They end something or change a number: none of them replaces another.
+    # They end something or change a number, so none of them replaces another.
     **_named("StopMessageLiveLocation StopPoll SetGameScore", Traffic(Kind.EDIT)),
     "SendChatAction": Traffic(Kind.ACTION),
-    # Somebody waits for these, or the bot cannot live without them.
+    # Users wait for these, or the bot cannot work without them.
     **_named(
         "GetUpdates SetWebhook DeleteWebhook GetWebhookInfo Close LogOut GetMe "
         "AnswerCallbackQuery AnswerInlineQuery AnswerPreCheckoutQuery AnswerShippingQuery "
@@ -115,7 +115,7 @@ TRAFFIC: Final[dict[str, Traffic]] = {
         "GetMyName GetMyShortDescription GetMyStarBalance GetStarTransactions GetStickerSet "
         "GetUserChatBoosts GetUserGifts GetUserPersonalChatMessages GetUserProfileAudios "
         "GetUserProfilePhotos", Traffic(Kind.NEVER)),
-    # What is left changes something other than a chat's messages, or takes messages away.
+    # The rest changes something other than the messages of a chat, or deletes messages.
     **_named(
         "AddStickerToSet ApproveChatJoinRequest ApproveSuggestedPost BanChatMember "
         "BanChatSenderChat CloseForumTopic CloseGeneralForumTopic ConvertGiftToStars "
@@ -149,7 +149,7 @@ TRAFFIC: Final[dict[str, Traffic]] = {
 
 
 def table_of(names: Iterable[str]) -> dict[type[Method], Traffic]:
-    """The part of the table that this version of aiogram has, by type."""
+    """The part of the table that the installed aiogram has, by type."""
     find: Callable[[str], Any] = lambda name: getattr(methods, name, None)  # noqa: E731 - shorter
     return {found: TRAFFIC[name] for name in names if (found := find(name))}
 
@@ -159,6 +159,6 @@ _TABLE: Final = table_of(TRAFFIC)
 
 @lru_cache(maxsize=256)
 def _inherited(method: type[Method]) -> Traffic:
-    """A class of the user's own is treated as what it derives from, an unknown one as OTHER."""
+    """The traffic of a custom class: that of its base class; OTHER for an unknown class."""
     bases = (_TABLE[base] for base in method.__mro__ if base in _TABLE)
     return next(bases, Traffic(Kind.OTHER))

@@ -1,4 +1,4 @@
-"""Pacing: a request waits for its place in its chat, and a broadcast for one among all of them."""
+"""Pacing: a request waits for a permit of its chat, and a broadcast for one of the whole bot."""
 
 from __future__ import annotations
 
@@ -9,90 +9,93 @@ from typing import Final, NamedTuple
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.may_wait import may_wait
 from bot_ratelimit.outgoing.budgets import Budgets, Owed, subject_of
+from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request
+from bot_ratelimit.outgoing.fallback import FallbackLimiter
 from bot_ratelimit.outgoing.floods import Floods, describe, retry_after
-from bot_ratelimit.outgoing.lane import Lane, Request
-from bot_ratelimit.outgoing.naps import Naps
-from bot_ratelimit.outgoing.shared import Shared
+from bot_ratelimit.outgoing.sleeper import Sleeper
 from bot_ratelimit.rule import Rules, Subject
+from bot_ratelimit.waiting_allowed import waiting_allowed
 
-# Instances that wait for the same thing should not all ask in the same millisecond.
+# Random delays, so that instances that wait for the same permit do not all ask at once.
 _JITTER: Final = 0.005
 _JITTER_AFTER_429: Final = 0.2
-# How much later than the fastest one a request may arrive before that is put down to its size.
+# The largest delay compared with the fastest request that counts as network delay. A longer one is
+# put down to the size of the request.
 _LONGEST_LAG: Final = 0.5
 _LAG_LASTS: Final = 2.0
 
 
-class Place(NamedTuple):
-    """A place that was taken."""
+class Permit(NamedTuple):
+    """A permit that was taken."""
 
     asked: float
-    """When, by the loop's clock."""
+    """When it was requested, by the loop's clock."""
     fresh: bool
-    """Whether it was the first one that was taken of a chat's for a while."""
+    """Whether the chat had been quiet before this permit."""
 
 
 class Pacer:
-    """Takes places, and waits for them.
+    """Takes permits, and waits for them.
 
-    Only who holds the turn in a lane asks the limiter. If it is refused it sleeps for as long as
-    the limiter says, and asks again: about two commands for each place, however many wait.
+    Only the entry that has the turn in its queue asks the limiter. If it is refused, it sleeps for
+    as long as the limiter says and asks again: about two commands for each permit, however many
+    requests wait.
 
     Args:
-        limiter: Decides about places.
+        limiter: Grants the permits.
         budgets: The rules.
         floods: Knows what Telegram has blocked.
-        naps: Sleeps that end with the bot.
+        sleeper: Sleeps that end when the bot shuts down.
         max_wait: Seconds of a block that a request waits for.
     """
 
     def __init__(
-        self, limiter: Limiter, budgets: Budgets, floods: Floods, naps: Naps, max_wait: float
+        self, limiter: Limiter, budgets: Budgets, floods: Floods, sleeper: Sleeper, max_wait: float
     ) -> None:
         self.closed = False
-        """Whether nothing may wait any more."""
-        self._shared = Shared(limiter)
+        """Whether requests may no longer wait, because the bot shuts down."""
+        self._limiter = FallbackLimiter(limiter)
         self._budgets = budgets
         self._floods = floods
-        self._naps = naps
+        self._sleeper = sleeper
         self._max_wait = max_wait
         self._gates: dict[tuple[int, bool], asyncio.Lock] = {}
         self._fastest = _LONGEST_LAG
         self._lag = self._lag_until = 0.0
 
     async def close(self) -> None:
-        """Ask for no more places; late requests go by this process's own account."""
-        await self._shared.close()
+        """Stop asking the shared limiter; late requests use this process's own record."""
+        await self._limiter.close()
 
     def open(self) -> None:
         """Let requests wait again."""
         self.closed = False
-        self._shared.open()
+        self._limiter.open()
 
-    async def take(self, lane: Lane, request: Request) -> Place:
-        """Take what the request costs in its chat; come back when it may leave.
+    async def take(self, queue: ChatQueue, request: Request) -> Permit:
+        """Take the permits of a request in its chat; return when it may be sent.
 
-        What exceeds a burst, as an album can, is owed, and taken before the next one leaves.
+        What exceeds a burst, for example an album, is taken afterwards, before the next request is
+        sent.
 
         Raises:
-            NotSentError: It would have to wait, and may not.
+            NotSentError: The request would have to wait, and may not.
             TelegramRetryAfter: A block lasts longer than requests wait.
         """
-        while lane.owed:
-            part, rest = self._budgets.instalment(lane.owed)
-            await self._take(lane, request, part)
-            lane.owed = rest
-        part, rest = self._budgets.instalment(
-            self._budgets.owed(lane.chat, request.traffic.cost(request.method))
+        while queue.owed:
+            part, rest = self._budgets.split(queue.owed)
+            await self._take(queue, request, part)
+            queue.owed = rest
+        part, rest = self._budgets.split(
+            self._budgets.owed(queue.chat, request.traffic.cost(request.method))
         )
-        place = await self._take(lane, request, part)
-        lane.owed = rest
-        return place
+        permit = await self._take(queue, request, part)
+        queue.owed = rest
+        return permit
 
-    async def take_for_broadcast(self, lane: Lane, request: Request) -> None:
-        """Take one of the places of broadcasts, in the order of asking, while replies pass."""
+    async def take_for_broadcast(self, queue: ChatQueue, request: Request) -> None:
+        """Take a broadcast permit, in the order of the requests, while replies go first."""
         paid = bool(getattr(request.method, "allow_paid_broadcast", False))
         budget = self._budgets.broadcast(paid)
         if budget is None:
@@ -101,101 +104,101 @@ class Pacer:
         bot = request.bot.id
         rules, subject = Rules((self._budgets.bot_block, rule)), Subject(bot=bot)
         left = request.traffic.cost(request.method)
-        lane.release(request.slot)
+        queue.release(request.entry)
         async with self._gates.setdefault((bot, paid), asyncio.Lock()):
             while left:
                 self._check_may_wait(request, refused=False)
                 part = min(left, capacity)
-                decision = await self._shared.hit(rules, subject, part)
+                decision = await self._limiter.hit(rules, subject, part)
                 if decision.allowed:
                     left -= part
                 else:
                     self._check_may_wait(request)
-                    await self._naps.sleep(decision.retry_after + _jitter(_JITTER))
-        await self.regain(lane, request)
-        await self._wait_for_block(lane, request)
+                    await self._sleeper.sleep(decision.retry_after + _jitter(_JITTER))
+        await self.retake_turn(queue, request)
+        await self._wait_for_block(queue, request)
 
-    async def try_once(self, lane: Lane, request: Request) -> bool:
-        """Take a place if there is one now, without a turn."""
-        if lane.waiting or self._floods.rest(lane, request.bot.id) > 0:
+    async def try_once(self, queue: ChatQueue, request: Request) -> bool:
+        """Take a permit if one is free now, without waiting for the turn."""
+        if queue.waiting or self._floods.blocked_for(queue, request.bot.id) > 0:
             return False
-        decision, _ = await self._ask(lane, request, self._budgets.owed(lane.chat, 1))
+        decision, _ = await self._ask(queue, request, self._budgets.owed(queue.chat, 1))
         if not decision.allowed:
-            self._floods.heard(lane, request.bot.id, decision)
+            self._floods.note_refusal(queue, request.bot.id, decision)
         return decision.allowed
 
-    async def regain(self, lane: Lane, request: Request) -> None:
-        """Have the turn again, before all others of its kind."""
-        if (turn := lane.step_back(request)) is not None:
+    async def retake_turn(self, queue: ChatQueue, request: Request) -> None:
+        """Get the turn again, before all others of the same kind."""
+        if (turn := queue.step_back(request)) is not None:
             await turn
 
-    def learn(self, lane: Lane, place: Place) -> None:
-        """Note how long it took from taking the place to the answer.
+    def learn(self, queue: ChatQueue, permit: Permit) -> None:
+        """Record the time from taking the permit to the answer.
 
-        A request that was slow to arrive pushes Telegram's count back: the next one must not leave
-        on the dot, or it arrives too early. Other instances may have sent the slow one: what is
-        slow here is probably slow there.
+        A request that arrived late moves Telegram's count back. The next request must not be sent
+        exactly on time, or it arrives too early. The late request may be another instance's: what
+        is slow here is probably slow there.
         """
         now = asyncio.get_running_loop().time()
-        took = now - place.asked
+        took = now - permit.asked
         self._fastest = min(self._fastest, took)
         lag = min(took - self._fastest, _LONGEST_LAG)
-        lane.lag = max(lane.lag, lag)
+        queue.lag = max(queue.lag, lag)
         if lag >= self._lag or now >= self._lag_until:
             self._lag, self._lag_until = lag, now + _LAG_LASTS
 
-    async def _take(self, lane: Lane, request: Request, part: Owed) -> Place:
+    async def _take(self, queue: ChatQueue, request: Request, part: Owed) -> Permit:
         waited = False
         while True:
-            await self._wait_for_block(lane, request)
-            decision, asked = await self._ask(lane, request, part)
+            await self._wait_for_block(queue, request)
+            decision, asked = await self._ask(queue, request, part)
             if decision.allowed:
-                if not waited and not decision.remaining and lane.lag and may_wait.get():
-                    await self._sleep(lane, request, lane.lag)  # the last one of a burst
-                    asked += lane.lag
-                # Alone, nobody knows what the other instances have sent.
-                known = decision.source == self._shared.source
-                fresh = known and self._budgets.is_full(lane.chat, part, decision.remaining)
-                return Place(asked, fresh)
-            if not self._floods.heard(lane, request.bot.id, decision):
+                if not waited and not decision.remaining and queue.lag and waiting_allowed.get():
+                    await self._sleep(queue, request, queue.lag)  # the last request of a burst
+                    asked += queue.lag
+                # Without the shared limiter it is unknown what the other instances have sent.
+                known = decision.source == self._limiter.source
+                fresh = known and self._budgets.was_unused(queue.chat, part, decision.remaining)
+                return Permit(asked, fresh)
+            if not self._floods.note_refusal(queue, request.bot.id, decision):
                 self._check_may_wait(request)
                 if asked < self._lag_until:
-                    lane.lag = max(lane.lag, self._lag)
-                wait = decision.retry_after + lane.lag + _jitter(_JITTER)
-                await self._sleep(lane, request, wait)
+                    queue.lag = max(queue.lag, self._lag)
+                wait = decision.retry_after + queue.lag + _jitter(_JITTER)
+                await self._sleep(queue, request, wait)
                 waited = True
 
-    async def _ask(self, lane: Lane, request: Request, part: Owed) -> tuple[Decision, float]:
+    async def _ask(self, queue: ChatQueue, request: Request, part: Owed) -> tuple[Decision, float]:
         now = asyncio.get_running_loop().time()
-        rules = self._budgets.rules(lane.chat, part, lane.slow if now < lane.slow_until else 0)
+        rules = self._budgets.rules(queue.chat, part, queue.slow if now < queue.slow_until else 0)
         business = getattr(request.method, "business_connection_id", None)
-        subject = subject_of(request.bot.id, lane.chat, business)
-        decision = await self._shared.hit(rules, subject)
+        subject = subject_of(request.bot.id, queue.chat, business)
+        decision = await self._limiter.hit(rules, subject)
         if decision.allowed:
-            lane.idle_until = max(lane.idle_until, now + decision.reset_after)
+            queue.idle_until = max(queue.idle_until, now + decision.reset_after)
         return decision, now
 
-    async def _wait_for_block(self, lane: Lane, request: Request) -> None:
-        while (rest := self._floods.rest(lane, request.bot.id)) > 0:
+    async def _wait_for_block(self, queue: ChatQueue, request: Request) -> None:
+        while (rest := self._floods.blocked_for(queue, request.bot.id)) > 0:
             self._check_may_wait(request)
             if rest > self._max_wait and not request.broadcast:
                 raise retry_after(request, rest)
-            await self._sleep(lane, request, rest + _jitter(_JITTER_AFTER_429))
+            await self._sleep(queue, request, rest + _jitter(_JITTER_AFTER_429))
 
-    async def _sleep(self, lane: Lane, request: Request, seconds: float) -> None:
-        """Sleep; a broadcast lets replies to the same chat pass meanwhile."""
+    async def _sleep(self, queue: ChatQueue, request: Request, seconds: float) -> None:
+        """Sleep; during the sleep of a broadcast, replies to the same chat go first."""
         if not request.broadcast:
-            await self._naps.sleep(seconds)
+            await self._sleeper.sleep(seconds)
             return
-        lane.release(request.slot)
-        await self._naps.sleep(seconds)
-        await self.regain(lane, request)
+        queue.release(request.entry)
+        await self._sleeper.sleep(seconds)
+        await self.retake_turn(queue, request)
 
     def _check_may_wait(self, request: Request, *, refused: bool = True) -> None:
         if self.closed:
             raise NotSentError(f"{describe(request)} was not sent: the bot is shutting down")
-        if refused and not may_wait.get():
-            raise NotSentError(f"{describe(request)} was not sent: it would have had to wait")
+        if refused and not waiting_allowed.get():
+            raise NotSentError(f"{describe(request)} was not sent: it would have to wait")
 
 
 def _jitter(most: float) -> float:

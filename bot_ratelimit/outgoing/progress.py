@@ -1,4 +1,4 @@
-"""Progress: how far a broadcast has come, for a terminal and for a message."""
+"""Progress: the progress of a broadcast, for a terminal and for a message."""
 
 from __future__ import annotations
 
@@ -10,24 +10,31 @@ from typing import Any, TextIO
 from aiogram.types import Message
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.outgoing.delivery import broadcasting
 from bot_ratelimit.outgoing.sent import Sent, Status
+from bot_ratelimit.waiting_allowed import without_waiting
 
 log = logging.getLogger("bot_ratelimit")
 
 
 class Progress:
-    """Counts outcomes, and shows them every few seconds.
+    """Counts the outcomes of a broadcast and shows them every few seconds.
 
-    As text it is `12,345 of 100,000 (12 %): 12,300 sent, 45 blocked; 25.0/s, 58 min left`.
+    ::
+
+        progress = Progress(len(chats), message=await bot.send_message(admin, "Starting"))
+        async for sent in outgoing.broadcast(chats, send, progress=progress):
+            ...
+
+    Its text is for example `12,345 of 100,000 (12 %): 12,300 sent, 45 blocked; 25.0/s, 58 min
+    left`.
 
     Args:
-        total: How many chats there are, if that is known.
-        stream: Where to print it, for example `sys.stderr`: one line that changes, or a line each
-            time if it is no terminal.
-        message: A message of the bot whose text is to say it.
-        every: Seconds between two times.
+        total: The number of chats, if it is known.
+        stream: Where to print the text, for example `sys.stderr`: one line that changes on a
+            terminal, else one line each time.
+        message: A message of the bot that is edited to show the text.
+        every: Seconds between two updates, 1 or more; 5 by default.
 
     Raises:
         ConfigError: `every` is less than a second.
@@ -44,9 +51,9 @@ class Progress:
         if every < 1:
             raise ConfigError(f"every={every!r}: expected seconds from 1 up; each is an edit")
         self.counts: Counter[Status] = Counter()
-        """How many of each outcome."""
+        """The number of chats for each outcome."""
         self.skipped = 0
-        """How many were done before, by the journal."""
+        """The number of chats that were already done according to the journal."""
         self._total = total
         self._stream = stream
         self._message = message
@@ -74,11 +81,11 @@ class Progress:
         return text
 
     def begin(self) -> None:
-        """The broadcast begins."""
+        """Record the start of the broadcast."""
         self._began = self._shown = asyncio.get_running_loop().time()
 
     def add(self, sent: Sent[Any]) -> None:
-        """Count an outcome, and show it if it is time to."""
+        """Count an outcome, and show the progress if it is time to."""
         self.counts[sent.status] += 1
         now = asyncio.get_running_loop().time()
         if self._began is None:
@@ -88,15 +95,15 @@ class Progress:
             self._shown = now
             self._print("\r" if self._stream and self._stream.isatty() else "\n")
             if self._message is not None and (self._edit is None or self._edit.done()):
-                self._edit = asyncio.create_task(_tell(self._message, str(self), wait=False))
+                self._edit = asyncio.create_task(_show(self._message, str(self), wait=False))
 
     async def finish(self) -> None:
-        """Show the end of it."""
+        """Show the final result."""
         self._print("\n")
         if self._edit is not None:
             await self._edit
         if self._message is not None:
-            await asyncio.create_task(_tell(self._message, str(self), wait=True))
+            await asyncio.create_task(_show(self._message, str(self), wait=True))
 
     def _print(self, end: str) -> None:
         if self._stream is not None:
@@ -104,7 +111,7 @@ class Progress:
             print(f"{self}{clear}", end=end, file=self._stream, flush=True)
 
 
-async def _tell(message: Message, text: str, *, wait: bool) -> None:
+async def _show(message: Message, text: str, *, wait: bool) -> None:
     broadcasting.set(False)  # of this task only
     try:
         if wait:
@@ -113,7 +120,7 @@ async def _tell(message: Message, text: str, *, wait: bool) -> None:
             with without_waiting():
                 await message.edit_text(text)
     except Exception as error:
-        # A message that was deleted, a text that did not change: the broadcast goes on.
+        # For example a deleted message or an unchanged text: the broadcast continues.
         log.debug("The progress of a broadcast was not shown: %r", error)
 
 

@@ -1,4 +1,4 @@
-"""Sent: what came of one chat of a broadcast, as a value."""
+"""Sent: the outcome of a broadcast for one chat."""
 
 from __future__ import annotations
 
@@ -18,41 +18,50 @@ T = TypeVar("T", bound="int | str")
 
 
 class Status(Enum):
-    """What came of it."""
+    """The outcome of a broadcast for one chat.
+
+    ============  ==================================================================
+    `SENT`        `send` returned
+    `MIGRATED`    the group has become a supergroup, and got it there
+    `BLOCKED`     the user has blocked the bot, or the chat has removed it
+    `GONE`        there is no such chat, or its user is deleted
+    `FAILED`      Telegram refused it, or nothing was sent; the same journal tries it again
+    `UNKNOWN`     all or a part of it may have been delivered; it is not sent again
+    ============  ==================================================================
+    """
 
     SENT = "sent"
-    """`send` returned."""
     MIGRATED = "migrated"
-    """The group has become a supergroup; it was sent there, to `Sent.moved_to`."""
     BLOCKED = "blocked"
-    """The user has blocked the bot, or the chat has thrown it out."""
     GONE = "gone"
-    """There is no such chat, or its user is deleted."""
     FAILED = "failed"
-    """Telegram refused it, or nothing was sent; a run with the same journal tries it again."""
     UNKNOWN = "unknown"
-    """All or a part of it may have been delivered; it is not sent again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent(Generic[T]):
-    """One chat of a broadcast. True if the message is there."""
+    """The outcome for one chat of a broadcast; `bool(sent)` is whether the message is there.
+
+    Attributes:
+        chat: The chat, as it was given to `OutgoingLimits.broadcast`.
+        status: What happened.
+        result: What `send` returned; None unless it returned.
+        error: What `send` raised; None unless it raised.
+        moved_to: Id of the supergroup that the group has become; None unless it has.
+    """
 
     chat: T
     status: Status
     result: Any = None
-    """What `send` returned."""
     error: Exception | None = None
-    """What it raised."""
     moved_to: int | None = None
-    """The id of the supergroup that a group has become."""
 
     def __bool__(self) -> bool:
         return self.status in (Status.SENT, Status.MIGRATED)
 
 
 def status_of(error: Exception) -> Status:
-    """What an error says about the chat."""
+    """The status of a chat after this error."""
     text = str(error).lower()
     if isinstance(error, TelegramForbiddenError):
         return Status.GONE if "deactivated" in text else Status.BLOCKED
@@ -65,7 +74,7 @@ def status_of(error: Exception) -> Status:
 
 
 def never_left(error: Exception) -> bool:
-    """Whether there was no connection over which the request could have been sent."""
+    """Whether there was no connection, so that the request cannot have been sent."""
     return isinstance(error, TelegramNetworkError) and isinstance(
         error.__cause__, ClientConnectorError
     )

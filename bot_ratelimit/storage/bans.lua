@@ -1,16 +1,18 @@
--- Bans: the list of who is banned.
+-- Bans: the list of bans.
 --
--- KEYS[1]: a sorted set of those who are banned; the score is the end of the ban in milliseconds by
---          the server's clock, or inf
+-- KEYS[1]: a sorted set of the banned subjects; the score is the end of the ban in milliseconds
+--          by the server's clock, or inf
 -- KEYS[2]: a hash of details: "<since, in milliseconds> <JSON>"
--- KEYS[3]: a hash of the bans by hand, which every process has a copy of: their ends, and `version`,
---          which is another one after each change
--- ARGV[1]: put     a member, the ban's length in milliseconds or inf, details, 1 if it is by hand, the
---                  most members that there may be; returns 1, or 0 if there are too many
---          drop    members; returns the details of those that were there
+-- KEYS[3]: a hash of the bans by hand, of which every process has a copy: their ends, and
+--          `version`, which changes with each change of the list
+-- ARGV[1]: put     a member, the length of the ban in milliseconds or inf, details, 1 for a ban
+--                  by hand, the maximum number of members; returns 1, or 0 if the list is full
+--          drop    members; returns the details of those that were in the list
 --          load    returns the time, the version, and each ban by hand with its end
---          page    an offset and a count; returns the time, and of each ban member, end and details
--- All three keys live as long as the longest ban; one for good, for ten years from the last change.
+--          page    an offset and a count; returns the time, and for each ban its member, end and
+--                  details
+--          find    members; returns the same for those that are banned
+-- All keys live as long as the longest ban, or with a permanent ban ten years from the last change.
 
 local ends, details, hand = KEYS[1], KEYS[2], KEYS[3]
 local FOREVER = 315360000000
@@ -24,7 +26,7 @@ local function forget(member)
   return redis.call('HDEL', hand, member)
 end
 
--- The time in microseconds, so that no version comes twice, also when the data was lost in between.
+-- The time in microseconds, so that no version is used twice, even after a loss of data.
 local function changed()
   local last = tonumber(redis.call('HGET', hand, 'version') or 0)
   local version = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), last + 1)
@@ -94,6 +96,18 @@ if action == 'load' then
 end
 
 local found = {now_text}
+if action == 'find' then
+  for i = 2, #ARGV do
+    local finish = redis.call('ZSCORE', ends, ARGV[i])
+    if finish and (finish == 'inf' or tonumber(finish) > now) then
+      found[#found + 1] = ARGV[i]
+      found[#found + 1] = finish
+      found[#found + 1] = redis.call('HGET', details, ARGV[i]) or ''
+    end
+  end
+  return found
+end
+
 local page = redis.call(
   'ZRANGEBYSCORE', ends, '(' .. now_text, '+inf', 'WITHSCORES', 'LIMIT', ARGV[2], ARGV[3]
 )

@@ -11,86 +11,86 @@ from bot_ratelimit.limit import Limit
 from bot_ratelimit.penalty import Penalty
 
 ONCE_MS = 60_000
-"""How long hits with one token share a verdict, in milliseconds."""
+"""How long hits with the same token share a verdict, in milliseconds."""
 
 
 class Charge(NamedTuple):
-    """One rule of a hit: what is to be taken, from which count."""
+    """One rule of a hit: what is charged, and to which count."""
 
     key: str
     limit: Limit
     cost: int = 1
     shadow: bool = False
     penalty: Penalty | None = None
-    """Given for a count of refusals: charged when the hit is refused, not when it is allowed."""
+    """Set for a count of refusals, which is charged if the hit is refused, not if it is allowed."""
 
 
-# What the class does itself, for half of the time: one is made for every hit.
+# The same as the constructor in half of the time: one Charge is made for every hit.
 new_charge: Final[Callable[[tuple[str, Limit, int, bool, Penalty | None]], Charge]] = partial(
     tuple.__new__, Charge
 )
 
 
 class ConnectionStatus(NamedTuple):
-    """How the connection to a server is, as its storage knows without asking."""
+    """The state of the connection to a server, as far as its storage knows without asking."""
 
     server: str
     is_open: bool
     latency: float | None
-    """Seconds that the last answer took; None before the first."""
+    """The latency of the last answer in seconds; None before the first."""
     uses_script: bool
-    """False where scripts are refused, and decisions are made by MULTI/EXEC."""
-    trouble: str
-    """Why the connection could not be opened the last time; empty if it could."""
+    """False if the server refuses scripts, so that MULTI/EXEC decides."""
+    last_error: str
+    """Why the last attempt to connect failed; empty if it succeeded."""
 
 
 class Storage(Protocol):
-    """Keeps counts, and decides about hits on them.
+    """Keeps counts and decides about hits on them. A custom storage implements this protocol.
 
-    - **Atomic.** A hit is decided as if nothing else happened meanwhile, by whichever instance.
-      All its charges are made or none is; a shadow charge has no say in that.
+    - **Atomic.** A hit is decided as if no other hit happened at the same time, on any instance.
+      Either all its charges are made or none; shadow charges do not take part in that decision.
     - **At most once.** A storage never repeats a hit whose outcome it does not know.
     - **In time.** A call answers within `timeout` seconds or raises StorageError.
-    - **One clock.** Time is the storage's own, so that instances with skewed clocks agree.
-    - **Nothing stays.** What is kept expires with the limit it belongs to.
-    - **Limits change.** A limit that finds the count of another one under its key takes it over,
-      and makes no window longer than its own period; the count of another algorithm is none.
+    - **One clock.** Time is the storage's own, so that instances with different clocks agree.
+    - **Everything expires.** What is kept expires with the limit it belongs to.
+    - **Limits may change.** A limit that finds the count of another limit under its key continues
+      it, and makes no window longer than its own period. The count of another algorithm is ignored.
     - **A shadow charge never fails a hit.** If its key cannot be read, its verdict is `Undecided`.
 
-    Raises, in every method: StorageError if the storage is out of reach, too slow or cannot serve
-    now; ConfigError if it will not serve before somebody changes a setting.
+    All methods raise StorageError if the storage is unreachable, too slow or cannot serve now, and
+    ConfigError if it refuses until a setting is changed.
     """
 
     @property
     def source(self) -> Literal["redis", "memory"]:
-        """How a `Decision` names this storage."""
+        """The name of this storage in `Decision.source`."""
         ...
 
     def hit(
         self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
     ) -> Awaitable[Sequence[Verdict]]:
-        """Decide, charge, and say of every charge, in their order, what its rule says.
+        """Decide about a hit and charge it; return one verdict for each charge, in the same order.
 
         Args:
             charges: The rules that apply; no two with the same key.
-            once: A key under which the verdicts are kept for 60 s; further hits with it get
-                them again, with the time that has passed taken off, and charge nothing.
+            once: A key that stores the verdicts for 60 s. Further hits with this key get the same
+                verdicts, with the elapsed time subtracted, and charge nothing.
             timeout: Seconds.
         """
         ...
 
     def peek(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[Sequence[Verdict]]:
-        """What `hit` would say now, with nothing charged or counted.
+        """Return what `hit` would return now, without charging or counting anything.
 
-        `remaining` and `reset` are those before the hit, but of a penalty those after it: a look
-        tells of the ban that the hit would bring on.
+        `remaining` and `reset` are those before the hit. For a penalty they are those after the
+        hit, so that the answer includes a ban that the hit would cause.
         """
         ...
 
     def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[Sequence[Verdict]]:
-        """Take each cost whatever is left, and say what a hit of cost 1 would be told then.
+        """Charge each cost even above the limit; return the verdicts of a next hit of cost 1.
 
-        What a limit cannot grant becomes a debt; `bot_ratelimit.debt` says how it is paid.
+        What exceeds a limit becomes a debt; `bot_ratelimit.debt` explains how it is paid.
 
         Args:
             charges: The rules that apply, without penalties; no two with the same key.
@@ -101,33 +101,33 @@ class Storage(Protocol):
     def refund(
         self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
     ) -> Awaitable[Sequence[Verdict]]:
-        """Give each cost back as far as it still counts, and say what a hit of cost 1 is told then.
+        """Refund each cost as far as it still counts; return the verdicts of a next hit of cost 1.
 
         Args:
             charges: The rules that apply, without penalties; no two with the same key.
-            age_us: Microseconds since the charge. What began after it is not touched.
+            age_us: Microseconds since the charge. Whatever began after the charge is not refunded.
             timeout: Seconds.
         """
         ...
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
-        """Forget what counts under these keys; return under how many of them something did.
+        """Delete the counts under these keys; return how many of them existed.
 
-        Verdicts that were kept for hits with `once` on any of these keys are forgotten too.
+        Verdicts that are shared by `once` on any of these keys are deleted too.
         """
         ...
 
     def server(self, charges: Sequence[Charge]) -> str:
-        """Which server decides about these charges, as logs name it.
+        """Return the name of the server that decides about these charges, as in logs.
 
-        Servers fail one by one: each has its own circuit breaker.
+        Servers fail independently: each has its own circuit breaker.
         """
         ...
 
     def open(self) -> None:
-        """Begin to connect, in the background; without it the first call does. Never raises."""
+        """Start to connect in the background; otherwise the first call does. Never raises."""
         ...
 
     async def close(self) -> None:
-        """Let go of what the storage itself opened. Safe to call twice."""
+        """Close what the storage itself opened. It may be called twice."""
         ...

@@ -1,4 +1,4 @@
-"""Shards: which server of a Redis Cluster has which key."""
+"""Shards: the connections to the nodes of a Redis Cluster, and which node has which key."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.observer import Observer
 from bot_ratelimit.storage import driver
 from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, IDLE, LOG_EVERY, Connection
-from bot_ratelimit.storage.decisions import Commands, Decisions, Item
+from bot_ratelimit.storage.decision_codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.driver import Address, NodeEndpoint, Stream
 from bot_ratelimit.storage.faults import code_of, one_line, translated, unreachable
 from bot_ratelimit.storage.request import Redirect, Request
 
 log = logging.getLogger("bot_ratelimit")
 
-LOOK_AGAIN: Final = 0.5
-"""Seconds between two questions about who has which slots, while something is wrong."""
-ASKED: Final = 3
-"""So many of the known nodes are asked at a time."""
+REFRESH_EVERY: Final = 0.5
+"""Seconds between two requests for the slot map while something is wrong."""
+MAX_ASKED: Final = 3
+"""How many of the known nodes are asked at the same time."""
 ASK_TIMEOUT: Final = 1.0
-"""Seconds for the answer, if the connection is open."""
+"""The time-out in seconds for the slot map over an open connection."""
 
 
 class _AnyNode:
-    """Any node of the cluster that answers; for as long as nobody knows who has what."""
+    """Any node that answers; used as long as the slot map is unknown."""
 
     name = "the cluster"
 
@@ -47,7 +47,7 @@ class _AnyNode:
         return "{} at {}:{}".format(self.name, *first) + (" and others" if others else "")
 
     async def connect(self) -> Stream:
-        """The connection that is open first."""
+        """Return the connection that opens first."""
         nodes = driver.startup_nodes(self._client)
         opening = {asyncio.create_task(self._connect(node)) for node in nodes}
         errors: list[BaseException] = []
@@ -76,9 +76,9 @@ class _AnyNode:
 class Shards:
     """A connection to each node that has slots, opened when it is first needed.
 
-    Who has which slots is asked with `CLUSTER SLOTS`, over any connection that is open: at the
-    beginning, when a node redirects, and again and again while a node is in trouble and decisions
-    are asked for. Until it is known, any node is asked and its redirect is followed.
+    `CLUSTER SLOTS` is asked over any open connection: at the start, when a node redirects, and
+    repeatedly while a node is unreachable and decisions are requested. Until the slot map is known,
+    any node is asked and its redirect is followed.
     """
 
     def __init__(self, client: RedisCluster) -> None:
@@ -87,38 +87,38 @@ class Shards:
         self._nodes: dict[Address, Connection[Item]] = {}
         self._slots: dict[int, Connection[Item]] = {}
         self._any = self._connection(_AnyNode(client))
-        self._asking: asyncio.Task[None] | None = None
-        self._asked_at = 0.0
-        self._leaving: set[asyncio.Task[None]] = set()  # nodes that have no slots any more
-        self._is_needed = False  # since the last question about slots
+        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshed_at = 0.0
+        self._draining: set[asyncio.Task[None]] = set()  # nodes without slots
+        self._is_needed = False  # since the last request for the slot map
         self._needed_at = 0.0
         self._warned_at = -LOG_EVERY
 
     def route(self, key: bytes) -> tuple[Connection[Item], int]:
-        """The connection to the node that has this key, and the key's slot."""
+        """Return the connection to the node of this key, and the key's slot."""
         self._is_needed = True
         slot = key_slot(key)
         connection = self._slots.get(slot)
         if connection is None:
             connection = self._any
-            self._look()
+            self._refresh_soon()
         return connection, slot
 
     def connections(self) -> list[Connection[Item]]:
-        """All of them."""
+        """All connections."""
         return [self._any, *self._nodes.values()]
 
     def open(self) -> None:
-        """Begin to find out who has what."""
+        """Start to fetch the slot map."""
         self._is_needed = True
         self._any.open()
-        self._look()
+        self._refresh_soon()
 
     async def close(self) -> None:
         """Close all connections."""
-        tasks = [*self._leaving, *([self._asking] if self._asking else [])]
-        self._asking = None
-        self._leaving.clear()
+        tasks = [*self._draining, *([self._refreshing] if self._refreshing else [])]
+        self._refreshing = None
+        self._draining.clear()
         loop = asyncio.get_running_loop()
         if tasks := [task for task in tasks if task.get_loop() is loop]:
             for task in tasks:
@@ -128,7 +128,7 @@ class Shards:
             await connection.close()
 
     def observe(self, observer: Observer | None) -> None:
-        """Tell this observer of all connections, also of later ones; see `Connection.observer`."""
+        """Set the observer of all connections, also of later ones; see `Connection.observer`."""
         self._observer = observer
         for connection in self.connections():
             connection.observer = observer
@@ -136,9 +136,9 @@ class Shards:
     def _connection(self, endpoint: driver.Endpoint) -> Connection[Item]:
         connection: Connection[Item] = Connection(
             endpoint,
-            Decisions(lambda: endpoint.where),
-            redirect=self._follow,
-            on_trouble=self._look,
+            DecisionCodec(lambda: endpoint.where),
+            redirect=self._follow_redirect,
+            on_failure=self._refresh_soon,
         )
         connection.observer = self._observer
         return connection
@@ -149,49 +149,53 @@ class Shards:
             node = self._nodes[address] = self._connection(NodeEndpoint(self._client, address))
         return node
 
-    def _follow(self, request: Request[Item], redirect: Redirect) -> None:
-        """Ask the node that a redirect names: nothing has run where it came from."""
-        address = driver.remapped(self._client, redirect.address)
+    def _follow_redirect(self, request: Request[Item], redirect: Redirect) -> None:
+        """Send the request to the node that a redirect names: the first node executed nothing."""
+        address = driver.remap(self._client, redirect.address)
         node = self._node(address)
         request.asking = redirect.asking
         request.alone = request.alone or redirect.asking
         if not redirect.asking and request.slot is not None:
             self._slots[request.slot] = node
-            self._look()
+            self._refresh_soon()
         try:
             node.enqueue(request)
         except StorageError as error:
             request.answer(error)
 
-    def _look(self) -> None:
-        """Find out who has which slots, soon."""
+    def _refresh_soon(self) -> None:
+        """Fetch the slot map in the background."""
         loop = asyncio.get_running_loop()
-        if self._asking is None or self._asking.done() or self._asking.get_loop() is not loop:
-            self._asking = loop.create_task(self._ask(), context=Context())
+        if (
+            self._refreshing is None
+            or self._refreshing.done()
+            or self._refreshing.get_loop() is not loop
+        ):
+            self._refreshing = loop.create_task(self._refresh(), context=Context())
 
-    async def _ask(self) -> None:
-        """Ask until there is an answer, and every node that has slots is reached.
+    async def _refresh(self) -> None:
+        """Fetch the slot map until it is known and all nodes in it are reachable.
 
-        Or until nobody has wanted a decision for a while: a storage that is dropped, or a bot that
-        sleeps, does not ask on and on.
+        Stop when no decision has been requested for a while: an unused storage does not keep
+        asking.
         """
         while self._is_needed or _now() - self._needed_at < IDLE:
-            await asyncio.sleep(max(0.0, self._asked_at + LOOK_AGAIN - _now()))
-            self._asked_at = _now()
+            await asyncio.sleep(max(0.0, self._refreshed_at + REFRESH_EVERY - _now()))
+            self._refreshed_at = _now()
             if self._is_needed:
-                self._is_needed, self._needed_at = False, self._asked_at
-            answer = await self._asked()
+                self._is_needed, self._needed_at = False, self._refreshed_at
+            answer = await self._fetch_slots()
             if answer is not None:
-                self._adopt(*answer)
-                if all(node.is_well for node in self._nodes.values()):
+                self._use_slots(*answer)
+                if all(node.is_healthy for node in self._nodes.values()):
                     return
 
-    async def _asked(self) -> tuple[Any, str] | None:
-        """Who has which slots, and which host says so: the first of some nodes; one may hang."""
+    async def _fetch_slots(self) -> tuple[Any, str] | None:
+        """Ask some nodes at once, since one may hang; return the first slot map and its host."""
         known = list(self._nodes.values())
         shuffle(known)
         known.sort(key=lambda each: not each.is_open)
-        asking = {asyncio.ensure_future(_slots(each)) for each in (self._any, *known[:ASKED])}
+        asking = {asyncio.ensure_future(_slots(each)) for each in (self._any, *known[:MAX_ASKED])}
         refused: tuple[str, Exception] | None = None
         try:
             for answer in asyncio.as_completed(asking):
@@ -204,11 +208,11 @@ class Shards:
             for task in asking:
                 task.cancel()
         if refused is not None:
-            self._tell(*refused)
+            self._log_refusal(*refused)
         return None
 
-    def _tell(self, where: str, error: Exception) -> None:
-        """Log what somebody has to fix; once in a while, for this is asked again and again."""
+    def _log_refusal(self, where: str, error: Exception) -> None:
+        """Log a refusal that an operator has to fix, at most once a minute."""
         is_fault = isinstance(translated(error), ConfigError)
         if not is_fault or _now() - self._warned_at < LOG_EVERY:
             return
@@ -224,18 +228,18 @@ class Shards:
             allow,
         )
 
-    def _adopt(self, ranges: Any, asked: str) -> None:
+    def _use_slots(self, ranges: Any, asked: str) -> None:
         slots: dict[int, Connection[Item]] = {}
         for first, last, primary, *_ in ranges:
             address = _host(primary) or asked, int(primary[1])
-            node = self._node(driver.remapped(self._client, address))
+            node = self._node(driver.remap(self._client, address))
             slots.update(dict.fromkeys(range(int(first), int(last) + 1), node))
         self._slots = slots
         used = set(slots.values())
         for address in [address for address, node in self._nodes.items() if node not in used]:
             leaving = asyncio.create_task(self._nodes.pop(address).drain(), context=Context())
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            self._draining.add(leaving)
+            leaving.add_done_callback(self._draining.discard)
 
 
 async def _slots(connection: Connection[Item]) -> tuple[Any, Connection[Item]]:
@@ -247,9 +251,9 @@ async def _slots(connection: Connection[Item]) -> tuple[Any, Connection[Item]]:
 
 
 def _host(node: Sequence[Any]) -> str:
-    """The host of a node as `CLUSTER SLOTS` tells it; nothing if it is the one that was asked."""
+    """The host of a node in `CLUSTER SLOTS`; empty if it is the host that was asked."""
     host = node[0] or b""
-    if host == b"?" and len(node) > 3:  # hostnames are preferred, and it has none
+    if host == b"?" and len(node) > 3:  # host names are preferred, and this node has none
         details = node[3]  # a dict with RESP3
         pairs = details if isinstance(details, dict) else zip(*[iter(details)] * 2, strict=True)
         host = dict(pairs).get(b"ip", b"")

@@ -1,4 +1,4 @@
-"""Time in which an answer could have been heard."""
+"""ListeningClock: the clock of time-outs, which stands still while the event loop is busy."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Final
 SHORTEST_TICK: Final = 0.001
 LONGEST_TICK: Final = 0.025
 TICKS: Final = 10
-"""In how many parts a time-out is looked at."""
+"""A time-out is checked this many times before it ends."""
 
 
 class ListeningClock:
-    """Seconds of an event loop, without those in which it was away.
+    """Counts the seconds in which an event loop could receive answers.
 
     A handler that blocks the loop for a second, or a flood that keeps it busy, keeps answers from
-    being heard. So the clock is read by a timer that ticks while somebody waits, and by as much as
-    the timer comes late, the clock stands still::
+    being received. So this clock is driven by a timer that ticks while requests wait. If the timer
+    fires late, the clock stands still for the delay::
 
         loop     |----|----|----|=======busy=======|----|----|
         timer    ^    ^    ^    ^                  ^    ^    ^
@@ -26,27 +26,27 @@ class ListeningClock:
 
     Args:
         loop: The event loop.
-        on_tick: Called with the time at every tick; returns whether to go on ticking.
+        on_tick: Called with the time at every tick; returns whether to keep ticking.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_tick: Callable[[float], bool]) -> None:
         self._loop = loop
         self._on_tick = on_tick
-        self._context = Context()  # not that of the caller who happens to start the clock
+        self._context = Context()  # so that the timer does not keep a caller's context
         self._away = 0.0
-        self._due: float | None = None  # the next tick, by the loop's time
+        self._due: float | None = None  # when the next tick is due, by the loop's time
         self._timer: asyncio.TimerHandle | None = None
         self._tick = LONGEST_TICK
 
     def now(self) -> float:
         """Seconds from some starting point."""
         time, due = self._loop.time(), self._due
-        if due is not None and time > due:  # the loop is away at this moment
+        if due is not None and time > due:  # the loop is busy at this moment
             time = due
         return time - self._away
 
     def start(self, timeout: float) -> None:
-        """Tick from now on, often enough for this time-out."""
+        """Start ticking, often enough for this time-out."""
         if self._due is not None:
             return
         self._tick = min(max(timeout / TICKS, SHORTEST_TICK), LONGEST_TICK)

@@ -1,19 +1,20 @@
--- Decides any number of hits in one call. It says on the server what algorithms.py says in Python.
+-- Decides any number of hits in one call: the same algorithms as algorithms.py, on the server.
 --
--- KEYS[i] is governed by ARGV[i]:
+-- ARGV[i] says what to do with KEYS[i]:
 --   "<kind><flags> <amount> <period ms> <burst> <cost>", and for a refund " <age us>" of the charge
 --     kind   f fixed window, s sliding window, b token bucket
---            p penalty, whose last two numbers are <ban ms> <longest ban ms, 0: it does not grow>
---     flags  & decided together with the next key, ? look and charge nothing, ! look and then delete,
+--            p penalty; its last two numbers are <ban ms> <longest ban ms, 0 if it does not grow>
+--     flags  & decided together with the next key, ? peek and charge nothing, ! peek, then delete,
 --            ~ shadow, @ penalty: the ban begins now, unless a longer one is in force,
---            + charge whatever is left, - give back
---   "o& <lifetime ms>" before the keys of a hit: its verdict is kept under this key and shared
---   "g <lifetime ms>" after the keys of a shared hit or of a reset, one for each of them: the number
---   of resets of that count. A shared verdict that was given before the last one is forgotten.
+--            + charge even above the limit, - refund
+--   "o& <lifetime ms>" before the keys of a hit: its verdict is stored under this key and shared
+--   "g <lifetime ms>" after the keys of a shared hit or a reset, one for each of them: the number
+--   of resets of that count. A shared verdict that is older than the last reset is not used.
 --
--- Returns a text of three numbers for each rule: wait, remaining, reset (in microseconds). If a hit
--- failed, its numbers are "-1 <which error> 0", and a list of the text and the errors is returned.
--- "-2 <which error> 0" stands for a shadow rule that could not be decided; its hit was.
+-- Returns a string of three numbers for each rule: wait, remaining, reset (in microseconds). If a
+-- hit failed, its numbers are "-1 <which error> 0", and a list of the string and the errors is
+-- returned. "-2 <which error> 0" is a shadow rule that could not be decided; its hit was decided
+-- without it.
 
 local failures = {}
 
@@ -22,7 +23,8 @@ local function failed(reason)
   return #failures - 1
 end
 
--- Everything but a lone fixed window; its definitions are made only in calls that need them.
+-- Everything except a single fixed window. These functions are created only in calls that need
+-- them.
 local function everything_else()
   local clock
   local function now()
@@ -34,8 +36,9 @@ local function everything_else()
   end
 
   -------------------------------------------------------------------------------------------------
-  -- What is stored. Only the exact shapes that this script writes are taken for ours. A limit that
-  -- changed its algorithm finds another's, which is as good as none; anything else is left alone.
+  -- What is stored. Only values in exactly the format of this script are treated as ours. A limit
+  -- whose algorithm was changed finds a value of another algorithm and ignores it. Anything else is
+  -- foreign data and is not touched.
 
   local function foreign(key)
     error("WRONGTYPE '" .. key .. "' holds something else", 0)
@@ -45,7 +48,7 @@ local function everything_else()
     return text == '0' or #text < 16 and string.find(text, '^[1-9]%d*$')
   end
 
-  local function time_in(text) -- microseconds, parts of one, how many parts make one, the debt
+  local function time_in(text) -- microseconds, parts of one, parts in one, the debt
     local seconds, micros, rest = string.match(text, '^(%d+)%.(%d%d%d%d%d%d)(.*)$')
     if not seconds or #seconds > 10 then return nil end
     local exact, owed = string.match(rest, '^(.*) %+(%d+)$')
@@ -66,14 +69,14 @@ local function everything_else()
     return numbers[5] and numbers
   end
 
-  local function debt_of_log(member) -- what is owed, and how long before its score that began
+  local function debt_of_log(member) -- the debt, and how long before its score it began
     local owed, before = string.match(member or '', '^owed (%d+) (%d+)$')
     if not owed or #owed > 7 or #before > 16 then return nil end
     return tonumber(owed), tonumber(before)
   end
 
-  -- What a limit grants in 366 days, at most a million.
-  local function most_owed(rule)
+  -- What a limit grants in 366 days, but at most a million.
+  local function max_debt(rule)
     return math.min(1000000, rule.amount * math.floor(31622400000 / rule.period))
   end
 
@@ -106,7 +109,8 @@ local function everything_else()
   end
 
   -------------------------------------------------------------------------------------------------
-  -- Fixed window: a counter. GET and TTL show an operator the attempts and the rest of the window.
+  -- Fixed window: a counter. For an operator, GET shows the attempts and TTL the rest of the
+  -- window.
 
   local fixed = {}
 
@@ -115,17 +119,17 @@ local function everything_else()
     rule.count, rule.left = 0, rule.period
     if not value or not is_counter(value) then return value end
     local left = redis.call('PTTL', rule.key)
-    if left < 0 then -- no TTL: an older writer died before it gave it one
+    if left < 0 then -- no TTL: another writer died before it set one
       left, rule.endless = rule.period, true
-    elseif left > longest then -- that of a longer limit: shortened when this one counts something
+    elseif left > longest then -- of a longer limit: shortened when this one counts
       left, rule.shortened = longest, true
     end
-    -- At 0 the key is still there, but the window is over.
+    -- At 0 the key still exists, but the window is over.
     if left > 0 then rule.count, rule.left = tonumber(value), left end
   end
 
-  -- More was charged than the window grants: "<count> +<owed> <amount>/<period> <lifetime>". The
-  -- windows after it pay `amount` each; the TTL is what is left of them all, of a whole lifetime.
+  -- More was charged than the window grants: "<count> +<owed> <amount>/<period> <lifetime>". Each
+  -- following window pays `amount`. The TTL is the rest of all these windows, out of <lifetime>.
   local function read_debt(rule, debt)
     local count, owed, amount, period, lifetime = (unpack or table.unpack)(debt)
     local total = redis.call('PTTL', rule.key)
@@ -140,7 +144,7 @@ local function everything_else()
       owed, left = owed - count, total - (windows - 1) * period
     end
     local paid = math.min(owed, math.max(0, rule.amount - count))
-    rule.count, rule.owed = count + paid, math.min(owed - paid, most_owed(rule))
+    rule.count, rule.owed = count + paid, math.min(owed - paid, max_debt(rule))
     rule.left, rule.age = math.min(left, rule.period), math.max(0, lifetime - total)
     rule.debt = true
   end
@@ -194,21 +198,21 @@ local function everything_else()
     end
   end
 
-  function fixed.pay(rule)
+  function fixed.force_charge(rule)
     local paid = rule.owed > 0 and 0 or math.min(rule.price, math.max(0, rule.amount - rule.count))
     rule.count = rule.count + paid
-    rule.owed = math.min(rule.owed + rule.price - paid, most_owed(rule))
+    rule.owed = math.min(rule.owed + rule.price - paid, max_debt(rule))
     rule.age = rule.age or rule.period - rule.left
     write_window(rule)
   end
 
   function fixed.refund(rule)
     local age = rule.age or rule.period - rule.left
-    if rule.count == 0 or age < math.floor(rule.paid_ago / 1000) then return end
+    if rule.count == 0 or age < math.floor(rule.charged_ago / 1000) then return end
     rule.age = age
     local back = math.min(rule.price, rule.owed)
     rule.owed = rule.owed - back
-    if rule.price > back then -- attempts beyond the amount were never charged
+    if rule.price > back then -- attempts above the amount were never charged
       rule.count = math.max(0, math.min(rule.count, rule.amount) - (rule.price - back))
     end
     write_window(rule)
@@ -219,7 +223,7 @@ local function everything_else()
   end
 
   -------------------------------------------------------------------------------------------------
-  -- Penalty: a counter of refused hits, whose TTL becomes the ban when it reaches the amount.
+  -- Penalty: a counter of refused hits. When it reaches the amount, its TTL becomes the ban.
 
   local penalty = { counts_refusals = true }
 
@@ -229,7 +233,7 @@ local function everything_else()
     if rule.count >= rule.amount then rule.wait = rule.left * 1000 end
   end
 
-  -- Also for a look, which tells of the ban that the hit would bring on, but writes nothing.
+  -- Also used by a peek, which reports the ban that the hit would cause but writes nothing.
   function penalty.charge(rule)
     rule.count = rule.count + 1
     local times, ban = rule.count / rule.amount, nil
@@ -239,7 +243,7 @@ local function everything_else()
       ban = math.min(rule.ban * 2 ^ math.min(times - 1, 40), rule.longest)
     end
     rule.left = ban or rule.count == 1 and rule.period or rule.left
-    if rule.look then return end
+    if rule.peek then return end
     local left = string.format('%.0f', rule.left)
     if rule.count == 1 then
       redis.call('SET', rule.key, 1, 'PX', left)
@@ -249,7 +253,8 @@ local function everything_else()
     end
   end
 
-  -- The later of two bans wins, so that instances need not agree on the order of their news.
+  -- Of two bans the one that ends later wins, so that the order in which instances report them does
+  -- not matter.
   function penalty.impose(rule)
     if rule.count >= rule.amount and rule.left >= rule.ban then return end
     rule.count, rule.left = rule.amount, rule.ban
@@ -261,9 +266,9 @@ local function everything_else()
   end
 
   -------------------------------------------------------------------------------------------------
-  -- Sliding window: a sorted set of the charged hits, each scored with its time. A member is
-  -- "<all that was charged up to here> <its cost>", zero-padded so that equal times stay in order;
-  -- the difference of two totals is what was charged between them, without adding anything up.
+  -- Sliding window: a sorted set of the charged hits; the score is the time. A member is "<total
+  -- charged so far> <its cost>", zero-padded so that members with equal times stay in order. The
+  -- difference of two totals is what was charged between them, without adding up the members.
 
   local sliding = {}
 
@@ -271,9 +276,10 @@ local function everything_else()
     return entry(rule.key, redis.call('ZRANGE', rule.key, rank, rank, 'WITHSCORES'))
   end
 
-  -- A debt is a last member, "owed <how much> <for how long before its score>". It is paid as soon as
-  -- there is room in the log: that is worked out when the log is read, and written with a charge.
-  local function settled(rule, hits, owed, ends)
+  -- A debt is the last member, "owed <amount> <how long before its score it began>". It is paid as
+  -- soon as there is room in the log. The payments are calculated when the log is read, and written
+  -- by the next charge.
+  local function pay_debt(rule, hits, owed, ends)
     local period, amount = rule.period * 1000, rule.amount
     local log, first, used = {}, 1, 0
     for i, hit in ipairs(hits) do
@@ -305,7 +311,7 @@ local function everything_else()
     return left, owed
   end
 
-  -- The whole log, for what cannot be told by its ends: a debt, or a refund.
+  -- Reads the whole log, which a debt or a refund needs.
   local function read_log(rule, owed, before)
     local period, hits = rule.period * 1000, {}
     local found = redis.call('ZRANGE', rule.key, 0, -1, 'WITHSCORES')
@@ -315,7 +321,7 @@ local function everything_else()
     rule.hits, rule.owed = {}, 0
     local last = hits[count]
     if redis.call('PTTL', rule.key) == 0 or last and last.at > now() + period then return end
-    hits, rule.owed = settled(rule, hits, math.min(owed, most_owed(rule)), now())
+    hits, rule.owed = pay_debt(rule, hits, math.min(owed, max_debt(rule)), now())
     for _, hit in ipairs(hits) do
       if hit.at > now() - period then rule.hits[#rule.hits + 1] = hit end
     end
@@ -334,7 +340,7 @@ local function everything_else()
     if paid > 0 then
       rule.hits[#rule.hits + 1] = { at = math.max(now(), last and last.at or 0), cost = paid }
     end
-    rule.owed = math.min(rule.owed - paid, most_owed(rule))
+    rule.owed = math.min(rule.owed - paid, max_debt(rule))
     redis.call('DEL', rule.key)
     local total = 0
     for _, hit in ipairs(rule.hits) do
@@ -343,7 +349,7 @@ local function everything_else()
         string.format('%016.0f %.0f', total, hit.cost))
     end
     if total == 0 then return end
-    local future = settled(rule, rule.hits, rule.owed, nil)
+    local future = pay_debt(rule, rule.hits, rule.owed, nil)
     local ends = future[#future].at
     if rule.owed > 0 then
       redis.call('ZADD', rule.key, string.format('%.0f', ends),
@@ -357,11 +363,11 @@ local function everything_else()
     local period = rule.period * 1000
     read_log(rule, owed, before)
     rule.indebted, rule.used = true, sum_of(rule.hits)
-    local future = settled(rule, rule.hits, rule.owed, nil)
+    local future = pay_debt(rule, rule.hits, rule.owed, nil)
     rule.last = future[1] and future[#future].at
     if rule.owed == 0 and rule.used + rule.cost <= rule.amount then return end
     local excess = sum_of(future) + rule.cost - rule.amount
-    if excess <= 0 then -- the last payment of the debt leaves room
+    if excess <= 0 then -- the last payment of the debt leaves enough room
       rule.wait = rule.last - now()
       return
     end
@@ -389,7 +395,8 @@ local function everything_else()
     if owed then return read_indebted(rule, owed, before) end
     local last = entry(rule.key, newest)
     if not last then return end
-    -- At 0 the key is still there, but its time is over. If the clock was set back, do not wait for it.
+    -- At 0 the key still exists, but its time is over. If the clock was set back, do not wait for
+    -- it.
     if redis.call('PTTL', rule.key) == 0 or last.at > now() + period then
       rule.outdated = true
       return
@@ -403,7 +410,7 @@ local function everything_else()
     rule.last, rule.used = last.at, last.total - before
     local excess = rule.used + rule.cost - rule.amount
     if excess <= 0 then return end
-    -- The first entry by whose leaving at least `excess` will have left.
+    -- Find the first entry whose expiry frees at least `excess`.
     local low = redis.call('ZCOUNT', rule.key, '-inf', rule.gone)
     local high = redis.call('ZCARD', rule.key) - 1
     while low < high do
@@ -418,7 +425,7 @@ local function everything_else()
   end
 
   function sliding.charge(rule)
-    if rule.indebted then -- what was owed is paid
+    if rule.indebted then -- the debt has been paid
       local last = rule.hits[#rule.hits]
       rule.last, rule.used = math.max(now(), last and last.at or 0), rule.used + rule.cost
       rule.hits[#rule.hits + 1] = { at = rule.last, cost = rule.cost }
@@ -433,13 +440,13 @@ local function everything_else()
     rule.last = math.max(now(), rule.last or 0)
     local member = string.format('%016.0f %.0f', rule.total, rule.cost)
     redis.call('ZADD', rule.key, string.format('%.0f', rule.last), member)
-    -- A millisecond more than the last entry lives, because a TTL does not count microseconds.
+    -- One millisecond longer than the last entry counts, because a TTL does not count microseconds.
     redis.call('PEXPIRE', rule.key, rule.period + math.ceil((rule.last - now()) / 1000) + 1)
   end
 
   function sliding.refuse() end
 
-  function sliding.pay(rule)
+  function sliding.force_charge(rule)
     if not rule.indebted and rule.used + rule.price <= rule.amount then
       rule.cost = rule.price
       return sliding.charge(rule)
@@ -457,14 +464,14 @@ local function everything_else()
   function sliding.refund(rule)
     if rule.outdated then return end
     if not rule.indebted then read_log(rule, 0) end
-    local charged = now() - rule.paid_ago
+    local charged = now() - rule.charged_ago
     local in_debt = rule.owed > 0 and charged >= rule.since
     local left, kept = rule.price, {}
     if in_debt then left = left - math.min(left, rule.owed) end
     rule.owed = rule.owed - (rule.price - left)
     for i = #rule.hits, 1, -1 do
       local hit, less = rule.hits[i], 0
-      -- All that was entered since the debt began was a payment of it.
+      -- Everything that was added since the debt began was a payment of it.
       if in_debt or hit.at <= charged then less = math.min(left, hit.cost) end
       left, hit.cost = left - less, hit.cost - less
       if hit.cost > 0 then table.insert(kept, 1, hit) end
@@ -480,13 +487,14 @@ local function everything_else()
   end
 
   -------------------------------------------------------------------------------------------------
-  -- Token bucket: the theoretical arrival time, as "<seconds>.<microseconds>" and, where the tokens
-  -- do not come at whole microseconds, " <part>/<amount>" of one. A time is a pair here, whole
-  -- microseconds and parts of `amount`: their product would not fit into a double.
+  -- Token bucket: the theoretical arrival time, as "<seconds>.<microseconds>" and, if tokens do not
+  -- come at whole microseconds, " <part>/<amount>" of a microsecond. In this script a time is a
+  -- pair of whole microseconds and parts of `amount`, because their product would not fit into a
+  -- double.
 
   local bucket = {}
 
-  local function tokens(rule, count) -- the time in which so many tokens come
+  local function tokens(rule, count) -- the time in which `count` tokens are refilled
     local period = rule.period * 1000
     local whole, rest = math.floor(period / rule.amount), period % rule.amount
     return count * whole + math.floor(count * rest / rule.amount), count * rest % rule.amount
@@ -504,13 +512,14 @@ local function everything_else()
     rule.whole, rule.part = 0, 0
     local full, full_part = tokens(rule, rule.burst)
     local at, part, parts, owed = time_in(value or '')
-    rule.owed = owed and math.min(owed, most_owed(rule)) or 0
+    rule.owed = owed and math.min(owed, max_debt(rule)) or 0
     local lowest, lowest_part = tokens(rule, rule.burst + rule.owed)
     if at then
       rule.whole, rule.part = at - now(), parts == rule.amount and part or 0
       if rule.whole < 0 then rule.whole, rule.part = 0, 0 end
       if rule.whole > lowest or rule.whole == lowest and rule.part > lowest_part then
-        -- Emptier than empty and the debt: by a slower limit, or by a clock that was set back.
+        -- More is missing than the burst and the debt, because of a slower limit before, or a clock
+        -- that was set back.
         rule.whole, rule.part, rule.shortened = lowest, lowest_part, true
       end
     end
@@ -520,12 +529,12 @@ local function everything_else()
     if whole > 0 or whole == 0 and part > 0 then rule.wait = part > 0 and whole + 1 or whole end
   end
 
-  -- By how many tokens, begun ones too, the bucket is below empty.
+  -- By how many tokens, rounded up, the bucket is below empty.
   local function tokens_lacking(rule)
     local full, full_part = tokens(rule, rule.burst)
     local debt, debt_part = plus(rule, rule.whole, rule.part, -full, -full_part)
     if debt < 0 or debt == 0 and debt_part == 0 then return 0 end
-    -- The quotient of such large numbers is right to one; what covers makes it exact.
+    -- The quotient of such large numbers may be off by one; `covers` makes it exact.
     local count = math.ceil((debt * rule.amount + debt_part) / (rule.period * 1000))
     local function covers(owed)
       local whole, part = tokens(rule, owed)
@@ -554,8 +563,8 @@ local function everything_else()
     if rule.shortened then store(rule) end
   end
 
-  function bucket.pay(rule)
-    local most = rule.burst + most_owed(rule)
+  function bucket.force_charge(rule)
+    local most = rule.burst + max_debt(rule)
     local lowest, lowest_part = tokens(rule, most)
     local taken, taken_part = tokens(rule, math.min(rule.price, most))
     rule.whole, rule.part = plus(rule, rule.whole, rule.part, taken, taken_part)
@@ -569,7 +578,7 @@ local function everything_else()
     if rule.whole == 0 and rule.part == 0 then return end
     local most = rule.burst + rule.owed
     local lowest, lowest_part = tokens(rule, most)
-    if rule.paid_ago > lowest or rule.paid_ago == lowest and lowest_part == 0 then return end
+    if rule.charged_ago > lowest or rule.charged_ago == lowest and lowest_part == 0 then return end
     local back, back_part = tokens(rule, math.min(rule.price, most))
     rule.whole, rule.part = plus(rule, rule.whole, rule.part, -back, -back_part)
     if rule.whole < 0 or rule.whole == 0 and rule.part == 0 then
@@ -583,7 +592,7 @@ local function everything_else()
     local full, full_part = tokens(rule, rule.burst)
     local room, room_part = plus(rule, full, full_part, -rule.whole, -rule.part)
     if room < 0 then return 0, rule.part > 0 and rule.whole + 1 or rule.whole end
-    -- The quotient of such large numbers is right to one; what fits makes it exact.
+    -- The quotient of such large numbers may be off by one; `fits` makes it exact.
     local remaining = math.floor((room * rule.amount + room_part) / (rule.period * 1000))
     local function fits(count)
       local whole, part = tokens(rule, count)
@@ -609,10 +618,10 @@ local function everything_else()
         string.match(text, '^(%a)(%p*) (%d+) (%d+) (%d+) (%d+) ?(%d*)$')
       local terms = {
         algorithm = algorithms[kind],
-        look = string.find(flags, '[?!]'), reset = string.find(flags, '!', 1, true),
+        peek = string.find(flags, '[?!]'), reset = string.find(flags, '!', 1, true),
         shadow = string.find(flags, '~', 1, true), imposed = string.find(flags, '@', 1, true),
         amount = tonumber(amount), period = tonumber(period),
-        burst = tonumber(burst), cost = tonumber(cost), paid_ago = tonumber(age) or 0,
+        burst = tonumber(burst), cost = tonumber(cost), charged_ago = tonumber(age) or 0,
       }
       found = { __index = terms }
       specs[text] = found
@@ -620,7 +629,7 @@ local function everything_else()
     return found
   end
 
-  -- A shadow rule that cannot be decided has no say, not even by its error.
+  -- A shadow rule that cannot be decided must not affect the hit, not even by its error.
   local function attempt(rule, step)
     if not rule.shadow then return rule.algorithm[step](rule) end
     if rule.broken then return end
@@ -644,12 +653,12 @@ local function everything_else()
     end
     local remaining, reset = rule.algorithm.report(rule)
     local verdict = string.format('%.0f %.0f %.0f', rule.wait, remaining, reset)
-    -- Those who share the verdict find a ban that the hit itself brought on.
+    -- Later hits with the same token are refused by a ban that this hit caused.
     local banned = rule.algorithm.counts_refusals and remaining == 0
     return verdict, banned and string.format('%.0f 0 %.0f', reset, reset) or verdict
   end
 
-  -- All rules of a hit are charged, or none is. Nothing is written before all have been read.
+  -- Either all rules of a hit are charged or none. Nothing is written before all have been read.
   local function decide(first, last)
     local rules, refused = {}, false
     for i = first, last do
@@ -658,69 +667,69 @@ local function everything_else()
       attempt(rule, 'read')
       if rule.wait > 0 and not rule.shadow then refused = true end
     end
-    local out, afterwards = {}, {}
+    local out, shared = {}, {}
     for i, rule in ipairs(rules) do
       if rule.algorithm.counts_refusals then
-        if rule.endless and not rule.look then redis.call('PEXPIRE', rule.key, rule.left) end
-        if rule.imposed and not rule.look then
+        if rule.endless and not rule.peek then redis.call('PEXPIRE', rule.key, rule.left) end
+        if rule.imposed and not rule.peek then
           rule.algorithm.impose(rule)
         elseif refused and not rule.reset then
           rule.algorithm.charge(rule)
         end
-      elseif not rule.look then
+      elseif not rule.peek then
         charge(rule, refused)
       end
-      out[i], afterwards[i] = verdicts(rule)
+      out[i], shared[i] = verdicts(rule)
     end
-    return table.concat(out, ' '), table.concat(afterwards, ' '), rules
+    return table.concat(out, ' '), table.concat(shared, ' '), rules
   end
 
-  -- What was kept of a shared verdict: three numbers for each rule, and after a "|" the number of
-  -- resets that each count had seen, if any.
-  local function recall(key, count)
+  -- Load a shared verdict: three numbers for each rule, and after a "|" the number of resets of
+  -- each count at that time, if any.
+  local function load_shared(key, count)
     local kept, left = redis.call('GET', key), redis.call('PTTL', key)
-    if not kept or left <= 0 then return nil end -- at 0 it is still there, but its time is over
+    if not kept or left <= 0 then return nil end -- at 0 it still exists, but its time is over
     local numbers, rest = string.match(kept, '^([%d ]+)|?([%d ]*)$')
-    local told, resets = {}, {}
-    for verdict in string.gmatch(numbers or '', '%d+ %d+ %d+') do told[#told + 1] = verdict end
+    local stored, resets = {}, {}
+    for verdict in string.gmatch(numbers or '', '%d+ %d+ %d+') do stored[#stored + 1] = verdict end
     for each in string.gmatch(rest or '', '%d+') do resets[#resets + 1] = each end
-    if #told ~= count or table.concat(told, ' ') ~= numbers then foreign(key) end
-    return told, resets, left
+    if #stored ~= count or table.concat(stored, ' ') ~= numbers then foreign(key) end
+    return stored, resets, left
   end
 
-  -- Hits with one token share one verdict, whose times go on running.
+  -- Hits with the same token share one verdict; the elapsed time is subtracted from its times.
   local function decide_once(first, last)
     local lifetime, count = tonumber(string.match(ARGV[first], '%d+')), (last - first) / 2
     local resets = redis.call('MGET', (unpack or table.unpack)(KEYS, first + count + 1, last))
-    local told, seen, left = recall(KEYS[first], count)
+    local stored, seen, left = load_shared(KEYS[first], count)
     for i = 1, count do
-      if told and resets[i] and resets[i] ~= (seen[i] or '0') then told = nil end
+      if stored and resets[i] and resets[i] ~= (seen[i] or '0') then stored = nil end
     end
-    if told then
+    if stored then
       local passed = (lifetime - left) * 1000
-      for i, verdict in ipairs(told) do
+      for i, verdict in ipairs(stored) do
         local wait, remaining, reset = string.match(verdict, '(%d+) (%d+) (%d+)')
         if tonumber(wait) > 0 then wait = math.max(1, wait - passed) end
-        told[i] = string.format(
+        stored[i] = string.format(
           '%.0f %.0f %.0f', wait, remaining, math.max(0, reset - passed))
       end
-      return table.concat(told, ' ')
+      return table.concat(stored, ' ')
     end
-    local verdict, afterwards = decide(first + 1, first + count)
+    local verdict, shared = decide(first + 1, first + count)
     local marks, any = {}, false
     for i = 1, count do
       marks[i] = resets[i] or '0'
-      if resets[i] then -- it must outlive the verdict that refers to it
+      if resets[i] then -- it must live at least as long as the verdict that refers to it
         any = true
         redis.call('PEXPIRE', KEYS[first + count + i], lifetime)
       end
     end
-    if any then afterwards = afterwards .. '|' .. table.concat(marks, ' ') end
-    redis.call('SET', KEYS[first], afterwards, 'PX', lifetime)
+    if any then shared = shared .. '|' .. table.concat(marks, ' ') end
+    redis.call('SET', KEYS[first], shared, 'PX', lifetime)
     return verdict
   end
 
-  -- Forget these counts, and the shared verdicts on them. Tells what was forgotten, as a look does.
+  -- Delete these counts and make the shared verdicts on them invalid. Returns the same as a peek.
   local function reset(first, last)
     local count = (last - first + 1) / 2
     local verdict, _, rules = decide(first, first + count - 1)
@@ -733,9 +742,9 @@ local function everything_else()
     return verdict
   end
 
-  -- Charge what is left or not, or give back. Tells what a hit of cost 1 would be told then.
-  local function pay(first, last)
-    local step = string.find(ARGV[first], '-', 1, true) and 'refund' or 'pay'
+  -- Charge even above the limit, or refund. Returns the verdicts of a next hit of cost 1.
+  local function adjust(first, last)
+    local step = string.find(ARGV[first], '-', 1, true) and 'refund' or 'force_charge'
     local rules, out = {}, {}
     for i = first, last do
       local rule = setmetatable({ key = KEYS[i], wait = 0, cost = 1 }, spec(ARGV[i]))
@@ -754,17 +763,17 @@ local function everything_else()
     return table.concat(out, ' ')
   end
 
-  return decide, decide_once, reset, pay
+  return decide, decide_once, reset, adjust
 end
 
-local decide, decide_once, reset, pay
+local decide, decide_once, reset, adjust
 local answers, first = {}, 1
-local spec, amount, period, cost, price, ms -- ms and cost as the texts that they came in
+local spec, amount, period, cost, price, ms -- ms and cost are strings, as they came in
 while first <= #KEYS do
   local last, answer = first, nil
 
-  -- Nearly all hits are fixed windows that stand alone: two commands, and neither a table nor a
-  -- function is made for them. Whatever is out of the ordinary is put back as it was found.
+  -- Nearly all hits are single fixed windows: two commands, without creating a table or a function.
+  -- In any unusual case, the counter gets its old value back and the code below decides.
   if ARGV[first] ~= spec then
     spec = ARGV[first]
     amount, ms, cost = string.match(spec, '^f (%d+) (%d+) %d+ (%d+)$')
@@ -780,7 +789,7 @@ while first <= #KEYS do
       answer = '0 ' .. amount - count .. ' ' .. ms .. '000'
     else
       local left = redis.call('PTTL', KEYS[first])
-      -- A negative count, or one of more digits than a double has, is none of ours.
+      -- A negative count, or one with more digits than a double has, is not ours.
       local usual = left > 0 and left <= period and count > price and count < 1e15
       if usual and count <= amount then
         answer = '0 ' .. amount - count .. ' ' .. left .. '000'
@@ -794,7 +803,7 @@ while first <= #KEYS do
 
   if answer and #KEYS == 1 then return answer end
   if not answer then
-    if not decide then decide, decide_once, reset, pay = everything_else() end
+    if not decide then decide, decide_once, reset, adjust = everything_else() end
     while string.find(ARGV[last], '&', 1, true) do last = last + 1 end
     local ok
     local act, rules = decide, last - first + 1
@@ -803,10 +812,10 @@ while first <= #KEYS do
     elseif string.find(spec, '!', 1, true) then
       act, rules = reset, rules / 2
     elseif string.find(spec, '^%a%p*[+-]') then
-      act = pay
+      act = adjust
     end
     ok, answer = pcall(act, first, last)
-    if not ok then -- its neighbours in this call have nothing to do with it
+    if not ok then -- the other hits of this call are not affected
       answer = string.rep('-1 ' .. failed(answer) .. ' 0 ', rules)
     end
   end

@@ -1,6 +1,6 @@
-"""Documents: small values beside the counts, which operators change and every instance reads.
+"""Documents: small values beside the counts, which operators change and all instances read.
 
-Like every key, each has a TTL: 400 days, renewed by each write and by those who read it.
+Like every key, each has a TTL: 400 days, renewed by every write and read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
-# A field is `<Unix time> <value>`; fields that nobody has renewed for the TTL are dropped.
+# A field is `<Unix time> <value>`. Fields that were not renewed within the TTL are deleted.
 _REPORT: Final = b"""
 local now = redis.call('TIME')
 redis.call('HSET', KEYS[1], ARGV[1], now[1] .. ' ' .. ARGV[2])
@@ -49,44 +49,52 @@ return now
 class Documents(Protocol):
     """Reads and writes documents.
 
-    Raises, in every method: StorageError if the storage is out of reach; ConfigError if it will not
-    serve before somebody changes a setting, or something else stands under the key.
+    All methods raise StorageError if the storage is unreachable, and ConfigError if it refuses
+    until a setting is changed, or if other data is stored under the key.
     """
 
     async def read(self, key: str) -> bytes | None:
-        """The document, if there is one; its TTL is renewed."""
+        """Return the document or None, and renew its TTL."""
         ...
 
     async def swap(self, key: str, expected: bytes | None, value: bytes) -> bool:
-        """Write a document if there is still the expected one; whether it was written."""
+        """Replace the expected document by another one; return whether it was still there."""
+        ...
+
+    async def put(self, key: str, value: bytes, seconds: int) -> None:
+        """Write a document that can be taken once within `seconds`."""
+        ...
+
+    async def take(self, key: str) -> bytes | None:
+        """Delete and return the document, or None; only one caller gets it."""
         ...
 
     async def push(self, key: str, value: bytes, keep: int) -> None:
-        """Put a value at the head of a list, of which only so many are kept."""
+        """Add a value at the head of a list, and keep only the first `keep` values."""
         ...
 
     async def listed(self, key: str) -> list[bytes]:
-        """The values of a list, the latest first."""
+        """Return the values of a list, the latest first."""
         ...
 
     async def report(self, key: str, field: str, value: bytes, seconds: int) -> float:
-        """Note a value under a field for so many seconds; returns the storage's Unix time."""
+        """Store a value under a field for `seconds`; return the storage's Unix time."""
         ...
 
     async def reports(self, key: str) -> dict[str, bytes]:
-        """What was noted and still holds."""
+        """Return the reports that have not expired."""
         ...
 
     async def forget(self, key: str, field: str) -> None:
-        """Take a report back."""
+        """Delete a report."""
         ...
 
     async def now(self) -> float:
-        """The storage's Unix time in seconds."""
+        """Return the storage's Unix time in seconds."""
         ...
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:
-        """Delete every key with this prefix but those to keep, a slice at a time; how many."""
+        """Delete all keys with this prefix except `keep`, in slices; return how many."""
         ...
 
 
@@ -110,6 +118,15 @@ class RedisDocuments:
     async def swap(self, key: str, expected: bytes | None, value: bytes) -> bool:
         """See `Documents.swap`."""
         return bool(await self._script(_SWAP, key, expected or b"", value, _LIFETIME))
+
+    async def put(self, key: str, value: bytes, seconds: int) -> None:
+        """See `Documents.put`."""
+        await self._run(key, b"SET", key.encode(), value, b"EX", b"%d" % seconds)
+
+    async def take(self, key: str) -> bytes | None:
+        """See `Documents.take`."""
+        value: bytes | None = await self._run(key, b"GETDEL", key.encode())
+        return value
 
     async def push(self, key: str, value: bytes, keep: int) -> None:
         """See `Documents.push`."""
@@ -179,6 +196,7 @@ class MemoryDocuments:
         self._storage = storage
         self._clock = clock
         self._values: dict[str, bytes] = {}
+        self._once: dict[str, tuple[float, bytes]] = {}
         self._lists: dict[str, list[bytes]] = {}
         self._reports: dict[str, dict[str, tuple[float, bytes]]] = {}
 
@@ -192,6 +210,17 @@ class MemoryDocuments:
             return False
         self._values[key] = value
         return True
+
+    async def put(self, key: str, value: bytes, seconds: int) -> None:
+        """See `Documents.put`."""
+        now = self._clock()
+        self._once = {name: each for name, each in self._once.items() if each[0] > now}
+        self._once[key] = (now + seconds, value)
+
+    async def take(self, key: str) -> bytes | None:
+        """See `Documents.take`."""
+        until, value = self._once.pop(key, (0.0, b""))
+        return value if until > self._clock() else None
 
     async def push(self, key: str, value: bytes, keep: int) -> None:
         """See `Documents.push`."""
@@ -221,13 +250,15 @@ class MemoryDocuments:
         return self._clock()
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:
-        """See `Documents.clear`; how many counts there were is not known."""
+        """See `Documents.clear`; the number of deleted counts is not known."""
         storage = self._storage()
         if storage is not None:
-            await storage.close()  # which forgets everything, and no more
-        doomed = [key for key in (*self._values, *self._lists, *self._reports) if key not in keep]
+            await storage.close()  # which only deletes all counts
+        known = (*self._values, *self._once, *self._lists, *self._reports)
+        doomed = [key for key in known if key not in keep]
         for key in doomed:
             self._values.pop(key, None)
+            self._once.pop(key, None)
             self._lists.pop(key, None)
             self._reports.pop(key, None)
         return len(doomed)
@@ -237,10 +268,10 @@ _in_memory: Final[WeakKeyDictionary[MemoryStorage, MemoryDocuments]] = WeakKeyDi
 
 
 def documents_of(storage: Storage) -> Documents:
-    """The documents beside the counts of a storage; there is one set for each.
+    """Return the documents of a storage; all callers share them.
 
     Raises:
-        ConfigError: It is a storage that keeps none.
+        ConfigError: The storage keeps no documents.
     """
     if isinstance(storage, RedisStorage):
         return RedisDocuments(storage)

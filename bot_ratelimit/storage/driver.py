@@ -1,8 +1,8 @@
-"""What is used of redis-py: its clients, and its connections, which are spoken to directly.
+"""What is used of redis-py: its clients, and its connections, which are used directly.
 
-The clients' own commands are not used, because they may be repeated, and a repeated hit would be
-charged twice. Every attribute of redis-py that is not public is used in this file and nowhere else;
-`tests/storage/test_driver.py` names each of them.
+The clients' own commands are not used, because they may be repeated, and a repeated hit could be
+charged twice. Private attributes of redis-py are used only in this file;
+`tests/storage/test_driver.py` lists all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Client: TypeAlias = "aioredis.Redis | RedisCluster"
 Address: TypeAlias = tuple[str, int]
 
 PRIVATE: Final = ("_reader", "_writer", "_parser")
-"""The attributes of a redis-py connection that are used although they are not public."""
+"""The private attributes of a redis-py connection that are used."""
 HEAR_OUT: Final = 0.2
 """Seconds in which a server that ends connections at once has to say why."""
 _ERROR_SIZE: Final = 1_000
@@ -35,23 +35,23 @@ _OWN_READ: Final = (AbstractConnection.read_response, SentinelManagedConnection.
 
 
 class Stream:
-    """An open connection. Commands are written at once; replies are read in their order."""
+    """An open connection: writes commands at once and reads replies in their order."""
 
     __slots__ = ("_connection", "_read", "_reader", "_writer")
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._reader, self._writer = connection._reader, connection._writer
-        # The connection's own method would cost more than parsing; fakeredis has no parser.
-        own = _is_own(connection)
-        self._read = (connection._parser if own else connection).read_response
+        # The connection's own method would take longer than the parsing; fakeredis has no parser.
+        is_plain = _is_own(connection)
+        self._read = (connection._parser if is_plain else connection).read_response
 
     def write(self, packed: bytes) -> None:
-        """Write commands that are encoded already; never waits."""
+        """Write encoded commands; never waits."""
         self._writer.writelines((packed,))
 
     async def read(self) -> Any:
-        """The next reply; an error that the server replies with is returned, not raised.
+        """Return the next reply; an error reply is returned, not raised.
 
         Raises:
             Exception: The connection is broken.
@@ -63,46 +63,46 @@ class Stream:
 
     @property
     def host(self) -> str:
-        """The host that is connected to; nothing for a socket's path."""
+        """The host of the connection; empty for a Unix socket."""
         return str(getattr(self._connection, "host", ""))
 
     @property
     def is_closed(self) -> bool:
-        """Whether the server, or something on the way to it, has closed the connection."""
+        """Whether the server, or something on the network, has closed the connection."""
         return bool(self._reader.at_eof()) or self._connection._reader is None
 
     def close(self) -> None:
-        """Close the connection, without waiting for anything."""
+        """Close the connection without waiting."""
         _close(self._connection)
 
 
 class Endpoint(Protocol):
-    """Where a connection leads, and how it is opened."""
+    """A server address, and how to connect to it."""
 
     @property
     def name(self) -> str:
-        """What it is called as long as it lives: `host:port`, a socket's path, a service."""
+        """The permanent name: `host:port`, the path of a socket, or the name of a service."""
         ...
 
     @property
     def where(self) -> str:
-        """Where it is now, as logs and errors put it."""
+        """The current address, for logs and errors."""
         ...
 
     async def connect(self) -> Stream:
         """Open a connection.
 
         Raises:
-            Exception: Whatever went wrong, as redis-py or the network words it.
+            Exception: The error of redis-py or of the network.
         """
         ...
 
 
 class PoolEndpoint:
-    """The server that the connections of a client's pool lead to.
+    """The server of a client's connection pool.
 
-    The connection is made by the pool, with its credentials and TLS, but is not one of the pool's:
-    a pool that is small or exhausted does not matter here.
+    The pool makes the connection, with its credentials and TLS, but the connection does not belong
+    to the pool: it does not matter whether the pool is small or exhausted.
     """
 
     def __init__(self, pool: Any) -> None:
@@ -115,11 +115,11 @@ class PoolEndpoint:
     async def connect(self) -> Stream:
         """See `Endpoint.connect`."""
         connection = self._pool.make_connection()
-        return await opened(connection, connection.connect)
+        return await open_stream(connection, connection.connect)
 
 
 class NodeEndpoint:
-    """A node of a Redis Cluster, connected to as the cluster's client would."""
+    """A node of a Redis Cluster, with the connection options of the cluster's client."""
 
     def __init__(self, client: RedisCluster, address: Address) -> None:
         self._client = client
@@ -131,14 +131,14 @@ class NodeEndpoint:
         kwargs: dict[str, Any] = self._client.get_connection_kwargs()
         node: Any = ClusterNode(*self._address, **kwargs)
         connection = node.connection_class(**node.connection_kwargs)
-        return await opened(connection, connection.connect)
+        return await open_stream(connection, connection.connect)
 
 
-async def opened(connection: Any, connect: Callable[[], Awaitable[Any]]) -> Stream:
-    """A stream over this redis-py connection, which `connect` opens.
+async def open_stream(connection: Any, connect: Callable[[], Awaitable[Any]]) -> Stream:
+    """Open a redis-py connection by calling `connect`, and return a stream over it.
 
-    The connection's own retries and time-outs are switched off: retries would hide the reason of
-    a failure, and the owner of the stream has a bound for connecting as a whole.
+    The connection's own retries and time-outs are switched off: retries would hide the reason of a
+    failure, and the owner of the stream limits the time of the whole attempt.
     """
     connection.retry = Retry(NoBackoff(), 0)
     connection.socket_timeout = connection.socket_connect_timeout = None
@@ -155,10 +155,10 @@ async def opened(connection: Any, connect: Callable[[], Awaitable[Any]]) -> Stre
 
 
 async def _turned_away(connection: Any) -> str:
-    """Why the server ends connections at once, such as maxclients; nothing if it says nothing.
+    """Return why the server closes connections at once, for example maxclients; empty if unknown.
 
-    It says so without being asked, but redis-py has written by then: what it reads is often that
-    the connection is reset. So it is heard once more, without a word from this side.
+    The server sends the reason without being asked. But redis-py has already written by then, and
+    often gets only a reset. So this opens a connection that reads and writes nothing.
     """
     if isinstance(connection, aioredis.SSLConnection) or not _is_own(connection):
         return ""
@@ -180,12 +180,12 @@ async def _turned_away(connection: Any) -> str:
 
 
 def _is_own(connection: Any) -> bool:
-    """Whether it is redis-py that speaks, and not a stand-in for a server."""
+    """Whether this is a connection of redis-py itself, not of a substitute such as fakeredis."""
     return type(connection).read_response in _OWN_READ
 
 
 def cancel_opening(task: asyncio.Task[Stream]) -> None:
-    """Connect no longer; a connection that is open by then is closed."""
+    """Cancel an attempt to connect; if it succeeds nevertheless, its connection is closed."""
     task.cancel()
     task.add_done_callback(_close_opened)
 
@@ -196,21 +196,21 @@ def _close_opened(task: asyncio.Task[Stream]) -> None:
 
 
 def startup_nodes(client: RedisCluster) -> list[Address]:
-    """The nodes that the client of a cluster was told of, or has found."""
+    """The nodes that the cluster client was given or has found."""
     manager: Any = client.nodes_manager
     nodes = [*manager.startup_nodes.values(), *manager.nodes_cache.values()]
     return list(dict.fromkeys((node.host, int(node.port)) for node in nodes))
 
 
-def remapped(client: RedisCluster, address: Address) -> Address:
-    """The address under which this machine reaches a node that names itself so."""
+def remap(client: RedisCluster, address: Address) -> Address:
+    """Return the address at which this machine reaches a node that announces this address."""
     manager: Any = client.nodes_manager
     host, port = manager.remap_host_port(*address)
     return host, int(port)
 
 
 def sentinels_of(pool: SentinelConnectionPool) -> tuple[str, Sequence[Any], int, str | None]:
-    """The service's name, the pools of its sentinels, how many peers each must see, a forced IP."""
+    """The service name, the sentinels' pools, the peers each must see, and a forced IP."""
     manager: Any = pool.sentinel_manager
     pools = [client.connection_pool for client in manager.sentinels]
     forced = getattr(manager, "_force_master_ip", None)
@@ -225,7 +225,7 @@ def check_client(client: object) -> None:
         pool: Any = client.connection_pool
         if isinstance(pool, SentinelConnectionPool) and not pool.is_master:
             raise ConfigError(
-                "redis_client asks replicas, which cannot count: pass sentinel.master_for(...)"
+                "redis_client connects to read-only replicas: pass sentinel.master_for(...)"
             )
         return
     kind = client if isinstance(client, type) else type(client)
@@ -250,9 +250,9 @@ def check_client(client: object) -> None:
 
 
 def _close(connection: Any) -> None:
-    """Close it at once and for certain, whatever state it or its event loop is in."""
+    """Close a connection at once, in whatever state it or its event loop is."""
     writer = getattr(connection, "_writer", None)
-    connection._reader = connection._writer = None  # redis-py warns of a writer that is left
+    connection._reader = connection._writer = None  # else redis-py warns of a writer
     if writer is not None:
         with suppress(Exception):
             transport = getattr(writer, "transport", writer)

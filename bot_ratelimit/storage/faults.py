@@ -1,4 +1,4 @@
-"""What an error of Redis means: an outage, or a fault of the configuration."""
+"""Translates errors of Redis: an outage, or a fault of the configuration, with the fix."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ _OUTAGES: Final = frozenset(
     | {"BUSY", "UNKILLABLE", "MISCONF", "NOREPLICAS"}
 )
 _FIXES: Final = {
-    "WRONGTYPE": "another program's data is under a key of the rate limiter: choose another "
+    "WRONGTYPE": "a key of the rate limiter holds data of another program: choose another "
     "key_prefix, or delete the key",
     "NOPERM": "the Redis user lacks a permission: ACL SETUSER <user> ~<prefix>:ratelimit:* "
     "+@read +@write +@scripting +@transaction +time",
-    "DB": "choose a lower REDIS_DB, or path of the URL: a server has 16 databases, 0 to 15, unless "
-    "configured otherwise (CONFIG GET databases)",
-    "CROSSSLOT": "keys decided together must live in one slot: put a hash tag into key_prefix, "
-    "for example '{bot}'",
+    "DB": "choose a lower REDIS_DB, or a lower number in REDIS_URL: a server has databases 0 to 15 "
+    "unless configured otherwise (CONFIG GET databases)",
+    "CROSSSLOT": "keys that are decided together must be in one slot: put a hash tag into "
+    "key_prefix, for example '{bot}'",
 }
 # A node of a Redis Cluster says "max number of clients + cluster connections reached".
 _FULL, _MORE_CLIENTS = "max number of clients", "raise maxclients on the server"
 
 
 class ServerText(Exception):  # noqa: N818 - not raised: it carries an error's text to `translated`
-    """An error that the script met in one hit, as the server words it."""
+    """An error that the script met in one hit, in the server's words."""
 
 
 def translated(error: Exception, where: str = "") -> Exception:
-    """The error in this package's words: StorageError for an outage, ConfigError for a fault.
+    """Translate an error: StorageError for an outage, ConfigError for a fault of the configuration.
 
-    Only errors of Redis, of the network and of this package are put into words. Anything else is
-    a bug, and returned as it is, with its name and its traceback.
+    Only errors of Redis, of the network and of this package are translated. Any other error is a
+    bug and is returned unchanged, with its name and its traceback.
 
     Args:
         error: What the server replied, or what was raised.
-        where: The server, which the words then begin with.
+        where: The server, named at the start of the text.
     """
     if isinstance(error, RateLimitError) or not isinstance(error, _EXPLAINED):
         return error
@@ -84,13 +84,13 @@ def translated(error: Exception, where: str = "") -> Exception:
 
 
 def code_of(error: Exception) -> str:
-    """The code of an error that a server replied with, such as `READONLY`; or nothing."""
+    """The code of an error reply, such as `READONLY`; empty if it has none."""
     return _BY_CLASS.get(type(error)) or _code_in(one_line(error))
 
 
 def _code_in(text: str) -> str:
-    """The code that an error begins with; inside a script, Redis 6 puts other text before it."""
-    if "not an integer" in text or "would overflow" in text:  # what INCR says of another's text
+    """The code at the start of an error text; inside a script, Redis 6 puts text before it."""
+    if "not an integer" in text or "would overflow" in text:  # INCR's error for foreign data
         return "WRONGTYPE"
     if "executing the script can't" in text:  # how Redis 7 words NOPERM there
         return "NOPERM"
@@ -105,7 +105,7 @@ _EXPLAINED: Final = (
     *(OSError, EOFError, ServerText),
 )
 
-# What the reason of a failure to connect contains, its kind, and what to do about it.
+# What the text of a connection error contains, the kind of the error, and its fix.
 _REASONS: Final = (
     (
         "WRONG_VERSION_NUMBER|record layer failure|unknown protocol",
@@ -149,12 +149,12 @@ def unreachable(
     timeout: float | None,
     password: str = "REDIS_PASSWORD, or in REDIS_URL",  # noqa: S107 - where one is set
 ) -> StorageError:
-    """Why a server cannot be reached, or was lost: its name, the real reason, what to do about it.
+    """Explain why a server is unreachable or was lost: its name, the real reason, and the fix.
 
     Args:
         name: The server.
-        error: What was raised.
-        timeout: Seconds that connecting was given; None if the connection was open already.
+        error: The exception.
+        timeout: Seconds that were allowed for connecting; None if the connection was already open.
         password: Where the password is set.
     """
     if isinstance(error, StorageError):
@@ -195,6 +195,6 @@ def is_cut_short(error: Exception) -> bool:
 
 
 def one_line(error: object) -> str:
-    """The error's text as a log can have it: on one line, and without a user's key."""
+    """The text of an error on one line, without control characters and without a user's key."""
     text, *_ = str(error).partition(", with args beginning with:")
     return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))

@@ -1,15 +1,15 @@
--- Leases: who holds the slots of one subject. They are acquired, renewed and released here.
+-- Leases: who holds the slots of a subject. This script acquires, renews and releases them.
 --
--- KEYS[1]: a sorted set of tokens; the score of each is the end of its lease, in milliseconds by the
--- server's clock. Beside the tokens there are
---   "~"  which keeps the key for one lease after its last use, so that a key that is not there although
---        a process has used it just now tells of a server that has lost its data
---   "!"  which keeps the slots closed for half a lease after such a loss, until those that still hold
---        one have renewed their leases
--- ARGV: acquire | renew | release, the token, how many slots there are, the lease in milliseconds,
--- and 1 if the caller knows that the key was there less than a lease ago.
+-- KEYS[1]: a sorted set of tokens; the score is the end of the lease, in milliseconds by the
+-- server's clock. Two members are not tokens:
+--   "~"  keeps the key for one lease after its last use. If the key is missing although a process
+--   used it a moment ago, the server has lost its data.
+--   "!"  keeps the slots closed for half a lease after such a loss, until processes that still hold
+--   a slot have renewed their leases.
+-- ARGV: acquire | renew | release, the token, the number of slots, the lease in milliseconds, and 1
+-- if the caller knows that the key existed less than a lease ago.
 --
--- Returns 1 if the token holds a slot by right (renew: without an interruption), the free slots, the
+-- Returns 1 if the token holds a slot (renew: without interruption), the number of free slots, the
 -- milliseconds until the next lease ends, and 1 if the server has lost its data.
 
 local key, action, token = KEYS[1], ARGV[1], ARGV[2]
@@ -21,11 +21,11 @@ local function put(member, ends)
   redis.call('ZADD', key, string.format('%d', ends), member)
 end
 
-local forgot = known and redis.call('EXISTS', key) == 0
+local data_lost = known and redis.call('EXISTS', key) == 0
 redis.call('ZREMRANGEBYSCORE', key, '-inf', string.format('%d', now))
 if action == 'release' then
   redis.call('ZREM', key, token)
-elseif forgot then
+elseif data_lost then
   put('!', now + math.floor(lease / 2))
 end
 
@@ -41,7 +41,7 @@ if action == 'acquire' and (held or (taken < amount and not closed)) then
 elseif action == 'renew' and held then
   granted = 1
 end
--- A lease that was lost takes a free slot again, so that no third one gets it meanwhile.
+-- A renewal of a lost lease takes a free slot again, so that no third process gets it.
 if granted == 1 or (action == 'renew' and taken < amount) then
   put(token, now + lease)
   taken = taken + (held and 0 or 1)
@@ -67,4 +67,4 @@ if granted == 0 and action == 'acquire' then
     end
   end
 end
-return {granted, math.max(amount - taken, 0), math.floor(wait), forgot and 1 or 0}
+return {granted, math.max(amount - taken, 0), math.floor(wait), data_lost and 1 or 0}

@@ -1,4 +1,4 @@
-"""Leases: so many may hold a slot at a time, each for as long as it keeps saying so."""
+"""Leases: who holds a slot, until the lease expires unless it is renewed."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ Action: TypeAlias = Literal["acquire", "renew", "release"]
 
 _SCRIPT: Final = Script("leases")
 _SWEEP: Final = 10_000
-"""Keys in memory above which those whose leases have ended are looked for."""
+"""The number of keys in memory above which expired leases are removed."""
 
 
 class Claim(NamedTuple):
-    """Somebody's claim on one of the slots under a key."""
+    """A claim on one of the slots under a key."""
 
     key: str
     token: str
-    """Tells it from all others."""
+    """Identifies the claim."""
     amount: int
     """How many slots there are."""
     lease: float
-    """Seconds for which it holds without being renewed."""
+    """The duration of the lease in seconds, unless it is renewed."""
 
 
 class Grant(NamedTuple):
-    """What became of a claim."""
+    """The answer to a claim."""
 
     granted: bool
-    """Whether it holds a slot; of a renewal, whether it has held it all the time."""
+    """Whether the claim holds a slot; for a renewal, whether it has held it without
+    interruption."""
     remaining: int
     """Slots that are free now."""
     wait: float
-    """Seconds until the next lease ends, if it was refused."""
-    forgot: bool = False
-    """Whether the storage has lost what it knew of the key."""
+    """If refused, seconds until the next lease ends."""
+    data_lost: bool = False
+    """Whether the storage has lost its data about the key."""
 
 
 class Leases(Protocol):
-    """Keeps leases, by one clock for everybody."""
+    """Keeps leases, by one clock for all instances."""
 
     async def claim(
         self, action: Action, claim: Claim, *, known: bool = False, timeout: float
@@ -53,13 +54,13 @@ class Leases(Protocol):
         """Acquire, renew or release a slot, atomically.
 
         Args:
-            action: Which of them. Each may be repeated with the same token.
-            claim: On which slot, and whose.
-            known: Whether this key was there less than a lease ago.
+            action: What to do. Each action may be repeated with the same token.
+            claim: The claim.
+            known: Whether this key existed less than a lease ago.
             timeout: Seconds.
 
         Raises:
-            StorageError: The storage is out of reach; what became of the claim is not known.
+            StorageError: The storage is unreachable; it is unknown whether the action was done.
             ConfigError: The storage refuses the command.
         """
         ...
@@ -78,8 +79,8 @@ class RedisLeases:
         lease_ms = round(claim.lease * 1_000)
         arguments = (action, claim.token, claim.amount, lease_ms, int(known))
         reply = await _SCRIPT.run(self._server, [claim.key], *arguments, timeout=timeout)
-        granted, remaining, wait_ms, forgot = map(int, reply)
-        return Grant(granted == 1, remaining, wait_ms / 1_000, forgot == 1)
+        granted, remaining, wait_ms, data_lost = map(int, reply)
+        return Grant(granted == 1, remaining, wait_ms / 1_000, data_lost == 1)
 
 
 class MemoryLeases:
@@ -96,7 +97,7 @@ class MemoryLeases:
     async def claim(
         self, action: Action, claim: Claim, *, known: bool = False, timeout: float
     ) -> Grant:
-        """See `Leases.claim`. Never waits, so never too late."""
+        """See `Leases.claim`. It never waits, so it never times out."""
         now = self._clock()
         held = self._valid(claim.key, now)
         was_held = held.pop(claim.token, None) is not None
@@ -126,7 +127,7 @@ _in_memory: Final[WeakKeyDictionary[MemoryStorage, MemoryLeases]] = WeakKeyDicti
 
 
 def leases_of(storage: Storage) -> Leases:
-    """Where the leases beside a storage's counts are kept; the same for all of its limiters.
+    """Return the leases that belong to a storage; all its limiters share them.
 
     Raises:
         ConfigError: A custom storage has neither `execute` nor `leases`.

@@ -1,4 +1,4 @@
-"""MemoryStorage: counts in this process, for one instance or for when Redis is away."""
+"""MemoryStorage: counts in this process, for a single instance or while Redis is unreachable."""
 
 from __future__ import annotations
 
@@ -8,22 +8,29 @@ from typing import Any, Literal
 
 from cachetools import TTLCache
 
+from bot_ratelimit.adjustments import CHARGES, REFUNDS
 from bot_ratelimit.algorithms import ALGORITHMS, Step, Verdict, penalty
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.paying import CHARGES, REFUNDS
 from bot_ratelimit.storage.base import ONCE_MS, Charge
-from bot_ratelimit.storage.states import Held, Kept, States
+from bot_ratelimit.storage.state_cache import Entry, Retention, StateCache
 
 
 class MemoryStorage:
-    """A `cachetools.TTLCache` of states, moved on by the algorithms.
+    """Keeps counts in this process, in `cachetools` caches.
+
+    ::
+
+        Limiter(MemoryStorage(maxsize=100_000))
 
     Args:
-        maxsize: The most keys kept. Beyond it the least recently used one is forgotten, and
-            with it that subject's count: choose more than the users of one period. Counts of
-            refused users are forgotten after all others, and bans last; the log says when a count
-            that still holds is.
-        clock: Seconds from any starting point.
+        maxsize: The maximum number of keys, 1 or more; 10,000 by default. Above it the least
+            recently used count is forgotten, so choose more than the number of users in one period.
+            Counts of refused users are forgotten after all others, and bans last. The log says when
+            a count that still holds is forgotten.
+        clock: Returns seconds from any starting point; `time.monotonic` by default.
+
+    Raises:
+        ConfigError: `maxsize` is not a whole number from 1 up.
     """
 
     source: Literal["memory"] = "memory"
@@ -33,8 +40,9 @@ class MemoryStorage:
     ) -> None:
         check_size("maxsize", maxsize)
         self._clock = clock
-        self._states = States(maxsize, ONCE_MS * 1_000, clock)
-        # Verdicts by token, and the resets that may have come after them, by key and in order.
+        self._states = StateCache(maxsize, ONCE_MS * 1_000, clock)
+        # Verdicts by token. Resets are numbered and kept by key: a verdict that is older than a
+        # reset of its key is not used again.
         self._once: TTLCache[str, Any] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
         self._resets: TTLCache[str, int] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
         self._reset_count = 0
@@ -42,36 +50,38 @@ class MemoryStorage:
     async def hit(
         self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
     ) -> list[Verdict]:
-        """Decide and charge; see `Storage.hit`. Never waits, so never too late."""
+        """Decide and charge; see `Storage.hit`. It never waits, so it never times out."""
         return self.decide(charges, once)
 
     def decide(self, charges: Sequence[Charge], once: str | None = None) -> list[Verdict]:
-        """The same as `hit`, without the coroutine: this storage never has to be awaited."""
+        """Decide and charge like `hit`, without a coroutine: this storage never waits."""
         now = self._now()
         if once is None:
             return self._decide(charges, now)
         shared = self._once.get(once)
         if shared is not None:
             resets, decided, verdicts = shared
-            # The cache counts in floats, which may keep it a microsecond too long.
+            # The cache counts in floats and may keep the entry one microsecond too long.
             if now - decided < ONCE_MS * 1_000 and not self._was_reset(charges, resets):
-                return [_later(verdict, now - decided) for verdict in verdicts]
+                return [_aged(verdict, now - decided) for verdict in verdicts]
         verdicts = self._decide(charges, now)
         self._once[once] = (
             self._reset_count,
             now,
-            [_afterwards(*each) for each in zip(charges, verdicts, strict=True)],
+            [_shared_verdict(*each) for each in zip(charges, verdicts, strict=True)],
         )
         return verdicts
 
     async def peek(self, charges: Sequence[Charge], *, timeout: float) -> list[Verdict]:
         """Look without charging; see `Storage.peek`."""
-        return self._look(charges, self._now())
+        return self._peek(charges, self._now())
 
     async def charge(self, charges: Sequence[Charge], *, timeout: float) -> list[Verdict]:
-        """Charge whatever is left; see `Storage.charge`."""
+        """Charge even above the limit; see `Storage.charge`."""
         now = self._now()
-        return [self._paid(each, CHARGES[each.limit.algorithm], now, each.cost) for each in charges]
+        return [
+            self._adjusted(each, CHARGES[each.limit.algorithm], now, each.cost) for each in charges
+        ]
 
     async def refund(
         self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
@@ -79,7 +89,7 @@ class MemoryStorage:
         """Give back; see `Storage.refund`."""
         now = self._now()
         return [
-            self._paid(each, REFUNDS[each.limit.algorithm], now, each.cost, age_us)
+            self._adjusted(each, REFUNDS[each.limit.algorithm], now, each.cost, age_us)
             for each in charges
         ]
 
@@ -90,7 +100,7 @@ class MemoryStorage:
         self._reset_count += 1
         for charge in charges:
             self._resets[charge.key] = self._reset_count
-            found += _step(charge, self._states.pop(charge.key), now, 0)[1].reset > 0
+            found += _step_of(charge, self._states.pop(charge.key), now, 0)[1].reset > 0
         return found
 
     def server(self, charges: Sequence[Charge]) -> str:
@@ -98,7 +108,7 @@ class MemoryStorage:
         return "memory"
 
     def open(self) -> None:
-        """There is nothing to open; see `Storage.open`."""
+        """Do nothing: there is nothing to open; see `Storage.open`."""
 
     async def close(self) -> None:
         """Forget everything."""
@@ -109,71 +119,73 @@ class MemoryStorage:
     def _decide(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
         if len(charges) == 1 and charges[0].penalty is None:  # nearly always
             key, limit, cost, _, _ = charge = charges[0]
-            kept = self._states.get(key)
-            state = None if kept is None else kept.state
+            entry = self._states.get(key)
+            state = None if entry is None else entry.state
             step = ALGORITHMS[limit.algorithm](state, now, limit, cost)
-            self._keep(charge, kept, step, now)
+            self._store(charge, entry, step, now)
             return [step[1]]
         found = [self._states.get(charge.key) for charge in charges]
         steps = [
-            _step(charge, kept, now, 0 if charge.penalty else charge.cost)
-            for charge, kept in zip(charges, found, strict=True)
+            _step_of(charge, entry, now, 0 if charge.penalty else charge.cost)
+            for charge, entry in zip(charges, found, strict=True)
         ]
         refused = any(
             verdict.wait and not charge.shadow
             for (_, verdict), charge in zip(steps, charges, strict=True)
         )
         verdicts = []
-        for charge, kept, step in zip(charges, found, steps, strict=True):
+        for charge, entry, step in zip(charges, found, steps, strict=True):
             if charge.penalty is not None:
                 if refused or charge.penalty.imposed:
-                    step = _step(charge, kept, now, 1)
-                    self._keep(charge, kept, step, now)
+                    step = _step_of(charge, entry, now, 1)
+                    self._store(charge, entry, step, now)
             elif refused and not step[1].wait:
-                step = _step(charge, kept, now, 0)
+                step = _step_of(charge, entry, now, 0)
             else:
-                self._keep(charge, kept, step, now)
+                self._store(charge, entry, step, now)
             verdicts.append(step[1])
         return verdicts
 
-    def _look(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
+    def _peek(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
         found = [self._states.get(charge.key) for charge in charges]
         waits = [
-            _step(charge, kept, now, 0 if charge.penalty else charge.cost)[1].wait
-            for charge, kept in zip(charges, found, strict=True)
+            _step_of(charge, entry, now, 0 if charge.penalty else charge.cost)[1].wait
+            for charge, entry in zip(charges, found, strict=True)
         ]
         refused = any(w and not c.shadow for w, c in zip(waits, charges, strict=True))
         return [
-            # Of a penalty, what it would say after counting this refusal.
-            _step(charge, kept, now, int(refused))[1]
+            # For a penalty, the verdict after counting this refusal.
+            _step_of(charge, entry, now, int(refused))[1]
             if charge.penalty
-            else _step(charge, kept, now, 0)[1]._replace(wait=wait)
-            for charge, kept, wait in zip(charges, found, waits, strict=True)
+            else _step_of(charge, entry, now, 0)[1]._replace(wait=wait)
+            for charge, entry, wait in zip(charges, found, waits, strict=True)
         ]
 
-    def _paid(self, charge: Charge, pay: Callable[..., Any], now: int, *arguments: int) -> Verdict:
-        kept = self._states.get(charge.key)
-        before = None if kept is None else kept.state
-        state = pay(before, now, charge.limit, *arguments)
+    def _adjusted(
+        self, charge: Charge, adjust: Callable[..., Any], now: int, *arguments: int
+    ) -> Verdict:
+        entry = self._states.get(charge.key)
+        before = None if entry is None else entry.state
+        state = adjust(before, now, charge.limit, *arguments)
         algorithm = ALGORITHMS[charge.limit.algorithm]
         verdict = algorithm(state, now, charge.limit, 0)[1]
         verdict = verdict._replace(wait=algorithm(state, now, charge.limit, 1)[1].wait)
         if state is None:
             self._states.pop(charge.key)
         elif state is not before:
-            self._keep(charge, kept, (state, verdict), now)
+            self._store(charge, entry, (state, verdict), now)
         return verdict
 
-    def _keep(self, charge: Charge, kept: Kept | None, step: Step, now: int) -> None:
+    def _store(self, charge: Charge, entry: Entry | None, step: Step, now: int) -> None:
         state, (wait, remaining, reset) = step
         if charge.penalty is not None:
-            held = Held.NOT if remaining else Held.BANNED
+            retention = Retention.NORMAL if remaining else Retention.BANNED
         else:
-            held = Held.REFUSED if wait and not charge.shadow else Held.NOT
-        if kept is not None and state is kept.state:
-            self._states.keep(charge.key, kept, state, kept.ends, held)
+            retention = Retention.REFUSED if wait and not charge.shadow else Retention.NORMAL
+        if entry is not None and state is entry.state:
+            self._states.put(charge.key, entry, state, entry.ends, retention)
         else:
-            self._states.keep(charge.key, kept, state, now + reset, held)
+            self._states.put(charge.key, entry, state, now + reset, retention)
 
     def _was_reset(self, charges: Sequence[Charge], since: int) -> bool:
         return any((self._resets.get(charge.key) or 0) > since for charge in charges)
@@ -182,25 +194,25 @@ class MemoryStorage:
         return round(self._clock() * 1_000_000)
 
 
-def _step(charge: Charge, kept: Kept | None, now: int, cost: int) -> Step:
-    state = None if kept is None else kept.state
+def _step_of(charge: Charge, entry: Entry | None, now: int, cost: int) -> Step:
+    state = None if entry is None else entry.state
     if charge.penalty is not None:
         return penalty(state, now, charge.limit, charge.penalty, cost)
     return ALGORITHMS[charge.limit.algorithm](state, now, charge.limit, cost)
 
 
-def _afterwards(charge: Charge, verdict: Verdict) -> Verdict:
-    """The verdict for those who share it: they find a ban that the hit itself brought on."""
+def _shared_verdict(charge: Charge, verdict: Verdict) -> Verdict:
+    """The verdict for later hits with the same token: a ban that this hit caused refuses them."""
     banned = charge.penalty is not None and not verdict.remaining
     return verdict._replace(wait=verdict.reset) if banned else verdict
 
 
-def _later(verdict: Verdict, passed: int) -> Verdict:
+def _aged(verdict: Verdict, passed: int) -> Verdict:
     wait, remaining, reset = verdict
     return Verdict(max(1, wait - passed) if wait else 0, remaining, max(0, reset - passed))
 
 
 def check_size(name: str, value: object) -> None:
-    """Raise ConfigError, with the parameter's name, unless so many keys can be kept."""
+    """Raise ConfigError, with the name of the parameter, unless this is a valid number of keys."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name}={value!r}: expected a whole number from 1 up")

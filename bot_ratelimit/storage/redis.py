@@ -12,31 +12,36 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.observer import Observer, Observers, observers_of
-from bot_ratelimit.storage import driver, wire
+from bot_ratelimit.storage import driver, encoding
 from bot_ratelimit.storage.base import Charge, ConnectionStatus
 from bot_ratelimit.storage.cluster import Shards
 from bot_ratelimit.storage.connection import Connection
-from bot_ratelimit.storage.decisions import Commands, Decisions, Item
+from bot_ratelimit.storage.decision_codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.driver import Client, Endpoint, PoolEndpoint
+from bot_ratelimit.storage.encoding import Command, Hit
 from bot_ratelimit.storage.faults import translated
 from bot_ratelimit.storage.sentinel import SentinelEndpoint
-from bot_ratelimit.storage.wire import Command, Hit
 
 
 class RedisStorage:
-    """Decides on the server, in one round trip, with the server's clock.
+    """Decides on a Redis or Valkey server, in one round trip, with the server's clock.
+
+    ::
+
+        Limiter(RedisStorage(Redis(host="10.0.0.5")), key_prefix="my_bot")
 
     The storage has a connection of its own to each server, with the credentials, TLS and Sentinel
-    of the client; it opens it in the background and keeps it until `close`.
+    settings of the client. It opens the connection in the background and keeps it until `close`.
 
     Args:
         client: A `redis.asyncio.Redis` of any kind (from_url, Sentinel, any pool, with or without
-            decode_responses), or a `redis.asyncio.RedisCluster`. It says how to connect; its pool,
-            its time-outs and its retries are not used, since a repeated hit could be charged twice.
-        close_client: Whether `close` closes the client too.
+            decode_responses), or a `redis.asyncio.RedisCluster`. It says how to connect. Its pool,
+            its time-outs and its retries are not used, because a repeated hit could be charged
+            twice.
+        close_client: Whether `close` also closes the client; it does not by default.
 
     Raises:
-        ConfigError: The client is synchronous, or no client at all.
+        ConfigError: The client is synchronous, or not a Redis client.
     """
 
     source: Literal["redis"] = "redis"
@@ -52,7 +57,7 @@ class RedisStorage:
             self._shards = Shards(client)
         else:
             endpoint = _endpoint(client.connection_pool)
-            self._connection = Connection(endpoint, Decisions(lambda: endpoint.where))
+            self._connection = Connection(endpoint, DecisionCodec(lambda: endpoint.where))
 
     @property
     def is_cluster(self) -> bool:
@@ -67,21 +72,21 @@ class RedisStorage:
 
     def peek(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
         """Look without charging; see `Storage.peek`."""
-        return self._submit(Hit(charges, look=True), charges[0].key, timeout)
+        return self._submit(Hit(charges, peek=True), charges[0].key, timeout)
 
     def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
-        """Charge whatever is left; see `Storage.charge`."""
-        return self._submit(Hit(charges, pay="+"), charges[0].key, timeout)
+        """Charge even above the limit; see `Storage.charge`."""
+        return self._submit(Hit(charges, adjust="+"), charges[0].key, timeout)
 
     def refund(
         self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
     ) -> Awaitable[list[Verdict]]:
         """Give back; see `Storage.refund`."""
-        return self._submit(Hit(charges, pay="-", age_us=age_us), charges[0].key, timeout)
+        return self._submit(Hit(charges, adjust="-", age_us=age_us), charges[0].key, timeout)
 
     async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
-        """Forget these keys; see `Storage.reset`."""
-        slots: dict[int | None, list[Charge]] = {}  # on a cluster the keys may be on many nodes
+        """Delete these counts; see `Storage.reset`."""
+        slots: dict[int | None, list[Charge]] = {}  # on a cluster the keys may be on several nodes
         for charge in charges:
             slot = None if self._connection is not None else self._route(charge.key)[1]
             slots.setdefault(slot, []).append(charge)
@@ -91,16 +96,16 @@ class RedisStorage:
         return sum(verdict.reset > 0 for verdict in chain.from_iterable(forgotten))
 
     async def execute(self, command: Command, *, key: str, timeout: float) -> Any:
-        """Send a command that is no decision, once, and return its reply as redis-py parses it.
+        """Send a command that is not a decision, once, and return its reply as redis-py parses it.
 
         Args:
             command: Its name and arguments, as bytes.
-            key: The key it is about, which says where to send it.
+            key: A key of the command, which decides where it is sent.
             timeout: Seconds.
 
         Raises:
-            StorageError: The server is out of reach, too slow or cannot serve now.
-            ConfigError: It will not serve before somebody changes a setting.
+            StorageError: The server is unreachable, too slow or cannot serve now.
+            ConfigError: The server refuses until a setting is changed.
         """
         (reply,) = await self._submit(Commands([command]), key, timeout)
         if isinstance(reply, Exception):
@@ -109,13 +114,13 @@ class RedisStorage:
         return reply
 
     def server(self, charges: Sequence[Charge]) -> str:
-        """The server that decides about these charges, as logs name it; see `Storage.server`."""
+        """The name of the server that decides about these charges; see `Storage.server`."""
         if self._connection is not None:
             return self._connection.name
         return self._route(charges[0].key)[0].name
 
     def observe(self, observer: Observer) -> None:
-        """Tell this observer of connections and batches, beside those that are told already."""
+        """Add an observer of connections and batches."""
         self._observer = observers_of(self._observer, observer)
         if self._shards is not None:
             self._shards.observe(self._observer)
@@ -123,28 +128,28 @@ class RedisStorage:
             self._connection.observer = self._observer
 
     def status(self) -> list[ConnectionStatus]:
-        """How the connections are, one for each server."""
+        """The state of the connections, one for each server."""
         connections = self._shards.connections() if self._shards else [self._connection]
         return [
             ConnectionStatus(
                 each.name,
                 each.is_open,
                 each.latency,
-                cast(Decisions, each.codec).uses_script,
-                "" if each.trouble is None else str(each.trouble),
+                cast(DecisionCodec, each.codec).uses_script,
+                "" if each.last_error is None else str(each.last_error),
             )
             for each in connections
             if each is not None
         ]
 
     def open(self) -> None:
-        """Begin to connect, in the background; otherwise the first decision does."""
+        """Start to connect in the background; without this, the first decision does it."""
         (self._connection or cast(Shards, self._shards)).open()
 
     async def close(self) -> None:
         """Close the connection; the client stays open unless `close_client` was given.
 
-        Like the client itself, the storage can be used again, as when a dispatcher is restarted.
+        Like the client, the storage can be used again, for example when a dispatcher is restarted.
         """
         await (self._connection or cast(Shards, self._shards)).close()
         if self._close_client:
@@ -157,7 +162,7 @@ class RedisStorage:
         return connection.submit(item, timeout, slot)
 
     def _route(self, key: str) -> tuple[Connection[Item], int]:
-        return cast(Shards, self._shards).route(wire.name(key))
+        return cast(Shards, self._shards).route(encoding.encode_key(key))
 
 
 def _endpoint(pool: Any) -> Endpoint:

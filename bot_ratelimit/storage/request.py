@@ -1,4 +1,4 @@
-"""Requests: what a server is asked, in which commands, and what its replies amount to."""
+"""Request, Call and Codec: what a server is asked, in which commands, and how replies are read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
-from bot_ratelimit.storage.wire import Command
+from bot_ratelimit.storage.encoding import Command
 
 Item = TypeVar("Item")
 
 
 class Request(Generic[Item]):
-    """Something a server is asked, and who waits for the answer."""
+    """A request to a server, with the future of its answer."""
 
     __slots__ = (
         "alone",
@@ -40,18 +40,18 @@ class Request(Generic[Item]):
         self.timeout = timeout
         self.future = future
         self.slot = slot
-        """Of a Redis Cluster, where only what is in one slot can share a command."""
+        """The slot in a Redis Cluster, where only keys of one slot can share a command."""
         self.deadline = 0.0
         self.number = 0
-        """Its place among the requests of a connection."""
+        """Its number in the order of the requests of a connection."""
         self.redirected = False
         self.asking = False
-        """Whether the slot is on its way to this server, which has to be told that we know."""
+        """Whether the slot is being moved to this server, so that ASKING must be sent first."""
         self.alone = False
-        """Whether it must not share a command: of the keys of its slot some have moved already."""
+        """Whether it needs a command of its own: some keys of its slot have been moved already."""
 
     def answer(self, answer: Any) -> None:
-        """Give the answer to the one who waits, if anybody still does."""
+        """Set the answer, unless the caller has given up."""
         if self.future.done():
             return
         if isinstance(answer, Exception):
@@ -61,7 +61,7 @@ class Request(Generic[Item]):
 
 
 class Call(Generic[Item]):
-    """Commands that ask about some requests, and how many replies they bring."""
+    """The commands for some requests, and how many replies they produce."""
 
     __slots__ = ("commands", "deadline", "decides", "ends_batch", "replies", "requests", "sent")
 
@@ -73,12 +73,12 @@ class Call(Generic[Item]):
         decides: bool = True,
     ) -> None:
         self.decides = decides
-        """Whether these are decisions, of which observers hear."""
+        """Whether these are decisions, which are reported to observers."""
         self.requests = requests
         self.commands = commands
         self.replies = len(commands)
         self.sent = 0.0
-        if len(requests) == 1:  # as most are on a Redis Cluster
+        if len(requests) == 1:  # the usual case on a Redis Cluster
             self.deadline = requests[0].deadline
         else:
             self.deadline = min((request.deadline for request in requests), default=0.0)
@@ -86,50 +86,50 @@ class Call(Generic[Item]):
 
 
 class Redirect(NamedTuple):
-    """An answer: nothing has run, another server is to be asked."""
+    """An answer: nothing was executed, and another server must be asked."""
 
     address: tuple[str, int]
     asking: bool
 
     def seen_from(self, host: str) -> Redirect:
-        """The redirect as a client reads it that asked this host.
+        """Return the redirect with the missing host replaced by the host that was asked.
 
-        A node that knows no name for another one leaves the host out, or puts a question mark: the
-        host is the one that was asked, only the port is another.
+        A node that knows no name of another node leaves the host out or sends a question mark. Then
+        only the port differs from the server that was asked.
         """
         named, port = self.address
         return self if named not in ("", "?") else Redirect((host, port), self.asking)
 
 
 class Again:
-    """An answer: nothing has run, and the same server is to be asked again."""
+    """An answer: nothing was executed, and the same server must be asked again."""
 
 
 AGAIN: Final = Again()
 
 
-class Replies(NamedTuple):
-    """What the replies to a call amount to."""
+class ParsedReplies(NamedTuple):
+    """The result of reading the replies to a call."""
 
     answers: Sequence[Any]
-    """For each request its answer: a value, an exception to raise, a `Redirect`, or `AGAIN`."""
+    """The answer to each request: a value, an exception to raise, a `Redirect`, or `AGAIN`."""
     repairs: Sequence[Command] = ()
-    """Commands to be sent next, whose replies do not matter."""
-    leave: str = ""
-    """Why this server is not the one to ask any more."""
+    """Commands to send next, whose replies do not matter."""
+    disconnect: str = ""
+    """Why the connection to this server must be replaced; empty if it is kept."""
 
 
 class Codec(Protocol[Item]):
-    """How requests are put to a server. Each connection has its own."""
+    """Encodes requests as commands and reads the replies. Each connection has its own."""
 
     def weigh(self, item: Item) -> int:
-        """How much work an item is for the server; a batch has `MAX_WEIGHT` at most."""
+        """Return how much work an item is for the server; a batch has `MAX_WEIGHT` at most."""
         ...
 
     def calls(self, requests: Sequence[Request[Item]]) -> Sequence[Call[Item]]:
-        """The commands that ask about these requests."""
+        """Return the commands for these requests."""
         ...
 
-    def read(self, call: Call[Item], replies: list[Any]) -> Replies:
-        """What the replies to a call say."""
+    def read(self, call: Call[Item], replies: list[Any]) -> ParsedReplies:
+        """Read the replies to a call."""
         ...

@@ -1,4 +1,4 @@
-"""Script: a small Lua script that is no decision, sent by its hash."""
+"""Script: a small Lua script, sent by its hash, for anything that is not a decision."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any, Protocol
 from redis import exceptions
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.storage import wire
+from bot_ratelimit.storage import encoding
 
 
 class Executes(Protocol):
-    """What can send a command to a Redis server, as `RedisStorage` can."""
+    """Sends commands to a Redis server, as `RedisStorage` does."""
 
-    async def execute(self, command: wire.Command, *, key: str, timeout: float) -> Any:
+    async def execute(self, command: encoding.Command, *, key: str, timeout: float) -> Any:
         """See `RedisStorage.execute`."""
         ...
 
 
 class Script:
-    """Runs a script of this package.
+    """Runs a Lua script of this package.
 
-    It is sent by its hash. A server that does not know it says so before anything has run, and
-    gets the whole script then. Nothing else is ever repeated.
+    The script is sent by its hash. A server that does not know the hash says so before anything is
+    executed, and then gets the whole script. Nothing else is ever repeated.
 
     Args:
-        name: Of the file, without `.lua`.
+        name: The name of the file without `.lua`.
     """
 
     def __init__(self, name: str) -> None:
@@ -43,19 +43,23 @@ class Script:
         *arguments: str | int,
         timeout: float,
     ) -> Any:
-        """The script's reply.
+        """Run the script and return its reply.
 
         Args:
-            server: Who runs it.
-            keys: What it reads and writes; on a cluster, all in one slot.
-            *arguments: What it finds in ARGV.
+            server: Runs the script.
+            keys: The keys that it reads and writes; on a cluster, all in one slot.
+            *arguments: Its ARGV.
             timeout: Seconds, for each of at most two attempts.
 
         Raises:
-            StorageError: The server is out of reach, too slow or cannot serve now.
-            ConfigError: It will not serve before somebody changes a setting.
+            StorageError: The server is unreachable, too slow or cannot serve now.
+            ConfigError: The server refuses until a setting is changed.
         """
-        rest = [b"%d" % len(keys), *map(wire.name, keys), *(wire.name(str(a)) for a in arguments)]
+        rest = [
+            b"%d" % len(keys),
+            *map(encoding.encode_key, keys),
+            *(encoding.encode_key(str(a)) for a in arguments),
+        ]
         try:
             return await server.execute(
                 [b"EVALSHA", self._sha, *rest], key=keys[0], timeout=timeout

@@ -1,4 +1,4 @@
-"""The primary of a Sentinel service, wherever it is now."""
+"""SentinelEndpoint: connects to the current primary of a Sentinel service."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from redis import exceptions
 from redis.asyncio.sentinel import SentinelConnectionPool
 
 from bot_ratelimit.errors import NotConnectedError, StorageError
-from bot_ratelimit.storage import wire
+from bot_ratelimit.storage import encoding
 from bot_ratelimit.storage.driver import (
     Address,
     PoolEndpoint,
     Stream,
     cancel_opening,
-    opened,
+    open_stream,
     sentinels_of,
 )
 from bot_ratelimit.storage.faults import unreachable
 
 ASK_TIMEOUT: Final = 1.0
-"""Seconds that one sentinel gets to answer."""
+"""The time-out in seconds for the answer of one sentinel."""
 GATHER: Final = 0.1
-"""Seconds for which the others are heard once one has answered: it may have missed a failover."""
-LOOK_AGAIN: Final = 0.5
-"""Seconds between two questions while a connection to the primary is being opened."""
+"""Seconds to wait for the other sentinels after the first answer: it may have missed a failover."""
+CHECK_EVERY: Final = 0.5
+"""Seconds between two checks of the primary while a connection to it is being opened."""
 
 
 class _Answer(NamedTuple):
@@ -35,9 +35,9 @@ class _Answer(NamedTuple):
 
 
 class SentinelEndpoint:
-    """Asks all sentinels at once, so that one that is dead or hangs delays nothing.
+    """Asks all sentinels at once, so that a dead or hanging one delays nothing.
 
-    Of several answers that of the latest failover counts (the highest `config-epoch`). While the
+    Of several answers, that of the latest failover counts (the highest `config-epoch`). While the
     connection is being opened the sentinels are asked again, so that a primary that hangs is left
     as soon as they have chosen another one.
     """
@@ -61,19 +61,19 @@ class SentinelEndpoint:
             async def connect(connection: Any = connection, to: Address = address) -> None:
                 await connection.connect_to(to)
 
-            opening = asyncio.create_task(opened(connection, connect))
+            opening = asyncio.create_task(open_stream(connection, connect))
             try:
-                if await self._stays(address, opening):
+                if await self._is_still_primary(address, opening):
                     return opening.result()
             except BaseException:
                 cancel_opening(opening)
                 raise
             cancel_opening(opening)
 
-    async def _stays(self, address: Address, opening: asyncio.Task[Stream]) -> bool:
-        """Wait until it is open, and say so; False if the primary is another one meanwhile."""
+    async def _is_still_primary(self, address: Address, opening: asyncio.Task[Stream]) -> bool:
+        """Wait until the connection is open; False if another server became the primary."""
         while True:
-            done, _ = await asyncio.wait([opening], timeout=LOOK_AGAIN)
+            done, _ = await asyncio.wait([opening], timeout=CHECK_EVERY)
             if done:
                 return True
             if await self._primary() != address:
@@ -113,13 +113,13 @@ class SentinelEndpoint:
 
 
 async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
-    """What a sentinel says of its service, or why it says nothing."""
+    """Ask a sentinel for the primary; return its answer, or why there is none."""
     endpoint = PoolEndpoint(pool)
     try:
         async with asyncio.timeout(ASK_TIMEOUT):
             stream = await endpoint.connect()
             try:
-                stream.write(wire.encode([b"SENTINEL", b"MASTER", service.encode()]))
+                stream.write(encoding.encode_command([b"SENTINEL", b"MASTER", service.encode()]))
                 reply = await stream.read()
             finally:
                 stream.close()
@@ -139,5 +139,5 @@ def _read(reply: Any, peers: int) -> _Answer:
     if "master" not in flags or "s_down" in flags or "o_down" in flags:
         raise exceptions.ConnectionError(f"the primary is {state['flags']}")
     if int(state["num-other-sentinels"]) < peers:
-        raise exceptions.ConnectionError("a sentinel sees too few others")
+        raise exceptions.ConnectionError("the sentinel sees too few other sentinels")
     return _Answer(int(state["config-epoch"]), (state["ip"], int(state["port"])))

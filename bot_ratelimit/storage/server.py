@@ -1,4 +1,4 @@
-"""Which server a storage counts on, to find out whether two storages share their keys."""
+"""server_of: which server a storage uses, to find out whether two storages share their keys."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from bot_ratelimit.storage.base import Storage
 
 
 def server_of(storage: Storage) -> Hashable:
-    """The same value for storages that share their keys; a storage without a client is on its own.
+    """Return an equal value for storages that share their keys.
 
-    Two clients with one address and one database are one server. What redis-py keeps in
-    `connection_kwargs` is not documented, so whatever is missing there makes the pool itself the
-    answer: then only storages of one pool count as sharing.
+    Two clients with the same address and database use one server. A storage without a client shares
+    with no other. The contents of redis-py's `connection_kwargs` are not documented: if they say
+    too little, the pool itself is returned, so that only storages of one pool count as sharing.
     """
     client: Any = getattr(storage, "_client", None)
     if client is None:

@@ -1,1 +1,1 @@
-"""The demo: a stand-in for Telegram, three instances of the example bot, a crowd, four acts."""
+"""The demo: a stand-in for Telegram, three instances of the bot, and four scenarios."""

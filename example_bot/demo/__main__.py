@@ -4,14 +4,15 @@ import sys
 
 
 def main() -> int:
-    """Perform the demo, and return its exit status."""
+    """Run the demo and return its exit status."""
     try:
-        # Imported here, because that takes a second or two in which Ctrl-C may come, too.
-        from example_bot.demo.performance import perform
+        # Imported here because the import takes a second or two, in which the user may press
+        # Ctrl-C.
+        from example_bot.demo.run import run_demo
 
-        return perform()
+        return run_demo()
     except KeyboardInterrupt:
-        print("Stopped before the end: nothing is claimed.", file=sys.stderr)
+        print("Stopped before the end: no results.", file=sys.stderr)
         return 130
 
 

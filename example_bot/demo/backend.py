@@ -1,4 +1,4 @@
-"""The Redis of the demo: one inside this process, or the user's own at the end of a cable."""
+"""The Redis of the demo: one inside this process, or the user's own behind a proxy."""
 
 import asyncio
 import secrets
@@ -16,34 +16,34 @@ from example_bot.demo.proxy import Proxy, Streams
 
 
 class Backend(Protocol):
-    """A Redis that goes away when it is told to."""
+    """A Redis that can be made unreachable."""
 
     name: str
-    """What it is, for the story."""
+    """A description for the display."""
 
     def client(self) -> Redis:
         """A client for one instance of the bot; the caller closes it."""
         ...
 
     async def cut(self) -> None:
-        """Be gone: connections break, and new ones are refused."""
+        """Become unreachable: connections break, and new ones are refused."""
         ...
 
     async def repair(self) -> None:
-        """Be back, with everything that was known before."""
+        """Become reachable again, with all data from before."""
         ...
 
 
 @asynccontextmanager
 async def open_backend(url: str | None, prefix: str) -> AsyncIterator[Backend]:
-    """The server at this address, else one inside this process.
+    """Open the server at this address, or an embedded one.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`; None or nothing for an embedded one.
-        prefix: What the keys begin with that are removed from the server at the end.
+        url: `redis://`, `rediss://` or `unix://`; None or an empty string for an embedded server.
+        prefix: The keys with this prefix are deleted from the server at the end.
 
     Raises:
-        ConfigError: The server cannot be reached, or there is nothing to embed.
+        ConfigError: The server cannot be reached, or fakeredis is not installed.
     """
     if not url:
         yield Embedded()
@@ -54,23 +54,23 @@ async def open_backend(url: str | None, prefix: str) -> AsyncIterator[Backend]:
         raise ConfigError(f"REDIS_URL: {error}") from None
     async with Redis.from_url(url) as direct:
         await _check(direct, address)
-        async with Proxy(lambda: _connect(address)) as cable:
+        async with Proxy(lambda: _connect(address)) as proxy:
             try:
-                yield Cabled(cable, address)
+                yield Proxied(proxy, address)
             finally:
                 async for key in direct.scan_iter(match=f"{prefix}:*", count=1000):
                     await direct.delete(key)
 
 
 def random_prefix() -> str:
-    """What all keys of one run begin with, so that runs on one server never collide."""
+    """A random key prefix, so that runs on one server do not collide."""
     return f"demo-{secrets.token_hex(4)}"
 
 
 class Embedded:
     """A Redis inside this process, which all instances share."""
 
-    name = "an embedded Redis (set REDIS_URL to see it with yours)"
+    name = "an embedded Redis (set REDIS_URL to use your own)"
 
     def __init__(self) -> None:
         try:
@@ -84,7 +84,7 @@ class Embedded:
 
     def client(self) -> Redis:
         """A client of the embedded server."""
-        return self._client_class(server=self._server)
+        return self._client_class(server=self._server, host="embedded-redis")
 
     async def cut(self) -> None:
         """Fail every command from now on."""
@@ -95,27 +95,27 @@ class Embedded:
         self._server.connected = True
 
 
-class Cabled:
-    """A real server, seen through a cable that can be cut."""
+class Proxied:
+    """A real server behind a proxy that can be cut."""
 
-    def __init__(self, cable: Proxy, address: dict[str, Any]) -> None:
+    def __init__(self, proxy: Proxy, address: dict[str, Any]) -> None:
         self.name = f"Redis at {_place(address)}"
-        self._cable = cable
+        self._proxy = proxy
         self._login = {
             each: address[each] for each in ("db", "username", "password") if each in address
         }
 
     def client(self) -> Redis:
-        """A client whose connections go through the cable."""
-        return Redis.from_url(f"redis://127.0.0.1:{self._cable.port}", **self._login)
+        """A client that connects through the proxy."""
+        return Redis.from_url(f"redis://127.0.0.1:{self._proxy.port}", **self._login)
 
     async def cut(self) -> None:
-        """Cut the cable."""
-        await self._cable.cut()
+        """Break all connections and refuse new ones."""
+        await self._proxy.cut()
 
     async def repair(self) -> None:
-        """Repair it."""
-        await self._cable.repair()
+        """Accept connections again."""
+        await self._proxy.repair()
 
 
 async def _check(direct: Redis, address: dict[str, Any]) -> None:
@@ -125,12 +125,12 @@ async def _check(direct: Redis, address: dict[str, Any]) -> None:
     except (RedisError, OSError, TimeoutError) as error:
         raise ConfigError(
             f"REDIS_URL: Redis at {_place(address)} does not answer ({type(error).__name__}); "
-            "without REDIS_URL the demo brings its own"
+            "without REDIS_URL the demo uses an embedded Redis"
         ) from None
 
 
 def _place(address: dict[str, Any]) -> str:
-    """Where the server is, without the password that an address may hold."""
+    """The address of the server, without the password that a URL may contain."""
     return str(
         address.get("path") or f"{address.get('host', 'localhost')}:{address.get('port', 6379)}"
     )
@@ -140,7 +140,8 @@ async def _connect(address: dict[str, Any]) -> Streams:
     if path := address.get("path"):
         return await asyncio.open_unix_connection(path)
     host, port = address.get("host", "localhost"), address.get("port", 6379)
-    # The cable ends on loopback, so it is the cable that speaks TLS and checks the certificate.
+    # The client speaks plain Redis to the proxy on loopback, so the proxy speaks TLS and checks the
+    # certificate.
     secure = "SSL" in getattr(address.get("connection_class"), "__name__", "")
     return await asyncio.open_connection(host, port, ssl=_tls(address) if secure else None)
 

@@ -1,4 +1,4 @@
-"""BotApi: a stand-in for Telegram's Bot API server, on loopback, over real HTTP."""
+"""BotApi: a stand-in for Telegram's Bot API server on loopback, over real HTTP."""
 
 import asyncio
 import re
@@ -14,13 +14,13 @@ from example_bot.demo.updates import Json
 from example_bot.demo.webhooks import Delivery, Webhook
 
 TOKEN = "1234567890:not-a-secret-it-only-opens-the-demo"
-"""A token of the shape that @BotFather gives out; only the stand-in knows it."""
+"""A token in the format of @BotFather; only the stand-in knows it."""
 
 _TOKEN_SHAPE = re.compile(r"[0-9]+:[A-Za-z0-9_-]{35}")
 
 
 class BotApi:
-    """Takes the requests of real bots, writes them down, and delivers updates.
+    """Accepts the requests of real bots, records them, and delivers updates.
 
         async with BotApi() as api:
             bot = Bot(TOKEN, AiohttpSession(api=TelegramAPIServer.from_base(api.url)))
@@ -28,27 +28,27 @@ class BotApi:
             await api.deliver(message(42, "/ping"))
             assert api.calls[-1].text == "pong"
 
-    Telegram knows one webhook of a bot, and the load balancer behind it several instances. Here
-    every `setWebhook` adds an instance, and updates go to them in turn.
+    Telegram knows one webhook of a bot, with several instances behind a load balancer. Here each
+    `setWebhook` adds an instance, and updates go to the instances in turn.
 
     Args:
-        token: The only token that is let in.
-        floods: How fast bots may send; without it, as fast as they like.
+        token: The only token that is accepted.
+        floods: The limits on what bots may send; without it there are none.
     """
 
     def __init__(self, token: str = TOKEN, floods: FloodControl | None = None) -> None:
         self.url = ""
-        """Address of the server; a free port of loopback, known once it runs."""
+        """The address of the server on a free port of loopback; known when the server runs."""
         self.calls: list[Call] = []
-        """Every request that bots have made, oldest first, but for `getUpdates` and 429s."""
+        """All requests of bots, oldest first, except `getUpdates` and those answered with 429."""
         self.refused: list[Call] = []
-        """Every request that was answered with 429."""
+        """All requests that were answered with 429."""
         self.errors: dict[str, ApiError] = {}
         """Methods that fail, by lower-case name: `{"sendmessage": ApiError(403, "Forbidden")}`."""
         self.spinning: set[str] = set()
-        """The ids of button presses without an answer: the user sees a spinner."""
+        """The ids of button presses without an answer: the button still shows its spinner."""
         self.webhooks: list[Webhook] = []
-        """The instances that have set a webhook."""
+        """The webhooks that instances have set."""
         self._token = token
         self._floods = floods
         self._methods = {
@@ -71,14 +71,14 @@ class BotApi:
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         self.url = "http://{}:{}".format(*self._runner.addresses[0])
-        # Telegram waits a minute for a webhook; the bound on connections is each webhook's own.
+        # Telegram waits a minute for a webhook; each webhook limits its own connections.
         self._session = ClientSession(
             connector=TCPConnector(limit=0), timeout=ClientTimeout(total=60)
         )
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Stop the server; callers that wait for updates get none."""
+        """Stop the server; callers that wait for updates get an empty list."""
         self._closing = True
         async with self._news:
             self._news.notify_all()
@@ -86,7 +86,7 @@ class BotApi:
         await self._runner.cleanup()
 
     async def deliver(self, update: Json) -> Delivery:
-        """Send an update to the webhook whose turn it is, and wait for its answer.
+        """Send an update to the next webhook and wait for its answer.
 
         Raises:
             LookupError: No bot has set a webhook.
@@ -101,18 +101,18 @@ class BotApi:
             self.spinning.add(press["id"])
         delivery, reply = await webhook.post(self._session, update)
         if method := reply.pop("method", ""):
-            with suppress(ApiError):  # Telegram tells nobody how such a call ended
-                await self._perform(method, reply)
+            with suppress(ApiError):  # Telegram reports the result of such a call to nobody
+                await self._run(method, reply)
         return delivery
 
     async def enqueue(self, update: Json) -> None:
-        """Keep an update for the bot that asks with `getUpdates`."""
+        """Keep an update for a bot that polls with `getUpdates`."""
         async with self._news:
             self._pending.append(update)
             self._news.notify_all()
 
     async def called(self, method: str, times: int = 1, *, timeout: float = 10.0) -> list[Call]:
-        """Wait until bots have called a method so many times, and return these calls.
+        """Wait until bots have called a method `times` times, and return these calls.
 
         Raises:
             TimeoutError: They have not, within `timeout` seconds.
@@ -128,13 +128,13 @@ class BotApi:
     async def _respond(self, request: web.Request) -> web.Response:
         try:
             method = self._method_in(request.path)
-            result = await self._perform(method, await read_params(request))
+            result = await self._run(method, await read_params(request))
         except ApiError as error:
             return error.response()
         return web.json_response({"ok": True, "result": result})
 
     def _method_in(self, path: str) -> str:
-        """Telegram answers a malformed token as if there were nothing, a wrong one with 401."""
+        """The method in a path. As in Telegram, a malformed token gets 404 and a wrong one 401."""
         match = re.fullmatch(r"/bot([^/]+)/(\w+)", path)
         if match is None or not _TOKEN_SHAPE.fullmatch(match[1]):
             raise ApiError(404, "Not Found")
@@ -142,7 +142,7 @@ class BotApi:
             raise ApiError(401, "Unauthorized")
         return match[2]
 
-    async def _perform(self, method: str, params: Params) -> Any:
+    async def _run(self, method: str, params: Params) -> Any:
         name = method.lower()
         if name == "getupdates":
             return await self._get_updates(params)
@@ -165,7 +165,7 @@ class BotApi:
 
     def _set_webhook(self, params: Params) -> bool:
         url = params.get("url", "")
-        if not url:  # Telegram: an empty address removes the webhook
+        if not url:  # as in Telegram, an empty address removes the webhook
             return self._delete_webhook(params)
         connections = int(params.get("max_connections") or 40)
         self.webhooks = [webhook for webhook in self.webhooks if webhook.url != url]
@@ -190,7 +190,7 @@ class BotApi:
                 "Conflict: can't use getUpdates method while webhook is active; "
                 "use deleteWebhook to delete the webhook first",
             )
-        # An offset confirms everything below it; the rest is sent (again).
+        # An offset confirms all updates below it; the others are sent again.
         offset = int(params.get("offset") or 0)
         async with self._news:
             self._pending = [each for each in self._pending if each["update_id"] >= offset]

@@ -1,4 +1,4 @@
-"""The crowd: who does what, in which order, and what became of it."""
+"""The simulated users: what each of them sends, in which order, and how the bot reacts."""
 
 import asyncio
 import random
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from example_bot.bot import PONG, REPORT, THANKS, WORKING
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.methods import Call
+from example_bot.demo.results import Outcome
 from example_bot.demo.updates import Json, message
-from example_bot.demo.verdict import Outcome
 from example_bot.demo.webhooks import Delivery
 
 USERS, FLOODERS = "users", "flooders"
@@ -18,12 +18,12 @@ USERS, FLOODERS = "users", "flooders"
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody who writes to the bot, once or often.
+    """A user who writes to the bot, once or often.
 
     Args:
-        id: Their Telegram id, and that of their private chat with the bot.
+        id: The user's Telegram id, which is also the id of the private chat with the bot.
         group: `USERS` or `FLOODERS`.
-        messages: How many they send.
+        messages: The number of messages that the user sends.
     """
 
     id: int
@@ -32,13 +32,13 @@ class Person:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What a person does in one scene.
+class Activity:
+    """What a person does in one step.
 
     Args:
-        person: Who does it.
-        updates: What comes to the bot of it, in this order.
-        expected: How many of these ought to be handled.
+        person: The user.
+        updates: The updates that the bot receives, in this order.
+        expected: How many of them should be handled.
     """
 
     person: Person
@@ -47,37 +47,37 @@ class Part:
 
 
 def crowd(users: Iterable[int], flooders: Iterable[int]) -> list[Person]:
-    """The same people every time; the numbers say how many messages each of them sends."""
+    """The same users in every run; the numbers say how many messages each of them sends."""
     return [
         *(Person(1_000 + i, USERS, messages) for i, messages in enumerate(users)),
         *(Person(9_000 + i, FLOODERS, messages) for i, messages in enumerate(flooders)),
     ]
 
 
-def writing(people: Iterable[Person], expected: Callable[[Person], int]) -> list[Part]:
-    """Everybody sends their messages."""
+def writing(people: Iterable[Person], expected: Callable[[Person], int]) -> list[Activity]:
+    """The activities of people who send their messages."""
     return [
-        Part(each, [message(each.id, "/ping") for _ in range(each.messages)], expected(each))
+        Activity(each, [message(each.id, "/ping") for _ in range(each.messages)], expected(each))
         for each in people
     ]
 
 
 async def play(
-    api: BotApi, parts: Sequence[Part], seconds: float, advance: Callable[[], None]
+    api: BotApi, activities: Sequence[Activity], seconds: float, advance: Callable[[], None]
 ) -> list[Outcome]:
-    """Let everybody do their part, all mixed up, and see from outside what the bot did.
+    """Run all activities, mixed up, and observe from outside what the bot does.
 
     Args:
-        api: Delivers the updates, and sees the answers.
-        parts: Who does what.
-        seconds: How long that takes, unless the machine is slower.
+        api: Delivers the updates and sees the answers.
+        activities: Who does what.
+        seconds: The duration, unless the machine is slower.
         advance: Called after each update.
     """
-    order = [number for number, part in enumerate(parts) for _ in part.updates]
-    # Shuffled, so that nobody's messages meet always the same instance; seeded, so that every
-    # run of the demo is the same.
+    order = [number for number, activity in enumerate(activities) for _ in activity.updates]
+    # Shuffled, so that the messages of a user reach different instances; seeded, so that each run
+    # of the demo is the same.
     random.Random(1).shuffle(order)
-    updates = [iter(part.updates) for part in parts]
+    updates = [iter(activity.updates) for activity in activities]
     before = len(api.calls)
     deliveries: dict[int, list[Delivery]] = defaultdict(list)
 
@@ -97,21 +97,21 @@ async def play(
     told = Counter(call.user_id for call in calls if is_notice(call))
     return [
         Outcome(
-            person=part.person.id,
-            group=part.person.group,
-            sent=len(part.updates),
-            handled=handled[part.person.id],
-            expected=part.expected,
+            person=activity.person.id,
+            group=activity.person.group,
+            sent=len(activity.updates),
+            handled=handled[activity.person.id],
+            expected=activity.expected,
             lost=sum(not each.ok for each in deliveries[number]),
-            told=told[part.person.id],
+            told=told[activity.person.id],
             latencies=tuple(each.latency for each in deliveries[number]),
         )
-        for number, part in enumerate(parts)
+        for number, activity in enumerate(activities)
     ]
 
 
 def is_answer(call: Call) -> bool:
-    """Whether a handler did this, and not the middleware, which only speaks of refusals."""
+    """Whether a handler sent this, and not the middleware, which only sends notices of refusals."""
     if call.method in {"setMessageReaction", "answerPreCheckoutQuery"}:
         return True
     if call.method == "editMessageText":
@@ -121,5 +121,5 @@ def is_answer(call: Call) -> bool:
 
 
 def is_notice(call: Call) -> bool:
-    """Whether this is a message that tells of a refusal."""
+    """Whether this is a notice of a refusal."""
     return call.method == "sendMessage" and not is_answer(call) and call.text != WORKING

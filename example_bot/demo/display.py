@@ -12,19 +12,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from example_bot.demo.verdict import Findings, Outcome, percentile
+from example_bot.demo.results import Outcome, Results, percentile
 
 if TYPE_CHECKING:
-    from example_bot.demo.sending import Sending
-# The least columns that the whole table needs.
+    from example_bot.demo.outgoing import Sending
+# The smallest width of a terminal for the whole table.
 _WIDE = 78
 
 
 class Display:
-    """Prints to a terminal, or plain lines to anything else.
+    """Prints to a terminal with progress bars, or plain lines to anything else.
 
     Args:
-        console: Where to.
+        console: The rich console to print to.
     """
 
     def __init__(self, console: Console) -> None:
@@ -32,19 +32,19 @@ class Display:
         self._logged: set[object] = set()
 
     def say(self, sentence: str = "") -> None:
-        """A sentence of the story."""
-        # Written as it is: square brackets in it are not rich's markup.
+        """Print a sentence."""
+        # Printed as it is: square brackets in it are not rich's markup.
         self._console.print(Text(sentence), highlight=False)
 
-    def act(self, title: str, sentence: str) -> None:
-        """The beginning of an act."""
+    def scenario(self, title: str, sentence: str) -> None:
+        """Print the heading of a scenario and its description."""
         self._console.print()
         self._console.print(Text(title, style="bold"), highlight=False)
         self.say(sentence)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[[], None]]:
-        """Show how far something has come; call what it gives after each step."""
+        """Show progress; call the function that this gives after each step."""
         if not self._console.is_terminal:
             yield _Quarters(label, total, self.say)
             return
@@ -54,72 +54,72 @@ class Display:
             yield lambda: bar.advance(task)
 
     def log(self, records: Sequence[logging.LogRecord]) -> None:
-        """What the package logged meanwhile: each kind of message once in the whole demo."""
+        """Print what the package logged, each kind of message once in the whole demo."""
         for record in records:
             if record.msg not in self._logged:
                 self._logged.add(record.msg)
                 line = Text(f"log: {record.levelname} {record.getMessage()}", style="yellow")
                 self._console.print(Padding(line, (0, 0, 0, 2), expand=False), highlight=False)
 
-    def table(self, findings: Findings) -> None:
-        """Everything that was counted; a narrow terminal gets fewer columns, none of them cut."""
+    def table(self, results: Results) -> None:
+        """Print all counts; a narrow terminal gets fewer columns, and none of them is cut."""
         wide = self._console.width >= _WIDE
         table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        for heading in ("Act", "Who") if wide else ("Act and who",):
+        for heading in ("Step", "Who") if wide else ("Step and who",):
             table.add_column(heading, no_wrap=True)
         latencies = ("p50", "p99") if wide else ("p99",)
         for heading in ("Sent", "Handled", "Expected", "Refused", *latencies):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("OK", no_wrap=True)
-        for scene in findings.scenes:
+        for step in results.steps:
             if not wide:
-                table.add_row(scene.title)
-            for number, group in enumerate(scene.groups()):
-                who, *counts = _row(group, scene.of(group))
+                table.add_row(step.title)
+            for number, group in enumerate(step.groups()):
+                who, *counts = _row(group, step.of(group))
                 if wide:
-                    table.add_row("" if number else scene.title, who, *counts)
+                    table.add_row("" if number else step.title, who, *counts)
                 else:
                     table.add_row(f"  {who}", *counts[:4], *counts[5:])
             table.add_section()
         self._console.print()
         self._console.print(table)
         self.say(
-            "Sent: messages, photos, button presses; a payment is two, the pre-checkout and the "
-            "payment itself. Expected: how many should be handled; OK: it is so for every single "
-            f"person. {', '.join(latencies)}: milliseconds from the delivery of each until it was "
-            "handled or refused, with everything in one process."
+            "Sent: messages, photos, button presses; a payment counts as two, the pre-checkout and "
+            "the payment itself. Expected: how many should be handled. OK: this is true for each "
+            f"person. {', '.join(latencies)}: milliseconds from the delivery of an update until it "
+            "was handled or refused; everything runs in one process."
         )
 
     def deliveries(self, found: Sequence["Sending"]) -> None:
-        """What became of what the bot sent."""
+        """Print what happened to the requests that the bot sent."""
         table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-        for heading in ("Act", "What"):
+        for heading in ("Step", "What"):
             table.add_column(heading, no_wrap=True)
-        for heading in ("Asked for", "Arrived", "429s", "Seconds"):
+        for heading in ("Requested", "Arrived", "429s", "Seconds"):
             table.add_column(heading, justify="right", no_wrap=True)
         for each in found:
             numbers = (each.asked, each.arrived, each.refused)
             table.add_row(each.title, each.what, *map(str, numbers), f"{each.seconds:.1f}")
         self._console.print(table)
 
-    def verdict(self, findings: Findings) -> None:
-        """What was claimed besides, and whether all of it is what happened."""
+    def conclusion(self, results: Results) -> None:
+        """Print the other checks, and whether everything happened as expected."""
         self.say()
-        for claim in findings.claims:
-            self.say(f"{'yes' if claim.holds else ' NO'}: {claim.sentence}")
-        differences = findings.differences()
+        for check in results.checks:
+            self.say(f"{'yes' if check.holds else ' NO'}: {check.sentence}")
+        differences = results.differences()
         self.say()
         if not differences:
-            self.say("What the demo claims is what happened.")
+            self.say("Everything happened as expected.")
             return
-        self.say("What happened is not what the demo claims:")
+        self.say("Not everything happened as expected:")
         for difference in differences[:10]:
             self.say(f"  {difference}")
         if len(differences) > 10:
             self.say(f"  … and {len(differences) - 10} more")
 
     def points(self, heading: str, points: Sequence[str]) -> None:
-        """A heading, and one line or more for each point."""
+        """Print a heading and a list of points."""
         self.say()
         self._console.print(Text(heading, style="bold"), highlight=False)
         for point in points:
@@ -127,7 +127,7 @@ class Display:
 
 
 class _Quarters:
-    """Progress in four plain lines, for a log file or a pipe."""
+    """Reports progress in four plain lines, for a log file or a pipe."""
 
     def __init__(self, label: str, total: int, say: Callable[[str], None]) -> None:
         self._label = label
@@ -153,5 +153,5 @@ def _row(group: str, outcomes: Sequence[Outcome]) -> list[str]:
         str(sum(outcome.expected for outcome in outcomes)),
         str(sent - handled),
         *(f"{percentile(latencies, share) * 1000:.0f}" for share in (0.5, 0.99)),
-        "yes" if all(outcome.as_claimed for outcome in outcomes) else "NO",
+        "yes" if all(outcome.as_expected for outcome in outcomes) else "NO",
     ]

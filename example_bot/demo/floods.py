@@ -1,4 +1,4 @@
-"""FloodControl: what Telegram lets a bot send, as far as it is known, and its 429s."""
+"""FloodControl: a model of Telegram's limits on what a bot may send, with its 429s."""
 
 import json
 import math
@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from example_bot.demo.methods import ApiError
 
 COUNTED = ("send", "edit", "forward", "copy", "stop")
-"""How the names of the methods begin that count; answers to queries have no limit."""
+"""The prefixes of the methods that count; answers to queries have no limit."""
 
 GROWTH = 2
 LONGEST = 300
 CROSSING = 0.5
-"""Seconds after a refusal in which requests may arrive that left before anybody heard of it."""
+"""Seconds after a refusal in which requests may arrive that the bot sent before it knew."""
 
 
 @dataclass(slots=True)
@@ -23,25 +23,27 @@ class _Chat:
     full_at: float = 0.0
     """When its bucket would be full again."""
     sent: deque[float] = field(default_factory=deque)
-    """When the messages of the last minute came, in a group."""
+    """When the messages of the last minute arrived, in a group."""
     refused_at: float = -math.inf
     blocked_until: float = 0.0
     strikes: int = 0
 
 
 class FloodControl:
-    """Says no to a bot that sends too fast, for longer each time it does not wait.
+    """Refuses requests of a bot that sends too fast.
 
-    Telegram publishes no exact numbers. These are the ones of its FAQ, taken to the letter: about
-    one message a second in a chat with short bursts, 20 a minute in a group, 30 a second to people
-    who have not just written themselves. Replies have no limit in common.
+    A bot that does not wait as long as it was told is refused for longer each time.
+
+    Telegram publishes no exact numbers. These are the numbers of its FAQ, taken literally: about
+    one message a second in a chat with short bursts, 20 a minute in a group, 30 a second to users
+    who have not written within the last minute. Replies have no common limit.
 
     Args:
-        per_second: Messages a second in one chat.
-        burst: How many a quiet chat takes at once.
-        per_group: Messages in any minute, in a group.
-        bulk: Messages in any second to chats that have not written within a minute.
-        clock: Seconds.
+        per_second: Messages per second in one chat.
+        burst: How many messages a quiet chat accepts at once.
+        per_group: Messages per minute in a group, in any minute.
+        bulk: Messages per second to chats that have not written within a minute, in any second.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class FloodControl:
         self.refused = 0
         """How many requests were answered with 429."""
         self.impatient = 0
-        """How many of them came before the wait they had been told was over."""
+        """How many of them came before the announced wait was over."""
         self._interval = 1 / per_second
         self._burst = burst
         self._per_group = per_group
@@ -67,7 +69,7 @@ class FloodControl:
         self._wrote: dict[str, float] = {}
 
     def wrote(self, chat: int | str) -> None:
-        """Somebody wrote to the bot: what it sends to them for a minute are replies."""
+        """Note that a user wrote: messages to this chat in the next minute are replies."""
         self._wrote[str(chat)] = self._clock()
 
     def check(self, method: str, params: Mapping[str, str]) -> None:
@@ -100,7 +102,7 @@ class FloodControl:
                 state.sent.extend([now] * cost)
 
     def _wait(self, chat: _Chat, name: str, now: float, cost: int) -> float:
-        # An album that is larger than a burst passes when nothing else was sent for a while.
+        # An album that is larger than a burst passes if nothing else was sent for a while.
         room = max(0, self._burst - cost) * self._interval
         wait = chat.full_at - now - room
         if name.startswith(("-", "@")):
@@ -122,7 +124,7 @@ def _too_many(wait: float) -> ApiError:
 
 
 def _window(sent: deque[float], now: float, period: float, amount: int, cost: int) -> float:
-    """How long until so many more fit into any window of this length."""
+    """Seconds until `cost` more fit into every window of this length."""
     while sent and sent[0] <= now - period:
         sent.popleft()
     excess = len(sent) + min(cost, amount) - amount
@@ -130,7 +132,7 @@ def _window(sent: deque[float], now: float, period: float, amount: int, cost: in
 
 
 def _items(params: Mapping[str, str]) -> int:
-    """How many messages a request is."""
+    """How many messages a request counts as."""
     for name in ("media", "message_ids"):
         if params.get(name, "").startswith("["):
             return max(1, len(json.loads(params[name])))

@@ -1,4 +1,4 @@
-"""Several instances of the example bot in one process, each as complete as a process of its own."""
+"""Several instances of the example bot in one process, each as complete as in its own process."""
 
 import asyncio
 import socket
@@ -16,9 +16,9 @@ from example_bot.demo.botapi import TOKEN, BotApi
 from example_bot.serve import build_bot, build_webhook_app
 from example_bot.settings import BotSettings
 
-# The bots, their Redis and their Telegram share one processor here, and a busy machine may hold
-# all of them up at once: the default deadline of 0.25 s would then let a message through.
-DEADLINE = 2.0
+# The bots, Redis and Telegram share one processor here, and a busy machine may delay all of them at
+# once. With the default timeout of 0.25 s, a message could then pass uncounted.
+TIMEOUT = 2.0
 
 
 @asynccontextmanager
@@ -29,13 +29,13 @@ async def instances(
     key_prefix: str,
     new_client: Callable[[], Redis] | None = None,
 ) -> AsyncIterator[None]:
-    """Run instances of the bot, each with a dispatcher, a bot, limits and a webhook of its own.
+    """Run instances of the bot, each with its own dispatcher, bot, limits and webhook.
 
     Args:
         api: Where they set their webhooks.
-        count: How many there are.
-        rate_limit: What every user may do.
-        key_prefix: What their keys begin with.
+        count: The number of instances.
+        rate_limit: The limit of each user.
+        key_prefix: The prefix of their keys.
         new_client: Makes the Redis client of an instance; None for memory.
     """
     async with AsyncExitStack() as clients:
@@ -45,7 +45,7 @@ async def instances(
                 client = new_client() if new_client else None
                 if client is not None:
                     clients.push_async_callback(client.aclose)
-                middleware = RateLimitMiddleware(rate_limit, client, key_prefix, timeout=DEADLINE)
+                middleware = RateLimitMiddleware(rate_limit, client, key_prefix, timeout=TIMEOUT)
                 runners.append(await serve(api, build_dispatcher(middleware)))
             yield
         finally:
@@ -53,15 +53,15 @@ async def instances(
 
 
 async def serve(api: BotApi, dispatcher: Dispatcher) -> web.AppRunner:
-    """Run one instance until the runner's `cleanup`, with these handlers.
+    """Run one instance with these handlers until the runner's `cleanup`.
 
     Args:
         api: Where it sets its webhook.
-        dispatcher: Handles the updates that come.
+        dispatcher: Handles its updates.
     """
-    # The bot tells its address before the server listens, so the port is taken first.
+    # The bot sets its webhook before the server listens, so the port is reserved first.
     listener = socket.create_server(("127.0.0.1", 0))
-    # Constructed, not loaded: nothing in the environment or .env may lead the demo astray.
+    # Constructed, not loaded: the demo must not use anything from the environment or .env.
     settings = BotSettings.model_construct(
         bot_token=SecretStr(TOKEN),
         webhook_url=f"http://127.0.0.1:{listener.getsockname()[1]}/webhook",

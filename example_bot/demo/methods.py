@@ -1,4 +1,4 @@
-"""What the Bot API answers to a method: Telegram's own shapes, for results and for errors."""
+"""The answers of the Bot API to each method: Telegram's own formats, for results and for errors."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from aiohttp import web
 from example_bot.demo.updates import Json, chat
 
 Params: TypeAlias = dict[str, str]
-"""The parameters of a call; what is not text is its JSON, as in a form."""
+"""The parameters of a call; values that are not text are JSON, as in a form."""
 
 _message_ids = itertools.count(1_000_000)
 
@@ -28,29 +28,29 @@ class Call:
 
     @property
     def chat_id(self) -> int | None:
-        """The chat it is meant for, if it names one."""
+        """The chat that the call names, or None."""
         value = self.params.get("chat_id")
         return int(value) if value else None
 
     @property
     def query_id(self) -> str:
-        """The query it answers, or nothing."""
+        """The query that the call answers, or an empty string."""
         names = ("callback_query_id", "pre_checkout_query_id", "inline_query_id")
         return next((self.params[name] for name in names if name in self.params), "")
 
     @property
     def user_id(self) -> int | None:
-        """Whom it reaches: whose private chat it is, or whose query it answers."""
+        """The user whom the call reaches: the user of the private chat, or of the query."""
         return int(self.query_id.partition("-")[0]) if self.query_id else self.chat_id
 
     @property
     def text(self) -> str:
-        """The text it carries, or nothing."""
+        """The text of the call, or an empty string."""
         return self.params.get("text", "")
 
 
 class ApiError(Exception):
-    """An answer that is not "ok": `{"ok": false, "error_code": …, "description": …}`."""
+    """An error answer: `{"ok": false, "error_code": …, "description": …}`."""
 
     def __init__(self, code: int, description: str, *, retry_after: int | None = None) -> None:
         super().__init__(description)
@@ -59,7 +59,7 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
     def response(self) -> web.Response:
-        """The HTTP response, whose status is the error's code."""
+        """The HTTP response; its status is the error code."""
         body: Json = {"ok": False, "error_code": self.code, "description": self.description}
         if self.retry_after is not None:
             body["parameters"] = {"retry_after": self.retry_after}
@@ -67,7 +67,7 @@ class ApiError(Exception):
 
 
 async def read_params(request: web.Request) -> Params:
-    """The parameters, which Telegram takes from the query, a form or JSON."""
+    """Read the parameters, which Telegram accepts in the query string, a form or JSON."""
     params = dict(request.query)
     if request.content_type == "application/json":
         body = await request.json()
@@ -89,7 +89,11 @@ def get_me(params: Params) -> Json:
 
 
 def send_message(params: Params) -> Json:
-    """The message as it was sent; without a chat or a text an error."""
+    """The message that was sent.
+
+    Raises:
+        ApiError: The chat or the text is missing.
+    """
     chat_id = params.get("chat_id")
     if not chat_id:
         raise ApiError(400, "Bad Request: chat_id is empty")
@@ -106,7 +110,11 @@ def send_message(params: Params) -> Json:
 
 
 def send_invoice(params: Params) -> Json:
-    """The message that asks for a payment; without a chat or prices an error."""
+    """The message with the invoice.
+
+    Raises:
+        ApiError: The chat or the prices are missing.
+    """
     try:
         total = sum(price["amount"] for price in json.loads(params["prices"]))
     except (LookupError, ValueError):
@@ -128,7 +136,7 @@ def send_media_group(params: Params) -> list[Json]:
 
 
 def done(params: Params) -> bool:
-    """The answer of all methods that only do something."""
+    """The answer of all methods that return nothing but success."""
     return True
 
 
@@ -150,4 +158,4 @@ STATELESS: dict[str, Callable[[Params], Any]] = {
     "logout": done,
     "close": done,
 }
-"""By lower-case name, since Telegram does not mind the case."""
+"""By lower-case name, because Telegram ignores the case."""

@@ -1,4 +1,4 @@
-"""Proxy: a cable to a Redis server that can be cut and repaired, so that it goes away for real."""
+"""Proxy: a TCP proxy to a Redis server that can be cut and repaired, to simulate an outage."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,14 +17,14 @@ class Proxy:
 
     def __init__(self, connect: Callable[[], Awaitable[Streams]]) -> None:
         self.port = 0
-        """The port that stands for the server; it stays the same when the cable is repaired."""
+        """The port of the proxy on loopback; it stays the same after `repair`."""
         self._connect = connect
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        """Begin to pass bytes."""
+        """Start listening."""
         await self.repair()
         return self
 
@@ -33,7 +33,7 @@ class Proxy:
         await self.cut()
 
     async def cut(self) -> None:
-        """Break every connection, and refuse new ones, as a server that was killed."""
+        """Break all connections and refuse new ones, as if the server had been killed."""
         if self._server is None:
             return
         self._server.close()
@@ -43,7 +43,7 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def repair(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -55,7 +55,7 @@ class Proxy:
         self._writers.add(writer)
         try:
             far_reader, far_writer = await self._connect()
-        except OSError:  # the server is not there: to the client it looks the same
+        except OSError:  # the server is unreachable: abort, which looks the same to the client
             writer.transport.abort()
         else:
             self._writers.add(far_writer)
@@ -65,7 +65,7 @@ class Proxy:
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Pass on what comes until one side hangs up, then hang up on the other."""
+    """Copy bytes until one side closes its connection, then close the other."""
     with suppress(ConnectionError):
         while data := await reader.read(65536):
             writer.write(data)

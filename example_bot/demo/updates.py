@@ -1,4 +1,4 @@
-"""Updates as Telegram would send them: plain JSON objects, for a webhook or `feed_raw_update`."""
+"""Updates as Telegram sends them: plain JSON objects, for a webhook or `feed_raw_update`."""
 
 import itertools
 import time
@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 Json: TypeAlias = dict[str, Any]
 
-# Telegram numbers updates and messages upwards; one sequence serves both here.
+# Telegram numbers updates and messages in ascending order; one sequence serves both here.
 _numbers = itertools.count(1)
 
 _PHOTO = {"file_id": "photo", "file_unique_id": "photo", "width": 640, "height": 480}
@@ -24,7 +24,7 @@ def user(user_id: int, *, language: str = "en") -> Json:
 
 
 def chat(user_id: int, group: int | None = None) -> Json:
-    """The private chat with a user, or the group (a negative id) if there is one."""
+    """The private chat with a user, or a group (a negative id) if one is given."""
     if group is not None:
         return {"id": group, "type": "supergroup", "title": f"Group {group}"}
     return {"id": user_id, "type": "private", "first_name": f"User {user_id}"}
@@ -45,7 +45,7 @@ def message(
 
 
 def album(user_id: int, photos: int, *, group: int | None = None) -> list[Json]:
-    """A user sends photos as an album, which comes as an update for each of them."""
+    """A user sends photos as an album; each photo is an update of its own."""
     content: Json = {"photo": [_PHOTO], "media_group_id": str(next(_numbers))}
     return [message(user_id, group=group, **content) for _ in range(photos)]
 
@@ -61,18 +61,18 @@ def callback(user_id: int, data: str, *, group: int | None = None) -> Json:
 
 
 def pre_checkout(user_id: int) -> Json:
-    """A user is about to pay a star; they can once the bot has answered."""
+    """A user is about to pay one star; the payment goes on when the bot has answered."""
     return _query("pre_checkout_query", user_id, _STAR)
 
 
 def payment(user_id: int) -> Json:
-    """A user has paid a star."""
+    """A user has paid one star."""
     charge = {"telegram_payment_charge_id": "1", "provider_payment_charge_id": "1"}
     return message(user_id, successful_payment={**_STAR, **charge})
 
 
 def _query(kind: str, user_id: int, content: Json) -> Json:
-    """A query, whose id says who asks: the bot's answer names nothing but the id."""
+    """A query whose id contains the user's id, since the bot's answer names only the query's id."""
     number = next(_numbers)
     query = {"id": f"{user_id}-{number}", "from": user(user_id), **content}
     return {"update_id": number, kind: query}

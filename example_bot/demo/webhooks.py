@@ -1,4 +1,4 @@
-"""How the stand-in hands an update to a bot: one POST to a webhook, and what came back."""
+"""Delivers updates to a bot: one POST to its webhook, and the answer."""
 
 import asyncio
 import time
@@ -14,29 +14,29 @@ SECRET_HEADER = "X-Telegram-Bot-Api-Secret-Token"
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What became of an update."""
+    """What happened to an update."""
 
     url: str
-    """The webhook that got it."""
+    """The webhook that received it."""
     status: int
-    """The HTTP status of its answer; 0 if there was none. Anything but 2xx Telegram sends again."""
+    """The HTTP status of its answer; 0 if there was none. Telegram repeats anything but 2xx."""
     latency: float
-    """Seconds from sending the update to the answer, which comes when it has been handled."""
+    """Seconds from sending the update until the bot has handled it and answers."""
 
     @property
     def ok(self) -> bool:
-        """Whether the bot has taken the update."""
+        """Whether the bot accepted the update."""
         return 200 <= self.status < 300
 
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """A webhook as a bot has set it.
+    """A webhook that a bot has set.
 
     Args:
         url: Where updates go.
-        secret: What the bot wants to see in the header of each.
-        max_connections: How many updates may be under way at once; 40 is Telegram's default.
+        secret: The secret that the bot expects in the header of each update.
+        max_connections: How many updates may be in progress at once; Telegram's default is 40.
     """
 
     url: str
@@ -45,11 +45,11 @@ class Webhook:
     _slots: asyncio.Semaphore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Make room for the updates under way."""
+        """Create the semaphore that limits the updates in progress."""
         object.__setattr__(self, "_slots", asyncio.Semaphore(self.max_connections))
 
     async def post(self, session: ClientSession, update: Json) -> tuple[Delivery, Params]:
-        """Deliver an update, and return also the method call that the answer holds, if any."""
+        """Deliver an update; return also the method call that the answer contains, if any."""
         headers = {SECRET_HEADER: self.secret} if self.secret else {}
         async with self._slots:
             began = time.perf_counter()
@@ -63,7 +63,7 @@ class Webhook:
 
 
 async def _method_in(response: ClientResponse) -> Params:
-    """A bot may answer an update with a method to call, which saves it a request of its own."""
+    """The method call in an answer: a bot may call a method this way and save a request."""
     if response.content_type == "multipart/form-data":
         return {
             part.name: await part.text()

@@ -202,11 +202,47 @@ async def test_check_reads_a_limits_file(environment: pytest.MonkeyPatch) -> Non
     assert (nowhere.status, "set REDIS_URL or REDIS_HOST" in nowhere.err) == (2, True)
 
 
-async def test_what_this_version_lacks_is_told(bot: Instance) -> None:
-    """Bans and statistics are those of the limiter: a list, or one line that it has none."""
-    for found in await asyncio.gather(run("bans", "--json"), run("stats", "--json")):
-        lacking = "not available in this version" in found.err or "statistics" in found.err
-        assert (found.status == 2 and lacking) or isinstance(found.json, list)
+async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
+    """`ban` shows, asks and holds; `show`, `try` and `bans` say until when, by whom and why."""
+    asked = await run("ban", "42", "forever", "spam", typed="n\n")
+    assert (asked.status, asked.out) == (5, "ban user 42 forever: spam\n")
+    assert await bot.send("1") == [True]
+    done = await run("ban", "42", "forever", "spam", "--yes")
+    assert (done.status, done.out) == (0, "ban user 42 forever: spam\nbanned forever\n")
+    await asyncio.sleep(1)
+    assert await bot.send("2") == [False]
+    shown, tried, listed, as_json = await asyncio.gather(
+        run("show", "42"), run("try", "42"), run("bans"), run("bans", "--json")
+    )
+    assert re.search(r"^banned forever, by \S+@\S+: spam$", shown.out, re.MULTILINE)
+    assert re.search(r"^messages +2 of 3 +now", shown.out, re.MULTILINE)
+    assert (tried.status, tried.out) == (1, "banned forever\n")
+    assert re.search(r"^user 42 +forever +\S+@\S+ +spam", listed.out, re.MULTILINE)
+    (ban,) = as_json.json
+    assert (ban["subject"]["user"], ban["until"], ban["reason"]) == (42, None, "spam")
+    lifted, again = await run("unban", "42", "--yes"), await run("unban", "42", "--yes", "--json")
+    assert (lifted.out.splitlines()[-1], again.json) == ("unbanned", {"unbanned": False})
+    await asyncio.sleep(1)
+    assert await bot.send("3") == [True]
+
+
+async def test_a_chat_is_banned_by_its_negative_id(bot: Instance) -> None:
+    """A negative id is a chat's; `--chat` bans a user in one chat only."""
+    chat, member = await asyncio.gather(
+        run("ban", "-100", "1h", "--yes", "--json"),
+        run("ban", "42", "1h", "--chat", "-100", "--yes", "--json"),
+    )
+    whos = [(each.json["subject"]["user"], each.json["subject"]["chat"]) for each in (chat, member)]
+    assert whos == [(None, -100), (42, -100)]
+    tried = await run("try", "-100")
+    assert (tried.status, tried.out.startswith("banned, for ")) == (1, True)
+
+
+async def test_a_bot_without_statistics_is_told_as_one(bot: Instance) -> None:
+    """No zeros where nobody counts: status 2 and the fix."""
+    for found in await asyncio.gather(run("top"), run("stats", "--json")):
+        assert (found.status, found.out) == (2, "")
+        assert "pass statistics=True to RateLimitMiddleware" in found.err
 
 
 def test_the_documents_have_every_command() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import redis.asyncio as aioredis
 from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit import (
@@ -25,10 +28,10 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.testing import Clock
+from bot_ratelimit.bans import FOREVER
 from tests.benches import Bench
 from tests.incoming.support import Instance
-from tests.servers import running_cluster
+from tests.servers import Server, running_cluster
 
 ANNA = Subject(user=42, chat=42)
 PENALTY = Penalty("2/h", "1h")
@@ -329,62 +332,224 @@ async def test_a_cluster_is_operated_like_one_server(tmp_path: Path) -> None:
             await storage.close()
 
 
-class Newer(Limiter):
-    """A limiter with the methods of versions that have bans and statistics."""
-
-    def __init__(self) -> None:
-        super().__init__(MemoryStorage(clock=Clock()))
-        self.banned: dict[Subject, tuple[str, str]] = {}
-
-    async def ban(self, subject: Subject, how_long: str, reason: str = "") -> None:
-        self.banned[subject] = (how_long, reason)
-
-    async def unban(self, subject: Subject) -> bool:
-        return self.banned.pop(subject, None) is not None
-
-    async def bans(self) -> list[Any]:
-        return [*self.banned]
-
-    async def top_refused(self, n: int) -> list[Any]:
-        return [(42, 12)][:n]
-
-    async def statistics(self, hours: int = 24) -> list[Any]:
-        return [hours]
+SOMEBODY = Subject(user=42)
 
 
-async def test_bans_and_statistics_are_the_limiters() -> None:
-    """Bans go to the limiter with their reason and into the audit; so do statistics, unaudited."""
-    control = Control(Newer(), "anna")
-    await control.ban(ANNA, "1h", "spam")
-    assert await control.bans() == [ANNA]
-    assert control.limiter.banned == {ANNA: ("1h", "spam")}  # type: ignore[attr-defined]
-    assert await control.unban(ANNA)
-    assert await control.top(1) == [(42, 12)]
-    assert await control.statistics(3) == [3]
-    entries = [(each.what, each.before, each.after) for each in await control.audit()]
+async def test_a_ban_by_hand_is_shown_and_audited(desk: Desk) -> None:
+    """Until when, by whom and why; counts stay visible behind it; `try` says banned."""
+    await desk.allowed(1)
+    ban = await desk.control.ban(SOMEBODY, "1h", "spam")
+    assert (ban.subject, ban.reason, ban.by) == (SOMEBODY, "spam", "anna@shell")
+    (listed,) = await desk.control.bans()
+    assert (listed.subject, listed.reason, listed.by) == (SOMEBODY, "spam", "anna@shell")
+    assert await desk.control.bans(0, 1) == [listed]
+    assert await desk.control.bans(1) == []
+    found = await desk.control.show(ANNA)
+    assert found.banned == listed
+    assert (found.allowed, found.exempt) == (False, False)
+    assert 3_590 < found.retry_after <= 3_601
+    counts = {each.rule: each for each in found.counts}
+    assert (counts["messages"].remaining, counts["messages"].allowed) == (2, True)
+    decision = await desk.control.try_(ANNA)
+    assert decision is not None
+    assert (decision.allowed, decision.banned) == (False, True)
+    await desk.control.ban(SOMEBODY, "forever")
+    shown = await desk.control.show(ANNA)
+    assert shown.banned is not None
+    assert (shown.banned.until, shown.retry_after) == (None, FOREVER)
+    assert await desk.control.unban(SOMEBODY)
+    assert not await desk.control.unban(SOMEBODY)
+    assert (await desk.control.show(ANNA)).banned is None
+    entries = [(each.by, each.what, each.before, each.after) for each in await desk.control.audit()]
+    until = f"until {listed.until:%Y-%m-%d %H:%M:%S} UTC by anna@shell spam"
     assert entries == [
-        ("unban user 42 chat 42", "banned", ""),
-        ("ban user 42 chat 42", "", "1h spam"),
+        ("anna@shell", "unban user 42", "", ""),
+        ("anna@shell", "unban user 42", "forever by anna@shell", ""),
+        ("anna@shell", "ban user 42", until, "forever"),
+        ("anna@shell", "ban user 42", "", "1h spam"),
     ]
 
 
-class Older(Limiter):
-    """A limiter without bans and statistics, whatever the installed one has."""
+async def test_a_ban_of_a_chat_is_that_of_its_members(desk: Desk) -> None:
+    """Where several bans refuse a user, the one that ends last is shown."""
+    member = Subject(user=42, chat=-100)
+    await desk.control.ban(Subject(user=42), "1h", "of the user")
+    await desk.control.ban(Subject(chat=-100), "2h", "of the chat")
+    await desk.control.ban(Subject(user=7, chat=-100), "3h", "of somebody else")
+    reasons = {}
+    for subject in (ANNA, member, Subject(chat=-100), Subject(user=7, chat=-100), Subject(user=1)):
+        banned = (await desk.control.show(subject)).banned
+        reasons[subject] = None if banned is None else banned.reason
+    assert list(reasons.values()) == [
+        "of the user", "of the chat", "of the chat", "of somebody else", None
+    ]  # fmt: skip
+    assert [ban.reason for ban in await desk.control.bans(1, 1)] == ["of the chat"]
 
-    def __getattribute__(self, name: str) -> Any:
-        if name in {"ban", "unban", "bans", "top_refused", "statistics", "check"}:
-            raise AttributeError(name)
-        return super().__getattribute__(name)
+
+async def test_a_ban_by_a_penalty_is_shown_and_lifted_by_forgiving(desk: Desk) -> None:
+    """Shown with its reason, at once; forgiven, it is off the list, and one by hand stays."""
+    await desk.allowed(7)
+    for _ in range(2):  # the second time it is on the list for certain
+        banned = (await desk.control.show(ANNA)).banned
+        assert banned is not None
+        assert (banned.by, banned.key) == ("penalty", "bot:ratelimit:ban:42")
+        assert banned.until is not None
+        assert 3_590 < (banned.until - banned.since).total_seconds() <= 3_601
+        await asyncio.sleep(0.05)
+    await desk.control.set_rule("ban", off=True)
+    await desk.refresh()
+    assert (await desk.control.show(ANNA)).banned is None  # no such penalty is in force
+    await desk.control.changes.rollback()
+    await desk.refresh()
+    await desk.control.ban(Subject(user=42), "2h", "by hand")
+    assert "ban" in await desk.control.forgive(ANNA)
+    await asyncio.sleep(0.05)
+    assert [ban.reason for ban in await desk.control.bans()] == ["by hand"]
+    assert await desk.control.unban(SOMEBODY)
+    assert await desk.allowed(1) == 1
 
 
-async def test_what_this_version_lacks_is_told() -> None:
-    """Each missing method is one plain error."""
-    control = Control(Older(MemoryStorage()), "anna")
-    for call in (control.ban(ANNA, "1h"), control.unban(ANNA), control.bans(), control.top(),
-                 control.statistics()):  # fmt: skip
-        with pytest.raises(ConfigError, match="is not available in this version of bot_ratelimit"):
-            await call
-    assert (await control.show(ANNA)).banned is None
+async def test_who_is_forgiven_or_unbanned_gets_through_everywhere(
+    client: aioredis.Redis,
+) -> None:
+    """On two instances and for two operators: a refused, then banned user is let in at once."""
+    instances = []
+    for _ in range(2):
+        middleware = RateLimitMiddleware("3/h", client, timeout=5, penalty=PENALTY, live=True)
+        instances.append(Instance(middleware, ()))
+        middleware.setup(instances[-1].dispatcher)
+        instances[-1].dispatcher.message.register(instances[-1]._handle)
+        await instances[-1].dispatcher.emit_startup()
+    first, second = (
+        Control(Limiter(RedisStorage(client), timeout=5), by, patience=0)
+        for by in ("anna", "boris")
+    )
+    one, other = instances
+    assert await one.send(*"1234567") == [True] * 3 + [False] * 4
+    assert await other.send("8") == [False]
+    assert set(await first.forgive(ANNA)) == {"user", "ban"}
+    assert await other.send("9") == [True]
+    assert await one.send("10") == [True]
+    await second.ban(SOMEBODY, "1h", "spam")
+    decision = await first.try_(ANNA)
+    assert decision is not None
+    assert decision.banned
+    shown = (await first.show(ANNA)).banned
+    assert shown is not None
+    assert (shown.by, shown.reason) == ("boris", "spam")
+    await asyncio.sleep(1)
+    assert [await each.send("11") for each in instances] == [[False], [False]]
+    assert await first.unban(SOMEBODY)
+    await asyncio.sleep(1)
+    assert [await each.send("12") for each in instances] == [[True], [False]]  # 3 of 3
+    for each in instances:
+        await each.dispatcher.emit_shutdown()
+    for control in (first, second):
+        await control.close()
+
+
+async def test_bots_are_operated_apart(bench: Bench) -> None:
+    """Of two bots, by prefix or with `per_bot`, only the one that is named bans or forgives."""
+    shop, news = (Limiter(bench.storage, key_prefix=name, timeout=5) for name in ("shop", "news"))
+    limits = RateLimitMiddleware("1/h", limiter=shop, live=True, per_bot=True)
+    assert limits.live is not None
+    await limits.live.refresh()
+    await Control(news, "anna").ban(SOMEBODY)
+    control = Control(shop, "anna", patience=0)
+    first, second = (ANNA._replace(bot=number) for number in (1, 2))
+    assert (await control.show(first)).banned is None
+    await control.ban(SOMEBODY._replace(bot=1), "1h")
+    assert (await control.show(first)).banned is not None
+    assert (await control.show(second)).banned is None
+    assert await control.unban(SOMEBODY._replace(bot=1))
+    for subject in (first, second):
+        await shop.hit(limits.rules, subject)
+    assert await control.forgive(second) == ("user",)
+    decisions = [await control.try_(each) for each in (first, second)]
+    assert [each is not None and each.allowed for each in decisions] == [False, True]
+
+
+@pytest.fixture
+def counting(bench: Bench) -> tuple[Limiter, Control]:
+    """A limiter with statistics, and an operator in another process, if the storage is shared."""
+    limiter = Limiter(bench.storage, timeout=5, statistics=True)
+    reader = limiter
+    if bench.client is not None:
+        reader = Limiter(bench.storage, timeout=5, statistics=True)
+    return limiter, Control(reader, "anna", patience=0)
+
+
+async def test_statistics_are_those_of_the_bot(counting: tuple[Limiter, Control]) -> None:
+    """By hour for a chart, by rule for its use, the worst users, and how often one was refused."""
+    limiter, control = counting
+    rules = [Rule("2/h"), Rule("100/h", Scope.GLOBAL)]
+    middleware = RateLimitMiddleware(rules, limiter=limiter, live=True)
+    assert middleware.live is not None
+    await middleware.live.refresh()
+    for user, times in ((42, 5), (43, 3)):
+        for _ in range(times):
+            await limiter.hit(rules, Subject(user=user))
+    await limiter.ban(Subject(user=44))
+    await limiter.hit(rules, Subject(user=44))
+    await limiter._statistics.flush()  # type: ignore[union-attr]  # it is on
+    *before, hour = await control.by_hour(3)
+    assert (hour.allowed, hour.refused, hour.banned) == (4, 4, 1)
+    assert [(each.allowed, each.refused) for each in before] == [(0, 0), (0, 0)]
+    assert hour.hour - before[0].hour == timedelta(hours=2)
+    assert [tuple(asdict(each).values()) for each in await control.top()] == [
+        (42, 3),
+        (43, 1),
+        (44, 1),
+    ]
+    assert [each.count for each in await control.top(1)] == [3]
+    assert (await control.show(ANNA)).refused == 3
+    assert (await control.show(Subject(user=1))).refused == 0
+    use = {each.rule.name: each for each in await control.use()}
+    assert (use["user"].allowed, use["user"].refused, use["user"].remaining) == (4, 4, None)
+    assert use["global"].remaining == 96
+    assert sum(each.count for each in await control.statistics(1)) == 9
+
+
+async def test_where_nobody_counts_it_is_said(desk: Desk) -> None:
+    """A bot without statistics: an error with the fix, and no zeros."""
+    reader = Limiter(desk.control.limiter.storage, timeout=5, statistics=True)
+    outside = Control(reader, "anna", patience=0)
+    for control in (outside, desk.control):
+        for call in (control.top, control.statistics, control.by_hour, control.use):
+            with pytest.raises(ConfigError, match="pass statistics=True"):
+                await call()
+        assert (await control.show(ANNA)).refused is None
+
+
+async def test_without_a_report_nobody_knows_whether_it_is_counted(
+    environment: pytest.MonkeyPatch, redis_server: Server, client: aioredis.Redis
+) -> None:
+    """A bot without live limits tells nothing: then zeros are what is known."""
+    environment.setenv("REDIS_URL", redis_server.url)
+    control = Control.from_settings(Settings(), "anna")
+    assert await control.top() == ()
+    assert {each.allowed for each in await control.by_hour()} == {0}
+    assert (await control.show(ANNA)).refused == 0
+    await control.close()
+
+
+async def test_a_change_is_previewed(desk: Desk) -> None:
+    """Before, after, on how many instances, of which version; nothing is changed."""
+    found = await desk.control.preview("messages", "2 per minute", shadow=True)
+    assert (found.before.limit, found.after.limit) == ("3/hour", "2/minute")
+    assert (found.before.shadow, found.after.shadow, found.after.off) == (False, True, False)
+    assert (found.version, found.instances) == (0, 1)
+    assert (await desk.control.changes.current()).version == 0
+    await desk.control.set_rule("messages", "2/m", shadow=True, if_version=found.version)
+    await desk.refresh()
+    back = await desk.control.preview("messages", default=True)
+    assert (back.before.limit, back.before.shadow) == ("2/minute", True)
+    assert (back.after.limit, back.after.shadow, back.version) == ("3/hour", False, 1)
+    for wrong in (("chat", None, True), ("massages", "1/h", False), ("messages", "1 h", False)):
+        with pytest.raises(ConfigError):
+            await desk.control.preview(wrong[0], wrong[1], default=wrong[2])
+    with pytest.raises(ConfigError, match="'ban' is a penalty"):
+        await desk.control.preview("ban", shadow=True)
 
 
 async def test_each_bot_for_itself_needs_the_bot() -> None:

@@ -58,7 +58,7 @@ class Prometheus:
             return body["data"]
 
     async def draw(self, expression: str, start: float, end: float, window: str) -> list[Any]:
-        """What a panel of the dashboard shows from then to then."""
+        """Return the data of a panel for a time range."""
         query = expression.replace("$__rate_interval", window).replace("$job", ".*")
         found = await self.get(
             "query_range",
@@ -101,7 +101,7 @@ async def prometheus(directory: Path, target: int) -> AsyncIterator[Prometheus]:
 
 
 class MonitoredBot:
-    """A bot with metrics on a port of its own, and people who send to it."""
+    """A bot with metrics on its own port, and users who send to it."""
 
     def __init__(self, client: aioredis.Redis) -> None:
         registry = CollectorRegistry()
@@ -136,7 +136,7 @@ class MonitoredBot:
             return await answer.text()
 
     async def busy(self, seconds: float, *, flooders: int = 0) -> None:
-        """A crowd that behaves, and some who do not; and requests to Telegram for a while."""
+        """Generate load for a while: normal users, flooders, and requests to Telegram."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             people = [random.randrange(7_000_000_100, 7_000_000_300) for _ in range(10)]
@@ -166,7 +166,7 @@ class MonitoredBot:
 async def run(
     server: Server, directory: Path, seconds: float, *, on_stage: Callable[[str], object] = print
 ) -> tuple[dict[str, list[tuple[str, list[Any]]]], list[Any], str]:
-    """What every panel shows of a run, the alerts' rules, and the bot's page of metrics."""
+    """Return the data of every panel, the rules of the alerts, and the bot's metrics page."""
     async with aioredis.Redis(port=server.port) as client:
         watched = MonitoredBot(client)
         await watched.start()
@@ -200,5 +200,5 @@ async def run(
 
 
 def legend(pattern: str, labels: dict[str, str]) -> str:
-    """The legend of a series, as Grafana makes it."""
+    """The legend of a series, as Grafana shows it."""
     return re.sub(r"{{\s*(\w+)\s*}}", lambda found: labels.get(found[1], ""), pattern)

@@ -1,4 +1,4 @@
-"""What deploy/ holds works with the metrics that the package has."""
+"""The files in deploy/ work with the metrics of the package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def documented() -> set[str]:
 
 
 def test_the_dashboard_uses_every_metric_and_no_other() -> None:
-    """A metric that no panel shows is of no use, and a panel without its metric is empty."""
+    """Every metric is shown in a panel, and every panel has its metric."""
     found = {
         re.sub(r"_(bucket|sum|count)$", "", name)
         for panel in PANELS
@@ -37,8 +37,8 @@ def test_the_dashboard_uses_every_metric_and_no_other() -> None:
     assert found == documented()
 
 
-def test_the_alerts_are_those_of_the_docs_and_use_metrics_that_are_there() -> None:
-    """Each alert is explained, with what to do; each metric in a rule exists."""
+def test_alerts_are_documented_and_use_existing_metrics() -> None:
+    """Each alert is explained with a fix, and each metric in a rule exists."""
     rules = (DEPLOY / "prometheus" / "rules.yml").read_text()
     page = (ROOT / "docs" / "monitoring.md").read_text()
     assert re.findall(r"- alert: (\w+)", rules)
@@ -50,7 +50,7 @@ def test_the_alerts_are_those_of_the_docs_and_use_metrics_that_are_there() -> No
 
 
 def test_the_dashboard_can_be_imported_anywhere() -> None:
-    """It has a stable uid, asks which Prometheus to use, and has no panel over another."""
+    """It has a stable uid, asks for the Prometheus to use, and no panels overlap."""
     assert DASHBOARD["uid"] == "bot-ratelimit"
     assert DASHBOARD["templating"]["list"][0]["type"] == "datasource"
     sources = {
@@ -91,10 +91,10 @@ def test_promtool_accepts_the_rules(arguments: str) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-async def test_every_panel_shows_something_of_a_flood_and_an_outage(
+async def test_every_panel_shows_data_of_a_flood_and_an_outage(
     own_server: Server, tmp_path: Path
 ) -> None:
-    """A real Prometheus scrapes a bot; each panel's query has numbers, and the rules evaluate."""
+    """With a real Prometheus, every panel has data and every rule can be evaluated."""
     if find_prometheus() is None:
         pytest.skip(NOT_RUN)
     directory = tmp_path / "prometheus"

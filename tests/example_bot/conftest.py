@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -21,12 +22,15 @@ class Process:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._log: list[str] = []
+        self._out: list[str] = []
 
     @classmethod
-    async def start(cls, module: str, directory: Path, **environment: str) -> Process:
+    async def start(
+        cls, module: str, directory: Path, *arguments: str, **environment: str
+    ) -> Process:
         return cls(
             await asyncio.create_subprocess_exec(
-                *(sys.executable, "-W", "error", "-m", module),
+                *(sys.executable, "-W", "error", "-m", module, *arguments),
                 cwd=directory,
                 env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), **environment},
                 stdout=asyncio.subprocess.PIPE,
@@ -44,15 +48,30 @@ class Process:
                     return
         raise AssertionError(f"ended without {text!r}: {''.join(self._log)}")
 
+    async def said(self, text: str) -> str:
+        """Wait for a line on stdout."""
+        assert self._process.stdout
+        async with asyncio.timeout(60):
+            async for line in self._process.stdout:
+                self._out.append(line.decode())
+                if text in self._out[-1]:
+                    return self._out[-1]
+        raise AssertionError(f"ended without {text!r}: {''.join(self._out)}")
+
     async def finished(self) -> tuple[int, str, str]:
         """Wait for the end: the exit status, stdout, and all of stderr."""
         async with asyncio.timeout(60):
             out, log = await self._process.communicate()
         assert self._process.returncode is not None
-        return self._process.returncode, out.decode(), "".join(self._log) + log.decode()
+        said, logged = "".join(self._out) + out.decode(), "".join(self._log) + log.decode()
+        return self._process.returncode, said, logged
 
     def terminate(self) -> None:
         self._process.terminate()
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
 
     async def abandon(self) -> None:
         if self._process.returncode is None:
@@ -74,8 +93,8 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     """Starts modules as processes, in an empty directory, and leaves none behind."""
     processes: list[Process] = []
 
-    async def start(module: str, **environment: str) -> Process:
-        processes.append(await Process.start(module, tmp_path, **environment))
+    async def start(module: str, *arguments: str, **environment: str) -> Process:
+        processes.append(await Process.start(module, tmp_path, *arguments, **environment))
         return processes[-1]
 
     yield start

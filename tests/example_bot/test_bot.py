@@ -1,16 +1,21 @@
-"""What the example bot answers, and what each of it costs."""
+"""What the example bot answers, and what each answer costs."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from bot_ratelimit import Decision, Limiter, MemoryStorage, RateLimitMiddleware, Subject
+from bot_ratelimit.testing import FlakyStorage
 from example_bot.bot import PONG, REPORT, THANKS, WORKING, build_dispatcher
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.instances import serve
+from example_bot.demo.methods import ApiError
 from example_bot.demo.updates import Json, album, callback, message, payment, pre_checkout
 
 
@@ -24,15 +29,15 @@ async def running(api: BotApi, middleware: RateLimitMiddleware) -> AsyncIterator
 
 
 async def answers(api: BotApi, *updates: Json) -> list[tuple[str, str]]:
-    """What the bot does about updates that come at once."""
+    """Return what the bot does about updates that arrive at the same time."""
     before = len(api.calls)
     for delivery in await asyncio.gather(*map(api.deliver, updates)):
         assert delivery.ok
     return [(call.method, call.text) for call in api.calls[before:]]
 
 
-async def test_everything_that_it_says_it_can_do(api: BotApi) -> None:
-    """`/start` names what there is, and each of it is answered and counted."""
+async def test_every_command_in_start_works(api: BotApi) -> None:
+    """`/start` lists all commands, and each of them is answered and counted."""
     async with running(api, RateLimitMiddleware("9/minute")):
         ((method, text),) = await answers(api, message(42, "/start"))
         assert method == "sendMessage"
@@ -45,8 +50,19 @@ async def test_everything_that_it_says_it_can_do(api: BotApi) -> None:
         assert await answers(api, message(42, "/ping")) == [("sendMessage", f"{PONG}, 3 left")]
 
 
-async def test_a_report_has_a_limit_of_its_own(api: BotApi) -> None:
-    """Two reports a minute, whatever else is sent; and reports take nothing from the rest."""
+async def test_questions_are_answered_in_an_outage(api: BotApi) -> None:
+    """Without charges and refunds, questions are still answered."""
+    storage = FlakyStorage()
+    storage.fail()
+    async with running(api, RateLimitMiddleware("9/minute", limiter=Limiter(storage))):
+        ((_, answer),) = await answers(api, message(42, "/ask why"))
+        ((_, failure),) = await answers(api, message(42, "/ask"))
+    assert answer.startswith("You want to know 'why'")
+    assert failure.endswith("That was free.")
+
+
+async def test_reports_have_their_own_limit(api: BotApi) -> None:
+    """A user gets two reports a minute; reports and other messages count separately."""
     async with running(api, RateLimitMiddleware("1/minute")):
         reports = await answers(api, *(message(42, "/report") for _ in range(3)))
         pings = await answers(api, message(42, "/ping"))
@@ -57,14 +73,14 @@ async def test_a_report_has_a_limit_of_its_own(api: BotApi) -> None:
 
 
 async def test_reports_are_made_one_at_a_time(api: BotApi) -> None:
-    """Two users who want a report at once both get it, one after the other."""
+    """Two users who ask for a report at the same time get it one after the other."""
     async with running(api, RateLimitMiddleware("9/minute")):
         said = await answers(api, message(42, "/report"), message(43, "/report"))
     assert [text for _, text in said] == [WORKING, REPORT] * 2
 
 
 class Till(Limiter):
-    """Writes down what is charged and refunded."""
+    """Records charges and refunds."""
 
     def __init__(self) -> None:
         super().__init__(MemoryStorage())
@@ -81,8 +97,8 @@ class Till(Limiter):
         return await self.peek(rules, subject)
 
 
-async def test_an_answer_is_paid_by_its_length(api: BotApi) -> None:
-    """The question costs a point, the answer the rest of its length; what fails is given back."""
+async def test_an_answer_costs_its_length(api: BotApi) -> None:
+    """A question costs one point and the answer the rest; a failed answer is refunded."""
     till = Till()
     async with running(api, RateLimitMiddleware("9/minute", limiter=till)):
         ((_, answer),) = await answers(api, message(42, "/ask why"))
@@ -94,8 +110,8 @@ async def test_an_answer_is_paid_by_its_length(api: BotApi) -> None:
     assert sum(text == "Your last request is still running." for _, text in twice) == 1
 
 
-async def test_who_is_over_the_limit_can_still_pay(api: BotApi) -> None:
-    """The question before a payment is answered with yes, and the payment with thanks."""
+async def test_users_over_the_limit_can_pay(api: BotApi) -> None:
+    """The pre-checkout query of a payment is answered, and the payment is confirmed."""
     async with running(api, RateLimitMiddleware("1/minute")):
         await answers(api, message(42, "/ping"), message(42, "/ping"))
         assert await answers(api, pre_checkout(42)) == [("answerPreCheckoutQuery", "")]
@@ -103,9 +119,40 @@ async def test_who_is_over_the_limit_can_still_pay(api: BotApi) -> None:
         assert await answers(api, payment(42)) == [("sendMessage", THANKS)]
 
 
-async def test_who_is_exempt_is_answered_too(api: BotApi) -> None:
-    """Somebody without a limit hears of no number; RATE_LIMIT_EXEMPT must not break the bot."""
+async def test_exempt_users_are_answered(api: BotApi) -> None:
+    """An exempt user gets an answer without a number of remaining messages."""
     async with running(api, RateLimitMiddleware("1/minute", exempt=[42])):
         for _ in range(2):
             assert await answers(api, message(42, "/ping")) == [("sendMessage", PONG)]
             assert await answers(api, callback(42, "ping")) == [("answerCallbackQuery", PONG)]
+
+
+async def test_webhook_shutdown_waits_for_the_running_handler(api: BotApi) -> None:
+    """The bot's other shutdown callbacks run after the update in progress is answered."""
+    dispatcher = build_dispatcher(RateLimitMiddleware("5/minute"))
+    done: list[str] = []
+    dispatcher.shutdown.register(lambda: done.extend(call.method for call in api.calls))
+    runner = await serve(api, dispatcher)
+    report = asyncio.create_task(api.deliver(message(42, "/report")))
+    await api.called("sendMessage")
+    await runner.cleanup()
+    assert (await report).ok
+    assert done[-1] == "editMessageText"
+
+
+async def test_an_instance_waits_its_turn_to_set_the_webhook(
+    api: BotApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Telegram refuses the webhook with 429, as when several instances start: it is set later."""
+    api.errors["setwebhook"] = ApiError(429, "Too Many Requests: retry after 1", retry_after=1)
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        api.errors.clear()
+
+    monkeypatch.setattr("example_bot.serve.asyncio", SimpleNamespace(sleep=sleep))
+    runner = await serve(api, build_dispatcher(RateLimitMiddleware("5/minute")))
+    assert waits == [1]
+    assert (await api.deliver(message(42, "/ping"))).ok
+    await runner.cleanup()

@@ -43,7 +43,7 @@ async def bot(api: BotApi) -> AsyncIterator[Bot]:
 
 @asynccontextmanager
 async def serving(bot: Bot, dispatcher: Dispatcher, secret: str = "") -> AsyncIterator[str]:
-    """A webhook of this dispatcher; gives its address."""
+    """Serve a webhook of this dispatcher; return its URL."""
     app = web.Application()
     SimpleRequestHandler(
         dispatcher, bot, handle_in_background=False, secret_token=secret or None
@@ -55,8 +55,8 @@ async def serving(bot: Bot, dispatcher: Dispatcher, secret: str = "") -> AsyncIt
     await runner.cleanup()
 
 
-async def test_calls_are_answered_and_written_down(api: BotApi, bot: Bot) -> None:
-    """A bot gets results of Telegram's shape, and every call can be looked at afterwards."""
+async def test_calls_are_answered_and_recorded(api: BotApi, bot: Bot) -> None:
+    """A bot gets results in Telegram's format, and every call can be inspected later."""
     me = await bot.get_me()
     sent = await bot.send_message(42, "hello")
     edited = await sent.edit_text("goodbye")
@@ -90,18 +90,18 @@ async def test_calls_are_answered_and_written_down(api: BotApi, bot: Bot) -> Non
         ("1234567890:some-other-bot-that-nobody-knows---", TelegramUnauthorizedError),
     ],
 )
-async def test_only_the_right_token_is_let_in(
+async def test_only_the_right_token_is_accepted(
     api: BotApi, token: str, error: type[TelegramAPIError]
 ) -> None:
-    """A malformed token is answered with 404 and an unknown one with 401, as Telegram does."""
+    """A malformed token gets 404 and an unknown one 401, as from Telegram."""
     async with bot_of(api, token) as bot:
         with pytest.raises(error):
             await bot.get_me()
     assert api.calls == []
 
 
-async def test_errors_have_the_shape_of_telegrams(api: BotApi, bot: Bot) -> None:
-    """aiogram raises for an error of the stand-in what it raises for the same one of Telegram."""
+async def test_errors_have_telegrams_format(api: BotApi, bot: Bot) -> None:
+    """aiogram raises the same exception for an error of the stand-in as for Telegram's."""
     with pytest.raises(TelegramNotFound, match="method not found"):
         await bot(GetStickerSet(name="none"))
     with pytest.raises(TelegramBadRequest, match="message text is empty"):
@@ -118,7 +118,7 @@ async def test_errors_have_the_shape_of_telegrams(api: BotApi, bot: Bot) -> None
 
 
 async def test_updates_go_to_the_instances_in_turn(api: BotApi, bot: Bot) -> None:
-    """Each instance that has set a webhook gets every n-th update, with the secret it asked for."""
+    """With n instances, each webhook gets every n-th update, with its own secret."""
     seen: list[tuple[str, int]] = []
 
     def instance(name: str) -> Dispatcher:
@@ -150,8 +150,8 @@ async def test_updates_go_to_the_instances_in_turn(api: BotApi, bot: Bot) -> Non
     assert (refused.url, refused.status, refused.ok) == (b, 401, False)
 
 
-async def test_a_method_in_the_answer_to_an_update_is_performed(api: BotApi, bot: Bot) -> None:
-    """A handler that returns a method, instead of calling it, reaches its user as well."""
+async def test_a_method_in_a_webhook_answer_is_executed(api: BotApi, bot: Bot) -> None:
+    """A method that a handler returns instead of calling it also reaches the user."""
     dispatcher = Dispatcher()
 
     @dispatcher.callback_query()
@@ -169,7 +169,7 @@ async def test_a_method_in_the_answer_to_an_update_is_performed(api: BotApi, bot
 
 
 async def test_a_button_spins_until_its_press_is_answered(api: BotApi, bot: Bot) -> None:
-    """A press that no handler answers can be told from one that was, and whose it was."""
+    """A press without an answer can be distinguished from an answered one."""
     dispatcher = Dispatcher()
 
     @dispatcher.callback_query(F.data == "answered")
@@ -185,8 +185,8 @@ async def test_a_button_spins_until_its_press_is_answered(api: BotApi, bot: Bot)
     assert (api.calls[-1].query_id, api.calls[-1].user_id) == (answered["callback_query"]["id"], 42)
 
 
-async def test_an_instance_that_is_down_takes_no_update(api: BotApi, bot: Bot) -> None:
-    """A delivery to nobody is reported as such, and none is possible without a webhook."""
+async def test_delivery_to_a_stopped_instance_fails(api: BotApi, bot: Bot) -> None:
+    """A failed delivery is reported, and without a webhook there is no delivery."""
     with pytest.raises(LookupError, match="no webhook is set"):
         await api.deliver(message(42, "hello"))
     async with serving(bot, Dispatcher()) as url:
@@ -196,7 +196,7 @@ async def test_an_instance_that_is_down_takes_no_update(api: BotApi, bot: Bot) -
 
 
 async def test_polling_and_webhook_exclude_each_other(api: BotApi, bot: Bot) -> None:
-    """With a webhook set getUpdates is a conflict; without one it gives what is not confirmed."""
+    """With a webhook, getUpdates is a conflict; without one it returns unconfirmed updates."""
     await bot.set_webhook("http://127.0.0.1:1/webhook")
     assert (await bot.get_webhook_info()).url == "http://127.0.0.1:1/webhook"
     with pytest.raises(TelegramConflictError, match="webhook is active"):
@@ -214,8 +214,8 @@ async def test_polling_and_webhook_exclude_each_other(api: BotApi, bot: Bot) -> 
     assert await bot.get_updates(offset=second["update_id"] + 1) == []
 
 
-async def test_a_call_can_be_waited_for(api: BotApi, bot: Bot) -> None:
-    """A test waits for what a bot does, not for time to pass."""
+async def test_waiting_for_a_call(api: BotApi, bot: Bot) -> None:
+    """A test can wait for a call of the bot instead of sleeping."""
     waiting = asyncio.create_task(api.called("sendMessage", times=2))
     await bot.send_message(1, "one")
     await bot.send_message(2, "two")

@@ -1,4 +1,4 @@
-"""The demo: that it runs, and that it cannot claim what did not happen."""
+"""The demo: it runs as documented, and it reports every difference from what it expects."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rich.console import Console
 
 from bot_ratelimit import ConfigError, RateLimitMiddleware
 from example_bot.demo.__main__ import main
-from example_bot.demo.acts import act_two
 from example_bot.demo.backend import Embedded, open_backend
 from example_bot.demo.botapi import BotApi
-from example_bot.demo.crowd import Part, crowd, play, writing
+from example_bot.demo.context import DemoContext
+from example_bot.demo.crowd import Activity, crowd, play, writing
 from example_bot.demo.display import Display
 from example_bot.demo.instances import instances
+from example_bot.demo.log_capture import LogCapture
 from example_bot.demo.proxy import Proxy
-from example_bot.demo.stage import Stage
-from example_bot.demo.tape import Tape
-from example_bot.demo.verdict import Claim, Findings, Outcome, Scene, percentile
+from example_bot.demo.results import Check, Outcome, Results, Step, percentile
+from example_bot.demo.scenarios import scenario_two
 from tests.servers import Server
 
 from .conftest import Start
@@ -34,21 +34,21 @@ from .conftest import Start
 GOOD = Outcome(1, "users", sent=6, handled=5, expected=5, lost=0, told=1, latencies=(0.001,) * 6)
 
 
-def findings(outcome: Outcome, *claims: Claim) -> Findings:
-    return Findings([Scene("1", [GOOD]), Scene("2", [GOOD, outcome])], list(claims))
+def results(outcome: Outcome, *checks: Check) -> Results:
+    return Results([Step("1", [GOOD]), Step("2", [GOOD, outcome])], list(checks))
 
 
-def shown(findings: Findings, width: int = 80) -> str:
+def shown(results: Results, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
     display = Display(console)
-    display.table(findings)
-    display.verdict(findings)
+    display.table(results)
+    display.conclusion(results)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-async def test_the_demo_does_what_it_claims(start: Start) -> None:
-    """`make demo` needs no token, no Telegram and no Redis; each count is as it says; status 0."""
+async def test_demo_runs_and_every_count_is_as_expected(start: Start) -> None:
+    """`make demo` needs no token, Telegram or Redis; all counts are as expected, status 0."""
     process = await start("example_bot.demo")
     status, out, err = await process.finished()
     assert (status, err) == (0, ""), out + err
@@ -76,26 +76,26 @@ async def test_the_demo_does_what_it_claims(start: Start) -> None:
     ]
     assert [refused for *_, refused in sent] == ["0"] * 3
     assert re.findall(r"2 one at a time +3 users +3 +3 +3 +0 .* yes\b", out)
-    assert "yes: of 3 instances one made a report at a time" in " ".join(out.split())
+    assert "yes: the 3 instances made their reports one after the other" in " ".join(out.split())
     assert out.count("log: ERROR Redis rate limit check failed") == 1
-    assert "What the demo claims is what happened.\n\nWhat you have seen:\n" in out
+    assert "Everything happened as expected.\n\nWhat you have seen:\n" in out
     last = out.partition("What to do next:")[2]
     for step in ("README.md", "BOT_TOKEN", "-m example_bot", "deploy/"):
         assert step in last
 
 
-def test_the_verdict_is_yes_only_for_what_was_claimed() -> None:
-    """All counts as expected and every claim true: nothing to report, status 0."""
-    good = findings(GOOD, Claim("water is wet", True))
+def test_status_is_0_if_everything_is_as_expected() -> None:
+    """If all counts are as expected and all checks met, there is nothing to report; status 0."""
+    good = results(GOOD, Check("water is wet", True))
     assert (good.differences(), good.exit_status()) == ([], 0)
-    assert "What the demo claims is what happened." in shown(good)
+    assert "Everything happened as expected." in shown(good)
 
 
 @pytest.mark.parametrize("width", [60, 77, 78, 80])
-def test_a_narrow_terminal_does_not_crush_the_table(width: int) -> None:
-    """From 60 columns on every heading and every number of the table is whole."""
+def test_table_fits_into_a_narrow_terminal(width: int) -> None:
+    """From 60 columns on, no heading and no number of the table is cut."""
     slow = replace(GOOD, person=2, group="flooders", latencies=(1.234,))
-    out = shown(Findings([Scene("2 shared Redis", [GOOD] * 40 + [slow] * 3)]), width)
+    out = shown(Results([Step("2 shared Redis", [GOOD] * 40 + [slow] * 3)]), width)
     table = out.partition("Sent: ")[0]
     assert "…" not in table
     assert max(map(len, table.splitlines())) <= width
@@ -110,41 +110,41 @@ def test_a_narrow_terminal_does_not_crush_the_table(width: int) -> None:
     ("bad", "difference"),
     [
         (
-            findings(replace(GOOD, handled=6)),
+            results(replace(GOOD, handled=6)),
             "2: users 1: 6 of 6 were handled, expected 5",
         ),
         (
-            findings(replace(GOOD, handled=4)),
+            results(replace(GOOD, handled=4)),
             "2: users 1: 4 of 6 were handled, expected 5",
         ),
-        (findings(replace(GOOD, lost=2)), "2: users 1: 2 of 6 were not taken by the bot"),
-        (findings(GOOD, Claim("pigs fly", False)), "not true: pigs fly"),
-        (Findings(), "nothing was measured"),
+        (results(replace(GOOD, lost=2)), "2: users 1: 2 of 6 were not accepted by the bot"),
+        (results(GOOD, Check("pigs fly", False)), "not true: pigs fly"),
+        (Results(), "nothing was measured"),
     ],
 )
-def test_the_verdict_is_no_for_anything_else(bad: Findings, difference: str) -> None:
-    """One count that is off, a message lost, a claim untrue: it is named, and the status is 1."""
+def test_any_difference_is_named_and_the_status_is_1(bad: Results, difference: str) -> None:
+    """A wrong count, a lost message or an unmet check is named, and the status is 1."""
     assert bad.differences() == [difference]
     assert bad.exit_status() == 1
     assert difference in shown(bad)
-    assert "What happened is not what the demo claims" in shown(bad)
+    assert "Not everything happened as expected" in shown(bad)
 
 
-def test_errors_of_two_people_do_not_cancel_out() -> None:
-    """A total that is right by accident is not: every single person is checked."""
+def test_errors_of_two_users_do_not_cancel_out() -> None:
+    """A correct total is not enough: each user is checked."""
     too_many, too_few = replace(GOOD, handled=6), replace(GOOD, person=2, handled=4)
-    bad = Findings([Scene("1", [too_many, too_few])])
+    bad = Results([Step("1", [too_many, too_few])])
     assert len(bad.differences()) == 2
     assert re.search(r"2 users +12 +10 +10 +2 .* NO", shown(bad))
 
 
-async def test_a_bot_with_another_limit_is_found_out(api: BotApi) -> None:
-    """What is measured is what the bot did: with a limit of 3 the claim of 5 fails, for 3 of 3."""
+async def test_a_bot_with_another_limit_fails(api: BotApi) -> None:
+    """The demo measures what the bot did: with a limit of 3 on the bot the check for 5 fails."""
     people = crowd(users=[2], flooders=[9])
     async with instances(api, 3, "1/minute", "test"):
         outcomes = await play(api, writing(people, lambda p: min(p.messages, 5)), 0, lambda: None)
     assert [(each.sent, each.handled, each.lost) for each in outcomes] == [(2, 2, 0), (9, 3, 0)]
-    found = Findings([Scene("1", outcomes)])
+    found = Results([Step("1", outcomes)])
     assert found.differences() == [
         "1: flooders 9000: 3 of 9 were handled, expected 5",
     ]
@@ -157,7 +157,7 @@ MIDDLEWARE = "example_bot.demo.instances.RateLimitMiddleware"
     ("name", "without", "difference"),
     [
         (
-            "bot_ratelimit.incoming.screening.album_of",
+            "bot_ratelimit.incoming.event_filter.album_of",
             lambda event: None,
             "2 albums: users 1002: 2 of 10 were handled, expected 10",
         ),
@@ -174,25 +174,27 @@ MIDDLEWARE = "example_bot.demo.instances.RateLimitMiddleware"
     ],
     ids=["albums", "payments", "buttons"],
 )
-async def test_a_bot_without_manners_is_found_out(
+async def test_a_bot_without_a_feature_fails(
     name: str, without: object, difference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limiter that tears albums, loses payments or lets buttons spin does not pass the demo."""
+    """A limiter that splits albums, loses payments or leaves buttons unanswered fails the demo."""
 
-    async def at_once(api: BotApi, parts: Sequence[Part], _: float, *args: Any) -> list[Outcome]:
-        return await play(api, parts, 0, *args)
+    async def at_once(
+        api: BotApi, activities: Sequence[Activity], _: float, *args: Any
+    ) -> list[Outcome]:
+        return await play(api, activities, 0, *args)
 
-    monkeypatch.setattr("example_bot.demo.stage.play", at_once)
+    monkeypatch.setattr("example_bot.demo.context.play", at_once)
     monkeypatch.setattr(name, without)
-    stage = Stage(Display(Console(file=io.StringIO())), Embedded(), "test", Tape())
-    await act_two(stage)
-    assert difference in stage.findings.differences()
+    context = DemoContext(Display(Console(file=io.StringIO())), Embedded(), "test", LogCapture())
+    await scenario_two(context)
+    assert difference in context.results.differences()
 
 
-def test_ctrl_c_while_it_is_imported(
+def test_ctrl_c_during_the_import(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whenever the demo is stopped, it says so in one line, without a traceback."""
+    """Stopping the demo prints one line and no traceback, at any time."""
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -201,11 +203,11 @@ def test_ctrl_c_while_it_is_imported(
         patch.setattr("builtins.__import__", interrupted)
         status = main()
     assert status == 130
-    assert capsys.readouterr().err == "Stopped before the end: nothing is claimed.\n"
+    assert capsys.readouterr().err == "Stopped before the end: no results.\n"
 
 
-def test_percentiles_are_values_that_were_measured() -> None:
-    """The p99 of a hundred values is the last but one, the p50 the middle, of nothing nothing."""
+def test_percentiles_are_measured_values() -> None:
+    """The p99 of a hundred values is the 99th, the p50 the 50th, and without values it is 0."""
     hundred = range(100, 0, -1)
     assert percentile(hundred, 0.99) == 99
     assert percentile(hundred, 0.5) == 50
@@ -215,7 +217,7 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 @pytest.fixture
 async def echo() -> AsyncIterator[Proxy]:
-    """A cable to a server that says what it hears."""
+    """A proxy to a server that echoes each line."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
@@ -228,8 +230,8 @@ async def echo() -> AsyncIterator[Proxy]:
         yield proxy
 
 
-async def test_a_cut_cable_breaks_and_refuses_connections(echo: Proxy) -> None:
-    """Cut, nothing passes and nobody gets in; mended, the same port works again."""
+async def test_a_cut_proxy_breaks_and_refuses_connections(echo: Proxy) -> None:
+    """A cut proxy breaks and refuses connections; after `repair` the same port works again."""
     reader, writer = await asyncio.open_connection("127.0.0.1", echo.port)
     writer.write(b"one\n")
     assert await reader.readline() == b"one\n"
@@ -246,8 +248,8 @@ async def test_a_cut_cable_breaks_and_refuses_connections(echo: Proxy) -> None:
     await writer.wait_closed()
 
 
-async def test_your_own_redis_goes_away_and_is_left_clean(redis_server: Server) -> None:
-    """With REDIS_URL the outage is a cut cable; the server keeps its data, and gets no new keys."""
+async def test_own_redis_keeps_its_data_and_no_new_keys(redis_server: Server) -> None:
+    """With REDIS_URL the outage is a cut proxy; the server keeps its data, and no keys stay."""
     async with Redis.from_url(redis_server.url) as direct:
         await direct.set("test-demo-mine", "kept")
         async with (
@@ -264,9 +266,11 @@ async def test_your_own_redis_goes_away_and_is_left_clean(redis_server: Server) 
         await direct.delete("test-demo-mine")
 
 
-async def test_a_redis_out_of_reach_is_named_without_its_password() -> None:
-    """A REDIS_URL that leads nowhere ends the demo with a sentence that says what to do."""
-    with pytest.raises(ConfigError, match="without REDIS_URL the demo brings its own") as caught:
+async def test_an_unreachable_redis_is_named_without_its_password() -> None:
+    """An unreachable REDIS_URL ends the demo with a message that says what to do."""
+    with pytest.raises(
+        ConfigError, match="without REDIS_URL the demo uses an embedded Redis"
+    ) as caught:
         async with open_backend("redis://user:hunter2@127.0.0.1:1/0", "test"):
             pass
     assert "127.0.0.1:1 does not answer" in str(caught.value)

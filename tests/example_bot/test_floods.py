@@ -1,4 +1,4 @@
-"""The limits of the stand-in: who is refused, and for how long."""
+"""The limits of the stand-in: which requests are refused, and for how long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .test_botapi import bot_of
 
 
 def send(floods: FloodControl, chat: int | str = 7, **params: str) -> int:
-    """Seconds to wait; 0 if it was taken."""
+    """Send a request; return the seconds to wait, 0 if it was accepted."""
     try:
         floods.check("sendMessage", {"chat_id": str(chat), **params})
     except ApiError as error:
@@ -23,8 +23,8 @@ def send(floods: FloodControl, chat: int | str = 7, **params: str) -> int:
     return 0
 
 
-def test_a_chat_takes_a_burst_and_then_one_a_second() -> None:
-    """The sixth message at once is refused, and taken when its wait is over."""
+def test_a_chat_accepts_a_burst_and_then_one_a_second() -> None:
+    """The sixth message at once is refused, and accepted after its wait."""
     clock = Clock()
     floods = FloodControl(clock=clock)
     assert [send(floods) for _ in range(6)] == [0, 0, 0, 0, 0, 1]
@@ -33,8 +33,8 @@ def test_a_chat_takes_a_burst_and_then_one_a_second() -> None:
     assert (floods.refused, floods.impatient) == (1, 0)
 
 
-def test_who_does_not_wait_waits_longer() -> None:
-    """A request before its time doubles the wait, one that crossed the refusal does not."""
+def test_impatient_requests_double_the_wait() -> None:
+    """A request before the end of a wait doubles it; one sent before the refusal does not."""
     clock = Clock()
     floods = FloodControl(clock=clock)
     waits = [send(floods) for _ in range(7)]
@@ -46,8 +46,8 @@ def test_who_does_not_wait_waits_longer() -> None:
     assert floods.impatient == 2
 
 
-def test_a_group_takes_twenty_a_minute() -> None:
-    """However slowly they come, the 21st message of a minute is refused."""
+def test_a_group_accepts_twenty_a_minute() -> None:
+    """The 21st message of a minute is refused, however slowly the messages come."""
     clock = Clock()
     floods = FloodControl(clock=clock)
     for _ in range(20):
@@ -56,8 +56,8 @@ def test_a_group_takes_twenty_a_minute() -> None:
     assert send(floods, -100) == 20
 
 
-def test_a_broadcast_takes_thirty_a_second_and_replies_any_number() -> None:
-    """Who has written within a minute is answered; of others only thirty a second are reached."""
+def test_broadcasts_are_limited_and_replies_are_not() -> None:
+    """Replies within a minute are free; other chats get 30 messages a second in total."""
     clock = Clock()
     floods = FloodControl(clock=clock)
     for chat in range(100):
@@ -70,7 +70,7 @@ def test_a_broadcast_takes_thirty_a_second_and_replies_any_number() -> None:
 
 
 def test_an_album_counts_its_items() -> None:
-    """Ten photos are ten messages, which a quiet chat takes at once."""
+    """Ten photos count as ten messages, which a quiet chat accepts at once."""
     clock = Clock()
     floods = FloodControl(clock=clock)
     assert send(floods, media="[1,2,3,4,5,6,7,8,9,10]") == 0
@@ -78,8 +78,8 @@ def test_an_album_counts_its_items() -> None:
     assert FloodControl(clock=clock).check("answerCallbackQuery", {}) is None
 
 
-async def test_bots_meet_these_limits() -> None:
-    """A real bot gets a TelegramRetryAfter, and the refused call is written down apart."""
+async def test_a_real_bot_gets_these_429s() -> None:
+    """A real bot gets a TelegramRetryAfter, and the refused call is recorded separately."""
     async with BotApi(floods=FloodControl(burst=1)) as api, bot_of(api) as bot:
         await api_wrote(api)
         await bot.send_message(7, "one")
@@ -91,6 +91,6 @@ async def test_bots_meet_these_limits() -> None:
 
 
 async def api_wrote(api: BotApi) -> None:
-    """An update tells the stand-in that the next message is a reply."""
+    """A message of a user makes the next message to them a reply."""
     with pytest.raises(LookupError):
         await api.deliver(message(7, "hello"))

@@ -1,9 +1,10 @@
-"""`python -m example_bot`, as a process of its own."""
+"""`python -m example_bot`, as a separate process."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import socket
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from aiogram import Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiohttp import ClientSession, web
 
-from bot_ratelimit import ConfigError
+from bot_ratelimit import ConfigError, Settings, Subject
+from bot_ratelimit.admin.control import Control
 from example_bot.__main__ import main
 from example_bot.bot import PONG
 from example_bot.demo.botapi import TOKEN, BotApi
@@ -24,8 +26,8 @@ from tests.servers import Server, free_port
 from .conftest import Process, Start
 
 
-async def test_without_a_token_it_says_what_to_do(start: Start) -> None:
-    """One sentence names BOT_TOKEN and the demo that needs none; the status is 2."""
+async def test_a_missing_token_is_one_clear_error(start: Start) -> None:
+    """The error names BOT_TOKEN and the demo that needs none; the status is 2."""
     process = await start("example_bot")
     status, out, err = await process.finished()
     assert (status, out) == (2, "")
@@ -49,6 +51,11 @@ async def test_without_a_token_it_says_what_to_do(start: Start) -> None:
             {"BOT_TOKEN": TOKEN, "BOT_API_URL": "localhost:8081"},
             "such as 'http://local",
         ),
+        ({"BOT_TOKEN": TOKEN, "ADMIN_IDS": "@anna"}, "ADMIN_IDS: expected ids of users"),
+        (
+            {"BOT_TOKEN": TOKEN, "RATE_LIMIT_ADMIN_TOKEN": "hunter2"},
+            "RATE_LIMIT_ADMIN_TOKEN (or token=): expected 16 to 512",
+        ),
         ({"BOT_TOKEN": TOKEN, "BOT_API_URL": "http://h:99999"}, "such as 'http://localhost"),
         (
             {"BOT_TOKEN": TOKEN, "BOT_API_URL": f"https://api.telegram.org/bot{TOKEN}"},
@@ -56,17 +63,19 @@ async def test_without_a_token_it_says_what_to_do(start: Start) -> None:
         ),
     ],
 )
-def test_a_wrong_setting_is_one_sentence(
+def test_an_invalid_setting_is_one_line(
     environment: dict[str, str],
     sentence: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A bad value is one line that names the variable, and never shows a secret."""
+    """An invalid value is one line that names the variable and shows no secret."""
     monkeypatch.chdir(tmp_path)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    # Metrics are registered once in a process, and this one starts the bot several times.
+    monkeypatch.setattr("example_bot.__main__.metrics", list)
     assert main() == 2
     out, err = capsys.readouterr()
     assert sentence in err
@@ -75,10 +84,8 @@ def test_a_wrong_setting_is_one_sentence(
     assert TOKEN not in err
 
 
-async def test_a_token_that_telegram_does_not_know_is_one_sentence(
-    api: BotApi, start: Start
-) -> None:
-    """A revoked token is named as the cause, without a traceback, polling or webhook."""
+async def test_a_token_unknown_to_telegram_is_one_line(api: BotApi, start: Start) -> None:
+    """A revoked token is named as the cause, without a traceback."""
     settings = {"BOT_TOKEN": TOKEN.replace("demo", "spam"), "BOT_API_URL": api.url}
     webhook = {"WEBHOOK_URL": "http://127.0.0.1:1/", "WEB_SERVER_PORT": str(free_port())}
     for process in [
@@ -92,10 +99,8 @@ async def test_a_token_that_telegram_does_not_know_is_one_sentence(
         assert "Unclosed" not in err
 
 
-def test_an_error_of_the_settings_has_no_secret_behind_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Neither a wrong token nor a `.env` in another encoding is reachable from the error."""
+def test_settings_errors_contain_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither an invalid token nor a wrongly encoded `.env` is reachable from the error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BOT_TOKEN", "hunter2")
     with pytest.raises(ConfigError) as error:
@@ -108,8 +113,8 @@ def test_an_error_of_the_settings_has_no_secret_behind_it(
 
 
 @pytest.mark.parametrize("webhook", [False, True])
-async def test_a_bot_api_that_is_none_is_one_sentence(start: Start, webhook: bool) -> None:
-    """An address where nothing or something else answers is named, without the token."""
+async def test_a_wrong_bot_api_url_is_one_line(start: Start, webhook: bool) -> None:
+    """An address without a Bot API is named in the error, without the token."""
 
     async def page(request: web.BaseRequest) -> web.Response:
         return web.Response(text="<html>\nHello\n</html>", content_type="text/html")
@@ -135,8 +140,8 @@ async def test_a_bot_api_that_is_none_is_one_sentence(start: Start, webhook: boo
     await runner.cleanup()
 
 
-async def test_a_busy_port_is_one_sentence(api: BotApi, start: Start) -> None:
-    """A port that something else uses is named with its variable."""
+async def test_a_busy_port_is_one_line(api: BotApi, start: Start) -> None:
+    """A port in use is named together with its variable."""
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         process = await start(
@@ -154,7 +159,7 @@ async def test_a_busy_port_is_one_sentence(api: BotApi, start: Start) -> None:
 
 
 async def test_long_polling(api: BotApi, start: Start, tmp_path: Path) -> None:
-    """With a token the bot polls, answers, limits, and finishes at SIGTERM what it has begun."""
+    """With a token the bot polls, answers and limits, and SIGTERM lets it finish."""
     (tmp_path / ".env").write_text(f"BOT_TOKEN={TOKEN}\nBOT_API_URL={api.url}\nWEBHOOK_URL=\n")
     process = await start("example_bot", RATE_LIMIT="3/minute")
     await api.called("deleteWebhook", timeout=60)
@@ -177,7 +182,7 @@ async def test_long_polling(api: BotApi, start: Start, tmp_path: Path) -> None:
 
 
 async def test_webhook(api: BotApi, start: Start) -> None:
-    """With WEBHOOK_URL the bot serves, and SIGTERM lets the update under way be answered."""
+    """With WEBHOOK_URL the bot serves, and SIGTERM lets the update in progress finish."""
     port = free_port()
     process = await start(
         "example_bot",
@@ -206,7 +211,7 @@ async def test_webhook(api: BotApi, start: Start) -> None:
 
 
 async def test_an_instance_that_does_not_answer_is_unhealthy(start: Start) -> None:
-    """The health check says so in one line, and its status is 1, also if something else answers."""
+    """The health check reports it in one line with status 1, also if another server answers."""
 
     async def nothing(request: web.BaseRequest) -> web.Response:
         raise web.HTTPNotFound
@@ -223,8 +228,8 @@ async def test_an_instance_that_does_not_answer_is_unhealthy(start: Start) -> No
     await runner.cleanup()
 
 
-async def test_what_the_start_has_built_is_frozen() -> None:
-    """After the start the collector no longer looks at what lives as long as the bot."""
+async def test_startup_objects_are_frozen_for_the_collector() -> None:
+    """After the start, the garbage collector skips objects that live as long as the bot."""
     try:
         assert gc.get_freeze_count() < 1_000  # some versions of Python freeze a little themselves
         await freeze()
@@ -234,10 +239,10 @@ async def test_what_the_start_has_built_is_frozen() -> None:
 
 
 @pytest.mark.parametrize("webhook", [False, True])
-def test_freezing_is_the_last_of_the_start(
+def test_freezing_is_the_last_step_of_the_start(
     webhook: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Long polling and the webhook both freeze, after everything else of the start."""
+    """Long polling and the webhook both freeze after everything else has started."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BOT_TOKEN", TOKEN)
     monkeypatch.setenv("WEBHOOK_URL", "http://127.0.0.1:1/hook" if webhook else "")
@@ -249,7 +254,7 @@ def test_freezing_is_the_last_of_the_start(
     monkeypatch.setattr(Dispatcher, "start_polling", nothing)
     monkeypatch.setattr(AiohttpSession, "make_request", nothing)
     dispatcher = Dispatcher()
-    monkeypatch.setattr("example_bot.__main__.build_dispatcher", lambda _: dispatcher)
+    monkeypatch.setattr("example_bot.__main__.build_dispatcher", lambda *_: dispatcher)
     # Metrics are registered once in a process, and this one starts the bot several times.
     monkeypatch.setattr("example_bot.__main__.metrics", list)
     assert main() == 0
@@ -259,7 +264,7 @@ def test_freezing_is_the_last_of_the_start(
 async def test_two_instances_share_the_limits_of_one_redis(
     api: BotApi, start: Start, redis_server: Server
 ) -> None:
-    """Two processes behind one load balancer let exactly the limit through, and tell it once."""
+    """Two processes let exactly the limit through, notify once, and follow an operator."""
     processes = []
     for port in (free_port(), free_port()):
         process = await start(
@@ -268,7 +273,7 @@ async def test_two_instances_share_the_limits_of_one_redis(
             BOT_API_URL=api.url,
             WEBHOOK_URL=f"http://127.0.0.1:{port}",
             WEB_SERVER_PORT=str(port),
-            RATE_LIMIT="5/minute",
+            RATE_LIMIT="3/minute",
             REDIS_URL=redis_server.url,
             REDIS_KEY_PREFIX="test-two-instances",
         )
@@ -279,23 +284,125 @@ async def test_two_instances_share_the_limits_of_one_redis(
     deliveries = await asyncio.gather(*(api.deliver(message(42, "/ping")) for _ in range(20)))
     assert all(delivery.ok for delivery in deliveries)
     answers = [call.text for call in await api.called("sendMessage")]
+    if len(answers) == 3:  # the answers were still under way when the rest was refused
+        await api.deliver(message(42, "/ping"))
+        answers = [call.text for call in await api.called("sendMessage")]
+    await api.deliver(message(42, "/ping"))
     assert sorted(text for text in answers if text.startswith(PONG)) == [
-        f"{PONG}, {left} left" for left in range(5)
+        f"{PONG}, {left} left" for left in range(3)
     ]
-    assert len(answers) == 6
+    assert len(answers) == 4
+
+    await _operate(redis_server, "test-two-instances")
+    again = await asyncio.gather(*(api.deliver(message(42, "/ping")) for _ in range(2)))
+    assert all(delivery.ok for delivery in again)
+    assert api.calls[-1].text.startswith(PONG)
 
     for process in processes:
         process.terminate()
         await assert_clean_end(process)
 
 
-async def test_a_polling_bot_has_its_pages_on_a_port_of_their_own(
+async def _operate(redis_server: Server, prefix: str) -> None:
+    """Forgive the user, raise the limit of both instances, and return who was refused."""
+    settings = Settings(redis_url=redis_server.url, redis_key_prefix=prefix)
+    control = Control.from_settings(settings, "anna")
+    assert [each.statistics for each in await control.instances()] == [True, True]
+    version = (await control.set_rule("user", "9/minute")).version
+    assert [each.version for each in await control.wait_for(version)] == [version, version]
+    assert "user" in await control.forgive(Subject(user=42, chat=42))
+    await control.close()
+
+
+async def test_a_refused_user_is_forgiven_from_each_front(
+    api: BotApi, start: Start, redis_server: Server
+) -> None:
+    """From the shell, over HTTP and in Telegram, and gets through on both instances at once."""
+    operator, token = 7, "a-token-for-the-page-of-this-test"
+    environment = {"REDIS_URL": redis_server.url, "REDIS_KEY_PREFIX": "test-fronts"}
+    ports = [free_port(), free_port()]
+    processes = [
+        await start(
+            "example_bot",
+            BOT_TOKEN=TOKEN,
+            BOT_API_URL=api.url,
+            WEBHOOK_URL=f"http://127.0.0.1:{port}",
+            WEB_SERVER_PORT=str(port),
+            RATE_LIMIT="2/hour",
+            ADMIN_IDS=str(operator),
+            RATE_LIMIT_ADMIN_TOKEN=token,
+            **environment,
+        )
+        for port in ports
+    ]
+    for process in processes:
+        await process.logged("Listening on")
+
+    async def in_a_shell() -> None:
+        process = await start("bot_ratelimit", "forgive", "42", "--yes", **environment)
+        assert (await process.finished())[0] == 0
+
+    async def over_http() -> None:
+        address = f"http://127.0.0.1:{ports[0]}/admin/api/users/42/forgive"
+        async with ClientSession() as session, session.post(address, json={}) as answer:
+            assert answer.status == 401
+        bearer = {"Authorization": f"Bearer {token}"}
+        async with (
+            ClientSession(headers=bearer) as session,
+            session.post(address, json={}) as answer,
+        ):
+            assert answer.status == 200
+
+    async def in_telegram() -> None:
+        await api.deliver(message(42, "/forgive 42"))  # nobody hears this
+        await api.deliver(message(operator, "/forgive 42"))
+        question = next(call for call in reversed(api.calls) if call.chat_id == operator)
+        (yes, *_), *_ = json.loads(question.params["reply_markup"])["inline_keyboard"]
+        await api.deliver(callback(operator, yes["callback_data"]))
+
+    async def pressed(times: int) -> list[bool]:
+        """Press the button, in turns on both instances; which of the presses were handled."""
+        before = len(api.calls)
+        for _ in range(times):
+            assert (await api.deliver(callback(42, "ping"))).ok
+        return [call.text.startswith(PONG) for call in api.calls[before:]]
+
+    assert await pressed(4) == [True, True, False, False]
+    for forgive in (in_a_shell, over_http, in_telegram):
+        await forgive()
+        assert await pressed(4) == [True, True, False, False], forgive.__name__
+    assert {call.chat_id for call in api.calls if call.method == "sendMessage"} == {operator}
+    for process in processes:
+        process.terminate()
+        await assert_clean_end(process)
+
+
+async def test_a_page_without_a_server_is_told(api: BotApi, start: Start) -> None:
+    """A bot that polls says where its page could be, and goes on."""
+    process = await start(
+        "example_bot",
+        BOT_TOKEN=TOKEN,
+        BOT_API_URL=api.url,
+        RATE_LIMIT_ADMIN_TOKEN="a-token-for-the-page-of-this-test",
+    )
+    await process.logged("The page for operators has no server: set HEALTH_PORT, or WEBHOOK_URL")
+    await api.enqueue(message(42, "/ping"))
+    await api.called("sendMessage")
+    process.terminate()
+    await assert_clean_end(process)
+
+
+async def test_a_polling_bot_serves_its_pages_on_a_port_of_their_own(
     api: BotApi, start: Start
 ) -> None:
-    """HEALTH_PORT serves health and metrics while the bot polls, and is closed at the end."""
+    """HEALTH_PORT serves health, metrics and the page while the bot polls; closed at the end."""
     port = free_port()
     process = await start(
-        "example_bot", BOT_TOKEN=TOKEN, BOT_API_URL=api.url, HEALTH_PORT=str(port)
+        "example_bot",
+        BOT_TOKEN=TOKEN,
+        BOT_API_URL=api.url,
+        HEALTH_PORT=str(port),
+        RATE_LIMIT_ADMIN_TOKEN="a-token-for-the-page-of-this-test",
     )
     await process.logged(f"Health and metrics at http://127.0.0.1:{port}/")
     await api.called("deleteWebhook")
@@ -305,12 +412,14 @@ async def test_a_polling_bot_has_its_pages_on_a_port_of_their_own(
     assert (
         'bot_ratelimit_decisions_total{outcome="allowed",rule="user",source="memory"} 1.0' in text
     )
+    async with ClientSession() as session, session.get(f"http://127.0.0.1:{port}/admin/") as page:
+        assert (page.status, "password" in await page.text()) == (200, True)
     process.terminate()
     await assert_clean_end(process)
 
 
-async def test_a_busy_health_port_is_one_sentence(api: BotApi, start: Start) -> None:
-    """The variable to change is HEALTH_PORT, not that of the webhook."""
+async def test_a_busy_health_port_is_one_line(api: BotApi, start: Start) -> None:
+    """The error names HEALTH_PORT, not the variable of the webhook."""
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         process = await start(
@@ -324,7 +433,7 @@ async def test_a_busy_health_port_is_one_sentence(api: BotApi, start: Start) -> 
 
 
 async def assert_pages(port: int) -> str:
-    """Health, readiness and metrics answer; the text of the metrics."""
+    """Check health, readiness and metrics; return the text of the metrics."""
     async with ClientSession(f"http://127.0.0.1:{port}") as session:
         for page, status in (("health", "alive"), ("ready", "ready")):
             async with session.get(f"/{page}") as answer:

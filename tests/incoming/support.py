@@ -1,4 +1,4 @@
-"""A bot without Telegram: updates go in, and what the bot would send is written down."""
+"""A bot without Telegram: tests feed updates and read the requests that it would send."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ids = count(1)
 
 
 class RecordingSession(BaseSession):
-    """Keeps the requests instead of sending them; each fails with `error`, if there is one."""
+    """Records requests instead of sending them; each fails with `error`, if there is one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class RecordingSession(BaseSession):
 
 
 class Instance:
-    """One instance of a bot: a middleware on some observers, and a handler that records."""
+    """One instance of a bot: a middleware on some observers, and a recording handler."""
 
     def __init__(
         self, middleware: RateLimitMiddleware, observers: Iterable[str] = ("message",)
@@ -67,7 +67,7 @@ class Instance:
         return await self.dispatcher.feed_update(self.bot, update)
 
     async def send(self, *texts: str, **fields: Any) -> list[bool]:
-        """Send messages, one after the other; which of them were handled."""
+        """Send messages one after the other; return which of them were handled."""
         return [await self.feed(message=message(text, **fields)) == HANDLED for text in texts]
 
     async def _handle(self, event: TelegramObject, rate_limit: Decision | None, **data: Any) -> str:

@@ -1,4 +1,4 @@
-"""Albums and redelivered updates: what belongs together is charged once, on every instance."""
+"""Albums and redelivered updates are charged once, over all instances."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
 
 
 async def spread(bots: list[Instance], events: list[Event]) -> list[bool]:
-    """Send each event to the next instance; which of them were handled."""
+    """Send each event to the next instance; return which of them were handled."""
     results = [await bots[i % len(bots)].feed(message=event) for i, event in enumerate(events)]
     return [result == HANDLED for result in results]
 
 
 async def at_once(bots: list[Instance], events: list[Event]) -> list[bool]:
-    """As `spread`, but all arrive at the same time."""
+    """Like `spread`, but all events arrive at the same time."""
     fed = [bots[i % len(bots)].feed(message=event) for i, event in enumerate(events)]
     return [result == HANDLED for result in await asyncio.gather(*fed)]
 
@@ -54,8 +54,7 @@ def notices(bots: list[Instance]) -> list[Any]:
 
 @pytest.mark.parametrize("arrive", [spread, at_once])
 async def test_an_album_is_one_event(fleet: Fleet, arrive: Any) -> None:
-    """An album of ten over three instances: one charge and ten handled; the next one within the
-    window: one refused attempt, ten refused and one notice."""
+    """Over three instances an album of ten costs one; a second one is refused with one notice."""
     bots = fleet.start("1/m")
     assert await arrive(bots, album(10)) == [True] * 10
     assert await fleet.used("1/m") == 1
@@ -68,8 +67,8 @@ async def test_an_album_is_one_event(fleet: Fleet, arrive: Any) -> None:
     assert len(notices(bots)) == 1
 
 
-async def test_an_album_in_a_generous_limit_costs_one(fleet: Fleet) -> None:
-    """Of three events a minute an album of ten takes one, and two messages may follow."""
+async def test_an_album_costs_one_of_three(fleet: Fleet) -> None:
+    """With a limit of three a minute, an album of ten and two more messages are handled."""
     bots = fleet.start("3/m", on_limited=None)
     events = [*album(10), message(), message(), message()]
     assert await at_once(bots, events[:10]) == [True] * 10
@@ -77,7 +76,7 @@ async def test_an_album_in_a_generous_limit_costs_one(fleet: Fleet) -> None:
 
 
 async def test_every_rule_charges_an_album_once(fleet: Fleet) -> None:
-    """Several rules are charged once each, and an album that one of them refuses costs none."""
+    """Each rule is charged once; an album that one rule refuses is charged to none."""
     rules = [Rule("9/m"), Rule("1/h", name="slow")]
     bots = fleet.start(rules, on_limited=None)
     assert await spread(bots, album(10)) == [True] * 10
@@ -86,16 +85,16 @@ async def test_every_rule_charges_an_album_once(fleet: Fleet) -> None:
     assert await fleet.used(rules[0]) == 1
 
 
-async def test_the_same_number_in_another_chat_is_another_album(fleet: Fleet) -> None:
-    """Telegram's media_group_id means something only in its chat: elsewhere it is charged anew."""
+async def test_album_ids_are_per_chat(fleet: Fleet) -> None:
+    """The same media_group_id in another chat is another album and charged separately."""
     bots = fleet.start("9/m", on_limited=None)
     for i, chat in enumerate([{}, {"chat": GROUP}], start=1):
         assert await spread(bots, album(3, "1", **chat)) == [True] * 3
         assert await fleet.used("9/m") == i
 
 
-async def test_albums_of_different_people_are_apart(fleet: Fleet) -> None:
-    """What one member of a group may do says nothing about another's album."""
+async def test_albums_of_different_users_are_separate(fleet: Fleet) -> None:
+    """An album of one group member does not affect another member's album."""
     bots = fleet.start("1/m", on_limited=None)
     assert await spread(bots, album(3, chat=GROUP)) == [True] * 3
     assert await spread(bots, album(3, chat=GROUP)) == [False] * 3
@@ -103,7 +102,7 @@ async def test_albums_of_different_people_are_apart(fleet: Fleet) -> None:
 
 
 async def test_a_business_chat_has_its_own_albums(fleet: Fleet) -> None:
-    """An album in the bot's chat with a user is not the one in a chat that it serves."""
+    """An album in a business chat is separate from one in the bot's own chat with the user."""
     bots = fleet.start("1/m", observers=["message", "business_message"], on_limited=None)
     assert await spread(bots, album(2, "1")) == [True, True]
     assert await spread(bots, album(2, "2")) == [False, False]
@@ -112,7 +111,7 @@ async def test_a_business_chat_has_its_own_albums(fleet: Fleet) -> None:
 
 
 async def test_an_album_outlives_its_window() -> None:
-    """Items that trickle in while a window ends and the next begins still share one verdict."""
+    """Items that arrive before and after the end of a window still share one verdict."""
     clock = Clock()
     limiter = Limiter(MemoryStorage(clock=clock))
     bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, on_limited=None))
@@ -126,7 +125,7 @@ async def test_an_album_outlives_its_window() -> None:
 
 
 async def test_an_album_before_guard_and_handler(fleet: Fleet) -> None:
-    """A guard and a handler's own limit each take one for the album, not one for each item."""
+    """The guard and the handler's own limit each charge an album once, not per item."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher, guard=True)
@@ -138,8 +137,8 @@ async def test_an_album_before_guard_and_handler(fleet: Fleet) -> None:
     assert await fleet.used(Rule("9/m", name="photos")) == 3
 
 
-async def test_editing_an_item_is_an_event_of_its_own(fleet: Fleet) -> None:
-    """An edit of a caption is no item of the album: a hundred edits are not free."""
+async def test_editing_an_item_is_a_separate_event(fleet: Fleet) -> None:
+    """Edits of a caption are not part of the album, so a hundred edits are not free."""
     bots = fleet.start("5/m", observers=["message", "edited_message"], on_limited=None)
     items = album(3)
     assert await spread(bots, items) == [True] * 3
@@ -151,7 +150,7 @@ async def test_editing_an_item_is_an_event_of_its_own(fleet: Fleet) -> None:
 
 
 async def test_editing_an_item_of_a_refused_album(fleet: Fleet) -> None:
-    """An edit is not refused because the album was: the user may be within the limit by now."""
+    """An edit is not refused with its album: the user may be within the limit again."""
     bots = fleet.start("1/m", observers=["message", "edited_message"], on_limited=None)
     await spread(bots, [message()])
     items = album(3)
@@ -161,7 +160,7 @@ async def test_editing_an_item_of_a_refused_album(fleet: Fleet) -> None:
 
 
 async def test_an_album_is_one_strike(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
-    """A refused album is one refused attempt to a penalty, and its ban is logged once."""
+    """For a penalty a refused album is one refused attempt, and its ban is logged once."""
     caplog.set_level(logging.WARNING, "bot_ratelimit")
     penalty = Penalty("2/m", "1h")
     bots = fleet.start("1/m", penalty=penalty, on_limited=None)
@@ -176,7 +175,7 @@ async def test_an_album_is_one_strike(fleet: Fleet, caplog: pytest.LogCaptureFix
 
 
 async def test_an_album_while_redis_is_down() -> None:
-    """With nobody to remember the album, the policy answers for every item."""
+    """Without Redis the album is not remembered, and the policy answers for every item."""
     storage = FlakyStorage()
     storage.fail()
     bot = Instance(RateLimitMiddleware("1/m", limiter=Limiter(storage)))
@@ -184,7 +183,7 @@ async def test_an_album_while_redis_is_down() -> None:
 
 
 async def test_a_redelivered_update_is_charged_once(fleet: Fleet) -> None:
-    """With `once_per_update` an update that Telegram sends again gets the verdict that it had."""
+    """With `once_per_update` a redelivered update gets the verdict of its first delivery."""
     bots = fleet.start("2/m", once_per_update=True)
     first, second, third = ({"update_id": i, "message": message()} for i in (7, 8, 9))
     assert [await bot.feed(**first) for bot in bots] == [HANDLED] * 3
@@ -195,8 +194,8 @@ async def test_a_redelivered_update_is_charged_once(fleet: Fleet) -> None:
     assert len(notices(bots)) == 1
 
 
-async def test_an_update_that_arrives_everywhere_at_once(fleet: Fleet) -> None:
-    """Redeliveries that overlap on three instances are still one charge."""
+async def test_overlapping_redeliveries_are_charged_once(fleet: Fleet) -> None:
+    """Redeliveries that overlap on three instances are one charge."""
     bots = fleet.start("9/m", once_per_update=True)
     update: dict[str, Any] = {"update_id": 7, "callback_query": callback()}
     for bot in bots:
@@ -208,7 +207,7 @@ async def test_an_update_that_arrives_everywhere_at_once(fleet: Fleet) -> None:
 
 
 async def test_a_redelivered_album(fleet: Fleet) -> None:
-    """An album is one charge with `once_per_update` too, and again when it is delivered again."""
+    """With `once_per_update` an album is one charge, also when it is delivered again."""
     bots = fleet.start("9/m", once_per_update=True)
     items = [{"update_id": i, "message": item} for i, item in enumerate(album(5))]
     for _ in range(2):
@@ -217,8 +216,8 @@ async def test_a_redelivered_album(fleet: Fleet) -> None:
     assert await fleet.used("9/m") == 1
 
 
-async def test_update_ids_belong_to_a_bot(fleet: Fleet) -> None:
-    """The same update_id at another bot on this prefix is another update."""
+async def test_update_ids_are_per_bot(fleet: Fleet) -> None:
+    """The same update_id of another bot with this prefix is another update."""
     bots = fleet.start("1/m", once_per_update=True, on_limited=None)
     bots[1].bot = Bot("2:TEST", session=bots[1].session)
     assert await bots[0].feed(update_id=7, message=message()) == HANDLED
@@ -226,7 +225,7 @@ async def test_update_ids_belong_to_a_bot(fleet: Fleet) -> None:
 
 
 async def test_a_redelivery_is_remembered_for_a_minute() -> None:
-    """After sixty seconds the same update is charged as a new one."""
+    """After sixty seconds the same update is charged again."""
     clock = Clock()
     limiter = Limiter(MemoryStorage(clock=clock))
     bot = Instance(
@@ -240,14 +239,14 @@ async def test_a_redelivery_is_remembered_for_a_minute() -> None:
 
 
 async def test_without_the_option_every_delivery_counts(fleet: Fleet) -> None:
-    """By default a redelivered update is charged again, on whichever instance it arrives."""
+    """By default a redelivered update is charged again, on any instance."""
     bots = fleet.start("2/m", on_limited=None)
     update: dict[str, Any] = {"update_id": 7, "message": message()}
     assert [await bot.feed(**update) for bot in bots] == [HANDLED, HANDLED, None]
 
 
 async def test_one_object_fed_twice_is_two_events() -> None:
-    """What was decided for an update is not remembered by the object it came in."""
+    """A decision is not stored in the update object, so feeding it again counts again."""
     limiter = Limiter(MemoryStorage())
     bot = bare()
     RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(bot.dispatcher, guard=True)

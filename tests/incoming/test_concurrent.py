@@ -1,4 +1,4 @@
-"""The flag `concurrent`: a handler runs so many times at once, and the others are told."""
+"""The flag `concurrent`: how many times a handler may run at once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
 
 
 class Bots:
-    """Instances of a bot whose only handler runs until it is told to end."""
+    """Instances of a bot whose only handler runs until the test ends it."""
 
     def __init__(
         self, storage: Storage, flag: dict[str, Any], count: int = 1, **options: Any
@@ -112,7 +112,7 @@ class Bots:
 
 @pytest.mark.parametrize("flag", [{"concurrent": 1}, {"limit": "20/day", "concurrent": 1}])
 async def test_ten_at_once_on_two_instances(storage: Storage, flag: dict[str, Any]) -> None:
-    """Of ten simultaneous updates one runs; the user of the other nine is told once."""
+    """Of ten simultaneous updates one is handled, and the user is notified once."""
     bots = Bots(storage, flag, 2)
     tasks = [bots.feed(i, message=message()) for i in range(10)]
     await bots.until(lambda: sum(task.done() for task in tasks) == 9)
@@ -135,7 +135,7 @@ async def test_ten_at_once_on_two_instances(storage: Storage, flag: dict[str, An
     ],
 )
 async def test_button_presses_are_answered(storage: Storage, language: str, text: str) -> None:
-    """Each press is answered in the user's language, and the client is free to ask again."""
+    """Each press is answered in the user's language, and the client may press again at once."""
     bots = Bots(storage, {"concurrent": 1})
     first = bots.feed(callback_query=callback())
     await bots.until(lambda: bots.running == 1)
@@ -148,8 +148,8 @@ async def test_button_presses_are_answered(storage: Storage, language: str, text
     await bots.close()
 
 
-async def test_users_do_not_hold_each_other_up(storage: Storage) -> None:
-    """The slots are those of a user, unless the flag names another scope."""
+async def test_users_have_separate_slots(storage: Storage) -> None:
+    """Each user has their own slots, unless the flag names another scope."""
     bots = Bots(storage, {"concurrent": 1})
     tasks = [bots.feed(message=message(**{"from": user(n)})) for n in (1, 2, 3)]
     await bots.until(lambda: bots.running == 3)
@@ -165,8 +165,8 @@ async def test_users_do_not_hold_each_other_up(storage: Storage) -> None:
     await everybody.close()
 
 
-async def test_a_handler_that_fails_frees_its_slot(storage: Storage) -> None:
-    """An error in the handler reaches aiogram as ever, and the next update is handled."""
+async def test_a_failing_handler_releases_its_slot(storage: Storage) -> None:
+    """The exception reaches aiogram unchanged, and the next update is handled."""
     bots = Bots(storage, {"concurrent": 1})
     first = bots.feed(message=message())
     await bots.until(lambda: bots.running == 1)
@@ -179,7 +179,7 @@ async def test_a_handler_that_fails_frees_its_slot(storage: Storage) -> None:
 
 
 async def test_a_payment_needs_no_slot(storage: Storage) -> None:
-    """What is never refused passes, however many handlers run."""
+    """Updates that are never refused pass, however many handlers run."""
     bots = Bots(storage, {"concurrent": 1})
     first = bots.feed(message=message())
     await bots.until(lambda: bots.running == 1)
@@ -194,7 +194,7 @@ async def test_a_payment_needs_no_slot(storage: Storage) -> None:
 
 
 async def test_one_dispatch_takes_one_slot() -> None:
-    """Several middlewares in the way of one update do not lock each other out."""
+    """Several middlewares in one dispatch share the slot and do not deadlock."""
     limiter = Limiter(MemoryStorage())
     dispatcher, router, inner = Dispatcher(), Router(), Router()
     dispatcher.include_router(router)
@@ -215,8 +215,8 @@ async def test_one_dispatch_takes_one_slot() -> None:
     assert await dispatcher.feed_update(bot, update) == "handled"
 
 
-async def test_other_texts_can_be_given(storage: Storage) -> None:
-    """`Notices(busy=...)` and functions of one's own say what they like."""
+async def test_custom_busy_texts(storage: Storage) -> None:
+    """`Notices(busy=...)` and custom functions replace the text."""
     told: list[Any] = []
     bots = Bots(storage, {"concurrent": 1}, on_limited=Notices(busy="Patience!"))
     mine = Bots(
@@ -238,7 +238,7 @@ async def test_other_texts_can_be_given(storage: Storage) -> None:
 
 
 class Till(Limiter):
-    """Writes down what is charged and refunded."""
+    """Records charges and refunds."""
 
     def __init__(self) -> None:
         super().__init__(MemoryStorage())
@@ -255,8 +255,8 @@ class Till(Limiter):
         return await self.peek(*booked[:2])
 
 
-async def test_a_handler_pays_without_a_key_or_rule_of_its_own() -> None:
-    """`rate_limit.charge` and `refund` go to the limits that the update was charged to."""
+async def test_a_handler_charges_the_rules_of_its_update() -> None:
+    """`rate_limit.charge` and `refund` use the limits that the update was charged to."""
     limiter = Till()
     dispatcher = Dispatcher()
 
@@ -281,8 +281,8 @@ async def test_a_handler_pays_without_a_key_or_rule_of_its_own() -> None:
     ]
 
 
-async def test_a_banned_user_is_told_of_the_ban_and_not_of_the_slot() -> None:
-    """A ban by hand refuses before a slot is asked for, also while the slot is taken."""
+async def test_a_ban_is_reported_before_a_taken_slot() -> None:
+    """A ban by hand refuses before a slot is requested, even while the slot is taken."""
     limiter = Limiter(MemoryStorage())
     dispatcher, decisions = Dispatcher(), []
     taken = asyncio.Event()
@@ -311,8 +311,8 @@ async def test_a_banned_user_is_told_of_the_ban_and_not_of_the_slot() -> None:
     assert [(d.banned, isinstance(d.rule, Concurrency)) for d in decisions] == [(True, False)]
 
 
-async def test_a_handler_is_charged_for_its_answer_and_refunded(client: aioredis.Redis) -> None:
-    """What a handler pays and takes back is what Redis holds, and never of a newer window."""
+async def test_charges_and_refunds_of_a_handler_reach_redis(client: aioredis.Redis) -> None:
+    """Redis holds what a handler charges and refunds; newer windows are not refunded."""
     dispatcher, found = Dispatcher(), []
 
     @dispatcher.message()
@@ -338,10 +338,10 @@ async def test_a_handler_is_charged_for_its_answer_and_refunded(client: aioredis
         ({"concurrent": 0}, r"flag of .*handle: concurrency=0: expected how many"),
         ({"concurrent": 1, "cost": 2}, "expected limit= or rate=, and maybe concurrent="),
         ({"concurrent": 1, "scope": "moon"}, "scope='moon': expected one of"),
-        ({"concurrent": 1, "key": "slot"}, "name='slot': reserved"),
+        ({"concurrent": 1, "key": "slot"}, "name='slot': this name is reserved"),
     ],
 )
-async def test_a_flag_that_makes_no_sense(flag: dict[str, Any], message: str) -> None:
+async def test_an_invalid_flag_stops_the_start(flag: dict[str, Any], message: str) -> None:
     """The bot does not start, and the error names the handler, the value and the fix."""
     bots = Bots(MemoryStorage(), flag)
     with pytest.raises(ConfigError, match=message):
@@ -349,7 +349,7 @@ async def test_a_flag_that_makes_no_sense(flag: dict[str, Any], message: str) ->
 
 
 async def test_one_key_one_number_of_slots() -> None:
-    """Two handlers with one key and different numbers are told at the start."""
+    """Two handlers with one key and different numbers of slots are an error at the start."""
     dispatcher = Dispatcher()
 
     async def one(message: Message) -> None: ...
@@ -364,7 +364,7 @@ async def test_one_key_one_number_of_slots() -> None:
 
 
 async def test_a_concurrency_in_the_flag_keeps_its_lease() -> None:
-    """`concurrent=Concurrency(...)` says lease and scope, and shares its slots by its name."""
+    """`concurrent=Concurrency(...)` keeps its lease and scope, and shares slots by its name."""
     limiter = Limiter(MemoryStorage())
     shared = Concurrency(1, Scope.CHAT, "shared", lease=60)
     bots = Bots(limiter.storage, {"concurrent": shared})
@@ -374,7 +374,7 @@ async def test_a_concurrency_in_the_flag_keeps_its_lease() -> None:
     assert await bots.feed(message=message()) == "handled"
 
 
-async def test_the_middleware_bans_on_every_handler() -> None:
+async def test_a_ban_applies_to_every_handler() -> None:
     """A ban by hand needs no Penalty, and payments still pass."""
     bots = Bots(MemoryStorage(), {"concurrent": 1}, 2)
     bots.end.set()

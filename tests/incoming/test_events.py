@@ -1,4 +1,4 @@
-"""Who is counted for what, and what always passes: every kind of update, in every seat."""
+"""Who is counted, and what always passes: every type of update, in every position."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from .updates import (
 )
 
 PASSES = None
-"""In place of a key: the event is handled however often it comes, and nobody is charged."""
+"""In place of a key: the event is always handled and never charged."""
 
 
 class Case(NamedTuple):
@@ -183,8 +183,8 @@ async def keys(client: FakeAsyncRedis) -> list[str]:
     return sorted(key.decode() for key in await client.keys())
 
 
-def test_the_table_knows_every_kind_of_update() -> None:
-    """A type of update that a new aiogram brings is not forgotten here."""
+def test_every_update_type_is_tested() -> None:
+    """A type of update that a new aiogram brings must be added to these tests."""
     kinds = set(Update.model_fields) - {"update_id"}
     assert {case.update for case in CASES} - MISSING == kinds
     assert set(UPDATES) - MISSING == kinds
@@ -202,7 +202,7 @@ def test_the_table_knows_every_kind_of_update() -> None:
     ],
 )
 async def test_who_is_counted(case: Case, seat: Any, client: FakeAsyncRedis) -> None:
-    """Whoever is behind an update pays for it, under this key, in whichever seat we stand."""
+    """The sender of an update is counted under this key, in every position of the middleware."""
     bot = bare()
     seat(bot, RateLimitMiddleware("1/m", client, on_limited=None), case.update)
     listen(bot, case.update)
@@ -217,8 +217,8 @@ async def test_who_is_counted(case: Case, seat: Any, client: FakeAsyncRedis) -> 
         assert await keys(client) == [f"bot:ratelimit:{case.key}"]
 
 
-def test_every_content_is_known() -> None:
-    """A content type that a new aiogram brings is not forgotten here."""
+def test_every_content_type_is_tested() -> None:
+    """A content type that a new aiogram brings must be added to these tests."""
     known = set(CONTENTS) - MISSING
     assert known | {"any", "unknown"} == {str(each.value) for each in ContentType}
     for name in known:
@@ -227,10 +227,10 @@ def test_every_content_is_known() -> None:
 
 @pytest.mark.parametrize("seat", [seat_setup, seat_guard])
 @pytest.mark.parametrize("name", marked([*CONTENTS, "unknown"]))
-async def test_what_people_write_is_counted_and_nothing_else(
+async def test_only_content_written_by_users_is_counted(
     name: str, seat: Any, client: FakeAsyncRedis
 ) -> None:
-    """A service message is never refused and never charged; what a person writes is both."""
+    """Service messages are never refused and never charged; messages of users are."""
     bot = bare()
     seat(bot, RateLimitMiddleware("1/m", client, on_limited=None), "message")
     listen(bot, "message")
@@ -247,8 +247,8 @@ async def test_what_people_write_is_counted_and_nothing_else(
 
 
 @pytest.mark.parametrize("seat", SEATS)
-async def test_who_is_over_the_limit_can_pay(seat: Any) -> None:
-    """However much a user is over the limit, pre-checkout and payment reach their handlers."""
+async def test_users_over_the_limit_can_pay(seat: Any) -> None:
+    """Pre-checkout queries and payments reach their handlers, however far over the limit."""
     bot = bare()
     middleware = RateLimitMiddleware(
         "1/m", penalty=Penalty("2/m", "1h"), on_limited=None, limiter=Limiter(MemoryStorage())
@@ -268,8 +268,8 @@ async def test_who_is_over_the_limit_can_pay(seat: Any) -> None:
 
 
 @pytest.mark.parametrize("guard", [False, True])
-async def test_payments_do_not_even_ask_redis(guard: bool) -> None:
-    """With Redis down and `on_error="deny"` a payment is still handled, and nobody waits for it."""
+async def test_payments_do_not_ask_redis(guard: bool) -> None:
+    """With Redis down and `on_error="deny"` a payment is handled without waiting."""
     storage = FlakyStorage()
     storage.fail()
     bot = bare()
@@ -289,8 +289,8 @@ def limited(never_refuse: Any, *observers: str) -> Instance:
     return Instance(middleware, observers)
 
 
-async def test_the_list_can_be_widened() -> None:
-    """A bot may add updates and contents of its own that always pass; the rest is as it was."""
+async def test_never_refuse_can_be_extended() -> None:
+    """A bot may add updates and contents that always pass; everything else is unchanged."""
     bot = limited(
         NEVER_REFUSED | {"callback_query", "edited_message", ContentType.CONTACT},
         *("message", "edited_message", "callback_query", "pre_checkout_query"),
@@ -304,8 +304,8 @@ async def test_the_list_can_be_widened() -> None:
     assert await bot.send(*"ab") == [True, False]
 
 
-async def test_the_list_can_be_narrowed() -> None:
-    """What is taken off the list is counted like everything else."""
+async def test_never_refuse_can_be_reduced() -> None:
+    """What is removed from the list is counted like everything else."""
     bot = limited(
         NEVER_REFUSED - {"my_chat_member", "new_chat_members"},
         *("my_chat_member", "chat_member", "message"),
@@ -339,8 +339,8 @@ async def test_the_list_can_be_narrowed() -> None:
         ),
     ],
 )
-async def test_an_empty_list_leaves_only_what_nobody_sent(update: str, counted: bool) -> None:
-    """With nothing on the list every update that names its user is counted for that user."""
+async def test_with_an_empty_list_every_sender_is_counted(update: str, counted: bool) -> None:
+    """With an empty list every update that names its user is counted."""
     bot = limited((), update)
     results = [await bot.feed(**{update: UPDATES[update]}) for _ in range(2)]
     assert results == [HANDLED, None if counted else HANDLED]
@@ -351,8 +351,8 @@ async def test_an_empty_list_leaves_only_what_nobody_sent(update: str, counted: 
     [["payment"], {"chat_member", "Message"}, "payments", ["update"], [5], ["any"]],
     ids=str,
 )
-def test_a_name_that_means_nothing_is_named(never_refuse: Any) -> None:
-    """A misspelled name, or one that no event ever has, would silently refuse; it is an error."""
+def test_an_unknown_name_in_never_refuse_is_an_error(never_refuse: Any) -> None:
+    """A misspelled name would refuse updates silently, so it is an error."""
     with pytest.raises(ConfigError) as error:
         RateLimitMiddleware(never_refuse=never_refuse)
     wrong = {"payments": "payments"}.get(never_refuse) if isinstance(never_refuse, str) else None
@@ -360,14 +360,14 @@ def test_a_name_that_means_nothing_is_named(never_refuse: Any) -> None:
 
 
 @pytest.mark.parametrize("never_refuse", [None, 5])
-def test_what_is_no_list_is_named(never_refuse: Any) -> None:
-    """`never_refuse=None` is a ConfigError that names the argument, as any other mistake is."""
+def test_never_refuse_of_a_wrong_type_is_an_error(never_refuse: Any) -> None:
+    """`never_refuse=None` is a ConfigError that names the argument."""
     with pytest.raises(ConfigError, match="never_refuse"):
         RateLimitMiddleware(never_refuse=never_refuse)
 
 
 async def test_bots_on_one_prefix_share_or_not(client: FakeAsyncRedis) -> None:
-    """Two bots on one prefix share a user's count, or count apart with `per_bot=True`."""
+    """Two bots with one prefix share a user's count, or not, with `per_bot=True`."""
     for per_bot, expected in ((False, [True, False]), (True, [True, True])):
         await client.flushall()
         bots = [
@@ -384,8 +384,8 @@ async def test_bots_on_one_prefix_share_or_not(client: FakeAsyncRedis) -> None:
     assert "bot:ratelimit:bot:1:business:Bc:42" in await keys(client)
 
 
-async def test_the_same_person_elsewhere(client: FakeAsyncRedis) -> None:
-    """A user's private chat, groups and topics share one count; a business chat has its own."""
+async def test_one_user_in_several_chats(client: FakeAsyncRedis) -> None:
+    """Private chat, groups and topics share one count; a business chat has its own."""
     bot = Instance(
         RateLimitMiddleware("1/m", client, on_limited=None), ["message", "business_message"]
     )
@@ -420,7 +420,7 @@ async def test_the_same_person_elsewhere(client: FakeAsyncRedis) -> None:
 async def test_every_scope_finds_its_ids(
     scope: Scope, event: Event, key: str | None, client: FakeAsyncRedis
 ) -> None:
-    """A rule counts by the ids that the event has; where one is missing it does not apply."""
+    """A rule counts by the ids of the event; if one is missing, it does not apply."""
     bot = Instance(RateLimitMiddleware(Rule("1/m", scope), client, on_limited=None), event)
     results = [await bot.feed(**event) for _ in range(2)]
     assert results == [HANDLED, HANDLED if key is None else None]
@@ -428,11 +428,8 @@ async def test_every_scope_finds_its_ids(
 
 
 @pytest.mark.parametrize("seat", [seat_setup, seat_guard, seat_update, seat_outer_update])
-async def test_an_update_of_the_future_breaks_nothing(seat: Any) -> None:
-    """A type of update that this aiogram does not know yet is left to aiogram, which skips it.
-
-    Raised, it would be answered with a 500 on a webhook, and Telegram would send it for ever.
-    """
+async def test_unknown_update_types_are_left_to_aiogram(seat: Any) -> None:
+    """An exception would be a 500 on a webhook, and Telegram would repeat the update."""
     bot = bare()
     seat(bot, RateLimitMiddleware("1/m", limiter=Limiter(MemoryStorage())), "message")
     with pytest.warns(RuntimeWarning, match="unknown update type"):
@@ -443,14 +440,14 @@ DOC = Path(__file__).parents[2] / "docs" / "telegram.md"
 
 
 def table(heading: str) -> list[list[str]]:
-    """The cells of the table under a heading of docs/telegram.md, without their backticks."""
+    """The cells of the table under a heading of docs/telegram.md, without backticks."""
     _, _, section = DOC.read_text("utf-8").partition(f"\n## {heading}\n")
     rows = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
     return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
-def test_the_doc_tells_what_every_update_is_to_us() -> None:
-    """The table in docs/telegram.md is the one that is tested here, line by line."""
+def test_the_documented_update_types_are_right() -> None:
+    """The table in docs/telegram.md equals the one that is tested here."""
     told = {update: outcome for update, _, outcome in table("Every kind of update")}
     true = {
         case.update: "never refused"
@@ -463,8 +460,8 @@ def test_the_doc_tells_what_every_update_is_to_us() -> None:
     assert told == true
 
 
-async def test_the_doc_tells_who_is_counted(client: FakeAsyncRedis) -> None:
-    """The keys that docs/telegram.md shows for each kind of sender are the keys there are."""
+async def test_the_documented_keys_are_right(client: FakeAsyncRedis) -> None:
+    """The keys in docs/telegram.md for each kind of sender are the real ones."""
     events = {
         "a person": {"message": message(chat=GROUP)},
         "an anonymous admin of the group": {"message": message(**AS_ADMIN)},
@@ -486,8 +483,8 @@ async def test_the_doc_tells_who_is_counted(client: FakeAsyncRedis) -> None:
         assert await keys(client) == ([] if shown[who] == "–" else [shown[who]]), who
 
 
-def test_the_doc_names_every_service_message() -> None:
-    """The list of service messages in docs/telegram.md is complete and has nothing too much."""
+def test_the_documented_service_messages_are_complete() -> None:
+    """The list of service messages in docs/telegram.md is complete and correct."""
     _, _, section = DOC.read_text("utf-8").partition("\n### Service messages\n")
     told = set(re.findall(r"`(\w+)`", section.partition("\n#")[0]))
     assert told - MISSING == SERVICE_MESSAGES

@@ -1,4 +1,4 @@
-"""Exemptions: who is not limited is not charged either."""
+"""Exemptions: exempt users and chats are neither limited nor charged."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def client() -> AsyncIterator[FakeAsyncRedis]:
 
 
 def by(id_: int, **fields: Any) -> dict[str, Any]:
-    """A message's sender, and their private chat, whose id is theirs."""
+    """A message of this user in their private chat, which has the same id."""
     return {"from": user(id_), "chat": {"id": id_, "type": "private"}} | fields
 
 
@@ -64,8 +64,8 @@ def limited(exempt: Any, **options: Any) -> Instance:
 
 
 @pytest.mark.parametrize("exempt", [[42], (42, 7), {42}, frozenset({42}), iter([42]), {42: "me"}])
-async def test_a_user(exempt: Any) -> None:
-    """An exempt user is never refused, on nothing that they do, and everybody else is."""
+async def test_an_exempt_user(exempt: Any) -> None:
+    """An exempt user is never refused, on any observer; all others are limited."""
     bot = limited(exempt)
     for _ in range(3):
         assert await bot.feed(message=message()) == HANDLED
@@ -77,8 +77,8 @@ async def test_a_user(exempt: Any) -> None:
     assert await bot.send(*"ab", **by(43)) == [True, False]
 
 
-async def test_a_chat() -> None:
-    """In an exempt chat nobody is limited; elsewhere the same people are."""
+async def test_an_exempt_chat() -> None:
+    """In an exempt chat nobody is limited; elsewhere the same users are."""
     bot = limited([-100])
     in_group = callback(message=message(chat=GROUP))
     for id_ in (42, 43):
@@ -88,23 +88,23 @@ async def test_a_chat() -> None:
     assert await bot.feed(callback_query=in_group) == HANDLED
 
 
-async def test_a_channel_that_writes_in_a_group() -> None:
-    """The id of a channel exempts what is written in its name, wherever."""
+async def test_an_exempt_channel() -> None:
+    """The id of a channel exempts its messages in all groups."""
     bot = limited([-200])
     as_channel = {"chat": GROUP, "from": CHANNEL_BOT, "sender_chat": CHANNEL}
     assert await bot.send(*"abc", **as_channel) == [True] * 3
     assert await bot.send(*"ab", chat=GROUP) == [True, False]
 
 
-async def test_nobody_is_exempt_by_being_nobody() -> None:
-    """An event without a chat, or without a known user, matches no id."""
+async def test_missing_ids_are_not_exempt() -> None:
+    """An event without a chat or a known user matches no id."""
     bot = limited([0, 1])
     assert await bot.feed(inline_query=inline_query()) == HANDLED
     assert await bot.feed(inline_query=inline_query()) is None
 
 
-async def test_the_exempt_are_not_charged(fleet: Fleet) -> None:
-    """Exempt events leave no trace on the storage: no charge, no strike, no ban, no album."""
+async def test_exempt_events_are_not_charged(fleet: Fleet) -> None:
+    """Exempt events leave nothing in the storage: no charge, no strike, no ban, no album."""
     options: dict[str, Any] = {"penalty": Penalty("1/m", "1h"), "once_per_update": True}
     bots = fleet.start("1/m", exempt=[42], **options)
     for bot in bots:
@@ -118,8 +118,8 @@ async def test_the_exempt_are_not_charged(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("guard", [False, True])
-async def test_a_predicate(guard: bool) -> None:
-    """An async function of event and data decides: here about premium users and bots' owners."""
+async def test_an_async_function(guard: bool) -> None:
+    """An async function of event and data decides, here about premium users and owners."""
     asked: list[tuple[TelegramObject, dict[str, Any]]] = []
 
     async def exempt(event: TelegramObject, data: dict[str, Any]) -> bool:
@@ -140,11 +140,11 @@ async def test_a_predicate(guard: bool) -> None:
     assert await bot.send(*"ab", **by(7)) == [True, True]
     assert (await limiter.peek("1/m", Subject(user=43))).remaining == 1
     assert {type(event) for event, _ in asked} == {Message}
-    assert len(asked) == 6  # once for an update, also with guard and inner seat
+    assert len(asked) == 6  # once per update, also with a guard and the inner middleware
 
 
-async def test_a_predicate_is_asked_only_about_what_counts() -> None:
-    """What is never refused, or has nobody behind it, is let through without asking."""
+async def test_the_function_is_called_only_for_counted_events() -> None:
+    """Events that are never refused, or have no sender, pass without a call."""
     asked = []
 
     async def exempt(event: TelegramObject, data: dict[str, Any]) -> bool:
@@ -159,9 +159,21 @@ async def test_a_predicate_is_asked_only_about_what_counts() -> None:
     assert len(asked) == 1
 
 
-async def test_a_plain_function() -> None:
-    """A function that is not async works too, as it does for aiogram's filters, or is refused
-    when the bot is put together; it does not break every update."""
+async def test_more_ids_later() -> None:
+    """`exempt()` adds ids, also if a function was given; invalid ids are an error."""
+    for given in ([43], lambda event, data: False):
+        bot = limited(given)
+        (middleware,) = bot.dispatcher.message.middleware
+        assert isinstance(middleware, RateLimitMiddleware)
+        middleware.exempt([42])
+        assert [await bot.feed(message=message()) for _ in range(3)] == [HANDLED] * 3
+        for wrong in (["42"], "42", [True], 42, lambda event, data: True):
+            with pytest.raises(ConfigError, match="exempt"):
+                middleware.exempt(wrong)  # type: ignore[arg-type]  # that is the point
+
+
+async def test_a_sync_function() -> None:
+    """A function that is not async works too, as with aiogram's filters."""
     try:
         bot = limited(lambda event, data: event.from_user.id == 42, on_limited=None)
     except ConfigError as error:
@@ -171,8 +183,8 @@ async def test_a_plain_function() -> None:
     assert await bot.send(*"ab", **by(43)) == [True, False]
 
 
-async def test_an_exempt_user_has_no_handlers_limit_either(client: FakeAsyncRedis) -> None:
-    """Exempt from the middleware is exempt from the flags it reads."""
+async def test_exemptions_apply_to_handlers_limits(client: FakeAsyncRedis) -> None:
+    """A user who is exempt from the middleware is exempt from the flags that it reads."""
     bot = bare()
     RateLimitMiddleware("1/m", client, exempt=[42], timeout=5).setup(bot.dispatcher, guard=True)
     listen(bot, "message", flags={"rate_limit": "1/m"})
@@ -181,7 +193,7 @@ async def test_an_exempt_user_has_no_handlers_limit_either(client: FakeAsyncRedi
 
 
 async def test_a_banned_user_can_be_exempted(fleet: Fleet) -> None:
-    """An id that is exempt from now on is let through, whatever was counted before."""
+    """A newly exempt id passes, whatever was counted before."""
     penalty = Penalty("1/m", "1h")
     bots = fleet.start("1/m", penalty=penalty, on_limited=None)
     assert await bots[0].send(*"abc") == [True, False, False]
@@ -202,8 +214,8 @@ async def test_a_banned_user_can_be_exempted(fleet: Fleet) -> None:
     ],
     ids=str,
 )
-def test_who_cannot_be_exempted(exempt: Any, wrong: str) -> None:
-    """Ids are whole numbers; anything else is an error that shows it."""
+def test_invalid_ids_are_errors(exempt: Any, wrong: str) -> None:
+    """Ids are whole numbers; the error shows anything else."""
     with pytest.raises(ConfigError) as error:
         RateLimitMiddleware(exempt=exempt)
     assert "exempt" in str(error.value)
@@ -222,7 +234,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
 async def test_from_the_environment(
     value: str, environment: pytest.MonkeyPatch, client: FakeAsyncRedis
 ) -> None:
-    """RATE_LIMIT_EXEMPT lists users and chats, with commas or spaces between them."""
+    """RATE_LIMIT_EXEMPT lists users and chats, separated by commas or spaces."""
     environment.setenv("RATE_LIMIT_EXEMPT", value)
     environment.setenv("RATE_LIMIT", "1/m")
     environment.setenv("RATE_LIMIT_TIMEOUT", "5")
@@ -240,14 +252,14 @@ def dotenv(environment: pytest.MonkeyPatch) -> None:
 
 
 async def test_from_a_file(dotenv: None) -> None:
-    """A line in `.env` does as well."""
+    """RATE_LIMIT_EXEMPT may be in `.env`."""
     bot = Instance(RateLimitMiddleware.from_settings(on_limited=Notices("Wait")))
     assert await bot.send(*"ab") == [True, True]
     assert await bot.send(*"ab", **by(43)) == [True, False]
 
 
 async def test_the_argument_wins(environment: pytest.MonkeyPatch) -> None:
-    """`exempt=` given to `from_settings` stands instead of the environment's list."""
+    """`exempt=` given to `from_settings` replaces the environment's list."""
     environment.setenv("RATE_LIMIT_EXEMPT", "42")
     environment.setenv("RATE_LIMIT", "1/m")
     bot = Instance(RateLimitMiddleware.from_settings(exempt=[43], on_limited=None))
@@ -256,8 +268,8 @@ async def test_the_argument_wins(environment: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("value", ["Anna", "42; 43", "4.2", "@anna"])
-def test_a_wrong_variable_is_named(value: str, environment: pytest.MonkeyPatch) -> None:
-    """What is no id in RATE_LIMIT_EXEMPT stops the bot at its start, by name."""
+def test_an_invalid_variable_is_named(value: str, environment: pytest.MonkeyPatch) -> None:
+    """An invalid id in RATE_LIMIT_EXEMPT stops the bot at its start."""
     environment.setenv("RATE_LIMIT_EXEMPT", value)
     with pytest.raises(ConfigError, match="RATE_LIMIT_EXEMPT"):
         Settings()

@@ -1,4 +1,4 @@
-"""Handlers with limits of their own: every form of the `rate_limit` flag."""
+"""Handlers with their own limits: every form of the `rate_limit` flag."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def keys(client: FakeAsyncRedis) -> set[str]:
 
 
 def limited(limiter: Limiter, rate_limit: Any = "1000/h", **options: Any) -> Instance:
-    """A bot with a middleware on everything, and no handlers yet."""
+    """A bot with a middleware on all observers, and no handlers yet."""
     bot = bare()
     options = {"on_limited": None} | options
     guard = options.pop("guard", False)
@@ -118,7 +118,7 @@ ORDER = f"{HERE}.order"
 async def test_a_flag_in_every_form(
     flag: Any, handled: int, expected: set[str], client: FakeAsyncRedis
 ) -> None:
-    """What stands in the flag is the handler's limit, instead of the middleware's own."""
+    """The flag is the handler's limit, in place of the middleware's."""
     bot = bare()
     RateLimitMiddleware("4/m", client, on_limited=None, timeout=5).setup(bot.dispatcher)
     bot.dispatcher.message.register(order, flags={"rate_limit": flag})
@@ -147,7 +147,7 @@ async def test_a_flag_in_every_form(
 async def test_a_flag_by_decorator(
     decorator: Callable[..., Any], handled: int, key: str | None, client: FakeAsyncRedis
 ) -> None:
-    """The decorator `@flags.rate_limit(...)` says the same as `flags={...}` in every form."""
+    """The decorator `@flags.rate_limit(...)` equals `flags={...}` in every form."""
     bot = bare()
     RateLimitMiddleware("4/m", client, on_limited=None, timeout=5).setup(bot.dispatcher)
 
@@ -195,8 +195,8 @@ async def test_a_flag_by_decorator(
     ],
     ids=str,
 )
-async def test_a_flag_that_makes_no_sense(flag: Any, limiter: Limiter) -> None:
-    """It is an error that names the handler, at the start or else at the first update."""
+async def test_an_invalid_flag_names_its_handler(flag: Any, limiter: Limiter) -> None:
+    """It is an error that names the handler, at the start or at the first update."""
     bot = limited(limiter)
     bot.dispatcher.message.register(order, flags={"rate_limit": flag})
     with pytest.raises(ConfigError, match=r"flag of tests\.incoming\.test_flags\.order: "):
@@ -211,7 +211,7 @@ async def test_a_flag_that_makes_no_sense(flag: Any, limiter: Limiter) -> None:
 
 
 async def test_what_the_error_says(limiter: Limiter) -> None:
-    """The error shows what the flag says and what it may say."""
+    """The error shows the value of the flag and what it may be."""
     bot = limited(limiter)
     bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "3/m", "brust": 5}})
     with pytest.raises(ConfigError) as error:
@@ -220,16 +220,16 @@ async def test_what_the_error_says(limiter: Limiter) -> None:
     assert "expected limit= or rate=" in str(error.value)
 
 
-async def test_a_key_of_the_packages_own(limiter: Limiter) -> None:
-    """A handler's key that is also that of the notices would silence them; it is an error."""
+async def test_a_reserved_key_is_an_error(limiter: Limiter) -> None:
+    """A handler's key that equals the one of the notices would silence them."""
     bot = limited(limiter, on_limited="Wait {seconds} s")
     bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "3/m", "key": "notice"}})
     with pytest.raises(ConfigError, match="notice"):
         await bot.dispatcher.emit_startup()
 
 
-async def test_the_same_key_is_the_same_bucket(fleet: Fleet) -> None:
-    """Handlers with one key share a limit: messages and buttons, on every instance."""
+async def test_handlers_with_one_key_share_a_limit(fleet: Fleet) -> None:
+    """Messages and buttons with one key share a limit, on all instances."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
@@ -252,8 +252,8 @@ async def test_the_same_key_is_the_same_bucket(fleet: Fleet) -> None:
     assert await fleet.used("1/s") == 0
 
 
-async def test_without_a_key_every_handler_has_its_own(fleet: Fleet) -> None:
-    """The same limit on several handlers is several buckets, the same on every instance."""
+async def test_handlers_without_a_key_count_separately(fleet: Fleet) -> None:
+    """The same limit on several handlers is several counts, the same on all instances."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
@@ -375,9 +375,8 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
-async def test_different_handlers_have_different_buckets(pair: Any, fleet: Fleet) -> None:
-    """Whatever a handler is made of, without a key it shares its limit with no other handler,
-    and has the same one on every instance."""
+async def test_every_kind_of_handler_counts_separately(pair: Any, fleet: Fleet) -> None:
+    """Functions, lambdas, partials and classes have separate counts without a key."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
@@ -409,7 +408,7 @@ async def test_different_handlers_have_different_buckets(pair: Any, fleet: Fleet
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_a_key_names_its_handler(handler: Any, name: str, client: FakeAsyncRedis) -> None:
-    """An operator reads off the key which handler's limit it is."""
+    """An operator can see in the key which handler's limit it is."""
     bot = bare()
     RateLimitMiddleware("4/m", client, timeout=5).setup(bot.dispatcher)
     bot.dispatcher.message.register(handler, flags={"rate_limit": "1/m"})
@@ -418,7 +417,7 @@ async def test_a_key_names_its_handler(handler: Any, name: str, client: FakeAsyn
 
 
 async def test_one_function_under_two_filters(limiter: Limiter) -> None:
-    """A function registered twice is one handler to its user, and has one bucket."""
+    """A function that is registered twice is one handler with one count."""
     bot = limited(limiter)
 
     @bot.dispatcher.message(Command("order"))
@@ -464,7 +463,7 @@ class Exam(Scene, state="exam"):
 
 
 async def test_handlers_of_a_scene(fleet: Fleet) -> None:
-    """A scene's handlers each have their own limit, the same on every instance."""
+    """Each handler of a scene has its own limit, the same on all instances."""
     states = StateStorage()  # shared by the instances, as the counts are
 
     def put(bot: Instance, limiter: Limiter) -> None:
@@ -480,7 +479,7 @@ async def test_handlers_of_a_scene(fleet: Fleet) -> None:
 
 
 async def test_a_scene_names_its_handlers(limiter: Limiter) -> None:
-    """The handler that an error or a key names is the scene's method, not aiogram's wrapper."""
+    """Errors and keys name the method of the scene, not aiogram's wrapper."""
     bot = limited(limiter)
     SceneRegistry(bot.dispatcher).add(Exam)
     with pytest.raises(ConfigError, match=r"flag of tests\.incoming\.test_flags\.Exam\.answer: "):
@@ -488,7 +487,7 @@ async def test_a_scene_names_its_handlers(limiter: Limiter) -> None:
 
 
 async def test_a_flag_of_a_filter(limiter: Limiter) -> None:
-    """A filter may set the flag of the handlers that it stands before, as aiogram lets it."""
+    """A filter may set the flag of its handlers, as aiogram allows."""
 
     class Dear(Command):
         def update_handler_flags(self, flags: dict[str, Any]) -> None:
@@ -501,10 +500,10 @@ async def test_a_flag_of_a_filter(limiter: Limiter) -> None:
 
 
 @pytest.mark.parametrize("guard", [False, True])
-async def test_a_flag_replaces_the_middlewares_rules_and_the_guard_stays(
+async def test_a_flag_replaces_the_middlewares_rules_but_not_the_guards(
     guard: bool, fleet: Fleet
 ) -> None:
-    """A handler's own limit stands instead of the middleware's; the guard goes on counting."""
+    """A handler's own limit replaces the middleware's; the guard still counts."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         middleware = RateLimitMiddleware("5/m", limiter=limiter, on_limited=None)
@@ -521,8 +520,8 @@ async def test_a_flag_replaces_the_middlewares_rules_and_the_guard_stays(
     assert await bots[2].send(*"cccccc") == [not guard] * 5 + [False]
 
 
-async def test_a_refusing_guard_leaves_the_handlers_limit_alone(fleet: Fleet) -> None:
-    """What the guard refuses is not charged to the handler."""
+async def test_updates_refused_by_the_guard_are_not_charged_to_the_handler(fleet: Fleet) -> None:
+    """What the guard refuses is not charged to the handler's limit."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         middleware = RateLimitMiddleware("1/m", limiter=limiter, on_limited=None)
@@ -535,7 +534,7 @@ async def test_a_refusing_guard_leaves_the_handlers_limit_alone(fleet: Fleet) ->
 
 
 async def test_several_rules_of_a_flag_are_decided_together(fleet: Fleet) -> None:
-    """All rules of a flag are charged, or none is."""
+    """Either all rules of a flag are charged or none."""
     rules = [Rule("9/m"), Rule("4/m", Scope.CHAT, cost=2)]
 
     def put(bot: Instance, limiter: Limiter) -> None:
@@ -551,7 +550,7 @@ async def test_several_rules_of_a_flag_are_decided_together(fleet: Fleet) -> Non
 
 @dataclass
 class Shift:
-    """A scope, or a limit, with settings; a dataclass like this one has no hash."""
+    """A scope or a limit with settings; like this dataclass, it may have no hash."""
 
     answer: str
 
@@ -560,8 +559,8 @@ class Shift:
 
 
 @pytest.mark.parametrize("guard", [False, True])
-async def test_functions_with_settings(guard: bool, limiter: Limiter) -> None:
-    """Whatever can be called can be a scope or a limit, in a flag as in the middleware."""
+async def test_callable_objects_as_scopes_and_limits(guard: bool, limiter: Limiter) -> None:
+    """Every callable can be a scope or a limit, in a flag and in the middleware."""
     staff = Rule("4/m", Shift("early"), "staff")
     bot = limited(limiter, staff, guard=guard)
     flag = {"limit": Rule(Shift("2/m"), name="own"), "scope": Shift("late"), "key": "a"}
@@ -573,7 +572,7 @@ async def test_functions_with_settings(guard: bool, limiter: Limiter) -> None:
 
 
 async def test_the_handler_sees_the_decision_of_its_own_limit(limiter: Limiter) -> None:
-    """`rate_limit` in a flagged handler is the flag's decision; without a limit it is None."""
+    """`rate_limit` in a flagged handler is the flag's decision, or None without a limit."""
     bot = limited(limiter)
     for text, flag in {"a": {"limit": "3/m", "key": "a"}, "b": False}.items():
         bot.dispatcher.message.register(bot._handle, F.text == text, flags={"rate_limit": flag})
@@ -585,15 +584,15 @@ async def test_the_handler_sees_the_decision_of_its_own_limit(limiter: Limiter) 
 
 
 async def test_a_handler_without_a_limit_sees_the_guards_decision(limiter: Limiter) -> None:
-    """Under a guard a handler without a limit of its own is told what the guard decided."""
+    """Under a guard, a handler without a limit gets the guard's decision."""
     bot = limited(limiter, "5/m", guard=True)
     bot.dispatcher.message.register(bot._handle, flags={"rate_limit": False})
     await bot.send("a", "b")
     assert [d and d.remaining for d in bot.decisions] == [4, 3]
 
 
-async def test_the_penalty_goes_along(fleet: Fleet) -> None:
-    """Who hammers on a handler with its own limit is banned from the whole bot."""
+async def test_refusals_of_a_handlers_limit_count_for_the_penalty(fleet: Fleet) -> None:
+    """A user who keeps sending to a handler with its own limit is banned from the whole bot."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         RateLimitMiddleware(
@@ -610,7 +609,7 @@ async def test_the_penalty_goes_along(fleet: Fleet) -> None:
     assert await bots[2].send(*"ba") == [False, False]
 
 
-async def test_what_is_never_refused_has_no_flag(limiter: Limiter) -> None:
+async def test_payments_pass_a_handlers_own_limit(limiter: Limiter) -> None:
     """A payment passes a handler's own limit too."""
     bot = limited(limiter)
     bot.dispatcher.message.register(order, flags={"rate_limit": "1/m"})
@@ -618,8 +617,8 @@ async def test_what_is_never_refused_has_no_flag(limiter: Limiter) -> None:
     assert await bot.send(*"ab") == [True, False]
 
 
-async def test_a_flag_counts_apart_for_every_bot(client: FakeAsyncRedis) -> None:
-    """With `per_bot=True` a handler's own limit is counted for each bot, too."""
+async def test_a_flag_counts_per_bot(client: FakeAsyncRedis) -> None:
+    """With `per_bot=True` a handler's own limit is counted separately for each bot."""
     bot = bare()
     RateLimitMiddleware("4/m", client, per_bot=True).setup(bot.dispatcher)
     bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "3/m", "key": "ai"}})
@@ -627,8 +626,8 @@ async def test_a_flag_counts_apart_for_every_bot(client: FakeAsyncRedis) -> None
     assert await keys(client) == {"bot:1:ai:42"}
 
 
-async def test_flags_of_others(limiter: Limiter) -> None:
-    """Flags of other middlewares are left alone, on whatever observer."""
+async def test_foreign_flags_are_ignored(limiter: Limiter) -> None:
+    """Flags of other middlewares are ignored, on all observers."""
     bot = limited(limiter, "1/m")
     router = bot.dispatcher.include_router(Router())
     router.message.register(order, flags={"chat_action": "typing", "callback_answer": {}})
@@ -638,7 +637,7 @@ async def test_flags_of_others(limiter: Limiter) -> None:
 
 
 async def test_reset_of_a_handlers_limit(fleet: Fleet) -> None:
-    """What a user used up of a key can be given back with a Rule of that name."""
+    """A Rule with the name of a key resets what a user has used of it."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
@@ -652,7 +651,7 @@ async def test_reset_of_a_handlers_limit(fleet: Fleet) -> None:
 
 
 async def test_the_flags_in_the_doc(limiter: Limiter) -> None:
-    """The handlers that docs/telegram.md shows pass the check at the start of a bot."""
+    """The handlers in docs/telegram.md pass the check at the start of a bot."""
     _, _, section = DOC.partition("\n## A handler's own limit\n")
     code = section.partition("```python\n")[2].partition("```")[0]
     shown: dict[str, Any] = {"Rule": Rule, "__name__": "shop.handlers"}

@@ -29,8 +29,8 @@ from tests.servers import Server, free_port
 from .support import Instance
 
 
-def test_the_start_is_announced(caplog: pytest.LogCaptureFixture) -> None:
-    """The log says on what the bot limits, in the words that operators grep for."""
+def test_the_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says where counts are kept, in the words that operators search for."""
     caplog.set_level(logging.INFO, "bot_ratelimit")
     client = FakeAsyncRedis(server=FakeServer())
     RateLimitMiddleware(1.0, client, "booking_bot:client1")
@@ -49,8 +49,8 @@ def test_the_start_is_announced(caplog: pytest.LogCaptureFixture) -> None:
     assert "20/minute sliding" in missing.message
 
 
-def test_the_constructor_asks_nothing_of_redis() -> None:
-    """A bot is put together before its event loop runs, and starts while Redis is down."""
+def test_the_constructor_does_no_io() -> None:
+    """A bot is built before its event loop runs, and starts while Redis is down."""
     RateLimitMiddleware(1.0, aioredis.Redis(port=free_port()))
 
 
@@ -83,8 +83,8 @@ def test_the_constructor_asks_nothing_of_redis() -> None:
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_a_senseless_argument_is_named(arguments: dict[str, Any], message_: str) -> None:
-    """A mistake stops the bot at its start, with a sentence about it and without secrets."""
+def test_an_invalid_argument_is_named(arguments: dict[str, Any], message_: str) -> None:
+    """An invalid argument stops the bot at its start, with a message and without secrets."""
     with pytest.raises(ConfigError) as error:
         RateLimitMiddleware(**arguments)
     assert message_ in str(error.value)
@@ -111,7 +111,7 @@ async def test_from_the_environment(
 
 
 async def test_arguments_win_over_the_environment(environment: pytest.MonkeyPatch) -> None:
-    """Each argument of the constructor can be given to `from_settings`, and wins."""
+    """Every argument of the constructor can be given to `from_settings`, and wins."""
     environment.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}")
     environment.setenv("RATE_LIMIT", "9/m")
     async with FakeAsyncRedis(server=FakeServer()) as client:
@@ -131,10 +131,10 @@ async def test_arguments_win_over_the_environment(environment: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("given", [None, aioredis.Redis()], ids=["memory", "redis"])
-async def test_the_memory_size_holds_beside_a_client(
+async def test_the_memory_size_applies_with_a_client_too(
     environment: pytest.MonkeyPatch, given: aioredis.Redis | None
 ) -> None:
-    """RATE_LIMIT_MEMORY_SIZE bounds what is kept here also beside a client that is given."""
+    """RATE_LIMIT_MEMORY_SIZE also bounds the standby memory of a client that is given."""
     environment.setenv("RATE_LIMIT_MEMORY_SIZE", "1")
     environment.setenv("RATE_LIMIT_ON_ERROR", "memory")
     limiter = RateLimitMiddleware.from_settings(redis_client=given).limiter
@@ -147,15 +147,17 @@ async def test_the_memory_size_holds_beside_a_client(
 
 
 @pytest.mark.parametrize("subject", ["42", None, 4.2, True])
-async def test_a_reset_of_nobody(subject: Any) -> None:
-    """What is neither an id nor a Subject is an error that says what is expected."""
-    with pytest.raises(ConfigError, match=r"reset: .* is no user: pass an id"):
+async def test_reset_of_a_wrong_type(subject: Any) -> None:
+    """Anything but an id or a Subject is an error that says what is expected."""
+    with pytest.raises(ConfigError, match=r"reset: .* is not a user: pass an id"):
         await RateLimitMiddleware("1/s").reset(subject)
 
 
 @pytest.mark.parametrize("name", ["on_error", "timeout", "key_prefix"])
-def test_a_limiter_beside_what_it_says_itself(environment: pytest.MonkeyPatch, name: str) -> None:
-    """`from_settings` drops no policy silently: neither an argument nor a variable that is set."""
+def test_a_limiter_together_with_its_own_arguments(
+    environment: pytest.MonkeyPatch, name: str
+) -> None:
+    """`from_settings` never ignores a policy silently, neither an argument nor a variable."""
     limiter = Limiter(MemoryStorage(), key_prefix="shop", on_error="deny", timeout=1)
     given = {"on_error": "allow", "timeout": 0.5, "key_prefix": "mine"}[name]
     with pytest.raises(ConfigError, match=f"{name} and limiter are both given"):
@@ -168,10 +170,10 @@ def test_a_limiter_beside_what_it_says_itself(environment: pytest.MonkeyPatch, n
     assert RateLimitMiddleware.from_settings(limiter=limiter).limiter is limiter
 
 
-async def test_no_limiter_is_the_one_of_the_settings(
+async def test_limiter_none_means_the_one_of_the_settings(
     environment: pytest.MonkeyPatch, redis_server: Server
 ) -> None:
-    """`limiter=None` is not given: the server of the settings is used."""
+    """`limiter=None` is the same as no argument: the server of the settings is used."""
     environment.setenv("REDIS_URL", redis_server.url)
     middleware = RateLimitMiddleware.from_settings(limiter=None)
     assert middleware.limiter.storage.source == "redis"
@@ -181,10 +183,10 @@ async def test_no_limiter_is_the_one_of_the_settings(
 
 
 @pytest.mark.usefixtures("environment")
-async def test_the_shutdown_closes_what_the_middleware_made(
+async def test_shutdown_closes_the_client_of_from_settings(
     redis_server: Server, connected: Callable[[int], Awaitable[None]]
 ) -> None:
-    """A client made by `from_settings` is closed with the dispatcher, without a line in the bot."""
+    """A client made by `from_settings` is closed with the dispatcher, without code in the bot."""
     settings = Settings(redis_url=f"{redis_server.url}?client_name=ours")
     bot = Instance(RateLimitMiddleware.from_settings(settings))
     for _ in range(2):  # a dispatcher may be started again
@@ -196,7 +198,7 @@ async def test_the_shutdown_closes_what_the_middleware_made(
 
 @pytest.mark.parametrize("closing", ["shutdown", "close"])
 async def test_a_given_client_stays_open(client: aioredis.Redis, closing: str) -> None:
-    """A client belongs to its maker: only the limiter's own connection ends with the bot."""
+    """Only the limiter's own connection is closed with the bot, not a client that was given."""
     middleware = RateLimitMiddleware("1/m", client)
     bot = Instance(middleware)
     await bot.send("hello")
@@ -209,7 +211,7 @@ async def test_a_given_client_stays_open(client: aioredis.Redis, closing: str) -
 
 
 async def test_a_given_limiter_stays_open() -> None:
-    """A limiter belongs to who made it: another bot or a background job may go on with it."""
+    """A limiter that was given may be used by another bot or a background job."""
     storage = FlakyStorage()
     bot = Instance(RateLimitMiddleware("1/m", limiter=Limiter(storage)))
     await bot.send("hello")
@@ -218,8 +220,8 @@ async def test_a_given_limiter_stays_open() -> None:
     assert await bot.send("hello") == [False]
 
 
-async def test_limits_hold_after_the_shutdown(client: aioredis.Redis) -> None:
-    """Updates still in flight are decided as before, and so is all when the bot starts again."""
+async def test_limits_work_after_the_shutdown(client: aioredis.Redis) -> None:
+    """Updates in progress are still decided, and all updates after a restart."""
     bot = Instance(RateLimitMiddleware("1/m", client))
     await bot.send("hello")
     await bot.dispatcher.emit_shutdown()
@@ -227,7 +229,7 @@ async def test_limits_hold_after_the_shutdown(client: aioredis.Redis) -> None:
 
 
 async def test_the_connection_is_opened_when_the_bot_starts(client: aioredis.Redis) -> None:
-    """With `setup` the first update need not wait for the connection; nothing is charged for it."""
+    """With `setup` the first update need not wait for the connection; nothing is charged."""
     before = len(await client.client_list())
     dispatcher = Dispatcher()
     RateLimitMiddleware("1/m", client).setup(dispatcher)

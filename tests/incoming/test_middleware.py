@@ -37,7 +37,7 @@ async def shared(request: pytest.FixtureRequest) -> AsyncIterator[aioredis.Redis
 
 
 async def test_the_contract(shared: aioredis.Redis) -> None:
-    """One event a second: the first is handled, and GET and TTL of the key tell an operator all."""
+    """With one event a second the first is handled, and GET and TTL of the key explain it."""
     bot = Instance(RateLimitMiddleware(1.0, shared, "booking_bot:client1"))
     values = []
     for _ in range(3):
@@ -51,7 +51,7 @@ async def test_the_contract(shared: aioredis.Redis) -> None:
 
 
 async def test_handled_and_refused() -> None:
-    """A handled update returns what its handler does, a refused one is dropped as None."""
+    """A handled update returns the handler's result, a refused one None."""
     bot = Instance(RateLimitMiddleware("1/m"))
     assert await bot.feed(message=message()) == HANDLED
     assert await bot.feed(message=message()) is None
@@ -60,7 +60,7 @@ async def test_handled_and_refused() -> None:
 
 
 async def test_the_handler_finds_the_decision() -> None:
-    """A handler that asks for `rate_limit` gets the Decision, to tell users what is left."""
+    """A handler that asks for `rate_limit` gets the Decision."""
     bot = Instance(RateLimitMiddleware("2/m"))
     await bot.send("one", "two")
     assert [d and (d.allowed, d.remaining) for d in bot.decisions] == [(True, 1), (True, 0)]
@@ -101,8 +101,8 @@ REACTIONS = {"chat": GROUP, "message_id": 1, "date": 1, "reactions": []}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_what_a_user_does_is_counted(observer: str, event: dict[str, Any]) -> None:
-    """On every observer the second action within the limit's period is refused."""
+async def test_every_observer_of_users_is_limited(observer: str, event: dict[str, Any]) -> None:
+    """On every observer the second action within the period is refused."""
     bot = Instance(RateLimitMiddleware("1/m", on_limited=None), [observer])
     assert [await bot.feed(**{observer: event}) for _ in range(3)] == [HANDLED, None, None]
     assert [d and d.allowed for d in bot.decisions] == [True]
@@ -118,14 +118,14 @@ async def test_what_a_user_does_is_counted(observer: str, event: dict[str, Any])
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_what_nobody_sent_passes(observer: str, event: dict[str, Any]) -> None:
-    """Events without a sender are handled, uncounted, and the handler sees no decision."""
+async def test_events_without_a_sender_pass(observer: str, event: dict[str, Any]) -> None:
+    """Events without a sender are handled, not counted, and have no decision."""
     bot = Instance(RateLimitMiddleware("1/m"), [observer])
     assert [await bot.feed(**{observer: event}) for _ in range(3)] == [HANDLED] * 3
     assert bot.decisions == [None] * 3
 
 
-async def test_one_middleware_counts_all_that_a_user_does() -> None:
+async def test_one_middleware_counts_all_observers_together() -> None:
     """Messages and button presses on one middleware share the user's limit."""
     observers = ["message", "callback_query", "inline_query"]
     bot = Instance(RateLimitMiddleware("2/m", on_limited=None), observers)
@@ -138,7 +138,7 @@ async def test_one_middleware_counts_all_that_a_user_does() -> None:
 
 
 async def test_instances_share_one_limit_exactly() -> None:
-    """Updates that arrive at once at two instances on one Redis get the limit, not twice that."""
+    """Simultaneous updates at two instances with one Redis get the limit once, not twice."""
     server = FakeServer()
     clients = [FakeAsyncRedis(server=server) for _ in range(2)]
     bots = [Instance(RateLimitMiddleware("7/m", client)) for client in clients]
@@ -150,8 +150,8 @@ async def test_instances_share_one_limit_exactly() -> None:
         await client.aclose()
 
 
-async def test_a_failing_handler_fails_as_ever() -> None:
-    """A handler's exception reaches the dispatcher unchanged, and its hit stays charged."""
+async def test_handler_exceptions_pass_unchanged() -> None:
+    """An exception reaches the dispatcher unchanged, and the hit stays charged."""
     bot = Instance(RateLimitMiddleware("1/m"))
     bot.error = ZeroDivisionError("in a handler")
     with pytest.raises(ZeroDivisionError) as error:
@@ -161,7 +161,7 @@ async def test_a_failing_handler_fails_as_ever() -> None:
 
 
 async def test_works_without_a_dispatcher() -> None:
-    """Called directly, as in a unit test of a bot, the event's own sender counts."""
+    """Called directly, as in a unit test, the middleware counts the event's own sender."""
     middleware = RateLimitMiddleware("1/m", on_limited=None)
     seen: list[dict[str, Any]] = []
 
@@ -178,8 +178,8 @@ async def test_works_without_a_dispatcher() -> None:
 
 
 @pytest.mark.parametrize("on_error", ["allow", "deny", "memory"])
-async def test_redis_out_of_reach(on_error: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """With Redis down the policy answers, the log says so, and no handler sees an exception."""
+async def test_redis_unreachable(on_error: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """With Redis down the policy answers, the log says so, and no handler gets an exception."""
     async with aioredis.Redis.from_url(f"redis://127.0.0.1:{free_port()}") as client:
         bot = Instance(RateLimitMiddleware("2/m", client, on_error=on_error))
         handled = await bot.send(*"abc")
@@ -190,8 +190,8 @@ async def test_redis_out_of_reach(on_error: Any, caplog: pytest.LogCaptureFixtur
     assert f"(on_error='{on_error}')" in caplog.text
 
 
-async def test_a_limiter_of_ones_own() -> None:
-    """With `limiter=` its storage and prefix count, and the bot may charge users itself."""
+async def test_a_custom_limiter() -> None:
+    """With `limiter=` its storage and prefix are used, and the bot can charge users itself."""
     async with FakeAsyncRedis(server=FakeServer()) as client:
         limiter = Limiter(RedisStorage(client), key_prefix="mine")
         bot = Instance(RateLimitMiddleware("3/m", limiter=limiter))

@@ -1,4 +1,4 @@
-"""How a refused user hears of it: once, in their language, and without a flood of our own."""
+"""Notices: refused users are notified once, in their language, without flooding."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def requests(*bots: Instance) -> list[TelegramMethod[Any]]:
 
 
 def sent(*bots: Instance) -> list[tuple[type, dict[str, Any]]]:
-    """What was sent: the methods, and their fields that are not left to Telegram or to aiogram."""
+    """The requests that were sent, with the fields that were set."""
     return [
         (type(each), each.model_dump(exclude_none=True, exclude_defaults=True))
         for each in requests(*bots)
@@ -97,7 +97,7 @@ EVERYTHING += () if "guest_message" in MISSING else ("guest_message",)
 
 
 async def test_a_button_press(limiter: Limiter, clock: Clock) -> None:
-    """A refused press is answered with a text, and cached for as long as the user has to wait."""
+    """A refused press is answered with a text that is cached for the wait."""
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), EVERYTHING)
     await bot.feed(callback_query=callback())
     clock.move(0.5)
@@ -124,7 +124,7 @@ async def test_a_button_press(limiter: Limiter, clock: Clock) -> None:
     ],
     ids=["inline", "out of reach", "in a group", "in a business chat", "a game"],
 )
-async def test_a_button_press_anywhere(press: dict[str, Any], limiter: Limiter) -> None:
+async def test_button_presses_in_every_place(press: dict[str, Any], limiter: Limiter) -> None:
     """Wherever the button is, its spinner stops."""
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), EVERYTHING)
     for _ in range(3):
@@ -133,7 +133,7 @@ async def test_a_button_press_anywhere(press: dict[str, Any], limiter: Limiter) 
 
 
 async def test_an_inline_query(limiter: Limiter) -> None:
-    """A refused inline query gets an empty result, for this user alone, for as long as the wait."""
+    """A refused inline query gets an empty result for this user, cached for the wait."""
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), EVERYTHING)
     await bot.feed(inline_query=inline_query())
     await bot.feed(inline_query=inline_query(id="7"))
@@ -142,7 +142,7 @@ async def test_an_inline_query(limiter: Limiter) -> None:
 
 
 async def test_a_message_in_private(limiter: Limiter, clock: Clock) -> None:
-    """Refused messages get one notice in each window, and the next window has its own."""
+    """Refused messages get one notice per window."""
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), EVERYTHING)
     await bot.send(*"abcd")
     await bot.feed(edited_message=message())
@@ -153,8 +153,8 @@ async def test_a_message_in_private(limiter: Limiter, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("name", ["chosen_inline_result", "message_reaction", "poll_answer"])
-async def test_what_cannot_be_answered(name: str, limiter: Limiter) -> None:
-    """Refused reactions, votes and chosen results are dropped in silence."""
+async def test_events_without_an_answer_are_refused_silently(name: str, limiter: Limiter) -> None:
+    """Refused reactions, votes and chosen results are dropped without a notice."""
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), EVERYTHING)
     event = {"message_reaction": REACTION, "poll_answer": VOTE}.get(name, UPDATES[name])
     assert [await bot.feed(**{name: event}) for _ in range(3)] == [HANDLED, None, None]
@@ -162,7 +162,7 @@ async def test_what_cannot_be_answered(name: str, limiter: Limiter) -> None:
 
 
 async def test_one_notice_from_all_instances(fleet: Fleet) -> None:
-    """A hundred messages at once over three instances: the rest is refused with one notice."""
+    """With a hundred messages at once over three instances, there is one notice."""
     bots = fleet.start("1/m")
     results = await asyncio.gather(*(bots[i % 3].send("hello") for i in range(100)))
     assert results.count([True]) == 1
@@ -173,8 +173,7 @@ async def test_one_notice_from_all_instances(fleet: Fleet) -> None:
 
 
 async def test_a_flood(fleet: Fleet) -> None:
-    """A thousand messages and a thousand presses over three instances: one notice, and every
-    press is answered once."""
+    """A thousand messages and presses over three instances: one notice, each press answered."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         bot.dispatcher.callback_query.middleware(CallbackAnswerMiddleware())
@@ -191,8 +190,8 @@ async def test_a_flood(fleet: Fleet) -> None:
     assert sum(len(bot.handled) for bot in bots) == 2
 
 
-async def test_users_are_told_each(fleet: Fleet) -> None:
-    """One user's notice says nothing to another."""
+async def test_notices_are_per_user(fleet: Fleet) -> None:
+    """A notice to one user does not prevent one to another."""
     bots = fleet.start("1/m")
     for bot in bots:
         for id_ in (42, 43):
@@ -200,8 +199,8 @@ async def test_users_are_told_each(fleet: Fleet) -> None:
     assert sorted(r.chat_id for r in requests(*bots)) == [42, 43]
 
 
-async def test_bots_on_one_prefix_each_tell(limiter: Limiter) -> None:
-    """With `per_bot=True` each bot tells its user: what another bot said was said elsewhere."""
+async def test_notices_per_bot(limiter: Limiter) -> None:
+    """With `per_bot=True` each bot sends its own notice."""
     bots = [Instance(RateLimitMiddleware("1/m", limiter=limiter, per_bot=True)) for _ in range(2)]
     bots[1].bot = Bot("2:TEST", session=bots[1].session)
     for bot in bots:
@@ -210,22 +209,22 @@ async def test_bots_on_one_prefix_each_tell(limiter: Limiter) -> None:
 
 
 @pytest.mark.parametrize("in_groups", [False, True])
-async def test_groups_are_told_only_if_asked_for(in_groups: bool, limiter: Limiter) -> None:
-    """In a group there is no notice, or with `in_groups=True` one for each member and window."""
+async def test_notices_in_groups_are_optional(in_groups: bool, limiter: Limiter) -> None:
+    """In a group there is no notice, or with `in_groups=True` one per member and window."""
     bot = Instance(
         RateLimitMiddleware("1/m", limiter=limiter, on_limited=Notices(in_groups=in_groups))
     )
     for id_ in (42, 43):
         await bot.send(*"abc", chat=GROUP, **{"from": user(id_)})
     assert [r.chat_id for r in requests(bot)] == ([-100, -100] if in_groups else [])
-    # What was said in the group is not yet said in private, nor in another group.
+    # A notice in the group is not one in private or in another group.
     await bot.send(*"ab")
     await bot.send(*"ab", chat=GROUP | {"id": -101})
     assert [r.chat_id for r in requests(bot)][2 * in_groups :] == [42, *([-101] * in_groups)]
 
 
-async def test_a_limited_group_is_told_once(fleet: Fleet) -> None:
-    """If it is the chat that is limited, all of it is told with one notice, not each member."""
+async def test_a_limited_group_gets_one_notice(fleet: Fleet) -> None:
+    """If the chat is limited, it gets one notice, not one for each member."""
     bots = fleet.start(Rule("1/m", Scope.CHAT), on_limited=Notices(in_groups=True))
     for i in range(9):
         await bots[i % 3].send("a", chat=GROUP, **{"from": user(42 + i)})
@@ -244,8 +243,8 @@ async def test_a_limited_group_is_told_once(fleet: Fleet) -> None:
     ],
     ids=str,
 )
-async def test_who_is_told_in_a_group(rule: Rule, told: int, limiter: Limiter) -> None:
-    """A limit of persons is told to each of them, a limit of the many to the chat."""
+async def test_recipients_in_a_group(rule: Rule, told: int, limiter: Limiter) -> None:
+    """Limits of users notify each user, limits of chats notify the chat."""
     bot = Instance(RateLimitMiddleware(rule, limiter=limiter, on_limited=Notices(in_groups=True)))
     topic = {"chat": GROUP, "message_thread_id": 7, "is_topic_message": True}
     for id_ in (42, 43):
@@ -253,15 +252,15 @@ async def test_who_is_told_in_a_group(rule: Rule, told: int, limiter: Limiter) -
     assert [(r.chat_id, r.message_thread_id) for r in requests(bot)] == [(-100, 7)] * told
 
 
-async def test_a_channel_in_a_group_is_told_like_a_member(limiter: Limiter) -> None:
-    """Who writes as a channel is told in the group, once."""
+async def test_a_channel_in_a_group_gets_one_notice(limiter: Limiter) -> None:
+    """A channel that writes in a group is notified there, once."""
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=Notices(in_groups=True)))
     await bot.send(*"abc", **{"chat": GROUP, "from": CHANNEL_BOT, "sender_chat": CHANNEL})
     assert [r.chat_id for r in requests(bot)] == [-100]
 
 
 async def test_business_chats_stay_silent(limiter: Limiter) -> None:
-    """In a chat that the bot serves in somebody's name it does not speak up by itself."""
+    """In a business chat the bot sends no notices."""
     bot = Instance(
         RateLimitMiddleware("1/m", limiter=limiter, on_limited=Notices(in_groups=True)), EVERYTHING
     )
@@ -279,10 +278,7 @@ async def test_business_chats_stay_silent(limiter: Limiter) -> None:
     ],
 )
 async def test_guest_chats_stay_silent(where: dict[str, Any], limiter: Limiter) -> None:
-    """A guest bot is in no chat with those who summon it, so it cannot send a message there.
-
-    A private chat of a guest message is one between two other people.
-    """
+    """A guest bot is not a member of the chat, so it cannot send notices there."""
     bot = Instance(
         RateLimitMiddleware("1/m", limiter=limiter, on_limited=Notices(in_groups=True)), EVERYTHING
     )
@@ -294,10 +290,7 @@ async def test_guest_chats_stay_silent(where: dict[str, Any], limiter: Limiter) 
 
 @pytest.mark.parametrize("limit", ["10/s bucket", "10/s sliding", "10/s", "1 per 50ms", 0.02])
 async def test_notices_do_not_flood(limit: Any, limiter: Limiter, clock: Clock) -> None:
-    """However short the waits are, a flood of five seconds is told of at most once a second.
-
-    Telegram takes about one message a second in a chat, and answers more with 429.
-    """
+    """However short the waits are, there is at most one notice a second in a chat."""
     bot = Instance(RateLimitMiddleware(limit, limiter=limiter))
     for _ in range(500):
         await bot.send("hello")
@@ -347,10 +340,10 @@ async def test_the_users_language(language: str | None, text: str, limiter: Limi
     ],
     ids=str,
 )
-async def test_texts_of_ones_own(
+async def test_custom_texts(
     on_limited: Any, language: str | None, text: str, limiter: Limiter
 ) -> None:
-    """A text, or texts by language of which the first is for all others, replace ours."""
+    """A text, or texts by language, replace ours; the first one is the default."""
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=on_limited), EVERYTHING)
     sender = {"from": user(language=language)}
     await bot.send(*"ab", **sender)
@@ -379,8 +372,8 @@ async def test_texts_of_ones_own(
     ],
     ids=str,
 )
-def test_a_text_that_makes_no_sense(wrong: Any) -> None:
-    """A text that could not be sent is an error when the bot is put together."""
+def test_an_invalid_text_is_an_error(wrong: Any) -> None:
+    """A text that could not be sent is an error when the bot is built."""
     with pytest.raises(ConfigError):
         RateLimitMiddleware(on_limited=wrong)
     with pytest.raises(ConfigError):
@@ -388,14 +381,14 @@ def test_a_text_that_makes_no_sense(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [5, True, object(), ["Wait"]], ids=str)
-def test_what_cannot_tell_anybody(wrong: Any) -> None:
-    """Anything but a text, texts, `Notices`, an async function or None is named."""
+def test_an_invalid_on_limited_is_an_error(wrong: Any) -> None:
+    """Anything but a text, texts, `Notices`, a function or None is named in the error."""
     with pytest.raises(ConfigError, match="on_limited"):
         RateLimitMiddleware(on_limited=wrong)
 
 
 async def test_a_long_text_still_answers_presses(limiter: Limiter) -> None:
-    """A text that is longer than the 200 characters of a callback answer still stops spinners."""
+    """A text longer than the 200 characters of a callback answer still stops spinners."""
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited="w" * 300), EVERYTHING)
     await bot.send(*"ab")
     await bot.feed(callback_query=callback())
@@ -405,16 +398,13 @@ async def test_a_long_text_still_answers_presses(limiter: Limiter) -> None:
 
 
 def resolved(bot: Instance, method: TelegramMethod[Any], field: str) -> Any:
-    """What goes over the wire, once the bot's defaults are filled in."""
+    """The fields that are sent, including the bot's defaults."""
     return bot.session.prepare_value(getattr(method, field), bot.bot, files={})
 
 
 @pytest.mark.parametrize("mode", list(ParseMode))
 async def test_our_texts_are_plain(mode: ParseMode, limiter: Limiter) -> None:
-    """Whatever the bot's default parse mode is, our texts are sent as they are.
-
-    With MarkdownV2 Telegram would refuse them for their full stops.
-    """
+    """Notices have no parse mode: with MarkdownV2 Telegram would reject their full stops."""
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter))
     bot.bot = Bot("1:TEST", session=bot.session, default=DefaultBotProperties(parse_mode=mode))
     await bot.send(*"ab")
@@ -422,8 +412,8 @@ async def test_our_texts_are_plain(mode: ParseMode, limiter: Limiter) -> None:
     assert resolved(bot, notice, "parse_mode") is None
 
 
-async def test_a_function_of_ones_own(limiter: Limiter) -> None:
-    """An async function does it all: it gets event, decision and data, for every refused event."""
+async def test_a_custom_async_function(limiter: Limiter) -> None:
+    """A custom function gets event, decision and data of every refused event."""
     seen: list[tuple[TelegramObject, Decision, dict[str, Any]]] = []
 
     async def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
@@ -444,8 +434,8 @@ async def test_a_function_of_ones_own(limiter: Limiter) -> None:
     assert sent(bot) == [(AnswerCallbackQuery, answer)]
 
 
-async def test_a_function_hears_of_the_event_itself_from_the_guard(limiter: Limiter) -> None:
-    """From the guard's seat, too, it is told of the message and not of the update around it."""
+async def test_a_custom_function_under_a_guard_gets_the_inner_event(limiter: Limiter) -> None:
+    """Under a guard, the function gets the message and not the update around it."""
     seen: list[TelegramObject] = []
 
     async def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
@@ -457,8 +447,8 @@ async def test_a_function_hears_of_the_event_itself_from_the_guard(limiter: Limi
     assert [type(event).__name__ for event in seen] == ["Message"]
 
 
-async def test_silence(limiter: Limiter) -> None:
-    """With None nobody is told anything."""
+async def test_none_means_no_notices(limiter: Limiter) -> None:
+    """With None nobody is notified."""
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=None), EVERYTHING)
     await bot.send(*"ab")
     await bot.feed(callback_query=callback())
@@ -483,8 +473,7 @@ FAILURES = [
 async def test_a_failing_notice_breaks_nothing(
     error: Exception, fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A blocked bot, a 429 or a broken network: the event is refused, the log has a line, and
-    nothing is sent again in this window, by no instance."""
+    """If a notice fails, the event is refused, the log has a line, and no notice is repeated."""
     caplog.set_level(logging.WARNING, "bot_ratelimit")
     bots = fleet.start("1/m", observers=EVERYTHING)
     for bot in bots:
@@ -502,7 +491,7 @@ async def test_a_failing_notice_breaks_nothing(
 async def test_a_failing_function_breaks_nothing(
     limiter: Limiter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An exception in a user's own function is logged, and the event stays refused."""
+    """An exception in a custom function is logged, and the event stays refused."""
 
     async def tell(*_: object) -> None:
         raise ZeroDivisionError("in on_limited")
@@ -513,8 +502,8 @@ async def test_a_failing_function_breaks_nothing(
     assert "Traceback" in caplog.text
 
 
-async def test_a_function_that_is_not_async(limiter: Limiter) -> None:
-    """A plain function tells as well, and its mistakes keep their place too."""
+async def test_a_custom_sync_function(limiter: Limiter) -> None:
+    """A sync function works too, and its exceptions keep their traceback."""
     told = []
 
     def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
@@ -527,7 +516,7 @@ async def test_a_function_that_is_not_async(limiter: Limiter) -> None:
 
 
 async def test_a_cancelled_notice_is_cancelled(limiter: Limiter) -> None:
-    """Cancelling, as a shutdown does, is not swallowed as a failing notice is."""
+    """A cancellation, for example by a shutdown, is not swallowed."""
     waiting = asyncio.Event()
 
     async def tell(*_: object) -> None:
@@ -542,9 +531,8 @@ async def test_a_cancelled_notice_is_cancelled(limiter: Limiter) -> None:
         await task
 
 
-async def test_no_notice_when_nobody_can_count(limiter: Limiter) -> None:
-    """While the storage is away nobody knows who was told: messages are refused in silence,
-    and presses and queries are answered as ever."""
+async def test_no_message_notices_in_an_outage(limiter: Limiter) -> None:
+    """In an outage messages are refused silently; presses and queries are answered."""
     storage = FlakyStorage()
     storage.fail()
     denying = Limiter(storage, on_error="deny")
@@ -558,8 +546,8 @@ async def test_no_notice_when_nobody_can_count(limiter: Limiter) -> None:
     assert all(each.cache_time >= 1 for each in requests(bot))
 
 
-async def test_no_notice_when_the_storage_goes_in_between() -> None:
-    """A storage that fails between the refusal and the notice makes it silent, not doubled."""
+async def test_no_notice_if_the_storage_fails_before_it() -> None:
+    """A storage that fails between refusal and notice suppresses the notice."""
 
     class Forgetful(FlakyStorage):
         async def hit(self, charges: Any, **options: Any) -> Any:
@@ -572,8 +560,8 @@ async def test_no_notice_when_the_storage_goes_in_between() -> None:
     assert requests(bot) == []
 
 
-async def test_the_standby_memory_tells(limiter: Limiter) -> None:
-    """With `on_error="memory"` this instance counts alone, its notices too."""
+async def test_notices_with_the_standby_memory(limiter: Limiter) -> None:
+    """With `on_error="memory"` this instance counts notices on its own, too."""
     storage = FlakyStorage()
     storage.fail()
     bot = Instance(RateLimitMiddleware("1/m", limiter=Limiter(storage, on_error="memory")))
@@ -586,7 +574,7 @@ async def test_the_standby_memory_tells(limiter: Limiter) -> None:
 async def test_beside_callback_answer_middleware(
     order: str, pre: bool, limiter: Limiter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Beside aiogram's CallbackAnswerMiddleware every press is answered exactly once."""
+    """With aiogram's CallbackAnswerMiddleware every press is answered exactly once."""
     bot = bare()
     ours = RateLimitMiddleware("1/m", limiter=limiter)
     theirs = CallbackAnswerMiddleware(pre=pre, text="Done")
@@ -607,8 +595,7 @@ async def test_beside_callback_answer_middleware(
 
 @pytest.mark.parametrize("pre", [False, True])
 async def test_a_handler_that_answers_itself(pre: bool, limiter: Limiter) -> None:
-    """A handler that told CallbackAnswerMiddleware to keep out cannot answer when it is refused,
-    so we do."""
+    """A handler that answers presses itself does not run when refused, so we answer."""
     bot = bare()
     bot.dispatcher.callback_query.middleware(CallbackAnswerMiddleware(pre=pre))
     RateLimitMiddleware("1/m", limiter=limiter).setup(bot.dispatcher)
@@ -623,8 +610,8 @@ async def test_a_handler_that_answers_itself(pre: bool, limiter: Limiter) -> Non
     assert texts(bot) == ["My own", ENGLISH, ENGLISH]
 
 
-async def test_a_notice_is_charged_to_nobody(limiter: Limiter) -> None:
-    """Telling a user costs nothing of their limit."""
+async def test_notices_are_not_charged(limiter: Limiter) -> None:
+    """A notice costs nothing of the user's limit."""
     bot = Instance(RateLimitMiddleware("2/m", limiter=limiter))
     await bot.send(*"abcd")
     assert texts(bot) == [ENGLISH]
@@ -633,7 +620,7 @@ async def test_a_notice_is_charged_to_nobody(limiter: Limiter) -> None:
 
 
 async def test_the_key_of_notices() -> None:
-    """An operator finds who was told, and how often somebody insisted since."""
+    """An operator can see who was notified, and how often the user tried since."""
     async with FakeAsyncRedis(server=FakeServer()) as client:
         bot = Instance(
             RateLimitMiddleware(

@@ -1,4 +1,4 @@
-"""What observers hear of a bot, and what other middlewares see."""
+"""What observers are told about a bot, and what other middlewares see."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.recorder import Recorder
 from .support import Instance, callback, chat, inline_query, message
 
 
-async def test_a_notice_is_told_with_its_kind_and_result() -> None:
-    """Told once, then silent until the wait is over; a button and an inline query each time."""
+async def test_notices_are_reported_with_kind_and_result() -> None:
+    """A message is notified once and then silent; buttons and inline queries each time."""
     recorder = Recorder()
     bot = Instance(
         RateLimitMiddleware("1/10s", observer=recorder),
@@ -44,7 +44,7 @@ async def test_a_notice_is_told_with_its_kind_and_result() -> None:
     ]
 
 
-async def test_a_notice_that_telegram_refuses_is_told() -> None:
+async def test_a_rejected_notice_is_reported() -> None:
     """A user who blocked the bot is a failed notice."""
     recorder = Recorder()
     bot = Instance(RateLimitMiddleware("1/10s", observer=recorder))
@@ -53,8 +53,8 @@ async def test_a_notice_that_telegram_refuses_is_told() -> None:
     assert recorder.named("noticed") == [("noticed", "message", "failed")]
 
 
-async def test_what_decides_about_notices_is_no_decision_about_an_update() -> None:
-    """Two updates are two decisions, although a notice asked the limiter too."""
+async def test_decisions_about_notices_are_not_reported() -> None:
+    """Two updates are two decisions, although the notice used the limiter too."""
     recorder = Recorder()
     bot = Instance(RateLimitMiddleware("1/10s", observer=recorder))
     await bot.send("a", "b")
@@ -63,7 +63,7 @@ async def test_what_decides_about_notices_is_no_decision_about_an_update() -> No
 
 
 async def test_a_custom_on_limited_can_call_the_notices() -> None:
-    """It decides whether to tell, and leaves how and how often to the built-in notices."""
+    """It decides whether to notify; the built-in notices decide how and how often."""
     seen: list[Decision] = []
     notices = Notices("Wait {seconds} s, please.")
 
@@ -79,15 +79,15 @@ async def test_a_custom_on_limited_can_call_the_notices() -> None:
     assert request.text == "Wait 10 s, please."
 
 
-async def test_notices_called_elsewhere_say_where_to() -> None:
-    """Without a refusal there is nothing to tell of."""
+async def test_notices_outside_of_on_limited_are_an_error() -> None:
+    """Without a refusal there is nothing to notify about."""
     decision = await Limiter(MemoryStorage()).hit("1/s", Subject(user=42))
     with pytest.raises(ConfigError, match="call it in on_limited"):
         await Notices()(TelegramObject(), decision, {})
 
 
 async def test_middlewares_before_and_behind_see_the_decision() -> None:
-    """`data["rate_limit"]` is there before the handler for those behind, and after it for all."""
+    """Inner middlewares find `data["rate_limit"]` before the handler, all others after it."""
     seen: list[tuple[str, Any]] = []
     bot = Instance(RateLimitMiddleware("1/10s", on_limited=None), ())
 
@@ -111,7 +111,7 @@ async def test_middlewares_before_and_behind_see_the_decision() -> None:
 
 
 def test_a_limiter_has_its_own_observer() -> None:
-    """Given beside a limiter, an observer or statistics are an error that says so."""
+    """An observer or statistics together with a limiter are an error."""
     limiter = Limiter(MemoryStorage())
     with pytest.raises(ConfigError, match="observer and limiter are both given"):
         RateLimitMiddleware(limiter=limiter, observer=Recorder())
@@ -122,7 +122,7 @@ def test_a_limiter_has_its_own_observer() -> None:
 async def test_an_observer_reaches_the_limiter_of_the_settings(
     environment: pytest.MonkeyPatch,
 ) -> None:
-    """`from_settings(observer=..., statistics=True)` gives both to the limiter that it makes."""
+    """`from_settings(observer=..., statistics=True)` passes both to its limiter."""
     recorder = Recorder()
     middleware = RateLimitMiddleware.from_settings(
         Settings(rate_limit="1/10s"), observer=recorder, statistics=True

@@ -1,4 +1,4 @@
-"""Penalties: who keeps hammering while refused is refused for longer, on every instance."""
+"""Penalties: users who keep sending while refused are banned on all instances."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def bans(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 class Refusals:
-    """An `on_limited` that keeps the decisions."""
+    """An `on_limited` that records the decisions."""
 
     def __init__(self) -> None:
         self.decisions: list[Decision] = []
@@ -74,8 +74,7 @@ class Refusals:
 
 
 async def test_a_ban(limiter: Limiter, clock: Clock) -> None:
-    """After so many refused attempts everything is refused for the length of the ban, and then
-    all is forgotten."""
+    """After enough refused attempts everything is refused for the length of the ban."""
     seen = Refusals()
     bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=PENALTY, on_limited=seen))
     assert await bot.send(*"abcd") == [True, False, False, False]
@@ -90,8 +89,8 @@ async def test_a_ban(limiter: Limiter, clock: Clock) -> None:
     assert [d.banned for d in seen.decisions[4:]] == [False, False]
 
 
-async def test_refused_now_and_then_is_no_hammering(limiter: Limiter, clock: Clock) -> None:
-    """Refused attempts count for the time of `after`, and are then forgotten."""
+async def test_occasional_refusals_cause_no_ban(limiter: Limiter, clock: Clock) -> None:
+    """Refused attempts count for the period of `after` and are then forgotten."""
     seen = Refusals()
     bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=PENALTY, on_limited=seen))
     for _ in range(10):
@@ -101,7 +100,7 @@ async def test_refused_now_and_then_is_no_hammering(limiter: Limiter, clock: Clo
 
 
 async def test_a_ban_holds_on_every_instance(fleet: Fleet) -> None:
-    """What one instance counted another acts on, for messages and presses alike."""
+    """Refusals counted by one instance ban on another, for messages and presses."""
     seen = Refusals()
     bots = fleet.start(
         "1/m", observers=["message", "callback_query"], penalty=PENALTY, on_limited=seen
@@ -118,7 +117,7 @@ async def test_a_ban_holds_on_every_instance(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("fleet", STORAGES[1:], indirect=True)
 async def test_what_an_operator_sees(fleet: Fleet) -> None:
-    """The key counts the refused attempts, and its TTL is what is left of the ban."""
+    """The key counts the refused attempts, and its TTL is the rest of the ban."""
     assert fleet.client is not None
     bots = fleet.start("1/m", penalty=PENALTY, on_limited=None)
     for bot in bots:
@@ -130,7 +129,7 @@ async def test_what_an_operator_sees(fleet: Fleet) -> None:
 
 
 async def test_a_ban_is_logged_once(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
-    """One line for one ban, whoever brought it on and however long it is hammered on."""
+    """A ban is one log line, however many attempts follow."""
     caplog.set_level(logging.WARNING, "bot_ratelimit")
     bots = fleet.start("1/m", penalty=PENALTY, on_limited=None)
     await asyncio.gather(*(bots[i % 3].send("a") for i in range(30)))
@@ -140,7 +139,7 @@ async def test_a_ban_is_logged_once(fleet: Fleet, caplog: pytest.LogCaptureFixtu
 
 
 async def test_a_ban_shorter_than_the_wait(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
-    """Who hammers on a used-up day is banned like anybody, though the day's end is farther off."""
+    """A ban is imposed even if the limit's own wait is longer."""
     caplog.set_level(logging.WARNING, "bot_ratelimit")
     seen = Refusals()
     bots = fleet.start("1/d", penalty=Penalty("3/m", "15m"), on_limited=seen)
@@ -152,7 +151,7 @@ async def test_a_ban_shorter_than_the_wait(fleet: Fleet, caplog: pytest.LogCaptu
 
 
 async def test_others_are_not_banned(fleet: Fleet) -> None:
-    """A ban is for one user; in a group the others go on."""
+    """A ban is for one user; the other members of a group are not affected."""
     bots = fleet.start("1/m", penalty=PENALTY, on_limited=None)
     for bot in bots:
         await bot.send(*"abc", chat=GROUP)
@@ -166,7 +165,7 @@ async def test_others_are_not_banned(fleet: Fleet) -> None:
 
 
 async def test_reset_lifts_a_ban(fleet: Fleet) -> None:
-    """`Limiter.reset` with the penalty lifts the ban, on every instance."""
+    """`Limiter.reset` with the penalty lifts the ban on all instances."""
     bots = fleet.start("1/m", penalty=PENALTY, on_limited=None)
     await bots[0].send(*"abcdef")
     limiter = fleet.limiters()[1]
@@ -174,12 +173,12 @@ async def test_reset_lifts_a_ban(fleet: Fleet) -> None:
     assert await limiter.reset([Rule("1/m"), PENALTY], ANNA)
     assert not (await limiter.peek(PENALTY, ANNA)).banned
     assert [(await bot.send("a"))[0] for bot in bots] == [True, False, False]
-    assert not (await limiter.peek(PENALTY, ANNA)).banned  # two strikes, counted anew
+    assert not (await limiter.peek(PENALTY, ANNA)).banned  # two new strikes
     assert not await limiter.reset(PENALTY, BERT)
 
 
 async def test_reset_by_the_middlewares_rules(fleet: Fleet) -> None:
-    """A middleware's `rules` are all that an operator's command needs to lift a ban."""
+    """The `rules` of a middleware are enough to lift a ban."""
     middlewares = []
 
     def put(bot: Instance, limiter: Limiter) -> None:
@@ -195,7 +194,7 @@ async def test_reset_by_the_middlewares_rules(fleet: Fleet) -> None:
 
 
 async def test_a_ban_that_grows(limiter: Limiter, clock: Clock) -> None:
-    """Each further `after` attempts during the ban double it anew, up to `longest`."""
+    """Each further `after` attempts during the ban double it, up to `longest`."""
     seen = Refusals()
     penalty = Penalty("2/m", "10m", grows=True, longest="35m")
     bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=penalty, on_limited=seen))
@@ -212,7 +211,7 @@ async def test_a_ban_that_grows(limiter: Limiter, clock: Clock) -> None:
 async def test_a_ban_that_grows_over_instances(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The growing is shared, too, and it is one ban in the log."""
+    """Growth is shared between instances, and the log has one ban."""
     caplog.set_level(logging.WARNING, "bot_ratelimit")
     penalty = Penalty("2/m", "10m", grows=True)
     bots = fleet.start("1/m", penalty=penalty, on_limited=None)
@@ -225,7 +224,7 @@ async def test_a_ban_that_grows_over_instances(
 
 
 async def test_a_ban_that_does_not_grow(limiter: Limiter, clock: Clock) -> None:
-    """By default a ban ends when it said it would, however much is sent meanwhile."""
+    """By default a ban ends at its announced time, however much is sent in the meantime."""
     bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=PENALTY, on_limited=None))
     await bot.send(*"abcd")
     for _ in range(60):
@@ -236,7 +235,7 @@ async def test_a_ban_that_does_not_grow(limiter: Limiter, clock: Clock) -> None:
 
 @pytest.mark.parametrize("guard", [False, True])
 async def test_a_banned_user_can_pay(guard: bool, fleet: Fleet) -> None:
-    """Payments, and what nobody sent, pass during a ban, and count neither way."""
+    """Payments, and events without a sender, pass during a ban and do not count."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         RateLimitMiddleware("1/m", limiter=limiter, penalty=PENALTY, on_limited=None).setup(
@@ -256,8 +255,8 @@ async def test_a_banned_user_can_pay(guard: bool, fleet: Fleet) -> None:
         assert await fleet.client.get("bot:ratelimit:ban:42") == before == b"5"
 
 
-async def test_what_always_passes_is_no_strike(limiter: Limiter) -> None:
-    """Payments of somebody who is over the limit bring on no ban."""
+async def test_payments_are_not_strikes(limiter: Limiter) -> None:
+    """Payments of a user over the limit cause no ban."""
     bot = Instance(
         RateLimitMiddleware("1/m", limiter=limiter, penalty=PENALTY, on_limited=None),
         ["message", "pre_checkout_query"],
@@ -269,8 +268,8 @@ async def test_what_always_passes_is_no_strike(limiter: Limiter) -> None:
     assert (await limiter.peek(PENALTY, ANNA)).remaining == 2
 
 
-async def test_the_guard_and_the_handler_strike_once(limiter: Limiter) -> None:
-    """One refused update is one strike, whichever seat refused it."""
+async def test_an_update_is_one_strike(limiter: Limiter) -> None:
+    """One refused update is one strike, whether the guard or the inner middleware refused it."""
     bot = bare()
     RateLimitMiddleware("2/m", limiter=limiter, penalty=PENALTY, on_limited=None).setup(
         bot.dispatcher, guard=True
@@ -282,8 +281,8 @@ async def test_the_guard_and_the_handler_strike_once(limiter: Limiter) -> None:
     assert (await limiter.peek(PENALTY, ANNA)).remaining == 1
 
 
-async def test_a_ban_is_told(limiter: Limiter, clock: Clock) -> None:
-    """A banned user hears how long the ban lasts: by the next notice, and at every press."""
+async def test_banned_users_are_notified(limiter: Limiter, clock: Clock) -> None:
+    """The next notice and every button press tell how long the ban lasts."""
     bot = Instance(
         RateLimitMiddleware("1/s", limiter=limiter, penalty=PENALTY), ["message", "callback_query"]
     )
@@ -297,8 +296,8 @@ async def test_a_ban_is_told(limiter: Limiter, clock: Clock) -> None:
     assert bot.session.requests[-1].cache_time == 3599
 
 
-async def test_who_is_banned_is_whose_scope_it_is(limiter: Limiter) -> None:
-    """A penalty of a chat bans the chat: what its members are refused adds up."""
+async def test_a_penalty_bans_its_scope(limiter: Limiter) -> None:
+    """A penalty of a chat bans the chat: the refusals of its members add up."""
     penalty = Penalty("3/m", "1h", scope=Scope.CHAT)
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, penalty=penalty, on_limited=None))
     for id_ in (42, 43, 44):
@@ -308,15 +307,15 @@ async def test_who_is_banned_is_whose_scope_it_is(limiter: Limiter) -> None:
 
 
 async def test_a_shadow_rule_bans_nobody(limiter: Limiter) -> None:
-    """A rule on trial refuses nothing, so there is nothing to be banned for."""
+    """A shadow rule refuses nothing, so it causes no ban."""
     rule = Rule("1/m", shadow=True)
     bot = Instance(RateLimitMiddleware(rule, limiter=limiter, penalty=PENALTY, on_limited=None))
     assert await bot.send(*"abcdef") == [True] * 6
     assert not (await limiter.peek(PENALTY, ANNA)).banned
 
 
-async def test_while_redis_is_down_nobody_is_banned(fleet: Fleet) -> None:
-    """What the policy refuses is no strike: an outage bans nobody."""
+async def test_an_outage_bans_nobody(fleet: Fleet) -> None:
+    """Refusals by the policy are not strikes."""
     storage = FlakyStorage(fleet.storages[0])
     limiter = Limiter(storage, on_error="deny", timeout=5)
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, penalty=PENALTY, on_limited=None))
@@ -325,8 +324,8 @@ async def test_while_redis_is_down_nobody_is_banned(fleet: Fleet) -> None:
     assert (await fleet.limiters()[0].peek(PENALTY, ANNA)).remaining == 3
 
 
-async def test_hitting_a_penalty_by_hand(fleet: Fleet) -> None:
-    """The limiter bans without Telegram, too: a job that retries too eagerly."""
+async def test_penalties_without_telegram(fleet: Fleet) -> None:
+    """The limiter also bans other subjects, for example a job that retries too often."""
     first, second, third = fleet.limiters()
     rules = [Rule("1/m", name="export"), PENALTY]
     decisions = [await each.hit(rules, ANNA) for each in (first, second, third, first, second)]
@@ -337,8 +336,8 @@ async def test_hitting_a_penalty_by_hand(fleet: Fleet) -> None:
     assert not (await third.hit(rules, BERT)).banned
 
 
-async def test_looking_is_no_strike(fleet: Fleet) -> None:
-    """`peek` at a limit that is used up counts no attempt."""
+async def test_a_peek_is_not_a_strike(fleet: Fleet) -> None:
+    """`peek` at an exhausted limit counts no attempt."""
     limiter = fleet.limiters()[0]
     rules = [Rule("1/h"), PENALTY]
     await limiter.hit(rules, ANNA)
@@ -362,15 +361,15 @@ async def test_looking_is_no_strike(fleet: Fleet) -> None:
     ],
     ids=str,
 )
-def test_a_penalty_that_makes_no_sense(arguments: dict[str, Any], wrong: str) -> None:
-    """A mistake in a penalty is an error that shows it."""
+def test_an_invalid_penalty_is_an_error(arguments: dict[str, Any], wrong: str) -> None:
+    """The error shows the invalid value."""
     with pytest.raises(ConfigError) as error:
         Penalty(**arguments)
     assert wrong in str(error.value)
 
 
 @pytest.mark.parametrize("penalty", ["10/m", 5, Rule("1/m", name="x"), [PENALTY]], ids=str)
-def test_what_is_no_penalty(penalty: Any) -> None:
-    """`penalty=` takes a Penalty, and says so."""
+def test_penalty_of_a_wrong_type(penalty: Any) -> None:
+    """`penalty=` accepts only a Penalty, and the error says so."""
     with pytest.raises(ConfigError, match=r"[Pp]enalty"):
         RateLimitMiddleware("1/s", penalty=penalty)

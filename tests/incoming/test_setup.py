@@ -1,4 +1,4 @@
-"""Where the middleware stands: one update is charged once, before filters or behind them."""
+"""The position of the middleware: one update is charged once, before or after the filters."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def used(limiter: Limiter, rule: Rule | str = "9/m") -> int:
 
 
 def skipping(bot: Instance, router: Router, times: int = 1) -> list[Decision | None]:
-    """Handlers that leave the message to the next one; what they were told."""
+    """Handlers that skip to the next one; returns the decisions that they got."""
     seen: list[Decision | None] = []
 
     async def skip(event: Message, rate_limit: Decision | None) -> None:
@@ -75,7 +75,7 @@ def skipping(bot: Instance, router: Router, times: int = 1) -> list[Decision | N
 
 
 async def test_on_several_routers(fleet: Fleet) -> None:
-    """One middleware on the dispatcher and on routers below it charges once."""
+    """One middleware on the dispatcher and on its routers charges once."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         middleware = RateLimitMiddleware("9/m", limiter=limiter)
@@ -91,8 +91,8 @@ async def test_on_several_routers(fleet: Fleet) -> None:
     assert await fleet.used("9/m") == 3
 
 
-async def test_in_every_seat_at_once(fleet: Fleet) -> None:
-    """Guard, inner and outer seats, and a second `setup`, are still one charge."""
+async def test_in_every_position_at_once(fleet: Fleet) -> None:
+    """Guard, inner and outer positions, and a second `setup`, are still one charge."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         middleware = RateLimitMiddleware("9/m", limiter=limiter)
@@ -112,7 +112,7 @@ async def test_in_every_seat_at_once(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("guard", [False, True])
 async def test_after_a_skipped_handler(fleet: Fleet, guard: bool) -> None:
-    """Handlers that skip are met by the middleware each, and the update is charged once."""
+    """Handlers that skip each run the middleware, and the update is charged once."""
     seen = []
 
     def put(bot: Instance, limiter: Limiter) -> None:
@@ -130,7 +130,7 @@ async def test_after_a_skipped_handler(fleet: Fleet, guard: bool) -> None:
 
 
 async def test_after_an_unhandled_return(limiter: Limiter) -> None:
-    """A handler that returns UNHANDLED leaves the update to the next router, already paid for."""
+    """A handler that returns UNHANDLED passes the update on, and it is not charged again."""
     bot = bare()
     RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher)
 
@@ -146,7 +146,7 @@ async def test_after_an_unhandled_return(limiter: Limiter) -> None:
 
 
 async def test_a_refused_update_is_not_offered_to_other_handlers(limiter: Limiter) -> None:
-    """Refused is refused: no further handler or router gets the update."""
+    """No further handler or router gets a refused update."""
     bot = bare()
     RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(bot.dispatcher)
     seen = skipping(bot, bot.dispatcher)
@@ -155,8 +155,8 @@ async def test_a_refused_update_is_not_offered_to_other_handlers(limiter: Limite
     assert len(seen) == 1
 
 
-async def test_behind_a_handler_that_feeds_an_update(limiter: Limiter) -> None:
-    """A handler may feed another update meanwhile: each of the two is charged once."""
+async def test_nested_updates_are_charged_once_each(limiter: Limiter) -> None:
+    """A handler may feed another update; each of the two is charged once."""
     bot = bare()
     RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher)
 
@@ -170,8 +170,8 @@ async def test_behind_a_handler_that_feeds_an_update(limiter: Limiter) -> None:
     assert await used(limiter) == 2
 
 
-async def test_behind_a_middleware_with_a_deadline(limiter: Limiter) -> None:
-    """A middleware that runs handlers in tasks of their own does not make them charge twice."""
+async def test_behind_a_middleware_that_starts_tasks(limiter: Limiter) -> None:
+    """A middleware that runs handlers in separate tasks does not cause a second charge."""
     bot = bare()
 
     async def deadline(handler: Any, event: TelegramObject, data: dict[str, Any]) -> Any:
@@ -185,8 +185,8 @@ async def test_behind_a_middleware_with_a_deadline(limiter: Limiter) -> None:
     assert await used(limiter) == 1
 
 
-async def test_updates_at_once_are_told_apart(fleet: Fleet) -> None:
-    """Many updates under way at the same time each pay for themselves, and once."""
+async def test_simultaneous_updates_are_charged_separately(fleet: Fleet) -> None:
+    """Each of many simultaneous updates is charged once."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         RateLimitMiddleware("50/m", limiter=limiter, on_limited=None).setup(
@@ -212,7 +212,7 @@ async def test_two_middlewares_both_charge(limiter: Limiter) -> None:
 
 
 async def test_two_middlewares_before_a_handler_with_its_own_limit(limiter: Limiter) -> None:
-    """A handler's own limit is charged once, however many middlewares stand before it."""
+    """A handler's own limit is charged once, however many middlewares run before it."""
     bot = bare()
     for name in ("one", "two"):
         RateLimitMiddleware(Rule("9/m", name=name), limiter=limiter).setup(bot.dispatcher)
@@ -225,8 +225,8 @@ CARRIED = ("message", "edited_message", "business_message", "guest_message", "me
 CARRIED += ("inline_query", "chosen_inline_result", "callback_query", "poll_answer")
 
 
-def test_setup_takes_its_seats(limiter: Limiter) -> None:
-    """`setup` stands behind the filters of everything that users do, and nowhere else."""
+def test_setup_registers_on_all_observers_of_users(limiter: Limiter) -> None:
+    """`setup` registers after the filters of all observers of users, and nowhere else."""
     dispatcher = Dispatcher()
     middleware = RateLimitMiddleware(limiter=limiter)
     assert middleware.setup(dispatcher) is middleware
@@ -236,8 +236,8 @@ def test_setup_takes_its_seats(limiter: Limiter) -> None:
 
 
 @pytest.mark.parametrize("guard", [False, True])
-async def test_setup_leaves_out_what_it_is_told_to(limiter: Limiter, guard: bool) -> None:
-    """An observer in `exclude` has no limit, and what happens on it is not charged."""
+async def test_excluded_observers_are_not_limited(limiter: Limiter, guard: bool) -> None:
+    """An observer in `exclude` has no limit, and its events are not charged."""
     bot = bare()
     RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(
         bot.dispatcher, guard=guard, exclude=["inline_query", "callback_query"]
@@ -254,8 +254,8 @@ async def test_setup_leaves_out_what_it_is_told_to(limiter: Limiter, guard: bool
     assert await bot.send(*"ab") == [True, False]
 
 
-async def test_leaving_out_polls_leaves_out_no_messages(limiter: Limiter) -> None:
-    """`poll` names an observer here, though it is also what a message may contain."""
+async def test_excluding_polls_excludes_no_messages(limiter: Limiter) -> None:
+    """`poll` names an observer here, although a message may contain a poll too."""
     bot = bare()
     RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(
         bot.dispatcher, guard=True, exclude="poll"
@@ -265,8 +265,8 @@ async def test_leaving_out_polls_leaves_out_no_messages(limiter: Limiter) -> Non
 
 
 @pytest.mark.parametrize("exclude", [["inline_querry"], ["Message", "poll"], "inline_querry"])
-def test_setup_knows_what_to_leave_out(limiter: Limiter, exclude: Any) -> None:
-    """A misspelled observer in `exclude` is an error that names it, and those there are."""
+def test_an_unknown_observer_in_exclude_is_an_error(limiter: Limiter, exclude: Any) -> None:
+    """The error names the misspelled observer and lists the existing ones."""
     with pytest.raises(ConfigError, match=r"(inline_querry|Message).*it has message, edited"):
         RateLimitMiddleware(limiter=limiter).setup(Dispatcher(), exclude=exclude)
 
@@ -281,14 +281,14 @@ def test_a_guard_is_wanted_or_not(limiter: Limiter, guard: Any) -> None:
 
 
 @pytest.mark.parametrize("exclude", [None, 5])
-def test_what_is_left_out_has_names(limiter: Limiter, exclude: Any) -> None:
+def test_exclude_of_a_wrong_type_is_an_error(limiter: Limiter, exclude: Any) -> None:
     """Anything but names in `exclude` is an error with an example."""
     with pytest.raises(ConfigError, match=r"exclude=.*\['inline_query'\]"):
         RateLimitMiddleware(limiter=limiter).setup(Dispatcher(), exclude=exclude)
 
 
 class WatchedStorage(FSMStorage):
-    """An FSM storage that counts how often it is read."""
+    """An FSM storage that counts its reads."""
 
     reads = 0
 
@@ -306,8 +306,8 @@ class WatchedIsolation(SimpleEventIsolation):
 
 
 @pytest.mark.parametrize("guard", [False, True])
-async def test_the_guard_stands_before_fsm_and_filters(limiter: Limiter, guard: bool) -> None:
-    """Refused by the guard, an update reads no state, takes no lock and meets no filter."""
+async def test_the_guard_runs_before_fsm_and_filters(limiter: Limiter, guard: bool) -> None:
+    """An update refused by the guard reads no state, takes no lock and reaches no filter."""
     bot = bare()
     storage, isolation = WatchedStorage(), WatchedIsolation()
     bot.dispatcher = Dispatcher(storage=storage, events_isolation=isolation)
@@ -317,7 +317,7 @@ async def test_the_guard_stands_before_fsm_and_filters(limiter: Limiter, guard: 
         filtered.append(event)
         return True
 
-    # What a bot registers before `setup` stays behind the guard too.
+    # Middlewares that a bot registers before `setup` also run after the guard.
     outer: list[TelegramObject] = []
 
     async def outermost(handler: Any, event: TelegramObject, data: dict[str, Any]) -> Any:
@@ -332,8 +332,8 @@ async def test_the_guard_stands_before_fsm_and_filters(limiter: Limiter, guard: 
     assert (storage.reads, isolation.locks, len(filtered), len(outer)) == (met,) * 4
 
 
-def test_the_guard_stands_behind_the_context(limiter: Limiter) -> None:
-    """The guard knows user and chat, and its errors are caught; FSM and the rest follow."""
+def test_the_guard_runs_after_the_user_context(limiter: Limiter) -> None:
+    """The guard knows user and chat, and its errors are handled; FSM and the rest follow."""
     dispatcher = Dispatcher()
     before = list(dispatcher.update.outer_middleware)
     middleware = RateLimitMiddleware(limiter=limiter).setup(dispatcher, guard=True)
@@ -344,7 +344,7 @@ def test_the_guard_stands_behind_the_context(limiter: Limiter) -> None:
 
 
 async def test_a_guard_without_fsm(limiter: Limiter) -> None:
-    """With `disable_fsm` the guard has nothing to stand before, and stands all the same."""
+    """With `disable_fsm` the guard is registered all the same."""
     bot = bare()
     bot.dispatcher = Dispatcher(disable_fsm=True)
     RateLimitMiddleware("1/m", limiter=limiter).setup(bot.dispatcher, guard=True)
@@ -353,8 +353,8 @@ async def test_a_guard_without_fsm(limiter: Limiter) -> None:
 
 
 @pytest.mark.parametrize("guard", [False, True])
-async def test_what_nobody_answers_to(limiter: Limiter, guard: bool) -> None:
-    """The guard counts talk that no handler answers to; the inner seat leaves it alone."""
+async def test_updates_without_a_handler(limiter: Limiter, guard: bool) -> None:
+    """The guard counts updates without a handler; the inner position does not."""
     bot = bare()
     RateLimitMiddleware("2/m", limiter=limiter, on_limited=None).setup(bot.dispatcher, guard=guard)
     results = [await bot.feed(message=message()) for _ in range(3)]
@@ -364,7 +364,7 @@ async def test_what_nobody_answers_to(limiter: Limiter, guard: bool) -> None:
 
 
 async def test_the_guard_lets_payments_through(fleet: Fleet) -> None:
-    """A user over the limit pays under a guard, on every instance."""
+    """A user over the limit can pay under a guard, on all instances."""
 
     def put(bot: Instance, limiter: Limiter) -> None:
         RateLimitMiddleware("1/m", limiter=limiter).setup(bot.dispatcher, guard=True)
@@ -377,7 +377,7 @@ async def test_the_guard_lets_payments_through(fleet: Fleet) -> None:
 
 
 async def test_the_handler_finds_the_decision_of_the_guard(limiter: Limiter) -> None:
-    """Where only the guard counts, the handler sees its decision."""
+    """If only the guard counts, the handler gets its decision."""
     bot = bare()
     middleware = RateLimitMiddleware("5/m", limiter=limiter)
     bot.dispatcher.update.outer_middleware(middleware)
@@ -394,7 +394,7 @@ def nonsense_on(router: Router) -> None:
 
 @pytest.mark.parametrize("deep", [False, True])
 async def test_flags_are_checked_when_the_bot_starts(limiter: Limiter, deep: bool) -> None:
-    """A flag that makes no sense stops the bot at its start, with the handler's name."""
+    """An invalid flag stops the bot at its start, with the handler's name."""
     dispatcher = Dispatcher()
     # Routers and handlers may come after `setup`.
     RateLimitMiddleware(limiter=limiter).setup(dispatcher)
@@ -406,8 +406,8 @@ async def test_flags_are_checked_when_the_bot_starts(limiter: Limiter, deep: boo
         await dispatcher.emit_startup()
 
 
-async def test_good_flags_start(limiter: Limiter) -> None:
-    """A bot with flags that make sense, and others' flags, starts; nothing is charged by it."""
+async def test_valid_flags_start(limiter: Limiter) -> None:
+    """A bot with valid flags, and flags of others, starts, and nothing is charged."""
     bot = bare()
     RateLimitMiddleware(limiter=limiter).setup(bot.dispatcher)
     for flags in ({"rate_limit": "3/m"}, {"rate_limit": False}, {"chat_action": "typing"}, None):
@@ -417,7 +417,7 @@ async def test_good_flags_start(limiter: Limiter) -> None:
 
 
 async def test_setup_closes_at_the_shutdown(redis_server: Server, client: aioredis.Redis) -> None:
-    """What the middleware opened is closed with the dispatcher, also if no handler ever ran."""
+    """The middleware's connection is closed with the dispatcher, even if no handler ever ran."""
     before = len(await client.client_list())
     bot = bare()
     settings = Settings(redis_url=redis_server.url, rate_limit_timeout=5)
@@ -430,7 +430,7 @@ async def test_setup_closes_at_the_shutdown(redis_server: Server, client: aiored
 
 
 def test_setup_registers_one_shutdown(limiter: Limiter) -> None:
-    """However often it is set up, and whatever it meets later, it is closed once."""
+    """The middleware is closed once, however often it is set up."""
     dispatcher = Dispatcher()
     before = len(dispatcher.shutdown.handlers)
     middleware = RateLimitMiddleware("1/m")

@@ -1,4 +1,4 @@
-"""Updates of every kind, and several instances of one bot to send them to."""
+"""Updates of every kind, and several instances of a bot that receive them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUP: Final = chat(-100, "supergroup")
 CHANNEL: Final = {"id": -200, "type": "channel", "title": "News"}
 BUSINESS: Final = {"business_connection_id": "Bc"}
 
-# The users that stand in for "somebody", as Telegram documents them.
+# Telegram's placeholder users, as its documentation lists them.
 ANONYMOUS_ADMIN: Final = {"id": 1087968824, "is_bot": True, "first_name": "Group"}
 CHANNEL_BOT: Final = {"id": 136817688, "is_bot": True, "first_name": "Channel"}
 SERVICE_ACCOUNT: Final = {"id": 777000, "is_bot": False, "first_name": "Telegram"}
@@ -118,7 +118,7 @@ _WINNERS: Final = {
     "winners": [],
 }
 
-# What a message of each content type has in the field of that name.
+# The value of the field of each content type in a message.
 CONTENTS: Final[dict[str, Any]] = {
     "text": "hello",
     "animation": CLIP,
@@ -275,7 +275,7 @@ UPDATES: Final[dict[str, Event]] = {
     "stopped_message_generation": {"chat": chat(42), "draft_id": 1},
 }
 
-# What the oldest supported aiogram lacks, and the version that brought it.
+# Features that the oldest supported aiogram lacks, and the version that added them.
 SINCE: Final = {
     **dict.fromkeys(("checklist", "checklist_tasks_added", "checklist_tasks_done"), "3.21"),
     "direct_message_price_changed": "3.21",
@@ -299,7 +299,7 @@ MISSING: Final = {
 
 
 def needs(name: str) -> list[pytest.MarkDecorator]:
-    """Skips a test, with a line in the summary, if the installed aiogram lacks what it is about."""
+    """Skip a test with a message if the installed aiogram lacks what it needs."""
     if name not in MISSING:
         return []
     return [pytest.mark.skip(reason=f"{name} needs aiogram {SINCE[name]}")]
@@ -311,7 +311,7 @@ def marked(names: Iterable[str]) -> list[Any]:
 
 
 def listen(bot: Instance, *observers: str, flags: dict[str, Any] | None = None) -> Instance:
-    """Let the instance's own handler answer to these types of updates."""
+    """Let the instance's handler handle these types of updates."""
     for name in observers:
         bot.dispatcher.observers[name].register(
             bot._handle, flags=None if flags is None else dict(flags)
@@ -320,7 +320,7 @@ def listen(bot: Instance, *observers: str, flags: dict[str, Any] | None = None) 
 
 
 class Fleet:
-    """Three instances of one bot, each with its own way to the storage that they share."""
+    """Three instances of a bot, each with its own connection to a shared storage."""
 
     def __init__(self, storages: list[Storage], client: aioredis.Redis | None) -> None:
         self.storages = storages
@@ -334,14 +334,14 @@ class Fleet:
     def start(
         self, *args: Any, observers: Iterable[str] = ("message",), **options: Any
     ) -> list[Instance]:
-        """Instances with a middleware of these arguments on these observers."""
+        """Start instances with a middleware of these arguments on these observers."""
         return [
             Instance(RateLimitMiddleware(*args, limiter=limiter, **options), observers)
             for limiter in self.limiters()
         ]
 
     def assemble(self, put: Callable[[Instance, Limiter], object]) -> list[Instance]:
-        """Instances that a function puts together from a bare one and its limiter."""
+        """Make instances with a function that gets a bare instance and its limiter."""
         bots = []
         for limiter in self.limiters():
             bot = bare()
@@ -350,7 +350,7 @@ class Fleet:
         return bots
 
     async def used(self, rule: Any = "1000/h", subject: Subject | None = None) -> int:
-        """What the subject, user 42 unless given, was charged under the rule."""
+        """What the subject, user 42 by default, was charged under the rule."""
         rule = rule if isinstance(rule, Rule) else Rule(rule)
         decision = await self.limiters()[0].peek(rule, subject or Subject(user=42, chat=42))
         return int(rule.limit.capacity - decision.remaining)
@@ -368,7 +368,7 @@ class Through:
 
 
 def bare() -> Instance:
-    """An instance without a limit and without handlers, to be put together by the test."""
+    """An instance without a limit and without handlers, for the test to complete."""
     return Instance(Through(), ())  # type: ignore[arg-type]  # with no observers, it goes nowhere
 
 

@@ -1,4 +1,4 @@
-"""A process that broadcasts, to be killed in the middle; run by test_broadcast.py."""
+"""A process that broadcasts until it is killed; run by test_broadcast.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Broadcasts: everybody once, each outcome a value, and on after a crash."""
+"""Broadcasts: each chat once, each outcome a value, and resumable after a crash."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def no_connection() -> TelegramNetworkError:
 
 
 @virtual
-async def test_everybody_gets_it_once_at_the_budgets_pace() -> None:
-    """A thousand chats at 25 a second take 39 seconds, whatever each request takes."""
+async def test_each_chat_gets_it_once_at_the_pace_of_the_budget() -> None:
+    """A thousand chats at 25 a second take 39 seconds, however long each request takes."""
     telegram = Telegram(latency=0.8)
     bot, outgoing = paced(telegram)
     found = [
@@ -72,8 +72,8 @@ async def test_everybody_gets_it_once_at_the_budgets_pace() -> None:
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_each_error_does_the_right_thing(error: Exception, status: Status, requests: int) -> None:
-    """An error is the outcome of its chat alone; only what has not arrived is repeated."""
+def test_each_error_has_its_status(error: Exception, status: Status, requests: int) -> None:
+    """An error affects only its chat; only what cannot have arrived is repeated."""
 
     @virtual
     async def test() -> None:
@@ -96,8 +96,8 @@ def test_each_error_does_the_right_thing(error: Exception, status: Status, reque
 
 
 @virtual
-async def test_a_send_that_was_half_done_is_not_done_again() -> None:
-    """After its first message nothing is repeated, and an error of the sender's own is unknown."""
+async def test_a_partial_send_is_not_repeated() -> None:
+    """After its first message nothing is repeated; an error of `send` itself is UNKNOWN."""
     telegram = Telegram()
     telegram.errors = [None, no_connection()]
     bot, outgoing = paced(telegram)
@@ -119,8 +119,8 @@ async def many(count: int) -> AsyncIterator[int]:
 
 
 @virtual
-async def test_memory_is_flat() -> None:
-    """After 8,000 chats a broadcast holds no more than after 2,000."""
+async def test_memory_is_constant() -> None:
+    """After 8,000 chats a broadcast uses no more memory than after 2,000."""
     telegram = Telegram()
     telegram.log, telegram.left = _Nothing(), _Nothing()
     limiter = Limiter(MemoryStorage(1_000, clock=now), clock=now)
@@ -145,8 +145,8 @@ class _Nothing(list[Any]):
 
 
 @virtual
-async def test_a_broadcast_that_is_left_ends() -> None:
-    """After a break nothing more is sent."""
+async def test_leaving_the_loop_ends_the_broadcast() -> None:
+    """After a `break` nothing more is sent."""
     telegram = Telegram()
     bot, outgoing = paced(telegram)
 
@@ -161,8 +161,8 @@ async def test_a_broadcast_that_is_left_ends() -> None:
     assert len(telegram.left) == seen <= 50
 
 
-def test_a_shutdown_ends_it_and_the_journal_goes_on(tmp_path: Path) -> None:
-    """When the bot ends, so does the broadcast; the next run sends to the others, each once."""
+def test_a_shutdown_ends_it_and_the_journal_resumes_it(tmp_path: Path) -> None:
+    """The broadcast ends with the bot; the next run sends to the others, once each."""
 
     @virtual
     async def test() -> None:
@@ -188,8 +188,8 @@ def test_a_shutdown_ends_it_and_the_journal_goes_on(tmp_path: Path) -> None:
     test()
 
 
-def test_a_journal_tells_failed_from_done(tmp_path: Path) -> None:
-    """A run with the same journal leaves out what was sent, refused for good or in flight."""
+def test_a_journal_repeats_only_what_failed(tmp_path: Path) -> None:
+    """A run with the same journal skips chats that are sent, rejected for good or in flight."""
     path = tmp_path / "journal"
     journal = Journal(path)
     for chat, status in ((1, Status.SENT), (2, Status.FAILED), (3, Status.BLOCKED)):
@@ -216,7 +216,7 @@ def test_a_journal_tells_failed_from_done(tmp_path: Path) -> None:
 
 
 async def test_a_broadcast_that_is_killed_and_resumed(tmp_path: Path) -> None:
-    """Killed in the middle and started again: nobody twice, nobody missed but those it names."""
+    """After SIGKILL and a restart no chat gets it twice; only chats named in flight lack it."""
     chats = 300
     async with BotApi() as api:
         path = tmp_path / "journal"
@@ -236,11 +236,11 @@ async def test_a_broadcast_that_is_killed_and_resumed(tmp_path: Path) -> None:
     assert max(got.values()) == 1
     assert set(range(1, chats + 1)) - set(got) <= named
     assert len(named) <= 50
-    assert not named or b"may have got it" in errors
+    assert not named or b"may have got the message" in errors
 
 
 def test_progress_is_shown(tmp_path: Path) -> None:
-    """Every few seconds a line, and an edit of the message; at the end the whole of it."""
+    """Progress is a line and an edit every few seconds, and a summary at the end."""
 
     @virtual
     async def test() -> None:

@@ -1,4 +1,4 @@
-"""The end: what waits is told, what is late is not sent."""
+"""Shutdown: waiting requests end with an error, and late ones are not sent."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .virtual import Telegram, now, paced, virtual
 
 
 @virtual
-async def test_at_the_end_whoever_waits_is_told() -> None:
-    """100 waiting requests end with NotSentError, in no time, and none of them is sent."""
+async def test_waiting_requests_end_at_the_shutdown() -> None:
+    """100 waiting requests end at once with NotSentError, and none of them is sent."""
     telegram = Telegram()
     bot, outgoing = paced(telegram, per_chat="1/s burst 1")
     tasks = [asyncio.create_task(bot.send_message(i % 2, str(i))) for i in range(102)]
@@ -33,8 +33,8 @@ async def test_at_the_end_whoever_waits_is_told() -> None:
     assert len(telegram.left) == 2
 
 
-def test_it_says_what_was_not_sent(caplog: pytest.LogCaptureFixture) -> None:
-    """The log names how many requests were not sent, and where to."""
+def test_unsent_requests_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says how many requests were not sent, and to which chats."""
 
     @virtual
     async def test() -> None:
@@ -50,8 +50,8 @@ def test_it_says_what_was_not_sent(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @virtual
-async def test_what_is_being_sent_is_waited_for() -> None:
-    """Closing waits for answers that are on their way, for so long and no longer."""
+async def test_requests_in_progress_are_awaited() -> None:
+    """Closing waits for answers of requests in progress, but no longer than `timeout`."""
     telegram = Telegram(latency=2.0)
     bot, outgoing = paced(telegram)
     task = asyncio.create_task(bot.send_message(7, "x"))
@@ -68,8 +68,8 @@ async def test_what_is_being_sent_is_waited_for() -> None:
 
 
 @virtual
-async def test_after_the_end_requests_go_at_once_or_never() -> None:
-    """A farewell that need not wait is sent; with a startup everything is as before."""
+async def test_after_closing_requests_are_sent_at_once_or_not_at_all() -> None:
+    """A message that need not wait is sent; after a startup everything works as before."""
     telegram = Telegram()
     bot, outgoing = paced(telegram, per_chat="1/s burst 1")
     await outgoing.close()
@@ -81,7 +81,7 @@ async def test_after_the_end_requests_go_at_once_or_never() -> None:
 
 
 async def test_a_late_request_does_not_open_the_session_again() -> None:
-    """Once the session is closed a late request fails, and the session stays closed."""
+    """After the session is closed a late request fails, and the session stays closed."""
     async with BotApi() as api:
         session = AiohttpSession(api=TelegramAPIServer.from_base(api.url))
         bot, dispatcher = Bot(TOKEN, session), Dispatcher()
@@ -101,7 +101,7 @@ async def test_a_late_request_does_not_open_the_session_again() -> None:
 
 
 async def test_sigterm_ends_a_bot_with_a_hundred_waiting() -> None:
-    """A bot that polls ends within two seconds of SIGTERM, and says what was not sent."""
+    """A polling bot ends within two seconds of SIGTERM, and logs what was not sent."""
     async with BotApi() as api:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "error", "-m", "tests.outgoing.stopping", api.url),

@@ -1,4 +1,4 @@
-"""Edits that wait: only the newest is worth sending."""
+"""Waiting edits: only the newest is sent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def edit(text: str, message: int = 1, chat: int = 7) -> EditMessageText:
 
 @virtual
 async def test_a_stream_of_edits_ends_with_its_last_text() -> None:
-    """50 edits in 5 seconds: as many requests as the budget allows, and the last text stands."""
+    """50 edits in 5 seconds: as many requests as the budget allows, and the last text is shown."""
     telegram = Telegram()
     bot, _ = paced(telegram, per_chat="1/s burst 1")
     tasks = []
@@ -33,8 +33,8 @@ async def test_a_stream_of_edits_ends_with_its_last_text() -> None:
 
 
 @virtual
-async def test_all_who_wait_for_an_edit_get_its_result() -> None:
-    """Whoever asked for an edit that was replaced gets what came of the one that was sent."""
+async def test_replaced_edits_get_the_result_of_the_sent_one() -> None:
+    """Callers of replaced edits get the result of the edit that was sent."""
     telegram = Telegram()
     bot, _ = paced(telegram, per_chat="1/s burst 1")
     await bot.send_message(7, "x")
@@ -48,7 +48,7 @@ async def test_all_who_wait_for_an_edit_get_its_result() -> None:
 
 @virtual
 async def test_only_the_same_edit_of_the_same_message_is_replaced() -> None:
-    """Other messages, chats and kinds of edits keep their places, and so does the order."""
+    """Edits of other messages, chats and kinds keep their places and their order."""
     telegram = Telegram()
     bot, _ = paced(telegram, per_chat="1/s burst 1")
     await bot.send_message(7, "x")
@@ -69,8 +69,8 @@ async def test_merging_can_be_switched_off() -> None:
 
 
 @virtual
-async def test_an_edit_goes_on_without_those_who_gave_up() -> None:
-    """When the caller that runs an edit is cancelled another takes over, with what is newest."""
+async def test_an_edit_survives_the_cancellation_of_its_caller() -> None:
+    """If the caller that runs an edit is cancelled, another continues with the newest text."""
     telegram = Telegram()
     bot, _ = paced(telegram, per_chat="1/s burst 1")
     await bot.send_message(7, "x")
@@ -92,8 +92,8 @@ async def test_an_edit_goes_on_without_those_who_gave_up() -> None:
 
 
 @virtual
-async def test_an_edit_that_was_refused_makes_way_for_a_newer_one() -> None:
-    """After a 429 the newest text is sent, not the one that was refused."""
+async def test_after_a_429_the_newest_edit_is_sent() -> None:
+    """After a 429 the newest text is sent, not the refused one."""
     telegram = Telegram()
     telegram.errors = [too_many(3)]
     bot, _ = paced(telegram)
@@ -110,7 +110,7 @@ async def test_an_edit_that_was_refused_makes_way_for_a_newer_one() -> None:
 )
 @virtual
 async def test_drafts_are_edits() -> None:
-    """A streamed draft is a message that is edited."""
+    """A streamed draft is treated like an edited message."""
     telegram = Telegram()
     bot, _ = paced(telegram, per_chat="1/s burst 1")
     await asyncio.gather(
@@ -120,8 +120,8 @@ async def test_drafts_are_edits() -> None:
 
 
 @virtual
-async def test_leaving_at_the_moment_of_the_answer_is_a_cancellation() -> None:
-    """A caller that is cancelled when the result is there, but has not reached it, is cancelled."""
+async def test_a_cancellation_at_the_moment_of_the_answer() -> None:
+    """A caller that is cancelled just before it gets the result is cancelled."""
 
     class Impatient(Telegram):
         victim: asyncio.Task[Any] | None = None

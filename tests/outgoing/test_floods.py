@@ -1,4 +1,4 @@
-"""429: who waits, who does not, and what is sent again."""
+"""429: what waits, what does not, and what is sent again."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from aiogram.types import InputMediaPhoto
 
 from bot_ratelimit import Limiter
 from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.testing import FlakyStorage
+from bot_ratelimit.waiting_allowed import without_waiting
 from example_bot.demo.floods import FloodControl
 
 from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
@@ -27,7 +27,7 @@ from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
 
 @virtual
 async def test_a_request_is_sent_again_after_its_wait() -> None:
-    """After a 429 the same message leaves when its time is over, not before, and before others."""
+    """After a 429 the message is sent again exactly after its wait, before all others."""
     telegram = Telegram()
     telegram.errors = [too_many(3)]
     bot, _ = paced(telegram)
@@ -38,8 +38,8 @@ async def test_a_request_is_sent_again_after_its_wait() -> None:
 
 
 @virtual
-async def test_other_chats_go_on() -> None:
-    """A 429 in one chat delays no other."""
+async def test_a_429_affects_only_its_chat() -> None:
+    """A 429 in one chat delays no other chat."""
     telegram = Telegram()
     telegram.errors = [too_many(9)]
     bot, _ = paced(telegram)
@@ -53,7 +53,7 @@ async def test_other_chats_go_on() -> None:
 
 @virtual
 async def test_all_instances_know_of_a_block() -> None:
-    """What one instance was told, another does not ask Telegram again: it waits, too."""
+    """After a 429 on one instance the others also wait, without asking Telegram."""
     limiter = virtual_limiter()
     one, two = Telegram(), Telegram()
     (bot, _), (other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
@@ -68,8 +68,8 @@ async def test_all_instances_know_of_a_block() -> None:
 
 
 @virtual
-async def test_the_later_block_wins() -> None:
-    """A shorter wait that is told later does not cut a longer one short."""
+async def test_the_longer_block_wins() -> None:
+    """A later but shorter wait does not shorten a longer one."""
     limiter = virtual_limiter()
     one, two = Telegram(latency=0.02), Telegram(latency=0.04)
     (bot, _), (other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
@@ -80,8 +80,8 @@ async def test_the_later_block_wins() -> None:
 
 
 @virtual
-async def test_a_block_that_lasts_too_long_is_an_error_with_its_rest() -> None:
-    """Beyond `max_wait` the error is raised at once; later calls get what is left of the wait."""
+async def test_a_block_beyond_max_wait_is_raised() -> None:
+    """Beyond `max_wait` the error is raised at once; later calls get the rest of the wait."""
     telegram = Telegram()
     telegram.errors = [too_many(60)]
     bot, _ = paced(telegram)
@@ -118,8 +118,8 @@ async def test_after_its_last_attempt_the_error_is_raised() -> None:
     ],
     ids=["network", "5xx", "429 without parameters"],
 )
-def test_nothing_else_is_ever_repeated(error: Exception) -> None:
-    """What may have been delivered is not sent again."""
+def test_other_errors_are_never_repeated(error: Exception) -> None:
+    """A request that may have been delivered is not sent again."""
 
     @virtual
     async def test() -> None:
@@ -136,7 +136,7 @@ def test_nothing_else_is_ever_repeated(error: Exception) -> None:
 
 @pytest.mark.parametrize("repeat", [False, True])
 def test_an_album_is_repeated_only_if_asked_for(repeat: bool) -> None:
-    """A part of an album may have been delivered: by default its 429 is raised."""
+    """A part of an album may have been delivered, so by default its 429 is raised."""
 
     @virtual
     async def test() -> None:
@@ -156,7 +156,7 @@ def test_an_album_is_repeated_only_if_asked_for(repeat: bool) -> None:
 
 @virtual
 async def test_429s_in_many_quiet_chats_block_the_bot() -> None:
-    """Chats that nothing was sent to are refused together: it is the bot that is too fast."""
+    """If quiet chats are refused together, the whole bot is too fast."""
     telegram = Telegram()
     telegram.errors = [too_many(4)] * 3
     bot, _ = paced(telegram)
@@ -170,7 +170,7 @@ async def test_429s_in_many_quiet_chats_block_the_bot() -> None:
 
 @virtual
 async def test_429s_in_busy_chats_block_only_these() -> None:
-    """Chats whose own pace was too fast say nothing about the bot."""
+    """429s in busy chats are about these chats, not about the bot."""
     telegram = Telegram()
     bot, _ = paced(telegram)
     await asyncio.gather(*(bot.send_message(i, "x") for i in (1, 2, 3) for _ in range(4)))
@@ -185,7 +185,7 @@ async def test_429s_in_busy_chats_block_only_these() -> None:
 
 @virtual
 async def test_a_method_without_a_chat_waits_by_itself() -> None:
-    """`setMyCommands` is repeated after its 429, and holds up nobody."""
+    """`setMyCommands` is repeated after its 429, and delays nothing else."""
     telegram = Telegram()
     telegram.errors = [too_many(4)]
     bot, _ = paced(telegram)
@@ -199,7 +199,7 @@ async def test_a_method_without_a_chat_waits_by_itself() -> None:
 
 @virtual
 async def test_an_action_that_would_wait_is_dropped() -> None:
-    """ "typing" is not worth waiting for: it goes now or never, and says True either way."""
+    """ "typing" is sent now or dropped, and returns True in both cases."""
     telegram = Telegram()
     bot, _ = paced(telegram, per_chat="1/s burst 2")
     began = now()
@@ -215,7 +215,7 @@ async def test_an_action_that_would_wait_is_dropped() -> None:
 
 @virtual
 async def test_without_waiting_a_429_is_raised() -> None:
-    """One try is one try, and meets the block of an earlier 429 without asking Telegram."""
+    """There is one attempt, and an earlier block is raised without asking Telegram."""
     telegram = Telegram()
     telegram.errors = [too_many(3)]
     bot, _ = paced(telegram)
@@ -229,7 +229,7 @@ async def test_without_waiting_a_429_is_raised() -> None:
 
 @virtual
 async def test_without_the_storage_a_429_blocks_this_process() -> None:
-    """While Redis is away pacing goes on in memory, and so do blocks."""
+    """In an outage of Redis, pacing and blocks continue in memory."""
     storage = FlakyStorage()
     limiter = Limiter(storage, on_error="memory", clock=now)
     telegram = Telegram()
@@ -276,5 +276,5 @@ def flood(**options: Any) -> None:
 
 
 def test_budgets_that_are_twice_too_high() -> None:
-    """Every message arrives once and in order, no wait is cut short, and others are not delayed."""
+    """Every message arrives once and in order, waits are kept, and others are not delayed."""
     flood(per_chat="2/s burst 10", per_group="40/minute sliding")

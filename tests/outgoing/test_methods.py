@@ -25,13 +25,13 @@ KNOWN = {
 }
 
 
-def test_every_method_of_aiogram_has_its_place() -> None:
-    """A method that a new version of aiogram brings is not overlooked."""
+def test_every_method_of_aiogram_is_listed() -> None:
+    """A method of a new aiogram must be added to the table."""
     assert KNOWN - {"Request", "Response"} <= set(TRAFFIC)
 
 
-def test_whatever_can_be_a_paid_broadcast_counts_as_a_message() -> None:
-    """The methods that Telegram sells places for are exactly such that take one here."""
+def test_methods_of_paid_broadcasts_count_as_messages() -> None:
+    """Every method with `allow_paid_broadcast` takes a permit."""
     paid = {n for n in KNOWN if "allow_paid_broadcast" in getattr(methods, n).model_fields}
     newer = {"SendLivePhoto", "SendRichMessage"}  # which the oldest supported aiogram lacks
     assert len(paid - newer) >= 19
@@ -39,8 +39,8 @@ def test_whatever_can_be_a_paid_broadcast_counts_as_a_message() -> None:
     assert {TRAFFIC[name].kind for name in paid} == {Kind.SEND}
 
 
-def test_what_a_table_names_is_a_field() -> None:
-    """The fields that items and messages are read from exist."""
+def test_fields_in_the_table_exist() -> None:
+    """The fields of items and messages in the table exist."""
     for name in KNOWN & set(TRAFFIC):
         traffic, fields = TRAFFIC[name], getattr(methods, name).model_fields
         assert {traffic.items, traffic.message} - {""} <= set(fields), name
@@ -50,12 +50,12 @@ def test_what_a_table_names_is_a_field() -> None:
 
 @pytest.mark.parametrize("name", sorted(n for n in KNOWN if n.startswith(("Answer", "Get"))))
 def test_answers_and_getters_never_wait(name: str) -> None:
-    """Nothing that somebody waits for, or that sends nothing, is delayed."""
+    """Methods that users wait for, or that send nothing, are not delayed."""
     assert TRAFFIC[name].kind is Kind.NEVER
 
 
-def test_the_table_in_the_docs_is_the_table() -> None:
-    """docs/outgoing.md names for every kind exactly its methods, or says how they begin."""
+def test_the_documented_table_is_right() -> None:
+    """docs/outgoing.md lists exactly the methods of each kind, or their prefixes."""
     page = (Path(__file__).parents[2] / "docs" / "outgoing.md").read_text()
     table = page[page.index("## Which methods count") :]
     named = set(re.findall(r"`(\w+)`", table[: table.index("\n## ", 5)]))
@@ -63,8 +63,8 @@ def test_the_table_in_the_docs_is_the_table() -> None:
     assert {n[0].lower() + n[1:] for n in counted} <= named
 
 
-def test_a_class_of_ones_own_counts_as_what_it_derives_from() -> None:
-    """A subclass of SendMessage is a message; an unknown method goes at once."""
+def test_a_subclass_counts_as_its_base_class() -> None:
+    """A subclass of SendMessage is a message; an unknown method is sent at once."""
 
     class Mine(SendMessage):
         pass
@@ -79,7 +79,7 @@ def test_a_class_of_ones_own_counts_as_what_it_derives_from() -> None:
 
 
 def test_costs_chats_and_edits() -> None:
-    """An album costs its items; a chat is known by its number or its name in any case."""
+    """An album costs its items; a chat is its number, or its name in any case."""
     album = SendMediaGroup.model_construct(chat_id=1, media=[1, 2, 3])
     copies = CopyMessages(chat_id="@News", from_chat_id=1, message_ids=[*range(7)])
     assert [traffic_of(type(m)).cost(m) for m in (album, copies)] == [3, 7]

@@ -1,4 +1,4 @@
-"""Notices of the incoming side, on a bot whose requests are paced."""
+"""Incoming notices on a bot whose requests are paced."""
 
 from __future__ import annotations
 
@@ -15,8 +15,35 @@ from tests.incoming.support import message
 from .virtual import Telegram, now, paced, virtual, virtual_limiter
 
 
+def test_a_dropped_notice_is_sent_at_a_later_refusal() -> None:
+    """A user who was not notified at the first refusal is notified at a later one, once."""
+
+    @virtual
+    async def test() -> None:
+        telegram = Telegram()
+        bot, _ = paced(telegram, per_chat="1/5s burst 1")
+        dispatcher = Dispatcher()
+        dispatcher.message.middleware(RateLimitMiddleware("1/h", limiter=virtual_limiter()))
+
+        @dispatcher.message()
+        async def answer(event: Message) -> None:
+            await event.answer("answer")
+
+        for seconds in (0, 0, 6, 6):
+            await asyncio.sleep(seconds)
+            update = Update.model_validate(
+                {"update_id": 1, "message": message("hello")}, context={"bot": bot}
+            )
+            await dispatcher.feed_update(bot, update)
+        first, told = telegram.texts()
+        assert first == "answer"
+        assert told.startswith("Too many requests")
+
+    test()
+
+
 def test_a_notice_that_would_wait_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    """A refused user is told at once or not at all, and nothing is held up or logged for it."""
+    """A notice is sent at once or dropped, without a delay or a log line."""
 
     @virtual
     async def test() -> None:

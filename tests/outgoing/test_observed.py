@@ -1,4 +1,4 @@
-"""What an observer hears of what the bot sends."""
+"""What an observer is told about outgoing requests."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from aiogram.exceptions import TelegramBadRequest, TelegramRetryAfter
 from aiogram.methods import SendMessage
 
 from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.may_wait import without_waiting
+from bot_ratelimit.waiting_allowed import without_waiting
 from tests.recorder import Recorder
 
 from .virtual import Telegram, paced, too_many, virtual
 
 
 @virtual
-async def test_each_request_is_told_with_its_outcome_and_its_wait() -> None:
-    """Sent, failed, refused for the last time and never sent are told apart, once for each."""
+async def test_each_request_is_reported_with_outcome_and_wait() -> None:
+    """Sent, failed, flooded and unsent requests are each reported once."""
     telegram, recorder = Telegram(), Recorder()
     bot, _ = paced(telegram, observer=recorder, per_chat="1/10s", retries=0)
     await bot.send_message(7, "sent")
@@ -41,8 +41,8 @@ async def test_each_request_is_told_with_its_outcome_and_its_wait() -> None:
 
 
 @virtual
-async def test_what_waits_is_told() -> None:
-    """The time that the limits held a request back is told, and how many wait."""
+async def test_waits_and_waiting_requests_are_reported() -> None:
+    """Observers get the delay of a request and the number of waiting requests."""
     telegram, recorder = Telegram(), Recorder()
     bot, _ = paced(telegram, observer=recorder, per_chat="1/10s")
     await asyncio.gather(*(bot.send_message(7, f"{i}") for i in range(3)))
@@ -53,8 +53,8 @@ async def test_what_waits_is_told() -> None:
 
 
 @virtual
-async def test_what_is_being_sent_does_not_wait() -> None:
-    """A request that has left is not counted as waiting, nor one that takes no place."""
+async def test_requests_in_progress_do_not_count_as_waiting() -> None:
+    """Neither a request in progress nor one without a permit counts as waiting."""
     telegram, recorder = Telegram(latency=9), Recorder()
     bot, _ = paced(telegram, observer=recorder)
     deleted = [asyncio.create_task(bot.delete_message(7, i)) for i in range(5)]
@@ -67,8 +67,8 @@ async def test_what_is_being_sent_does_not_wait() -> None:
 
 
 @virtual
-async def test_a_429_that_is_not_raised_is_told_too() -> None:
-    """A chat action that is dropped after a 429, and a caller that leaves in the wait after one."""
+async def test_a_429_that_is_not_raised_is_reported_too() -> None:
+    """For example a dropped chat action, or a caller that gives up during the wait."""
     telegram, recorder = Telegram(), Recorder()
     bot, _ = paced(telegram, observer=recorder)
     telegram.errors = [too_many(3)]
@@ -84,7 +84,7 @@ async def test_a_429_that_is_not_raised_is_told_too() -> None:
 
 @virtual
 async def test_a_429_to_what_takes_no_place_is_told() -> None:
-    """Every 429 is told, also one to a method that is not paced, or that must not wait at all."""
+    """Every 429 is reported, also of a method that is not paced or must not wait."""
     telegram, recorder = Telegram(), Recorder()
     bot, _ = paced(telegram, observer=recorder, retries=1)
     telegram.errors = [too_many(3), too_many(4)]

@@ -1,4 +1,4 @@
-"""How fast, in which order, and who waits for whom."""
+"""Pacing: how fast, in which order, and what waits for what."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from aiogram.types import InputMediaPhoto
 
 from bot_ratelimit import Limiter, MemoryStorage, Subject
 from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
-from bot_ratelimit.may_wait import without_waiting
 from bot_ratelimit.outgoing.limits import OutgoingLimits
+from bot_ratelimit.waiting_allowed import without_waiting
 from example_bot.demo.floods import FloodControl
 from tests.recorder import Recorder
 
@@ -34,7 +34,7 @@ def near(times: list[float], expected: list[float]) -> bool:
 
 @virtual
 async def test_a_chat_gets_a_burst_and_then_one_a_second() -> None:
-    """Five messages leave at once, each further one a second after the one before."""
+    """Five messages are sent at once, and each further one a second after the last."""
     telegram = Telegram()
     bot, _ = paced(telegram)
     await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(8)))
@@ -44,7 +44,7 @@ async def test_a_chat_gets_a_burst_and_then_one_a_second() -> None:
 
 @virtual
 async def test_a_group_gets_twenty_a_minute() -> None:
-    """In a group the 21st message leaves a minute after the first, however slow the chat's pace."""
+    """In a group the 21st message is sent a minute after the first."""
     telegram = Telegram()
     bot, _ = paced(telegram)
     await asyncio.gather(*(bot.send_message(GROUP, str(i)) for i in range(22)))
@@ -55,7 +55,7 @@ async def test_a_group_gets_twenty_a_minute() -> None:
 
 @virtual
 async def test_a_channel_has_a_budget_under_its_name() -> None:
-    """`@Channel` and `@channel` are one chat, and another channel is another."""
+    """`@Channel` and `@channel` are the same chat, and another channel is another chat."""
     telegram = Telegram()
     bot, _ = paced(telegram, per_chat="1/s burst 1")
     await asyncio.gather(*(bot.send_message(c, "x") for c in ("@News", "@news", "@other", "7", 7)))
@@ -66,7 +66,7 @@ async def test_a_channel_has_a_budget_under_its_name() -> None:
 
 @virtual
 async def test_a_busy_chat_delays_no_other() -> None:
-    """With 100 messages waiting for one chat a reply to another leaves at once."""
+    """With 100 messages waiting for one chat, a reply to another is sent at once."""
     telegram = Telegram()
     bot, _ = paced(telegram)
     backlog = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(100)]
@@ -80,7 +80,7 @@ async def test_a_busy_chat_delays_no_other() -> None:
 
 @virtual
 async def test_replies_have_no_common_limit() -> None:
-    """A thousand people are answered at once: 30 a second is no limit on replies."""
+    """A thousand users get replies at once: 30 a second is not a limit on replies."""
     telegram = Telegram()
     bot, _ = paced(telegram)
     await asyncio.gather(*(bot.send_message(i, "x") for i in range(1, 1_001)))
@@ -88,8 +88,8 @@ async def test_replies_have_no_common_limit() -> None:
 
 
 @virtual
-async def test_broadcasts_have_a_budget_and_replies_do_not_pay_it() -> None:
-    """Inside of `broadcasting()` 25 leave a second, while replies leave at once."""
+async def test_only_broadcasts_use_the_broadcast_budget() -> None:
+    """Inside `broadcasting()` 25 are sent per second, while replies are sent at once."""
     telegram = Telegram()
     bot, outgoing = paced(telegram)
 
@@ -111,7 +111,7 @@ async def test_broadcasts_have_a_budget_and_replies_do_not_pay_it() -> None:
 
 @virtual
 async def test_paid_broadcasts_have_a_budget_of_a_thousand() -> None:
-    """With `allow_paid_broadcast` 500 people are reached within a second."""
+    """With `allow_paid_broadcast` 500 users are reached within a second."""
     telegram = Telegram()
     bot, outgoing = paced(telegram)
     async with outgoing.broadcasting():
@@ -124,7 +124,7 @@ async def test_paid_broadcasts_have_a_budget_of_a_thousand() -> None:
 
 @virtual
 async def test_a_reply_passes_a_broadcast_to_the_same_chat() -> None:
-    """A broadcast that waits for its chat, or for its budget, lets a reply to that chat pass."""
+    """A broadcast that waits lets a reply to the same chat go first."""
     telegram = Telegram()
     bot, outgoing = paced(telegram, per_chat="1/s burst 1", broadcast="1/10s")
 
@@ -145,7 +145,7 @@ async def test_a_reply_passes_a_broadcast_to_the_same_chat() -> None:
 
 @virtual
 async def test_an_album_costs_its_items() -> None:
-    """Ten photos leave at once, and the chat is quiet until all ten are paid."""
+    """Ten photos are sent at once, and the chat then waits for all ten permits."""
     telegram = Telegram(FloodControl(clock=now))
     bot, _ = paced(telegram)
     photos = [InputMediaPhoto(media=str(i)) for i in range(10)]
@@ -172,8 +172,8 @@ async def test_budgets_can_be_switched_off() -> None:
 
 
 @virtual
-async def test_what_must_not_wait_does_not() -> None:
-    """Answers, getters and deletions pass while their chat is busy."""
+async def test_other_methods_do_not_wait() -> None:
+    """Answers, getters and deletions are sent while their chat is busy."""
     telegram = Telegram()
     bot, _ = paced(telegram)
     tasks = [asyncio.create_task(bot.send_message(7, "x")) for _ in range(20)]
@@ -187,8 +187,8 @@ async def test_what_must_not_wait_does_not() -> None:
 
 
 @virtual
-async def test_a_queue_has_an_end() -> None:
-    """Beyond `max_waiting` a send fails at once, and says for which chat and what to do."""
+async def test_a_chat_queue_is_bounded() -> None:
+    """Above `max_waiting` a request fails at once, and the error names chat and fix."""
     telegram = Telegram()
     bot, _ = paced(telegram, max_waiting=10)
     tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(30)]
@@ -201,8 +201,8 @@ async def test_a_queue_has_an_end() -> None:
 
 
 @virtual
-async def test_all_chats_together_have_an_end_too() -> None:
-    """Ten times `max_waiting` is the most that waits in a process."""
+async def test_the_waiting_requests_of_a_process_are_bounded() -> None:
+    """In the whole process ten times `max_waiting` requests may wait."""
     telegram = Telegram()
     bot, _ = paced(telegram, max_waiting=2, per_chat="1/minute")
     tasks = [asyncio.create_task(bot.send_message(i // 3, "x")) for i in range(90)]
@@ -212,7 +212,7 @@ async def test_all_chats_together_have_an_end_too() -> None:
 
 @virtual
 async def test_cancelled_waiters_cost_nothing() -> None:
-    """Who gave up takes no place: the next one leaves in its stead."""
+    """A cancelled request takes no permit, and the next one is sent instead."""
     telegram = Telegram()
     bot, _ = paced(telegram, per_chat="1/s burst 1")
     tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(10)]
@@ -226,8 +226,8 @@ async def test_cancelled_waiters_cost_nothing() -> None:
 
 
 @virtual
-async def test_cancelled_at_random_the_others_go_on() -> None:
-    """However callers come and go, nobody is stuck, lost or sent twice."""
+async def test_random_cancellations_do_not_affect_others() -> None:
+    """However callers come and go, no request is stuck, lost or sent twice."""
     telegram = Telegram(latency=lambda: random.uniform(0.01, 0.4))
     bot, _ = paced(telegram, per_chat="20/s burst 3")
     random.seed(5)
@@ -249,7 +249,7 @@ async def test_cancelled_at_random_the_others_go_on() -> None:
 
 @virtual
 async def test_without_waiting_is_one_try() -> None:
-    """Inside of `without_waiting()` a send goes at once or raises NotSentError."""
+    """Inside `without_waiting()` a request is sent at once or raises NotSentError."""
     telegram = Telegram()
     bot, _ = paced(telegram, per_chat="1/s burst 1")
     with without_waiting():
@@ -265,8 +265,8 @@ async def test_without_waiting_is_one_try() -> None:
 
 
 @virtual
-async def test_an_answer_that_takes_long_is_not_waited_for() -> None:
-    """An upload that takes a minute lets the next message of its chat pass after five seconds."""
+async def test_a_slow_answer_is_overtaken() -> None:
+    """During an upload of a minute, the chat's next message is sent after five seconds."""
     telegram = Telegram()
     bot, _ = paced(telegram)
     telegram.latency = lambda: 60.0 if not telegram.left[1:] else 0.02
@@ -276,8 +276,8 @@ async def test_an_answer_that_takes_long_is_not_waited_for() -> None:
 
 
 @virtual
-async def test_order_can_be_given_up() -> None:
-    """With `in_order=False` nothing waits for the answer to another message."""
+async def test_order_is_optional() -> None:
+    """With `in_order=False` no request waits for the answer to another."""
     telegram = Telegram(latency=2.0)
     bot, _ = paced(telegram, in_order=False)
     await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(5)))
@@ -287,7 +287,7 @@ async def test_order_can_be_given_up() -> None:
 @pytest.mark.parametrize("group", [False, True], ids=["private", "group"])
 @virtual
 async def test_a_backlog_is_sent_at_telegrams_limit_without_429(group: bool) -> None:
-    """Budgets at Telegram's limits, unequal latencies: no 429, and 95 % of what is possible."""
+    """At Telegram's limits with varying latencies: no 429, and 95 % of the maximum."""
     random.seed(1)
     floods = FloodControl(clock=now, bulk=1_000_000)  # replies, all of them
     telegram = Telegram(floods, latency=lambda: random.uniform(0.02, 0.3))
@@ -303,8 +303,8 @@ async def test_a_backlog_is_sent_at_telegrams_limit_without_429(group: bool) -> 
     assert all(texts == [str(i) for i in range(each)] for texts in telegram.by_chat().values())
 
 
-def test_nonsense_is_refused_by_name() -> None:
-    """A wrong argument is a ConfigError that names it, its value and the fix."""
+def test_an_invalid_argument_is_named() -> None:
+    """The ConfigError names the argument, its value and the fix."""
     for name, value in {
         "per_chat": "fast",
         "max_wait": -1,
@@ -317,19 +317,19 @@ def test_nonsense_is_refused_by_name() -> None:
 
 
 @virtual
-async def test_chats_that_are_quiet_are_forgotten() -> None:
-    """Ten thousand chats later, only those are remembered in which something may still count."""
+async def test_idle_chats_are_forgotten() -> None:
+    """After ten thousand chats, only those whose counts still matter are kept."""
     telegram = Telegram()
     bot, outgoing = paced(telegram)
     for start in range(1, 10_001, 100):
         await asyncio.gather(*(bot(SendMessage(chat_id=start + i, text="x")) for i in range(100)))
         await asyncio.sleep(1)
-    assert len(outgoing._lanes) < 1_000
+    assert len(outgoing._queues) < 1_000
 
 
 @virtual
-async def test_a_ban_is_for_what_comes_in() -> None:
-    """The bot can write to a chat whose messages it refuses; that is no decision on an update."""
+async def test_bans_do_not_apply_to_outgoing_requests() -> None:
+    """The bot can write to a banned chat, and this is not reported as a decision."""
     recorder = Recorder()
     loop = asyncio.get_running_loop()
     storage = MemoryStorage(clock=loop.time)

@@ -1,4 +1,4 @@
-"""Instances that share a Redis: one budget, one block, and each alone when it is away."""
+"""Instances that share a Redis: one budget, one block, and separate pacing in an outage."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def instance(client: Any, telegram: Telegram, **options: Any) -> Bot:
 
 
 async def test_instances_share_a_budget(shared: Any) -> None:
-    """Two instances together send to a chat what one may send."""
+    """Two instances together send to a chat as fast as one may."""
     telegram = Telegram(latency=0.001)
     one, two = (instance(shared, telegram, per_chat="1/50ms burst 2") for _ in range(2))
     await asyncio.gather(*(bot.send_message(7, "x") for bot in (one, two) for _ in range(4)))
@@ -41,7 +41,7 @@ async def test_instances_share_a_budget(shared: Any) -> None:
 
 
 async def test_a_block_is_a_key_with_a_ttl(shared: Any) -> None:
-    """After a 429 Redis holds until when the chat is blocked, and other instances obey it."""
+    """After a 429 Redis stores the block, and other instances follow it."""
     one, two = Telegram(latency=0.001), Telegram(latency=0.001)
     one.errors = [too_many(1)]
     first, second = instance(shared, one), instance(shared, two)
@@ -62,10 +62,10 @@ async def test_a_block_is_a_key_with_a_ttl(shared: Any) -> None:
     assert [key for key in keys if await shared.ttl(key) == -1] == []
 
 
-async def test_it_paces_by_itself_while_redis_is_away(
+async def test_pacing_continues_without_redis(
     own_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When Redis dies nothing is lost, no chat gets a second burst, and the log says so once."""
+    """When Redis dies nothing is lost, no chat gets a second burst, and it is logged once."""
     async with aioredis.Redis(port=own_server.port) as client:
         telegram = Telegram(latency=0.001)
         bot = instance(client, telegram, per_chat="1/100ms burst 3")
@@ -79,7 +79,7 @@ async def test_it_paces_by_itself_while_redis_is_away(
 
 
 async def test_from_settings(environment: pytest.MonkeyPatch) -> None:
-    """The environment says where Redis is and how keys begin; what is closed is its own."""
+    """The environment gives Redis and prefix; only its own client is closed."""
     environment.setenv("REDIS_KEY_PREFIX", "mine")
     outgoing = OutgoingLimits.from_settings(per_chat="2/s")
     assert (outgoing.limiter.key_prefix, outgoing.limiter.storage.source) == ("mine", "memory")
@@ -94,7 +94,7 @@ async def test_from_settings(environment: pytest.MonkeyPatch) -> None:
 
 
 async def test_budgets_come_from_the_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What RATE_LIMIT_FILE says of outgoing budgets holds, and an argument wins over it."""
+    """RATE_LIMIT_FILE gives the outgoing budgets, and arguments win over it."""
     (tmp_path / "limits.toml").write_text('[outgoing]\nper_chat = "2/s"\nretries = 7\n')
     environment.setenv("RATE_LIMIT_FILE", "limits.toml")
     outgoing = OutgoingLimits.from_settings(limiter=Limiter(MemoryStorage()), retries=1)

@@ -1,4 +1,4 @@
-"""Time that passes only when everybody sleeps, and a Telegram in it."""
+"""Virtual time, and a Telegram in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOKEN = "42:TEST"
 
 
 class _Selector(selectors.DefaultSelector):
-    """Instead of waiting for time to pass, lets it pass."""
+    """Moves the virtual time instead of waiting."""
 
     now = 1_000.0
 
@@ -51,7 +51,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test in virtual time; an hour takes as long as what happens in it."""
+    """Run a test in virtual time, which passes only while all tasks sleep."""
 
     @wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -128,7 +128,7 @@ class Telegram(BaseSession):
         )
 
     def texts(self, chat: int | str | None = None) -> list[str]:
-        """What arrived, for a chat or for all."""
+        """The texts that arrived, in one chat or in all."""
         return [
             str(getattr(method, "text", method.__api_method__))
             for _, method in self.log
@@ -136,7 +136,7 @@ class Telegram(BaseSession):
         ]
 
     def times(self, chat: int | str | None = None) -> list[float]:
-        """When it arrived, in seconds since the first."""
+        """When they arrived, in seconds since the first."""
         found = [at for at, m in self.log if chat is None or getattr(m, "chat_id", None) == chat]
         return [round(at - found[0], 3) for at in found]
 
@@ -154,7 +154,7 @@ class Telegram(BaseSession):
 
 
 def paced(telegram: Telegram, **options: Any) -> tuple[Bot, OutgoingLimits]:
-    """A bot with limits, on a memory that lives in the time of the loop."""
+    """A bot with limits on a memory storage in virtual time."""
     limiter = options.pop("limiter", None) or virtual_limiter()
     bot = Bot(TOKEN, telegram)
     outgoing = OutgoingLimits(limiter=limiter, **({"margin": 0} | options))
@@ -167,5 +167,5 @@ def virtual_limiter() -> Limiter:
 
 
 def too_many(seconds: int) -> TelegramRetryAfter:
-    """What Telegram answers to a bot that is too fast."""
+    """Telegram's answer to a bot that is too fast."""
     return TelegramRetryAfter(cast(Any, None), "Too Many Requests", seconds)

@@ -1,4 +1,4 @@
-"""A plain model of what a storage is to say, and of the Decision that follows from it."""
+"""A plain model of a storage's verdicts, and of the Decision that follows from them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bot_ratelimit.storage.base import Charge
 ONCE = 60_000_000
 
 
-def most_owed(limit: Limit) -> int:
+def max_debt(limit: Limit) -> int:
     return min(1_000_000, limit.amount * (366 * 86_400_000 // limit.period_ms))
 
 
 class FixedWindow:
-    """What was charged since the first hit of the window, and what later windows have to pay."""
+    """The charges since the window was opened, and the debt of later windows."""
 
     def __init__(self, limit: Limit, now: int, old: Any) -> None:
         self.limit, self.now = limit, now // 1_000 * 1_000
@@ -37,7 +37,7 @@ class FixedWindow:
             return
         self.ends = min(ends, self.now + self.period)
         paid = min(owed, max(0, limit.amount - count))
-        self.count, self.owed = count + paid, min(owed - paid, most_owed(limit))
+        self.count, self.owed = count + paid, min(owed - paid, max_debt(limit))
         self.opened = opened if old.owed else self.ends - self.period
         self.in_debt = bool(old.owed)
 
@@ -75,7 +75,7 @@ class FixedWindow:
         for _ in range(cost):
             if self.count < self.limit.amount:
                 self.count += 1
-            elif self.owed < most_owed(self.limit):
+            elif self.owed < max_debt(self.limit):
                 self.owed += 1
 
     def refund(self, cost: int, age: int) -> bool:
@@ -95,7 +95,7 @@ class FixedWindow:
 
 
 class SlidingWindow:
-    """Every hit there ever was; a unit is paid as soon as the period before it has room."""
+    """All hits ever; a unit is paid as soon as the period before it has room."""
 
     linger_ms = 1
     """How long the log is there after its last hit has left: a TTL counts no microseconds."""
@@ -108,7 +108,7 @@ class SlidingWindow:
         if isinstance(old, SlidingWindow) and now < old.forgotten:
             self.hits, self.owed, self.since = list(old.hits), old.owed, old.since
             self.forgotten = old.forgotten
-            self.owed = min(self.owed, most_owed(limit))
+            self.owed = min(self.owed, max_debt(limit))
             while self.owed and self.next_payment() <= now:
                 self.hits.append((self.next_payment(), 1))
                 self.owed -= 1
@@ -148,7 +148,7 @@ class SlidingWindow:
         while self.owed and self.used_at(self.now) < self.amount:
             self.hits.append((max(self.now, self.hits[-1][0] if self.hits else 0), 1))
             self.owed -= 1
-        self.owed = min(self.owed, most_owed(self.limit))
+        self.owed = min(self.owed, max_debt(self.limit))
         late = self.ahead().hits[-1][0] - self.now if self.hits else 0
         until = self.now // 1_000 + self.limit.period_ms + self.linger_ms
         self.forgotten = (until + ceil(late / 1_000)) * 1_000
@@ -187,7 +187,7 @@ class SlidingWindow:
 
 
 class TokenBucket:
-    """When the bucket will be full, as an exact fraction while the amount stays the same."""
+    """The time at which the bucket is full, as an exact fraction while the amount is the same."""
 
     def __init__(self, limit: Limit, now: int, old: Any) -> None:
         self.now, self.amount, self.burst, self.limit = now, limit.amount, limit.capacity, limit
@@ -198,7 +198,7 @@ class TokenBucket:
             full_at = Fraction(old.full_at)
             if old.amount != self.amount:
                 full_at = Fraction(floor(full_at))
-        self.most = (self.burst + min(owed, most_owed(limit))) * self.token
+        self.most = (self.burst + min(owed, max_debt(limit))) * self.token
         self.emptied = full_at > now + self.most
         self.full_at = min(max(full_at, Fraction(now)), now + self.most)
 
@@ -212,7 +212,7 @@ class TokenBucket:
         return self.emptied
 
     def pay(self, cost: int) -> None:
-        most = self.now + (self.burst + most_owed(self.limit)) * self.token
+        most = self.now + (self.burst + max_debt(self.limit)) * self.token
         self.full_at = min(self.full_at + cost * self.token, most)
 
     def refund(self, cost: int, age: int) -> bool:
@@ -267,7 +267,7 @@ KINDS = {
 
 
 class Model:
-    """What a storage is to say, as plainly as it can be put."""
+    """The verdicts of a storage, as simply as possible."""
 
     def __init__(self, linger_ms: int) -> None:
         self.linger_ms = linger_ms
@@ -327,7 +327,7 @@ class Model:
         ]
 
     def pay(self, now: int, charges: Sequence[Charge], cost: int, age: int | None) -> list[Verdict]:
-        """Charge (no age), or give back what was charged so many microseconds ago."""
+        """Charge (without an age), or refund what was charged that many microseconds ago."""
         for each in charges:
             count = self.count(now, each)
             if age is None:

@@ -1,4 +1,4 @@
-"""Limits and clocks may change while counts of the old one are about, on every storage."""
+"""Limits and clocks may change while counts of the old ones exist, on every storage."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ per_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 
 @pytest.mark.parametrize(("old", "new"), list(permutations(ALGORITHMS, 2)))
-async def test_a_changed_algorithm_starts_afresh(bench: Bench, old: str, new: str) -> None:
-    """What another algorithm stored under the key is as good as nothing, and harms nobody."""
+async def test_a_changed_algorithm_starts_from_zero(bench: Bench, old: str, new: str) -> None:
+    """The state of another algorithm under the key is ignored and does no harm."""
     before, after = charge(f"1/h{old}"), charge(f"2/minute{new}")
     for _ in range(2):
         await bench.hit(before)
@@ -33,8 +33,8 @@ async def test_a_changed_algorithm_starts_afresh(bench: Bench, old: str, new: st
 
 
 @per_algorithm
-async def test_a_shortened_period_holds_from_the_next_hit(bench: Bench, algorithm: str) -> None:
-    """Who paid into a limit of hours waits at most the minutes of the new one, as he is told."""
+async def test_a_shortened_period_applies_to_the_next_hit(bench: Bench, algorithm: str) -> None:
+    """After a change from hours to minutes, a user waits at most the new period."""
     old, new = charge(f"1/h{algorithm}"), charge(f"1/50ms{algorithm}")
     await bench.hit(old)
     (verdict,) = await bench.hit(new)
@@ -53,10 +53,10 @@ async def test_a_shortened_period_holds_from_the_next_hit(bench: Bench, algorith
         ("3/h bucket", "2/h bucket", False),
     ],
 )
-async def test_a_changed_amount_holds_at_once(
+async def test_a_changed_amount_applies_at_once(
     bench: Bench, old: str, new: str, allowed: bool
 ) -> None:
-    """A raised amount gives room at once, a lowered one takes it, and what was paid stays paid."""
+    """A raised amount gives room at once, a lowered one takes it, and counts are kept."""
     for _ in range(int(old[0])):
         await bench.hit(charge(old))
     assert await bench.allowed(charge(new)) is allowed
@@ -65,7 +65,7 @@ async def test_a_changed_amount_holds_at_once(
 @movable
 @per_algorithm
 async def test_a_clock_set_back_locks_nobody_out(bench: Bench, algorithm: str) -> None:
-    """When the storage's clock went back an hour, waiting as told is still enough."""
+    """After the storage's clock went back an hour, the announced wait is still enough."""
     one = charge(f"1/10s{algorithm}")
     await bench.hit(one)
     await bench.advance(-3_600)
@@ -76,8 +76,8 @@ async def test_a_clock_set_back_locks_nobody_out(bench: Bench, algorithm: str) -
 
 
 @per_algorithm
-async def test_looking_with_a_shorter_period_forgets_nothing(bench: Bench, algorithm: str) -> None:
-    """While instances with an old and a new limit run side by side, a look changes nothing."""
+async def test_a_peek_with_a_shorter_period_changes_nothing(bench: Bench, algorithm: str) -> None:
+    """While old and new limits run side by side, a peek changes nothing."""
     old, new = charge(f"2/minute{algorithm}"), charge(f"2/10ms{algorithm}")
     await bench.hit(old)
     await bench.advance(0.02)
@@ -86,8 +86,8 @@ async def test_looking_with_a_shorter_period_forgets_nothing(bench: Bench, algor
 
 
 @pytest.mark.parametrize("algorithm", ["", " sliding"])
-async def test_what_another_rule_refused_leaves_no_trace(bench: Bench, algorithm: str) -> None:
-    """Not even the end of a window moves, though the limit has become shorter meanwhile."""
+async def test_a_hit_refused_by_another_rule_changes_nothing(bench: Bench, algorithm: str) -> None:
+    """Not even the end of a window changes, although the limit is shorter now."""
     old, new = charge(f"2/minute{algorithm}", "a"), charge(f"2/s{algorithm}", "a")
     full = charge("1/minute", "b")
     await bench.hit(old, full)
@@ -114,7 +114,7 @@ steps = st.tuples(
 async def test_memory_and_redis_agree_on_a_limit_that_changed(
     old: Limit, new: Limit, before: list[tuple[int, str, int]], after: list[tuple[int, str, int]]
 ) -> None:
-    """Hits, looks and hits that another rule refused, under one limit and then under another."""
+    """Hits and peeks under one limit and then another give the same verdicts."""
     clock, full = Clock(), charge("1/h", "full")
     start, now_ms = datetime(2026, 1, 1, tzinfo=UTC).timestamp(), 0
     async with FakeAsyncRedis(server=FakeServer()) as client:

@@ -1,4 +1,4 @@
-"""RedisStorage on a Redis Cluster, of one node that owns every slot."""
+"""RedisStorage on a Redis Cluster of one node that owns every slot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RULES = "3/minute; 9/h sliding"
 
 @pytest.fixture(scope="module")
 def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One for all tests: a new node takes two seconds before it serves."""
+    """One node for all tests, because a new one takes two seconds to start."""
     with running_cluster(tmp_path_factory.mktemp("cluster")) as server:
         yield server
 
@@ -38,8 +38,8 @@ async def cluster(node: Server) -> AsyncIterator[RedisCluster]:
         yield cluster
 
 
-async def test_one_rule_needs_nothing(cluster: RedisCluster) -> None:
-    """Rules that stand alone are decided wherever their keys live."""
+async def test_single_rules_need_no_hash_tag(cluster: RedisCluster) -> None:
+    """Single rules are decided wherever their keys are."""
     limiter = Limiter(RedisStorage(cluster), timeout=TIMEOUT)
     users = [Subject(user=i % 20) for i in range(100)]
     decisions = await asyncio.gather(*(limiter.hit("3/minute", user) for user in users))
@@ -52,7 +52,7 @@ async def test_one_rule_needs_nothing(cluster: RedisCluster) -> None:
 
 
 async def test_several_rules_need_a_hash_tag(cluster: RedisCluster) -> None:
-    """With the prefix in braces all keys of a bot live together, and so do its once tokens."""
+    """With a prefix in braces, all keys of a bot are in one slot, and once tokens too."""
     limiter = Limiter(RedisStorage(cluster), key_prefix="{bot}", timeout=TIMEOUT)
     found = [await limiter.hit(RULES, Subject(user=7), once=f"u{i}") for i in range(4)]
     assert [(d.allowed, d.source) for d in found] == [(True, "redis")] * 3 + [(False, "redis")]
@@ -61,7 +61,7 @@ async def test_several_rules_need_a_hash_tag(cluster: RedisCluster) -> None:
 
 
 async def test_without_a_hash_tag_the_error_says_what_to_do(cluster: RedisCluster) -> None:
-    """Keys that live apart cannot be decided together, which a setting mends."""
+    """Keys in several slots cannot be decided together; the error says how to fix it."""
     storage = RedisStorage(cluster)
     charges = [charge("3/minute", "7"), charge("9/h", "9/h:7")]
     for once, several in ((None, charges), ("bot:ratelimit:once:a", charges[:1])):
@@ -71,7 +71,7 @@ async def test_without_a_hash_tag_the_error_says_what_to_do(cluster: RedisCluste
 
 
 async def test_a_flushed_script_is_loaded_again(node: Server, cluster: RedisCluster) -> None:
-    """Also a node that does not know the script charges a hit once."""
+    """A node that lost the script also charges a hit once."""
     storage = RedisStorage(cluster)
     async with aioredis.Redis(port=node.port) as client:
         for remaining in (8, 7):
@@ -81,7 +81,7 @@ async def test_a_flushed_script_is_loaded_again(node: Server, cluster: RedisClus
 
 
 async def test_the_cluster_clients_own_retries_are_not_used(node: Server) -> None:
-    """A hit whose answer did not come in the client's time is charged at most once."""
+    """A hit whose answer did not arrive in time is charged at most once."""
     async with (
         RedisCluster(host="127.0.0.1", port=node.port, socket_timeout=0.05) as cluster,
         aioredis.Redis(port=node.port) as client,
@@ -90,7 +90,7 @@ async def test_the_cluster_clients_own_retries_are_not_used(node: Server) -> Non
         storage = RedisStorage(cluster)
         await storage.hit([charge("9/minute")], timeout=TIMEOUT)
         node.hang()
-        # Between the first attempt's time-out and that of what the client does next.
+        # Between the time-out of the first attempt and that of the client's next attempt.
         asyncio.get_running_loop().call_later(0.075, node.resume)
         with suppress(StorageError):
             await storage.hit([charge("9/minute")], timeout=TIMEOUT)
@@ -99,7 +99,7 @@ async def test_the_cluster_clients_own_retries_are_not_used(node: Server) -> Non
 
 
 async def test_a_hung_cluster_is_an_outage(node: Server, cluster: RedisCluster) -> None:
-    """The deadline holds on a cluster too."""
+    """The time-out also applies to a cluster."""
     storage = RedisStorage(cluster)
     await storage.hit([charge("9/minute")], timeout=TIMEOUT)
     node.hang()
@@ -113,8 +113,8 @@ async def test_a_hung_cluster_is_an_outage(node: Server, cluster: RedisCluster) 
     assert (await storage.hit([charge("9/minute")], timeout=TIMEOUT))[0].wait == 0
 
 
-async def test_a_cluster_out_of_reach_is_an_outage() -> None:
-    """Nodes that nobody can connect to are not a matter of settings."""
+async def test_an_unreachable_cluster_is_an_outage() -> None:
+    """Unreachable nodes are an outage, not a configuration error."""
     cluster = RedisCluster(host="127.0.0.1", port=free_port())
     storage = RedisStorage(cluster)
     for _ in range(2):
@@ -124,7 +124,7 @@ async def test_a_cluster_out_of_reach_is_an_outage() -> None:
 
 
 async def test_reset_needs_no_hash_tag(cluster: RedisCluster) -> None:
-    """Each key is forgotten where it lives, also keys of several rules that live apart."""
+    """Each key is deleted on its own node, also if several rules are reset."""
     storage = RedisStorage(cluster)
     charges = [charge("3/minute", "7"), charge("9/h", "9/h:7"), charge("9/h sliding", "s:7")]
     for one in charges:
@@ -133,10 +133,10 @@ async def test_reset_needs_no_hash_tag(cluster: RedisCluster) -> None:
     assert await storage.reset(charges, timeout=TIMEOUT) == 0
 
 
-async def test_a_cluster_tells_of_its_nodes_and_keeps_statistics(
+async def test_a_cluster_reports_its_nodes_and_keeps_statistics(
     cluster: RedisCluster, node: Server
 ) -> None:
-    """Each node is told by its name; statistics of an hour share a slot, whatever the prefix."""
+    """Nodes are named in the status; the statistics of an hour share a slot."""
     async with aioredis.Redis(port=node.port) as client:  # a lone node does not know its address
         await client.config_set("cluster-announce-ip", "127.0.0.1")
     recorder = Recorder()

@@ -45,7 +45,7 @@ async def four(storage: RedisStorage, user: int) -> list[bool]:
 @pytest.mark.parametrize("kind", LOOPS)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the loop that ended with a connection
 def test_a_second_run_uses_the_same_storage(own_server: Server, kind: str, close: bool) -> None:
-    """A storage of a module can be used in one `asyncio.run` after another, closed or not."""
+    """A module's storage works in several `asyncio.run` calls, closed or not."""
     storage = RedisStorage(aioredis.Redis(port=own_server.port))
 
     async def use(user: int) -> list[bool]:
@@ -61,7 +61,7 @@ def test_a_second_run_uses_the_same_storage(own_server: Server, kind: str, close
 
 @pytest.mark.parametrize("kind", LOOPS)
 def test_a_cluster_in_a_second_run(tmp_path: Path, kind: str) -> None:
-    """So can one of a cluster."""
+    """The same is true for a cluster."""
     with running_cluster(tmp_path) as node:
         storage = RedisStorage(RedisCluster(host="127.0.0.1", port=node.port))
 
@@ -76,7 +76,7 @@ def test_a_cluster_in_a_second_run(tmp_path: Path, kind: str) -> None:
 
 
 class Provider(CredentialProvider):
-    """Passwords that change, as those of a cloud's servers do."""
+    """Passwords that change, as on cloud servers."""
 
     def __init__(self, password: str) -> None:
         self.password = password
@@ -88,7 +88,7 @@ class Provider(CredentialProvider):
 
 
 async def test_a_credential_provider_is_asked_again(own_server: Server) -> None:
-    """A new connection takes the password that is valid then."""
+    """A new connection uses the current password."""
     async with aioredis.Redis(port=own_server.port) as admin:
         await admin.config_set("requirepass", "first")
         provider = Provider("first")
@@ -107,7 +107,7 @@ async def test_a_credential_provider_is_asked_again(own_server: Server) -> None:
 
 @pytest.fixture
 def over_tls(redis_server: Server, tmp_path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A port that speaks TLS and wants a client's certificate, and the options for it."""
+    """A TLS port that requires a client certificate, and the options for it."""
     certificates = Certificates(tmp_path)
     with ExitStack() as stack:
         context = certificates.context(wants_client=True)
@@ -127,7 +127,7 @@ def over_tls(redis_server: Server, tmp_path: Path) -> Iterator[tuple[int, dict[s
 async def test_tls_with_a_clients_certificate(
     client: aioredis.Redis, over_tls: tuple[int, dict[str, Any]], kind: str, protocol: int
 ) -> None:
-    """The client's certificate is shown, however the client was told of it."""
+    """The client certificate is used, however the client was configured."""
     port, options = over_tls
     query = "&".join(f"{name}={value}" for name, value in options.items())
     url = f"rediss://127.0.0.1:{port}/0?{query}&protocol={protocol}"
@@ -145,8 +145,8 @@ async def test_tls_with_a_clients_certificate(
     await limiter.close()
 
 
-async def test_health_checks_do_not_get_in_between(redis_server: Server) -> None:
-    """A client that checks its connections every second leaves ours in step."""
+async def test_health_checks_of_the_client_do_not_interfere(redis_server: Server) -> None:
+    """A client with health checks every second does not disturb our connection."""
     async with aioredis.Redis(port=redis_server.port, health_check_interval=1) as client:
         await client.flushall()
         storage = RedisStorage(client)

@@ -1,4 +1,4 @@
-"""What every storage promises, on memory, fakeredis, Redis and Valkey."""
+"""The promises of every storage, on memory, fakeredis, Redis and Valkey."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_grants_its_amount_then_refuses(bench: Bench, algorithm: str) -> N
 
 @per_algorithm
 async def test_a_verdict_says_how_long_and_how_much(bench: Bench, algorithm: str) -> None:
-    """Wait, remaining and reset are told with every hit, refused or not."""
+    """Every hit gets wait, remaining and reset, refused or not."""
     limit = f"2/minute{algorithm}"
     per_token = 30 if algorithm == " bucket" else 60
     first, second, third = [(await bench.hit(charge(limit)))[0] for _ in range(3)]
@@ -62,7 +62,7 @@ async def test_a_wait_is_exact(bench: Bench, algorithm: str) -> None:
 
 @per_algorithm
 async def test_nothing_is_remembered_after_reset_time(bench: Bench, algorithm: str) -> None:
-    """When `reset` is over the count is new, and no key is left behind."""
+    """After `reset` the count is empty, and no key is left."""
     one = charge(f"3/60ms{algorithm}")
     verdicts = [await bench.hit(one) for _ in range(4)]
     await bench.advance(verdicts[-1][0].reset / 1_000_000 + 0.003)
@@ -73,7 +73,7 @@ async def test_nothing_is_remembered_after_reset_time(bench: Bench, algorithm: s
 @movable
 @per_algorithm
 async def test_a_count_lives_as_long_as_it_counts(bench: Bench, algorithm: str) -> None:
-    """However long its key has been there: what was charged late is remembered to its end."""
+    """A charge counts to its end, however old its key is."""
     one = charge(f"3/20s{algorithm}")
     for _ in range(5):
         assert await bench.allowed(one)
@@ -85,7 +85,7 @@ async def test_a_count_lives_as_long_as_it_counts(bench: Bench, algorithm: str) 
 
 @per_algorithm
 async def test_costs_add_up(bench: Bench, algorithm: str) -> None:
-    """A hit takes its cost, and one that asks for more than is left takes nothing."""
+    """A hit charges its cost; one that costs more than is left charges nothing."""
     limit = f"5/minute{algorithm}"
     costs = [3, 3, 2, 1]
     assert [await bench.allowed(charge(limit, cost=c)) for c in costs] == [True, False, True, False]
@@ -95,7 +95,7 @@ async def test_costs_add_up(bench: Bench, algorithm: str) -> None:
     "limits", [("9/minute", "2/minute sliding", "9/h bucket"), ("9/h burst 9", "9/m", "2/minute")]
 )
 async def test_all_rules_are_charged_or_none(bench: Bench, limits: tuple[str, ...]) -> None:
-    """What one rule refuses is charged to none of the others, whatever their algorithms."""
+    """A hit that one rule refuses is charged to none, whatever the algorithms are."""
     rules = [charge(limit, f"{scope}:7") for scope, limit in enumerate(limits)]
     for _ in range(2):
         assert await bench.allowed(*rules)
@@ -107,8 +107,8 @@ async def test_all_rules_are_charged_or_none(bench: Bench, limits: tuple[str, ..
         assert [verdict.remaining for verdict in verdicts] == remaining
 
 
-async def test_rules_of_one_hit_wait_each_for_itself(bench: Bench) -> None:
-    """When several rules refuse, each tells its own wait."""
+async def test_each_refusing_rule_has_its_own_wait(bench: Bench) -> None:
+    """If several rules refuse, each verdict has its own wait."""
     rules = [charge("1/minute", "a"), charge("1/h sliding", "b"), charge("1/d bucket", "c")]
     await bench.hit(*rules)
     waits = [verdict.wait for verdict in await bench.hit(*rules)]
@@ -116,7 +116,7 @@ async def test_rules_of_one_hit_wait_each_for_itself(bench: Bench) -> None:
 
 
 @per_algorithm
-async def test_a_shadow_rule_has_no_say(bench: Bench, algorithm: str) -> None:
+async def test_a_shadow_rule_never_refuses(bench: Bench, algorithm: str) -> None:
     """A shadow charge is made and reported like any other, but refuses nothing."""
     shadow = charge(f"1/minute{algorithm}", "new", shadow=True)
     real = charge("3/minute", "old")
@@ -126,7 +126,7 @@ async def test_a_shadow_rule_has_no_say(bench: Bench, algorithm: str) -> None:
 
 
 async def test_a_refused_hit_is_not_charged_to_a_shadow(bench: Bench) -> None:
-    """A shadow rule counts what would have gone through, so not what another rule refused."""
+    """A shadow rule does not count hits that another rule refused."""
     shadow, real = charge("5/minute", "new", shadow=True), charge("1/minute", "old")
     for _ in range(3):
         await bench.hit(shadow, real)
@@ -135,7 +135,7 @@ async def test_a_refused_hit_is_not_charged_to_a_shadow(bench: Bench) -> None:
 
 @per_algorithm
 async def test_peek_charges_nothing(bench: Bench, algorithm: str) -> None:
-    """Looking says what a hit would say, leaves everything, and leaves no key behind."""
+    """A peek returns the verdicts of a hit, changes nothing and leaves no key."""
     one = charge(f"2/minute{algorithm}")
     assert await bench.peek(one) == [(0, 2, 0)]
     assert await bench.ttls() == {}
@@ -149,7 +149,7 @@ async def test_peek_charges_nothing(bench: Bench, algorithm: str) -> None:
 
 
 async def test_a_full_fixed_window_counts_attempts(bench: Bench) -> None:
-    """GET shows an operator every attempt; peeks and hits that would overfill are none."""
+    """GET shows every attempt; peeks and hits that would overfill are not counted."""
     for cost, seen in ((2, b"2"), (3, b"2"), (1, b"3"), (1, b"4"), (2, b"6")):
         await bench.hit(charge("3/minute", cost=cost))
         await bench.peek(charge("3/minute"))
@@ -157,8 +157,8 @@ async def test_a_full_fixed_window_counts_attempts(bench: Bench) -> None:
 
 
 @per_algorithm
-async def test_reset_tells_whether_there_was_something(bench: Bench, algorithm: str) -> None:
-    """Reset forgets each of its keys, and counts those under which something was."""
+async def test_reset_returns_the_number_of_counts(bench: Bench, algorithm: str) -> None:
+    """Reset deletes each key and returns how many counts there were."""
     used, other = charge(f"1/minute{algorithm}"), charge(f"1/minute{algorithm}", "43")
     assert await bench.reset(used, other) == 0
     await bench.hit(used)
@@ -178,8 +178,8 @@ async def test_one_token_is_charged_once(bench: Bench, algorithm: str) -> None:
     assert not await bench.allowed(one, once="bot:ratelimit:once:c")
 
 
-async def test_a_shared_refusal_stays_one_while_its_times_run(bench: Bench) -> None:
-    """A token that was refused stays refused, though the rule would allow it by now."""
+async def test_a_shared_refusal_stays_a_refusal(bench: Bench) -> None:
+    """A refused token stays refused, even when the rule would allow it."""
     rules = charge("1/50ms"), charge("9/minute", "b")
     assert await bench.allowed(*rules)
     first = await bench.hit(*rules, once="bot:ratelimit:once:late")
@@ -196,7 +196,7 @@ async def test_a_shared_refusal_stays_one_while_its_times_run(bench: Bench) -> N
 
 
 async def test_one_token_at_the_same_instant_is_charged_once(bench: Bench) -> None:
-    """The items of an album that arrive together are one hit."""
+    """Simultaneous items of an album are one hit."""
     one = charge("3/minute")
     verdicts = await asyncio.gather(
         *(bench.hit(one, once=f"bot:ratelimit:once:{i % 2}") for i in range(20))
@@ -206,8 +206,8 @@ async def test_one_token_at_the_same_instant_is_charged_once(bench: Bench) -> No
 
 
 @movable
-async def test_a_token_is_good_for_a_minute(bench: Bench) -> None:
-    """After 60 seconds a token is forgotten, to the millisecond."""
+async def test_a_token_is_remembered_for_a_minute(bench: Bench) -> None:
+    """After exactly 60 seconds a token is forgotten."""
     one = charge("5/h")
     seen = []
     for seconds in (0, 59.999, 0.001):
@@ -218,13 +218,13 @@ async def test_a_token_is_good_for_a_minute(bench: Bench) -> None:
 
 @per_algorithm
 async def test_concurrent_hits_are_counted_exactly(bench: Bench, algorithm: str) -> None:
-    """Of 100 hits at once exactly the amount passes."""
+    """Of 100 simultaneous hits exactly the amount is allowed."""
     one = charge(f"7/minute{algorithm}")
     assert sum(await asyncio.gather(*(bench.allowed(one) for _ in range(100)))) == 7
 
 
 async def test_every_key_has_a_ttl(bench: Bench) -> None:
-    """At no time is there a key that would stay for ever."""
+    """There is never a key that would stay forever."""
     ban = Charge("bot:ratelimit:ban:42", (two := charge("2/minute")).limit, penalty=BAN)
     rules = [charge(f"2/minute{algorithm}", f"{i}:7") for i, algorithm in enumerate(ALGORITHMS)]
     for i in range(4):
@@ -240,7 +240,7 @@ BAN = Penalty("2/minute", 300)
 
 
 async def test_a_penalty_counts_refusals_and_then_bans(bench: Bench) -> None:
-    """Refused hits are counted; the last one that is tolerated brings on the ban."""
+    """Refused hits are counted, and the last tolerated one causes the ban."""
     rules = charge("1/minute"), Charge("bot:ratelimit:ban:42", BAN.limit, penalty=BAN)
     seen = [(await bench.hit(*rules))[1] for _ in range(4)]
     assert [(verdict.wait, verdict.remaining) for verdict in seen[:3]] == [(0, 2), (0, 1), (0, 0)]
@@ -255,8 +255,8 @@ TOKEN = "bot:ratelimit:once:album"
 
 
 @per_algorithm
-async def test_reset_forgets_what_a_token_shares(bench: Bench, algorithm: str) -> None:
-    """After a reset a token is decided and charged again, once, however often that happens."""
+async def test_reset_deletes_shared_verdicts(bench: Bench, algorithm: str) -> None:
+    """After each reset a token is decided and charged again, once."""
     one, other = charge(f"2/minute{algorithm}"), charge("9/minute", "b")
     for _ in range(3):
         assert [(await bench.hit(one, other, once=TOKEN))[0].remaining for _ in range(2)] == [1, 1]
@@ -266,7 +266,7 @@ async def test_reset_forgets_what_a_token_shares(bench: Bench, algorithm: str) -
 
 
 async def test_a_shared_refusal_is_reset_too(bench: Bench) -> None:
-    """Who is forgiven is not refused by a verdict of before, nor if others were charged since."""
+    """After a reset, an older shared verdict refuses no hit, even if others were charged since."""
     one = charge("1/minute")
     await bench.hit(one)
     assert not await bench.allowed(one, once=TOKEN)
@@ -278,8 +278,8 @@ async def test_a_shared_refusal_is_reset_too(bench: Bench) -> None:
 
 
 @movable
-async def test_a_reset_lets_no_older_verdict_come_back(bench: Bench) -> None:
-    """The note of a reset outlives every verdict that it has to do with."""
+async def test_a_reset_outlives_older_verdicts(bench: Bench) -> None:
+    """The record of a reset lives longer than every verdict that it concerns."""
     one = charge("9/h")
     await bench.reset(one)
     for seconds, remaining in ((59.9, 8), (59.9, 8), (0.2, 7)):
@@ -293,22 +293,22 @@ async def test_a_reset_lets_no_older_verdict_come_back(bench: Bench) -> None:
 
 
 async def test_reset_leaves_nothing_for_long(bench: Bench) -> None:
-    """What notes a reset is gone with the last verdict that it could forget."""
+    """The record of a reset expires with the last verdict that it concerns."""
     await bench.hit(charge("1/h"), once=TOKEN)
     await bench.reset(charge("1/h"), charge("1/h", "b"))
     assert all(0 < ttl <= 60_000 for ttl in (await bench.ttls()).values())
 
 
-async def test_reset_tells_only_of_what_counted(bench: Bench) -> None:
-    """The refused attempt that a look would tell of has not happened."""
+async def test_reset_does_not_count_attempts(bench: Bench) -> None:
+    """The refused attempt that a peek would report does not exist."""
     ban = Charge("bot:ratelimit:ban:42", BAN.limit, penalty=BAN)
     await bench.hit(charge("1/minute"))
     assert await bench.reset(charge("1/minute"), ban) == 1
 
 
 @pytest.mark.parametrize("grows", [False, True])
-async def test_a_look_tells_of_the_ban_that_a_hit_would_bring_on(bench: Bench, grows: bool) -> None:
-    """Looking says what the next hit says, before, at and during a ban, and changes nothing."""
+async def test_a_peek_reports_the_ban_that_a_hit_would_cause(bench: Bench, grows: bool) -> None:
+    """A peek equals the next hit before, at and during a ban, and changes nothing."""
     terms = Penalty("2/minute", 300, grows=grows)
     rules = charge("1/minute"), Charge("bot:ratelimit:ban:42", terms.limit, penalty=terms)
     await bench.hit(*rules)
@@ -321,8 +321,8 @@ async def test_a_look_tells_of_the_ban_that_a_hit_would_bring_on(bench: Bench, g
             ]
 
 
-async def test_a_refusal_outlives_its_ban(bench: Bench) -> None:
-    """Hits that share a verdict that a ban refused are refused, also when the ban is over."""
+async def test_a_shared_refusal_outlives_its_ban(bench: Bench) -> None:
+    """Hits that share a verdict refused by a ban are refused, even after the ban."""
     terms = Penalty("1/50ms", 0.05)
     ban = Charge("bot:ratelimit:ban:42", terms.limit, penalty=terms)
     await bench.hit(charge("1/50ms"))
@@ -342,8 +342,8 @@ def block(seconds: float) -> Charge:
     return Charge("bot:ratelimit:out:blocked:42", imposed.limit, penalty=imposed)
 
 
-async def test_a_block_refuses_for_as_long_as_it_was_told_to(bench: Bench) -> None:
-    """A block that is imposed refuses at once, for exactly its time, and charges nobody."""
+async def test_a_block_refuses_for_exactly_its_time(bench: Bench) -> None:
+    """An imposed block refuses at once, for exactly its time, and charges nothing."""
     rules = charge("5/minute burst 5"), Charge(block(1).key, BLOCK.limit, penalty=BLOCK)
     assert (await bench.hit(*rules))[0].wait == 0
     await bench.hit(block(0.06))
@@ -355,8 +355,8 @@ async def test_a_block_refuses_for_as_long_as_it_was_told_to(bench: Bench) -> No
     assert [verdict.wait for verdict in await bench.hit(*rules)] == [0, 0]
 
 
-async def test_the_later_of_two_blocks_wins(bench: Bench) -> None:
-    """A shorter block does not cut a longer one short, a longer one takes over."""
+async def test_the_block_that_ends_last_wins(bench: Bench) -> None:
+    """A shorter block does not shorten a longer one; a longer one replaces it."""
     rule = Charge(block(1).key, BLOCK.limit, penalty=BLOCK)
     for seconds, left in ((20, 20), (5, 20), (90, 90), (1, 90)):
         await bench.hit(block(seconds))
@@ -364,7 +364,7 @@ async def test_the_later_of_two_blocks_wins(bench: Bench) -> None:
 
 
 async def test_refusals_do_not_make_a_block_longer(bench: Bench) -> None:
-    """However often it is asked meanwhile, a block ends when it ends; without one none begins."""
+    """A block ends on time, however many hits it refuses; refusals start no block."""
     rules = charge("1/minute"), Charge(block(1).key, BLOCK.limit, penalty=BLOCK)
     for _ in range(5):
         await bench.hit(*rules)

@@ -1,4 +1,4 @@
-"""Connection: in which batches requests leave, who gets which answer, and who gives up when."""
+"""Connection: batches, the order of answers, time-outs and reconnecting."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bot_ratelimit import RedisStorage, StorageError
 from bot_ratelimit.errors import NotConnectedError, QueueFullError
 from bot_ratelimit.storage import connection as connections
 from bot_ratelimit.storage.connection import Connection
-from bot_ratelimit.storage.request import AGAIN, Call, Redirect, Replies, Request
+from bot_ratelimit.storage.request import AGAIN, Call, ParsedReplies, Redirect, Request
 from tests.benches import TIMEOUT, charge
 
 
 class Wire:
-    """Both ends of a connection: what was written, and replies when the test sends them."""
+    """Both ends of a connection: records what is written, and the test sends replies."""
 
     host = "redis.test"
 
@@ -47,7 +47,7 @@ class Wire:
         self.is_closed = True
 
     async def reply(self, *replies: Any) -> None:
-        """The next replies; "ok" unless given."""
+        """Send the next replies; "ok" by default."""
         for reply in replies or ("ok",):
             self.replies.put_nowait(reply)
         await settled()
@@ -58,7 +58,7 @@ def _commands(packed: bytes) -> list[bytes]:
 
 
 class Server:
-    """An endpoint whose connections the test holds in its hands."""
+    """An endpoint whose connections the test controls."""
 
     name = where = "redis.test:6379"
 
@@ -81,7 +81,7 @@ class Server:
 
 
 class Words:
-    """A codec: items are words, each a command; the answer to each is the reply and the word."""
+    """A codec: items are words, each a command; the answer is the reply and the word."""
 
     def __init__(self, together: bool = True) -> None:
         self.together = together
@@ -93,15 +93,15 @@ class Words:
     def calls(self, requests: Sequence[Request[str]]) -> list[Call[str]]:
         return [Call(requests, [["+".join(each.item for each in requests).encode()]])]
 
-    def read(self, call: Call[str], replies: list[Any]) -> Replies:
+    def read(self, call: Call[str], replies: list[Any]) -> ParsedReplies:
         again = {each.item for each in call.requests} & self.again
         if again:
             self.again -= again
-            return Replies([AGAIN] * len(call.requests))
+            return ParsedReplies([AGAIN] * len(call.requests))
         (reply,) = replies
         if isinstance(reply, Exception):
-            return Replies([reply] * len(call.requests))
-        return Replies([f"{reply} {each.item}" for each in call.requests])
+            return ParsedReplies([reply] * len(call.requests))
+        return ParsedReplies([f"{reply} {each.item}" for each in call.requests])
 
 
 async def settled() -> None:
@@ -125,27 +125,27 @@ def ask(connection: Connection[str], *words: str, timeout: float = 5) -> list[as
     return [connection.submit(word, timeout) for word in words]
 
 
-async def opened(connection: Connection[str]) -> None:
+async def open_stream(connection: Connection[str]) -> None:
     connection.open()
     await settled()
 
 
-async def test_leaves_at_once_when_nothing_is_on_its_way(
+async def test_a_single_request_is_written_at_once(
     connection: Connection[str], server: Server
 ) -> None:
-    """A lone request is written before its caller waits, in no batch and by no task."""
-    await opened(connection)
+    """A single request is written before its caller waits, without a batch or a task."""
+    await open_stream(connection)
     (one,) = ask(connection, "a")
     assert server.wire.sent == [["a"]]
     await server.wire.reply()
     assert await one == "ok a"
 
 
-async def test_what_comes_meanwhile_leaves_together_in_order(
+async def test_requests_during_a_batch_share_the_next_one(
     connection: Connection[str], server: Server
 ) -> None:
-    """A few who ask while one is on its way share the next batch, first come first."""
-    await opened(connection)
+    """Requests made while one is in progress are sent together, in order."""
+    await open_stream(connection)
     tasks = ask(connection, "a", "d", "c", "b")
     await settled()
     assert server.wire.sent == [["a"]]
@@ -155,9 +155,11 @@ async def test_what_comes_meanwhile_leaves_together_in_order(
     assert await asyncio.gather(*tasks) == ["ok a", "yes d", "yes c", "yes b"]
 
 
-async def test_a_crowd_travels_in_halves(connection: Connection[str], server: Server) -> None:
-    """Two batches are on their way, so that one is decided while the other is dealt with here."""
-    await opened(connection)
+async def test_many_requests_are_sent_in_halves(
+    connection: Connection[str], server: Server
+) -> None:
+    """Two batches are in progress, so that one is decided while the other is handled here."""
+    await open_stream(connection)
     tasks = ask(connection, *(chr(97 + i) for i in range(21)))
     await settled()
     assert [len(batch[0].split("+")) for batch in server.wire.sent] == [1, 11]
@@ -169,19 +171,19 @@ async def test_a_crowd_travels_in_halves(connection: Connection[str], server: Se
 async def test_a_full_batch_never_waits(
     connection: Connection[str], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many are on their way, what is as heavy as a batch may be is sent."""
+    """A batch of maximum weight is sent, however many are in progress."""
     monkeypatch.setattr(connections, "MAX_WEIGHT", 3)
-    await opened(connection)
+    await open_stream(connection)
     ask(connection, "a", "b", "c", "d", "eeee", "f", "g", "h")
     assert server.wire.sent == [["a"], ["b+c+d"], ["eeee"], ["f+g+h"]]
 
 
-async def test_far_away_nobody_waits_for_somebody_elses_round_trip(
+async def test_requests_to_a_far_server_do_not_wait_for_a_round_trip(
     connection: Connection[str], server: Server
 ) -> None:
-    """What is asked while batches are on their way to a distant server follows in a millisecond."""
-    await opened(connection)
-    connection._distance = 0.12
+    """To a far server, requests are sent within a millisecond, beside those in progress."""
+    await open_stream(connection)
+    connection._round_trip = 0.12
     first = ask(connection, "a", "b")
     async with asyncio.timeout(1):
         while len(server.wire.sent) < 2:  # noqa: ASYNC110 - nothing tells of a write
@@ -195,11 +197,11 @@ async def test_far_away_nobody_waits_for_somebody_elses_round_trip(
     assert [await each for each in first] == ["ok a", "ok b"]
 
 
-async def test_those_who_give_up_before_it_leaves_are_not_sent(
+async def test_requests_cancelled_before_writing_are_not_sent(
     connection: Connection[str], server: Server
 ) -> None:
-    """A cancelled request that was not written is charged nothing."""
-    await opened(connection)
+    """A cancelled request that was not written charges nothing."""
+    await open_stream(connection)
     a, b, c = ask(connection, "a", "b", "c")
     b.cancel()
     await server.wire.reply("ok", "ok")
@@ -207,11 +209,11 @@ async def test_those_who_give_up_before_it_leaves_are_not_sent(
     assert [await a, await c] == ["ok a", "ok c"]
 
 
-async def test_those_who_give_up_on_the_way_keep_the_connection_in_step(
+async def test_requests_cancelled_in_progress_keep_the_connection_in_step(
     connection: Connection[str], server: Server
 ) -> None:
-    """The reply to a cancelled request reaches nobody else."""
-    await opened(connection)
+    """The reply to a cancelled request reaches no other caller."""
+    await open_stream(connection)
     a, b = ask(connection, "a", "b")
     a.cancel()
     await server.wire.reply("first", "second")
@@ -219,11 +221,11 @@ async def test_those_who_give_up_on_the_way_keep_the_connection_in_step(
     assert len(server.wires) == 1
 
 
-async def test_what_did_not_run_is_asked_again_before_the_others(server: Server) -> None:
-    """When the server says that nothing ran, the same requests go again, in their old order."""
+async def test_requests_that_did_not_run_are_sent_again_first(server: Server) -> None:
+    """If the server says that nothing ran, the requests are sent again in their order."""
     codec = Words()
     connection = Connection(server, codec)
-    await opened(connection)
+    await open_stream(connection)
     tasks = ask(connection, "a", "b", "c")
     codec.again = {"a"}
     await server.wire.reply("no script")
@@ -233,11 +235,11 @@ async def test_what_did_not_run_is_asked_again_before_the_others(server: Server)
     await connection.close()
 
 
-async def test_a_broken_connection_fails_what_was_sent_and_keeps_what_was_not(
+async def test_a_broken_connection_fails_only_written_requests(
     connection: Connection[str], server: Server
 ) -> None:
-    """Nobody knows what became of the first; the others travel on a new connection."""
-    await opened(connection)
+    """The outcome of written requests is unknown; the others use a new connection."""
+    await open_stream(connection)
     a, b = ask(connection, "a", "b")
     await server.wire.reply(ConnectionResetError("reset by peer"))
     with pytest.raises(StorageError, match=r"redis\.test:6379: reset by peer") as raised:
@@ -249,17 +251,17 @@ async def test_a_broken_connection_fails_what_was_sent_and_keeps_what_was_not(
     assert await b == "ok b"
 
 
-async def test_a_bug_in_reading_replies_is_told_to_those_it_concerns(server: Server) -> None:
-    """It keeps its name and its traceback, nobody waits for ever, and the connection goes on."""
+async def test_a_bug_in_the_codec_fails_only_its_requests(server: Server) -> None:
+    """The error keeps its name and traceback, no caller hangs, and the connection goes on."""
 
     class Buggy(Words):
-        def read(self, call: Call[str], replies: list[Any]) -> Replies:
+        def read(self, call: Call[str], replies: list[Any]) -> ParsedReplies:
             if call.requests[0].item == "a":
                 raise ZeroDivisionError("a bug")
             return super().read(call, replies)
 
     connection = Connection(server, Buggy())
-    await opened(connection)
+    await open_stream(connection)
     a, b = ask(connection, "a", "b")
     await server.wire.reply("ok", "ok")
     with pytest.raises(ZeroDivisionError, match="a bug"):
@@ -272,12 +274,12 @@ async def test_a_bug_in_reading_replies_is_told_to_those_it_concerns(server: Ser
 async def test_a_write_that_fails_is_a_broken_connection(
     connection: Connection[str], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What could not be written is told as such, and the next request goes by a new connection."""
+    """The request fails with an error, and the next one uses a new connection."""
 
     def broken(packed: bytes) -> None:
         raise RuntimeError("the handler is closed")
 
-    await opened(connection)
+    await open_stream(connection)
     monkeypatch.setattr(server.wire, "write", broken)
     (a,) = ask(connection, "a")
     with pytest.raises(StorageError, match="the handler is closed"):
@@ -288,10 +290,10 @@ async def test_a_write_that_fails_is_a_broken_connection(
     assert await b == "ok b"
 
 
-async def test_a_connecting_task_that_somebody_cancels_is_started_again(
+async def test_a_cancelled_connecting_task_is_restarted(
     connection: Connection[str], server: Server
 ) -> None:
-    """Programs that cancel all tasks and go on are limited again."""
+    """A program that cancels all tasks and continues still has limits."""
     server.opens.clear()
     (a,) = ask(connection, "a")
     await settled()
@@ -306,10 +308,10 @@ async def test_a_connecting_task_that_somebody_cancels_is_started_again(
 
 
 @pytest.mark.parametrize("outcome", ["opens", "fails"])
-async def test_connecting_that_cannot_be_cancelled_comes_to_nothing(
+async def test_no_connection_stays_open_after_close(
     connection: Connection[str], server: Server, outcome: str
 ) -> None:
-    """After close there is no connection, even if redis-py swallowed the cancellation."""
+    """After `close` there is no connection, even if redis-py swallowed the cancellation."""
     wire = Wire()
 
     async def connect() -> Any:
@@ -324,15 +326,15 @@ async def test_connecting_that_cannot_be_cancelled_comes_to_nothing(
     await settled()
     await connection.close()
     assert not connection.is_open
-    assert connection.trouble is None
+    assert connection.last_error is None
     assert wire.is_closed is (outcome == "opens")
 
 
-async def test_a_reply_that_nobody_asked_for_ends_the_connection(
+async def test_an_unexpected_reply_ends_the_connection(
     connection: Connection[str], server: Server
 ) -> None:
     """A connection that is out of step is never used again."""
-    await opened(connection)
+    await open_stream(connection)
     await server.wire.reply("?")
     (a,) = ask(connection, "a")
     await settled()
@@ -354,10 +356,10 @@ async def test_requests_wait_for_the_first_connection(
     assert await asyncio.gather(*tasks) == ["ok a", "ok b"]
 
 
-async def test_nobody_waits_for_a_server_that_refuses(
+async def test_requests_fail_at_once_after_a_failed_connect(
     connection: Connection[str], server: Server
 ) -> None:
-    """Once connecting has failed, requests are refused at once with the reason, until it works."""
+    """After a failed attempt, requests fail at once with its reason, until one succeeds."""
     server.refuses = OSError("Connection refused")
     (a,) = ask(connection, "a")
     with pytest.raises(NotConnectedError, match=r"redis\.test:6379: Connection refused"):
@@ -373,10 +375,10 @@ async def test_nobody_waits_for_a_server_that_refuses(
     assert await c == "ok c"
 
 
-async def test_connecting_holds_nobody_up_for_longer_than_the_timeout(
+async def test_connecting_delays_no_request_beyond_its_timeout(
     connection: Connection[str], server: Server
 ) -> None:
-    """The first who ask wait for their time-out; those who come later are told at once."""
+    """The first requests wait for their time-out; later ones fail at once."""
     server.opens.clear()
     (a,) = ask(connection, "a", timeout=0.02)
     with pytest.raises(
@@ -387,11 +389,11 @@ async def test_connecting_holds_nobody_up_for_longer_than_the_timeout(
         connection.submit("b", 0.02)
 
 
-async def test_a_silent_server_is_given_up_in_time(
+async def test_each_request_has_its_own_timeout(
     connection: Connection[str], server: Server
 ) -> None:
-    """Each request waits for its own time-out, and a late answer keeps the connection in step."""
-    await opened(connection)
+    """A late answer is discarded and keeps the connection in step."""
+    await open_stream(connection)
     (a,) = ask(connection, "a", timeout=0.02)
     (b,) = ask(connection, "b", timeout=5)
     with pytest.raises(StorageError, match=r"no answer from redis\.test:6379 within 0\.02 s"):
@@ -401,11 +403,11 @@ async def test_a_silent_server_is_given_up_in_time(
     assert len(server.wires) == 1
 
 
-async def test_a_late_answer_says_how_slow_the_server_is(
+async def test_a_late_answer_is_logged_with_its_latency(
     connection: Connection[str], server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log tells, once, that the server is alive and what to set; so do the errors from then."""
-    await opened(connection)
+    """The log says once that the server is alive and which time-out to set."""
+    await open_stream(connection)
     for _ in range(3):
         (a,) = ask(connection, "a", timeout=0.02)
         with pytest.raises(StorageError) as raised:
@@ -419,9 +421,9 @@ async def test_a_late_answer_says_how_slow_the_server_is(
 async def test_a_connection_without_an_answer_is_replaced(
     connection: Connection[str], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A way that swallows everything is left, since a new one may lead somewhere."""
+    """A connection without any reply is replaced, since a new one may work."""
     monkeypatch.setattr(connections, "SILENCE", 0.05)
-    await opened(connection)
+    await open_stream(connection)
     (a,) = ask(connection, "a", timeout=0.02)
     with pytest.raises(StorageError):
         await a
@@ -434,9 +436,9 @@ async def test_a_connection_without_an_answer_is_replaced(
 async def test_a_long_timeout_is_waited_for(
     connection: Connection[str], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who gives a server longer than a silent connection is kept gets the answer all the same."""
+    """A time-out longer than the limit for silent connections is respected."""
     monkeypatch.setattr(connections, "SILENCE", 0.02)
-    await opened(connection)
+    await open_stream(connection)
     (a,) = ask(connection, "a", timeout=5)
     await asyncio.sleep(0.1)
     await server.wire.reply("late")
@@ -445,21 +447,21 @@ async def test_a_long_timeout_is_waited_for(
 
 
 @pytest.mark.parametrize("took", [0.27, 0.9, 1.07, 1.19, 12.0])
-async def test_the_timeout_that_is_advised_would_do(
+async def test_the_advised_timeout_is_long_enough(
     connection: Connection[str], took: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log advises a time-out that is longer than the answer took."""
-    await opened(connection)
+    await open_stream(connection)
     (request,) = [Request("a", 1, 0.25, asyncio.get_running_loop().create_future())]
     connection._measure(Call([request], []), took)
     (advised,) = re.findall(r"raise it to ([\d.]+) or more", caplog.text)
     assert took < float(advised) < 1.5 * took
 
 
-async def test_an_outage_of_long_ago_is_not_remembered(
+async def test_an_old_outage_is_forgotten(
     connection: Connection[str], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When attempts have stopped because nobody asked, the next one waits for a new attempt."""
+    """If attempts stopped for lack of requests, the next request waits for a new attempt."""
     monkeypatch.setattr(connections, "IDLE", 0.0)
     server.refuses = OSError("Connection refused")
     (a,) = ask(connection, "a")
@@ -474,8 +476,8 @@ async def test_an_outage_of_long_ago_is_not_remembered(
 
 
 async def test_draining_waits_for_answers(connection: Connection[str], server: Server) -> None:
-    """A connection that is not needed any more is closed when the last answer is there."""
-    await opened(connection)
+    """A connection that is drained is closed after the last answer."""
+    await open_stream(connection)
     (a,) = ask(connection, "a")
     draining = asyncio.create_task(connection.drain())
     await asyncio.sleep(0.05)
@@ -487,20 +489,18 @@ async def test_draining_waits_for_answers(connection: Connection[str], server: S
 
 
 @pytest.mark.parametrize("host", ["", "?", "other.test"])
-async def test_a_redirect_names_a_host_and_takes_no_time_of_its_own(
-    server: Server, host: str
-) -> None:
-    """A redirect without a host means the one that was asked; the time-out goes on running."""
+async def test_a_redirect_keeps_host_and_timeout(server: Server, host: str) -> None:
+    """A redirect without a host means the same host, and the time-out continues."""
 
     class Redirecting(Words):
-        def read(self, call: Call[str], replies: list[Any]) -> Replies:
-            return Replies([Redirect((host, 7001), asking=False)] * len(call.requests))
+        def read(self, call: Call[str], replies: list[Any]) -> ParsedReplies:
+            return ParsedReplies([Redirect((host, 7001), asking=False)] * len(call.requests))
 
     found: list[tuple[Request[str], Redirect]] = []
     connection = Connection(
         server, Redirecting(), redirect=lambda request, to: found.append((request, to))
     )
-    await opened(connection)
+    await open_stream(connection)
     ask(connection, "a", timeout=5)
     await asyncio.sleep(0.05)
     await server.wire.reply()
@@ -513,21 +513,21 @@ async def test_a_redirect_names_a_host_and_takes_no_time_of_its_own(
 async def test_the_queue_is_bounded(
     connection: Connection[str], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One more than may wait is refused with an error of its own, and harms nobody who waits."""
+    """A request above the bound fails with its own error and affects no other."""
     monkeypatch.setattr(connections, "MAX_WAITING", 2)
-    await opened(connection)
+    await open_stream(connection)
     waiting = ask(connection, "a", "b")
-    with pytest.raises(QueueFullError, match=r"2 requests are waiting for redis\.test:6379"):
+    with pytest.raises(QueueFullError, match=r"2 requests already wait for redis\.test:6379"):
         connection.submit("c", 5)
     await server.wire.reply("ok", "ok")
     assert await asyncio.gather(*waiting) == ["ok a", "ok b"]
 
 
-async def test_close_answers_those_who_wait_and_is_no_end(
+async def test_close_fails_waiting_requests_and_allows_new_ones(
     connection: Connection[str], server: Server
 ) -> None:
-    """After close nobody waits for a deadline; the next request opens a new connection."""
-    await opened(connection)
+    """After `close` no caller waits, and the next request opens a new connection."""
+    await open_stream(connection)
     tasks = ask(connection, "a", "b")
     await connection.close()
     for task in tasks:
@@ -540,17 +540,17 @@ async def test_close_answers_those_who_wait_and_is_no_end(
     assert await c == "ok c"
 
 
-def test_works_in_one_event_loop_after_another() -> None:
-    """What an earlier asyncio.run() left on its way holds up nothing in the next."""
+def test_several_event_loops_one_after_another() -> None:
+    """Requests left over from an earlier asyncio.run() do not affect the next."""
 
     async def leave(connection: Connection[str]) -> None:
-        await opened(connection)
+        await open_stream(connection)
         ask(connection, "a", "b")
 
     async def work(connection: Connection[str], server: Server) -> str:
         server.opens = asyncio.Event()
         server.opens.set()
-        await opened(connection)
+        await open_stream(connection)
         (c,) = ask(connection, "c")
         await settled()
         await server.wire.reply()
@@ -565,13 +565,13 @@ def test_works_in_one_event_loop_after_another() -> None:
     assert asyncio.run(work(connection, server)) == "ok c"
 
 
-async def test_callers_keep_their_context_to_themselves(server: Server) -> None:
-    """What a caller has in context variables is not seen by the work for other callers."""
+async def test_context_variables_of_callers_do_not_leak(server: Server) -> None:
+    """Work for other callers does not see a caller's context variables."""
     caller: ContextVar[str] = ContextVar("caller", default="nobody")
     seen: list[str] = []
 
     class Spying(Words):
-        def read(self, call: Call[str], replies: list[Any]) -> Replies:
+        def read(self, call: Call[str], replies: list[Any]) -> ParsedReplies:
             seen.append(caller.get())
             return super().read(call, replies)
 
@@ -588,7 +588,7 @@ async def test_callers_keep_their_context_to_themselves(server: Server) -> None:
 async def test_a_storage_that_is_dropped_closes_its_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nothing is left running, and nothing is complained of, when nobody called `close`."""
+    """Without `close`, nothing keeps running and nothing is logged."""
     before = asyncio.all_tasks()
     async with FakeAsyncRedis(server=FakeServer()) as client:
         storage = RedisStorage(client)

@@ -1,4 +1,4 @@
-"""What is used of redis-py although it is not public is still there, in the version installed."""
+"""The private attributes of redis-py that we use still exist in the installed version."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def check(has: object, what: str, why: str) -> None:
     assert has, GONE.format(what, why)
 
 
-async def test_what_is_used_of_a_connection(redis_server: Server) -> None:
-    """An open connection has a reader, a writer and a parser, and can be opened by the pool."""
+async def test_attributes_of_a_connection(redis_server: Server) -> None:
+    """An open connection has a reader, a writer and a parser; the pool can make one."""
     async with aioredis.Redis(port=redis_server.port) as client:
         pool: Any = client.connection_pool
         check(hasattr(pool, "make_connection"), "ConnectionPool.make_connection", "to connect")
@@ -54,8 +54,8 @@ async def test_what_is_used_of_a_connection(redis_server: Server) -> None:
         await connection.disconnect()
 
 
-def test_what_is_used_of_sentinel() -> None:
-    """A Sentinel pool tells its service and its sentinels."""
+def test_attributes_of_a_sentinel_pool() -> None:
+    """A Sentinel pool has its service and its sentinels."""
     pool: Any = Sentinel([("127.0.0.1", 1)]).master_for("shop").connection_pool
     assert isinstance(pool, SentinelConnectionPool)
     for name in ("is_master", "service_name", "sentinel_manager"):
@@ -66,8 +66,8 @@ def test_what_is_used_of_sentinel() -> None:
     check(hasattr(connection, "connect_to"), "SentinelManagedConnection.connect_to", "to connect")
 
 
-def test_what_is_used_of_a_cluster() -> None:
-    """A cluster's client tells its nodes, and how it connects to them."""
+def test_attributes_of_a_cluster() -> None:
+    """A cluster client has its nodes and their connection options."""
     client: Any = RedisCluster(host="127.0.0.1", port=1)
     check(hasattr(client, "get_connection_kwargs"), "RedisCluster.get_connection_kwargs", "options")
     for name in ("startup_nodes", "nodes_cache", "remap_host_port"):
@@ -80,13 +80,13 @@ def test_what_is_used_of_a_cluster() -> None:
 
 
 def test_replies_are_read_by_the_parser() -> None:
-    """A connection's own `read_response` is passed by only where it is redis-py's."""
+    """The `read_response` of a connection is bypassed only if it is redis-py's own."""
     for owner in (AbstractConnection, SentinelManagedConnection):
         check("read_response" in vars(owner), f"{owner.__name__}.read_response", "to tell fakes")
 
 
-def test_what_is_not_public_stands_in_one_file() -> None:
-    """No other module of the package uses an attribute of redis-py that is not public."""
+def test_private_attributes_are_used_in_one_file() -> None:
+    """No other module uses a private attribute of redis-py."""
     package = Path(bot_ratelimit.__file__).parent
     for path in package.rglob("*.py"):
         if path.name == "driver.py":
@@ -100,7 +100,7 @@ def test_what_is_not_public_stands_in_one_file() -> None:
 
 
 @pytest.mark.parametrize("name", driver.PRIVATE)
-def test_each_is_named(name: str) -> None:
-    """The list in driver.py is what the file uses, and nothing else."""
+def test_the_list_of_private_attributes_is_complete(name: str) -> None:
+    """The list in driver.py equals what the file uses."""
     source = inspect.getsource(driver)
     assert f"connection.{name}" in source

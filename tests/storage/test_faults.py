@@ -1,4 +1,4 @@
-"""What a server may say instead of a decision: an outage passes, a fault has to be mended."""
+"""Errors of a server: an outage passes, a fault must be fixed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def hit(storage: RedisStorage, *charges: Charge) -> bool:
 async def user(
     server: Server, admin: aioredis.Redis, *permissions: str
 ) -> AsyncIterator[aioredis.Redis]:
-    """A client of a Redis user who may do this and nothing else."""
+    """A client of a Redis user with these permissions only."""
     await admin.execute_command("ACL", "SETUSER", "worker", "reset", "on", ">pw", *permissions)
     async with aioredis.Redis(port=server.port, username="worker", password="pw") as client:
         yield client
@@ -81,7 +81,7 @@ CASES = [
     (outage, algorithm)
     for outage in OUTAGES
     for algorithm in ("", " sliding", " bucket")
-    # A script that has begun to write, as this one by forgetting old hits, goes on without memory.
+    # A script that has already written, here by deleting old hits, continues without memory.
     if (outage, algorithm) != ("OOM", " sliding")
 ]
 
@@ -91,7 +91,7 @@ CASES = [
 async def test_an_outage_passes(
     own_server: Server, outage: str, algorithm: str, loaded: bool
 ) -> None:
-    """A server that cannot serve now is named, with its reason; afterwards all is as before."""
+    """A server that cannot serve now is named with the reason; later everything works again."""
     begin, end = OUTAGES[outage]
     one = charge(f"9/minute{algorithm}")
     async with (
@@ -113,7 +113,7 @@ async def test_an_outage_passes(
 
 
 async def test_a_wrong_password_is_an_outage_that_names_the_setting(own_server: Server) -> None:
-    """Without the right password nothing is decided; the text says where to look, and no secret."""
+    """Nothing is decided; the error says where the password is set, and shows no secret."""
     async with aioredis.Redis(port=own_server.port) as admin:
         await admin.config_set("requirepass", "right")
         for wrong in ("wr0ng", None):
@@ -125,7 +125,7 @@ async def test_a_wrong_password_is_an_outage_that_names_the_setting(own_server: 
             assert await hit(RedisStorage(client), ONE)
 
 
-async def test_nobody_there() -> None:
+async def test_a_refused_connection_is_an_outage() -> None:
     """A refused connection is a StorageError that says so."""
     async with aioredis.Redis(port=free_port(), retry=NEVER) as client:
         with pytest.raises(StorageError, match="Connection refused") as raised:
@@ -145,10 +145,10 @@ async def test_nobody_there() -> None:
         ("~*", "+@all", "-pttl"),
     ],
 )
-async def test_a_missing_permission_is_a_fault_to_be_mended(
+async def test_a_missing_permission_is_a_fault_with_its_fix(
     redis_server: Server, client: aioredis.Redis, permissions: tuple[str, ...]
 ) -> None:
-    """A user who may not touch the keys, or lacks a command, is told where, and how to get it."""
+    """The error names the missing permission and how to grant it."""
     async with user(redis_server, client, *permissions) as worker:
         storage = RedisStorage(worker)
         for _ in range(2):
@@ -159,10 +159,10 @@ async def test_a_missing_permission_is_a_fault_to_be_mended(
         assert await hit(storage, ONE)
 
 
-async def test_the_permissions_that_the_error_asks_for_are_enough(
+async def test_the_advised_permissions_are_enough(
     redis_server: Server, client: aioredis.Redis
 ) -> None:
-    """A user given what the text says, and nothing else, has every algorithm."""
+    """With exactly the advised permissions, every algorithm works."""
     async with user(redis_server, client, "~other:*", "+@all") as worker:
         with pytest.raises(ConfigError) as told:
             await hit(RedisStorage(worker), ONE)
@@ -190,16 +190,16 @@ URL = "redis://:s3cret@localhost/0"
     ],
     ids=["sync", "url", "object", "none", "pool", "class"],
 )
-def test_what_is_no_client_is_refused(given: Any, told: str) -> None:
-    """Something else than an asynchronous client is named, with what to pass, and no secret."""
+def test_a_wrong_client_is_an_error(given: Any, told: str) -> None:
+    """Anything but an asynchronous client is named with the fix, and without secrets."""
     with pytest.raises(ConfigError, match=told) as raised:
         RedisStorage(given)
     assert "s3cret" not in str(raised.value)
     assert "redis.asyncio.Redis" in str(raised.value)
 
 
-async def test_close_is_no_end(client: aioredis.Redis) -> None:
-    """The client that was given stays open, and a dispatcher that starts again is limited again."""
+async def test_a_closed_storage_can_be_used_again(client: aioredis.Redis) -> None:
+    """The given client stays open, and a restarted dispatcher has limits again."""
     storage = RedisStorage(client)
     await hit(storage, ONE)
     await storage.close()

@@ -1,4 +1,4 @@
-"""MemoryStorage when it is full: who is forgotten first, and what the log says."""
+"""A full MemoryStorage: what is forgotten first, and what the log says."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def strangers(memory: MemoryStorage, count: int = 10 * SIZE) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
-def test_strangers_do_not_free_a_refused_user(memory: MemoryStorage, algorithm: str) -> None:
-    """Ten times more new users than fit, and who waits still waits."""
+def test_new_users_do_not_evict_a_refused_user(memory: MemoryStorage, algorithm: str) -> None:
+    """With ten times more new users than fit, a refused user stays refused."""
     one = charge(f"1/h{algorithm}")
     assert [hit(memory, one), hit(memory, one)] == [True, False]
     strangers(memory)
     assert not hit(memory, one)
 
 
-async def test_strangers_lift_no_ban(clock: Clock) -> None:
-    """A ban outlasts any number of new users, though the banned user is silent meanwhile."""
+async def test_new_users_do_not_evict_a_ban(clock: Clock) -> None:
+    """A ban survives any number of new users, even if the banned user sends nothing."""
     limiter = Limiter(MemoryStorage(SIZE, clock=clock))
     rules = [Rule("1/s"), Penalty("1/minute", "1h")]
     await limiter.hit(rules, Subject(42))
@@ -55,8 +55,8 @@ async def test_strangers_lift_no_ban(clock: Clock) -> None:
     assert (await limiter.hit(rules, Subject(42))).banned
 
 
-def test_a_shadow_rule_is_no_reason_to_keep_a_count(memory: MemoryStorage) -> None:
-    """Nobody waits for a rule that refuses nobody."""
+def test_shadow_counts_are_not_kept_longer(memory: MemoryStorage) -> None:
+    """A shadow rule refuses nobody, so its counts are evicted like normal ones."""
     trial = charge("1/h", shadow=True)
     for _ in range(2):
         hit(memory, trial)
@@ -66,7 +66,7 @@ def test_a_shadow_rule_is_no_reason_to_keep_a_count(memory: MemoryStorage) -> No
 
 @pytest.mark.parametrize("refused", [False, True])
 def test_never_more_than_the_bound(memory: MemoryStorage, clock: Clock, refused: bool) -> None:
-    """Whatever the users do and however long their limits are, no more keys are kept."""
+    """Whatever users do and however long limits are, the number of keys is bounded."""
     for i, limit in enumerate(["1/s", "1/minute", "1/h", "1/d", "1/30d"] * SIZE):
         for _ in range(1 + refused):
             hit(memory, charge(limit, f"{i}"))
@@ -74,8 +74,8 @@ def test_never_more_than_the_bound(memory: MemoryStorage, clock: Clock, refused:
         assert len(memory._states) <= SIZE
 
 
-def test_those_who_wait_make_room_for_those_who_wait(memory: MemoryStorage) -> None:
-    """When everybody is refused, the one who was silent longest is forgotten."""
+def test_among_refused_users_the_oldest_is_evicted(memory: MemoryStorage) -> None:
+    """If all users are refused, the one that was silent longest is forgotten."""
     users = [charge("1/h", f"{i}") for i in range(SIZE + 1)]
     for one in users:
         for _ in range(2):
@@ -83,10 +83,10 @@ def test_those_who_wait_make_room_for_those_who_wait(memory: MemoryStorage) -> N
     assert [hit(memory, users[0]), hit(memory, users[-1])] == [True, False]
 
 
-def test_waits_that_are_over_take_no_room(
+def test_ended_waits_are_evicted_first(
     memory: MemoryStorage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A refused user whose wait is over is forgotten before anybody whose count holds."""
+    """A refused user whose wait is over is forgotten before counts that still hold."""
     for i in range(SIZE // 2):
         for _ in range(2):
             hit(memory, charge("1/s", f"{i}"))
@@ -99,7 +99,7 @@ def test_waits_that_are_over_take_no_room(
 def test_the_log_says_that_counts_are_forgotten(
     memory: MemoryStorage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once a minute, with the setting; counts that are over may go without a word."""
+    """Once a minute, with the setting to raise; ended counts are dropped silently."""
     with caplog.at_level(logging.WARNING, "bot_ratelimit"):
         for i in range(3 * SIZE):
             hit(memory, charge("1/s", f"short:{i}"))
@@ -116,7 +116,7 @@ def test_the_log_says_that_counts_are_forgotten(
         assert part in caplog.messages[0]
 
 
-def test_a_longer_limit_stalls_nothing(clock: Clock) -> None:
+def test_a_longer_limit_copies_no_counts(clock: Clock) -> None:
     """However many counts there are, the first hit of a longer limit is as fast as any."""
     memory = MemoryStorage(100_000, clock=clock)
     for i in range(50_000):
@@ -131,7 +131,7 @@ def test_a_longer_limit_stalls_nothing(clock: Clock) -> None:
 
 
 def test_a_limit_that_became_longer_keeps_its_count(memory: MemoryStorage, clock: Clock) -> None:
-    """A count goes on under the longer period, and is forgotten when that is over."""
+    """A count continues under a longer period and expires with it."""
     for limit in ("5/s sliding", "5/30d sliding"):
         hit(memory, charge(limit))
     assert memory.decide([charge("5/30d sliding")])[0].remaining == 2
@@ -139,10 +139,10 @@ def test_a_limit_that_became_longer_keeps_its_count(memory: MemoryStorage, clock
     assert memory.decide([charge("5/30d sliding")])[0].remaining == 1
 
 
-async def test_refused_strangers_lift_no_ban(
+async def test_refused_users_do_not_evict_a_ban(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A ban is forgotten after everybody who is only refused, and the log says who was."""
+    """A ban is evicted after all counts of refused users, and the log says so."""
     limiter = Limiter(MemoryStorage(SIZE, clock=clock))
     rules = [Rule("1/h"), Penalty("2/minute", "1h")]
     for _ in range(3):

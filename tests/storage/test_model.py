@@ -1,4 +1,4 @@
-"""One semantics: a plain model, memory and Redis make equal Decisions of equal histories."""
+"""One semantics: a plain model, memory and Redis decide equally about equal histories."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def quiet() -> Iterator[None]:
 
 
 class Scale(NamedTuple):
-    """How long things take in a history."""
+    """The time scale of a history."""
 
     tick: int
     """Microseconds that all times are multiples of."""
@@ -134,7 +134,7 @@ def histories(draw: st.DrawFn, scale: Scale) -> History:
 
 @st.composite
 def versions(draw: st.DrawFn, name: str, scale: Scale) -> list[Rule]:
-    """A rule, and what becomes of it: another amount, period, algorithm, burst or cost."""
+    """A rule and its changes: another amount, period, algorithm, burst or cost."""
     shadow = draw(st.sampled_from([False, False, True]))
     first = draw(limits(scale))
     changed = [first]
@@ -170,7 +170,7 @@ def penalties(draw: st.DrawFn, scale: Scale) -> Rule:
 
 
 class Player:
-    """Plays histories to the model and to limiters, and counts what happened in them."""
+    """Plays histories on the model and on limiters, and counts the events."""
 
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
@@ -249,7 +249,7 @@ class Player:
         self.seen.update(happened)
 
     def check(self) -> None:
-        """A history in which nothing happens proves nothing."""
+        """Fail if the histories were too uneventful to prove anything."""
         shares = {what: self.seen[what] / self.seen["history"] for what in self.seen}
         for what in (
             "refused",
@@ -274,7 +274,7 @@ def charge_of(rule: Rule, user: int) -> Charge:
 
 
 def about_equal(found: Decision, expected: Decision) -> None:
-    """On a server that needs its time, half a second at most for a whole history."""
+    """Equal, with half a second of tolerance per history on a real server."""
     assert 0 <= expected.retry_after - found.retry_after < 0.5
     assert 0 <= expected.reset_after - found.reset_after < 0.5
     found = found._replace(source="memory", retry_after=0.0, reset_after=0.0)
@@ -283,7 +283,7 @@ def about_equal(found: Decision, expected: Decision) -> None:
 
 @pytest.mark.parametrize("scale", [MILLISECONDS, MICROSECONDS], ids=["ms", "us"])
 def test_model_memory_and_redis_agree(scale: Scale) -> None:
-    """Whatever happens, in whatever order and under whatever limits, all three decide the same."""
+    """For any events in any order under any limits, all three decide the same."""
     player = Player()
 
     async def play(history: History) -> None:
@@ -314,7 +314,7 @@ def test_model_memory_and_redis_agree(scale: Scale) -> None:
 
 
 def test_model_and_a_real_server_agree(redis_server: Server) -> None:
-    """A real Redis, whose keys are made older instead of its clock, decides as the model does."""
+    """A real Redis decides like the model; its keys are aged instead of moving its clock."""
     player = Player()
 
     async def play(history: History) -> None:
@@ -349,7 +349,7 @@ async def emptied(server: Server) -> AsyncIterator[aioredis.Redis]:
 
 
 async def age(client: aioredis.Redis, us: int) -> None:
-    """Let time pass for all keys: what they hold and when they end moves into the past."""
+    """Let time pass for all keys by moving their contents and TTLs into the past."""
     if not us:
         return
     # The list of bans is no part of any decision.

@@ -1,4 +1,4 @@
-"""Pools that are small, shared, busy or exhausted, and queues that are full: none is an outage."""
+"""Small, shared, busy or exhausted pools and full queues are not an outage."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ async def test_a_small_pool_never_opens_the_limiter(
     size: int,
     exhausted: bool,
 ) -> None:
-    """However few connections the bot's own client may have, and whoever has them, all is decided
-    by Redis."""
+    """Redis decides everything, however few connections the bot's own client has."""
     pool = make(redis_server, size)
     async with aioredis.Redis.from_pool(pool) as shared, AsyncExitStack() as stack:
         limiter = Limiter(RedisStorage(shared))
@@ -57,11 +56,10 @@ async def test_a_small_pool_never_opens_the_limiter(
 
 
 @pytest.mark.parametrize("at_once", [12_000, MAX_WAITING + 2_000])
-async def test_a_flood_is_decided_or_told(
+async def test_a_flood_is_decided_or_rejected(
     client: aioredis.Redis, at_once: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """12,000 at once are exact; what is too much for the queue is told once, and is no outage: the
-    circuit stays closed and the next hit is decided by Redis."""
+    """12,000 hits at once are exact; the excess is logged once and opens no circuit."""
     limiter = Limiter(RedisStorage(client))
     await limiter.hit("3/m", Subject(user=0))
     found = await asyncio.gather(*(limiter.hit("3/m", Subject(user=7)) for _ in range(at_once)))

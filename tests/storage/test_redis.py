@@ -1,4 +1,4 @@
-"""RedisStorage on a real server: what goes over the wire, on which clients, to which keys."""
+"""RedisStorage on a real server: its commands, its clients, its keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def hit(storage: RedisStorage, *charges: Charge, once: str | None = None) 
 
 @asynccontextmanager
 async def on_the_wire(server: Server) -> AsyncIterator[list[str]]:
-    """The commands that clients send meanwhile, without those that open a connection."""
+    """The commands that clients send, except those that open a connection."""
     commands: list[str] = []
     async with aioredis.Redis(port=server.port) as client, client.monitor() as monitor:
         yield commands
@@ -48,7 +48,7 @@ async def on_the_wire(server: Server) -> AsyncIterator[list[str]]:
 async def test_a_decision_is_one_command(
     redis_server: Server, client: aioredis.Redis, limits: tuple[str, ...], once: str | None
 ) -> None:
-    """One round trip decides, however many rules there are, and another one looks."""
+    """One command decides, however many rules there are; another one peeks."""
     storage = RedisStorage(client)
     rules = [charge(limit, f"{i}:42") for i, limit in enumerate(limits)]
     await hit(storage, *rules)
@@ -59,10 +59,10 @@ async def test_a_decision_is_one_command(
 
 
 @pytest.mark.parametrize(("algorithm", "most"), [("", 4), (" sliding", 6), (" bucket", 6)])
-async def test_a_crowd_travels_together(
+async def test_simultaneous_decisions_share_commands(
     redis_server: Server, client: aioredis.Redis, algorithm: str, most: int
 ) -> None:
-    """A hundred decisions at once are a few commands on one connection."""
+    """A hundred simultaneous decisions are a few commands on one connection."""
     users = [charge(f"1/minute{algorithm}", f"{user % 50}") for user in range(100)]
     async with aioredis.Redis(port=redis_server.port) as own:
         storage = RedisStorage(own)
@@ -75,7 +75,7 @@ async def test_a_crowd_travels_together(
 
 
 async def test_a_flushed_script_is_loaded_again(client: aioredis.Redis) -> None:
-    """When the server no longer knows the script it gets it, and the hit is charged once."""
+    """A server that lost the script gets it again, and the hit is charged once."""
     storage = RedisStorage(client)
     await hit(storage, charge("9/minute"))
     await client.script_flush()
@@ -85,7 +85,7 @@ async def test_a_flushed_script_is_loaded_again(client: aioredis.Redis) -> None:
     assert [verdict.remaining for (verdict,) in verdicts] == [6, 5, 4, 3, 2]
 
 
-async def test_a_server_that_started_anew_needs_no_help(own_server: Server) -> None:
+async def test_a_restarted_server_gets_the_script_again(own_server: Server) -> None:
     """After a restart the script is loaded again, and the first hit is charged once."""
     async with aioredis.Redis(port=own_server.port) as client:
         storage = RedisStorage(client)
@@ -101,15 +101,12 @@ async def test_a_server_that_started_anew_needs_no_help(own_server: Server) -> N
 async def test_a_connection_closed_while_idle_costs_no_decision(
     redis_server: Server, client: aioredis.Redis, protocol: int
 ) -> None:
-    """A server or proxy may close what was idle for long; nothing was sent, so it is safe to retry.
-
-    redis-py 8 hands out such a connection as if it were good when it speaks RESP3, its default.
-    """
+    """A server may close an idle connection; nothing was sent, so a retry is safe."""
     async with aioredis.Redis(port=redis_server.port, protocol=protocol) as idle:
         storage = RedisStorage(idle)
         await hit(storage, charge("9/minute"))
         await client.client_kill_filter(_type="normal", skipme=True)
-        await asyncio.sleep(0.01)  # the event loop hears of it
+        await asyncio.sleep(0.01)  # so that the event loop notices it
         assert (await hit(storage, charge("9/minute")))[0].remaining == 7
 
 
@@ -139,8 +136,8 @@ CLIENTS: dict[str, Callable[[Server, Path], aioredis.Redis]] = {
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
-async def test_takes_a_client_as_it_comes(own_server: Server, tmp_path: Path, kind: str) -> None:
-    """Whatever client a bot has already, decisions and errors on it read the same."""
+async def test_every_kind_of_client_works(own_server: Server, tmp_path: Path, kind: str) -> None:
+    """Decisions and errors are the same with every kind of client."""
     async with CLIENTS[kind](own_server, tmp_path) as client:
         storage = RedisStorage(client)
         rules = charge("3/minute"), charge("9/minute sliding", "b")
@@ -154,7 +151,7 @@ async def test_takes_a_client_as_it_comes(own_server: Server, tmp_path: Path, ki
 
 
 async def test_a_clients_own_retries_are_not_used(own_server: Server) -> None:
-    """A hit whose answer did not come in the client's time is charged at most once."""
+    """A hit whose answer did not arrive in time is charged at most once."""
     retrying = aioredis.Redis(
         port=own_server.port, socket_timeout=0.05, retry=Retry(NoBackoff(), 3)
     )
@@ -172,10 +169,10 @@ async def test_a_clients_own_retries_are_not_used(own_server: Server) -> None:
 
 
 @pytest.mark.parametrize("kept_for", [None, 3_600])
-async def test_a_key_that_would_stay_gets_its_ttl(
+async def test_a_counter_without_a_ttl_gets_one(
     client: aioredis.Redis, kept_for: int | None
 ) -> None:
-    """A counter without a TTL, or with one longer than its window, counts on and then ends."""
+    """A counter without a TTL, or with one longer than its window, is repaired."""
     await client.set(KEY, 3, ex=kept_for)
     storage = RedisStorage(client)
     for seen in (4, 5, 6):
@@ -186,8 +183,8 @@ async def test_a_key_that_would_stay_gets_its_ttl(
 
 
 @pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
-async def test_a_ttl_that_was_taken_away_comes_back(client: aioredis.Redis, algorithm: str) -> None:
-    """Whatever happened to a key's TTL, the next hit that is charged gives it one."""
+async def test_a_removed_ttl_is_restored(client: aioredis.Redis, algorithm: str) -> None:
+    """The next charged hit restores the TTL of its key."""
     storage = RedisStorage(client)
     await hit(storage, charge(f"2/minute{algorithm}"))
     await client.persist(KEY)
@@ -204,10 +201,8 @@ INTRUDERS: dict[str, Callable[[aioredis.Redis], Any]] = {
 
 
 @pytest.mark.parametrize("intruder", INTRUDERS)
-async def test_something_else_under_the_key_harms_no_neighbour(
-    client: aioredis.Redis, intruder: str
-) -> None:
-    """One hit of a batch meets a foreign value and says so; the others are decided."""
+async def test_foreign_data_affects_only_its_hit(client: aioredis.Redis, intruder: str) -> None:
+    """One hit of a batch reports foreign data; the others are decided."""
     await INTRUDERS[intruder](client)
     storage = RedisStorage(client)
     await hit(storage, charge("2/s", "warm"))
@@ -227,8 +222,8 @@ async def test_something_else_under_the_key_harms_no_neighbour(
     assert not await client.exists("bot:ratelimit:once:b")
 
 
-async def test_half_a_character_in_a_key_harms_nobody(client: aioredis.Redis) -> None:
-    """Not even whose key it is: a scope of one's own may return any text."""
+async def test_half_a_surrogate_pair_in_a_key(client: aioredis.Redis) -> None:
+    """A custom scope may return any str, also an invalid one."""
     names = ["1", "\ud800", "2", "\ud801", "3"]
     storage = RedisStorage(client)
     found = await asyncio.gather(*(hit(storage, charge("9/minute", name)) for name in names))

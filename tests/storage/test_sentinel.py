@@ -1,4 +1,4 @@
-"""RedisStorage behind Sentinel: three of them, a primary and a replica, all real."""
+"""RedisStorage behind Sentinel: three real sentinels, a primary and a replica."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ async def limiters(group: Sentinels) -> AsyncIterator[dict[str, Limiter]]:
 
 
 async def returned(limiter: Limiter) -> float:
-    """When Redis decides about a hit; updates come all the time."""
+    """The time at which Redis decides about a hit again, under constant updates."""
     while (await limiter.hit("1000/s", Subject(user=7))).source != "redis":  # noqa: ASYNC110 - updates come
         await asyncio.sleep(0.02)
     return monotonic()
 
 
 async def decided(group: Sentinels) -> float:
-    """When the sentinels name the replica as the primary."""
+    """The time at which the sentinels name the replica as the primary."""
     port = group.sentinels[-1].port
     async with asyncio.timeout(15):
         while True:
@@ -85,8 +85,7 @@ async def decided(group: Sentinels) -> float:
 @pytest.mark.parametrize("first_sentinel", ["well", "killed", "hung"])
 @pytest.mark.parametrize("primary", ["killed", "hung"])
 async def test_a_failover_is_followed(group: Sentinels, primary: str, first_sentinel: str) -> None:
-    """Whatever happened to the primary, and to the sentinel that is listed first with it, Redis
-    decides again within 2 s of the sentinels' decision, for every kind of client."""
+    """Redis decides again within 2 s of the sentinels' decision, for every kind of client."""
     harm: dict[str, Callable[[Any], None]] = {
         "well": lambda _: None,
         "killed": lambda server: server.kill(),
@@ -98,7 +97,7 @@ async def test_a_failover_is_followed(group: Sentinels, primary: str, first_sent
         watching = asyncio.create_task(decided(group))
 
         async def ask(limiter: Limiter) -> float:
-            while not watching.done():  # updates go on coming, so that circuits open
+            while not watching.done():  # updates continue, so that circuits open
                 await limiter.hit("1000/s", Subject(user=7))
                 await asyncio.sleep(0.05)
             return await returned(limiter)
@@ -112,7 +111,7 @@ async def test_a_failover_is_followed(group: Sentinels, primary: str, first_sent
 
 
 async def test_a_failover_by_hand_is_followed(group: Sentinels) -> None:
-    """When the old primary has become a replica, hits count at the new one, all of them."""
+    """After a manual failover all hits count on the new primary."""
     async with limiters(group) as asked:
         await asyncio.to_thread(group.says, group.sentinels[1].port, "FAILOVER", SERVICE)
         async with (
@@ -134,8 +133,8 @@ async def test_a_failover_by_hand_is_followed(group: Sentinels) -> None:
 
 
 @pytest.mark.parametrize("limit", ["9/minute", "9/minute sliding"])
-async def test_a_connection_that_says_readonly_is_left(group: Sentinels, limit: str) -> None:
-    """A server that has become a replica is not asked a second time on the same connection."""
+async def test_a_readonly_connection_is_replaced(group: Sentinels, limit: str) -> None:
+    """A server that became a replica is not asked again on the same connection."""
     sentinel = Sentinel(group.addresses)
     storage = RedisStorage(sentinel.master_for(SERVICE, client_name="ours"), close_client=True)
     async with aioredis.Redis(port=group.primary.port) as admin:
@@ -153,8 +152,8 @@ async def test_a_connection_that_says_readonly_is_left(group: Sentinels, limit: 
     await storage.close()
 
 
-async def test_what_the_sentinels_say_is_told(tmp_path: Path) -> None:
-    """A wrong service name, or a wrong password of the sentinels, is told with what to check."""
+async def test_errors_of_the_sentinels_are_explained(tmp_path: Path) -> None:
+    """A wrong service name or sentinel password is reported with its fix."""
     with running_sentinels(tmp_path, "s3cret") as group:
 
         async def reason(service: str, **kwargs: Any) -> str:
@@ -182,8 +181,8 @@ async def test_what_the_sentinels_say_is_told(tmp_path: Path) -> None:
             assert "wr0ng" not in text
 
 
-async def test_no_sentinel_is_there(tmp_path: Path) -> None:
-    """When no sentinel can be reached, the text names them and the real reason."""
+async def test_unreachable_sentinels_are_named(tmp_path: Path) -> None:
+    """The error names the sentinels and the real reason."""
     sentinel = Sentinel([("127.0.0.1", 1), ("nowhere.invalid", 26379)])
     storage = RedisStorage(sentinel.master_for(SERVICE))
     with pytest.raises(StorageError) as raised:

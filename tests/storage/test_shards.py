@@ -1,4 +1,4 @@
-"""RedisStorage on a Redis Cluster of three nodes: each shard by itself, slots that move."""
+"""RedisStorage on a Redis Cluster of three nodes: failures of one shard, and moving slots."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(nodes: Cluster) -> Iterator[Cluster]:
-    """Three nodes, empty and well, with the slots where they began."""
+    """Three nodes, empty and healthy, with their original slots."""
     yield nodes
     for node in nodes.nodes:
         node.resume()
@@ -49,7 +49,7 @@ def cluster(nodes: Cluster) -> Iterator[Cluster]:
         for node in (source, *nodes.nodes):
             nodes.do(node, "CLUSTER SETSLOT", slot, "NODE", nodes.ids[source.port])
     for node in nodes.nodes:
-        wait_until(lambda node=node: nodes.is_well(node), "all nodes see each other")  # type: ignore[misc]  # a default for a loop's variable
+        wait_until(lambda node=node: nodes.is_healthy(node), "all nodes see each other")  # type: ignore[misc]  # a default for a loop's variable
 
 
 def key(user: int) -> str:
@@ -61,7 +61,7 @@ SLOTS = sorted({key_slot(key(user).encode()) for user in USERS})
 
 @asynccontextmanager
 async def limiting(nodes: Cluster, **options: Any) -> AsyncIterator[Limiter]:
-    """A limiter whose client was told of the first node only."""
+    """A limiter whose client knows only the first node."""
     client = RedisCluster(host="127.0.0.1", port=nodes.primaries[0].port, **options)
     limiter = Limiter(RedisStorage(client, close_client=True))
     try:
@@ -71,7 +71,7 @@ async def limiting(nodes: Cluster, **options: Any) -> AsyncIterator[Limiter]:
 
 
 async def connected(limiter: Limiter) -> None:
-    """Has decided about hits on every shard."""
+    """A limiter that has decided on every shard."""
     async with asyncio.timeout(5):
         while True:
             found = await asyncio.gather(
@@ -83,12 +83,12 @@ async def connected(limiter: Limiter) -> None:
 
 
 def on(nodes: Cluster, node: Server) -> list[int]:
-    """The users whose key the node has."""
+    """Users whose keys are on this node."""
     return [user for user in USERS if nodes.owner(key_slot(key(user).encode())) is node]
 
 
 def total(nodes: Cluster, user: int) -> int:
-    """What is counted for a user, on whichever node."""
+    """The count of a user, on whichever node it is."""
     counts = []
     for node in nodes.nodes:
         with suppress(Exception):  # MOVED: it is not there
@@ -97,7 +97,7 @@ def total(nodes: Cluster, user: int) -> int:
 
 
 async def test_limits_hold_from_the_first_hit(cluster: Cluster) -> None:
-    """A cold storage that was told of one node decides about everybody, exactly."""
+    """A new storage that knows one node decides for all users, exactly."""
     async with limiting(cluster) as limiter:
         limiter.timeout = 2
         found = await asyncio.gather(
@@ -110,8 +110,8 @@ async def test_limits_hold_from_the_first_hit(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("harm", ["hang", "kill"])
-async def test_shards_fail_one_by_one(cluster: Cluster, harm: str) -> None:
-    """While a node is dead or hangs, everybody on the other shards is limited as ever."""
+async def test_shards_fail_independently(cluster: Cluster, harm: str) -> None:
+    """While a node is dead or hangs, users on other shards are limited normally."""
     victim, *well = cluster.primaries
     async with limiting(cluster) as limiter:
         await connected(limiter)
@@ -137,7 +137,7 @@ async def test_shards_fail_one_by_one(cluster: Cluster, harm: str) -> None:
 
 
 async def test_a_slot_that_moved_is_followed(cluster: Cluster) -> None:
-    """MOVED is followed: no hit is lost or counted twice, and the next goes there directly."""
+    """MOVED is followed: no hit is lost or counted twice, and the next one goes directly."""
     user = 7
     slot = key_slot(key(user).encode())
     source = cluster.owner(slot)
@@ -156,8 +156,8 @@ async def test_a_slot_that_moved_is_followed(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["bot", "{bot}"])
-async def test_a_slot_on_its_way_is_followed(cluster: Cluster, prefix: str) -> None:
-    """ASK is followed, also for many users in one slot of which some have left already."""
+async def test_a_migrating_slot_is_followed(cluster: Cluster, prefix: str) -> None:
+    """ASK is followed, also for several users of a slot that is partly moved."""
     slots = {key_slot(f"{prefix}:ratelimit:{user}".encode()) for user in USERS}
     async with limiting(cluster) as limiter:
         limiter.key_prefix = prefix
@@ -191,7 +191,7 @@ async def test_a_slot_on_its_way_is_followed(cluster: Cluster, prefix: str) -> N
 async def test_a_connection_lost_after_a_redirect_charges_once(
     cluster: Cluster, after: float
 ) -> None:
-    """When nobody knows whether the hit was counted where a redirect led, it is not repeated."""
+    """A hit with an unknown outcome after a redirect is not repeated."""
     user = 7
     slot = key_slot(key(user).encode())
     source = cluster.owner(slot)
@@ -224,7 +224,7 @@ async def test_a_connection_lost_after_a_redirect_charges_once(
 
 
 async def test_one_connection_a_node_is_enough(cluster: Cluster) -> None:
-    """200 callers at once share one connection to each node."""
+    """200 simultaneous callers share one connection to each node."""
     client = RedisCluster(host="127.0.0.1", port=cluster.primaries[0].port, client_name="ours")
     storage = RedisStorage(client, close_client=True)
     for _ in range(5):
@@ -242,8 +242,7 @@ async def test_one_connection_a_node_is_enough(cluster: Cluster) -> None:
 async def test_a_promoted_replica_is_found(
     tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When a primary dies its replica is asked, soon after the cluster has chosen it; the log
-    says which node answers now instead of which."""
+    """After a failover the replica is asked, and the log says which node replaces which."""
     with running_nodes(tmp_path, replicas=1) as nodes:
         victim, replica = nodes.primaries[0], nodes.replicas[0]
         user = on(nodes, victim)[0]
@@ -258,7 +257,7 @@ async def test_a_promoted_replica_is_found(
 
             chosen = asyncio.create_task(promoted())
             async with asyncio.timeout(15):
-                while not chosen.done():  # updates go on coming, so that circuits open
+                while not chosen.done():  # updates continue, so that circuits open
                     await limiter.hit("99/m", Subject(user=user))
                     await asyncio.sleep(0.02)
                 while (await limiter.hit("99/m", Subject(user=user))).source != "redis":  # noqa: ASYNC110 - updates come
@@ -270,8 +269,8 @@ async def test_a_promoted_replica_is_found(
 
 
 @pytest.mark.parametrize("endpoint", ["unknown-endpoint", "hostname"])
-async def test_nodes_that_do_not_say_where_they_are(cluster: Cluster, endpoint: str) -> None:
-    """Hosts that are left out, or a question mark, are those by which the cluster was reached."""
+async def test_nodes_without_a_host(cluster: Cluster, endpoint: str) -> None:
+    """A missing host, or a question mark, means the host that was asked."""
     version = cluster.do(cluster.primaries[0], "INFO", "server")["redis_version"]
     if int(version.split(".")[0]) < 7:
         pytest.skip("endpoints can be chosen since Redis 7")
@@ -297,8 +296,8 @@ async def test_nodes_that_do_not_say_where_they_are(cluster: Cluster, endpoint: 
             cluster.do(node, "CONFIG SET", "cluster-preferred-endpoint-type", "ip")
 
 
-async def test_a_storage_that_nobody_uses_stops_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limiter that is dropped while its cluster is away does not look for it forever."""
+async def test_an_unused_storage_stops_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dropped limiter does not ask for its unreachable cluster forever."""
     for module in (connections, shards):
         monkeypatch.setattr(module, "IDLE", 0.1)
     before = asyncio.all_tasks()
@@ -308,15 +307,15 @@ async def test_a_storage_that_nobody_uses_stops_looking(monkeypatch: pytest.Monk
     del limiter
     async with asyncio.timeout(20):
         while asyncio.all_tasks() != before:
-            gc.collect()  # what was dropped is part of cycles
+            gc.collect()  # the dropped objects are in reference cycles
             await asyncio.sleep(0.1)
 
 
-async def test_a_missing_permission_to_ask_for_slots_is_told(
+async def test_a_missing_permission_for_the_slot_map_is_logged(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without CLUSTER SLOTS redirects lead the way, and the log says once what to allow."""
-    monkeypatch.setattr(shards, "LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(shards, "REFRESH_EVERY", 0.01)
     for node in cluster.primaries:
         allowed = ("on", ">pw", "~*", "+@all", "-cluster")
         cluster.do(node, "ACL SETUSER", "limits", *allowed)
@@ -334,8 +333,8 @@ async def test_a_missing_permission_to_ask_for_slots_is_told(
     assert "pw" not in told[0]
 
 
-async def test_a_plain_client_of_a_node_is_told(cluster: Cluster) -> None:
-    """Who passes a client of one node learns that it takes one of the cluster."""
+async def test_a_plain_client_of_a_cluster_node_is_an_error(cluster: Cluster) -> None:
+    """The error says that a client of the cluster is needed."""
     node = cluster.primaries[0]
     async with aioredis.Redis(port=node.port) as client:
         storage = RedisStorage(client)
@@ -353,15 +352,15 @@ async def test_a_plain_client_of_a_node_is_told(cluster: Cluster) -> None:
             assert "RedisCluster" in str(each)
 
 
-async def test_where_a_redirect_leads_is_asked_once(cluster: Cluster) -> None:
-    """Nodes that send a hit to and fro make an outage of it, not a loop."""
+async def test_a_second_redirect_is_an_outage(cluster: Cluster) -> None:
+    """Nodes that redirect a hit back and forth are an outage, not an endless loop."""
     user = 7
     slot = key_slot(key(user).encode())
     source = cluster.owner(slot)
     target = next(node for node in cluster.primaries if node is not source)
     async with limiting(cluster) as limiter:
         await connected(limiter)
-        # Only the source knows: the target sends who asks it without ASKING back.
+        # Only the source knows: without ASKING the target redirects back to it.
         cluster.do(source, "CLUSTER SETSLOT", slot, "NODE", cluster.ids[target.port])
         with pytest.raises(StorageError, match="slots are moving"):
             await limiter.storage.hit([charge("99/m", f"{user}")], timeout=TIMEOUT)

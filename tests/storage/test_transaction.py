@@ -1,4 +1,4 @@
-"""Servers that refuse scripts: one fixed window as MULTI/EXEC, and a clear word on the rest."""
+"""Servers without scripts: a fixed window as MULTI/EXEC, and a clear error for the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALGORITHMS = ("", " sliding", " bucket")
 async def plain(
     request: pytest.FixtureRequest, redis_server: Server, client: aioredis.Redis
 ) -> AsyncIterator[RedisStorage]:
-    """A storage whose Redis user may do everything but run scripts."""
+    """A storage whose Redis user may do everything except run scripts."""
     permissions = "reset", "on", ">pw", "~*", "+@all", "-@scripting"
     await client.execute_command("ACL", "SETUSER", "plain", *permissions)
     async with aioredis.Redis(
@@ -39,7 +39,7 @@ async def waits(storage: RedisStorage, one: Charge, times: int) -> list[int]:
 
 
 async def test_a_fixed_window_needs_no_script(plain: RedisStorage, client: aioredis.Redis) -> None:
-    """The default limit holds, and its key reads as ever: attempts, and what is left."""
+    """The default limit works, and its key shows attempts and the rest of the window."""
     found = await waits(plain, charge("3/minute"), 5)
     assert [wait == 0 for wait in found] == [True, True, True, False, False]
     assert all(59_000_000 < wait <= 60_000_000 for wait in found[3:])
@@ -60,8 +60,8 @@ async def test_a_window_lasts_its_period(plain: RedisStorage) -> None:
     assert monotonic() - before > 0.098
 
 
-async def test_every_hit_of_a_crowd_is_counted(plain: RedisStorage, client: aioredis.Redis) -> None:
-    """Hits that travel together are decided one by one, in order."""
+async def test_batched_hits_are_all_counted(plain: RedisStorage, client: aioredis.Redis) -> None:
+    """Hits in one batch are decided one by one, in order."""
     users = [charge("3/minute", f"{i % 10}") for i in range(100)]
     found = await asyncio.gather(*(plain.hit([one], timeout=TIMEOUT) for one in users))
     assert [verdict.remaining for (verdict,) in found[:30]] == [2] * 10 + [1] * 10 + [0] * 10
@@ -70,7 +70,7 @@ async def test_every_hit_of_a_crowd_is_counted(plain: RedisStorage, client: aior
 
 
 async def test_peek_and_reset_need_no_script(plain: RedisStorage, client: aioredis.Redis) -> None:
-    """Looking charges nothing and leaves no key; resetting tells whether there was something."""
+    """A peek charges nothing and leaves no key; reset returns the number of counts."""
     one = charge("2/minute")
     assert await plain.peek([one], timeout=TIMEOUT) == [(0, 2, 0)]
     assert await client.dbsize() == 0
@@ -83,10 +83,10 @@ async def test_peek_and_reset_need_no_script(plain: RedisStorage, client: aiored
 
 
 @pytest.mark.parametrize("kept_for", [None, 3_600])
-async def test_a_key_that_would_stay_gets_its_ttl(
+async def test_a_counter_without_a_ttl_gets_one(
     plain: RedisStorage, client: aioredis.Redis, kept_for: int | None
 ) -> None:
-    """A counter without a TTL, or with one longer than its window, counts on and then ends."""
+    """A counter without a TTL, or with one longer than its window, is repaired."""
     await client.set(KEY, 1, ex=kept_for)
     assert [wait > 0 for wait in await waits(plain, charge("2/minute"), 2)] == [False, True]
     assert 59_000 < await client.pttl(KEY) <= 60_000
@@ -104,10 +104,10 @@ async def test_a_key_that_would_stay_gets_its_ttl(
     ],
     ids=["sliding", "bucket", "several", "cost", "once"],
 )
-async def test_what_needs_a_script_says_so(
+async def test_rules_that_need_a_script_are_an_error(
     plain: RedisStorage, client: aioredis.Redis, charges: list[Charge], once: str | None, told: str
 ) -> None:
-    """The error names the rule and the permission; a window decided along with it is decided."""
+    """The error names the rule and the permission; a window in the same batch is decided."""
     found = await asyncio.gather(
         plain.hit([charge("9/m", "first")], timeout=TIMEOUT),
         plain.hit(charges, once=once, timeout=TIMEOUT),
@@ -122,10 +122,10 @@ async def test_what_needs_a_script_says_so(
     assert not await client.exists(KEY)
 
 
-async def test_something_else_under_the_key_harms_no_neighbour(
+async def test_foreign_data_affects_only_its_hit(
     plain: RedisStorage, client: aioredis.Redis
 ) -> None:
-    """A foreign value is one hit's fault."""
+    """Foreign data is an error of one hit."""
     await client.rpush(KEY, "x")
     found = await asyncio.gather(
         *(plain.hit([charge("9/m", name)], timeout=TIMEOUT) for name in ("a", "42", "b")),
@@ -136,8 +136,10 @@ async def test_something_else_under_the_key_harms_no_neighbour(
         raise found[1]
 
 
-async def test_it_is_said_once(plain: RedisStorage, caplog: pytest.LogCaptureFixture) -> None:
-    """The log says what the server refuses and how to allow it, once; the default just works."""
+async def test_refused_scripts_are_logged_once(
+    plain: RedisStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says once what the server refuses and how to allow it."""
     limiter = Limiter(plain, timeout=TIMEOUT)
     with caplog.at_level(logging.INFO, "bot_ratelimit"):
         decisions = [await limiter.hit("2/minute", Subject(user=7)) for _ in range(3)]
@@ -157,7 +159,7 @@ async def test_it_is_said_once(plain: RedisStorage, caplog: pytest.LogCaptureFix
 async def test_everything_can_be_reset_without_a_script(
     plain: RedisStorage, client: aioredis.Redis
 ) -> None:
-    """What scripts counted before they were forbidden, whatever its algorithm."""
+    """Counts of all algorithms can be reset after scripts were forbidden."""
     charges = [charge(f"5/m{algorithm}", f"{i}") for i, algorithm in enumerate(ALGORITHMS)]
     await RedisStorage(client).hit(charges, timeout=TIMEOUT)
     unused = charge("5/m sliding", "unused")
@@ -166,10 +168,8 @@ async def test_everything_can_be_reset_without_a_script(
     assert await plain.reset(charges, timeout=TIMEOUT) == 0
 
 
-async def test_a_foreign_number_is_left_as_it_is(
-    plain: RedisStorage, client: aioredis.Redis
-) -> None:
-    """A number that no limit of ours leaves behind is a fault, and stays what it was."""
+async def test_a_foreign_number_is_not_changed(plain: RedisStorage, client: aioredis.Redis) -> None:
+    """A number that is not our counter is an error and keeps its value."""
     await client.set(KEY, -7, ex=30)
     with pytest.raises(ConfigError, match=f"'{KEY}'.*choose another key_prefix"):
         await plain.hit([charge("3/minute")], timeout=TIMEOUT)
@@ -178,10 +178,10 @@ async def test_a_foreign_number_is_left_as_it_is(
 
 
 @pytest.mark.parametrize("pay", ["charge", "refund"])
-async def test_paying_afterwards_needs_a_script(
+async def test_charge_and_refund_need_a_script(
     plain: RedisStorage, client: aioredis.Redis, pay: str
 ) -> None:
-    """A server that refuses scripts charges nothing beyond a limit, and says what to allow."""
+    """The error says what to allow, and nothing is charged."""
     await plain.hit([charge("3/minute")], timeout=TIMEOUT)
     with pytest.raises(ConfigError, match=r"(charge afterwards|refund) .* needs a script"):
         await getattr(plain, pay)([charge("3/minute")], timeout=TIMEOUT)

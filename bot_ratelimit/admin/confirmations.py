@@ -1,0 +1,54 @@
+"""Confirmations: an operator is asked before something is done, and it is done at most once.
+
+What was asked is kept for two minutes under `<prefix>:ratelimit:audit:asked:<operator>:<token>`, so
+that the answer may reach any instance. Nobody else's answer finds it, and the first one takes it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any, Final
+
+from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.live import live_key
+from bot_ratelimit.storage.documents import documents_of
+
+SECONDS: Final = 120
+"""How long an operator may think."""
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{12}")
+
+
+class Confirmations:
+    """Questions that wait for an operator's answer.
+
+    Args:
+        limiter: The bot's; its storage keeps the questions.
+
+    Raises:
+        ConfigError: The storage keeps no documents.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._prefix = limiter.key_prefix
+        self._documents = documents_of(limiter.storage)
+
+    async def ask(self, operator: int, action: Mapping[str, Any]) -> str:
+        """Keep what an operator is asked; returns the token that the answer has to name."""
+        token = secrets.token_urlsafe(9)
+        document = json.dumps(action, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        await self._documents.put(self._key(operator, token), document, SECONDS)
+        return token
+
+    async def take(self, operator: int, token: str) -> dict[str, Any] | None:
+        """What this operator was asked; None if it was not, too long ago, or answered already."""
+        if not _TOKEN.fullmatch(token):
+            return None
+        document = await self._documents.take(self._key(operator, token))
+        return None if document is None else dict(json.loads(document))
+
+    def _key(self, operator: int, token: str) -> str:
+        return live_key(self._prefix, f"audit:asked:{operator}:{token}")

@@ -1,0 +1,133 @@
+"""Buttons: an answer with its keyboard, and what a press stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, TypeAlias
+
+from aiogram.filters.callback_data import CallbackData
+from aiogram.types import InlineKeyboardButton, InlineKeyboardMarkup
+from pydantic import Field
+
+from bot_ratelimit.admin.telegram.texts import Words
+from bot_ratelimit.rule import Subject
+
+LARGEST_ID: Final = 2**52
+"""The Bot API promises that ids have no more bits."""
+
+_FITS: Final = 2_500
+"""UTF-16 units of a page; Telegram takes 4096 with what stands above and below it."""
+_LAST_PAGE: Final = 99
+
+Rows: TypeAlias = "list[list[InlineKeyboardButton]]"
+_Id: TypeAlias = Annotated[int, Field(ge=-LARGEST_ID, le=LARGEST_ID)]
+
+
+class Press(CallbackData, prefix="rl"):
+    """What a button stands for; at most 64 bytes, also with the longest ids."""
+
+    space: str
+    """The prefix of the router's commands, so that two routers do not share buttons."""
+    what: str
+    """Beside somebody's ids at most four letters, and three where there are pages."""
+    first: _Id = 0
+    """A user's id, a version, or who was asked."""
+    second: _Id = 0
+    """A chat's id."""
+    page: Annotated[int, Field(ge=0, le=_LAST_PAGE)] = 0
+    extra: str = ""
+    """A topic's id, or the token of a question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A message to an operator."""
+
+    text: str
+    """HTML."""
+    rows: Sequence[Sequence[InlineKeyboardButton]] = ()
+
+    @property
+    def keyboard(self) -> InlineKeyboardMarkup | None:
+        """The buttons, if there are any."""
+        rows = [list(row) for row in self.rows]
+        return InlineKeyboardMarkup(inline_keyboard=rows) if rows else None
+
+
+class Buttons:
+    """Makes buttons for one operator.
+
+    Args:
+        words: In the operator's language.
+        space: See `Press`.
+    """
+
+    def __init__(self, words: Words, space: str) -> None:
+        self._words, self._space = words, space
+
+    def button(self, text: str, what: str, **fields: Any) -> InlineKeyboardButton:
+        """A button that comes back as a `Press`."""
+        press = Press(space=self._space, what=what, **fields)
+        return InlineKeyboardButton(text=text, callback_data=press.pack())
+
+    def question(self, do: str, operator: int, token: str) -> Rows:
+        """Yes and no."""
+        named = ((f"yes_{do}", "yes"), ("no", "no"))
+        asked = {"first": operator, "extra": token}
+        return [[self.button(self._words(word), what, **asked) for word, what in named]]
+
+    def people(self, subjects: Iterable[Subject]) -> Rows:
+        """A button for each of them, to look closer."""
+        return rows([self.button(str(_id_of(each)), "who", **_ids(each)) for each in subjects], 4)
+
+    def acts(self, subject: Subject, banned: bool, page: int) -> Rows:
+        """What can be done about somebody."""
+        acts = [("yes_forgive", "free"), ("ban_hour", "hour"), ("ban_day", "day")]
+        if banned:
+            acts[1:] = [("yes_unban", "lift")]
+        ids = _ids(subject)
+        again = self.button(self._words("again"), "who", page=page, **ids)
+        return [[self.button(self._words(word), what, **ids) for word, what in acts], [again]]
+
+    def turning(self, what: str, page: int, more: bool, **ids: Any) -> Rows:
+        """Buttons to the page before and after."""
+        row = []
+        if page > 0:
+            row.append(self.button(f"‹ {page}", what, page=page - 1, **ids))
+        if more and page < _LAST_PAGE:
+            row.append(self.button(f"{page + 2} ›", what, page=page + 1, **ids))
+        return [row] if row else []
+
+    def turning_for(self, subject: Subject, page: int, more: bool) -> Rows:
+        """The same for somebody's counts."""
+        return self.turning("who", page, more, **_ids(subject))
+
+
+def rows(buttons: Sequence[InlineKeyboardButton], size: int) -> Rows:
+    """Buttons, so many in a row."""
+    return [list(buttons[i : i + size]) for i in range(0, len(buttons), size)]
+
+
+def page_of(blocks: Iterable[str], page: int, between: str = "\n") -> tuple[str, int, bool]:
+    """The blocks of one page, its number if there are not so many, and whether another follows."""
+    pages: list[list[str]] = [[]]
+    length = 0
+    for block in blocks:
+        units = len((block + between).encode("utf-16-le")) // 2
+        if pages[-1] and length + units > _FITS:
+            pages.append([])
+            length = 0
+        pages[-1].append(block)
+        length += units
+    page = min(page, len(pages) - 1)
+    return between.join(pages[page]), page, page + 1 < len(pages)
+
+
+def _id_of(subject: Subject) -> int | None:
+    return subject.chat if subject.user is None else subject.user
+
+
+def _ids(subject: Subject) -> dict[str, Any]:
+    topic = "" if subject.topic is None else str(subject.topic)
+    return {"first": subject.user or 0, "second": subject.chat or 0, "extra": topic}

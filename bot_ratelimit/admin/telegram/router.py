@@ -1,0 +1,243 @@
+"""admin_router: the operators' commands as a router of the bot, which nobody else can see."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Iterable
+from typing import Any, Final
+
+from aiogram import Bot, Router
+from aiogram.enums import ChatType
+from aiogram.exceptions import TelegramBadRequest, TelegramForbiddenError
+from aiogram.filters import Command, CommandObject
+from aiogram.types import CallbackQuery, LinkPreviewOptions, Message, User
+
+from bot_ratelimit.admin.changes import ConflictError
+from bot_ratelimit.admin.confirmations import Confirmations
+from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.telegram.actions import ACTIONS, SLOW
+from bot_ratelimit.admin.telegram.buttons import Answer, Press
+from bot_ratelimit.admin.telegram.commands import COMMANDS, pressed
+from bot_ratelimit.admin.telegram.desk import Desk, Said
+from bot_ratelimit.admin.telegram.order import warn_if_hidden
+from bot_ratelimit.admin.telegram.targets import UnclearError
+from bot_ratelimit.admin.telegram.texts import Words, clipped
+from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.incoming.events import NOBODY
+from bot_ratelimit.incoming.middleware import RateLimitMiddleware
+
+log = logging.getLogger("bot_ratelimit")
+
+_PREFIX: Final = re.compile(r"[a-z0-9_]{0,6}")
+_AS_HTML: Final[dict[str, Any]] = {
+    "parse_mode": "HTML",
+    "link_preview_options": LinkPreviewOptions(is_disabled=True),
+}
+# The bot's middlewares leave these handlers alone.
+_FLAGS: Final[dict[str, Any]] = {"rate_limit": False, "callback_answer": {"disabled": True}}
+
+
+def admin_router(
+    middleware: RateLimitMiddleware, admins: Iterable[int], *, prefix: str = ""
+) -> Router:
+    """The operators' commands: `/limits`, `/who`, `/forgive`, `/ban`, `/setlimit` and others.
+
+    ::
+
+        dispatcher.include_router(admin_router(middleware, admins=[42]))
+
+    For everybody else its handlers do not match, so that the bot's own handlers run, or none.
+    Include it before the bot's own routers. The admins are exempt from the middleware's limits. In
+    groups the commands work, too; the answer goes to the admin's private chat with the bot.
+
+    Args:
+        middleware: Whose limits.
+        admins: Ids of the users who may; anonymous admins of groups cannot.
+        prefix: Put before each name, `/rl_ban`, where the bot has such commands itself: up to 6 of
+            `a-z`, `0-9` and `_`.
+
+    Raises:
+        ConfigError: An argument makes no sense.
+    """
+    front = _Front(_checked(middleware), _checked_admins(admins), _checked_prefix(prefix))
+    middleware.exempt(front.admins)
+    router = Router(name="bot_ratelimit.admin")
+    router.message.filter(front.is_command_of_admin)
+    router.callback_query.filter(front.is_press_of_admin)
+    names = [prefix + name for name in COMMANDS]
+    router.startup.register(warn_if_hidden)
+    router.message.register(front.said, Command(*names, ignore_case=True), flags=_FLAGS)
+    router.callback_query.register(front.pressed, flags=_FLAGS)
+    return router
+
+
+class _Front:
+    """Handles what admins say and press."""
+
+    def __init__(
+        self, middleware: RateLimitMiddleware, admins: frozenset[int], prefix: str
+    ) -> None:
+        self.admins = admins
+        self._middleware, self._prefix = middleware, prefix
+        self._confirmations = Confirmations(middleware.limiter)
+
+    async def is_command_of_admin(self, message: Message) -> bool:
+        """Whether an admin, in person, wrote this: not a channel, nor what somebody else wrote."""
+        return (
+            message.from_user is not None
+            and message.from_user.id in self.admins
+            and message.sender_chat is None
+            and message.forward_origin is None
+            and message.via_bot is None
+        )
+
+    async def is_press_of_admin(self, query: CallbackQuery) -> bool | dict[str, Any]:
+        """Whether an admin presses one of this router's buttons."""
+        if query.from_user.id not in self.admins or not query.data:
+            return False
+        try:
+            press = Press.unpack(query.data)
+        except (TypeError, ValueError):  # a button of the bot's own
+            return False
+        return press.space == self._prefix and {"press": press}
+
+    async def said(self, message: Message, command: CommandObject, bot: Bot) -> None:
+        """Answer a command."""
+        assert message.from_user is not None  # noqa: S101 - the filter has looked
+        desk = self._desk(message.from_user, bot)
+        said = Said(command.command.lower(), command.args or "", message)
+        answer = COMMANDS[said.name.removeprefix(self._prefix)](desk, said)
+        await self._send(desk, message, await _told(desk.words, answer))
+
+    async def pressed(self, query: CallbackQuery, press: Press, bot: Bot) -> None:
+        """Answer a button."""
+        desk = self._desk(query.from_user, bot)
+        if press.what not in ("yes", "no"):
+            await _answer(query)
+            await self._show(desk, query, await _told(desk.words, pressed(desk, press)))
+        elif press.first != desk.operator:
+            await _answer(query, desk.words("not_yours"))
+        else:
+            await self._settle(desk, query, press)
+
+    async def _settle(self, desk: Desk, query: CallbackQuery, press: Press) -> None:
+        """Do what was asked, or do not; once."""
+        try:
+            action = await self._confirmations.take(desk.operator, press.extra)
+        except StorageError:
+            await _answer(query, desk.words("away"))
+            return
+        if action is None:
+            await _answer(query, desk.words("gone"))
+            return
+        await _answer(query)
+        if press.what == "no":
+            await self._show(desk, query, Answer(desk.words("cancelled")))
+            return
+        do = action.pop("do")
+        if do in SLOW:
+            await self._show(desk, query, Answer(desk.words("working")))
+
+        async def done() -> Answer:
+            return Answer(await ACTIONS[do](desk, **action))
+
+        await self._show(desk, query, await _told(desk.words, done()))
+
+    def _desk(self, user: User, bot: Bot) -> Desk:
+        words, middleware = Words(user.language_code, self._prefix), self._middleware
+        return Desk(
+            Control.of(middleware, by=f"{clipped(user.full_name, 64)} ({user.id})"),
+            words,
+            user.id,
+            self.admins,
+            bot,
+            middleware.per_bot,
+            middleware.live is not None,
+            self._prefix,
+            self._confirmations,
+        )
+
+    async def _send(self, desk: Desk, message: Message, answer: Answer) -> None:
+        """Answer in private, wherever the command was given."""
+        assert message.bot is not None  # noqa: S101 - it came through a bot
+        if message.chat.type == ChatType.PRIVATE:
+            await message.answer(answer.text, reply_markup=answer.keyboard, **_AS_HTML)
+            return
+        try:
+            await self._write(desk, message.bot, answer)
+        except (TelegramForbiddenError, TelegramBadRequest) as error:
+            if isinstance(error, TelegramBadRequest) and "chat not found" not in error.message:
+                raise
+            await message.reply(desk.words("start_me"), **_AS_HTML)
+
+    async def _show(self, desk: Desk, query: CallbackQuery, answer: Answer) -> None:
+        """Put the answer in place of the message with the button, or below it."""
+        assert query.bot is not None  # noqa: S101 - it came through a bot
+        if isinstance(query.message, Message):
+            try:
+                await query.message.edit_text(answer.text, reply_markup=answer.keyboard, **_AS_HTML)
+            except TelegramBadRequest as error:
+                if "not modified" in error.message:
+                    return
+                log.debug("An answer is sent as a new message: %s", error)
+            else:
+                return
+        await self._write(desk, query.bot, answer)
+
+    async def _write(self, desk: Desk, bot: Bot, answer: Answer) -> None:
+        await bot.send_message(desk.operator, answer.text, reply_markup=answer.keyboard, **_AS_HTML)
+
+
+async def _answer(query: CallbackQuery, alert: str | None = None) -> None:
+    """End the button's spinner, maybe with a text."""
+    try:
+        await query.answer(alert, show_alert=alert is not None)
+    except TelegramBadRequest as error:  # pressed long ago, while the bot was down
+        log.debug("A button press could not be answered: %s", error)
+
+
+async def _told(words: Words, answer: Awaitable[Answer]) -> Answer:
+    """The answer, or what went wrong."""
+    try:
+        return await answer
+    except UnclearError as error:
+        return Answer(words(error.key, **error.fields))
+    except StorageError:
+        return Answer(words("away"))
+    except ConflictError:
+        return Answer(words("conflict"))
+    except RateLimitError as error:
+        return Answer(words("wrong", error=error))
+
+
+def _checked(middleware: object) -> RateLimitMiddleware:
+    if not isinstance(middleware, RateLimitMiddleware):
+        raise ConfigError(
+            f"admin_router({middleware!r:.80}): expected the RateLimitMiddleware whose limits are "
+            "to be operated"
+        )
+    return middleware
+
+
+def _checked_admins(admins: Iterable[int]) -> frozenset[int]:
+    if not isinstance(admins, Iterable) or isinstance(admins, (str, bytes)):
+        raise ConfigError(f"admins={admins!r}: expected ids of users, such as [42]")
+    found = frozenset(admins)
+    for each in sorted(found, key=str):
+        if isinstance(each, bool) or not isinstance(each, int) or each <= 0:
+            raise ConfigError(f"admins: {each!r} is not the id of a user, such as 42")
+        if each in NOBODY:
+            raise ConfigError(
+                f"admins: {each} is the id that all anonymous admins, or all channels, share: "
+                "name people"
+            )
+    if not found:
+        raise ConfigError("admins is empty: name at least one user's id, or leave the router out")
+    return found
+
+
+def _checked_prefix(prefix: object) -> str:
+    if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+        raise ConfigError(f"prefix={prefix!r}: expected up to 6 of a-z, 0-9 and _, such as 'rl_'")
+    return prefix

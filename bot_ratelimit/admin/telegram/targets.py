@@ -1,0 +1,153 @@
+"""Targets: whom a command is about, told by a mention, an id, or the message it replies to."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, NamedTuple
+
+from aiogram import Bot
+from aiogram.enums import ChatType
+from aiogram.exceptions import TelegramAPIError
+from aiogram.types import (
+    Chat,
+    Message,
+    MessageOriginChannel,
+    MessageOriginChat,
+    MessageOriginUser,
+    User,
+)
+
+from bot_ratelimit.admin.telegram.buttons import LARGEST_ID
+from bot_ratelimit.incoming.events import NOBODY
+from bot_ratelimit.rule import Subject
+
+_ID: Final = re.compile(r"-?[0-9]+", re.ASCII)
+_USERNAME: Final = re.compile(r"@[A-Za-z0-9_]{1,64}", re.ASCII)
+
+
+class UnclearError(Exception):
+    """A command cannot be understood; `key` and `fields` are what the operator is told."""
+
+    def __init__(self, key: str, **fields: object) -> None:
+        super().__init__(key)
+        self.key, self.fields = key, fields
+
+
+class Target(NamedTuple):
+    """Whom a command is about, and what else it says."""
+
+    subject: Subject
+    """The user, or a channel that writes in groups; or a chat alone."""
+    rest: str
+
+
+async def target_of(message: Message, arguments: str, bot: Bot) -> Target:
+    """Whom the command means.
+
+    Args:
+        message: With the command.
+        arguments: What follows it.
+        bot: To look up the public name of a channel or group.
+
+    Raises:
+        UnclearError: Nobody is meant, or it cannot be known who.
+    """
+    named = _mentioned(message, arguments) or await _named(arguments, bot)
+    replied = _is_reply(message)
+    if named is None:
+        return Target(_author_of(message, bot.id) if replied else _nobody(arguments), arguments)
+    if replied and _is_of_others(message, bot.id):
+        raise UnclearError("both")
+    return Target(_somebody(named.subject, bot.id), named.rest)
+
+
+def _mentioned(message: Message, arguments: str) -> Target | None:
+    """The user behind a mention that Telegram has resolved."""
+    text = message.text or message.caption or ""
+    for entity in message.entities or message.caption_entities or ():
+        if entity.type == "text_mention" and entity.user is not None:
+            said = entity.extract_from(text)
+            if arguments.startswith(said):
+                return Target(Subject(user=entity.user.id), arguments[len(said) :].strip())
+    return None
+
+
+async def _named(arguments: str, bot: Bot) -> Target | None:
+    """Who has the id, or the public name, that the arguments begin with."""
+    first, rest = _split(arguments)
+    if _ID.fullmatch(first):
+        if len(first) > 20 or not 0 < abs(int(first)) < LARGEST_ID:
+            raise UnclearError("bad_id", value=first)
+        return Target(_by_id(int(first)), rest)
+    if not _USERNAME.fullmatch(first):
+        return None
+    try:
+        chat = await bot.get_chat(first)
+    except TelegramAPIError:
+        raise UnclearError("no_username", name=first) from None
+    alone = chat.type in (ChatType.GROUP, ChatType.SUPERGROUP)
+    return Target(Subject(chat=chat.id) if alone else Subject(user=chat.id), rest)
+
+
+def _by_id(id_: int) -> Subject:
+    return Subject(user=id_) if id_ > 0 else Subject(chat=id_)
+
+
+def _is_reply(message: Message) -> bool:
+    replied = message.reply_to_message
+    # In a topic, every message that replies to none replies to the one that opened the topic.
+    return message.external_reply is not None or (
+        replied is not None and replied.forum_topic_created is None
+    )
+
+
+def _is_of_others(message: Message, bot: int) -> bool:
+    replied = message.reply_to_message
+    return replied is None or replied.from_user is None or replied.from_user.id != bot
+
+
+def _author_of(message: Message, bot: int) -> Subject:
+    """Who wrote the message that is replied to; in private, who wrote what was forwarded there."""
+    replied = message.reply_to_message
+    if message.external_reply is not None:
+        return _somebody(_behind(message.external_reply.origin), bot)
+    assert replied is not None  # noqa: S101 - or it would be no reply
+    if message.chat.type == ChatType.PRIVATE and replied.forward_origin is not None:
+        return _somebody(_behind(replied.forward_origin), bot)
+    if replied.is_automatic_forward or (replied.from_user is None and replied.sender_chat is None):
+        raise UnclearError("nobody")
+    return _somebody(_sender(replied.sender_chat, replied.from_user), bot)
+
+
+def _sender(chat: Chat | None, user: User | None) -> Subject:
+    """Who is counted: a channel that writes, or an anonymous admin's group, comes first."""
+    author = chat or user
+    return Subject(user=None if author is None else author.id)
+
+
+def _behind(origin: Any) -> Subject:
+    if isinstance(origin, MessageOriginUser):
+        return Subject(user=origin.sender_user.id)
+    if isinstance(origin, MessageOriginChat):
+        return Subject(user=origin.sender_chat.id)
+    if isinstance(origin, MessageOriginChannel):
+        return Subject(user=origin.chat.id)
+    raise UnclearError("hidden")
+
+
+def _somebody(subject: Subject, bot: int) -> Subject:
+    if subject.user == bot:
+        raise UnclearError("myself")
+    if subject.user in NOBODY:
+        raise UnclearError("nobody")
+    return subject
+
+
+def _nobody(arguments: str) -> Subject:
+    first, _ = _split(arguments)
+    raise UnclearError("bad_id", value=first) if first else UnclearError("whom")
+
+
+def _split(arguments: str) -> tuple[str, str]:
+    first, rest = [*arguments.split(maxsplit=1), "", ""][:2]
+    return first, rest

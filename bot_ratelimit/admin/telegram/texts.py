@@ -1,0 +1,332 @@
+"""Everything that operators read in Telegram, in English and Russian.
+
+Texts are HTML, fields are not: `Words` escapes them, so that a reason or a name never is markup.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from bot_ratelimit.admin.wording import duration
+from bot_ratelimit.failures import printable
+
+TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
+    "en": {
+        "units": "d h min s",
+        # --- what is shown
+        "limits": "<b>Limits</b>",
+        "no_limits": "No limits are known yet: no handler was met.",
+        "rule": "<code>{name}</code>: {limit}\n{scope}, {where}, from {origin}",
+        "rule_penalty": "ban of {ban} after {limit}",
+        "rule_by_code": "decided by the bot's code",
+        "rule_shadow": "shadow: refuses nobody",
+        "rule_off": "off",
+        "rule_otherwise": "without live changes: {limit}",
+        "scope_user": "per user",
+        "scope_chat": "per chat",
+        "scope_member": "per user in a chat",
+        "scope_topic": "per topic",
+        "scope_global": "everybody together",
+        "scope_custom": "counted by the bot's code",
+        "everywhere": "every handler",
+        "origin_code": "code",
+        "origin_file": "file",
+        "origin_environment": "environment",
+        "origin_live": "live changes",
+        "live_off": "Limits cannot be changed here: the middleware has no <code>live=True</code>.",
+        "live_none": "No live changes. Instances: {instances}.",
+        "live": "Live version {version}: <code>{what}</code>. By <code>{by}</code>, {at}. "
+        "It holds on {obeying} of {instances} instances.",
+        "paused": "All limits are off until {until}.",
+        "commands": "Commands: {commands}",
+        "user": "user {id}",
+        "chat": "chat {id}",
+        "in_chat": "{who} in chat {id}",
+        "verdict_allowed": "allowed",
+        "verdict_exempt": "exempt: never limited",
+        "verdict_refused": "refused, free in {wait}",
+        "verdict_banned": "banned",
+        "who": "{Who}: <b>{verdict}</b>",
+        "refused_today": "Refusals in 24 hours: {count}",
+        "count": "<code>{rule}</code>: {left} of {capacity} left, {free}",
+        "count_by_code": "<code>{rule}</code>: {free}",
+        "free_now": "free now",
+        "free_in": "free in {wait}",
+        "ban_until": "until {until} ({left} left)",
+        "ban_for_good": "for good",
+        "ban": "Banned {until}, by <code>{by}</code>",
+        "ban_reason": "Banned {until}, by <code>{by}</code>: <code>{reason}</code>",
+        "bans": "<b>Bans</b>",
+        "no_bans": "Nobody is banned.",
+        "ban_line": "{Who}: {until}, by <code>{by}</code>",
+        "ban_line_reason": "{Who}: {until}, by <code>{by}</code>: <code>{reason}</code>",
+        "top": "<b>Refused most in 24 hours</b>",
+        "no_top": "Nobody was refused in 24 hours.",
+        "top_line": "{id}: {count}",
+        "stats": "<b>Decisions by hour (UTC)</b>\nallowed / refused / banned",
+        "no_stats": "Nothing was decided in 24 hours.",
+        "stats_line": "{hour}  {allowed} / {refused} / {banned}",
+        "history": "<b>Versions</b>",
+        "no_history": "Nothing was changed yet.",
+        "history_line": "<b>{version}</b>: <code>{what}</code>, by <code>{by}</code>, {at}",
+        "well": "Well: Redis answered in {ms} ms. Instances: {instances}, "
+        "behind version {version}: {behind}.",
+        "not_well": "Not well: <code>{problem}</code>",
+        "try_free": "{Who}: an update would be <b>handled</b>; no limit applies.",
+        "try_allowed": "{Who}: an update would be <b>handled</b>; "
+        "<code>{rule}</code> has {left} left.",
+        "try_refused": "{Who}: an update would be <b>refused</b> by <code>{rule}</code>, "
+        "for {wait}.",
+        "try_banned": "{Who}: an update would be <b>refused</b>, because of a ban.",
+        # --- what is asked, and what was done
+        "ask_forgive": "Forgive {who}? Counts and bans by a penalty are forgotten.",
+        "ask_forgive_rules": "Forgive {who}? This is forgotten: <code>{rules}</code>",
+        "ask_ban": "Ban {who} for {length}? Everything from there is refused.",
+        "ask_ban_for_good": "Ban {who} for good? Everything from there is refused.",
+        "reason": "Reason: <code>{reason}</code>",
+        "ask_unban": "Unban {who}?",
+        "ask_set": "Change <code>{name}</code>?\n{before} → <b>{after}</b>",
+        "ask_rollback": "Roll back to version {version}?\n<code>{changes}</code>",
+        "ask_rollback_invalid": "The live limits cannot be read. Replace them by the last good "
+        "version?",
+        "no_changes": "no changes",
+        "ask_pause": "Switch <b>all limits</b> off for {length}?",
+        "ask_resume": "Switch all limits on again?",
+        "did_forgive": "{Who} is forgiven: <code>{rules}</code>",
+        "did_forgive_nothing": "{Who}: there was nothing to forgive.",
+        "did_ban": "{Who} is banned {until}.",
+        "did_unban": "{Who} is not banned any more.",
+        "did_unban_nothing": "{Who} was not banned.",
+        "did_change": "Version {version}: <code>{what}</code>. "
+        "It holds on {obeying} of {instances} instances.",
+        "working": "One moment…",
+        "cancelled": "Cancelled: nothing was changed.",
+        # --- buttons
+        "yes_forgive": "Forgive",
+        "yes_ban": "Ban",
+        "yes_unban": "Unban",
+        "yes_set": "Change",
+        "yes_rollback": "Roll back",
+        "yes_pause": "Switch off",
+        "yes_resume": "Switch on",
+        "no": "Cancel",
+        "again": "Refresh",
+        "ban_hour": "Ban 1 h",
+        "ban_day": "Ban 1 d",
+        # --- what goes wrong
+        "gone": "This question was answered already, or is older than two minutes. Ask again.",
+        "not_yours": "Only the one who asked can answer this.",
+        "away": "Redis is out of reach. Try again later; /{prefix}health tells more.",
+        "conflict": "Somebody else has changed the limits meanwhile; nothing was changed. "
+        "Look again, and repeat it.",
+        "wrong": "That did not work: <code>{error}</code>",
+        "start_me": "I answer in private: open a chat with me and press Start.",
+        "whom": "Whom? Reply to a message, or give an id: <code>/{command} 42{rest}</code>",
+        "both": "You reply to a message and name somebody: do one of the two. "
+        "A length is one word: <code>1h</code>",
+        "bad_id": "<code>{value}</code> is no id of a user or a chat. Reply to a message, or give "
+        "an id: <code>/{command} 42{rest}</code>",
+        "no_username": "Telegram does not tell bots which user <code>{name}</code> is. Reply to a "
+        "message, choose the user from the list after @, or give the id.",
+        "hidden": "That user hides who they are in forwarded messages. Reply where they wrote, "
+        "or give the id.",
+        "nobody": "That is nobody: channels, anonymous admins and Telegram's service account share "
+        "such an id, and it is never limited.",
+        "myself": "That message is the bot's own. Reply to a message of the user, or give an id.",
+        "is_admin": "{Who} is an admin of this bot, and admins are never limited.",
+        "bad_length": "For how long? For example <code>/{command} 42 1h spam</code>; "
+        "<code>forever</code> is for good.",
+        "usage_setlimit": "For example <code>/{command} NAME 2/minute</code>; instead of a limit "
+        "also <code>off</code>, <code>on</code>, <code>shadow</code>, <code>enforce</code> or "
+        "<code>default</code>. Names: <code>{names}</code>",
+        "usage_pause": "For how long? For example <code>/{command} 1h</code>, at most a day.",
+        "usage_rollback": "To which version? A number from /{prefix}history, 0 for none of the "
+        "changes, or nothing for the version before.",
+        "no_version": "There is no version {version} to roll back to: expected {versions}.",
+        "needs_live": "That needs <code>RateLimitMiddleware(..., live=True)</code> in the bot.",
+        "needs_statistics": "That needs <code>RateLimitMiddleware(..., statistics=True)</code> in "
+        "the bot.",
+    },
+    "ru": {
+        "units": "д ч мин с",
+        "limits": "<b>Лимиты</b>",
+        "no_limits": "Лимиты пока неизвестны: ни один обработчик ещё не вызывался.",
+        "rule": "<code>{name}</code>: {limit}\n{scope}, {where}, источник: {origin}",
+        "rule_penalty": "бан на {ban} после {limit}",
+        "rule_by_code": "решает код бота",
+        "rule_shadow": "пробный: никому не отказывает",
+        "rule_off": "выключен",
+        "rule_otherwise": "без изменений на ходу: {limit}",
+        "scope_user": "на пользователя",
+        "scope_chat": "на чат",
+        "scope_member": "на пользователя в чате",
+        "scope_topic": "на тему",
+        "scope_global": "на всех вместе",
+        "scope_custom": "считает код бота",
+        "everywhere": "все обработчики",
+        "origin_code": "код",
+        "origin_file": "файл",
+        "origin_environment": "окружение",
+        "origin_live": "изменён на ходу",
+        "live_off": "Здесь лимиты менять нельзя: у middleware нет <code>live=True</code>.",
+        "live_none": "На ходу ничего не менялось. Экземпляров: {instances}.",
+        "live": "Версия {version}: <code>{what}</code>. Автор: <code>{by}</code>, {at}. "
+        "Действует на экземплярах: {obeying} из {instances}.",
+        "paused": "Все лимиты выключены до {until}.",
+        "commands": "Команды: {commands}",
+        "user": "пользователь {id}",
+        "chat": "чат {id}",
+        "in_chat": "{who} в чате {id}",
+        "verdict_allowed": "пропускается",
+        "verdict_exempt": "исключение, лимиты не действуют",
+        "verdict_refused": "отказ, можно через {wait}",
+        "verdict_banned": "бан",
+        "who": "{Who}: <b>{verdict}</b>",
+        "refused_today": "Отказов за 24 часа: {count}",
+        "count": "<code>{rule}</code>: осталось {left} из {capacity}, {free}",
+        "count_by_code": "<code>{rule}</code>: {free}",
+        "free_now": "можно сейчас",
+        "free_in": "можно через {wait}",
+        "ban_until": "до {until} (осталось {left})",
+        "ban_for_good": "навсегда",
+        "ban": "Бан {until}, автор: <code>{by}</code>",
+        "ban_reason": "Бан {until}, автор: <code>{by}</code>: <code>{reason}</code>",
+        "bans": "<b>Баны</b>",
+        "no_bans": "Никто не забанен.",
+        "ban_line": "{Who}: {until}, автор: <code>{by}</code>",
+        "ban_line_reason": "{Who}: {until}, автор: <code>{by}</code>: <code>{reason}</code>",
+        "top": "<b>Больше всего отказов за 24 часа</b>",
+        "no_top": "За 24 часа отказов не было.",
+        "top_line": "{id}: {count}",
+        "stats": "<b>Решения по часам (UTC)</b>\nпропущено / отказано / забанено",
+        "no_stats": "За 24 часа решений не было.",
+        "stats_line": "{hour}  {allowed} / {refused} / {banned}",
+        "history": "<b>Версии</b>",
+        "no_history": "Пока ничего не менялось.",
+        "history_line": "<b>{version}</b>: <code>{what}</code>, автор: <code>{by}</code>, {at}",
+        "well": "Всё в порядке: Redis ответил за {ms} мс. Экземпляров: {instances}, "
+        "отстают от версии {version}: {behind}.",
+        "not_well": "Неисправность: <code>{problem}</code>",
+        "try_free": "{Who}: сообщение <b>прошло бы</b>, лимит не действует.",
+        "try_allowed": "{Who}: сообщение <b>прошло бы</b>, в <code>{rule}</code> осталось {left}.",
+        "try_refused": "{Who}: <b>отказ</b> по <code>{rule}</code>, ещё {wait}.",
+        "try_banned": "{Who}: <b>отказ</b> из-за бана.",
+        "ask_forgive": "Простить: {who}? Счётчики и автоматические баны будут сброшены.",
+        "ask_forgive_rules": "Простить: {who}? Будет сброшено: <code>{rules}</code>",
+        "ask_ban": "Забанить на {length}: {who}? Всё оттуда будет отклоняться.",
+        "ask_ban_for_good": "Забанить навсегда: {who}? Всё оттуда будет отклоняться.",
+        "reason": "Причина: <code>{reason}</code>",
+        "ask_unban": "Разбанить: {who}?",
+        "ask_set": "Изменить <code>{name}</code>?\n{before} → <b>{after}</b>",
+        "ask_rollback": "Вернуть версию {version}?\n<code>{changes}</code>",
+        "ask_rollback_invalid": "Изменения на ходу не читаются. Заменить их последней исправной "
+        "версией?",
+        "no_changes": "без изменений",
+        "ask_pause": "Выключить <b>все лимиты</b> на {length}?",
+        "ask_resume": "Снова включить все лимиты?",
+        "did_forgive": "{Who}: сброшено: <code>{rules}</code>",
+        "did_forgive_nothing": "{Who}: прощать было нечего.",
+        "did_ban": "{Who}: бан {until}.",
+        "did_unban": "{Who}: бан снят.",
+        "did_unban_nothing": "{Who}: бана не было.",
+        "did_change": "Версия {version}: <code>{what}</code>. "
+        "Действует на экземплярах: {obeying} из {instances}.",
+        "working": "Минуту…",
+        "cancelled": "Отменено: ничего не изменилось.",
+        "yes_forgive": "Простить",
+        "yes_ban": "Забанить",
+        "yes_unban": "Разбанить",
+        "yes_set": "Изменить",
+        "yes_rollback": "Вернуть",
+        "yes_pause": "Выключить",
+        "yes_resume": "Включить",
+        "no": "Отмена",
+        "again": "Обновить",
+        "ban_hour": "Бан 1 ч",
+        "ban_day": "Бан 1 д",
+        "gone": "На этот вопрос уже ответили, или ему больше двух минут. Повторите команду.",
+        "not_yours": "Ответить может только тот, кто спросил.",
+        "away": "Redis недоступен. Попробуйте позже; подробнее: /{prefix}health",
+        "conflict": "Лимиты тем временем изменил кто-то другой; ничего не изменилось. "
+        "Посмотрите снова и повторите.",
+        "wrong": "Не получилось: <code>{error}</code>",
+        "start_me": "Я отвечаю в личном чате: откройте его и нажмите «Старт».",
+        "whom": "Кого? Ответьте на сообщение или укажите id: <code>/{command} 42{rest}</code>",
+        "both": "Вы отвечаете на сообщение и называете кого-то: нужно что-то одно. "
+        "Срок пишется слитно: <code>1h</code>",
+        "bad_id": "<code>{value}</code>: это не id пользователя или чата. Ответьте на сообщение "
+        "или укажите id: <code>/{command} 42{rest}</code>",
+        "no_username": "Telegram не сообщает ботам, кто такой <code>{name}</code>. Ответьте на "
+        "сообщение, выберите пользователя из списка после @ или укажите id.",
+        "hidden": "Этот пользователь скрыл себя в пересланных сообщениях. Ответьте там, где он "
+        "писал, или укажите id.",
+        "nobody": "Это никто: такой id у всех каналов, анонимных админов или служебного "
+        "аккаунта Telegram общий, и лимиты на него не действуют.",
+        "myself": "Это сообщение самого бота. Ответьте на сообщение пользователя или укажите id.",
+        "is_admin": "{Who}: админ этого бота, лимиты на админов не действуют.",
+        "bad_length": "На какой срок? Например, <code>/{command} 42 1h спам</code>; "
+        "<code>forever</code>: навсегда.",
+        "usage_setlimit": "Например, <code>/{command} NAME 2/minute</code>; вместо лимита также "
+        "<code>off</code>, <code>on</code>, <code>shadow</code>, <code>enforce</code> или "
+        "<code>default</code>. Имена: <code>{names}</code>",
+        "usage_pause": "На какой срок? Например, <code>/{command} 1h</code>, не больше суток.",
+        "usage_rollback": "К какой версии? Номер из /{prefix}history, 0 отменяет все изменения, "
+        "без номера вернётся предыдущая.",
+        "no_version": "Версии {version} нет, можно вернуть: {versions}.",
+        "needs_live": "Для этого нужен <code>RateLimitMiddleware(..., live=True)</code> в боте.",
+        "needs_statistics": "Для этого нужен "
+        "<code>RateLimitMiddleware(..., statistics=True)</code> в боте.",
+    },
+}
+
+_LONGEST: Final = 500
+
+
+class Html(str):
+    """A text whose markup is meant."""
+
+    __slots__ = ()
+
+
+class Words:
+    """The texts in an operator's language.
+
+    Args:
+        language: As Telegram tells it; what we have no texts for gets English.
+        prefix: What the names of commands begin with.
+    """
+
+    def __init__(self, language: str | None, prefix: str = "") -> None:
+        code = (language or "").lower().partition("-")[0]
+        self._texts = TEXTS.get(code) or TEXTS["en"]
+        self._prefix = prefix
+
+    def __call__(self, key: str, **fields: object) -> Html:
+        """A text with its fields, escaped and short enough to never break a message."""
+        escaped = {name: self.escaped(value) for name, value in fields.items()}
+        if "who" in escaped:  # at the beginning of a sentence
+            escaped["Who"] = escaped["who"][:1].upper() + escaped["who"][1:]
+        return Html(self._texts[key].format(prefix=self._prefix, **escaped))
+
+    def duration(self, seconds: float) -> str:
+        """`2 min 5 s`, in this language."""
+        return duration(seconds, self._texts["units"].split())
+
+    def moment(self, at: float | datetime) -> str:
+        """A time in UTC: operators of one bot live in several time zones."""
+        when = at if isinstance(at, datetime) else datetime.fromtimestamp(at, UTC)
+        return f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+    @staticmethod
+    def escaped(value: object) -> str:
+        """A value as HTML."""
+        return value if isinstance(value, Html) else html.escape(clipped(str(value)), quote=False)
+
+
+def clipped(text: str, longest: int = _LONGEST) -> str:
+    """The text in one line without invisible characters, and not longer than that."""
+    text = printable(text)
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,0 +1,163 @@
+"""admin_app: the page and the JSON API for operators, for a bot's own web server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, cast
+
+from aiohttp import web
+
+from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.web import api
+from bot_ratelimit.admin.web.access import Access, check_token
+from bot_ratelimit.admin.web.attempts import Attempts, Used
+from bot_ratelimit.admin.web.console import CONSOLE, Console, Pages, anybody
+from bot_ratelimit.admin.web.mini_app import MiniApp
+from bot_ratelimit.admin.web.peer import Peers
+from bot_ratelimit.admin.web.reporting import reporting
+from bot_ratelimit.admin.web.sessions import Sessions
+from bot_ratelimit.admin.web.stream import Stream
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.incoming.middleware import RateLimitMiddleware
+from bot_ratelimit.settings import Settings
+
+MAX_STREAMS: Final = 20
+
+_TELEGRAM: Final = "https://web.telegram.org https://webk.telegram.org https://weba.telegram.org"
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors {}"
+)
+
+
+def admin_app(
+    middleware: RateLimitMiddleware,
+    *,
+    token: str | None = None,
+    admins: Iterable[int] = (),
+    bot_token: str | None = None,
+    trusted_proxies: Iterable[str] = (),
+    settings: Settings | None = None,
+    max_streams: int = MAX_STREAMS,
+    clock: Callable[[], float] = time.time,
+) -> web.Application:
+    """The page and the JSON API for operators, as an application of aiohttp.
+
+    ::
+
+        app.add_subapp("/admin/", admin_app(middleware))
+
+    It lets in who shows the token, and, opened in Telegram as a Mini App of the bot, the admins.
+
+    Args:
+        middleware: Of the bot.
+        token: What operators log in with, and what scripts send as `Authorization: Bearer`;
+            RATE_LIMIT_ADMIN_TOKEN unless given.
+        admins: Ids of the Telegram users who may open it as a Mini App.
+        bot_token: The bot's token, by which is checked who opened the Mini App.
+        trusted_proxies: Addresses or networks of the proxies before this server, whose
+            `X-Forwarded-For`, `-Proto` and `-Host` hold; `unix` for one on a Unix socket.
+        settings: Shown by `config`; they have RATE_LIMIT_ADMIN_TOKEN, too. The environment is read
+            unless given or not needed.
+        max_streams: How many browsers may follow what happens at once.
+        clock: Unix seconds.
+
+    Raises:
+        ConfigError: An argument makes no sense, there is nobody who may, or the extra `admin` is
+            not installed.
+    """
+    if not isinstance(middleware, RateLimitMiddleware):
+        kind = type(middleware).__name__
+        raise ConfigError(f"middleware is a {kind}: expected a RateLimitMiddleware")
+    if isinstance(max_streams, bool) or not isinstance(max_streams, int) or max_streams < 1:
+        raise ConfigError(f"max_streams={max_streams!r}: expected a whole number from 1 up")
+    token = _token_of(token, settings)
+    ids = _check_admins(admins)
+    if token is None and not ids:
+        raise ConfigError(
+            "admin_app: nobody may enter: set RATE_LIMIT_ADMIN_TOKEN, or pass token=, or admins= "
+            "and bot_token="
+        )
+    if ids and not bot_token:
+        raise ConfigError("admins: pass bot_token= too, by which Telegram's word is checked")
+    prefix, pages = middleware.limiter.key_prefix, _pages()
+    secret = "\0".join([token or "", bot_token or "" if ids else ""]).encode()
+    access = Access(
+        token,
+        MiniApp(bot_token, ids, clock) if ids and bot_token else None,
+        Sessions(secret, prefix, ids, token is not None, clock),
+        Attempts(middleware.limiter),
+        Used(middleware.limiter),
+        Peers(trusted_proxies),
+    )
+
+    def control(by: str) -> Control:
+        return Control.of(middleware, by, settings=settings)
+
+    console = Console(middleware, ids, token is not None, pages, clock, control)
+    app = web.Application(middlewares=[reporting, access.middleware()])
+    app[CONSOLE] = console
+    stream = Stream(console, max_streams)
+    app.router.add_routes([web.get("", _to_folder), *pages.routes(), *access.routes()])
+    app.router.add_routes([web.get("/events", stream.handle), *api.routes()])
+    app.on_shutdown.append(stream.close)
+    app.on_response_prepare.append(_securing(_TELEGRAM if ids else "'none'"))
+    return app
+
+
+@anybody
+async def _to_folder(request: web.Request) -> web.StreamResponse:
+    """From `/admin` to `/admin/`, where relative links hold."""
+    name = request.rel_url.raw_path.rpartition("/")[2]
+    return web.Response(status=308, headers={"Location": f"{name}/"})
+
+
+def _token_of(token: str | None, settings: Settings | None) -> str | None:
+    if token is not None:
+        return check_token(token)
+    found = (settings or Settings()).rate_limit_admin_token
+    return None if found is None else check_token(found.get_secret_value())
+
+
+def _check_admins(admins: Iterable[int]) -> frozenset[int]:
+    if isinstance(admins, (int, str)):
+        raise ConfigError(f"admins={admins!r}: expected ids of users, such as [42]")
+    ids = frozenset(admins)
+    wrong = [each for each in ids if type(each) is not int or each < 1]
+    if wrong:
+        raise ConfigError(f"admins: {wrong[0]!r} is not the id of a user, such as 42")
+    return ids
+
+
+def _pages() -> Pages:
+    try:
+        from bot_ratelimit.admin.web import pages
+    except ModuleNotFoundError as error:
+        if error.name not in {"jinja2", "markupsafe"}:
+            raise
+        raise ConfigError(
+            f"admin_app needs {error.name}: pip install 'bot_ratelimit[admin]'"
+        ) from None
+    return cast("Any", pages)  # type: ignore[no-any-return]  # a module as its protocol
+
+
+def _securing(ancestors: str) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    headers = {
+        "Content-Security-Policy": _POLICY.format(ancestors),
+        "X-Content-Type-Options": "nosniff",
+        # Not no-referrer: browsers would then send `Origin: null` with forms.
+        "Referrer-Policy": "same-origin",
+        "Cache-Control": "no-store",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "X-Robots-Tag": "noindex",
+    }
+    if ancestors == "'none'":
+        headers["X-Frame-Options"] = "DENY"
+
+    async def secure(_: web.Request, response: web.StreamResponse) -> None:
+        for name, value in headers.items():
+            if name not in response.headers:
+                response.headers[name] = value
+
+    return secure

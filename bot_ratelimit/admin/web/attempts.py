@@ -1,0 +1,153 @@
+"""Attempts: failed logins are limited by this very package.
+
+| key | counts |
+| --- | --- |
+| `<prefix>:ratelimit:{login}:from:<address>` | attempts of an address |
+| `<prefix>:ratelimit:{login}:all` | attempts of all addresses together |
+| `<prefix>:ratelimit:{login}:device:<id>` | attempts of a browser that was let in before |
+| `<prefix>:ratelimit:{login}:used:<hash>` | a session that was logged out, initData that was used |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from contextlib import suppress
+from hashlib import sha256
+from typing import Final
+from weakref import WeakValueDictionary
+
+from cachetools import TTLCache
+
+from bot_ratelimit.admin.web.problems import ProblemError
+from bot_ratelimit.errors import RateLimitError
+from bot_ratelimit.limit import Limit
+from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.rule import Rules, Subject, rule_at
+
+log = logging.getLogger("bot_ratelimit")
+
+OF_ONE: Final = Limit(5, 60)
+"""Failed attempts of an address, or of a known browser."""
+OF_ALL: Final = Limit(60, 60)
+"""Failed attempts of all addresses together: an address may be forged, or one of many."""
+LONGEST: Final = 86_400.0
+"""Seconds for which a use is remembered: longer than any session or initData is valid."""
+
+_VOUCHED_FOR: Final = 3_600.0
+_NOBODY: Final = Subject()
+# In braces, which no rule's name has, and which keep the keys on one node of a Redis Cluster.
+_PATH: Final = "{login}:"
+
+
+class Attempts:
+    """Slows down those who guess a secret.
+
+    While an address is slowed, the right secret is refused like a wrong one: otherwise guessing
+    would not be slowed at all. An operator is not shut out by it: a session goes on, a browser that
+    was logged in before is counted separately (see `Sessions.device`), and a script that has shown
+    the right secret within the hour goes on, as long as nobody guesses from its address.
+
+    Args:
+        limiter: The bot's, whose storage keeps the counts; while that is out of reach, this
+            process does.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = _own(limiter)
+        self._vouched: TTLCache[str, bool] = TTLCache(1_000, _VOUCHED_FOR, timer=time.monotonic)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def judge(
+        self, failure: ProblemError | None, source: str, device: str | None = None
+    ) -> None:
+        """Let the right secret pass, and count a wrong one.
+
+        Args:
+            failure: What is wrong; None if nothing is.
+            source: Where it comes from, see `Peers.source`.
+            device: The id of the browser, if it was let in before.
+
+        Raises:
+            ProblemError: The failure; or 429 if there were too many, whatever this one is.
+        """
+        key = f"from:{source}" if device is None else f"device:{device}"
+        if failure is not None:
+            self._vouched.pop(key, None)
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        if failure is None and key in self._vouched:
+            return
+        async with lock:  # so that many right ones at once do not exhaust the attempts
+            if failure is None and key in self._vouched:
+                return
+            rules = _rules(key, shared=device is None)
+            # Charged before it is known to be wrong: many at once gain nothing.
+            decision = await self._limiter.hit(rules, _NOBODY, _outgoing=True)
+            if not decision:
+                raise _slowed(decision.retry_after)
+            if failure is not None:
+                log.warning("admin_app: a login failed, from %s: %s", source, failure)
+                raise failure
+            with suppress(RateLimitError):
+                await self._limiter.refund(rules, _NOBODY)
+            self._vouched[key] = True
+
+
+class Used:
+    """Remembers, on every instance, what must not be used again: sessions and initData.
+
+    Args:
+        limiter: The bot's. While its storage is out of reach, this process remembers for itself.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = _own(limiter)
+        # What was used here stays used, even if Redis was away then.
+        self._here: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
+
+    async def use(self, what: str) -> bool:
+        """Note that it is used; False if it was used before."""
+        if what in self._here:
+            return False
+        self._here[what] = True
+        return bool(await self._limiter.hit(_once(what), _NOBODY, _outgoing=True))
+
+    async def is_used(self, what: str) -> bool:
+        """Whether it was used before."""
+        if what in self._here:
+            return True
+        look = self._limiter.hit(_once(what), _NOBODY, 0, _outgoing=True)
+        return not await look
+
+
+def _own(limiter: Limiter) -> Limiter:
+    """A limiter on the bot's storage that never lets everybody through."""
+    return Limiter(
+        limiter.storage,
+        key_prefix=limiter.key_prefix,
+        on_error="memory",
+        timeout=limiter.timeout,
+    )
+
+
+def _rules(key: str, shared: bool) -> Rules:
+    own = rule_at(_PATH, OF_ONE, lambda _: key, 1)
+    everybody = rule_at(f"{_PATH}all", OF_ALL, lambda _: "", 1)
+    return Rules((own, everybody) if shared else (own,))
+
+
+def _once(what: str) -> Rules:
+    hashed = sha256(what.encode()).hexdigest()
+    return Rules((rule_at(f"{_PATH}used:", Limit(1, LONGEST), lambda _: hashed, 1),))
+
+
+def _slowed(seconds: float) -> ProblemError:
+    wait = max(1, math.ceil(seconds))
+    return ProblemError(
+        429,
+        f"too many failed logins: try again in {wait} s",
+        retry_after=wait,
+        headers={"Retry-After": str(wait)},
+    )

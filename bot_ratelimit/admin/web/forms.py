@@ -1,0 +1,75 @@
+"""Form: what an operator typed, from an address or from the body of a request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rule import Subject
+
+_IDS = ("user", "chat", "topic", "bot")
+_DIGITS = re.compile(r"-?[0-9]{1,16}", re.ASCII)
+
+
+class Form:
+    """Fields by name, each as text without spaces around it."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self.text(name))
+
+    def text(self, name: str, default: str = "") -> str:
+        """What stands in a field."""
+        value = self._values.get(name, default)
+        return value.strip() if isinstance(value, str) else default
+
+    def texts(self, name: str) -> list[str]:
+        """Every value of a field that may be chosen several times."""
+        getall = getattr(self._values, "getall", None)
+        found = getall(name, []) if getall is not None else [self.text(name)]
+        return [each for each in found if isinstance(each, str) and each]
+
+    def flag(self, name: str) -> bool | None:
+        """`yes` or `no`; None if neither was said."""
+        return {"yes": True, "no": False}.get(self.text(name))
+
+    def number(self, name: str) -> int | None:
+        """A whole number; None if the field is empty.
+
+        Raises:
+            ConfigError: Something else stands there.
+        """
+        text = self.text(name)
+        if not text:
+            return None
+        if not _DIGITS.fullmatch(text):
+            raise ConfigError(
+                f"{name}: {text[:50]!r}: expected a whole number, for example 123456789"
+            )
+        return int(text)
+
+    def exactly(self) -> Subject:
+        """Who is banned: a user everywhere, unless a chat is named; a negative id is a chat's.
+
+        Raises:
+            ConfigError: There is no id, or one that is no number.
+        """
+        user, chat, topic, bot = map(self.number, _IDS)
+        if user is not None and user < 0:
+            user, chat = None, user
+        if user is None and chat is None:
+            raise ConfigError("user: expected the id of a user, or the negative id of a chat")
+        return Subject(user, chat, topic, bot)
+
+    def subject(self) -> Subject:
+        """Who sends: in their private chat, unless another is named.
+
+        Raises:
+            ConfigError: There is no id, or one that is no number.
+        """
+        found = self.exactly()
+        return found._replace(chat=found.user) if found.chat is None else found

@@ -1,0 +1,162 @@
+"""Pages: what operators see in a browser; works without a script, which only adds liveness."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final
+
+from aiohttp import web
+
+from bot_ratelimit.admin.web import changing, people
+from bot_ratelimit.admin.web.chart import Chart, chart_of
+from bot_ratelimit.admin.web.console import ROOT, anybody, console_of, control_of, session_of
+from bot_ratelimit.admin.web.forms import Form
+from bot_ratelimit.admin.web.problems import Problem
+from bot_ratelimit.admin.web.rendering import page
+from bot_ratelimit.errors import ConfigError, RateLimitError
+
+_ROWS: Final = 50
+"""Bans on one page."""
+_DONE: Final = frozenset({"changed", "forgiven", "banned", "unbanned"})
+_FILES: Final = files("bot_ratelimit.admin.web") / "static"
+_STATIC: Final = {each.name: each for each in _FILES.iterdir()}
+
+
+def routes() -> list[web.RouteDef]:
+    """Every route of the page."""
+    steps = [*people.steps(), *changing.steps()]
+    return [
+        web.get("/", _home, name=ROOT),
+        web.get("/user", _user),
+        web.get("/bans", _bans),
+        web.get("/history", _history),
+        web.get("/static/{name}", _static),
+        *(route for step in steps for route in step.routes()),
+    ]
+
+
+def login_page(request: web.Request, problem: Problem | None) -> web.Response:
+    """The form for those who are not let in, with what went wrong, if it did."""
+    console = console_of(request)
+    # Who only comes to a page without being let in has done nothing wrong.
+    is_told = problem is not None and (problem.status != 401 or request.method != "GET")
+    shown = {
+        "problem": problem.detail or problem.title if problem is not None and is_told else "",
+        "has_token": console.has_token,
+        "has_admins": bool(console.admins),
+    }
+    return page(request, "login.html", shown)
+
+
+def error_page(request: web.Request, problem: Problem) -> web.Response:
+    """What went wrong, for somebody who was let in."""
+    shown = {"title": problem.title, "problem": problem.detail or problem.title}
+    return page(request, "error.html", shown, problem.status)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a page; if it cannot be had, the others are shown all the same."""
+
+    value: Any = None
+    problem: str = ""
+
+    @classmethod
+    async def of(cls, awaitable: Awaitable[Any]) -> Section:
+        """What was asked for, or why it cannot be had."""
+        try:
+            return cls(await awaitable)
+        except RateLimitError as error:
+            return cls(problem=str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What was done just before, as the address says."""
+
+    what: str
+    count: int
+
+    @classmethod
+    def of(cls, form: Form) -> Done:
+        """Of an address; anything else than what the pages write there is nothing."""
+        what = form.text("done")
+        try:
+            return cls(what if what in _DONE else "", form.number("count") or 0)
+        except ConfigError:
+            return cls("", 0)
+
+
+@anybody
+async def _home(request: web.Request) -> web.Response:
+    if session_of(request) is None:
+        return login_page(request, None)
+    control, form = control_of(request), Form(request.query)
+    span = 48 if form.text("hours") == "48" else 24
+    asked = {
+        "health": control.health(),
+        "live": control.changes.current(),
+        "instances": control.instances(),
+        "limits": control.limits(),
+        "use": control.use(span),
+        "chart": _chart(control.by_hour(span)),
+        "top": control.top(10, span),
+        "bans": control.bans(0, 6),
+        "history": control.changes.history(),
+    }
+    sections = dict(zip(asked, await asyncio.gather(*map(Section.of, asked.values())), strict=True))
+    use = {each.rule.name: each for each in sections.pop("use").value or ()}
+    now = console_of(request).clock()
+    shown = {**sections, "span": span, "now": now, "done": Done.of(form), "use": use}
+    return page(request, "overview.html", shown)
+
+
+async def _chart(hours: Awaitable[Any]) -> Chart:
+    return chart_of(await hours)
+
+
+async def _user(request: web.Request) -> web.Response:
+    control, form = control_of(request), Form(request.query)
+    subject = view = None
+    error = ""
+    if "user" in form or "chat" in form:
+        try:
+            subject = form.subject()
+            view = await control.show(subject)
+        except ConfigError as problem:
+            error = str(problem)
+    live, instances = await asyncio.gather(
+        *map(Section.of, (control.changes.current(), control.instances()))
+    )
+    shown: dict[str, Any] = {"subject": subject, "view": view, "error": error}
+    shown |= {"typed": form, "done": Done.of(form), "live": live, "instances": instances}
+    return page(request, "user.html", shown, 422 if error else 200)
+
+
+async def _bans(request: web.Request) -> web.Response:
+    offset = max(Form(request.query).number("offset") or 0, 0)
+    bans = await Section.of(control_of(request).bans(offset, _ROWS + 1))
+    return page(request, "bans.html", {"bans": bans, "offset": offset, "size": _ROWS})
+
+
+async def _history(request: web.Request) -> web.Response:
+    control = control_of(request)
+    live, history, audit = await asyncio.gather(
+        *map(Section.of, (control.changes.current(), control.changes.history(), control.audit()))
+    )
+    shown = {"live": live, "history": history, "audit": audit}
+    return page(request, "history.html", shown)
+
+
+@anybody
+async def _static(request: web.Request) -> web.Response:
+    file = _STATIC.get(request.match_info["name"])
+    if file is None:
+        raise web.HTTPNotFound
+    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    headers = {"Cache-Control": "public, max-age=3600"}
+    return web.Response(body=file.read_bytes(), content_type=kind, charset="utf-8", headers=headers)

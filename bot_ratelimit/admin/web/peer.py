@@ -1,0 +1,138 @@
+"""Peers: where a request comes from, and what the browser calls this server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from typing import Final, TypeAlias
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from bot_ratelimit.errors import ConfigError
+
+_Address: TypeAlias = IPv4Address | IPv6Address
+
+SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing."""
+
+LOCAL: Final = "unix"
+"""What a peer on a Unix socket is called, which has no address."""
+_WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]+|\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?")
+
+
+class Peers:
+    """Reads the address of whoever sends a request, past the proxies that are trusted.
+
+    Anybody can write `X-Forwarded-For`, so it is read only if a trusted proxy sends it, and only
+    as far back as trusted proxies wrote it.
+
+    Args:
+        proxies: Addresses or networks of the proxies before this server, and `unix` for any that
+            comes over a Unix socket.
+
+    Raises:
+        ConfigError: One of them is neither.
+    """
+
+    def __init__(self, proxies: Iterable[str] = ()) -> None:
+        if isinstance(proxies, str):
+            proxies = [proxies]
+        names = list(proxies)
+        self._trusts_local = LOCAL in names
+        self._networks = [_network(name) for name in names if name != LOCAL]
+
+    def source(self, request: web.Request) -> str:
+        """Whom failed logins are counted for: an address, of IPv6 the network of 64 bits.
+
+        Whoever has one address of such a network usually has them all.
+        """
+        address = self._address(request)
+        if address is None:
+            return LOCAL
+        if isinstance(address, IPv6Address):
+            return str(IPv6Network((address, 64), strict=False))
+        return str(address)
+
+    def is_https(self, request: web.Request) -> bool:
+        """Whether the browser uses HTTPS, as far as this server can know."""
+        if request.secure or request.headers.get("Origin", "").startswith("https://"):
+            return True
+        return self._forwarded(request, "X-Forwarded-Proto") == "https"
+
+    def is_own_page(self, request: web.Request) -> bool:
+        """Whether a page of this server sent the request, as far as the browser says.
+
+        Browsers say so in `Sec-Fetch-Site`, and those that do not send it say in `Origin` where
+        the page is from. A client that sends neither is no browser, and so nobody's victim.
+        """
+        site = request.headers.getall("Sec-Fetch-Site", [])
+        if site:
+            return site == ["same-origin"]
+        origins = request.headers.getall("Origin", [])
+        if not origins:
+            return True
+        names = {request.host.lower(), self._forwarded(request, "X-Forwarded-Host").lower()}
+        return len(origins) == 1 and _host(origins[0]) in names - {""}
+
+    def _address(self, request: web.Request) -> _Address | None:
+        found = _parsed(request.remote or "")
+        for hop in self._hops(request):
+            if not self._is_trusted(found):
+                break
+            earlier = _parsed(hop)
+            if earlier is None:  # whatever wrote this, it was no proxy
+                break
+            found = earlier
+        return found
+
+    def _hops(self, request: web.Request) -> Iterator[str]:
+        """What proxies say of whom they serve, the nearest proxy first."""
+        lines = request.headers.getall("X-Forwarded-For", [])
+        yield from reversed([hop.strip() for line in lines for hop in line.split(",")])
+
+    def _forwarded(self, request: web.Request, name: str) -> str:
+        """What the nearest proxy says, if it is trusted."""
+        if not self._is_trusted(_parsed(request.remote or "")):
+            return ""
+        return request.headers.get(name, "").rpartition(",")[2].strip()
+
+    def _is_trusted(self, address: _Address | None) -> bool:
+        if address is None:
+            return self._trusts_local
+        return any(address in network for network in self._networks)
+
+
+def _network(name: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(name)
+    except ValueError as error:
+        raise ConfigError(
+            f"trusted_proxies: {error}; expected addresses or networks of proxies, "
+            "for example '127.0.0.1' or '10.0.0.0/8', or 'unix'"
+        ) from None
+
+
+def _parsed(text: str) -> _Address | None:
+    if found_port := _WITH_PORT.fullmatch(text):  # some proxies add it
+        text = found_port[1] or found_port[2]
+    try:
+        found = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def _host(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""

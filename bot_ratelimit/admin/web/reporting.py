@@ -1,0 +1,57 @@
+"""Reporting: whatever goes wrong is answered as a problem, to programs and to people."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from bot_ratelimit.admin.web.bodies import MAX_BODY
+from bot_ratelimit.admin.web.console import console_of, session_of, wants_page
+from bot_ratelimit.admin.web.problems import Problem, ProblemError, problem_of
+from bot_ratelimit.errors import RateLimitError
+
+log = logging.getLogger("bot_ratelimit")
+
+
+@web.middleware
+async def reporting(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer with the problem whenever something goes wrong."""
+    # What a sub-application may be sent is otherwise up to the application around it. That may
+    # have read the body already: then it has decided.
+    with suppress(RuntimeError):
+        request = request.clone(client_max_size=MAX_BODY)
+    try:
+        return await handler(request)
+    except ProblemError as error:
+        problem = error.problem
+    except RateLimitError as error:
+        problem = problem_of(error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        problem = _of_http(error)
+    except ConnectionError:  # nobody is there to answer
+        raise
+    except Exception:
+        log.exception("admin_app: %s %s failed", request.method, request.rel_url.raw_path)
+        problem = Problem(500, "a bug: the log of the bot says more")
+    return _page(request, problem) if wants_page(request) else problem.to_response()
+
+
+def _page(request: web.Request, problem: Problem) -> web.Response:
+    pages = console_of(request).pages
+    at_the_door = session_of(request) is None or problem.status in {401, 429}
+    page = (pages.login_page if at_the_door else pages.error_page)(request, problem)
+    page.set_status(problem.status)
+    page.headers.update(problem.headers)
+    return page
+
+
+def _of_http(error: web.HTTPException) -> Problem:
+    """What aiohttp itself says: 404, 405, 413."""
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    details = {404: "there is no such page", 405: "this is not possible here"}
+    return Problem(error.status, details.get(error.status, error.reason), headers=headers)

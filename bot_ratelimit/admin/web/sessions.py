@@ -1,0 +1,124 @@
+"""Sessions: signed cookies, which need no storage to be checked."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+from aiohttp import web
+
+from bot_ratelimit.admin.web.console import Session
+
+LASTS: Final = 12 * 3_600
+"""Seconds for which a session holds that was opened with the token."""
+MINI_APP_LASTS: Final = 3_600
+"""Seconds for which one holds that was opened in Telegram."""
+KNOWN_FOR: Final = 90 * 86_400
+"""Seconds for which a browser is known that was let in."""
+
+BY_TOKEN: Final = "token@web"  # noqa: S105 - what the audit says, no password
+
+_COOKIE: Final = re.compile(r"v1\.([\w-]{22})\.(\d{1,16})\.(\d{1,12})\.([\w-]{43})", re.ASCII)
+_DEVICE: Final = re.compile(r"v1\.([\w-]{22})\.(\d{1,12})\.([\w-]{43})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A session, and what its cookie said."""
+
+    id: str
+    session: Session
+
+
+class Sessions:
+    """Opens sessions, and knows them again.
+
+    The cookie is `v1.<id>.<user>.<expires>.<signature>`, where the user is 0 for the token. It is
+    signed with a key that is made of the token, the bot's token and the key prefix: whoever changes
+    one of the tokens ends all sessions, and the bots of one process do not take each other's.
+
+    Args:
+        secret: The token and the bot's token.
+        prefix: The key prefix of the bot.
+        admins: Ids of the Telegram users whose sessions hold.
+        has_token: Whether sessions by token hold.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        secret: bytes,
+        prefix: str,
+        admins: Collection[int],
+        has_token: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self._key = hmac.digest(secret, f"bot_ratelimit admin {prefix}".encode(), "sha256")
+        self._admins, self._has_token, self._clock = admins, has_token, clock
+        # Cookies are not told apart by port: two pages on one host need two names.
+        self.cookie = f"bot_ratelimit_{self._sign('name')[:8]}"
+        self.device_cookie = f"{self.cookie}_device"
+
+    def open(self, user: int | None) -> tuple[str, Session]:
+        """A new session, of a Telegram user or by token, and the value of its cookie."""
+        expires = int(self._clock()) + (LASTS if user is None else MINI_APP_LASTS)
+        id_ = secrets.token_urlsafe(16)
+        content = f"v1.{id_}.{user or 0}.{expires}"
+        return f"{content}.{self._sign(content)}", self._session(id_, user or 0, expires)
+
+    def find(self, request: web.Request) -> Held | None:
+        """The session of a request, if its cookie is right and holds."""
+        found = _COOKIE.fullmatch(request.cookies.get(self.cookie, ""))
+        if found is None or not self._is_signed(found):
+            return None
+        user, expires = int(found[2]), int(found[3])
+        may = user in self._admins if user else self._has_token
+        if not may or self._clock() >= expires:
+            return None
+        return Held(found[1], self._session(found[1], user, expires))
+
+    def know(self) -> str:
+        """The value of a cookie by which a browser is known later, to count its logins apart."""
+        content = f"v1.{secrets.token_urlsafe(16)}.{int(self._clock()) + KNOWN_FOR}"
+        return f"{content}.{self._sign('device ' + content)}"
+
+    def device(self, request: web.Request) -> str | None:
+        """The id of the browser, if it was let in before."""
+        found = _DEVICE.fullmatch(request.cookies.get(self.device_cookie, ""))
+        if found is None or not self._is_signed(found, "device "):
+            return None
+        return found[1] if self._clock() < int(found[2]) else None
+
+    def _session(self, id_: str, user: int, expires: int) -> Session:
+        by = f"{user}@web" if user else BY_TOKEN
+        return Session(by, self._sign(f"csrf {id_}"), expires)
+
+    def _is_signed(self, found: re.Match[str], kind: str = "") -> bool:
+        content, _, signature = found[0].rpartition(".")
+        return hmac.compare_digest(self._sign(kind + content), signature)
+
+    def _sign(self, text: str) -> str:
+        signature = hmac.digest(self._key, text.encode(), sha256)
+        return urlsafe_b64encode(signature).decode().rstrip("=")
+
+
+def cookie_header(
+    name: str, value: str, seconds: int, *, https: bool, cross_site: bool = False
+) -> str:
+    """A `Set-Cookie`. Without a path, it holds for the folder of the login, wherever that is.
+
+    Telegram's web clients show a Mini App in a frame of another site, to which browsers send only
+    cookies with `SameSite=None`, and those only over HTTPS; `Partitioned` keeps them to that frame.
+    """
+    parts = [f"{name}={value}", f"Max-Age={seconds}", "HttpOnly"]
+    if cross_site and https:
+        parts += ["SameSite=None", "Partitioned"]
+    else:
+        parts += ["SameSite=Strict"]
+    return "; ".join([*parts, "Secure"] if https else parts)

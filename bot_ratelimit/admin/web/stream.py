@@ -1,0 +1,131 @@
+"""What happens now, as server-sent events: one reader for every browser that looks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from aiohttp import web
+
+from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.encoding import to_json
+from bot_ratelimit.admin.web.console import SESSION, Console, Session
+from bot_ratelimit.admin.web.problems import ProblemError
+from bot_ratelimit.errors import RateLimitError
+
+log = logging.getLogger("bot_ratelimit")
+
+EVERY: Final = 2.0
+"""Seconds between two looks, while somebody follows."""
+HEARTBEAT: Final = 10.0
+"""Seconds without news after which followers, and proxies, are told that the stream lives."""
+LASTS: Final = 300.0
+"""Seconds after which a browser connects again, so that a logout elsewhere ends it soon."""
+
+_SLOWEST: Final = 5.0  # for a browser to take a message
+_HEADERS: Final = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "X-Accel-Buffering": "no",  # nginx would keep messages back
+}
+
+
+class Stream:
+    """`GET events`: totals by hour, instances and health, at once and every two seconds.
+
+    Redis is asked only while somebody follows, and once for all of them.
+
+    Args:
+        console: Of the application.
+        most: How many may follow at once.
+    """
+
+    def __init__(self, console: Console, most: int) -> None:
+        self._console, self._most = console, most
+        self._followers = 0
+        self._latest = b""
+        self._news = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Follow what happens, until the session or the application ends, or for a while."""
+        if self._closed or self._followers >= self._most:
+            raise ProblemError(
+                503, "too many browsers follow already: close one", headers={"Retry-After": "10"}
+            )
+        self._followers += 1
+        response = web.StreamResponse(headers=_HEADERS)
+        try:
+            if self._reader is None:
+                self._reader = asyncio.get_running_loop().create_task(self._read())
+            await response.prepare(request)
+            if request.method != "HEAD":
+                await self._follow(response, request[SESSION])
+        except ConnectionError:  # the browser has gone
+            pass
+        except TimeoutError:  # the browser reads nothing
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            self._followers -= 1
+            if not self._followers:
+                self._rest()
+        return response
+
+    async def close(self, _: web.Application) -> None:
+        """End every stream, with the application."""
+        self._closed = True
+        self._news.set()
+        self._rest()
+
+    async def _follow(self, response: web.StreamResponse, session: Session) -> None:
+        clock = self._console.clock
+        until = min(session.expires, clock() + LASTS)
+        message = b"retry: 1000\n" + self._latest if self._latest else b"retry: 1000\n\n"
+        while not self._closed and clock() < until:
+            news = self._news
+            async with asyncio.timeout(_SLOWEST):
+                await response.write(message)
+            message = b": still here\n\n"
+            try:
+                async with asyncio.timeout(HEARTBEAT):
+                    await news.wait()
+                message = self._latest
+            except TimeoutError:
+                continue
+
+    async def _read(self) -> None:
+        control = self._console.control("stream@web")
+        while True:
+            content = to_json(await _looked(control, self._console.clock))
+            self._latest = f"data: {content}\n\n".encode()
+            news, self._news = self._news, asyncio.Event()
+            news.set()
+            await asyncio.sleep(EVERY)
+
+    def _rest(self) -> None:
+        """Nobody follows any more."""
+        if self._reader is not None:
+            self._reader.cancel()
+        self._reader, self._latest = None, b""
+
+
+async def _looked(control: Control, clock: Any) -> dict[str, Any]:
+    """What a message says; see docs/admin-api.md."""
+    found: dict[str, Any] = {"at": clock(), "hours": None, "instances": [], "problem": ""}
+    try:
+        found["health"] = health = await control.health()
+        found["version"] = health.version
+        instances = await control.instances()
+        found["instances"] = [
+            {"name": each.name, "version": each.version, "problem": each.problem}
+            for each in instances
+        ]
+        found["hours"] = await control.by_hour()
+    except RateLimitError as error:
+        found["problem"] = str(error)
+    except Exception:
+        log.exception("admin_app: the stream could not read")
+        found["problem"] = "a bug: the log of the bot says more"
+    return found

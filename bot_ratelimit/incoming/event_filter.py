@@ -1,0 +1,109 @@
+"""EventFilter: whether an event is counted, for whom, and which other events share its charge."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from inspect import isawaitable
+from typing import Any, NamedTuple, TypeAlias
+
+from aiogram.types import TelegramObject, Update
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.incoming.events import (
+    album_of,
+    check_event_names,
+    delivery_of,
+    is_one_of,
+    subject_of,
+)
+from bot_ratelimit.rule import Subject
+
+IsExempt: TypeAlias = Callable[[TelegramObject, dict[str, Any]], "Awaitable[bool] | bool"]
+
+
+class Counted(NamedTuple):
+    """An event that is charged."""
+
+    subject: Subject
+    once: str | None
+    """The token of events with one charge: an album, or the same update delivered again."""
+
+
+class EventFilter:
+    """Decides which events a middleware counts, and for whom; see `RateLimitMiddleware`.
+
+    It has nothing to do with aiogram's filters.
+    """
+
+    def __init__(
+        self,
+        *,
+        exempt: Iterable[int] | IsExempt,
+        never_refuse: Iterable[str],
+        per_bot: bool,
+        once_per_update: bool,
+    ) -> None:
+        self.exempt_ids, self._is_exempt = _exemptions(exempt)
+        self._given_ids = self.exempt_ids
+        self._live_ids: frozenset[int] = frozenset()
+        self._limited_ids: frozenset[int] = frozenset()
+        self._never_refuse = check_event_names(never_refuse)
+        self._once_per_update = _checked_bool("once_per_update", once_per_update)
+        self.per_bot = _checked_bool("per_bot", per_bot)
+
+    def set_live_exemptions(self, exempt: frozenset[int], limited: frozenset[int]) -> None:
+        """Add to the ids that are exempt, and take from them; nothing of before stays."""
+        self._live_ids, self._limited_ids = exempt, limited
+        self._add_up()
+
+    def exempt_for_good(self, ids: Iterable[int]) -> None:
+        """Add to the ids that are exempt, as if they had been given at the start."""
+        self._given_ids |= _checked_ids(ids)
+        self._add_up()
+
+    def _add_up(self) -> None:
+        self.exempt_ids = (self._given_ids | self._live_ids) - self._limited_ids
+
+    async def counted(
+        self, event: TelegramObject, update: Update | None, data: dict[str, Any]
+    ) -> Counted | None:
+        """Return whom the event counts for; None if it passes uncounted."""
+        if is_one_of(self._never_refuse, event, update):
+            return None
+        subject = subject_of(event, data)
+        if subject is None:
+            return None
+        if self.exempt_ids and not self.exempt_ids.isdisjoint((subject.user, subject.chat)):
+            return None
+        if self._is_exempt is not None:
+            exempt = self._is_exempt(event, data)
+            if await exempt if isawaitable(exempt) else exempt:
+                return None
+        bot = data.get("bot")
+        once = album_of(event)
+        if once is None and self._once_per_update and update is not None and bot is not None:
+            once = delivery_of(update, bot.id)
+        if self.per_bot and bot is not None:
+            subject = subject._replace(bot=bot.id)
+        return Counted(subject, once)
+
+
+def _checked_bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r}: expected True or False")
+    return value
+
+
+def _exemptions(exempt: Iterable[int] | IsExempt) -> tuple[frozenset[int], IsExempt | None]:
+    if callable(exempt):
+        return frozenset(), exempt
+    return _checked_ids(exempt), None
+
+
+def _checked_ids(exempt: Iterable[int]) -> frozenset[int]:
+    if not isinstance(exempt, Iterable) or isinstance(exempt, (str, bytes)):
+        raise ConfigError(f"exempt={exempt!r}: expected ids, such as [42, -100123], or a function")
+    ids = frozenset(exempt)
+    if wrong := [each for each in ids if not isinstance(each, int) or isinstance(each, bool)]:
+        raise ConfigError(f"exempt: {wrong[0]!r} is not the id of a user or a chat")
+    return ids

@@ -1,0 +1,84 @@
+"""FallbackLimiter: the limiter that all instances share; a local one while Redis is unreachable."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from bot_ratelimit.decision import Decision
+from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.rule import Rules, Subject
+from bot_ratelimit.storage.memory import MemoryStorage
+
+log = logging.getLogger("bot_ratelimit")
+
+_LOG_EVERY: Final = 60.0
+# If a thousand chats wake up together and all ask at once, they wait for each other longer than the
+# timeout of an answer, and the server is mistaken for dead. A few batches keep it busy.
+_AT_ONCE: Final = 32
+
+
+class FallbackLimiter:
+    """Asks the shared limiter, and records locally what this process was granted.
+
+    When the storage does not answer, the local record decides. It already holds the recent permits:
+    otherwise an outage, or a single late answer, would give every chat a second burst.
+
+    Args:
+        limiter: The limiter that all instances share.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self.source = limiter.storage.source
+        """The source of normal answers, `"redis"` or `"memory"`."""
+        self._local: Limiter | None = None
+        if self.source != "memory":
+            self._local = Limiter(MemoryStorage(), key_prefix=limiter.key_prefix)
+        self._concurrent = asyncio.Semaphore(_AT_ONCE)
+        self._closed = False
+        self._log_again = 0.0
+
+    async def close(self) -> None:
+        """Stop asking the limiter, and wait for the answers in progress."""
+        self._closed = True
+        for _ in range(_AT_ONCE):
+            await self._concurrent.acquire()
+        for _ in range(_AT_ONCE):
+            self._concurrent.release()
+
+    def open(self) -> None:
+        """Start asking the limiter again."""
+        self._closed = False
+
+    async def hit(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
+        """Take a permit from each of the rules, or from none of them."""
+        if self._local is None:
+            return await self._limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
+        async with self._concurrent:
+            if self._closed:
+                return await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
+            decision = await self._limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
+            if decision.source != self.source:
+                # A permit that was perhaps taken twice only delays one message. If this process
+                # paces by itself while others share the budget, Telegram answers with 429s. With an
+                # open circuit this second attempt costs nothing.
+                decision = await self._limiter.hit(
+                    rules, subject, cost, _notify=False, _outgoing=True
+                )
+        if decision.source == self.source:
+            if decision.allowed:
+                await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
+            return decision
+        self._warn()
+        return await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
+
+    def _warn(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._log_again:
+            self._log_again = now + _LOG_EVERY
+            log.warning(
+                "Outgoing limits: without Redis this process paces by itself: n instances send up "
+                "to n times the budget, and a 429 blocks its chat in one process only"
+            )

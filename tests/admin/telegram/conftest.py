@@ -1,0 +1,55 @@
+"""Fixtures: a bot whose operators use Telegram, on memory and on a real Redis."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import MemoryStorage, RedisStorage
+from bot_ratelimit.admin.control import Control
+from bot_ratelimit.storage.base import Storage
+from tests.admin.telegram.operators import Office, office_on
+from tests.servers import Server
+
+
+@pytest.fixture(params=["memory", "redis-server"])
+async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
+    if request.param == "memory":
+        yield MemoryStorage()
+        return
+    server: Server = request.getfixturevalue("redis_server")
+    async with aioredis.Redis(port=server.port) as client:
+        await client.flushall()
+        storage = RedisStorage(client)
+        yield storage
+        await storage.close()
+
+
+@pytest.fixture
+async def elsewhere(storage: Storage, request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
+    """What another instance has: a connection of its own to the same Redis."""
+    if isinstance(storage, MemoryStorage):
+        yield storage
+        return
+    server: Server = request.getfixturevalue("redis_server")
+    async with aioredis.Redis(port=server.port) as client:
+        other = RedisStorage(client)
+        yield other
+        await other.close()
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instances look for changes, and operators for lost documents, without waiting seconds."""
+    monkeypatch.setattr("bot_ratelimit.live.EVERY", 0.02)
+    defaults = Control.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "patience", 0.0)
+
+
+@pytest.fixture
+async def office(storage: Storage) -> AsyncIterator[Office]:
+    async with office_on(storage) as office:
+        yield office

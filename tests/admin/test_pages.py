@@ -1,0 +1,314 @@
+"""The operators' page as it leaves the server: without a browser, over real HTTP and Redis."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import unescape
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from aiohttp import ClientSession, CookieJar
+
+from bot_ratelimit import ConfigError, Subject
+from bot_ratelimit.admin.views import HourTotal
+from bot_ratelimit.admin.web.chart import chart_of
+from bot_ratelimit.admin.web.forms import Form
+from tests.admin.served import TOKEN, Site, site
+from tests.servers import Server
+
+PEOPLE = (
+    "user?user=7",
+    "forgive?user=7",
+    "ban?user=7&how_long=1h",
+    "unban?user=7",
+    "exempt?user=7",
+)
+LIMITS = (
+    *("limit?name=messages", "limit?name=messages&limit=2/minute", "penalty", "pause", "resume"),
+    *("penalty?after=5/minute&ban=1h&grows=yes", "pause?how_long=1h", "rollback?version=0"),
+)
+
+
+@dataclass
+class Reader:
+    """Somebody who is logged in."""
+
+    http: ClientSession
+    url: str
+
+    async def get(self, path: str = "", status: int = 200) -> str:
+        """A page."""
+        async with self.http.get(self.url + path) as answer:
+            assert answer.status == status, path
+            return await answer.text()
+
+    async def post(self, path: str, status: int = 200, **fields: Any) -> str:
+        """What comes after sending the form that a page shows, with these fields, too."""
+        page = await self.get(path, 200 if status == 200 else status)
+        return await self.send(path.partition("?")[0], page, status, **fields)
+
+    async def send(self, path: str, page: str, status: int = 200, **fields: Any) -> str:
+        """What comes after sending the second form of a page; the first one is for logging out."""
+        form = re.findall(r'<form method="post" action="\./' + path + r'">(.*?)</form>', page, re.S)
+        hidden = r'<input type="hidden" name="([^"]*)" value="([^"]*)">'
+        found = {name: unescape(value) for name, value in re.findall(hidden, form[0])}
+        async with self.http.post(self.url + path, data=found | fields) as answer:
+            assert answer.status == status
+            return words(await answer.text())
+
+
+def words(page: str) -> str:
+    """The text of a page, as people read it."""
+    return " ".join(unescape(re.sub(r"<[^>]*>", "", page)).split())
+
+
+@pytest.fixture
+async def bot(client: aioredis.Redis, redis_server: Server) -> AsyncIterator[Site]:
+    async with site(redis_server.port) as found:
+        yield found
+
+
+@pytest.fixture
+async def reader(bot: Site) -> AsyncIterator[Reader]:
+    async with logged_in(bot) as found:
+        yield found
+
+
+class logged_in:  # noqa: N801 - used like a function
+    def __init__(self, bot: Site) -> None:
+        headers = {"Accept": "text/html"}
+        self._http = ClientSession(headers=headers, cookie_jar=CookieJar(unsafe=True))
+        self._url = bot.url
+
+    async def __aenter__(self) -> Reader:
+        await self._http.post(f"{self._url}login", data={"token": TOKEN})
+        return Reader(self._http, self._url)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.close()
+
+
+async def test_nothing_that_people_wrote_becomes_html(bot: Site, reader: Reader) -> None:
+    """A reason, an address and a form are shown as they were typed."""
+    await bot.control.ban(Subject(user=7), "1h", "<script>alert(1)</script>")
+    for path in ("", "bans", "history", "user?user=7", "unban?user=7"):
+        page = await reader.get(path)
+        assert "<script>alert" not in page
+        assert "&lt;script&gt;alert(1)" in page, path
+    for path in (
+        'user?user="><b>',
+        'ban?user="><b>&how_long=1h',
+        'limit?name=messages&limit="><b>',
+    ):
+        assert '"><b>' not in await reader.get(path, 422)
+
+
+async def test_pages_need_nothing_from_elsewhere(bot: Site, reader: Reader) -> None:
+    """Every link is relative, so any path and proxy will do; no style or script is inline."""
+    for path in ("", "bans", "history", *PEOPLE, *LIMITS):
+        page = await reader.get(path)
+        targets = re.findall(r'(?:href|src|action)="([^"]*)"', page)
+        assert all(each.startswith(("./", "#")) for each in targets), path
+        assert not re.search(r"\sstyle=|<style|\son\w+=|<script(?! src=)", page), path
+    login = await reader.http.post(f"{reader.url}logout")
+    assert login.status == 403
+    for name in ("console.css", "console.js", "icon.svg"):
+        text = await reader.get(f"static/{name}")
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+    await reader.get("static/pages.py", 404)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("user?user=4x", "User: '4x': expected a whole number, for example 123456789."),
+        ("ban?user=7&how_long=soon", "'soon'"),
+        ("ban?how_long=1h", "User: expected the id of a user, or the negative id of a chat."),
+        ("limit?name=messages&limit=5", "a limit is AMOUNT/PERIOD"),
+        ("limit?name=messages&limit=3/hour", "Nothing to change of 'messages'"),
+        ("limit?name=nope", "No rule is called 'nope': expected one of ban, chat, messages."),
+        ("penalty?after=5/minute&ban=soon", "soon"),
+        ("pause?how_long=2d", "'2d': limits can be off for a day at most."),
+        ("rollback?version=9", "Version 9 is not there to roll back to: expected 0."),
+        ("bans?offset=x", "Offset: 'x': expected a whole number"),
+    ],
+)
+async def test_what_makes_no_sense_is_told(reader: Reader, path: str, said: str) -> None:
+    """A mistake is answered with 422 and one sentence, where it was made."""
+    assert said in words(await reader.get(path, 422))
+
+
+async def test_a_mistake_that_is_sent_changes_nothing(bot: Site, reader: Reader) -> None:
+    """What a preview would not let pass is refused when it is sent, too, and shown again."""
+    page = await reader.get("limit?name=messages&limit=9/hour")
+    said = await reader.send("limit", page, 422, limit="lots")
+    assert "'lots'" in said
+    page = await reader.get("pause?how_long=1h")
+    assert "a day at most" in await reader.send("pause", page, 422, how_long="2d")
+    page = await reader.get("ban?user=7&how_long=1h")
+    assert "'soon'" in await reader.send("ban", page, 422, how_long="soon")
+    assert (await bot.control.changes.current()).version == 0
+    assert await bot.control.bans() == []
+
+
+async def test_every_step_does_what_it_said(bot: Site, reader: Reader) -> None:
+    """Limit, trial, penalty, exemption, pause, resume and roll back arrive in the document."""
+    changes = bot.control.changes
+    await reader.post("limit?name=messages&limit=9/hour&state=trial")
+    assert (await changes.current()).rules == {"messages": {"limit": "9/hour", "shadow": True}}
+    await reader.post("limit?name=messages&default=yes")
+    assert (await changes.current()).rules == {}
+    await bot.obey()
+    await reader.post("limit?name=ban&state=off")
+    await bot.obey()
+    assert (await changes.current()).rules == {"ban": {"off": True}}
+    await reader.post("penalty?after=5/minute&ban=1h&grows=yes")
+    penalty = (await changes.current()).penalty
+    assert penalty == {"after": "5/minute", "ban": "1h", "grows": True}
+    await reader.post("penalty?default=yes")
+    assert (await changes.current()).penalty is None
+    await reader.post("exempt?user=7")
+    assert (await changes.current()).exempt == {7}
+    assert "exempt" in words(await reader.get("user?user=7"))
+    await reader.post("exempt?user=7")
+    assert (await changes.current()).limited == {7}
+    await reader.post("pause?how_long=1h")
+    assert (await changes.current()).off_until > 0
+    assert "All limits are off until" in words(await reader.get())
+    await reader.post("resume")
+    assert (await changes.current()).off_until == 0
+    said = await reader.post("rollback?version=1")
+    assert "Version 10 is saved: rollback to 1" in said
+    assert (await changes.current()).rules == {"messages": {"limit": "9/hour", "shadow": True}}
+    assert {entry.by for entry in await bot.control.audit()} == {"token@web"}
+
+
+async def test_forgiving_can_be_limited_to_some_rules(bot: Site, reader: Reader) -> None:
+    """Of what is counted, only what was chosen is forgotten."""
+    await bot.send(3)
+    page = words(await reader.get("forgive?user=7&rule=chat"))
+    assert "chat: 3 of 100 used is forgotten" in page
+    assert "messages: 3 of 3 used is forgotten" not in page
+    await reader.post("forgive?user=7&rule=chat")
+    left = {each.rule: each.remaining for each in (await bot.control.show(Subject(7, 7))).counts}
+    assert (left["messages"], left["chat"]) == (0, 100)
+    assert "<button" not in (await reader.get("forgive?user=7&rule=chat")).split("<h1>")[1]
+    assert "There was nothing to forgive." in await reader.post("forgive?user=99")
+
+
+async def test_chats_and_users_in_chats_are_banned_apart(bot: Site, reader: Reader) -> None:
+    """A negative id is a chat's; with a chat, a user is banned there only."""
+    await reader.post("ban?user=-100&how_long=forever")
+    await reader.post("ban?user=7&chat=-200&how_long=1h")
+    subjects = {ban.subject for ban in await bot.control.bans()}
+    assert subjects == {Subject(chat=-100), Subject(user=7, chat=-200)}
+    page = words(await reader.get("bans"))
+    assert "chat -100 for good" in page
+    assert "user 7 in chat -200" in page
+    await reader.post("unban?user=7&chat=-200")
+    assert [ban.subject for ban in await bot.control.bans()] == [Subject(chat=-100)]
+    assert "There was no ban to lift." in await reader.post("unban?user=7")
+
+
+async def test_a_ban_that_does_not_hold_says_so(bot: Site, reader: Reader) -> None:
+    """While all limits are off or for exempt users bans do not hold: every page says it."""
+    await reader.post("ban?user=7&how_long=1h")
+    assert await bot.send(1) == 0
+    assert "not even by hand" in words(await reader.get("pause?how_long=1h"))
+    await reader.post("pause?how_long=1h")
+    await bot.obey()
+    assert await bot.send(1) == 1
+    assert "All limits and bans are off" in words(await reader.get("user?user=7"))
+    assert "as long as all limits are off" in words(await reader.get("ban?user=8&how_long=1h"))
+    await reader.post("resume")
+    await reader.post("exempt?user=7")
+    await bot.obey()
+    assert await bot.send(1) == 1
+    assert "No limit and no ban holds" in words(await reader.get("user?user=7"))
+    assert "as long as user 7 is exempt" in words(await reader.get("ban?user=7&how_long=1h"))
+
+
+async def test_many_bans_come_in_pages(bot: Site, reader: Reader) -> None:
+    """Fifty on a page, with a way to the next and back."""
+    for user in range(1, 56):
+        await bot.control.ban(Subject(user=user), f"{user}h")
+    first, second = await reader.get("bans"), await reader.get("bans?offset=50")
+    assert (first.count('<th scope="row">'), second.count('<th scope="row">')) == (50, 5)
+    assert "bans?offset=50" in first
+    assert "bans?offset=0" in second
+    assert "All bans" in words(await reader.get())
+
+
+async def test_empty_parts_say_what_to_do(client: aioredis.Redis, redis_server: Server) -> None:
+    """Without statistics, bans and changes the page says so, and how to have them."""
+    async with site(redis_server.port, statistics=False) as bot, logged_in(bot) as reader:
+        page = words(await reader.get())
+        assert "statistics=True" in page
+        assert "Nobody is banned." in page
+        assert "Nothing was changed yet" in page
+
+
+async def test_an_invalid_document_is_told_and_replaced(
+    bot: Site, reader: Reader, client: aioredis.Redis
+) -> None:
+    """A live document that nobody can read is named, with the way back."""
+    await bot.control.set_rule("messages", "9/hour")
+    await client.set("bot:ratelimit:live", b"{nonsense")
+    page = words(await reader.get())
+    assert "The live document is not JSON. The last good version stays in force." in page
+    assert "Roll back to version 1" in words(await reader.get("rollback"))
+    await reader.post("rollback")
+    assert (await bot.control.changes.current()).rules == {"messages": {"limit": "9/hour"}}
+
+
+async def test_an_outage_leaves_a_page(own_server: Server) -> None:
+    """With Redis away every page answers at once: the overview says what is wrong, others 503."""
+    async with site(own_server.port) as bot, logged_in(bot) as reader:
+        own_server.kill()
+        assert "Something is wrong." in words(await reader.get())
+        assert "Service Unavailable" in words(await reader.get("user?user=7", 503))
+
+
+@pytest.mark.parametrize(
+    ("fields", "subject"),
+    [
+        ({"user": "7"}, Subject(7, 7)),
+        ({"user": " 7 ", "chat": "-100"}, Subject(7, -100)),
+        ({"user": "-100"}, Subject(None, -100)),
+        ({"chat": "-100", "topic": "3", "bot": "9"}, Subject(None, -100, 3, 9)),
+    ],
+)
+def test_a_form_says_who_is_meant(fields: dict[str, str], subject: Subject) -> None:
+    """A user is looked at in the private chat unless another is named; a chat's id is negative."""
+    assert Form(fields).subject() == subject
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.5", "٣", "1" * 30, "0x10", "--1"])
+def test_what_is_no_id_is_told(text: str) -> None:
+    """Only whole numbers of a sensible length are ids."""
+    with pytest.raises(ConfigError, match=r"^user: "):
+        Form({"user": text}).subject()
+
+
+def test_a_single_refusal_is_seen_in_the_chart() -> None:
+    """Bars stack from below; each outcome that happened is high enough to be seen."""
+    hour = datetime(2026, 1, 1, tzinfo=UTC)
+    chart = chart_of([HourTotal(hour, 999_999, 1, 0), HourTotal(hour)])
+    assert chart.totals == {"allowed": 999_999, "refused": 1, "banned": 0}
+    assert chart.top == 1_000_000
+    allowed, refused, banned = chart.bars[0].parts
+    assert (allowed.height, refused.height, banned.height) == (100, 1.5, 0)
+    assert all(part.height == 0 and part.y == 100 for part in chart.bars[1].parts)
+    assert chart_of([]).top == 4
+
+
+@pytest.mark.parametrize(
+    ("count", "top"), [(0, 4), (4, 4), (5, 6), (11, 12), (31, 40), (4_124, 6_000)]
+)
+def test_the_scale_ends_at_a_round_number(count: int, top: int) -> None:
+    """The upper edge of the chart is a number whose half is round, too."""
+    assert chart_of([HourTotal(datetime(2026, 1, 1, tzinfo=UTC), count)]).top == top

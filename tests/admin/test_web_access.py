@@ -1,0 +1,553 @@
+"""Who may use admin_app: tokens, sessions, Mini Apps; by attacks over real HTTP."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import (
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    RateLimitMiddleware,
+    RedisStorage,
+    Settings,
+)
+from bot_ratelimit.admin import admin_app
+from tests.servers import Server
+
+from .web import ANNA, BOT_TOKEN, PAGE, TOKEN, Site, bot_on, init_data, site
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+CHANGES = [
+    ("POST", "api/users/42/forgive", {}),
+    ("PUT", "api/bans/42", {"how_long": "1h"}),
+    ("DELETE", "api/bans/42", None),
+    ("PATCH", "api/limits/messages", {"limit": "2/minute"}),
+    ("POST", "api/preview", {"name": "messages", "limit": "2/minute"}),
+    ("POST", "api/rollback", {}),
+    ("POST", "api/pause", {"how_long": "1h"}),
+    ("POST", "api/resume", {}),
+    ("POST", "api/exempt", {"id": 42}),
+    ("POST", "api/penalty", {"after": "10/minute"}),
+    ("POST", "logout", None),
+]
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def desk(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
+    """A bot with an admin_app below a path, on memory and on a real Redis."""
+    if request.param == "memory":
+        async with site(bot_on(MemoryStorage())) as found:
+            yield found
+    else:
+        server: Server = request.getfixturevalue("redis_server")
+        async with aioredis.Redis(port=server.port) as client:
+            await client.flushall()
+            storage = RedisStorage(client)
+            async with site(bot_on(storage)) as found:
+                yield found
+            await storage.close()
+
+
+@pytest.fixture
+async def alone() -> AsyncIterator[Site]:
+    """The same on memory alone, for what does not depend on a storage."""
+    async with site(bot_on(MemoryStorage())) as found:
+        yield found
+
+
+async def changed(desk: Site) -> list[Any]:
+    """What has been done, as the audit says."""
+    async with desk.script() as script:
+        return (await script.get("api/audit")).content
+
+
+# --- starting -------------------------------------------------------------------------------
+
+
+def test_without_anybody_who_may_it_refuses_to_start() -> None:
+    """A page without a lock is a mistake that no bot is started with."""
+    with pytest.raises(ConfigError, match="nobody may enter: set RATE_LIMIT_ADMIN_TOKEN"):
+        admin_app(RateLimitMiddleware())
+
+
+@pytest.mark.parametrize(
+    "token", ["", "short", "fifteen-letters", "aaaaaaaaaaaaaaaaaaaaaa", "with spaces in the middle"]
+)
+def test_a_token_that_could_be_guessed_is_refused_and_not_shown(
+    token: str, environment: pytest.MonkeyPatch
+) -> None:
+    """Too short, too simple, or impossible in a header: one error, without the value."""
+    with pytest.raises(ConfigError, match=r"RATE_LIMIT_ADMIN_TOKEN.*16 to 512") as caught:
+        admin_app(RateLimitMiddleware(), token=token)
+    assert not token or token not in str(caught.value)
+    environment.setenv("RATE_LIMIT_ADMIN_TOKEN", token or "x")
+    with pytest.raises(ConfigError, match="RATE_LIMIT_ADMIN_TOKEN"):
+        admin_app(RateLimitMiddleware())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"admins": [42]}, "pass bot_token= too"),
+        ({"admins": ["42"], "bot_token": BOT_TOKEN}, "'42' is not the id of a user"),
+        ({"admins": 42, "bot_token": BOT_TOKEN}, "expected ids of users"),
+        ({"token": TOKEN, "trusted_proxies": ["proxy"]}, "trusted_proxies: 'proxy' does not"),
+        ({"token": TOKEN, "max_streams": 0}, "max_streams=0"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_named(options: Any, message: str) -> None:
+    """Each mistake is one error with the fix."""
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        admin_app(RateLimitMiddleware(), **options)
+    with pytest.raises(ConfigError, match="middleware is a MemoryStorage"):
+        admin_app(MemoryStorage(), token=TOKEN)  # type: ignore[arg-type]  # on purpose
+
+
+async def test_the_token_comes_from_the_environment(environment: pytest.MonkeyPatch) -> None:
+    """RATE_LIMIT_ADMIN_TOKEN is the token; an argument wins over it; no repr shows either."""
+    environment.setenv("RATE_LIMIT_ADMIN_TOKEN", "from-the-environment-1")
+    assert "from-the-environment" not in repr(Settings())
+    async with (
+        site(bot_on(MemoryStorage()), token=None, admins=()) as found,
+        found.visitor() as visitor,
+    ):
+        assert (await visitor.log_in(token="from-the-environment-1")).status == 200
+        assert (await visitor.log_in(token=TOKEN)).status == 401
+    async with site(bot_on(MemoryStorage()), admins=()) as found, found.visitor() as visitor:
+        assert (await visitor.log_in(token="from-the-environment-1")).status == 401
+        assert (await visitor.log_in()).status == 200
+
+
+# --- strangers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Bearer {TOKEN}x"},
+        {"Authorization": f"Bearer {TOKEN[:-1]}"},
+        {"Authorization": f"Bearer {TOKEN.upper()}"},
+        {"Authorization": TOKEN},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"X-Token": TOKEN},
+    ],
+    ids=lambda headers: " ".join(headers.values())[:20] or "none",
+)
+async def test_strangers_are_refused_everywhere_and_change_nothing(
+    desk: Site, headers: dict[str, str]
+) -> None:
+    """Without the right token every path says 401, or 429 to those who go on guessing."""
+    async with desk.visitor(**headers) as visitor:
+        for method, path, sent in CHANGES:
+            reply = await visitor.ask(method, path, json=sent)
+            assert reply.status in {401, 429}
+            assert reply.headers["Content-Type"].startswith("application/problem+json")
+            assert TOKEN not in reply.text
+    async with desk.visitor() as visitor:
+        assert (await visitor.get(f"api/audit?token={TOKEN}")).status == 401
+    async with desk.visitor() as visitor:
+        await visitor.log_in()
+        if visitor.csrf:  # else this address is slowed
+            assert (await visitor.get("api/audit")).content == []
+
+
+async def test_two_tokens_in_one_request_are_refused(alone: Site) -> None:
+    """Which of two headers counts is not left to chance."""
+    async with alone.visitor() as visitor:
+        headers = [("Authorization", f"Bearer {TOKEN}"), ("Authorization", "Bearer other")]
+        url = alone.server.make_url(f"{alone.root}api/limits")
+        async with visitor.session.get(url, headers=headers) as response:
+            assert response.status in {400, 401}
+
+
+async def test_a_stranger_cannot_map_the_site(alone: Site) -> None:
+    """A path that exists and one that does not look the same from outside."""
+    async with alone.visitor() as stranger, alone.script() as script:
+        for method in ("GET", "POST", "PUT", "OPTIONS", "TRACE"):
+            found = await stranger.ask(method, "api/limits")
+            missing = await stranger.ask(method, "api/nothing/here")
+            assert (found.status, found.text) == (missing.status, missing.text)
+            assert found.status == 401
+            assert "Allow" not in found.headers
+        missing = await script.get("api/nothing/here")
+        assert (missing.status, missing.content["title"]) == (404, "Not Found")
+        wrong = await script.ask("POST", "api/limits")
+        assert (wrong.status, wrong.headers["Allow"]) == (405, "GET,HEAD")
+        assert (await script.ask("OPTIONS", "api/limits")).status == 405
+        head = await script.ask("HEAD", "api/limits")
+        assert (head.status, head.text) == (200, "")
+
+
+async def test_a_person_is_shown_the_form_and_a_program_the_problem(alone: Site) -> None:
+    """HTML is for browsers; the API speaks JSON to everybody."""
+    async with alone.visitor() as stranger:
+        page = await stranger.get("users/42", headers=PAGE)
+        assert (page.status, page.headers["Content-Type"][:9]) == (401, "text/html")
+        assert 'name="token"' in page.text
+        api = await stranger.get("api/limits", headers=PAGE)
+        assert api.content == {
+            "type": "about:blank",
+            "title": "Unauthorized",
+            "status": 401,
+            "detail": "show the token, or log in",
+        }
+        assert api.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize("path", ["", "users/42", "api/limits", "api/nothing", "login", "events"])
+async def test_every_answer_has_the_headers_that_protect_it(alone: Site, path: str) -> None:
+    """No script or frame of others, no guessing of types, nothing kept in a cache."""
+    async with alone.visitor() as stranger, alone.script() as script:
+        for visitor in (stranger, script):
+            headers = (await visitor.ask("HEAD", path)).headers
+            policy = headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert "frame-ancestors https://web.telegram.org" in policy
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            assert headers["Referrer-Policy"] == "same-origin"
+            assert headers["Cache-Control"] == "no-store"
+            assert "Access-Control-Allow-Origin" not in headers
+
+
+async def test_without_mini_app_no_site_may_frame_the_page() -> None:
+    """Telegram's web clients may, but only where the page is a Mini App."""
+    async with site(bot_on(MemoryStorage()), admins=()) as found, found.visitor() as stranger:
+        headers = (await stranger.get("")).headers
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        assert headers["X-Frame-Options"] == "DENY"
+
+
+# --- sessions -------------------------------------------------------------------------------
+
+
+async def test_a_login_opens_a_session_and_a_logout_ends_it_everywhere(desk: Site) -> None:
+    """The cookie is HttpOnly and strict; after the logout a copy of it is worth nothing."""
+    async with desk.visitor() as visitor, desk.visitor() as thief:
+        reply = await visitor.log_in()
+        assert (reply.status, reply.content["by"]) == (200, "token@web")
+        for cookie in reply.cookies:
+            assert "HttpOnly" in cookie
+            assert "SameSite=Strict" in cookie
+            assert "Secure" not in cookie  # this is HTTP
+            assert TOKEN not in cookie
+        assert (await visitor.get("api/limits")).status == 200
+        for name, value in visitor.cookies().items():
+            thief.set_cookie(name, value)
+        assert (await thief.get("api/limits")).status == 200
+        assert (await visitor.change("POST", "logout")).status == 303
+        assert (await visitor.get("api/limits")).status == 401
+        assert (await thief.get("api/limits")).status == 401
+        # Another process of the bot knows, too; on memory there is no other.
+        if isinstance(desk.middleware.limiter.storage, RedisStorage):
+            async with site(desk.middleware) as other, other.visitor() as elsewhere:
+                for name, value in thief.cookies().items():
+                    elsewhere.set_cookie(name, value)
+                assert (await elsewhere.get("api/limits")).status == 401
+
+
+async def test_a_browser_is_led_from_the_form_to_the_page(alone: Site) -> None:
+    """A form answers with a redirect that is relative, so that it holds behind any proxy."""
+    async with alone.visitor(**PAGE) as visitor:
+        reply = await visitor.ask("POST", "login", data={"token": TOKEN})
+        assert (reply.status, reply.headers["Location"]) == (303, "./")
+        assert "token@web" in (await visitor.get("")).text
+        reply = await visitor.ask("POST", "login", data={"token": "wrong"})
+        assert reply.status == 401
+        assert 'name="token"' in reply.text
+
+
+async def test_the_folder_is_found_without_its_slash(alone: Site) -> None:
+    """`/ops/admin` leads to `/ops/admin/`, where relative links hold."""
+    async with alone.visitor() as visitor:
+        url = alone.server.make_url("/ops/admin")
+        async with visitor.session.get(url, allow_redirects=False) as response:
+            assert (response.status, response.headers["Location"]) == (308, "admin/")
+        async with visitor.session.get(url) as response:
+            assert (response.status, response.url.path) == (200, "/ops/admin/")
+
+
+async def test_a_cookie_is_secure_where_the_browser_uses_https(alone: Site) -> None:
+    """Behind a proxy that ends TLS, the browser's Origin tells; Telegram's frame needs None."""
+    host = f"{alone.server.host}:{alone.server.port}"
+    origin = {"Origin": f"https://{host}"}
+    async with alone.visitor(**origin) as visitor:
+        for cookie in (await visitor.log_in()).cookies:
+            assert cookie.endswith("SameSite=Strict; Secure")
+        (cookie,) = (await visitor.log_in(init_data=init_data())).cookies
+        assert cookie.endswith("SameSite=None; Partitioned; Secure")
+        assert "Max-Age=3600" in cookie
+
+
+def tampered(cookie: str) -> dict[str, str]:
+    version, id_, user, expires, signature = cookie.split(".")
+    return {
+        "longer": ".".join([version, id_, user, str(int(expires) + 1), signature]),
+        "another user": ".".join([version, id_, str(ANNA), expires, signature]),
+        "another session": ".".join([version, id_[::-1], user, expires, signature]),
+        "no signature": f"{version}.{id_}.{user}.{expires}.",
+        "short signature": ".".join([version, id_, user, expires, signature[:10]]),
+        "signature of nothing": ".".join([version, id_, user, expires, "A" * 43]),
+        "an old version": f"v0.{id_}.{user}.{expires}.{signature}",
+        "digits of another script": cookie.replace("1", "١"),
+        "something else": "' OR 1=1 --",
+        "long": "v1." + "9" * 5_000,
+    }
+
+
+async def test_a_cookie_that_was_changed_is_worth_nothing(alone: Site) -> None:
+    """Every part of it is signed."""
+    async with alone.visitor() as visitor:
+        await visitor.log_in()
+        name = next(name for name in visitor.cookies() if not name.endswith("_device"))
+        cookie = visitor.cookies()[name]
+        for how, value in tampered(cookie).items():
+            async with alone.visitor(Cookie=f"{name}={value}") as forger:
+                assert (await forger.get("api/limits")).status == 401, how
+        # The cookie by which a browser is known again opens nothing.
+        device = visitor.cookies()[f"{name}_device"]
+        async with alone.visitor(Cookie=f"{name}={device}") as forger:
+            assert (await forger.get("api/limits")).status == 401
+
+
+async def test_a_session_ends_in_time(alone: Site) -> None:
+    """Twelve hours by token, one hour in Telegram; then it is 401, and nothing is changed."""
+    for fields, seconds in (({"token": TOKEN}, 12 * 3_600), ({"init_data": init_data()}, 3_600)):
+        async with alone.visitor() as visitor:
+            alone.now.ahead = 0
+            assert (await visitor.log_in(**fields)).status == 200
+            alone.now.ahead = seconds - 5
+            assert (await visitor.get("api/limits")).status == 200
+            alone.now.ahead = seconds + 1
+            assert (await visitor.get("api/limits")).status == 401
+            for method, path, sent in CHANGES:
+                assert (await visitor.change(method, path, sent)).status == 401
+    alone.now.ahead = 0
+    assert await changed(alone) == []
+
+
+async def test_whoever_changes_a_token_ends_all_sessions() -> None:
+    """The key of the cookies is made of both tokens, the admins and the prefix."""
+    middleware = bot_on(MemoryStorage())
+    limiter = Limiter(MemoryStorage(), key_prefix="another_bot")
+    others: list[tuple[RateLimitMiddleware, dict[str, Any]]] = [
+        (middleware, {"token": "another-token-0123456789"}),
+        (middleware, {"bot_token": "42:ANOTHER"}),
+        (RateLimitMiddleware(limiter=limiter), {}),
+    ]
+    async with site(middleware) as before, before.visitor() as visitor:
+        await visitor.log_in(init_data=init_data())
+        ((name, cookie),) = visitor.cookies().items()
+        async with site(middleware) as again, again.visitor(Cookie=f"{name}={cookie}") as same:
+            assert (await same.get("api/limits")).status == 200
+        for bot, options in others:
+            async with site(bot, **options) as after, after.visitor() as other:
+                await other.log_in(init_data=init_data(token=options.get("bot_token", BOT_TOKEN)))
+                (its_name,) = other.cookies()
+                other.set_cookie(its_name, cookie)
+                assert (await other.get("api/limits")).status == 401
+        async with (
+            site(middleware, admins=[7]) as fired,
+            fired.visitor(Cookie=f"{name}={cookie}") as other,
+        ):
+            assert (await other.get("api/limits")).status == 401
+
+
+# --- changes --------------------------------------------------------------------------------
+
+
+async def test_a_change_needs_the_csrf_token_of_its_session(alone: Site) -> None:
+    """Missing, wrong, of another session, or twice: 403, and nothing is changed."""
+    async with alone.visitor() as anna, alone.visitor() as ben:
+        await anna.log_in()
+        await ben.log_in()
+        assert anna.csrf != ben.csrf
+        anna.csrf, right = "", anna.csrf
+        for wrong in ("", "x", ben.csrf, right[:-1], right + "x", "ü" * 43):
+            for method, path, sent in CHANGES:
+                reply = await anna.change(method, path, sent, **{"X-CSRF-Token": wrong})
+                assert (reply.status, reply.content["title"]) == (403, "Forbidden")
+        for method, path, sent in CHANGES:
+            assert (await anna.change(method, path, sent)).status == 403
+        for fields in ([], [("csrf", ben.csrf)], [("csrf", right), ("csrf", right)]):
+            assert (await anna.ask("POST", "logout", data=fields)).status == 403
+        assert await changed(alone) == []
+        assert (await anna.ask("POST", "logout", data={"csrf": right})).status == 303
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://[bad"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "none"},
+        {"X-Forwarded-Host": "evil.example", "Origin": "https://evil.example"},
+    ],
+)
+async def test_a_page_of_another_site_changes_nothing(alone: Site, headers: dict[str, str]) -> None:
+    """Even with the right CSRF token; and it cannot use up the attempts of its visitor."""
+    async with alone.visitor() as anna:
+        await anna.log_in()
+        for method, path, sent in CHANGES:
+            assert (await anna.change(method, path, sent, **headers)).status == 403
+        for _ in range(10):
+            data = {"token": "wrong"}
+            reply = await anna.ask("POST", "login", data=data, headers=headers)
+            assert reply.status == 403
+        assert await changed(alone) == []
+        assert (await anna.log_in(token="wrong")).status == 401
+        own = {"Sec-Fetch-Site": "same-origin"}
+        assert (await anna.change("POST", "api/exempt", {"id": 42}, **own)).status == 200
+
+
+async def test_a_script_needs_no_csrf_token(alone: Site) -> None:
+    """No browser adds a bearer token by itself, so there is nothing to forge."""
+    async with alone.script() as script:
+        assert (await script.change("POST", "api/exempt", {"id": 42})).status == 200
+    (entry,) = await changed(alone)
+    assert (entry["by"], entry["what"]) == ("token@web", "exempt 42")
+
+
+# --- Mini App -------------------------------------------------------------------------------
+
+
+async def test_an_admin_enters_from_telegram(desk: Site) -> None:
+    """Telegram's signature opens a session in the name of its user, once."""
+    data = init_data()
+    async with desk.visitor() as anna:
+        reply = await anna.log_in(init_data=data)
+        assert (reply.status, reply.content["by"]) == (200, f"{ANNA}@web")
+        assert (await anna.change("POST", "api/exempt", {"id": 42})).status == 200
+    ((entry),) = await changed(desk)
+    assert entry["by"] == f"{ANNA}@web"
+    async with desk.visitor() as thief:
+        for replayed in (data, urlencode(sorted(parse_qsl(data), reverse=True))):
+            reply = await thief.log_in(init_data=replayed)
+            assert (reply.status, "was used" in reply.text) == (401, True)
+
+
+def forged() -> dict[str, tuple[str, int]]:
+    """Wrong initData, and what is answered."""
+    right = init_data()
+    by_name = dict(parse_qsl(right))
+    now = time.time()
+    admin = by_name["user"]
+    return {
+        "empty": ("", 401),
+        "no query": ("hello", 401),
+        "no hash": (urlencode({"auth_date": "1", "user": admin}), 401),
+        "wrong hash": (urlencode({**by_name, "hash": "0" * 64}), 401),
+        "hash of other letters": (urlencode({**by_name, "hash": "ü" * 64}), 401),
+        "unsigned field": (urlencode({**by_name, "chat_type": "private"}), 401),
+        "another user": (
+            urlencode({**dict(parse_qsl(init_data(7))), "user": admin}),
+            401,
+        ),
+        "another bot": (init_data(token="43:ANOTHER-BOT"), 401),
+        "old": (init_data(at=now - 301), 401),
+        "ten days old": (init_data(at=now - 864_000), 401),
+        "of the future": (init_data(at=now + 60), 401),
+        "of the far future": (init_data(at=10**17), 401),
+        "before time": (init_data(at=-1), 401),
+        "a field twice": (right + "&query_id=AAF", 401),
+        "user twice": (f"{init_data(7)}&{urlencode({'user': admin})}", 401),
+        "hash twice": (right + "&hash=" + "0" * 64, 401),
+        "no user": (init_data(None), 403),
+        "no admin": (init_data(7), 403),
+        "long": (init_data(more="x" * 9_000), 401),
+    }
+
+
+@pytest.mark.parametrize("how", forged())
+async def test_init_data_that_is_not_right_opens_nothing(alone: Site, how: str) -> None:
+    """Forged, old, of another bot or of a user who is no admin: 401 or 403, and no cookie."""
+    data, status = forged()[how]
+    async with alone.visitor() as visitor:
+        reply = await visitor.log_in(init_data=data)
+        assert (reply.status, reply.cookies) == (status, [])
+        assert BOT_TOKEN.split(":")[1] not in reply.text
+        assert (await visitor.get("api/limits")).status == 401
+
+
+async def test_init_data_opens_nothing_where_there_are_no_admins() -> None:
+    """With a token alone, the page is no Mini App."""
+    async with site(bot_on(MemoryStorage()), admins=()) as found, found.visitor() as visitor:
+        assert (await visitor.log_in(init_data=init_data())).status == 401
+
+
+async def test_a_token_opens_nothing_where_there_is_none() -> None:
+    """With admins alone, no token is right; not an empty one, and not the bot's."""
+    async with site(bot_on(MemoryStorage()), token=None) as found:
+        for token in ("", "None", TOKEN, BOT_TOKEN):
+            async with found.visitor(Authorization=f"Bearer {token}") as visitor:
+                assert (await visitor.get("api/limits")).status == 401
+        async with found.visitor() as anna:
+            assert (await anna.log_in(init_data=init_data())).status == 200
+
+
+async def test_a_login_says_one_thing(alone: Site) -> None:
+    """Two secrets, a secret twice, none, or in another form is a mistake, not an attempt."""
+    async with alone.visitor() as visitor:
+        both = {"token": TOKEN, "init_data": init_data()}
+        twice = [("token", TOKEN), ("token", "x")]
+        for data in (both, twice, {}, {"password": TOKEN}):
+            reply = await visitor.ask("POST", "login", data=data or b"")
+            assert reply.status in {400, 415}
+        assert (await visitor.ask("POST", "login", json={"token": TOKEN})).status == 415
+        odd = {"Content-Type": "application/x-www-form-urlencoded; charset=unicode_escape"}
+        assert (await visitor.raw("POST", "login", rb"token=\ud800", **odd)).status == 415
+        assert (await visitor.raw("POST", "login", b"token=%ff%fe", **odd)).status == 415
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        assert (await visitor.raw("POST", "login", b"token=%ff%ed%a0%80", **form)).status == 401
+        assert (await visitor.raw("POST", "login", b"\xff\xfe", **form)).status == 400
+        assert (await visitor.get("login")).status == 401
+        assert visitor.cookies() == {}
+
+
+# --- the package ----------------------------------------------------------------------------
+
+
+def test_a_missing_extra_is_one_clear_error() -> None:
+    """Without jinja2 the error says what to install."""
+    code = """
+import sys
+sys.modules["jinja2"] = None
+from bot_ratelimit import RateLimitMiddleware
+from bot_ratelimit.admin import admin_app
+try:
+    admin_app(RateLimitMiddleware(), token="correct-horse-battery-staple")
+except Exception as error:
+    print(type(error).__name__, error, sep=": ")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    expected = "ConfigError: admin_app needs jinja2: pip install 'bot_ratelimit[admin]'\n"
+    assert ran.stdout == expected
+
+
+def test_the_other_fronts_do_without_a_web_server() -> None:
+    """Control and the command import neither aiohttp.web nor jinja2."""
+    code = """
+import sys
+import aiogram
+before = set(sys.modules)
+import bot_ratelimit.admin.control, bot_ratelimit.admin.cli
+print(*sorted({"aiohttp.web", "jinja2"} & (set(sys.modules) - before)))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == ""

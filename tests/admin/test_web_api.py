@@ -1,0 +1,577 @@
+"""The JSON API: what it tells, what it changes, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from bot_ratelimit import MemoryStorage, RedisStorage, Settings
+from bot_ratelimit.admin import admin_app
+from bot_ratelimit.admin.control import Control
+from tests.incoming.support import Instance
+from tests.servers import Server
+
+from .web import (
+    BEARER,
+    BOT_TOKEN,
+    PAGE,
+    TOKEN,
+    Now,
+    Reply,
+    Site,
+    Visitor,
+    bot_on,
+    init_data,
+    running_bot,
+    site,
+)
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def desk(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Site, Instance]]:
+    """A bot that runs, and its admin_app, on memory and on a real Redis."""
+    if request.param == "memory":
+        async with running_bot(MemoryStorage()) as found:
+            yield found
+        return
+    server: Server = request.getfixturevalue("redis_server")
+    async with aioredis.Redis(port=server.port) as client:
+        await client.flushall()
+        storage = RedisStorage(client)
+        async with running_bot(storage) as found:
+            yield found
+        await storage.close()
+
+
+@pytest.fixture
+async def alone() -> AsyncIterator[Visitor]:
+    """A script that talks with a bot on memory, for what does not depend on a storage."""
+    async with running_bot(MemoryStorage()) as (found, _), found.script() as script:
+        yield script
+
+
+async def obeyed(instance: Instance, site: Site) -> None:
+    assert site.middleware.live is not None
+    await site.middleware.live.refresh()
+
+
+# --- looking --------------------------------------------------------------------------------
+
+
+async def test_everything_that_operators_see_is_there(desk: tuple[Site, Instance]) -> None:
+    """Each part of Control has its address, and says the same as in the shell."""
+    found, instance = desk
+    assert sum(await instance.send(*["hi"] * 5)) == 3
+    async with found.script() as script:
+        config = await script.get("api/config")
+        assert (config.content["prefix"], config.headers["ETag"]) == ("bot", '"1"')
+        assert [each["name"] for each in config.content["rules"]] == ["messages", "chat", "x"]
+        limits = (await script.get("api/limits")).content
+        assert limits == config.content["rules"]
+        assert (limits[0]["limit"], limits[0]["scope"]) == ("3/hour", "user")
+        (running,) = (await script.get("api/instances")).content
+        assert (running["version"], running["problem"]) == (1, "")
+        health = (await script.get("api/health")).content
+        assert (health["ok"], health["instances"], health["behind"]) == (True, 1, 0)
+        user = (await script.get("api/users/42")).content
+        assert (user["allowed"], user["refused"], user["subject"]["user"]) == (False, 2, 42)
+        assert user["counts"][0]["key"] == "bot:ratelimit:messages:42"
+        trial = (await script.get("api/users/42/try")).content
+        assert (trial["allowed"], trial["remaining"]) == (False, 0)
+        trial = (await script.get("api/users/42/try?rule=x")).content
+        assert (trial["allowed"], trial["remaining"]) == (True, 17)
+        assert (await script.get("api/users/7/try")).content["allowed"]
+        chat = (await script.get("api/chats/-100")).content
+        assert (chat["subject"], chat["counts"][0]["rule"]) == ({"chat": -100}, "chat")
+        elsewhere = (await script.get("api/users/42?chat=-100&topic=7&bot=1")).content
+        assert elsewhere["subject"] == {"user": 42, "chat": -100, "topic": 7, "bot": 1}
+        assert (await script.get("api/top")).content == [{"user": 42, "count": 2}]
+        counted = (await script.get("api/statistics?hours=1")).content
+        assert {each["outcome"]: each["count"] for each in counted} == {"allowed": 3, "refused": 2}
+        (hour,) = (await script.get("api/by_hour?hours=1")).content
+        assert (hour["allowed"], hour["refused"], hour["banned"]) == (3, 2, 0)
+        assert {u["rule"]["name"]: u["refused"] for u in (await script.get("api/use")).content} == {
+            "messages": 2,
+            "chat": 0,
+            "x": 0,
+        }
+        (version,) = (await script.get("api/history")).content
+        assert (version["version"], version["by"]) == (1, "anna@shell")
+        (entry,) = (await script.get("api/audit")).content
+        assert (entry["what"], entry["by"]) == ("all limits on", "anna@shell")
+        assert (await script.get("api/bans")).content == []
+
+
+async def test_a_refused_user_is_forgiven_and_gets_through(desk: tuple[Site, Instance]) -> None:
+    """All rules, or those that are named."""
+    found, instance = desk
+    assert sum(await instance.send(*["hi"] * 5)) == 3
+    async with found.script() as script:
+        reply = await script.change("POST", "api/users/42/forgive", {"rules": ["x"]})
+        assert reply.content == {"forgiven": ["x"]}
+        assert sum(await instance.send("hi")) == 0
+        reply = await script.change("POST", "api/users/42/forgive")
+        assert set(reply.content["forgiven"]) >= {"messages", "chat"}
+        assert sum(await instance.send("hi")) == 1
+        reply = await script.change("POST", "api/chats/-100/forgive")
+        assert reply.content == {"forgiven": []}
+        assert (await script.get("api/audit")).content[1]["what"].startswith("forgive user 42")
+
+
+async def test_users_and_chats_are_banned_and_unbanned(desk: tuple[Site, Instance]) -> None:
+    """For a time or for good; the list is paged; a negative id is a chat's."""
+    found, instance = desk
+    async with found.script() as script:
+        ban = await script.change("PUT", "api/bans/42", {"how_long": "1h", "reason": "spam"})
+        assert (ban.status, ban.content["subject"]["user"]) == (200, 42)
+        assert (ban.content["reason"], ban.content["by"]) == ("spam", "token@web")
+        assert ban.content["until"].endswith("+00:00")
+        assert sum(await instance.send("hi")) == 0
+        assert (await script.get("api/users/42")).content["banned"]["reason"] == "spam"
+        for id_ in (43, -100):
+            assert (await script.change("PUT", f"api/bans/{id_}", {"how_long": None})).status == 200
+        listed = (await script.get("api/bans")).content
+        assert [each["subject"]["user"] for each in listed[:1]] == [42]  # it ends first
+        assert len(listed) == 3
+        page = (await script.get("api/bans?offset=1&limit=1")).content
+        assert page == listed[1:2]
+        assert (await script.ask("DELETE", "api/bans/42")).content == {"unbanned": True}
+        assert (await script.ask("DELETE", "api/bans/42")).content == {"unbanned": False}
+        assert sum(await instance.send("hi")) == 1
+
+
+# --- live limits ----------------------------------------------------------------------------
+
+
+async def test_limits_are_changed_previewed_and_rolled_back(desk: tuple[Site, Instance]) -> None:
+    """A change is a version; a preview changes nothing; an earlier version comes back."""
+    found, instance = desk
+    async with found.script() as script:
+        sent = {"name": "messages", "limit": "2/minute"}
+        preview = (await script.change("POST", "api/preview", sent)).content
+        assert (preview["before"]["limit"], preview["after"]["limit"]) == ("3/hour", "2/minute")
+        assert (preview["version"], preview["instances"]) == (1, 1)
+        sent = {"limit": "2/minute", "if_version": 1}
+        reply = await script.change("PATCH", "api/limits/messages", sent)
+        assert (reply.status, reply.content["version"], reply.headers["ETag"]) == (200, 2, '"2"')
+        assert reply.content["rules"] == {"messages": {"limit": "2/minute"}}
+        await obeyed(instance, found)
+        assert sum(await instance.send(*["hi"] * 3)) == 2
+        reply = await script.change("PATCH", "api/limits/messages", {"shadow": True, "off": False})
+        assert reply.content["rules"]["messages"] == {
+            "limit": "2/minute",
+            "shadow": True,
+            "off": False,
+        }
+        reply = await script.change("PATCH", "api/limits/messages", {"default": True})
+        assert reply.content["rules"] == {}
+        reply = await script.change("POST", "api/rollback", {"version": 2})
+        assert (reply.content["version"], reply.content["rules"]) == (
+            5,
+            {"messages": {"limit": "2/minute"}},
+        )
+        reply = await script.change("POST", "api/rollback")
+        assert (reply.content["version"], reply.content["rules"]) == (6, {})
+        history = (await script.get("api/history")).content
+        assert [each["version"] for each in history] == [6, 5, 4, 3, 2, 1]
+        assert (await script.get("api/audit")).content[0]["by"] == "token@web"
+
+
+async def test_switches_exemptions_and_penalties_change(desk: tuple[Site, Instance]) -> None:
+    """All limits off for a while and on again; who is exempt; the ban for those who go on."""
+    found, _ = desk
+    async with found.script() as script:
+        paused = (await script.change("POST", "api/pause", {"how_long": "1h"})).content
+        assert paused["off_until"] == pytest.approx(time.time() + 3_600, abs=30)
+        assert (await script.change("POST", "api/resume")).content["off_until"] == 0
+        sent = {"id": 42, "exempt": True}
+        assert (await script.change("POST", "api/exempt", sent)).content["exempt"] == [42]
+        assert (await script.get("api/users/42/try")).content == {"allowed": True}
+        sent = {"id": 42, "exempt": False}
+        assert (await script.change("POST", "api/exempt", sent)).content["limited"] == [42]
+        sent = {"after": "10/minute", "ban": "20m", "grows": True, "longest": "1d"}
+        assert (await script.change("POST", "api/penalty", sent)).content["penalty"] == sent
+        assert (await script.change("POST", "api/penalty", {"after": None})).status == 200
+        assert (await script.get("api/config")).content["live"]["penalty"] is None
+
+
+async def test_two_admins_do_not_overwrite_each_other(desk: tuple[Site, Instance]) -> None:
+    """A change to a version that is outdated is 409, by body or by If-Match, and says who was."""
+    found, _ = desk
+    async with found.visitor() as anna, found.visitor() as ben:
+        await anna.log_in(init_data=init_data())
+        await ben.log_in()
+        sent = {"limit": "2/minute", "if_version": 1}
+        both = [each.change("PATCH", "api/limits/messages", sent) for each in (anna, ben)]
+        assert sorted(reply.status for reply in await asyncio.gather(*both)) == [200, 409]
+        reply = await ben.change(
+            "PATCH", "api/limits/messages", {"off": True}, **{"If-Match": '"1"'}
+        )
+        assert (reply.status, reply.content["title"]) == (409, "Conflict")
+        assert "version 2 follows 1; look again" in reply.content["detail"]
+        for name, more in (
+            ("rollback", {}),
+            ("pause", {"how_long": "1h"}),
+            ("resume", {}),
+            ("exempt", {"id": 1}),
+            ("penalty", {"after": "10/minute"}),
+        ):
+            reply = await ben.change("POST", f"api/{name}", {**more, "if_version": 1})
+            assert reply.status == 409
+        assert (await ben.get("api/config")).content["live"]["version"] == 2
+        reply = await ben.change(
+            "PATCH", "api/limits/messages", {"off": True}, **{"If-Match": '"2"'}
+        )
+        assert reply.status == 200
+
+
+async def test_a_rule_with_a_slash_in_its_name_can_be_changed() -> None:
+    """The second limit of `1/s; 20/minute` is called 20/minute."""
+    middleware = bot_on(MemoryStorage(), rules="1/s; 20/minute")
+    async with site(middleware) as found, found.script() as script:
+        for path in ("api/limits/20/minute", "api/limits/20%2Fminute"):
+            assert (await script.change("PATCH", path, {"limit": "30/minute"})).status == 200
+
+
+async def test_a_bot_in_another_process_obeys(redis_server: Server, client: aioredis.Redis) -> None:
+    """A limit that is changed over HTTP holds in every bot within 5 seconds, and goes back."""
+    storage = RedisStorage(client)
+    bot = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.admin.bots", str(redis_server.port)),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert bot.stdout is not None
+    try:
+        async with site(bot_on(storage)) as found, found.script() as script:
+            async with asyncio.timeout(30):
+                assert (await bot.stdout.readline()).endswith(b" 100/hour\n")
+            limits = (await script.get("api/limits")).content
+            assert [each["limit"] for each in limits] == ["100/hour"]
+            sent = {"limit": "2/minute"}
+            changed = (await script.change("PATCH", "api/limits/messages", sent)).content
+            async with asyncio.timeout(5):
+                at, limit = (await bot.stdout.readline()).split()
+            assert limit == b"2/minute"
+            assert float(at) - changed["at"] < 5
+            await script.change("POST", "api/rollback")
+            async with asyncio.timeout(5):
+                assert (await bot.stdout.readline()).endswith(b" 100/hour\n")
+    finally:
+        bot.kill()
+        await bot.wait()
+        await storage.close()
+
+
+# --- what is wrong --------------------------------------------------------------------------
+
+
+def is_problem(reply: Reply, status: int) -> bool:
+    """Whether it is a problem of RFC 9457, with the same status inside."""
+    return (
+        reply.status == status
+        and reply.headers["Content-Type"].startswith("application/problem+json")
+        and reply.content["status"] == status
+        and {"type", "title", "status", "detail"} <= set(reply.content)
+    )
+
+
+@pytest.mark.parametrize(
+    "id_",
+    [
+        *("0", "-1", "NaN", "nan", "inf", "1e3", "1.0", "0x10", "1_000", "+1", "--1", "x", "%20"),
+        *("%00", "٤٢", "42%0a", "9" * 15 + "9" * 3, "9" * 400, "4503599627370497", "42;43", "*"),
+        *("..%2f..", "42'--", "null", "true"),
+    ],
+)
+async def test_an_odd_id_is_refused(alone: Visitor, id_: str) -> None:
+    """What is not the id of a user is 422, whatever it looks like."""
+    assert is_problem(await alone.get(f"api/users/{id_}"), 422)
+    assert is_problem(await alone.get(f"api/users/{id_}/try"), 422)
+    assert is_problem(await alone.change("POST", f"api/users/{id_}/forgive"), 422)
+    if id_ != "-1":  # a chat's
+        assert is_problem(await alone.change("PUT", f"api/bans/{id_}", {"how_long": "1h"}), 422)
+        assert is_problem(await alone.ask("DELETE", f"api/bans/{id_}"), 422)
+        assert is_problem(await alone.get(f"api/users/42?chat={id_}"), 422)
+    assert is_problem(await alone.get(f"api/users/42?bot={id_}"), 422)
+    assert is_problem(await alone.get(f"api/users/42?topic={id_}"), 422)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("api/limits?x=1", 422),
+        ("api/users/42?user=43", 422),
+        ("api/users/42?chat=1&chat=2", 400),
+        ("api/users/42?chat=", 422),
+        ("api/users/42/try?rule=nothing", 422),
+        ("api/chats/42", 422),
+        ("api/chats/-100?chat=-200", 422),
+        ("api/bans?offset=-1", 422),
+        ("api/bans?limit=0", 422),
+        ("api/bans?limit=1001", 422),
+        ("api/bans?limit=NaN", 422),
+        ("api/top?n=0", 422),
+        ("api/top?n=1001", 422),
+        ("api/statistics?hours=49", 422),
+        ("api/statistics?hours=0", 422),
+        ("api/by_hour?hours=99999999999999999999", 422),
+        ("api/nothing", 404),
+        ("api/", 404),
+        ("api/users/", 404),
+        ("api/users/42/43", 404),
+    ],
+)
+async def test_an_odd_question_is_refused(alone: Visitor, path: str, status: int) -> None:
+    """Unknown and repeated parameters, numbers out of range, unknown paths."""
+    assert is_problem(await alone.get(path, headers=PAGE), status)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("PATCH", "api/limits/messages", "{", 400),
+        ("PATCH", "api/limits/messages", "[]", 400),
+        ("PATCH", "api/limits/messages", '"2/minute"', 400),
+        ("PATCH", "api/limits/messages", "\xff", 400),
+        ("PATCH", "api/limits/messages", "[" * 10_000, 400),
+        ("PATCH", "api/limits/messages", '{"limit": "1/s", "limit": "9/s"}', 400),
+        ("PATCH", "api/limits/messages", '{"if_version": NaN}', 400),
+        ("PATCH", "api/limits/messages", '{"if_version": -Infinity}', 400),
+        ("PATCH", "api/limits/messages", '{"if_version": 1%s}' % ("0" * 5_000), 400),
+        ("PATCH", "api/limits/messages", '{"if_version": 1e3, "off": true}', 422),
+        ("PATCH", "api/limits/messages", '{"if_version": -1, "off": true}', 422),
+        ("PATCH", "api/limits/messages", '{"if_version": true, "off": true}', 422),
+        ("PATCH", "api/limits/messages", "{}", 422),
+        ("PATCH", "api/limits/messages", '{"limit": "5 minutes"}', 422),
+        ("PATCH", "api/limits/messages", '{"limit": 5}', 422),
+        ("PATCH", "api/limits/messages", '{"limit": null}', 422),
+        ("PATCH", "api/limits/messages", '{"limit": "-1/minute"}', 422),
+        ("PATCH", "api/limits/messages", '{"off": "yes"}', 422),
+        ("PATCH", "api/limits/messages", '{"off": 1}', 422),
+        ("PATCH", "api/limits/messages", '{"color": "red"}', 422),
+        ("PATCH", "api/limits/messages", '{"default": true, "off": true}', 422),
+        ("PATCH", "api/limits/messages", '{"default": true}', 422),
+        ("PATCH", "api/limits/nothing", '{"off": true}', 422),
+        ("POST", "api/users/42/forgive", '{"rules": "messages"}', 422),
+        ("POST", "api/users/42/forgive", '{"rules": ["nothing"]}', 422),
+        ("POST", "api/users/42/forgive", '{"rules": [1]}', 422),
+        ("POST", "api/users/42/forgive", '{"user": 43}', 422),
+        ("POST", "api/users/42/forgive", '{"chat": 1.5}', 422),
+        ("PUT", "api/bans/42", "{}", 422),
+        ("PUT", "api/bans/42", '{"how_long": 3600}', 422),
+        ("PUT", "api/bans/42", '{"how_long": "a while"}', 422),
+        ("PUT", "api/bans/42", '{"how_long": "-1h"}', 422),
+        ("PUT", "api/bans/42", '{"how_long": "1h", "by": "somebody else"}', 422),
+        ("PUT", "api/bans/42", '{"how_long": "1h", "reason": "%s"}' % ("x" * 501), 422),
+        ("PUT", "api/bans/42", '{"how_long": "1h", "reason": "\\ud800"}', 422),
+        ("POST", "api/rollback", '{"version": 7}', 422),
+        ("POST", "api/pause", '{"how_long": "2d"}', 422),
+        ("POST", "api/pause", '{"how_long": "\\u0000"}', 422),
+        ("POST", "api/exempt", '{"id": 0}', 422),
+        ("POST", "api/exempt", '{"id": 123456789012345678901234567890}', 422),
+        ("POST", "api/exempt", '{"id": [42]}', 422),
+        ("POST", "api/exempt", '{"id": true}', 422),
+        ("POST", "api/penalty", '{"after": "10 minutes"}', 422),
+        ("POST", "api/penalty", '{"after": "10/minute", "ban": ""}', 422),
+        ("POST", "api/preview", '{"name": "nothing", "limit": "1/s"}', 422),
+    ],
+)
+async def test_an_odd_body_is_refused_and_changes_nothing(
+    alone: Visitor, method: str, path: str, body: str, status: int
+) -> None:
+    """Not JSON, of the wrong type, out of range, unknown: a problem that says what is wrong."""
+    reply = await alone.raw(method, path, body.encode("latin-1"))
+    assert is_problem(reply, status)
+    assert reply.content["detail"]
+    assert len((await alone.get("api/audit")).content) == 1
+
+
+async def test_each_wrong_field_is_named(alone: Visitor) -> None:
+    """The problem lists the fields, so that a form can show them where they are."""
+    sent = {"id": 0, "exempt": "x", "color": "red"}
+    reply = await alone.change("POST", "api/exempt", sent)
+    assert {each["field"] for each in reply.content["errors"]} == {"id", "exempt", "color"}
+    assert "id: 0 is nobody's id" in reply.content["detail"]
+
+
+async def test_another_type_of_content_is_refused(alone: Visitor) -> None:
+    """A form of another site cannot send application/json, so nothing else is read."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        reply = await alone.raw("POST", "api/pause", '{"how_long": "1h"}', **{"Content-Type": kind})
+        assert is_problem(reply, 415)
+    wrong = {"Content-Type": "application/json; charset=nothing"}
+    assert (await alone.raw("POST", "api/resume", "{}", **wrong)).status in {200, 400}
+
+
+@pytest.mark.parametrize("root", ["/ops/admin/", "/"])
+async def test_a_huge_body_is_refused(root: str) -> None:
+    """413 from 16 KiB up, whatever the application around allows; for strangers 401 before that."""
+    async with (
+        site(bot_on(MemoryStorage()), root) as found,
+        found.script() as script,
+        found.visitor() as stranger,
+    ):
+        huge = '{"how_long": "%s"}' % ("1" * 100_000)
+        assert is_problem(await script.raw("POST", "api/pause", huge), 413)
+        assert (await stranger.raw("POST", "api/pause", huge)).status == 401
+        reply = await stranger.ask("POST", "login", data={"token": "x" * 100_000})
+        assert is_problem(reply, 413)
+        fields = [("token", "x")] * 5_000
+        assert (await stranger.ask("POST", "login", data=fields)).status in {400, 413}
+
+        async def endless() -> AsyncIterator[bytes]:
+            while True:
+                yield b"x" * 65_536
+
+        try:
+            reply = await script.ask(
+                "POST", "api/pause", data=endless(), headers={"Content-Type": "application/json"}
+            )
+        except OSError:
+            pass  # the server has closed the connection
+        else:
+            assert reply.status == 413
+
+
+async def test_no_answer_shows_a_secret(environment: pytest.MonkeyPatch) -> None:
+    """`config` lists settings, and of secrets only that they are there."""
+    environment.setenv("RATE_LIMIT_ADMIN_TOKEN", TOKEN)
+    environment.setenv("REDIS_PASSWORD", "hunter2")
+    settings = Settings()
+    async with (
+        site(bot_on(MemoryStorage()), token=None, settings=settings) as found,
+        found.script() as script,
+    ):
+        config = await script.get("api/config")
+        listed = {each["name"]: each["value"] for each in config.content["settings"]}
+        assert listed["RATE_LIMIT_ADMIN_TOKEN"] == "(not shown)"
+        for path in ("", "api/config", "api/health", "api/audit", "api/instances", "api/limits"):
+            page = await script.get(path)
+            for secret in (TOKEN, BOT_TOKEN.split(":")[1], "hunter2"):
+                assert secret not in page.text
+
+
+async def test_what_is_switched_off_is_said() -> None:
+    """Without statistics there is no ranking: 422 with what to do."""
+    middleware = bot_on(MemoryStorage(), statistics=False)
+    async with site(middleware) as found, found.script() as script:
+        for path in ("api/top", "api/statistics", "api/by_hour", "api/use"):
+            reply = await script.get(path)
+            assert is_problem(reply, 422)
+            assert "statistics=True" in reply.content["detail"]
+
+
+async def test_without_redis_it_is_503_and_soon(own_server: Server) -> None:
+    """Nothing hangs, whether Redis is gone or silent; the bot's own pages go on."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        storage = RedisStorage(client)
+        async with running_bot(storage) as (found, _), found.script() as script:
+            assert (await script.get("api/limits")).status == 200
+            for stop in (own_server.hang, own_server.kill):
+                stop()
+                began = time.monotonic()
+                paths = ("config", "limits", "users/42", "users/42/try", "bans", "top", "audit")
+                for path in paths:
+                    reply = await script.get(f"api/{path}")
+                    assert is_problem(reply, 503), path
+                    assert reply.headers["Retry-After"] == "2"
+                for method, path, sent in (
+                    ("PATCH", "api/limits/messages", {"off": True}),
+                    ("PUT", "api/bans/42", {"how_long": "1h"}),
+                    ("POST", "api/users/42/forgive", {}),
+                ):
+                    assert is_problem(await script.change(method, path, sent), 503)
+                health = await script.get("api/health")
+                assert (health.status, health.content["ok"]) == (200, False)
+                assert time.monotonic() - began < 40
+        await storage.close()
+
+
+async def test_a_redis_that_refuses_is_503(own_server: Server) -> None:
+    """It is not what was sent that is wrong; the problem says what the server said."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        storage = RedisStorage(client)
+        async with running_bot(storage) as (found, _), found.script() as script:
+            await client.delete("bot:ratelimit:audit")
+            await client.set("bot:ratelimit:audit", "foreign")
+            reply = await script.get("api/audit")
+            assert is_problem(reply, 503)
+            assert "bot:ratelimit:audit" in reply.content["detail"] or "WRONGTYPE" in reply.text
+        await storage.close()
+
+
+async def test_a_body_that_was_read_outside_is_read_again_inside() -> None:
+    """A middleware of the application around may look at bodies."""
+
+    @web.middleware
+    async def looking(request: web.Request, handler: Any) -> web.StreamResponse:
+        await request.read()
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    app = web.Application(middlewares=[looking])
+    app.add_subapp("/admin/", admin_app(bot_on(MemoryStorage()), token=TOKEN))
+    async with TestServer(app) as server:
+        around = Site(server, bot_on(MemoryStorage()), Now(), "/admin/")
+        async with around.script() as script:
+            assert (await script.change("POST", "api/exempt", {"id": 42})).status == 200
+
+
+async def test_a_bug_shows_nothing_of_itself(
+    alone: Visitor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has the traceback; the answer has not a word of it."""
+
+    async def broken(_: Control) -> Any:
+        raise RuntimeError("the secret of the house")
+
+    monkeypatch.setattr(Control, "limits", broken)
+    with caplog.at_level(logging.ERROR):
+        reply = await alone.get("api/limits")
+    assert is_problem(reply, 500)
+    assert "secret" not in reply.text
+    assert "the secret of the house" in caplog.text
+
+
+async def test_bytes_that_are_no_http_reach_nobody(alone: Visitor) -> None:
+    """The server answers 400 itself, and goes on."""
+    url = alone._server.make_url("/")
+    with socket.create_connection((url.host, url.port)) as raw:
+        raw.sendall(b"\x16\x03\x01 not http\r\n\r\n")
+    assert (await alone.get("api/health")).status == 200
+
+
+async def test_two_bots_in_one_process_do_not_mix() -> None:
+    """Each application has its own token, sessions and bot."""
+    first, second = bot_on(MemoryStorage()), bot_on(MemoryStorage(), key_prefix="other")
+    async with (
+        site(first, "/") as one,
+        site(second, "/", token="another-token-0123456789") as two,
+        one.visitor() as anna,
+        two.visitor(Authorization="Bearer another-token-0123456789") as script,
+    ):
+        await anna.log_in()
+        assert (await anna.get("api/config")).content["prefix"] == "bot"
+        assert (await script.get("api/config")).content["prefix"] == "other"
+        assert (await script.get("api/config", headers=BEARER)).status == 401
+        async with two.visitor() as guest:
+            for name, value in anna.cookies().items():
+                guest.set_cookie(name, value)
+            assert (await guest.get("api/config")).status == 401

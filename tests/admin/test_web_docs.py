@@ -1,0 +1,76 @@
+"""docs/admin-api.md says what the API does."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import RedisStorage
+from bot_ratelimit.admin.web import api
+
+from .web import running_bot
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+PAGE = (Path(__file__).parents[2] / "docs" / "admin-api.md").read_text()
+EXAMPLES = re.findall(r"```text\n(.*?)\n```", PAGE, re.DOTALL)
+
+
+def shape(value: Any) -> Any:
+    """Names and types of JSON, of a list those of its first element; anything instead of null."""
+    if isinstance(value, dict):
+        return {name: shape(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [shape(each) for each in value[:1]]
+    return None if value is None else type(value).__name__
+
+
+def test_every_request_is_in_the_table() -> None:
+    """The table has each route of the API, and no other."""
+    listed = set(re.findall(r"^\| `([A-Z]+) (api/\S+)` \|", PAGE, re.MULTILINE))
+    routes = {(each.method, each.path[1:].replace("{name:.+}", "{name}")) for each in api.routes()}
+    assert listed == routes
+
+
+def test_every_request_has_an_example() -> None:
+    """Each row of the table is shown once at least; what is the same for chats is shown once."""
+    shown = {example.splitlines()[0].partition("?")[0] for example in EXAMPLES}
+    for route in api.routes():
+        path = route.path[1:].replace("{name:.+}", "messages")
+        texts = {f"{route.method} {path.replace('{id}', id_)}" for id_ in ("42", "-100")}
+        texts |= {text.replace("chats/-100", "users/42") for text in texts}
+        assert texts & shown, path
+
+
+async def test_the_examples_are_true(client: aioredis.Redis) -> None:
+    """Sent one after the other, each is answered with the status and the fields that are shown."""
+    storage = RedisStorage(client)
+    async with running_bot(storage) as (found, instance), found.script() as script:
+        await instance.send(*["hi"] * 5)
+        for example in sorted(EXAMPLES, key=lambda each: "color" in each):  # that one is above
+            asked, _, told = example.partition("\n\n")
+            first, _, body = asked.partition("\n")
+            status, _, answer = told.partition("\n")
+            method, path = first.split()
+            reply = await script.ask(method, path, json=json.loads(body) if body else None)
+            assert reply.status == int(status), first
+            assert shape(reply.content) == shape(json.loads(answer.replace("\n", ""))), first
+    await storage.close()
+
+
+def test_every_status_of_a_problem_is_listed() -> None:
+    """The table of problems has each status that the package raises."""
+    listed = {int(each) for row in re.findall(r"^\| ([\d, ]+) \|", PAGE, re.MULTILINE)
+              for each in row.split(", ")}  # fmt: skip
+    sources = Path(api.__file__).parent.glob("*.py")
+    raised = {
+        int(status)
+        for source in sources
+        for status in re.findall(r"(?:ProblemError|InitDataError)\(\s*(\d{3})", source.read_text())
+    }
+    assert raised - {408} <= listed

@@ -1,0 +1,223 @@
+"""Failed logins are slowed, by this very package; the operator is not locked out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+import redis.asyncio as aioredis
+from redis.asyncio.cluster import RedisCluster
+
+from bot_ratelimit import MemoryStorage, RedisStorage
+from bot_ratelimit.admin.web import bodies
+from bot_ratelimit.testing import Clock
+from tests.servers import Server, running_cluster
+
+from .web import PAGE, TOKEN, Visitor, bot_on, init_data, site
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+
+async def guess(visitor: Visitor, times: int, how: str, **headers: str) -> list[int]:
+    """The statuses of so many wrong logins, one after the other."""
+    statuses = []
+    for number in range(times):
+        if how == "bearer":
+            shown = {"Authorization": f"Bearer wrong-wrong-wrong-{number}", **headers}
+            reply = await visitor.get("api/limits", headers=shown)
+        else:
+            fields = {how: f"wrong-wrong-wrong-{number}"}
+            reply = await visitor.ask("POST", "login", data=fields, headers=headers)
+        statuses.append(reply.status)
+    return statuses
+
+
+@pytest.mark.parametrize("how", ["bearer", "token", "init_data"])
+async def test_fifty_wrong_in_a_row_are_slowed(how: str, client: aioredis.Redis) -> None:
+    """After five it is 429 with Retry-After, also for the right token: else guessing goes on."""
+    storage = RedisStorage(client)
+    async with site(bot_on(storage)) as found, found.visitor() as visitor, found.script() as script:
+        assert await guess(visitor, 50, how) == [401] * 5 + [429] * 45
+        reply = await visitor.log_in()
+        assert (reply.status, visitor.cookies()) == (429, {})
+        assert 1 <= int(reply.headers["Retry-After"]) <= 60
+        assert reply.content["retry_after"] == int(reply.headers["Retry-After"])
+        assert reply.headers["Content-Type"].startswith("application/problem+json")
+        assert (await script.get("api/limits")).status == 429
+        page = await visitor.ask("POST", "login", data={"token": "x"}, headers=PAGE)
+        assert (page.status, 'name="token"' in page.text) == (429, True)
+        # A signature cannot be guessed, so who has a right one is not slowed.
+        assert (await visitor.log_in(init_data=init_data())).status == 200
+        ttls = [await client.pttl(key) async for key in client.scan_iter("*{login}*")]
+        assert len(ttls) == 3  # the address, all, and the used initData
+        assert all(ttl > 0 for ttl in ttls)
+    await storage.close()
+
+
+async def test_a_minute_later_the_right_token_is_let_in() -> None:
+    """Slowing ends by itself; nobody has to come and unlock."""
+    clock = Clock()
+    async with (
+        site(bot_on(MemoryStorage(clock=clock))) as found,
+        found.visitor() as visitor,
+    ):
+        await guess(visitor, 50, "token")
+        assert (await visitor.log_in()).status == 429
+        clock.move(60)
+        assert (await visitor.log_in()).status == 200
+
+
+async def test_many_guesses_at_once_gain_nothing() -> None:
+    """Each is charged before it is known to be wrong."""
+    async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
+        several = [guess(visitor, 5, "bearer") for _ in range(20)]
+        statuses = [status for each in await asyncio.gather(*several) for status in each]
+        assert sorted(statuses) == [401] * 5 + [429] * 95
+
+
+async def test_right_logins_cost_nothing(client: aioredis.Redis) -> None:
+    """A hundred requests of a script at once, and twenty logins in a row, are not slowed."""
+    storage = RedisStorage(client)
+    async with site(bot_on(storage)) as found, found.script() as script:
+        replies = await asyncio.gather(*(script.get("api/health") for _ in range(100)))
+        assert {reply.status for reply in replies} == {200}
+        for _ in range(20):
+            async with found.visitor() as visitor:
+                assert (await visitor.log_in()).status == 200
+    await storage.close()
+
+
+async def test_sessions_and_known_browsers_are_not_locked_out() -> None:
+    """Whoever guesses from the same address, or from everywhere, does not shut out the operator."""
+    async with site(bot_on(MemoryStorage())) as found, found.visitor() as operator:
+        await operator.log_in()
+        async with found.visitor() as attacker:
+            assert (await guess(attacker, 10, "token"))[-1] == 429
+        assert (await operator.get("api/limits")).status == 200  # the session holds
+        found.now.ahead = 13 * 3_600
+        assert (await operator.get("api/limits")).status == 401
+        assert (await operator.log_in()).status == 200  # the browser is known
+        assert (await guess(operator, 7, "token")) == [401] * 5 + [429] * 2  # and slowed, too
+        found.now.ahead += 91 * 86_400
+        assert (await operator.log_in()).status == 429  # after 90 days it is like any other
+
+
+async def test_a_script_goes_on_while_others_guess_elsewhere() -> None:
+    """All addresses together have a limit too, but not those that showed the right token."""
+    proxies = ["127.0.0.1"]
+    async with (
+        site(bot_on(MemoryStorage()), trusted_proxies=proxies) as found,
+        found.script() as script,
+        found.visitor() as attacker,
+    ):
+        assert (await script.get("api/limits")).status == 200
+        statuses = []
+        for number in range(70):
+            address = {"X-Forwarded-For": f"198.51.100.{number}"}
+            statuses += await guess(attacker, 1, "bearer", **address)
+        assert statuses == [401] * 60 + [429] * 10
+        assert (await script.get("api/limits")).status == 200
+        headers = {"X-Forwarded-For": "198.51.100.99"}
+        assert (await script.get("api/limits", headers=headers)).status == 429
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded"),
+    [
+        ([], "203.0.113.{}"),
+        (["10.0.0.0/8"], "203.0.113.{}"),
+        # What a client writes stands before what the proxy adds.
+        (["127.0.0.1"], "203.0.113.{}, 198.51.100.7"),
+        (["127.0.0.1", "10.0.0.0/8"], "203.0.113.{}, 198.51.100.7, 10.0.0.3"),
+        (["127.0.0.1"], "203.0.113.{}, nonsense"),
+        (["127.0.0.1"], "2001:db8::{}"),
+        (["127.0.0.1"], "::ffff:198.51.100.7"),
+        (["127.0.0.1"], "198.51.100.7:100{}"),
+        (["127.0.0.1"], "[2001:db8::1]:100{}"),
+    ],
+)
+async def test_a_forged_address_does_not_help(proxies: list[str], forwarded: str) -> None:
+    """Only what trusted proxies wrote counts, and of IPv6 the network of 64 bits."""
+    async with (
+        site(bot_on(MemoryStorage()), trusted_proxies=proxies) as found,
+        found.visitor() as attacker,
+    ):
+        statuses = []
+        for number in range(8):
+            headers = {"X-Forwarded-For": forwarded.format(number)}
+            statuses += await guess(attacker, 1, "token", **headers)
+        assert statuses == [401] * 5 + [429] * 3
+
+
+async def test_behind_a_trusted_proxy_each_address_counts_for_itself() -> None:
+    """Otherwise one guesser would slow everybody behind the proxy."""
+    async with (
+        site(bot_on(MemoryStorage()), trusted_proxies=["127.0.0.1"]) as found,
+        found.visitor() as visitor,
+    ):
+        statuses = await guess(visitor, 7, "token", **{"X-Forwarded-For": "198.51.100.1"})
+        assert statuses[-1] == 429
+        statuses = await guess(visitor, 1, "token", **{"X-Forwarded-For": "198.51.100.2"})
+        assert statuses == [401]
+
+
+async def test_an_outage_does_not_open_the_door(own_server: Server) -> None:
+    """Without Redis this process counts: guessing is slowed, and the wrong token stays wrong."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        storage = RedisStorage(client)
+        middleware = bot_on(storage)
+        async with site(middleware) as found, found.visitor() as visitor:
+            await visitor.log_in()
+            own_server.kill()
+            async with found.visitor() as attacker:
+                assert await guess(attacker, 8, "token") == [401] * 5 + [429] * 3
+            assert (await visitor.get("api/limits")).status == 503  # the session holds
+            assert (await visitor.change("POST", "logout")).status == 303
+            assert (await visitor.get("api/limits")).status == 401
+            assert (await visitor.log_in(init_data=init_data())).status == 200
+        await storage.close()
+
+
+async def test_the_log_names_the_address_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    """An operator sees who guesses, at most as often as may be guessed."""
+    async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
+        with caplog.at_level(logging.DEBUG):
+            await guess(visitor, 20, "token")
+            await visitor.log_in(init_data=init_data(7))
+            async with found.script() as script:
+                await script.get("api/limits")
+        lines = [r.getMessage() for r in caplog.records if "a login failed" in r.getMessage()]
+        assert lines == ["admin_app: a login failed, from 127.0.0.1: this token is wrong"] * 5
+        assert TOKEN not in caplog.text
+        assert "wrong-wrong" not in caplog.text
+
+
+async def test_a_cluster_counts_without_a_hash_tag(tmp_path: Path) -> None:
+    """The keys of logins are on one node, whatever the prefix is."""
+    with running_cluster(tmp_path) as server:
+        client = RedisCluster(host="127.0.0.1", port=server.port)
+        storage = RedisStorage(client)
+        async with site(bot_on(storage)) as found, found.visitor() as visitor:
+            assert await guess(visitor, 7, "token") == [401] * 5 + [429] * 2
+            keys = [key async for key in client.scan_iter("*{login}*")]
+            assert sorted(keys) == [
+                b"bot:ratelimit:{login}:all",
+                b"bot:ratelimit:{login}:from:127.0.0.1",
+            ]
+        await storage.close()
+        await client.aclose()
+
+
+async def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger cannot keep requests open: 408."""
+    monkeypatch.setattr(bodies, "_SLOWEST", 0.05)
+    async with site(bot_on(MemoryStorage())) as found:
+        reader, writer = await asyncio.open_connection(found.server.host, found.server.port)
+        writer.write(
+            b"POST /ops/admin/login HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n"
+            b"Content-Type: application/x-www-form-urlencoded\r\n\r\ntoken="
+        )
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        writer.close()

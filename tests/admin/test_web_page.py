@@ -1,0 +1,416 @@
+"""The operators' page in a real Chromium, over a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+
+from bot_ratelimit import Rule, Subject
+from tests.admin.served import ADMIN, TOKEN, Site, init_data, site
+from tests.chromium import NOT_RUN, chromium, find_chromium, violations
+from tests.servers import Server
+
+if TYPE_CHECKING:
+    import redis.asyncio as aioredis
+    from playwright.async_api import Browser, Page
+
+pytestmark = pytest.mark.skipif(find_chromium() is None, reason=NOT_RUN)
+
+PHONE, DESK = 400, 1400
+EVERY_PAGE = (
+    *("", "?hours=48", "user?user=7", "user?user=8", "user", "bans", "history", "ban"),
+    *("forgive?user=7", "ban?user=7&how_long=1h&reason=spam", "unban?user=8", "exempt?user=7"),
+    *("limit?name=messages", "limit?name=messages&limit=2/minute&state=trial", "pause"),
+    *("penalty?after=5/minute&ban=1h", "pause?how_long=1h", "resume", "rollback?version=0"),
+)
+WITH_ERRORS = ("user?user=x", "limit?name=messages&limit=bad", "ban?user=&how_long=1h", "nowhere")
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+async def bot(client: aioredis.Redis, redis_server: Server) -> AsyncIterator[Site]:
+    async with site(redis_server.port) as found:
+        yield found
+
+
+class Tab:
+    """A page of the browser, and what its console said."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page, self._url = page, url
+        self.errors: list[str] = []
+        page.on("console", lambda message: self._hear(message.type, message.text))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.set_default_timeout(15_000)
+
+    def _hear(self, kind: str, text: str) -> None:
+        if kind in {"error", "warning"}:
+            self.errors.append(text)
+
+    async def go(self, path: str = "") -> None:
+        await self.page.goto(self._url + path)
+
+    async def log_in(self, token: str = TOKEN) -> None:
+        await self.go()
+        await self.page.get_by_label("Access token").fill(token)
+        await self.press("Log in")
+
+    async def press(self, name: str) -> None:
+        await self.page.get_by_role("button", name=name, exact=True).click()
+
+    async def follow(self, name: str) -> None:
+        await self.page.get_by_role("link", name=name).first.click()
+
+    async def sees(self, text: str) -> None:
+        """Wait until this text is on the page."""
+        await self.page.get_by_text(text).first.wait_for()
+
+    async def find(self, user: int) -> None:
+        await self.page.get_by_label("Id of a user or a chat").fill(str(user))
+        await self.press("Find")
+
+    async def width(self) -> int:
+        """How wide the page is, also beyond the window."""
+        found: int = await self.page.evaluate("document.documentElement.scrollWidth")
+        return found
+
+
+async def opened(browser: Browser, bot: Site, width: int = DESK, **options: Any) -> Tab:
+    size: Any = {"width": width, "height": 900}
+    context = await browser.new_context(viewport=size, **options)
+    return Tab(await context.new_page(), bot.url)
+
+
+@pytest.fixture(params=[PHONE, DESK])
+async def tab(request: pytest.FixtureRequest, browser: Browser, bot: Site) -> Tab:
+    """Logged in, on a phone and on a desk."""
+    found = await opened(browser, bot, request.param)
+    await found.log_in()
+    return found
+
+
+async def test_only_the_token_opens_the_page(browser: Browser, bot: Site) -> None:
+    """A wrong token is told; the right one opens the overview; after logging out it is shut."""
+    tab = await opened(browser, bot)
+    await tab.log_in("a-wrong-token-0123456789")
+    await tab.page.get_by_role("alert").wait_for()
+    assert "wrong" in await tab.page.get_by_role("alert").inner_text()
+    tab.errors.clear()  # Chromium notes that the answer was 401
+    await tab.page.get_by_label("Access token").fill(TOKEN)
+    await tab.press("Log in")
+    await tab.page.get_by_role("heading", name="Overview").wait_for()
+    await tab.press("Log out")
+    await tab.page.get_by_label("Access token").wait_for()
+    await tab.go("history")
+    assert await tab.page.get_by_role("heading", level=1).inner_text() == "Log in"
+
+
+async def test_an_admin_enters_from_telegram_without_typing(browser: Browser, bot: Site) -> None:
+    """What Telegram adds to the address opens the page, is not kept there, and names the admin."""
+    tab = await opened(browser, bot)
+    data = quote(init_data(ADMIN))
+    await tab.go(f"#tgWebAppData={data}&tgWebAppVersion=9.1")
+    await tab.page.get_by_role("heading", name="Overview").wait_for()
+    await tab.sees(f"{ADMIN}@web")
+    assert "tgWebAppData" not in tab.page.url
+    assert tab.errors == []
+
+
+async def test_a_refused_user_is_found_and_forgiven(tab: Tab, bot: Site) -> None:
+    """The page says why a user is refused and for how long; after forgiving they get through."""
+    assert await bot.send(5) == 3
+    await tab.find(7)
+    await tab.sees("The next update would be refused")
+    await tab.sees("0 of 3")
+    await tab.follow("Forgive")
+    await tab.sees("messages: 3 of 3 used is forgotten")
+    assert await bot.send(1) == 0  # looking at it has changed nothing
+    await tab.press("Forgive user 7")
+    await tab.sees("Forgiven.")
+    await tab.sees("The next update would be handled")
+    assert await bot.send(1) == 1
+    assert tab.errors == []
+
+
+async def test_a_user_is_banned_and_the_ban_is_lifted(tab: Tab, bot: Site) -> None:
+    """A ban holds at once, is listed with its reason, and can be lifted."""
+    await tab.find(7)
+    await tab.follow("Ban …")
+    await tab.page.get_by_label("How long").fill("2h")
+    await tab.page.get_by_label("Why").fill("spam <b>links</b>")
+    await tab.press("Preview")
+    await tab.sees("Everything from user 7 is refused until")
+    await tab.press("Ban user 7")
+    await tab.sees("Everything is refused until")
+    assert await bot.send(1) == 0
+    await tab.follow("Bans")
+    await tab.sees("spam <b>links</b>")
+    await tab.follow("Lift the ban of user 7")
+    await tab.press("Lift the ban")
+    await tab.sees("The ban is lifted")
+    assert await bot.send(1) == 1
+    assert tab.errors == []
+
+
+async def test_a_limit_changes_on_a_bot_in_another_process(
+    browser: Browser, client: aioredis.Redis, redis_server: Server
+) -> None:
+    """A change is shown before it is done; another process obeys it, and the roll back, too."""
+    bot = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.admin.bots", str(redis_server.port)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        await said(bot, "100/hour")
+        async with site(redis_server.port, [Rule("100/hour", name="messages")]) as here:
+            tab = await opened(browser, here)
+            await tab.log_in()
+            await tab.follow("Change messages")
+            await tab.page.get_by_label("Limit").fill("2/minute")
+            await tab.press("Preview")
+            await tab.sees("All 2 running instances obey within 5 seconds.")
+            await tab.press("Change messages")
+            await tab.sees("Version 1 is saved")
+            await said(bot, "2/minute")
+            await tab.sees("It holds on all 2 instances.")
+            await tab.go("history")
+            await tab.follow("Drop all live changes")
+            await tab.sees("Dropped: messages: 2/minute")
+            await tab.press("Roll back")
+            await tab.sees("Version 2 is saved")
+            await said(bot, "100/hour")
+            assert tab.errors == []
+    finally:
+        bot.kill()
+        await bot.wait()
+
+
+async def said(bot: asyncio.subprocess.Process, limit: str) -> None:
+    """Wait until the bot says that it obeys this limit."""
+    assert bot.stdout is not None
+    async with asyncio.timeout(20):
+        while not (await bot.stdout.readline()).decode().strip().endswith(limit):
+            pass
+
+
+async def test_two_operators_do_not_overwrite_each_other(tab: Tab, bot: Site) -> None:
+    """A change to a version that is outdated is refused, and shown again for the newest one."""
+    await bot.control.set_rule("chat", "50/hour")
+    await tab.go("limit?name=messages&limit=9/hour&state=on")
+    await bot.control.set_rule("chat", "60/hour")
+    await tab.press("Change messages")
+    await tab.sees("anna@shell changed the live limits meanwhile")
+    assert (await bot.control.changes.current()).version == 2
+    await tab.press("Change messages")
+    await tab.sees("Version 3 is saved")
+    rules = (await bot.control.changes.current()).rules
+    assert rules == {"chat": {"limit": "60/hour"}, "messages": {"limit": "9/hour"}}
+
+
+async def test_a_double_click_changes_once(tab: Tab, bot: Site) -> None:
+    """A button that is pressed twice, while the first change of all takes its time, counts once."""
+    await tab.go("limit?name=messages&limit=9/hour&state=on")
+    await tab.page.get_by_role("button", name="Change messages").dblclick()
+    await tab.sees("Version 1 is saved")
+    assert (await bot.control.changes.current()).version == 1
+    assert tab.errors == []
+
+
+async def test_the_chart_moves_while_one_looks(tab: Tab, bot: Site) -> None:
+    """Decisions that are made meanwhile appear in bars, numbers and table, without a reload."""
+    await bot.send(2)
+    await tab.go()
+    await tab.page.evaluate("window.sameDocument = true")
+    total = tab.page.locator("#totals dd").first
+    before = int(await total.inner_text())
+    await tab.page.get_by_text("The same as a table").click()
+    height = await tab.page.locator("#bars g:last-of-type .refused").get_attribute("height")
+    await bot.send(10)
+    await tab.page.wait_for_function(
+        "before => Number(document.querySelector('#totals dd').textContent) > before", arg=before
+    )
+    assert await tab.page.locator("#totals dd").nth(1).inner_text() != "0"
+    moved = await tab.page.locator("#bars g:last-of-type .refused").get_attribute("height")
+    assert height == "0.0"
+    assert float(moved or 0) > 0
+    row = tab.page.locator("#hours-rows tr").first
+    assert (await row.locator("td").nth(1).inner_text()) != "0"
+    assert await row.is_visible()  # what was folded out stays so
+    assert await tab.page.evaluate("window.sameDocument")
+    assert tab.errors == []
+
+
+async def test_an_outage_is_said_and_its_end_too(browser: Browser, own_server: Server) -> None:
+    """With Redis away the page still answers, says so, and comes back by itself."""
+    async with site(own_server.port) as bot:
+        tab = await opened(browser, bot)
+        await tab.log_in()
+        await tab.sees("All is well.")
+        own_server.kill()
+        await tab.sees("Something is wrong.")
+        own_server.start()
+        await tab.sees("All is well.")
+
+
+@pytest.fixture
+async def busy(bot: Site) -> Site:
+    """With a refused user, a banned one, and a change of the limits."""
+    await bot.send(5)
+    await bot.control.ban(Subject(user=8), "1h", "spam")
+    await bot.control.set_rule("chat", "50/hour", shadow=True)
+    await bot.control.changes.pause("1h")
+    await bot.obey()
+    return bot
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing_serious(browser: Browser, busy: Site, scheme: Any) -> None:
+    """Every page, also with errors, passes the serious rules of an accessibility checker."""
+    tab = await opened(browser, busy, color_scheme=scheme)
+    rules = ["color-contrast"] if scheme == "dark" else []  # all else is as in light
+    await tab.page.set_content("<p style='color: #777; background: #888'>hard to read</p>")
+    assert await violations(tab.page, rules), "axe does not work"
+    await tab.go()
+    found = {"login": await violations(tab.page, rules)}
+    await tab.log_in("a-wrong-token-0123456789")
+    found["refused"] = await violations(tab.page, rules)
+    await tab.log_in()
+    for path in (*EVERY_PAGE, *WITH_ERRORS):
+        await tab.go(path)
+        found[path] = await violations(tab.page, rules)
+        assert await tab.page.locator("h1").count() == 1, path
+    await tab.page.set_viewport_size({"width": PHONE, "height": 900})
+    for path in ("", "user?user=7", "bans", "history"):
+        await tab.go(path)
+        found[f"{path} on a phone"] = await violations(tab.page, rules)
+    assert {path: each for path, each in found.items() if each} == {}
+
+
+async def test_no_page_scrolls_sideways_or_has_errors(tab: Tab, busy: Site) -> None:
+    """Every page fits the window, of a phone too, and the console stays empty."""
+    size: Any = tab.page.viewport_size
+    for path in EVERY_PAGE:
+        await tab.go(path)
+        assert await tab.width() <= size["width"], path
+    assert tab.errors == []
+    for path in WITH_ERRORS:
+        await tab.go(path)
+        assert await tab.width() <= size["width"], path
+
+
+async def test_every_width_between_fits(browser: Browser, busy: Site) -> None:
+    """Nowhere between the smallest phone and a desk a table is wider than the window."""
+    tab = await opened(browser, busy)
+    await tab.log_in()
+    for path in ("", "history", "bans", "user?user=8", "limit?name=messages&limit=9/hour"):
+        await tab.go(path)
+        for width in (320, 480, 700, 860, 1_040, 1_060, 1_200):
+            await tab.page.set_viewport_size({"width": width, "height": 900})
+            assert await tab.width() <= width, path
+
+
+async def test_long_words_fit(browser: Browser, redis_server: Server, client: object) -> None:
+    """Names and reasons of any length break instead of making a page wider than the window."""
+    long = "n" * 120
+    async with site(redis_server.port, [Rule("3/hour", name=long)]) as bot:
+        await bot.control.ban(Subject(user=8), "1h", "r" * 300)
+        await bot.control.set_rule(long, "4/hour")
+        await bot.obey()
+        for width in (PHONE, DESK):
+            tab = await opened(browser, bot, width)
+            await tab.log_in()
+            for path in ("", "user?user=8", "bans", "history", "unban?user=8", "forgive?user=8",
+                         f"limit?name={long}&limit=9/hour", "rollback?version=0"):  # fmt: skip
+                await tab.go(path)
+                assert await tab.width() <= width, path
+
+
+async def test_the_end_of_a_session_is_noticed(browser: Browser, bot: Site) -> None:
+    """Logged out in one tab, the other ones show the login form by themselves."""
+    tab = await opened(browser, bot)
+    await tab.log_in()
+    await tab.sees("Live")
+    other = Tab(await tab.page.context.new_page(), bot.url)
+    await other.go("bans")
+    await other.press("Log out")
+    await tab.page.get_by_label("Access token").wait_for()
+
+
+async def test_the_keyboard_alone_is_enough(browser: Browser, bot: Site) -> None:
+    """Log in, skip to the content, find a user and forgive them, without a mouse."""
+    await bot.send(5)
+    tab = await opened(browser, bot)
+    await tab.go()
+    keyboard = tab.page.keyboard
+    await keyboard.type(TOKEN)  # the field has the focus
+    await keyboard.press("Enter")
+    await tab.page.get_by_role("heading", name="Overview").wait_for()
+    await keyboard.press("Tab")
+    assert await focused(tab) == "Skip to the content"
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert await tab.page.evaluate(outline) == "solid"
+    await keyboard.press("Enter")
+    await keyboard.press("Tab")
+    assert await tab.page.evaluate("document.activeElement.closest('main') !== null")
+    await reach(tab, "Id of a user or a chat", key="Shift+Tab")
+    await keyboard.type("7")
+    await keyboard.press("Enter")
+    await tab.page.get_by_role("heading", name="User 7").wait_for()
+    await reach(tab, "Forgive …")
+    await keyboard.press("Enter")
+    await tab.page.get_by_role("heading", name="What will happen").wait_for()
+    assert await focused(tab) == "What will happen"  # reading goes on there
+    await reach(tab, "Forgive user 7")
+    await keyboard.press("Enter")
+    await tab.sees("Forgiven.")
+    assert "Forgiven." in await focused(tab)
+    assert await bot.send(1) == 1
+    assert tab.errors == []
+
+
+async def focused(tab: Tab) -> str:
+    """What has the focus: its label or its text."""
+    found: str = await tab.page.evaluate(
+        "(e => e.labels?.[0]?.textContent ?? e.textContent)(document.activeElement)"
+    )
+    return " ".join(found.split())
+
+
+async def reach(tab: Tab, name: str, key: str = "Tab") -> None:
+    """Press Tab until this has the focus."""
+    for _ in range(60):
+        if await focused(tab) == name:
+            return
+        await tab.page.keyboard.press(key)
+    pytest.fail(f"the keyboard does not reach {name!r}")
+
+
+async def test_everything_works_without_a_script(browser: Browser, bot: Site) -> None:
+    """Without JavaScript the page shows chart and table, and forgives, bans, changes as well."""
+    await bot.send(5)
+    tab = await opened(browser, bot, java_script_enabled=False)
+    await tab.log_in()
+    await tab.page.get_by_role("img", name="3 allowed, 2 refused").wait_for()
+    assert await tab.page.locator("[data-zone]").inner_text() == "UTC"
+    await tab.find(7)
+    await tab.follow("Forgive")
+    await tab.press("Forgive user 7")
+    await tab.sees("Forgiven.")
+    await tab.go("limit?name=messages")
+    await tab.page.get_by_label("Trial").check()
+    await tab.press("Preview")
+    await tab.press("Change messages")
+    await tab.sees("Version 1 is saved")
+    await bot.obey()
+    assert await bot.send(9) == 9
+    assert tab.errors == []

@@ -1,0 +1,147 @@
+"""The dashboard: the page for operators beside a busy bot."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from bot_ratelimit import RateLimitMiddleware
+from example_bot.bot import build_dispatcher
+from example_bot.demo.backend import Embedded
+from example_bot.demo.botapi import BotApi
+from example_bot.demo.dashboard import show, traffic
+from example_bot.demo.dashboard.__main__ import main
+from example_bot.demo.instances import serve
+
+from .conftest import Process, Start
+
+
+async def test_a_newcomer_sees_refusals_and_bans_and_changes_a_limit(start: Start) -> None:
+    """Without token, Telegram or Redis of one's own; Ctrl-C ends it with status 0 and no word."""
+    process = await start("example_bot.demo.dashboard")
+    address, token = await said(process, "Open"), await said(process, "Token")
+    async with ClientSession(address) as session:
+        async with session.get("") as answer:
+            assert (answer.status, "Overview" in await answer.text()) == (200, False)
+        session.headers["Authorization"] = f"Bearer {token}"
+        async with session.get("") as answer:
+            page = await answer.text()
+        assert "Overview" in page
+        assert token not in page
+        hour, bans = await flooded(session)
+        assert (hour["refused"] > 0, hour["banned"] > 0) == (True, True)
+        assert bans[0]["by"] == "penalty"
+        await obeyed(session)
+    process.interrupt()
+    status, out, err = await process.finished()
+    assert (status, err) == (0, "")
+    assert out.endswith("Stopping ...\n")
+    assert not re.search("Traceback|Unclosed|Error", out)
+
+
+async def said(process: Process, what: str) -> str:
+    """What stands behind a word on stdout."""
+    return (await process.said(f"  {what} ")).split()[-1]
+
+
+async def flooded(session: ClientSession) -> tuple[Any, Any]:
+    """This hour and the bans, once somebody was banned."""
+    async with asyncio.timeout(60):
+        while True:
+            async with session.get("api/bans") as answer:
+                bans = await answer.json()
+            async with session.get("api/by_hour", params={"hours": 1}) as answer:
+                found = await answer.json()
+            # In the outage that comes next, both are errors.
+            if isinstance(bans, list) and bans and isinstance(found, list) and found[-1]["banned"]:
+                return found[-1], bans
+            await asyncio.sleep(0.2)
+
+
+async def obeyed(session: ClientSession) -> None:
+    """Change a limit, and wait until all three instances obey."""
+    async with asyncio.timeout(60):
+        while True:
+            async with session.patch("api/limits/messages", json={"limit": "3/10s"}) as answer:
+                if answer.status == 200:
+                    break
+            await asyncio.sleep(0.5)  # Redis is away
+        versions: list[int] = []
+        while versions != [1, 1, 1]:
+            await asyncio.sleep(0.2)
+            async with session.get("api/instances") as answer:
+                found = await answer.json()
+            if isinstance(found, list):
+                versions = [each["version"] for each in found]
+
+
+def test_ctrl_c_while_it_starts_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped before it has begun, it ends with status 0 as well, and without a traceback."""
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(show, "show", interrupted)
+    assert main() == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@asynccontextmanager
+async def crowd(
+    monkeypatch: pytest.MonkeyPatch, *scenes: traffic.Scene
+) -> AsyncIterator[tuple[BotApi, Embedded, list[str]]]:
+    """A crowd that plays these scenes on one instance, again and again."""
+    monkeypatch.setattr(traffic, "SCENES", scenes)
+    backend, told = Embedded(), list[str]()
+    async with BotApi() as api, backend.client() as client:
+        middleware = RateLimitMiddleware("5/10s", client, timeout=5)
+        runner = await serve(api, build_dispatcher(middleware))
+        task = asyncio.create_task(traffic.Traffic(api, backend, told.append).run())
+        try:
+            yield api, backend, told
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            await runner.cleanup()
+
+
+async def test_an_outage_ends_with_the_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped while Redis is away, it gives Redis back, so that the bots can say goodbye."""
+    outage = traffic.Scene("away", 60, people=50, outage=True)
+    async with crowd(monkeypatch, outage) as (api, backend, _):
+        await api.called("sendMessage")
+        assert not backend._server.connected
+    assert backend._server.connected
+
+
+async def test_the_crowd_goes_on_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scene follows scene, and the stand-in for Telegram does not remember the ones before."""
+    scenes = [traffic.Scene(name, 0.2, people=100, flood=50) for name in "ab"]
+    seen = 0
+    async with crowd(monkeypatch, *scenes) as (api, _, told), asyncio.timeout(30):
+        while len(told) < 6:
+            await asyncio.sleep(0.01)
+            seen = max(seen, len(api.calls))
+    assert told[:6] == [*"ababab"]
+    assert 0 < seen < 200
+
+
+def test_the_page_has_its_port_or_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that something else uses is no reason to fail."""
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        monkeypatch.setattr(show, "PORT", port)
+        with show._listen() as other:
+            assert other.getsockname()[1] != port
+    with show._listen() as mine:
+        assert mine.getsockname()[1] == port

@@ -1,0 +1,128 @@
+"""Runs a program of the guide as it is written: a real Redis, and a stand-in for Telegram."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+import pytest
+import redis.asyncio as aioredis
+from aiogram import Bot, Dispatcher
+from aiogram.client.session.aiohttp import AiohttpSession
+from aiogram.exceptions import TelegramAPIError
+from aiogram.methods import TelegramMethod
+from aiogram.types import Chat, Message, User
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from example_bot.demo.updates import Json
+from tests.servers import Server
+
+from .pages import NOT_RUN, Block
+
+Step: TypeAlias = "Json | tuple[int, Json]"
+"""An update; for another bot than the first, with its number."""
+
+TOKEN = "42:TEST"
+
+
+class Stage:
+    """Where a program of the guide runs.
+
+    Its `Redis()` is the server of the tests; what it sends is in `sent`; it gets the updates
+    of `script` when it polls, or at its webhook.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, server: Server) -> None:
+        self.sent: list[TelegramMethod[Any]] = []
+        self.script: Sequence[Step] = ()
+        self.replies: list[int] = []
+        """The HTTP status of each answer to the webhook."""
+        self.errors: dict[str, list[TelegramAPIError]] = {}
+        """What the stand-in answers next to methods, by their names."""
+        self.port = server.port
+        self._ids = itertools.count(1)
+        stage = self
+
+        made = aioredis.Redis.__init__
+
+        def make(self: aioredis.Redis, *given: Any, **options: Any) -> None:
+            if not given and options.get("connection_pool") is None:
+                options = {"port": server.port, **options}
+            made(self, *given, **options)
+
+        async def make_request(
+            _: AiohttpSession, bot: Bot, method: TelegramMethod[Any], timeout: int | None = None
+        ) -> Any:
+            return stage._answer(bot, method)
+
+        async def start_polling(self: Dispatcher, *bots: Bot, **data: Any) -> None:
+            given = {"dispatcher": self, "bots": bots, **self.workflow_data, **data}
+            await self.emit_startup(bot=bots[-1], **given)
+            try:
+                await stage._act(lambda bot, update: self.feed_raw_update(bot, update), bots)
+            finally:
+                await self.emit_shutdown(bot=bots[-1], **given)
+
+        patch.setattr(aioredis.Redis, "__init__", make)
+        patch.setattr(AiohttpSession, "make_request", make_request)
+        patch.setattr(Dispatcher, "start_polling", start_polling)
+        patch.setattr(web, "run_app", lambda app, **_: asyncio.run(stage._serve(app)))
+        for name, value in {
+            "BOT_TOKEN": TOKEN,
+            "SHOP_TOKEN": TOKEN,
+            "SUPPORT_TOKEN": "43:TEST",
+            "WEBHOOK_URL": "https://bot.example/webhook",
+            "WEBHOOK_SECRET": "secret",
+            "REDIS_URL": server.url,
+        }.items():
+            patch.setenv(name, value)
+
+    def run(self, block: Block, *script: Step) -> dict[str, Any]:
+        """Run the program, and return its names."""
+        self.script = script
+        namespace: dict[str, Any] = {"__name__": "__main__"}
+        code = compile(block.source, str(block), "exec", dont_inherit=True)
+        if not block.text.startswith(NOT_RUN):
+            exec(code, namespace)
+        return namespace
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts that were sent, shown or edited, in order."""
+        return [text for each in self.sent if (text := getattr(each, "text", None)) is not None]
+
+    async def _act(self, feed: Callable[[Bot, Json], Awaitable[object]], bots: Any) -> None:
+        for step in self.script:
+            number, update = step if isinstance(step, tuple) else (0, step)
+            await feed(bots[number], update)
+
+    async def _serve(self, app: web.Application) -> None:
+        async with TestClient(TestServer(app)) as client:
+
+            async def post(_: object, update: Json) -> None:
+                headers = {"X-Telegram-Bot-Api-Secret-Token": "secret"}
+                reply = await client.post("/webhook", json=update, headers=headers)
+                self.replies.append(reply.status)
+
+            await self._act(post, [None])
+
+    def _answer(self, bot: Bot, method: TelegramMethod[Any]) -> Any:
+        self.sent.append(method)
+        if waiting := self.errors.get(method.__api_method__):
+            raise waiting.pop(0)
+        returns = method.__returning__
+        if returns is User:
+            return User(id=bot.id, is_bot=True, first_name="Bot", username="test_bot")
+        if returns is Message or "Message" in str(returns):
+            chat = getattr(method, "chat_id", 0)
+            return Message(
+                message_id=next(self._ids),
+                date=datetime.now(UTC),
+                chat=Chat(id=chat if isinstance(chat, int) else 1, type="private"),
+                text=getattr(method, "text", None),
+            ).as_(bot)
+        return True

@@ -1,0 +1,108 @@
+"""The bots of docs/recipes.md do what the page says, on a real Redis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import redis
+from aiogram.methods import (
+    AnswerPreCheckoutQuery,
+    DeleteMessage,
+    RestrictChatMember,
+    SendInvoice,
+    SendMessage,
+)
+
+from bot_ratelimit import Settings
+from example_bot.demo.updates import callback, message, payment, pre_checkout
+from tests.servers import Server
+
+from .pages import block
+from .stage import Stage
+
+GROUP = -100123
+TOLD = "Too many requests"
+
+
+def answers(stage: Stage, chat: int) -> list[str]:
+    """What the bot wrote to a chat, but for notices."""
+    sent = [each for each in stage.sent if isinstance(each, SendMessage)]
+    return [each.text for each in sent if each.chat_id == chat and TOLD not in each.text]
+
+
+def test_premium_users(stage: Stage) -> None:
+    """Five for everybody, thirty for who has paid, and no limit for administrators."""
+    users = (1, 42, 7)
+    updates = [message(user, "hi") for user in users for _ in range(32)]
+    stage.run(block("recipes", "Premium users"), *updates)
+    assert [len(answers(stage, user)) for user in users] == [5, 30, 32]
+
+
+def test_an_ai_bot(stage: Stage, redis_server: Server) -> None:
+    """Each answer costs its 1,200 tokens, and the waiting text becomes the answer."""
+    stage.run(block("recipes", "An AI bot"), *(message(42, f"why {n}") for n in range(2)))
+    assert stage.texts == [text for n in range(2) for text in ("Thinking …", f"You asked: why {n}")]
+    with redis.Redis(port=redis_server.port) as client:
+        assert client.get("bot:ratelimit:tokens:42") == b"2400"
+
+
+def test_the_last_answer_may_cost_more_than_is_left(stage: Stage, redis_server: Server) -> None:
+    """With 201 of 5,000 tokens left a question is answered, and the next one is refused."""
+    with redis.Redis(port=redis_server.port) as client:
+        client.set("bot:ratelimit:tokens:42", 4799, px=60_000)
+    stage.run(block("recipes", "An AI bot"), *(message(42, "why") for _ in range(2)))
+    assert stage.texts[:2] == ["Thinking …", "You asked: why"]
+    assert stage.texts[2].startswith(TOLD)
+
+
+def test_moderating_a_group(stage: Stage) -> None:
+    """What is too much is deleted, and a member who goes on is muted; others are not."""
+    flood = [message(42, "spam", group=GROUP) for _ in range(12)]
+    stage.run(block("recipes", "Moderating a group"), *flood, message(43, "/rules", group=GROUP))
+    deleted = [each for each in stage.sent if isinstance(each, DeleteMessage)]
+    muted = [each for each in stage.sent if isinstance(each, RestrictChatMember)]
+    assert len(deleted) == 7
+    assert {each.user_id for each in muted} == {42}
+    assert len(answers(stage, GROUP)) == 1
+
+
+def test_a_raid(stage: Stage) -> None:
+    """Of a hundred newcomers thirty are welcomed; of a hundred messages in a group sixty count."""
+    updates = [message(1_000 + n, "/start") for n in range(100)]
+    stage.run(block("recipes", "A raid"), *updates)
+    assert sum(len(answers(stage, 1_000 + n)) for n in range(100)) == 30
+
+
+def test_a_raid_with_the_file(stage: Stage, environment: pytest.MonkeyPatch) -> None:
+    """The limits file of the recipe says the same as the code."""
+    Path("limits.toml").write_text(block("recipes", "A raid", "toml").text)
+    environment.setenv("RATE_LIMIT_FILE", "limits.toml")
+    (start,) = Settings().file.limits.values()
+    assert "30/minute" in str(start)
+
+
+def test_a_broadcast(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """Everybody gets it once, also when the program is started again."""
+    program = block("recipes", "A broadcast")
+    stage.run(program)
+    stage.run(program)
+    assert [answers(stage, user) for user in (42, 43, 44)] == [["News!"]] * 3
+    assert capsys.readouterr().out == "0 users are gone\n" * 2
+
+
+def test_a_shop(stage: Stage) -> None:
+    """After a flood the catalogue still turns pages, and a payment passes."""
+    flood = [message(42, "/buy") for _ in range(5)]
+    pages = [callback(42, "page:1") for _ in range(20)]
+    stage.run(block("recipes", "A shop"), *flood, *pages, pre_checkout(42), payment(42))
+    assert len([each for each in stage.sent if isinstance(each, SendInvoice)]) == 3
+    assert [each for each in stage.sent if isinstance(each, AnswerPreCheckoutQuery)]
+    assert answers(stage, 42)[-1] == "Thank you!"
+
+
+def test_several_bots(stage: Stage) -> None:
+    """A user has two messages with each bot."""
+    updates = [(number, message(42, "hi")) for number in (0, 1) for _ in range(3)]
+    stage.run(block("recipes", "Several bots in one process"), *updates)
+    assert answers(stage, 42) == ["I am 42."] * 2 + ["I am 43."] * 2

@@ -1,0 +1,300 @@
+"""What the guide shows of logs and terminals is what is really there to see."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from aiogram import Bot, Dispatcher
+from aiogram.client.session.aiohttp import AiohttpSession
+from aiogram.exceptions import TelegramConflictError, TelegramRetryAfter
+from aiogram.methods import GetMe, GetUpdates
+from aiogram.types import User
+from redis.asyncio.cluster import RedisCluster
+
+from bot_ratelimit import (
+    ConfigError,
+    InFlight,
+    Limiter,
+    OutgoingLimits,
+    Penalty,
+    RateLimitMiddleware,
+    RedisStorage,
+    Rule,
+    Settings,
+    Subject,
+)
+from example_bot.demo.updates import message
+from tests.servers import Server, running_cluster
+
+from .pages import Block, blocks
+from .stage import TOKEN
+
+USER = Subject(user=42, chat=42)
+
+
+def shape(line: str) -> str:
+    """A line without what differs from run to run: numbers, and spaces at its end."""
+    return re.sub(r"\d+(\.\d+)?", "N", line).rstrip()
+
+
+def pattern(line: str) -> re.Pattern[str]:
+    """What a line of the page stands for: an ellipsis is anything."""
+    return re.compile(re.escape(shape(line)).replace("…", ".+"))
+
+
+# --- logs --------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def limited(
+    client: Any, *rules: str, **options: Any
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """A middleware as the guide's, and a way to ask it about an update of user 42."""
+    middleware = RateLimitMiddleware("; ".join(rules or ["5/10s"]), client, "my_bot", **options)
+
+    async def hit() -> None:
+        await middleware.limiter.hit(middleware.rules, USER)
+
+    yield hit
+    await middleware.close()
+
+
+async def without_redis(_: Server) -> None:
+    RateLimitMiddleware("5/10s")
+
+
+async def with_redis(server: Server) -> None:
+    async with limited(aioredis.Redis(port=server.port)):
+        pass
+
+
+async def a_mistake(_: Server) -> None:
+    try:
+        Settings(rate_limit="5 minutes")
+    except ConfigError as error:
+        logging.error("%s.%s: %s", type(error).__module__, type(error).__name__, error)
+
+
+async def a_hung_handler(_: Server) -> None:
+    dispatcher = Dispatcher()
+    InFlight(patience=0.01).setup(dispatcher)
+
+    async def work(_: object) -> None:
+        await asyncio.sleep(5)
+
+    dispatcher.message.register(work)
+    update = asyncio.create_task(dispatcher.feed_raw_update(Bot(TOKEN), message(42, "hi")))
+    await asyncio.sleep(0.05)
+    await dispatcher.emit_shutdown()
+    update.cancel()
+
+
+async def a_server_that_hangs(server: Server) -> None:
+    async with limited(aioredis.Redis(port=server.port)) as hit:
+        await hit()
+        server.hang()
+        for _ in range(4):
+            await hit()
+        server.resume()
+        async with asyncio.timeout(10):
+            while "answers again" not in "".join(_log.messages):
+                await asyncio.sleep(0.05)
+                await hit()
+
+
+async def foreign_data_permissions_and_slots(server: Server) -> None:
+    async with aioredis.Redis(port=server.port) as client:
+        await client.rpush("my_bot:ratelimit:42", "not ours")
+        async with limited(client) as hit:
+            await hit()
+        await client.execute_command("ACL SETUSER limits on >pw ~other:* +@all")
+    limits = aioredis.Redis(port=server.port, username="limits", password="pw")
+    async with limited(limits) as hit:
+        await hit()
+    with TemporaryDirectory() as directory, running_cluster(Path(directory)) as cluster:
+        async with (
+            RedisCluster(host="127.0.0.1", port=cluster.port) as nodes,
+            limited(nodes, "1/s", "20/minute") as hit,
+        ):
+            await hit()
+
+
+async def telegram_refuses(_: Server) -> None:
+    async def refuse(self: object, bot: Bot, method: Any, timeout: object = None) -> None:
+        raise TelegramRetryAfter(method, "Too Many Requests: retry after 30", 30)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AiohttpSession, "make_request", refuse)
+        bot = Bot(TOKEN)
+        outgoing = OutgoingLimits(None, "my_bot").setup(bot)
+        try:
+            await bot.send_message(7, "hi")
+        except TelegramRetryAfter as error:
+            logging.error("%s: %s", type(error).__name__, error)
+        await outgoing.close()
+
+
+async def polling_fails(_: Server) -> None:
+    conflict = "Conflict: terminated by other getUpdates request; make sure that only one bot "
+    answers: list[Any] = [
+        TelegramRetryAfter(GetUpdates(), "Too Many Requests: retry after 5", 5),
+        TelegramConflictError(GetUpdates(), conflict + "instance is running"),
+        TelegramConflictError(
+            GetUpdates(),
+            "Conflict: can't use getUpdates method while webhook is active; "
+            "use deleteWebhook to delete the webhook first",
+        ),
+    ]
+    done = asyncio.Event()
+
+    async def refuse(self: object, bot: Bot, method: Any, timeout: object = None) -> object:
+        if isinstance(method, GetMe):
+            return User(id=42, is_bot=True, first_name="Bot", username="bot")
+        if answers:
+            raise answers.pop(0)
+        done.set()
+        await asyncio.sleep(0.01)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AiohttpSession, "make_request", refuse)
+        patch.setattr("aiogram.utils.backoff.Backoff.asleep", lambda self: asyncio.sleep(0))
+        dispatcher = Dispatcher()
+        polling = asyncio.create_task(dispatcher.start_polling(Bot(TOKEN), handle_signals=False))
+        async with asyncio.timeout(10):
+            await done.wait()
+        await dispatcher.stop_polling()
+        await polling
+
+
+async def three_instances(server: Server) -> None:
+    await without_redis(server)
+    await with_redis(server)
+
+
+SCENES: dict[tuple[str, str], Callable[[Server], Awaitable[None]]] = {
+    ("guide.md", "The first bot"): without_redis,
+    ("guide.md", "Redis"): with_redis,
+    ("guide.md", "Settings"): a_mistake,
+    ("guide.md", "Stopping"): a_hung_handler,
+    ("troubleshooting.md", "No answer within …"): a_server_that_hangs,
+    ("troubleshooting.md", "Redis rate limit check failed"): a_server_that_hangs,
+    ("troubleshooting.md", "429 Too Many Requests"): telegram_refuses,
+    (
+        "troubleshooting.md",
+        "Flood control exceeded on method GetUpdates, TelegramConflictError",
+    ): polling_fails,
+    (
+        "troubleshooting.md",
+        "Three instances let three times as much through",
+    ): three_instances,
+    (
+        "troubleshooting.md",
+        "WRONGTYPE, NOPERM, CROSSSLOT",
+    ): foreign_data_permissions_and_slots,
+}
+
+_log: pytest.LogCaptureFixture
+LOGS = [block for block in blocks("text") if not block.text.startswith("bot_ratelimit[")]
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("block", LOGS, ids=str)
+async def test_the_log_says_that(
+    block: Block, own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each line of a log in the guide is written when that happens, word for word."""
+    global _log
+    _log = caplog
+    caplog.set_level(logging.INFO)
+    await SCENES[block.page, block.heading](own_server)
+    seen = set()
+    for record in caplog.records:
+        first, *_ = record.getMessage().split("\n")
+        seen |= {shape(f"{record.levelname}:{record.name}:{first}"), shape(first)}
+    for line in block.text.splitlines():
+        assert any(map(pattern(line).fullmatch, seen)), f"{line}\n" + "\n".join(sorted(seen))
+
+
+# --- terminals ---------------------------------------------------------------------------------
+
+
+async def seven_messages(client: aioredis.Redis) -> None:
+    async with limited(client) as hit:
+        for _ in range(7):
+            await hit()
+
+
+async def two_messages(client: aioredis.Redis) -> None:
+    async with limited(client) as hit:
+        await hit()
+        await hit()
+
+
+async def a_ban(client: aioredis.Redis) -> None:
+    penalty = Penalty(after="10/minute", ban="15m")
+    limiter = Limiter(RedisStorage(client), key_prefix="my_bot", timeout=5)
+    for _ in range(20):
+        await limiter.hit([Rule("1/s"), penalty], USER)
+    await client.delete("my_bot:ratelimit:42")
+    await limiter.close()
+
+
+async def a_list(client: aioredis.Redis) -> None:
+    await client.rpush("my_bot:ratelimit:42", "not ours")
+
+
+async def nothing(client: aioredis.Redis) -> None: ...
+
+
+STATES: dict[str, Callable[[aioredis.Redis], Awaitable[None]]] = {
+    "Redis": two_messages,
+    "Troubleshooting": seven_messages,
+    "One user is stuck": a_ban,
+    "WRONGTYPE, NOPERM, CROSSSLOT": a_list,
+}
+
+
+@pytest.mark.parametrize("block", blocks("console"), ids=str)
+async def test_the_terminal_shows_that(
+    block: Block, client: aioredis.Redis, redis_server: Server, environment: pytest.MonkeyPatch
+) -> None:
+    """Each command of the guide prints what stands below it, but for its numbers."""
+    if shutil.which("redis-cli") is None:
+        pytest.skip("not run: there is no redis-cli here")
+    await STATES.get(block.heading, nothing)(client)
+    environment.setenv("REDIS_URL", redis_server.url)
+    environment.setenv("REDIS_KEY_PREFIX", "my_bot")
+    for part in re.split(r"(?m)^\$ ", block.text)[1:]:
+        command, _, shown = part.partition("\n")
+        printed = await asyncio.to_thread(terminal, command, redis_server.port)
+        if shown:
+            assert [*map(shape, printed.splitlines())] == [*map(shape, shown.splitlines())]
+
+
+def terminal(command: str, port: int) -> str:
+    words = shlex.split(command)
+    if words[0] == "bot-ratelimit":
+        words = [sys.executable, "-m", "bot_ratelimit", *words[1:]]
+    elif "--latency-history" in words:  # it runs until it is stopped
+        return ""
+    else:
+        tty = [] if "--scan" in words else ["--no-raw"]
+        words = ["redis-cli", "-p", str(port), *tty, *words[1:]]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=60, env={**os.environ})
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout

@@ -1,0 +1,547 @@
+"""One key, one limit: what middlewares and flags may share; `reset`; `setup`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from aiogram import Dispatcher, Router
+from aiogram.types import CallbackQuery, Message
+from fakeredis import FakeAsyncRedis, FakeServer
+
+from bot_ratelimit import (
+    ConfigError,
+    Limit,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RateLimitMiddleware,
+    RedisStorage,
+    Rule,
+    Scope,
+    Settings,
+    StorageError,
+    Subject,
+)
+from bot_ratelimit.storage.base import Storage
+from bot_ratelimit.storage.server import server_of
+from bot_ratelimit.testing import Clock, FlakyStorage
+from tests.servers import Server
+
+from .support import HANDLED, Instance, callback, message
+from .updates import bare, content, listen
+
+
+@pytest.fixture(params=["memory", "fakeredis", "redis-server"])
+async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
+    if request.param == "memory":
+        yield MemoryStorage(clock=Clock())
+    elif request.param == "fakeredis":
+        async with FakeAsyncRedis(server=FakeServer()) as fake:
+            yield RedisStorage(fake)
+    else:
+        server: Server = request.getfixturevalue("redis_server")
+        async with aioredis.Redis(port=server.port) as client:
+            await client.flushall()
+            real = RedisStorage(client)
+            yield real
+            await real.close()
+
+
+Put = Callable[..., RateLimitMiddleware]
+
+
+def putting(storage: Storage, **defaults: Any) -> Put:
+    """Makes middlewares over one storage, without notices."""
+
+    def make(rate_limit: Any, key_prefix: str = "bot", **options: Any) -> RateLimitMiddleware:
+        limiter = Limiter(storage, key_prefix=key_prefix, timeout=5)
+        return RateLimitMiddleware(
+            rate_limit, limiter=limiter, on_limited=None, **defaults | options
+        )
+
+    return make
+
+
+def two_limits(make: Put, *, setup: bool, swapped: bool = False) -> Instance:
+    """Ten messages a minute and three presses a minute, without names."""
+    bot = bare()
+    named = [("message", "10/minute"), ("callback_query", "3/minute")]
+    for name, limit in reversed(named) if swapped else named:
+        middleware = make(limit)
+        if setup:
+            exclude = set(bot.dispatcher.observers) - {name}
+            middleware.setup(bot.dispatcher, exclude=exclude)
+        else:
+            bot.dispatcher.observers[name].middleware(middleware)
+    listen(bot, "message", "callback_query")
+    return bot
+
+
+async def press(bot: Instance) -> bool:
+    return bool(await bot.feed(callback_query=callback()) == HANDLED)
+
+
+@pytest.mark.parametrize("setup", [False, True])
+@pytest.mark.parametrize("pressed_first", [False, True])
+async def test_middlewares_with_different_limits_count_separately(
+    storage: Storage, setup: bool, pressed_first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither limit affects the other's count, whichever event comes first."""
+    bot = two_limits(putting(storage), setup=setup)
+    if pressed_first:
+        assert await press(bot)
+    assert await bot.send(*"abcdefghijk") == [True] * 10 + [False]
+    presses = [await press(bot) for _ in range(4 - pressed_first)]
+    assert presses == [True] * (3 - pressed_first) + [False]
+    apart = Limiter(storage, timeout=5)
+    assert not (await apart.peek("10/minute", Subject(user=42))).allowed
+    assert not (await apart.peek(Rule("3/minute", name="3/minute"), Subject(user=42))).allowed
+    (told,) = [each for each in caplog.messages if "under one key" in each]
+    assert "'10/minute per user' and '3/minute per user'" in told
+    assert "Rule('3/minute', name=" in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("pressed_first", [False, True])
+async def test_the_later_middleware_is_renamed(storage: Storage, pressed_first: bool) -> None:
+    """The order is that of registration, not of events or of aiogram's observers."""
+    bot = two_limits(putting(storage), setup=False, swapped=True)
+    if pressed_first:
+        await press(bot)
+    await bot.send("hello")
+    await press(bot)
+    limiter = Limiter(storage, timeout=5)
+    used = await limiter.peek(Rule("10/minute", name="10/minute"), Subject(user=42))
+    assert used.remaining == 9
+    assert (await limiter.peek("3/minute", Subject(user=42))).remaining == 2 - pressed_first
+
+
+async def test_one_observer_decides_the_order() -> None:
+    """A middleware that was created first but registered second is renamed."""
+    make = putting(MemoryStorage())
+    first, second = make("9/m"), make("5/m")
+    bot = bare()
+    bot.dispatcher.message.middleware(second)
+    bot.dispatcher.message.middleware(first)
+    listen(bot, "message")
+    await bot.send("hello")
+    assert (second.rules[0].name, first.rules[0].name) == ("", "9/minute")
+
+
+async def test_conflicts_are_resolved_at_the_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With `setup` the warning comes once at the start, however many middlewares there are."""
+    dispatcher = Dispatcher()
+    make = putting(MemoryStorage())
+    middlewares = [make(limit).setup(dispatcher) for limit in ("1/s", "2/s", "2/s", "1/s")]
+    await dispatcher.emit_startup()
+    assert [each.rules[0].name for each in middlewares] == ["", "2/s", "2/s", ""]
+    assert sum("under one key" in each for each in caplog.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "names"),
+    [
+        ("5/m", "5/m", [""]),
+        ("1/s; 20/minute", "20/minute", ["20/minute#2"]),
+        ("5/m", "3/s; 3/s sliding", ["3/s", "3/s-sliding"]),
+        ("5/m", "3/s sliding; 3/s sliding", ["3/s-sliding#2", "3/s-sliding"]),
+        (Rule("5/m", name="a"), Rule("3/s", name="a"), ["a.3/s"]),
+        (Rule("5/m", Scope.CHAT), Rule("3/s", Scope.CHAT), ["3/s"]),
+        (Rule("5/m", Scope.CHAT), Rule("3/s"), [""]),
+        (Rule("5/m"), Rule("5/m", cost=2, shadow=True), [""]),
+        (Rule("5/m"), Rule("5/m bucket"), ["5/minute-bucket"]),
+    ],
+    ids=str,
+)
+def test_names_of_renamed_rules(first: Any, second: Any, names: list[str]) -> None:
+    """The limit's text becomes the name, after the rule's own; equal limits still share."""
+    dispatcher = Dispatcher()
+    make = putting(MemoryStorage())
+    one, other = make(first), make(second)
+    dispatcher.message.middleware(one)
+    dispatcher.message.middleware(other)
+    one._discover(dispatcher)
+    assert [rule.name for rule in other.rules] == names
+    assert other.rules[0].key("bot", Subject(42, -100)) not in {
+        rule.key("bot", Subject(42, -100))
+        for rule in one.rules
+        if rule.limit != other.rules[0].limit
+    }
+
+
+def test_callable_limits_are_distinguished() -> None:
+    """Two functions are two limits; the later one is counted under its function's name."""
+
+    def generous(subject: Subject) -> str:
+        return "9/m"
+
+    def strict(subject: Subject) -> str:
+        return "1/m"
+
+    dispatcher = Dispatcher()
+    make = putting(MemoryStorage())
+    middlewares = [make(Rule(limit)) for limit in (generous, strict, generous)]
+    for each in middlewares:
+        dispatcher.message.middleware(each)
+    middlewares[2]._discover(dispatcher)
+    assert [each.rules[0].name for each in middlewares] == ["", "strict", ""]
+
+
+async def test_different_bans_are_different_keys(storage: Storage) -> None:
+    """Middlewares with different penalties ban separately, and with the same one together."""
+    bot = bare()
+    make = putting(storage)
+    for name, ban in (("message", "1h"), ("callback_query", "2h"), ("inline_query", "1h")):
+        bot.dispatcher.observers[name].middleware(
+            make(Rule("1/m", name=name), penalty=Penalty("2/m", ban))
+        )
+    listen(bot, "message", "callback_query", "inline_query", flags=None)
+    await bot.send(*"abcd")
+    assert await press(bot)
+    limiter = Limiter(storage, timeout=5)
+    assert not (await limiter.peek(["9/m", Penalty("2/m", "1h")], Subject(user=42))).allowed
+
+
+@pytest.mark.parametrize("other", ["prefix", "storage", "per_bot"])
+async def test_rules_without_a_conflict_keep_their_names(
+    other: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is no conflict with another prefix, another server, or separate counts per bot."""
+    storage = MemoryStorage()
+    bot = bare()
+    bot.dispatcher.message.middleware(putting(storage)("5/m"))
+    second = putting(MemoryStorage() if other == "storage" else storage)
+    options = {"prefix": {"key_prefix": "other"}, "per_bot": {"per_bot": True}}.get(other, {})
+    middleware = second("3/m", **options)
+    bot.dispatcher.message.middleware(middleware)
+    listen(bot, "message")
+    assert await bot.send(*"abcd") == [True] * 3 + [False]
+    assert middleware.rules == (Rule("3/m"),)
+    assert "under one key" not in caplog.text
+
+
+async def test_which_storages_share_their_keys() -> None:
+    """Clients of one address and database use one server; everything else is separate."""
+    url = "redis://h:7000/1"
+    one = server_of(RedisStorage(aioredis.Redis.from_url(url)))
+    assert one == server_of(RedisStorage(aioredis.Redis(host="h", port=7000, db=1)))
+    assert one == server_of(RedisStorage(aioredis.Redis.from_url(url, password="p")))
+    for different in ("redis://h:7000/2", "redis://h:7001/1", "redis://g:7000/1", "unix:///h"):
+        assert one != server_of(RedisStorage(aioredis.Redis.from_url(different)))
+    server = FakeServer()
+    fake = server_of(RedisStorage(FakeAsyncRedis(server=server)))
+    assert fake == server_of(RedisStorage(FakeAsyncRedis(server=server)))
+    assert fake != server_of(RedisStorage(FakeAsyncRedis(server=FakeServer())))
+    memory = MemoryStorage()
+    assert server_of(memory) == server_of(memory) != server_of(MemoryStorage())
+
+
+async def test_two_clients_of_one_server_share_keys(
+    redis_server: Server, client: aioredis.Redis, environment: pytest.MonkeyPatch
+) -> None:
+    """Two calls of `from_settings` make two clients, and the limits are still kept apart."""
+    bot = bare()
+    made = [
+        RateLimitMiddleware.from_settings(
+            Settings(redis_url=redis_server.url), rate_limit=limit, on_limited=None, timeout=5
+        )
+        for limit in ("9/m", "2/m")
+    ]
+    for each in made:
+        bot.dispatcher.message.middleware(each)
+    listen(bot, "message")
+    assert await bot.send(*"abc") == [True, True, False]
+    assert sorted(await client.keys()) == [b"bot:ratelimit:2/minute:42", b"bot:ratelimit:42"]
+    await bot.dispatcher.emit_shutdown()
+
+
+def drawing(limit: Any, **more: Any) -> dict[str, Any]:
+    return {"rate_limit": {"limit": limit, "key": "ai", **more}}
+
+
+async def draw(event: Message) -> str:
+    return HANDLED
+
+
+async def paint(event: CallbackQuery) -> str:
+    return HANDLED
+
+
+@pytest.mark.parametrize("setup", [False, True])
+async def test_one_key_with_two_limits_is_an_error(setup: bool) -> None:
+    """Two flags with one key and different limits are an error that names both handlers."""
+    bot = bare()
+    middleware = putting(MemoryStorage())("9/s")
+    child = bot.dispatcher.include_router(Router())
+    bot.dispatcher.message.register(draw, flags=drawing("3/day"))
+    child.callback_query.register(paint, flags=drawing("9/hour"))
+    both = r"(?=.*test_key_conflicts\.draw)(?=.*test_key_conflicts\.paint)(?=.*3/day)(?=.*9/hour)"
+    if setup:
+        middleware.setup(bot.dispatcher)
+        with pytest.raises(ConfigError, match=both):
+            await bot.dispatcher.emit_startup()
+    else:
+        for name in ("message", "callback_query"):
+            bot.dispatcher.observers[name].middleware(middleware)
+    for event in ({"message": message()}, {"callback_query": callback()}) * 2:
+        with pytest.raises(ConfigError, match=both):
+            await bot.feed(**event)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (drawing("3/day"), drawing("3/day", cost=2)),
+        (drawing("3/day"), drawing("3/day", shadow=True)),
+        (drawing("3/day"), drawing("9/hour", scope="chat")),
+        (drawing("3/day; 1/s"), drawing("3/day; 2/s")),
+        (drawing("3/day"), {"rate_limit": "9/hour"}),
+        (drawing("3/day"), {"rate_limit": Rule("3/day", name="ai")}),
+    ],
+    ids=str,
+)
+async def test_flags_that_may_share_a_key(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """The same limit, or another scope or name, is not a conflict."""
+    dispatcher = Dispatcher()
+    putting(MemoryStorage())("9/s").setup(dispatcher)
+    dispatcher.message.register(draw, flags=one)
+    dispatcher.callback_query.register(paint, flags=other)
+    await dispatcher.emit_startup()
+
+
+async def test_a_flag_and_a_middleware_with_one_key() -> None:
+    """A flag whose key is the name of a middleware's rule needs the same limit."""
+    for limit, wrong in (("5/m", False), ("4/m", True)):
+        dispatcher = Dispatcher()
+        putting(MemoryStorage())(Rule("5/m", name="ai")).setup(dispatcher)
+        dispatcher.message.register(draw, flags=drawing(limit))
+        if wrong:
+            with pytest.raises(ConfigError, match=r"test_key_conflicts\.draw.*4/minute.*5/minute"):
+                await dispatcher.emit_startup()
+        else:
+            await dispatcher.emit_startup()
+
+
+async def test_one_function_with_two_limits() -> None:
+    """A function that is registered twice with different limits has two counts."""
+    bot = bare()
+    putting(MemoryStorage())("9/s").setup(bot.dispatcher)
+    bot.dispatcher.message.register(draw, flags={"rate_limit": "2/m"})
+    bot.dispatcher.edited_message.register(draw, flags={"rate_limit": "1/m"})
+    await bot.dispatcher.emit_startup()
+    assert await bot.send(*"abc") == [True, True, False]
+    edits = [await bot.feed(edited_message=message(edit_date=1)) for _ in range(2)]
+    assert edits == [HANDLED, None]
+
+
+@pytest.mark.parametrize("per_bot", [False, True])
+async def test_reset_deletes_all_counts_of_a_user(storage: Storage, per_bot: bool) -> None:
+    """`reset` deletes rules' counts, the ban, flags' own counts, and counts per bot."""
+    bot = bare()
+    middleware = putting(storage)(
+        "1/h; 5/day", penalty=Penalty("2/m", "1h"), per_bot=per_bot
+    ).setup(bot.dispatcher)
+    listen(bot, "message")
+    bot.dispatcher.callback_query.register(paint, flags=drawing("1/h", scope="member"))
+    assert [await press(bot) for _ in range(2)] == [True, False]
+    assert await bot.send(*"abcd") == [True, False, False, False]
+    press_chat = {"message": message("menu", chat={"id": 42, "type": "private"})}
+    assert await bot.feed(callback_query=callback(**press_chat)) is None
+    who = Subject(user=42, chat=42, bot=bot.bot.id)
+    assert await middleware.reset(who)
+    assert not await middleware.reset(who)
+    assert await press(bot)
+    assert await bot.send(*"ab") == [True, False]
+    if not per_bot:
+        assert await middleware.reset(42)
+        assert await bot.send("hello") == [True]
+
+
+async def test_reset_keeps_other_counts() -> None:
+    """Counts of another user and of all users together stay."""
+    storage = MemoryStorage()
+    bot = bare()
+    middleware = putting(storage)([Rule("1/h"), Rule("3/h", Scope.GLOBAL)])
+    middleware.setup(bot.dispatcher)
+    listen(bot, "message")
+    assert await bot.send("a") == [True]
+    assert await bot.send("b", **{"from": {"id": 43, "is_bot": False, "first_name": "B"}}) == [True]
+    assert await middleware.reset(42)
+    assert await bot.send(*"ab") == [True, False]
+    limiter = Limiter(storage)
+    assert (await limiter.peek(Rule("3/h", Scope.GLOBAL), Subject())).remaining == 0
+    assert not (await limiter.peek("1/h", Subject(user=43))).allowed
+
+
+async def test_reset_says_what_it_needs() -> None:
+    """`reset` raises without the bot's id under `per_bot`, and without the storage."""
+    storage = FlakyStorage()
+    with pytest.raises(ConfigError, match=r"Subject\(user=42, bot=bot\.id\)"):
+        await putting(storage)("1/h", per_bot=True).reset(42)
+    storage.fail()
+    with pytest.raises(StorageError):
+        await putting(storage)("1/h").reset(42)
+
+
+@pytest.mark.parametrize("start", ["startup", "event"])
+async def test_a_registered_class_is_an_error(start: str) -> None:
+    """A class instead of an instance is an error at the start or at the first event."""
+    bot = bare()
+    if start == "startup":
+        putting(MemoryStorage())("1/s").setup(bot.dispatcher)
+    bot.dispatcher.message.middleware(RateLimitMiddleware)  # type: ignore[arg-type] # the mistake
+    listen(bot, "message")
+    with pytest.raises(
+        ConfigError, match=r"dp\.message\.middleware\(RateLimitMiddleware\(\.\.\.\)\)"
+    ):
+        await (bot.dispatcher.emit_startup() if start == "startup" else bot.send("hello"))
+
+
+def test_setup_needs_the_dispatcher() -> None:
+    """The error for a Router says what `setup` needs and what to do instead."""
+    wrongs = {"a Router": Router(), "the class Dispatcher": Dispatcher, "a NoneType": None}
+    for kind, wrong in wrongs.items():
+        with pytest.raises(ConfigError, match=f"setup needs the Dispatcher, not {kind}:"):
+            putting(MemoryStorage())("1/s").setup(wrong)  # type: ignore[arg-type] # the mistake
+
+
+async def test_a_second_setup_has_its_own_exclude() -> None:
+    """One middleware on two dispatchers has a separate `exclude` for each."""
+    middleware = putting(MemoryStorage())("1/h")
+    bots = [bare(), bare()]
+    for bot, exclude in zip(bots, (["callback_query"], []), strict=True):
+        middleware.setup(bot.dispatcher, guard=True, exclude=exclude)
+        listen(bot, "message", "callback_query")
+    assert [await press(bots[0]) for _ in range(3)] == [True] * 3
+    assert [await press(bots[1]) for _ in range(2)] == [True, False]
+    assert await bots[0].send("a") == [False]
+
+
+async def test_a_second_setup_does_not_open_the_guard() -> None:
+    """Of two guards on one dispatcher, each counts what the other excludes."""
+    middleware = putting(MemoryStorage())("1/h")
+    bot = bare()
+    middleware.setup(bot.dispatcher, guard=True, exclude="callback_query")
+    middleware.setup(bot.dispatcher, guard=True, exclude="inline_query")
+    middleware.setup(bot.dispatcher, exclude="message")
+    listen(bot, "message", "callback_query")
+    assert await bot.send("a") == [True]
+    assert not await press(bot)
+
+
+@pytest.mark.parametrize("flag", [False, "1/h"])
+@pytest.mark.parametrize("guard", [False, True])
+async def test_data_of_the_bot_does_not_reach_the_handler(flag: Any, guard: bool) -> None:
+    """A handler's `rate_limit` is a Decision or None, even if the dispatcher has such a key."""
+    bot = bare()
+    bot.dispatcher["rate_limit"] = "5/m"
+    putting(MemoryStorage())("9/h").setup(bot.dispatcher, guard=guard, exclude="callback_query")
+    listen(bot, "message", flags={"rate_limit": flag})
+    listen(bot, "callback_query")
+    await bot.send("a")
+    (decision,) = bot.decisions
+    assert (decision is None) == (flag is False and not guard)
+    assert decision is None or decision.allowed
+    if guard:
+        await press(bot)
+        assert bot.decisions[1:] == [None]
+
+
+async def test_a_guard_without_fsm_runs_first() -> None:
+    """With `disable_fsm=True` the guard also runs before the bot's own outer middlewares."""
+    bot = bare()
+    bot.dispatcher = Dispatcher(disable_fsm=True)
+    met = []
+
+    async def outermost(handler: Any, event: Any, data: dict[str, Any]) -> Any:
+        met.append(event)
+        return await handler(event, data)
+
+    bot.dispatcher.update.outer_middleware(outermost)
+    putting(MemoryStorage())("1/h").setup(bot.dispatcher, guard=True)
+    listen(bot, "message")
+    assert await bot.send(*"abc") == [True, False, False]
+    assert len(met) == 1
+
+
+async def test_a_long_name_of_a_handler() -> None:
+    """A handler with a name of more than 200 characters has a separate count."""
+    bot = bare()
+    putting(MemoryStorage())("9/s").setup(bot.dispatcher)
+    for number, limit in enumerate(["1/h; 5/day", "2/h"]):
+
+        async def handler(event: Any) -> str:
+            return HANDLED
+
+        handler.__qualname__ = "a" * 250 + str(number)
+        bot.dispatcher.observers["edited_message" if number else "message"].register(
+            handler, flags={"rate_limit": limit}
+        )
+    await bot.dispatcher.emit_startup()
+    assert await bot.send(*"ab") == [True, False]
+    edits = [await bot.feed(edited_message=message(edit_date=1)) for _ in range(3)]
+    assert edits == [HANDLED, HANDLED, None]
+
+
+async def test_a_wait_of_years() -> None:
+    """A wait of more than 366 days is announced as 366 days."""
+    bot = bare()
+    rule = Rule(Limit.parse("1/300d burst 3"), cost=3)
+    middleware = RateLimitMiddleware(rule, limiter=Limiter(MemoryStorage()))
+    middleware.setup(bot.dispatcher)
+    listen(bot, "message", "callback_query")
+    assert await bot.send(*"ab") == [True, False]
+    await bot.feed(callback_query=callback())
+    told, answered = bot.session.requests
+    assert "31622400 s" in told.text
+    assert answered.cache_time == 366 * 86_400
+
+
+async def test_content_that_aiogram_does_not_know() -> None:
+    """Content that aiogram does not recognize passes uncharged, unless configured otherwise."""
+    make = putting(MemoryStorage())
+    for never_refuse, handled in ((None, 3), ((), 1)):
+        bot = bare()
+        options = {} if never_refuse is None else {"never_refuse": never_refuse}
+        make("1/h", **options).setup(bot.dispatcher)
+        listen(bot, "message")
+        strange = content(something_that_2030_brings={"total_amount": 5})
+        assert [await bot.feed(message=strange) for _ in range(3)].count(HANDLED) == handled
+
+
+def test_disabled_redis_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """REDIS_ENABLED=false is logged together with the warning about memory."""
+    caplog.set_level(logging.INFO)
+    RateLimitMiddleware.from_settings(Settings(redis_enabled=False))
+    disabled, missing = caplog.messages
+    assert "disabled by REDIS_ENABLED=false" in disabled
+    assert "Redis not provided, using in-memory cache" in missing
+
+
+async def test_an_aiogram_that_does_not_name_the_dispatcher(
+    environment: pytest.MonkeyPatch, redis_server: Server
+) -> None:
+    """Before aiogram 3.31 only polled updates name the dispatcher; the router has it too."""
+    settings = Settings(redis_url=redis_server.url)
+    bot = bare()
+
+    async def older(handler: Any, event: Any, data: dict[str, Any]) -> Any:
+        data.pop("dispatcher", None)
+        return await handler(event, data)
+
+    bot.dispatcher.update.outer_middleware(older)
+    for limit in ("9/m", "2/m"):
+        middleware = RateLimitMiddleware.from_settings(settings, rate_limit=limit, timeout=5)
+        bot.dispatcher.message.middleware(middleware)
+    listen(bot, "message")
+    before = len(bot.dispatcher.shutdown.handlers)
+    await bot.send("hello")
+    assert middleware.rules[0].name == "2/minute"
+    assert len(bot.dispatcher.shutdown.handlers) == before + 2
+    await bot.dispatcher.emit_shutdown()

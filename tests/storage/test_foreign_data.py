@@ -1,0 +1,171 @@
+"""Foreign data under our keys: not touched, named in the log, and no effect on other hits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import ConfigError, Limiter, RedisStorage, Rule, StorageError, Subject
+from bot_ratelimit.storage import transaction
+from bot_ratelimit.storage.encoding import Hit
+from bot_ratelimit.storage.faults import translated
+from tests.benches import TIMEOUT, charge
+
+KEY = "bot:ratelimit:42"
+ALGORITHMS = ("", " sliding", " bucket")
+FOREIGN: dict[str, Callable[[aioredis.Redis, str], Any]] = {
+    "list": lambda client, key: client.rpush(key, "x"),
+    "hash": lambda client, key: client.hset(key, "x", "y"),
+    "text": lambda client, key: client.set(key, "hello", ex=60),
+    "JSON": lambda client, key: client.set(key, '{"user": 42}'),
+    "fraction": lambda client, key: client.set(key, "3.5", ex=60),
+    "version": lambda client, key: client.set(key, "1.000000.2", ex=60),
+    "padded": lambda client, key: client.set(key, "007", ex=60),
+    "negative": lambda client, key: client.set(key, "-3", px=30_000),
+    "very negative": lambda client, key: client.set(key, str(-(2**63)), px=30_000),
+    "largest": lambda client, key: client.set(key, str(2**63 - 1), px=30_000),
+    "nearly largest": lambda client, key: client.set(key, str(2**63 - 2), px=30_000),
+    "leaderboard": lambda client, key: client.zadd(key, {"anna": 10, "7 1": 20}),
+    "fractions": lambda client, key: client.zadd(key, {"0000000000000001 1": 2e15 + 0.5}),
+}
+
+
+@pytest.fixture(params=["fakeredis", "redis-server"])
+def server(request: pytest.FixtureRequest) -> Any:
+    name = "fake_client" if request.param == "fakeredis" else "client"
+    return request.getfixturevalue(name)
+
+
+async def content(client: aioredis.Redis, key: str) -> tuple[Any, bool]:
+    return await client.dump(key), await client.pttl(key) == -1
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("foreign", FOREIGN)
+async def test_foreign_data_is_not_changed(
+    server: aioredis.Redis, foreign: str, algorithm: str
+) -> None:
+    """The error names the key; hits in the same batch are charged normally."""
+    await FOREIGN[foreign](server, KEY)
+    before, storage = await content(server, KEY), RedisStorage(server)
+    one, other = charge(f"2/minute{algorithm}"), charge("2/minute", "b")
+    calls = [
+        storage.hit([charge("9/m", "first")], timeout=TIMEOUT),
+        storage.hit([one], timeout=TIMEOUT),
+        storage.hit([other, one], timeout=TIMEOUT),
+        storage.peek([one], timeout=TIMEOUT),
+        storage.reset([one], timeout=TIMEOUT),
+        storage.hit([charge("9/m", "last")], timeout=TIMEOUT),
+    ]
+    first, *broken, last = await asyncio.gather(*calls, return_exceptions=True)
+    for error in broken:
+        assert isinstance(error, ConfigError)
+        assert f"'{KEY}'" in str(error)
+        assert "choose another key_prefix" in str(error)
+    assert (first, last) == ([(0, 8, 60_000_000)],) * 2
+    assert await content(server, KEY) == before
+    assert not await server.exists("bot:ratelimit:b")
+
+
+@pytest.mark.parametrize("lone", [True, False], ids=["alone", "beside a real rule"])
+@pytest.mark.parametrize("foreign", FOREIGN)
+async def test_a_broken_shadow_rule_refuses_nothing(
+    server: aioredis.Redis, foreign: str, lone: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The broken key is logged, nothing is refused, and the real rules work."""
+    trial, real = Rule("1/minute", name="trial", shadow=True), Rule("2/minute")
+    await FOREIGN[foreign](server, trial.key("bot", Subject(42)) or "")
+    limiter = Limiter(RedisStorage(server), on_error="deny", timeout=TIMEOUT)
+    rules = [trial] if lone else [trial, real]
+    with caplog.at_level(logging.ERROR, "bot_ratelimit"):
+        decisions = [await limiter.hit(rules, Subject(42)) for _ in range(3)]
+    assert [decision.allowed for decision in decisions] == [True, True, lone]
+    assert {decision.source for decision in decisions} == {"redis"}
+    assert not any(decision.shadow for decision in decisions)
+    (line,) = caplog.messages
+    assert str(trial) in line
+    assert "bot:ratelimit:trial:42" in line
+
+
+@pytest.mark.parametrize(
+    "kept", ["", "0 1", "0 1 60000000 5", "0 1 60000000 0 1 60000000", "hello", "0 1 6e7", "-1 0 0"]
+)
+async def test_a_bad_shared_verdict_affects_only_its_hit(server: aioredis.Redis, kept: str) -> None:
+    """A verdict with too few or too many numbers is an error of that hit only."""
+    token = "bot:ratelimit:once:a"
+    await server.set(token, kept, ex=60)
+    storage = RedisStorage(server)
+    found = await asyncio.gather(
+        storage.hit([charge("9/m", "first")], timeout=TIMEOUT),
+        storage.hit([charge("7/m")], once=token, timeout=TIMEOUT),
+        storage.hit([charge("5/m", "last")], timeout=TIMEOUT),
+        return_exceptions=True,
+    )
+    assert isinstance(found[1], ConfigError)
+    assert token in str(found[1])
+    assert [found[0][0].remaining, found[2][0].remaining] == [8, 4]
+    assert not await server.exists(KEY)
+
+
+async def test_only_whole_numbers_leave_the_script(server: aioredis.Redis) -> None:
+    """However long the period and large the amount, every answer is exact."""
+    storage = RedisStorage(server)
+    limits = ["1000000/366d", "1000000/366d sliding", "1/366d burst 100", "1000000/d burst 999999"]
+    charges = [charge(limit, f"{i}") for i, limit in enumerate(limits)]
+    verdicts = await storage.hit(charges, timeout=TIMEOUT)
+    assert [verdict.remaining for verdict in verdicts] == [999_999, 999_999, 99, 999_998]
+    year = 366 * 86_400_000_000
+    assert [verdict.reset for verdict in verdicts] == [year, year, year, 86_400]
+
+
+def replies(count: str | Exception, ttl_ms: int) -> list[Any]:
+    return [b"OK", b"QUEUED", b"QUEUED", b"QUEUED", [None, count, ttl_ms]]
+
+
+@pytest.mark.parametrize(
+    "count", [-4, 0, 10**15, 2**63 - 1], ids=["negative", "to zero", "long", "largest"]
+)
+def test_without_a_script_a_foreign_number_is_put_back(count: int) -> None:
+    """A foreign number that INCR has changed is restored, and named."""
+    hit = Hit([charge("5/m")])
+    answer = transaction.answer(hit, replies(count, 5_000))
+    assert isinstance(answer, Exception)
+    assert KEY in str(translated(answer))
+    assert transaction.repairs(hit, replies(count, 5_000)) == [(b"DECR", KEY.encode())]
+
+
+class OurBugError(Exception):
+    """An error that only a bug can raise."""
+
+
+@pytest.mark.parametrize(
+    "bug", [TypeError("in redis-py"), AttributeError("x"), OurBugError("ours")]
+)
+def test_a_bug_keeps_its_name(bug: Exception) -> None:
+    """An error that no server, network or setting causes is not explained by one."""
+    assert translated(bug) is bug
+
+
+@pytest.mark.parametrize("error", [EOFError("closed"), OSError("broken pipe"), TimeoutError()])
+def test_a_broken_network_is_an_outage(error: Exception) -> None:
+    """Network errors are an outage."""
+    assert isinstance(translated(error), StorageError)
+
+
+def test_foreign_text_under_a_counter_is_explained() -> None:
+    """INCR's error for foreign text leads to the same advice as a wrong type."""
+    told = translated(aioredis.ResponseError("value is not an integer or out of range"))
+    assert "choose another key_prefix" in str(told)
+
+
+async def test_counters_of_older_writers_are_continued(server: aioredis.Redis) -> None:
+    """A counter of an older writer is continued and gets its missing TTL."""
+    await server.set(KEY, "1")
+    (verdict,) = await RedisStorage(server).hit([charge("3/minute")], timeout=TIMEOUT)
+    assert verdict.remaining == 1
+    assert 0 < await server.pttl(KEY) <= 60_000

@@ -1,0 +1,230 @@
+"""acquire: waiting for a limit, on every storage and through outages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import (
+    ConfigError,
+    Decision,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RedisStorage,
+    Rule,
+    Subject,
+    wait_queue,
+)
+from bot_ratelimit.testing import FlakyStorage
+from tests.benches import TIMEOUT, Bench
+from tests.servers import Server
+
+US = Subject(user=42)
+
+
+async def after(limiter: Limiter, limit: str, count: int, **options: float) -> list[Decision]:
+    """The results of waiters that come one after the other."""
+    tasks = [asyncio.create_task(limiter.acquire(limit, US, **options)) for _ in range(count)]
+    return await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("bench", ["memory", "redis-server"], indirect=True)
+@pytest.mark.parametrize("limit", ["2/50ms", "2/50ms sliding", "2/50ms bucket", "1/25ms"])
+async def test_waits_until_it_is_allowed_and_charged(bench: Bench, limit: str) -> None:
+    """Waiters are granted in order, and never more than the limit allows."""
+    # Waiters really wait, so that memory needs a clock that really runs.
+    limiter = Limiter(MemoryStorage() if bench.client is None else bench.storage, timeout=TIMEOUT)
+    order: list[int] = []
+
+    async def wait(number: int) -> Decision:
+        decision = await limiter.acquire(limit, US)
+        order.append(number)
+        return decision
+
+    began = time.monotonic()
+    found = await asyncio.gather(*map(wait, range(6)))
+    took = time.monotonic() - began
+    assert all(found)
+    assert order == list(range(6))
+    assert 0.099 < took < 1
+    # On a busy machine one round trip to a server has taken 60 ms.
+    assert found[0].waited < (0.05 if bench.client is None else 0.3)
+    assert found[-1].waited == pytest.approx(took, abs=0.02)
+
+
+async def test_asks_redis_about_once_for_each_grant(client: aioredis.Redis) -> None:
+    """Of thirty waiters only the first asks, and it does not poll."""
+    storage = RedisStorage(client)
+    limiter = Limiter(storage, timeout=TIMEOUT)
+    await limiter.peek("5/30ms", US)
+    await client.config_resetstat()
+    assert all(await after(limiter, "5/30ms", 30))
+    calls = (await client.info("commandstats"))["cmdstat_evalsha"]["calls"]
+    assert calls <= 30 + 7
+    await storage.close()
+
+
+async def test_a_wait_that_would_be_too_long_is_refused_at_once() -> None:
+    """A waiter that would exceed its `timeout` is refused at once and not charged."""
+    limiter = Limiter(MemoryStorage())
+    assert all(await after(limiter, "5/minute", 5, timeout=0))
+    began = time.monotonic()
+    refused = await after(limiter, "5/minute", 3, timeout=59)
+    assert time.monotonic() - began < 0.1
+    assert not any(refused)
+    assert all(59 < each.retry_after <= 60 for each in refused)
+    assert not any(each.waited > 0.1 for each in refused)
+    limiter = Limiter(MemoryStorage())
+    found = await after(limiter, "1/100ms", 4, timeout=0.15)  # the third would wait for 0.2 s
+    assert [bool(each) for each in found] == [True, True, False, False]
+    assert found[2].waited < 0.05
+    assert found[2].retry_after == pytest.approx(0.2, abs=0.05)
+    assert (await limiter.peek("1/100ms", US)).remaining == 0
+    late = asyncio.create_task(limiter.acquire("1/100ms", US))
+    await asyncio.sleep(0)
+    assert not await limiter.acquire("1/100ms", US, timeout=0.05)
+    assert await late
+
+
+async def test_a_cancelled_waiter_costs_nothing_and_delays_nobody() -> None:
+    """Cancelled waiters are not charged, and those behind them move up."""
+    limiter = Limiter(MemoryStorage())
+    await limiter.acquire("1/60ms", US)
+    began = time.monotonic()
+    tasks = [asyncio.create_task(limiter.acquire("1/60ms", US)) for _ in range(5)]
+    await asyncio.sleep(0.01)
+    for task in tasks[:3]:
+        task.cancel()
+    assert await tasks[3]
+    assert 0.045 < time.monotonic() - began < 0.11
+    assert await tasks[4]
+    assert 0.1 < time.monotonic() - began < 0.18
+
+
+class Slow(MemoryStorage):
+    """Answers when it is told to, like a slow server; its decisions are final."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+
+    async def peek(self, *args: object, **kwargs: object) -> list:  # type: ignore[type-arg]  # a stand-in
+        raise NotImplementedError
+
+    async def hit(self, charges, *, once=None, timeout):  # type: ignore[no-untyped-def]  # a stand-in
+        found = await super().hit(charges, once=once, timeout=timeout)
+        await self.answers.wait()
+        return found
+
+
+@pytest.mark.parametrize("heirs", [0, 1])
+async def test_a_grant_of_a_cancelled_waiter_is_passed_on(heirs: int) -> None:
+    """A waiter cancelled during its hit passes it to the next one, or is refunded."""
+    storage = FlakyStorage(slow := Slow())
+    limiter = Limiter(storage)
+    tasks = [asyncio.create_task(limiter.acquire("3/h", US)) for _ in range(1 + heirs)]
+    async with asyncio.timeout(5):
+        while not storage.calls:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        slow.answers.set()
+        while limiter._queues._queues:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
+    assert all([await task for task in tasks[1:]])
+    assert (await limiter.charge("3/h", US, 1)).remaining == 2 - heirs
+    assert storage.calls == 2 + (not heirs)
+
+
+@pytest.mark.parametrize("on_error", ["allow", "deny"])
+async def test_an_open_circuit_ends_the_waits(on_error: str) -> None:
+    """If Redis fails, waiters get the answer of the policy within a second."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage, on_error=on_error)  # type: ignore[arg-type]  # one of the two
+    await limiter.acquire("1/h", US)
+    tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(20)]
+    await asyncio.sleep(0.01)
+    storage.fail()
+    for user in range(3):
+        await limiter.hit("1/h", Subject(user=user))
+    async with asyncio.timeout(1):
+        found = await asyncio.gather(*tasks)
+    assert {(each.allowed, each.source) for each in found} == {(on_error == "allow", "policy")}
+
+
+@pytest.mark.parametrize("on_error", ["allow", "deny"])
+async def test_an_unreachable_server_ends_the_waits(own_server: Server, on_error: str) -> None:
+    """Refused connections open no circuit, but waiters get the answer of the policy too."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        limiter = Limiter(RedisStorage(client), on_error=on_error)  # type: ignore[arg-type]
+        await limiter.acquire("1/h", US)
+        tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        own_server.kill()
+        async with asyncio.timeout(5):
+            while not all(task.done() for task in tasks):
+                await limiter.hit("1/h", Subject(user=1))  # others tell that it is gone
+                await asyncio.sleep(0.05)
+            found = await asyncio.gather(*tasks)
+        assert {(each.allowed, each.source) for each in found} == {(on_error == "allow", "policy")}
+        await limiter.close()
+
+
+async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A waiter above the bound is refused at once; later there is room again."""
+    monkeypatch.setattr(wait_queue, "MAX_WAITERS", 3)
+    limiter = Limiter(MemoryStorage())
+    await limiter.acquire("1/h", US)
+    tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    assert not await limiter.acquire("1/h", US)
+    assert not await limiter.acquire("5/m", Subject(user=7))
+    tasks[0].cancel()
+    await asyncio.sleep(0.01)
+    assert await limiter.acquire("5/m", Subject(user=7))
+    await limiter.close()
+    assert not any([await task for task in tasks[1:]])
+
+
+async def test_a_banned_user_does_not_wait() -> None:
+    """A user banned by a penalty is refused at once, and waiting causes no ban."""
+    limiter = Limiter(MemoryStorage())
+    rules = [Rule("1/30ms"), Penalty("2/minute", "1h")]
+    assert all([await limiter.acquire(rules, US) for _ in range(5)])
+    while not (await limiter.hit(rules, US)).banned:
+        pass
+    decision = await limiter.acquire(rules, US)
+    assert decision.banned
+    assert not decision
+
+
+async def test_no_task_or_queue_is_left() -> None:
+    """After all waiters are served, no task and no queue is left."""
+    limiter = Limiter(MemoryStorage())
+    await after(limiter, "2/20ms", 5)
+    await asyncio.sleep(0)
+    assert not limiter._queues._queues
+    assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), True, "5"])
+async def test_an_invalid_timeout_is_an_error(timeout: object) -> None:
+    """Anything but seconds from 0 up, or None, is a ConfigError with the fix."""
+    with pytest.raises(ConfigError, match=r"timeout=.*expected seconds from 0 up, or None"):
+        await Limiter(MemoryStorage()).acquire("5/m", US, timeout=timeout)  # type: ignore[arg-type]  # tested
+
+
+@pytest.mark.parametrize("cost", [0, -1, 1.5, 6])
+async def test_a_cost_that_is_never_granted_is_an_error(cost: object) -> None:
+    """Nobody waits for a cost that the limit can never grant."""
+    with pytest.raises(ConfigError, match="cost="):
+        await Limiter(MemoryStorage()).acquire("5/m", US, cost)  # type: ignore[arg-type]  # tested
+
+
+async def test_without_a_rule_there_is_no_wait() -> None:
+    """If no rule applies, there is no request."""
+    assert (await Limiter(MemoryStorage()).acquire("5/m", Subject(chat=1))).source == "none"
