@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,14 +12,15 @@ from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
-from aiohttp import ClientResponse
+from aiohttp import ClientResponse, ClientSession, web
 
 from bot_ratelimit import MemoryStorage, RedisStorage
+from bot_ratelimit.admin import admin_app
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.web import stream
 from tests.servers import Server
 
-from .web import BEARER, Visitor, bot_on, init_data, running_bot, site
+from .web import BEARER, TOKEN, Visitor, bot_on, init_data, running_bot, site
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -108,6 +110,24 @@ async def test_one_reader_serves_all_and_rests_when_nobody_looks(
         assert looks == rested
         async with found.script() as again, following(again) as response:
             assert (await message(response))["problem"] == ""
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_browser_that_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Closing the page writes nothing into the log of the bot."""
+    app = admin_app(bot_on(MemoryStorage()), token=TOKEN, max_streams=1)
+    runner = web.AppRunner(app)  # a test server would cancel the handler, which a bot's does not
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/events"
+    async with ClientSession(headers=BEARER) as session:
+        async with session.get(url) as events:
+            assert await message(events)
+        async with asyncio.timeout(10):
+            while (await session.head(url)).status == 503:
+                pass
+    await runner.cleanup()
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
 async def test_only_so_many_may_follow() -> None:

@@ -62,6 +62,8 @@ class Stream:
             await response.prepare(request)
             if request.method != "HEAD":
                 await self._follow(response, request[SESSION])
+        except ConnectionError:  # the browser has gone
+            pass
         except TimeoutError:  # the browser reads nothing
             if request.transport is not None:
                 request.transport.abort()
