@@ -198,7 +198,7 @@ async def test_a_limit_changes_on_a_bot_in_another_process(
 async def said(bot: asyncio.subprocess.Process, limit: str) -> None:
     """Wait until the bot says that it obeys this limit."""
     assert bot.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):  # a process takes long to start on a busy machine
         while not (await bot.stdout.readline()).decode().strip().endswith(limit):
             pass
 
