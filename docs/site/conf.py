@@ -113,7 +113,7 @@ python_maximum_signature_line_length = 78
 python_use_unqualified_type_names = True
 add_module_names = False
 toc_object_entries_show_parents = "hide"
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
 default_role = "reference_or_code"
 
@@ -135,6 +135,7 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", _add_sidebar)
     app.connect("source-read", _say_language)
     app.connect("autodoc-skip-member", _skip_fields)
+    app.connect("autodoc-process-docstring", _describe_settings, priority=400)
     app.connect("autodoc-process-signature", _plain_signature)
 
 
@@ -180,6 +181,16 @@ def _skip_fields(
 ) -> bool | None:
     """Fields of named tuples are described in the class's docstring already."""
     return True if type(found).__name__ == "_tuplegetter" else None
+
+
+def _describe_settings(
+    app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]
+) -> None:
+    """Each variable with its description, before napoleon reads the docstring."""
+    if found is bot_ratelimit.Settings:
+        fields = found.model_fields.items()
+        told = (f"    {field}: {info.description}." for field, info in fields)
+        lines += ["", "Attributes:", *told, ""]
 
 
 def _plain_signature(
