@@ -31,6 +31,7 @@ def page(
         status=status,
         root=console.root(request),
         session=session_of(request),
+        has_admins=bool(console.admins),
         prefix=console.middleware.limiter.key_prefix,
         release=bot_ratelimit.__version__,
     )

@@ -106,9 +106,18 @@ function enter(form) {
   const proof = new URLSearchParams(location.hash.slice(1)).get("tgWebAppData");
   if (!proof) return;
   history.replaceState(null, "", location.pathname + location.search);
+  if (form.dataset.by === `${userOf(proof)}@web`) return; // whose session goes on
   form.elements.init_data.value = proof;
-  document.getElementById("entering").hidden = false;
+  form.hidden = false;
   form.submit();
+}
+
+function userOf(proof) {
+  try {
+    return JSON.parse(new URLSearchParams(proof).get("user")).id;
+  } catch {
+    return undefined;
+  }
 }
 
 // ----------------------------------------------------------------------------------------------
