@@ -15,7 +15,7 @@ dashboard: $(VENV)-demo/.ready  ## The same bots and a crowd that never stops, w
 test: $(VENV)/.ready  ## All tests, on memory, fakeredis, Redis and Valkey.
 	$(RUN) pytest
 
-# Environments of their own, one for each combination; VERSIONS="3.12 lowest" runs only those.
+# Environments of their own, one for each combination; VERSIONS="3.12 lowest" runs only those, --resume what has not passed.
 test-versions:  ## The suite on every Python from 3.11, with the lowest and the newest versions.
 	$(PYTHON) -m tests.versions $(VERSIONS)
 
@@ -33,7 +33,7 @@ check: lint types  ## What a change must pass.
 # Of Sphinx, whatever it warns of is an error; then every link of the result is followed.
 docs: $(VENV)-docs/.ready  ## The documentation as a site: build/docs/index.html.
 	@rm -rf build/docs
-	$(VENV)-docs/bin/python -m sphinx -W --keep-going -q -c docs/site -d build/docs-cache . build/docs
+	$(VENV)-docs/bin/python -m sphinx -EW --keep-going -q -c docs/site -d build/docs-cache . build/docs
 	$(VENV)-docs/bin/python docs/site/links.py build/docs
 
 image: $(VENV)/.ready  ## The steps of deploy/Dockerfile in a fresh environment, without Docker; asks the bot for its health.
@@ -56,7 +56,7 @@ $(VENV)-bench/.ready: INSTALL := --editable '.[demo]' --group dev --group bench
 $(VENV)-bench/.ready: FOR := the package, its peers, and what draws the plots
 $(VENV)-demo/.ready: INSTALL := --editable '.[admin,demo]'
 $(VENV)-demo/.ready: FOR := aiogram, redis-py, an embedded Redis, the page and the demo (about 20 seconds, only this time)
-$(VENV)-docs/.ready: INSTALL := --editable . --group docs
+$(VENV)-docs/.ready: INSTALL := --editable '.[admin,cli,metrics]' --group docs
 $(VENV)-docs/.ready: FOR := the package, and what makes the documentation
 $(VENV)-release/.ready: INSTALL := --group release
 $(VENV)-release/.ready: FOR := what builds and checks a release

@@ -20,6 +20,7 @@ log = logging.getLogger("bot_ratelimit")
 # The same message is logged once in this many seconds, not for every update.
 LOG_EVERY: Final = 60.0
 
+_NOT_CONNECTED: Final = "not connected"
 _CONSEQUENCES: Final = {
     "allow": "updates are handled without a limit (on_error='allow')",
     "deny": "updates are refused (on_error='deny')",
@@ -94,7 +95,7 @@ class Failures:
             self._log_failure(
                 server,
                 failure,
-                f"not connected {error.kind}",
+                f"{_NOT_CONNECTED} {error.kind}",
                 logging.ERROR,
                 (
                     "Redis rate limit check failed: %s. The bot tries to connect about every "
@@ -211,6 +212,7 @@ class Failures:
             if name != server and not (charges and self._server_of(charges) == server):
                 continue
             del self._failing[name]
+            self._forget_logged(f"{name} {_NOT_CONNECTED} ")  # the next outage has its own line
             log.warning(
                 "Redis answers again after %.1f s: limits hold on every instance (%s)",
                 now - since,
@@ -220,6 +222,10 @@ class Failures:
                 self._end_outage(name, now)
                 self._breakers.pop(name, None)
         self._end_outage(server, now)
+
+    def _forget_logged(self, beginning: str) -> None:
+        for what in [each for each in self._logged if each.startswith(beginning)]:
+            self._logged.pop(what, None)
 
     def _end_outage(self, server: str, now: float) -> None:
         """End the outage of a server, if there is one."""

@@ -228,6 +228,11 @@ class Limiter:
     ) -> Decision:
         """Return what `hit` would answer now, without charging or counting anything.
 
+        ::
+
+            decision = await limiter.peek("5/10s", Subject(user=42))
+            print(decision.remaining, "left")
+
         The answer includes a ban that the hit would cause. Only `remaining` is the value before the
         hit: an allowed hit would leave its cost less.
 
@@ -296,6 +301,10 @@ class Limiter:
     ) -> Decision:
         """Charge the subject even above the limit, for costs that are known only afterwards.
 
+        ::
+
+            await limiter.charge("2000/hour", Subject(user=42), 1830)
+
         What exceeds the limit becomes a debt: everything is refused until the debt is paid, which
         takes as long as the limit needs to grant the same amount. A debt is at most what the limit
         grants in 366 days, and at most 1,000,000. docs/algorithms.md has an example for each
@@ -332,6 +341,10 @@ class Limiter:
     ) -> Decision:
         """Refund a charge as far as it still counts; never above full.
 
+        ::
+
+            await limiter.refund("2000/hour", Subject(user=42), 1830, age=2.5)
+
         A storage does not record who was charged for what. Without `age`, the charge is taken to be
         of the current window.
 
@@ -359,6 +372,10 @@ class Limiter:
 
     async def reset(self, rule: RuleLike | Iterable[RuleLike], subject: Subject) -> bool:
         """Delete the counts of a subject; return True if there were any.
+
+        ::
+
+            await limiter.reset("5/10s", Subject(user=42))
 
         Verdicts that hits share by a token (`once`) are deleted too. If a `Penalty` is among the
         rules, its strikes and bans are deleted.
@@ -466,6 +483,10 @@ class Limiter:
     ) -> Ban:
         """Ban a user, a chat, or a user in a chat: all their hits are refused.
 
+        ::
+
+            await limiter.ban(Subject(user=42), "1h", reason="spam", by="Anna")
+
         This limiter applies the ban at once, other limiters with this storage and prefix within a
         second. A ban replaces an earlier one; it needs no `Penalty`.
 
@@ -497,6 +518,10 @@ class Limiter:
     async def unban(self, subject: Subject) -> bool:
         """Lift all bans of a subject, also those of a `Penalty`; return True if there were any.
 
+        ::
+
+            await limiter.unban(Subject(user=42))
+
         Raises:
             ConfigError: The subject names neither a user nor a chat.
             StorageError: The storage is unreachable; some of the bans may be lifted.
@@ -510,6 +535,11 @@ class Limiter:
 
     async def bans(self, offset: int = 0, limit: int = 100) -> list[Ban]:
         """Return one page of the current bans, including those of a `Penalty`.
+
+        ::
+
+            for ban in await limiter.bans(offset=0, limit=50):
+                print(ban.subject.user, ban.until, ban.reason)
 
         The ban that ends first comes first.
 
@@ -546,6 +576,11 @@ class Limiter:
     async def check(self) -> Health:
         """Return the state of the limiter after a test call, which charges no user.
 
+        ::
+
+            health = await limiter.check()
+            print(health.ok, health.problem)
+
         The call is a real hit on the key `<prefix>:ratelimit:check`, even if the circuit breaker is
         open. So it also detects missing permissions, a read-only server and full memory.
         A server that refuses scripts is fine until a rule needs a script: then `problem` names what
@@ -564,6 +599,11 @@ class Limiter:
     async def statistics(self, hours: int = 24) -> tuple[HourCount, ...]:
         """Return the decisions by hour, rule and outcome over all instances.
 
+        ::
+
+            for each in await limiter.statistics(hours=24):
+                print(each.hour, each.rule, each.outcome, each.count)
+
         It needs `statistics=True`.
 
         Args:
@@ -577,6 +617,11 @@ class Limiter:
 
     async def top_refused(self, n: int = 10, hours: int = 24) -> tuple[Refusals, ...]:
         """Return the users who were refused most often, the worst first; needs `statistics=True`.
+
+        ::
+
+            for worst in await limiter.top_refused(10):
+                print(worst.user, worst.count)
 
         Args:
             n: How many users, 1 to 1000; 10 by default.

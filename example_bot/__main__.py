@@ -19,9 +19,10 @@ from bot_ratelimit import (
     Observer,
     OutgoingLimits,
     RateLimitMiddleware,
+    Settings,
 )
 from example_bot.bot import build_dispatcher
-from example_bot.serve import build_bot, run_polling, run_webhook
+from example_bot.serve import build_admin, build_bot, run_polling, run_webhook
 from example_bot.settings import BotSettings
 
 NO_TOKEN = (
@@ -58,14 +59,18 @@ def run(settings: BotSettings) -> None:
     """Build the bot from its settings, and run it."""
     watching = [LogObserver(), *metrics()]
     # Operators change limits while the bot runs, and see who is refused how often.
-    rate_limit = RateLimitMiddleware.from_settings(observer=watching, live=True, statistics=True)
-    dispatcher = build_dispatcher(rate_limit)
+    limits = Settings()
+    rate_limit = RateLimitMiddleware.from_settings(
+        limits, observer=watching, live=True, statistics=True
+    )
+    dispatcher = build_dispatcher(rate_limit, settings.admin_ids)
     bot = build_bot(settings)
-    OutgoingLimits.from_settings(observer=watching).setup(bot, dispatcher)
+    OutgoingLimits.from_settings(limits, observer=watching).setup(bot, dispatcher)
+    admin = build_admin(settings, limits, rate_limit)
     if settings.webhook_url:
-        run_webhook(settings, bot, dispatcher, rate_limit)
+        run_webhook(settings, bot, dispatcher, rate_limit, admin)
     else:
-        asyncio.run(run_polling(settings, bot, dispatcher, rate_limit))
+        asyncio.run(run_polling(settings, bot, dispatcher, rate_limit, admin))
 
 
 def metrics() -> list[Observer]:

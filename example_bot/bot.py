@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from aiogram import Dispatcher, F, Router, flags
@@ -29,6 +29,7 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
+from bot_ratelimit.admin import admin_router
 
 PONG = "pong"
 """How the answer to a handled `/ping` begins; a refusal never does."""
@@ -160,7 +161,7 @@ async def log_error(event: ErrorEvent) -> bool:
     return True
 
 
-def build_dispatcher(rate_limit: RateLimitMiddleware) -> Dispatcher:
+def build_dispatcher(rate_limit: RateLimitMiddleware, admins: Collection[int] = ()) -> Dispatcher:
     """Put the handlers and their limit together.
 
     Handlers are registered here and not by decorators on a module's router, because a router
@@ -168,6 +169,7 @@ def build_dispatcher(rate_limit: RateLimitMiddleware) -> Dispatcher:
 
     Args:
         rate_limit: Counts everything that a user does, but for handlers with a limit of their own.
+        admins: Ids of the users for whom `/who`, `/ban` and other commands of operators are there.
     """
     router = Router(name="example")
     router.message.register(start, CommandStart())
@@ -181,6 +183,8 @@ def build_dispatcher(rate_limit: RateLimitMiddleware) -> Dispatcher:
     router.message.register(thank, F.successful_payment)
 
     dispatcher = Dispatcher(limiter=rate_limit.limiter)
+    if admins:
+        dispatcher.include_router(admin_router(rate_limit, admins))
     dispatcher.include_router(router)
     dispatcher.errors.register(log_error)
 

@@ -13,10 +13,13 @@ from aiogram.exceptions import AiogramError, TelegramRetryAfter
 from aiogram.webhook.aiohttp_server import SimpleRequestHandler, setup_application
 from aiohttp import web
 
-from bot_ratelimit import ConfigError, RateLimitMiddleware
+from bot_ratelimit import ConfigError, RateLimitMiddleware, Settings
 from bot_ratelimit.admin.health import add_health, health_app
 from example_bot.health import PATH
 from example_bot.settings import BotSettings
+
+ADMIN_PATH = "/admin/"
+"""Where the page for operators is, on the server of the webhook or of the health pages."""
 
 _logger = logging.getLogger(__name__)
 
@@ -33,8 +36,30 @@ def build_bot(settings: BotSettings) -> Bot:
     return Bot(settings.bot_token.get_secret_value(), session=AiohttpSession(api=api))
 
 
+def build_admin(
+    settings: BotSettings, limits: Settings, rate_limit: RateLimitMiddleware
+) -> web.Application | None:
+    """The page for operators; None without RATE_LIMIT_ADMIN_TOKEN.
+
+    Those in ADMIN_IDS can open it as a Mini App of the bot, too.
+
+    Raises:
+        ConfigError: The token is too simple, or the page's extra is not installed.
+    """
+    if limits.rate_limit_admin_token is None:
+        return None
+    from bot_ratelimit.admin import admin_app  # with jinja2, which only the page needs
+
+    token = settings.bot_token.get_secret_value() if settings.bot_token else None
+    return admin_app(rate_limit, admins=settings.admin_ids, bot_token=token, settings=limits)
+
+
 async def run_polling(
-    settings: BotSettings, bot: Bot, dispatcher: Dispatcher, rate_limit: RateLimitMiddleware
+    settings: BotSettings,
+    bot: Bot,
+    dispatcher: Dispatcher,
+    rate_limit: RateLimitMiddleware,
+    admin: web.Application | None = None,
 ) -> None:
     """Fetch updates until SIGINT or SIGTERM; with HEALTH_PORT, say on it how the bot is.
 
@@ -42,19 +67,24 @@ async def run_polling(
     """
     # A webhook that is still set would answer every getUpdates with a conflict, too.
     dispatcher.startup.register(freeze)
-    async with bot, _health_pages(settings, rate_limit):
+    async with bot, _pages(settings, rate_limit, admin):
         await bot.delete_webhook()
         await dispatcher.start_polling(bot)
 
 
 @asynccontextmanager
-async def _health_pages(
-    settings: BotSettings, rate_limit: RateLimitMiddleware
+async def _pages(
+    settings: BotSettings, rate_limit: RateLimitMiddleware, admin: web.Application | None
 ) -> AsyncIterator[None]:
     if settings.health_port is None:
+        if admin is not None:
+            _logger.warning("The page for operators has no server: set HEALTH_PORT, or WEBHOOK_URL")
         yield
         return
-    runner = web.AppRunner(health_app(rate_limit), access_log=None)
+    app = health_app(rate_limit)
+    if admin is not None:
+        app.add_subapp(ADMIN_PATH, admin)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
     await runner.setup()
     host, port = settings.web_server_host, settings.health_port
     try:
@@ -73,6 +103,7 @@ def build_webhook_app(
     bot: Bot,
     dispatcher: Dispatcher,
     rate_limit: RateLimitMiddleware | None = None,
+    admin: web.Application | None = None,
 ) -> web.Application:
     """The web application that takes updates; every instance runs one behind a load balancer.
 
@@ -108,11 +139,17 @@ def build_webhook_app(
         add_health(app, rate_limit)
     else:
         app.router.add_get(PATH, _healthy)
+    if admin is not None:
+        app.add_subapp(ADMIN_PATH, admin)
     return app
 
 
 def run_webhook(
-    settings: BotSettings, bot: Bot, dispatcher: Dispatcher, rate_limit: RateLimitMiddleware
+    settings: BotSettings,
+    bot: Bot,
+    dispatcher: Dispatcher,
+    rate_limit: RateLimitMiddleware,
+    admin: web.Application | None = None,
 ) -> None:
     """Serve the webhook until SIGINT or SIGTERM.
 
@@ -124,7 +161,7 @@ def run_webhook(
     def announce(_: str) -> None:  # aiohttp calls this once it listens
         _logger.info("Listening on %s:%d for %s", host, port, settings.webhook_path)
 
-    app = build_webhook_app(settings, bot, dispatcher, rate_limit)
+    app = build_webhook_app(settings, bot, dispatcher, rate_limit, admin)
     dispatcher.startup.register(freeze)
     try:
         web.run_app(app, host=host, port=port, print=announce, access_log=None)

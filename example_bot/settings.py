@@ -6,8 +6,8 @@ from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from aiogram.utils.token import TokenValidationError, validate_token
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bot_ratelimit import ConfigError
 
@@ -18,6 +18,15 @@ def _is_token(value: SecretStr) -> SecretStr:
     except TokenValidationError:
         raise ValueError("expected the token as @BotFather gave it: digits, ':', letters") from None
     return value
+
+
+def _ids(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    ids = value.replace(",", " ").split()
+    if not all(re.fullmatch("[0-9]{1,19}", each) for each in ids):
+        raise ValueError("expected ids of users, whole numbers such as '42, 43'")
+    return frozenset(map(int, ids))
 
 
 def _is_http(value: str) -> bool:
@@ -74,7 +83,11 @@ class BotSettings(BaseSettings):
         default=None,
         ge=1,
         le=65535,
-        description="Port for /health, /ready and /metrics while the bot polls; unset: none.",
+        description="Port for /health, /ready, /metrics and /admin/ while the bot polls; "
+        "unset: none.",
+    )
+    admin_ids: Annotated[frozenset[int], NoDecode, BeforeValidator(_ids)] = Field(
+        default=frozenset(), description="Ids of the Telegram users who operate the bot."
     )
     bot_api_url: Annotated[str, AfterValidator(_is_api_url)] = Field(
         default="https://api.telegram.org", description="Bot API server, for example a local one."

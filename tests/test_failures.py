@@ -60,3 +60,27 @@ def test_an_error_reply_does_not_end_an_outage(
     assert "answers again" not in caplog.text
     succeed(failures, "a:1")
     assert "answers again" in caplog.text
+
+
+def test_each_outage_that_ends_has_a_line_at_its_beginning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two outages of one kind within a minute are four lines; updates during one add none."""
+    failures = Failures("allow", lambda: 1.0, Where())
+    for _ in range(2):
+        caplog.clear()
+        for _ in range(3):
+            fail(failures, "a:1", NotConnectedError("Connection refused", kind="refused"))
+        succeed(failures, "a:1")
+        began, ended = caplog.messages
+        assert began.startswith("Redis rate limit check failed: Connection refused. ")
+        assert ended.startswith("Redis answers again after ")
+
+
+def test_single_late_answers_are_a_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """An answer that is late now and then, which is no outage, does not fill the log."""
+    failures = Failures("allow", lambda: 1.0, Where())
+    for _ in range(5):
+        fail(failures, "a:1", StorageError("no answer", kind="timeout"))
+        succeed(failures, "a:1")
+    assert len(caplog.messages) == 2

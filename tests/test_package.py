@@ -199,6 +199,8 @@ def test_public_names_exist_and_are_documented(name: str) -> None:
 
 # What users import from modules of their own, beside the package itself.
 PUBLIC_ELSEWHERE = [
+    "bot_ratelimit.admin.admin_app",
+    "bot_ratelimit.admin.admin_router",
     "bot_ratelimit.admin.health.add_health",
     "bot_ratelimit.health.Health",
     "bot_ratelimit.metrics.PrometheusMetrics",
@@ -208,10 +210,19 @@ PUBLIC_ELSEWHERE = [
     "bot_ratelimit.testing.Clock",
     "bot_ratelimit.testing.FlakyStorage",
 ]
+METHODS = (
+    *("hit", "peek", "acquire", "charge", "refund", "reset", "slot", "limit"),
+    *("ban", "unban", "bans", "check", "statistics", "top_refused"),
+)
 
 
 @pytest.mark.parametrize(
-    "name", [f"bot_ratelimit.{name}" for name in bot_ratelimit.__all__] + PUBLIC_ELSEWHERE
+    "name",
+    [
+        *(f"bot_ratelimit.{name}" for name in bot_ratelimit.__all__),
+        *(f"bot_ratelimit.Limiter.{name}" for name in METHODS),
+        *PUBLIC_ELSEWHERE,
+    ],
 )
 def test_a_public_name_shows_how_it_is_used(name: str) -> None:
     """Its docstring has one sentence, then an example or a table; an example is valid Python."""

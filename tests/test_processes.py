@@ -12,6 +12,8 @@ from tests import worker
 from tests.servers import Server
 from tests.worker import BURST, USERS, Report, Turns
 
+NOTICED = 0.1
+"""Seconds after which a process has noticed a grant, also on a busy machine."""
 LIMITS = {"5/60s": 5, "7/60s sliding": 7, "3/60s burst 3": 3}
 
 # A fork server, because importing aiogram takes a process longer than all it does here.
@@ -91,8 +93,11 @@ def test_waiters_of_three_processes_share_a_budget(server: Server, limit: str) -
     reports.close()
     moments = sorted(moment for turns in found for moment in turns.granted)
     granted = sum(moment < moments[0] + seconds for moment in moments)
+    # A process may be late to notice the very first grant, and then sees the next window's too.
+    surely = sum(moment < moments[0] + seconds - NOTICED for moment in moments)
     burst = 5 if "burst" in limit else 0
-    assert 0.95 * budget <= granted <= budget + burst
+    assert granted >= 0.95 * budget
+    assert surely <= budget + burst
     assert calls <= 2.5 * len(moments)
     for turns in found:
         assert turns.order == sorted(turns.order)

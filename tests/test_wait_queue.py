@@ -50,8 +50,9 @@ async def test_waits_until_it_is_allowed_and_charged(bench: Bench, limit: str) -
     took = time.monotonic() - began
     assert all(found)
     assert order == list(range(6))
-    assert 0.099 < took < 0.5
-    assert found[0].waited < 0.05
+    assert 0.099 < took < 1
+    # On a busy machine one round trip to a server has taken 60 ms.
+    assert found[0].waited < (0.05 if bench.client is None else 0.3)
     assert found[-1].waited == pytest.approx(took, abs=0.02)
 
 
@@ -105,26 +106,35 @@ async def test_a_cancelled_waiter_costs_nothing_and_delays_nobody() -> None:
 
 
 class Slow(MemoryStorage):
-    """Takes a moment to answer, like a server; its decisions are final."""
+    """Answers when it is told to, like a slow server; its decisions are final."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
 
     async def peek(self, *args: object, **kwargs: object) -> list:  # type: ignore[type-arg]  # a stand-in
         raise NotImplementedError
 
     async def hit(self, charges, *, once=None, timeout):  # type: ignore[no-untyped-def]  # a stand-in
         found = await super().hit(charges, once=once, timeout=timeout)
-        await asyncio.sleep(0.02)
+        await self.answers.wait()
         return found
 
 
 @pytest.mark.parametrize("heirs", [0, 1])
 async def test_a_grant_of_a_cancelled_waiter_is_passed_on(heirs: int) -> None:
     """A waiter cancelled during its hit passes it to the next one, or is refunded."""
-    storage = FlakyStorage(Slow())
+    storage = FlakyStorage(slow := Slow())
     limiter = Limiter(storage)
     tasks = [asyncio.create_task(limiter.acquire("3/h", US)) for _ in range(1 + heirs)]
-    await asyncio.sleep(0.01)
-    tasks[0].cancel()
-    await asyncio.sleep(0.04)
+    async with asyncio.timeout(5):
+        while not storage.calls:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        slow.answers.set()
+        while limiter._queues._queues:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
     assert all([await task for task in tasks[1:]])
     assert (await limiter.charge("3/h", US, 1)).remaining == 2 - heirs
     assert storage.calls == 2 + (not heirs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import Context
@@ -12,14 +13,16 @@ from typing import Any, Final
 from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
-from bot_ratelimit.errors import StorageError
+from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.observer import Observer
 from bot_ratelimit.storage import driver
-from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, IDLE, Connection
+from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, IDLE, LOG_EVERY, Connection
 from bot_ratelimit.storage.decision_codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.driver import Address, NodeEndpoint, Stream
-from bot_ratelimit.storage.faults import unreachable
+from bot_ratelimit.storage.faults import code_of, one_line, translated, unreachable
 from bot_ratelimit.storage.request import Redirect, Request
+
+log = logging.getLogger("bot_ratelimit")
 
 REFRESH_EVERY: Final = 0.5
 """Seconds between two requests for the slot map while something is wrong."""
@@ -89,6 +92,7 @@ class Shards:
         self._draining: set[asyncio.Task[None]] = set()  # nodes without slots
         self._is_needed = False  # since the last request for the slot map
         self._needed_at = 0.0
+        self._warned_at = -LOG_EVERY
 
     def route(self, key: bytes) -> tuple[Connection[Item], int]:
         """Return the connection to the node of this key, and the key's slot."""
@@ -192,15 +196,37 @@ class Shards:
         shuffle(known)
         known.sort(key=lambda each: not each.is_open)
         asking = {asyncio.ensure_future(_slots(each)) for each in (self._any, *known[:MAX_ASKED])}
+        refused: tuple[str, Exception] | None = None
         try:
             for answer in asyncio.as_completed(asking):
-                reply, host = await answer
+                reply, asked = await answer
                 if isinstance(reply, list):
-                    return reply, host
+                    return reply, asked.host
+                if isinstance(reply, Exception):
+                    refused = asked.where, reply
         finally:
             for task in asking:
                 task.cancel()
+        if refused is not None:
+            self._log_refusal(*refused)
         return None
+
+    def _log_refusal(self, where: str, error: Exception) -> None:
+        """Log a refusal that an operator has to fix, at most once a minute."""
+        is_fault = isinstance(translated(error), ConfigError)
+        if not is_fault or _now() - self._warned_at < LOG_EVERY:
+            return
+        self._warned_at = _now()
+        allow = (
+            "; allow it (ACL SETUSER <user> +cluster|slots)" if code_of(error) == "NOPERM" else ""
+        )
+        log.warning(
+            "Redis at %s refuses CLUSTER SLOTS (%s): each slot is found by a redirect, and the "
+            "nodes are asked again and again%s",
+            where,
+            one_line(error),
+            allow,
+        )
 
     def _use_slots(self, ranges: Any, asked: str) -> None:
         slots: dict[int, Connection[Item]] = {}
@@ -216,12 +242,12 @@ class Shards:
             leaving.add_done_callback(self._draining.discard)
 
 
-async def _slots(connection: Connection[Item]) -> tuple[Any, str]:
+async def _slots(connection: Connection[Item]) -> tuple[Any, Connection[Item]]:
     with suppress(StorageError):
         timeout = ASK_TIMEOUT if connection.is_open else CONNECT_TIMEOUT
         (reply,) = await connection.submit(Commands([(b"CLUSTER", b"SLOTS")]), timeout)
-        return reply, connection.host
-    return None, ""
+        return reply, connection
+    return None, connection
 
 
 def _host(node: Sequence[Any]) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
 from sphinx.addnodes import pending_xref
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ SIDEBAR = {
         "docs/operations",
         "docs/monitoring",
         "docs/admin",
+        "docs/admin-api",
         "docs/performance",
     ],
     "Reference": [
@@ -78,6 +81,7 @@ SIDEBAR = {
             "storage",
             "outgoing",
             "observing",
+            "admin",
             "settings",
             "errors",
             "testing",
@@ -108,7 +112,8 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 78
 python_use_unqualified_type_names = True
 add_module_names = False
-napoleon_use_ivar = True
+toc_object_entries_show_parents = "hide"
+napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
 default_role = "reference_or_code"
 
@@ -130,6 +135,7 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", _add_sidebar)
     app.connect("source-read", _say_language)
     app.connect("autodoc-skip-member", _skip_fields)
+    app.connect("autodoc-process-docstring", _describe_settings, priority=400)
     app.connect("autodoc-process-signature", _plain_signature)
 
 
@@ -155,10 +161,19 @@ def _sidebar(pages: list[str]) -> str:
 
 
 def _say_language(app: Sphinx, page: str, source: list[str]) -> None:
-    """A block that does not say its language is text, not Python."""
+    """A block that does not say its language, or one without colours, is text, not Python."""
     if app.env.doc2path(page).suffix == ".md":
-        block = re.compile(r"^( *```)(.*)\n(.*?^\1)$", re.MULTILINE | re.DOTALL)
-        source[0] = block.sub(lambda it: f"{it[1]}{it[2] or 'text'}\n{it[3]}", source[0])
+        block = re.compile(r"^( *```)([^\n]*)\n(.*?^\1)$", re.MULTILINE | re.DOTALL)
+        source[0] = block.sub(lambda it: f"{it[1]}{_language(it[2])}\n{it[3]}", source[0])
+
+
+def _language(name: str) -> str:
+    if name.startswith("{"):  # a directive
+        return name
+    try:
+        return get_lexer_by_name(name).aliases[0]
+    except ClassNotFound:
+        return "text"
 
 
 def _skip_fields(
@@ -166,6 +181,16 @@ def _skip_fields(
 ) -> bool | None:
     """Fields of named tuples are described in the class's docstring already."""
     return True if type(found).__name__ == "_tuplegetter" else None
+
+
+def _describe_settings(
+    app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]
+) -> None:
+    """Each variable with its description, before napoleon reads the docstring."""
+    if found is bot_ratelimit.Settings:
+        fields = found.model_fields.items()
+        told = (f"    {field}: {info.description}." for field, info in fields)
+        lines += ["", "Attributes:", *told, ""]
 
 
 def _plain_signature(

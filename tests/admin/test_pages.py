@@ -126,7 +126,7 @@ async def test_pages_need_nothing_from_elsewhere(bot: Site, reader: Reader) -> N
     ("path", "said"),
     [
         ("user?user=4x", "User: '4x': expected a whole number, for example 123456789."),
-        ("ban?user=7&how_long=soon", "A ban of 'soon': expected a length such as '1h'"),
+        ("ban?user=7&how_long=soon", "'soon'"),
         ("ban?how_long=1h", "User: expected the id of a user, or the negative id of a chat."),
         ("limit?name=messages&limit=5", "a limit is AMOUNT/PERIOD"),
         ("limit?name=messages&limit=3/hour", "Nothing to change of 'messages'"),
@@ -150,7 +150,7 @@ async def test_a_mistake_that_is_sent_changes_nothing(bot: Site, reader: Reader)
     page = await reader.get("pause?how_long=1h")
     assert "a day at most" in await reader.send("pause", page, 422, how_long="2d")
     page = await reader.get("ban?user=7&how_long=1h")
-    assert "expected a length" in await reader.send("ban", page, 422, how_long="soon")
+    assert "'soon'" in await reader.send("ban", page, 422, how_long="soon")
     assert (await bot.control.changes.current()).version == 0
     assert await bot.control.bans() == []
 
@@ -196,6 +196,7 @@ async def test_forgiving_can_be_limited_to_some_rules(bot: Site, reader: Reader)
     await reader.post("forgive?user=7&rule=chat")
     left = {each.rule: each.remaining for each in (await bot.control.show(Subject(7, 7))).counts}
     assert (left["messages"], left["chat"]) == (0, 100)
+    assert "<button" not in (await reader.get("forgive?user=7&rule=chat")).split("<h1>")[1]
     assert "There was nothing to forgive." in await reader.post("forgive?user=99")
 
 
@@ -211,6 +212,24 @@ async def test_chats_and_users_in_chats_are_banned_apart(bot: Site, reader: Read
     await reader.post("unban?user=7&chat=-200")
     assert [ban.subject for ban in await bot.control.bans()] == [Subject(chat=-100)]
     assert "There was no ban to lift." in await reader.post("unban?user=7")
+
+
+async def test_a_ban_that_does_not_hold_says_so(bot: Site, reader: Reader) -> None:
+    """While all limits are off or for exempt users bans do not hold: every page says it."""
+    await reader.post("ban?user=7&how_long=1h")
+    assert await bot.send(1) == 0
+    assert "not even by hand" in words(await reader.get("pause?how_long=1h"))
+    await reader.post("pause?how_long=1h")
+    await bot.obey()
+    assert await bot.send(1) == 1
+    assert "All limits and bans are off" in words(await reader.get("user?user=7"))
+    assert "as long as all limits are off" in words(await reader.get("ban?user=8&how_long=1h"))
+    await reader.post("resume")
+    await reader.post("exempt?user=7")
+    await bot.obey()
+    assert await bot.send(1) == 1
+    assert "No limit and no ban holds" in words(await reader.get("user?user=7"))
+    assert "as long as user 7 is exempt" in words(await reader.get("ban?user=7&how_long=1h"))
 
 
 async def test_many_bans_come_in_pages(bot: Site, reader: Reader) -> None:

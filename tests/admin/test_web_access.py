@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -508,5 +510,44 @@ async def test_a_login_says_one_thing(alone: Site) -> None:
             reply = await visitor.ask("POST", "login", data=data or b"")
             assert reply.status in {400, 415}
         assert (await visitor.ask("POST", "login", json={"token": TOKEN})).status == 415
+        odd = {"Content-Type": "application/x-www-form-urlencoded; charset=unicode_escape"}
+        assert (await visitor.raw("POST", "login", rb"token=\ud800", **odd)).status == 415
+        assert (await visitor.raw("POST", "login", b"token=%ff%fe", **odd)).status == 415
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        assert (await visitor.raw("POST", "login", b"token=%ff%ed%a0%80", **form)).status == 401
+        assert (await visitor.raw("POST", "login", b"\xff\xfe", **form)).status == 400
         assert (await visitor.get("login")).status == 401
         assert visitor.cookies() == {}
+
+
+# --- the package ----------------------------------------------------------------------------
+
+
+def test_a_missing_extra_is_one_clear_error() -> None:
+    """Without jinja2 the error says what to install."""
+    code = """
+import sys
+sys.modules["jinja2"] = None
+from bot_ratelimit import RateLimitMiddleware
+from bot_ratelimit.admin import admin_app
+try:
+    admin_app(RateLimitMiddleware(), token="correct-horse-battery-staple")
+except Exception as error:
+    print(type(error).__name__, error, sep=": ")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    expected = "ConfigError: admin_app needs jinja2: pip install 'bot_ratelimit[admin]'\n"
+    assert ran.stdout == expected
+
+
+def test_the_other_fronts_do_without_a_web_server() -> None:
+    """Control and the command import neither aiohttp.web nor jinja2."""
+    code = """
+import sys
+import aiogram
+before = set(sys.modules)
+import bot_ratelimit.admin.control, bot_ratelimit.admin.cli
+print(*sorted({"aiohttp.web", "jinja2"} & (set(sys.modules) - before)))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.strip() == ""

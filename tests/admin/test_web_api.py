@@ -13,13 +13,29 @@ from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
-from bot_ratelimit import MemoryStorage, RedisStorage
+from bot_ratelimit import MemoryStorage, RedisStorage, Settings
+from bot_ratelimit.admin import admin_app
 from bot_ratelimit.admin.control import Control
 from tests.incoming.support import Instance
 from tests.servers import Server
 
-from .web import BEARER, PAGE, Reply, Site, Visitor, bot_on, init_data, running_bot, site
+from .web import (
+    BEARER,
+    BOT_TOKEN,
+    PAGE,
+    TOKEN,
+    Now,
+    Reply,
+    Site,
+    Visitor,
+    bot_on,
+    init_data,
+    running_bot,
+    site,
+)
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -434,6 +450,24 @@ async def test_a_huge_body_is_refused(root: str) -> None:
             assert reply.status == 413
 
 
+async def test_no_answer_shows_a_secret(environment: pytest.MonkeyPatch) -> None:
+    """`config` lists settings, and of secrets only that they are there."""
+    environment.setenv("RATE_LIMIT_ADMIN_TOKEN", TOKEN)
+    environment.setenv("REDIS_PASSWORD", "hunter2")
+    settings = Settings()
+    async with (
+        site(bot_on(MemoryStorage()), token=None, settings=settings) as found,
+        found.script() as script,
+    ):
+        config = await script.get("api/config")
+        listed = {each["name"]: each["value"] for each in config.content["settings"]}
+        assert listed["RATE_LIMIT_ADMIN_TOKEN"] == "(not shown)"
+        for path in ("", "api/config", "api/health", "api/audit", "api/instances", "api/limits"):
+            page = await script.get(path)
+            for secret in (TOKEN, BOT_TOKEN.split(":")[1], "hunter2"):
+                assert secret not in page.text
+
+
 async def test_what_is_switched_off_is_said() -> None:
     """Without statistics there is no ranking: 422 with what to do."""
     middleware = bot_on(MemoryStorage(), statistics=False)
@@ -468,6 +502,36 @@ async def test_without_redis_it_is_503_and_soon(own_server: Server) -> None:
                 assert (health.status, health.content["ok"]) == (200, False)
                 assert time.monotonic() - began < 40
         await storage.close()
+
+
+async def test_a_redis_that_refuses_is_503(own_server: Server) -> None:
+    """It is not what was sent that is wrong; the problem says what the server said."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        storage = RedisStorage(client)
+        async with running_bot(storage) as (found, _), found.script() as script:
+            await client.delete("bot:ratelimit:audit")
+            await client.set("bot:ratelimit:audit", "foreign")
+            reply = await script.get("api/audit")
+            assert is_problem(reply, 503)
+            assert "bot:ratelimit:audit" in reply.content["detail"] or "WRONGTYPE" in reply.text
+        await storage.close()
+
+
+async def test_a_body_that_was_read_outside_is_read_again_inside() -> None:
+    """A middleware of the application around may look at bodies."""
+
+    @web.middleware
+    async def looking(request: web.Request, handler: Any) -> web.StreamResponse:
+        await request.read()
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    app = web.Application(middlewares=[looking])
+    app.add_subapp("/admin/", admin_app(bot_on(MemoryStorage()), token=TOKEN))
+    async with TestServer(app) as server:
+        around = Site(server, bot_on(MemoryStorage()), Now(), "/admin/")
+        async with around.script() as script:
+            assert (await script.change("POST", "api/exempt", {"id": 42})).status == 200
 
 
 async def test_a_bug_shows_nothing_of_itself(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 import pytest
 import redis.asyncio as aioredis
+from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit import MemoryStorage, RedisStorage
+from bot_ratelimit.admin.web import bodies
 from bot_ratelimit.testing import Clock
-from tests.servers import Server
+from tests.servers import Server, running_cluster
 
 from .web import PAGE, TOKEN, Visitor, bot_on, init_data, site
 
@@ -131,6 +134,8 @@ async def test_a_script_goes_on_while_others_guess_elsewhere() -> None:
         (["127.0.0.1"], "203.0.113.{}, nonsense"),
         (["127.0.0.1"], "2001:db8::{}"),
         (["127.0.0.1"], "::ffff:198.51.100.7"),
+        (["127.0.0.1"], "198.51.100.7:100{}"),
+        (["127.0.0.1"], "[2001:db8::1]:100{}"),
     ],
 )
 async def test_a_forged_address_does_not_help(proxies: list[str], forwarded: str) -> None:
@@ -187,3 +192,32 @@ async def test_the_log_names_the_address_and_no_secret(caplog: pytest.LogCapture
         assert lines == ["admin_app: a login failed, from 127.0.0.1: this token is wrong"] * 5
         assert TOKEN not in caplog.text
         assert "wrong-wrong" not in caplog.text
+
+
+async def test_a_cluster_counts_without_a_hash_tag(tmp_path: Path) -> None:
+    """The keys of logins are on one node, whatever the prefix is."""
+    with running_cluster(tmp_path) as server:
+        client = RedisCluster(host="127.0.0.1", port=server.port)
+        storage = RedisStorage(client)
+        async with site(bot_on(storage)) as found, found.visitor() as visitor:
+            assert await guess(visitor, 7, "token") == [401] * 5 + [429] * 2
+            keys = [key async for key in client.scan_iter("*{login}*")]
+            assert sorted(keys) == [
+                b"bot:ratelimit:{login}:all",
+                b"bot:ratelimit:{login}:from:127.0.0.1",
+            ]
+        await storage.close()
+        await client.aclose()
+
+
+async def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger cannot keep requests open: 408."""
+    monkeypatch.setattr(bodies, "_SLOWEST", 0.05)
+    async with site(bot_on(MemoryStorage())) as found:
+        reader, writer = await asyncio.open_connection(found.server.host, found.server.port)
+        writer.write(
+            b"POST /ops/admin/login HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n"
+            b"Content-Type: application/x-www-form-urlencoded\r\n\r\ntoken="
+        )
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        writer.close()

@@ -87,7 +87,8 @@ class Tab:
 
 async def opened(browser: Browser, bot: Site, width: int = DESK, **options: Any) -> Tab:
     size: Any = {"width": width, "height": 900}
-    return Tab(await browser.new_page(viewport=size, **options), bot.url)
+    context = await browser.new_context(viewport=size, **options)
+    return Tab(await context.new_page(), bot.url)
 
 
 @pytest.fixture(params=[PHONE, DESK])
@@ -216,6 +217,15 @@ async def test_two_operators_do_not_overwrite_each_other(tab: Tab, bot: Site) ->
     assert rules == {"chat": {"limit": "60/hour"}, "messages": {"limit": "9/hour"}}
 
 
+async def test_a_double_click_changes_once(tab: Tab, bot: Site) -> None:
+    """A button that is pressed twice, while the first change of all takes its time, counts once."""
+    await tab.go("limit?name=messages&limit=9/hour&state=on")
+    await tab.page.get_by_role("button", name="Change messages").dblclick()
+    await tab.sees("Version 1 is saved")
+    assert (await bot.control.changes.current()).version == 1
+    assert tab.errors == []
+
+
 async def test_the_chart_moves_while_one_looks(tab: Tab, bot: Site) -> None:
     """Decisions that are made meanwhile appear in bars, numbers and table, without a reload."""
     await bot.send(2)
@@ -296,6 +306,44 @@ async def test_no_page_scrolls_sideways_or_has_errors(tab: Tab, busy: Site) -> N
     for path in WITH_ERRORS:
         await tab.go(path)
         assert await tab.width() <= size["width"], path
+
+
+async def test_every_width_between_fits(browser: Browser, busy: Site) -> None:
+    """Nowhere between the smallest phone and a desk a table is wider than the window."""
+    tab = await opened(browser, busy)
+    await tab.log_in()
+    for path in ("", "history", "bans", "user?user=8", "limit?name=messages&limit=9/hour"):
+        await tab.go(path)
+        for width in (320, 480, 700, 860, 1_040, 1_060, 1_200):
+            await tab.page.set_viewport_size({"width": width, "height": 900})
+            assert await tab.width() <= width, path
+
+
+async def test_long_words_fit(browser: Browser, redis_server: Server, client: object) -> None:
+    """Names and reasons of any length break instead of making a page wider than the window."""
+    long = "n" * 120
+    async with site(redis_server.port, [Rule("3/hour", name=long)]) as bot:
+        await bot.control.ban(Subject(user=8), "1h", "r" * 300)
+        await bot.control.set_rule(long, "4/hour")
+        await bot.obey()
+        for width in (PHONE, DESK):
+            tab = await opened(browser, bot, width)
+            await tab.log_in()
+            for path in ("", "user?user=8", "bans", "history", "unban?user=8", "forgive?user=8",
+                         f"limit?name={long}&limit=9/hour", "rollback?version=0"):  # fmt: skip
+                await tab.go(path)
+                assert await tab.width() <= width, path
+
+
+async def test_the_end_of_a_session_is_noticed(browser: Browser, bot: Site) -> None:
+    """Logged out in one tab, the other ones show the login form by themselves."""
+    tab = await opened(browser, bot)
+    await tab.log_in()
+    await tab.sees("Live")
+    other = Tab(await tab.page.context.new_page(), bot.url)
+    await other.go("bans")
+    await other.press("Log out")
+    await tab.page.get_by_label("Access token").wait_for()
 
 
 async def test_the_keyboard_alone_is_enough(browser: Browser, bot: Site) -> None:

@@ -18,7 +18,7 @@ from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.web import stream
 from tests.servers import Server
 
-from .web import Visitor, bot_on, init_data, running_bot, site
+from .web import BEARER, Visitor, bot_on, init_data, running_bot, site
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -145,8 +145,24 @@ async def test_streams_end_with_the_application() -> None:
 
 
 @pytest.mark.usefixtures("hurried")
-async def test_a_stream_ends_with_its_session() -> None:
-    """Whoever is logged out by time sees no more."""
+async def test_a_stream_lasts_five_minutes() -> None:
+    """Then the browser connects again, and is refused if the session was logged out elsewhere."""
+    async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
+        await visitor.log_in()
+        async with following(visitor) as events:
+            assert await events.content.readline() == b"retry: 1000\n"
+            assert await message(events)
+            assert (await visitor.change("POST", "logout")).status == 303
+            found.now.ahead = 301
+            while await message(events) is not None:
+                pass
+        assert (await visitor.get("events")).status == 401
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_stream_ends_with_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the session's time is over, the stream is, too."""
+    monkeypatch.setattr(stream, "LASTS", 1e9)
     async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
         await visitor.log_in(init_data=init_data())
         async with following(visitor) as events:
@@ -166,7 +182,8 @@ async def test_silence_is_filled_with_heartbeats(monkeypatch: pytest.MonkeyPatch
         following(script) as events,
     ):
         assert await message(events)
-        assert await events.content.readline() == b": still here\n"
+        while await events.content.readline() != b": still here\n":
+            pass
 
 
 @pytest.mark.usefixtures("hurried")
@@ -188,3 +205,26 @@ async def test_an_outage_is_a_message(own_server: Server) -> None:
             while not (await message(events))["health"]["ok"]:
                 pass
         await storage.close()
+
+
+async def test_a_browser_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not hold a stream, or memory, for as long as it likes."""
+    monkeypatch.setattr(stream, "EVERY", 0.0)
+    monkeypatch.setattr(stream, "_SLOWEST", 0.1)
+
+    async def much(*_: Any) -> Any:
+        return {"at": 0, "filler": "x" * 1_000_000}
+
+    monkeypatch.setattr(stream, "_looked", much)
+    async with site(bot_on(MemoryStorage()), max_streams=1) as found, found.script() as script:
+        _, writer = await asyncio.open_connection(found.server.host, found.server.port, limit=1)
+        writer.write(
+            b"GET /ops/admin/events HTTP/1.1\r\nHost: here\r\nAuthorization: "
+            + BEARER["Authorization"].encode()
+            + b"\r\n\r\n"
+        )
+        for held in (True, False):
+            async with asyncio.timeout(10):
+                while ((await script.ask("HEAD", "events")).status == 503) is not held:
+                    pass
+        writer.close()

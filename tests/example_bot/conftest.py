@@ -25,10 +25,12 @@ class Process:
         self._out: list[str] = []
 
     @classmethod
-    async def start(cls, module: str, directory: Path, **environment: str) -> Process:
+    async def start(
+        cls, module: str, directory: Path, *arguments: str, **environment: str
+    ) -> Process:
         return cls(
             await asyncio.create_subprocess_exec(
-                *(sys.executable, "-W", "error", "-m", module),
+                *(sys.executable, "-W", "error", "-m", module, *arguments),
                 cwd=directory,
                 env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), **environment},
                 stdout=asyncio.subprocess.PIPE,
@@ -91,8 +93,8 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     """Starts modules as processes, in an empty directory, and leaves none behind."""
     processes: list[Process] = []
 
-    async def start(module: str, **environment: str) -> Process:
-        processes.append(await Process.start(module, tmp_path, **environment))
+    async def start(module: str, *arguments: str, **environment: str) -> Process:
+        processes.append(await Process.start(module, tmp_path, *arguments, **environment))
         return processes[-1]
 
     yield start

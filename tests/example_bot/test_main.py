@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import socket
 from pathlib import Path
 
@@ -50,6 +51,11 @@ async def test_a_missing_token_is_one_clear_error(start: Start) -> None:
             {"BOT_TOKEN": TOKEN, "BOT_API_URL": "localhost:8081"},
             "such as 'http://local",
         ),
+        ({"BOT_TOKEN": TOKEN, "ADMIN_IDS": "@anna"}, "ADMIN_IDS: expected ids of users"),
+        (
+            {"BOT_TOKEN": TOKEN, "RATE_LIMIT_ADMIN_TOKEN": "hunter2"},
+            "RATE_LIMIT_ADMIN_TOKEN (or token=): expected 16 to 512",
+        ),
         ({"BOT_TOKEN": TOKEN, "BOT_API_URL": "http://h:99999"}, "such as 'http://localhost"),
         (
             {"BOT_TOKEN": TOKEN, "BOT_API_URL": f"https://api.telegram.org/bot{TOKEN}"},
@@ -68,6 +74,8 @@ def test_an_invalid_setting_is_one_line(
     monkeypatch.chdir(tmp_path)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    # Metrics are registered once in a process, and this one starts the bot several times.
+    monkeypatch.setattr("example_bot.__main__.metrics", list)
     assert main() == 2
     out, err = capsys.readouterr()
     assert sentence in err
@@ -246,7 +254,7 @@ def test_freezing_is_the_last_step_of_the_start(
     monkeypatch.setattr(Dispatcher, "start_polling", nothing)
     monkeypatch.setattr(AiohttpSession, "make_request", nothing)
     dispatcher = Dispatcher()
-    monkeypatch.setattr("example_bot.__main__.build_dispatcher", lambda _: dispatcher)
+    monkeypatch.setattr("example_bot.__main__.build_dispatcher", lambda *_: dispatcher)
     # Metrics are registered once in a process, and this one starts the bot several times.
     monkeypatch.setattr("example_bot.__main__.metrics", list)
     assert main() == 0
@@ -306,11 +314,95 @@ async def _operate(redis_server: Server, prefix: str) -> None:
     await control.close()
 
 
-async def test_a_polling_bot_serves_health_on_its_own_port(api: BotApi, start: Start) -> None:
-    """HEALTH_PORT serves health and metrics while the bot polls, and is closed at the end."""
+async def test_a_refused_user_is_forgiven_from_each_front(
+    api: BotApi, start: Start, redis_server: Server
+) -> None:
+    """From the shell, over HTTP and in Telegram, and gets through on both instances at once."""
+    operator, token = 7, "a-token-for-the-page-of-this-test"
+    environment = {"REDIS_URL": redis_server.url, "REDIS_KEY_PREFIX": "test-fronts"}
+    ports = [free_port(), free_port()]
+    processes = [
+        await start(
+            "example_bot",
+            BOT_TOKEN=TOKEN,
+            BOT_API_URL=api.url,
+            WEBHOOK_URL=f"http://127.0.0.1:{port}",
+            WEB_SERVER_PORT=str(port),
+            RATE_LIMIT="2/hour",
+            ADMIN_IDS=str(operator),
+            RATE_LIMIT_ADMIN_TOKEN=token,
+            **environment,
+        )
+        for port in ports
+    ]
+    for process in processes:
+        await process.logged("Listening on")
+
+    async def in_a_shell() -> None:
+        process = await start("bot_ratelimit", "forgive", "42", "--yes", **environment)
+        assert (await process.finished())[0] == 0
+
+    async def over_http() -> None:
+        address = f"http://127.0.0.1:{ports[0]}/admin/api/users/42/forgive"
+        async with ClientSession() as session, session.post(address, json={}) as answer:
+            assert answer.status == 401
+        bearer = {"Authorization": f"Bearer {token}"}
+        async with (
+            ClientSession(headers=bearer) as session,
+            session.post(address, json={}) as answer,
+        ):
+            assert answer.status == 200
+
+    async def in_telegram() -> None:
+        await api.deliver(message(42, "/forgive 42"))  # nobody hears this
+        await api.deliver(message(operator, "/forgive 42"))
+        question = next(call for call in reversed(api.calls) if call.chat_id == operator)
+        (yes, *_), *_ = json.loads(question.params["reply_markup"])["inline_keyboard"]
+        await api.deliver(callback(operator, yes["callback_data"]))
+
+    async def pressed(times: int) -> list[bool]:
+        """Press the button, in turns on both instances; which of the presses were handled."""
+        before = len(api.calls)
+        for _ in range(times):
+            assert (await api.deliver(callback(42, "ping"))).ok
+        return [call.text.startswith(PONG) for call in api.calls[before:]]
+
+    assert await pressed(4) == [True, True, False, False]
+    for forgive in (in_a_shell, over_http, in_telegram):
+        await forgive()
+        assert await pressed(4) == [True, True, False, False], forgive.__name__
+    assert {call.chat_id for call in api.calls if call.method == "sendMessage"} == {operator}
+    for process in processes:
+        process.terminate()
+        await assert_clean_end(process)
+
+
+async def test_a_page_without_a_server_is_told(api: BotApi, start: Start) -> None:
+    """A bot that polls says where its page could be, and goes on."""
+    process = await start(
+        "example_bot",
+        BOT_TOKEN=TOKEN,
+        BOT_API_URL=api.url,
+        RATE_LIMIT_ADMIN_TOKEN="a-token-for-the-page-of-this-test",
+    )
+    await process.logged("The page for operators has no server: set HEALTH_PORT, or WEBHOOK_URL")
+    await api.enqueue(message(42, "/ping"))
+    await api.called("sendMessage")
+    process.terminate()
+    await assert_clean_end(process)
+
+
+async def test_a_polling_bot_serves_its_pages_on_a_port_of_their_own(
+    api: BotApi, start: Start
+) -> None:
+    """HEALTH_PORT serves health, metrics and the page while the bot polls; closed at the end."""
     port = free_port()
     process = await start(
-        "example_bot", BOT_TOKEN=TOKEN, BOT_API_URL=api.url, HEALTH_PORT=str(port)
+        "example_bot",
+        BOT_TOKEN=TOKEN,
+        BOT_API_URL=api.url,
+        HEALTH_PORT=str(port),
+        RATE_LIMIT_ADMIN_TOKEN="a-token-for-the-page-of-this-test",
     )
     await process.logged(f"Health and metrics at http://127.0.0.1:{port}/")
     await api.called("deleteWebhook")
@@ -320,6 +412,8 @@ async def test_a_polling_bot_serves_health_on_its_own_port(api: BotApi, start: S
     assert (
         'bot_ratelimit_decisions_total{outcome="allowed",rule="user",source="memory"} 1.0' in text
     )
+    async with ClientSession() as session, session.get(f"http://127.0.0.1:{port}/admin/") as page:
+        assert (page.status, "password" in await page.text()) == (200, True)
     process.terminate()
     await assert_clean_end(process)
 

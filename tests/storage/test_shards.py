@@ -305,10 +305,32 @@ async def test_an_unused_storage_stops_asking(monkeypatch: pytest.MonkeyPatch) -
     assert (await limiter.hit("9/m", Subject(user=1))).source == "policy"
     assert asyncio.all_tasks() != before
     del limiter
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while asyncio.all_tasks() != before:
             gc.collect()  # the dropped objects are in reference cycles
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
+
+
+async def test_a_missing_permission_for_the_slot_map_is_logged(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without CLUSTER SLOTS redirects lead the way, and the log says once what to allow."""
+    monkeypatch.setattr(shards, "REFRESH_EVERY", 0.01)
+    for node in cluster.primaries:
+        allowed = ("on", ">pw", "~*", "+@all", "-cluster")
+        cluster.do(node, "ACL SETUSER", "limits", *allowed)
+    try:
+        async with limiting(cluster, username="limits", password="pw") as limiter:
+            await connected(limiter)
+            await asyncio.sleep(0.1)
+    finally:
+        for node in cluster.primaries:
+            cluster.do(node, "ACL DELUSER", "limits")
+    told = [text for text in caplog.messages if "CLUSTER SLOTS" in text]
+    assert len(told) == 1
+    assert any(f"127.0.0.1:{node.port} " in told[0] for node in cluster.primaries)
+    assert "ACL SETUSER <user> +cluster|slots" in told[0]
+    assert "pw" not in told[0]
 
 
 async def test_a_plain_client_of_a_cluster_node_is_an_error(cluster: Cluster) -> None:

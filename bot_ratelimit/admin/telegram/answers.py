@@ -207,8 +207,8 @@ class Writer:
         return words(
             "live",
             version=live.version,
-            what=_code(live.what),
-            by=_code(live.by),
+            what=clipped(live.what, _IN_A_LIST),
+            by=clipped(live.by, _IN_A_LIST),
             at=words.moment(live.at),
             obeying=running - view.behind,
             instances=running,

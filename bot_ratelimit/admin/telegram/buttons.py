@@ -16,8 +16,8 @@ from bot_ratelimit.rule import Subject
 LARGEST_ID: Final = 2**52
 """The Bot API promises that ids have no more bits."""
 
-_FITS: Final = 3_500
-"""Characters of a page; Telegram takes 4096, and counts some of them double."""
+_FITS: Final = 2_500
+"""UTF-16 units of a page; Telegram takes 4096 with what stands above and below it."""
 _LAST_PAGE: Final = 99
 
 Rows: TypeAlias = "list[list[InlineKeyboardButton]]"
@@ -114,11 +114,12 @@ def page_of(blocks: Iterable[str], page: int, between: str = "\n") -> tuple[str,
     pages: list[list[str]] = [[]]
     length = 0
     for block in blocks:
-        if pages[-1] and length + len(block) > _FITS:
+        units = len((block + between).encode("utf-16-le")) // 2
+        if pages[-1] and length + units > _FITS:
             pages.append([])
             length = 0
         pages[-1].append(block)
-        length += len(block) + len(between)
+        length += units
     page = min(page, len(pages) - 1)
     return between.join(pages[page]), page, page + 1 < len(pages)
 

@@ -114,10 +114,10 @@ class _Front:
         """Answer a button."""
         desk = self._desk(query.from_user, bot)
         if press.what not in ("yes", "no"):
-            await query.answer()
+            await _answer(query)
             await self._show(desk, query, await _told(desk.words, pressed(desk, press)))
         elif press.first != desk.operator:
-            await query.answer(desk.words("not_yours"), show_alert=True)
+            await _answer(query, desk.words("not_yours"))
         else:
             await self._settle(desk, query, press)
 
@@ -126,12 +126,12 @@ class _Front:
         try:
             action = await self._confirmations.take(desk.operator, press.extra)
         except StorageError:
-            await query.answer(desk.words("away"), show_alert=True)
+            await _answer(query, desk.words("away"))
             return
         if action is None:
-            await query.answer(desk.words("gone"), show_alert=True)
+            await _answer(query, desk.words("gone"))
             return
-        await query.answer()
+        await _answer(query)
         if press.what == "no":
             await self._show(desk, query, Answer(desk.words("cancelled")))
             return
@@ -187,6 +187,14 @@ class _Front:
 
     async def _write(self, desk: Desk, bot: Bot, answer: Answer) -> None:
         await bot.send_message(desk.operator, answer.text, reply_markup=answer.keyboard, **_AS_HTML)
+
+
+async def _answer(query: CallbackQuery, alert: str | None = None) -> None:
+    """End the button's spinner, maybe with a text."""
+    try:
+        await query.answer(alert, show_alert=alert is not None)
+    except TelegramBadRequest as error:  # pressed long ago, while the bot was down
+        log.debug("A button press could not be answered: %s", error)
 
 
 async def _told(words: Words, answer: Awaitable[Answer]) -> Answer:

@@ -38,7 +38,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "origin_live": "live changes",
         "live_off": "Limits cannot be changed here: the middleware has no <code>live=True</code>.",
         "live_none": "No live changes. Instances: {instances}.",
-        "live": "Live version {version}: {what}. By {by}, {at}. "
+        "live": "Live version {version}: <code>{what}</code>. By <code>{by}</code>, {at}. "
         "It holds on {obeying} of {instances} instances.",
         "paused": "All limits are off until {until}.",
         "commands": "Commands: {commands}",
@@ -173,7 +173,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "origin_live": "изменён на ходу",
         "live_off": "Здесь лимиты менять нельзя: у middleware нет <code>live=True</code>.",
         "live_none": "На ходу ничего не менялось. Экземпляров: {instances}.",
-        "live": "Версия {version}: {what}. Автор: {by}, {at}. "
+        "live": "Версия {version}: <code>{what}</code>. Автор: <code>{by}</code>, {at}. "
         "Действует на экземплярах: {obeying} из {instances}.",
         "paused": "Все лимиты выключены до {until}.",
         "commands": "Команды: {commands}",
@@ -181,15 +181,15 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "chat": "чат {id}",
         "in_chat": "{who} в чате {id}",
         "verdict_allowed": "пропускается",
-        "verdict_exempt": "исключение: не ограничивается",
-        "verdict_refused": "отказ, свободен через {wait}",
+        "verdict_exempt": "исключение, лимиты не действуют",
+        "verdict_refused": "отказ, можно через {wait}",
         "verdict_banned": "бан",
         "who": "{Who}: <b>{verdict}</b>",
         "refused_today": "Отказов за 24 часа: {count}",
         "count": "<code>{rule}</code>: осталось {left} из {capacity}, {free}",
         "count_by_code": "<code>{rule}</code>: {free}",
-        "free_now": "свободен",
-        "free_in": "свободен через {wait}",
+        "free_now": "можно сейчас",
+        "free_in": "можно через {wait}",
         "ban_until": "до {until} (осталось {left})",
         "ban_for_good": "навсегда",
         "ban": "Бан {until}, автор: <code>{by}</code>",
@@ -263,10 +263,10 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "сообщение, выберите пользователя из списка после @ или укажите id.",
         "hidden": "Этот пользователь скрыл себя в пересланных сообщениях. Ответьте там, где он "
         "писал, или укажите id.",
-        "nobody": "Это никто: такой id общий для каналов, анонимных админов или служебного "
-        "аккаунта Telegram, он не ограничивается.",
+        "nobody": "Это никто: такой id у всех каналов, анонимных админов или служебного "
+        "аккаунта Telegram общий, и лимиты на него не действуют.",
         "myself": "Это сообщение самого бота. Ответьте на сообщение пользователя или укажите id.",
-        "is_admin": "{Who}: админ этого бота, админы не ограничиваются.",
+        "is_admin": "{Who}: админ этого бота, лимиты на админов не действуют.",
         "bad_length": "На какой срок? Например, <code>/{command} 42 1h спам</code>; "
         "<code>forever</code>: навсегда.",
         "usage_setlimit": "Например, <code>/{command} NAME 2/minute</code>; вместо лимита также "

@@ -216,10 +216,11 @@ def checked(kind: type[_Sent], found: dict[str, Any]) -> _Sent:
 
 async def form_of(request: web.Request, *, of_csrf: bool = False) -> MultiMapping[str]:
     """The fields of a form. For a CSRF token anything else is a form without fields."""
-    if request.content_type != _FORM:
+    # Other charsets can spell what no UTF-8 has.
+    if request.content_type != _FORM or (request.charset or "utf-8").lower() != "utf-8":
         if of_csrf:
             return MultiDict()
-        raise ProblemError(415, f"expected Content-Type: {_FORM}")
+        raise ProblemError(415, f"expected Content-Type: {_FORM}, in UTF-8")
     try:
         async with asyncio.timeout(_SLOWEST):
             found: Any = await request.post()

@@ -22,9 +22,8 @@ from bot_ratelimit.errors import ConfigError, RateLimitError
 _ROWS: Final = 50
 """Bans on one page."""
 _DONE: Final = frozenset({"changed", "forgiven", "banned", "unbanned"})
-_STATIC: Final = {
-    each.name: each for each in (files("bot_ratelimit.admin.web") / "static").iterdir()
-}
+_FILES: Final = files("bot_ratelimit.admin.web") / "static"
+_STATIC: Final = {each.name: each for each in _FILES.iterdir()}
 
 
 def routes() -> list[web.RouteDef]:

@@ -47,6 +47,7 @@ async def _before_forgiving(control: Control, form: Form) -> dict[str, Any]:
         if each.rule not in shared and (each.remaining != each.capacity or not each.allowed)
     ]
     chosen = [each for each in counted if not names or each.rule in names]
+    sends = {**_ids(subject), "rule": [each.rule for each in chosen if names]}
     return {
         "back": _page_of(subject),
         "subject": subject,
@@ -54,7 +55,7 @@ async def _before_forgiving(control: Control, form: Form) -> dict[str, Any]:
         "view": view,
         "counted": counted,
         "chosen": chosen,
-        "sends": {**_ids(subject), "rule": [each.rule for each in chosen if names]},
+        "sends": None if names and not chosen else sends,  # without a name all is forgotten
     }
 
 
@@ -77,9 +78,14 @@ async def _before_ban(control: Control, form: Form) -> dict[str, Any]:
     except ConfigError as error:
         return {**found, "error": str(error)}
     before = [ban for ban in await control.limiter.bans_of(subject) if ban.subject == subject]
+    try:
+        view = await control.show(form.subject())
+    except ConfigError:  # where each bot counts for itself, all of them have no one state
+        view = None
     return found | {
         "until": None if math.isinf(seconds) else time.time() + seconds,
         "before": before[0] if before else None,
+        "view": view,
         "sends": {**_ids(subject), **{name: form.text(name) for name in ("how_long", "reason")}},
     }
 

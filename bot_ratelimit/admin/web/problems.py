@@ -66,5 +66,7 @@ _STATUSES = ((StorageError, 503), (ConflictError, 409), (ConfigError, 422))
 def problem_of(error: RateLimitError) -> Problem:
     """What an error of the package is over HTTP."""
     status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+    if isinstance(error, ConfigError) and error.kind != ConfigError.kind:
+        status = 503  # it is Redis that refuses, not what was sent that is wrong
     headers = {"Retry-After": "2"} if status == 503 else {}
     return Problem(status, str(error), headers=headers)

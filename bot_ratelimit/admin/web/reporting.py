@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -18,8 +19,10 @@ log = logging.getLogger("bot_ratelimit")
 @web.middleware
 async def reporting(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer with the problem whenever something goes wrong."""
-    # What a sub-application may be sent is otherwise up to the application around it.
-    request = request.clone(client_max_size=MAX_BODY)
+    # What a sub-application may be sent is otherwise up to the application around it. That may
+    # have read the body already: then it has decided.
+    with suppress(RuntimeError):
+        request = request.clone(client_max_size=MAX_BODY)
     try:
         return await handler(request)
     except ProblemError as error:

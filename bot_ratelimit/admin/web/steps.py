@@ -61,5 +61,6 @@ class Step:
             found["error"] = error
         elif found["error"]:
             status = 422
+        found["wrong"] = status == 422
         template = f"actions/{self.path}.html"
         return page(request, template, {**found, "path": self.path, "typed": form}, status)

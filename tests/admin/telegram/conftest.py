@@ -27,6 +27,19 @@ async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
         await storage.close()
 
 
+@pytest.fixture
+async def elsewhere(storage: Storage, request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
+    """What another instance has: a connection of its own to the same Redis."""
+    if isinstance(storage, MemoryStorage):
+        yield storage
+        return
+    server: Server = request.getfixturevalue("redis_server")
+    async with aioredis.Redis(port=server.port) as client:
+        other = RedisStorage(client)
+        yield other
+        await other.close()
+
+
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instances look for changes, and operators for lost documents, without waiting seconds."""

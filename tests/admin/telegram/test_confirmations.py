@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiogram.exceptions import TelegramBadRequest
 from aiogram.methods import AnswerCallbackQuery
 
 from bot_ratelimit import MemoryStorage, Subject
@@ -35,9 +36,9 @@ async def test_it_is_done_once(office: Office) -> None:
     assert len(entries) == 1
 
 
-async def test_the_answer_may_reach_another_instance(storage: Storage, office: Office) -> None:
+async def test_the_answer_may_reach_another_instance(elsewhere: Storage, office: Office) -> None:
     """Behind a webhook the press arrives anywhere: the question is kept beside the counts."""
-    async with office_on(storage) as second:
+    async with office_on(elsewhere) as second:
         await office.says("/ban 42 1h")
         assert "is banned" in await second.presses(office.buttons["Ban"])
         assert GONE in await office.presses("Ban")
@@ -81,6 +82,16 @@ async def test_it_is_too_late_after_two_minutes(storage: Storage, office: Office
         await asyncio.sleep(0.02)
     assert GONE in await office.presses("Ban")
     assert await bans_of(office) == 0
+
+
+async def test_a_press_that_cannot_be_answered_still_counts(office: Office) -> None:
+    """Telegram forgets a press that waited for a bot that was down; what it says is done."""
+    await office.says("/ban 42 1h")
+    office.session.replies["AnswerCallbackQuery"] = TelegramBadRequest(
+        method=AnswerCallbackQuery(callback_query_id="1"),
+        message="Bad Request: query is too old and response timeout expired",
+    )
+    assert "is banned" in await office.presses("Ban")
 
 
 async def test_forged_tokens_find_nothing(office: Office) -> None:
