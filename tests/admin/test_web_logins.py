@@ -134,6 +134,8 @@ async def test_a_script_goes_on_while_others_guess_elsewhere() -> None:
         (["127.0.0.1"], "203.0.113.{}, nonsense"),
         (["127.0.0.1"], "2001:db8::{}"),
         (["127.0.0.1"], "::ffff:198.51.100.7"),
+        (["127.0.0.1"], "198.51.100.7:100{}"),
+        (["127.0.0.1"], "[2001:db8::1]:100{}"),
     ],
 )
 async def test_a_forged_address_does_not_help(proxies: list[str], forwarded: str) -> None:

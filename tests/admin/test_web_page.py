@@ -217,6 +217,15 @@ async def test_two_operators_do_not_overwrite_each_other(tab: Tab, bot: Site) ->
     assert rules == {"chat": {"limit": "60/hour"}, "messages": {"limit": "9/hour"}}
 
 
+async def test_a_double_click_changes_once(tab: Tab, bot: Site) -> None:
+    """A button that is pressed twice, while the first change of all takes its time, counts once."""
+    await tab.go("limit?name=messages&limit=9/hour&state=on")
+    await tab.page.get_by_role("button", name="Change messages").dblclick()
+    await tab.sees("Version 1 is saved")
+    assert (await bot.control.changes.current()).version == 1
+    assert tab.errors == []
+
+
 async def test_the_chart_moves_while_one_looks(tab: Tab, bot: Site) -> None:
     """Decisions that are made meanwhile appear in bars, numbers and table, without a reload."""
     await bot.send(2)
@@ -297,6 +306,17 @@ async def test_no_page_scrolls_sideways_or_has_errors(tab: Tab, busy: Site) -> N
     for path in WITH_ERRORS:
         await tab.go(path)
         assert await tab.width() <= size["width"], path
+
+
+async def test_every_width_between_fits(browser: Browser, busy: Site) -> None:
+    """Nowhere between the smallest phone and a desk a table is wider than the window."""
+    tab = await opened(browser, busy)
+    await tab.log_in()
+    for path in ("", "history", "bans", "user?user=8", "limit?name=messages&limit=9/hour"):
+        await tab.go(path)
+        for width in (320, 480, 700, 860, 1_040, 1_060, 1_200):
+            await tab.page.set_viewport_size({"width": width, "height": 900})
+            assert await tab.width() <= width, path
 
 
 async def test_long_words_fit(browser: Browser, redis_server: Server, client: object) -> None:

@@ -145,8 +145,24 @@ async def test_streams_end_with_the_application() -> None:
 
 
 @pytest.mark.usefixtures("hurried")
-async def test_a_stream_ends_with_its_session() -> None:
-    """Whoever is logged out by time sees no more."""
+async def test_a_stream_lasts_five_minutes() -> None:
+    """Then the browser connects again, and is refused if the session was logged out elsewhere."""
+    async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
+        await visitor.log_in()
+        async with following(visitor) as events:
+            assert await events.content.readline() == b"retry: 1000\n"
+            assert await message(events)
+            assert (await visitor.change("POST", "logout")).status == 303
+            found.now.ahead = 301
+            while await message(events) is not None:
+                pass
+        assert (await visitor.get("events")).status == 401
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_stream_ends_with_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the session's time is over, the stream is, too."""
+    monkeypatch.setattr(stream, "LASTS", 1e9)
     async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
         await visitor.log_in(init_data=init_data())
         async with following(visitor) as events:
@@ -166,7 +182,8 @@ async def test_silence_is_filled_with_heartbeats(monkeypatch: pytest.MonkeyPatch
         following(script) as events,
     ):
         assert await message(events)
-        assert await events.content.readline() == b": still here\n"
+        while await events.content.readline() != b": still here\n":
+            pass
 
 
 @pytest.mark.usefixtures("hurried")

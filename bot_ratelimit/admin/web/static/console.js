@@ -113,6 +113,16 @@ function enter(form) {
 
 // ----------------------------------------------------------------------------------------------
 
+// The first change of all takes some seconds: what was sent is not sent again meanwhile.
+document.addEventListener("submit", (event) => {
+  if (event.target.method !== "post") return;
+  if (event.target.dataset.sent) event.preventDefault();
+  event.target.dataset.sent = "yes";
+});
+addEventListener("pageshow", () => {
+  for (const sent of document.querySelectorAll("[data-sent]")) delete sent.dataset.sent;
+});
+
 localize(document);
 const form = document.getElementById("telegram");
 if (form) enter(form);

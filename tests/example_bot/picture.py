@@ -1,0 +1,53 @@
+"""`python -m tests.example_bot.picture` takes docs/images/operators.png; needs Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chromium import NOT_RUN, chromium, find_chromium
+
+from .conftest import ROOT, Process
+
+PATH = ROOT / "docs" / "images" / "operators.png"
+SCENE = "Rush hour"
+"""By then there was a flood, and an outage; some of the bans go on."""
+SECONDS = 12.0
+WIDTH, HEIGHT = 1100, 1410
+
+
+async def main() -> int:
+    """Run the dashboard, and photograph its page."""
+    if find_chromium() is None:
+        sys.exit(NOT_RUN)
+    with tempfile.TemporaryDirectory() as directory:
+        process = await Process.start("example_bot.demo.dashboard", Path(directory))
+        try:
+            address, token = [
+                (await process.said(f"  {what} ")).split()[-1] for what in ("Open", "Token")
+            ]
+            await process.said(SCENE)
+            await asyncio.sleep(SECONDS)
+            await photograph(address, token)
+            process.interrupt()
+            status, _, err = await process.finished()
+        finally:
+            await process.abandon()
+    sys.stderr.write(err)
+    return status
+
+
+async def photograph(address: str, token: str) -> None:
+    async with chromium() as browser:
+        page = await browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+        await page.goto(address)
+        await page.get_by_label("Access token").fill(token)
+        await page.get_by_role("button", name="Log in", exact=True).click()
+        await page.get_by_role("heading", name="Overview").first.wait_for()
+        await page.screenshot(path=PATH)
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
