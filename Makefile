@@ -15,7 +15,7 @@ dashboard: $(VENV)-demo/.ready  ## The same bots and a crowd that never stops, w
 test: $(VENV)/.ready  ## All tests, on memory, fakeredis, Redis and Valkey.
 	$(RUN) pytest
 
-# Environments of their own, one for each combination; VERSIONS="3.12 lowest" runs only those.
+# Environments of their own, one for each combination; VERSIONS="3.12 lowest" runs only those, --resume what has not passed.
 test-versions:  ## The suite on every Python from 3.11, with the lowest and the newest versions.
 	$(PYTHON) -m tests.versions $(VERSIONS)
 

@@ -40,7 +40,7 @@ def at(round_trip: int) -> str:
 
 
 def away(seconds: float) -> str:
-    return f"away for {seconds:g} s"
+    return f"loop blocked for {seconds:g} s"
 
 
 def _careful(who: str, candidate: Candidate) -> Ask:
@@ -175,7 +175,11 @@ def _measure_busy(run: Run) -> Measurements:
 
 
 def _busy_case(seconds: float) -> str:
-    return f"{seconds * 1_000:g} ms in every turn" if seconds == EACH_TURN else away(seconds)
+    return (
+        f"{seconds * 1_000:g} ms of other work in every turn"
+        if seconds == EACH_TURN
+        else away(seconds)
+    )
 
 
 def _tables_of_busy(records: Records) -> list[Table]:
@@ -184,7 +188,7 @@ def _tables_of_busy(records: Records) -> list[Table]:
         f"{WAITING} decisions are under way when a handler blocks the event loop; Redis answers in "
         "under a millisecond. In the last column other tasks take 60 ms of every turn of the loop."
     )
-    return [grid(records, "busy", "Answers of Redis that are lost", columns, note)]
+    return [grid(records, "busy", "Decisions that are lost", columns, note)]
 
 
 DISTANCE: Final = Benchmark("distance", _measure_distance, _tables_of_distance)

@@ -24,28 +24,50 @@ class Target(NamedTuple):
 
 AT_ONCE: Final = {n: decisions.on_redis(n) for n in decisions.AT_A_TIME}
 TARGETS: Final = (
-    Target("100 at a time, times `limits`", "decisions", AT_ONCE[100], 6, "limits"),
-    Target("100 at a time, times MULTI", "decisions", AT_ONCE[100], 12, "hand-written MULTI"),
-    Target("1 at a time, times a bare INCR", "decisions", AT_ONCE[1], 0.85, "bare INCR"),
-    Target("1,000 at a time: p99, µs", "decisions", AT_ONCE[1_000], 30_000, figure="p99_us"),
-    Target("120 ms away: share lost", "distance", distance.at(120), 0, figure="share_lost"),
-    Target("loop away for 3 s: share lost", "busy", distance.away(3), 0, figure="share_lost"),
+    Target("100 at a time: rate, times that of `limits`", "decisions", AT_ONCE[100], 6, "limits"),
     Target(
-        "a cluster of three, times one server",
+        "100 at a time: rate, times that of MULTI",
+        "decisions",
+        AT_ONCE[100],
+        12,
+        "hand-written MULTI",
+    ),
+    Target(
+        "1 at a time: rate, times that of a bare INCR", "decisions", AT_ONCE[1], 0.85, "bare INCR"
+    ),
+    Target("1,000 at a time: p99, µs", "decisions", AT_ONCE[1_000], 30_000, figure="p99_us"),
+    Target(
+        "Redis 120 ms away: share of decisions lost",
+        "distance",
+        distance.at(120),
+        0,
+        figure="share_lost",
+    ),
+    Target(
+        "loop blocked for 3 s: share of decisions lost",
+        "busy",
+        distance.away(3),
+        0,
+        figure="share_lost",
+    ),
+    Target(
+        "a cluster of three: rate, times that of one server",
         "cluster",
         decisions.THREE_NODES,
         0.5,
         decisions.ONE_SERVER,
     ),
     Target(
-        "`feed_update`, 100 at a time, times no middleware",
+        "`feed_update`, 100 at a time: rate, times that without a middleware",
         "bots",
         bots.case(100),
         0.9,
         bots.NOBODY,
         who=bots.OURS_ON_REDIS,
     ),
-    Target("in memory, times `limits`", "decisions", decisions.IN_A_LOOP, 0.8, "limits"),
+    Target(
+        "in memory: rate, times that of `limits`", "decisions", decisions.IN_A_LOOP, 0.8, "limits"
+    ),
 )
 
 

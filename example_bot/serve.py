@@ -1,5 +1,6 @@
 """How updates reach the bot: long polling for one instance, a webhook for any number of them."""
 
+import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator
@@ -8,7 +9,7 @@ from contextlib import asynccontextmanager
 from aiogram import Bot, Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
-from aiogram.exceptions import AiogramError
+from aiogram.exceptions import AiogramError, TelegramRetryAfter
 from aiogram.webhook.aiohttp_server import SimpleRequestHandler, setup_application
 from aiohttp import web
 
@@ -119,6 +120,9 @@ def build_webhook_app(
                 secret_token=settings.secret_token,
                 allowed_updates=dispatcher.resolve_used_update_types(),
             )
+        except TelegramRetryAfter as error:  # several instances start at the same time
+            await asyncio.sleep(error.retry_after)
+            await set_webhook()
         except AiogramError:
             await bot.session.close()  # aiohttp calls no shutdown hook after a failed start
             raise

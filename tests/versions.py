@@ -2,6 +2,7 @@
 
 Each combination has an environment of its own under `.venv-versions/`, made once and kept until
 pyproject.toml changes. Arguments choose combinations by a part of their name: `3.11`, `lowest`.
+`--resume` leaves out those that have passed at this commit, if nothing was changed since.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
 from typing import Any, Final, NamedTuple
+
+# Of tests/servers.py, which cannot be imported here: nothing is installed where this runs.
+PREFER_BUNDLED: Final = "TESTS_PREFER_BUNDLED_SERVERS"
 
 ROOT: Final = Path(__file__).parents[1]
 HOME: Final = ROOT / ".venv-versions"
@@ -36,21 +40,40 @@ class Combination(NamedTuple):
     pins: dict[str, str]
 
 
-def main(wanted: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run the combinations, print their results, and return the exit status."""
+    wanted = [word for word in arguments if word != "--resume"]
+    resume, commit = "--resume" in arguments, clean_commit()
     pythons = dict(interpreters())
+    chosen = [each for each in combinations(pythons) if all(word in each.name for word in wanted)]
+    if not chosen:
+        print(f"no combination has {' and '.join(wanted)} in its name")
+        return 2
     results = []
-    for each in combinations(pythons):
-        if all(word in each.name for word in wanted):
-            started = time.monotonic()
-            results.append((each.name, run(each), time.monotonic() - started))
-    print("\n== versions")
+    for each in chosen:
+        passed, started = HOME / each.name / ".passed", time.monotonic()
+        if resume and commit and passed.exists() and passed.read_text() == commit:
+            results.append((each.name, "passed before", 0.0))
+            continue
+        results.append((each.name, run(each), time.monotonic() - started))
+        if results[-1][1] == "passed" and clean_commit() == commit:
+            passed.write_text(commit)
+    print(f"\n== versions, at {commit[:10] or 'a changed work tree'}")
     for name, result, seconds in results:
         print(f"{name:<16} {result}  ({seconds:.0f} s)")
     for version in REQUIRED:
         if version not in pythons:
             print(f"{version:<16} not found: install python{version}, or pyenv install {version}")
     return int(any(not result.startswith("passed") for _, result, _ in results))
+
+
+def clean_commit() -> str:
+    """The commit of the work tree; nothing if something in it was changed."""
+    commit, changes = (
+        subprocess.run(["git", *what], cwd=ROOT, capture_output=True, text=True, check=False)
+        for what in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+    )
+    return "" if commit.returncode or changes.stdout else commit.stdout.strip()
 
 
 def interpreters() -> Iterator[tuple[str, Path]]:
@@ -121,7 +144,9 @@ def run(combination: Combination) -> str:
     named = r"(?m)^(aiogram|redis|pydantic|pydantic-settings|cachetools|fakeredis)==\S+"
     print(", ".join(match[0] for match in re.finditer(named, versions.stdout)), flush=True)
     suite = [home / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    code = subprocess.run(suite, cwd=ROOT, check=False).returncode
+    lowest_servers = {PREFER_BUNDLED: "1"} if combination.name.endswith("lowest") else {}
+    environment = {**os.environ, **lowest_servers}
+    code = subprocess.run(suite, cwd=ROOT, env=environment, check=False).returncode
     return "passed" if code == 0 else f"FAILED (exit status {code})"
 
 

@@ -87,7 +87,16 @@ SIDEBAR = {
             "testing",
         )
     ],
-    "На русском": ["README.ru", "docs/ru/*"],
+    "На русском": [
+        "README.ru",
+        "docs/ru/guide",
+        "docs/ru/recipes",
+        "docs/ru/questions",
+        "docs/ru/troubleshooting",
+        "docs/ru/migration",
+        "docs/ru/sizing",
+        "docs/ru/*",
+    ],
     "Project": [
         "docs/versions",
         "CHANGELOG",
@@ -113,7 +122,7 @@ python_maximum_signature_line_length = 78
 python_use_unqualified_type_names = True
 add_module_names = False
 toc_object_entries_show_parents = "hide"
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
 default_role = "reference_or_code"
 
@@ -134,7 +143,9 @@ def setup(app: Sphinx) -> None:
     app.add_role("reference_or_code", _reference_or_code)
     app.connect("source-read", _add_sidebar)
     app.connect("source-read", _say_language)
+    app.connect("html-page-context", _say_russian)
     app.connect("autodoc-skip-member", _skip_fields)
+    app.connect("autodoc-process-docstring", _describe_settings, priority=400)
     app.connect("autodoc-process-signature", _plain_signature)
 
 
@@ -175,11 +186,27 @@ def _language(name: str) -> str:
         return "text"
 
 
+def _say_russian(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    """Browsers and screen readers are told which pages are in Russian."""
+    if page == "README.ru" or page.startswith("docs/ru/"):
+        context["language"] = "ru"
+
+
 def _skip_fields(
     app: Sphinx, what: str, name: str, found: Any, skip: bool, options: Any
 ) -> bool | None:
     """Fields of named tuples are described in the class's docstring already."""
     return True if type(found).__name__ == "_tuplegetter" else None
+
+
+def _describe_settings(
+    app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]
+) -> None:
+    """Each variable with its description, before napoleon reads the docstring."""
+    if found is bot_ratelimit.Settings:
+        fields = found.model_fields.items()
+        told = (f"    {field}: {info.description}." for field, info in fields)
+        lines += ["", "Attributes:", *told, ""]
 
 
 def _plain_signature(

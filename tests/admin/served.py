@@ -20,7 +20,7 @@ from tests.incoming.support import Instance, chat, user
 
 TOKEN = "a-token-of-the-tests-0123456789"
 BOT_TOKEN = "1:TEST"
-ADMIN = 42
+ADMIN, OTHER_ADMIN = 42, 43
 
 
 @dataclass
@@ -62,7 +62,8 @@ async def site(
     await instance.dispatcher.emit_startup()
     app = web.Application()
     app.add_subapp(
-        "/admin/", admin_app(middleware, token=TOKEN, admins=[ADMIN], bot_token=BOT_TOKEN)
+        "/admin/",
+        admin_app(middleware, token=TOKEN, admins=[ADMIN, OTHER_ADMIN], bot_token=BOT_TOKEN),
     )
     runner = web.AppRunner(app)
     await runner.setup()

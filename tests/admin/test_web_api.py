@@ -16,7 +16,7 @@ import redis.asyncio as aioredis
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from bot_ratelimit import MemoryStorage, RedisStorage
+from bot_ratelimit import MemoryStorage, RedisStorage, Settings
 from bot_ratelimit.admin import admin_app
 from bot_ratelimit.admin.control import Control
 from tests.incoming.support import Instance
@@ -24,6 +24,7 @@ from tests.servers import Server
 
 from .web import (
     BEARER,
+    BOT_TOKEN,
     PAGE,
     TOKEN,
     Now,
@@ -447,6 +448,24 @@ async def test_a_huge_body_is_refused(root: str) -> None:
             pass  # the server has closed the connection
         else:
             assert reply.status == 413
+
+
+async def test_no_answer_shows_a_secret(environment: pytest.MonkeyPatch) -> None:
+    """`config` lists settings, and of secrets only that they are there."""
+    environment.setenv("RATE_LIMIT_ADMIN_TOKEN", TOKEN)
+    environment.setenv("REDIS_PASSWORD", "hunter2")
+    settings = Settings()
+    async with (
+        site(bot_on(MemoryStorage()), token=None, settings=settings) as found,
+        found.script() as script,
+    ):
+        config = await script.get("api/config")
+        listed = {each["name"]: each["value"] for each in config.content["settings"]}
+        assert listed["RATE_LIMIT_ADMIN_TOKEN"] == "(not shown)"
+        for path in ("", "api/config", "api/health", "api/audit", "api/instances", "api/limits"):
+            page = await script.get(path)
+            for secret in (TOKEN, BOT_TOKEN.split(":")[1], "hunter2"):
+                assert secret not in page.text
 
 
 async def test_what_is_switched_off_is_said() -> None:

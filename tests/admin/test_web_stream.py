@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,14 +12,15 @@ from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
-from aiohttp import ClientResponse
+from aiohttp import ClientResponse, ClientSession, web
 
 from bot_ratelimit import MemoryStorage, RedisStorage
+from bot_ratelimit.admin import admin_app
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.web import stream
 from tests.servers import Server
 
-from .web import BEARER, Visitor, bot_on, init_data, running_bot, site
+from .web import BEARER, TOKEN, Visitor, bot_on, init_data, running_bot, site
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -110,6 +112,24 @@ async def test_one_reader_serves_all_and_rests_when_nobody_looks(
             assert (await message(response))["problem"] == ""
 
 
+@pytest.mark.usefixtures("hurried")
+async def test_a_browser_that_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Closing the page writes nothing into the log of the bot."""
+    app = admin_app(bot_on(MemoryStorage()), token=TOKEN, max_streams=1)
+    runner = web.AppRunner(app)  # a test server would cancel the handler, which a bot's does not
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/events"
+    async with ClientSession(headers=BEARER) as session:
+        async with session.get(url) as events:
+            assert await message(events)
+        async with asyncio.timeout(10):
+            while (await session.head(url)).status == 503:
+                pass
+    await runner.cleanup()
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
+
+
 async def test_only_so_many_may_follow() -> None:
     """One more is 503, and may come in when another leaves."""
     async with site(bot_on(MemoryStorage()), max_streams=2) as found, found.script() as script:
@@ -145,8 +165,24 @@ async def test_streams_end_with_the_application() -> None:
 
 
 @pytest.mark.usefixtures("hurried")
-async def test_a_stream_ends_with_its_session() -> None:
-    """Whoever is logged out by time sees no more."""
+async def test_a_stream_lasts_five_minutes() -> None:
+    """Then the browser connects again, and is refused if the session was logged out elsewhere."""
+    async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
+        await visitor.log_in()
+        async with following(visitor) as events:
+            assert await events.content.readline() == b"retry: 1000\n"
+            assert await message(events)
+            assert (await visitor.change("POST", "logout")).status == 303
+            found.now.ahead = 301
+            while await message(events) is not None:
+                pass
+        assert (await visitor.get("events")).status == 401
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_a_stream_ends_with_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the session's time is over, the stream is, too."""
+    monkeypatch.setattr(stream, "LASTS", 1e9)
     async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
         await visitor.log_in(init_data=init_data())
         async with following(visitor) as events:
@@ -166,7 +202,8 @@ async def test_silence_is_filled_with_heartbeats(monkeypatch: pytest.MonkeyPatch
         following(script) as events,
     ):
         assert await message(events)
-        assert await events.content.readline() == b": still here\n"
+        while await events.content.readline() != b": still here\n":
+            pass
 
 
 @pytest.mark.usefixtures("hurried")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from bot_ratelimit import Decision, Limiter, MemoryStorage, RateLimitMiddleware, Subject
 from bot_ratelimit.testing import FlakyStorage
 from example_bot.bot import PONG, REPORT, THANKS, WORKING, build_dispatcher
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.instances import serve
+from example_bot.demo.methods import ApiError
 from example_bot.demo.updates import Json, album, callback, message, payment, pre_checkout
 
 
@@ -134,3 +138,21 @@ async def test_webhook_shutdown_waits_for_the_running_handler(api: BotApi) -> No
     await runner.cleanup()
     assert (await report).ok
     assert done[-1] == "editMessageText"
+
+
+async def test_an_instance_waits_its_turn_to_set_the_webhook(
+    api: BotApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Telegram refuses the webhook with 429, as when several instances start: it is set later."""
+    api.errors["setwebhook"] = ApiError(429, "Too Many Requests: retry after 1", retry_after=1)
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        api.errors.clear()
+
+    monkeypatch.setattr("example_bot.serve.asyncio", SimpleNamespace(sleep=sleep))
+    runner = await serve(api, build_dispatcher(RateLimitMiddleware("5/minute")))
+    assert waits == [1]
+    assert (await api.deliver(message(42, "/ping"))).ok
+    await runner.cleanup()

@@ -11,7 +11,9 @@ from textwrap import dedent
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 NAMES = ("guide", "recipes", "migration", "troubleshooting", "sizing", "questions")
-PAGES = [page for name in NAMES if (page := DOCS / f"{name}.md").exists()]
+PAGES = [DOCS / f"{name}.md" for name in NAMES]
+TRANSLATIONS = [DOCS / "ru" / page.name for page in PAGES]
+"""The same in Russian, with the same code."""
 
 NOT_RUN = "# not run"
 """How a Python block begins that shows other people's code, which is not installed here."""

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from .pages import DOCS, NAMES, ROOT, blocks_of
+from .pages import PAGES, ROOT, TRANSLATIONS, blocks_of
 
 FENCE = re.compile(r"^[ \t]*```.*?^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
 CYRILLIC = re.compile("[а-яё]", re.IGNORECASE)
 
 PAIRS = [
-    *((DOCS / f"{name}.md", DOCS / "ru" / f"{name}.md") for name in NAMES),
+    *zip(PAGES, TRANSLATIONS, strict=True),
     (ROOT / "README.md", ROOT / "README.ru.md"),
 ]
 pairs = pytest.mark.parametrize(

@@ -51,15 +51,16 @@ def check_token(token: object) -> str:
 
 
 class Access:
-    """Lets requests in, opens sessions, and demands of each change that its page sent it.
+    """Lets requests in, opens and ends sessions, and checks that a change comes from our own page.
 
     Args:
-        token: What scripts show in every request, and people in the login form, if they may.
-        mini_app: Who checks what Telegram says, if the page can be opened there.
-        sessions: Who opens sessions and knows them again.
-        attempts: Who counts failed logins.
-        used: Who knows what was used up.
-        peers: Who says where requests are from.
+        token: What scripts send with every request, and people in the login form; None if nobody
+            may enter with a token.
+        mini_app: Checks initData; None if nobody may enter from Telegram.
+        sessions: Opens sessions and recognizes them.
+        attempts: Counts failed logins.
+        used: Remembers sessions that were logged out, and initData that was used.
+        peers: Tells where requests come from.
     """
 
     def __init__(
@@ -80,10 +81,10 @@ class Access:
         return [web.post("/login", self._login), web.post("/logout", self._logout)]
 
     def middleware(self) -> Middleware:
-        """What stands before every handler.
+        """Runs before every handler.
 
-        Strangers are told 401 of every path, also of one that does not exist: so nothing can be
-        found out by asking around.
+        Strangers get 401 for every path, also for one that does not exist, so that they cannot
+        find out which paths there are.
         """
 
         @web.middleware
@@ -103,7 +104,7 @@ class Access:
     async def _session(self, request: web.Request) -> Session | None:
         shown = request.headers.getall("Authorization", [])
         bearers = [each for each in shown if each[:7].lower() == "bearer "]
-        if bearers:  # else it is for a proxy before this server
+        if bearers:  # any other scheme is meant for a proxy before this server
             wrong = None if self._is_right(bearers) else _unauthorized("this token is wrong")
             await self._attempts.judge(wrong, self._peers.source(request))
             return Session(BY_TOKEN, "", float("inf"))
@@ -124,7 +125,7 @@ class Access:
         self, request: web.Request, session: Session | None, is_open: bool
     ) -> None:
         if session is not None and not session.csrf:
-            return  # a bearer token is not added by a browser on its own
+            return  # browsers do not send a bearer token on their own
         if not self._peers.is_own_page(request):
             raise ProblemError(403, "the request comes from a page of another site")
         if session is None or is_open:
@@ -156,9 +157,9 @@ class Access:
         await self._attempts.judge(wrong, self._peers.source(request), device)
 
     async def _judge_init_data(self, request: web.Request, init_data: str) -> int:
-        """Who opened the page in Telegram. What is right passes also while others are slowed.
+        """The id of the admin who opened the page in Telegram.
 
-        A signature cannot be guessed, so nobody gains by it but an admin in need.
+        The right initData passes even while the address is slowed: a signature cannot be guessed.
         """
         try:
             if self._mini_app is None:

@@ -5,7 +5,7 @@
 | `<prefix>:ratelimit:{login}:from:<address>` | attempts of an address |
 | `<prefix>:ratelimit:{login}:all` | attempts of all addresses together |
 | `<prefix>:ratelimit:{login}:device:<id>` | attempts of a browser that was let in before |
-| `<prefix>:ratelimit:{login}:used:<hash>` | what was used up: a session, initData |
+| `<prefix>:ratelimit:{login}:used:<hash>` | a session that was logged out, initData that was used |
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OF_ONE: Final = Limit(5, 60)
 OF_ALL: Final = Limit(60, 60)
 """Failed attempts of all addresses together: an address may be forged, or one of many."""
 LONGEST: Final = 86_400.0
-"""Seconds for which is remembered what was used up: longer than any of it is good."""
+"""Seconds for which a use is remembered: longer than any session or initData is valid."""
 
 _VOUCHED_FOR: Final = 3_600.0
 _NOBODY: Final = Subject()
@@ -43,12 +43,12 @@ _PATH: Final = "{login}:"
 
 
 class Attempts:
-    """Judges those who show a secret, and slows down those who guess.
+    """Slows down those who guess a secret.
 
-    While somebody is slowed, the right secret is refused like a wrong one: else guessing would
-    not be slowed at all. Three doors stay open for the operator meanwhile: a session, a browser
-    that was let in before (it is counted apart, see `Devices`), and a script that has shown the
-    right secret from its address within the hour, as long as nobody guesses from there.
+    While an address is slowed, the right secret is refused like a wrong one: otherwise guessing
+    would not be slowed at all. An operator is not shut out by it: a session goes on, a browser that
+    was logged in before is counted separately (see `Sessions.device`), and a script that has shown
+    the right secret within the hour goes on, as long as nobody guesses from its address.
 
     Args:
         limiter: The bot's, whose storage keeps the counts; while that is out of reach, this
@@ -63,7 +63,7 @@ class Attempts:
     async def judge(
         self, failure: ProblemError | None, source: str, device: str | None = None
     ) -> None:
-        """Let pass what is right, and count what is wrong.
+        """Let the right secret pass, and count a wrong one.
 
         Args:
             failure: What is wrong; None if nothing is.
@@ -79,7 +79,7 @@ class Attempts:
         lock = self._locks.setdefault(key, asyncio.Lock())
         if failure is None and key in self._vouched:
             return
-        async with lock:  # so that many right ones at once do not use up the attempts
+        async with lock:  # so that many right ones at once do not exhaust the attempts
             if failure is None and key in self._vouched:
                 return
             rules = _rules(key, shared=device is None)
@@ -96,7 +96,7 @@ class Attempts:
 
 
 class Used:
-    """What is good for one use only, or is no longer good, on every instance.
+    """Remembers, on every instance, what must not be used again: sessions and initData.
 
     Args:
         limiter: The bot's. While its storage is out of reach, this process remembers for itself.
@@ -104,18 +104,18 @@ class Used:
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = _own(limiter)
-        # What was used up here stays so, also when Redis was away then.
+        # What was used here stays used, even if Redis was away then.
         self._here: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
 
     async def use(self, what: str) -> bool:
-        """Use something up; whether it was still good."""
+        """Note that it is used; False if it was used before."""
         if what in self._here:
             return False
         self._here[what] = True
         return bool(await self._limiter.hit(_once(what), _NOBODY, _outgoing=True))
 
     async def is_used(self, what: str) -> bool:
-        """Whether it was used up."""
+        """Whether it was used before."""
         if what in self._here:
             return True
         look = self._limiter.hit(_once(what), _NOBODY, 0, _outgoing=True)

@@ -47,7 +47,6 @@ def login_page(request: web.Request, problem: Problem | None) -> web.Response:
     shown = {
         "problem": problem.detail or problem.title if problem is not None and is_told else "",
         "has_token": console.has_token,
-        "has_admins": bool(console.admins),
     }
     return page(request, "login.html", shown)
 

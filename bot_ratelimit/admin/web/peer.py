@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from ipaddress import (
     IPv4Address,
@@ -25,6 +26,7 @@ SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 LOCAL: Final = "unix"
 """What a peer on a Unix socket is called, which has no address."""
+_WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]+|\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?")
 
 
 class Peers:
@@ -120,6 +122,8 @@ def _network(name: str) -> IPv4Network | IPv6Network:
 
 
 def _parsed(text: str) -> _Address | None:
+    if found_port := _WITH_PORT.fullmatch(text):  # some proxies add it
+        text = found_port[1] or found_port[2]
     try:
         found = ip_address(text.partition("%")[0])
     except ValueError:

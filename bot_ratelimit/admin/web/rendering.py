@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 import bot_ratelimit
 from bot_ratelimit.admin.views import RuleView
@@ -30,6 +31,7 @@ def page(
         status=status,
         root=console.root(request),
         session=session_of(request),
+        has_admins=bool(console.admins),
         prefix=console.middleware.limiter.key_prefix,
         release=bot_ratelimit.__version__,
     )
@@ -46,6 +48,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {
+        "breakable": breakable,
         "described": described,
         "duration": duration,
         "limit": limit_of,
@@ -61,6 +64,11 @@ def _templates() -> Environment:
 def moment(at: float | datetime) -> datetime:
     """A Unix time, or another, in UTC."""
     return at.astimezone(UTC) if isinstance(at, datetime) else datetime.fromtimestamp(at, UTC)
+
+
+def breakable(text: str, after: str) -> Markup:
+    """A long name that may go on in the next line after each of these signs."""
+    return escape(text).replace(after, Markup("{}<wbr>").format(after))
 
 
 def sentence(text: str) -> str:

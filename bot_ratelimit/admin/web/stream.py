@@ -20,6 +20,8 @@ EVERY: Final = 2.0
 """Seconds between two looks, while somebody follows."""
 HEARTBEAT: Final = 10.0
 """Seconds without news after which followers, and proxies, are told that the stream lives."""
+LASTS: Final = 300.0
+"""Seconds after which a browser connects again, so that a logout elsewhere ends it soon."""
 
 _SLOWEST: Final = 5.0  # for a browser to take a message
 _HEADERS: Final = {
@@ -47,7 +49,7 @@ class Stream:
         self._closed = False
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Follow what happens, until the session or the application ends."""
+        """Follow what happens, until the session or the application ends, or for a while."""
         if self._closed or self._followers >= self._most:
             raise ProblemError(
                 503, "too many browsers follow already: close one", headers={"Retry-After": "10"}
@@ -60,6 +62,8 @@ class Stream:
             await response.prepare(request)
             if request.method != "HEAD":
                 await self._follow(response, request[SESSION])
+        except ConnectionError:  # the browser has gone
+            pass
         except TimeoutError:  # the browser reads nothing
             if request.transport is not None:
                 request.transport.abort()
@@ -76,12 +80,13 @@ class Stream:
         self._rest()
 
     async def _follow(self, response: web.StreamResponse, session: Session) -> None:
-        message = self._latest
-        while not self._closed and self._console.clock() < session.expires:
+        clock = self._console.clock
+        until = min(session.expires, clock() + LASTS)
+        message = b"retry: 1000\n" + self._latest if self._latest else b"retry: 1000\n\n"
+        while not self._closed and clock() < until:
             news = self._news
-            if message:
-                async with asyncio.timeout(_SLOWEST):
-                    await response.write(message)
+            async with asyncio.timeout(_SLOWEST):
+                await response.write(message)
             message = b": still here\n\n"
             try:
                 async with asyncio.timeout(HEARTBEAT):

@@ -106,12 +106,31 @@ function enter(form) {
   const proof = new URLSearchParams(location.hash.slice(1)).get("tgWebAppData");
   if (!proof) return;
   history.replaceState(null, "", location.pathname + location.search);
+  if (form.dataset.by === `${userOf(proof)}@web`) return; // whose session goes on
   form.elements.init_data.value = proof;
-  document.getElementById("entering").hidden = false;
+  form.hidden = false;
   form.submit();
 }
 
+function userOf(proof) {
+  try {
+    return JSON.parse(new URLSearchParams(proof).get("user")).id;
+  } catch {
+    return undefined;
+  }
+}
+
 // ----------------------------------------------------------------------------------------------
+
+// The first change of all takes some seconds: what was sent is not sent again meanwhile.
+document.addEventListener("submit", (event) => {
+  if (event.target.method !== "post") return;
+  if (event.target.dataset.sent) event.preventDefault();
+  event.target.dataset.sent = "yes";
+});
+addEventListener("pageshow", () => {
+  for (const sent of document.querySelectorAll("[data-sent]")) delete sent.dataset.sent;
+});
 
 localize(document);
 const form = document.getElementById("telegram");
