@@ -43,7 +43,7 @@ FAR: Final = 0.005
 """The round trip in seconds above which a server counts as far away: requests do not wait for the
 batch in progress."""
 GATHER: Final = (0.01, 0.001)
-"""The longest time in seconds that requests are gathered while a batch is in progress: for a near
+"""The longest time in seconds that requests are gathered while batches are in progress: for a near
 and for a far server."""
 LOG_EVERY: Final = 60.0
 

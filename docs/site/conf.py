@@ -87,7 +87,16 @@ SIDEBAR = {
             "testing",
         )
     ],
-    "На русском": ["README.ru", "docs/ru/*"],
+    "На русском": [
+        "README.ru",
+        "docs/ru/guide",
+        "docs/ru/recipes",
+        "docs/ru/questions",
+        "docs/ru/troubleshooting",
+        "docs/ru/migration",
+        "docs/ru/sizing",
+        "docs/ru/*",
+    ],
     "Project": [
         "docs/versions",
         "CHANGELOG",
@@ -134,6 +143,7 @@ def setup(app: Sphinx) -> None:
     app.add_role("reference_or_code", _reference_or_code)
     app.connect("source-read", _add_sidebar)
     app.connect("source-read", _say_language)
+    app.connect("html-page-context", _say_russian)
     app.connect("autodoc-skip-member", _skip_fields)
     app.connect("autodoc-process-docstring", _describe_settings, priority=400)
     app.connect("autodoc-process-signature", _plain_signature)
@@ -174,6 +184,12 @@ def _language(name: str) -> str:
         return get_lexer_by_name(name).aliases[0]
     except ClassNotFound:
         return "text"
+
+
+def _say_russian(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    """Browsers and screen readers are told which pages are in Russian."""
+    if page == "README.ru" or page.startswith("docs/ru/"):
+        context["language"] = "ru"
 
 
 def _skip_fields(

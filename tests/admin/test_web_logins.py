@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 from pathlib import Path
 
@@ -221,3 +222,29 @@ async def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.Mon
         )
         assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
         writer.close()
+
+
+async def test_a_broken_body_is_no_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Strangers cannot fill the log with tracebacks of ours: 400, 413 or 415."""
+    head = (
+        b"POST /ops/admin/login HTTP/1.1\r\nHost: here\r\n"
+        b"Content-Type: application/x-www-form-urlencoded\r\n"
+    )
+    bomb = gzip.compress(b"token=" + b"x" * 1_000_000)
+    packed = b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n"
+    async with site(bot_on(MemoryStorage())) as found:
+        for body, status in (
+            (packed % len(bomb) + bomb, b"415"),
+            (packed % 7 + b"no gzip", b"415"),
+            (b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n", b"400"),
+            (b"Content-Length: 100\r\n\r\ntoken=", b""),  # and then it goes
+        ):
+            reader, writer = await asyncio.open_connection(found.server.host, found.server.port)
+            writer.write(head + body)
+            if status:
+                assert (await reader.readline()).split()[1] == status
+            writer.close()
+            await writer.wait_closed()
+        await asyncio.sleep(0.05)
+    ours = [record for record in caplog.records if record.name == "bot_ratelimit"]
+    assert [record for record in ours if record.levelno >= logging.ERROR] == []

@@ -231,7 +231,7 @@ async def test_an_instance_that_does_not_answer_is_unhealthy(start: Start) -> No
 async def test_startup_objects_are_frozen_for_the_collector() -> None:
     """After the start, the garbage collector skips objects that live as long as the bot."""
     try:
-        assert gc.get_freeze_count() == 0
+        assert gc.get_freeze_count() < 1_000  # some versions of Python freeze a little themselves
         await freeze()
         assert gc.get_freeze_count() > 100_000
     finally:

@@ -38,9 +38,9 @@ from bot_ratelimit import (
     Subject,
 )
 from example_bot.demo.updates import message
-from tests.servers import Server, running_cluster
+from tests.servers import Server, free_port, running_cluster
 
-from .pages import Block, blocks
+from .pages import DOCS, Block, blocks
 from .stage import TOKEN
 
 USER = Subject(user=42, chat=42)
@@ -298,3 +298,47 @@ def terminal(command: str, port: int) -> str:
     ran = subprocess.run(words, capture_output=True, text=True, timeout=60, env={**os.environ})
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
+
+
+# --- reasons -----------------------------------------------------------------------------------
+
+
+def reasons() -> set[str]:
+    """What the table under "Redis rate limit check failed" tells readers to look for."""
+    text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    table = text.partition("| the line says | fix |")[2].partition("\n\n")[0]
+    return {phrase for row in table.splitlines() for phrase in re.findall(r"`([^`]+)`", row[:60])}
+
+
+async def test_the_reasons_in_the_table(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each reason for a failure that can be caused here is worded in the log as in the table."""
+
+    async def fail(**options: Any) -> None:
+        async with limited(aioredis.Redis(**options)) as hit:
+            seen = len(caplog.records)
+            async with asyncio.timeout(10):
+                while len(caplog.records) == seen:
+                    await hit()
+                    await asyncio.sleep(0.01)
+
+    port = own_server.port
+    await fail(port=free_port())
+    await fail(port=port, ssl=True)
+    async with aioredis.Redis(port=port) as client, limited(client) as hit:
+        await hit()
+        own_server.kill()
+        await hit()
+        own_server.start()
+        await client.config_set("requirepass", "secret")
+    await fail(port=port)
+    await fail(port=port, password="wrong")
+    found = {phrase for phrase in reasons() if phrase in caplog.text}
+    assert found >= {
+        "Connection refused",
+        "NOAUTH the server wants a password",
+        "invalid username-password pair",
+        "not connected to",
+        "Connection closed by server",
+    }

@@ -179,6 +179,7 @@ async def body_of(request: web.Request, kind: type[_Sent]) -> _Sent:
         if request.can_read_body:
             raise ProblemError(415, "expected Content-Type: application/json")
         return checked(kind, {})
+    _check_encoding(request)
     try:
         async with asyncio.timeout(_SLOWEST):
             raw = await request.read()
@@ -221,6 +222,7 @@ async def form_of(request: web.Request, *, of_csrf: bool = False) -> MultiMappin
         if of_csrf:
             return MultiDict()
         raise ProblemError(415, f"expected Content-Type: {_FORM}, in UTF-8")
+    _check_encoding(request)
     try:
         async with asyncio.timeout(_SLOWEST):
             found: Any = await request.post()
@@ -230,6 +232,12 @@ async def form_of(request: web.Request, *, of_csrf: bool = False) -> MultiMappin
         raise ProblemError(400, "the body is not a form") from None
     fields: MultiMapping[str] = found
     return fields
+
+
+def _check_encoding(request: web.Request) -> None:
+    """Nothing of 16 KiB needs to be compressed, but a bomb does."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise ProblemError(415, "expected no Content-Encoding")
 
 
 def _once_each(fields: MultiMapping[str]) -> dict[str, Any]:

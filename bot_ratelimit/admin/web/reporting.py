@@ -33,8 +33,9 @@ async def reporting(request: web.Request, handler: Handler) -> web.StreamRespons
         if error.status < 400:
             raise
         problem = _of_http(error)
-    except ConnectionError:  # nobody is there to answer
-        raise
+    except (ConnectionError, web.RequestPayloadError):
+        # Nobody may be there to read it. Raised, it would be an error in the log of the bot.
+        problem = Problem(400, "the body is broken, or the connection was closed")
     except Exception:
         log.exception("admin_app: %s %s failed", request.method, request.rel_url.raw_path)
         problem = Problem(500, "a bug: the log of the bot says more")
