@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import redis.asyncio as aioredis
     from playwright.async_api import Browser, Page
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason=NOT_RUN)
+if find_chromium() is None:
+    pytest.skip(NOT_RUN, allow_module_level=True)
 
 PHONE, DESK = 400, 1400
 EVERY_PAGE = (
