@@ -13,7 +13,6 @@ from multidict import MultiMapping
 
 from bot_ratelimit.admin.encoding import to_json
 from bot_ratelimit.admin.web.attempts import Attempts, Used
-from bot_ratelimit.admin.web.bodies import form_of
 from bot_ratelimit.admin.web.console import SESSION, Session, anybody, may_anybody, wants_page
 from bot_ratelimit.admin.web.mini_app import InitDataError, MiniApp
 from bot_ratelimit.admin.web.peer import SAFE, Peers
@@ -26,6 +25,7 @@ from bot_ratelimit.admin.web.sessions import (
     Sessions,
     cookie_header,
 )
+from bot_ratelimit.admin.web.validation import read_form
 from bot_ratelimit.errors import ConfigError
 
 CSRF_FIELD: Final = "csrf"
@@ -132,7 +132,7 @@ class Access:
             return
         given = request.headers.getall(CSRF_HEADER, [])
         if not given:
-            form: MultiMapping[str] = await form_of(request, of_csrf=True)
+            form: MultiMapping[str] = await read_form(request, for_csrf=True)
             given = form.getall(CSRF_FIELD, [])
         right = session.csrf.encode()
         if len(given) != 1 or not hmac.compare_digest(given[0].encode("utf-8", "replace"), right):
@@ -140,7 +140,7 @@ class Access:
 
     @anybody
     async def _login(self, request: web.Request) -> web.StreamResponse:
-        form = await form_of(request)
+        form = await read_form(request)
         tokens, init_data = form.getall("token", []), form.getall("init_data", [])
         if len(tokens) + len(init_data) != 1:
             raise ProblemError(400, "expected one field: either token or init_data")

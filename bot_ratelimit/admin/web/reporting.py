@@ -8,9 +8,9 @@ from contextlib import suppress
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from bot_ratelimit.admin.web.bodies import MAX_BODY
 from bot_ratelimit.admin.web.console import console_of, session_of, wants_page
 from bot_ratelimit.admin.web.problems import Problem, ProblemError, problem_of
+from bot_ratelimit.admin.web.validation import MAX_BODY
 from bot_ratelimit.errors import RateLimitError
 
 log = logging.getLogger("bot_ratelimit")

@@ -10,10 +10,10 @@ from aiohttp import web
 
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.web.bodies import form_of
 from bot_ratelimit.admin.web.console import console_of, control_of
 from bot_ratelimit.admin.web.forms import Form
 from bot_ratelimit.admin.web.rendering import page
+from bot_ratelimit.admin.web.validation import read_form
 from bot_ratelimit.errors import ConfigError
 
 Look: TypeAlias = Callable[[Control, Form], Awaitable[dict[str, Any]]]
@@ -43,7 +43,7 @@ class Step:
         return await self._shown(request, Form(request.query))
 
     async def _do(self, request: web.Request) -> web.Response:
-        form = Form(await form_of(request))
+        form = Form(await read_form(request))
         try:
             where = await self.act(control_of(request), form)
         except ConflictError as error:
