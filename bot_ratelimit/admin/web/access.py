@@ -15,7 +15,6 @@ from bot_ratelimit.admin.encoding import to_json
 from bot_ratelimit.admin.web.attempts import Attempts, Used
 from bot_ratelimit.admin.web.console import SESSION, Session, anybody, may_anybody, wants_page
 from bot_ratelimit.admin.web.mini_app import InitDataError, MiniApp
-from bot_ratelimit.admin.web.peer import SAFE, Peers
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.admin.web.sessions import (
     BY_TOKEN,
@@ -25,6 +24,7 @@ from bot_ratelimit.admin.web.sessions import (
     Sessions,
     cookie_header,
 )
+from bot_ratelimit.admin.web.trusted_proxies import SAFE, TrustedProxies
 from bot_ratelimit.admin.web.validation import read_form
 from bot_ratelimit.errors import ConfigError
 
@@ -60,7 +60,7 @@ class Access:
         sessions: Opens sessions and recognizes them.
         attempts: Counts failed logins.
         used: Remembers sessions that were logged out, and initData that was used.
-        peers: Tells where requests come from.
+        proxies: Tells where requests come from.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Access:
         sessions: Sessions,
         attempts: Attempts,
         used: Used,
-        peers: Peers,
+        proxies: TrustedProxies,
     ) -> None:
         self._token = None if token is None else sha256(token.encode()).digest()
         self._mini_app, self._sessions = mini_app, sessions
-        self._attempts, self._used, self._peers = attempts, used, peers
+        self._attempts, self._used, self._proxies = attempts, used, proxies
 
     def routes(self) -> list[web.RouteDef]:
         """Login and logout."""
@@ -106,7 +106,7 @@ class Access:
         bearers = [each for each in shown if each[:7].lower() == "bearer "]
         if bearers:  # any other scheme is meant for a proxy before this server
             wrong = None if self._is_right(bearers) else _unauthorized("this token is wrong")
-            await self._attempts.judge(wrong, self._peers.source(request))
+            await self._attempts.judge(wrong, self._proxies.client_address(request))
             return Session(BY_TOKEN, "", float("inf"))
         held = self._sessions.find(request)
         if held is None or await self._used.is_used(f"session {held.id}"):
@@ -126,7 +126,7 @@ class Access:
     ) -> None:
         if session is not None and not session.csrf:
             return  # browsers do not send a bearer token on their own
-        if not self._peers.is_own_page(request):
+        if not self._proxies.is_same_origin(request):
             raise ProblemError(403, "the request comes from a page of another site")
         if session is None or is_open:
             return
@@ -154,7 +154,7 @@ class Access:
     async def _judge_token(self, request: web.Request, token: str) -> None:
         wrong = None if self._is_token(token) else _unauthorized("this token is wrong")
         device = self._sessions.device(request)
-        await self._attempts.judge(wrong, self._peers.source(request), device)
+        await self._attempts.judge(wrong, self._proxies.client_address(request), device)
 
     async def _judge_init_data(self, request: web.Request, init_data: str) -> int:
         """The id of the admin who opened the page in Telegram.
@@ -168,13 +168,13 @@ class Access:
             if not await self._used.use(f"initData {opening}"):
                 raise InitDataError(401, "this initData was used: open the page again in Telegram")
         except InitDataError as wrong:
-            await self._attempts.judge(wrong, self._peers.source(request))
+            await self._attempts.judge(wrong, self._proxies.client_address(request))
             raise
         return user
 
     def _let_in(self, request: web.Request, user: int | None) -> web.StreamResponse:
         value, session = self._sessions.open(user)
-        https, lasts = self._peers.is_https(request), LASTS if user is None else MINI_APP_LASTS
+        https, lasts = self._proxies.is_https(request), LASTS if user is None else MINI_APP_LASTS
         response: web.Response
         if wants_page(request):
             response = web.Response(status=303, headers={"Location": "./"})
@@ -195,7 +195,7 @@ class Access:
             await self._used.use(f"session {held.id}")
         response = web.Response(status=303, headers={"Location": "./"})
         cross_site = held is not None and held.session.by != BY_TOKEN
-        https = self._peers.is_https(request)
+        https = self._proxies.is_https(request)
         header = cookie_header(self._sessions.cookie, "", 0, https=https, cross_site=cross_site)
         response.headers.add("Set-Cookie", header)
         return response

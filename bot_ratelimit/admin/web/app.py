@@ -14,10 +14,10 @@ from bot_ratelimit.admin.web.access import Access, check_token
 from bot_ratelimit.admin.web.attempts import Attempts, Used
 from bot_ratelimit.admin.web.console import CONSOLE, Console, Pages, anybody
 from bot_ratelimit.admin.web.mini_app import MiniApp
-from bot_ratelimit.admin.web.peer import Peers
 from bot_ratelimit.admin.web.reporting import reporting
 from bot_ratelimit.admin.web.sessions import Sessions
 from bot_ratelimit.admin.web.stream import Stream
+from bot_ratelimit.admin.web.trusted_proxies import TrustedProxies
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 from bot_ratelimit.settings import Settings
@@ -89,7 +89,7 @@ def admin_app(
         Sessions(secret, prefix, ids, token is not None, clock),
         Attempts(middleware.limiter),
         Used(middleware.limiter),
-        Peers(trusted_proxies),
+        TrustedProxies(trusted_proxies),
     )
 
     def control(by: str) -> Control:

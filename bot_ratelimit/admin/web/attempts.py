@@ -67,7 +67,7 @@ class Attempts:
 
         Args:
             failure: What is wrong; None if nothing is.
-            source: Where it comes from, see `Peers.source`.
+            source: Where it comes from, see `TrustedProxies.client_address`.
             device: The id of the browser, if it was let in before.
 
         Raises:
