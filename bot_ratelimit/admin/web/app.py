@@ -13,8 +13,8 @@ from bot_ratelimit.admin.web import api
 from bot_ratelimit.admin.web.access import Access, check_token
 from bot_ratelimit.admin.web.attempts import Attempts, Used
 from bot_ratelimit.admin.web.console import CONSOLE, Console, Pages, anybody
+from bot_ratelimit.admin.web.error_middleware import error_middleware
 from bot_ratelimit.admin.web.mini_app import MiniApp
-from bot_ratelimit.admin.web.reporting import reporting
 from bot_ratelimit.admin.web.sessions import Sessions
 from bot_ratelimit.admin.web.stream import Stream
 from bot_ratelimit.admin.web.trusted_proxies import TrustedProxies
@@ -96,7 +96,7 @@ def admin_app(
         return Control.of(middleware, by, settings=settings)
 
     console = Console(middleware, ids, token is not None, pages, clock, control)
-    app = web.Application(middlewares=[reporting, access.middleware()])
+    app = web.Application(middlewares=[error_middleware, access.middleware()])
     app[CONSOLE] = console
     stream = Stream(console, max_streams)
     app.router.add_routes([web.get("", _to_folder), *pages.routes(), *access.routes()])

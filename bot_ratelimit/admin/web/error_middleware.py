@@ -1,4 +1,4 @@
-"""Reporting: whatever goes wrong is answered as a problem, to programs and to people."""
+"""The error middleware: whatever goes wrong is answered as a problem, to programs and to people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("bot_ratelimit")
 
 
 @web.middleware
-async def reporting(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer with the problem whenever something goes wrong."""
     # What a sub-application may be sent is otherwise up to the application around it. That may
     # have read the body already: then it has decided.
