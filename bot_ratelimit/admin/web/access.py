@@ -12,8 +12,8 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import MultiMapping
 
 from bot_ratelimit.admin.encoding import to_json
-from bot_ratelimit.admin.web.attempts import Attempts, Used
 from bot_ratelimit.admin.web.console import SESSION, Session, anybody, may_anybody, wants_page
+from bot_ratelimit.admin.web.login_limits import LoginLimiter, Revocations
 from bot_ratelimit.admin.web.mini_app import InitDataError, MiniApp
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.admin.web.sessions import (
@@ -58,8 +58,8 @@ class Access:
             may enter with a token.
         mini_app: Checks initData; None if nobody may enter from Telegram.
         sessions: Opens sessions and recognizes them.
-        attempts: Counts failed logins.
-        used: Remembers sessions that were logged out, and initData that was used.
+        login_limiter: Counts failed logins.
+        revocations: Remembers sessions that were logged out, and initData that was used.
         proxies: Tells where requests come from.
     """
 
@@ -68,13 +68,13 @@ class Access:
         token: str | None,
         mini_app: MiniApp | None,
         sessions: Sessions,
-        attempts: Attempts,
-        used: Used,
+        login_limiter: LoginLimiter,
+        revocations: Revocations,
         proxies: TrustedProxies,
     ) -> None:
         self._token = None if token is None else sha256(token.encode()).digest()
         self._mini_app, self._sessions = mini_app, sessions
-        self._attempts, self._used, self._proxies = attempts, used, proxies
+        self._login_limiter, self._revocations, self._proxies = login_limiter, revocations, proxies
 
     def routes(self) -> list[web.RouteDef]:
         """Login and logout."""
@@ -106,10 +106,10 @@ class Access:
         bearers = [each for each in shown if each[:7].lower() == "bearer "]
         if bearers:  # any other scheme is meant for a proxy before this server
             wrong = None if self._is_right(bearers) else _unauthorized("this token is wrong")
-            await self._attempts.judge(wrong, self._proxies.client_address(request))
+            await self._login_limiter.check(wrong, self._proxies.client_address(request))
             return Session(BY_TOKEN, "", float("inf"))
         held = self._sessions.find(request)
-        if held is None or await self._used.is_used(f"session {held.id}"):
+        if held is None or await self._revocations.is_revoked(f"session {held.id}"):
             return None
         return held.session
 
@@ -146,17 +146,17 @@ class Access:
             raise ProblemError(400, "expected one field: either token or init_data")
         user = None
         if tokens:
-            await self._judge_token(request, tokens[0])
+            await self._check_token(request, tokens[0])
         else:
-            user = await self._judge_init_data(request, init_data[0])
+            user = await self._check_init_data(request, init_data[0])
         return self._let_in(request, user)
 
-    async def _judge_token(self, request: web.Request, token: str) -> None:
+    async def _check_token(self, request: web.Request, token: str) -> None:
         wrong = None if self._is_token(token) else _unauthorized("this token is wrong")
         device = self._sessions.device(request)
-        await self._attempts.judge(wrong, self._proxies.client_address(request), device)
+        await self._login_limiter.check(wrong, self._proxies.client_address(request), device)
 
-    async def _judge_init_data(self, request: web.Request, init_data: str) -> int:
+    async def _check_init_data(self, request: web.Request, init_data: str) -> int:
         """The id of the admin who opened the page in Telegram.
 
         The right initData passes even while the address is slowed: a signature cannot be guessed.
@@ -165,10 +165,10 @@ class Access:
             if self._mini_app is None:
                 raise InitDataError(401, "this page is not opened in Telegram")
             user, opening = self._mini_app.opened(init_data)
-            if not await self._used.use(f"initData {opening}"):
+            if not await self._revocations.revoke(f"initData {opening}"):
                 raise InitDataError(401, "this initData was used: open the page again in Telegram")
         except InitDataError as wrong:
-            await self._attempts.judge(wrong, self._proxies.client_address(request))
+            await self._login_limiter.check(wrong, self._proxies.client_address(request))
             raise
         return user
 
@@ -192,7 +192,7 @@ class Access:
     async def _logout(self, request: web.Request) -> web.StreamResponse:
         held = self._sessions.find(request)
         if held is not None:
-            await self._used.use(f"session {held.id}")
+            await self._revocations.revoke(f"session {held.id}")
         response = web.Response(status=303, headers={"Location": "./"})
         cross_site = held is not None and held.session.by != BY_TOKEN
         https = self._proxies.is_https(request)

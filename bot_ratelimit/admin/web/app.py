@@ -11,9 +11,9 @@ from aiohttp import web
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.web import api
 from bot_ratelimit.admin.web.access import Access, check_token
-from bot_ratelimit.admin.web.attempts import Attempts, Used
 from bot_ratelimit.admin.web.console import CONSOLE, Console, Pages, anybody
 from bot_ratelimit.admin.web.error_middleware import error_middleware
+from bot_ratelimit.admin.web.login_limits import LoginLimiter, Revocations
 from bot_ratelimit.admin.web.mini_app import MiniApp
 from bot_ratelimit.admin.web.sessions import Sessions
 from bot_ratelimit.admin.web.stream import Stream
@@ -87,8 +87,8 @@ def admin_app(
         token,
         MiniApp(bot_token, ids, clock) if ids and bot_token else None,
         Sessions(secret, prefix, ids, token is not None, clock),
-        Attempts(middleware.limiter),
-        Used(middleware.limiter),
+        LoginLimiter(middleware.limiter),
+        Revocations(middleware.limiter),
         TrustedProxies(trusted_proxies),
     )
 
