@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from bot_ratelimit.admin.web import changing, people
+from bot_ratelimit.admin.web import limit_actions, user_actions
 from bot_ratelimit.admin.web.chart import Chart, chart_of
 from bot_ratelimit.admin.web.console import ROOT, anybody, console_of, control_of, session_of
 from bot_ratelimit.admin.web.forms import Form
@@ -28,14 +28,14 @@ _STATIC: Final = {each.name: each for each in _FILES.iterdir()}
 
 def routes() -> list[web.RouteDef]:
     """Every route of the page."""
-    steps = [*people.steps(), *changing.steps()]
+    actions = [*user_actions.actions(), *limit_actions.actions()]
     return [
         web.get("/", _home, name=ROOT),
         web.get("/user", _user),
         web.get("/bans", _bans),
         web.get("/history", _history),
         web.get("/static/{name}", _static),
-        *(route for step in steps for route in step.routes()),
+        *(route for step in actions for route in step.routes()),
     ]
 
 
