@@ -12,15 +12,15 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import MultiMapping
 
 from bot_ratelimit.admin.encoding import to_json
-from bot_ratelimit.admin.web.console import SESSION, Session, anybody, may_anybody, wants_page
+from bot_ratelimit.admin.web.console import SESSION, Session, is_public, public, wants_page
 from bot_ratelimit.admin.web.login_limits import LoginLimiter, Revocations
 from bot_ratelimit.admin.web.mini_app import InitDataError, MiniApp
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.admin.web.sessions import (
     BY_TOKEN,
-    KNOWN_FOR,
-    LASTS,
-    MINI_APP_LASTS,
+    DEVICE_SECONDS,
+    MINI_APP_SESSION_SECONDS,
+    SESSION_SECONDS,
     Sessions,
     cookie_header,
 )
@@ -90,7 +90,7 @@ class Access:
         @web.middleware
         async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
             session = await self._session(request)
-            is_open = may_anybody(request)
+            is_open = is_public(request)
             if session is not None:
                 request[SESSION] = session
             elif not is_open:
@@ -108,10 +108,10 @@ class Access:
             wrong = None if self._is_right(bearers) else _unauthorized("this token is wrong")
             await self._login_limiter.check(wrong, self._proxies.client_address(request))
             return Session(BY_TOKEN, "", float("inf"))
-        held = self._sessions.find(request)
-        if held is None or await self._revocations.is_revoked(f"session {held.id}"):
+        found = self._sessions.find(request)
+        if found is None or await self._revocations.is_revoked(f"session {found.id}"):
             return None
-        return held.session
+        return found.session
 
     def _is_right(self, bearers: list[str]) -> bool:
         return len(bearers) == 1 and self._is_token(bearers[0][7:].strip())
@@ -138,7 +138,7 @@ class Access:
         if len(given) != 1 or not hmac.compare_digest(given[0].encode("utf-8", "replace"), right):
             raise ProblemError(403, "the CSRF token is missing or wrong: load the page again")
 
-    @anybody
+    @public
     async def _login(self, request: web.Request) -> web.StreamResponse:
         form = await read_form(request)
         tokens, init_data = form.getall("token", []), form.getall("init_data", [])
@@ -174,7 +174,10 @@ class Access:
 
     def _let_in(self, request: web.Request, user: int | None) -> web.StreamResponse:
         value, session = self._sessions.open(user)
-        https, lasts = self._proxies.is_https(request), LASTS if user is None else MINI_APP_LASTS
+        https, lasts = (
+            self._proxies.is_https(request),
+            SESSION_SECONDS if user is None else MINI_APP_SESSION_SECONDS,
+        )
         response: web.Response
         if wants_page(request):
             response = web.Response(status=303, headers={"Location": "./"})
@@ -183,18 +186,20 @@ class Access:
             response = web.Response(text=to_json(content), content_type="application/json")
         cookies = [(self._sessions.cookie, value, lasts)]
         if user is None:
-            cookies.append((self._sessions.device_cookie, self._sessions.know(), KNOWN_FOR))
+            cookies.append(
+                (self._sessions.device_cookie, self._sessions.new_device_cookie(), DEVICE_SECONDS)
+            )
         for name, text, seconds in cookies:
             header = cookie_header(name, text, seconds, https=https, cross_site=user is not None)
             response.headers.add("Set-Cookie", header)
         return response
 
     async def _logout(self, request: web.Request) -> web.StreamResponse:
-        held = self._sessions.find(request)
-        if held is not None:
-            await self._revocations.revoke(f"session {held.id}")
+        found = self._sessions.find(request)
+        if found is not None:
+            await self._revocations.revoke(f"session {found.id}")
         response = web.Response(status=303, headers={"Location": "./"})
-        cross_site = held is not None and held.session.by != BY_TOKEN
+        cross_site = found is not None and found.session.by != BY_TOKEN
         https = self._proxies.is_https(request)
         header = cookie_header(self._sessions.cookie, "", 0, https=https, cross_site=cross_site)
         response.headers.add("Set-Cookie", header)

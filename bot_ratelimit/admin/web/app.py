@@ -11,7 +11,7 @@ from aiohttp import web
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.web import api
 from bot_ratelimit.admin.web.access import Access, check_token
-from bot_ratelimit.admin.web.console import CONSOLE, Console, Pages, anybody
+from bot_ratelimit.admin.web.console import CONSOLE, Console, Pages, public
 from bot_ratelimit.admin.web.error_middleware import error_middleware
 from bot_ratelimit.admin.web.login_limits import LoginLimiter, Revocations
 from bot_ratelimit.admin.web.mini_app import MiniApp
@@ -106,7 +106,7 @@ def admin_app(
     return app
 
 
-@anybody
+@public
 async def _to_folder(request: web.Request) -> web.StreamResponse:
     """From `/admin` to `/admin/`, where relative links hold."""
     name = request.rel_url.raw_path.rpartition("/")[2]

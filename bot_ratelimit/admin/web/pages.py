@@ -13,7 +13,7 @@ from aiohttp import web
 
 from bot_ratelimit.admin.web import limit_actions, user_actions
 from bot_ratelimit.admin.web.chart import Chart, chart_of
-from bot_ratelimit.admin.web.console import ROOT, anybody, console_of, control_of, session_of
+from bot_ratelimit.admin.web.console import ROOT, console_of, control_of, public, session_of
 from bot_ratelimit.admin.web.forms import Form
 from bot_ratelimit.admin.web.problems import Problem
 from bot_ratelimit.admin.web.rendering import page
@@ -90,7 +90,7 @@ class Done:
             return cls("", 0)
 
 
-@anybody
+@public
 async def _home(request: web.Request) -> web.Response:
     if session_of(request) is None:
         return login_page(request, None)
@@ -151,7 +151,7 @@ async def _history(request: web.Request) -> web.Response:
     return page(request, "history.html", shown)
 
 
-@anybody
+@public
 async def _static(request: web.Request) -> web.Response:
     file = _STATIC.get(request.match_info["name"])
     if file is None:

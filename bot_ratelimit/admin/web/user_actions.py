@@ -70,7 +70,7 @@ async def _before_ban(control: Control, form: Form) -> dict[str, Any]:
     if not any(name in form for name in ("user", "chat", "how_long")):
         return found
     try:
-        subject = form.exactly()
+        subject = form.ban_subject()
         found |= {"subject": subject, "back": _page_of(subject)}
         if "how_long" not in form:
             return found
@@ -96,13 +96,13 @@ def _length(form: Form) -> str | None:
 
 
 async def _ban(control: Control, form: Form) -> str:
-    subject = form.exactly()
+    subject = form.ban_subject()
     await control.ban(subject, _length(form), form.text("reason"))
     return _after(subject, "banned", 1)
 
 
 async def _before_unban(control: Control, form: Form) -> dict[str, Any]:
-    subject = form.exactly()
+    subject = form.ban_subject()
     found = await control.limiter.bans_of(subject)
     return {
         "back": _page_of(subject),
@@ -113,7 +113,7 @@ async def _before_unban(control: Control, form: Form) -> dict[str, Any]:
 
 
 async def _unban(control: Control, form: Form) -> str:
-    subject = form.exactly()
+    subject = form.ban_subject()
     return _after(subject, "unbanned", int(await control.unban(subject)))
 
 
