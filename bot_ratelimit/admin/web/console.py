@@ -89,7 +89,7 @@ def console_of(request: web.Request) -> Console:
 
 
 def session_of(request: web.Request) -> Session | None:
-    """Who was let in; None at a handler for `anybody`, for a stranger."""
+    """Who was let in; None if the handler is public and the user is not logged in."""
     found: Session | None = request.get(SESSION)
     return found
 
@@ -110,7 +110,7 @@ def wants_page(request: web.Request) -> bool:
 
 def public(handler: _Handles) -> _Handles:
     """Mark a handler that strangers may reach: the login form, and what it is made of."""
-    handler.anybody = True  # type: ignore[attr-defined]  # read by `is_public`
+    handler.public = True  # type: ignore[attr-defined]  # read by `is_public`
     return handler
 
 
