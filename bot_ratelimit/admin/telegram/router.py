@@ -20,7 +20,7 @@ from bot_ratelimit.admin.telegram.actions import ACTIONS, SLOW
 from bot_ratelimit.admin.telegram.buttons import Answer, Press
 from bot_ratelimit.admin.telegram.commands import COMMANDS, pressed
 from bot_ratelimit.admin.telegram.desk import Desk, Said
-from bot_ratelimit.admin.telegram.order import warn_if_hidden
+from bot_ratelimit.admin.telegram.hidden_commands import warn_if_hidden
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.telegram.texts import Words, clipped
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
