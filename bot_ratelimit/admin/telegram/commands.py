@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.admin import wording
-from bot_ratelimit.admin.telegram.buttons import Answer, Press
+from bot_ratelimit.admin.telegram.buttons import Answer, ButtonPress
 from bot_ratelimit.admin.telegram.context import CommandCall, Context
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.telegram.texts import Html
@@ -241,7 +241,7 @@ COMMANDS: Final[Mapping[str, _Shows]] = {
 """What each command answers."""
 
 
-async def pressed(context: Context, press: Press) -> Answer:
+async def pressed(context: Context, press: ButtonPress) -> Answer:
     """What a button answers that is not a yes or no."""
     topic = int(press.extra) if press.extra.isdecimal() else None
     subject = context.subject(press.first or None, press.second or None, topic)

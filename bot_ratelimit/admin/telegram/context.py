@@ -55,7 +55,7 @@ class Context:
     async def ask(self, do: str, text: str, **action: Any) -> Answer:
         """Ask before something is done; see `actions.ACTIONS`."""
         token = await self.confirmations.ask(self.operator, {"do": do, **action})
-        return Answer(text, self.buttons.question(do, self.operator, token))
+        return Answer(text, self.buttons.confirmation(do, self.operator, token))
 
     def needs_live(self) -> None:
         """Raise UnclearError if the bot does not follow live changes."""

@@ -17,7 +17,7 @@ from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.confirmations import Confirmations
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.telegram.actions import ACTIONS, SLOW
-from bot_ratelimit.admin.telegram.buttons import Answer, Press
+from bot_ratelimit.admin.telegram.buttons import Answer, ButtonPress
 from bot_ratelimit.admin.telegram.commands import COMMANDS, pressed
 from bot_ratelimit.admin.telegram.context import CommandCall, Context
 from bot_ratelimit.admin.telegram.hidden_commands import warn_if_hidden
@@ -99,10 +99,10 @@ class _Handlers:
         if query.from_user.id not in self.admins or not query.data:
             return False
         try:
-            press = Press.unpack(query.data)
+            press = ButtonPress.unpack(query.data)
         except (TypeError, ValueError):  # a button of the bot's own
             return False
-        return press.space == self._prefix and {"press": press}
+        return press.namespace == self._prefix and {"press": press}
 
     async def handle_command(self, message: Message, command: CommandObject, bot: Bot) -> None:
         """Answer a command."""
@@ -112,7 +112,7 @@ class _Handlers:
         answer = COMMANDS[call.name.removeprefix(self._prefix)](context, call)
         await self._send(context, message, await _answer_or_error(context.words, answer))
 
-    async def handle_button(self, query: CallbackQuery, press: Press, bot: Bot) -> None:
+    async def handle_button(self, query: CallbackQuery, press: ButtonPress, bot: Bot) -> None:
         """Answer a button."""
         context = self._context(query.from_user, bot)
         if press.what not in ("yes", "no"):
@@ -125,7 +125,7 @@ class _Handlers:
         else:
             await self._execute(context, query, press)
 
-    async def _execute(self, context: Context, query: CallbackQuery, press: Press) -> None:
+    async def _execute(self, context: Context, query: CallbackQuery, press: ButtonPress) -> None:
         """Do what was asked, or do not; once."""
         try:
             action = await self._confirmations.take(context.operator, press.extra)
