@@ -74,7 +74,7 @@ class OperatedBot(Instance):
     async def presses(
         self, button: str, by: int = ANNA, language: str | None = None, **fields: Any
     ) -> str:
-        """ButtonPress a button of the last message, by its text or its data; what the bot answers."""
+        """Press a button of the last message, by its text or its data; what the bot answers."""
         before = len(self.session.requests)
         data = self.buttons.get(button, button)
         standard = {"from": user(by, language), "data": data}

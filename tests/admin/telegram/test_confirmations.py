@@ -108,12 +108,12 @@ def test_callback_data_fits(sign: int) -> None:
     buttons = Buttons(Words("en"), namespace="abcdef")
     subject = Subject(sign * LARGEST_ID, -LARGEST_ID, 2**31 - 1)
     rows = [
-        *buttons.acts(subject, banned=False, page=99),
-        *buttons.acts(subject, banned=True, page=99),
-        *buttons.turning_for(subject, page=98, more=True),
-        *buttons.turning("history", page=98, more=True),
-        *buttons.people([subject]),
-        *buttons.question("forgive", LARGEST_ID, "x" * 12),
+        *buttons.actions(subject, banned=False, page=99),
+        *buttons.actions(subject, banned=True, page=99),
+        *buttons.subject_paging(subject, page=98, more=True),
+        *buttons.paging("history", page=98, more=True),
+        *buttons.subjects([subject]),
+        *buttons.confirmation("forgive", LARGEST_ID, "x" * 12),
     ]
     data = [button.callback_data for row in rows for button in row]
     assert len(data) == 14
