@@ -1,6 +1,6 @@
 """The command `bot-ratelimit`: `Control` for a shell.
 
-Exit status: 0 done; 1 the answer is no (`try`: refused, `health`: not well); 2 a mistake in the
+Exit status: 0 done; 1 the answer is no (`try`: refused, `health`: unhealthy); 2 a mistake in the
 command or the configuration; 3 Redis is out of reach; 4 somebody else changed the limits meanwhile;
 5 not confirmed.
 """
@@ -437,7 +437,7 @@ def _finish(act: Callable[[Control], Awaitable[Overrides]], json: bool) -> None:
         return version, sum(each.version >= version for each in instances), len(instances)
 
     version, obeying, running = _run(done)
-    text = f"version {version} holds on {obeying} of {printing.amount(running, 'instance')}"
+    text = f"version {version} is in force on {obeying} of {printing.amount(running, 'instance')}"
     if not running:
         text = f"version {version} is written; no running bot reports (live=True)"
     found = {"version": version, "obeying": obeying, "instances": running}

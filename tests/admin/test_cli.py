@@ -114,7 +114,7 @@ async def test_a_limit_is_set_and_rolled_back(bot: Instance) -> None:
     """`set` shows, asks, and waits until the instances obey; `history` and `rollback` follow."""
     done = await run("set", "messages", "1/minute", typed="y\n")
     assert done.out == (
-        "messages: 3/hour -> 1/minute, on 1 instance\nversion 1 holds on 1 of 1 instance\n"
+        "messages: 3/hour -> 1/minute, on 1 instance\nversion 1 is in force on 1 of 1 instance\n"
     )
     assert await bot.send("1", "2") == [True, False]
     listed, audited, configured = await asyncio.gather(
@@ -184,8 +184,8 @@ async def test_health_is_a_container_check(bot: Instance) -> None:
     well, ill, out = await asyncio.gather(
         run("health"), run("health", REDIS_URL=away), run("show", "42", REDIS_URL=away)
     )
-    assert (well.status, well.out.startswith("well: answered in ")) == (0, True)
-    assert (ill.status, ill.out.startswith("not well: ")) == (1, True)
+    assert (well.status, well.out.startswith("healthy: answered in ")) == (0, True)
+    assert (ill.status, ill.out.startswith("unhealthy: ")) == (1, True)
     assert (out.status, out.err.startswith("error: ")) == (3, True)
 
 
