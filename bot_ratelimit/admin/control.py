@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from bot_ratelimit.admin.changes import PATIENCE, Audit, Changes, wanted_of, without_changes
-from bot_ratelimit.admin.standing import answered, ban_of, ban_words, count_of, seconds_left
+from bot_ratelimit.admin.subject_state import answered, ban_of, ban_words, count_of, seconds_left
 from bot_ratelimit.admin.views import (
     ConfigView,
     Entry,
@@ -54,7 +54,7 @@ class Control:
     Args:
         limiter: The bot's own, or one with the same storage and prefix.
         by: Who acts, as the audit will say.
-        told: What is known of the rules where no instance reports them, see
+        local_inventory: What is known of the rules where no instance reports them, see
             `RateLimitMiddleware.inventory`.
         settings: Shown by `config`.
         patience: See `Changes`.
@@ -65,13 +65,13 @@ class Control:
         limiter: Limiter,
         by: str,
         *,
-        told: Callable[[], dict[str, Any]] = dict,
+        local_inventory: Callable[[], dict[str, Any]] = dict,
         settings: Settings | None = None,
         patience: float = PATIENCE,
     ) -> None:
         self.limiter = limiter
         self.by = by
-        self._told = told
+        self._local_inventory = local_inventory
         self._settings = settings
         self._documents = documents_of(limiter.storage)
         self._audit = Audit(self._documents, self._key("audit"), by)
@@ -80,7 +80,7 @@ class Control:
     @classmethod
     def of(cls, middleware: RateLimitMiddleware, by: str, **options: Any) -> Control:
         """Control over the bot in this process, and its other instances."""
-        return cls(middleware.limiter, by, told=middleware.inventory, **options)
+        return cls(middleware.limiter, by, local_inventory=middleware.inventory, **options)
 
     @classmethod
     def from_settings(cls, settings: Settings, by: str, **options: Any) -> Control:
@@ -97,11 +97,11 @@ class Control:
             "penalty": "file",
         }
 
-        def told() -> dict[str, Any]:
+        def local_inventory() -> dict[str, Any]:
             found = inventory(Overrides(), rules, origins, Flags(), ())
             return {"rules": found, "exempt": sorted(settings.exempt())}
 
-        return cls(limiter, by, told=told, settings=settings, **options)
+        return cls(limiter, by, local_inventory=local_inventory, settings=settings, **options)
 
     # --- looking ----------------------------------------------------------------------------
 
@@ -123,9 +123,9 @@ class Control:
 
     async def instances(self) -> tuple[InstanceView, ...]:
         """The instances that follow the live limits now."""
-        told = await self._documents.reports(self._key("instances"))
+        reports = await self._documents.reports(self._key("instances"))
         found = []
-        for name, report in sorted(told.items()):
+        for name, report in sorted(reports.items()):
             try:
                 found.append(InstanceView.of(name, json.loads(report)))
             except (ValueError, LookupError, TypeError):  # of another version of this package
@@ -394,7 +394,7 @@ class Control:
 
     async def _rules(self, instances: Iterable[InstanceView]) -> tuple[RuleView, ...]:
         reported = merged(rule for each in instances for rule in each.rules)
-        return reported or tuple(map(RuleView.of, self._told().get("rules", ())))
+        return reported or tuple(map(RuleView.of, self._local_inventory().get("rules", ())))
 
     async def _refused(self, subject: Subject, instances: Sequence[InstanceView]) -> int | None:
         if subject.user is None or not self.limiter.keeps_statistics:
@@ -404,7 +404,9 @@ class Control:
 
     def _counting(self, instances: Sequence[InstanceView]) -> bool | None:
         """Whether any instance counts decisions; None if nobody says so."""
-        said = [each.statistics for each in instances] or [self._told().get("statistics")]
+        said = [each.statistics for each in instances] or [
+            self._local_inventory().get("statistics")
+        ]
         return True if any(said) else None if None in said else False
 
     async def _nothing_counted(self) -> tuple[()]:
@@ -419,7 +421,7 @@ class Control:
     ) -> bool:
         ids = {subject.user, subject.chat} - {None}
         elsewhere = {each for instance in instances for each in instance.exempt}
-        elsewhere |= set() if instances else set(self._told().get("exempt", ()))
+        elsewhere |= set() if instances else set(self._local_inventory().get("exempt", ()))
         return not ids.isdisjoint((elsewhere | live.exempt) - live.limited)
 
     def _check_subject(self, subject: Subject, instances: Iterable[InstanceView]) -> None:

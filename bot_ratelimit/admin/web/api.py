@@ -13,30 +13,30 @@ from aiohttp.typedefs import Handler
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.encoding import to_json
 from bot_ratelimit.admin.views import ConfigView
-from bot_ratelimit.admin.web.bodies import (
-    BanFor,
-    Change,
-    Exempt,
-    Forgive,
-    Hours,
-    Most,
-    Page,
-    Pause,
-    PenaltySent,
-    Place,
-    Previewed,
-    Rollback,
-    Sent,
-    Trial,
-    Unban,
-    Versioned,
-    WhichId,
-    body_of,
-    checked,
-    query_of,
-)
 from bot_ratelimit.admin.web.console import control_of
 from bot_ratelimit.admin.web.problems import ProblemError
+from bot_ratelimit.admin.web.validation import (
+    BanBody,
+    ExemptBody,
+    ForgiveBody,
+    HoursQuery,
+    LimitBody,
+    PageQuery,
+    PathId,
+    PauseBody,
+    PenaltyBody,
+    PreviewBody,
+    RequestModel,
+    RollbackBody,
+    SubjectFields,
+    TopQuery,
+    TryQuery,
+    UnbanQuery,
+    VersionedBody,
+    read_body,
+    read_query,
+    validated,
+)
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.rule import Subject
 
@@ -106,54 +106,54 @@ def _json(act: _Act) -> Handler:
 
 
 async def _config(request: web.Request, control: Control) -> Any:
-    query_of(request, Sent)
+    read_query(request, RequestModel)
     return await control.config()
 
 
 async def _limits(request: web.Request, control: Control) -> Any:
-    query_of(request, Sent)
+    read_query(request, RequestModel)
     return await control.limits()
 
 
 async def _use(request: web.Request, control: Control) -> Any:
-    return await control.use(query_of(request, Hours).hours)
+    return await control.use(read_query(request, HoursQuery).hours)
 
 
 async def _instances(request: web.Request, control: Control) -> Any:
-    query_of(request, Sent)
+    read_query(request, RequestModel)
     return await control.instances()
 
 
 async def _health(request: web.Request, control: Control) -> Any:
-    query_of(request, Sent)
+    read_query(request, RequestModel)
     return await control.health()
 
 
 async def _statistics(request: web.Request, control: Control) -> Any:
-    return await control.statistics(query_of(request, Hours).hours)
+    return await control.statistics(read_query(request, HoursQuery).hours)
 
 
 async def _by_hour(request: web.Request, control: Control) -> Any:
-    return await control.by_hour(query_of(request, Hours).hours)
+    return await control.by_hour(read_query(request, HoursQuery).hours)
 
 
 async def _top(request: web.Request, control: Control) -> Any:
-    asked = query_of(request, Most)
+    asked = read_query(request, TopQuery)
     return await control.top(asked.n, asked.hours)
 
 
 async def _history(request: web.Request, control: Control) -> Any:
-    query_of(request, Sent)
+    read_query(request, RequestModel)
     return await control.changes.history()
 
 
 async def _audit(request: web.Request, control: Control) -> Any:
-    query_of(request, Sent)
+    read_query(request, RequestModel)
     return await control.audit()
 
 
 async def _bans(request: web.Request, control: Control) -> Any:
-    asked = query_of(request, Page)
+    asked = read_query(request, PageQuery)
     return await control.bans(asked.offset, asked.limit)
 
 
@@ -161,27 +161,27 @@ async def _bans(request: web.Request, control: Control) -> Any:
 
 
 async def _show(request: web.Request, control: Control) -> Any:
-    return await control.show(_subject(request, query_of(request, Place)))
+    return await control.show(_subject(request, read_query(request, SubjectFields)))
 
 
 async def _try(request: web.Request, control: Control) -> Any:
-    asked = query_of(request, Trial)
+    asked = read_query(request, TryQuery)
     found = await control.try_(_subject(request, asked), asked.rule)
     return {"allowed": True} if found is None else found
 
 
 async def _forgive(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Forgive)
+    sent = await read_body(request, ForgiveBody)
     return {"forgiven": await control.forgive(_subject(request, sent), sent.rules)}
 
 
 async def _ban(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, BanFor)
+    sent = await read_body(request, BanBody)
     return await control.ban(_banned(request, sent.chat), sent.how_long, sent.reason)
 
 
 async def _unban(request: web.Request, control: Control) -> Any:
-    asked = query_of(request, Unban)
+    asked = read_query(request, UnbanQuery)
     subject = _banned(request, asked.chat)._replace(bot=asked.bot)
     return {"unbanned": await control.unban(subject)}
 
@@ -190,7 +190,7 @@ async def _unban(request: web.Request, control: Control) -> Any:
 
 
 async def _set(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Change)
+    sent = await read_body(request, LimitBody)
     name, seen = request.match_info["name"], _seen(request, sent)
     if not sent.default:
         return await control.set_rule(
@@ -202,42 +202,42 @@ async def _set(request: web.Request, control: Control) -> Any:
 
 
 async def _preview(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Previewed)
+    sent = await read_body(request, PreviewBody)
     return await control.preview(
         sent.name, sent.limit, shadow=sent.shadow, off=sent.off, default=sent.default
     )
 
 
 async def _rollback(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Rollback)
+    sent = await read_body(request, RollbackBody)
     return await control.changes.rollback(sent.version, if_version=_seen(request, sent))
 
 
 async def _pause(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Pause)
+    sent = await read_body(request, PauseBody)
     return await control.changes.pause(sent.how_long, if_version=_seen(request, sent))
 
 
 async def _resume(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Versioned)
+    sent = await read_body(request, VersionedBody)
     return await control.changes.resume(if_version=_seen(request, sent))
 
 
 async def _exempt(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Exempt)
+    sent = await read_body(request, ExemptBody)
     seen = _seen(request, sent)
     return await control.changes.set_exempt(sent.id, sent.exempt, if_version=seen)
 
 
 async def _penalty(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, PenaltySent)
+    sent = await read_body(request, PenaltyBody)
     options = {name: each for name in ("grows", "longest") if (each := getattr(sent, name))}
     return await control.changes.set_penalty(
         sent.after, sent.ban, if_version=_seen(request, sent), **options
     )
 
 
-def _subject(request: web.Request, place: Place) -> Subject:
+def _subject(request: web.Request, place: SubjectFields) -> Subject:
     """Whom an address is about: a user is in their private chat unless it says otherwise."""
     id_ = _id(request)
     if request.path.rpartition("/api/")[2].startswith("chats/"):
@@ -256,10 +256,10 @@ def _banned(request: web.Request, chat: int | None) -> Subject:
 
 
 def _id(request: web.Request) -> int:
-    return checked(WhichId, {"id": request.match_info["id"]}).id
+    return validated(PathId, {"id": request.match_info["id"]}).id
 
 
-def _seen(request: web.Request, sent: Versioned) -> int | None:
+def _seen(request: web.Request, sent: VersionedBody) -> int | None:
     """The version that the operator has seen, from the body or from `If-Match`."""
     header = request.headers.get("If-Match")
     if header is None:

@@ -11,13 +11,13 @@ from aiohttp import web
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.web import api
 from bot_ratelimit.admin.web.access import Access, check_token
-from bot_ratelimit.admin.web.attempts import Attempts, Used
-from bot_ratelimit.admin.web.console import CONSOLE, Console, Pages, anybody
+from bot_ratelimit.admin.web.console import CONSOLE, Console, Pages, public
+from bot_ratelimit.admin.web.error_middleware import error_middleware
+from bot_ratelimit.admin.web.login_limits import LoginLimiter, Revocations
 from bot_ratelimit.admin.web.mini_app import MiniApp
-from bot_ratelimit.admin.web.peer import Peers
-from bot_ratelimit.admin.web.reporting import reporting
 from bot_ratelimit.admin.web.sessions import Sessions
 from bot_ratelimit.admin.web.stream import Stream
+from bot_ratelimit.admin.web.trusted_proxies import TrustedProxies
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 from bot_ratelimit.settings import Settings
@@ -87,16 +87,16 @@ def admin_app(
         token,
         MiniApp(bot_token, ids, clock) if ids and bot_token else None,
         Sessions(secret, prefix, ids, token is not None, clock),
-        Attempts(middleware.limiter),
-        Used(middleware.limiter),
-        Peers(trusted_proxies),
+        LoginLimiter(middleware.limiter),
+        Revocations(middleware.limiter),
+        TrustedProxies(trusted_proxies),
     )
 
     def control(by: str) -> Control:
         return Control.of(middleware, by, settings=settings)
 
     console = Console(middleware, ids, token is not None, pages, clock, control)
-    app = web.Application(middlewares=[reporting, access.middleware()])
+    app = web.Application(middlewares=[error_middleware, access.middleware()])
     app[CONSOLE] = console
     stream = Stream(console, max_streams)
     app.router.add_routes([web.get("", _to_folder), *pages.routes(), *access.routes()])
@@ -106,7 +106,7 @@ def admin_app(
     return app
 
 
-@anybody
+@public
 async def _to_folder(request: web.Request) -> web.StreamResponse:
     """From `/admin` to `/admin/`, where relative links hold."""
     name = request.rel_url.raw_path.rpartition("/")[2]

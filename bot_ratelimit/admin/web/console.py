@@ -89,7 +89,7 @@ def console_of(request: web.Request) -> Console:
 
 
 def session_of(request: web.Request) -> Session | None:
-    """Who was let in; None at a handler for `anybody`, for a stranger."""
+    """Who was let in; None if the handler is public and the user is not logged in."""
     found: Session | None = request.get(SESSION)
     return found
 
@@ -108,12 +108,12 @@ def wants_page(request: web.Request) -> bool:
     return "text/html" in request.headers.get("Accept", "")
 
 
-def anybody(handler: _Handles) -> _Handles:
+def public(handler: _Handles) -> _Handles:
     """Mark a handler that strangers may reach: the login form, and what it is made of."""
-    handler.anybody = True  # type: ignore[attr-defined]  # read by `may_anybody`
+    handler.public = True  # type: ignore[attr-defined]  # read by `is_public`
     return handler
 
 
-def may_anybody(request: web.Request) -> bool:
+def is_public(request: web.Request) -> bool:
     """Whether strangers may reach the handler of this request."""
-    return getattr(request.match_info.handler, "anybody", False) is True
+    return getattr(request.match_info.handler, "public", False) is True

@@ -52,7 +52,7 @@ class Form:
             )
         return int(text)
 
-    def exactly(self) -> Subject:
+    def ban_subject(self) -> Subject:
         """Who is banned: a user everywhere, unless a chat is named; a negative id is a chat's.
 
         Raises:
@@ -71,5 +71,5 @@ class Form:
         Raises:
             ConfigError: There is no id, or one that is no number.
         """
-        found = self.exactly()
+        found = self.ban_subject()
         return found._replace(chat=found.user) if found.chat is None else found

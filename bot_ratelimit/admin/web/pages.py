@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from bot_ratelimit.admin.web import changing, people
+from bot_ratelimit.admin.web import limit_actions, user_actions
 from bot_ratelimit.admin.web.chart import Chart, chart_of
-from bot_ratelimit.admin.web.console import ROOT, anybody, console_of, control_of, session_of
+from bot_ratelimit.admin.web.console import ROOT, console_of, control_of, public, session_of
 from bot_ratelimit.admin.web.forms import Form
 from bot_ratelimit.admin.web.problems import Problem
 from bot_ratelimit.admin.web.rendering import page
@@ -28,14 +28,14 @@ _STATIC: Final = {each.name: each for each in _FILES.iterdir()}
 
 def routes() -> list[web.RouteDef]:
     """Every route of the page."""
-    steps = [*people.steps(), *changing.steps()]
+    actions = [*user_actions.actions(), *limit_actions.actions()]
     return [
         web.get("/", _home, name=ROOT),
         web.get("/user", _user),
         web.get("/bans", _bans),
         web.get("/history", _history),
         web.get("/static/{name}", _static),
-        *(route for step in steps for route in step.routes()),
+        *(route for step in actions for route in step.routes()),
     ]
 
 
@@ -90,7 +90,7 @@ class Done:
             return cls("", 0)
 
 
-@anybody
+@public
 async def _home(request: web.Request) -> web.Response:
     if session_of(request) is None:
         return login_page(request, None)
@@ -151,7 +151,7 @@ async def _history(request: web.Request) -> web.Response:
     return page(request, "history.html", shown)
 
 
-@anybody
+@public
 async def _static(request: web.Request) -> web.Response:
     file = _STATIC.get(request.match_info["name"])
     if file is None:

@@ -15,11 +15,11 @@ from aiohttp import web
 
 from bot_ratelimit.admin.web.console import Session
 
-LASTS: Final = 12 * 3_600
+SESSION_SECONDS: Final = 12 * 3_600
 """Seconds for which a session holds that was opened with the token."""
-MINI_APP_LASTS: Final = 3_600
+MINI_APP_SESSION_SECONDS: Final = 3_600
 """Seconds for which one holds that was opened in Telegram."""
-KNOWN_FOR: Final = 90 * 86_400
+DEVICE_SECONDS: Final = 90 * 86_400
 """Seconds for which a browser is known that was let in."""
 
 BY_TOKEN: Final = "token@web"  # noqa: S105 - what the audit says, no password
@@ -29,7 +29,7 @@ _DEVICE: Final = re.compile(r"v1\.([\w-]{22})\.(\d{1,12})\.([\w-]{43})", re.ASCI
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class CookieSession:
     """A session, and what its cookie said."""
 
     id: str
@@ -67,12 +67,14 @@ class Sessions:
 
     def open(self, user: int | None) -> tuple[str, Session]:
         """A new session, of a Telegram user or by token, and the value of its cookie."""
-        expires = int(self._clock()) + (LASTS if user is None else MINI_APP_LASTS)
+        expires = int(self._clock()) + (
+            SESSION_SECONDS if user is None else MINI_APP_SESSION_SECONDS
+        )
         id_ = secrets.token_urlsafe(16)
         content = f"v1.{id_}.{user or 0}.{expires}"
         return f"{content}.{self._sign(content)}", self._session(id_, user or 0, expires)
 
-    def find(self, request: web.Request) -> Held | None:
+    def find(self, request: web.Request) -> CookieSession | None:
         """The session of a request, if its cookie is right and holds."""
         found = _COOKIE.fullmatch(request.cookies.get(self.cookie, ""))
         if found is None or not self._is_signed(found):
@@ -81,11 +83,11 @@ class Sessions:
         may = user in self._admins if user else self._has_token
         if not may or self._clock() >= expires:
             return None
-        return Held(found[1], self._session(found[1], user, expires))
+        return CookieSession(found[1], self._session(found[1], user, expires))
 
-    def know(self) -> str:
+    def new_device_cookie(self) -> str:
         """The value of a cookie by which a browser is known later, to count its logins apart."""
-        content = f"v1.{secrets.token_urlsafe(16)}.{int(self._clock()) + KNOWN_FOR}"
+        content = f"v1.{secrets.token_urlsafe(16)}.{int(self._clock()) + DEVICE_SECONDS}"
         return f"{content}.{self._sign('device ' + content)}"
 
     def device(self, request: web.Request) -> str | None:

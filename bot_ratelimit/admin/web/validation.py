@@ -22,7 +22,7 @@ _FORM: Final = "application/x-www-form-urlencoded"
 _MAX_ID: Final = 2**52
 """Ids of Telegram have 52 bits at most: https://core.telegram.org/bots/api#user."""
 
-_Sent = TypeVar("_Sent", bound=BaseModel)
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _whole(value: object) -> object:
@@ -49,19 +49,19 @@ Text = Annotated[str, Field(max_length=500)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 
 
-class Sent(BaseModel):
+class RequestModel(BaseModel):
     """What is sent: nothing but these fields, and each of its own type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class WhichId(Sent):
+class PathId(RequestModel):
     """Whom a path is about."""
 
     id: Id
 
 
-class Place(Sent):
+class SubjectFields(RequestModel):
     """Where somebody is looked at: unless given, in their private chat."""
 
     chat: Id | None = None
@@ -69,39 +69,39 @@ class Place(Sent):
     bot: Positive | None = None
 
 
-class Trial(Place):
+class TryQuery(SubjectFields):
     """A test call."""
 
     rule: Name | None = None
 
 
-class Page(Sent):
+class PageQuery(RequestModel):
     """Some of a list."""
 
     offset: Number = 0
     limit: Number = 100
 
 
-class Most(Sent):
+class TopQuery(RequestModel):
     """How many of a ranking, of how many hours."""
 
     n: Number = 10
     hours: Number = 24
 
 
-class Hours(Sent):
+class HoursQuery(RequestModel):
     """How many hours, up to now."""
 
     hours: Number = 24
 
 
-class Forgive(Place):
+class ForgiveBody(SubjectFields):
     """Whom and what to forgive; every rule unless named."""
 
     rules: Annotated[list[Name], Field(max_length=100)] = Field(default_factory=list)
 
 
-class BanFor(Sent):
+class BanBody(RequestModel):
     """A ban: `how_long` as `1h`, or null for good."""
 
     how_long: Text | None
@@ -109,20 +109,20 @@ class BanFor(Sent):
     chat: Id | None = None
 
 
-class Unban(Sent):
+class UnbanQuery(RequestModel):
     """Where a ban is lifted."""
 
     chat: Id | None = None
     bot: Positive | None = None
 
 
-class Versioned(Sent):
+class VersionedBody(RequestModel):
     """A change that is made only to the version that the operator has seen, if it says so."""
 
     if_version: Number | None = None
 
 
-class Change(Versioned):
+class LimitBody(VersionedBody):
     """What to change of a rule; or `default`, which takes all changes back."""
 
     limit: Text | None = None
@@ -131,7 +131,7 @@ class Change(Versioned):
     default: bool = False
 
 
-class Previewed(Sent):
+class PreviewBody(RequestModel):
     """A change of a rule, to see what it would do."""
 
     name: Name
@@ -141,26 +141,26 @@ class Previewed(Sent):
     default: bool = False
 
 
-class Rollback(Versioned):
+class RollbackBody(VersionedBody):
     """Which version is to hold again; the one before unless given."""
 
     version: Number | None = None
 
 
-class Pause(Versioned):
+class PauseBody(VersionedBody):
     """For how long all limits are off."""
 
     how_long: Text
 
 
-class Exempt(Versioned):
+class ExemptBody(VersionedBody):
     """Who is exempt, or is not."""
 
     id: Id
     exempt: bool = True
 
 
-class PenaltySent(Versioned):
+class PenaltyBody(VersionedBody):
     """A penalty; `after` null takes the change back."""
 
     after: Text | None
@@ -169,7 +169,7 @@ class PenaltySent(Versioned):
     longest: Text | None = None
 
 
-async def body_of(request: web.Request, kind: type[_Sent]) -> _Sent:
+async def read_body(request: web.Request, kind: type[_Model]) -> _Model:
     """What stands in the body, as JSON.
 
     Raises:
@@ -178,7 +178,7 @@ async def body_of(request: web.Request, kind: type[_Sent]) -> _Sent:
     if request.content_type != "application/json":
         if request.can_read_body:
             raise ProblemError(415, "expected Content-Type: application/json")
-        return checked(kind, {})
+        return validated(kind, {})
     _check_encoding(request)
     try:
         async with asyncio.timeout(_SLOWEST):
@@ -190,15 +190,15 @@ async def body_of(request: web.Request, kind: type[_Sent]) -> _Sent:
         raise ProblemError(400, "the body is not JSON") from None
     if not isinstance(found, dict):
         raise ProblemError(400, "the body is not a JSON object")
-    return checked(kind, found)
+    return validated(kind, found)
 
 
-def query_of(request: web.Request, kind: type[_Sent]) -> _Sent:
+def read_query(request: web.Request, kind: type[_Model]) -> _Model:
     """What stands after `?` in the address."""
-    return checked(kind, _once_each(request.query))
+    return validated(kind, _once_each(request.query))
 
 
-def checked(kind: type[_Sent], found: dict[str, Any]) -> _Sent:
+def validated(kind: type[_Model], found: dict[str, Any]) -> _Model:
     """What is sent, if every part of it is right.
 
     Raises:
@@ -215,11 +215,11 @@ def checked(kind: type[_Sent], found: dict[str, Any]) -> _Sent:
     raise ProblemError(422, detail, errors=wrong)
 
 
-async def form_of(request: web.Request, *, of_csrf: bool = False) -> MultiMapping[str]:
+async def read_form(request: web.Request, *, for_csrf: bool = False) -> MultiMapping[str]:
     """The fields of a form. For a CSRF token anything else is a form without fields."""
     # Other charsets can spell what no UTF-8 has.
     if request.content_type != _FORM or (request.charset or "utf-8").lower() != "utf-8":
-        if of_csrf:
+        if for_csrf:
             return MultiDict()
         raise ProblemError(415, f"expected Content-Type: {_FORM}, in UTF-8")
     _check_encoding(request)

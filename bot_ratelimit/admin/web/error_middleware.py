@@ -1,4 +1,4 @@
-"""Reporting: whatever goes wrong is answered as a problem, to programs and to people."""
+"""The error middleware: whatever goes wrong is answered as a problem, to programs and to people."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from contextlib import suppress
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from bot_ratelimit.admin.web.bodies import MAX_BODY
 from bot_ratelimit.admin.web.console import console_of, session_of, wants_page
 from bot_ratelimit.admin.web.problems import Problem, ProblemError, problem_of
+from bot_ratelimit.admin.web.validation import MAX_BODY
 from bot_ratelimit.errors import RateLimitError
 
 log = logging.getLogger("bot_ratelimit")
 
 
 @web.middleware
-async def reporting(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer with the problem whenever something goes wrong."""
     # What a sub-application may be sent is otherwise up to the application around it. That may
     # have read the body already: then it has decided.

@@ -1,4 +1,4 @@
-"""Attempts: failed logins are limited by this very package.
+"""Login limits: failed logins are limited by this very package.
 
 | key | counts |
 | --- | --- |
@@ -36,13 +36,13 @@ OF_ALL: Final = Limit(60, 60)
 LONGEST: Final = 86_400.0
 """Seconds for which a use is remembered: longer than any session or initData is valid."""
 
-_VOUCHED_FOR: Final = 3_600.0
+_TRUSTED_FOR: Final = 3_600.0
 _NOBODY: Final = Subject()
 # In braces, which no rule's name has, and which keep the keys on one node of a Redis Cluster.
 _PATH: Final = "{login}:"
 
 
-class Attempts:
+class LoginLimiter:
     """Slows down those who guess a secret.
 
     While an address is slowed, the right secret is refused like a wrong one: otherwise guessing
@@ -57,17 +57,17 @@ class Attempts:
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = _own(limiter)
-        self._vouched: TTLCache[str, bool] = TTLCache(1_000, _VOUCHED_FOR, timer=time.monotonic)
+        self._succeeded: TTLCache[str, bool] = TTLCache(1_000, _TRUSTED_FOR, timer=time.monotonic)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def judge(
+    async def check(
         self, failure: ProblemError | None, source: str, device: str | None = None
     ) -> None:
         """Let the right secret pass, and count a wrong one.
 
         Args:
             failure: What is wrong; None if nothing is.
-            source: Where it comes from, see `Peers.source`.
+            source: Where it comes from, see `TrustedProxies.client_address`.
             device: The id of the browser, if it was let in before.
 
         Raises:
@@ -75,12 +75,12 @@ class Attempts:
         """
         key = f"from:{source}" if device is None else f"device:{device}"
         if failure is not None:
-            self._vouched.pop(key, None)
+            self._succeeded.pop(key, None)
         lock = self._locks.setdefault(key, asyncio.Lock())
-        if failure is None and key in self._vouched:
+        if failure is None and key in self._succeeded:
             return
         async with lock:  # so that many right ones at once do not exhaust the attempts
-            if failure is None and key in self._vouched:
+            if failure is None and key in self._succeeded:
                 return
             rules = _rules(key, shared=device is None)
             # Charged before it is known to be wrong: many at once gain nothing.
@@ -92,10 +92,10 @@ class Attempts:
                 raise failure
             with suppress(RateLimitError):
                 await self._limiter.refund(rules, _NOBODY)
-            self._vouched[key] = True
+            self._succeeded[key] = True
 
 
-class Used:
+class Revocations:
     """Remembers, on every instance, what must not be used again: sessions and initData.
 
     Args:
@@ -107,14 +107,14 @@ class Used:
         # What was used here stays used, even if Redis was away then.
         self._here: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
 
-    async def use(self, what: str) -> bool:
+    async def revoke(self, what: str) -> bool:
         """Note that it is used; False if it was used before."""
         if what in self._here:
             return False
         self._here[what] = True
         return bool(await self._limiter.hit(_once(what), _NOBODY, _outgoing=True))
 
-    async def is_used(self, what: str) -> bool:
+    async def is_revoked(self, what: str) -> bool:
         """Whether it was used before."""
         if what in self._here:
             return True

@@ -1,4 +1,4 @@
-"""Peers: where a request comes from, and what the browser calls this server."""
+"""TrustedProxies: where a request comes from, and what the browser calls this server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOCAL: Final = "unix"
 _WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]+|\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?")
 
 
-class Peers:
+class TrustedProxies:
     """Reads the address of whoever sends a request, past the proxies that are trusted.
 
     Anybody can write `X-Forwarded-For`, so it is read only if a trusted proxy sends it, and only
@@ -50,7 +50,7 @@ class Peers:
         self._trusts_local = LOCAL in names
         self._networks = [_network(name) for name in names if name != LOCAL]
 
-    def source(self, request: web.Request) -> str:
+    def client_address(self, request: web.Request) -> str:
         """Whom failed logins are counted for: an address, of IPv6 the network of 64 bits.
 
         Whoever has one address of such a network usually has them all.
@@ -68,7 +68,7 @@ class Peers:
             return True
         return self._forwarded(request, "X-Forwarded-Proto") == "https"
 
-    def is_own_page(self, request: web.Request) -> bool:
+    def is_same_origin(self, request: web.Request) -> bool:
         """Whether a page of this server sent the request, as far as the browser says.
 
         Browsers say so in `Sec-Fetch-Site`, and those that do not send it say in `Origin` where

@@ -1,4 +1,4 @@
-"""Standing: where somebody stands with one rule, and which ban refuses them."""
+"""Subject state: where somebody stands with one rule, and which ban refuses them."""
 
 from __future__ import annotations
 
