@@ -420,6 +420,19 @@ async def test_another_type_of_content_is_refused(alone: Visitor) -> None:
     assert (await alone.raw("POST", "api/resume", "{}", **wrong)).status in {200, 400}
 
 
+async def test_a_form_with_a_csrf_token_is_not_taken_for_an_empty_body(
+    desk: tuple[Site, Instance],
+) -> None:
+    """A form to the API is 415, although its CSRF token was read: its fields are not dropped."""
+    site, _ = desk
+    async with site.visitor() as visitor:
+        await visitor.log_in()
+        for path in ("api/rollback", "api/users/42/forgive"):
+            sent = {"csrf": visitor.csrf, "version": "0", "rules": "messages"}
+            assert is_problem(await visitor.ask("POST", path, data=sent), 415)
+        assert len((await visitor.get("api/audit")).content) == 1
+
+
 @pytest.mark.parametrize("root", ["/ops/admin/", "/"])
 async def test_a_huge_body_is_refused(root: str) -> None:
     """413 from 16 KiB up, whatever the application around allows; for strangers 401 before that."""

@@ -176,7 +176,7 @@ async def body_of(request: web.Request, kind: type[_Sent]) -> _Sent:
         ProblemError: It is not such JSON.
     """
     if request.content_type != "application/json":
-        if request.can_read_body:
+        if request.body_exists:  # also if it was read already, for its CSRF token
             raise ProblemError(415, "expected Content-Type: application/json")
         return checked(kind, {})
     _check_encoding(request)
