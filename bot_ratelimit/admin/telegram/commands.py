@@ -10,7 +10,8 @@ from bot_ratelimit.admin.telegram.buttons import Answer, Press
 from bot_ratelimit.admin.telegram.desk import Desk, Said
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.telegram.texts import Html
-from bot_ratelimit.bans import check_ban_length
+from bot_ratelimit.admin.views import named
+from bot_ratelimit.bans import check_ban_length, check_text
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limit import parse_period
 from bot_ratelimit.rule import Subject
@@ -94,6 +95,9 @@ async def forgive(desk: Desk, said: Said) -> Answer:
 
 async def ask_forgive(desk: Desk, subject: Subject, names: list[str]) -> Answer:
     """The question, whoever asks for it."""
+    known = await desk.control.limits() if names else ()
+    for name in names:
+        named(known, name)
     who, key = desk.write.who(subject), "ask_forgive_rules" if names else "ask_forgive"
     text = desk.words(key, who=who, rules=", ".join(names))
     return await desk.ask("forgive", text, subject=subject, names=names)
@@ -110,7 +114,7 @@ async def ask_ban(
     desk: Desk, subject: Subject, length: str, reason: str, command: str = "ban"
 ) -> Answer:
     """The question, whoever asks for it."""
-    banned = _banned(subject)
+    banned, reason = _banned(subject), check_text("reason", reason)
     who = desk.write.who(banned)
     if banned.user in desk.admins:
         raise UnclearError("is_admin", who=who)

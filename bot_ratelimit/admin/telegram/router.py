@@ -128,7 +128,12 @@ class _Front:
         except StorageError:
             await _answer(query, desk.words("away"))
             return
-        if action is None:
+        except RateLimitError as error:  # too long for an alert; the question stays
+            await _answer(query)
+            assert query.bot is not None  # noqa: S101 - it came through a bot
+            await self._write(desk, query.bot, Answer(desk.words("wrong", error=error)))
+            return
+        if action is None or action.get("do") not in ACTIONS:  # else of another version
             await _answer(query, desk.words("gone"))
             return
         await _answer(query)
