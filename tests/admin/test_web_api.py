@@ -383,6 +383,7 @@ async def test_an_odd_question_is_refused(alone: Visitor, path: str, status: int
         ("PUT", "api/bans/42", '{"how_long": "1h", "reason": "\\ud800"}', 422),
         ("POST", "api/rollback", '{"version": 7}', 422),
         ("POST", "api/pause", '{"how_long": "2d"}', 422),
+        ("POST", "api/pause", '{"how_long": "0s"}', 422),
         ("POST", "api/pause", '{"how_long": "\\u0000"}', 422),
         ("POST", "api/exempt", '{"id": 0}', 422),
         ("POST", "api/exempt", '{"id": 123456789012345678901234567890}', 422),

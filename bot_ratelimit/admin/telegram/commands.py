@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.admin import wording
+from bot_ratelimit.admin.changes import check_pause
 from bot_ratelimit.admin.telegram.buttons import Answer, Press
 from bot_ratelimit.admin.telegram.desk import Desk, Said
 from bot_ratelimit.admin.telegram.targets import UnclearError
@@ -13,13 +14,11 @@ from bot_ratelimit.admin.telegram.texts import Html
 from bot_ratelimit.admin.views import named
 from bot_ratelimit.bans import check_ban_length, check_text
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limit import parse_period
 from bot_ratelimit.rule import Subject
 
 _BANS: Final = 8
 """Bans on a page."""
 _FOREVER: Final = frozenset({"forever", "навсегда"})
-_LONGEST_PAUSE: Final = 86_400
 _SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
     "off": {"off": True},
     "on": {"off": False},
@@ -195,11 +194,9 @@ async def pause(desk: Desk, said: Said) -> Answer:
     """Switch all limits off for a while."""
     desk.needs_live()
     try:
-        seconds = parse_period(said.arguments)
+        seconds = check_pause(said.arguments)
     except ConfigError:
-        seconds = 0.0
-    if not 0 < seconds <= _LONGEST_PAUSE:
-        raise UnclearError("usage_pause", command=said.name)
+        raise UnclearError("usage_pause", command=said.name) from None
     version = (await desk.control.changes.current()).version
     text = desk.words("ask_pause", length=desk.words.duration(seconds))
     return await desk.ask("pause", text, length=said.arguments, version=version)
