@@ -289,7 +289,9 @@ def test_a_form_says_who_is_meant(fields: dict[str, str], subject: Subject) -> N
     assert Form(fields).subject() == subject
 
 
-@pytest.mark.parametrize("text", ["", "x", "1.5", "٣", "1" * 30, "0x10", "--1", "0", str(2**52 + 1)])
+@pytest.mark.parametrize(
+    "text", ["", "x", "1.5", "٣", "1" * 30, "0x10", "--1", "0", str(2**52 + 1)]
+)
 def test_what_is_no_id_is_told(text: str) -> None:
     """Only whole numbers that Telegram can give are ids; no topic or bot has a negative one."""
     with pytest.raises(ConfigError, match=r"^user: "):
