@@ -254,11 +254,11 @@ def check_pause(how_long: str) -> float:
     """The seconds for which all limits are to be off.
 
     Raises:
-        ConfigError: It is no period, or longer than a day.
+        ConfigError: It is no period, shorter than a second, or longer than a day.
     """
     seconds = parse_period(how_long)
-    if seconds > 86_400:
-        raise ConfigError(f"{how_long!r}: limits can be off for a day at most")
+    if not 1 <= seconds <= 86_400:
+        raise ConfigError(f"{how_long!r}: limits can be off for 1 s at least and a day at most")
     return seconds
 
 

@@ -132,7 +132,9 @@ async def test_pages_need_nothing_from_elsewhere(bot: Site, reader: Reader) -> N
         ("limit?name=messages&limit=3/hour", "Nothing to change of 'messages'"),
         ("limit?name=nope", "No rule is called 'nope': expected one of ban, chat, messages."),
         ("penalty?after=5/minute&ban=soon", "soon"),
-        ("pause?how_long=2d", "'2d': limits can be off for a day at most."),
+        ("pause?how_long=2d", "'2d': limits can be off for 1 s at least and a day at most."),
+        ("pause?how_long=0s", "'0s': limits can be off"),
+        ("ban?user=7&how_long=1h&reason=" + "x" * 501, "at most 500 characters"),
         ("rollback?version=9", "Version 9 is not there to roll back to: expected 0."),
         ("bans?offset=x", "Offset: 'x': expected a whole number"),
     ],
@@ -287,11 +289,15 @@ def test_a_form_says_who_is_meant(fields: dict[str, str], subject: Subject) -> N
     assert Form(fields).subject() == subject
 
 
-@pytest.mark.parametrize("text", ["", "x", "1.5", "٣", "1" * 30, "0x10", "--1"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "1.5", "٣", "1" * 30, "0x10", "--1", "0", str(2**52 + 1)]
+)
 def test_what_is_no_id_is_told(text: str) -> None:
-    """Only whole numbers of a sensible length are ids."""
+    """Only whole numbers that Telegram can give are ids; no topic or bot has a negative one."""
     with pytest.raises(ConfigError, match=r"^user: "):
         Form({"user": text}).subject()
+    with pytest.raises(ConfigError, match=r"^topic: "):
+        Form({"user": "7", "topic": text or "-3"}).subject()
 
 
 def test_a_single_refusal_is_seen_in_the_chart() -> None:

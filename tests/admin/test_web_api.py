@@ -389,6 +389,7 @@ async def test_an_odd_question_is_refused(alone: Visitor, path: str, status: int
         ("PUT", "api/bans/42", '{"how_long": "1h", "reason": "\\ud800"}', 422),
         ("POST", "api/rollback", '{"version": 7}', 422),
         ("POST", "api/pause", '{"how_long": "2d"}', 422),
+        ("POST", "api/pause", '{"how_long": "0s"}', 422),
         ("POST", "api/pause", '{"how_long": "\\u0000"}', 422),
         ("POST", "api/exempt", '{"id": 0}', 422),
         ("POST", "api/exempt", '{"id": 123456789012345678901234567890}', 422),
@@ -424,6 +425,19 @@ async def test_another_type_of_content_is_refused(alone: Visitor) -> None:
         assert is_problem(reply, 415)
     wrong = {"Content-Type": "application/json; charset=nothing"}
     assert (await alone.raw("POST", "api/resume", "{}", **wrong)).status in {200, 400}
+
+
+async def test_a_form_with_a_csrf_token_is_not_taken_for_an_empty_body(
+    site_and_bot: tuple[Site, Instance],
+) -> None:
+    """A form to the API is 415, although its CSRF token was read: its fields are not dropped."""
+    site, _ = site_and_bot
+    async with site.visitor() as visitor:
+        await visitor.log_in()
+        for path in ("api/rollback", "api/users/42/forgive"):
+            sent = {"csrf": visitor.csrf, "version": "0", "rules": "messages"}
+            assert is_problem(await visitor.ask("POST", path, data=sent), 415)
+        assert len((await visitor.get("api/audit")).content) == 1
 
 
 @pytest.mark.parametrize("root", ["/ops/admin/", "/"])

@@ -181,6 +181,40 @@ async def test_an_outage_does_not_open_the_door(own_server: Server) -> None:
         await storage.close()
 
 
+async def test_a_logout_without_redis_reaches_the_others_when_redis_is_back(
+    own_server: Server,
+) -> None:
+    """Who logs out during an outage is logged out on every instance soon after it."""
+    async with (
+        aioredis.Redis(port=own_server.port) as one,
+        aioredis.Redis(port=own_server.port) as two,
+    ):
+        storages = RedisStorage(one), RedisStorage(two)
+        here, there = map(bot_on, storages)
+        async with (
+            site(here) as first,
+            site(there) as second,
+            first.visitor() as visitor,
+            first.visitor() as colleague,
+            second.visitor() as thief,
+        ):
+            await visitor.log_in()
+            await colleague.log_in()
+            for name, value in visitor.cookies().items():
+                thief.set_cookie(name, value)
+            own_server.kill()
+            assert (await visitor.change("POST", "logout")).status == 303
+            own_server.start()
+            assert (await thief.get("api/audit")).status in {200, 503}
+            async with asyncio.timeout(10):
+                while (await thief.get("api/audit")).status != 401:
+                    await colleague.get("api/audit")
+                    await asyncio.sleep(0.05)
+            assert (await colleague.get("api/audit")).status == 200
+        for storage in storages:
+            await storage.close()
+
+
 async def test_the_log_names_the_address_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     """An operator sees who guesses, at most as often as may be guessed."""
     async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:

@@ -6,19 +6,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.admin import wording
+from bot_ratelimit.admin.changes import check_pause
 from bot_ratelimit.admin.telegram.buttons import Answer, ButtonPress
 from bot_ratelimit.admin.telegram.context import CommandCall, Context
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.telegram.texts import Html
-from bot_ratelimit.bans import check_ban_length
+from bot_ratelimit.admin.views import named
+from bot_ratelimit.bans import check_ban_length, check_text
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limit import parse_period
 from bot_ratelimit.rule import Subject
 
 _BANS: Final = 8
 """Bans on a page."""
 _FOREVER: Final = frozenset({"forever", "навсегда"})
-_LONGEST_PAUSE: Final = 86_400
 _SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
     "off": {"off": True},
     "on": {"off": False},
@@ -94,6 +94,9 @@ async def forgive(context: Context, call: CommandCall) -> Answer:
 
 async def ask_forgive(context: Context, subject: Subject, names: list[str]) -> Answer:
     """The question, whoever asks for it."""
+    known = await context.control.limits() if names else ()
+    for name in names:
+        named(known, name)
     who, key = context.write.who(subject), "ask_forgive_rules" if names else "ask_forgive"
     text = context.words(key, who=who, rules=", ".join(names))
     return await context.ask("forgive", text, subject=subject, names=names)
@@ -110,7 +113,7 @@ async def ask_ban(
     context: Context, subject: Subject, length: str, reason: str, command: str = "ban"
 ) -> Answer:
     """The question, whoever asks for it."""
-    banned = _banned(subject)
+    banned, reason = _banned(subject), check_text("reason", reason)
     who = context.write.who(banned)
     if banned.user in context.admins:
         raise UnclearError("is_admin", who=who)
@@ -195,11 +198,9 @@ async def pause(context: Context, call: CommandCall) -> Answer:
     """Switch all limits off for a while."""
     context.needs_live()
     try:
-        seconds = parse_period(call.arguments)
+        seconds = check_pause(call.arguments)
     except ConfigError:
-        seconds = 0.0
-    if not 0 < seconds <= _LONGEST_PAUSE:
-        raise UnclearError("usage_pause", command=call.name)
+        raise UnclearError("usage_pause", command=call.name) from None
     version = (await context.control.changes.current()).version
     text = context.words("ask_pause", length=context.words.duration(seconds))
     return await context.ask("pause", text, length=call.arguments, version=version)

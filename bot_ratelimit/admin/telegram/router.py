@@ -132,7 +132,12 @@ class _Handlers:
         except StorageError:
             await _answer(query, context.words("away"))
             return
-        if action is None:
+        except RateLimitError as error:  # too long for an alert; the question stays
+            await _answer(query)
+            assert query.bot is not None  # noqa: S101 - it came through a bot
+            await self._write(context, query.bot, Answer(context.words("wrong", error=error)))
+            return
+        if action is None or action.get("do") not in ACTIONS:  # else of another version
             await _answer(query, context.words("gone"))
             return
         await _answer(query)

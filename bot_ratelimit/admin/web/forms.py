@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from bot_ratelimit.admin.web.validation import MAX_ID
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Subject
 
@@ -56,9 +57,9 @@ class Form:
         """Who is banned: a user everywhere, unless a chat is named; a negative id is a chat's.
 
         Raises:
-            ConfigError: There is no id, or one that is no number.
+            ConfigError: There is no id, or one that cannot be anybody's.
         """
-        user, chat, topic, bot = map(self.number, _IDS)
+        user, chat, topic, bot = map(self._id, _IDS)
         if user is not None and user < 0:
             user, chat = None, user
         if user is None and chat is None:
@@ -69,7 +70,16 @@ class Form:
         """Who sends: in their private chat, unless another is named.
 
         Raises:
-            ConfigError: There is no id, or one that is no number.
+            ConfigError: There is no id, or one that cannot be anybody's.
         """
         found = self.ban_subject()
         return found._replace(chat=found.user) if found.chat is None else found
+
+    def _id(self, name: str) -> int | None:
+        found = self.number(name)
+        if found is None:
+            return None
+        is_positive = found > 0 or name in ("user", "chat")  # where a chat's is negative
+        if not (is_positive and 0 < abs(found) <= MAX_ID):
+            raise ConfigError(f"{name}: {found} is no id: expected one such as 123456789")
+        return found

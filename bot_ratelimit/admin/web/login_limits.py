@@ -22,6 +22,7 @@ from weakref import WeakValueDictionary
 from cachetools import TTLCache
 
 from bot_ratelimit.admin.web.problems import ProblemError
+from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limit import Limit
 from bot_ratelimit.limiter import Limiter
@@ -99,27 +100,45 @@ class Revocations:
     """Remembers, on every instance, what must not be used again: sessions and initData.
 
     Args:
-        limiter: The bot's. While its storage is out of reach, this process remembers for itself.
+        limiter: The bot's. While its storage is out of reach, this process remembers for itself,
+            and tells the others when the storage is back.
     """
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = _own(limiter)
         # What was used here stays used, even if Redis was away then.
         self._here: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
+        self._untold: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
 
     async def revoke(self, what: str) -> bool:
         """Note that it is used; False if it was used before."""
         if what in self._here:
             return False
         self._here[what] = True
-        return bool(await self._limiter.hit(_once(what), _NOBODY, _outgoing=True))
+        decision = await self._limiter.hit(_once(what), _NOBODY, _outgoing=True)
+        if not self._is_shared(decision):
+            self._untold[what] = True
+        return bool(decision)
 
     async def is_revoked(self, what: str) -> bool:
         """Whether it was used before."""
         if what in self._here:
             return True
-        look = self._limiter.hit(_once(what), _NOBODY, 0, _outgoing=True)
-        return not await look
+        decision = await self._limiter.hit(_once(what), _NOBODY, 0, _outgoing=True)
+        if self._untold and self._is_shared(decision):
+            await self._tell()
+        return not decision
+
+    async def _tell(self) -> None:
+        """Note on the storage what was used while it was out of reach."""
+        for what in list(self._untold):
+            decision = await self._limiter.hit(_once(what), _NOBODY, _outgoing=True)
+            if not self._is_shared(decision):
+                return
+            self._untold.pop(what, None)
+
+    def _is_shared(self, decision: Decision) -> bool:
+        return decision.source == self._limiter.storage.source
 
 
 def _own(limiter: Limiter) -> Limiter:

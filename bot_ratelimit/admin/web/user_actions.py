@@ -10,7 +10,7 @@ from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.web.actions import Action
 from bot_ratelimit.admin.web.forms import Form
 from bot_ratelimit.admin.web.rendering import link, who
-from bot_ratelimit.bans import check_ban_length
+from bot_ratelimit.bans import check_ban_length, check_text
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Scope, Subject
 
@@ -75,6 +75,7 @@ async def _before_ban(control: Control, form: Form) -> dict[str, Any]:
         if "how_long" not in form:
             return found
         seconds = check_ban_length(_length(form))
+        check_text("reason", form.text("reason"))
     except ConfigError as error:
         return {**found, "error": str(error)}
     before = [ban for ban in await control.limiter.bans_of(subject) if ban.subject == subject]

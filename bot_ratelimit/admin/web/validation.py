@@ -19,7 +19,7 @@ MAX_BODY: Final = 16_384
 _DIGITS: Final = re.compile(r"-?[0-9]{1,17}", re.ASCII)
 _SLOWEST: Final = 10.0
 _FORM: Final = "application/x-www-form-urlencoded"
-_MAX_ID: Final = 2**52
+MAX_ID: Final = 2**52
 """Ids of Telegram have 52 bits at most: https://core.telegram.org/bots/api#user."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -41,9 +41,9 @@ def _not_zero(value: int) -> int:
 
 
 Id = Annotated[
-    int, BeforeValidator(_whole), Field(ge=-_MAX_ID, le=_MAX_ID), AfterValidator(_not_zero)
+    int, BeforeValidator(_whole), Field(ge=-MAX_ID, le=MAX_ID), AfterValidator(_not_zero)
 ]
-Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=_MAX_ID)]
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_ID)]
 Number = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=1_000_000_000)]
 Text = Annotated[str, Field(max_length=500)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
@@ -176,7 +176,7 @@ async def read_body(request: web.Request, kind: type[_Model]) -> _Model:
         ProblemError: It is not such JSON.
     """
     if request.content_type != "application/json":
-        if request.can_read_body:
+        if request.body_exists:  # also if it was read already, for its CSRF token
             raise ProblemError(415, "expected Content-Type: application/json")
         return validated(kind, {})
     _check_encoding(request)

@@ -6,16 +6,18 @@ import asyncio
 from typing import Any
 
 import pytest
+import redis.asyncio as aioredis
 from aiogram.exceptions import TelegramBadRequest
 from aiogram.methods import AnswerCallbackQuery
 
-from bot_ratelimit import MemoryStorage, Subject
-from bot_ratelimit.admin.confirmations import SECONDS
+from bot_ratelimit import MemoryStorage, RedisStorage, Subject
+from bot_ratelimit.admin.confirmations import SECONDS, Confirmations
 from bot_ratelimit.admin.telegram.buttons import LARGEST_ID, ButtonPress, Buttons
 from bot_ratelimit.admin.telegram.texts import Words
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.documents import documents_of
 from tests.admin.telegram.operators import ANNA, BORIS, STRANGER, OperatedBot, operated_bot_on
+from tests.servers import Server
 
 GONE = "answered already, or is older than two minutes"
 
@@ -92,6 +94,35 @@ async def test_a_press_that_cannot_be_answered_still_counts(bot: OperatedBot) ->
         message="Bad Request: query is too old and response timeout expired",
     )
     assert "is banned" in await bot.presses("Ban")
+
+
+async def test_a_redis_that_refuses_is_told_and_the_question_stays(own_server: Server) -> None:
+    """If the Redis user lacks a permission, the press says so, and works when that is fixed."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        storage = RedisStorage(client)
+        async with operated_bot_on(storage) as bot:
+            await bot.says("/ban 42 1h")
+            await client.acl_setuser("default", enabled=True, commands=["-getdel"])
+            assert "no permissions" in await bot.presses("Ban")
+            assert isinstance(bot.session.requests[-2], AnswerCallbackQuery)
+            await client.acl_setuser("default", enabled=True, commands=["+getdel"])
+            assert "is banned" in await bot.presses("Ban")
+        await storage.close()
+
+
+async def test_a_question_of_another_version_is_gone(bot: OperatedBot) -> None:
+    """While instances are updated, a question that this one does not know is asked again."""
+    token = await Confirmations(bot.middleware.limiter).ask(ANNA, {"do": "something newer"})
+    assert GONE in await bot.presses(
+        ButtonPress(namespace="", what="yes", first=ANNA, extra=token).pack()
+    )
+
+
+async def test_what_cannot_be_done_is_not_asked(bot: OperatedBot) -> None:
+    """A reason that is too long, or an unknown rule, is told at once, not after a yes."""
+    assert "reason=" in await bot.says("/ban 42 1h " + "x" * 501)
+    assert "no rule is called" in await bot.says("/forgive 42 messages nothing")
+    assert not bot.buttons
 
 
 async def test_forged_tokens_find_nothing(bot: OperatedBot) -> None:
