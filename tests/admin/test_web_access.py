@@ -77,7 +77,7 @@ async def changed(admin_site: Site) -> list[Any]:
 
 def test_without_anybody_who_may_it_refuses_to_start() -> None:
     """A page without a lock is a mistake that no bot is started with."""
-    with pytest.raises(ConfigError, match="nobody may enter: set RATE_LIMIT_ADMIN_TOKEN"):
+    with pytest.raises(ConfigError, match="nobody would have access: set RATE_LIMIT_ADMIN_TOKEN"):
         admin_app(RateLimitMiddleware())
 
 
@@ -202,7 +202,7 @@ async def test_a_person_is_shown_the_form_and_a_program_the_problem(alone: Site)
             "type": "about:blank",
             "title": "Unauthorized",
             "status": 401,
-            "detail": "show the token, or log in",
+            "detail": "send the token, or log in",
         }
         assert api.headers["WWW-Authenticate"].startswith("Bearer")
 

@@ -1,4 +1,4 @@
-"""Limit actions: a limit, the penalty, all limits off and on, and back to an earlier version."""
+"""Limit actions: change a limit or the penalty, pause and resume all limits, roll back."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _said(form: Form) -> list[str]:
 
 
 def _wanted(rule: RuleView, form: Form) -> dict[str, Any]:
-    """What of a rule is to be changed: what differs from what holds."""
+    """The requested changes of a rule: only values that differ from those in force."""
     shadow, off = _STATES.get(form.text("state"), (form.flag("shadow"), form.flag("off")))
     given = {"limit": form.text("limit") or None, "shadow": shadow, "off": off}
     return {
@@ -153,7 +153,7 @@ async def _before_rollback(control: Control, form: Form) -> dict[str, Any]:
     is_invalid = False
     try:
         live = await control.changes.current()
-    except ConfigError:  # which is why one rolls back
+    except ConfigError:  # a rollback replaces an invalid document
         live, is_invalid = Overrides(version=max(known, default=0)), True
     earlier = [each for each in known if each < live.version or is_invalid]
     asked = form.number("to") if "to" in form else form.number("version")
