@@ -168,7 +168,7 @@ class Access:
             if not await self._used.use(f"initData {opening}"):
                 raise InitDataError(401, "this initData was used: open the page again in Telegram")
         except InitDataError as wrong:
-            await self._attempts.judge(wrong, self._peers.source(request))
+            await self._attempts.judge(wrong, self._peers.source(request), telegram=True)
             raise
         return user
 
