@@ -45,8 +45,13 @@ class Audit:
 
     async def entries(self) -> tuple[Entry, ...]:
         """All of them, the latest first."""
-        found = await self._documents.listed(self._key)
-        return tuple(Entry(**json.loads(raw)) for raw in found)
+        found = []
+        for raw in await self._documents.listed(self._key):
+            try:
+                found.append(Entry(**json.loads(raw)))
+            except (ValueError, TypeError):  # of a newer version of this package
+                continue
+        return tuple(found)
 
 
 class Changes:
@@ -188,6 +193,8 @@ class Changes:
             chosen = current if version is None else version  # the last good one
         else:
             earlier = [each for each in known if each < current]
+            if version is None:  # what comes before is only known of the version that was read
+                if_version = current if if_version is None else if_version
             chosen = max(earlier, default=0) if version is None else version
         if chosen != 0 and chosen not in known:
             listed = ", ".join(map(str, sorted({0, *known})))

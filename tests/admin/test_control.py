@@ -29,6 +29,8 @@ from bot_ratelimit import (
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.bans import FOREVER
+from bot_ratelimit.overrides import Overrides
+from bot_ratelimit.storage.documents import documents_of
 from tests.benches import Bench
 from tests.incoming.support import Instance
 from tests.servers import Server, running_cluster
@@ -177,6 +179,34 @@ async def test_only_the_last_20_versions_and_200_changes_are_kept(bot: OperatedB
     assert (audit[0].by, audit[0].what) == ("anna@shell", "exempt 1")
     assert audit[0].after == '{"exempt": [0, 1, 2]}'
     assert audit[0].at == pytest.approx((await bot.control.changes.current()).at, abs=2)
+
+
+async def test_rolling_back_does_not_drop_what_came_meanwhile(
+    bot: OperatedBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a version, a rollback is of the version that was newest when it was asked for."""
+    changes, boris = bot.control.changes, Control(bot.control.limiter, "boris@web", patience=0)
+    await bot.control.set_rule("messages", "2/minute")
+    look = changes.current
+
+    async def slow_look() -> Overrides:
+        found = await look()
+        await boris.set_rule("chat", "1/minute")
+        return found
+
+    monkeypatch.setattr(changes, "current", slow_look)
+    with pytest.raises(ConflictError, match="boris@web changed the live limits meanwhile"):
+        await changes.rollback()
+    assert set((await boris.changes.current()).rules) == {"messages", "chat"}
+
+
+async def test_an_entry_of_a_newer_version_does_not_hide_the_audit(bot: OperatedBot) -> None:
+    """While instances are updated, an older one lists the entries that it can read."""
+    await bot.control.ban(ANNA, "1h")
+    documents = documents_of(bot.control.limiter.storage)
+    for raw in (b'{"at": 1, "by": "new", "newer": 2}', b"[]", b"x"):
+        await documents.push("bot:ratelimit:audit", raw, 200)
+    assert [entry.what for entry in await bot.control.audit()] == ["ban user 42 chat 42"]
 
 
 async def test_two_admins_do_not_overwrite_each_other(bot: OperatedBot) -> None:
