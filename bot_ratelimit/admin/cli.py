@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import os
 import socket
 import sys
 import time
@@ -73,8 +74,9 @@ def config(json: Json = False) -> None:
 @app.command()
 def limits(json: Json = False) -> None:
     """Every rule of every middleware and flag."""
-    found = _run(lambda control: control.limits())
-    _show(found, json, lambda: printing.say(printing.rules(found)))
+    found = _run(lambda control: control.config())
+    nobody = [] if found.instances else [printing.instances(found)]
+    _show(found.rules, json, lambda: printing.say(printing.rules(found.rules), *nobody))
 
 
 @app.command(context_settings=_IDS)
@@ -439,14 +441,23 @@ def _finish(act: Callable[[Control], Awaitable[Overrides]], json: bool) -> None:
     version, obeying, running = _run(done)
     text = f"version {version} is in force on {obeying} of {printing.amount(running, 'instance')}"
     if not running:
-        text = f"version {version} is written; no running bot reports (live=True)"
+        text = (
+            f"version {version} is written; {printing.nobody_reports(_settings().redis_key_prefix)}"
+        )
     found = {"version": version, "obeying": obeying, "instances": running}
     _show(found, json, lambda: printing.say(text))
 
 
+def _operator() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container a user may be a number without a name
+        return str(os.getuid())
+
+
 def _run(act: Callable[[Control], Awaitable[_T]]) -> _T:
     async def with_control() -> _T:
-        control = Control.from_settings(_settings(), f"{getpass.getuser()}@{socket.gethostname()}")
+        control = Control.from_settings(_settings(), f"{_operator()}@{socket.gethostname()}")
         try:
             return await act(control)
         finally:

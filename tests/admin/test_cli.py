@@ -6,6 +6,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import Penalty, RateLimitMiddleware, Rule, Scope
 from bot_ratelimit.__main__ import main
+from bot_ratelimit.admin import cli
 from bot_ratelimit.admin.cli import app
 from tests.incoming.support import Instance
 from tests.servers import Server, free_port
@@ -243,6 +245,29 @@ async def test_a_bot_without_statistics_is_told_as_one(bot: Instance) -> None:
     for found in await asyncio.gather(run("top"), run("stats", "--json")):
         assert (found.status, found.out) == (2, "")
         assert "pass statistics=True to RateLimitMiddleware" in found.err
+
+
+async def test_another_prefix_than_the_bots_is_noticed(bot: Instance) -> None:
+    """Where no bot reports, the rules come with a line that names the prefix and what to check."""
+    here, elsewhere = await asyncio.gather(
+        run("limits"), run("limits", REDIS_KEY_PREFIX="other", RATE_LIMIT="7/h")
+    )
+    assert "no running bot" not in here.out
+    assert "7/h" in elsewhere.out
+    told = " ".join(elsewhere.out.split())
+    assert "no running bot reports under 'other': is REDIS_KEY_PREFIX that of the bot" in told
+
+
+def test_a_user_without_a_name_operates(environment: pytest.MonkeyPatch) -> None:
+    """In a container, where the user is only a number, that number is the operator's name."""
+
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        environment.delenv(name, raising=False)
+    environment.setattr(pwd, "getpwuid", unknown)
+    assert cli._operator() == str(os.getuid())
 
 
 def test_the_documents_have_every_command() -> None:
