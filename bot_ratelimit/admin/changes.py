@@ -76,8 +76,17 @@ class Changes:
         Raises:
             ConfigError: The document is invalid; `rollback` replaces it.
         """
-        raw = await self._documents.read(self._key("live"))
-        return Overrides() if raw is None else Overrides.from_json(raw)
+        return _parsed(await self._documents.read(self._key("live")))
+
+    async def in_force(self) -> tuple[Overrides, str]:
+        """What the instances obey, and why that is not the document; empty if it is.
+
+        An invalid document must not hide where users stand: the last good version is in force.
+        """
+        try:
+            return await self.current(), ""
+        except ConfigError as error:
+            return next(iter(await self.history()), Overrides()), str(error)
 
     async def history(self) -> tuple[Overrides, ...]:
         """The documents to roll back to, the latest first."""
@@ -211,12 +220,10 @@ class Changes:
         for _ in range(_TRIES):
             raw = await self._document()
             try:
-                before = Overrides() if raw is None else Overrides.from_json(raw)
-            except ConfigError as error:
+                before = _parsed(raw)
+            except ConfigError:
                 if replacing_invalid is None:
-                    raise ConfigError(
-                        f"{error}; `bot-ratelimit rollback` replaces it by the last good one"
-                    ) from None
+                    raise
                 before = Overrides(version=replacing_invalid)
             if if_version is not None and before.version != if_version:
                 raise ConflictError(
@@ -248,6 +255,13 @@ class Changes:
 
     def _key(self, name: str) -> str:
         return live_key(self._prefix, name)
+
+
+def _parsed(document: bytes | None) -> Overrides:
+    try:
+        return Overrides() if document is None else Overrides.from_json(document)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; a roll back replaces it by the last good version") from None
 
 
 def check_pause(how_long: str) -> float:

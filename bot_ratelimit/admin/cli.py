@@ -422,6 +422,8 @@ def _change(
     """Show what would change, ask, change it, and tell where it holds."""
     now = _run(lambda control: control.config())
     try:
+        if now.problem:
+            raise ConfigError(now.problem)
         words = described(now)
     except RateLimitError as error:
         _fail(error)

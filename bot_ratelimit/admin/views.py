@@ -113,8 +113,11 @@ class ConfigView:
     storage: str
     settings: tuple[SettingView, ...]
     live: Overrides
+    """What operators changed; of an invalid document, the last good version."""
     instances: tuple[InstanceView, ...]
     rules: tuple[RuleView, ...]
+    problem: str = ""
+    """Why the live document is not what holds; empty if it is."""
 
     @property
     def behind(self) -> int:

@@ -223,12 +223,31 @@ async def test_an_invalid_document_is_replaced_by_a_roll_back(desk: Desk) -> Non
     documents = desk.control._documents
     good = await documents.read("bot:ratelimit:live")
     assert await documents.swap("bot:ratelimit:live", good, b"nonsense")
-    with pytest.raises(ConfigError, match="is not JSON; `bot-ratelimit rollback` replaces it"):
+    with pytest.raises(ConfigError, match="is not JSON; a roll back replaces it by the last good"):
         await desk.control.set_rule("messages", "9/h")
     await desk.control.changes.rollback()
     live = await desk.control.changes.current()
     assert (live.version, live.rules) == (2, {"messages": {"limit": "2/hour"}})
     assert await desk.allowed(3) == 2
+
+
+async def test_an_invalid_document_hides_nothing(desk: Desk) -> None:
+    """Where somebody stands, what holds and why are told by the last good version; all can act."""
+    await desk.control.set_rule("messages", "2/h")
+    assert await desk.allowed(3) == 2
+    documents = desk.control._documents
+    good = await documents.read("bot:ratelimit:live")
+    assert await documents.swap("bot:ratelimit:live", good, b"nonsense")
+    await desk.refresh()
+    config, shown = await desk.control.config(), await desk.control.show(ANNA)
+    assert (config.live.version, config.behind) == (1, 0)
+    assert config.problem.endswith("is not JSON; a roll back replaces it by the last good version")
+    assert (shown.allowed, shown.counts[0].capacity) == (False, 2)
+    tried = await desk.control.try_(ANNA)
+    assert tried is not None
+    assert not tried.allowed
+    await desk.control.forgive(ANNA)
+    assert await desk.allowed(1) == 1
 
 
 async def test_clear_forgets_counts_and_keeps_the_live_limits(desk: Desk, bench: Bench) -> None:
