@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import os
 import socket
 import sys
 import time
@@ -22,7 +23,7 @@ from rich.live import Live as Screen
 from bot_ratelimit.admin import printing, wording
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.views import ConfigView, named, who
+from bot_ratelimit.admin.views import ConfigView, HealthView, named, who
 from bot_ratelimit.bans import FOREVER
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.notices import Notices
@@ -128,6 +129,8 @@ def forgive(
     _confirm(lambda: printing.say(*printing.subject(before)), "Forgive?", yes, json)
     found = _run(lambda control: control.forgive(subject, rules or ()))
     text = f"forgiven: {', '.join(found)}" if found else "there was nothing to forgive"
+    if before.banned is not None and not before.banned.key:
+        text += f"\nstill {printing.ban(before.banned)}; only `bot-ratelimit unban` lifts that"
     _show({"forgiven": found}, json, lambda: printing.say(text))
 
 
@@ -347,8 +350,12 @@ def watch(
 ) -> None:
     """Limits, instances and health, again and again; a line of JSON each time with --json."""
 
-    async def look(control: Control) -> tuple[Any, ConfigView]:
-        return await control.health(), await control.config()
+    async def look(control: Control) -> tuple[HealthView, ConfigView | None]:
+        found = await control.health()
+        try:
+            return found, await control.config()
+        except StorageError:  # it may come back
+            return found, None
 
     screen = None if json else Screen(console=printing.console(), auto_refresh=False)
     try:
@@ -362,11 +369,9 @@ def watch(
                 printing.print_json({"health": found, "config": now})
                 sys.stdout.flush()
             else:
-                parts = [
-                    printing.health(found),
-                    *printing.config(now)[: -1 if now.settings else None],
-                ]
-                screen.update(Group(*parts), refresh=True)
+                parts = [] if now is None else printing.config(now)
+                shown = parts[: -1 if now is not None and now.settings else None]
+                screen.update(Group(printing.health(found), *shown), refresh=True)
     except KeyboardInterrupt:
         pass
     finally:
@@ -448,7 +453,7 @@ def _finish(act: Callable[[Control], Awaitable[Overrides]], json: bool) -> None:
 
 def _run(act: Callable[[Control], Awaitable[_T]]) -> _T:
     async def with_control() -> _T:
-        control = Control.from_settings(_settings(), f"{getpass.getuser()}@{socket.gethostname()}")
+        control = Control.from_settings(_settings(), f"{_operator()}@{socket.gethostname()}")
         try:
             return await act(control)
         finally:
@@ -458,6 +463,13 @@ def _run(act: Callable[[Control], Awaitable[_T]]) -> _T:
         return asyncio.run(with_control())
     except RateLimitError as error:
         _fail(error)
+
+
+def _operator() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container the number often has no name
+        return str(os.getuid())
 
 
 def _settings() -> Settings:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import redis.asyncio as aioredis
 
 from bot_ratelimit import Penalty, RateLimitMiddleware, Rule, Scope
 from bot_ratelimit.__main__ import main
-from bot_ratelimit.admin.cli import app
+from bot_ratelimit.admin.cli import _operator, app
 from tests.incoming.support import Instance
 from tests.servers import Server, free_port
 
@@ -178,6 +179,28 @@ async def test_watch_shows_it_again_and_again(bot: Instance) -> None:
     assert "messages" in table.out
 
 
+async def test_watch_outlives_an_outage(
+    own_server: Server, environment: pytest.MonkeyPatch
+) -> None:
+    """While Redis is away `watch` says so, and goes on looking; it does not end."""
+    own_server.kill()
+    lines, table = await asyncio.gather(
+        run("watch", "--json", "--count", "2", "--every", "0.1", REDIS_URL=own_server.url),
+        run("watch", "--count", "2", "--every", "0.1", REDIS_URL=own_server.url),
+    )
+    looks = [json.loads(line) for line in lines.out.splitlines()]
+    assert [(look["health"]["ok"], look["config"]) for look in looks] == [(False, None)] * 2
+    assert (table.status, "not well: Connection refused" in table.out) == (0, True)
+
+
+def test_a_user_number_without_a_name_may_operate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container with a bare number as its user, the audit has that number."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert _operator() == str(os.getuid())
+
+
 async def test_health_is_a_container_check(bot: Instance) -> None:
     """Status 0 while limits hold, 1 when Redis is away; other commands have status 3 then."""
     away = f"redis://127.0.0.1:{free_port()}"
@@ -220,6 +243,9 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     assert re.search(r"^user 42 +forever +\S+@\S+ +spam", listed.out, re.MULTILINE)
     (ban,) = as_json.json
     assert (ban["subject"]["user"], ban["until"], ban["reason"]) == (42, None, "spam")
+    forgiven = await run("forgive", "42", "--yes")
+    assert "still banned forever, by " in forgiven.out.splitlines()[-1]
+    assert forgiven.out.endswith("only `bot-ratelimit unban` lifts that\n")
     lifted, again = await run("unban", "42", "--yes"), await run("unban", "42", "--yes", "--json")
     assert (lifted.out.splitlines()[-1], again.json) == ("unbanned", {"unbanned": False})
     await asyncio.sleep(1)
