@@ -321,16 +321,15 @@ def rollback(
     json: Json = False,
 ) -> None:
     """Let an earlier version hold again."""
-    found = _run(lambda control: control.changes.history())
-
-    def preview() -> None:
-        for each in found:
-            if version is None or each.version == version:
-                printing.say(f"version {each.version}: {printing.changes(each)}")
-        printing.say(f"roll back to {'the version before' if version is None else version}")
-
-    _confirm(preview, "Roll back?", yes, json)
-    _finish(lambda control: control.changes.rollback(version), json)
+    found = _run(lambda control: control.changes.preview_rollback(version))
+    live, target = found.live, found.target
+    now = "an invalid document" if found.is_invalid else printing.changes(live)
+    words = (
+        f"version {live.version} holds: {now}",
+        f"roll back to version {target.version}: {printing.changes(target)}",
+    )
+    _confirm(lambda: printing.say(*words), "Roll back?", yes, json)
+    _finish(lambda control: control.changes.rollback(target.version, if_version=live.version), json)
 
 
 @app.command()

@@ -191,6 +191,18 @@ class Preview:
 
 
 @dataclass(frozen=True, slots=True)
+class RollbackPreview:
+    """What a roll back would do."""
+
+    target: Overrides
+    """What would hold again; version 0 has no changes."""
+    live: Overrides
+    """The newest version: give its number as `if_version`. Without changes if it is invalid."""
+    is_invalid: bool
+    """Whether the live document is invalid, and would be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
 class HourTotal:
     """The decisions of one hour, over all rules and instances."""
 

@@ -130,6 +130,31 @@ async def test_a_limit_is_set_and_rolled_back(bot: Instance) -> None:
     assert await bot.send("3") == [True]
 
 
+async def test_a_roll_back_shows_what_it_does_and_does_only_that(bot: Instance) -> None:
+    """It says what holds and what would hold; if somebody else is faster, nothing is changed."""
+    for limit in ("1/h", "2/h"):
+        await run("set", "messages", limit, "--yes")
+    asked = await run("rollback", typed="n\n")
+    assert (asked.status, asked.out.splitlines()) == (5, [
+        'version 2 holds: {"rules": {"messages": {"limit": "2/hour"}}}',
+        'roll back to version 1: {"rules": {"messages": {"limit": "1/hour"}}}',
+    ])  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bot_ratelimit", "rollback"),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert await process.stderr.readuntil(b"[y/N] ")
+    await run("set", "messages", "9/h", "--yes")
+    _, told = await process.communicate(b"y\n")
+    assert process.returncode == 4
+    assert b"version 3 follows 2; look again" in told
+    assert (await run("history", "--json")).json[0]["what"] == "set messages 9/hour"
+
+
 async def test_it_works_in_60_columns_and_through_a_pipe(bot: Instance) -> None:
     """In 60 columns nothing is cut and no line is longer; in a pipe a rule is one line."""
     narrow, piped = await asyncio.gather(run("config", COLUMNS="60"), run("limits"))

@@ -231,6 +231,21 @@ async def test_an_invalid_document_is_replaced_by_a_roll_back(desk: Desk) -> Non
     assert await desk.allowed(3) == 2
 
 
+async def test_a_roll_back_to_a_version_that_redis_has_lost_drops_nothing(desk: Desk) -> None:
+    """After Redis was emptied only the newest version is known: to drop it has to be said."""
+    changes = desk.control.changes
+    await desk.control.set_rule("messages", "2/h")
+    await desk.control.set_rule("chat", "20/h")
+    await desk.refresh()
+    await desk.control.clear(everything=True)
+    await desk.refresh()  # writes the newest version back
+    assert [each.version for each in await changes.history()] == [2]
+    with pytest.raises(ConfigError, match="Redis has lost the version before this one: roll back"):
+        await changes.rollback()
+    assert (await changes.current()).rules.keys() == {"messages", "chat"}
+    assert (await changes.rollback(0)).rules == {}
+
+
 async def test_an_invalid_document_hides_nothing(desk: Desk) -> None:
     """Where somebody stands, what holds and why are told by the last good version; all can act."""
     await desk.control.set_rule("messages", "2/h")

@@ -171,20 +171,17 @@ async def rollback(desk: Desk, said: Said) -> Answer:
 async def ask_rollback(desk: Desk, version: int | None) -> Answer:
     """The question, whoever asks for it."""
     desk.needs_live()
-    known = {each.version: each for each in await desk.control.changes.history()}
-    try:
-        now = (await desk.control.changes.current()).version
-    except ConfigError:
-        text = desk.words("ask_rollback_invalid")
-        return await desk.ask("rollback", text, to=version, version=None)
-    if version is None:
-        version = max((each for each in known if each < now), default=0)
-    if version not in {0, *known}:
-        versions = ", ".join(map(str, sorted({0, *known})))
+    known = {0, *(each.version for each in await desk.control.changes.history())}
+    if version is not None and version not in known:
+        versions = ", ".join(map(str, sorted(known)))
         raise UnclearError("no_version", version=version, versions=versions)
-    changes = wording.changes(known[version]) if version else ""
-    text = desk.words("ask_rollback", version=version, changes=changes or desk.words("no_changes"))
-    return await desk.ask("rollback", text, to=version, version=now)
+    found = await desk.control.changes.preview_rollback(version)
+    to, seen = found.target.version, found.live.version
+    if found.is_invalid and version is None:
+        return await desk.ask("rollback", desk.words("ask_rollback_invalid"), to=to, version=seen)
+    changes = wording.changes(found.target) or desk.words("no_changes")
+    text = desk.words("ask_rollback", version=to, changes=changes)
+    return await desk.ask("rollback", text, to=to, version=seen)
 
 
 async def pause(desk: Desk, said: Said) -> Answer:
