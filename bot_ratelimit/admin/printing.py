@@ -101,6 +101,7 @@ def config(view: ConfigView) -> list[RenderableType]:
     parts: list[RenderableType] = [
         f"prefix {view.prefix} on {view.storage}",
         f"live: {changed}",
+        *([f"problem: {view.problem}"] if view.problem else []),
         *_switches(live),
         "",
         rules(view.rules),

@@ -253,12 +253,46 @@ async def test_an_invalid_document_is_replaced_by_a_roll_back(bot: OperatedBot) 
     documents = bot.control._documents
     good = await documents.read("bot:ratelimit:live")
     assert await documents.swap("bot:ratelimit:live", good, b"nonsense")
-    with pytest.raises(ConfigError, match="is not JSON; `bot-ratelimit rollback` replaces it"):
+    with pytest.raises(ConfigError, match="is not JSON; a roll back replaces it by the last good"):
         await bot.control.set_rule("messages", "9/h")
     await bot.control.changes.rollback()
     live = await bot.control.changes.current()
     assert (live.version, live.rules) == (2, {"messages": {"limit": "2/hour"}})
     assert await bot.allowed(3) == 2
+
+
+async def test_a_roll_back_to_a_version_that_redis_has_lost_drops_nothing(bot: OperatedBot) -> None:
+    """After Redis was emptied only the newest version is known: to drop it has to be said."""
+    changes = bot.control.changes
+    await bot.control.set_rule("messages", "2/h")
+    await bot.control.set_rule("chat", "20/h")
+    await bot.refresh()
+    await bot.control.clear(everything=True)
+    await bot.refresh()  # writes the newest version back
+    assert [each.version for each in await changes.history()] == [2]
+    with pytest.raises(ConfigError, match="Redis has lost the version before this one: roll back"):
+        await changes.rollback()
+    assert (await changes.current()).rules.keys() == {"messages", "chat"}
+    assert (await changes.rollback(0)).rules == {}
+
+
+async def test_an_invalid_document_hides_nothing(bot: OperatedBot) -> None:
+    """Where somebody stands, what holds and why are told by the last good version; all can act."""
+    await bot.control.set_rule("messages", "2/h")
+    assert await bot.allowed(3) == 2
+    documents = bot.control._documents
+    good = await documents.read("bot:ratelimit:live")
+    assert await documents.swap("bot:ratelimit:live", good, b"nonsense")
+    await bot.refresh()
+    config, shown = await bot.control.config(), await bot.control.show(ANNA)
+    assert (config.live.version, config.behind) == (1, 0)
+    assert config.problem.endswith("is not JSON; a roll back replaces it by the last good version")
+    assert (shown.allowed, shown.counts[0].capacity) == (False, 2)
+    tried = await bot.control.try_(ANNA)
+    assert tried is not None
+    assert not tried.allowed
+    await bot.control.forgive(ANNA)
+    assert await bot.allowed(1) == 1
 
 
 async def test_clear_forgets_counts_and_keeps_the_live_limits(
