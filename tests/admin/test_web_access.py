@@ -494,6 +494,15 @@ async def test_init_data_that_is_not_right_opens_nothing(alone: Site, how: str) 
         assert (await visitor.get("api/limits")).status == 401
 
 
+async def test_a_clock_that_is_slow_is_told(alone: Site) -> None:
+    """If this server's clock is behind, fresh initData is not called old."""
+    async with alone.visitor() as visitor:
+        reply = await visitor.log_in(init_data=init_data(at=time.time() + 60))
+        assert "is from the future: set this server's clock" in reply.content["detail"]
+        reply = await visitor.log_in(init_data=init_data(at=time.time() - 301))
+        assert "is too old: open the page again" in reply.content["detail"]
+
+
 async def test_init_data_opens_nothing_where_there_are_no_admins() -> None:
     """With a token alone, the page is no Mini App."""
     async with site(bot_on(MemoryStorage()), admins=()) as found, found.visitor() as visitor:

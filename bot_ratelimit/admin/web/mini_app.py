@@ -49,7 +49,9 @@ class MiniApp:
             # Not chained: what was wrong with it is nobody's business.
             raise InitDataError(401, "the initData is not Telegram's, or of another bot") from None
         age = self._clock() - found.auth_date.timestamp()
-        if not -MAX_SKEW <= age <= MAX_AGE:
+        if age < -MAX_SKEW:
+            raise InitDataError(401, "the initData is from the future: set this server's clock")
+        if age > MAX_AGE:
             raise InitDataError(401, "the initData is too old: open the page again in Telegram")
         if found.user is None or found.user.id not in self._admins:
             raise InitDataError(403, "this Telegram user is not among the admins")
