@@ -123,6 +123,27 @@ def test_an_argument_that_makes_no_sense_is_named(options: Any, message: str) ->
         admin_app(MemoryStorage(), token=TOKEN)  # type: ignore[arg-type]  # on purpose
 
 
+@pytest.mark.parametrize("root", ["/", "/ops/admin/"])
+async def test_the_page_is_at_its_root(root: str) -> None:
+    """On a port of its own as below a path: the form to log in, and then the overview."""
+    async with site(bot_on(MemoryStorage()), root) as found, found.visitor(**PAGE) as visitor:
+        reply = await visitor.get("")
+        assert (reply.status, 'name="token"' in reply.text) == (200, True)
+        reply = await visitor.log_in(token=TOKEN)
+        assert (reply.status, reply.headers["Location"]) == (303, "./")
+        reply = await visitor.get("")
+        assert (reply.status, "Log out" in reply.text) == (200, True)
+        assert 'href="./static/console.css' in reply.text
+
+
+async def test_without_the_last_slash_it_leads_to_the_page() -> None:
+    """Links are relative, so `/ops/admin` itself shows nothing."""
+    async with site(bot_on(MemoryStorage()), "/ops/admin/") as found, found.visitor() as visitor:
+        visitor.root = "/ops/admin"
+        reply = await visitor.get("")
+        assert (reply.status, reply.headers["Location"]) == (308, "admin/")
+
+
 async def test_the_token_comes_from_the_environment(environment: pytest.MonkeyPatch) -> None:
     """RATE_LIMIT_ADMIN_TOKEN is the token; an argument wins over it; no repr shows either."""
     environment.setenv("RATE_LIMIT_ADMIN_TOKEN", "from-the-environment-1")
