@@ -136,14 +136,6 @@ async def test_the_page_is_at_its_root(root: str) -> None:
         assert 'href="./static/console.css' in reply.text
 
 
-async def test_without_the_last_slash_it_leads_to_the_page() -> None:
-    """Links are relative, so `/ops/admin` itself shows nothing."""
-    async with site(bot_on(MemoryStorage()), "/ops/admin/") as found, found.visitor() as visitor:
-        visitor.root = "/ops/admin"
-        reply = await visitor.get("")
-        assert (reply.status, reply.headers["Location"]) == (308, "admin/")
-
-
 async def test_the_token_comes_from_the_environment(environment: pytest.MonkeyPatch) -> None:
     """RATE_LIMIT_ADMIN_TOKEN is the token; an argument wins over it; no repr shows either."""
     environment.setenv("RATE_LIMIT_ADMIN_TOKEN", "from-the-environment-1")
