@@ -16,6 +16,7 @@ from cachetools import TTLCache
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.failures import printable
 from bot_ratelimit.limit import Limit, parse_period
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Scope, Subject
@@ -23,7 +24,7 @@ from bot_ratelimit.storage.banlist import Ban, BanTarget, ban_list_of
 from bot_ratelimit.storage.base import Charge, Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -36,6 +37,8 @@ FOREVER: Final = 10 * 365 * 86_400.0
 MAX_WRITES: Final = 100
 """How many bans of penalties may be written to the list at a time; further ones apply but are not
 listed."""
+MAX_LINES: Final = 20
+"""How many bans of penalties are logged in a minute; a raid of thousands must not flood the log."""
 _MAX_TEXT: Final = 500
 _WARN_EVERY: Final = 60.0
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
@@ -208,6 +211,36 @@ class Bans:
         task = asyncio.get_running_loop().create_task(write(), context=Context())
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
+
+
+class BanLog:
+    """Logs the bans that penalties impose: up to `MAX_LINES` in a minute, further ones as a number.
+
+    Args:
+        clock: Seconds from any starting point.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since = -math.inf
+        self._bans = 0
+
+    def banned(self, seconds: float, key: str, penalty: Penalty) -> None:
+        """Log a ban, unless there were too many in this minute."""
+        now = self._clock()
+        if now - self._since >= _WARN_EVERY:
+            if self._bans > MAX_LINES:
+                log.warning("%d more bans were not logged", self._bans - MAX_LINES)
+            self._since, self._bans = now, 0
+        self._bans += 1
+        if self._bans <= MAX_LINES:
+            log.warning("Banned for %g s: %s (%s)", seconds, printable(key), penalty)
+        elif self._bans == MAX_LINES + 1:
+            log.warning(
+                "Penalties ban more than %d users a minute: the next bans are only counted; "
+                "`bot-ratelimit bans` lists all",
+                MAX_LINES,
+            )
 
 
 async def _refresh(owner: ref[Bans]) -> None:

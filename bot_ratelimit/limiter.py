@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from bot_ratelimit.algorithms import Undecided, Verdict
 from bot_ratelimit.bans import (
+    BanLog,
     Bans,
     check_ban_length,
     check_bannable,
@@ -116,6 +117,7 @@ class Limiter:
         if self._observer is not None and observe is not None:
             observe(self._observer)
         self._bans = Bans(storage, self.key_prefix, self.timeout)
+        self._ban_log = BanLog(clock)
         self._slots: Slots | None = None
         self._queues = WaitQueues(self, self._is_unreachable)
 
@@ -752,7 +754,7 @@ class Limiter:
             if not verdict.wait and not verdict.remaining:
                 # The ban did not refuse this hit, and no strike is left: this hit caused the ban.
                 seconds = verdict.reset / 1_000_000
-                log.warning("Banned for %g s: %s (%s)", seconds, printable(charge.key), penalty)
+                self._ban_log.banned(seconds, charge.key, penalty)
                 if self._observer is not None:
                     self._observer.banned(charge.key, seconds)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
 
 NOT_RUN = (
-    "NOT RUN: no Chromium here. To run this test: apt-get install chromium, or set CHROMIUM_BIN "
+    "NOT RUN: no Chromium here. To run these tests: apt-get install chromium, or set CHROMIUM_BIN "
     "to the path of Chromium or Chrome"
 )
 

@@ -381,3 +381,18 @@ async def test_invalid_arguments_are_named(arguments: Any, message: str) -> None
         await limiter.bans(limit=0)
     with pytest.raises(ConfigError, match="offset=-1"):
         await limiter.bans(offset=-1)
+
+
+def test_a_raid_does_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Of thousands of bans in a minute twenty are logged, then one line; later their number."""
+    now = 0.0
+    found, penalty = bans_module.BanLog(lambda: now), Penalty("10/minute", "1h")
+    for user in range(5_000):
+        found.banned(3_600, f"bot:ratelimit:ban:{user}", penalty)
+    assert len(caplog.messages) == 21
+    assert caplog.messages[19].startswith("Banned for 3600 s: bot:ratelimit:ban:19 ")
+    assert "more than 20 users a minute" in caplog.messages[20]
+    now = 61.0
+    found.banned(3_600, "bot:ratelimit:ban:7", penalty)
+    assert caplog.messages[21] == "4980 more bans were not logged"
+    assert caplog.messages[22].startswith("Banned for 3600 s: bot:ratelimit:ban:7 ")

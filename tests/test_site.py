@@ -50,3 +50,11 @@ def test_decisions_are_numbered_once_in_order_and_short() -> None:
 
 def long(entry: str) -> bool:
     return len(entry.strip().splitlines()) > 10
+
+
+def test_the_performance_page_has_the_prose_of_its_template() -> None:
+    """docs/performance.md says what benchmarks/page.md says: an edit of one is an edit of both."""
+    page = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    template = (ROOT / "benchmarks" / "page.md").read_text("utf-8")
+    for prose in re.split(r"<!-- \w+ -->", template):
+        assert prose.strip() in page

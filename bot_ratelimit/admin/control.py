@@ -11,10 +11,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from bot_ratelimit.admin.changes import PATIENCE, Audit, Changes, wanted_of
+from bot_ratelimit.admin.changes import PATIENCE, Audit, Changes, wanted_of, without_changes
+from bot_ratelimit.admin.subject_state import answered, ban_of, ban_words, count_of, seconds_left
 from bot_ratelimit.admin.views import (
     ConfigView,
-    CountView,
     Entry,
     HealthView,
     HourTotal,
@@ -22,15 +22,14 @@ from bot_ratelimit.admin.views import (
     Preview,
     RuleUse,
     RuleView,
-    SettingView,
     SubjectView,
     merged,
     named,
+    settings_in_force,
     who,
 )
-from bot_ratelimit.bans import FOREVER
 from bot_ratelimit.decision import Decision
-from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.inventory import EVERYWHERE, inventory
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
@@ -60,7 +59,7 @@ class Control:
     Args:
         limiter: The bot's own, or one with the same storage and prefix.
         by: Who acts, as the audit will say.
-        told: What is known of the rules where no instance reports them, see
+        local_inventory: What is known of the rules where no instance reports them, see
             `RateLimitMiddleware.inventory`.
         settings: Shown by `config`.
         patience: See `Changes`.
@@ -71,13 +70,13 @@ class Control:
         limiter: Limiter,
         by: str,
         *,
-        told: Callable[[], dict[str, Any]] = dict,
+        local_inventory: Callable[[], dict[str, Any]] = dict,
         settings: Settings | None = None,
         patience: float = PATIENCE,
     ) -> None:
         self.limiter = limiter
         self.by = by
-        self._told = told
+        self._local_inventory = local_inventory
         self._settings = settings
         self._documents = documents_of(limiter.storage)
         self._audit = Audit(self._documents, self._key("audit"), by)
@@ -86,7 +85,7 @@ class Control:
     @classmethod
     def of(cls, middleware: RateLimitMiddleware, by: str, **options: Any) -> Control:
         """Control over the bot in this process, and its other instances."""
-        return cls(middleware.limiter, by, told=middleware.inventory, **options)
+        return cls(middleware.limiter, by, local_inventory=middleware.inventory, **options)
 
     @classmethod
     def from_settings(cls, settings: Settings, by: str, **options: Any) -> Control:
@@ -103,24 +102,25 @@ class Control:
             "penalty": "file",
         }
 
-        def told() -> dict[str, Any]:
+        def local_inventory() -> dict[str, Any]:
             found = inventory(Overrides(), rules, origins, Flags(), ())
             return {"rules": found, "exempt": sorted(settings.exempt())}
 
-        return cls(limiter, by, told=told, settings=settings, **options)
+        return cls(limiter, by, local_inventory=local_inventory, settings=settings, **options)
 
     # --- looking ----------------------------------------------------------------------------
 
     async def config(self) -> ConfigView:
         """What holds, on which instances, and what decided it."""
-        live, instances = await self.changes.current(), await self.instances()
+        (live, problem), instances = await self.changes.in_force(), await self.instances()
         return ConfigView(
             self.limiter.key_prefix,
             self.limiter.storage.server([Charge(self._key("live"), Limit(1, 1))]),
-            tuple(_settings(self._settings)),
+            tuple(settings_in_force(self._settings)),
             live,
             instances,
             await self._rules(instances),
+            problem,
         )
 
     async def limits(self) -> tuple[RuleView, ...]:
@@ -129,9 +129,9 @@ class Control:
 
     async def instances(self) -> tuple[InstanceView, ...]:
         """The instances that follow the live limits now."""
-        told = await self._documents.reports(self._key("instances"))
+        reports = await self._documents.reports(self._key("instances"))
         found = []
-        for name, report in sorted(told.items()):
+        for name, report in sorted(reports.items()):
             try:
                 found.append(InstanceView.of(name, json.loads(report)))
             except (ValueError, LookupError, TypeError):  # of another version of this package
@@ -141,18 +141,18 @@ class Control:
     async def show(self, subject: Subject) -> SubjectView:
         """Where somebody stands with every rule; charges nothing."""
         instances = await self.instances()
-        live, rules = await self.changes.current(), await self._rules(instances)
+        (live, _), rules = await self.changes.in_force(), await self._rules(instances)
         self._check_subject(subject, instances)
         counts = await asyncio.gather(
-            *(self._count(view, subject) for view in rules if not view.off)
+            *(count_of(self.limiter, view, subject) for view in rules if not view.off)
         )
         found = [each for each in counts if each is not None]
         general = {view.name for view in rules if view.where == EVERYWHERE and not view.shadow}
         waits = [each.retry_after for each in found if each.rule in general]
         now = await self._documents.now()
-        ban = await self._ban_of(subject, rules, found, now)
+        ban = await ban_of(self.limiter, subject, rules, found, now)
         if ban is not None:
-            waits.append(_left(ban, now))
+            waits.append(seconds_left(ban, now))
         off_until = live.off_until if live.off_until > now else 0.0
         exempt = self._is_exempt(subject, live, instances)
         free = exempt or off_until > 0
@@ -177,7 +177,7 @@ class Control:
             name: The name of a handler's own limit, instead of what holds for every handler.
         """
         instances = await self.instances()
-        live, views = await self.changes.current(), await self._rules(instances)
+        (live, _), views = await self.changes.in_force(), await self._rules(instances)
         self._check_subject(subject, instances)
         if name is not None:
             named(views, name)
@@ -192,7 +192,7 @@ class Control:
         ]
         found = [view.rule() for view in chosen if not view.off and view.limit is not None]
         rules = [rule for rule in found if rule is not None]
-        return _answered(await self.limiter.peek(rules, subject)) if rules else None
+        return answered(await self.limiter.peek(rules, subject)) if rules else None
 
     async def health(self) -> HealthView:
         """Whether Redis answers, and which instances obey the newest version."""
@@ -246,7 +246,10 @@ class Control:
         totals = {this_hour - timedelta(hours=n): Counter[str]() for n in reversed(range(hours))}
         for each in counted:
             totals.setdefault(each.hour, Counter())[each.outcome] += each.count
-        return tuple(HourTotal(hour, **found) for hour, found in sorted(totals.items()))
+        return tuple(
+            HourTotal(hour, found["allowed"], found["refused"], found["banned"])
+            for hour, found in sorted(totals.items())
+        )
 
     async def use(self, hours: int = 24) -> tuple[RuleUse, ...]:
         """How much each rule had to do in these hours.
@@ -260,7 +263,7 @@ class Control:
         found = []
         for view in await self.limits():
             shared = view.scope == Scope.GLOBAL.value and not view.off
-            count = await self._count(view, Subject()) if shared else None
+            count = await count_of(self.limiter, view, Subject()) if shared else None
             remaining = None if count is None else count.remaining
             total = totals[view.name]
             found.append(
@@ -316,14 +319,14 @@ class Control:
         before = [ban for ban in await self.limiter.bans_of(subject) if ban.subject == subject]
         done = await self.limiter.ban(subject, length, reason, self.by)
         after = f"{'forever' if length is None else how_long} {reason}".strip()
-        await self._audit.note(f"ban {who(subject)}", "; ".join(map(_ban_words, before)), after)
+        await self._audit.note(f"ban {who(subject)}", "; ".join(map(ban_words, before)), after)
         return done
 
     async def unban(self, subject: Subject) -> bool:
         """Lift every ban of exactly this subject, also one by a penalty; whether there was one."""
         before = [ban for ban in await self.limiter.bans_of(subject) if ban.subject == subject]
         done = await self.limiter.unban(subject)
-        words = "; ".join(map(_ban_words, before)) or ("banned" if done else "")
+        words = "; ".join(map(ban_words, before)) or ("banned" if done else "")
         await self._audit.note(f"unban {who(subject)}", words, "")
         return done
 
@@ -374,7 +377,7 @@ class Control:
         instances = await self.instances()
         live, before = await self.changes.current(), named(await self._rules(instances), name)
         if default:
-            after = _without_changes(before, live)
+            after = without_changes(before, live)
         else:
             wanted = wanted_of(before, limit, shadow=shadow, off=off)
             after = replace(before, **wanted, origin="live")
@@ -397,50 +400,7 @@ class Control:
 
     async def _rules(self, instances: Iterable[InstanceView]) -> tuple[RuleView, ...]:
         reported = merged(rule for each in instances for rule in each.rules)
-        return reported or tuple(map(RuleView.of, self._told().get("rules", ())))
-
-    async def _count(self, view: RuleView, subject: Subject) -> CountView | None:
-        rule = replace(view, shadow=False).rule()  # what it would say if it were no trial
-        key = None if rule is None else rule.key(self.limiter.key_prefix, subject)
-        if rule is None or key is None:
-            return None
-        # The count itself, which a ban by hand would hide.
-        look = self.limiter.hit(rule, subject, _peek=True, _notify=False, _outgoing=True)
-        found = _answered(await look)
-        known = view.limit is not None
-        return CountView(
-            view.name,
-            key,
-            view.limit,
-            found.allowed,
-            found.remaining if known else None,
-            rule.limit.capacity if known and isinstance(rule.limit, Limit) else None,
-            found.retry_after,
-            found.reset_after,
-        )
-
-    async def _ban_of(
-        self,
-        subject: Subject,
-        rules: Iterable[RuleView],
-        counts: Iterable[CountView],
-        now: float,
-    ) -> Ban | None:
-        if subject.user is None and subject.chat is None:
-            return None
-        refusing = {each.key: each for each in counts if not each.allowed}
-        for ban in await self.limiter.bans_of(subject):
-            if not ban.key or ban.key in refusing:  # else the penalty is off
-                return ban
-        # Not on the list yet, or the list is full.
-        lengths = {view.name: view.ban_ms / 1e3 for view in rules if view.ban_ms}
-        for each in refusing.values():
-            if each.rule in lengths:
-                until = datetime.fromtimestamp(now + each.retry_after, UTC)
-                since = min(until - timedelta(seconds=lengths[each.rule]),
-                            datetime.fromtimestamp(now, UTC))  # fmt: skip
-                return Ban(subject, since, until, f"more than {each.limit}", "penalty", each.key)
-        return None
+        return reported or tuple(map(RuleView.of, self._local_inventory().get("rules", ())))
 
     async def _refused(self, subject: Subject, instances: Sequence[InstanceView]) -> int | None:
         if subject.user is None or not self.limiter.keeps_statistics:
@@ -450,7 +410,9 @@ class Control:
 
     def _counting(self, instances: Sequence[InstanceView]) -> bool | None:
         """Whether any instance counts decisions; None if nobody says so."""
-        said = [each.statistics for each in instances] or [self._told().get("statistics")]
+        said = [each.statistics for each in instances] or [
+            self._local_inventory().get("statistics")
+        ]
         return True if any(said) else None if None in said else False
 
     async def _nothing_counted(self) -> tuple[()]:
@@ -465,7 +427,7 @@ class Control:
     ) -> bool:
         ids = {subject.user, subject.chat} - {None}
         elsewhere = {each for instance in instances for each in instance.exempt}
-        elsewhere |= set() if instances else set(self._told().get("exempt", ()))
+        elsewhere |= set() if instances else set(self._local_inventory().get("exempt", ()))
         return not ids.isdisjoint((elsewhere | live.exempt) - live.limited)
 
     def _check_subject(self, subject: Subject, instances: Iterable[InstanceView]) -> None:
@@ -474,41 +436,3 @@ class Control:
 
     def _key(self, name: str) -> str:
         return live_key(self.limiter.key_prefix, name)
-
-
-def _answered(decision: Decision) -> Decision:
-    if decision.source == "policy":
-        raise StorageError("Redis is out of reach, so nobody knows; see `bot-ratelimit health`")
-    return decision
-
-
-def _without_changes(view: RuleView, live: Overrides) -> RuleView:
-    if view.name not in live.rules:
-        raise ConfigError(f"nothing was changed of {view.name!r}")
-    limit = view.limit if view.otherwise is None else view.otherwise
-    shadow = view.shadow if view.otherwise_shadow is None else view.otherwise_shadow
-    return replace(view, limit=limit, shadow=shadow, off=False, otherwise=None)
-
-
-def _left(ban: Ban, now: float) -> float:
-    return FOREVER if ban.until is None else max(0.0, ban.until.timestamp() - now)
-
-
-def _ban_words(ban: Ban) -> str:
-    until = "forever" if ban.until is None else f"until {ban.until:%Y-%m-%d %H:%M:%S} UTC"
-    return " ".join(filter(None, (until, ban.by and f"by {ban.by}", ban.reason)))
-
-
-def _settings(settings: Settings | None) -> Iterable[SettingView]:
-    """Each setting that is not a secret, with what decided it."""
-    if settings is None:
-        return
-    for name, field in Settings.model_fields.items():
-        value = getattr(settings, name)
-        if name == "rate_limit":
-            value = "; ".join(map(str, settings.rules()))
-        elif name == "rate_limit_exempt":
-            value = ", ".join(map(str, sorted(settings.exempt())))
-        elif "SecretStr" in str(field.annotation):
-            value = None if value is None else "(not shown)"
-        yield SettingView(name.upper(), "" if value is None else str(value), settings.origin(name))

@@ -13,7 +13,7 @@ from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, Scope, Subject
-from bot_ratelimit.settings import Origin
+from bot_ratelimit.settings import Origin, Settings
 from bot_ratelimit.storage.banlist import Ban
 
 
@@ -113,8 +113,11 @@ class ConfigView:
     storage: str
     settings: tuple[SettingView, ...]
     live: Overrides
+    """What operators changed; of an invalid document, the last good version."""
     instances: tuple[InstanceView, ...]
     rules: tuple[RuleView, ...]
+    problem: str = ""
+    """Why the live document is not what holds; empty if it is."""
 
     @property
     def behind(self) -> int:
@@ -188,6 +191,18 @@ class Preview:
 
 
 @dataclass(frozen=True, slots=True)
+class RollbackPreview:
+    """What a roll back would do."""
+
+    target: Overrides
+    """What would hold again; version 0 has no changes."""
+    live: Overrides
+    """The newest version: give its number as `if_version`. Without changes if it is invalid."""
+    is_invalid: bool
+    """Whether the live document is invalid, and would be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
 class HourTotal:
     """The decisions of one hour, over all rules and instances."""
 
@@ -234,6 +249,21 @@ def merged(rules: Iterable[RuleView]) -> tuple[RuleView, ...]:
 def who(subject: Subject) -> str:
     """`user 42 chat -100123`."""
     return " ".join(f"{n} {each}" for n, each in subject._asdict().items() if each is not None)
+
+
+def settings_in_force(settings: Settings | None) -> Iterable[SettingView]:
+    """Each setting that is not a secret, with what decided it."""
+    if settings is None:
+        return
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        if name == "rate_limit":
+            value = "; ".join(map(str, settings.rules()))
+        elif name == "rate_limit_exempt":
+            value = ", ".join(map(str, sorted(settings.exempt())))
+        elif "SecretStr" in str(field.annotation):
+            value = None if value is None else "(not shown)"
+        yield SettingView(name.upper(), "" if value is None else str(value), settings.origin(name))
 
 
 def named(rules: Iterable[RuleView], name: str) -> RuleView:

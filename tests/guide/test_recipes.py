@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import redis
+from aiogram import Dispatcher
 from aiogram.methods import (
     AnswerPreCheckoutQuery,
     DeleteMessage,
@@ -14,7 +16,7 @@ from aiogram.methods import (
     SendMessage,
 )
 
-from bot_ratelimit import Settings
+from bot_ratelimit import RateLimitMiddleware, Settings
 from example_bot.demo.updates import callback, message, payment, pre_checkout
 from tests.servers import Server
 
@@ -72,6 +74,17 @@ def test_a_raid(stage: Stage) -> None:
     updates = [message(1_000 + n, "/start") for n in range(100)]
     stage.run(block("recipes", "A raid"), *updates)
     assert sum(len(answers(stage, 1_000 + n)) for n in range(100)) == 30
+
+
+def test_a_raid_by_the_names_of_its_rules(stage: Stage) -> None:
+    """The rules are called as the commands of the recipe call them."""
+    dispatcher: Dispatcher = stage.run(block("recipes", "A raid"))["dp"]
+    (limits,) = {
+        each for each in dispatcher.message.middleware if isinstance(each, RateLimitMiddleware)
+    }
+    names = {rule["name"] for rule in limits.inventory()["rules"]}
+    commands = block("recipes", "A raid", "sh").text
+    assert set(re.findall(r"set (\S+) ", commands)) == {"start:global", "chat"} <= names
 
 
 def test_a_raid_with_the_file(stage: Stage, environment: pytest.MonkeyPatch) -> None:

@@ -334,10 +334,11 @@ async def test_the_reasons_in_the_table(
         await client.config_set("requirepass", "secret")
     await fail(port=port)
     await fail(port=port, password="wrong")
+    assert {"NOAUTH", "Authentication required"} <= reasons()  # the latter with redis-py 6
+    assert "NOAUTH" in caplog.text or "Authentication required" in caplog.text
     found = {phrase for phrase in reasons() if phrase in caplog.text}
     assert found >= {
         "Connection refused",
-        "NOAUTH the server wants a password",
         "invalid username-password pair",
         "not connected to",
         "Connection closed by server",

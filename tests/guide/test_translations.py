@@ -72,6 +72,13 @@ def test_a_translation_has_the_same_lists(english: Path, russian: Path) -> None:
 
 
 @pairs
+def test_a_translation_has_the_same_pictures(english: Path, russian: Path) -> None:
+    """Every picture is there, in its place among the others."""
+    picture = re.compile(r"!\[[^]]*\]\((?:\.\./)*([^)]*)\)")
+    assert picture.findall(prose(russian)) == picture.findall(prose(english))
+
+
+@pairs
 def test_a_translation_is_in_russian(english: Path, russian: Path) -> None:
     """No paragraph was left in English; a heading may be a line of the log."""
     for paragraph in re.split(r"\n\s*\n", prose(russian)):

@@ -24,10 +24,10 @@ Rows: TypeAlias = "list[list[InlineKeyboardButton]]"
 _Id: TypeAlias = Annotated[int, Field(ge=-LARGEST_ID, le=LARGEST_ID)]
 
 
-class Press(CallbackData, prefix="rl"):
+class ButtonPress(CallbackData, prefix="rl"):
     """What a button stands for; at most 64 bytes, also with the longest ids."""
 
-    space: str
+    namespace: str
     """The prefix of the router's commands, so that two routers do not share buttons."""
     what: str
     """Beside somebody's ids at most four letters, and three where there are pages."""
@@ -60,37 +60,37 @@ class Buttons:
 
     Args:
         words: In the operator's language.
-        space: See `Press`.
+        namespace: See `ButtonPress`.
     """
 
-    def __init__(self, words: Words, space: str) -> None:
-        self._words, self._space = words, space
+    def __init__(self, words: Words, namespace: str) -> None:
+        self._words, self._namespace = words, namespace
 
     def button(self, text: str, what: str, **fields: Any) -> InlineKeyboardButton:
-        """A button that comes back as a `Press`."""
-        press = Press(space=self._space, what=what, **fields)
+        """A button that comes back as a `ButtonPress`."""
+        press = ButtonPress(namespace=self._namespace, what=what, **fields)
         return InlineKeyboardButton(text=text, callback_data=press.pack())
 
-    def question(self, do: str, operator: int, token: str) -> Rows:
+    def confirmation(self, do: str, operator: int, token: str) -> Rows:
         """Yes and no."""
         named = ((f"yes_{do}", "yes"), ("no", "no"))
         asked = {"first": operator, "extra": token}
         return [[self.button(self._words(word), what, **asked) for word, what in named]]
 
-    def people(self, subjects: Iterable[Subject]) -> Rows:
+    def subjects(self, subjects: Iterable[Subject]) -> Rows:
         """A button for each of them, to look closer."""
         return rows([self.button(str(_id_of(each)), "who", **_ids(each)) for each in subjects], 4)
 
-    def acts(self, subject: Subject, banned: bool, page: int) -> Rows:
+    def actions(self, subject: Subject, banned: bool, page: int) -> Rows:
         """What can be done about somebody."""
-        acts = [("yes_forgive", "free"), ("ban_hour", "hour"), ("ban_day", "day")]
+        actions = [("yes_forgive", "free"), ("ban_hour", "hour"), ("ban_day", "day")]
         if banned:
-            acts[1:] = [("yes_unban", "lift")]
+            actions[1:] = [("yes_unban", "lift")]
         ids = _ids(subject)
         again = self.button(self._words("again"), "who", page=page, **ids)
-        return [[self.button(self._words(word), what, **ids) for word, what in acts], [again]]
+        return [[self.button(self._words(word), what, **ids) for word, what in actions], [again]]
 
-    def turning(self, what: str, page: int, more: bool, **ids: Any) -> Rows:
+    def paging(self, what: str, page: int, more: bool, **ids: Any) -> Rows:
         """Buttons to the page before and after."""
         row = []
         if page > 0:
@@ -99,9 +99,9 @@ class Buttons:
             row.append(self.button(f"{page + 2} ›", what, page=page + 1, **ids))
         return [row] if row else []
 
-    def turning_for(self, subject: Subject, page: int, more: bool) -> Rows:
+    def subject_paging(self, subject: Subject, page: int, more: bool) -> Rows:
         """The same for somebody's counts."""
-        return self.turning("who", page, more, **_ids(subject))
+        return self.paging("who", page, more, **_ids(subject))
 
 
 def rows(buttons: Sequence[InlineKeyboardButton], size: int) -> Rows:

@@ -1,4 +1,4 @@
-"""Attempts: failed logins are limited by this very package.
+"""Login limits: failed logins are limited by this package itself.
 
 | key | counts |
 | --- | --- |
@@ -35,33 +35,34 @@ log = logging.getLogger("bot_ratelimit")
 OF_ONE: Final = Limit(5, 60)
 """Failed attempts of an address, or of a known browser."""
 OF_ALL: Final = Limit(60, 60)
-"""Failed attempts of all addresses together: an address may be forged, or one of many."""
+"""Failed attempts of all addresses together, because an attacker may use many addresses."""
 LONGEST: Final = 86_400.0
-"""Seconds for which a use is remembered: longer than any session or initData is valid."""
+"""Seconds for which a revocation is remembered: longer than any session or initData is valid."""
 
-_VOUCHED_FOR: Final = 3_600.0
+_TRUSTED_FOR: Final = 3_600.0
 _NOBODY: Final = Subject()
 
 
-class Attempts:
-    """Slows down those who guess a secret.
+class LoginLimiter:
+    """Slows down clients that guess a secret.
 
-    While an address is slowed, the right secret is refused like a wrong one: otherwise guessing
-    would not be slowed at all. An operator is not shut out by it: a session goes on, a browser that
-    was logged in before is counted separately (see `Sessions.device`), and a script that has shown
-    the right secret within the hour goes on, as long as nobody guesses from its address.
+    While an address is slowed down, the right secret is refused like a wrong one: otherwise
+    guessing would not be slowed down at all. Operators are not locked out: open sessions keep
+    working, a browser that logged in before is counted separately (see `Sessions.device`), and a
+    script that sent the right secret within the last hour keeps its access, as long as nobody
+    guesses from its address.
 
     Args:
-        limiter: The bot's, whose storage keeps the counts; while that is out of reach, this
-            process does.
+        limiter: The bot's limiter. Its storage keeps the counts; while the storage cannot be
+            reached, this process keeps them.
     """
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = _own(limiter)
-        self._vouched: TTLCache[str, bool] = TTLCache(1_000, _VOUCHED_FOR, timer=time.monotonic)
+        self._succeeded: TTLCache[str, bool] = TTLCache(1_000, _TRUSTED_FOR, timer=time.monotonic)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def judge(
+    async def check(
         self,
         failure: ProblemError | None,
         source: str,
@@ -75,26 +76,26 @@ class Attempts:
         operator's own browser send it.
 
         Args:
-            failure: What is wrong; None if nothing is.
-            source: Where it comes from, see `Peers.source`.
-            device: The id of the browser, if it was let in before.
+            failure: Why the login is refused; None if the secret is right.
+            source: The client's address, see `TrustedProxies.client_address`.
+            device: The id of the browser, if it has logged in before.
             telegram: Whether it is initData.
 
         Raises:
-            ProblemError: The failure; or 429 if there were too many, whatever this one is.
+            ProblemError: The failure; or 429 after too many failures, even for the right secret.
         """
         place = "telegram" if telegram else "from"
         key = f"{place}:{source}" if device is None else f"device:{device}"
         if failure is not None:
-            self._vouched.pop(key, None)
+            self._succeeded.pop(key, None)
         lock = self._locks.setdefault(key, asyncio.Lock())
-        if failure is None and key in self._vouched:
+        if failure is None and key in self._succeeded:
             return
-        async with lock:  # so that many right ones at once do not exhaust the attempts
-            if failure is None and key in self._vouched:
+        async with lock:  # so that many correct logins at once do not use up the attempts
+            if failure is None and key in self._succeeded:
                 return
             rules = _rules(key, shared=device is None)
-            # Charged before it is known to be wrong: many at once gain nothing.
+            # Charged before the result is known, so that parallel guesses gain nothing.
             decision = await self._limiter.hit(rules, _NOBODY, _outgoing=True)
             if not decision:
                 raise _slowed(decision.retry_after)
@@ -103,25 +104,25 @@ class Attempts:
                 raise failure
             with suppress(RateLimitError):
                 await self._limiter.refund(rules, _NOBODY)
-            self._vouched[key] = True
+            self._succeeded[key] = True
 
 
-class Used:
-    """Remembers, on every instance, what must not be used again: sessions and initData.
+class Revocations:
+    """Remembers, on every instance, which sessions and initData must not be used again.
 
     Args:
-        limiter: The bot's. While its storage is out of reach, this process remembers for itself,
-            and tells the others when the storage is back.
+        limiter: The bot's limiter. While its storage cannot be reached, this process remembers for
+            itself, and tells the other instances when the storage is back.
     """
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = _own(limiter)
-        # What was used here stays used, even if Redis was away then.
+        # What was revoked here stays revoked, even if Redis was unavailable at that time.
         self._here: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
         self._untold: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
 
-    async def use(self, what: str) -> bool:
-        """Note that it is used; False if it was used before."""
+    async def revoke(self, what: str) -> bool:
+        """Revoke a session or initData; False if it was revoked before."""
         if what in self._here:
             return False
         self._here[what] = True
@@ -130,8 +131,8 @@ class Used:
             self._untold[what] = True
         return bool(decision)
 
-    async def is_used(self, what: str) -> bool:
-        """Whether it was used before."""
+    async def is_revoked(self, what: str) -> bool:
+        """Whether a session or initData was revoked."""
         if what in self._here:
             return True
         decision = await self._limiter.hit(_once(what), _NOBODY, 0, _outgoing=True)
@@ -140,7 +141,7 @@ class Used:
         return not decision
 
     async def _tell(self) -> None:
-        """Note on the storage what was used while it was out of reach."""
+        """Record in the storage what was revoked while the storage could not be reached."""
         for what in list(self._untold):
             decision = await self._limiter.hit(_once(what), _NOBODY, _outgoing=True)
             if not self._is_shared(decision):

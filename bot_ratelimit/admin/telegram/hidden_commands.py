@@ -1,4 +1,4 @@
-"""Order: who sees a message before the operators' router does."""
+"""Hidden commands: who sees a message before the operators' router does."""
 
 from __future__ import annotations
 

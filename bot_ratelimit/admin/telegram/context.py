@@ -1,4 +1,4 @@
-"""Desk: an operator at work, and what was said."""
+"""Context: an operator at work, and what was said."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bot_ratelimit.rule import Subject
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class Context:
     """An operator at work."""
 
     control: Control
@@ -55,7 +55,7 @@ class Desk:
     async def ask(self, do: str, text: str, **action: Any) -> Answer:
         """Ask before something is done; see `actions.ACTIONS`."""
         token = await self.confirmations.ask(self.operator, {"do": do, **action})
-        return Answer(text, self.buttons.question(do, self.operator, token))
+        return Answer(text, self.buttons.confirmation(do, self.operator, token))
 
     def needs_live(self) -> None:
         """Raise UnclearError if the bot does not follow live changes."""
@@ -69,7 +69,7 @@ class Desk:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class CommandCall:
     """A command as it was given."""
 
     name: str
@@ -77,20 +77,20 @@ class Said:
     arguments: str
     message: Message
 
-    async def whom(self, desk: Desk, rest: str = "") -> tuple[Subject, str]:
+    async def whom(self, context: Context, rest: str = "") -> tuple[Subject, str]:
         """Whom it is about, and the other arguments; in a group, as a member of that group.
 
         Raises:
             UnclearError: That is not said, or cannot be known.
         """
         try:
-            found, other = await target_of(self.message, self.arguments, desk.bot)
+            found, other = await target_of(self.message, self.arguments, context.bot)
         except UnclearError as error:
             error.fields |= {"command": self.name, "rest": rest}
             raise
         if found.user is None:
-            return desk.subject(None, found.chat), other
+            return context.subject(None, found.chat), other
         if self.message.chat.type == ChatType.PRIVATE:
-            return desk.subject(found.user, found.user), other
+            return context.subject(found.user, found.user), other
         topic = self.message.message_thread_id if self.message.is_topic_message else None
-        return desk.subject(found.user, self.message.chat.id, topic), other
+        return context.subject(found.user, self.message.chat.id, topic), other

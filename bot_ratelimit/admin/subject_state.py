@@ -1,0 +1,96 @@
+"""Subject state: where somebody stands with one rule, and which ban refuses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from bot_ratelimit.admin.views import CountView, RuleView
+from bot_ratelimit.bans import FOREVER
+from bot_ratelimit.decision import Decision
+from bot_ratelimit.errors import StorageError
+from bot_ratelimit.limit import Limit
+from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.rule import Subject
+from bot_ratelimit.storage.banlist import Ban
+
+
+async def count_of(limiter: Limiter, view: RuleView, subject: Subject) -> CountView | None:
+    """Where somebody stands with a rule, charging nothing; None if it does not apply to them.
+
+    Raises:
+        StorageError: Redis is out of reach.
+    """
+    rule = replace(view, shadow=False).rule()  # what it would say if it were no trial
+    key = None if rule is None else rule.key(limiter.key_prefix, subject)
+    if rule is None or key is None:
+        return None
+    # The count itself, which a ban by hand would hide.
+    found = answered(await limiter.hit(rule, subject, _peek=True, _notify=False, _outgoing=True))
+    known = view.limit is not None
+    return CountView(
+        view.name,
+        key,
+        view.limit,
+        found.allowed,
+        found.remaining if known else None,
+        rule.limit.capacity if known and isinstance(rule.limit, Limit) else None,
+        found.retry_after,
+        found.reset_after,
+    )
+
+
+async def ban_of(
+    limiter: Limiter,
+    subject: Subject,
+    rules: Iterable[RuleView],
+    counts: Iterable[CountView],
+    now: float,
+) -> Ban | None:
+    """Of the bans that refuse somebody, the one that ends last; None if there is none.
+
+    Args:
+        limiter: Who bans.
+        subject: Who is banned.
+        rules: Those in force.
+        counts: Where the subject stands with them.
+        now: Unix seconds by the storage's clock.
+    """
+    if subject.user is None and subject.chat is None:
+        return None
+    refusing = {each.key: each for each in counts if not each.allowed}
+    for ban in await limiter.bans_of(subject):
+        if not ban.key or ban.key in refusing:  # else the penalty is off
+            return ban
+    # One by a penalty that is not on the list yet, or has no room there.
+    lengths = {view.name: view.ban_ms / 1e3 for view in rules if view.ban_ms}
+    for each in refusing.values():
+        if each.rule in lengths:
+            until = datetime.fromtimestamp(now + each.retry_after, UTC)
+            began = until - timedelta(seconds=lengths[each.rule])
+            since = min(began, datetime.fromtimestamp(now, UTC))  # it may have grown
+            return Ban(subject, since, until, f"more than {each.limit}", "penalty", each.key)
+    return None
+
+
+def answered(decision: Decision) -> Decision:
+    """The decision itself.
+
+    Raises:
+        StorageError: It is only the policy's.
+    """
+    if decision.source == "policy":
+        raise StorageError("Redis is out of reach, so nobody knows; see `bot-ratelimit health`")
+    return decision
+
+
+def seconds_left(ban: Ban, now: float) -> float:
+    """How long a ban still lasts."""
+    return FOREVER if ban.until is None else max(0.0, ban.until.timestamp() - now)
+
+
+def ban_words(ban: Ban) -> str:
+    """A ban as the audit remembers it: `until 2026-03-01 12:00:00 UTC by anna spam`."""
+    until = "forever" if ban.until is None else f"until {ban.until:%Y-%m-%d %H:%M:%S} UTC"
+    return " ".join(filter(None, (until, ban.by and f"by {ban.by}", ban.reason)))
