@@ -264,7 +264,7 @@ async def test_the_log_names_the_address_and_no_secret(caplog: pytest.LogCapture
                 await script.get("api/limits")
         lines = [r.getMessage() for r in caplog.records if "a login failed" in r.getMessage()]
         said = "admin_app: a login failed, from 127.0.0.1: "
-        no_admin = "this Telegram user is not among the admins"
+        no_admin = "this Telegram user is not an admin"
         assert lines == [f"{said}this token is wrong"] * 5 + [said + no_admin]
         assert TOKEN not in caplog.text
         assert "wrong-wrong" not in caplog.text
