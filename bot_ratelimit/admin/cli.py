@@ -399,7 +399,7 @@ def check(file: Annotated[str, typer.Argument(help="A limits file.")], json: Jso
 @app.command()
 def clear(
     everything: Annotated[
-        bool, typer.Option("--everything", help="Also live limits, history and audit.")
+        bool, typer.Option("--everything", help="Also live limits, history, audit and logouts.")
     ] = False,
     yes: Yes = False,
     json: Json = False,

@@ -45,7 +45,12 @@ from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Charge
 from bot_ratelimit.storage.documents import documents_of
 
-_KEPT: Final = ("live", "history", "audit", "instances")
+LOGINS: Final = "{login}:"
+"""What keys of logins begin with. In braces, which no rule's name has, and which keep the keys on
+one node of a Redis Cluster."""
+
+# Without the keys of logins, sessions that were logged out would hold again.
+_KEPT: Final = ("live", "history", "audit", "instances", LOGINS)
 
 
 class Control:
@@ -329,8 +334,8 @@ class Control:
         """Forget every count under the prefix, in slices; how many keys there were.
 
         Args:
-            everything: Also the live limits, their history and the audit. Running instances write
-                the live limits back: use `rollback(0)` to drop them.
+            everything: Also the live limits, their history, the audit, and who was logged out.
+                Running instances write the live limits back: use `rollback(0)` to drop them.
         """
         keep = () if everything else [self._key(name) for name in _KEPT]
         found = await self._documents.clear(f"{self.limiter.key_prefix}:ratelimit:", keep)
