@@ -209,7 +209,7 @@ async def test_chats_and_users_in_chats_are_banned_apart(bot: Site, reader: Read
     subjects = {ban.subject for ban in await bot.control.bans()}
     assert subjects == {Subject(chat=-100), Subject(user=7, chat=-200)}
     page = words(await reader.get("bans"))
-    assert "chat -100 for good" in page
+    assert "chat -100 forever" in page
     assert "user 7 in chat -200" in page
     await reader.post("unban?user=7&chat=-200")
     assert [ban.subject for ban in await bot.control.bans()] == [Subject(chat=-100)]
