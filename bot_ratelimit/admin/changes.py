@@ -1,4 +1,4 @@
-"""Changes: what operators change of the limits while the bot runs, and how they take it back."""
+"""Changes: operators change limits while the bot runs, and can undo it."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _TRIES: Final = 5
 
 
 class ConflictError(RateLimitError):
-    """Somebody else has changed the live limits meanwhile; nothing was changed."""
+    """Somebody else has changed the live limits in the meantime; nothing was changed."""
 
 
 class Audit:
-    """The last 200 things that operators did."""
+    """The last 200 actions of operators."""
 
     def __init__(self, documents: Documents, key: str, by: str) -> None:
         self._documents, self._key, self._by = documents, key, by
 
     async def note(self, what: str, before: str, after: str) -> None:
-        """Add what was done."""
+        """Add an action."""
         entry = Entry(round(await self._documents.now(), 3), self._by, what, before, after)
         document = json.dumps(asdict(entry), ensure_ascii=False).encode()
         await self._documents.push(self._key, document, AUDIT)
@@ -50,16 +50,16 @@ class Audit:
 
 
 class Changes:
-    """Changes the live document, one version after the other.
+    """Changes the live document; each change makes a new version.
 
-    Two operators never overwrite each other: a change is made to the newest version, or, with
-    `if_version`, only to the one that the operator has seen.
+    Two operators never overwrite each other: a change applies to the newest version, or, with
+    `if_version`, only to the version that the operator has seen.
 
     Args:
-        limiter: Whose limits.
+        limiter: The limiter whose limits change.
         by: Who acts.
-        audit: Where it is noted.
-        patience: Seconds to wait where there is no document.
+        audit: Records the changes.
+        patience: Seconds to wait for instances to write back a missing document.
     """
 
     def __init__(self, limiter: Limiter, by: str, audit: Audit, patience: float = PATIENCE) -> None:
@@ -71,7 +71,7 @@ class Changes:
         self._documents = documents_of(limiter.storage)
 
     async def current(self) -> Overrides:
-        """What was changed so far.
+        """The live changes in force.
 
         Raises:
             ConfigError: The document is invalid; `rollback` replaces it.
@@ -123,7 +123,7 @@ class Changes:
         return await self._change(f"set {name} {' '.join(words)}", alter, if_version)
 
     async def unset_rule(self, name: str, *, if_version: int | None = None) -> Overrides:
-        """Take back what was changed of a rule: what code, file and environment say holds."""
+        """Undo all changes of a rule: code, file and environment decide again."""
 
         def alter(live: Overrides) -> Overrides:
             if name not in live.rules:
@@ -135,7 +135,7 @@ class Changes:
     async def set_penalty(
         self, after: str | None, ban: str = "15m", *, if_version: int | None = None, **options: Any
     ) -> Overrides:
-        """Change or add the ban for users who keep sending; None takes the change back."""
+        """Change or add the ban for users who keep sending; None undoes the change."""
         table = None if after is None else {"after": after, "ban": ban, **options}
         if table is not None:
             penalty_of(table)
@@ -145,7 +145,7 @@ class Changes:
     async def set_exempt(
         self, id_: int, exempt: bool, *, if_version: int | None = None
     ) -> Overrides:
-        """Exempt a user or a chat from all limits, or do not, whatever is said elsewhere."""
+        """Exempt a user or a chat from all limits, or limit them even if the bot exempts them."""
 
         def alter(live: Overrides) -> Overrides:
             one = frozenset({id_})
@@ -173,9 +173,9 @@ class Changes:
     async def rollback(
         self, version: int | None = None, *, if_version: int | None = None
     ) -> Overrides:
-        """Let an earlier version hold again; the one before the current one unless given.
+        """Return to an earlier version; by default to the previous one.
 
-        Version 0 has no changes. An invalid document is replaced, too.
+        Version 0 has no changes. An invalid document is replaced as well.
 
         Raises:
             ConfigError: The version is not among the last 20.
@@ -191,7 +191,7 @@ class Changes:
             chosen = max(earlier, default=0) if version is None else version
         if chosen != 0 and chosen not in known:
             listed = ", ".join(map(str, sorted({0, *known})))
-            raise ConfigError(f"version {chosen} is not there to roll back to: expected {listed}")
+            raise ConfigError(f"there is no version {chosen} to roll back to: expected {listed}")
         target = known.get(chosen, Overrides())
         return await self._change(
             f"rollback to {chosen}",
@@ -215,12 +215,12 @@ class Changes:
             except ConfigError as error:
                 if replacing_invalid is None:
                     raise ConfigError(
-                        f"{error}; `bot-ratelimit rollback` replaces it by the last good one"
+                        f"{error}; `bot-ratelimit rollback` replaces it with the last good version"
                     ) from None
                 before = Overrides(version=replacing_invalid)
             if if_version is not None and before.version != if_version:
                 raise ConflictError(
-                    f"{before.by} changed the live limits meanwhile ({before.what}): version "
+                    f"{before.by} changed the live limits in the meantime ({before.what}): version "
                     f"{before.version} follows {if_version}; look again, and repeat it"
                 )
             after = replace(
@@ -265,7 +265,7 @@ def check_pause(how_long: str) -> float:
 def wanted_of(
     view: RuleView, limit: str | None, *, shadow: bool | None, off: bool | None
 ) -> dict[str, Any]:
-    """What is to be changed of a rule; see `Changes.set_rule`."""
+    """The requested changes of a rule; see `Changes.set_rule`."""
     given = {"limit": limit, "shadow": shadow, "off": off}
     if view.ban_ms and (limit, shadow) != (None, None):
         raise ConfigError(f"{view.name!r} is a penalty: change it with `penalty`, or switch it off")
@@ -281,10 +281,10 @@ def wanted_of(
 
 
 def without_changes(view: RuleView, live: Overrides) -> RuleView:
-    """A rule as code, file and environment say it.
+    """A rule without its live changes.
 
     Raises:
-        ConfigError: Nothing was changed of it.
+        ConfigError: The rule has no live changes.
     """
     if view.name not in live.rules:
         raise ConfigError(f"nothing was changed of {view.name!r}")
@@ -294,7 +294,7 @@ def without_changes(view: RuleView, live: Overrides) -> RuleView:
 
 
 def _summary(overrides: Overrides) -> str:
-    """What of an override stands in the audit: everything but who, when and why."""
+    """An override as text for the audit: everything except who, when and what."""
     content = json.loads(overrides.to_json())
     for name in ("format", "version", "at", "by", "what"):
         del content[name]

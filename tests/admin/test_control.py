@@ -163,7 +163,7 @@ async def test_each_change_holds_and_can_be_rolled_back(bot: OperatedBot) -> Non
     await changes.set_penalty(None)
     assert (await changes.current()).penalty is None
     assert [each.version for each in await changes.history()] == list(range(10, 0, -1))
-    with pytest.raises(ConfigError, match="version 99 is not there to roll back to: expected 0, 1"):
+    with pytest.raises(ConfigError, match="there is no version 99 to roll back to: expected 0, 1"):
         await changes.rollback(99)
 
 
@@ -192,7 +192,7 @@ async def test_two_admins_do_not_overwrite_each_other(bot: OperatedBot) -> None:
     assert (live.version, live.exempt) == (3, {7})
     await other.set_rule("messages", "8/h", if_version=3)
     with pytest.raises(
-        ConflictError, match=r"boris changed the live limits meanwhile \(set messag"
+        ConflictError, match=r"boris changed the live limits in the meantime \(set messag"
     ):
         await bot.control.set_rule("messages", "9/h", if_version=3)
     assert (await bot.control.changes.current()).rules["messages"] == {"limit": "8/hour"}

@@ -160,7 +160,7 @@ async def _before_rollback(control: Control, form: Form) -> dict[str, Any]:
     chosen = max(earlier, default=0) if asked is None else asked
     if chosen and chosen not in known:
         listed = ", ".join(map(str, sorted({0, *known})))
-        raise ConfigError(f"version {chosen} is not there to roll back to: expected {listed}")
+        raise ConfigError(f"there is no version {chosen} to roll back to: expected {listed}")
     target = known.get(chosen, Overrides())
     now, then = described(live), described(target)
     return {
