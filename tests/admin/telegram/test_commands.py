@@ -55,7 +55,8 @@ async def test_only_the_named_rules_are_forgiven(storage: Storage) -> None:
     rules = [Rule("2/h", name="messages"), Rule("9/h", name="other")]
     async with operated_bot_on(storage, *rules) as bot:
         await bot.is_handled()
-        assert "This deletes the counts of: <code>messages</code>" in await bot.says("/forgive 42 messages")
+        question = await bot.says("/forgive 42 messages")
+        assert "This deletes the counts of: <code>messages</code>" in question
         assert "<code>messages</code>" in await bot.presses("Forgive")
         shown = await bot.says("/who 42")
         assert "<code>messages</code>: 2 of 2 left" in shown
