@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import os
 import socket
 import sys
 import time
@@ -22,7 +23,7 @@ from rich.live import Live as Screen
 from bot_ratelimit.admin import printing, wording
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.views import ConfigView, named, who
+from bot_ratelimit.admin.views import ConfigView, HealthView, named, who
 from bot_ratelimit.bans import FOREVER
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.notices import Notices
@@ -74,8 +75,9 @@ def config(json: Json = False) -> None:
 @app.command()
 def limits(json: Json = False) -> None:
     """List every rule of every middleware and flag."""
-    found = _run(lambda control: control.limits())
-    _show(found, json, lambda: printing.say(printing.rules(found)))
+    found = _run(lambda control: control.config())
+    nobody = [] if found.instances else [printing.instances(found)]
+    _show(found.rules, json, lambda: printing.say(printing.rules(found.rules), *nobody))
 
 
 @app.command(context_settings=_IDS)
@@ -129,6 +131,8 @@ def forgive(
     _confirm(lambda: printing.say(*printing.subject(before)), "Forgive?", yes, json)
     found = _run(lambda control: control.forgive(subject, rules or ()))
     text = f"forgiven: {', '.join(found)}" if found else "there was nothing to forgive"
+    if before.banned is not None and not before.banned.key:
+        text += f"\nstill {printing.ban(before.banned)}; only `bot-ratelimit unban` lifts that"
     _show({"forgiven": found}, json, lambda: printing.say(text))
 
 
@@ -327,16 +331,15 @@ def rollback(
     json: Json = False,
 ) -> None:
     """Return to an earlier version."""
-    found = _run(lambda control: control.changes.history())
-
-    def preview() -> None:
-        for each in found:
-            if version is None or each.version == version:
-                printing.say(f"version {each.version}: {printing.changes(each)}")
-        printing.say(f"roll back to {'the previous version' if version is None else version}")
-
-    _confirm(preview, "Roll back?", yes, json)
-    _finish(lambda control: control.changes.rollback(version), json)
+    found = _run(lambda control: control.changes.preview_rollback(version))
+    live, target = found.live, found.target
+    now = "an invalid document" if found.is_invalid else printing.changes(live)
+    words = (
+        f"version {live.version} is in force: {now}",
+        f"roll back to version {target.version}: {printing.changes(target)}",
+    )
+    _confirm(lambda: printing.say(*words), "Roll back?", yes, json)
+    _finish(lambda control: control.changes.rollback(target.version, if_version=live.version), json)
 
 
 @app.command()
@@ -356,8 +359,12 @@ def watch(
 ) -> None:
     """Keep showing limits, instances and health; with --json one line each time."""
 
-    async def look(control: Control) -> tuple[Any, ConfigView]:
-        return await control.health(), await control.config()
+    async def look(control: Control) -> tuple[HealthView, ConfigView | None]:
+        found = await control.health()
+        try:
+            return found, await control.config()
+        except StorageError:  # it may come back
+            return found, None
 
     screen = None if json else Screen(console=printing.console(), auto_refresh=False)
     try:
@@ -371,11 +378,9 @@ def watch(
                 printing.print_json({"health": found, "config": now})
                 sys.stdout.flush()
             else:
-                parts = [
-                    printing.health(found),
-                    *printing.config(now)[: -1 if now.settings else None],
-                ]
-                screen.update(Group(*parts), refresh=True)
+                parts = [] if now is None else printing.config(now)
+                shown = parts[: -1 if now is not None and now.settings else None]
+                screen.update(Group(printing.health(found), *shown), refresh=True)
     except KeyboardInterrupt:
         pass
     finally:
@@ -431,6 +436,8 @@ def _change(
     """Preview a change, ask, make it, and say on how many instances it is in force."""
     now = _run(lambda control: control.config())
     try:
+        if now.problem:
+            raise ConfigError(now.problem)
         words = described(now)
     except RateLimitError as error:
         _fail(error)
@@ -448,14 +455,23 @@ def _finish(act: Callable[[Control], Awaitable[Overrides]], json: bool) -> None:
     version, obeying, running = _run(done)
     text = f"version {version} is in force on {obeying} of {printing.amount(running, 'instance')}"
     if not running:
-        text = f"version {version} is written; no running bot reports (live=True)"
+        text = (
+            f"version {version} is written; {printing.nobody_reports(_settings().redis_key_prefix)}"
+        )
     found = {"version": version, "obeying": obeying, "instances": running}
     _show(found, json, lambda: printing.say(text))
 
 
+def _operator() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container a user may be a number without a name
+        return str(os.getuid())
+
+
 def _run(act: Callable[[Control], Awaitable[_T]]) -> _T:
     async def with_control() -> _T:
-        control = Control.from_settings(_settings(), f"{getpass.getuser()}@{socket.gethostname()}")
+        control = Control.from_settings(_settings(), f"{_operator()}@{socket.gethostname()}")
         try:
             return await act(control)
         finally:

@@ -101,6 +101,7 @@ def config(view: ConfigView) -> list[RenderableType]:
     parts: list[RenderableType] = [
         f"prefix {view.prefix} on {view.storage}",
         f"live: {changed}",
+        *([f"problem: {view.problem}"] if view.problem else []),
         *_switches(live),
         "",
         rules(view.rules),
@@ -123,10 +124,18 @@ def _switches(live: Overrides) -> list[str]:
     return lines
 
 
+def nobody_reports(prefix: str) -> str:
+    """That no bot with live limits runs with this prefix, and what to check."""
+    return (
+        f"no running bot reports under {prefix!r}: is REDIS_KEY_PREFIX that of the bot, "
+        "and live=True in its code?"
+    )
+
+
 def instances(view: ConfigView) -> RenderableType:
     """The running instances and the version that each obeys."""
     if not view.instances:
-        return "no running bot reports (live=True)"
+        return nobody_reports(view.prefix)
     return table(
         ("INSTANCE", "VERSION", "REJECTED", "PROBLEM"),
         [(each.name, each.version, each.rejected, each.problem) for each in view.instances],

@@ -6,6 +6,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import Penalty, RateLimitMiddleware, Rule, Scope
 from bot_ratelimit.__main__ import main
+from bot_ratelimit.admin import cli
 from bot_ratelimit.admin.cli import app
 from tests.incoming.support import Instance
 from tests.servers import Server, free_port
@@ -129,6 +131,31 @@ async def test_a_limit_is_set_and_rolled_back(bot: Instance) -> None:
     assert await bot.send("3") == [True]
 
 
+async def test_a_roll_back_shows_what_it_does_and_does_only_that(bot: Instance) -> None:
+    """It says what holds and what would hold; if somebody else is faster, nothing is changed."""
+    for limit in ("1/h", "2/h"):
+        await run("set", "messages", limit, "--yes")
+    asked = await run("rollback", typed="n\n")
+    assert (asked.status, asked.out.splitlines()) == (5, [
+        'version 2 is in force: {"rules": {"messages": {"limit": "2/hour"}}}',
+        'roll back to version 1: {"rules": {"messages": {"limit": "1/hour"}}}',
+    ])  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bot_ratelimit", "rollback"),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert await process.stderr.readuntil(b"[y/N] ")
+    await run("set", "messages", "9/h", "--yes")
+    _, told = await process.communicate(b"y\n")
+    assert process.returncode == 4
+    assert b"version 3 follows 2; look again" in told
+    assert (await run("history", "--json")).json[0]["what"] == "set messages 9/hour"
+
+
 async def test_it_works_in_60_columns_and_through_a_pipe(bot: Instance) -> None:
     """In 60 columns nothing is cut and no line is longer; in a pipe a rule is one line."""
     narrow, piped = await asyncio.gather(run("config", COLUMNS="60"), run("limits"))
@@ -178,6 +205,20 @@ async def test_watch_shows_it_again_and_again(bot: Instance) -> None:
     assert "messages" in table.out
 
 
+async def test_watch_outlives_an_outage(
+    own_server: Server, environment: pytest.MonkeyPatch
+) -> None:
+    """While Redis is away `watch` says so, and goes on looking; it does not end."""
+    own_server.kill()
+    lines, table = await asyncio.gather(
+        run("watch", "--json", "--count", "2", "--every", "0.1", REDIS_URL=own_server.url),
+        run("watch", "--count", "2", "--every", "0.1", REDIS_URL=own_server.url),
+    )
+    looks = [json.loads(line) for line in lines.out.splitlines()]
+    assert [(look["health"]["ok"], look["config"]) for look in looks] == [(False, None)] * 2
+    assert (table.status, "not well: Connection refused" in table.out) == (0, True)
+
+
 async def test_health_is_a_container_check(bot: Instance) -> None:
     """Status 0 while limits hold, 1 when Redis is away; other commands have status 3 then."""
     away = f"redis://127.0.0.1:{free_port()}"
@@ -220,6 +261,9 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     assert re.search(r"^user 42 +forever +\S+@\S+ +spam", listed.out, re.MULTILINE)
     (ban,) = as_json.json
     assert (ban["subject"]["user"], ban["until"], ban["reason"]) == (42, None, "spam")
+    forgiven = await run("forgive", "42", "--yes")
+    assert "still banned forever, by " in forgiven.out.splitlines()[-1]
+    assert forgiven.out.endswith("only `bot-ratelimit unban` lifts that\n")
     lifted, again = await run("unban", "42", "--yes"), await run("unban", "42", "--yes", "--json")
     assert (lifted.out.splitlines()[-1], again.json) == ("unbanned", {"unbanned": False})
     await asyncio.sleep(1)
@@ -243,6 +287,29 @@ async def test_a_bot_without_statistics_is_told_as_one(bot: Instance) -> None:
     for found in await asyncio.gather(run("top"), run("stats", "--json")):
         assert (found.status, found.out) == (2, "")
         assert "pass statistics=True to RateLimitMiddleware" in found.err
+
+
+async def test_another_prefix_than_the_bots_is_noticed(bot: Instance) -> None:
+    """Where no bot reports, the rules come with a line that names the prefix and what to check."""
+    here, elsewhere = await asyncio.gather(
+        run("limits"), run("limits", REDIS_KEY_PREFIX="other", RATE_LIMIT="7/h")
+    )
+    assert "no running bot" not in here.out
+    assert "7/h" in elsewhere.out
+    told = " ".join(elsewhere.out.split())
+    assert "no running bot reports under 'other': is REDIS_KEY_PREFIX that of the bot" in told
+
+
+def test_a_user_without_a_name_operates(environment: pytest.MonkeyPatch) -> None:
+    """In a container, where the user is only a number, that number is the operator's name."""
+
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        environment.delenv(name, raising=False)
+    environment.setattr(pwd, "getpwuid", unknown)
+    assert cli._operator() == str(os.getuid())
 
 
 def test_the_documents_have_every_command() -> None:

@@ -261,7 +261,9 @@ async def test_an_invalid_document_is_told_and_replaced(
     await bot.control.set_rule("messages", "9/hour")
     await client.set("bot:ratelimit:live", b"{nonsense")
     page = words(await reader.get())
-    assert "The live document is not JSON. The last good version stays in force." in page
+    assert (
+        "The live document is not JSON; a rollback replaces it with the last good version." in page
+    )
     assert "Roll back to version 1" in words(await reader.get("rollback"))
     await reader.post("rollback")
     assert (await bot.control.changes.current()).rules == {"messages": {"limit": "9/hour"}}

@@ -170,7 +170,8 @@ class Access:
                     401, "this initData was used before: open the page again in Telegram"
                 )
         except InitDataError as wrong:
-            await self._login_limiter.check(wrong, self._proxies.client_address(request))
+            source = self._proxies.client_address(request)
+            await self._login_limiter.check(wrong, source, telegram=True)
             raise
         return user
 

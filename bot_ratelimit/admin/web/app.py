@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, cast
 
+from aiogram.utils.token import TokenValidationError, validate_token
 from aiohttp import web
 
 from bot_ratelimit.admin.control import Control
@@ -80,8 +81,8 @@ def admin_app(
             "admin_app: nobody would have access: set RATE_LIMIT_ADMIN_TOKEN, or pass token=, or "
             "admins= and bot_token="
         )
-    if ids and not bot_token:
-        raise ConfigError("admins: pass bot_token= too: it verifies Telegram's signature")
+    if ids:
+        _check_bot_token(bot_token)
     prefix, pages = middleware.limiter.key_prefix, _pages()
     secret = "\0".join([token or "", bot_token or "" if ids else ""]).encode()
     access = Access(
@@ -122,13 +123,26 @@ def _token_of(token: str | None, settings: Settings | None) -> str | None:
 
 
 def _check_admins(admins: Iterable[int]) -> frozenset[int]:
-    if isinstance(admins, (int, str)):
+    if isinstance(admins, (str, bytes)) or not isinstance(admins, Iterable):
         raise ConfigError(f"admins={admins!r}: expected ids of users, such as [42]")
-    ids = frozenset(admins)
+    ids = list(admins)
     wrong = [each for each in ids if type(each) is not int or each < 1]
     if wrong:
         raise ConfigError(f"admins: {wrong[0]!r} is not the id of a user, such as 42")
-    return ids
+    return frozenset(ids)
+
+
+def _check_bot_token(token: object) -> None:
+    """Refuse a placeholder: everyone who knows the token can sign initData."""
+    if not token:
+        raise ConfigError("admins: pass bot_token= too: it verifies Telegram's signature")
+    try:
+        validate_token(token if isinstance(token, str) else "")
+    except TokenValidationError:
+        raise ConfigError(
+            "bot_token: expected the bot's token as a str, such as '123456:ABC...' (the value is "
+            "not shown)"
+        ) from None
 
 
 def _pages() -> Pages:

@@ -3,6 +3,7 @@
 | key | counts |
 | --- | --- |
 | `<prefix>:ratelimit:{login}:from:<address>` | attempts of an address |
+| `<prefix>:ratelimit:{login}:telegram:<address>` | wrong initData of an address |
 | `<prefix>:ratelimit:{login}:all` | attempts of all addresses together |
 | `<prefix>:ratelimit:{login}:device:<id>` | attempts of a browser that was let in before |
 | `<prefix>:ratelimit:{login}:used:<hash>` | a session that was logged out, initData that was used |
@@ -63,19 +64,29 @@ class LoginLimiter:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def check(
-        self, failure: ProblemError | None, source: str, device: str | None = None
+        self,
+        failure: ProblemError | None,
+        source: str,
+        device: str | None = None,
+        *,
+        telegram: bool = False,
     ) -> None:
         """Let the right secret pass, and count a wrong one.
+
+        Wrong initData is counted separately: any link to the page can carry some, and so let an
+        operator's own browser send it.
 
         Args:
             failure: Why the login is refused; None if the secret is right.
             source: The client's address, see `TrustedProxies.client_address`.
             device: The id of the browser, if it has logged in before.
+            telegram: Whether it is initData.
 
         Raises:
             ProblemError: The failure; or 429 after too many failures, even for the right secret.
         """
-        key = f"from:{source}" if device is None else f"device:{device}"
+        place = "telegram" if telegram else "from"
+        key = f"{place}:{source}" if device is None else f"device:{device}"
         if failure is not None:
             self._succeeded.pop(key, None)
         lock = self._locks.setdefault(key, asyncio.Lock())

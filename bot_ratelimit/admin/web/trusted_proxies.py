@@ -46,6 +46,8 @@ class TrustedProxies:
     def __init__(self, proxies: Iterable[str] = ()) -> None:
         if isinstance(proxies, str):
             proxies = [proxies]
+        if not isinstance(proxies, Iterable):
+            raise ConfigError(f"trusted_proxies={proxies!r}: expected a list of addresses")
         names = list(proxies)
         self._trusts_local = LOCAL in names
         self._networks = [_network(name) for name in names if name != LOCAL]
@@ -113,7 +115,7 @@ class TrustedProxies:
 
 def _network(name: str) -> IPv4Network | IPv6Network:
     try:
-        return ip_network(name)
+        return ip_network(str(name))  # the number 1 would be the address 0.0.0.1
     except ValueError as error:
         raise ConfigError(
             f"trusted_proxies: {error}; expected addresses or networks of proxies, "

@@ -75,7 +75,9 @@ async def test_an_odd_id_is_refused(bot: OperatedBot, odd: str) -> None:
 async def test_stand_ins_are_nobody(bot: OperatedBot, stand_in: dict[str, Any]) -> None:
     """The ids that everybody shares are never limited, so nothing can be done about them."""
     assert "belongs to no single" in await bot.says(f"/ban {stand_in['id']} 1h")
-    assert "belongs to no single user" in await bot.says("/ban 1h", **reply_to(**{"from": stand_in}))
+    assert "belongs to no single user" in await bot.says(
+        "/ban 1h", **reply_to(**{"from": stand_in})
+    )
 
 
 async def test_a_reply(bot: OperatedBot) -> None:
