@@ -99,7 +99,7 @@ async def test_a_refused_user_is_seen_and_forgiven(bot: Instance) -> None:
     """`show` says how much is left, `try` has status 1; after `forgive` the user gets through."""
     assert await bot.send("1", "2", "3", "4") == [True, True, True, False]
     shown, tried = await asyncio.gather(run("show", "42"), run("try", "42", "--json"))
-    assert shown.out.startswith("user 42 chat 42: refused, free in 59 min ")
+    assert shown.out.startswith("user 42 chat 42: refused, allowed again in 59 min ")
     assert re.search(r"^messages +0 of 3 +in 59 min", shown.out, re.MULTILINE)
     assert "shop:ratelimit:messages:42" in shown.out
     assert (tried.status, tried.json["allowed"]) == (1, False)
@@ -137,7 +137,7 @@ async def test_a_roll_back_shows_what_it_does_and_does_only_that(bot: Instance) 
         await run("set", "messages", limit, "--yes")
     asked = await run("rollback", typed="n\n")
     assert (asked.status, asked.out.splitlines()) == (5, [
-        'version 2 holds: {"rules": {"messages": {"limit": "2/hour"}}}',
+        'version 2 is in force: {"rules": {"messages": {"limit": "2/hour"}}}',
         'roll back to version 1: {"rules": {"messages": {"limit": "1/hour"}}}',
     ])  # fmt: skip
     process = await asyncio.create_subprocess_exec(
