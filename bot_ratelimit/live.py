@@ -149,6 +149,8 @@ class Live:
         try:
             found = await self._documents.read(live_key(self._prefix, "live"))
             self._handle_document(found)
+            if self._rejection and self._last_good is None:
+                await self._use_last_good()
             if found is None and self._last_good is not None:
                 await self._restore(self._last_good)
             await self._report()
@@ -217,6 +219,18 @@ class Live:
         except ConfigError as error:  # a handler that was discovered only now
             self._log_unchanged(logging.ERROR, "is only partly applied", printable(str(error)))
             return rules
+
+    async def _use_last_good(self) -> None:
+        """Use the newest valid version of the history, as the other instances do.
+
+        For an instance that was started while the document is invalid.
+        """
+        for document in await self._documents.listed(live_key(self._prefix, "history")):
+            rejection = self._rejection
+            with suppress(ConfigError):
+                self._use(Overrides.from_json(document), document)
+                self._rejection = rejection
+                return
 
     async def _restore(self, document: bytes) -> None:
         if await self._documents.swap(live_key(self._prefix, "live"), None, document):

@@ -131,6 +131,24 @@ async def test_a_bad_document_changes_nothing(
     await live.stop()
 
 
+@pytest.mark.parametrize(
+    "document", [b"", b"nonsense", TIGHT.to_json().replace(b'"format": 1', b'"format": 2')]
+)
+async def test_a_bad_document_does_not_loosen_an_instance_that_starts(
+    bench: Bench, document: bytes, stopping: list[Live]
+) -> None:
+    """It obeys the last good version, as those do that run, and goes on telling the problem."""
+    await documents_of(bench.storage).push("bot:ratelimit:history", TIGHT.to_json(), 20)
+    await documents_of(bench.storage).push("bot:ratelimit:history", document, 20)
+    await write(bench.storage, document)
+    instance, live = bot(bench.storage)
+    stopping.append(live)
+    assert await allowed(instance) == 2
+    await live.refresh()
+    assert (live.overrides, live.rejected) == (TIGHT, 1)
+    assert live.problem.startswith("the live document ")
+
+
 async def test_a_missing_document_is_written_back(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from bot_ratelimit.admin.views import Entry, RuleView
+from bot_ratelimit.admin.views import Entry, RollbackPreview, RuleView
 from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.limit import Limit, parse_period
 from bot_ratelimit.limiter import Limiter
@@ -45,8 +45,13 @@ class Audit:
 
     async def entries(self) -> tuple[Entry, ...]:
         """All of them, the latest first."""
-        found = await self._documents.listed(self._key)
-        return tuple(Entry(**json.loads(raw)) for raw in found)
+        found = []
+        for raw in await self._documents.listed(self._key):
+            try:
+                found.append(Entry(**json.loads(raw)))
+            except (ValueError, TypeError):  # of a newer version of this package
+                continue
+        return tuple(found)
 
 
 class Changes:
@@ -76,8 +81,17 @@ class Changes:
         Raises:
             ConfigError: The document is invalid; `rollback` replaces it.
         """
-        raw = await self._documents.read(self._key("live"))
-        return Overrides() if raw is None else Overrides.from_json(raw)
+        return _parsed(await self._documents.read(self._key("live")))
+
+    async def in_force(self) -> tuple[Overrides, str]:
+        """What the instances obey, and why that is not the document; empty if it is.
+
+        An invalid document must not hide where users stand: the last good version is in force.
+        """
+        try:
+            return await self.current(), ""
+        except ConfigError as error:
+            return next(iter(await self.history()), Overrides()), str(error)
 
     async def history(self) -> tuple[Overrides, ...]:
         """The documents to roll back to, the latest first."""
@@ -180,25 +194,41 @@ class Changes:
         Raises:
             ConfigError: The version is not among the last 20.
         """
-        known = {each.version: each for each in reversed(await self.history())}
-        current = max(known, default=0)
-        try:
-            current = (await self.current()).version
-        except ConfigError:
-            chosen = current if version is None else version  # the last good one
-        else:
-            earlier = [each for each in known if each < current]
-            chosen = max(earlier, default=0) if version is None else version
-        if chosen != 0 and chosen not in known:
-            listed = ", ".join(map(str, sorted({0, *known})))
-            raise ConfigError(f"version {chosen} is not there to roll back to: expected {listed}")
-        target = known.get(chosen, Overrides())
+        found = await self.preview_rollback(version)
+        if version is None and if_version is None and not found.is_invalid:
+            if_version = found.live.version  # "the one before" is of the version that was read
         return await self._change(
-            f"rollback to {chosen}",
-            lambda live: replace(target, version=live.version),
+            f"rollback to {found.target.version}",
+            lambda live: replace(found.target, version=live.version),
             if_version,
-            replacing_invalid=current,
+            replacing_invalid=found.live.version,
         )
+
+    async def preview_rollback(self, version: int | None = None) -> RollbackPreview:
+        """What `rollback` would do; changes nothing.
+
+        Raises:
+            ConfigError: The version is not among the last 20.
+        """
+        known = {each.version: each for each in reversed(await self.history())}
+        live, is_invalid = Overrides(version=max(known, default=0)), False
+        try:
+            live = await self.current()
+        except ConfigError:
+            is_invalid = True
+        if version is None:
+            # Of an invalid document, the last good one.
+            earlier = [each for each in known if each < live.version or is_invalid]
+            if not earlier and (is_invalid or live.version > 1):  # else it would loosen unasked
+                raise ConfigError(
+                    "Redis has lost the version before this one: roll back to 0 to drop all live "
+                    "changes, or change the limits themselves"
+                )
+            version = max(earlier, default=0)
+        if version != 0 and version not in known:
+            listed = ", ".join(map(str, sorted({0, *known})))
+            raise ConfigError(f"version {version} is not there to roll back to: expected {listed}")
+        return RollbackPreview(known.get(version, Overrides()), live, is_invalid)
 
     async def _change(
         self,
@@ -211,14 +241,17 @@ class Changes:
         for _ in range(_TRIES):
             raw = await self._document()
             try:
-                before = Overrides() if raw is None else Overrides.from_json(raw)
-            except ConfigError as error:
+                before = _parsed(raw)
+            except ConfigError:
                 if replacing_invalid is None:
-                    raise ConfigError(
-                        f"{error}; `bot-ratelimit rollback` replaces it by the last good one"
-                    ) from None
+                    raise
                 before = Overrides(version=replacing_invalid)
             if if_version is not None and before.version != if_version:
+                if not before.version:
+                    raise ConflictError(
+                        f"Redis has lost the live limits meanwhile, version {if_version}; look "
+                        "again, and repeat it"
+                    )
                 raise ConflictError(
                     f"{before.by} changed the live limits meanwhile ({before.what}): version "
                     f"{before.version} follows {if_version}; look again, and repeat it"
@@ -248,6 +281,13 @@ class Changes:
 
     def _key(self, name: str) -> str:
         return live_key(self._prefix, name)
+
+
+def _parsed(document: bytes | None) -> Overrides:
+    try:
+        return Overrides() if document is None else Overrides.from_json(document)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; a roll back replaces it by the last good version") from None
 
 
 def check_pause(how_long: str) -> float:

@@ -1,6 +1,6 @@
 """The command `bot-ratelimit`: `Control` for a shell.
 
-Exit status: 0 done; 1 the answer is no (`try`: refused, `health`: not well); 2 a mistake in the
+Exit status: 0 done; 1 the answer is no (`try`: refused, `health`: unhealthy); 2 a mistake in the
 command or the configuration; 3 Redis is out of reach; 4 somebody else changed the limits meanwhile;
 5 not confirmed.
 """
@@ -23,7 +23,7 @@ from rich.live import Live as Screen
 from bot_ratelimit.admin import printing, wording
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.views import ConfigView, named, who
+from bot_ratelimit.admin.views import ConfigView, HealthView, named, who
 from bot_ratelimit.bans import FOREVER
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.notices import Notices
@@ -130,6 +130,8 @@ def forgive(
     _confirm(lambda: printing.say(*printing.subject(before)), "Forgive?", yes, json)
     found = _run(lambda control: control.forgive(subject, rules or ()))
     text = f"forgiven: {', '.join(found)}" if found else "there was nothing to forgive"
+    if before.banned is not None and not before.banned.key:
+        text += f"\nstill {printing.ban(before.banned)}; only `bot-ratelimit unban` lifts that"
     _show({"forgiven": found}, json, lambda: printing.say(text))
 
 
@@ -320,16 +322,15 @@ def rollback(
     json: Json = False,
 ) -> None:
     """Let an earlier version hold again."""
-    found = _run(lambda control: control.changes.history())
-
-    def preview() -> None:
-        for each in found:
-            if version is None or each.version == version:
-                printing.say(f"version {each.version}: {printing.changes(each)}")
-        printing.say(f"roll back to {'the version before' if version is None else version}")
-
-    _confirm(preview, "Roll back?", yes, json)
-    _finish(lambda control: control.changes.rollback(version), json)
+    found = _run(lambda control: control.changes.preview_rollback(version))
+    live, target = found.live, found.target
+    now = "an invalid document" if found.is_invalid else printing.changes(live)
+    words = (
+        f"version {live.version} holds: {now}",
+        f"roll back to version {target.version}: {printing.changes(target)}",
+    )
+    _confirm(lambda: printing.say(*words), "Roll back?", yes, json)
+    _finish(lambda control: control.changes.rollback(target.version, if_version=live.version), json)
 
 
 @app.command()
@@ -349,8 +350,12 @@ def watch(
 ) -> None:
     """Limits, instances and health, again and again; a line of JSON each time with --json."""
 
-    async def look(control: Control) -> tuple[Any, ConfigView]:
-        return await control.health(), await control.config()
+    async def look(control: Control) -> tuple[HealthView, ConfigView | None]:
+        found = await control.health()
+        try:
+            return found, await control.config()
+        except StorageError:  # it may come back
+            return found, None
 
     screen = None if json else Screen(console=printing.console(), auto_refresh=False)
     try:
@@ -364,11 +369,9 @@ def watch(
                 printing.print_json({"health": found, "config": now})
                 sys.stdout.flush()
             else:
-                parts = [
-                    printing.health(found),
-                    *printing.config(now)[: -1 if now.settings else None],
-                ]
-                screen.update(Group(*parts), refresh=True)
+                parts = [] if now is None else printing.config(now)
+                shown = parts[: -1 if now is not None and now.settings else None]
+                screen.update(Group(printing.health(found), *shown), refresh=True)
     except KeyboardInterrupt:
         pass
     finally:
@@ -424,6 +427,8 @@ def _change(
     """Show what would change, ask, change it, and tell where it holds."""
     now = _run(lambda control: control.config())
     try:
+        if now.problem:
+            raise ConfigError(now.problem)
         words = described(now)
     except RateLimitError as error:
         _fail(error)
@@ -439,7 +444,7 @@ def _finish(act: Callable[[Control], Awaitable[Overrides]], json: bool) -> None:
         return version, sum(each.version >= version for each in instances), len(instances)
 
     version, obeying, running = _run(done)
-    text = f"version {version} holds on {obeying} of {printing.amount(running, 'instance')}"
+    text = f"version {version} is in force on {obeying} of {printing.amount(running, 'instance')}"
     if not running:
         text = (
             f"version {version} is written; {printing.nobody_reports(_settings().redis_key_prefix)}"

@@ -107,7 +107,7 @@ class Control:
 
     async def config(self) -> ConfigView:
         """What holds, on which instances, and what decided it."""
-        live, instances = await self.changes.current(), await self.instances()
+        (live, problem), instances = await self.changes.in_force(), await self.instances()
         return ConfigView(
             self.limiter.key_prefix,
             self.limiter.storage.server([Charge(self._key("live"), Limit(1, 1))]),
@@ -115,6 +115,7 @@ class Control:
             live,
             instances,
             await self._rules(instances),
+            problem,
         )
 
     async def limits(self) -> tuple[RuleView, ...]:
@@ -135,7 +136,7 @@ class Control:
     async def show(self, subject: Subject) -> SubjectView:
         """Where somebody stands with every rule; charges nothing."""
         instances = await self.instances()
-        live, rules = await self.changes.current(), await self._rules(instances)
+        (live, _), rules = await self.changes.in_force(), await self._rules(instances)
         self._check_subject(subject, instances)
         counts = await asyncio.gather(
             *(count_of(self.limiter, view, subject) for view in rules if not view.off)
@@ -171,7 +172,7 @@ class Control:
             name: The name of a handler's own limit, instead of what holds for every handler.
         """
         instances = await self.instances()
-        live, views = await self.changes.current(), await self._rules(instances)
+        (live, _), views = await self.changes.in_force(), await self._rules(instances)
         self._check_subject(subject, instances)
         if name is not None:
             named(views, name)

@@ -101,6 +101,7 @@ def config(view: ConfigView) -> list[RenderableType]:
     parts: list[RenderableType] = [
         f"prefix {view.prefix} on {view.storage}",
         f"live: {changed}",
+        *([f"problem: {view.problem}"] if view.problem else []),
         *_switches(live),
         "",
         rules(view.rules),
@@ -191,9 +192,9 @@ def bans(found: Sequence[Ban]) -> RenderableType:
 def health(view: HealthView) -> str:
     """Whether limits hold, in a line."""
     if not view.ok:
-        return f"not well: {view.problem}"
+        return f"unhealthy: {view.problem}"
     return (
-        f"well: answered in {view.seconds * 1e3:.0f} ms, {amount(view.instances, 'instance')}, "
+        f"healthy: answered in {view.seconds * 1e3:.0f} ms, {amount(view.instances, 'instance')}, "
         f"{view.behind} of them behind version {view.version}"
     )
 

@@ -113,8 +113,11 @@ class ConfigView:
     storage: str
     settings: tuple[SettingView, ...]
     live: Overrides
+    """What operators changed; of an invalid document, the last good version."""
     instances: tuple[InstanceView, ...]
     rules: tuple[RuleView, ...]
+    problem: str = ""
+    """Why the live document is not what holds; empty if it is."""
 
     @property
     def behind(self) -> int:
@@ -185,6 +188,18 @@ class Preview:
     """Of the live document that it would change: give it as `if_version`."""
     instances: int
     """How many running instances would obey it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackPreview:
+    """What a roll back would do."""
+
+    target: Overrides
+    """What would hold again; version 0 has no changes."""
+    live: Overrides
+    """The newest version: give its number as `if_version`. Without changes if it is invalid."""
+    is_invalid: bool
+    """Whether the live document is invalid, and would be replaced."""
 
 
 @dataclass(frozen=True, slots=True)

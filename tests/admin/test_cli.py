@@ -116,7 +116,7 @@ async def test_a_limit_is_set_and_rolled_back(bot: Instance) -> None:
     """`set` shows, asks, and waits until the instances obey; `history` and `rollback` follow."""
     done = await run("set", "messages", "1/minute", typed="y\n")
     assert done.out == (
-        "messages: 3/hour -> 1/minute, on 1 instance\nversion 1 holds on 1 of 1 instance\n"
+        "messages: 3/hour -> 1/minute, on 1 instance\nversion 1 is in force on 1 of 1 instance\n"
     )
     assert await bot.send("1", "2") == [True, False]
     listed, audited, configured = await asyncio.gather(
@@ -129,6 +129,31 @@ async def test_a_limit_is_set_and_rolled_back(bot: Instance) -> None:
     back = await run("rollback", "--yes", "--json")
     assert back.json == {"version": 2, "obeying": 1, "instances": 1}
     assert await bot.send("3") == [True]
+
+
+async def test_a_roll_back_shows_what_it_does_and_does_only_that(bot: Instance) -> None:
+    """It says what holds and what would hold; if somebody else is faster, nothing is changed."""
+    for limit in ("1/h", "2/h"):
+        await run("set", "messages", limit, "--yes")
+    asked = await run("rollback", typed="n\n")
+    assert (asked.status, asked.out.splitlines()) == (5, [
+        'version 2 holds: {"rules": {"messages": {"limit": "2/hour"}}}',
+        'roll back to version 1: {"rules": {"messages": {"limit": "1/hour"}}}',
+    ])  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bot_ratelimit", "rollback"),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert await process.stderr.readuntil(b"[y/N] ")
+    await run("set", "messages", "9/h", "--yes")
+    _, told = await process.communicate(b"y\n")
+    assert process.returncode == 4
+    assert b"version 3 follows 2; look again" in told
+    assert (await run("history", "--json")).json[0]["what"] == "set messages 9/hour"
 
 
 async def test_it_works_in_60_columns_and_through_a_pipe(bot: Instance) -> None:
@@ -180,14 +205,28 @@ async def test_watch_shows_it_again_and_again(bot: Instance) -> None:
     assert "messages" in table.out
 
 
+async def test_watch_outlives_an_outage(
+    own_server: Server, environment: pytest.MonkeyPatch
+) -> None:
+    """While Redis is away `watch` says so, and goes on looking; it does not end."""
+    own_server.kill()
+    lines, table = await asyncio.gather(
+        run("watch", "--json", "--count", "2", "--every", "0.1", REDIS_URL=own_server.url),
+        run("watch", "--count", "2", "--every", "0.1", REDIS_URL=own_server.url),
+    )
+    looks = [json.loads(line) for line in lines.out.splitlines()]
+    assert [(look["health"]["ok"], look["config"]) for look in looks] == [(False, None)] * 2
+    assert (table.status, "not well: Connection refused" in table.out) == (0, True)
+
+
 async def test_health_is_a_container_check(bot: Instance) -> None:
     """Status 0 while limits hold, 1 when Redis is away; other commands have status 3 then."""
     away = f"redis://127.0.0.1:{free_port()}"
     well, ill, out = await asyncio.gather(
         run("health"), run("health", REDIS_URL=away), run("show", "42", REDIS_URL=away)
     )
-    assert (well.status, well.out.startswith("well: answered in ")) == (0, True)
-    assert (ill.status, ill.out.startswith("not well: ")) == (1, True)
+    assert (well.status, well.out.startswith("healthy: answered in ")) == (0, True)
+    assert (ill.status, ill.out.startswith("unhealthy: ")) == (1, True)
     assert (out.status, out.err.startswith("error: ")) == (3, True)
 
 
@@ -222,6 +261,9 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     assert re.search(r"^user 42 +forever +\S+@\S+ +spam", listed.out, re.MULTILINE)
     (ban,) = as_json.json
     assert (ban["subject"]["user"], ban["until"], ban["reason"]) == (42, None, "spam")
+    forgiven = await run("forgive", "42", "--yes")
+    assert "still banned forever, by " in forgiven.out.splitlines()[-1]
+    assert forgiven.out.endswith("only `bot-ratelimit unban` lifts that\n")
     lifted, again = await run("unban", "42", "--yes"), await run("unban", "42", "--yes", "--json")
     assert (lifted.out.splitlines()[-1], again.json) == ("unbanned", {"unbanned": False})
     await asyncio.sleep(1)

@@ -29,6 +29,8 @@ from bot_ratelimit import (
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.bans import FOREVER
+from bot_ratelimit.overrides import Overrides
+from bot_ratelimit.storage.documents import documents_of
 from tests.benches import Bench
 from tests.incoming.support import Instance
 from tests.servers import Server, running_cluster
@@ -179,6 +181,34 @@ async def test_only_the_last_20_versions_and_200_changes_are_kept(bot: OperatedB
     assert audit[0].at == pytest.approx((await bot.control.changes.current()).at, abs=2)
 
 
+async def test_rolling_back_does_not_drop_what_came_meanwhile(
+    bot: OperatedBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a version, a rollback is of the version that was newest when it was asked for."""
+    changes, boris = bot.control.changes, Control(bot.control.limiter, "boris@web", patience=0)
+    await bot.control.set_rule("messages", "2/minute")
+    look = changes.current
+
+    async def slow_look() -> Overrides:
+        found = await look()
+        await boris.set_rule("chat", "1/minute")
+        return found
+
+    monkeypatch.setattr(changes, "current", slow_look)
+    with pytest.raises(ConflictError, match="boris@web changed the live limits meanwhile"):
+        await changes.rollback()
+    assert set((await boris.changes.current()).rules) == {"messages", "chat"}
+
+
+async def test_an_entry_of_a_newer_version_does_not_hide_the_audit(bot: OperatedBot) -> None:
+    """While instances are updated, an older one lists the entries that it can read."""
+    await bot.control.ban(ANNA, "1h")
+    documents = documents_of(bot.control.limiter.storage)
+    for raw in (b'{"at": 1, "by": "new", "newer": 2}', b"[]", b"x"):
+        await documents.push("bot:ratelimit:audit", raw, 200)
+    assert [entry.what for entry in await bot.control.audit()] == ["ban user 42 chat 42"]
+
+
 async def test_two_admins_do_not_overwrite_each_other(bot: OperatedBot) -> None:
     """Of changes at the same time each holds; a change of an outdated version is refused."""
     other = Control(Limiter(bot.control.limiter.storage, timeout=5), "boris", patience=0)
@@ -223,12 +253,46 @@ async def test_an_invalid_document_is_replaced_by_a_roll_back(bot: OperatedBot) 
     documents = bot.control._documents
     good = await documents.read("bot:ratelimit:live")
     assert await documents.swap("bot:ratelimit:live", good, b"nonsense")
-    with pytest.raises(ConfigError, match="is not JSON; `bot-ratelimit rollback` replaces it"):
+    with pytest.raises(ConfigError, match="is not JSON; a roll back replaces it by the last good"):
         await bot.control.set_rule("messages", "9/h")
     await bot.control.changes.rollback()
     live = await bot.control.changes.current()
     assert (live.version, live.rules) == (2, {"messages": {"limit": "2/hour"}})
     assert await bot.allowed(3) == 2
+
+
+async def test_a_roll_back_to_a_version_that_redis_has_lost_drops_nothing(bot: OperatedBot) -> None:
+    """After Redis was emptied only the newest version is known: to drop it has to be said."""
+    changes = bot.control.changes
+    await bot.control.set_rule("messages", "2/h")
+    await bot.control.set_rule("chat", "20/h")
+    await bot.refresh()
+    await bot.control.clear(everything=True)
+    await bot.refresh()  # writes the newest version back
+    assert [each.version for each in await changes.history()] == [2]
+    with pytest.raises(ConfigError, match="Redis has lost the version before this one: roll back"):
+        await changes.rollback()
+    assert (await changes.current()).rules.keys() == {"messages", "chat"}
+    assert (await changes.rollback(0)).rules == {}
+
+
+async def test_an_invalid_document_hides_nothing(bot: OperatedBot) -> None:
+    """Where somebody stands, what holds and why are told by the last good version; all can act."""
+    await bot.control.set_rule("messages", "2/h")
+    assert await bot.allowed(3) == 2
+    documents = bot.control._documents
+    good = await documents.read("bot:ratelimit:live")
+    assert await documents.swap("bot:ratelimit:live", good, b"nonsense")
+    await bot.refresh()
+    config, shown = await bot.control.config(), await bot.control.show(ANNA)
+    assert (config.live.version, config.behind) == (1, 0)
+    assert config.problem.endswith("is not JSON; a roll back replaces it by the last good version")
+    assert (shown.allowed, shown.counts[0].capacity) == (False, 2)
+    tried = await bot.control.try_(ANNA)
+    assert tried is not None
+    assert not tried.allowed
+    await bot.control.forgive(ANNA)
+    assert await bot.allowed(1) == 1
 
 
 async def test_clear_forgets_counts_and_keeps_the_live_limits(

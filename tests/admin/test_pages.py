@@ -193,8 +193,8 @@ async def test_forgiving_can_be_limited_to_some_rules(bot: Site, reader: Reader)
     """Of what is counted, only what was chosen is forgotten."""
     await bot.send(3)
     page = words(await reader.get("forgive?user=7&rule=chat"))
-    assert "chat: 3 of 100 used is forgotten" in page
-    assert "messages: 3 of 3 used is forgotten" not in page
+    assert "chat: 3 of 100 used. The count is deleted" in page
+    assert "messages: 3 of 3 used. The count is deleted" not in page
     await reader.post("forgive?user=7&rule=chat")
     left = {each.rule: each.remaining for each in (await bot.control.show(Subject(7, 7))).counts}
     assert (left["messages"], left["chat"]) == (0, 100)
@@ -230,7 +230,7 @@ async def test_a_ban_that_does_not_hold_says_so(bot: Site, reader: Reader) -> No
     await reader.post("exempt?user=7")
     await bot.obey()
     assert await bot.send(1) == 1
-    assert "No limit and no ban holds" in words(await reader.get("user?user=7"))
+    assert "No limit and no ban applies" in words(await reader.get("user?user=7"))
     assert "as long as user 7 is exempt" in words(await reader.get("ban?user=7&how_long=1h"))
 
 
@@ -261,7 +261,9 @@ async def test_an_invalid_document_is_told_and_replaced(
     await bot.control.set_rule("messages", "9/hour")
     await client.set("bot:ratelimit:live", b"{nonsense")
     page = words(await reader.get())
-    assert "The live document is not JSON. The last good version stays in force." in page
+    assert (
+        "The live document is not JSON; a roll back replaces it by the last good version." in page
+    )
     assert "Roll back to version 1" in words(await reader.get("rollback"))
     await reader.post("rollback")
     assert (await bot.control.changes.current()).rules == {"messages": {"limit": "9/hour"}}

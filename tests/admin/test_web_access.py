@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import pytest
 import redis.asyncio as aioredis
+from pydantic import SecretStr
 
 from bot_ratelimit import (
     ConfigError,
@@ -77,7 +78,7 @@ async def changed(admin_site: Site) -> list[Any]:
 
 def test_without_anybody_who_may_it_refuses_to_start() -> None:
     """A page without a lock is a mistake that no bot is started with."""
-    with pytest.raises(ConfigError, match="nobody may enter: set RATE_LIMIT_ADMIN_TOKEN"):
+    with pytest.raises(ConfigError, match="nobody would have access: set RATE_LIMIT_ADMIN_TOKEN"):
         admin_app(RateLimitMiddleware())
 
 
@@ -100,6 +101,13 @@ def test_a_token_that_could_be_guessed_is_refused_and_not_shown(
     ("options", "message"),
     [
         ({"admins": [42]}, "pass bot_token= too"),
+        ({"admins": [42], "bot_token": "YOUR_TOKEN"}, "bot_token: expected the bot's token"),
+        ({"admins": [42], "bot_token": b"42:x"}, "bot_token: expected the bot's token as a str"),
+        ({"admins": [42], "bot_token": SecretStr(BOT_TOKEN)}, "bot_token: expected"),
+        ({"admins": None, "bot_token": BOT_TOKEN}, "expected ids of users"),
+        ({"admins": [[42]], "bot_token": BOT_TOKEN}, "[42] is not the id of a user"),
+        ({"token": TOKEN, "trusted_proxies": None}, "trusted_proxies=None: expected a list"),
+        ({"token": TOKEN, "trusted_proxies": [1]}, "trusted_proxies: '1' does not"),
         ({"admins": ["42"], "bot_token": BOT_TOKEN}, "'42' is not the id of a user"),
         ({"admins": 42, "bot_token": BOT_TOKEN}, "expected ids of users"),
         ({"token": TOKEN, "trusted_proxies": ["proxy"]}, "trusted_proxies: 'proxy' does not"),
@@ -108,8 +116,9 @@ def test_a_token_that_could_be_guessed_is_refused_and_not_shown(
 )
 def test_an_argument_that_makes_no_sense_is_named(options: Any, message: str) -> None:
     """Each mistake is one error with the fix."""
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         admin_app(RateLimitMiddleware(), **options)
+    assert "YOUR_TOKEN" not in str(caught.value)
     with pytest.raises(ConfigError, match="middleware is a MemoryStorage"):
         admin_app(MemoryStorage(), token=TOKEN)  # type: ignore[arg-type]  # on purpose
 
@@ -202,7 +211,7 @@ async def test_a_person_is_shown_the_form_and_a_program_the_problem(alone: Site)
             "type": "about:blank",
             "title": "Unauthorized",
             "status": 401,
-            "detail": "show the token, or log in",
+            "detail": "send the token, or log in",
         }
         assert api.headers["WWW-Authenticate"].startswith("Bearer")
 

@@ -47,6 +47,8 @@ class Writer:
         blocks = [self._rule(each) for each in view.rules] or [words("no_limits")]
         listed, page, more = page_of(blocks, page, "\n\n")
         foot = [self._live(view) if live else words("live_off")]
+        if view.problem:
+            foot.append(words("not_well", problem=view.problem))
         if view.live.off_until > time.time():
             foot.append(words("paused", until=words.moment(view.live.off_until)))
         foot.append(words("commands", commands=" ".join(commands)))

@@ -176,22 +176,19 @@ async def rollback(context: Context, call: CommandCall) -> Answer:
 async def ask_rollback(context: Context, version: int | None) -> Answer:
     """The question, whoever asks for it."""
     context.needs_live()
-    known = {each.version: each for each in await context.control.changes.history()}
-    try:
-        now = (await context.control.changes.current()).version
-    except ConfigError:
-        text = context.words("ask_rollback_invalid")
-        return await context.ask("rollback", text, to=version, version=None)
-    if version is None:
-        version = max((each for each in known if each < now), default=0)
-    if version not in {0, *known}:
-        versions = ", ".join(map(str, sorted({0, *known})))
+    known = {0, *(each.version for each in await context.control.changes.history())}
+    if version is not None and version not in known:
+        versions = ", ".join(map(str, sorted(known)))
         raise UnclearError("no_version", version=version, versions=versions)
-    changes = wording.changes(known[version]) if version else ""
-    text = context.words(
-        "ask_rollback", version=version, changes=changes or context.words("no_changes")
-    )
-    return await context.ask("rollback", text, to=version, version=now)
+    found = await context.control.changes.preview_rollback(version)
+    to, seen = found.target.version, found.live.version
+    if found.is_invalid and version is None:
+        return await context.ask(
+            "rollback", context.words("ask_rollback_invalid"), to=to, version=seen
+        )
+    changes = wording.changes(found.target) or context.words("no_changes")
+    text = context.words("ask_rollback", version=to, changes=changes)
+    return await context.ask("rollback", text, to=to, version=seen)
 
 
 async def pause(context: Context, call: CommandCall) -> Answer:

@@ -1,4 +1,4 @@
-"""Access: who may, and how they show it."""
+"""Access: who has access, and how requests are authenticated."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ _VARIED: Final = 6
 
 
 def check_token(token: object) -> str:
-    """The token itself, if it is good enough.
+    """The token itself, if it is strong enough.
 
     Raises:
-        ConfigError: It is too short or too simple; the message does not show it.
+        ConfigError: The token is too short or too simple; the message does not show it.
     """
     if not isinstance(token, str) or not _TOKEN.fullmatch(token) or len(set(token)) < _VARIED:
         raise ConfigError(
             "RATE_LIMIT_ADMIN_TOKEN (or token=): expected 16 to 512 letters, digits and signs "
-            "without spaces, and not a few again and again; make one with "
+            "without spaces, and at least 6 different ones; make one with "
             "`python -c 'import secrets; print(secrets.token_urlsafe(32))'`"
         )
     return token
 
 
 class Access:
-    """Lets requests in, opens and ends sessions, and checks that a change comes from our own page.
+    """Authenticates requests, opens and ends sessions, and checks that changes come from our page.
 
     Args:
         token: What scripts send with every request, and people in the login form; None if nobody
-            may enter with a token.
-        mini_app: Checks initData; None if nobody may enter from Telegram.
+            can log in with a token.
+        mini_app: Checks initData; None if nobody can log in from Telegram.
         sessions: Opens sessions and recognizes them.
         login_limiter: Counts failed logins.
         revocations: Remembers sessions that were logged out, and initData that was used.
-        proxies: Tells where requests come from.
+        proxies: Knows the addresses from which requests come.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Access:
     def middleware(self) -> Middleware:
         """Runs before every handler.
 
-        Strangers get 401 for every path, also for one that does not exist, so that they cannot
-        find out which paths there are.
+        Requests without access get 401 for every path, even for paths that do not exist, so that
+        nobody can find out which paths exist.
         """
 
         @web.middleware
@@ -94,7 +94,7 @@ class Access:
             if session is not None:
                 request[SESSION] = session
             elif not is_open:
-                raise _unauthorized("show the token, or log in")
+                raise _unauthorized("send the token, or log in")
             if request.method not in SAFE:
                 await self._check_change(request, session, is_open)
             return await handler(request)
@@ -104,7 +104,7 @@ class Access:
     async def _session(self, request: web.Request) -> Session | None:
         shown = request.headers.getall("Authorization", [])
         bearers = [each for each in shown if each[:7].lower() == "bearer "]
-        if bearers:  # any other scheme is meant for a proxy before this server
+        if bearers:  # any other scheme is meant for a proxy in front of this server
             wrong = None if self._is_right(bearers) else _unauthorized("this token is wrong")
             await self._login_limiter.check(wrong, self._proxies.client_address(request))
             return Session(BY_TOKEN, "", float("inf"))
@@ -117,7 +117,7 @@ class Access:
         return len(bearers) == 1 and self._is_token(bearers[0][7:].strip())
 
     def _is_token(self, given: str) -> bool:
-        # Hashes have one length, so that the time says nothing of the token's.
+        # All hashes have the same length, so the time reveals nothing about the token's length.
         hashed = sha256(given.encode("utf-8", "surrogateescape")).digest()
         return self._token is not None and hmac.compare_digest(hashed, self._token)
 
@@ -127,7 +127,7 @@ class Access:
         if session is not None and not session.csrf:
             return  # browsers do not send a bearer token on their own
         if not self._proxies.is_same_origin(request):
-            raise ProblemError(403, "the request comes from a page of another site")
+            raise ProblemError(403, "the request comes from another site")
         if session is None or is_open:
             return
         given = request.headers.getall(CSRF_HEADER, [])
@@ -159,16 +159,19 @@ class Access:
     async def _check_init_data(self, request: web.Request, init_data: str) -> int:
         """The id of the admin who opened the page in Telegram.
 
-        The right initData passes even while the address is slowed: a signature cannot be guessed.
+        Valid initData passes even while the address is slowed down: a signature cannot be guessed.
         """
         try:
             if self._mini_app is None:
-                raise InitDataError(401, "this page is not opened in Telegram")
+                raise InitDataError(401, "this page accepts no logins from Telegram: use the token")
             user, opening = self._mini_app.opened(init_data)
             if not await self._revocations.revoke(f"initData {opening}"):
-                raise InitDataError(401, "this initData was used: open the page again in Telegram")
+                raise InitDataError(
+                    401, "this initData was used before: open the page again in Telegram"
+                )
         except InitDataError as wrong:
-            await self._login_limiter.check(wrong, self._proxies.client_address(request))
+            source = self._proxies.client_address(request)
+            await self._login_limiter.check(wrong, source, telegram=True)
             raise
         return user
 

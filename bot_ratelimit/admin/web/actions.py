@@ -1,4 +1,4 @@
-"""Action: a page that says what will happen, and the button on it that does it."""
+"""Action: a page that previews a change, with a button that makes it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Perform: TypeAlias = Callable[[Control, Form], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something that operators do, in two requests: GET shows what it would do, POST does it.
+    """Something that operators do in two requests: GET previews the change, POST makes it.
 
     Args:
         path: Its path, and the name of its template.
-        describe: What the template is about. `sends` are the fields that the button sends; without
-            them there is no button yet, and `error` says what is wrong with what was typed.
-        perform: Does it, and says where to go then, from the root of the page.
+        describe: Returns the template's values. `sends` are the fields that the button sends;
+            without them there is no button yet. `error` says what is wrong with the input.
+        perform: Makes the change, and returns where to go next, relative to the root of the page.
     """
 
     path: str
@@ -36,7 +36,7 @@ class Action:
     perform: Perform
 
     def routes(self) -> list[web.RouteDef]:
-        """One to show, one to do."""
+        """One route for the preview, one for the change."""
         return [web.get(f"/{self.path}", self._show), web.post(f"/{self.path}", self._do)]
 
     async def _show(self, request: web.Request) -> web.Response:
@@ -47,7 +47,7 @@ class Action:
         try:
             where = await self.perform(control_of(request), form)
         except ConflictError as error:
-            text = f"Nothing was changed. {error}. What is shown below is about the newest version"
+            text = f"Nothing was changed. {error}. The preview below is for the newest version"
             return await self._shown(request, form, text, 409)
         except ConfigError as error:
             return await self._shown(request, form, str(error), 422)

@@ -1,4 +1,4 @@
-"""The JSON API: `Control` over HTTP, below `api/`. docs/admin-api.md has an example of each."""
+"""The JSON API: `Control` over HTTP, below `api/`. docs/admin-api.md has examples."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from bot_ratelimit.rule import Subject
 _Act: TypeAlias = Callable[[web.Request, Control], Awaitable[Any]]
 
 _SLOWEST: Final = 20.0
-"""Seconds; the first change of all waits three for instances that write a lost document back."""
+"""Seconds. The very first change waits three, for instances that write a lost document back."""
 _ETAG: Final = re.compile(r'"([0-9]{1,9})"', re.ASCII)
 
 
@@ -85,14 +85,14 @@ def _about_somebody(kind: str) -> list[web.RouteDef]:
 
 
 def _json(act: _Act) -> Handler:
-    """A handler that answers with what is found, and never hangs."""
+    """A handler that answers with the result as JSON, or with a problem after a deadline."""
 
     async def handle(request: web.Request) -> web.Response:
         try:
             async with asyncio.timeout(_SLOWEST):
                 found = await act(request, control_of(request))
         except TimeoutError:
-            raise ProblemError(503, f"no answer within {_SLOWEST:.0f} s") from None
+            raise ProblemError(503, f"Redis gave no answer within {_SLOWEST:.0f} s") from None
         response = web.Response(text=to_json(found), content_type="application/json")
         live = found.live if isinstance(found, ConfigView) else found
         if isinstance(live, Overrides):
@@ -197,7 +197,7 @@ async def _set(request: web.Request, control: Control) -> Any:
             name, sent.limit, shadow=sent.shadow, off=sent.off, if_version=seen
         )
     if any(value is not None for value in (sent.limit, sent.shadow, sent.off)):
-        raise ProblemError(422, "default takes all changes back: send nothing else")
+        raise ProblemError(422, "default undoes all changes of the rule: send no other fields")
     return await control.changes.unset_rule(name, if_version=seen)
 
 
@@ -238,7 +238,7 @@ async def _penalty(request: web.Request, control: Control) -> Any:
 
 
 def _subject(request: web.Request, place: SubjectFields) -> Subject:
-    """Whom an address is about: a user is in their private chat unless it says otherwise."""
+    """Whom a path is about: a user in their private chat, unless another chat is given."""
     id_ = _id(request)
     if request.path.rpartition("/api/")[2].startswith("chats/"):
         if id_ > 0 or place.chat is not None:
@@ -266,5 +266,7 @@ def _seen(request: web.Request, sent: VersionedBody) -> int | None:
         return sent.if_version
     found = _ETAG.fullmatch(header)
     if found is None or sent.if_version is not None:
-        raise ProblemError(400, 'If-Match: expected one version, as "7", and no if_version')
+        raise ProblemError(
+            400, 'If-Match: expected one version, such as "7", and no if_version in the body'
+        )
     return int(found[1])

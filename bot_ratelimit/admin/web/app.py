@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, cast
 
+from aiogram.utils.token import TokenValidationError, validate_token
 from aiohttp import web
 
 from bot_ratelimit.admin.control import Control
@@ -48,24 +49,25 @@ def admin_app(
 
         app.add_subapp("/admin/", admin_app(middleware))
 
-    It lets in who shows the token, and, opened in Telegram as a Mini App of the bot, the admins.
+    Users who have the token can log in. So can the admins, if they open the page in Telegram as a
+    Mini App of the bot.
 
     Args:
-        middleware: Of the bot.
+        middleware: The bot's middleware.
         token: What operators log in with, and what scripts send as `Authorization: Bearer`;
-            RATE_LIMIT_ADMIN_TOKEN unless given.
-        admins: Ids of the Telegram users who may open it as a Mini App.
-        bot_token: The bot's token, by which is checked who opened the Mini App.
-        trusted_proxies: Addresses or networks of the proxies before this server, whose
-            `X-Forwarded-For`, `-Proto` and `-Host` hold; `unix` for one on a Unix socket.
-        settings: Shown by `config`; they have RATE_LIMIT_ADMIN_TOKEN, too. The environment is read
-            unless given or not needed.
-        max_streams: How many browsers may follow what happens at once.
-        clock: Unix seconds.
+            RATE_LIMIT_ADMIN_TOKEN by default.
+        admins: Ids of the Telegram users who may open the page as a Mini App.
+        bot_token: The bot's token, which verifies who opened the Mini App.
+        trusted_proxies: Addresses or networks of the proxies in front of this server, whose
+            `X-Forwarded-For`, `-Proto` and `-Host` are trusted; `unix` for a Unix socket.
+        settings: Shown by `config`; they also contain RATE_LIMIT_ADMIN_TOKEN. If they are needed
+            and not given, they are read from the environment.
+        max_streams: How many browsers may be connected to `events` at once.
+        clock: Returns Unix seconds.
 
     Raises:
-        ConfigError: An argument makes no sense, there is nobody who may, or the extra `admin` is
-            not installed.
+        ConfigError: An argument is invalid, nobody would have access, or the extra `admin` is not
+            installed.
     """
     if not isinstance(middleware, RateLimitMiddleware):
         kind = type(middleware).__name__
@@ -76,11 +78,11 @@ def admin_app(
     ids = _check_admins(admins)
     if token is None and not ids:
         raise ConfigError(
-            "admin_app: nobody may enter: set RATE_LIMIT_ADMIN_TOKEN, or pass token=, or admins= "
-            "and bot_token="
+            "admin_app: nobody would have access: set RATE_LIMIT_ADMIN_TOKEN, or pass token=, or "
+            "admins= and bot_token="
         )
-    if ids and not bot_token:
-        raise ConfigError("admins: pass bot_token= too, by which Telegram's word is checked")
+    if ids:
+        _check_bot_token(bot_token)
     prefix, pages = middleware.limiter.key_prefix, _pages()
     secret = "\0".join([token or "", bot_token or "" if ids else ""]).encode()
     access = Access(
@@ -108,7 +110,7 @@ def admin_app(
 
 @public
 async def _to_folder(request: web.Request) -> web.StreamResponse:
-    """From `/admin` to `/admin/`, where relative links hold."""
+    """Redirect `/admin` to `/admin/`, so that relative links work."""
     name = request.rel_url.raw_path.rpartition("/")[2]
     return web.Response(status=308, headers={"Location": f"{name}/"})
 
@@ -121,13 +123,26 @@ def _token_of(token: str | None, settings: Settings | None) -> str | None:
 
 
 def _check_admins(admins: Iterable[int]) -> frozenset[int]:
-    if isinstance(admins, (int, str)):
+    if isinstance(admins, (str, bytes)) or not isinstance(admins, Iterable):
         raise ConfigError(f"admins={admins!r}: expected ids of users, such as [42]")
-    ids = frozenset(admins)
+    ids = list(admins)
     wrong = [each for each in ids if type(each) is not int or each < 1]
     if wrong:
         raise ConfigError(f"admins: {wrong[0]!r} is not the id of a user, such as 42")
-    return ids
+    return frozenset(ids)
+
+
+def _check_bot_token(token: object) -> None:
+    """Refuse a placeholder: everyone who knows the token can sign initData."""
+    if not token:
+        raise ConfigError("admins: pass bot_token= too: it verifies Telegram's signature")
+    try:
+        validate_token(token if isinstance(token, str) else "")
+    except TokenValidationError:
+        raise ConfigError(
+            "bot_token: expected the bot's token as a str, such as '123456:ABC...' (the value is "
+            "not shown)"
+        ) from None
 
 
 def _pages() -> Pages:
@@ -146,7 +161,7 @@ def _securing(ancestors: str) -> Callable[[web.Request, web.StreamResponse], Awa
     headers = {
         "Content-Security-Policy": _POLICY.format(ancestors),
         "X-Content-Type-Options": "nosniff",
-        # Not no-referrer: browsers would then send `Origin: null` with forms.
+        # Not no-referrer: with that, browsers would send `Origin: null` with forms.
         "Referrer-Policy": "same-origin",
         "Cache-Control": "no-store",
         "Cross-Origin-Resource-Policy": "same-origin",

@@ -1,4 +1,4 @@
-"""Limit actions: a limit, the penalty, all limits off and on, and back to an earlier version."""
+"""Limit actions: change a limit or the penalty, pause and resume all limits, roll back."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _said(form: Form) -> list[str]:
 
 
 def _wanted(rule: RuleView, form: Form) -> dict[str, Any]:
-    """What of a rule is to be changed: what differs from what holds."""
+    """The requested changes of a rule: only values that differ from those in force."""
     shadow, off = _STATES.get(form.text("state"), (form.flag("shadow"), form.flag("off")))
     given = {"limit": form.text("limit") or None, "shadow": shadow, "off": off}
     return {
@@ -149,29 +149,19 @@ async def _resume(control: Control, form: Form) -> str:
 
 
 async def _before_rollback(control: Control, form: Form) -> dict[str, Any]:
-    known = {each.version: each for each in await control.changes.history()}
-    is_invalid = False
-    try:
-        live = await control.changes.current()
-    except ConfigError:  # which is why one rolls back
-        live, is_invalid = Overrides(version=max(known, default=0)), True
-    earlier = [each for each in known if each < live.version or is_invalid]
     asked = form.number("to") if "to" in form else form.number("version")
-    chosen = max(earlier, default=0) if asked is None else asked
-    if chosen and chosen not in known:
-        listed = ", ".join(map(str, sorted({0, *known})))
-        raise ConfigError(f"version {chosen} is not there to roll back to: expected {listed}")
-    target = known.get(chosen, Overrides())
+    found = await control.changes.preview_rollback(asked)
+    live, target = found.live, found.target
     now, then = described(live), described(target)
     return {
         **_HISTORY,
         "target": target,
-        "is_invalid": is_invalid,
+        "is_invalid": found.is_invalid,
         "current": live.version,
         "kept": [each for each in then if each in now],
         "added": [each for each in then if each not in now],
         "dropped": [each for each in now if each not in then],
-        "sends": {"to": chosen, "version": live.version},
+        "sends": {"to": target.version, "version": live.version},
     }
 
 

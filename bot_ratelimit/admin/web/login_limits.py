@@ -1,8 +1,9 @@
-"""Login limits: failed logins are limited by this very package.
+"""Login limits: failed logins are limited by this package itself.
 
 | key | counts |
 | --- | --- |
 | `<prefix>:ratelimit:{login}:from:<address>` | attempts of an address |
+| `<prefix>:ratelimit:{login}:telegram:<address>` | wrong initData of an address |
 | `<prefix>:ratelimit:{login}:all` | attempts of all addresses together |
 | `<prefix>:ratelimit:{login}:device:<id>` | attempts of a browser that was let in before |
 | `<prefix>:ratelimit:{login}:used:<hash>` | a session that was logged out, initData that was used |
@@ -33,9 +34,9 @@ log = logging.getLogger("bot_ratelimit")
 OF_ONE: Final = Limit(5, 60)
 """Failed attempts of an address, or of a known browser."""
 OF_ALL: Final = Limit(60, 60)
-"""Failed attempts of all addresses together: an address may be forged, or one of many."""
+"""Failed attempts of all addresses together, because an attacker may use many addresses."""
 LONGEST: Final = 86_400.0
-"""Seconds for which a use is remembered: longer than any session or initData is valid."""
+"""Seconds for which a revocation is remembered: longer than any session or initData is valid."""
 
 _TRUSTED_FOR: Final = 3_600.0
 _NOBODY: Final = Subject()
@@ -44,16 +45,17 @@ _PATH: Final = "{login}:"
 
 
 class LoginLimiter:
-    """Slows down those who guess a secret.
+    """Slows down clients that guess a secret.
 
-    While an address is slowed, the right secret is refused like a wrong one: otherwise guessing
-    would not be slowed at all. An operator is not shut out by it: a session goes on, a browser that
-    was logged in before is counted separately (see `Sessions.device`), and a script that has shown
-    the right secret within the hour goes on, as long as nobody guesses from its address.
+    While an address is slowed down, the right secret is refused like a wrong one: otherwise
+    guessing would not be slowed down at all. Operators are not locked out: open sessions keep
+    working, a browser that logged in before is counted separately (see `Sessions.device`), and a
+    script that sent the right secret within the last hour keeps its access, as long as nobody
+    guesses from its address.
 
     Args:
-        limiter: The bot's, whose storage keeps the counts; while that is out of reach, this
-            process does.
+        limiter: The bot's limiter. Its storage keeps the counts; while the storage cannot be
+            reached, this process keeps them.
     """
 
     def __init__(self, limiter: Limiter) -> None:
@@ -62,29 +64,39 @@ class LoginLimiter:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def check(
-        self, failure: ProblemError | None, source: str, device: str | None = None
+        self,
+        failure: ProblemError | None,
+        source: str,
+        device: str | None = None,
+        *,
+        telegram: bool = False,
     ) -> None:
         """Let the right secret pass, and count a wrong one.
 
+        Wrong initData is counted separately: any link to the page can carry some, and so let an
+        operator's own browser send it.
+
         Args:
-            failure: What is wrong; None if nothing is.
-            source: Where it comes from, see `TrustedProxies.client_address`.
-            device: The id of the browser, if it was let in before.
+            failure: Why the login is refused; None if the secret is right.
+            source: The client's address, see `TrustedProxies.client_address`.
+            device: The id of the browser, if it has logged in before.
+            telegram: Whether it is initData.
 
         Raises:
-            ProblemError: The failure; or 429 if there were too many, whatever this one is.
+            ProblemError: The failure; or 429 after too many failures, even for the right secret.
         """
-        key = f"from:{source}" if device is None else f"device:{device}"
+        place = "telegram" if telegram else "from"
+        key = f"{place}:{source}" if device is None else f"device:{device}"
         if failure is not None:
             self._succeeded.pop(key, None)
         lock = self._locks.setdefault(key, asyncio.Lock())
         if failure is None and key in self._succeeded:
             return
-        async with lock:  # so that many right ones at once do not exhaust the attempts
+        async with lock:  # so that many correct logins at once do not use up the attempts
             if failure is None and key in self._succeeded:
                 return
             rules = _rules(key, shared=device is None)
-            # Charged before it is known to be wrong: many at once gain nothing.
+            # Charged before the result is known, so that parallel guesses gain nothing.
             decision = await self._limiter.hit(rules, _NOBODY, _outgoing=True)
             if not decision:
                 raise _slowed(decision.retry_after)
@@ -97,21 +109,21 @@ class LoginLimiter:
 
 
 class Revocations:
-    """Remembers, on every instance, what must not be used again: sessions and initData.
+    """Remembers, on every instance, which sessions and initData must not be used again.
 
     Args:
-        limiter: The bot's. While its storage is out of reach, this process remembers for itself,
-            and tells the others when the storage is back.
+        limiter: The bot's limiter. While its storage cannot be reached, this process remembers for
+            itself, and tells the other instances when the storage is back.
     """
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = _own(limiter)
-        # What was used here stays used, even if Redis was away then.
+        # What was revoked here stays revoked, even if Redis was unavailable at that time.
         self._here: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
         self._untold: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
 
     async def revoke(self, what: str) -> bool:
-        """Note that it is used; False if it was used before."""
+        """Revoke a session or initData; False if it was revoked before."""
         if what in self._here:
             return False
         self._here[what] = True
@@ -121,7 +133,7 @@ class Revocations:
         return bool(decision)
 
     async def is_revoked(self, what: str) -> bool:
-        """Whether it was used before."""
+        """Whether a session or initData was revoked."""
         if what in self._here:
             return True
         decision = await self._limiter.hit(_once(what), _NOBODY, 0, _outgoing=True)
@@ -130,7 +142,7 @@ class Revocations:
         return not decision
 
     async def _tell(self) -> None:
-        """Note on the storage what was used while it was out of reach."""
+        """Record in the storage what was revoked while the storage could not be reached."""
         for what in list(self._untold):
             decision = await self._limiter.hit(_once(what), _NOBODY, _outgoing=True)
             if not self._is_shared(decision):

@@ -1,4 +1,4 @@
-"""Pages: what operators see in a browser; works without a script, which only adds liveness."""
+"""Pages: what operators see in a browser. Without JavaScript they only do not update themselves."""
 
 from __future__ import annotations
 
@@ -35,38 +35,38 @@ def routes() -> list[web.RouteDef]:
         web.get("/bans", _bans),
         web.get("/history", _history),
         web.get("/static/{name}", _static),
-        *(route for step in actions for route in step.routes()),
+        *(route for action in actions for route in action.routes()),
     ]
 
 
 def login_page(request: web.Request, problem: Problem | None) -> web.Response:
-    """The form for those who are not let in, with what went wrong, if it did."""
+    """The login form, with the problem, if there is one."""
     console = console_of(request)
-    # Who only comes to a page without being let in has done nothing wrong.
-    is_told = problem is not None and (problem.status != 401 or request.method != "GET")
+    # A first visit without a login is not an error.
+    is_shown = problem is not None and (problem.status != 401 or request.method != "GET")
     shown = {
-        "problem": problem.detail or problem.title if problem is not None and is_told else "",
+        "problem": problem.detail or problem.title if problem is not None and is_shown else "",
         "has_token": console.has_token,
     }
     return page(request, "login.html", shown)
 
 
 def error_page(request: web.Request, problem: Problem) -> web.Response:
-    """What went wrong, for somebody who was let in."""
+    """A page with the problem, for users who are logged in."""
     shown = {"title": problem.title, "problem": problem.detail or problem.title}
     return page(request, "error.html", shown, problem.status)
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a page; if it cannot be had, the others are shown all the same."""
+    """A part of a page; if it cannot be loaded, the page still shows the other parts."""
 
     value: Any = None
     problem: str = ""
 
     @classmethod
     async def of(cls, awaitable: Awaitable[Any]) -> Section:
-        """What was asked for, or why it cannot be had."""
+        """The result, or why it is not available."""
         try:
             return cls(await awaitable)
         except RateLimitError as error:
@@ -75,14 +75,14 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What was done just before, as the address says."""
+    """What the operator has just done, from the query."""
 
     what: str
     count: int
 
     @classmethod
     def of(cls, form: Form) -> Done:
-        """Of an address; anything else than what the pages write there is nothing."""
+        """From a query; values that the pages do not write there are ignored."""
         what = form.text("done")
         try:
             return cls(what if what in _DONE else "", form.number("count") or 0)

@@ -1,4 +1,4 @@
-"""User actions: forgive, ban, unban, exempt; what is done about one user or chat."""
+"""User actions: forgive, ban, unban and exempt one user or chat."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def _before_forgiving(control: Control, form: Form) -> dict[str, Any]:
         "view": view,
         "counted": counted,
         "chosen": chosen,
-        "sends": None if names and not chosen else sends,  # without a name all is forgotten
+        "sends": None if names and not chosen else sends,  # no name means all counts
     }
 
 
@@ -81,7 +81,7 @@ async def _before_ban(control: Control, form: Form) -> dict[str, Any]:
     before = [ban for ban in await control.limiter.bans_of(subject) if ban.subject == subject]
     try:
         view = await control.show(form.subject())
-    except ConfigError:  # where each bot counts for itself, all of them have no one state
+    except ConfigError:  # where each bot counts for itself, there is no state for all bots
         view = None
     return found | {
         "until": None if math.isinf(seconds) else time.time() + seconds,

@@ -1,4 +1,4 @@
-"""Bodies: what is sent with a request, and what may be in it."""
+"""Validation: what bodies, queries and forms of requests may contain."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from bot_ratelimit.admin.web.problems import ProblemError
 
 MAX_BODY: Final = 16_384
-"""Bytes. The longest is initData, of a kilobyte or two."""
+"""Bytes. The longest body is initData, of one or two kilobytes."""
 
 _DIGITS: Final = re.compile(r"-?[0-9]{1,17}", re.ASCII)
 _SLOWEST: Final = 10.0
 _FORM: Final = "application/x-www-form-urlencoded"
 MAX_ID: Final = 2**52
-"""Ids of Telegram have 52 bits at most: https://core.telegram.org/bots/api#user."""
+"""Telegram's ids have at most 52 bits: https://core.telegram.org/bots/api#user."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _whole(value: object) -> object:
-    """A whole number, also as it stands in an address."""
+    """A whole number; in a query it is text."""
     if isinstance(value, str):
         if not _DIGITS.fullmatch(value):
             raise ValueError("expected a whole number")
@@ -50,19 +50,19 @@ Name = Annotated[str, Field(min_length=1, max_length=300)]
 
 
 class RequestModel(BaseModel):
-    """What is sent: nothing but these fields, and each of its own type."""
+    """Data of a request: only these fields, each strictly of its type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class PathId(RequestModel):
-    """Whom a path is about."""
+    """The id of a user or chat in a path."""
 
     id: Id
 
 
 class SubjectFields(RequestModel):
-    """Where somebody is looked at: unless given, in their private chat."""
+    """Which counts of a user; by default those of the private chat."""
 
     chat: Id | None = None
     topic: Positive | None = None
@@ -70,20 +70,20 @@ class SubjectFields(RequestModel):
 
 
 class TryQuery(SubjectFields):
-    """A test call."""
+    """A trial decision."""
 
     rule: Name | None = None
 
 
 class PageQuery(RequestModel):
-    """Some of a list."""
+    """A part of a list."""
 
     offset: Number = 0
     limit: Number = 100
 
 
 class TopQuery(RequestModel):
-    """How many of a ranking, of how many hours."""
+    """The length of a ranking, and its hours."""
 
     n: Number = 10
     hours: Number = 24
@@ -96,13 +96,13 @@ class HoursQuery(RequestModel):
 
 
 class ForgiveBody(SubjectFields):
-    """Whom and what to forgive; every rule unless named."""
+    """Which counts to forgive; all rules by default."""
 
     rules: Annotated[list[Name], Field(max_length=100)] = Field(default_factory=list)
 
 
 class BanBody(RequestModel):
-    """A ban: `how_long` as `1h`, or null for good."""
+    """A ban: `how_long` such as `1h`, or null for no end."""
 
     how_long: Text | None
     reason: Text = ""
@@ -117,13 +117,13 @@ class UnbanQuery(RequestModel):
 
 
 class VersionedBody(RequestModel):
-    """A change that is made only to the version that the operator has seen, if it says so."""
+    """A change; with `if_version`, it is made only if that is still the newest version."""
 
     if_version: Number | None = None
 
 
 class LimitBody(VersionedBody):
-    """What to change of a rule; or `default`, which takes all changes back."""
+    """What to change of a rule; or `default`, which undoes all its changes."""
 
     limit: Text | None = None
     shadow: bool | None = None
@@ -142,26 +142,26 @@ class PreviewBody(RequestModel):
 
 
 class RollbackBody(VersionedBody):
-    """Which version is to hold again; the one before unless given."""
+    """The version to return to; by default the previous one."""
 
     version: Number | None = None
 
 
 class PauseBody(VersionedBody):
-    """For how long all limits are off."""
+    """How long all limits stay off."""
 
     how_long: Text
 
 
 class ExemptBody(VersionedBody):
-    """Who is exempt, or is not."""
+    """A user or chat to exempt, or to limit again."""
 
     id: Id
     exempt: bool = True
 
 
 class PenaltyBody(VersionedBody):
-    """A penalty; `after` null takes the change back."""
+    """A penalty; `after` null undoes the change."""
 
     after: Text | None
     ban: Text = "15m"
@@ -170,10 +170,10 @@ class PenaltyBody(VersionedBody):
 
 
 async def read_body(request: web.Request, kind: type[_Model]) -> _Model:
-    """What stands in the body, as JSON.
+    """The body, parsed from JSON and validated.
 
     Raises:
-        ProblemError: It is not such JSON.
+        ProblemError: The body is not JSON, or not valid.
     """
     if request.content_type != "application/json":
         if request.body_exists:  # also if it was read already, for its CSRF token
@@ -194,15 +194,15 @@ async def read_body(request: web.Request, kind: type[_Model]) -> _Model:
 
 
 def read_query(request: web.Request, kind: type[_Model]) -> _Model:
-    """What stands after `?` in the address."""
+    """The query of the URL, validated."""
     return validated(kind, _once_each(request.query))
 
 
 def validated(kind: type[_Model], found: dict[str, Any]) -> _Model:
-    """What is sent, if every part of it is right.
+    """The data as a model.
 
     Raises:
-        ProblemError: 422, with each wrong field and what is wrong with it.
+        ProblemError: 422, with each invalid field and what is wrong with it.
     """
     try:
         return kind.model_validate(found)
@@ -216,8 +216,8 @@ def validated(kind: type[_Model], found: dict[str, Any]) -> _Model:
 
 
 async def read_form(request: web.Request, *, for_csrf: bool = False) -> MultiMapping[str]:
-    """The fields of a form. For a CSRF token anything else is a form without fields."""
-    # Other charsets can spell what no UTF-8 has.
+    """The fields of a form. With `for_csrf`, any other body counts as an empty form."""
+    # Other charsets can encode characters that UTF-8 refuses.
     if request.content_type != _FORM or (request.charset or "utf-8").lower() != "utf-8":
         if for_csrf:
             return MultiDict()
@@ -235,7 +235,7 @@ async def read_form(request: web.Request, *, for_csrf: bool = False) -> MultiMap
 
 
 def _check_encoding(request: web.Request) -> None:
-    """Nothing of 16 KiB needs to be compressed, but a bomb does."""
+    """Refuse compressed bodies: 16 KiB need no compression, and a compressed body may be a bomb."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise ProblemError(415, "expected no Content-Encoding")
 
@@ -249,7 +249,7 @@ def _once_each(fields: MultiMapping[str]) -> dict[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a field is there twice")
+        raise ValueError("a field is given twice")
     return found
 
 
