@@ -544,6 +544,25 @@ async def test_statistics_are_those_of_the_bot(counting: tuple[Limiter, Control]
     assert sum(each.count for each in await control.statistics(1)) == 9
 
 
+async def test_a_preview_is_of_the_newest_version(desk: Desk) -> None:
+    """Also in the two seconds in which the instances have not read and reported it yet."""
+    await desk.control.set_rule("messages", "2/h", shadow=True)
+    assert (await desk.control.limits())[0].limit == "3/hour"  # what holds on the instance now
+    changed = await desk.control.preview("messages", "1/h")
+    assert (changed.before.limit, changed.before.shadow, changed.version) == ("2/hour", True, 1)
+    await desk.refresh()
+    await desk.control.changes.rollback(0)
+    dropped = await desk.control.preview("messages", "1/h")
+    assert (dropped.before.limit, dropped.before.shadow) == ("3/hour", False)
+
+
+async def test_a_rule_that_nobody_reports_now_may_come_back(desk: Desk) -> None:
+    """After Redis was emptied the reports are missing for seconds; the error says what to do."""
+    await desk.control.clear(everything=True)
+    with pytest.raises(ConfigError, match="no running bot reports .* repeat it in a few seconds"):
+        await desk.control.set_rule("messages", "1/h")
+
+
 async def test_where_nobody_counts_it_is_said(desk: Desk) -> None:
     """A bot without statistics: an error with the fix, and no zeros."""
     reader = Limiter(desk.control.limiter.storage, timeout=5, statistics=True)
