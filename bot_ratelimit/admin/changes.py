@@ -328,9 +328,21 @@ def without_changes(view: RuleView, live: Overrides) -> RuleView:
     """
     if view.name not in live.rules:
         raise ConfigError(f"nothing was changed of {view.name!r}")
+    rules = {name: each for name, each in live.rules.items() if name != view.name}
+    return replace(as_changed(view, replace(live, rules=rules)), otherwise=None)
+
+
+def as_changed(view: RuleView, live: Overrides) -> RuleView:
+    """A rule as a version says it, also where the instances have not read that version yet."""
+    change = live.rules.get(view.name, {})
     limit = view.limit if view.otherwise is None else view.otherwise
     shadow = view.shadow if view.otherwise_shadow is None else view.otherwise_shadow
-    return replace(view, limit=limit, shadow=shadow, off=False, otherwise=None)
+    off = bool(change.get("off"))
+    if view.ban_ms:
+        return replace(view, off=off)
+    return replace(
+        view, limit=change.get("limit", limit), shadow=change.get("shadow", shadow), off=off
+    )
 
 
 def _summary(overrides: Overrides) -> str:

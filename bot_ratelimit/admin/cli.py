@@ -21,14 +21,13 @@ from rich.console import Group
 from rich.live import Live as Screen
 
 from bot_ratelimit.admin import printing, wording
-from bot_ratelimit.admin.changes import ConflictError
+from bot_ratelimit.admin.changes import ConflictError, check_pause
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.views import ConfigView, HealthView, named, who
-from bot_ratelimit.bans import FOREVER
+from bot_ratelimit.admin.views import ConfigView, HealthView, who
+from bot_ratelimit.bans import FOREVER, check_ban_length
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.notices import Notices
-from bot_ratelimit.limit import Limit
-from bot_ratelimit.limits_file import read_limits_file
+from bot_ratelimit.limits_file import penalty_of, read_limits_file
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.rule import Subject
 from bot_ratelimit.settings import Settings
@@ -147,6 +146,7 @@ def ban(
 ) -> None:
     """Refuse everything from a user or a chat, on every instance."""
     subject = _banned(user, chat)
+    _checked(check_ban_length, None if how_long == "forever" else how_long)
     length = how_long if how_long == "forever" else f"for {how_long}"
     words = f"ban {who(subject)} {length}" + (f": {reason}" if reason else "")
     _confirm(lambda: printing.say(words), "Ban?", yes, json)
@@ -209,25 +209,23 @@ def set_(
     json: Json = False,
 ) -> None:
     """Change a rule on every instance; counts stay."""
-    words = [limit, *(f"{k}={v}" for k, v in (("shadow", shadow), ("off", off)) if v is not None)]
-    if default and any(word is not None for word in words):
+    if default and (limit, shadow, off) != (None, None, None):
         _fail(ConfigError("--default undoes all changes: give no other option and no limit"))
-    after = "as without live changes" if default else " ".join(word for word in words if word)
+    found = _run(
+        lambda control: control.preview(name, limit, shadow=shadow, off=off, default=default)
+    )
+    before, after = printing.limit_of(found.before), printing.limit_of(found.after)
+    running = printing.amount(found.instances, "instance")
+    _confirm(
+        lambda: printing.say(f"{name}: {before} -> {after}, on {running}"), "Change?", yes, json
+    )
 
-    def described(now: ConfigView) -> str:
-        before = printing.limit_of(named(now.rules, name))
-        if limit is not None:
-            Limit.parse(limit)
-        if not after:
-            raise ConfigError(f"nothing to change of {name!r}: give a limit, --shadow or --off")
-        return f"{name}: {before} -> {after}"
-
-    async def act(control: Control, version: int) -> Overrides:
+    async def act(control: Control) -> Overrides:
         if default:
-            return await control.changes.unset_rule(name, if_version=version)
-        return await control.set_rule(name, limit, shadow=shadow, off=off, if_version=version)
+            return await control.changes.unset_rule(name, if_version=found.version)
+        return await control.set_rule(name, limit, shadow=shadow, off=off, if_version=found.version)
 
-    _change(described, act, yes, json)
+    _finish(act, json)
 
 
 @app.command()
@@ -247,8 +245,10 @@ def penalty(
     if default == (after is not None):
         _fail(ConfigError("give either a penalty, such as 10/minute 15m, or --default"))
     words = "as without live changes" if default else f"{ban} after {after}"
+    if after is not None:
+        _checked(penalty_of, {"after": after, "ban": ban})
     _change(
-        lambda _: f"penalty: {words}",
+        f"penalty: {words}",
         lambda control, version: control.changes.set_penalty(
             after, ban, if_version=version, **({"grows": True} if grows else {})
         ),
@@ -268,7 +268,7 @@ def exempt(
 ) -> None:
     """Exempt a user or a chat from all limits."""
     _change(
-        lambda _: f"{id_}: {'not exempt' if undo else 'exempt'} from all limits",
+        f"{id_}: {'not exempt' if undo else 'exempt'} from all limits",
         lambda control, version: control.changes.set_exempt(id_, not undo, if_version=version),
         yes,
         json,
@@ -282,8 +282,9 @@ def pause(
     json: Json = False,
 ) -> None:
     """Switch all limits off for some time."""
+    _checked(check_pause, how_long)
     _change(
-        lambda _: f"all limits off for {how_long}",
+        f"all limits off for {how_long}",
         lambda control, version: control.changes.pause(how_long, if_version=version),
         yes,
         json,
@@ -294,7 +295,7 @@ def pause(
 def resume(yes: Yes = False, json: Json = False) -> None:
     """Switch all limits on again."""
     _change(
-        lambda _: "all limits on",
+        "all limits on",
         lambda control, version: control.changes.resume(if_version=version),
         yes,
         json,
@@ -354,7 +355,9 @@ def health(json: Json = False) -> None:
 @app.command()
 def watch(
     every: Annotated[float, typer.Option(help="Seconds.", min=0.1)] = 2.0,
-    count: Annotated[int | None, typer.Option(help="How many times; by default forever.")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="How many times; by default forever.", min=1)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Keep showing limits, instances and health; with --json one line each time."""
@@ -429,19 +432,15 @@ def clear(
 
 
 def _change(
-    described: Callable[[ConfigView], str],
+    words: str,
     act: Callable[[Control, int], Awaitable[Overrides]],
     yes: bool,
     json: bool,
 ) -> None:
     """Preview a change, ask, make it, and say on how many instances it is in force."""
     now = _run(lambda control: control.config())
-    try:
-        if now.problem:
-            raise ConfigError(now.problem)
-        words = described(now)
-    except RateLimitError as error:
-        _fail(error)
+    if now.problem:
+        _fail(ConfigError(now.problem))
     told = f"{words}, on {printing.amount(len(now.instances), 'instance')}"
     _confirm(lambda: printing.say(told), "Change?", yes, json)
     _finish(lambda control: act(control, now.live.version), json)
@@ -461,6 +460,14 @@ def _finish(act: Callable[[Control], Awaitable[Overrides]], json: bool) -> None:
         )
     found = {"version": version, "obeying": obeying, "instances": running}
     _show(found, json, lambda: printing.say(text))
+
+
+def _checked(check: Callable[[_T], object], value: _T) -> None:
+    """Report a mistake before the confirmation."""
+    try:
+        check(value)
+    except ConfigError as error:
+        _fail(error)
 
 
 def _operator() -> str:

@@ -11,7 +11,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from bot_ratelimit.admin.changes import PATIENCE, Audit, Changes, wanted_of, without_changes
+from bot_ratelimit.admin.changes import (
+    PATIENCE,
+    Audit,
+    Changes,
+    as_changed,
+    wanted_of,
+    without_changes,
+)
 from bot_ratelimit.admin.subject_state import answered, ban_of, ban_words, count_of, seconds_left
 from bot_ratelimit.admin.views import (
     ConfigView,
@@ -180,7 +187,7 @@ class Control:
         (live, _), views = await self.changes.in_force(), await self._rules(instances)
         self._check_subject(subject, instances)
         if name is not None:
-            named(views, name)
+            _named(views, name, instances)
         if self._is_exempt(subject, live, instances):
             return None
         if live.off_until > await self._documents.now():
@@ -285,7 +292,7 @@ class Control:
         instances = await self.instances()
         views = await self._rules(instances)
         self._check_subject(subject, instances)
-        chosen = [named(views, name) for name in names] or views
+        chosen = [_named(views, name, instances) for name in names] or views
         forgotten = []
         for view in chosen:
             rule = view.rule()
@@ -352,7 +359,9 @@ class Control:
             ConfigError: There is no such rule, or the limit makes no sense for it.
             ConflictError: `if_version` was given, and is not the newest any more.
         """
-        return await self.changes.set_rule(named(await self.limits(), name), limit, **change)
+        instances = await self.instances()
+        view = _named(await self._rules(instances), name, instances)
+        return await self.changes.set_rule(view, limit, **change)
 
     async def preview(
         self,
@@ -376,7 +385,8 @@ class Control:
             ConfigError: There is no such rule, or the limit makes no sense for it.
         """
         instances = await self.instances()
-        live, before = await self.changes.current(), named(await self._rules(instances), name)
+        live = await self.changes.current()
+        before = as_changed(_named(await self._rules(instances), name, instances), live)
         if default:
             after = without_changes(before, live)
         else:
@@ -437,3 +447,16 @@ class Control:
 
     def _key(self, name: str) -> str:
         return live_key(self.limiter.key_prefix, name)
+
+
+def _named(rules: Iterable[RuleView], name: str, instances: Sequence[InstanceView]) -> RuleView:
+    try:
+        return named(rules, name)
+    except ConfigError as error:
+        if instances:
+            raise
+        # They report again within seconds after Redis was emptied.
+        raise ConfigError(
+            f"{error}; no running bot reports its rules now: if one runs with live=True, repeat "
+            "it in a few seconds"
+        ) from None

@@ -195,6 +195,18 @@ async def test_mistakes_have_a_status_and_one_line(bot: Instance) -> None:
     assert (bad.status, bad.out, bad.err.count("\n")) == (2, "", 1)
 
 
+async def test_a_mistake_is_told_before_anything_is_asked(bot: Instance) -> None:
+    """A length or a penalty that makes no sense: status 2, and nothing to confirm."""
+    mistakes = (
+        ("ban", "42", "1x"), ("pause", "2d"), ("penalty", "3/h", "1x"), ("set", "ban", "3/h"),
+        ("set", "chat", "--default"), ("rollback", "99"),
+    )  # fmt: skip
+    for found in await asyncio.gather(*(run(*each, typed="y\n") for each in mistakes)):
+        assert (found.status, found.out) == (2, "")
+        assert found.err.startswith("error: ")
+    assert (await run("watch", "--count", "0")).status == 2
+
+
 async def test_watch_shows_it_again_and_again(bot: Instance) -> None:
     """With --json each look is a line; without, a table."""
     lines, table = await asyncio.gather(

@@ -576,6 +576,25 @@ async def test_statistics_are_those_of_the_bot(counting: tuple[Limiter, Control]
     assert sum(each.count for each in await control.statistics(1)) == 9
 
 
+async def test_a_preview_is_of_the_newest_version(bot: OperatedBot) -> None:
+    """Also in the two seconds in which the instances have not read and reported it yet."""
+    await bot.control.set_rule("messages", "2/h", shadow=True)
+    assert (await bot.control.limits())[0].limit == "3/hour"  # what holds on the instance now
+    changed = await bot.control.preview("messages", "1/h")
+    assert (changed.before.limit, changed.before.shadow, changed.version) == ("2/hour", True, 1)
+    await bot.refresh()
+    await bot.control.changes.rollback(0)
+    dropped = await bot.control.preview("messages", "1/h")
+    assert (dropped.before.limit, dropped.before.shadow) == ("3/hour", False)
+
+
+async def test_a_rule_that_nobody_reports_now_may_come_back(bot: OperatedBot) -> None:
+    """After Redis was emptied the reports are missing for seconds; the error says what to do."""
+    await bot.control.clear(everything=True)
+    with pytest.raises(ConfigError, match=r"no running bot reports .* repeat it in a few seconds"):
+        await bot.control.set_rule("messages", "1/h")
+
+
 async def test_where_nobody_counts_it_is_said(bot: OperatedBot) -> None:
     """A bot without statistics: an error with the fix, and no zeros."""
     reader = Limiter(bot.control.limiter.storage, timeout=5, statistics=True)
