@@ -73,7 +73,7 @@ async def test_an_odd_id_is_refused(bot: OperatedBot, odd: str) -> None:
 
 @pytest.mark.parametrize("stand_in", [ANONYMOUS_ADMIN, CHANNEL_BOT, SERVICE_ACCOUNT])
 async def test_stand_ins_are_nobody(bot: OperatedBot, stand_in: dict[str, Any]) -> None:
-    """The ids that everybody shares are never limited, so nothing can be done about them."""
+    """Shared ids are never limited, so operators can do nothing with them."""
     assert "belongs to no single" in await bot.says(f"/ban {stand_in['id']} 1h")
     assert "belongs to no single user" in await bot.says(
         "/ban 1h", **reply_to(**{"from": stand_in})
