@@ -207,7 +207,7 @@ async def test_a_mistake_is_told_before_anything_is_asked(bot: Instance) -> None
     assert (await run("watch", "--count", "0")).status == 2
 
 
-async def test_watch_shows_it_again_and_again(bot: Instance) -> None:
+async def test_watch_keeps_showing_the_state(bot: Instance) -> None:
     """With --json each look is a line; without, a table."""
     lines, table = await asyncio.gather(
         run("watch", "--json", "--count", "2", "--every", "0.1"), run("watch", "--count", "1")
@@ -228,7 +228,7 @@ async def test_watch_outlives_an_outage(
     )
     looks = [json.loads(line) for line in lines.out.splitlines()]
     assert [(look["health"]["ok"], look["config"]) for look in looks] == [(False, None)] * 2
-    assert (table.status, "not well: Connection refused" in table.out) == (0, True)
+    assert (table.status, "unhealthy: Connection refused" in table.out) == (0, True)
 
 
 async def test_health_is_a_container_check(bot: Instance) -> None:
@@ -243,7 +243,7 @@ async def test_health_is_a_container_check(bot: Instance) -> None:
 
 
 async def test_check_reads_a_limits_file(environment: pytest.MonkeyPatch) -> None:
-    """A right file has status 0, a wrong one status 2 and a line that says where."""
+    """A valid file has status 0, an invalid one status 2 and a line that names the place."""
     Path("bad.toml").write_text("[limits]\nai = '5 minutes'\n")
     right, wrong, nowhere = await asyncio.gather(
         run("check", str(ROOT / "docs" / "limits.toml")), run("check", "bad.toml"), run("limits")
@@ -294,8 +294,8 @@ async def test_a_chat_is_banned_by_its_negative_id(bot: Instance) -> None:
     assert (tried.status, tried.out.startswith("banned, for ")) == (1, True)
 
 
-async def test_a_bot_without_statistics_is_told_as_one(bot: Instance) -> None:
-    """No zeros where nobody counts: status 2 and the fix."""
+async def test_missing_statistics_are_an_error(bot: Instance) -> None:
+    """Without statistics the command shows no zeros, but ends with status 2 and the fix."""
     for found in await asyncio.gather(run("top"), run("stats", "--json")):
         assert (found.status, found.out) == (2, "")
         assert "pass statistics=True to RateLimitMiddleware" in found.err
@@ -332,7 +332,7 @@ def test_the_documents_have_every_command() -> None:
     assert named == found
 
 
-def test_the_package_pays_for_nothing_of_it() -> None:
+def test_the_package_does_not_import_the_command() -> None:
     """Importing bot_ratelimit loads neither the command nor its libraries."""
     code = (
         "import sys, bot_ratelimit; "

@@ -40,7 +40,7 @@ PENALTY = Penalty("2/h", "1h")
 
 
 class OperatedBot(NamedTuple):
-    """A bot, and an operator who is not part of it."""
+    """A bot, and an operator in another process."""
 
     instance: Instance
     middleware: RateLimitMiddleware
@@ -87,7 +87,7 @@ async def test_limits_are_those_in_force(bot: OperatedBot) -> None:
 
 
 async def test_a_users_whole_state_is_shown_without_charging(bot: OperatedBot) -> None:
-    """What is left, when it is free again, under which key; looking costs nothing."""
+    """The view has what is left, the wait and the key of each rule; reading it charges nothing."""
     await bot.allowed(4)
     for _ in range(3):
         found = await bot.control.show(ANNA)
@@ -108,7 +108,7 @@ async def test_a_users_whole_state_is_shown_without_charging(bot: OperatedBot) -
 
 
 async def test_a_refused_user_is_forgiven_and_gets_through(bot: OperatedBot) -> None:
-    """Counts and bans are forgotten, all or rule by rule; what counts everybody stays."""
+    """Counts and bans are deleted, all or rule by rule; shared counts stay."""
     assert await bot.allowed(7) == 3
     assert not (await bot.control.show(ANNA)).allowed
     assert await bot.control.forgive(ANNA, ["messages"]) == ("messages",)
@@ -121,7 +121,7 @@ async def test_a_refused_user_is_forgiven_and_gets_through(bot: OperatedBot) -> 
 
 
 async def test_a_test_call_says_what_would_be_decided(bot: OperatedBot) -> None:
-    """Allowed with what is left, refused with the wait, None for who is not limited."""
+    """It is allowed with what is left, refused with the wait, or None for exempt users."""
     decision = await bot.control.try_(ANNA)
     assert decision is not None
     assert (decision.allowed, decision.remaining) == (True, 3)
@@ -141,7 +141,7 @@ async def test_a_test_call_says_what_would_be_decided(bot: OperatedBot) -> None:
 
 
 async def test_each_change_holds_and_can_be_rolled_back(bot: OperatedBot) -> None:
-    """Limits, switches, penalty and pause change, and every version before comes back."""
+    """Limits, switches, penalty and pause change, and a rollback restores each version."""
     control, changes = bot.control, bot.control.changes
     assert (await control.set_rule("messages", "1/h")).version == 1
     assert await bot.allowed(3) == 1
@@ -210,7 +210,7 @@ async def test_an_entry_of_a_newer_version_does_not_hide_the_audit(bot: Operated
 
 
 async def test_two_admins_do_not_overwrite_each_other(bot: OperatedBot) -> None:
-    """Of changes at the same time each holds; a change of an outdated version is refused."""
+    """Simultaneous changes are all kept; a change of an outdated version is refused."""
     other = Control(Limiter(bot.control.limiter.storage, timeout=5), "boris", patience=0)
     await asyncio.gather(
         bot.control.set_rule("messages", "2/h"),
@@ -298,7 +298,7 @@ async def test_an_invalid_document_hides_nothing(bot: OperatedBot) -> None:
 async def test_clear_forgets_counts_and_keeps_the_live_limits(
     bot: OperatedBot, bench: Bench
 ) -> None:
-    """Every count under the prefix is gone, no other bot's; the rest goes only if asked for."""
+    """Only this bot's counts are deleted; live limits and audit are deleted only on request."""
     await bot.control.set_rule("messages", "2/h")
     await bot.allowed(5)
     if bench.client is not None:
@@ -334,7 +334,7 @@ async def test_config_says_what_won_and_who_obeys(
     assert "hunter2" not in str(found)
 
 
-async def test_a_report_that_cannot_be_read_is_told(bot: OperatedBot) -> None:
+async def test_an_unreadable_report_is_shown(bot: OperatedBot) -> None:
     """An instance of another version of the package is listed, and hides none of the others."""
     for report in (
         b"nonsense",
@@ -349,7 +349,7 @@ async def test_a_report_that_cannot_be_read_is_told(bot: OperatedBot) -> None:
 
 
 async def test_health_says_what_is_wrong(bot: OperatedBot) -> None:
-    """Well with an answer from the storage, and instances that obey the newest version."""
+    """Health is ok if the storage answers and the instances obey the newest version."""
     found = await bot.control.health()
     assert (found.ok, found.problem, found.instances, found.behind) == (True, "", 1, 0)
     documents = bot.control._documents
@@ -358,7 +358,7 @@ async def test_health_says_what_is_wrong(bot: OperatedBot) -> None:
     assert "is not JSON" in (await bot.control.health()).problem
 
 
-async def test_where_redis_is_away_nobody_knows(environment: pytest.MonkeyPatch) -> None:
+async def test_without_redis_nothing_is_guessed(environment: pytest.MonkeyPatch) -> None:
     """Health is not ok and says why; looking at a user is an error, not a guess."""
     environment.setenv("REDIS_URL", "redis://127.0.0.1:1")
     control = Control.from_settings(Settings(), "anna", patience=0)
@@ -436,8 +436,8 @@ async def test_a_ban_by_hand_is_shown_and_audited(bot: OperatedBot) -> None:
     ]
 
 
-async def test_a_ban_of_a_chat_is_that_of_its_members(bot: OperatedBot) -> None:
-    """Where several bans refuse a user, the one that ends last is shown."""
+async def test_a_ban_of_a_chat_applies_to_its_members(bot: OperatedBot) -> None:
+    """If several bans refuse a user, the one that ends last is shown."""
     member = Subject(user=42, chat=-100)
     await bot.control.ban(Subject(user=42), "1h", "of the user")
     await bot.control.ban(Subject(chat=-100), "2h", "of the chat")
@@ -453,7 +453,7 @@ async def test_a_ban_of_a_chat_is_that_of_its_members(bot: OperatedBot) -> None:
 
 
 async def test_a_ban_by_a_penalty_is_shown_and_lifted_by_forgiving(bot: OperatedBot) -> None:
-    """Shown with its reason, at once; forgiven, it is off the list, and one by hand stays."""
+    """It is listed at once with its reason; forgiving removes it, and a ban by hand stays."""
     await bot.allowed(7)
     for _ in range(2):  # the second time it is on the list for certain
         banned = (await bot.control.show(ANNA)).banned
@@ -475,7 +475,7 @@ async def test_a_ban_by_a_penalty_is_shown_and_lifted_by_forgiving(bot: Operated
     assert await bot.allowed(1) == 1
 
 
-async def test_who_is_forgiven_or_unbanned_gets_through_everywhere(
+async def test_forgiving_and_unbanning_work_on_every_instance(
     client: aioredis.Redis,
 ) -> None:
     """On two instances and for two operators: a refused, then banned user is let in at once."""
@@ -595,7 +595,7 @@ async def test_a_rule_that_nobody_reports_now_may_come_back(bot: OperatedBot) ->
         await bot.control.set_rule("messages", "1/h")
 
 
-async def test_where_nobody_counts_it_is_said(bot: OperatedBot) -> None:
+async def test_missing_statistics_are_an_error(bot: OperatedBot) -> None:
     """A bot without statistics: an error with the fix, and no zeros."""
     reader = Limiter(bot.control.limiter.storage, timeout=5, statistics=True)
     outside = Control(reader, "anna", patience=0)
@@ -606,10 +606,10 @@ async def test_where_nobody_counts_it_is_said(bot: OperatedBot) -> None:
         assert (await control.show(ANNA)).refused is None
 
 
-async def test_without_a_report_nobody_knows_whether_it_is_counted(
+async def test_without_a_report_statistics_may_be_empty(
     environment: pytest.MonkeyPatch, redis_server: Server, client: aioredis.Redis
 ) -> None:
-    """A bot without live limits tells nothing: then zeros are what is known."""
+    """A bot without live limits does not report: then no statistics are shown as zeros."""
     environment.setenv("REDIS_URL", redis_server.url)
     control = Control.from_settings(Settings(), "anna")
     assert await control.top() == ()
@@ -637,8 +637,8 @@ async def test_a_change_is_previewed(bot: OperatedBot) -> None:
         await bot.control.preview("ban", shadow=True)
 
 
-async def test_each_bot_for_itself_needs_the_bot() -> None:
-    """With `per_bot` the subject has to name the bot, or the wrong counts would be shown."""
+async def test_per_bot_counts_need_the_bots_id() -> None:
+    """With `per_bot` the subject has to name the bot; otherwise wrong counts would be shown."""
     limiter = Limiter(MemoryStorage())
     middleware = RateLimitMiddleware("3/h", limiter=limiter, live=True, per_bot=True)
     assert middleware.live is not None

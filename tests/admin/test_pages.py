@@ -140,12 +140,12 @@ async def test_pages_need_nothing_from_elsewhere(bot: Site, reader: Reader) -> N
     ],
 )
 async def test_what_makes_no_sense_is_told(reader: Reader, path: str, said: str) -> None:
-    """A mistake is answered with 422 and one sentence, where it was made."""
+    """A mistake gets 422 and one sentence, on the page where it was made."""
     assert said in words(await reader.get(path, 422))
 
 
 async def test_a_mistake_that_is_sent_changes_nothing(bot: Site, reader: Reader) -> None:
-    """What a preview would not let pass is refused when it is sent, too, and shown again."""
+    """A value that the preview refuses is refused when it is sent as well, and shown again."""
     page = await reader.get("limit?name=messages&limit=9/hour")
     said = await reader.send("limit", page, 422, limit="lots")
     assert "'lots'" in said
@@ -190,7 +190,7 @@ async def test_every_step_does_what_it_said(bot: Site, reader: Reader) -> None:
 
 
 async def test_forgiving_can_be_limited_to_some_rules(bot: Site, reader: Reader) -> None:
-    """Of what is counted, only what was chosen is forgotten."""
+    """Only the selected counts are deleted."""
     await bot.send(3)
     page = words(await reader.get("forgive?user=7&rule=chat"))
     assert "chat: 3 of 100 used. The count is deleted" in page
@@ -217,7 +217,7 @@ async def test_chats_and_users_in_chats_are_banned_apart(bot: Site, reader: Read
 
 
 async def test_a_ban_that_does_not_hold_says_so(bot: Site, reader: Reader) -> None:
-    """While all limits are off or for exempt users bans do not hold: every page says it."""
+    """Bans have no effect while all limits are off, or for exempt users; every page says so."""
     await reader.post("ban?user=7&how_long=1h")
     assert await bot.send(1) == 0
     assert "not even bans by hand" in words(await reader.get("pause?how_long=1h"))
@@ -246,7 +246,7 @@ async def test_many_bans_come_in_pages(bot: Site, reader: Reader) -> None:
 
 
 async def test_empty_parts_say_what_to_do(client: aioredis.Redis, redis_server: Server) -> None:
-    """Without statistics, bans and changes the page says so, and how to have them."""
+    """Without statistics, bans and changes the page says so, and how to get them."""
     async with site(redis_server.port, statistics=False) as bot, logged_in(bot) as reader:
         page = words(await reader.get())
         assert "statistics=True" in page

@@ -77,7 +77,7 @@ async def changed(admin_site: Site) -> list[Any]:
 
 
 def test_without_anybody_who_may_it_refuses_to_start() -> None:
-    """A page without a lock is a mistake that no bot is started with."""
+    """A page without any login is a ConfigError, and the bot does not start."""
     with pytest.raises(ConfigError, match="nobody would have access: set RATE_LIMIT_ADMIN_TOKEN"):
         admin_app(RateLimitMiddleware())
 
@@ -171,7 +171,7 @@ async def test_the_token_comes_from_the_environment(environment: pytest.MonkeyPa
 async def test_strangers_are_refused_everywhere_and_change_nothing(
     admin_site: Site, headers: dict[str, str]
 ) -> None:
-    """Without the right token every path says 401, or 429 to those who go on guessing."""
+    """Without the right token every path answers 401, or 429 after too many guesses."""
     async with admin_site.visitor(**headers) as visitor:
         for method, path, sent in CHANGES:
             reply = await visitor.ask(method, path, json=sent)
@@ -187,7 +187,7 @@ async def test_strangers_are_refused_everywhere_and_change_nothing(
 
 
 async def test_two_tokens_in_one_request_are_refused(alone: Site) -> None:
-    """Which of two headers counts is not left to chance."""
+    """Two Authorization headers with tokens are refused."""
     async with alone.visitor() as visitor:
         headers = [("Authorization", f"Bearer {TOKEN}"), ("Authorization", "Bearer other")]
         url = alone.server.make_url(f"{alone.root}api/limits")
@@ -196,7 +196,7 @@ async def test_two_tokens_in_one_request_are_refused(alone: Site) -> None:
 
 
 async def test_a_stranger_cannot_map_the_site(alone: Site) -> None:
-    """A path that exists and one that does not look the same from outside."""
+    """Without access, existing and missing paths give the same answer."""
     async with alone.visitor() as stranger, alone.script() as script:
         for method in ("GET", "POST", "PUT", "OPTIONS", "TRACE"):
             found = await stranger.ask(method, "api/limits")
@@ -257,7 +257,7 @@ async def test_without_mini_app_no_site_may_frame_the_page() -> None:
 
 
 async def test_a_login_opens_a_session_and_a_logout_ends_it_everywhere(admin_site: Site) -> None:
-    """The cookie is HttpOnly and strict; after the logout a copy of it is worth nothing."""
+    """The cookie is HttpOnly and strict; after the logout a copy of it is refused."""
     async with admin_site.visitor() as visitor, admin_site.visitor() as thief:
         reply = await visitor.log_in()
         assert (reply.status, reply.content["by"]) == (200, "token@web")

@@ -136,7 +136,7 @@ async def test_a_refused_user_is_forgiven_and_gets_through(
 
 
 async def test_users_and_chats_are_banned_and_unbanned(site_and_bot: tuple[Site, Instance]) -> None:
-    """For a time or for good; the list is paged; a negative id is a chat's."""
+    """Bans have an end or none; the list has pages; a negative id is a chat's."""
     found, instance = site_and_bot
     async with found.script() as script:
         ban = await script.change("PUT", "api/bans/42", {"how_long": "1h", "reason": "spam"})
@@ -199,7 +199,7 @@ async def test_limits_are_changed_previewed_and_rolled_back(
 async def test_switches_exemptions_and_penalties_change(
     site_and_bot: tuple[Site, Instance],
 ) -> None:
-    """All limits off for a while and on again; who is exempt; the ban for those who go on."""
+    """All limits are paused and resumed; exemptions and the penalty change."""
     found, _ = site_and_bot
     async with found.script() as script:
         paused = (await script.change("POST", "api/pause", {"how_long": "1h"})).content
@@ -501,7 +501,7 @@ async def test_what_is_switched_off_is_said() -> None:
 
 
 async def test_without_redis_it_is_503_and_soon(own_server: Server) -> None:
-    """Nothing hangs, whether Redis is gone or silent; the bot's own pages go on."""
+    """Nothing hangs, whether Redis is gone or silent; the bot's own pages still answer."""
     async with aioredis.Redis(port=own_server.port) as client:
         storage = RedisStorage(client)
         async with running_bot(storage) as (found, _), found.script() as script:
@@ -527,7 +527,7 @@ async def test_without_redis_it_is_503_and_soon(own_server: Server) -> None:
 
 
 async def test_a_redis_that_refuses_is_503(own_server: Server) -> None:
-    """It is not what was sent that is wrong; the problem says what the server said."""
+    """The request itself is valid, so the problem has the server's own reason."""
     async with aioredis.Redis(port=own_server.port) as client:
         storage = RedisStorage(client)
         async with running_bot(storage) as (found, _), found.script() as script:
@@ -559,7 +559,7 @@ async def test_a_body_that_was_read_outside_is_read_again_inside() -> None:
 async def test_a_bug_shows_nothing_of_itself(
     alone: Visitor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log has the traceback; the answer has not a word of it."""
+    """The log has the traceback; the response has nothing of it."""
 
     async def broken(_: Control) -> Any:
         raise RuntimeError("the secret of the house")
@@ -572,8 +572,8 @@ async def test_a_bug_shows_nothing_of_itself(
     assert "the secret of the house" in caplog.text
 
 
-async def test_bytes_that_are_no_http_reach_nobody(alone: Visitor) -> None:
-    """The server answers 400 itself, and goes on."""
+async def test_bytes_that_are_not_http_reach_no_handler(alone: Visitor) -> None:
+    """The server itself answers 400, and keeps working."""
     url = alone._server.make_url("/")
     with socket.create_connection((url.host, url.port)) as raw:
         raw.sendall(b"\x16\x03\x01 not http\r\n\r\n")

@@ -38,7 +38,7 @@ async def guess(visitor: Visitor, times: int, how: str, **headers: str) -> list[
 
 @pytest.mark.parametrize("how", ["bearer", "token"])
 async def test_fifty_wrong_in_a_row_are_slowed(how: str, client: aioredis.Redis) -> None:
-    """After five it is 429 with Retry-After, also for the right token: else guessing goes on."""
+    """After five failures even the right token gets 429 with Retry-After."""
     storage = RedisStorage(client)
     async with site(bot_on(storage)) as found, found.visitor() as visitor, found.script() as script:
         assert await guess(visitor, 50, how) == [401] * 5 + [429] * 45
@@ -73,7 +73,7 @@ async def test_a_link_with_wrong_init_data_slows_nobody_else() -> None:
 
 
 async def test_a_minute_later_the_right_token_is_let_in() -> None:
-    """Slowing ends by itself; nobody has to come and unlock."""
+    """The slowdown ends by itself; nobody has to unlock the login."""
     clock = Clock()
     async with (
         site(bot_on(MemoryStorage(clock=clock))) as found,
@@ -86,7 +86,7 @@ async def test_a_minute_later_the_right_token_is_let_in() -> None:
 
 
 async def test_many_guesses_at_once_gain_nothing() -> None:
-    """Each is charged before it is known to be wrong."""
+    """Each attempt is charged before its result is known."""
     async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
         several = [guess(visitor, 5, "bearer") for _ in range(20)]
         statuses = [status for each in await asyncio.gather(*several) for status in each]
@@ -106,7 +106,7 @@ async def test_right_logins_cost_nothing(client: aioredis.Redis) -> None:
 
 
 async def test_sessions_and_known_browsers_are_not_locked_out() -> None:
-    """Whoever guesses from the same address, or from everywhere, does not shut out the operator."""
+    """Guesses from the same address, or from everywhere, do not lock out the operator."""
     async with site(bot_on(MemoryStorage())) as found, found.visitor() as operator:
         await operator.log_in()
         async with found.visitor() as attacker:
@@ -168,7 +168,7 @@ async def test_a_forged_address_does_not_help(proxies: list[str], forwarded: str
 
 
 async def test_behind_a_trusted_proxy_each_address_counts_for_itself() -> None:
-    """Otherwise one guesser would slow everybody behind the proxy."""
+    """Otherwise one attacker would slow down all logins behind the proxy."""
     async with (
         site(bot_on(MemoryStorage()), trusted_proxies=["127.0.0.1"]) as found,
         found.visitor() as visitor,
@@ -199,7 +199,7 @@ async def test_an_outage_does_not_open_the_door(own_server: Server) -> None:
 async def test_a_logout_without_redis_reaches_the_others_when_redis_is_back(
     own_server: Server,
 ) -> None:
-    """Who logs out during an outage is logged out on every instance soon after it."""
+    """A logout during an outage reaches every instance soon after the outage."""
     async with (
         aioredis.Redis(port=own_server.port) as one,
         aioredis.Redis(port=own_server.port) as two,
@@ -255,7 +255,7 @@ async def test_clearing_the_counts_does_not_undo_a_logout(client: aioredis.Redis
 
 
 async def test_the_log_names_the_address_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
-    """An operator sees who guesses, at most as often as may be guessed."""
+    """The log names the address of each failed login, and logs no more of them than are allowed."""
     async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
         with caplog.at_level(logging.DEBUG):
             await guess(visitor, 20, "token")
@@ -287,7 +287,7 @@ async def test_a_cluster_counts_without_a_hash_tag(tmp_path: Path) -> None:
 
 
 async def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger cannot keep requests open: 408."""
+    """A client without access cannot keep requests open: it gets 408."""
     monkeypatch.setattr(validation, "_SLOWEST", 0.05)
     async with site(bot_on(MemoryStorage())) as found:
         reader, writer = await asyncio.open_connection(found.server.host, found.server.port)
@@ -300,7 +300,7 @@ async def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.Mon
 
 
 async def test_a_broken_body_is_no_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Strangers cannot fill the log with tracebacks of ours: 400, 413 or 415."""
+    """Clients without access cannot fill the log with tracebacks: they get 400, 413 or 415."""
     head = (
         b"POST /ops/admin/login HTTP/1.1\r\nHost: here\r\n"
         b"Content-Type: application/x-www-form-urlencoded\r\n"

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("environment")
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look every 20 ms instead of every two seconds."""
+    """The stream reads every 20 ms instead of every two seconds."""
     monkeypatch.setattr(stream, "EVERY", 0.02)
 
 
@@ -145,13 +145,13 @@ async def test_only_so_many_may_follow() -> None:
 
 
 async def test_strangers_follow_nothing() -> None:
-    """Without a right: 401."""
+    """Without access the stream answers 401."""
     async with site(bot_on(MemoryStorage())) as found, found.visitor() as stranger:
         assert (await stranger.get("events")).status == 401
 
 
 async def test_streams_end_with_the_application() -> None:
-    """The server does not wait for browsers that look."""
+    """The server stops without waiting for connected browsers."""
     async with (
         site(bot_on(MemoryStorage())) as found,
         found.script() as script,
@@ -228,7 +228,7 @@ async def test_an_outage_is_a_message(own_server: Server) -> None:
 
 
 async def test_a_browser_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not hold a stream, or memory, for as long as it likes."""
+    """A client that reads nothing cannot hold a stream, or memory, forever."""
     monkeypatch.setattr(stream, "EVERY", 0.0)
     monkeypatch.setattr(stream, "_SLOWEST", 0.1)
 

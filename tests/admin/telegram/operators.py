@@ -29,7 +29,7 @@ GROUP = chat(-100500, "supergroup")
 
 
 class Session(RecordingSession):
-    """Answers what it is told to, and True to everything else."""
+    """Returns the given replies, and True for everything else."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -364,7 +364,7 @@ async def test_a_silent_redis_is_a_short_answer_soon(own_server: Server) -> None
 async def test_an_invalid_document_is_replaced_from_telegram(
     storage: Storage, bot: OperatedBot
 ) -> None:
-    """If the live document cannot be read, that is told, and /rollback restores the last one."""
+    """If the live document cannot be read, the answer says so; /rollback restores the last one."""
     await bot.asks("/setlimit messages 1/h", "Change")
     documents, key = documents_of(storage), "bot:ratelimit:live"
     assert await documents.swap(key, await documents.read(key), b"nonsense")

@@ -73,7 +73,7 @@ async def test_strangers_do_not_see_it(bot: OperatedBot) -> None:
 async def test_only_what_an_admin_wrote_in_person_counts(
     bot: OperatedBot, fields: dict[str, Any]
 ) -> None:
-    """What a channel, an anonymous admin or another wrote is no command, whoever sent it on."""
+    """Texts of a channel, an anonymous admin or another user are no commands, even if forwarded."""
     assert await bot.says("/ban 42 1h", **fields) == ""
     assert len(bot.handled) == 1
 
@@ -158,7 +158,7 @@ async def test_an_answer_that_cannot_be_edited_is_sent(bot: OperatedBot) -> None
 
 @pytest.mark.parametrize("guard", [False, True], ids=["inner", "guard"])
 async def test_admins_are_never_limited(storage: Storage, guard: bool) -> None:
-    """However full every limit is, and although banned, an admin is answered and not charged."""
+    """Even if every limit is full, or the admin is banned, commands work uncharged."""
     rules = [Rule("1/h"), Rule("1/h", Scope.CHAT), Rule("1/h", Scope.GLOBAL)]
     async with operated_bot_on(storage, *rules, guard=guard) as bot:
         assert [await bot.is_handled(chat=GROUP) for _ in range(2)] == [True, False]

@@ -45,7 +45,7 @@ def mention(text: str, name: str, id_: int = 42) -> dict[str, Any]:
 
 
 async def banned(bot: OperatedBot, text: str, **fields: Any) -> str:
-    """Whom a ban would be of, or what is wrong; without markup."""
+    """Whom a ban would affect, or the error; without markup."""
     said = await bot.says(text, **fields)
     return said.removeprefix("Ban ").partition(" for 1 h?")[0]
 
@@ -62,7 +62,7 @@ async def test_an_id(bot: OperatedBot) -> None:
     "odd", ["0", "-0", str(2**52), "9" * 30, "-" + "9" * 5000, "٤٢", "1e5", "42abc", "4.2", "--42"]
 )
 async def test_an_odd_id_is_refused(bot: OperatedBot, odd: str) -> None:
-    """What is no id is told as such, with an example; nothing is asked."""
+    """A value that is not an id gets an error with an example, and no question."""
     for command in ("who", "ban", "forgive", "try"):
         text = await bot.says(f"/{command} {odd} 1h")
         assert "is not the id of a user or a chat" in text
@@ -73,7 +73,7 @@ async def test_an_odd_id_is_refused(bot: OperatedBot, odd: str) -> None:
 
 @pytest.mark.parametrize("stand_in", [ANONYMOUS_ADMIN, CHANNEL_BOT, SERVICE_ACCOUNT])
 async def test_stand_ins_are_nobody(bot: OperatedBot, stand_in: dict[str, Any]) -> None:
-    """The ids that everybody shares are never limited, so nothing can be done about them."""
+    """Shared ids are never limited, so operators can do nothing with them."""
     assert "belongs to no single" in await bot.says(f"/ban {stand_in['id']} 1h")
     assert "belongs to no single user" in await bot.says(
         "/ban 1h", **reply_to(**{"from": stand_in})

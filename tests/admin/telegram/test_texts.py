@@ -59,7 +59,7 @@ def test_a_text_is_used_and_well_formed(key: str) -> None:
     [("ru", "Лимиты"), ("RU-ru", "Лимиты"), ("en", "Limits"), ("de", "Limits"), (None, "Limits")],
 )
 async def test_operators_read_their_language(language: str | None, said: str) -> None:
-    """Who uses Telegram in Russian is answered in Russian, everybody else in English."""
+    """Operators who use Telegram in Russian get Russian answers, all others English ones."""
     async with operated_bot_on(MemoryStorage()) as bot:
         assert f"<b>{said}</b>" in await bot.says("/limits", language=language)
 
