@@ -322,7 +322,7 @@ def check_ban_length(value: object) -> float:
     if not 0 < seconds <= FOREVER:
         raise ConfigError(
             f"the length of a ban is {value!r}: expected a period such as '1h', seconds above 0, "
-            "at most ten years, or None for a permanent ban"
+            "at most ten years, or 'forever' (in Python: None)"
         )
     return float(seconds)
 

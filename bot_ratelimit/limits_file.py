@@ -62,8 +62,8 @@ def read_limits_file(path: str | Path) -> LimitsFile:
             the file, the line or table, the value and the fix.
     """
     try:
-        with Path(path).open("rb") as file:
-            content = tomllib.load(file)
+        # Some editors begin a file with a byte order mark.
+        content = tomllib.loads(Path(path).read_text("utf-8").removeprefix("\ufeff"))
     except OSError as error:
         wrong = f"cannot be read: {error.strerror}; check the path and its permissions"
     except UnicodeDecodeError as error:

@@ -180,3 +180,10 @@ async def test_the_file_has_penalty_exemptions_and_notices(
     assert await instance.send("1", "2", **{"from": message()["from"] | {"id": 7}}) == [True, True]
     assert middleware(environment, text).rules[-1] == Penalty("2/h", "1h")
     assert middleware(environment, text, penalty=None).rules == rules_of("1/h")
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    """A file that an editor began with a byte order mark is read like any other."""
+    file = tmp_path / "limits.toml"
+    file.write_text("rate_limit = '5/minute'\n", "utf-8-sig")
+    assert read_limits_file(file).rules == rules_of("5/minute")

@@ -99,7 +99,7 @@ async def test_a_refused_user_is_seen_and_forgiven(bot: Instance) -> None:
     """`show` says how much is left, `try` has status 1; after `forgive` the user gets through."""
     assert await bot.send("1", "2", "3", "4") == [True, True, True, False]
     shown, tried = await asyncio.gather(run("show", "42"), run("try", "42", "--json"))
-    assert shown.out.startswith("user 42 chat 42: refused, free in 59 min ")
+    assert shown.out.startswith("user 42 chat 42: refused, allowed again in 59 min ")
     assert re.search(r"^messages +0 of 3 +in 59 min", shown.out, re.MULTILINE)
     assert "shop:ratelimit:messages:42" in shown.out
     assert (tried.status, tried.json["allowed"]) == (1, False)
@@ -137,7 +137,7 @@ async def test_a_roll_back_shows_what_it_does_and_does_only_that(bot: Instance) 
         await run("set", "messages", limit, "--yes")
     asked = await run("rollback", typed="n\n")
     assert (asked.status, asked.out.splitlines()) == (5, [
-        'version 2 holds: {"rules": {"messages": {"limit": "2/hour"}}}',
+        'version 2 is in force: {"rules": {"messages": {"limit": "2/hour"}}}',
         'roll back to version 1: {"rules": {"messages": {"limit": "1/hour"}}}',
     ])  # fmt: skip
     process = await asyncio.create_subprocess_exec(
@@ -193,6 +193,18 @@ async def test_mistakes_have_a_status_and_one_line(bot: Instance) -> None:
         "error: no rule is called 'massages': expected one of ban, chat, messages\n"
     )
     assert (bad.status, bad.out, bad.err.count("\n")) == (2, "", 1)
+
+
+async def test_a_mistake_is_told_before_anything_is_asked(bot: Instance) -> None:
+    """A length or a penalty that makes no sense: status 2, and nothing to confirm."""
+    mistakes = (
+        ("ban", "42", "1x"), ("pause", "2d"), ("penalty", "3/h", "1x"), ("set", "ban", "3/h"),
+        ("set", "chat", "--default"), ("rollback", "99"),
+    )  # fmt: skip
+    for found in await asyncio.gather(*(run(*each, typed="y\n") for each in mistakes)):
+        assert (found.status, found.out) == (2, "")
+        assert found.err.startswith("error: ")
+    assert (await run("watch", "--count", "0")).status == 2
 
 
 async def test_watch_shows_it_again_and_again(bot: Instance) -> None:

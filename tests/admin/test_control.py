@@ -165,7 +165,7 @@ async def test_each_change_holds_and_can_be_rolled_back(bot: OperatedBot) -> Non
     await changes.set_penalty(None)
     assert (await changes.current()).penalty is None
     assert [each.version for each in await changes.history()] == list(range(10, 0, -1))
-    with pytest.raises(ConfigError, match="version 99 is not there to roll back to: expected 0, 1"):
+    with pytest.raises(ConfigError, match="there is no version 99 to roll back to: expected 0, 1"):
         await changes.rollback(99)
 
 
@@ -195,7 +195,7 @@ async def test_rolling_back_does_not_drop_what_came_meanwhile(
         return found
 
     monkeypatch.setattr(changes, "current", slow_look)
-    with pytest.raises(ConflictError, match="boris@web changed the live limits meanwhile"):
+    with pytest.raises(ConflictError, match="boris@web changed the live limits in the meantime"):
         await changes.rollback()
     assert set((await boris.changes.current()).rules) == {"messages", "chat"}
 
@@ -222,7 +222,7 @@ async def test_two_admins_do_not_overwrite_each_other(bot: OperatedBot) -> None:
     assert (live.version, live.exempt) == (3, {7})
     await other.set_rule("messages", "8/h", if_version=3)
     with pytest.raises(
-        ConflictError, match=r"boris changed the live limits meanwhile \(set messag"
+        ConflictError, match=r"boris changed the live limits in the meantime \(set messag"
     ):
         await bot.control.set_rule("messages", "9/h", if_version=3)
     assert (await bot.control.changes.current()).rules["messages"] == {"limit": "8/hour"}
@@ -253,7 +253,7 @@ async def test_an_invalid_document_is_replaced_by_a_roll_back(bot: OperatedBot) 
     documents = bot.control._documents
     good = await documents.read("bot:ratelimit:live")
     assert await documents.swap("bot:ratelimit:live", good, b"nonsense")
-    with pytest.raises(ConfigError, match="is not JSON; a roll back replaces it by the last good"):
+    with pytest.raises(ConfigError, match="is not JSON; a rollback replaces it with the last good"):
         await bot.control.set_rule("messages", "9/h")
     await bot.control.changes.rollback()
     live = await bot.control.changes.current()
@@ -270,7 +270,7 @@ async def test_a_roll_back_to_a_version_that_redis_has_lost_drops_nothing(bot: O
     await bot.control.clear(everything=True)
     await bot.refresh()  # writes the newest version back
     assert [each.version for each in await changes.history()] == [2]
-    with pytest.raises(ConfigError, match="Redis has lost the version before this one: roll back"):
+    with pytest.raises(ConfigError, match="Redis has lost the previous version: roll back"):
         await changes.rollback()
     assert (await changes.current()).rules.keys() == {"messages", "chat"}
     assert (await changes.rollback(0)).rules == {}
@@ -286,7 +286,7 @@ async def test_an_invalid_document_hides_nothing(bot: OperatedBot) -> None:
     await bot.refresh()
     config, shown = await bot.control.config(), await bot.control.show(ANNA)
     assert (config.live.version, config.behind) == (1, 0)
-    assert config.problem.endswith("is not JSON; a roll back replaces it by the last good version")
+    assert config.problem.endswith("is not JSON; a rollback replaces it with the last good version")
     assert (shown.allowed, shown.counts[0].capacity) == (False, 2)
     tried = await bot.control.try_(ANNA)
     assert tried is not None
@@ -574,6 +574,25 @@ async def test_statistics_are_those_of_the_bot(counting: tuple[Limiter, Control]
     assert (use["user"].allowed, use["user"].refused, use["user"].remaining) == (4, 4, None)
     assert use["global"].remaining == 96
     assert sum(each.count for each in await control.statistics(1)) == 9
+
+
+async def test_a_preview_is_of_the_newest_version(bot: OperatedBot) -> None:
+    """Also in the two seconds in which the instances have not read and reported it yet."""
+    await bot.control.set_rule("messages", "2/h", shadow=True)
+    assert (await bot.control.limits())[0].limit == "3/hour"  # what holds on the instance now
+    changed = await bot.control.preview("messages", "1/h")
+    assert (changed.before.limit, changed.before.shadow, changed.version) == ("2/hour", True, 1)
+    await bot.refresh()
+    await bot.control.changes.rollback(0)
+    dropped = await bot.control.preview("messages", "1/h")
+    assert (dropped.before.limit, dropped.before.shadow) == ("3/hour", False)
+
+
+async def test_a_rule_that_nobody_reports_now_may_come_back(bot: OperatedBot) -> None:
+    """After Redis was emptied the reports are missing for seconds; the error says what to do."""
+    await bot.control.clear(everything=True)
+    with pytest.raises(ConfigError, match=r"no running bot reports .* repeat it in a few seconds"):
+        await bot.control.set_rule("messages", "1/h")
 
 
 async def test_where_nobody_counts_it_is_said(bot: OperatedBot) -> None:

@@ -135,7 +135,7 @@ async def test_pages_need_nothing_from_elsewhere(bot: Site, reader: Reader) -> N
         ("pause?how_long=2d", "'2d': limits can be off for 1 s at least and a day at most."),
         ("pause?how_long=0s", "'0s': limits can be off"),
         ("ban?user=7&how_long=1h&reason=" + "x" * 501, "at most 500 characters"),
-        ("rollback?version=9", "Version 9 is not there to roll back to: expected 0."),
+        ("rollback?version=9", "There is no version 9 to roll back to: expected 0."),
         ("bans?offset=x", "Offset: 'x': expected a whole number"),
     ],
 )
@@ -209,7 +209,7 @@ async def test_chats_and_users_in_chats_are_banned_apart(bot: Site, reader: Read
     subjects = {ban.subject for ban in await bot.control.bans()}
     assert subjects == {Subject(chat=-100), Subject(user=7, chat=-200)}
     page = words(await reader.get("bans"))
-    assert "chat -100 for good" in page
+    assert "chat -100 forever" in page
     assert "user 7 in chat -200" in page
     await reader.post("unban?user=7&chat=-200")
     assert [ban.subject for ban in await bot.control.bans()] == [Subject(chat=-100)]
@@ -220,7 +220,7 @@ async def test_a_ban_that_does_not_hold_says_so(bot: Site, reader: Reader) -> No
     """While all limits are off or for exempt users bans do not hold: every page says it."""
     await reader.post("ban?user=7&how_long=1h")
     assert await bot.send(1) == 0
-    assert "not even by hand" in words(await reader.get("pause?how_long=1h"))
+    assert "not even bans by hand" in words(await reader.get("pause?how_long=1h"))
     await reader.post("pause?how_long=1h")
     await bot.obey()
     assert await bot.send(1) == 1
@@ -262,7 +262,7 @@ async def test_an_invalid_document_is_told_and_replaced(
     await client.set("bot:ratelimit:live", b"{nonsense")
     page = words(await reader.get())
     assert (
-        "The live document is not JSON; a roll back replaces it by the last good version." in page
+        "The live document is not JSON; a rollback replaces it with the last good version." in page
     )
     assert "Roll back to version 1" in words(await reader.get("rollback"))
     await reader.post("rollback")

@@ -123,6 +123,19 @@ def test_an_argument_that_makes_no_sense_is_named(options: Any, message: str) ->
         admin_app(MemoryStorage(), token=TOKEN)  # type: ignore[arg-type]  # on purpose
 
 
+@pytest.mark.parametrize("root", ["/", "/ops/admin/"])
+async def test_the_page_is_at_its_root(root: str) -> None:
+    """On a port of its own as below a path: the form to log in, and then the overview."""
+    async with site(bot_on(MemoryStorage()), root) as found, found.visitor(**PAGE) as visitor:
+        reply = await visitor.get("")
+        assert (reply.status, 'name="token"' in reply.text) == (200, True)
+        reply = await visitor.log_in(token=TOKEN)
+        assert (reply.status, reply.headers["Location"]) == (303, "./")
+        reply = await visitor.get("")
+        assert (reply.status, "Log out" in reply.text) == (200, True)
+        assert 'href="./static/console.css' in reply.text
+
+
 async def test_the_token_comes_from_the_environment(environment: pytest.MonkeyPatch) -> None:
     """RATE_LIMIT_ADMIN_TOKEN is the token; an argument wins over it; no repr shows either."""
     environment.setenv("RATE_LIMIT_ADMIN_TOKEN", "from-the-environment-1")
@@ -492,6 +505,15 @@ async def test_init_data_that_is_not_right_opens_nothing(alone: Site, how: str) 
         assert (reply.status, reply.cookies) == (status, [])
         assert BOT_TOKEN.split(":")[1] not in reply.text
         assert (await visitor.get("api/limits")).status == 401
+
+
+async def test_a_clock_that_is_slow_is_told(alone: Site) -> None:
+    """If this server's clock is behind, fresh initData is not called old."""
+    async with alone.visitor() as visitor:
+        reply = await visitor.log_in(init_data=init_data(at=time.time() + 60))
+        assert "is from the future: set this server's clock" in reply.content["detail"]
+        reply = await visitor.log_in(init_data=init_data(at=time.time() - 301))
+        assert "is too old: open the page again" in reply.content["detail"]
 
 
 async def test_init_data_opens_nothing_where_there_are_no_admins() -> None:

@@ -416,6 +416,8 @@ async def test_each_wrong_field_is_named(alone: Visitor) -> None:
     reply = await alone.change("POST", "api/exempt", sent)
     assert {each["field"] for each in reply.content["errors"]} == {"id", "exempt", "color"}
     assert "id: 0 is nobody's id" in reply.content["detail"]
+    reply = await alone.raw("POST", "api/exempt", r'{"\ud800": 1}')
+    assert reply.content["detail"].startswith("a field: ")
 
 
 async def test_another_type_of_content_is_refused(alone: Visitor) -> None:

@@ -12,6 +12,7 @@ import redis.asyncio as aioredis
 from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit import MemoryStorage, RedisStorage
+from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.web import validation
 from bot_ratelimit.testing import Clock
 from tests.servers import Server, running_cluster
@@ -229,6 +230,30 @@ async def test_a_logout_without_redis_reaches_the_others_when_redis_is_back(
             await storage.close()
 
 
+async def test_clearing_the_counts_does_not_undo_a_logout(client: aioredis.Redis) -> None:
+    """`bot-ratelimit clear` forgets counts of users; who was logged out or slowed stays so."""
+    storages = RedisStorage(client), RedisStorage(client)
+    async with (
+        site(bot_on(storages[0])) as first,
+        site(bot_on(storages[1])) as second,
+        first.visitor() as visitor,
+        second.visitor() as thief,
+    ):
+        await visitor.log_in()
+        for name, value in visitor.cookies().items():
+            thief.set_cookie(name, value)
+        await visitor.change("POST", "logout")
+        async with first.visitor() as attacker:
+            await guess(attacker, 6, "token")
+            await client.set("bot:ratelimit:7", 1, ex=60)
+            await Control(first.middleware.limiter, "anna@shell").clear()
+            assert not await client.exists("bot:ratelimit:7")
+            assert await guess(attacker, 1, "token") == [429]
+        assert (await thief.get("api/limits")).status == 401
+    for storage in storages:
+        await storage.close()
+
+
 async def test_the_log_names_the_address_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     """An operator sees who guesses, at most as often as may be guessed."""
     async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
@@ -239,7 +264,7 @@ async def test_the_log_names_the_address_and_no_secret(caplog: pytest.LogCapture
                 await script.get("api/limits")
         lines = [r.getMessage() for r in caplog.records if "a login failed" in r.getMessage()]
         said = "admin_app: a login failed, from 127.0.0.1: "
-        no_admin = "this Telegram user is not among the admins"
+        no_admin = "this Telegram user is not an admin"
         assert lines == [f"{said}this token is wrong"] * 5 + [said + no_admin]
         assert TOKEN not in caplog.text
         assert "wrong-wrong" not in caplog.text

@@ -217,7 +217,7 @@ async def test_two_operators_do_not_overwrite_each_other(tab: Tab, bot: Site) ->
     await tab.go("limit?name=messages&limit=9/hour&state=on")
     await bot.control.set_rule("chat", "60/hour")
     await tab.press("Change messages")
-    await tab.sees("anna@shell changed the live limits meanwhile")
+    await tab.sees("anna@shell changed the live limits in the meantime")
     assert (await bot.control.changes.current()).version == 2
     await tab.press("Change messages")
     await tab.sees("Version 3 is saved")

@@ -1,4 +1,4 @@
-"""Actions: what is done when the operator says yes."""
+"""Actions: what happens when the operator confirms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bot_ratelimit.rule import Subject
 
 
 async def forgive(context: Context, subject: list[Any], names: list[str]) -> str:
-    """Forget what was charged; a ban by hand that still holds is told."""
+    """Delete counts; the answer mentions a ban by hand that is still in force."""
     whom = Subject(*subject)
     found, who = await context.control.forgive(whom, names), context.write.who(whom)
     key = "did_forgive" if found else "did_forgive_nothing"
@@ -21,7 +21,7 @@ async def forgive(context: Context, subject: list[Any], names: list[str]) -> str
 
 
 async def ban(context: Context, subject: list[Any], length: str, reason: str) -> str:
-    """Refuse everything from somebody."""
+    """Refuse everything from a user or chat."""
     whom = Subject(*subject)
     done = await context.control.ban(whom, length, reason)
     return context.words(
@@ -37,19 +37,19 @@ async def unban(context: Context, subject: list[Any]) -> str:
 
 
 async def set_(context: Context, name: str, change: dict[str, Any], version: int) -> str:
-    """Change a rule, or take back what was changed."""
+    """Change a rule, or undo its changes."""
     if "default" in change:
         return await _held(context, context.control.changes.unset_rule(name, if_version=version))
     return await _held(context, context.control.set_rule(name, **change, if_version=version))
 
 
 async def rollback(context: Context, to: int | None, version: int | None) -> str:
-    """Let an earlier version hold again."""
+    """Return to an earlier version."""
     return await _held(context, context.control.changes.rollback(to, if_version=version))
 
 
 async def pause(context: Context, length: str, version: int) -> str:
-    """Switch all limits off for a while."""
+    """Switch all limits off for some time."""
     return await _held(context, context.control.changes.pause(length, if_version=version))
 
 
@@ -59,7 +59,7 @@ async def resume(context: Context, version: int) -> str:
 
 
 async def _held(context: Context, change: Awaitable[Overrides]) -> str:
-    """Make a change, and tell on how many instances it holds."""
+    """Make a change, and say on how many instances it is in force."""
     made = await change
     instances = await context.control.wait_for(made.version)
     return context.words(
@@ -80,7 +80,7 @@ ACTIONS: Final[Mapping[str, Callable[..., Awaitable[str]]]] = {
     "pause": pause,
     "resume": resume,
 }
-"""By what `Context.ask` was told, which also names the button; the rest are its arguments."""
+"""The actions by the name that `Context.ask` was given, which also names the button's text."""
 
 SLOW: Final = frozenset({"set", "rollback", "pause", "resume"})
 """Those that wait for the instances."""

@@ -1,4 +1,4 @@
-"""Answers: what operators are shown, as messages that fit, with their buttons."""
+"""Answers: messages to operators, short enough for Telegram, with their buttons."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _IN_A_LIST: Final = 80
 
 
 class Writer:
-    """Words values for one operator.
+    """Writes answers to one operator.
 
     Args:
-        words: In the operator's language.
-        buttons: In the same.
+        words: The texts in the operator's language.
+        buttons: Buttons in the same language.
     """
 
     def __init__(self, words: Words, buttons: Buttons) -> None:
@@ -42,7 +42,7 @@ class Writer:
     # --- messages -----------------------------------------------------------------------------
 
     def limits(self, view: ConfigView, live: bool, page: int, commands: Iterable[str]) -> Answer:
-        """All rules, and what was changed of them."""
+        """All rules, and their live changes."""
         words = self._words
         blocks = [self._rule(each) for each in view.rules] or [words("no_limits")]
         listed, page, more = page_of(blocks, page, "\n\n")
@@ -56,7 +56,7 @@ class Writer:
         return Answer(text, self._buttons.paging("limits", page, more))
 
     def subject(self, view: SubjectView, subject: Subject, page: int) -> Answer:
-        """Where somebody stands, with buttons to act."""
+        """What a user or chat has left of each rule, with buttons to act."""
         words = self._words
         head = [words("who", who=self.who(subject), verdict=self._verdict(view))]
         if view.off_until:
@@ -94,7 +94,7 @@ class Writer:
         return Answer("\n".join([self._words("bans"), "", *lines]), [*buttons, *paging])
 
     def top(self, found: Sequence[Refusals]) -> Answer:
-        """Who was refused most."""
+        """The users who were refused most often."""
         if not found:
             return Answer(self._words("no_top"))
         lines = [self._words("top_line", id=_code(each.user), count=each.count) for each in found]
@@ -236,10 +236,10 @@ class Writer:
 
 
 def _looked_at(subject: Subject) -> Subject:
-    """Whom to look at closer: a user who is named alone in their private chat."""
+    """The subject to show: a user without a chat is shown in their private chat."""
     return subject if subject.chat is not None else subject._replace(chat=subject.user)
 
 
 def _code(value: object) -> Html:
-    """Something to copy; Telegram makes no link, mention or command of it."""
+    """A value as code, easy to copy; Telegram makes no link, mention or command of it."""
     return Html(f"<code>{Words.escaped(value)}</code>")

@@ -1,4 +1,4 @@
-"""Commands: what each of them shows, or asks before something is done."""
+"""Commands: what each of them shows, or asks before it changes something."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ async def limits(context: Context, call: CommandCall | None = None, page: int = 
 
 
 async def who(context: Context, call: CommandCall) -> Answer:
-    """Where somebody stands."""
+    """What a user or chat has left of each rule."""
     subject, _ = await call.whom(context)
     return await shown(context, subject)
 
 
 async def shown(context: Context, subject: Subject, page: int = 0) -> Answer:
-    """Where this subject stands."""
+    """What this subject has left of each rule."""
     return context.write.subject(await context.control.show(subject), subject, page)
 
 
@@ -87,7 +87,7 @@ async def health(context: Context, call: CommandCall) -> Answer:
 
 
 async def forgive(context: Context, call: CommandCall) -> Answer:
-    """Forget what somebody was charged: everything, or what these rules charged."""
+    """Delete the counts of a user or chat: all of them, or those of the named rules."""
     subject, rest = await call.whom(context)
     return await ask_forgive(context, subject, rest.split())
 
@@ -103,7 +103,7 @@ async def ask_forgive(context: Context, subject: Subject, names: list[str]) -> A
 
 
 async def ban(context: Context, call: CommandCall) -> Answer:
-    """Refuse everything from somebody for a while."""
+    """Refuse everything from a user or chat for some time."""
     subject, rest = await call.whom(context, " 1h")
     length, reason = [*rest.split(maxsplit=1), "", ""][:2]
     return await ask_ban(context, subject, length, reason, call.name)
@@ -166,7 +166,7 @@ async def setlimit(context: Context, call: CommandCall) -> Answer:
 
 
 async def rollback(context: Context, call: CommandCall) -> Answer:
-    """Let an earlier version hold again."""
+    """Return to an earlier version."""
     number = call.arguments.strip()
     if number and not (number.isascii() and number.isdecimal() and len(number) < 10):
         raise UnclearError("usage_rollback")
@@ -192,7 +192,7 @@ async def ask_rollback(context: Context, version: int | None) -> Answer:
 
 
 async def pause(context: Context, call: CommandCall) -> Answer:
-    """Switch all limits off for a while."""
+    """Switch all limits off for some time."""
     context.needs_live()
     try:
         seconds = check_pause(call.arguments)
@@ -211,7 +211,7 @@ async def resume(context: Context, call: CommandCall) -> Answer:
 
 
 def _banned(subject: Subject) -> Subject:
-    """Who is banned: a user everywhere, or a whole chat."""
+    """Whom to ban: a user everywhere, or a whole chat."""
     if subject.user is not None:
         return Subject(user=subject.user, bot=subject.bot)
     return Subject(chat=subject.chat, bot=subject.bot)
@@ -240,7 +240,7 @@ COMMANDS: Final[Mapping[str, _Shows]] = {
 
 
 async def pressed(context: Context, press: ButtonPress) -> Answer:
-    """What a button answers that is not a yes or no."""
+    """The answer to a button other than yes and no."""
     topic = int(press.extra) if press.extra.isdecimal() else None
     subject = context.subject(press.first or None, press.second or None, topic)
     match press.what:

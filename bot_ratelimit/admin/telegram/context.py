@@ -1,4 +1,4 @@
-"""Context: an operator at work, and what was said."""
+"""Context and CommandCall: what the handler of an operator's command works with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bot_ratelimit.rule import Subject
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """An operator at work."""
+    """The operator, and what is needed to answer them."""
 
     control: Control
     """Acts in the operator's name."""
@@ -40,20 +40,20 @@ class Context:
 
     @property
     def buttons(self) -> Buttons:
-        """In the operator's language, too."""
+        """Makes buttons in the operator's language."""
         return Buttons(self.words, self.prefix)
 
     @property
     def write(self) -> Writer:
-        """Words values."""
+        """Formats answers in the operator's language."""
         return Writer(self.words, self.buttons)
 
     def subject(self, user: int | None, chat: int | None, topic: int | None = None) -> Subject:
-        """Who is looked at, as this bot counts."""
+        """The subject under which this bot counts a user or chat."""
         return Subject(user, chat, topic, self.bot.id if self.per_bot else None)
 
     async def ask(self, do: str, text: str, **action: Any) -> Answer:
-        """Ask before something is done; see `actions.ACTIONS`."""
+        """Ask for confirmation of an action; see `actions.ACTIONS`."""
         token = await self.confirmations.ask(self.operator, {"do": do, **action})
         return Answer(text, self.buttons.confirmation(do, self.operator, token))
 
@@ -70,7 +70,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class CommandCall:
-    """A command as it was given."""
+    """A command that an operator gave."""
 
     name: str
     """With the prefix."""
@@ -78,10 +78,10 @@ class CommandCall:
     message: Message
 
     async def whom(self, context: Context, rest: str = "") -> tuple[Subject, str]:
-        """Whom it is about, and the other arguments; in a group, as a member of that group.
+        """Whom the command is about (in a group, as a member of it), and the other arguments.
 
         Raises:
-            UnclearError: That is not said, or cannot be known.
+            UnclearError: The command names nobody, or Telegram does not tell who is meant.
         """
         try:
             found, other = await target_of(self.message, self.arguments, context.bot)

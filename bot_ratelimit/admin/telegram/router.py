@@ -1,4 +1,4 @@
-"""admin_router: the operators' commands as a router of the bot, which nobody else can see."""
+"""admin_router: the operators' commands as a router of the bot, which other users cannot see."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def admin_router(
 
         dispatcher.include_router(admin_router(middleware, admins=[42]))
 
-    For everybody else its handlers do not match, so that the bot's own handlers run, or none.
-    Include it before the bot's own routers. The admins are exempt from the middleware's limits. In
-    groups the commands work, too; the answer goes to the admin's private chat with the bot.
+    For other users its handlers do not match, so the bot's own handlers run, or none. Include it
+    before the bot's own routers. The admins are exempt from the middleware's limits. The commands
+    also work in groups; the answer goes to the admin's private chat with the bot.
 
     Args:
-        middleware: Whose limits.
-        admins: Ids of the users who may; anonymous admins of groups cannot.
-        prefix: Put before each name, `/rl_ban`, where the bot has such commands itself: up to 6 of
-            `a-z`, `0-9` and `_`.
+        middleware: The middleware whose limits the commands show and change.
+        admins: Ids of the users who may use the commands; anonymous admins of groups cannot.
+        prefix: Put before each name, as in `/rl_ban`, if the bot has such commands already: up to
+            6 characters of `a-z`, `0-9` and `_`.
 
     Raises:
-        ConfigError: An argument makes no sense.
+        ConfigError: An argument is invalid.
     """
     handlers = _Handlers(_checked(middleware), _checked_admins(admins), _checked_prefix(prefix))
     middleware.exempt(handlers.admins)
@@ -75,7 +75,7 @@ def admin_router(
 
 
 class _Handlers:
-    """Handles what admins say and press."""
+    """Handles the admins' commands and buttons."""
 
     def __init__(
         self, middleware: RateLimitMiddleware, admins: frozenset[int], prefix: str
@@ -85,7 +85,7 @@ class _Handlers:
         self._confirmations = Confirmations(middleware.limiter)
 
     async def is_command_of_admin(self, message: Message) -> bool:
-        """Whether an admin, in person, wrote this: not a channel, nor what somebody else wrote."""
+        """Whether an admin wrote this personally: not a channel, and not a forwarded message."""
         return (
             message.from_user is not None
             and message.from_user.id in self.admins
@@ -126,7 +126,7 @@ class _Handlers:
             await self._execute(context, query, press)
 
     async def _execute(self, context: Context, query: CallbackQuery, press: ButtonPress) -> None:
-        """Do what was asked, or do not; once."""
+        """Carry out or cancel a confirmed action, once."""
         try:
             action = await self._confirmations.take(context.operator, press.extra)
         except StorageError:
@@ -168,7 +168,7 @@ class _Handlers:
         )
 
     async def _send(self, context: Context, message: Message, answer: Answer) -> None:
-        """Answer in private, wherever the command was given."""
+        """Answer in the private chat, wherever the command was given."""
         assert message.bot is not None  # noqa: S101 - it came through a bot
         if message.chat.type == ChatType.PRIVATE:
             await message.answer(answer.text, reply_markup=answer.keyboard, **_AS_HTML)
@@ -181,7 +181,7 @@ class _Handlers:
             await message.reply(context.words("start_me"), **_AS_HTML)
 
     async def _show(self, context: Context, query: CallbackQuery, answer: Answer) -> None:
-        """Put the answer in place of the message with the button, or below it."""
+        """Replace the message with the button by the answer, or send the answer below it."""
         assert query.bot is not None  # noqa: S101 - it came through a bot
         if isinstance(query.message, Message):
             try:
@@ -201,7 +201,7 @@ class _Handlers:
 
 
 async def _answer(query: CallbackQuery, alert: str | None = None) -> None:
-    """End the button's spinner, maybe with a text."""
+    """Stop the button's spinner, and show an alert if there is one."""
     try:
         await query.answer(alert, show_alert=alert is not None)
     except TelegramBadRequest as error:  # pressed long ago, while the bot was down
@@ -209,7 +209,7 @@ async def _answer(query: CallbackQuery, alert: str | None = None) -> None:
 
 
 async def _answer_or_error(words: Words, answer: Awaitable[Answer]) -> Answer:
-    """The answer, or what went wrong."""
+    """The answer, or a text about the error."""
     try:
         return await answer
     except UnclearError as error:
@@ -225,8 +225,8 @@ async def _answer_or_error(words: Words, answer: Awaitable[Answer]) -> Answer:
 def _checked(middleware: object) -> RateLimitMiddleware:
     if not isinstance(middleware, RateLimitMiddleware):
         raise ConfigError(
-            f"admin_router({middleware!r:.80}): expected the RateLimitMiddleware whose limits are "
-            "to be operated"
+            f"admin_router({middleware!r:.80}): expected the RateLimitMiddleware whose limits the "
+            "commands control"
         )
     return middleware
 
@@ -241,10 +241,10 @@ def _checked_admins(admins: Iterable[int]) -> frozenset[int]:
         if each in NOBODY:
             raise ConfigError(
                 f"admins: {each} is the id that all anonymous admins, or all channels, share: "
-                "name people"
+                "use the ids of persons"
             )
     if not found:
-        raise ConfigError("admins is empty: name at least one user's id, or leave the router out")
+        raise ConfigError("admins is empty: pass at least one user id, or leave the router out")
     return found
 
 

@@ -101,8 +101,10 @@ def admin_app(
     app = web.Application(middlewares=[error_middleware, access.middleware()])
     app[CONSOLE] = console
     stream = Stream(console, max_streams)
-    app.router.add_routes([web.get("", _to_folder), *pages.routes(), *access.routes()])
+    app.router.add_routes([*pages.routes(), *access.routes()])
     app.router.add_routes([web.get("/events", stream.handle), *api.routes()])
+    # Last: of an application with a port of its own, it would be the page itself.
+    app.router.add_routes([web.get("", _to_folder)])
     app.on_shutdown.append(stream.close)
     app.on_response_prepare.append(_securing(_TELEGRAM if ids else "'none'"))
     return app

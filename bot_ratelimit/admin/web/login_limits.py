@@ -22,6 +22,7 @@ from weakref import WeakValueDictionary
 
 from cachetools import TTLCache
 
+from bot_ratelimit.admin.control import LOGINS
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import RateLimitError
@@ -40,8 +41,6 @@ LONGEST: Final = 86_400.0
 
 _TRUSTED_FOR: Final = 3_600.0
 _NOBODY: Final = Subject()
-# In braces, which no rule's name has, and which keep the keys on one node of a Redis Cluster.
-_PATH: Final = "{login}:"
 
 
 class LoginLimiter:
@@ -164,14 +163,14 @@ def _own(limiter: Limiter) -> Limiter:
 
 
 def _rules(key: str, shared: bool) -> Rules:
-    own = rule_at(_PATH, OF_ONE, lambda _: key, 1)
-    everybody = rule_at(f"{_PATH}all", OF_ALL, lambda _: "", 1)
+    own = rule_at(LOGINS, OF_ONE, lambda _: key, 1)
+    everybody = rule_at(f"{LOGINS}all", OF_ALL, lambda _: "", 1)
     return Rules((own, everybody) if shared else (own,))
 
 
 def _once(what: str) -> Rules:
     hashed = sha256(what.encode()).hexdigest()
-    return Rules((rule_at(f"{_PATH}used:", Limit(1, LONGEST), lambda _: hashed, 1),))
+    return Rules((rule_at(f"{LOGINS}used:", Limit(1, LONGEST), lambda _: hashed, 1),))
 
 
 def _slowed(seconds: float) -> ProblemError:

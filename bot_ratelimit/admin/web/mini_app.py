@@ -52,7 +52,9 @@ class MiniApp:
                 401, "the initData is not from Telegram, or belongs to another bot"
             ) from None
         age = self._clock() - found.auth_date.timestamp()
-        if not -MAX_SKEW <= age <= MAX_AGE:
+        if age < -MAX_SKEW:
+            raise InitDataError(401, "the initData is from the future: set this server's clock")
+        if age > MAX_AGE:
             raise InitDataError(401, "the initData is too old: open the page again in Telegram")
         if found.user is None or found.user.id not in self._admins:
             raise InitDataError(403, "this Telegram user is not an admin")

@@ -45,7 +45,7 @@ class Stream:
         self._followers = 0
         self._latest = b""
         self._news = asyncio.Event()
-        self._reader: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
         self._closed = False
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -59,8 +59,8 @@ class Stream:
         self._followers += 1
         response = web.StreamResponse(headers=_HEADERS)
         try:
-            if self._reader is None:
-                self._reader = asyncio.get_running_loop().create_task(self._read())
+            if self._polling is None:
+                self._polling = asyncio.get_running_loop().create_task(self._read())
             await response.prepare(request)
             if request.method != "HEAD":
                 await self._follow(response, request[SESSION])
@@ -108,9 +108,9 @@ class Stream:
 
     def _rest(self) -> None:
         """Stop reading: no browser is connected any more."""
-        if self._reader is not None:
-            self._reader.cancel()
-        self._reader, self._latest = None, b""
+        if self._polling is not None:
+            self._polling.cancel()
+        self._polling, self._latest = None, b""
 
 
 async def _looked(control: Control, clock: Any) -> dict[str, Any]:

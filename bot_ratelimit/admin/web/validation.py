@@ -207,8 +207,8 @@ def validated(kind: type[_Model], found: dict[str, Any]) -> _Model:
     try:
         return kind.model_validate(found)
     except ValidationError as error:
-        wrong = [
-            {"field": ".".join(map(str, each["loc"])), "problem": _words(each)}
+        wrong = [  # a field that is no Unicode has no name
+            {"field": ".".join(map(str, each["loc"])) or "a field", "problem": _words(each)}
             for each in error.errors(include_url=False, include_input=False)[:20]
         ]
     detail = "; ".join(f"{each['field']}: {each['problem']}" for each in wrong)

@@ -41,7 +41,7 @@ async def test_a_refused_user_is_forgiven_on_every_instance(
     async with operated_bot_on(elsewhere) as second:
         assert [await bot.is_handled() for _ in range(4)] == [True, True, True, False]
         assert not await second.is_handled()
-        assert "User <code>42</code>: <b>refused, free in " in await bot.says("/who 42")
+        assert "User <code>42</code>: <b>refused, allowed again in " in await bot.says("/who 42")
         assert "Forgive user <code>42</code>?" in await bot.says("/forgive 42")
         assert not await second.is_handled()
         told = await bot.presses("Forgive")
@@ -55,7 +55,8 @@ async def test_only_the_named_rules_are_forgiven(storage: Storage) -> None:
     rules = [Rule("2/h", name="messages"), Rule("9/h", name="other")]
     async with operated_bot_on(storage, *rules) as bot:
         await bot.is_handled()
-        assert "This is forgotten: <code>messages</code>" in await bot.says("/forgive 42 messages")
+        question = await bot.says("/forgive 42 messages")
+        assert "This deletes the counts of: <code>messages</code>" in question
         assert "<code>messages</code>" in await bot.presses("Forgive")
         shown = await bot.says("/who 42")
         assert "<code>messages</code>: 2 of 2 left" in shown
@@ -92,9 +93,9 @@ async def test_a_ban_holds_on_every_instance_until_it_is_lifted(
 
 async def test_a_ban_can_be_for_good(bot: OperatedBot) -> None:
     """`forever` has no end, and says so."""
-    assert "Ban user <code>42</code> for good?" in await bot.says("/ban 42 forever")
-    assert await bot.presses("Ban") == "User <code>42</code> is banned for good."
-    assert "for good" in await bot.says("/bans")
+    assert "Ban user <code>42</code> forever?" in await bot.says("/ban 42 forever")
+    assert await bot.presses("Ban") == "User <code>42</code> is banned forever."
+    assert "forever" in await bot.says("/bans")
 
 
 async def test_a_ban_by_hand_outlives_forgiving_and_that_is_said(bot: OperatedBot) -> None:
@@ -178,7 +179,7 @@ async def test_an_outdated_question_changes_nothing(bot: OperatedBot) -> None:
     await bot.says("/setlimit messages 1/h")
     stale = bot.buttons["Change"]
     await bot.asks("/setlimit messages 2/h", "Change", by=BORIS)
-    assert "Somebody else has changed the limits meanwhile" in await bot.presses(stale)
+    assert "Somebody else has changed the limits in the meantime" in await bot.presses(stale)
     assert "2/hour" in await bot.says("/limits")
     for command in ("/rollback", "/pause 1h", "/resume"):
         await bot.says(command)
@@ -239,7 +240,7 @@ async def test_what_needs_an_option_says_which() -> None:
         assert "<code>messages</code>: 3/hour" in await bot.says("/limits")
         assert "3 of 3 left" in await bot.says("/who 42")
         assert "is banned" in await bot.asks("/ban 42 1h", "Ban")
-        assert "Well" in await bot.says("/health")
+        assert "Healthy" in await bot.says("/health")
 
 
 async def test_try_says_what_would_happen(bot: OperatedBot) -> None:
@@ -333,7 +334,7 @@ def units(text: str) -> int:
 
 
 async def test_redis_away_is_a_short_answer(own_server: Server) -> None:
-    """Every command and every button answers that Redis is out of reach; nothing is raised."""
+    """Every command and every button answers that Redis cannot be reached; nothing is raised."""
     async with aioredis.Redis(port=own_server.port) as client:
         storage = RedisStorage(client)
         async with operated_bot_on(storage, statistics=True) as bot:
@@ -341,21 +342,21 @@ async def test_redis_away_is_a_short_answer(own_server: Server) -> None:
             yes = bot.buttons["Ban"]
             own_server.kill()
             for command in COMMANDS:
-                assert "Redis is out of reach" in await bot.says(command), command
-            assert "Not well" in await bot.says("/health")
-            assert "Redis is out of reach" in await bot.presses(yes)
+                assert "Redis cannot be reached" in await bot.says(command), command
+            assert "Unhealthy" in await bot.says("/health")
+            assert "Redis cannot be reached" in await bot.presses(yes)
         await storage.close()
 
 
 async def test_a_silent_redis_is_a_short_answer_soon(own_server: Server) -> None:
-    """A server that accepts and never answers holds up a command for seconds, not for good."""
+    """A server that accepts and never answers holds up a command for seconds, not forever."""
     async with aioredis.Redis(port=own_server.port) as client:
         storage = RedisStorage(client)
         async with operated_bot_on(storage) as bot:
             own_server.hang()
             for command in ("/who 42", "/limits", "/forgive 42"):
                 async with asyncio.timeout(5):
-                    assert "Redis is out of reach" in await bot.says(command)
+                    assert "Redis cannot be reached" in await bot.says(command)
             own_server.resume()
         await storage.close()
 
@@ -368,7 +369,7 @@ async def test_an_invalid_document_is_replaced_from_telegram(
     documents, key = documents_of(storage), "bot:ratelimit:live"
     assert await documents.swap(key, await documents.read(key), b"nonsense")
     assert "is not JSON" in await bot.says("/limits")
-    assert "Replace them by the last good version?" in await bot.says("/rollback")
+    assert "Replace them with the last good version?" in await bot.says("/rollback")
     assert "Version 2: <code>rollback to 1</code>" in await bot.presses("Roll back")
     assert "1/hour" in await bot.says("/limits")
 

@@ -60,7 +60,7 @@ async def test_only_who_was_asked_can_answer(bot: OperatedBot) -> None:
     await bot.says("/ban 42 1h")
     yes, no = bot.buttons["Ban"], bot.buttons["Cancel"]
     for button in (yes, no):
-        assert "Only the one who asked" in await bot.presses(button, by=BORIS)
+        assert "Only the admin who gave the command" in await bot.presses(button, by=BORIS)
         assert await bot.presses(button, by=STRANGER) == ""
     forged = ButtonPress.unpack(yes).model_copy(update={"first": BORIS}).pack()
     assert GONE in await bot.presses(forged, by=BORIS)

@@ -256,7 +256,7 @@ async def test_a_handler_that_hides_it_is_warned_of(caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"admins": []}, "admins is empty: name at least one user's id"),
+        ({"admins": []}, "admins is empty: pass at least one user id"),
         ({"admins": "42"}, "admins='42': expected ids of users, such as [42]"),
         ({"admins": 42}, "admins=42: expected ids of users"),
         ({"admins": ["42"]}, "admins: '42' is not the id of a user"),

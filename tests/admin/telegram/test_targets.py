@@ -65,7 +65,7 @@ async def test_an_odd_id_is_refused(bot: OperatedBot, odd: str) -> None:
     """What is no id is told as such, with an example; nothing is asked."""
     for command in ("who", "ban", "forgive", "try"):
         text = await bot.says(f"/{command} {odd} 1h")
-        assert "is no id of a user or a chat" in text
+        assert "is not the id of a user or a chat" in text
         assert f"<code>/{command} 42" in text
         assert len(text) < 1_000
     assert bot.buttons == {}
@@ -74,8 +74,10 @@ async def test_an_odd_id_is_refused(bot: OperatedBot, odd: str) -> None:
 @pytest.mark.parametrize("stand_in", [ANONYMOUS_ADMIN, CHANNEL_BOT, SERVICE_ACCOUNT])
 async def test_stand_ins_are_nobody(bot: OperatedBot, stand_in: dict[str, Any]) -> None:
     """The ids that everybody shares are never limited, so nothing can be done about them."""
-    assert "That is nobody" in await bot.says(f"/ban {stand_in['id']} 1h")
-    assert "That is nobody" in await bot.says("/ban 1h", **reply_to(**{"from": stand_in}))
+    assert "belongs to no single" in await bot.says(f"/ban {stand_in['id']} 1h")
+    assert "belongs to no single user" in await bot.says(
+        "/ban 1h", **reply_to(**{"from": stand_in})
+    )
 
 
 async def test_a_reply(bot: OperatedBot) -> None:
@@ -95,7 +97,7 @@ async def test_a_reply_to_a_channel_or_an_anonymous_admin(bot: OperatedBot) -> N
     automatic = reply_to(
         **{"from": SERVICE_ACCOUNT}, sender_chat=CHANNEL, is_automatic_forward=True
     )
-    assert "That is nobody" in await banned(bot, "/ban 1h", **automatic)
+    assert "belongs to no single user" in await banned(bot, "/ban 1h", **automatic)
 
 
 async def test_a_reply_to_a_forwarded_message(bot: OperatedBot) -> None:
@@ -103,7 +105,7 @@ async def test_a_reply_to_a_forwarded_message(bot: OperatedBot) -> None:
     known = forward({"type": "user", "sender_user": user(42)})
     assert await banned(bot, "/ban 1h", **known) == USER_42
     hidden = forward({"type": "hidden_user", "sender_user_name": "Anna"})
-    assert "hides who they are" in await banned(bot, "/ban 1h", **hidden)
+    assert "hides their name" in await banned(bot, "/ban 1h", **hidden)
     group = forward({"type": "chat", "sender_chat": GROUP})
     assert await banned(bot, "/ban 1h", **group) == "chat <code>-100500</code>"
     post = forward({"type": "channel", "chat": TEA, "message_id": 1})
@@ -138,7 +140,7 @@ async def test_a_topic_is_no_reply(bot: OperatedBot) -> None:
 
 async def test_a_reply_and_an_id_contradict_each_other(bot: OperatedBot) -> None:
     """`/ban 1 hour` as a reply would ban user 1: so it is refused."""
-    assert "do one of the two" in await bot.says("/ban 1 hour", **reply_to())
+    assert "do only one of the two" in await bot.says("/ban 1 hour", **reply_to())
 
 
 async def test_a_mention(bot: OperatedBot) -> None:
@@ -169,7 +171,7 @@ async def test_nobody_is_meant(bot: OperatedBot) -> None:
     """Without a reply, an id or a mention the bot asks whom, with an example."""
     assert "<code>/who 42</code>" in await bot.says("/who")
     assert "<code>/ban 42 1h</code>" in await bot.says("/ban")
-    assert "<code>1h</code> is no id" in await bot.says("/ban 1h spam")
+    assert "<code>1h</code> is not the id" in await bot.says("/ban 1h spam")
     for text in ("/ban 42", "/ban 42 long", "/ban 42 0s", "/ban 42 99999999d"):
         assert "For how long?" in await bot.says(text), text
 
