@@ -8,7 +8,13 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        "bot_ratelimit.metrics needs prometheus_client: pip install 'bot_ratelimit[metrics]'",
+        name=missing.name,
+    ) from None
 
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError

@@ -298,3 +298,14 @@ def test_a_second_one_on_a_registry_is_an_error(registry: CollectorRegistry) -> 
     PrometheusMetrics(registry)
     with pytest.raises(ConfigError, match="give that one to all limiters"):
         PrometheusMetrics(registry)
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    """The error of an import without prometheus_client ends in one line with the fix."""
+    code = "import sys; sys.modules['prometheus_client'] = None; import bot_ratelimit.metrics"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: bot_ratelimit.metrics needs prometheus_client: "
+        "pip install 'bot_ratelimit[metrics]'"
+    )
