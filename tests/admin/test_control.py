@@ -26,6 +26,7 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
+from bot_ratelimit.admin import printing
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.bans import FOREVER
@@ -302,6 +303,24 @@ async def test_config_says_what_won_and_who_obeys(
     assert "hunter2" not in str(found)
 
 
+async def test_instances_with_different_limits_are_told_apart(
+    bench: Bench, desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """During a deployment `config` names what an instance limits otherwise than the list says."""
+    limiter = Limiter(bench.storage, timeout=5)
+    newer = RateLimitMiddleware([Rule("9/h", name="messages")], limiter=limiter, live=True)
+    assert newer.live is not None
+    await newer.live.refresh()
+    found = await desk.control.config()
+    others = [rule for each in found.instances for rule in found.differing(each)]
+    listed = [rule.limit for rule in found.rules if rule.name == "messages"]
+    assert {*listed, *(rule.limit for rule in others)} == {"3/hour", "9/hour"}
+    assert len(others) == 1
+    printing.say(*printing.config(found))
+    assert "other limits: messages " in capsys.readouterr().out
+    await newer.live.stop()
+
+
 async def test_a_report_that_cannot_be_read_is_told(desk: Desk) -> None:
     """An instance of another version of the package is listed, and hides none of the others."""
     for report in (
@@ -559,7 +578,7 @@ async def test_a_preview_is_of_the_newest_version(desk: Desk) -> None:
 async def test_a_rule_that_nobody_reports_now_may_come_back(desk: Desk) -> None:
     """After Redis was emptied the reports are missing for seconds; the error says what to do."""
     await desk.control.clear(everything=True)
-    with pytest.raises(ConfigError, match="no running bot reports .* repeat it in a few seconds"):
+    with pytest.raises(ConfigError, match=r"no running bot reports .* repeat it in a few seconds"):
         await desk.control.set_rule("messages", "1/h")
 
 

@@ -241,7 +241,7 @@ async def test_what_needs_an_option_says_which() -> None:
         assert "<code>messages</code>: 3/hour" in await office.says("/limits")
         assert "3 of 3 left" in await office.says("/who 42")
         assert "is banned" in await office.asks("/ban 42 1h", "Ban")
-        assert "Well" in await office.says("/health")
+        assert "Well, in this process alone: there is no Redis" in await office.says("/health")
 
 
 async def test_try_says_what_would_happen(office: Office) -> None:
