@@ -32,7 +32,7 @@ NO_TOKEN = (
 
 
 def main() -> int:
-    """Run the bot until it is told to stop, and return the exit status."""
+    """Run the bot until it is stopped, and return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         settings = BotSettings.load()
@@ -51,7 +51,7 @@ def main() -> int:
     except ClientDecodeError:
         return _complain(_no_api(settings, "what answers there is something else"))
     except TelegramAPIError as error:
-        return _complain(f"The Bot API did not let the bot start: {error.message}")
+        return _complain(f"The Bot API refused a request at startup: {error.message}")
     return 0
 
 
@@ -74,7 +74,7 @@ def run(settings: BotSettings) -> None:
 
 
 def metrics() -> list[Observer]:
-    """Metrics for Prometheus, if its client is installed; the limits hold without it."""
+    """Metrics for Prometheus, if its client is installed; limits do not need it."""
     if find_spec("prometheus_client") is None:
         return []
     from bot_ratelimit.metrics import PrometheusMetrics

@@ -1,4 +1,4 @@
-"""What the bot can do, and what each of it may cost: cheap answers, an expensive one, a payment."""
+"""The bot's handlers and their limits: cheap answers, expensive ones, a payment."""
 
 import asyncio
 import logging
@@ -32,17 +32,17 @@ from bot_ratelimit import (
 from bot_ratelimit.admin import admin_router
 
 PONG = "pong"
-"""How the answer to a handled `/ping` begins; a refusal never does."""
+"""The beginning of the answer to a handled `/ping`; a refusal never begins like this."""
 
 THANKS = "Thank you! The star has arrived."
 """The answer to a payment."""
 
 WORKING = "Working on it …"
 REPORT = "Report: everything is in order."
-"""What `/report` says first, and in its place when it is done."""
+"""The first answer of `/report`, and the text that replaces it when the report is done."""
 
 REPORTS = Concurrency(1, Scope.GLOBAL, "report")
-"""One report at a time, whichever instance of the bot makes it."""
+"""One report at a time, over all instances of the bot."""
 
 PING_BUTTON = InlineKeyboardMarkup(
     inline_keyboard=[[InlineKeyboardButton(text="Ping", callback_data="ping")]]
@@ -52,7 +52,7 @@ _logger = logging.getLogger(__name__)
 
 
 async def start(message: Message) -> None:
-    """`/start`: say what there is."""
+    """`/start`: list the commands."""
     await message.answer(
         "/ping answers at once, /report takes a moment, /ask costs a point for each letter of the "
         "answer, /donate asks for a star. The button works too, and so do photos.",
@@ -61,12 +61,12 @@ async def start(message: Message) -> None:
 
 
 async def ping(message: Message, rate_limit: Decision | None) -> None:
-    """`/ping`: answer, and say how many more would be answered now."""
+    """`/ping`: answer, and say how many more messages are allowed now."""
     await message.answer(_pong(rate_limit), reply_markup=PING_BUTTON)
 
 
 async def ping_button(callback: CallbackQuery, rate_limit: Decision | None) -> None:
-    """The button: the same answer, shown over the chat."""
+    """The button: the same answer, as an alert over the chat."""
     await callback.answer(_pong(rate_limit))
 
 
@@ -115,7 +115,7 @@ async def ask(message: Message, command: CommandObject, rate_limit: BoundDecisio
 
 @contextmanager
 def uncharged_in_an_outage() -> Iterator[None]:
-    """Nothing is charged or given back while Redis is away; users get their answers."""
+    """While Redis is down, nothing is charged or refunded, and users still get their answers."""
     try:
         yield
     except StorageError as error:
@@ -123,7 +123,7 @@ def uncharged_in_an_outage() -> Iterator[None]:
 
 
 async def think(question: str | None) -> str:
-    """The model."""
+    """Stands for the language model."""
     if question is None:
         raise ValueError("Ask me something, for example /ask why")
     await asyncio.sleep(0.1)
@@ -131,7 +131,7 @@ async def think(question: str | None) -> str:
 
 
 async def donate(message: Message) -> None:
-    """`/donate`: an invoice over one Telegram Star."""
+    """`/donate`: an invoice for one Telegram Star."""
     await message.answer_invoice(
         title="A star",
         description="One star for the example bot.",
@@ -142,17 +142,17 @@ async def donate(message: Message) -> None:
 
 
 async def approve(query: PreCheckoutQuery) -> None:
-    """The last question before somebody pays; Telegram waits 10 seconds for the answer."""
+    """Telegram's last question before a payment; it waits 10 seconds for the answer."""
     await query.answer(ok=True)
 
 
 async def thank(message: Message) -> None:
-    """Somebody has paid. Neither this nor the question before it is ever refused."""
+    """A user has paid. Neither this update nor the question before it is ever refused."""
     await message.answer(THANKS)
 
 
 async def log_error(event: ErrorEvent) -> bool:
-    """Log what a handler raised, and call the update done.
+    """Log a handler's exception, and treat the update as handled.
 
     Without this a webhook would answer 500, and Telegram would send the same update, with the
     same error, again and again.
@@ -194,7 +194,7 @@ def build_dispatcher(rate_limit: RateLimitMiddleware, admins: Collection[int] = 
 
 
 def _pong(decision: Decision | None) -> str:
-    # No limit holds for this user, or Redis is away and nobody knows the count: claim none.
+    # No limit applies to this user, or Redis is down and the count is unknown: say no number.
     if decision is None or decision.source == "policy":
         return PONG
     return f"{PONG}, {decision.remaining} left"

@@ -19,7 +19,7 @@ from example_bot.health import PATH
 from example_bot.settings import BotSettings
 
 ADMIN_PATH = "/admin/"
-"""Where the page for operators is, on the server of the webhook or of the health pages."""
+"""The path of the page for operators, on the server of the webhook or of the health pages."""
 
 _logger = logging.getLogger(__name__)
 
@@ -61,11 +61,11 @@ async def run_polling(
     rate_limit: RateLimitMiddleware,
     admin: web.Application | None = None,
 ) -> None:
-    """Fetch updates until SIGINT or SIGTERM; with HEALTH_PORT, say on it how the bot is.
+    """Fetch updates until SIGINT or SIGTERM; with HEALTH_PORT, serve the health pages there.
 
     Two pollers with one token get "409 Conflict" from Telegram: this is for a single instance.
     """
-    # A webhook that is still set would answer every getUpdates with a conflict, too.
+    # While a webhook is set, Telegram answers every getUpdates with a conflict.
     dispatcher.startup.register(freeze)
     async with bot, _pages(settings, rate_limit, admin):
         await bot.delete_webhook()
@@ -112,8 +112,8 @@ def build_webhook_app(
     """
 
     async def set_webhook() -> None:
-        # Every instance says the same, so it does not matter which one says it last. Nobody
-        # deletes the webhook at shutdown: the other instances are still there.
+        # Every instance sets the same webhook, so the order does not matter. No instance deletes
+        # it at shutdown, because the other instances still need it.
         try:
             await bot.set_webhook(
                 settings.webhook_url or "",
@@ -177,18 +177,18 @@ def _cannot_listen(variable: str, host: str, port: int, error: OSError) -> str:
 
 
 async def freeze() -> None:
-    """Take everything that the start has built out of the garbage collector's sight.
+    """Exclude all objects from the startup from garbage collection.
 
     The modules, classes and handlers of this bot are about 200,000 objects that live as long as
     the process. The collector looks at all of them in each full collection, and a flood of
     updates brings on many: frozen once at the end of the start, a flood of 5,000 updates takes
     about 39 % less time.
     """
-    gc.collect()  # what is already garbage must not be kept forever
+    gc.collect()  # first, because frozen garbage would be kept forever
     gc.freeze()
 
 
 async def _healthy(_: web.Request) -> web.Response:
-    # That this is answered says that the event loop runs. Redis is not asked: the bot goes on
-    # without it, and instances that are restarted during an outage would only make it worse.
+    # An answer shows that the event loop runs. Redis is not checked: the bot works without it, and
+    # restarting instances during an outage would only make things worse.
     return web.Response(text="ok")

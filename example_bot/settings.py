@@ -1,4 +1,4 @@
-"""BotSettings: the bot's token and how it is reached; the limits have settings of their own."""
+"""BotSettings: the bot's token and addresses; the limits have their own settings."""
 
 import hashlib
 import re
@@ -33,7 +33,7 @@ def _is_http(value: str) -> bool:
     try:
         parts = urlsplit(value)
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # no port or no address
+    except ValueError:  # an invalid port or address
         return False
 
 
@@ -108,23 +108,23 @@ class BotSettings(BaseSettings):
             wrong = f".env is not UTF-8 (at byte {error.start}): save it as UTF-8"
         except OSError as error:
             wrong = f".env cannot be read: {error.strerror}; check its permissions"
-        # Raised here, so that no error with the token in it comes along as the context.
+        # Raised here, outside `except`, so that the error's context cannot show the token.
         raise ConfigError(wrong)
 
     @property
     def bot_api_host(self) -> str:
-        """Where the Bot API is, without what may be secret in its address."""
+        """The address of the Bot API, without parts that may be secret."""
         parts = urlsplit(self.bot_api_url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
     @property
     def webhook_path(self) -> str:
-        """The path of the webhook's address, where the server expects the updates."""
+        """The path of the webhook's URL, at which the server receives updates."""
         return urlsplit(self.webhook_url or "").path or "/"
 
     @property
     def secret_token(self) -> str:
-        """What tells Telegram's requests from other people's.
+        """The secret that distinguishes Telegram's requests from others.
 
         Every instance must expect the same, since they share one webhook. Derived from the
         token, it needs no setting, and gives nothing of the token away.

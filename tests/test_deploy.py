@@ -20,11 +20,14 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio as aioredis
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession, CookieJar, web
 from ruamel.yaml import YAML
 
-from bot_ratelimit import Limiter, RedisStorage, Rule, Scope, Subject
+from bot_ratelimit import Limiter, RateLimitMiddleware, RedisStorage, Rule, Scope, Subject
+from bot_ratelimit.admin import admin_app
+from example_bot.serve import ADMIN_PATH
 
+from .guide.pages import block
 from .image import DOCKERFILE, in_context, steps
 from .servers import find_server, free_port
 
@@ -82,7 +85,8 @@ def test_three_bots_share_one_redis_behind_one_proxy() -> None:
     assert SERVICES["bot"]["deploy"]["replicas"] == "${INSTANCES:-3}"
     assert SERVICES["bot"]["environment"]["REDIS_HOST"] == "redis"
     published = {name: each["ports"] for name, each in SERVICES.items() if "ports" in each}
-    assert published.pop("proxy") == ["80:80", "443:443"]
+    assert published["proxy"][:2] == ["80:80", "443:443"]
+    published["proxy"] = published["proxy"][2:]
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     assert "back" not in SERVICES["proxy"]["networks"]
     assert "front" not in SERVICES["redis"]["networks"]
@@ -118,7 +122,8 @@ def test_every_variable_is_in_the_example() -> None:
     example = (DEPLOY / ".env.example").read_text()
     assert set(re.findall(r"(?m)^(\w+)=", example)) == used
     required = set(re.findall(r"\$\{(\w+):\?", text))
-    assert set(re.findall(r"(?m)^(\w+)=$", example)) == required
+    to_fill_in, _ = example.split("# --- optional ---")
+    assert set(re.findall(r"(?m)^(\w+)=$", to_fill_in)) == required
 
 
 # --- redis.conf --------------------------------------------------------------------------------
@@ -224,13 +229,14 @@ def test_the_bots_redis_user_cannot_break_the_server(binary: str, tmp_path: Path
 
 
 @pytest.fixture
-async def proxy(tmp_path: Path) -> AsyncIterator[tuple[int, int]]:
-    """Caddy with the Caddyfile before a port on loopback; returns its own port and that one."""
-    caddy, port, upstream = tool("caddy"), free_port(), free_port()
+async def proxy(tmp_path: Path) -> AsyncIterator[tuple[int, int, int]]:
+    """Caddy with the Caddyfile before a port on loopback; returns its two ports and that one."""
+    caddy, port, page, upstream = tool("caddy"), free_port(), free_port(), free_port()
     environment = {
         "PATH": os.defpath,
         "HOME": str(tmp_path),
         "BOT_SITE": f"http://127.0.0.1:{port}",
+        "ADMIN_SITE": f"http://127.0.0.1:{page}",
         "BOT_HOST": "localhost",
         "BOT_PORT": str(upstream),
     }
@@ -250,7 +256,7 @@ async def proxy(tmp_path: Path) -> AsyncIterator[tuple[int, int]]:
                     assert process.returncode is None, "caddy refuses the Caddyfile"
                     await asyncio.sleep(0.02)
         writer.close()
-        yield port, upstream
+        yield port, page, upstream
     finally:
         if process.returncode is None:
             process.terminate()
@@ -258,9 +264,9 @@ async def proxy(tmp_path: Path) -> AsyncIterator[tuple[int, int]]:
         os.close(log)
 
 
-async def test_the_proxy_passes_the_webhook_and_nothing_else(proxy: tuple[int, int]) -> None:
+async def test_the_proxy_passes_the_webhook_and_nothing_else(proxy: tuple[int, int, int]) -> None:
     """An update arrives once and complete, also during restarts; everything else is 404."""
-    port, upstream = proxy
+    port, _, upstream = proxy
     seen: list[tuple[str, str, str | None, bytes]] = []
 
     async def bot(request: web.BaseRequest) -> web.Response:
@@ -285,11 +291,42 @@ async def test_the_proxy_passes_the_webhook_and_nothing_else(proxy: tuple[int, i
         await web.TCPSite(runner, "localhost", upstream).start()
         await waiting
         assert (await telegram.post("/webhook", data=b"fails")).status == 500
-        for method, path in (("GET", "/webhook"), ("GET", "/metrics"), ("GET", "/health")):
-            assert (await telegram.request(method, path)).status == 404
+        for path in ("/webhook", "/metrics", "/health", "/admin/"):
+            assert (await telegram.get(path)).status == 404
         assert (await telegram.post("/other", data=b"x")).status == 404
     await runner.cleanup()
     assert seen == [("POST", "/webhook", "s", b"update"), ("POST", "/webhook", None, b"fails")]
+
+
+async def test_the_page_has_a_port_that_is_not_public(proxy: tuple[int, int, int]) -> None:
+    """The page for operators is on the proxy's other port, complete, and nothing else is there."""
+    _, page, upstream = proxy
+    token = "page-for-operators-4711"
+
+    async def update(_: web.Request) -> web.Response:
+        return web.Response()
+
+    middleware = RateLimitMiddleware("5/10s", live=True)
+    app = web.Application()
+    app.router.add_post("/webhook", update)
+    app.add_subapp(ADMIN_PATH, admin_app(middleware, token=token))
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "localhost", upstream).start()
+    async with ClientSession(
+        f"http://127.0.0.1:{page}",
+        cookie_jar=CookieJar(unsafe=True),
+        headers={"Accept": "text/html"},
+    ) as operator:
+        assert "Log in" in await (await operator.get(ADMIN_PATH)).text()
+        entered = await operator.post(f"{ADMIN_PATH}login", data={"token": token})
+        assert (entered.status, entered.url.path) == (200, ADMIN_PATH)
+        assert "5/10s" in await entered.text()
+        assert (await operator.post("/webhook", data=b"update")).status == 404
+    await runner.cleanup()
+    (inside,) = (each for each in SERVICES["proxy"]["ports"] if each.startswith("127.0.0.1:"))
+    assert inside == "127.0.0.1:8081:8081"
+    assert "{$ADMIN_SITE:http://:8081}" in (DEPLOY / "Caddyfile").read_text()
 
 
 def test_the_proxy_and_the_bots_agree_on_the_path() -> None:
@@ -344,6 +381,21 @@ def test_the_image_is_small_and_not_root() -> None:
     assert [each.name for each in last].index("USER") > [each.name for each in last].index("COPY")
     assert any(each.name == "HEALTHCHECK" for each in last)
     assert not re.search(r"\bapt(-get)?\b|\bgcc\b", DOCKERFILE.read_text())
+
+
+def test_the_bot_of_the_guide_runs_in_the_image() -> None:
+    """What the guide's webhook bot must have is set, its file is sent, and both lines are there."""
+    bot = block("guide", "A webhook, three instances and a proxy").text
+    image = DOCKERFILE.read_text()
+    given = {*SERVICES["bot"]["environment"], *re.findall(r"(\w+)=", image)}
+    assert {*re.findall(r'os\.environ\["(\w+)"\]', bot)} <= given
+    assert {"WEB_SERVER_HOST", "WEB_SERVER_PORT", "RATE_LIMIT_ADMIN_TOKEN"} <= given
+    assert "RATE_LIMIT_ADMIN_TOKEN".lower() in bot
+    for line in ("COPY bot.py .", 'CMD ["python", "bot.py"]'):
+        assert f"# {line}\n" in image
+        assert f"{line}\n" in (DEPLOY / "README.md").read_text()
+    assert in_context("bot.py", (ROOT / ".dockerignore").read_text())
+    assert ".[admin,cli,metrics]" in image
 
 
 def test_no_secret_gets_into_the_image() -> None:

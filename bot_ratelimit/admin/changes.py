@@ -1,4 +1,4 @@
-"""Changes: what operators change of the limits while the bot runs, and how they take it back."""
+"""Changes: operators change limits while the bot runs, and can undo it."""
 
 from __future__ import annotations
 
@@ -28,38 +28,43 @@ _TRIES: Final = 5
 
 
 class ConflictError(RateLimitError):
-    """Somebody else has changed the live limits meanwhile; nothing was changed."""
+    """Somebody else has changed the live limits in the meantime; nothing was changed."""
 
 
 class Audit:
-    """The last 200 things that operators did."""
+    """The last 200 actions of operators."""
 
     def __init__(self, documents: Documents, key: str, by: str) -> None:
         self._documents, self._key, self._by = documents, key, by
 
     async def note(self, what: str, before: str, after: str) -> None:
-        """Add what was done."""
+        """Add an action."""
         entry = Entry(round(await self._documents.now(), 3), self._by, what, before, after)
         document = json.dumps(asdict(entry), ensure_ascii=False).encode()
         await self._documents.push(self._key, document, AUDIT)
 
     async def entries(self) -> tuple[Entry, ...]:
         """All of them, the latest first."""
-        found = await self._documents.listed(self._key)
-        return tuple(Entry(**json.loads(raw)) for raw in found)
+        found = []
+        for raw in await self._documents.listed(self._key):
+            try:
+                found.append(Entry(**json.loads(raw)))
+            except (ValueError, TypeError):  # of a newer version of this package
+                continue
+        return tuple(found)
 
 
 class Changes:
-    """Changes the live document, one version after the other.
+    """Changes the live document; each change makes a new version.
 
-    Two operators never overwrite each other: a change is made to the newest version, or, with
-    `if_version`, only to the one that the operator has seen.
+    Two operators never overwrite each other: a change applies to the newest version, or, with
+    `if_version`, only to the version that the operator has seen.
 
     Args:
-        limiter: Whose limits.
+        limiter: The limiter whose limits change.
         by: Who acts.
-        audit: Where it is noted.
-        patience: Seconds to wait where there is no document.
+        audit: Records the changes.
+        patience: Seconds to wait for instances to write back a missing document.
     """
 
     def __init__(self, limiter: Limiter, by: str, audit: Audit, patience: float = PATIENCE) -> None:
@@ -71,7 +76,7 @@ class Changes:
         self._documents = documents_of(limiter.storage)
 
     async def current(self) -> Overrides:
-        """What was changed so far.
+        """The live changes in force.
 
         Raises:
             ConfigError: The document is invalid; `rollback` replaces it.
@@ -132,7 +137,7 @@ class Changes:
         return await self._change(f"set {name} {' '.join(words)}", alter, if_version)
 
     async def unset_rule(self, name: str, *, if_version: int | None = None) -> Overrides:
-        """Take back what was changed of a rule: what code, file and environment say holds."""
+        """Undo all changes of a rule: code, file and environment decide again."""
 
         def alter(live: Overrides) -> Overrides:
             if name not in live.rules:
@@ -144,7 +149,7 @@ class Changes:
     async def set_penalty(
         self, after: str | None, ban: str = "15m", *, if_version: int | None = None, **options: Any
     ) -> Overrides:
-        """Change or add the ban for users who keep sending; None takes the change back."""
+        """Change or add the ban for users who keep sending; None undoes the change."""
         table = None if after is None else {"after": after, "ban": ban, **options}
         if table is not None:
             penalty_of(table)
@@ -154,7 +159,7 @@ class Changes:
     async def set_exempt(
         self, id_: int, exempt: bool, *, if_version: int | None = None
     ) -> Overrides:
-        """Exempt a user or a chat from all limits, or do not, whatever is said elsewhere."""
+        """Exempt a user or a chat from all limits, or limit them even if the bot exempts them."""
 
         def alter(live: Overrides) -> Overrides:
             one = frozenset({id_})
@@ -182,14 +187,16 @@ class Changes:
     async def rollback(
         self, version: int | None = None, *, if_version: int | None = None
     ) -> Overrides:
-        """Let an earlier version hold again; the one before the current one unless given.
+        """Return to an earlier version; by default to the previous one.
 
-        Version 0 has no changes. An invalid document is replaced, too.
+        Version 0 has no changes. An invalid document is replaced as well.
 
         Raises:
             ConfigError: The version is not among the last 20.
         """
         found = await self.preview_rollback(version)
+        if version is None and if_version is None and not found.is_invalid:
+            if_version = found.live.version  # the previous version of the one that was read
         return await self._change(
             f"rollback to {found.target.version}",
             lambda live: replace(found.target, version=live.version),
@@ -210,17 +217,17 @@ class Changes:
         except ConfigError:
             is_invalid = True
         if version is None:
-            # Of an invalid document, the last good one.
+            # If the document is invalid, the last good version.
             earlier = [each for each in known if each < live.version or is_invalid]
-            if not earlier and (is_invalid or live.version > 1):  # else it would loosen unasked
+            if not earlier and (is_invalid or live.version > 1):  # 0 could loosen limits silently
                 raise ConfigError(
-                    "Redis has lost the version before this one: roll back to 0 to drop all live "
-                    "changes, or change the limits themselves"
+                    "Redis has lost the previous version: roll back to 0 to drop all live changes, "
+                    "or change the limits themselves"
                 )
             version = max(earlier, default=0)
         if version != 0 and version not in known:
             listed = ", ".join(map(str, sorted({0, *known})))
-            raise ConfigError(f"version {version} is not there to roll back to: expected {listed}")
+            raise ConfigError(f"there is no version {version} to roll back to: expected {listed}")
         return RollbackPreview(known.get(version, Overrides()), live, is_invalid)
 
     async def _change(
@@ -242,11 +249,11 @@ class Changes:
             if if_version is not None and before.version != if_version:
                 if not before.version:
                     raise ConflictError(
-                        f"Redis has lost the live limits meanwhile, version {if_version}; look "
-                        "again, and repeat it"
+                        f"Redis has lost the live limits in the meantime, version {if_version}; "
+                        "look again, and repeat it"
                     )
                 raise ConflictError(
-                    f"{before.by} changed the live limits meanwhile ({before.what}): version "
+                    f"{before.by} changed the live limits in the meantime ({before.what}): version "
                     f"{before.version} follows {if_version}; look again, and repeat it"
                 )
             after = replace(
@@ -280,25 +287,25 @@ def _parsed(document: bytes | None) -> Overrides:
     try:
         return Overrides() if document is None else Overrides.from_json(document)
     except ConfigError as error:
-        raise ConfigError(f"{error}; a roll back replaces it by the last good version") from None
+        raise ConfigError(f"{error}; a rollback replaces it with the last good version") from None
 
 
 def check_pause(how_long: str) -> float:
     """The seconds for which all limits are to be off.
 
     Raises:
-        ConfigError: It is no period, or longer than a day.
+        ConfigError: It is no period, shorter than a second, or longer than a day.
     """
     seconds = parse_period(how_long)
-    if seconds > 86_400:
-        raise ConfigError(f"{how_long!r}: limits can be off for a day at most")
+    if not 1 <= seconds <= 86_400:
+        raise ConfigError(f"{how_long!r}: limits can be off for 1 s at least and a day at most")
     return seconds
 
 
 def wanted_of(
     view: RuleView, limit: str | None, *, shadow: bool | None, off: bool | None
 ) -> dict[str, Any]:
-    """What is to be changed of a rule; see `Changes.set_rule`."""
+    """The requested changes of a rule; see `Changes.set_rule`."""
     given = {"limit": limit, "shadow": shadow, "off": off}
     if view.ban_ms and (limit, shadow) != (None, None):
         raise ConfigError(f"{view.name!r} is a penalty: change it with `penalty`, or switch it off")
@@ -314,10 +321,10 @@ def wanted_of(
 
 
 def without_changes(view: RuleView, live: Overrides) -> RuleView:
-    """A rule as code, file and environment say it.
+    """A rule without its live changes.
 
     Raises:
-        ConfigError: Nothing was changed of it.
+        ConfigError: The rule has no live changes.
     """
     if view.name not in live.rules:
         raise ConfigError(f"nothing was changed of {view.name!r}")
@@ -339,7 +346,7 @@ def as_changed(view: RuleView, live: Overrides) -> RuleView:
 
 
 def _summary(overrides: Overrides) -> str:
-    """What of an override stands in the audit: everything but who, when and why."""
+    """An override as text for the audit: everything except who, when and what."""
     content = json.loads(overrides.to_json())
     for name in ("format", "version", "at", "by", "what"):
         del content[name]

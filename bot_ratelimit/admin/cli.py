@@ -1,8 +1,8 @@
 """The command `bot-ratelimit`: `Control` for a shell.
 
-Exit status: 0 done; 1 the answer is no (`try`: refused, `health`: not well); 2 a mistake in the
-command or the configuration; 3 Redis is out of reach; 4 somebody else changed the limits meanwhile;
-5 not confirmed.
+Exit status: 0 done; 1 the answer is no (`try`: refused, `health`: unhealthy); 2 a mistake in the
+command or the configuration; 3 Redis cannot be reached; 4 somebody else changed the limits in the
+meantime; 5 not confirmed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ app = typer.Typer(
     help="Inspect, forgive, ban and change the limits of a running bot. Reads the same environment "
     "and .env as the bot.",
     epilog="Exit status: 0 done; 1 the answer is no; 2 a mistake in the command or configuration; "
-    "3 Redis is out of reach; 4 changed by somebody else meanwhile; 5 not confirmed.",
+    "3 Redis cannot be reached; 4 somebody else changed the limits in the meantime; "
+    "5 not confirmed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -53,35 +54,36 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-# Chats have negative ids, which are no options.
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+# Chats have negative ids, which must not be parsed as options.
 User = Annotated[int, typer.Argument(help="The user's id; a negative one is a chat's.")]
-Chat = Annotated[int | None, typer.Option(help="A chat's id; the private chat unless given.")]
+Chat = Annotated[int | None, typer.Option(help="A chat's id; by default the private chat.")]
 OneChat = Annotated[int | None, typer.Option("--chat", help="In this chat only.")]
 Topic = Annotated[int | None, typer.Option(help="A topic's id.")]
-Bot = Annotated[int | None, typer.Option(help="The bot's id, where each counts for itself.")]
+Bot = Annotated[int | None, typer.Option(help="The bot's id, if each bot counts for itself.")]
 _IDS: Final = {"ignore_unknown_options": True}
 
 
 @app.command()
 def config(json: Json = False) -> None:
-    """What holds, on which instances, and what decided it: code, file, environment or live."""
+    """Show what is in force, on which instances, and where it comes from."""
     found = _run(lambda control: control.config())
     _show(found, json, lambda: printing.say(*printing.config(found)))
 
 
 @app.command()
 def limits(json: Json = False) -> None:
-    """Every rule of every middleware and flag."""
-    found = _run(lambda control: control.limits())
-    _show(found, json, lambda: printing.say(printing.rules(found)))
+    """List every rule of every middleware and flag."""
+    found = _run(lambda control: control.config())
+    nobody = [] if found.instances else [printing.instances(found)]
+    _show(found.rules, json, lambda: printing.say(printing.rules(found.rules), *nobody))
 
 
 @app.command(context_settings=_IDS)
 def show(
     user: User, chat: Chat = None, topic: Topic = None, bot: Bot = None, json: Json = False
 ) -> None:
-    """Where a user stands with every rule; charges nothing."""
+    """Show what a user has left of every rule; charges nothing."""
     found = _run(lambda control: control.show(_subject(user, chat, topic, bot)))
     _show(found, json, lambda: printing.say(*printing.subject(found)))
 
@@ -95,7 +97,7 @@ def try_(
     rule: Annotated[str | None, typer.Option(help="A handler's own limit, by name.")] = None,
     json: Json = False,
 ) -> None:
-    """Would an update of this user be handled now? Status 0 if so, 1 if not; charges nothing."""
+    """Test whether an update of a user would be handled now: status 0 or 1; charges nothing."""
     found = _run(lambda control: control.try_(_subject(user, chat, topic, bot), rule))
     if found is None:
         text = "allowed: not limited"
@@ -115,14 +117,14 @@ def try_(
 @app.command(context_settings=_IDS)
 def forgive(
     user: User,
-    rules: Annotated[list[str] | None, typer.Option("--rule", help="Only this one.")] = None,
+    rules: Annotated[list[str] | None, typer.Option("--rule", help="Only this rule.")] = None,
     chat: Chat = None,
     topic: Topic = None,
     bot: Bot = None,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Forget what a user was charged, and a ban by a penalty; of all rules unless named."""
+    """Delete the counts of a user, of all rules by default, and lift a ban by a penalty."""
     subject = _subject(user, chat, topic, bot)
     before = _run(lambda control: control.show(subject))
     _confirm(lambda: printing.say(*printing.subject(before)), "Forgive?", yes, json)
@@ -156,7 +158,7 @@ def ban(
 def unban(
     user: User, chat: OneChat = None, bot: Bot = None, yes: Yes = False, json: Json = False
 ) -> None:
-    """Lift every ban of a user or a chat, also one by a penalty."""
+    """Lift every ban of a user or a chat, including a ban by a penalty."""
     subject = _banned(user, chat)._replace(bot=bot)
     _confirm(lambda: printing.say(f"unban {who(subject)}"), "Unban?", yes, json)
     found = _run(lambda control: control.unban(subject))
@@ -167,10 +169,10 @@ def unban(
 @app.command()
 def bans(
     limit: Annotated[int, typer.Option(help="How many, up to 1000.")] = 100,
-    offset: Annotated[int, typer.Option(help="How many to leave out.")] = 0,
+    offset: Annotated[int, typer.Option(help="How many to skip.")] = 0,
     json: Json = False,
 ) -> None:
-    """Who is banned, until when, by whom and why; those that end first are first."""
+    """List who is banned, until when, by whom and why; bans that end first come first."""
     found = _run(lambda control: control.bans(offset, limit))
     _show(found, json, lambda: printing.say(printing.bans(found)))
 
@@ -180,7 +182,7 @@ def top(
     n: Annotated[int, typer.Argument(help="How many.")] = 10,
     json: Json = False,
 ) -> None:
-    """Who was refused most in the last 24 hours."""
+    """List the users who were refused most often in the last 24 hours."""
     found = _run(lambda control: control.top(n))
     _show(found, json, lambda: printing.say(printing.listing(found, "nobody was refused")))
 
@@ -189,26 +191,26 @@ def top(
 def stats(
     hours: Annotated[int, typer.Argument(help="How many, up to now.")] = 24, json: Json = False
 ) -> None:
-    """Decisions by hour, rule and outcome, over all instances."""
+    """Show decisions by hour, rule and outcome, over all instances."""
     found = _run(lambda control: control.statistics(hours))
     _show(found, json, lambda: printing.say(printing.listing(found, "nothing was decided")))
 
 
 @app.command("set")
 def set_(
-    name: Annotated[str, typer.Argument(help="The rule, as `limits` calls it.")],
+    name: Annotated[str, typer.Argument(help="The rule's name, as in `limits`.")],
     limit: Annotated[str | None, typer.Argument(help="For example 2/minute.")] = None,
-    shadow: Annotated[bool | None, typer.Option(help="Only count and report, or not.")] = None,
+    shadow: Annotated[bool | None, typer.Option(help="Only count and report, or refuse.")] = None,
     off: Annotated[bool | None, typer.Option("--off/--on", help="Switch it off, or on.")] = None,
     default: Annotated[
-        bool, typer.Option("--default", help="Take all changes of it back.")
+        bool, typer.Option("--default", help="Undo all changes of the rule.")
     ] = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Change a rule on every instance; counts stay."""
     if default and (limit, shadow, off) != (None, None, None):
-        _fail(ConfigError("--default takes the changes back: give nothing else"))
+        _fail(ConfigError("--default undoes all changes: give no other option and no limit"))
     found = _run(
         lambda control: control.preview(name, limit, shadow=shadow, off=off, default=default)
     )
@@ -228,10 +230,14 @@ def set_(
 
 @app.command()
 def penalty(
-    after: Annotated[str | None, typer.Argument(help="Refused attempts, as 10/minute.")] = None,
-    ban: Annotated[str, typer.Argument(help="How long the ban is.")] = "15m",
-    grows: Annotated[bool, typer.Option("--grows", help="Doubles while they go on.")] = False,
-    default: Annotated[bool, typer.Option("--default", help="Take the change back.")] = False,
+    after: Annotated[
+        str | None, typer.Argument(help="Refused attempts, such as 10/minute.")
+    ] = None,
+    ban: Annotated[str, typer.Argument(help="The length of the ban.")] = "15m",
+    grows: Annotated[
+        bool, typer.Option("--grows", help="Each further ban is twice as long.")
+    ] = False,
+    default: Annotated[bool, typer.Option("--default", help="Undo the change.")] = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
@@ -253,8 +259,10 @@ def penalty(
 
 @app.command(context_settings=_IDS)
 def exempt(
-    id_: Annotated[int, typer.Argument(metavar="ID", help="Of a user or a chat.")],
-    undo: Annotated[bool, typer.Option("--not", help="Not exempt, whatever else says so.")] = False,
+    id_: Annotated[int, typer.Argument(metavar="ID", help="The id of a user or a chat.")],
+    undo: Annotated[
+        bool, typer.Option("--not", help="Limit them, even if the bot exempts them.")
+    ] = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
@@ -269,11 +277,11 @@ def exempt(
 
 @app.command()
 def pause(
-    how_long: Annotated[str, typer.Argument(help="For example 1h; a day at most.")],
+    how_long: Annotated[str, typer.Argument(help="For example 1h; at most a day.")],
     yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Switch all limits off for a while."""
+    """Switch all limits off for some time."""
     _checked(check_pause, how_long)
     _change(
         f"all limits off for {how_long}",
@@ -296,7 +304,7 @@ def resume(yes: Yes = False, json: Json = False) -> None:
 
 @app.command()
 def history(json: Json = False) -> None:
-    """The versions to roll back to."""
+    """List the versions to roll back to."""
     found = _run(lambda control: control.changes.history())
     rows = [
         (each.version, printing.moment(each.at), each.by, each.what, printing.changes(each))
@@ -308,7 +316,7 @@ def history(json: Json = False) -> None:
 
 @app.command()
 def audit(json: Json = False) -> None:
-    """The last 200 things that operators did."""
+    """List the last 200 actions of operators."""
     found = _run(lambda control: control.audit())
     rows = [(printing.moment(e.at), e.by, e.what, e.before, e.after) for e in found]
     head = ("WHEN", "BY", "WHAT", "BEFORE", "AFTER")
@@ -317,16 +325,18 @@ def audit(json: Json = False) -> None:
 
 @app.command()
 def rollback(
-    version: Annotated[int | None, typer.Argument(help="0 drops all; else the one before.")] = None,
+    version: Annotated[
+        int | None, typer.Argument(help="0 drops all changes; by default the previous.")
+    ] = None,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Let an earlier version hold again."""
+    """Return to an earlier version."""
     found = _run(lambda control: control.changes.preview_rollback(version))
     live, target = found.live, found.target
     now = "an invalid document" if found.is_invalid else printing.changes(live)
     words = (
-        f"version {live.version} holds: {now}",
+        f"version {live.version} is in force: {now}",
         f"roll back to version {target.version}: {printing.changes(target)}",
     )
     _confirm(lambda: printing.say(*words), "Roll back?", yes, json)
@@ -335,7 +345,7 @@ def rollback(
 
 @app.command()
 def health(json: Json = False) -> None:
-    """Whether limits hold; for a container's health check: status 0 if so, 1 if not."""
+    """Check that limits are enforced, for a container's health check: status 0 or 1."""
     found = _run(lambda control: control.health())
     _show(found, json, lambda: printing.say(printing.health(found)))
     if not found.ok:
@@ -346,11 +356,11 @@ def health(json: Json = False) -> None:
 def watch(
     every: Annotated[float, typer.Option(help="Seconds.", min=0.1)] = 2.0,
     count: Annotated[
-        int | None, typer.Option(help="So many times; forever unless given.", min=1)
+        int | None, typer.Option(help="How many times; by default forever.", min=1)
     ] = None,
     json: Json = False,
 ) -> None:
-    """Limits, instances and health, again and again; a line of JSON each time with --json."""
+    """Keep showing limits, instances and health; with --json one line each time."""
 
     async def look(control: Control) -> tuple[HealthView, ConfigView | None]:
         found = await control.health()
@@ -383,7 +393,7 @@ def watch(
 
 @app.command()
 def check(file: Annotated[str, typer.Argument(help="A limits file.")], json: Json = False) -> None:
-    """Whether a limits file is right; status 2, and one line with the place, if it is not."""
+    """Check a limits file: status 2, and one line that names the mistake, if there is one."""
     try:
         found = read_limits_file(file)
         if found.notices:
@@ -401,20 +411,21 @@ def check(file: Annotated[str, typer.Argument(help="A limits file.")], json: Jso
 @app.command()
 def clear(
     everything: Annotated[
-        bool, typer.Option("--everything", help="Also live limits, history and audit.")
+        bool,
+        typer.Option("--everything", help="Also delete live limits, history, audit and logouts."),
     ] = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Forget every count under the prefix; asks twice."""
+    """Delete every count under the prefix; asks twice."""
     prefix = _settings().redis_key_prefix
     what = "everything" if everything else "every count and ban"
 
     def preview() -> None:
-        printing.say(f"{what} under {prefix}:ratelimit: is forgotten, for every user and chat")
+        printing.say(f"delete {what} under {prefix}:ratelimit:, for all users and chats")
 
     _confirm(preview, "Clear?", yes, json)
-    if not yes and _answer(f"Type the prefix ({prefix}) to go on: ") != prefix:
+    if not yes and _answer(f"Type the prefix ({prefix}) to continue: ") != prefix:
         _not_confirmed()
     found = _run(lambda control: control.clear(everything=everything))
     _show({"keys": found}, json, lambda: printing.say(f"{printing.amount(found, 'key')} deleted"))
@@ -426,7 +437,7 @@ def _change(
     yes: bool,
     json: bool,
 ) -> None:
-    """Show what would change, ask, change it, and tell where it holds."""
+    """Preview a change, ask, make it, and say on how many instances it is in force."""
     now = _run(lambda control: control.config())
     if now.problem:
         _fail(ConfigError(now.problem))
@@ -442,19 +453,28 @@ def _finish(act: Callable[[Control], Awaitable[Overrides]], json: bool) -> None:
         return version, sum(each.version >= version for each in instances), len(instances)
 
     version, obeying, running = _run(done)
-    text = f"version {version} holds on {obeying} of {printing.amount(running, 'instance')}"
+    text = f"version {version} is in force on {obeying} of {printing.amount(running, 'instance')}"
     if not running:
-        text = f"version {version} is written; no running bot reports (live=True)"
+        text = (
+            f"version {version} is written; {printing.nobody_reports(_settings().redis_key_prefix)}"
+        )
     found = {"version": version, "obeying": obeying, "instances": running}
     _show(found, json, lambda: printing.say(text))
 
 
 def _checked(check: Callable[[_T], object], value: _T) -> None:
-    """Refuse a mistake before anything is asked."""
+    """Report a mistake before the confirmation."""
     try:
         check(value)
     except ConfigError as error:
         _fail(error)
+
+
+def _operator() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container a user may be a number without a name
+        return str(os.getuid())
 
 
 def _run(act: Callable[[Control], Awaitable[_T]]) -> _T:
@@ -471,19 +491,12 @@ def _run(act: Callable[[Control], Awaitable[_T]]) -> _T:
         _fail(error)
 
 
-def _operator() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # in a container the number often has no name
-        return str(os.getuid())
-
-
 def _settings() -> Settings:
     try:
         settings = Settings()
         if not settings.uses_redis:
             raise ConfigError(
-                "without Redis each bot counts in its own process, out of this command's reach: "
+                "without Redis each bot counts in its own process, which this command cannot read: "
                 "set REDIS_URL or REDIS_HOST as for the bot"
             )
     except ConfigError as error:
@@ -519,13 +532,13 @@ def _confirm(preview: Callable[[], None], question: str, yes: bool, json: bool) 
 
 
 def _answer(question: str) -> str:
-    """What is typed; empty if nobody is there. Standard output is for results only."""
+    """What the operator types; empty at the end of input. Standard output is for results only."""
     typer.echo(question, nl=False, err=True)
     return sys.stdin.readline().strip()
 
 
 def _not_confirmed() -> NoReturn:
-    typer.echo("not confirmed: nothing was changed (--yes does not ask)", err=True)
+    typer.echo("not confirmed: nothing was changed (use --yes to skip the question)", err=True)
     raise typer.Exit(NOT_CONFIRMED)
 
 

@@ -1,7 +1,7 @@
-"""Confirmations: an operator is asked before something is done, and it is done at most once.
+"""Confirmations: an operator confirms an action before it happens, and it happens at most once.
 
-What was asked is kept for two minutes under `<prefix>:ratelimit:audit:asked:<operator>:<token>`, so
-that the answer may reach any instance. Nobody else's answer finds it, and the first one takes it.
+The action is kept for two minutes under `<prefix>:ratelimit:audit:asked:<operator>:<token>`, so
+that the answer may reach any instance. Only this operator's answer finds it, and only once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bot_ratelimit.live import live_key
 from bot_ratelimit.storage.documents import documents_of
 
 SECONDS: Final = 120
-"""How long an operator may think."""
+"""Seconds in which the operator can answer."""
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{12}")
 
@@ -26,7 +26,7 @@ class Confirmations:
     """Questions that wait for an operator's answer.
 
     Args:
-        limiter: The bot's; its storage keeps the questions.
+        limiter: The bot's limiter; its storage keeps the questions.
 
     Raises:
         ConfigError: The storage keeps no documents.
@@ -37,14 +37,14 @@ class Confirmations:
         self._documents = documents_of(limiter.storage)
 
     async def ask(self, operator: int, action: Mapping[str, Any]) -> str:
-        """Keep what an operator is asked; returns the token that the answer has to name."""
+        """Keep an action until the operator confirms it; returns the token of the question."""
         token = secrets.token_urlsafe(9)
         document = json.dumps(action, ensure_ascii=False).encode("utf-8", "backslashreplace")
         await self._documents.put(self._key(operator, token), document, SECONDS)
         return token
 
     async def take(self, operator: int, token: str) -> dict[str, Any] | None:
-        """What this operator was asked; None if it was not, too long ago, or answered already."""
+        """The action of a question; None if it is unknown, too old, or answered already."""
         if not _TOKEN.fullmatch(token):
             return None
         document = await self._documents.take(self._key(operator, token))

@@ -1,4 +1,4 @@
-"""Control: everything that operators can do, each once, for every front end."""
+"""Control: everything that operators can do, implemented once for all front ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bot_ratelimit.admin.changes import (
     wanted_of,
     without_changes,
 )
-from bot_ratelimit.admin.standing import answered, ban_of, ban_words, count_of, seconds_left
+from bot_ratelimit.admin.subject_state import answered, ban_of, ban_words, count_of, seconds_left
 from bot_ratelimit.admin.views import (
     ConfigView,
     Entry,
@@ -52,7 +52,12 @@ from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Charge
 from bot_ratelimit.storage.documents import documents_of
 
-_KEPT: Final = ("live", "history", "audit", "instances")
+LOGINS: Final = "{login}:"
+"""What keys of logins begin with. In braces, which no rule's name has, and which keep the keys on
+one node of a Redis Cluster."""
+
+# Without the keys of logins, sessions that were logged out would hold again.
+_KEPT: Final = ("live", "history", "audit", "instances", LOGINS)
 
 
 class Control:
@@ -60,8 +65,8 @@ class Control:
 
     Args:
         limiter: The bot's own, or one with the same storage and prefix.
-        by: Who acts, as the audit will say.
-        told: What is known of the rules where no instance reports them, see
+        by: Who acts; their name in the audit.
+        local_inventory: Returns the rules to show if no instance reports any, see
             `RateLimitMiddleware.inventory`.
         settings: Shown by `config`.
         patience: See `Changes`.
@@ -72,13 +77,13 @@ class Control:
         limiter: Limiter,
         by: str,
         *,
-        told: Callable[[], dict[str, Any]] = dict,
+        local_inventory: Callable[[], dict[str, Any]] = dict,
         settings: Settings | None = None,
         patience: float = PATIENCE,
     ) -> None:
         self.limiter = limiter
         self.by = by
-        self._told = told
+        self._local_inventory = local_inventory
         self._settings = settings
         self._documents = documents_of(limiter.storage)
         self._audit = Audit(self._documents, self._key("audit"), by)
@@ -87,7 +92,7 @@ class Control:
     @classmethod
     def of(cls, middleware: RateLimitMiddleware, by: str, **options: Any) -> Control:
         """Control over the bot in this process, and its other instances."""
-        return cls(middleware.limiter, by, told=middleware.inventory, **options)
+        return cls(middleware.limiter, by, local_inventory=middleware.inventory, **options)
 
     @classmethod
     def from_settings(cls, settings: Settings, by: str, **options: Any) -> Control:
@@ -104,16 +109,16 @@ class Control:
             "penalty": "file",
         }
 
-        def told() -> dict[str, Any]:
+        def local_inventory() -> dict[str, Any]:
             found = inventory(Overrides(), rules, origins, Flags(), ())
             return {"rules": found, "exempt": sorted(settings.exempt())}
 
-        return cls(limiter, by, told=told, settings=settings, **options)
+        return cls(limiter, by, local_inventory=local_inventory, settings=settings, **options)
 
     # --- looking ----------------------------------------------------------------------------
 
     async def config(self) -> ConfigView:
-        """What holds, on which instances, and what decided it."""
+        """What is in force, on which instances, and where it comes from."""
         (live, problem), instances = await self.changes.in_force(), await self.instances()
         return ConfigView(
             self.limiter.key_prefix,
@@ -131,9 +136,9 @@ class Control:
 
     async def instances(self) -> tuple[InstanceView, ...]:
         """The instances that follow the live limits now."""
-        told = await self._documents.reports(self._key("instances"))
+        reports = await self._documents.reports(self._key("instances"))
         found = []
-        for name, report in sorted(told.items()):
+        for name, report in sorted(reports.items()):
             try:
                 found.append(InstanceView.of(name, json.loads(report)))
             except (ValueError, LookupError, TypeError):  # of another version of this package
@@ -141,7 +146,7 @@ class Control:
         return tuple(found)
 
     async def show(self, subject: Subject) -> SubjectView:
-        """Where somebody stands with every rule; charges nothing."""
+        """What a user or chat has left of every rule; charges nothing."""
         instances = await self.instances()
         (live, _), rules = await self.changes.in_force(), await self._rules(instances)
         self._check_subject(subject, instances)
@@ -170,13 +175,13 @@ class Control:
         )
 
     async def try_(self, subject: Subject, name: str | None = None) -> Decision | None:
-        """What an update would be decided now, charging nothing; None if it is not limited.
+        """The decision about an update now, without charging; None if no limit applies to it.
 
-        `Decision.banned` says whether a ban refuses.
+        `Decision.banned` says whether a ban refuses it.
 
         Args:
-            subject: Who would send it.
-            name: The name of a handler's own limit, instead of what holds for every handler.
+            subject: Who would send the update.
+            name: The name of a handler's own limit, instead of the rules for every handler.
         """
         instances = await self.instances()
         (live, _), views = await self.changes.in_force(), await self._rules(instances)
@@ -218,14 +223,14 @@ class Control:
         return await self._audit.entries()
 
     async def bans(self, offset: int = 0, limit: int = 100) -> list[Ban]:
-        """Who is banned, by hand or by a penalty; a page at a time, the first end soonest."""
+        """Who is banned, by hand or by a penalty; one page; bans that end first come first."""
         return await self.limiter.bans(offset, limit)
 
     async def top(self, n: int = 10, hours: int = 24) -> tuple[Refusals, ...]:
-        """Who was refused most in these hours.
+        """The users who were refused most often in these hours.
 
         Raises:
-            ConfigError: Nobody counts that.
+            ConfigError: The bot collects no statistics.
         """
         return await self.limiter.top_refused(n, hours) or await self._nothing_counted()
 
@@ -233,15 +238,15 @@ class Control:
         """Decisions by hour, rule and outcome.
 
         Raises:
-            ConfigError: Nobody counts that.
+            ConfigError: The bot collects no statistics.
         """
         return await self.limiter.statistics(hours) or await self._nothing_counted()
 
     async def by_hour(self, hours: int = 24) -> tuple[HourTotal, ...]:
-        """For a chart: the totals of each of these hours, the earliest first, also of empty ones.
+        """For a chart: the totals of each of these hours, the earliest first, also of empty hours.
 
         Raises:
-            ConfigError: Nobody counts that.
+            ConfigError: The bot collects no statistics.
         """
         counted = await self.statistics(hours)
         this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -254,10 +259,10 @@ class Control:
         )
 
     async def use(self, hours: int = 24) -> tuple[RuleUse, ...]:
-        """How much each rule had to do in these hours.
+        """The number of decisions of each rule in these hours.
 
         Raises:
-            ConfigError: Nobody counts that.
+            ConfigError: The bot collects no statistics.
         """
         totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for each in await self.statistics(hours):
@@ -276,13 +281,13 @@ class Control:
     # --- users ------------------------------------------------------------------------------
 
     async def forgive(self, subject: Subject, names: Iterable[str] = ()) -> tuple[str, ...]:
-        """Forget what somebody was charged; the names of the rules where there was something.
+        """Delete the counts of a user or chat; returns the names of the rules that had counts.
 
-        A ban by a penalty is lifted on every instance at once. One by hand stays: see `unban`.
+        A ban by a penalty is lifted on every instance at once. A ban by hand stays: see `unban`.
 
         Args:
-            subject: Who. What counts everybody together is not touched.
-            names: Of which rules; of all unless given.
+            subject: The user or chat. Rules that count all users together are not changed.
+            names: The rules; by default all.
         """
         instances = await self.instances()
         views = await self._rules(instances)
@@ -310,12 +315,12 @@ class Control:
         """Refuse everything from a user, a chat or a user in a chat, on every instance.
 
         Args:
-            subject: Who. With a chat, a user is banned in that chat only.
-            how_long: Seconds or a text such as `"1h"`; None or `"forever"` for good.
+            subject: The user or chat. With a chat, a user is banned in that chat only.
+            how_long: Seconds or a text such as `"1h"`; None or `"forever"` for a ban without end.
             reason: Why, for the other operators.
 
         Raises:
-            ConfigError: An argument makes no sense.
+            ConfigError: An argument is invalid.
         """
         length = None if how_long == "forever" else how_long
         before = [ban for ban in await self.limiter.bans_of(subject) if ban.subject == subject]
@@ -325,7 +330,7 @@ class Control:
         return done
 
     async def unban(self, subject: Subject) -> bool:
-        """Lift every ban of exactly this subject, also one by a penalty; whether there was one."""
+        """Lift every ban of exactly this subject, by hand or penalty; whether there was one."""
         before = [ban for ban in await self.limiter.bans_of(subject) if ban.subject == subject]
         done = await self.limiter.unban(subject)
         words = "; ".join(map(ban_words, before)) or ("banned" if done else "")
@@ -333,11 +338,12 @@ class Control:
         return done
 
     async def clear(self, *, everything: bool = False) -> int:
-        """Forget every count under the prefix, in slices; how many keys there were.
+        """Delete every count under the prefix, in batches; returns the number of keys.
 
         Args:
-            everything: Also the live limits, their history and the audit. Running instances write
-                the live limits back: use `rollback(0)` to drop them.
+            everything: Also delete the live limits, their history, the audit, and the record of
+                logouts. Running instances write the live limits back: use `rollback(0)` to drop
+                them.
         """
         keep = () if everything else [self._key(name) for name in _KEPT]
         found = await self._documents.clear(f"{self.limiter.key_prefix}:ratelimit:", keep)
@@ -389,7 +395,7 @@ class Control:
         return Preview(before, after, live.version, len(instances))
 
     async def wait_for(self, version: int, seconds: float = 6.0) -> tuple[InstanceView, ...]:
-        """Wait until every instance obeys this version, or for so long; the instances then."""
+        """Wait until every instance obeys this version, or these seconds; returns the instances."""
         until = time.monotonic() + seconds
         while True:
             instances = await self.instances()
@@ -405,7 +411,7 @@ class Control:
 
     async def _rules(self, instances: Iterable[InstanceView]) -> tuple[RuleView, ...]:
         reported = merged(rule for each in instances for rule in each.rules)
-        return reported or tuple(map(RuleView.of, self._told().get("rules", ())))
+        return reported or tuple(map(RuleView.of, self._local_inventory().get("rules", ())))
 
     async def _refused(self, subject: Subject, instances: Sequence[InstanceView]) -> int | None:
         if subject.user is None or not self.limiter.keeps_statistics:
@@ -414,14 +420,16 @@ class Control:
         return found or (None if self._counting(instances) is False else 0)
 
     def _counting(self, instances: Sequence[InstanceView]) -> bool | None:
-        """Whether any instance counts decisions; None if nobody says so."""
-        said = [each.statistics for each in instances] or [self._told().get("statistics")]
+        """Whether any instance counts decisions; None if that is unknown."""
+        said = [each.statistics for each in instances] or [
+            self._local_inventory().get("statistics")
+        ]
         return True if any(said) else None if None in said else False
 
     async def _nothing_counted(self) -> tuple[()]:
         if self._counting(await self.instances()) is False:
             raise ConfigError(
-                "the bot counts no statistics: pass statistics=True to RateLimitMiddleware"
+                "the bot collects no statistics: pass statistics=True to RateLimitMiddleware"
             )
         return ()
 
@@ -430,7 +438,7 @@ class Control:
     ) -> bool:
         ids = {subject.user, subject.chat} - {None}
         elsewhere = {each for instance in instances for each in instance.exempt}
-        elsewhere |= set() if instances else set(self._told().get("exempt", ()))
+        elsewhere |= set() if instances else set(self._local_inventory().get("exempt", ()))
         return not ids.isdisjoint((elsewhere | live.exempt) - live.limited)
 
     def _check_subject(self, subject: Subject, instances: Iterable[InstanceView]) -> None:

@@ -1,4 +1,4 @@
-"""Printing: what operators are shown, as text for people and as JSON for programs."""
+"""Printing: results as text for people, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.storage.banlist import Ban
 
 _WIDE: Final = 200
-"""Columns of a pipe that does not say: so many that programs such as grep see whole lines."""
+"""Columns if the output is a pipe: wide, so that programs such as grep see whole lines."""
 
 
 def console() -> Console:
@@ -53,12 +53,12 @@ def amount(number: int, thing: str) -> str:
 
 
 def moment(at: float) -> str:
-    """A Unix time as the operator's clock shows it."""
+    """A Unix time in the operator's time zone."""
     return f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M:%S}" if at else ""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table whose cells break rather than being cut."""
+    """A table whose cells wrap instead of being cut."""
     found = Table(box=None, pad_edge=False, header_style="bold")
     for name in head:
         found.add_column(name, overflow="fold")
@@ -96,11 +96,11 @@ def limit_of(view: RuleView) -> str:
 
 
 def _origin(view: RuleView) -> str:
-    return f"{view.origin} (else {view.otherwise})" if view.otherwise else view.origin
+    return f"{view.origin} (otherwise {view.otherwise})" if view.otherwise else view.origin
 
 
 def config(view: ConfigView) -> list[RenderableType]:
-    """What holds, and what decided it."""
+    """What is in force, and where it comes from."""
     live = view.live
     changed = f"version {live.version}" if live.version else "nothing changed"
     if live.version:
@@ -131,10 +131,18 @@ def _switches(live: Overrides) -> list[str]:
     return lines
 
 
+def nobody_reports(prefix: str) -> str:
+    """That no bot with live limits runs with this prefix, and what to check."""
+    return (
+        f"no running bot reports under {prefix!r}: is REDIS_KEY_PREFIX that of the bot, "
+        "and live=True in its code?"
+    )
+
+
 def instances(view: ConfigView) -> RenderableType:
     """The running instances and the version that each obeys."""
     if not view.instances:
-        return "no running bot reports (live=True)"
+        return nobody_reports(view.prefix)
     return table(
         ("INSTANCE", "VERSION", "REJECTED", "PROBLEM"),
         [
@@ -150,7 +158,7 @@ def _differing(view: ConfigView, instance: InstanceView) -> str:
 
 
 def subject(view: SubjectView) -> list[RenderableType]:
-    """Where somebody stands."""
+    """What a user or chat has left of each rule."""
     somebody = " ".join(f"{name} {each}" for name, each in view.subject.items())
     if view.exempt:
         verdict = "exempt" if view.banned is None else "exempt, so the ban does not hold"
@@ -161,7 +169,7 @@ def subject(view: SubjectView) -> list[RenderableType]:
     elif view.banned is not None and view.banned.until is None:
         verdict = "refused"
     else:
-        verdict = f"refused, free in {duration(view.retry_after)}"
+        verdict = f"refused, allowed again in {duration(view.retry_after)}"
     lines: list[RenderableType] = [f"{somebody}: {verdict}"]
     if view.refused is not None:
         lines.append(f"refused {amount(view.refused, 'time')} in the last 24 hours")
@@ -170,9 +178,9 @@ def subject(view: SubjectView) -> list[RenderableType]:
     rows = []
     for each in view.counts:
         left = "?" if each.remaining is None else f"{each.remaining} of {each.capacity}"
-        free = "now" if each.allowed else f"in {duration(each.retry_after)}"
-        rows.append((each.rule, left, free, each.key))
-    return [*lines, table(("RULE", "LEFT", "FREE", "KEY"), rows)]
+        allowed = "now" if each.allowed else f"in {duration(each.retry_after)}"
+        rows.append((each.rule, left, allowed, each.key))
+    return [*lines, table(("RULE", "LEFT", "ALLOWED", "KEY"), rows)]
 
 
 def ban(found: Ban) -> str:
@@ -197,11 +205,11 @@ def bans(found: Sequence[Ban]) -> RenderableType:
 
 
 def health(view: HealthView) -> str:
-    """Whether limits hold, in a line."""
+    """Whether limits are enforced, in a line."""
     if not view.ok:
-        return f"not well: {view.problem}"
+        return f"unhealthy: {view.problem}"
     return (
-        f"well: answered in {view.seconds * 1e3:.0f} ms, {amount(view.instances, 'instance')}, "
+        f"healthy: answered in {view.seconds * 1e3:.0f} ms, {amount(view.instances, 'instance')}, "
         f"{view.behind} of them behind version {view.version}"
     )
 

@@ -1,4 +1,4 @@
-"""What operators are shown, as values that every front end words in its own way."""
+"""Views: what operators see, as values that each front end turns into its own texts."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class RuleView:
     name: str
     """See `overrides.name_of`."""
     limit: str | None
-    """None where a function in the bot's code decides."""
+    """None if a function in the bot's code decides."""
     scope: str | None
     """None for a custom scope."""
     path: str
-    """What stands in its keys between `<prefix>:ratelimit:` and the ids."""
+    """The part of its keys between `<prefix>:ratelimit:` and the ids."""
     cost: int
     shadow: bool
     off: bool
@@ -36,18 +36,18 @@ class RuleView:
     """`every handler`, or the name of the handler whose flag it is."""
     origin: Origin
     otherwise: str | None
-    """The limit that would hold without the live change."""
+    """The limit without the live change."""
     ban_ms: int = 0
-    """Of a penalty, how long it bans; 0 for every other rule."""
+    """The length of a penalty's ban; 0 for every other rule."""
     longest_ms: int = 0
     otherwise_shadow: bool | None = None
-    """Whether it would be a trial without the live change; None if nothing was changed."""
+    """Whether the rule is a trial without the live change; None if there is no change."""
 
     @classmethod
     def of(cls, item: Mapping[str, Any]) -> RuleView:
-        """From what an instance tells."""
-        told: dict[str, Any] = {"otherwise": None, **item, "origin": item["from"]}
-        return cls(**{name: each for name, each in told.items() if name in cls.__slots__})
+        """From the report of an instance."""
+        report: dict[str, Any] = {"otherwise": None, **item, "origin": item["from"]}
+        return cls(**{name: each for name, each in report.items() if name in cls.__slots__})
 
     def rule(self) -> Rule | None:
         """The rule itself, to look at its counts; None for a custom scope."""
@@ -67,38 +67,38 @@ class RuleView:
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
-    """A running instance of the bot, as it told within the last 30 seconds."""
+    """A running instance of the bot, as it reported within the last 30 seconds."""
 
     name: str
     version: int
-    """Of the live document that it obeys."""
+    """The version of the live document that it obeys."""
     rejected: int
-    """How many documents it did not obey, or found gone."""
+    """How many documents it rejected as invalid, or found missing."""
     problem: str
     exempt: tuple[int, ...] = ()
     per_bot: bool = False
     rules: tuple[RuleView, ...] = ()
     statistics: bool | None = None
-    """Whether it counts decisions by hour; None if it does not say."""
+    """Whether it counts decisions by hour; None if it does not report that."""
 
     @classmethod
-    def of(cls, name: str, told: Mapping[str, Any]) -> InstanceView:
-        """From what an instance tells."""
+    def of(cls, name: str, report: Mapping[str, Any]) -> InstanceView:
+        """From the report of an instance."""
         return cls(
             name,
-            told["version"],
-            told["rejected"],
-            told["problem"],
-            tuple(told.get("exempt", ())),
-            told.get("per_bot", False),
-            tuple(map(RuleView.of, told.get("rules", ()))),
-            told.get("statistics"),
+            report["version"],
+            report["rejected"],
+            report["problem"],
+            tuple(report.get("exempt", ())),
+            report.get("per_bot", False),
+            tuple(map(RuleView.of, report.get("rules", ()))),
+            report.get("statistics"),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class SettingView:
-    """A setting and what decided it."""
+    """A setting, and where its value comes from."""
 
     name: str
     value: str
@@ -107,7 +107,7 @@ class SettingView:
 
 @dataclass(frozen=True, slots=True)
 class ConfigView:
-    """What holds, and what decided it."""
+    """What is in force, and where it comes from."""
 
     prefix: str
     storage: str
@@ -132,7 +132,7 @@ class ConfigView:
 
 @dataclass(frozen=True, slots=True)
 class CountView:
-    """Where somebody stands with one rule."""
+    """What a user or chat has left of one rule."""
 
     rule: str
     key: str
@@ -150,7 +150,7 @@ class CountView:
 
 @dataclass(frozen=True, slots=True)
 class SubjectView:
-    """Where somebody stands with all rules."""
+    """What a user or chat has left of all rules."""
 
     subject: dict[str, int | str]
     allowed: bool
@@ -159,15 +159,15 @@ class SubjectView:
     off_until: float
     """Until when all limits are off, in Unix seconds; 0 if they are not."""
     banned: Ban | None
-    """By hand or by a penalty; of several, the one that ends last."""
+    """A ban by hand or by a penalty; of several, the one that ends last."""
     refused: int | None
-    """How often the user was refused in the last 24 hours; None if nobody counts that."""
+    """How often the user was refused in the last 24 hours; None without statistics."""
     counts: tuple[CountView, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class HealthView:
-    """Whether limits hold."""
+    """Whether limits are enforced."""
 
     ok: bool
     problem: str
@@ -179,7 +179,7 @@ class HealthView:
     behind: int
     """How many instances do not obey the newest version."""
     limiter: Health
-    """What the limiter of the operator says after a test call."""
+    """The health of the operator's own limiter, after a test call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ class HourTotal:
 
 @dataclass(frozen=True, slots=True)
 class RuleUse:
-    """How much a rule had to do."""
+    """The decisions of a rule."""
 
     rule: RuleView
     allowed: int
@@ -228,7 +228,7 @@ class RuleUse:
     refused: int
     banned: int
     remaining: int | None
-    """What is left now of a rule that counts everybody together; None for every other rule."""
+    """What is left now of a rule that counts all users together; None for every other rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +248,7 @@ def _said(view: RuleView) -> tuple[object, ...]:
 
 
 def merged(rules: Iterable[RuleView]) -> tuple[RuleView, ...]:
-    """Each rule once, of those with one name the first."""
+    """Each rule once; of rules that share a name, the first."""
     found: dict[str, RuleView] = {}
     for rule in rules:
         found.setdefault(rule.name, rule)
@@ -261,7 +261,7 @@ def who(subject: Subject) -> str:
 
 
 def settings_in_force(settings: Settings | None) -> Iterable[SettingView]:
-    """Each setting that is not a secret, with what decided it."""
+    """All settings and where they come from; secrets are not shown."""
     if settings is None:
         return
     for name, field in Settings.model_fields.items():

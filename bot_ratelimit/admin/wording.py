@@ -1,4 +1,4 @@
-"""Wording: values as people say them, for every front end."""
+"""Wording: durations and changes as text, for all front ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHANGES: Final = ("rules", "penalty", "exempt", "limited", "off_until")
 
 
 def duration(seconds: float, units: Sequence[str] = UNITS) -> str:
-    """Seconds as people say them: `7 s`, `2 min 5 s`, `3 d 4 h`."""
+    """Seconds as text: `7 s`, `2 min 5 s`, `3 d 4 h`."""
     left = max(0, round(seconds))
     if 0 < seconds < 1:
         return f"{seconds:.1g} {units[-1]}"

@@ -94,7 +94,10 @@ class Documents(Protocol):
         ...
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:
-        """Delete all keys with this prefix except `keep`, in slices; return how many."""
+        """Delete all keys with this prefix except `keep`, in slices; return how many.
+
+        What ends with a colon in `keep` stands for all keys that begin with it.
+        """
         ...
 
 
@@ -167,11 +170,12 @@ class RedisDocuments:
                 "have to be cleared one by one; a prefix with a hash tag, '{my_bot}', is on one"
             )
         kept = {key.encode() for key in keep}
+        begins = tuple(key for key in kept if key.endswith(b":"))
         cursor, deleted = b"0", 0
         while True:
             scan = (b"SCAN", cursor, b"MATCH", prefix.encode() + b"*", b"COUNT", _SLICE)
             cursor, keys = await self._run(prefix, *scan)
-            doomed = [key for key in keys if key not in kept]
+            doomed = [key for key in keys if key not in kept and not key.startswith(begins)]
             if doomed:
                 deleted += await self._run(prefix, b"UNLINK", *doomed)
             if int(cursor) == 0:

@@ -15,14 +15,15 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import Penalty, RateLimitMiddleware, Rule, Scope
 from bot_ratelimit.__main__ import main
-from bot_ratelimit.admin.cli import _operator, app
+from bot_ratelimit.admin import cli
+from bot_ratelimit.admin.cli import app
 from tests.incoming.support import Instance
 from tests.servers import Server, free_port
 
@@ -98,7 +99,7 @@ async def test_a_refused_user_is_seen_and_forgiven(bot: Instance) -> None:
     """`show` says how much is left, `try` has status 1; after `forgive` the user gets through."""
     assert await bot.send("1", "2", "3", "4") == [True, True, True, False]
     shown, tried = await asyncio.gather(run("show", "42"), run("try", "42", "--json"))
-    assert shown.out.startswith("user 42 chat 42: refused, free in 59 min ")
+    assert shown.out.startswith("user 42 chat 42: refused, allowed again in 59 min ")
     assert re.search(r"^messages +0 of 3 +in 59 min", shown.out, re.MULTILINE)
     assert "shop:ratelimit:messages:42" in shown.out
     assert (tried.status, tried.json["allowed"]) == (1, False)
@@ -115,7 +116,7 @@ async def test_a_limit_is_set_and_rolled_back(bot: Instance) -> None:
     """`set` shows, asks, and waits until the instances obey; `history` and `rollback` follow."""
     done = await run("set", "messages", "1/minute", typed="y\n")
     assert done.out == (
-        "messages: 3/hour -> 1/minute, on 1 instance\nversion 1 holds on 1 of 1 instance\n"
+        "messages: 3/hour -> 1/minute, on 1 instance\nversion 1 is in force on 1 of 1 instance\n"
     )
     assert await bot.send("1", "2") == [True, False]
     listed, audited, configured = await asyncio.gather(
@@ -136,7 +137,7 @@ async def test_a_roll_back_shows_what_it_does_and_does_only_that(bot: Instance) 
         await run("set", "messages", limit, "--yes")
     asked = await run("rollback", typed="n\n")
     assert (asked.status, asked.out.splitlines()) == (5, [
-        'version 2 holds: {"rules": {"messages": {"limit": "2/hour"}}}',
+        'version 2 is in force: {"rules": {"messages": {"limit": "2/hour"}}}',
         'roll back to version 1: {"rules": {"messages": {"limit": "1/hour"}}}',
     ])  # fmt: skip
     process = await asyncio.create_subprocess_exec(
@@ -230,22 +231,14 @@ async def test_watch_outlives_an_outage(
     assert (table.status, "not well: Connection refused" in table.out) == (0, True)
 
 
-def test_a_user_number_without_a_name_may_operate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a container with a bare number as its user, the audit has that number."""
-    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
-    assert _operator() == str(os.getuid())
-
-
 async def test_health_is_a_container_check(bot: Instance) -> None:
     """Status 0 while limits hold, 1 when Redis is away; other commands have status 3 then."""
     away = f"redis://127.0.0.1:{free_port()}"
     well, ill, out = await asyncio.gather(
         run("health"), run("health", REDIS_URL=away), run("show", "42", REDIS_URL=away)
     )
-    assert (well.status, well.out.startswith("well: answered in ")) == (0, True)
-    assert (ill.status, ill.out.startswith("not well: ")) == (1, True)
+    assert (well.status, well.out.startswith("healthy: answered in ")) == (0, True)
+    assert (ill.status, ill.out.startswith("unhealthy: ")) == (1, True)
     assert (out.status, out.err.startswith("error: ")) == (3, True)
 
 
@@ -309,6 +302,29 @@ async def test_a_bot_without_statistics_is_told_as_one(bot: Instance) -> None:
     for found in await asyncio.gather(run("top"), run("stats", "--json")):
         assert (found.status, found.out) == (2, "")
         assert "pass statistics=True to RateLimitMiddleware" in found.err
+
+
+async def test_another_prefix_than_the_bots_is_noticed(bot: Instance) -> None:
+    """Where no bot reports, the rules come with a line that names the prefix and what to check."""
+    here, elsewhere = await asyncio.gather(
+        run("limits"), run("limits", REDIS_KEY_PREFIX="other", RATE_LIMIT="7/h")
+    )
+    assert "no running bot" not in here.out
+    assert "7/h" in elsewhere.out
+    told = " ".join(elsewhere.out.split())
+    assert "no running bot reports under 'other': is REDIS_KEY_PREFIX that of the bot" in told
+
+
+def test_a_user_without_a_name_operates(environment: pytest.MonkeyPatch) -> None:
+    """In a container, where the user is only a number, that number is the operator's name."""
+
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        environment.delenv(name, raising=False)
+    environment.setattr(pwd, "getpwuid", unknown)
+    assert cli._operator() == str(os.getuid())
 
 
 def test_the_documents_have_every_command() -> None:

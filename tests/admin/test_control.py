@@ -30,6 +30,8 @@ from bot_ratelimit.admin import printing
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.bans import FOREVER
+from bot_ratelimit.overrides import Overrides
+from bot_ratelimit.storage.documents import documents_of
 from tests.benches import Bench
 from tests.incoming.support import Instance
 from tests.servers import Server, running_cluster
@@ -38,7 +40,7 @@ ANNA = Subject(user=42, chat=42)
 PENALTY = Penalty("2/h", "1h")
 
 
-class Desk(NamedTuple):
+class OperatedBot(NamedTuple):
     """A bot, and an operator who is not part of it."""
 
     instance: Instance
@@ -59,7 +61,7 @@ def rules() -> list[Rule]:
 
 
 @pytest.fixture
-async def desk(bench: Bench) -> AsyncIterator[Desk]:
+async def bot(bench: Bench) -> AsyncIterator[OperatedBot]:
     limiter = Limiter(bench.storage, timeout=5)
     middleware = RateLimitMiddleware(rules(), limiter=limiter, live=True, penalty=PENALTY)
     instance = Instance(middleware, ())
@@ -67,29 +69,29 @@ async def desk(bench: Bench) -> AsyncIterator[Desk]:
     instance.dispatcher.message.register(instance._handle)
     await instance.dispatcher.emit_startup()
     operator = Limiter(bench.storage, timeout=5)
-    yield Desk(instance, middleware, Control(operator, "anna@shell", patience=0))
+    yield OperatedBot(instance, middleware, Control(operator, "anna@shell", patience=0))
     await instance.dispatcher.emit_shutdown()
 
 
-async def test_limits_are_those_in_force(desk: Desk) -> None:
+async def test_limits_are_those_in_force(bot: OperatedBot) -> None:
     """Every rule of the bot is listed with its name, scope, key and origin, also when changed."""
-    found = {rule.name: rule for rule in await desk.control.limits()}
+    found = {rule.name: rule for rule in await bot.control.limits()}
     assert list(found) == ["messages", "chat", "global", "ban"]
     assert (found["messages"].limit, found["messages"].scope) == ("3/hour", "user")
     assert (found["ban"].ban_ms, found["ban"].origin) == (3_600_000, "code")
-    await desk.control.set_rule("messages", "2/minute", shadow=True)
-    await desk.refresh()
-    changed = {rule.name: rule for rule in await desk.control.limits()}["messages"]
+    await bot.control.set_rule("messages", "2/minute", shadow=True)
+    await bot.refresh()
+    changed = {rule.name: rule for rule in await bot.control.limits()}["messages"]
     assert (changed.limit, changed.shadow, changed.origin) == ("2/minute", True, "live")
     assert changed.otherwise == "3/hour"
     assert changed.rule() == Rule("2/minute", name="messages", shadow=True)
 
 
-async def test_a_users_whole_state_is_shown_without_charging(desk: Desk) -> None:
+async def test_a_users_whole_state_is_shown_without_charging(bot: OperatedBot) -> None:
     """What is left, when it is free again, under which key; looking costs nothing."""
-    await desk.allowed(4)
+    await bot.allowed(4)
     for _ in range(3):
-        found = await desk.control.show(ANNA)
+        found = await bot.control.show(ANNA)
     counts = {each.rule: each for each in found.counts}
     assert (found.allowed, counts["messages"].allowed, counts["chat"].allowed) == (
         False,
@@ -101,102 +103,130 @@ async def test_a_users_whole_state_is_shown_without_charging(desk: Desk) -> None
     assert found.retry_after == counts["messages"].retry_after
     assert counts["messages"].key == "bot:ratelimit:messages:42"
     assert counts["chat"].remaining == 97
-    stranger = await desk.control.show(Subject(user=1))
+    stranger = await bot.control.show(Subject(user=1))
     assert stranger.allowed
     assert {each.rule: each.remaining for each in stranger.counts}["messages"] == 3
 
 
-async def test_a_refused_user_is_forgiven_and_gets_through(desk: Desk) -> None:
+async def test_a_refused_user_is_forgiven_and_gets_through(bot: OperatedBot) -> None:
     """Counts and bans are forgotten, all or rule by rule; what counts everybody stays."""
-    assert await desk.allowed(7) == 3
-    assert not (await desk.control.show(ANNA)).allowed
-    assert await desk.control.forgive(ANNA, ["messages"]) == ("messages",)
-    assert await desk.allowed(1) == 0  # still banned
-    assert set(await desk.control.forgive(ANNA)) == {"chat", "ban"}
-    assert await desk.allowed(1) == 1
-    remaining = {each.rule: each.remaining for each in (await desk.control.show(ANNA)).counts}
+    assert await bot.allowed(7) == 3
+    assert not (await bot.control.show(ANNA)).allowed
+    assert await bot.control.forgive(ANNA, ["messages"]) == ("messages",)
+    assert await bot.allowed(1) == 0  # still banned
+    assert set(await bot.control.forgive(ANNA)) == {"chat", "ban"}
+    assert await bot.allowed(1) == 1
+    remaining = {each.rule: each.remaining for each in (await bot.control.show(ANNA)).counts}
     assert remaining["global"] == 46
-    assert await desk.control.forgive(Subject(user=5)) == ()
+    assert await bot.control.forgive(Subject(user=5)) == ()
 
 
-async def test_a_test_call_says_what_would_be_decided(desk: Desk) -> None:
+async def test_a_test_call_says_what_would_be_decided(bot: OperatedBot) -> None:
     """Allowed with what is left, refused with the wait, None for who is not limited."""
-    decision = await desk.control.try_(ANNA)
+    decision = await bot.control.try_(ANNA)
     assert decision is not None
     assert (decision.allowed, decision.remaining) == (True, 3)
-    await desk.allowed(4)
-    decision = await desk.control.try_(ANNA)
+    await bot.allowed(4)
+    decision = await bot.control.try_(ANNA)
     assert decision is not None
     assert not decision.allowed
     assert 3_590 < decision.retry_after <= 3_600
-    await desk.control.changes.set_exempt(42, True)
-    assert await desk.control.try_(ANNA) is None
-    await desk.control.changes.set_exempt(42, False)
-    await desk.control.changes.pause("1h")
-    assert await desk.control.try_(ANNA) is None
-    assert (await desk.control.show(ANNA)).off_until > 0
+    await bot.control.changes.set_exempt(42, True)
+    assert await bot.control.try_(ANNA) is None
+    await bot.control.changes.set_exempt(42, False)
+    await bot.control.changes.pause("1h")
+    assert await bot.control.try_(ANNA) is None
+    assert (await bot.control.show(ANNA)).off_until > 0
     with pytest.raises(ConfigError, match="no rule is called 'ai': expected one of ban, chat"):
-        await desk.control.try_(ANNA, "ai")
+        await bot.control.try_(ANNA, "ai")
 
 
-async def test_each_change_holds_and_can_be_rolled_back(desk: Desk) -> None:
+async def test_each_change_holds_and_can_be_rolled_back(bot: OperatedBot) -> None:
     """Limits, switches, penalty and pause change, and every version before comes back."""
-    control, changes = desk.control, desk.control.changes
+    control, changes = bot.control, bot.control.changes
     assert (await control.set_rule("messages", "1/h")).version == 1
-    assert await desk.allowed(3) == 1
+    assert await bot.allowed(3) == 1
     assert (await control.set_rule("messages", off=True)).version == 2
     await control.set_rule("ban", off=True)
-    assert await desk.allowed(3) == 3
+    assert await bot.allowed(3) == 3
     await changes.rollback(1)
-    await desk.refresh()
+    await bot.refresh()
     assert await control.forgive(ANNA)
-    assert await desk.allowed(2) == 1
+    assert await bot.allowed(2) == 1
     await changes.rollback()
     assert (await changes.current()).rules == {"messages": {"limit": "1/hour", "off": True},
                                                "ban": {"off": True}}  # fmt: skip
     await changes.rollback(0)
     await control.forgive(ANNA)
-    assert await desk.allowed(4) == 3
+    assert await bot.allowed(4) == 3
     await changes.set_penalty("1/h", "2h")
     await changes.pause("10m")
-    assert await desk.allowed(9) == 9
+    assert await bot.allowed(9) == 9
     await changes.resume()
     await changes.set_penalty(None)
     assert (await changes.current()).penalty is None
     assert [each.version for each in await changes.history()] == list(range(10, 0, -1))
-    with pytest.raises(ConfigError, match="version 99 is not there to roll back to: expected 0, 1"):
+    with pytest.raises(ConfigError, match="there is no version 99 to roll back to: expected 0, 1"):
         await changes.rollback(99)
 
 
-async def test_only_the_last_20_versions_and_200_changes_are_kept(desk: Desk) -> None:
+async def test_only_the_last_20_versions_and_200_changes_are_kept(bot: OperatedBot) -> None:
     """History and audit are bounded, and say when, who, what, before and after."""
     for number in range(1, 206):
-        await desk.control.changes.set_exempt(number % 3, True)
-    assert [each.version for each in await desk.control.changes.history()] == [*range(205, 185, -1)]
-    audit = await desk.control.audit()
+        await bot.control.changes.set_exempt(number % 3, True)
+    assert [each.version for each in await bot.control.changes.history()] == [*range(205, 185, -1)]
+    audit = await bot.control.audit()
     assert len(audit) == 200
     assert (audit[0].by, audit[0].what) == ("anna@shell", "exempt 1")
     assert audit[0].after == '{"exempt": [0, 1, 2]}'
-    assert audit[0].at == pytest.approx((await desk.control.changes.current()).at, abs=2)
+    assert audit[0].at == pytest.approx((await bot.control.changes.current()).at, abs=2)
 
 
-async def test_two_admins_do_not_overwrite_each_other(desk: Desk) -> None:
+async def test_rolling_back_does_not_drop_what_came_meanwhile(
+    bot: OperatedBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a version, a rollback is of the version that was newest when it was asked for."""
+    changes, boris = bot.control.changes, Control(bot.control.limiter, "boris@web", patience=0)
+    await bot.control.set_rule("messages", "2/minute")
+    look = changes.current
+
+    async def slow_look() -> Overrides:
+        found = await look()
+        await boris.set_rule("chat", "1/minute")
+        return found
+
+    monkeypatch.setattr(changes, "current", slow_look)
+    with pytest.raises(ConflictError, match="boris@web changed the live limits in the meantime"):
+        await changes.rollback()
+    assert set((await boris.changes.current()).rules) == {"messages", "chat"}
+
+
+async def test_an_entry_of_a_newer_version_does_not_hide_the_audit(bot: OperatedBot) -> None:
+    """While instances are updated, an older one lists the entries that it can read."""
+    await bot.control.ban(ANNA, "1h")
+    documents = documents_of(bot.control.limiter.storage)
+    for raw in (b'{"at": 1, "by": "new", "newer": 2}', b"[]", b"x"):
+        await documents.push("bot:ratelimit:audit", raw, 200)
+    assert [entry.what for entry in await bot.control.audit()] == ["ban user 42 chat 42"]
+
+
+async def test_two_admins_do_not_overwrite_each_other(bot: OperatedBot) -> None:
     """Of changes at the same time each holds; a change of an outdated version is refused."""
-    other = Control(Limiter(desk.control.limiter.storage, timeout=5), "boris", patience=0)
+    other = Control(Limiter(bot.control.limiter.storage, timeout=5), "boris", patience=0)
     await asyncio.gather(
-        desk.control.set_rule("messages", "2/h"),
+        bot.control.set_rule("messages", "2/h"),
         other.set_rule("chat", "9/h"),
         other.changes.set_exempt(7, True),
     )
-    live = await desk.control.changes.current()
+    live = await bot.control.changes.current()
     assert live.rules == {"messages": {"limit": "2/hour"}, "chat": {"limit": "9/hour"}}
     assert (live.version, live.exempt) == (3, {7})
     await other.set_rule("messages", "8/h", if_version=3)
     with pytest.raises(
-        ConflictError, match=r"boris changed the live limits meanwhile \(set messag"
+        ConflictError, match=r"boris changed the live limits in the meantime \(set messag"
     ):
-        await desk.control.set_rule("messages", "9/h", if_version=3)
-    assert (await desk.control.changes.current()).rules["messages"] == {"limit": "8/hour"}
+        await bot.control.set_rule("messages", "9/h", if_version=3)
+    assert (await bot.control.changes.current()).rules["messages"] == {"limit": "8/hour"}
 
 
 @pytest.mark.parametrize(
@@ -209,92 +239,94 @@ async def test_two_admins_do_not_overwrite_each_other(desk: Desk) -> None:
     ],
 )
 async def test_a_change_that_makes_no_sense_is_refused(
-    desk: Desk, change: dict[str, Any], told: str
+    bot: OperatedBot, change: dict[str, Any], told: str
 ) -> None:
     """An unknown rule, a bad limit, no change at all: an error that says so, and no new version."""
     with pytest.raises(ConfigError) as raised:
-        await desk.control.set_rule(**change)
+        await bot.control.set_rule(**change)
     assert told in str(raised.value)
-    assert (await desk.control.changes.current()).version == 0
+    assert (await bot.control.changes.current()).version == 0
 
 
-async def test_an_invalid_document_is_replaced_by_a_roll_back(desk: Desk) -> None:
+async def test_an_invalid_document_is_replaced_by_a_roll_back(bot: OperatedBot) -> None:
     """Changes refuse to build on it and say how to get out; rollback restores the last good one."""
-    await desk.control.set_rule("messages", "2/h")
-    documents = desk.control._documents
+    await bot.control.set_rule("messages", "2/h")
+    documents = bot.control._documents
     good = await documents.read("bot:ratelimit:live")
     assert await documents.swap("bot:ratelimit:live", good, b"nonsense")
-    with pytest.raises(ConfigError, match="is not JSON; a roll back replaces it by the last good"):
-        await desk.control.set_rule("messages", "9/h")
-    await desk.control.changes.rollback()
-    live = await desk.control.changes.current()
+    with pytest.raises(ConfigError, match="is not JSON; a rollback replaces it with the last good"):
+        await bot.control.set_rule("messages", "9/h")
+    await bot.control.changes.rollback()
+    live = await bot.control.changes.current()
     assert (live.version, live.rules) == (2, {"messages": {"limit": "2/hour"}})
-    assert await desk.allowed(3) == 2
+    assert await bot.allowed(3) == 2
 
 
-async def test_a_roll_back_to_a_version_that_redis_has_lost_drops_nothing(desk: Desk) -> None:
+async def test_a_roll_back_to_a_version_that_redis_has_lost_drops_nothing(bot: OperatedBot) -> None:
     """After Redis was emptied only the newest version is known: to drop it has to be said."""
-    changes = desk.control.changes
-    await desk.control.set_rule("messages", "2/h")
-    await desk.control.set_rule("chat", "20/h")
-    await desk.refresh()
-    await desk.control.clear(everything=True)
-    await desk.refresh()  # writes the newest version back
+    changes = bot.control.changes
+    await bot.control.set_rule("messages", "2/h")
+    await bot.control.set_rule("chat", "20/h")
+    await bot.refresh()
+    await bot.control.clear(everything=True)
+    await bot.refresh()  # writes the newest version back
     assert [each.version for each in await changes.history()] == [2]
-    with pytest.raises(ConfigError, match="Redis has lost the version before this one: roll back"):
+    with pytest.raises(ConfigError, match="Redis has lost the previous version: roll back"):
         await changes.rollback()
     assert (await changes.current()).rules.keys() == {"messages", "chat"}
     assert (await changes.rollback(0)).rules == {}
 
 
-async def test_an_invalid_document_hides_nothing(desk: Desk) -> None:
+async def test_an_invalid_document_hides_nothing(bot: OperatedBot) -> None:
     """Where somebody stands, what holds and why are told by the last good version; all can act."""
-    await desk.control.set_rule("messages", "2/h")
-    assert await desk.allowed(3) == 2
-    documents = desk.control._documents
+    await bot.control.set_rule("messages", "2/h")
+    assert await bot.allowed(3) == 2
+    documents = bot.control._documents
     good = await documents.read("bot:ratelimit:live")
     assert await documents.swap("bot:ratelimit:live", good, b"nonsense")
-    await desk.refresh()
-    config, shown = await desk.control.config(), await desk.control.show(ANNA)
+    await bot.refresh()
+    config, shown = await bot.control.config(), await bot.control.show(ANNA)
     assert (config.live.version, config.behind) == (1, 0)
-    assert config.problem.endswith("is not JSON; a roll back replaces it by the last good version")
+    assert config.problem.endswith("is not JSON; a rollback replaces it with the last good version")
     assert (shown.allowed, shown.counts[0].capacity) == (False, 2)
-    tried = await desk.control.try_(ANNA)
+    tried = await bot.control.try_(ANNA)
     assert tried is not None
     assert not tried.allowed
-    await desk.control.forgive(ANNA)
-    assert await desk.allowed(1) == 1
+    await bot.control.forgive(ANNA)
+    assert await bot.allowed(1) == 1
 
 
-async def test_clear_forgets_counts_and_keeps_the_live_limits(desk: Desk, bench: Bench) -> None:
+async def test_clear_forgets_counts_and_keeps_the_live_limits(
+    bot: OperatedBot, bench: Bench
+) -> None:
     """Every count under the prefix is gone, no other bot's; the rest goes only if asked for."""
-    await desk.control.set_rule("messages", "2/h")
-    await desk.allowed(5)
+    await bot.control.set_rule("messages", "2/h")
+    await bot.allowed(5)
     if bench.client is not None:
         await bench.client.mset({f"bot:ratelimit:{n}": 1 for n in range(1_200)})
         await bench.client.set("bot2:ratelimit:1", 1)
-        assert await desk.control.clear() >= 1_200
+        assert await bot.control.clear() >= 1_200
         left = {key.decode() for key in await bench.client.keys()}
         names = ("live", "history", "audit", "instances")
         assert left == {"bot2:ratelimit:1", *(f"bot:ratelimit:{name}" for name in names)}
     else:
-        await desk.control.clear()
-    assert await desk.allowed(3) == 2
-    await desk.control.clear(everything=True)
-    assert (await desk.control.changes.current()).version == 0
+        await bot.control.clear()
+    assert await bot.allowed(3) == 2
+    await bot.control.clear(everything=True)
+    assert (await bot.control.changes.current()).version == 0
 
 
 async def test_config_says_what_won_and_who_obeys(
-    desk: Desk, environment: pytest.MonkeyPatch
+    bot: OperatedBot, environment: pytest.MonkeyPatch
 ) -> None:
     """The version, the instances behind it, and each setting with where it comes from."""
     environment.setenv("RATE_LIMIT_TIMEOUT", "0.5")
     environment.setenv("REDIS_PASSWORD", "hunter2")
-    control = Control(desk.control.limiter, "anna", settings=Settings(), patience=0)
+    control = Control(bot.control.limiter, "anna", settings=Settings(), patience=0)
     await control.set_rule("messages", "2/h")
     found = await control.config()
     assert (found.live.version, len(found.instances), found.behind) == (1, 1, 1)
-    await desk.refresh()
+    await bot.refresh()
     assert (await control.config()).behind == 0
     assert [each.version for each in await control.wait_for(1)] == [1]
     settings = {each.name: each for each in found.settings}
@@ -304,14 +336,14 @@ async def test_config_says_what_won_and_who_obeys(
 
 
 async def test_instances_with_different_limits_are_told_apart(
-    bench: Bench, desk: Desk, capsys: pytest.CaptureFixture[str]
+    bench: Bench, bot: OperatedBot, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """During a deployment `config` names what an instance limits otherwise than the list says."""
     limiter = Limiter(bench.storage, timeout=5)
     newer = RateLimitMiddleware([Rule("9/h", name="messages")], limiter=limiter, live=True)
     assert newer.live is not None
     await newer.live.refresh()
-    found = await desk.control.config()
+    found = await bot.control.config()
     others = [rule for each in found.instances for rule in found.differing(each)]
     listed = [rule.limit for rule in found.rules if rule.name == "messages"]
     assert {*listed, *(rule.limit for rule in others)} == {"3/hour", "9/hour"}
@@ -321,28 +353,28 @@ async def test_instances_with_different_limits_are_told_apart(
     await newer.live.stop()
 
 
-async def test_a_report_that_cannot_be_read_is_told(desk: Desk) -> None:
+async def test_a_report_that_cannot_be_read_is_told(bot: OperatedBot) -> None:
     """An instance of another version of the package is listed, and hides none of the others."""
     for report in (
         b"nonsense",
         b"{}",
         b'{"version": 1, "rejected": 0, "problem": "", "rules": [1]}',
     ):
-        await desk.control._documents.report("bot:ratelimit:instances", "odd", report, 30)
-        found = {each.name: each for each in await desk.control.instances()}
+        await bot.control._documents.report("bot:ratelimit:instances", "odd", report, 30)
+        found = {each.name: each for each in await bot.control.instances()}
         assert len(found) == 2
         assert found["odd"].problem == "its report cannot be read"
-    assert len(await desk.control.limits()) == 4
+    assert len(await bot.control.limits()) == 4
 
 
-async def test_health_says_what_is_wrong(desk: Desk) -> None:
+async def test_health_says_what_is_wrong(bot: OperatedBot) -> None:
     """Well with an answer from the storage, and instances that obey the newest version."""
-    found = await desk.control.health()
+    found = await bot.control.health()
     assert (found.ok, found.problem, found.instances, found.behind) == (True, "", 1, 0)
-    documents = desk.control._documents
+    documents = bot.control._documents
     await documents.swap("bot:ratelimit:live", None, b"nonsense")
-    await desk.refresh()
-    assert "is not JSON" in (await desk.control.health()).problem
+    await bot.refresh()
+    assert "is not JSON" in (await bot.control.health()).problem
 
 
 async def test_where_redis_is_away_nobody_knows(environment: pytest.MonkeyPatch) -> None:
@@ -388,32 +420,32 @@ async def test_a_cluster_is_operated_like_one_server(tmp_path: Path) -> None:
 SOMEBODY = Subject(user=42)
 
 
-async def test_a_ban_by_hand_is_shown_and_audited(desk: Desk) -> None:
+async def test_a_ban_by_hand_is_shown_and_audited(bot: OperatedBot) -> None:
     """Until when, by whom and why; counts stay visible behind it; `try` says banned."""
-    await desk.allowed(1)
-    ban = await desk.control.ban(SOMEBODY, "1h", "spam")
+    await bot.allowed(1)
+    ban = await bot.control.ban(SOMEBODY, "1h", "spam")
     assert (ban.subject, ban.reason, ban.by) == (SOMEBODY, "spam", "anna@shell")
-    (listed,) = await desk.control.bans()
+    (listed,) = await bot.control.bans()
     assert (listed.subject, listed.reason, listed.by) == (SOMEBODY, "spam", "anna@shell")
-    assert await desk.control.bans(0, 1) == [listed]
-    assert await desk.control.bans(1) == []
-    found = await desk.control.show(ANNA)
+    assert await bot.control.bans(0, 1) == [listed]
+    assert await bot.control.bans(1) == []
+    found = await bot.control.show(ANNA)
     assert found.banned == listed
     assert (found.allowed, found.exempt) == (False, False)
     assert 3_590 < found.retry_after <= 3_601
     counts = {each.rule: each for each in found.counts}
     assert (counts["messages"].remaining, counts["messages"].allowed) == (2, True)
-    decision = await desk.control.try_(ANNA)
+    decision = await bot.control.try_(ANNA)
     assert decision is not None
     assert (decision.allowed, decision.banned) == (False, True)
-    await desk.control.ban(SOMEBODY, "forever")
-    shown = await desk.control.show(ANNA)
+    await bot.control.ban(SOMEBODY, "forever")
+    shown = await bot.control.show(ANNA)
     assert shown.banned is not None
     assert (shown.banned.until, shown.retry_after) == (None, FOREVER)
-    assert await desk.control.unban(SOMEBODY)
-    assert not await desk.control.unban(SOMEBODY)
-    assert (await desk.control.show(ANNA)).banned is None
-    entries = [(each.by, each.what, each.before, each.after) for each in await desk.control.audit()]
+    assert await bot.control.unban(SOMEBODY)
+    assert not await bot.control.unban(SOMEBODY)
+    assert (await bot.control.show(ANNA)).banned is None
+    entries = [(each.by, each.what, each.before, each.after) for each in await bot.control.audit()]
     until = f"until {listed.until:%Y-%m-%d %H:%M:%S} UTC by anna@shell spam"
     assert entries == [
         ("anna@shell", "unban user 42", "", ""),
@@ -423,43 +455,43 @@ async def test_a_ban_by_hand_is_shown_and_audited(desk: Desk) -> None:
     ]
 
 
-async def test_a_ban_of_a_chat_is_that_of_its_members(desk: Desk) -> None:
+async def test_a_ban_of_a_chat_is_that_of_its_members(bot: OperatedBot) -> None:
     """Where several bans refuse a user, the one that ends last is shown."""
     member = Subject(user=42, chat=-100)
-    await desk.control.ban(Subject(user=42), "1h", "of the user")
-    await desk.control.ban(Subject(chat=-100), "2h", "of the chat")
-    await desk.control.ban(Subject(user=7, chat=-100), "3h", "of somebody else")
+    await bot.control.ban(Subject(user=42), "1h", "of the user")
+    await bot.control.ban(Subject(chat=-100), "2h", "of the chat")
+    await bot.control.ban(Subject(user=7, chat=-100), "3h", "of somebody else")
     reasons = {}
     for subject in (ANNA, member, Subject(chat=-100), Subject(user=7, chat=-100), Subject(user=1)):
-        banned = (await desk.control.show(subject)).banned
+        banned = (await bot.control.show(subject)).banned
         reasons[subject] = None if banned is None else banned.reason
     assert list(reasons.values()) == [
         "of the user", "of the chat", "of the chat", "of somebody else", None
     ]  # fmt: skip
-    assert [ban.reason for ban in await desk.control.bans(1, 1)] == ["of the chat"]
+    assert [ban.reason for ban in await bot.control.bans(1, 1)] == ["of the chat"]
 
 
-async def test_a_ban_by_a_penalty_is_shown_and_lifted_by_forgiving(desk: Desk) -> None:
+async def test_a_ban_by_a_penalty_is_shown_and_lifted_by_forgiving(bot: OperatedBot) -> None:
     """Shown with its reason, at once; forgiven, it is off the list, and one by hand stays."""
-    await desk.allowed(7)
+    await bot.allowed(7)
     for _ in range(2):  # the second time it is on the list for certain
-        banned = (await desk.control.show(ANNA)).banned
+        banned = (await bot.control.show(ANNA)).banned
         assert banned is not None
         assert (banned.by, banned.key) == ("penalty", "bot:ratelimit:ban:42")
         assert banned.until is not None
         assert 3_590 < (banned.until - banned.since).total_seconds() <= 3_601
         await asyncio.sleep(0.05)
-    await desk.control.set_rule("ban", off=True)
-    await desk.refresh()
-    assert (await desk.control.show(ANNA)).banned is None  # no such penalty is in force
-    await desk.control.changes.rollback()
-    await desk.refresh()
-    await desk.control.ban(Subject(user=42), "2h", "by hand")
-    assert "ban" in await desk.control.forgive(ANNA)
+    await bot.control.set_rule("ban", off=True)
+    await bot.refresh()
+    assert (await bot.control.show(ANNA)).banned is None  # no such penalty is in force
+    await bot.control.changes.rollback()
+    await bot.refresh()
+    await bot.control.ban(Subject(user=42), "2h", "by hand")
+    assert "ban" in await bot.control.forgive(ANNA)
     await asyncio.sleep(0.05)
-    assert [ban.reason for ban in await desk.control.bans()] == ["by hand"]
-    assert await desk.control.unban(SOMEBODY)
-    assert await desk.allowed(1) == 1
+    assert [ban.reason for ban in await bot.control.bans()] == ["by hand"]
+    assert await bot.control.unban(SOMEBODY)
+    assert await bot.allowed(1) == 1
 
 
 async def test_who_is_forgiven_or_unbanned_gets_through_everywhere(
@@ -563,30 +595,30 @@ async def test_statistics_are_those_of_the_bot(counting: tuple[Limiter, Control]
     assert sum(each.count for each in await control.statistics(1)) == 9
 
 
-async def test_a_preview_is_of_the_newest_version(desk: Desk) -> None:
+async def test_a_preview_is_of_the_newest_version(bot: OperatedBot) -> None:
     """Also in the two seconds in which the instances have not read and reported it yet."""
-    await desk.control.set_rule("messages", "2/h", shadow=True)
-    assert (await desk.control.limits())[0].limit == "3/hour"  # what holds on the instance now
-    changed = await desk.control.preview("messages", "1/h")
+    await bot.control.set_rule("messages", "2/h", shadow=True)
+    assert (await bot.control.limits())[0].limit == "3/hour"  # what holds on the instance now
+    changed = await bot.control.preview("messages", "1/h")
     assert (changed.before.limit, changed.before.shadow, changed.version) == ("2/hour", True, 1)
-    await desk.refresh()
-    await desk.control.changes.rollback(0)
-    dropped = await desk.control.preview("messages", "1/h")
+    await bot.refresh()
+    await bot.control.changes.rollback(0)
+    dropped = await bot.control.preview("messages", "1/h")
     assert (dropped.before.limit, dropped.before.shadow) == ("3/hour", False)
 
 
-async def test_a_rule_that_nobody_reports_now_may_come_back(desk: Desk) -> None:
+async def test_a_rule_that_nobody_reports_now_may_come_back(bot: OperatedBot) -> None:
     """After Redis was emptied the reports are missing for seconds; the error says what to do."""
-    await desk.control.clear(everything=True)
+    await bot.control.clear(everything=True)
     with pytest.raises(ConfigError, match=r"no running bot reports .* repeat it in a few seconds"):
-        await desk.control.set_rule("messages", "1/h")
+        await bot.control.set_rule("messages", "1/h")
 
 
-async def test_where_nobody_counts_it_is_said(desk: Desk) -> None:
+async def test_where_nobody_counts_it_is_said(bot: OperatedBot) -> None:
     """A bot without statistics: an error with the fix, and no zeros."""
-    reader = Limiter(desk.control.limiter.storage, timeout=5, statistics=True)
+    reader = Limiter(bot.control.limiter.storage, timeout=5, statistics=True)
     outside = Control(reader, "anna", patience=0)
-    for control in (outside, desk.control):
+    for control in (outside, bot.control):
         for call in (control.top, control.statistics, control.by_hour, control.use):
             with pytest.raises(ConfigError, match="pass statistics=True"):
                 await call()
@@ -605,23 +637,23 @@ async def test_without_a_report_nobody_knows_whether_it_is_counted(
     await control.close()
 
 
-async def test_a_change_is_previewed(desk: Desk) -> None:
+async def test_a_change_is_previewed(bot: OperatedBot) -> None:
     """Before, after, on how many instances, of which version; nothing is changed."""
-    found = await desk.control.preview("messages", "2 per minute", shadow=True)
+    found = await bot.control.preview("messages", "2 per minute", shadow=True)
     assert (found.before.limit, found.after.limit) == ("3/hour", "2/minute")
     assert (found.before.shadow, found.after.shadow, found.after.off) == (False, True, False)
     assert (found.version, found.instances) == (0, 1)
-    assert (await desk.control.changes.current()).version == 0
-    await desk.control.set_rule("messages", "2/m", shadow=True, if_version=found.version)
-    await desk.refresh()
-    back = await desk.control.preview("messages", default=True)
+    assert (await bot.control.changes.current()).version == 0
+    await bot.control.set_rule("messages", "2/m", shadow=True, if_version=found.version)
+    await bot.refresh()
+    back = await bot.control.preview("messages", default=True)
     assert (back.before.limit, back.before.shadow) == ("2/minute", True)
     assert (back.after.limit, back.after.shadow, back.version) == ("3/hour", False, 1)
     for wrong in (("chat", None, True), ("massages", "1/h", False), ("messages", "1 h", False)):
         with pytest.raises(ConfigError):
-            await desk.control.preview(wrong[0], wrong[1], default=wrong[2])
+            await bot.control.preview(wrong[0], wrong[1], default=wrong[2])
     with pytest.raises(ConfigError, match="'ban' is a penalty"):
-        await desk.control.preview("ban", shadow=True)
+        await bot.control.preview("ban", shadow=True)
 
 
 async def test_each_bot_for_itself_needs_the_bot() -> None:

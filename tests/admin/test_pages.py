@@ -132,8 +132,10 @@ async def test_pages_need_nothing_from_elsewhere(bot: Site, reader: Reader) -> N
         ("limit?name=messages&limit=3/hour", "Nothing to change of 'messages'"),
         ("limit?name=nope", "No rule is called 'nope': expected one of ban, chat, messages."),
         ("penalty?after=5/minute&ban=soon", "soon"),
-        ("pause?how_long=2d", "'2d': limits can be off for a day at most."),
-        ("rollback?version=9", "Version 9 is not there to roll back to: expected 0."),
+        ("pause?how_long=2d", "'2d': limits can be off for 1 s at least and a day at most."),
+        ("pause?how_long=0s", "'0s': limits can be off"),
+        ("ban?user=7&how_long=1h&reason=" + "x" * 501, "at most 500 characters"),
+        ("rollback?version=9", "There is no version 9 to roll back to: expected 0."),
         ("bans?offset=x", "Offset: 'x': expected a whole number"),
     ],
 )
@@ -191,8 +193,8 @@ async def test_forgiving_can_be_limited_to_some_rules(bot: Site, reader: Reader)
     """Of what is counted, only what was chosen is forgotten."""
     await bot.send(3)
     page = words(await reader.get("forgive?user=7&rule=chat"))
-    assert "chat: 3 of 100 used is forgotten" in page
-    assert "messages: 3 of 3 used is forgotten" not in page
+    assert "chat: 3 of 100 used. The count is deleted" in page
+    assert "messages: 3 of 3 used. The count is deleted" not in page
     await reader.post("forgive?user=7&rule=chat")
     left = {each.rule: each.remaining for each in (await bot.control.show(Subject(7, 7))).counts}
     assert (left["messages"], left["chat"]) == (0, 100)
@@ -207,7 +209,7 @@ async def test_chats_and_users_in_chats_are_banned_apart(bot: Site, reader: Read
     subjects = {ban.subject for ban in await bot.control.bans()}
     assert subjects == {Subject(chat=-100), Subject(user=7, chat=-200)}
     page = words(await reader.get("bans"))
-    assert "chat -100 for good" in page
+    assert "chat -100 forever" in page
     assert "user 7 in chat -200" in page
     await reader.post("unban?user=7&chat=-200")
     assert [ban.subject for ban in await bot.control.bans()] == [Subject(chat=-100)]
@@ -218,7 +220,7 @@ async def test_a_ban_that_does_not_hold_says_so(bot: Site, reader: Reader) -> No
     """While all limits are off or for exempt users bans do not hold: every page says it."""
     await reader.post("ban?user=7&how_long=1h")
     assert await bot.send(1) == 0
-    assert "not even by hand" in words(await reader.get("pause?how_long=1h"))
+    assert "not even bans by hand" in words(await reader.get("pause?how_long=1h"))
     await reader.post("pause?how_long=1h")
     await bot.obey()
     assert await bot.send(1) == 1
@@ -228,7 +230,7 @@ async def test_a_ban_that_does_not_hold_says_so(bot: Site, reader: Reader) -> No
     await reader.post("exempt?user=7")
     await bot.obey()
     assert await bot.send(1) == 1
-    assert "No limit and no ban holds" in words(await reader.get("user?user=7"))
+    assert "No limit and no ban applies" in words(await reader.get("user?user=7"))
     assert "as long as user 7 is exempt" in words(await reader.get("ban?user=7&how_long=1h"))
 
 
@@ -260,7 +262,7 @@ async def test_an_invalid_document_is_told_and_replaced(
     await client.set("bot:ratelimit:live", b"{nonsense")
     page = words(await reader.get())
     assert (
-        "The live document is not JSON; a roll back replaces it by the last good version." in page
+        "The live document is not JSON; a rollback replaces it with the last good version." in page
     )
     assert "Roll back to version 1" in words(await reader.get("rollback"))
     await reader.post("rollback")
@@ -289,11 +291,15 @@ def test_a_form_says_who_is_meant(fields: dict[str, str], subject: Subject) -> N
     assert Form(fields).subject() == subject
 
 
-@pytest.mark.parametrize("text", ["", "x", "1.5", "٣", "1" * 30, "0x10", "--1"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "1.5", "٣", "1" * 30, "0x10", "--1", "0", str(2**52 + 1)]
+)
 def test_what_is_no_id_is_told(text: str) -> None:
-    """Only whole numbers of a sensible length are ids."""
+    """Only whole numbers that Telegram can give are ids; no topic or bot has a negative one."""
     with pytest.raises(ConfigError, match=r"^user: "):
         Form({"user": text}).subject()
+    with pytest.raises(ConfigError, match=r"^topic: "):
+        Form({"user": "7", "topic": text or "-3"}).subject()
 
 
 def test_a_single_refusal_is_seen_in_the_chart() -> None:

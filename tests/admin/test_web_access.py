@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import pytest
 import redis.asyncio as aioredis
+from pydantic import SecretStr
 
 from bot_ratelimit import (
     ConfigError,
@@ -44,7 +45,7 @@ CHANGES = [
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def desk(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
+async def admin_site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
     """A bot with an admin_app below a path, on memory and on a real Redis."""
     if request.param == "memory":
         async with site(bot_on(MemoryStorage())) as found:
@@ -66,9 +67,9 @@ async def alone() -> AsyncIterator[Site]:
         yield found
 
 
-async def changed(desk: Site) -> list[Any]:
+async def changed(admin_site: Site) -> list[Any]:
     """What has been done, as the audit says."""
-    async with desk.script() as script:
+    async with admin_site.script() as script:
         return (await script.get("api/audit")).content
 
 
@@ -77,7 +78,7 @@ async def changed(desk: Site) -> list[Any]:
 
 def test_without_anybody_who_may_it_refuses_to_start() -> None:
     """A page without a lock is a mistake that no bot is started with."""
-    with pytest.raises(ConfigError, match="nobody may enter: set RATE_LIMIT_ADMIN_TOKEN"):
+    with pytest.raises(ConfigError, match="nobody would have access: set RATE_LIMIT_ADMIN_TOKEN"):
         admin_app(RateLimitMiddleware())
 
 
@@ -100,6 +101,13 @@ def test_a_token_that_could_be_guessed_is_refused_and_not_shown(
     ("options", "message"),
     [
         ({"admins": [42]}, "pass bot_token= too"),
+        ({"admins": [42], "bot_token": "YOUR_TOKEN"}, "bot_token: expected the bot's token"),
+        ({"admins": [42], "bot_token": b"42:x"}, "bot_token: expected the bot's token as a str"),
+        ({"admins": [42], "bot_token": SecretStr(BOT_TOKEN)}, "bot_token: expected"),
+        ({"admins": None, "bot_token": BOT_TOKEN}, "expected ids of users"),
+        ({"admins": [[42]], "bot_token": BOT_TOKEN}, "[42] is not the id of a user"),
+        ({"token": TOKEN, "trusted_proxies": None}, "trusted_proxies=None: expected a list"),
+        ({"token": TOKEN, "trusted_proxies": [1]}, "trusted_proxies: '1' does not"),
         ({"admins": ["42"], "bot_token": BOT_TOKEN}, "'42' is not the id of a user"),
         ({"admins": 42, "bot_token": BOT_TOKEN}, "expected ids of users"),
         ({"token": TOKEN, "trusted_proxies": ["proxy"]}, "trusted_proxies: 'proxy' does not"),
@@ -108,10 +116,24 @@ def test_a_token_that_could_be_guessed_is_refused_and_not_shown(
 )
 def test_an_argument_that_makes_no_sense_is_named(options: Any, message: str) -> None:
     """Each mistake is one error with the fix."""
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         admin_app(RateLimitMiddleware(), **options)
+    assert "YOUR_TOKEN" not in str(caught.value)
     with pytest.raises(ConfigError, match="middleware is a MemoryStorage"):
         admin_app(MemoryStorage(), token=TOKEN)  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize("root", ["/", "/ops/admin/"])
+async def test_the_page_is_at_its_root(root: str) -> None:
+    """On a port of its own as below a path: the form to log in, and then the overview."""
+    async with site(bot_on(MemoryStorage()), root) as found, found.visitor(**PAGE) as visitor:
+        reply = await visitor.get("")
+        assert (reply.status, 'name="token"' in reply.text) == (200, True)
+        reply = await visitor.log_in(token=TOKEN)
+        assert (reply.status, reply.headers["Location"]) == (303, "./")
+        reply = await visitor.get("")
+        assert (reply.status, "Log out" in reply.text) == (200, True)
+        assert 'href="./static/console.css' in reply.text
 
 
 async def test_the_token_comes_from_the_environment(environment: pytest.MonkeyPatch) -> None:
@@ -147,18 +169,18 @@ async def test_the_token_comes_from_the_environment(environment: pytest.MonkeyPa
     ids=lambda headers: " ".join(headers.values())[:20] or "none",
 )
 async def test_strangers_are_refused_everywhere_and_change_nothing(
-    desk: Site, headers: dict[str, str]
+    admin_site: Site, headers: dict[str, str]
 ) -> None:
     """Without the right token every path says 401, or 429 to those who go on guessing."""
-    async with desk.visitor(**headers) as visitor:
+    async with admin_site.visitor(**headers) as visitor:
         for method, path, sent in CHANGES:
             reply = await visitor.ask(method, path, json=sent)
             assert reply.status in {401, 429}
             assert reply.headers["Content-Type"].startswith("application/problem+json")
             assert TOKEN not in reply.text
-    async with desk.visitor() as visitor:
+    async with admin_site.visitor() as visitor:
         assert (await visitor.get(f"api/audit?token={TOKEN}")).status == 401
-    async with desk.visitor() as visitor:
+    async with admin_site.visitor() as visitor:
         await visitor.log_in()
         if visitor.csrf:  # else this address is slowed
             assert (await visitor.get("api/audit")).content == []
@@ -202,7 +224,7 @@ async def test_a_person_is_shown_the_form_and_a_program_the_problem(alone: Site)
             "type": "about:blank",
             "title": "Unauthorized",
             "status": 401,
-            "detail": "show the token, or log in",
+            "detail": "send the token, or log in",
         }
         assert api.headers["WWW-Authenticate"].startswith("Bearer")
 
@@ -234,9 +256,9 @@ async def test_without_mini_app_no_site_may_frame_the_page() -> None:
 # --- sessions -------------------------------------------------------------------------------
 
 
-async def test_a_login_opens_a_session_and_a_logout_ends_it_everywhere(desk: Site) -> None:
+async def test_a_login_opens_a_session_and_a_logout_ends_it_everywhere(admin_site: Site) -> None:
     """The cookie is HttpOnly and strict; after the logout a copy of it is worth nothing."""
-    async with desk.visitor() as visitor, desk.visitor() as thief:
+    async with admin_site.visitor() as visitor, admin_site.visitor() as thief:
         reply = await visitor.log_in()
         assert (reply.status, reply.content["by"]) == (200, "token@web")
         for cookie in reply.cookies:
@@ -252,8 +274,8 @@ async def test_a_login_opens_a_session_and_a_logout_ends_it_everywhere(desk: Sit
         assert (await visitor.get("api/limits")).status == 401
         assert (await thief.get("api/limits")).status == 401
         # Another process of the bot knows, too; on memory there is no other.
-        if isinstance(desk.middleware.limiter.storage, RedisStorage):
-            async with site(desk.middleware) as other, other.visitor() as elsewhere:
+        if isinstance(admin_site.middleware.limiter.storage, RedisStorage):
+            async with site(admin_site.middleware) as other, other.visitor() as elsewhere:
                 for name, value in thief.cookies().items():
                     elsewhere.set_cookie(name, value)
                 assert (await elsewhere.get("api/limits")).status == 401
@@ -427,16 +449,16 @@ async def test_a_script_needs_no_csrf_token(alone: Site) -> None:
 # --- Mini App -------------------------------------------------------------------------------
 
 
-async def test_an_admin_enters_from_telegram(desk: Site) -> None:
+async def test_an_admin_enters_from_telegram(admin_site: Site) -> None:
     """Telegram's signature opens a session in the name of its user, once."""
     data = init_data()
-    async with desk.visitor() as anna:
+    async with admin_site.visitor() as anna:
         reply = await anna.log_in(init_data=data)
         assert (reply.status, reply.content["by"]) == (200, f"{ANNA}@web")
         assert (await anna.change("POST", "api/exempt", {"id": 42})).status == 200
-    ((entry),) = await changed(desk)
+    ((entry),) = await changed(admin_site)
     assert entry["by"] == f"{ANNA}@web"
-    async with desk.visitor() as thief:
+    async with admin_site.visitor() as thief:
         for replayed in (data, urlencode(sorted(parse_qsl(data), reverse=True))):
             reply = await thief.log_in(init_data=replayed)
             assert (reply.status, "was used" in reply.text) == (401, True)
@@ -483,6 +505,15 @@ async def test_init_data_that_is_not_right_opens_nothing(alone: Site, how: str) 
         assert (reply.status, reply.cookies) == (status, [])
         assert BOT_TOKEN.split(":")[1] not in reply.text
         assert (await visitor.get("api/limits")).status == 401
+
+
+async def test_a_clock_that_is_slow_is_told(alone: Site) -> None:
+    """If this server's clock is behind, fresh initData is not called old."""
+    async with alone.visitor() as visitor:
+        reply = await visitor.log_in(init_data=init_data(at=time.time() + 60))
+        assert "is from the future: set this server's clock" in reply.content["detail"]
+        reply = await visitor.log_in(init_data=init_data(at=time.time() - 301))
+        assert "is too old: open the page again" in reply.content["detail"]
 
 
 async def test_init_data_opens_nothing_where_there_are_no_admins() -> None:

@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def desk(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Site, Instance]]:
+async def site_and_bot(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Site, Instance]]:
     """A bot that runs, and its admin_app, on memory and on a real Redis."""
     if request.param == "memory":
         async with running_bot(MemoryStorage()) as found:
@@ -73,9 +73,9 @@ async def obeyed(instance: Instance, site: Site) -> None:
 # --- looking --------------------------------------------------------------------------------
 
 
-async def test_everything_that_operators_see_is_there(desk: tuple[Site, Instance]) -> None:
+async def test_everything_that_operators_see_is_there(site_and_bot: tuple[Site, Instance]) -> None:
     """Each part of Control has its address, and says the same as in the shell."""
-    found, instance = desk
+    found, instance = site_and_bot
     assert sum(await instance.send(*["hi"] * 5)) == 3
     async with found.script() as script:
         config = await script.get("api/config")
@@ -117,9 +117,11 @@ async def test_everything_that_operators_see_is_there(desk: tuple[Site, Instance
         assert (await script.get("api/bans")).content == []
 
 
-async def test_a_refused_user_is_forgiven_and_gets_through(desk: tuple[Site, Instance]) -> None:
+async def test_a_refused_user_is_forgiven_and_gets_through(
+    site_and_bot: tuple[Site, Instance],
+) -> None:
     """All rules, or those that are named."""
-    found, instance = desk
+    found, instance = site_and_bot
     assert sum(await instance.send(*["hi"] * 5)) == 3
     async with found.script() as script:
         reply = await script.change("POST", "api/users/42/forgive", {"rules": ["x"]})
@@ -133,9 +135,9 @@ async def test_a_refused_user_is_forgiven_and_gets_through(desk: tuple[Site, Ins
         assert (await script.get("api/audit")).content[1]["what"].startswith("forgive user 42")
 
 
-async def test_users_and_chats_are_banned_and_unbanned(desk: tuple[Site, Instance]) -> None:
+async def test_users_and_chats_are_banned_and_unbanned(site_and_bot: tuple[Site, Instance]) -> None:
     """For a time or for good; the list is paged; a negative id is a chat's."""
-    found, instance = desk
+    found, instance = site_and_bot
     async with found.script() as script:
         ban = await script.change("PUT", "api/bans/42", {"how_long": "1h", "reason": "spam"})
         assert (ban.status, ban.content["subject"]["user"]) == (200, 42)
@@ -158,9 +160,11 @@ async def test_users_and_chats_are_banned_and_unbanned(desk: tuple[Site, Instanc
 # --- live limits ----------------------------------------------------------------------------
 
 
-async def test_limits_are_changed_previewed_and_rolled_back(desk: tuple[Site, Instance]) -> None:
+async def test_limits_are_changed_previewed_and_rolled_back(
+    site_and_bot: tuple[Site, Instance],
+) -> None:
     """A change is a version; a preview changes nothing; an earlier version comes back."""
-    found, instance = desk
+    found, instance = site_and_bot
     async with found.script() as script:
         sent = {"name": "messages", "limit": "2/minute"}
         preview = (await script.change("POST", "api/preview", sent)).content
@@ -192,9 +196,11 @@ async def test_limits_are_changed_previewed_and_rolled_back(desk: tuple[Site, In
         assert (await script.get("api/audit")).content[0]["by"] == "token@web"
 
 
-async def test_switches_exemptions_and_penalties_change(desk: tuple[Site, Instance]) -> None:
+async def test_switches_exemptions_and_penalties_change(
+    site_and_bot: tuple[Site, Instance],
+) -> None:
     """All limits off for a while and on again; who is exempt; the ban for those who go on."""
-    found, _ = desk
+    found, _ = site_and_bot
     async with found.script() as script:
         paused = (await script.change("POST", "api/pause", {"how_long": "1h"})).content
         assert paused["off_until"] == pytest.approx(time.time() + 3_600, abs=30)
@@ -210,9 +216,9 @@ async def test_switches_exemptions_and_penalties_change(desk: tuple[Site, Instan
         assert (await script.get("api/config")).content["live"]["penalty"] is None
 
 
-async def test_two_admins_do_not_overwrite_each_other(desk: tuple[Site, Instance]) -> None:
+async def test_two_admins_do_not_overwrite_each_other(site_and_bot: tuple[Site, Instance]) -> None:
     """A change to a version that is outdated is 409, by body or by If-Match, and says who was."""
-    found, _ = desk
+    found, _ = site_and_bot
     async with found.visitor() as anna, found.visitor() as ben:
         await anna.log_in(init_data=init_data())
         await ben.log_in()
@@ -383,6 +389,7 @@ async def test_an_odd_question_is_refused(alone: Visitor, path: str, status: int
         ("PUT", "api/bans/42", '{"how_long": "1h", "reason": "\\ud800"}', 422),
         ("POST", "api/rollback", '{"version": 7}', 422),
         ("POST", "api/pause", '{"how_long": "2d"}', 422),
+        ("POST", "api/pause", '{"how_long": "0s"}', 422),
         ("POST", "api/pause", '{"how_long": "\\u0000"}', 422),
         ("POST", "api/exempt", '{"id": 0}', 422),
         ("POST", "api/exempt", '{"id": 123456789012345678901234567890}', 422),
@@ -409,6 +416,8 @@ async def test_each_wrong_field_is_named(alone: Visitor) -> None:
     reply = await alone.change("POST", "api/exempt", sent)
     assert {each["field"] for each in reply.content["errors"]} == {"id", "exempt", "color"}
     assert "id: 0 is nobody's id" in reply.content["detail"]
+    reply = await alone.raw("POST", "api/exempt", r'{"\ud800": 1}')
+    assert reply.content["detail"].startswith("a field: ")
 
 
 async def test_another_type_of_content_is_refused(alone: Visitor) -> None:
@@ -418,6 +427,19 @@ async def test_another_type_of_content_is_refused(alone: Visitor) -> None:
         assert is_problem(reply, 415)
     wrong = {"Content-Type": "application/json; charset=nothing"}
     assert (await alone.raw("POST", "api/resume", "{}", **wrong)).status in {200, 400}
+
+
+async def test_a_form_with_a_csrf_token_is_not_taken_for_an_empty_body(
+    site_and_bot: tuple[Site, Instance],
+) -> None:
+    """A form to the API is 415, although its CSRF token was read: its fields are not dropped."""
+    site, _ = site_and_bot
+    async with site.visitor() as visitor:
+        await visitor.log_in()
+        for path in ("api/rollback", "api/users/42/forgive"):
+            sent = {"csrf": visitor.csrf, "version": "0", "rules": "messages"}
+            assert is_problem(await visitor.ask("POST", path, data=sent), 415)
+        assert len((await visitor.get("api/audit")).content) == 1
 
 
 @pytest.mark.parametrize("root", ["/ops/admin/", "/"])

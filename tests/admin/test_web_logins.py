@@ -12,7 +12,8 @@ import redis.asyncio as aioredis
 from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit import MemoryStorage, RedisStorage
-from bot_ratelimit.admin.web import bodies
+from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.web import validation
 from bot_ratelimit.testing import Clock
 from tests.servers import Server, running_cluster
 
@@ -35,7 +36,7 @@ async def guess(visitor: Visitor, times: int, how: str, **headers: str) -> list[
     return statuses
 
 
-@pytest.mark.parametrize("how", ["bearer", "token", "init_data"])
+@pytest.mark.parametrize("how", ["bearer", "token"])
 async def test_fifty_wrong_in_a_row_are_slowed(how: str, client: aioredis.Redis) -> None:
     """After five it is 429 with Retry-After, also for the right token: else guessing goes on."""
     storage = RedisStorage(client)
@@ -55,6 +56,20 @@ async def test_fifty_wrong_in_a_row_are_slowed(how: str, client: aioredis.Redis)
         assert len(ttls) == 3  # the address, all, and the used initData
         assert all(ttl > 0 for ttl in ttls)
     await storage.close()
+
+
+async def test_a_link_with_wrong_init_data_slows_nobody_else() -> None:
+    """A link of a stranger makes an operator's browser send initData: only that is slowed."""
+    async with (
+        site(bot_on(MemoryStorage())) as found,
+        found.visitor() as visitor,
+        found.script() as script,
+    ):
+        assert (await script.get("api/limits")).status == 200
+        assert await guess(visitor, 50, "init_data") == [401] * 5 + [429] * 45
+        assert (await script.get("api/limits")).status == 200
+        assert (await visitor.log_in()).status == 200
+        assert (await visitor.log_in(init_data=init_data())).status == 200
 
 
 async def test_a_minute_later_the_right_token_is_let_in() -> None:
@@ -181,6 +196,64 @@ async def test_an_outage_does_not_open_the_door(own_server: Server) -> None:
         await storage.close()
 
 
+async def test_a_logout_without_redis_reaches_the_others_when_redis_is_back(
+    own_server: Server,
+) -> None:
+    """Who logs out during an outage is logged out on every instance soon after it."""
+    async with (
+        aioredis.Redis(port=own_server.port) as one,
+        aioredis.Redis(port=own_server.port) as two,
+    ):
+        storages = RedisStorage(one), RedisStorage(two)
+        here, there = map(bot_on, storages)
+        async with (
+            site(here) as first,
+            site(there) as second,
+            first.visitor() as visitor,
+            first.visitor() as colleague,
+            second.visitor() as thief,
+        ):
+            await visitor.log_in()
+            await colleague.log_in()
+            for name, value in visitor.cookies().items():
+                thief.set_cookie(name, value)
+            own_server.kill()
+            assert (await visitor.change("POST", "logout")).status == 303
+            own_server.start()
+            assert (await thief.get("api/audit")).status in {200, 503}
+            async with asyncio.timeout(10):
+                while (await thief.get("api/audit")).status != 401:
+                    await colleague.get("api/audit")
+                    await asyncio.sleep(0.05)
+            assert (await colleague.get("api/audit")).status == 200
+        for storage in storages:
+            await storage.close()
+
+
+async def test_clearing_the_counts_does_not_undo_a_logout(client: aioredis.Redis) -> None:
+    """`bot-ratelimit clear` forgets counts of users; who was logged out or slowed stays so."""
+    storages = RedisStorage(client), RedisStorage(client)
+    async with (
+        site(bot_on(storages[0])) as first,
+        site(bot_on(storages[1])) as second,
+        first.visitor() as visitor,
+        second.visitor() as thief,
+    ):
+        await visitor.log_in()
+        for name, value in visitor.cookies().items():
+            thief.set_cookie(name, value)
+        await visitor.change("POST", "logout")
+        async with first.visitor() as attacker:
+            await guess(attacker, 6, "token")
+            await client.set("bot:ratelimit:7", 1, ex=60)
+            await Control(first.middleware.limiter, "anna@shell").clear()
+            assert not await client.exists("bot:ratelimit:7")
+            assert await guess(attacker, 1, "token") == [429]
+        assert (await thief.get("api/limits")).status == 401
+    for storage in storages:
+        await storage.close()
+
+
 async def test_the_log_names_the_address_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     """An operator sees who guesses, at most as often as may be guessed."""
     async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
@@ -190,7 +263,9 @@ async def test_the_log_names_the_address_and_no_secret(caplog: pytest.LogCapture
             async with found.script() as script:
                 await script.get("api/limits")
         lines = [r.getMessage() for r in caplog.records if "a login failed" in r.getMessage()]
-        assert lines == ["admin_app: a login failed, from 127.0.0.1: this token is wrong"] * 5
+        said = "admin_app: a login failed, from 127.0.0.1: "
+        no_admin = "this Telegram user is not an admin"
+        assert lines == [f"{said}this token is wrong"] * 5 + [said + no_admin]
         assert TOKEN not in caplog.text
         assert "wrong-wrong" not in caplog.text
 
@@ -213,7 +288,7 @@ async def test_a_cluster_counts_without_a_hash_tag(tmp_path: Path) -> None:
 
 async def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger cannot keep requests open: 408."""
-    monkeypatch.setattr(bodies, "_SLOWEST", 0.05)
+    monkeypatch.setattr(validation, "_SLOWEST", 0.05)
     async with site(bot_on(MemoryStorage())) as found:
         reader, writer = await asyncio.open_connection(found.server.host, found.server.port)
         writer.write(

@@ -141,7 +141,7 @@ async def test_a_refused_user_is_found_and_forgiven(tab: Tab, bot: Site) -> None
     await tab.sees("The next update would be refused")
     await tab.sees("0 of 3")
     await tab.follow("Forgive")
-    await tab.sees("messages: 3 of 3 used is forgotten")
+    await tab.sees("messages: 3 of 3 used. The count is deleted")
     assert await bot.send(1) == 0  # looking at it has changed nothing
     await tab.press("Forgive user 7")
     await tab.sees("Forgiven.")
@@ -190,7 +190,7 @@ async def test_a_limit_changes_on_a_bot_in_another_process(
             await tab.press("Change messages")
             await tab.sees("Version 1 is saved")
             await said(bot, "2/minute")
-            await tab.sees("It holds on all 2 instances.")
+            await tab.sees("It is in force on all 2 instances.")
             await tab.go("history")
             await tab.follow("Drop all live changes")
             await tab.sees("Dropped: messages: 2/minute")
@@ -217,7 +217,7 @@ async def test_two_operators_do_not_overwrite_each_other(tab: Tab, bot: Site) ->
     await tab.go("limit?name=messages&limit=9/hour&state=on")
     await bot.control.set_rule("chat", "60/hour")
     await tab.press("Change messages")
-    await tab.sees("anna@shell changed the live limits meanwhile")
+    await tab.sees("anna@shell changed the live limits in the meantime")
     assert (await bot.control.changes.current()).version == 2
     await tab.press("Change messages")
     await tab.sees("Version 3 is saved")
@@ -241,7 +241,7 @@ async def test_the_chart_moves_while_one_looks(tab: Tab, bot: Site) -> None:
     await tab.page.evaluate("window.sameDocument = true")
     total = tab.page.locator("#totals dd").first
     before = int(await total.inner_text())
-    await tab.page.get_by_text("The same as a table").click()
+    await tab.page.get_by_text("Show as a table").click()
     height = await tab.page.locator("#bars g:last-of-type .refused").get_attribute("height")
     await bot.send(10)
     await tab.page.wait_for_function(

@@ -202,7 +202,7 @@ async def test_silence_is_filled_with_heartbeats(monkeypatch: pytest.MonkeyPatch
         following(script) as events,
     ):
         assert await message(events)
-        while await events.content.readline() != b": still here\n":
+        while await events.content.readline() != b": keep-alive\n":
             pass
 
 

@@ -1,66 +1,68 @@
-"""Actions: what is done when the operator says yes."""
+"""Actions: what happens when the operator confirms."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from bot_ratelimit.admin.telegram.desk import Desk
+from bot_ratelimit.admin.telegram.context import Context
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.rule import Subject
 
 
-async def forgive(desk: Desk, subject: list[Any], names: list[str]) -> str:
-    """Forget what was charged; a ban by hand that still holds is told."""
+async def forgive(context: Context, subject: list[Any], names: list[str]) -> str:
+    """Delete counts; the answer mentions a ban by hand that is still in force."""
     whom = Subject(*subject)
-    found, who = await desk.control.forgive(whom, names), desk.write.who(whom)
+    found, who = await context.control.forgive(whom, names), context.write.who(whom)
     key = "did_forgive" if found else "did_forgive_nothing"
-    text = desk.words(key, who=who, rules=", ".join(found))
-    banned = (await desk.control.show(whom)).banned
-    return text if banned is None else f"{text}\n{desk.write.ban(banned)}"
+    text = context.words(key, who=who, rules=", ".join(found))
+    banned = (await context.control.show(whom)).banned
+    return text if banned is None else f"{text}\n{context.write.ban(banned)}"
 
 
-async def ban(desk: Desk, subject: list[Any], length: str, reason: str) -> str:
-    """Refuse everything from somebody."""
+async def ban(context: Context, subject: list[Any], length: str, reason: str) -> str:
+    """Refuse everything from a user or chat."""
     whom = Subject(*subject)
-    done = await desk.control.ban(whom, length, reason)
-    return desk.words("did_ban", who=desk.write.who(whom), until=desk.write.until(done.until))
+    done = await context.control.ban(whom, length, reason)
+    return context.words(
+        "did_ban", who=context.write.who(whom), until=context.write.until(done.until)
+    )
 
 
-async def unban(desk: Desk, subject: list[Any]) -> str:
+async def unban(context: Context, subject: list[Any]) -> str:
     """Lift every ban of exactly this subject."""
     whom = Subject(*subject)
-    done = await desk.control.unban(whom)
-    return desk.words("did_unban" if done else "did_unban_nothing", who=desk.write.who(whom))
+    done = await context.control.unban(whom)
+    return context.words("did_unban" if done else "did_unban_nothing", who=context.write.who(whom))
 
 
-async def set_(desk: Desk, name: str, change: dict[str, Any], version: int) -> str:
-    """Change a rule, or take back what was changed."""
+async def set_(context: Context, name: str, change: dict[str, Any], version: int) -> str:
+    """Change a rule, or undo its changes."""
     if "default" in change:
-        return await _held(desk, desk.control.changes.unset_rule(name, if_version=version))
-    return await _held(desk, desk.control.set_rule(name, **change, if_version=version))
+        return await _held(context, context.control.changes.unset_rule(name, if_version=version))
+    return await _held(context, context.control.set_rule(name, **change, if_version=version))
 
 
-async def rollback(desk: Desk, to: int | None, version: int | None) -> str:
-    """Let an earlier version hold again."""
-    return await _held(desk, desk.control.changes.rollback(to, if_version=version))
+async def rollback(context: Context, to: int | None, version: int | None) -> str:
+    """Return to an earlier version."""
+    return await _held(context, context.control.changes.rollback(to, if_version=version))
 
 
-async def pause(desk: Desk, length: str, version: int) -> str:
-    """Switch all limits off for a while."""
-    return await _held(desk, desk.control.changes.pause(length, if_version=version))
+async def pause(context: Context, length: str, version: int) -> str:
+    """Switch all limits off for some time."""
+    return await _held(context, context.control.changes.pause(length, if_version=version))
 
 
-async def resume(desk: Desk, version: int) -> str:
+async def resume(context: Context, version: int) -> str:
     """Switch all limits on again."""
-    return await _held(desk, desk.control.changes.resume(if_version=version))
+    return await _held(context, context.control.changes.resume(if_version=version))
 
 
-async def _held(desk: Desk, change: Awaitable[Overrides]) -> str:
-    """Make a change, and tell on how many instances it holds."""
+async def _held(context: Context, change: Awaitable[Overrides]) -> str:
+    """Make a change, and say on how many instances it is in force."""
     made = await change
-    instances = await desk.control.wait_for(made.version)
-    return desk.words(
+    instances = await context.control.wait_for(made.version)
+    return context.words(
         "did_change",
         version=made.version,
         what=made.what,
@@ -78,7 +80,7 @@ ACTIONS: Final[Mapping[str, Callable[..., Awaitable[str]]]] = {
     "pause": pause,
     "resume": resume,
 }
-"""By what `Desk.ask` was told, which also names the button; the rest are its arguments."""
+"""The actions by the name that `Context.ask` was given, which also names the button's text."""
 
 SLOW: Final = frozenset({"set", "rollback", "pause", "resume"})
 """Those that wait for the instances."""

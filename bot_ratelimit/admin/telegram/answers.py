@@ -1,4 +1,4 @@
-"""Answers: what operators are shown, as messages that fit, with their buttons."""
+"""Answers: messages to operators, short enough for Telegram, with their buttons."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _IN_A_LIST: Final = 80
 
 
 class Writer:
-    """Words values for one operator.
+    """Writes answers to one operator.
 
     Args:
-        words: In the operator's language.
-        buttons: In the same.
+        words: The texts in the operator's language.
+        buttons: Buttons in the same language.
     """
 
     def __init__(self, words: Words, buttons: Buttons) -> None:
@@ -42,7 +42,7 @@ class Writer:
     # --- messages -----------------------------------------------------------------------------
 
     def limits(self, view: ConfigView, live: bool, page: int, commands: Iterable[str]) -> Answer:
-        """All rules, and what was changed of them."""
+        """All rules, and their live changes."""
         words = self._words
         blocks = [self._rule(each) for each in view.rules] or [words("no_limits")]
         listed, page, more = page_of(blocks, page, "\n\n")
@@ -53,10 +53,10 @@ class Writer:
             foot.append(words("paused", until=words.moment(view.live.off_until)))
         foot.append(words("commands", commands=" ".join(commands)))
         text = "\n\n".join([words("limits"), listed, "\n".join(foot)])
-        return Answer(text, self._buttons.turning("limits", page, more))
+        return Answer(text, self._buttons.paging("limits", page, more))
 
     def subject(self, view: SubjectView, subject: Subject, page: int) -> Answer:
-        """Where somebody stands, with buttons to act."""
+        """What a user or chat has left of each rule, with buttons to act."""
         words = self._words
         head = [words("who", who=self.who(subject), verdict=self._verdict(view))]
         if view.off_until:
@@ -66,9 +66,9 @@ class Writer:
         if view.refused is not None:
             head.append(words("refused_today", count=view.refused))
         listed, page, more = page_of(map(self._count, view.counts), page)
-        turning = self._buttons.turning_for(subject, page, more)
-        acts = self._buttons.acts(subject, view.banned is not None, page)
-        return Answer("\n\n".join(filter(None, ["\n".join(head), listed])), [*turning, *acts])
+        paging = self._buttons.subject_paging(subject, page, more)
+        actions = self._buttons.actions(subject, view.banned is not None, page)
+        return Answer("\n\n".join(filter(None, ["\n".join(head), listed])), [*paging, *actions])
 
     def tried(self, subject: Subject, found: Decision | None) -> Answer:
         """Whether an update would be handled."""
@@ -86,20 +86,20 @@ class Writer:
         """A page of bans; `found` has one more than the page if there is another page."""
         here = found[:size]
         if not here:
-            return Answer(self._words("no_bans"), self._buttons.turning("bans", page, False))
+            return Answer(self._words("no_bans"), self._buttons.paging("bans", page, False))
         lines = [self._ban("ban_line", each, _IN_A_LIST, who=self.who(each.subject))
                  for each in here]  # fmt: skip
-        people = self._buttons.people(_looked_at(each.subject) for each in here)
-        turning = self._buttons.turning("bans", page, len(found) > size)
-        return Answer("\n".join([self._words("bans"), "", *lines]), [*people, *turning])
+        buttons = self._buttons.subjects(_looked_at(each.subject) for each in here)
+        paging = self._buttons.paging("bans", page, len(found) > size)
+        return Answer("\n".join([self._words("bans"), "", *lines]), [*buttons, *paging])
 
     def top(self, found: Sequence[Refusals]) -> Answer:
-        """Who was refused most."""
+        """The users who were refused most often."""
         if not found:
             return Answer(self._words("no_top"))
         lines = [self._words("top_line", id=_code(each.user), count=each.count) for each in found]
-        people = self._buttons.people(_looked_at(Subject(user=each.user)) for each in found)
-        return Answer("\n".join([self._words("top"), "", *lines]), people)
+        buttons = self._buttons.subjects(_looked_at(Subject(user=each.user)) for each in found)
+        return Answer("\n".join([self._words("top"), "", *lines]), buttons)
 
     def statistics(self, found: Iterable[HourTotal]) -> Answer:
         """Decisions by hour."""
@@ -136,8 +136,8 @@ class Writer:
         listed, page, more = page_of(lines, page)
         earlier = [*(each.version for each in found[1:]), 0]
         back = [self._buttons.button(f"↩ {n}", "rollback", first=n) for n in earlier]
-        turning = self._buttons.turning("history", page, more)
-        return Answer(f"{words('history')}\n\n{listed}", [*rows(back, 5), *turning])
+        paging = self._buttons.paging("history", page, more)
+        return Answer(f"{words('history')}\n\n{listed}", [*rows(back, 5), *paging])
 
     def health(self, view: HealthView) -> Answer:
         """Whether limits hold."""
@@ -237,10 +237,10 @@ class Writer:
 
 
 def _looked_at(subject: Subject) -> Subject:
-    """Whom to look at closer: a user who is named alone in their private chat."""
+    """The subject to show: a user without a chat is shown in their private chat."""
     return subject if subject.chat is not None else subject._replace(chat=subject.user)
 
 
 def _code(value: object) -> Html:
-    """Something to copy; Telegram makes no link, mention or command of it."""
+    """A value as code, easy to copy; Telegram makes no link, mention or command of it."""
     return Html(f"<code>{Words.escaped(value)}</code>")

@@ -1,4 +1,4 @@
-"""Buttons: an answer with its keyboard, and what a press stands for."""
+"""Buttons: an answer with its keyboard, and the data of its buttons."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from bot_ratelimit.admin.telegram.texts import Words
 from bot_ratelimit.rule import Subject
 
 LARGEST_ID: Final = 2**52
-"""The Bot API promises that ids have no more bits."""
+"""The Bot API promises that ids have at most 52 bits."""
 
 _FITS: Final = 2_500
-"""UTF-16 units of a page; Telegram takes 4096 with what stands above and below it."""
+"""UTF-16 units of a page; Telegram allows 4096 for the page and the text around it."""
 _LAST_PAGE: Final = 99
 
 Rows: TypeAlias = "list[list[InlineKeyboardButton]]"
 _Id: TypeAlias = Annotated[int, Field(ge=-LARGEST_ID, le=LARGEST_ID)]
 
 
-class Press(CallbackData, prefix="rl"):
-    """What a button stands for; at most 64 bytes, also with the longest ids."""
+class ButtonPress(CallbackData, prefix="rl"):
+    """The data of a button; at most 64 bytes, even with the longest ids."""
 
-    space: str
+    namespace: str
     """The prefix of the router's commands, so that two routers do not share buttons."""
     what: str
-    """Beside somebody's ids at most four letters, and three where there are pages."""
+    """The action. At most four letters if there are ids, and three if there are pages too."""
     first: _Id = 0
     """A user's id, a version, or who was asked."""
     second: _Id = 0
@@ -60,38 +60,38 @@ class Buttons:
 
     Args:
         words: In the operator's language.
-        space: See `Press`.
+        namespace: See `ButtonPress`.
     """
 
-    def __init__(self, words: Words, space: str) -> None:
-        self._words, self._space = words, space
+    def __init__(self, words: Words, namespace: str) -> None:
+        self._words, self._namespace = words, namespace
 
     def button(self, text: str, what: str, **fields: Any) -> InlineKeyboardButton:
-        """A button that comes back as a `Press`."""
-        press = Press(space=self._space, what=what, **fields)
+        """A button that comes back as a `ButtonPress`."""
+        press = ButtonPress(namespace=self._namespace, what=what, **fields)
         return InlineKeyboardButton(text=text, callback_data=press.pack())
 
-    def question(self, do: str, operator: int, token: str) -> Rows:
-        """Yes and no."""
+    def confirmation(self, do: str, operator: int, token: str) -> Rows:
+        """The buttons to confirm and to cancel."""
         named = ((f"yes_{do}", "yes"), ("no", "no"))
         asked = {"first": operator, "extra": token}
         return [[self.button(self._words(word), what, **asked) for word, what in named]]
 
-    def people(self, subjects: Iterable[Subject]) -> Rows:
-        """A button for each of them, to look closer."""
+    def subjects(self, subjects: Iterable[Subject]) -> Rows:
+        """A button for each subject, which shows its details."""
         return rows([self.button(str(_id_of(each)), "who", **_ids(each)) for each in subjects], 4)
 
-    def acts(self, subject: Subject, banned: bool, page: int) -> Rows:
-        """What can be done about somebody."""
-        acts = [("yes_forgive", "free"), ("ban_hour", "hour"), ("ban_day", "day")]
+    def actions(self, subject: Subject, banned: bool, page: int) -> Rows:
+        """Buttons for what operators can do with a user or chat."""
+        actions = [("yes_forgive", "free"), ("ban_hour", "hour"), ("ban_day", "day")]
         if banned:
-            acts[1:] = [("yes_unban", "lift")]
+            actions[1:] = [("yes_unban", "lift")]
         ids = _ids(subject)
         again = self.button(self._words("again"), "who", page=page, **ids)
-        return [[self.button(self._words(word), what, **ids) for word, what in acts], [again]]
+        return [[self.button(self._words(word), what, **ids) for word, what in actions], [again]]
 
-    def turning(self, what: str, page: int, more: bool, **ids: Any) -> Rows:
-        """Buttons to the page before and after."""
+    def paging(self, what: str, page: int, more: bool, **ids: Any) -> Rows:
+        """Buttons to the previous and the next page."""
         row = []
         if page > 0:
             row.append(self.button(f"‹ {page}", what, page=page - 1, **ids))
@@ -99,18 +99,18 @@ class Buttons:
             row.append(self.button(f"{page + 2} ›", what, page=page + 1, **ids))
         return [row] if row else []
 
-    def turning_for(self, subject: Subject, page: int, more: bool) -> Rows:
-        """The same for somebody's counts."""
-        return self.turning("who", page, more, **_ids(subject))
+    def subject_paging(self, subject: Subject, page: int, more: bool) -> Rows:
+        """The same, for the counts of a user or chat."""
+        return self.paging("who", page, more, **_ids(subject))
 
 
 def rows(buttons: Sequence[InlineKeyboardButton], size: int) -> Rows:
-    """Buttons, so many in a row."""
+    """Buttons in rows of this size."""
     return [list(buttons[i : i + size]) for i in range(0, len(buttons), size)]
 
 
 def page_of(blocks: Iterable[str], page: int, between: str = "\n") -> tuple[str, int, bool]:
-    """The blocks of one page, its number if there are not so many, and whether another follows."""
+    """The text of a page, its number (at most the last page's), and whether another follows."""
     pages: list[list[str]] = [[]]
     length = 0
     for block in blocks:

@@ -1,4 +1,4 @@
-"""Commands: what each of them shows, or asks before something is done."""
+"""Commands: what each of them shows, or asks before it changes something."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.admin import wording
-from bot_ratelimit.admin.telegram.buttons import Answer, Press
-from bot_ratelimit.admin.telegram.desk import Desk, Said
+from bot_ratelimit.admin.changes import check_pause
+from bot_ratelimit.admin.telegram.buttons import Answer, ButtonPress
+from bot_ratelimit.admin.telegram.context import CommandCall, Context
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.telegram.texts import Html
-from bot_ratelimit.bans import check_ban_length
+from bot_ratelimit.admin.views import named
+from bot_ratelimit.bans import check_ban_length, check_text
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limit import parse_period
 from bot_ratelimit.rule import Subject
 
 _BANS: Final = 8
 """Bans on a page."""
 _FOREVER: Final = frozenset({"forever", "навсегда"})
-_LONGEST_PAUSE: Final = 86_400
 _SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
     "off": {"off": True},
     "on": {"off": False},
@@ -31,188 +31,193 @@ _SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
 # --- what is shown --------------------------------------------------------------------------------
 
 
-async def limits(desk: Desk, said: Said | None = None, page: int = 0) -> Answer:
+async def limits(context: Context, call: CommandCall | None = None, page: int = 0) -> Answer:
     """Every rule, and the live version."""
-    commands = [f"/{desk.prefix}{name}" for name in COMMANDS if name != "limits"]
-    return desk.write.limits(await desk.control.config(), desk.live, page, commands)
+    commands = [f"/{context.prefix}{name}" for name in COMMANDS if name != "limits"]
+    return context.write.limits(await context.control.config(), context.live, page, commands)
 
 
-async def who(desk: Desk, said: Said) -> Answer:
-    """Where somebody stands."""
-    subject, _ = await said.whom(desk)
-    return await shown(desk, subject)
+async def who(context: Context, call: CommandCall) -> Answer:
+    """What a user or chat has left of each rule."""
+    subject, _ = await call.whom(context)
+    return await shown(context, subject)
 
 
-async def shown(desk: Desk, subject: Subject, page: int = 0) -> Answer:
-    """Where this subject stands."""
-    return desk.write.subject(await desk.control.show(subject), subject, page)
+async def shown(context: Context, subject: Subject, page: int = 0) -> Answer:
+    """What this subject has left of each rule."""
+    return context.write.subject(await context.control.show(subject), subject, page)
 
 
-async def try_(desk: Desk, said: Said) -> Answer:
+async def try_(context: Context, call: CommandCall) -> Answer:
     """Whether an update would be handled now."""
-    subject, name = await said.whom(desk)
-    return desk.write.tried(subject, await desk.control.try_(subject, name or None))
+    subject, name = await call.whom(context)
+    return context.write.tried(subject, await context.control.try_(subject, name or None))
 
 
-async def bans(desk: Desk, said: Said | None = None, page: int = 0) -> Answer:
+async def bans(context: Context, call: CommandCall | None = None, page: int = 0) -> Answer:
     """Who is banned."""
-    found = await desk.control.bans(page * _BANS, _BANS + 1)
-    return desk.write.bans(found, page, _BANS)
+    found = await context.control.bans(page * _BANS, _BANS + 1)
+    return context.write.bans(found, page, _BANS)
 
 
-async def top(desk: Desk, said: Said) -> Answer:
+async def top(context: Context, call: CommandCall) -> Answer:
     """Who was refused most."""
-    desk.needs_statistics()
-    return desk.write.top(await desk.control.top(10))
+    context.needs_statistics()
+    return context.write.top(await context.control.top(10))
 
 
-async def stats(desk: Desk, said: Said) -> Answer:
+async def stats(context: Context, call: CommandCall) -> Answer:
     """Decisions by hour."""
-    desk.needs_statistics()
-    return desk.write.statistics(await desk.control.by_hour(24))
+    context.needs_statistics()
+    return context.write.statistics(await context.control.by_hour(24))
 
 
-async def history(desk: Desk, said: Said | None = None, page: int = 0) -> Answer:
+async def history(context: Context, call: CommandCall | None = None, page: int = 0) -> Answer:
     """The versions to roll back to."""
-    desk.needs_live()
-    return desk.write.history(await desk.control.changes.history(), page)
+    context.needs_live()
+    return context.write.history(await context.control.changes.history(), page)
 
 
-async def health(desk: Desk, said: Said) -> Answer:
+async def health(context: Context, call: CommandCall) -> Answer:
     """Whether limits hold."""
-    return desk.write.health(await desk.control.health())
+    return context.write.health(await context.control.health())
 
 
 # --- what is asked --------------------------------------------------------------------------------
 
 
-async def forgive(desk: Desk, said: Said) -> Answer:
-    """Forget what somebody was charged: everything, or what these rules charged."""
-    subject, rest = await said.whom(desk)
-    return await ask_forgive(desk, subject, rest.split())
+async def forgive(context: Context, call: CommandCall) -> Answer:
+    """Delete the counts of a user or chat: all of them, or those of the named rules."""
+    subject, rest = await call.whom(context)
+    return await ask_forgive(context, subject, rest.split())
 
 
-async def ask_forgive(desk: Desk, subject: Subject, names: list[str]) -> Answer:
+async def ask_forgive(context: Context, subject: Subject, names: list[str]) -> Answer:
     """The question, whoever asks for it."""
-    who, key = desk.write.who(subject), "ask_forgive_rules" if names else "ask_forgive"
-    text = desk.words(key, who=who, rules=", ".join(names))
-    return await desk.ask("forgive", text, subject=subject, names=names)
+    known = await context.control.limits() if names else ()
+    for name in names:
+        named(known, name)
+    who, key = context.write.who(subject), "ask_forgive_rules" if names else "ask_forgive"
+    text = context.words(key, who=who, rules=", ".join(names))
+    return await context.ask("forgive", text, subject=subject, names=names)
 
 
-async def ban(desk: Desk, said: Said) -> Answer:
-    """Refuse everything from somebody for a while."""
-    subject, rest = await said.whom(desk, " 1h")
+async def ban(context: Context, call: CommandCall) -> Answer:
+    """Refuse everything from a user or chat for some time."""
+    subject, rest = await call.whom(context, " 1h")
     length, reason = [*rest.split(maxsplit=1), "", ""][:2]
-    return await ask_ban(desk, subject, length, reason, said.name)
+    return await ask_ban(context, subject, length, reason, call.name)
 
 
 async def ask_ban(
-    desk: Desk, subject: Subject, length: str, reason: str, command: str = "ban"
+    context: Context, subject: Subject, length: str, reason: str, command: str = "ban"
 ) -> Answer:
     """The question, whoever asks for it."""
-    banned = _banned(subject)
-    who = desk.write.who(banned)
-    if banned.user in desk.admins:
+    banned, reason = _banned(subject), check_text("reason", reason)
+    who = context.write.who(banned)
+    if banned.user in context.admins:
         raise UnclearError("is_admin", who=who)
     if length.lower() in _FOREVER:
-        length, text = "forever", desk.words("ask_ban_for_good", who=who)
+        length, text = "forever", context.words("ask_ban_for_good", who=who)
     else:
         try:
             seconds = check_ban_length(length)
         except ConfigError:
             raise UnclearError("bad_length", command=command) from None
-        text = desk.words("ask_ban", who=who, length=desk.words.duration(seconds))
+        text = context.words("ask_ban", who=who, length=context.words.duration(seconds))
     if reason:
-        text = Html(f"{text}\n{desk.words('reason', reason=reason)}")
-    return await desk.ask("ban", text, subject=banned, length=length, reason=reason)
+        text = Html(f"{text}\n{context.words('reason', reason=reason)}")
+    return await context.ask("ban", text, subject=banned, length=length, reason=reason)
 
 
-async def unban(desk: Desk, said: Said) -> Answer:
+async def unban(context: Context, call: CommandCall) -> Answer:
     """Lift a ban."""
-    subject, _ = await said.whom(desk)
-    return await ask_unban(desk, subject)
+    subject, _ = await call.whom(context)
+    return await ask_unban(context, subject)
 
 
-async def ask_unban(desk: Desk, subject: Subject) -> Answer:
+async def ask_unban(context: Context, subject: Subject) -> Answer:
     """The question, whoever asks for it."""
-    banned = (await desk.control.show(subject)).banned
+    banned = (await context.control.show(subject)).banned
     if banned is None:
-        return Answer(desk.words("did_unban_nothing", who=desk.write.who(subject)))
-    text = desk.words("ask_unban", who=desk.write.who(banned.subject))
-    return await desk.ask("unban", f"{text}\n{desk.write.ban(banned)}", subject=banned.subject)
+        return Answer(context.words("did_unban_nothing", who=context.write.who(subject)))
+    text = context.words("ask_unban", who=context.write.who(banned.subject))
+    return await context.ask(
+        "unban", f"{text}\n{context.write.ban(banned)}", subject=banned.subject
+    )
 
 
-async def setlimit(desk: Desk, said: Said) -> Answer:
+async def setlimit(context: Context, call: CommandCall) -> Answer:
     """Change a rule on every instance."""
-    desk.needs_live()
-    name, wanted = [*said.arguments.split(maxsplit=1), "", ""][:2]
-    known = [each.name for each in await desk.control.limits()]
+    context.needs_live()
+    name, wanted = [*call.arguments.split(maxsplit=1), "", ""][:2]
+    known = [each.name for each in await context.control.limits()]
     if name not in known or not wanted:
-        raise UnclearError("usage_setlimit", command=said.name, names=", ".join(known))
+        raise UnclearError("usage_setlimit", command=call.name, names=", ".join(known))
     change: dict[str, Any] = dict(_SWITCHES.get(wanted.lower()) or {"limit": wanted})
-    seen = await desk.control.preview(name, **change)
-    text = desk.words(
+    seen = await context.control.preview(name, **change)
+    text = context.words(
         "ask_set",
         name=name,
-        before=desk.write.limit(seen.before),
-        after=desk.write.limit(seen.after),
+        before=context.write.limit(seen.before),
+        after=context.write.limit(seen.after),
     )
-    return await desk.ask("set", text, name=name, change=change, version=seen.version)
+    return await context.ask("set", text, name=name, change=change, version=seen.version)
 
 
-async def rollback(desk: Desk, said: Said) -> Answer:
-    """Let an earlier version hold again."""
-    number = said.arguments.strip()
+async def rollback(context: Context, call: CommandCall) -> Answer:
+    """Return to an earlier version."""
+    number = call.arguments.strip()
     if number and not (number.isascii() and number.isdecimal() and len(number) < 10):
         raise UnclearError("usage_rollback")
-    return await ask_rollback(desk, int(number) if number else None)
+    return await ask_rollback(context, int(number) if number else None)
 
 
-async def ask_rollback(desk: Desk, version: int | None) -> Answer:
+async def ask_rollback(context: Context, version: int | None) -> Answer:
     """The question, whoever asks for it."""
-    desk.needs_live()
-    known = {0, *(each.version for each in await desk.control.changes.history())}
+    context.needs_live()
+    known = {0, *(each.version for each in await context.control.changes.history())}
     if version is not None and version not in known:
         versions = ", ".join(map(str, sorted(known)))
         raise UnclearError("no_version", version=version, versions=versions)
-    found = await desk.control.changes.preview_rollback(version)
+    found = await context.control.changes.preview_rollback(version)
     to, seen = found.target.version, found.live.version
     if found.is_invalid and version is None:
-        return await desk.ask("rollback", desk.words("ask_rollback_invalid"), to=to, version=seen)
-    changes = wording.changes(found.target) or desk.words("no_changes")
-    text = desk.words("ask_rollback", version=to, changes=changes)
-    return await desk.ask("rollback", text, to=to, version=seen)
+        return await context.ask(
+            "rollback", context.words("ask_rollback_invalid"), to=to, version=seen
+        )
+    changes = wording.changes(found.target) or context.words("no_changes")
+    text = context.words("ask_rollback", version=to, changes=changes)
+    return await context.ask("rollback", text, to=to, version=seen)
 
 
-async def pause(desk: Desk, said: Said) -> Answer:
-    """Switch all limits off for a while."""
-    desk.needs_live()
+async def pause(context: Context, call: CommandCall) -> Answer:
+    """Switch all limits off for some time."""
+    context.needs_live()
     try:
-        seconds = parse_period(said.arguments)
+        seconds = check_pause(call.arguments)
     except ConfigError:
-        seconds = 0.0
-    if not 0 < seconds <= _LONGEST_PAUSE:
-        raise UnclearError("usage_pause", command=said.name)
-    version = (await desk.control.changes.current()).version
-    text = desk.words("ask_pause", length=desk.words.duration(seconds))
-    return await desk.ask("pause", text, length=said.arguments, version=version)
+        raise UnclearError("usage_pause", command=call.name) from None
+    version = (await context.control.changes.current()).version
+    text = context.words("ask_pause", length=context.words.duration(seconds))
+    return await context.ask("pause", text, length=call.arguments, version=version)
 
 
-async def resume(desk: Desk, said: Said) -> Answer:
+async def resume(context: Context, call: CommandCall) -> Answer:
     """Switch all limits on again."""
-    desk.needs_live()
-    version = (await desk.control.changes.current()).version
-    return await desk.ask("resume", desk.words("ask_resume"), version=version)
+    context.needs_live()
+    version = (await context.control.changes.current()).version
+    return await context.ask("resume", context.words("ask_resume"), version=version)
 
 
 def _banned(subject: Subject) -> Subject:
-    """Who is banned: a user everywhere, or a whole chat."""
+    """Whom to ban: a user everywhere, or a whole chat."""
     if subject.user is not None:
         return Subject(user=subject.user, bot=subject.bot)
     return Subject(chat=subject.chat, bot=subject.bot)
 
 
-_Shows: TypeAlias = Callable[[Desk, Said], Awaitable[Answer]]
+_Shows: TypeAlias = Callable[[Context, CommandCall], Awaitable[Answer]]
 
 COMMANDS: Final[Mapping[str, _Shows]] = {
     "limits": limits,
@@ -234,24 +239,24 @@ COMMANDS: Final[Mapping[str, _Shows]] = {
 """What each command answers."""
 
 
-async def pressed(desk: Desk, press: Press) -> Answer:
-    """What a button answers that is not a yes or no."""
+async def pressed(context: Context, press: ButtonPress) -> Answer:
+    """The answer to a button other than yes and no."""
     topic = int(press.extra) if press.extra.isdecimal() else None
-    subject = desk.subject(press.first or None, press.second or None, topic)
+    subject = context.subject(press.first or None, press.second or None, topic)
     match press.what:
         case "limits":
-            return await limits(desk, page=press.page)
+            return await limits(context, page=press.page)
         case "bans":
-            return await bans(desk, page=press.page)
+            return await bans(context, page=press.page)
         case "history":
-            return await history(desk, page=press.page)
+            return await history(context, page=press.page)
         case "free":
-            return await ask_forgive(desk, subject, [])
+            return await ask_forgive(context, subject, [])
         case "hour" | "day":
-            return await ask_ban(desk, subject, f"1{press.what}", "")
+            return await ask_ban(context, subject, f"1{press.what}", "")
         case "lift":
-            return await ask_unban(desk, subject)
+            return await ask_unban(context, subject)
         case "rollback":
-            return await ask_rollback(desk, press.first)
+            return await ask_rollback(context, press.first)
         case _:
-            return await shown(desk, subject, press.page)
+            return await shown(context, subject, press.page)

@@ -1,4 +1,4 @@
-"""admin_router: the operators' commands as a router of the bot, which nobody else can see."""
+"""admin_router: the operators' commands as a router of the bot, which other users cannot see."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.confirmations import Confirmations
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.telegram.actions import ACTIONS, SLOW
-from bot_ratelimit.admin.telegram.buttons import Answer, Press
+from bot_ratelimit.admin.telegram.buttons import Answer, ButtonPress
 from bot_ratelimit.admin.telegram.commands import COMMANDS, pressed
-from bot_ratelimit.admin.telegram.desk import Desk, Said
-from bot_ratelimit.admin.telegram.order import warn_if_hidden
+from bot_ratelimit.admin.telegram.context import CommandCall, Context
+from bot_ratelimit.admin.telegram.hidden_commands import warn_if_hidden
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.telegram.texts import Words, clipped
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
@@ -47,33 +47,35 @@ def admin_router(
 
         dispatcher.include_router(admin_router(middleware, admins=[42]))
 
-    For everybody else its handlers do not match, so that the bot's own handlers run, or none.
-    Include it before the bot's own routers. The admins are exempt from the middleware's limits. In
-    groups the commands work, too; the answer goes to the admin's private chat with the bot.
+    For other users its handlers do not match, so the bot's own handlers run, or none. Include it
+    before the bot's own routers. The admins are exempt from the middleware's limits. The commands
+    also work in groups; the answer goes to the admin's private chat with the bot.
 
     Args:
-        middleware: Whose limits.
-        admins: Ids of the users who may; anonymous admins of groups cannot.
-        prefix: Put before each name, `/rl_ban`, where the bot has such commands itself: up to 6 of
-            `a-z`, `0-9` and `_`.
+        middleware: The middleware whose limits the commands show and change.
+        admins: Ids of the users who may use the commands; anonymous admins of groups cannot.
+        prefix: Put before each name, as in `/rl_ban`, if the bot has such commands already: up to
+            6 characters of `a-z`, `0-9` and `_`.
 
     Raises:
-        ConfigError: An argument makes no sense.
+        ConfigError: An argument is invalid.
     """
-    front = _Front(_checked(middleware), _checked_admins(admins), _checked_prefix(prefix))
-    middleware.exempt(front.admins)
+    handlers = _Handlers(_checked(middleware), _checked_admins(admins), _checked_prefix(prefix))
+    middleware.exempt(handlers.admins)
     router = Router(name="bot_ratelimit.admin")
-    router.message.filter(front.is_command_of_admin)
-    router.callback_query.filter(front.is_press_of_admin)
+    router.message.filter(handlers.is_command_of_admin)
+    router.callback_query.filter(handlers.is_press_of_admin)
     names = [prefix + name for name in COMMANDS]
     router.startup.register(warn_if_hidden)
-    router.message.register(front.said, Command(*names, ignore_case=True), flags=_FLAGS)
-    router.callback_query.register(front.pressed, flags=_FLAGS)
+    router.message.register(
+        handlers.handle_command, Command(*names, ignore_case=True), flags=_FLAGS
+    )
+    router.callback_query.register(handlers.handle_button, flags=_FLAGS)
     return router
 
 
-class _Front:
-    """Handles what admins say and press."""
+class _Handlers:
+    """Handles the admins' commands and buttons."""
 
     def __init__(
         self, middleware: RateLimitMiddleware, admins: frozenset[int], prefix: str
@@ -83,7 +85,7 @@ class _Front:
         self._confirmations = Confirmations(middleware.limiter)
 
     async def is_command_of_admin(self, message: Message) -> bool:
-        """Whether an admin, in person, wrote this: not a channel, nor what somebody else wrote."""
+        """Whether an admin wrote this personally: not a channel, and not a forwarded message."""
         return (
             message.from_user is not None
             and message.from_user.id in self.admins
@@ -97,56 +99,63 @@ class _Front:
         if query.from_user.id not in self.admins or not query.data:
             return False
         try:
-            press = Press.unpack(query.data)
+            press = ButtonPress.unpack(query.data)
         except (TypeError, ValueError):  # a button of the bot's own
             return False
-        return press.space == self._prefix and {"press": press}
+        return press.namespace == self._prefix and {"press": press}
 
-    async def said(self, message: Message, command: CommandObject, bot: Bot) -> None:
+    async def handle_command(self, message: Message, command: CommandObject, bot: Bot) -> None:
         """Answer a command."""
         assert message.from_user is not None  # noqa: S101 - the filter has looked
-        desk = self._desk(message.from_user, bot)
-        said = Said(command.command.lower(), command.args or "", message)
-        answer = COMMANDS[said.name.removeprefix(self._prefix)](desk, said)
-        await self._send(desk, message, await _told(desk.words, answer))
+        context = self._context(message.from_user, bot)
+        call = CommandCall(command.command.lower(), command.args or "", message)
+        answer = COMMANDS[call.name.removeprefix(self._prefix)](context, call)
+        await self._send(context, message, await _answer_or_error(context.words, answer))
 
-    async def pressed(self, query: CallbackQuery, press: Press, bot: Bot) -> None:
+    async def handle_button(self, query: CallbackQuery, press: ButtonPress, bot: Bot) -> None:
         """Answer a button."""
-        desk = self._desk(query.from_user, bot)
+        context = self._context(query.from_user, bot)
         if press.what not in ("yes", "no"):
             await _answer(query)
-            await self._show(desk, query, await _told(desk.words, pressed(desk, press)))
-        elif press.first != desk.operator:
-            await _answer(query, desk.words("not_yours"))
+            await self._show(
+                context, query, await _answer_or_error(context.words, pressed(context, press))
+            )
+        elif press.first != context.operator:
+            await _answer(query, context.words("not_yours"))
         else:
-            await self._settle(desk, query, press)
+            await self._execute(context, query, press)
 
-    async def _settle(self, desk: Desk, query: CallbackQuery, press: Press) -> None:
-        """Do what was asked, or do not; once."""
+    async def _execute(self, context: Context, query: CallbackQuery, press: ButtonPress) -> None:
+        """Carry out or cancel a confirmed action, once."""
         try:
-            action = await self._confirmations.take(desk.operator, press.extra)
+            action = await self._confirmations.take(context.operator, press.extra)
         except StorageError:
-            await _answer(query, desk.words("away"))
+            await _answer(query, context.words("away"))
             return
-        if action is None:
-            await _answer(query, desk.words("gone"))
+        except RateLimitError as error:  # too long for an alert; the question stays
+            await _answer(query)
+            assert query.bot is not None  # noqa: S101 - it came through a bot
+            await self._write(context, query.bot, Answer(context.words("wrong", error=error)))
+            return
+        if action is None or action.get("do") not in ACTIONS:  # else of another version
+            await _answer(query, context.words("gone"))
             return
         await _answer(query)
         if press.what == "no":
-            await self._show(desk, query, Answer(desk.words("cancelled")))
+            await self._show(context, query, Answer(context.words("cancelled")))
             return
         do = action.pop("do")
         if do in SLOW:
-            await self._show(desk, query, Answer(desk.words("working")))
+            await self._show(context, query, Answer(context.words("working")))
 
         async def done() -> Answer:
-            return Answer(await ACTIONS[do](desk, **action))
+            return Answer(await ACTIONS[do](context, **action))
 
-        await self._show(desk, query, await _told(desk.words, done()))
+        await self._show(context, query, await _answer_or_error(context.words, done()))
 
-    def _desk(self, user: User, bot: Bot) -> Desk:
+    def _context(self, user: User, bot: Bot) -> Context:
         words, middleware = Words(user.language_code, self._prefix), self._middleware
-        return Desk(
+        return Context(
             Control.of(middleware, by=f"{clipped(user.full_name, 64)} ({user.id})"),
             words,
             user.id,
@@ -158,21 +167,21 @@ class _Front:
             self._confirmations,
         )
 
-    async def _send(self, desk: Desk, message: Message, answer: Answer) -> None:
-        """Answer in private, wherever the command was given."""
+    async def _send(self, context: Context, message: Message, answer: Answer) -> None:
+        """Answer in the private chat, wherever the command was given."""
         assert message.bot is not None  # noqa: S101 - it came through a bot
         if message.chat.type == ChatType.PRIVATE:
             await message.answer(answer.text, reply_markup=answer.keyboard, **_AS_HTML)
             return
         try:
-            await self._write(desk, message.bot, answer)
+            await self._write(context, message.bot, answer)
         except (TelegramForbiddenError, TelegramBadRequest) as error:
             if isinstance(error, TelegramBadRequest) and "chat not found" not in error.message:
                 raise
-            await message.reply(desk.words("start_me"), **_AS_HTML)
+            await message.reply(context.words("start_me"), **_AS_HTML)
 
-    async def _show(self, desk: Desk, query: CallbackQuery, answer: Answer) -> None:
-        """Put the answer in place of the message with the button, or below it."""
+    async def _show(self, context: Context, query: CallbackQuery, answer: Answer) -> None:
+        """Replace the message with the button by the answer, or send the answer below it."""
         assert query.bot is not None  # noqa: S101 - it came through a bot
         if isinstance(query.message, Message):
             try:
@@ -183,22 +192,24 @@ class _Front:
                 log.debug("An answer is sent as a new message: %s", error)
             else:
                 return
-        await self._write(desk, query.bot, answer)
+        await self._write(context, query.bot, answer)
 
-    async def _write(self, desk: Desk, bot: Bot, answer: Answer) -> None:
-        await bot.send_message(desk.operator, answer.text, reply_markup=answer.keyboard, **_AS_HTML)
+    async def _write(self, context: Context, bot: Bot, answer: Answer) -> None:
+        await bot.send_message(
+            context.operator, answer.text, reply_markup=answer.keyboard, **_AS_HTML
+        )
 
 
 async def _answer(query: CallbackQuery, alert: str | None = None) -> None:
-    """End the button's spinner, maybe with a text."""
+    """Stop the button's spinner, and show an alert if there is one."""
     try:
         await query.answer(alert, show_alert=alert is not None)
     except TelegramBadRequest as error:  # pressed long ago, while the bot was down
         log.debug("A button press could not be answered: %s", error)
 
 
-async def _told(words: Words, answer: Awaitable[Answer]) -> Answer:
-    """The answer, or what went wrong."""
+async def _answer_or_error(words: Words, answer: Awaitable[Answer]) -> Answer:
+    """The answer, or a text about the error."""
     try:
         return await answer
     except UnclearError as error:
@@ -214,8 +225,8 @@ async def _told(words: Words, answer: Awaitable[Answer]) -> Answer:
 def _checked(middleware: object) -> RateLimitMiddleware:
     if not isinstance(middleware, RateLimitMiddleware):
         raise ConfigError(
-            f"admin_router({middleware!r:.80}): expected the RateLimitMiddleware whose limits are "
-            "to be operated"
+            f"admin_router({middleware!r:.80}): expected the RateLimitMiddleware whose limits the "
+            "commands control"
         )
     return middleware
 
@@ -230,10 +241,10 @@ def _checked_admins(admins: Iterable[int]) -> frozenset[int]:
         if each in NOBODY:
             raise ConfigError(
                 f"admins: {each} is the id that all anonymous admins, or all channels, share: "
-                "name people"
+                "use the ids of persons"
             )
     if not found:
-        raise ConfigError("admins is empty: name at least one user's id, or leave the router out")
+        raise ConfigError("admins is empty: pass at least one user id, or leave the router out")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Targets: whom a command is about, told by a mention, an id, or the message it replies to."""
+"""Targets: whom a command is about, by a mention, an id, or the message that it replies to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _USERNAME: Final = re.compile(r"@[A-Za-z0-9_]{1,64}", re.ASCII)
 
 
 class UnclearError(Exception):
-    """A command cannot be understood; `key` and `fields` are what the operator is told."""
+    """A command is not clear; `key` and `fields` make the text for the operator."""
 
     def __init__(self, key: str, **fields: object) -> None:
         super().__init__(key)
@@ -34,23 +34,23 @@ class UnclearError(Exception):
 
 
 class Target(NamedTuple):
-    """Whom a command is about, and what else it says."""
+    """Whom a command is about, and the rest of its arguments."""
 
     subject: Subject
-    """The user, or a channel that writes in groups; or a chat alone."""
+    """A user, a channel that writes in groups, or a chat."""
     rest: str
 
 
 async def target_of(message: Message, arguments: str, bot: Bot) -> Target:
-    """Whom the command means.
+    """Whom the command is about.
 
     Args:
-        message: With the command.
-        arguments: What follows it.
-        bot: To look up the public name of a channel or group.
+        message: The message with the command.
+        arguments: The text after the command.
+        bot: Looks up the public name of a channel or group.
 
     Raises:
-        UnclearError: Nobody is meant, or it cannot be known who.
+        UnclearError: The command names nobody, or Telegram does not tell who is meant.
     """
     named = _mentioned(message, arguments) or await _named(arguments, bot)
     replied = _is_reply(message)
@@ -62,7 +62,7 @@ async def target_of(message: Message, arguments: str, bot: Bot) -> Target:
 
 
 def _mentioned(message: Message, arguments: str) -> Target | None:
-    """The user behind a mention that Telegram has resolved."""
+    """The user of a mention for which Telegram gives the id."""
     text = message.text or message.caption or ""
     for entity in message.entities or message.caption_entities or ():
         if entity.type == "text_mention" and entity.user is not None:
@@ -73,7 +73,7 @@ def _mentioned(message: Message, arguments: str) -> Target | None:
 
 
 async def _named(arguments: str, bot: Bot) -> Target | None:
-    """Who has the id, or the public name, that the arguments begin with."""
+    """The user or chat whose id or public name comes first in the arguments."""
     first, rest = _split(arguments)
     if _ID.fullmatch(first):
         if len(first) > 20 or not 0 < abs(int(first)) < LARGEST_ID:
@@ -95,7 +95,7 @@ def _by_id(id_: int) -> Subject:
 
 def _is_reply(message: Message) -> bool:
     replied = message.reply_to_message
-    # In a topic, every message that replies to none replies to the one that opened the topic.
+    # In a topic, a message that is not a reply refers to the message that opened the topic.
     return message.external_reply is not None or (
         replied is not None and replied.forum_topic_created is None
     )
@@ -107,11 +107,11 @@ def _is_of_others(message: Message, bot: int) -> bool:
 
 
 def _author_of(message: Message, bot: int) -> Subject:
-    """Who wrote the message that is replied to; in private, who wrote what was forwarded there."""
+    """The author of the replied-to message; in a private chat, of the message forwarded there."""
     replied = message.reply_to_message
     if message.external_reply is not None:
         return _somebody(_behind(message.external_reply.origin), bot)
-    assert replied is not None  # noqa: S101 - or it would be no reply
+    assert replied is not None  # noqa: S101 - otherwise it would not be a reply
     if message.chat.type == ChatType.PRIVATE and replied.forward_origin is not None:
         return _somebody(_behind(replied.forward_origin), bot)
     if replied.is_automatic_forward or (replied.from_user is None and replied.sender_chat is None):
@@ -120,7 +120,7 @@ def _author_of(message: Message, bot: int) -> Subject:
 
 
 def _sender(chat: Chat | None, user: User | None) -> Subject:
-    """Who is counted: a channel that writes, or an anonymous admin's group, comes first."""
+    """Who is counted: the channel, or an anonymous admin's group, rather than the stand-in user."""
     author = chat or user
     return Subject(user=None if author is None else author.id)
 

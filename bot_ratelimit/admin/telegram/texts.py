@@ -1,6 +1,6 @@
 """Everything that operators read in Telegram, in English and Russian.
 
-Texts are HTML, fields are not: `Words` escapes them, so that a reason or a name never is markup.
+Texts are HTML; `Words` escapes the fields, so that a reason or a name never becomes markup.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "units": "d h min s",
         # --- what is shown
         "limits": "<b>Limits</b>",
-        "no_limits": "No limits are known yet: no handler was met.",
+        "no_limits": "No limits are known yet: no handler has run.",
         "rule": "<code>{name}</code>: {limit}\n{scope}, {where}, from {origin}",
         "rule_penalty": "ban of {ban} after {limit}",
         "rule_by_code": "decided by the bot's code",
@@ -36,7 +36,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "origin_file": "file",
         "origin_environment": "environment",
         "origin_live": "live changes",
-        "live_off": "Limits cannot be changed here: the middleware has no <code>live=True</code>.",
+        "live_off": "Limits cannot be changed here: that needs <code>live=True</code> in the bot.",
         "live_none": "No live changes. Instances: {instances}.",
         "live": "Live version {version}: <code>{what}</code>. By <code>{by}</code>, {at}. "
         "It holds on {obeying} of {instances} instances.",
@@ -47,16 +47,16 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "in_chat": "{who} in chat {id}",
         "verdict_allowed": "allowed",
         "verdict_exempt": "exempt: never limited",
-        "verdict_refused": "refused, free in {wait}",
+        "verdict_refused": "refused, allowed again in {wait}",
         "verdict_banned": "banned",
         "who": "{Who}: <b>{verdict}</b>",
         "refused_today": "Refusals in 24 hours: {count}",
         "count": "<code>{rule}</code>: {left} of {capacity} left, {free}",
         "count_by_code": "<code>{rule}</code>: {free}",
-        "free_now": "free now",
-        "free_in": "free in {wait}",
+        "free_now": "allowed now",
+        "free_in": "allowed in {wait}",
         "ban_until": "until {until} ({left} left)",
-        "ban_for_good": "for good",
+        "ban_for_good": "forever",
         "ban": "Banned {until}, by <code>{by}</code>",
         "ban_reason": "Banned {until}, by <code>{by}</code>: <code>{reason}</code>",
         "bans": "<b>Bans</b>",
@@ -72,11 +72,11 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "history": "<b>Versions</b>",
         "no_history": "Nothing was changed yet.",
         "history_line": "<b>{version}</b>: <code>{what}</code>, by <code>{by}</code>, {at}",
-        "well_memory": "Well, in this process alone: there is no Redis, so other instances count "
-        "for themselves. Version {version}.",
-        "well": "Well: Redis answered in {ms} ms. Instances: {instances}, "
+        "well_memory": "Healthy, in this process alone: there is no Redis, so other instances "
+        "count for themselves. Version {version}.",
+        "well": "Healthy: Redis answered in {ms} ms. Instances: {instances}, "
         "behind version {version}: {behind}.",
-        "not_well": "Not well: <code>{problem}</code>",
+        "not_well": "Unhealthy: <code>{problem}</code>",
         "try_free": "{Who}: an update would be <b>handled</b>; no limit applies.",
         "try_allowed": "{Who}: an update would be <b>handled</b>; "
         "<code>{rule}</code> has {left} left.",
@@ -84,15 +84,15 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "for {wait}.",
         "try_banned": "{Who}: an update would be <b>refused</b>, because of a ban.",
         # --- what is asked, and what was done
-        "ask_forgive": "Forgive {who}? Counts and bans by a penalty are forgotten.",
-        "ask_forgive_rules": "Forgive {who}? This is forgotten: <code>{rules}</code>",
-        "ask_ban": "Ban {who} for {length}? Everything from there is refused.",
-        "ask_ban_for_good": "Ban {who} for good? Everything from there is refused.",
+        "ask_forgive": "Forgive {who}? This deletes all counts and lifts bans by a penalty.",
+        "ask_forgive_rules": "Forgive {who}? This deletes the counts of: <code>{rules}</code>",
+        "ask_ban": "Ban {who} for {length}? Everything from this user or chat will be refused.",
+        "ask_ban_for_good": "Ban {who} forever? Everything from this user or chat will be refused.",
         "reason": "Reason: <code>{reason}</code>",
         "ask_unban": "Unban {who}?",
         "ask_set": "Change <code>{name}</code>?\n{before} → <b>{after}</b>",
         "ask_rollback": "Roll back to version {version}?\n<code>{changes}</code>",
-        "ask_rollback_invalid": "The live limits cannot be read. Replace them by the last good "
+        "ask_rollback_invalid": "The live limits cannot be read. Replace them with the last good "
         "version?",
         "no_changes": "no changes",
         "ask_pause": "Switch <b>all limits</b> off for {length}?",
@@ -119,34 +119,35 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "ban_hour": "Ban 1 h",
         "ban_day": "Ban 1 d",
         # --- what goes wrong
-        "gone": "This question was answered already, or is older than two minutes. Ask again.",
-        "not_yours": "Only the one who asked can answer this.",
-        "away": "Redis is out of reach. Try again later; /{prefix}health tells more.",
-        "conflict": "Somebody else has changed the limits meanwhile; nothing was changed. "
-        "Look again, and repeat it.",
+        "gone": "This question was answered already, or is older than two minutes. Repeat the "
+        "command.",
+        "not_yours": "Only the admin who gave the command can answer this.",
+        "away": "Redis cannot be reached. Try again later; for details: /{prefix}health",
+        "conflict": "Somebody else has changed the limits in the meantime; nothing was changed. "
+        "Look again, and repeat the command.",
         "wrong": "That did not work: <code>{error}</code>",
         "start_me": "I answer in private: open a chat with me and press Start.",
         "whom": "Whom? Reply to a message, or give an id: <code>/{command} 42{rest}</code>",
-        "both": "You reply to a message and name somebody: do one of the two. "
-        "A length is one word: <code>1h</code>",
-        "bad_id": "<code>{value}</code> is no id of a user or a chat. Reply to a message, or give "
-        "an id: <code>/{command} 42{rest}</code>",
+        "both": "You reply to a message and also name somebody: do only one of the two. "
+        "Write a length as one word: <code>1h</code>",
+        "bad_id": "<code>{value}</code> is not the id of a user or a chat. Reply to a message, or "
+        "give an id: <code>/{command} 42{rest}</code>",
         "no_username": "Telegram does not tell bots which user <code>{name}</code> is. Reply to a "
         "message, choose the user from the list after @, or give the id.",
-        "hidden": "That user hides who they are in forwarded messages. Reply where they wrote, "
-        "or give the id.",
-        "nobody": "That is nobody: channels, anonymous admins and Telegram's service account share "
-        "such an id, and it is never limited.",
+        "hidden": "That user hides their name in forwarded messages. Reply to the original "
+        "message, or give the id.",
+        "nobody": "That id belongs to no single user: all channels, all anonymous admins or "
+        "Telegram's service account share it, and it is never limited.",
         "myself": "That message is the bot's own. Reply to a message of the user, or give an id.",
         "is_admin": "{Who} is an admin of this bot, and admins are never limited.",
-        "bad_length": "For how long? For example <code>/{command} 42 1h spam</code>; "
-        "<code>forever</code> is for good.",
+        "bad_length": "For how long? For example <code>/{command} 42 1h spam</code>, or "
+        "<code>forever</code> instead of a period.",
         "usage_setlimit": "For example <code>/{command} NAME 2/minute</code>; instead of a limit "
         "also <code>off</code>, <code>on</code>, <code>shadow</code>, <code>enforce</code> or "
         "<code>default</code>. Names: <code>{names}</code>",
         "usage_pause": "For how long? For example <code>/{command} 1h</code>, at most a day.",
-        "usage_rollback": "To which version? A number from /{prefix}history, 0 for none of the "
-        "changes, or nothing for the version before.",
+        "usage_rollback": "To which version? Give a number from /{prefix}history, 0 to drop all "
+        "changes, or nothing for the previous version.",
         "no_version": "There is no version {version} to roll back to: expected {versions}.",
         "needs_live": "That needs <code>RateLimitMiddleware(..., live=True)</code> in the bot.",
         "needs_statistics": "That needs <code>RateLimitMiddleware(..., statistics=True)</code> in "
@@ -172,9 +173,9 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "origin_code": "код",
         "origin_file": "файл",
         "origin_environment": "окружение",
-        "origin_live": "изменён на ходу",
-        "live_off": "Здесь лимиты менять нельзя: у middleware нет <code>live=True</code>.",
-        "live_none": "На ходу ничего не менялось. Экземпляров: {instances}.",
+        "origin_live": "изменение на ходу",
+        "live_off": "Здесь лимиты менять нельзя: для этого боту нужен <code>live=True</code>.",
+        "live_none": "Изменений на ходу нет. Экземпляров: {instances}.",
         "live": "Версия {version}: <code>{what}</code>. Автор: <code>{by}</code>, {at}. "
         "Действует на экземплярах: {obeying} из {instances}.",
         "paused": "Все лимиты выключены до {until}.",
@@ -182,10 +183,10 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "user": "пользователь {id}",
         "chat": "чат {id}",
         "in_chat": "{who} в чате {id}",
-        "verdict_allowed": "пропускается",
-        "verdict_exempt": "исключение, лимиты не действуют",
-        "verdict_refused": "отказ, можно через {wait}",
-        "verdict_banned": "бан",
+        "verdict_allowed": "сообщения проходят",
+        "verdict_exempt": "в исключениях, лимиты не действуют",
+        "verdict_refused": "отказ, снова можно через {wait}",
+        "verdict_banned": "в бане",
         "who": "{Who}: <b>{verdict}</b>",
         "refused_today": "Отказов за 24 часа: {count}",
         "count": "<code>{rule}</code>: осталось {left} из {capacity}, {free}",
@@ -194,12 +195,13 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "free_in": "можно через {wait}",
         "ban_until": "до {until} (осталось {left})",
         "ban_for_good": "навсегда",
-        "ban": "Бан {until}, автор: <code>{by}</code>",
-        "ban_reason": "Бан {until}, автор: <code>{by}</code>: <code>{reason}</code>",
+        "ban": "Бан {until}, выдал: <code>{by}</code>",
+        "ban_reason": "Бан {until}, выдал: <code>{by}</code>, причина: <code>{reason}</code>",
         "bans": "<b>Баны</b>",
         "no_bans": "Никто не забанен.",
-        "ban_line": "{Who}: {until}, автор: <code>{by}</code>",
-        "ban_line_reason": "{Who}: {until}, автор: <code>{by}</code>: <code>{reason}</code>",
+        "ban_line": "{Who}: {until}, выдал: <code>{by}</code>",
+        "ban_line_reason": "{Who}: {until}, выдал: <code>{by}</code>, "
+        "причина: <code>{reason}</code>",
         "top": "<b>Больше всего отказов за 24 часа</b>",
         "no_top": "За 24 часа отказов не было.",
         "top_line": "{id}: {count}",
@@ -213,25 +215,26 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "считает сам. Версия {version}.",
         "well": "Всё в порядке: Redis ответил за {ms} мс. Экземпляров: {instances}, "
         "отстают от версии {version}: {behind}.",
-        "not_well": "Неисправность: <code>{problem}</code>",
+        "not_well": "Есть проблема: <code>{problem}</code>",
         "try_free": "{Who}: сообщение <b>прошло бы</b>, лимит не действует.",
         "try_allowed": "{Who}: сообщение <b>прошло бы</b>, в <code>{rule}</code> осталось {left}.",
         "try_refused": "{Who}: <b>отказ</b> по <code>{rule}</code>, ещё {wait}.",
         "try_banned": "{Who}: <b>отказ</b> из-за бана.",
-        "ask_forgive": "Простить: {who}? Счётчики и автоматические баны будут сброшены.",
-        "ask_forgive_rules": "Простить: {who}? Будет сброшено: <code>{rules}</code>",
-        "ask_ban": "Забанить на {length}: {who}? Всё оттуда будет отклоняться.",
-        "ask_ban_for_good": "Забанить навсегда: {who}? Всё оттуда будет отклоняться.",
+        "ask_forgive": "Простить: {who}? Счётчики будут сброшены, автоматический бан снят.",
+        "ask_forgive_rules": "Простить: {who}? Будут сброшены счётчики: <code>{rules}</code>",
+        "ask_ban": "Забанить на {length}: {who}? Бот будет отклонять всё, что оттуда приходит.",
+        "ask_ban_for_good": "Забанить навсегда: {who}? "
+        "Бот будет отклонять всё, что оттуда приходит.",
         "reason": "Причина: <code>{reason}</code>",
         "ask_unban": "Разбанить: {who}?",
         "ask_set": "Изменить <code>{name}</code>?\n{before} → <b>{after}</b>",
         "ask_rollback": "Вернуть версию {version}?\n<code>{changes}</code>",
-        "ask_rollback_invalid": "Изменения на ходу не читаются. Заменить их последней исправной "
-        "версией?",
+        "ask_rollback_invalid": "Изменения на ходу повреждены и не читаются. Заменить их последней "
+        "исправной версией?",
         "no_changes": "без изменений",
         "ask_pause": "Выключить <b>все лимиты</b> на {length}?",
         "ask_resume": "Снова включить все лимиты?",
-        "did_forgive": "{Who}: сброшено: <code>{rules}</code>",
+        "did_forgive": "{Who}: сброшены счётчики <code>{rules}</code>",
         "did_forgive_nothing": "{Who}: прощать было нечего.",
         "did_ban": "{Who}: бан {until}.",
         "did_unban": "{Who}: бан снят.",
@@ -252,10 +255,10 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "ban_hour": "Бан 1 ч",
         "ban_day": "Бан 1 д",
         "gone": "На этот вопрос уже ответили, или ему больше двух минут. Повторите команду.",
-        "not_yours": "Ответить может только тот, кто спросил.",
+        "not_yours": "Ответить может только тот, кто дал команду.",
         "away": "Redis недоступен. Попробуйте позже; подробнее: /{prefix}health",
-        "conflict": "Лимиты тем временем изменил кто-то другой; ничего не изменилось. "
-        "Посмотрите снова и повторите.",
+        "conflict": "Лимиты тем временем изменил кто-то другой, поэтому команда не выполнена. "
+        "Посмотрите ещё раз и повторите.",
         "wrong": "Не получилось: <code>{error}</code>",
         "start_me": "Я отвечаю в личном чате: откройте его и нажмите «Старт».",
         "whom": "Кого? Ответьте на сообщение или укажите id: <code>/{command} 42{rest}</code>",
@@ -265,21 +268,22 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "или укажите id: <code>/{command} 42{rest}</code>",
         "no_username": "Telegram не сообщает ботам, кто такой <code>{name}</code>. Ответьте на "
         "сообщение, выберите пользователя из списка после @ или укажите id.",
-        "hidden": "Этот пользователь скрыл себя в пересланных сообщениях. Ответьте там, где он "
-        "писал, или укажите id.",
-        "nobody": "Это никто: такой id у всех каналов, анонимных админов или служебного "
-        "аккаунта Telegram общий, и лимиты на него не действуют.",
+        "hidden": "Этот пользователь скрывает своё имя при пересылке. Ответьте на исходное "
+        "сообщение или укажите id.",
+        "nobody": "Этот id не принадлежит конкретному пользователю: он общий у всех каналов, "
+        "у всех анонимных админов или у служебного аккаунта Telegram, "
+        "и лимиты на него не действуют.",
         "myself": "Это сообщение самого бота. Ответьте на сообщение пользователя или укажите id.",
-        "is_admin": "{Who}: админ этого бота, лимиты на админов не действуют.",
+        "is_admin": "{Who}: это админ бота, а лимиты на админов не действуют.",
         "bad_length": "На какой срок? Например, <code>/{command} 42 1h спам</code>; "
-        "<code>forever</code>: навсегда.",
-        "usage_setlimit": "Например, <code>/{command} NAME 2/minute</code>; вместо лимита также "
+        "<code>forever</code> вместо срока означает «навсегда».",
+        "usage_setlimit": "Например, <code>/{command} NAME 2/minute</code>; вместо лимита можно "
         "<code>off</code>, <code>on</code>, <code>shadow</code>, <code>enforce</code> или "
         "<code>default</code>. Имена: <code>{names}</code>",
         "usage_pause": "На какой срок? Например, <code>/{command} 1h</code>, не больше суток.",
-        "usage_rollback": "К какой версии? Номер из /{prefix}history, 0 отменяет все изменения, "
-        "без номера вернётся предыдущая.",
-        "no_version": "Версии {version} нет, можно вернуть: {versions}.",
+        "usage_rollback": "К какой версии? Укажите номер из /{prefix}history; 0 отменяет все "
+        "изменения, без номера вернётся предыдущая версия.",
+        "no_version": "Версии {version} нет. Можно вернуть: {versions}.",
         "needs_live": "Для этого нужен <code>RateLimitMiddleware(..., live=True)</code> в боте.",
         "needs_statistics": "Для этого нужен "
         "<code>RateLimitMiddleware(..., statistics=True)</code> в боте.",
@@ -290,7 +294,7 @@ _LONGEST: Final = 500
 
 
 class Html(str):
-    """A text whose markup is meant."""
+    """A text that is HTML already, so it is not escaped."""
 
     __slots__ = ()
 
@@ -299,7 +303,7 @@ class Words:
     """The texts in an operator's language.
 
     Args:
-        language: As Telegram tells it; what we have no texts for gets English.
+        language: The user's language code from Telegram; English if there are no texts for it.
         prefix: What the names of commands begin with.
     """
 
@@ -309,7 +313,7 @@ class Words:
         self._prefix = prefix
 
     def __call__(self, key: str, **fields: object) -> Html:
-        """A text with its fields, escaped and short enough to never break a message."""
+        """A text with its fields, which are escaped, and shortened so that the message fits."""
         escaped = {name: self.escaped(value) for name, value in fields.items()}
         if "who" in escaped:  # at the beginning of a sentence
             escaped["Who"] = escaped["who"][:1].upper() + escaped["who"][1:]
@@ -331,6 +335,6 @@ class Words:
 
 
 def clipped(text: str, longest: int = _LONGEST) -> str:
-    """The text in one line without invisible characters, and not longer than that."""
+    """The text in one line, without invisible characters, cut to at most `longest`."""
     text = printable(text)
     return text if len(text) <= longest else text[: longest - 1] + "…"

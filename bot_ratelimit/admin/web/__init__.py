@@ -1,6 +1,7 @@
 """HTTP for operators: a JSON API and a page over `Control`; needs the extra `admin`.
 
-A request passes `reporting` (whatever goes wrong becomes a `problems.Problem`) and `access` (who
-may; with `sessions`, `mini_app`, `attempts` and `peer`). Then `api` (with `bodies`), `stream` or
-`pages` handles it. `console` is what they share, and `app` puts them together.
+A request first passes `error_middleware`, which answers every failure with a `problems.Problem`,
+and `access`, which checks who sends it (with `sessions`, `mini_app`, `login_limits` and
+`trusted_proxies`). Then `api` (with `validation`), `stream` or `pages` (with `actions`) handles it.
+The handlers share the `console`. `app` puts everything together.
 """

@@ -1,4 +1,4 @@
-"""The JSON API: `Control` over HTTP, below `api/`. docs/admin-api.md has an example of each."""
+"""The JSON API: `Control` over HTTP, below `api/`. docs/admin-api.md has examples."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from aiohttp.typedefs import Handler
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.encoding import to_json
 from bot_ratelimit.admin.views import ConfigView
-from bot_ratelimit.admin.web.bodies import (
-    BanFor,
-    Change,
-    Exempt,
-    Forgive,
-    Hours,
-    Most,
-    Page,
-    Pause,
-    PenaltySent,
-    Place,
-    Previewed,
-    Rollback,
-    Sent,
-    Trial,
-    Unban,
-    Versioned,
-    WhichId,
-    body_of,
-    checked,
-    query_of,
-)
 from bot_ratelimit.admin.web.console import control_of
 from bot_ratelimit.admin.web.problems import ProblemError
+from bot_ratelimit.admin.web.validation import (
+    BanBody,
+    ExemptBody,
+    ForgiveBody,
+    HoursQuery,
+    LimitBody,
+    PageQuery,
+    PathId,
+    PauseBody,
+    PenaltyBody,
+    PreviewBody,
+    RequestModel,
+    RollbackBody,
+    SubjectFields,
+    TopQuery,
+    TryQuery,
+    UnbanQuery,
+    VersionedBody,
+    read_body,
+    read_query,
+    validated,
+)
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.rule import Subject
 
 _Act: TypeAlias = Callable[[web.Request, Control], Awaitable[Any]]
 
 _SLOWEST: Final = 20.0
-"""Seconds; the first change of all waits three for instances that write a lost document back."""
+"""Seconds. The very first change waits three, for instances that write a lost document back."""
 _ETAG: Final = re.compile(r'"([0-9]{1,9})"', re.ASCII)
 
 
@@ -85,14 +85,14 @@ def _about_somebody(kind: str) -> list[web.RouteDef]:
 
 
 def _json(act: _Act) -> Handler:
-    """A handler that answers with what is found, and never hangs."""
+    """A handler that answers with the result as JSON, or with a problem after a deadline."""
 
     async def handle(request: web.Request) -> web.Response:
         try:
             async with asyncio.timeout(_SLOWEST):
                 found = await act(request, control_of(request))
         except TimeoutError:
-            raise ProblemError(503, f"no answer within {_SLOWEST:.0f} s") from None
+            raise ProblemError(503, f"Redis gave no answer within {_SLOWEST:.0f} s") from None
         response = web.Response(text=to_json(found), content_type="application/json")
         live = found.live if isinstance(found, ConfigView) else found
         if isinstance(live, Overrides):
@@ -106,54 +106,54 @@ def _json(act: _Act) -> Handler:
 
 
 async def _config(request: web.Request, control: Control) -> Any:
-    query_of(request, Sent)
+    read_query(request, RequestModel)
     return await control.config()
 
 
 async def _limits(request: web.Request, control: Control) -> Any:
-    query_of(request, Sent)
+    read_query(request, RequestModel)
     return await control.limits()
 
 
 async def _use(request: web.Request, control: Control) -> Any:
-    return await control.use(query_of(request, Hours).hours)
+    return await control.use(read_query(request, HoursQuery).hours)
 
 
 async def _instances(request: web.Request, control: Control) -> Any:
-    query_of(request, Sent)
+    read_query(request, RequestModel)
     return await control.instances()
 
 
 async def _health(request: web.Request, control: Control) -> Any:
-    query_of(request, Sent)
+    read_query(request, RequestModel)
     return await control.health()
 
 
 async def _statistics(request: web.Request, control: Control) -> Any:
-    return await control.statistics(query_of(request, Hours).hours)
+    return await control.statistics(read_query(request, HoursQuery).hours)
 
 
 async def _by_hour(request: web.Request, control: Control) -> Any:
-    return await control.by_hour(query_of(request, Hours).hours)
+    return await control.by_hour(read_query(request, HoursQuery).hours)
 
 
 async def _top(request: web.Request, control: Control) -> Any:
-    asked = query_of(request, Most)
+    asked = read_query(request, TopQuery)
     return await control.top(asked.n, asked.hours)
 
 
 async def _history(request: web.Request, control: Control) -> Any:
-    query_of(request, Sent)
+    read_query(request, RequestModel)
     return await control.changes.history()
 
 
 async def _audit(request: web.Request, control: Control) -> Any:
-    query_of(request, Sent)
+    read_query(request, RequestModel)
     return await control.audit()
 
 
 async def _bans(request: web.Request, control: Control) -> Any:
-    asked = query_of(request, Page)
+    asked = read_query(request, PageQuery)
     return await control.bans(asked.offset, asked.limit)
 
 
@@ -161,27 +161,27 @@ async def _bans(request: web.Request, control: Control) -> Any:
 
 
 async def _show(request: web.Request, control: Control) -> Any:
-    return await control.show(_subject(request, query_of(request, Place)))
+    return await control.show(_subject(request, read_query(request, SubjectFields)))
 
 
 async def _try(request: web.Request, control: Control) -> Any:
-    asked = query_of(request, Trial)
+    asked = read_query(request, TryQuery)
     found = await control.try_(_subject(request, asked), asked.rule)
     return {"allowed": True} if found is None else found
 
 
 async def _forgive(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Forgive)
+    sent = await read_body(request, ForgiveBody)
     return {"forgiven": await control.forgive(_subject(request, sent), sent.rules)}
 
 
 async def _ban(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, BanFor)
+    sent = await read_body(request, BanBody)
     return await control.ban(_banned(request, sent.chat), sent.how_long, sent.reason)
 
 
 async def _unban(request: web.Request, control: Control) -> Any:
-    asked = query_of(request, Unban)
+    asked = read_query(request, UnbanQuery)
     subject = _banned(request, asked.chat)._replace(bot=asked.bot)
     return {"unbanned": await control.unban(subject)}
 
@@ -190,55 +190,55 @@ async def _unban(request: web.Request, control: Control) -> Any:
 
 
 async def _set(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Change)
+    sent = await read_body(request, LimitBody)
     name, seen = request.match_info["name"], _seen(request, sent)
     if not sent.default:
         return await control.set_rule(
             name, sent.limit, shadow=sent.shadow, off=sent.off, if_version=seen
         )
     if any(value is not None for value in (sent.limit, sent.shadow, sent.off)):
-        raise ProblemError(422, "default takes all changes back: send nothing else")
+        raise ProblemError(422, "default undoes all changes of the rule: send no other fields")
     return await control.changes.unset_rule(name, if_version=seen)
 
 
 async def _preview(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Previewed)
+    sent = await read_body(request, PreviewBody)
     return await control.preview(
         sent.name, sent.limit, shadow=sent.shadow, off=sent.off, default=sent.default
     )
 
 
 async def _rollback(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Rollback)
+    sent = await read_body(request, RollbackBody)
     return await control.changes.rollback(sent.version, if_version=_seen(request, sent))
 
 
 async def _pause(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Pause)
+    sent = await read_body(request, PauseBody)
     return await control.changes.pause(sent.how_long, if_version=_seen(request, sent))
 
 
 async def _resume(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Versioned)
+    sent = await read_body(request, VersionedBody)
     return await control.changes.resume(if_version=_seen(request, sent))
 
 
 async def _exempt(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, Exempt)
+    sent = await read_body(request, ExemptBody)
     seen = _seen(request, sent)
     return await control.changes.set_exempt(sent.id, sent.exempt, if_version=seen)
 
 
 async def _penalty(request: web.Request, control: Control) -> Any:
-    sent = await body_of(request, PenaltySent)
+    sent = await read_body(request, PenaltyBody)
     options = {name: each for name in ("grows", "longest") if (each := getattr(sent, name))}
     return await control.changes.set_penalty(
         sent.after, sent.ban, if_version=_seen(request, sent), **options
     )
 
 
-def _subject(request: web.Request, place: Place) -> Subject:
-    """Whom an address is about: a user is in their private chat unless it says otherwise."""
+def _subject(request: web.Request, place: SubjectFields) -> Subject:
+    """Whom a path is about: a user in their private chat, unless another chat is given."""
     id_ = _id(request)
     if request.path.rpartition("/api/")[2].startswith("chats/"):
         if id_ > 0 or place.chat is not None:
@@ -256,15 +256,17 @@ def _banned(request: web.Request, chat: int | None) -> Subject:
 
 
 def _id(request: web.Request) -> int:
-    return checked(WhichId, {"id": request.match_info["id"]}).id
+    return validated(PathId, {"id": request.match_info["id"]}).id
 
 
-def _seen(request: web.Request, sent: Versioned) -> int | None:
+def _seen(request: web.Request, sent: VersionedBody) -> int | None:
     """The version that the operator has seen, from the body or from `If-Match`."""
     header = request.headers.get("If-Match")
     if header is None:
         return sent.if_version
     found = _ETAG.fullmatch(header)
     if found is None or sent.if_version is not None:
-        raise ProblemError(400, 'If-Match: expected one version, as "7", and no if_version')
+        raise ProblemError(
+            400, 'If-Match: expected one version, such as "7", and no if_version in the body'
+        )
     return int(found[1])

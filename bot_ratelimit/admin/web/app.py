@@ -6,18 +6,19 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, cast
 
+from aiogram.utils.token import TokenValidationError, validate_token
 from aiohttp import web
 
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.web import api
 from bot_ratelimit.admin.web.access import Access, check_token
-from bot_ratelimit.admin.web.attempts import Attempts, Used
-from bot_ratelimit.admin.web.console import CONSOLE, Console, Pages, anybody
+from bot_ratelimit.admin.web.console import CONSOLE, Console, Pages, public
+from bot_ratelimit.admin.web.error_middleware import error_middleware
+from bot_ratelimit.admin.web.login_limits import LoginLimiter, Revocations
 from bot_ratelimit.admin.web.mini_app import MiniApp
-from bot_ratelimit.admin.web.peer import Peers
-from bot_ratelimit.admin.web.reporting import reporting
 from bot_ratelimit.admin.web.sessions import Sessions
 from bot_ratelimit.admin.web.stream import Stream
+from bot_ratelimit.admin.web.trusted_proxies import TrustedProxies
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 from bot_ratelimit.settings import Settings
@@ -48,24 +49,25 @@ def admin_app(
 
         app.add_subapp("/admin/", admin_app(middleware))
 
-    It lets in who shows the token, and, opened in Telegram as a Mini App of the bot, the admins.
+    Users who have the token can log in. So can the admins, if they open the page in Telegram as a
+    Mini App of the bot.
 
     Args:
-        middleware: Of the bot.
+        middleware: The bot's middleware.
         token: What operators log in with, and what scripts send as `Authorization: Bearer`;
-            RATE_LIMIT_ADMIN_TOKEN unless given.
-        admins: Ids of the Telegram users who may open it as a Mini App.
-        bot_token: The bot's token, by which is checked who opened the Mini App.
-        trusted_proxies: Addresses or networks of the proxies before this server, whose
-            `X-Forwarded-For`, `-Proto` and `-Host` hold; `unix` for one on a Unix socket.
-        settings: Shown by `config`; they have RATE_LIMIT_ADMIN_TOKEN, too. The environment is read
-            unless given or not needed.
-        max_streams: How many browsers may follow what happens at once.
-        clock: Unix seconds.
+            RATE_LIMIT_ADMIN_TOKEN by default.
+        admins: Ids of the Telegram users who may open the page as a Mini App.
+        bot_token: The bot's token, which verifies who opened the Mini App.
+        trusted_proxies: Addresses or networks of the proxies in front of this server, whose
+            `X-Forwarded-For`, `-Proto` and `-Host` are trusted; `unix` for a Unix socket.
+        settings: Shown by `config`; they also contain RATE_LIMIT_ADMIN_TOKEN. If they are needed
+            and not given, they are read from the environment.
+        max_streams: How many browsers may be connected to `events` at once.
+        clock: Returns Unix seconds.
 
     Raises:
-        ConfigError: An argument makes no sense, there is nobody who may, or the extra `admin` is
-            not installed.
+        ConfigError: An argument is invalid, nobody would have access, or the extra `admin` is not
+            installed.
     """
     if not isinstance(middleware, RateLimitMiddleware):
         kind = type(middleware).__name__
@@ -76,39 +78,41 @@ def admin_app(
     ids = _check_admins(admins)
     if token is None and not ids:
         raise ConfigError(
-            "admin_app: nobody may enter: set RATE_LIMIT_ADMIN_TOKEN, or pass token=, or admins= "
-            "and bot_token="
+            "admin_app: nobody would have access: set RATE_LIMIT_ADMIN_TOKEN, or pass token=, or "
+            "admins= and bot_token="
         )
-    if ids and not bot_token:
-        raise ConfigError("admins: pass bot_token= too, by which Telegram's word is checked")
+    if ids:
+        _check_bot_token(bot_token)
     prefix, pages = middleware.limiter.key_prefix, _pages()
     secret = "\0".join([token or "", bot_token or "" if ids else ""]).encode()
     access = Access(
         token,
         MiniApp(bot_token, ids, clock) if ids and bot_token else None,
         Sessions(secret, prefix, ids, token is not None, clock),
-        Attempts(middleware.limiter),
-        Used(middleware.limiter),
-        Peers(trusted_proxies),
+        LoginLimiter(middleware.limiter),
+        Revocations(middleware.limiter),
+        TrustedProxies(trusted_proxies),
     )
 
     def control(by: str) -> Control:
         return Control.of(middleware, by, settings=settings)
 
     console = Console(middleware, ids, token is not None, pages, clock, control)
-    app = web.Application(middlewares=[reporting, access.middleware()])
+    app = web.Application(middlewares=[error_middleware, access.middleware()])
     app[CONSOLE] = console
     stream = Stream(console, max_streams)
-    app.router.add_routes([web.get("", _to_folder), *pages.routes(), *access.routes()])
+    app.router.add_routes([*pages.routes(), *access.routes()])
     app.router.add_routes([web.get("/events", stream.handle), *api.routes()])
+    # Last: of an application with a port of its own, it would be the page itself.
+    app.router.add_routes([web.get("", _to_folder)])
     app.on_shutdown.append(stream.close)
     app.on_response_prepare.append(_securing(_TELEGRAM if ids else "'none'"))
     return app
 
 
-@anybody
+@public
 async def _to_folder(request: web.Request) -> web.StreamResponse:
-    """From `/admin` to `/admin/`, where relative links hold."""
+    """Redirect `/admin` to `/admin/`, so that relative links work."""
     name = request.rel_url.raw_path.rpartition("/")[2]
     return web.Response(status=308, headers={"Location": f"{name}/"})
 
@@ -121,13 +125,26 @@ def _token_of(token: str | None, settings: Settings | None) -> str | None:
 
 
 def _check_admins(admins: Iterable[int]) -> frozenset[int]:
-    if isinstance(admins, (int, str)):
+    if isinstance(admins, (str, bytes)) or not isinstance(admins, Iterable):
         raise ConfigError(f"admins={admins!r}: expected ids of users, such as [42]")
-    ids = frozenset(admins)
+    ids = list(admins)
     wrong = [each for each in ids if type(each) is not int or each < 1]
     if wrong:
         raise ConfigError(f"admins: {wrong[0]!r} is not the id of a user, such as 42")
-    return ids
+    return frozenset(ids)
+
+
+def _check_bot_token(token: object) -> None:
+    """Refuse a placeholder: everyone who knows the token can sign initData."""
+    if not token:
+        raise ConfigError("admins: pass bot_token= too: it verifies Telegram's signature")
+    try:
+        validate_token(token if isinstance(token, str) else "")
+    except TokenValidationError:
+        raise ConfigError(
+            "bot_token: expected the bot's token as a str, such as '123456:ABC...' (the value is "
+            "not shown)"
+        ) from None
 
 
 def _pages() -> Pages:
@@ -146,7 +163,7 @@ def _securing(ancestors: str) -> Callable[[web.Request, web.StreamResponse], Awa
     headers = {
         "Content-Security-Policy": _POLICY.format(ancestors),
         "X-Content-Type-Options": "nosniff",
-        # Not no-referrer: browsers would then send `Origin: null` with forms.
+        # Not no-referrer: with that, browsers would send `Origin: null` with forms.
         "Referrer-Policy": "same-origin",
         "Cache-Control": "no-store",
         "Cross-Origin-Resource-Policy": "same-origin",

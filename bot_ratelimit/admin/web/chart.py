@@ -1,4 +1,4 @@
-"""Chart: decisions by hour as bars, for a drawing of 100 units in height."""
+"""Chart: decisions by hour as bars, in a drawing that is 100 units high."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bot_ratelimit.admin.views import HourTotal
 
 OUTCOMES: Final = ("allowed", "refused", "banned")
 WIDTH: Final = 10
-"""Units that an hour is wide."""
+"""The width of an hour, in units of the drawing."""
 _LEAST: Final = 1.5
-"""Units in height that one decision has: a single refusal among a million must be seen."""
+"""The least height of a part, in units: one refusal among a million must be visible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +34,16 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """The hours, the earliest first, and what they come to."""
+    """The hours, the earliest first, and their totals."""
 
     bars: tuple[Bar, ...]
     top: int
-    """What the upper edge stands for."""
+    """The number of decisions at the upper edge."""
     totals: dict[str, int]
 
     @property
     def width(self) -> int:
-        """Units of the drawing."""
+        """The width of the drawing, in units."""
         return WIDTH * len(self.bars)
 
 
@@ -61,7 +61,7 @@ def _counts(hour: HourTotal) -> tuple[int, int, int]:
 
 
 def _parts(hour: HourTotal, top: int) -> tuple[Part, ...]:
-    """Its three parts, from the bottom up; also the empty ones, so that they can grow."""
+    """The three parts of a bar, from the bottom up; empty ones too, so that they can grow."""
     found, y = [], 100.0
     for outcome, count in zip(OUTCOMES, _counts(hour), strict=True):
         height = max(100 * count / top, _LEAST) if count else 0.0
@@ -71,7 +71,7 @@ def _parts(hour: HourTotal, top: int) -> tuple[Part, ...]:
 
 
 def _round_up(number: int) -> int:
-    """The next of 4, 6, 8, 10, 12, 16, 20, 24, 30, 40, 60, ...: half of it is a round number."""
+    """The next of 4, 6, 8, 10, 12, 16, 20, 24, 30, 40, 60, ...: half of each is a round number."""
     scale = 1
     while True:
         for step in (4, 6, 8, 10, 12, 16, 20, 24, 30):

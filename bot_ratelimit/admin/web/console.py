@@ -13,34 +13,34 @@ from bot_ratelimit.admin.web.problems import Problem
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 
 ROOT: Final = "root"
-"""The name of the route of the page, from which relative links are counted."""
+"""The name of the page's root route, to which relative links lead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Who was let in."""
+    """Who is logged in."""
 
     by: str
-    """As the audit calls them: `token@web`, or `42@web` for a Telegram user."""
+    """Their name in the audit: `token@web`, or `42@web` for a Telegram user."""
     csrf: str
-    """What every change must bring along; empty for a bearer token, which no browser adds."""
+    """The CSRF token of every change; empty for a bearer token, which no browser adds."""
     expires: float
     """Unix seconds; infinite for a bearer token."""
 
 
 class Pages(Protocol):
-    """The page as this side needs it: the module `pages`."""
+    """The functions of the module `pages` that the other modules call."""
 
     def routes(self) -> list[web.RouteDef]:
         """Every route of the page; `ROOT` is the name of the one at `/`."""
         ...
 
     def login_page(self, request: web.Request, problem: Problem | None) -> web.Response:
-        """The form for those who are not let in, with what went wrong, if it did."""
+        """The login form, with the problem, if there is one."""
         ...
 
     def error_page(self, request: web.Request, problem: Problem) -> web.Response:
-        """What went wrong, for somebody who was let in."""
+        """A page with the problem, for users who are logged in."""
         ...
 
 
@@ -52,21 +52,21 @@ class Console:
     admins: Collection[int]
     """Ids of the Telegram users who may open it as a Mini App."""
     has_token: bool
-    """Whether the login form makes sense."""
+    """Whether there is a token to log in with."""
     pages: Pages
     clock: Callable[[], float]
     """Unix seconds."""
     make_control: Callable[[str], Control]
 
     def control(self, by: str) -> Control:
-        """Control in the name of somebody, see `Session.by`."""
+        """Control in the name of an operator, see `Session.by`."""
         return self.make_control(by)
 
     def root(self, request: web.Request) -> str:
-        """What a link begins with that leads from this request's path to the page.
+        """The relative path from this request to the root of the page.
 
-        `./` at the page itself, `../` at `users/42`. Links are relative, so they hold below any
-        path, and behind a proxy that strips it.
+        `./` at the page itself, `../` at `users/42`. Links are relative, so they work under any
+        path, and behind a proxy that removes a part of the path.
         """
         home = str(request.app.router[ROOT].url_for())
         depth = request.rel_url.raw_path.removeprefix(home).count("/")
@@ -89,31 +89,31 @@ def console_of(request: web.Request) -> Console:
 
 
 def session_of(request: web.Request) -> Session | None:
-    """Who was let in; None at a handler for `anybody`, for a stranger."""
+    """Who is logged in; None if the handler is public and the user is not logged in."""
     found: Session | None = request.get(SESSION)
     return found
 
 
 def control_of(request: web.Request) -> Control:
-    """Control in the name of whoever was let in."""
+    """Control in the name of the operator who is logged in."""
     session: Session = request[SESSION]
     return console_of(request).control(session.by)
 
 
 def wants_page(request: web.Request) -> bool:
-    """Whether a person reads the answer: then it is HTML, but never below `api/`."""
+    """Whether the client accepts HTML, as browsers do; never below `api/`."""
     home = str(request.app.router[ROOT].url_for())
     if request.rel_url.raw_path.removeprefix(home).startswith("api/"):
         return False
     return "text/html" in request.headers.get("Accept", "")
 
 
-def anybody(handler: _Handles) -> _Handles:
-    """Mark a handler that strangers may reach: the login form, and what it is made of."""
-    handler.anybody = True  # type: ignore[attr-defined]  # read by `may_anybody`
+def public(handler: _Handles) -> _Handles:
+    """Mark a handler that needs no login: the login form, and the files that it uses."""
+    handler.public = True  # type: ignore[attr-defined]  # read by `is_public`
     return handler
 
 
-def may_anybody(request: web.Request) -> bool:
-    """Whether strangers may reach the handler of this request."""
-    return getattr(request.match_info.handler, "anybody", False) is True
+def is_public(request: web.Request) -> bool:
+    """Whether the handler of this request needs no login."""
+    return getattr(request.match_info.handler, "public", False) is True

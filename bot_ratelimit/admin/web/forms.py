@@ -1,4 +1,4 @@
-"""Form: what an operator typed, from an address or from the body of a request."""
+"""Form: what an operator entered, from the query or from the body of a request."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from bot_ratelimit.admin.web.validation import MAX_ID
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Subject
 
@@ -23,25 +24,25 @@ class Form:
         return bool(self.text(name))
 
     def text(self, name: str, default: str = "") -> str:
-        """What stands in a field."""
+        """The content of a field."""
         value = self._values.get(name, default)
         return value.strip() if isinstance(value, str) else default
 
     def texts(self, name: str) -> list[str]:
-        """Every value of a field that may be chosen several times."""
+        """All values of a field that may be given several times."""
         getall = getattr(self._values, "getall", None)
         found = getall(name, []) if getall is not None else [self.text(name)]
         return [each for each in found if isinstance(each, str) and each]
 
     def flag(self, name: str) -> bool | None:
-        """`yes` or `no`; None if neither was said."""
+        """`yes` or `no` as a bool; None for anything else."""
         return {"yes": True, "no": False}.get(self.text(name))
 
     def number(self, name: str) -> int | None:
         """A whole number; None if the field is empty.
 
         Raises:
-            ConfigError: Something else stands there.
+            ConfigError: The field contains something else.
         """
         text = self.text(name)
         if not text:
@@ -52,13 +53,13 @@ class Form:
             )
         return int(text)
 
-    def exactly(self) -> Subject:
-        """Who is banned: a user everywhere, unless a chat is named; a negative id is a chat's.
+    def ban_subject(self) -> Subject:
+        """Whom to ban: a user everywhere, unless a chat is named; a negative id is a chat's.
 
         Raises:
-            ConfigError: There is no id, or one that is no number.
+            ConfigError: There is no id, or one that cannot be anybody's.
         """
-        user, chat, topic, bot = map(self.number, _IDS)
+        user, chat, topic, bot = map(self._id, _IDS)
         if user is not None and user < 0:
             user, chat = None, user
         if user is None and chat is None:
@@ -66,10 +67,19 @@ class Form:
         return Subject(user, chat, topic, bot)
 
     def subject(self) -> Subject:
-        """Who sends: in their private chat, unless another is named.
+        """Whom to show: a user in their private chat, unless another chat is named.
 
         Raises:
-            ConfigError: There is no id, or one that is no number.
+            ConfigError: There is no id, or one that cannot be anybody's.
         """
-        found = self.exactly()
+        found = self.ban_subject()
         return found._replace(chat=found.user) if found.chat is None else found
+
+    def _id(self, name: str) -> int | None:
+        found = self.number(name)
+        if found is None:
+            return None
+        is_positive = found > 0 or name in ("user", "chat")  # where a chat's is negative
+        if not (is_positive and 0 < abs(found) <= MAX_ID):
+            raise ConfigError(f"{name}: {found} is no id: expected one such as 123456789")
+        return found

@@ -1,4 +1,4 @@
-"""Pages: what operators see in a browser; works without a script, which only adds liveness."""
+"""Pages: what operators see in a browser. Without JavaScript they only do not update themselves."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from bot_ratelimit.admin.web import changing, people
+from bot_ratelimit.admin.web import limit_actions, user_actions
 from bot_ratelimit.admin.web.chart import Chart, chart_of
-from bot_ratelimit.admin.web.console import ROOT, anybody, console_of, control_of, session_of
+from bot_ratelimit.admin.web.console import ROOT, console_of, control_of, public, session_of
 from bot_ratelimit.admin.web.forms import Form
 from bot_ratelimit.admin.web.problems import Problem
 from bot_ratelimit.admin.web.rendering import page
@@ -28,45 +28,45 @@ _STATIC: Final = {each.name: each for each in _FILES.iterdir()}
 
 def routes() -> list[web.RouteDef]:
     """Every route of the page."""
-    steps = [*people.steps(), *changing.steps()]
+    actions = [*user_actions.actions(), *limit_actions.actions()]
     return [
         web.get("/", _home, name=ROOT),
         web.get("/user", _user),
         web.get("/bans", _bans),
         web.get("/history", _history),
         web.get("/static/{name}", _static),
-        *(route for step in steps for route in step.routes()),
+        *(route for action in actions for route in action.routes()),
     ]
 
 
 def login_page(request: web.Request, problem: Problem | None) -> web.Response:
-    """The form for those who are not let in, with what went wrong, if it did."""
+    """The login form, with the problem, if there is one."""
     console = console_of(request)
-    # Who only comes to a page without being let in has done nothing wrong.
-    is_told = problem is not None and (problem.status != 401 or request.method != "GET")
+    # A first visit without a login is not an error.
+    is_shown = problem is not None and (problem.status != 401 or request.method != "GET")
     shown = {
-        "problem": problem.detail or problem.title if problem is not None and is_told else "",
+        "problem": problem.detail or problem.title if problem is not None and is_shown else "",
         "has_token": console.has_token,
     }
     return page(request, "login.html", shown)
 
 
 def error_page(request: web.Request, problem: Problem) -> web.Response:
-    """What went wrong, for somebody who was let in."""
+    """A page with the problem, for users who are logged in."""
     shown = {"title": problem.title, "problem": problem.detail or problem.title}
     return page(request, "error.html", shown, problem.status)
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a page; if it cannot be had, the others are shown all the same."""
+    """A part of a page; if it cannot be loaded, the page still shows the other parts."""
 
     value: Any = None
     problem: str = ""
 
     @classmethod
     async def of(cls, awaitable: Awaitable[Any]) -> Section:
-        """What was asked for, or why it cannot be had."""
+        """The result, or why it is not available."""
         try:
             return cls(await awaitable)
         except RateLimitError as error:
@@ -75,14 +75,14 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What was done just before, as the address says."""
+    """What the operator has just done, from the query."""
 
     what: str
     count: int
 
     @classmethod
     def of(cls, form: Form) -> Done:
-        """Of an address; anything else than what the pages write there is nothing."""
+        """From a query; values that the pages do not write there are ignored."""
         what = form.text("done")
         try:
             return cls(what if what in _DONE else "", form.number("count") or 0)
@@ -90,7 +90,7 @@ class Done:
             return cls("", 0)
 
 
-@anybody
+@public
 async def _home(request: web.Request) -> web.Response:
     if session_of(request) is None:
         return login_page(request, None)
@@ -151,7 +151,7 @@ async def _history(request: web.Request) -> web.Response:
     return page(request, "history.html", shown)
 
 
-@anybody
+@public
 async def _static(request: web.Request) -> web.Response:
     file = _STATIC.get(request.match_info["name"])
     if file is None:

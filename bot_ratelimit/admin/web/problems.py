@@ -1,4 +1,4 @@
-"""Problem: what went wrong with a request, as RFC 9457 has it."""
+"""Problem: what went wrong with a request, as RFC 9457 defines it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a request was not done.
+    """Why a request failed.
 
     ::
 
@@ -27,7 +27,7 @@ class Problem:
     detail: str = ""
     """What is wrong and the fix, in a sentence; never a secret."""
     more: Mapping[str, Any] = field(default_factory=dict)
-    """Further members of the JSON."""
+    """Additional members of the JSON object."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -52,7 +52,7 @@ class Problem:
 
 
 class ProblemError(Exception):
-    """A request is not done, for this reason."""
+    """A request fails with this problem."""
 
     def __init__(self, status: int, detail: str = "", **more: Any) -> None:
         super().__init__(detail)
@@ -64,9 +64,9 @@ _STATUSES = ((StorageError, 503), (ConflictError, 409), (ConfigError, 422))
 
 
 def problem_of(error: RateLimitError) -> Problem:
-    """What an error of the package is over HTTP."""
+    """The HTTP problem for an error of this package."""
     status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
     if isinstance(error, ConfigError) and error.kind != ConfigError.kind:
-        status = 503  # it is Redis that refuses, not what was sent that is wrong
+        status = 503  # Redis refused; the request itself is valid
     headers = {"Retry-After": "2"} if status == 503 else {}
     return Problem(status, str(error), headers=headers)

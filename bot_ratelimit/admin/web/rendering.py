@@ -1,4 +1,4 @@
-"""Rendering: templates, which escape whatever is put into them, and what they can say."""
+"""Rendering: the templates, which escape all values, and their filters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bot_ratelimit.rule import Subject
 def page(
     request: web.Request, template: str, context: Mapping[str, Any], status: int = 200
 ) -> web.Response:
-    """An answer that shows a template, with what every page needs."""
+    """A response with a template, and with the values that every page needs."""
     console = console_of(request)
     found = _templates().get_template(template)
     text = found.render(
@@ -67,7 +67,7 @@ def moment(at: float | datetime) -> datetime:
 
 
 def breakable(text: str, after: str) -> Markup:
-    """A long name that may go on in the next line after each of these signs."""
+    """A long name in which the browser may break the line after each of these characters."""
     return escape(text).replace(after, Markup("{}<wbr>").format(after))
 
 
@@ -77,7 +77,7 @@ def sentence(text: str) -> str:
 
 
 def who(subject: Subject | Mapping[str, Any]) -> str:
-    """`user 42`, `chat -100123`, `user 42 in chat -100123`; a private chat is not named."""
+    """`user 42`, `chat -100123`, `user 42 in chat -100123`; a private chat is left out."""
     ids = dict(subject._asdict() if isinstance(subject, Subject) else subject)
     user, chat = ids.get("user"), ids.get("chat")
     if user is None or user == chat:
@@ -89,9 +89,9 @@ def who(subject: Subject | Mapping[str, Any]) -> str:
 
 
 def link(subject: Subject | Mapping[str, Any]) -> str:
-    """What names somebody in an address: `user=42&chat=-100123`."""
+    """A user or chat as the query of a link: `user=42&chat=-100123`."""
     ids = dict(subject._asdict() if isinstance(subject, Subject) else subject)
-    if ids.get("user") == ids.get("chat"):  # the private chat, which need not be named
+    if ids.get("user") == ids.get("chat"):  # the private chat is the default
         ids.pop("chat", None)
     names = ("user", "chat", "topic", "bot")
     return urlencode({name: ids[name] for name in names if ids.get(name) is not None})
@@ -107,7 +107,7 @@ def limit_of(view: RuleView) -> str:
 
 
 def described(live: Overrides) -> list[str]:
-    """What a version changes, one thing after the other."""
+    """What a version changes, one text for each change."""
     found = []
     for name, change in sorted(live.rules.items()):
         words = [str(change["limit"])] if "limit" in change else []

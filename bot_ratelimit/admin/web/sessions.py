@@ -1,4 +1,4 @@
-"""Sessions: signed cookies, which need no storage to be checked."""
+"""Sessions: signed cookies, which can be checked without a storage."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from aiohttp import web
 
 from bot_ratelimit.admin.web.console import Session
 
-LASTS: Final = 12 * 3_600
-"""Seconds for which a session holds that was opened with the token."""
-MINI_APP_LASTS: Final = 3_600
-"""Seconds for which one holds that was opened in Telegram."""
-KNOWN_FOR: Final = 90 * 86_400
-"""Seconds for which a browser is known that was let in."""
+SESSION_SECONDS: Final = 12 * 3_600
+"""Seconds for which a session is valid that was opened with the token."""
+MINI_APP_SESSION_SECONDS: Final = 3_600
+"""Seconds for which a session is valid that was opened in Telegram."""
+DEVICE_SECONDS: Final = 90 * 86_400
+"""Seconds for which a browser is recognized after a login."""
 
 BY_TOKEN: Final = "token@web"  # noqa: S105 - what the audit says, no password
 
@@ -29,25 +29,25 @@ _DEVICE: Final = re.compile(r"v1\.([\w-]{22})\.(\d{1,12})\.([\w-]{43})", re.ASCI
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A session, and what its cookie said."""
+class CookieSession:
+    """A session, and its id from the cookie."""
 
     id: str
     session: Session
 
 
 class Sessions:
-    """Opens sessions, and knows them again.
+    """Opens sessions, and recognizes them in later requests.
 
-    The cookie is `v1.<id>.<user>.<expires>.<signature>`, where the user is 0 for the token. It is
-    signed with a key that is made of the token, the bot's token and the key prefix: whoever changes
-    one of the tokens ends all sessions, and the bots of one process do not take each other's.
+    The cookie is `v1.<id>.<user>.<expires>.<signature>`, where the user is 0 for the token. The
+    signing key is derived from the token, the bot's token and the key prefix: changing one of the
+    tokens ends all sessions, and bots in one process do not accept each other's sessions.
 
     Args:
         secret: The token and the bot's token.
         prefix: The key prefix of the bot.
-        admins: Ids of the Telegram users whose sessions hold.
-        has_token: Whether sessions by token hold.
+        admins: Ids of the Telegram users whose sessions are valid.
+        has_token: Whether sessions by token are valid.
         clock: Unix seconds.
     """
 
@@ -61,19 +61,21 @@ class Sessions:
     ) -> None:
         self._key = hmac.digest(secret, f"bot_ratelimit admin {prefix}".encode(), "sha256")
         self._admins, self._has_token, self._clock = admins, has_token, clock
-        # Cookies are not told apart by port: two pages on one host need two names.
+        # Browsers share cookies between ports: two pages on one host need different names.
         self.cookie = f"bot_ratelimit_{self._sign('name')[:8]}"
         self.device_cookie = f"{self.cookie}_device"
 
     def open(self, user: int | None) -> tuple[str, Session]:
         """A new session, of a Telegram user or by token, and the value of its cookie."""
-        expires = int(self._clock()) + (LASTS if user is None else MINI_APP_LASTS)
+        expires = int(self._clock()) + (
+            SESSION_SECONDS if user is None else MINI_APP_SESSION_SECONDS
+        )
         id_ = secrets.token_urlsafe(16)
         content = f"v1.{id_}.{user or 0}.{expires}"
         return f"{content}.{self._sign(content)}", self._session(id_, user or 0, expires)
 
-    def find(self, request: web.Request) -> Held | None:
-        """The session of a request, if its cookie is right and holds."""
+    def find(self, request: web.Request) -> CookieSession | None:
+        """The session of a request, if its cookie is genuine and has not expired."""
         found = _COOKIE.fullmatch(request.cookies.get(self.cookie, ""))
         if found is None or not self._is_signed(found):
             return None
@@ -81,15 +83,15 @@ class Sessions:
         may = user in self._admins if user else self._has_token
         if not may or self._clock() >= expires:
             return None
-        return Held(found[1], self._session(found[1], user, expires))
+        return CookieSession(found[1], self._session(found[1], user, expires))
 
-    def know(self) -> str:
-        """The value of a cookie by which a browser is known later, to count its logins apart."""
-        content = f"v1.{secrets.token_urlsafe(16)}.{int(self._clock()) + KNOWN_FOR}"
+    def new_device_cookie(self) -> str:
+        """The value of a cookie that identifies a browser, to count its logins separately."""
+        content = f"v1.{secrets.token_urlsafe(16)}.{int(self._clock()) + DEVICE_SECONDS}"
         return f"{content}.{self._sign('device ' + content)}"
 
     def device(self, request: web.Request) -> str | None:
-        """The id of the browser, if it was let in before."""
+        """The id of the browser, if it has logged in before."""
         found = _DEVICE.fullmatch(request.cookies.get(self.device_cookie, ""))
         if found is None or not self._is_signed(found, "device "):
             return None
@@ -111,7 +113,7 @@ class Sessions:
 def cookie_header(
     name: str, value: str, seconds: int, *, https: bool, cross_site: bool = False
 ) -> str:
-    """A `Set-Cookie`. Without a path, it holds for the folder of the login, wherever that is.
+    """A `Set-Cookie` header. Without a path, the cookie is valid for the folder of the login.
 
     Telegram's web clients show a Mini App in a frame of another site, to which browsers send only
     cookies with `SameSite=None`, and those only over HTTPS; `Partitioned` keeps them to that frame.

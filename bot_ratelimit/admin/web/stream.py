@@ -1,4 +1,4 @@
-"""What happens now, as server-sent events: one reader for every browser that looks."""
+"""The current state as server-sent events: one reader of Redis for all connected browsers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from bot_ratelimit.errors import RateLimitError
 log = logging.getLogger("bot_ratelimit")
 
 EVERY: Final = 2.0
-"""Seconds between two looks, while somebody follows."""
+"""Seconds between two reads, while a browser is connected."""
 HEARTBEAT: Final = 10.0
-"""Seconds without news after which followers, and proxies, are told that the stream lives."""
+"""Seconds without data after which a comment keeps the connection open."""
 LASTS: Final = 300.0
-"""Seconds after which a browser connects again, so that a logout elsewhere ends it soon."""
+"""Seconds after which a browser has to reconnect, so that a logout elsewhere ends the stream."""
 
 _SLOWEST: Final = 5.0  # for a browser to take a message
 _HEADERS: Final = {
@@ -31,13 +31,13 @@ _HEADERS: Final = {
 
 
 class Stream:
-    """`GET events`: totals by hour, instances and health, at once and every two seconds.
+    """`GET events`: totals by hour, instances and health, at once and then every two seconds.
 
-    Redis is asked only while somebody follows, and once for all of them.
+    Redis is read only while a browser is connected, and once for all browsers.
 
     Args:
-        console: Of the application.
-        most: How many may follow at once.
+        console: The application's console.
+        most: How many browsers may be connected at once.
     """
 
     def __init__(self, console: Console, most: int) -> None:
@@ -45,20 +45,22 @@ class Stream:
         self._followers = 0
         self._latest = b""
         self._news = asyncio.Event()
-        self._reader: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
         self._closed = False
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Follow what happens, until the session or the application ends, or for a while."""
+        """Send events until the session or the application ends, or the time is over."""
         if self._closed or self._followers >= self._most:
             raise ProblemError(
-                503, "too many browsers follow already: close one", headers={"Retry-After": "10"}
+                503,
+                "too many browsers show this page already: close one",
+                headers={"Retry-After": "10"},
             )
         self._followers += 1
         response = web.StreamResponse(headers=_HEADERS)
         try:
-            if self._reader is None:
-                self._reader = asyncio.get_running_loop().create_task(self._read())
+            if self._polling is None:
+                self._polling = asyncio.get_running_loop().create_task(self._read())
             await response.prepare(request)
             if request.method != "HEAD":
                 await self._follow(response, request[SESSION])
@@ -74,7 +76,7 @@ class Stream:
         return response
 
     async def close(self, _: web.Application) -> None:
-        """End every stream, with the application."""
+        """End all streams when the application stops."""
         self._closed = True
         self._news.set()
         self._rest()
@@ -87,7 +89,7 @@ class Stream:
             news = self._news
             async with asyncio.timeout(_SLOWEST):
                 await response.write(message)
-            message = b": still here\n\n"
+            message = b": keep-alive\n\n"
             try:
                 async with asyncio.timeout(HEARTBEAT):
                     await news.wait()
@@ -105,14 +107,14 @@ class Stream:
             await asyncio.sleep(EVERY)
 
     def _rest(self) -> None:
-        """Nobody follows any more."""
-        if self._reader is not None:
-            self._reader.cancel()
-        self._reader, self._latest = None, b""
+        """Stop reading: no browser is connected any more."""
+        if self._polling is not None:
+            self._polling.cancel()
+        self._polling, self._latest = None, b""
 
 
 async def _looked(control: Control, clock: Any) -> dict[str, Any]:
-    """What a message says; see docs/admin-api.md."""
+    """The content of a message; see docs/admin-api.md."""
     found: dict[str, Any] = {"at": clock(), "hours": None, "instances": [], "problem": ""}
     try:
         found["health"] = health = await control.health()
@@ -126,6 +128,6 @@ async def _looked(control: Control, clock: Any) -> dict[str, Any]:
     except RateLimitError as error:
         found["problem"] = str(error)
     except Exception:
-        log.exception("admin_app: the stream could not read")
-        found["problem"] = "a bug: the log of the bot says more"
+        log.exception("admin_app: reading for the event stream failed")
+        found["problem"] = "a bug: see the bot's log"
     return found

@@ -1,12 +1,12 @@
-"""`python -m example_bot.demo.dashboard`: the page beside a busy bot, until Ctrl-C."""
+"""`python -m example_bot.demo.dashboard`: the page for operators of a busy bot, until Ctrl-C."""
 
 import sys
 
 
 def main() -> int:
-    """Show it until it is stopped, and return the exit status: 0, unless it could not begin."""
+    """Run the dashboard until it is stopped; the exit status is 0, unless it could not start."""
     try:
-        # Imported here, because that takes a second or two in which Ctrl-C may come, too.
+        # Imported here, because it takes a second or two, and Ctrl-C must work during that time.
         from example_bot.demo.dashboard.show import show
 
         return show()

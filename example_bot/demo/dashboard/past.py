@@ -1,4 +1,4 @@
-"""The past: statistics of a day that never was, beside which the chart shows this hour."""
+"""The past: invented statistics of the last day, so that the chart has more than this hour."""
 
 import math
 import random
@@ -30,7 +30,7 @@ async def fill_day(storage: Storage, prefix: str) -> None:
     for hours in range(1, HOURS + 1):
         then = now - hours * 3_600
         statistics = Statistics(storage, prefix, 2.0, clock=_stopped_at(then))
-        # Most is written in the evening, hardly anything twelve hours later.
+        # Users write most in the evening, and hardly anything twelve hours later.
         busy = 0.55 - 0.45 * math.cos((time.localtime(then).tm_hour - 7) / 12 * math.pi)
         flood = chance.random() < 0.3
         for _ in range(int(BUSIEST * busy * chance.uniform(0.8, 1.1))):

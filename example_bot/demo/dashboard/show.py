@@ -1,4 +1,4 @@
-"""Three instances of the bot, a crowd that never stops, and the page on which one can watch it."""
+"""Three instances of the bot, constant traffic, and the page for operators that shows them."""
 
 import asyncio
 import logging
@@ -31,11 +31,11 @@ LIMITS: Final = (
 )
 PENALTY: Final = Penalty("20/minute", "45s", grows=True, longest="10m")
 PORT: Final = 8099
-"""Where the page is, if nothing else is there; else on any free port."""
+"""The port of the page; if it is taken, the page uses any free port."""
 
 
 def show() -> int:
-    """Show it until SIGINT or SIGTERM; the exit status is 2 if it cannot begin."""
+    """Run the dashboard until SIGINT or SIGTERM; the exit status is 2 if it cannot start."""
     logging.getLogger().addHandler(_bugs())
     try:
         asyncio.run(_show())
@@ -53,7 +53,7 @@ async def _show() -> None:
     token = secrets.token_urlsafe(24)
     prefix = random_prefix()
     async with (
-        # Not from .env: it must not reach for a bot's real Redis unless told to.
+        # Not from .env: the demo must not use a bot's real Redis by accident.
         open_backend(os.environ.get("REDIS_URL"), prefix) as backend,
         BotApi() as api,
         _instances(api, backend, prefix) as middlewares,
@@ -68,14 +68,14 @@ async def _show() -> None:
             for task in (traffic, ended):
                 task.cancel()
             with suppress(asyncio.CancelledError):
-                await traffic  # raises what went wrong, if it was that which ended it
+                await traffic  # raises the error, if an error ended the traffic
 
 
 @asynccontextmanager
 async def _instances(
     api: BotApi, backend: Backend, prefix: str
 ) -> AsyncIterator[list[RateLimitMiddleware]]:
-    """Run the instances of the bot; their middlewares, each on its own connection."""
+    """Run the instances of the bot; yields their middlewares, each with its own connection."""
     async with AsyncExitStack() as stack:
         middlewares = []
         for _ in range(INSTANCES):
@@ -98,7 +98,7 @@ async def _instances(
 
 @asynccontextmanager
 async def _page(middleware: RateLimitMiddleware, token: str) -> AsyncIterator[str]:
-    """Serve the page for operators on loopback; its address."""
+    """Serve the page for operators on loopback; yields its address."""
     app = web.Application()
     app.add_subapp("/admin/", admin_app(middleware, token=token))
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -119,19 +119,19 @@ def _listen() -> socket.socket:
 
 
 def _introduce(backend: str, address: str, token: str) -> None:
-    _say(f"{INSTANCES} instances of one bot, {backend}, and a crowd that never stops.")
-    _say("The hours before this one are made up, so that the chart has a day to show.")
+    _say(f"{INSTANCES} instances of one bot, {backend}, and constant traffic.")
+    _say("The numbers of the earlier hours are invented, so that the chart shows a full day.")
     _say()
     _say(f"  Open    {address}")
     _say(f"  Token   {token}")
     _say()
-    _say("Ctrl-C ends it. Meanwhile, on the page:")
+    _say("Press Ctrl-C to stop. What the page shows now:")
     if sys.platform in {"darwin", "win32"} or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
         webbrowser.open(address)
 
 
 def _bugs() -> logging.Handler:
-    """What shows nothing but tracebacks: an outage every minute is no news."""
+    """Silence the logs: the demo has an outage every minute, and logs would fill the screen."""
     handler = logging.StreamHandler()
     handler.addFilter(lambda record: bool(record.exc_info))
     return handler

@@ -1,4 +1,4 @@
-"""Traffic: a crowd that never stops, calm or in floods, also while Redis is away."""
+"""Traffic: users who never stop writing, in calm times, floods, and an outage of Redis."""
 
 import asyncio
 import random
@@ -16,33 +16,33 @@ FLOODERS: Final = range(9_000, 9_030)
 GROUP: Final = -100_200
 
 _AT_ONCE: Final = 3
-"""How many of the flooders flood together."""
+"""How many users flood at the same time."""
 _UNDER_WAY: Final = 200
-"""Deliveries; on a machine that is too slow for more, people wait."""
+"""Deliveries at the same time; on a slow machine, further messages wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What the crowd does for a while."""
+    """What the users do for some seconds."""
 
     sentence: str
     seconds: float
     people: float
-    """Messages a second of all ordinary people together."""
+    """Messages a second of all ordinary users together."""
     flood: float = 0.0
     """Messages a second of each flooder."""
     outage: bool = False
-    """Whether Redis is away meanwhile."""
+    """Whether Redis is down in this scene."""
 
 
-# The first minute shows all of it.
+# The first minute shows all of these scenes.
 SCENES: Final = (
-    Scene("Calm: people write now and then.", 6, people=6),
-    Scene("A flood: three users send ten messages a second, and are banned for it.", 10, 6, 10),
-    Scene("Calm. The bans of the flood go on.", 8, people=6),
-    Scene("Redis is away: the bot answers everybody, and health tells.", 6, 6, outage=True),
-    Scene("Redis is back: limits hold again, and what was counted still counts.", 10, people=6),
-    Scene("Rush hour: everybody writes at once, some of them too much.", 15, people=25),
+    Scene("Calm: users write now and then.", 6, people=6),
+    Scene("A flood: three users send ten messages a second, and get banned.", 10, 6, 10),
+    Scene("Calm. The bans from the flood are still in force.", 8, people=6),
+    Scene("Redis is down: the bot answers everybody, and health shows it.", 6, 6, outage=True),
+    Scene("Redis is back: limits are enforced again, and counts are kept.", 10, people=6),
+    Scene("Rush hour: many users write at once, some of them too often.", 15, people=25),
     Scene("Night: hardly anybody writes.", 15, people=2),
 )  # fmt: skip
 
@@ -58,7 +58,7 @@ class Traffic:
 
     def __init__(self, api: BotApi, backend: Backend, tell: Callable[[str], None]) -> None:
         self._api, self._backend, self._tell = api, backend, tell
-        self._random = random.Random(1)  # the same crowd every time
+        self._random = random.Random(1)  # the same traffic every time
         self._tasks = asyncio.TaskGroup()
         self._under_way = 0
         self._floods = 0
@@ -75,7 +75,7 @@ class Traffic:
                 finally:
                     if scene.outage:
                         await self._backend.repair()
-                # The stand-in for Telegram keeps what it was asked, for tests; this never ends.
+                # The fake Bot API keeps all requests, for tests; here they would fill the memory.
                 for kept in (self._api.calls, self._api.refused, self._api.spinning):
                     kept.clear()
 
@@ -103,12 +103,12 @@ class Traffic:
             self._under_way -= 1
 
     def _flooders(self) -> list[int]:
-        """Others each time, until it is the turn of the first ones again."""
+        """The next flooders in turn; after the last ones, the first ones again."""
         first = self._floods * _AT_ONCE
         return [FLOODERS[(first + number) % len(FLOODERS)] for number in range(_AT_ONCE)]
 
     def _anybody(self) -> Iterator[Json]:
-        """What ordinary people do; some of them more often than others."""
+        """What ordinary users do; some of them write more often than others."""
         shares = [1 / (5 + number) for number in range(len(PEOPLE))]
         while True:
             (person,) = self._random.choices(PEOPLE, shares)

@@ -10,7 +10,7 @@ import redis.asyncio as aioredis
 from bot_ratelimit import MemoryStorage, RedisStorage
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.storage.base import Storage
-from tests.admin.telegram.operators import Office, office_on
+from tests.admin.telegram.operators import OperatedBot, operated_bot_on
 from tests.servers import Server
 
 
@@ -50,6 +50,6 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def office(storage: Storage) -> AsyncIterator[Office]:
-    async with office_on(storage) as office:
-        yield office
+async def bot(storage: Storage) -> AsyncIterator[OperatedBot]:
+    async with operated_bot_on(storage) as bot:
+        yield bot

@@ -47,7 +47,7 @@ class Session(RecordingSession):
         return reply  # type: ignore[no-any-return]
 
 
-class Office(Instance):
+class OperatedBot(Instance):
     """One instance of the bot, as its operators use it."""
 
     def __init__(self, middleware: RateLimitMiddleware, **options: Any) -> None:
@@ -121,12 +121,14 @@ def middleware_on(storage: Storage, *rules: Any, **options: Any) -> RateLimitMid
 
 
 @asynccontextmanager
-async def office_on(storage: Storage, *rules: Any, **options: Any) -> AsyncIterator[Office]:
+async def operated_bot_on(
+    storage: Storage, *rules: Any, **options: Any
+) -> AsyncIterator[OperatedBot]:
     """An instance that has started."""
     of_router = {
         name: options.pop(name) for name in ("admins", "prefix", "guard") if name in options
     }
-    office = Office(middleware_on(storage, *rules, **options), **of_router)
-    await office.dispatcher.emit_startup()
-    yield office
-    await office.dispatcher.emit_shutdown()
+    bot = OperatedBot(middleware_on(storage, *rules, **options), **of_router)
+    await bot.dispatcher.emit_startup()
+    yield bot
+    await bot.dispatcher.emit_shutdown()

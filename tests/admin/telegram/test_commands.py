@@ -14,19 +14,19 @@ from bot_ratelimit import MemoryStorage, Penalty, RedisStorage, Rule, Scope, Sub
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.documents import documents_of
-from tests.admin.telegram.operators import ANNA, BORIS, GROUP, Office, office_on
+from tests.admin.telegram.operators import ANNA, BORIS, GROUP, OperatedBot, operated_bot_on
 from tests.incoming.support import message, user
 from tests.servers import Server
 
 
-async def test_limits_lists_what_is_in_force(office: Office) -> None:
+async def test_limits_lists_what_is_in_force(bot: OperatedBot) -> None:
     """Each rule with its limit, scope and origin, then the live version, then the commands."""
-    text = await office.says("/limits")
+    text = await bot.says("/limits")
     assert "<code>messages</code>: 3/hour\nper user, every handler, from code" in text
     assert "No live changes. Instances: 1." in text
     assert "/who /try /forgive /ban" in text
-    await office.asks("/setlimit messages shadow", "Change")
-    text = await office.says("/limits")
+    await bot.asks("/setlimit messages shadow", "Change")
+    text = await bot.says("/limits")
     assert "<code>messages</code>: 3/hour; shadow: refuses nobody" in text
     assert (
         "Live version 1: <code>set messages shadow=True</code>. By <code>Anna (1001)</code>" in text
@@ -35,116 +35,115 @@ async def test_limits_lists_what_is_in_force(office: Office) -> None:
 
 
 async def test_a_refused_user_is_forgiven_on_every_instance(
-    elsewhere: Storage, office: Office
+    elsewhere: Storage, bot: OperatedBot
 ) -> None:
     """After /forgive and a yes the user gets through at once, on a second instance, too."""
-    async with office_on(elsewhere) as second:
-        assert [await office.is_handled() for _ in range(4)] == [True, True, True, False]
+    async with operated_bot_on(elsewhere) as second:
+        assert [await bot.is_handled() for _ in range(4)] == [True, True, True, False]
         assert not await second.is_handled()
-        assert "User <code>42</code>: <b>refused, free in " in await office.says("/who 42")
-        assert "Forgive user <code>42</code>?" in await office.says("/forgive 42")
+        assert "User <code>42</code>: <b>refused, allowed again in " in await bot.says("/who 42")
+        assert "Forgive user <code>42</code>?" in await bot.says("/forgive 42")
         assert not await second.is_handled()
-        told = await office.presses("Forgive")
+        told = await bot.presses("Forgive")
         assert told == "User <code>42</code> is forgiven: <code>messages</code>"
         assert await second.is_handled()
-    assert "nothing to forgive" in await office.asks("/forgive 77", "Forgive")
+    assert "nothing to forgive" in await bot.asks("/forgive 77", "Forgive")
 
 
 async def test_only_the_named_rules_are_forgiven(storage: Storage) -> None:
     """/forgive 42 RULE forgets what that rule charged; an unknown rule is an error."""
     rules = [Rule("2/h", name="messages"), Rule("9/h", name="other")]
-    async with office_on(storage, *rules) as office:
-        await office.is_handled()
-        assert "This is forgotten: <code>messages</code>" in await office.says(
-            "/forgive 42 messages"
-        )
-        assert "<code>messages</code>" in await office.presses("Forgive")
-        shown = await office.says("/who 42")
+    async with operated_bot_on(storage, *rules) as bot:
+        await bot.is_handled()
+        question = await bot.says("/forgive 42 messages")
+        assert "This deletes the counts of: <code>messages</code>" in question
+        assert "<code>messages</code>" in await bot.presses("Forgive")
+        shown = await bot.says("/who 42")
         assert "<code>messages</code>: 2 of 2 left" in shown
         assert "<code>other</code>: 8 of 9 left" in shown
-        assert "no rule is called 'nope'" in await office.asks("/forgive 42 nope", "Forgive")
+        assert "no rule is called 'nope'" in await bot.says("/forgive 42 nope")
 
 
 async def test_a_ban_holds_on_every_instance_until_it_is_lifted(
-    elsewhere: Storage, office: Office
+    elsewhere: Storage, bot: OperatedBot
 ) -> None:
     """/ban asks with length and reason, /bans lists it with who did it, /unban lifts it."""
-    async with office_on(elsewhere, "999/h") as second:
-        asked = await office.says("/ban 42 1h selling tea")
+    async with operated_bot_on(elsewhere, "999/h") as second:
+        asked = await bot.says("/ban 42 1h selling tea")
         assert "Ban user <code>42</code> for 1 h?" in asked
         assert "Reason: <code>selling tea</code>" in asked
         assert await second.is_handled()
-        assert "User <code>42</code> is banned until 2" in await office.presses("Ban")
-        assert not await office.is_handled(by=42)
+        assert "User <code>42</code> is banned until 2" in await bot.presses("Ban")
+        assert not await bot.is_handled(by=42)
         async with asyncio.timeout(3):  # another instance knows it within a second
             while await second.is_handled(by=42):  # noqa: ASYNC110 - Redis tells nobody
                 await asyncio.sleep(0.05)
-        listed = await office.says("/bans")
+        listed = await bot.says("/bans")
         assert "by <code>Anna (1001)</code>: <code>selling tea</code>" in listed
-        shown = await office.says("/who 42")
+        shown = await bot.says("/who 42")
         assert "User <code>42</code>: <b>banned</b>" in shown
-        assert "selling tea" in await office.says("/unban 42")
-        assert await office.presses("Unban") == "User <code>42</code> is not banned any more."
+        assert "selling tea" in await bot.says("/unban 42")
+        assert await bot.presses("Unban") == "User <code>42</code> is not banned any more."
         async with asyncio.timeout(3):
             while not await second.is_handled(by=42):  # noqa: ASYNC110 - Redis tells nobody
                 await asyncio.sleep(0.05)
-    assert "was not banned" in await office.says("/unban 42")
-    assert await office.says("/bans") == "Nobody is banned."
+    assert "was not banned" in await bot.says("/unban 42")
+    assert await bot.says("/bans") == "Nobody is banned."
 
 
-async def test_a_ban_can_be_for_good(office: Office) -> None:
+async def test_a_ban_can_be_for_good(bot: OperatedBot) -> None:
     """`forever` has no end, and says so."""
-    assert "Ban user <code>42</code> for good?" in await office.says("/ban 42 forever")
-    assert await office.presses("Ban") == "User <code>42</code> is banned for good."
-    assert "for good" in await office.says("/bans")
+    assert "Ban user <code>42</code> forever?" in await bot.says("/ban 42 forever")
+    assert await bot.presses("Ban") == "User <code>42</code> is banned forever."
+    assert "forever" in await bot.says("/bans")
 
 
-async def test_a_ban_by_hand_outlives_forgiving_and_that_is_said(office: Office) -> None:
+async def test_a_ban_by_hand_outlives_forgiving_and_that_is_said(bot: OperatedBot) -> None:
     """/forgive resets counts; a ban that still holds is shown below."""
-    await office.is_handled()
-    await office.asks("/ban 42 1h spam", "Ban")
-    told = await office.asks("/forgive 42", "Forgive")
+    await bot.is_handled()
+    await bot.asks("/ban 42 1h spam", "Ban")
+    told = await bot.asks("/forgive 42", "Forgive")
     assert "is forgiven: <code>messages</code>\nBanned until" in told
 
 
 async def test_a_ban_by_a_penalty_is_lifted(storage: Storage) -> None:
     """/unban ends a ban that a Penalty began, as /forgive does."""
-    async with office_on(storage, "1/h", penalty=Penalty("1/h", "1h")) as office:
+    async with operated_bot_on(storage, "1/h", penalty=Penalty("1/h", "1h")) as bot:
         for command, button in (("/unban 42", "Unban"), ("/forgive 42", "Forgive")):
             for _ in range(4):
-                await office.is_handled()
-            assert "by <code>penalty</code>" in await office.says("/who 42")
-            await office.asks(command, button)
-            assert "<b>banned</b>" not in await office.says("/who 42")
-            await office.asks("/forgive 42", "Forgive")
+                await bot.is_handled()
+            assert "by <code>penalty</code>" in await bot.says("/who 42")
+            await bot.asks(command, button)
+            assert "<b>banned</b>" not in await bot.says("/who 42")
+            await bot.asks("/forgive 42", "Forgive")
 
 
-async def test_admins_are_not_banned(office: Office) -> None:
+async def test_admins_are_not_banned(bot: OperatedBot) -> None:
     """A ban of an admin would have no effect, so it is refused with the reason."""
-    assert "admins are never limited" in await office.says(f"/ban {BORIS} 1h")
-    assert "exempt: never limited" in await office.says(f"/who {BORIS}")
+    assert "admins are never limited" in await bot.says(f"/ban {BORIS} 1h")
+    assert "exempt: never limited" in await bot.says(f"/who {BORIS}")
 
 
-async def test_a_chat_is_banned_and_looked_at(office: Office) -> None:
+async def test_a_chat_is_banned_and_looked_at(bot: OperatedBot) -> None:
     """A negative id is a chat: all of it is banned."""
-    assert "Ban chat <code>-100500</code>" in await office.says("/ban -100500 1h")
-    assert "Chat <code>-100500</code> is banned" in await office.presses("Ban")
-    assert not await office.is_handled(chat=GROUP)
-    assert "Chat <code>-100500</code>: <b>banned</b>" in await office.says("/who -100500")
-    assert "chat <code>-100500</code>?" in await office.says("/unban -100500")
-    await office.presses("Unban")
-    assert await office.is_handled(chat=GROUP)
+    assert "Ban chat <code>-100500</code>" in await bot.says("/ban -100500 1h")
+    assert "Chat <code>-100500</code> is banned" in await bot.presses("Ban")
+    assert not await bot.is_handled(chat=GROUP)
+    assert "Chat <code>-100500</code>: <b>banned</b>" in await bot.says("/who -100500")
+    assert "chat <code>-100500</code>?" in await bot.says("/unban -100500")
+    await bot.presses("Unban")
+    assert await bot.is_handled(chat=GROUP)
 
 
-async def test_a_limit_is_changed_and_rolled_back(office: Office) -> None:
+async def test_a_limit_is_changed_and_rolled_back(bot: OperatedBot) -> None:
     """/setlimit shows what changes, changes it on yes, and tells where it holds; /rollback too."""
-    assert "3/hour → <b>1/hour</b>" in await office.says("/setlimit messages 1/h")
-    told = await office.presses("Change")
+    assert "3/hour → <b>1/hour</b>" in await bot.says("/setlimit messages 1/h")
+    told = await bot.presses("Change")
     assert "It holds on 1 of 1 instances." in told
-    assert [await office.is_handled() for _ in range(2)] == [True, False]
-    assert "Roll back to version 0?\n<code>no changes</code>" in await office.says("/rollback")
-    assert "Version 2: <code>rollback to 0</code>" in await office.presses("Roll back")
-    assert [await office.is_handled(by=43) for _ in range(4)] == [True, True, True, False]
+    assert [await bot.is_handled() for _ in range(2)] == [True, False]
+    assert "Roll back to version 0?\n<code>no changes</code>" in await bot.says("/rollback")
+    assert "Version 2: <code>rollback to 0</code>" in await bot.presses("Roll back")
+    assert [await bot.is_handled(by=43) for _ in range(4)] == [True, True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -162,166 +161,164 @@ async def test_a_limit_is_changed_and_rolled_back(office: Office) -> None:
 )
 async def test_what_setlimit_understands(wanted: str, shown: str) -> None:
     """Limits as in code, switches, and the way back; anything else is told with an example."""
-    async with office_on(MemoryStorage()) as office:
-        assert shown in await office.says(f"/setlimit messages {wanted}")
+    async with operated_bot_on(MemoryStorage()) as bot:
+        assert shown in await bot.says(f"/setlimit messages {wanted}")
 
 
-async def test_a_change_is_taken_back(office: Office) -> None:
+async def test_a_change_is_taken_back(bot: OperatedBot) -> None:
     """`default` undoes the changes of one rule."""
-    await office.asks("/setlimit messages 1/h", "Change")
-    assert "1/hour → <b>3/hour</b>" in await office.says("/setlimit messages default")
-    assert "Version 2" in await office.presses("Change")
-    assert "unknown" not in await office.says("/limits")
-    assert "Names: <code>messages</code>" in await office.says("/setlimit unknown 1/h")
+    await bot.asks("/setlimit messages 1/h", "Change")
+    assert "1/hour → <b>3/hour</b>" in await bot.says("/setlimit messages default")
+    assert "Version 2" in await bot.presses("Change")
+    assert "unknown" not in await bot.says("/limits")
+    assert "Names: <code>messages</code>" in await bot.says("/setlimit unknown 1/h")
 
 
-async def test_an_outdated_question_changes_nothing(office: Office) -> None:
+async def test_an_outdated_question_changes_nothing(bot: OperatedBot) -> None:
     """If somebody else changed the limits since the question, yes is refused, as conflict."""
-    await office.says("/setlimit messages 1/h")
-    stale = office.buttons["Change"]
-    await office.asks("/setlimit messages 2/h", "Change", by=BORIS)
-    assert "Somebody else has changed the limits meanwhile" in await office.presses(stale)
-    assert "2/hour" in await office.says("/limits")
+    await bot.says("/setlimit messages 1/h")
+    stale = bot.buttons["Change"]
+    await bot.asks("/setlimit messages 2/h", "Change", by=BORIS)
+    assert "Somebody else has changed the limits in the meantime" in await bot.presses(stale)
+    assert "2/hour" in await bot.says("/limits")
     for command in ("/rollback", "/pause 1h", "/resume"):
-        await office.says(command)
-        stale = next(iter(office.buttons.values()))
-        await office.asks("/setlimit messages 3/h", "Change", by=BORIS)
-        assert "nothing was changed" in await office.presses(stale)
+        await bot.says(command)
+        stale = next(iter(bot.buttons.values()))
+        await bot.asks("/setlimit messages 3/h", "Change", by=BORIS)
+        assert "nothing was changed" in await bot.presses(stale)
 
 
-async def test_history_has_a_button_for_each_version(office: Office) -> None:
+async def test_history_has_a_button_for_each_version(bot: OperatedBot) -> None:
     """/history lists versions with who and when, and rolls back to each by a button."""
     for limit in ("1/h", "2/h"):
-        await office.asks(f"/setlimit messages {limit}", "Change")
-    text = await office.says("/history")
+        await bot.asks(f"/setlimit messages {limit}", "Change")
+    text = await bot.says("/history")
     assert "<b>2</b>: <code>set messages 2/hour</code>, by <code>Anna (1001)</code>, 20" in text
-    assert list(office.buttons) == ["↩ 1", "↩ 0"]
-    assert "Roll back to version 1?" in await office.presses("↩ 1")
-    assert "rollback to 1" in await office.presses("Roll back")
-    assert "There is no version 9 to roll back to: expected 0, 1, 2, 3" in await office.says(
+    assert list(bot.buttons) == ["↩ 1", "↩ 0"]
+    assert "Roll back to version 1?" in await bot.presses("↩ 1")
+    assert "rollback to 1" in await bot.presses("Roll back")
+    assert "There is no version 9 to roll back to: expected 0, 1, 2, 3" in await bot.says(
         "/rollback 9"
     )
-    assert "To which version?" in await office.says("/rollback last")
+    assert "To which version?" in await bot.says("/rollback last")
 
 
-async def test_limits_are_paused_and_resumed(office: Office) -> None:
+async def test_limits_are_paused_and_resumed(bot: OperatedBot) -> None:
     """/pause lets everything through for a while, /resume ends that."""
-    assert "Switch <b>all limits</b> off for 1 h?" in await office.says("/pause 1h")
-    assert "Version 1" in await office.presses("Switch off")
-    assert [await office.is_handled() for _ in range(5)] == [True] * 5
-    assert "All limits are off until" in await office.says("/limits")
-    assert "All limits are off until" in await office.says("/who 42")
-    await office.asks("/resume", "Switch on")
-    assert [await office.is_handled() for _ in range(4)] == [True, True, True, False]
+    assert "Switch <b>all limits</b> off for 1 h?" in await bot.says("/pause 1h")
+    assert "Version 1" in await bot.presses("Switch off")
+    assert [await bot.is_handled() for _ in range(5)] == [True] * 5
+    assert "All limits are off until" in await bot.says("/limits")
+    assert "All limits are off until" in await bot.says("/who 42")
+    await bot.asks("/resume", "Switch on")
+    assert [await bot.is_handled() for _ in range(4)] == [True, True, True, False]
     for wrong in ("/pause", "/pause long", "/pause 2d"):
-        assert "at most a day" in await office.says(wrong)
+        assert "at most a day" in await bot.says(wrong)
 
 
 async def test_top_and_stats_count_refusals(storage: Storage) -> None:
     """/top ranks users with a button for each; /stats has a line for each hour."""
-    async with office_on(storage, statistics=True) as office:
-        assert "Nobody was refused" in await office.says("/top")
-        assert "Nothing was decided" in await office.says("/stats")
+    async with operated_bot_on(storage, statistics=True) as bot:
+        assert "Nobody was refused" in await bot.says("/top")
+        assert "Nothing was decided" in await bot.says("/stats")
         for _ in range(5):
-            await office.is_handled()
-        assert "<code>42</code>: 2" in await office.says("/top")
-        assert "User <code>42</code>" in await office.presses("42")
-        assert re.search(r"\d\d:00  3 / 2 / 0", await office.says("/stats"))
-        assert "Refusals in 24 hours: 2" in await office.says("/who 42")
+            await bot.is_handled()
+        assert "<code>42</code>: 2" in await bot.says("/top")
+        assert "User <code>42</code>" in await bot.presses("42")
+        assert re.search(r"\d\d:00  3 / 2 / 0", await bot.says("/stats"))
+        assert "Refusals in 24 hours: 2" in await bot.says("/who 42")
 
 
 async def test_what_needs_an_option_says_which() -> None:
     """Without live=True and statistics=True the rest works, and those commands name the option."""
-    async with office_on(MemoryStorage(), live=False) as office:
+    async with operated_bot_on(MemoryStorage(), live=False) as bot:
         for command in ("/setlimit messages 1/h", "/rollback", "/history", "/pause 1h", "/resume"):
-            assert "live=True" in await office.says(command)
+            assert "live=True" in await bot.says(command)
         for command in ("/top", "/stats"):
-            assert "statistics=True" in await office.says(command)
-        assert "live=True" in await office.says("/limits")
-        assert "<code>messages</code>: 3/hour" in await office.says("/limits")
-        assert "3 of 3 left" in await office.says("/who 42")
-        assert "is banned" in await office.asks("/ban 42 1h", "Ban")
-        assert "Well, in this process alone: there is no Redis" in await office.says("/health")
+            assert "statistics=True" in await bot.says(command)
+        assert "live=True" in await bot.says("/limits")
+        assert "<code>messages</code>: 3/hour" in await bot.says("/limits")
+        assert "3 of 3 left" in await bot.says("/who 42")
+        assert "is banned" in await bot.asks("/ban 42 1h", "Ban")
+        assert "Healthy, in this process alone: there is no Redis" in await bot.says("/health")
 
 
-async def test_try_says_what_would_happen(office: Office) -> None:
+async def test_try_says_what_would_happen(bot: OperatedBot) -> None:
     """/try charges nothing and tells whether an update would be handled, and why not."""
     for _ in range(2):
-        assert "<b>handled</b>" in await office.says("/try 42")
+        assert "<b>handled</b>" in await bot.says("/try 42")
     for _ in range(4):
-        await office.is_handled()
-    assert "<b>refused</b> by <code>3/hour per user 'messages'</code>" in await office.says(
-        "/try 42"
-    )
-    assert "no limit applies" in await office.says(f"/try {BORIS}")
-    await office.asks("/ban 43 1h", "Ban")
-    assert "because of a ban" in await office.says("/try 43")
+        await bot.is_handled()
+    assert "<b>refused</b> by <code>3/hour per user 'messages'</code>" in await bot.says("/try 42")
+    assert "no limit applies" in await bot.says(f"/try {BORIS}")
+    await bot.asks("/ban 43 1h", "Ban")
+    assert "because of a ban" in await bot.says("/try 43")
 
 
 async def test_pages_are_turned(storage: Storage) -> None:
     """Long lists come in pages that fit a message, with buttons to the next and the one before."""
     rules = [Rule("3/h", name=f"long{'😀' * 90}{n}") for n in range(60)]
-    async with office_on(storage, *rules) as office:
+    async with operated_bot_on(storage, *rules) as bot:
         for command in ("/limits", "/who 42"):
             seen = set()
-            text = await office.says(command)
+            text = await bot.says(command)
             for page in range(2, 99):
                 assert units(text) <= 4096
                 seen.update(re.findall(r"<code>(long\S+)</code>", text))
-                if f"{page} ›" not in office.buttons:
+                if f"{page} ›" not in bot.buttons:
                     break
-                text = await office.presses(f"{page} ›")
+                text = await bot.presses(f"{page} ›")
             assert len(seen) == 60
             assert page > 2
-            assert units(await office.presses(f"‹ {page - 2}")) <= 4096
+            assert units(await bot.presses(f"‹ {page - 2}")) <= 4096
 
 
-async def test_bans_are_listed_in_pages(office: Office) -> None:
+async def test_bans_are_listed_in_pages(bot: OperatedBot) -> None:
     """/bans shows eight at a time, each with a button to look closer."""
-    control = Control.of(office.middleware, by="anna")
+    control = Control.of(bot.middleware, by="anna")
     for n in range(20):
         await control.ban(Subject(user=100 + n), f"{n + 1}h", "r" * 500)
-    first = await office.says("/bans")
-    assert (first.count("User"), "2 ›" in office.buttons, "‹ 1" in office.buttons) == (
+    first = await bot.says("/bans")
+    assert (first.count("User"), "2 ›" in bot.buttons, "‹ 1" in bot.buttons) == (
         8,
         True,
         False,
     )
-    assert (await office.presses("2 ›")).count("User") == 8
-    last = await office.presses("3 ›")
-    assert (last.count("User"), "4 ›" in office.buttons) == (4, False)
-    assert "<code>119</code>: <b>banned</b>" in await office.presses("119")
-    assert "r" * 500 in office.shown[-1].text  # type: ignore[operator]
+    assert (await bot.presses("2 ›")).count("User") == 8
+    last = await bot.presses("3 ›")
+    assert (last.count("User"), "4 ›" in bot.buttons) == (4, False)
+    assert "<code>119</code>: <b>banned</b>" in await bot.presses("119")
+    assert "r" * 500 in bot.shown[-1].text  # type: ignore[operator]
 
 
-async def test_buttons_under_a_user_lead_to_questions(office: Office) -> None:
+async def test_buttons_under_a_user_lead_to_questions(bot: OperatedBot) -> None:
     """Forgive, ban for an hour or a day, unban and refresh, each asked before it is done."""
-    await office.says("/who 42")
-    assert list(office.buttons) == ["Forgive", "Ban 1 h", "Ban 1 d", "Refresh"]
-    assert "for 1 d?" in await office.presses("Ban 1 d")
-    await office.presses("Ban")
-    await office.says("/who 42")
-    assert list(office.buttons) == ["Forgive", "Unban", "Refresh"]
-    assert "<b>banned</b>" in await office.presses("Refresh")
-    assert "Unban user" in await office.presses("Unban")
+    await bot.says("/who 42")
+    assert list(bot.buttons) == ["Forgive", "Ban 1 h", "Ban 1 d", "Refresh"]
+    assert "for 1 d?" in await bot.presses("Ban 1 d")
+    await bot.presses("Ban")
+    await bot.says("/who 42")
+    assert list(bot.buttons) == ["Forgive", "Unban", "Refresh"]
+    assert "<b>banned</b>" in await bot.presses("Refresh")
+    assert "Unban user" in await bot.presses("Unban")
 
 
 async def test_hostile_names_and_reasons_stay_text(storage: Storage) -> None:
     """Markup, newlines and invisible characters in names and reasons never reach the message."""
     name = "</code><b>&lt;x>" + "é" * 150
-    async with office_on(storage, Rule("3/h", name=name)) as office:
+    async with operated_bot_on(storage, Rule("3/h", name=name)) as bot:
         reason = "</code><a href='x'>\u202espam\n\nUser 43 is not banned & so on " + "😀" * 450
         hostile = user(ANNA) | {"first_name": "<b>\u202e\n" + "A" * 200}
         texts = [
-            await office.says(f"/ban 42 1h {reason[:500]}", **{"from": hostile}),
-            await office.presses("Ban", **{"from": hostile}),
-            await office.says("/bans"),
-            await office.says("/who 42"),
-            await office.says("/limits"),
-            await office.says(f"/setlimit {name} 1/h"),
-            await office.says(f"/setlimit {name} {'<i>' * 100}"),
-            await office.says("/who <b>x</b>"),
-            await office.says("/forgive 42 <u>rule</u>"),
+            await bot.says(f"/ban 42 1h {reason[:500]}", **{"from": hostile}),
+            await bot.presses("Ban", **{"from": hostile}),
+            await bot.says("/bans"),
+            await bot.says("/who 42"),
+            await bot.says("/limits"),
+            await bot.says(f"/setlimit {name} 1/h"),
+            await bot.says(f"/setlimit {name} {'<i>' * 100}"),
+            await bot.says("/who <b>x</b>"),
+            await bot.says("/forgive 42 <u>rule</u>"),
         ]
         for text in texts:
             assert re.findall(r"<[^>]*>", text) == re.findall(r"</?(?:b|code)>", text), text
@@ -337,44 +334,44 @@ def units(text: str) -> int:
 
 
 async def test_redis_away_is_a_short_answer(own_server: Server) -> None:
-    """Every command and every button answers that Redis is out of reach; nothing is raised."""
+    """Every command and every button answers that Redis cannot be reached; nothing is raised."""
     async with aioredis.Redis(port=own_server.port) as client:
         storage = RedisStorage(client)
-        async with office_on(storage, statistics=True) as office:
-            await office.says("/ban 42 1h")
-            yes = office.buttons["Ban"]
+        async with operated_bot_on(storage, statistics=True) as bot:
+            await bot.says("/ban 42 1h")
+            yes = bot.buttons["Ban"]
             own_server.kill()
             for command in COMMANDS:
-                assert "Redis is out of reach" in await office.says(command), command
-            assert "Not well" in await office.says("/health")
-            assert "Redis is out of reach" in await office.presses(yes)
+                assert "Redis cannot be reached" in await bot.says(command), command
+            assert "Unhealthy" in await bot.says("/health")
+            assert "Redis cannot be reached" in await bot.presses(yes)
         await storage.close()
 
 
 async def test_a_silent_redis_is_a_short_answer_soon(own_server: Server) -> None:
-    """A server that accepts and never answers holds up a command for seconds, not for good."""
+    """A server that accepts and never answers holds up a command for seconds, not forever."""
     async with aioredis.Redis(port=own_server.port) as client:
         storage = RedisStorage(client)
-        async with office_on(storage) as office:
+        async with operated_bot_on(storage) as bot:
             own_server.hang()
             for command in ("/who 42", "/limits", "/forgive 42"):
                 async with asyncio.timeout(5):
-                    assert "Redis is out of reach" in await office.says(command)
+                    assert "Redis cannot be reached" in await bot.says(command)
             own_server.resume()
         await storage.close()
 
 
 async def test_an_invalid_document_is_replaced_from_telegram(
-    storage: Storage, office: Office
+    storage: Storage, bot: OperatedBot
 ) -> None:
     """If the live document cannot be read, that is told, and /rollback restores the last one."""
-    await office.asks("/setlimit messages 1/h", "Change")
+    await bot.asks("/setlimit messages 1/h", "Change")
     documents, key = documents_of(storage), "bot:ratelimit:live"
     assert await documents.swap(key, await documents.read(key), b"nonsense")
-    assert "is not JSON" in await office.says("/limits")
-    assert "Replace them by the last good version?" in await office.says("/rollback")
-    assert "Version 2: <code>rollback to 1</code>" in await office.presses("Roll back")
-    assert "1/hour" in await office.says("/limits")
+    assert "is not JSON" in await bot.says("/limits")
+    assert "Replace them with the last good version?" in await bot.says("/rollback")
+    assert "Version 2: <code>rollback to 1</code>" in await bot.presses("Roll back")
+    assert "1/hour" in await bot.says("/limits")
 
 
 COMMANDS = (
@@ -385,30 +382,30 @@ COMMANDS = (
 
 async def test_per_bot_counts_are_this_bots(storage: Storage) -> None:
     """Where each bot counts for itself, operators see and forgive what this one counted."""
-    async with office_on(storage, per_bot=True) as office:
+    async with operated_bot_on(storage, per_bot=True) as bot:
         for _ in range(4):
-            await office.is_handled()
-        assert "0 of 3 left" in await office.says("/who 42")
-        await office.asks("/forgive 42", "Forgive")
-        assert await office.is_handled()
-        await office.asks("/ban 42 1h", "Ban")
-        assert not await office.is_handled()
-        await office.asks("/unban 42", "Unban")
-        assert await office.is_handled()
+            await bot.is_handled()
+        assert "0 of 3 left" in await bot.says("/who 42")
+        await bot.asks("/forgive 42", "Forgive")
+        assert await bot.is_handled()
+        await bot.asks("/ban 42 1h", "Ban")
+        assert not await bot.is_handled()
+        await bot.asks("/unban 42", "Unban")
+        assert await bot.is_handled()
 
 
 async def test_who_in_a_group_is_about_that_group(storage: Storage) -> None:
     """As a reply in a group /who shows, and /forgive resets, what counts there."""
     rules = [Rule("1/h", Scope.MEMBER), Rule("9/h", Scope.CHAT)]
-    async with office_on(storage, *rules) as office:
+    async with operated_bot_on(storage, *rules) as bot:
         spam = message("spam", **{"from": user(42), "chat": GROUP})
-        await office.feed(message=spam)
-        assert not await office.is_handled(chat=GROUP)
+        await bot.feed(message=spam)
+        assert not await bot.is_handled(chat=GROUP)
         reply: dict[str, Any] = {"chat": GROUP, "reply_to_message": spam}
-        shown = await office.says("/who", **reply)
+        shown = await bot.says("/who", **reply)
         assert "User <code>42</code> in chat <code>-100500</code>: <b>refused" in shown
         assert "<code>member</code>: 0 of 1 left" in shown
-        assert {each.chat_id for each in office.shown} == {ANNA}
-        await office.presses("Forgive")
-        assert "member" in await office.presses("Forgive")
-        assert await office.is_handled(chat=GROUP)
+        assert {each.chat_id for each in bot.shown} == {ANNA}
+        await bot.presses("Forgive")
+        assert "member" in await bot.presses("Forgive")
+        assert await bot.is_handled(chat=GROUP)

@@ -6,116 +6,147 @@ import asyncio
 from typing import Any
 
 import pytest
+import redis.asyncio as aioredis
 from aiogram.exceptions import TelegramBadRequest
 from aiogram.methods import AnswerCallbackQuery
 
-from bot_ratelimit import MemoryStorage, Subject
-from bot_ratelimit.admin.confirmations import SECONDS
-from bot_ratelimit.admin.telegram.buttons import LARGEST_ID, Buttons, Press
+from bot_ratelimit import MemoryStorage, RedisStorage, Subject
+from bot_ratelimit.admin.confirmations import SECONDS, Confirmations
+from bot_ratelimit.admin.telegram.buttons import LARGEST_ID, ButtonPress, Buttons
 from bot_ratelimit.admin.telegram.texts import Words
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.documents import documents_of
-from tests.admin.telegram.operators import ANNA, BORIS, STRANGER, Office, office_on
+from tests.admin.telegram.operators import ANNA, BORIS, STRANGER, OperatedBot, operated_bot_on
+from tests.servers import Server
 
 GONE = "answered already, or is older than two minutes"
 
 
-async def bans_of(office: Office) -> int:
-    return len(await office.middleware.limiter.bans())
+async def bans_of(bot: OperatedBot) -> int:
+    return len(await bot.middleware.limiter.bans())
 
 
-async def test_it_is_done_once(office: Office) -> None:
+async def test_it_is_done_once(bot: OperatedBot) -> None:
     """Two presses at the same time, and one later, ban once and tell the others."""
-    await office.says("/ban 42 1h")
-    yes = office.buttons["Ban"]
-    await asyncio.gather(office.presses(yes), office.presses(yes))
-    assert GONE in await office.presses(yes)
-    answers = [r.text for r in office.session.requests if isinstance(r, AnswerCallbackQuery)]
+    await bot.says("/ban 42 1h")
+    yes = bot.buttons["Ban"]
+    await asyncio.gather(bot.presses(yes), bot.presses(yes))
+    assert GONE in await bot.presses(yes)
+    answers = [r.text for r in bot.session.requests if isinstance(r, AnswerCallbackQuery)]
     assert sorted(map(bool, answers)) == [False, True, True]
-    entries = await office.middleware.limiter.bans()
+    entries = await bot.middleware.limiter.bans()
     assert len(entries) == 1
 
 
-async def test_the_answer_may_reach_another_instance(elsewhere: Storage, office: Office) -> None:
+async def test_the_answer_may_reach_another_instance(elsewhere: Storage, bot: OperatedBot) -> None:
     """Behind a webhook the press arrives anywhere: the question is kept beside the counts."""
-    async with office_on(elsewhere) as second:
-        await office.says("/ban 42 1h")
-        assert "is banned" in await second.presses(office.buttons["Ban"])
-        assert GONE in await office.presses("Ban")
+    async with operated_bot_on(elsewhere) as second:
+        await bot.says("/ban 42 1h")
+        assert "is banned" in await second.presses(bot.buttons["Ban"])
+        assert GONE in await bot.presses("Ban")
 
 
-async def test_cancelled_is_cancelled(office: Office) -> None:
+async def test_cancelled_is_cancelled(bot: OperatedBot) -> None:
     """After Cancel a yes does nothing."""
-    await office.says("/ban 42 1h")
-    yes, no = office.buttons["Ban"], office.buttons["Cancel"]
-    assert await office.presses(no) == "Cancelled: nothing was changed."
-    assert GONE in await office.presses(yes)
-    assert await bans_of(office) == 0
+    await bot.says("/ban 42 1h")
+    yes, no = bot.buttons["Ban"], bot.buttons["Cancel"]
+    assert await bot.presses(no) == "Cancelled: nothing was changed."
+    assert GONE in await bot.presses(yes)
+    assert await bans_of(bot) == 0
 
 
-async def test_only_who_was_asked_can_answer(office: Office) -> None:
+async def test_only_who_was_asked_can_answer(bot: OperatedBot) -> None:
     """Another admin's press does nothing, and leaves the question open; so does a stranger's."""
-    await office.says("/ban 42 1h")
-    yes, no = office.buttons["Ban"], office.buttons["Cancel"]
+    await bot.says("/ban 42 1h")
+    yes, no = bot.buttons["Ban"], bot.buttons["Cancel"]
     for button in (yes, no):
-        assert "Only the one who asked" in await office.presses(button, by=BORIS)
-        assert await office.presses(button, by=STRANGER) == ""
-    forged = Press.unpack(yes).model_copy(update={"first": BORIS}).pack()
-    assert GONE in await office.presses(forged, by=BORIS)
-    assert await bans_of(office) == 0
-    assert "is banned" in await office.presses(yes)
+        assert "Only the admin who gave the command" in await bot.presses(button, by=BORIS)
+        assert await bot.presses(button, by=STRANGER) == ""
+    forged = ButtonPress.unpack(yes).model_copy(update={"first": BORIS}).pack()
+    assert GONE in await bot.presses(forged, by=BORIS)
+    assert await bans_of(bot) == 0
+    assert "is banned" in await bot.presses(yes)
 
 
-async def test_it_is_too_late_after_two_minutes(storage: Storage, office: Office) -> None:
+async def test_it_is_too_late_after_two_minutes(storage: Storage, bot: OperatedBot) -> None:
     """A question ends by itself, with its key; a late press does nothing."""
-    await office.says("/ban 42 1h")
+    await bot.says("/ban 42 1h")
     if isinstance(storage, MemoryStorage):
         documents: Any = documents_of(storage)
         clock = documents._clock
         documents._clock = lambda: clock() + SECONDS
     else:
-        token = Press.unpack(office.buttons["Ban"]).extra
+        token = ButtonPress.unpack(bot.buttons["Ban"]).extra
         key = f"bot:ratelimit:audit:asked:{ANNA}:{token}"
         redis: Any = storage
         assert 110 < await redis.execute((b"TTL", key.encode()), key=key, timeout=5) <= SECONDS
         await redis.execute((b"PEXPIRE", key.encode(), b"1"), key=key, timeout=5)
         await asyncio.sleep(0.02)
-    assert GONE in await office.presses("Ban")
-    assert await bans_of(office) == 0
+    assert GONE in await bot.presses("Ban")
+    assert await bans_of(bot) == 0
 
 
-async def test_a_press_that_cannot_be_answered_still_counts(office: Office) -> None:
+async def test_a_press_that_cannot_be_answered_still_counts(bot: OperatedBot) -> None:
     """Telegram forgets a press that waited for a bot that was down; what it says is done."""
-    await office.says("/ban 42 1h")
-    office.session.replies["AnswerCallbackQuery"] = TelegramBadRequest(
+    await bot.says("/ban 42 1h")
+    bot.session.replies["AnswerCallbackQuery"] = TelegramBadRequest(
         method=AnswerCallbackQuery(callback_query_id="1"),
         message="Bad Request: query is too old and response timeout expired",
     )
-    assert "is banned" in await office.presses("Ban")
+    assert "is banned" in await bot.presses("Ban")
 
 
-async def test_forged_tokens_find_nothing(office: Office) -> None:
+async def test_a_redis_that_refuses_is_told_and_the_question_stays(own_server: Server) -> None:
+    """If the Redis user lacks a permission, the press says so, and works when that is fixed."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        storage = RedisStorage(client)
+        async with operated_bot_on(storage) as bot:
+            await bot.says("/ban 42 1h")
+            await client.acl_setuser("default", enabled=True, commands=["-getdel"])
+            assert "no permissions" in await bot.presses("Ban")
+            assert isinstance(bot.session.requests[-2], AnswerCallbackQuery)
+            await client.acl_setuser("default", enabled=True, commands=["+getdel"])
+            assert "is banned" in await bot.presses("Ban")
+        await storage.close()
+
+
+async def test_a_question_of_another_version_is_gone(bot: OperatedBot) -> None:
+    """While instances are updated, a question that this one does not know is asked again."""
+    token = await Confirmations(bot.middleware.limiter).ask(ANNA, {"do": "something newer"})
+    assert GONE in await bot.presses(
+        ButtonPress(namespace="", what="yes", first=ANNA, extra=token).pack()
+    )
+
+
+async def test_what_cannot_be_done_is_not_asked(bot: OperatedBot) -> None:
+    """A reason that is too long, or an unknown rule, is told at once, not after a yes."""
+    assert "reason=" in await bot.says("/ban 42 1h " + "x" * 501)
+    assert "no rule is called" in await bot.says("/forgive 42 messages nothing")
+    assert not bot.buttons
+
+
+async def test_forged_tokens_find_nothing(bot: OperatedBot) -> None:
     """A token that was never given is answered like an old one, whatever stands in it."""
     for token in ("", "x" * 12, "*" * 12, "live", "../../live"):
-        forged = Press(space="", what="yes", first=ANNA, extra=token).pack()
-        assert GONE in await office.presses(forged)
-    assert not office.handled
+        forged = ButtonPress(namespace="", what="yes", first=ANNA, extra=token).pack()
+        assert GONE in await bot.presses(forged)
+    assert not bot.handled
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_callback_data_fits(sign: int) -> None:
     """With the longest prefix, ids, topic and token, no button has more than 64 bytes of data."""
-    buttons = Buttons(Words("en"), space="abcdef")
+    buttons = Buttons(Words("en"), namespace="abcdef")
     subject = Subject(sign * LARGEST_ID, -LARGEST_ID, 2**31 - 1)
     rows = [
-        *buttons.acts(subject, banned=False, page=99),
-        *buttons.acts(subject, banned=True, page=99),
-        *buttons.turning_for(subject, page=98, more=True),
-        *buttons.turning("history", page=98, more=True),
-        *buttons.people([subject]),
-        *buttons.question("forgive", LARGEST_ID, "x" * 12),
+        *buttons.actions(subject, banned=False, page=99),
+        *buttons.actions(subject, banned=True, page=99),
+        *buttons.subject_paging(subject, page=98, more=True),
+        *buttons.paging("history", page=98, more=True),
+        *buttons.subjects([subject]),
+        *buttons.confirmation("forgive", LARGEST_ID, "x" * 12),
     ]
     data = [button.callback_data for row in rows for button in row]
     assert len(data) == 14
     assert all(each and len(each) <= 64 for each in data)
-    assert all(Press.unpack(each) for each in data if each)
+    assert all(ButtonPress.unpack(each) for each in data if each)

@@ -33,30 +33,30 @@ from tests.admin.telegram.operators import (
     BORIS,
     GROUP,
     STRANGER,
-    Office,
+    OperatedBot,
     middleware_on,
-    office_on,
+    operated_bot_on,
 )
 from tests.incoming.support import chat, message, user
 from tests.incoming.updates import ANONYMOUS_ADMIN, CHANNEL, CHANNEL_BOT
 
 
 @pytest.fixture
-async def desk() -> Any:
-    async with office_on(MemoryStorage()) as office:
-        yield office
+async def bot() -> Any:
+    async with operated_bot_on(MemoryStorage()) as bot:
+        yield bot
 
 
-async def test_strangers_do_not_see_it(desk: Office) -> None:
+async def test_strangers_do_not_see_it(bot: OperatedBot) -> None:
     """Commands and buttons of everybody else reach the bot's own handlers, and nothing is sent."""
-    await desk.says("/ban 42 1h")
-    data = desk.buttons["Ban"]
-    before = len(desk.session.requests)
-    assert await desk.is_handled("/limits", by=STRANGER)
-    assert await desk.is_handled("/ban@some_bot 42 1h", by=STRANGER)
-    assert await desk.presses(data, by=STRANGER) == ""
-    assert len(desk.handled) == 3
-    assert len(desk.session.requests) == before
+    await bot.says("/ban 42 1h")
+    data = bot.buttons["Ban"]
+    before = len(bot.session.requests)
+    assert await bot.is_handled("/limits", by=STRANGER)
+    assert await bot.is_handled("/ban@some_bot 42 1h", by=STRANGER)
+    assert await bot.presses(data, by=STRANGER) == ""
+    assert len(bot.handled) == 3
+    assert len(bot.session.requests) == before
 
 
 @pytest.mark.parametrize(
@@ -71,42 +71,42 @@ async def test_strangers_do_not_see_it(desk: Office) -> None:
     ids=["anonymous admin", "channel", "in a chat's name", "forwarded", "via a bot"],
 )
 async def test_only_what_an_admin_wrote_in_person_counts(
-    desk: Office, fields: dict[str, Any]
+    bot: OperatedBot, fields: dict[str, Any]
 ) -> None:
     """What a channel, an anonymous admin or another wrote is no command, whoever sent it on."""
-    assert await desk.says("/ban 42 1h", **fields) == ""
-    assert len(desk.handled) == 1
+    assert await bot.says("/ban 42 1h", **fields) == ""
+    assert len(bot.handled) == 1
 
 
-async def test_the_bots_own_commands_and_buttons_stay(desk: Office) -> None:
+async def test_the_bots_own_commands_and_buttons_stay(bot: OperatedBot) -> None:
     """What is not the router's goes to the bot's own handlers, for admins too."""
-    assert await desk.is_handled("/start", by=ANNA)
+    assert await bot.is_handled("/start", by=ANNA)
     for data in ("rl:x", "rl::who:1:2:3", "menu", "rl::who:x:0:0:", "rl:other:limits:0:0:0:",
                  "rl::who:1:1:100:", f"rl::who:{2**60}:1:0:"):  # fmt: skip
-        assert await desk.presses(data) == ""
-    assert len(desk.handled) == 8
+        assert await bot.presses(data) == ""
+    assert len(bot.handled) == 8
 
 
 async def test_a_prefix_keeps_commands_apart() -> None:
     """With prefix="rl_" the commands are /rl_who and so on, and /who is the bot's own."""
-    async with office_on(MemoryStorage(), prefix="rl_") as office:
-        assert await office.is_handled("/who 42", by=ANNA)
-        assert "<code>/rl_who 42</code>" in await office.says("/rl_who")
-        text = await office.says("/rl_limits")
+    async with operated_bot_on(MemoryStorage(), prefix="rl_") as bot:
+        assert await bot.is_handled("/who 42", by=ANNA)
+        assert "<code>/rl_who 42</code>" in await bot.says("/rl_who")
+        text = await bot.says("/rl_limits")
         assert "/rl_ban" in text
         assert "/ban" not in text
-        assert "is banned" in await office.asks("/rl_ban 42 1h", "Ban")
+        assert "is banned" in await bot.asks("/rl_ban 42 1h", "Ban")
 
 
 GROUP_MESSAGE = {"chat": GROUP, "reply_to_message": message("spam", chat=GROUP)}
 
 
-async def test_in_a_group_it_answers_in_private(desk: Office) -> None:
+async def test_in_a_group_it_answers_in_private(bot: OperatedBot) -> None:
     """The question and all that is shown go to the admin's own chat; the group reads nothing."""
-    await desk.says("/ban 1h spam", **GROUP_MESSAGE)
-    await desk.says("/who", **GROUP_MESSAGE)
-    await desk.says("/limits", chat=GROUP)
-    assert [each.chat_id for each in desk.shown] == [ANNA] * 3
+    await bot.says("/ban 1h spam", **GROUP_MESSAGE)
+    await bot.says("/who", **GROUP_MESSAGE)
+    await bot.says("/limits", chat=GROUP)
+    assert [each.chat_id for each in bot.shown] == [ANNA] * 3
 
 
 @pytest.mark.parametrize(
@@ -123,98 +123,98 @@ async def test_in_a_group_it_answers_in_private(desk: Office) -> None:
     ids=["forbidden", "not found"],
 )
 async def test_an_admin_who_cannot_be_written_to_is_told_how(
-    desk: Office, error: Exception
+    bot: OperatedBot, error: Exception
 ) -> None:
     """An admin who never started the bot reads in the group how to; nothing else is said there."""
-    desk.session.replies["SendMessage"] = error
-    await desk.says("/ban 1h spam", **GROUP_MESSAGE)
-    asked, told = desk.shown
+    bot.session.replies["SendMessage"] = error
+    await bot.says("/ban 1h spam", **GROUP_MESSAGE)
+    asked, told = bot.shown
     assert (asked.chat_id, told.chat_id) == (ANNA, GROUP["id"])
     assert told.text == "I answer in private: open a chat with me and press Start."
 
 
-async def test_an_answer_that_cannot_be_edited_is_sent(desk: Office) -> None:
+async def test_an_answer_that_cannot_be_edited_is_sent(bot: OperatedBot) -> None:
     """If the message with the button is gone, what was done is told in a new one."""
     edit = EditMessageText(text="")
-    await desk.says("/ban 42 1h")
-    yes = desk.buttons["Ban"]
-    desk.session.replies["EditMessageText"] = TelegramBadRequest(
+    await bot.says("/ban 42 1h")
+    yes = bot.buttons["Ban"]
+    bot.session.replies["EditMessageText"] = TelegramBadRequest(
         method=edit, message="Bad Request: message to edit not found"
     )
-    await desk.presses(yes)
-    assert isinstance(desk.shown[-1], SendMessage)
-    assert "is banned" in str(desk.shown[-1].text)
-    await desk.says("/who 42")
-    before = len(desk.shown)
-    desk.session.replies["EditMessageText"] = TelegramBadRequest(
+    await bot.presses(yes)
+    assert isinstance(bot.shown[-1], SendMessage)
+    assert "is banned" in str(bot.shown[-1].text)
+    await bot.says("/who 42")
+    before = len(bot.shown)
+    bot.session.replies["EditMessageText"] = TelegramBadRequest(
         method=edit, message="Bad Request: message is not modified: ..."
     )
-    await desk.presses("Refresh")
-    assert len(desk.shown) == before + 1
+    await bot.presses("Refresh")
+    assert len(bot.shown) == before + 1
     old = {"chat": chat(ANNA), "message_id": 1, "date": 0}
-    await desk.presses("Refresh", message=old)
-    assert isinstance(desk.shown[-1], SendMessage)
+    await bot.presses("Refresh", message=old)
+    assert isinstance(bot.shown[-1], SendMessage)
 
 
 @pytest.mark.parametrize("guard", [False, True], ids=["inner", "guard"])
 async def test_admins_are_never_limited(storage: Storage, guard: bool) -> None:
     """However full every limit is, and although banned, an admin is answered and not charged."""
     rules = [Rule("1/h"), Rule("1/h", Scope.CHAT), Rule("1/h", Scope.GLOBAL)]
-    async with office_on(storage, *rules, guard=guard) as office:
-        assert [await office.is_handled(chat=GROUP) for _ in range(2)] == [True, False]
-        control = Control.of(office.middleware, by="x")
+    async with operated_bot_on(storage, *rules, guard=guard) as bot:
+        assert [await bot.is_handled(chat=GROUP) for _ in range(2)] == [True, False]
+        control = Control.of(bot.middleware, by="x")
         for each in (Subject(user=ANNA), Subject(chat=GROUP["id"])):
-            await office.middleware.limiter.ban(each)
+            await bot.middleware.limiter.ban(each)
         for _ in range(5):
-            assert "<b>Limits</b>" in await office.says("/limits")
-            assert "<b>Limits</b>" in await office.says("/limits", chat=GROUP)
-            await office.says("/who 42")
-            assert "User" in await office.presses("Refresh")
-            assert await office.is_handled("hi", by=ANNA)
+            assert "<b>Limits</b>" in await bot.says("/limits")
+            assert "<b>Limits</b>" in await bot.says("/limits", chat=GROUP)
+            await bot.says("/who 42")
+            assert "User" in await bot.presses("Refresh")
+            assert await bot.is_handled("hi", by=ANNA)
         counts = {each.rule: each for each in (await control.show(Subject(user=ANNA))).counts}
         assert counts["user"].remaining == 1
 
 
 async def test_other_middlewares_leave_the_commands_alone() -> None:
     """A second RateLimitMiddleware, which knows no admins, does not limit the commands."""
-    async with office_on(MemoryStorage()) as office:
+    async with operated_bot_on(MemoryStorage()) as bot:
         other = RateLimitMiddleware("1/h", limiter=Limiter(MemoryStorage()))
-        other.setup(office.dispatcher)
+        other.setup(bot.dispatcher)
         for _ in range(3):
-            assert "<b>Limits</b>" in await office.says("/limits")
+            assert "<b>Limits</b>" in await bot.says("/limits")
 
 
 async def test_an_operator_can_limit_an_admin_again(storage: Storage) -> None:
     """`exempt ID --not` wins for what the admin sends to the bot; the commands stay free."""
-    async with office_on(storage) as office:
-        await Control.of(office.middleware, by="x").changes.set_exempt(ANNA, False)
-        assert office.middleware.live is not None
-        await office.middleware.live.refresh()
-        assert [await office.is_handled(by=ANNA) for _ in range(4)] == [True] * 3 + [False]
-        assert "<b>Limits</b>" in await office.says("/limits")
+    async with operated_bot_on(storage) as bot:
+        await Control.of(bot.middleware, by="x").changes.set_exempt(ANNA, False)
+        assert bot.middleware.live is not None
+        await bot.middleware.live.refresh()
+        assert [await bot.is_handled(by=ANNA) for _ in range(4)] == [True] * 3 + [False]
+        assert "<b>Limits</b>" in await bot.says("/limits")
 
 
 async def test_each_press_is_answered_once() -> None:
     """Beside CallbackAnswerMiddleware, too, a button's spinner ends with exactly one answer."""
-    async with office_on(MemoryStorage()) as office:
-        office.dispatcher.callback_query.middleware(CallbackAnswerMiddleware())
-        await office.says("/who 42")
-        await office.presses("Refresh")
-        answers = [r for r in office.session.requests if isinstance(r, AnswerCallbackQuery)]
+    async with operated_bot_on(MemoryStorage()) as bot:
+        bot.dispatcher.callback_query.middleware(CallbackAnswerMiddleware())
+        await bot.says("/who 42")
+        await bot.presses("Refresh")
+        answers = [r for r in bot.session.requests if isinstance(r, AnswerCallbackQuery)]
         assert len(answers) == 1
 
 
-async def test_a_command_may_name_the_bot(desk: Office) -> None:
+async def test_a_command_may_name_the_bot(bot: OperatedBot) -> None:
     """In groups `/limits@the_bot` is this bot's, and another bot's command is not."""
-    desk.bot._me = User(id=1, is_bot=True, first_name="Bot", username="the_bot")
-    assert "<b>Limits</b>" in await desk.says("/limits@the_bot", chat=GROUP)
-    assert await desk.says("/limits@other_bot", chat=GROUP) == ""
+    bot.bot._me = User(id=1, is_bot=True, first_name="Bot", username="the_bot")
+    assert "<b>Limits</b>" in await bot.says("/limits@the_bot", chat=GROUP)
+    assert await bot.says("/limits@other_bot", chat=GROUP) == ""
 
 
-async def test_what_was_done_is_in_the_audit(desk: Office) -> None:
+async def test_what_was_done_is_in_the_audit(bot: OperatedBot) -> None:
     """The audit says which admin did what."""
-    await desk.asks("/ban 42 1h spam", "Ban", by=BORIS)
-    (entry,) = await Control.of(desk.middleware, by="x").audit()
+    await bot.asks("/ban 42 1h spam", "Ban", by=BORIS)
+    (entry,) = await Control.of(bot.middleware, by="x").audit()
     assert (entry.by, entry.what, entry.after) == (f"Anna ({BORIS})", "ban user 42", "1h spam")
 
 
@@ -256,7 +256,7 @@ async def test_a_handler_that_hides_it_is_warned_of(caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"admins": []}, "admins is empty: name at least one user's id"),
+        ({"admins": []}, "admins is empty: pass at least one user id"),
         ({"admins": "42"}, "admins='42': expected ids of users, such as [42]"),
         ({"admins": 42}, "admins=42: expected ids of users"),
         ({"admins": ["42"]}, "admins: '42' is not the id of a user"),

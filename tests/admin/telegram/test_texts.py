@@ -12,7 +12,7 @@ import pytest
 import bot_ratelimit.admin.telegram as package
 from bot_ratelimit import MemoryStorage
 from bot_ratelimit.admin.telegram.texts import TEXTS, Html, Words
-from tests.admin.telegram.operators import office_on
+from tests.admin.telegram.operators import operated_bot_on
 
 FOLDER = Path(package.__file__).parent
 SOURCES = "".join(each.read_text() for each in FOLDER.glob("*.py") if each.name != "texts.py")
@@ -60,17 +60,17 @@ def test_a_text_is_used_and_well_formed(key: str) -> None:
 )
 async def test_operators_read_their_language(language: str | None, said: str) -> None:
     """Who uses Telegram in Russian is answered in Russian, everybody else in English."""
-    async with office_on(MemoryStorage()) as office:
-        assert f"<b>{said}</b>" in await office.says("/limits", language=language)
+    async with operated_bot_on(MemoryStorage()) as bot:
+        assert f"<b>{said}</b>" in await bot.says("/limits", language=language)
 
 
 async def test_a_whole_conversation_in_russian(storage: Any) -> None:
     """Every command, question and button has its Russian words."""
-    async with office_on(storage, statistics=True) as office:
+    async with operated_bot_on(storage, statistics=True) as bot:
         for _ in range(5):
-            await office.is_handled()
+            await bot.is_handled()
         heard = [
-            await office.says(text, language="ru")
+            await bot.says(text, language="ru")
             for text in ("/limits", "/who 42", "/try 42", "/top", "/stats", "/health", "/bans",
                          "/history", "/forgive 42", "/ban 42 1h spam", "/unban 42",
                          "/setlimit messages 1/h", "/setlimit", "/rollback", "/pause 1d",
@@ -79,10 +79,10 @@ async def test_a_whole_conversation_in_russian(storage: Any) -> None:
         for text in heard:
             assert re.search("[а-я]{3}", text)
             assert not re.search(r"\b(?:the|is|of|for|left|banned)\b", text), text
-        await office.says("/ban 42 90m", language="ru")
-        assert "Забанить" in office.buttons
-        assert "бан до" in await office.presses("Забанить", language="ru")
-        assert "осталось 1 ч 30 мин" in await office.says("/bans", language="ru")
+        await bot.says("/ban 42 90m", language="ru")
+        assert "Забанить" in bot.buttons
+        assert "бан до" in await bot.presses("Забанить", language="ru")
+        assert "осталось 1 ч 30 мин" in await bot.says("/bans", language="ru")
 
 
 def test_fields_are_escaped_and_cut() -> None:

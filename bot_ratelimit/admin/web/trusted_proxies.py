@@ -1,4 +1,4 @@
-"""Peers: where a request comes from, and what the browser calls this server."""
+"""Trusted proxies: the address of a client, and how the browser addresses this server."""
 
 from __future__ import annotations
 
@@ -25,35 +25,37 @@ SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
 
 LOCAL: Final = "unix"
-"""What a peer on a Unix socket is called, which has no address."""
+"""The name for clients on a Unix socket, which have no address."""
 _WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]+|\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?")
 
 
-class Peers:
-    """Reads the address of whoever sends a request, past the proxies that are trusted.
+class TrustedProxies:
+    """Finds the client's address behind trusted proxies.
 
-    Anybody can write `X-Forwarded-For`, so it is read only if a trusted proxy sends it, and only
-    as far back as trusted proxies wrote it.
+    Any client can send `X-Forwarded-For`, so it is read only if a trusted proxy sends it, and only
+    the part that trusted proxies added.
 
     Args:
-        proxies: Addresses or networks of the proxies before this server, and `unix` for any that
-            comes over a Unix socket.
+        proxies: Addresses or networks of the proxies in front of this server; `unix` for proxies
+            that connect over a Unix socket.
 
     Raises:
-        ConfigError: One of them is neither.
+        ConfigError: One of them is not an address, a network or `unix`.
     """
 
     def __init__(self, proxies: Iterable[str] = ()) -> None:
         if isinstance(proxies, str):
             proxies = [proxies]
+        if not isinstance(proxies, Iterable):
+            raise ConfigError(f"trusted_proxies={proxies!r}: expected a list of addresses")
         names = list(proxies)
         self._trusts_local = LOCAL in names
         self._networks = [_network(name) for name in names if name != LOCAL]
 
-    def source(self, request: web.Request) -> str:
-        """Whom failed logins are counted for: an address, of IPv6 the network of 64 bits.
+    def client_address(self, request: web.Request) -> str:
+        """The address for which failed logins are counted; for IPv6, its /64 network.
 
-        Whoever has one address of such a network usually has them all.
+        A client with one address of such a network can usually use all of them.
         """
         address = self._address(request)
         if address is None:
@@ -68,11 +70,11 @@ class Peers:
             return True
         return self._forwarded(request, "X-Forwarded-Proto") == "https"
 
-    def is_own_page(self, request: web.Request) -> bool:
-        """Whether a page of this server sent the request, as far as the browser says.
+    def is_same_origin(self, request: web.Request) -> bool:
+        """Whether a page of this server sent the request, according to the browser.
 
-        Browsers say so in `Sec-Fetch-Site`, and those that do not send it say in `Origin` where
-        the page is from. A client that sends neither is no browser, and so nobody's victim.
+        Browsers say so in `Sec-Fetch-Site`; older ones name the page's origin in `Origin`. A client
+        that sends neither is not a browser, so another site cannot misuse it.
         """
         site = request.headers.getall("Sec-Fetch-Site", [])
         if site:
@@ -89,18 +91,18 @@ class Peers:
             if not self._is_trusted(found):
                 break
             earlier = _parsed(hop)
-            if earlier is None:  # whatever wrote this, it was no proxy
+            if earlier is None:  # not an address, so no proxy wrote it
                 break
             found = earlier
         return found
 
     def _hops(self, request: web.Request) -> Iterator[str]:
-        """What proxies say of whom they serve, the nearest proxy first."""
+        """The client addresses that proxies report, the nearest proxy's first."""
         lines = request.headers.getall("X-Forwarded-For", [])
         yield from reversed([hop.strip() for line in lines for hop in line.split(",")])
 
     def _forwarded(self, request: web.Request, name: str) -> str:
-        """What the nearest proxy says, if it is trusted."""
+        """A header of the nearest proxy, if that is trusted."""
         if not self._is_trusted(_parsed(request.remote or "")):
             return ""
         return request.headers.get(name, "").rpartition(",")[2].strip()
@@ -113,7 +115,7 @@ class Peers:
 
 def _network(name: str) -> IPv4Network | IPv6Network:
     try:
-        return ip_network(name)
+        return ip_network(str(name))  # the number 1 would be the address 0.0.0.1
     except ValueError as error:
         raise ConfigError(
             f"trusted_proxies: {error}; expected addresses or networks of proxies, "

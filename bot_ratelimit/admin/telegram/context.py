@@ -1,4 +1,4 @@
-"""Desk: an operator at work, and what was said."""
+"""Context and CommandCall: what the handler of an operator's command works with."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from bot_ratelimit.rule import Subject
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """An operator at work."""
+class Context:
+    """The operator, and what is needed to answer them."""
 
     control: Control
     """Acts in the operator's name."""
@@ -40,22 +40,22 @@ class Desk:
 
     @property
     def buttons(self) -> Buttons:
-        """In the operator's language, too."""
+        """Makes buttons in the operator's language."""
         return Buttons(self.words, self.prefix)
 
     @property
     def write(self) -> Writer:
-        """Words values."""
+        """Formats answers in the operator's language."""
         return Writer(self.words, self.buttons)
 
     def subject(self, user: int | None, chat: int | None, topic: int | None = None) -> Subject:
-        """Who is looked at, as this bot counts."""
+        """The subject under which this bot counts a user or chat."""
         return Subject(user, chat, topic, self.bot.id if self.per_bot else None)
 
     async def ask(self, do: str, text: str, **action: Any) -> Answer:
-        """Ask before something is done; see `actions.ACTIONS`."""
+        """Ask for confirmation of an action; see `actions.ACTIONS`."""
         token = await self.confirmations.ask(self.operator, {"do": do, **action})
-        return Answer(text, self.buttons.question(do, self.operator, token))
+        return Answer(text, self.buttons.confirmation(do, self.operator, token))
 
     def needs_live(self) -> None:
         """Raise UnclearError if the bot does not follow live changes."""
@@ -69,28 +69,28 @@ class Desk:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A command as it was given."""
+class CommandCall:
+    """A command that an operator gave."""
 
     name: str
     """With the prefix."""
     arguments: str
     message: Message
 
-    async def whom(self, desk: Desk, rest: str = "") -> tuple[Subject, str]:
-        """Whom it is about, and the other arguments; in a group, as a member of that group.
+    async def whom(self, context: Context, rest: str = "") -> tuple[Subject, str]:
+        """Whom the command is about (in a group, as a member of it), and the other arguments.
 
         Raises:
-            UnclearError: That is not said, or cannot be known.
+            UnclearError: The command names nobody, or Telegram does not tell who is meant.
         """
         try:
-            found, other = await target_of(self.message, self.arguments, desk.bot)
+            found, other = await target_of(self.message, self.arguments, context.bot)
         except UnclearError as error:
             error.fields |= {"command": self.name, "rest": rest}
             raise
         if found.user is None:
-            return desk.subject(None, found.chat), other
+            return context.subject(None, found.chat), other
         if self.message.chat.type == ChatType.PRIVATE:
-            return desk.subject(found.user, found.user), other
+            return context.subject(found.user, found.user), other
         topic = self.message.message_thread_id if self.message.is_topic_message else None
-        return desk.subject(found.user, self.message.chat.id, topic), other
+        return context.subject(found.user, self.message.chat.id, topic), other

@@ -1,4 +1,4 @@
-"""Order: who sees a message before the operators' router does."""
+"""Hidden commands: handlers that take every message before it reaches the operators' router."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ log = logging.getLogger("bot_ratelimit")
 
 
 async def warn_if_hidden(router: Router) -> None:
-    """At the start: warn where something before this router handles every message.
+    """Warn at startup about a handler before this router that handles every message.
 
-    aiogram asks the handlers of a router before those of the routers in it, and these in the order
-    in which they were included.
+    aiogram tries a router's own handlers before those of its sub-routers, and the sub-routers in
+    the order in which they were included.
     """
     for each in _before(router):
         for handler in [] if _has_filters(each) else each.message.handlers:
@@ -38,5 +38,5 @@ def _before(router: Router) -> Iterator[Router]:
 
 
 def _has_filters(router: Router) -> bool:
-    """Whether not every message gets to its handlers, as far as this aiogram tells."""
+    """Whether the router has filters of its own, as far as this version of aiogram shows them."""
     return bool(getattr(getattr(router.message, "_handler", None), "filters", None))

@@ -1,4 +1,4 @@
-"""Standing: where somebody stands with one rule, and which ban refuses them."""
+"""Subject state: what a user or chat has left of a rule, and which ban refuses them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from bot_ratelimit.storage.banlist import Ban
 
 
 async def count_of(limiter: Limiter, view: RuleView, subject: Subject) -> CountView | None:
-    """Where somebody stands with a rule, charging nothing; None if it does not apply to them.
+    """What a user or chat has left of a rule, without charging; None if the rule does not apply.
 
     Raises:
-        StorageError: Redis is out of reach.
+        StorageError: Redis cannot be reached.
     """
-    rule = replace(view, shadow=False).rule()  # what it would say if it were no trial
+    rule = replace(view, shadow=False).rule()  # the answer that it would give without shadow mode
     key = None if rule is None else rule.key(limiter.key_prefix, subject)
     if rule is None or key is None:
         return None
-    # The count itself, which a ban by hand would hide.
+    # Reads the count itself; a ban by hand would hide it.
     found = answered(await limiter.hit(rule, subject, _peek=True, _notify=False, _outgoing=True))
     known = view.limit is not None
     return CountView(
@@ -48,13 +48,13 @@ async def ban_of(
     counts: Iterable[CountView],
     now: float,
 ) -> Ban | None:
-    """Of the bans that refuse somebody, the one that ends last; None if there is none.
+    """The ban of a user or chat that ends last; None if there is no ban.
 
     Args:
-        limiter: Who bans.
-        subject: Who is banned.
-        rules: Those in force.
-        counts: Where the subject stands with them.
+        limiter: The limiter that keeps the bans.
+        subject: The user or chat.
+        rules: The rules in force.
+        counts: The subject's counts.
         now: Unix seconds by the storage's clock.
     """
     if subject.user is None and subject.chat is None:
@@ -63,25 +63,25 @@ async def ban_of(
     for ban in await limiter.bans_of(subject):
         if not ban.key or ban.key in refusing:  # else the penalty is off
             return ban
-    # One by a penalty that is not on the list yet, or has no room there.
+    # A ban by a penalty that is not on the list yet, or for which the list has no room.
     lengths = {view.name: view.ban_ms / 1e3 for view in rules if view.ban_ms}
     for each in refusing.values():
         if each.rule in lengths:
             until = datetime.fromtimestamp(now + each.retry_after, UTC)
             began = until - timedelta(seconds=lengths[each.rule])
-            since = min(began, datetime.fromtimestamp(now, UTC))  # it may have grown
+            since = min(began, datetime.fromtimestamp(now, UTC))  # a ban that grows is longer
             return Ban(subject, since, until, f"more than {each.limit}", "penalty", each.key)
     return None
 
 
 def answered(decision: Decision) -> Decision:
-    """The decision itself.
+    """The decision, if the storage has made it.
 
     Raises:
-        StorageError: It is only the policy's.
+        StorageError: Only the policy has answered, because Redis cannot be reached.
     """
     if decision.source == "policy":
-        raise StorageError("Redis is out of reach, so nobody knows; see `bot-ratelimit health`")
+        raise StorageError("Redis cannot be reached; for details: `bot-ratelimit health`")
     return decision
 
 
@@ -91,6 +91,6 @@ def seconds_left(ban: Ban, now: float) -> float:
 
 
 def ban_words(ban: Ban) -> str:
-    """A ban as the audit remembers it: `until 2026-03-01 12:00:00 UTC by anna spam`."""
+    """A ban as text for the audit: `until 2026-03-01 12:00:00 UTC by anna spam`."""
     until = "forever" if ban.until is None else f"until {ban.until:%Y-%m-%d %H:%M:%S} UTC"
     return " ".join(filter(None, (until, ban.by and f"by {ban.by}", ban.reason)))

@@ -1,4 +1,4 @@
-"""People: forgive, ban, unban, exempt; what is done about one user or chat."""
+"""User actions: forgive, ban, unban and exempt one user or chat."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import time
 from typing import Any
 
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.web.actions import Action
 from bot_ratelimit.admin.web.forms import Form
 from bot_ratelimit.admin.web.rendering import link, who
-from bot_ratelimit.admin.web.steps import Step
-from bot_ratelimit.bans import check_ban_length
+from bot_ratelimit.bans import check_ban_length, check_text
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Scope, Subject
 
 
-def steps() -> list[Step]:
+def actions() -> list[Action]:
     """All of them."""
     return [
-        Step("forgive", _before_forgiving, _forgive),
-        Step("ban", _before_ban, _ban),
-        Step("unban", _before_unban, _unban),
-        Step("exempt", _before_exempting, _exempt),
+        Action("forgive", _before_forgiving, _forgive),
+        Action("ban", _before_ban, _ban),
+        Action("unban", _before_unban, _unban),
+        Action("exempt", _before_exempting, _exempt),
     ]
 
 
@@ -55,7 +55,7 @@ async def _before_forgiving(control: Control, form: Form) -> dict[str, Any]:
         "view": view,
         "counted": counted,
         "chosen": chosen,
-        "sends": None if names and not chosen else sends,  # without a name all is forgotten
+        "sends": None if names and not chosen else sends,  # no name means all counts
     }
 
 
@@ -70,17 +70,18 @@ async def _before_ban(control: Control, form: Form) -> dict[str, Any]:
     if not any(name in form for name in ("user", "chat", "how_long")):
         return found
     try:
-        subject = form.exactly()
+        subject = form.ban_subject()
         found |= {"subject": subject, "back": _page_of(subject)}
         if "how_long" not in form:
             return found
         seconds = check_ban_length(_length(form))
+        check_text("reason", form.text("reason"))
     except ConfigError as error:
         return {**found, "error": str(error)}
     before = [ban for ban in await control.limiter.bans_of(subject) if ban.subject == subject]
     try:
         view = await control.show(form.subject())
-    except ConfigError:  # where each bot counts for itself, all of them have no one state
+    except ConfigError:  # where each bot counts for itself, there is no state for all bots
         view = None
     return found | {
         "until": None if math.isinf(seconds) else time.time() + seconds,
@@ -96,13 +97,13 @@ def _length(form: Form) -> str | None:
 
 
 async def _ban(control: Control, form: Form) -> str:
-    subject = form.exactly()
+    subject = form.ban_subject()
     await control.ban(subject, _length(form), form.text("reason"))
     return _after(subject, "banned", 1)
 
 
 async def _before_unban(control: Control, form: Form) -> dict[str, Any]:
-    subject = form.exactly()
+    subject = form.ban_subject()
     found = await control.limiter.bans_of(subject)
     return {
         "back": _page_of(subject),
@@ -113,7 +114,7 @@ async def _before_unban(control: Control, form: Form) -> dict[str, Any]:
 
 
 async def _unban(control: Control, form: Form) -> str:
-    subject = form.exactly()
+    subject = form.ban_subject()
     return _after(subject, "unbanned", int(await control.unban(subject)))
 
 

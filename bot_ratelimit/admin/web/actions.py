@@ -1,4 +1,4 @@
-"""Step: a page that says what will happen, and the button on it that does it."""
+"""Action: a page that previews a change, with a button that makes it."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from aiohttp import web
 
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.web.bodies import form_of
 from bot_ratelimit.admin.web.console import console_of, control_of
 from bot_ratelimit.admin.web.forms import Form
 from bot_ratelimit.admin.web.rendering import page
+from bot_ratelimit.admin.web.validation import read_form
 from bot_ratelimit.errors import ConfigError
 
-Look: TypeAlias = Callable[[Control, Form], Awaitable[dict[str, Any]]]
-Act: TypeAlias = Callable[[Control, Form], Awaitable[str]]
+Describe: TypeAlias = Callable[[Control, Form], Awaitable[dict[str, Any]]]
+Perform: TypeAlias = Callable[[Control, Form], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Something that operators do, in two requests: GET shows what it would do, POST does it.
+class Action:
+    """Something that operators do in two requests: GET previews the change, POST makes it.
 
     Args:
         path: Its path, and the name of its template.
-        look: What the template is about. `sends` are the fields that the button sends; without
-            them there is no button yet, and `error` says what is wrong with what was typed.
-        act: Does it, and says where to go then, from the root of the page.
+        describe: Returns the template's values. `sends` are the fields that the button sends;
+            without them there is no button yet. `error` says what is wrong with the input.
+        perform: Makes the change, and returns where to go next, relative to the root of the page.
     """
 
     path: str
-    look: Look
-    act: Act
+    describe: Describe
+    perform: Perform
 
     def routes(self) -> list[web.RouteDef]:
-        """One to show, one to do."""
+        """One route for the preview, one for the change."""
         return [web.get(f"/{self.path}", self._show), web.post(f"/{self.path}", self._do)]
 
     async def _show(self, request: web.Request) -> web.Response:
         return await self._shown(request, Form(request.query))
 
     async def _do(self, request: web.Request) -> web.Response:
-        form = Form(await form_of(request))
+        form = Form(await read_form(request))
         try:
-            where = await self.act(control_of(request), form)
+            where = await self.perform(control_of(request), form)
         except ConflictError as error:
-            text = f"Nothing was changed. {error}. What is shown below is about the newest version"
+            text = f"Nothing was changed. {error}. The preview below is for the newest version"
             return await self._shown(request, form, text, 409)
         except ConfigError as error:
             return await self._shown(request, form, str(error), 422)
@@ -56,7 +56,7 @@ class Step:
     async def _shown(
         self, request: web.Request, form: Form, error: str = "", status: int = 200
     ) -> web.Response:
-        found = {"error": "", "sends": None, **await self.look(control_of(request), form)}
+        found = {"error": "", "sends": None, **await self.describe(control_of(request), form)}
         if error:
             found["error"] = error
         elif found["error"]:

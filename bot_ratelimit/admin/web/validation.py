@@ -1,4 +1,4 @@
-"""Bodies: what is sent with a request, and what may be in it."""
+"""Validation: what bodies, queries and forms of requests may contain."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from bot_ratelimit.admin.web.problems import ProblemError
 
 MAX_BODY: Final = 16_384
-"""Bytes. The longest is initData, of a kilobyte or two."""
+"""Bytes. The longest body is initData, of one or two kilobytes."""
 
 _DIGITS: Final = re.compile(r"-?[0-9]{1,17}", re.ASCII)
 _SLOWEST: Final = 10.0
 _FORM: Final = "application/x-www-form-urlencoded"
-_MAX_ID: Final = 2**52
-"""Ids of Telegram have 52 bits at most: https://core.telegram.org/bots/api#user."""
+MAX_ID: Final = 2**52
+"""Telegram's ids have at most 52 bits: https://core.telegram.org/bots/api#user."""
 
-_Sent = TypeVar("_Sent", bound=BaseModel)
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _whole(value: object) -> object:
-    """A whole number, also as it stands in an address."""
+    """A whole number; in a query it is text."""
     if isinstance(value, str):
         if not _DIGITS.fullmatch(value):
             raise ValueError("expected a whole number")
@@ -41,89 +41,89 @@ def _not_zero(value: int) -> int:
 
 
 Id = Annotated[
-    int, BeforeValidator(_whole), Field(ge=-_MAX_ID, le=_MAX_ID), AfterValidator(_not_zero)
+    int, BeforeValidator(_whole), Field(ge=-MAX_ID, le=MAX_ID), AfterValidator(_not_zero)
 ]
-Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=_MAX_ID)]
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_ID)]
 Number = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=1_000_000_000)]
 Text = Annotated[str, Field(max_length=500)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 
 
-class Sent(BaseModel):
-    """What is sent: nothing but these fields, and each of its own type."""
+class RequestModel(BaseModel):
+    """Data of a request: only these fields, each strictly of its type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class WhichId(Sent):
-    """Whom a path is about."""
+class PathId(RequestModel):
+    """The id of a user or chat in a path."""
 
     id: Id
 
 
-class Place(Sent):
-    """Where somebody is looked at: unless given, in their private chat."""
+class SubjectFields(RequestModel):
+    """Which counts of a user; by default those of the private chat."""
 
     chat: Id | None = None
     topic: Positive | None = None
     bot: Positive | None = None
 
 
-class Trial(Place):
-    """A test call."""
+class TryQuery(SubjectFields):
+    """A trial decision."""
 
     rule: Name | None = None
 
 
-class Page(Sent):
-    """Some of a list."""
+class PageQuery(RequestModel):
+    """A part of a list."""
 
     offset: Number = 0
     limit: Number = 100
 
 
-class Most(Sent):
-    """How many of a ranking, of how many hours."""
+class TopQuery(RequestModel):
+    """The length of a ranking, and its hours."""
 
     n: Number = 10
     hours: Number = 24
 
 
-class Hours(Sent):
+class HoursQuery(RequestModel):
     """How many hours, up to now."""
 
     hours: Number = 24
 
 
-class Forgive(Place):
-    """Whom and what to forgive; every rule unless named."""
+class ForgiveBody(SubjectFields):
+    """Which counts to forgive; all rules by default."""
 
     rules: Annotated[list[Name], Field(max_length=100)] = Field(default_factory=list)
 
 
-class BanFor(Sent):
-    """A ban: `how_long` as `1h`, or null for good."""
+class BanBody(RequestModel):
+    """A ban: `how_long` such as `1h`, or null for no end."""
 
     how_long: Text | None
     reason: Text = ""
     chat: Id | None = None
 
 
-class Unban(Sent):
+class UnbanQuery(RequestModel):
     """Where a ban is lifted."""
 
     chat: Id | None = None
     bot: Positive | None = None
 
 
-class Versioned(Sent):
-    """A change that is made only to the version that the operator has seen, if it says so."""
+class VersionedBody(RequestModel):
+    """A change; with `if_version`, it is made only if that is still the newest version."""
 
     if_version: Number | None = None
 
 
-class Change(Versioned):
-    """What to change of a rule; or `default`, which takes all changes back."""
+class LimitBody(VersionedBody):
+    """What to change of a rule; or `default`, which undoes all its changes."""
 
     limit: Text | None = None
     shadow: bool | None = None
@@ -131,7 +131,7 @@ class Change(Versioned):
     default: bool = False
 
 
-class Previewed(Sent):
+class PreviewBody(RequestModel):
     """A change of a rule, to see what it would do."""
 
     name: Name
@@ -141,27 +141,27 @@ class Previewed(Sent):
     default: bool = False
 
 
-class Rollback(Versioned):
-    """Which version is to hold again; the one before unless given."""
+class RollbackBody(VersionedBody):
+    """The version to return to; by default the previous one."""
 
     version: Number | None = None
 
 
-class Pause(Versioned):
-    """For how long all limits are off."""
+class PauseBody(VersionedBody):
+    """How long all limits stay off."""
 
     how_long: Text
 
 
-class Exempt(Versioned):
-    """Who is exempt, or is not."""
+class ExemptBody(VersionedBody):
+    """A user or chat to exempt, or to limit again."""
 
     id: Id
     exempt: bool = True
 
 
-class PenaltySent(Versioned):
-    """A penalty; `after` null takes the change back."""
+class PenaltyBody(VersionedBody):
+    """A penalty; `after` null undoes the change."""
 
     after: Text | None
     ban: Text = "15m"
@@ -169,16 +169,16 @@ class PenaltySent(Versioned):
     longest: Text | None = None
 
 
-async def body_of(request: web.Request, kind: type[_Sent]) -> _Sent:
-    """What stands in the body, as JSON.
+async def read_body(request: web.Request, kind: type[_Model]) -> _Model:
+    """The body, parsed from JSON and validated.
 
     Raises:
-        ProblemError: It is not such JSON.
+        ProblemError: The body is not JSON, or not valid.
     """
     if request.content_type != "application/json":
-        if request.can_read_body:
+        if request.body_exists:  # also if it was read already, for its CSRF token
             raise ProblemError(415, "expected Content-Type: application/json")
-        return checked(kind, {})
+        return validated(kind, {})
     _check_encoding(request)
     try:
         async with asyncio.timeout(_SLOWEST):
@@ -190,36 +190,36 @@ async def body_of(request: web.Request, kind: type[_Sent]) -> _Sent:
         raise ProblemError(400, "the body is not JSON") from None
     if not isinstance(found, dict):
         raise ProblemError(400, "the body is not a JSON object")
-    return checked(kind, found)
+    return validated(kind, found)
 
 
-def query_of(request: web.Request, kind: type[_Sent]) -> _Sent:
-    """What stands after `?` in the address."""
-    return checked(kind, _once_each(request.query))
+def read_query(request: web.Request, kind: type[_Model]) -> _Model:
+    """The query of the URL, validated."""
+    return validated(kind, _once_each(request.query))
 
 
-def checked(kind: type[_Sent], found: dict[str, Any]) -> _Sent:
-    """What is sent, if every part of it is right.
+def validated(kind: type[_Model], found: dict[str, Any]) -> _Model:
+    """The data as a model.
 
     Raises:
-        ProblemError: 422, with each wrong field and what is wrong with it.
+        ProblemError: 422, with each invalid field and what is wrong with it.
     """
     try:
         return kind.model_validate(found)
     except ValidationError as error:
-        wrong = [
-            {"field": ".".join(map(str, each["loc"])), "problem": _words(each)}
+        wrong = [  # a field that is no Unicode has no name
+            {"field": ".".join(map(str, each["loc"])) or "a field", "problem": _words(each)}
             for each in error.errors(include_url=False, include_input=False)[:20]
         ]
     detail = "; ".join(f"{each['field']}: {each['problem']}" for each in wrong)
     raise ProblemError(422, detail, errors=wrong)
 
 
-async def form_of(request: web.Request, *, of_csrf: bool = False) -> MultiMapping[str]:
-    """The fields of a form. For a CSRF token anything else is a form without fields."""
-    # Other charsets can spell what no UTF-8 has.
+async def read_form(request: web.Request, *, for_csrf: bool = False) -> MultiMapping[str]:
+    """The fields of a form. With `for_csrf`, any other body counts as an empty form."""
+    # Other charsets can encode characters that UTF-8 refuses.
     if request.content_type != _FORM or (request.charset or "utf-8").lower() != "utf-8":
-        if of_csrf:
+        if for_csrf:
             return MultiDict()
         raise ProblemError(415, f"expected Content-Type: {_FORM}, in UTF-8")
     _check_encoding(request)
@@ -235,7 +235,7 @@ async def form_of(request: web.Request, *, of_csrf: bool = False) -> MultiMappin
 
 
 def _check_encoding(request: web.Request) -> None:
-    """Nothing of 16 KiB needs to be compressed, but a bomb does."""
+    """Refuse compressed bodies: 16 KiB need no compression, and a compressed body may be a bomb."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise ProblemError(415, "expected no Content-Encoding")
 
@@ -249,7 +249,7 @@ def _once_each(fields: MultiMapping[str]) -> dict[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a field is there twice")
+        raise ValueError("a field is given twice")
     return found
 
 

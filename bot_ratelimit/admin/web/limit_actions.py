@@ -1,4 +1,4 @@
-"""Changing: a limit, the penalty, all limits off and on, and back to an earlier version."""
+"""Limit actions: change a limit or the penalty, pause and resume all limits, roll back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from bot_ratelimit.admin.changes import check_pause
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.views import RuleView, named
+from bot_ratelimit.admin.web.actions import Action
 from bot_ratelimit.admin.web.forms import Form
 from bot_ratelimit.admin.web.rendering import described
-from bot_ratelimit.admin.web.steps import Step
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limits_file import penalty_of
 from bot_ratelimit.overrides import Overrides
@@ -20,14 +20,14 @@ _HISTORY = {"back": ("history", "History")}
 _STATES = {"on": (False, False), "trial": (True, False), "off": (None, True)}
 
 
-def steps() -> list[Step]:
+def actions() -> list[Action]:
     """All of them."""
     return [
-        Step("limit", _before_limit, _set_limit),
-        Step("penalty", _before_penalty, _set_penalty),
-        Step("pause", _before_pause, _pause),
-        Step("resume", _before_resume, _resume),
-        Step("rollback", _before_rollback, _roll_back),
+        Action("limit", _before_limit, _set_limit),
+        Action("penalty", _before_penalty, _set_penalty),
+        Action("pause", _before_pause, _pause),
+        Action("resume", _before_resume, _resume),
+        Action("rollback", _before_rollback, _roll_back),
     ]
 
 
@@ -63,7 +63,7 @@ def _said(form: Form) -> list[str]:
 
 
 def _wanted(rule: RuleView, form: Form) -> dict[str, Any]:
-    """What of a rule is to be changed: what differs from what holds."""
+    """The requested changes of a rule: only values that differ from those in force."""
     shadow, off = _STATES.get(form.text("state"), (form.flag("shadow"), form.flag("off")))
     given = {"limit": form.text("limit") or None, "shadow": shadow, "off": off}
     return {
