@@ -228,7 +228,7 @@ async def test_watch_outlives_an_outage(
     )
     looks = [json.loads(line) for line in lines.out.splitlines()]
     assert [(look["health"]["ok"], look["config"]) for look in looks] == [(False, None)] * 2
-    assert (table.status, "not well: Connection refused" in table.out) == (0, True)
+    assert (table.status, "unhealthy: Connection refused" in table.out) == (0, True)
 
 
 async def test_health_is_a_container_check(bot: Instance) -> None:
