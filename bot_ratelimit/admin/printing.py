@@ -13,7 +13,14 @@ from rich.table import Table
 
 from bot_ratelimit.admin import wording
 from bot_ratelimit.admin.encoding import plain, to_json
-from bot_ratelimit.admin.views import ConfigView, HealthView, RuleView, SubjectView, who
+from bot_ratelimit.admin.views import (
+    ConfigView,
+    HealthView,
+    InstanceView,
+    RuleView,
+    SubjectView,
+    who,
+)
 from bot_ratelimit.admin.wording import duration
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.storage.banlist import Ban
@@ -138,15 +145,23 @@ def instances(view: ConfigView) -> RenderableType:
         return nobody_reports(view.prefix)
     return table(
         ("INSTANCE", "VERSION", "REJECTED", "PROBLEM"),
-        [(each.name, each.version, each.rejected, each.problem) for each in view.instances],
+        [
+            (each.name, each.version, each.rejected, each.problem or _differing(view, each))
+            for each in view.instances
+        ],
     )
+
+
+def _differing(view: ConfigView, instance: InstanceView) -> str:
+    found = [f"{each.name} {limit_of(each)}" for each in view.differing(instance)]
+    return f"other limits: {', '.join(found)}" if found else ""
 
 
 def subject(view: SubjectView) -> list[RenderableType]:
     """What a user or chat has left of each rule."""
     somebody = " ".join(f"{name} {each}" for name, each in view.subject.items())
     if view.exempt:
-        verdict = "exempt"
+        verdict = "exempt" if view.banned is None else "exempt, so the ban does not hold"
     elif view.off_until:
         verdict = f"allowed: all limits are off until {moment(view.off_until)}"
     elif view.allowed:

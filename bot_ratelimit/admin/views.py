@@ -124,6 +124,11 @@ class ConfigView:
         """How many instances do not obey the newest version yet."""
         return sum(each.version != self.live.version for each in self.instances)
 
+    def differing(self, instance: InstanceView) -> tuple[RuleView, ...]:
+        """The rules that this instance has otherwise than `rules`, as during a deployment."""
+        here = {each.name: _said(each) for each in self.rules}
+        return tuple(each for each in instance.rules if here.get(each.name) != _said(each))
+
 
 @dataclass(frozen=True, slots=True)
 class CountView:
@@ -236,6 +241,10 @@ class Entry:
     what: str
     before: str
     after: str
+
+
+def _said(view: RuleView) -> tuple[object, ...]:
+    return view.limit, view.scope, view.cost, view.shadow, view.off, view.ban_ms, view.longest_ms
 
 
 def merged(rules: Iterable[RuleView]) -> tuple[RuleView, ...]:

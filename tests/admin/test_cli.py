@@ -276,6 +276,9 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     forgiven = await run("forgive", "42", "--yes")
     assert "still banned forever, by " in forgiven.out.splitlines()[-1]
     assert forgiven.out.endswith("only `bot-ratelimit unban` lifts that\n")
+    await run("exempt", "42", "--yes")
+    assert "exempt, so the ban does not hold" in (await run("show", "42")).out
+    await run("exempt", "42", "--not", "--yes")
     lifted, again = await run("unban", "42", "--yes"), await run("unban", "42", "--yes", "--json")
     assert (lifted.out.splitlines()[-1], again.json) == ("unbanned", {"unbanned": False})
     await asyncio.sleep(1)

@@ -26,6 +26,7 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
+from bot_ratelimit.admin import printing
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.bans import FOREVER
@@ -332,6 +333,24 @@ async def test_config_says_what_won_and_who_obeys(
     assert settings["RATE_LIMIT_TIMEOUT"].origin == "environment"
     assert settings["RATE_LIMIT"].origin == "code"
     assert "hunter2" not in str(found)
+
+
+async def test_instances_with_different_limits_are_told_apart(
+    bench: Bench, bot: OperatedBot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """During a deployment `config` names what an instance limits otherwise than the list says."""
+    limiter = Limiter(bench.storage, timeout=5)
+    newer = RateLimitMiddleware([Rule("9/h", name="messages")], limiter=limiter, live=True)
+    assert newer.live is not None
+    await newer.live.refresh()
+    found = await bot.control.config()
+    others = [rule for each in found.instances for rule in found.differing(each)]
+    listed = [rule.limit for rule in found.rules if rule.name == "messages"]
+    assert {*listed, *(rule.limit for rule in others)} == {"3/hour", "9/hour"}
+    assert len(others) == 1
+    printing.say(*printing.config(found))
+    assert "other limits: messages " in capsys.readouterr().out
+    await newer.live.stop()
 
 
 async def test_an_unreadable_report_is_shown(bot: OperatedBot) -> None:

@@ -362,6 +362,6 @@ async def test_a_second_redirect_is_an_outage(cluster: Cluster) -> None:
         await connected(limiter)
         # Only the source knows: without ASKING the target redirects back to it.
         cluster.do(source, "CLUSTER SETSLOT", slot, "NODE", cluster.ids[target.port])
-        with pytest.raises(StorageError, match="slots are moving"):
+        with pytest.raises(StorageError, match="slots are being moved"):
             await limiter.storage.hit([charge("99/m", f"{user}")], timeout=TIMEOUT)
         cluster.do(source, "CLUSTER SETSLOT", slot, "NODE", cluster.ids[source.port])

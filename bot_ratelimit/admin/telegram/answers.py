@@ -143,9 +143,10 @@ class Writer:
         """Whether limits hold."""
         if not view.ok:
             return Answer(self._words("not_well", problem=view.problem))
+        in_memory = view.limiter.source == "memory"
         return Answer(
             self._words(
-                "well",
+                "well_memory" if in_memory else "well",
                 ms=round(view.seconds * 1e3),
                 instances=view.instances,
                 version=view.version,

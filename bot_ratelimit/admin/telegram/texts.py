@@ -72,6 +72,8 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "history": "<b>Versions</b>",
         "no_history": "Nothing was changed yet.",
         "history_line": "<b>{version}</b>: <code>{what}</code>, by <code>{by}</code>, {at}",
+        "well_memory": "Healthy, in this process alone: there is no Redis, so other instances "
+        "count for themselves. Version {version}.",
         "well": "Healthy: Redis answered in {ms} ms. Instances: {instances}, "
         "behind version {version}: {behind}.",
         "not_well": "Unhealthy: <code>{problem}</code>",
@@ -209,6 +211,8 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "history": "<b>Версии</b>",
         "no_history": "Пока ничего не менялось.",
         "history_line": "<b>{version}</b>: <code>{what}</code>, автор: <code>{by}</code>, {at}",
+        "well_memory": "Всё в порядке, но только в этом процессе: без Redis каждый экземпляр "
+        "считает сам. Версия {version}.",
         "well": "Всё в порядке: Redis ответил за {ms} мс. Экземпляров: {instances}, "
         "отстают от версии {version}: {behind}.",
         "not_well": "Есть проблема: <code>{problem}</code>",

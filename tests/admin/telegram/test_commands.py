@@ -240,7 +240,7 @@ async def test_what_needs_an_option_says_which() -> None:
         assert "<code>messages</code>: 3/hour" in await bot.says("/limits")
         assert "3 of 3 left" in await bot.says("/who 42")
         assert "is banned" in await bot.asks("/ban 42 1h", "Ban")
-        assert "Healthy" in await bot.says("/health")
+        assert "Healthy, in this process alone: there is no Redis" in await bot.says("/health")
 
 
 async def test_try_says_what_would_happen(bot: OperatedBot) -> None:
