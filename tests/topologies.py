@@ -18,7 +18,7 @@ SLOTS = 16_384
 FAST_SYNC = ("--repl-diskless-sync-delay", "0")
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Fail unless the condition becomes true soon; servers that do not answer yet are retried."""
     deadline = time.monotonic() + seconds
     while True:
