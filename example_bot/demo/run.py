@@ -67,6 +67,7 @@ def _next_steps() -> tuple[str, ...]:
     run = f"copy .env.example to .env, set BOT_TOKEN, and run: {command} -m example_bot"
     return (
         "For a bot of your own, copy the first example of README.md: it is complete.",
+        "To see such a flood on the page for operators, in a browser, run: make dashboard",
         f"To talk to this bot in Telegram, {run}",
         "To run three instances with Redis behind a proxy, see deploy/README.md.",
     )
