@@ -172,7 +172,7 @@ def bans(
     offset: Annotated[int, typer.Option(help="How many to skip.")] = 0,
     json: Json = False,
 ) -> None:
-    """List who is banned, until when, by whom and why; bans that end first come first."""
+    """List all bans with their end, operator and reason; those that end first come first."""
     found = _run(lambda control: control.bans(offset, limit))
     _show(found, json, lambda: printing.say(printing.bans(found)))
 

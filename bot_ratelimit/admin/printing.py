@@ -184,7 +184,7 @@ def subject(view: SubjectView) -> list[RenderableType]:
 
 
 def ban(found: Ban) -> str:
-    """Until when, by whom and why somebody is banned."""
+    """Describe a ban: its end, who made it, and the reason."""
     by = f", by {found.by}" if found.by else ""
     return f"banned {ban_length(found)}{by}" + (f": {found.reason}" if found.reason else "")
 

@@ -12,28 +12,30 @@ from bot_ratelimit.rule import Subject
 
 async def forgive(context: Context, subject: list[Any], names: list[str]) -> str:
     """Delete counts; the answer mentions a ban by hand that is still in force."""
-    whom = Subject(*subject)
-    found, who = await context.control.forgive(whom, names), context.write.who(whom)
+    target = Subject(*subject)
+    found, who = await context.control.forgive(target, names), context.write.who(target)
     key = "did_forgive" if found else "did_forgive_nothing"
     text = context.words(key, who=who, rules=", ".join(found))
-    banned = (await context.control.show(whom)).banned
+    banned = (await context.control.show(target)).banned
     return text if banned is None else f"{text}\n{context.write.ban(banned)}"
 
 
 async def ban(context: Context, subject: list[Any], length: str, reason: str) -> str:
     """Refuse everything from a user or chat."""
-    whom = Subject(*subject)
-    done = await context.control.ban(whom, length, reason)
+    target = Subject(*subject)
+    done = await context.control.ban(target, length, reason)
     return context.words(
-        "did_ban", who=context.write.who(whom), until=context.write.until(done.until)
+        "did_ban", who=context.write.who(target), until=context.write.until(done.until)
     )
 
 
 async def unban(context: Context, subject: list[Any]) -> str:
     """Lift every ban of exactly this subject."""
-    whom = Subject(*subject)
-    done = await context.control.unban(whom)
-    return context.words("did_unban" if done else "did_unban_nothing", who=context.write.who(whom))
+    target = Subject(*subject)
+    done = await context.control.unban(target)
+    return context.words(
+        "did_unban" if done else "did_unban_nothing", who=context.write.who(target)
+    )
 
 
 async def set_(context: Context, name: str, change: dict[str, Any], version: int) -> str:

@@ -174,7 +174,7 @@ class Writer:
         return Html("; ".join([text, *(words(word) for word, on in marks if on)]))
 
     def ban(self, found: Ban) -> Html:
-        """A ban: until when, by whom, why."""
+        """Describe a ban: its end, who made it, and the reason."""
         return self._ban("ban", found)
 
     def until(self, end: datetime | None) -> Html:

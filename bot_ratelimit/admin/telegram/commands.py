@@ -39,7 +39,7 @@ async def limits(context: Context, call: CommandCall | None = None, page: int = 
 
 async def who(context: Context, call: CommandCall) -> Answer:
     """What a user or chat has left of each rule."""
-    subject, _ = await call.whom(context)
+    subject, _ = await call.target(context)
     return await shown(context, subject)
 
 
@@ -50,7 +50,7 @@ async def shown(context: Context, subject: Subject, page: int = 0) -> Answer:
 
 async def try_(context: Context, call: CommandCall) -> Answer:
     """Whether an update would be handled now."""
-    subject, name = await call.whom(context)
+    subject, name = await call.target(context)
     return context.write.tried(subject, await context.control.try_(subject, name or None))
 
 
@@ -88,7 +88,7 @@ async def health(context: Context, call: CommandCall) -> Answer:
 
 async def forgive(context: Context, call: CommandCall) -> Answer:
     """Delete the counts of a user or chat: all of them, or those of the named rules."""
-    subject, rest = await call.whom(context)
+    subject, rest = await call.target(context)
     return await ask_forgive(context, subject, rest.split())
 
 
@@ -104,7 +104,7 @@ async def ask_forgive(context: Context, subject: Subject, names: list[str]) -> A
 
 async def ban(context: Context, call: CommandCall) -> Answer:
     """Refuse everything from a user or chat for some time."""
-    subject, rest = await call.whom(context, " 1h")
+    subject, rest = await call.target(context, " 1h")
     length, reason = [*rest.split(maxsplit=1), "", ""][:2]
     return await ask_ban(context, subject, length, reason, call.name)
 
@@ -132,7 +132,7 @@ async def ask_ban(
 
 async def unban(context: Context, call: CommandCall) -> Answer:
     """Lift a ban."""
-    subject, _ = await call.whom(context)
+    subject, _ = await call.target(context)
     return await ask_unban(context, subject)
 
 

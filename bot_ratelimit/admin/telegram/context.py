@@ -77,8 +77,8 @@ class CommandCall:
     arguments: str
     message: Message
 
-    async def whom(self, context: Context, rest: str = "") -> tuple[Subject, str]:
-        """Whom the command is about (in a group, as a member of it), and the other arguments.
+    async def target(self, context: Context, rest: str = "") -> tuple[Subject, str]:
+        """Return the subject of the command (in a group, a member of it) and the other arguments.
 
         Raises:
             UnclearError: The command names nobody, or Telegram does not tell who is meant.

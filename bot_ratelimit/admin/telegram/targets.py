@@ -1,4 +1,4 @@
-"""Targets: whom a command is about, by a mention, an id, or the message that it replies to."""
+"""Targets: the subject of a command, from a mention, an id, or the message that it replies to."""
 
 from __future__ import annotations
 

@@ -50,16 +50,16 @@ _ETAG: Final = re.compile(r'"([0-9]{1,9})"', re.ASCII)
 def routes() -> list[web.RouteDef]:
     """Every route below `api/`."""
     return [
-        web.get("/api/config", _json(_config)),
-        web.get("/api/limits", _json(_limits)),
+        web.get("/api/config", _plain(lambda control: control.config())),
+        web.get("/api/limits", _plain(lambda control: control.limits())),
         web.get("/api/use", _json(_use)),
-        web.get("/api/instances", _json(_instances)),
-        web.get("/api/health", _json(_health)),
+        web.get("/api/instances", _plain(lambda control: control.instances())),
+        web.get("/api/health", _plain(lambda control: control.health())),
         web.get("/api/statistics", _json(_statistics)),
         web.get("/api/by_hour", _json(_by_hour)),
         web.get("/api/top", _json(_top)),
-        web.get("/api/history", _json(_history)),
-        web.get("/api/audit", _json(_audit)),
+        web.get("/api/history", _plain(lambda control: control.changes.history())),
+        web.get("/api/audit", _plain(lambda control: control.audit())),
         *_about_somebody("users"),
         *_about_somebody("chats"),
         web.get("/api/bans", _json(_bans)),
@@ -102,31 +102,21 @@ def _json(act: _Act) -> Handler:
     return handle
 
 
+def _plain(look: Callable[[Control], Awaitable[Any]]) -> Handler:
+    """A handler of requests that have no parameters."""
+
+    async def act(request: web.Request, control: Control) -> Any:
+        read_query(request, RequestModel)
+        return await look(control)
+
+    return _json(act)
+
+
 # --- looking --------------------------------------------------------------------------------
-
-
-async def _config(request: web.Request, control: Control) -> Any:
-    read_query(request, RequestModel)
-    return await control.config()
-
-
-async def _limits(request: web.Request, control: Control) -> Any:
-    read_query(request, RequestModel)
-    return await control.limits()
 
 
 async def _use(request: web.Request, control: Control) -> Any:
     return await control.use(read_query(request, HoursQuery).hours)
-
-
-async def _instances(request: web.Request, control: Control) -> Any:
-    read_query(request, RequestModel)
-    return await control.instances()
-
-
-async def _health(request: web.Request, control: Control) -> Any:
-    read_query(request, RequestModel)
-    return await control.health()
 
 
 async def _statistics(request: web.Request, control: Control) -> Any:
@@ -140,16 +130,6 @@ async def _by_hour(request: web.Request, control: Control) -> Any:
 async def _top(request: web.Request, control: Control) -> Any:
     asked = read_query(request, TopQuery)
     return await control.top(asked.n, asked.hours)
-
-
-async def _history(request: web.Request, control: Control) -> Any:
-    read_query(request, RequestModel)
-    return await control.changes.history()
-
-
-async def _audit(request: web.Request, control: Control) -> Any:
-    read_query(request, RequestModel)
-    return await control.audit()
 
 
 async def _bans(request: web.Request, control: Control) -> Any:
