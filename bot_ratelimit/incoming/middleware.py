@@ -25,6 +25,7 @@ from bot_ratelimit.incoming.arguments import (
     announce,
     check_limiter,
     check_policy,
+    check_rules,
     describe_type,
     notices_of,
 )
@@ -150,7 +151,7 @@ class RateLimitMiddleware(BaseMiddleware):
             raise ConfigError(class_registered_message(type(self)))
         if penalty is not None and not isinstance(penalty, Penalty):
             raise ConfigError(f"penalty={penalty!r}: expected Penalty('10/minute', ban='15m')")
-        rules = rules_of(rate_limit)
+        rules = check_rules(rules_of(rate_limit))
         self.rules = rules if penalty is None else rules_of((*rules, penalty))
         self._event_filter = EventFilter(
             exempt=exempt,
