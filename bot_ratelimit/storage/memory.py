@@ -180,7 +180,7 @@ class MemoryStorage:
     def _store(self, charge: Charge, entry: Entry | None, step: Step, now: int) -> None:
         state, (wait, remaining, reset) = step
         if charge.penalty is not None:
-            retention = Retention.NORMAL if remaining else Retention.BANNED
+            retention = Retention.REFUSED if remaining else Retention.BANNED
         else:
             retention = Retention.REFUSED if wait and not charge.shadow else Retention.NORMAL
         if entry is not None and state is entry.state:

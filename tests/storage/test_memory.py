@@ -56,6 +56,17 @@ async def test_new_users_do_not_evict_a_ban(clock: Clock) -> None:
     assert (await limiter.hit(rules, Subject(42))).banned
 
 
+async def test_new_users_do_not_evict_strikes(clock: Clock) -> None:
+    """A user who is on the way to a ban gets it, however many new users come in between."""
+    limiter = Limiter(MemoryStorage(SIZE, clock=clock))
+    rules = [Rule("1/h"), Penalty("3/h", "2h")]
+    for _ in range(3):
+        await limiter.hit(rules, Subject(42))
+    for user in range(1_000, 1_000 + 3 * SIZE):
+        await limiter.hit(rules, Subject(user))
+    assert (await limiter.hit(rules, Subject(42))).banned
+
+
 def test_shadow_counts_are_not_kept_longer(memory: MemoryStorage) -> None:
     """A shadow rule refuses nobody, so its counts are evicted like normal ones."""
     trial = charge("1/h", shadow=True)
