@@ -163,6 +163,9 @@ class RateLimitMiddleware(BaseMiddleware):
         self._penalized = penalty is not None
         self._flags = Flags(penalty, limits=named_limits_of(named_limits or {}))
         self._number = next(_made)
+        # The middlewares of the bot with the same rules and keys; None if there are no others. An
+        # event that passes several of them is charged once.
+        self._equals: tuple[int, ...] | None = None
         self._dispatcher: object = None
         self._dispatchers: WeakSet[Dispatcher] = WeakSet()
         self._discovered: WeakSet[Dispatcher] = WeakSet()
@@ -458,8 +461,14 @@ class RateLimitMiddleware(BaseMiddleware):
                 if applied is None:  # switched off by operators
                     state[key] = (None, subject)
                 else:
-                    decision = await self.limiter.hit(applied, subject, once=counted.once)
-                    bound = BoundDecision.of(decision, self.limiter, applied, subject)
+                    earlier = state.get(self._equals)
+                    if earlier is not None and earlier[:2] == (applied, counted):
+                        bound = earlier[2]
+                    else:
+                        decision = await self.limiter.hit(applied, subject, once=counted.once)
+                        bound = BoundDecision.of(decision, self.limiter, applied, subject)
+                        if self._equals is not None:
+                            state[self._equals] = applied, counted, bound
                     state[key] = (bound, subject)
         found: tuple[Decision | None, Subject] = state[key]
         return found
@@ -525,6 +534,13 @@ class RateLimitMiddleware(BaseMiddleware):
                 for rule in other_rules
             }
             middleware._use_rules(rules, others)
+        for middleware, space in zip(middlewares, spaces, strict=True):
+            equals = [
+                each._number
+                for each, other in zip(middlewares, spaces, strict=True)
+                if other == space and each.rules == middleware.rules
+            ]
+            middleware._equals = tuple(equals) if len(equals) > 1 else None
 
     @property
     def _key_space(self) -> tuple[Hashable, str, bool]:
