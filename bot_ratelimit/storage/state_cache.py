@@ -199,7 +199,7 @@ class StateCache:
         )
 
     def _new_counts(self) -> _Counts:
-        return _Counts(self._index, self._maxsize, self._ttl / 1_000_000, self._clock)
+        return _Counts(self._index, self._maxsize, self._ttl / 1_000_000 + _SLACK, self._clock)
 
 
 _WHAT_IS_LOST: Final = {

@@ -212,3 +212,14 @@ def test_what_expires_is_not_kept(seed: int, clock: Clock) -> None:
     clock.move(10_000)  # states may be cached up to twice as long as they count
     assert len(states) == 0
     assert not states._index
+
+
+@pytest.mark.parametrize("first", ["2/minute sliding", "2/2m sliding", "2/h sliding"])
+def test_a_log_is_kept_until_the_millisecond_after_its_last_hit(
+    memory: MemoryStorage, clock: Clock, first: str
+) -> None:
+    """A longer limit that comes at the end of a shorter one still sees its hit, as on Redis."""
+    one = charge(first)
+    memory.decide([one])
+    clock.move(one.limit.period)
+    assert memory.decide([charge("9/d sliding")])[0].remaining == 7
