@@ -388,7 +388,7 @@ def test_the_bot_of_the_guide_runs_in_the_image() -> None:
     bot = block("guide", "A webhook, three instances and a proxy").text
     image = DOCKERFILE.read_text()
     given = {*SERVICES["bot"]["environment"], *re.findall(r"(\w+)=", image)}
-    assert {*re.findall(r'os\.environ\["(\w+)"\]', bot)} <= given
+    assert {*re.findall(r'required\("(\w+)"\)', bot)} <= given
     assert {"WEB_SERVER_HOST", "WEB_SERVER_PORT", "RATE_LIMIT_ADMIN_TOKEN"} <= given
     assert "RATE_LIMIT_ADMIN_TOKEN".lower() in bot
     for line in ("COPY bot.py .", 'CMD ["python", "bot.py"]'):
