@@ -1,4 +1,4 @@
-"""What an aiogram event is for the limiter: its Subject, its album, and what is never refused."""
+"""How the limiter sees an aiogram event: its Subject, its album, and what is never refused."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def is_of_type(names: frozenset[str], event: TelegramObject, update: Update | No
 
 
 def subject_of(event: TelegramObject, data: dict[str, Any]) -> Subject | None:
-    """Return whom the event counts for; None if there is no sender to count.
+    """Return the Subject of an event; None if there is no sender to count.
 
     ========================================  ===========================================
     a person                                  the user
