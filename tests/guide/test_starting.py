@@ -41,7 +41,7 @@ def start(program: Block, directory: Path, **variables: str) -> str:
 @pytest.mark.parametrize("program", [README_BOT, FIRST_BOT, WEBHOOK_BOT], ids=str)
 @pytest.mark.parametrize("token", ["", "not a token"])
 def test_a_missing_or_malformed_token(program: Block, token: str, tmp_path: Path) -> None:
-    """The last line names BOT_TOKEN, whether nothing or something else is in it."""
+    """The last line names BOT_TOKEN, whether it is not set or has a wrong value."""
     url = "https://bot.example/webhook"
     told = start(program, tmp_path, WEBHOOK_URL=url, **({"BOT_TOKEN": token} if token else {}))
     assert re.fullmatch("BOT_TOKEN is (not set|.*malformed: copy the token from @BotFather)", told)

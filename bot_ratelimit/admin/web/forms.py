@@ -54,7 +54,7 @@ class Form:
         return int(text)
 
     def ban_subject(self) -> Subject:
-        """Whom to ban: a user everywhere, unless a chat is named; a negative id is a chat's.
+        """The target of a ban: a user, in the named chat or everywhere; a negative id is a chat's.
 
         Raises:
             ConfigError: There is no id, or one that cannot be anybody's.
@@ -67,7 +67,7 @@ class Form:
         return Subject(user, chat, topic, bot)
 
     def subject(self) -> Subject:
-        """Whom to show: a user in their private chat, unless another chat is named.
+        """The subject to show: a user in their private chat, unless another chat is named.
 
         Raises:
             ConfigError: There is no id, or one that cannot be anybody's.
