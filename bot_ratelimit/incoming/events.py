@@ -72,7 +72,7 @@ def check_event_names(names: Iterable[str]) -> frozenset[str]:
         ConfigError: One of them is neither.
     """
     if not isinstance(names, Iterable):
-        raise ConfigError(f"never_refuse={names!r}: expected names such as NEVER_REFUSED holds")
+        raise ConfigError(f"never_refuse={names!r}: expected names, as in NEVER_REFUSED")
     found = frozenset([names] if isinstance(names, str) else names)
     for name in sorted(found - _KNOWN, key=str):
         raise ConfigError(

@@ -234,7 +234,7 @@ async def test_two_admins_do_not_overwrite_each_other(bot: OperatedBot) -> None:
     [
         ({"name": "massages", "limit": "2/h"}, "no rule is called 'massages': expected one of ban"),
         ({"name": "messages", "limit": "2 an hour"}, "'2 an hour'"),
-        ({"name": "messages"}, "nothing to change of 'messages'"),
+        ({"name": "messages"}, "no change for 'messages'"),
         ({"name": "ban", "limit": "2/h"}, "'ban' is a penalty"),
     ],
 )

@@ -211,7 +211,7 @@ def test_a_journal_repeats_only_what_failed(tmp_path: Path) -> None:
     assert 4 not in Journal(path, repeat_in_flight=True)
     other = tmp_path / "other"
     other.write_text("something else\n")
-    with pytest.raises(ConfigError, match="line 1 is not of a journal"):
+    with pytest.raises(ConfigError, match="line 1 is not a line of a journal"):
         Journal(other)
 
 

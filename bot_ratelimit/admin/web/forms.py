@@ -81,5 +81,5 @@ class Form:
             return None
         is_positive = found > 0 or name in ("user", "chat")  # where a chat's is negative
         if not (is_positive and 0 < abs(found) <= MAX_ID):
-            raise ConfigError(f"{name}: {found} is no id: expected one such as 123456789")
+            raise ConfigError(f"{name}: {found} is not an id: expected one such as 123456789")
         return found

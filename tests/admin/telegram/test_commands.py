@@ -154,7 +154,7 @@ async def test_a_limit_is_changed_and_rolled_back(bot: OperatedBot) -> None:
         ("shadow", "<b>3/hour; shadow: refuses nobody</b>"),
         ("ENFORCE", "<b>3/hour</b>"),
         ("on", "<b>3/hour</b>"),
-        ("default", "nothing was changed of 'messages'"),
+        ("default", "'messages' has no live changes"),
         ("5 minutes", "a limit is AMOUNT/PERIOD"),
         ("", "For example <code>/setlimit NAME 2/minute</code>"),
     ],
