@@ -26,8 +26,8 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
-from bot_ratelimit.admin import printing
 from bot_ratelimit.admin.changes import ConflictError
+from bot_ratelimit.admin.cli import printing
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.bans import FOREVER
 from bot_ratelimit.overrides import Overrides
