@@ -13,11 +13,11 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live as Screen
 
 from bot_ratelimit.admin import printing, wording
@@ -127,7 +127,7 @@ def forgive(
     """Delete the counts of a user, of all rules by default, and lift a ban by a penalty."""
     subject = _subject(user, chat, topic, bot)
     before = _run(lambda control: control.show(subject))
-    _confirm(lambda: printing.say(*printing.subject(before)), "Forgive?", yes, json)
+    _confirm(printing.subject(before), "Forgive?", yes, json)
     found = _run(lambda control: control.forgive(subject, rules or ()))
     text = f"forgiven: {', '.join(found)}" if found else "there was nothing to forgive"
     if before.banned is not None and not before.banned.key:
@@ -149,7 +149,7 @@ def ban(
     _checked(check_ban_length, None if how_long == "forever" else how_long)
     length = how_long if how_long == "forever" else f"for {how_long}"
     words = f"ban {who(subject)} {length}" + (f": {reason}" if reason else "")
-    _confirm(lambda: printing.say(words), "Ban?", yes, json)
+    _confirm([words], "Ban?", yes, json)
     found = _run(lambda control: control.ban(subject, how_long, reason))
     _show(found, json, lambda: printing.say(f"banned {printing.ban_length(found)}"))
 
@@ -158,11 +158,13 @@ def ban(
 def unban(
     user: User, chat: OneChat = None, bot: Bot = None, yes: Yes = False, json: Json = False
 ) -> None:
-    """Lift every ban of a user or a chat, including a ban by a penalty."""
+    """Lift the ban of a user or a chat, also one by a penalty; --chat for a ban in one chat."""
     subject = _banned(user, chat)._replace(bot=bot)
-    _confirm(lambda: printing.say(f"unban {who(subject)}"), "Unban?", yes, json)
+    _confirm([f"unban {who(subject)}"], "Unban?", yes, json)
     found = _run(lambda control: control.unban(subject))
     text = "unbanned" if found else "was not banned"
+    if not found and subject.chat is None:
+        text += "; for a ban in one chat, add --chat"
     _show({"unbanned": found}, json, lambda: printing.say(text))
 
 
@@ -216,9 +218,7 @@ def set_(
     )
     before, after = printing.limit_of(found.before), printing.limit_of(found.after)
     running = printing.amount(found.instances, "instance")
-    _confirm(
-        lambda: printing.say(f"{name}: {before} -> {after}, on {running}"), "Change?", yes, json
-    )
+    _confirm([f"{name}: {before} -> {after}, on {running}"], "Change?", yes, json)
 
     async def act(control: Control) -> Overrides:
         if default:
@@ -339,7 +339,7 @@ def rollback(
         f"version {live.version} is in force: {now}",
         f"roll back to version {target.version}: {printing.changes(target)}",
     )
-    _confirm(lambda: printing.say(*words), "Roll back?", yes, json)
+    _confirm(words, "Roll back?", yes, json)
     _finish(lambda control: control.changes.rollback(target.version, if_version=live.version), json)
 
 
@@ -420,11 +420,8 @@ def clear(
     """Delete every count under the prefix; asks twice."""
     prefix = _settings().redis_key_prefix
     what = "everything" if everything else "every count and ban"
-
-    def preview() -> None:
-        printing.say(f"delete {what} under {prefix}:ratelimit:, for all users and chats")
-
-    _confirm(preview, "Clear?", yes, json)
+    preview = f"delete {what} under {prefix}:ratelimit:, for all users and chats"
+    _confirm([preview], "Clear?", yes, json)
     if not yes and _answer(f"Type the prefix ({prefix}) to continue: ") != prefix:
         _not_confirmed()
     found = _run(lambda control: control.clear(everything=everything))
@@ -442,7 +439,7 @@ def _change(
     if now.problem:
         _fail(ConfigError(now.problem))
     told = f"{words}, on {printing.amount(len(now.instances), 'instance')}"
-    _confirm(lambda: printing.say(told), "Change?", yes, json)
+    _confirm([told], "Change?", yes, json)
     _finish(lambda control: act(control, now.live.version), json)
 
 
@@ -522,9 +519,10 @@ def _show(value: Any, json: bool, as_text: Callable[[], None]) -> None:
         as_text()
 
 
-def _confirm(preview: Callable[[], None], question: str, yes: bool, json: bool) -> None:
-    if not json:
-        preview()
+def _confirm(preview: Sequence[RenderableType], question: str, yes: bool, json: bool) -> None:
+    """Show what will be done, and ask. With `--json`, standard output is for the result alone."""
+    if not (json and yes):
+        printing.say(*preview, stderr=json)
     if yes:
         return
     if _answer(f"{question} [y/N] ").lower() not in {"y", "yes"}:
@@ -534,7 +532,8 @@ def _confirm(preview: Callable[[], None], question: str, yes: bool, json: bool) 
 def _answer(question: str) -> str:
     """What the operator types; empty at the end of input. Standard output is for results only."""
     typer.echo(question, nl=False, err=True)
-    return sys.stdin.readline().strip()
+    # Python has no sys.stdin at all if the process was started with a closed one.
+    return sys.stdin.readline().strip() if sys.stdin is not None else ""
 
 
 def _not_confirmed() -> NoReturn:
