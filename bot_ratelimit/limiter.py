@@ -622,10 +622,11 @@ class Limiter:
         """
         return await self._require_statistics().top_refused(n, hours)
 
-    async def refused(self, user: int, hours: int = 24) -> int:
+    async def refused(self, user: int, hours: int = 24) -> int | None:
         """Return how often a user was refused; needs `statistics=True`.
 
-        For each hour, only the 1000 users who were refused most often are known.
+        For each hour, only the 1000 users who were refused most often are known. None if the user
+        is not among them, in an hour in which so many were refused.
 
         Args:
             user: The user's id.

@@ -285,6 +285,39 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     assert await bot.send("3") == [True]
 
 
+async def test_a_program_that_must_confirm_is_told_what(bot: Instance) -> None:
+    """With --json, the change is shown beside the question; standard output has only the result."""
+    asked = await run("ban", "42", "1h", "spam", "--json", typed="n\n")
+    assert (asked.status, asked.out) == (5, "")
+    assert asked.err.startswith("ban user 42 for 1h: spam\nBan? [y/N] not confirmed")
+    done = await run("ban", "42", "1h", "--json", typed="y\n")
+    assert (done.status, done.json["subject"]["user"]) == (0, 42)
+    assert (await run("unban", "42", "--json", "--yes")).err == ""
+
+
+async def test_a_closed_standard_input_confirms_nothing(bot: Instance) -> None:
+    """Started by a service without standard input, a change is not confirmed: status 5."""
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", 'exec "$0" -m bot_ratelimit ban 42 1h <&-', sys.executable),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, told = await process.communicate()
+    assert process.returncode == 5, told.decode()
+    assert b"Traceback" not in told
+    assert (await run("bans")).out == "nobody is banned\n"
+
+
+async def test_unban_names_the_option_for_a_ban_in_one_chat(bot: Instance) -> None:
+    """A ban in one chat is lifted with `--chat`; without it, the command says how."""
+    await run("ban", "42", "1h", "--chat", "-100", "--yes")
+    without = await run("unban", "42", "--yes")
+    assert without.out.endswith("was not banned; for a ban in one chat, add --chat\n")
+    within = await run("unban", "42", "--chat", "-100", "--yes")
+    assert within.out.endswith("\nunbanned\n")
+
+
 async def test_a_chat_is_banned_by_its_negative_id(bot: Instance) -> None:
     """A negative id is a chat's; `--chat` bans a user in one chat only."""
     chat, member = await asyncio.gather(

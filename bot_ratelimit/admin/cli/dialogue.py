@@ -21,9 +21,12 @@ def show_result(value: Any, json: bool, *lines: RenderableType) -> None:
 
 
 def confirm(question: str, yes: bool, json: bool, *preview: RenderableType) -> None:
-    """Show what would be done, and end the command unless the operator agrees."""
-    if not json:
-        printing.say(*preview)
+    """Show what would be done, and end the command unless the operator agrees.
+
+    With `--json`, standard output is for the result alone.
+    """
+    if not (json and yes):
+        printing.say(*preview, stderr=json)
     if not yes and ask(f"{question} [y/N] ").lower() not in {"y", "yes"}:
         stop()
 
@@ -31,7 +34,8 @@ def confirm(question: str, yes: bool, json: bool, *preview: RenderableType) -> N
 def ask(question: str) -> str:
     """What the operator types; empty at the end of input. Standard output is for results only."""
     typer.echo(question, nl=False, err=True)
-    return sys.stdin.readline().strip()
+    # Python has no sys.stdin at all if the process was started with a closed one.
+    return sys.stdin.readline().strip() if sys.stdin is not None else ""
 
 
 def stop() -> NoReturn:

@@ -32,15 +32,15 @@ _WIDE: Final = 200
 """Columns if the output is a pipe: wide, so that programs such as grep see whole lines."""
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """Where results go: as wide as the terminal, or as COLUMNS says."""
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=_WIDE if piped else None, highlight=False, soft_wrap=False)
+    piped = not (sys.stderr if stderr else sys.stdout).isatty() and "COLUMNS" not in os.environ
+    return Console(width=_WIDE if piped else None, highlight=False, soft_wrap=False, stderr=stderr)
 
 
-def say(*lines: RenderableType) -> None:
+def say(*lines: RenderableType, stderr: bool = False) -> None:
     """Print lines and tables."""
-    out = console()
+    out = console(stderr=stderr)
     for line in lines:
         out.print(line, markup=False) if isinstance(line, str) else out.print(line)
 

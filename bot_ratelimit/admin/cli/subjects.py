@@ -97,11 +97,13 @@ def ban(
 def unban(
     user: User, chat: OneChat = None, bot: Bot = None, yes: Yes = False, json: Json = False
 ) -> None:
-    """Lift every ban of a user or a chat, including a ban by a penalty."""
+    """Lift the ban of a user or a chat, also one by a penalty; --chat for a ban in one chat."""
     subject = target_of(user, chat)._replace(bot=bot)
     confirm("Unban?", yes, json, f"unban {who(subject)}")
     found = run(lambda control: control.unban(subject))
     text = "unbanned" if found else "was not banned"
+    if not found and subject.chat is None:
+        text += "; for a ban in one chat, add --chat"
     show_result({"unbanned": found}, json, text)
 
 
