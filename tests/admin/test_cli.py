@@ -156,6 +156,19 @@ async def test_a_roll_back_shows_what_it_does_and_does_only_that(bot: Instance) 
     assert (await run("history", "--json")).json[0]["what"] == "set messages 9/hour"
 
 
+async def test_a_roll_back_says_that_the_document_is_invalid(
+    bot: Instance, client: aioredis.Redis
+) -> None:
+    """It names the version that stays in force meanwhile, and what replaces the document."""
+    await run("set", "messages", "2/h", "--yes")
+    await client.set("shop:ratelimit:live", "nonsense", ex=1_000)
+    asked = await run("rollback", typed="n\n")
+    assert asked.out.splitlines() == [
+        "the live document is invalid; version 1 stays in force",
+        'roll back to version 1: {"rules": {"messages": {"limit": "2/hour"}}}',
+    ]
+
+
 async def test_it_works_in_60_columns_and_through_a_pipe(bot: Instance) -> None:
     """In 60 columns nothing is cut and no line is longer; in a pipe a rule is one line."""
     narrow, piped = await asyncio.gather(run("config", COLUMNS="60"), run("limits"))

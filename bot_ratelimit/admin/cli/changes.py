@@ -149,9 +149,11 @@ def rollback(
     """Return to an earlier version."""
     found = run(lambda control: control.changes.preview_rollback(version))
     live, target = found.live, found.target
-    now = "an invalid document" if found.is_invalid else printing.changes(live)
+    now = f"version {live.version} is in force: {printing.changes(live)}"
+    if found.is_invalid:
+        now = f"the live document is invalid; version {live.version} stays in force"
     words = (
-        f"version {live.version} is in force: {now}",
+        now,
         f"roll back to version {target.version}: {printing.changes(target)}",
     )
     confirm("Roll back?", yes, json, *words)
