@@ -53,6 +53,9 @@ class StorageError(RateLimitError):
             Redis error in lower case, such as `"loading"`.
     """
 
+    bug: Exception | None = None
+    """What failed, if it was neither Redis nor the network; the log has its traceback."""
+
     def __init__(self, message: str, *, kind: str = "unavailable") -> None:
         super().__init__(message)
         self.kind = kind

@@ -103,6 +103,7 @@ class Failures:
                 ),
                 reason,
                 self._consequence,
+                bug=error.bug,
             )
         elif breaker.failed(ticket, now):
             if self._observer is not None:
@@ -120,6 +121,7 @@ class Failures:
                 reason,
                 breaker.wait(now),
                 self._consequence,
+                bug=error.bug,
             )
         elif breaker.closed:
             self._log_failure(
@@ -130,6 +132,7 @@ class Failures:
                 ("Redis rate limit check failed: %s. Without an answer, %s"),
                 reason,
                 self._consequence,
+                bug=error.bug,
             )
         else:  # a failed probe
             self._begin_outage(server, error.kind, reason, now)
@@ -244,11 +247,12 @@ class Failures:
         level: int,
         text: str,
         *arguments: object,
+        bug: Exception | None,
     ) -> None:
         if kind and not self.should_log(f"{server} {kind}"):
             return
         self._failing.setdefault(server, failure)
-        log.log(level, text, *arguments)
+        log.log(level, text, *arguments, exc_info=bug)
 
 
 def printable(text: str) -> str:

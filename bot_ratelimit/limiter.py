@@ -99,6 +99,8 @@ class Limiter:
     ) -> None:
         if on_error not in get_args(OnError):
             raise ConfigError(f"on_error={on_error!r}: expected 'allow', 'deny' or 'memory'")
+        if not isinstance(statistics, bool):
+            raise ConfigError(f"statistics={statistics!r}: expected True or False")
         _check_storage(storage)
         self.key_prefix = check_prefix(key_prefix)
         self.on_error = on_error

@@ -55,6 +55,8 @@ class Penalty(Rule):
             raise ConfigError(f"after={str(limit)!r}: expected a fixed window such as '10/minute'")
         if not isinstance(scope, Scope):
             raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
+        if not isinstance(grows, bool):
+            raise ConfigError(f"grows={grows!r}: expected True or False")
         Rule.__init__(self, limit, scope)
         put = object.__setattr__
         put(self, "path", f"ban:{self.path}")

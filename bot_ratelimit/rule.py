@@ -180,6 +180,8 @@ class Rule:
         ids = self._ids(subject)
         if ids is None:
             return None
+        if type(ids) is not int and not isinstance(ids, (str, int)):
+            raise ConfigError(_wrong_id(self, ids))
         if subject.bot is None and subject.business is None:  # the usual case
             return f"{prefix}:ratelimit:{self.path}{ids}"
         return f"{prefix}:ratelimit:{_realm(subject)}{self.path}{ids}"
@@ -264,8 +266,22 @@ def _realm(subject: Subject) -> str:
     return bot if subject.business is None else f"{bot}business:{subject.business}:"
 
 
-def _pair(first: int | None, second: int | None) -> str | None:
-    return None if first is None or second is None else f"{first}:{second}"
+def _pair(first: int | None, second: int | None) -> int | str | None:
+    for each in (first, second):
+        if not isinstance(each, (int, str)):
+            return each  # None, or what `Rule.key` refuses
+    return f"{first}:{second}"
+
+
+def _wrong_id(rule: Rule, found: object) -> str:
+    """The error for something whose text may differ for every hit, which would limit nobody."""
+    kind = type(found).__name__
+    if isinstance(rule.scope, Scope):
+        return f"{kind} is not an id: expected numbers, Subject(user=message.from_user.id)"
+    return (
+        f"the scope of {str(rule)!r} returned a {kind}: expected a function, not async, that "
+        "returns a str, or None where the rule does not apply"
+    )
 
 
 def check_name(name: object) -> None:

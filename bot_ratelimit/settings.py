@@ -161,6 +161,13 @@ class Settings(BaseSettings):
             raise ValueError("a URL is not a prefix")
         return check_prefix(value)
 
+    @field_validator("rate_limit_file")
+    @classmethod
+    def _check_file(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:  # errors show the path
+            raise ValueError("a URL is not a path")
+        return value
+
     @field_validator("rate_limit")
     @classmethod
     def _check_limit(cls, value: str) -> str:
@@ -248,12 +255,16 @@ def _wrong_with(url: str) -> str | None:
                 return "the path is not the number of a database"
             if parts.hostname is not None and not _is_host(parts.hostname):
                 return "neither a host name nor an address before the port"
+            if parts.port == 0:  # redis-py would take the default port
+                return "the port is not between 1 and 65535"
+        elif not parts.path:
+            return "the path of the socket is missing, such as unix:///run/redis.sock"
         options = parse_qsl(parts.query, strict_parsing=True) if parts.query else []
         if any(name == "db" and not _DIGITS.fullmatch(value) for name, value in options):
             return "db is not the number of a database"
         pool: Any = ConnectionPool.from_url(url)
         pool.make_connection()  # connects to nothing yet, but checks every option
-    except (ValueError, TypeError, RedisError):
+    except (ValueError, TypeError, AttributeError, RedisError):
         return "not a URL, or one with options that redis-py lacks"
     return None
 

@@ -249,6 +249,7 @@ async def test_a_ban_outlasts_the_limit(
     ("arguments", "names"),
     [
         *(({"on_error": value}, "on_error=") for value in ["Allow", "", None, True, ["allow"]]),
+        *(({"statistics": value}, "statistics=") for value in ["no", 1, None]),
         *(({"timeout": value}, "timeout=") for value in [0, -1, None, "1", True, 10**400]),
         *(({"timeout": value}, "timeout=") for value in [math.nan, math.inf]),
         *(({"key_prefix": value}, "key_prefix=") for value in ["", "a b", "a*", None, 5]),

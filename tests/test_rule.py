@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,6 +161,26 @@ def test_a_custom_scope_needs_a_name() -> None:
     """Callables cannot be distinguished in keys, so their rules need names."""
     with pytest.raises(ConfigError, match="name"):
         Rule("1/s", firm)
+
+
+async def async_scope(subject: Subject) -> str:
+    return "acme"
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .*async_scope:RuntimeWarning")
+@pytest.mark.parametrize("scope", [async_scope, lambda subject: object(), lambda subject: b"acme"])
+def test_a_custom_scope_returns_a_str(scope: Any) -> None:
+    """What is no str would be another key for every hit, and so no limit: it is an error."""
+    with pytest.raises(ConfigError, match=r"^the scope of .*'firm'.* returned a .*not async"):
+        Rule("1/s", scope, "firm").key("bot", ANNA)
+
+
+@pytest.mark.parametrize("scope", [Scope.USER, Scope.MEMBER])
+def test_a_subject_has_ids(scope: Scope) -> None:
+    """A user object in place of its id is an error that shows nothing of the user."""
+    user: Any = SimpleNamespace(id=42, first_name="Anna")
+    with pytest.raises(ConfigError, match=r"^SimpleNamespace is not an id: .*from_user\.id"):
+        Rule("1/s", scope).key("bot", Subject(user=user, chat=-100))
 
 
 @pytest.mark.parametrize("cost", [0, -1, 1.0, "1", None, True])

@@ -216,6 +216,9 @@ def test_the_client_never_retries() -> None:
         ({"REDIS_URL": "redis://h:6379/99999999999"}, ["REDIS_URL: ", "number of a database"]),
         ({"REDIS_URL": "redis://h:6379/?db=-1"}, ["REDIS_URL: ", "number of a database"]),
         ({"REDIS_URL": "redis://h h/0"}, ["REDIS_URL: ", "host name"]),
+        ({"REDIS_URL": "redis://h:0"}, ["REDIS_URL: ", "port"]),
+        ({"REDIS_URL": "redis://h?retry=5"}, ["REDIS_URL: ", "options"]),
+        ({"REDIS_URL": "unix://"}, ["REDIS_URL: ", "path of the socket"]),
     ],
     ids=str,
 )
@@ -267,6 +270,7 @@ def test_a_wrong_line_of_the_env_file_is_named() -> None:
         {"RATE_LIMIT": f"redis://:{SECRET}@h:6379/1"},
         {"REDIS_KEY_PREFIX": f"redis://:{SECRET} @h:6379/1"},
         {"REDIS_KEY_PREFIX": f"redis://:{SECRET}@h:6379/1"},
+        {"RATE_LIMIT_FILE": f"redis://:{SECRET}@h:6379/1"},
         {"REDIS_URL": f"rediss://:{SECRET}@h?ssl_cert_reqs={SECRET}"},
         {"REDIS_PASSWORD": f"'{SECRET}'"},
         {"REDIS_HOST": f"redis://:{SECRET}@h:6379"},

@@ -56,6 +56,9 @@ class Admission:
         self._event_filter = event_filter
         self._on_limited = on_limited
         self._live = live
+        self.equals: tuple[int, ...] | None = None
+        """The middlewares of the bot with the same rules and keys; None if there are no others. An
+        event that passes several of them is charged once."""
 
     async def handle(
         self,
@@ -153,8 +156,14 @@ class Admission:
                 if applied is None:  # switched off by operators
                     state[key] = (None, subject)
                 else:
-                    decision = await self._limiter.hit(applied, subject, once=counted.once)
-                    bound = BoundDecision.of(decision, self._limiter, applied, subject)
+                    earlier = state.get(self.equals)
+                    if earlier is not None and earlier[:2] == (applied, counted):
+                        bound = earlier[2]
+                    else:
+                        decision = await self._limiter.hit(applied, subject, once=counted.once)
+                        bound = BoundDecision.of(decision, self._limiter, applied, subject)
+                        if self.equals is not None:
+                            state[self.equals] = applied, counted, bound
                     state[key] = (bound, subject)
         found: tuple[Decision | None, Subject] = state[key]
         return found

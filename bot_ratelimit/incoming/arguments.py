@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiogram.types import TelegramObject
 
+from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.notices import Notices
@@ -58,6 +59,21 @@ def notices_of(
         f"on_limited={on_limited!r}: expected a text, texts by language, Notices(...), "
         "a function of (event, decision, data), or None"
     )
+
+
+def check_rules(rules: Rules) -> Rules:
+    """Return the rules of a middleware, none of which may be a Concurrency.
+
+    Raises:
+        ConfigError: One of them is.
+    """
+    for rule in rules:
+        if isinstance(rule, Concurrency):
+            raise ConfigError(
+                f"rate_limit: {str(rule)!r} does not count events: give it to a handler, "
+                "@flags.rate_limit(concurrent=1)"
+            )
+    return rules
 
 
 def describe_type(value: object) -> str:

@@ -26,6 +26,7 @@ from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.key_conflicts import limit_of, shorten_name
 from bot_ratelimit.limits_file import NamedLimits, scope_named
+from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, Rules, Scope, check_name, rules_of
 
 FLAG: Final = "rate_limit"
@@ -199,7 +200,7 @@ def read_flag(
     try:
         value = _with_named_limit(value, name, limits or {})
         if not isinstance(value, Mapping):
-            rules = rules_of(value)
+            rules = _rules_of_flag(value)
             # A rule with a name of its own keeps it, and so shares its count.
             given = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
             if all(isinstance(rule, Rule) and rule.name for rule in given):
@@ -213,7 +214,7 @@ def read_flag(
                 "expected limit= or rate=, and maybe concurrent=, key=, cost=, scope= or shadow=; "
                 f"got {value!r}"
             )
-        rules = rules_of(value["limit"] if "limit" in value else value["rate"])
+        rules = _rules_of_flag(value["limit"] if "limit" in value else value["rate"])
         changes = {name: value[name] for name in ("cost", "shadow") if name in value}
         if "scope" in value:
             changes["scope"] = _scope_of(value["scope"])
@@ -242,6 +243,20 @@ def read_concurrency(value: Any, handler: HandlerObject, name: str) -> Concurren
         return Concurrency(given, scope, shorten_name(name))
     except ConfigError as error:
         raise ConfigError(f"the rate_limit flag of {_full_name(handler)}: {error}") from None
+
+
+def _rules_of_flag(value: Any) -> Rules:
+    """The rules that a flag says; a kind of rule that a flag would make an ordinary one is none."""
+    rules = rules_of(value)
+    for rule in rules:
+        if isinstance(rule, Penalty):
+            raise ConfigError(
+                "a Penalty belongs to the middleware, RateLimitMiddleware(..., penalty=...), and "
+                "applies to the limits of handlers too"
+            )
+        if isinstance(rule, Concurrency):
+            raise ConfigError("a Concurrency is no limit: write concurrent=, not limit=")
+    return rules
 
 
 def _with_named_limit(value: Any, name: str, limits: NamedLimits) -> Any:

@@ -19,6 +19,7 @@ from bot_ratelimit.incoming.arguments import (
     OnLimited,
     announce,
     check_limiter,
+    check_rules,
     describe_type,
     notices_of,
     storage_for,
@@ -128,7 +129,7 @@ class RateLimitMiddleware(BaseMiddleware):
             raise ConfigError(class_registered_message(type(self)))
         if penalty is not None and not isinstance(penalty, Penalty):
             raise ConfigError(f"penalty={penalty!r}: expected Penalty('10/minute', ban='15m')")
-        rules = rules_of(rate_limit)
+        rules = check_rules(rules_of(rate_limit))
         self.rules = rules if penalty is None else rules_of((*rules, penalty))
         self._event_filter = EventFilter(
             exempt=exempt,
@@ -363,6 +364,12 @@ class RateLimitMiddleware(BaseMiddleware):
         groups = separate_keys([(each._key_space, each.rules) for each in middlewares])
         for middleware, (space, rules) in zip(middlewares, groups, strict=True):
             middleware._use_rules(rules, rules_by_path(groups, space))
+            equals = tuple(
+                each._number
+                for each, group in zip(middlewares, groups, strict=True)
+                if group == (space, rules)
+            )
+            middleware._admission.equals = equals if len(equals) > 1 else None
 
     @property
     def _key_space(self) -> tuple[Hashable, str, bool]:

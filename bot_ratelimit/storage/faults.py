@@ -160,6 +160,9 @@ def unreachable(
     if isinstance(error, StorageError):
         return error
     text = one_line(error).rstrip(".") or type(error).__name__
+    bug = None if isinstance(error, _EXPLAINED) else error
+    if bug is not None:
+        text = f"{type(bug).__name__}: {text}"
     if timeout is not None and isinstance(error, (TimeoutError, exceptions.TimeoutError)):
         return NotConnectedError(
             f"no connection to {name} within {timeout:g} s - check host, port and firewalls; "
@@ -186,7 +189,9 @@ def unreachable(
     elif timeout is not None and not fix and _CUT_SHORT.search(text):
         fix = f" - while connecting: {_TLS_OR_NOT}"
     make = StorageError if timeout is None else NotConnectedError
-    return make(f"{text}{fix}", kind=kind)
+    made = make(f"{text}{fix}", kind=kind)
+    made.bug = bug
+    return made
 
 
 def is_cut_short(error: Exception) -> bool:

@@ -61,9 +61,10 @@ class MemoryStorage:
         shared = self._once.get(once)
         if shared is not None:
             resets, decided, verdicts = shared
-            # The cache counts in floats and may keep the entry one microsecond too long.
-            if now - decided < ONCE_MS * 1_000 and not self._was_reset(charges, resets):
-                return [_aged(verdict, now - decided) for verdict in verdicts]
+            # In whole milliseconds, like the TTL of the verdict's key in Redis.
+            passed_ms = now // 1_000 - decided // 1_000
+            if passed_ms < ONCE_MS and not self._was_reset(charges, resets):
+                return [_aged(verdict, passed_ms * 1_000) for verdict in verdicts]
         verdicts = self._decide(charges, now)
         self._once[once] = (
             self._reset_count,
@@ -179,7 +180,7 @@ class MemoryStorage:
     def _store(self, charge: Charge, entry: Entry | None, step: Step, now: int) -> None:
         state, (wait, remaining, reset) = step
         if charge.penalty is not None:
-            retention = Retention.NORMAL if remaining else Retention.BANNED
+            retention = Retention.REFUSED if remaining else Retention.BANNED
         else:
             retention = Retention.REFUSED if wait and not charge.shadow else Retention.NORMAL
         if entry is not None and state is entry.state:

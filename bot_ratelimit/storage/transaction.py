@@ -11,7 +11,7 @@ from typing import Any
 
 from bot_ratelimit.algorithms import Verdict
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limit import Algorithm
+from bot_ratelimit.limit import Algorithm, Limit
 from bot_ratelimit.storage import encoding
 from bot_ratelimit.storage.encoding import Command, Hit
 
@@ -62,9 +62,7 @@ def commands(hit: Hit) -> list[Command]:
     name = encoding.encode_key(key)
     if hit.peek:
         return [(b"MULTI",), (b"GET", name), (b"PTTL", name), (b"EXEC",)]
-    # A key still exists in the millisecond in which it expires, so it expires one earlier.
-    lifetime = b"%d" % max(1, limit.period_ms - 1)
-    opened: Command = (b"SET", name, b"0", b"PX", lifetime, b"NX")
+    opened: Command = (b"SET", name, b"0", b"PX", _lifetime(limit), b"NX")
     return [(b"MULTI",), opened, (b"INCR", name), (b"PTTL", name), (b"EXEC",)]
 
 
@@ -100,7 +98,12 @@ def repairs(hit: Hit, replies: Sequence[Any]) -> list[Command]:
         return [(b"DECR", encoding.encode_key(key))]
     if 0 < left_ms <= limit.period_ms:
         return []
-    return [(b"PEXPIRE", encoding.encode_key(key), b"%d" % limit.period_ms)]
+    return [(b"PEXPIRE", encoding.encode_key(key), _lifetime(limit))]
+
+
+def _lifetime(limit: Limit) -> bytes:
+    """A key still exists in the millisecond in which it expires, so it expires one earlier."""
+    return b"%d" % max(1, limit.period_ms - 1)
 
 
 def _reset_verdicts(hit: Hit, replies: Sequence[Any]) -> list[Verdict]:

@@ -18,6 +18,7 @@ from aiogram.types import Message
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import (
+    Concurrency,
     ConfigError,
     Limit,
     Limiter,
@@ -191,6 +192,10 @@ async def test_a_flag_by_decorator(
         {"limit": "3/m", "shadow": "no"},
         [],
         ["3/m", "2/d"],
+        Penalty("3/m", "1h"),
+        ["3/m", Penalty("3/m", "1h")],
+        Concurrency(1),
+        {"limit": Concurrency(1)},
         object(),
     ],
     ids=str,
@@ -661,3 +666,9 @@ async def test_the_flags_in_the_doc(limiter: Limiter) -> None:
     await bot.dispatcher.emit_startup()
     assert [await bot.feed(message=message("/help")) for _ in range(3)] == [None] * 3
     assert (await limiter.peek("1/m", Subject(user=42))).remaining == 1
+
+
+def test_a_middleware_has_no_slots() -> None:
+    """A Concurrency in place of a limit is an error when the middleware is made."""
+    with pytest.raises(ConfigError, match=r"does not count events: .*concurrent=1"):
+        RateLimitMiddleware([Rule("1/m"), Concurrency(1)])

@@ -120,6 +120,22 @@ async def test_the_later_middleware_is_renamed(storage: Storage, pressed_first: 
     assert (await limiter.peek("3/minute", Subject(user=42))).remaining == 2 - pressed_first
 
 
+@pytest.mark.parametrize("exempt", [(), (42,)])
+async def test_equal_middlewares_charge_an_event_once(
+    storage: Storage, exempt: tuple[int, ...]
+) -> None:
+    """A message that passes two middlewares with the same limit counts once.
+
+    It also counts once if the first of them exempts its user.
+    """
+    make, bot, router = putting(storage, penalty=Penalty("9/m", "1h")), bare(), Router()
+    bot.dispatcher.message.middleware(make("4/m", exempt=exempt))
+    router.message.middleware(make("4/m"))
+    router.message.register(bot._handle)
+    bot.dispatcher.include_router(router)
+    assert await bot.send(*"abcde") == [True] * 4 + [False]
+
+
 async def test_one_observer_decides_the_order() -> None:
     """A middleware that was created first but registered second is renamed."""
     make = putting(MemoryStorage())

@@ -356,6 +356,7 @@ async def test_a_peek_is_not_a_strike(fleet: Fleet) -> None:
         ({"after": "3/m", "ban": -1}, "ban=-1"),
         ({"after": "3/m", "ban": None}, "ban=None"),
         ({"after": "3/m", "ban": "2d", "grows": True}, "longest='1d'"),
+        ({"after": "3/m", "ban": "2d", "grows": "no"}, "grows='no'"),
         ({"after": "3/m", "ban": 5, "grows": True, "longest": "x"}, "longest='x'"),
         ({"after": "3/m", "ban": 5, "scope": "user"}, "scope='user'"),
     ],

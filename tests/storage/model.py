@@ -285,9 +285,9 @@ class Model:
         return count
 
     def hit(self, now: int, charges: Sequence[Charge], once: str | None = None) -> list[Verdict]:
-        if once in self.told and now - self.told[once][0] < ONCE:
-            decided, _, verdicts = self.told[once]
-            passed = now - decided
+        passed = (now // 1_000 - self.told[once][0] // 1_000) * 1_000 if once in self.told else ONCE
+        if passed < ONCE:
+            verdicts = self.told[once][2]
             return [
                 Verdict(max(1, wait - passed) if wait else 0, remaining, max(0, reset - passed))
                 for wait, remaining, reset in verdicts

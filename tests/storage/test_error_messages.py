@@ -279,6 +279,27 @@ async def test_the_real_reason_is_logged(
         await limiter.close()
 
 
+@pytest.mark.parametrize("step", ["connect", "read_response"])
+async def test_a_bug_while_connecting_keeps_its_traceback(
+    step: str, plain: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is neither Redis nor the network is logged once, with its name and its traceback."""
+    client = aioredis.Redis(port=plain.port)
+
+    async def buggy(*args: Any, **options: Any) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(client.connection_pool.connection_class, step, buggy)
+    limiter = Limiter(RedisStorage(client))
+    await until(lambda: caplog.messages, limiter)
+    await until(lambda: True, limiter)
+    (record,) = [each for each in caplog.records if "AttributeError: no such thing" in each.message]
+    assert record.exc_info is not None
+    assert "in buggy" in caplog.text
+    await limiter.close()
+    await client.aclose()
+
+
 async def test_a_missing_socket_is_named(
     tmp_path: Path, plain: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

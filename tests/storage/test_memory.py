@@ -56,6 +56,17 @@ async def test_new_users_do_not_evict_a_ban(clock: Clock) -> None:
     assert (await limiter.hit(rules, Subject(42))).banned
 
 
+async def test_new_users_do_not_evict_strikes(clock: Clock) -> None:
+    """A user who is on the way to a ban gets it, however many new users come in between."""
+    limiter = Limiter(MemoryStorage(SIZE, clock=clock))
+    rules = [Rule("1/h"), Penalty("3/h", "2h")]
+    for _ in range(3):
+        await limiter.hit(rules, Subject(42))
+    for user in range(1_000, 1_000 + 3 * SIZE):
+        await limiter.hit(rules, Subject(user))
+    assert (await limiter.hit(rules, Subject(42))).banned
+
+
 def test_shadow_counts_are_not_kept_longer(memory: MemoryStorage) -> None:
     """A shadow rule refuses nobody, so its counts are evicted like normal ones."""
     trial = charge("1/h", shadow=True)
@@ -154,6 +165,28 @@ async def test_refused_users_do_not_evict_a_ban(
             await limiter.hit(rules, Subject(user))
     assert (await limiter.peek(rules, Subject(42))).banned
     assert "even of users who are refused." in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("later", [0.0002, 0.0009, 59.9985])
+def test_a_shared_verdict_counts_whole_milliseconds(
+    memory: MemoryStorage, clock: Clock, later: float
+) -> None:
+    """A token says of a fixed window what the window itself says, as it does on Redis."""
+    clock.move(0.0009)
+    one = charge("5/h")
+    memory.decide([one], "bot:ratelimit:once:a")
+    clock.move(later)
+    [shared] = memory.decide([one], "bot:ratelimit:once:a")
+    [now] = memory.decide([one], "bot:ratelimit:once:b")
+    assert (shared.remaining, shared.reset) == (4, now.reset)
+
+
+def test_a_token_ends_with_its_millisecond(memory: MemoryStorage, clock: Clock) -> None:
+    """A token is decided again after 60,000 ms, even if its microseconds are not over."""
+    clock.move(0.0009)
+    memory.decide([charge("5/h")], "bot:ratelimit:once:a")
+    clock.move(59.9992)
+    assert memory.decide([charge("5/h")], "bot:ratelimit:once:a")[0].remaining == 3
 
 
 @pytest.mark.parametrize("seed", range(10))
