@@ -45,6 +45,7 @@ FLOORS = [
         "limiter",
         "charges",
         "wait_queue",
+        "backoff",
         "slots",
         "bans",
         "failures",
