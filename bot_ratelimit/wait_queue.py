@@ -166,6 +166,9 @@ class WaitQueue:
             self._task = asyncio.create_task(self._run(), name="bot_ratelimit waiters")
         try:
             return await waiter.future
+        except asyncio.CancelledError:
+            await self._return_grant(waiter)  # cancelled in the moment in which it was granted
+            raise
         finally:
             self._waiters.pop(waiter, None)
             self._changed.set()
@@ -245,6 +248,24 @@ class WaitQueue:
             successor.answer(decision, asyncio.get_running_loop().time())
         elif decision.source == self._limiter.storage.source:
             await self._refund(first)
+
+    async def _return_grant(self, waiter: Waiter) -> None:
+        """Pass a grant that nobody received to the next waiter that wants the same, or refund it.
+
+        Nothing happens if the waiter has not been granted anything.
+        """
+        future = waiter.future
+        if not future.done() or future.cancelled() or future.exception() is not None:
+            return
+        decision = future.result()
+        if not decision.allowed or decision.source != self._limiter.storage.source:
+            return
+        successor = next(iter(self._waiters), None)
+        if successor is not None and successor.charges == waiter.charges and not successor.is_done:
+            self._waiters.pop(successor)
+            successor.answer(decision, asyncio.get_running_loop().time())
+        else:
+            await asyncio.shield(asyncio.create_task(self._refund(waiter)))
 
     async def _refund(self, waiter: Waiter) -> None:
         """Refund a waiter that left while it was being charged."""

@@ -46,6 +46,7 @@ FLOORS = [
         "charges",
         "wait_queue",
         "backoff",
+        "turns",
         "slots",
         "bans",
         "failures",

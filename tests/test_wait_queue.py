@@ -252,3 +252,24 @@ async def test_a_waiter_is_not_granted_long_after_its_timeout() -> None:
     assert late.result().waited > 0.5
     assert late.result().source == "memory"
     assert (await patient).remaining == 2
+
+
+@pytest.mark.parametrize("heirs", [0, 1])
+async def test_a_waiter_cancelled_as_it_is_granted_is_not_charged(
+    monkeypatch: pytest.MonkeyPatch, heirs: int
+) -> None:
+    """A grant that the cancelled caller no longer receives is passed on or refunded."""
+    limiter = Limiter(MemoryStorage())
+    tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(1 + heirs)]
+    answer = wait_queue.Waiter.answer
+
+    def answer_and_cancel(waiter: wait_queue.Waiter, decision: Decision, now: float) -> None:
+        answer(waiter, decision, now)
+        tasks[0].cancel()  # before the caller runs again
+
+    monkeypatch.setattr(wait_queue.Waiter, "answer", answer_and_cancel)
+    await asyncio.gather(tasks[0], return_exceptions=True)
+    assert tasks[0].cancelled()
+    async with asyncio.timeout(1):
+        assert all([await task for task in tasks[1:]])
+    assert (await limiter.charge("2/h", US, 1)).remaining == 1 - heirs
