@@ -252,7 +252,7 @@ class Limiter:
 
             decision = await limiter.acquire("10/s", Subject(user=42), timeout=5)
 
-        Within a process callers are served in order; between instances no caller starves. A caller
+        Within a process callers are served in order; instances take turns. A caller
         that would have to wait longer than `timeout` is refused as soon as this is known, and is
         not charged. The same happens if 10,000 callers already wait. If Redis fails in the
         meantime, `on_error` answers. A cancelled call is not charged.
