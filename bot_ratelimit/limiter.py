@@ -175,25 +175,12 @@ class Limiter:
         charges, applied = hit_charges(self.key_prefix, rules, subject, cost or None)
         bans = self._bans
         bans.used = bans.used or not _outgoing
-        if bans.is_stale and not (
-            _bans_loaded or _outgoing
-        ):  # the first decision, or the first after a pause
-            began = self._clock()
-            decision = await self.hit(
-                rules, subject, cost, once, _peek=_peek, _notify=False, _bans_loaded=True
-            )
-            if decision.source == self._storage.source:
-                await bans.ensure_fresh(self.timeout - (self._clock() - began))
-            else:
-                bans.refresh_soon()
+        if bans.is_stale and not (_bans_loaded or _outgoing):
+            return await self._hit_and_load_bans(rules, subject, cost, once, _peek)
+        if bans.current and not _outgoing:
             banned = self._refusal_of_banned(rules, subject)
-            return decision if banned is None else banned
-        if (
-            bans.current
-            and not _outgoing
-            and (banned := self._refusal_of_banned(rules, subject)) is not None
-        ):
-            return banned
+            if banned is not None:
+                return banned
         if not charges:
             return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
         peek = _peek or cost == 0
@@ -265,7 +252,7 @@ class Limiter:
 
             decision = await limiter.acquire("10/s", Subject(user=42), timeout=5)
 
-        Within a process callers are served in order; between instances no caller starves. A caller
+        Within a process callers are served in order; instances take turns. A caller
         that would have to wait longer than `timeout` is refused as soon as this is known, and is
         not charged. The same happens if 10,000 callers already wait. If Redis fails in the
         meantime, `on_error` answers. A cancelled call is not charged.
@@ -637,10 +624,11 @@ class Limiter:
         """
         return await self._require_statistics().top_refused(n, hours)
 
-    async def refused(self, user: int, hours: int = 24) -> int:
+    async def refused(self, user: int, hours: int = 24) -> int | None:
         """Return how often a user was refused; needs `statistics=True`.
 
-        For each hour, only the 1000 users who were refused most often are known.
+        For each hour, only the 1000 users who were refused most often are known. None if the user
+        is not among them, in an hour in which so many were refused.
 
         Args:
             user: The user's id.
@@ -685,6 +673,24 @@ class Limiter:
         if not peek and cost != 0 and self._observer is not None:
             self._observer.decided(decision, subject, time.perf_counter() - began)
         return decision
+
+    async def _hit_and_load_bans(
+        self, rules: Rules, subject: Subject, cost: int | None, once: str | None, peek: bool
+    ) -> Decision:
+        """Decide the first hit, or the first after a pause: the copy of the bans is outdated.
+
+        The hit comes first: if the storage does not answer it, nobody waits for the bans either.
+        """
+        began = self._clock()
+        decision = await self.hit(
+            rules, subject, cost, once, _peek=peek, _notify=False, _bans_loaded=True
+        )
+        if decision.source == self._storage.source:
+            await self._bans.ensure_fresh(self.timeout - (self._clock() - began))
+        else:
+            self._bans.refresh_soon()
+        banned = self._refusal_of_banned(rules, subject)
+        return decision if banned is None else banned
 
     def _refusal_of_banned(self, rules: Rules, subject: Subject) -> Decision | None:
         """The refusal of a subject that is banned by hand; None if it is not banned."""

@@ -235,7 +235,9 @@ class Live:
     async def _restore(self, document: bytes) -> None:
         if await self._documents.swap(live_key(self._prefix, "live"), None, document):
             self._seen = document
-            await self._documents.push(live_key(self._prefix, "history"), document, HISTORY)
+            history = live_key(self._prefix, "history")
+            if document not in await self._documents.listed(history):  # it was emptied as well
+                await self._documents.push(history, document, HISTORY)
 
     async def _report(self) -> None:
         now = self._clock()

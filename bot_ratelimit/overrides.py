@@ -84,7 +84,10 @@ class Overrides:
             raise ConfigError("the live document lacks a field, or has an unknown one")
         _check_types(content)
         content.update(exempt=frozenset(content["exempt"]), limited=frozenset(content["limited"]))
-        return cls(**content)
+        try:
+            return cls(**content)
+        except ConfigError as error:
+            raise ConfigError(f"the live document: {error}") from None
 
 
 def name_of(rule: Rule) -> str:

@@ -24,14 +24,15 @@ from bot_ratelimit.rule import Subject
 from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of
 from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.turns import LONGEST_POLL, PAUSE, Turns
 from bot_ratelimit.wait_queue import check_wait
 
 log = logging.getLogger("bot_ratelimit")
 
 MAX_WAITING: Final = 1_000
 """The maximum number of callers of a limiter that wait for a slot; further ones are refused."""
-FIRST_POLL, LONGEST_POLL = 0.05, 0.5
-"""The shortest and the longest pause in seconds between two attempts of a waiting process."""
+FIRST_POLL: Final = 0.05
+"""The shortest pause in seconds between two attempts of a waiting process."""
 RETRY_RELEASE_EVERY: Final = 1.0
 """Seconds between two attempts to release a slot in an outage; they end with the lease."""
 MAX_RELEASES: Final = 1_000
@@ -152,6 +153,8 @@ class Slots:
         self._timeout = timeout
         self._clock = clock
         self._queues: dict[str, deque[asyncio.Event]] = {}
+        # In memory, there are no other processes.
+        self._turns = None if isinstance(storage, MemoryStorage) else Turns()
         self._waiting = 0
         self._held: dict[str, set[_HeldSlot]] = {}
         # Until when a key exists, unless the server loses its data.
@@ -165,11 +168,11 @@ class Slots:
             return Slot(True, concurrency, concurrency.amount, 0.0, 0.0, "none")
         claim = Claim(key, _token(), concurrency.amount, concurrency.lease)
         held = _HeldSlot(claim, concurrency, self._leases)
-        if key not in self._queues:
+        if key not in self._queues and not (timeout and self._turn_is_over(key)):
             slot = await self._try(held)
             if slot.allowed or not timeout or slot.source == "policy":
                 return slot
-        else:  # other callers came first
+        else:  # other callers, or other processes, come first
             slot = _refused(concurrency, concurrency.lease, self._storage.source)
         if not timeout or not self._has_room():
             return slot
@@ -187,6 +190,8 @@ class Slots:
         if held in others:
             others.discard(held)
             self._report_in_use(held, -1)
+            if self._turns is not None:
+                self._turns.released(held.claim.key, asyncio.get_running_loop().time())
         if not others:
             self._held.pop(held.claim.key, None)
         await asyncio.shield(self._release_in_background(held))
@@ -225,7 +230,7 @@ class Slots:
                 if queue[0] is not woken:
                     continue
                 woken.clear()
-                slot = await self._try(held)
+                slot = await self._try_in_turn(held, deadline)
                 if slot.allowed or slot.source == "policy":
                     return slot
             return slot
@@ -236,6 +241,20 @@ class Slots:
                 queue[0].set()
             else:
                 del self._queues[held.claim.key]
+
+    def _turn_is_over(self, key: str) -> bool:
+        now = asyncio.get_running_loop().time()
+        return self._turns is not None and self._turns.is_over(key, now)
+
+    async def _try_in_turn(self, held: _HeldSlot, deadline: float) -> Slot:
+        """Ask; before, let other processes ask if this one has had the slots for long."""
+        key, loop = held.claim.key, asyncio.get_running_loop()
+        if self._turns is None or not self._turns.is_over(key, loop.time()):
+            return await self._try(held)
+        await asyncio.sleep(min(PAUSE, deadline - loop.time()))
+        slot = await self._try(held)
+        self._turns.resumed(key, loop.time(), granted=slot.allowed)
+        return slot
 
     async def _try(self, held: _HeldSlot) -> Slot:
         began = asyncio.get_running_loop().time()
@@ -265,6 +284,8 @@ class Slots:
         held.ends = began + held.claim.lease
         held.renewing = asyncio.create_task(self._renew(held), context=Context())
         self._held.setdefault(held.claim.key, set()).add(held)
+        if self._turns is not None:
+            self._turns.granted(held.claim.key, asyncio.get_running_loop().time())
         self._report_in_use(held, 1)
         slot = Slot(True, held.concurrency, grant.remaining, 0.0, 0.0, source)
         slot._held = held

@@ -64,7 +64,11 @@ return 1
 # Scripts, because their replies are flat lists with every protocol version.
 _READ: Final = b"return redis.call('HGETALL', KEYS[1])"
 _TOP: Final = b"return redis.call('ZREVRANGE', KEYS[1], 0, -1, 'WITHSCORES')"
-_REFUSED: Final = b"return redis.call('ZSCORE', KEYS[1], ARGV[1])"
+_REFUSED: Final = b"""\
+local count = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if count then return count end
+return redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[2]) and '0' or nil
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,11 @@ class _Hour:
     def __init__(self) -> None:
         self.counts: Counter[_Key] = Counter()
         self.refused: Counter[int] = Counter()
+
+    def refused_of(self, user: int) -> int | None:
+        """How often a user was refused; None if the user may have been dropped."""
+        is_full = len(self.refused) >= MAX_USERS
+        return self.refused.get(user, None if is_full else 0)
 
     def trim(self) -> None:
         """Drop the users refused least often, so that a flood from many accounts fits in memory."""
@@ -217,16 +226,21 @@ class Statistics(Observer):
         worst = heapq.nsmallest(n, total.items(), key=lambda each: (-each[1], each[0]))
         return tuple(Refusals(user, count) for user, count in worst)
 
-    async def refused(self, user: int, hours: int) -> int:
+    async def refused(self, user: int, hours: int) -> int | None:
         """How often one user was refused; see `Limiter.refused`."""
         wanted = self._wanted(hours)
         if self._execute is None:
-            return sum(self._hours[hour].refused[user] for hour in wanted if hour in self._hours)
-        await self.flush()
-        counts = await asyncio.gather(
-            *(self._run(_REFUSED, [f"{self._key(hour)}:refused"], user) for hour in wanted)
-        )
-        return sum(int(float(count or 0)) for count in counts)
+            counts = [self._hours[hour].refused_of(user) for hour in wanted if hour in self._hours]
+        else:
+            await self.flush()
+            counts = await asyncio.gather(
+                *(
+                    self._run(_REFUSED, [f"{self._key(hour)}:refused"], user, MAX_USERS)
+                    for hour in wanted
+                )
+            )
+        known = [int(float(count)) for count in counts if count is not None]
+        return sum(known) or (0 if len(known) == len(counts) else None)
 
     def _start(self) -> None:
         self._timer = None

@@ -1,9 +1,8 @@
 """Wait queues of `Limiter.acquire`: callers that wait until a limit allows them to go on.
 
-Only the first waiter of each queue asks the storage. When it is refused, it sleeps for exactly as
-long as it was told and a short random time more, so that instances that wait for the same moment do
-not all ask at once. Each queue has a task of its own, so a cancelled waiter never cancels a hit in
-progress.
+Only the first waiter of each queue asks the storage. When it is refused, it sleeps for as long as
+it was told; `Backoff` says how much longer, so that processes take turns. Each queue has a task of
+its own, so a cancelled waiter never cancels a hit in progress.
 
 ::
 
@@ -20,6 +19,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from bot_ratelimit.backoff import JITTER, Backoff
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.limit import Algorithm
@@ -30,13 +30,10 @@ log = logging.getLogger("bot_ratelimit")
 
 MAX_WAITERS: Final = 10_000
 """The maximum number of waiters of a limiter; further ones are refused at once."""
-JITTER: Final = 0.01
-"""The largest random addition to a sleep, in seconds."""
-_MAX_SKIPPED: Final = 3
-_MAX_SPACING: Final = 1.0
-"""If units are further apart than this many seconds, an instance does not skip any."""
 _CHECK_EVERY: Final = 0.25
 """Seconds after which a sleeping waiter checks whether the server is unreachable."""
+_LATE: Final = 0.25
+"""Seconds after its time-out from which a waiter is refused if the process did not run in time."""
 
 
 class Waiter:
@@ -60,6 +57,12 @@ class Waiter:
         self.since = loop.time()
         self.until = float("inf") if timeout is None else self.since + timeout
         self.future: asyncio.Future[Decision] = loop.create_future()
+
+    @property
+    def apart(self) -> float:
+        """The seconds in which the limits free what this waiter needs, if they are exhausted."""
+        real = [charge for charge in self.charges if not charge.shadow] or self.charges
+        return min(c.cost * c.limit.period / c.limit.amount for c in real)
 
     @property
     def is_done(self) -> bool:
@@ -147,9 +150,7 @@ class WaitQueue:
         """The last refusal of the first waiter; None if something was granted since."""
         self._due = 0.0
         self._contended = False
-        self._slept = False
-        self._losses = 0
-        """How often in a row a waiter was refused after it had slept as long as it was told."""
+        self._backoff = Backoff()
 
     async def join(self, waiter: Waiter) -> Decision:
         """Wait until this waiter is first in the queue and has its answer."""
@@ -165,6 +166,9 @@ class WaitQueue:
             self._task = asyncio.create_task(self._run(), name="bot_ratelimit waiters")
         try:
             return await waiter.future
+        except asyncio.CancelledError:
+            await self._return_grant(waiter)  # cancelled in the moment in which it was granted
+            raise
         finally:
             self._waiters.pop(waiter, None)
             self._changed.set()
@@ -189,6 +193,7 @@ class WaitQueue:
     async def _serve(self, first: Waiter) -> None:
         """Ask for the first waiter and act on the answer."""
         loop = asyncio.get_running_loop()
+        asked = loop.time()
         try:
             decision = await self._limiter.hit(
                 first.rules, first.subject, first.cost, _notify=False
@@ -198,41 +203,40 @@ class WaitQueue:
             if not first.is_done:
                 first.future.set_exception(error)
             return
+        if decision.source == self._limiter.storage.source:
+            self._backoff.answered(loop.time() - asked)
         if decision.allowed:
-            self._refused, self._losses, self._slept = None, 0, False
+            self._refused = None
+            self._backoff.granted()
             await self._grant(first, decision)
             if not self._waiters or decision.source == "policy":
                 return
             following = next(iter(self._waiters))
             refusal = _predicted_refusal(decision, first, following)
             if refusal is not None:
-                await self._refuse(following, refusal)
+                await self._refuse(refusal)
             elif self._contended:
                 await asyncio.sleep(random.uniform(0, self._pause(first)))  # noqa: S311 - no secret
         elif decision.source == "policy" or decision.banned:
             self._waiters.pop(first, None)
             first.answer(decision, loop.time())
         else:
-            self._losses += self._slept
-            await self._refuse(first, decision)
+            self._backoff.refused(decision.retry_after, first.apart)
+            await self._refuse(decision)
 
-    async def _refuse(self, first: Waiter, decision: Decision) -> None:
+    async def _refuse(self, decision: Decision) -> None:
+        """Refuse the waiters that cannot wait so long, and sleep until the first one may ask."""
+        loop = asyncio.get_running_loop()
+        now, wait = loop.time(), decision.retry_after
         self._contended = True
         self._refused = decision
-        self._due = asyncio.get_running_loop().time() + decision.retry_after
+        self._due = now + wait
         self._refuse_late_waiters()
-        await self._sleep(first, self._extra_sleep(first, decision.retry_after))
-
-    def _extra_sleep(self, first: Waiter, wait: float) -> float:
-        """Extra seconds to sleep, so that an instance that was too late leaves units to the others.
-
-        If one unit comes at a time, all instances would ask for each of them. The one that gets it
-        asks again for the next, so that no unit is left unused; the others may skip some.
-        """
-        apart = min(c.cost * c.limit.period / c.limit.amount for c in first.charges)
-        if not self._losses or wait > min(1.1 * apart, _MAX_SPACING):
-            return 0.0
-        return random.randint(0, min(self._losses, _MAX_SKIPPED)) * apart  # noqa: S311 - no secret
+        if self._waiters:
+            first = next(iter(self._waiters))
+            pause = self._backoff.pause(wait, first.apart, first.until - self._due)
+            await self._sleep(first, now + pause)
+            self._refuse_overdue_waiters()
 
     async def _grant(self, first: Waiter, decision: Decision) -> None:
         """Give the granted hit to the first waiter, or to the next one that wants the same."""
@@ -244,6 +248,24 @@ class WaitQueue:
             successor.answer(decision, asyncio.get_running_loop().time())
         elif decision.source == self._limiter.storage.source:
             await self._refund(first)
+
+    async def _return_grant(self, waiter: Waiter) -> None:
+        """Pass a grant that nobody received to the next waiter that wants the same, or refund it.
+
+        Nothing happens if the waiter has not been granted anything.
+        """
+        future = waiter.future
+        if not future.done() or future.cancelled() or future.exception() is not None:
+            return
+        decision = future.result()
+        if not decision.allowed or decision.source != self._limiter.storage.source:
+            return
+        successor = next(iter(self._waiters), None)
+        if successor is not None and successor.charges == waiter.charges and not successor.is_done:
+            self._waiters.pop(successor)
+            successor.answer(decision, asyncio.get_running_loop().time())
+        else:
+            await asyncio.shield(asyncio.create_task(self._refund(waiter)))
 
     async def _refund(self, waiter: Waiter) -> None:
         """Refund a waiter that left while it was being charged."""
@@ -267,6 +289,13 @@ class WaitQueue:
                 waiter.answer(self._refusal(waiter, due), now)
             else:
                 ahead = _add_costs(waiter, ahead)
+
+    def _refuse_overdue_waiters(self) -> None:
+        """Refuse the waiters whose time-out passed while the process was stopped or blocked."""
+        now = asyncio.get_running_loop().time()
+        for waiter in [each for each in self._waiters if each.until + _LATE < now]:
+            self._waiters.pop(waiter)
+            waiter.answer(self._refusal(waiter, self._due), now)
 
     def _refusal(self, waiter: Waiter, due: float) -> Decision:
         now = asyncio.get_running_loop().time()
@@ -300,11 +329,9 @@ class WaitQueue:
     def _pause(self, waiter: Waiter) -> float:
         return min(JITTER, *(c.limit.period / c.limit.amount / 4 for c in waiter.charges))
 
-    async def _sleep(self, first: Waiter, longer: float) -> None:
-        """Sleep until the first waiter may be granted, or until one with other charges is first."""
+    async def _sleep(self, first: Waiter, wakes: float) -> None:
+        """Sleep until the first waiter may ask, or until one with other charges is first."""
         loop = asyncio.get_running_loop()
-        wakes = self._due + longer + random.uniform(0, self._pause(first))  # noqa: S311 - no secret
-        self._slept = True
         while (left := wakes - loop.time()) > 0 and self._waiters:
             self._changed.clear()
             try:
@@ -314,7 +341,9 @@ class WaitQueue:
                 if left > _CHECK_EVERY and self._is_unreachable(first.charges):
                     return
             successor = next(iter(self._waiters), first)
-            if successor is not first and successor.charges != first.charges:
+            if successor is not first and (
+                successor.charges != first.charges or successor.until < wakes
+            ):
                 return
 
 

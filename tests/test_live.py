@@ -103,7 +103,7 @@ async def test_every_key_has_a_ttl(bench: Bench, stopping: list[Live]) -> None:
         (b"nonsense", "is not JSON"),
         (b"[]", "is not a JSON object"),
         (TIGHT.to_json().replace(b'"format": 1', b'"format": 2'), "has format 2"),
-        (TIGHT.to_json().replace(b"2/h", b"2 an hour"), "2 an hour"),
+        (TIGHT.to_json().replace(b"2/h", b"2 an hour"), "the live document: '2 an hour'"),
         (TIGHT.to_json().replace(b'"limit"', b'"limits"'), "limits='2/h' is invalid"),
         (TIGHT.to_json().replace(b'"version": 3', b'"version": "3"'), "has the wrong type"),
         (b'{"format": 1}', "lacks a field"),
@@ -166,6 +166,18 @@ async def test_a_missing_document_is_written_back(
     assert await allowed(instance) == 0
     for each in (live, its):
         await each.stop()
+
+
+async def test_writing_back_makes_no_second_version(bench: Bench, stopping: list[Live]) -> None:
+    """However often the document is deleted, the history has each version once."""
+    _, live = bot(bench.storage)
+    stopping.append(live)
+    await write(bench.storage, TIGHT)
+    for _ in range(3):
+        await live.refresh()
+        await write(bench.storage, None)
+    await live.refresh()
+    assert await documents_of(bench.storage).listed("bot:ratelimit:history") == [TIGHT.to_json()]
 
 
 async def test_an_outage_changes_nothing(

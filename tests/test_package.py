@@ -45,6 +45,8 @@ FLOORS = [
         "limiter",
         "charges",
         "wait_queue",
+        "backoff",
+        "turns",
         "slots",
         "bans",
         "failures",

@@ -204,6 +204,20 @@ async def test_only_the_worst_are_kept(client: aioredis.Redis) -> None:
     await limiter.close()
 
 
+async def test_nobody_is_said_to_be_never_refused_if_that_is_unknown(bench: Bench) -> None:
+    """On every storage: a user who is not among the thousand of a full hour has no number."""
+    limiter = Limiter(bench.storage, statistics=True)
+    rule = Rule("1/d")
+    for user in range(MAX_USERS - 1):
+        await limiter.hit([rule], Subject(user=user))
+        await limiter.hit([rule], Subject(user=user))
+    assert (await limiter.refused(0), await limiter.refused(9_999)) == (1, 0)
+    await limiter.hit([rule], Subject(user=MAX_USERS))
+    await limiter.hit([rule], Subject(user=MAX_USERS))
+    assert (await limiter.refused(0), await limiter.refused(9_999)) == (1, None)
+    await limiter.close()
+
+
 async def test_generated_names_are_bounded() -> None:
     """Rules after the first hundred are counted together."""
     limiter = Limiter(MemoryStorage(), statistics=True)

@@ -228,3 +228,48 @@ async def test_a_cost_that_is_never_granted_is_an_error(cost: object) -> None:
 async def test_without_a_rule_there_is_no_wait() -> None:
     """If no rule applies, there is no request."""
     assert (await Limiter(MemoryStorage()).acquire("5/m", Subject(chat=1))).source == "none"
+
+
+async def test_a_skipped_unit_does_not_exceed_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A waiter that leaves units to other processes still asks before its `timeout` ends."""
+    monkeypatch.setattr(wait_queue.Backoff, "_skip", lambda *_: 2)
+    limiter = Limiter(MemoryStorage())
+    await limiter.acquire("1/50ms", US)
+    decision = await limiter.acquire("1/50ms", US, timeout=0.08)
+    assert decision
+    assert decision.waited < 0.1
+
+
+async def test_a_waiter_is_not_granted_long_after_its_timeout() -> None:
+    """After the process was stopped, a waiter whose `timeout` is over is refused, not charged."""
+    limiter = Limiter(MemoryStorage())
+    await limiter.acquire("3/100ms", US, 3)
+    late = asyncio.create_task(limiter.acquire("3/100ms", US, timeout=0.2))
+    patient = asyncio.create_task(limiter.acquire("3/100ms", US))
+    await asyncio.sleep(0.01)
+    time.sleep(0.6)  # noqa: ASYNC251 - stops the process, as SIGSTOP does
+    assert not await late
+    assert late.result().waited > 0.5
+    assert late.result().source == "memory"
+    assert (await patient).remaining == 2
+
+
+@pytest.mark.parametrize("heirs", [0, 1])
+async def test_a_waiter_cancelled_as_it_is_granted_is_not_charged(
+    monkeypatch: pytest.MonkeyPatch, heirs: int
+) -> None:
+    """A grant that the cancelled caller no longer receives is passed on or refunded."""
+    limiter = Limiter(MemoryStorage())
+    tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(1 + heirs)]
+    answer = wait_queue.Waiter.answer
+
+    def answer_and_cancel(waiter: wait_queue.Waiter, decision: Decision, now: float) -> None:
+        answer(waiter, decision, now)
+        tasks[0].cancel()  # before the caller runs again
+
+    monkeypatch.setattr(wait_queue.Waiter, "answer", answer_and_cancel)
+    await asyncio.gather(tasks[0], return_exceptions=True)
+    assert tasks[0].cancelled()
+    async with asyncio.timeout(1):
+        assert all([await task for task in tasks[1:]])
+    assert (await limiter.charge("2/h", US, 1)).remaining == 1 - heirs

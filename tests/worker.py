@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import random
 import time
@@ -15,6 +16,7 @@ import redis.asyncio as aioredis
 import time_machine
 
 from bot_ratelimit import Limiter, RedisStorage, Rule, Subject
+from bot_ratelimit.storage import decision_codec
 
 USERS = 200
 BURST = 5
@@ -57,11 +59,26 @@ async def work(port: int, limits: list[str], ready: Barrier) -> Report:
     )
 
 
+DECISIONS = "decisions"
+"""The list in Redis in which `record_decisions` logs."""
+_RECORDING = b"""
+local function decide_all() %b end
+local answer, time = decide_all(), redis.call('TIME')
+redis.call('RPUSH', 'decisions', time[1] .. ' ' .. time[2] .. ' ' .. ARGV[1] .. '|' .. answer)
+return answer
+"""
+
+
+def record_decisions() -> None:
+    """Let the script log each decision of this process with the time by Redis's clock."""
+    script = _RECORDING % decision_codec.SCRIPT
+    sha = hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
+    vars(decision_codec).update(_BY_HASH=(b"EVALSHA", sha), _BY_SOURCE=(b"EVAL", script))
+
+
 class Turns(NamedTuple):
     """What the waiters of one process got."""
 
-    granted: list[float]
-    """When, by the clock of the machine."""
     order: list[int]
     """The numbers of those who were granted, in that order; they came in the order of theirs."""
 
@@ -74,7 +91,8 @@ def take_turns(
 
 
 async def wait_in_turn(port: int, limit: str, seconds: float, ready: Barrier) -> Turns:
-    turns, numbers = Turns([], []), itertools.count()
+    turns, numbers = Turns([]), itertools.count()
+    record_decisions()
     async with aioredis.Redis(port=port) as client:
         limiter = Limiter(RedisStorage(client), timeout=5)
         await limiter.peek(limit, Subject(user=1))
@@ -84,7 +102,6 @@ async def wait_in_turn(port: int, limit: str, seconds: float, ready: Barrier) ->
             while True:
                 number = next(numbers)
                 await limiter.acquire(limit, Subject(user=1))
-                turns.granted.append(time.time())
                 turns.order.append(number)
 
         waiters = [asyncio.create_task(wait()) for _ in range(30)]

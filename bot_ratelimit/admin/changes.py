@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, Final
 
+from bot_ratelimit.admin import wording
 from bot_ratelimit.admin.views import Entry, RollbackPreview, RuleView
 from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.limit import Limit, parse_period
@@ -167,7 +168,8 @@ class Changes:
                 return replace(live, exempt=live.exempt | one, limited=live.limited - one)
             return replace(live, exempt=live.exempt - one, limited=live.limited | one)
 
-        return await self._change(f"{'exempt' if exempt else 'limit'} {id_}", alter, if_version)
+        what = f"{'exempt' if exempt else 'not exempt'} {id_}"
+        return await self._change(what, alter, if_version)
 
     async def pause(self, how_long: str, *, if_version: int | None = None) -> Overrides:
         """Switch all limits off for a while: a period such as `1h`, at most a day."""
@@ -347,7 +349,4 @@ def as_changed(view: RuleView, live: Overrides) -> RuleView:
 
 def _summary(overrides: Overrides) -> str:
     """An override as text for the audit: everything except who, when and what."""
-    content = json.loads(overrides.to_json())
-    for name in ("format", "version", "at", "by", "what"):
-        del content[name]
-    return json.dumps({name: each for name, each in content.items() if each}, ensure_ascii=False)
+    return wording.changes(overrides) or "{}"

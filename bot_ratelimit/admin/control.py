@@ -417,7 +417,7 @@ class Control:
         if subject.user is None or not self.limiter.keeps_statistics:
             return None
         found = await self.limiter.refused(subject.user)
-        return found or (None if self._counting(instances) is False else 0)
+        return found or (None if self._counting(instances) is False else found)
 
     def _counting(self, instances: Sequence[InstanceView]) -> bool | None:
         """Whether any instance counts decisions; None if that is unknown."""

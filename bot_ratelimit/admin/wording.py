@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from bot_ratelimit.overrides import Overrides
@@ -32,6 +33,8 @@ def duration(seconds: float, units: Sequence[str] = UNITS) -> str:
 def changed(live: Overrides) -> Mapping[str, Any]:
     """What a version changes: only the parts that change something."""
     content = {name: each for name, each in asdict(live).items() if name in _CHANGES and each}
+    if live.off_until:  # nobody reads Unix seconds
+        content["off_until"] = f"{datetime.fromtimestamp(live.off_until, UTC):%Y-%m-%d %H:%M} UTC"
     return {
         name: sorted(each) if isinstance(each, frozenset) else each
         for name, each in content.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiogram.types import TelegramObject
 
@@ -14,18 +14,16 @@ from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.rule import Rules
-from bot_ratelimit.settings import Settings
+from bot_ratelimit.storage.base import Storage
+from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.storage.redis import RedisStorage
+
+if TYPE_CHECKING:
+    from bot_ratelimit.storage.driver import Client
 
 log = logging.getLogger("bot_ratelimit")
 
 OnLimited: TypeAlias = Callable[[TelegramObject, Decision, dict[str, Any]], "Awaitable[Any] | Any"]
-
-POLICY: Final = {
-    "redis_key_prefix": "key_prefix",
-    "rate_limit_on_error": "on_error",
-    "rate_limit_timeout": "timeout",
-}
-"""Which environment setting is which argument of a Limiter."""
 
 
 class DefaultPrefix(str):
@@ -97,15 +95,9 @@ def check_limiter(limiter: Limiter, **others: object) -> None:
         )
 
 
-def check_policy(settings: Settings, limiter: object) -> None:
-    """Raise ConfigError if an environment variable contradicts the limiter."""
-    for field, name in POLICY.items():
-        value = getattr(settings, field)
-        if field in settings.model_fields_set and value != getattr(limiter, name, value):
-            raise ConfigError(
-                f"{field.upper()}={value!r} and a limiter with {name}={getattr(limiter, name)!r} "
-                f"are both given: unset the variable, or give it to Limiter({name}=...)"
-            )
+def storage_for(client: Client | None, memory_size: int = 10_000) -> Storage:
+    """Return the storage of a Redis client, or without one of this process."""
+    return MemoryStorage(memory_size) if client is None else RedisStorage(client)
 
 
 def announce(limiter: Limiter, rules: Rules) -> None:

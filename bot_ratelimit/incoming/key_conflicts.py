@@ -80,8 +80,8 @@ def class_registered_message(kind: type, observer: str = "message") -> str:
     )
 
 
-def separate_keys(groups: Iterable[tuple[Hashable, Rules]]) -> list[Rules]:
-    """Rename rules so that different limits use different keys, and return the rules of each group.
+def separate_keys(groups: Iterable[tuple[Hashable, Rules]]) -> list[tuple[Hashable, Rules]]:
+    """Rename rules so that different limits use different keys, and return the new groups.
 
     Args:
         groups: The rules of each middleware in the order of registration. The first value says what
@@ -89,7 +89,7 @@ def separate_keys(groups: Iterable[tuple[Hashable, Rules]]) -> list[Rules]:
     """
     taken: dict[tuple[Hashable, str], Rule] = {}
     names: dict[tuple[Hashable, str, object], str] = {}
-    result = []
+    result: list[tuple[Hashable, Rules]] = []
     for space, rules in groups:
         own = {(space, rule.path) for rule in rules}
         found = []
@@ -106,8 +106,13 @@ def separate_keys(groups: Iterable[tuple[Hashable, Rules]]) -> list[Rules]:
                 rule = _renamed(rule, names[original])
                 taken[space, rule.path] = rule
             found.append(rule)
-        result.append(rules_of(found))
+        result.append((space, rules_of(found)))
     return result
+
+
+def rules_by_path(groups: Iterable[tuple[Hashable, Rules]], space: Hashable) -> dict[str, Rule]:
+    """All rules that share keys with a group, by the path that they have in common."""
+    return {rule.path: rule for each, rules in groups if each == space for rule in rules}
 
 
 def conflict_message(before: Rule, now: Rule, other: Rule) -> str:

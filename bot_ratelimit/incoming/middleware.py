@@ -3,50 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
-from inspect import isawaitable
+from collections.abc import Hashable, Iterable, Mapping
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
 from aiogram import BaseMiddleware, Dispatcher
-from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY
-from aiogram.exceptions import TelegramAPIError
 from aiogram.types import TelegramObject, Update
 
-from bot_ratelimit.concurrency import Concurrency
-from bot_ratelimit.decision import Decision
-from bot_ratelimit.errors import ConfigError, NotSentError
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.incoming.admission import Admission, Handler
 from bot_ratelimit.incoming.arguments import (
-    POLICY,
     DefaultNames,
     DefaultPrefix,
     OnLimited,
     announce,
     check_limiter,
-    check_policy,
     check_rules,
     describe_type,
     notices_of,
+    storage_for,
 )
-from bot_ratelimit.incoming.bound_decision import BoundDecision
-from bot_ratelimit.incoming.event_filter import Counted, EventFilter, IsExempt
+from bot_ratelimit.incoming.event_filter import EventFilter, IsExempt
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
 from bot_ratelimit.incoming.flags import Flags
+from bot_ratelimit.incoming.from_settings import arguments_from, origins_of
 from bot_ratelimit.incoming.inventory import inventory
 from bot_ratelimit.incoming.key_conflicts import (
     class_registered_message,
     conflict_message,
     registered_middlewares,
+    rules_by_path,
     separate_keys,
 )
-from bot_ratelimit.incoming.notices import (
-    REFUSAL_KEY,
-    TEXTS,
-    Notices,
-    Refusal,
-    busy_notice_rule,
-)
+from bot_ratelimit.incoming.notices import TEXTS, Notices, busy_notice_rule
 from bot_ratelimit.incoming.registration import (
     check_dispatcher,
     check_exclude,
@@ -62,25 +52,13 @@ from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
 from bot_ratelimit.settings import Origin, Settings
-from bot_ratelimit.storage.base import Storage
-from bot_ratelimit.storage.memory import MemoryStorage
-from bot_ratelimit.storage.redis import RedisStorage
 from bot_ratelimit.storage.server import server_of
-from bot_ratelimit.waiting_allowed import without_waiting
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.driver import Client
 
 log = logging.getLogger("bot_ratelimit")
 
-Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
-
-DATA_KEY: Final = "rate_limit"
-"""The key of the Decision in a handler's data: `async def handler(message, rate_limit)`."""
-
-_STATE_NAME: Final = "_bot_ratelimit_decisions"
-_NOT_ASKED: Final = Counted(Subject(), None)
-"""Stands for an event of which it is not known yet whether it is counted."""
 _made: Final = count()
 
 
@@ -159,13 +137,10 @@ class RateLimitMiddleware(BaseMiddleware):
             per_bot=per_bot,
             once_per_update=once_per_update,
         )
-        self._on_limited = notices_of(on_limited)
+        notify = notices_of(on_limited)
         self._penalized = penalty is not None
         self._flags = Flags(penalty, limits=named_limits_of(named_limits or {}))
         self._number = next(_made)
-        # The middlewares of the bot with the same rules and keys; None if there are no others. An
-        # event that passes several of them is charged once.
-        self._equals: tuple[int, ...] | None = None
         self._dispatcher: object = None
         self._dispatchers: WeakSet[Dispatcher] = WeakSet()
         self._discovered: WeakSet[Dispatcher] = WeakSet()
@@ -173,7 +148,7 @@ class RateLimitMiddleware(BaseMiddleware):
         self._closes = limiter is None
         if limiter is None:
             limiter = Limiter(
-                _storage_for(redis_client),
+                storage_for(redis_client),
                 key_prefix=str(key_prefix) if isinstance(key_prefix, str) else key_prefix,
                 on_error="allow" if on_error is None else on_error,
                 timeout=0.25 if timeout is None else timeout,
@@ -197,6 +172,7 @@ class RateLimitMiddleware(BaseMiddleware):
         self.live = (
             Live(limiter, inventory=self.inventory, used=self._apply_overrides) if live else None
         )
+        self._admission = Admission(limiter, self._event_filter, notify, self.live)
         announce(limiter, self.rules)
 
     @classmethod
@@ -220,36 +196,10 @@ class RateLimitMiddleware(BaseMiddleware):
             raise ConfigError(f"settings is {describe_type(settings)}: expected Settings(...)")
         if overrides.get("limiter") is None:
             overrides.pop("limiter", None)
-        arguments: dict[str, Any] = {
-            "rate_limit": settings.rules(),
-            "exempt": settings.exempt(),
-            "penalty": settings.file.penalty,
-            "named_limits": settings.file.limits,
-        }
-        if settings.file.notices:
-            arguments["on_limited"] = settings.file.notices
-        policy = {name: getattr(settings, field) for field, name in POLICY.items()}
-        origins: dict[str, Origin] = {
-            "limits": "code" if "rate_limit" in overrides else settings.origin("rate_limit"),
-            "penalty": "code" if "penalty" in overrides else "file",
-        }
-        if "limiter" in overrides:
-            check_policy(settings, overrides["limiter"])
-            return cls(**arguments | overrides)._with_origins(origins)
-        arguments |= policy | overrides
-        of_limiter = [*policy, "observer", "statistics"]
-        limits = {name: arguments.pop(name) for name in of_limiter if name in arguments}
-        limits["memory_size"] = settings.rate_limit_memory_size
-        if "redis_client" in overrides:
-            client = arguments.pop("redis_client")
-            storage = _storage_for(client, settings.rate_limit_memory_size)
-        else:
-            if settings.redis_enabled is False:
-                log.warning("RateLimitMiddleware: Redis is disabled by REDIS_ENABLED=false")
-            storage = settings.storage()
-        middleware = cls(**arguments, limiter=Limiter(storage, **limits))
-        middleware._closes = True
-        return middleware._with_origins(origins)
+        middleware = cls(**arguments_from(settings, overrides))
+        middleware._closes = "limiter" not in overrides
+        middleware._origins = origins_of(settings, overrides)
+        return middleware
 
     def setup(
         self, dispatcher: Dispatcher, *, guard: bool = False, exclude: Iterable[str] = ()
@@ -307,15 +257,22 @@ class RateLimitMiddleware(BaseMiddleware):
             update, inner = event, carried_by(event) or event
             excluded = self._excluded.get(dispatcher) if dispatcher is not None else None
             if excluded and is_of_type(excluded, inner, update):
-                return await self._handle_uncounted(handler, event, data)
+                return await self._admission.handle_uncounted(handler, event, data)
         flag_rules = self._flags.rules_for(data.get("handler"), data.get("event_router"))
         if flag_rules is False:
-            return await self._handle_uncounted(handler, event, data)
-        rules = self.rules if flag_rules is True else flag_rules
+            return await self._admission.handle_uncounted(handler, event, data)
+        rules = self.rules
+        key: Hashable = self
+        if flag_rules is not True:
+            rules = flag_rules
+            # A handler's own limit is charged once, however many middlewares run before it.
+            key = (self.limiter.key_prefix, id(data.get("handler")))
         slots = self._flags.slots_for(data.get("handler"))
         if slots is None:
-            return await self._handle(rules, handler, event, inner, update, data)
-        return await self._handle_in_slot(slots, rules, handler, event, inner, update, data)
+            return await self._admission.handle(rules, key, handler, event, inner, update, data)
+        return await self._admission.handle_in_slot(
+            slots, rules, key, handler, event, inner, update, data
+        )
 
     async def reset(self, subject: Subject | int) -> bool:
         """Delete all counts of a user in this middleware; return True if there were any.
@@ -388,124 +345,6 @@ class RateLimitMiddleware(BaseMiddleware):
             await self.live.stop()
         await self.limiter.close()
 
-    async def _handle(
-        self,
-        rules: Rules,
-        handler: Handler,
-        event: TelegramObject,
-        inner: TelegramObject,
-        update: Update | None,
-        data: dict[str, Any],
-        counted: Counted | None = _NOT_ASKED,
-    ) -> Any:
-        decision, subject = await self._decide(rules, inner, update, data, counted)
-        data[DATA_KEY] = decision
-        if decision is None or decision.allowed:
-            return await handler(event, data)
-        await self._notify(inner, decision, subject, data)
-        return None
-
-    async def _handle_in_slot(
-        self,
-        slots: Concurrency,
-        rules: Rules,
-        handler: Handler,
-        event: TelegramObject,
-        inner: TelegramObject,
-        update: Update | None,
-        data: dict[str, Any],
-    ) -> Any:
-        """Handle the event while it holds a slot; without a slot it is not charged either."""
-        state = _dispatch_state(data)
-        key = ("slot", self.limiter.key_prefix, id(data.get("handler")))
-        if key in state:  # another middleware holds it in this dispatch
-            return await self._handle(rules, handler, event, inner, update, data)
-        counted = await self._event_filter.counted(inner, update, data)
-        if counted is None or self.limiter.is_banned(counted.subject):
-            return await self._handle(rules, handler, event, inner, update, data, counted)
-        async with self.limiter.slot(slots, counted.subject) as slot:
-            if slot.allowed:
-                state[key] = slot
-                try:
-                    return await self._handle(rules, handler, event, inner, update, data, counted)
-                finally:
-                    del state[key]
-        data[DATA_KEY] = slot
-        await self._notify(inner, slot, counted.subject, data)
-        return None
-
-    async def _decide(
-        self,
-        rules: Rules,
-        event: TelegramObject,
-        update: Update | None,
-        data: dict[str, Any],
-        counted: Counted | None,
-    ) -> tuple[Decision | None, Subject]:
-        """Return the decision of this dispatch, which is made only once."""
-        state = _dispatch_state(data)
-        # The own limit of a handler is charged once, however many middlewares run before it.
-        key = self if rules is self.rules else (self.limiter.key_prefix, id(data.get("handler")))
-        if key not in state:
-            if counted is _NOT_ASKED:
-                counted = await self._event_filter.counted(event, update, data)
-            if counted is None:
-                state[key] = (None, Subject())
-            else:
-                subject = counted.subject
-                applied: Rules | None = rules
-                if self.live is not None:
-                    if not self.live.is_ready:
-                        await self.live.begin()
-                    applied = self.live.applied(rules)
-                if applied is None:  # switched off by operators
-                    state[key] = (None, subject)
-                else:
-                    earlier = state.get(self._equals)
-                    if earlier is not None and earlier[:2] == (applied, counted):
-                        bound = earlier[2]
-                    else:
-                        decision = await self.limiter.hit(applied, subject, once=counted.once)
-                        bound = BoundDecision.of(decision, self.limiter, applied, subject)
-                        if self._equals is not None:
-                            state[self._equals] = applied, counted, bound
-                    state[key] = (bound, subject)
-        found: tuple[Decision | None, Subject] = state[key]
-        return found
-
-    async def _notify(
-        self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]
-    ) -> None:
-        if self._on_limited is None:
-            return
-        try:
-            if isinstance(self._on_limited, Notices):
-                # A late notice is useless, and it may delay a real answer.
-                with without_waiting():
-                    await self._on_limited.tell(event, decision, subject, self.limiter, data)
-            else:
-                data[REFUSAL_KEY] = Refusal(subject, self.limiter)
-                result = self._on_limited(event, decision, data)
-                if isawaitable(result):
-                    await result
-        except NotSentError as error:
-            log.debug("A user was not told about the rate limit: %s", error)
-        except TelegramAPIError as error:
-            # For example a user who blocked the bot, a 429, or a broken network: the event stays
-            # refused.
-            log.warning("Could not tell a user about the rate limit: %r", error)
-        except Exception as error:
-            # An error in the custom function: its author needs the traceback.
-            log.warning("Could not tell a user about the rate limit: %r", error, exc_info=error)
-
-    async def _handle_uncounted(
-        self, handler: Handler, event: TelegramObject, data: dict[str, Any]
-    ) -> Any:
-        # A guard may have decided. Anything else there belongs to the bot and is not a Decision.
-        if not isinstance(data.get(DATA_KEY), Decision):
-            data[DATA_KEY] = None
-        return await handler(event, data)
-
     def _discover(self, dispatcher: Any) -> None:
         """Prepare for a dispatcher at its start or first event, since only then it is known."""
         if isinstance(dispatcher, Dispatcher) and dispatcher not in self._discovered:
@@ -522,25 +361,15 @@ class RateLimitMiddleware(BaseMiddleware):
         middlewares = registered_middlewares(
             dispatcher, RateLimitMiddleware, lambda each: each._number
         )
-        spaces = [each._key_space for each in middlewares]
-        result = separate_keys(
-            [(space, each.rules) for space, each in zip(spaces, middlewares, strict=True)]
-        )
-        for middleware, rules, space in zip(middlewares, result, spaces, strict=True):
-            others = {
-                rule.path: rule
-                for each, other_rules in zip(spaces, result, strict=True)
-                if each == space
-                for rule in other_rules
-            }
-            middleware._use_rules(rules, others)
-        for middleware, space in zip(middlewares, spaces, strict=True):
-            equals = [
+        groups = separate_keys([(each._key_space, each.rules) for each in middlewares])
+        for middleware, (space, rules) in zip(middlewares, groups, strict=True):
+            middleware._use_rules(rules, rules_by_path(groups, space))
+            equals = tuple(
                 each._number
-                for each, other in zip(middlewares, spaces, strict=True)
-                if other == space and each.rules == middleware.rules
-            ]
-            middleware._equals = tuple(equals) if len(equals) > 1 else None
+                for each, group in zip(middlewares, groups, strict=True)
+                if group == (space, rules)
+            )
+            middleware._admission.equals = equals if len(equals) > 1 else None
 
     @property
     def _key_space(self) -> tuple[Hashable, str, bool]:
@@ -557,10 +386,6 @@ class RateLimitMiddleware(BaseMiddleware):
         penalty = rules[-1] if self._penalized else None
         self._flags = Flags(penalty, others, self._flags.limits)
 
-    def _with_origins(self, origins: Mapping[str, Origin]) -> RateLimitMiddleware:
-        self._origins.update(origins)
-        return self
-
     def _apply_overrides(self, overrides: Overrides) -> None:
         self._event_filter.set_live_exemptions(overrides.exempt, overrides.limited)
 
@@ -571,19 +396,3 @@ class RateLimitMiddleware(BaseMiddleware):
         if self._closes:
             self._closes = False
             dispatcher.shutdown.register(self.close)
-
-
-def _dispatch_state(data: dict[str, Any]) -> dict[object, Any]:
-    """Return the state of the current dispatch.
-
-    aiogram copies the data of a dispatch on its way to the routers. Only the event context is
-    passed on uncopied, also into other tasks, and aiogram makes a new one for every dispatch. So
-    the state is stored there.
-    """
-    attributes = getattr(data.get(EVENT_CONTEXT_KEY), "__dict__", None)
-    state: dict[object, Any] = {}
-    return state if attributes is None else attributes.setdefault(_STATE_NAME, state)
-
-
-def _storage_for(client: Client | None, memory_size: int = 10_000) -> Storage:
-    return MemoryStorage(memory_size) if client is None else RedisStorage(client)

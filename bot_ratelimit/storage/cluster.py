@@ -16,10 +16,11 @@ from redis.crc import key_slot
 from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.observer import Observer
 from bot_ratelimit.storage import driver
-from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, IDLE, LOG_EVERY, Connection
+from bot_ratelimit.storage.connection import CONNECT_TIMEOUT, IDLE, Connection
 from bot_ratelimit.storage.decision_codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.driver import Address, NodeEndpoint, Stream
 from bot_ratelimit.storage.faults import code_of, one_line, translated, unreachable
+from bot_ratelimit.storage.latency import LOG_EVERY
 from bot_ratelimit.storage.request import Redirect, Request
 
 log = logging.getLogger("bot_ratelimit")

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import pytest
 import redis.asyncio as aioredis
+import typer
 
 from bot_ratelimit import Penalty, RateLimitMiddleware, Rule, Scope
 from bot_ratelimit.__main__ import main
-from bot_ratelimit.admin import cli
-from bot_ratelimit.admin.cli import app
+from bot_ratelimit.admin.cli import app, session
 from tests.incoming.support import Instance
 from tests.servers import Server, free_port
 
@@ -156,6 +156,19 @@ async def test_a_roll_back_shows_what_it_does_and_does_only_that(bot: Instance) 
     assert (await run("history", "--json")).json[0]["what"] == "set messages 9/hour"
 
 
+async def test_a_roll_back_says_that_the_document_is_invalid(
+    bot: Instance, client: aioredis.Redis
+) -> None:
+    """It names the version that stays in force meanwhile, and what replaces the document."""
+    await run("set", "messages", "2/h", "--yes")
+    await client.set("shop:ratelimit:live", "nonsense", ex=1_000)
+    asked = await run("rollback", typed="n\n")
+    assert asked.out.splitlines() == [
+        "the live document is invalid; version 1 stays in force",
+        'roll back to version 1: {"rules": {"messages": {"limit": "2/hour"}}}',
+    ]
+
+
 async def test_it_works_in_60_columns_and_through_a_pipe(bot: Instance) -> None:
     """In 60 columns nothing is cut and no line is longer; in a pipe a rule is one line."""
     narrow, piped = await asyncio.gather(run("config", COLUMNS="60"), run("limits"))
@@ -285,6 +298,39 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     assert await bot.send("3") == [True]
 
 
+async def test_a_program_that_must_confirm_is_told_what(bot: Instance) -> None:
+    """With --json, the change is shown beside the question; standard output has only the result."""
+    asked = await run("ban", "42", "1h", "spam", "--json", typed="n\n")
+    assert (asked.status, asked.out) == (5, "")
+    assert asked.err.startswith("ban user 42 for 1h: spam\nBan? [y/N] not confirmed")
+    done = await run("ban", "42", "1h", "--json", typed="y\n")
+    assert (done.status, done.json["subject"]["user"]) == (0, 42)
+    assert (await run("unban", "42", "--json", "--yes")).err == ""
+
+
+async def test_a_closed_standard_input_confirms_nothing(bot: Instance) -> None:
+    """Started by a service without standard input, a change is not confirmed: status 5."""
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", 'exec "$0" -m bot_ratelimit ban 42 1h <&-', sys.executable),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, told = await process.communicate()
+    assert process.returncode == 5, told.decode()
+    assert b"Traceback" not in told
+    assert (await run("bans")).out == "nobody is banned\n"
+
+
+async def test_unban_names_the_option_for_a_ban_in_one_chat(bot: Instance) -> None:
+    """A ban in one chat is lifted with `--chat`; without it, the command says how."""
+    await run("ban", "42", "1h", "--chat", "-100", "--yes")
+    without = await run("unban", "42", "--yes")
+    assert without.out.endswith("was not banned; for a ban in one chat, add --chat\n")
+    within = await run("unban", "42", "--chat", "-100", "--yes")
+    assert within.out.endswith("\nunbanned\n")
+
+
 async def test_a_chat_is_banned_by_its_negative_id(bot: Instance) -> None:
     """A negative id is a chat's; `--chat` bans a user in one chat only."""
     chat, member = await asyncio.gather(
@@ -324,15 +370,15 @@ def test_a_user_without_a_name_operates(environment: pytest.MonkeyPatch) -> None
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         environment.delenv(name, raising=False)
     environment.setattr(pwd, "getpwuid", unknown)
-    assert cli._operator() == str(os.getuid())
+    assert session.operator() == str(os.getuid())
 
 
 def test_the_documents_have_every_command() -> None:
     """The table in docs/admin.md names every command, and none that is not there."""
     text = (ROOT / "docs" / "admin.md").read_text("utf-8")
     named = set(re.findall(r"^\| `bot-ratelimit (\w+)", text, re.MULTILINE))
-    found = {each.name or each.callback.__name__ for each in app.registered_commands}  # type: ignore[union-attr]  # each has one
-    assert named == found
+    group: Any = typer.main.get_group(app)
+    assert named == set(group.commands)
 
 
 def test_the_package_does_not_import_the_command() -> None:

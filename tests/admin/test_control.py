@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import timedelta
@@ -26,8 +27,8 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
-from bot_ratelimit.admin import printing
 from bot_ratelimit.admin.changes import ConflictError
+from bot_ratelimit.admin.cli import printing
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.bans import FOREVER
 from bot_ratelimit.overrides import Overrides
@@ -199,6 +200,15 @@ async def test_rolling_back_does_not_drop_what_came_meanwhile(
     with pytest.raises(ConflictError, match="boris@web changed the live limits in the meantime"):
         await changes.rollback()
     assert set((await boris.changes.current()).rules) == {"messages", "chat"}
+
+
+async def test_the_audit_is_for_people(bot: OperatedBot) -> None:
+    """It says until when limits are off as a date, and what is no longer exempt in plain words."""
+    await bot.control.changes.pause("1h")
+    await bot.control.changes.set_exempt(42, False)
+    latest, before = await bot.control.audit()
+    assert latest.what == "not exempt 42"
+    assert re.fullmatch(r'\{"off_until": "20\d\d-\d\d-\d\d \d\d:\d\d UTC"\}', before.after)
 
 
 async def test_an_entry_of_a_newer_version_does_not_hide_the_audit(bot: OperatedBot) -> None:

@@ -129,7 +129,7 @@ async def test_pages_need_nothing_from_elsewhere(bot: Site, reader: Reader) -> N
         ("ban?user=7&how_long=soon", "'soon'"),
         ("ban?how_long=1h", "User: expected the id of a user, or the negative id of a chat."),
         ("limit?name=messages&limit=5", "a limit is AMOUNT/PERIOD"),
-        ("limit?name=messages&limit=3/hour", "Nothing to change of 'messages'"),
+        ("limit?name=messages&limit=3/hour&state=on", "This is in force already: change the limit"),
         ("limit?name=nope", "No rule is called 'nope': expected one of ban, chat, messages."),
         ("penalty?after=5/minute&ban=soon", "soon"),
         ("pause?how_long=2d", "'2d': limits can be off for 1 s at least and a day at most."),
@@ -142,6 +142,13 @@ async def test_pages_need_nothing_from_elsewhere(bot: Site, reader: Reader) -> N
 async def test_what_makes_no_sense_is_told(reader: Reader, path: str, said: str) -> None:
     """A mistake gets 422 and one sentence, on the page where it was made."""
     assert said in words(await reader.get(path, 422))
+
+
+@pytest.mark.parametrize("path", [*PEOPLE, *LIMITS])
+async def test_no_button_touches_the_field_above_it(reader: Reader, path: str) -> None:
+    """What follows hidden fields has no margin, so these stand at the top of a form."""
+    page = await reader.get(path)
+    assert not re.search(r'type="hidden"[^>]*>\s*<button', page)
 
 
 async def test_a_mistake_that_is_sent_changes_nothing(bot: Site, reader: Reader) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 
-from bot_ratelimit import RedisStorage, StorageError
+from bot_ratelimit import Observer, RedisStorage, StorageError
 from bot_ratelimit.errors import NotConnectedError, QueueFullError
 from bot_ratelimit.storage import connection as connections
+from bot_ratelimit.storage import request_queue
 from bot_ratelimit.storage.connection import Connection
+from bot_ratelimit.storage.latency import Latency
 from bot_ratelimit.storage.request import AGAIN, Call, ParsedReplies, Redirect, Request
 from tests.benches import TIMEOUT, charge
 
@@ -172,7 +174,7 @@ async def test_a_full_batch_never_waits(
     connection: Connection[str], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch of maximum weight is sent, however many are in progress."""
-    monkeypatch.setattr(connections, "MAX_WEIGHT", 3)
+    monkeypatch.setattr(request_queue, "MAX_WEIGHT", 3)
     await open_stream(connection)
     ask(connection, "a", "b", "c", "d", "eeee", "f", "g", "h")
     assert server.wire.sent == [["a"], ["b+c+d"], ["eeee"], ["f+g+h"]]
@@ -183,7 +185,7 @@ async def test_requests_to_a_far_server_do_not_wait_for_a_round_trip(
 ) -> None:
     """To a far server, requests are sent within a millisecond, beside those in progress."""
     await open_stream(connection)
-    connection._round_trip = 0.12
+    connection._latency.round_trip = 0.12
     first = ask(connection, "a", "b")
     async with asyncio.timeout(1):
         while len(server.wire.sent) < 2:  # noqa: ASYNC110 - nothing tells of a write
@@ -261,6 +263,7 @@ async def test_a_bug_in_the_codec_fails_only_its_requests(server: Server) -> Non
             return super().read(call, replies)
 
     connection = Connection(server, Buggy())
+    connection.observer = Observer()
     await open_stream(connection)
     a, b = ask(connection, "a", "b")
     await server.wire.reply("ok", "ok")
@@ -447,13 +450,9 @@ async def test_a_long_timeout_is_waited_for(
 
 
 @pytest.mark.parametrize("took", [0.27, 0.9, 1.07, 1.19, 12.0])
-async def test_the_advised_timeout_is_long_enough(
-    connection: Connection[str], took: float, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_advised_timeout_is_long_enough(took: float, caplog: pytest.LogCaptureFixture) -> None:
     """The log advises a time-out that is longer than the answer took."""
-    await open_stream(connection)
-    (request,) = [Request("a", 1, 0.25, asyncio.get_running_loop().create_future())]
-    connection._measure(Call([request], []), took)
+    Latency(lambda: "redis.test:6379").measure(took, timeout=0.25, now=0.0)
     (advised,) = re.findall(r"raise it to ([\d.]+) or more", caplog.text)
     assert took < float(advised) < 1.5 * took
 

@@ -45,6 +45,22 @@ async def set_(context: Context, name: str, change: dict[str, Any], version: int
     return await _held(context, context.control.set_rule(name, **change, if_version=version))
 
 
+async def penalty(context: Context, table: dict[str, Any] | None, version: int) -> str:
+    """Change the ban for users who keep sending, or undo its changes."""
+    wanted = table or {"after": None}
+    return await _held(context, context.control.changes.set_penalty(**wanted, if_version=version))
+
+
+async def exempt(context: Context, id_: int, version: int) -> str:
+    """Exempt a user or chat from all limits."""
+    return await _held(context, context.control.changes.set_exempt(id_, True, if_version=version))
+
+
+async def limit(context: Context, id_: int, version: int) -> str:
+    """Limit a user or chat, even if the bot exempts them."""
+    return await _held(context, context.control.changes.set_exempt(id_, False, if_version=version))
+
+
 async def rollback(context: Context, to: int | None, version: int | None) -> str:
     """Return to an earlier version."""
     return await _held(context, context.control.changes.rollback(to, if_version=version))
@@ -78,11 +94,14 @@ ACTIONS: Final[Mapping[str, Callable[..., Awaitable[str]]]] = {
     "ban": ban,
     "unban": unban,
     "set": set_,
+    "penalty": penalty,
+    "exempt": exempt,
+    "limit": limit,
     "rollback": rollback,
     "pause": pause,
     "resume": resume,
 }
 """The actions by the name that `Context.ask` was given, which also names the button's text."""
 
-SLOW: Final = frozenset({"set", "rollback", "pause", "resume"})
+SLOW: Final = frozenset({"set", "penalty", "exempt", "limit", "rollback", "pause", "resume"})
 """Those that wait for the instances."""

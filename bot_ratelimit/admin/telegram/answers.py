@@ -20,6 +20,7 @@ from bot_ratelimit.admin.views import (
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.incoming.inventory import EVERYWHERE
 from bot_ratelimit.overrides import Overrides
+from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Subject
 from bot_ratelimit.statistics import Refusals
 from bot_ratelimit.storage.banlist import Ban
@@ -172,6 +173,11 @@ class Writer:
             text = words("rule_penalty", ban=words.duration(view.ban_ms / 1e3), limit=text)
         marks = (("rule_shadow", view.shadow), ("rule_off", view.off))
         return Html("; ".join([text, *(words(word) for word, on in marks if on)]))
+
+    def penalty(self, penalty: Penalty) -> Html:
+        """The ban for users who keep sending."""
+        length = self._words.duration(penalty.ban_ms / 1e3)
+        return self._words("rule_penalty", ban=length, limit=penalty.limit)
 
     def ban(self, found: Ban) -> Html:
         """Describe a ban: its end, who made it, and the reason."""

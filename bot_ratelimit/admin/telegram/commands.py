@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-from bot_ratelimit.admin import wording
-from bot_ratelimit.admin.changes import check_pause
 from bot_ratelimit.admin.telegram.buttons import Answer, ButtonPress
 from bot_ratelimit.admin.telegram.context import CommandCall, Context
+from bot_ratelimit.admin.telegram.live_commands import (
+    ask_rollback,
+    exempt,
+    pause,
+    penalty,
+    resume,
+    rollback,
+    setlimit,
+)
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.telegram.texts import Html
 from bot_ratelimit.admin.views import named
@@ -19,13 +26,6 @@ from bot_ratelimit.rule import Subject
 _BANS: Final = 8
 """Bans on a page."""
 _FOREVER: Final = frozenset({"forever", "навсегда"})
-_SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
-    "off": {"off": True},
-    "on": {"off": False},
-    "shadow": {"shadow": True},
-    "enforce": {"shadow": False},
-    "default": {"default": True},
-}
 
 
 # --- what is shown --------------------------------------------------------------------------------
@@ -147,69 +147,6 @@ async def ask_unban(context: Context, subject: Subject) -> Answer:
     )
 
 
-async def setlimit(context: Context, call: CommandCall) -> Answer:
-    """Change a rule on every instance."""
-    context.needs_live()
-    name, wanted = [*call.arguments.split(maxsplit=1), "", ""][:2]
-    known = [each.name for each in await context.control.limits()]
-    if name not in known or not wanted:
-        raise UnclearError("usage_setlimit", command=call.name, names=", ".join(known))
-    change: dict[str, Any] = dict(_SWITCHES.get(wanted.lower()) or {"limit": wanted})
-    seen = await context.control.preview(name, **change)
-    text = context.words(
-        "ask_set",
-        name=name,
-        before=context.write.limit(seen.before),
-        after=context.write.limit(seen.after),
-    )
-    return await context.ask("set", text, name=name, change=change, version=seen.version)
-
-
-async def rollback(context: Context, call: CommandCall) -> Answer:
-    """Return to an earlier version."""
-    number = call.arguments.strip()
-    if number and not (number.isascii() and number.isdecimal() and len(number) < 10):
-        raise UnclearError("usage_rollback")
-    return await ask_rollback(context, int(number) if number else None)
-
-
-async def ask_rollback(context: Context, version: int | None) -> Answer:
-    """The question, after the command or a button."""
-    context.needs_live()
-    known = {0, *(each.version for each in await context.control.changes.history())}
-    if version is not None and version not in known:
-        versions = ", ".join(map(str, sorted(known)))
-        raise UnclearError("no_version", version=version, versions=versions)
-    found = await context.control.changes.preview_rollback(version)
-    to, seen = found.target.version, found.live.version
-    if found.is_invalid and version is None:
-        return await context.ask(
-            "rollback", context.words("ask_rollback_invalid"), to=to, version=seen
-        )
-    changes = wording.changes(found.target) or context.words("no_changes")
-    text = context.words("ask_rollback", version=to, changes=changes)
-    return await context.ask("rollback", text, to=to, version=seen)
-
-
-async def pause(context: Context, call: CommandCall) -> Answer:
-    """Switch all limits off for some time."""
-    context.needs_live()
-    try:
-        seconds = check_pause(call.arguments)
-    except ConfigError:
-        raise UnclearError("usage_pause", command=call.name) from None
-    version = (await context.control.changes.current()).version
-    text = context.words("ask_pause", length=context.words.duration(seconds))
-    return await context.ask("pause", text, length=call.arguments, version=version)
-
-
-async def resume(context: Context, call: CommandCall) -> Answer:
-    """Switch all limits on again."""
-    context.needs_live()
-    version = (await context.control.changes.current()).version
-    return await context.ask("resume", context.words("ask_resume"), version=version)
-
-
 def _banned(subject: Subject) -> Subject:
     """The target of a ban: a user everywhere, or a whole chat."""
     if subject.user is not None:
@@ -230,6 +167,8 @@ COMMANDS: Final[Mapping[str, _Shows]] = {
     "top": top,
     "stats": stats,
     "setlimit": setlimit,
+    "penalty": penalty,
+    "exempt": exempt,
     "history": history,
     "rollback": rollback,
     "pause": pause,

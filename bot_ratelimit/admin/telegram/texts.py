@@ -91,6 +91,12 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "reason": "Reason: <code>{reason}</code>",
         "ask_unban": "Unban {who}?",
         "ask_set": "Change <code>{name}</code>?\n{before} → <b>{after}</b>",
+        "ask_penalty": "Change the ban for users who keep sending while they are refused?\n"
+        "{before} → <b>{after}</b>",
+        "no_penalty": "none",
+        "penalty_default": "without live changes",
+        "ask_exempt": "Exempt {who} from all limits and bans?",
+        "ask_limit": "Limit {who} again, even if the bot's configuration exempts this id?",
         "ask_rollback": "Roll back to version {version}?\n<code>{changes}</code>",
         "ask_rollback_invalid": "The live limits cannot be read. Replace them with the last good "
         "version?",
@@ -111,6 +117,9 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "yes_ban": "Ban",
         "yes_unban": "Unban",
         "yes_set": "Change",
+        "yes_penalty": "Change",
+        "yes_exempt": "Exempt",
+        "yes_limit": "Limit again",
         "yes_rollback": "Roll back",
         "yes_pause": "Switch off",
         "yes_resume": "Switch on",
@@ -145,6 +154,11 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "usage_setlimit": "For example <code>/{command} NAME 2/minute</code>; instead of a limit "
         "also <code>off</code>, <code>on</code>, <code>shadow</code>, <code>enforce</code> or "
         "<code>default</code>. Names: <code>{names}</code>",
+        "usage_penalty": "For example <code>/{command} 10/minute 15m</code>: a ban of 15 minutes "
+        "after 10 refused messages in a minute. With <code>grows</code> at the end, each further "
+        "ban is twice as long. <code>/{command} default</code> undoes the change.",
+        "usage_exempt": "For example <code>/{command} 42</code>, or "
+        "<code>/{command} 42 off</code> to limit them again.",
         "usage_pause": "For how long? For example <code>/{command} 1h</code>, at most a day.",
         "usage_rollback": "To which version? Give a number from /{prefix}history, 0 to drop all "
         "changes, or nothing for the previous version.",
@@ -228,6 +242,13 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "reason": "Причина: <code>{reason}</code>",
         "ask_unban": "Разбанить: {who}?",
         "ask_set": "Изменить <code>{name}</code>?\n{before} → <b>{after}</b>",
+        "ask_penalty": "Изменить бан для тех, кто продолжает писать после отказа?\n"
+        "{before} → <b>{after}</b>",
+        "no_penalty": "нет",
+        "penalty_default": "без изменений на ходу",
+        "ask_exempt": "Добавить в исключения: {who}? Лимиты и баны перестанут действовать.",
+        "ask_limit": "Убрать из исключений: {who}? Лимиты и баны будут действовать, даже если id "
+        "исключён в настройках бота.",
         "ask_rollback": "Вернуть версию {version}?\n<code>{changes}</code>",
         "ask_rollback_invalid": "Изменения на ходу повреждены и не читаются. Заменить их последней "
         "исправной версией?",
@@ -247,6 +268,9 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "yes_ban": "Забанить",
         "yes_unban": "Разбанить",
         "yes_set": "Изменить",
+        "yes_penalty": "Изменить",
+        "yes_exempt": "В исключения",
+        "yes_limit": "Ограничивать",
         "yes_rollback": "Вернуть",
         "yes_pause": "Выключить",
         "yes_resume": "Включить",
@@ -280,6 +304,11 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "usage_setlimit": "Например, <code>/{command} NAME 2/minute</code>; вместо лимита можно "
         "<code>off</code>, <code>on</code>, <code>shadow</code>, <code>enforce</code> или "
         "<code>default</code>. Имена: <code>{names}</code>",
+        "usage_penalty": "Например, <code>/{command} 10/minute 15m</code>: бан на 15 минут после "
+        "10 отказов за минуту. Если добавить <code>grows</code>, каждый следующий бан вдвое "
+        "дольше. <code>/{command} default</code> отменяет изменение.",
+        "usage_exempt": "Например, <code>/{command} 42</code>; <code>/{command} 42 off</code> "
+        "снова включает лимиты.",
         "usage_pause": "На какой срок? Например, <code>/{command} 1h</code>, не больше суток.",
         "usage_rollback": "К какой версии? Укажите номер из /{prefix}history; 0 отменяет все "
         "изменения, без номера вернётся предыдущая версия.",

@@ -49,6 +49,8 @@ async def _before_limit(control: Control, form: Form) -> dict[str, Any]:
     }
     if not default and not {"state", "limit", "shadow", "off"} & {*_said(form)}:
         return found
+    if not wanted and not default:
+        return {**found, "error": "this is in force already: change the limit or the state"}
     try:
         preview = await control.preview(rule.name, **wanted, default=default)
     except ConfigError as error:

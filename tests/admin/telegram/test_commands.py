@@ -216,6 +216,51 @@ async def test_limits_are_paused_and_resumed(bot: OperatedBot) -> None:
         assert "at most a day" in await bot.says(wrong)
 
 
+async def test_a_user_is_exempt_and_limited_again(bot: OperatedBot) -> None:
+    """/exempt lifts all limits and bans of one user; with `off` they hold again."""
+    assert "is banned" in await bot.asks("/ban 42 1h", "Ban")
+    assert not await bot.is_handled()
+    assert "Exempt user <code>42</code> from all limits and bans?" in await bot.says("/exempt 42")
+    assert "Version 1: <code>exempt 42</code>" in await bot.presses("Exempt")
+    assert [await bot.is_handled() for _ in range(5)] == [True] * 5
+    assert "exempt: never limited" in await bot.says("/who 42")
+    assert "Limit user <code>42</code> again" in await bot.says("/exempt 42 off")
+    assert "Version 2" in await bot.presses("Limit again")
+    assert not await bot.is_handled()
+    assert "to limit them again" in await bot.says("/exempt 42 now")
+    assert "Whom?" in await bot.says("/exempt")
+
+
+async def test_a_member_is_exempt_everywhere_and_a_group_as_a_whole(bot: OperatedBot) -> None:
+    """In a group, a reply exempts the user, not the group; the group's id exempts all in it."""
+    spammer = message("hi", **{"from": user(42), "chat": GROUP})
+    await bot.says("/exempt", chat=GROUP, reply_to_message=spammer)
+    assert "<code>exempt 42</code>" in await bot.presses("Exempt")
+    assert "Exempt chat <code>-100500</code>" in await bot.says("/exempt -100500")
+    assert "<code>exempt -100500</code>" in await bot.presses("Exempt")
+    assert all([await bot.is_handled(by=43, chat=GROUP) for _ in range(5)])
+
+
+async def test_a_penalty_is_added_changed_and_dropped(bot: OperatedBot) -> None:
+    """/penalty bans users who keep sending, on every instance, until it is undone."""
+    assert "none → <b>ban of 1 h after 4/hour</b>" in await bot.says("/penalty 4/hour 1h")
+    assert "penalty 1h after 4/hour" in await bot.presses("Change")
+    for _ in range(8):
+        await bot.is_handled()
+    assert "<b>banned</b>" in await bot.says("/who 42")
+    asked = await bot.says("/penalty 5/hour 2h grows")
+    assert "ban of 1 h after 4/hour → <b>ban of 2 h after 5/hour</b>" in asked
+    await bot.presses("Change")
+    changes = Control.of(bot.middleware, "test").changes
+    assert (await changes.current()).penalty == {"after": "5/hour", "ban": "2h", "grows": True}
+    assert "<b>without live changes</b>" in await bot.says("/penalty default")
+    await bot.presses("Change")
+    assert (await changes.current()).penalty is None
+    for wrong in ("/penalty", "/penalty 5/hour", "/penalty 5/hour 1h shrinks"):
+        assert "undoes the change" in await bot.says(wrong)
+    assert "That did not work" in await bot.says("/penalty often 1h")
+
+
 async def test_top_and_stats_count_refusals(storage: Storage) -> None:
     """/top ranks users, with a button for each; /stats has a line for each hour."""
     async with operated_bot_on(storage, statistics=True) as bot:
@@ -232,7 +277,8 @@ async def test_top_and_stats_count_refusals(storage: Storage) -> None:
 async def test_what_needs_an_option_says_which() -> None:
     """Commands that need live=True or statistics=True name the missing option; others work."""
     async with operated_bot_on(MemoryStorage(), live=False) as bot:
-        for command in ("/setlimit messages 1/h", "/rollback", "/history", "/pause 1h", "/resume"):
+        for command in ("/setlimit messages 1/h", "/rollback", "/history", "/pause 1h", "/resume",
+                        "/penalty 9/h 1h", "/exempt 42"):  # fmt: skip
             assert "live=True" in await bot.says(command)
         for command in ("/top", "/stats"):
             assert "statistics=True" in await bot.says(command)

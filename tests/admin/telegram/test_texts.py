@@ -74,7 +74,8 @@ async def test_a_whole_conversation_in_russian(storage: Any) -> None:
             for text in ("/limits", "/who 42", "/try 42", "/top", "/stats", "/health", "/bans",
                          "/history", "/forgive 42", "/ban 42 1h spam", "/unban 42",
                          "/setlimit messages 1/h", "/setlimit", "/rollback", "/pause 1d",
-                         "/resume", "/who", "/who x", "/ban 42", f"/ban {1002} 1h")
+                         "/resume", "/penalty 9/h 1h", "/penalty", "/exempt 42", "/exempt 42 off",
+                         "/exempt 42 x", "/who", "/who x", "/ban 42", f"/ban {1002} 1h")
         ]  # fmt: skip
         for text in heard:
             assert re.search("[а-я]{3}", text)

@@ -15,6 +15,7 @@ from bot_ratelimit.admin import wording
 from bot_ratelimit.admin.encoding import plain, to_json
 from bot_ratelimit.admin.views import (
     ConfigView,
+    Entry,
     HealthView,
     InstanceView,
     RuleView,
@@ -22,6 +23,8 @@ from bot_ratelimit.admin.views import (
     who,
 )
 from bot_ratelimit.admin.wording import duration
+from bot_ratelimit.bans import FOREVER
+from bot_ratelimit.decision import Decision
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.storage.banlist import Ban
 
@@ -29,15 +32,15 @@ _WIDE: Final = 200
 """Columns if the output is a pipe: wide, so that programs such as grep see whole lines."""
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """Where results go: as wide as the terminal, or as COLUMNS says."""
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=_WIDE if piped else None, highlight=False, soft_wrap=False)
+    piped = not (sys.stderr if stderr else sys.stdout).isatty() and "COLUMNS" not in os.environ
+    return Console(width=_WIDE if piped else None, highlight=False, soft_wrap=False, stderr=stderr)
 
 
-def say(*lines: RenderableType) -> None:
+def say(*lines: RenderableType, stderr: bool = False) -> None:
     """Print lines and tables."""
-    out = console()
+    out = console(stderr=stderr)
     for line in lines:
         out.print(line, markup=False) if isinstance(line, str) else out.print(line)
 
@@ -183,6 +186,19 @@ def subject(view: SubjectView) -> list[RenderableType]:
     return [*lines, table(("RULE", "LEFT", "ALLOWED", "KEY"), rows)]
 
 
+def decision(found: Decision | None) -> str:
+    """Whether an update would be handled, and if not, until when; None if no limit applies."""
+    if found is None:
+        return "allowed: not limited"
+    if found.allowed:
+        return f"allowed: {found.remaining} left of {found.rule}"
+    if found.retry_after >= FOREVER:
+        return "banned forever"
+    if found.banned:
+        return f"banned, for {duration(found.retry_after)}"
+    return f"refused by {found.rule}, for {duration(found.retry_after)}"
+
+
 def ban(found: Ban) -> str:
     """Describe a ban: its end, who made it, and the reason."""
     by = f", by {found.by}" if found.by else ""
@@ -201,6 +217,26 @@ def bans(found: Sequence[Ban]) -> RenderableType:
     return table(
         ("WHO", "BANNED", "BY", "REASON"),
         [(who(each.subject), ban_length(each), each.by, each.reason) for each in found],
+    )
+
+
+def history(versions: Sequence[Overrides]) -> RenderableType:
+    """The versions to roll back to."""
+    if not versions:
+        return "no changes"
+    return table(
+        ("VERSION", "WHEN", "BY", "WHAT", "CHANGES"),
+        [(each.version, moment(each.at), each.by, each.what, changes(each)) for each in versions],
+    )
+
+
+def audit(entries: Sequence[Entry]) -> RenderableType:
+    """What operators did."""
+    if not entries:
+        return "nothing"
+    return table(
+        ("WHEN", "BY", "WHAT", "BEFORE", "AFTER"),
+        [(moment(each.at), each.by, each.what, each.before, each.after) for each in entries],
     )
 
 

@@ -1,0 +1,206 @@
+"""Admission: whether an event is handled, which is decided once in each dispatch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Hashable
+from inspect import isawaitable
+from typing import Any, Final, TypeAlias
+
+from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY
+from aiogram.exceptions import TelegramAPIError
+from aiogram.types import TelegramObject, Update
+
+from bot_ratelimit.concurrency import Concurrency
+from bot_ratelimit.decision import Decision
+from bot_ratelimit.errors import NotSentError
+from bot_ratelimit.incoming.arguments import OnLimited
+from bot_ratelimit.incoming.bound_decision import BoundDecision
+from bot_ratelimit.incoming.event_filter import Counted, EventFilter
+from bot_ratelimit.incoming.notices import REFUSAL_KEY, Notices, Refusal
+from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.live import Live
+from bot_ratelimit.rule import Rules, Subject
+from bot_ratelimit.waiting_allowed import without_waiting
+
+log = logging.getLogger("bot_ratelimit")
+
+Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
+
+DATA_KEY: Final = "rate_limit"
+"""The key of the Decision in a handler's data: `async def handler(message, rate_limit)`."""
+
+_STATE_NAME: Final = "_bot_ratelimit_decisions"
+_NOT_ASKED: Final = Counted(Subject(), None)
+"""Stands for an event of which it is not known yet whether it is counted."""
+
+
+class Admission:
+    """Passes an event to its handler with the Decision, or refuses it and tells the user.
+
+    Args:
+        limiter: Decides.
+        event_filter: Says whether an event counts, and for whom.
+        on_limited: Tells a refused user; None for no notice.
+        live: What operators change while the bot runs; None for nothing.
+    """
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        event_filter: EventFilter,
+        on_limited: Notices | OnLimited | None,
+        live: Live | None,
+    ) -> None:
+        self._limiter = limiter
+        self._event_filter = event_filter
+        self._on_limited = on_limited
+        self._live = live
+        self.equals: tuple[int, ...] | None = None
+        """The middlewares of the bot with the same rules and keys; None if there are no others. An
+        event that passes several of them is charged once."""
+
+    async def handle(
+        self,
+        rules: Rules,
+        key: Hashable,
+        handler: Handler,
+        event: TelegramObject,
+        inner: TelegramObject,
+        update: Update | None,
+        data: dict[str, Any],
+        counted: Counted | None = _NOT_ASKED,
+    ) -> Any:
+        """Handle the event, or refuse it by returning None.
+
+        Args:
+            rules: The rules that apply.
+            key: Within a dispatch, the decision under the same key is made only once.
+            handler: The next middleware or the handler.
+            event: What the handler takes.
+            inner: The event, or what it carries if it is an update.
+            update: The update, if it is known.
+            data: The data of the dispatch.
+            counted: For whom the event counts, if this is known already.
+        """
+        decision, subject = await self._decide(rules, key, inner, update, data, counted)
+        data[DATA_KEY] = decision
+        if decision is None or decision.allowed:
+            return await handler(event, data)
+        await self._tell(inner, decision, subject, data)
+        return None
+
+    async def handle_in_slot(
+        self,
+        slots: Concurrency,
+        rules: Rules,
+        key: Hashable,
+        handler: Handler,
+        event: TelegramObject,
+        inner: TelegramObject,
+        update: Update | None,
+        data: dict[str, Any],
+    ) -> Any:
+        """Handle the event while it holds a slot; without a slot it is not charged either."""
+        state = _dispatch_state(data)
+        held = ("slot", self._limiter.key_prefix, id(data.get("handler")))
+        if held in state:  # another middleware holds it in this dispatch
+            return await self.handle(rules, key, handler, event, inner, update, data)
+        counted = await self._event_filter.counted(inner, update, data)
+        if counted is None or self._limiter.is_banned(counted.subject):
+            return await self.handle(rules, key, handler, event, inner, update, data, counted)
+        async with self._limiter.slot(slots, counted.subject) as slot:
+            if slot.allowed:
+                state[held] = slot
+                try:
+                    return await self.handle(
+                        rules, key, handler, event, inner, update, data, counted
+                    )
+                finally:
+                    del state[held]
+        data[DATA_KEY] = slot
+        await self._tell(inner, slot, counted.subject, data)
+        return None
+
+    async def handle_uncounted(
+        self, handler: Handler, event: TelegramObject, data: dict[str, Any]
+    ) -> Any:
+        """Handle an event to which no rules apply."""
+        # A guard may have decided. Anything else there belongs to the bot and is not a Decision.
+        if not isinstance(data.get(DATA_KEY), Decision):
+            data[DATA_KEY] = None
+        return await handler(event, data)
+
+    async def _decide(
+        self,
+        rules: Rules,
+        key: Hashable,
+        event: TelegramObject,
+        update: Update | None,
+        data: dict[str, Any],
+        counted: Counted | None,
+    ) -> tuple[Decision | None, Subject]:
+        state = _dispatch_state(data)
+        if key not in state:
+            if counted is _NOT_ASKED:
+                counted = await self._event_filter.counted(event, update, data)
+            if counted is None:
+                state[key] = (None, Subject())
+            else:
+                subject = counted.subject
+                applied: Rules | None = rules
+                if self._live is not None:
+                    if not self._live.is_ready:
+                        await self._live.begin()
+                    applied = self._live.applied(rules)
+                if applied is None:  # switched off by operators
+                    state[key] = (None, subject)
+                else:
+                    earlier = state.get(self.equals)
+                    if earlier is not None and earlier[:2] == (applied, counted):
+                        bound = earlier[2]
+                    else:
+                        decision = await self._limiter.hit(applied, subject, once=counted.once)
+                        bound = BoundDecision.of(decision, self._limiter, applied, subject)
+                        if self.equals is not None:
+                            state[self.equals] = applied, counted, bound
+                    state[key] = (bound, subject)
+        found: tuple[Decision | None, Subject] = state[key]
+        return found
+
+    async def _tell(
+        self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]
+    ) -> None:
+        if self._on_limited is None:
+            return
+        try:
+            if isinstance(self._on_limited, Notices):
+                # A late notice is useless, and it may delay a real answer.
+                with without_waiting():
+                    await self._on_limited.tell(event, decision, subject, self._limiter, data)
+            else:
+                data[REFUSAL_KEY] = Refusal(subject, self._limiter)
+                result = self._on_limited(event, decision, data)
+                if isawaitable(result):
+                    await result
+        except NotSentError as error:
+            log.debug("A user was not told about the rate limit: %s", error)
+        except TelegramAPIError as error:
+            # For example a user who blocked the bot, a 429, or a broken network: the event stays
+            # refused.
+            log.warning("Could not tell a user about the rate limit: %r", error)
+        except Exception as error:
+            # An error in the custom function: its author needs the traceback.
+            log.warning("Could not tell a user about the rate limit: %r", error, exc_info=error)
+
+
+def _dispatch_state(data: dict[str, Any]) -> dict[object, Any]:
+    """Return the state of the current dispatch.
+
+    aiogram copies the data of a dispatch on its way to the routers. Only the event context is
+    passed on uncopied, also into other tasks, and aiogram makes a new one for every dispatch. So
+    the state is stored there.
+    """
+    attributes = getattr(data.get(EVENT_CONTEXT_KEY), "__dict__", None)
+    state: dict[object, Any] = {}
+    return state if attributes is None else attributes.setdefault(_STATE_NAME, state)
