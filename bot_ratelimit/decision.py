@@ -31,7 +31,7 @@ class Decision(NamedTuple):
             print(f"Try again in {decision.retry_after:.0f} s")
 
     Attributes:
-        allowed: Whether to go on.
+        allowed: Whether the event may be handled.
         rule: The rule that refuses; of several the one with the longest `retry_after`. If none
             refuses, the one with the least `remaining`.
         remaining: How much more could be charged at this instant; the whole limit where the count
@@ -56,7 +56,7 @@ class Decision(NamedTuple):
     waited: float = 0.0
 
     def __bool__(self) -> bool:
-        """Whether to go on."""
+        """Whether the event may be handled."""
         return self.allowed
 
 

@@ -9,8 +9,8 @@ import pytest
 from bot_ratelimit.breaker import FIRST_PAUSE, LONGEST_PAUSE, THRESHOLD, Breaker
 
 Step = tuple[float, str, Any]
-"""At this time somebody asks (is he admitted?), fails (did that open the circuit?), succeeds (did
-that close it?) or goes away without a result."""
+"""A time, an action, and what the breaker returns. Somebody asks (is the request admitted?), fails
+(did that open the circuit?), succeeds (did that close it?) or leaves without a result."""
 
 OPENED: list[Step] = [
     (0, "a asks", True),

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio as aioredis
-from aiohttp import ClientSession, CookieJar, web
+from aiohttp import ClientConnectionError, ClientSession, CookieJar, web
 from ruamel.yaml import YAML
 
 from bot_ratelimit import Limiter, RateLimitMiddleware, RedisStorage, Rule, Scope, Subject
@@ -298,6 +298,48 @@ async def test_the_proxy_passes_the_webhook_and_nothing_else(proxy: tuple[int, i
     assert seen == [("POST", "/webhook", "s", b"update"), ("POST", "/webhook", None, b"fails")]
 
 
+async def test_the_proxy_of_the_guide_skips_an_instance_that_does_not_run(tmp_path: Path) -> None:
+    """Of three ports on one machine only one answers, and gets the webhook, nothing else."""
+    shown = block("guide", "A webhook, three instances and a proxy", "caddyfile").text
+    caddy, port, upstream = tool("caddy"), free_port(), free_port()
+    for name in ("8081", "8082", "8083"):
+        assert f"localhost:{name}" in shown
+        shown = shown.replace(name, str(upstream if name == "8083" else free_port()))
+    shown = shown.replace("bot.example.org", f"http://127.0.0.1:{port}")
+    (tmp_path / "Caddyfile").write_text("{\n\tadmin off\n}\n" + shown)
+    seen: list[str] = []
+
+    async def bot(request: web.BaseRequest) -> web.Response:
+        seen.append(request.path)
+        return web.Response()
+
+    runner = web.ServerRunner(web.Server(bot))
+    await runner.setup()
+    await web.TCPSite(runner, "localhost", upstream).start()
+    environment = {"PATH": os.defpath, "HOME": str(tmp_path)}
+    with (tmp_path / "caddy.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            caddy, "run", cwd=tmp_path, env=environment, stderr=log
+        )
+    try:
+        async with asyncio.timeout(20), ClientSession(f"http://127.0.0.1:{port}") as telegram:
+            for _ in range(10):
+                while True:  # like Telegram, until the answer is 200
+                    try:
+                        if (await telegram.post("/webhook", data=b"update")).status == 200:
+                            break
+                    except ClientConnectionError:
+                        assert process.returncode is None, "caddy refuses the Caddyfile"
+                    await asyncio.sleep(0.02)
+            await telegram.get("/metrics")
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+        await runner.cleanup()
+    assert seen == ["/webhook"] * 10
+
+
 async def test_the_page_has_a_port_that_is_not_public(proxy: tuple[int, int, int]) -> None:
     """The page for operators is on the proxy's other port, complete, and nothing else is there."""
     _, page, upstream = proxy
@@ -388,7 +430,7 @@ def test_the_bot_of_the_guide_runs_in_the_image() -> None:
     bot = block("guide", "A webhook, three instances and a proxy").text
     image = DOCKERFILE.read_text()
     given = {*SERVICES["bot"]["environment"], *re.findall(r"(\w+)=", image)}
-    assert {*re.findall(r'os\.environ\["(\w+)"\]', bot)} <= given
+    assert {*re.findall(r'required\("(\w+)"\)', bot)} <= given
     assert {"WEB_SERVER_HOST", "WEB_SERVER_PORT", "RATE_LIMIT_ADMIN_TOKEN"} <= given
     assert "RATE_LIMIT_ADMIN_TOKEN".lower() in bot
     for line in ("COPY bot.py .", 'CMD ["python", "bot.py"]'):

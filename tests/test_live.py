@@ -137,7 +137,7 @@ async def test_a_bad_document_changes_nothing(
 async def test_a_bad_document_does_not_loosen_an_instance_that_starts(
     bench: Bench, document: bytes, stopping: list[Live]
 ) -> None:
-    """It obeys the last good version, as those do that run, and goes on telling the problem."""
+    """It obeys the last good version, like running instances, and keeps reporting the problem."""
     await documents_of(bench.storage).push("bot:ratelimit:history", TIGHT.to_json(), 20)
     await documents_of(bench.storage).push("bot:ratelimit:history", document, 20)
     await write(bench.storage, document)

@@ -312,6 +312,12 @@ def test_the_readme_shows_a_bot() -> None:
     assert "RateLimitMiddleware" in source
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.ru.md"])
+def test_the_readme_is_short(name: str) -> None:
+    """The README can be read in one sitting: fewer than 150 lines."""
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) < 150
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built by the installed hatchling or by one that pip downloads."""

@@ -141,7 +141,7 @@ class Changes:
 
         def alter(live: Overrides) -> Overrides:
             if name not in live.rules:
-                raise ConfigError(f"nothing was changed of {name!r}")
+                raise ConfigError(f"{name!r} has no live changes")
             return replace(live, rules={n: each for n, each in live.rules.items() if n != name})
 
         return await self._change(f"unset {name}", alter, if_version)
@@ -269,7 +269,7 @@ class Changes:
                 await self._documents.push(self._key("history"), document, HISTORY)
                 await self._audit.note(what, _summary(before), _summary(after))
                 return after
-        raise ConflictError("others keep changing the live limits: repeat it")
+        raise ConflictError("others keep changing the live limits: try again")
 
     async def _document(self) -> bytes | None:
         raw = await self._documents.read(self._key("live"))
@@ -316,7 +316,7 @@ def wanted_of(
             check_cost(view.cost, Limit.parse(limit), rule)
     wanted = {what: value for what, value in given.items() if value is not None}
     if not wanted:
-        raise ConfigError(f"nothing to change of {view.name!r}: give a limit, shadow or off")
+        raise ConfigError(f"no change for {view.name!r}: give a limit, shadow or off")
     return wanted
 
 
@@ -327,7 +327,7 @@ def without_changes(view: RuleView, live: Overrides) -> RuleView:
         ConfigError: The rule has no live changes.
     """
     if view.name not in live.rules:
-        raise ConfigError(f"nothing was changed of {view.name!r}")
+        raise ConfigError(f"{view.name!r} has no live changes")
     rules = {name: each for name, each in live.rules.items() if name != view.name}
     return replace(as_changed(view, replace(live, rules=rules)), otherwise=None)
 

@@ -125,7 +125,7 @@ class ConfigView:
         return sum(each.version != self.live.version for each in self.instances)
 
     def differing(self, instance: InstanceView) -> tuple[RuleView, ...]:
-        """The rules that this instance has otherwise than `rules`, as during a deployment."""
+        """The rules of this instance that differ from `rules`, as during a deployment."""
         here = {each.name: _said(each) for each in self.rules}
         return tuple(each for each in instance.rules if here.get(each.name) != _said(each))
 
@@ -197,7 +197,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class RollbackPreview:
-    """What a roll back would do."""
+    """What a rollback would do."""
 
     target: Overrides
     """What would hold again; version 0 has no changes."""

@@ -1,1 +1,1 @@
-"""Incoming updates: what they count as, for whom, and the notices of refusals."""
+"""Incoming updates: which are counted, for which Subject, and the notices to refused users."""

@@ -1,4 +1,4 @@
-"""EventFilter: whether an event is counted, for whom, and which other events share its charge."""
+"""EventFilter: whether an event is counted, for which Subject, and which events share a charge."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Counted(NamedTuple):
 
 
 class EventFilter:
-    """Decides which events a middleware counts, and for whom; see `RateLimitMiddleware`.
+    """Decides which events a middleware counts, and for which Subject.
 
-    It has nothing to do with aiogram's filters.
+    The arguments are those of `RateLimitMiddleware`. It is not one of aiogram's filters.
     """
 
     def __init__(
@@ -52,7 +52,10 @@ class EventFilter:
         self.per_bot = _checked_bool("per_bot", per_bot)
 
     def set_live_exemptions(self, exempt: frozenset[int], limited: frozenset[int]) -> None:
-        """Add to the ids that are exempt, and take from them; nothing of before stays."""
+        """Set the ids that operators exempt, and those that they limit although they are exempt.
+
+        Both replace the ids of the previous call.
+        """
         self._live_ids, self._limited_ids = exempt, limited
         self._add_up()
 
@@ -67,7 +70,7 @@ class EventFilter:
     async def counted(
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> Counted | None:
-        """Return whom the event counts for; None if it passes uncounted."""
+        """Return the Subject and the charge of an event; None if it is not counted."""
         if is_one_of(self._never_refuse, event, update):
             return None
         subject = subject_of(event, data)

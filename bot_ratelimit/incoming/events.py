@@ -1,4 +1,4 @@
-"""What an aiogram event is for the limiter: its Subject, its album, and what is never refused."""
+"""How the limiter sees an aiogram event: its Subject, its album, and what is never refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def check_event_names(names: Iterable[str]) -> frozenset[str]:
         ConfigError: One of them is neither.
     """
     if not isinstance(names, Iterable):
-        raise ConfigError(f"never_refuse={names!r}: expected names such as NEVER_REFUSED holds")
+        raise ConfigError(f"never_refuse={names!r}: expected names, as in NEVER_REFUSED")
     found = frozenset([names] if isinstance(names, str) else names)
     for name in sorted(found - _KNOWN, key=str):
         raise ConfigError(
@@ -111,7 +111,7 @@ def is_of_type(names: frozenset[str], event: TelegramObject, update: Update | No
 
 
 def subject_of(event: TelegramObject, data: dict[str, Any]) -> Subject | None:
-    """Return whom the event counts for; None if there is no sender to count.
+    """Return the Subject of an event; None if there is no sender to count.
 
     ========================================  ===========================================
     a person                                  the user

@@ -214,7 +214,7 @@ def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:
         raise ConfigError("the texts of a notice: expected at least one")
     for language, text in by_language.items():
         if not isinstance(language, str):
-            raise ConfigError(f"the language of a notice {language!r}: expected a code as 'en'")
+            raise ConfigError(f"the language of a notice {language!r}: expected one such as 'en'")
         check_notice(text)
     return {language.lower(): text for language, text in by_language.items()}
 

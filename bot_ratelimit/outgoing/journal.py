@@ -85,7 +85,7 @@ class Journal:
                 chat, _, word = raw.decode(errors="replace").strip().rpartition(" ")
                 if not chat or word not in _WORDS:
                     raise ConfigError(
-                        f"the journal {self.path}: line {number} is not of a journal; "
+                        f"the journal {self.path}: line {number} is not a line of a journal; "
                         "give the path of a new file"
                     )
                 if word == LEAVING:

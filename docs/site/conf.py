@@ -143,6 +143,7 @@ def setup(app: Sphinx) -> None:
     app.add_role("reference_or_code", _reference_or_code)
     app.connect("source-read", _add_sidebar)
     app.connect("source-read", _say_language)
+    app.connect("doctree-read", _mark_long_code)
     app.connect("html-page-context", _say_russian)
     app.connect("autodoc-skip-member", _skip_fields)
     app.connect("autodoc-process-docstring", _describe_settings, priority=400)
@@ -184,6 +185,14 @@ def _language(name: str) -> str:
         return get_lexer_by_name(name).aliases[0]
     except ClassNotFound:
         return "text"
+
+
+def _mark_long_code(app: Sphinx, page: nodes.document) -> None:
+    """Code in a table stays on one line, unless a column would become too wide."""
+    for cell in page.findall(nodes.entry):
+        for code in cell.findall(nodes.literal):
+            if len(code.astext()) > 30:
+                code["classes"].append("long")
 
 
 def _say_russian(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:

@@ -132,7 +132,7 @@ async def test_a_limit_is_set_and_rolled_back(bot: Instance) -> None:
 
 
 async def test_a_roll_back_shows_what_it_does_and_does_only_that(bot: Instance) -> None:
-    """It says what holds and what would hold; if somebody else is faster, nothing is changed."""
+    """It shows the limit before and after; if somebody else changes it first, nothing is done."""
     for limit in ("1/h", "2/h"):
         await run("set", "messages", limit, "--yes")
     asked = await run("rollback", typed="n\n")
@@ -220,7 +220,7 @@ async def test_watch_keeps_showing_the_state(bot: Instance) -> None:
 async def test_watch_outlives_an_outage(
     own_server: Server, environment: pytest.MonkeyPatch
 ) -> None:
-    """While Redis is away `watch` says so, and goes on looking; it does not end."""
+    """While Redis is away, `watch` says so and keeps running."""
     own_server.kill()
     lines, table = await asyncio.gather(
         run("watch", "--json", "--count", "2", "--every", "0.1", REDIS_URL=own_server.url),

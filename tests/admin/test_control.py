@@ -234,7 +234,7 @@ async def test_two_admins_do_not_overwrite_each_other(bot: OperatedBot) -> None:
     [
         ({"name": "massages", "limit": "2/h"}, "no rule is called 'massages': expected one of ban"),
         ({"name": "messages", "limit": "2 an hour"}, "'2 an hour'"),
-        ({"name": "messages"}, "nothing to change of 'messages'"),
+        ({"name": "messages"}, "no change for 'messages'"),
         ({"name": "ban", "limit": "2/h"}, "'ban' is a penalty"),
     ],
 )
@@ -278,7 +278,7 @@ async def test_a_roll_back_to_a_version_that_redis_has_lost_drops_nothing(bot: O
 
 
 async def test_an_invalid_document_hides_nothing(bot: OperatedBot) -> None:
-    """Where somebody stands, what holds and why are told by the last good version; all can act."""
+    """Limits and counts are shown by the last good version, with the problem; actions work."""
     await bot.control.set_rule("messages", "2/h")
     assert await bot.allowed(3) == 2
     documents = bot.control._documents
@@ -338,7 +338,7 @@ async def test_config_says_what_won_and_who_obeys(
 async def test_instances_with_different_limits_are_told_apart(
     bench: Bench, bot: OperatedBot, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """During a deployment `config` names what an instance limits otherwise than the list says."""
+    """During a deployment, `config` names the rules of an instance that differ from the list."""
     limiter = Limiter(bench.storage, timeout=5)
     newer = RateLimitMiddleware([Rule("9/h", name="messages")], limiter=limiter, live=True)
     assert newer.live is not None

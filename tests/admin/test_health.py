@@ -40,7 +40,7 @@ async def test_a_process_that_answers_is_alive_whatever_redis_does() -> None:
     [("allow", 200, "degraded"), ("memory", 200, "degraded"), ("deny", 503, "unavailable")],
 )
 async def test_ready_is_what_the_policy_needs(policy: Any, status: int, word: str) -> None:
-    """Without Redis a bot that denies is not ready; one that allows goes on, degraded."""
+    """Without Redis, a bot with `deny` is not ready; one with `allow` works, degraded."""
     storage = FlakyStorage()
     limiter = Limiter(storage, on_error=policy)
     found, page = await get(health_app(limiter), "/ready")
@@ -52,7 +52,7 @@ async def test_ready_is_what_the_policy_needs(policy: Any, status: int, word: st
 
 
 async def test_details_are_shown_on_request_only() -> None:
-    """What is wrong, and with which server, is for the inside of a network."""
+    """With details, the answer names the problem and the server: only for internal networks."""
     storage = FlakyStorage()
     storage.fail()
     app = health_app(RateLimitMiddleware(limiter=Limiter(storage)), details=True)

@@ -1,4 +1,4 @@
-"""Who may use admin_app: tokens, sessions, Mini Apps; by attacks over real HTTP."""
+"""Who may use admin_app: tokens, sessions, Mini Apps; attacked over real HTTP."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CHANGES = [
 
 @pytest.fixture(params=["memory", "redis"])
 async def admin_site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
-    """A bot with an admin_app below a path, on memory and on a real Redis."""
+    """A bot that serves admin_app under a path, on memory and on a real Redis."""
     if request.param == "memory":
         async with site(bot_on(MemoryStorage())) as found:
             yield found
@@ -62,13 +62,13 @@ async def admin_site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
 
 @pytest.fixture
 async def alone() -> AsyncIterator[Site]:
-    """The same on memory alone, for what does not depend on a storage."""
+    """The same on memory alone, for tests that do not depend on the storage."""
     async with site(bot_on(MemoryStorage())) as found:
         yield found
 
 
 async def changed(admin_site: Site) -> list[Any]:
-    """What has been done, as the audit says."""
+    """The actions in the audit."""
     async with admin_site.script() as script:
         return (await script.get("api/audit")).content
 
@@ -77,7 +77,7 @@ async def changed(admin_site: Site) -> list[Any]:
 
 
 def test_without_anybody_who_may_it_refuses_to_start() -> None:
-    """A page without any login is a ConfigError, and the bot does not start."""
+    """An admin_app without any way to log in is a ConfigError, so the bot does not start."""
     with pytest.raises(ConfigError, match="nobody would have access: set RATE_LIMIT_ADMIN_TOKEN"):
         admin_app(RateLimitMiddleware())
 
@@ -88,7 +88,7 @@ def test_without_anybody_who_may_it_refuses_to_start() -> None:
 def test_a_token_that_could_be_guessed_is_refused_and_not_shown(
     token: str, environment: pytest.MonkeyPatch
 ) -> None:
-    """Too short, too simple, or impossible in a header: one error, without the value."""
+    """A token that is too short, too simple or invalid in a header is an error that hides it."""
     with pytest.raises(ConfigError, match=r"RATE_LIMIT_ADMIN_TOKEN.*16 to 512") as caught:
         admin_app(RateLimitMiddleware(), token=token)
     assert not token or token not in str(caught.value)
@@ -115,7 +115,7 @@ def test_a_token_that_could_be_guessed_is_refused_and_not_shown(
     ],
 )
 def test_an_argument_that_makes_no_sense_is_named(options: Any, message: str) -> None:
-    """Each mistake is one error with the fix."""
+    """Each wrong argument is one error, with the fix."""
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         admin_app(RateLimitMiddleware(), **options)
     assert "YOUR_TOKEN" not in str(caught.value)
@@ -125,7 +125,7 @@ def test_an_argument_that_makes_no_sense_is_named(options: Any, message: str) ->
 
 @pytest.mark.parametrize("root", ["/", "/ops/admin/"])
 async def test_the_page_is_at_its_root(root: str) -> None:
-    """On a port of its own as below a path: the form to log in, and then the overview."""
+    """On a separate port or under a path: first the login form, then the overview."""
     async with site(bot_on(MemoryStorage()), root) as found, found.visitor(**PAGE) as visitor:
         reply = await visitor.get("")
         assert (reply.status, 'name="token"' in reply.text) == (200, True)
@@ -171,7 +171,7 @@ async def test_the_token_comes_from_the_environment(environment: pytest.MonkeyPa
 async def test_strangers_are_refused_everywhere_and_change_nothing(
     admin_site: Site, headers: dict[str, str]
 ) -> None:
-    """Without the right token every path answers 401, or 429 after too many guesses."""
+    """Without the right token every path answers 401, and 429 after too many guesses."""
     async with admin_site.visitor(**headers) as visitor:
         for method, path, sent in CHANGES:
             reply = await visitor.ask(method, path, json=sent)
@@ -214,7 +214,7 @@ async def test_a_stranger_cannot_map_the_site(alone: Site) -> None:
 
 
 async def test_a_person_is_shown_the_form_and_a_program_the_problem(alone: Site) -> None:
-    """HTML is for browsers; the API speaks JSON to everybody."""
+    """Browsers get HTML; the API answers everybody with JSON."""
     async with alone.visitor() as stranger:
         page = await stranger.get("users/42", headers=PAGE)
         assert (page.status, page.headers["Content-Type"][:9]) == (401, "text/html")
@@ -231,7 +231,7 @@ async def test_a_person_is_shown_the_form_and_a_program_the_problem(alone: Site)
 
 @pytest.mark.parametrize("path", ["", "users/42", "api/limits", "api/nothing", "login", "events"])
 async def test_every_answer_has_the_headers_that_protect_it(alone: Site, path: str) -> None:
-    """No script or frame of others, no guessing of types, nothing kept in a cache."""
+    """Headers forbid foreign scripts and frames, type sniffing and caching."""
     async with alone.visitor() as stranger, alone.script() as script:
         for visitor in (stranger, script):
             headers = (await visitor.ask("HEAD", path)).headers
@@ -246,7 +246,7 @@ async def test_every_answer_has_the_headers_that_protect_it(alone: Site, path: s
 
 
 async def test_without_mini_app_no_site_may_frame_the_page() -> None:
-    """Telegram's web clients may, but only where the page is a Mini App."""
+    """Telegram's web clients may show the page in a frame, if it is a Mini App."""
     async with site(bot_on(MemoryStorage()), admins=()) as found, found.visitor() as stranger:
         headers = (await stranger.get("")).headers
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
@@ -257,7 +257,7 @@ async def test_without_mini_app_no_site_may_frame_the_page() -> None:
 
 
 async def test_a_login_opens_a_session_and_a_logout_ends_it_everywhere(admin_site: Site) -> None:
-    """The cookie is HttpOnly and strict; after the logout a copy of it is refused."""
+    """The cookie is HttpOnly and SameSite=Strict; after logout a copy of it is refused."""
     async with admin_site.visitor() as visitor, admin_site.visitor() as thief:
         reply = await visitor.log_in()
         assert (reply.status, reply.content["by"]) == (200, "token@web")
@@ -282,7 +282,7 @@ async def test_a_login_opens_a_session_and_a_logout_ends_it_everywhere(admin_sit
 
 
 async def test_a_browser_is_led_from_the_form_to_the_page(alone: Site) -> None:
-    """A form answers with a redirect that is relative, so that it holds behind any proxy."""
+    """A form answers with a relative redirect, which works behind any proxy."""
     async with alone.visitor(**PAGE) as visitor:
         reply = await visitor.ask("POST", "login", data={"token": TOKEN})
         assert (reply.status, reply.headers["Location"]) == (303, "./")
@@ -293,7 +293,7 @@ async def test_a_browser_is_led_from_the_form_to_the_page(alone: Site) -> None:
 
 
 async def test_the_folder_is_found_without_its_slash(alone: Site) -> None:
-    """`/ops/admin` leads to `/ops/admin/`, where relative links hold."""
+    """`/ops/admin` redirects to `/ops/admin/`, where relative links work."""
     async with alone.visitor() as visitor:
         url = alone.server.make_url("/ops/admin")
         async with visitor.session.get(url, allow_redirects=False) as response:
@@ -303,7 +303,7 @@ async def test_the_folder_is_found_without_its_slash(alone: Site) -> None:
 
 
 async def test_a_cookie_is_secure_where_the_browser_uses_https(alone: Site) -> None:
-    """Behind a proxy that ends TLS, the browser's Origin tells; Telegram's frame needs None."""
+    """Behind a TLS proxy, Origin makes cookies Secure; Telegram's frame needs SameSite=None."""
     host = f"{alone.server.host}:{alone.server.port}"
     origin = {"Origin": f"https://{host}"}
     async with alone.visitor(**origin) as visitor:
@@ -331,7 +331,7 @@ def tampered(cookie: str) -> dict[str, str]:
 
 
 async def test_a_cookie_that_was_changed_is_worth_nothing(alone: Site) -> None:
-    """Every part of it is signed."""
+    """A cookie with any changed part is refused, because all of it is signed."""
     async with alone.visitor() as visitor:
         await visitor.log_in()
         name = next(name for name in visitor.cookies() if not name.endswith("_device"))
@@ -346,7 +346,7 @@ async def test_a_cookie_that_was_changed_is_worth_nothing(alone: Site) -> None:
 
 
 async def test_a_session_ends_in_time(alone: Site) -> None:
-    """Twelve hours by token, one hour in Telegram; then it is 401, and nothing is changed."""
+    """A session lasts twelve hours by token, one hour in Telegram; then requests get 401."""
     for fields, seconds in (({"token": TOKEN}, 12 * 3_600), ({"init_data": init_data()}, 3_600)):
         async with alone.visitor() as visitor:
             alone.now.ahead = 0
@@ -362,7 +362,7 @@ async def test_a_session_ends_in_time(alone: Site) -> None:
 
 
 async def test_whoever_changes_a_token_ends_all_sessions() -> None:
-    """The key of the cookies is made of both tokens, the admins and the prefix."""
+    """Cookies are signed with a key made of both tokens, the admins and the prefix."""
     middleware = bot_on(MemoryStorage())
     limiter = Limiter(MemoryStorage(), key_prefix="another_bot")
     others: list[tuple[RateLimitMiddleware, dict[str, Any]]] = [
@@ -392,7 +392,7 @@ async def test_whoever_changes_a_token_ends_all_sessions() -> None:
 
 
 async def test_a_change_needs_the_csrf_token_of_its_session(alone: Site) -> None:
-    """Missing, wrong, of another session, or twice: 403, and nothing is changed."""
+    """A CSRF token that is missing, wrong, doubled or of another session gets 403."""
     async with alone.visitor() as anna, alone.visitor() as ben:
         await anna.log_in()
         await ben.log_in()
@@ -423,7 +423,7 @@ async def test_a_change_needs_the_csrf_token_of_its_session(alone: Site) -> None
     ],
 )
 async def test_a_page_of_another_site_changes_nothing(alone: Site, headers: dict[str, str]) -> None:
-    """Even with the right CSRF token; and it cannot use up the attempts of its visitor."""
+    """Another site gets 403 even with the CSRF token, and uses up no attempts of its visitor."""
     async with alone.visitor() as anna:
         await anna.log_in()
         for method, path, sent in CHANGES:
@@ -439,7 +439,7 @@ async def test_a_page_of_another_site_changes_nothing(alone: Site, headers: dict
 
 
 async def test_a_script_needs_no_csrf_token(alone: Site) -> None:
-    """No browser adds a bearer token by itself, so there is nothing to forge."""
+    """A bearer token needs no CSRF token, because no browser adds it by itself."""
     async with alone.script() as script:
         assert (await script.change("POST", "api/exempt", {"id": 42})).status == 200
     (entry,) = await changed(alone)
@@ -450,7 +450,7 @@ async def test_a_script_needs_no_csrf_token(alone: Site) -> None:
 
 
 async def test_an_admin_enters_from_telegram(admin_site: Site) -> None:
-    """Telegram's signature opens a session in the name of its user, once."""
+    """Signed initData opens a session in the name of its user, once."""
     data = init_data()
     async with admin_site.visitor() as anna:
         reply = await anna.log_in(init_data=data)
@@ -465,7 +465,7 @@ async def test_an_admin_enters_from_telegram(admin_site: Site) -> None:
 
 
 def forged() -> dict[str, tuple[str, int]]:
-    """Wrong initData, and what is answered."""
+    """Wrong initData, with the status of the answer."""
     right = init_data()
     by_name = dict(parse_qsl(right))
     now = time.time()
@@ -498,7 +498,7 @@ def forged() -> dict[str, tuple[str, int]]:
 
 @pytest.mark.parametrize("how", forged())
 async def test_init_data_that_is_not_right_opens_nothing(alone: Site, how: str) -> None:
-    """Forged, old, of another bot or of a user who is no admin: 401 or 403, and no cookie."""
+    """initData that is forged, old, of another bot or of no admin gets 401 or 403, no cookie."""
     data, status = forged()[how]
     async with alone.visitor() as visitor:
         reply = await visitor.log_in(init_data=data)
@@ -508,7 +508,7 @@ async def test_init_data_that_is_not_right_opens_nothing(alone: Site, how: str) 
 
 
 async def test_a_clock_that_is_slow_is_told(alone: Site) -> None:
-    """If this server's clock is behind, fresh initData is not called old."""
+    """If this server's clock is behind, fresh initData is still accepted."""
     async with alone.visitor() as visitor:
         reply = await visitor.log_in(init_data=init_data(at=time.time() + 60))
         assert "is from the future: set this server's clock" in reply.content["detail"]
@@ -517,13 +517,13 @@ async def test_a_clock_that_is_slow_is_told(alone: Site) -> None:
 
 
 async def test_init_data_opens_nothing_where_there_are_no_admins() -> None:
-    """With a token alone, the page is no Mini App."""
+    """With a token alone, the page is not a Mini App."""
     async with site(bot_on(MemoryStorage()), admins=()) as found, found.visitor() as visitor:
         assert (await visitor.log_in(init_data=init_data())).status == 401
 
 
 async def test_a_token_opens_nothing_where_there_is_none() -> None:
-    """With admins alone, no token is right; not an empty one, and not the bot's."""
+    """With admins alone, no token is accepted, not even an empty one or the bot's."""
     async with site(bot_on(MemoryStorage()), token=None) as found:
         for token in ("", "None", TOKEN, BOT_TOKEN):
             async with found.visitor(Authorization=f"Bearer {token}") as visitor:
@@ -533,7 +533,7 @@ async def test_a_token_opens_nothing_where_there_is_none() -> None:
 
 
 async def test_a_login_says_one_thing(alone: Site) -> None:
-    """Two secrets, a secret twice, none, or in another form is a mistake, not an attempt."""
+    """A login with two secrets, none, or in an unknown format is a mistake, not an attempt."""
     async with alone.visitor() as visitor:
         both = {"token": TOKEN, "init_data": init_data()}
         twice = [("token", TOKEN), ("token", "x")]

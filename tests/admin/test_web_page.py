@@ -81,7 +81,7 @@ class Tab:
         await self.press("Find")
 
     async def width(self) -> int:
-        """How wide the page is, also beyond the window."""
+        """The width of the page, including what lies outside the window."""
         found: int = await self.page.evaluate("document.documentElement.scrollWidth")
         return found
 
@@ -317,7 +317,7 @@ async def test_no_page_scrolls_sideways_or_has_errors(tab: Tab, busy: Site) -> N
 
 
 async def test_every_width_between_fits(browser: Browser, busy: Site) -> None:
-    """Nowhere between the smallest phone and a desk a table is wider than the window."""
+    """From the smallest phone to a desktop, no table is wider than the window."""
     tab = await opened(browser, busy)
     await tab.log_in()
     for path in ("", "history", "bans", "user?user=8", "limit?name=messages&limit=9/hour"):

@@ -208,7 +208,7 @@ async def test_silence_is_filled_with_heartbeats(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("hurried")
 async def test_an_outage_is_a_message(own_server: Server) -> None:
-    """The stream goes on without Redis, says so, and moves again when Redis is back."""
+    """Without Redis the stream stays open and says so; it has new data when Redis is back."""
     async with aioredis.Redis(port=own_server.port) as client:
         storage = RedisStorage(client)
         async with (

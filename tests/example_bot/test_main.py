@@ -378,7 +378,7 @@ async def test_a_refused_user_is_forgiven_from_each_front(
 
 
 async def test_a_page_without_a_server_is_told(api: BotApi, start: Start) -> None:
-    """A bot that polls says where its page could be, and goes on."""
+    """A bot that polls without HEALTH_PORT says what its page needs, and runs."""
     process = await start(
         "example_bot",
         BOT_TOKEN=TOKEN,

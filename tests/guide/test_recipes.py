@@ -59,7 +59,7 @@ def test_the_last_answer_may_cost_more_than_is_left(stage: Stage, redis_server: 
 
 
 def test_moderating_a_group(stage: Stage) -> None:
-    """What is too much is deleted, and a member who goes on is muted; others are not."""
+    """Messages over the limit are deleted, and members who keep sending are muted."""
     flood = [message(42, "spam", group=GROUP) for _ in range(12)]
     stage.run(block("recipes", "Moderating a group"), *flood, message(43, "/rules", group=GROUP))
     deleted = [each for each in stage.sent if isinstance(each, DeleteMessage)]

@@ -189,7 +189,7 @@ def test_a_shutdown_ends_it_and_the_journal_resumes_it(tmp_path: Path) -> None:
 
 
 def test_a_journal_repeats_only_what_failed(tmp_path: Path) -> None:
-    """A run with the same journal skips chats that are sent, rejected for good or in flight."""
+    """A run with the same journal skips chats that are sent, permanently rejected or in flight."""
     path = tmp_path / "journal"
     journal = Journal(path)
     for chat, status in ((1, Status.SENT), (2, Status.FAILED), (3, Status.BLOCKED)):
@@ -211,7 +211,7 @@ def test_a_journal_repeats_only_what_failed(tmp_path: Path) -> None:
     assert 4 not in Journal(path, repeat_in_flight=True)
     other = tmp_path / "other"
     other.write_text("something else\n")
-    with pytest.raises(ConfigError, match="line 1 is not of a journal"):
+    with pytest.raises(ConfigError, match="line 1 is not a line of a journal"):
         Journal(other)
 
 

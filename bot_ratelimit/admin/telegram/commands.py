@@ -93,7 +93,7 @@ async def forgive(context: Context, call: CommandCall) -> Answer:
 
 
 async def ask_forgive(context: Context, subject: Subject, names: list[str]) -> Answer:
-    """The question, whoever asks for it."""
+    """The question, after the command or a button."""
     known = await context.control.limits() if names else ()
     for name in names:
         named(known, name)
@@ -112,7 +112,7 @@ async def ban(context: Context, call: CommandCall) -> Answer:
 async def ask_ban(
     context: Context, subject: Subject, length: str, reason: str, command: str = "ban"
 ) -> Answer:
-    """The question, whoever asks for it."""
+    """The question, after the command or a button."""
     banned, reason = _banned(subject), check_text("reason", reason)
     who = context.write.who(banned)
     if banned.user in context.admins:
@@ -137,7 +137,7 @@ async def unban(context: Context, call: CommandCall) -> Answer:
 
 
 async def ask_unban(context: Context, subject: Subject) -> Answer:
-    """The question, whoever asks for it."""
+    """The question, after the command or a button."""
     banned = (await context.control.show(subject)).banned
     if banned is None:
         return Answer(context.words("did_unban_nothing", who=context.write.who(subject)))
@@ -174,7 +174,7 @@ async def rollback(context: Context, call: CommandCall) -> Answer:
 
 
 async def ask_rollback(context: Context, version: int | None) -> Answer:
-    """The question, whoever asks for it."""
+    """The question, after the command or a button."""
     context.needs_live()
     known = {0, *(each.version for each in await context.control.changes.history())}
     if version is not None and version not in known:
@@ -211,7 +211,7 @@ async def resume(context: Context, call: CommandCall) -> Answer:
 
 
 def _banned(subject: Subject) -> Subject:
-    """Whom to ban: a user everywhere, or a whole chat."""
+    """The target of a ban: a user everywhere, or a whole chat."""
     if subject.user is not None:
         return Subject(user=subject.user, bot=subject.bot)
     return Subject(chat=subject.chat, bot=subject.bot)

@@ -34,7 +34,7 @@ class UnclearError(Exception):
 
 
 class Target(NamedTuple):
-    """Whom a command is about, and the rest of its arguments."""
+    """The target of a command, and the rest of its arguments."""
 
     subject: Subject
     """A user, a channel that writes in groups, or a chat."""
@@ -42,7 +42,7 @@ class Target(NamedTuple):
 
 
 async def target_of(message: Message, arguments: str, bot: Bot) -> Target:
-    """Whom the command is about.
+    """Return the target of the command.
 
     Args:
         message: The message with the command.
@@ -120,7 +120,7 @@ def _author_of(message: Message, bot: int) -> Subject:
 
 
 def _sender(chat: Chat | None, user: User | None) -> Subject:
-    """Who is counted: the channel, or an anonymous admin's group, rather than the stand-in user."""
+    """The sender that is counted: a channel, or an anonymous admin's group, not a placeholder."""
     author = chat or user
     return Subject(user=None if author is None else author.id)
 

@@ -218,7 +218,7 @@ async def _penalty(request: web.Request, control: Control) -> Any:
 
 
 def _subject(request: web.Request, place: SubjectFields) -> Subject:
-    """Whom a path is about: a user in their private chat, unless another chat is given."""
+    """The subject of a path: a user in their private chat, unless another chat is given."""
     id_ = _id(request)
     if request.path.rpartition("/api/")[2].startswith("chats/"):
         if id_ > 0 or place.chat is not None:

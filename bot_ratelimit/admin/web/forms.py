@@ -54,7 +54,7 @@ class Form:
         return int(text)
 
     def ban_subject(self) -> Subject:
-        """Whom to ban: a user everywhere, unless a chat is named; a negative id is a chat's.
+        """The target of a ban: a user, in the named chat or everywhere; a negative id is a chat's.
 
         Raises:
             ConfigError: There is no id, or one that cannot be anybody's.
@@ -67,7 +67,7 @@ class Form:
         return Subject(user, chat, topic, bot)
 
     def subject(self) -> Subject:
-        """Whom to show: a user in their private chat, unless another chat is named.
+        """The subject to show: a user in their private chat, unless another chat is named.
 
         Raises:
             ConfigError: There is no id, or one that cannot be anybody's.
@@ -81,5 +81,5 @@ class Form:
             return None
         is_positive = found > 0 or name in ("user", "chat")  # where a chat's is negative
         if not (is_positive and 0 < abs(found) <= MAX_ID):
-            raise ConfigError(f"{name}: {found} is no id: expected one such as 123456789")
+            raise ConfigError(f"{name}: {found} is not an id: expected one such as 123456789")
         return found

@@ -1,4 +1,4 @@
-"""Pages: what operators see in a browser. Without JavaScript they only do not update themselves."""
+"""Pages: what operators see in a browser. Without JavaScript they do not update."""
 
 from __future__ import annotations
 

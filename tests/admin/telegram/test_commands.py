@@ -37,7 +37,7 @@ async def test_limits_lists_what_is_in_force(bot: OperatedBot) -> None:
 async def test_a_refused_user_is_forgiven_on_every_instance(
     elsewhere: Storage, bot: OperatedBot
 ) -> None:
-    """After /forgive and a yes the user gets through at once, on a second instance, too."""
+    """A confirmed /forgive lets the user through at once, also on a second instance."""
     async with operated_bot_on(elsewhere) as second:
         assert [await bot.is_handled() for _ in range(4)] == [True, True, True, False]
         assert not await second.is_handled()
@@ -51,7 +51,7 @@ async def test_a_refused_user_is_forgiven_on_every_instance(
 
 
 async def test_only_the_named_rules_are_forgiven(storage: Storage) -> None:
-    """/forgive 42 RULE forgets what that rule charged; an unknown rule is an error."""
+    """/forgive 42 RULE deletes the count of that rule; an unknown rule is an error."""
     rules = [Rule("2/h", name="messages"), Rule("9/h", name="other")]
     async with operated_bot_on(storage, *rules) as bot:
         await bot.is_handled()
@@ -67,7 +67,7 @@ async def test_only_the_named_rules_are_forgiven(storage: Storage) -> None:
 async def test_a_ban_holds_on_every_instance_until_it_is_lifted(
     elsewhere: Storage, bot: OperatedBot
 ) -> None:
-    """/ban asks with length and reason, /bans lists it with who did it, /unban lifts it."""
+    """/ban shows its duration and reason, /bans also who did it, and /unban lifts the ban."""
     async with operated_bot_on(elsewhere, "999/h") as second:
         asked = await bot.says("/ban 42 1h selling tea")
         assert "Ban user <code>42</code> for 1 h?" in asked
@@ -92,14 +92,14 @@ async def test_a_ban_holds_on_every_instance_until_it_is_lifted(
 
 
 async def test_a_ban_can_be_for_good(bot: OperatedBot) -> None:
-    """`forever` has no end, and says so."""
+    """A ban with `forever` has no end, and every answer says so."""
     assert "Ban user <code>42</code> forever?" in await bot.says("/ban 42 forever")
     assert await bot.presses("Ban") == "User <code>42</code> is banned forever."
     assert "forever" in await bot.says("/bans")
 
 
 async def test_a_ban_by_hand_outlives_forgiving_and_that_is_said(bot: OperatedBot) -> None:
-    """/forgive resets counts; a ban that still holds is shown below."""
+    """/forgive resets counts, and its answer shows a ban that is still in force."""
     await bot.is_handled()
     await bot.asks("/ban 42 1h spam", "Ban")
     told = await bot.asks("/forgive 42", "Forgive")
@@ -107,7 +107,7 @@ async def test_a_ban_by_hand_outlives_forgiving_and_that_is_said(bot: OperatedBo
 
 
 async def test_a_ban_by_a_penalty_is_lifted(storage: Storage) -> None:
-    """/unban ends a ban that a Penalty began, as /forgive does."""
+    """/unban lifts a ban by a Penalty, and so does /forgive."""
     async with operated_bot_on(storage, "1/h", penalty=Penalty("1/h", "1h")) as bot:
         for command, button in (("/unban 42", "Unban"), ("/forgive 42", "Forgive")):
             for _ in range(4):
@@ -119,13 +119,13 @@ async def test_a_ban_by_a_penalty_is_lifted(storage: Storage) -> None:
 
 
 async def test_admins_are_not_banned(bot: OperatedBot) -> None:
-    """A ban of an admin would have no effect, so it is refused with the reason."""
+    """Banning an admin would have no effect, so it is refused, with the reason."""
     assert "admins are never limited" in await bot.says(f"/ban {BORIS} 1h")
     assert "exempt: never limited" in await bot.says(f"/who {BORIS}")
 
 
 async def test_a_chat_is_banned_and_looked_at(bot: OperatedBot) -> None:
-    """A negative id is a chat: all of it is banned."""
+    """A negative id is a chat's: everybody in it is banned."""
     assert "Ban chat <code>-100500</code>" in await bot.says("/ban -100500 1h")
     assert "Chat <code>-100500</code> is banned" in await bot.presses("Ban")
     assert not await bot.is_handled(chat=GROUP)
@@ -136,7 +136,7 @@ async def test_a_chat_is_banned_and_looked_at(bot: OperatedBot) -> None:
 
 
 async def test_a_limit_is_changed_and_rolled_back(bot: OperatedBot) -> None:
-    """/setlimit shows what changes, changes it on yes, and tells where it holds; /rollback too."""
+    """/setlimit and /rollback show the change, and once confirmed, where it is in force."""
     assert "3/hour → <b>1/hour</b>" in await bot.says("/setlimit messages 1/h")
     told = await bot.presses("Change")
     assert "It holds on 1 of 1 instances." in told
@@ -154,13 +154,13 @@ async def test_a_limit_is_changed_and_rolled_back(bot: OperatedBot) -> None:
         ("shadow", "<b>3/hour; shadow: refuses nobody</b>"),
         ("ENFORCE", "<b>3/hour</b>"),
         ("on", "<b>3/hour</b>"),
-        ("default", "nothing was changed of 'messages'"),
+        ("default", "'messages' has no live changes"),
         ("5 minutes", "a limit is AMOUNT/PERIOD"),
         ("", "For example <code>/setlimit NAME 2/minute</code>"),
     ],
 )
 async def test_what_setlimit_understands(wanted: str, shown: str) -> None:
-    """Limits as in code, switches, and the way back; anything else is told with an example."""
+    """A limit as in code, a switch or `default` is accepted; other input gets an example."""
     async with operated_bot_on(MemoryStorage()) as bot:
         assert shown in await bot.says(f"/setlimit messages {wanted}")
 
@@ -175,7 +175,7 @@ async def test_a_change_is_taken_back(bot: OperatedBot) -> None:
 
 
 async def test_an_outdated_question_changes_nothing(bot: OperatedBot) -> None:
-    """If somebody else changed the limits since the question, yes is refused, as conflict."""
+    """If somebody else has changed the limits meanwhile, confirming changes nothing."""
     await bot.says("/setlimit messages 1/h")
     stale = bot.buttons["Change"]
     await bot.asks("/setlimit messages 2/h", "Change", by=BORIS)
@@ -189,7 +189,7 @@ async def test_an_outdated_question_changes_nothing(bot: OperatedBot) -> None:
 
 
 async def test_history_has_a_button_for_each_version(bot: OperatedBot) -> None:
-    """/history lists versions with who and when, and rolls back to each by a button."""
+    """/history lists versions, with who and when, and a button to roll back to each."""
     for limit in ("1/h", "2/h"):
         await bot.asks(f"/setlimit messages {limit}", "Change")
     text = await bot.says("/history")
@@ -204,7 +204,7 @@ async def test_history_has_a_button_for_each_version(bot: OperatedBot) -> None:
 
 
 async def test_limits_are_paused_and_resumed(bot: OperatedBot) -> None:
-    """/pause lets everything through for a while, /resume ends that."""
+    """/pause switches all limits off for a while, and /resume switches them on again."""
     assert "Switch <b>all limits</b> off for 1 h?" in await bot.says("/pause 1h")
     assert "Version 1" in await bot.presses("Switch off")
     assert [await bot.is_handled() for _ in range(5)] == [True] * 5
@@ -217,7 +217,7 @@ async def test_limits_are_paused_and_resumed(bot: OperatedBot) -> None:
 
 
 async def test_top_and_stats_count_refusals(storage: Storage) -> None:
-    """/top ranks users with a button for each; /stats has a line for each hour."""
+    """/top ranks users, with a button for each; /stats has a line for each hour."""
     async with operated_bot_on(storage, statistics=True) as bot:
         assert "Nobody was refused" in await bot.says("/top")
         assert "Nothing was decided" in await bot.says("/stats")
@@ -230,7 +230,7 @@ async def test_top_and_stats_count_refusals(storage: Storage) -> None:
 
 
 async def test_what_needs_an_option_says_which() -> None:
-    """Without live=True and statistics=True the rest works, and those commands name the option."""
+    """Commands that need live=True or statistics=True name the missing option; others work."""
     async with operated_bot_on(MemoryStorage(), live=False) as bot:
         for command in ("/setlimit messages 1/h", "/rollback", "/history", "/pause 1h", "/resume"):
             assert "live=True" in await bot.says(command)
@@ -244,7 +244,7 @@ async def test_what_needs_an_option_says_which() -> None:
 
 
 async def test_try_says_what_would_happen(bot: OperatedBot) -> None:
-    """/try charges nothing and tells whether an update would be handled, and why not."""
+    """/try says whether an update would be handled, and why not, and charges nothing."""
     for _ in range(2):
         assert "<b>handled</b>" in await bot.says("/try 42")
     for _ in range(4):
@@ -256,7 +256,7 @@ async def test_try_says_what_would_happen(bot: OperatedBot) -> None:
 
 
 async def test_pages_are_turned(storage: Storage) -> None:
-    """Long lists come in pages that fit a message, with buttons to the next and the one before."""
+    """Long lists have pages that fit into a message, with buttons for next and previous."""
     rules = [Rule("3/h", name=f"long{'😀' * 90}{n}") for n in range(60)]
     async with operated_bot_on(storage, *rules) as bot:
         for command in ("/limits", "/who 42"):
@@ -274,7 +274,7 @@ async def test_pages_are_turned(storage: Storage) -> None:
 
 
 async def test_bans_are_listed_in_pages(bot: OperatedBot) -> None:
-    """/bans shows eight at a time, each with a button to look closer."""
+    """/bans shows eight bans to a page, each with a button for details."""
     control = Control.of(bot.middleware, by="anna")
     for n in range(20):
         await control.ban(Subject(user=100 + n), f"{n + 1}h", "r" * 500)
@@ -292,7 +292,7 @@ async def test_bans_are_listed_in_pages(bot: OperatedBot) -> None:
 
 
 async def test_buttons_under_a_user_lead_to_questions(bot: OperatedBot) -> None:
-    """Forgive, ban for an hour or a day, unban and refresh, each asked before it is done."""
+    """/who has buttons to forgive, ban, unban and refresh; changes ask for confirmation."""
     await bot.says("/who 42")
     assert list(bot.buttons) == ["Forgive", "Ban 1 h", "Ban 1 d", "Refresh"]
     assert "for 1 d?" in await bot.presses("Ban 1 d")
@@ -334,7 +334,7 @@ def units(text: str) -> int:
 
 
 async def test_redis_away_is_a_short_answer(own_server: Server) -> None:
-    """Every command and every button answers that Redis cannot be reached; nothing is raised."""
+    """Every command and button says that Redis cannot be reached, and nothing is raised."""
     async with aioredis.Redis(port=own_server.port) as client:
         storage = RedisStorage(client)
         async with operated_bot_on(storage, statistics=True) as bot:
@@ -349,7 +349,7 @@ async def test_redis_away_is_a_short_answer(own_server: Server) -> None:
 
 
 async def test_a_silent_redis_is_a_short_answer_soon(own_server: Server) -> None:
-    """A server that accepts and never answers holds up a command for seconds, not forever."""
+    """A server that accepts connections and never answers delays a command by seconds only."""
     async with aioredis.Redis(port=own_server.port) as client:
         storage = RedisStorage(client)
         async with operated_bot_on(storage) as bot:
@@ -381,7 +381,7 @@ COMMANDS = (
 
 
 async def test_per_bot_counts_are_this_bots(storage: Storage) -> None:
-    """Where each bot counts for itself, operators see and forgive what this one counted."""
+    """With per_bot, operators see and reset the counts of the bot that they write to."""
     async with operated_bot_on(storage, per_bot=True) as bot:
         for _ in range(4):
             await bot.is_handled()
@@ -395,7 +395,7 @@ async def test_per_bot_counts_are_this_bots(storage: Storage) -> None:
 
 
 async def test_who_in_a_group_is_about_that_group(storage: Storage) -> None:
-    """As a reply in a group /who shows, and /forgive resets, what counts there."""
+    """As a reply in a group, /who shows the counts there, and /forgive resets them."""
     rules = [Rule("1/h", Scope.MEMBER), Rule("9/h", Scope.CHAT)]
     async with operated_bot_on(storage, *rules) as bot:
         spam = message("spam", **{"from": user(42), "chat": GROUP})

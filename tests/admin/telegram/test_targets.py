@@ -1,4 +1,4 @@
-"""Whom a command is about: a reply, an id, a mention, and what cannot be known."""
+"""The target of a command: from a reply, an id or a mention; and when it is unknown."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def reply_to(**fields: Any) -> dict[str, Any]:
 
 
 def forward(origin: dict[str, Any]) -> dict[str, Any]:
-    """A reply, in the admin's private chat, to what the admin forwarded there."""
+    """A reply, in the admin's private chat, to a message that the admin forwarded there."""
     forwarded = message(forward_origin={"date": DATE} | origin, **{"from": user(ANNA)})
     return {"reply_to_message": forwarded | {"chat": chat(ANNA)}}
 
 
 def mention(text: str, name: str, id_: int = 42) -> dict[str, Any]:
-    """Entities of a text in which the name leads to a user without a username."""
+    """The entities of a text that mentions a user without a username."""
     offset = len(text[: text.index(name)].encode("utf-16-le")) // 2
     length = len(name.encode("utf-16-le")) // 2
     entity = {"type": "text_mention", "offset": offset, "length": length, "user": user(id_)}
@@ -45,13 +45,13 @@ def mention(text: str, name: str, id_: int = 42) -> dict[str, Any]:
 
 
 async def banned(bot: OperatedBot, text: str, **fields: Any) -> str:
-    """Whom a ban would affect, or the error; without markup."""
+    """The target that /ban names in its question, or the error; without markup."""
     said = await bot.says(text, **fields)
     return said.removeprefix("Ban ").partition(" for 1 h?")[0]
 
 
 async def test_an_id(bot: OperatedBot) -> None:
-    """The first word is an id of a user, or, negative, of a chat."""
+    """The first word is an id: a user's, or a chat's if it is negative."""
     assert await banned(bot, "/ban 42 1h") == USER_42
     assert await banned(bot, "/ban   42\n1h  spam and eggs") == USER_42
     assert await banned(bot, "/BAN 42 1h") == USER_42
@@ -73,7 +73,7 @@ async def test_an_odd_id_is_refused(bot: OperatedBot, odd: str) -> None:
 
 @pytest.mark.parametrize("stand_in", [ANONYMOUS_ADMIN, CHANNEL_BOT, SERVICE_ACCOUNT])
 async def test_stand_ins_are_nobody(bot: OperatedBot, stand_in: dict[str, Any]) -> None:
-    """Shared ids are never limited, so operators can do nothing with them."""
+    """Ids that many senders share are never limited, so commands refuse them."""
     assert "belongs to no single" in await bot.says(f"/ban {stand_in['id']} 1h")
     assert "belongs to no single user" in await bot.says(
         "/ban 1h", **reply_to(**{"from": stand_in})
@@ -81,7 +81,7 @@ async def test_stand_ins_are_nobody(bot: OperatedBot, stand_in: dict[str, Any]) 
 
 
 async def test_a_reply(bot: OperatedBot) -> None:
-    """In a group, a reply means whoever wrote that message, also if it was forwarded there."""
+    """In a group, a reply means the sender of that message, even if it was forwarded."""
     assert await banned(bot, "/ban 1h spam", **reply_to(**{"from": user(42)})) == USER_42
     origin = {"type": "user", "date": DATE, "sender_user": user(43)}
     spread = reply_to(**{"from": user(42)}, forward_origin=origin)
@@ -89,7 +89,7 @@ async def test_a_reply(bot: OperatedBot) -> None:
 
 
 async def test_a_reply_to_a_channel_or_an_anonymous_admin(bot: OperatedBot) -> None:
-    """Those who write in a chat's name are counted as that chat, and so found as it."""
+    """Users who write in the name of a chat are counted as that chat, so it is the target."""
     as_channel = reply_to(**{"from": CHANNEL_BOT}, sender_chat=CHANNEL)
     assert await banned(bot, "/ban 1h", **as_channel) == "chat <code>-200</code>"
     anonymous = reply_to(**{"from": ANONYMOUS_ADMIN}, sender_chat=GROUP)
@@ -101,7 +101,7 @@ async def test_a_reply_to_a_channel_or_an_anonymous_admin(bot: OperatedBot) -> N
 
 
 async def test_a_reply_to_a_forwarded_message(bot: OperatedBot) -> None:
-    """In private, a reply to what the admin forwarded means the author, if it can be known."""
+    """In private, a reply to a forwarded message means its author, if Telegram names one."""
     known = forward({"type": "user", "sender_user": user(42)})
     assert await banned(bot, "/ban 1h", **known) == USER_42
     hidden = forward({"type": "hidden_user", "sender_user_name": "Anna"})
@@ -113,14 +113,14 @@ async def test_a_reply_to_a_forwarded_message(bot: OperatedBot) -> None:
 
 
 async def test_a_reply_to_another_chat(bot: OperatedBot) -> None:
-    """A message of a group that is replied to in the admin's private chat names its author."""
+    """A reply in the admin's private chat to a message of a group means its author."""
     origin = {"type": "user", "date": DATE, "sender_user": user(42)}
     elsewhere = {"external_reply": {"origin": origin, "chat": GROUP, "message_id": 1}}
     assert await banned(bot, "/ban 1h", **elsewhere) == USER_42
 
 
 async def test_a_reply_to_the_bot_is_no_target(bot: OperatedBot) -> None:
-    """Below a message of the bot an id is needed, and does no harm."""
+    """In reply to a message of the bot itself, an id is needed, and it is used."""
     own = {"reply_to_message": message(**{"from": user(1), "chat": chat(ANNA)})}
     assert "the bot's own" in await bot.says("/ban 1h", **own)
     assert await banned(bot, "/ban 42 1h", **own) == USER_42
@@ -128,7 +128,7 @@ async def test_a_reply_to_the_bot_is_no_target(bot: OperatedBot) -> None:
 
 
 async def test_a_topic_is_no_reply(bot: OperatedBot) -> None:
-    """In a topic every message replies to the one that opened it, which means nobody."""
+    """In a topic, every message replies to the one that opened it: that is no target."""
     opening = message(chat=GROUP, **{"from": user(42)}) | {
         "forum_topic_created": {"name": "Tea", "icon_color": 1}
     }
@@ -139,7 +139,7 @@ async def test_a_topic_is_no_reply(bot: OperatedBot) -> None:
 
 
 async def test_a_reply_and_an_id_contradict_each_other(bot: OperatedBot) -> None:
-    """`/ban 1 hour` as a reply would ban user 1: so it is refused."""
+    """`/ban 1 hour` as a reply would ban user 1, so it is refused."""
     assert "do only one of the two" in await bot.says("/ban 1 hour", **reply_to())
 
 
@@ -152,7 +152,7 @@ async def test_a_mention(bot: OperatedBot) -> None:
 
 
 async def test_a_username(bot: OperatedBot) -> None:
-    """Telegram resolves names of channels and groups for bots, and hardly any of users."""
+    """Telegram resolves names of public channels and groups for bots, but not of users."""
     bot.session.replies["GetChat"] = TelegramBadRequest(
         method=GetChat(chat_id="@anna"), message="Bad Request: chat not found"
     )
@@ -168,7 +168,7 @@ async def test_a_username(bot: OperatedBot) -> None:
 
 
 async def test_nobody_is_meant(bot: OperatedBot) -> None:
-    """Without a reply, an id or a mention the bot asks whom, with an example."""
+    """Without a reply, an id or a mention, the bot asks for the user, with an example."""
     assert "<code>/who 42</code>" in await bot.says("/who")
     assert "<code>/ban 42 1h</code>" in await bot.says("/ban")
     assert "<code>1h</code> is not the id" in await bot.says("/ban 1h spam")

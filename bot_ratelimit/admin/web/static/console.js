@@ -1,9 +1,9 @@
-// Adds liveness to pages that work without it: what has `data-live` is kept up to date, and times
-// are shown in the zone of the reader.
+// The pages work without this script. With it, elements with `data-live` are kept up to date, and
+// times are shown in the reader's time zone.
 "use strict";
 
-const AT_MOST_EVERY = 1500; // ms between two looks
-const TRY_AGAIN = 10000; // ms, when the server would not let us follow
+const REFRESH_INTERVAL = 1500; // ms between two refreshes, at least
+const RECONNECT_DELAY = 10000; // ms, after the server has refused the event stream
 
 // --- times ------------------------------------------------------------------------------------
 
@@ -21,10 +21,10 @@ function localize(root) {
   for (const each of root.querySelectorAll("[data-zone]")) each.textContent = zone;
 }
 
-// --- what changes -----------------------------------------------------------------------------
+// --- live updates ----------------------------------------------------------------------------
 
-// Makes one element like another, and leaves alone what is alike: focus, selection, what is folded
-// out, and bars that grow from where they stand.
+// Makes `old` equal to `fresh`, and touches only what differs. So the focus, the selection and open
+// <details> are kept, and bars of the chart grow from their present height.
 function become(old, fresh) {
   if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName) {
     old.replaceWith(fresh);
@@ -45,7 +45,8 @@ function become(old, fresh) {
   before.slice(after.length).forEach((node) => node.remove());
 }
 
-// Whether it went well. A page without the sign is that for logging in: the session has ended.
+// Loads the page again, and returns whether that worked. Without #liveness it is the login page: the
+// session has ended.
 async function refresh() {
   const answer = await fetch(location.href);
   if (answer.status >= 500) return false;
@@ -79,7 +80,7 @@ function follow(sign) {
     setTimeout(() => {
       looking = false;
       look();
-    }, AT_MOST_EVERY);
+    }, REFRESH_INTERVAL);
   };
   const told = () => {
     due = true;
@@ -90,9 +91,9 @@ function follow(sign) {
     events.onmessage = told;
     events.onerror = () => {
       say(false);
-      if (events.readyState !== EventSource.CLOSED) return; // it tries again by itself
+      if (events.readyState !== EventSource.CLOSED) return; // the browser reconnects by itself
       told();
-      setTimeout(open, TRY_AGAIN);
+      setTimeout(open, RECONNECT_DELAY);
     };
   };
   open();
@@ -101,12 +102,13 @@ function follow(sign) {
 
 // --- inside Telegram --------------------------------------------------------------------------
 
-// Telegram puts what proves the user into the fragment of the address; no script of its is needed.
+// Telegram passes initData, which proves who the user is, in the URL fragment; no script of Telegram
+// is needed.
 function enter(form) {
   const proof = new URLSearchParams(location.hash.slice(1)).get("tgWebAppData");
   if (!proof) return;
   history.replaceState(null, "", location.pathname + location.search);
-  if (form.dataset.by === `${userOf(proof)}@web`) return; // whose session goes on
+  if (form.dataset.by === `${userOf(proof)}@web`) return; // this user is logged in already
   form.elements.init_data.value = proof;
   form.hidden = false;
   form.submit();
@@ -122,7 +124,7 @@ function userOf(proof) {
 
 // ----------------------------------------------------------------------------------------------
 
-// The first change of all takes some seconds: what was sent is not sent again meanwhile.
+// The very first change takes a few seconds. Meanwhile the same form is not sent a second time.
 document.addEventListener("submit", (event) => {
   if (event.target.method !== "post") return;
   if (event.target.dataset.sent) event.preventDefault();
