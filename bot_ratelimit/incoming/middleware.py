@@ -78,6 +78,8 @@ DATA_KEY: Final = "rate_limit"
 """The key of the Decision in a handler's data: `async def handler(message, rate_limit)`."""
 
 _STATE_NAME: Final = "_bot_ratelimit_decisions"
+_NOT_ASKED: Final = Counted(Subject(), None)
+"""Stands for an event of which it is not known yet whether it is counted."""
 _made: Final = count()
 
 
@@ -390,8 +392,9 @@ class RateLimitMiddleware(BaseMiddleware):
         inner: TelegramObject,
         update: Update | None,
         data: dict[str, Any],
+        counted: Counted | None = _NOT_ASKED,
     ) -> Any:
-        decision, subject = await self._decide(rules, inner, update, data)
+        decision, subject = await self._decide(rules, inner, update, data, counted)
         data[DATA_KEY] = decision
         if decision is None or decision.allowed:
             return await handler(event, data)
@@ -411,16 +414,16 @@ class RateLimitMiddleware(BaseMiddleware):
         """Handle the event while it holds a slot; without a slot it is not charged either."""
         state = _dispatch_state(data)
         key = ("slot", self.limiter.key_prefix, id(data.get("handler")))
-        counted = None
-        if key not in state:  # otherwise another middleware already holds it in this dispatch
-            counted = await self._counted(inner, update, data)
-        if counted is None or self.limiter.is_banned(counted.subject):
+        if key in state:  # another middleware holds it in this dispatch
             return await self._handle(rules, handler, event, inner, update, data)
+        counted = await self._event_filter.counted(inner, update, data)
+        if counted is None or self.limiter.is_banned(counted.subject):
+            return await self._handle(rules, handler, event, inner, update, data, counted)
         async with self.limiter.slot(slots, counted.subject) as slot:
             if slot.allowed:
                 state[key] = slot
                 try:
-                    return await self._handle(rules, handler, event, inner, update, data)
+                    return await self._handle(rules, handler, event, inner, update, data, counted)
                 finally:
                     del state[key]
         data[DATA_KEY] = slot
@@ -428,14 +431,20 @@ class RateLimitMiddleware(BaseMiddleware):
         return None
 
     async def _decide(
-        self, rules: Rules, event: TelegramObject, update: Update | None, data: dict[str, Any]
+        self,
+        rules: Rules,
+        event: TelegramObject,
+        update: Update | None,
+        data: dict[str, Any],
+        counted: Counted | None,
     ) -> tuple[Decision | None, Subject]:
         """Return the decision of this dispatch, which is made only once."""
         state = _dispatch_state(data)
         # The own limit of a handler is charged once, however many middlewares run before it.
         key = self if rules is self.rules else (self.limiter.key_prefix, id(data.get("handler")))
         if key not in state:
-            counted = await self._counted(event, update, data)
+            if counted is _NOT_ASKED:
+                counted = await self._event_filter.counted(event, update, data)
             if counted is None:
                 state[key] = (None, Subject())
             else:
@@ -453,17 +462,6 @@ class RateLimitMiddleware(BaseMiddleware):
                     state[key] = (bound, subject)
         found: tuple[Decision | None, Subject] = state[key]
         return found
-
-    async def _counted(
-        self, event: TelegramObject, update: Update | None, data: dict[str, Any]
-    ) -> Counted | None:
-        """Return whom the event counts for; this is determined once for each handler."""
-        state = _dispatch_state(data)
-        key = ("counted", id(self), id(data.get("handler")))
-        if key not in state:
-            state[key] = await self._event_filter.counted(event, update, data)
-        counted: Counted | None = state[key]
-        return counted
 
     async def _notify(
         self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]
@@ -565,9 +563,9 @@ def _dispatch_state(data: dict[str, Any]) -> dict[object, Any]:
     passed on uncopied, also into other tasks, and aiogram makes a new one for every dispatch. So
     the state is stored there.
     """
-    context = data.get(EVENT_CONTEXT_KEY)
+    attributes = getattr(data.get(EVENT_CONTEXT_KEY), "__dict__", None)
     state: dict[object, Any] = {}
-    return vars(context).setdefault(_STATE_NAME, state) if hasattr(context, "__dict__") else state
+    return state if attributes is None else attributes.setdefault(_STATE_NAME, state)
 
 
 def _storage_for(client: Client | None, memory_size: int = 10_000) -> Storage:

@@ -183,9 +183,9 @@ class MemoryStorage:
         else:
             retention = Retention.REFUSED if wait and not charge.shadow else Retention.NORMAL
         if entry is not None and state is entry.state:
-            self._states.put(charge.key, entry, state, entry.ends, retention)
+            self._states.put(charge.key, entry, state, now, entry.ends, retention)
         else:
-            self._states.put(charge.key, entry, state, now + reset, retention)
+            self._states.put(charge.key, entry, state, now, now + reset, retention)
 
     def _was_reset(self, charges: Sequence[Charge], since: int) -> bool:
         return any((self._resets.get(charge.key) or 0) > since for charge in charges)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import random
 from time import perf_counter
 
 import pytest
 
-from bot_ratelimit import Limiter, MemoryStorage, Penalty, Rule, Subject
+from bot_ratelimit import Limit, Limiter, MemoryStorage, Penalty, Rule, Subject
 from bot_ratelimit.storage.base import Charge
 from bot_ratelimit.testing import Clock
 from tests.benches import charge
@@ -153,3 +154,28 @@ async def test_refused_users_do_not_evict_a_ban(
             await limiter.hit(rules, Subject(user))
     assert (await limiter.peek(rules, Subject(42))).banned
     assert "even of users who are refused." in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_expires_is_not_kept(seed: int, clock: Clock) -> None:
+    """Whatever the history, the caches and the index of the memory hold the same keys."""
+    choose = random.Random(seed)
+    memory = MemoryStorage(20, clock=clock)
+    states = memory._states
+    for _ in range(3_000):
+        limit = choose.choice(["1/s", "2/10s sliding", "3/minute bucket", "1/h"])
+        penalty = Penalty("1/minute", "5m") if choose.random() < 0.2 else None
+        key = f"{choose.randrange(40)}"
+        if choose.random() < 0.05:
+            states.pop(key)
+        elif penalty is None:
+            memory.decide([charge(limit, key)])
+        else:
+            count = Charge(f"{key}:penalty", Limit.parse("1/minute"), penalty=penalty)
+            memory.decide([charge(limit, key), count])
+        clock.move(choose.choice([0.0, 0.001, 0.1, 2.0, 70.0]))
+        assert len(states) <= 20
+        assert sum(map(len, states._all_caches())) == len(states._index)
+    clock.move(10_000)  # states may be cached up to twice as long as they count
+    assert len(states) == 0
+    assert not states._index
