@@ -156,6 +156,7 @@ class Slots:
         # In memory, there are no other processes.
         self._turns = None if isinstance(storage, MemoryStorage) else Turns()
         self._waiting = 0
+        self._closed = 0  # how often; callers that waited before are refused
         self._held: dict[str, set[_HeldSlot]] = {}
         # Until when a key exists, unless the server loses its data.
         self._known: LRUCache[str, float] = LRUCache(10_000)
@@ -197,7 +198,11 @@ class Slots:
         await asyncio.shield(self._release_in_background(held))
 
     def close(self) -> None:
-        """Stop retrying releases that failed."""
+        """Refuse all waiters, and stop retrying releases that failed."""
+        self._closed += 1
+        for queue in self._queues.values():
+            for woken in queue:
+                woken.set()
         loop = asyncio.get_running_loop()
         for task in self._releases:
             if task.get_loop() is loop:
@@ -219,14 +224,15 @@ class Slots:
         queue.append(woken)
         self._waiting += 1
         pause = FIRST_POLL
+        closed = self._closed
         try:
             while (left := deadline - loop.time()) > 0:
                 first = queue[0] is woken
                 patience = min(left, slot.retry_after or left, _jitter(pause)) if first else left
-                if await _wait_for(woken, patience):
-                    pause = FIRST_POLL
-                else:
-                    pause = min(pause * 2, LONGEST_POLL)
+                was_woken = await _wait_for(woken, patience)
+                if closed != self._closed:
+                    return slot._replace(source="policy")
+                pause = FIRST_POLL if was_woken else min(pause * 2, LONGEST_POLL)
                 if queue[0] is not woken:
                     continue
                 woken.clear()

@@ -189,6 +189,21 @@ async def test_a_waiter_may_wait_as_long_as_it_takes(limiter: Limiter) -> None:
     waiting[1].cancel()
 
 
+async def test_closing_refuses_those_who_wait(bench: Bench) -> None:
+    """Shutdown does not wait for a slot, however long its callers would."""
+    limiter = Limiter(bench.storage, timeout=5)
+    async with limiter.slot(ONE, ANNA):
+        waiting = [
+            asyncio.create_task(limiter.slot(ONE, ANNA, timeout=None).__aenter__())
+            for _ in range(3)
+        ]
+        await asyncio.sleep(0.02)
+        await limiter.close()
+        async with asyncio.timeout(5):
+            slots = await asyncio.gather(*waiting)
+        assert [(slot.allowed, slot.source) for slot in slots] == [(False, "policy")] * 3
+
+
 async def test_a_cancelled_waiter_delays_nobody(limiter: Limiter) -> None:
     """A cancelled waiter takes no slot, and the next one gets it."""
     async with limiter.slot(ONE, ANNA):
