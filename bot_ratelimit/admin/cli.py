@@ -23,7 +23,7 @@ from rich.live import Live as Screen
 from bot_ratelimit.admin import printing, wording
 from bot_ratelimit.admin.changes import ConflictError, check_pause
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.views import ConfigView, HealthView, who
+from bot_ratelimit.admin.views import LARGEST_ID, ConfigView, HealthView, who
 from bot_ratelimit.bans import FOREVER, check_ban_length
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.notices import Notices
@@ -267,6 +267,7 @@ def exempt(
     json: Json = False,
 ) -> None:
     """Exempt a user or a chat from all limits."""
+    _checked(_check_id, id_)
     _change(
         f"{id_}: {'not exempt' if undo else 'exempt'} from all limits",
         lambda control, version: control.changes.set_exempt(id_, not undo, if_version=version),
@@ -469,6 +470,11 @@ def _checked(check: Callable[[_T], object], value: _T) -> None:
         _fail(error)
 
 
+def _check_id(id_: int) -> None:
+    if not 0 < abs(id_) <= LARGEST_ID:  # a typo would ban nobody, and say that it did
+        raise ConfigError(f"{id_} is not the id of a user or a chat, such as 42 or -100123")
+
+
 def _operator() -> str:
     try:
         return getpass.getuser()
@@ -504,6 +510,7 @@ def _settings() -> Settings:
 
 
 def _subject(user: int, chat: int | None, topic: int | None, bot: int | None) -> Subject:
+    _checked(_check_id, user)
     if user < 0:
         return Subject(None, user, topic, bot)
     return Subject(user, user if chat is None else chat, topic, bot)
@@ -511,6 +518,7 @@ def _subject(user: int, chat: int | None, topic: int | None, bot: int | None) ->
 
 def _banned(user: int, chat: int | None) -> Subject:
     """A user is banned everywhere, unless a chat is named."""
+    _checked(_check_id, user)
     return Subject(chat=user) if user < 0 else Subject(user=user, chat=chat)
 
 
