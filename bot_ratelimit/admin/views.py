@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.health import Health
@@ -15,6 +15,9 @@ from bot_ratelimit.penalty import Penalty
 from bot_ratelimit.rule import Rule, Scope, Subject
 from bot_ratelimit.settings import Origin, Settings
 from bot_ratelimit.storage.banlist import Ban
+
+LARGEST_ID: Final = 2**52 - 1
+"""Telegram's ids have at most 52 bits: https://core.telegram.org/bots/api#user."""
 
 
 @dataclass(frozen=True, slots=True)

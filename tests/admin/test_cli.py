@@ -208,6 +208,14 @@ async def test_mistakes_have_a_status_and_one_line(bot: Instance) -> None:
     assert (bad.status, bad.out, bad.err.count("\n")) == (2, "", 1)
 
 
+async def test_a_number_that_is_no_id_is_refused(bot: Instance) -> None:
+    """Two ids that were pasted together ban nobody, and are not said to be banned."""
+    for command in (("ban", "0", "1h"), ("show", "1234567891234567890"), ("exempt", "0")):
+        told = await run(*command, "--yes") if command[0] != "show" else await run(*command)
+        assert (told.status, told.out) == (2, "")
+        assert told.err.endswith("is not the id of a user or a chat, such as 42 or -100123\n")
+
+
 async def test_a_mistake_is_told_before_anything_is_asked(bot: Instance) -> None:
     """A length or a penalty that makes no sense: status 2, and nothing to confirm."""
     mistakes = (

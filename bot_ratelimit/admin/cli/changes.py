@@ -10,7 +10,7 @@ import typer
 from bot_ratelimit.admin.changes import check_pause
 from bot_ratelimit.admin.cli import printing
 from bot_ratelimit.admin.cli.dialogue import confirm, show_result
-from bot_ratelimit.admin.cli.options import IDS, Json, Yes
+from bot_ratelimit.admin.cli.options import IDS, Json, Yes, check_id
 from bot_ratelimit.admin.cli.session import checked, fail, read_settings, run
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.errors import ConfigError
@@ -89,6 +89,7 @@ def exempt(
     json: Json = False,
 ) -> None:
     """Exempt a user or a chat from all limits."""
+    checked(check_id, id_)
     _change(
         f"{id_}: {'not exempt' if undo else 'exempt'} from all limits",
         lambda control, version: control.changes.set_exempt(id_, not undo, if_version=version),

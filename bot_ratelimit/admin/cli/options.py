@@ -1,4 +1,4 @@
-"""Options that commands share, and whom they are about."""
+"""Options that commands share, and the subjects that they name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Annotated, Final
 
 import typer
 
+from bot_ratelimit.admin.cli.session import checked
+from bot_ratelimit.admin.views import LARGEST_ID
+from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Subject
 
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
@@ -22,6 +25,7 @@ IDS: Final = {"ignore_unknown_options": True}
 
 def subject_of(user: int, chat: int | None, topic: int | None, bot: int | None) -> Subject:
     """Who sends an update: a user, by default in the private chat, or a whole chat."""
+    checked(check_id, user)
     if user < 0:
         return Subject(None, user, topic, bot)
     return Subject(user, user if chat is None else chat, topic, bot)
@@ -29,4 +33,11 @@ def subject_of(user: int, chat: int | None, topic: int | None, bot: int | None) 
 
 def target_of(user: int, chat: int | None) -> Subject:
     """Who is banned: a user everywhere, unless a chat is named, or a whole chat."""
+    checked(check_id, user)
     return Subject(chat=user) if user < 0 else Subject(user=user, chat=chat)
+
+
+def check_id(id_: int) -> None:
+    """Raise ConfigError unless this can be an id: a typo would ban nobody, and say that it did."""
+    if not 0 < abs(id_) <= LARGEST_ID:
+        raise ConfigError(f"{id_} is not the id of a user or a chat, such as 42 or -100123")

@@ -11,10 +11,8 @@ from aiogram.types import InlineKeyboardButton, InlineKeyboardMarkup
 from pydantic import Field
 
 from bot_ratelimit.admin.telegram.texts import Words
+from bot_ratelimit.admin.views import LARGEST_ID
 from bot_ratelimit.rule import Subject
-
-LARGEST_ID: Final = 2**52
-"""The Bot API promises that ids have at most 52 bits."""
 
 _FITS: Final = 2_500
 """UTF-16 units of a page; Telegram allows 4096 for the page and the text around it."""

@@ -17,7 +17,7 @@ from aiogram.types import (
     User,
 )
 
-from bot_ratelimit.admin.telegram.buttons import LARGEST_ID
+from bot_ratelimit.admin.views import LARGEST_ID
 from bot_ratelimit.incoming.events import NOBODY
 from bot_ratelimit.rule import Subject
 
@@ -76,7 +76,7 @@ async def _named(arguments: str, bot: Bot) -> Target | None:
     """The user or chat whose id or public name comes first in the arguments."""
     first, rest = _split(arguments)
     if _ID.fullmatch(first):
-        if len(first) > 20 or not 0 < abs(int(first)) < LARGEST_ID:
+        if len(first) > 20 or not 0 < abs(int(first)) <= LARGEST_ID:
             raise UnclearError("bad_id", value=first)
         return Target(_by_id(int(first)), rest)
     if not _USERNAME.fullmatch(first):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bot_ratelimit.admin.web.validation import MAX_ID
+from bot_ratelimit.admin.views import LARGEST_ID
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rule import Subject
 
@@ -80,6 +80,6 @@ class Form:
         if found is None:
             return None
         is_positive = found > 0 or name in ("user", "chat")  # where a chat's is negative
-        if not (is_positive and 0 < abs(found) <= MAX_ID):
+        if not (is_positive and 0 < abs(found) <= LARGEST_ID):
             raise ConfigError(f"{name}: {found} is not an id: expected one such as 123456789")
         return found

@@ -11,6 +11,7 @@ from aiohttp import web
 from multidict import MultiDict, MultiMapping
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from bot_ratelimit.admin.views import LARGEST_ID
 from bot_ratelimit.admin.web.problems import ProblemError
 
 MAX_BODY: Final = 16_384
@@ -19,8 +20,6 @@ MAX_BODY: Final = 16_384
 _DIGITS: Final = re.compile(r"-?[0-9]{1,17}", re.ASCII)
 _SLOWEST: Final = 10.0
 _FORM: Final = "application/x-www-form-urlencoded"
-MAX_ID: Final = 2**52
-"""Telegram's ids have at most 52 bits: https://core.telegram.org/bots/api#user."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -41,9 +40,9 @@ def _not_zero(value: int) -> int:
 
 
 Id = Annotated[
-    int, BeforeValidator(_whole), Field(ge=-MAX_ID, le=MAX_ID), AfterValidator(_not_zero)
+    int, BeforeValidator(_whole), Field(ge=-LARGEST_ID, le=LARGEST_ID), AfterValidator(_not_zero)
 ]
-Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_ID)]
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=LARGEST_ID)]
 Number = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=1_000_000_000)]
 Text = Annotated[str, Field(max_length=500)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
