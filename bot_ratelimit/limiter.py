@@ -150,7 +150,7 @@ class Limiter:
         _bans_loaded: bool = False,  # whether the copy of the bans has been checked
         _outgoing: bool = False,  # for requests of the bot, to which bans do not apply
     ) -> Decision:
-        """Decide whether the subject may go on now, and charge it if so.
+        """Decide whether a hit of the subject is allowed now, and charge it if so.
 
         ::
 
@@ -244,7 +244,7 @@ class Limiter:
         cost: int | None = None,
         timeout: float | None = None,
     ) -> Decision:
-        """Wait until the subject may go on, and charge it then.
+        """Wait until a hit of the subject is allowed, and charge it then.
 
         `Decision.waited` is the time that it took.
 
@@ -447,7 +447,7 @@ class Limiter:
         subject: Subject,
         cost: int | None = None,
     ) -> AsyncIterator[Decision]:
-        """Run a block only if the subject may go on; for code outside of handlers.
+        """Run a block only if a hit of the subject is allowed; for code outside of handlers.
 
         ::
 

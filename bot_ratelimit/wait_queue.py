@@ -1,4 +1,4 @@
-"""Wait queues of `Limiter.acquire`: callers that wait until a limit allows them to go on.
+"""Wait queues of `Limiter.acquire`: callers that wait until a limit allows their hit.
 
 Only the first waiter of each queue asks the storage. When it is refused, it sleeps for as long as
 it was told; `Backoff` says how much longer, so that processes take turns. Each queue has a task of

@@ -40,7 +40,7 @@ class Admission:
 
     Args:
         limiter: Decides.
-        event_filter: Says whether an event counts, and for whom.
+        event_filter: Says whether an event counts, and for which subject.
         on_limited: Tells a refused user; None for no notice.
         live: What operators change while the bot runs; None for nothing.
     """
@@ -81,7 +81,7 @@ class Admission:
             inner: The event, or what it carries if it is an update.
             update: The update, if it is known.
             data: The data of the dispatch.
-            counted: For whom the event counts, if this is known already.
+            counted: The subject that the event counts for, if this is known already.
         """
         decision, subject = await self._decide(rules, key, inner, update, data, counted)
         data[DATA_KEY] = decision
