@@ -645,7 +645,7 @@ class Limiter:
         await self._queues.close()
         await self._bans.close()
         if self._slots is not None:
-            self._slots.close()
+            await self._slots.close()
         if self._statistics is not None:
             await self._statistics.flush_at_end()
         if self._observer is not None:

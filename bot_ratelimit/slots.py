@@ -35,7 +35,8 @@ FIRST_POLL: Final = 0.05
 """The shortest pause in seconds between two attempts of a waiting process."""
 RETRY_RELEASE_EVERY: Final = 1.0
 """Seconds between two attempts to release a slot in an outage; they end with the lease."""
-MAX_RELEASES: Final = 1_000
+MAX_RETRIES: Final = 1_000
+"""The maximum number of releases that are tried again."""
 
 
 class Slot(Decision):
@@ -157,13 +158,16 @@ class Slots:
         self._turns = None if isinstance(storage, MemoryStorage) else Turns()
         self._waiting = 0
         self._closed = 0  # how often; callers that waited before are refused
+        self._is_closed = False  # until the next slot is asked for
         self._held: dict[str, set[_HeldSlot]] = {}
         # Until when a key exists, unless the server loses its data.
         self._known: LRUCache[str, float] = LRUCache(10_000)
         self._releases: set[asyncio.Task[None]] = set()
+        self._retries: set[asyncio.Task[None]] = set()
 
     async def acquire(self, concurrency: Concurrency, subject: Subject, timeout: float) -> Slot:
         """Return a slot, or a refusal after `timeout` seconds at most."""
+        self._is_closed = False
         key = concurrency.slot_key(self._prefix, subject)
         if key is None:
             return Slot(True, concurrency, concurrency.amount, 0.0, 0.0, "none")
@@ -197,14 +201,18 @@ class Slots:
             self._held.pop(held.claim.key, None)
         await asyncio.shield(self._release_in_background(held))
 
-    def close(self) -> None:
-        """Refuse all waiters, and stop retrying releases that failed."""
+    async def close(self) -> None:
+        """Refuse all waiters, finish releases, and stop retrying those that failed."""
         self._closed += 1
         for queue in self._queues.values():
             for woken in queue:
                 woken.set()
         loop = asyncio.get_running_loop()
-        for task in self._releases:
+        # Not cancelled: that would leave the slots taken, and cancel the callers, too.
+        if releases := [task for task in self._releases if task.get_loop() is loop]:
+            await asyncio.wait(releases)
+        self._is_closed = True
+        for task in self._retries:
             if task.get_loop() is loop:
                 task.cancel()
 
@@ -236,7 +244,7 @@ class Slots:
                 if queue[0] is not woken:
                     continue
                 woken.clear()
-                slot = await self._try_in_turn(held, deadline)
+                slot = await self._try_in_turn(held, woken, deadline)
                 if slot.allowed or slot.source == "policy":
                     return slot
             return slot
@@ -252,12 +260,17 @@ class Slots:
         now = asyncio.get_running_loop().time()
         return self._turns is not None and self._turns.is_over(key, now)
 
-    async def _try_in_turn(self, held: _HeldSlot, deadline: float) -> Slot:
+    async def _try_in_turn(self, held: _HeldSlot, woken: asyncio.Event, deadline: float) -> Slot:
         """Ask; before, let other processes ask if this one has had the slots for long."""
-        key, loop = held.claim.key, asyncio.get_running_loop()
+        key, loop, closed = held.claim.key, asyncio.get_running_loop(), self._closed
         if self._turns is None or not self._turns.is_over(key, loop.time()):
             return await self._try(held)
-        await asyncio.sleep(min(PAUSE, deadline - loop.time()))
+        ends = min(loop.time() + PAUSE, deadline)
+        while (left := ends - loop.time()) > 0:
+            await _wait_for(woken, left)
+            if closed != self._closed:
+                return _refused(held.concurrency, held.claim.lease, "policy")
+            woken.clear()  # only a release in this process: the pause continues
         slot = await self._try(held)
         self._turns.resumed(key, loop.time(), granted=slot.allowed)
         return slot
@@ -357,28 +370,25 @@ class Slots:
 
     def _release_in_background(self, held: _HeldSlot) -> asyncio.Task[None]:
         """Release in a separate task, which the caller's cancellation does not affect."""
-        return self._in_background(
-            self._release_lease(_HeldSlot(held.claim, held.concurrency, held.leases))
-        )
+        held = _HeldSlot(held.claim, held.concurrency, held.leases)
+        return _in_background(self._release_lease(held), self._releases)
 
     async def _release_lease(self, held: _HeldSlot) -> None:
         freed = await self._ask("release", held)
         if queue := self._queues.get(held.claim.key):
             queue[0].set()
-        if freed is None and len(self._releases) <= MAX_RELEASES:
-            self._in_background(self._retry_release(held))
+        if self._is_closed:  # this has opened the connection of the storage again
+            close_idle = getattr(self._storage, "close_idle", None)
+            if close_idle is not None:
+                await close_idle()
+        elif freed is None and len(self._retries) < MAX_RETRIES:
+            _in_background(self._retry_release(held), self._retries)
 
     async def _retry_release(self, held: _HeldSlot) -> None:
         for _ in range(math.ceil(held.claim.lease / RETRY_RELEASE_EVERY)):
             await asyncio.sleep(RETRY_RELEASE_EVERY)
             if await self._ask("release", held) is not None:
                 return
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, context=Context())
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
-        return task
 
     async def _ask(self, action: Action, held: _HeldSlot) -> Grant | None:
         """Ask the storage; return its answer, or None if it has none."""
@@ -429,6 +439,16 @@ def check_slot_wait(timeout: object) -> float:
     """
     check_wait(timeout)
     return math.inf if timeout is None else float(cast(float, timeout))
+
+
+def _in_background(
+    work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]
+) -> asyncio.Task[None]:
+    """Run it as a task, which is in this set until it ends."""
+    task = asyncio.create_task(work, context=Context())
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task
 
 
 def _token() -> str:

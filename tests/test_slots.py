@@ -204,6 +204,43 @@ async def test_closing_refuses_those_who_wait(bench: Bench) -> None:
         assert [(slot.allowed, slot.source) for slot in slots] == [(False, "policy")] * 3
 
 
+async def test_a_release_is_finished_before_the_limiter_is_closed(client: aioredis.Redis) -> None:
+    """Shutdown leaves no slot taken, and does not cancel a block that has just ended."""
+    limiter, other = Limiter(RedisStorage(client), timeout=5), Limiter(RedisStorage(client))
+    begun, ends = asyncio.Event(), asyncio.Event()
+
+    async def block() -> None:
+        async with limiter.slot(ONE, ANNA):
+            begun.set()
+            await ends.wait()
+
+    running = asyncio.create_task(block())
+    await begun.wait()
+    ends.set()
+    await asyncio.sleep(0)  # the block ends, and its release begins
+    assert limiter._slots is not None
+    assert limiter._slots._releases
+    await limiter.close()
+    assert await asyncio.gather(running, return_exceptions=True) == [None]
+    assert await taken(other)
+    await other.close()
+
+
+async def test_a_slot_that_is_released_later_leaves_no_connection(client: aioredis.Redis) -> None:
+    """A block may outlive its limiter: its slot becomes free, and nothing stays open."""
+    storage, other = RedisStorage(client), Limiter(RedisStorage(client))
+    limiter = Limiter(storage, timeout=5)
+    async with limiter.slot(ONE, ANNA):
+        await limiter.close()
+    assert not any(each.is_open for each in storage.status())
+    assert await taken(other)
+    for _ in range(2):  # the limiter can be used again, and keeps its connection then
+        assert await taken(limiter)
+        assert all(each.is_open for each in storage.status())
+    await limiter.close()
+    await other.close()
+
+
 async def test_a_cancelled_waiter_delays_nobody(limiter: Limiter) -> None:
     """A cancelled waiter takes no slot, and the next one gets it."""
     async with limiter.slot(ONE, ANNA):

@@ -78,3 +78,24 @@ async def test_waiters_of_one_process_do_not_starve_another(client: aioredis.Red
     await asyncio.gather(*workers, return_exceptions=True)
     await busy.close()
     await other.close()
+
+
+async def test_closing_does_not_wait_for_the_turn_of_others(client: aioredis.Redis) -> None:
+    """A waiter that leaves slots to other processes is refused at once, and asks no more."""
+    storage = RedisStorage(client)
+    busy, other = Limiter(storage, timeout=TIMEOUT), Limiter(RedisStorage(client), timeout=TIMEOUT)
+    async with busy.slot(REPORTS, US):
+        pass
+    turns = busy._slots._turns  # type: ignore[union-attr]  # made by the slot
+    assert turns is not None
+    key, now = str(REPORTS.slot_key("bot", US)), asyncio.get_running_loop().time()
+    turns.resumed(key, now - 2, granted=False)
+    assert turns.is_over(key, now)
+    async with other.slot(REPORTS, US):
+        waiting = asyncio.create_task(busy.slot(REPORTS, US, timeout=None).__aenter__())
+        await asyncio.sleep(0.1)
+        await busy.close()
+        slot = await asyncio.wait_for(waiting, PAUSE / 4)
+        assert (slot.allowed, slot.source) == (False, "policy")
+        assert not any(each.is_open for each in storage.status())
+    await other.close()

@@ -112,6 +112,11 @@ class Connection(Generic[Item]):
         return self._pipeline is not None
 
     @property
+    def is_idle(self) -> bool:
+        """Whether no request waits, and no call is in progress."""
+        return not (self._queue.requests or (self._pipeline and self._pipeline.calls))
+
+    @property
     def host(self) -> str:
         """The host of the open connection; empty without one."""
         return "" if self._pipeline is None else self._pipeline.stream.host
@@ -173,14 +178,10 @@ class Connection(Generic[Item]):
     async def drain(self) -> None:
         """Close the connection when all waiting requests have been answered or have timed out."""
         try:
-            while self._unanswered():  # noqa: ASYNC110 - rare: only when a node leaves a cluster
+            while not self.is_idle:  # noqa: ASYNC110 - rare: only when a node leaves a cluster
                 await asyncio.sleep(LONGEST_TICK)
         finally:
             await self.close()
-
-    def _unanswered(self) -> bool:
-        """Whether a request waits, or a call is in progress."""
-        return bool(self._queue.requests or (self._pipeline and self._pipeline.calls))
 
     def _discard(self) -> None:
         """Drop all state, also that of an event loop that has ended."""
@@ -347,7 +348,7 @@ class Connection(Generic[Item]):
             if silence >= SILENCE and pipeline.calls[0].deadline <= now:
                 text = f"{self.where}: no answer for {silence:.1f} s"
                 self._lost(StorageError(text, kind="timeout"))
-        return self._unanswered()
+        return not self.is_idle
 
     def _expire(self, requests: Iterable[Request[Item]], now: float) -> None:
         for request in requests:

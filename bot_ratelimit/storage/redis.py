@@ -129,7 +129,6 @@ class RedisStorage:
 
     def status(self) -> list[ConnectionStatus]:
         """The state of the connections, one for each server."""
-        connections = self._shards.connections() if self._shards else [self._connection]
         return [
             ConnectionStatus(
                 each.name,
@@ -138,8 +137,7 @@ class RedisStorage:
                 cast(DecisionCodec, each.codec).uses_script,
                 "" if each.last_error is None else str(each.last_error),
             )
-            for each in connections
-            if each is not None
+            for each in self._connections()
         ]
 
     def open(self) -> None:
@@ -154,6 +152,16 @@ class RedisStorage:
         await (self._connection or cast(Shards, self._shards)).close()
         if self._close_client:
             await self._client.aclose()
+
+    async def close_idle(self) -> None:
+        """Close the connection, unless requests are in progress."""
+        if all(each.is_idle for each in self._connections()):
+            await self.close()
+
+    def _connections(self) -> list[Connection[Item]]:
+        if self._connection is not None:
+            return [self._connection]
+        return cast(Shards, self._shards).connections()
 
     def _submit(self, item: Item, key: str, timeout: float) -> asyncio.Future[Any]:
         if self._connection is not None:
