@@ -247,6 +247,7 @@ class LogObserver(Observer):
         self._allowed = 0
         self._unlimited = 0
         self._refused: Counter[str] = Counter()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
@@ -269,8 +270,9 @@ class LogObserver(Observer):
                 )
         if decision.source == "policy":
             self._unlimited += 1
-        if self._timer is None:
-            loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        if self._timer is None or self._loop is not loop:  # that of another loop never fires
+            self._loop = loop
             self._timer = loop.call_later(self._every, self.summarize, context=Context())
 
     def summarize(self) -> None:

@@ -150,6 +150,7 @@ class Statistics(Observer):
         self._number = 0
         self._hours: defaultdict[int, _Hour] = defaultdict(_Hour)
         self._sending: tuple[int, _Hour, int] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock: asyncio.Lock | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -167,9 +168,12 @@ class Statistics(Observer):
         if not decision.allowed and subject.user is not None:
             hour.refused[subject.user] += 1
             hour.trim()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # another asyncio.run(): the timer of the last never fires
+            self._loop = loop
+            self._lock = self._timer = self._task = None
         if self._timer is None:
             self._forget_old()
-            loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._every, self._start, context=Context())
 
     async def flush(self) -> None:

@@ -283,6 +283,19 @@ class TestLogObserver:
             "Last 0.02 s: 3 allowed, 3 refused (user: 2, ai: 1)"
         ]
 
+    def test_another_event_loop_logs_too(self, caplog: pytest.LogCaptureFixture) -> None:
+        """After an `asyncio.run` that ended without `close`, the next one logs its summaries."""
+        caplog.set_level(logging.INFO, "bot_ratelimit")
+        limiter = Limiter(MemoryStorage(), observer=LogObserver(every=0.05))
+
+        async def second() -> None:
+            await limiter.hit("5/d", Subject(user=42))
+            await asyncio.sleep(0.2)
+
+        asyncio.run(limiter.hit("5/d", Subject(user=42)))
+        asyncio.run(second())
+        assert "2 allowed" in caplog.text
+
     async def test_an_idle_bot_logs_no_summary(self, caplog: pytest.LogCaptureFixture) -> None:
         """Without decisions there is no summary."""
         caplog.set_level(logging.INFO, "bot_ratelimit")

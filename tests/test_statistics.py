@@ -54,6 +54,24 @@ async def test_decisions_are_counted_by_rule_and_outcome(bench: Bench) -> None:
     assert await limiter.top_refused(2) == (Refusals(3, 5), Refusals(2, 2))
 
 
+def test_another_event_loop_writes_too(own_server: Server) -> None:
+    """After an `asyncio.run` that ended without `close`, the next one writes what both counted."""
+    storage = RedisStorage(aioredis.Redis(port=own_server.port))
+    statistics = Statistics(storage, "bot", 1.0, every=0.05)
+    limiter = Limiter(storage, observer=statistics)
+
+    async def second() -> None:
+        await limiter.hit("5/d", Subject(user=42))
+        async with asyncio.timeout(5):
+            while statistics._unwritten():  # noqa: ASYNC110 - a timer decides
+                await asyncio.sleep(0.01)
+        assert counts(await statistics.read(1)) == {("user", "allowed"): 2}
+        await storage.close()
+
+    asyncio.run(limiter.hit("5/d", Subject(user=42)))
+    asyncio.run(second())
+
+
 async def test_instances_are_added_up(client: aioredis.Redis) -> None:
     """Each of three instances returns the sum of all."""
     limiters = [Limiter(RedisStorage(client), statistics=True) for _ in range(3)]
