@@ -56,9 +56,9 @@ class Admission:
         self._event_filter = event_filter
         self._on_limited = on_limited
         self._live = live
-        self.equals: tuple[int, ...] | None = None
-        """The middlewares of the bot with the same rules and keys; None if there are no others. An
-        event that passes several of them is charged once."""
+        self.key_space: Hashable = None
+        """Set if another middleware of the bot has the same rules: an event that passes several
+        middlewares with the same rules in the same space is charged once."""
 
     async def handle(
         self,
@@ -147,26 +147,31 @@ class Admission:
             if counted is None:
                 state[key] = (None, Subject())
             else:
-                subject = counted.subject
-                applied: Rules | None = rules
-                if self._live is not None:
-                    if not self._live.is_ready:
-                        await self._live.begin()
-                    applied = self._live.applied(rules)
-                if applied is None:  # switched off by operators
-                    state[key] = (None, subject)
-                else:
-                    earlier = state.get(self.equals)
-                    if earlier is not None and earlier[:2] == (applied, counted):
-                        bound = earlier[2]
-                    else:
-                        decision = await self._limiter.hit(applied, subject, once=counted.once)
-                        bound = BoundDecision.of(decision, self._limiter, applied, subject)
-                        if self.equals is not None:
-                            state[self.equals] = applied, counted, bound
-                    state[key] = (bound, subject)
+                state[key] = (await self._charge(rules, counted, state), counted.subject)
         found: tuple[Decision | None, Subject] = state[key]
         return found
+
+    async def _charge(
+        self, rules: Rules, counted: Counted, state: dict[object, Any]
+    ) -> Decision | None:
+        """Decide and charge; None if operators have switched these rules off."""
+        if self._live is not None:
+            if not self._live.is_ready:
+                await self._live.begin()
+            applied = self._live.applied(rules)
+            if applied is None:
+                return None
+            rules = applied
+        charged: list[tuple[Rules, Counted, BoundDecision]] = []
+        if self.key_space is not None:
+            charged = state.setdefault(self.key_space, charged)
+        for each in charged:
+            if each[:2] == (rules, counted):
+                return each[2]
+        decision = await self._limiter.hit(rules, counted.subject, once=counted.once)
+        bound = BoundDecision.of(decision, self._limiter, rules, counted.subject)
+        charged.append((rules, counted, bound))
+        return bound
 
     async def _tell(
         self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]

@@ -364,12 +364,8 @@ class RateLimitMiddleware(BaseMiddleware):
         groups = separate_keys([(each._key_space, each.rules) for each in middlewares])
         for middleware, (space, rules) in zip(middlewares, groups, strict=True):
             middleware._use_rules(rules, rules_by_path(groups, space))
-            equals = tuple(
-                each._number
-                for each, group in zip(middlewares, groups, strict=True)
-                if group == (space, rules)
-            )
-            middleware._admission.equals = equals if len(equals) > 1 else None
+            if groups.count((space, rules)) > 1:
+                middleware._admission.key_space = space
 
     @property
     def _key_space(self) -> tuple[Hashable, str, bool]:

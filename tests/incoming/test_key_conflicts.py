@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 from aiogram import Dispatcher, Router
+from aiogram.dispatcher.event.bases import SkipHandler
 from aiogram.types import CallbackQuery, Message
 from fakeredis import FakeAsyncRedis, FakeServer
 
@@ -134,6 +135,34 @@ async def test_equal_middlewares_charge_an_event_once(
     router.message.register(bot._handle)
     bot.dispatcher.include_router(router)
     assert await bot.send(*"abcde") == [True] * 4 + [False]
+
+
+async def test_equal_middlewares_charge_once_beside_a_limit_of_a_handler() -> None:
+    """The limit of a handler that skips the message does not let the other middleware charge."""
+    storage, bot = MemoryStorage(clock=Clock()), bare()
+    make = putting(storage)
+    bot.dispatcher.message.outer_middleware(make("4/m"))
+    bot.dispatcher.message.middleware(make("4/m"))
+
+    async def skip(event: Message) -> None:
+        raise SkipHandler
+
+    bot.dispatcher.message.register(skip, flags={"rate_limit": "9/m"})
+    listen(bot, "message")
+    assert await bot.send(*"abcde") == [True] * 4 + [False]
+
+
+async def test_equal_middlewares_charge_once_beside_another_dispatcher() -> None:
+    """One of them may also belong to a dispatcher where no other has the same limit."""
+    make, bot, second = putting(MemoryStorage(clock=Clock())), bare(), bare()
+    first = make("4/m")
+    bot.dispatcher.message.middleware(first)
+    bot.dispatcher.message.middleware(make("4/m"))
+    second.dispatcher.message.middleware(first)
+    for each in (bot, second):
+        listen(each, "message")
+    sent = [*await bot.send("a"), *await second.send("b"), *await bot.send(*"cde")]
+    assert sent == [True] * 4 + [False]
 
 
 async def test_one_observer_decides_the_order() -> None:
