@@ -165,11 +165,15 @@ class StateCache:
             self._counts = [newest, *(cache for cache in older if len(cache))]
         if len(self._index) < self._maxsize or len(self) < self._maxsize:
             return
-        cache = next(cache for cache in self._all_caches() if len(cache))
-        key, entry = cache.popitem()
-        self._index.pop(key, None)
-        if entry.ends > round(self._clock() * 1_000_000):
-            self._warn(entry.retention)
+        for cache in self._all_caches():
+            try:
+                key, entry = cache.popitem()
+            except KeyError:  # it is empty, or its last entry has expired just now
+                continue
+            self._index.pop(key, None)
+            if entry.ends > round(self._clock() * 1_000_000):
+                self._warn(entry.retention)
+            return
 
     def _all_caches(self) -> Iterator[_Counts | _UntilEnd]:
         """All caches, in the order of eviction."""

@@ -189,6 +189,27 @@ def test_a_token_ends_with_its_millisecond(memory: MemoryStorage, clock: Clock) 
     assert memory.decide([charge("5/h")], "bot:ratelimit:once:a")[0].remaining == 3
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_last_key_may_expire_while_room_is_made(clock: Clock, refused: bool) -> None:
+    """A full memory takes a new key at every moment at which its other key may expire."""
+    for reading in range(1, 30):
+        left = reading
+
+        def later() -> float:
+            nonlocal left
+            left -= 1
+            if not left:
+                clock.move(100)
+            return clock()
+
+        left = 10_000
+        memory = MemoryStorage(1, clock=later)
+        for _ in range(1 + refused):
+            memory.decide([charge("1/s", "old")])
+        left = reading
+        assert not memory.decide([charge("1/s", "new")])[0].wait
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_what_expires_is_not_kept(seed: int, clock: Clock) -> None:
     """Whatever the history, the caches and the index of the memory hold the same keys."""
