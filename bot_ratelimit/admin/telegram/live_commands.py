@@ -53,10 +53,11 @@ async def penalty(context: Context, call: CommandCall) -> Answer:
             after = context.write.penalty(penalty_of(table))
         case _:
             raise UnclearError("usage_penalty", command=call.name)
+    # Before the limits are read: a change in between must be a conflict.
+    version = (await context.control.changes.current()).version
     found = [context.write.limit(each) for each in await context.control.limits() if each.ban_ms]
     before = "; ".join(found) or context.words("no_penalty")
     text = context.words("ask_penalty", before=Html(before), after=after)
-    version = (await context.control.changes.current()).version
     return await context.ask("penalty", text, table=table, version=version)
 
 

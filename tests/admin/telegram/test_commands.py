@@ -261,6 +261,24 @@ async def test_a_penalty_is_added_changed_and_dropped(bot: OperatedBot) -> None:
     assert "That did not work" in await bot.says("/penalty often 1h")
 
 
+async def test_a_change_while_a_penalty_is_asked_for_is_a_conflict(
+    bot: OperatedBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question shows the present penalty; if that changes meanwhile, nothing is changed."""
+    changes, limits = Control.of(bot.middleware, "other").changes, Control.limits
+
+    async def then_changed(control: Control) -> object:
+        found = await limits(control)
+        await changes.set_penalty("9/hour", "3h")
+        return found
+
+    monkeypatch.setattr(Control, "limits", then_changed)
+    await bot.says("/penalty 4/hour 1h")
+    monkeypatch.undo()
+    await bot.presses("Change")
+    assert (await changes.current()).penalty == {"after": "9/hour", "ban": "3h"}
+
+
 async def test_top_and_stats_count_refusals(storage: Storage) -> None:
     """/top ranks users, with a button for each; /stats has a line for each hour."""
     async with operated_bot_on(storage, statistics=True) as bot:
