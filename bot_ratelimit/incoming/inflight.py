@@ -42,8 +42,8 @@ class InFlight(BaseMiddleware):
             raise ConfigError(f"patience={patience!r}: expected seconds, 0 or more")
         self.patience = float(patience)
         self._count = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        # Made when it is needed: an event belongs to the event loop that waits for it first.
+        self._waiting: set[asyncio.Event] = set()
 
     def setup(self, dispatcher: Dispatcher) -> InFlight:
         """Count the updates of this dispatcher, and wait for them first when it shuts down.
@@ -73,18 +73,24 @@ class InFlight(BaseMiddleware):
     ) -> Any:
         """Handle the update, and count it until the handler has ended."""
         self._count += 1
-        self._idle.clear()
         try:
             return await handler(event, data)
         finally:
             self._count -= 1
             if not self._count:
-                self._idle.set()
+                for idle in self._waiting:
+                    idle.set()
 
     async def drain(self) -> None:
         """Wait until no update is being handled, or until `patience` is over."""
+        if not self._count:
+            return
+        idle = asyncio.Event()
+        self._waiting.add(idle)
         try:
             async with asyncio.timeout(self.patience):
-                await self._idle.wait()
+                await idle.wait()
         except TimeoutError:
             log.warning("%d updates were still being handled at shutdown", self._count)
+        finally:
+            self._waiting.discard(idle)

@@ -44,6 +44,21 @@ async def test_shutdown_waits_for_running_handlers() -> None:
     )
 
 
+def test_a_dispatcher_that_is_started_again_waits_again() -> None:
+    """The second `asyncio.run` of a process waits at its shutdown as the first one did."""
+    in_flight = InFlight()
+
+    async def run() -> bool:
+        release = asyncio.Event()
+        update = await under_way(in_flight, release)
+        asyncio.get_running_loop().call_later(0.01, release.set)
+        await in_flight.drain()
+        await asyncio.wait([update], timeout=0.01)
+        return update.done() and isinstance(update.exception(), ValueError)
+
+    assert [asyncio.run(run()) for _ in range(2)] == [True, True]
+
+
 async def test_shutdown_does_not_wait_forever(caplog: pytest.LogCaptureFixture) -> None:
     """A handler that hangs does not keep the process alive, and the log reports it."""
     in_flight, release = InFlight(patience=0.01), asyncio.Event()
