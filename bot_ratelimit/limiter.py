@@ -641,7 +641,11 @@ class Limiter:
         return await self._require_statistics().refused(user, hours)
 
     async def close(self) -> None:
-        """Tell the observers what is left, write the statistics, and close the storage."""
+        """Tell the observers what is left, write the statistics, and close the storage.
+
+        Callers of `acquire` and `slot` that wait are refused. A block that still holds a slot keeps
+        it until it ends, and then releases it. The limiter can be used again.
+        """
         await self._queues.close()
         await self._bans.close()
         if self._slots is not None:
