@@ -25,7 +25,8 @@ class Penalty(Rule):
     Args:
         after: How many refused hits in how much time: `"10/minute"`.
         ban: How long: seconds, or a text such as `"15m"`.
-        grows: Whether each further `after` refused attempts during the ban double it again.
+        grows: Whether each `after` further refused attempts during the ban double it. A later ban
+            has the first length again.
         longest: What a ban grows to at most.
         scope: Who is banned: all who share this scope.
 
