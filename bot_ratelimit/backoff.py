@@ -19,13 +19,14 @@ import random
 from typing import Final
 
 JITTER: Final = 0.01
-"""The longest pause before a question in seconds, or a quarter of the time between two units."""
+"""The longest random pause in seconds before a process asks; at most a quarter of the time between
+two units."""
 _LONGEST_JITTER: Final = 0.05
 """The same while other processes compete, if units are at least a second apart: a process whose
 answers take longer than usual still gets its turn."""
 _MAX_SKIPPED: Final = 2
 _MAX_SPACING: Final = 1.0
-"""If units are further apart than this many seconds, a process does not skip any."""
+"""If a process would wait for longer than this many seconds anyway, it does not skip any unit."""
 
 
 class Backoff:

@@ -252,10 +252,10 @@ class Limiter:
 
             decision = await limiter.acquire("10/s", Subject(user=42), timeout=5)
 
-        Within a process callers are served in order; instances take turns. A caller
-        that would have to wait longer than `timeout` is refused as soon as this is known, and is
-        not charged. The same happens if 10,000 callers already wait. If Redis fails in the
-        meantime, `on_error` answers. A cancelled call is not charged.
+        Within a process callers are served in order; instances take turns. A caller that would
+        have to wait longer than `timeout` is refused as soon as this is known, and is not charged.
+        The same happens if 10,000 callers already wait, or if the limiter is closed. If Redis fails
+        in the meantime, `on_error` answers. A cancelled call is not charged.
 
         Args:
             rules: One rule, or several. Waiting never causes a ban, but a user who is banned by a
@@ -417,7 +417,7 @@ class Limiter:
             concurrency: How many slots there are, and who shares them.
             subject: Who takes the slot.
             timeout: The maximum wait in seconds, 0 by default; None waits without a limit. The
-                callers of this process are served in order.
+                callers of a process are served in order; instances take turns.
 
         Raises:
             ConfigError: An argument is invalid. A failing storage never raises: `on_error` answers.

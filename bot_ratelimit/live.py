@@ -4,7 +4,7 @@
 | --- | --- |
 | `<prefix>:ratelimit:live` | the document, see `Overrides` |
 | `<prefix>:ratelimit:history` | the last 20 documents, the latest first |
-| `<prefix>:ratelimit:audit` | the last 200 changes, the latest first |
+| `<prefix>:ratelimit:audit` | the last 200 actions of operators, the latest first |
 | `<prefix>:ratelimit:instances` | a field for each instance, renewed every 2 s, gone after 30 s |
 """
 

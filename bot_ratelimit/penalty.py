@@ -25,8 +25,9 @@ class Penalty(Rule):
     Args:
         after: How many refused hits in how much time: `"10/minute"`.
         ban: How long: seconds, or a text such as `"15m"`.
-        grows: Whether each further `after` refused attempts during the ban double it again.
-        longest: What a ban grows to at most.
+        grows: Whether each `after` further refused attempts during the ban double it. A later ban
+            has the first length again.
+        longest: What a ban grows to at most, with `grows`; a day by default.
         scope: Who is banned: all who share this scope.
 
     Raises:
@@ -47,7 +48,7 @@ class Penalty(Rule):
         ban: float | str,
         *,
         grows: bool = False,
-        longest: float | str = "1d",
+        longest: float | str | None = None,
         scope: Scope = Scope.USER,
     ) -> None:
         limit = Limit.of(after)
@@ -57,6 +58,10 @@ class Penalty(Rule):
             raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
         if not isinstance(grows, bool):
             raise ConfigError(f"grows={grows!r}: expected True or False")
+        if longest is not None and not grows:
+            raise ConfigError(f"longest={longest!r}: add grows=True, or leave longest out")
+        if longest is None:
+            longest = "1d"
         Rule.__init__(self, limit, scope)
         put = object.__setattr__
         put(self, "path", f"ban:{self.path}")

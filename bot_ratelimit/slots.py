@@ -157,7 +157,7 @@ class Slots:
         # In memory, there are no other processes.
         self._turns = None if isinstance(storage, MemoryStorage) else Turns()
         self._waiting = 0
-        self._closed = 0  # how often; callers that waited before are refused
+        self._closed = 0  # how often it was closed; callers that waited then are refused
         self._is_closed = False  # until the next slot is asked for
         self._held: dict[str, set[_HeldSlot]] = {}
         # Until when a key exists, unless the server loses its data.
@@ -261,7 +261,7 @@ class Slots:
         return self._turns is not None and self._turns.is_over(key, now)
 
     async def _try_in_turn(self, held: _HeldSlot, woken: asyncio.Event, deadline: float) -> Slot:
-        """Ask; before, let other processes ask if this one has had the slots for long."""
+        """Ask for a slot; if this process has had the slots for long, let others ask first."""
         key, loop, closed = held.claim.key, asyncio.get_running_loop(), self._closed
         if self._turns is None or not self._turns.is_over(key, loop.time()):
             return await self._try(held)

@@ -222,6 +222,7 @@ def test_a_limit_may_depend_on_the_subject(answer: Any) -> None:
         ({"ban": "15m!"}, "ban='15m!'"),
         ({"grows": True, "longest": "10m"}, "longest='10m'"),
         ({"grows": True, "longest": "2y"}, "longest='2y'"),
+        ({"longest": "1h"}, "longest='1h': add grows=True"),
         ({"scope": "user"}, "scope='user'"),
     ],
     ids=lambda value: ",".join(map(str, value)) if isinstance(value, dict) else "",

@@ -20,7 +20,7 @@ from bot_ratelimit.rule import check_cost
 from bot_ratelimit.storage.documents import Documents, documents_of
 
 AUDIT: Final = 200
-"""How many changes the audit remembers."""
+"""How many actions the audit remembers."""
 
 PATIENCE: Final = 1.5 * EVERY
 """Seconds in which instances write back a document that Redis has lost."""
@@ -335,7 +335,7 @@ def without_changes(view: RuleView, live: Overrides) -> RuleView:
 
 
 def as_changed(view: RuleView, live: Overrides) -> RuleView:
-    """A rule as a version says it, also where the instances have not read that version yet."""
+    """A rule as this version has it, even if the instances have not read that version yet."""
     change = live.rules.get(view.name, {})
     limit = view.limit if view.otherwise is None else view.otherwise
     shadow = view.shadow if view.otherwise_shadow is None else view.otherwise_shadow

@@ -115,7 +115,7 @@ class Control:
 
         return cls(limiter, by, local_inventory=local_inventory, settings=settings, **options)
 
-    # --- looking ----------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------
 
     async def config(self) -> ConfigView:
         """What is in force, on which instances, and where it comes from."""
@@ -219,7 +219,7 @@ class Control:
         return HealthView(not problem, problem, seconds, version, len(instances), behind, health)
 
     async def audit(self) -> tuple[Entry, ...]:
-        """The last 200 changes, the latest first."""
+        """The last 200 actions of operators, the latest first."""
         return await self._audit.entries()
 
     async def bans(self, offset: int = 0, limit: int = 100) -> list[Ban]:

@@ -17,9 +17,9 @@ def to_json(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can have of a value."""
+    """A value made of the types that JSON has."""
     if is_dataclass(value) and not isinstance(value, (type, Rule)):
-        # Not asdict, which would go on into rules.
+        # Not asdict, which would also convert the rules inside.
         return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     as_dict = getattr(value, "_asdict", None)
     if as_dict is not None:  # a NamedTuple

@@ -32,16 +32,16 @@ def add_health(
         add_health(app, middleware)
 
     ============  ==================================================================================
-    `/health`     200 while the process answers at all: for what restarts it
-    `/ready`      200 if updates are answered as `on_error` wants, else 503; it makes a test call
+    `/health`     200 while the process runs: for what restarts it
+    `/ready`      200 if the bot can serve updates, else 503; it makes a test call
     `/metrics`    the metrics of the registry; only with prometheus_client installed
     ============  ==================================================================================
 
-    They are for the inside of a network: let the proxy before a webhook pass only the webhook.
+    Keep them inside your network: let the proxy in front of a webhook pass only its path.
 
     Args:
         app: Where to add them, before it is started.
-        limiter: The limiter, or the middleware, whose storage is to be ready.
+        limiter: The limiter to check, or the middleware that has it.
         registry: Metrics to show; prometheus_client's own unless given. In its multi-process mode,
             the sums over all processes.
         details: Whether `/ready` also says which servers there are, and what is wrong with them.
@@ -72,7 +72,7 @@ def health_app(
     registry: Collector | None = None,
     details: bool = False,
 ) -> web.Application:
-    """An application with these pages alone, for a port of its own; see `add_health`."""
+    """An application with only these pages, for a separate port; see `add_health`."""
     return add_health(web.Application(), limiter, registry=registry, details=details)
 
 

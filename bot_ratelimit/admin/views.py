@@ -120,7 +120,7 @@ class ConfigView:
     instances: tuple[InstanceView, ...]
     rules: tuple[RuleView, ...]
     problem: str = ""
-    """Why the live document is not what holds; empty if it is."""
+    """Why the live document is not in force; empty if it is."""
 
     @property
     def behind(self) -> int:
@@ -204,7 +204,7 @@ class RollbackPreview:
     """What a rollback would do."""
 
     target: Overrides
-    """What would hold again; version 0 has no changes."""
+    """What would be in force again; version 0 has no changes."""
     live: Overrides
     """The newest version: give its number as `if_version`. Without changes if it is invalid."""
     is_invalid: bool
@@ -237,7 +237,7 @@ class RuleUse:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A change that an operator made."""
+    """An action of an operator."""
 
     at: float
     """Unix seconds."""

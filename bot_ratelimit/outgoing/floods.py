@@ -20,8 +20,8 @@ from bot_ratelimit.penalty import Penalty, blocking
 log = logging.getLogger("bot_ratelimit")
 
 CAUTIOUS_FOR: Final = 60.0
-"""Seconds after a block during which its chat is sent to at half the pace, since the normal pace
-was too fast."""
+"""Seconds after a block in which its chat has half the pace, because the normal pace was too
+fast."""
 _SLOWEST: Final = 5
 # If this many quiet chats are refused within a second, the limit is the bot's and not the chats'.
 _MANY: Final = 3

@@ -39,7 +39,7 @@ class Pacer:
     """Takes permits, and waits for them.
 
     Only the entry that has the turn in its queue asks the limiter. If it is refused, it sleeps for
-    as long as the limiter says and asks again: about two commands for each permit, however many
+    as long as the limiter says and asks again: about two decisions for each permit, however many
     requests wait.
 
     Args:

@@ -1,4 +1,4 @@
-"""Sleeper: waits that end at once when the bot does."""
+"""Sleeper: waits that end at once when the bot shuts down."""
 
 from __future__ import annotations
 

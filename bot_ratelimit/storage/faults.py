@@ -195,7 +195,7 @@ def unreachable(
 
 
 def is_cut_short(error: Exception) -> bool:
-    """Whether a connection broke that was there, as opposed to one that could not be made."""
+    """Whether an open connection broke; False if none could be opened."""
     return _CUT_SHORT.search(str(error)) is not None and code_of(error) not in _OUTAGES
 
 

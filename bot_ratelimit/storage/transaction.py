@@ -102,7 +102,7 @@ def repairs(hit: Hit, replies: Sequence[Any]) -> list[Command]:
 
 
 def _lifetime(limit: Limit) -> bytes:
-    """A key still exists in the millisecond in which it expires, so it expires one earlier."""
+    """The TTL: a millisecond less, because a key still exists in the one in which it expires."""
     return b"%d" % max(1, limit.period_ms - 1)
 
 

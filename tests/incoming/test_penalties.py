@@ -194,7 +194,7 @@ async def test_reset_by_the_middlewares_rules(fleet: Fleet) -> None:
 
 
 async def test_a_ban_that_grows(limiter: Limiter, clock: Clock) -> None:
-    """Each further `after` attempts during the ban double it, up to `longest`."""
+    """Each `after` more attempts during a ban double it, up to `longest`; the next is short."""
     seen = Refusals()
     penalty = Penalty("2/m", "10m", grows=True, longest="35m")
     bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=penalty, on_limited=seen))
@@ -205,7 +205,8 @@ async def test_a_ban_that_grows(limiter: Limiter, clock: Clock) -> None:
         waits.append(seen.decisions[-1].retry_after)
     assert waits == [1, 600, 600, 1_200, 1_200, 2_100, 2_100, 2_100]
     clock.move(2_100)
-    assert await bot.send("c") == [True]
+    assert await bot.send(*"cde") == [True, False, False]
+    assert seen.decisions[-1].retry_after == 600
 
 
 async def test_a_ban_that_grows_over_instances(

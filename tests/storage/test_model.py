@@ -166,7 +166,8 @@ def limits(
 def penalties(draw: st.DrawFn, scale: Scale) -> Rule:
     after = Limit(draw(st.integers(1, 2)), draw(st.sampled_from(scale.periods_ms)) / 1_000)
     grows = draw(st.booleans())
-    return Penalty(after, draw(st.sampled_from(scale.bans)), grows=grows, longest=scale.longest_ban)
+    longest = scale.longest_ban if grows else None
+    return Penalty(after, draw(st.sampled_from(scale.bans)), grows=grows, longest=longest)
 
 
 class Player:

@@ -7,8 +7,8 @@ import typer
 from bot_ratelimit.admin.cli import changes, overview, subjects, upkeep
 
 app = typer.Typer(
-    help="Inspect, forgive, ban and change the limits of a running bot. Reads the same environment "
-    "and .env as the bot.",
+    help="Show and change the limits of a running bot; forgive and ban its users. Reads the same "
+    "environment and .env as the bot.",
     epilog="Exit status: 0 done; 1 the answer is no; 2 a mistake in the command or configuration; "
     "3 Redis cannot be reached; 4 somebody else changed the limits in the meantime; "
     "5 not confirmed.",

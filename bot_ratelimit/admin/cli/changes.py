@@ -57,7 +57,7 @@ def penalty(
     ] = None,
     ban: Annotated[str, typer.Argument(help="The length of the ban.")] = "15m",
     grows: Annotated[
-        bool, typer.Option("--grows", help="Each further ban is twice as long.")
+        bool, typer.Option("--grows", help="Double the ban if the user keeps sending during it.")
     ] = False,
     default: Annotated[bool, typer.Option("--default", help="Undo the change.")] = False,
     yes: Yes = False,

@@ -38,6 +38,6 @@ def target_of(user: int, chat: int | None) -> Subject:
 
 
 def check_id(id_: int) -> None:
-    """Raise ConfigError unless this can be an id: a typo would ban nobody, and say that it did."""
+    """Raise ConfigError unless this can be an id: otherwise a typo would ban nobody unnoticed."""
     if not 0 < abs(id_) <= LARGEST_ID:
         raise ConfigError(f"{id_} is not the id of a user or a chat, such as 42 or -100123")

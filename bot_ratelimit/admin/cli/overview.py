@@ -31,7 +31,7 @@ def limits(json: Json = False) -> None:
 
 @commands.command()
 def top(
-    n: Annotated[int, typer.Argument(help="How many.")] = 10,
+    n: Annotated[int, typer.Argument(help="How many users.")] = 10,
     json: Json = False,
 ) -> None:
     """List the users who were refused most often in the last 24 hours."""
@@ -41,7 +41,8 @@ def top(
 
 @commands.command()
 def stats(
-    hours: Annotated[int, typer.Argument(help="How many, up to now.")] = 24, json: Json = False
+    hours: Annotated[int, typer.Argument(help="How many hours, up to now.")] = 24,
+    json: Json = False,
 ) -> None:
     """Show decisions by hour, rule and outcome, over all instances."""
     found = run(lambda control: control.statistics(hours))

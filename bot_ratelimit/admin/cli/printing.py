@@ -90,7 +90,7 @@ def rules(views: Sequence[RuleView]) -> Table:
 
 
 def limit_of(view: RuleView) -> str:
-    """What a rule allows, and whether it does."""
+    """What a rule allows, and whether it is a shadow rule or off."""
     text = view.limit or "by the bot's code"
     if view.ban_ms:
         text = f"ban of {duration(view.ban_ms / 1e3)} after {text}"
@@ -135,7 +135,7 @@ def _switches(live: Overrides) -> list[str]:
 
 
 def nobody_reports(prefix: str) -> str:
-    """That no bot with live limits runs with this prefix, and what to check."""
+    """Say that no bot with live limits runs with this prefix, and what to check."""
     return (
         f"no running bot reports under {prefix!r}: is REDIS_KEY_PREFIX that of the bot, "
         "and live=True in its code?"

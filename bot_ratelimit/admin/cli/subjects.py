@@ -45,7 +45,7 @@ def try_(
     rule: Annotated[str | None, typer.Option(help="A handler's own limit, by name.")] = None,
     json: Json = False,
 ) -> None:
-    """Test whether an update of a user would be handled now: status 0 or 1; charges nothing."""
+    """Test whether a user's update would be handled now: exit status 0 or 1; charges nothing."""
     found = run(lambda control: control.try_(subject_of(user, chat, topic, bot), rule))
     value = {"allowed": True} if found is None else found
     show_result(value, json, printing.decision(found))
@@ -56,7 +56,9 @@ def try_(
 @commands.command(context_settings=IDS)
 def forgive(
     user: User,
-    rules: Annotated[list[str] | None, typer.Option("--rule", help="Only this rule.")] = None,
+    rules: Annotated[
+        list[str] | None, typer.Option("--rule", help="Only this rule; can be repeated.")
+    ] = None,
     chat: Chat = None,
     topic: Topic = None,
     bot: Bot = None,
@@ -109,8 +111,8 @@ def unban(
 
 @commands.command()
 def bans(
-    limit: Annotated[int, typer.Option(help="How many, up to 1000.")] = 100,
-    offset: Annotated[int, typer.Option(help="How many to skip.")] = 0,
+    limit: Annotated[int, typer.Option(help="How many bans, up to 1000.")] = 100,
+    offset: Annotated[int, typer.Option(help="How many bans to skip.")] = 0,
     json: Json = False,
 ) -> None:
     """List all bans with their end, operator and reason; those that end first come first."""

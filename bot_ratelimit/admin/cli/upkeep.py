@@ -25,7 +25,7 @@ commands = typer.Typer()
 
 @commands.command()
 def health(json: Json = False) -> None:
-    """Check that limits are enforced, for a container's health check: status 0 or 1."""
+    """Check that limits are enforced, for a container's health check: exit status 0 or 1."""
     found = run(lambda control: control.health())
     show_result(found, json, printing.health(found))
     if not found.ok:
@@ -34,9 +34,9 @@ def health(json: Json = False) -> None:
 
 @commands.command()
 def watch(
-    every: Annotated[float, typer.Option(help="Seconds.", min=0.1)] = 2.0,
+    every: Annotated[float, typer.Option(help="Seconds between two updates.", min=0.1)] = 2.0,
     count: Annotated[
-        int | None, typer.Option(help="How many times; by default forever.", min=1)
+        int | None, typer.Option(help="How many updates; by default without end.", min=1)
     ] = None,
     json: Json = False,
 ) -> None:
@@ -73,7 +73,7 @@ def watch(
 
 @commands.command()
 def check(file: Annotated[str, typer.Argument(help="A limits file.")], json: Json = False) -> None:
-    """Check a limits file: status 2, and one line that names the mistake, if there is one."""
+    """Check a limits file; a mistake is named in one line, with exit status 2."""
     try:
         found = read_limits_file(file)
         if found.notices:

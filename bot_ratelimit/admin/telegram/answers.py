@@ -166,7 +166,7 @@ class Writer:
         return found if chat in (None, user) else self._words("in_chat", who=found, id=_code(chat))
 
     def limit(self, view: RuleView) -> Html:
-        """What a rule allows, and whether it does."""
+        """What a rule allows, and whether it is a shadow rule or off."""
         words = self._words
         text = words("rule_by_code") if view.limit is None else Html(Words.escaped(view.limit))
         if view.ban_ms:

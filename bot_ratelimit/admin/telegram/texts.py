@@ -155,8 +155,9 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "also <code>off</code>, <code>on</code>, <code>shadow</code>, <code>enforce</code> or "
         "<code>default</code>. Names: <code>{names}</code>",
         "usage_penalty": "For example <code>/{command} 10/minute 15m</code>: a ban of 15 minutes "
-        "after 10 refused messages in a minute. With <code>grows</code> at the end, each further "
-        "ban is twice as long. <code>/{command} default</code> undoes the change.",
+        "after 10 refused messages in a minute. With <code>grows</code> at the end, 10 more "
+        "refused messages during the ban double it. <code>/{command} default</code> undoes the "
+        "change.",
         "usage_exempt": "For example <code>/{command} 42</code>, or "
         "<code>/{command} 42 off</code> to limit them again.",
         "usage_pause": "For how long? For example <code>/{command} 1h</code>, at most a day.",
@@ -305,8 +306,8 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "<code>off</code>, <code>on</code>, <code>shadow</code>, <code>enforce</code> или "
         "<code>default</code>. Имена: <code>{names}</code>",
         "usage_penalty": "Например, <code>/{command} 10/minute 15m</code>: бан на 15 минут после "
-        "10 отказов за минуту. Если добавить <code>grows</code>, каждый следующий бан вдвое "
-        "дольше. <code>/{command} default</code> отменяет изменение.",
+        "10 отказов за минуту. Если добавить <code>grows</code>, каждые следующие 10 отказов во "
+        "время бана удваивают его. <code>/{command} default</code> отменяет изменение.",
         "usage_exempt": "Например, <code>/{command} 42</code>; <code>/{command} 42 off</code> "
         "снова включает лимиты.",
         "usage_pause": "На какой срок? Например, <code>/{command} 1h</code>, не больше суток.",

@@ -112,7 +112,7 @@ def _plain(look: Callable[[Control], Awaitable[Any]]) -> Handler:
     return _json(act)
 
 
-# --- looking --------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------
 
 
 async def _use(request: web.Request, control: Control) -> Any:

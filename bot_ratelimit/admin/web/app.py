@@ -103,7 +103,7 @@ def admin_app(
     stream = Stream(console, max_streams)
     app.router.add_routes([*pages.routes(), *access.routes()])
     app.router.add_routes([web.get("/events", stream.handle), *api.routes()])
-    # Last: of an application with a port of its own, it would be the page itself.
+    # Last: if the application is not a sub-application, this path is that of the page itself.
     app.router.add_routes([web.get("", _to_folder)])
     app.on_shutdown.append(stream.close)
     app.on_response_prepare.append(_securing(_TELEGRAM if ids else "'none'"))

@@ -5,7 +5,7 @@
 | `<prefix>:ratelimit:{login}:from:<address>` | attempts of an address |
 | `<prefix>:ratelimit:{login}:telegram:<address>` | wrong initData of an address |
 | `<prefix>:ratelimit:{login}:all` | attempts of all addresses together |
-| `<prefix>:ratelimit:{login}:device:<id>` | attempts of a browser that was let in before |
+| `<prefix>:ratelimit:{login}:device:<id>` | attempts of a browser that logged in before |
 | `<prefix>:ratelimit:{login}:used:<hash>` | a session that was logged out, initData that was used |
 """
 
@@ -153,7 +153,7 @@ class Revocations:
 
 
 def _own(limiter: Limiter) -> Limiter:
-    """A limiter on the bot's storage that never lets everybody through."""
+    """A limiter on the bot's storage that limits in an outage too."""
     return Limiter(
         limiter.storage,
         key_prefix=limiter.key_prefix,

@@ -102,7 +102,7 @@ def limit_of(view: RuleView) -> str:
     text = view.limit or "by the bot's code"
     if not view.ban_ms:
         return text
-    longest = f", later up to {duration(view.longest_ms / 1e3)}" if view.longest_ms else ""
+    longest = f", growing to {duration(view.longest_ms / 1e3)}," if view.longest_ms else ""
     return f"ban of {duration(view.ban_ms / 1e3)}{longest} after {text}"
 
 
