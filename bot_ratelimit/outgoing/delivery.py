@@ -123,7 +123,8 @@ class Delivery:
     async def wait_for_answers(self, timeout: float) -> None:
         """Wait until Telegram has answered everything, for `timeout` seconds at most."""
         if self.in_flight:
-            self._all_answered.clear()
+            # A new one, because an event belongs to the event loop that waits for it first.
+            self._all_answered = asyncio.Event()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._all_answered.wait(), timeout)
 

@@ -12,7 +12,7 @@ from aiogram import Bot, Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
 
-from bot_ratelimit import NotSentError, OutgoingLimits
+from bot_ratelimit import Limiter, MemoryStorage, NotSentError, OutgoingLimits
 from example_bot.demo.botapi import TOKEN, BotApi
 
 from .virtual import Telegram, now, paced, virtual
@@ -65,6 +65,22 @@ async def test_requests_in_progress_are_awaited() -> None:
     await outgoing.close(timeout=3)
     assert now() - began == pytest.approx(3)
     await task
+
+
+def test_requests_in_progress_are_awaited_in_another_event_loop() -> None:
+    """The shutdown of a second `asyncio.run` waits for answers as the first one did."""
+    telegram = Telegram(latency=2.0)
+    bot, outgoing = paced(telegram, limiter=Limiter(MemoryStorage()))
+
+    @virtual
+    async def run() -> None:
+        task = asyncio.create_task(bot.send_message(7, "x"))
+        await asyncio.sleep(0.1)
+        await outgoing.close()
+        assert (await task).text == "x"
+
+    run()
+    run()
 
 
 @virtual
