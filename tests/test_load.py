@@ -66,6 +66,20 @@ async def test_a_blocked_loop_loses_no_answer(
     await limiter.close()
 
 
+@pytest.mark.parametrize("turns", [0, 1, 3])
+async def test_a_loop_that_is_blocked_while_connecting_loses_no_decision(
+    client: aioredis.Redis, turns: int
+) -> None:
+    """A bot that loads its data at the start, after it began to connect, is limited at once."""
+    limiter = Limiter(RedisStorage(client), timeout=0.25)
+    limiter.open()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    time.sleep(0.6)  # noqa: ASYNC251 - that is what is tested
+    assert (await limiter.hit("9/s", Subject(user=1))).source == "redis"
+    await limiter.close()
+
+
 async def test_a_loop_that_is_busy_in_every_turn_loses_no_answer(client: aioredis.Redis) -> None:
     """Other tasks that take 60 ms per turn delay decisions but do not replace them."""
     limiter = Limiter(RedisStorage(client))

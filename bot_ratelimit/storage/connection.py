@@ -20,6 +20,9 @@ from bot_ratelimit.storage.request_queue import RequestQueue
 
 CONNECT_TIMEOUT: Final = 5.0
 """The maximum time in seconds to open a connection: name look-up, TCP, TLS, authentication."""
+CLOCK_WHILE_OPENING: Final = 0.1
+"""The time-out for which the clock ticks while the connection is being opened: also then, time in
+which the event loop is blocked must not count, for the first request may come just after it."""
 SILENCE: Final = 2.0
 """Seconds without a reply after which a connection is replaced, unless `timeout` is longer."""
 LONGEST_BACKOFF: Final = 1.0
@@ -162,6 +165,7 @@ class Connection(Generic[Item]):
             self._disconnect()  # the server closed it while it was idle
         if self._pipeline is None and (self._opening is None or self._opening.done()):
             self._opened_at = self._clock.now()
+            self._clock.start(CLOCK_WHILE_OPENING)
             self._opening = loop.create_task(self._open(), context=Context())
 
     async def close(self) -> None:
@@ -348,7 +352,8 @@ class Connection(Generic[Item]):
             if silence >= SILENCE and pipeline.calls[0].deadline <= now:
                 text = f"{self.where}: no answer for {silence:.1f} s"
                 self._lost(StorageError(text, kind="timeout"))
-        return not self.is_idle
+        is_first_attempt = self._opening is not None and self.last_error is None
+        return is_first_attempt or not self.is_idle
 
     def _expire(self, requests: Iterable[Request[Item]], now: float) -> None:
         for request in requests:
