@@ -352,8 +352,8 @@ class Connection(Generic[Item]):
             if silence >= SILENCE and pipeline.calls[0].deadline <= now:
                 text = f"{self.where}: no answer for {silence:.1f} s"
                 self._lost(StorageError(text, kind="timeout"))
-        is_first_attempt = self._opening is not None and self.last_error is None
-        return is_first_attempt or not self.is_idle
+        is_opening = self._opening is not None and not self._opening.done()
+        return (is_opening and self.last_error is None) or not self.is_idle
 
     def _expire(self, requests: Iterable[Request[Item]], now: float) -> None:
         for request in requests:
