@@ -158,7 +158,7 @@ class Limiter:
 
         Args:
             rules: One rule, or several that are decided together: either all are charged or none.
-            subject: Whom the hit counts for. A rule whose scope needs an id that the subject lacks
+            subject: Who the hit counts for. A rule whose scope needs an id that the subject lacks
                 does not apply.
             cost: Charged to each rule instead of the rule's own cost; 0 only looks and charges
                 nothing.
@@ -229,7 +229,7 @@ class Limiter:
 
         Args:
             rule: One rule, or several that are decided together.
-            subject: Whom the hit would count for.
+            subject: Who the hit would count for.
             cost: What the hit would charge to each rule instead of the rule's own cost.
 
         Raises:
@@ -260,7 +260,7 @@ class Limiter:
         Args:
             rules: One rule, or several. Waiting never causes a ban, but a user who is banned by a
                 `Penalty` among the rules when the wait begins is refused.
-            subject: Whom the hit counts for. A rule whose scope needs an id that the subject lacks
+            subject: Who the hit counts for. A rule whose scope needs an id that the subject lacks
                 does not apply.
             cost: Charged to each rule instead of the rule's own cost.
             timeout: The maximum wait in seconds, 0 or more; None (the default) waits as long as it
@@ -303,7 +303,7 @@ class Limiter:
 
         Args:
             rules: One rule, or several that are charged together. A `Penalty` is ignored.
-            subject: Whom the charge counts for. A rule whose scope needs an id that the subject
+            subject: Who the charge counts for. A rule whose scope needs an id that the subject
                 lacks does not apply.
             cost: Charged to each rule, 1 to 1,000,000.
 
@@ -341,7 +341,7 @@ class Limiter:
 
         Args:
             rules: One rule, or several that are refunded together. A `Penalty` is ignored.
-            subject: Whom the charge counted for.
+            subject: Who the charge counted for.
             cost: Refunded to each rule, 1 to 1,000,000; 1 by default.
             age: Seconds since the charge was confirmed: `time.monotonic()` now minus its value
                 then. Whatever began after the charge is not refunded.
@@ -456,7 +456,7 @@ class Limiter:
 
         Args:
             rules: One rule, or several that are decided together.
-            subject: Whom the hit counts for.
+            subject: Who the hit counts for.
             cost: Charged to each rule instead of the rule's own cost.
 
         Raises:

@@ -16,7 +16,7 @@ from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 
 @fields_described
 class Subject(NamedTuple):
-    """Whom an event comes from: Telegram's ids, as far as they are known.
+    """Who an event comes from: Telegram's ids, as far as they are known.
 
     A rule whose scope needs an id that is None does not apply.
 

@@ -246,7 +246,7 @@ def read_concurrency(value: Any, handler: HandlerObject, name: str) -> Concurren
 
 
 def _rules_of_flag(value: Any) -> Rules:
-    """The rules that a flag says; a kind of rule that a flag would make an ordinary one is none."""
+    """The rules of a flag. Other kinds of rules are refused: they would become ordinary limits."""
     rules = rules_of(value)
     for rule in rules:
         if isinstance(rule, Penalty):

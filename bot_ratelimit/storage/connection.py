@@ -21,8 +21,8 @@ from bot_ratelimit.storage.request_queue import RequestQueue
 CONNECT_TIMEOUT: Final = 5.0
 """The maximum time in seconds to open a connection: name look-up, TCP, TLS, authentication."""
 CLOCK_WHILE_OPENING: Final = 0.1
-"""The time-out for which the clock ticks while the connection is being opened: also then, time in
-which the event loop is blocked must not count, for the first request may come just after it."""
+"""The clock ticks as for this time-out, in seconds, while the connection is being opened. Otherwise
+a loop that is blocked before the first request would use up the time to connect."""
 SILENCE: Final = 2.0
 """Seconds without a reply after which a connection is replaced, unless `timeout` is longer."""
 LONGEST_BACKOFF: Final = 1.0

@@ -136,7 +136,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "Look again, and repeat the command.",
         "wrong": "That did not work: <code>{error}</code>",
         "start_me": "I answer in private: open a chat with me and press Start.",
-        "whom": "Whom? Reply to a message, or give an id: <code>/{command} 42{rest}</code>",
+        "whom": "Which user? Reply to a message, or give an id: <code>/{command} 42{rest}</code>",
         "both": "You reply to a message and also name somebody: do only one of the two. "
         "Write a length as one word: <code>1h</code>",
         "bad_id": "<code>{value}</code> is not the id of a user or a chat. Reply to a message, or "

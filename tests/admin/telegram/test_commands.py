@@ -228,7 +228,7 @@ async def test_a_user_is_exempt_and_limited_again(bot: OperatedBot) -> None:
     assert "Version 2" in await bot.presses("Limit again")
     assert not await bot.is_handled()
     assert "to limit them again" in await bot.says("/exempt 42 now")
-    assert "Whom?" in await bot.says("/exempt")
+    assert "Which user?" in await bot.says("/exempt")
 
 
 async def test_a_member_is_exempt_everywhere_and_a_group_as_a_whole(bot: OperatedBot) -> None:

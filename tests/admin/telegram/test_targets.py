@@ -134,7 +134,7 @@ async def test_a_topic_is_no_reply(bot: OperatedBot) -> None:
     }
     topic = {"chat": GROUP, "reply_to_message": opening, "is_topic_message": True,
              "message_thread_id": 7}  # fmt: skip
-    assert "Whom?" in await bot.says("/who", **topic)
+    assert "Which user?" in await bot.says("/who", **topic)
     assert await banned(bot, "/ban 43 1h", **topic) == "user <code>43</code>"
 
 
