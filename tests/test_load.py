@@ -16,6 +16,7 @@ import redis.asyncio as aioredis
 
 from bot_ratelimit import Limiter, RateLimitMiddleware, RedisStorage, Rule, Settings, Subject
 from bot_ratelimit.rule import rules_of
+from bot_ratelimit.storage import connection
 from bot_ratelimit.storage.base import Charge
 from tests.benches import TIMEOUT, charge
 from tests.incoming.support import Instance, message
@@ -78,6 +79,15 @@ async def test_a_loop_that_is_blocked_while_connecting_loses_no_decision(
     time.sleep(0.6)  # noqa: ASYNC251 - that is what is tested
     assert (await limiter.hit("9/s", Subject(user=1))).source == "redis"
     await limiter.close()
+
+
+@pytest.mark.parametrize("turns", [2, 3, 5])
+async def test_a_loop_that_is_blocked_for_longer_than_connecting_may_take(
+    client: aioredis.Redis, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt to connect is repeated, and nothing is logged of an outage."""
+    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 0.3)
+    await test_a_loop_that_is_blocked_while_connecting_loses_no_decision(client, turns)
 
 
 async def test_a_loop_that_is_busy_in_every_turn_loses_no_answer(client: aioredis.Redis) -> None:

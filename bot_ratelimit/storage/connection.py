@@ -26,7 +26,8 @@ a loop that is blocked before the first request would use up the time to connect
 SILENCE: Final = 2.0
 """Seconds without a reply after which a connection is replaced, unless `timeout` is longer."""
 LONGEST_BACKOFF: Final = 1.0
-"""The longest pause between two attempts to connect, in seconds."""
+"""The longest pause between two attempts to connect, in seconds; the time that the failed attempt
+took is part of it."""
 IDLE: Final = 60.0
 """Seconds without a request after which there are no more attempts to connect."""
 MAX_WAITING: Final = 20_000
@@ -206,8 +207,10 @@ class Connection(Generic[Item]):
 
     async def _open(self) -> None:
         """Connect; retry until it succeeds, or until there are no requests for a while."""
+        took, was_blocked = 0.0, False
         while not self._failures or self._clock.now() - self._last_request_at < IDLE:
-            await asyncio.sleep(self._backoff())
+            await asyncio.sleep(self._backoff() - took)
+            began = self._clock.now()
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
                     stream = await self._endpoint.connect()
@@ -215,6 +218,11 @@ class Connection(Generic[Item]):
             except Exception as error:
                 if self._opening is not asyncio.current_task():
                     return  # closed in the meantime: redis-py may swallow a cancellation
+                took = self._clock.now() - began
+                timed_out = isinstance(error, TimeoutError)
+                if timed_out and took < CONNECT_TIMEOUT / 2 and not was_blocked:
+                    was_blocked = True  # this event loop, most of the time: once more
+                    continue
                 self._failures += 1
                 self.last_error = unreachable(self.where, error, CONNECT_TIMEOUT)
                 _answer(self._queue.take_all(), self.last_error)

@@ -119,25 +119,33 @@ async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
         async with asyncio.timeout(ASK_TIMEOUT):
             stream = await endpoint.connect()
             try:
-                stream.write(encoding.encode_command([b"SENTINEL", b"MASTER", service.encode()]))
-                reply = await stream.read()
+                for about in (b"MASTER", b"GET-MASTER-ADDR-BY-NAME"):
+                    stream.write(encoding.encode_command([b"SENTINEL", about, service.encode()]))
+                state, address = await stream.read(), await stream.read()
             finally:
                 stream.close()
-        return _read(reply, peers)
+        return read_primary(state, address, peers)
     except Exception as error:
         return unreachable(endpoint.name, error, ASK_TIMEOUT, password="sentinel_kwargs")  # noqa: S106 - where one is set
 
 
-def _read(reply: Any, peers: int) -> _Answer:
-    if isinstance(reply, exceptions.ResponseError) and "No such master" in str(reply):
-        raise exceptions.ResponseError(f"{reply} - check the service name given to master_for")
-    if isinstance(reply, Exception):
-        raise reply
-    pairs = reply.items() if isinstance(reply, Mapping) else zip(*[iter(reply)] * 2, strict=True)
-    state = {bytes(key).decode(): bytes(value).decode() for key, value in pairs}
-    flags = state["flags"].split(",")
-    if "master" not in flags or "s_down" in flags or "o_down" in flags:
-        raise exceptions.ConnectionError(f"the primary is {state['flags']}")
-    if int(state["num-other-sentinels"]) < peers:
+def read_primary(state: Any, address: Any, peers: int) -> _Answer:
+    """Read a sentinel's view of the primary.
+
+    A primary that it holds to be down (`s_down`) is an answer, too: a new one is held to be down
+    until the sentinel has connected to it.
+    """
+    if isinstance(state, exceptions.ResponseError) and "No such master" in str(state):
+        raise exceptions.ResponseError(f"{state} - check the service name given to master_for")
+    for reply in (state, address):
+        if isinstance(reply, Exception):
+            raise reply
+    pairs = state.items() if isinstance(state, Mapping) else zip(*[iter(state)] * 2, strict=True)
+    fields = {bytes(key).decode(): bytes(value).decode() for key, value in pairs}
+    if int(fields["num-other-sentinels"]) < peers:
         raise exceptions.ConnectionError("the sentinel sees too few other sentinels")
-    return _Answer(int(state["config-epoch"]), (state["ip"], int(state["port"])))
+    host, port = (bytes(part).decode() for part in address)
+    # A new primary has this address from its promotion on, but these fields and the next epoch only
+    # when all other replicas follow it, which may take minutes.
+    is_newer = (host, port) != (fields["ip"], fields["port"])
+    return _Answer(int(fields["config-epoch"]) + is_newer, (host, int(port)))

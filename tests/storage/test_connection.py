@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
@@ -455,6 +456,43 @@ def test_the_advised_timeout_is_long_enough(took: float, caplog: pytest.LogCaptu
     Latency(lambda: "redis.test:6379").measure(took, timeout=0.25, now=0.0)
     (advised,) = re.findall(r"raise it to ([\d.]+) or more", caplog.text)
     assert took < float(advised) < 1.5 * took
+
+
+async def test_a_slow_attempt_is_followed_by_the_next_without_a_pause(
+    connection: Connection[str], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that a failed attempt to connect took is part of the pause after it."""
+    monkeypatch.setattr(connections, "LONGEST_BACKOFF", 0.1)
+    began: list[float] = []
+    failed: list[float] = []
+
+    async def connect() -> Any:
+        began.append(time.monotonic())
+        await asyncio.sleep(0.15)
+        failed.append(time.monotonic())
+        raise OSError("Connection refused")
+
+    monkeypatch.setattr(server, "connect", connect)
+    connection.open()
+    async with asyncio.timeout(10):
+        while len(began) < 8:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+    pauses = [start - end for start, end in zip(began[3:], failed[2:], strict=False)]
+    assert min(pauses) < 0.04  # of 0.05 to 0.1
+
+
+async def test_an_attempt_that_hangs_fails_even_if_the_loop_is_blocked_again_and_again(
+    connection: Connection[str], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocked time excuses one attempt; then requests are told why there is no connection."""
+    monkeypatch.setattr(connections, "CONNECT_TIMEOUT", 0.05)
+    server.opens.clear()
+    connection.open()
+    async with asyncio.timeout(10):
+        while connection.last_error is None:
+            await asyncio.sleep(0)
+            time.sleep(0.1)  # noqa: ASYNC251 - that is what is tested
+    assert "no connection to redis.test:6379 within 0.05 s" in str(connection.last_error)
 
 
 async def test_an_old_outage_is_forgotten(

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
+from bot_ratelimit.storage import sentinel as sentinels
 from tests.benches import TIMEOUT, charge
 from tests.topologies import SERVICE, Sentinels, running_sentinels
 
@@ -108,6 +110,32 @@ async def test_a_failover_is_followed(group: Sentinels, primary: str, first_sent
         assert max(took.values()) < BACK_WITHIN + SLACK, took
         async with aioredis.Redis(port=group.replica.port) as promoted:
             assert await promoted.exists("bot:ratelimit:1000/s:7", "bot:ratelimit:7")
+
+
+def reply_about_primary(port: int, flags: str, others: int = 2) -> list[bytes]:
+    """What a sentinel replies to SENTINEL MASTER."""
+    fields = f"ip 127.0.0.1 port {port} flags {flags} num-other-sentinels {others} config-epoch 4"
+    return fields.encode().split()
+
+
+@pytest.mark.parametrize("resp", [2, 3])
+def test_a_promoted_replica_is_the_primary_at_once(resp: int) -> None:
+    """Also while the sentinel still waits for the other replicas to follow it."""
+    reply: Any = reply_about_primary(6379, "s_down,o_down,master,failover_in_progress")
+    if resp == 3:
+        reply = dict(zip(reply[::2], reply[1::2], strict=True))
+    before = sentinels.read_primary(reply, [b"127.0.0.1", b"6379"], 0)
+    promoted = sentinels.read_primary(reply, [b"127.0.0.1", b"6380"], 0)
+    assert before.address == ("127.0.0.1", 6379)
+    assert promoted.address == ("127.0.0.1", 6380)
+    assert max(before, promoted) == promoted
+
+
+def test_a_sentinel_that_sees_too_few_others_is_not_believed() -> None:
+    """It may be on the smaller side of a divided network."""
+    reply = reply_about_primary(6379, "master", others=0)
+    with pytest.raises(RedisConnectionError, match="sees too few other sentinels"):
+        sentinels.read_primary(reply, [b"127.0.0.1", b"6379"], 1)
 
 
 async def test_a_failover_by_hand_is_followed(group: Sentinels) -> None:
