@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
@@ -212,19 +213,26 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
     if isinstance(value, Rule):
         return Rules((value,))
     if isinstance(value, str):
-        parts = value.split(";")
-        if len(parts) > 1 and not all(part.strip() for part in parts):
-            raise ConfigError(
-                f"{value!r}: a limit is missing beside a ';'; remove the ';' or write a limit "
-                "there, for example '1/s; 20/minute'"
-            )
-        rules = [Rule(parts[0]), *(_named(part) for part in parts[1:])]
-    elif isinstance(value, (Limit, int, float)):
-        rules = [Rule(value)]
-    elif isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
-        rules = [each if isinstance(each, Rule) else Rule(each) for each in value]
-    else:
-        raise ConfigError(f"{value!r}: expected a limit such as '5/10s', a Rule, or several")
+        return _rules_of_text(value)
+    if isinstance(value, (Limit, int, float)):
+        return Rules((Rule(value),))
+    if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
+        return _together([each if isinstance(each, Rule) else Rule(each) for each in value])
+    raise ConfigError(f"{value!r}: expected a limit such as '5/10s', a Rule, or several")
+
+
+@lru_cache(1024)  # `hit("5/10s", …)` is called with the same few texts again and again
+def _rules_of_text(text: str) -> Rules:
+    parts = text.split(";")
+    if len(parts) > 1 and not all(part.strip() for part in parts):
+        raise ConfigError(
+            f"{text!r}: a limit is missing beside a ';'; remove the ';' or write a limit "
+            "there, for example '1/s; 20/minute'"
+        )
+    return _together([Rule(parts[0]), *(_named(part) for part in parts[1:])])
+
+
+def _together(rules: list[Rule]) -> Rules:
     if not rules:
         raise ConfigError("expected at least one rule, for example '1/s'")
     seen: dict[str, Rule] = {}

@@ -350,3 +350,8 @@ def test_an_extra_semicolon_is_an_error(text: str) -> None:
 def test_notices_of_very_long_waits() -> None:
     """A bucket may have a wait of years; its notice rule is cut to a valid limit."""
     assert notice_rule(5 * 366 * 86_400, Scope.USER).limit == Limit(1, 366 * 86_400)
+
+
+def test_a_text_is_parsed_once() -> None:
+    """A limit that is written in a call is called again and again."""
+    assert rules_of("7/3s; 70/hour") is rules_of("7/3s; 70/hour")
