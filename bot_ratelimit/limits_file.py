@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ NamedLimits: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 _FIELDS: Final = ("limit", "scope", "cost", "shadow")
 _OUTGOING_LIMITS: Final = ("per_chat", "per_group", "broadcast")
+_LANGUAGE: Final = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,15 @@ def check_notice(text: object) -> None:
         raise ConfigError(
             f"the text of a notice {text!r}: expected a text with no placeholder but {{seconds}}, "
             "for example 'Try again in {seconds} s.'"
+        )
+
+
+def check_language(language: object) -> None:
+    """Raise ConfigError unless Telegram could send this as the language of a user."""
+    if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
+        raise ConfigError(
+            f"the language of a notice {language!r}: expected a code as Telegram sends it, "
+            "for example 'en' or 'pt-br'"
         )
 
 
@@ -209,6 +220,7 @@ def _exempt(value: object) -> frozenset[int]:
 def _notices(value: object) -> dict[str, str]:
     texts = dict(_table(value))
     for language, text in texts.items():
+        check_language(language)
         try:
             check_notice(text)
         except ConfigError as error:

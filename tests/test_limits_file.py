@@ -85,6 +85,8 @@ def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
         ("[penalty]\nafter = '10/m'", "[penalty] ban is missing, for example ban = '15m'"),
         ("[penalty]\nafter='10/m'\nban='x'", "limits.toml: [penalty] ban='x'"),
         ("[notices]\nen = '{minutes}'", "limits.toml: [notices] en: the text of a notice"),
+        ("[notices]\npt_BR = 'Espere'", "[notices] the language of a notice 'pt_BR': expected"),
+        ("[notices]\nrussian = 'Ждите'", "[notices] the language of a notice 'russian'"),
         ("[outgoing]\nper_chat = '5'", "limits.toml: [outgoing] per_chat: '5'"),
         ("[outgoing]\nretries = 1.5", "retries=1.5: expected a whole number"),
         ("[outgoing]\nmax_wait = -1", "max_wait=-1: expected a number from 0 up"),

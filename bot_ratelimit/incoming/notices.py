@@ -16,7 +16,7 @@ from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError, NotSentError, RateLimitError
 from bot_ratelimit.limit import MAX_PERIOD_MS
 from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.limits_file import check_notice
+from bot_ratelimit.limits_file import check_language, check_notice
 from bot_ratelimit.observer import NoticeKind, NoticeResult
 from bot_ratelimit.rule import Rule, Scope, Subject, notice_rule
 
@@ -209,14 +209,15 @@ def busy_notice_rule(scope: Scope) -> Rule:
 
 
 def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:
-    by_language = {"": texts} if isinstance(texts, str) else dict(texts)
-    if not by_language:
+    if isinstance(texts, str):
+        check_notice(texts)
+        return {"": texts}
+    if not texts:
         raise ConfigError("the texts of a notice: expected at least one")
-    for language, text in by_language.items():
-        if not isinstance(language, str):
-            raise ConfigError(f"the language of a notice {language!r}: expected one such as 'en'")
+    for language, text in texts.items():
+        check_language(language)
         check_notice(text)
-    return {language.lower(): text for language, text in by_language.items()}
+    return {language.lower(): text for language, text in texts.items()}
 
 
 def _may_answer(answer: object) -> bool:

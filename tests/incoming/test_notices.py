@@ -369,6 +369,7 @@ async def test_custom_texts(
         {"en": None},
         {"en": "Wait", "ru": "Жди {minutes}"},
         {"en": 5},
+        {"pt_BR": "Espere"},
     ],
     ids=str,
 )
