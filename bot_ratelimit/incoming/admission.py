@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Hashable
 from inspect import isawaitable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY
 from aiogram.exceptions import TelegramAPIError
@@ -35,6 +35,21 @@ _NOT_ASKED: Final = Counted(Subject(), None)
 """Stands for an event of which it is not known yet whether it is counted."""
 
 
+class Dispatch(NamedTuple):
+    """One event on its way to its handler."""
+
+    handler: Handler
+    """The next middleware or the handler."""
+    event: TelegramObject
+    """What the handler takes."""
+    inner: TelegramObject
+    """The event, or what it carries if it is an update."""
+    update: Update | None
+    """The update, if it is known."""
+    data: dict[str, Any]
+    """The data that aiogram passes along with the event."""
+
+
 class Admission:
     """Passes an event to its handler with the Decision, or refuses it and tells the user.
 
@@ -61,29 +76,18 @@ class Admission:
         middlewares with the same rules in the same space is charged once."""
 
     async def handle(
-        self,
-        rules: Rules,
-        key: Hashable,
-        handler: Handler,
-        event: TelegramObject,
-        inner: TelegramObject,
-        update: Update | None,
-        data: dict[str, Any],
-        counted: Counted | None = _NOT_ASKED,
+        self, rules: Rules, key: Hashable, dispatch: Dispatch, counted: Counted | None = _NOT_ASKED
     ) -> Any:
         """Handle the event, or refuse it by returning None.
 
         Args:
             rules: The rules that apply.
             key: Within a dispatch, the decision under the same key is made only once.
-            handler: The next middleware or the handler.
-            event: What the handler takes.
-            inner: The event, or what it carries if it is an update.
-            update: The update, if it is known.
-            data: The data of the dispatch.
+            dispatch: The event and its handler.
             counted: The subject that the event counts for, if this is known already.
         """
-        decision, subject = await self._decide(rules, key, inner, update, data, counted)
+        handler, event, inner, _, data = dispatch
+        decision, subject = await self._decide(rules, key, dispatch, counted)
         data[DATA_KEY] = decision
         if decision is None or decision.allowed:
             return await handler(event, data)
@@ -91,31 +95,22 @@ class Admission:
         return None
 
     async def handle_in_slot(
-        self,
-        slots: Concurrency,
-        rules: Rules,
-        key: Hashable,
-        handler: Handler,
-        event: TelegramObject,
-        inner: TelegramObject,
-        update: Update | None,
-        data: dict[str, Any],
+        self, slots: Concurrency, rules: Rules, key: Hashable, dispatch: Dispatch
     ) -> Any:
         """Handle the event while it holds a slot; without a slot it is not charged either."""
+        _, _, inner, update, data = dispatch
         state = _dispatch_state(data)
         held = ("slot", self._limiter.key_prefix, id(data.get("handler")))
         if held in state:  # another middleware holds it in this dispatch
-            return await self.handle(rules, key, handler, event, inner, update, data)
+            return await self.handle(rules, key, dispatch)
         counted = await self._event_filter.counted(inner, update, data)
         if counted is None or self._limiter.is_banned(counted.subject):
-            return await self.handle(rules, key, handler, event, inner, update, data, counted)
+            return await self.handle(rules, key, dispatch, counted)
         async with self._limiter.slot(slots, counted.subject) as slot:
             if slot.allowed:
                 state[held] = slot
                 try:
-                    return await self.handle(
-                        rules, key, handler, event, inner, update, data, counted
-                    )
+                    return await self.handle(rules, key, dispatch, counted)
                 finally:
                     del state[held]
         data[DATA_KEY] = slot
@@ -132,18 +127,14 @@ class Admission:
         return await handler(event, data)
 
     async def _decide(
-        self,
-        rules: Rules,
-        key: Hashable,
-        event: TelegramObject,
-        update: Update | None,
-        data: dict[str, Any],
-        counted: Counted | None,
+        self, rules: Rules, key: Hashable, dispatch: Dispatch, counted: Counted | None
     ) -> tuple[Decision | None, Subject]:
-        state = _dispatch_state(data)
+        state = _dispatch_state(dispatch.data)
         if key not in state:
             if counted is _NOT_ASKED:
-                counted = await self._event_filter.counted(event, update, data)
+                counted = await self._event_filter.counted(
+                    dispatch.inner, dispatch.update, dispatch.data
+                )
             if counted is None:
                 state[key] = (None, Subject())
             else:

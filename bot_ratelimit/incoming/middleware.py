@@ -12,7 +12,7 @@ from aiogram import BaseMiddleware, Dispatcher
 from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.incoming.admission import Admission, Handler
+from bot_ratelimit.incoming.admission import Admission, Dispatch, Handler
 from bot_ratelimit.incoming.arguments import (
     DefaultNames,
     DefaultPrefix,
@@ -267,12 +267,11 @@ class RateLimitMiddleware(BaseMiddleware):
             rules = flag_rules
             # A handler's own limit is charged once, however many middlewares run before it.
             key = (self.limiter.key_prefix, id(data.get("handler")))
+        dispatch = Dispatch(handler, event, inner, update, data)
         slots = self._flags.slots_for(data.get("handler"))
         if slots is None:
-            return await self._admission.handle(rules, key, handler, event, inner, update, data)
-        return await self._admission.handle_in_slot(
-            slots, rules, key, handler, event, inner, update, data
-        )
+            return await self._admission.handle(rules, key, dispatch)
+        return await self._admission.handle_in_slot(slots, rules, key, dispatch)
 
     async def reset(self, subject: Subject | int) -> bool:
         """Delete all counts of a user in this middleware; return True if there were any.
