@@ -145,8 +145,8 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "message, choose the user from the list after @, or give the id.",
         "hidden": "That user hides their name in forwarded messages. Reply to the original "
         "message, or give the id.",
-        "nobody": "That id belongs to no single user: all channels, all anonymous admins or "
-        "Telegram's service account share it, and it is never limited.",
+        "nobody": "That id belongs to no single user, but to all channels, all anonymous admins or "
+        "Telegram's service account. It is never limited.",
         "myself": "That message is the bot's own. Reply to a message of the user, or give an id.",
         "is_admin": "{Who} is an admin of this bot, and admins are never limited.",
         "bad_length": "For how long? For example <code>/{command} 42 1h spam</code>, or "
@@ -171,11 +171,11 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
     "ru": {
         "units": "д ч мин с",
         "limits": "<b>Лимиты</b>",
-        "no_limits": "Лимиты пока неизвестны: ни один обработчик ещё не вызывался.",
+        "no_limits": "Лимиты пока неизвестны: ни один хендлер ещё не вызывался.",
         "rule": "<code>{name}</code>: {limit}\n{scope}, {where}, источник: {origin}",
         "rule_penalty": "бан на {ban} после {limit}",
         "rule_by_code": "решает код бота",
-        "rule_shadow": "пробный: никому не отказывает",
+        "rule_shadow": "теневой: ничего не отклоняет",
         "rule_off": "выключен",
         "rule_otherwise": "без изменений на ходу: {limit}",
         "scope_user": "на пользователя",
@@ -184,7 +184,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "scope_topic": "на тему",
         "scope_global": "на всех вместе",
         "scope_custom": "считает код бота",
-        "everywhere": "все обработчики",
+        "everywhere": "все хендлеры",
         "origin_code": "код",
         "origin_file": "файл",
         "origin_environment": "окружение",
@@ -198,10 +198,10 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "user": "пользователь {id}",
         "chat": "чат {id}",
         "in_chat": "{who} в чате {id}",
-        "verdict_allowed": "сообщения проходят",
-        "verdict_exempt": "в исключениях, лимиты не действуют",
-        "verdict_refused": "отказ, снова можно через {wait}",
-        "verdict_banned": "в бане",
+        "verdict_allowed": "апдейты проходят",
+        "verdict_exempt": "в исключениях: лимиты не действуют",
+        "verdict_refused": "апдейты отклоняются ещё {wait}",
+        "verdict_banned": "забанен",
         "who": "{Who}: <b>{verdict}</b>",
         "refused_today": "Отказов за 24 часа: {count}",
         "count": "<code>{rule}</code>: осталось {left} из {capacity}, {free}",
@@ -220,7 +220,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "top": "<b>Больше всего отказов за 24 часа</b>",
         "no_top": "За 24 часа отказов не было.",
         "top_line": "{id}: {count}",
-        "stats": "<b>Решения по часам (UTC)</b>\nпропущено / отказано / забанено",
+        "stats": "<b>Решения по часам (UTC)</b>\nпрошло / отклонено / отклонено из-за бана",
         "no_stats": "За 24 часа решений не было.",
         "stats_line": "{hour}  {allowed} / {refused} / {banned}",
         "history": "<b>Версии</b>",
@@ -231,15 +231,18 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "well": "Всё в порядке: Redis ответил за {ms} мс. Экземпляров: {instances}, "
         "отстают от версии {version}: {behind}.",
         "not_well": "Есть проблема: <code>{problem}</code>",
-        "try_free": "{Who}: сообщение <b>прошло бы</b>, лимит не действует.",
-        "try_allowed": "{Who}: сообщение <b>прошло бы</b>, в <code>{rule}</code> осталось {left}.",
-        "try_refused": "{Who}: <b>отказ</b> по <code>{rule}</code>, ещё {wait}.",
-        "try_banned": "{Who}: <b>отказ</b> из-за бана.",
-        "ask_forgive": "Простить: {who}? Счётчики будут сброшены, автоматический бан снят.",
+        "try_free": "{Who}: апдейт <b>прошёл бы</b>, ни один лимит не действует.",
+        "try_allowed": "{Who}: апдейт <b>прошёл бы</b>, "
+        "в лимите <code>{rule}</code> осталось {left}.",
+        "try_refused": "{Who}: апдейт был бы <b>отклонён</b> лимитом <code>{rule}</code>, "
+        "снова можно через {wait}.",
+        "try_banned": "{Who}: апдейт был бы <b>отклонён</b> из-за бана.",
+        "ask_forgive": "Простить: {who}? Все счётчики будут сброшены, автоматический бан — снят.",
         "ask_forgive_rules": "Простить: {who}? Будут сброшены счётчики: <code>{rules}</code>",
-        "ask_ban": "Забанить на {length}: {who}? Бот будет отклонять всё, что оттуда приходит.",
+        "ask_ban": "Забанить на {length}: {who}? "
+        "Бот будет отклонять всё от этого пользователя или чата.",
         "ask_ban_for_good": "Забанить навсегда: {who}? "
-        "Бот будет отклонять всё, что оттуда приходит.",
+        "Бот будет отклонять всё от этого пользователя или чата.",
         "reason": "Причина: <code>{reason}</code>",
         "ask_unban": "Разбанить: {who}?",
         "ask_set": "Изменить <code>{name}</code>?\n{before} → <b>{after}</b>",
@@ -247,9 +250,9 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "{before} → <b>{after}</b>",
         "no_penalty": "нет",
         "penalty_default": "без изменений на ходу",
-        "ask_exempt": "Добавить в исключения: {who}? Лимиты и баны перестанут действовать.",
-        "ask_limit": "Убрать из исключений: {who}? Лимиты и баны будут действовать, даже если id "
-        "исключён в настройках бота.",
+        "ask_exempt": "Добавить в исключения: {who}? Лимиты и баны на него действовать не будут.",
+        "ask_limit": "Убрать из исключений: {who}? Лимиты и баны будут на него действовать, "
+        "даже если этот id — исключение в настройках бота.",
         "ask_rollback": "Вернуть версию {version}?\n<code>{changes}</code>",
         "ask_rollback_invalid": "Изменения на ходу повреждены и не читаются. Заменить их последней "
         "исправной версией?",
@@ -263,7 +266,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "did_unban_nothing": "{Who}: бана не было.",
         "did_change": "Версия {version}: <code>{what}</code>. "
         "Действует на экземплярах: {obeying} из {instances}.",
-        "working": "Минуту…",
+        "working": "Выполняется…",
         "cancelled": "Отменено: ничего не изменилось.",
         "yes_forgive": "Простить",
         "yes_ban": "Забанить",
@@ -271,23 +274,23 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "yes_set": "Изменить",
         "yes_penalty": "Изменить",
         "yes_exempt": "В исключения",
-        "yes_limit": "Ограничивать",
+        "yes_limit": "Убрать",
         "yes_rollback": "Вернуть",
         "yes_pause": "Выключить",
         "yes_resume": "Включить",
         "no": "Отмена",
         "again": "Обновить",
-        "ban_hour": "Бан 1 ч",
-        "ban_day": "Бан 1 д",
+        "ban_hour": "Бан на 1 ч",
+        "ban_day": "Бан на 1 д",
         "gone": "На этот вопрос уже ответили, или ему больше двух минут. Повторите команду.",
-        "not_yours": "Ответить может только тот, кто дал команду.",
+        "not_yours": "Ответить может только админ, который дал команду.",
         "away": "Redis недоступен. Попробуйте позже; подробнее: /{prefix}health",
         "conflict": "Лимиты тем временем изменил кто-то другой, поэтому команда не выполнена. "
         "Посмотрите ещё раз и повторите.",
         "wrong": "Не получилось: <code>{error}</code>",
-        "start_me": "Я отвечаю в личном чате: откройте его и нажмите «Старт».",
+        "start_me": "Я отвечаю в личном чате: откройте его и отправьте /start.",
         "whom": "Кого? Ответьте на сообщение или укажите id: <code>/{command} 42{rest}</code>",
-        "both": "Вы отвечаете на сообщение и называете кого-то: нужно что-то одно. "
+        "both": "Вы и отвечаете на сообщение, и указываете, кого: нужно что-то одно. "
         "Срок пишется слитно: <code>1h</code>",
         "bad_id": "<code>{value}</code>: это не id пользователя или чата. Ответьте на сообщение "
         "или укажите id: <code>/{command} 42{rest}</code>",
@@ -295,21 +298,20 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "сообщение, выберите пользователя из списка после @ или укажите id.",
         "hidden": "Этот пользователь скрывает своё имя при пересылке. Ответьте на исходное "
         "сообщение или укажите id.",
-        "nobody": "Этот id не принадлежит конкретному пользователю: он общий у всех каналов, "
-        "у всех анонимных админов или у служебного аккаунта Telegram, "
-        "и лимиты на него не действуют.",
+        "nobody": "Это не id одного пользователя: под ним пишут все каналы, все анонимные "
+        "админы или служебный аккаунт Telegram. Лимиты на него не действуют.",
         "myself": "Это сообщение самого бота. Ответьте на сообщение пользователя или укажите id.",
-        "is_admin": "{Who}: это админ бота, а лимиты на админов не действуют.",
+        "is_admin": "{Who} — админ бота, а на админов лимиты не действуют.",
         "bad_length": "На какой срок? Например, <code>/{command} 42 1h спам</code>; "
         "<code>forever</code> вместо срока означает «навсегда».",
-        "usage_setlimit": "Например, <code>/{command} NAME 2/minute</code>; вместо лимита можно "
-        "<code>off</code>, <code>on</code>, <code>shadow</code>, <code>enforce</code> или "
+        "usage_setlimit": "Например, <code>/{command} ИМЯ 2/minute</code>; вместо лимита можно "
+        "указать <code>off</code>, <code>on</code>, <code>shadow</code>, <code>enforce</code> или "
         "<code>default</code>. Имена: <code>{names}</code>",
         "usage_penalty": "Например, <code>/{command} 10/minute 15m</code>: бан на 15 минут после "
         "10 отказов за минуту. Если добавить <code>grows</code>, каждые следующие 10 отказов во "
         "время бана удваивают его. <code>/{command} default</code> отменяет изменение.",
         "usage_exempt": "Например, <code>/{command} 42</code>; <code>/{command} 42 off</code> "
-        "снова включает лимиты.",
+        "снова включает для него лимиты.",
         "usage_pause": "На какой срок? Например, <code>/{command} 1h</code>, не больше суток.",
         "usage_rollback": "К какой версии? Укажите номер из /{prefix}history; 0 отменяет все "
         "изменения, без номера вернётся предыдущая версия.",
