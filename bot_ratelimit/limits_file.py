@@ -14,7 +14,7 @@
     ban = "15m"
 
     [notices]
-    en = "Try again in {seconds} s."
+    en = "Try again in {wait}."
 
     [outgoing]
     per_chat = "1/s burst 5"
@@ -98,13 +98,13 @@ def named_limits(limits: Mapping[str, Any]) -> NamedLimits:
 def check_notice(text: object) -> None:
     """Raise ConfigError unless this is a valid text of a notice."""
     try:
-        ok = isinstance(text, str) and bool(text.format(seconds=1).strip())
+        ok = isinstance(text, str) and bool(text.format(seconds=1, wait="1 s").strip())
     except (LookupError, ValueError, AttributeError, TypeError):
         ok = False
     if not ok:
         raise ConfigError(
-            f"the text of a notice {text!r}: expected a text with no placeholder but {{seconds}}, "
-            "for example 'Try again in {seconds} s.'"
+            f"the text of a notice {text!r}: expected a text with no placeholder but {{wait}} "
+            "and {{seconds}}, for example 'Try again in {wait}.'"
         )
 
 

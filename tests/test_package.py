@@ -65,6 +65,7 @@ FLOORS = [
         "concurrency",
         "rule",
         "limit",
+        "duration",
         "errors",
         "waiting_allowed",
         "described",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -13,6 +14,7 @@ from aiogram.utils.callback_answer import CallbackAnswer
 
 from bot_ratelimit.concurrency import Concurrency
 from bot_ratelimit.decision import Decision
+from bot_ratelimit.duration import RUSSIAN_UNITS, UNITS, wait_text
 from bot_ratelimit.errors import ConfigError, NotSentError, RateLimitError
 from bot_ratelimit.limit import MAX_PERIOD_MS
 from bot_ratelimit.limiter import Limiter
@@ -21,8 +23,8 @@ from bot_ratelimit.observer import NoticeKind, NoticeResult
 from bot_ratelimit.rule import Rule, Scope, Subject, notice_rule
 
 TEXTS: Final[Mapping[str, str]] = {
-    "en": "Too many requests. Please try again in {seconds} s.",
-    "ru": "Слишком много запросов. Попробуйте снова через {seconds} с.",
+    "en": "Too many requests. Please try again in {wait}.",
+    "ru": "Слишком много запросов. Попробуйте снова через {wait}.",
 }
 """The texts by language code; the first one is used for all other languages."""
 
@@ -56,7 +58,7 @@ class Notices:
 
     ::
 
-        RateLimitMiddleware("5/10s", redis, on_limited=Notices("Wait {seconds} s.", in_groups=True))
+        RateLimitMiddleware("5/10s", redis, on_limited=Notices("Wait {wait}.", in_groups=True))
 
     - A button press is always answered, because otherwise the button keeps its spinner. The answer
       has the text, and the wait as its `cache_time`, so that the client itself answers the next
@@ -69,13 +71,15 @@ class Notices:
 
     Args:
         texts: A text, or texts by language code (`"en"`, `"pt-br"`). The first one is used for all
-            other languages. `{seconds}` is replaced by the wait.
-        busy: The same for users whose last request is still running, without `{seconds}`.
+            other languages. `{wait}` is replaced by the wait with its unit (`7 s`, `15 min`,
+            `3 h 20 min`; Russian units in a Russian text), `{seconds}` by its seconds.
+        busy: The same for users whose last request is still running, without the wait.
         in_groups: Whether notices are also sent in groups: to each member once for each wait, or
             once to the whole chat if the chat is limited. False by default.
 
     Raises:
-        ConfigError: A text is not a str, or has a placeholder other than `{seconds}`.
+        ConfigError: A text is not a str, or has a placeholder other than `{wait}` and
+            `{seconds}`.
     """
 
     def __init__(
@@ -96,7 +100,7 @@ class Notices:
 
         ::
 
-            notices = Notices("Slow down: {seconds} s.")
+            notices = Notices("Slow down: {wait}.")
 
             async def on_limited(event, decision, data):
                 if not decision.banned:
@@ -200,7 +204,16 @@ class Notices:
         language = ((event.from_user and event.from_user.language_code) or "").lower()
         texts = self._busy if busy else self._texts
         text = texts.get(language) or texts.get(language.partition("-")[0])
-        return (text or next(iter(texts.values()))).format(seconds=seconds)
+        if text is None:
+            language, text = next(iter(texts.items()))
+        return text.format(seconds=seconds, wait=wait_text(seconds, _units(language, text)))
+
+
+def _units(language: str, text: str) -> Sequence[str]:
+    """The units for a text; one without a language is taken for Russian if it is in Cyrillic."""
+    primary = language.partition("-")[0]
+    is_russian = primary == "ru" or (not primary and re.search("[А-Яа-я]", text))
+    return RUSSIAN_UNITS if is_russian else UNITS
 
 
 def busy_notice_rule(scope: Scope) -> Rule:

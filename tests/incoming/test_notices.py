@@ -321,6 +321,22 @@ async def test_the_users_language(language: str | None, text: str, limiter: Limi
 
 
 @pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("en", "Too many requests. Please try again in 1 d."),
+        ("ru", "Слишком много запросов. Попробуйте снова через 1 дн."),
+    ],
+)
+async def test_a_long_wait_is_not_told_in_seconds(
+    language: str, text: str, limiter: Limiter
+) -> None:
+    """A user whose quota of the day is used up is told so."""
+    bot = Instance(RateLimitMiddleware("1/day", limiter=limiter))
+    await bot.send(*"ab", **{"from": user(language=language)})
+    assert texts(bot) == [text]
+
+
+@pytest.mark.parametrize(
     ("on_limited", "language", "text"),
     [
         ("Slow down!", "ru", "Slow down!"),
@@ -337,6 +353,11 @@ async def test_the_users_language(language: str | None, text: str, limiter: Limi
         (Notices("Slow down!"), None, "Slow down!"),
         (Notices({"en": "Wait", "ru": "Погодите"}), "ru", "Погодите"),
         ("{{{seconds}}} %", None, "{60} %"),
+        ("Wait {wait}", "ru", "Wait 60 s"),
+        ("Подождите {wait}", "en", "Подождите 60 с"),
+        ({"en": "Wait {wait}", "ru": "Ждите {wait}"}, "ru-RU", "Ждите 60 с"),
+        ({"en": "Wait {wait}", "bg": "Чакай {wait}"}, "bg", "Чакай 60 s"),
+        ({"ru": "Ждите {wait}", "en": "Wait {wait}"}, "de", "Ждите 60 с"),
     ],
     ids=str,
 )

@@ -22,9 +22,9 @@ from bot_ratelimit.admin.views import (
     SubjectView,
     who,
 )
-from bot_ratelimit.admin.wording import duration
 from bot_ratelimit.bans import FOREVER
 from bot_ratelimit.decision import Decision
+from bot_ratelimit.duration import duration
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.storage.banlist import Ban
 

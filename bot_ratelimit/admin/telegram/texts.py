@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from bot_ratelimit.admin.wording import duration
+from bot_ratelimit.duration import RUSSIAN_UNITS, UNITS, duration
 from bot_ratelimit.failures import printable
 
 TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
     "en": {
-        "units": "d h min s",
         # --- what is shown
         "limits": "<b>Limits</b>",
         "no_limits": "No limits are known yet: no handler has run.",
@@ -169,7 +168,6 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "the bot.",
     },
     "ru": {
-        "units": "д ч мин с",
         "limits": "<b>Лимиты</b>",
         "no_limits": "Лимиты пока неизвестны: ни один хендлер ещё не вызывался.",
         "rule": "<code>{name}</code>: {limit}\n{scope}, {where}, источник: {origin}",
@@ -281,7 +279,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "no": "Отмена",
         "again": "Обновить",
         "ban_hour": "Бан на 1 ч",
-        "ban_day": "Бан на 1 д",
+        "ban_day": "Бан на 1 день",
         "gone": "На этот вопрос уже ответили, или ему больше двух минут. Повторите команду.",
         "not_yours": "Ответить может только админ, который дал команду.",
         "away": "Redis недоступен. Попробуйте позже; подробнее: /{prefix}health",
@@ -353,7 +351,7 @@ class Words:
 
     def duration(self, seconds: float) -> str:
         """`2 min 5 s`, in this language."""
-        return duration(seconds, self._texts["units"].split())
+        return duration(seconds, RUSSIAN_UNITS if self._texts is TEXTS["ru"] else UNITS)
 
     def moment(self, at: float | datetime) -> str:
         """A time in UTC: operators of one bot live in several time zones."""

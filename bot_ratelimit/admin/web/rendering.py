@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 import bot_ratelimit
 from bot_ratelimit.admin.views import RuleView
 from bot_ratelimit.admin.web.console import console_of, session_of
-from bot_ratelimit.admin.wording import duration
+from bot_ratelimit.duration import duration
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.rule import Subject
 
