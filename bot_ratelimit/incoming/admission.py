@@ -20,7 +20,8 @@ from bot_ratelimit.incoming.event_filter import Counted, EventFilter
 from bot_ratelimit.incoming.notices import REFUSAL_KEY, Notices, Refusal
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.live import Live
-from bot_ratelimit.rule import Rules, Subject
+from bot_ratelimit.penalty import Penalty
+from bot_ratelimit.rule import Rule, Rules, Subject
 from bot_ratelimit.waiting_allowed import without_waiting
 
 log = logging.getLogger("bot_ratelimit")
@@ -72,8 +73,8 @@ class Admission:
         self._on_limited = on_limited
         self._live = live
         self.key_space: Hashable = None
-        """Set if another middleware of the bot has the same rules: an event that passes several
-        middlewares with the same rules in the same space is charged once."""
+        """Set if another middleware of the bot has one of these rules, too: an event that passes
+        several middlewares with the same rule in the same space is charged to it once."""
 
     async def handle(
         self, rules: Rules, key: Hashable, dispatch: Dispatch, counted: Counted | None = _NOT_ASKED
@@ -153,16 +154,23 @@ class Admission:
             if applied is None:
                 return None
             rules = applied
-        charged: list[tuple[Rules, Counted, BoundDecision]] = []
-        if self.key_space is not None:
-            charged = state.setdefault(self.key_space, charged)
-        for each in charged:
-            if each[:2] == (rules, counted):
-                return each[2]
-        decision = await self._limiter.hit(rules, counted.subject, once=counted.once)
-        bound = BoundDecision.of(decision, self._limiter, rules, counted.subject)
-        charged.append((rules, counted, bound))
+        if self.key_space is None:
+            return await self._hit(rules, rules, counted)
+        notes: list[tuple[Rule, Counted, BoundDecision]] = state.setdefault(self.key_space, [])
+        charged = [(rule, bound) for rule, who, bound in notes if who == counted]
+        done = [rule for rule, _ in charged]
+        if all(rule in done for rule in rules):
+            return charged[done.index(rules[-1])][1]
+        # A penalty counts what the others refuse, so it is never left out.
+        due = Rules(each for each in rules if each not in done or isinstance(each, Penalty))
+        bound = await self._hit(due, rules, counted)
+        notes += [(rule, counted, bound) for rule in due]
         return bound
+
+    async def _hit(self, due: Rules, rules: Rules, counted: Counted) -> BoundDecision:
+        """Charge the rules that are due, and bind the decision to all of them."""
+        decision = await self._limiter.hit(due, counted.subject, once=counted.once)
+        return BoundDecision.of(decision, self._limiter, rules, counted.subject)
 
     async def _tell(
         self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]

@@ -363,7 +363,8 @@ class RateLimitMiddleware(BaseMiddleware):
         groups = separate_keys([(each._key_space, each.rules) for each in middlewares])
         for middleware, (space, rules) in zip(middlewares, groups, strict=True):
             middleware._use_rules(rules, rules_by_path(groups, space))
-            if groups.count((space, rules)) > 1:
+            near = [each for other, each in groups if other == space]
+            if sum(any(rule in each for rule in rules) for each in near) > 1:
                 middleware._admission.key_space = space
 
     @property

@@ -137,6 +137,42 @@ async def test_equal_middlewares_charge_an_event_once(
     assert await bot.send(*"abcde") == [True] * 4 + [False]
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner", "allowed"),
+    [
+        ("4/m; 9/h", "4/m", 4),
+        ("4/m", "4/m; 9/h", 4),
+        ("4/m; 9/h", "4/m; 3/d", 3),
+        ("4/m; 2/h", "4/m; 3/d", 2),
+        (["4/m", Rule("3/h", Scope.CHAT)], ["4/m", Rule("2/h", Scope.MEMBER)], 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("penalty", [None, Penalty("9/m", "1h")], ids=["", "penalty"])
+async def test_middlewares_that_share_a_rule_charge_it_once(
+    storage: Storage, outer: Any, inner: Any, allowed: int, penalty: Penalty | None
+) -> None:
+    """What only one of them counts is charged as well."""
+    make, bot, router = putting(storage), bare(), Router()
+    bot.dispatcher.message.middleware(make(outer))
+    router.message.middleware(make(inner, penalty=penalty))
+    router.message.register(bot._handle)
+    bot.dispatcher.include_router(router)
+    assert await bot.send(*"abcde") == [True] * allowed + [False] * (5 - allowed)
+
+
+async def test_a_penalty_counts_refusals_beside_a_shared_rule(storage: Storage) -> None:
+    """A rule that was charged before does not keep the ban from being counted."""
+    make, bot, router = putting(storage), bare(), Router()
+    bot.dispatcher.message.middleware(make("9/m"))
+    banning = make("9/m; 1/h", penalty=Penalty("2/m", "1h"))
+    router.message.middleware(banning)
+    router.message.register(bot._handle)
+    bot.dispatcher.include_router(router)
+    assert await bot.send(*"abc") == [True, False, False]
+    assert (await banning.limiter.peek(banning.rules, Subject(user=42, chat=42))).banned
+
+
 async def test_equal_middlewares_charge_once_beside_a_limit_of_a_handler() -> None:
     """The limit of a handler that skips the message does not let the other middleware charge."""
     storage, bot = MemoryStorage(clock=Clock()), bare()
@@ -544,7 +580,7 @@ async def test_a_wait_of_years() -> None:
     assert await bot.send(*"ab") == [True, False]
     await bot.feed(callback_query=callback())
     told, answered = bot.session.requests
-    assert "31622400 s" in told.text
+    assert "366 d" in told.text
     assert answered.cache_time == 366 * 86_400
 
 
