@@ -311,6 +311,7 @@ async def test_a_broken_body_is_no_error_in_the_log(caplog: pytest.LogCaptureFix
         for body, status in (
             (packed % len(bomb) + bomb, b"415"),
             (packed % 7 + b"no gzip", b"415"),
+            (b"Content-Encoding: identity\r\n" + packed % 7 + b"no gzip", b"415"),
             (b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n", b"400"),
             (b"Content-Length: 100\r\n\r\ntoken=", b""),  # and then it goes
         ):
