@@ -192,8 +192,64 @@ async def test_an_outage_does_not_open_the_door(own_server: Server) -> None:
             assert (await visitor.get("api/limits")).status == 503  # the session holds
             assert (await visitor.change("POST", "logout")).status == 303
             assert (await visitor.get("api/limits")).status == 401
-            assert (await visitor.log_in(init_data=init_data())).status == 200
+            assert (await visitor.log_in()).status == 200  # in a known browser
         await storage.close()
+
+
+async def test_in_an_outage_nobody_logs_in_from_telegram(own_server: Server) -> None:
+    """Another instance may have seen this initData; the same initData is good after the outage."""
+    async with (
+        aioredis.Redis(port=own_server.port) as one,
+        aioredis.Redis(port=own_server.port) as two,
+    ):
+        storages = RedisStorage(one), RedisStorage(two)
+        here, there = map(bot_on, storages)
+        async with (
+            site(here) as first,
+            site(there) as second,
+            first.visitor() as operator,
+            second.visitor() as thief,
+        ):
+            used, fresh = init_data(), init_data()
+            assert (await operator.log_in(init_data=used)).status == 200
+            own_server.hang()
+            for data in (used, fresh):
+                refused = await thief.log_in(init_data=data)
+                assert (refused.status, thief.cookies()) == (503, {})
+                assert "which remembers used initData, cannot be reached" in refused.text
+            own_server.resume()
+            async with asyncio.timeout(10):
+                while (reply := await thief.log_in(init_data=fresh)).status == 503:
+                    await asyncio.sleep(0.05)
+            assert reply.status == 200
+            assert (await thief.log_in(init_data=used)).status == 401
+        for storage in storages:
+            await storage.close()
+
+
+async def test_an_instance_remembers_a_logout_that_it_has_seen(own_server: Server) -> None:
+    """A session that Redis once called logged out stays so while Redis is away."""
+    async with (
+        aioredis.Redis(port=own_server.port) as one,
+        aioredis.Redis(port=own_server.port) as two,
+    ):
+        storages = RedisStorage(one), RedisStorage(two)
+        here, there = map(bot_on, storages)
+        async with (
+            site(here) as first,
+            site(there) as second,
+            first.visitor() as operator,
+            second.visitor() as thief,
+        ):
+            await operator.log_in()
+            for name, value in operator.cookies().items():
+                thief.set_cookie(name, value)
+            await operator.change("POST", "logout")
+            assert (await thief.get("api/health")).status == 401
+            own_server.kill()
+            assert (await thief.get("api/health")).status == 401
+        for storage in storages:
+            await storage.close()
 
 
 async def test_a_logout_without_redis_reaches_the_others_when_redis_is_back(

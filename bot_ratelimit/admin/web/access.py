@@ -160,12 +160,16 @@ class Access:
         """The id of the admin who opened the page in Telegram.
 
         Valid initData passes even while the address is slowed down: a signature cannot be guessed.
+
+        Raises:
+            ProblemError: It is not valid, or was used before.
+            StorageError: The storage cannot be reached, so nobody knows whether it was used.
         """
         try:
             if self._mini_app is None:
                 raise InitDataError(401, "this page accepts no logins from Telegram: use the token")
             user, opening = self._mini_app.opened(init_data)
-            if not await self._revocations.revoke(f"initData {opening}"):
+            if not await self._revocations.use(f"initData {opening}"):
                 raise InitDataError(
                     401, "this initData was used before: open the page again in Telegram"
                 )

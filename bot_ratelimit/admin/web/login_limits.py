@@ -25,7 +25,7 @@ from cachetools import TTLCache
 from bot_ratelimit.admin.control import LOGINS
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.decision import Decision
-from bot_ratelimit.errors import RateLimitError
+from bot_ratelimit.errors import RateLimitError, StorageError
 from bot_ratelimit.limit import Limit
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.rule import Rules, Subject, rule_at
@@ -111,8 +111,8 @@ class Revocations:
     """Remembers, on every instance, which sessions and initData must not be used again.
 
     Args:
-        limiter: The bot's limiter. While its storage cannot be reached, this process remembers for
-            itself, and tells the other instances when the storage is back.
+        limiter: The bot's limiter. While its storage cannot be reached, this process remembers
+            logouts for itself, and tells the other instances when the storage is back.
     """
 
     def __init__(self, limiter: Limiter) -> None:
@@ -121,21 +121,38 @@ class Revocations:
         self._here: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
         self._untold: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
 
-    async def revoke(self, what: str) -> bool:
-        """Revoke a session or initData; False if it was revoked before."""
-        if what in self._here:
+    async def use(self, init_data: str) -> bool:
+        """Mark initData as used; False if it was used before, at any instance.
+
+        Raises:
+            StorageError: The storage cannot be reached, so another instance may have seen it.
+        """
+        if init_data in self._here:
             return False
-        self._here[what] = True
-        decision = await self._limiter.hit(_once(what), _NOBODY, _outgoing=True)
+        self._here[init_data] = True
+        decision = await self._limiter.hit(_once(init_data), _NOBODY, _outgoing=True)
         if not self._is_shared(decision):
-            self._untold[what] = True
+            self._here.pop(init_data, None)
+            raise StorageError(
+                "Redis, which remembers used initData, cannot be reached: open the page again in "
+                "Telegram when Redis is back, or log in with the token"
+            )
         return bool(decision)
 
-    async def is_revoked(self, what: str) -> bool:
-        """Whether a session or initData was revoked."""
-        if what in self._here:
+    async def revoke(self, session: str) -> None:
+        """Revoke a session."""
+        self._here[session] = True
+        decision = await self._limiter.hit(_once(session), _NOBODY, _outgoing=True)
+        if not self._is_shared(decision):
+            self._untold[session] = True
+
+    async def is_revoked(self, session: str) -> bool:
+        """Whether a session was revoked."""
+        if session in self._here:
             return True
-        decision = await self._limiter.hit(_once(what), _NOBODY, 0, _outgoing=True)
+        decision = await self._limiter.hit(_once(session), _NOBODY, 0, _outgoing=True)
+        if not decision:
+            self._here[session] = True  # so that this instance knows it in an outage, too
         if self._untold and self._is_shared(decision):
             await self._tell()
         return not decision
