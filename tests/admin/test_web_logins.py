@@ -72,6 +72,21 @@ async def test_a_link_with_wrong_init_data_slows_nobody_else() -> None:
         assert (await visitor.log_in(init_data=init_data())).status == 200
 
 
+async def test_links_with_wrong_init_data_on_many_machines_slow_nobody_else() -> None:
+    """A stranger's site can lead many browsers to the page: tokens are counted apart from that."""
+    proxies = ["127.0.0.1"]
+    async with (
+        site(bot_on(MemoryStorage()), trusted_proxies=proxies) as found,
+        found.visitor() as visitor,
+    ):
+        statuses = []
+        for number in range(70):
+            address = {"X-Forwarded-For": f"198.51.100.{number}"}
+            statuses += await guess(visitor, 1, "init_data", **address)
+        assert statuses == [401] * 60 + [429] * 10
+        assert (await visitor.log_in()).status == 200
+
+
 async def test_a_minute_later_the_right_token_is_let_in() -> None:
     """The slowdown ends by itself; nobody has to unlock the login."""
     clock = Clock()

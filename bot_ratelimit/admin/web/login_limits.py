@@ -5,6 +5,7 @@
 | `<prefix>:ratelimit:{login}:from:<address>` | attempts of an address |
 | `<prefix>:ratelimit:{login}:telegram:<address>` | wrong initData of an address |
 | `<prefix>:ratelimit:{login}:all` | attempts of all addresses together |
+| `<prefix>:ratelimit:{login}:telegram` | wrong initData of all addresses together |
 | `<prefix>:ratelimit:{login}:device:<id>` | attempts of a browser that logged in before |
 | `<prefix>:ratelimit:{login}:used:<hash>` | a session that was logged out, initData that was used |
 """
@@ -84,7 +85,7 @@ class LoginLimiter:
         Raises:
             ProblemError: The failure; or 429 after too many failures, even for the right secret.
         """
-        place = "telegram" if telegram else "from"
+        place, shared = ("telegram", "telegram") if telegram else ("from", "all")
         key = f"{place}:{source}" if device is None else f"device:{device}"
         if failure is not None:
             self._succeeded.pop(key, None)
@@ -94,7 +95,7 @@ class LoginLimiter:
         async with lock:  # so that many correct logins at once do not use up the attempts
             if failure is None and key in self._succeeded:
                 return
-            rules = _rules(key, shared=device is None)
+            rules = _rules(key, shared if device is None else None)
             # Charged before the result is known, so that parallel guesses gain nothing.
             decision = await self._limiter.hit(rules, _NOBODY, _outgoing=True)
             if not decision:
@@ -179,10 +180,11 @@ def _own(limiter: Limiter) -> Limiter:
     )
 
 
-def _rules(key: str, shared: bool) -> Rules:
+def _rules(key: str, shared: str | None) -> Rules:
     own = rule_at(LOGINS, OF_ONE, lambda _: key, 1)
-    everybody = rule_at(f"{LOGINS}all", OF_ALL, lambda _: "", 1)
-    return Rules((own, everybody) if shared else (own,))
+    if shared is None:
+        return Rules((own,))
+    return Rules((own, rule_at(f"{LOGINS}{shared}", OF_ALL, lambda _: "", 1)))
 
 
 def _once(what: str) -> Rules:
