@@ -1,7 +1,7 @@
 """Printing: results as text for people, and as JSON for programs.
 
-Reasons of bans and names of operators and rules may contain anything. They are shown as they are:
-what a terminal would obey is escaped, and nothing is markup.
+Reasons of bans and names of operators and rules may contain anything. Nothing in them is markup,
+and what a terminal would obey is escaped.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def say(*lines: RenderableType, stderr: bool = False) -> None:
 
 
 def literal(line: RenderableType) -> RenderableType:
-    """A line exactly as it is, in one line; a table stays a table."""
+    """A line without markup, with control characters escaped; a table stays a table."""
     return Text(printable(line)) if isinstance(line, str) else line
 
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON, in which control characters are escaped."""
-    # Inside of JSON only strings contain such characters.
+    # In JSON, only strings contain such characters.
     line = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in to_json(value))
     sys.stdout.write(line + "\n")
 
