@@ -328,13 +328,19 @@ def check_ban_length(value: object) -> float:
 
 
 def check_text(name: str, value: object) -> str:
-    """Return the text if it is a str that is not too long.
+    """Return the text if it is a str that is not too long, and can be written in UTF-8.
 
     Raises:
         ConfigError: It is not.
     """
     if not isinstance(value, str) or len(value) > _MAX_TEXT:
         raise ConfigError(f"{name}={value!r:.80}: expected a str of at most {_MAX_TEXT} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # such as bytes of a command line that are not UTF-8
+        raise ConfigError(
+            f"{name}={value!r:.80}: expected text that can be written in UTF-8"
+        ) from None
     return value
 
 

@@ -208,9 +208,8 @@ class Live:
                         overrides.version, before.version)  # fmt: skip
         if self._observer is not None:
             self._observer.configured(overrides.version)
-        log.info(
-            "Live limits: version %d (%s, by %s)", overrides.version, overrides.what, overrides.by
-        )
+        what, by = printable(overrides.what), printable(overrides.by)
+        log.info("Live limits: version %d (%s, by %s)", overrides.version, what, by)
         self._used(overrides)
 
     def _apply(self, rules: Rules) -> Rules | None:

@@ -44,6 +44,14 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
+def lasting_server(tmp_path: Path) -> Iterator[Server]:
+    """The same, with data that survives a restart."""
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    with running("redis-server", tmp_path, *options) as server:
+        yield server
+
+
+@pytest.fixture
 async def client(redis_server: Server) -> AsyncIterator[aioredis.Redis]:
     """A client of an empty, real Redis."""
     async with aioredis.Redis(port=redis_server.port) as client:

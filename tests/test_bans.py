@@ -369,6 +369,7 @@ def test_a_load_cancelled_by_an_ended_loop_is_repeated(monkeypatch: pytest.Monke
         ((USER, float("nan")), "the length of a ban is nan: expected"),
         ((USER, True), "the length of a ban is True: expected"),
         ((USER, "1h", 7), "reason=7: expected a str"),
+        ((USER, "1h", "\udcff"), "expected text that can be written in UTF-8"),
         ((USER, "1h", "x" * 501), "reason='xxx.*expected a str of at most 500"),
     ],
 )

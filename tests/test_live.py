@@ -149,6 +149,19 @@ async def test_a_bad_document_does_not_loosen_an_instance_that_starts(
     assert live.problem.startswith("the live document ")
 
 
+async def test_a_new_version_is_one_line_in_the_log(
+    bench: Bench, caplog: pytest.LogCaptureFixture, stopping: list[Live]
+) -> None:
+    """A newline or an escape sequence in an operator's name or change begins no other log line."""
+    caplog.set_level(logging.INFO)
+    _, live = bot(bench.storage)
+    stopping.append(live)
+    await write(bench.storage, replace(TIGHT, what="off for 1\nh", by="anna\x1b[2J\nERROR"))
+    await live.refresh()
+    said = "Live limits: version 3 (off for 1\\nh, by anna\\x1b[2J\\nERROR)"
+    assert said in caplog.messages
+
+
 async def test_a_missing_document_is_written_back(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -56,7 +56,7 @@ LOGINS: Final = "{login}:"
 """What keys of logins begin with. In braces, which no rule's name has, and which keep the keys on
 one node of a Redis Cluster."""
 
-# Without the keys of logins, sessions that were logged out would hold again.
+# Without the keys of logins, all sessions of the page would end.
 _KEPT: Final = ("live", "history", "audit", "instances", LOGINS)
 
 

@@ -21,9 +21,18 @@ import pytest
 import redis.asyncio as aioredis
 import typer
 
-from bot_ratelimit import Penalty, RateLimitMiddleware, Rule, Scope
+from bot_ratelimit import (
+    Limiter,
+    Penalty,
+    RateLimitMiddleware,
+    RedisStorage,
+    Rule,
+    Scope,
+    Subject,
+)
 from bot_ratelimit.__main__ import main
 from bot_ratelimit.admin.cli import app, session
+from bot_ratelimit.admin.control import Control
 from tests.incoming.support import Instance
 from tests.servers import Server, free_port
 
@@ -304,6 +313,41 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     assert (lifted.out.splitlines()[-1], again.json) == ("unbanned", {"unbanned": False})
     await asyncio.sleep(1)
     assert await bot.send("3") == [True]
+
+
+HOSTILE = "\x1b]0;x\x07\x9b2J[/red][link=https://evil.example]\u202espam\r\nuser 43 :bomb:"
+"""What a reason may contain: terminal escapes, markup of rich, and the beginning of a line."""
+
+
+async def test_what_a_terminal_would_obey_is_only_shown(
+    bot: Instance, client: aioredis.Redis
+) -> None:
+    """Escape sequences, newlines and markup in a reason or a name are shown, and do nothing."""
+    limiter = Limiter(RedisStorage(client), key_prefix="shop", timeout=5)
+    await Control(limiter, f"anna {HOSTILE}").ban(Subject(user=42), "1h", HOSTILE)
+    await limiter.close()
+    plain = "\\x1b]0;x\\x07\\x9b2J[/red][link=https://evil.example]\\u202espam\\r\\nuser 43 :bomb:"
+    commands = (("bans",), ("audit",), ("show", "42"), ("forgive", "42", "--yes"))
+    wide = {"COLUMNS": "1000"}
+    shown = await asyncio.gather(*(run(*each, **wide) for each in commands))
+    asked = await run("ban", "42", "2h", HOSTILE, typed="n\n", **wide)
+    for ran in (*shown, asked):
+        assert plain in ran.out
+        assert all(each.isprintable() for each in ran.out.replace("\n", ""))
+        assert not any(line.startswith("user 43") for line in ran.out.splitlines())
+    as_json = await run("bans", "--json")
+    assert as_json.json[0]["reason"] == HOSTILE
+    assert all(each.isprintable() for each in as_json.out.replace("\n", ""))
+
+
+async def test_an_error_stays_on_its_line(bot: Instance) -> None:
+    """An error that repeats what was typed, or what another operator typed, is one line."""
+    wrong = await run("try", "42", "--rule", "x\x1b[2J\nerror")
+    assert (wrong.status, wrong.err.count("\n"), "\x1b" in wrong.err) == (2, 1, False)
+    # Bytes of the command line that are not UTF-8.
+    wrong = await run("ban", "42", "1h", "\udcff", "--yes")
+    assert (wrong.status, wrong.out) == (2, "")
+    assert wrong.err == "error: reason='\\udcff': expected text that can be written in UTF-8\n"
 
 
 async def test_a_program_that_must_confirm_is_told_what(bot: Instance) -> None:

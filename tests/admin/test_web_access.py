@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -436,6 +437,17 @@ async def test_a_page_of_another_site_changes_nothing(alone: Site, headers: dict
         assert (await anna.log_in(token="wrong")).status == 401
         own = {"Sec-Fetch-Site": "same-origin"}
         assert (await anna.change("POST", "api/exempt", {"id": 42}, **own)).status == 200
+
+
+async def test_a_request_without_a_host_is_of_another_site(alone: Site) -> None:
+    """Without Host nothing says what the browser calls this server; the system is not asked."""
+    reader, writer = await asyncio.open_connection(alone.server.host, alone.server.port)
+    writer.write(
+        b"POST /ops/admin/login HTTP/1.0\r\nOrigin: http://127.0.0.1\r\nContent-Length: 7\r\n"
+        b"Content-Type: application/x-www-form-urlencoded\r\n\r\ntoken=x"
+    )
+    assert (await reader.readline()).split()[1] == b"403"
+    writer.close()
 
 
 async def test_a_script_needs_no_csrf_token(alone: Site) -> None:

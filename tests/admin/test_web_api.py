@@ -230,6 +230,10 @@ async def test_two_admins_do_not_overwrite_each_other(site_and_bot: tuple[Site, 
         )
         assert (reply.status, reply.content["title"]) == (409, "Conflict")
         assert "version 2 follows 1; look again" in reply.content["detail"]
+        several = [("If-Match", '"2"'), ("If-Match", '"1"'), ("X-CSRF-Token", ben.csrf)]
+        sent = {"off": True}
+        reply = await ben.ask("PATCH", "api/limits/messages", json=sent, headers=several)
+        assert (reply.status, reply.content["detail"][:21]) == (400, "If-Match: expected on")
         for name, more in (
             ("rollback", {}),
             ("pause", {"how_long": "1h"}),

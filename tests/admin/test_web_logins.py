@@ -53,7 +53,7 @@ async def test_fifty_wrong_in_a_row_are_slowed(how: str, client: aioredis.Redis)
         # A signature cannot be guessed, so who has a right one is not slowed.
         assert (await visitor.log_in(init_data=init_data())).status == 200
         ttls = [await client.pttl(key) async for key in client.scan_iter("*{login}*")]
-        assert len(ttls) == 3  # the address, all, and the used initData
+        assert len(ttls) == 4  # the address, all, the used initData, and the generation
         assert all(ttl > 0 for ttl in ttls)
     await storage.close()
 
@@ -70,6 +70,21 @@ async def test_a_link_with_wrong_init_data_slows_nobody_else() -> None:
         assert (await script.get("api/limits")).status == 200
         assert (await visitor.log_in()).status == 200
         assert (await visitor.log_in(init_data=init_data())).status == 200
+
+
+async def test_links_with_wrong_init_data_on_many_machines_slow_nobody_else() -> None:
+    """A stranger's site can lead many browsers to the page: tokens are counted apart from that."""
+    proxies = ["127.0.0.1"]
+    async with (
+        site(bot_on(MemoryStorage()), trusted_proxies=proxies) as found,
+        found.visitor() as visitor,
+    ):
+        statuses = []
+        for number in range(70):
+            address = {"X-Forwarded-For": f"198.51.100.{number}"}
+            statuses += await guess(visitor, 1, "init_data", **address)
+        assert statuses == [401] * 60 + [429] * 10
+        assert (await visitor.log_in()).status == 200
 
 
 async def test_a_minute_later_the_right_token_is_let_in() -> None:
@@ -192,17 +207,75 @@ async def test_an_outage_does_not_open_the_door(own_server: Server) -> None:
             assert (await visitor.get("api/limits")).status == 503  # the session holds
             assert (await visitor.change("POST", "logout")).status == 303
             assert (await visitor.get("api/limits")).status == 401
-            assert (await visitor.log_in(init_data=init_data())).status == 200
+            assert (await visitor.log_in()).status == 200  # in a known browser
         await storage.close()
 
 
-async def test_a_logout_without_redis_reaches_the_others_when_redis_is_back(
-    own_server: Server,
-) -> None:
-    """A logout during an outage reaches every instance soon after the outage."""
+async def test_in_an_outage_nobody_logs_in_from_telegram(own_server: Server) -> None:
+    """Another instance may have seen this initData; the same initData is good after the outage."""
     async with (
         aioredis.Redis(port=own_server.port) as one,
         aioredis.Redis(port=own_server.port) as two,
+    ):
+        storages = RedisStorage(one), RedisStorage(two)
+        here, there = map(bot_on, storages)
+        async with (
+            site(here) as first,
+            site(there) as second,
+            first.visitor() as operator,
+            second.visitor() as thief,
+        ):
+            used, fresh = init_data(), init_data()
+            assert (await operator.log_in(init_data=used)).status == 200
+            own_server.hang()
+            for data in (used, fresh):
+                refused = await thief.log_in(init_data=data)
+                assert (refused.status, thief.cookies()) == (503, {})
+                assert "which remembers used initData, cannot be reached" in refused.text
+            own_server.resume()
+            async with asyncio.timeout(10):
+                while (  # noqa: ASYNC110 - the connection decides
+                    reply := await thief.log_in(init_data=fresh)
+                ).status == 503:
+                    await asyncio.sleep(0.05)
+            assert reply.status == 200
+            assert (await thief.log_in(init_data=used)).status == 401
+        for storage in storages:
+            await storage.close()
+
+
+async def test_an_instance_remembers_a_logout_that_it_has_seen(own_server: Server) -> None:
+    """A session that Redis once called logged out stays so while Redis is away."""
+    async with (
+        aioredis.Redis(port=own_server.port) as one,
+        aioredis.Redis(port=own_server.port) as two,
+    ):
+        storages = RedisStorage(one), RedisStorage(two)
+        here, there = map(bot_on, storages)
+        async with (
+            site(here) as first,
+            site(there) as second,
+            first.visitor() as operator,
+            second.visitor() as thief,
+        ):
+            await operator.log_in()
+            for name, value in operator.cookies().items():
+                thief.set_cookie(name, value)
+            await operator.change("POST", "logout")
+            assert (await thief.get("api/health")).status == 401
+            own_server.kill()
+            assert (await thief.get("api/health")).status == 401
+        for storage in storages:
+            await storage.close()
+
+
+async def test_a_logout_without_redis_reaches_the_others_when_redis_is_back(
+    lasting_server: Server,
+) -> None:
+    """A logout during an outage reaches every instance soon after the outage."""
+    async with (
+        aioredis.Redis(port=lasting_server.port) as one,
+        aioredis.Redis(port=lasting_server.port) as two,
     ):
         storages = RedisStorage(one), RedisStorage(two)
         here, there = map(bot_on, storages)
@@ -217,9 +290,9 @@ async def test_a_logout_without_redis_reaches_the_others_when_redis_is_back(
             await colleague.log_in()
             for name, value in visitor.cookies().items():
                 thief.set_cookie(name, value)
-            own_server.kill()
+            lasting_server.kill()
             assert (await visitor.change("POST", "logout")).status == 303
-            own_server.start()
+            lasting_server.start()
             assert (await thief.get("api/audit")).status in {200, 503}
             async with asyncio.timeout(10):
                 while (await thief.get("api/audit")).status != 401:
@@ -228,6 +301,53 @@ async def test_a_logout_without_redis_reaches_the_others_when_redis_is_back(
             assert (await colleague.get("api/audit")).status == 200
         for storage in storages:
             await storage.close()
+
+
+async def test_sessions_end_when_redis_is_emptied(client: aioredis.Redis) -> None:
+    """Redis has lost who was logged out, so no session from before holds, on any instance."""
+    storages = RedisStorage(client), RedisStorage(client)
+    async with (
+        site(bot_on(storages[0])) as first,
+        site(bot_on(storages[1])) as second,
+        first.visitor() as visitor,
+        first.visitor() as colleague,
+        second.visitor() as thief,
+    ):
+        await visitor.log_in()
+        await colleague.log_in()
+        for name, value in visitor.cookies().items():
+            thief.set_cookie(name, value)
+        await visitor.change("POST", "logout")
+        await client.flushall()
+        assert (await thief.get("api/limits")).status == 401
+        assert (await colleague.get("api/limits")).status == 401
+        assert (await colleague.log_in()).status == 200
+        for name, value in colleague.cookies().items():
+            thief.set_cookie(name, value)
+        for each in (colleague, thief):  # both instances have the same generation
+            assert (await each.get("api/limits")).status == 200
+        assert await client.ttl("bot:ratelimit:{login}:generation") > 86_400
+    for storage in storages:
+        await storage.close()
+
+
+async def test_an_instance_that_starts_in_an_outage_asks_again(own_server: Server) -> None:
+    """What it accepts in the outage is checked when Redis is back."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        own_server.kill()
+        storage = RedisStorage(client)
+        async with site(bot_on(storage)) as found, found.visitor() as visitor:
+            assert (await visitor.log_in()).status == 200
+            assert (await visitor.get("api/health")).content["ok"] is False
+            own_server.start()
+            async with asyncio.timeout(10):
+                while (  # noqa: ASYNC110 - the connection decides
+                    await visitor.get("api/health")
+                ).status != 401:
+                    await asyncio.sleep(0.05)
+            assert (await visitor.log_in()).status == 200
+            assert (await visitor.get("api/health")).content["ok"] is True
+        await storage.close()
 
 
 async def test_clearing_the_counts_does_not_undo_a_logout(client: aioredis.Redis) -> None:
@@ -311,6 +431,7 @@ async def test_a_broken_body_is_no_error_in_the_log(caplog: pytest.LogCaptureFix
         for body, status in (
             (packed % len(bomb) + bomb, b"415"),
             (packed % 7 + b"no gzip", b"415"),
+            (b"Content-Encoding: identity\r\n" + packed % 7 + b"no gzip", b"415"),
             (b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n", b"400"),
             (b"Content-Length: 100\r\n\r\ntoken=", b""),  # and then it goes
         ):

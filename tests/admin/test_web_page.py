@@ -258,15 +258,15 @@ async def test_the_chart_moves_while_one_looks(tab: Tab, bot: Site) -> None:
     assert tab.errors == []
 
 
-async def test_an_outage_is_said_and_its_end_too(browser: Browser, own_server: Server) -> None:
+async def test_an_outage_is_said_and_its_end_too(browser: Browser, lasting_server: Server) -> None:
     """With Redis away the page still answers, says so, and comes back by itself."""
-    async with site(own_server.port) as bot:
+    async with site(lasting_server.port) as bot:
         tab = await opened(browser, bot)
         await tab.log_in()
         await tab.sees("All is well.")
-        own_server.kill()
+        lasting_server.kill()
         await tab.sees("Something is wrong.")
-        own_server.start()
+        lasting_server.start()
         await tab.sees("All is well.")
 
 

@@ -1,7 +1,12 @@
-"""Printing: results as text for people, and as JSON for programs."""
+"""Printing: results as text for people, and as JSON for programs.
+
+Reasons of bans and names of operators and rules may contain anything. Nothing in them is markup,
+and what a terminal would obey is escaped.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,6 +15,7 @@ from typing import Any, Final
 
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from bot_ratelimit.admin import wording
 from bot_ratelimit.admin.encoding import plain, to_json
@@ -25,6 +31,7 @@ from bot_ratelimit.admin.views import (
 from bot_ratelimit.bans import FOREVER
 from bot_ratelimit.decision import Decision
 from bot_ratelimit.duration import duration
+from bot_ratelimit.failures import printable
 from bot_ratelimit.overrides import Overrides
 from bot_ratelimit.storage.banlist import Ban
 
@@ -42,12 +49,19 @@ def say(*lines: RenderableType, stderr: bool = False) -> None:
     """Print lines and tables."""
     out = console(stderr=stderr)
     for line in lines:
-        out.print(line, markup=False) if isinstance(line, str) else out.print(line)
+        out.print(literal(line))
+
+
+def literal(line: RenderableType) -> RenderableType:
+    """A line without markup, with control characters escaped; a table stays a table."""
+    return Text(printable(line)) if isinstance(line, str) else line
 
 
 def print_json(value: Any) -> None:
-    """Print a value as one line of JSON."""
-    sys.stdout.write(to_json(value) + "\n")
+    """Print a value as one line of JSON, in which control characters are escaped."""
+    # In JSON, only strings contain such characters.
+    line = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in to_json(value))
+    sys.stdout.write(line + "\n")
 
 
 def amount(number: int, thing: str) -> str:
@@ -66,7 +80,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     for name in head:
         found.add_column(name, overflow="fold")
     for row in rows:
-        found.add_row(*("" if cell is None else str(cell) for cell in row))
+        found.add_row(*("" if cell is None else literal(str(cell)) for cell in row))
     return found
 
 

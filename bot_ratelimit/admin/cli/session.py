@@ -14,6 +14,7 @@ import typer
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.failures import printable
 from bot_ratelimit.settings import Settings
 
 _T = TypeVar("_T")
@@ -74,5 +75,5 @@ def checked(check: Callable[[_T], object], value: _T) -> None:
 
 def fail(error: RateLimitError) -> NoReturn:
     """End the command with an error and the status of its kind."""
-    typer.echo(f"error: {error}", err=True)
+    typer.echo(f"error: {printable(str(error))}", err=True)
     raise typer.Exit(next(status for kind, status in _STATUSES if isinstance(error, kind)))

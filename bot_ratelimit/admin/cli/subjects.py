@@ -22,7 +22,7 @@ from bot_ratelimit.admin.cli.options import (
 )
 from bot_ratelimit.admin.cli.session import NO, checked, run
 from bot_ratelimit.admin.views import who
-from bot_ratelimit.bans import check_ban_length
+from bot_ratelimit.bans import check_ban_length, check_text
 
 commands = typer.Typer()
 
@@ -70,10 +70,11 @@ def forgive(
     before = run(lambda control: control.show(subject))
     confirm("Forgive?", yes, json, *printing.subject(before))
     found = run(lambda control: control.forgive(subject, rules or ()))
-    text = f"forgiven: {', '.join(found)}" if found else "there was nothing to forgive"
+    lines = [f"forgiven: {', '.join(found)}" if found else "there was nothing to forgive"]
     if before.banned is not None and not before.banned.key:
-        text += f"\nstill {printing.ban(before.banned)}; only `bot-ratelimit unban` lifts that"
-    show_result({"forgiven": found}, json, text)
+        still = printing.ban(before.banned)
+        lines.append(f"still {still}; only `bot-ratelimit unban` lifts that")
+    show_result({"forgiven": found}, json, *lines)
 
 
 @commands.command(context_settings=IDS)
@@ -88,6 +89,7 @@ def ban(
     """Refuse everything from a user or a chat, on every instance."""
     subject = target_of(user, chat)
     checked(check_ban_length, None if how_long == "forever" else how_long)
+    checked(lambda text: check_text("reason", text), reason)
     length = how_long if how_long == "forever" else f"for {how_long}"
     words = f"ban {who(subject)} {length}" + (f": {reason}" if reason else "")
     confirm("Ban?", yes, json, words)

@@ -63,7 +63,8 @@ def watch(
             else:
                 parts = [] if now is None else printing.config(now)
                 shown = parts[: -1 if now is not None and now.settings else None]
-                screen.update(Group(printing.health(found), *shown), refresh=True)
+                lines = map(printing.literal, (printing.health(found), *shown))
+                screen.update(Group(*lines), refresh=True)
     except KeyboardInterrupt:
         pass
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 from hashlib import sha256
@@ -13,6 +14,7 @@ from multidict import MultiMapping
 
 from bot_ratelimit.admin.encoding import to_json
 from bot_ratelimit.admin.web.console import SESSION, Session, is_public, public, wants_page
+from bot_ratelimit.admin.web.generation import Generation
 from bot_ratelimit.admin.web.login_limits import LoginLimiter, Revocations
 from bot_ratelimit.admin.web.mini_app import InitDataError, MiniApp
 from bot_ratelimit.admin.web.problems import ProblemError
@@ -60,6 +62,7 @@ class Access:
         sessions: Opens sessions and recognizes them.
         login_limiter: Counts failed logins.
         revocations: Remembers sessions that were logged out, and initData that was used.
+        generation: Changes when Redis was emptied, which has lost the revocations.
         proxies: Knows the addresses from which requests come.
     """
 
@@ -70,11 +73,13 @@ class Access:
         sessions: Sessions,
         login_limiter: LoginLimiter,
         revocations: Revocations,
+        generation: Generation,
         proxies: TrustedProxies,
     ) -> None:
         self._token = None if token is None else sha256(token.encode()).digest()
         self._mini_app, self._sessions = mini_app, sessions
-        self._login_limiter, self._revocations, self._proxies = login_limiter, revocations, proxies
+        self._login_limiter, self._proxies = login_limiter, proxies
+        self._revocations, self._generation = revocations, generation
 
     def routes(self) -> list[web.RouteDef]:
         """Login and logout."""
@@ -109,9 +114,14 @@ class Access:
             await self._login_limiter.check(wrong, self._proxies.client_address(request))
             return Session(BY_TOKEN, "", float("inf"))
         found = self._sessions.find(request)
-        if found is None or await self._revocations.is_revoked(f"session {found.id}"):
+        if found is None:
             return None
-        return found.session
+        revoked, generation = await asyncio.gather(
+            self._revocations.is_revoked(f"session {found.id}"), self._generation.current()
+        )
+        # Unknown only if Redis could not be reached since this process has started.
+        is_lost = bool(generation) and found.generation != generation
+        return None if revoked or is_lost else found.session
 
     def _is_right(self, bearers: list[str]) -> bool:
         return len(bearers) == 1 and self._is_token(bearers[0][7:].strip())
@@ -149,7 +159,7 @@ class Access:
             await self._check_token(request, tokens[0])
         else:
             user = await self._check_init_data(request, init_data[0])
-        return self._let_in(request, user)
+        return self._let_in(request, user, await self._generation.current())
 
     async def _check_token(self, request: web.Request, token: str) -> None:
         wrong = None if self._is_token(token) else _unauthorized("this token is wrong")
@@ -160,12 +170,16 @@ class Access:
         """The id of the admin who opened the page in Telegram.
 
         Valid initData passes even while the address is slowed down: a signature cannot be guessed.
+
+        Raises:
+            ProblemError: It is not valid, or was used before.
+            StorageError: The storage cannot be reached, so nobody knows whether it was used.
         """
         try:
             if self._mini_app is None:
                 raise InitDataError(401, "this page accepts no logins from Telegram: use the token")
             user, opening = self._mini_app.opened(init_data)
-            if not await self._revocations.revoke(f"initData {opening}"):
+            if not await self._revocations.use(f"initData {opening}"):
                 raise InitDataError(
                     401, "this initData was used before: open the page again in Telegram"
                 )
@@ -175,8 +189,10 @@ class Access:
             raise
         return user
 
-    def _let_in(self, request: web.Request, user: int | None) -> web.StreamResponse:
-        value, session = self._sessions.open(user)
+    def _let_in(
+        self, request: web.Request, user: int | None, generation: str
+    ) -> web.StreamResponse:
+        value, session = self._sessions.open(user, generation)
         https, lasts = (
             self._proxies.is_https(request),
             SESSION_SECONDS if user is None else MINI_APP_SESSION_SECONDS,

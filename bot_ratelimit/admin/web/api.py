@@ -241,10 +241,10 @@ def _id(request: web.Request) -> int:
 
 def _seen(request: web.Request, sent: VersionedBody) -> int | None:
     """The version that the operator has seen, from the body or from `If-Match`."""
-    header = request.headers.get("If-Match")
-    if header is None:
+    headers = request.headers.getall("If-Match", [])
+    if not headers:
         return sent.if_version
-    found = _ETAG.fullmatch(header)
+    found = _ETAG.fullmatch(", ".join(headers))
     if found is None or sent.if_version is not None:
         raise ProblemError(
             400, 'If-Match: expected one version, such as "7", and no if_version in the body'

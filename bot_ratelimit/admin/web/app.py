@@ -14,6 +14,7 @@ from bot_ratelimit.admin.web import api
 from bot_ratelimit.admin.web.access import Access, check_token
 from bot_ratelimit.admin.web.console import CONSOLE, Console, Pages, public
 from bot_ratelimit.admin.web.error_middleware import error_middleware
+from bot_ratelimit.admin.web.generation import Generation
 from bot_ratelimit.admin.web.login_limits import LoginLimiter, Revocations
 from bot_ratelimit.admin.web.mini_app import MiniApp
 from bot_ratelimit.admin.web.sessions import Sessions
@@ -91,6 +92,7 @@ def admin_app(
         Sessions(secret, prefix, ids, token is not None, clock),
         LoginLimiter(middleware.limiter),
         Revocations(middleware.limiter),
+        Generation(middleware.limiter),
         TrustedProxies(trusted_proxies),
     )
 

@@ -5,6 +5,7 @@
 | `<prefix>:ratelimit:{login}:from:<address>` | attempts of an address |
 | `<prefix>:ratelimit:{login}:telegram:<address>` | wrong initData of an address |
 | `<prefix>:ratelimit:{login}:all` | attempts of all addresses together |
+| `<prefix>:ratelimit:{login}:telegram` | wrong initData of all addresses together |
 | `<prefix>:ratelimit:{login}:device:<id>` | attempts of a browser that logged in before |
 | `<prefix>:ratelimit:{login}:used:<hash>` | a session that was logged out, initData that was used |
 """
@@ -25,7 +26,7 @@ from cachetools import TTLCache
 from bot_ratelimit.admin.control import LOGINS
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.decision import Decision
-from bot_ratelimit.errors import RateLimitError
+from bot_ratelimit.errors import RateLimitError, StorageError
 from bot_ratelimit.limit import Limit
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.rule import Rules, Subject, rule_at
@@ -84,7 +85,7 @@ class LoginLimiter:
         Raises:
             ProblemError: The failure; or 429 after too many failures, even for the right secret.
         """
-        place = "telegram" if telegram else "from"
+        place, shared = ("telegram", "telegram") if telegram else ("from", "all")
         key = f"{place}:{source}" if device is None else f"device:{device}"
         if failure is not None:
             self._succeeded.pop(key, None)
@@ -94,7 +95,7 @@ class LoginLimiter:
         async with lock:  # so that many correct logins at once do not use up the attempts
             if failure is None and key in self._succeeded:
                 return
-            rules = _rules(key, shared=device is None)
+            rules = _rules(key, shared if device is None else None)
             # Charged before the result is known, so that parallel guesses gain nothing.
             decision = await self._limiter.hit(rules, _NOBODY, _outgoing=True)
             if not decision:
@@ -111,8 +112,8 @@ class Revocations:
     """Remembers, on every instance, which sessions and initData must not be used again.
 
     Args:
-        limiter: The bot's limiter. While its storage cannot be reached, this process remembers for
-            itself, and tells the other instances when the storage is back.
+        limiter: The bot's limiter. While its storage cannot be reached, this process remembers
+            logouts for itself, and tells the other instances when the storage is back.
     """
 
     def __init__(self, limiter: Limiter) -> None:
@@ -121,21 +122,38 @@ class Revocations:
         self._here: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
         self._untold: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
 
-    async def revoke(self, what: str) -> bool:
-        """Revoke a session or initData; False if it was revoked before."""
-        if what in self._here:
+    async def use(self, init_data: str) -> bool:
+        """Mark initData as used; False if it was used before, at any instance.
+
+        Raises:
+            StorageError: The storage cannot be reached, so another instance may have seen it.
+        """
+        if init_data in self._here:
             return False
-        self._here[what] = True
-        decision = await self._limiter.hit(_once(what), _NOBODY, _outgoing=True)
+        self._here[init_data] = True
+        decision = await self._limiter.hit(_once(init_data), _NOBODY, _outgoing=True)
         if not self._is_shared(decision):
-            self._untold[what] = True
+            self._here.pop(init_data, None)
+            raise StorageError(
+                "Redis, which remembers used initData, cannot be reached: open the page again in "
+                "Telegram when Redis is back, or log in with the token"
+            )
         return bool(decision)
 
-    async def is_revoked(self, what: str) -> bool:
-        """Whether a session or initData was revoked."""
-        if what in self._here:
+    async def revoke(self, session: str) -> None:
+        """Revoke a session."""
+        self._here[session] = True
+        decision = await self._limiter.hit(_once(session), _NOBODY, _outgoing=True)
+        if not self._is_shared(decision):
+            self._untold[session] = True
+
+    async def is_revoked(self, session: str) -> bool:
+        """Whether a session was revoked."""
+        if session in self._here:
             return True
-        decision = await self._limiter.hit(_once(what), _NOBODY, 0, _outgoing=True)
+        decision = await self._limiter.hit(_once(session), _NOBODY, 0, _outgoing=True)
+        if not decision:
+            self._here[session] = True  # so that this instance knows it in an outage, too
         if self._untold and self._is_shared(decision):
             await self._tell()
         return not decision
@@ -162,10 +180,11 @@ def _own(limiter: Limiter) -> Limiter:
     )
 
 
-def _rules(key: str, shared: bool) -> Rules:
+def _rules(key: str, shared: str | None) -> Rules:
     own = rule_at(LOGINS, OF_ONE, lambda _: key, 1)
-    everybody = rule_at(f"{LOGINS}all", OF_ALL, lambda _: "", 1)
-    return Rules((own, everybody) if shared else (own,))
+    if shared is None:
+        return Rules((own,))
+    return Rules((own, rule_at(f"{LOGINS}{shared}", OF_ALL, lambda _: "", 1)))
 
 
 def _once(what: str) -> Rules:

@@ -24,7 +24,9 @@ DEVICE_SECONDS: Final = 90 * 86_400
 
 BY_TOKEN: Final = "token@web"  # noqa: S105 - what the audit says, no password
 
-_COOKIE: Final = re.compile(r"v1\.([\w-]{22})\.(\d{1,16})\.(\d{1,12})\.([\w-]{43})", re.ASCII)
+_COOKIE: Final = re.compile(r"v1\.([\w-]{22,30})\.(\d{1,16})\.(\d{1,12})\.([\w-]{43})", re.ASCII)
+_RANDOM: Final = 22
+"""Characters of 16 random bytes."""
 _DEVICE: Final = re.compile(r"v1\.([\w-]{22})\.(\d{1,12})\.([\w-]{43})", re.ASCII)
 
 
@@ -35,13 +37,19 @@ class CookieSession:
     id: str
     session: Session
 
+    @property
+    def generation(self) -> str:
+        """In which it was opened, see `Generation`; empty without Redis."""
+        return self.id[:-_RANDOM]
+
 
 class Sessions:
     """Opens sessions, and recognizes them in later requests.
 
-    The cookie is `v1.<id>.<user>.<expires>.<signature>`, where the user is 0 for the token. The
-    signing key is derived from the token, the bot's token and the key prefix: changing one of the
-    tokens ends all sessions, and bots in one process do not accept each other's sessions.
+    The cookie is `v1.<id>.<user>.<expires>.<signature>`, where the user is 0 for the token, and the
+    id consists of the `Generation` and 22 random characters. The signing key is derived from the
+    token, the bot's token and the key prefix: changing one of the tokens ends all sessions, and
+    bots in one process do not accept each other's sessions.
 
     Args:
         secret: The token and the bot's token.
@@ -65,12 +73,12 @@ class Sessions:
         self.cookie = f"bot_ratelimit_{self._sign('name')[:8]}"
         self.device_cookie = f"{self.cookie}_device"
 
-    def open(self, user: int | None) -> tuple[str, Session]:
+    def open(self, user: int | None, generation: str) -> tuple[str, Session]:
         """A new session, of a Telegram user or by token, and the value of its cookie."""
         expires = int(self._clock()) + (
             SESSION_SECONDS if user is None else MINI_APP_SESSION_SECONDS
         )
-        id_ = secrets.token_urlsafe(16)
+        id_ = generation + secrets.token_urlsafe(16)
         content = f"v1.{id_}.{user or 0}.{expires}"
         return f"{content}.{self._sign(content)}", self._session(id_, user or 0, expires)
 

@@ -82,7 +82,9 @@ class TrustedProxies:
         origins = request.headers.getall("Origin", [])
         if not origins:
             return True
-        names = {request.host.lower(), self._forwarded(request, "X-Forwarded-Host").lower()}
+        # Without this header, aiohttp before 3.14 asks the system for a name, and blocks the loop.
+        host = request.host if "Host" in request.headers else ""
+        names = {host.lower(), self._forwarded(request, "X-Forwarded-Host").lower()}
         return len(origins) == 1 and _host(origins[0]) in names - {""}
 
     def _address(self, request: web.Request) -> _Address | None:

@@ -235,7 +235,8 @@ async def read_form(request: web.Request, *, for_csrf: bool = False) -> MultiMap
 
 def _check_encoding(request: web.Request) -> None:
     """Refuse compressed bodies: 16 KiB need no compression, and a compressed body may be a bomb."""
-    if request.headers.get("Content-Encoding", "identity") != "identity":
+    # Of several headers, the last one counts for aiohttp.
+    if any(each != "identity" for each in request.headers.getall("Content-Encoding", [])):
         raise ProblemError(415, "expected no Content-Encoding")
 
 
