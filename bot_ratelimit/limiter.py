@@ -72,8 +72,8 @@ class Limiter:
         on_error: The answer when the storage fails. `"allow"` (the default) and `"deny"` answer all
             hits the same way; `"memory"` applies the rules in this process, so that n instances let
             n times as much through.
-        timeout: The maximum time of a decision in seconds, above 0 and at most 3600; 0.25 by
-            default.
+        timeout: How many seconds a decision waits for the storage, above 0 and at most 3600; 0.25
+            by default.
         memory_size: The maximum number of keys for `on_error="memory"`, 10,000 by default; see
             `MemoryStorage`.
         clock: Returns seconds from any starting point; used for the pauses between attempts in an
