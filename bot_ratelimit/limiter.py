@@ -369,7 +369,7 @@ class Limiter:
             await limiter.reset("5/10s", Subject(user=42))
 
         Verdicts that hits share by a token (`once`) are deleted too. If a `Penalty` is among the
-        rules, its strikes and bans are deleted.
+        rules, its count of refusals and its bans are deleted.
 
         With `on_error="memory"`, the counts of this process are deleted even while Redis is
         unreachable. The log then says that Redis still has its own counts.
