@@ -31,7 +31,7 @@ class Concurrency(Rule):
             killed; at least 1. While its process lives a lease is renewed every third of that.
 
     Raises:
-        ConfigError: An argument is not one of these.
+        ConfigError: An argument is invalid.
     """
 
     amount: int

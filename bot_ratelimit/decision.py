@@ -34,13 +34,14 @@ class Decision(NamedTuple):
         allowed: Whether the event may be handled.
         rule: The rule that refuses; of several the one with the longest `retry_after`. If none
             refuses, the one with the least `remaining`.
-        remaining: How much more could be charged at this instant; the whole limit where the count
-            is not known.
-        retry_after: Seconds after which the same hit would be allowed; 0.0 if this one was.
+        remaining: How much more could be charged at this instant. If the policy answers, the whole
+            limit, or 0 with `on_error="deny"`; if no rule applied, 1,000,000.
+        retry_after: Seconds after which the same hit would be allowed; 0.0 if this one was. With
+            `on_error="deny"`, seconds until the storage is asked again.
         reset_after: Seconds until nothing of the past counts any more.
         source: Who answered: `"redis"`, `"memory"`, `"policy"` (`on_error`, because the storage
-            could not answer), or `"none"` because no rule applied.
-        shadow: The shadow rules that would have refused; `()` unless there are any.
+            could not answer), or `"none"` (no rule applied).
+        shadow: The shadow rules that would have refused; `()` if there are none.
         banned: Whether a ban refuses: a ban by hand, or one by a `Penalty`.
         waited: Seconds that `Limiter.acquire` waited; 0.0 for calls that do not wait.
     """

@@ -39,7 +39,7 @@ class StorageError(RateLimitError):
     """The storage could not answer: out of reach, too slow, or unable to serve now.
 
     Whether the hit was charged is unknown, so it is never repeated. `Limiter.hit` and the
-    middleware never raise it: `on_error` answers instead. Calls that change something do::
+    middleware never raise it: `on_error` answers instead. Calls that change something raise it::
 
         try:
             await limiter.ban(Subject(user=42), "1h")
@@ -81,7 +81,7 @@ class QueueFullError(StorageError):
 class NotSentError(RateLimitError):
     """A request to Telegram was not sent.
 
-    It had to wait for its turn but may not (`without_waiting`), or the bot is shutting down::
+    It had to wait for its turn, which `without_waiting` forbids, or the bot is shutting down::
 
         try:
             with without_waiting():

@@ -72,8 +72,8 @@ class Limiter:
         on_error: The answer when the storage fails. `"allow"` (the default) and `"deny"` answer all
             hits the same way; `"memory"` applies the rules in this process, so that n instances let
             n times as much through.
-        timeout: The maximum time of a decision in seconds, above 0 and at most 3600; 0.25 by
-            default.
+        timeout: How many seconds a decision waits for the storage, above 0 and at most 3600; 0.25
+            by default.
         memory_size: The maximum number of keys for `on_error="memory"`, 10,000 by default; see
             `MemoryStorage`.
         clock: Returns seconds from any starting point; used for the pauses between attempts in an
@@ -369,7 +369,7 @@ class Limiter:
             await limiter.reset("5/10s", Subject(user=42))
 
         Verdicts that hits share by a token (`once`) are deleted too. If a `Penalty` is among the
-        rules, its strikes and bans are deleted.
+        rules, its count of refusals and its bans are deleted.
 
         With `on_error="memory"`, the counts of this process are deleted even while Redis is
         unreachable. The log then says that Redis still has its own counts.

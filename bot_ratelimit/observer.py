@@ -249,6 +249,7 @@ class LogObserver(Observer):
         self._refused: Counter[str] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._since = 0.0
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
         """Count a decision; log a refusal."""
@@ -271,6 +272,8 @@ class LogObserver(Observer):
         if decision.source == "policy":
             self._unlimited += 1
         loop = asyncio.get_running_loop()
+        if self._timer is None:
+            self._since = loop.time()
         if self._timer is None or self._loop is not loop:  # that of another loop never fires
             self._loop = loop
             self._timer = loop.call_later(self._every, self.summarize, context=Context())
@@ -281,12 +284,12 @@ class LogObserver(Observer):
             self._timer.cancel()
             self._timer = None
         refused = self._refused.total()
-        if not self._allowed and not refused:
+        if self._loop is None or (not self._allowed and not refused):
             return
         by_rule = ", ".join(f"{label}: {n}" for label, n in self._refused.most_common())
         self._log.info(
             "Last %g s: %d allowed, %d refused%s%s",
-            self._every,
+            round(min(self._every, self._loop.time() - self._since), 2),  # less when closed
             self._allowed,
             refused,
             f" ({by_rule})" if by_rule else "",

@@ -31,7 +31,7 @@ class Penalty(Rule):
         scope: Who is banned: all who share this scope.
 
     Raises:
-        ConfigError: An argument is not one of these.
+        ConfigError: An argument is invalid.
     """
 
     ban_ms: int

@@ -93,27 +93,27 @@ _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
 
 @dataclass(frozen=True, slots=True, init=False)
 class Rule:
-    """A limit, and who it counts.
+    """A limit, and who shares one count.
 
     ::
 
         Rule("5/10s")                                  # each user
         Rule("20/minute", Scope.CHAT)                  # each chat
-        Rule("20/day", name="ai", cost=2)              # a count apart, two for each hit
+        Rule("20/day", name="ai", cost=2)              # a separate count, two for each hit
         Rule("2/s", shadow=True, name="trial")         # refuses nobody, only reports
 
     Args:
         limit: A `Limit`, its text (`"5/10s"`), the seconds for one event, or a callable that
-            returns one of these for a subject, or None where the rule does not apply.
-        scope: What shares one count; a callable returns the text that does, or None where the
-            rule does not apply, and needs a name.
+            returns one of these for a subject, or None if the rule does not apply to it.
+        scope: Who shares one count. A callable returns, for a subject, the text under which it
+            is counted, or None if the rule does not apply to it; such a rule needs a name.
         name: Keeps the counts of rules with the same scope apart: up to 200 characters without
             spaces, `:`, braces or the wildcards of a Redis pattern.
         cost: What one hit costs, from 1 to what the limit can grant at once.
-        shadow: Count and report, but never refuse: how a new limit is tried on live traffic.
+        shadow: Count and report, but never refuse, to try a new limit on live traffic.
 
     Raises:
-        ConfigError: An argument is not one of these.
+        ConfigError: An argument is invalid.
     """
 
     limit: Limit | CustomLimit

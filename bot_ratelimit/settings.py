@@ -63,21 +63,21 @@ class Settings(BaseSettings):
     )
 
     redis_enabled: bool | None = Field(
-        None, description="true or false; unset, Redis is used if a URL or a host is set"
+        None, description="true or false; if unset, Redis is used if REDIS_URL or REDIS_HOST is set"
     )
     redis_url: SecretStr | None = Field(
         None,
-        description="redis://, rediss:// or unix:// URL, such as redis://:password@host:6379/0, "
+        description="a redis://, rediss:// or unix:// URL, such as redis://:password@host:6379/0, "
         "with @ as %40, / as %2F, # as %23, ? as %3F and % as %25 in the password",
     )
     redis_host: str | None = Field(
-        None, description="host name or address; a URL goes into REDIS_URL"
+        None, description="a host name or an address; a URL goes into REDIS_URL"
     )
-    redis_port: int = Field(6379, ge=1, le=65535, description="port, 1 to 65535")
-    redis_db: int = Field(0, ge=0, le=_MAX_DB, description="number of the database, 0 or more")
-    redis_password: SecretStr | None = Field(None, description="password")
+    redis_port: int = Field(6379, ge=1, le=65535, description="a port, 1 to 65535")
+    redis_db: int = Field(0, ge=0, le=_MAX_DB, description="the number of a database, 0 or more")
+    redis_password: SecretStr | None = Field(None, description="a password")
     redis_key_prefix: str = Field(
-        "bot", description="what every key begins with, for example booking_bot:client1"
+        "bot", description="the beginning of every key, for example booking_bot:client1"
     )
     rate_limit: str = Field(
         "1/s", description="limits such as 5/10s or 1/s; 20/minute, or seconds for one event"
@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     )
 
     rate_limit_memory_size: int = Field(
-        10_000, ge=1, description="the most counts kept in this process, 1 or more"
+        10_000, ge=1, description="the maximum number of counts in this process, 1 or more"
     )
 
     rate_limit_exempt: Annotated[frozenset[int], NoDecode] = Field(
@@ -301,4 +301,6 @@ def _explain(error: Any) -> str:
         shown, reason = "", f"looks like a URL, which goes into REDIS_URL{hint}"
     else:
         shown = f"={value!r}"
+    if isinstance(reason, ConfigError):  # it says what is expected, and may begin with the value
+        return f"{name.upper()}{shown}: {str(reason).removeprefix(f'{value!r}: ')}"
     return f"{name.upper()}{shown}: {reason}; expected {expected}"

@@ -13,15 +13,15 @@ waiting_allowed: Final[ContextVar[bool]] = ContextVar("bot_ratelimit_may_wait", 
 
 @contextmanager
 def without_waiting() -> Iterator[None]:
-    """Requests made inside go at once, or fail with `NotSentError`: one try, then dropped.
+    """Requests made inside are sent at once, or fail with `NotSentError`; none is repeated.
 
     ::
 
         with without_waiting():
             await bot.send_message(chat, "Did you know?")
 
-    For messages that are worth nothing later, such as a notice to a user who sends too fast. A bot
-    without `OutgoingLimits` is not affected.
+    It is for messages that are of no use later, such as a notice to a user who sends too fast. A
+    bot without `OutgoingLimits` is not affected.
     """
     token = waiting_allowed.set(False)
     try:

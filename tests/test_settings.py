@@ -232,6 +232,16 @@ def test_a_wrong_value_is_named_with_the_fix(variables: dict[str, str], parts: l
     assert "pydantic" not in message
 
 
+def test_a_wrong_limit_is_explained_once() -> None:
+    """The value stands in the error once, and so does what was expected."""
+    with pytest.raises(ConfigError) as error:
+        settings(RATE_LIMIT="5 minutes")
+    assert str(error.value) == (
+        "RATE_LIMIT='5 minutes': expected '/' or 'per' at 'minutes' (position 3); a limit is "
+        "AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding'"
+    )
+
+
 def test_all_wrong_values_are_named_at_once() -> None:
     """Several invalid variables are one error, so that one restart fixes them all."""
     wrong = {"REDIS_PORT": "x", "REDIS_DB": "x", "RATE_LIMIT": "x", "REDIS_URL": "x"}

@@ -211,8 +211,8 @@ def read_flag(
             return True
         if unknown or ("limit" in value) == ("rate" in value):
             raise ConfigError(
-                "expected limit= or rate=, and maybe concurrent=, key=, cost=, scope= or shadow=; "
-                f"got {value!r}"
+                "expected limit= or rate=, and optionally concurrent=, key=, cost=, scope= or "
+                f"shadow=; got {value!r}"
             )
         rules = _rules_of_flag(value["limit"] if "limit" in value else value["rate"])
         changes = {name: value[name] for name in ("cost", "shadow") if name in value}

@@ -221,8 +221,8 @@ class RateLimitMiddleware(BaseMiddleware):
             This middleware.
 
         Raises:
-            ConfigError: This is not a Dispatcher, `guard` is no bool, or a name in `exclude` is not
-                an observer.
+            ConfigError: This is not a Dispatcher, `guard` is not a bool, or a name in `exclude` is
+                not an observer.
         """
         check_dispatcher(dispatcher)
         check_guard(guard)
@@ -312,7 +312,7 @@ class RateLimitMiddleware(BaseMiddleware):
         return await self.limiter.reset(rules, subject)
 
     def exempt(self, ids: Iterable[int]) -> None:
-        """Exempt these users and chats, too, as the argument `exempt` does.
+        """Exempt more users and chats, in addition to the argument `exempt`.
 
         What operators change live (`bot-ratelimit exempt ID --not`) wins, as always.
 

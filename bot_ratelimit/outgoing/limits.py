@@ -344,15 +344,15 @@ class OutgoingLimits(BaseRequestMiddleware):
                 f"{describe(request)} was not sent: other requests wait for this chat"
             )
         if queue.waiting >= self.max_waiting:
-            whose = f"for chat {queue.chat}; raise per_chat or send less"
+            full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
         elif self._under_way >= 10 * self.max_waiting:
-            whose = "in this process; send less or raise max_waiting"
+            full = (
+                f"{self._under_way} requests wait in this process; send less or raise max_waiting"
+            )
         else:
             return
-        waiting = max(queue.waiting, self._under_way)
         raise SendQueueFullError(
-            f"{describe(request)} was not sent: {waiting} requests wait {whose} "
-            f"(max_waiting={self.max_waiting})"
+            f"{describe(request)} was not sent: {full} (max_waiting={self.max_waiting})"
         )
 
     def _queue(self, bot: int, chat: int | str, business: str | None) -> ChatQueue:

@@ -28,11 +28,14 @@ _OUTAGES: Final = frozenset(
     {"LOADING", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"}
     | {"BUSY", "UNKILLABLE", "MISCONF", "NOREPLICAS"}
 )
+_GRANT: Final = (
+    "the Redis user lacks a permission: ACL SETUSER <user> ~<prefix>:ratelimit:* "
+    "+@connection +select +@read +@write +@scripting +@transaction +time"
+)
 _FIXES: Final = {
     "WRONGTYPE": "a key of the rate limiter holds data of another program: choose another "
     "key_prefix, or delete the key",
-    "NOPERM": "the Redis user lacks a permission: ACL SETUSER <user> ~<prefix>:ratelimit:* "
-    "+@read +@write +@scripting +@transaction +time",
+    "NOPERM": _GRANT,
     "DB": "choose a lower REDIS_DB, or a lower number in REDIS_URL: a server has databases 0 to 15 "
     "unless configured otherwise (CONFIG GET databases)",
     "CROSSSLOT": "keys that are decided together must be in one slot: put a hash tag into "
@@ -122,6 +125,7 @@ _REASONS: Final = (
         "auth",
         "check the user name and the password ({password})",
     ),
+    ("no permissions to run", "noperm", _GRANT),  # of SELECT, while connecting
     ("refused", "refused", "check that Redis is running, and its host and port"),
     (
         "not known|getaddrinfo|name resolution|No address associated",

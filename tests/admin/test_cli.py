@@ -307,8 +307,9 @@ async def test_a_user_is_banned_and_unbanned(bot: Instance) -> None:
     assert "still banned forever, by " in forgiven.out.splitlines()[-1]
     assert forgiven.out.endswith("only `bot-ratelimit unban` lifts that\n")
     await run("exempt", "42", "--yes")
-    assert "exempt, so the ban does not hold" in (await run("show", "42")).out
-    await run("exempt", "42", "--not", "--yes")
+    assert "exempt, so the ban does not apply" in (await run("show", "42")).out
+    limited = await run("exempt", "42", "--not", "--yes")
+    assert "42: limited, even if the configuration exempts it" in limited.out + limited.err
     lifted, again = await run("unban", "42", "--yes"), await run("unban", "42", "--yes", "--json")
     assert (lifted.out.splitlines()[-1], again.json) == ("unbanned", {"unbanned": False})
     await asyncio.sleep(1)

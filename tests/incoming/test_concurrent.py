@@ -336,7 +336,7 @@ async def test_charges_and_refunds_of_a_handler_reach_redis(client: aioredis.Red
     ("flag", "message"),
     [
         ({"concurrent": 0}, r"flag of .*handle: concurrency=0: expected how many"),
-        ({"concurrent": 1, "cost": 2}, "expected limit= or rate=, and maybe concurrent="),
+        ({"concurrent": 1, "cost": 2}, "expected limit= or rate=, and optionally concurrent="),
         ({"concurrent": 1, "scope": "moon"}, "scope='moon': expected one of"),
         ({"concurrent": 1, "key": "slot"}, "name='slot': this name is reserved"),
     ],

@@ -473,7 +473,7 @@ async def test_the_documented_keys_are_right(client: FakeAsyncRedis) -> None:
             "message_reaction": without(REACTION, "user") | {"actor_chat": CHANNEL}
         },
         "a chat, by a vote": {"poll_answer": VOTE | {"user": CHANNEL_BOT, "voter_chat": CHANNEL}},
-        "Telegram's own stand-ins": {"message": message(**{"from": ANONYMOUS_ADMIN})},
+        "Telegram's placeholder accounts": {"message": message(**{"from": ANONYMOUS_ADMIN})},
     }
     shown = {who: key for who, _, key in table("Who is counted")}
     assert set(shown) == set(events)

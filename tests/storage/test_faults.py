@@ -175,6 +175,25 @@ async def test_the_advised_permissions_are_enough(
         assert await storage.reset(rules, timeout=TIMEOUT) == 3
 
 
+async def test_the_advised_permissions_are_enough_to_connect(
+    redis_server: Server, client: aioredis.Redis
+) -> None:
+    """A user who may not SELECT the database is told what to grant, and that is enough."""
+
+    def storage() -> RedisStorage:
+        port = redis_server.port
+        return RedisStorage(aioredis.Redis(port=port, db=3, username="worker", password="pw"))
+
+    permissions = ("~*", "+@read", "+@write", "+@scripting", "+@transaction", "+time")
+    async with user(redis_server, client, *permissions):
+        with pytest.raises(StorageError) as told:
+            await hit(storage(), ONE)
+    assert told.value.kind == "noperm"
+    asked_for = str(told.value).partition("ACL SETUSER <user> ")[2].replace("<prefix>", "bot")
+    async with user(redis_server, client, *asked_for.split()):
+        assert await hit(storage(), ONE)
+
+
 URL = "redis://:s3cret@localhost/0"
 
 

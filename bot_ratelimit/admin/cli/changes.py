@@ -83,15 +83,16 @@ def penalty(
 def exempt(
     id_: Annotated[int, typer.Argument(metavar="ID", help="The id of a user or a chat.")],
     undo: Annotated[
-        bool, typer.Option("--not", help="Limit them, even if the bot exempts them.")
+        bool, typer.Option("--not", help="Limit it, even if the configuration exempts it.")
     ] = False,
     yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Exempt a user or a chat from all limits."""
     checked(check_id, id_)
+    words = "limited, even if the configuration exempts it" if undo else "exempt from all limits"
     _change(
-        f"{id_}: {'not exempt' if undo else 'exempt'} from all limits",
+        f"{id_}: {words}",
         lambda control, version: control.changes.set_exempt(id_, not undo, if_version=version),
         yes,
         json,

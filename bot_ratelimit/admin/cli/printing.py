@@ -178,7 +178,7 @@ def subject(view: SubjectView) -> list[RenderableType]:
     """What a user or chat has left of each rule."""
     somebody = " ".join(f"{name} {each}" for name, each in view.subject.items())
     if view.exempt:
-        verdict = "exempt" if view.banned is None else "exempt, so the ban does not hold"
+        verdict = "exempt" if view.banned is None else "exempt, so the ban does not apply"
     elif view.off_until:
         verdict = f"allowed: all limits are off until {moment(view.off_until)}"
     elif view.allowed:
@@ -237,7 +237,7 @@ def bans(found: Sequence[Ban]) -> RenderableType:
 def history(versions: Sequence[Overrides]) -> RenderableType:
     """The versions to roll back to."""
     if not versions:
-        return "no changes"
+        return "nothing was changed yet"
     return table(
         ("VERSION", "WHEN", "BY", "WHAT", "CHANGES"),
         [(each.version, moment(each.at), each.by, each.what, changes(each)) for each in versions],
@@ -247,7 +247,7 @@ def history(versions: Sequence[Overrides]) -> RenderableType:
 def audit(entries: Sequence[Entry]) -> RenderableType:
     """What operators did."""
     if not entries:
-        return "nothing"
+        return "no actions yet"
     return table(
         ("WHEN", "BY", "WHAT", "BEFORE", "AFTER"),
         [(moment(each.at), each.by, each.what, each.before, each.after) for each in entries],
@@ -266,4 +266,4 @@ def health(view: HealthView) -> str:
 
 def changes(live: Overrides) -> str:
     """What a version changes, in a line."""
-    return wording.changes(live) or "no changes"
+    return wording.changes(live) or "no live changes"

@@ -34,9 +34,9 @@ def health(json: Json = False) -> None:
 
 @commands.command()
 def watch(
-    every: Annotated[float, typer.Option(help="Seconds between two updates.", min=0.1)] = 2.0,
+    every: Annotated[float, typer.Option(help="Seconds between two refreshes.", min=0.1)] = 2.0,
     count: Annotated[
-        int | None, typer.Option(help="How many updates; by default without end.", min=1)
+        int | None, typer.Option(help="How many refreshes; by default without end.", min=1)
     ] = None,
     json: Json = False,
 ) -> None:

@@ -99,7 +99,7 @@ TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "ask_rollback": "Roll back to version {version}?\n<code>{changes}</code>",
         "ask_rollback_invalid": "The live limits cannot be read. Replace them with the last good "
         "version?",
-        "no_changes": "no changes",
+        "no_changes": "no live changes",
         "ask_pause": "Switch <b>all limits</b> off for {length}?",
         "ask_resume": "Switch all limits on again?",
         "did_forgive": "{Who} is forgiven: <code>{rules}</code>",

@@ -54,5 +54,9 @@ def _page(request: web.Request, problem: Problem) -> web.Response:
 def _of_http(error: web.HTTPException) -> Problem:
     """The problem for an error of aiohttp itself: 404, 405, 413."""
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-    details = {404: "there is no such page", 405: "this path does not support that method"}
+    details = {
+        404: "there is no such page",
+        405: "this path does not support that method",
+        413: f"the body is larger than {MAX_BODY // 1024} KiB",
+    }
     return Problem(error.status, details.get(error.status, error.reason), headers=headers)

@@ -141,7 +141,7 @@ async def test_a_limit_is_changed_and_rolled_back(bot: OperatedBot) -> None:
     told = await bot.presses("Change")
     assert "It holds on 1 of 1 instances." in told
     assert [await bot.is_handled() for _ in range(2)] == [True, False]
-    assert "Roll back to version 0?\n<code>no changes</code>" in await bot.says("/rollback")
+    assert "Roll back to version 0?\n<code>no live changes</code>" in await bot.says("/rollback")
     assert "Version 2: <code>rollback to 0</code>" in await bot.presses("Roll back")
     assert [await bot.is_handled(by=43) for _ in range(4)] == [True, True, True, False]
 
