@@ -211,6 +211,52 @@ async def test_no_task_or_queue_is_left() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_program_that_cancels_all_tasks_may_wait_again(turns: int) -> None:
+    """A queue whose task was cancelled, even before it began, takes no further callers."""
+    limiter = Limiter(MemoryStorage())
+    waiting = asyncio.create_task(limiter.acquire("3/h", US))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait([waiting, *tasks])
+    async with asyncio.timeout(5):
+        assert await limiter.acquire("3/h", US)
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_another_event_loop_waits_too(cancels: bool) -> None:
+    """A queue of an event loop that has ended, with or without cancelling, is not used again."""
+    limiter = Limiter(MemoryStorage())
+
+    async def leave() -> None:
+        tasks.append(asyncio.create_task(limiter.acquire("3/h", US, 3)))
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(limiter.acquire("1/50ms", US)))
+
+    async def wait() -> bool:
+        async with asyncio.timeout(5):
+            await limiter.reset("3/h", US)
+            return all([await limiter.acquire(each, US) for each in ("3/h", "1/50ms", "1/50ms")])
+
+    tasks: list[asyncio.Task[Decision]] = []
+    if cancels:
+        asyncio.run(leave())
+    else:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(leave())
+    assert asyncio.run(wait())
+    assert not limiter._queues._queues
+    if not cancels:
+        pending = [*tasks, *asyncio.all_tasks(loop)]
+        for task in pending:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(pending))
+        loop.close()
+
+
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), True, "5"])
 async def test_an_invalid_timeout_is_an_error(timeout: object) -> None:
     """Anything but seconds from 0 up, or None, is a ConfigError with the fix."""
