@@ -83,6 +83,20 @@ def test_requests_in_progress_are_awaited_in_another_event_loop() -> None:
     run()
 
 
+def test_broadcasts_wait_in_another_event_loop() -> None:
+    """In a second `asyncio.run`, broadcasts that wait for the budget are sent, too."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram, limiter=Limiter(MemoryStorage()), broadcast="20/s")
+
+    async def run() -> None:
+        async with outgoing.broadcasting():
+            await asyncio.gather(*(bot.send_message(chat, "x") for chat in range(1, 24)))
+
+    asyncio.run(run())
+    asyncio.run(run())
+    assert len(telegram.log) == 46
+
+
 @virtual
 async def test_after_closing_requests_are_sent_at_once_or_not_at_all() -> None:
     """A message that need not wait is sent; after a startup everything works as before."""
