@@ -15,6 +15,7 @@ import redis.asyncio as aioredis
 from bot_ratelimit import Decision, Limiter, RedisStorage, Subject
 from bot_ratelimit.breaker import LONGEST_PAUSE
 from bot_ratelimit.testing import Clock
+from tests.benches import TIMEOUT
 from tests.servers import Server, black_hole, free_port
 
 FAILED = "Redis rate limit check failed: "
@@ -91,6 +92,7 @@ async def test_no_decision_exceeds_the_timeout(own_server: Server, outage: Any) 
         if heal is None:
             return
         await (heal() or asyncio.sleep(0))
+        limiter.timeout = 1
         await decided_again(limiter, clock)
         healed = [(await timed(limiter, 99))[0] for _ in range(4)]
         assert [(d.allowed, d.source) for d in healed] == [
@@ -116,6 +118,7 @@ async def test_the_policy_answers(own_server: Server, on_error: Any, expected: A
         assert [(d.allowed, d.source) for d in found] == expected
         assert all((d.retry_after > 0) is not d.allowed for d in found)
         resume()
+        limiter.timeout = 1
         await decided_again(limiter, clock)
 
 
@@ -136,6 +139,7 @@ async def test_two_hundred_updates_while_redis_hangs(own_server: Server, togethe
         async with asyncio.timeout(6):
             while (await timed(limiter, 7))[0].source != "redis":  # noqa: ASYNC110 - updates come
                 await asyncio.sleep(0.02)
+        limiter.timeout = TIMEOUT
         decisions = [(await timed(limiter, 8))[0] for _ in range(4)]
     assert [decision.allowed for decision in decisions] == [True, True, True, False]
 
@@ -161,8 +165,9 @@ async def hung_later(server: Server) -> AsyncIterator[tuple[aioredis.Redis, Limi
     """A server that hangs after its first decision."""
     async with aioredis.Redis(port=server.port) as client:
         clock = Clock()
-        limiter = Limiter(RedisStorage(client), timeout=0.05, clock=clock)
-        await timed(limiter, 0)
+        limiter = Limiter(RedisStorage(client), timeout=TIMEOUT, clock=clock)
+        assert (await timed(limiter, 0))[0].source == "redis"
+        limiter.timeout = 0.05
         server.hang()
         yield client, limiter, clock
         await limiter.close()
