@@ -139,11 +139,13 @@ async def test_sigterm_ends_a_bot_with_a_hundred_waiting() -> None:
             stderr=asyncio.subprocess.PIPE,
         )
         await api.called("sendMessage", timeout=30)
-        await asyncio.sleep(0.3)  # it polls by now
+        await api.called("getMe", timeout=30)  # polling has begun: it listens to signals
         began = time.monotonic()
         process.terminate()
-        out, log = await process.communicate()
+        assert process.stdout is not None
+        out = await process.stdout.readline()
         took = time.monotonic() - began
+        _, log = await process.communicate()
     assert (process.returncode, out) == (0, b"100 raised\n"), log
     assert b"100 requests were not sent: sendMessage to chat 7 (100)" in log
     assert b"Traceback" not in log
