@@ -97,10 +97,12 @@ async def test_the_first_decision_of_a_process_knows_the_bans(
 async def test_a_ban_ends(bench: Bench, limiter: Limiter) -> None:
     """A ban with a length ends after it and leaves the list."""
     seconds = 3_600 if bench.exact else 0.2
-    await limiter.ban(USER, seconds)
+    ban = await limiter.ban(USER, seconds)
     await bench.advance(seconds * 0.5)
-    assert await banned(limiter)
-    assert len(await limiter.bans()) == 1
+    found = await banned(limiter), len(await limiter.bans())
+    assert ban.until is not None
+    too_late = not bench.exact and datetime.now(UTC) >= ban.until  # on a busy machine
+    assert found == (True, 1) or too_late
     await bench.advance(seconds * 0.5 + 0.01)
     assert not await banned(limiter)
     assert await limiter.bans() == []
