@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from contextvars import Context
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import finalize, ref
 
@@ -116,10 +117,10 @@ class Bans:
 
     def refresh_soon(self) -> asyncio.Task[None]:
         """Load the list now, and keep it up to date while decisions are made."""
-        loop = asyncio.get_running_loop()
-        if self._loading is None or self._loading.get_loop() is not loop:
-            self._loading = loop.create_task(self._load(), context=Context())
-        return self._loading
+        loop, loading = asyncio.get_running_loop(), self._loading
+        if loading is None or loading.done() or loading.get_loop() is not loop:
+            self._loading = loading = loop.create_task(self._load(), context=Context())
+        return loading
 
     async def ensure_fresh(self, seconds: float) -> None:
         """Load the list now, and wait for about `seconds` at most.
@@ -180,6 +181,7 @@ class Bans:
         self.is_stale = False
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(_refresh(ref(self)), context=Context())
+            self._refreshing.add_done_callback(partial(_outdate, ref(self)), context=Context())
             finalize(self, _cancel, self._refreshing).atexit = False
 
     async def _reload(self) -> None:
@@ -257,9 +259,14 @@ async def _refresh(owner: ref[Bans]) -> None:
             await bans._reload()
             del bans
     finally:  # also when the event loop ends: the bot may run in another one next
-        bans = owner()
-        if bans is not None:
-            bans.is_stale = True
+        _outdate(owner)
+
+
+def _outdate(owner: ref[Bans], _: object = None) -> None:
+    """Let the next decision load the list; called twice, as a task may end before it has begun."""
+    bans = owner()
+    if bans is not None:
+        bans.is_stale = True
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

@@ -124,6 +124,7 @@ class Live:
             self._loop, event = loop, asyncio.Event()
             self._first_read, self.is_ready = event, False
             self._task = loop.create_task(self._poll(event))
+            self._task.add_done_callback(self._ended)
         return event
 
     async def begin(self) -> None:
@@ -173,6 +174,11 @@ class Live:
             looked.set()
             # Random, so that instances that were started together do not ask together.
             await asyncio.sleep(EVERY * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Polling was cancelled, but not by `stop`: the next update starts it again."""
+        if task is self._task:
+            self.is_ready = False
 
     def _handle_document(self, found: bytes | None) -> None:
         if found is None:

@@ -108,17 +108,21 @@ class WaitQueues:
         self._limiter = limiter
         self._is_unreachable = is_unreachable
         self._queues: dict[tuple[str, ...], WaitQueue] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting = 0
 
     async def wait(self, waiter: Waiter) -> Decision:
         """Wait for the decision about this waiter, in the order of the queue."""
         if self._waiting >= MAX_WAITERS:
             return Decision(False, waiter.rules[0], 0, 1.0, 1.0, "policy")
-        keys = tuple(charge.key for charge in waiter.charges)
-        queue = self._queues.get(keys)
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # another asyncio.run(): the tasks of the last never run again
+            self._queues, self._loop = {}, loop
+        queues, keys = self._queues, tuple(charge.key for charge in waiter.charges)
+        queue = queues.get(keys)
         if queue is None:
-            queue = self._queues[keys] = WaitQueue(
-                self._limiter, self._is_unreachable, lambda: self._queues.pop(keys, None)
+            queue = queues[keys] = WaitQueue(
+                self._limiter, self._is_unreachable, lambda: queues.pop(keys, None)
             )
         self._waiting += 1
         try:
@@ -146,6 +150,7 @@ class WaitQueue:
         self._waiters: dict[Waiter, None] = {}  # ordered, and fast to remove from
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_over = False
         self._refused: Decision | None = None
         """The last refusal of the first waiter; None if something was granted since."""
         self._due = 0.0
@@ -164,6 +169,8 @@ class WaitQueue:
         self._waiters[waiter] = None
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="bot_ratelimit waiters")
+            # A task that is cancelled before it has begun runs no line of its code.
+            self._task.add_done_callback(lambda _: self._end())
         try:
             return await waiter.future
         except asyncio.CancelledError:
@@ -180,15 +187,22 @@ class WaitQueue:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while self._waiters:
                 await self._serve(next(iter(self._waiters)))
         finally:
-            self._finished()
-            for waiter in list(self._waiters):  # only if the limiter was closed
-                wait = self._estimate(waiter, [0] * len(waiter.charges))
-                waiter.answer(self._refusal(waiter, wait)._replace(source="policy"), loop.time())
+            self._end()
+
+    def _end(self) -> None:
+        """Refuse those who still wait, because the limiter was closed; nobody joins any more."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._finished()
+        now = asyncio.get_running_loop().time()
+        for waiter in list(self._waiters):
+            wait = self._estimate(waiter, [0] * len(waiter.charges))
+            waiter.answer(self._refusal(waiter, wait)._replace(source="policy"), now)
 
     async def _serve(self, first: Waiter) -> None:
         """Ask for the first waiter and act on the answer."""

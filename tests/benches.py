@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Any, NamedTuple
 
 import pytest
@@ -56,6 +58,34 @@ class Bench(NamedTuple):
         if self.client is None:
             return {}
         return {key.decode(): await self.client.pttl(key) async for key in self.client.scan_iter()}
+
+
+class Pauses(threading.Thread):
+    """Measures for how long the machine kept this process from running, while the block runs.
+
+    A thread of its own sleeps again and again: it wakes late if the machine was busy, but not if
+    only the event loop was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.longest = 0.0
+        """The longest pause in seconds."""
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Pauses:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+    def run(self) -> None:
+        asked = monotonic()
+        while not self._ended.wait(0.005):
+            before, asked = asked, monotonic()
+            self.longest = max(self.longest, asked - before - 0.005)
 
 
 async def real_time(seconds: float) -> None:

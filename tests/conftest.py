@@ -12,6 +12,7 @@ import pytest
 import redis.asyncio as aioredis
 import time_machine
 from fakeredis import FakeAsyncRedis, FakeServer
+from hypothesis import HealthCheck, settings
 from prometheus_client import REGISTRY
 
 from bot_ratelimit import MemoryStorage, RedisStorage
@@ -21,6 +22,10 @@ from .benches import Bench, real_time
 from .servers import Server, running
 
 SERVERS = ("redis-server", "valkey-server")
+
+# A busy machine makes no example wrong.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

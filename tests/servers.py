@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import redis
@@ -41,17 +43,45 @@ def find_server(name: str) -> str:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(*beside: int) -> int:
+    """A free port, so that the ports that lie `beside` it, by these distances, are free, too.
+
+    It is none of those that the kernel gives to connections and to servers without a port of their
+    own. Otherwise another connection could get it before its server starts, or while the server is
+    restarted; even the client that tries to connect to it could, and would then hear itself.
+    """
+    while True:
+        port = random.randrange(LOWEST_PORT, _first_ephemeral_port() - max(beside, default=0))
+        if port not in _given and all(_is_free(port + distance) for distance in (0, *beside)):
+            _given.add(port)
+            return port
 
 
 def cluster_port() -> int:
     """A free port for a node of a Redis Cluster, whose bus takes the port 10,000 above."""
-    while (port := free_port()) > 55_535:
-        pass
-    return port
+    return free_port(10_000)
+
+
+LOWEST_PORT = 11_000
+"""Lower ones are often those of well-known servers, and browsers refuse some of them."""
+_given: set[int] = set()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
+@cache
+def _first_ephemeral_port() -> int:
+    """The first port that the kernel chooses by itself."""
+    file = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first = int(file.read_text().split()[0]) if file.exists() else 32_768
+    return max(
+        first, 32_768
+    )  # a machine may use nearly all of them: then there is no better choice
 
 
 class Server:

@@ -218,6 +218,26 @@ async def test_an_outage_changes_nothing(
         await storage.close()
 
 
+async def test_cancelled_polling_starts_again(
+    monkeypatch: pytest.MonkeyPatch, stopping: list[Live]
+) -> None:
+    """A program that cancels all tasks and continues still obeys its operators."""
+    monkeypatch.setattr("bot_ratelimit.live.EVERY", 0.01)
+    storage = MemoryStorage()
+    instance, live = bot(storage)
+    stopping.append(live)
+    await allowed(instance, 1)
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    await write(storage, TIGHT)
+    async with asyncio.timeout(5):
+        while live.overrides.version != 3:
+            await allowed(instance, 1)
+            await asyncio.sleep(0.01)
+
+
 async def test_all_limits_off_ends_by_itself() -> None:
     """`off_until` allows everything uncharged, and ends even during an outage."""
     clock = Clock()

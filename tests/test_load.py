@@ -124,7 +124,7 @@ async def test_time_of_a_blocked_loop_does_not_count(own_server: Server) -> None
         asked = time.monotonic()
         after = await limiter.hit("1/s", Subject(user=2))
         assert after.source == (await before).source == "policy"
-        assert time.monotonic() - asked < 0.3
+        assert time.monotonic() - asked < 1  # the blocked second is not added to its time-out
         own_server.resume()
         await limiter.close()
 

@@ -15,11 +15,12 @@ import redis.asyncio as aioredis
 from bot_ratelimit import Decision, Limiter, RedisStorage, Subject
 from bot_ratelimit.breaker import LONGEST_PAUSE
 from bot_ratelimit.testing import Clock
+from tests.benches import TIMEOUT, Pauses
 from tests.servers import Server, black_hole, free_port
 
 FAILED = "Redis rate limit check failed: "
 SLACK = 0.2
-"""Seconds that a busy machine may add to a deadline."""
+"""Seconds that a busy machine may add to a deadline, beside the pauses that it makes."""
 
 Heal = Callable[[], Any]
 
@@ -83,14 +84,16 @@ async def test_no_decision_exceeds_the_timeout(own_server: Server, outage: Any) 
         client, heal = await stack.enter_async_context(outage(own_server))
         clock = Clock()
         limiter = Limiter(RedisStorage(client), timeout=0.1, clock=clock)
-        found = [await timed(limiter, user) for user in range(10)]
-        clock.move(LONGEST_PAUSE)
-        found += await asyncio.gather(*(timed(limiter, user) for user in range(50)))
+        with Pauses() as pauses:
+            found = [await timed(limiter, user) for user in range(10)]
+            clock.move(LONGEST_PAUSE)
+            found += await asyncio.gather(*(timed(limiter, user) for user in range(50)))
         assert {(d.allowed, d.source, d.remaining) for d, _ in found} == {(True, "policy", 3)}
-        assert max(seconds for _, seconds in found) < 0.1 + SLACK
+        assert max(seconds for _, seconds in found) < 0.1 + SLACK + pauses.longest
         if heal is None:
             return
         await (heal() or asyncio.sleep(0))
+        limiter.timeout = 1
         await decided_again(limiter, clock)
         healed = [(await timed(limiter, 99))[0] for _ in range(4)]
         assert [(d.allowed, d.source) for d in healed] == [
@@ -116,6 +119,7 @@ async def test_the_policy_answers(own_server: Server, on_error: Any, expected: A
         assert [(d.allowed, d.source) for d in found] == expected
         assert all((d.retry_after > 0) is not d.allowed for d in found)
         resume()
+        limiter.timeout = 1
         await decided_again(limiter, clock)
 
 
@@ -125,17 +129,19 @@ async def test_two_hundred_updates_while_redis_hangs(own_server: Server, togethe
     async with hung(own_server) as (client, resume):
         limiter = Limiter(RedisStorage(client))
         began = monotonic()
-        if together:
-            found = await asyncio.gather(*(timed(limiter, user % 20) for user in range(200)))
-        else:
-            found = [await timed(limiter, user % 20) for user in range(200)]
+        with Pauses() as pauses:
+            if together:
+                found = await asyncio.gather(*(timed(limiter, user % 20) for user in range(200)))
+            else:
+                found = [await timed(limiter, user % 20) for user in range(200)]
         assert monotonic() - began < 3
         assert all(decision.allowed for decision, _ in found)
-        assert max(seconds for _, seconds in found) < 0.6
+        assert max(seconds for _, seconds in found) < 0.6 + pauses.longest
         resume()
         async with asyncio.timeout(6):
             while (await timed(limiter, 7))[0].source != "redis":  # noqa: ASYNC110 - updates come
                 await asyncio.sleep(0.02)
+        limiter.timeout = TIMEOUT
         decisions = [(await timed(limiter, 8))[0] for _ in range(4)]
     assert [decision.allowed for decision in decisions] == [True, True, True, False]
 
@@ -161,8 +167,9 @@ async def hung_later(server: Server) -> AsyncIterator[tuple[aioredis.Redis, Limi
     """A server that hangs after its first decision."""
     async with aioredis.Redis(port=server.port) as client:
         clock = Clock()
-        limiter = Limiter(RedisStorage(client), timeout=0.05, clock=clock)
-        await timed(limiter, 0)
+        limiter = Limiter(RedisStorage(client), timeout=TIMEOUT, clock=clock)
+        assert (await timed(limiter, 0))[0].source == "redis"
+        limiter.timeout = 0.05
         server.hang()
         yield client, limiter, clock
         await limiter.close()

@@ -116,10 +116,11 @@ async def test_a_dead_process_leaves_its_slot_when_the_lease_ends(
     slot = await context.__aenter__()
     held: Any = slot._held
     held.renewing.cancel()  # as if the process were gone
-    await bench.advance(short.lease * 0.8)
+    share = 0.8 if bench.exact else 0.2  # of the lease; the rest is there for a busy machine
+    await bench.advance(short.lease * share)
     refused = await taken(other, slots=short)
-    assert 0 < refused.retry_after <= short.lease * 0.2
-    await bench.advance(short.lease * 0.2 + 0.01)
+    assert 0 < refused.retry_after <= short.lease * (1 - share) + 0.001
+    await bench.advance(refused.retry_after + 0.01)
     assert await taken(other, slots=short)
     await bench.advance(short.lease + 0.01)
     assert await bench.ttls() == {}
@@ -367,7 +368,9 @@ async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> No
     """A slot that was granted without an answer is released when the server answers."""
     async with aioredis.Redis(port=own_server.port) as client:
         limiter = Limiter(RedisStorage(client), on_error="deny", timeout=0.05)
-        assert await taken(limiter)
+        async with asyncio.timeout(5):
+            while not await taken(limiter):  # noqa: ASYNC110 - until it is connected
+                await asyncio.sleep(0.01)
         own_server.hang()
         assert not await taken(limiter)
         own_server.resume()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
@@ -65,7 +64,7 @@ class Delivery:
         self._floods = floods
         self._sleeper = sleeper
         self._options = options
-        self._all_answered = asyncio.Event()
+        self._awaiting: set[asyncio.Future[None]] = set()  # that wait until all is answered
 
     async def send_paced(self, queue: ChatQueue, request: Request) -> Any:
         """Wait for the turn and send, or return the outcome of a newer edit sent instead."""
@@ -123,10 +122,12 @@ class Delivery:
     async def wait_for_answers(self, timeout: float) -> None:
         """Wait until Telegram has answered everything, for `timeout` seconds at most."""
         if self.in_flight:
-            # A new one, because an event belongs to the event loop that waits for it first.
-            self._all_answered = asyncio.Event()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._all_answered.wait(), timeout)
+            answered = asyncio.get_running_loop().create_future()
+            self._awaiting.add(answered)
+            try:
+                await asyncio.wait([answered], timeout=timeout)
+            finally:
+                self._awaiting.discard(answered)
 
     def check_session_open(self, bot: Bot, method: Method) -> None:
         """Raise NotSentError if the session is closed: a request would open it again for good."""
@@ -181,7 +182,9 @@ class Delivery:
                 self.paced_in_flight -= 1
             self.in_flight -= 1
             if not self.in_flight:
-                self._all_answered.set()
+                for answered in self._awaiting:
+                    if not answered.done():
+                        answered.set_result(None)
 
     def _may_repeat(self, request: Request, seconds: float) -> bool:
         if request.traffic.items and not self._options.repeat_albums:

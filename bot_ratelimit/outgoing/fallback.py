@@ -36,17 +36,21 @@ class FallbackLimiter:
         self._local: Limiter | None = None
         if self.source != "memory":
             self._local = Limiter(MemoryStorage(), key_prefix=limiter.key_prefix)
-        self._concurrent = asyncio.Semaphore(_AT_ONCE)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._permits = asyncio.Semaphore(_AT_ONCE)
+        self._asking: set[object] = set()  # an object for each question in progress
+        self._answered: asyncio.Future[None] | None = None  # for those who wait for all answers
         self._closed = False
         self._log_again = 0.0
 
     async def close(self) -> None:
         """Stop asking the limiter, and wait for the answers in progress."""
         self._closed = True
-        for _ in range(_AT_ONCE):
-            await self._concurrent.acquire()
-        for _ in range(_AT_ONCE):
-            self._concurrent.release()
+        self._use_loop()
+        while self._asking:
+            if self._answered is None:
+                self._answered = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._answered)  # others may wait for it, too
 
     def open(self) -> None:
         """Start asking the limiter again."""
@@ -56,9 +60,23 @@ class FallbackLimiter:
         """Take a permit from each of the rules, or from none of them."""
         if self._local is None:
             return await self._limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
-        async with self._concurrent:
+        self._use_loop()
+        async with self._permits:
             if self._closed:
                 return await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
+            decision = await self._ask(rules, subject, cost)
+        if decision.source == self.source:
+            if decision.allowed:
+                await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
+            return decision
+        self._warn()
+        return await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
+
+    async def _ask(self, rules: Rules, subject: Subject, cost: int | None) -> Decision:
+        """Ask the shared limiter, twice if it has no answer."""
+        asking, question = self._asking, object()
+        asking.add(question)
+        try:
             decision = await self._limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
             if decision.source != self.source:
                 # A permit that was perhaps taken twice only delays one message. If this process
@@ -67,12 +85,19 @@ class FallbackLimiter:
                 decision = await self._limiter.hit(
                     rules, subject, cost, _notify=False, _outgoing=True
                 )
-        if decision.source == self.source:
-            if decision.allowed:
-                await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
             return decision
-        self._warn()
-        return await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
+        finally:
+            asking.discard(question)
+            if not self._asking and self._answered is not None:
+                self._answered.set_result(None)
+                self._answered = None
+
+    def _use_loop(self) -> None:
+        """Start from scratch in another `asyncio.run()`: a semaphore belongs to its loop."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._permits = loop, asyncio.Semaphore(_AT_ONCE)
+            self._asking, self._answered = set(), None
 
     def _warn(self) -> None:
         now = asyncio.get_running_loop().time()

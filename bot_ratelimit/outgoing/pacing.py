@@ -61,6 +61,7 @@ class Pacer:
         self._sleeper = sleeper
         self._max_wait = max_wait
         self._gates: dict[tuple[int, bool], asyncio.Lock] = {}
+        self._gates_loop: asyncio.AbstractEventLoop | None = None
         self._fastest = _LONGEST_LAG
         self._lag = self._lag_until = 0.0
 
@@ -105,7 +106,7 @@ class Pacer:
         rules, subject = Rules((self._budgets.bot_block, rule)), Subject(bot=bot)
         left = request.traffic.cost(request.method)
         queue.release(request.entry)
-        async with self._gates.setdefault((bot, paid), asyncio.Lock()):
+        async with self._gate(bot, paid):
             while left:
                 self._check_may_wait(request, refused=False)
                 part = min(left, capacity)
@@ -146,6 +147,13 @@ class Pacer:
         queue.lag = max(queue.lag, lag)
         if lag >= self._lag or now >= self._lag_until:
             self._lag, self._lag_until = lag, now + _LAG_LASTS
+
+    def _gate(self, bot: int, paid: bool) -> asyncio.Lock:
+        """The lock that keeps broadcasts of a bot in order: one asks, the others wait."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._gates_loop:  # another asyncio.run(): a lock belongs to its loop
+            self._gates, self._gates_loop = {}, loop
+        return self._gates.setdefault((bot, paid), asyncio.Lock())
 
     async def _take(self, queue: ChatQueue, request: Request, part: Owed) -> Permit:
         waited = False

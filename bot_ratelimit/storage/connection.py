@@ -235,7 +235,9 @@ class Connection(Generic[Item]):
             stream.close()
             return
         self._opening = self.last_error = None
-        self._pipeline = Pipeline(stream, self._clock, self._finish, self._broken)
+        self._pipeline = Pipeline(
+            stream, self._clock, self._finish, self._broken, self._reading_cancelled
+        )
         if self.observer is not None:
             self.observer.connected(self.name)
         self._queue.resume(self._pipeline)
@@ -248,6 +250,17 @@ class Connection(Generic[Item]):
 
     def _broken(self, error: Exception) -> None:
         self._lost(unreachable(self.where, error, None))
+
+    def _reading_cancelled(self) -> None:
+        """Nobody reads the replies any more, because the program has cancelled all its tasks.
+
+        The next request opens a new connection. Until then nothing is opened: the event loop may be
+        ending.
+        """
+        sent = [] if self._pipeline is None else self._pipeline.requests
+        error = StorageError(f"{self.where}: reading was cancelled", kind="connection")
+        _answer([*sent, *self._queue.take_all()], error)
+        self._disconnect()
 
     def _lost(self, error: Exception) -> None:
         """Replace the connection: it is unknown what happened to the requests in progress."""

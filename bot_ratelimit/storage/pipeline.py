@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from typing import Any, Final, Generic
 from weakref import finalize, ref
 
@@ -28,6 +29,7 @@ class Pipeline(Generic[Item]):
         clock: The clock of time-outs.
         on_replies: Called with a call, all replies to it, and the time.
         on_error: Called when the stream is broken.
+        on_cancelled: Called when the program has cancelled the task that reads.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Pipeline(Generic[Item]):
         clock: ListeningClock,
         on_replies: Callable[[Call[Item], list[Any], float], None],
         on_error: Callable[[Exception], None],
+        on_cancelled: Callable[[], None],
     ) -> None:
         self.stream = stream
         self.clock: Final = clock
@@ -50,9 +53,12 @@ class Pipeline(Generic[Item]):
         """When the last call was answered, or the first was written after a pause."""
         self._on_replies = on_replies
         self._on_error = on_error
+        self._on_cancelled = on_cancelled
         self._replies: list[Any] = []  # the replies to the first call so far
         self._is_closed = False
         self.reading = asyncio.create_task(_read(stream, ref(self)), context=Context())
+        # A task that is cancelled before it has begun runs no line of its code, also no `finally`.
+        self.reading.add_done_callback(partial(_ended, ref(self)), context=Context())
         self._finalizer = finalize(self, _cancel, self.reading)
         self._finalizer.atexit = False
 
@@ -101,6 +107,11 @@ class Pipeline(Generic[Item]):
         if not self._is_closed:
             self._on_error(error)
 
+    def cancelled(self) -> None:
+        """Report that the reading task was cancelled, unless the pipeline was closed before."""
+        if not self._is_closed:
+            self._on_cancelled()
+
     def close(self) -> None:
         """Close the stream, also one of an event loop that has ended."""
         self._is_closed = True
@@ -129,6 +140,11 @@ async def _read(stream: Stream, owner: ref[Pipeline[Any]]) -> None:
             pipeline.fail(error)
     finally:
         stream.close()
+
+
+def _ended(owner: ref[Pipeline[Any]], task: asyncio.Task[None]) -> None:
+    if task.cancelled() and (pipeline := owner()) is not None:
+        pipeline.cancelled()
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

@@ -23,6 +23,7 @@ async def main(url: str) -> None:
     await dispatcher.start_polling(bot)
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     sys.stdout.write(f"{sum(isinstance(each, Exception) for each in outcomes)} raised\n")
+    sys.stdout.flush()  # the end of the interpreter takes longer than that of the bot
 
 
 if __name__ == "__main__":

@@ -83,6 +83,20 @@ def test_requests_in_progress_are_awaited_in_another_event_loop() -> None:
     run()
 
 
+def test_broadcasts_wait_in_another_event_loop() -> None:
+    """In a second `asyncio.run`, broadcasts that wait for the budget are sent, too."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram, limiter=Limiter(MemoryStorage()), broadcast="20/s")
+
+    async def run() -> None:
+        async with outgoing.broadcasting():
+            await asyncio.gather(*(bot.send_message(chat, "x") for chat in range(1, 24)))
+
+    asyncio.run(run())
+    asyncio.run(run())
+    assert len(telegram.log) == 46
+
+
 @virtual
 async def test_after_closing_requests_are_sent_at_once_or_not_at_all() -> None:
     """A message that need not wait is sent; after a startup everything works as before."""
@@ -125,11 +139,13 @@ async def test_sigterm_ends_a_bot_with_a_hundred_waiting() -> None:
             stderr=asyncio.subprocess.PIPE,
         )
         await api.called("sendMessage", timeout=30)
-        await asyncio.sleep(0.3)  # it polls by now
+        await api.called("getMe", timeout=30)  # polling has begun: it listens to signals
         began = time.monotonic()
         process.terminate()
-        out, log = await process.communicate()
+        assert process.stdout is not None
+        out = await process.stdout.readline()
         took = time.monotonic() - began
+        _, log = await process.communicate()
     assert (process.returncode, out) == (0, b"100 raised\n"), log
     assert b"100 requests were not sent: sendMessage to chat 7 (100)" in log
     assert b"Traceback" not in log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 import pytest
 import redis.asyncio as aioredis
@@ -67,10 +68,12 @@ async def test_several_rules_are_charged_together(bench: Bench, algorithm: str) 
 async def test_every_key_of_a_debt_has_a_ttl(bench: Bench, algorithm: str) -> None:
     """A debt expires when it is paid."""
     one = charge(f"2/50ms{algorithm}", cost=5)
+    before = monotonic()
     await bench.storage.charge([one], timeout=TIMEOUT)
     ttls = (await bench.ttls()).values()
-    assert all(50 < ttl <= 160 for ttl in ttls)
-    assert bench.client is None or len(ttls) == 1
+    passed_ms = 0 if bench.exact else (monotonic() - before) * 1_000
+    assert all(120 - passed_ms < ttl <= 160 for ttl in ttls)
+    assert bench.client is None or len(ttls) == 1 or passed_ms > 120
     await bench.advance(0.16)
     assert await bench.ttls() == {}
     assert (await bench.peek(one._replace(cost=1)))[0] == (0, 2, 0)

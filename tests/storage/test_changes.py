@@ -109,7 +109,7 @@ steps = st.tuples(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(limits, limits, st.lists(steps, max_size=5), st.lists(steps, max_size=7))
 async def test_memory_and_redis_agree_on_a_limit_that_changed(
     old: Limit, new: Limit, before: list[tuple[int, str, int]], after: list[tuple[int, str, int]]

@@ -181,8 +181,12 @@ async def test_one_token_is_charged_once(bench: Bench, algorithm: str) -> None:
 async def test_a_shared_refusal_stays_a_refusal(bench: Bench) -> None:
     """A refused token stays refused, even when the rule would allow it."""
     rules = charge("1/50ms"), charge("9/minute", "b")
-    assert await bench.allowed(*rules)
-    first = await bench.hit(*rules, once="bot:ratelimit:once:late")
+    for _ in range(1 if bench.exact else 9):
+        await bench.reset(*rules)
+        assert await bench.allowed(*rules)
+        first = await bench.hit(*rules, once="bot:ratelimit:once:late")
+        if first[0].wait > 30_000:  # else a busy machine has let the window pass
+            break
     await bench.advance(0.02)
     later = await bench.hit(*rules, once="bot:ratelimit:once:late")
     assert first[0].wait - later[0].wait >= 19_000
@@ -325,9 +329,13 @@ async def test_a_shared_refusal_outlives_its_ban(bench: Bench) -> None:
     """Hits that share a verdict refused by a ban are refused, even after the ban."""
     terms = Penalty("1/50ms", 0.05)
     ban = Charge("bot:ratelimit:ban:42", terms.limit, penalty=terms)
-    await bench.hit(charge("1/50ms"))
-    for once in (None, TOKEN):
-        assert not await bench.allowed(charge("1/50ms"), ban, once=once)
+    for _ in range(1 if bench.exact else 9):
+        await bench.reset(charge("1/50ms"), ban)
+        await bench.hit(charge("1/50ms"))
+        found = [await bench.allowed(charge("1/50ms"), ban, once=once) for once in (None, TOKEN)]
+        if not any(found):  # else a busy machine has let the window or the ban pass
+            break
+    assert found == [False, False]
     await bench.advance(0.06)
     verdicts = await bench.hit(charge("1/50ms"), ban, once=TOKEN)
     assert verdicts[1] == (1, 0, 0)

@@ -50,7 +50,17 @@ async def run_a_script_for_ever(client: aioredis.Redis) -> None:
             await client.eval("while true do end", 0)
 
     running.add(asyncio.create_task(run()))
-    await asyncio.sleep(0.02)
+    port = client.connection_pool.connection_kwargs["port"]
+    async with aioredis.Redis(port=port) as other, asyncio.timeout(5):
+        with pytest.raises(RedisError, match="BUSY"):
+            await keep_asking(other)
+
+
+async def keep_asking(client: aioredis.Redis) -> None:
+    """Ping until the server is too busy to answer."""
+    while True:
+        await client.ping()
+        await asyncio.sleep(0.001)
 
 
 OUTAGES: dict[str, tuple[Callable[..., Awaitable[Any]], Callable[..., Awaitable[Any]]]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from time import perf_counter
+from time import thread_time
 
 import pytest
 
@@ -135,9 +135,9 @@ def test_a_longer_limit_copies_no_counts(clock: Clock) -> None:
         hit(memory, charge("5/s", f"{i}"))
     longest = 0.0
     for limit in ("5/m", "5/h", "5/d", "5/30d", "5/366d"):
-        before = perf_counter()
+        before = thread_time()  # in which other processes take no part
         hit(memory, charge(limit, limit))
-        longest = max(longest, perf_counter() - before)
+        longest = max(longest, thread_time() - before)
     assert longest < 0.02
     assert memory.decide([charge("5/s", "0")])[0].remaining == 3  # nor is anybody forgotten
 

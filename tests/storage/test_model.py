@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any, NamedTuple
 
 import pytest
 import redis.asyncio as aioredis
 import time_machine
 from fakeredis import FakeAsyncRedis, FakeServer
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from bot_ratelimit import (
@@ -37,6 +38,10 @@ from tests.storage.model import Model, concluded
 FIXED, SLIDING, BUCKET = Algorithm
 START = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 DAY_MS = 86_400_000
+MILLISECOND = 0.001
+TOO_SLOW = 0.8
+"""Seconds within which a history has to be played on a real server, where nothing changes within a
+second."""
 
 
 @pytest.fixture
@@ -184,7 +189,7 @@ class Player:
         *,
         exact: bool = True,
     ) -> None:
-        model, now, told = Model(linger_ms=int(exact)), 0, 0
+        model, now, told, began = Model(linger_ms=int(exact)), 0, 0, monotonic()
         happened: set[str] = {"history"}
         limit_of: dict[str, Limit] = {}
         for pause, action, rules, user, once, cost, age in history.steps:
@@ -234,6 +239,9 @@ class Player:
                     )
                     limit_of[each.key] = each.limit
             expected = concluded(rules, charges, verdicts, look=action != "hit")
+            passed = monotonic() - began
+            if not exact and passed > TOO_SLOW:
+                reject()  # the machine was busy
             for decision in found:
                 if exact:
                     assert decision._replace(source="memory") == expected
@@ -241,13 +249,18 @@ class Player:
                     about = concluded(
                         rules, charges, verdicts, look=action != "hit", rule=decision.rule
                     )
-                    assert abs(about.retry_after - expected.retry_after) < 0.5
-                    about_equal(decision, about)
+                    assert abs(about.retry_after - expected.retry_after) < passed + MILLISECOND
+                    about_equal(decision, about, passed + MILLISECOND)
             told = round(expected.retry_after * 1e6) or told
             happened |= {"refused"} if not expected else set()
             happened |= {"banned"} if expected.banned else set()
             happened |= {"shadowed"} if expected.shadow else set()
         self.seen.update(happened)
+
+    @property
+    def is_eventful(self) -> bool:
+        """Whether the rarest events happened, which the histories of one run may lack."""
+        return bool(self.seen["banned"] and self.seen["shared"])
 
     def check(self) -> None:
         """Fail if the histories were too uneventful to prove anything."""
@@ -261,9 +274,7 @@ class Player:
             "refunded",
         ):
             assert shares.get(what, 0) > 0.05, shares
-        # Mostly a tenth of the histories or more, but one run had a single ban in 150 of them.
-        for what in ("banned", "shared"):
-            assert self.seen[what], shares
+        assert self.is_eventful, shares
 
 
 def charge_of(rule: Rule, user: int) -> Charge:
@@ -274,10 +285,10 @@ def charge_of(rule: Rule, user: int) -> Charge:
     return Charge(key, rule.limit, rule.cost, rule.shadow, penalty)
 
 
-def about_equal(found: Decision, expected: Decision) -> None:
-    """Equal, with half a second of tolerance per history on a real server."""
-    assert 0 <= expected.retry_after - found.retry_after < 0.5
-    assert 0 <= expected.reset_after - found.reset_after < 0.5
+def about_equal(found: Decision, expected: Decision, tolerance: float) -> None:
+    """Equal, but for the time that has passed by itself on a real server."""
+    assert 0 <= expected.retry_after - found.retry_after < tolerance
+    assert 0 <= expected.reset_after - found.reset_after < tolerance
     found = found._replace(source="memory", retry_after=0.0, reset_after=0.0)
     assert found == expected._replace(retry_after=0.0, reset_after=0.0)
 
@@ -304,12 +315,15 @@ def test_model_memory_and_redis_agree(scale: Scale) -> None:
 
     with asyncio.Runner() as runner:
 
-        @settings(max_examples=400, deadline=None)
+        @settings(max_examples=400)
         @given(histories(scale))
         def run(history: History) -> None:
             runner.run(play(history))
 
-        run()
+        for _ in range(5):
+            run()
+            if player.is_eventful or scale is not MILLISECONDS:
+                break
     if scale is MILLISECONDS:
         player.check()
 
@@ -333,12 +347,15 @@ def test_model_and_a_real_server_agree(redis_server: Server) -> None:
 
     with asyncio.Runner() as runner:
 
-        @settings(max_examples=150, deadline=None)
+        @settings(max_examples=150)
         @given(histories(SECONDS))
         def run(history: History) -> None:
             runner.run(play(history))
 
-        run()
+        for _ in range(5):
+            run()
+            if player.is_eventful:  # mostly at once, but one run had a single ban
+                break
     player.check()
 
 

@@ -11,6 +11,7 @@ import redis.asyncio as aioredis
 
 from bot_ratelimit import Limiter, RedisStorage, Subject
 from bot_ratelimit.storage.connection import MAX_WAITING
+from tests.benches import TIMEOUT
 from tests.servers import Server
 
 
@@ -19,7 +20,7 @@ def _pool(server: Server, size: int) -> aioredis.ConnectionPool:
 
 
 def _blocking(server: Server, size: int) -> aioredis.ConnectionPool:
-    return aioredis.BlockingConnectionPool(port=server.port, max_connections=size, timeout=5)
+    return aioredis.BlockingConnectionPool(port=server.port, max_connections=size, timeout=60)
 
 
 @pytest.mark.parametrize("exhausted", [False, True], ids=["busy", "exhausted"])
@@ -35,7 +36,7 @@ async def test_a_small_pool_never_opens_the_limiter(
     """Redis decides everything, however few connections the bot's own client has."""
     pool = make(redis_server, size)
     async with aioredis.Redis.from_pool(pool) as shared, AsyncExitStack() as stack:
-        limiter = Limiter(RedisStorage(shared))
+        limiter = Limiter(RedisStorage(shared), timeout=TIMEOUT)
         stack.push_async_callback(limiter.close)
         limiter.open()
         if exhausted:
@@ -43,7 +44,7 @@ async def test_a_small_pool_never_opens_the_limiter(
                 stack.push_async_callback(pool.release, await pool.get_connection())
         else:
             for i in range(size):
-                working = asyncio.create_task(shared.blpop([f"nothing{i}"], timeout=1))
+                working = asyncio.create_task(shared.blpop([f"nothing{i}"], timeout=60))
                 stack.callback(working.cancel)
             await asyncio.sleep(0.01)
         found = []
