@@ -21,7 +21,7 @@ from bot_ratelimit.incoming.notices import REFUSAL_KEY, Notices, Refusal
 from bot_ratelimit.limiter import Limiter
 from bot_ratelimit.live import Live
 from bot_ratelimit.penalty import Penalty
-from bot_ratelimit.rule import Rule, Rules, Subject
+from bot_ratelimit.rule import Rules, Subject
 from bot_ratelimit.waiting_allowed import without_waiting
 
 log = logging.getLogger("bot_ratelimit")
@@ -49,6 +49,29 @@ class Dispatch(NamedTuple):
     """The update, if it is known."""
     data: dict[str, Any]
     """The data that aiogram passes along with the event."""
+
+
+class _Notes:
+    """What was charged in a dispatch by middlewares that have a rule in common."""
+
+    def __init__(self) -> None:
+        self._charged: list[tuple[Rules, Counted, BoundDecision]] = []
+
+    def due(self, rules: Rules, counted: Counted) -> Rules:
+        """The rules that are still to be charged for this; empty if all of them were."""
+        done = [rule for others, who, _ in self._charged if who == counted for rule in others]
+        if all(rule in done for rule in rules):
+            return Rules()
+        # A penalty counts what the others refuse, so it is never left out.
+        return Rules(each for each in rules if each not in done or isinstance(each, Penalty))
+
+    def last(self, counted: Counted) -> BoundDecision:
+        """The last decision about this."""
+        return next(bound for _, who, bound in reversed(self._charged) if who == counted)
+
+    def add(self, due: Rules, counted: Counted, decision: BoundDecision) -> None:
+        """Note that these rules were charged."""
+        self._charged.append((due, counted, decision))
 
 
 class Admission:
@@ -87,8 +110,16 @@ class Admission:
             dispatch: The event and its handler.
             counted: The subject that the event counts for, if this is known already.
         """
-        handler, event, inner, _, data = dispatch
-        decision, subject = await self._decide(rules, key, dispatch, counted)
+        handler, event, inner, update, data = dispatch
+        state = _dispatch_state(data)
+        if key not in state:
+            if counted is _NOT_ASKED:
+                counted = await self._event_filter.counted(inner, update, data)
+            if counted is None:
+                state[key] = (None, Subject())
+            else:
+                state[key] = (await self._charge(rules, counted, state), counted.subject)
+        decision, subject = state[key]
         data[DATA_KEY] = decision
         if decision is None or decision.allowed:
             return await handler(event, data)
@@ -127,22 +158,6 @@ class Admission:
             data[DATA_KEY] = None
         return await handler(event, data)
 
-    async def _decide(
-        self, rules: Rules, key: Hashable, dispatch: Dispatch, counted: Counted | None
-    ) -> tuple[Decision | None, Subject]:
-        state = _dispatch_state(dispatch.data)
-        if key not in state:
-            if counted is _NOT_ASKED:
-                counted = await self._event_filter.counted(
-                    dispatch.inner, dispatch.update, dispatch.data
-                )
-            if counted is None:
-                state[key] = (None, Subject())
-            else:
-                state[key] = (await self._charge(rules, counted, state), counted.subject)
-        found: tuple[Decision | None, Subject] = state[key]
-        return found
-
     async def _charge(
         self, rules: Rules, counted: Counted, state: dict[object, Any]
     ) -> Decision | None:
@@ -154,23 +169,18 @@ class Admission:
             if applied is None:
                 return None
             rules = applied
-        if self.key_space is None:
-            return await self._hit(rules, rules, counted)
-        notes: list[tuple[Rule, Counted, BoundDecision]] = state.setdefault(self.key_space, [])
-        charged = [(rule, bound) for rule, who, bound in notes if who == counted]
-        done = [rule for rule, _ in charged]
-        if all(rule in done for rule in rules):
-            return charged[done.index(rules[-1])][1]
-        # A penalty counts what the others refuse, so it is never left out.
-        due = Rules(each for each in rules if each not in done or isinstance(each, Penalty))
-        bound = await self._hit(due, rules, counted)
-        notes += [(rule, counted, bound) for rule in due]
-        return bound
-
-    async def _hit(self, due: Rules, rules: Rules, counted: Counted) -> BoundDecision:
-        """Charge the rules that are due, and bind the decision to all of them."""
+        notes: _Notes | None = None
+        due = rules
+        if self.key_space is not None:
+            notes = state.setdefault(self.key_space, _Notes())
+            due = notes.due(rules, counted)
+            if not due:
+                return notes.last(counted)
         decision = await self._limiter.hit(due, counted.subject, once=counted.once)
-        return BoundDecision.of(decision, self._limiter, rules, counted.subject)
+        bound = BoundDecision.of(decision, self._limiter, rules, counted.subject)
+        if notes is not None:
+            notes.add(due, counted, bound)
+        return bound
 
     async def _tell(
         self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]
