@@ -169,10 +169,8 @@ class Admission:
             if applied is None:
                 return None
             rules = applied
-        notes: _Notes | None = None
-        due = rules
-        if self.key_space is not None:
-            notes = state.setdefault(self.key_space, _Notes())
+        notes, due = self._notes(state), rules
+        if notes is not None:
             due = notes.due(rules, counted)
             if not due:
                 return notes.last(counted)
@@ -181,6 +179,12 @@ class Admission:
         if notes is not None:
             notes.add(due, counted, bound)
         return bound
+
+    def _notes(self, state: dict[object, Any]) -> _Notes | None:
+        if self.key_space is None:
+            return None
+        notes: _Notes = state.setdefault(self.key_space, _Notes())
+        return notes
 
     async def _tell(
         self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]

@@ -135,9 +135,9 @@ def read_primary(state: Any, address: Any, peers: int) -> _Answer:
     A primary that it holds to be down (`s_down`) is an answer, too: a new one is held to be down
     until the sentinel has connected to it.
     """
-    if isinstance(state, exceptions.ResponseError) and "No such master" in str(state):
-        raise exceptions.ResponseError(f"{state} - check the service name given to master_for")
     for reply in (state, address):
+        if isinstance(reply, exceptions.ResponseError) and "No such master" in str(reply):
+            raise exceptions.ResponseError(f"{reply} - check the service name given to master_for")
         if isinstance(reply, Exception):
             raise reply
     pairs = state.items() if isinstance(state, Mapping) else zip(*[iter(state)] * 2, strict=True)
