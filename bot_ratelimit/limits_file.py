@@ -104,7 +104,7 @@ def check_notice(text: object) -> None:
     if not ok:
         raise ConfigError(
             f"the text of a notice {text!r}: expected a text with no placeholder but {{wait}} "
-            "and {{seconds}}, for example 'Try again in {wait}.'"
+            "and {seconds}, for example 'Try again in {wait}.'"
         )
 
 

@@ -221,7 +221,7 @@ class Connection(Generic[Item]):
                 took = self._clock.now() - began
                 timed_out = isinstance(error, TimeoutError)
                 if timed_out and took < CONNECT_TIMEOUT / 2 and not was_blocked:
-                    was_blocked = True  # this event loop, most of the time: once more
+                    was_blocked = True  # the event loop was, for most of that time: try once more
                     continue
                 self._failures += 1
                 self.last_error = unreachable(self.where, error, CONNECT_TIMEOUT)

@@ -57,7 +57,7 @@ class Pipeline(Generic[Item]):
         self._replies: list[Any] = []  # the replies to the first call so far
         self._is_closed = False
         self.reading = asyncio.create_task(_read(stream, ref(self)), context=Context())
-        # A task that is cancelled before it has begun runs no line of its code, also no `finally`.
+        # A task that is cancelled before it has begun runs no line of its code, not even `finally`.
         self.reading.add_done_callback(partial(_ended, ref(self)), context=Context())
         self._finalizer = finalize(self, _cancel, self.reading)
         self._finalizer.atexit = False

@@ -132,8 +132,8 @@ async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
 def read_primary(state: Any, address: Any, peers: int) -> _Answer:
     """Read a sentinel's view of the primary.
 
-    A primary that it holds to be down (`s_down`) is an answer, too: a new one is held to be down
-    until the sentinel has connected to it.
+    A primary that the sentinel reports as down (`s_down`) is an answer, too: a new one may be
+    reported so until the sentinel has connected to it.
     """
     for reply in (state, address):
         if isinstance(reply, exceptions.ResponseError) and "No such master" in str(reply):
