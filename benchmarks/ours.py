@@ -6,7 +6,7 @@ from typing import ClassVar, Final
 
 from benchmarks.candidate import LIMITS, Candidate, Setting, client
 from bot_ratelimit import Limiter, MemoryStorage, RedisStorage, Subject
-from bot_ratelimit.rule import Rules, rules_of
+from bot_ratelimit.rules.rule import Rules, rules_of
 
 NAME: Final = "bot_ratelimit"
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bot_ratelimit.decision import Decision
-
 
 class RateLimitError(Exception):
     """The base class of every error that this package raises.
@@ -102,23 +97,3 @@ class SendQueueFullError(RateLimitError):
         except SendQueueFullError as error:
             log.warning("dropped: %s", error)
     """
-
-
-class RefusedError(RateLimitError):
-    """A refusal by `Limiter.limit`, which runs a block only if it is allowed.
-
-    ::
-
-        try:
-            async with limiter.limit("3/day", Subject(user=42)):
-                ...
-        except RefusedError as error:
-            print(f"Try again in {error.decision.retry_after:.0f} s")
-
-    Args:
-        decision: The refusal; `retry_after` says for how long.
-    """
-
-    def __init__(self, decision: Decision) -> None:
-        super().__init__(f"refused by {decision.rule}: try again in {decision.retry_after:.1f} s")
-        self.decision = decision

@@ -16,10 +16,9 @@ except ModuleNotFoundError as missing:
         name=missing.name,
     ) from None
 
-from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limit import Limit
-from bot_ratelimit.observer import (
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.observer import (
     MAX_LABELS,
     OTHER,
     FloodScope,
@@ -29,7 +28,8 @@ from bot_ratelimit.observer import (
     RequestOutcome,
     label_of,
 )
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.rule import Subject
 
 _DECISION_BUCKETS: Final = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),

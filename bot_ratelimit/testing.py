@@ -23,9 +23,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Literal, TypeAlias
 
-from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.algorithms.algorithms import Verdict
 from bot_ratelimit.errors import StorageError
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban, BanList, BanTarget, ban_list_of
 from bot_ratelimit.storage.base import Charge, Storage
 from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of

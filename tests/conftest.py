@@ -132,3 +132,8 @@ def no_metrics_yet() -> None:
     }
     for collector in ours:
         REGISTRY.unregister(collector)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a plain object by its class: its repr has an address, another in each process."""
+    return type(val).__name__ if type(val).__repr__ is object.__repr__ else None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bot_ratelimit import Observer
-from bot_ratelimit.observer import EVENTS
+from bot_ratelimit.limiter.observer import EVENTS
 
 
 class Recorder(Observer):

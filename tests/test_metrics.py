@@ -29,8 +29,8 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
+from bot_ratelimit.limiter.observer import MAX_LABELS, Observer
 from bot_ratelimit.metrics import PrometheusMetrics
-from bot_ratelimit.observer import MAX_LABELS, Observer
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests import counting
 from tests.promtools import NOT_RUN, find_promtool

@@ -136,7 +136,7 @@ def test_the_tests_run_from_the_sdist(sdist: Path) -> None:
         if (ROOT / name).exists()
     }
     assert {name for name in needed if not (sdist / name).exists()} == set()
-    chosen = ["tests/test_limit.py", "tests/storage/test_lua.py", "tests/test_package.py"]
+    chosen = ["tests/rules/test_limit.py", "tests/storage/test_lua.py", "tests/test_package.py"]
     options = ["-q", "-p", "no:cacheprovider", "-k", "not wheel"]
     subprocess.run(
         [sys.executable, "-m", "pytest", *options, *chosen], cwd=sdist, check=True, timeout=180

@@ -16,7 +16,7 @@ import redis.asyncio as aioredis
 import time_machine
 
 from bot_ratelimit import Limiter, RedisStorage, Rule, Subject
-from bot_ratelimit.storage import decision_codec
+from bot_ratelimit.storage.redis import decision_codec
 
 USERS = 200
 BURST = 5

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from bot_ratelimit.admin import wording
 from bot_ratelimit.admin.views import Entry, RollbackPreview, RuleView
+from bot_ratelimit.config.limits_file import penalty_of
+from bot_ratelimit.config.live import EVERY, HISTORY, live_key
+from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError, RateLimitError
-from bot_ratelimit.limit import Limit, parse_period
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.limits_file import penalty_of
-from bot_ratelimit.live import EVERY, HISTORY, live_key
-from bot_ratelimit.overrides import Overrides
-from bot_ratelimit.rule import check_cost
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.rules.limit import Limit, parse_period
+from bot_ratelimit.rules.rule import check_cost
 from bot_ratelimit.storage.documents import Documents, documents_of
 
 AUDIT: Final = 200

@@ -12,8 +12,8 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, Final
 
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.live import live_key
+from bot_ratelimit.config.live import live_key
+from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.storage.documents import documents_of
 
 SECONDS: Final = 120

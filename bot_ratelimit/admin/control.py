@@ -35,19 +35,19 @@ from bot_ratelimit.admin.views import (
     settings_in_force,
     who,
 )
-from bot_ratelimit.decision import Decision
+from bot_ratelimit.config.live import live_key
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.inventory import EVERYWHERE, inventory
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 from bot_ratelimit.incoming.notices import busy_notice_rule
-from bot_ratelimit.limit import Limit
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.live import live_key
-from bot_ratelimit.overrides import Overrides
-from bot_ratelimit.rule import Scope, Subject, notice_rule, rules_of
-from bot_ratelimit.settings import Origin, Settings
-from bot_ratelimit.statistics import HourCount, Refusals
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.limiter.statistics import HourCount, Refusals
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.rule import Scope, Subject, notice_rule, rules_of
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Charge
 from bot_ratelimit.storage.documents import documents_of

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from datetime import datetime
 from typing import Any
 
-from bot_ratelimit.rule import Rule
+from bot_ratelimit.rules.rule import Rule
 
 
 def to_json(value: Any) -> str:

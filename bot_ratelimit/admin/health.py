@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.health import Health
-from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.limiter.health import Health
+from bot_ratelimit.limiter.limiter import Limiter
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler

@@ -7,12 +7,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from bot_ratelimit.admin.views import CountView, RuleView
-from bot_ratelimit.bans import FOREVER
-from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import StorageError
-from bot_ratelimit.limit import Limit
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.limiter.bans import FOREVER
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.health import Health
-from bot_ratelimit.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
-from bot_ratelimit.overrides import Overrides
-from bot_ratelimit.penalty import Penalty
-from bot_ratelimit.rule import Rule, Scope, Subject
-from bot_ratelimit.settings import Origin, Settings
+from bot_ratelimit.limiter.health import Health
+from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Rule, Scope, Subject
 from bot_ratelimit.storage.banlist import Ban
 
 LARGEST_ID: Final = 2**52 - 1

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from bot_ratelimit.overrides import Overrides
+from bot_ratelimit.config.overrides import Overrides
 
 _CHANGES: Final = ("rules", "penalty", "exempt", "limited", "off_until")
 

@@ -11,18 +11,18 @@ from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY
 from aiogram.exceptions import TelegramAPIError
 from aiogram.types import TelegramObject, Update
 
-from bot_ratelimit.concurrency import Concurrency
-from bot_ratelimit.decision import Decision
+from bot_ratelimit.config.live import Live
 from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.incoming.arguments import OnLimited
 from bot_ratelimit.incoming.bound_decision import BoundDecision
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
 from bot_ratelimit.incoming.notices import REFUSAL_KEY, Notices, Refusal
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.live import Live
-from bot_ratelimit.penalty import Penalty
-from bot_ratelimit.rule import Rules, Subject
-from bot_ratelimit.waiting_allowed import without_waiting
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.limiter.waiting_allowed import without_waiting
+from bot_ratelimit.rules.concurrency import Concurrency
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Rules, Subject
 
 log = logging.getLogger("bot_ratelimit")
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiogram.types import TelegramObject
 
-from bot_ratelimit.concurrency import Concurrency
-from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.notices import Notices
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.rule import Rules
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.rules.concurrency import Concurrency
+from bot_ratelimit.rules.rule import Rules
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
-from bot_ratelimit.storage.redis import RedisStorage
+from bot_ratelimit.storage.redis.storage import RedisStorage
 
 if TYPE_CHECKING:
-    from bot_ratelimit.storage.driver import Client
+    from bot_ratelimit.storage.redis.driver import Client
 
 log = logging.getLogger("bot_ratelimit")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bot_ratelimit.decision import Decision
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.penalty import Penalty
-from bot_ratelimit.rule import Rules, Subject
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Rules, Subject
 
 
 class BoundDecision(Decision):

@@ -16,7 +16,7 @@ from bot_ratelimit.incoming.events import (
     is_one_of,
     subject_of,
 )
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.rules.rule import Subject
 
 IsExempt: TypeAlias = Callable[[TelegramObject, dict[str, Any]], "Awaitable[bool] | bool"]
 

@@ -16,7 +16,7 @@ from aiogram.types import (
 )
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.rules.rule import Subject
 
 # Content that users write. Any other content is a service message, which Telegram sends to report
 # that something happened.

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
+from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.arguments import storage_for
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.settings import Origin, Settings
+from bot_ratelimit.limiter.limiter import Limiter
 
 log = logging.getLogger("bot_ratelimit")
 

@@ -7,13 +7,13 @@ from typing import Any, Final
 
 from aiogram.dispatcher.router import Router
 
+from bot_ratelimit.config.limits_file import penalty_of
+from bot_ratelimit.config.overrides import Overrides, changed_if_valid, name_of
+from bot_ratelimit.config.settings import Origin
 from bot_ratelimit.incoming.flags import Flags
-from bot_ratelimit.limit import Limit
-from bot_ratelimit.limits_file import penalty_of
-from bot_ratelimit.overrides import Overrides, changed_if_valid, name_of
-from bot_ratelimit.penalty import Penalty
-from bot_ratelimit.rule import Rule, Rules, Scope
-from bot_ratelimit.settings import Origin
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Rule, Rules, Scope
 
 EVERYWHERE: Final = "every handler"
 """Where the rules of a middleware apply."""

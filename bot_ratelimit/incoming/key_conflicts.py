@@ -23,9 +23,9 @@ from typing import Any, Final, TypeVar
 from aiogram.dispatcher.router import Router
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limit import Limit
-from bot_ratelimit.penalty import Penalty
-from bot_ratelimit.rule import Rule, Rules, rules_of
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Rule, Rules, rules_of
 
 _T = TypeVar("_T")
 

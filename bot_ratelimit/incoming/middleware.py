@@ -11,6 +11,10 @@ from weakref import WeakKeyDictionary, WeakSet
 from aiogram import BaseMiddleware, Dispatcher
 from aiogram.types import TelegramObject, Update
 
+from bot_ratelimit.config.limits_file import named_limits as named_limits_of
+from bot_ratelimit.config.live import Live
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.admission import Admission, Dispatch, Handler
 from bot_ratelimit.incoming.arguments import (
@@ -44,18 +48,14 @@ from bot_ratelimit.incoming.registration import (
     register_guard,
     root_of,
 )
-from bot_ratelimit.limiter import Limiter, OnError
-from bot_ratelimit.limits_file import named_limits as named_limits_of
-from bot_ratelimit.live import Live
-from bot_ratelimit.observer import ObserverLike
-from bot_ratelimit.overrides import Overrides
-from bot_ratelimit.penalty import Penalty
-from bot_ratelimit.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
-from bot_ratelimit.settings import Origin, Settings
-from bot_ratelimit.storage.server import server_of
+from bot_ratelimit.limiter.limiter import Limiter, OnError
+from bot_ratelimit.limiter.observer import ObserverLike
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
+from bot_ratelimit.storage.redis.server import server_of
 
 if TYPE_CHECKING:
-    from bot_ratelimit.storage.driver import Client
+    from bot_ratelimit.storage.redis.driver import Client
 
 log = logging.getLogger("bot_ratelimit")
 

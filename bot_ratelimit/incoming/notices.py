@@ -12,15 +12,15 @@ from aiogram.enums import ChatType
 from aiogram.types import CallbackQuery, InlineQuery, Message, TelegramObject
 from aiogram.utils.callback_answer import CallbackAnswer
 
-from bot_ratelimit.concurrency import Concurrency
-from bot_ratelimit.decision import Decision
-from bot_ratelimit.duration import RUSSIAN_UNITS, UNITS, wait_text
+from bot_ratelimit.config.limits_file import check_language, check_notice
 from bot_ratelimit.errors import ConfigError, NotSentError, RateLimitError
-from bot_ratelimit.limit import MAX_PERIOD_MS
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.limits_file import check_language, check_notice
-from bot_ratelimit.observer import NoticeKind, NoticeResult
-from bot_ratelimit.rule import Rule, Scope, Subject, notice_rule
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.limiter.observer import NoticeKind, NoticeResult
+from bot_ratelimit.rules.concurrency import Concurrency
+from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, wait_text
+from bot_ratelimit.rules.limit import MAX_PERIOD_MS
+from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rule
 
 TEXTS: Final[Mapping[str, str]] = {
     "en": "Too many requests. Please try again in {wait}.",

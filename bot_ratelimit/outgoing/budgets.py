@@ -19,9 +19,9 @@ from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limit import MAX_PERIOD_MS, Algorithm, Limit
-from bot_ratelimit.penalty import Penalty, block_at
-from bot_ratelimit.rule import Ids, LimitLike, Rule, Rules, Subject, rule_at
+from bot_ratelimit.rules.limit import MAX_PERIOD_MS, Algorithm, Limit
+from bot_ratelimit.rules.penalty import Penalty, block_at
+from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Rules, Subject, rule_at
 
 Chat: TypeAlias = "int | str"
 PAID: Final = "1000/s"

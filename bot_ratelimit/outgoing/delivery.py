@@ -11,12 +11,12 @@ from aiogram import Bot
 from aiogram.exceptions import TelegramRetryAfter
 
 from bot_ratelimit.errors import NotSentError
+from bot_ratelimit.limiter.waiting_allowed import waiting_allowed
 from bot_ratelimit.outgoing.chat_queue import OVERTAKE_AFTER, YOUR_TURN, ChatQueue, Request
 from bot_ratelimit.outgoing.floods import Floods
 from bot_ratelimit.outgoing.methods import Kind, Method
 from bot_ratelimit.outgoing.pacing import Pacer
 from bot_ratelimit.outgoing.sleeper import Sleeper
-from bot_ratelimit.waiting_allowed import waiting_allowed
 
 before_send: Final[ContextVar[Callable[[], None] | None]] = ContextVar(
     "bot_ratelimit_leaving", default=None

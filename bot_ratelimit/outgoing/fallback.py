@@ -6,9 +6,9 @@ import asyncio
 import logging
 from typing import Final
 
-from bot_ratelimit.decision import Decision
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.rule import Rules, Subject
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.rules.rule import Rules, Subject
 from bot_ratelimit.storage.memory import MemoryStorage
 
 log = logging.getLogger("bot_ratelimit")

@@ -10,12 +10,12 @@ from typing import Final
 
 from aiogram.exceptions import TelegramRetryAfter
 
-from bot_ratelimit.decision import Decision
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.observer import Observer
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.limiter.observer import Observer
 from bot_ratelimit.outgoing.budgets import Budgets, subject_of
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request
-from bot_ratelimit.penalty import Penalty, blocking
+from bot_ratelimit.rules.penalty import Penalty, blocking
 
 log = logging.getLogger("bot_ratelimit")
 

@@ -20,9 +20,11 @@ from aiogram import Bot, Dispatcher
 from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.exceptions import TelegramRetryAfter
 
+from bot_ratelimit.config.settings import Settings
 from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.observer import Observer, ObserverLike, RequestOutcome, observers_of
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.limiter.observer import Observer, ObserverLike, RequestOutcome, observers_of
+from bot_ratelimit.limiter.waiting_allowed import waiting_allowed
 from bot_ratelimit.outgoing.broadcast import run
 from bot_ratelimit.outgoing.budgets import Budgets
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request, Send
@@ -34,14 +36,12 @@ from bot_ratelimit.outgoing.pacing import Pacer
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.sent import Sent
 from bot_ratelimit.outgoing.sleeper import Sleeper
-from bot_ratelimit.rule import LimitLike
-from bot_ratelimit.settings import Settings
+from bot_ratelimit.rules.rule import LimitLike
 from bot_ratelimit.storage.memory import MemoryStorage
-from bot_ratelimit.storage.redis import RedisStorage
-from bot_ratelimit.waiting_allowed import waiting_allowed
+from bot_ratelimit.storage.redis.storage import RedisStorage
 
 if TYPE_CHECKING:
-    from bot_ratelimit.storage.driver import Client
+    from bot_ratelimit.storage.redis.driver import Client
 
 log = logging.getLogger("bot_ratelimit")
 

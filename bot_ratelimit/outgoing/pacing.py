@@ -6,16 +6,16 @@ import asyncio
 import random
 from typing import Final, NamedTuple
 
-from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.limiter import Limiter
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.limiter.waiting_allowed import waiting_allowed
 from bot_ratelimit.outgoing.budgets import Budgets, Owed, subject_of
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request
 from bot_ratelimit.outgoing.fallback import FallbackLimiter
 from bot_ratelimit.outgoing.floods import Floods, describe, retry_after
 from bot_ratelimit.outgoing.sleeper import Sleeper
-from bot_ratelimit.rule import Rules, Subject
-from bot_ratelimit.waiting_allowed import waiting_allowed
+from bot_ratelimit.rules.rule import Rules, Subject
 
 # Random delays, so that instances that wait for the same permit do not all ask at once.
 _JITTER: Final = 0.005

@@ -10,9 +10,9 @@ from typing import Any, TextIO
 from aiogram.types import Message
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limiter.waiting_allowed import without_waiting
 from bot_ratelimit.outgoing.delivery import broadcasting
 from bot_ratelimit.outgoing.sent import Sent, Status
-from bot_ratelimit.waiting_allowed import without_waiting
 
 log = logging.getLogger("bot_ratelimit")
 

@@ -10,12 +10,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
-from bot_ratelimit.described import fields_described
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.rules.described import fields_described
+from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
-from bot_ratelimit.storage.scripts import Executes, Script
+from bot_ratelimit.storage.redis.scripts import Executes, Script
 
 MAX_BANS: Final = 100_000
 """Entries of the list; beyond them bans of a `Penalty` hold, but are not listed."""

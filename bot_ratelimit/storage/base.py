@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Literal, NamedTuple, Protocol
 
-from bot_ratelimit.algorithms import Verdict
-from bot_ratelimit.limit import Limit
-from bot_ratelimit.penalty import Penalty
+from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.penalty import Penalty
 
 ONCE_MS = 60_000
 """How long hits with the same token share a verdict, in milliseconds."""
@@ -90,7 +90,7 @@ class Storage(Protocol):
     def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[Sequence[Verdict]]:
         """Charge each cost even above the limit; return the verdicts of a next hit of cost 1.
 
-        What exceeds a limit becomes a debt; `bot_ratelimit.debt` explains how it is paid.
+        What exceeds a limit becomes a debt; `algorithms.debt` explains how.
 
         Args:
             charges: The rules that apply, without penalties; no two with the same key.

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, ref
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
-from bot_ratelimit.storage.redis import RedisStorage
+from bot_ratelimit.storage.redis.storage import RedisStorage
 
 LIFETIME: Final = 400 * 86_400
 """Seconds."""

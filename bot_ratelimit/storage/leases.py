@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
-from bot_ratelimit.storage.scripts import Executes, Script
+from bot_ratelimit.storage.redis.scripts import Executes, Script
 
 Action: TypeAlias = Literal["acquire", "renew", "release"]
 

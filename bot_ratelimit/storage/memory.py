@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from cachetools import TTLCache
 
-from bot_ratelimit.adjustments import CHARGES, REFUNDS
-from bot_ratelimit.algorithms import ALGORITHMS, Step, Verdict, penalty
+from bot_ratelimit.algorithms.adjustments import CHARGES, REFUNDS
+from bot_ratelimit.algorithms.algorithms import ALGORITHMS, Step, Verdict, penalty
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.storage.base import ONCE_MS, Charge
 from bot_ratelimit.storage.state_cache import Entry, Retention, StateCache

@@ -30,8 +30,8 @@ from bot_ratelimit import (
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.cli import printing
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.bans import FOREVER
-from bot_ratelimit.overrides import Overrides
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.limiter.bans import FOREVER
 from bot_ratelimit.storage.documents import documents_of
 from tests.benches import Bench
 from tests.incoming.support import Instance

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 import bot_ratelimit
 from bot_ratelimit import Settings
 from bot_ratelimit.admin.cli import app
-from bot_ratelimit.limits_file import read_limits_file
+from bot_ratelimit.config.limits_file import read_limits_file
 from example_bot.settings import BotSettings
 
 from .pages import ROOT, Block, blocks

@@ -28,7 +28,7 @@ from bot_ratelimit import (
     Subject,
 )
 from bot_ratelimit.storage.base import Storage
-from bot_ratelimit.storage.server import server_of
+from bot_ratelimit.storage.redis.server import server_of
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.servers import Server
 

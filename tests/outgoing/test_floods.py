@@ -18,8 +18,8 @@ from aiogram.types import InputMediaPhoto
 
 from bot_ratelimit import Limiter
 from bot_ratelimit.errors import NotSentError
+from bot_ratelimit.limiter.waiting_allowed import without_waiting
 from bot_ratelimit.testing import FlakyStorage
-from bot_ratelimit.waiting_allowed import without_waiting
 from example_bot.demo.floods import FloodControl
 
 from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter

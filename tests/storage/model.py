@@ -9,7 +9,7 @@ from math import ceil, floor
 from typing import Any
 
 from bot_ratelimit import Algorithm, Decision, Limit, Penalty, Rule
-from bot_ratelimit.algorithms import Verdict
+from bot_ratelimit.algorithms.algorithms import Verdict
 from bot_ratelimit.storage.base import Charge
 
 ONCE = 60_000_000

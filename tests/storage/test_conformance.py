@@ -8,8 +8,8 @@ from time import monotonic
 import pytest
 
 from bot_ratelimit import Penalty, Rule
-from bot_ratelimit.decision import conclude
-from bot_ratelimit.penalty import block_at, blocking
+from bot_ratelimit.limiter.decision import conclude
+from bot_ratelimit.rules.penalty import block_at, blocking
 from bot_ratelimit.storage.base import Charge
 from tests.benches import Bench, charge, movable
 

@@ -17,11 +17,11 @@ from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import Observer, RedisStorage, StorageError
 from bot_ratelimit.errors import NotConnectedError, QueueFullError
-from bot_ratelimit.storage import connection as connections
-from bot_ratelimit.storage import request_queue
-from bot_ratelimit.storage.connection import Connection
-from bot_ratelimit.storage.latency import Latency
-from bot_ratelimit.storage.request import AGAIN, Call, ParsedReplies, Redirect, Request
+from bot_ratelimit.storage.redis import connection as connections
+from bot_ratelimit.storage.redis import request_queue
+from bot_ratelimit.storage.redis.connection import Connection
+from bot_ratelimit.storage.redis.latency import Latency
+from bot_ratelimit.storage.redis.request import AGAIN, Call, ParsedReplies, Redirect, Request
 from tests.benches import TIMEOUT, charge
 
 

@@ -16,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 
 import bot_ratelimit
-from bot_ratelimit.storage import driver
+from bot_ratelimit.storage.redis import driver
 from tests.servers import Server
 
 GONE = f"redis-py {redis.__version__} has no {{}} any more, which storage/driver.py uses: {{}}"

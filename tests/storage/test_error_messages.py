@@ -18,9 +18,9 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import Sentinel
 
 from bot_ratelimit import Limiter, Rule, Settings, StorageError, Subject
-from bot_ratelimit.storage import connection
 from bot_ratelimit.storage.base import Storage
-from bot_ratelimit.storage.redis import RedisStorage
+from bot_ratelimit.storage.redis import connection
+from bot_ratelimit.storage.redis.storage import RedisStorage
 from tests.benches import TIMEOUT, charge
 from tests.certificates import Certificates
 from tests.proxy import Proxy, distant

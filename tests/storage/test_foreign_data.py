@@ -11,9 +11,9 @@ import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, Rule, StorageError, Subject
-from bot_ratelimit.storage import transaction
-from bot_ratelimit.storage.encoding import Hit
-from bot_ratelimit.storage.faults import translated
+from bot_ratelimit.storage.redis import transaction
+from bot_ratelimit.storage.redis.encoding import Hit
+from bot_ratelimit.storage.redis.faults import translated
 from tests.benches import TIMEOUT, charge
 
 KEY = "bot:ratelimit:42"

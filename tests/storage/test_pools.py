@@ -10,7 +10,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import Limiter, RedisStorage, Subject
-from bot_ratelimit.storage.connection import MAX_WAITING
+from bot_ratelimit.storage.redis.connection import MAX_WAITING
 from tests.benches import TIMEOUT
 from tests.servers import Server
 

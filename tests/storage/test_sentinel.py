@@ -15,7 +15,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
-from bot_ratelimit.storage import sentinel as sentinels
+from bot_ratelimit.storage.redis import sentinel as sentinels
 from tests.benches import TIMEOUT, charge
 from tests.topologies import SERVICE, Sentinels, running_sentinels
 

@@ -16,8 +16,8 @@ from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
-from bot_ratelimit.storage import cluster as shards
-from bot_ratelimit.storage import connection as connections
+from bot_ratelimit.storage.redis import cluster as shards
+from bot_ratelimit.storage.redis import connection as connections
 from tests.benches import TIMEOUT, charge
 from tests.proxy import distant
 from tests.servers import Server, free_port

@@ -12,7 +12,7 @@ import redis.asyncio as aioredis
 
 from bot_ratelimit import ConfigError, Limiter, Rule, Subject
 from bot_ratelimit.storage.base import Charge
-from bot_ratelimit.storage.redis import RedisStorage
+from bot_ratelimit.storage.redis.storage import RedisStorage
 from tests.benches import TIMEOUT, charge
 from tests.servers import Server
 

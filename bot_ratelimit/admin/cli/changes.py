@@ -13,9 +13,9 @@ from bot_ratelimit.admin.cli.dialogue import confirm, show_result
 from bot_ratelimit.admin.cli.options import IDS, Json, Yes, check_id
 from bot_ratelimit.admin.cli.session import checked, fail, read_settings, run
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.config.limits_file import penalty_of
+from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limits_file import penalty_of
-from bot_ratelimit.overrides import Overrides
 
 commands = typer.Typer()
 

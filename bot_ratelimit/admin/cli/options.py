@@ -9,7 +9,7 @@ import typer
 from bot_ratelimit.admin.cli.session import checked
 from bot_ratelimit.admin.views import LARGEST_ID
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.rules.rule import Subject
 
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]

@@ -28,11 +28,11 @@ from bot_ratelimit.admin.views import (
     SubjectView,
     who,
 )
-from bot_ratelimit.bans import FOREVER
-from bot_ratelimit.decision import Decision
-from bot_ratelimit.duration import duration
-from bot_ratelimit.failures import printable
-from bot_ratelimit.overrides import Overrides
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.limiter.bans import FOREVER
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.failures import printable
+from bot_ratelimit.rules.duration import duration
 from bot_ratelimit.storage.banlist import Ban
 
 _WIDE: Final = 200

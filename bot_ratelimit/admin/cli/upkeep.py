@@ -16,9 +16,9 @@ from bot_ratelimit.admin.cli.options import Json, Yes
 from bot_ratelimit.admin.cli.session import NO, fail, read_settings, run
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.views import ConfigView, HealthView
+from bot_ratelimit.config.limits_file import read_limits_file
 from bot_ratelimit.errors import RateLimitError, StorageError
 from bot_ratelimit.incoming.notices import Notices
-from bot_ratelimit.limits_file import read_limits_file
 
 commands = typer.Typer()
 

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from bot_ratelimit.admin.telegram.context import Context
-from bot_ratelimit.overrides import Overrides
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.rules.rule import Subject
 
 
 async def forgive(context: Context, subject: list[Any], names: list[str]) -> str:

@@ -17,12 +17,12 @@ from bot_ratelimit.admin.views import (
     RuleView,
     SubjectView,
 )
-from bot_ratelimit.decision import Decision
+from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.incoming.inventory import EVERYWHERE
-from bot_ratelimit.overrides import Overrides
-from bot_ratelimit.penalty import Penalty
-from bot_ratelimit.rule import Subject
-from bot_ratelimit.statistics import Refusals
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.statistics import Refusals
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban
 
 _NAME: Final = 100

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from bot_ratelimit.admin.telegram.texts import Words
 from bot_ratelimit.admin.views import LARGEST_ID
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.rules.rule import Subject
 
 _FITS: Final = 2_500
 """UTF-16 units of a page; Telegram allows 4096 for the page and the text around it."""

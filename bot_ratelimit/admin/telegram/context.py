@@ -15,7 +15,7 @@ from bot_ratelimit.admin.telegram.answers import Writer
 from bot_ratelimit.admin.telegram.buttons import Answer, Buttons
 from bot_ratelimit.admin.telegram.targets import UnclearError, target_of
 from bot_ratelimit.admin.telegram.texts import Words
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.rules.rule import Subject
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from bot_ratelimit.admin.telegram.buttons import Answer
 from bot_ratelimit.admin.telegram.context import CommandCall, Context
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.telegram.texts import Html
+from bot_ratelimit.config.limits_file import penalty_of
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limits_file import penalty_of
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.rules.rule import Subject
 
 _SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
     "off": {"off": True},

@@ -19,7 +19,7 @@ from aiogram.types import (
 
 from bot_ratelimit.admin.views import LARGEST_ID
 from bot_ratelimit.incoming.events import NOBODY
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.rules.rule import Subject
 
 _ID: Final = re.compile(r"-?[0-9]+", re.ASCII)
 _USERNAME: Final = re.compile(r"@[A-Za-z0-9_]{1,64}", re.ASCII)

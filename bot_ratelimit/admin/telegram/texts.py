@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from bot_ratelimit.duration import RUSSIAN_UNITS, UNITS, duration
-from bot_ratelimit.failures import printable
+from bot_ratelimit.limiter.failures import printable
+from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, duration
 
 TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
     "en": {

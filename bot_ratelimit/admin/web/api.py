@@ -37,8 +37,8 @@ from bot_ratelimit.admin.web.validation import (
     read_query,
     validated,
 )
-from bot_ratelimit.overrides import Overrides
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.rules.rule import Subject
 
 _Act: TypeAlias = Callable[[web.Request, Control], Awaitable[Any]]
 

@@ -20,9 +20,9 @@ from bot_ratelimit.admin.web.mini_app import MiniApp
 from bot_ratelimit.admin.web.sessions import Sessions
 from bot_ratelimit.admin.web.stream import Stream
 from bot_ratelimit.admin.web.trusted_proxies import TrustedProxies
+from bot_ratelimit.config.settings import Settings
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
-from bot_ratelimit.settings import Settings
 
 MAX_STREAMS: Final = 20
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from bot_ratelimit.admin.views import LARGEST_ID
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.rules.rule import Subject
 
 _IDS = ("user", "chat", "topic", "bot")
 _DIGITS = re.compile(r"-?[0-9]{1,16}", re.ASCII)

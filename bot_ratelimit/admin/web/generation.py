@@ -12,11 +12,11 @@ from contextlib import suppress
 from typing import Final
 
 from bot_ratelimit.admin.control import LOGINS
+from bot_ratelimit.config.live import live_key
 from bot_ratelimit.errors import RateLimitError
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.live import live_key
+from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.storage.documents import RedisDocuments
-from bot_ratelimit.storage.redis import RedisStorage
+from bot_ratelimit.storage.redis.storage import RedisStorage
 
 _BYTES: Final = 6
 

@@ -11,9 +11,9 @@ from bot_ratelimit.admin.views import RuleView, named
 from bot_ratelimit.admin.web.actions import Action
 from bot_ratelimit.admin.web.forms import Form
 from bot_ratelimit.admin.web.rendering import described
+from bot_ratelimit.config.limits_file import penalty_of
+from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limits_file import penalty_of
-from bot_ratelimit.overrides import Overrides
 
 _BACK = {"back": ("#limits-title", "Limits")}
 _HISTORY = {"back": ("history", "History")}

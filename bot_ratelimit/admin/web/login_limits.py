@@ -25,11 +25,11 @@ from cachetools import TTLCache
 
 from bot_ratelimit.admin.control import LOGINS
 from bot_ratelimit.admin.web.problems import ProblemError
-from bot_ratelimit.decision import Decision
 from bot_ratelimit.errors import RateLimitError, StorageError
-from bot_ratelimit.limit import Limit
-from bot_ratelimit.limiter import Limiter
-from bot_ratelimit.rule import Rules, Subject, rule_at
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.rule import Rules, Subject, rule_at
 
 log = logging.getLogger("bot_ratelimit")
 

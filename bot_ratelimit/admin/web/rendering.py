@@ -15,9 +15,9 @@ from markupsafe import Markup, escape
 import bot_ratelimit
 from bot_ratelimit.admin.views import RuleView
 from bot_ratelimit.admin.web.console import console_of, session_of
-from bot_ratelimit.duration import duration
-from bot_ratelimit.overrides import Overrides
-from bot_ratelimit.rule import Subject
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.rules.duration import duration
+from bot_ratelimit.rules.rule import Subject
 
 
 def page(

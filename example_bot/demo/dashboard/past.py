@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bot_ratelimit import Decision, Rule, Subject
-from bot_ratelimit.statistics import Statistics
+from bot_ratelimit.limiter.statistics import Statistics
 from bot_ratelimit.storage.base import Storage
 from example_bot.demo.dashboard.traffic import FLOODERS, PEOPLE
 

@@ -43,7 +43,7 @@ async def elsewhere(storage: Storage, request: pytest.FixtureRequest) -> AsyncIt
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instances look for changes, and operators for lost documents, without waiting seconds."""
-    monkeypatch.setattr("bot_ratelimit.live.EVERY", 0.02)
+    monkeypatch.setattr("bot_ratelimit.config.live.EVERY", 0.02)
     defaults = Control.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "patience", 0.0)

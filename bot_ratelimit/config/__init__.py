@@ -1,0 +1,1 @@
+"""Environment, TOML file and live changes, as rules, client and storage."""

@@ -1,0 +1,285 @@
+"""Live limits: each instance reads the changes by operators, and reports which version it uses.
+
+| key | |
+| --- | --- |
+| `<prefix>:ratelimit:live` | the document, see `Overrides` |
+| `<prefix>:ratelimit:history` | the last 20 documents, the latest first |
+| `<prefix>:ratelimit:audit` | the last 200 actions of operators, the latest first |
+| `<prefix>:ratelimit:instances` | a field for each instance, renewed every 2 s, gone after 30 s |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from typing import Any, Final
+
+from bot_ratelimit.config.overrides import Overrides, applied
+from bot_ratelimit.errors import ConfigError, StorageError
+from bot_ratelimit.limiter.failures import LOG_EVERY, printable
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.rules.rule import Rules
+from bot_ratelimit.storage.documents import Documents, documents_of
+
+log = logging.getLogger("bot_ratelimit")
+
+EVERY: Final = 2.0
+"""Seconds between two reads of the document, plus or minus a quarter."""
+
+REPORTED_FOR: Final = 30
+"""Seconds for which the report of an instance is valid."""
+
+HISTORY: Final = 20
+"""How many documents are kept for roll back."""
+
+_numbers: Final = count(1)
+
+
+def live_key(prefix: str, name: str) -> str:
+    """The key of a document, for example `bot:ratelimit:live`."""
+    return f"{prefix}:ratelimit:{name}"
+
+
+class Live:
+    """The rules that apply now on this instance.
+
+    A document that is invalid, of a newer version of the package, or missing changes nothing: the
+    last valid one stays in force, and a missing one is written again.
+
+    Args:
+        limiter: Its storage keeps the document.
+        inventory: Returns what this instance reports about its rules, as JSON values.
+        used: Called with each new document.
+        clock: Returns seconds from any starting point.
+    """
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        *,
+        inventory: Callable[[], dict[str, Any]] = dict,
+        used: Callable[[Overrides], None] = lambda overrides: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.overrides = Overrides()
+        """The changes that apply now."""
+        self.rejected = 0
+        """How many documents were invalid, of a newer version, or missing."""
+        self.instance = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
+        self._prefix = limiter.key_prefix
+        self._timeout = limiter.timeout
+        self._observer = limiter.observer
+        self._documents: Documents = documents_of(limiter.storage)
+        self._inventory, self._used, self._clock = inventory, used, clock
+        self._seen: bytes | None = None  # the last document, valid or not
+        self._last_good: bytes | None = None
+        self._off_until = 0.0  # by the clock of this process
+        # By identity, together with the rules themselves, so that the id is not reused for other
+        # rules.
+        self._applied: dict[int, tuple[Rules, Rules | None]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._first_read: asyncio.Event | None = None
+        self._read_error = ""  # why the document cannot be read
+        self._rejection = ""  # why the document is not applied
+        self._logged_at: dict[str, float] = {}
+        # The last inventory, its time, and its overrides: making it takes longer than everything
+        # else.
+        self._listed: tuple[Overrides | None, float, dict[str, Any]] = (None, 0.0, {})
+        self.is_ready = False
+        """Whether the document has been read, or a read was attempted, since the start."""
+
+    def applied(self, rules: Rules) -> Rules | None:
+        """Return the rules that apply in place of these now; None if they are off."""
+        if self._off_until and self._clock() < self._off_until:
+            return None
+        found = self._applied.get(id(rules))
+        if found is None:
+            found = self._applied[id(rules)] = (rules, self._apply(rules))
+        return found[1]
+
+    @property
+    def problem(self) -> str:
+        """Why the document cannot be read or applied now; empty if it can."""
+        return self._read_error or self._rejection
+
+    @property
+    def all_off(self) -> bool:
+        """Whether all limits are off now."""
+        return self._clock() < self._off_until
+
+    def start(self) -> asyncio.Event:
+        """Start to poll the document in the background; the returned event is set after a read."""
+        loop = asyncio.get_running_loop()
+        event = self._first_read
+        if event is None or self._task is None or self._task.done() or self._loop is not loop:
+            self._loop, event = loop, asyncio.Event()
+            self._first_read, self.is_ready = event, False
+            self._task = loop.create_task(self._poll(event))
+            self._task.add_done_callback(self._ended)
+        return event
+
+    async def begin(self) -> None:
+        """Start, and wait for the first read, but no longer than a decision may take."""
+        event = self.start()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                await event.wait()
+        self.is_ready = True
+
+    async def stop(self) -> None:
+        """Stop polling, and remove the report of this instance."""
+        task, self._task = self._task, None
+        if task is None or self._loop is not asyncio.get_running_loop():
+            return
+        task.cancel()
+        await asyncio.wait([task])
+        with suppress(StorageError, ConfigError):
+            await self._documents.forget(live_key(self._prefix, "instances"), self.instance)
+
+    async def refresh(self) -> None:
+        """Read the document now; errors are logged and never raised."""
+        try:
+            found = await self._documents.read(live_key(self._prefix, "live"))
+            self._handle_document(found)
+            if self._rejection and self._last_good is None:
+                await self._use_last_good()
+            if found is None and self._last_good is not None:
+                await self._restore(self._last_good)
+            await self._report()
+        except StorageError as error:
+            self._record_read_error("outage", logging.WARNING, str(error))
+        except ConfigError as error:
+            if not self._read_error:
+                self.rejected += 1
+            self._record_read_error("fault", logging.ERROR, str(error))
+        except Exception as error:
+            self._record_read_error("bug", logging.ERROR, repr(error), error)
+        else:
+            self._read_error = ""
+            self._logged_at.clear()
+
+    async def _poll(self, looked: asyncio.Event) -> None:
+        while True:
+            await self.refresh()
+            self.is_ready = True
+            looked.set()
+            # Random, so that instances that were started together do not ask together.
+            await asyncio.sleep(EVERY * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Polling was cancelled, but not by `stop`: the next update starts it again."""
+        if task is self._task:
+            self.is_ready = False
+
+    def _handle_document(self, found: bytes | None) -> None:
+        if found is None:
+            if self._last_good is not None and self._seen is not None:
+                self.rejected += 1
+                self._seen = None
+                log.warning(
+                    "The live limits are gone from Redis: version %d stays in force and is "
+                    "written back; use `bot-ratelimit rollback 0` to remove them",
+                    self.overrides.version,
+                )
+            return
+        if found == self._seen:
+            return
+        self._seen = found
+        try:
+            self._use(Overrides.from_json(found), found)
+        except ConfigError as error:
+            self.rejected += 1
+            self._rejection = printable(str(error))
+            self._log_unchanged(logging.ERROR, "is not applied", self._rejection)
+
+    def _use(self, overrides: Overrides, document: bytes) -> None:
+        # Changes that cannot be applied raise here, before anything is changed.
+        again = {
+            key: (rules, applied(rules, overrides)) for key, (rules, _) in self._applied.items()
+        }
+        before, self.overrides = self.overrides, overrides
+        self._applied, self._last_good, self._off_until = again, document, 0.0
+        self._rejection = ""
+        if overrides.version < before.version:
+            log.warning("The live limits start over: version %d follows %d",
+                        overrides.version, before.version)  # fmt: skip
+        if self._observer is not None:
+            self._observer.configured(overrides.version)
+        what, by = printable(overrides.what), printable(overrides.by)
+        log.info("Live limits: version %d (%s, by %s)", overrides.version, what, by)
+        self._used(overrides)
+
+    def _apply(self, rules: Rules) -> Rules | None:
+        try:
+            return applied(rules, self.overrides)
+        except ConfigError as error:  # a handler that was discovered only now
+            self._log_unchanged(logging.ERROR, "is only partly applied", printable(str(error)))
+            return rules
+
+    async def _use_last_good(self) -> None:
+        """Use the newest valid version of the history, as the other instances do.
+
+        For an instance that was started while the document is invalid.
+        """
+        for document in await self._documents.listed(live_key(self._prefix, "history")):
+            rejection = self._rejection
+            with suppress(ConfigError):
+                self._use(Overrides.from_json(document), document)
+                self._rejection = rejection
+                return
+
+    async def _restore(self, document: bytes) -> None:
+        if await self._documents.swap(live_key(self._prefix, "live"), None, document):
+            self._seen = document
+            history = live_key(self._prefix, "history")
+            if document not in await self._documents.listed(history):  # it was emptied as well
+                await self._documents.push(history, document, HISTORY)
+
+    async def _report(self) -> None:
+        now = self._clock()
+        if self._listed[0] is not self.overrides or now - self._listed[1] >= REPORTED_FOR:
+            self._listed = self.overrides, now, self._inventory()
+        told = {
+            "version": self.overrides.version,
+            "rejected": self.rejected,
+            "problem": self.problem,
+            **self._listed[2],
+        }
+        server_now = await self._documents.report(
+            live_key(self._prefix, "instances"),
+            self.instance,
+            json.dumps(told, ensure_ascii=False).encode(),
+            REPORTED_FOR,
+        )
+        left = self.overrides.off_until - server_now
+        self._off_until = self._clock() + left if left > 0 else 0.0
+
+    def _record_read_error(
+        self, kind: str, level: int, reason: str, bug: Exception | None = None
+    ) -> None:
+        self._read_error = printable(reason)
+        now = self._clock()
+        if now - self._logged_at.get(kind, -LOG_EVERY) >= LOG_EVERY:  # not at every read
+            self._logged_at[kind] = now
+            self._log_unchanged(level, "cannot be read", self._read_error, bug)
+
+    def _log_unchanged(
+        self, level: int, what: str, reason: str, bug: Exception | None = None
+    ) -> None:
+        log.log(
+            level,
+            "The live document %s: %s. Version %d stays in force",
+            what,
+            reason.rstrip("."),
+            self.overrides.version,
+            exc_info=bug,
+        )

@@ -1,0 +1,183 @@
+"""Overrides: what operators changed while the bot runs, as a value and as a JSON document.
+
+::
+
+    {"format": 1, "version": 7, "at": 1763716800.25, "by": "anna@shell", "what": "set messages",
+     "rules": {"messages": {"limit": "2/minute"}, "chat": {"shadow": true}, "ai": {"off": true}},
+     "penalty": {"after": "10/minute", "ban": "15m"},
+     "exempt": [42], "limited": [7], "off_until": 1763720400.0}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final
+
+from bot_ratelimit.config.limits_file import penalty_of
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Rule, Rules, check_cost, rules_of
+
+FORMAT: Final = 1
+"""The format of the document. A document of a newer format is not understood and not applied."""
+
+_CHANGES: Final = {"limit": str, "shadow": bool, "off": bool}
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """The changes to the rules of code, file and environment."""
+
+    version: int = 0
+    """The number of the change; 0 if nothing was ever changed."""
+    at: float = 0.0
+    """When it was changed, in Unix seconds by the clock of Redis."""
+    by: str = ""
+    what: str = ""
+    rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """For each changed rule, by `name_of`: its `limit` as a str, `shadow` and `off`, if changed."""
+    penalty: Mapping[str, Any] | None = None
+    """A penalty as in a limits file, which replaces all other penalties."""
+    exempt: frozenset[int] = frozenset()
+    """Ids that are also exempt."""
+    limited: frozenset[int] = frozenset()
+    """Ids that are not exempt, whatever the other settings say."""
+    off_until: float = 0.0
+    """Until when all limits are off, in Unix seconds by the clock of Redis."""
+
+    def __post_init__(self) -> None:
+        for name, change in self.rules.items():
+            _check_change(name, change)
+        if self.penalty is not None:
+            penalty_of(self.penalty)
+
+    def to_json(self) -> bytes:
+        """Return the document."""
+        content = asdict(self)
+        content.update(exempt=sorted(self.exempt), limited=sorted(self.limited), format=FORMAT)
+        return json.dumps(content, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_json(cls, document: bytes) -> Overrides:
+        """Read a document.
+
+        Raises:
+            ConfigError: It is not a valid document, or one of a newer version of this package.
+        """
+        try:
+            content = json.loads(document)
+        except ValueError:
+            raise ConfigError("the live document is not JSON") from None
+        if not isinstance(content, dict):
+            raise ConfigError("the live document is not a JSON object")
+        found = content.pop("format", None)
+        if found != FORMAT:
+            raise ConfigError(
+                f"the live document has format {found!r}, and this version of bot_ratelimit "
+                f"reads format {FORMAT}; update it"
+            )
+        if set(content) != {each.name for each in fields(cls)}:
+            raise ConfigError("the live document lacks a field, or has an unknown one")
+        _check_types(content)
+        content.update(exempt=frozenset(content["exempt"]), limited=frozenset(content["limited"]))
+        try:
+            return cls(**content)
+        except ConfigError as error:
+            raise ConfigError(f"the live document: {error}") from None
+
+
+def name_of(rule: Rule) -> str:
+    """The name that operators use for a rule: the part of its key that no other rule has.
+
+    `Rule("1/s")` is `user`, `Rule("5/m", name="ai")` is `ai`, `Rule("20/m", Scope.CHAT)` is `chat`,
+    the same with the name `ai` is `ai:chat`, and a penalty is `ban`.
+    """
+    return rule.path.rstrip(":") or "user"
+
+
+def applied(rules: Rules, overrides: Overrides) -> Rules | None:
+    """Return the rules with the changes; None if all of them are off.
+
+    Keys stay the same, so a changed limit continues the existing counts.
+
+    Raises:
+        ConfigError: A changed limit could never grant the cost of its rule.
+    """
+    found = [_changed(rule, overrides) for rule in rules]
+    kept = [rule for rule in found if rule is not None]
+    has_penalty = any(isinstance(rule, Penalty) for rule in rules)
+    if kept and overrides.penalty is not None and not has_penalty:
+        added = _changed(penalty_of(overrides.penalty), overrides)
+        kept += [] if added is None else [added]
+    if kept == list(rules):
+        return rules
+    return rules_of(kept) if kept else None
+
+
+def changed_if_valid(rule: Rule, overrides: Overrides) -> Rule:
+    """Return the rule with its change, even if it is off; unchanged if the change is invalid."""
+    try:
+        return _with_change(rule, overrides)
+    except ConfigError:
+        return rule
+
+
+def _changed(rule: Rule, overrides: Overrides) -> Rule | None:
+    if overrides.rules.get(name_of(rule), {}).get("off"):
+        return None
+    return _with_change(rule, overrides)
+
+
+def _with_change(rule: Rule, overrides: Overrides) -> Rule:
+    change = overrides.rules.get(name_of(rule), {})
+    again, put = copy(rule), object.__setattr__
+    if isinstance(rule, Penalty):
+        if overrides.penalty is not None:
+            penalty = penalty_of(overrides.penalty)
+            for name in ("limit", "ban_ms", "longest_ms"):
+                put(again, name, getattr(penalty, name))
+        return again
+    if "limit" in change:
+        limit = Limit.parse(change["limit"])
+        check_cost(rule.cost, limit, rule)
+        put(again, "limit", limit)
+    if "shadow" in change:
+        put(again, "shadow", change["shadow"])
+    return again
+
+
+def _check_change(name: str, change: object) -> None:
+    if not isinstance(change, Mapping) or not change:
+        raise ConfigError(f"the change of {name!r}: expected at least one of limit, shadow and off")
+    for what, value in change.items():
+        kind = _CHANGES.get(what)
+        if kind is None or not isinstance(value, kind):
+            raise ConfigError(
+                f"the change of {name!r}: {what}={value!r} is invalid; expected limit as a str, "
+                "shadow or off as true or false"
+            )
+    if "limit" in change:
+        Limit.parse(change["limit"])
+        if name.split(":")[0] == "ban":
+            raise ConfigError(f"{name!r} is a penalty: change it with `penalty`, or switch it off")
+
+
+def _check_types(content: Mapping[str, Any]) -> None:
+    numbers = ("at", "off_until")
+    right = (
+        type(content["version"]) is int
+        and content["version"] >= 0
+        and all(type(content[name]) in (int, float) for name in numbers)
+        and all(isinstance(content[name], str) for name in ("by", "what"))
+        and isinstance(content["rules"], dict)
+        and all(
+            isinstance(content[name], list) and all(type(each) is int for each in content[name])
+            for name in ("exempt", "limited")
+        )
+    )
+    if not right:
+        raise ConfigError("a field of the live document has the wrong type")

@@ -1,0 +1,1 @@
+"""The Limiter and what it is made of: decisions, waiting, slots, bans, statistics, observers."""

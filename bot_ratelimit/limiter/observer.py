@@ -1,0 +1,303 @@
+"""Observer: what a limiter reports to its observers; and the observer that logs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextvars import Context
+from typing import Any, Final, Literal, TypeAlias
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.rules.rule import Rule, Subject
+
+log = logging.getLogger("bot_ratelimit")
+
+Outcome: TypeAlias = Literal["allowed", "refused", "banned"]
+NoticeKind: TypeAlias = Literal["message", "callback", "inline"]
+NoticeResult: TypeAlias = Literal["sent", "silent", "failed"]
+RequestOutcome: TypeAlias = Literal["sent", "failed", "flooded", "unsent"]
+FloodScope: TypeAlias = Literal["chat", "bot", "method"]
+
+MAX_LABELS: Final = 100
+"""How many different names are kept apart; further ones are counted as `OTHER`, because rules may
+have generated names."""
+OTHER: Final = "other"
+
+
+class Observer:
+    """Is told what a limiter does. Every method does nothing; override the ones that you need.
+
+    ::
+
+        class Alarm(Observer):
+            def outage_began(self, server, kind):
+                page_somebody(f"{server}: {kind}")
+
+        RateLimitMiddleware("5/10s", redis, observer=Alarm())
+
+    The methods are called from the event loop, in the middle of what they report. They must return
+    at once and must not wait. If one raises, this is logged once and affects nothing else. Times
+    are in seconds.
+    """
+
+    # -- what comes in ----------------------------------------------------------------------------
+
+    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
+        """A hit was decided after `seconds`; a `peek` is not reported."""
+
+    def waited(self, decision: Decision, subject: Subject, seconds: float) -> None:
+        """A caller of `acquire` waited for `seconds` until this decision."""
+
+    def waiting(self, place: str, count: int) -> None:
+        """`count` callers wait now; `place` is the server that they wait for, or `"acquire"`."""
+
+    def banned(self, key: str, seconds: float) -> None:
+        """A ban of a penalty, or by hand, began; `key` says who is banned."""
+
+    def noticed(self, kind: NoticeKind, result: NoticeResult) -> None:
+        """A refused user was notified; `"silent"` means that no notice was due."""
+
+    def slots_in_use(self, name: str, count: int) -> None:
+        """This process holds `count` slots of a `Concurrency` now."""
+
+    def configured(self, version: int) -> None:
+        """Another version of the live limits is in force."""
+
+    # -- the storage ------------------------------------------------------------------------------
+
+    def storage_failed(self, server: str, kind: str) -> None:
+        """The storage did not answer about a decision; `kind` is that of `StorageError`."""
+
+    def outage_began(self, server: str, kind: str) -> None:
+        """A server stopped answering; the policy (`on_error`) answers for it."""
+
+    def outage_ended(self, server: str, seconds: float) -> None:
+        """A server answers again, after an outage of `seconds`."""
+
+    def breaker_changed(self, server: str, is_open: bool) -> None:
+        """The circuit breaker of a server opened, or closed."""
+
+    def connected(self, server: str) -> None:
+        """The connection to a server was opened."""
+
+    def disconnected(self, server: str) -> None:
+        """The connection was lost or could not be opened; it is tried again."""
+
+    def closed(self, server: str) -> None:
+        """The connection was closed on purpose; nothing more is reported about it."""
+
+    def batch_answered(self, server: str, size: int, seconds: float) -> None:
+        """A command with `size` decisions was answered after `seconds`."""
+
+    # -- what goes out ----------------------------------------------------------------------------
+
+    def request_done(self, method: str, outcome: RequestOutcome, waited: float) -> None:
+        """A request of the bot, for example `"SendMessage"`, has ended.
+
+        `"flooded"` means that it was answered with 429 for the last time, and `"unsent"` that it
+        was never sent. `waited` is the time for which the limits delayed it.
+        """
+
+    def flood_waited(self, scope: FloodScope, seconds: float) -> None:
+        """Telegram answered 429: for `seconds` nothing may be sent in the scope.
+
+        That is one chat, the whole bot, or one method if it takes no permit, such as
+        `deleteMessage`.
+        """
+
+    def queued(self, count: int) -> None:
+        """`count` requests of this process wait to be sent now."""
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """The limiter was closed: write what is left."""
+
+
+ObserverLike: TypeAlias = "Observer | Iterable[Observer] | None"
+
+
+class Observers(Observer):
+    """Several observers as one that never raises."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self.each: Final = tuple({id(each): each for each in observers}.values())
+        """The observers, each once."""
+        # These are called for every update, so only observers that override them are called.
+        self._decided = tuple(
+            (each, each.decided) for each in self.each if type(each).decided is not Observer.decided
+        )
+        self._batch_answered = tuple(
+            (each, each.batch_answered)
+            for each in self.each
+            if type(each).batch_answered is not Observer.batch_answered
+        )
+        self._failed: set[tuple[int, str]] = set()
+
+    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
+        """See `Observer.decided`."""
+        for each, decided in self._decided:
+            try:
+                decided(decision, subject, seconds)
+            except Exception as error:
+                self._report(each, "decided", error)
+
+    def batch_answered(self, server: str, size: int, seconds: float) -> None:
+        """See `Observer.batch_answered`."""
+        for each, batch_answered in self._batch_answered:
+            try:
+                batch_answered(server, size, seconds)
+            except Exception as error:
+                self._report(each, "batch_answered", error)
+
+    def tell(self, what: str, *values: Any) -> None:
+        """Call this method of all observers."""
+        for each in self.each:
+            try:
+                getattr(each, what)(*values)
+            except Exception as error:
+                self._report(each, what, error)
+
+    def _report(self, observer: Observer, what: str, error: Exception) -> None:
+        if (id(observer), what) not in self._failed:
+            self._failed.add((id(observer), what))
+            log.error(
+                "The observer %s failed in %s; it is logged this once",
+                type(observer).__qualname__,
+                what,
+                exc_info=error,
+            )
+
+
+def _forward(what: str) -> Callable[..., None]:
+    def tell(self: Observers, *values: Any) -> None:
+        self.tell(what, *values)
+
+    return tell
+
+
+EVENTS: Final = frozenset(name for name in vars(Observer) if not name.startswith("_"))
+"""The names of all methods of Observer."""
+for _what in EVENTS - set(vars(Observers)):
+    setattr(Observers, _what, _forward(_what))
+
+
+def observers_of(*values: ObserverLike) -> Observers | None:
+    """Combine observers into one; None if there are none.
+
+    Raises:
+        ConfigError: One of them is not an Observer.
+    """
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, Observers):
+            found += value.each
+        elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+            found += value
+        elif value is not None:
+            found.append(value)
+    for each in found:
+        if not isinstance(each, Observer):
+            kind = each if isinstance(each, type) else type(each)
+            hint = "pass an instance" if kind is each else "derive its class from Observer"
+            raise ConfigError(f"observer={kind.__qualname__}: expected an Observer; {hint}")
+    return Observers(found) if found else None
+
+
+def label_of(rule: Rule) -> str:
+    """The name of a rule in metrics, statistics and logs: the part of its keys before the ids.
+
+    ==============================  ============
+    `Rule("1/s")`                   `user`
+    `Rule("5/m", name="ai")`        `ai`
+    `Rule("20/m", Scope.CHAT)`      `chat`
+    `Penalty("10/m", "15m")`        `ban`
+    ==============================  ============
+    """
+    return rule.path.rstrip(":") or "user"
+
+
+def outcome_of(decision: Decision) -> Outcome:
+    """The outcome of a hit in one word."""
+    if decision.allowed:
+        return "allowed"
+    return "banned" if decision.banned else "refused"
+
+
+class LogObserver(Observer):
+    """Writes refusals at DEBUG, and once a minute a summary at INFO, if anything happened.
+
+    ::
+
+        INFO bot_ratelimit: Last 60 s: 1204 allowed, 31 refused (user: 28, ai: 3)
+
+    Args:
+        every: Seconds between summaries.
+        logger: Where to write.
+    """
+
+    def __init__(self, every: float = 60.0, logger: logging.Logger = log) -> None:
+        if not every > 0:
+            raise ConfigError(f"every={every!r}: expected seconds above 0, for example 60.0")
+        self._every = every
+        self._log = logger
+        self._allowed = 0
+        self._unlimited = 0
+        self._refused: Counter[str] = Counter()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._since = 0.0
+
+    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
+        """Count a decision; log a refusal."""
+        if decision.allowed:
+            self._allowed += 1
+        else:
+            label = label_of(decision.rule)
+            if label not in self._refused and len(self._refused) >= MAX_LABELS:
+                label = OTHER
+            self._refused[label] += 1
+            if self._log.isEnabledFor(logging.DEBUG):
+                self._log.debug(
+                    "%s by '%s' for %.3g s: %s (%s)",
+                    outcome_of(decision).capitalize(),
+                    decision.rule,
+                    decision.retry_after,
+                    ", ".join(f"{k} {v}" for k, v in subject._asdict().items() if v is not None),
+                    decision.source,
+                )
+        if decision.source == "policy":
+            self._unlimited += 1
+        loop = asyncio.get_running_loop()
+        if self._timer is None:
+            self._since = loop.time()
+        if self._timer is None or self._loop is not loop:  # that of another loop never fires
+            self._loop = loop
+            self._timer = loop.call_later(self._every, self.summarize, context=Context())
+
+    def summarize(self) -> None:
+        """Log a summary since the last one, if anything happened."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        refused = self._refused.total()
+        if self._loop is None or (not self._allowed and not refused):
+            return
+        by_rule = ", ".join(f"{label}: {n}" for label, n in self._refused.most_common())
+        self._log.info(
+            "Last %g s: %d allowed, %d refused%s%s",
+            round(min(self._every, self._loop.time() - self._since), 2),  # less when closed
+            self._allowed,
+            refused,
+            f" ({by_rule})" if by_rule else "",
+            f"; {self._unlimited} of these without the storage" if self._unlimited else "",
+        )
+        self._allowed = self._unlimited = 0
+        self._refused.clear()
+
+    def close(self) -> None:
+        """Log the last summary."""
+        self.summarize()

@@ -1,0 +1,1 @@
+"""What is limited: limits, rules, penalties and concurrency, as values without I/O."""

@@ -1,0 +1,93 @@
+"""Concurrency: how many may run at the same time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit, parse_period
+from bot_ratelimit.rules.rule import CustomScope, Rule, Scope, Subject
+
+LEASE = 30.0
+"""The default lease in seconds: after this time the slot of a killed process is free again."""
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Concurrency(Rule):
+    """How many may run at a time, for `Limiter.slot` and the flag `concurrent`.
+
+    ::
+
+        Concurrency(1, name="report")                 # one report at a time for each user
+        Concurrency(3, Scope.GLOBAL, "export")        # three exports for the whole bot
+
+    The slots of a user are leases in a sorted set, `<prefix>:ratelimit:slot:report:<user>`.
+
+    Args:
+        amount: How many, from 1 to 1,000,000.
+        scope: Who shares the slots; a callable as in `Rule`.
+        name: Keeps slots apart that have nothing to do with each other.
+        lease: Seconds, or a text such as `"1m"`, for which a slot stays taken when its process is
+            killed; at least 1. While its process lives a lease is renewed every third of that.
+
+    Raises:
+        ConfigError: An argument is invalid.
+    """
+
+    amount: int
+    lease: float
+
+    def __init__(
+        self,
+        amount: int,
+        scope: Scope | CustomScope = Scope.USER,
+        name: str = "",
+        *,
+        lease: float | str = LEASE,
+    ) -> None:
+        if isinstance(amount, bool) or not isinstance(amount, int) or not 1 <= amount <= MAX_AMOUNT:
+            raise ConfigError(
+                f"concurrency={amount!r}: expected how many may run at a time, "
+                f"a whole number from 1 to {MAX_AMOUNT}"
+            )
+        seconds = _lease(lease)
+        Rule.__init__(self, Limit(amount, seconds), scope, name)
+        put = object.__setattr__
+        put(self, "path", f"slot:{self.path}")
+        put(self, "amount", amount)
+        put(self, "lease", seconds)
+
+    def key(self, prefix: str, subject: Subject) -> str | None:
+        """Raise ConfigError: a Concurrency does not count hits.
+
+        Raises:
+            ConfigError: Always; a `Rule` was expected instead.
+        """
+        raise ConfigError(
+            f"{str(self)!r} does not count hits: use it in limiter.slot(...), or as the flag "
+            "@flags.rate_limit(concurrent=1)"
+        )
+
+    def slot_key(self, prefix: str, subject: Subject) -> str | None:
+        """The key of the subject's slots, for example `bot:ratelimit:slot:report:42`, or None."""
+        return Rule.key(self, prefix, subject)
+
+    def __str__(self) -> str:
+        """The concurrency in logs and errors, for example `1 at a time per user 'report'`."""
+        scope = self.scope.value if isinstance(self.scope, Scope) else "custom"
+        name = f" {self.name!r}" if self.name else ""
+        return f"{self.amount} at a time per {scope}{name}"
+
+
+def _lease(value: object) -> float:
+    try:
+        seconds = parse_period(value) if isinstance(value, str) else value
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise ConfigError("not a number")
+        if not 1 <= seconds <= 86_400:
+            raise ConfigError("out of range")
+    except ConfigError:
+        raise ConfigError(
+            f"lease={value!r}: expected seconds from 1 to 86400, or a text such as '1m'"
+        ) from None
+    return round(float(seconds), 3)

@@ -1,0 +1,109 @@
+"""Penalty: a ban for users who keep sending while they are refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit, parse_period
+from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Scope
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Penalty(Rule):
+    """A ban for users who keep sending while they are refused.
+
+    ::
+
+        RateLimitMiddleware("5/10s", redis, penalty=Penalty(after="10/minute", ban="15m"))
+
+    Refused hits are counted in a window of their own, `<prefix>:ratelimit:ban:<user>`. When
+    `after` is reached, everything is refused for the length of the ban, on every instance;
+    `Limiter.reset` lifts it. The key's value is the number of refused attempts, its TTL the rest
+    of the ban.
+
+    Args:
+        after: How many refused hits in how much time: `"10/minute"`.
+        ban: How long: seconds, or a text such as `"15m"`.
+        grows: Whether each `after` further refused attempts during the ban double it. A later ban
+            has the first length again.
+        longest: What a ban grows to at most, with `grows`; a day by default.
+        scope: Who is banned: all who share this scope.
+
+    Raises:
+        ConfigError: An argument is invalid.
+    """
+
+    ban_ms: int
+    longest_ms: int
+    """0 if the ban does not grow."""
+    imposed: bool
+    """Whether a hit causes the ban by itself, without any refusals before."""
+    listed: bool
+    """Whether its bans are of users or chats, and so are in the list of bans."""
+
+    def __init__(
+        self,
+        after: LimitLike,
+        ban: float | str,
+        *,
+        grows: bool = False,
+        longest: float | str | None = None,
+        scope: Scope = Scope.USER,
+    ) -> None:
+        limit = Limit.of(after)
+        if limit.algorithm is not Algorithm.FIXED_WINDOW:
+            raise ConfigError(f"after={str(limit)!r}: expected a fixed window such as '10/minute'")
+        if not isinstance(scope, Scope):
+            raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
+        if not isinstance(grows, bool):
+            raise ConfigError(f"grows={grows!r}: expected True or False")
+        if longest is not None and not grows:
+            raise ConfigError(f"longest={longest!r}: add grows=True, or leave longest out")
+        if longest is None:
+            longest = "1d"
+        Rule.__init__(self, limit, scope)
+        put = object.__setattr__
+        put(self, "path", f"ban:{self.path}")
+        put(self, "ban_ms", _duration_ms("ban", ban))
+        put(self, "longest_ms", _duration_ms("longest", longest) if grows else 0)
+        put(self, "imposed", False)
+        put(self, "listed", True)
+        if grows and self.longest_ms < self.ban_ms:
+            raise ConfigError(f"longest={longest!r}: expected at least as long as ban={ban!r}")
+
+    def __str__(self) -> str:
+        """The penalty in logs and errors, for example `ban of 900 s after 10/minute`."""
+        return f"ban of {self.ban_ms / 1_000:g} s after {self.limit}"
+
+
+def block_at(path: str, ids: Ids) -> Penalty:
+    """Make a rule that refuses everything while a block is in force, but never starts one.
+
+    Its limit is more refusals than fit into a millisecond, so only `blocking` can fill it. Its key
+    is `<prefix>:ratelimit:<path><ids>`, whose TTL is the rest of the block.
+    """
+    rule = Penalty(Limit(MAX_AMOUNT, 0.001), MAX_PERIOD_MS / 1_000)
+    object.__setattr__(rule, "path", path)
+    object.__setattr__(rule, "_ids", ids)
+    object.__setattr__(rule, "listed", False)
+    return rule
+
+
+def blocking(rule: Penalty, seconds: float) -> Penalty:
+    """Make the rule to hit so that `rule` refuses everything for `seconds`.
+
+    If there are several blocks, the one that ends last wins.
+    """
+    block = block_at(rule.path, rule._ids)
+    object.__setattr__(block, "ban_ms", _duration_ms("seconds", seconds))
+    object.__setattr__(block, "longest_ms", MAX_PERIOD_MS)
+    object.__setattr__(block, "imposed", True)
+    return block
+
+
+def _duration_ms(name: str, value: float | str) -> int:
+    try:
+        return Limit(1, parse_period(value) if isinstance(value, str) else value).period_ms
+    except ConfigError as error:
+        raise ConfigError(f"{name}={value!r}: {error}") from None

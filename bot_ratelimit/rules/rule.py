@@ -1,0 +1,336 @@
+"""Rule, Scope and Subject: who is counted, against which limit, under which key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import lru_cache
+from operator import attrgetter
+from typing import Final, NamedTuple, TypeAlias
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.described import fields_described
+from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
+
+
+@fields_described
+class Subject(NamedTuple):
+    """Who an event comes from: Telegram's ids, as far as they are known.
+
+    A rule whose scope needs an id that is None does not apply.
+
+    ::
+
+        Subject(user=42)
+        Subject(user=42, chat=-100123)
+
+    Attributes:
+        user: Id of the user, or of the channel or group that writes in place of one.
+        chat: Id of the chat.
+        topic: Id of the topic (message thread) in that chat.
+        bot: Id of the bot; given only where several bots with one prefix count apart.
+        business: Id of the business connection, in a chat that the bot serves in the name of a
+            business account.
+    """
+
+    user: int | None = None
+    chat: int | None = None
+    topic: int | None = None
+    bot: int | None = None
+    business: str | None = None
+
+
+class Scope(Enum):
+    """Who shares one count.
+
+    ==========  ===========================================
+    `USER`      a user, in all chats together (the default)
+    `CHAT`      everybody in a chat
+    `MEMBER`    a user in one chat
+    `TOPIC`     everybody in a topic (message thread)
+    `GLOBAL`    everybody
+    ==========  ===========================================
+
+    For anything else, give a callable that takes a `Subject` and returns the text that is counted::
+
+        Rule("100/minute", lambda subject: company_of(subject.user), name="company")
+    """
+
+    USER = "user"
+    CHAT = "chat"
+    MEMBER = "member"
+    TOPIC = "topic"
+    GLOBAL = "global"
+
+
+CustomScope: TypeAlias = Callable[[Subject], "str | None"]
+LimitLike: TypeAlias = "Limit | str | float"
+CustomLimit: TypeAlias = Callable[[Subject], "LimitLike | None"]
+RuleLike: TypeAlias = "Rule | LimitLike"
+Ids: TypeAlias = Callable[[Subject], "int | str | None"]
+
+# For each scope: its part of the key, and the ids of a subject that it counts by.
+_PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = {
+    Scope.USER: ("", attrgetter("user")),
+    Scope.CHAT: ("chat:", attrgetter("chat")),
+    Scope.MEMBER: ("member:", lambda s: _pair(s.chat, s.user)),
+    Scope.TOPIC: ("topic:", lambda s: _pair(s.chat, s.topic)),
+    Scope.GLOBAL: ("global", lambda s: ""),
+}
+# In a key, the rule's name and then the scope's name stand between the prefix and the ids. These
+# words are reserved by the package, so that no name can lead to the keys of another rule.
+RESERVED_NAMES: Final = frozenset(
+    {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"}
+    | {"out", "slot", "stats"}
+    | {"live", "history", "audit", "instances"}
+    | {"user"}  # how operators refer to a rule without a name
+)
+_NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,200}")
+_PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Rule:
+    """A limit, and who shares one count.
+
+    ::
+
+        Rule("5/10s")                                  # each user
+        Rule("20/minute", Scope.CHAT)                  # each chat
+        Rule("20/day", name="ai", cost=2)              # a separate count, two for each hit
+        Rule("2/s", shadow=True, name="trial")         # refuses nobody, only reports
+
+    Args:
+        limit: A `Limit`, its text (`"5/10s"`), the seconds for one event, or a callable that
+            returns one of these for a subject, or None if the rule does not apply to it.
+        scope: Who shares one count. A callable returns, for a subject, the text under which it
+            is counted, or None if the rule does not apply to it; such a rule needs a name.
+        name: Keeps the counts of rules with the same scope apart: up to 200 characters without
+            spaces, `:`, braces or the wildcards of a Redis pattern.
+        cost: What one hit costs, from 1 to what the limit can grant at once.
+        shadow: Count and report, but never refuse, to try a new limit on live traffic.
+
+    Raises:
+        ConfigError: An argument is invalid.
+    """
+
+    limit: Limit | CustomLimit
+    scope: Scope | CustomScope
+    name: str
+    cost: int
+    shadow: bool
+    path: str = field(repr=False)
+    """The part of its keys between the prefix and the ids."""
+    _ids: Callable[[Subject], int | str | None] = field(repr=False, compare=False)
+
+    def __init__(
+        self,
+        limit: LimitLike | CustomLimit,
+        scope: Scope | CustomScope = Scope.USER,
+        name: str = "",
+        cost: int = 1,
+        shadow: bool = False,
+    ) -> None:
+        if not isinstance(scope, Scope) and not callable(scope):
+            raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
+        if not isinstance(scope, Scope) and not name:
+            raise ConfigError(f"scope={scope!r}: a rule with a custom scope needs a name")
+        if name != "":
+            check_name(name)
+        if not isinstance(shadow, bool):
+            raise ConfigError(f"shadow={shadow!r}: expected True or False")
+        path, ids = _PATHS[scope] if isinstance(scope, Scope) else ("custom:", scope)
+        put = object.__setattr__
+        put(self, "limit", limit if callable(limit) else Limit.of(limit))
+        put(self, "scope", scope)
+        put(self, "name", name)
+        put(self, "cost", cost)
+        put(self, "shadow", shadow)
+        put(self, "path", f"{name}:{path}" if name else path)
+        put(self, "_ids", ids)
+        if isinstance(self.limit, Limit):
+            check_cost(cost, self.limit, self)
+        elif isinstance(cost, bool) or not isinstance(cost, int) or cost < 1:
+            raise ConfigError(f"cost={cost!r}: expected a whole number from 1 up")
+
+    def limit_for(self, subject: Subject) -> Limit | None:
+        """Return the limit of this subject; None if the rule does not apply to it."""
+        if isinstance(self.limit, Limit):
+            return self.limit
+        limit = self.limit(subject)
+        return None if limit is None else Limit.of(limit)
+
+    def key(self, prefix: str, subject: Subject) -> str | None:
+        """Return the Redis key that counts this subject; None if the subject lacks an id for it.
+
+        ==============================  ===================================
+        `Rule("1/s")`                   `bot:ratelimit:42`
+        `Rule("5/m", name="ai")`        `bot:ratelimit:ai:42`
+        `Rule("20/m", Scope.CHAT)`      `bot:ratelimit:chat:-100`
+        `Rule("1/s", Scope.MEMBER)`     `bot:ratelimit:member:-100:42`
+        `Rule("1/s", Scope.TOPIC)`      `bot:ratelimit:topic:-100:7`
+        `Rule("1000/s", Scope.GLOBAL)`  `bot:ratelimit:global`
+        a callable, `name="firm"`       `bot:ratelimit:firm:custom:acme`
+        ==============================  ===================================
+
+        If the subject has a bot or a business connection, `bot:<bot>:` and `business:<connection>:`
+        follow `ratelimit:`.
+        """
+        ids = self._ids(subject)
+        if ids is None:
+            return None
+        if type(ids) is not int and not isinstance(ids, (str, int)):
+            raise ConfigError(_wrong_id(self, ids))
+        if subject.bot is None and subject.business is None:  # the usual case
+            return f"{prefix}:ratelimit:{self.path}{ids}"
+        return f"{prefix}:ratelimit:{_realm(subject)}{self.path}{ids}"
+
+    def __str__(self) -> str:
+        """The rule in logs and errors, for example `5/minute per user 'ai'`."""
+        limit = self.limit if isinstance(self.limit, Limit) else "a limit of its own"
+        scope = self.scope.value if isinstance(self.scope, Scope) else "custom"
+        return f"{limit} per {scope}" + (f" {self.name!r}" if self.name else "")
+
+
+class Rules(tuple[Rule, ...]):
+    """One or several rules that can be decided together, because no two of them share a key."""
+
+    __slots__ = ()
+
+
+def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
+    """Make rules of one or several rules, limits or numbers, or of a str like `"1/s; 20/minute"`.
+
+    The first limit of a str has no name; each further one takes its own limit as its name.
+
+    Raises:
+        ConfigError: Nothing was given, a part is not a rule, or two rules would share a key.
+    """
+    if isinstance(value, Rules):
+        return value
+    if isinstance(value, Rule):
+        return Rules((value,))
+    if isinstance(value, str):
+        return _rules_of_text(value)
+    if isinstance(value, (Limit, int, float)):
+        return Rules((Rule(value),))
+    if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
+        return _together([each if isinstance(each, Rule) else Rule(each) for each in value])
+    raise ConfigError(f"{value!r}: expected a limit such as '5/10s', a Rule, or several")
+
+
+@lru_cache(1024)  # `hit("5/10s", …)` is called with the same few texts again and again
+def _rules_of_text(text: str) -> Rules:
+    parts = text.split(";")
+    if len(parts) > 1 and not all(part.strip() for part in parts):
+        raise ConfigError(
+            f"{text!r}: a limit is missing beside a ';'; remove the ';' or write a limit "
+            "there, for example '1/s; 20/minute'"
+        )
+    return _together([Rule(parts[0]), *(_named(part) for part in parts[1:])])
+
+
+def _together(rules: list[Rule]) -> Rules:
+    if not rules:
+        raise ConfigError("expected at least one rule, for example '1/s'")
+    seen: dict[str, Rule] = {}
+    for rule in rules:
+        other = seen.setdefault(rule.path, rule)
+        if other is not rule:
+            raise ConfigError(
+                f"the rules {str(other)!r} and {str(rule)!r} would share a key; "
+                "give one of them a name, for example Rule('5/minute', name='slow')"
+            )
+    return Rules(rules)
+
+
+def notice_rule(seconds: float, scope: Scope, about: str = "") -> Rule:
+    """The rule of one notice per `seconds`, counted under `<prefix>:ratelimit:notice:<user>`.
+
+    The wait of a bucket can exceed the longest period of a limit; it is cut to that.
+    """
+    rule = Rule(Limit(1, min(seconds, MAX_PERIOD_MS / 1_000)), scope)
+    object.__setattr__(rule, "path", f"notice:{about}{rule.path}")
+    return rule
+
+
+def rule_at(path: str, limit: Limit, ids: Ids, cost: int) -> Rule:
+    """Make a rule of this package with the key `<prefix>:ratelimit:<path><ids>`."""
+    rule = Rule(limit, cost=cost)
+    object.__setattr__(rule, "path", path)
+    object.__setattr__(rule, "_ids", ids)
+    return rule
+
+
+def _named(text: str) -> Rule:
+    limit = Limit.parse(text)
+    return Rule(limit, name=str(limit).replace(" ", "-"))
+
+
+def _realm(subject: Subject) -> str:
+    bot = "" if subject.bot is None else f"bot:{subject.bot}:"
+    return bot if subject.business is None else f"{bot}business:{subject.business}:"
+
+
+def _pair(first: int | None, second: int | None) -> int | str | None:
+    for each in (first, second):
+        if not isinstance(each, (int, str)):
+            return each  # None, or what `Rule.key` refuses
+    return f"{first}:{second}"
+
+
+def _wrong_id(rule: Rule, found: object) -> str:
+    """The error for something whose text may differ for every hit, which would limit nobody."""
+    kind = type(found).__name__
+    if isinstance(rule.scope, Scope):
+        return f"{kind} is not an id: expected numbers, Subject(user=message.from_user.id)"
+    return (
+        f"the scope of {str(rule)!r} returned a {kind}: expected a function, not async, that "
+        "returns a str, or None where the rule does not apply"
+    )
+
+
+def check_name(name: object) -> None:
+    """Raise ConfigError unless this is a valid name of a rule."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"name={name!r}: expected 1 to 200 characters without spaces, ':', braces or '*?[]\\'"
+        )
+    if name in RESERVED_NAMES:
+        raise ConfigError(f"name={name!r}: this name is reserved; choose another one")
+
+
+def check_prefix(prefix: object) -> str:
+    """Return the prefix if it is valid.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+        raise ConfigError(
+            f"key_prefix={prefix!r}: expected 1 to 128 characters without spaces or '*?[]\\', "
+            "for example 'booking_bot:client1'"
+        )
+    return prefix
+
+
+def check_adjustment(cost: object, age: object) -> None:
+    """Raise ConfigError unless the cost and the age are valid for `charge` and `refund`."""
+    if isinstance(cost, bool) or not isinstance(cost, int) or not 1 <= cost <= MAX_AMOUNT:
+        raise ConfigError(f"cost={cost!r}: expected a whole number from 1 to {MAX_AMOUNT}")
+    number = isinstance(age, (int, float)) and not isinstance(age, bool)
+    if age is not None and not (number and 0 <= age < float("inf")):  # type: ignore[operator]  # a number
+        raise ConfigError(f"age={age!r}: expected the seconds since the charge, for example 2.5")
+
+
+def check_cost(cost: object, limit: Limit, rule: Rule) -> None:
+    """Raise ConfigError unless a hit of this cost could ever be allowed."""
+    if isinstance(cost, bool) or not isinstance(cost, int) or cost < 1:
+        raise ConfigError(f"cost={cost!r}: expected a whole number from 1 up")
+    if cost > limit.capacity:
+        raise ConfigError(
+            f"cost={cost}: the rule {str(rule)!r} never grants more than {limit.capacity} at once, "
+            "so such a hit would always be refused"
+        )

@@ -1,0 +1,1 @@
+"""Counts on a Redis or Valkey server: the connection, its commands, its scripts."""

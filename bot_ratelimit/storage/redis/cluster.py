@@ -1,0 +1,265 @@
+"""Shards: the connections to the nodes of a Redis Cluster, and which node has which key."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from contextvars import Context
+from random import shuffle
+from typing import Any, Final
+
+from redis.asyncio.cluster import RedisCluster
+from redis.crc import key_slot
+
+from bot_ratelimit.errors import ConfigError, StorageError
+from bot_ratelimit.limiter.observer import Observer
+from bot_ratelimit.storage.redis import driver
+from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, IDLE, Connection
+from bot_ratelimit.storage.redis.decision_codec import Commands, DecisionCodec, Item
+from bot_ratelimit.storage.redis.driver import Address, NodeEndpoint, Stream
+from bot_ratelimit.storage.redis.faults import code_of, one_line, translated, unreachable
+from bot_ratelimit.storage.redis.latency import LOG_EVERY
+from bot_ratelimit.storage.redis.request import Redirect, Request
+
+log = logging.getLogger("bot_ratelimit")
+
+REFRESH_EVERY: Final = 0.5
+"""Seconds between two requests for the slot map while something is wrong."""
+MAX_ASKED: Final = 3
+"""How many of the known nodes are asked at the same time."""
+ASK_TIMEOUT: Final = 1.0
+"""The time-out in seconds for the slot map over an open connection."""
+
+
+class _AnyNode:
+    """Any node that answers; used as long as the slot map is unknown."""
+
+    name = "the cluster"
+
+    def __init__(self, client: RedisCluster) -> None:
+        self._client = client
+
+    @property
+    def where(self) -> str:
+        """See `Endpoint.where`."""
+        first, *others = driver.startup_nodes(self._client)
+        return "{} at {}:{}".format(self.name, *first) + (" and others" if others else "")
+
+    async def connect(self) -> Stream:
+        """Return the connection that opens first."""
+        nodes = driver.startup_nodes(self._client)
+        opening = {asyncio.create_task(self._connect(node)) for node in nodes}
+        errors: list[BaseException] = []
+        try:
+            rest = opening
+            while rest:
+                done, rest = await asyncio.wait(rest, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if (error := task.exception()) is None:
+                        opening.discard(task)
+                        return task.result()
+                    errors.append(error)
+        finally:
+            for task in opening:
+                driver.cancel_opening(task)
+        raise errors[-1]
+
+    async def _connect(self, node: Address) -> Stream:
+        endpoint = NodeEndpoint(self._client, node)
+        try:
+            return await endpoint.connect()
+        except Exception as error:
+            raise unreachable(endpoint.name, error, CONNECT_TIMEOUT) from error
+
+
+class Shards:
+    """A connection to each node that has slots, opened when it is first needed.
+
+    `CLUSTER SLOTS` is asked over any open connection: at the start, when a node redirects, and
+    repeatedly while a node is unreachable and decisions are requested. Until the slot map is known,
+    any node is asked and its redirect is followed.
+    """
+
+    def __init__(self, client: RedisCluster) -> None:
+        self._client = client
+        self._observer: Observer | None = None
+        self._nodes: dict[Address, Connection[Item]] = {}
+        self._slots: dict[int, Connection[Item]] = {}
+        self._any = self._connection(_AnyNode(client))
+        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshed_at = 0.0
+        self._draining: set[asyncio.Task[None]] = set()  # nodes without slots
+        self._is_needed = False  # since the last request for the slot map
+        self._needed_at = 0.0
+        self._warned_at = -LOG_EVERY
+
+    def route(self, key: bytes) -> tuple[Connection[Item], int]:
+        """Return the connection to the node of this key, and the key's slot."""
+        self._is_needed = True
+        slot = key_slot(key)
+        connection = self._slots.get(slot)
+        if connection is None:
+            connection = self._any
+            self._refresh_soon()
+        return connection, slot
+
+    def connections(self) -> list[Connection[Item]]:
+        """All connections."""
+        return [self._any, *self._nodes.values()]
+
+    def open(self) -> None:
+        """Start to fetch the slot map."""
+        self._is_needed = True
+        self._any.open()
+        self._refresh_soon()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        tasks = [*self._draining, *([self._refreshing] if self._refreshing else [])]
+        self._refreshing = None
+        self._draining.clear()
+        loop = asyncio.get_running_loop()
+        if tasks := [task for task in tasks if task.get_loop() is loop]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for connection in self.connections():
+            await connection.close()
+
+    def observe(self, observer: Observer | None) -> None:
+        """Set the observer of all connections, also of later ones; see `Connection.observer`."""
+        self._observer = observer
+        for connection in self.connections():
+            connection.observer = observer
+
+    def _connection(self, endpoint: driver.Endpoint) -> Connection[Item]:
+        connection: Connection[Item] = Connection(
+            endpoint,
+            DecisionCodec(lambda: endpoint.where),
+            redirect=self._follow_redirect,
+            on_failure=self._refresh_soon,
+        )
+        connection.observer = self._observer
+        return connection
+
+    def _node(self, address: Address) -> Connection[Item]:
+        node = self._nodes.get(address)
+        if node is None:
+            node = self._nodes[address] = self._connection(NodeEndpoint(self._client, address))
+        return node
+
+    def _follow_redirect(self, request: Request[Item], redirect: Redirect) -> None:
+        """Send the request to the node that a redirect names: the first node executed nothing."""
+        address = driver.remap(self._client, redirect.address)
+        node = self._node(address)
+        request.asking = redirect.asking
+        request.alone = request.alone or redirect.asking
+        if not redirect.asking and request.slot is not None:
+            self._slots[request.slot] = node
+            self._refresh_soon()
+        try:
+            node.enqueue(request)
+        except StorageError as error:
+            request.answer(error)
+
+    def _refresh_soon(self) -> None:
+        """Fetch the slot map in the background."""
+        loop = asyncio.get_running_loop()
+        if (
+            self._refreshing is None
+            or self._refreshing.done()
+            or self._refreshing.get_loop() is not loop
+        ):
+            self._refreshing = loop.create_task(self._refresh(), context=Context())
+
+    async def _refresh(self) -> None:
+        """Fetch the slot map until it is known and all nodes in it are reachable.
+
+        Stop when no decision has been requested for a while: an unused storage does not keep
+        asking.
+        """
+        while self._is_needed or _now() - self._needed_at < IDLE:
+            await asyncio.sleep(max(0.0, self._refreshed_at + REFRESH_EVERY - _now()))
+            self._refreshed_at = _now()
+            if self._is_needed:
+                self._is_needed, self._needed_at = False, self._refreshed_at
+            answer = await self._fetch_slots()
+            if answer is not None:
+                self._use_slots(*answer)
+                if all(node.is_healthy for node in self._nodes.values()):
+                    return
+
+    async def _fetch_slots(self) -> tuple[Any, str] | None:
+        """Ask some nodes at once, since one may hang; return the first slot map and its host."""
+        known = list(self._nodes.values())
+        shuffle(known)
+        known.sort(key=lambda each: not each.is_open)
+        asking = {asyncio.ensure_future(_slots(each)) for each in (self._any, *known[:MAX_ASKED])}
+        refused: tuple[str, Exception] | None = None
+        try:
+            for answer in asyncio.as_completed(asking):
+                reply, asked = await answer
+                if isinstance(reply, list):
+                    return reply, asked.host
+                if isinstance(reply, Exception):
+                    refused = asked.where, reply
+        finally:
+            for task in asking:
+                task.cancel()
+        if refused is not None:
+            self._log_refusal(*refused)
+        return None
+
+    def _log_refusal(self, where: str, error: Exception) -> None:
+        """Log a refusal that an operator has to fix, at most once a minute."""
+        is_fault = isinstance(translated(error), ConfigError)
+        if not is_fault or _now() - self._warned_at < LOG_EVERY:
+            return
+        self._warned_at = _now()
+        allow = (
+            "; allow it (ACL SETUSER <user> +cluster|slots)" if code_of(error) == "NOPERM" else ""
+        )
+        log.warning(
+            "Redis at %s refuses CLUSTER SLOTS (%s): each slot is found by a redirect, and the "
+            "nodes are asked again and again%s",
+            where,
+            one_line(error),
+            allow,
+        )
+
+    def _use_slots(self, ranges: Any, asked: str) -> None:
+        slots: dict[int, Connection[Item]] = {}
+        for first, last, primary, *_ in ranges:
+            address = _host(primary) or asked, int(primary[1])
+            node = self._node(driver.remap(self._client, address))
+            slots.update(dict.fromkeys(range(int(first), int(last) + 1), node))
+        self._slots = slots
+        used = set(slots.values())
+        for address in [address for address, node in self._nodes.items() if node not in used]:
+            leaving = asyncio.create_task(self._nodes.pop(address).drain(), context=Context())
+            self._draining.add(leaving)
+            leaving.add_done_callback(self._draining.discard)
+
+
+async def _slots(connection: Connection[Item]) -> tuple[Any, Connection[Item]]:
+    with suppress(StorageError):
+        timeout = ASK_TIMEOUT if connection.is_open else CONNECT_TIMEOUT
+        (reply,) = await connection.submit(Commands([(b"CLUSTER", b"SLOTS")]), timeout)
+        return reply, connection
+    return None, connection
+
+
+def _host(node: Sequence[Any]) -> str:
+    """The host of a node in `CLUSTER SLOTS`; empty if it is the host that was asked."""
+    host = node[0] or b""
+    if host == b"?" and len(node) > 3:  # host names are preferred, and this node has none
+        details = node[3]  # a dict with RESP3
+        pairs = details if isinstance(details, dict) else zip(*[iter(details)] * 2, strict=True)
+        host = dict(pairs).get(b"ip", b"")
+    return "" if host == b"?" else bytes(host).decode()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

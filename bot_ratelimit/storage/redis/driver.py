@@ -1,0 +1,259 @@
+"""What is used of redis-py: its clients, and its connections, which are used directly.
+
+The clients' own commands are not used, because they may be repeated, and a repeated hit could be
+charged twice. Private attributes of redis-py are used only in this file;
+`tests/storage/test_driver.py` lists all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, Protocol, TypeAlias
+
+import redis.asyncio as aioredis
+from redis import exceptions
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection
+from redis.backoff import NoBackoff
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.storage.redis.faults import is_cut_short
+
+Client: TypeAlias = "aioredis.Redis | RedisCluster"
+Address: TypeAlias = tuple[str, int]
+
+PRIVATE: Final = ("_reader", "_writer", "_parser")
+"""The private attributes of a redis-py connection that are used."""
+HEAR_OUT: Final = 0.2
+"""Seconds in which a server that ends connections at once has to say why."""
+_ERROR_SIZE: Final = 1_000
+_OWN_READ: Final = (AbstractConnection.read_response, SentinelManagedConnection.read_response)
+
+
+class Stream:
+    """An open connection: writes commands at once and reads replies in their order."""
+
+    __slots__ = ("_connection", "_read", "_reader", "_writer")
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._reader, self._writer = connection._reader, connection._writer
+        # The connection's own method would take longer than the parsing; fakeredis has no parser.
+        is_plain = _is_own(connection)
+        self._read = (connection._parser if is_plain else connection).read_response
+
+    def write(self, packed: bytes) -> None:
+        """Write encoded commands; never waits."""
+        self._writer.writelines((packed,))
+
+    async def read(self) -> Any:
+        """Return the next reply; an error reply is returned, not raised.
+
+        Raises:
+            Exception: The connection is broken.
+        """
+        try:
+            return await self._read(disable_decoding=True)
+        except exceptions.ResponseError as error:
+            return error
+
+    @property
+    def host(self) -> str:
+        """The host of the connection; empty for a Unix socket."""
+        return str(getattr(self._connection, "host", ""))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the server, or something on the network, has closed the connection."""
+        return bool(self._reader.at_eof()) or self._connection._reader is None
+
+    def close(self) -> None:
+        """Close the connection without waiting."""
+        _close(self._connection)
+
+
+class Endpoint(Protocol):
+    """A server address, and how to connect to it."""
+
+    @property
+    def name(self) -> str:
+        """The permanent name: `host:port`, the path of a socket, or the name of a service."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """The current address, for logs and errors."""
+        ...
+
+    async def connect(self) -> Stream:
+        """Open a connection.
+
+        Raises:
+            Exception: The error of redis-py or of the network.
+        """
+        ...
+
+
+class PoolEndpoint:
+    """The server of a client's connection pool.
+
+    The pool makes the connection, with its credentials and TLS, but the connection does not belong
+    to the pool: it does not matter whether the pool is small or exhausted.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        kwargs = pool.connection_kwargs
+        host, port = kwargs.get("host", "localhost"), kwargs.get("port", 6379)
+        self.name: str = kwargs.get("path") or f"{host}:{port}"
+        self.where = self.name
+
+    async def connect(self) -> Stream:
+        """See `Endpoint.connect`."""
+        connection = self._pool.make_connection()
+        return await open_stream(connection, connection.connect)
+
+
+class NodeEndpoint:
+    """A node of a Redis Cluster, with the connection options of the cluster's client."""
+
+    def __init__(self, client: RedisCluster, address: Address) -> None:
+        self._client = client
+        self._address = address
+        self.name = self.where = "{}:{}".format(*address)
+
+    async def connect(self) -> Stream:
+        """See `Endpoint.connect`."""
+        kwargs: dict[str, Any] = self._client.get_connection_kwargs()
+        node: Any = ClusterNode(*self._address, **kwargs)
+        connection = node.connection_class(**node.connection_kwargs)
+        return await open_stream(connection, connection.connect)
+
+
+async def open_stream(connection: Any, connect: Callable[[], Awaitable[Any]]) -> Stream:
+    """Open a redis-py connection by calling `connect`, and return a stream over it.
+
+    The connection's own retries and time-outs are switched off: retries would hide the reason of a
+    failure, and the owner of the stream limits the time of the whole attempt.
+    """
+    connection.retry = Retry(NoBackoff(), 0)
+    connection.socket_timeout = connection.socket_connect_timeout = None
+    try:
+        await connect()
+        return Stream(connection)
+    except BaseException as error:
+        _close(connection)
+        if isinstance(error, Exception) and is_cut_short(error):
+            reason = await _turned_away(connection)
+            if reason:
+                raise exceptions.ConnectionError(reason) from error
+        raise
+
+
+async def _turned_away(connection: Any) -> str:
+    """Return why the server closes connections at once, for example maxclients; empty if unknown.
+
+    The server sends the reason without being asked. But redis-py has already written by then, and
+    often gets only a reset. So this opens a connection that reads and writes nothing.
+    """
+    if isinstance(connection, aioredis.SSLConnection) or not _is_own(connection):
+        return ""
+    path = getattr(connection, "path", None)
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(HEAR_OUT):
+            reader, writer = await (
+                asyncio.open_unix_connection(path)
+                if path
+                else asyncio.open_connection(connection.host, connection.port)
+            )
+            try:
+                said = await reader.read(_ERROR_SIZE)
+            finally:
+                writer.transport.abort()
+        if said.startswith(b"-"):
+            return said[1:].decode(errors="replace").partition("\r\n")[0]
+    return ""
+
+
+def _is_own(connection: Any) -> bool:
+    """Whether this is a connection of redis-py itself, not of a substitute such as fakeredis."""
+    return type(connection).read_response in _OWN_READ
+
+
+def cancel_opening(task: asyncio.Task[Stream]) -> None:
+    """Cancel an attempt to connect; if it succeeds nevertheless, its connection is closed."""
+    task.cancel()
+    task.add_done_callback(_close_opened)
+
+
+def _close_opened(task: asyncio.Task[Stream]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
+def startup_nodes(client: RedisCluster) -> list[Address]:
+    """The nodes that the cluster client was given or has found."""
+    manager: Any = client.nodes_manager
+    nodes = [*manager.startup_nodes.values(), *manager.nodes_cache.values()]
+    return list(dict.fromkeys((node.host, int(node.port)) for node in nodes))
+
+
+def remap(client: RedisCluster, address: Address) -> Address:
+    """Return the address at which this machine reaches a node that announces this address."""
+    manager: Any = client.nodes_manager
+    host, port = manager.remap_host_port(*address)
+    return host, int(port)
+
+
+def sentinels_of(pool: SentinelConnectionPool) -> tuple[str, Sequence[Any], int, str | None]:
+    """The service name, the sentinels' pools, the peers each must see, and a forced IP."""
+    manager: Any = pool.sentinel_manager
+    pools = [client.connection_pool for client in manager.sentinels]
+    forced = getattr(manager, "_force_master_ip", None)
+    return pool.service_name, pools, manager.min_other_sentinels, forced
+
+
+def check_client(client: object) -> None:
+    """Raise ConfigError unless this is an asynchronous client of redis-py."""
+    if isinstance(client, RedisCluster):
+        return
+    if isinstance(client, aioredis.Redis):
+        pool: Any = client.connection_pool
+        if isinstance(pool, SentinelConnectionPool) and not pool.is_master:
+            raise ConfigError(
+                "redis_client connects to read-only replicas: pass sentinel.master_for(...)"
+            )
+        return
+    kind = client if isinstance(client, type) else type(client)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(client, str):
+        # The value is not repeated: a URL may hold a password.
+        raise ConfigError("redis_client is a str: pass redis.asyncio.Redis.from_url(...)")
+    if isinstance(client, type) and issubclass(client, (aioredis.Redis, RedisCluster)):
+        raise ConfigError(
+            f"redis_client is the class {name}: pass a client, redis.asyncio.{kind.__name__}(...)"
+        )
+    if isinstance(client, aioredis.ConnectionPool):
+        raise ConfigError(
+            "redis_client is a ConnectionPool: pass redis.asyncio.Redis.from_pool(pool)"
+        )
+    if name.startswith("redis.") and not name.startswith("redis.asyncio"):
+        raise ConfigError(
+            f"redis_client is a synchronous {name}, which would block the bot: "
+            "pass a redis.asyncio.Redis (from redis.asyncio import Redis)"
+        )
+    raise ConfigError(f"redis_client is a {name}: pass a redis.asyncio.Redis, or None for memory")
+
+
+def _close(connection: Any) -> None:
+    """Close a connection at once, in whatever state it or its event loop is."""
+    writer = getattr(connection, "_writer", None)
+    connection._reader = connection._writer = None  # else redis-py warns of a writer
+    if writer is not None:
+        with suppress(Exception):
+            transport = getattr(writer, "transport", writer)
+            (transport.abort if hasattr(transport, "abort") else transport.close)()

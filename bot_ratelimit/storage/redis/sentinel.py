@@ -1,0 +1,151 @@
+"""SentinelEndpoint: connects to the current primary of a Sentinel service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from redis import exceptions
+from redis.asyncio.sentinel import SentinelConnectionPool
+
+from bot_ratelimit.errors import NotConnectedError, StorageError
+from bot_ratelimit.storage.redis import encoding
+from bot_ratelimit.storage.redis.driver import (
+    Address,
+    PoolEndpoint,
+    Stream,
+    cancel_opening,
+    open_stream,
+    sentinels_of,
+)
+from bot_ratelimit.storage.redis.faults import unreachable
+
+ASK_TIMEOUT: Final = 1.0
+"""The time-out in seconds for the answer of one sentinel."""
+GATHER: Final = 0.1
+"""Seconds to wait for the other sentinels after the first answer: it may have missed a failover."""
+CHECK_EVERY: Final = 0.5
+"""Seconds between two checks of the primary while a connection to it is being opened."""
+
+
+class _Answer(NamedTuple):
+    epoch: int
+    address: Address
+
+
+class SentinelEndpoint:
+    """Asks all sentinels at once, so that a dead or hanging one delays nothing.
+
+    Of several answers, that of the latest failover counts (the highest `config-epoch`). While the
+    connection is being opened the sentinels are asked again, so that a primary that hangs is left
+    as soon as they have chosen another one.
+    """
+
+    def __init__(self, pool: SentinelConnectionPool) -> None:
+        self._pool: Any = pool
+        self.name, *_ = sentinels_of(pool)
+        self._address: Address | None = None
+
+    @property
+    def where(self) -> str:
+        """See `Endpoint.where`."""
+        return "{} at {}:{}".format(self.name, *self._address) if self._address else self.name
+
+    async def connect(self) -> Stream:
+        """See `Endpoint.connect`."""
+        while True:
+            address = self._address = await self._primary()
+            connection = self._pool.make_connection()
+
+            async def connect(connection: Any = connection, to: Address = address) -> None:
+                await connection.connect_to(to)
+
+            opening = asyncio.create_task(open_stream(connection, connect))
+            try:
+                if await self._is_still_primary(address, opening):
+                    return opening.result()
+            except BaseException:
+                cancel_opening(opening)
+                raise
+            cancel_opening(opening)
+
+    async def _is_still_primary(self, address: Address, opening: asyncio.Task[Stream]) -> bool:
+        """Wait until the connection is open; False if another server became the primary."""
+        while True:
+            done, _ = await asyncio.wait([opening], timeout=CHECK_EVERY)
+            if done:
+                return True
+            if await self._primary() != address:
+                return False
+
+    async def _primary(self) -> Address:
+        name, pools, peers, forced = sentinels_of(self._pool)
+        asking = {asyncio.create_task(_ask(pool, name, peers)) for pool in pools}
+        try:
+            answers: list[_Answer] = []
+            errors: list[StorageError] = []
+            rest, patience = asking, None
+            while rest:
+                done, rest = await asyncio.wait(
+                    rest, timeout=patience, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    answer = task.result()
+                    if isinstance(answer, _Answer):
+                        answers.append(answer)
+                    else:
+                        errors.append(answer)
+                if not done:
+                    break
+                if answers:
+                    patience = GATHER
+        finally:
+            for task in asking:
+                task.cancel()
+        if not answers:
+            raise NotConnectedError(
+                f"no sentinel knows the primary of {name!r}: {'; '.join(sorted(map(str, errors)))}",
+                kind=errors[0].kind,
+            )
+        _, (host, port) = max(answers)
+        return forced or host, port
+
+
+async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
+    """Ask a sentinel for the primary; return its answer, or why there is none."""
+    endpoint = PoolEndpoint(pool)
+    try:
+        async with asyncio.timeout(ASK_TIMEOUT):
+            stream = await endpoint.connect()
+            try:
+                for about in (b"MASTER", b"GET-MASTER-ADDR-BY-NAME"):
+                    stream.write(encoding.encode_command([b"SENTINEL", about, service.encode()]))
+                state, address = await stream.read(), await stream.read()
+            finally:
+                stream.close()
+        return read_primary(state, address, peers)
+    except Exception as error:
+        return unreachable(endpoint.name, error, ASK_TIMEOUT, password="sentinel_kwargs")  # noqa: S106 - where one is set
+
+
+def read_primary(state: Any, address: Any, peers: int) -> _Answer:
+    """Read a sentinel's view of the primary.
+
+    A primary that the sentinel reports as down (`s_down`) is an answer, too: a new one may be
+    reported so until the sentinel has connected to it.
+    """
+    for reply in (state, address):
+        if isinstance(reply, exceptions.ResponseError) and "No such master" in str(reply):
+            raise exceptions.ResponseError(f"{reply} - check the service name given to master_for")
+        if isinstance(reply, Exception):
+            raise reply
+    pairs = state.items() if isinstance(state, Mapping) else zip(*[iter(state)] * 2, strict=True)
+    fields = {bytes(key).decode(): bytes(value).decode() for key, value in pairs}
+    if int(fields["num-other-sentinels"]) < peers:
+        raise exceptions.ConnectionError("the sentinel sees too few other sentinels")
+    host, port = (bytes(part).decode() for part in address)
+    # A new primary has this address from its promotion on, but these fields and the next epoch only
+    # when all other replicas follow it, which may take minutes.
+    is_newer = (host, port) != (fields["ip"], fields["port"])
+    return _Answer(int(fields["config-epoch"]) + is_newer, (host, int(port)))

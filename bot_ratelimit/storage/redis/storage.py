@@ -1,0 +1,179 @@
+"""RedisStorage: counts on a Redis or Valkey server, shared by every instance of the bot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from itertools import chain
+from typing import Any, Literal, cast
+
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.sentinel import SentinelConnectionPool
+
+from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.limiter.observer import Observer, Observers, observers_of
+from bot_ratelimit.storage.base import Charge, ConnectionStatus
+from bot_ratelimit.storage.redis import driver, encoding
+from bot_ratelimit.storage.redis.cluster import Shards
+from bot_ratelimit.storage.redis.connection import Connection
+from bot_ratelimit.storage.redis.decision_codec import Commands, DecisionCodec, Item
+from bot_ratelimit.storage.redis.driver import Client, Endpoint, PoolEndpoint
+from bot_ratelimit.storage.redis.encoding import Command, Hit
+from bot_ratelimit.storage.redis.faults import translated
+from bot_ratelimit.storage.redis.sentinel import SentinelEndpoint
+
+
+class RedisStorage:
+    """Decides on a Redis or Valkey server, in one round trip, with the server's clock.
+
+    ::
+
+        Limiter(RedisStorage(Redis(host="10.0.0.5")), key_prefix="my_bot")
+
+    The storage has a connection of its own to each server, with the credentials, TLS and Sentinel
+    settings of the client. It opens the connection in the background and keeps it until `close`.
+
+    Args:
+        client: A `redis.asyncio.Redis` of any kind (from_url, Sentinel, any pool, with or without
+            decode_responses), or a `redis.asyncio.RedisCluster`. It says how to connect. Its pool,
+            its time-outs and its retries are not used, because a repeated hit could be charged
+            twice.
+        close_client: Whether `close` also closes the client; it does not by default.
+
+    Raises:
+        ConfigError: The client is synchronous, or not a Redis client.
+    """
+
+    source: Literal["redis"] = "redis"
+
+    def __init__(self, client: Client, *, close_client: bool = False) -> None:
+        driver.check_client(client)
+        self._client = client
+        self._close_client = close_client
+        self._observer: Observers | None = None
+        self._shards: Shards | None = None
+        self._connection: Connection[Item] | None = None
+        if isinstance(client, RedisCluster):
+            self._shards = Shards(client)
+        else:
+            endpoint = _endpoint(client.connection_pool)
+            self._connection = Connection(endpoint, DecisionCodec(lambda: endpoint.where))
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the keys may be on several nodes."""
+        return self._shards is not None
+
+    def hit(
+        self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
+    ) -> Awaitable[list[Verdict]]:
+        """Decide and charge; see `Storage.hit`."""
+        return self._submit(Hit(charges, once), charges[0].key, timeout)
+
+    def peek(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
+        """Look without charging; see `Storage.peek`."""
+        return self._submit(Hit(charges, peek=True), charges[0].key, timeout)
+
+    def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
+        """Charge even above the limit; see `Storage.charge`."""
+        return self._submit(Hit(charges, adjust="+"), charges[0].key, timeout)
+
+    def refund(
+        self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
+    ) -> Awaitable[list[Verdict]]:
+        """Give back; see `Storage.refund`."""
+        return self._submit(Hit(charges, adjust="-", age_us=age_us), charges[0].key, timeout)
+
+    async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
+        """Delete these counts; see `Storage.reset`."""
+        slots: dict[int | None, list[Charge]] = {}  # on a cluster the keys may be on several nodes
+        for charge in charges:
+            slot = None if self._connection is not None else self._route(charge.key)[1]
+            slots.setdefault(slot, []).append(charge)
+        forgotten = await asyncio.gather(
+            *(self._submit(Hit(some, reset=True), some[0].key, timeout) for some in slots.values())
+        )
+        return sum(verdict.reset > 0 for verdict in chain.from_iterable(forgotten))
+
+    async def execute(self, command: Command, *, key: str, timeout: float) -> Any:
+        """Send a command that is not a decision, once, and return its reply as redis-py parses it.
+
+        Args:
+            command: Its name and arguments, as bytes.
+            key: A key of the command, which decides where it is sent.
+            timeout: Seconds.
+
+        Raises:
+            StorageError: The server is unreachable, too slow or cannot serve now.
+            ConfigError: The server refuses until a setting is changed.
+        """
+        (reply,) = await self._submit(Commands([command]), key, timeout)
+        if isinstance(reply, Exception):
+            connection = self._connection or self._route(key)[0]
+            raise translated(reply, connection.where) from reply
+        return reply
+
+    def server(self, charges: Sequence[Charge]) -> str:
+        """The name of the server that decides about these charges; see `Storage.server`."""
+        if self._connection is not None:
+            return self._connection.name
+        return self._route(charges[0].key)[0].name
+
+    def observe(self, observer: Observer) -> None:
+        """Add an observer of connections and batches."""
+        self._observer = observers_of(self._observer, observer)
+        if self._shards is not None:
+            self._shards.observe(self._observer)
+        elif self._connection is not None:
+            self._connection.observer = self._observer
+
+    def status(self) -> list[ConnectionStatus]:
+        """The state of the connections, one for each server."""
+        return [
+            ConnectionStatus(
+                each.name,
+                each.is_open,
+                each.latency,
+                cast(DecisionCodec, each.codec).uses_script,
+                "" if each.last_error is None else str(each.last_error),
+            )
+            for each in self._connections()
+        ]
+
+    def open(self) -> None:
+        """Start to connect in the background; without this, the first decision does it."""
+        (self._connection or cast(Shards, self._shards)).open()
+
+    async def close(self) -> None:
+        """Close the connection; the client stays open unless `close_client` was given.
+
+        Like the client, the storage can be used again, for example when a dispatcher is restarted.
+        """
+        await (self._connection or cast(Shards, self._shards)).close()
+        if self._close_client:
+            await self._client.aclose()
+
+    async def close_idle(self) -> None:
+        """Close the connection, unless requests are in progress."""
+        if all(each.is_idle for each in self._connections()):
+            await self.close()
+
+    def _connections(self) -> list[Connection[Item]]:
+        if self._connection is not None:
+            return [self._connection]
+        return cast(Shards, self._shards).connections()
+
+    def _submit(self, item: Item, key: str, timeout: float) -> asyncio.Future[Any]:
+        if self._connection is not None:
+            return self._connection.submit(item, timeout)
+        connection, slot = self._route(key)
+        return connection.submit(item, timeout, slot)
+
+    def _route(self, key: str) -> tuple[Connection[Item], int]:
+        return cast(Shards, self._shards).route(encoding.encode_key(key))
+
+
+def _endpoint(pool: Any) -> Endpoint:
+    return (
+        SentinelEndpoint(pool) if isinstance(pool, SentinelConnectionPool) else PoolEndpoint(pool)
+    )

@@ -1,0 +1,265 @@
+"""The algorithms as tables of steps, and the promise of `wait` as a property."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from itertools import accumulate
+from math import ceil
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot_ratelimit import Algorithm, Limit
+from bot_ratelimit.algorithms.algorithms import ALGORITHMS, Step, Verdict, Window
+
+START = 1_767_225_600_000_000
+"""2026 in microseconds: where a clock stands must not matter."""
+
+FIXED, SLIDING, BUCKET = Algorithm
+MOMENT = {FIXED: 1_000, SLIDING: 1, BUCKET: 1}
+"""The microseconds that each algorithm tells apart."""
+
+
+def us(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+def step(limit: Limit | str, state: Any, seconds: float, cost: int) -> Step:
+    limit = Limit.of(limit)
+    return ALGORITHMS[limit.algorithm](state, START + us(seconds), limit, cost)
+
+
+def waits(limit: str, steps: Iterable[tuple[float, int, float]]) -> list[float]:
+    """The waits in seconds for each (time, cost, expected wait)."""
+    state, found = None, []
+    for seconds, cost, _ in steps:
+        state, verdict = step(limit, state, seconds, cost)
+        found.append(verdict.wait / 1_000_000)
+    return found
+
+
+TABLES = {
+    "fixed window: forgets everything at once, a period after its first hit": (
+        "3/10s",
+        [(0, 1, 0), (4, 1, 0), (9, 1, 0), (9.5, 1, 0.5), (9.999, 1, 0.001), (10, 3, 0)],
+    ),
+    "fixed window: opens with the first hit, not on the hour": (
+        "1/10s",
+        [(7, 1, 0), (16.999, 1, 0.001), (17, 1, 0), (26.999, 1, 0.001), (27, 1, 0)],
+    ),
+    "fixed window: twice the amount passes around a boundary": (
+        "5/10s",
+        [(0, 1, 0), (9.999, 4, 0), (9.999, 1, 0.001), (10, 5, 0), (10, 1, 10)],
+    ),
+    "fixed window: a cost that overfills it is not charged": (
+        "5/10s",
+        [(0, 3, 0), (1, 3, 9), (2, 2, 0), (3, 1, 7)],
+    ),
+    "sliding window: room returns hit by hit": (
+        "3/10s sliding",
+        [(0, 1, 0), (3, 1, 0), (6, 1, 0), (8, 1, 2), (10, 1, 0), (10, 1, 3), (13, 1, 0)],
+    ),
+    "sliding window: no burst around a boundary": (
+        "5/10s sliding",
+        [(0, 1, 0), (9.999, 4, 0), (10, 5, 9.999), (10, 1, 0), (10, 1, 9.999)],
+    ),
+    "sliding window: a great cost waits until enough has left": (
+        "5/10s sliding",
+        [(0, 1, 0), (1, 2, 0), (2, 2, 0), (3, 1, 7), (3, 2, 8), (3, 3, 8), (3, 5, 9)],
+    ),
+    "sliding window: refused hits cost nothing": (
+        "1/10s sliding",
+        [(0, 1, 0), (5, 1, 5), (9.999999, 1, 0.000001), (10, 1, 0), (19, 1, 1)],
+    ),
+    "token bucket: a burst, then evenly": (
+        "1/s burst 3",
+        [(0, 1, 0), (0, 1, 0), (0, 1, 0), (0, 1, 1), (1, 1, 0), (1.5, 1, 0.5), (2, 1, 0)],
+    ),
+    "token bucket: never holds more than its burst, however long it stood": (
+        "1/s burst 3",
+        [(0, 1, 0), (3_600, 3, 0), (3_600, 1, 1)],
+    ),
+    "token bucket: a refused cost takes nothing": (
+        "1/s burst 3",
+        [(0, 2, 0), (0.5, 2, 0.5), (0.5, 1, 0), (0.5, 1, 0.5), (1, 1, 0)],
+    ),
+    "token bucket: a burst below the amount spreads the amount": (
+        "60/minute burst 1",
+        [(0, 1, 0), (0, 1, 1), (0.999999, 1, 0.000001), (1, 1, 0)],
+    ),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_tables(table: str) -> None:
+    """Each table behaves as its heading says."""
+    limit, steps = TABLES[table]
+    assert waits(limit, steps) == [wait for _, _, wait in steps]
+
+
+def test_the_worked_example_of_decision() -> None:
+    """The numbers in the docstring of `Decision` are right."""
+    state = None
+    for seconds in (0, 1, 2, 2, 2, 3):
+        state, verdict = step("5/10s", state, seconds, 1)
+        if seconds == 2 and verdict.remaining == 2:
+            assert verdict == Verdict(0, 2, us(8))
+    assert verdict == Verdict(us(7), 0, us(7))
+
+
+def test_a_full_fixed_window_counts_attempts() -> None:
+    """A full window counts attempts; a hit that would overfill it is not counted."""
+    state, counts = None, []
+    for cost in (2, 3, 1, 1, 3):
+        state, _ = step("3/10s", state, 0, cost)
+        counts.append(state.charged)
+    assert counts == [2, 2, 3, 4, 7]
+
+
+@pytest.mark.parametrize(
+    ("limit", "hits"), [("7/60s burst 3", 70), ("300000/s burst 3", 3_000), ("3/ms burst 2", 100)]
+)
+def test_a_bucket_loses_nothing_to_rounding(limit: str, hits: int) -> None:
+    """Tokens that come at fractions of a microsecond are still granted on time, forever."""
+    parsed = Limit.parse(limit)
+    interval = Fraction(parsed.period_ms * 1_000, parsed.amount)
+    state, now = step(parsed, None, 0, parsed.capacity)[0], START
+    for token in range(1, hits + 1):
+        now += ALGORITHMS[BUCKET](state, now, parsed, 1)[1].wait
+        assert now == START + ceil(token * interval)
+        state, verdict = ALGORITHMS[BUCKET](state, now, parsed, 1)
+        assert verdict.wait == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "wait"), [("2/10s", 10), ("2/10s sliding", 0), ("2/10s bucket", 5)]
+)
+def test_a_clock_set_back_locks_nobody_out(limit: str, wait: float) -> None:
+    """After the clock went back an hour, nobody waits longer than a new user."""
+    state, _ = step(limit, None, 3_600, 2)
+    assert step(limit, state, 0, 1)[1].wait == us(wait)
+
+
+CHANGES = {
+    "a raised amount gives room at once": [("2/10s", 0, 2, 0), ("3/10s", 1, 1, 0)],
+    "a lowered amount holds at once": [("5/10s", 0, 3, 0), ("2/10s", 1, 1, 9)],
+    "a shortened window ends a new period from now at the latest": [
+        ("1/60s", 0, 1, 0),
+        ("1/10s", 1, 1, 10),
+        ("1/10s", 11, 1, 0),
+    ],
+    "a lengthened window ends when it was to end": [("1/10s", 0, 1, 0), ("1/60s", 1, 1, 9)],
+    "a shortened sliding window forgets what is older": [
+        ("1/60s sliding", 0, 1, 0),
+        ("1/10s sliding", 9, 1, 1),
+        ("1/10s sliding", 10, 1, 0),
+    ],
+    "a bucket made smaller is empty at most": [("1/s burst 60", 0, 60, 0), ("1/s bucket", 0, 1, 1)],
+    "fixed to sliding starts afresh": [("1/10s", 0, 1, 0), ("1/10s sliding", 0, 1, 0)],
+    "fixed to bucket starts afresh": [("1/10s", 0, 1, 0), ("1/10s bucket", 0, 1, 0)],
+    "sliding to fixed starts afresh": [("1/10s sliding", 0, 1, 0), ("1/10s", 0, 1, 0)],
+    "sliding to bucket starts afresh": [("1/10s sliding", 0, 1, 0), ("1/10s bucket", 0, 1, 0)],
+    "bucket to fixed starts afresh": [("1/10s bucket", 0, 1, 0), ("1/10s", 0, 1, 0)],
+    "bucket to sliding starts afresh": [("1/10s bucket", 0, 1, 0), ("1/10s sliding", 0, 1, 0)],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_limit_may_change(change: str) -> None:
+    """State of another limit is understood or ignored."""
+    state = None
+    for limit, seconds, cost, wait in CHANGES[change]:
+        state, verdict = step(limit, state, seconds, cost)
+        assert verdict.wait == us(wait), (limit, seconds)
+
+
+@st.composite
+def limits(draw: st.DrawFn) -> Limit:
+    amount = draw(st.integers(1, 9) | st.sampled_from([300_000, 1_000_000]))
+    period = draw(st.sampled_from([1, 7, 1_000, 60_000, 366 * 86_400_000]) | st.integers(1, 5_000))
+    algorithm = draw(st.sampled_from(Algorithm))
+    burst = draw(st.integers(1, 9)) if algorithm is BUCKET else None
+    return Limit(amount, period / 1_000, algorithm, burst)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[Limit, list[tuple[int, int]]]:
+    """A limit, and hits on it as (time, cost)."""
+    limit = draw(limits())
+    pauses = st.just(0) | st.integers(0, 3 * limit.period_ms * 1_000 // limit.amount)
+    costs = st.integers(1, min(limit.capacity, 9)) | st.just(limit.capacity)
+    hits = draw(st.lists(st.tuples(pauses, costs), min_size=1, max_size=15))
+    times = accumulate((pause for pause, _ in hits), initial=START)
+    return limit, [(time, cost) for time, (_, cost) in zip(times, hits, strict=False)]
+
+
+@given(histories())
+def test_waiting_exactly_retry_after_is_enough(
+    history: tuple[Limit, list[tuple[int, int]]],
+) -> None:
+    """A refused hit is allowed after its wait, and not a moment earlier."""
+    limit, hits = history
+    decide, state = ALGORITHMS[limit.algorithm], None
+    for now, cost in hits:
+        state, verdict = decide(state, now, limit, cost)
+        if verdict.wait:
+            then = now + verdict.wait
+            assert decide(state, then, limit, cost)[1].wait == 0
+            assert decide(state, then - MOMENT[limit.algorithm], limit, cost)[1].wait > 0
+
+
+@given(histories())
+def test_a_peek_sees_what_the_last_hit_returned(
+    history: tuple[Limit, list[tuple[int, int]]],
+) -> None:
+    """A hit of cost 0 is never refused and returns what the hit before it left."""
+    limit, hits = history
+    decide, state = ALGORITHMS[limit.algorithm], None
+    for now, cost in hits:
+        state, verdict = decide(state, now, limit, cost)
+        assert decide(state, now, limit, 0)[1] == verdict._replace(wait=0)
+
+
+def most_within(charged: Sequence[tuple[int, int]], span: int) -> int:
+    """The most that was charged in any span of this length."""
+    return max(
+        sum(cost for time, cost in charged if start <= time < start + span) for start, _ in charged
+    )
+
+
+@given(histories())
+def test_no_more_than_the_limit(history: tuple[Limit, list[tuple[int, int]]]) -> None:
+    """At once at most the capacity; per period the amount and what the algorithm adds."""
+    limit, hits = history
+    period, state, charged = limit.period_ms * 1_000, None, []
+    for now, cost in hits:
+        state, verdict = ALGORITHMS[limit.algorithm](state, now, limit, cost)
+        if not verdict.wait:
+            charged.append((now, cost))
+    at_a_boundary = {FIXED: limit.amount, SLIDING: 0, BUCKET: limit.capacity}
+    assert most_within(charged, 1) <= limit.capacity
+    assert most_within(charged, period) <= limit.amount + at_a_boundary[limit.algorithm]
+
+
+@given(histories())
+def test_reset_is_when_nothing_counts(history: tuple[Limit, list[tuple[int, int]]]) -> None:
+    """After `reset` a subject has a clean count, and not a moment earlier."""
+    limit, hits = history
+    decide, state, now = ALGORITHMS[limit.algorithm], None, START
+    for now, cost in hits:
+        state, verdict = decide(state, now, limit, cost)
+    new, later = Verdict(0, limit.capacity, 0), now + verdict.reset
+    assert decide(state, later, limit, 0)[1] == new
+    assert decide(state, later, limit, limit.capacity)[1].wait == 0
+    assert decide(state, later - MOMENT[limit.algorithm], limit, 0)[1] != new
+
+
+def test_a_window_keeps_to_the_milliseconds_of_a_ttl() -> None:
+    """A fixed window ends at a whole millisecond, like its Redis key."""
+    state, _ = step("1/10s", None, 0.0009, 1)
+    assert state == Window(1, START // 1_000 + 10_000)
+    assert step("1/10s", state, 9.9995, 1)[1].wait == us(0.001)
+    assert step("1/10s", state, 10, 1)[1].wait == 0

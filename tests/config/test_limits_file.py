@@ -1,0 +1,192 @@
+"""The limits file: its content, how flags use it, and the errors for a bad one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from aiogram import flags
+
+from bot_ratelimit import (
+    ConfigError,
+    Limit,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    Scope,
+    Settings,
+)
+from bot_ratelimit.config.limits_file import LimitsFile, read_limits_file
+from bot_ratelimit.rules.rule import rules_of
+from tests.incoming.support import HANDLED, Instance, callback, message
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "limits.toml"
+
+
+def written(text: str) -> str:
+    Path("limits.toml").write_text(text, encoding="utf-8")
+    return "limits.toml"
+
+
+def middleware(
+    environment: pytest.MonkeyPatch, text: str, **overrides: object
+) -> RateLimitMiddleware:
+    environment.setenv("RATE_LIMIT_FILE", written(text))
+    return RateLimitMiddleware.from_settings(**overrides)
+
+
+def test_the_documented_file_is_complete() -> None:
+    """The example in the docs has every part, and is read as it says."""
+    found = read_limits_file(EXAMPLE)
+    assert found.rules == rules_of("1/s; 20/minute")
+    assert found.exempt == {42, -100123}
+    assert found.limits["ai"] == {"limit": "5/minute; 50/day"}
+    assert found.limits["report"]["scope"] is Scope.CHAT
+    assert found.penalty == Penalty("10/minute", "15m", grows=True, longest="1d")
+    assert f"```toml\n{EXAMPLE.read_text('utf-8')}```" in (EXAMPLE.parent / "admin.md").read_text(
+        "utf-8"
+    )
+    assert sorted(found.notices) == ["en", "ru"]
+    assert found.outgoing["per_group"] == "20/minute sliding"
+    empty = LimitsFile()
+    assert all(getattr(found, name) != getattr(empty, name) for name in LimitsFile.__slots__)
+
+
+def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
+    """[[rules]] can have all fields of `Rule`."""
+    found = read_limits_file(
+        written("[[rules]]\nlimit='9/s'\n[[rules]]\nlimit='5/m'\nscope='chat'\nname='x'\ncost=2\n")
+    )
+    assert found.rules == (Rule("9/s"), Rule("5/m", Scope.CHAT, "x", 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a = 1\nb = 1/s", "limits.toml: not TOML: Expected newline or end of document after"),
+        ("a = 1\nb = 1/s", "(at line 2, column 6); a text needs quotes, for example ai ="),
+        ("rate_limit = '5 minutes'", "limits.toml: rate_limit: '5 minutes'"),
+        ("rate_limit = '5/s'\n[[rules]]\nlimit='1/s'", "rate_limit and [[rules]] are both"),
+        ("[[rules]]\nname='x'", "limits.toml: [[rules]] limit is missing, for example"),
+        ("[[rules]]\nlimit='1/s'\nscope='users'", "scope='users': expected one of user, chat"),
+        ("[limits]\nai = '5'", "limits.toml: [limits] ai: '5'"),
+        ("[limits]\nai = {}", "[limits] ai: limit is missing, for example limit = '5/minute'"),
+        ("[limits]\nai = {limit='5/m', cots=2}", "[limits] ai: cots is unknown; expected limit"),
+        ("[limits]\nai = {limit='5/m', cost=9}", "never grants more than 5 at once"),
+        ("[limits]\n'a b' = '5/m'", "name='a b': expected"),
+        ("[limits]\nban = '5/m'", "name='ban'"),
+        ("limits = 3", "limits: 3: expected a table"),
+        ("exempt = ['42']", "limits.toml: exempt: '42': expected the id of a user or a chat"),
+        ("exempt = 42", "exempt: 42: expected a list of ids, for example [42, -100123]"),
+        ("[penalty]\nafter = '10/m'", "[penalty] ban is missing, for example ban = '15m'"),
+        ("[penalty]\nafter='10/m'\nban='x'", "limits.toml: [penalty] ban='x'"),
+        ("[notices]\nen = '{minutes}'", "no placeholder but {wait} and {seconds}, for example"),
+        ("[notices]\nen = ''", "limits.toml: [notices] en: the text of a notice"),
+        ("[notices]\npt_BR = 'Espere'", "[notices] the language of a notice 'pt_BR': expected"),
+        ("[notices]\nrussian = 'Ждите'", "[notices] the language of a notice 'russian'"),
+        ("[outgoing]\nper_chat = '5'", "limits.toml: [outgoing] per_chat: '5'"),
+        ("[outgoing]\nretries = 1.5", "retries=1.5: expected a whole number"),
+        ("[outgoing]\nmax_wait = -1", "max_wait=-1: expected a number from 0 up"),
+        ("rate_limits = '1/s'", "rate_limits: unknown; expected one of rate_limit, rules, limits"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_one_line_with_place_value_and_fix(text: str, told: str) -> None:
+    """The error has the file, the line or table, the value and the fix in one line."""
+    with pytest.raises(ConfigError) as raised:
+        read_limits_file(written(text))
+    assert told in str(raised.value)
+    assert str(raised.value).startswith("limits.toml: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_stops_the_start(environment: pytest.MonkeyPatch) -> None:
+    """A wrong path or encoding is an error at the start."""
+    environment.setenv("RATE_LIMIT_FILE", "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read: No such file"):
+        Settings()
+    Path("limits.toml").write_bytes("[notices]\nru = 'Ждите'".encode("cp1251"))
+    with pytest.raises(ConfigError, match=r"limits\.toml: not UTF-8 \(at byte 16\)"):
+        read_limits_file("limits.toml")
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_code(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    """RATE_LIMIT and RATE_LIMIT_EXEMPT win if set, then the file, then the default."""
+    assert Settings().origin("rate_limit") == "code"
+    environment.setenv("RATE_LIMIT_FILE", written("rate_limit='7/s'\nexempt=[7]"))
+    found = Settings()
+    assert (found.rules(), found.exempt()) == (rules_of("7/s"), {7})
+    assert {found.origin("rate_limit"), found.origin("rate_limit_exempt")} == {"file"}
+    environment.setenv("RATE_LIMIT", "8/s")
+    environment.setenv("RATE_LIMIT_EXEMPT", "8")
+    found = Settings()
+    assert (found.rules(), found.exempt()) == (rules_of("8/s"), {8})
+    assert found.origin("rate_limit") == "environment"
+
+
+async def test_a_flag_finds_its_limit_by_its_key(environment: pytest.MonkeyPatch) -> None:
+    """With `key="ai"` the limit comes from the file, which wins over one in the flag."""
+    limits = middleware(environment, "rate_limit='99/h'\n[limits]\nai='1/h'\nloud={limit='2/h'}")
+    instance = Instance(limits, ())
+    for name, flag in (("message", {"key": "ai"}), ("callback_query", {"key": "loud", "rate": 1})):
+        instance.dispatcher.observers[name].middleware(limits)
+        instance.dispatcher.observers[name].register(instance._handle, flags={"rate_limit": flag})
+    assert await instance.send("1", "2") == [True, False]
+    pressed = [await instance.feed(callback_query=callback()) for _ in range(3)]
+    assert pressed == [HANDLED, HANDLED, None]
+    decision = instance.decisions[0]
+    assert decision is not None
+    assert decision.rule == Rule(Limit.parse("1/h"), name="ai")
+
+
+async def test_a_named_limit_can_be_given_in_code() -> None:
+    """`named_limits` replaces the file, and the flag completes what it leaves open."""
+    limits = RateLimitMiddleware(
+        "99/h", limiter=Limiter(MemoryStorage()), named_limits={"ai": "4/h"}
+    )
+    instance = Instance(limits, ())
+    instance.dispatcher.message.middleware(limits)
+    flag = {"key": "ai", "cost": 2, "scope": "chat"}
+    instance.dispatcher.message.register(instance._handle, flags={"rate_limit": flag})
+    assert await instance.send("1", "2", "3") == [True, True, False]
+    assert instance.decisions[0] is not None
+    assert instance.decisions[0].rule == Rule("4/h", Scope.CHAT, "ai", 2)
+
+
+async def test_a_key_without_a_limit_is_an_error_at_the_start() -> None:
+    """The error names the handler, the key, and both ways to give it a limit."""
+    limits = RateLimitMiddleware("99/h", limiter=Limiter(MemoryStorage()))
+    instance = Instance(limits, ())
+    limits.setup(instance.dispatcher)
+
+    @instance.dispatcher.message()
+    @flags.rate_limit(key="ai")
+    async def ask() -> None: ...
+
+    with pytest.raises(ConfigError, match=r"flag of .*ask: no limit is named 'ai': add ai = '5/mi"):
+        await instance.dispatcher.emit_startup()
+
+
+async def test_the_file_has_penalty_exemptions_and_notices(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    """They reach the middleware, and arguments win over them."""
+    text = "rate_limit='1/h'\nexempt=[7]\n[penalty]\nafter='2/h'\nban='1h'\n[notices]\nen='Halt!'"
+    instance = Instance(middleware(environment, text))
+    assert await instance.send("1", "2", "3") == [True, False, False]
+    assert [getattr(each, "text", "") for each in instance.session.requests] == ["Halt!"]
+    assert await instance.send("1", "2", **{"from": message()["from"] | {"id": 7}}) == [True, True]
+    assert middleware(environment, text).rules[-1] == Penalty("2/h", "1h")
+    assert middleware(environment, text, penalty=None).rules == rules_of("1/h")
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    """A file that an editor began with a byte order mark is read like any other."""
+    file = tmp_path / "limits.toml"
+    file.write_text("rate_limit = '5/minute'\n", "utf-8-sig")
+    assert read_limits_file(file).rules == rules_of("5/minute")

@@ -1,0 +1,381 @@
+"""Live limits: changes by operators apply on all instances, and no failure loosens limits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import Limiter, MemoryStorage, Penalty, RateLimitMiddleware, RedisStorage, Rule
+from bot_ratelimit.config.live import Live
+from bot_ratelimit.config.overrides import Overrides, applied
+from bot_ratelimit.rules.rule import rules_of
+from bot_ratelimit.storage.documents import LIFETIME, documents_of
+from bot_ratelimit.testing import Clock, FlakyStorage
+from tests.benches import Bench, movable
+from tests.incoming.support import Instance, message
+from tests.servers import Server
+
+LIVE = "bot:ratelimit:live"
+TIGHT = Overrides(version=3, rules={"user": {"limit": "2/h"}})
+
+
+async def write(storage: Any, overrides: Overrides | bytes | None) -> None:
+    """Write or delete the document, whatever is there."""
+    documents = documents_of(storage)
+    document = overrides.to_json() if isinstance(overrides, Overrides) else overrides
+    while not await documents.swap(LIVE, await documents.read(LIVE), document or b""):
+        pass
+    if document is None:
+        if isinstance(storage, MemoryStorage):
+            documents._values.clear()  # type: ignore[attr-defined]  # as if Redis were emptied
+        else:
+            await storage.execute((b"DEL", LIVE.encode()), key=LIVE, timeout=5)
+
+
+def bot(storage: Any, *rules: Any, **options: Any) -> tuple[Instance, Live]:
+    limiter = Limiter(storage, timeout=5)
+    middleware = RateLimitMiddleware(rules or "5/h", limiter=limiter, live=True, **options)
+    assert middleware.live is not None
+    return Instance(middleware), middleware.live
+
+
+async def allowed(instance: Instance, times: int = 6, **fields: Any) -> int:
+    return sum(await instance.send(*["hi"] * times, **fields))
+
+
+@pytest.fixture
+async def stopping() -> AsyncIterator[list[Live]]:
+    started: list[Live] = []
+    yield started
+    for live in started:
+        await live.stop()
+
+
+async def test_a_changed_limit_keeps_its_counts(bench: Bench, stopping: list[Live]) -> None:
+    """After `5/h` becomes `2/h`, a user with one event used has one left."""
+    instance, live = bot(bench.storage)
+    stopping.append(live)
+    assert await allowed(instance, 1) == 1
+    await write(bench.storage, TIGHT)
+    await live.refresh()
+    assert await allowed(instance, 3) == 1
+    await write(bench.storage, replace(TIGHT, version=4, rules={}))
+    await live.refresh()
+    assert live.overrides.version == 4
+    assert await allowed(instance, 5) == 1  # the refused attempts of the full window count too
+
+
+async def test_the_first_update_meets_the_live_limits(bench: Bench, stopping: list[Live]) -> None:
+    """A new instance decides nothing before it has read the document."""
+    await write(bench.storage, TIGHT)
+    instance, live = bot(bench.storage)
+    stopping.append(live)
+    assert await allowed(instance, 4) == 2
+    assert live.is_ready
+
+
+async def test_every_key_has_a_ttl(bench: Bench, stopping: list[Live]) -> None:
+    """The document lives 400 days after the last read, the report 30 seconds."""
+    await write(bench.storage, TIGHT)
+    documents = documents_of(bench.storage)
+    await documents.push("bot:ratelimit:history", b"1", 20)
+    _, live = bot(bench.storage)
+    if bench.client is not None:
+        await bench.client.expire(LIVE, 100)
+    await live.refresh()
+    ttls = await bench.ttls()
+    assert all(ttl > 0 for ttl in ttls.values())
+    if bench.client is not None:
+        assert ttls[LIVE] > (LIFETIME - 60) * 1_000
+        assert 20_000 < ttls["bot:ratelimit:instances"] <= 30_000
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        (b"nonsense", "is not JSON"),
+        (b"[]", "is not a JSON object"),
+        (TIGHT.to_json().replace(b'"format": 1', b'"format": 2'), "has format 2"),
+        (TIGHT.to_json().replace(b"2/h", b"2 an hour"), "the live document: '2 an hour'"),
+        (TIGHT.to_json().replace(b'"limit"', b'"limits"'), "limits='2/h' is invalid"),
+        (TIGHT.to_json().replace(b'"version": 3', b'"version": "3"'), "has the wrong type"),
+        (b'{"format": 1}', "lacks a field"),
+    ],
+)
+async def test_a_bad_document_changes_nothing(
+    bench: Bench, document: bytes, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With an invalid or newer document the last valid one stays in force."""
+    instance, live = bot(bench.storage)
+    await write(bench.storage, TIGHT)
+    await live.refresh()
+    await write(bench.storage, document)
+    for _ in range(3):
+        await live.refresh()
+    assert await allowed(instance) == 2
+    assert (live.rejected, live.overrides.version) == (1, 3)
+    assert told in live.problem
+    errors = [each for each in caplog.messages if "live document is not applied" in each]
+    assert len(errors) == 1
+    assert "Version 3 stays in force" in errors[0]
+    await write(bench.storage, replace(TIGHT, version=4))
+    await live.refresh()
+    assert (live.problem, live.overrides.version) == ("", 4)
+    await live.stop()
+
+
+@pytest.mark.parametrize(
+    "document", [b"", b"nonsense", TIGHT.to_json().replace(b'"format": 1', b'"format": 2')]
+)
+async def test_a_bad_document_does_not_loosen_an_instance_that_starts(
+    bench: Bench, document: bytes, stopping: list[Live]
+) -> None:
+    """It obeys the last good version, like running instances, and keeps reporting the problem."""
+    await documents_of(bench.storage).push("bot:ratelimit:history", TIGHT.to_json(), 20)
+    await documents_of(bench.storage).push("bot:ratelimit:history", document, 20)
+    await write(bench.storage, document)
+    instance, live = bot(bench.storage)
+    stopping.append(live)
+    assert await allowed(instance) == 2
+    await live.refresh()
+    assert (live.overrides, live.rejected) == (TIGHT, 1)
+    assert live.problem.startswith("the live document ")
+
+
+async def test_a_new_version_is_one_line_in_the_log(
+    bench: Bench, caplog: pytest.LogCaptureFixture, stopping: list[Live]
+) -> None:
+    """A newline or an escape sequence in an operator's name or change begins no other log line."""
+    caplog.set_level(logging.INFO)
+    _, live = bot(bench.storage)
+    stopping.append(live)
+    await write(bench.storage, replace(TIGHT, what="off for 1\nh", by="anna\x1b[2J\nERROR"))
+    await live.refresh()
+    said = "Live limits: version 3 (off for 1\\nh, by anna\\x1b[2J\\nERROR)"
+    assert said in caplog.messages
+
+
+async def test_a_missing_document_is_written_back(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After Redis was emptied limits stay, and new instances find them."""
+    instance, live = bot(bench.storage)
+    await write(bench.storage, TIGHT)
+    await live.refresh()
+    await write(bench.storage, None)
+    await live.refresh()
+    assert (live.rejected, live.overrides.version) == (1, 3)
+    assert "gone from Redis: version 3 stays" in caplog.text
+    newcomer, its = bot(bench.storage)
+    assert await allowed(newcomer) == 2
+    assert its.overrides == TIGHT
+    assert await allowed(instance) == 0
+    for each in (live, its):
+        await each.stop()
+
+
+async def test_writing_back_makes_no_second_version(bench: Bench, stopping: list[Live]) -> None:
+    """However often the document is deleted, the history has each version once."""
+    _, live = bot(bench.storage)
+    stopping.append(live)
+    await write(bench.storage, TIGHT)
+    for _ in range(3):
+        await live.refresh()
+        await write(bench.storage, None)
+    await live.refresh()
+    assert await documents_of(bench.storage).listed("bot:ratelimit:history") == [TIGHT.to_json()]
+
+
+async def test_an_outage_changes_nothing(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last version stays in force, and the outage is logged once."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        storage = RedisStorage(client)
+        _, live = bot(storage)
+        await write(storage, TIGHT)
+        await live.refresh()
+        own_server.kill()
+        for _ in range(3):
+            await live.refresh()
+        assert live.overrides == TIGHT
+        assert [each for each in caplog.messages if "cannot be read" in each].__len__() == 1
+        assert live.problem
+        own_server.start()
+        async with asyncio.timeout(10):
+            while live.problem:
+                await live.refresh()
+                await asyncio.sleep(0.02)
+        assert await documents_of(storage).read(LIVE) == TIGHT.to_json()
+        await live.stop()
+        await storage.close()
+
+
+async def test_cancelled_polling_starts_again(
+    monkeypatch: pytest.MonkeyPatch, stopping: list[Live]
+) -> None:
+    """A program that cancels all tasks and continues still obeys its operators."""
+    monkeypatch.setattr("bot_ratelimit.config.live.EVERY", 0.01)
+    storage = MemoryStorage()
+    instance, live = bot(storage)
+    stopping.append(live)
+    await allowed(instance, 1)
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    await write(storage, TIGHT)
+    async with asyncio.timeout(5):
+        while live.overrides.version != 3:
+            await allowed(instance, 1)
+            await asyncio.sleep(0.01)
+
+
+async def test_all_limits_off_ends_by_itself() -> None:
+    """`off_until` allows everything uncharged, and ends even during an outage."""
+    clock = Clock()
+    storage = MemoryStorage(clock=clock)
+    live = Live(Limiter(storage), clock=clock)
+    rules = rules_of("5/h")
+    now = await documents_of(storage).now()
+    await write(storage, Overrides(version=1, off_until=now + 60))
+    await live.refresh()
+    assert live.applied(rules) is None
+    assert live.all_off
+    clock.move(61)
+    assert live.applied(rules) == rules
+
+
+async def test_an_update_is_handled_uncounted_while_all_is_off(
+    bench: Bench, stopping: list[Live]
+) -> None:
+    """Nothing is charged while limits are off, and `rate_limit` is None."""
+    instance, live = bot(bench.storage)
+    stopping.append(live)
+    until = await documents_of(bench.storage).now() + 3_600
+    await write(bench.storage, replace(TIGHT, off_until=until))
+    await live.refresh()
+    assert await allowed(instance) == 6
+    assert set(instance.decisions) == {None}
+    await write(bench.storage, replace(TIGHT, version=4))
+    await live.refresh()
+    assert await allowed(instance) == 2
+
+
+async def test_exemptions_change_too(bench: Bench, stopping: list[Live]) -> None:
+    """A user is exempted live, and another one is no longer exempt."""
+    instance, live = bot(bench.storage, exempt=[7])
+    stopping.append(live)
+    await write(bench.storage, replace(TIGHT, exempt=frozenset({42}), limited=frozenset({7})))
+    await live.refresh()
+    assert await allowed(instance) == 6
+    seven = message()["from"] | {"id": 7}
+    assert await allowed(instance, **{"from": seven, "chat": {"id": 7, "type": "private"}}) == 2
+    await write(bench.storage, Overrides(version=4))
+    await live.refresh()
+    assert await allowed(instance, **{"from": seven}) == 6
+
+
+def test_a_rule_is_changed_by_its_name() -> None:
+    """Limit, shadow and off change only the rule of that name; keys stay."""
+    rules = rules_of([Rule("5/h"), Rule("9/h", name="ai"), Rule("7/h", name="x", cost=3)])
+    changes: dict[str, Any] = {"user": {"shadow": True}, "ai": {"limit": "1/h"}, "x": {"off": True}}
+    found = applied(rules, Overrides(rules=changes))
+    assert found == (Rule("5/h", shadow=True), Rule("1/h", name="ai"))
+    assert applied(rules_of(rules[2]), Overrides(rules=changes)) is None
+    assert applied(rules, Overrides()) is rules
+
+
+def test_a_penalty_is_changed_added_and_switched_off() -> None:
+    """The live penalty replaces the existing one, or is added."""
+    live = Overrides(penalty={"after": "3/m", "ban": "1h", "grows": True})
+    wanted = Penalty("3/m", "1h", grows=True)
+    assert applied(rules_of([Rule("5/h"), Penalty("10/m", "15m")]), live) == (Rule("5/h"), wanted)
+    assert applied(rules_of("5/h"), live) == (Rule("5/h"), wanted)
+    off = replace(live, rules={"ban": {"off": True}})
+    assert applied(rules_of([Rule("5/h"), Penalty("10/m", "15m")]), off) == (Rule("5/h"),)
+
+
+async def test_an_inapplicable_document_is_rejected_as_a_whole() -> None:
+    """A document that would make a rule refuse everything is not applied."""
+    storage = MemoryStorage()
+    live = Live(Limiter(storage))
+    rules = rules_of([Rule("9/h", cost=3)])
+    assert live.applied(rules) is rules
+    await write(storage, TIGHT)
+    await live.refresh()
+    assert live.applied(rules) is rules
+    assert "never grants more than 2" in live.problem
+
+
+async def test_changes_are_applied_once_per_document() -> None:
+    """Rules are changed once for each document, not for each decision."""
+    storage = MemoryStorage()
+    live = Live(Limiter(storage))
+    await write(storage, TIGHT)
+    await live.refresh()
+    rules = rules_of("5/h")
+    assert live.applied(rules) is live.applied(rules)
+    assert len(live._applied) == 1
+
+
+async def test_a_flag_is_changed_by_its_key(bench: Bench, stopping: list[Live]) -> None:
+    """The limit of a handler can be changed by the key of its flag."""
+    instance, live = bot(bench.storage)
+    stopping.append(live)
+    instance.dispatcher.callback_query.middleware(instance.dispatcher.message.middleware[0])
+    instance.dispatcher.message.handlers.clear()
+    flag = {"rate_limit": {"key": "ai", "limit": "5/h"}}
+    instance.dispatcher.message.register(instance._handle, flags=flag)
+    await write(bench.storage, Overrides(version=1, rules={"ai": {"limit": "1/h"}}))
+    await live.refresh()
+    assert await allowed(instance, 3) == 1
+
+
+@asynccontextmanager
+async def started(instance: Instance) -> AsyncIterator[None]:
+    await instance.dispatcher.emit_startup()
+    try:
+        yield
+    finally:
+        await instance.dispatcher.emit_shutdown()
+
+
+@movable
+async def test_instances_report_their_version_until_shutdown(bench: Bench) -> None:
+    """Each instance reports its version and rules, and removes the report at shutdown."""
+    await write(bench.storage, TIGHT)
+    documents = documents_of(bench.storage)
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            limiter = Limiter(bench.storage, timeout=5)
+            middleware = RateLimitMiddleware("5/h", limiter=limiter, live=True)
+            instance = Instance(middleware, ())
+            middleware.setup(instance.dispatcher)
+            await stack.enter_async_context(started(instance))
+        reports = await documents.reports("bot:ratelimit:instances")
+        assert len(reports) == 2
+        assert all(b'"version": 3' in each and b'"otherwise"' in each for each in reports.values())
+    assert await documents.reports("bot:ratelimit:instances") == {}
+
+
+def test_a_storage_without_documents_is_an_error() -> None:
+    """`live=True` on such a storage is a ConfigError that says so."""
+    with pytest.raises(ValueError, match="FlakyStorage, which keeps no documents"):
+        RateLimitMiddleware("5/h", limiter=Limiter(FlakyStorage()), live=True)
+
+
+async def test_without_live_nothing_is_read(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Without `live=True` the document has no effect."""
+    caplog.set_level(logging.ERROR)
+    await write(bench.storage, TIGHT)
+    limiter = Limiter(bench.storage, timeout=5)
+    instance = Instance(RateLimitMiddleware("5/h", limiter=limiter))
+    assert await allowed(instance) == 5

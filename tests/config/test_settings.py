@@ -1,0 +1,387 @@
+"""Settings: the environment and `.env` become objects, without revealing secrets."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import SSLConnection, UnixDomainSocketConnection
+
+from bot_ratelimit import (
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    RateLimitMiddleware,
+    RedisStorage,
+    Rule,
+    Settings,
+    Subject,
+)
+from bot_ratelimit.rules.rule import rules_of
+from tests.servers import Server, free_port
+
+SECRET = "hunter2"  # the password that no text may show
+
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+
+def settings(**variables: str) -> Settings:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        return Settings()
+
+
+def connection(**variables: str) -> dict[str, Any]:
+    """The connection options of the client."""
+    client = settings(**variables).redis_client()
+    assert client is not None
+    return dict(client.connection_pool.connection_kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        *(("REDIS_ENABLED", text, "redis_enabled", True) for text in ["true", "1", "yes", "ON"]),
+        *(("REDIS_ENABLED", text, "redis_enabled", False) for text in ["false", "0", "no", "Off"]),
+        ("REDIS_HOST", "redis.local", "redis_host", "redis.local"),
+        ("REDIS_PORT", "7000", "redis_port", 7000),
+        ("REDIS_DB", "3", "redis_db", 3),
+        ("REDIS_KEY_PREFIX", "booking_bot:client1", "redis_key_prefix", "booking_bot:client1"),
+        ("RATE_LIMIT", "1/s; 20/minute", "rate_limit", "1/s; 20/minute"),
+        ("RATE_LIMIT_ON_ERROR", "memory", "rate_limit_on_error", "memory"),
+        ("RATE_LIMIT_TIMEOUT", "0.5", "rate_limit_timeout", 0.5),
+        ("RATE_LIMIT_MEMORY_SIZE", "250", "rate_limit_memory_size", 250),
+        ("RATE_LIMIT_EXEMPT", "42, -100123 7", "rate_limit_exempt", {42, -100123, 7}),
+        ("redis_host", "lower.case", "redis_host", "lower.case"),
+    ],
+)
+def test_every_variable_is_used(name: str, text: str, field: str, value: object) -> None:
+    """Each variable sets its own field, and nothing else."""
+    assert getattr(settings(**{name: text}), field) == value
+    assert settings(**{name: text}).model_copy(update={field: None}) == Settings().model_copy(
+        update={field: None}
+    )
+
+
+def test_secrets_reach_the_client() -> None:
+    """Passwords and URLs, which no field shows, reach the client."""
+    assert connection(REDIS_HOST="h", REDIS_PASSWORD=SECRET)["password"] == SECRET
+    assert connection(REDIS_URL=f"redis://:{SECRET}@h")["password"] == SECRET
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    """By default: one event a second in memory, the prefix `bot`, and fail open."""
+    found = Settings()
+    assert (found.redis_port, found.redis_db, found.redis_key_prefix) == (6379, 0, "bot")
+    assert (found.rate_limit_on_error, found.rate_limit_timeout) == ("allow", 0.25)
+    assert found.rules() == (Rule(1.0),)
+    assert isinstance(found.storage(), MemoryStorage)
+
+
+def test_an_env_file_is_read_and_the_environment_wins() -> None:
+    """`.env` in the working directory is read, and may have lines of other programs."""
+    Path(".env").write_text("BOT_TOKEN=1:x\nREDIS_HOST=file\nREDIS_PORT=7000\nREDIS_DB=\n")
+    assert (Settings().redis_host, Settings().redis_port, Settings().redis_db) == ("file", 7000, 0)
+    assert settings(REDIS_HOST="environment").redis_host == "environment"
+
+
+def test_an_empty_variable_is_unset() -> None:
+    """An empty variable, as in a copied `.env.example`, is not set."""
+    names = [name.upper() for name in Settings.model_fields]
+    assert settings(**dict.fromkeys(names, "")) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variables", "used"),
+    [
+        ({}, False),
+        ({"REDIS_HOST": "h"}, True),
+        ({"REDIS_URL": "redis://h"}, True),
+        ({"REDIS_ENABLED": "true"}, True),
+        ({"REDIS_ENABLED": "false", "REDIS_HOST": "h", "REDIS_URL": "redis://h"}, False),
+        ({"REDIS_ENABLED": "", "REDIS_HOST": "h"}, True),
+        ({"REDIS_PORT": "7000", "REDIS_PASSWORD": SECRET, "REDIS_DB": "1"}, False),
+    ],
+)
+async def test_when_redis_is_used(variables: dict[str, str], used: bool) -> None:
+    """Redis is used when enabled, or by default when a URL or host is set."""
+    found = settings(**variables)
+    assert found.uses_redis is used
+    assert isinstance(found.storage(), RedisStorage if used else MemoryStorage)
+    assert (found.redis_client() is not None) is used
+
+
+TCP = {"host": "h", "port": 6379, "db": 0, "password": None}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"REDIS_ENABLED": "1"}, TCP | {"host": "localhost"}),
+        ({"REDIS_HOST": "h"}, TCP),
+        ({"REDIS_HOST": "h", "REDIS_PORT": "7000", "REDIS_DB": "2"}, TCP | {"port": 7000, "db": 2}),
+        ({"REDIS_HOST": "::1"}, TCP | {"host": "::1"}),
+        ({"REDIS_HOST": "[::1]"}, TCP | {"host": "::1"}),
+        ({"REDIS_HOST": "h", "REDIS_PASSWORD": "a:b@c/d#e%41"}, TCP | {"password": "a:b@c/d#e%41"}),
+        ({"REDIS_URL": "redis://h:6379", "REDIS_HOST": "x", "REDIS_PORT": "1"}, TCP),
+        ({"REDIS_URL": "redis://h:6379", "REDIS_DB": "2"}, TCP | {"db": 2}),
+        ({"REDIS_URL": "redis://h:6379/5", "REDIS_DB": "2"}, TCP | {"db": 5}),
+        ({"REDIS_URL": "redis://h:6379/0", "REDIS_DB": "2"}, TCP | {"db": 0}),
+        ({"REDIS_URL": "redis://h:6379", "REDIS_PASSWORD": "p"}, TCP | {"password": "p"}),
+        ({"REDIS_URL": "redis://:u@h:6379", "REDIS_PASSWORD": "p"}, TCP | {"password": "u"}),
+        ({"REDIS_URL": "redis://me:u@h:6379"}, TCP | {"username": "me", "password": "u"}),
+        ({"REDIS_URL": "redis://[::1]:6379"}, TCP | {"host": "::1"}),
+        ({"REDIS_URL": "rediss://h:6380/1"}, TCP | {"port": 6380, "db": 1}),
+        ({"REDIS_URL": "unix:///tmp/r.sock", "REDIS_DB": "2"}, {"path": "/tmp/r.sock", "db": 2}),
+        ({"REDIS_URL": "unix:///tmp/r.sock?db=5", "REDIS_DB": "2"}, {"db": 5}),
+        ({"REDIS_URL": "redis://h:6379?socket_timeout=5"}, TCP | {"socket_timeout": 5.0}),
+    ],
+)
+def test_where_the_client_connects(variables: dict[str, str], expected: dict[str, Any]) -> None:
+    """The URL wins over host and port; the other variables fill in the rest."""
+    found = connection(**variables)
+    assert {name: found.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [("rediss://h", SSLConnection), ("unix:///tmp/r.sock", UnixDomainSocketConnection)],
+)
+def test_the_scheme_picks_the_connection(url: str, kind: type) -> None:
+    """`rediss://` means TLS and `unix://` a socket."""
+    client = settings(REDIS_URL=url).redis_client()
+    assert client is not None
+    assert issubclass(client.connection_pool.connection_class, kind)
+
+
+def test_the_client_never_retries() -> None:
+    """A hit is charged at most once, and waits at most for the limiter's time-out."""
+    found = connection(REDIS_HOST="h")
+    assert found["retry"].get_retries() == 0
+    assert (found["socket_timeout"], found["socket_connect_timeout"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "parts"),
+    [
+        ({"REDIS_ENABLED": "maybe"}, ["REDIS_ENABLED='maybe'", "true or false"]),
+        ({"REDIS_PORT": "abc"}, ["REDIS_PORT='abc'", "1 to 65535"]),
+        ({"REDIS_PORT": "0"}, ["REDIS_PORT='0'", "1 to 65535"]),
+        ({"REDIS_PORT": "65536"}, ["REDIS_PORT='65536'", "1 to 65535"]),
+        ({"REDIS_DB": "-1"}, ["REDIS_DB='-1'", "0 or more"]),
+        ({"REDIS_DB": "99999999999"}, ["REDIS_DB='99999999999'", "0 or more"]),
+        (
+            {"REDIS_PORT": "tcp://10.0.0.1:6379"},
+            ["REDIS_PORT: ", "REDIS_URL", "enableServiceLinks"],
+        ),
+        ({"REDIS_HOST": '"h"'}, ["REDIS_HOST", "quotes", "remove them"]),
+        ({"RATE_LIMIT": "'5/10s'"}, ["RATE_LIMIT=", "quotes", "remove them"]),
+        ({"REDIS_PASSWORD": '"p"'}, ["REDIS_PASSWORD: ", "quotes", "remove them"]),
+        ({"REDIS_URL": '"redis://h"'}, ["REDIS_URL: ", "quotes", "remove them"]),
+        ({"REDIS_KEY_PREFIX": '"bot"'}, ["REDIS_KEY_PREFIX=", "quotes", "remove them"]),
+        ({"RATE_LIMIT_EXEMPT": '"42"'}, ["RATE_LIMIT_EXEMPT=", "quotes", "remove them"]),
+        ({"REDIS_HOST": "redis://h:6379"}, ["REDIS_HOST", "REDIS_URL"]),
+        ({"REDIS_HOST": "h/3"}, ["REDIS_HOST"]),
+        ({"REDIS_HOST": "me@h"}, ["REDIS_HOST"]),
+        ({"REDIS_KEY_PREFIX": "my bot"}, ["REDIS_KEY_PREFIX='my bot'", "booking_bot:client1"]),
+        ({"RATE_LIMIT": "5 minutes"}, ["RATE_LIMIT='5 minutes'", "'5/minute'"]),
+        ({"RATE_LIMIT": "1/s; fast"}, ["RATE_LIMIT='1/s; fast'", "'fast'"]),
+        ({"RATE_LIMIT": "1/s; 2/s; 2/s"}, ["RATE_LIMIT=", "share a key"]),
+        *(({"RATE_LIMIT": text}, [f"RATE_LIMIT={text!r}"]) for text in ["0", "-1", "nan", "inf"]),
+        *(({"RATE_LIMIT": text}, [f"RATE_LIMIT={text!r}"]) for text in ["1e306", "1e400", ";"]),
+        ({"RATE_LIMIT_ON_ERROR": "open"}, ["RATE_LIMIT_ON_ERROR='open'", "allow, deny or memory"]),
+        *(
+            ({"RATE_LIMIT_TIMEOUT": text}, [f"RATE_LIMIT_TIMEOUT={text!r}", "seconds"])
+            for text in ["0", "-1", "nan", "inf", "soon"]
+        ),
+        ({"RATE_LIMIT_MEMORY_SIZE": "0"}, ["RATE_LIMIT_MEMORY_SIZE=", "'0'", "1 or more"]),
+        ({"RATE_LIMIT_EXEMPT": "42, anna"}, ["RATE_LIMIT_EXEMPT=", "'anna'", "42, -100123"]),
+        ({"RATE_LIMIT_EXEMPT": "42, @anna"}, ["RATE_LIMIT_EXEMPT: '@anna' is a user name", "42"]),
+        ({"REDIS_URL": "localhost:6379"}, ["REDIS_URL: ", "redis://"]),
+        ({"REDIS_URL": "rediss://h?ssl_cert_reqs=maybe"}, ["REDIS_URL: ", "options"]),
+        ({"REDIS_URL": "http://h"}, ["REDIS_URL: ", "redis://"]),
+        ({"REDIS_URL": "redis://h:port"}, ["REDIS_URL: "]),
+        ({"REDIS_URL": "redis://h?db=one"}, ["REDIS_URL: "]),
+        ({"REDIS_URL": "redis://h?socket_timeuot=1"}, ["REDIS_URL: "]),
+        ({"REDIS_URL": "redis://h:6379/main"}, ["REDIS_URL: ", "number of a database"]),
+        ({"REDIS_URL": "redis://h:6379/-1"}, ["REDIS_URL: ", "number of a database"]),
+        ({"REDIS_URL": "redis://h:6379/0/1"}, ["REDIS_URL: ", "number of a database"]),
+        ({"REDIS_URL": "redis://h:6379/99999999999"}, ["REDIS_URL: ", "number of a database"]),
+        ({"REDIS_URL": "redis://h:6379/?db=-1"}, ["REDIS_URL: ", "number of a database"]),
+        ({"REDIS_URL": "redis://h h/0"}, ["REDIS_URL: ", "host name"]),
+        ({"REDIS_URL": "redis://h:0"}, ["REDIS_URL: ", "port"]),
+        ({"REDIS_URL": "redis://h?retry=5"}, ["REDIS_URL: ", "options"]),
+        ({"REDIS_URL": "unix://"}, ["REDIS_URL: ", "path of the socket"]),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named_with_the_fix(variables: dict[str, str], parts: list[str]) -> None:
+    """The error has the variable as it is written in the environment, the value, the fix."""
+    with pytest.raises(ConfigError) as error:
+        settings(**variables)
+    message = str(error.value)
+    assert message.startswith(parts[0])
+    assert all(part in message for part in parts)
+    assert "pydantic" not in message
+
+
+def test_a_wrong_limit_is_explained_once() -> None:
+    """The value stands in the error once, and so does what was expected."""
+    with pytest.raises(ConfigError) as error:
+        settings(RATE_LIMIT="5 minutes")
+    assert str(error.value) == (
+        "RATE_LIMIT='5 minutes': expected '/' or 'per' at 'minutes' (position 3); a limit is "
+        "AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding'"
+    )
+
+
+def test_all_wrong_values_are_named_at_once() -> None:
+    """Several invalid variables are one error, so that one restart fixes them all."""
+    wrong = {"REDIS_PORT": "x", "REDIS_DB": "x", "RATE_LIMIT": "x", "REDIS_URL": "x"}
+    with pytest.raises(ConfigError) as error:
+        settings(**wrong)
+    assert all(name in str(error.value) for name in wrong)
+
+
+def test_a_wrong_line_of_the_env_file_is_named() -> None:
+    """An invalid value in `.env` has the same error as one in the environment."""
+    Path(".env").write_text("REDIS_PORT=abc\n")
+    with pytest.raises(ConfigError, match="REDIS_PORT='abc'"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"REDIS_URL": f"http://:{SECRET}@h"},
+        {"REDIS_URL": f":{SECRET}@h:6379"},
+        {"REDIS_URL": f"redis://:{SECRET}@h:port"},
+        {"REDIS_URL": f"redis://:{SECRET}@[h"},
+        {"REDIS_URL": f"redis://:{SECRET}/#@h"},
+        {"REDIS_URL": f"redis://h?db={SECRET}"},
+        {"REDIS_URL": f"redis://h?max_connections={SECRET}"},
+        {"REDIS_URL": f"redis://me:12/{SECRET}@h:6379/0"},
+        {"REDIS_URL": f"redis://:12/{SECRET}"},
+        {"REDIS_URL": f"redis://{SECRET}/@h:6379/0"},
+        {"REDIS_URL": f"redis://{SECRET}#1@h:6379/0"},
+        {"REDIS_URL": f"redis://me:12#{SECRET}@h:6379/0"},
+        {"REDIS_URL": f"redis://me:12?{SECRET}@h:6379/0"},
+        {"REDIS_URL": f"redis://:p@{SECRET}/1@h:6379/0"},
+        {"REDIS_URL": f'"redis://:{SECRET}@h:6379/0"'},
+        {"REDIS_PORT": f"redis://:{SECRET}@h:6379"},
+        {"REDIS_DB": f"redis://:{SECRET}@h:6379/1"},
+        {"RATE_LIMIT": f"redis://:{SECRET}@h:6379/1"},
+        {"REDIS_KEY_PREFIX": f"redis://:{SECRET} @h:6379/1"},
+        {"REDIS_KEY_PREFIX": f"redis://:{SECRET}@h:6379/1"},
+        {"RATE_LIMIT_FILE": f"redis://:{SECRET}@h:6379/1"},
+        {"REDIS_URL": f"rediss://:{SECRET}@h?ssl_cert_reqs={SECRET}"},
+        {"REDIS_PASSWORD": f"'{SECRET}'"},
+        {"REDIS_HOST": f"redis://:{SECRET}@h:6379"},
+        {"REDIS_HOST": f":{SECRET}@h"},
+        {"REDIS_PASSWORD": SECRET, "REDIS_PORT": "x"},
+        {"REDIS_URL": f"redis://:{SECRET}@h", "REDIS_PORT": "x"},
+    ],
+    ids=str,
+)
+def test_no_error_shows_a_secret(variables: dict[str, str]) -> None:
+    """Not even the traceback for an invalid URL shows the password in it."""
+    with pytest.raises(ConfigError) as error:
+        settings(**variables)
+    assert SECRET not in "".join(traceback.format_exception(error.value))
+    assert "\n" not in str(error.value)
+    assert error.value.__cause__ is error.value.__context__ is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1251"])
+def test_an_env_file_that_is_not_utf_8(encoding: str) -> None:
+    """A `.env` in another encoding is one line of error, without any of its content."""
+    Path(".env").write_text(f"# пароль\nREDIS_PASSWORD={SECRET}\n", encoding)
+    with pytest.raises(ConfigError, match=r"^\.env is not UTF-8 .*: save it as UTF-8$") as error:
+        Settings()
+    assert error.value.__cause__ is error.value.__context__ is None
+
+
+def test_an_env_file_as_notepad_saves_it() -> None:
+    """UTF-8 with a byte order mark is read, including the first line."""
+    Path(".env").write_text("REDIS_HOST=h\nREDIS_PORT=7000\n", "utf-8-sig")
+    assert (Settings().redis_host, Settings().redis_port) == ("h", 7000)
+
+
+def test_quotes_in_an_env_file_are_removed() -> None:
+    """`.env` may have quotes like a shell script; they are not part of the value."""
+    Path(".env").write_text("REDIS_HOST=\"h\"\nRATE_LIMIT='1/s; 20/minute'\n")
+    assert (Settings().redis_host, Settings().rate_limit) == ("h", "1/s; 20/minute")
+
+
+@pytest.mark.parametrize("db", ["variable", "path"])
+async def test_a_database_number_out_of_range(
+    redis_server: Server, caplog: pytest.LogCaptureFixture, db: str
+) -> None:
+    """The log says in one line that the number of the database is too high."""
+    url = redis_server.url if db == "variable" else f"{redis_server.url}/99"
+    storage = Settings(redis_url=url, redis_db=99).storage()
+    assert (await Limiter(storage, timeout=5).hit("1/m", Subject(user=42))).source == "policy"
+    await storage.close()
+    assert "DB index is out of range - choose a lower REDIS_DB" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": "{port}", "REDIS_PASSWORD": SECRET},
+        {"REDIS_URL": f"redis://:{SECRET}@127.0.0.1:{{port}}"},
+    ],
+    ids=list,
+)
+async def test_no_repr_or_log_shows_a_secret(
+    variables: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither settings, nor objects made of them, nor a failing decision show the password."""
+    caplog.set_level(logging.DEBUG)
+    port = free_port()
+    found = settings(**{name: value.format(port=port) for name, value in variables.items()})
+    middleware = RateLimitMiddleware.from_settings(found)
+    decision = await middleware.limiter.hit("1/m", Subject(user=42))
+    await middleware.close()
+    assert decision.source == "policy"
+    assert "Redis rate limit check failed" in caplog.text
+    for text in (repr(found), str(found), repr(found.storage()), repr(middleware), caplog.text):
+        assert SECRET not in text
+    assert SECRET not in found.model_dump_json()
+
+
+def test_the_limit_may_be_a_number() -> None:
+    """`RATE_LIMIT=1.5` is one event per one and a half seconds, as in the constructor."""
+    assert settings(RATE_LIMIT="1.5").rules() == rules_of(1.5)
+    assert settings(RATE_LIMIT=" 2 ").rules() == rules_of(2)
+    assert settings(RATE_LIMIT="1/s; 20/minute").rules() == rules_of("1/s; 20/minute")
+
+
+def test_settings_can_be_given_in_code() -> None:
+    """Fields can be given as arguments, which win and are checked in the same way."""
+    assert Settings(redis_host="h").redis_host == "h"
+    with pytest.raises(ConfigError, match=r"^REDIS_PORT=0: "):
+        Settings(redis_port=0)
+
+
+def test_making_a_client_opens_nothing() -> None:
+    """A storage can be made outside an event loop and without a server."""
+    storage = settings(REDIS_URL=f"redis://127.0.0.1:{free_port()}").storage()
+    assert isinstance(storage, RedisStorage)
+
+
+async def test_closing_the_storage_closes_its_client(
+    redis_server: Server, connected: Callable[[int], Awaitable[None]]
+) -> None:
+    """No connection of a storage made by the settings stays open."""
+    storage = settings(REDIS_URL=f"{redis_server.url}?client_name=ours").storage()
+    assert (await Limiter(storage).hit("1/m", Subject(user=42))).source == "redis"
+    await connected(1)
+    await storage.close()
+    await connected(0)

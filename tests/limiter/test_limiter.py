@@ -1,0 +1,411 @@
+"""Limiter: decisions on a working storage."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import (
+    ConfigError,
+    Decision,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RefusedError,
+    Rule,
+    Scope,
+    Subject,
+)
+from bot_ratelimit.limiter.charges import once_key
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.testing import Clock, FlakyStorage
+
+ANNA = Subject(user=42, chat=-100)
+BORIS = Subject(user=43, chat=-100)
+SHARED = Rule("1/s", Scope.CHAT, "shared")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def limiter(clock: Clock) -> Limiter:
+    return Limiter(MemoryStorage(clock=clock), clock=clock)
+
+
+async def hits(limiter: Limiter, rules: Any, count: int, **options: Any) -> list[Decision]:
+    return [await limiter.hit(rules, ANNA, **options) for _ in range(count)]
+
+
+def shown(decision: Decision) -> tuple[bool, int, float, float]:
+    return decision.allowed, *decision[2:5]
+
+
+async def test_the_worked_example_of_decision(limiter: Limiter, clock: Clock) -> None:
+    """The numbers in the docstring of Decision are right."""
+    await hits(limiter, "5/10s", 1)
+    clock.move(2)
+    await hits(limiter, "5/10s", 1)
+    (third,) = await hits(limiter, "5/10s", 1)
+    clock.move(1)
+    *_, sixth = await hits(limiter, "5/10s", 3)
+    assert shown(third) == (True, 2, 0.0, 8.0)
+    assert shown(sixth) == (False, 0, 7.0, 7.0)
+    assert (third.source, third.shadow, third.banned) == ("memory", (), False)
+
+
+SLOW, FAST, WIDE = Rule("1/m", name="slow"), Rule("1/s", name="fast"), Rule("9/s", name="wide")
+
+
+@pytest.mark.parametrize(
+    ("rules", "before", "speaks", "retry_after"),
+    [
+        ([FAST, SLOW], 1, SLOW, 60.0),
+        ([SLOW, FAST], 1, SLOW, 60.0),
+        ([WIDE, FAST], 1, FAST, 1.0),
+        ([WIDE, SLOW, FAST], 1, SLOW, 60.0),
+        ([WIDE, Rule("3/s", name="three")], 1, Rule("3/s", name="three"), 0.0),
+        ([Rule("3/s", name="three"), WIDE], 1, Rule("3/s", name="three"), 0.0),
+        ([SLOW, WIDE], 0, SLOW, 0.0),
+    ],
+)
+async def test_the_decision_is_of_the_rule_that_matters(
+    limiter: Limiter, rules: list[Rule], before: int, speaks: Rule, retry_after: float
+) -> None:
+    """It is that of the longest refusal, or else of the rule with the least remaining."""
+    *_, decision = await hits(limiter, rules, before + 1)
+    assert (decision.rule, decision.retry_after) == (speaks, retry_after)
+
+
+async def test_what_one_rule_refuses_another_does_not_charge(
+    limiter: Limiter, clock: Clock
+) -> None:
+    """With "10/60s; 3/s", hits that the second rule refuses do not change the first."""
+    assert [d.allowed for d in await hits(limiter, "10/60s; 3/s", 5)] == [True] * 3 + [False] * 2
+    assert (await limiter.peek("10/60s", ANNA)).remaining == 7
+    clock.move(1)
+    assert [d.allowed for d in await hits(limiter, "10/60s; 3/s", 3)] == [True] * 3
+
+
+async def test_a_hit_may_cost_more_than_its_rule_says(limiter: Limiter) -> None:
+    """The cost of a hit replaces that of every rule."""
+    rule = Rule("10/m", cost=2)
+    costs = [None, 3, 1, 5, 4, None]
+    decisions = [await limiter.hit(rule, ANNA, cost=cost) for cost in costs]
+    assert [d.remaining for d in decisions] == [8, 5, 4, 4, 0, 0]
+    assert [d.allowed for d in decisions] == [True, True, True, False, True, False]
+
+
+@pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
+async def test_a_peek_charges_nothing(limiter: Limiter, algorithm: str) -> None:
+    """`peek` and a cost of 0 return what a hit would, any number of times."""
+    rule = Rule(f"3/m{algorithm}", cost=2)
+    assert shown(await limiter.peek(rule, ANNA)) == (True, 3, 0.0, 0.0)
+    charged = await limiter.hit(rule, ANNA)
+    looks = [await limiter.peek(rule, ANNA) for _ in range(5)]
+    looks += await hits(limiter, rule, 5, cost=0)
+    assert {look.remaining for look in looks} == {charged.remaining} == {1}
+    assert {look.allowed for look in looks} == {False}
+    refused = await limiter.hit(rule, ANNA)
+    assert {look.retry_after for look in looks} == {refused.retry_after}
+
+
+@pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
+async def test_reset_deletes_a_count(limiter: Limiter, algorithm: str) -> None:
+    """`reset` deletes the count of one subject, and returns whether there was one."""
+    rule = Rule(f"1/m{algorithm}")
+    await hits(limiter, rule, 2)
+    await limiter.hit(rule, BORIS)
+    assert await limiter.reset(rule, ANNA) is True
+    assert await limiter.reset(rule, ANNA) is False
+    assert (await limiter.hit(rule, ANNA)).allowed
+    assert not (await limiter.hit(rule, BORIS)).allowed
+
+
+async def test_one_token_is_one_charge(limiter: Limiter, clock: Clock) -> None:
+    """Hits with one token share a verdict for a minute, with decreasing waits."""
+    first, second = await hits(limiter, "2/5m", 2, once="album:7")
+    assert shown(first) == shown(second) == (True, 1, 0.0, 300.0)
+    await hits(limiter, "2/5m", 2)
+    clock.move(50)
+    (later,) = await hits(limiter, "2/5m", 1, once="album:7")
+    assert shown(later) == (True, 1, 0.0, 250.0)
+    clock.move(10)
+    assert not (await limiter.hit("2/5m", ANNA, once="album:7")).allowed
+
+
+async def test_a_token_is_per_subject_and_rule(limiter: Limiter) -> None:
+    """The same token of another user or another rule is another hit."""
+    decisions = [
+        await limiter.hit(rule, subject, once="album:7")
+        for rule in ["2/m", Rule("2/m", name="other")]
+        for subject in [ANNA, BORIS]
+    ]
+    assert [d.remaining for d in decisions] == [1, 1, 1, 1]
+    assert [(await limiter.peek("2/m", s)).remaining for s in [ANNA, BORIS]] == [1, 1]
+
+
+async def test_a_refusal_is_shared_too(limiter: Limiter, clock: Clock) -> None:
+    """A refused token stays refused, even when there is room again."""
+    await hits(limiter, "1/10s", 1)
+    (refused,) = await hits(limiter, "1/10s", 1, once="album:8")
+    clock.move(11)
+    (again,) = await hits(limiter, "1/10s", 1, once="album:8")
+    assert (refused.allowed, again.allowed) == (False, False)
+    assert (await limiter.hit("1/10s", ANNA)).allowed
+
+
+async def test_a_shadow_rule_refuses_nobody(
+    limiter: Limiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A shadow rule counts, is reported in the decision and once in the log, and allows."""
+    caplog.set_level(logging.INFO, "bot_ratelimit")
+    trial = Rule("1/m", name="trial", shadow=True)
+    decisions = await hits(limiter, [trial, WIDE], 3)
+    assert [(d.allowed, d.rule, d.shadow) for d in decisions] == [
+        (True, WIDE, ()),
+        (True, WIDE, (trial,)),
+        (True, WIDE, (trial,)),
+    ]
+    assert [r.getMessage() for r in caplog.records if str(trial) in r.getMessage()] == [
+        "The shadow rule '1/minute per user 'trial'' would have refused a hit"
+    ]
+
+
+async def test_a_single_shadow_rule_allows_everything(limiter: Limiter) -> None:
+    """With only a shadow rule everything is allowed, without a wait."""
+    decisions = await hits(limiter, Rule("1/m", shadow=True), 3)
+    assert [(d.allowed, d.retry_after, len(d.shadow)) for d in decisions] == [
+        (True, 0.0, 0),
+        (True, 0.0, 1),
+        (True, 0.0, 1),
+    ]
+
+
+async def test_a_shadow_rule_is_not_charged_for_what_others_refuse(limiter: Limiter) -> None:
+    """A shadow rule counts only hits that would reach it."""
+    trial = Rule("9/m", name="trial", shadow=True)
+    await hits(limiter, [Rule("2/m"), trial], 5)
+    assert (await limiter.peek(trial, ANNA)).remaining == 7
+
+
+async def test_a_limit_may_depend_on_the_subject(limiter: Limiter) -> None:
+    """A callable limit returns a limit for each subject, or None for no limit."""
+    rule = Rule(lambda s: {42: "2/m", 43: None}.get(s.user, "1/m"))
+    allowed = {
+        user: [(await limiter.hit(rule, Subject(user))).allowed for _ in range(3)]
+        for user in (42, 43, 44)
+    }
+    assert allowed == {42: [True, True, False], 43: [True] * 3, 44: [True, False, False]}
+
+
+async def test_a_callable_limit_below_the_cost_is_an_error(limiter: Limiter) -> None:
+    """A callable limit below the rule's cost is a ConfigError at the hit."""
+    with pytest.raises(ConfigError, match="never grants more than 1"):
+        await limiter.hit(Rule(lambda s: "1/m", name="vip", cost=2), ANNA)
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+async def test_where_no_rule_applies_all_is_allowed(kind: Any) -> None:
+    """A hit without an applicable rule is allowed without asking the storage."""
+    storage = FlakyStorage()
+    rules = kind([SHARED, Rule(lambda s: None, name="nobody")])
+    decision = await Limiter(storage, on_error="deny").hit(rules, Subject(user=42))
+    assert shown(decision)[::2] == (True, 0.0)
+    assert (decision.rule, decision.source, storage.calls) == (SHARED, "none", 0)
+
+
+async def test_rules_that_do_not_apply_are_left_out(limiter: Limiter) -> None:
+    """Rules without their id are ignored, and the others decide."""
+    rules = [SHARED, Rule("1/m")]
+    decisions = [await limiter.hit(rules, Subject(user=42)) for _ in range(2)]
+    assert [(d.allowed, d.rule) for d in decisions] == [(True, rules[1]), (False, rules[1])]
+
+
+async def test_a_ban_outlasts_the_limit(
+    limiter: Limiter, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Repeated refusals cause a ban, which is logged once and lifted by `reset`."""
+    rules = [Rule("1/s"), Penalty("3/m", "15m")]
+    decisions = await hits(limiter, rules, 6)
+    assert [d.allowed for d in decisions] == [True] + [False] * 5
+    assert [d.banned for d in decisions] == [False] * 3 + [True] * 3
+    assert len([r for r in caplog.records if "Banned" in r.message]) == 1
+    clock.move(60)
+    (banned,) = await hits(limiter, rules, 1)
+    assert (banned.banned, banned.rule, banned.retry_after) == (True, rules[1], 840.0)
+    assert await limiter.reset(rules, ANNA)
+    assert (await limiter.hit(rules, ANNA)).allowed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        *(({"on_error": value}, "on_error=") for value in ["Allow", "", None, True, ["allow"]]),
+        *(({"statistics": value}, "statistics=") for value in ["no", 1, None]),
+        *(({"timeout": value}, "timeout=") for value in [0, -1, None, "1", True, 10**400]),
+        *(({"timeout": value}, "timeout=") for value in [math.nan, math.inf]),
+        *(({"key_prefix": value}, "key_prefix=") for value in ["", "a b", "a*", None, 5]),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_arguments_are_checked_when_given(arguments: dict[str, Any], names: str) -> None:
+    """An invalid argument is a ConfigError that names it and its value."""
+    with pytest.raises(ConfigError) as error:
+        Limiter(MemoryStorage(), **arguments)
+    assert str(error.value).startswith(names + repr(*arguments.values()))
+
+
+@pytest.mark.parametrize(
+    ("rules", "cost"),
+    [
+        ("fast", None),
+        ([], None),
+        (None, None),
+        ("5/m", 6),
+        ("5/m", -1),
+        ("5/m", 1.5),
+        ("5/m", True),
+    ],
+)
+async def test_an_invalid_hit_raises(limiter: Limiter, rules: Any, cost: Any) -> None:
+    """Invalid rules and costs are a ConfigError, whatever the storage does."""
+    with pytest.raises(ConfigError):
+        await limiter.hit(rules, ANNA, cost=cost)
+
+
+async def test_bool_of_a_decision(limiter: Limiter) -> None:
+    """`bool(decision)` is `decision.allowed`."""
+    assert [bool(decision) for decision in await hits(limiter, "2/m", 3)] == [True, True, False]
+
+
+async def test_a_peek_accepts_a_cost(limiter: Limiter) -> None:
+    """It returns what a hit of this cost would, and the next hit agrees."""
+    await limiter.hit("5/m", ANNA, cost=3)
+    for cost, allowed in ((2, True), (3, False)):
+        look = await limiter.peek("5/m", ANNA, cost=cost)
+        assert (look.allowed, look.remaining) == (allowed, 2)
+        assert await limiter.peek("5/m", ANNA, cost=cost) == look
+    refused = await limiter.hit("5/m", ANNA, cost=3)
+    assert refused == await limiter.peek("5/m", ANNA, cost=3)
+    with pytest.raises(ConfigError, match="never grants more than 5"):
+        await limiter.peek("5/m", ANNA, cost=6)
+
+
+async def test_a_peek_reports_the_same_rule_as_the_hit(limiter: Limiter) -> None:
+    """Its `remaining` is that of the hit plus its cost, also with rules of different costs."""
+    dear, cheap = Rule("5/m", name="dear", cost=4), Rule("3/m", name="cheap")
+    look = await limiter.peek([dear, cheap], ANNA)
+    hit = await limiter.hit([dear, cheap], ANNA)
+    assert look.rule is hit.rule is dear
+    assert look.remaining - dear.cost == hit.remaining == 1
+
+
+async def test_a_peek_bans_nobody(limiter: Limiter, caplog: pytest.LogCaptureFixture) -> None:
+    """A peek reports the ban that the next refusal would cause; only the hit is logged."""
+    rules = [Rule("1/m"), Penalty("1/m", "1h")]
+    await limiter.hit(rules, ANNA)
+    with caplog.at_level(logging.INFO, "bot_ratelimit"):
+        looks = [await limiter.peek(rules, ANNA) for _ in range(3)]
+        assert caplog.messages == []
+        hit = await limiter.hit(rules, ANNA)
+    assert looks == [hit] * 3
+    assert (hit.banned, hit.retry_after) == (True, 3_600)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("a:42", ["b"]), ("a", ["42:b"])),
+        (("a", ["x", "y"]), ("a", ["x|y"])),
+        (("x" * 10_000, ["b"]), ("x" * 10_000 + "y", ["b"])),
+    ],
+)
+async def test_tokens_do_not_collide(limiter: Limiter, one: Any, other: Any) -> None:
+    """Whatever the token or the text of a custom scope, other tokens are different hits."""
+    decisions = []
+    for token, texts in (one, other):
+        rules = [
+            Rule("9/m", lambda s, text=text: text, name=f"n{i}") for i, text in enumerate(texts)
+        ]
+        decisions.append(await limiter.hit(rules, ANNA, once=token))
+    keys = {
+        once_key("bot", token, [Charge(f"bot:ratelimit:{text}", Limit(1, 1)) for text in texts])
+        for token, texts in (one, other)
+    }
+    assert len(keys) == 2
+    assert all(len(key) < 60 and key.startswith("bot:ratelimit:once:") for key in keys)
+
+
+@pytest.mark.parametrize("misused", [42, None, "42", (42,)])
+async def test_a_wrong_subject_is_an_error(limiter: Limiter, misused: Any) -> None:
+    """The error for an id in place of a Subject has the fix."""
+    for ask in (limiter.hit, limiter.peek, limiter.reset):
+        with pytest.raises(ConfigError, match=r"^subject=.*expected a Subject.*Subject\(user=42\)"):
+            await ask("1/s", misused)
+
+
+@pytest.mark.parametrize(
+    ("storage", "fix"),
+    [
+        (aioredis.Redis.from_url("redis://:s3cret@localhost"), r"RedisStorage\(client\)"),
+        (MemoryStorage, r"the class .*MemoryStorage.*an instance"),
+        (None, "NoneType"),
+        ("redis://localhost", "builtins.str"),
+    ],
+    ids=["client", "class", "none", "url"],
+)
+def test_a_wrong_storage_is_an_error(storage: Any, fix: str) -> None:
+    """It would limit nothing, so it is a ConfigError at once, without secrets."""
+    with pytest.raises(ConfigError, match=rf"^storage is .*{fix}") as error:
+        Limiter(storage)
+    assert "s3cret" not in str(error.value)
+
+
+async def test_a_rule_that_no_longer_applies_can_be_reset(limiter: Limiter) -> None:
+    """Counts from before a user became exempt are deleted too."""
+    limits: list[Any] = ["1/m", None, "1/m"]
+    rule = Rule(lambda s: limits[0], name="vip")
+    await limiter.hit(rule, ANNA)
+    limits.pop(0)
+    assert await limiter.reset(rule, ANNA)
+    limits.pop(0)
+    assert await limiter.hit(rule, ANNA)
+    assert not await limiter.reset(Rule("1/m"), Subject())
+
+
+async def test_a_block_runs_only_if_it_may(limiter: Limiter) -> None:
+    """`limit` runs a block, or raises an error with the Decision; it works as a decorator."""
+    async with limiter.limit("2/10s", ANNA) as decision:
+        assert decision.remaining == 1
+    ran = []
+
+    @limiter.limit("2/10s", ANNA)
+    async def work() -> None:
+        ran.append(True)
+
+    await work()
+    with pytest.raises(
+        RefusedError, match=r"^refused by 2/10s per user: try again in 10\.0 s$"
+    ) as e:
+        await work()
+    assert (ran, e.value.decision.retry_after) == ([True], 10.0)
+    async with limiter.limit(Rule("3/10s", name="other"), ANNA, cost=2):
+        other = limiter.limit(Rule("3/10s", name="other"), ANNA, cost=2)
+        with pytest.raises(RefusedError):
+            await other.__aenter__()
+
+
+@pytest.mark.parametrize("token", [42, b"album"])
+async def test_a_token_is_a_str(token: Any) -> None:
+    """Another type of token is an error that says what is expected."""
+    with pytest.raises(ConfigError, match=r"once=.*expected a str"):
+        await Limiter(MemoryStorage()).hit("1/s", Subject(42), once=token)

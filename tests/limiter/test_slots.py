@@ -1,0 +1,424 @@
+"""Slots: so many at a time, free at the end of the block, and a report when lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import (
+    Concurrency,
+    ConfigError,
+    Decision,
+    Limiter,
+    MemoryStorage,
+    RedisStorage,
+    Rule,
+    Scope,
+    Slot,
+    Subject,
+)
+from bot_ratelimit.limiter import slots as slots_module
+from bot_ratelimit.testing import Clock, FlakyStorage
+from tests.benches import Bench
+from tests.servers import Server
+
+ANNA, BORIS = Subject(user=42, chat=-100), Subject(user=43, chat=-100)
+ONE = Concurrency(1, name="report")
+KEY = "bot:ratelimit:slot:report:42"
+
+
+@pytest.fixture
+async def limiter(bench: Bench) -> AsyncIterator[Limiter]:
+    limiter = Limiter(bench.storage, timeout=5)
+    yield limiter
+    await limiter.close()
+
+
+@pytest.fixture
+async def other(bench: Bench, limiter: Limiter) -> AsyncIterator[Limiter]:
+    """Another instance of the bot; with memory, on the same storage."""
+    storage = bench.storage if bench.client is None else RedisStorage(bench.client)
+    other = Limiter(storage, timeout=5)
+    yield other
+    await other.close()
+
+
+async def taken(limiter: Limiter, subject: Subject = ANNA, slots: Concurrency = ONE) -> Slot:
+    async with limiter.slot(slots, subject) as slot:
+        return slot
+
+
+async def test_one_at_a_time_on_all_instances(limiter: Limiter, other: Limiter) -> None:
+    """While a block runs a second one is refused on every instance; later it is granted."""
+    async with limiter.slot(ONE, ANNA) as slot:
+        assert (slot.allowed, slot.remaining, slot.rule, slot.lost) == (True, 0, ONE, False)
+        for each in (limiter, other):
+            refused = await taken(each)
+            assert (refused.allowed, refused.remaining) == (False, 0)
+            assert 29 < refused.retry_after <= 30
+            assert refused.source == each.storage.source
+    assert isinstance(slot, Decision)
+    assert await taken(other)
+
+
+async def test_as_many_as_there_are_slots(limiter: Limiter, other: Limiter) -> None:
+    """Of three slots three are granted, each with the number left, and a fourth is refused."""
+    three = Concurrency(3, Scope.CHAT)
+    async with limiter.slot(three, ANNA) as a, other.slot(three, BORIS) as b:
+        async with limiter.slot(three, ANNA) as c:
+            assert [a.remaining, b.remaining, c.remaining] == [2, 1, 0]
+            assert not await taken(other, slots=three)
+        assert await taken(other, slots=three)
+
+
+async def test_subjects_and_names_have_separate_slots(limiter: Limiter) -> None:
+    """Another user, another name, and a scope without its id are not affected."""
+    async with limiter.slot(ONE, ANNA):
+        assert await taken(limiter, BORIS)
+        assert await taken(limiter, ANNA, Concurrency(1))
+        nobody = await taken(limiter, Subject(chat=-100))
+        assert (nobody.allowed, nobody.source) == (True, "none")
+
+
+async def test_a_slot_is_free_after_an_exception_and_a_cancellation(limiter: Limiter) -> None:
+    """However a block ends, the next one can run."""
+    with pytest.raises(RuntimeError):
+        async with limiter.slot(ONE, ANNA):
+            raise RuntimeError
+    assert await taken(limiter)
+    running = asyncio.Event()
+
+    async def work() -> None:
+        async with limiter.slot(ONE, ANNA):
+            running.set()
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(work())
+    await running.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    await asyncio.sleep(0.02)  # the release is on its way
+    assert await taken(limiter)
+
+
+async def test_a_dead_process_leaves_its_slot_when_the_lease_ends(
+    bench: Bench, limiter: Limiter, other: Limiter
+) -> None:
+    """An unrenewed slot is free after its lease, not before, and no key is left."""
+    short = Concurrency(1, name="report", lease=1 if not bench.exact else 30)
+    context = limiter.slot(short, ANNA)
+    slot = await context.__aenter__()
+    held: Any = slot._held
+    held.renewing.cancel()  # as if the process were gone
+    share = 0.8 if bench.exact else 0.2  # of the lease; the rest is there for a busy machine
+    await bench.advance(short.lease * share)
+    refused = await taken(other, slots=short)
+    assert 0 < refused.retry_after <= short.lease * (1 - share) + 0.001
+    await bench.advance(refused.retry_after + 0.01)
+    assert await taken(other, slots=short)
+    await bench.advance(short.lease + 0.01)
+    assert await bench.ttls() == {}
+
+
+@pytest.mark.parametrize("bench", ["redis-server"], indirect=True)
+async def test_a_lease_is_renewed_while_the_block_runs(limiter: Limiter, other: Limiter) -> None:
+    """A block that takes longer than its lease keeps its slot."""
+    short = Concurrency(1, name="report", lease=1)
+    async with limiter.slot(short, ANNA) as slot:
+        for _ in range(4):
+            await asyncio.sleep(0.3)
+            assert not await taken(other, slots=short)
+        assert not slot.lost
+
+
+async def test_every_key_of_a_slot_has_a_ttl(bench: Bench, limiter: Limiter) -> None:
+    """The key is the documented one, and lives as long as a lease."""
+    async with limiter.slot(ONE, ANNA):
+        found = {key: ttl for key, ttl in (await bench.ttls()).items() if ":slot:" in key}
+    if bench.client is not None:
+        assert [*found] == [KEY]
+        assert 29_000 < found[KEY] <= 30_000
+
+
+async def test_waiters_are_served_in_order(limiter: Limiter) -> None:
+    """Within a process, waiters get slots in order as soon as they are free."""
+    order: list[int] = []
+
+    async def work(number: int) -> None:
+        async with limiter.slot(ONE, ANNA, timeout=20) as slot:
+            assert slot.allowed
+            order.append(number)
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(10):
+            tasks.create_task(work(number))
+    assert order == [*range(10)]
+
+
+async def test_waiting_ends_with_the_timeout(limiter: Limiter) -> None:
+    """A waiter is refused after its time-out, and the next one moves up."""
+    loop = asyncio.get_running_loop()
+    async with limiter.slot(ONE, ANNA):
+        began = loop.time()
+        async with limiter.slot(ONE, ANNA, timeout=0.12) as refused:
+            assert not refused.allowed
+        assert 0.1 < loop.time() - began < 2
+        waiting = asyncio.create_task(limiter.slot(ONE, ANNA, timeout=60).__aenter__())
+        await asyncio.sleep(0.02)
+        assert not await taken(limiter)  # no place before those who wait
+    slot = await waiting
+    assert slot.allowed
+
+
+async def test_a_waiter_may_wait_as_long_as_it_takes(limiter: Limiter) -> None:
+    """`timeout=None` waits without end, as `acquire` does, also behind others."""
+    async with limiter.slot(ONE, ANNA):
+        waiting = [
+            asyncio.create_task(limiter.slot(ONE, ANNA, timeout=None).__aenter__())
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0.02)
+        assert not any(task.done() for task in waiting)
+    assert (await waiting[0]).allowed
+    waiting[1].cancel()
+
+
+async def test_closing_refuses_those_who_wait(bench: Bench) -> None:
+    """Shutdown does not wait for a slot, however long its callers would."""
+    limiter = Limiter(bench.storage, timeout=5)
+    async with limiter.slot(ONE, ANNA):
+        waiting = [
+            asyncio.create_task(limiter.slot(ONE, ANNA, timeout=None).__aenter__())
+            for _ in range(3)
+        ]
+        await asyncio.sleep(0.02)
+        await limiter.close()
+        async with asyncio.timeout(5):
+            slots = await asyncio.gather(*waiting)
+        assert [(slot.allowed, slot.source) for slot in slots] == [(False, "policy")] * 3
+
+
+async def test_a_release_is_finished_before_the_limiter_is_closed(client: aioredis.Redis) -> None:
+    """Shutdown leaves no slot taken, and does not cancel a block that has just ended."""
+    limiter, other = Limiter(RedisStorage(client), timeout=5), Limiter(RedisStorage(client))
+    begun, ends = asyncio.Event(), asyncio.Event()
+
+    async def block() -> None:
+        async with limiter.slot(ONE, ANNA):
+            begun.set()
+            await ends.wait()
+
+    running = asyncio.create_task(block())
+    await begun.wait()
+    ends.set()
+    await asyncio.sleep(0)  # the block ends, and its release begins
+    assert limiter._slots is not None
+    assert limiter._slots._releases
+    await limiter.close()
+    assert await asyncio.gather(running, return_exceptions=True) == [None]
+    assert await taken(other)
+    await other.close()
+
+
+async def test_a_slot_that_is_released_later_leaves_no_connection(client: aioredis.Redis) -> None:
+    """A block may outlive its limiter: its slot becomes free, and nothing stays open."""
+    storage, other = RedisStorage(client), Limiter(RedisStorage(client))
+    limiter = Limiter(storage, timeout=5)
+    async with limiter.slot(ONE, ANNA):
+        await limiter.close()
+    assert not any(each.is_open for each in storage.status())
+    assert await taken(other)
+    for _ in range(2):  # the limiter can be used again, and keeps its connection then
+        assert await taken(limiter)
+        assert all(each.is_open for each in storage.status())
+    await limiter.close()
+    await other.close()
+
+
+async def test_a_cancelled_waiter_delays_nobody(limiter: Limiter) -> None:
+    """A cancelled waiter takes no slot, and the next one gets it."""
+    async with limiter.slot(ONE, ANNA):
+        first = asyncio.create_task(limiter.slot(ONE, ANNA, timeout=60).__aenter__())
+        await asyncio.sleep(0.02)
+        second = asyncio.create_task(limiter.slot(ONE, ANNA, timeout=60).__aenter__())
+        await asyncio.sleep(0.02)
+        first.cancel()
+        await asyncio.wait([first])
+    slot = await second
+    assert slot.allowed
+
+
+async def test_a_slot_released_by_another_instance_is_found(
+    limiter: Limiter, other: Limiter
+) -> None:
+    """A slot that is released elsewhere is found within a moment."""
+    async with limiter.slot(ONE, ANNA):
+        waiting = asyncio.create_task(other.slot(ONE, ANNA, timeout=20).__aenter__())
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+    async with asyncio.timeout(2):
+        slot = await waiting
+    assert slot.allowed
+
+
+async def test_waiters_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A waiter above the bound is refused at once, and this is logged once."""
+    monkeypatch.setattr(slots_module, "MAX_WAITING", 1)
+    limiter = Limiter(MemoryStorage())
+    async with limiter.slot(ONE, ANNA):
+        waiting = asyncio.create_task(limiter.slot(ONE, ANNA, timeout=60).__aenter__())
+        await asyncio.sleep(0)
+        for _ in range(2):
+            async with limiter.slot(ONE, ANNA, timeout=60) as refused:
+                assert not refused.allowed
+    assert await waiting
+    assert [m for m in caplog.messages if "wait for a slot" in m] == [
+        "1 callers already wait for a slot: further ones are refused"
+    ]
+
+
+@pytest.mark.parametrize("bench", ["redis-server"], indirect=True)
+async def test_a_server_that_lost_its_data_is_noticed(
+    bench: Bench, limiter: Limiter, other: Limiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The block is told that its slot was lost, and no process gets in beside it."""
+    assert bench.client is not None
+    short = Concurrency(1, name="report", lease=1.2)
+    assert await taken(other, slots=short)
+    async with limiter.slot(short, ANNA) as slot:
+        await bench.client.delete(KEY)
+        refused = await taken(other, slots=short)
+        assert (refused.allowed, refused.retry_after) == (False, pytest.approx(0.6, abs=0.1))
+        async with asyncio.timeout(2):
+            await slot.wait_lost()
+        assert slot.lost
+        await asyncio.sleep(0.7)
+        assert not await taken(other, slots=short)  # the block has its slot again
+    assert await taken(other, slots=short)
+    assert sum("A slot was lost" in message for message in caplog.messages) == 1
+    assert sum("has lost its data" in message for message in caplog.messages) == 1
+
+
+async def test_a_blocked_loop_loses_its_slot() -> None:
+    """If the event loop is blocked for a whole lease, the block sees it at once."""
+    clock = Clock()
+    limiter = Limiter(MemoryStorage(clock=clock))
+    async with limiter.slot(Concurrency(1, lease=1), ANNA) as slot:
+        held: Any = slot._held
+        assert not slot.lost
+        held.ends -= 1  # a second of the loop's clock, in which nothing ran
+        assert slot.lost
+
+
+@pytest.mark.parametrize(
+    ("on_error", "allowed", "source"),
+    [("allow", True, "policy"), ("deny", False, "policy"), ("memory", True, "memory")],
+)
+async def test_an_outage_is_answered_by_the_policy(
+    on_error: Any, allowed: bool, source: str
+) -> None:
+    """A slot is granted, refused, or kept by this process, according to `on_error`."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage, on_error=on_error)
+    storage.fail()
+    async with limiter.slot(ONE, ANNA) as slot:
+        assert (slot.allowed, slot.source) == (allowed, source)
+        assert (await taken(limiter)).allowed is (on_error == "allow")
+    assert (await taken(limiter)).allowed is allowed
+    await limiter.close()
+
+
+async def test_an_outage_ends_the_waiting() -> None:
+    """Waiters get the answer of the policy when the storage fails, before their time-out."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage, on_error="deny")
+    async with limiter.slot(ONE, ANNA):
+        waiting = asyncio.create_task(limiter.slot(ONE, ANNA, timeout=60).__aenter__())
+        await asyncio.sleep(0.01)
+        storage.fail()
+        async with asyncio.timeout(2):
+            slot = await waiting
+        assert (slot.allowed, slot.source) == (False, "policy")
+    await limiter.close()
+
+
+async def test_a_release_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot whose release failed is free soon after the outage, before its lease ends."""
+    monkeypatch.setattr(slots_module, "RETRY_RELEASE_EVERY", 0.01)
+    storage = FlakyStorage()
+    limiter = Limiter(storage)
+    async with limiter.slot(ONE, ANNA):
+        storage.fail()
+    storage.heal()
+    assert not await taken(Limiter(storage))
+    await asyncio.sleep(0.1)
+    assert await taken(Limiter(storage))
+
+
+async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> None:
+    """A slot that was granted without an answer is released when the server answers."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        limiter = Limiter(RedisStorage(client), on_error="deny", timeout=0.05)
+        async with asyncio.timeout(5):
+            while not await taken(limiter):  # noqa: ASYNC110 - until it is connected
+                await asyncio.sleep(0.01)
+        own_server.hang()
+        assert not await taken(limiter)
+        own_server.resume()
+        fresh = Limiter(RedisStorage(client), timeout=5)
+        async with fresh.slot(ONE, ANNA, timeout=10) as slot:
+            assert slot.allowed
+        await limiter.close()
+        await fresh.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Concurrency(0), "concurrency=0: expected how many may run at a time"),
+        (lambda: Concurrency(True), "concurrency=True"),
+        (lambda: Concurrency(1, lease=0.5), r"lease=0\.5: expected seconds from 1 to 86400"),
+        (lambda: Concurrency(1, lease="soon"), "lease='soon': expected seconds"),
+        (lambda: Concurrency(1, name="a b"), "name='a b'"),
+        (lambda: Rule("1/s", name="slot"), "name='slot': this name is reserved"),
+        (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=-1), "timeout=-1: expected"),
+        (lambda: Limiter(MemoryStorage()).slot(ONE, ANNA, timeout=math.inf), "timeout=inf: .*None"),
+        (lambda: Limiter(MemoryStorage()).slot(1, ANNA), "concurrency=1: expected"),  # type: ignore[arg-type]  # what people write
+        (lambda: Limiter(MemoryStorage()).slot(ONE, 42), "subject=42: expected a Subject"),  # type: ignore[arg-type]  # what people write
+    ],
+)
+def test_invalid_arguments_are_named(make: Any, message: str) -> None:
+    """An invalid argument is a ConfigError with the value and the fix."""
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+async def test_hitting_a_concurrency_is_an_error() -> None:
+    """A Concurrency is for slots and cannot be hit."""
+    with pytest.raises(ConfigError, match=r"1 at a time per user 'report'.* does not count hits"):
+        await Limiter(MemoryStorage()).hit(ONE, ANNA)
+
+
+async def test_a_slot_is_entered_once(limiter: Limiter) -> None:
+    """Two blocks with one context would release each other's slot."""
+    context = limiter.slot(ONE, ANNA)
+    async with context:
+        with pytest.raises(ConfigError, match="entered twice"):
+            async with context:
+                pass
+
+
+async def test_normal_slots_log_nothing(limiter: Limiter, caplog: pytest.LogCaptureFixture) -> None:
+    """Slots that are taken and released leave nothing in the log."""
+    for _ in range(3):
+        await taken(limiter)
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []

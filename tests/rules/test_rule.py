@@ -1,0 +1,357 @@
+"""Rule, Scope and Subject: which key counts which subject."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot_ratelimit import ConfigError, Limit, Penalty, Rule, Scope, Subject
+from bot_ratelimit.rules.rule import Rules, check_prefix, notice_rule, rules_of
+
+ANNA = Subject(user=42, chat=-100, topic=7)
+
+
+def firm(subject: Subject) -> str | None:
+    """A custom scope: odd users work for the same firm, even ones for none."""
+    return "acme" if subject.user and subject.user % 2 else None
+
+
+@pytest.mark.parametrize(
+    ("rule", "key"),
+    [
+        (Rule("1/s"), "bot:ratelimit:42"),
+        (Rule("5/m", name="ai"), "bot:ratelimit:ai:42"),
+        (Rule("20/m", Scope.CHAT), "bot:ratelimit:chat:-100"),
+        (Rule("1/s", Scope.MEMBER), "bot:ratelimit:member:-100:42"),
+        (Rule("1/s", Scope.TOPIC), "bot:ratelimit:topic:-100:7"),
+        (Rule("1000/s", Scope.GLOBAL), "bot:ratelimit:global"),
+        (Rule("20/m", Scope.CHAT, "slow"), "bot:ratelimit:slow:chat:-100"),
+        (Rule("1000/s", Scope.GLOBAL, "ai"), "bot:ratelimit:ai:global"),
+        (Rule("9/h", lambda s: "acme", name="firm"), "bot:ratelimit:firm:custom:acme"),
+        (Penalty("10/m", "15m"), "bot:ratelimit:ban:42"),
+        (Penalty("10/m", "15m", scope=Scope.MEMBER), "bot:ratelimit:ban:member:-100:42"),
+    ],
+    ids=str,
+)
+def test_the_table_of_keys(rule: Rule, key: str) -> None:
+    """Counts are under the documented keys."""
+    assert rule.key("bot", ANNA) == key
+
+
+def test_the_key_of_the_contract() -> None:
+    """The key of `RateLimitMiddleware(1.0, client, "booking_bot:client1")` is as promised."""
+    key = Rule(1.0).key("booking_bot:client1", Subject(user=123456789))
+    assert key == "booking_bot:client1:ratelimit:123456789"
+
+
+@pytest.mark.parametrize(
+    ("subject", "key"),
+    [
+        (ANNA._replace(bot=1), "bot:ratelimit:bot:1:ai:chat:-100"),
+        (ANNA._replace(business="Bc_9-"), "bot:ratelimit:business:Bc_9-:ai:chat:-100"),
+        (ANNA._replace(bot=1, business="Bc"), "bot:ratelimit:bot:1:business:Bc:ai:chat:-100"),
+    ],
+)
+def test_bots_and_business_chats_count_separately(subject: Subject, key: str) -> None:
+    """Several bots with one prefix, and business chats, have separate keys."""
+    assert Rule("5/m", Scope.CHAT, "ai").key("bot", subject) == key
+
+
+@pytest.mark.parametrize(
+    ("scope", "subject"),
+    [
+        (Scope.USER, Subject(chat=-100, topic=7)),
+        (Scope.CHAT, Subject(user=42)),
+        (Scope.MEMBER, Subject(user=42)),
+        (Scope.MEMBER, Subject(chat=-100)),
+        (Scope.TOPIC, Subject(user=42, chat=-100)),
+        (Scope.TOPIC, Subject(topic=7)),
+        (firm, Subject(user=42)),
+        (firm, Subject()),
+    ],
+)
+def test_a_scope_without_its_id_does_not_apply(scope: Any, subject: Subject) -> None:
+    """A rule without its id counts nothing, instead of everything under one key."""
+    assert Rule("1/s", scope, "a").key("bot", subject) is None
+
+
+def test_the_global_scope_needs_no_id() -> None:
+    """The global scope applies to every subject."""
+    assert Rule("1/s", Scope.GLOBAL).key("bot", Subject()) == "bot:ratelimit:global"
+
+
+@pytest.mark.parametrize(
+    "name", ["ai", "x" * 200, "5/10s-sliding", "отчёт", "42", "a.b_c-d", "once2"]
+)
+def test_names_may_have_any_alphabet(name: str) -> None:
+    """A name is used in the key as it is."""
+    assert Rule("1/s", name=name).key("bot", ANNA) == f"bot:ratelimit:{name}:42"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "x" * 201,
+            "a b",
+            "a:b",
+            "{a",
+            "a}",
+            "a*",
+            "a?",
+            "a[b",
+            "a]",
+            "a\\b",
+            "a\n",
+            "\x00",
+            "\x7f",
+        ),
+        *(5, 0, None, b"ai"),
+        *(
+            "chat",
+            "member",
+            "topic",
+            "global",
+            "custom",
+            "once",
+            "ban",
+            "bot",
+            "business",
+            "notice",
+        ),
+    ],
+)
+def test_an_ambiguous_name_is_refused(name: Any) -> None:
+    """Names are checked at once, and the error shows the name."""
+    with pytest.raises(ConfigError) as error:
+        Rule("1/s", name=name)
+    assert str(error.value).startswith(f"name={name!r}: ")
+
+
+@pytest.mark.parametrize("prefix", ["bot", "booking_bot:client1", "{bot}", "бот", "x" * 128])
+def test_a_prefix_may_have_parts_and_a_hash_tag(prefix: str) -> None:
+    """Prefixes with colons and with hash tags of a Redis Cluster are valid."""
+    assert check_prefix(prefix) == prefix
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "x" * 129, "a b", "bot\n", "a*", "a?", "[a]", "a\\", None, 5]
+)
+def test_an_invalid_prefix_is_refused(prefix: Any) -> None:
+    """The error shows the prefix and an example of a valid one."""
+    with pytest.raises(ConfigError, match="for example 'booking_bot:client1'") as error:
+        check_prefix(prefix)
+    assert str(error.value).startswith(f"key_prefix={prefix!r}: ")
+
+
+@pytest.mark.parametrize("scope", ["user", "chat", None, 5])
+def test_a_scope_is_a_scope_or_a_callable(scope: Any) -> None:
+    """The error for a scope given as a str has an example."""
+    with pytest.raises(ConfigError, match=r"^scope=.*Scope\.USER"):
+        Rule("1/s", scope)
+
+
+def test_a_custom_scope_needs_a_name() -> None:
+    """Callables cannot be distinguished in keys, so their rules need names."""
+    with pytest.raises(ConfigError, match="name"):
+        Rule("1/s", firm)
+
+
+async def async_scope(subject: Subject) -> str:
+    return "acme"
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .*async_scope:RuntimeWarning")
+@pytest.mark.parametrize("scope", [async_scope, lambda subject: object(), lambda subject: b"acme"])
+def test_a_custom_scope_returns_a_str(scope: Any) -> None:
+    """What is no str would be another key for every hit, and so no limit: it is an error."""
+    with pytest.raises(ConfigError, match=r"^the scope of .*'firm'.* returned a .*not async"):
+        Rule("1/s", scope, "firm").key("bot", ANNA)
+
+
+@pytest.mark.parametrize("scope", [Scope.USER, Scope.MEMBER])
+def test_a_subject_has_ids(scope: Scope) -> None:
+    """A user object in place of its id is an error that shows nothing of the user."""
+    user: Any = SimpleNamespace(id=42, first_name="Anna")
+    with pytest.raises(ConfigError, match=r"^SimpleNamespace is not an id: .*from_user\.id"):
+        Rule("1/s", scope).key("bot", Subject(user=user, chat=-100))
+
+
+@pytest.mark.parametrize("cost", [0, -1, 1.0, "1", None, True])
+@pytest.mark.parametrize("limit", ["5/s", lambda subject: "5/s"], ids=["limit", "callable"])
+def test_a_cost_is_a_whole_number(limit: Any, cost: Any) -> None:
+    """Anything but a whole number from 1 up is an error when the rule is made."""
+    with pytest.raises(ConfigError, match=r"^cost="):
+        Rule(limit, cost=cost)
+
+
+@pytest.mark.parametrize(
+    ("limit", "highest"),
+    [("5/s", 5), ("5/s sliding", 5), ("5/s bucket", 5), ("5/s burst 9", 9), ("5/s burst 2", 2)],
+)
+def test_a_cost_that_is_never_granted_is_refused(limit: str, highest: int) -> None:
+    """A rule that would always refuse is a ConfigError that names it."""
+    assert Rule(limit, cost=highest).cost == highest
+    with pytest.raises(ConfigError, match=f"never grants more than {highest}") as error:
+        Rule(limit, name="ai", cost=highest + 1)
+    assert f"{limit} per user 'ai'" in str(error.value)
+
+
+@pytest.mark.parametrize("answer", ["9/h", 2.0, Limit(9, 3_600), None])
+def test_a_limit_may_depend_on_the_subject(answer: Any) -> None:
+    """A callable limit may return everything that is a valid limit, or None."""
+    rule = Rule(lambda subject: answer if subject == ANNA else "1/s")
+    assert rule.limit_for(ANNA) == (None if answer is None else Limit.of(answer))
+    assert rule.limit_for(Subject(user=43)) == Limit(1, 1)
+    assert str(rule) == "a limit of its own per user"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"after": "10/m sliding"}, "after='10/minute sliding'"),
+        ({"after": "often"}, "'often'"),
+        ({"ban": 0}, "ban=0"),
+        ({"ban": "long"}, "ban='long': 'long': expected a unit"),
+        ({"ban": "15m!"}, "ban='15m!'"),
+        ({"grows": True, "longest": "10m"}, "longest='10m'"),
+        ({"grows": True, "longest": "2y"}, "longest='2y'"),
+        ({"longest": "1h"}, "longest='1h': add grows=True"),
+        ({"scope": "user"}, "scope='user'"),
+    ],
+    ids=lambda value: ",".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_an_invalid_penalty_is_refused(arguments: dict[str, Any], says: str) -> None:
+    """The error names the argument and its value."""
+    with pytest.raises(ConfigError) as error:
+        Penalty(**{"after": "10/m", "ban": "15m"} | arguments)
+    assert says in str(error.value)
+
+
+A, B = Limit(1, 1), Limit(20, 60)
+
+
+@pytest.mark.parametrize(
+    ("value", "rules"),
+    [
+        (1.0, [Rule(A)]),
+        (1, [Rule(A)]),
+        ("20/minute", [Rule(B)]),
+        (B, [Rule(B)]),
+        (Rule(B, Scope.CHAT), [Rule(B, Scope.CHAT)]),
+        ("1/s; 20/minute", [Rule(A), Rule(B, name="20/minute")]),
+        ("1/s;20/60s sliding", [Rule(A), Rule("20/m sliding", name="20/minute-sliding")]),
+        ("1/s; 1/s", [Rule(A), Rule(A, name="1/s")]),
+        (["1/s", Rule(B, name="slow")], [Rule(A), Rule(B, name="slow")]),
+        ((1.0, Rule("20/m", Scope.CHAT)), [Rule(A), Rule(B, Scope.CHAT)]),
+        (iter([Rule(A)]), [Rule(A)]),
+        (rules_of("1/s; 20/minute"), [Rule(A), Rule(B, name="20/minute")]),
+    ],
+)
+def test_rules_of_every_form(value: Any, rules: list[Rule]) -> None:
+    """Numbers, texts, limits, rules and several of them become rules."""
+    assert list(rules_of(value)) == rules
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, True, b"5", {}, [], "", "1/s;", "; 1/s", "1/s; fast"),
+        *([None], [True], [["1/s"]], object()),
+    ],
+)
+def test_a_wrong_rule_is_an_error(value: Any) -> None:
+    """Nothing, or anything that is neither limit nor rule, is a ConfigError with an example."""
+    with pytest.raises(ConfigError, match=r"for example|such as"):
+        rules_of(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "one", "other"),
+    [
+        (["1/s", "20/m"], "1/s per user", "20/minute per user"),
+        ("1/s; 2/s; 2/1s", "2/s per user '2/s'", "2/s per user '2/s'"),
+        ([Rule("1/s", name="a"), Rule("2/s", name="a")], "1/s per user 'a'", "2/s per user 'a'"),
+        ([Rule(1, Scope.CHAT), Rule(2, Scope.CHAT)], "1/s per chat", "1/2s per chat"),
+        ([Rule(1, firm, "f"), Rule(2, str, "f")], "1/s per custom 'f'", "1/2s per custom 'f'"),
+    ],
+)
+def test_rules_that_would_share_a_key_are_named(value: Any, one: str, other: str) -> None:
+    """Two rules with one key are an error that names both and the fix."""
+    with pytest.raises(ConfigError, match=r"would share a key; .* a name") as error:
+        rules_of(value)
+    message = str(error.value).replace('"', "'")
+    assert f"'{one}' and '{other}'" in message
+
+
+NAMES = st.sampled_from(["", "a", "b", "42", "-100", "custom-x", "globals", "bans", "20/minute"])
+WORDS = st.sampled_from(["", "42", "a", "global", "a:42", "chat:-100", "custom:x", "a:custom:x"])
+IDS = st.none() | st.sampled_from([1, 42, -100])
+SUBJECTS = st.builds(Subject, IDS, IDS, IDS, IDS, st.none() | st.sampled_from(["Bc_9-", "42"]))
+
+
+def saying(word: str) -> Callable[[Subject], str]:
+    return lambda subject: word
+
+
+@st.composite
+def rule_sets(draw: st.DrawFn) -> Rules:
+    """Rules that may be decided together, with the most confusing names."""
+    scopes = st.sampled_from(Scope)
+    rules = st.one_of(
+        st.builds(Rule, st.just("1/s"), scopes, NAMES),
+        st.builds(Rule, st.just("1/s"), WORDS.map(saying), NAMES.filter(bool)),
+        st.builds(Penalty, st.just("1/s"), st.just(60), scope=scopes),
+    )
+    return rules_of(draw(st.lists(rules, min_size=2, max_size=8, unique_by=lambda r: r.path)))
+
+
+@given(rule_sets(), SUBJECTS, SUBJECTS)
+def test_rules_of_one_set_never_share_a_key(rules: Rules, one: Subject, other: Subject) -> None:
+    """Whatever their names, scopes and subjects, two rules never have the same key."""
+    for first, second in combinations(rules, 2):
+        keys = {first.key("bot", one), first.key("bot", other)} - {None}
+        assert keys.isdisjoint({second.key("bot", one), second.key("bot", other)})
+        assert all(str(key).startswith("bot:ratelimit:") for key in keys)
+
+
+@given(st.sampled_from(Scope), NAMES, SUBJECTS, SUBJECTS)
+def test_subjects_share_a_key_only_where_the_scope_says_so(
+    scope: Scope, name: str, one: Subject, other: Subject
+) -> None:
+    """Two subjects share a key exactly if all ids of the scope are equal."""
+    counted = {
+        Scope.USER: ("user",),
+        Scope.CHAT: ("chat",),
+        Scope.MEMBER: ("chat", "user"),
+        Scope.TOPIC: ("chat", "topic"),
+        Scope.GLOBAL: (),
+    }[scope]
+    rule = Rule("1/s", scope, name)
+    keys = [rule.key("bot", subject) for subject in (one, other)]
+    same = all(getattr(one, id_) == getattr(other, id_) for id_ in (*counted, "bot", "business"))
+    if None not in keys:
+        assert (keys[0] == keys[1]) is same
+
+
+@pytest.mark.parametrize("text", ["1/s;", ";1/s", "1/s;;20/m", "1/s; ", ";"])
+def test_an_extra_semicolon_is_an_error(text: str) -> None:
+    """The error for a missing limit beside a ';' says what to remove."""
+    with pytest.raises(ConfigError, match="a limit is missing beside a ';'; remove"):
+        rules_of(text)
+
+
+def test_notices_of_very_long_waits() -> None:
+    """A bucket may have a wait of years; its notice rule is cut to a valid limit."""
+    assert notice_rule(5 * 366 * 86_400, Scope.USER).limit == Limit(1, 366 * 86_400)
+
+
+def test_a_text_is_parsed_once() -> None:
+    """A limit that is written in a call is called again and again."""
+    assert rules_of("7/3s; 70/hour") is rules_of("7/3s; 70/hour")
