@@ -23,7 +23,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Literal, TypeAlias
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban, BanList, BanTarget, ban_list_of

@@ -30,9 +30,10 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.checks import check_name
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, Scope, check_name, rules_of
+from bot_ratelimit.rules.rule import Rule, Rules, Scope, rules_of
 
 NamedLimits: TypeAlias = Mapping[str, Mapping[str, Any]]
 """The settings of each named limit: `limit`, and if given `scope`, `cost` and `shadow`."""

@@ -25,9 +25,10 @@ from aiogram.fsm.scene import SceneHandlerWrapper
 from bot_ratelimit.config.limits_file import NamedLimits, scope_named
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.key_conflicts import limit_of, shorten_name
+from bot_ratelimit.rules.checks import check_name
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, Scope, check_name, rules_of
+from bot_ratelimit.rules.rule import Rule, Rules, Scope, rules_of
 
 FLAG: Final = "rate_limit"
 

@@ -7,7 +7,7 @@ from enum import Enum
 from functools import partial
 from typing import Final, Literal, NamedTuple, Protocol
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
 
@@ -62,8 +62,6 @@ class Ask(NamedTuple):
     once: str | None = None
     """For HIT: a key that stores the verdicts for 60 s. Further hits with this key get the same
     verdicts, with the elapsed time subtracted, and charge nothing."""
-    age_us: int = 0
-    """For REFUND: microseconds since the charge. What began after the charge is not refunded."""
 
 
 class StorageEvents(Protocol):
@@ -109,7 +107,6 @@ class Storage(Protocol):
     - **Everything expires.** What is kept expires with the limit it belongs to.
     - **Limits may change.** A limit that finds the count of another limit under its key continues
       it, and makes no window longer than its own period. The count of another algorithm is ignored.
-    - **A shadow charge never fails a hit.** If its key cannot be read, its verdict is `Undecided`.
 
     All methods raise StorageError if the storage is unreachable, too slow or cannot serve now, and
     ConfigError if it refuses until a setting is changed.

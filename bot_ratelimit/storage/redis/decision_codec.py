@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from importlib import resources
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from redis import exceptions
 
+from bot_ratelimit.algorithms.script import SCRIPT, SHA
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.rules.limit import Algorithm
 from bot_ratelimit.storage.base import Ask, Op
@@ -23,9 +22,7 @@ from bot_ratelimit.storage.redis.request import AGAIN, Call, ParsedReplies, Redi
 
 log = logging.getLogger("bot_ratelimit")
 
-SCRIPT: Final = resources.files("bot_ratelimit.storage.redis").joinpath("decide.lua").read_bytes()
-_SHA: Final = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
-_BY_HASH: Final = (b"EVALSHA", _SHA)
+_BY_HASH: Final = (b"EVALSHA", SHA)
 _BY_SOURCE: Final = (b"EVAL", SCRIPT)
 
 # The script takes about 3 us for a single fixed window and up to 25 us for any other rule (measured
@@ -128,7 +125,7 @@ class DecisionCodec:
         if not isinstance(reply, Exception):
             self._script, self._refused_until = _BY_HASH, None
             hits = [request.item for request in call.requests]
-            answers = encoding.read_answers(reply, hits, self._where)  # type: ignore[arg-type]  # hits only
+            answers = encoding.read_answers(reply, hits)  # type: ignore[arg-type]  # hits only
             return (
                 ParsedReplies(answers)
                 if isinstance(reply, bytes)

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, StorageEvents
 from bot_ratelimit.storage.redis import driver, encoding
 from bot_ratelimit.storage.redis.cluster import Shards

@@ -9,32 +9,19 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.limit import Algorithm, Limit
+from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.storage.base import Ask, Op
 from bot_ratelimit.storage.redis import encoding
 from bot_ratelimit.storage.redis.encoding import Command
+from bot_ratelimit.storage.redis.faults import ServerText
 
 
 def needs_script(hit: Ask) -> ConfigError | None:
     """Return why only the script can decide this hit; None if a transaction can."""
-    charge = hit.counts[0]
-    if hit.op is Op.RESET:
-        return None
-    if hit.op in (Op.CHARGE, Op.REFUND):
-        what = "a charge afterwards" if hit.op is Op.CHARGE else "a refund"
-    elif hit.once is not None:
-        what = "one verdict for several hits (once)"
-    elif len(hit.counts) > 1:
-        what = "deciding several rules together"
-    elif charge.limit.algorithm is not Algorithm.FIXED_WINDOW:
-        what = f"a {charge.limit.algorithm.value}"
-    elif charge.penalty is not None:
-        what = "a penalty"
-    elif charge.cost > 1:
-        what = f"a cost of {charge.cost}"
-    else:
+    what = encoding.needs_script(hit)
+    if not what:
         return None
     # Without the keys, which may contain anything, so that the same error of many users is logged
     # once.
@@ -77,7 +64,7 @@ def answer(hit: Ask, replies: Sequence[Any]) -> list[Verdict] | Exception:
     key, limit = hit.counts[0][:2]
     count, left_ms = _count(replies)
     if _is_foreign(hit, count):
-        return encoding.wrong_type(key)
+        return ServerText(f"WRONGTYPE '{key}' holds something else")
     if not 0 < left_ms <= limit.period_ms:
         left_ms = limit.period_ms
     over = count >= limit.amount if hit.op is Op.PEEK else count > limit.amount
@@ -116,7 +103,7 @@ def _reset_verdicts(hit: Ask, replies: Sequence[Any]) -> list[Verdict]:
 
 
 def _is_foreign(hit: Ask, count: int) -> bool:
-    return not (0 if hit.op is Op.PEEK else 1) <= count < encoding.MAX_COUNT
+    return not (0 if hit.op is Op.PEEK else 1) <= count < 10**15
 
 
 def _count(replies: Sequence[Any]) -> tuple[int, int]:
