@@ -34,6 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="skip whatever starts a process")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("quick"):  # a test that is left in the middle closes nothing
+        config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
+        config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """Tests wait more than they compute, so two workers share a core."""
     return 2 * (os.cpu_count() or 1)
