@@ -27,7 +27,7 @@ from bot_ratelimit.algorithms.algorithms import Verdict
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban, BanList, BanTarget, ban_list_of
-from bot_ratelimit.storage.base import Charge, Storage
+from bot_ratelimit.storage.base import Ask, Count, Storage
 from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of
 from bot_ratelimit.storage.memory import MemoryStorage
 
@@ -100,34 +100,10 @@ class FlakyStorage:
         self._error = None
         self._hangs = False
 
-    async def hit(
-        self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
-    ) -> Sequence[Verdict]:
-        """See `Storage.hit`."""
+    async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
+        """See `Storage.ask`."""
         await self._misbehave(timeout)
-        return await self.storage.hit(charges, once=once, timeout=timeout)
-
-    async def peek(self, charges: Sequence[Charge], *, timeout: float) -> Sequence[Verdict]:
-        """See `Storage.peek`."""
-        await self._misbehave(timeout)
-        return await self.storage.peek(charges, timeout=timeout)
-
-    async def charge(self, charges: Sequence[Charge], *, timeout: float) -> Sequence[Verdict]:
-        """See `Storage.charge`."""
-        await self._misbehave(timeout)
-        return await self.storage.charge(charges, timeout=timeout)
-
-    async def refund(
-        self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
-    ) -> Sequence[Verdict]:
-        """See `Storage.refund`."""
-        await self._misbehave(timeout)
-        return await self.storage.refund(charges, age_us=age_us, timeout=timeout)
-
-    async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
-        """See `Storage.reset`."""
-        await self._misbehave(timeout)
-        return await self.storage.reset(charges, timeout=timeout)
+        return await self.storage.ask(ask, timeout=timeout)
 
     def leases(self) -> Leases:
         """The leases of the wrapped storage, which fail and hang with it."""
@@ -137,9 +113,9 @@ class FlakyStorage:
         """The list of bans of the wrapped storage, which fails and hangs with it."""
         return FlakyBanList(ban_list_of(self.storage, prefix), self._misbehave)
 
-    def server(self, charges: Sequence[Charge]) -> str:
+    def server(self, counts: Sequence[Count]) -> str:
         """See `Storage.server`."""
-        return self.storage.server(charges)
+        return self.storage.server(counts)
 
     def open(self) -> None:
         """See `Storage.open`."""

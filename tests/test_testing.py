@@ -24,14 +24,15 @@ from bot_ratelimit import (
     Subject,
     testing,
 )
-from bot_ratelimit.storage.base import Charge, Storage
+from bot_ratelimit.storage.base import Ask, Count, Op, Storage
 from bot_ratelimit.testing import Clock, FlakyStorage
+from tests.benches import reset
 
 from .incoming.support import Instance
 from .incoming.updates import bare, listen
 
 ANNA = Subject(user=42)
-CHARGE = Charge("bot:ratelimit:42", Limit(1, 10))
+CHARGE = Count("bot:ratelimit:42", Limit(1, 10))
 
 
 async def test_the_first_example() -> None:
@@ -207,16 +208,16 @@ async def test_the_wrapped_storage() -> None:
     inner = MemoryStorage()
     storage = FlakyStorage(inner)
     assert storage.source == "memory"
-    await storage.hit([CHARGE], once="album", timeout=1)
-    assert (await storage.hit([CHARGE], once="album", timeout=1))[0].wait == 0
-    assert (await inner.peek([CHARGE], timeout=1))[0].remaining == 0
-    assert await storage.reset([CHARGE], timeout=1) == 1
-    await storage.hit([CHARGE], timeout=1)
+    await storage.ask(Ask([CHARGE], once="album"), timeout=1)
+    assert (await storage.ask(Ask([CHARGE], once="album"), timeout=1))[0].wait == 0
+    assert (await inner.ask(Ask([CHARGE], Op.PEEK), timeout=1))[0].remaining == 0
+    assert await reset(storage, *[CHARGE]) == 1
+    await storage.ask(Ask([CHARGE]), timeout=1)
     assert storage.calls == 4
     assert not storage.closed
     await storage.close()
     assert storage.closed
-    assert (await inner.peek([CHARGE], timeout=1))[0].remaining == 1  # closed as well
+    assert (await inner.ask(Ask([CHARGE], Op.PEEK), timeout=1))[0].remaining == 1  # closed as well
 
 
 async def test_a_test_of_a_bot_with_a_ban() -> None:

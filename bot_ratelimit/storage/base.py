@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
 from functools import partial
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -14,8 +15,8 @@ ONCE_MS = 60_000
 """How long hits with the same token share a verdict, in milliseconds."""
 
 
-class Charge(NamedTuple):
-    """One rule of a hit: what is charged, and to which count."""
+class Count(NamedTuple):
+    """One rule of a question: the count under a key, its limit, and what a hit costs."""
 
     key: str
     limit: Limit
@@ -25,10 +26,63 @@ class Charge(NamedTuple):
     """Set for a count of refusals, which is charged if the hit is refused, not if it is allowed."""
 
 
-# The same as the constructor in half of the time: one Charge is made for every hit.
-new_charge: Final[Callable[[tuple[str, Limit, int, bool, Penalty | None]], Charge]] = partial(
-    tuple.__new__, Charge
+# The same as the constructor in half of the time: one Count is made for every hit.
+new_count: Final[Callable[[tuple[str, Limit, int, bool, Penalty | None]], Count]] = partial(
+    tuple.__new__, Count
 )
+
+
+class Op(Enum):
+    """What is done with the counts of an `Ask`."""
+
+    HIT = "hit"
+    """Decide about a hit and charge it; the verdicts say what it got."""
+    PEEK = "peek"
+    """Answer what a hit would get, without charging or counting anything.
+
+    `remaining` and `reset` are those before the hit. For a penalty they are those after the hit, so
+    that the answer includes a ban that the hit would cause."""
+    CHARGE = "charge"
+    """Charge each cost even above the limit; the verdicts are those of a next hit of cost 1."""
+    REFUND = "refund"
+    """Give each cost back as far as it still counts; the verdicts are those of a next hit of cost
+    1."""
+    RESET = "reset"
+    """Delete the counts; the verdicts are those of a peek before it, so `reset` is above 0 for each
+    count that existed."""
+
+
+class Ask(NamedTuple):
+    """One question to a storage: what is done with which counts, decided together."""
+
+    counts: Sequence[Count]
+    """One for each rule that applies; no two with the same key. Without penalties for CHARGE and
+    REFUND."""
+    op: Op = Op.HIT
+    once: str | None = None
+    """For HIT: a key that stores the verdicts for 60 s. Further hits with this key get the same
+    verdicts, with the elapsed time subtracted, and charge nothing."""
+    age_us: int = 0
+    """For REFUND: microseconds since the charge. What began after the charge is not refunded."""
+
+
+class StorageEvents(Protocol):
+    """Is told of connections and batches; an `Observer` is one."""
+
+    def connected(self, server: str) -> None:
+        """The connection to a server was opened."""
+
+    def disconnected(self, server: str) -> None:
+        """The connection was lost or could not be opened; it is tried again."""
+
+    def closed(self, server: str) -> None:
+        """The connection was closed on purpose; nothing more is reported about it."""
+
+    def waiting(self, place: str, count: int) -> None:
+        """`count` requests wait for this server now."""
+
+    def batch_answered(self, server: str, size: int, seconds: float) -> None:
+        """A command with `size` decisions was answered after `seconds`."""
 
 
 class ConnectionStatus(NamedTuple):
@@ -66,59 +120,12 @@ class Storage(Protocol):
         """The name of this storage in `Decision.source`."""
         ...
 
-    def hit(
-        self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
-    ) -> Awaitable[Sequence[Verdict]]:
-        """Decide about a hit and charge it; return one verdict for each charge, in the same order.
-
-        Args:
-            charges: The rules that apply; no two with the same key.
-            once: A key that stores the verdicts for 60 s. Further hits with this key get the same
-                verdicts, with the elapsed time subtracted, and charge nothing.
-            timeout: Seconds.
-        """
+    def ask(self, ask: Ask, *, timeout: float) -> Awaitable[Sequence[Verdict]]:
+        """Answer within `timeout` seconds: one verdict for each count, in the same order."""
         ...
 
-    def peek(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[Sequence[Verdict]]:
-        """Return what `hit` would return now, without charging or counting anything.
-
-        `remaining` and `reset` are those before the hit. For a penalty they are those after the
-        hit, so that the answer includes a ban that the hit would cause.
-        """
-        ...
-
-    def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[Sequence[Verdict]]:
-        """Charge each cost even above the limit; return the verdicts of a next hit of cost 1.
-
-        What exceeds a limit becomes a debt; `algorithms.debt` explains how.
-
-        Args:
-            charges: The rules that apply, without penalties; no two with the same key.
-            timeout: Seconds.
-        """
-        ...
-
-    def refund(
-        self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
-    ) -> Awaitable[Sequence[Verdict]]:
-        """Refund each cost as far as it still counts; return the verdicts of a next hit of cost 1.
-
-        Args:
-            charges: The rules that apply, without penalties; no two with the same key.
-            age_us: Microseconds since the charge. Whatever began after the charge is not refunded.
-            timeout: Seconds.
-        """
-        ...
-
-    async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
-        """Delete the counts under these keys; return how many of them existed.
-
-        Verdicts that are shared by `once` on any of these keys are deleted too.
-        """
-        ...
-
-    def server(self, charges: Sequence[Charge]) -> str:
-        """Return the name of the server that decides about these charges, as in logs.
+    def server(self, counts: Sequence[Count]) -> str:
+        """Return the name of the server that decides about these counts, as in logs.
 
         Servers fail independently: each has its own circuit breaker.
         """
