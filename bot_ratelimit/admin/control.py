@@ -49,8 +49,7 @@ from bot_ratelimit.limiter.statistics import HourCount, Refusals
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.rule import Scope, Subject, notice_rule, rules_of
 from bot_ratelimit.storage.banlist import Ban
-from bot_ratelimit.storage.base import Count
-from bot_ratelimit.storage.documents import documents_of
+from bot_ratelimit.storage.base import Count, documents_of
 
 LOGINS: Final = "{login}:"
 """What keys of logins begin with. In braces, which no rule's name has, and which keep the keys on

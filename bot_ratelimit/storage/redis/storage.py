@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Hashable, Sequence
 from typing import Any, Literal, cast
 
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 
 from bot_ratelimit.algorithms.algorithms import Verdict
-from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, StorageEvents
+from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, Storage, StorageEvents
 from bot_ratelimit.storage.redis import driver, encoding
+from bot_ratelimit.storage.redis.banlist import RedisBanList
 from bot_ratelimit.storage.redis.cluster import Shards
 from bot_ratelimit.storage.redis.connection import Connection
 from bot_ratelimit.storage.redis.decision_codec import Commands, DecisionCodec, Item
+from bot_ratelimit.storage.redis.documents import RedisDocuments
 from bot_ratelimit.storage.redis.driver import Client, Endpoint, PoolEndpoint
 from bot_ratelimit.storage.redis.encoding import Command
 from bot_ratelimit.storage.redis.faults import translated
+from bot_ratelimit.storage.redis.key_space import key_space_of
+from bot_ratelimit.storage.redis.leases import RedisLeases
 from bot_ratelimit.storage.redis.sentinel import SentinelEndpoint
+from bot_ratelimit.storage.redis.tallies import RedisTallies
 from bot_ratelimit.storage.redis.urls import client_given_as
 
 
-class RedisStorage:
+class RedisStorage(Storage):
     """Decides on a Redis or Valkey server, in one round trip, with the server's clock.
 
     ::
@@ -52,6 +57,7 @@ class RedisStorage:
         driver.check_client(client)
         self._client = client
         self._close_client = close_client
+        self._key_space = key_space_of(client)
         self._events: tuple[StorageEvents, ...] = ()
         self._shards: Shards | None = None
         self._connection: Connection[Item] | None = None
@@ -123,7 +129,7 @@ class RedisStorage:
         elif self._connection is not None:
             self._connection.events = self._events
 
-    def status(self) -> list[ConnectionStatus]:
+    def status(self) -> Sequence[ConnectionStatus]:
         """The state of the connections, one for each server."""
         return [
             ConnectionStatus(
@@ -148,6 +154,27 @@ class RedisStorage:
         await (self._connection or cast(Shards, self._shards)).close()
         if self._close_client:
             await self._client.aclose()
+
+    @property
+    def key_space(self) -> Hashable:
+        """The server and database of the client; see `Storage.key_space`."""
+        return self._key_space
+
+    def leases(self) -> RedisLeases:
+        """See `Storage.leases`."""
+        return RedisLeases(self)
+
+    def bans(self, prefix: str) -> RedisBanList:
+        """See `Storage.bans`."""
+        return RedisBanList(self, prefix)
+
+    def documents(self) -> RedisDocuments:
+        """See `Storage.documents`."""
+        return RedisDocuments(self, self.is_cluster)
+
+    def tallies(self, prefix: str) -> RedisTallies:
+        """See `Storage.tallies`."""
+        return RedisTallies(self, prefix)
 
     async def close_idle(self) -> None:
         """Close the connection, unless requests are in progress."""
