@@ -95,8 +95,8 @@ def check_limiter(limiter: Limiter, **others: object) -> None:
         )
 
 
-def storage_for(client: Client | None, memory_size: int = 10_000) -> Storage:
-    """Return the storage of a Redis client, or without one of this process."""
+def storage_for(client: Client | str | None, memory_size: int = 10_000) -> Storage:
+    """Return the storage of a client or URL of Redis, or without one of this process."""
     return MemoryStorage(memory_size) if client is None else RedisStorage(client)
 
 

@@ -74,7 +74,8 @@ class RateLimitMiddleware(BaseMiddleware):
     Args:
         rate_limit: A number of seconds for one event, a str (`"5/10s"`, `"1/s; 20/minute"`), a
             `Rule`, or several of them; one event per second by default.
-        redis_client: A `redis.asyncio` client. Without it, each process counts on its own.
+        redis_client: A `redis.asyncio` client, or a URL, such as `redis://host/0`. Without it,
+            each process counts on its own.
         key_prefix: The prefix of every key, `<prefix>:ratelimit:<user>`; `"bot"` by default.
         limiter: Use this limiter with its storage, prefix, `on_error` and `timeout` instead of
             making one.
@@ -107,7 +108,7 @@ class RateLimitMiddleware(BaseMiddleware):
     def __init__(
         self,
         rate_limit: RuleLike | Iterable[RuleLike] = 1.0,
-        redis_client: Client | None = None,
+        redis_client: Client | str | None = None,
         key_prefix: str = DefaultPrefix("bot"),
         *,
         limiter: Limiter | None = None,
