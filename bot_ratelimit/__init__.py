@@ -9,6 +9,7 @@ from bot_ratelimit.errors import (
     StorageError,
 )
 from bot_ratelimit.incoming.bound_decision import BoundDecision
+from bot_ratelimit.incoming.debounce import Debounce
 from bot_ratelimit.incoming.events import NEVER_REFUSED
 from bot_ratelimit.incoming.inflight import InFlight
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
@@ -36,6 +37,7 @@ __all__ = [
     "BoundDecision",
     "Concurrency",
     "ConfigError",
+    "Debounce",
     "Decision",
     "InFlight",
     "Limit",

@@ -196,7 +196,7 @@ class Admission:
         policy, wait = self._limiter.on_error, self._limiter.timeout
         if count := self._failed.due():
             log.error(
-                "The limit of an update is unknown, because a function failed (%d times): %r; "
+                "The limit of %d updates is unknown, because a function of the bot failed: %r; "
                 "on_error=%r answers",
                 count,
                 error,

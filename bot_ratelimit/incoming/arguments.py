@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from weakref import WeakSet
 
 from aiogram.types import TelegramObject
 from aiogram.utils.i18n.lazy_proxy import LazyProxy  # type: ignore[attr-defined]  # not in its __all__
@@ -137,17 +138,21 @@ def limiter_of(
 
 def storage_for(client: Client | None, memory_size: int = 10_000) -> Storage:
     """Return the storage of a Redis client, or without one of this process."""
-    return MemoryStorage(memory_size) if client is None else RedisStorage(client)
+    return implicit(MemoryStorage(memory_size)) if client is None else RedisStorage(client)
 
 
-def announce(limiter: Limiter, rules: Rules, *, is_given: bool) -> None:
-    """Log where counts are kept, in the words that operators search for.
+def implicit(storage: Storage) -> Storage:
+    """Return a storage that was chosen because nothing was configured."""
+    if isinstance(storage, MemoryStorage):
+        _implicit.add(storage)
+    return storage
 
-    Args:
-        limiter: Keeps them.
-        rules: The rules.
-        is_given: Whether the bot's code chose the storage itself.
-    """
+
+_implicit: Final[WeakSet[MemoryStorage]] = WeakSet()
+
+
+def announce(limiter: Limiter, rules: Rules) -> None:
+    """Log where counts are kept, in the words that operators search for."""
     limits = "only of handlers" if rules[0] is NO_LIMIT[0] else "; ".join(map(str, rules))
     if limiter.storage.source == "redis":
         log.info(
@@ -156,7 +161,7 @@ def announce(limiter: Limiter, rules: Rules, *, is_given: bool) -> None:
             limits,
             limiter.key_prefix,
         )
-    elif is_given:
+    elif limiter.storage not in _implicit:
         log.info("RateLimitMiddleware: counting in this process (limit: %s)", limits)
     else:
         log.warning(

@@ -169,7 +169,7 @@ class RateLimitMiddleware(BaseMiddleware):
         self._admission = Admission(
             self.limiter, self._event_filter, telling, self.live, self.backlog
         )
-        announce(self.limiter, self.rules, is_given=limiter is not None)
+        announce(self.limiter, self.rules)
 
     @classmethod
     def from_settings(

@@ -17,7 +17,7 @@ class Seldom:
         clock: Returns seconds from any starting point.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = lambda: time.monotonic()) -> None:
         self._clock = clock
         self._count = 0
         self._logged_at = float("-inf")

@@ -76,8 +76,8 @@ class Telling:
     def _log(self, error: Exception, *, is_bug: bool) -> None:
         if count := self._failed[is_bug].due():
             log.warning(
-                "Could not tell a user about the rate limit (%d times): %r",
-                count,
+                "Could not tell a user about the rate limit%s: %r",
+                f" ({count} times)" if count > 1 else "",
                 error,
                 exc_info=error if is_bug else None,
             )
