@@ -49,8 +49,7 @@ from bot_ratelimit.limiter.statistics import HourCount, Refusals
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.rule import Scope, Subject, notice_rule, rules_of
 from bot_ratelimit.storage.banlist import Ban
-from bot_ratelimit.storage.base import Charge
-from bot_ratelimit.storage.documents import documents_of
+from bot_ratelimit.storage.base import Count, documents_of
 
 LOGINS: Final = "{login}:"
 """What keys of logins begin with. In braces, which no rule's name has, and which keep the keys on
@@ -122,7 +121,7 @@ class Control:
         (live, problem), instances = await self.changes.in_force(), await self.instances()
         return ConfigView(
             self.limiter.key_prefix,
-            self.limiter.storage.server([Charge(self._key("live"), Limit(1, 1))]),
+            self.limiter.storage.server([Count(self._key("live"), Limit(1, 1))]),
             tuple(settings_in_force(self._settings)),
             live,
             instances,

@@ -50,7 +50,6 @@ from bot_ratelimit.limiter.limiter import Limiter, OnError
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import LimitLike, RuleLike, Scope, Subject, notice_rule
-from bot_ratelimit.storage.redis.server import server_of
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.redis.driver import Client
@@ -375,7 +374,7 @@ class RateLimitMiddleware(BaseMiddleware):
     def _key_space(self) -> tuple[Hashable, str, bool]:
         """Rules of two middlewares can share a key only if this is equal."""
         limiter = self.limiter
-        return server_of(limiter.storage), limiter.key_prefix, self._event_filter.per_bot
+        return limiter.storage.key_space, limiter.key_prefix, self._event_filter.per_bot
 
     def _apply_overrides(self, overrides: Overrides) -> None:
         self._event_filter.set_live_exemptions(overrides.exempt, overrides.limited)

@@ -573,10 +573,10 @@ async def test_no_notice_if_the_storage_fails_before_it() -> None:
     """A storage that fails between refusal and notice suppresses the notice."""
 
     class Forgetful(FlakyStorage):
-        async def hit(self, charges: Any, **options: Any) -> Any:
-            if any("notice" in charge.key for charge in charges):
+        async def ask(self, ask: Any, *, timeout: float) -> Any:
+            if any("notice" in count.key for count in ask.counts):
                 self.fail()
-            return await super().hit(charges, **options)
+            return await super().ask(ask, timeout=timeout)
 
     bot = Instance(RateLimitMiddleware("1/m", limiter=Limiter(Forgetful())))
     assert await bot.send(*"ab") == [True, False]

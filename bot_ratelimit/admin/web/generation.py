@@ -15,8 +15,7 @@ from bot_ratelimit.admin.control import LOGINS
 from bot_ratelimit.config.live import live_key
 from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.storage.documents import RedisDocuments
-from bot_ratelimit.storage.redis.storage import RedisStorage
+from bot_ratelimit.storage.documents import Documents
 
 _BYTES: Final = 6
 
@@ -30,9 +29,7 @@ class Generation:
 
     def __init__(self, limiter: Limiter) -> None:
         storage = limiter.storage
-        self._documents = (
-            RedisDocuments(storage, limiter.timeout) if isinstance(storage, RedisStorage) else None
-        )
+        self._documents = None if storage.source == "memory" else storage.documents()
         self._key = live_key(limiter.key_prefix, f"{LOGINS}generation")
         self._latest = ""
 
@@ -46,7 +43,7 @@ class Generation:
                 self._latest = await self._read(self._documents)
         return self._latest
 
-    async def _read(self, documents: RedisDocuments) -> str:
+    async def _read(self, documents: Documents) -> str:
         found = await documents.read(self._key)
         if found is None:
             await documents.swap(self._key, None, secrets.token_urlsafe(_BYTES).encode())
