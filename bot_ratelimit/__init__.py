@@ -9,6 +9,7 @@ from bot_ratelimit.errors import (
     StorageError,
 )
 from bot_ratelimit.incoming.bound_decision import BoundDecision
+from bot_ratelimit.incoming.collect import Collect
 from bot_ratelimit.incoming.debounce import Debounce
 from bot_ratelimit.incoming.events import NEVER_REFUSED
 from bot_ratelimit.incoming.inflight import InFlight
@@ -35,6 +36,7 @@ __all__ = [
     "Algorithm",
     "Ban",
     "BoundDecision",
+    "Collect",
     "Concurrency",
     "ConfigError",
     "Debounce",

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY
 from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.incoming.backlog import Backlog
 from bot_ratelimit.incoming.bound_decision import BoundDecision
+from bot_ratelimit.incoming.dispatch_state import dispatch_state
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
 from bot_ratelimit.incoming.functions import chosen, needs_event
 from bot_ratelimit.incoming.seldom import Seldom
@@ -30,7 +30,6 @@ Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 DATA_KEY: Final = "rate_limit"
 """The key of the Decision in a handler's data: `async def handler(message, rate_limit)`."""
 
-_STATE_NAME: Final = "_bot_ratelimit_decisions"
 _NOT_ASKED: Final = Counted(Subject(), None)
 """Default: nobody has asked yet whether the event counts."""
 
@@ -212,15 +211,3 @@ class Admission:
             return None
         notes: _Notes = state.setdefault(self.key_space, _Notes())
         return notes
-
-
-def dispatch_state(data: dict[str, Any]) -> dict[object, Any]:
-    """Return the state of the current dispatch.
-
-    aiogram copies the data of a dispatch on its way to the routers. Only the event context is
-    passed on uncopied, also into other tasks, and aiogram makes a new one for every dispatch. So
-    the state is stored there.
-    """
-    attributes = getattr(data.get(EVENT_CONTEXT_KEY), "__dict__", None)
-    state: dict[object, Any] = {}
-    return state if attributes is None else attributes.setdefault(_STATE_NAME, state)

@@ -7,6 +7,7 @@
     @flags.rate_limit(by_plan)                        a function of (event, data)
     @flags.rate_limit(rate=2, key="something")        one event in 2 seconds
     @flags.rate_limit(limit="20/day", concurrent=1)   and one at a time
+    @flags.rate_limit(limit="9/m", collect="1.5s")    several quick messages as one
     @flags.rate_limit(key="ai")                       the limit with this name, see RATE_LIMIT_FILE
     @router.message(flags={"rate_limit": False})      no limit here
 """
@@ -14,7 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from aiogram import flags as aiogram_flags
@@ -24,6 +25,7 @@ from aiogram.dispatcher.router import Router
 
 from bot_ratelimit.config.limits_file import NamedLimits, scope_named
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.incoming.collect import Collect, collect_of
 from bot_ratelimit.incoming.functions import EventRule, check_functions, looks_like_limit
 from bot_ratelimit.incoming.handler_names import (
     HandlerNames,
@@ -38,7 +40,7 @@ from bot_ratelimit.rules.rule import Rule, Rules, Scope, check_name, rules_of
 
 FLAG: Final = "rate_limit"
 
-_NO_RULES: Final = frozenset({"concurrent", "key", "scope"})
+_NO_RULES: Final = frozenset({"concurrent", "collect", "key", "scope"})
 """A flag with only these fields keeps the middleware's rules."""
 _FIELDS: Final = _NO_RULES | {"limit", "rate", "cost", "shadow"}
 
@@ -51,6 +53,10 @@ class HandlerLimits:
     """The handler's own rules; True for those of the middleware, False for none."""
     slots: Concurrency | None = None
     """How many of the handler may run at a time."""
+    collect: Collect | None = None
+    """How several quick messages become one call of the handler."""
+    name: str = ""
+    """The name of its counts."""
 
 
 _UNFLAGGED: Final = HandlerLimits()
@@ -98,7 +104,7 @@ class Flags:
             found = self._flag_of(handler, router)
             self._check_keys(handler, found, router)
             if not isinstance(found.rules, bool):
-                found = HandlerLimits(rules_of((*found.rules, *self._penalty)), found.slots)
+                found = replace(found, rules=rules_of((*found.rules, *self._penalty)))
             known = self._read[id(handler)] = (handler, found)
         return known[1]
 
@@ -195,26 +201,27 @@ def read_flag(value: Any, name: str, limits: NamedLimits) -> HandlerLimits:
         return HandlerLimits(value)
     flag = _with_named_limit(value, name, limits)
     unknown = set(flag) - _FIELDS
-    plain = not unknown and "concurrent" in flag and set(flag) <= _NO_RULES
+    plain = not unknown and {"concurrent", "collect"} & set(flag) and set(flag) <= _NO_RULES
     if not plain and (unknown or ("limit" in flag) == ("rate" in flag)):
         raise ConfigError(
-            "expected limit= or rate=, and optionally concurrent=, key=, cost=, scope= or "
-            f"shadow=; got {value!r}"
+            "expected limit= or rate=, and optionally concurrent=, collect=, key=, cost=, scope= "
+            f"or shadow=; got {value!r}"
         )
     if flag.get("key"):
         name = str(flag["key"])
         check_name(name)
     slots = _slots_of(flag, name) if "concurrent" in flag else None
+    found = HandlerLimits(True, slots, collect_of(flag.get("collect")), shorten_name(name))
     if plain:
-        return HandlerLimits(True, slots)
+        return found
     given = flag["limit"] if "limit" in flag else flag["rate"]
     changes = {field: flag[field] for field in ("cost", "shadow") if field in flag}
     if "scope" in flag:
         changes["scope"] = _scope_of(flag["scope"])
     rules = _rules_of_flag(given)
     if given is value and _all_named(given):
-        return HandlerLimits(rules, slots)  # so rules that are shared by handlers share a count
-    return HandlerLimits(_named(rules, name, **changes), slots)
+        return replace(found, rules=rules)  # so rules that are shared by handlers share a count
+    return replace(found, rules=_named(rules, name, **changes))
 
 
 def _flagged(root: Router) -> Iterator[HandlerObject]:
@@ -232,7 +239,7 @@ def _with_named_limit(value: Any, name: str, limits: NamedLimits) -> Mapping[str
     key = str(flag.get("key") or name)
     if key in limits:
         return {**{field: flag[field] for field in flag if field != "rate"}, **limits[key]}
-    if flag.get("key") and not {"limit", "rate", "concurrent"} & set(flag):
+    if flag.get("key") and not {"limit", "rate", "concurrent", "collect"} & set(flag):
         raise ConfigError(
             f"no limit is named {key!r}: add {key} = '5/minute' under [limits] in the file that "
             f"RATE_LIMIT_FILE names, write named_limits={{{key!r}: '5/minute'}} in the middleware, "

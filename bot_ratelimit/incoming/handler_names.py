@@ -54,10 +54,10 @@ class HandlerNames:
     registration.
 
     Args:
-        flag: The flag of the handlers that are named.
+        flag: The flag of the handlers that are named; None names all handlers.
     """
 
-    def __init__(self, flag: str) -> None:
+    def __init__(self, flag: str | None = None) -> None:
         self._flag = flag
         self._names: dict[int, str] = {}
 
@@ -65,14 +65,18 @@ class HandlerNames:
         """Return the name of a handler that has the flag."""
         if id(handler) not in self._names and router is not None:
             *_, root = router.chain_head
-            self._number(each for each in handlers_of(root) if self._flag in extract_flags(each))
+            self._number(
+                (each, extract_flags(each).get(self._flag) if self._flag else None)
+                for each in handlers_of(root)
+                if self._flag is None or self._flag in extract_flags(each)
+            )
         return self._names.get(id(handler)) or _short_name(handler)
 
-    def _number(self, handlers: Iterable[HandlerObject]) -> None:
+    def _number(self, handlers: Iterable[tuple[HandlerObject, Any]]) -> None:
         known: dict[str, list[Any]] = {}
-        for each in handlers:
+        for each, flag in handlers:
             same = known.setdefault(_short_name(each), [])
-            one = (each.callback, extract_flags(each)[self._flag])
+            one = (each.callback, flag)
             if one not in same:
                 same.append(one)
             number = same.index(one) + 1

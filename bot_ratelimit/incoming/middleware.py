@@ -28,7 +28,7 @@ from bot_ratelimit.incoming.arguments import (
 from bot_ratelimit.incoming.backlog import Backlog
 from bot_ratelimit.incoming.event_filter import EventFilter, IsExempt
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_from_bot, is_of_type
-from bot_ratelimit.incoming.flags import Flags
+from bot_ratelimit.incoming.flags import Flags, HandlerLimits
 from bot_ratelimit.incoming.from_settings import arguments_from, origins_of
 from bot_ratelimit.incoming.inventory import inventory
 from bot_ratelimit.incoming.key_conflicts import (
@@ -260,6 +260,18 @@ class RateLimitMiddleware(BaseMiddleware):
         if self._bots and is_from_bot(inner, data):  # whatever the flag of the handler says
             return await self._admission.handle(self._bots, ("bots", self._key_space), dispatch)
         limits = self._flags.limits_for(data.get("handler"), data.get("event_router"))
+        if limits.collect is None:
+            return await self._limited(limits, dispatch)
+
+        async def handle_collected(first: TelegramObject, data: dict[str, Any]) -> Any:
+            return await self._limited(limits, Dispatch(handler, first, first, update, data))
+
+        return await limits.collect.collected(
+            handle_collected, event, data, limits.name, self.limiter
+        )
+
+    async def _limited(self, limits: HandlerLimits, dispatch: Dispatch) -> Any:
+        handler, event, _, _, data = dispatch
         if limits.rules is False:
             return await self._admission.handle_uncounted(handler, event, data)
         rules = self.rules
