@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from bot_ratelimit.config.ids import check_id
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
@@ -211,10 +212,7 @@ def penalty_of(value: object) -> Penalty:
 def _exempt(value: object) -> frozenset[int]:
     if not isinstance(value, list):
         raise ConfigError(f"{value!r}: expected a list of ids, for example [42, -100123]")
-    for each in value:
-        if isinstance(each, bool) or not isinstance(each, int):
-            raise ConfigError(f"{each!r}: expected the id of a user or a chat, a whole number")
-    return frozenset(value)
+    return frozenset(map(check_id, value))
 
 
 def _notices(value: object) -> dict[str, str]:

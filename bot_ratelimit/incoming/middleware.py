@@ -40,7 +40,7 @@ from bot_ratelimit.incoming.key_conflicts import (
     rules_by_path,
     separate_keys,
 )
-from bot_ratelimit.incoming.notices import TEXTS, Notices, busy_notice_rule
+from bot_ratelimit.incoming.notices import TEXTS, Notices
 from bot_ratelimit.incoming.registration import (
     check_dispatcher,
     check_exclude,
@@ -51,7 +51,7 @@ from bot_ratelimit.incoming.registration import (
 from bot_ratelimit.limiter.limiter import Limiter, OnError
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
+from bot_ratelimit.rules.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rules, rules_of
 from bot_ratelimit.storage.redis.server import server_of
 
 if TYPE_CHECKING:
@@ -304,10 +304,7 @@ class RateLimitMiddleware(BaseMiddleware):
                 "Subject(user=42, bot=bot.id)"
             )
         flags = [rule for each in self._dispatchers for rule in self._flags.all_rules(each)]
-        scopes = (Scope.USER, Scope.MEMBER, Scope.CHAT)
-        notices = [notice_rule(1, scope) for scope in scopes]
-        notices += [busy_notice_rule(scope) for scope in scopes]
-        by_path = {rule.path: rule for rule in (*notices, *flags, *self.rules)}
+        by_path = {rule.path: rule for rule in (*notice_rules(), *flags, *self.rules)}
         rules = [rule for rule in by_path.values() if rule.scope is not Scope.GLOBAL]
         return await self.limiter.reset(rules, subject)
 

@@ -65,6 +65,10 @@ class Documents(Protocol):
         """Write a document that can be taken once within `seconds`."""
         ...
 
+    async def find(self, key: str) -> bytes | None:
+        """Return a document of `put`, or None, and leave its TTL as it is."""
+        ...
+
     async def take(self, key: str) -> bytes | None:
         """Delete and return the document, or None; only one caller gets it."""
         ...
@@ -125,6 +129,11 @@ class RedisDocuments:
     async def put(self, key: str, value: bytes, seconds: int) -> None:
         """See `Documents.put`."""
         await self._run(key, b"SET", key.encode(), value, b"EX", b"%d" % seconds)
+
+    async def find(self, key: str) -> bytes | None:
+        """See `Documents.find`."""
+        value: bytes | None = await self._run(key, b"GET", key.encode())
+        return value
 
     async def take(self, key: str) -> bytes | None:
         """See `Documents.take`."""
@@ -221,6 +230,11 @@ class MemoryDocuments:
         self._once = {name: each for name, each in self._once.items() if each[0] > now}
         self._once[key] = (now + seconds, value)
 
+    async def find(self, key: str) -> bytes | None:
+        """See `Documents.find`."""
+        until, value = self._once.get(key, (0.0, b""))
+        return value if until > self._clock() else None
+
     async def take(self, key: str) -> bytes | None:
         """See `Documents.take`."""
         until, value = self._once.pop(key, (0.0, b""))
@@ -259,7 +273,8 @@ class MemoryDocuments:
         if storage is not None:
             await storage.close()  # which only deletes all counts
         known = (*self._values, *self._once, *self._lists, *self._reports)
-        doomed = [key for key in known if key not in keep]
+        begins = tuple(key for key in keep if key.endswith(":"))
+        doomed = [key for key in known if key not in keep and not key.startswith(begins)]
         for key in doomed:
             self._values.pop(key, None)
             self._once.pop(key, None)

@@ -13,7 +13,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit import MemoryStorage, RedisStorage
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.web import validation
+from bot_ratelimit.admin.web import requests
 from bot_ratelimit.testing import Clock
 from tests.servers import Server, running_cluster
 
@@ -408,7 +408,7 @@ async def test_a_cluster_counts_without_a_hash_tag(tmp_path: Path) -> None:
 
 async def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client without access cannot keep requests open: it gets 408."""
-    monkeypatch.setattr(validation, "_SLOWEST", 0.05)
+    monkeypatch.setattr(requests, "_SLOWEST", 0.05)
     async with site(bot_on(MemoryStorage())) as found:
         reader, writer = await asyncio.open_connection(found.server.host, found.server.port)
         writer.write(
