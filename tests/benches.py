@@ -13,7 +13,7 @@ import redis.asyncio as aioredis
 
 from bot_ratelimit import Limit
 from bot_ratelimit.algorithms.algorithms import Verdict
-from bot_ratelimit.storage.base import Charge, Storage
+from bot_ratelimit.storage.base import Ask, Count, Op, Storage
 
 TIMEOUT = 5.0
 """Long enough that a busy machine is not taken for an outage."""
@@ -22,8 +22,14 @@ movable = pytest.mark.parametrize("bench", ["memory", "fakeredis"], indirect=Tru
 """For tests that move time by more than one cares to wait: only where it can be moved."""
 
 
-def charge(limit: str, name: str = "42", cost: int = 1, *, shadow: bool = False) -> Charge:
-    return Charge(f"bot:ratelimit:{name}", Limit.parse(limit), cost, shadow)
+def charge(limit: str, name: str = "42", cost: int = 1, *, shadow: bool = False) -> Count:
+    return Count(f"bot:ratelimit:{name}", Limit.parse(limit), cost, shadow)
+
+
+async def reset(storage: Storage, *counts: Count) -> int:
+    """Delete the counts; return how many of them existed."""
+    verdicts = await storage.ask(Ask(counts, Op.RESET), timeout=TIMEOUT)
+    return sum(verdict.reset > 0 for verdict in verdicts)
 
 
 class Bench(NamedTuple):
@@ -35,16 +41,16 @@ class Bench(NamedTuple):
     exact: bool
     """Whether time stands still between two `advance`s, so that waits can be compared exactly."""
 
-    async def hit(self, *charges: Charge, once: str | None = None) -> list[Verdict]:
-        return list(await self.storage.hit(charges, once=once, timeout=TIMEOUT))
+    async def hit(self, *charges: Count, once: str | None = None) -> list[Verdict]:
+        return list(await self.storage.ask(Ask(charges, once=once), timeout=TIMEOUT))
 
-    async def peek(self, *charges: Charge) -> list[Verdict]:
-        return list(await self.storage.peek(charges, timeout=TIMEOUT))
+    async def peek(self, *charges: Count) -> list[Verdict]:
+        return list(await self.storage.ask(Ask(charges, Op.PEEK), timeout=TIMEOUT))
 
-    async def reset(self, *charges: Charge) -> int:
-        return await self.storage.reset(charges, timeout=TIMEOUT)
+    async def reset(self, *charges: Count) -> int:
+        return await reset(self.storage, *charges)
 
-    async def allowed(self, *charges: Charge, once: str | None = None) -> bool:
+    async def allowed(self, *charges: Count, once: str | None = None) -> bool:
         """Whether a hit is allowed; shadow rules among the charges do not refuse it."""
         verdicts = await self.hit(*charges, once=once)
         return not any(v.wait for v, c in zip(verdicts, charges, strict=True) if not c.shadow)

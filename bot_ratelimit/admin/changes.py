@@ -17,7 +17,8 @@ from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.limit import Limit, parse_period
 from bot_ratelimit.rules.rule import check_cost
-from bot_ratelimit.storage.documents import Documents, documents_of
+from bot_ratelimit.storage.base import documents_of
+from bot_ratelimit.storage.documents import Documents
 
 AUDIT: Final = 200
 """How many actions the audit remembers."""

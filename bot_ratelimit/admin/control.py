@@ -42,8 +42,7 @@ from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Scope, Subject, notice_rules, rules_of
 from bot_ratelimit.storage.banlist import Ban
-from bot_ratelimit.storage.base import Charge
-from bot_ratelimit.storage.documents import documents_of
+from bot_ratelimit.storage.base import Count, documents_of
 
 if TYPE_CHECKING:
     from bot_ratelimit.incoming.middleware import RateLimitMiddleware
@@ -124,7 +123,7 @@ class Control:
         (live, problem), instances = await self.changes.in_force(), await self.instances()
         return ConfigView(
             self.limiter.key_prefix,
-            self.limiter.storage.server([Charge(self._key("live"), Limit(1, 1))]),
+            self.limiter.storage.server([Count(self._key("live"), Limit(1, 1))]),
             tuple(settings_in_force(self._settings)),
             live,
             instances,

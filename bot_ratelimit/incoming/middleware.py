@@ -52,7 +52,6 @@ from bot_ratelimit.limiter.limiter import Limiter, OnError
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rules, rules_of
-from bot_ratelimit.storage.redis.server import server_of
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.redis.driver import Client
@@ -368,7 +367,7 @@ class RateLimitMiddleware(BaseMiddleware):
     def _key_space(self) -> tuple[Hashable, str, bool]:
         """Rules of two middlewares can share a key only if this is equal."""
         limiter = self.limiter
-        return server_of(limiter.storage), limiter.key_prefix, self._event_filter.per_bot
+        return limiter.storage.key_space, limiter.key_prefix, self._event_filter.per_bot
 
     def _use_rules(self, rules: Rules, others: Mapping[str, Rule]) -> None:
         for before, now in zip(self.rules, rules, strict=True):

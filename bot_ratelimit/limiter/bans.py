@@ -21,8 +21,8 @@ from bot_ratelimit.limiter.failures import printable
 from bot_ratelimit.rules.limit import Limit, parse_period
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Scope, Subject
-from bot_ratelimit.storage.banlist import Ban, BanTarget, ban_list_of
-from bot_ratelimit.storage.base import Charge, Storage
+from bot_ratelimit.storage.banlist import Ban, BanTarget, MemoryBanList
+from bot_ratelimit.storage.base import Count, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,7 +55,7 @@ class Bans:
     """
 
     def __init__(self, storage: Storage, key_prefix: str, timeout: float) -> None:
-        self._list = ban_list_of(storage, key_prefix)
+        self._list = storage.bans(key_prefix) or MemoryBanList()
         self._timeout = timeout
         self._version = ""
         self._live = self._list.current is not None
@@ -130,7 +130,7 @@ class Bans:
         """
         await asyncio.wait([self.refresh_soon()], timeout=max(seconds, self._timeout / 5))
 
-    def add_penalty_ban(self, subject: Subject, charge: Charge, verdict: Verdict) -> None:
+    def add_penalty_ban(self, subject: Subject, charge: Count, verdict: Verdict) -> None:
         """Add a penalty's ban to the list, in the background, when it begins or grows."""
         penalty = charge.penalty
         if penalty is None or not penalty.listed or verdict.remaining:
@@ -145,7 +145,7 @@ class Bans:
         ban = Ban(who, datetime.now(UTC), None, str(penalty), "penalty", charge.key)
         self._in_background(self._list.put(ban, seconds, timeout=self._timeout))
 
-    def remove_penalty_bans(self, subject: Subject, charges: list[Charge]) -> None:
+    def remove_penalty_bans(self, subject: Subject, charges: list[Count]) -> None:
         """Remove a penalty's bans from the list, in the background, because its count was reset."""
         for charge in charges:
             penalty = charge.penalty
@@ -364,7 +364,7 @@ def check_page(offset: object, limit: object) -> tuple[int, int]:
     return offset, limit
 
 
-def penalty_charges(prefix: str, subject: Subject, bans: list[Ban]) -> list[Charge]:
+def penalty_charges(prefix: str, subject: Subject, bans: list[Ban]) -> list[Count]:
     """The penalty counts to reset for a subject: those in the list, and those of its ids."""
     keys = {ban.key for ban in bans if ban.key}
     for scope in (Scope.USER, Scope.CHAT, Scope.MEMBER):
@@ -373,7 +373,7 @@ def penalty_charges(prefix: str, subject: Subject, bans: list[Ban]) -> list[Char
         if key is not None and _penalty_target(penalty, subject) == subject:
             keys.add(key)
     limit = Limit(1, 1)
-    return [Charge(key, limit, penalty=Penalty("1/s", 1)) for key in sorted(keys)]
+    return [Count(key, limit, penalty=Penalty("1/s", 1)) for key in sorted(keys)]
 
 
 def _penalty_target(penalty: Penalty, subject: Subject) -> Subject:

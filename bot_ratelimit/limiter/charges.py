@@ -10,7 +10,7 @@ from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, RuleLike, Rules, Subject, check_cost, rules_of
-from bot_ratelimit.storage.base import Charge, new_charge
+from bot_ratelimit.storage.base import Count, new_count
 
 # The limit for counts of a rule that no longer applies to a subject.
 _ANY_LIMIT: Final = Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000)
@@ -18,10 +18,10 @@ _ANY_LIMIT: Final = Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000)
 
 def hit_charges(
     prefix: str, rules: Rules, subject: Subject, cost: int | None
-) -> tuple[list[Charge], list[Rule]]:
+) -> tuple[list[Count], list[Rule]]:
     """The charges of a hit and their rules: those that apply to the subject."""
     check_subject(subject)
-    charges: list[Charge] = []
+    charges: list[Count] = []
     applied: list[Rule] = []
     for rule in rules:
         key = rule.key(prefix, subject)
@@ -31,18 +31,18 @@ def hit_charges(
         if limit is None:
             continue
         if isinstance(rule, Penalty):
-            charges.append(Charge(key, limit, penalty=rule))
+            charges.append(Count(key, limit, penalty=rule))
         else:
             if cost is not None or limit is not rule.limit:
                 check_cost(rule.cost if cost is None else cost, limit, rule)
-            charges.append(new_charge((key, limit, cost or rule.cost, rule.shadow, None)))
+            charges.append(new_count((key, limit, cost or rule.cost, rule.shadow, None)))
         applied.append(rule)
     return charges, applied
 
 
 def adjustment_charges(
     prefix: str, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
-) -> tuple[list[Charge], Sequence[Rule]]:
+) -> tuple[list[Count], Sequence[Rule]]:
     """The charges of `charge` or `refund` and their rules; all rules if none applies."""
     given = rules_of(rules)
     check_subject(subject)
@@ -50,12 +50,12 @@ def adjustment_charges(
     for rule in given:
         key, limit = rule.key(prefix, subject), rule.limit_for(subject)
         if key is not None and limit is not None and not isinstance(rule, Penalty):
-            charges.append(Charge(key, limit, cost, rule.shadow))
+            charges.append(Count(key, limit, cost, rule.shadow))
             applied.append(rule)
     return charges, applied or given
 
 
-def reset_charges(prefix: str, rules: Rules, subject: Subject) -> list[Charge]:
+def reset_charges(prefix: str, rules: Rules, subject: Subject) -> list[Count]:
     """The charges to reset: everything that may be counted, also by rules that do not apply now."""
     check_subject(subject)
     charges = []
@@ -64,11 +64,11 @@ def reset_charges(prefix: str, rules: Rules, subject: Subject) -> list[Charge]:
         if key is not None:
             penalty = rule if isinstance(rule, Penalty) else None
             limit = rule.limit_for(subject) or _ANY_LIMIT
-            charges.append(Charge(key, limit, shadow=rule.shadow, penalty=penalty))
+            charges.append(Count(key, limit, shadow=rule.shadow, penalty=penalty))
     return charges
 
 
-def once_key(prefix: str, token: str, charges: Sequence[Charge]) -> str:
+def once_key(prefix: str, token: str, charges: Sequence[Count]) -> str:
     """The key of a shared verdict: `bot:ratelimit:once:<hash of the token and of each key>`.
 
     Tokens and keys are strings of any length and content, so each is hashed with its length.

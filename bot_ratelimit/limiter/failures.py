@@ -13,7 +13,7 @@ from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError,
 from bot_ratelimit.limiter.breaker import Breaker
 from bot_ratelimit.limiter.observer import Observer
 from bot_ratelimit.rules.rule import Rule
-from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.base import Count
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -42,7 +42,7 @@ class Failures:
         self,
         on_error: str,
         clock: Callable[[], float],
-        server_of: Callable[[Sequence[Charge]], str],
+        server_of: Callable[[Sequence[Count]], str],
         observer: Observer | None = None,
     ) -> None:
         self._consequence = _CONSEQUENCES[on_error]
@@ -51,7 +51,7 @@ class Failures:
         self._server_of = server_of
         self._observer = observer
         # The failures that were logged: since when, and which charges could not be decided.
-        self._failing: dict[str, tuple[float, Sequence[Charge]]] = {}
+        self._failing: dict[str, tuple[float, Sequence[Count]]] = {}
         self._outages: dict[str, tuple[float, str]] = {}  # since when, and the last reason
         self._undecidable: dict[str, str] = {}  # why a server cannot decide without a script
         self._logged: TTLCache[str, bool] = TTLCache(64, LOG_EVERY, timer=clock)
@@ -74,7 +74,7 @@ class Failures:
         breaker: Breaker,
         ticket: int,
         error: StorageError,
-        charges: Sequence[Charge] = (),
+        charges: Sequence[Count] = (),
     ) -> None:
         """Report that the server did not answer, or said that it cannot serve now."""
         reason = printable(str(error).rstrip("."))
@@ -242,7 +242,7 @@ class Failures:
     def _log_failure(
         self,
         server: str,
-        failure: tuple[float, Sequence[Charge]],
+        failure: tuple[float, Sequence[Count]],
         kind: str,
         level: int,
         text: str,

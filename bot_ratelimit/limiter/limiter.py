@@ -47,7 +47,7 @@ from bot_ratelimit.rules.rule import (
     rules_of,
 )
 from bot_ratelimit.storage.banlist import Ban
-from bot_ratelimit.storage.base import Charge, Storage
+from bot_ratelimit.storage.base import Ask, Count, Op, Storage
 from bot_ratelimit.storage.memory import MemoryStorage, check_size
 
 log = logging.getLogger("bot_ratelimit")
@@ -115,9 +115,8 @@ class Limiter:
         )
         self._observer = observers_of(observer, self._statistics)
         self._failures = Failures(on_error, clock, storage.server, self._observer)
-        observe = getattr(storage, "observe", None)
-        if self._observer is not None and observe is not None:
-            observe(self._observer)
+        if self._observer is not None:
+            storage.observe(self._observer)
         self._bans = Bans(storage, self.key_prefix, self.timeout)
         self._ban_log = BanLog(clock)
         self._slots: Slots | None = None
@@ -195,10 +194,8 @@ class Limiter:
         if ticket is None:
             return await self._answer_by_policy(subject, charges, applied, token, peek)
         try:
-            if peek:
-                verdicts = await storage.peek(charges, timeout=self.timeout)
-            else:
-                verdicts = await storage.hit(charges, once=token, timeout=self.timeout)
+            op = Op.PEEK if peek else Op.HIT
+            verdicts = await storage.ask(Ask(charges, op, token), timeout=self.timeout)
         except StorageError as error:
             self._failures.failed(server, breaker, ticket, error, charges)
         except Exception as error:
@@ -319,7 +316,7 @@ class Limiter:
         charges, applied = adjustment_charges(self.key_prefix, rules, subject, cost)
         if not charges:
             return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
-        verdicts = await self._storage.charge(charges, timeout=self.timeout)
+        verdicts = await self._storage.ask(Ask(charges, Op.CHARGE), timeout=self.timeout)
         return conclude(applied, verdicts, self._storage.source, [1] * len(charges))
 
     async def refund(
@@ -358,7 +355,8 @@ class Limiter:
         if not charges:
             return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
         age_us = min(int((age or 0) * 1_000_000), 2 * MAX_FILLING_US)
-        verdicts = await self._storage.refund(charges, age_us=age_us, timeout=self.timeout)
+        ask = Ask(charges, Op.REFUND, age_us=age_us)
+        verdicts = await self._storage.ask(ask, timeout=self.timeout)
         return conclude(applied, verdicts, self._storage.source, [1] * len(charges))
 
     async def reset(self, rule: RuleLike | Iterable[RuleLike], subject: Subject) -> bool:
@@ -383,9 +381,9 @@ class Limiter:
             return False
         found = 0
         if self._standby is not None:
-            found = await self._standby.reset(charges, timeout=self.timeout)
+            found = await self._reset(self._standby, charges)
         try:
-            found += await self._storage.reset(charges, timeout=self.timeout)
+            found += await self._reset(self._storage, charges)
         except StorageError as error:
             if not found:
                 raise
@@ -519,9 +517,9 @@ class Limiter:
         """
         dropped = await self._bans.unban(check_target(subject))
         charges = penalty_charges(self.key_prefix, subject, dropped)
-        found = await self._storage.reset(charges, timeout=self.timeout) if charges else 0
+        found = await self._reset(self._storage, charges) if charges else 0
         if self._standby is not None and charges:
-            found += await self._standby.reset(charges, timeout=self.timeout)
+            found += await self._reset(self._standby, charges)
         return bool(dropped) or found > 0
 
     async def bans(self, offset: int = 0, limit: int = 100) -> list[Ban]:
@@ -580,8 +578,8 @@ class Limiter:
         problem, began = "", time.perf_counter()
         try:
             if self._memory is None:
-                charge = Charge(f"{self.key_prefix}:ratelimit:check", _CHECK_LIMIT)
-                await self._storage.hit([charge], timeout=self.timeout)
+                charge = Count(f"{self.key_prefix}:ratelimit:check", _CHECK_LIMIT)
+                await self._storage.ask(Ask([charge]), timeout=self.timeout)
         except Exception as error:
             problem = printable(str(error) or repr(error))
         seconds = time.perf_counter() - began
@@ -656,6 +654,11 @@ class Limiter:
             self._observer.close()
         await self._storage.close()
 
+    async def _reset(self, storage: Storage, counts: Sequence[Count]) -> int:
+        """Delete the counts; return how many of them existed."""
+        verdicts = await storage.ask(Ask(counts, Op.RESET), timeout=self.timeout)
+        return sum(verdict.reset > 0 for verdict in verdicts)
+
     def _require_statistics(self) -> Statistics:
         if self._statistics is None:
             raise ConfigError(
@@ -703,7 +706,7 @@ class Limiter:
             return None
         return Decision(False, rules[0], 0, left, left, self._storage.source, banned=True)
 
-    def _is_unreachable(self, charges: Sequence[Charge]) -> bool:
+    def _is_unreachable(self, charges: Sequence[Count]) -> bool:
         """Whether the server of these charges is known to be unreachable."""
         server = self._storage.server(charges)
         # If there is no connection to a server, it is in an outage although its circuit is closed.
@@ -712,17 +715,14 @@ class Limiter:
     async def _answer_by_policy(
         self,
         subject: Subject,
-        charges: list[Charge],
+        charges: list[Count],
         rules: list[Rule],
         once: str | None,
         peek: bool,
     ) -> Decision:
         """Answer by the policy, because the storage has no answer."""
         if self._standby is not None:
-            if peek:
-                verdicts = await self._standby.peek(charges, timeout=self.timeout)
-            else:
-                verdicts = self._standby.decide(charges, once)
+            verdicts = self._standby.answer(Ask(charges, Op.PEEK if peek else Op.HIT, once))
             return self._conclude(subject, charges, rules, verdicts, self._standby.source, peek)
         # A shadow rule never refuses, whatever the policy is.
         real = [i for i, rule in enumerate(rules) if not rule.shadow]
@@ -737,7 +737,7 @@ class Limiter:
     def _conclude(
         self,
         subject: Subject,
-        charges: Sequence[Charge],
+        charges: Sequence[Count],
         rules: Sequence[Rule],
         verdicts: Sequence[Verdict],
         source: Source,
@@ -756,7 +756,7 @@ class Limiter:
         return decision
 
     def _report_bans(
-        self, subject: Subject, charges: Sequence[Charge], verdicts: Sequence[Verdict]
+        self, subject: Subject, charges: Sequence[Count], verdicts: Sequence[Verdict]
     ) -> None:
         for charge, verdict in zip(charges, verdicts, strict=True):
             self._bans.add_penalty_ban(subject, charge, verdict)
@@ -776,18 +776,19 @@ _CHECK_LIMIT: Final = Limit(MAX_AMOUNT, 1.0)
 
 def _check_storage(storage: object) -> None:
     """Raise ConfigError for an object that is not a storage; otherwise every update would fail."""
-    kind = storage if isinstance(storage, type) else type(storage)
-    if kind is not storage and all(
-        hasattr(storage, name) for name in ("source", "hit", "peek", "reset", "close")
-    ):
+    if isinstance(storage, Storage):
         return
+    kind = storage if isinstance(storage, type) else type(storage)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name.startswith("redis."):
         fix = "pass RedisStorage(client)"
     elif kind is storage:
         fix = f"pass an instance, for example {kind.__name__}(...)"
     else:
-        fix = "pass RedisStorage(client) or MemoryStorage()"
+        fix = (
+            "pass RedisStorage(client) or MemoryStorage(); a custom storage derives from "
+            "bot_ratelimit.storage.base.Storage"
+        )
     what = "the class" if kind is storage else "a"
     raise ConfigError(f"storage is {what} {name}, which is not a storage: {fix}")
 

@@ -23,8 +23,8 @@ from bot_ratelimit.limiter.turns import LONGEST_POLL, PAUSE, Turns
 from bot_ratelimit.limiter.wait_queue import check_wait
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.rule import Subject
-from bot_ratelimit.storage.base import Charge, Storage
-from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of
+from bot_ratelimit.storage.base import Count, Storage, leases_of
+from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases
 from bot_ratelimit.storage.memory import MemoryStorage
 
 log = logging.getLogger("bot_ratelimit")
@@ -426,9 +426,9 @@ class Slots:
         return self._failures.breaker(self._storage.server([self._charge(held)]))
 
     @staticmethod
-    def _charge(held: _HeldSlot) -> Charge:
+    def _charge(held: _HeldSlot) -> Count:
         limit: Any = held.concurrency.limit
-        return Charge(held.claim.key, limit)
+        return Count(held.claim.key, limit)
 
 
 def check_slot_wait(timeout: object) -> float:

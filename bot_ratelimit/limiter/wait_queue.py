@@ -24,7 +24,7 @@ from bot_ratelimit.limiter.backoff import JITTER, Backoff
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.rules.limit import Algorithm
 from bot_ratelimit.rules.rule import Rules, Subject
-from bot_ratelimit.storage.base import Charge, Storage
+from bot_ratelimit.storage.base import Count, Storage
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -46,7 +46,7 @@ class Waiter:
         rules: Rules,
         subject: Subject,
         cost: int | None,
-        charges: Sequence[Charge],
+        charges: Sequence[Count],
         timeout: float | None,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -103,7 +103,7 @@ class WaitQueues:
     """
 
     def __init__(
-        self, limiter: WaitableLimiter, is_unreachable: Callable[[Sequence[Charge]], bool]
+        self, limiter: WaitableLimiter, is_unreachable: Callable[[Sequence[Count]], bool]
     ) -> None:
         self._limiter = limiter
         self._is_unreachable = is_unreachable
@@ -141,7 +141,7 @@ class WaitQueue:
     def __init__(
         self,
         limiter: WaitableLimiter,
-        is_unreachable: Callable[[Sequence[Charge]], bool],
+        is_unreachable: Callable[[Sequence[Count]], bool],
         finished: Callable[[], object],
     ) -> None:
         self._limiter = limiter

@@ -1,21 +1,30 @@
-"""The Storage protocol: what every storage promises."""
+"""Storage: what is asked of a storage, and what every storage promises."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from enum import Enum
 from functools import partial
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.storage.banlist import BanList
+from bot_ratelimit.storage.documents import Documents
+from bot_ratelimit.storage.leases import Leases
+from bot_ratelimit.storage.tallies import Tallies
+
+T = TypeVar("T")
 
 ONCE_MS = 60_000
 """How long hits with the same token share a verdict, in milliseconds."""
 
 
-class Charge(NamedTuple):
-    """One rule of a hit: what is charged, and to which count."""
+class Count(NamedTuple):
+    """One rule of a question: the count under a key, its limit, and what a hit costs."""
 
     key: str
     limit: Limit
@@ -25,10 +34,63 @@ class Charge(NamedTuple):
     """Set for a count of refusals, which is charged if the hit is refused, not if it is allowed."""
 
 
-# The same as the constructor in half of the time: one Charge is made for every hit.
-new_charge: Final[Callable[[tuple[str, Limit, int, bool, Penalty | None]], Charge]] = partial(
-    tuple.__new__, Charge
+# The same as the constructor in half of the time: one Count is made for every hit.
+new_count: Final[Callable[[tuple[str, Limit, int, bool, Penalty | None]], Count]] = partial(
+    tuple.__new__, Count
 )
+
+
+class Op(Enum):
+    """What is done with the counts of an `Ask`."""
+
+    HIT = "hit"
+    """Decide about a hit and charge it; the verdicts say what it got."""
+    PEEK = "peek"
+    """Answer what a hit would get, without charging or counting anything.
+
+    `remaining` and `reset` are those before the hit. For a penalty they are those after the hit, so
+    that the answer includes a ban that the hit would cause."""
+    CHARGE = "charge"
+    """Charge each cost even above the limit; the verdicts are those of a next hit of cost 1."""
+    REFUND = "refund"
+    """Give each cost back as far as it still counts; the verdicts are those of a next hit of cost
+    1."""
+    RESET = "reset"
+    """Delete the counts; the verdicts are those of a peek before it, so `reset` is above 0 for each
+    count that existed."""
+
+
+class Ask(NamedTuple):
+    """One question to a storage: what is done with which counts, decided together."""
+
+    counts: Sequence[Count]
+    """One for each rule that applies; no two with the same key. Without penalties for CHARGE and
+    REFUND."""
+    op: Op = Op.HIT
+    once: str | None = None
+    """For HIT: a key that stores the verdicts for 60 s. Further hits with this key get the same
+    verdicts, with the elapsed time subtracted, and charge nothing."""
+    age_us: int = 0
+    """For REFUND: microseconds since the charge. What began after the charge is not refunded."""
+
+
+class StorageEvents(Protocol):
+    """Is told of connections and batches; an `Observer` is one."""
+
+    def connected(self, server: str) -> None:
+        """The connection to a server was opened."""
+
+    def disconnected(self, server: str) -> None:
+        """The connection was lost or could not be opened; it is tried again."""
+
+    def closed(self, server: str) -> None:
+        """The connection was closed on purpose; nothing more is reported about it."""
+
+    def waiting(self, place: str, count: int) -> None:
+        """`count` requests wait for this server now."""
+
+    def batch_answered(self, server: str, size: int, seconds: float) -> None:
+        """A command with `size` decisions was answered after `seconds`."""
 
 
 class ConnectionStatus(NamedTuple):
@@ -44,8 +106,11 @@ class ConnectionStatus(NamedTuple):
     """Why the last attempt to connect failed; empty if it succeeded."""
 
 
-class Storage(Protocol):
-    """Keeps counts and decides about hits on them. A custom storage implements this protocol.
+class Storage(ABC):
+    """Keeps counts and decides about hits on them. A custom storage derives from this class.
+
+    Only `ask` and `source` are needed. What else a storage can do, it says by overriding the other
+    methods; a feature that needs more than the storage has raises a ConfigError that names both.
 
     - **Atomic.** A hit is decided as if no other hit happened at the same time, on any instance.
       Either all its charges are made or none; shadow charges do not take part in that decision.
@@ -54,80 +119,106 @@ class Storage(Protocol):
     - **One clock.** Time is the storage's own, so that instances with different clocks agree.
     - **Everything expires.** What is kept expires with the limit it belongs to.
     - **Limits may change.** A limit that finds the count of another limit under its key continues
-      it, and makes no window longer than its own period. The count of another algorithm is ignored.
-    - **A shadow charge never fails a hit.** If its key cannot be read, its verdict is `Undecided`.
+      it, and makes no window longer than its own period.
 
     All methods raise StorageError if the storage is unreachable, too slow or cannot serve now, and
     ConfigError if it refuses until a setting is changed.
     """
 
+    source: str
+    """The name of this storage in `Decision.source`, for example `"redis"`; `"memory"` is for
+    storages of one process."""
+
+    @abstractmethod
+    def ask(self, ask: Ask, *, timeout: float) -> Awaitable[Sequence[Verdict]]:
+        """Answer within `timeout` seconds: one verdict for each count, in the same order."""
+
+    # -- the servers behind it --------------------------------------------------------------------
+
     @property
-    def source(self) -> Literal["redis", "memory"]:
-        """The name of this storage in `Decision.source`."""
-        ...
+    def key_space(self) -> Hashable:
+        """Equal for storages that share their keys, such as two clients of one server."""
+        return id(self)
 
-    def hit(
-        self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
-    ) -> Awaitable[Sequence[Verdict]]:
-        """Decide about a hit and charge it; return one verdict for each charge, in the same order.
-
-        Args:
-            charges: The rules that apply; no two with the same key.
-            once: A key that stores the verdicts for 60 s. Further hits with this key get the same
-                verdicts, with the elapsed time subtracted, and charge nothing.
-            timeout: Seconds.
-        """
-        ...
-
-    def peek(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[Sequence[Verdict]]:
-        """Return what `hit` would return now, without charging or counting anything.
-
-        `remaining` and `reset` are those before the hit. For a penalty they are those after the
-        hit, so that the answer includes a ban that the hit would cause.
-        """
-        ...
-
-    def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[Sequence[Verdict]]:
-        """Charge each cost even above the limit; return the verdicts of a next hit of cost 1.
-
-        What exceeds a limit becomes a debt; `algorithms.debt` explains how.
-
-        Args:
-            charges: The rules that apply, without penalties; no two with the same key.
-            timeout: Seconds.
-        """
-        ...
-
-    def refund(
-        self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
-    ) -> Awaitable[Sequence[Verdict]]:
-        """Refund each cost as far as it still counts; return the verdicts of a next hit of cost 1.
-
-        Args:
-            charges: The rules that apply, without penalties; no two with the same key.
-            age_us: Microseconds since the charge. Whatever began after the charge is not refunded.
-            timeout: Seconds.
-        """
-        ...
-
-    async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
-        """Delete the counts under these keys; return how many of them existed.
-
-        Verdicts that are shared by `once` on any of these keys are deleted too.
-        """
-        ...
-
-    def server(self, charges: Sequence[Charge]) -> str:
-        """Return the name of the server that decides about these charges, as in logs.
+    def server(self, counts: Sequence[Count]) -> str:
+        """Return the name of the server that decides about these counts, as in logs.
 
         Servers fail independently: each has its own circuit breaker.
         """
-        ...
+        return type(self).__name__
 
-    def open(self) -> None:
+    def status(self) -> Sequence[ConnectionStatus]:
+        """Return the state of the connections, one for each server; empty without connections."""
+        return ()
+
+    def observe(self, events: StorageEvents) -> None:  # noqa: B027 - optional
+        """Tell `events` of connections and batches, too, if there are any."""
+
+    def open(self) -> None:  # noqa: B027 - optional
         """Start to connect in the background; otherwise the first call does. Never raises."""
-        ...
 
-    async def close(self) -> None:
-        """Close what the storage itself opened. It may be called twice."""
-        ...
+    async def close(self) -> None:  # noqa: B027 - optional
+        """Close what the storage itself opened. It may be called twice, and used again."""
+
+    # -- what it keeps besides counts; None if it does not ----------------------------------------
+
+    def leases(self) -> Leases | None:
+        """Return the leases of slots; all limiters of this storage share them."""
+        return None
+
+    def bans(self, prefix: str) -> BanList | None:
+        """Return the list of bans of a key prefix; all limiters of this storage share it."""
+        return None
+
+    def documents(self) -> Documents | None:
+        """Return the documents of operators: live limits, history, audit."""
+        return None
+
+    def tallies(self, prefix: str) -> Tallies | None:
+        """Return the statistics of a key prefix."""
+        return None
+
+
+def leases_of(storage: Storage) -> Leases:
+    """Return the leases of a storage.
+
+    Raises:
+        ConfigError: It keeps none.
+    """
+    return _kept(storage, storage.leases(), "slots", "leases()")
+
+
+def bans_of(storage: Storage, prefix: str) -> BanList:
+    """Return the list of bans of a storage.
+
+    Raises:
+        ConfigError: It keeps none.
+    """
+    return _kept(storage, storage.bans(prefix), "bans", "bans()")
+
+
+def documents_of(storage: Storage) -> Documents:
+    """Return the documents of a storage.
+
+    Raises:
+        ConfigError: It keeps none.
+    """
+    return _kept(storage, storage.documents(), "live limits and administration", "documents()")
+
+
+def tallies_of(storage: Storage, prefix: str) -> Tallies:
+    """Return the statistics of a storage.
+
+    Raises:
+        ConfigError: It keeps none.
+    """
+    return _kept(storage, storage.tallies(prefix), "statistics", "tallies()")
+
+
+def _kept(storage: Storage, part: T | None, feature: str, method: str) -> T:
+    if part is None:
+        raise ConfigError(
+            f"storage is a {type(storage).__name__}, which does not support {feature}: use "
+            f"RedisStorage or MemoryStorage, or override {method} in the custom storage"
+        )
+    return part

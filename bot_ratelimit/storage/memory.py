@@ -11,11 +11,15 @@ from cachetools import TTLCache
 from bot_ratelimit.algorithms.adjustments import CHARGES, REFUNDS
 from bot_ratelimit.algorithms.algorithms import ALGORITHMS, Step, Verdict, penalty
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.storage.base import ONCE_MS, Charge
+from bot_ratelimit.storage.banlist import MemoryBanList
+from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op, Storage
+from bot_ratelimit.storage.documents import Goes, MemoryDocuments
+from bot_ratelimit.storage.leases import MemoryLeases
 from bot_ratelimit.storage.state_cache import Entry, Retention, StateCache
+from bot_ratelimit.storage.tallies import MemoryTallies
 
 
-class MemoryStorage:
+class MemoryStorage(Storage):
     """Keeps counts in this process, in `cachetools` caches.
 
     ::
@@ -46,15 +50,37 @@ class MemoryStorage:
         self._once: TTLCache[str, Any] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
         self._resets: TTLCache[str, int] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
         self._reset_count = 0
+        self._leases = MemoryLeases(clock)
+        self._documents = MemoryDocuments(self._forget)
+        self._bans: dict[str, MemoryBanList] = {}
+        self._tallies: dict[str, MemoryTallies] = {}
 
-    async def hit(
-        self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
-    ) -> list[Verdict]:
-        """Decide and charge; see `Storage.hit`. It never waits, so it never times out."""
-        return self.decide(charges, once)
+    async def ask(self, ask: Ask, *, timeout: float) -> list[Verdict]:
+        """Answer; see `Storage.ask`. It never waits, so it never times out."""
+        return self.answer(ask)
 
-    def decide(self, charges: Sequence[Charge], once: str | None = None) -> list[Verdict]:
-        """Decide and charge like `hit`, without a coroutine: this storage never waits."""
+    def answer(self, ask: Ask) -> list[Verdict]:
+        """Answer like `ask`, without a coroutine: this storage never waits."""
+        counts, op, once, age_us = ask
+        if op is Op.HIT:
+            return self.decide(counts, once)
+        now = self._now()
+        if op is Op.PEEK:
+            return self._peek(counts, now)
+        if op is Op.RESET:
+            return self._reset(counts, now)
+        if op is Op.CHARGE:
+            return [
+                self._adjusted(each, CHARGES[each.limit.algorithm], now, each.cost)
+                for each in counts
+            ]
+        return [
+            self._adjusted(each, REFUNDS[each.limit.algorithm], now, each.cost, age_us)
+            for each in counts
+        ]
+
+    def decide(self, charges: Sequence[Count], once: str | None = None) -> list[Verdict]:
+        """Decide about a hit and charge it."""
         now = self._now()
         if once is None:
             return self._decide(charges, now)
@@ -73,51 +99,49 @@ class MemoryStorage:
         )
         return verdicts
 
-    async def peek(self, charges: Sequence[Charge], *, timeout: float) -> list[Verdict]:
-        """Look without charging; see `Storage.peek`."""
-        return self._peek(charges, self._now())
-
-    async def charge(self, charges: Sequence[Charge], *, timeout: float) -> list[Verdict]:
-        """Charge even above the limit; see `Storage.charge`."""
-        now = self._now()
-        return [
-            self._adjusted(each, CHARGES[each.limit.algorithm], now, each.cost) for each in charges
-        ]
-
-    async def refund(
-        self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
-    ) -> list[Verdict]:
-        """Give back; see `Storage.refund`."""
-        now = self._now()
-        return [
-            self._adjusted(each, REFUNDS[each.limit.algorithm], now, each.cost, age_us)
-            for each in charges
-        ]
-
-    async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
-        """Forget these keys; see `Storage.reset`."""
-        now = self._now()
-        found = 0
+    def _reset(self, counts: Sequence[Count], now: int) -> list[Verdict]:
         self._reset_count += 1
-        for charge in charges:
-            self._resets[charge.key] = self._reset_count
-            found += _step_of(charge, self._states.pop(charge.key), now, 0)[1].reset > 0
+        found = []
+        for count in counts:
+            self._resets[count.key] = self._reset_count
+            found.append(_step_of(count, self._states.pop(count.key), now, 0)[1])
         return found
 
-    def server(self, charges: Sequence[Charge]) -> str:
+    def server(self, charges: Sequence[Count]) -> str:
         """This process; see `Storage.server`."""
         return "memory"
 
-    def open(self) -> None:
-        """Do nothing: there is nothing to open; see `Storage.open`."""
-
     async def close(self) -> None:
-        """Forget everything."""
+        """Forget all counts."""
         self._states.clear()
         self._once.clear()
         self._resets.clear()
 
-    def _decide(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
+    def leases(self) -> MemoryLeases:
+        """See `Storage.leases`."""
+        return self._leases
+
+    def bans(self, prefix: str) -> MemoryBanList:
+        """See `Storage.bans`."""
+        return self._bans.setdefault(prefix, MemoryBanList(self._clock))
+
+    def documents(self) -> MemoryDocuments:
+        """See `Storage.documents`."""
+        return self._documents
+
+    def tallies(self, prefix: str) -> MemoryTallies:
+        """See `Storage.tallies`."""
+        return self._tallies.setdefault(prefix, MemoryTallies())
+
+    def _forget(self, goes: Goes) -> int:
+        doomed = [key for key in self._states if goes(key)]
+        for key in doomed:
+            self._states.pop(key)
+        for key in [key for key in self._once if goes(key)]:
+            self._once.pop(key, None)
+        return len(doomed)
+
+    def _decide(self, charges: Sequence[Count], now: int) -> list[Verdict]:
         if len(charges) == 1 and charges[0].penalty is None:  # nearly always
             key, limit, cost, _, _ = charge = charges[0]
             entry = self._states.get(key)
@@ -147,7 +171,7 @@ class MemoryStorage:
             verdicts.append(step[1])
         return verdicts
 
-    def _peek(self, charges: Sequence[Charge], now: int) -> list[Verdict]:
+    def _peek(self, charges: Sequence[Count], now: int) -> list[Verdict]:
         found = [self._states.get(charge.key) for charge in charges]
         waits = [
             _step_of(charge, entry, now, 0 if charge.penalty else charge.cost)[1].wait
@@ -163,7 +187,7 @@ class MemoryStorage:
         ]
 
     def _adjusted(
-        self, charge: Charge, adjust: Callable[..., Any], now: int, *arguments: int
+        self, charge: Count, adjust: Callable[..., Any], now: int, *arguments: int
     ) -> Verdict:
         entry = self._states.get(charge.key)
         before = None if entry is None else entry.state
@@ -177,7 +201,7 @@ class MemoryStorage:
             self._store(charge, entry, (state, verdict), now)
         return verdict
 
-    def _store(self, charge: Charge, entry: Entry | None, step: Step, now: int) -> None:
+    def _store(self, charge: Count, entry: Entry | None, step: Step, now: int) -> None:
         state, (wait, remaining, reset) = step
         if charge.penalty is not None:
             retention = Retention.REFUSED if remaining else Retention.BANNED
@@ -188,21 +212,21 @@ class MemoryStorage:
         else:
             self._states.put(charge.key, entry, state, now, now + reset, retention)
 
-    def _was_reset(self, charges: Sequence[Charge], since: int) -> bool:
+    def _was_reset(self, charges: Sequence[Count], since: int) -> bool:
         return any((self._resets.get(charge.key) or 0) > since for charge in charges)
 
     def _now(self) -> int:
         return round(self._clock() * 1_000_000)
 
 
-def _step_of(charge: Charge, entry: Entry | None, now: int, cost: int) -> Step:
+def _step_of(charge: Count, entry: Entry | None, now: int, cost: int) -> Step:
     state = None if entry is None else entry.state
     if charge.penalty is not None:
         return penalty(state, now, charge.limit, charge.penalty, cost)
     return ALGORITHMS[charge.limit.algorithm](state, now, charge.limit, cost)
 
 
-def _shared_verdict(charge: Charge, verdict: Verdict) -> Verdict:
+def _shared_verdict(charge: Count, verdict: Verdict) -> Verdict:
     """The verdict for later hits with the same token: a ban that this hit caused refuses them."""
     banned = charge.penalty is not None and not verdict.remaining
     return verdict._replace(wait=verdict.reset) if banned else verdict

@@ -34,7 +34,7 @@ from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.wording import ENGLISH
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.limiter.bans import FOREVER
-from bot_ratelimit.storage.documents import documents_of
+from bot_ratelimit.storage.base import documents_of
 from tests.benches import Bench
 from tests.incoming.support import Instance
 from tests.servers import Server, running_cluster

@@ -28,7 +28,6 @@ from bot_ratelimit import (
     Subject,
 )
 from bot_ratelimit.storage.base import Storage
-from bot_ratelimit.storage.redis.server import server_of
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.servers import Server
 
@@ -310,17 +309,17 @@ async def test_rules_without_a_conflict_keep_their_names(
 async def test_which_storages_share_their_keys() -> None:
     """Clients of one address and database use one server; everything else is separate."""
     url = "redis://h:7000/1"
-    one = server_of(RedisStorage(aioredis.Redis.from_url(url)))
-    assert one == server_of(RedisStorage(aioredis.Redis(host="h", port=7000, db=1)))
-    assert one == server_of(RedisStorage(aioredis.Redis.from_url(url, password="p")))
+    one = RedisStorage(aioredis.Redis.from_url(url)).key_space
+    assert one == RedisStorage(aioredis.Redis(host="h", port=7000, db=1)).key_space
+    assert one == RedisStorage(aioredis.Redis.from_url(url, password="p")).key_space
     for different in ("redis://h:7000/2", "redis://h:7001/1", "redis://g:7000/1", "unix:///h"):
-        assert one != server_of(RedisStorage(aioredis.Redis.from_url(different)))
+        assert one != RedisStorage(aioredis.Redis.from_url(different)).key_space
     server = FakeServer()
-    fake = server_of(RedisStorage(FakeAsyncRedis(server=server)))
-    assert fake == server_of(RedisStorage(FakeAsyncRedis(server=server)))
-    assert fake != server_of(RedisStorage(FakeAsyncRedis(server=FakeServer())))
+    fake = RedisStorage(FakeAsyncRedis(server=server)).key_space
+    assert fake == RedisStorage(FakeAsyncRedis(server=server)).key_space
+    assert fake != RedisStorage(FakeAsyncRedis(server=FakeServer())).key_space
     memory = MemoryStorage()
-    assert server_of(memory) == server_of(memory) != server_of(MemoryStorage())
+    assert memory.key_space == memory.key_space != MemoryStorage().key_space
 
 
 async def test_two_clients_of_one_server_share_keys(

@@ -11,7 +11,7 @@ import pytest
 
 from bot_ratelimit import Limit, MemoryStorage
 from bot_ratelimit.limiter.backoff import Backoff
-from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.base import Count
 
 NEAR = 0.0005
 """The round trip in seconds of a process beside the server, and how much it varies."""
@@ -44,7 +44,7 @@ def share(
 ) -> Shared:
     """Let processes, each with its distance from the server, always wait for one unit a second."""
     chance, now = random.Random(seed), 0.0
-    storage, charges = MemoryStorage(clock=lambda: now), [Charge("key", Limit.parse(limit))]
+    storage, charges = MemoryStorage(clock=lambda: now), [Count("key", Limit.parse(limit))]
     backoffs = [Backoff(random.Random(f"{seed} {i}")) for i in range(len(round_trips))]
     shared = Shared([], 0)
 

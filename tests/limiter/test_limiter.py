@@ -22,7 +22,7 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.limiter.charges import once_key
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.base import Count
 from bot_ratelimit.testing import Clock, FlakyStorage
 
 ANNA = Subject(user=42, chat=-100)
@@ -338,7 +338,7 @@ async def test_tokens_do_not_collide(limiter: Limiter, one: Any, other: Any) -> 
         ]
         decisions.append(await limiter.hit(rules, ANNA, once=token))
     keys = {
-        once_key("bot", token, [Charge(f"bot:ratelimit:{text}", Limit(1, 1)) for text in texts])
+        once_key("bot", token, [Count(f"bot:ratelimit:{text}", Limit(1, 1)) for text in texts])
         for token, texts in (one, other)
     }
     assert len(keys) == 2

@@ -16,7 +16,7 @@ import redis.asyncio as aioredis
 
 from bot_ratelimit import Limiter, RateLimitMiddleware, RedisStorage, Rule, Settings, Subject
 from bot_ratelimit.rules.rule import rules_of
-from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.base import Ask, Count
 from bot_ratelimit.storage.redis import connection
 from tests.benches import TIMEOUT, charge
 from tests.incoming.support import Instance, message
@@ -245,8 +245,8 @@ async def test_a_storm(own_server: Server) -> None:
 
         async def one(user: int) -> None:
             asked[user] += 1
-            rule: Charge = charge(f"{amounts[user]}/h", f"{user}")
-            (verdict,) = await storage.hit([rule], timeout=TIMEOUT)
+            rule: Count = charge(f"{amounts[user]}/h", f"{user}")
+            (verdict,) = await storage.ask(Ask([rule]), timeout=TIMEOUT)
             remaining[user].append(verdict.remaining)
 
         async def disturb() -> None:

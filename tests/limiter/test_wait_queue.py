@@ -132,11 +132,8 @@ class Slow(MemoryStorage):
         super().__init__()
         self.answers = asyncio.Event()
 
-    async def peek(self, *args: object, **kwargs: object) -> list:  # type: ignore[type-arg]  # a stand-in
-        raise NotImplementedError
-
-    async def hit(self, charges, *, once=None, timeout):  # type: ignore[no-untyped-def]  # a stand-in
-        found = await super().hit(charges, once=once, timeout=timeout)
+    async def ask(self, ask, *, timeout):  # type: ignore[no-untyped-def]  # a stand-in
+        found = await super().ask(ask, timeout=timeout)
         await self.answers.wait()
         return found
 

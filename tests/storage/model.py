@@ -10,7 +10,7 @@ from typing import Any
 
 from bot_ratelimit import Algorithm, Decision, Limit, Penalty, Rule
 from bot_ratelimit.algorithms.algorithms import Verdict
-from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.base import Count
 
 ONCE = 60_000_000
 
@@ -272,9 +272,9 @@ class Model:
     def __init__(self, linger_ms: int) -> None:
         self.linger_ms = linger_ms
         self.counts: dict[str, Any] = {}
-        self.told: dict[str, tuple[int, list[Charge], list[Verdict]]] = {}
+        self.told: dict[str, tuple[int, list[Count], list[Verdict]]] = {}
 
-    def count(self, now: int, charge: Charge) -> Any:
+    def count(self, now: int, charge: Count) -> Any:
         """The count under the key as this limit sees it; the state of another kind is none."""
         old = self.counts.get(charge.key)
         if charge.penalty:
@@ -284,7 +284,7 @@ class Model:
             count.linger_ms = self.linger_ms
         return count
 
-    def hit(self, now: int, charges: Sequence[Charge], once: str | None = None) -> list[Verdict]:
+    def hit(self, now: int, charges: Sequence[Count], once: str | None = None) -> list[Verdict]:
         passed = (now // 1_000 - self.told[once][0] // 1_000) * 1_000 if once in self.told else ONCE
         if passed < ONCE:
             verdicts = self.told[once][2]
@@ -302,7 +302,7 @@ class Model:
             self.told[once] = now, list(charges), shared
         return verdicts
 
-    def decide(self, now: int, charges: Sequence[Charge], *, charge: bool) -> list[Verdict]:
+    def decide(self, now: int, charges: Sequence[Count], *, charge: bool) -> list[Verdict]:
         counts = [self.count(now, each) for each in charges]
         waits = [count.wait(c.cost) for count, c in zip(counts, charges, strict=True)]
         refused = any(wait and not c.shadow for wait, c in zip(waits, charges, strict=True))
@@ -326,7 +326,7 @@ class Model:
             for count, wait in zip(counts, waits, strict=True)
         ]
 
-    def pay(self, now: int, charges: Sequence[Charge], cost: int, age: int | None) -> list[Verdict]:
+    def pay(self, now: int, charges: Sequence[Count], cost: int, age: int | None) -> list[Verdict]:
         """Charge (without an age), or refund what was charged that many microseconds ago."""
         for each in charges:
             count = self.count(now, each)
@@ -339,7 +339,7 @@ class Model:
                 del self.counts[each.key]
         return self.decide(now, [each._replace(cost=1) for each in charges], charge=False)
 
-    def reset(self, now: int, charges: Sequence[Charge]) -> bool:
+    def reset(self, now: int, charges: Sequence[Count]) -> bool:
         found = any(self.count(now, each).reset() > 0 for each in charges)
         keys = {each.key for each in charges}
         for key in keys:
@@ -352,7 +352,7 @@ class Model:
 
 def concluded(
     rules: Sequence[Rule],
-    charges: Sequence[Charge],
+    charges: Sequence[Count],
     verdicts: Sequence[Verdict],
     *,
     look: bool,

@@ -18,7 +18,7 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
-from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.base import Ask, Count, Op
 from bot_ratelimit.testing import FlakyStorage
 from tests.benches import TIMEOUT, Bench, charge
 from tests.storage.test_conformance import per_algorithm
@@ -69,7 +69,7 @@ async def test_every_key_of_a_debt_has_a_ttl(bench: Bench, algorithm: str) -> No
     """A debt expires when it is paid."""
     one = charge(f"2/50ms{algorithm}", cost=5)
     before = monotonic()
-    await bench.storage.charge([one], timeout=TIMEOUT)
+    await bench.storage.ask(Ask([one], Op.CHARGE), timeout=TIMEOUT)
     ttls = (await bench.ttls()).values()
     passed_ms = 0 if bench.exact else (monotonic() - before) * 1_000
     assert all(120 - passed_ms < ttl <= 160 for ttl in ttls)
@@ -98,13 +98,13 @@ async def test_an_operator_can_read_a_debt(client: aioredis.Redis) -> None:
 async def test_charges_take_part_in_batches(client: aioredis.Redis) -> None:
     """Hits, peeks, charges and refunds in one command do not affect each other."""
     storage = RedisStorage(client)
-    hits = [Charge(f"bot:ratelimit:{i}", charge("5/m").limit) for i in range(20)]
-    await storage.hit(hits[:1], timeout=TIMEOUT)
+    hits = [Count(f"bot:ratelimit:{i}", charge("5/m").limit) for i in range(20)]
+    await storage.ask(Ask(hits[:1]), timeout=TIMEOUT)
     found = await asyncio.gather(
         *(
-            storage.charge([each._replace(cost=7)], timeout=TIMEOUT)
+            storage.ask(Ask([each._replace(cost=7)], Op.CHARGE), timeout=TIMEOUT)
             if i % 2
-            else storage.hit([each], timeout=TIMEOUT)
+            else storage.ask(Ask([each]), timeout=TIMEOUT)
             for i, each in enumerate(hits)
         )
     )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot_ratelimit import Algorithm, Limit, MemoryStorage, RedisStorage
-from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.base import Ask, Count
 from bot_ratelimit.testing import Clock
 from tests.benches import TIMEOUT, Bench, charge, movable
 
@@ -121,7 +121,7 @@ async def test_memory_and_redis_agree_on_a_limit_that_changed(
         storages = MemoryStorage(clock=clock), RedisStorage(client)
         with time_machine.travel(start, tick=False) as traveller:
             for storage in storages:
-                await storage.hit([full], timeout=TIMEOUT)
+                await storage.ask(Ask([full]), timeout=TIMEOUT)
             for limit, (pause_ms, what, cost) in [
                 *((old, step) for step in before),
                 *((new, step) for step in after),
@@ -129,7 +129,7 @@ async def test_memory_and_redis_agree_on_a_limit_that_changed(
                 now_ms += pause_ms
                 clock.now = 1_000 + now_ms / 1_000
                 traveller.move_to(start + now_ms / 1_000)
-                one = Charge("bot:ratelimit:42", limit, min(cost, limit.amount))
+                one = Count("bot:ratelimit:42", limit, min(cost, limit.amount))
                 charges = [one, full] if what == "refused" else [one]
                 memory, redis = [
                     await (s.peek if what == "peek" else s.hit)(charges, timeout=TIMEOUT)

@@ -11,7 +11,8 @@ import redis.asyncio as aioredis
 from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
-from tests.benches import TIMEOUT, charge
+from bot_ratelimit.storage.base import Ask, Op
+from tests.benches import TIMEOUT, charge, reset
 from tests.recorder import Recorder
 from tests.servers import Server, free_port, running_cluster
 
@@ -66,8 +67,8 @@ async def test_without_a_hash_tag_the_error_says_what_to_do(cluster: RedisCluste
     charges = [charge("3/minute", "7"), charge("9/h", "9/h:7")]
     for once, several in ((None, charges), ("bot:ratelimit:once:a", charges[:1])):
         with pytest.raises(ConfigError, match=r"hash tag into key_prefix, for example '\{bot\}'"):
-            await storage.hit(several, once=once, timeout=TIMEOUT)
-    assert (await storage.peek(charges[:1], timeout=TIMEOUT))[0].remaining == 3
+            await storage.ask(Ask(several, once=once), timeout=TIMEOUT)
+    assert (await storage.ask(Ask(charges[:1], Op.PEEK), timeout=TIMEOUT))[0].remaining == 3
 
 
 async def test_a_flushed_script_is_loaded_again(node: Server, cluster: RedisCluster) -> None:
@@ -76,7 +77,7 @@ async def test_a_flushed_script_is_loaded_again(node: Server, cluster: RedisClus
     async with aioredis.Redis(port=node.port) as client:
         for remaining in (8, 7):
             await client.script_flush()
-            (verdict,) = await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+            (verdict,) = await storage.ask(Ask([charge("9/minute")]), timeout=TIMEOUT)
             assert verdict.remaining == remaining
 
 
@@ -88,12 +89,12 @@ async def test_the_cluster_clients_own_retries_are_not_used(node: Server) -> Non
     ):
         await client.flushall()
         storage = RedisStorage(cluster)
-        await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+        await storage.ask(Ask([charge("9/minute")]), timeout=TIMEOUT)
         node.hang()
         # Between the time-out of the first attempt and that of the client's next attempt.
         asyncio.get_running_loop().call_later(0.075, node.resume)
         with suppress(StorageError):
-            await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+            await storage.ask(Ask([charge("9/minute")]), timeout=TIMEOUT)
         await asyncio.sleep(0.1)
         assert int(await client.get("bot:ratelimit:42")) <= 2
 
@@ -101,16 +102,16 @@ async def test_the_cluster_clients_own_retries_are_not_used(node: Server) -> Non
 async def test_a_hung_cluster_is_an_outage(node: Server, cluster: RedisCluster) -> None:
     """The time-out also applies to a cluster."""
     storage = RedisStorage(cluster)
-    await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+    await storage.ask(Ask([charge("9/minute")]), timeout=TIMEOUT)
     node.hang()
     async with asyncio.timeout(0.5):
         found = await asyncio.gather(
-            *(storage.hit([charge("9/m", f"{i}")], timeout=0.1) for i in range(20)),
+            *(storage.ask(Ask([charge("9/m", f"{i}")]), timeout=0.1) for i in range(20)),
             return_exceptions=True,
         )
     assert {type(each) for each in found} == {StorageError}
     node.resume()
-    assert (await storage.hit([charge("9/minute")], timeout=TIMEOUT))[0].wait == 0
+    assert (await storage.ask(Ask([charge("9/minute")]), timeout=TIMEOUT))[0].wait == 0
 
 
 async def test_an_unreachable_cluster_is_an_outage() -> None:
@@ -119,7 +120,7 @@ async def test_an_unreachable_cluster_is_an_outage() -> None:
     storage = RedisStorage(cluster)
     for _ in range(2):
         with pytest.raises(StorageError, match=r"Connection refused.*check that Redis is running"):
-            await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+            await storage.ask(Ask([charge("9/minute")]), timeout=TIMEOUT)
     await cluster.aclose()
 
 
@@ -128,9 +129,9 @@ async def test_reset_needs_no_hash_tag(cluster: RedisCluster) -> None:
     storage = RedisStorage(cluster)
     charges = [charge("3/minute", "7"), charge("9/h", "9/h:7"), charge("9/h sliding", "s:7")]
     for one in charges:
-        await storage.hit([one], timeout=TIMEOUT)
-    assert await storage.reset(charges, timeout=TIMEOUT) == 3
-    assert await storage.reset(charges, timeout=TIMEOUT) == 0
+        await storage.ask(Ask([one]), timeout=TIMEOUT)
+    assert await reset(storage, *charges) == 3
+    assert await reset(storage, *charges) == 0
 
 
 async def test_a_cluster_reports_its_nodes_and_keeps_statistics(

@@ -15,6 +15,7 @@ from redis import CredentialProvider
 from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit import Limiter, RedisStorage, Settings, Subject
+from bot_ratelimit.storage.base import Ask
 from tests.benches import TIMEOUT, charge
 from tests.certificates import Certificates
 from tests.proxy import distant
@@ -36,7 +37,7 @@ def new_loop(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 async def four(storage: RedisStorage, user: int) -> list[bool]:
     found = await asyncio.gather(
-        *(storage.hit([charge("3/minute", f"{user}")], timeout=TIMEOUT) for _ in range(4))
+        *(storage.ask(Ask([charge("3/minute", f"{user}")]), timeout=TIMEOUT) for _ in range(4))
     )
     return [not verdict.wait for (verdict,) in found]
 

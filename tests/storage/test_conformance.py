@@ -10,7 +10,7 @@ import pytest
 from bot_ratelimit import Penalty, Rule
 from bot_ratelimit.limiter.decision import conclude
 from bot_ratelimit.rules.penalty import block_at, blocking
-from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.base import Count
 from tests.benches import Bench, charge, movable
 
 ALGORITHMS = ("", " sliding", " bucket")
@@ -229,7 +229,7 @@ async def test_concurrent_hits_are_counted_exactly(bench: Bench, algorithm: str)
 
 async def test_every_key_has_a_ttl(bench: Bench) -> None:
     """There is never a key that would stay forever."""
-    ban = Charge("bot:ratelimit:ban:42", (two := charge("2/minute")).limit, penalty=BAN)
+    ban = Count("bot:ratelimit:ban:42", (two := charge("2/minute")).limit, penalty=BAN)
     rules = [charge(f"2/minute{algorithm}", f"{i}:7") for i, algorithm in enumerate(ALGORITHMS)]
     for i in range(4):
         await bench.hit(two, ban)
@@ -245,7 +245,7 @@ BAN = Penalty("2/minute", 300)
 
 async def test_a_penalty_counts_refusals_and_then_bans(bench: Bench) -> None:
     """Refused hits are counted, and the last tolerated one causes the ban."""
-    rules = charge("1/minute"), Charge("bot:ratelimit:ban:42", BAN.limit, penalty=BAN)
+    rules = charge("1/minute"), Count("bot:ratelimit:ban:42", BAN.limit, penalty=BAN)
     seen = [(await bench.hit(*rules))[1] for _ in range(4)]
     assert [(verdict.wait, verdict.remaining) for verdict in seen[:3]] == [(0, 2), (0, 1), (0, 0)]
     assert (seen[2].reset, seen[3].wait) == (bench.about(300), bench.about(300))
@@ -305,7 +305,7 @@ async def test_reset_leaves_nothing_for_long(bench: Bench) -> None:
 
 async def test_reset_does_not_count_attempts(bench: Bench) -> None:
     """The refused attempt that a peek would report does not exist."""
-    ban = Charge("bot:ratelimit:ban:42", BAN.limit, penalty=BAN)
+    ban = Count("bot:ratelimit:ban:42", BAN.limit, penalty=BAN)
     await bench.hit(charge("1/minute"))
     assert await bench.reset(charge("1/minute"), ban) == 1
 
@@ -314,7 +314,7 @@ async def test_reset_does_not_count_attempts(bench: Bench) -> None:
 async def test_a_peek_reports_the_ban_that_a_hit_would_cause(bench: Bench, grows: bool) -> None:
     """A peek equals the next hit before, at and during a ban, and changes nothing."""
     terms = Penalty("2/minute", 300, grows=grows)
-    rules = charge("1/minute"), Charge("bot:ratelimit:ban:42", terms.limit, penalty=terms)
+    rules = charge("1/minute"), Count("bot:ratelimit:ban:42", terms.limit, penalty=terms)
     await bench.hit(*rules)
     for _ in range(6):
         looks = [await bench.peek(*rules) for _ in range(2)]
@@ -328,7 +328,7 @@ async def test_a_peek_reports_the_ban_that_a_hit_would_cause(bench: Bench, grows
 async def test_a_shared_refusal_outlives_its_ban(bench: Bench) -> None:
     """Hits that share a verdict refused by a ban are refused, even after the ban."""
     terms = Penalty("1/50ms", 0.05)
-    ban = Charge("bot:ratelimit:ban:42", terms.limit, penalty=terms)
+    ban = Count("bot:ratelimit:ban:42", terms.limit, penalty=terms)
     for _ in range(1 if bench.exact else 9):
         await bench.reset(charge("1/50ms"), ban)
         await bench.hit(charge("1/50ms"))
@@ -345,14 +345,14 @@ async def test_a_shared_refusal_outlives_its_ban(bench: Bench) -> None:
 BLOCK = block_at("out:blocked:", lambda subject: subject.chat)
 
 
-def block(seconds: float) -> Charge:
+def block(seconds: float) -> Count:
     imposed = blocking(BLOCK, seconds)
-    return Charge("bot:ratelimit:out:blocked:42", imposed.limit, penalty=imposed)
+    return Count("bot:ratelimit:out:blocked:42", imposed.limit, penalty=imposed)
 
 
 async def test_a_block_refuses_for_exactly_its_time(bench: Bench) -> None:
     """An imposed block refuses at once, for exactly its time, and charges nothing."""
-    rules = charge("5/minute burst 5"), Charge(block(1).key, BLOCK.limit, penalty=BLOCK)
+    rules = charge("5/minute burst 5"), Count(block(1).key, BLOCK.limit, penalty=BLOCK)
     assert (await bench.hit(*rules))[0].wait == 0
     await bench.hit(block(0.06))
     refused = await bench.hit(*rules)
@@ -365,7 +365,7 @@ async def test_a_block_refuses_for_exactly_its_time(bench: Bench) -> None:
 
 async def test_the_block_that_ends_last_wins(bench: Bench) -> None:
     """A shorter block does not shorten a longer one; a longer one replaces it."""
-    rule = Charge(block(1).key, BLOCK.limit, penalty=BLOCK)
+    rule = Count(block(1).key, BLOCK.limit, penalty=BLOCK)
     for seconds, left in ((20, 20), (5, 20), (90, 90), (1, 90)):
         await bench.hit(block(seconds))
         assert (await bench.peek(rule))[0].wait == bench.about(left)
@@ -373,7 +373,7 @@ async def test_the_block_that_ends_last_wins(bench: Bench) -> None:
 
 async def test_refusals_do_not_make_a_block_longer(bench: Bench) -> None:
     """A block ends on time, however many hits it refuses; refusals start no block."""
-    rules = charge("1/minute"), Charge(block(1).key, BLOCK.limit, penalty=BLOCK)
+    rules = charge("1/minute"), Count(block(1).key, BLOCK.limit, penalty=BLOCK)
     for _ in range(5):
         await bench.hit(*rules)
     await bench.advance(0.003)

@@ -17,6 +17,7 @@ from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import Observer, RedisStorage, StorageError
 from bot_ratelimit.errors import NotConnectedError, QueueFullError
+from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.storage.redis import connection as connections
 from bot_ratelimit.storage.redis import request_queue
 from bot_ratelimit.storage.redis.connection import Connection
@@ -264,7 +265,7 @@ async def test_a_bug_in_the_codec_fails_only_its_requests(server: Server) -> Non
             return super().read(call, replies)
 
     connection = Connection(server, Buggy())
-    connection.observer = Observer()
+    connection.events = [Observer()]
     await open_stream(connection)
     a, b = ask(connection, "a", "b")
     await server.wire.reply("ok", "ok")
@@ -652,7 +653,7 @@ async def test_a_storage_that_is_dropped_closes_its_connection(
     before = asyncio.all_tasks()
     async with FakeAsyncRedis(server=FakeServer()) as client:
         storage = RedisStorage(client)
-        await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+        await storage.ask(Ask([charge("9/minute")]), timeout=TIMEOUT)
         assert asyncio.all_tasks() > before
         del storage
         await asyncio.sleep(0.05)  # until the clock has ticked for the last time

@@ -18,7 +18,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import Sentinel
 
 from bot_ratelimit import Limiter, Rule, Settings, StorageError, Subject
-from bot_ratelimit.storage.base import Storage
+from bot_ratelimit.storage.base import Ask, Storage
 from bot_ratelimit.storage.redis import connection
 from bot_ratelimit.storage.redis.storage import RedisStorage
 from tests.benches import TIMEOUT, charge
@@ -326,7 +326,7 @@ async def test_errors_of_an_outage_do_not_grow() -> None:
     limits = []
     for _ in range(100):
         with pytest.raises(StorageError) as raised:
-            await storage.hit([charge("9/m")], timeout=TIMEOUT)
+            await storage.ask(Ask([charge("9/m")]), timeout=TIMEOUT)
         limits.append(len(raised.traceback))
     assert max(limits) == limits[1]
     await storage.close()

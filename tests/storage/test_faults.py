@@ -15,8 +15,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from bot_ratelimit import ConfigError, RedisStorage, StorageError
-from bot_ratelimit.storage.base import Charge
-from tests.benches import TIMEOUT, charge
+from bot_ratelimit.storage.base import Ask, Count
+from tests.benches import TIMEOUT, charge, reset
 from tests.servers import Server, free_port
 
 ONE = charge("9/minute")
@@ -24,8 +24,8 @@ NEVER = Retry(NoBackoff(), 0)
 """For connecting: a client's own retries there would use up the deadline."""
 
 
-async def hit(storage: RedisStorage, *charges: Charge) -> bool:
-    return not (await storage.hit(charges, timeout=TIMEOUT))[0].wait
+async def hit(storage: RedisStorage, *charges: Count) -> bool:
+    return not (await storage.ask(Ask(charges), timeout=TIMEOUT))[0].wait
 
 
 @asynccontextmanager
@@ -118,7 +118,7 @@ async def test_an_outage_passes(
         await end(admin)
         while running:
             await running.pop()
-        verdicts = await storage.hit([one], timeout=TIMEOUT)
+        verdicts = await storage.ask(Ask([one]), timeout=TIMEOUT)
         assert verdicts[0].remaining == 8 - loaded
 
 
@@ -181,8 +181,8 @@ async def test_the_advised_permissions_are_enough(
         storage = RedisStorage(worker)
         rules = [charge(f"9/m{alg}", f"{i}") for i, alg in enumerate(("", " sliding", " bucket"))]
         for once in (None, "bot:ratelimit:once:a"):
-            assert (await storage.hit(rules, once=once, timeout=TIMEOUT))[0].wait == 0
-        assert await storage.reset(rules, timeout=TIMEOUT) == 3
+            assert (await storage.ask(Ask(rules, once=once), timeout=TIMEOUT))[0].wait == 0
+        assert await reset(storage, *rules) == 3
 
 
 async def test_the_advised_permissions_are_enough_to_connect(

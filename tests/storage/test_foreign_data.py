@@ -11,8 +11,8 @@ import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, Rule, StorageError, Subject
+from bot_ratelimit.storage.base import Ask, Op
 from bot_ratelimit.storage.redis import transaction
-from bot_ratelimit.storage.redis.encoding import Hit
 from bot_ratelimit.storage.redis.faults import translated
 from tests.benches import TIMEOUT, charge
 
@@ -55,12 +55,12 @@ async def test_foreign_data_is_not_changed(
     before, storage = await content(server, KEY), RedisStorage(server)
     one, other = charge(f"2/minute{algorithm}"), charge("2/minute", "b")
     calls = [
-        storage.hit([charge("9/m", "first")], timeout=TIMEOUT),
-        storage.hit([one], timeout=TIMEOUT),
-        storage.hit([other, one], timeout=TIMEOUT),
-        storage.peek([one], timeout=TIMEOUT),
-        storage.reset([one], timeout=TIMEOUT),
-        storage.hit([charge("9/m", "last")], timeout=TIMEOUT),
+        storage.ask(Ask([charge("9/m", "first")]), timeout=TIMEOUT),
+        storage.ask(Ask([one]), timeout=TIMEOUT),
+        storage.ask(Ask([other, one]), timeout=TIMEOUT),
+        storage.ask(Ask([one], Op.PEEK), timeout=TIMEOUT),
+        storage.ask(Ask([one], Op.RESET), timeout=TIMEOUT),
+        storage.ask(Ask([charge("9/m", "last")]), timeout=TIMEOUT),
     ]
     first, *broken, last = await asyncio.gather(*calls, return_exceptions=True)
     for error in broken:
@@ -101,9 +101,9 @@ async def test_a_bad_shared_verdict_affects_only_its_hit(server: aioredis.Redis,
     await server.set(token, kept, ex=60)
     storage = RedisStorage(server)
     found = await asyncio.gather(
-        storage.hit([charge("9/m", "first")], timeout=TIMEOUT),
-        storage.hit([charge("7/m")], once=token, timeout=TIMEOUT),
-        storage.hit([charge("5/m", "last")], timeout=TIMEOUT),
+        storage.ask(Ask([charge("9/m", "first")]), timeout=TIMEOUT),
+        storage.ask(Ask([charge("7/m")], once=token), timeout=TIMEOUT),
+        storage.ask(Ask([charge("5/m", "last")]), timeout=TIMEOUT),
         return_exceptions=True,
     )
     assert isinstance(found[1], ConfigError)
@@ -117,7 +117,7 @@ async def test_only_whole_numbers_leave_the_script(server: aioredis.Redis) -> No
     storage = RedisStorage(server)
     limits = ["1000000/366d", "1000000/366d sliding", "1/366d burst 100", "1000000/d burst 999999"]
     charges = [charge(limit, f"{i}") for i, limit in enumerate(limits)]
-    verdicts = await storage.hit(charges, timeout=TIMEOUT)
+    verdicts = await storage.ask(Ask(charges), timeout=TIMEOUT)
     assert [verdict.remaining for verdict in verdicts] == [999_999, 999_999, 99, 999_998]
     year = 366 * 86_400_000_000
     assert [verdict.reset for verdict in verdicts] == [year, year, year, 86_400]
@@ -132,7 +132,7 @@ def replies(count: str | Exception, ttl_ms: int) -> list[Any]:
 )
 def test_without_a_script_a_foreign_number_is_put_back(count: int) -> None:
     """A foreign number that INCR has changed is restored, and named."""
-    hit = Hit([charge("5/m")])
+    hit = Ask([charge("5/m")])
     answer = transaction.answer(hit, replies(count, 5_000))
     assert isinstance(answer, Exception)
     assert KEY in str(translated(answer))

@@ -9,7 +9,7 @@ from time import thread_time
 import pytest
 
 from bot_ratelimit import Limit, Limiter, MemoryStorage, Penalty, Rule, Subject
-from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.base import Count
 from bot_ratelimit.testing import Clock
 from tests.benches import charge
 
@@ -26,7 +26,7 @@ def memory(clock: Clock) -> MemoryStorage:
     return MemoryStorage(SIZE, clock=clock)
 
 
-def hit(memory: MemoryStorage, *charges: Charge) -> bool:
+def hit(memory: MemoryStorage, *charges: Count) -> bool:
     return not any(verdict.wait for verdict in memory.decide(charges))
 
 
@@ -225,7 +225,7 @@ def test_what_expires_is_not_kept(seed: int, clock: Clock) -> None:
         elif penalty is None:
             memory.decide([charge(limit, key)])
         else:
-            count = Charge(f"{key}:penalty", Limit.parse("1/minute"), penalty=penalty)
+            count = Count(f"{key}:penalty", Limit.parse("1/minute"), penalty=penalty)
             memory.decide([charge(limit, key), count])
         clock.move(choose.choice([0.0, 0.001, 0.1, 2.0, 70.0]))
         assert len(states) <= 20

@@ -29,7 +29,7 @@ from bot_ratelimit import (
     Rule,
     Subject,
 )
-from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.base import Count
 from bot_ratelimit.testing import Clock
 from tests.benches import TIMEOUT
 from tests.servers import Server
@@ -277,12 +277,12 @@ class Player:
         assert self.is_eventful, shares
 
 
-def charge_of(rule: Rule, user: int) -> Charge:
+def charge_of(rule: Rule, user: int) -> Count:
     key = rule.key("bot", Subject(user))
     assert key is not None
     assert isinstance(rule.limit, Limit)
     penalty = rule if isinstance(rule, Penalty) else None
-    return Charge(key, rule.limit, rule.cost, rule.shadow, penalty)
+    return Count(key, rule.limit, rule.cost, rule.shadow, penalty)
 
 
 def about_equal(found: Decision, expected: Decision, tolerance: float) -> None:

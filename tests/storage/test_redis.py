@@ -15,15 +15,15 @@ from redis.backoff import NoBackoff
 
 from bot_ratelimit import ConfigError, RedisStorage, StorageError
 from bot_ratelimit.algorithms.algorithms import Verdict
-from bot_ratelimit.storage.base import Charge
-from tests.benches import TIMEOUT, charge
+from bot_ratelimit.storage.base import Ask, Count, Op
+from tests.benches import TIMEOUT, charge, reset
 from tests.servers import Server
 
 KEY = "bot:ratelimit:42"
 
 
-async def hit(storage: RedisStorage, *charges: Charge, once: str | None = None) -> list[Verdict]:
-    return await storage.hit(charges, once=once, timeout=TIMEOUT)
+async def hit(storage: RedisStorage, *charges: Count, once: str | None = None) -> list[Verdict]:
+    return await storage.ask(Ask(charges, once=once), timeout=TIMEOUT)
 
 
 @asynccontextmanager
@@ -54,7 +54,7 @@ async def test_a_decision_is_one_command(
     await hit(storage, *rules)
     async with on_the_wire(redis_server) as commands:
         await hit(storage, *rules, once=once)
-        await storage.peek(rules, timeout=TIMEOUT)
+        await storage.ask(Ask(rules, Op.PEEK), timeout=TIMEOUT)
     assert [command.split()[0] for command in commands] == ["EVALSHA"] * 2
 
 
@@ -146,7 +146,7 @@ async def test_every_kind_of_client_works(own_server: Server, tmp_path: Path, ki
         await client.rpush(b"bot:ratelimit:list", "x")
         with pytest.raises(ConfigError, match="WRONGTYPE"):
             await hit(storage, charge("1/s", "list"))
-        assert await storage.reset(rules, timeout=TIMEOUT) == 2
+        assert await reset(storage, *rules) == 2
         assert (await hit(storage, *rules))[1].remaining == 8
 
 
@@ -228,4 +228,4 @@ async def test_half_a_surrogate_pair_in_a_key(client: aioredis.Redis) -> None:
     storage = RedisStorage(client)
     found = await asyncio.gather(*(hit(storage, charge("9/minute", name)) for name in names))
     assert [verdict.remaining for (verdict,) in found] == [8] * 5
-    assert await storage.reset([charge("9/minute", names[1])], timeout=TIMEOUT) == 1
+    assert await reset(storage, *[charge("9/minute", names[1])]) == 1

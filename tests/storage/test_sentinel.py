@@ -15,6 +15,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
+from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.storage.redis import sentinel as sentinels
 from tests.benches import TIMEOUT, charge
 from tests.topologies import SERVICE, Sentinels, running_sentinels
@@ -170,11 +171,11 @@ async def test_a_readonly_connection_is_replaced(group: Sentinels, limit: str) -
         async def ours() -> list[str]:
             return [each["id"] for each in await admin.client_list() if each["name"] == "ours"]
 
-        await storage.hit([charge(limit)], timeout=TIMEOUT)
+        await storage.ask(Ask([charge(limit)]), timeout=TIMEOUT)
         (before,) = await ours()
         await admin.replicaof("127.0.0.1", group.replica.port)
         with pytest.raises(StorageError, match="READONLY"):
-            await storage.hit([charge(limit)], timeout=TIMEOUT)
+            await storage.ask(Ask([charge(limit)]), timeout=TIMEOUT)
         async with asyncio.timeout(5):
             while before in await ours():  # noqa: ASYNC110 - the server learns of it when it reads
                 await asyncio.sleep(0.005)
@@ -189,7 +190,7 @@ async def test_errors_of_the_sentinels_are_explained(tmp_path: Path) -> None:
             sentinel = Sentinel(group.addresses, sentinel_kwargs=kwargs)
             storage = RedisStorage(sentinel.master_for(service))
             try:
-                await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+                await storage.ask(Ask([charge("9/minute")]), timeout=TIMEOUT)
             except (StorageError, ConfigError) as error:
                 return str(error)
             else:
@@ -215,7 +216,7 @@ async def test_unreachable_sentinels_are_named(tmp_path: Path) -> None:
     sentinel = Sentinel([("127.0.0.1", 1), ("nowhere.invalid", 26379)])
     storage = RedisStorage(sentinel.master_for(SERVICE))
     with pytest.raises(StorageError) as raised:
-        await storage.hit([charge("9/minute")], timeout=TIMEOUT)
+        await storage.ask(Ask([charge("9/minute")]), timeout=TIMEOUT)
     assert "127.0.0.1:1" in str(raised.value)
     assert "Connection refused" in str(raised.value)
     assert "nowhere.invalid:26379" in str(raised.value)

@@ -16,6 +16,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
+from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.storage.redis import cluster as shards
 from bot_ratelimit.storage.redis import connection as connections
 from tests.benches import TIMEOUT, charge
@@ -241,7 +242,7 @@ async def test_one_connection_a_node_is_enough(cluster: Cluster) -> None:
     storage = RedisStorage(client, close_client=True)
     for _ in range(5):
         await asyncio.gather(
-            *(storage.hit([charge("9/m", f"{i}")], timeout=TIMEOUT) for i in range(200))
+            *(storage.ask(Ask([charge("9/m", f"{i}")]), timeout=TIMEOUT) for i in range(200))
         )
     for i, node in enumerate(cluster.primaries):
         names = [each["name"] for each in cluster.do(node, "CLIENT LIST")]
@@ -356,7 +357,7 @@ async def test_a_plain_client_of_a_cluster_node_is_an_error(cluster: Cluster) ->
     async with aioredis.Redis(port=node.port) as client:
         storage = RedisStorage(client)
         found = await asyncio.gather(
-            *(storage.hit([charge("9/m", f"{user}")], timeout=TIMEOUT) for user in USERS),
+            *(storage.ask(Ask([charge("9/m", f"{user}")]), timeout=TIMEOUT) for user in USERS),
             return_exceptions=True,
         )
         await storage.close()
@@ -380,5 +381,5 @@ async def test_a_second_redirect_is_an_outage(cluster: Cluster) -> None:
         # Only the source knows: without ASKING the target redirects back to it.
         cluster.do(source, "CLUSTER SETSLOT", slot, "NODE", cluster.ids[target.port])
         with pytest.raises(StorageError, match="slots are being moved"):
-            await limiter.storage.hit([charge("99/m", f"{user}")], timeout=TIMEOUT)
+            await limiter.storage.ask(Ask([charge("99/m", f"{user}")]), timeout=TIMEOUT)
         cluster.do(source, "CLUSTER SETSLOT", slot, "NODE", cluster.ids[source.port])

@@ -11,7 +11,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import ConfigError, Limiter, Rule, Subject
-from bot_ratelimit.storage.base import Charge
+from bot_ratelimit.storage.base import Ask, Count
 from bot_ratelimit.storage.redis.storage import RedisStorage
 from tests.benches import TIMEOUT, charge
 from tests.servers import Server
@@ -34,8 +34,8 @@ async def plain(
     await client.acl_deluser("plain")
 
 
-async def waits(storage: RedisStorage, one: Charge, times: int) -> list[int]:
-    return [(await storage.hit([one], timeout=TIMEOUT))[0].wait for _ in range(times)]
+async def waits(storage: RedisStorage, one: Count, times: int) -> list[int]:
+    return [(await storage.ask(Ask([one]), timeout=TIMEOUT))[0].wait for _ in range(times)]
 
 
 async def test_a_fixed_window_needs_no_script(plain: RedisStorage, client: aioredis.Redis) -> None:
@@ -105,7 +105,7 @@ async def test_a_counter_without_a_ttl_gets_one(
     ids=["sliding", "bucket", "several", "cost", "once"],
 )
 async def test_rules_that_need_a_script_are_an_error(
-    plain: RedisStorage, client: aioredis.Redis, charges: list[Charge], once: str | None, told: str
+    plain: RedisStorage, client: aioredis.Redis, charges: list[Count], once: str | None, told: str
 ) -> None:
     """The error names the rule and the permission; a window in the same batch is decided."""
     found = await asyncio.gather(

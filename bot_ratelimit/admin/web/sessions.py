@@ -24,7 +24,7 @@ from bot_ratelimit.admin.web.console import Session
 from bot_ratelimit.config.live import live_key
 from bot_ratelimit.errors import RateLimitError, StorageError
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.storage.documents import documents_of
+from bot_ratelimit.storage.base import documents_of
 
 SESSION_SECONDS: Final = 12 * 3_600
 """Seconds for which a session is valid that was opened with the token."""

@@ -14,7 +14,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
 from bot_ratelimit.errors import ConfigError, StorageError
-from bot_ratelimit.limiter.observer import Observer
+from bot_ratelimit.storage.base import StorageEvents
 from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, IDLE, Connection
 from bot_ratelimit.storage.redis.decision_codec import Commands, DecisionCodec, Item
@@ -84,7 +84,7 @@ class Shards:
 
     def __init__(self, client: RedisCluster) -> None:
         self._client = client
-        self._observer: Observer | None = None
+        self._events: Sequence[StorageEvents] = ()
         self._nodes: dict[Address, Connection[Item]] = {}
         self._slots: dict[int, Connection[Item]] = {}
         self._any = self._connection(_AnyNode(client))
@@ -128,11 +128,11 @@ class Shards:
         for connection in self.connections():
             await connection.close()
 
-    def observe(self, observer: Observer | None) -> None:
-        """Set the observer of all connections, also of later ones; see `Connection.observer`."""
-        self._observer = observer
+    def observe(self, events: Sequence[StorageEvents]) -> None:
+        """Set who is told of all connections, also of later ones; see `Connection.events`."""
+        self._events = events
         for connection in self.connections():
-            connection.observer = observer
+            connection.events = events
 
     def _connection(self, endpoint: driver.Endpoint) -> Connection[Item]:
         connection: Connection[Item] = Connection(
@@ -141,7 +141,7 @@ class Shards:
             redirect=self._follow_redirect,
             on_failure=self._refresh_soon,
         )
-        connection.observer = self._observer
+        connection.events = self._events
         return connection
 
     def _node(self, address: Address) -> Connection[Item]:

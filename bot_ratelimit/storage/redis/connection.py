@@ -9,7 +9,7 @@ from contextvars import Context
 from typing import Any, Final, Generic
 
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
-from bot_ratelimit.limiter.observer import Observer
+from bot_ratelimit.storage.base import StorageEvents
 from bot_ratelimit.storage.redis.deadline import LONGEST_TICK, ListeningClock
 from bot_ratelimit.storage.redis.driver import Endpoint
 from bot_ratelimit.storage.redis.faults import unreachable
@@ -76,8 +76,8 @@ class Connection(Generic[Item]):
         self._codec = codec
         self._redirect = redirect
         self._on_failure = on_failure
-        self.observer: Observer | None = None
-        """Is told of the connection state and of every batch."""
+        self.events: Sequence[StorageEvents] = ()
+        """Are told of the connection state and of every batch."""
         self._latency = Latency(lambda: self.where)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reset()
@@ -183,8 +183,8 @@ class Connection(Generic[Item]):
         tasks = [task for task in (self._opening, reading) if task is not None]
         same_loop = self._loop is asyncio.get_running_loop()
         self._discard()
-        if self.observer is not None:
-            self.observer.closed(self.name)
+        for each in self.events:
+            each.closed(self.name)
         if same_loop and tasks:
             await asyncio.wait(tasks)
 
@@ -246,8 +246,8 @@ class Connection(Generic[Item]):
         self._pipeline = Pipeline(
             stream, self._clock, self._finish, self._broken, self._reading_cancelled
         )
-        if self.observer is not None:
-            self.observer.connected(self.name)
+        for each in self.events:
+            each.connected(self.name)
         self._queue.resume(self._pipeline)
 
     def _backoff(self) -> float:
@@ -287,9 +287,9 @@ class Connection(Generic[Item]):
         self._report_disconnected()
 
     def _report_disconnected(self) -> None:
-        if self.observer is not None:
-            self.observer.disconnected(self.name)
-            self.observer.waiting(self.name, len(self._queue.requests))
+        for each in self.events:
+            each.disconnected(self.name)
+            each.waiting(self.name, len(self._queue.requests))
 
     # ---------------------------------------------------------------------------------------------
     # Sending and answering
@@ -323,8 +323,9 @@ class Connection(Generic[Item]):
             took = now - call.sent
             self._latency.measure(took, call.requests[0].timeout, now)
             has_run = parsed.answers and parsed.answers[0] is not AGAIN
-            if self.observer is not None and call.decides and has_run:
-                self.observer.batch_answered(self.name, len(call.requests), took)
+            if call.decides and has_run:
+                for each in self.events:
+                    each.batch_answered(self.name, len(call.requests), took)
         if parsed.disconnect:
             self._lost(StorageError(parsed.disconnect, kind="readonly"))
             return
@@ -373,9 +374,9 @@ class Connection(Generic[Item]):
                 self._expire(call.requests, now)
         self._expire(queue.requests, now)
         queue.drop_answered()
-        if self.observer is not None:  # here, so that it costs a decision no time
-            in_progress = 0 if pipeline is None else pipeline.waiting
-            self.observer.waiting(self.name, in_progress + len(queue.requests))
+        in_progress = 0 if pipeline is None else pipeline.waiting
+        for each in self.events:  # here, so that it costs a decision no time
+            each.waiting(self.name, in_progress + len(queue.requests))
         if pipeline is not None and pipeline.calls:
             silence = now - pipeline.last_reply_at
             if silence >= SILENCE and pipeline.calls[0].deadline <= now:

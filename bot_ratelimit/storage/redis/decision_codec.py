@@ -15,8 +15,9 @@ from redis import exceptions
 
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.rules.limit import Algorithm
+from bot_ratelimit.storage.base import Ask, Op
 from bot_ratelimit.storage.redis import encoding, transaction
-from bot_ratelimit.storage.redis.encoding import Command, Hit
+from bot_ratelimit.storage.redis.encoding import Command
 from bot_ratelimit.storage.redis.faults import SCRIPTS_REFUSED, code_of, one_line, translated
 from bot_ratelimit.storage.redis.request import AGAIN, Call, ParsedReplies, Redirect, Request
 
@@ -31,6 +32,7 @@ _BY_SOURCE: Final = (b"EVAL", SCRIPT)
 # with Redis 7 on a slow core).
 _HEAVY: Final = 8
 _LIGHT: Final = Algorithm.FIXED_WINDOW
+_LIGHT_OPS: Final = (Op.HIT, Op.PEEK, Op.RESET)
 
 TRY_SCRIPTS_AGAIN: Final = 60.0
 """Seconds after which a server that refused scripts is tried with a script again."""
@@ -42,7 +44,7 @@ class Commands(NamedTuple):
     commands: Sequence[Command]
 
 
-Item: TypeAlias = "Hit | Commands"
+Item: TypeAlias = "Ask | Commands"
 
 
 class DecisionCodec:
@@ -70,9 +72,9 @@ class DecisionCodec:
         """See `Codec.weigh`."""
         if isinstance(item, Commands):
             return _HEAVY * len(item.commands)
-        charges, once = item.charges, item.once
+        charges, once = item.counts, item.once
         lone = len(charges) == 1 and once is None
-        if lone and charges[0].limit.algorithm is _LIGHT and not item.adjust:
+        if lone and charges[0].limit.algorithm is _LIGHT and item.op in _LIGHT_OPS:
             return 1
         return _HEAVY * (len(charges) + (once is not None))
 
@@ -100,7 +102,7 @@ class DecisionCodec:
         """See `Codec.read`."""
         if len(replies) == len(call.requests) == 1 and type(replies[0]) is bytes:
             item = call.requests[0].item
-            if type(item) is Hit and len(item.charges) == 1:  # the usual case on a Redis Cluster
+            if type(item) is Ask and len(item.counts) == 1:  # the usual case on a Redis Cluster
                 self._script, self._refused_until = _BY_HASH, None
                 return ParsedReplies([[encoding.read_verdict(replies[0])]])
         if not call.requests:  # repairs: their replies do not matter

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final
 
 from bot_ratelimit.algorithms.algorithms import Undecided, Verdict, new_verdict
 from bot_ratelimit.rules.limit import Algorithm, Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.storage.base import ONCE_MS, Charge
+from bot_ratelimit.storage.base import ONCE_MS, Ask, Op
 from bot_ratelimit.storage.redis.faults import ServerText, translated
 
 Command = Sequence[bytes]
@@ -30,19 +30,7 @@ _FAILED: Final = -1
 _UNDECIDED: Final = -2
 
 
-class Hit(NamedTuple):
-    """Charges that are decided together, in one call of a storage."""
-
-    charges: Sequence[Charge]
-    once: str | None = None
-    peek: bool = False
-    reset: bool = False
-    """Peek, then delete: the answer is that of the peek."""
-    adjust: str = ""
-    """`"+"` charges even above the limit, `"-"` refunds: the answer is what a hit of cost 1 would
-    get afterwards."""
-    age_us: int = 0
-    """Age of the refunded charge, in microseconds."""
+_MODES: Final = {Op.HIT: "", Op.PEEK: "?", Op.CHARGE: "+", Op.REFUND: "-", Op.RESET: "!"}
 
 
 def wrong_type(key: str) -> ServerText:
@@ -71,27 +59,27 @@ def resets_key(key: str) -> str:
     return f"{head}{colon}once:{{{key}}}" if colon else f"once:{{{key}}}"
 
 
-def script_arguments(hits: Sequence[Hit]) -> list[bytes]:
+def script_arguments(hits: Sequence[Ask]) -> list[bytes]:
     """`numkeys key … arg …` for decide.lua: a key and a spec for each charge."""
-    if len(hits) == 1 and len(hits[0].charges) == 1:
-        charges, once, peek, reset, adjust, _ = hits[0]
-        key, limit, cost, shadow, penalty = charges[0]
-        if penalty is None and once is None and not reset and not adjust:  # usual on a cluster
-            return [b"1", encode_key(key), _spec(limit, cost, shadow, "?" if peek else "", False)]
+    if len(hits) == 1 and len(hits[0].counts) == 1:
+        counts, op, once, _ = hits[0]
+        key, limit, cost, shadow, penalty = counts[0]
+        if penalty is None and once is None and op is Op.HIT:  # usual on a cluster
+            return [b"1", encode_key(key), _spec(limit, cost, shadow, "", False)]
     keys: list[bytes] = []
     specs: list[bytes] = []
-    for charges, once, peek, reset, adjust, age_us in hits:
+    for charges, op, once, age_us in hits:
         if once is not None:
             keys.append(encode_key(once))
             specs.append(_ONCE_SPEC)
-        mode = "!" if reset else "?" if peek else adjust
-        shared = reset or once is not None
+        mode = _MODES[op]
+        shared = op is Op.RESET or once is not None
         # How many more keys belong to this hit.
         joined = 2 * len(charges) if shared else len(charges)
         for key, limit, cost, shadow, penalty in charges:
             joined -= 1
             keys.append(encode_key(key))
-            if age_us:
+            if op is Op.REFUND:
                 spec = _spec(limit, cost, shadow, mode, joined > 0)
                 specs.append(b"%b %d" % (spec, age_us))
             elif penalty is None:
@@ -112,7 +100,7 @@ def read_verdict(reply: bytes) -> Verdict:
 
 
 def read_answers(
-    reply: bytes | str | list[bytes | str], hits: Sequence[Hit], where: Callable[[], str] = str
+    reply: bytes | str | list[bytes | str], hits: Sequence[Ask], where: Callable[[], str] = str
 ) -> Sequence[list[Verdict] | Exception]:
     """Decode the reply of decide.lua: for each hit its verdicts, or the error it met.
 
@@ -138,7 +126,7 @@ def read_answers(
 
 
 def _with_errors(
-    verdicts: list[Verdict], hit: Hit, reasons: Sequence[ServerText], where: str
+    verdicts: list[Verdict], hit: Ask, reasons: Sequence[ServerText], where: str
 ) -> list[Verdict] | Exception:
     if verdicts[0].wait == _FAILED:
         return reasons[verdicts[0].remaining]
@@ -146,7 +134,7 @@ def _with_errors(
         Undecided.because(translated(reasons[verdict.remaining], where), charge.limit)
         if verdict.wait == _UNDECIDED
         else verdict
-        for verdict, charge in zip(verdicts, hit.charges, strict=True)
+        for verdict, charge in zip(verdicts, hit.counts, strict=True)
     ]
 
 

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from itertools import chain
+from collections.abc import Awaitable, Hashable, Sequence
 from typing import Any, Literal, cast
 
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 
 from bot_ratelimit.algorithms.algorithms import Verdict
-from bot_ratelimit.limiter.observer import Observer, Observers, observers_of
-from bot_ratelimit.storage.base import Charge, ConnectionStatus
+from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, Storage, StorageEvents
 from bot_ratelimit.storage.redis import driver, encoding
+from bot_ratelimit.storage.redis.banlist import RedisBanList
 from bot_ratelimit.storage.redis.cluster import Shards
 from bot_ratelimit.storage.redis.connection import Connection
 from bot_ratelimit.storage.redis.decision_codec import Commands, DecisionCodec, Item
+from bot_ratelimit.storage.redis.documents import RedisDocuments
 from bot_ratelimit.storage.redis.driver import Client, Endpoint, PoolEndpoint
-from bot_ratelimit.storage.redis.encoding import Command, Hit
+from bot_ratelimit.storage.redis.encoding import Command
 from bot_ratelimit.storage.redis.faults import translated
+from bot_ratelimit.storage.redis.key_space import key_space_of
+from bot_ratelimit.storage.redis.leases import RedisLeases
 from bot_ratelimit.storage.redis.sentinel import SentinelEndpoint
+from bot_ratelimit.storage.redis.tallies import RedisTallies
 
 
-class RedisStorage:
+class RedisStorage(Storage):
     """Decides on a Redis or Valkey server, in one round trip, with the server's clock.
 
     ::
@@ -50,7 +53,8 @@ class RedisStorage:
         driver.check_client(client)
         self._client = client
         self._close_client = close_client
-        self._observer: Observers | None = None
+        self._key_space = key_space_of(client)
+        self._events: tuple[StorageEvents, ...] = ()
         self._shards: Shards | None = None
         self._connection: Connection[Item] | None = None
         if isinstance(client, RedisCluster):
@@ -64,36 +68,29 @@ class RedisStorage:
         """Whether the keys may be on several nodes."""
         return self._shards is not None
 
-    def hit(
-        self, charges: Sequence[Charge], *, once: str | None = None, timeout: float
-    ) -> Awaitable[list[Verdict]]:
-        """Decide and charge; see `Storage.hit`."""
-        return self._submit(Hit(charges, once), charges[0].key, timeout)
+    def ask(self, ask: Ask, *, timeout: float) -> Awaitable[Sequence[Verdict]]:
+        """Ask the server; see `Storage.ask`."""
+        if ask.op is Op.RESET and self._shards is not None:
+            return self._reset_in_slots(ask, timeout)
+        return self._submit(ask, ask.counts[0].key, timeout)
 
-    def peek(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
-        """Look without charging; see `Storage.peek`."""
-        return self._submit(Hit(charges, peek=True), charges[0].key, timeout)
-
-    def charge(self, charges: Sequence[Charge], *, timeout: float) -> Awaitable[list[Verdict]]:
-        """Charge even above the limit; see `Storage.charge`."""
-        return self._submit(Hit(charges, adjust="+"), charges[0].key, timeout)
-
-    def refund(
-        self, charges: Sequence[Charge], *, age_us: int = 0, timeout: float
-    ) -> Awaitable[list[Verdict]]:
-        """Give back; see `Storage.refund`."""
-        return self._submit(Hit(charges, adjust="-", age_us=age_us), charges[0].key, timeout)
-
-    async def reset(self, charges: Sequence[Charge], *, timeout: float) -> int:
-        """Delete these counts; see `Storage.reset`."""
-        slots: dict[int | None, list[Charge]] = {}  # on a cluster the keys may be on several nodes
-        for charge in charges:
-            slot = None if self._connection is not None else self._route(charge.key)[1]
-            slots.setdefault(slot, []).append(charge)
-        forgotten = await asyncio.gather(
-            *(self._submit(Hit(some, reset=True), some[0].key, timeout) for some in slots.values())
+    async def _reset_in_slots(self, ask: Ask, timeout: float) -> list[Verdict]:
+        """Reset counts that may be on several nodes of a cluster."""
+        slots: dict[int, list[Count]] = {}
+        for count in ask.counts:
+            slots.setdefault(self._route(count.key)[1], []).append(count)
+        answers = await asyncio.gather(
+            *(
+                self._submit(ask._replace(counts=some), some[0].key, timeout)
+                for some in slots.values()
+            )
         )
-        return sum(verdict.reset > 0 for verdict in chain.from_iterable(forgotten))
+        found = {
+            count.key: verdict
+            for some, verdicts in zip(slots.values(), answers, strict=True)
+            for count, verdict in zip(some, verdicts, strict=True)
+        }
+        return [found[count.key] for count in ask.counts]
 
     async def execute(self, command: Command, *, key: str, timeout: float) -> Any:
         """Send a command that is not a decision, once, and return its reply as redis-py parses it.
@@ -113,21 +110,22 @@ class RedisStorage:
             raise translated(reply, connection.where) from reply
         return reply
 
-    def server(self, charges: Sequence[Charge]) -> str:
-        """The name of the server that decides about these charges; see `Storage.server`."""
+    def server(self, counts: Sequence[Count]) -> str:
+        """The name of the server that decides about these counts; see `Storage.server`."""
         if self._connection is not None:
             return self._connection.name
-        return self._route(charges[0].key)[0].name
+        return self._route(counts[0].key)[0].name
 
-    def observe(self, observer: Observer) -> None:
-        """Add an observer of connections and batches."""
-        self._observer = observers_of(self._observer, observer)
+    def observe(self, events: StorageEvents) -> None:
+        """Tell `events` of connections and batches, too."""
+        if events not in self._events:
+            self._events = (*self._events, events)
         if self._shards is not None:
-            self._shards.observe(self._observer)
+            self._shards.observe(self._events)
         elif self._connection is not None:
-            self._connection.observer = self._observer
+            self._connection.events = self._events
 
-    def status(self) -> list[ConnectionStatus]:
+    def status(self) -> Sequence[ConnectionStatus]:
         """The state of the connections, one for each server."""
         return [
             ConnectionStatus(
@@ -152,6 +150,27 @@ class RedisStorage:
         await (self._connection or cast(Shards, self._shards)).close()
         if self._close_client:
             await self._client.aclose()
+
+    @property
+    def key_space(self) -> Hashable:
+        """The server and database of the client; see `Storage.key_space`."""
+        return self._key_space
+
+    def leases(self) -> RedisLeases:
+        """See `Storage.leases`."""
+        return RedisLeases(self)
+
+    def bans(self, prefix: str) -> RedisBanList:
+        """See `Storage.bans`."""
+        return RedisBanList(self, prefix)
+
+    def documents(self) -> RedisDocuments:
+        """See `Storage.documents`."""
+        return RedisDocuments(self, self.is_cluster)
+
+    def tallies(self, prefix: str) -> RedisTallies:
+        """See `Storage.tallies`."""
+        return RedisTallies(self, prefix)
 
     async def close_idle(self) -> None:
         """Close the connection, unless requests are in progress."""

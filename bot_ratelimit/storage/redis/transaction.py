@@ -12,20 +12,21 @@ from typing import Any
 from bot_ratelimit.algorithms.algorithms import Verdict
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.limit import Algorithm, Limit
+from bot_ratelimit.storage.base import Ask, Op
 from bot_ratelimit.storage.redis import encoding
-from bot_ratelimit.storage.redis.encoding import Command, Hit
+from bot_ratelimit.storage.redis.encoding import Command
 
 
-def needs_script(hit: Hit) -> ConfigError | None:
+def needs_script(hit: Ask) -> ConfigError | None:
     """Return why only the script can decide this hit; None if a transaction can."""
-    charge = hit.charges[0]
-    if hit.reset:
+    charge = hit.counts[0]
+    if hit.op is Op.RESET:
         return None
-    if hit.adjust:
-        what = "a charge afterwards" if hit.adjust == "+" else "a refund"
+    if hit.op in (Op.CHARGE, Op.REFUND):
+        what = "a charge afterwards" if hit.op is Op.CHARGE else "a refund"
     elif hit.once is not None:
         what = "one verdict for several hits (once)"
-    elif len(hit.charges) > 1:
+    elif len(hit.counts) > 1:
         what = "deciding several rules together"
     elif charge.limit.algorithm is not Algorithm.FIXED_WINDOW:
         what = f"a {charge.limit.algorithm.value}"
@@ -37,7 +38,7 @@ def needs_script(hit: Hit) -> ConfigError | None:
         return None
     # Without the keys, which may contain anything, so that the same error of many users is logged
     # once.
-    limits = ", ".join(str(charge.limit) for charge in hit.charges)
+    limits = ", ".join(str(charge.limit) for charge in hit.counts)
     error = ConfigError(
         f"{what} ({limits}) needs a script, and this server refuses EVALSHA; allow it "
         "(ACL SETUSER <user> +@scripting), or limit with one fixed window such as '5/10s'"
@@ -46,7 +47,7 @@ def needs_script(hit: Hit) -> ConfigError | None:
     return error
 
 
-def commands(hit: Hit) -> list[Command]:
+def commands(hit: Ask) -> list[Command]:
     """Encode the hit as a MULTI/EXEC of its own, so that its errors do not affect other hits.
 
     Returns:
@@ -54,45 +55,45 @@ def commands(hit: Hit) -> list[Command]:
     """
     if needs_script(hit):
         return []
-    if hit.reset:
-        names = [encoding.encode_key(charge.key) for charge in hit.charges]
+    if hit.op is Op.RESET:
+        names = [encoding.encode_key(charge.key) for charge in hit.counts]
         pairs = [((b"PTTL", each), (b"DEL", each)) for each in names]
         return [(b"MULTI",), *chain.from_iterable(pairs), (b"EXEC",)]
-    key, limit = hit.charges[0][:2]
+    key, limit = hit.counts[0][:2]
     name = encoding.encode_key(key)
-    if hit.peek:
+    if hit.op is Op.PEEK:
         return [(b"MULTI",), (b"GET", name), (b"PTTL", name), (b"EXEC",)]
     opened: Command = (b"SET", name, b"0", b"PX", _lifetime(limit), b"NX")
     return [(b"MULTI",), opened, (b"INCR", name), (b"PTTL", name), (b"EXEC",)]
 
 
-def answer(hit: Hit, replies: Sequence[Any]) -> list[Verdict] | Exception:
+def answer(hit: Ask, replies: Sequence[Any]) -> list[Verdict] | Exception:
     """Decode the replies to the hit: its verdicts, or the first error."""
     error = needs_script(hit) or _error(replies)
     if error is not None:
         return error
-    if hit.reset:
+    if hit.op is Op.RESET:
         return _reset_verdicts(hit, replies[-1])
-    key, limit = hit.charges[0][:2]
+    key, limit = hit.counts[0][:2]
     count, left_ms = _count(replies)
     if _is_foreign(hit, count):
         return encoding.wrong_type(key)
     if not 0 < left_ms <= limit.period_ms:
         left_ms = limit.period_ms
-    over = count >= limit.amount if hit.peek else count > limit.amount
+    over = count >= limit.amount if hit.op is Op.PEEK else count > limit.amount
     left = left_ms * 1_000 if count else 0
     return [Verdict(left if over else 0, max(0, limit.amount - count), left)]
 
 
-def repairs(hit: Hit, replies: Sequence[Any]) -> list[Command]:
+def repairs(hit: Ask, replies: Sequence[Any]) -> list[Command]:
     """Return the commands that repair a key.
 
     An EXPIRE for a TTL that was missing or longer than the window; and a DECR for a number that is
     not our counter, so that it gets its old value back.
     """
-    if not replies or hit.peek or hit.reset or _error(replies) is not None:
+    if not replies or hit.op is Op.PEEK or hit.op is Op.RESET or _error(replies) is not None:
         return []
-    key, limit = hit.charges[0][:2]
+    key, limit = hit.counts[0][:2]
     count, left_ms = _count(replies)
     if _is_foreign(hit, count):
         return [(b"DECR", encoding.encode_key(key))]
@@ -106,16 +107,16 @@ def _lifetime(limit: Limit) -> bytes:
     return b"%d" % max(1, limit.period_ms - 1)
 
 
-def _reset_verdicts(hit: Hit, replies: Sequence[Any]) -> list[Verdict]:
+def _reset_verdicts(hit: Ask, replies: Sequence[Any]) -> list[Verdict]:
     left, deleted = replies[::2], replies[1::2]
     return [
         Verdict(0, charge.limit.capacity, max(1, ttl_ms) * 1_000 if there else 0)
-        for charge, ttl_ms, there in zip(hit.charges, left, deleted, strict=True)
+        for charge, ttl_ms, there in zip(hit.counts, left, deleted, strict=True)
     ]
 
 
-def _is_foreign(hit: Hit, count: int) -> bool:
-    return not (0 if hit.peek else 1) <= count < encoding.MAX_COUNT
+def _is_foreign(hit: Ask, count: int) -> bool:
+    return not (0 if hit.op is Op.PEEK else 1) <= count < encoding.MAX_COUNT
 
 
 def _count(replies: Sequence[Any]) -> tuple[int, int]:

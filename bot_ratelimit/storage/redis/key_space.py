@@ -1,23 +1,18 @@
-"""server_of: which server a storage uses, to find out whether two storages share their keys."""
+"""key_space_of: which keys a client reaches, to find out whether two storages share them."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from typing import Any
 
-from bot_ratelimit.storage.base import Storage
 
+def key_space_of(client: Any) -> Hashable:
+    """Return an equal value for clients that reach the same keys.
 
-def server_of(storage: Storage) -> Hashable:
-    """Return an equal value for storages that share their keys.
-
-    Two clients with the same address and database use one server. A storage without a client shares
-    with no other. The contents of redis-py's `connection_kwargs` are not documented: if they say
-    too little, the pool itself is returned, so that only storages of one pool count as sharing.
+    Two clients with the same address and database use one server. The contents of redis-py's
+    `connection_kwargs` are not documented: if they say too little, the pool itself is returned, so
+    that only storages of one pool count as sharing.
     """
-    client: Any = getattr(storage, "_client", None)
-    if client is None:
-        return id(storage)
     pool: Any = getattr(client, "connection_pool", None)
     if pool is None:  # a cluster
         nodes = getattr(getattr(client, "nodes_manager", None), "startup_nodes", None)
