@@ -208,7 +208,7 @@ async def test_switches_exemptions_and_penalties_change(
         sent = {"id": 42, "exempt": True}
         assert (await script.change("POST", "api/exempt", sent)).content["exempt"] == [42]
         tried = (await script.get("api/users/42/try")).content
-    assert (tried["allowed"], tried["exempt"]) == (True, True)
+        assert (tried["allowed"], tried["exempt"]) == (True, True)
         sent = {"id": 42, "exempt": False}
         assert (await script.change("POST", "api/exempt", sent)).content["limited"] == [42]
         sent = {"after": "10/minute", "ban": "20m", "grows": True, "longest": "1d"}
@@ -570,9 +570,9 @@ async def test_a_bug_shows_nothing_of_itself(
     async def broken(_: Control) -> Any:
         raise RuntimeError("the secret of the house")
 
-    monkeypatch.setattr(Control, "limits", broken)
+    monkeypatch.setattr(Control, "audit", broken)
     with caplog.at_level(logging.ERROR):
-        reply = await alone.get("api/limits")
+        reply = await alone.get("api/audit")
     assert is_problem(reply, 500)
     assert "secret" not in reply.text
     assert "the secret of the house" in caplog.text
