@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from inspect import iscoroutinefunction
+from inspect import iscoroutinefunction, signature
 from typing import Any, Final, TypeVar
 
 from bot_ratelimit.errors import ConfigError
@@ -70,11 +70,21 @@ def not_async(what: str, function: Function) -> Function:
     """Return the function.
 
     Raises:
-        ConfigError: It is async; but an answer is needed for every hit at once.
+        ConfigError: It is async and takes a `Subject`; but an answer is needed for every hit at
+            once.
     """
-    if iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004 - the method of an object
+    call = getattr(function, "__call__", None)  # noqa: B004 - of a callable object
+    if (iscoroutinefunction(function) or iscoroutinefunction(call)) and _takes_one(function):
         raise ConfigError(
-            f"{what}={function!r}: expected a function that is not async; read what it needs "
-            "beforehand, for example into a dict, and look it up here"
+            f"{what}={getattr(function, '__qualname__', function)}: expected a function that is "
+            "not async; read what it needs beforehand, for example into a dict, and look it up here"
         )
     return function
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    try:
+        signature(function).bind(None)
+    except TypeError:
+        return False
+    return True

@@ -13,11 +13,15 @@ from bot_ratelimit.algorithms.table import FUNCTIONS
 from bot_ratelimit.algorithms.verdict import Step, Verdict
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op
+from bot_ratelimit.storage.banlist import MemoryBanList
+from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op, Storage
 from bot_ratelimit.storage.cache import Entry, Retention, StateCache
+from bot_ratelimit.storage.documents import Goes, MemoryDocuments
+from bot_ratelimit.storage.leases import MemoryLeases
+from bot_ratelimit.storage.tallies import MemoryTallies
 
 
-class MemoryStorage:
+class MemoryStorage(Storage):
     """Keeps counts in this process, in a `cachetools` cache.
 
     ::
@@ -51,6 +55,10 @@ class MemoryStorage:
         self._states = StateCache(maxsize, self._now)
         # The verdicts by token, and when they were decided.
         self._once: TTLCache[str, Any] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
+        self._leases = MemoryLeases(clock)
+        self._documents = MemoryDocuments(self._forget)
+        self._bans: dict[str, MemoryBanList] = {}
+        self._tallies: dict[str, MemoryTallies] = {}
 
     async def ask(self, ask: Ask, *, timeout: float) -> list[Verdict]:
         """Answer; see `Storage.ask`. It never waits, so it never times out."""
@@ -89,13 +97,34 @@ class MemoryStorage:
         """This process; see `Storage.server`."""
         return "memory"
 
-    def open(self) -> None:
-        """Do nothing: there is nothing to open; see `Storage.open`."""
-
     async def close(self) -> None:
-        """Forget everything."""
+        """Forget all counts."""
         self._states.clear()
         self._once.clear()
+
+    def leases(self) -> MemoryLeases:
+        """See `Storage.leases`."""
+        return self._leases
+
+    def bans(self, prefix: str) -> MemoryBanList:
+        """See `Storage.bans`."""
+        return self._bans.setdefault(prefix, MemoryBanList(self._clock))
+
+    def documents(self) -> MemoryDocuments:
+        """See `Storage.documents`."""
+        return self._documents
+
+    def tallies(self, prefix: str) -> MemoryTallies:
+        """See `Storage.tallies`."""
+        return self._tallies.setdefault(prefix, MemoryTallies())
+
+    def _forget(self, goes: Goes) -> int:
+        doomed = [key for key in self._states if goes(key)]
+        for key in doomed:
+            self._states.pop(key)
+        for key in [key for key in self._once if goes(key)]:
+            self._once.pop(key, None)
+        return len(doomed)
 
     def _decide(self, counts: Sequence[Count], now: int) -> list[Verdict]:
         if len(counts) == 1 and counts[0].penalty is None:  # nearly always
