@@ -8,7 +8,7 @@ algorithms.s = sliding
 local function entry(found) -- the reply of a command WITHSCORES
   if not found[1] then return nil end
   local total, cost = string.match(found[1], '^(%d+) (%d+)$')
-  if not total then foreign() end
+  if not total or #total ~= 16 then foreign() end
   return { name = found[1], at = tonumber(found[2]), total = tonumber(total), cost = tonumber(cost) }
 end
 

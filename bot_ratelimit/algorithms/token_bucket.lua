@@ -14,7 +14,7 @@ function bucket.read(rule)
   rule.burst, rule.token = rule[4], rule.period * 1000 / rule.amount
   local value = redis.call('GET', rule.key)
   local full_at = tonumber(value or 0)
-  if not full_at then foreign() end
+  if value and not (full_at and math.abs(full_at) > 1e15) then foreign() end
   rule.missing = math.max(0, math.abs(full_at) - now())
   local most = floored(rule.burst * rule.token)
   if full_at > 0 and rule.missing > most then -- a slower limit wrote it, or the clock was set back

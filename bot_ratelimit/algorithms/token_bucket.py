@@ -10,12 +10,21 @@ one moment, and nobody waits for a fraction of a token that he did not use.
 from __future__ import annotations
 
 from math import ceil, floor
+from typing import NamedTuple
 
 from bot_ratelimit.algorithms.verdict import Step, Verdict
 from bot_ratelimit.rules.limit import Limit
 
 
-def hit(state: float | None, now: int, limit: Limit, cost: int) -> Step:
+class Bucket(NamedTuple):
+    """State of a token bucket. Redis stores the time as a negative number below empty."""
+
+    full_at: float
+    """When the bucket is full again, in microseconds."""
+    below_empty: bool
+
+
+def hit(state: Bucket | None, now: int, limit: Limit, cost: int) -> Step:
     """Take `cost` tokens from a bucket of `burst` tokens, refilled evenly with `amount` per period.
 
     ::
@@ -35,25 +44,25 @@ def hit(state: float | None, now: int, limit: Limit, cost: int) -> Step:
     if left < limit.capacity and missing <= _room(limit, token, left + 1):
         left += 1
     if shortened or (cost and not wait):
-        state = _full_at(missing, now, limit, token)
+        state = _bucket(missing, now, limit, token)
     return state, Verdict(wait, left, ceil(missing))
 
 
-def charge(state: float | None, now: int, limit: Limit, cost: int) -> float | None:
+def charge(state: Bucket | None, now: int, limit: Limit, cost: int) -> Bucket | None:
     """Take the tokens, even if the bucket is then below empty."""
     token = limit.period_ms * 1_000 / limit.amount
     missing, _ = _missing(state, now, limit, token)
-    return _full_at(_floored(missing + cost * token), now, limit, token)
+    return _bucket(_floored(missing + cost * token), now, limit, token)
 
 
-def refund(state: float | None, now: int, limit: Limit, cost: int) -> float | None:
+def refund(state: Bucket | None, now: int, limit: Limit, cost: int) -> Bucket | None:
     """Put the tokens back; the bucket is never more than full."""
     token = limit.period_ms * 1_000 / limit.amount
     missing, _ = _missing(state, now, limit, token)
-    return _full_at(max(0.0, _floored(missing - cost * token)), now, limit, token)
+    return _bucket(max(0.0, _floored(missing - cost * token)), now, limit, token)
 
 
-def _missing(state: float | None, now: int, limit: Limit, token: float) -> tuple[float, bool]:
+def _missing(state: Bucket | None, now: int, limit: Limit, token: float) -> tuple[float, bool]:
     """The time until the bucket is full, and whether it had to be shortened.
 
     A bucket below empty was charged beyond its burst, and stays there. Otherwise no more than the
@@ -61,16 +70,14 @@ def _missing(state: float | None, now: int, limit: Limit, token: float) -> tuple
     """
     if state is None:
         return 0.0, False
-    missing = max(0.0, abs(state) - now)
+    missing = max(0.0, state.full_at - now)
     most = _floored(limit.capacity * token)
-    return (most, True) if state > 0 and missing > most else (missing, False)
+    return (most, True) if missing > most and not state.below_empty else (missing, False)
 
 
-def _full_at(missing: float, now: int, limit: Limit, token: float) -> float | None:
-    """The state: None for a full bucket, negative for one below empty."""
-    if not missing:
-        return None
-    return now + missing if missing <= limit.capacity * token else -(now + missing)
+def _bucket(missing: float, now: int, limit: Limit, token: float) -> Bucket | None:
+    """The state; None for a full bucket."""
+    return Bucket(now + missing, missing > limit.capacity * token) if missing else None
 
 
 def _room(limit: Limit, token: float, cost: int) -> float:
