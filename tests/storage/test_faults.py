@@ -142,7 +142,7 @@ async def test_a_refused_connection_is_an_outage() -> None:
             await hit(RedisStorage(client), ONE)
         assert raised.value.kind == "refused"
         with pytest.raises(StorageError, match="Connection refused"):
-            await RedisStorage(client).reset([ONE], timeout=TIMEOUT)
+            await reset(RedisStorage(client), ONE)
 
 
 @pytest.mark.parametrize(

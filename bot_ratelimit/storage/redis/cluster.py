@@ -16,12 +16,14 @@ from redis.crc import key_slot
 from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.storage.base import StorageEvents
 from bot_ratelimit.storage.redis import driver
+from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec
 from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, IDLE, Connection
-from bot_ratelimit.storage.redis.decision_codec import Commands, DecisionCodec, Item
-from bot_ratelimit.storage.redis.driver import Address, NodeEndpoint, Stream
+from bot_ratelimit.storage.redis.driver import Address, NodeEndpoint
+from bot_ratelimit.storage.redis.encoding import encode_key
 from bot_ratelimit.storage.redis.faults import code_of, one_line, translated, unreachable
 from bot_ratelimit.storage.redis.latency import LOG_EVERY
 from bot_ratelimit.storage.redis.request import Redirect, Request
+from bot_ratelimit.storage.redis.wire import Wire
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -47,7 +49,7 @@ class _AnyNode:
         first, *others = driver.startup_nodes(self._client)
         return "{} at {}:{}".format(self.name, *first) + (" and others" if others else "")
 
-    async def connect(self) -> Stream:
+    async def connect(self) -> Wire:
         """Return the connection that opens first."""
         nodes = driver.startup_nodes(self._client)
         opening = {asyncio.create_task(self._connect(node)) for node in nodes}
@@ -66,7 +68,7 @@ class _AnyNode:
                 driver.cancel_opening(task)
         raise errors[-1]
 
-    async def _connect(self, node: Address) -> Stream:
+    async def _connect(self, node: Address) -> Wire:
         endpoint = NodeEndpoint(self._client, node)
         try:
             return await endpoint.connect()
@@ -85,8 +87,8 @@ class Shards:
     def __init__(self, client: RedisCluster) -> None:
         self._client = client
         self._events: Sequence[StorageEvents] = ()
-        self._nodes: dict[Address, Connection[Item]] = {}
-        self._slots: dict[int, Connection[Item]] = {}
+        self._nodes: dict[Address, Connection] = {}
+        self._slots: dict[int, Connection] = {}
         self._any = self._connection(_AnyNode(client))
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = 0.0
@@ -95,17 +97,17 @@ class Shards:
         self._needed_at = 0.0
         self._warned_at = -LOG_EVERY
 
-    def route(self, key: bytes) -> tuple[Connection[Item], int]:
+    def route(self, key: str) -> tuple[Connection, int]:
         """Return the connection to the node of this key, and the key's slot."""
         self._is_needed = True
-        slot = key_slot(key)
+        slot = key_slot(encode_key(key))
         connection = self._slots.get(slot)
         if connection is None:
             connection = self._any
             self._refresh_soon()
         return connection, slot
 
-    def connections(self) -> list[Connection[Item]]:
+    def connections(self) -> list[Connection]:
         """All connections."""
         return [self._any, *self._nodes.values()]
 
@@ -128,14 +130,22 @@ class Shards:
         for connection in self.connections():
             await connection.close()
 
+    def dropped(self) -> None:
+        """Close all connections, from any thread: nobody uses them any more."""
+        refreshing, self._refreshing = self._refreshing, None
+        if refreshing is not None and not (loop := refreshing.get_loop()).is_closed():
+            loop.call_soon_threadsafe(refreshing.cancel, context=Context())
+        for connection in self.connections():
+            connection.dropped()
+
     def observe(self, events: Sequence[StorageEvents]) -> None:
         """Set who is told of all connections, also of later ones; see `Connection.events`."""
         self._events = events
         for connection in self.connections():
             connection.events = events
 
-    def _connection(self, endpoint: driver.Endpoint) -> Connection[Item]:
-        connection: Connection[Item] = Connection(
+    def _connection(self, endpoint: driver.Endpoint) -> Connection:
+        connection = Connection(
             endpoint,
             DecisionCodec(lambda: endpoint.where),
             redirect=self._follow_redirect,
@@ -144,13 +154,13 @@ class Shards:
         connection.events = self._events
         return connection
 
-    def _node(self, address: Address) -> Connection[Item]:
+    def _node(self, address: Address) -> Connection:
         node = self._nodes.get(address)
         if node is None:
             node = self._nodes[address] = self._connection(NodeEndpoint(self._client, address))
         return node
 
-    def _follow_redirect(self, request: Request[Item], redirect: Redirect) -> None:
+    def _follow_redirect(self, request: Request, redirect: Redirect) -> None:
         """Send the request to the node that a redirect names: the first node executed nothing."""
         address = driver.remap(self._client, redirect.address)
         node = self._node(address)
@@ -230,7 +240,7 @@ class Shards:
         )
 
     def _use_slots(self, ranges: Any, asked: str) -> None:
-        slots: dict[int, Connection[Item]] = {}
+        slots: dict[int, Connection] = {}
         for first, last, primary, *_ in ranges:
             address = _host(primary) or asked, int(primary[1])
             node = self._node(driver.remap(self._client, address))
@@ -243,7 +253,7 @@ class Shards:
             leaving.add_done_callback(self._draining.discard)
 
 
-async def _slots(connection: Connection[Item]) -> tuple[Any, Connection[Item]]:
+async def _slots(connection: Connection) -> tuple[Any, Connection]:
     with suppress(StorageError):
         timeout = ASK_TIMEOUT if connection.is_open else CONNECT_TIMEOUT
         (reply,) = await connection.submit(Commands([(b"CLUSTER", b"SLOTS")]), timeout)

@@ -14,6 +14,9 @@ SCRIPTS_REFUSED: Final = re.compile(
     r"(unknown command|no permissions to run).*\beval", re.IGNORECASE | re.DOTALL
 )
 
+ALLOW_SCRIPTS: Final = "allow EVALSHA and EVAL (ACL SETUSER <user> +@scripting)"
+"""How to allow scripts on a server."""
+
 _BY_CLASS: Final[dict[type[Exception], str]] = {
     exceptions.BusyLoadingError: "LOADING",
     exceptions.ReadOnlyError: "READONLY",
@@ -23,6 +26,7 @@ _BY_CLASS: Final[dict[type[Exception], str]] = {
     exceptions.TryAgainError: "TRYAGAIN",
     exceptions.NoPermissionError: "NOPERM",
     exceptions.ClusterCrossSlotError: "CROSSSLOT",
+    exceptions.NoScriptError: "NOSCRIPT",
 }
 _OUTAGES: Final = frozenset(
     {"LOADING", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"}
