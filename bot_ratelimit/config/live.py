@@ -27,7 +27,8 @@ from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.limiter.failures import LOG_EVERY, printable
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.rule import Rules
-from bot_ratelimit.storage.documents import Documents, documents_of
+from bot_ratelimit.storage.base import documents_of
+from bot_ratelimit.storage.documents import Documents
 
 log = logging.getLogger("bot_ratelimit")
 

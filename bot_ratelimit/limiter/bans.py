@@ -21,7 +21,7 @@ from bot_ratelimit.limiter.failures import printable
 from bot_ratelimit.rules.limit import Limit, parse_period
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Scope, Subject
-from bot_ratelimit.storage.banlist import Ban, BanTarget, ban_list_of
+from bot_ratelimit.storage.banlist import Ban, BanTarget, MemoryBanList
 from bot_ratelimit.storage.base import Count, Storage
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Bans:
     """
 
     def __init__(self, storage: Storage, key_prefix: str, timeout: float) -> None:
-        self._list = ban_list_of(storage, key_prefix)
+        self._list = storage.bans(key_prefix) or MemoryBanList()
         self._timeout = timeout
         self._version = ""
         self._live = self._list.current is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,7 +52,7 @@ class Health:
 
     ok: bool
     ready: bool
-    source: Literal["redis", "memory"]
+    source: str
     policy: str
     latency: float | None
     problem: str
@@ -74,8 +73,7 @@ def health_of(
         on_error: The policy.
         test: The time of a test call in seconds, and its problem.
     """
-    status: Callable[[], list[ConnectionStatus]] = getattr(storage, "status", list)
-    found = status()
+    found = storage.status()
     servers = tuple(_server(each, failures) for each in found)
     known = {server.name for server in servers}
     gone = [

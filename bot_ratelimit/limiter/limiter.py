@@ -115,9 +115,8 @@ class Limiter:
         )
         self._observer = observers_of(observer, self._statistics)
         self._failures = Failures(on_error, clock, storage.server, self._observer)
-        observe = getattr(storage, "observe", None)
-        if self._observer is not None and observe is not None:
-            observe(self._observer)
+        if self._observer is not None:
+            storage.observe(self._observer)
         self._bans = Bans(storage, self.key_prefix, self.timeout)
         self._ban_log = BanLog(clock)
         self._slots: Slots | None = None
@@ -777,16 +776,19 @@ _CHECK_LIMIT: Final = Limit(MAX_AMOUNT, 1.0)
 
 def _check_storage(storage: object) -> None:
     """Raise ConfigError for an object that is not a storage; otherwise every update would fail."""
-    kind = storage if isinstance(storage, type) else type(storage)
-    if kind is not storage and all(hasattr(storage, name) for name in ("source", "ask", "close")):
+    if isinstance(storage, Storage):
         return
+    kind = storage if isinstance(storage, type) else type(storage)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name.startswith("redis."):
         fix = "pass RedisStorage(client)"
     elif kind is storage:
         fix = f"pass an instance, for example {kind.__name__}(...)"
     else:
-        fix = "pass RedisStorage(client) or MemoryStorage()"
+        fix = (
+            "pass RedisStorage(client) or MemoryStorage(); a custom storage derives from "
+            "bot_ratelimit.storage.base.Storage"
+        )
     what = "the class" if kind is storage else "a"
     raise ConfigError(f"storage is {what} {name}, which is not a storage: {fix}")
 

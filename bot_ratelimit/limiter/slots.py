@@ -23,8 +23,8 @@ from bot_ratelimit.limiter.turns import LONGEST_POLL, PAUSE, Turns
 from bot_ratelimit.limiter.wait_queue import check_wait
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.rule import Subject
-from bot_ratelimit.storage.base import Count, Storage
-from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of
+from bot_ratelimit.storage.base import Count, Storage, leases_of
+from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases
 from bot_ratelimit.storage.memory import MemoryStorage
 
 log = logging.getLogger("bot_ratelimit")

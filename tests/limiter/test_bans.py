@@ -24,6 +24,7 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.limiter import bans as bans_module
 from bot_ratelimit.storage import banlist
+from bot_ratelimit.storage.redis import banlist as redis_banlist
 from bot_ratelimit.testing import FlakyStorage
 from tests.benches import TIMEOUT, Bench, movable
 from tests.servers import Server
@@ -258,7 +259,8 @@ async def test_a_growing_ban_is_listed_with_its_end(bench: Bench, limiter: Limit
 
 async def test_a_full_list_is_an_error(limiter: Limiter, monkeypatch: pytest.MonkeyPatch) -> None:
     """A further ban by hand is an error; subjects in the list can be banned again."""
-    monkeypatch.setattr(banlist, "MAX_BANS", 1)
+    for module in (banlist, redis_banlist):
+        monkeypatch.setattr(module, "MAX_BANS", 1)
     await limiter.ban(USER)
     await limiter.ban(USER, "1h")
     with pytest.raises(ConfigError, match="the list of bans is full"):

@@ -3,51 +3,61 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Hashable, Sequence
 from typing import Any, Literal, cast
 
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 
 from bot_ratelimit.algorithms.algorithms import Verdict
-from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, StorageEvents
+from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, Storage, StorageEvents
 from bot_ratelimit.storage.redis import driver
+from bot_ratelimit.storage.redis.banlist import RedisBanList
 from bot_ratelimit.storage.redis.cluster import Shards
 from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.redis.connection import Connection
+from bot_ratelimit.storage.redis.documents import RedisDocuments
 from bot_ratelimit.storage.redis.driver import Client, Endpoint, PoolEndpoint
 from bot_ratelimit.storage.redis.faults import translated
+from bot_ratelimit.storage.redis.key_space import key_space_of
+from bot_ratelimit.storage.redis.leases import RedisLeases
 from bot_ratelimit.storage.redis.request import Command
 from bot_ratelimit.storage.redis.sentinel import SentinelEndpoint
+from bot_ratelimit.storage.redis.tallies import RedisTallies
+from bot_ratelimit.storage.redis.urls import client_given_as
 
 
-class RedisStorage:
+class RedisStorage(Storage):
     """Decides on a Redis or Valkey server, in one round trip, with the server's clock.
 
     ::
 
-        Limiter(RedisStorage(Redis(host="10.0.0.5")), key_prefix="my_bot")
+        Limiter(RedisStorage("redis://10.0.0.5"), key_prefix="my_bot")
 
     The storage has a connection of its own to each server, with the credentials, TLS and Sentinel
     settings of the client. It opens the connection in the background and keeps it until `close`.
 
     Args:
-        client: A `redis.asyncio.Redis` of any kind (from_url, Sentinel, any pool, with or without
-            decode_responses), or a `redis.asyncio.RedisCluster`. It says how to connect. Its pool,
-            its time-outs and its retries are not used, because a repeated hit could be charged
-            twice.
-        close_client: Whether `close` also closes the client; it does not by default.
+        client: A URL, such as `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or
+            `redis+cluster://`; or a `redis.asyncio.Redis` of any kind (from_url, Sentinel, any
+            pool, with or without decode_responses), or a `redis.asyncio.RedisCluster`. It says how
+            to connect. Its pool, its time-outs and its retries are not used, because a repeated hit
+            could be charged twice.
+        close_client: Whether `close` also closes the client; by default only one made from a URL.
 
     Raises:
-        ConfigError: The client is synchronous, or not a Redis client.
+        ConfigError: The URL is wrong, or this is not an asynchronous client of redis-py.
     """
 
     source: Literal["redis"] = "redis"
 
-    def __init__(self, client: Client, *, close_client: bool = False) -> None:
+    def __init__(self, client: Client | str, *, close_client: bool = False) -> None:
+        if isinstance(client, str):
+            client, close_client = client_given_as(client), True
         driver.check_client(client)
         self._client = client
         self._close_client = close_client
+        self._key_space = key_space_of(client)
         self._events: tuple[StorageEvents, ...] = ()
         self._servers: Connection | Shards
         if isinstance(client, RedisCluster):
@@ -118,7 +128,7 @@ class RedisStorage:
             self._events = (*self._events, events)
             self._servers.observe(self._events)
 
-    def status(self) -> list[ConnectionStatus]:
+    def status(self) -> Sequence[ConnectionStatus]:
         """The state of the connections, one for each server."""
         return [
             ConnectionStatus(
@@ -143,6 +153,27 @@ class RedisStorage:
         await self._servers.close()
         if self._close_client:
             await self._client.aclose()
+
+    @property
+    def key_space(self) -> Hashable:
+        """The server and database of the client; see `Storage.key_space`."""
+        return self._key_space
+
+    def leases(self) -> RedisLeases:
+        """See `Storage.leases`."""
+        return RedisLeases(self)
+
+    def bans(self, prefix: str) -> RedisBanList:
+        """See `Storage.bans`."""
+        return RedisBanList(self, prefix)
+
+    def documents(self) -> RedisDocuments:
+        """See `Storage.documents`."""
+        return RedisDocuments(self, self.is_cluster)
+
+    def tallies(self, prefix: str) -> RedisTallies:
+        """See `Storage.tallies`."""
+        return RedisTallies(self, prefix)
 
     async def close_idle(self) -> None:
         """Close the connection, unless requests are in progress."""
