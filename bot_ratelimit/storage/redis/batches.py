@@ -11,13 +11,14 @@ from typing import Any, Final
 
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.storage.redis.clock import ListeningClock
+from bot_ratelimit.storage.redis.codec import DecisionCodec
 from bot_ratelimit.storage.redis.latency import Latency
-from bot_ratelimit.storage.redis.request import Call, Codec, Request, answer_all
+from bot_ratelimit.storage.redis.request import Call, Request, answer_all
 from bot_ratelimit.storage.redis.wire import Wire
 
 MAX_WEIGHT: Final = 256
 """The maximum weight of a batch. It occupies the server for less than a millisecond; see
-`Codec.weigh`."""
+`DecisionCodec.weigh`."""
 SPLIT: Final = 16
 """With this many waiting, half is sent: the server works on it while the rest gathers."""
 GATHER: Final = (0.01, 0.001)
@@ -49,7 +50,7 @@ class Batches:
 
     def __init__(
         self,
-        codec: Codec,
+        codec: DecisionCodec,
         clock: ListeningClock,
         latency: Latency,
         on_replies: Callable[[Call, list[Any], float], None],

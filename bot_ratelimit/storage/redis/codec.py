@@ -79,7 +79,7 @@ class DecisionCodec:
         return self._refused_until is None
 
     def weigh(self, item: Item) -> int:
-        """See `Codec.weigh`."""
+        """Return how much work an item is for the server; a batch has `MAX_WEIGHT` at most."""
         if isinstance(item, Commands):
             return _HEAVY * len(item.commands)
         counts, op, once = item[:3]
@@ -88,7 +88,10 @@ class DecisionCodec:
         return _HEAVY * (len(counts) + (once is not None))
 
     def calls(self, requests: Sequence[Request]) -> list[Call]:
-        """Return one call for all hits, or one for each slot of a cluster; see `Codec.calls`."""
+        """Encode requests: all hits in one call, or one for each slot of a cluster.
+
+        A request that cannot be sent is answered here.
+        """
         calls: list[Call] = []
         hits: list[Request] = []
         uses_script = self._refused_until is None or self._clock() >= self._refused_until
@@ -113,7 +116,11 @@ class DecisionCodec:
         return calls
 
     def read(self, call: Call, replies: list[Any]) -> Sequence[Any]:
-        """See `Codec.read`."""
+        """Read the replies to a call.
+
+        Returns:
+            The answer to each request: a list, an exception to raise, a `Redirect`, or `AGAIN`.
+        """
         requests = call.requests
         if not requests:  # a repair: its reply does not matter
             return ()

@@ -11,14 +11,14 @@ from typing import Any, Final
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.storage.base import StorageEvents
 from bot_ratelimit.storage.redis.batches import Batches
-from bot_ratelimit.storage.redis.clock import LONGEST_TICK, ListeningClock
+from bot_ratelimit.storage.redis.clock import ListeningClock
+from bot_ratelimit.storage.redis.codec import DecisionCodec
 from bot_ratelimit.storage.redis.driver import Endpoint
 from bot_ratelimit.storage.redis.faults import unreachable
 from bot_ratelimit.storage.redis.latency import Latency
 from bot_ratelimit.storage.redis.request import (
     AGAIN,
     Call,
-    Codec,
     Redirect,
     Request,
     answer_all,
@@ -66,7 +66,7 @@ class Connection:
     def __init__(
         self,
         endpoint: Endpoint,
-        codec: Codec,
+        codec: DecisionCodec,
         *,
         redirect: Callable[[Request, Redirect], None] | None = None,
         on_failure: Callable[[], None] = lambda: None,
@@ -76,13 +76,15 @@ class Connection:
         self._redirect = redirect
         self._on_failure = on_failure
         self.events: Sequence[StorageEvents] = ()
-        self._latency = Latency(lambda: self.where)
+        self.name: Final = endpoint.name
+        """The permanent name of the server; see `Endpoint`."""
+        self.latency: Final = Latency(lambda: self.where)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._batches: Batches | None = None  # of this event loop
         self._reset()
 
     def _reset(self) -> None:
-        self._latency.forget()
+        self.latency.forget()
         self._opening: asyncio.Task[None] | None = None
         self._opened_at = 0.0  # when the current attempt to connect began
         self._last_request_at = 0.0
@@ -103,19 +105,9 @@ class Connection:
         self.events = events
 
     @property
-    def name(self) -> str:
-        """The permanent name of the server; see `Endpoint`."""
-        return self._endpoint.name
-
-    @property
     def where(self) -> str:
         """The current address of the server, for logs and errors."""
         return self._endpoint.where
-
-    @property
-    def latency(self) -> float | None:
-        """The latency of the last answer, in seconds; None before the first."""
-        return self._latency.last
 
     @property
     def is_open(self) -> bool:
@@ -176,7 +168,7 @@ class Connection:
         if batches is None or loop is not self._loop:  # another asyncio.run(): nothing is kept
             self.abandon()
             clock = ListeningClock(loop, self._tick)
-            batches = Batches(self.codec, clock, self._latency, self._answered)
+            batches = Batches(self.codec, clock, self.latency, self._answered)
             self._loop, self._batches = loop, batches
             self._last_request_at = clock.now()
         if batches.wire is None and (self._opening is None or self._opening.done()):
@@ -194,14 +186,6 @@ class Connection:
         if opening is not None:
             await asyncio.wait([opening])
         await asyncio.sleep(0)  # asyncio closes the socket in the next turn of the loop
-
-    async def drain(self) -> None:
-        """Close the connection when all waiting requests have been answered or have timed out."""
-        try:
-            while not self.is_idle:  # noqa: ASYNC110 - rare: only when a node leaves a cluster
-                await asyncio.sleep(LONGEST_TICK)
-        finally:
-            await self.close()
 
     def dropped(self) -> None:
         """Close the connection, from any thread: nobody uses it any more."""
@@ -221,9 +205,6 @@ class Connection:
                 error = StorageError("the storage was closed", kind="closed")
                 answer_all(batches.close(), error)
         self._reset()
-
-    # ---------------------------------------------------------------------------------------------
-    # Connecting
 
     async def _open(self, batches: Batches) -> None:
         """Connect; retry until it succeeds, or until there are no requests for a while."""
@@ -300,9 +281,6 @@ class Connection:
             each.disconnected(self.name)
             each.waiting(self.name, len(batches.waiting))
 
-    # ---------------------------------------------------------------------------------------------
-    # Answering
-
     def _answered(self, call: Call, replies: list[Any], now: float) -> None:
         """Handle all replies to a call."""
         try:
@@ -312,7 +290,7 @@ class Connection:
         is_readonly = self._deliver(call.requests, answers)
         if call.requests and call.ends_batch:
             took = now - call.sent
-            self._latency.measure(took, call.requests[0].timeout, now)
+            self.latency.measure(took, call.requests[0].timeout)
             if call.decides and answers[0] is not AGAIN:
                 for each in self.events:
                     each.batch_answered(self.name, len(call.requests), took)
@@ -350,17 +328,16 @@ class Connection:
                 "redis.asyncio.RedisCluster, which knows all nodes"
             )
             request.answer(ConfigError(text))
-        elif request.redirected or self._batches is None:
+        elif request.redirected or (batches := self._batches) is None:
             text = f"{self.where} redirects a request again: slots are being moved"
             request.answer(StorageError(text, kind="moved"))
         else:
             request.redirected = True
-            now = self._batches.clock.now()
-            request.timeout = max(request.deadline - now, 0.0)  # the rest of it
-            self._redirect(request, redirect.seen_from(self.host))
-
-    # ---------------------------------------------------------------------------------------------
-    # Time
+            request.timeout = max(request.deadline - batches.clock.now(), 0.0)  # the rest of it
+            host, port = redirect.address
+            if host in ("", "?"):  # the node knows no name of the other: only the port differs
+                host = self.host
+            self._redirect(request, Redirect((host, port), redirect.asking))
 
     def _tick(self, now: float) -> bool:
         """Time out requests that have waited too long; return whether to keep ticking."""
@@ -379,7 +356,7 @@ class Connection:
         return (is_opening and self.last_error is None) or not batches.is_idle
 
     def _timeout_error(self, request: Request) -> StorageError:
-        timeout, late, batches = request.timeout, self._latency.late, self._batches
+        timeout, late, batches = request.timeout, self.latency.late, self._batches
         if not batches or batches.wire is None or request.deadline - timeout < batches.opened_at:
             return NotConnectedError(f"not connected to {self.where} within {timeout:g} s")
         if late is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 Command: TypeAlias = Sequence[bytes]
 
@@ -80,41 +80,12 @@ class Redirect(NamedTuple):
     address: tuple[str, int]
     asking: bool
 
-    def seen_from(self, host: str) -> Redirect:
-        """Return the redirect with the missing host replaced by the host that was asked.
-
-        A node that knows no name of another node leaves the host out or sends a question mark. Then
-        only the port differs from the server that was asked.
-        """
-        named, port = self.address
-        return self if named not in ("", "?") else Redirect((host, port), self.asking)
-
 
 class Again:
     """An answer: nothing was executed, and the same server must be asked again."""
 
 
 AGAIN: Final = Again()
-
-
-class Codec(Protocol):
-    """Encodes requests as commands and reads the replies. Each connection has its own."""
-
-    def weigh(self, item: Any) -> int:
-        """Return how much work an item is for the server; a batch has `MAX_WEIGHT` at most."""
-        ...
-
-    def calls(self, requests: Sequence[Request]) -> Sequence[Call]:
-        """Return the commands for these requests; answer those that cannot be sent."""
-        ...
-
-    def read(self, call: Call, replies: list[Any]) -> Sequence[Any]:
-        """Read the replies to a call.
-
-        Returns:
-            The answer to each request: a list, an exception to raise, a `Redirect`, or `AGAIN`.
-        """
-        ...
 
 
 def encode(command: Command) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Hashable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
@@ -80,26 +80,14 @@ class RedisStorage(Storage):
     def ask(self, ask: Ask, *, timeout: float) -> Awaitable[Sequence[Verdict]]:
         """Ask the server; see `Storage.ask`."""
         if ask.op is Op.RESET and self.is_cluster:
-            return self._reset_in_slots(ask, timeout)
+            return self._reset_one_by_one(ask, timeout)
         return self._submit(ask, ask.counts[0].key, timeout)
 
-    async def _reset_in_slots(self, ask: Ask, timeout: float) -> list[Verdict]:
+    async def _reset_one_by_one(self, ask: Ask, timeout: float) -> list[Verdict]:
         """Reset counts that may be on several nodes of a cluster."""
-        slots: dict[int | None, list[Count]] = {}
-        for count in ask.counts:
-            slots.setdefault(self._servers.route(count.key)[1], []).append(count)
-        answers = await asyncio.gather(
-            *(
-                self._submit(ask._replace(counts=some), some[0].key, timeout)
-                for some in slots.values()
-            )
-        )
-        found = {
-            count.key: verdict
-            for some, verdicts in zip(slots.values(), answers, strict=True)
-            for count, verdict in zip(some, verdicts, strict=True)
-        }
-        return [found[count.key] for count in ask.counts]
+        resets = (Ask([count], Op.RESET) for count in ask.counts)
+        answers = (self._submit(each, each.counts[0].key, timeout) for each in resets)
+        return [verdict for (verdict,) in await asyncio.gather(*answers)]
 
     async def execute(self, command: Command, *, key: str, timeout: float) -> Any:
         """Send a command that is not a decision, once, and return its reply as redis-py parses it.
@@ -134,8 +122,8 @@ class RedisStorage(Storage):
             ConnectionStatus(
                 each.name,
                 each.is_open,
-                each.latency,
-                cast(DecisionCodec, each.codec).uses_script,
+                each.latency.last,
+                each.codec.uses_script,
                 "" if each.last_error is None else str(each.last_error),
             )
             for each in self._servers.connections()

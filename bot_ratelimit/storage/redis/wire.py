@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import hiredis
 from redis import exceptions
@@ -20,43 +20,16 @@ _INCOMPLETE: Final = object()
 _ENDED: Final = "Connection closed by server."  # as redis-py words it
 
 
-class Wire(Protocol):
-    """An open connection."""
-
-    @property
-    def host(self) -> str:
-        """The host of the server; empty for a Unix socket."""
-        ...
-
-    def attach(self, on_reply: OnReply, on_lost: OnLost) -> None:
-        """Start to read.
-
-        Args:
-            on_reply: Called with each reply; an error reply is an exception. A StorageError that it
-                raises means that the replies are out of step, and ends the connection.
-            on_lost: Called once, if the connection ends before `close`.
-        """
-        ...
-
-    def write(self, data: bytes, replies: int) -> None:
-        """Write encoded commands that produce so many replies. Never waits, never raises."""
-        ...
-
-    def close(self) -> None:
-        """End the connection without waiting, also that of an event loop that has ended."""
-        ...
-
-
 class SocketWire(asyncio.Protocol):
     """The wire over a transport that redis-py has opened: TCP, TLS or a Unix socket.
 
     No task reads, so no program can cancel it; `connection_lost` is where a connection ends.
 
     Args:
-        host: See `Wire.host`.
+        host: The host of the server; empty for a Unix socket.
         transport: The transport; `attach` takes it over from redis-py.
         has_ended: Tells whether the server has ended the connection before that.
-        close: Closes redis-py's connection.
+        close: Closes redis-py's connection at once, also one of an event loop that has ended.
     """
 
     def __init__(
@@ -80,7 +53,13 @@ class SocketWire(asyncio.Protocol):
         )
 
     def attach(self, on_reply: OnReply, on_lost: OnLost) -> None:
-        """See `Wire.attach`."""
+        """Start to read.
+
+        Args:
+            on_reply: Called with each reply; an error reply is an exception. A StorageError that it
+                raises means that the replies are out of step, and ends the connection.
+            on_lost: Called once, if the connection ends before `close`.
+        """
         self._on_reply, self._on_lost = on_reply, on_lost
         self._transport.set_protocol(self)
         self._ending = self._close_with_loop()
@@ -89,11 +68,11 @@ class SocketWire(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self.connection_lost, None, context=Context())
 
     def write(self, data: bytes, replies: int) -> None:
-        """See `Wire.write`."""
+        """Write encoded commands that produce so many replies. Never waits, never raises."""
         self._transport.write(data)
 
     def close(self) -> None:
-        """See `Wire.close`."""
+        """End the connection without waiting."""
         self._on_reply = self._on_lost = None
         ending, self._ending = self._ending, None
         if ending is not None:
@@ -168,11 +147,11 @@ class AdapterWire:
         self._on_lost: OnLost | None = None
 
     def attach(self, on_reply: OnReply, on_lost: OnLost) -> None:
-        """See `Wire.attach`."""
+        """See `SocketWire.attach`."""
         self._on_reply, self._on_lost = on_reply, on_lost
 
     def write(self, data: bytes, replies: int) -> None:
-        """See `Wire.write`."""
+        """See `SocketWire.write`."""
         self._due += replies
         if self._reading is None:
             loop = asyncio.get_running_loop()
@@ -181,7 +160,7 @@ class AdapterWire:
         self._write([data])
 
     def close(self) -> None:
-        """See `Wire.close`."""
+        """See `SocketWire.close`."""
         self._on_reply = self._on_lost = None
         self._close()
 
@@ -204,3 +183,6 @@ class AdapterWire:
             on_lost(error)
         elif self._due and self._on_reply is not None:  # written after the last reply
             self.write(b"", 0)
+
+
+Wire: TypeAlias = SocketWire | AdapterWire
