@@ -15,10 +15,11 @@ from weakref import finalize, ref
 
 from cachetools import TTLCache
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.limiter.failures import printable
-from bot_ratelimit.rules.limit import Limit, parse_period
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.parsing import parse_period
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Scope, Subject
 from bot_ratelimit.storage.banlist import Ban, BanTarget, MemoryBanList

@@ -7,9 +7,10 @@ from hashlib import blake2b
 from typing import Final
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.checks import check_cost
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, RuleLike, Rules, Subject, check_cost, rules_of
+from bot_ratelimit.rules.rule import Rule, RuleLike, Rules, Subject, rules_of
 from bot_ratelimit.storage.base import Count, new_count
 
 # The limit for counts of a rule that no longer applies to a subject.
@@ -24,11 +25,11 @@ def hit_charges(
     charges: list[Count] = []
     applied: list[Rule] = []
     for rule in rules:
-        key = rule.key(prefix, subject)
-        if key is None:
-            continue
         limit = rule.limit if isinstance(rule.limit, Limit) else rule.limit_for(subject)
         if limit is None:
+            continue
+        key = rule.key(prefix, subject, limit)
+        if key is None:
             continue
         if isinstance(rule, Penalty):
             charges.append(Count(key, limit, penalty=rule))
@@ -48,7 +49,8 @@ def adjustment_charges(
     check_subject(subject)
     charges, applied = [], []
     for rule in given:
-        key, limit = rule.key(prefix, subject), rule.limit_for(subject)
+        limit = rule.limit_for(subject)
+        key = rule.key(prefix, subject, limit)
         if key is not None and limit is not None and not isinstance(rule, Penalty):
             charges.append(Count(key, limit, cost, rule.shadow))
             applied.append(rule)
@@ -60,10 +62,10 @@ def reset_charges(prefix: str, rules: Rules, subject: Subject) -> list[Count]:
     check_subject(subject)
     charges = []
     for rule in rules:
-        key = rule.key(prefix, subject)
+        limit = rule.limit_for(subject) or _ANY_LIMIT
+        key = rule.key(prefix, subject, limit)
         if key is not None:
             penalty = rule if isinstance(rule, Penalty) else None
-            limit = rule.limit_for(subject) or _ANY_LIMIT
             charges.append(Count(key, limit, shadow=rule.shadow, penalty=penalty))
     return charges
 

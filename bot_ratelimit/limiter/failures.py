@@ -8,7 +8,6 @@ from typing import Final
 
 from cachetools import TTLCache
 
-from bot_ratelimit.algorithms.algorithms import Undecided, Verdict
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.limiter.breaker import Breaker
 from bot_ratelimit.limiter.observer import Observer
@@ -161,17 +160,6 @@ class Failures:
         for rule in rules:
             if self.should_log(f"shadow {rule}"):
                 log.info("The shadow rule '%s' would have refused a hit", rule)
-
-    def undecided(self, rules: Sequence[Rule], verdicts: Sequence[Verdict]) -> None:
-        """Log the shadow rules that could not be decided."""
-        for rule, verdict in zip(rules, verdicts, strict=True):
-            if isinstance(verdict, Undecided) and self.should_log(f"undecided {rule}"):
-                log.error(
-                    "The shadow rule '%s' cannot be decided: %s. It refuses no one, and the other "
-                    "rules are decided without it",
-                    rule,
-                    printable(str(verdict.reason)),
-                )
 
     def should_log(self, what: str) -> bool:
         """Whether this message has not been logged for a minute, so that it may be logged now."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Literal, TypeAlias, get_args
 
-from bot_ratelimit.algorithms.algorithms import Undecided, Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.limiter.bans import (
     BanLog,
@@ -34,18 +34,11 @@ from bot_ratelimit.limiter.observer import Observer, ObserverLike, observers_of
 from bot_ratelimit.limiter.slots import SlotContext, Slots, check_slot_wait
 from bot_ratelimit.limiter.statistics import HourCount, Refusals, Statistics
 from bot_ratelimit.limiter.wait_queue import Waiter, WaitQueues, check_wait
+from bot_ratelimit.rules.checks import check_adjustment, check_prefix
 from bot_ratelimit.rules.concurrency import Concurrency
-from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_FILLING_US, Limit
+from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import (
-    Rule,
-    RuleLike,
-    Rules,
-    Subject,
-    check_adjustment,
-    check_prefix,
-    rules_of,
-)
+from bot_ratelimit.rules.rule import Rule, RuleLike, Rules, Subject, rules_of
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Ask, Count, Op, Storage
 from bot_ratelimit.storage.memory import MemoryStorage, check_size
@@ -312,7 +305,7 @@ class Limiter:
                 except after a `NotConnectedError` or a `QueueFullError`: then it was not.
             ConfigError: The rules or the cost are invalid, or the storage refuses the command.
         """
-        check_adjustment(cost, None)
+        check_adjustment(cost)
         charges, applied = adjustment_charges(self.key_prefix, rules, subject, cost)
         if not charges:
             return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
@@ -324,24 +317,19 @@ class Limiter:
         rules: RuleLike | Iterable[RuleLike],
         subject: Subject,
         cost: int = 1,
-        *,
-        age: float | None = None,
     ) -> Decision:
         """Refund a charge as far as it still counts; never above full.
 
         ::
 
-            await limiter.refund("2000/hour", Subject(user=42), 1830, age=2.5)
+            await limiter.refund("2000/hour", Subject(user=42), 1830)
 
-        A storage does not record who was charged for what. Without `age`, the charge is taken to be
-        of the current window.
+        A storage does not record who was charged for what: it takes from what is there.
 
         Args:
             rules: One rule, or several that are refunded together. A `Penalty` is ignored.
             subject: Who the charge counted for.
             cost: Refunded to each rule, 1 to 1,000,000; 1 by default.
-            age: Seconds since the charge was confirmed: `time.monotonic()` now minus its value
-                then. Whatever began after the charge is not refunded.
 
         Returns:
             The decision that a next hit of cost 1 would get.
@@ -350,12 +338,11 @@ class Limiter:
             StorageError: The storage did not answer; see `charge`.
             ConfigError: An argument is invalid, or the storage refuses the command.
         """
-        check_adjustment(cost, age)
+        check_adjustment(cost)
         charges, applied = adjustment_charges(self.key_prefix, rules, subject, cost)
         if not charges:
             return Decision(True, applied[0], MAX_AMOUNT, 0.0, 0.0, "none")
-        age_us = min(int((age or 0) * 1_000_000), 2 * MAX_FILLING_US)
-        ask = Ask(charges, Op.REFUND, age_us=age_us)
+        ask = Ask(charges, Op.REFUND)
         verdicts = await self._storage.ask(ask, timeout=self.timeout)
         return conclude(applied, verdicts, self._storage.source, [1] * len(charges))
 
@@ -751,8 +738,6 @@ class Limiter:
             self._failures.would_have_refused(decision.shadow)
         if decision.banned:
             self._report_bans(subject, charges, verdicts)
-        if (len(rules) > 1 or rules[0].shadow) and Undecided in map(type, verdicts):
-            self._failures.undecided(rules, verdicts)
         return decision
 
     def _report_bans(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from importlib import resources
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from redis import exceptions
 
+from bot_ratelimit.algorithms.script import SCRIPT, SHA
 from bot_ratelimit.rules.limit import Algorithm
 from bot_ratelimit.storage.base import Ask, Op
 from bot_ratelimit.storage.redis import encoding, transaction
+from bot_ratelimit.storage.redis.encoding import Command, encode_command
 from bot_ratelimit.storage.redis.faults import (
     ALLOW_SCRIPTS,
     SCRIPTS_REFUSED,
@@ -23,15 +23,13 @@ from bot_ratelimit.storage.redis.faults import (
     one_line,
     translated,
 )
-from bot_ratelimit.storage.redis.request import AGAIN, Call, Command, Redirect, Request, encode
+from bot_ratelimit.storage.redis.request import AGAIN, Call, Redirect, Request
 
 log = logging.getLogger("bot_ratelimit")
 
-SCRIPT: Final = resources.files("bot_ratelimit.storage.redis").joinpath("decide.lua").read_bytes()
-_SHA: Final = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
-_BY_HASH: Final = (b"EVALSHA", _SHA)
+_BY_HASH: Final = (b"EVALSHA", SHA)
 _BY_SOURCE: Final = (b"EVAL", SCRIPT)
-_ASKING: Final = encode([b"ASKING"])
+_ASKING: Final = encode_command([b"ASKING"])
 
 # The script takes about 3 us for a single fixed window and up to 25 us for any other rule (measured
 # with Redis 7 on a slow core).
@@ -82,7 +80,7 @@ class DecisionCodec:
         """Return how much work an item is for the server; a batch has `MAX_WEIGHT` at most."""
         if isinstance(item, Commands):
             return _HEAVY * len(item.commands)
-        counts, op, once = item[:3]
+        counts, op, once = item
         if len(counts) == 1 and once is None and op in _LIGHT_OPS:
             return 1 if counts[0].limit.algorithm is _LIGHT else _HEAVY
         return _HEAVY * (len(counts) + (once is not None))
@@ -142,7 +140,7 @@ class DecisionCodec:
         if not isinstance(reply, Exception):
             self._script, self._refused_until = _BY_HASH, None
             hits = [request.item for request in requests]
-            answers = encoding.read_answers(reply, hits, self._where)
+            answers = encoding.read_answers(reply, hits)
             return answers if isinstance(reply, bytes) else self._translated(answers)
         again = [AGAIN] * len(requests)
         if code_of(reply) == "NOSCRIPT":  # a server that has restarted
@@ -182,7 +180,7 @@ _SLOT: Final = attrgetter("slot")
 def _call(
     requests: Sequence[Request], commands: Sequence[Command], *, decides: bool = True
 ) -> Call:
-    data = b"".join(map(encode, commands))
+    data = b"".join(map(encode_command, commands))
     if not requests[0].asking:
         return Call(requests, data, len(commands), decides=decides)
     return Call(requests, _ASKING + data, len(commands) + 1, decides=decides)

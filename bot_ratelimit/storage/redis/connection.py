@@ -14,6 +14,7 @@ from bot_ratelimit.storage.redis.batches import Batches
 from bot_ratelimit.storage.redis.clock import ListeningClock
 from bot_ratelimit.storage.redis.codec import DecisionCodec
 from bot_ratelimit.storage.redis.driver import Endpoint
+from bot_ratelimit.storage.redis.encoding import encode_command
 from bot_ratelimit.storage.redis.faults import unreachable
 from bot_ratelimit.storage.redis.latency import Latency
 from bot_ratelimit.storage.redis.request import (
@@ -22,7 +23,6 @@ from bot_ratelimit.storage.redis.request import (
     Redirect,
     Request,
     answer_all,
-    encode,
 )
 from bot_ratelimit.storage.redis.wire import Wire
 
@@ -299,7 +299,7 @@ class Connection:
             return
         self._failures = 0
         if call.repair is not None and self._batches is not None:
-            self._batches.write([Call((), encode(call.repair))])
+            self._batches.write([Call((), encode_command(call.repair))])
 
     def _deliver(self, requests: Sequence[Request], answers: Sequence[Any]) -> bool:
         """Give each request its answer; return whether the server is read-only."""

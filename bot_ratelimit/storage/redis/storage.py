@@ -9,7 +9,7 @@ from typing import Any, Literal
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, Storage, StorageEvents
 from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.banlist import RedisBanList
@@ -18,10 +18,10 @@ from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.redis.connection import Connection
 from bot_ratelimit.storage.redis.documents import RedisDocuments
 from bot_ratelimit.storage.redis.driver import Client, Endpoint, PoolEndpoint
+from bot_ratelimit.storage.redis.encoding import Command
 from bot_ratelimit.storage.redis.faults import translated
 from bot_ratelimit.storage.redis.key_space import key_space_of
 from bot_ratelimit.storage.redis.leases import RedisLeases
-from bot_ratelimit.storage.redis.request import Command
 from bot_ratelimit.storage.redis.sentinel import SentinelEndpoint
 from bot_ratelimit.storage.redis.tallies import RedisTallies
 from bot_ratelimit.storage.redis.urls import client_given_as
