@@ -90,10 +90,13 @@ class Batches:
 
     def add(self, request: Request, now: float) -> None:
         """Add a request, and send it if it may be sent at once."""
-        if not self.waiting:
-            self._began_at = now
         self._count += 1
         request.number = self._count
+        if not self.waiting:
+            if self.wire is not None and not self._batches:
+                self._send([request])
+                return
+            self._began_at = now
         self.waiting.append(request)
         self._weight += request.weight
         if self.wire is not None:
@@ -223,15 +226,15 @@ class Batches:
             self._send_overdue_in(wait)
             return
         while self.waiting and self.wire is not None:
-            self._send(len(self.waiting))
+            self._send(self._taken(len(self.waiting)))
 
     def _send_half(self) -> None:
         """Send half of all requests that have no answer, or all of them if they are few."""
         total = len(self.waiting) + self._sent
-        self._send(total if total < SPLIT else (total + 1) // 2)
+        self._send(self._taken(total if total < SPLIT else (total + 1) // 2))
 
-    def _send(self, size: int) -> None:
-        """Send the first `size` requests, or fewer if they are too heavy for one batch."""
+    def _taken(self, size: int) -> list[Request]:
+        """Take the first `size` requests, or fewer if they are too heavy for one batch."""
         weight = 0
         batch: list[Request] = []
         while self.waiting and len(batch) < size:
@@ -243,8 +246,9 @@ class Batches:
             if not request.future.done():  # else its caller gave up before it was charged
                 weight += request.weight
                 batch.append(request)
-        if not batch:
-            return
+        return batch
+
+    def _send(self, batch: list[Request]) -> None:
         try:
             self.write(self._codec.calls(batch))
         except Exception as error:  # a bug in the codec; other requests are not affected

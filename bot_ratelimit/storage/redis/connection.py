@@ -140,10 +140,9 @@ class Connection:
             QueueFullError: Too many requests wait already.
             NotConnectedError: There is no connection, and none is expected within the timeout.
         """
-        loop = asyncio.get_running_loop()
-        request = Request(item, self.codec.weigh(item), timeout, loop.create_future(), slot)
-        self.enqueue(request)
-        return request.future
+        future = asyncio.get_running_loop().create_future()
+        self.enqueue(Request(item, self.codec.weigh(item), timeout, future, slot))
+        return future
 
     def enqueue(self, request: Request) -> None:
         """Send a request that already exists; see `submit`."""
@@ -158,7 +157,8 @@ class Connection:
             raise error.with_traceback(None)  # raised many times: its traceback would grow
         if batches.size >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
-        clock.start(request.timeout)
+        if not clock.is_ticking:
+            clock.start(request.timeout)
         batches.add(request, now)
 
     def open(self) -> Batches:
