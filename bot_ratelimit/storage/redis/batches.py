@@ -45,7 +45,7 @@ class Batches:
         codec: Encodes requests.
         clock: The clock of time-outs.
         latency: Tells whether the server is far away.
-        on_replies: Called with a call, all replies to it, and the time.
+        on_replies: Called with a call and all replies to it.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Batches:
         codec: DecisionCodec,
         clock: ListeningClock,
         latency: Latency,
-        on_replies: Callable[[Call, list[Any], float], None],
+        on_replies: Callable[[Call, list[Any]], None],
     ) -> None:
         self._codec = codec
         self.clock: Final = clock
@@ -67,7 +67,7 @@ class Batches:
         self.calls: deque[Call] = deque()
         """The calls in progress, in the order of their replies."""
         self.last_reply_at = 0.0
-        """When the last call was answered, or the first was written after a pause."""
+        """When the last batch was answered, or the first was written after a pause."""
         self._count = 0  # the number of requests so far
         self._sent = 0  # the number of requests in progress
         self._batches = 0  # the number of batches in progress
@@ -158,15 +158,19 @@ class Batches:
         if not self.calls:
             raise StorageError("a reply without a request")
         call = self.calls[0]
-        self._replies.append(reply)
-        if len(self._replies) < call.replies:
-            return
-        replies, self._replies = self._replies, []
+        if call.replies == 1:
+            replies = [reply]
+        else:
+            self._replies.append(reply)
+            if len(self._replies) < call.replies:
+                return
+            replies, self._replies = self._replies, []
         self.calls.popleft()
         self._sent -= len(call.requests)
-        self._batches -= call.ends_batch
-        self.last_reply_at = now = self.clock.now()
-        self._on_replies(call, replies, now)
+        if call.ends_batch:
+            self._batches -= 1
+            self.last_reply_at = self.clock.now()
+        self._on_replies(call, replies)
         if call.ends_batch or self._weight >= MAX_WEIGHT:
             self.flush()
 

@@ -108,7 +108,7 @@ class DecisionCodec:
                 hits.append(request)
         if len(hits) > 1 and hits[0].slot is not None:
             hits.sort(key=_SLOT)
-            calls += (self._script_call(list(group)) for _, group in groupby(hits, _SLOT))
+            calls += [self._script_call(list(group)) for _, group in groupby(hits, _SLOT)]
         elif hits:
             calls.append(self._script_call(hits))
         return calls
@@ -119,7 +119,12 @@ class DecisionCodec:
         Returns:
             The answer to each request: a list, an exception to raise, a `Redirect`, or `AGAIN`.
         """
-        requests = call.requests
+        requests, reply = call.requests, replies[-1]
+        if type(reply) is bytes and call.decides:  # the script's, nearly always
+            self._script, self._refused_until = _BY_HASH, None
+            if len(requests) == 1 and len(requests[0].item.counts) == 1:
+                return [[encoding.read_verdict(reply)]]
+            return encoding.read_answers(reply, [request.item for request in requests])
         if not requests:  # a repair: its reply does not matter
             return ()
         if requests[0].asking:
@@ -128,20 +133,21 @@ class DecisionCodec:
             redirect = _redirect_in(replies)
             return [redirect or replies]
         if len(replies) == 1:
-            return self._read_script_reply(requests, replies[0])
+            return self._read_script_reply(requests, reply)
         answer, call.repair = transaction.read(requests[0].item, replies)
         return self._translated([answer])
 
     def _script_call(self, requests: Sequence[Request]) -> Call:
         arguments = encoding.script_arguments([request.item for request in requests])
-        return _call(requests, [[*self._script, *arguments]])
+        if requests[0].asking:
+            return _call(requests, [[*self._script, *arguments]])
+        return Call(requests, encode_command([*self._script, *arguments]))
 
     def _read_script_reply(self, requests: Sequence[Request], reply: Any) -> Sequence[Any]:
         if not isinstance(reply, Exception):
             self._script, self._refused_until = _BY_HASH, None
             hits = [request.item for request in requests]
-            answers = encoding.read_answers(reply, hits)
-            return answers if isinstance(reply, bytes) else self._translated(answers)
+            return self._translated(encoding.read_answers(reply, hits))
         again = [AGAIN] * len(requests)
         if code_of(reply) == "NOSCRIPT":  # a server that has restarted
             self._script = _BY_SOURCE

@@ -281,15 +281,15 @@ class Connection:
             each.disconnected(self.name)
             each.waiting(self.name, len(batches.waiting))
 
-    def _answered(self, call: Call, replies: list[Any], now: float) -> None:
+    def _answered(self, call: Call, replies: list[Any]) -> None:
         """Handle all replies to a call."""
         try:
             answers = self.codec.read(call, replies)
         except Exception as error:  # a bug in the codec; the connection stays in step
             answers = [error] * len(call.requests)
         is_readonly = self._deliver(call.requests, answers)
-        if call.requests and call.ends_batch:
-            took = now - call.sent
+        if call.ends_batch and call.requests and self._batches is not None:
+            took = self._batches.last_reply_at - call.sent
             self.latency.measure(took, call.requests[0].timeout)
             if call.decides and answers[0] is not AGAIN:
                 for each in self.events:
