@@ -1,5 +1,4 @@
 -- Fixed window: a counter. GET shows the attempts, TTL the rest of the window.
-
 local fixed = {}
 algorithms.f = fixed
 

@@ -1,7 +1,6 @@
 -- Sliding window: a sorted set of the charged hits; the score is the time. A member is "<total
 -- charged so far> <its cost>", zero-padded so that members with equal times stay in order. The
 -- difference of two totals is what was charged between them, without adding up the members.
-
 local sliding = {}
 algorithms.s = sliding
 

@@ -1,6 +1,5 @@
 -- Token bucket: the time at which the bucket is full again, a double of microseconds; negative
 -- while the bucket is below empty. See token_bucket.py for what is rounded.
-
 local bucket = {}
 algorithms.b = bucket
 
