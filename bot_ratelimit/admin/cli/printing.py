@@ -29,9 +29,9 @@ from bot_ratelimit.admin.views import (
     who,
 )
 from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.errors import printable
 from bot_ratelimit.limiter.bans import FOREVER
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.failures import printable
 from bot_ratelimit.rules.duration import duration
 from bot_ratelimit.storage.banlist import Ban
 

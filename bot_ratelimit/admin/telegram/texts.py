@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from bot_ratelimit.limiter.failures import printable
+from bot_ratelimit.errors import printable
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, duration
 
 TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
