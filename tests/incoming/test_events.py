@@ -349,7 +349,6 @@ async def test_with_an_empty_list_every_sender_is_counted(update: str, counted: 
 @pytest.mark.parametrize(
     "never_refuse",
     [["payment"], {"chat_member", "Message"}, "payments", ["update"], [5], ["any"]],
-    ids=str,
 )
 def test_an_unknown_name_in_never_refuse_is_an_error(never_refuse: Any) -> None:
     """A misspelled name would refuse updates silently, so it is an error."""
@@ -415,7 +414,6 @@ async def test_one_user_in_several_chats(client: FakeAsyncRedis) -> None:
         (Scope.GLOBAL, {"inline_query": UPDATES["inline_query"]}, "global"),
         (Scope.GLOBAL, {"channel_post": CHANNEL_POST}, None),
     ],
-    ids=str,
 )
 async def test_every_scope_finds_its_ids(
     scope: Scope, event: Event, key: str | None, client: FakeAsyncRedis
