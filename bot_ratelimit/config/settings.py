@@ -16,7 +16,8 @@ from redis.exceptions import RedisError
 
 from bot_ratelimit.config.limits_file import LimitsFile, read_limits_file
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.limiter import OnError, check_timeout
+from bot_ratelimit.limiter.arguments import check_timeout
+from bot_ratelimit.limiter.decider import OnError
 from bot_ratelimit.rules.rule import Rules, check_prefix, rules_of
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage

@@ -16,7 +16,8 @@ from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.incoming.arguments import OnLimited
 from bot_ratelimit.incoming.bound_decision import BoundDecision
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
-from bot_ratelimit.incoming.notices import REFUSAL_KEY, Notices, Refusal
+from bot_ratelimit.incoming.notices import DEADLINE_KEY, REFUSAL_KEY, Notices, Refusal
+from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.waiting_allowed import without_waiting
@@ -112,13 +113,14 @@ class Admission:
         """
         handler, event, inner, update, data = dispatch
         state = _dispatch_state(data)
+        deadline = data.setdefault(DEADLINE_KEY, Deadline(self._limiter.timeout))
         if key not in state:
             if counted is _NOT_ASKED:
                 counted = await self._event_filter.counted(inner, update, data)
             if counted is None:
                 state[key] = (None, Subject())
             else:
-                state[key] = (await self._charge(rules, counted, state), counted.subject)
+                state[key] = (await self._charge(rules, counted, state, deadline), counted.subject)
         decision, subject = state[key]
         data[DATA_KEY] = decision
         if decision is None or decision.allowed:
@@ -138,7 +140,8 @@ class Admission:
         counted = await self._event_filter.counted(inner, update, data)
         if counted is None or self._limiter.is_banned(counted.subject):
             return await self.handle(rules, key, dispatch, counted)
-        async with self._limiter.slot(slots, counted.subject) as slot:
+        deadline = data[DEADLINE_KEY] = Deadline(self._limiter.timeout)
+        async with self._limiter.slot(slots, counted.subject, deadline=deadline) as slot:
             if slot.allowed:
                 state[held] = slot
                 try:
@@ -159,12 +162,12 @@ class Admission:
         return await handler(event, data)
 
     async def _charge(
-        self, rules: Rules, counted: Counted, state: dict[object, Any]
+        self, rules: Rules, counted: Counted, state: dict[object, Any], deadline: Deadline
     ) -> Decision | None:
         """Decide and charge; None if operators have switched these rules off."""
         if self._live is not None:
             if not self._live.is_ready:
-                await self._live.begin()
+                await self._live.begin(deadline)
             applied = self._live.applied(rules)
             if applied is None:
                 return None
@@ -174,7 +177,9 @@ class Admission:
             due = notes.due(rules, counted)
             if not due:
                 return notes.last(counted)
-        decision = await self._limiter.hit(due, counted.subject, once=counted.once)
+        decision = await self._limiter.hit(
+            due, counted.subject, once=counted.once, deadline=deadline
+        )
         bound = BoundDecision.of(decision, self._limiter, rules, counted.subject)
         if notes is not None:
             notes.add(due, counted, bound)

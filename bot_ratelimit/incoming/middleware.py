@@ -48,7 +48,8 @@ from bot_ratelimit.incoming.registration import (
     register_guard,
     root_of,
 )
-from bot_ratelimit.limiter.limiter import Limiter, OnError
+from bot_ratelimit.limiter.decider import OnError
+from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of

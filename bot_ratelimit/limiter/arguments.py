@@ -127,9 +127,8 @@ def check_page(offset: object, limit: object) -> tuple[int, int]:
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
     """Return a whole number within its bounds."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value >= least and (most is None or value <= most):
-            return value
+    if type(value) is int and least <= value <= (most or math.inf):
+        return value
     bounds = f"from {least} up" if most is None else f"from {least} to {most}"
     raise ConfigError(f"{name}={value!r}: expected a whole number {bounds}")
 
@@ -145,4 +144,7 @@ def _number(value: object) -> float | None:
     """The number; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

@@ -17,6 +17,7 @@ from cachetools import TTLCache
 from bot_ratelimit.algorithms.algorithms import Verdict
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError, printable
 from bot_ratelimit.limiter.arguments import FOREVER
+from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.observer import Observer
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
@@ -50,7 +51,7 @@ class Bans:
 
     def __init__(self, storage: Storage, key_prefix: str, timeout: float) -> None:
         self._storage, self._prefix, self._timeout = storage, key_prefix, timeout
-        bans = storage.bans(key_prefix)
+        bans = self._list = storage.bans(key_prefix)
         self._clock: Callable[[], float] = time.monotonic if bans is None else bans.clock
         self._is_always_fresh = bans is None or bans.current is not None
         self._version = ""
@@ -70,9 +71,8 @@ class Bans:
         self._writes: set[asyncio.Task[None]] = set()
         self._written: TTLCache[str, float] = TTLCache(10_000, 86_400.0, timer=time.monotonic)
 
-    @property
-    def _list(self) -> BanList:
-        return bans_of(self._storage, self._prefix)
+    def _required(self) -> BanList:
+        return self._list or bans_of(self._storage, self._prefix)  # which raises
 
     def left(self, subject: Subject) -> float:
         """Seconds until the ban by hand of the subject ends; 0.0 if it is not banned."""
@@ -87,7 +87,7 @@ class Bans:
     async def ban(self, subject: Subject, seconds: float, reason: str, by: str) -> Ban:
         """Add a ban by hand to the list and to this process's copy."""
         ban = Ban(subject, datetime.now(UTC), None, reason, by)
-        if not await self._list.put(ban, seconds, timeout=self._timeout):
+        if not await self._required().put(ban, seconds, timeout=self._timeout):
             raise ConfigError("the list of bans is full: unban some subjects, or use a Penalty")
         await self._reload()
         until = None if math.isinf(seconds) else ban.since + timedelta(seconds=seconds)
@@ -95,13 +95,13 @@ class Bans:
 
     async def unban(self, subject: Subject) -> list[Ban]:
         """Remove all bans of the subject from the list, and return them."""
-        dropped = await self._list.drop(subject, timeout=self._timeout)
+        dropped = await self._required().drop(subject, timeout=self._timeout)
         await self._reload()
         return dropped
 
     async def page(self, offset: int, limit: int) -> list[Ban]:
         """Return a page of the list."""
-        return await self._list.page(offset, limit, timeout=self._timeout)
+        return await self._required().page(offset, limit, timeout=self._timeout)
 
     async def of(self, subject: Subject) -> list[Ban]:
         """Return the bans that refuse what the subject sends, latest end first."""
@@ -111,22 +111,26 @@ class Bans:
             for ids in ((user, None), (None, chat), (user, chat)):
                 asked[Subject(*ids, bot=each)] = None
         somebody = [each for each in asked if each[:2] != (None, None)]
-        found = await self._list.find(somebody, timeout=self._timeout)
+        found = await self._required().find(somebody, timeout=self._timeout)
         holding = [ban for ban in found if not ban.key or ban.subject.bot == bot]
         return sorted(holding, key=lambda ban: ban.until or _NEVER, reverse=True)
 
     # -- this process's copy ----------------------------------------------------------------------
 
-    def refresh_soon(self) -> None:
-        """Load the list in the background, and keep it up to date while decisions are made."""
-        self._ticker.start(at_once=True)
+    async def ensure_fresh(self, deadline: Deadline | None) -> None:
+        """Load the list, wait for it, and keep it up to date while decisions are made.
 
-    async def ensure_fresh(self, seconds: float) -> None:
-        """Load the list, and wait for it for these seconds at most."""
-        self.refresh_soon()
+        Args:
+            deadline: The time that is left to wait; None does not wait.
+        """
+        self._ticker.start(at_once=True)
+        if deadline is None or not deadline.left():
+            return
+        began, loaded = time.monotonic(), self._loaded.get()
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._loaded.get().wait()
+            async with asyncio.timeout(deadline.left()):
+                await loaded.wait()
+        deadline.waited(began, answered=loaded.is_set())
 
     async def close(self) -> None:
         """Stop the checks until the next decision, and wait for writes in progress."""
@@ -154,7 +158,7 @@ class Bans:
     async def _reload(self) -> None:
         """Load the list if it has changed; if that fails, the copy stays as it is."""
         try:
-            loaded = await self._list.load(self._version, timeout=self._timeout)
+            loaded = await self._required().load(self._version, timeout=self._timeout)
         except StorageError:  # decisions report it
             return
         except Exception as error:
@@ -198,7 +202,7 @@ class Bans:
 
     def _write(self, change: Callable[[BanList], Coroutine[Any, Any, object]]) -> None:
         """Change the list in the background."""
-        bans = self._storage.bans(self._prefix)
+        bans = self._list
         if bans is None or len(self._writes) >= MAX_WRITES:
             return
 

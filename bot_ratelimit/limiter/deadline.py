@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-_LEAST: Final = 0.1
+_LEAST: Final = 0.2
 
 
 class Deadline:
@@ -15,28 +15,32 @@ class Deadline:
 
         |-- live: 0.1 s --|------ hit: 0.12 s ------|- bans -|      with a timeout of 0.25 s
 
-    When a step had no answer, the further ones do not wait at all. While the storage answers, each
-    step may wait for at least a tenth of the time-out: a busy event loop uses up the time as well,
-    although the storage is fast.
+    Only waiting counts, not what the bot does in between. When a step had no answer, the further
+    ones do not wait at all. While the storage answers, each step may wait for at least a fifth of
+    the time-out: a busy event loop makes waiting longer, although the storage is fast.
 
     Args:
         timeout: Seconds.
     """
 
-    __slots__ = ("_began", "_is_over", "_timeout")
+    __slots__ = ("_left", "_timeout")
 
     def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._began = time.monotonic()
-        self._is_over = False
+        self._timeout = self._left = timeout
 
     def left(self) -> float:
         """Seconds that the next step may wait; 0.0 if it must not ask."""
-        if self._is_over:
-            return 0.0
-        used = time.monotonic() - self._began
-        return max(self._timeout - used, self._timeout * _LEAST)
+        return self._left and max(self._left, self._timeout * _LEAST)
 
-    def end(self) -> None:
-        """Note that a step had no answer."""
-        self._is_over = True
+    def waited(self, since: float, *, answered: bool) -> None:
+        """Note that a step is over.
+
+        Args:
+            since: When it began, by `time.monotonic`.
+            answered: Whether it had an answer.
+        """
+        if answered:
+            # Never 0, which means that there was no answer.
+            self._left = max(self._left - (time.monotonic() - since), 1e-9)
+        else:
+            self._left = 0.0

@@ -47,6 +47,8 @@ class Decider:
         memory_size: The maximum number of keys for the policy `"memory"`.
         events: Are told of failures and outages.
         on_ban: Called with the counts and verdicts of a hit that a penalty refuses.
+        remembers: Whether this process also counts what the storage grants, so that it knows it
+            when it has to decide by the policy `"memory"`.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Decider:
         memory_size: int = 10_000,
         events: Sequence[GuardEvents] = (),
         on_ban: Banned = lambda *_: None,
+        remembers: bool = False,
     ) -> None:
         self.storage = storage
         self.key_prefix = key_prefix
@@ -72,10 +75,16 @@ class Decider:
         self.guard: Final = Guard(storage, part, self._consequence, clock=clock, events=events)
         self._consequences = consequences
         self._on_ban = on_ban
+        self._remembers = remembers
         self._memory = storage if type(storage) is MemoryStorage else None
         self._known: dict[int, Rules] = {}
         self._last: Rules | None = None
         self._seldom = Seldom(clock=clock)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the storage is in this process, and cannot fail."""
+        return self._memory is not None
 
     async def hit(
         self,
@@ -113,7 +122,17 @@ class Decider:
         verdicts = await self.ask(self.storage.ask, ask, counts, deadline)
         if isinstance(verdicts, Missing):
             return self._by_policy(subject, ask, applied)
-        return self._conclude(subject, ask, applied, verdicts, self.storage.source)
+        decision = self._conclude(subject, ask, applied, verdicts, self.storage.source)
+        if self._remembers and decision.allowed:
+            self.standby.answer(ask)
+        return decision
+
+    def decide_alone(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
+        """Decide without asking the storage, by the policy."""
+        counts, applied = counts_of_hit(self.key_prefix, rules, subject, cost)
+        if not counts:
+            return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
+        return self._by_policy(subject, Ask(counts), applied)
 
     async def ask(
         self,
@@ -140,9 +159,9 @@ class Decider:
         left = deadline.left()
         if not left:
             return Missing.NOT_ASKED
+        began = time.monotonic()
         answer = await self.guard.run(counts, call, question, timeout=left, **named)
-        if isinstance(answer, Missing):
-            deadline.end()
+        deadline.waited(began, answered=not isinstance(answer, Missing))
         return answer
 
     def wait(self, counts: Sequence[Count]) -> float:
@@ -161,7 +180,7 @@ class Decider:
 
     def _by_policy(self, subject: Subject, ask: Ask, rules: Sequence[Rule]) -> Decision:
         """Answer without the storage: each rule by its own policy, or else by the common one."""
-        policies = [rule.on_error or self.on_error for rule in rules]
+        policies = [getattr(rule, "on_error", None) or self.on_error for rule in rules]
         kept, first = [], None
         for index, (rule, policy) in enumerate(zip(rules, policies, strict=True)):
             if policy == "deny" and not rule.shadow:  # which never refuses
@@ -208,10 +227,10 @@ class Decider:
     def _consequence(self) -> str:
         """What happens to this part of the bot without an answer, for the log."""
         own = {
-            f"{label_of(rule)!r} by on_error={rule.on_error!r}": None
+            f"{label_of(rule)!r} by on_error={getattr(rule, 'on_error', None)!r}": None
             for rules in self._known.values()
             for rule in rules
-            if rule.on_error not in (None, self.on_error)
+            if getattr(rule, "on_error", None) not in (None, self.on_error)
         }
         text = self._consequences[self.on_error]
         return f"{text}, but {' and '.join(own)}" if own else text

@@ -170,6 +170,8 @@ class Limiter(OperatorMethods):
         """
         if type(rules) is not Rules:
             rules = rules_of(rules)
+        if not self._observer.times_decisions:
+            return await self._decide(rules, subject, cost, once, deadline=deadline)
         began = time.perf_counter()
         decision = await self._decide(rules, subject, cost, once, deadline=deadline)
         if cost != 0:
@@ -358,20 +360,20 @@ class Limiter(OperatorMethods):
         bans = self._bans
         bans.used = True
         is_stale = bans.is_stale  # at the first hit, and at the first after a pause
-        if bans.current and not is_stale:
-            banned = self._refusal_of_banned(rules, subject)
-            if banned is not None:
-                return banned
         if is_stale:
             deadline = deadline or Deadline(self.timeout)
+        if bans.current:
+            banned = self._refusal_of_banned(rules, subject)
+            if banned is not None and is_stale:  # it may have been lifted elsewhere
+                await bans.ensure_fresh(deadline)
+                banned = self._refusal_of_banned(rules, subject)
+            if banned is not None:
+                return banned
         decision = await self._decider.hit(rules, subject, cost, once, peek=peek, deadline=deadline)
-        if not is_stale or deadline is None:
+        if not is_stale:
             return decision
         # The hit comes first: if the storage does not answer it, nobody waits for the bans either.
-        if decision.source == self.storage.source:
-            await bans.ensure_fresh(deadline.left())
-        else:
-            bans.refresh_soon()
+        await bans.ensure_fresh(deadline)
         banned = self._refusal_of_banned(rules, subject)
         return decision if banned is None else banned
 

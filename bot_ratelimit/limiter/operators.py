@@ -139,7 +139,7 @@ class OperatorMethods(AdjustingMethods):
         """
         began = time.perf_counter()
         problem = ""
-        if self._decider.storage.source != "memory" or self._decider.guard.servers():
+        if not self._decider.is_local:
             try:
                 key = f"{self._decider.key_prefix}:ratelimit:check"
                 ask = Ask([Count(key, _CHECK_LIMIT)])

@@ -39,7 +39,7 @@ class Waiting:
 
 
 class Queues:
-    """A queue for each key. Only the first of a queue asks; the others sleep until it is their turn.
+    """A queue for each key. Only its first caller asks; the others sleep until it is their turn.
 
     Args:
         longest: How many may wait in all queues together.

@@ -36,7 +36,7 @@ class Start:
 
     def begin(self) -> None:
         """Begin to ask, unless the storage is in this process."""
-        if self._decider.storage.source != "memory":
+        if not self._decider.is_local:
             self._ticker.start(at_once=True)
 
     async def end(self) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.queues import Queues
+from bot_ratelimit.limiter.queues import Queues, Waiting
 from bot_ratelimit.rules.rule import Rules, Subject
 from bot_ratelimit.storage.base import Ask, Count, Op
 
@@ -35,6 +35,8 @@ MAX_WAITERS: Final = 10_000
 """The maximum number of callers of a limiter that wait; further ones are refused at once."""
 JITTER: Final = 0.02
 """By how many seconds a caller sleeps longer than it was told, at most."""
+_CHECK_EVERY: Final = 0.25
+"""Seconds after which a caller that sleeps looks whether there is an outage."""
 _LATE: Final = 0.25
 """Seconds after its time-out from which a caller is refused if the process did not run in time."""
 
@@ -79,6 +81,8 @@ class Waiters:
         if self._queues.is_busy(keys) and self._refused.get(keys, (0.0,))[0] > began + timeout:
             return self._refusal(rules, keys, 0.0)
         async with self._queues.turn(keys, timeout) as turn:
+            if not turn.is_first and not turn.is_closed and keys not in self._refused:
+                return await self._attempt(rules, subject, cost, counts)  # nobody was refused
             if not turn.is_first:
                 return self._refusal(rules, keys, time() - began, closed=turn.is_closed)
             try:
@@ -91,7 +95,8 @@ class Waiters:
                     if wait > left:
                         return decision._replace(waited=waited)
                     self._refused[keys] = time() + wait, decision
-                    await turn.sleep(min(wait + self._jitter(counts), max(left, wait)))
+                    pause = min(wait + self._jitter(counts), max(left, wait))
+                    await self._sleep(turn, pause, counts)
                     waited = time() - began
                     if turn.is_closed or waited > timeout + _LATE:
                         return self._refusal(rules, keys, waited, closed=turn.is_closed)
@@ -127,6 +132,7 @@ class Waiters:
         try:
             ask = Ask(counts, Op.REFUND)
             await self._decider.storage.ask(ask, timeout=self._decider.timeout)
+            self._queues.wake(tuple(count.key for count in counts))
         except RateLimitError as error:
             log.warning(
                 "A cancelled caller of acquire was charged and could not be refunded: %s", error
@@ -145,6 +151,14 @@ class Waiters:
         if closed:
             refused = refused._replace(source="policy")
         return refused._replace(retry_after=wait, reset_after=reset, waited=waited)
+
+    async def _sleep(self, turn: Waiting, seconds: float, counts: Sequence[Count]) -> None:
+        """Sleep, but not through an outage, in which the policy answers."""
+        time, guard = asyncio.get_running_loop().time, self._decider.guard
+        wakes = time() + seconds
+        while (left := wakes - time()) > 0 and not guard.is_out(counts):
+            if await turn.sleep(min(left, _CHECK_EVERY)):  # a refund, or the end
+                return
 
     def _jitter(self, counts: Sequence[Count]) -> float:
         """So that processes do not ask together; a part of the time for one unit at most."""

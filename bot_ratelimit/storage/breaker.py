@@ -26,9 +26,10 @@ that works again is not used."""
 class Breaker:
     """Decides whether to send a request. It does no I/O.
 
-    `now` and `clock` are in seconds from any starting point. An admitted caller gets a ticket and reports its
-    result with it. A ticket is valid until the next failure or change of state. So all failures
-    that were in progress together count as one, and a late result does not affect a newer state.
+    `now` and `clock` are in seconds from any starting point. An admitted caller gets a ticket and
+    reports its result with it. A ticket is valid until the next failure or change of state. So all
+    failures that were in progress together count as one, and a late result does not affect a newer
+    state.
     """
 
     __slots__ = ("_failures", "_pause", "_probing", "_reopens", "_ticket")

@@ -120,6 +120,8 @@ class Guard:
         self.part = part
         self.consequence = consequence
         self.events = events
+        self.is_used = False
+        """Whether it has asked, so that an outage concerns it."""
         self._storage = storage
         self._clock = clock
         self._space = _key_space(storage.key_space, clock)
@@ -143,6 +145,7 @@ class Guard:
         Returns:
             The answer, or why there is none. It raises nothing else than a cancellation.
         """
+        self.is_used = True
         name = self._storage.server(counts)
         server = self._space.servers.get(name) or self._space.server(name)
         breaker = server.breaker
@@ -172,6 +175,11 @@ class Guard:
     def wait(self, counts: Sequence[Count]) -> float:
         """Seconds until the server of these counts is asked again; 0.0 if it is asked now."""
         return self._space.server(self._storage.server(counts)).breaker.wait(self._clock())
+
+    def is_out(self, counts: Sequence[Count]) -> bool:
+        """Whether the server of these counts is known to be out of reach."""
+        server = self._space.servers.get(self._storage.server(counts))
+        return server is not None and server.outage is not None
 
     def record(self, counts: Sequence[Count], error: Exception | None) -> None:
         """Note what a call outside of `run` has found out about rules: a fault, or none."""
@@ -222,6 +230,9 @@ class KeySpace:
         self, server: Server, ticket: int, error: StorageError, counts: Sequence[Count], by: Guard
     ) -> None:
         """Note that a server did not answer, or said that it cannot serve now."""
+        if error.kind == "closed":  # on purpose
+            server.breaker.abandoned(ticket)
+            return
         server.is_troubled = True
         for each in by.events:
             each.storage_failed(server.name, error.kind)
@@ -340,7 +351,7 @@ class KeySpace:
             each.outage_ended(server.name, now - since)
 
     def _guards(self) -> list[Guard]:
-        return [guard for _, guard in sorted(self.guards.items())]
+        return [guard for _, guard in sorted(self.guards.items()) if guard.is_used]
 
     def _events(self) -> Iterator[GuardEvents]:
         """Everybody who is told of outages, once."""

@@ -30,7 +30,7 @@ from bot_ratelimit.admin.views import (
 )
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import printable
-from bot_ratelimit.limiter.bans import FOREVER
+from bot_ratelimit.limiter.arguments import FOREVER
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.rules.duration import duration
 from bot_ratelimit.storage.banlist import Ban

@@ -22,7 +22,7 @@ from bot_ratelimit.admin.cli.options import (
 )
 from bot_ratelimit.admin.cli.session import NO, checked, run
 from bot_ratelimit.admin.views import who
-from bot_ratelimit.limiter.bans import check_ban_length, check_text
+from bot_ratelimit.limiter.arguments import check_ban_length, check_text
 
 commands = typer.Typer()
 

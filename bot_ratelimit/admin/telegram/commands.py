@@ -20,7 +20,7 @@ from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.telegram.texts import Html
 from bot_ratelimit.admin.views import named
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.bans import check_ban_length, check_text
+from bot_ratelimit.limiter.arguments import check_ban_length, check_text
 from bot_ratelimit.rules.rule import Subject
 
 _BANS: Final = 8

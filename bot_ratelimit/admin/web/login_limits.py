@@ -26,6 +26,7 @@ from cachetools import TTLCache
 from bot_ratelimit.admin.control import LOGINS
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.errors import RateLimitError, StorageError
+from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.limit import Limit
@@ -59,7 +60,8 @@ class LoginLimiter:
     """
 
     def __init__(self, limiter: Limiter) -> None:
-        self._limiter = _own(limiter)
+        self._limiter = limiter
+        self._decider = _own(limiter)
         self._succeeded: TTLCache[str, bool] = TTLCache(1_000, _TRUSTED_FOR, timer=time.monotonic)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -97,7 +99,7 @@ class LoginLimiter:
                 return
             rules = _rules(key, shared if device is None else None)
             # Charged before the result is known, so that parallel guesses gain nothing.
-            decision = await self._limiter.hit(rules, _NOBODY, _outgoing=True)
+            decision = await self._decider.hit(rules, _NOBODY)
             if not decision:
                 raise _slowed(decision.retry_after)
             if failure is not None:
@@ -117,7 +119,7 @@ class Revocations:
     """
 
     def __init__(self, limiter: Limiter) -> None:
-        self._limiter = _own(limiter)
+        self._decider = _own(limiter)
         # What was revoked here stays revoked, even if Redis was unavailable at that time.
         self._here: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
         self._untold: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
@@ -131,7 +133,7 @@ class Revocations:
         if init_data in self._here:
             return False
         self._here[init_data] = True
-        decision = await self._limiter.hit(_once(init_data), _NOBODY, _outgoing=True)
+        decision = await self._decider.hit(_once(init_data), _NOBODY)
         if not self._is_shared(decision):
             self._here.pop(init_data, None)
             raise StorageError(
@@ -143,7 +145,7 @@ class Revocations:
     async def revoke(self, session: str) -> None:
         """Revoke a session."""
         self._here[session] = True
-        decision = await self._limiter.hit(_once(session), _NOBODY, _outgoing=True)
+        decision = await self._decider.hit(_once(session), _NOBODY)
         if not self._is_shared(decision):
             self._untold[session] = True
 
@@ -151,7 +153,7 @@ class Revocations:
         """Whether a session was revoked."""
         if session in self._here:
             return True
-        decision = await self._limiter.hit(_once(session), _NOBODY, 0, _outgoing=True)
+        decision = await self._decider.hit(_once(session), _NOBODY, 0)
         if not decision:
             self._here[session] = True  # so that this instance knows it in an outage, too
         if self._untold and self._is_shared(decision):
@@ -161,22 +163,24 @@ class Revocations:
     async def _tell(self) -> None:
         """Record in the storage what was revoked while the storage could not be reached."""
         for what in list(self._untold):
-            decision = await self._limiter.hit(_once(what), _NOBODY, _outgoing=True)
+            decision = await self._decider.hit(_once(what), _NOBODY)
             if not self._is_shared(decision):
                 return
             self._untold.pop(what, None)
 
     def _is_shared(self, decision: Decision) -> bool:
-        return decision.source == self._limiter.storage.source
+        return decision.source == self._decider.storage.source
 
 
-def _own(limiter: Limiter) -> Limiter:
-    """A limiter on the bot's storage that limits in an outage too."""
-    return Limiter(
+def _own(limiter: Limiter) -> Decider:
+    """Decides on the bot's storage, and by this process's counts in an outage."""
+    return Decider(
         limiter.storage,
-        key_prefix=limiter.key_prefix,
+        limiter.key_prefix,
         on_error="memory",
         timeout=limiter.timeout,
+        part="logins",
+        consequences={"memory": "each instance limits logins of the page by its own counts"},
     )
 
 

@@ -11,7 +11,7 @@ from bot_ratelimit.admin.web.actions import Action
 from bot_ratelimit.admin.web.forms import Form
 from bot_ratelimit.admin.web.rendering import link, who
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.bans import check_ban_length, check_text
+from bot_ratelimit.limiter.arguments import check_ban_length, check_text
 from bot_ratelimit.rules.rule import Scope, Subject
 
 
