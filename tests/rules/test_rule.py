@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_ratelimit import ConfigError, Limit, Penalty, Rule, Scope, Subject
-from bot_ratelimit.rules.rule import Rules, check_prefix, notice_rule, rules_of
+from bot_ratelimit.rules.checks import check_prefix
+from bot_ratelimit.rules.rule import Rules, notice_rule, rules_of
 
 ANNA = Subject(user=42, chat=-100, topic=7)
 
