@@ -1,5 +1,4 @@
 -- Fixed window: a counter. GET shows the attempts, TTL the rest of the window.
-
 local fixed = {}
 algorithms.f = fixed
 
@@ -62,7 +61,7 @@ function calendar.read(rule)
   local ends = rule[4] > ms and rule[4] or rule[5] > ms and rule[5] or rule[6]
   rule.period = ends - ms
   if rule.period <= 0 or rule.period > rule[2] then
-    error('CLOCK the clocks of this bot and of the server are too far apart for a calendar window', 0)
+    error('CLOCK the clocks of this bot and of the server are more than a day apart', 0)
   end
   read_counter(rule, rule.period)
 end

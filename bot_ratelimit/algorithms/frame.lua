@@ -1,19 +1,24 @@
--- Decides any number of hits in one call. The files beside this one are joined into it; each is the
--- twin of a Python file with the same name.
+-- Decides any number of hits in one call. The files beside this one are joined into it.
 --
 -- ARGV[i] says what to do with KEYS[i]: "<kind><flags> <amount> <period ms> <cost> <more>"
 --   kind   f fixed window; c the same until the end of a day, week or month, <more> are the next
 --          three ends in ms; s sliding window; b token bucket, <more> is the burst;
 --          p penalty, <more> are the ban and the longest ban in ms, the latter 0 if it never grows
---   flags  & decided together with the next key, ? peek, ! peek and delete, + charge even above the
---          limit, - refund, ~ shadow, @ penalty: the ban begins now, unless a longer one is in force
+--   flags  & decided together with the next key, ? peek, ! peek and delete, + charge even above
+--          the limit, - refund, ~ shadow, @ penalty: the ban begins now, or a longer one goes on
 -- "o& <lifetime ms>" before the keys of a hit: its verdict is stored under this key and shared.
 --
--- Returns a string of three numbers for each key, in microseconds: wait, remaining, reset. If a hit
--- failed, its numbers are "-1 <which error> 0", and a list of the string and the errors is returned.
+-- Returns three numbers for each key, in microseconds: wait, remaining, reset. If a hit failed, its
+-- numbers are -1, <which error>, 0, and a list of the numbers and the errors is returned.
+
+local answers, size = {}, 0
+local function add(wait, remaining, reset)
+  answers[size + 1], answers[size + 2], answers[size + 3] = wait, remaining, reset
+  size = size + 3
+end
 
 -- Nearly all hits are single fixed windows: two commands, without creating a table. In any unusual
--- case the counter gets its old value back, nil is returned, and the code below decides.
+-- case the counter gets its old value back, false is returned, and the code below decides.
 local spec, amount, period, price, ms, cost -- ms and cost are strings, as they came in
 local function simple_hit(key, text)
   if text ~= spec then
@@ -21,33 +26,31 @@ local function simple_hit(key, text)
     amount, ms, cost = string.match(text, '^f (%d+) (%d+) (%d+)$')
     amount, period, price = tonumber(amount or 0), tonumber(ms or 0), tonumber(cost or 1)
   end
-  if price > amount then return nil end
+  if price > amount then return false end
   local count = redis.pcall('INCRBY', key, cost)
-  if type(count) ~= 'number' then return nil end
+  if type(count) ~= 'number' then return false end
   if count == price then
     redis.call('PEXPIRE', key, ms)
-    return '0 ' .. amount - count .. ' ' .. ms .. '000'
+    add(0, amount - count, period * 1000)
+    return true
   end
   local left = redis.call('PTTL', key)
   if left > 0 and left <= period and count > price and count < 1e15 then
-    if count <= amount then return '0 ' .. amount - count .. ' ' .. left .. '000' end
-    -- A full window still counts attempts.
-    if count - price >= amount then return left .. '000 0 ' .. left .. '000' end
+    if count <= amount then
+      add(0, amount - count, left * 1000)
+      return true
+    elseif count - price >= amount then -- a full window still counts attempts
+      add(left * 1000, 0, left * 1000)
+      return true
+    end
   end
   redis.call('DECRBY', key, cost)
-  return nil
+  return false
 end
 
-local answers, first = {}, 1
-while KEYS[first] do
-  local answer = simple_hit(KEYS[first], ARGV[first])
-  if not answer then break end
-  answers[first] = answer
-  first = first + 1
-end
-if first > #KEYS then return table.concat(answers, ' ') end
-
----------------------------------------------------------------------------------------------------
+local first = 1
+while first <= #KEYS and simple_hit(KEYS[first], ARGV[first]) do first = first + 1 end
+if first > #KEYS then return answers end
 
 local algorithms, clock, reading, failures = {}, nil, nil, {}
 
@@ -68,8 +71,6 @@ local function foreign() error("WRONGTYPE '" .. reading .. "' holds something el
 --[[ sliding_window.lua ]]
 --[[ token_bucket.lua ]]
 --[[ penalty.lua ]]
----------------------------------------------------------------------------------------------------
-
 local specs = {}
 
 local function terms_of(text)
@@ -77,7 +78,7 @@ local function terms_of(text)
   local kind, flags = string.match(text, '^(%a)(%p*)')
   local function has(flag) return string.find(flags, flag, 1, true) ~= nil end
   local terms = {
-    algorithm = algorithms[kind], peek = has('?') or has('!'), reset = has('!'),
+    algorithm = algorithms[kind], peek = has('?') or has('!'), forgets = has('!'),
     shadow = has('~'), imposed = has('@'),
   }
   for number in string.gmatch(text, '%d+') do terms[#terms + 1] = tonumber(number) end
@@ -94,18 +95,13 @@ local function read_rule(i, cost)
   return rule
 end
 
-local function verdict(rule)
-  local remaining, reset = rule.algorithm.report(rule)
-  return string.format('%.0f %.0f %.0f', rule.wait, remaining, reset)
-end
-
 local function settle(rule, refused)
   local algorithm = rule.algorithm
   if rule.endless and not rule.peek then redis.call('PEXPIRE', rule.key, whole(rule.left)) end
   if algorithm.strike then
     if rule.imposed and not rule.peek then
       algorithm.impose(rule)
-    elseif refused and not rule.reset then
+    elseif refused and not rule.forgets then
       algorithm.strike(rule)
     end
   elseif rule.peek then
@@ -119,58 +115,61 @@ end
 
 -- Either all rules of a hit are charged or none. Nothing is written before all have been read.
 local function decide(from, to)
-  local rules, refused, out = {}, false, {}
+  local rules, refused = {}, false
   for i = from, to do
     local rule = read_rule(i)
     rules[#rules + 1] = rule
     if rule.wait > 0 and not rule.shadow then refused = true end
   end
-  for i, rule in ipairs(rules) do
+  for _, rule in ipairs(rules) do
     settle(rule, refused)
-    out[i] = verdict(rule)
-    if rule.reset then redis.call('DEL', rule.key) end
+    rule.remaining, rule.reset = rule.algorithm.report(rule)
+    if rule.forgets then redis.call('DEL', rule.key) end
   end
-  return table.concat(out, ' '), rules
+  return rules
 end
 
--- Charge even above the limit, or refund. Returns the verdicts of a next hit of cost 1.
+-- Charge even above the limit, or refund. Returns what a next hit of cost 1 would get.
 local function adjust(from, to)
   local act = string.find(ARGV[from], '-', 1, true) and 'refund' or 'charge'
-  local rules, out = {}, {}
+  local rules = {}
   for i = from, to do rules[#rules + 1] = read_rule(i, 0) end
   for i, rule in ipairs(rules) do
     if rule.endless then redis.call('PEXPIRE', rule.key, whole(rule.left)) end
     rule.algorithm[act](rule, rule.cost)
-    out[i] = verdict(read_rule(from + i - 1, 1))
+    rules[i] = read_rule(from + i - 1, 1)
+    rules[i].remaining, rules[i].reset = rule.algorithm.report(rules[i])
   end
-  return table.concat(out, ' ')
+  return rules
 end
 
 -- Hits with the same token share one verdict; the elapsed time is subtracted from its times.
-local function aged(shared, passed)
-  return (string.gsub(shared, '(%d+) (%d+) (%d+)', function(wait, remaining, reset)
-    if tonumber(wait) > 0 then wait = math.max(1, wait - passed) end
-    return string.format('%.0f %s %.0f', wait, remaining, math.max(0, reset - passed))
-  end))
+local function shared(text, passed)
+  local rules = {}
+  for wait, remaining, reset in string.gmatch(text, '(%d+) (%d+) (%d+)') do
+    wait = tonumber(wait) > 0 and math.max(1, wait - passed) or 0
+    reset = math.max(0, reset - passed)
+    rules[#rules + 1] = { wait = wait, remaining = tonumber(remaining), reset = reset }
+  end
+  return rules
 end
 
 local function decide_once(from, to)
   local key, lifetime = KEYS[from], tonumber(string.match(ARGV[from], '%d+'))
   reading = key
-  local shared, left = redis.call('GET', key), redis.call('PTTL', key)
-  if shared and left > 0 then -- at 0 it still exists, but its time is over
-    local _, numbers = string.gsub(shared, '%d+', '')
-    if numbers ~= 3 * (to - from) or string.find(shared, '[^%d ]') then foreign() end
-    return aged(shared, (lifetime - left) * 1000)
+  local text, left = redis.call('GET', key), redis.call('PTTL', key)
+  if text and left > 0 then -- at 0 it still exists, but its time is over
+    local _, numbers = string.gsub(text, '%d+', '')
+    if numbers ~= 3 * (to - from) or string.find(text, '[^%d ]') then foreign() end
+    return shared(text, (lifetime - left) * 1000)
   end
-  local answer, rules = decide(from + 1, to)
+  local rules, kept = decide(from + 1, to), {}
   for i, rule in ipairs(rules) do -- later hits are refused by a ban that this hit caused
-    local remaining, reset = rule.algorithm.report(rule)
-    if rule.algorithm.strike and remaining == 0 then rule.wait = reset end
-    rules[i] = verdict(rule)
+    local wait = rule.algorithm.strike and rule.remaining == 0 and rule.reset or rule.wait
+    kept[i] = string.format('%.0f %.0f %.0f', wait, rule.remaining, rule.reset)
   end
-  redis.call('SET', key, table.concat(rules, ' '), 'PX', lifetime)
-  return answer
+  redis.call('SET', key, table.concat(kept, ' '), 'PX', lifetime)
+  return rules
 end
 
 -- The other hits of the call are not affected if one fails.
@@ -180,13 +179,12 @@ local function failed(reason, count)
     reason = "WRONGTYPE '" .. reading .. "' holds something else"
   end
   failures[#failures + 1] = reason
-  return string.sub(string.rep('-1 ' .. #failures - 1 .. ' 0 ', count), 1, -2)
+  for _ = 1, count do add(-1, #failures - 1, 0) end
 end
 
 while first <= #KEYS do
-  local answer = simple_hit(KEYS[first], ARGV[first])
   local last = first
-  if not answer then
+  if not simple_hit(KEYS[first], ARGV[first]) then
     while string.find(ARGV[last], '&', 1, true) do last = last + 1 end
     local act, count = decide, last - first + 1
     if string.sub(ARGV[first], 1, 1) == 'o' then
@@ -194,12 +192,13 @@ while first <= #KEYS do
     elseif string.find(ARGV[first], '^%a%p*[+-]') then
       act = adjust
     end
-    local ok
-    ok, answer = pcall(act, first, last)
-    if not ok then answer = failed(answer, count) end
+    local ok, rules = pcall(act, first, last)
+    if ok then
+      for _, rule in ipairs(rules) do add(rule.wait, rule.remaining, rule.reset) end
+    else
+      failed(rules, count)
+    end
   end
-  answers[#answers + 1] = answer
   first = last + 1
 end
-local text = table.concat(answers, ' ')
-return failures[1] and { text, (unpack or table.unpack)(failures) } or text
+return failures[1] and { answers, (unpack or table.unpack)(failures) } or answers

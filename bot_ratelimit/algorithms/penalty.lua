@@ -1,5 +1,4 @@
 -- Penalty: a counter of refused hits. When it reaches the amount, its TTL becomes the ban.
-
 local penalty = {}
 algorithms.p = penalty
 

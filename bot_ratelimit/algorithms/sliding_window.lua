@@ -1,18 +1,20 @@
 -- Sliding window: a sorted set of the charged hits; the score is the time. A member is "<total
 -- charged so far> <its cost>", zero-padded so that members with equal times stay in order. The
 -- difference of two totals is what was charged between them, without adding up the members.
-
 local sliding = {}
 algorithms.s = sliding
 
 local function entry(found) -- the reply of a command WITHSCORES
-  if not found[1] then return nil end
-  local total, cost = string.match(found[1], '^(%d+) (%d+)$')
+  local name, at = found[1], tonumber(found[2])
+  if not name then return nil end
+  local total, cost = string.match(name, '^(%d+) (%d+)$')
   if not total or #total ~= 16 then foreign() end
-  return { name = found[1], at = tonumber(found[2]), total = tonumber(total), cost = tonumber(cost) }
+  return { name = name, at = at, total = tonumber(total), cost = tonumber(cost) }
 end
 
-local function entry_at(key, rank) return entry(redis.call('ZRANGE', key, rank, rank, 'WITHSCORES')) end
+local function entry_at(key, rank)
+  return entry(redis.call('ZRANGE', key, rank, rank, 'WITHSCORES'))
+end
 
 function sliding.read(rule)
   local span = rule.period * 1000

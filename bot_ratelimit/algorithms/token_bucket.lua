@@ -1,7 +1,5 @@
--- Token bucket: the time at which the bucket is full again, a double of microseconds; negative while
--- the bucket is below empty. All times are multiples of a quarter of a microsecond, which a double
--- of today's date holds exactly. Rounding favors the user.
-
+-- Token bucket: the time at which the bucket is full again, a double of microseconds; negative
+-- while the bucket is below empty. See token_bucket.py for what is rounded.
 local bucket = {}
 algorithms.b = bucket
 

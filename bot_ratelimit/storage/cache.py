@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from enum import IntEnum
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
@@ -18,23 +17,20 @@ _SLACK_US: Final = 2_000
 """How long a state is kept after its end; the algorithms decide whether it counts."""
 
 
-class Retention(IntEnum):
-    """How important it is to keep a state: states with a lower value are evicted first."""
-
-    NORMAL = 0
-    REFUSED = 1
-    BANNED = 2
+NORMAL, REFUSED, BANNED = range(3)
+"""How important it is to keep a state: states with a lower value are evicted first."""
 
 
 class Entry:
     """A state, and when nothing in it counts any more, in microseconds."""
 
-    __slots__ = ("ends", "retention", "state")
+    __slots__ = ("ends", "kept", "retention", "state")
 
-    def __init__(self, state: Any, ends: int, retention: Retention) -> None:
+    def __init__(self, state: Any, ends: int, retention: int) -> None:
         self.state = state
         self.ends = ends
         self.retention = retention
+        self.kept = True
 
 
 class StateCache(Cache[str, "Entry | None"]):
@@ -53,38 +49,36 @@ class StateCache(Cache[str, "Entry | None"]):
         super().__init__(maxsize)
         self._clock = clock
         # The keys of each retention, the least recently used first.
-        self._used: tuple[OrderedDict[str, None], ...] = tuple(OrderedDict() for _ in Retention)
+        self._used: tuple[OrderedDict[str, None], ...] = tuple(OrderedDict() for _ in range(3))
         # When to look whether a key has ended: one item for each new key. Its end may move later.
         self._ends: list[tuple[int, str]] = []
-        self._logged: dict[Retention, int] = {}
+        self._logged: dict[int, int] = {}
 
     def __missing__(self, key: str) -> None:
         return None
 
-    def put(
-        self, key: str, entry: Entry | None, state: Any, ends: int, retention: Retention
-    ) -> None:
+    def put(self, key: str, entry: Entry | None, state: Any, ends: int, retention: int) -> None:
         """Store a state, in place of the entry that was found under this key."""
-        used = self._used[retention]
-        if entry is None or key not in self._used[entry.retention]:  # new, or evicted just now
+        if entry is None or not entry.kept:  # new, or evicted just now
             self.expire()
             self[key] = Entry(state, ends, retention)
             heappush(self._ends, (ends + _SLACK_US, key))
-            used[key] = None
+            self._used[retention][key] = None
             return
         entry.state, entry.ends = state, ends
-        if entry.retention is retention:
-            used.move_to_end(key)
+        if entry.retention == retention:
+            self._used[retention].move_to_end(key)
         else:
             del self._used[entry.retention][key]
             entry.retention = retention
-            used[key] = None
+            self._used[retention][key] = None
 
     def __delitem__(self, key: str) -> None:
         """Remove this key."""
         entry = self[key]
         super().__delitem__(key)
         if entry is not None:
+            entry.kept = False
             del self._used[entry.retention][key]
 
     def expire(self) -> None:
@@ -105,7 +99,7 @@ class StateCache(Cache[str, "Entry | None"]):
 
     def popitem(self) -> tuple[str, Entry | None]:
         """Evict the least recently used count, passing over refused users and bans."""
-        retention = next(each for each in Retention if self._used[each])
+        retention = next(each for each in range(3) if self._used[each])
         key = next(iter(self._used[retention]))
         entry = self.pop(key)
         if entry is not None and entry.ends > self._clock():
@@ -114,12 +108,15 @@ class StateCache(Cache[str, "Entry | None"]):
 
     def clear(self) -> None:
         """Remove all states."""
+        for entry in self.values():
+            if entry is not None:
+                entry.kept = False
         super().clear()
         self._ends.clear()
         for used in self._used:
             used.clear()
 
-    def _warn(self, retention: Retention) -> None:
+    def _warn(self, retention: int) -> None:
         now = self._clock()
         last = self._logged.get(retention)
         if last is not None and now - last < LOG_EVERY * 1_000_000:
@@ -135,7 +132,7 @@ class StateCache(Cache[str, "Entry | None"]):
 
 
 _WHAT_IS_LOST: Final = {
-    Retention.NORMAL: "",
-    Retention.REFUSED: ", even of users who are refused",
-    Retention.BANNED: ", even bans",
+    NORMAL: "",
+    REFUSED: ", even of users who are refused",
+    BANNED: ", even bans",
 }

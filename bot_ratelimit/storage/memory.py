@@ -15,7 +15,7 @@ from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.storage.banlist import MemoryBanList
 from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op, Storage
-from bot_ratelimit.storage.cache import Entry, Retention, StateCache
+from bot_ratelimit.storage.cache import BANNED, NORMAL, REFUSED, Entry, StateCache
 from bot_ratelimit.storage.documents import Goes, MemoryDocuments
 from bot_ratelimit.storage.leases import MemoryLeases
 from bot_ratelimit.storage.tallies import MemoryTallies
@@ -127,14 +127,15 @@ class MemoryStorage(Storage):
         return len(doomed)
 
     def _decide(self, counts: Sequence[Count], now: int) -> list[Verdict]:
-        if len(counts) == 1 and counts[0].penalty is None:  # nearly always
-            count = self._dated(counts[0])
-            limit = count.limit
-            entry = self._states[count.key]
-            state = None if entry is None else entry.state
-            step = FUNCTIONS[limit.algorithm].hit(state, now, limit, count.cost)
-            self._store(count, entry, step, now)
-            return [step[1]]
+        if len(counts) == 1:
+            key, limit, cost, shadow, penalty = counts[0]
+            if penalty is None and not limit.zone:  # nearly always
+                entry = self._states[key]
+                state = None if entry is None else entry.state
+                state, verdict = FUNCTIONS[limit.algorithm].hit(state, now, limit, cost)
+                retention = REFUSED if verdict[0] and not shadow else NORMAL
+                self._states.put(key, entry, state, now + verdict[2], retention)
+                return [verdict]
         counts = [self._dated(count) for count in counts]
         found = [self._states[count.key] for count in counts]
         steps = self._steps(counts, found, now)
@@ -191,9 +192,9 @@ class MemoryStorage(Storage):
     def _store(self, count: Count, entry: Entry | None, step: Step, now: int) -> None:
         state, (wait, remaining, reset) = step
         if count.penalty is not None:
-            retention = Retention.REFUSED if remaining else Retention.BANNED
+            retention = REFUSED if remaining else BANNED
         else:
-            retention = Retention.REFUSED if wait and not count.shadow else Retention.NORMAL
+            retention = REFUSED if wait and not count.shadow else NORMAL
         self._states.put(count.key, entry, state, now + reset, retention)
 
     def _dated(self, count: Count) -> Count:

@@ -120,10 +120,8 @@ class DecisionCodec:
             The answer to each request: a list, an exception to raise, a `Redirect`, or `AGAIN`.
         """
         requests, reply = call.requests, replies[-1]
-        if type(reply) is bytes and call.decides:  # the script's, nearly always
-            self._script, self._refused_until = _BY_HASH, None
-            if len(requests) == 1 and len(requests[0].item.counts) == 1:
-                return [[encoding.read_verdict(reply)]]
+        if call.decides and type(reply) is list and type(reply[0]) is int and len(replies) == 1:
+            self._script, self._refused_until = _BY_HASH, None  # the script's, nearly always
             return encoding.read_answers(reply, [request.item for request in requests])
         if not requests:  # a repair: its reply does not matter
             return ()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from bot_ratelimit.algorithms.verdict import Verdict, new_verdict
 from bot_ratelimit.rules.calendar import LONGEST_MS
@@ -59,25 +59,19 @@ def script_arguments(asks: Sequence[Ask]) -> list[bytes]:
     return [b"%d" % len(keys), *keys, *arguments]
 
 
-def read_verdict(reply: bytes) -> Verdict:
-    """Decode the script's verdict on a single count."""
-    wait, remaining, reset = reply.split()
-    return new_verdict((int(wait), int(remaining), int(reset)))
+def read_answers(reply: list[Any], asks: Sequence[Ask]) -> Sequence[list[Verdict] | ServerText]:
+    """Decode the reply of the script: for each ask its verdicts, or the error it met.
 
-
-def read_answers(
-    reply: bytes | str | list[bytes | str], asks: Sequence[Ask]
-) -> Sequence[list[Verdict] | ServerText]:
-    """Decode the reply of the script: for each ask its verdicts, or the error it met."""
-    text, *errors = reply if isinstance(reply, list) else [reply]
-    numbers = map(int, text.split())
-    verdicts = map(new_verdict, zip(numbers, numbers, numbers))  # noqa: B905 - one after another
-    found = [
-        [next(verdicts)] if len(counts) == 1 else list(islice(verdicts, len(counts)))
-        for counts, _, _ in asks
-    ]
-    if not errors:
-        return found
+    Args:
+        reply: Three numbers for each count; or a list of these numbers and of errors.
+        asks: What was asked.
+    """
+    numbers, *errors = reply if type(reply[0]) is list else (reply,)
+    each = iter(numbers)
+    verdicts = map(new_verdict, zip(each, each, each))  # noqa: B905 - one after another
+    if not errors and len(numbers) == 3 * len(asks):  # nearly always
+        return [[verdict] for verdict in verdicts]
+    found = [list(islice(verdicts, len(counts))) for counts, _, _ in asks]
     return [
         ServerText(_text(errors[each[0].remaining])) if each[0].wait == _FAILED else each
         for each in found
