@@ -162,7 +162,7 @@ class RateLimitMiddleware(BaseMiddleware):
             if live
             else None
         )
-        self.backlog = None if max_age is None else Backlog(max_age)
+        self.backlog = None if max_age is None else Backlog(max_age, self.limiter.observer)
         """Counts what `max_age` dropped."""
         telling = Telling(notices_of(on_limited), self.limiter)
         self._admission = Admission(
