@@ -67,14 +67,15 @@ class AdaptiveLimit:
         if len(self._latencies) < _SAMPLES or now - self._window_began < _WINDOW:
             return
         self._latencies.sort()
-        self._adapt(self._latencies[len(self._latencies) * 9 // 10] + self._lag)
+        self._adapt(self._latencies[len(self._latencies) * 9 // 10])
         self._window_began, self._latencies, self._most, self._lag = now, [], 0, 0.0
 
     def _adapt(self, latency: float) -> None:
         if self._most <= self._low or not self._unloaded:
             self._unloaded, self._learned_at = latency, self._clock()
         self._unloaded = min(self._unloaded, latency)
-        gradient = min(1.0, max(0.5, _TOLERANCE * self._unloaded / latency))
+        slowness = (latency + self._lag) / self._unloaded
+        gradient = min(1.0, max(0.5, _TOLERANCE / slowness))
         wanted = self._limit * gradient + sqrt(self._limit)
         if wanted > self._limit and self._most < self._limit / 2:
             return  # too few updates to learn whether more would be as fast
