@@ -93,7 +93,7 @@ def describe_type(value: object) -> str:
 
 def limiter_of(
     limiter: Limiter | None,
-    redis_client: Client | None,
+    redis_client: Client | str | None,
     key_prefix: str,
     *,
     on_error: OnError | None,
@@ -136,8 +136,8 @@ def limiter_of(
     return limiter
 
 
-def storage_for(client: Client | None, memory_size: int = 10_000) -> Storage:
-    """Return the storage of a Redis client, or without one of this process."""
+def storage_for(client: Client | str | None, memory_size: int = 10_000) -> Storage:
+    """Return the storage of a client or URL of Redis, or without one of this process."""
     return implicit(MemoryStorage(memory_size)) if client is None else RedisStorage(client)
 
 
