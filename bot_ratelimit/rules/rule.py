@@ -85,7 +85,7 @@ _PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = 
 # words are reserved by the package, so that no name can lead to the keys of another rule.
 RESERVED_NAMES: Final = frozenset(
     {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"}
-    | {"out", "slot", "stats"}
+    | {"out", "slot", "stats", "same", "collect", "migrated", "none"}
     | {"live", "history", "audit", "instances"}
     | {"user"}  # how operators refer to a rule without a name
 )

@@ -13,7 +13,7 @@ from bot_ratelimit.algorithms.algorithms import ALGORITHMS, Step, Verdict, penal
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.storage.banlist import MemoryBanList
 from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op, Storage
-from bot_ratelimit.storage.documents import Goes, MemoryDocuments
+from bot_ratelimit.storage.documents import Goes, MemoryDocuments, Renamed
 from bot_ratelimit.storage.leases import MemoryLeases
 from bot_ratelimit.storage.state_cache import Entry, Retention, StateCache
 from bot_ratelimit.storage.tallies import MemoryTallies
@@ -51,7 +51,7 @@ class MemoryStorage(Storage):
         self._resets: TTLCache[str, int] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
         self._reset_count = 0
         self._leases = MemoryLeases(clock)
-        self._documents = MemoryDocuments(self._forget)
+        self._documents = MemoryDocuments(self._forget, self._rename)
         self._bans: dict[str, MemoryBanList] = {}
         self._tallies: dict[str, MemoryTallies] = {}
 
@@ -140,6 +140,15 @@ class MemoryStorage(Storage):
         for key in [key for key in self._once if goes(key)]:
             self._once.pop(key, None)
         return len(doomed)
+
+    def _rename(self, renamed: Renamed) -> int:
+        names = {key: name for key in self._states if (name := renamed(key)) is not None}
+        now, count = self._now(), 0
+        for key, name in names.items():
+            if self._states.get(name) is None and (entry := self._states.pop(key)) is not None:
+                self._states.put(name, None, entry.state, now, entry.ends, entry.retention)
+                count += 1
+        return count
 
     def _decide(self, charges: Sequence[Count], now: int) -> list[Verdict]:
         if len(charges) == 1 and charges[0].penalty is None:  # nearly always
