@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bot_ratelimit.limiter.decision import Decision, RefusedError
     from bot_ratelimit.limiter.limiter import Limiter
     from bot_ratelimit.limiter.observer import LogObserver, Observer
-    from bot_ratelimit.limiter.slots import Slot
+    from bot_ratelimit.limiter.slot import Slot
     from bot_ratelimit.limiter.waiting_allowed import without_waiting
     from bot_ratelimit.outgoing.limits import OutgoingLimits
     from bot_ratelimit.rules.concurrency import Concurrency
