@@ -17,7 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 RESERVED_NAMES: Final = frozenset(
     {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"}
     | {"sliding", "bucket"}
-    | {"out", "slot", "stats"}
+    | {"out", "slot", "stats", "same", "collect", "migrated", "none"}
     | {"live", "history", "audit", "instances"}
     | {"user"}  # how operators refer to a rule without a name
 )
