@@ -6,7 +6,6 @@ import importlib.util
 import re
 import subprocess
 import sys
-import tarfile
 import tomllib
 from collections.abc import Iterator
 from email import message_from_bytes
@@ -33,8 +32,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", directory]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     (archive,) = directory.glob("*.tar.gz")
-    with tarfile.open(archive) as packed:
-        packed.extractall(directory, filter="data")
+    subprocess.run(["tar", "--extract", "--file", archive, "--directory", directory], check=True)
     (unpacked,) = (each for each in directory.iterdir() if each.is_dir())
     return unpacked
 
@@ -136,7 +134,7 @@ def test_the_tests_run_from_the_sdist(sdist: Path) -> None:
         if (ROOT / name).exists()
     }
     assert {name for name in needed if not (sdist / name).exists()} == set()
-    chosen = ["tests/rules/test_limit.py", "tests/storage/test_lua.py", "tests/test_package.py"]
+    chosen = ["tests/rules", "tests/test_package.py"]
     options = ["-q", "-p", "no:cacheprovider", "-k", "not wheel"]
     subprocess.run(
         [sys.executable, "-m", "pytest", *options, *chosen], cwd=sdist, check=True, timeout=180
@@ -155,6 +153,8 @@ NEEDED = {"aiogram", "bot_ratelimit", "cachetools", "cryptography", "dotenv", "p
     "pydantic_settings",
     "redis",
 }
+if sys.version_info < (3, 11, 3):
+    NEEDED |= {"async_timeout"}  # redis-py uses it there
 
 
 def test_the_import_loads_only_what_is_needed() -> None:
