@@ -19,6 +19,7 @@ import pytest
 import bot_ratelimit
 from hatch_build import outside_links, project_urls
 from tests import servers, versions
+from tests.servers import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
@@ -30,7 +31,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked sdist."""
     directory = tmp_path_factory.mktemp("sdist")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", directory]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE)
     (archive,) = directory.glob("*.tar.gz")
     subprocess.run(["tar", "--extract", "--file", archive, "--directory", directory], check=True)
     (unpacked,) = (each for each in directory.iterdir() if each.is_dir())
@@ -160,7 +161,7 @@ if sys.version_info < (3, 11, 3):
 def test_the_import_loads_only_what_is_needed() -> None:
     """Only aiogram, redis, pydantic-settings and cachetools are imported, and no extra."""
     command = [sys.executable, "-c", IMPORT]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
     top = {name.split(".")[0] for name in ran.stdout.split()}
     assert top - set(sys.stdlib_module_names) <= NEEDED
     assert "aiohttp.web" not in ran.stdout.split()
@@ -169,7 +170,7 @@ def test_the_import_loads_only_what_is_needed() -> None:
 def import_times() -> dict[str, int]:
     """The import time of each module with its imports, in microseconds."""
     command = [sys.executable, "-X", "importtime", "-c", "import aiogram, bot_ratelimit"]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
     lines = (line.split("|") for line in ran.stderr.splitlines() if line.count("|") == 2)
     return {name.strip(): int(total) for _, total, name in lines if total.strip().isdigit()}
 
