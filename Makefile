@@ -61,7 +61,7 @@ bench: $(VENV)-bench/.ready  ## This package and its peers, side by side (about 
 	$(VENV)-bench/bin/python -m benchmarks --output docs
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-demo $(VENV)-docs $(VENV)-release $(VENV)-versions dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-demo $(VENV)-docs $(VENV)-release $(VENV)-system $(VENV)-versions dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.ready: INSTALL := --editable '.[admin,cli,demo]' --group dev
 $(VENV)/.ready: FOR := the package, the demo, and what its development needs (about a minute)
