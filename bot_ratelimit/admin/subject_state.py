@@ -88,9 +88,3 @@ def answered(decision: Decision) -> Decision:
 def seconds_left(ban: Ban, now: float) -> float:
     """How long a ban still lasts."""
     return FOREVER if ban.until is None else max(0.0, ban.until.timestamp() - now)
-
-
-def ban_words(ban: Ban) -> str:
-    """A ban as text for the audit: `until 2026-03-01 12:00:00 UTC by anna spam`."""
-    until = "forever" if ban.until is None else f"until {ban.until:%Y-%m-%d %H:%M:%S} UTC"
-    return " ".join(filter(None, (until, ban.by and f"by {ban.by}", ban.reason)))

@@ -93,7 +93,7 @@ def describe_type(value: object) -> str:
 
 def limiter_of(
     limiter: Limiter | None,
-    redis_client: Client | None,
+    redis_client: Client | str | None,
     key_prefix: str,
     *,
     on_error: OnError | None,
