@@ -17,8 +17,11 @@ from bot_ratelimit.limiter.decision import Decision, RefusedError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import LogObserver, Observer
 from bot_ratelimit.limiter.slots import Slot
-from bot_ratelimit.limiter.waiting_allowed import without_waiting
+from bot_ratelimit.limiter.waiting_allowed import waiting_up_to, without_waiting
+from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.limits import OutgoingLimits
+from bot_ratelimit.outgoing.progress import Progress
+from bot_ratelimit.outgoing.sent import Sent, Status
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import Algorithm, Limit
 from bot_ratelimit.rules.penalty import Penalty
@@ -38,6 +41,7 @@ __all__ = [
     "ConfigError",
     "Decision",
     "InFlight",
+    "Journal",
     "Limit",
     "Limiter",
     "LogObserver",
@@ -47,6 +51,7 @@ __all__ = [
     "Observer",
     "OutgoingLimits",
     "Penalty",
+    "Progress",
     "RateLimitError",
     "RateLimitMiddleware",
     "RedisStorage",
@@ -54,9 +59,12 @@ __all__ = [
     "Rule",
     "Scope",
     "SendQueueFullError",
+    "Sent",
     "Settings",
     "Slot",
+    "Status",
     "StorageError",
     "Subject",
+    "waiting_up_to",
     "without_waiting",
 ]

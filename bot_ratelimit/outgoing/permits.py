@@ -1,4 +1,4 @@
-"""FallbackLimiter: the limiter that all instances share; a local one while Redis is unreachable."""
+"""Permits: the limiter that all instances share; a local one while Redis is unreachable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Final
 
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.rules.rule import Rules, Subject
+from bot_ratelimit.rules.penalty import Penalty, blocking
+from bot_ratelimit.rules.rule import Rules, Subject, rules_of
 from bot_ratelimit.storage.memory import MemoryStorage
 
 log = logging.getLogger("bot_ratelimit")
@@ -19,7 +20,7 @@ _LOG_EVERY: Final = 60.0
 _AT_ONCE: Final = 32
 
 
-class FallbackLimiter:
+class Permits:
     """Asks the shared limiter, and records locally what this process was granted.
 
     When the storage does not answer, the local record decides. It already holds the recent permits:
@@ -56,35 +57,37 @@ class FallbackLimiter:
         """Start asking the limiter again."""
         self._closed = False
 
-    async def hit(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
+    async def take(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
         """Take a permit from each of the rules, or from none of them."""
         if self._local is None:
-            return await self._limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
+            return await _hit(self._limiter, rules, subject, cost)
         self._use_loop()
         async with self._permits:
             if self._closed:
-                return await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
+                return await _hit(self._local, rules, subject, cost)
             decision = await self._ask(rules, subject, cost)
         if decision.source == self.source:
             if decision.allowed:
-                await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
+                await _hit(self._local, rules, subject, cost)
             return decision
         self._warn()
-        return await self._local.hit(rules, subject, cost, _notify=False, _outgoing=True)
+        return await _hit(self._local, rules, subject, cost)
+
+    async def block(self, rule: Penalty, subject: Subject, seconds: float) -> None:
+        """Let `rule` refuse everything for `seconds`, on all instances."""
+        await _hit(self._limiter, rules_of(blocking(rule, seconds)), subject)
 
     async def _ask(self, rules: Rules, subject: Subject, cost: int | None) -> Decision:
         """Ask the shared limiter, twice if it has no answer."""
         asking, question = self._asking, object()
         asking.add(question)
         try:
-            decision = await self._limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
+            decision = await _hit(self._limiter, rules, subject, cost)
             if decision.source != self.source:
                 # A permit that was perhaps taken twice only delays one message. If this process
                 # paces by itself while others share the budget, Telegram answers with 429s. With an
                 # open circuit this second attempt costs nothing.
-                decision = await self._limiter.hit(
-                    rules, subject, cost, _notify=False, _outgoing=True
-                )
+                decision = await _hit(self._limiter, rules, subject, cost)
             return decision
         finally:
             asking.discard(question)
@@ -107,3 +110,10 @@ class FallbackLimiter:
                 "Outgoing limits: without Redis this process paces by itself: n instances send up "
                 "to n times the budget, and a 429 blocks its chat in one process only"
             )
+
+
+async def _hit(
+    limiter: Limiter, rules: Rules, subject: Subject, cost: int | None = None
+) -> Decision:
+    """Decide about a request of the bot: bans of users and their observers do not apply to it."""
+    return await limiter.hit(rules, subject, cost, _notify=False, _outgoing=True)
