@@ -20,18 +20,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from inspect import iscoroutinefunction
+from typing import Any, Final, cast
 
 from bot_ratelimit.algorithms.algorithms import Verdict
 from bot_ratelimit.errors import StorageError
-from bot_ratelimit.rules.rule import Subject
-from bot_ratelimit.storage.banlist import Ban, BanList, BanTarget, ban_list_of
+from bot_ratelimit.storage.banlist import BanList
 from bot_ratelimit.storage.base import Ask, Count, Storage
-from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases, leases_of
+from bot_ratelimit.storage.documents import Documents
+from bot_ratelimit.storage.leases import Leases
 from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.storage.tallies import Tallies
 
-Misbehave: TypeAlias = Callable[..., Awaitable[None]]
+_TIMEOUT: Final = 2.0  # of calls that take none
 
 
 class Clock:
@@ -59,7 +61,7 @@ class Clock:
         self.now += seconds
 
 
-class FlakyStorage:
+class FlakyStorage(Storage):
     """A storage that works until told to fail or to hang, and again when told to heal.
 
     ::
@@ -74,16 +76,12 @@ class FlakyStorage:
 
     def __init__(self, storage: Storage | None = None) -> None:
         self.storage = storage or MemoryStorage()
+        self.source = self.storage.source
         self.calls = 0
         """The number of calls, including failed ones."""
         self.closed = False
         self._error: Exception | None = None
         self._hangs = False
-
-    @property
-    def source(self) -> Literal["redis", "memory"]:
-        """The source of the wrapped storage."""
-        return self.storage.source
 
     def fail(self, error: Exception | None = None) -> None:
         """Raise on every call: by default a StorageError, as if the server were unreachable."""
@@ -102,20 +100,28 @@ class FlakyStorage:
 
     async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
         """See `Storage.ask`."""
-        await self._misbehave(timeout)
+        await self.misbehave(timeout)
         return await self.storage.ask(ask, timeout=timeout)
-
-    def leases(self) -> Leases:
-        """The leases of the wrapped storage, which fail and hang with it."""
-        return FlakyLeases(leases_of(self.storage), self._misbehave)
-
-    def ban_list(self, prefix: str) -> BanList:
-        """The list of bans of the wrapped storage, which fails and hangs with it."""
-        return FlakyBanList(ban_list_of(self.storage, prefix), self._misbehave)
 
     def server(self, counts: Sequence[Count]) -> str:
         """See `Storage.server`."""
         return self.storage.server(counts)
+
+    def leases(self) -> Leases | None:
+        """The leases of the wrapped storage, which fail and hang with it."""
+        return cast(Leases, self._flaky(self.storage.leases()))
+
+    def bans(self, prefix: str) -> BanList | None:
+        """The list of bans of the wrapped storage, which fails and hangs with it."""
+        return cast(BanList, self._flaky(self.storage.bans(prefix)))
+
+    def documents(self) -> Documents | None:
+        """The documents of the wrapped storage, which fail and hang with it."""
+        return cast(Documents, self._flaky(self.storage.documents()))
+
+    def tallies(self, prefix: str) -> Tallies | None:
+        """The statistics of the wrapped storage, which fail and hang with it."""
+        return cast(Tallies, self._flaky(self.storage.tallies(prefix)))
 
     def open(self) -> None:
         """See `Storage.open`."""
@@ -126,7 +132,13 @@ class FlakyStorage:
         self.closed = True
         await self.storage.close()
 
-    async def _misbehave(self, timeout: float, *, counts: bool = True) -> None:
+    async def misbehave(self, timeout: float, *, counts: bool = True) -> None:
+        """Fail or hang if told to.
+
+        Args:
+            timeout: Seconds after which a hanging call fails.
+            counts: Whether this is one of `calls`.
+        """
         self.calls += counts
         if self._hangs:
             await asyncio.sleep(timeout)
@@ -134,54 +146,25 @@ class FlakyStorage:
         if self._error is not None:
             raise self._error
 
+    def _flaky(self, part: object) -> object:
+        return None if part is None else _FlakyPart(part, self.misbehave)
 
-class FlakyLeases:
-    """Leases that fail and hang with their storage."""
 
-    def __init__(self, leases: Leases, misbehave: Misbehave) -> None:
-        self._leases = leases
+class _FlakyPart:
+    """A part of a storage, such as its leases, whose calls fail and hang with the storage."""
+
+    def __init__(self, part: object, misbehave: Callable[..., Awaitable[None]]) -> None:
+        self._part = part
         self._misbehave = misbehave
 
-    async def claim(
-        self, action: Action, claim: Claim, *, known: bool = False, timeout: float
-    ) -> Grant:
-        """See `Leases.claim`."""
-        await self._misbehave(timeout)
-        return await self._leases.claim(action, claim, known=known, timeout=timeout)
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._part, name)
+        if not iscoroutinefunction(found):
+            return found
 
+        async def call(*arguments: Any, **named: Any) -> Any:
+            # Limiters check for bans in the background, which no test wants to count.
+            await self._misbehave(named.get("timeout", _TIMEOUT), counts=name != "load")
+            return await found(*arguments, **named)
 
-class FlakyBanList:
-    """A list of bans that fails and hangs with its storage."""
-
-    def __init__(self, bans: BanList, misbehave: Misbehave) -> None:
-        self._bans = bans
-        self._misbehave = misbehave
-        self.current = bans.current
-        self.clock = bans.clock
-
-    async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
-        """See `BanList.put`."""
-        await self._misbehave(timeout)
-        return await self._bans.put(ban, seconds, timeout=timeout)
-
-    async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:
-        """See `BanList.drop`."""
-        await self._misbehave(timeout)
-        return await self._bans.drop(subject, by_hand=by_hand, timeout=timeout)
-
-    async def load(
-        self, version: str, *, timeout: float
-    ) -> tuple[str, dict[BanTarget, float]] | None:
-        """See `BanList.load`."""
-        await self._misbehave(timeout, counts=False)
-        return await self._bans.load(version, timeout=timeout)
-
-    async def page(self, offset: int, limit: int, *, timeout: float) -> list[Ban]:
-        """See `BanList.page`."""
-        await self._misbehave(timeout)
-        return await self._bans.page(offset, limit, timeout=timeout)
-
-    async def find(self, subjects: Iterable[Subject], *, timeout: float) -> list[Ban]:
-        """See `BanList.find`."""
-        await self._misbehave(timeout)
-        return await self._bans.find(subjects, timeout=timeout)
+        return call

@@ -132,49 +132,43 @@ async def test_the_clock_of_a_limiter_times_outages() -> None:
     assert (await limiter.hit("1/m", ANNA)).source == "memory"
 
 
-async def ask(storage: Storage, method: str) -> Any:
-    return await getattr(storage, method)([CHARGE], timeout=0.01)
+async def ask(storage: Storage, op: Op = Op.HIT) -> Any:
+    return await storage.ask(Ask([CHARGE], op), timeout=0.01)
 
 
-METHODS = ("hit", "peek", "reset")
-
-
-@pytest.mark.parametrize("method", METHODS)
-async def test_a_storage_that_fails(method: str) -> None:
+async def test_a_storage_that_fails() -> None:
     """After `fail` every call raises a StorageError; after `heal` it works with its old counts."""
     storage = FlakyStorage()
-    await ask(storage, "hit")
+    await ask(storage)
     storage.fail()
     for _ in range(2):
         with pytest.raises(StorageError):
-            await ask(storage, method)
+            await ask(storage)
     storage.heal()
-    assert (await ask(storage, "peek"))[0].remaining == 0
+    assert (await ask(storage, Op.PEEK))[0].remaining == 0
     assert storage.calls == 4
 
 
-@pytest.mark.parametrize("method", METHODS)
-async def test_a_custom_error(method: str) -> None:
+async def test_a_custom_error() -> None:
     """`fail(error)` raises this error."""
     storage = FlakyStorage()
     error = ConfigError("NOPERM")
     storage.fail(error)
     with pytest.raises(ConfigError) as raised:
-        await ask(storage, method)
+        await ask(storage)
     assert raised.value is error
 
 
-@pytest.mark.parametrize("method", METHODS)
-async def test_a_storage_that_hangs(method: str) -> None:
+async def test_a_storage_that_hangs() -> None:
     """After `hang` every call raises a StorageError exactly after its time-out."""
     storage = FlakyStorage()
     storage.hang()
     started = time.monotonic()
     with pytest.raises(StorageError):
-        await ask(storage, method)
+        await ask(storage)
     assert 0.009 <= time.monotonic() - started < 1
     storage.heal()
-    assert await ask(storage, "hit")
+    assert await ask(storage)
 
 
 async def test_the_last_call_decides() -> None:
@@ -183,13 +177,13 @@ async def test_the_last_call_decides() -> None:
     storage.hang()
     storage.fail(ConfigError("NOPERM"))
     with pytest.raises(ConfigError):
-        await ask(storage, "hit")
+        await ask(storage)
     storage.hang()
     with pytest.raises(StorageError):
-        await ask(storage, "hit")
+        await ask(storage)
     storage.heal()
     storage.heal()
-    assert await ask(storage, "hit")
+    assert await ask(storage)
 
 
 async def test_a_failing_storage_charges_nothing() -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from bot_ratelimit.config.live import live_key
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.storage.documents import documents_of
+from bot_ratelimit.storage.base import documents_of
 
 SECONDS: Final = 120
 """Seconds in which the operator can answer."""

@@ -11,16 +11,20 @@ from typing import Any, Final, NamedTuple
 from aiogram.enums import ChatType
 from aiogram.types import CallbackQuery, InlineQuery, Message, TelegramObject
 from aiogram.utils.callback_answer import CallbackAnswer
+from aiogram.utils.i18n.lazy_proxy import LazyProxy  # type: ignore[attr-defined]  # not in its __all__
 
 from bot_ratelimit.config.limits_file import check_language, check_notice
 from bot_ratelimit.errors import ConfigError, NotSentError, RateLimitError
+from bot_ratelimit.incoming.debounce import Debounce
+from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
+from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import NoticeKind, NoticeResult
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, wait_text
 from bot_ratelimit.rules.limit import MAX_PERIOD_MS
-from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rule
+from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rule, rules_of
 
 TEXTS: Final[Mapping[str, str]] = {
     "en": "Too many requests. Please try again in {wait}.",
@@ -150,28 +154,39 @@ class Notices:
         """Return whether a notice was sent."""
         wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
         busy = isinstance(decision.rule, Concurrency)
+        if isinstance(decision.rule, Debounce) and not isinstance(event, CallbackQuery):
+            return False  # the first of the equal messages is answered
         if isinstance(event, CallbackQuery):
             if not _may_answer(data.get("callback_answer")):
                 return False
-            text = self._text(event, wait, busy)[:_CALLBACK_TEXT]
+            text: str | None = None
+            if not isinstance(decision.rule, Debounce):
+                text = self._text(event, wait, busy)[:_CALLBACK_TEXT]
             await event.answer(text, cache_time=0 if busy else wait)
         elif isinstance(event, InlineQuery):
             await event.answer([], cache_time=1 if busy else wait, is_personal=True)
         elif isinstance(event, Message):
             text = self._text(event, wait, busy)
-            return await self._tell_once(event, text, decision, subject, limiter)
+            deadline = dispatch_state(data).get(DEADLINE)
+            return await self._tell_once(event, text, decision, subject, limiter, deadline)
         else:
             return False
         return True
 
     async def _tell_once(
-        self, event: Message, text: str, decision: Decision, subject: Subject, limiter: Limiter
+        self,
+        event: Message,
+        text: str,
+        decision: Decision,
+        subject: Subject,
+        limiter: Limiter,
+        deadline: Deadline | None,
     ) -> bool:
         """Send a notice in answer to a message, unless the user was already notified."""
         rule = self._once(event, decision, subject)
-        if rule is None:
+        if rule is None or limiter.is_banned(subject):
             return False
-        told = await limiter.hit(rule, subject, _notify=False)
+        told = await limiter.decider.hit(rules_of(rule), subject, deadline=deadline)
         # Without the storage it is unknown whether the user was already notified: stay silent.
         if not told.allowed or told.source not in ("redis", "memory"):
             return False
@@ -203,9 +218,10 @@ class Notices:
     def _text(self, event: CallbackQuery | InlineQuery | Message, seconds: int, busy: bool) -> str:
         language = ((event.from_user and event.from_user.language_code) or "").lower()
         texts = self._busy if busy else self._texts
-        text = texts.get(language) or texts.get(language.partition("-")[0])
-        if text is None:
-            language, text = next(iter(texts.items()))
+        found = texts.get(language) or texts.get(language.partition("-")[0])
+        if found is None:
+            language, found = next(iter(texts.items()))
+        text = str(found)  # a lazy text is translated here
         return text.format(seconds=seconds, wait=wait_text(seconds, _units(language, text)))
 
 
@@ -224,6 +240,8 @@ def busy_notice_rule(scope: Scope) -> Rule:
 def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:
     if isinstance(texts, str):
         check_notice(texts)
+        return {"": texts}
+    if isinstance(texts, LazyProxy):  # translated, and so checked, when it is sent
         return {"": texts}
     if not texts:
         raise ConfigError("the texts of a notice: expected at least one")

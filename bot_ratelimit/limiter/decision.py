@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from bot_ratelimit.algorithms.algorithms import Verdict
 from bot_ratelimit.errors import RateLimitError
@@ -12,7 +12,7 @@ from bot_ratelimit.rules.described import fields_described
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule
 
-Source = Literal["redis", "memory", "policy", "none"]
+Source: TypeAlias = str
 
 
 @fields_described

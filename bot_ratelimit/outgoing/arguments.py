@@ -25,7 +25,7 @@ MAX_WAIT: Final = 10.0
 _KINDS: Final = (Kind.MESSAGE, Kind.EDIT, Kind.DRAFT, Kind.METHOD)
 
 
-def limiter_of(client: Client | None, key_prefix: str, limiter: Limiter | None) -> Limiter:
+def limiter_of(client: Client | str | None, key_prefix: str, limiter: Limiter | None) -> Limiter:
     """The limiter that was given, or one for a Redis client, or one of this process.
 
     Raises:

@@ -61,9 +61,7 @@ class Floods:
         observer: Is told of each 429.
     """
 
-    def __init__(
-        self, permits: Permits, budgets: Budgets, observer: Observer | None = None
-    ) -> None:
+    def __init__(self, permits: Permits, budgets: Budgets, observer: Observer) -> None:
         self._permits = permits
         self._budgets = budgets
         self._observer = observer
@@ -103,9 +101,7 @@ class Floods:
         bot = pace.key.bot
         whole_bot = quiet and self._many_chats_refused(pace)
         self._log(request, pace, seconds, whole_bot)
-        if self._observer is not None:
-            scope = "bot" if whole_bot else _SCOPES[pace.key.kind]
-            self._observer.flood_waited(scope, seconds)
+        self._observer.flood_waited("bot" if whole_bot else _SCOPES[pace.key.kind], seconds)
         pace.block(asyncio.get_running_loop().time(), seconds)
         await self._permits.block(self._budgets.block(pace), pace.subject, seconds)
         if whole_bot:
@@ -114,7 +110,7 @@ class Floods:
 
     def report_unpaced(self, error: BaseException) -> None:
         """Report a 429 of a method that never waits to the observers; it blocks nothing."""
-        if self._observer is not None and (seconds := flood_wait(error)) is not None:
+        if (seconds := flood_wait(error)) is not None:
             self._observer.flood_waited("method", seconds)
 
     def _block_bot(self, bot: int, seconds: float) -> None:

@@ -81,7 +81,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         outgoing.setup(bot, dispatcher)
 
     Args:
-        redis_client: A `redis.asyncio` client. Without it, each process paces by itself.
+        redis_client: A `redis.asyncio` client, or a URL, such as `redis://host/0`. Without it,
+            each process paces by itself.
         key_prefix: The prefix of every key, `<prefix>:ratelimit:bot:<bot>:out:...`.
         limiter: Use this limiter with its storage and prefix instead of making one.
         per_chat: The limit of one chat; None for no limit.
@@ -113,7 +114,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
     def __init__(
         self,
-        redis_client: Client | None = None,
+        redis_client: Client | str | None = None,
         key_prefix: str = "bot",
         *,
         limiter: Limiter | None = None,
@@ -278,7 +279,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             except TelegramAPIError as error:
                 self._floods.report_unpaced(error)
                 raise
-        if self._observer is None:
+        if not self._observer.each:
             return await self._paced(make_request, bot, method)
         return await watched(self._observer, self._paced, make_request, bot, method)
 
@@ -317,7 +318,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         self._report_queued()
 
     def _report_queued(self) -> None:
-        if self._observer is not None:
+        if self._observer.each:
             self._observer.queued(max(0, self._under_way - self._delivery.paced_in_flight))
 
     async def open(self) -> None:
@@ -347,7 +348,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_MAX_NAMED))
             more = f" and {len(unsent) - _MAX_NAMED} more chats" if len(unsent) > _MAX_NAMED else ""
             log.warning("%d requests were not sent: %s%s", unsent.total(), told, more)
-        await self._permits.close()
+        self._permits.close()
         await self._delivery.wait_for_answers(timeout)
         if self._delivery.in_flight:
             log.warning("%d requests have no answer yet", self._delivery.in_flight)

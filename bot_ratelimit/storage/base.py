@@ -1,15 +1,23 @@
-"""The Storage protocol: what every storage promises."""
+"""Storage: what is asked of a storage, and what every storage promises."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from enum import Enum
 from functools import partial
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.storage.banlist import BanList
+from bot_ratelimit.storage.documents import Documents
+from bot_ratelimit.storage.leases import Leases
+from bot_ratelimit.storage.tallies import Tallies
+
+T = TypeVar("T")
 
 ONCE_MS = 60_000
 """How long hits with the same token share a verdict, in milliseconds."""
@@ -98,8 +106,11 @@ class ConnectionStatus(NamedTuple):
     """Why the last attempt to connect failed; empty if it succeeded."""
 
 
-class Storage(Protocol):
-    """Keeps counts and decides about hits on them. A custom storage implements this protocol.
+class Storage(ABC):
+    """Keeps counts and decides about hits on them. A custom storage derives from this class.
+
+    Only `ask` and `source` are needed. What else a storage can do, it says by overriding the other
+    methods; a feature that needs more than the storage has raises a ConfigError that names both.
 
     - **Atomic.** A hit is decided as if no other hit happened at the same time, on any instance.
       Either all its charges are made or none; shadow charges do not take part in that decision.
@@ -108,33 +119,109 @@ class Storage(Protocol):
     - **One clock.** Time is the storage's own, so that instances with different clocks agree.
     - **Everything expires.** What is kept expires with the limit it belongs to.
     - **Limits may change.** A limit that finds the count of another limit under its key continues
-      it, and makes no window longer than its own period. The count of another algorithm is ignored.
-    - **A shadow charge never fails a hit.** If its key cannot be read, its verdict is `Undecided`.
+      it, and makes no window longer than its own period.
 
     All methods raise StorageError if the storage is unreachable, too slow or cannot serve now, and
     ConfigError if it refuses until a setting is changed.
     """
 
-    @property
-    def source(self) -> Literal["redis", "memory"]:
-        """The name of this storage in `Decision.source`."""
-        ...
+    source: str
+    """The name of this storage in `Decision.source`, for example `"redis"`; `"memory"` is for
+    storages of one process."""
 
+    @abstractmethod
     def ask(self, ask: Ask, *, timeout: float) -> Awaitable[Sequence[Verdict]]:
         """Answer within `timeout` seconds: one verdict for each count, in the same order."""
-        ...
+
+    # -- the servers behind it --------------------------------------------------------------------
+
+    @property
+    def key_space(self) -> Hashable:
+        """Equal for storages that share their keys, such as two clients of one server."""
+        return id(self)
 
     def server(self, counts: Sequence[Count]) -> str:
         """Return the name of the server that decides about these counts, as in logs.
 
         Servers fail independently: each has its own circuit breaker.
         """
-        ...
+        return type(self).__name__
 
-    def open(self) -> None:
+    def status(self) -> Sequence[ConnectionStatus]:
+        """Return the state of the connections, one for each server; empty without connections."""
+        return ()
+
+    def observe(self, events: StorageEvents) -> None:  # noqa: B027 - optional
+        """Tell `events` of connections and batches, too, if there are any."""
+
+    def open(self) -> None:  # noqa: B027 - optional
         """Start to connect in the background; otherwise the first call does. Never raises."""
-        ...
 
-    async def close(self) -> None:
-        """Close what the storage itself opened. It may be called twice."""
-        ...
+    async def close(self) -> None:  # noqa: B027 - optional
+        """Close what the storage itself opened. It may be called twice, and used again."""
+
+    async def close_idle(self) -> None:  # noqa: B027 - optional
+        """Close as `close` does, unless requests are in progress."""
+
+    # -- what it keeps besides counts; None if it does not ----------------------------------------
+
+    def leases(self) -> Leases | None:
+        """Return the leases of slots; all limiters of this storage share them."""
+        return None
+
+    def bans(self, prefix: str) -> BanList | None:
+        """Return the list of bans of a key prefix; all limiters of this storage share it."""
+        return None
+
+    def documents(self) -> Documents | None:
+        """Return the documents of operators: live limits, history, audit."""
+        return None
+
+    def tallies(self, prefix: str) -> Tallies | None:
+        """Return the statistics of a key prefix."""
+        return None
+
+
+def leases_of(storage: Storage) -> Leases:
+    """Return the leases of a storage.
+
+    Raises:
+        ConfigError: It keeps none.
+    """
+    return _kept(storage, storage.leases(), "slots", "leases()")
+
+
+def bans_of(storage: Storage, prefix: str) -> BanList:
+    """Return the list of bans of a storage.
+
+    Raises:
+        ConfigError: It keeps none.
+    """
+    return _kept(storage, storage.bans(prefix), "bans", "bans()")
+
+
+def documents_of(storage: Storage) -> Documents:
+    """Return the documents of a storage.
+
+    Raises:
+        ConfigError: It keeps none.
+    """
+    return _kept(storage, storage.documents(), "live limits and administration", "documents()")
+
+
+def tallies_of(storage: Storage, prefix: str) -> Tallies:
+    """Return the statistics of a storage.
+
+    Raises:
+        ConfigError: It keeps none.
+    """
+    return _kept(storage, storage.tallies(prefix), "statistics", "tallies()")
+
+
+def _kept(storage: Storage, part: T | None, feature: str, method: str) -> T:
+    if part is None:
+        raise ConfigError(
+            f"storage is a {type(storage).__name__}, which does not support {feature}: use "
+            f"RedisStorage or MemoryStorage, or override {method} in the custom storage"
+        )
+    return part

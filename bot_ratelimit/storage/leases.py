@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
-from weakref import WeakKeyDictionary
-
-from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.storage.base import Storage
-from bot_ratelimit.storage.memory import MemoryStorage
-from bot_ratelimit.storage.redis.scripts import Executes, Script
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 Action: TypeAlias = Literal["acquire", "renew", "release"]
 
-_SCRIPT: Final = Script("leases")
 _SWEEP: Final = 10_000
 """The number of keys in memory above which expired leases are removed."""
 
@@ -66,23 +59,6 @@ class Leases(Protocol):
         ...
 
 
-class RedisLeases:
-    """Leases on a Redis server, by its clock."""
-
-    def __init__(self, server: Executes) -> None:
-        self._server = server
-
-    async def claim(
-        self, action: Action, claim: Claim, *, known: bool = False, timeout: float
-    ) -> Grant:
-        """See `Leases.claim`."""
-        lease_ms = round(claim.lease * 1_000)
-        arguments = (action, claim.token, claim.amount, lease_ms, int(known))
-        reply = await _SCRIPT.run(self._server, [claim.key], *arguments, timeout=timeout)
-        granted, remaining, wait_ms, data_lost = map(int, reply)
-        return Grant(granted == 1, remaining, wait_ms / 1_000, data_lost == 1)
-
-
 class MemoryLeases:
     """Leases in this process.
 
@@ -121,29 +97,3 @@ class MemoryLeases:
     def _sweep(self, now: float) -> None:
         if len(self._held) > _SWEEP:
             self._held = {key: held for key in self._held if (held := self._valid(key, now))}
-
-
-_in_memory: Final[WeakKeyDictionary[MemoryStorage, MemoryLeases]] = WeakKeyDictionary()
-
-
-def leases_of(storage: Storage) -> Leases:
-    """Return the leases that belong to a storage; all its limiters share them.
-
-    Raises:
-        ConfigError: A custom storage has neither `execute` nor `leases`.
-    """
-    if isinstance(storage, MemoryStorage):
-        leases = _in_memory.get(storage)
-        if leases is None:
-            leases = _in_memory[storage] = MemoryLeases(storage._clock)
-        return leases
-    custom: Any = storage
-    if hasattr(custom, "leases"):
-        found: Leases = custom.leases()
-        return found
-    if hasattr(custom, "execute"):
-        return RedisLeases(custom)
-    raise ConfigError(
-        f"slots need RedisStorage or MemoryStorage; a custom storage ({type(storage).__name__}) "
-        "needs a method leases() that returns Leases"
-    )

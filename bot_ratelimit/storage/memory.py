@@ -11,11 +11,15 @@ from cachetools import TTLCache
 from bot_ratelimit.algorithms.adjustments import CHARGES, REFUNDS
 from bot_ratelimit.algorithms.algorithms import ALGORITHMS, Step, Verdict, penalty
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op
+from bot_ratelimit.storage.banlist import MemoryBanList
+from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op, Storage
+from bot_ratelimit.storage.documents import Goes, MemoryDocuments
+from bot_ratelimit.storage.leases import MemoryLeases
 from bot_ratelimit.storage.state_cache import Entry, Retention, StateCache
+from bot_ratelimit.storage.tallies import MemoryTallies
 
 
-class MemoryStorage:
+class MemoryStorage(Storage):
     """Keeps counts in this process, in `cachetools` caches.
 
     ::
@@ -46,6 +50,10 @@ class MemoryStorage:
         self._once: TTLCache[str, Any] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
         self._resets: TTLCache[str, int] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
         self._reset_count = 0
+        self._leases = MemoryLeases(clock)
+        self._documents = MemoryDocuments(self._forget)
+        self._bans: dict[str, MemoryBanList] = {}
+        self._tallies: dict[str, MemoryTallies] = {}
 
     async def ask(self, ask: Ask, *, timeout: float) -> list[Verdict]:
         """Answer; see `Storage.ask`. It never waits, so it never times out."""
@@ -103,14 +111,35 @@ class MemoryStorage:
         """This process; see `Storage.server`."""
         return "memory"
 
-    def open(self) -> None:
-        """Do nothing: there is nothing to open; see `Storage.open`."""
-
     async def close(self) -> None:
-        """Forget everything."""
+        """Forget all counts."""
         self._states.clear()
         self._once.clear()
         self._resets.clear()
+
+    def leases(self) -> MemoryLeases:
+        """See `Storage.leases`."""
+        return self._leases
+
+    def bans(self, prefix: str) -> MemoryBanList:
+        """See `Storage.bans`."""
+        return self._bans.setdefault(prefix, MemoryBanList(self._clock))
+
+    def documents(self) -> MemoryDocuments:
+        """See `Storage.documents`."""
+        return self._documents
+
+    def tallies(self, prefix: str) -> MemoryTallies:
+        """See `Storage.tallies`."""
+        return self._tallies.setdefault(prefix, MemoryTallies())
+
+    def _forget(self, goes: Goes) -> int:
+        doomed = [key for key in self._states if goes(key)]
+        for key in doomed:
+            self._states.pop(key)
+        for key in [key for key in self._once if goes(key)]:
+            self._once.pop(key, None)
+        return len(doomed)
 
     def _decide(self, charges: Sequence[Count], now: int) -> list[Verdict]:
         if len(charges) == 1 and charges[0].penalty is None:  # nearly always

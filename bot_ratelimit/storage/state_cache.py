@@ -147,6 +147,10 @@ class StateCache:
         entry = self._index.pop(key, None)
         return None if entry is None else entry.cache.pop(key, None)
 
+    def __iter__(self) -> Iterator[str]:
+        """All keys."""
+        return iter(self._index)
+
     def clear(self) -> None:
         """Remove all entries."""
         for cache in self._all_caches():

@@ -16,7 +16,8 @@ from bot_ratelimit import Limiter, MemoryStorage, Penalty, RateLimitMiddleware, 
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.config.overrides import Overrides, applied
 from bot_ratelimit.rules.rule import rules_of
-from bot_ratelimit.storage.documents import LIFETIME, documents_of
+from bot_ratelimit.storage.base import documents_of
+from bot_ratelimit.storage.documents import LIFETIME
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import Bench, movable
 from tests.incoming.support import Instance, message
@@ -103,10 +104,19 @@ async def test_every_key_has_a_ttl(bench: Bench, stopping: list[Live]) -> None:
         (b"nonsense", "is not JSON"),
         (b"[]", "is not a JSON object"),
         (TIGHT.to_json().replace(b'"format": 1', b'"format": 2'), "has format 2"),
-        (TIGHT.to_json().replace(b"2/h", b"2 an hour"), "the live document: '2 an hour'"),
-        (TIGHT.to_json().replace(b'"limit"', b'"limits"'), "limits='2/h' is invalid"),
-        (TIGHT.to_json().replace(b'"version": 3', b'"version": "3"'), "has the wrong type"),
-        (b'{"format": 1}', "lacks a field"),
+        (
+            TIGHT.to_json().replace(b"2/h", b"2 an hour"),
+            "the live document: the change of 'user': '2 an hour'",
+        ),
+        (
+            TIGHT.to_json().replace(b'"limit"', b'"limits"'),
+            "limits is unknown; expected limit, shadow, off",
+        ),
+        (
+            TIGHT.to_json().replace(b'"version": 3', b'"version": "3"'),
+            "version='3': expected a whole number",
+        ),
+        (b'{"format": 1}', "version is missing"),
     ],
 )
 async def test_a_bad_document_changes_nothing(
@@ -368,8 +378,13 @@ async def test_instances_report_their_version_until_shutdown(bench: Bench) -> No
 
 def test_a_storage_without_documents_is_an_error() -> None:
     """`live=True` on such a storage is a ConfigError that says so."""
-    with pytest.raises(ValueError, match="FlakyStorage, which keeps no documents"):
-        RateLimitMiddleware("5/h", limiter=Limiter(FlakyStorage()), live=True)
+
+    class OnlyCounts(FlakyStorage):
+        def documents(self) -> None:
+            return None
+
+    with pytest.raises(ValueError, match="OnlyCounts, which does not support live limits"):
+        RateLimitMiddleware("5/h", limiter=Limiter(OnlyCounts()), live=True)
 
 
 async def test_without_live_nothing_is_read(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

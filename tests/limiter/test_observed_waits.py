@@ -7,7 +7,7 @@ import asyncio
 from bot_ratelimit import Concurrency, Limiter, MemoryStorage, Rule, Subject
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.config.overrides import Overrides
-from bot_ratelimit.storage.documents import documents_of
+from bot_ratelimit.storage.base import documents_of
 from tests.recorder import Recorder
 
 ANNA = Subject(user=42)

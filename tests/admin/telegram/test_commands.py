@@ -12,8 +12,7 @@ import redis.asyncio as aioredis
 
 from bot_ratelimit import MemoryStorage, Penalty, RedisStorage, Rule, Scope, Subject
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.storage.base import Storage
-from bot_ratelimit.storage.documents import documents_of
+from bot_ratelimit.storage.base import Storage, documents_of
 from tests.admin.telegram.operators import ANNA, BORIS, GROUP, OperatedBot, operated_bot_on
 from tests.incoming.support import message, user
 from tests.servers import Server

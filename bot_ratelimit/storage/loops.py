@@ -1,0 +1,138 @@
+"""Helpers for what happens once in a while, in the background, or once for each event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import Final, Generic, TypeVar
+from weakref import WeakMethod
+
+from cachetools import TTLCache
+
+LOG_EVERY: Final = 60.0
+"""The same line is logged once in this many seconds, not for every update."""
+
+T = TypeVar("T")
+
+
+class Seldom:
+    """Says whether something may be logged now, because it was not logged for a while.
+
+    ::
+
+        if self._seldom(f"lost {key}"):
+            log.warning(...)
+
+    Args:
+        every: Seconds between two lines about the same.
+        clock: Seconds from any starting point.
+    """
+
+    def __init__(
+        self, every: float = LOG_EVERY, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._logged: TTLCache[str, bool] = TTLCache(64, every, timer=clock)
+
+    def __call__(self, what: str = "") -> bool:
+        """Return True once in a while for each of these texts."""
+        if what in self._logged:
+            return False
+        self._logged[what] = True
+        return True
+
+    def forget(self) -> None:
+        """Start again: everything may be logged at once."""
+        self._logged.clear()
+
+
+class PerLoop(Generic[T]):
+    """A value that belongs to an event loop: another `asyncio.run()` gets another one.
+
+    Args:
+        make: Makes the value.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def get(self) -> T:
+        """Return the value of the running loop."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._value = loop, self._make()
+        return self._value
+
+
+class Ticker:
+    """Calls a method in the background, again and again, until it returns False.
+
+    It ends with its event loop, and when the owner of the method is gone. `start` begins again.
+
+    Args:
+        work: A bound async method. It returns whether to go on.
+        every: Seconds between two calls, and before the first.
+        jitter: By which share of it each pause may be longer or shorter, so that instances which
+            were started together do not ask together.
+        ended: A bound method that is called when the ticking ends in any way.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[], Awaitable[bool]],
+        every: float,
+        *,
+        jitter: float = 0.0,
+        ended: Callable[[], None] | None = None,
+    ) -> None:
+        self._work = WeakMethod(work)
+        self._ended = None if ended is None else WeakMethod(ended)
+        self._every, self._jitter = every, jitter
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, *, at_once: bool = False) -> None:
+        """Begin in the running loop, unless it ticks there already.
+
+        Args:
+            at_once: Whether the first call comes now.
+        """
+        loop = asyncio.get_running_loop()
+        if self._task is None or self._loop is not loop:
+            self._loop = loop
+            work = _run(self._work, self._pause, at_once)
+            self._task = loop.create_task(work, context=Context())
+            # A callback, because a task that is cancelled before it has begun runs no code.
+            self._task.add_done_callback(self._done, context=Context())
+
+    async def stop(self) -> bool:
+        """End, and wait until a call in progress has ended; return whether it was ticking."""
+        task, self._task = self._task, None
+        if task is None or self._loop is not asyncio.get_running_loop():
+            return False
+        task.cancel()
+        await asyncio.wait([task])
+        return True
+
+    def _pause(self) -> float:
+        return self._every * random.uniform(1 - self._jitter, 1 + self._jitter)  # noqa: S311 - no secret
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if task is self._task or self._task is None:
+            self._task = None
+            ended = None if self._ended is None else self._ended()
+            if ended is not None:
+                ended()
+
+
+async def _run(
+    work: WeakMethod[Callable[[], Awaitable[bool]]], pause: Callable[[], float], at_once: bool
+) -> None:
+    if not at_once:
+        await asyncio.sleep(pause())
+    while (call := work()) is not None and await call():
+        del call  # so that the owner may go while this sleeps
+        await asyncio.sleep(pause())

@@ -1,0 +1,141 @@
+"""RedisDocuments: documents on a Redis server."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.storage.documents import LIFETIME
+from bot_ratelimit.storage.redis.scripts import Executes
+
+_LIFETIME: Final = b"%d" % LIFETIME
+_SLICE: Final = b"500"
+
+_SWAP: Final = b"""
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
+"""
+_PUSH: Final = b"""
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return redis.call('LLEN', KEYS[1])
+"""
+_ALL: Final = b"1000000"
+# A field is `<Unix time> <value>`. Fields that were not renewed within the TTL are deleted.
+_REPORT: Final = b"""
+local now = redis.call('TIME')
+redis.call('HSET', KEYS[1], ARGV[1], now[1] .. ' ' .. ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  local at = tonumber(string.match(all[i + 1], '^%d+')) or 0
+  if at + ARGV[3] < tonumber(now[1]) then redis.call('HDEL', KEYS[1], all[i]) end
+end
+return now
+"""
+
+
+class RedisDocuments:
+    """Documents on a Redis server; see `Documents`.
+
+    Args:
+        server: Runs the commands.
+        is_cluster: Whether the keys may be on several nodes.
+        timeout: Seconds for each command.
+    """
+
+    def __init__(self, server: Executes, is_cluster: bool, timeout: float = 2.0) -> None:
+        self._server = server
+        self._is_cluster = is_cluster
+        self._timeout = timeout
+
+    async def read(self, key: str) -> bytes | None:
+        """See `Documents.read`."""
+        value: bytes | None = await self._run(key, b"GETEX", key.encode(), b"EX", _LIFETIME)
+        return value
+
+    async def swap(self, key: str, expected: bytes | None, value: bytes) -> bool:
+        """See `Documents.swap`."""
+        return bool(await self._script(_SWAP, key, expected or b"", value, _LIFETIME))
+
+    async def put(self, key: str, value: bytes, seconds: int) -> None:
+        """See `Documents.put`."""
+        await self._run(key, b"SET", key.encode(), value, b"EX", b"%d" % seconds)
+
+    async def find(self, key: str) -> bytes | None:
+        """See `Documents.find`."""
+        value: bytes | None = await self._run(key, b"GET", key.encode())
+        return value
+
+    async def take(self, key: str) -> bytes | None:
+        """See `Documents.take`."""
+        value: bytes | None = await self._run(key, b"GETDEL", key.encode())
+        return value
+
+    async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
+        """See `Documents.push`."""
+        return int(await self._script(_PUSH, key, value, b"%d" % keep, b"%d" % seconds))
+
+    async def take_list(self, key: str) -> list[bytes]:
+        """See `Documents.take_list`."""
+        return list(await self._run(key, b"LPOP", key.encode(), _ALL) or ())
+
+    async def listed(self, key: str) -> list[bytes]:
+        """See `Documents.listed`."""
+        return list(await self._run(key, b"LRANGE", key.encode(), b"0", b"-1"))
+
+    async def report(self, key: str, field: str, value: bytes, seconds: int) -> float:
+        """See `Documents.report`."""
+        now = await self._script(_REPORT, key, field.encode(), value, b"%d" % seconds)
+        return _seconds(now)
+
+    async def reports(self, key: str) -> dict[str, bytes]:
+        """See `Documents.reports`."""
+        found = await self._run(key, b"HGETALL", key.encode())
+        if not isinstance(found, dict):  # RESP2
+            found = dict(zip(found[::2], found[1::2], strict=True))
+        return {
+            field.decode(errors="replace"): value.partition(b" ")[2]
+            for field, value in found.items()
+        }
+
+    async def forget(self, key: str, field: str) -> None:
+        """See `Documents.forget`."""
+        await self._run(key, b"HDEL", key.encode(), field.encode())
+
+    async def now(self) -> float:
+        """See `Documents.now`."""
+        return _seconds(await self._run("", b"TIME"))
+
+    async def clear(self, prefix: str, keep: Collection[str]) -> int:
+        """See `Documents.clear`."""
+        if self._is_cluster and "{" not in prefix:
+            raise ConfigError(
+                f"{prefix!r}: the keys are on several nodes of a Redis Cluster, which "
+                "have to be cleared one by one; a prefix with a hash tag, '{my_bot}', is on one"
+            )
+        kept = {key.encode() for key in keep}
+        begins = tuple(key for key in kept if key.endswith(b":"))
+        cursor, deleted = b"0", 0
+        while True:
+            scan = (b"SCAN", cursor, b"MATCH", prefix.encode() + b"*", b"COUNT", _SLICE)
+            cursor, keys = await self._run(prefix, *scan)
+            doomed = [key for key in keys if key not in kept and not key.startswith(begins)]
+            if doomed:
+                deleted += await self._run(prefix, b"UNLINK", *doomed)
+            if int(cursor) == 0:
+                return deleted
+
+    async def _script(self, script: bytes, key: str, *arguments: bytes) -> Any:
+        return await self._run(key, b"EVAL", script, b"1", key.encode(), *arguments)
+
+    async def _run(self, key: str, *command: bytes) -> Any:
+        return await self._server.execute(command, key=key, timeout=self._timeout)
+
+
+def _seconds(reply: Any) -> float:
+    seconds, microseconds = reply
+    return int(seconds) + int(microseconds) / 1e6

@@ -1,0 +1,27 @@
+"""RedisLeases: leases on a Redis server, by its clock."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bot_ratelimit.storage.leases import Action, Claim, Grant
+from bot_ratelimit.storage.redis.scripts import Executes, Script
+
+_SCRIPT: Final = Script("leases")
+
+
+class RedisLeases:
+    """Leases on a Redis server, by its clock."""
+
+    def __init__(self, server: Executes) -> None:
+        self._server = server
+
+    async def claim(
+        self, action: Action, claim: Claim, *, known: bool = False, timeout: float
+    ) -> Grant:
+        """See `Leases.claim`."""
+        lease_ms = round(claim.lease * 1_000)
+        arguments = (action, claim.token, claim.amount, lease_ms, int(known))
+        reply = await _SCRIPT.run(self._server, [claim.key], *arguments, timeout=timeout)
+        granted, remaining, wait_ms, data_lost = map(int, reply)
+        return Grant(granted == 1, remaining, wait_ms / 1_000, data_lost == 1)

@@ -1,0 +1,94 @@
+"""RedisTallies: statistics on a Redis server.
+
+==========================================  =======================================================
+`<prefix>:ratelimit:stats:{<hour>}`          a hash: `<outcome> <rule>` to a number, and for each
+                                             process the number of its last write that is included
+`<prefix>:ratelimit:stats:{<hour>}:refused`  a sorted set: users by how often they were refused
+==========================================  =======================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from bot_ratelimit.storage.redis.encoding import encode_key
+from bot_ratelimit.storage.redis.scripts import Executes
+from bot_ratelimit.storage.tallies import KEPT_HOURS, MAX_USERS, Tally
+
+TTL: Final = (KEPT_HOURS + 1) * 3_600
+
+# A write whose answer was lost is sent again and must not count twice. So each process numbers its
+# writes, and the hash stores the last number. ARGV: process, number, TTL, users to keep, number of
+# counts, then pairs of field and count, then pairs of user and refusals.
+_ADD: Final = b"""\
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return 0 end
+local last = 5 + 2 * ARGV[5]
+for i = 6, last, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+if #ARGV > last then
+  for i = last + 1, #ARGV, 2 do redis.call('ZINCRBY', KEYS[2], ARGV[i + 1], ARGV[i]) end
+  redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -ARGV[4] - 1)
+  redis.call('EXPIRE', KEYS[2], ARGV[3])
+end
+return 1
+"""
+# Scripts, because their replies are flat lists with every protocol version.
+_COUNTS: Final = b"return redis.call('HGETALL', KEYS[1])"
+_REFUSED: Final = b"return redis.call('ZREVRANGE', KEYS[1], 0, -1, 'WITHSCORES')"
+_REFUSED_OF: Final = b"""\
+local count = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if count then return count end
+return redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[2]) and '0' or nil
+"""
+
+
+class RedisTallies:
+    """Tallies of all processes; see `Tallies`."""
+
+    def __init__(self, server: Executes, prefix: str) -> None:
+        self._server = server
+        self._prefix = prefix
+
+    async def add(self, tally: Tally, writer: str, number: int, *, timeout: float) -> None:
+        """See `Tallies.add`."""
+        counts = [part for pair in tally.counts.items() for part in pair]
+        users = [part for pair in tally.refused.items() for part in pair]
+        arguments = [f"#{writer}", number, TTL, MAX_USERS, len(counts) // 2, *counts, *users]
+        key = self._key(tally.hour)
+        await self._run(_ADD, [key, f"{key}:refused"], *arguments, timeout=timeout)
+
+    async def counts(self, hour: int, *, timeout: float) -> Mapping[str, int]:
+        """See `Tallies.counts`."""
+        found = _pairs(await self._run(_COUNTS, [self._key(hour)], timeout=timeout))
+        return {field: count for field, count in found.items() if not field.startswith("#")}
+
+    async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
+        """See `Tallies.refused`."""
+        found = await self._run(_REFUSED, [f"{self._key(hour)}:refused"], timeout=timeout)
+        return {int(user): count for user, count in _pairs(found).items()}
+
+    async def refused_of(self, user: int, hour: int, *, timeout: float) -> int | None:
+        """See `Tallies.refused_of`."""
+        key = f"{self._key(hour)}:refused"
+        found = await self._run(_REFUSED_OF, [key], user, MAX_USERS, timeout=timeout)
+        return None if found is None else int(float(found))
+
+    def _key(self, hour: int) -> str:
+        return f"{self._prefix}:ratelimit:stats:{{{hour}}}"
+
+    async def _run(
+        self, script: bytes, keys: list[str], *arguments: str | int, timeout: float
+    ) -> Any:
+        parts = (len(keys), *keys, *arguments)
+        command = (b"EVAL", script, *(encode_key(str(part)) for part in parts))
+        return await self._server.execute(command, key=keys[0], timeout=timeout)
+
+
+def _pairs(reply: list[Any]) -> dict[str, int]:
+    texts = [
+        each.decode("utf-8", "surrogatepass") if isinstance(each, bytes) else str(each)
+        for each in reply
+    ]
+    return {name: int(float(count)) for name, count in zip(texts[::2], texts[1::2], strict=True)}
