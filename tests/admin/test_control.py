@@ -27,8 +27,8 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
-from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin import sheets
+from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.cli import terminal
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.wording import ENGLISH
@@ -125,7 +125,7 @@ async def test_a_refused_user_is_forgiven_and_gets_through(bot: OperatedBot) -> 
 
 
 async def test_a_test_call_says_what_would_be_decided(bot: OperatedBot) -> None:
-    """It is allowed with what is left, refused with the wait, or free: exempt, or all limits off."""
+    """Allowed with what is left, refused with the wait, or free: exempt, or all limits off."""
     decision = (await bot.control.try_(ANNA)).decision
     assert decision is not None
     assert (decision.allowed, decision.remaining) == (True, 3)

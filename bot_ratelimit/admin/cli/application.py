@@ -15,7 +15,7 @@ from bot_ratelimit.admin.cli import terminal, upkeep
 from bot_ratelimit.admin.cli.session import DEGRADED, NO, fail, run
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.fields import Positional, kind_of
-from bot_ratelimit.admin.operations import OPERATIONS, Operation, obeyed
+from bot_ratelimit.admin.operations import OPERATIONS, Obeyed, Operation, obeyed
 from bot_ratelimit.admin.questions import Question
 from bot_ratelimit.admin.wording import ENGLISH
 from bot_ratelimit.config.overrides import Overrides
@@ -77,7 +77,8 @@ def _command(operation: Operation) -> Callable[..., None]:
                 sent = sent.model_copy(update={"if_version": question.version})
         found = run(lambda control: _done(operation, control, sent))
         if json:
-            terminal.print_json(operation.value(found))
+            value = found.to_json() if isinstance(found, Obeyed) else operation.value(found)
+            terminal.print_json(value)
         else:
             terminal.say(terminal.laid_out(operation.show(ENGLISH, found)))
         _end(operation, found)
