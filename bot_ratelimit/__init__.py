@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         StorageError,
     )
     from bot_ratelimit.incoming.bound_decision import BoundDecision
+    from bot_ratelimit.incoming.collect import Collect
+    from bot_ratelimit.incoming.debounce import Debounce
     from bot_ratelimit.incoming.events import NEVER_REFUSED
     from bot_ratelimit.incoming.inflight import InFlight
     from bot_ratelimit.incoming.middleware import RateLimitMiddleware
@@ -44,8 +46,10 @@ __all__ = [
     "Algorithm",
     "Ban",
     "BoundDecision",
+    "Collect",
     "Concurrency",
     "ConfigError",
+    "Debounce",
     "Decision",
     "InFlight",
     "Limit",
@@ -79,6 +83,8 @@ _MODULES: Final = {
     "SendQueueFullError": "bot_ratelimit.errors",
     "StorageError": "bot_ratelimit.errors",
     "BoundDecision": "bot_ratelimit.incoming.bound_decision",
+    "Collect": "bot_ratelimit.incoming.collect",
+    "Debounce": "bot_ratelimit.incoming.debounce",
     "NEVER_REFUSED": "bot_ratelimit.incoming.events",
     "InFlight": "bot_ratelimit.incoming.inflight",
     "RateLimitMiddleware": "bot_ratelimit.incoming.middleware",

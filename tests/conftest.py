@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from prometheus_client import REGISTRY
 
 from bot_ratelimit import MemoryStorage, RedisStorage
+from bot_ratelimit.config.environment import warn_once
 from bot_ratelimit.testing import Clock
 
 from .benches import Bench, real_time
@@ -135,6 +136,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
     for name in [name for name in os.environ if name.upper().startswith(("REDIS_", "RATE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+    warn_once.cache_clear()
     return monkeypatch
 
 

@@ -14,6 +14,9 @@ NOBODY: Final = frozenset({136817688, 1087968824, 777000})
 from a linked channel. Many senders share them, so they are never counted."""
 
 
+_LONGEST_ID: Final = 20  # characters
+
+
 def check_id(value: object, name: str = "") -> int:
     """The id, if it can be that of one user or chat: otherwise a typo would be obeyed unnoticed.
 
@@ -28,7 +31,7 @@ def check_id(value: object, name: str = "") -> int:
     is_number = isinstance(value, int) and not isinstance(value, bool)
     if not is_number or not 0 < abs(value) <= LARGEST_ID:  # type: ignore[arg-type]  # see is_number
         raise ConfigError(
-            f"{told}{value!r:.50} is not the id of a user or a chat, such as 42 or -100123"
+            f"{told}{hidden(value)} is not the id of a user or a chat, such as 42 or -100123"
         )
     if value in NOBODY:
         raise ConfigError(
@@ -36,3 +39,9 @@ def check_id(value: object, name: str = "") -> int:
             "forwards share: use the id of one user or chat"
         )
     return value  # type: ignore[return-value]  # see is_number
+
+
+def hidden(value: object) -> str:
+    """The value for an error, unless it may be a token that came among the ids."""
+    text = repr(value)
+    return "a value that may be a token" if ":" in text or len(text) > _LONGEST_ID else text

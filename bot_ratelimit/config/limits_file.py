@@ -23,24 +23,53 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import Any, Final, TypeAlias
 
-from bot_ratelimit.config.ids import check_id
+from bot_ratelimit.config.ids import check_id, hidden
+from bot_ratelimit.config.tables import (
+    NamedLimit,
+    OutgoingTable,
+    RuleTable,
+    checked,
+    penalty_of,
+    scope_named,
+    shown,
+)
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, Scope, check_name, rules_of
+from bot_ratelimit.rules.rule import Rules, check_name, rules_of
+
+__all__ = [
+    "LimitsFile",
+    "NamedLimits",
+    "check_language",
+    "check_notice",
+    "named_limits",
+    "penalty_of",
+    "read_limits_file",
+    "scope_named",
+]
 
 NamedLimits: TypeAlias = Mapping[str, Mapping[str, Any]]
 """The settings of each named limit: `limit`, and if given `scope`, `cost` and `shadow`."""
 
-_FIELDS: Final = ("limit", "scope", "cost", "shadow")
-_OUTGOING_LIMITS: Final = ("per_chat", "per_group", "broadcast")
+MAX_FILE: Final = 1_000_000
+"""How many bytes a limits file may have."""
+MAX_NAMES: Final = 1_000
+"""How many named limits and languages there may be."""
+MAX_NOTICE: Final = 4_096
+"""How many characters a notice may have; Telegram takes no more in a message."""
+MAX_ERROR: Final = 500
+"""How many characters of an error are shown; it may repeat a long value."""
+
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+_FIRST: Final = ("rate_limit", "exempt")  # of no table, so TOML wants them above the first one
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +94,20 @@ def read_limits_file(path: str | Path) -> LimitsFile:
             the file, the line or table, the value and the fix.
     """
     try:
+        with Path(path).open("rb") as file:
+            found = file.read(MAX_FILE + 1)
+        if len(found) > MAX_FILE:
+            raise ConfigError(f"{path}: larger than {MAX_FILE:,} bytes: is it the right file?")
         # Some editors begin a file with a byte order mark.
-        content = tomllib.loads(Path(path).read_text("utf-8").removeprefix("\ufeff"))
+        content = tomllib.loads(found.decode().removeprefix("\ufeff"))
     except OSError as error:
         wrong = f"cannot be read: {error.strerror}; check the path and its permissions"
     except UnicodeDecodeError as error:
         wrong = f"not UTF-8 (at byte {error.start}): save it as UTF-8"
     except tomllib.TOMLDecodeError as error:
         wrong = f"not TOML: {error}; a text needs quotes, for example ai = '5/minute'"
+    except RecursionError:
+        wrong = "nested too deeply: no part of a limits file has more than two levels"
     else:
         return _read(str(path), content)
     raise ConfigError(f"{path}: {wrong}")
@@ -86,11 +121,14 @@ def named_limits(limits: Mapping[str, Any]) -> NamedLimits:
     """
     if not isinstance(limits, Mapping):
         raise ConfigError(f"named_limits={limits!r}: expected limits by name, {{'ai': '5/minute'}}")
+    if len(limits) > MAX_NAMES:
+        raise ConfigError(f"[limits] has {len(limits):,} names: expected at most {MAX_NAMES:,}")
     found = {}
     for name, value in limits.items():
         try:
             check_name(name)
-            found[name] = _named_limit(value)
+            table = value if isinstance(value, Mapping) else {"limit": value}
+            found[name] = checked(NamedLimit, table).given()
         except ConfigError as error:
             raise ConfigError(f"[limits] {name}: {error}") from None
     return found
@@ -99,12 +137,12 @@ def named_limits(limits: Mapping[str, Any]) -> NamedLimits:
 def check_notice(text: object) -> None:
     """Raise ConfigError unless this is a valid text of a notice."""
     try:
-        ok = isinstance(text, str) and bool(text.format(seconds=1, wait="1 s").strip())
+        ok = isinstance(text, str) and len(text) <= MAX_NOTICE and _is_filled(text)
     except (LookupError, ValueError, AttributeError, TypeError):
         ok = False
     if not ok:
         raise ConfigError(
-            f"the text of a notice {text!r}: expected a text with no placeholder but {{wait}} "
+            f"the text of a notice {shown(text)}: expected a text with no placeholder but {{wait}} "
             "and {seconds}, for example 'Try again in {wait}.'"
         )
 
@@ -113,22 +151,16 @@ def check_language(language: object) -> None:
     """Raise ConfigError unless Telegram could send this as the language of a user."""
     if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
         raise ConfigError(
-            f"the language of a notice {language!r}: expected a code as Telegram sends it, "
+            f"the language of a notice {shown(language)}: expected a code as Telegram sends it, "
             "for example 'en' or 'pt-br'"
         )
 
 
-def scope_named(value: object) -> Scope:
-    """Return the scope with this name.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    try:
-        return Scope(value)
-    except ValueError:
-        scopes = ", ".join(scope.value for scope in Scope)
-        raise ConfigError(f"scope={value!r}: expected one of {scopes}") from None
+def _is_filled(text: str) -> bool:
+    # A format such as {wait:999999999} would fill the memory.
+    if any(len(spec or "") > 4 for _, _, spec, _ in Formatter().parse(text)):
+        return False
+    return bool(text.format(seconds=1, wait="1 s").strip())
 
 
 def _read(path: str, content: dict[str, Any]) -> LimitsFile:
@@ -146,77 +178,57 @@ def _read(path: str, content: dict[str, Any]) -> LimitsFile:
         try:
             if name not in readers:
                 raise ConfigError(f"unknown; expected one of {', '.join(readers)}")
+            _check_place(value)
             part, read = readers[name]
             if part in found:
                 raise ConfigError("rate_limit and [[rules]] are both given: keep one of them")
             found[part] = read(value)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {_place(name, value)}{error}") from None
+            wrong = textwrap.shorten(str(error), MAX_ERROR, placeholder=" …")
+            raise ConfigError(f"{path}: {_place(name, value)}{wrong}") from None
     return LimitsFile(path, **found)
 
 
+def _check_place(value: object) -> None:
+    """Raise ConfigError if a table contains what belongs to no table: TOML ends one with the next.
+
+    Otherwise `exempt = 42` below `[limits]` would be a limit with this name.
+    """
+    for table in value if isinstance(value, list) else [value]:
+        for name in _FIRST:
+            if isinstance(table, dict) and name in table:
+                raise ConfigError(f"{name}: write it above the first table of the file")
+
+
 def _place(name: str, value: object) -> str:
-    if name == "limits" and isinstance(value, dict):
+    if name == "limits" and isinstance(value, dict) and not any(each in value for each in _FIRST):
         return ""  # the reader of this table names the limit too
     if isinstance(value, dict):
         return f"[{name}] "
     is_tables = isinstance(value, list) and any(isinstance(each, dict) for each in value)
-    return f"[[{name}]] " if is_tables else f"{name}: "
+    return f"[[{name}]] " if is_tables else f"{shown(name)[1:-1]}: "
 
 
 def _rules(value: object) -> Rules:
-    return rules_of([_rule(each) for each in _tables(value)])
-
-
-def _rule(table: Mapping[str, Any]) -> Rule:
-    fields = _checked_fields(table, (*_FIELDS, "name"))
-    if "limit" not in fields:
-        raise ConfigError("limit is missing, for example limit = '20/minute'")
-    if "scope" in fields:
-        fields["scope"] = scope_named(fields["scope"])
-    return Rule(**fields)
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise ConfigError(f"{shown(value)}: expected tables, each under [[rules]] on its own line")
+    return rules_of([checked(RuleTable, each).rule() for each in value])
 
 
 def _limits(value: object) -> NamedLimits:
     return named_limits(_table(value))
 
 
-def _named_limit(value: Any) -> Mapping[str, Any]:
-    fields = _checked_fields(value, _FIELDS) if isinstance(value, Mapping) else {"limit": value}
-    if "limit" not in fields:
-        raise ConfigError("limit is missing, for example limit = '5/minute'")
-    if "scope" in fields and not isinstance(fields["scope"], Scope):
-        fields["scope"] = scope_named(fields["scope"])
-    for rule in rules_of(fields["limit"]):
-        Rule(rule.limit, **{name: fields[name] for name in fields if name in ("cost", "shadow")})
-    return fields
-
-
-def penalty_of(value: object) -> Penalty:
-    """Make a penalty of a table with `after`, `ban`, and optionally `grows`, `longest` and `scope`.
-
-    Raises:
-        ConfigError: One of them is missing, unknown or invalid.
-    """
-    fields = _checked_fields(_table(value), ("after", "ban", "grows", "longest", "scope"))
-    for name, example in (("after", "10/minute"), ("ban", "15m")):
-        if name not in fields:
-            raise ConfigError(f"{name} is missing, for example {name} = '{example}'")
-    if not isinstance(fields.get("grows", False), bool):
-        raise ConfigError(f"grows={fields['grows']!r}: expected true or false")
-    if "scope" in fields:
-        fields["scope"] = scope_named(fields["scope"])
-    return Penalty(fields.pop("after"), fields.pop("ban"), **fields)
-
-
 def _exempt(value: object) -> frozenset[int]:
     if not isinstance(value, list):
-        raise ConfigError(f"{value!r}: expected a list of ids, for example [42, -100123]")
+        raise ConfigError(f"{hidden(value)}: expected a list of ids, for example [42, -100123]")
     return frozenset(map(check_id, value))
 
 
 def _notices(value: object) -> dict[str, str]:
     texts = dict(_table(value))
+    if len(texts) > MAX_NAMES:
+        raise ConfigError(f"{len(texts):,} languages: expected at most {MAX_NAMES:,}")
     for language, text in texts.items():
         check_language(language)
         try:
@@ -227,34 +239,10 @@ def _notices(value: object) -> dict[str, str]:
 
 
 def _outgoing(value: object) -> dict[str, Any]:
-    fields = _checked_fields(_table(value), (*_OUTGOING_LIMITS, "max_wait", "retries"))
-    for name, each in fields.items():
-        if name in _OUTGOING_LIMITS:
-            try:
-                Limit.of(each)
-            except ConfigError as error:
-                raise ConfigError(f"{name}: {error}") from None
-        elif isinstance(each, bool) or not isinstance(each, (int, float)) or not 0 <= each < 1e6:
-            raise ConfigError(f"{name}={each!r}: expected a number from 0 up")
-        elif name == "retries" and not isinstance(each, int):
-            raise ConfigError(f"retries={each!r}: expected a whole number from 0 up")
-    return fields
+    return checked(OutgoingTable, value).model_dump(exclude_unset=True)
 
 
 def _table(value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{value!r}: expected a table, [name] on a line of its own")
+        raise ConfigError(f"{shown(value)}: expected a table, [name] on a line of its own")
     return value
-
-
-def _tables(value: object) -> Iterable[Mapping[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise ConfigError(f"{value!r}: expected tables, each under [[rules]] on its own line")
-    return value
-
-
-def _checked_fields(table: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    for name in table:
-        if name not in known:
-            raise ConfigError(f"{name} is unknown; expected {', '.join(known)}")
-    return dict(table)

@@ -13,10 +13,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from bot_ratelimit.config.limits_file import penalty_of
+from bot_ratelimit.config.tables import Change, LiveDocument, checked, penalty_of
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
@@ -24,8 +24,6 @@ from bot_ratelimit.rules.rule import Rule, Rules, check_cost, rules_of
 
 FORMAT: Final = 1
 """The format of the document. A document of a newer format is not understood and not applied."""
-
-_CHANGES: Final = {"limit": str, "shadow": bool, "off": bool}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +78,10 @@ class Overrides:
                 f"the live document has format {found!r}, and this version of bot_ratelimit "
                 f"reads format {FORMAT}; update it"
             )
-        if set(content) != {each.name for each in fields(cls)}:
-            raise ConfigError("the live document lacks a field, or has an unknown one")
-        _check_types(content)
-        content.update(exempt=frozenset(content["exempt"]), limited=frozenset(content["limited"]))
         try:
-            return cls(**content)
+            fields = checked(LiveDocument, content).model_dump()
+            fields.update(exempt=frozenset(fields["exempt"]), limited=frozenset(fields["limited"]))
+            return cls(**fields)
         except ConfigError as error:
             raise ConfigError(f"the live document: {error}") from None
 
@@ -151,33 +147,13 @@ def _with_change(rule: Rule, overrides: Overrides) -> Rule:
 
 
 def _check_change(name: str, change: object) -> None:
-    if not isinstance(change, Mapping) or not change:
-        raise ConfigError(f"the change of {name!r}: expected at least one of limit, shadow and off")
-    for what, value in change.items():
-        kind = _CHANGES.get(what)
-        if kind is None or not isinstance(value, kind):
-            raise ConfigError(
-                f"the change of {name!r}: {what}={value!r} is invalid; expected limit as a str, "
-                "shadow or off as true or false"
-            )
-    if "limit" in change:
-        Limit.parse(change["limit"])
-        if name.split(":")[0] == "ban":
-            raise ConfigError(f"{name!r} is a penalty: change it with `penalty`, or switch it off")
-
-
-def _check_types(content: Mapping[str, Any]) -> None:
-    numbers = ("at", "off_until")
-    right = (
-        type(content["version"]) is int
-        and content["version"] >= 0
-        and all(type(content[name]) in (int, float) for name in numbers)
-        and all(isinstance(content[name], str) for name in ("by", "what"))
-        and isinstance(content["rules"], dict)
-        and all(
-            isinstance(content[name], list) and all(type(each) is int for each in content[name])
-            for name in ("exempt", "limited")
-        )
-    )
-    if not right:
-        raise ConfigError("a field of the live document has the wrong type")
+    try:
+        found = checked(Change, change).model_dump(exclude_unset=True)
+        if not found or None in found.values():
+            raise ConfigError("expected at least one of limit, shadow and off")
+        if "limit" in found:
+            Limit.parse(found["limit"])
+    except ConfigError as error:
+        raise ConfigError(f"the change of {name!r}: {error}") from None
+    if "limit" in found and name.split(":")[0] == "ban":
+        raise ConfigError(f"{name!r} is a penalty: change it with `penalty`, or switch it off")

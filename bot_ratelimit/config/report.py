@@ -8,7 +8,7 @@ from bot_ratelimit.config.overrides import Overrides, changed_if_valid, name_of
 from bot_ratelimit.config.settings import Origin
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Scope
+from bot_ratelimit.rules.rule import Rule, Scope, named
 
 EVERYWHERE: Final = "every handler"
 """Where the rules of a middleware apply."""
@@ -29,6 +29,7 @@ def report_of(rule: Rule, overrides: Overrides, where: str, origin: Origin) -> d
     item: dict[str, Any] = {
         "name": name_of(rule),
         "limit": str(now.limit) if isinstance(now.limit, Limit) else None,
+        "function": None if isinstance(now.limit, Limit) else named(now.limit),
         "scope": rule.scope.value if isinstance(rule.scope, Scope) else None,
         "path": rule.path,
         "cost": rule.cost,

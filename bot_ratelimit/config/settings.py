@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_address
-from typing import Annotated, Any, Final, Literal, TypeAlias
-from urllib.parse import parse_qsl, urlsplit
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
+from bot_ratelimit.config.environment import check_secret, read_secret, warn_of_mistakes
 from bot_ratelimit.config.ids import check_id
 from bot_ratelimit.config.limits_file import LimitsFile, read_limits_file
 from bot_ratelimit.errors import ConfigError
@@ -22,21 +26,27 @@ from bot_ratelimit.rules.rule import Rules, check_prefix, rules_of
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis.storage import RedisStorage
+from bot_ratelimit.storage.redis.urls import EXPECTED, MAX_DB, Defaults, client_from_url, is_host
+
+if TYPE_CHECKING:
+    from bot_ratelimit.storage.redis.driver import Client
 
 Origin: TypeAlias = Literal["code", "file", "environment", "live"]
 """Where a value comes from; later ones in this list win."""
 
-_DIGITS: Final = re.compile(r"[0-9]{1,10}")
+_SECRETS: Final = (
+    *("redis_url", "redis_password", "redis_sentinel_password", "rate_limit_admin_token"),
+)
 _NUMBER: Final = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
-_HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
-_URL_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+_BRACKETS: Final = re.compile(r"\[.*\]")
+_PORT: Final = re.compile(r"[^:]+:[0-9]+")
 _QUOTES: Final = ("'", '"')
 _MAYBE_URL: Final = re.compile("@|://")
 _USER_NAME: Final = re.compile(r"@\w+")
 _SERVICE_LINKS: Final = (
     " (Kubernetes sets REDIS_PORT for a service named redis: set enableServiceLinks to false)"
 )
-_MAX_DB: Final = 2**31 - 1
+_LONGEST_ID: Final = 20  # with its minus; anything longer may be a token
 
 
 class Settings(BaseSettings):
@@ -66,17 +76,27 @@ class Settings(BaseSettings):
     redis_enabled: bool | None = Field(
         None, description="true or false; if unset, Redis is used if REDIS_URL or REDIS_HOST is set"
     )
-    redis_url: SecretStr | None = Field(
-        None,
-        description="a redis://, rediss:// or unix:// URL, such as redis://:password@host:6379/0, "
-        "with @ as %40, / as %2F, # as %23, ? as %3F and % as %25 in the password",
-    )
+    redis_url: SecretStr | None = Field(None, description=EXPECTED)
     redis_host: str | None = Field(
         None, description="a host name or an address; a URL goes into REDIS_URL"
     )
     redis_port: int = Field(6379, ge=1, le=65535, description="a port, 1 to 65535")
-    redis_db: int = Field(0, ge=0, le=_MAX_DB, description="the number of a database, 0 or more")
+    redis_db: int = Field(0, ge=0, le=MAX_DB, description="the number of a database, 0 or more")
+    redis_username: str | None = Field(None, description="the name of an ACL user")
     redis_password: SecretStr | None = Field(None, description="a password")
+    redis_sentinel_username: str | None = Field(
+        None, description="the name of an ACL user of the sentinels"
+    )
+    redis_sentinel_password: SecretStr | None = Field(
+        None, description="the password of the sentinels"
+    )
+    redis_tls_ca: str | None = Field(
+        None, description="the path of the certificates that are trusted"
+    )
+    redis_tls_cert: str | None = Field(
+        None, description="the path of the certificate that the bot shows"
+    )
+    redis_tls_key: str | None = Field(None, description="the path of the key of that certificate")
     redis_key_prefix: str = Field(
         "bot", description="the beginning of every key, for example booking_bot:client1"
     )
@@ -103,6 +123,17 @@ class Settings(BaseSettings):
     rate_limit_admin_token: SecretStr | None = Field(
         None, description="what operators log in with, 16 characters or more; see `admin_app`"
     )
+    # The same secrets in files, as Docker and Kubernetes have them.
+    redis_url_file: str | None = Field(None, description="the path of a file with REDIS_URL")
+    redis_password_file: str | None = Field(
+        None, description="the path of a file with REDIS_PASSWORD"
+    )
+    redis_sentinel_password_file: str | None = Field(
+        None, description="the path of a file with REDIS_SENTINEL_PASSWORD"
+    )
+    rate_limit_admin_token_file: str | None = Field(
+        None, description="the path of a file with RATE_LIMIT_ADMIN_TOKEN"
+    )
     _file: LimitsFile = PrivateAttr(default_factory=LimitsFile)
 
     def __init__(self, **values: Any) -> None:
@@ -117,6 +148,7 @@ class Settings(BaseSettings):
         else:
             if self.rate_limit_file is not None:
                 self._file = read_limits_file(self.rate_limit_file)
+            self._warn_of_mistakes(values.get("_env_file", self.model_config.get("env_file")))
             return
         # Raised here, so that no error that contains a secret becomes its context.
         raise ConfigError(wrong)
@@ -143,22 +175,52 @@ class Settings(BaseSettings):
             )
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secrets(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in _SECRETS:
+            if not (path := values.get(f"{name}_file")):
+                continue
+            if values.get(name):
+                raise ConfigError(f"{name.upper()} and {name.upper()}_FILE are both set: unset one")
+            try:
+                values = {**values, name: read_secret(path)}
+            except ConfigError as error:
+                raise ConfigError(f"{name.upper()}_FILE: {error}") from None
+        return values
+
+    @field_validator(*_SECRETS)
+    @classmethod
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_secret(value.get_secret_value())
+        return value
+
     @field_validator("redis_url")
     @classmethod
     def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and (wrong := _wrong_with(value.get_secret_value())):
-            raise ValueError(wrong)
+        if value is not None:
+            client_from_url(value.get_secret_value())
         return value
 
     @field_validator("redis_host")
     @classmethod
     def _check_host(cls, value: str | None) -> str | None:
-        if value is None or _HOST.fullmatch(value):
-            return value
-        address = value.removeprefix("[").removesuffix("]")
-        if not _is_host(address):
+        if value is None:
+            return None
+        address = value[1:-1] if _BRACKETS.fullmatch(value) else value
+        if not is_host(address):
+            if _PORT.fullmatch(value):
+                raise ValueError("a port goes into REDIS_PORT")
             raise ValueError("neither a host name nor an address")
-        return str(ip_address(address))
+        return str(ip_address(address)) if ":" in address and "%" not in address else address
+
+    @field_validator("redis_tls_ca", "redis_tls_cert", "redis_tls_key")
+    @classmethod
+    def _check_path(cls, value: str | None) -> str | None:
+        if value is not None and not Path(value).is_file():
+            raise ValueError("there is no such file")
+        return value
 
     @field_validator("redis_key_prefix")
     @classmethod
@@ -223,66 +285,44 @@ class Settings(BaseSettings):
             return MemoryStorage(self.rate_limit_memory_size)
         return RedisStorage(client, close_client=True)
 
-    def redis_client(self) -> Redis | None:
-        """Make a client, which connects when it is first used; None if Redis is not used."""
+    def redis_client(self) -> Client | None:
+        """Make a client, which connects when it is first used; None if Redis is not used.
+
+        Raises:
+            ConfigError: REDIS_URL and another variable contradict each other.
+        """
         if not self.uses_redis:
             return None
-        options: dict[str, Any] = {
-            "db": self.redis_db,
-            "password": self.redis_password and self.redis_password.get_secret_value(),
-            # The limiter has a time-out of its own for every decision.
-            "retry": Retry(NoBackoff(), 0),
-            "socket_timeout": None,
-            "socket_connect_timeout": None,
-        }
-        if self.redis_url is not None:
-            # Options in the URL win over these.
-            url = self.redis_url.get_secret_value()
-            return Redis.from_pool(ConnectionPool.from_url(url, **options))
-        host = self.redis_host or "localhost"
-        return Redis.from_pool(ConnectionPool(host=host, port=self.redis_port, **options))
+        defaults = Defaults(
+            db=self.redis_db,
+            username=self.redis_username,
+            password=_text(self.redis_password),
+            sentinel_username=self.redis_sentinel_username,
+            sentinel_password=_text(self.redis_sentinel_password),
+            tls_ca=self.redis_tls_ca,
+            tls_cert=self.redis_tls_cert,
+            tls_key=self.redis_tls_key,
+        )
+        url = _text(self.redis_url)
+        if url is None:
+            host = self.redis_host or "localhost"
+            host = f"[{host}]" if ":" in host else host
+            url = f"{'rediss' if defaults.uses_tls else 'redis'}://{host}:{self.redis_port}"
+        try:
+            return client_from_url(url, defaults)
+        except ConfigError as error:
+            raise ConfigError(f"REDIS_URL: {error}") from None
+
+    def _warn_of_mistakes(self, env_file: Any) -> None:
+        known = {name.upper() for name in type(self).model_fields}
+        values = {name.upper(): _text(getattr(self, name)) for name in _SECRETS}
+        secrets = {name: value for name, value in values.items() if value is not None}
+        file = Path(env_file) if isinstance(env_file, (str, Path)) else None
+        warn_of_mistakes(known, secrets, file)
 
 
-def _wrong_with(url: str) -> str | None:
-    """Return what is wrong with the URL, without quoting it: any part may belong to the password.
-
-    For example, redis-py itself reads `redis://:12/3@h` as a host without a name, a port and a
-    database.
-    """
-    if not url.startswith(_URL_SCHEMES):
-        return "unknown scheme"
-    try:
-        parts = urlsplit(url)
-        if parts.fragment or "@" in parts.path or ("@" in parts.query and "@" not in parts.netloc):
-            return "a character of the password or the path is not escaped"
-        if parts.scheme != "unix":
-            database = parts.path.removeprefix("/")
-            if database and not (_DIGITS.fullmatch(database) and int(database) <= _MAX_DB):
-                return "the path is not the number of a database"
-            if parts.hostname is not None and not _is_host(parts.hostname):
-                return "neither a host name nor an address before the port"
-            if parts.port == 0:  # redis-py would take the default port
-                return "the port is not between 1 and 65535"
-        elif not parts.path:
-            return "the path of the socket is missing, such as unix:///run/redis.sock"
-        options = parse_qsl(parts.query, strict_parsing=True) if parts.query else []
-        if any(name == "db" and not _DIGITS.fullmatch(value) for name, value in options):
-            return "db is not the number of a database"
-        pool: Any = ConnectionPool.from_url(url)
-        pool.make_connection()  # connects to nothing yet, but checks every option
-    except (ValueError, TypeError, AttributeError, RedisError):
-        return "not a URL, or one with options that redis-py lacks"
-    return None
-
-
-def _is_host(text: str) -> bool:
-    if _HOST.fullmatch(text):
-        return True
-    try:
-        ip_address(text.partition("%")[0])
-    except ValueError:
-        return False
-    return True
+def _text(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 def _read_rules(text: str) -> Rules:
@@ -291,14 +331,16 @@ def _read_rules(text: str) -> Rules:
 
 def _explain(error: Any) -> str:
     """Explain an invalid variable in one line: its name, its value if not secret, and the fix."""
-    name = str(error["loc"][0]) if error["loc"] else "settings"
+    reason = error.get("ctx", {}).get("error", error["msg"])
+    if not error["loc"]:
+        return str(reason)  # of several variables, which it names
+    name, value = str(error["loc"][0]), error["input"]
     field = Settings.model_fields.get(name)
     expected = field.description if field else "a known setting"
-    reason = error.get("ctx", {}).get("error", error["msg"])
-    value = error["input"]
+    is_secret = name in _SECRETS or name == "redis_host"  # which may hold a URL
     if name == "rate_limit_exempt" and isinstance(value, str) and _USER_NAME.fullmatch(value):
         return f"{name.upper()}: {value!r} is a user name, not an id; expected {expected}"
-    if field is None or name == "redis_host" or "SecretStr" in str(field.annotation):
+    if field is None or is_secret or (name == "rate_limit_exempt" and _may_be_token(value)):
         shown = ""
     elif isinstance(value, str) and _MAYBE_URL.search(value):
         # Neither the value nor the reason, which repeats it, is shown: a URL may contain a
@@ -307,6 +349,13 @@ def _explain(error: Any) -> str:
         shown, reason = "", f"looks like a URL, which goes into REDIS_URL{hint}"
     else:
         shown = f"={value!r}"
-    if isinstance(reason, ConfigError):  # it says what is expected, and may begin with the value
+    if (
+        isinstance(reason, ConfigError) and not is_secret
+    ):  # it says what is expected, and may begin with the value
         return f"{name.upper()}{shown}: {str(reason).removeprefix(f'{value!r}: ')}"
     return f"{name.upper()}{shown}: {reason}; expected {expected}"
+
+
+def _may_be_token(value: object) -> bool:
+    """Whether this, found in a list of ids, may be a token, which errors must not show."""
+    return isinstance(value, str) and (":" in value or len(value) > _LONGEST_ID)

@@ -12,13 +12,14 @@ from bot_ratelimit.config.overrides import Overrides, name_of
 from bot_ratelimit.config.report import EVERYWHERE, report_of
 from bot_ratelimit.config.settings import Origin
 from bot_ratelimit.incoming.flags import Flags
+from bot_ratelimit.incoming.functions import NO_LIMIT
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rules
+from bot_ratelimit.rules.rule import Rule
 
 
 def inventory(
     overrides: Overrides,
-    rules: Rules,
+    rules: Iterable[Rule],
     origins: Mapping[str, Origin],
     flags: Flags,
     roots: Iterable[Router],
@@ -33,6 +34,7 @@ def inventory(
         roots: The dispatchers.
     """
     found: dict[str, dict[str, Any]] = {}
+    rules = [rule for rule in rules if rule is not NO_LIMIT[0]]
     for rule in rules:
         kind = "penalty" if isinstance(rule, Penalty) else "limits"
         found[name_of(rule)] = report_of(rule, overrides, EVERYWHERE, origins[kind])
@@ -40,8 +42,8 @@ def inventory(
         added = penalty_of(overrides.penalty)
         found[name_of(added)] = report_of(added, overrides, EVERYWHERE, "live")
     for root in roots:
-        for handler, own_rules, named in flags.by_handler(root):
+        for handler, own_rules, is_named in flags.by_handler(root):
             for rule in own_rules:
-                item = report_of(rule, overrides, handler, "file" if named else "code")
+                item = report_of(rule, overrides, handler, "file" if is_named else "code")
                 found.setdefault(name_of(rule), item)
     return list(found.values())

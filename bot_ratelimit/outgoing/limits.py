@@ -63,7 +63,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         outgoing.setup(bot, dispatcher)
 
     Args:
-        redis_client: A `redis.asyncio` client. Without it, each process paces by itself.
+        redis_client: A `redis.asyncio` client, or a URL, such as `redis://host/0`. Without it,
+            each process paces by itself.
         key_prefix: The prefix of every key, `<prefix>:ratelimit:bot:<bot>:out:...`.
         limiter: Use this limiter with its storage and prefix instead of making one.
         per_chat: The limit of one chat; None for no limit.
@@ -93,7 +94,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
     def __init__(
         self,
-        redis_client: Client | None = None,
+        redis_client: Client | str | None = None,
         key_prefix: str = "bot",
         *,
         limiter: Limiter | None = None,

@@ -91,8 +91,24 @@ def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
         ("[outgoing]\nper_chat = '5'", "limits.toml: [outgoing] per_chat: '5'"),
         ("[outgoing]\nretries = 1.5", "retries=1.5: expected a whole number"),
         ("[outgoing]\nmax_wait = -1", "max_wait=-1: expected a number from 0 up"),
+        ("[outgoing]\nmax_wait = nan", "[outgoing] max_wait=nan: expected a number from 0 up"),
+        ("[penalty]\nafter='9/m'\nban='1h'\ngrows=1", "[penalty] grows=1: expected true or false"),
+        ("[limits]\nai = {limit='5/m', cost=true}", "[limits] ai: cost=true: expected a whole"),
+        ("[limits]\nai = 2026-01-01", "[limits] ai: "),
+        ("exempt = [true]", "exempt: true: expected the id of a user"),
+        ("exempt = [99999999999999999]", "exempt: 99999999999999999: expected the id"),
+        ("[limits]\nexempt = 42", "[limits] exempt: write it above the first table of the file"),
+        ("[limits]\nrate_limit = '1/s'", "[limits] rate_limit: write it above the first table"),
+        ("[notices]\nen = 'x'\nexempt = [42]", "[notices] exempt: write it above the first"),
+        ("[[rules]]\nlimit='1/s'\nexempt=[42]", "[[rules]] exempt: write it above the first"),
+        ("[notices]\nen = '{wait:999999999}'", "[notices] en: the text of a notice"),
+        ("[notices]\nen = '" + 5_000 * "x" + "'", "[notices] en: the text of a notice 'xxx"),
+        ("rate_limit = " + 5_000 * "[" + 5_000 * "]", "nested too deeply"),
+        ("# " + 1_000_000 * "x", "larger than 1,000,000 bytes"),
+        ("rate_limit = '1/s " + 5_000 * "x " + "'", "limits.toml: rate_limit: '1/s x x"),
         ("rate_limits = '1/s'", "rate_limits: unknown; expected one of rate_limit, rules, limits"),
     ],
+    ids=lambda text: text[:40],
 )  # fmt: skip
 def test_a_bad_file_is_one_line_with_place_value_and_fix(text: str, told: str) -> None:
     """The error has the file, the line or table, the value and the fix in one line."""
@@ -101,6 +117,15 @@ def test_a_bad_file_is_one_line_with_place_value_and_fix(text: str, told: str) -
     assert told in str(raised.value)
     assert str(raised.value).startswith("limits.toml: ")
     assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize("text", ["exempt = ['12345:AAHx']", "exempt = '12345:AAHx'"])
+def test_a_token_among_the_ids_is_not_shown(text: str) -> None:
+    """A token that came into the list of ids does not come into the log."""
+    with pytest.raises(ConfigError, match="exempt: a value that may be a token") as raised:
+        read_limits_file(written(text))
+    assert "AAHx" not in str(raised.value)
 
 
 def test_a_missing_file_stops_the_start(environment: pytest.MonkeyPatch) -> None:

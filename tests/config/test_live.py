@@ -104,10 +104,19 @@ async def test_every_key_has_a_ttl(bench: Bench, stopping: list[Live]) -> None:
         (b"nonsense", "is not JSON"),
         (b"[]", "is not a JSON object"),
         (TIGHT.to_json().replace(b'"format": 1', b'"format": 2'), "has format 2"),
-        (TIGHT.to_json().replace(b"2/h", b"2 an hour"), "the live document: '2 an hour'"),
-        (TIGHT.to_json().replace(b'"limit"', b'"limits"'), "limits='2/h' is invalid"),
-        (TIGHT.to_json().replace(b'"version": 3', b'"version": "3"'), "has the wrong type"),
-        (b'{"format": 1}', "lacks a field"),
+        (
+            TIGHT.to_json().replace(b"2/h", b"2 an hour"),
+            "the live document: the change of 'user': '2 an hour'",
+        ),
+        (
+            TIGHT.to_json().replace(b'"limit"', b'"limits"'),
+            "limits is unknown; expected limit, shadow, off",
+        ),
+        (
+            TIGHT.to_json().replace(b'"version": 3', b'"version": "3"'),
+            "version='3': expected a whole number",
+        ),
+        (b'{"format": 1}', "version is missing"),
     ],
 )
 async def test_a_bad_document_changes_nothing(

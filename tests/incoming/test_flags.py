@@ -33,7 +33,7 @@ from bot_ratelimit import (
 from .support import HANDLED, Instance, callback, message, user
 from .updates import GROUP, STORAGES, Fleet, bare, fleet_on, payment
 
-HERE = __name__
+HERE = "test_flags"
 DOC = (Path(__file__).parents[2] / "docs" / "telegram.md").read_text("utf-8")
 
 

@@ -517,7 +517,8 @@ async def test_a_failing_function_breaks_nothing(
 
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=tell))
     assert await bot.send(*"abc") == [True, False, False]
-    assert sum("in on_limited" in each for each in caplog.messages) == 2
+    (line,) = [each for each in caplog.records if "in on_limited" in each.getMessage()]
+    assert line.exc_info is not None
     assert "Traceback" in caplog.text
 
 
@@ -654,3 +655,19 @@ async def test_the_key_of_notices() -> None:
             "shop:ratelimit:notice:member:-100:42",
         }
         assert await client.get("shop:ratelimit:notice:42") == b"2"
+
+
+async def test_a_thousand_failing_notices_are_few_lines(
+    limiter: Limiter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of users who blocked the bot is one line a minute, with their number."""
+    clock = Clock()
+    monkeypatch.setattr("bot_ratelimit.incoming.seldom.time.monotonic", clock)
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), ["callback_query"])
+    bot.session.error = FAILURES[0]
+    for _ in range(1_000):
+        await bot.feed(callback_query=callback())
+    assert sum("Could not tell" in each for each in caplog.messages) == 1
+    clock.move(60)
+    await bot.feed(callback_query=callback())
+    assert "(999 times)" in caplog.messages[-1]

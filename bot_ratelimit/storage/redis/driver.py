@@ -230,9 +230,6 @@ def check_client(client: object) -> None:
         return
     kind = client if isinstance(client, type) else type(client)
     name = f"{kind.__module__}.{kind.__qualname__}"
-    if isinstance(client, str):
-        # The value is not repeated: a URL may hold a password.
-        raise ConfigError("redis_client is a str: pass redis.asyncio.Redis.from_url(...)")
     if isinstance(client, type) and issubclass(client, (aioredis.Redis, RedisCluster)):
         raise ConfigError(
             f"redis_client is the class {name}: pass a client, redis.asyncio.{kind.__name__}(...)"
@@ -246,7 +243,9 @@ def check_client(client: object) -> None:
             f"redis_client is a synchronous {name}, which would block the bot: "
             "pass a redis.asyncio.Redis (from redis.asyncio import Redis)"
         )
-    raise ConfigError(f"redis_client is a {name}: pass a redis.asyncio.Redis, or None for memory")
+    raise ConfigError(
+        f"redis_client is a {name}: pass a URL, a redis.asyncio.Redis, or None for memory"
+    )
 
 
 def _close(connection: Any) -> None:

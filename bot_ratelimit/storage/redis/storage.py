@@ -24,6 +24,7 @@ from bot_ratelimit.storage.redis.key_space import key_space_of
 from bot_ratelimit.storage.redis.leases import RedisLeases
 from bot_ratelimit.storage.redis.sentinel import SentinelEndpoint
 from bot_ratelimit.storage.redis.tallies import RedisTallies
+from bot_ratelimit.storage.redis.urls import client_given_as
 
 
 class RedisStorage(Storage):
@@ -31,25 +32,28 @@ class RedisStorage(Storage):
 
     ::
 
-        Limiter(RedisStorage(Redis(host="10.0.0.5")), key_prefix="my_bot")
+        Limiter(RedisStorage("redis://10.0.0.5"), key_prefix="my_bot")
 
     The storage has a connection of its own to each server, with the credentials, TLS and Sentinel
     settings of the client. It opens the connection in the background and keeps it until `close`.
 
     Args:
-        client: A `redis.asyncio.Redis` of any kind (from_url, Sentinel, any pool, with or without
-            decode_responses), or a `redis.asyncio.RedisCluster`. It says how to connect. Its pool,
-            its time-outs and its retries are not used, because a repeated hit could be charged
-            twice.
-        close_client: Whether `close` also closes the client; it does not by default.
+        client: A URL, such as `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or
+            `redis+cluster://`; or a `redis.asyncio.Redis` of any kind (from_url, Sentinel, any
+            pool, with or without decode_responses), or a `redis.asyncio.RedisCluster`. It says how
+            to connect. Its pool, its time-outs and its retries are not used, because a repeated hit
+            could be charged twice.
+        close_client: Whether `close` also closes the client; by default only one made from a URL.
 
     Raises:
-        ConfigError: The client is synchronous, or not a Redis client.
+        ConfigError: The URL is wrong, or this is not an asynchronous client of redis-py.
     """
 
     source: Literal["redis"] = "redis"
 
-    def __init__(self, client: Client, *, close_client: bool = False) -> None:
+    def __init__(self, client: Client | str, *, close_client: bool = False) -> None:
+        if isinstance(client, str):
+            client, close_client = client_given_as(client), True
         driver.check_client(client)
         self._client = client
         self._close_client = close_client
