@@ -29,7 +29,9 @@ def who(words: Words, subject: Subject) -> Marked:
 
 def limit_of(words: Words, view: RuleView) -> Marked:
     """What a rule allows, and whether it is a trial or off."""
-    text = words("by the bot's code") if view.limit is None else view.limit
+    text: str = view.limit or words("by the bot's code")
+    if view.limit is None and view.function:
+        text = words("by {function}", function=code(view.function, 100))
     if view.ban_ms:
         length = words.duration(view.ban_ms / 1e3)
         text = words("ban of {length} after {limit}", length=length, limit=text)

@@ -26,7 +26,6 @@ from bot_ratelimit import (
 from bot_ratelimit.admin import admin_router
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.storage.base import Storage
-from bot_ratelimit.testing import FlakyStorage
 from tests.admin.telegram.operators import (
     ADMINS,
     ANNA,
@@ -275,13 +274,6 @@ def test_mistakes_are_told(arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as raised:
         admin_router(**standard | arguments)
     assert told in str(raised.value)
-
-
-def test_a_storage_without_documents_is_refused() -> None:
-    """Questions have to be kept somewhere: a custom storage is a ConfigError at the start."""
-    middleware = RateLimitMiddleware("1/s", limiter=Limiter(FlakyStorage()))
-    with pytest.raises(ConfigError, match="keeps no documents"):
-        admin_router(middleware, [42])
 
 
 def test_it_is_imported_only_when_it_is_used() -> None:

@@ -107,7 +107,7 @@ async def test_a_reply_to_a_forwarded_message(bot: OperatedBot) -> None:
     hidden = forward({"type": "hidden_user", "sender_user_name": "Anna"})
     assert "hides their name" in await banned(bot, "/ban 1h", **hidden)
     group = forward({"type": "chat", "sender_chat": GROUP})
-    assert await banned(bot, "/ban 1h", **group) == "chat <code>-100500</code>"
+    assert await banned(bot, "/ban 1h", **group) == "channel <code>-100500</code>"
     post = forward({"type": "channel", "chat": TEA, "message_id": 1})
     assert await banned(bot, "/ban 1h", **post) == "chat <code>-1002222</code>"
 
