@@ -7,14 +7,13 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import typer
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 import bot_ratelimit
 from bot_ratelimit.admin.cli import terminal, upkeep
 from bot_ratelimit.admin.cli.session import DEGRADED, NO, fail, run
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.fields import Positional, kind_of
+from bot_ratelimit.admin.fields import Positional, checked, kind_of
 from bot_ratelimit.admin.operations import OPERATIONS, Obeyed, Operation, obeyed
 from bot_ratelimit.admin.questions import Question
 from bot_ratelimit.admin.wording import ENGLISH
@@ -119,13 +118,9 @@ def _validated(operation: Operation, given: dict[str, Any]) -> Any:
     if "exempt" in given:
         given["exempt"] = not given["exempt"]
     try:
-        return operation.fields.model_validate(given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        reason = first.get("ctx", {}).get("error")
-        if not isinstance(reason, ConfigError):
-            reason = ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-        fail(reason)
+        return checked(operation.fields, given)
+    except ConfigError as error:
+        fail(error)
 
 
 async def _done(operation: Operation, control: Control, sent: Any) -> Any:

@@ -109,7 +109,7 @@ async def test_a_reply_to_a_forwarded_message(bot: OperatedBot) -> None:
     group = forward({"type": "chat", "sender_chat": GROUP})
     assert await banned(bot, "/ban 1h", **group) == "channel <code>-100500</code>"
     post = forward({"type": "channel", "chat": TEA, "message_id": 1})
-    assert await banned(bot, "/ban 1h", **post) == "chat <code>-1002222</code>"
+    assert await banned(bot, "/ban 1h", **post) == "channel <code>-1002222</code>"
 
 
 async def test_a_reply_to_another_chat(bot: OperatedBot) -> None:
