@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 THRESHOLD: Final = 3
@@ -23,11 +24,12 @@ that works again is not used."""
 
 
 class Breaker:
-    """Decides whether to send a request. It does no I/O and reads no clock.
+    """Decides whether to send a request. It does no I/O.
 
-    `now` is in seconds from any starting point. An admitted caller gets a ticket and reports its
-    result with it. A ticket is valid until the next failure or change of state. So all failures
-    that were in progress together count as one, and a late result does not affect a newer state.
+    `now` and `clock` are in seconds from any starting point. An admitted caller gets a ticket and
+    reports its result with it. A ticket is valid until the next failure or change of state. So all
+    failures that were in progress together count as one, and a late result does not affect a newer
+    state.
     """
 
     __slots__ = ("_failures", "_pause", "_probing", "_reopens", "_ticket")
@@ -48,10 +50,10 @@ class Breaker:
         """Seconds until the next probe; 0.0 while closed."""
         return max(0.0, self._reopens - now) if self._pause else 0.0
 
-    def admit(self, now: float) -> int | None:
+    def admit(self, clock: Callable[[], float]) -> int | None:
         """Return a ticket, or None if the request must not be sent now."""
         if self._pause:
-            if self._probing or now < self._reopens:
+            if self._probing or clock() < self._reopens:
                 return None
             self._probing = True
         return self._ticket
