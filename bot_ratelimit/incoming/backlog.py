@@ -11,7 +11,7 @@ from typing import Final
 from aiogram.types import Message, TelegramObject
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.limit import parse_period
+from bot_ratelimit.rules.parsing import parse_period
 
 log = logging.getLogger("bot_ratelimit")
 

@@ -8,10 +8,10 @@ from string import Formatter
 from typing import Any
 
 import pytest
+from bot_ratelimit.admin.telegram.texts import TEXTS, Html, Words
 
 import bot_ratelimit.admin.telegram as package
 from bot_ratelimit import MemoryStorage
-from bot_ratelimit.admin.telegram.texts import TEXTS, Html, Words
 from tests.admin.telegram.operators import operated_bot_on
 
 FOLDER = Path(package.__file__).parent
