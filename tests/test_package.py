@@ -29,6 +29,7 @@ import bot_ratelimit
 from bot_ratelimit import Ban, Decision, Subject
 from bot_ratelimit.algorithms.script import SCRIPT
 from tests.guide import pages as guide
+from tests.servers import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bot_ratelimit"
@@ -294,7 +295,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("wheel")
     isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
     command = ["pip", "wheel", "--quiet", "--no-deps", *isolation, "--wheel-dir", directory, ROOT]
-    subprocess.run([sys.executable, "-m", *command], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", *command], check=True, timeout=PATIENCE)
     (built,) = directory.glob("*.whl")
     return built
 
@@ -329,14 +330,14 @@ def test_the_wheel_works_where_it_is_installed(wheel: Path, tmp_path: Path) -> N
     """Installed elsewhere, the package imports, finds its script and decides."""
     command = ["pip", "install", "--quiet", "--no-deps", "--no-compile"]
     command += ["--no-index", "--target", tmp_path, wheel]
-    subprocess.run([sys.executable, "-m", *command], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", *command], check=True, timeout=PATIENCE)
     ran = subprocess.run(
         [sys.executable, "-P", "-W", "error", "-c", USE, tmp_path],
         cwd=tmp_path,
         capture_output=True,
         check=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     file, script, allowed = json.loads(ran.stdout)
     assert Path(file).is_relative_to(tmp_path)

@@ -8,7 +8,7 @@ from inspect import iscoroutinefunction, signature
 from typing import Any, Final, TypeVar
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
+from bot_ratelimit.rules.limit import Limit
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -17,7 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 RESERVED_NAMES: Final = frozenset(
     {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"}
     | {"sliding", "bucket"}
-    | {"out", "slot", "stats"}
+    | {"out", "slot", "stats", "same", "collect", "migrated", "none"}
     | {"live", "history", "audit", "instances"}
     | {"user"}  # how operators refer to a rule without a name
 )
@@ -47,12 +47,6 @@ def check_prefix(prefix: object) -> str:
             "for example 'booking_bot:client1'"
         )
     return prefix
-
-
-def check_adjustment(cost: object) -> None:
-    """Raise ConfigError unless the cost is valid for `charge` and `refund`."""
-    if isinstance(cost, bool) or not isinstance(cost, int) or not 1 <= cost <= MAX_AMOUNT:
-        raise ConfigError(f"cost={cost!r}: expected a whole number from 1 to {MAX_AMOUNT}")
 
 
 def check_cost(cost: object, limit: Limit, rule: object) -> None:

@@ -16,7 +16,7 @@ from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.storage.banlist import MemoryBanList
 from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op, Storage
 from bot_ratelimit.storage.cache import BANNED, NORMAL, REFUSED, Entry, StateCache
-from bot_ratelimit.storage.documents import Goes, MemoryDocuments
+from bot_ratelimit.storage.documents import Goes, MemoryDocuments, Renamed
 from bot_ratelimit.storage.leases import MemoryLeases
 from bot_ratelimit.storage.tallies import MemoryTallies
 
@@ -56,7 +56,7 @@ class MemoryStorage(Storage):
         # The verdicts by token, and when they were decided.
         self._once: TTLCache[str, Any] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
         self._leases = MemoryLeases(clock)
-        self._documents = MemoryDocuments(self._forget)
+        self._documents = MemoryDocuments(self._forget, self._rename)
         self._bans: dict[str, MemoryBanList] = {}
         self._tallies: dict[str, MemoryTallies] = {}
 
@@ -125,6 +125,17 @@ class MemoryStorage(Storage):
         for key in [key for key in self._once if goes(key)]:
             self._once.pop(key, None)
         return len(doomed)
+
+    def _rename(self, renamed: Renamed) -> int:
+        names = {key: name for key in self._states if (name := renamed(key)) is not None}
+        count = 0
+        for key, name in names.items():
+            entry = self._states[key]
+            if entry is not None and self._states[name] is None:
+                del self._states[key]
+                self._states.put(name, None, entry.state, entry.ends, entry.retention)
+                count += 1
+        return count
 
     def _decide(self, counts: Sequence[Count], now: int) -> list[Verdict]:
         if len(counts) == 1:
