@@ -47,11 +47,10 @@ from bot_ratelimit.incoming.registration import (
 )
 from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.incoming.unread_flags import find_unread_flags, warn_of_flags
-from bot_ratelimit.limiter.decider import OnError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import LimitLike, RuleLike, Scope, Subject, notice_rules
+from bot_ratelimit.rules.rule import LimitLike, OnError, RuleLike, Scope, Subject, notice_rules
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.redis.driver import Client
