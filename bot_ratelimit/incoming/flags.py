@@ -43,7 +43,7 @@ FLAG: Final = "rate_limit"
 
 _NO_RULES: Final = frozenset({"concurrent", "collect", "key", "scope"})
 """A flag with only these fields keeps the middleware's rules."""
-_FIELDS: Final = _NO_RULES | {"limit", "rate", "cost", "shadow"}
+_FIELDS: Final = _NO_RULES | {"limit", "rate", "cost", "shadow", "on_error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +205,8 @@ def read_flag(value: Any, name: str, limits: NamedLimits) -> HandlerLimits:
     plain = not unknown and {"concurrent", "collect"} & set(flag) and set(flag) <= _NO_RULES
     if not plain and (unknown or ("limit" in flag) == ("rate" in flag)):
         raise ConfigError(
-            "expected limit= or rate=, and optionally concurrent=, collect=, key=, cost=, scope= "
-            f"or shadow=; got {value!r}"
+            "expected limit= or rate=, and optionally concurrent=, collect=, key=, cost=, scope=, "
+            f"shadow= or on_error=; got {value!r}"
         )
     if flag.get("key"):
         name = str(flag["key"])
@@ -216,7 +216,7 @@ def read_flag(value: Any, name: str, limits: NamedLimits) -> HandlerLimits:
     if plain:
         return found
     given = flag["limit"] if "limit" in flag else flag["rate"]
-    changes = {field: flag[field] for field in ("cost", "shadow") if field in flag}
+    changes = {field: flag[field] for field in ("cost", "shadow", "on_error") if field in flag}
     if "scope" in flag:
         changes["scope"] = _scope_of(flag["scope"])
     rules = _rules_of_flag(given)
@@ -286,7 +286,13 @@ def _named(rules: Rules, name: str, **changes: Any) -> Rules:
             else Rule(
                 rule.limit,
                 name=shorten_name(f"{name}.{rule.name}" if rule.name else name),
-                **{"scope": rule.scope, "cost": rule.cost, "shadow": rule.shadow, **changes},
+                **{
+                    "scope": rule.scope,
+                    "cost": rule.cost,
+                    "shadow": rule.shadow,
+                    "on_error": rule.on_error,
+                    **changes,
+                },
             )
             for rule in rules
         ]

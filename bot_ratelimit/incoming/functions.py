@@ -137,7 +137,7 @@ def _rules_said(rule: Rule, said: Any) -> Iterable[Rule]:
                 if isinstance(each, (Penalty, Concurrency)) or not isinstance(each.limit, Limit):
                     raise ConfigError(f"{str(each)!r} is not a limit")
                 name = ".".join(text for text in (rule.name, each.name) if text)
-                one = Rule(each.limit, own.scope, name, own.cost, own.shadow)
+                one = Rule(each.limit, own.scope, name, own.cost, own.shadow, own.on_error)
                 yield ChosenRule.of(one, each.limit, function)
     except ConfigError as error:
         raise ConfigError(
