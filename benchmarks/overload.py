@@ -28,7 +28,7 @@ _numbers = count(1)
 
 def update() -> Update:
     """A message of one of a million users."""
-    user = random.randrange(2, 1_000_000)  # noqa: S311 - no secret
+    user = random.randrange(2, 1_000_000)
     message = Message(
         message_id=next(_numbers),
         date=0,  # type: ignore[arg-type]  # aiogram parses it
@@ -43,7 +43,7 @@ async def arrivals(rate: float, seconds: float) -> AsyncIterator[None]:
     """Yield at random times, `rate` times a second."""
     due = start = perf_counter()
     while due - start < seconds:
-        due += random.expovariate(rate)  # noqa: S311 - no secret
+        due += random.expovariate(rate)
         await asyncio.sleep(max(0.0, due - perf_counter()))
         yield
 

@@ -12,7 +12,7 @@ from aiogram.types import Message, TelegramObject
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.observer import Observer
-from bot_ratelimit.rules.limit import parse_period
+from bot_ratelimit.rules.parsing import parse_period
 
 log = logging.getLogger("bot_ratelimit")
 

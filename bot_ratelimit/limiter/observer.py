@@ -21,7 +21,7 @@ NoticeKind: TypeAlias = Literal["message", "callback", "inline"]
 NoticeResult: TypeAlias = Literal["sent", "silent", "failed"]
 TurnedAway: TypeAlias = Literal["busy", "old"]
 RequestOutcome: TypeAlias = Literal["sent", "failed", "flooded", "unsent"]
-FloodScope: TypeAlias = Literal["chat", "bot", "method"]
+FloodScope: TypeAlias = Literal["chat", "bot", "draft", "action", "method"]
 
 MAX_LABELS: Final = 100
 """How many different names are kept apart; further ones are counted as `OTHER`, because rules may
@@ -112,8 +112,8 @@ class Observer:
     def flood_waited(self, scope: FloodScope, seconds: float) -> None:
         """Telegram answered 429: for `seconds` nothing may be sent in the scope.
 
-        That is one chat, the whole bot, or one method if it takes no permit, such as
-        `deleteMessage`.
+        That is the messages of one chat or of the whole bot, the drafts or the actions of a chat,
+        or one method if it takes no permit, such as `deleteMessage`.
         """
 
     def queued(self, count: int) -> None:
