@@ -197,7 +197,8 @@ class Admission:
 
     def _answer_by_policy(self, rules: Rules, error: Exception) -> Decision:
         """Answer for a function of the bot that failed to say which limit applies."""
-        policy, wait = self._limiter.on_error, self._limiter.timeout
+        own = (rule.on_error for rule in rules if rule.on_error is not None)
+        policy, wait = next(own, self._limiter.on_error), self._limiter.timeout
         if count := self._failed.due():
             log.error(
                 "The limit of %d updates is unknown, because a function of the bot failed: %r; "
