@@ -88,6 +88,8 @@ def report_everything(metrics: Observer) -> None:
     metrics.banned("bot:ratelimit:ban:4242424242", 60.0)
     metrics.noticed("message", "sent")
     metrics.slots_in_use("report", 1)
+    metrics.in_flight(3, 200)
+    metrics.turned_away("busy")
     metrics.configured(7)
     metrics.storage_failed("localhost:6379", "timeout")
     metrics.connected("localhost:6379")
@@ -121,6 +123,9 @@ async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
         (1, "bans_total", {}),
         (1, "notices_total", {"kind": "message", "result": "sent"}),
         (1, "slots_in_use", {"name": "report"}),
+        (3, "in_flight", {}),
+        (200, "in_flight_limit", {}),
+        (1, "turned_away_total", {"why": "busy"}),
         (7, "config_version", {}),
         (1, "storage_failures_total", {"kind": "timeout"}),
         (1, "connected", at),

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from bot_ratelimit.admin.russian import RUSSIAN
-from bot_ratelimit.limiter.failures import printable
+from bot_ratelimit.errors import printable
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, duration
 
 LONGEST: Final = 500

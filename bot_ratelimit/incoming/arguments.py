@@ -13,8 +13,9 @@ from aiogram.utils.i18n.lazy_proxy import LazyProxy  # type: ignore[attr-defined
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.functions import NO_LIMIT, check_functions
 from bot_ratelimit.incoming.notices import Notices
+from bot_ratelimit.limiter.decider import OnError
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.limiter import Limiter, OnError
+from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import Limit
@@ -68,6 +69,10 @@ def rules_given(rate_limit: RuleLike | Iterable[RuleLike] | None, penalty: Penal
                 "@flags.rate_limit(concurrent=1)"
             )
     return rules if penalty is None else rules_of((*rules, penalty))
+
+
+BOTS_PATH: Final = "bots:member:"
+"""The path of the limit of other bots."""
 
 
 def rules_for_bots(bots: LimitLike | None) -> Rules:
