@@ -1,9 +1,15 @@
 # Everything happens in .venv, which `make` creates; it needs Python 3.11 or newer.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+# Two workers a core: tests wait more than they compute. WORKERS=0 runs them one after the other.
+WORKERS ?= auto
 RUN := $(VENV)/bin/python -m
+PYTEST = $(RUN) pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo dashboard test test-versions lint types check docs image release bench clean
+# Each test of a program starts a Python: without bytecode it would compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo dashboard test quick test-versions lint types check docs image release bench clean
 
 # An environment of its own: the bot and the demo, none of the tools for development.
 demo: $(VENV)-demo/.ready  ## Three bots, a crowd and a few flooders; no Telegram, token or Redis needed.
@@ -12,8 +18,11 @@ demo: $(VENV)-demo/.ready  ## Three bots, a crowd and a few flooders; no Telegra
 dashboard: $(VENV)-demo/.ready  ## The same bots and a crowd that never stops, with the page for operators, until Ctrl-C.
 	@$(VENV)-demo/bin/python -m example_bot.demo.dashboard
 
-test: $(VENV)/.ready  ## All tests, on memory, fakeredis, Redis and Valkey.
-	$(RUN) pytest
+test: $(VENV)/.ready  ## All tests, on memory, fakeredis, Redis and Valkey; T=tests/storage runs a part.
+	$(PYTEST) $(T)
+
+quick: $(VENV)/.ready  ## The tests that start no server, browser or other process.
+	$(PYTEST) -rfE --quick $(T)
 
 # Environments of their own, one for each combination; VERSIONS="3.12 lowest" runs only those, --resume what has not passed.
 test-versions:  ## The suite on every Python from 3.11, with the lowest and the newest versions.
@@ -28,7 +37,7 @@ types: $(VENV)/.ready
 	$(VENV)/bin/basedpyright --warnings
 
 check: lint types  ## What a change must pass.
-	$(RUN) pytest --cov
+	$(PYTEST) --cov
 
 # Of Sphinx, whatever it warns of is an error; then every link of the result is followed.
 docs: $(VENV)-docs/.ready  ## The documentation as a site: build/docs/index.html.

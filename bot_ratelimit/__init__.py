@@ -9,6 +9,8 @@ from bot_ratelimit.errors import (
     StorageError,
 )
 from bot_ratelimit.incoming.bound_decision import BoundDecision
+from bot_ratelimit.incoming.collect import Collect
+from bot_ratelimit.incoming.debounce import Debounce
 from bot_ratelimit.incoming.events import NEVER_REFUSED
 from bot_ratelimit.incoming.inflight import InFlight
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
@@ -34,8 +36,10 @@ __all__ = [
     "Algorithm",
     "Ban",
     "BoundDecision",
+    "Collect",
     "Concurrency",
     "ConfigError",
+    "Debounce",
     "Decision",
     "InFlight",
     "Limit",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,35 @@ SERVERS = ("redis-server", "valkey-server")
 # A busy machine makes no example wrong.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="skip whatever starts a process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("quick"):  # a test that is left in the middle closes nothing
+        config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
+        config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Tests wait more than they compute, so two workers share a core."""
+    return 2 * (os.cpu_count() or 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--quick`, a test that starts a server, a browser or another Python is skipped."""
+    with pytest.MonkeyPatch.context() as patched:
+        if request.config.getoption("quick"):
+            patched.setattr(subprocess.Popen, "__init__", _no_process)
+            patched.setattr(BaseProcess, "start", _no_process)
+        yield
+
+
+def _no_process(*_: object, **__: object) -> None:
+    pytest.skip("it starts a process: not in `make quick`")
 
 
 @pytest.fixture(scope="session")
@@ -137,5 +168,8 @@ def no_metrics_yet() -> None:
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Name a plain object by its class: its repr has an address, another in each process."""
-    return type(val).__name__ if type(val).__repr__ is object.__repr__ else None
+    """Name a value the same in each process: without addresses, and a set in a fixed order."""
+    if val is None or isinstance(val, str | bytes | int | float) or hasattr(val, "__name__"):
+        return None  # pytest names these well
+    text = ",".join(sorted(map(str, val))) if isinstance(val, set | frozenset) else str(val)
+    return type(val).__name__ if " at 0x" in text else text[:60]

@@ -50,8 +50,10 @@ def free_port(*beside: int) -> int:
     own. Otherwise another connection could get it before its server starts, or while the server is
     restarted; even the client that tries to connect to it could, and would then hear itself.
     """
+    first = LOWEST_PORT + _worker()
+    highest = _first_ephemeral_port() - max(beside, default=0)
     while True:
-        port = random.randrange(LOWEST_PORT, _first_ephemeral_port() - max(beside, default=0))
+        port = _random.randrange(first, highest, MOST_WORKERS)
         if port not in _given and all(_is_free(port + distance) for distance in (0, *beside)):
             _given.add(port)
             return port
@@ -64,7 +66,16 @@ def cluster_port() -> int:
 
 LOWEST_PORT = 11_000
 """Lower ones are often those of well-known servers, and browsers refuse some of them."""
+MOST_WORKERS = 100
+"""Each worker has the ports with its own remainder, so that no two give the same one."""
 _given: set[int] = set()
+_random = random.SystemRandom()
+"""Not the random numbers of the tests, which may have the same seed in each worker."""
+
+
+def _worker() -> int:
+    """The number of this worker of pytest-xdist: 3 in `gw3`, 0 without workers."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % MOST_WORKERS
 
 
 def _is_free(port: int) -> bool:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Hashable
-from inspect import isawaitable
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY
-from aiogram.exceptions import TelegramAPIError
 from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.config.live import Live
-from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.incoming.arguments import OnLimited
+from bot_ratelimit.incoming.backlog import Backlog
 from bot_ratelimit.incoming.bound_decision import BoundDecision
+from bot_ratelimit.incoming.dispatch_state import dispatch_state
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
-from bot_ratelimit.incoming.notices import REFUSAL_KEY, Notices, Refusal
+from bot_ratelimit.incoming.functions import chosen, needs_event
+from bot_ratelimit.incoming.seldom import Seldom
+from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.limiter.waiting_allowed import without_waiting
 from bot_ratelimit.rules.concurrency import Concurrency
+from bot_ratelimit.rules.limit import MAX_AMOUNT
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rules, Subject
 
@@ -31,9 +30,8 @@ Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 DATA_KEY: Final = "rate_limit"
 """The key of the Decision in a handler's data: `async def handler(message, rate_limit)`."""
 
-_STATE_NAME: Final = "_bot_ratelimit_decisions"
 _NOT_ASKED: Final = Counted(Subject(), None)
-"""Stands for an event of which it is not known yet whether it is counted."""
+"""Default: nobody has asked yet whether the event counts."""
 
 
 class Dispatch(NamedTuple):
@@ -80,21 +78,25 @@ class Admission:
     Args:
         limiter: Decides.
         event_filter: Says whether an event counts, and for which subject.
-        on_limited: Tells a refused user; None for no notice.
+        telling: Tells refused users.
         live: What operators change while the bot runs; None for nothing.
+        backlog: Drops old updates; None for no age.
     """
 
     def __init__(
         self,
         limiter: Limiter,
         event_filter: EventFilter,
-        on_limited: Notices | OnLimited | None,
+        telling: Telling,
         live: Live | None,
+        backlog: Backlog | None,
     ) -> None:
         self._limiter = limiter
         self._event_filter = event_filter
-        self._on_limited = on_limited
+        self._telling = telling
         self._live = live
+        self._backlog = backlog
+        self._failed = Seldom()
         self.key_space: Hashable = None
         """Set if another middleware of the bot has one of these rules, too: an event that passes
         several middlewares with the same rule in the same space is charged to it once."""
@@ -111,19 +113,22 @@ class Admission:
             counted: The subject that the event counts for, if this is known already.
         """
         handler, event, inner, update, data = dispatch
-        state = _dispatch_state(data)
+        state = dispatch_state(data)
         if key not in state:
             if counted is _NOT_ASKED:
                 counted = await self._event_filter.counted(inner, update, data)
             if counted is None:
                 state[key] = (None, Subject())
+            elif self._backlog is not None and self._backlog.drops(inner):
+                return None
             else:
-                state[key] = (await self._charge(rules, counted, state), counted.subject)
+                decision = await self._charge(rules, counted, state, dispatch)
+                state[key] = (decision, counted.subject)
         decision, subject = state[key]
         data[DATA_KEY] = decision
         if decision is None or decision.allowed:
             return await handler(event, data)
-        await self._tell(inner, decision, subject, data)
+        await self._telling.tell(inner, decision, subject, data)
         return None
 
     async def handle_in_slot(
@@ -131,7 +136,7 @@ class Admission:
     ) -> Any:
         """Handle the event while it holds a slot; without a slot it is not charged either."""
         _, _, inner, update, data = dispatch
-        state = _dispatch_state(data)
+        state = dispatch_state(data)
         held = ("slot", self._limiter.key_prefix, id(data.get("handler")))
         if held in state:  # another middleware holds it in this dispatch
             return await self.handle(rules, key, dispatch)
@@ -146,7 +151,7 @@ class Admission:
                 finally:
                     del state[held]
         data[DATA_KEY] = slot
-        await self._tell(inner, slot, counted.subject, data)
+        await self._telling.tell(inner, slot, counted.subject, data)
         return None
 
     async def handle_uncounted(
@@ -159,7 +164,7 @@ class Admission:
         return await handler(event, data)
 
     async def _charge(
-        self, rules: Rules, counted: Counted, state: dict[object, Any]
+        self, rules: Rules, counted: Counted, state: dict[object, Any], dispatch: Dispatch
     ) -> Decision | None:
         """Decide and charge; None if operators have switched these rules off."""
         if self._live is not None:
@@ -169,6 +174,11 @@ class Admission:
             if applied is None:
                 return None
             rules = applied
+        if needs_event(rules):
+            try:
+                rules = await chosen(rules, counted.subject, dispatch.inner, dispatch.data)
+            except Exception as error:
+                return self._answer_by_policy(rules, error)
         notes, due = self._notes(state), rules
         if notes is not None:
             due = notes.due(rules, counted)
@@ -180,45 +190,24 @@ class Admission:
             notes.add(due, counted, bound)
         return bound
 
+    def _answer_by_policy(self, rules: Rules, error: Exception) -> Decision:
+        """Answer for a function of the bot that failed to say which limit applies."""
+        policy, wait = self._limiter.on_error, self._limiter.timeout
+        if count := self._failed.due():
+            log.error(
+                "The limit of %d updates is unknown, because a function of the bot failed: %r; "
+                "on_error=%r answers",
+                count,
+                error,
+                policy,
+                exc_info=error,
+            )
+        if policy == "deny":
+            return Decision(False, rules[0], 0, wait, wait, "policy")
+        return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "policy")
+
     def _notes(self, state: dict[object, Any]) -> _Notes | None:
         if self.key_space is None:
             return None
         notes: _Notes = state.setdefault(self.key_space, _Notes())
         return notes
-
-    async def _tell(
-        self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]
-    ) -> None:
-        if self._on_limited is None:
-            return
-        try:
-            if isinstance(self._on_limited, Notices):
-                # A late notice is useless, and it may delay a real answer.
-                with without_waiting():
-                    await self._on_limited.tell(event, decision, subject, self._limiter, data)
-            else:
-                data[REFUSAL_KEY] = Refusal(subject, self._limiter)
-                result = self._on_limited(event, decision, data)
-                if isawaitable(result):
-                    await result
-        except NotSentError as error:
-            log.debug("A user was not told about the rate limit: %s", error)
-        except TelegramAPIError as error:
-            # For example a user who blocked the bot, a 429, or a broken network: the event stays
-            # refused.
-            log.warning("Could not tell a user about the rate limit: %r", error)
-        except Exception as error:
-            # An error in the custom function: its author needs the traceback.
-            log.warning("Could not tell a user about the rate limit: %r", error, exc_info=error)
-
-
-def _dispatch_state(data: dict[str, Any]) -> dict[object, Any]:
-    """Return the state of the current dispatch.
-
-    aiogram copies the data of a dispatch on its way to the routers. Only the event context is
-    passed on uncopied, also into other tasks, and aiogram makes a new one for every dispatch. So
-    the state is stored there.
-    """
-    attributes = getattr(data.get(EVENT_CONTEXT_KEY), "__dict__", None)
-    state: dict[object, Any] = {}
-    return state if attributes is None else attributes.setdefault(_STATE_NAME, state)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from weakref import WeakSet
 
 from aiogram.types import TelegramObject
+from aiogram.utils.i18n.lazy_proxy import LazyProxy  # type: ignore[attr-defined]  # not in its __all__
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.incoming.functions import NO_LIMIT, check_functions
 from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.limiter.limiter import Limiter, OnError
+from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.concurrency import Concurrency
-from bot_ratelimit.rules.rule import Rules
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import LimitLike, Rule, RuleLike, Rules, Scope, rules_of
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis.storage import RedisStorage
@@ -26,21 +32,6 @@ log = logging.getLogger("bot_ratelimit")
 OnLimited: TypeAlias = Callable[[TelegramObject, Decision, dict[str, Any]], "Awaitable[Any] | Any"]
 
 
-class DefaultPrefix(str):
-    """The default of `key_prefix`, which differs from the same text given beside `limiter`."""
-
-    __slots__ = ()
-
-
-class DefaultNames(frozenset[str]):
-    """The default of `never_refuse`; signatures show its name, not its 80 items."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "NEVER_REFUSED"
-
-
 def notices_of(
     on_limited: Notices | str | Mapping[str, str] | OnLimited | None,
 ) -> Notices | OnLimited | None:
@@ -49,7 +40,7 @@ def notices_of(
     Raises:
         ConfigError: It is neither texts, nor `Notices`, nor a function, nor None.
     """
-    if isinstance(on_limited, (str, Mapping)):
+    if isinstance(on_limited, (str, Mapping, LazyProxy)):
         return Notices(on_limited)
     if on_limited is None or isinstance(on_limited, Notices):
         return on_limited
@@ -61,19 +52,38 @@ def notices_of(
     )
 
 
-def check_rules(rules: Rules) -> Rules:
-    """Return the rules of a middleware, none of which may be a Concurrency.
+def rules_given(rate_limit: RuleLike | Iterable[RuleLike] | None, penalty: Penalty | None) -> Rules:
+    """Return the rules of a middleware; `NO_LIMIT` if only handlers with a flag are limited.
 
     Raises:
-        ConfigError: One of them is.
+        ConfigError: One of them does not count events, or the penalty is none.
     """
+    if penalty is not None and not isinstance(penalty, Penalty):
+        raise ConfigError(f"penalty={penalty!r}: expected Penalty('10/minute', ban='15m')")
+    rules = NO_LIMIT if rate_limit is None else check_functions(rules_of(rate_limit))
     for rule in rules:
         if isinstance(rule, Concurrency):
             raise ConfigError(
                 f"rate_limit: {str(rule)!r} does not count events: give it to a handler, "
                 "@flags.rate_limit(concurrent=1)"
             )
-    return rules
+    return rules if penalty is None else rules_of((*rules, penalty))
+
+
+def rules_for_bots(bots: LimitLike | None) -> Rules:
+    """Return the rules for messages of other bots; empty if they are limited like users.
+
+    Raises:
+        ConfigError: This is not a limit.
+    """
+    if bots is None:
+        return Rules()
+    try:
+        limit = Limit.of(bots)
+    except ConfigError as error:
+        raise ConfigError(f"bots={bots!r}: {error}") from None
+    ignored = Penalty("1/minute", "1m", scope=Scope.MEMBER)
+    return rules_of((Rule(limit, Scope.MEMBER, "bots"), ignored))
 
 
 def describe_type(value: object) -> str:
@@ -81,28 +91,69 @@ def describe_type(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
-def check_limiter(limiter: Limiter, **others: object) -> None:
-    """Raise ConfigError unless this is a limiter and no argument is given that it already has."""
+def limiter_of(
+    limiter: Limiter | None,
+    redis_client: Client | None,
+    key_prefix: str,
+    *,
+    on_error: OnError | None,
+    timeout: float | None,
+    observer: ObserverLike,
+    statistics: bool,
+) -> Limiter:
+    """Return the limiter that is given, or make one of the other arguments.
+
+    Raises:
+        ConfigError: Both are given, or an argument is invalid.
+    """
+    if limiter is None:
+        return Limiter(
+            storage_for(redis_client),
+            key_prefix=key_prefix,
+            on_error="allow" if on_error is None else on_error,
+            timeout=0.25 if timeout is None else timeout,
+            observer=observer,
+            statistics=statistics,
+        )
     if not isinstance(limiter, Limiter):
         raise ConfigError(
             f"limiter is {describe_type(limiter)}: expected Limiter(storage); "
             "a Redis client goes into redis_client"
         )
+    others = {
+        "redis_client": redis_client,
+        "key_prefix": None if key_prefix in ("bot", limiter.key_prefix) else key_prefix,
+        "on_error": on_error,
+        "timeout": timeout,
+        "observer": observer,
+        "statistics": statistics or None,
+    }
     if given := [name for name, value in others.items() if value is not None]:
         raise ConfigError(
             f"{' and '.join(given)} and limiter are both given: give them to the limiter, "
             "Limiter(storage, key_prefix=..., on_error=..., timeout=..., observer=...)"
         )
+    return limiter
 
 
 def storage_for(client: Client | str | None, memory_size: int = 10_000) -> Storage:
     """Return the storage of a client or URL of Redis, or without one of this process."""
-    return MemoryStorage(memory_size) if client is None else RedisStorage(client)
+    return implicit(MemoryStorage(memory_size)) if client is None else RedisStorage(client)
+
+
+def implicit(storage: Storage) -> Storage:
+    """Return a storage that was chosen because nothing was configured."""
+    if isinstance(storage, MemoryStorage):
+        _implicit.add(storage)
+    return storage
+
+
+_implicit: Final[WeakSet[MemoryStorage]] = WeakSet()
 
 
 def announce(limiter: Limiter, rules: Rules) -> None:
     """Log where counts are kept, in the words that operators search for."""
-    limits = "; ".join(map(str, rules))
+    limits = "only of handlers" if rules[0] is NO_LIMIT[0] else "; ".join(map(str, rules))
     if limiter.storage.source == "redis":
         log.info(
             "RateLimitMiddleware: Using Redis for distributed rate limiting "
@@ -110,6 +161,8 @@ def announce(limiter: Limiter, rules: Rules) -> None:
             limits,
             limiter.key_prefix,
         )
+    elif limiter.storage not in _implicit:
+        log.info("RateLimitMiddleware: counting in this process (limit: %s)", limits)
     else:
         log.warning(
             "RateLimitMiddleware: Redis not provided, using in-memory cache (limit: %s). "

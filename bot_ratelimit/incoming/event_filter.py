@@ -13,7 +13,10 @@ from bot_ratelimit.incoming.events import (
     album_of,
     check_event_names,
     delivery_of,
+    is_automatic,
+    is_from_bot,
     is_one_of,
+    is_paid,
     subject_of,
 )
 from bot_ratelimit.rules.rule import Subject
@@ -32,7 +35,8 @@ class Counted(NamedTuple):
 class EventFilter:
     """Decides which events a middleware counts, and for which Subject.
 
-    The arguments are those of `RateLimitMiddleware`. It is not one of aiogram's filters.
+    The arguments are those of `RateLimitMiddleware`; `limits_bots` says whether other bots have a
+    limit of their own. It is not one of aiogram's filters.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class EventFilter:
         never_refuse: Iterable[str],
         per_bot: bool,
         once_per_update: bool,
+        limits_bots: bool,
     ) -> None:
         self.exempt_ids, self._is_exempt = _exemptions(exempt)
         self._given_ids = self.exempt_ids
@@ -50,6 +55,7 @@ class EventFilter:
         self._never_refuse = check_event_names(never_refuse)
         self._once_per_update = _checked_bool("once_per_update", once_per_update)
         self.per_bot = _checked_bool("per_bot", per_bot)
+        self._limits_bots = limits_bots
 
     def set_live_exemptions(self, exempt: frozenset[int], limited: frozenset[int]) -> None:
         """Set the ids that operators exempt, and those that they limit although they are exempt.
@@ -71,24 +77,30 @@ class EventFilter:
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> Counted | None:
         """Return the Subject and the charge of an event; None if it is not counted."""
-        if is_one_of(self._never_refuse, event, update):
+        bot = data.get("bot")
+        if is_one_of(self._never_refuse, event, update) or is_paid(event):
             return None
         subject = subject_of(event, data)
-        if subject is None:
+        if subject is None or is_automatic(event, update, None if bot is None else bot.id):
             return None
-        if self.exempt_ids and not self.exempt_ids.isdisjoint((subject.user, subject.chat)):
+        if await self._exempts(subject, event, data):
             return None
-        if self._is_exempt is not None:
-            exempt = self._is_exempt(event, data)
-            if await exempt if isawaitable(exempt) else exempt:
-                return None
-        bot = data.get("bot")
         once = album_of(event)
         if once is None and self._once_per_update and update is not None and bot is not None:
             once = delivery_of(update, bot.id)
         if self.per_bot and bot is not None:
             subject = subject._replace(bot=bot.id)
         return Counted(subject, once)
+
+    async def _exempts(self, subject: Subject, event: TelegramObject, data: dict[str, Any]) -> bool:
+        if self._limits_bots and is_from_bot(event, data):
+            return subject.user in self.exempt_ids  # not because its group is exempt
+        if self.exempt_ids and not self.exempt_ids.isdisjoint((subject.user, subject.chat)):
+            return True
+        if self._is_exempt is None:
+            return False
+        exempt = self._is_exempt(event, data)
+        return bool(await exempt if isawaitable(exempt) else exempt)
 
 
 def _checked_bool(name: str, value: object) -> bool:

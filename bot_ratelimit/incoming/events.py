@@ -8,11 +8,13 @@ from typing import Any, Final, get_args
 from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY, EventContext
 from aiogram.enums import ChatType, ContentType, UpdateType
 from aiogram.types import (
+    Chat,
     Message,
     MessageReactionUpdated,
     PollAnswer,
     TelegramObject,
     Update,
+    User,
 )
 
 from bot_ratelimit.errors import ConfigError
@@ -65,6 +67,10 @@ NOBODY: Final = frozenset({136817688, 1087968824, 777000})
 from a linked channel. Many senders share them, so they are never counted."""
 
 
+GENERAL: Final = 1
+"""The id of the topic General, which Telegram does not name in updates."""
+
+
 def check_event_names(names: Iterable[str]) -> frozenset[str]:
     """Return the names as a set, if each is a type of update or a content type of a message.
 
@@ -110,6 +116,16 @@ def is_of_type(names: frozenset[str], event: TelegramObject, update: Update | No
     )
 
 
+def context_of(event: TelegramObject, data: dict[str, Any]) -> EventContext:
+    """Return aiogram's context of an event, which it has before any other middleware."""
+    context = data.get(EVENT_CONTEXT_KEY)
+    if isinstance(context, EventContext):
+        return context
+    return EventContext(  # called without a dispatcher
+        user=getattr(event, "from_user", None), chat=getattr(event, "chat", None)
+    )
+
+
 def subject_of(event: TelegramObject, data: dict[str, Any]) -> Subject | None:
     """Return the Subject of an event; None if there is no sender to count.
 
@@ -118,20 +134,18 @@ def subject_of(event: TelegramObject, data: dict[str, Any]) -> Subject | None:
     a channel, or an anonymous admin          `sender_chat`, never the placeholder user
     a reaction or vote in a chat's name       that chat
     a business chat                           the user, apart from the bot's own chats
+    a guest bot's message                     the user or chat that called the bot
     channel post, automatic forward, poll     nobody
     ========================================  ===========================================
     """
-    context = data.get(EVENT_CONTEXT_KEY)
-    if not isinstance(context, EventContext):  # called without a dispatcher
-        context = EventContext(
-            user=getattr(event, "from_user", None), chat=getattr(event, "chat", None)
-        )
+    context = context_of(event, data)
     sender = context.user.id if context.user is not None else None
     if isinstance(event, Message):
         if event.is_automatic_forward or event.chat.type == ChatType.CHANNEL:
             return None
-        if event.sender_chat is not None:
-            sender = event.sender_chat.id
+        caller = _guest_caller(event) or event.sender_chat
+        if caller is not None:
+            sender = caller.id
     elif isinstance(event, MessageReactionUpdated) and event.actor_chat is not None:
         sender = event.actor_chat.id
     elif isinstance(event, PollAnswer) and event.voter_chat is not None:
@@ -139,7 +153,62 @@ def subject_of(event: TelegramObject, data: dict[str, Any]) -> Subject | None:
     if sender is None or sender in NOBODY:
         return None
     chat = context.chat.id if context.chat is not None else None
-    return Subject(sender, chat, context.thread_id, None, context.business_connection_id)
+    topic = _topic_of(event, context)
+    return Subject(sender, chat, topic, None, context.business_connection_id)
+
+
+def is_from_bot(event: TelegramObject, data: dict[str, Any]) -> bool:
+    """Whether another bot sent this message, by itself."""
+    user = context_of(event, data).user
+    return (
+        user is not None
+        and user.is_bot
+        and isinstance(event, Message)
+        and user.id not in NOBODY
+        and event.sender_chat is None
+        and _guest_caller(event) is None
+    )
+
+
+def is_automatic(event: TelegramObject, update: Update | None, bot: int | None) -> bool:
+    """Whether no act of a user caused this message.
+
+    These are the bot's own messages, messages that a business account's bot or Telegram sends in
+    its name (greetings, scheduled messages), the steps of a live location, and edits without a
+    date, by which Telegram itself changes a message.
+    """
+    if not isinstance(event, Message):
+        return False
+    if event.from_user is not None and event.from_user.id == bot:
+        return True
+    if event.sender_business_bot is not None or event.is_from_offline:
+        return True
+    is_edit = update is not None and (
+        event is update.edited_message or event is update.edited_business_message
+    )
+    return is_edit and (event.edit_date is None or event.location is not None)
+
+
+def is_paid(event: TelegramObject) -> bool:
+    """Whether the sender paid Telegram Stars for this message."""
+    return bool(isinstance(event, Message) and event.paid_star_count)
+
+
+def _guest_caller(message: Message) -> User | Chat | None:
+    """Who called the guest bot that sent this message."""
+    user: User | None = getattr(message, "guest_bot_caller_user", None)  # since aiogram 3.29
+    chat: Chat | None = getattr(message, "guest_bot_caller_chat", None)
+    return user or chat
+
+
+def _topic_of(event: TelegramObject, context: EventContext) -> int | None:
+    """The topic of an event; General's if the chat has topics and the event names none."""
+    if context.thread_id is not None:
+        return context.thread_id
+    direct = getattr(event, "direct_messages_topic", None)  # since aiogram 3.22
+    if direct is not None:
+        return int(direct.topic_id)
+    return GENERAL if context.chat is not None and context.chat.is_forum else None
 
 
 def album_of(event: TelegramObject) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.incoming.arguments import storage_for
+from bot_ratelimit.incoming.arguments import implicit, storage_for
 from bot_ratelimit.limiter.limiter import Limiter
 
 log = logging.getLogger("bot_ratelimit")
@@ -48,7 +48,7 @@ def arguments_from(settings: Settings, given: Mapping[str, Any]) -> dict[str, An
     else:
         if settings.redis_enabled is False:
             log.warning("RateLimitMiddleware: Redis is disabled by REDIS_ENABLED=false")
-        storage = settings.storage()
+        storage = implicit(settings.storage())
     arguments["limiter"] = Limiter(storage, memory_size=memory_size, **limits)
     return arguments
 

@@ -11,9 +11,10 @@ from bot_ratelimit.config.limits_file import penalty_of
 from bot_ratelimit.config.overrides import Overrides, changed_if_valid, name_of
 from bot_ratelimit.config.settings import Origin
 from bot_ratelimit.incoming.flags import Flags
+from bot_ratelimit.incoming.functions import NO_LIMIT
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, Scope
+from bot_ratelimit.rules.rule import Rule, Scope, named
 
 EVERYWHERE: Final = "every handler"
 """Where the rules of a middleware apply."""
@@ -21,7 +22,7 @@ EVERYWHERE: Final = "every handler"
 
 def inventory(
     overrides: Overrides,
-    rules: Rules,
+    rules: Iterable[Rule],
     origins: Mapping[str, Origin],
     flags: Flags,
     roots: Iterable[Router],
@@ -36,6 +37,7 @@ def inventory(
         roots: The dispatchers.
     """
     found: dict[str, dict[str, Any]] = {}
+    rules = [rule for rule in rules if rule is not NO_LIMIT[0]]
     for rule in rules:
         kind = "penalty" if isinstance(rule, Penalty) else "limits"
         found[name_of(rule)] = _item(rule, overrides, EVERYWHERE, origins[kind])
@@ -43,9 +45,9 @@ def inventory(
         added = penalty_of(overrides.penalty)
         found[name_of(added)] = _item(added, overrides, EVERYWHERE, "live")
     for root in roots:
-        for handler, own_rules, named in flags.by_handler(root):
+        for handler, own_rules, is_named in flags.by_handler(root):
             for rule in own_rules:
-                item = _item(rule, overrides, handler, "file" if named else "code")
+                item = _item(rule, overrides, handler, "file" if is_named else "code")
                 found.setdefault(name_of(rule), item)
     return list(found.values())
 
@@ -57,6 +59,7 @@ def _item(rule: Rule, overrides: Overrides, where: str, origin: Origin) -> dict[
     item: dict[str, Any] = {
         "name": name_of(rule),
         "limit": str(now.limit) if isinstance(now.limit, Limit) else None,
+        "function": None if isinstance(now.limit, Limit) else named(now.limit),
         "scope": rule.scope.value if isinstance(rule.scope, Scope) else None,
         "path": rule.path,
         "cost": rule.cost,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping
-from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from aiogram import BaseMiddleware, Dispatcher
@@ -18,27 +17,24 @@ from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.admission import Admission, Dispatch, Handler
 from bot_ratelimit.incoming.arguments import (
-    DefaultNames,
-    DefaultPrefix,
     OnLimited,
     announce,
-    check_limiter,
-    check_rules,
     describe_type,
+    limiter_of,
     notices_of,
-    storage_for,
+    rules_for_bots,
+    rules_given,
 )
+from bot_ratelimit.incoming.backlog import Backlog
 from bot_ratelimit.incoming.event_filter import EventFilter, IsExempt
-from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_of_type
-from bot_ratelimit.incoming.flags import Flags
+from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_from_bot, is_of_type
+from bot_ratelimit.incoming.flags import Flags, HandlerLimits
 from bot_ratelimit.incoming.from_settings import arguments_from, origins_of
 from bot_ratelimit.incoming.inventory import inventory
 from bot_ratelimit.incoming.key_conflicts import (
     class_registered_message,
-    conflict_message,
     registered_middlewares,
     rules_by_path,
-    separate_keys,
 )
 from bot_ratelimit.incoming.notices import TEXTS, Notices, busy_notice_rule
 from bot_ratelimit.incoming.registration import (
@@ -48,17 +44,17 @@ from bot_ratelimit.incoming.registration import (
     register_guard,
     root_of,
 )
+from bot_ratelimit.incoming.telling import Telling
+from bot_ratelimit.incoming.unread_flags import find_unread_flags, warn_of_flags
 from bot_ratelimit.limiter.limiter import Limiter, OnError
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, RuleLike, Rules, Scope, Subject, notice_rule, rules_of
+from bot_ratelimit.rules.rule import LimitLike, RuleLike, Scope, Subject, notice_rule
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.redis.driver import Client
 
 log = logging.getLogger("bot_ratelimit")
-
-_made: Final = count()
 
 
 class RateLimitMiddleware(BaseMiddleware):
@@ -73,7 +69,8 @@ class RateLimitMiddleware(BaseMiddleware):
 
     Args:
         rate_limit: A number of seconds for one event, a str (`"5/10s"`, `"1/s; 20/minute"`), a
-            `Rule`, or several of them; one event per second by default.
+            `Rule`, a function of (event, data), async or not, that returns one of these, or
+            several; one event per second by default. None limits only handlers with a flag.
         redis_client: A `redis.asyncio` client, or a URL, such as `redis://host/0`. Without it,
             each process counts on its own.
         key_prefix: The prefix of every key, `<prefix>:ratelimit:<user>`; `"bot"` by default.
@@ -100,6 +97,10 @@ class RateLimitMiddleware(BaseMiddleware):
             over the limit in a flag.
         live: Whether changes by operators apply while the bot runs, on all instances within 5
             seconds.
+        bots: The limit of messages of another bot in a chat; a bot that exceeds it is ignored for a
+            minute. None limits other bots like users.
+        max_age: Seconds, or a text such as `"2m"`: older messages are dropped, for example those
+            that arrived during an outage.
 
     Raises:
         ConfigError: An argument is invalid.
@@ -107,16 +108,16 @@ class RateLimitMiddleware(BaseMiddleware):
 
     def __init__(
         self,
-        rate_limit: RuleLike | Iterable[RuleLike] = 1.0,
+        rate_limit: RuleLike | Iterable[RuleLike] | None = 1.0,
         redis_client: Client | str | None = None,
-        key_prefix: str = DefaultPrefix("bot"),
+        key_prefix: str = "bot",
         *,
         limiter: Limiter | None = None,
         on_error: OnError | None = None,
         timeout: float | None = None,
         on_limited: Notices | str | Mapping[str, str] | OnLimited | None = TEXTS,
         exempt: Iterable[int] | IsExempt = (),
-        never_refuse: Iterable[str] = DefaultNames(NEVER_REFUSED),
+        never_refuse: Iterable[str] = NEVER_REFUSED,
         penalty: Penalty | None = None,
         per_bot: bool = False,
         once_per_update: bool = False,
@@ -124,56 +125,51 @@ class RateLimitMiddleware(BaseMiddleware):
         statistics: bool = False,
         named_limits: Mapping[str, Any] | None = None,
         live: bool = False,
+        bots: LimitLike | None = "20/minute",
+        max_age: float | str | None = None,
     ) -> None:
         if isinstance(redis_client, TelegramObject):  # aiogram calls the registered class
             raise ConfigError(class_registered_message(type(self)))
-        if penalty is not None and not isinstance(penalty, Penalty):
-            raise ConfigError(f"penalty={penalty!r}: expected Penalty('10/minute', ban='15m')")
-        rules = check_rules(rules_of(rate_limit))
-        self.rules = rules if penalty is None else rules_of((*rules, penalty))
+        if not isinstance(live, bool):
+            raise ConfigError(f"live={live!r}: expected True or False")
+        self.rules = rules_given(rate_limit, penalty)
+        self._bots = rules_for_bots(bots)
         self._event_filter = EventFilter(
             exempt=exempt,
             never_refuse=never_refuse,
             per_bot=per_bot,
             once_per_update=once_per_update,
+            limits_bots=bots is not None,
         )
-        notify = notices_of(on_limited)
-        self._penalized = penalty is not None
+        self._penalty = penalty
         self._flags = Flags(penalty, limits=named_limits_of(named_limits or {}))
-        self._number = next(_made)
         self._dispatcher: object = None
         self._dispatchers: WeakSet[Dispatcher] = WeakSet()
         self._discovered: WeakSet[Dispatcher] = WeakSet()
         self._excluded: WeakKeyDictionary[Dispatcher, frozenset[str]] = WeakKeyDictionary()
         self._closes = limiter is None
-        if limiter is None:
-            limiter = Limiter(
-                storage_for(redis_client),
-                key_prefix=str(key_prefix) if isinstance(key_prefix, str) else key_prefix,
-                on_error="allow" if on_error is None else on_error,
-                timeout=0.25 if timeout is None else timeout,
-                observer=observer,
-                statistics=statistics,
-            )
-        else:
-            check_limiter(
-                limiter,
-                redis_client=redis_client,
-                key_prefix=None if isinstance(key_prefix, DefaultPrefix) else key_prefix,
-                on_error=on_error,
-                timeout=timeout,
-                observer=observer,
-                statistics=statistics or None,
-            )
-        self.limiter = limiter
-        self._origins: dict[str, Origin] = {"limits": "code", "penalty": "code"}
-        if not isinstance(live, bool):
-            raise ConfigError(f"live={live!r}: expected True or False")
-        self.live = (
-            Live(limiter, inventory=self.inventory, used=self._apply_overrides) if live else None
+        self.limiter = limiter_of(
+            limiter,
+            redis_client,
+            key_prefix,
+            on_error=on_error,
+            timeout=timeout,
+            observer=observer,
+            statistics=statistics,
         )
-        self._admission = Admission(limiter, self._event_filter, notify, self.live)
-        announce(limiter, self.rules)
+        self._origins: dict[str, Origin] = {"limits": "code", "penalty": "code"}
+        self.live = (
+            Live(self.limiter, inventory=self.inventory, used=self._apply_overrides)
+            if live
+            else None
+        )
+        self.backlog = None if max_age is None else Backlog(max_age)
+        """Counts what `max_age` dropped."""
+        telling = Telling(notices_of(on_limited), self.limiter)
+        self._admission = Admission(
+            self.limiter, self._event_filter, telling, self.live, self.backlog
+        )
+        announce(self.limiter, self.rules)
 
     @classmethod
     def from_settings(
@@ -236,8 +232,11 @@ class RateLimitMiddleware(BaseMiddleware):
             register_guard(self, dispatcher)
 
         async def start() -> None:
-            self._resolve_keys(dispatcher)
+            self._check_keys(dispatcher)
             self._flags.check(dispatcher)
+            if lost := find_unread_flags(dispatcher):
+                raise ConfigError(lost)
+            warn_of_flags(dispatcher, self._flags)
             self.limiter.open()
 
         dispatcher.startup.register(start)
@@ -258,20 +257,33 @@ class RateLimitMiddleware(BaseMiddleware):
             excluded = self._excluded.get(dispatcher) if dispatcher is not None else None
             if excluded and is_of_type(excluded, inner, update):
                 return await self._admission.handle_uncounted(handler, event, data)
-        flag_rules = self._flags.rules_for(data.get("handler"), data.get("event_router"))
-        if flag_rules is False:
+        dispatch = Dispatch(handler, event, inner, update, data)
+        if self._bots and is_from_bot(inner, data):  # whatever the flag of the handler says
+            return await self._admission.handle(self._bots, ("bots", self._key_space), dispatch)
+        limits = self._flags.limits_for(data.get("handler"), data.get("event_router"))
+        if limits.collect is None:
+            return await self._limited(limits, dispatch)
+
+        async def handle_collected(first: TelegramObject, data: dict[str, Any]) -> Any:
+            return await self._limited(limits, Dispatch(handler, first, first, update, data))
+
+        return await limits.collect.collected(
+            handle_collected, event, data, limits.name, self.limiter
+        )
+
+    async def _limited(self, limits: HandlerLimits, dispatch: Dispatch) -> Any:
+        handler, event, _, _, data = dispatch
+        if limits.rules is False:
             return await self._admission.handle_uncounted(handler, event, data)
         rules = self.rules
         key: Hashable = self
-        if flag_rules is not True:
-            rules = flag_rules
+        if limits.rules is not True:
+            rules = limits.rules
             # A handler's own limit is charged once, however many middlewares run before it.
             key = (self.limiter.key_prefix, id(data.get("handler")))
-        dispatch = Dispatch(handler, event, inner, update, data)
-        slots = self._flags.slots_for(data.get("handler"))
-        if slots is None:
+        if limits.slots is None:
             return await self._admission.handle(rules, key, dispatch)
-        return await self._admission.handle_in_slot(slots, rules, key, dispatch)
+        return await self._admission.handle_in_slot(limits.slots, rules, key, dispatch)
 
     async def reset(self, subject: Subject | int) -> bool:
         """Delete all counts of a user in this middleware; return True if there were any.
@@ -326,7 +338,11 @@ class RateLimitMiddleware(BaseMiddleware):
         overrides = Overrides() if self.live is None else self.live.overrides
         return {
             "rules": inventory(
-                overrides, self.rules, self._origins, self._flags, self._dispatchers
+                overrides,
+                (*self.rules, *self._bots[:1]),
+                self._origins,
+                self._flags,
+                self._dispatchers,
             ),
             "exempt": sorted(self._event_filter.exempt_ids)[:1_000],
             "per_bot": self._event_filter.per_bot,
@@ -347,7 +363,9 @@ class RateLimitMiddleware(BaseMiddleware):
     def _discover(self, dispatcher: Any) -> None:
         """Prepare for a dispatcher at its start or first event, since only then it is known."""
         if isinstance(dispatcher, Dispatcher) and dispatcher not in self._discovered:
-            self._resolve_keys(dispatcher)
+            self._check_keys(dispatcher)
+            if dispatcher not in self._dispatchers and (lost := find_unread_flags(dispatcher)):
+                log.warning("RateLimitMiddleware: %s", lost)
             self._register_close(dispatcher)
             self._dispatchers.add(dispatcher)
             self._discovered.add(dispatcher)
@@ -355,32 +373,21 @@ class RateLimitMiddleware(BaseMiddleware):
                 self.live.start()
         self._dispatcher = dispatcher
 
-    def _resolve_keys(self, dispatcher: Dispatcher) -> None:
-        """Rename rules that would share a key with a different limit."""
-        middlewares = registered_middlewares(
-            dispatcher, RateLimitMiddleware, lambda each: each._number
-        )
-        groups = separate_keys([(each._key_space, each.rules) for each in middlewares])
-        for middleware, (space, rules) in zip(middlewares, groups, strict=True):
-            middleware._use_rules(rules, rules_by_path(groups, space))
-            near = [each for other, each in groups if other == space]
-            if sum(any(rule in each for rule in rules) for each in near) > 1:
-                middleware._admission.key_space = space
+    def _check_keys(self, dispatcher: Dispatcher) -> None:
+        """Raise ConfigError if middlewares of the bot have different limits under one key."""
+        middlewares = registered_middlewares(dispatcher, RateLimitMiddleware)
+        near = [each for each in middlewares if each._key_space == self._key_space]
+        others = rules_by_path(rule for each in near for rule in (*each.rules, *each._bots[:1]))
+        self._flags = Flags(self._penalty, others, self._flags.limits)
+        shared = [rule for each in near if each is not self for rule in each.rules]
+        if any(rule in shared for rule in self.rules):
+            self._admission.key_space = self._key_space
 
     @property
     def _key_space(self) -> tuple[Hashable, str, bool]:
         """Rules of two middlewares can share a key only if this is equal."""
         limiter = self.limiter
         return limiter.storage.key_space, limiter.key_prefix, self._event_filter.per_bot
-
-    def _use_rules(self, rules: Rules, others: Mapping[str, Rule]) -> None:
-        for before, now in zip(self.rules, rules, strict=True):
-            if before.path != now.path:
-                message = conflict_message(before, now, others[before.path])
-                log.warning("RateLimitMiddleware: %s", message)
-        self.rules = rules
-        penalty = rules[-1] if self._penalized else None
-        self._flags = Flags(penalty, others, self._flags.limits)
 
     def _apply_overrides(self, overrides: Overrides) -> None:
         self._event_filter.set_live_exemptions(overrides.exempt, overrides.limited)

@@ -11,9 +11,11 @@ from typing import Any, Final, NamedTuple
 from aiogram.enums import ChatType
 from aiogram.types import CallbackQuery, InlineQuery, Message, TelegramObject
 from aiogram.utils.callback_answer import CallbackAnswer
+from aiogram.utils.i18n.lazy_proxy import LazyProxy  # type: ignore[attr-defined]  # not in its __all__
 
 from bot_ratelimit.config.limits_file import check_language, check_notice
 from bot_ratelimit.errors import ConfigError, NotSentError, RateLimitError
+from bot_ratelimit.incoming.debounce import Debounce
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import NoticeKind, NoticeResult
@@ -150,10 +152,14 @@ class Notices:
         """Return whether a notice was sent."""
         wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
         busy = isinstance(decision.rule, Concurrency)
+        if isinstance(decision.rule, Debounce) and not isinstance(event, CallbackQuery):
+            return False  # the first of the equal messages is answered
         if isinstance(event, CallbackQuery):
             if not _may_answer(data.get("callback_answer")):
                 return False
-            text = self._text(event, wait, busy)[:_CALLBACK_TEXT]
+            text: str | None = None
+            if not isinstance(decision.rule, Debounce):
+                text = self._text(event, wait, busy)[:_CALLBACK_TEXT]
             await event.answer(text, cache_time=0 if busy else wait)
         elif isinstance(event, InlineQuery):
             await event.answer([], cache_time=1 if busy else wait, is_personal=True)
@@ -203,9 +209,10 @@ class Notices:
     def _text(self, event: CallbackQuery | InlineQuery | Message, seconds: int, busy: bool) -> str:
         language = ((event.from_user and event.from_user.language_code) or "").lower()
         texts = self._busy if busy else self._texts
-        text = texts.get(language) or texts.get(language.partition("-")[0])
-        if text is None:
-            language, text = next(iter(texts.items()))
+        found = texts.get(language) or texts.get(language.partition("-")[0])
+        if found is None:
+            language, found = next(iter(texts.items()))
+        text = str(found)  # a lazy text is translated here
         return text.format(seconds=seconds, wait=wait_text(seconds, _units(language, text)))
 
 
@@ -224,6 +231,8 @@ def busy_notice_rule(scope: Scope) -> Rule:
 def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:
     if isinstance(texts, str):
         check_notice(texts)
+        return {"": texts}
+    if isinstance(texts, LazyProxy):  # translated, and so checked, when it is sent
         return {"": texts}
     if not texts:
         raise ConfigError("the texts of a notice: expected at least one")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from operator import attrgetter
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.described import fields_described
@@ -67,8 +67,10 @@ class Scope(Enum):
 
 CustomScope: TypeAlias = Callable[[Subject], "str | None"]
 LimitLike: TypeAlias = "Limit | str | float"
-CustomLimit: TypeAlias = Callable[[Subject], "LimitLike | None"]
-RuleLike: TypeAlias = "Rule | LimitLike"
+CustomLimit: TypeAlias = Callable[..., Any]
+"""A function of a `Subject` that returns its limit or None; or one of (event, data), which only the
+middleware can call, and which may be async and return rules as well."""
+RuleLike: TypeAlias = "Rule | LimitLike | CustomLimit"
 Ids: TypeAlias = Callable[[Subject], "int | str | None"]
 
 # For each scope: its part of the key, and the ids of a subject that it counts by.
@@ -104,7 +106,8 @@ class Rule:
 
     Args:
         limit: A `Limit`, its text (`"5/10s"`), the seconds for one event, or a callable that
-            returns one of these for a subject, or None if the rule does not apply to it.
+            returns one of these for a subject, or None if the rule does not apply to it. In a
+            middleware or a flag also a function of (event, data), async or not.
         scope: Who shares one count. A callable returns, for a subject, the text under which it
             is counted, or None if the rule does not apply to it; such a rule needs a name.
         name: Keeps the counts of rules with the same scope apart: up to 200 characters without
@@ -189,9 +192,14 @@ class Rule:
 
     def __str__(self) -> str:
         """The rule in logs and errors, for example `5/minute per user 'ai'`."""
-        limit = self.limit if isinstance(self.limit, Limit) else "a limit of its own"
+        limit = self.limit if isinstance(self.limit, Limit) else f"limit by {named(self.limit)}"
         scope = self.scope.value if isinstance(self.scope, Scope) else "custom"
         return f"{limit} per {scope}" + (f" {self.name!r}" if self.name else "")
+
+
+def named(function: object) -> str:
+    """The name of a function, or of the class of a callable object, for logs and errors."""
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 class Rules(tuple[Rule, ...]):
@@ -214,7 +222,7 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
         return Rules((value,))
     if isinstance(value, str):
         return _rules_of_text(value)
-    if isinstance(value, (Limit, int, float)):
+    if isinstance(value, (Limit, int, float)) or (callable(value) and not isinstance(value, type)):
         return Rules((Rule(value),))
     if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
         return _together([each if isinstance(each, Rule) else Rule(each) for each in value])

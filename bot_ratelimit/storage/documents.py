@@ -39,8 +39,12 @@ class Documents(Protocol):
         """Delete and return the document, or None; only one caller gets it."""
         ...
 
-    async def push(self, key: str, value: bytes, keep: int) -> None:
-        """Add a value at the head of a list, and keep only the first `keep` values."""
+    async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
+        """Add a value at the head of a list, keep the first `keep`; return how many there are."""
+        ...
+
+    async def take_list(self, key: str) -> list[bytes]:
+        """Delete and return the values of a list, the latest first; only one caller gets them."""
         ...
 
     async def listed(self, key: str) -> list[bytes]:
@@ -111,9 +115,14 @@ class MemoryDocuments:
         until, value = self._once.pop(key, (0.0, b""))
         return value if until > self._clock() else None
 
-    async def push(self, key: str, value: bytes, keep: int) -> None:
-        """See `Documents.push`."""
+    async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
+        """See `Documents.push`; the list stays until it is taken or cleared."""
         self._lists[key] = [value, *self._lists.get(key, ())][:keep]
+        return len(self._lists[key])
+
+    async def take_list(self, key: str) -> list[bytes]:
+        """See `Documents.take_list`."""
+        return self._lists.pop(key, [])
 
     async def listed(self, key: str) -> list[bytes]:
         """See `Documents.listed`."""

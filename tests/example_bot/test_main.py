@@ -6,7 +6,10 @@ import asyncio
 import gc
 import json
 import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiogram import Dispatcher
@@ -122,22 +125,31 @@ async def test_a_wrong_bot_api_url_is_one_line(start: Start, webhook: bool) -> N
     settings = {"BOT_TOKEN": TOKEN}
     if webhook:
         settings |= {"WEBHOOK_URL": "http://127.0.0.1:1/", "WEB_SERVER_PORT": str(free_port())}
-    runner = web.ServerRunner(web.Server(page))
+    async with serving(page) as port:
+        for each in (port, free_port()):
+            process = await start(
+                "example_bot", BOT_API_URL=f"http://me:hunter2@127.0.0.1:{each}", **settings
+            )
+            status, _, err = await process.finished()
+            assert status == 2
+            last = err.splitlines()[-1]
+            assert last.startswith(f"No Bot API answers at http://127.0.0.1:{each}: ")
+            assert "BOT_API_URL" in last
+            for word in ("Traceback", "Unclosed", "hunter2", TOKEN):
+                assert word not in err
+
+
+@asynccontextmanager
+async def serving(handler: Callable[[web.BaseRequest], Any]) -> AsyncIterator[int]:
+    """A web server that is no bot; yields its port."""
+    runner = web.ServerRunner(web.Server(handler))
     await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    for each in (port, free_port()):
-        process = await start(
-            "example_bot", BOT_API_URL=f"http://me:hunter2@127.0.0.1:{each}", **settings
-        )
-        status, _, err = await process.finished()
-        assert status == 2
-        last = err.splitlines()[-1]
-        assert last.startswith(f"No Bot API answers at http://127.0.0.1:{each}: ")
-        assert "BOT_API_URL" in last
-        for word in ("Traceback", "Unclosed", "hunter2", TOKEN):
-            assert word not in err
-    await runner.cleanup()
+    try:
+        port = free_port()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        yield port
+    finally:
+        await runner.cleanup()
 
 
 async def test_a_busy_port_is_one_line(api: BotApi, start: Start) -> None:
@@ -216,16 +228,15 @@ async def test_an_instance_that_does_not_answer_is_unhealthy(start: Start) -> No
     async def nothing(request: web.BaseRequest) -> web.Response:
         raise web.HTTPNotFound
 
-    runner = web.ServerRunner(web.Server(nothing))
-    await runner.setup()
-    other = free_port()
-    await web.TCPSite(runner, "127.0.0.1", other).start()
-    for port, reason in ((free_port(), "No answer from the bot on port"), (other, "answered 404")):
-        process = await start("example_bot.health", WEB_SERVER_PORT=str(port))
-        status, _, err = await process.finished()
-        assert (status, err.count("\n")) == (1, 1)
-        assert reason in err
-    await runner.cleanup()
+    async with serving(nothing) as other:
+        for port, reason in (
+            (free_port(), "No answer from the bot on port"),
+            (other, "answered 404"),
+        ):
+            process = await start("example_bot.health", WEB_SERVER_PORT=str(port))
+            status, _, err = await process.finished()
+            assert (status, err.count("\n")) == (1, 1)
+            assert reason in err
 
 
 async def test_startup_objects_are_frozen_for_the_collector() -> None:

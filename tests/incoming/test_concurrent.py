@@ -151,12 +151,12 @@ async def test_button_presses_are_answered(storage: Storage, language: str, text
 async def test_users_have_separate_slots(storage: Storage) -> None:
     """Each user has their own slots, unless the flag names another scope."""
     bots = Bots(storage, {"concurrent": 1})
-    tasks = [bots.feed(message=message(**{"from": user(n)})) for n in (1, 2, 3)]
+    tasks = [bots.feed(message=message(**{"from": user(n)})) for n in (11, 12, 13)]
     await bots.until(lambda: bots.running == 3)
     bots.end.set()
     assert await asyncio.gather(*tasks) == ["handled"] * 3
     everybody = Bots(storage, {"concurrent": 2, "scope": "global", "key": "all"})
-    tasks = [everybody.feed(message=message(**{"from": user(n)})) for n in (1, 2, 3)]
+    tasks = [everybody.feed(message=message(**{"from": user(n)})) for n in (11, 12, 13)]
     await everybody.until(lambda: everybody.running == 2 and any(task.done() for task in tasks))
     assert everybody.most == 2
     everybody.end.set()

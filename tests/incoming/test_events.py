@@ -78,6 +78,11 @@ FORWARDED = {
     "sender_chat": CHANNEL,
     "is_automatic_forward": True,
 }
+THIS_BOT = user(1) | {"is_bot": True}
+OTHER_BOT = user(77) | {"is_bot": True}
+CALLED = {"guest_bot_caller_user": user(42), "from": OTHER_BOT, "chat": GROUP}
+SPOT = {"location": {"latitude": 1.0, "longitude": 1.0, "live_period": 900}}
+FORUM = GROUP | {"is_forum": True}
 NEWS_BUTTON = CHANNEL_POST | {"reply_markup": {"inline_keyboard": []}}
 
 CASES = [
@@ -85,7 +90,8 @@ CASES = [
     case("message", "42", "in a group", message(chat=GROUP)),
     case("message", "42", "in a topic", message(**TOPIC)),
     case("message", "42", "through an inline bot", message(via_bot=ANONYMOUS_ADMIN | {"id": 9})),
-    case("message", "77", "of another bot", message(**{"from": user(77) | {"is_bot": True}})),
+    case("message", PASSES, "of this bot", message(**{"from": THIS_BOT})),
+    case("message", PASSES, "that its sender paid for", message(paid_star_count=5)),
     case("message", "-100", "of an anonymous admin", message(**AS_ADMIN)),
     case("message", "-200", "of a channel in a group", message(**AS_CHANNEL)),
     case("message", PASSES, "an automatic forward", message(**FORWARDED)),
@@ -94,15 +100,22 @@ CASES = [
     case("message", PASSES, "Channel_Bot", message(**{"from": CHANNEL_BOT})),
     case("message", PASSES, "777000", message(**{"from": SERVICE_ACCOUNT})),
     case("edited_message", "42"),
+    case("edited_message", PASSES, "by Telegram itself", message(chat=GROUP)),
+    case("edited_message", PASSES, "a live location", content(edit_date=DATE, **SPOT)),
     case("edited_message", "-100", "anonymous admin", message(edit_date=DATE, **AS_ADMIN)),
     case("channel_post", PASSES),
     case("channel_post", PASSES, "signed", message(chat=CHANNEL, author_signature="Anna")),
     case("edited_channel_post", PASSES),
     case("business_connection", PASSES),
     case("business_message", "business:Bc:42"),
+    case(
+        "business_message", PASSES, "of the bot", message(sender_business_bot=THIS_BOT, **BUSINESS)
+    ),
+    case("business_message", PASSES, "a greeting", message(is_from_offline=True, **BUSINESS)),
     case("edited_business_message", "business:Bc:42"),
     case("deleted_business_messages", PASSES),
     case("guest_message", "42"),
+    case("guest_message", "42", "of a guest bot", message(guest_query_id="1", **CALLED)),
     case("guest_message", "-200", "of a channel", message(guest_query_id="1", **AS_CHANNEL)),
     case("message_reaction", "42"),
     case(
@@ -297,7 +310,7 @@ async def test_never_refuse_can_be_extended() -> None:
     )
     for _ in range(3):
         assert await bot.feed(callback_query=callback()) == HANDLED
-        assert await bot.feed(edited_message=message()) == HANDLED
+        assert await bot.feed(edited_message=message(edit_date=DATE)) == HANDLED
         assert await bot.feed(message=content(contact=CONTENTS["contact"])) == HANDLED
         assert await bot.feed(pre_checkout_query=pre_checkout()) == HANDLED
     # An edited message is of the same class as a new one, and yet another type of update.
@@ -349,7 +362,6 @@ async def test_with_an_empty_list_every_sender_is_counted(update: str, counted: 
 @pytest.mark.parametrize(
     "never_refuse",
     [["payment"], {"chat_member", "Message"}, "payments", ["update"], [5], ["any"]],
-    ids=str,
 )
 def test_an_unknown_name_in_never_refuse_is_an_error(never_refuse: Any) -> None:
     """A misspelled name would refuse updates silently, so it is an error."""
@@ -412,10 +424,18 @@ async def test_one_user_in_several_chats(client: FakeAsyncRedis) -> None:
         (Scope.TOPIC, {"message": message(**TOPIC)}, "topic:-100:7"),
         (Scope.TOPIC, {"callback_query": callback(message=PRESSED | TOPIC)}, "topic:-100:7"),
         (Scope.TOPIC, {"message": message(chat=GROUP)}, None),
+        (Scope.TOPIC, {"message": message(chat=FORUM)}, "topic:-100:1"),
+        (Scope.TOPIC, {"message": message(chat=FORUM, message_thread_id=9)}, "topic:-100:1"),
+        (
+            Scope.TOPIC,
+            {"callback_query": callback(message=PRESSED | {"chat": FORUM})},
+            "topic:-100:1",
+        ),
+        (Scope.TOPIC, {"message_reaction": REACTION | {"chat": FORUM}}, "topic:-100:1"),
+        (Scope.TOPIC, {"message": message(direct_messages_topic={"topic_id": 5})}, "topic:42:5"),
         (Scope.GLOBAL, {"inline_query": UPDATES["inline_query"]}, "global"),
         (Scope.GLOBAL, {"channel_post": CHANNEL_POST}, None),
     ],
-    ids=str,
 )
 async def test_every_scope_finds_its_ids(
     scope: Scope, event: Event, key: str | None, client: FakeAsyncRedis

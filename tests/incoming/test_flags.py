@@ -33,7 +33,7 @@ from bot_ratelimit import (
 from .support import HANDLED, Instance, callback, message, user
 from .updates import GROUP, STORAGES, Fleet, bare, fleet_on, payment
 
-HERE = __name__
+HERE = "test_flags"
 DOC = (Path(__file__).parents[2] / "docs" / "telegram.md").read_text("utf-8")
 
 
@@ -114,7 +114,6 @@ ORDER = f"{HERE}.order"
         (True, 4, {"42"}),
         (False, 5, set()),
     ],
-    ids=str,
 )
 async def test_a_flag_in_every_form(
     flag: Any, handled: int, expected: set[str], client: FakeAsyncRedis
@@ -143,7 +142,6 @@ async def test_a_flag_in_every_form(
         (flags.rate_limit(True), 4, ""),
         (flags.rate_limit, 4, ""),
     ],
-    ids=str,
 )
 async def test_a_flag_by_decorator(
     decorator: Callable[..., Any], handled: int, key: str | None, client: FakeAsyncRedis
@@ -198,7 +196,6 @@ async def test_a_flag_by_decorator(
         {"limit": Concurrency(1)},
         object(),
     ],
-    ids=str,
 )
 async def test_an_invalid_flag_names_its_handler(flag: Any, limiter: Limiter) -> None:
     """It is an error that names the handler, at the start or at the first update."""

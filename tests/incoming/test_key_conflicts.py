@@ -66,58 +66,78 @@ def putting(storage: Storage, **defaults: Any) -> Put:
     return make
 
 
-def two_limits(make: Put, *, setup: bool, swapped: bool = False) -> Instance:
-    """Ten messages a minute and three presses a minute, without names."""
-    bot = bare()
-    named = [("message", "10/minute"), ("callback_query", "3/minute")]
-    for name, limit in reversed(named) if swapped else named:
-        middleware = make(limit)
-        if setup:
-            exclude = set(bot.dispatcher.observers) - {name}
-            middleware.setup(bot.dispatcher, exclude=exclude)
-        else:
-            bot.dispatcher.observers[name].middleware(middleware)
-    listen(bot, "message", "callback_query")
-    return bot
-
-
 async def press(bot: Instance) -> bool:
     return bool(await bot.feed(callback_query=callback()) == HANDLED)
 
 
+def by_plan(subject: Subject) -> str:
+    return "9/m"
+
+
 @pytest.mark.parametrize("setup", [False, True])
-@pytest.mark.parametrize("pressed_first", [False, True])
-async def test_middlewares_with_different_limits_count_separately(
-    storage: Storage, setup: bool, pressed_first: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("one", "other", "fix"),
+    [
+        ("10/minute", "3/minute", r"Rule\('3/minute', name='slow'\)"),
+        ("5/m", "5/m bucket", "name="),
+        (Rule("5/m", name="a"), Rule("3/s", name="a"), "name="),
+        (Rule(by_plan), Rule(lambda subject: "9/m"), "name="),
+        (["1/s", Penalty("2/m", "1h")], ["1/s", Penalty("2/m", "2h")], "another scope"),
+    ],
+    ids=["amounts", "algorithms", "names", "functions", "penalties"],
+)
+async def test_middlewares_with_different_limits_under_one_key_are_an_error(
+    one: Any, other: Any, fix: str, setup: bool
 ) -> None:
-    """Neither limit affects the other's count, whichever event comes first."""
-    bot = two_limits(putting(storage), setup=setup)
-    if pressed_first:
-        assert await press(bot)
-    assert await bot.send(*"abcdefghijk") == [True] * 10 + [False]
-    presses = [await press(bot) for _ in range(4 - pressed_first)]
-    assert presses == [True] * (3 - pressed_first) + [False]
-    apart = Limiter(storage, timeout=5)
-    assert not (await apart.peek("10/minute", Subject(user=42))).allowed
-    assert not (await apart.peek(Rule("3/minute", name="3/minute"), Subject(user=42))).allowed
-    (told,) = [each for each in caplog.messages if "under one key" in each]
-    assert "'10/minute per user' and '3/minute per user'" in told
-    assert "Rule('3/minute', name=" in told
-    assert "\n" not in told
+    """The error names both limits and the fix, at the start or at every update."""
+    bot, make = bare(), putting(MemoryStorage())
+    for name, limit in (("message", one), ("callback_query", other)):
+        middleware = make(limit)
+        if setup:
+            middleware.setup(bot.dispatcher, exclude=set(bot.dispatcher.observers) - {name})
+        else:
+            bot.dispatcher.observers[name].middleware(middleware)
+    listen(bot, "message", "callback_query")
+    if setup:
+        with pytest.raises(ConfigError, match=f"different limits under one key.*{fix}"):
+            await bot.dispatcher.emit_startup()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=f"different limits under one key.*{fix}"):
+            await press(bot)
 
 
-@pytest.mark.parametrize("pressed_first", [False, True])
-async def test_the_later_middleware_is_renamed(storage: Storage, pressed_first: bool) -> None:
-    """The order is that of registration, not of events or of aiogram's observers."""
-    bot = two_limits(putting(storage), setup=False, swapped=True)
-    if pressed_first:
-        await press(bot)
-    await bot.send("hello")
-    await press(bot)
-    limiter = Limiter(storage, timeout=5)
-    used = await limiter.peek(Rule("10/minute", name="10/minute"), Subject(user=42))
-    assert used.remaining == 9
-    assert (await limiter.peek("3/minute", Subject(user=42))).remaining == 2 - pressed_first
+async def test_middlewares_with_a_name_count_separately(storage: Storage) -> None:
+    """With names, neither limit affects the other's count."""
+    bot, make = bare(), putting(storage)
+    bot.dispatcher.message.middleware(make("3/minute"))
+    bot.dispatcher.callback_query.middleware(make(Rule("2/minute", name="buttons")))
+    listen(bot, "message", "callback_query")
+    assert [await press(bot) for _ in range(3)] == [True, True, False]
+    assert await bot.send(*"abcd") == [True] * 3 + [False]
+
+
+async def test_two_clients_of_one_server_share_keys(
+    redis_server: Server, environment: pytest.MonkeyPatch
+) -> None:
+    """Two calls of `from_settings` make two clients of one server, where limits may conflict.
+
+    Before aiogram 3.31 only polled updates name the dispatcher; the router has it too.
+    """
+    bot = bare()
+
+    async def older(handler: Any, event: Any, data: dict[str, Any]) -> Any:
+        data.pop("dispatcher", None)
+        return await handler(event, data)
+
+    bot.dispatcher.update.outer_middleware(older)
+    for limit in ("9/m", "2/m"):
+        settings = Settings(redis_url=redis_server.url)
+        middleware = RateLimitMiddleware.from_settings(settings, rate_limit=limit, timeout=5)
+        bot.dispatcher.message.middleware(middleware)
+    listen(bot, "message")
+    with pytest.raises(ConfigError, match=r"9/minute per user.*2/minute per user"):
+        await bot.send("hello")
+    await middleware.close()
 
 
 @pytest.mark.parametrize("exempt", [(), (42,)])
@@ -200,94 +220,6 @@ async def test_equal_middlewares_charge_once_beside_another_dispatcher() -> None
     assert sent == [True] * 4 + [False]
 
 
-async def test_one_observer_decides_the_order() -> None:
-    """A middleware that was created first but registered second is renamed."""
-    make = putting(MemoryStorage())
-    first, second = make("9/m"), make("5/m")
-    bot = bare()
-    bot.dispatcher.message.middleware(second)
-    bot.dispatcher.message.middleware(first)
-    listen(bot, "message")
-    await bot.send("hello")
-    assert (second.rules[0].name, first.rules[0].name) == ("", "9/minute")
-
-
-async def test_conflicts_are_resolved_at_the_start(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """With `setup` the warning comes once at the start, however many middlewares there are."""
-    dispatcher = Dispatcher()
-    make = putting(MemoryStorage())
-    middlewares = [make(limit).setup(dispatcher) for limit in ("1/s", "2/s", "2/s", "1/s")]
-    await dispatcher.emit_startup()
-    assert [each.rules[0].name for each in middlewares] == ["", "2/s", "2/s", ""]
-    assert sum("under one key" in each for each in caplog.messages) == 2
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "names"),
-    [
-        ("5/m", "5/m", [""]),
-        ("1/s; 20/minute", "20/minute", ["20/minute#2"]),
-        ("5/m", "3/s; 3/s sliding", ["3/s", "3/s-sliding"]),
-        ("5/m", "3/s sliding; 3/s sliding", ["3/s-sliding#2", "3/s-sliding"]),
-        (Rule("5/m", name="a"), Rule("3/s", name="a"), ["a.3/s"]),
-        (Rule("5/m", Scope.CHAT), Rule("3/s", Scope.CHAT), ["3/s"]),
-        (Rule("5/m", Scope.CHAT), Rule("3/s"), [""]),
-        (Rule("5/m"), Rule("5/m", cost=2, shadow=True), [""]),
-        (Rule("5/m"), Rule("5/m bucket"), ["5/minute-bucket"]),
-    ],
-    ids=str,
-)
-def test_names_of_renamed_rules(first: Any, second: Any, names: list[str]) -> None:
-    """The limit's text becomes the name, after the rule's own; equal limits still share."""
-    dispatcher = Dispatcher()
-    make = putting(MemoryStorage())
-    one, other = make(first), make(second)
-    dispatcher.message.middleware(one)
-    dispatcher.message.middleware(other)
-    one._discover(dispatcher)
-    assert [rule.name for rule in other.rules] == names
-    assert other.rules[0].key("bot", Subject(42, -100)) not in {
-        rule.key("bot", Subject(42, -100))
-        for rule in one.rules
-        if rule.limit != other.rules[0].limit
-    }
-
-
-def test_callable_limits_are_distinguished() -> None:
-    """Two functions are two limits; the later one is counted under its function's name."""
-
-    def generous(subject: Subject) -> str:
-        return "9/m"
-
-    def strict(subject: Subject) -> str:
-        return "1/m"
-
-    dispatcher = Dispatcher()
-    make = putting(MemoryStorage())
-    middlewares = [make(Rule(limit)) for limit in (generous, strict, generous)]
-    for each in middlewares:
-        dispatcher.message.middleware(each)
-    middlewares[2]._discover(dispatcher)
-    assert [each.rules[0].name for each in middlewares] == ["", "strict", ""]
-
-
-async def test_different_bans_are_different_keys(storage: Storage) -> None:
-    """Middlewares with different penalties ban separately, and with the same one together."""
-    bot = bare()
-    make = putting(storage)
-    for name, ban in (("message", "1h"), ("callback_query", "2h"), ("inline_query", "1h")):
-        bot.dispatcher.observers[name].middleware(
-            make(Rule("1/m", name=name), penalty=Penalty("2/m", ban))
-        )
-    listen(bot, "message", "callback_query", "inline_query", flags=None)
-    await bot.send(*"abcd")
-    assert await press(bot)
-    limiter = Limiter(storage, timeout=5)
-    assert not (await limiter.peek(["9/m", Penalty("2/m", "1h")], Subject(user=42))).allowed
-
-
 @pytest.mark.parametrize("other", ["prefix", "storage", "per_bot"])
 async def test_rules_without_a_conflict_keep_their_names(
     other: str, caplog: pytest.LogCaptureFixture
@@ -320,25 +252,6 @@ async def test_which_storages_share_their_keys() -> None:
     assert fake != RedisStorage(FakeAsyncRedis(server=FakeServer())).key_space
     memory = MemoryStorage()
     assert memory.key_space == memory.key_space != MemoryStorage().key_space
-
-
-async def test_two_clients_of_one_server_share_keys(
-    redis_server: Server, client: aioredis.Redis, environment: pytest.MonkeyPatch
-) -> None:
-    """Two calls of `from_settings` make two clients, and the limits are still kept apart."""
-    bot = bare()
-    made = [
-        RateLimitMiddleware.from_settings(
-            Settings(redis_url=redis_server.url), rate_limit=limit, on_limited=None, timeout=5
-        )
-        for limit in ("9/m", "2/m")
-    ]
-    for each in made:
-        bot.dispatcher.message.middleware(each)
-    listen(bot, "message")
-    assert await bot.send(*"abc") == [True, True, False]
-    assert sorted(await client.keys()) == [b"bot:ratelimit:2/minute:42", b"bot:ratelimit:42"]
-    await bot.dispatcher.emit_shutdown()
 
 
 def drawing(limit: Any, **more: Any) -> dict[str, Any]:
@@ -602,26 +515,3 @@ def test_disabled_redis_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     disabled, missing = caplog.messages
     assert "disabled by REDIS_ENABLED=false" in disabled
     assert "Redis not provided, using in-memory cache" in missing
-
-
-async def test_an_aiogram_that_does_not_name_the_dispatcher(
-    environment: pytest.MonkeyPatch, redis_server: Server
-) -> None:
-    """Before aiogram 3.31 only polled updates name the dispatcher; the router has it too."""
-    settings = Settings(redis_url=redis_server.url)
-    bot = bare()
-
-    async def older(handler: Any, event: Any, data: dict[str, Any]) -> Any:
-        data.pop("dispatcher", None)
-        return await handler(event, data)
-
-    bot.dispatcher.update.outer_middleware(older)
-    for limit in ("9/m", "2/m"):
-        middleware = RateLimitMiddleware.from_settings(settings, rate_limit=limit, timeout=5)
-        bot.dispatcher.message.middleware(middleware)
-    listen(bot, "message")
-    before = len(bot.dispatcher.shutdown.handlers)
-    await bot.send("hello")
-    assert middleware.rules[0].name == "2/minute"
-    assert len(bot.dispatcher.shutdown.handlers) == before + 2
-    await bot.dispatcher.emit_shutdown()

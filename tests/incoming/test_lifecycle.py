@@ -72,7 +72,7 @@ def test_the_constructor_does_no_io() -> None:
         ),
         ({"limiter": Limiter(MemoryStorage()), "on_error": "deny"}, "on_error and limiter"),
         ({"limiter": Limiter(MemoryStorage()), "timeout": 0.25}, "timeout and limiter"),
-        ({"limiter": Limiter(MemoryStorage()), "key_prefix": "bot"}, "key_prefix and limiter"),
+        ({"limiter": Limiter(MemoryStorage()), "key_prefix": "mine"}, "key_prefix and limiter"),
         ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter(storage)"),
         ({"limiter": Limiter}, "limiter is the class Limiter"),
         ({"limiter": aioredis.Redis(password="hunter2")}, "goes into redis_client"),

@@ -20,6 +20,7 @@ from bot_ratelimit import (
 from tests.servers import free_port
 
 from .support import HANDLED, Instance, callback, chat, inline_query, message, user
+from .updates import UPDATES
 
 KEY = "booking_bot:client1:ratelimit:42"
 
@@ -67,62 +68,6 @@ async def test_the_handler_finds_the_decision() -> None:
 
 
 GROUP = chat(-100, "supergroup")
-VOTE = {"poll_id": "1", "option_ids": [0], "option_persistent_ids": ["a"]}
-POLL = {
-    "id": "1",
-    "question": "?",
-    "options": [],
-    "total_voter_count": 0,
-    "is_closed": False,
-    "is_anonymous": True,
-    "type": "regular",
-    "allows_multiple_answers": False,
-    "allows_revoting": False,
-    "members_only": False,
-}
-REACTION = {"chat": GROUP, "message_id": 1, "date": 1, "old_reaction": [], "new_reaction": []}
-REACTIONS = {"chat": GROUP, "message_id": 1, "date": 1, "reactions": []}
-
-
-@pytest.mark.parametrize(
-    ("observer", "event"),
-    [
-        ("message", message()),
-        ("message", message(chat=GROUP)),
-        ("edited_message", message()),
-        ("business_message", message(business_connection_id="Bc")),
-        ("edited_business_message", message(business_connection_id="Bc")),
-        ("callback_query", callback()),
-        ("callback_query", callback(message=None, inline_message_id="1")),
-        ("inline_query", inline_query()),
-        ("chosen_inline_result", {"result_id": "1", "query": "cat", "from": user()}),
-        ("message_reaction", REACTION | {"user": user()}),
-        ("poll_answer", VOTE | {"user": user()}),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-async def test_every_observer_of_users_is_limited(observer: str, event: dict[str, Any]) -> None:
-    """On every observer the second action within the period is refused."""
-    bot = Instance(RateLimitMiddleware("1/m", on_limited=None), [observer])
-    assert [await bot.feed(**{observer: event}) for _ in range(3)] == [HANDLED, None, None]
-    assert [d and d.allowed for d in bot.decisions] == [True]
-
-
-@pytest.mark.parametrize(
-    ("observer", "event"),
-    [
-        ("channel_post", message(chat=chat(-5, "channel")) | {"from": None}),
-        ("edited_channel_post", message(chat=chat(-5, "channel")) | {"from": None}),
-        ("poll", POLL),
-        ("message_reaction_count", REACTIONS),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-async def test_events_without_a_sender_pass(observer: str, event: dict[str, Any]) -> None:
-    """Events without a sender are handled, not counted, and have no decision."""
-    bot = Instance(RateLimitMiddleware("1/m"), [observer])
-    assert [await bot.feed(**{observer: event}) for _ in range(3)] == [HANDLED] * 3
-    assert bot.decisions == [None] * 3
 
 
 async def test_one_middleware_counts_all_observers_together() -> None:
@@ -173,7 +118,7 @@ async def test_works_without_a_dispatcher() -> None:
     results = [await middleware(handler, event, {}) for event in events]
     assert results == [HANDLED, None]
     assert seen[0]["rate_limit"].remaining == 0
-    assert await middleware(handler, Poll.model_validate(POLL), {}) == HANDLED
+    assert await middleware(handler, Poll.model_validate(UPDATES["poll"]), {}) == HANDLED
     assert seen[1] == {"rate_limit": None}
 
 

@@ -209,7 +209,7 @@ def test_a_limit_may_depend_on_the_subject(answer: Any) -> None:
     rule = Rule(lambda subject: answer if subject == ANNA else "1/s")
     assert rule.limit_for(ANNA) == (None if answer is None else Limit.of(answer))
     assert rule.limit_for(Subject(user=43)) == Limit(1, 1)
-    assert str(rule) == "a limit of its own per user"
+    assert str(rule) == "limit by test_a_limit_may_depend_on_the_subject.<locals>.<lambda> per user"
 
 
 @pytest.mark.parametrize(

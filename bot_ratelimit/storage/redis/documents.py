@@ -21,8 +21,9 @@ _PUSH: Final = b"""
 redis.call('LPUSH', KEYS[1], ARGV[1])
 redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
-return 1
+return redis.call('LLEN', KEYS[1])
 """
+_ALL: Final = b"1000000"
 # A field is `<Unix time> <value>`. Fields that were not renewed within the TTL are deleted.
 _REPORT: Final = b"""
 local now = redis.call('TIME')
@@ -69,9 +70,13 @@ class RedisDocuments:
         value: bytes | None = await self._run(key, b"GETDEL", key.encode())
         return value
 
-    async def push(self, key: str, value: bytes, keep: int) -> None:
+    async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
         """See `Documents.push`."""
-        await self._script(_PUSH, key, value, b"%d" % keep, _LIFETIME)
+        return int(await self._script(_PUSH, key, value, b"%d" % keep, b"%d" % seconds))
+
+    async def take_list(self, key: str) -> list[bytes]:
+        """See `Documents.take_list`."""
+        return list(await self._run(key, b"LPOP", key.encode(), _ALL) or ())
 
     async def listed(self, key: str) -> list[bytes]:
         """See `Documents.listed`."""

@@ -1,0 +1,261 @@
+"""Collect: several quick messages of a user become one call of the handler.
+
+Every instance puts the messages that it gets into one list in Redis::
+
+    bot:ratelimit:collect:1:chat.ask:42:42      the messages, the latest first
+
+and looks at it when the user has been quiet for `wait`. The instance whose message is the latest
+takes the whole list, which only one can do, and calls the handler. Instances whose messages are
+still there after `longest` do the same, because the latest one may have died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiogram import BaseMiddleware
+from aiogram.types import Message, TelegramObject
+from cachetools import TTLCache
+
+from bot_ratelimit.errors import ConfigError, RateLimitError
+from bot_ratelimit.incoming.backlog import period_of
+from bot_ratelimit.incoming.dispatch_state import dispatch_state
+from bot_ratelimit.incoming.events import NEVER_REFUSED, is_from_bot, is_one_of, subject_of
+from bot_ratelimit.incoming.handler_names import HandlerNames
+from bot_ratelimit.incoming.seldom import Seldom
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.storage.base import documents_of
+from bot_ratelimit.storage.documents import Documents
+from bot_ratelimit.storage.memory import MemoryStorage
+
+log = logging.getLogger("bot_ratelimit")
+
+Handler = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
+
+MESSAGES_KEY: Final = "messages"
+"""The key of the collected messages in a handler's data."""
+
+_KEPT: Final = 86_400
+"""Seconds for which messages wait for the user's next one if every instance died."""
+_MOST: Final = 1_000
+"""How many messages of a user are kept at most."""
+_AWAY: Final = 5.0
+"""Seconds for which Redis is not asked after a failure."""
+
+
+class Collect(BaseMiddleware):
+    """Calls a handler once for several quick messages of a user.
+
+    ::
+
+        @dp.message(F.text)
+        @flags.rate_limit(limit="20/hour", collect=Collect(wait="1.5s"))
+        async def ask(message: Message, messages: list[Message]) -> None: ...
+
+    The handler gets the first message, and all of them in `data["messages"]`, when the user has
+    been quiet for `wait`. Albums come complete. The messages are charged as one. Each handler, chat
+    and topic is collected separately. Service messages, payments, edits and messages of other bots
+    are handled at once.
+
+    In a flag it uses the storage of the middleware, so several instances collect together. As a
+    middleware of its own, it has to be registered before the limits::
+
+        dp.message.middleware(Collect(limiter=limits.limiter))
+        dp.message.middleware(limits)
+
+    Args:
+        wait: Seconds without a new message, or a text such as `"1.5s"`.
+        longest: How long the first message waits at most.
+        at_most: With this number of messages, the handler is called at once.
+        limiter: Whose storage and prefix to use, as a middleware; this process only by default.
+
+    Raises:
+        ConfigError: An argument is invalid, or the limiter's storage keeps no lists.
+    """
+
+    def __init__(
+        self,
+        wait: float | str = 1.5,
+        longest: float | str = 10.0,
+        at_most: int = 20,
+        *,
+        limiter: Limiter | None = None,
+    ) -> None:
+        self.wait = period_of("wait", wait)
+        self.longest = period_of("longest", longest)
+        if self.longest < self.wait:
+            raise ConfigError(f"longest={longest!r}: expected at least as long as wait={wait!r}")
+        if isinstance(at_most, bool) or not isinstance(at_most, int) or not 1 <= at_most <= _MOST:
+            raise ConfigError(f"at_most={at_most!r}: expected a whole number from 1 to {_MOST}")
+        self.at_most = at_most
+        self._limiter = Limiter(MemoryStorage()) if limiter is None else limiter
+        documents_of(self._limiter.storage)
+        self._names = HandlerNames()
+        self._lists: dict[int, tuple[Limiter, _Lists]] = {}
+
+    async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
+        """Collect the event, or pass it on."""
+        registered = data.get("handler")
+        name = "all"
+        if registered is not None:
+            name = self._names.name_of(registered, data.get("event_router"))
+        return await self.collected(handler, event, data, name, self._limiter)
+
+    async def collected(
+        self,
+        handler: Handler,
+        event: TelegramObject,
+        data: dict[str, Any],
+        name: str,
+        limiter: Limiter,
+    ) -> Any:
+        """Handle the event with those that were collected, or leave it to another message.
+
+        Args:
+            handler: The next middleware or the handler.
+            event: The event.
+            data: The data that aiogram passes along with it.
+            name: The name of the handler.
+            limiter: Whose storage and prefix to use.
+        """
+        state, done = dispatch_state(data), ("collected", id(data.get("handler")))
+        subject = None if done in state or _is_single(event, data) else subject_of(event, data)
+        if subject is None or not isinstance(event, Message):
+            data.setdefault(MESSAGES_KEY, [event])
+            return await handler(event, data)
+        state[done] = True
+        bot = event.bot.id if event.bot is not None else 0
+        parts = (bot, name, subject.business, subject.chat, subject.topic, subject.user)
+        names = ":".join(str(each) for each in parts if each is not None)
+        key = f"{limiter.key_prefix}:ratelimit:collect:{names}"
+        if id(limiter) not in self._lists:
+            self._lists[id(limiter)] = (limiter, _Lists(documents_of(limiter.storage)))
+        values = await self._wait(self._lists[id(limiter)][1], key, event)
+        messages = _messages_of(values, event)
+        if not messages:
+            return None
+        data[MESSAGES_KEY] = messages
+        return await handler(messages[0], data)
+
+    async def _wait(self, lists: _Lists, key: str, event: Message) -> list[bytes]:
+        """Return what is to be handled now; empty if it is handled with another message."""
+        value = event.model_dump_json(exclude_unset=True).encode()
+        clock = asyncio.get_running_loop().time
+        last_moment = clock() + self.longest
+        try:
+            count = await lists.add(key, value)
+            # An album has no end marker, so it is never cut.
+            if count >= self.at_most and event.media_group_id is None:
+                return await lists.take(key)
+            while True:
+                await asyncio.sleep(min(self.wait, max(0.0, last_moment - clock())))
+                waiting = await lists.look(key, value)
+                if value not in waiting:
+                    return []
+                if waiting[0] == value or clock() >= last_moment:
+                    return await lists.take(key)
+        finally:
+            lists.forget(key, value)
+
+
+class _Lists:
+    """The lists of messages: those in the storage, and those of this process while it is away.
+
+    Args:
+        documents: The storage.
+    """
+
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
+        # The messages of this process that wait, the latest last; and whether the storage has them.
+        self._own: dict[str, dict[bytes, bool]] = {}
+        # Messages that were handled while the storage was away, and may still be in its list.
+        self._handled: TTLCache[bytes, bool] = TTLCache(10_000, _KEPT)
+        self._away_until = float("-inf")
+        self._failed = Seldom()
+
+    async def add(self, key: str, value: bytes) -> int:
+        """Add a message; return how many wait now."""
+        own = self._own.setdefault(key, {})
+        own[value] = False
+        count: int | None = await self._ask(lambda: self._documents.push(key, value, _MOST, _KEPT))
+        own[value] = count is not None
+        return len(own) if count is None else count
+
+    async def look(self, key: str, value: bytes) -> list[bytes]:
+        """Return the messages that wait, the latest first."""
+        own = self._own.get(key, {})
+        found = await self._ask(lambda: self._documents.listed(key)) if own.get(value) else None
+        return list(reversed(own)) if found is None else found
+
+    async def take(self, key: str) -> list[bytes]:
+        """Remove and return the messages that wait; only one caller of all instances gets them."""
+        found = await self._ask(lambda: self._documents.take_list(key))
+        own = self._own.pop(key, {})
+        if found is None:
+            self._handled.update(dict.fromkeys(own, True))
+            return list(own)
+        found = [value for value in reversed(found) if value not in self._handled]
+        return [*found, *(value for value, is_shared in own.items() if not is_shared)]
+
+    def forget(self, key: str, value: bytes) -> None:
+        """Forget a message of this process."""
+        own = self._own.get(key)
+        if own is not None:
+            own.pop(value, None)
+            if not own:
+                del self._own[key]
+
+    async def _ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """The answer of the storage; None while it is away."""
+        clock = asyncio.get_running_loop().time
+        if clock() < self._away_until:
+            return None
+        try:
+            return await call()
+        except RateLimitError as error:
+            self._away_until = clock() + _AWAY
+            if count := self._failed.due():
+                log.warning(
+                    "Each instance collects messages by itself, because the storage failed "
+                    "(%d times): %s",
+                    count,
+                    error,
+                )
+            return None
+
+
+def collect_of(value: object) -> Collect | None:
+    """Return what the flag `collect` says: a `Collect`, its `wait`, True, or nothing.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if value is None or value is False:
+        return None
+    if value is True:
+        return Collect()
+    if isinstance(value, Collect):
+        return value
+    if isinstance(value, (str, int, float)):
+        return Collect(value)
+    raise ConfigError(f"collect={value!r}: expected Collect(...), its wait such as '1.5s', or True")
+
+
+def _is_single(event: TelegramObject, data: dict[str, Any]) -> bool:
+    """Whether an event is handled at once."""
+    if not isinstance(event, Message) or event.edit_date is not None:
+        return True
+    return is_one_of(NEVER_REFUSED, event, data.get("event_update")) or is_from_bot(event, data)
+
+
+def _messages_of(values: list[bytes], event: Message) -> list[Message]:
+    """The messages in the order in which they were sent, each once."""
+    found = {}
+    for value in values:
+        message = Message.model_validate_json(value, context={"bot": event.bot})
+        found[message.message_id] = event if message.message_id == event.message_id else message
+    return [found[number] for number in sorted(found)]

@@ -1,0 +1,183 @@
+"""Functions that choose the limit of an event.
+
+::
+
+    async def by_plan(event: TelegramObject, data: dict[str, Any]) -> str | None:
+        return None if await is_admin(data["event_from_user"]) else "5/minute"
+
+    RateLimitMiddleware(by_plan)
+
+The limiter knows no events: these functions are called here, before it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from inspect import isawaitable, iscoroutinefunction, signature
+from typing import Any, Final
+
+from aiogram.types import TelegramObject
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.concurrency import Concurrency
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Rule, Rules, Subject, check_cost, named, rule_at, rules_of
+
+NO_LIMIT: Final = Rules((rule_at("none:", Limit(1, 1.0), lambda subject: None, 1),))
+"""Applies to nobody: what is decided by it is only refused to banned users."""
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class ChosenRule(Rule):
+    """A rule whose limit a function chose for this event."""
+
+    function: str
+    """The name of the function."""
+
+    @classmethod
+    def of(cls, rule: Rule, limit: Limit, function: str) -> ChosenRule:
+        """Make it of the function's rule and the limit that the function returned."""
+        check_cost(rule.cost, limit, rule)
+        chosen = object.__new__(cls)
+        for each in fields(Rule):
+            object.__setattr__(chosen, each.name, getattr(rule, each.name))
+        object.__setattr__(chosen, "limit", limit)
+        object.__setattr__(chosen, "function", function)
+        return chosen
+
+    def __str__(self) -> str:
+        """The rule in logs and errors, for example `5/minute per user, chosen by by_plan`."""
+        return f"{Rule.__str__(self)}, chosen by {self.function}"
+
+
+class EventRule:
+    """Mixed into rules that depend on the event itself, such as `Debounce`."""
+
+    __slots__ = ()
+
+    def of_event(self, event: TelegramObject) -> Rule | None:
+        """Return the rule for this event; None if it does not apply."""
+        raise NotImplementedError
+
+
+def check_functions(rules: Rules) -> Rules:
+    """Return the rules.
+
+    Raises:
+        ConfigError: A function takes neither a `Subject` nor (event, data), or is async and takes a
+            `Subject`.
+    """
+    for rule in rules:
+        if not isinstance(rule.limit, Limit):
+            _takes_event(rule.limit)
+    return rules
+
+
+def looks_like_limit(value: object) -> bool:
+    """Whether this is a function of (event, data), and not a handler.
+
+    A handler has no argument `data`: aiogram passes it the values in `data` by their names.
+    """
+    if not callable(value) or isinstance(value, (type, Rule)):
+        return False
+    try:
+        names = list(signature(value).parameters)
+    except (TypeError, ValueError):
+        return False
+    return len(names) == 2 and names[1] == "data"
+
+
+def needs_event(rules: Rules) -> bool:
+    """Whether these rules have to be chosen for each event."""
+    return any(not isinstance(r.limit, Limit) or isinstance(r, EventRule) for r in rules)
+
+
+async def chosen(
+    rules: Rules, subject: Subject, event: TelegramObject, data: dict[str, Any]
+) -> Rules:
+    """Replace each function by what it returns for this event; `NO_LIMIT` if nothing applies.
+
+    Raises:
+        ConfigError: A function returned neither a limit, nor rules, nor None.
+    """
+    found: list[Rule] = []
+    for rule in rules:
+        if isinstance(rule, EventRule):
+            applied = rule.of_event(event)
+            found += [] if applied is None else [applied]
+        elif isinstance(rule.limit, Limit):
+            found.append(rule)
+        else:
+            takes_event = _takes_event(rule.limit)
+            said = rule.limit(event, data) if takes_event else rule.limit(subject)
+            if takes_event and isawaitable(said):
+                said = await said
+            found += _rules_said(rule, said)
+    return rules_of(found) if found else NO_LIMIT
+
+
+def _rules_said(rule: Rule, said: Any) -> Iterable[Rule]:
+    """The rules that a function returned.
+
+    A limit gets the scope, cost and name of the function's rule. A rule keeps its own scope and
+    cost, and the name of the function's rule is put before its name.
+    """
+    if said is None:
+        return
+    function = named(rule.limit)
+    single = isinstance(said, (str, Rule)) or not isinstance(said, Iterable)
+    try:
+        for part in (said,) if single else said:
+            own = part if isinstance(part, Rule) else rule
+            for each in rules_of(part):
+                if isinstance(each, (Penalty, Concurrency)) or not isinstance(each.limit, Limit):
+                    raise ConfigError(f"{str(each)!r} is not a limit")
+                name = ".".join(text for text in (rule.name, each.name) if text)
+                one = Rule(each.limit, own.scope, name, own.cost, own.shadow)
+                yield ChosenRule.of(one, each.limit, function)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{function} returned {said!r}: {error}; return a limit, a Rule, several, or None"
+        ) from None
+
+
+def _takes_event(function: Callable[..., Any]) -> bool:
+    try:
+        return _takes_event_once(function)
+    except TypeError:  # a callable object without a hash
+        return _takes_event_once.__wrapped__(function)
+
+
+@lru_cache(1_024)
+def _takes_event_once(function: Callable[..., Any]) -> bool:
+    """Whether a function is called with (event, data), and not with a Subject."""
+    try:
+        parameters = signature(function)
+    except (TypeError, ValueError):  # written in C
+        return False
+    takes = []
+    for arguments in ((None,), (None, None)):
+        try:
+            parameters.bind(*arguments)
+        except TypeError:
+            takes.append(False)
+        else:
+            takes.append(True)
+    subject, event = takes
+    if not subject and not event:
+        raise ConfigError(
+            f"the limit {named(function)} takes {parameters}: expected a function of "
+            "(event, data), or of a Subject"
+        )
+    is_async = iscoroutinefunction(function) or iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - of a callable object
+    )
+    if subject and is_async:
+        raise ConfigError(
+            f"the limit {named(function)} is async and takes a Subject: an async function takes "
+            "(event, data)"
+        )
+    return event and not subject

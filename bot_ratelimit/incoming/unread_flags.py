@@ -1,0 +1,58 @@
+"""Flags that look like limits and limit nothing; found when the bot starts."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from aiogram.dispatcher.flags import extract_flags, extract_flags_from_object
+from aiogram.dispatcher.router import Router
+
+from bot_ratelimit.incoming.flags import FLAG, Flags
+from bot_ratelimit.incoming.handler_names import full_name, handlers_of
+
+log = logging.getLogger("bot_ratelimit")
+
+_LEFT_OVER: Final = ("throttling_key", "throttling", "throttle", "throttling_rate", "antiflood")
+"""Flags of hand-written throttles, in the order in which projects on GitHub use them."""
+
+
+def find_unread_flags(root: Router) -> str:
+    """Return an error about decorators in the wrong order; empty if there are none.
+
+    A flag above the decorator that registers the handler comes too late: aiogram has read the
+    handler's flags by then.
+    """
+    lost = [
+        full_name(handler)
+        for handler in handlers_of(root)
+        if FLAG in extract_flags_from_object(handler.callback)
+        and FLAG not in extract_flags(handler)
+    ]
+    if not lost:
+        return ""
+    return (
+        f"the rate_limit flag of {', '.join(lost)} has no effect: move @flags.rate_limit(...) "
+        "below the decorator that registers the handler, such as @router.message()"
+    )
+
+
+def warn_of_flags(root: Router, flags: Flags) -> None:
+    """Log flags that nothing reads, and counts whose names may change."""
+    for name in _LEFT_OVER:
+        found = [full_name(each) for each in handlers_of(root) if name in extract_flags(each)]
+        if found:
+            log.warning(
+                "RateLimitMiddleware: the flag %s of %s is read by no limit of this package: "
+                "write @flags.rate_limit('1/s', ...) instead, or @flags.rate_limit(key='...') and "
+                "named_limits={'...': '1/s'} in the middleware",
+                name,
+                ", ".join(found),
+            )
+    if numbered := flags.numbered(root):
+        log.warning(
+            "RateLimitMiddleware: these counts of handlers are numbered in the order of "
+            "registration, because the handlers share a name; give their flags a key to keep the "
+            "counts when the order changes: %s",
+            ", ".join(numbered),
+        )

@@ -1,0 +1,277 @@
+"""Several quick messages as one: `Collect` as a flag and as a middleware."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from aiogram import F, Router
+from aiogram.types import Message
+
+from bot_ratelimit import (
+    BoundDecision,
+    Collect,
+    ConfigError,
+    Decision,
+    Limiter,
+    MemoryStorage,
+    RateLimitMiddleware,
+    RedisStorage,
+)
+from bot_ratelimit.testing import FlakyStorage
+from tests.servers import Server
+
+from .support import HANDLED, Instance, message, user
+from .updates import GROUP, STORAGES, Fleet, album, bare, content, fleet_on, payment
+
+QUICK = Collect(wait=0.15, longest=1.0, at_most=20)
+
+
+@pytest.fixture(params=STORAGES)
+async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
+    async with fleet_on(request.param, request) as fleet:
+        yield fleet
+
+
+class Calls:
+    """The calls of the handlers of all instances."""
+
+    def __init__(self) -> None:
+        self.texts: list[list[str | None]] = []
+        self.firsts: list[Message] = []
+        self.decisions: list[Decision | None] = []
+
+    async def handle(
+        self, event: Message, messages: list[Message], rate_limit: BoundDecision | None = None
+    ) -> str:
+        self.texts.append([each.text for each in messages])
+        self.firsts.append(event)
+        self.decisions.append(rate_limit)
+        return HANDLED
+
+
+def collecting(limiter: Limiter, calls: Calls, collect: Any = QUICK, **options: Any) -> Instance:
+    bot = bare()
+    RateLimitMiddleware("9/h", limiter=limiter, **options).setup(bot.dispatcher)
+    bot.dispatcher.message.register(calls.handle, flags={"rate_limit": {"collect": collect}})
+    return bot
+
+
+def say(bot: Instance, text: str, **fields: Any) -> asyncio.Task[Any]:
+    return asyncio.create_task(bot.feed(message=message(text, **fields)))
+
+
+async def test_quick_messages_to_any_instance_are_one_call(fleet: Fleet) -> None:
+    """The handler is called once, with the first message and all of them, and charged as one."""
+    calls = Calls()
+    bots = [collecting(limiter, calls) for limiter in fleet.limiters()]
+    tasks = []
+    for text, bot in zip("abcdef", bots * 2, strict=True):
+        tasks.append(say(bot, text))
+        await asyncio.sleep(0.02)
+    results = await asyncio.gather(*tasks)
+    assert calls.texts == [[*"abcdef"]]
+    assert results == [None] * 5 + [HANDLED]
+    assert calls.firsts[0].text == "a"
+    assert calls.firsts[0].bot is bots[2].bot
+    assert await fleet.used("9/h") == 1
+
+
+async def test_users_chats_and_later_messages_are_separate(fleet: Fleet) -> None:
+    """Another user, another chat, and what comes after the pause are other calls."""
+    calls = Calls()
+    bots = [collecting(limiter, calls) for limiter in fleet.limiters()]
+    tasks = [
+        say(bots[0], "a"),
+        say(bots[1], "b", **{"from": user(43)}),
+        say(bots[2], "c", chat=GROUP),
+    ]
+    assert await asyncio.gather(*tasks) == [HANDLED] * 3
+    assert await say(bots[1], "d") == HANDLED
+    assert sorted(calls.texts) == [["a"], ["b"], ["c"], ["d"]]
+
+
+async def test_a_user_who_does_not_stop_is_answered_after_longest() -> None:
+    """The first message waits no longer than `longest`."""
+    calls = Calls()
+    bot = collecting(Limiter(MemoryStorage()), calls, Collect(0.1, 0.3))
+    tasks = []
+    for text in "abcdefghij":
+        tasks.append(say(bot, text))
+        await asyncio.sleep(0.06)
+    await asyncio.gather(*tasks)
+    assert len(calls.texts) >= 2
+    assert [text for texts in calls.texts for text in texts] == [*"abcdefghij"]
+
+
+async def test_at_most_ends_the_collection_but_cuts_no_album(fleet: Fleet) -> None:
+    """The last of `at_most` messages is handled at once; an album comes complete."""
+    calls = Calls()
+    many = Collect(0.2, 5.0, at_most=3)
+    bots = [collecting(limiter, calls, many) for limiter in fleet.limiters()]
+    tasks = []
+    for text, bot in zip("abc", bots, strict=True):
+        tasks.append(say(bot, text))
+        await asyncio.sleep(0.03)
+    assert await tasks[-1] == HANDLED
+    photos = [
+        asyncio.create_task(bots[n % 3].feed(message=each)) for n, each in enumerate(album(7))
+    ]
+    await asyncio.gather(*tasks, *photos)
+    assert [len(texts) for texts in calls.texts] == [3, 7]
+
+
+async def test_what_an_instance_leaves_is_handled_by_the_next_message(fleet: Fleet) -> None:
+    """Messages of an instance that died are part of the next call, on any instance."""
+    calls = Calls()
+    bots = [collecting(limiter, calls) for limiter in fleet.limiters()]
+    lost = say(bots[0], "a")
+    await asyncio.sleep(0.05)
+    lost.cancel()
+    await asyncio.sleep(0.3)
+    assert calls.texts == []
+    assert await say(bots[1], "b") == HANDLED
+    assert calls.texts == [["a", "b"]]
+
+
+async def test_what_an_instance_leaves_is_handled_after_longest(fleet: Fleet) -> None:
+    """If the instance with the latest message dies, another one handles all of them."""
+    calls = Calls()
+    bots = [collecting(limiter, calls, Collect(0.1, 0.4)) for limiter in fleet.limiters()]
+    first = say(bots[0], "a")
+    await asyncio.sleep(0.05)
+    lost = say(bots[1], "b")
+    await asyncio.sleep(0.04)
+    lost.cancel()
+    assert await first == HANDLED
+    assert calls.texts == [["a", "b"]]
+
+
+PROGRAM = """
+import asyncio, sys
+import redis.asyncio as aioredis
+from bot_ratelimit import Collect, Limiter, RedisStorage
+from tests.incoming.test_collect import Calls, collecting, say
+
+async def main():
+    limiter = Limiter(RedisStorage(aioredis.Redis(port=int(sys.argv[1]))), timeout=5)
+    task = say(collecting(limiter, Calls(), Collect(wait=30, longest=60)), "of the killed process")
+    await asyncio.sleep(0.3)
+    print("collecting", flush=True)
+    await task
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_process_loses_nothing(redis_server: Server) -> None:
+    """SIGKILL while it collects: its message is handled with the user's next one."""
+    calls = Calls()
+    async with aioredis.Redis(port=redis_server.port) as client:
+        await client.flushall()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROGRAM, str(redis_server.port), stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"collecting\n"
+        process.kill()
+        await process.wait()
+        (key,) = await client.keys("bot:ratelimit:collect:*")
+        assert key == b"bot:ratelimit:collect:1:test_collect.Calls.handle:42:42"
+        assert await client.ttl(key) > 0
+        storage = RedisStorage(client)
+        bot = collecting(Limiter(storage, timeout=5), calls)
+        assert await say(bot, "next") == HANDLED
+        await storage.close()
+    assert sorted(calls.texts[0], key=str) == ["next", "of the killed process"]
+
+
+async def test_each_instance_collects_by_itself_while_redis_is_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing is lost or handled twice on an instance, before, during and after an outage."""
+    calls, storage = Calls(), FlakyStorage()
+    bot = collecting(Limiter(storage), calls)
+    documents = storage.documents()
+    assert documents is not None
+    storage.fail()
+    assert await asyncio.gather(say(bot, "a"), say(bot, "b")) == [None, HANDLED]
+    storage.heal()
+    tasks = [say(bot, "c"), say(bot, "d")]
+    await asyncio.sleep(0.05)
+    storage.fail()  # what was put into Redis is out of reach now
+    assert await asyncio.gather(*tasks) == [None, HANDLED]
+    storage.heal()
+    assert await say(bot, "e") == HANDLED
+    assert calls.texts == [["a", "b"], ["c", "d"], ["e"]]
+    assert sum("by itself" in each for each in caplog.messages) == 1
+
+
+async def test_other_updates_and_handlers_are_not_collected() -> None:
+    """Payments, edits and messages for other handlers do not wait."""
+    calls = Calls()
+    bot = bare()
+    RateLimitMiddleware("9/h", limiter=Limiter(MemoryStorage())).setup(bot.dispatcher)
+    bot.dispatcher.message.register(bot._handle, F.text.startswith("/"))
+    flag = {"rate_limit": {"collect": Collect(5, 5)}}
+    bot.dispatcher.message.register(calls.handle, flags=flag)
+    bot.dispatcher.edited_message.register(calls.handle, flags=flag)
+    async with asyncio.timeout(2):
+        assert await bot.feed(message=payment()) == HANDLED
+        assert await bot.feed(edited_message=message("b", edit_date=1)) == HANDLED
+        assert await bot.send("/stop") == [True]
+    assert calls.texts == [[None], ["b"]]
+
+
+async def test_as_a_middleware_before_the_limits(fleet: Fleet) -> None:
+    """Registered before the limits, it collects for every handler, and they charge once."""
+    calls, bots = Calls(), []
+    for limiter in fleet.limiters():
+        bot, router = bare(), Router()
+        bot.dispatcher.message.middleware(Collect(0.15, 1.0, limiter=limiter))
+        bot.dispatcher.message.middleware(RateLimitMiddleware("9/h", limiter=limiter))
+        router.message.middleware(RateLimitMiddleware("9/h", limiter=limiter))
+        router.message.register(calls.handle, F.text == "a")
+        router.message.register(partial(calls.handle), F.text)
+        bot.dispatcher.include_router(router)
+        bots.append(bot)
+    tasks = [say(bot, text) for bot, text in zip(bots * 2, "abcbca", strict=True)]
+    await asyncio.gather(*tasks)
+    assert sorted(map(sorted, calls.texts)) == [["a", "a"], ["b", "b", "c", "c"]]
+    assert await fleet.used("9/h") == 2
+
+
+async def test_a_message_arrives_as_it_was_sent() -> None:
+    """What passed through Redis equals the message that Telegram sent."""
+    calls = Calls()
+    bot = collecting(Limiter(MemoryStorage()), calls)
+    event = content(photo=[{"file_id": "1", "file_unique_id": "1", "width": 1, "height": 1}])
+    event |= {"caption": "tea", "caption_entities": [{"type": "bold", "offset": 0, "length": 3}]}
+    tasks = [asyncio.create_task(bot.feed(message=event)), say(bot, "b")]
+    await asyncio.gather(*tasks)
+    (first,) = calls.firsts
+    assert first.model_dump() == Message.model_validate(event).model_dump()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"wait": 0}, {"wait": "soon"}, {"longest": 1}, {"at_most": 0}, {"at_most": 2.5}],
+    ids=str,
+)
+def test_an_invalid_argument_is_an_error(arguments: dict[str, Any]) -> None:
+    """The error names the argument and its value."""
+    ((name, value),) = arguments.items()
+    with pytest.raises(ConfigError, match=f"{name}={value!r}"):
+        Collect(**arguments)
+
+
+async def test_an_invalid_flag_is_an_error() -> None:
+    """The error names the handler, when the bot starts."""
+    bot = collecting(Limiter(MemoryStorage()), Calls(), ["1s"])
+    with pytest.raises(ConfigError, match=r"flag of .*Calls\.handle: collect="):
+        await bot.dispatcher.emit_startup()

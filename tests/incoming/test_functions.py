@@ -1,0 +1,219 @@
+"""Limits that a function of the bot chooses for each event."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiogram import Router, flags
+from aiogram.types import Message, TelegramObject
+
+from bot_ratelimit import (
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    Scope,
+    Subject,
+)
+from bot_ratelimit.testing import Clock
+
+from .support import HANDLED, Instance, callback, message, user
+from .updates import bare, listen
+
+Data = dict[str, Any]
+
+PREMIUM = {"from": user(7) | {"is_premium": True}}
+
+
+def limited(rate_limit: Any, **options: Any) -> Instance:
+    """A bot with this limit on messages and buttons."""
+    limiter = options.pop("limiter", None) or Limiter(MemoryStorage(clock=Clock()))
+    middleware = RateLimitMiddleware(rate_limit, limiter=limiter, on_limited=None, **options)
+    return Instance(middleware, ["message", "callback_query"])
+
+
+def by_premium(event: TelegramObject, data: Data) -> str:
+    return "3/m" if data["event_from_user"].is_premium else "1/m"
+
+
+async def by_plan(event: TelegramObject, data: Data) -> Any:
+    """Asks a data base, as a bot does."""
+    plans = {42: "2/m", 43: Rule("3/m", Scope.CHAT, "group"), 44: ["9/m", Rule("1/h", name="h")]}
+    return plans.get(data["event_from_user"].id)
+
+
+@pytest.mark.parametrize(
+    ("rate_limit", "sender", "handled"),
+    [
+        (by_premium, user(), 1),
+        (by_premium, PREMIUM["from"], 3),
+        (Rule(by_premium), PREMIUM["from"], 3),
+        (Rule(by_premium, name="ai", cost=3), PREMIUM["from"], 1),
+        (["4/m", Rule(by_premium, name="ai")], user(), 1),
+        (by_plan, user(42), 2),
+        (by_plan, user(43), 3),
+        (by_plan, user(44), 1),
+        (by_plan, user(45), 5),
+        (lambda subject: "2/m" if subject.user == 42 else None, user(42), 2),
+        (lambda subject: "2/m" if subject.user == 42 else None, user(43), 5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("place", ["middleware", "flag", "decorator"])
+async def test_a_function_of_the_event_chooses_the_limit(
+    rate_limit: Any, sender: Data, handled: int, place: str
+) -> None:
+    """A function of (event, data), async or not, or of a Subject, is a limit everywhere."""
+    if place == "decorator" and rate_limit not in (by_premium, by_plan):
+        place = "flag"
+    if place == "middleware":
+        bot = limited(rate_limit)
+    else:
+        bot = bare()
+        bot.dispatcher.message.middleware(
+            RateLimitMiddleware(None, limiter=Limiter(MemoryStorage()))
+        )
+        handler: Callable[..., Any] = lambda event, **data: HANDLED  # noqa: E731 - it has no name
+        if place == "decorator":
+            bot.dispatcher.message()(flags.rate_limit(rate_limit)(handler))
+        else:
+            bot.dispatcher.message.register(handler, flags={"rate_limit": rate_limit})
+    sent = [await bot.feed(message=message(**{"from": sender})) for _ in range(5)]
+    assert sent == [HANDLED] * handled + [None] * (5 - handled)
+
+
+async def test_the_function_sees_the_inner_event_and_the_data_of_other_middlewares() -> None:
+    """It gets the message, also under a guard, and what the bot's own middlewares found."""
+    seen = []
+
+    def limit(event: TelegramObject, data: Data) -> str:
+        seen.append((type(event), data.get("user")))
+        return "9/m"
+
+    async def load(handler: Any, event: TelegramObject, data: Data) -> Any:
+        return await handler(event, data | {"user": "Anna"})
+
+    bot = bare()
+    bot.dispatcher.message.outer_middleware(load)
+    RateLimitMiddleware(limit, limiter=Limiter(MemoryStorage())).setup(bot.dispatcher, guard=True)
+    listen(bot, "message")
+    await bot.send("a")
+    assert seen == [(Message, None)]  # the guard decides once for both
+    inner = bare()
+    inner.dispatcher.message.outer_middleware(load)
+    RateLimitMiddleware(limit, limiter=Limiter(MemoryStorage())).setup(inner.dispatcher)
+    listen(inner, "message")
+    await inner.send("a")
+    assert seen[1:] == [(Message, "Anna")]
+
+
+async def test_the_decision_and_the_key_name_what_the_function_chose() -> None:
+    """The rule of a decision has the limit that applied, and says which function chose it."""
+    bot = limited(Rule(by_premium, name="ai"))
+    await bot.feed(message=message(**PREMIUM))
+    (decision,) = bot.decisions
+    assert decision is not None
+    assert str(decision.rule) == "3/minute per user 'ai', chosen by by_premium"
+    assert decision.rule.key("bot", Subject(user=7)) == "bot:ratelimit:ai:7"
+    assert decision.remaining == 2
+
+
+async def test_a_user_who_becomes_premium_keeps_the_count() -> None:
+    """Another limit under the same key continues the running count."""
+    bot = limited(by_premium)
+    assert await bot.send(*"ab") == [True, False]
+    premium = {"from": user(42) | {"is_premium": True}}
+    sent = [await bot.feed(message=message(**premium)) for _ in range(3)]
+    assert sent == [HANDLED, None, None]  # the refused attempt counts in a full window
+
+
+async def test_no_limit_still_means_banned() -> None:
+    """A user for whom the function returns None passes, unless a ban refuses everything."""
+    limiter = Limiter(MemoryStorage(clock=Clock()))
+    bot = limited(by_plan, penalty=Penalty("1/m", "1h"), limiter=limiter)
+    assert [await bot.feed(message=message(**{"from": user(45)})) for _ in range(3)] == [
+        HANDLED
+    ] * 3
+    await limiter.ban(Subject(user=45), "1h")
+    assert await bot.feed(message=message(**{"from": user(45)})) is None
+
+
+@pytest.mark.parametrize("on_error", ["allow", "deny", "memory"])
+@pytest.mark.parametrize("answer", ["often", 0, False, Penalty("1/m", "1h"), KeyError("plan")])
+async def test_a_function_that_fails_is_answered_by_the_policy(
+    on_error: Any, answer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The update is handled by `on_error`, and the log has the traceback once, not every time."""
+
+    async def broken(event: TelegramObject, data: Data) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    bot = limited(broken, limiter=Limiter(MemoryStorage(), on_error=on_error))
+    assert await bot.send(*"abc") == [on_error != "deny"] * 3
+    (line,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert line.exc_info is not None
+    assert "'plan'" in line.getMessage() or "broken returned" in line.getMessage()
+
+
+async def subject_only(subject: Subject) -> str:
+    return "1/s"
+
+
+def three(a: Any, b: Any, c: Any) -> str:
+    return "1/s"
+
+
+@pytest.mark.parametrize(("function", "wrong"), [(subject_only, "is async"), (three, "takes")])
+async def test_a_function_of_something_else_is_an_error(function: Any, wrong: str) -> None:
+    """It is found when the middleware is made, or when the bot starts."""
+    with pytest.raises(ConfigError, match=wrong):
+        RateLimitMiddleware(function)
+    bot = bare()
+    RateLimitMiddleware(None, limiter=Limiter(MemoryStorage())).setup(bot.dispatcher)
+    bot.dispatcher.message.register(lambda event: HANDLED, flags={"rate_limit": function})
+    with pytest.raises(ConfigError, match=f"flag of .*lambda.*{wrong}"):
+        await bot.dispatcher.emit_startup()
+
+
+async def test_only_handlers_with_a_flag_are_limited() -> None:
+    """`RateLimitMiddleware(None)` leaves every other handler alone, except for banned users."""
+    limiter = Limiter(MemoryStorage(clock=Clock()))
+    bot = bare()
+    middleware = RateLimitMiddleware(None, limiter=limiter, on_limited=None).setup(bot.dispatcher)
+    listen(bot, "message")
+    bot.dispatcher.callback_query.register(bot._handle, flags={"rate_limit": "1/h"})
+    assert await bot.send(*"abc") == [True] * 3
+    assert [await bot.feed(callback_query=callback()) for _ in range(2)] == [HANDLED, None]
+    assert middleware.inventory()["rules"][-1]["where"].endswith("_handle")
+    await limiter.ban(Subject(user=42), "1h")
+    assert await bot.send("d") == [False]
+
+
+async def test_the_inventory_names_the_function() -> None:
+    """Operators see which function decides."""
+    middleware = RateLimitMiddleware(by_premium, limiter=Limiter(MemoryStorage()))
+    assert middleware.inventory()["rules"][0]["function"] == "by_premium"
+
+
+async def test_the_flag_of_aiograms_documentation_works_unchanged() -> None:
+    """`@flags.rate_limit(rate=..., key=...)` needs no change."""
+    router = Router()
+
+    @router.message()
+    @flags.rate_limit(rate=2, key="something")
+    async def documented(message: Message) -> str:
+        return HANDLED
+
+    bot = bare()
+    RateLimitMiddleware(None, limiter=Limiter(MemoryStorage()), on_limited=None).setup(
+        bot.dispatcher
+    )
+    bot.dispatcher.include_router(router)
+    assert await bot.send(*"ab") == [True, False]
