@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -13,7 +14,21 @@ def main() -> None:
         if error.name not in {"typer", "rich"}:
             raise
         sys.exit(f"bot-ratelimit needs {error.name}: pip install 'bot_ratelimit[cli]'")
-    app(prog_name="bot-ratelimit")
+    if sys.stdout is None:
+        sys.exit("error: standard output is closed")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # else a test has put something else there
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            app(prog_name="bot-ratelimit")
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write(f"error: cannot write the result: {error.strerror or error}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -317,7 +317,7 @@ USE = """
 import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
 import bot_ratelimit
-from bot_ratelimit.storage.redis.decision_codec import SCRIPT
+from bot_ratelimit.storage.redis.codec import SCRIPT
 limiter = bot_ratelimit.Limiter(bot_ratelimit.MemoryStorage())
 decision = asyncio.run(limiter.hit("1/s", bot_ratelimit.Subject(user=42)))
 print(json.dumps([bot_ratelimit.__file__, len(SCRIPT), decision.allowed]))

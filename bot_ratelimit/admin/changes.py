@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from bot_ratelimit.admin import wording
 from bot_ratelimit.admin.views import Entry, RollbackPreview, RuleView
+from bot_ratelimit.admin.wording import as_changed, differences
 from bot_ratelimit.config.limits_file import penalty_of
 from bot_ratelimit.config.live import EVERY, HISTORY, live_key
 from bot_ratelimit.config.overrides import Overrides
@@ -39,9 +39,10 @@ class Audit:
     def __init__(self, documents: Documents, key: str, by: str) -> None:
         self._documents, self._key, self._by = documents, key, by
 
-    async def note(self, what: str, before: str, after: str) -> None:
-        """Add an action."""
-        entry = Entry(round(await self._documents.now(), 3), self._by, what, before, after)
+    async def note(self, what: str, changed: Iterable[str] = ()) -> None:
+        """Add an action, and what was different afterwards."""
+        now = round(await self._documents.now(), 3)
+        entry = Entry(now, self._by, what, tuple(changed))
         document = json.dumps(asdict(entry), ensure_ascii=False).encode()
         await self._documents.push(self._key, document, AUDIT)
 
@@ -50,8 +51,9 @@ class Audit:
         found = []
         for raw in await self._documents.listed(self._key):
             try:
-                found.append(Entry(**json.loads(raw)))
-            except (ValueError, TypeError):  # of a newer version of this package
+                entry = json.loads(raw)
+                found.append(Entry(**{**entry, "changed": tuple(entry["changed"])}))
+            except (ValueError, LookupError, TypeError):  # of another version of this package
                 continue
         return tuple(found)
 
@@ -66,14 +68,22 @@ class Changes:
         limiter: The limiter whose limits change.
         by: Who acts.
         audit: Records the changes.
+        known: Returns the rules in force, to say what a change replaces.
         patience: Seconds to wait for instances to write back a missing document.
     """
 
-    def __init__(self, limiter: Limiter, by: str, audit: Audit, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        limiter: Limiter,
+        by: str,
+        audit: Audit,
+        known: Callable[[], Awaitable[Sequence[RuleView]]],
+        patience: float = PATIENCE,
+    ) -> None:
         self.by = by
         self._prefix = limiter.key_prefix
         self._in_memory = limiter.storage.source == "memory"
-        self._audit = audit
+        self._audit, self._known = audit, known
         self._patience = patience
         self._documents = documents_of(limiter.storage)
 
@@ -155,7 +165,7 @@ class Changes:
         table = None if after is None else {"after": after, "ban": ban, **options}
         if table is not None:
             penalty_of(table)
-        what = "unset penalty" if table is None else f"penalty {ban} after {after}"
+        what = "penalty as configured" if table is None else f"penalty {ban} after {after}"
         return await self._change(what, lambda live: replace(live, penalty=table), if_version)
 
     async def set_exempt(
@@ -270,7 +280,7 @@ class Changes:
             Overrides.from_json(document)  # what cannot be read is not written
             if await self._documents.swap(self._key("live"), raw, document):
                 await self._documents.push(self._key("history"), document, HISTORY)
-                await self._audit.note(what, _summary(before), _summary(after))
+                await self._audit.note(what, differences(before, after, await self._known()))
                 return after
         raise ConflictError("others keep changing the live limits: try again")
 
@@ -333,21 +343,3 @@ def without_changes(view: RuleView, live: Overrides) -> RuleView:
         raise ConfigError(f"{view.name!r} has no live changes")
     rules = {name: each for name, each in live.rules.items() if name != view.name}
     return replace(as_changed(view, replace(live, rules=rules)), otherwise=None)
-
-
-def as_changed(view: RuleView, live: Overrides) -> RuleView:
-    """A rule as this version has it, even if the instances have not read that version yet."""
-    change = live.rules.get(view.name, {})
-    limit = view.limit if view.otherwise is None else view.otherwise
-    shadow = view.shadow if view.otherwise_shadow is None else view.otherwise_shadow
-    off = bool(change.get("off"))
-    if view.ban_ms:
-        return replace(view, off=off)
-    return replace(
-        view, limit=change.get("limit", limit), shadow=change.get("shadow", shadow), off=off
-    )
-
-
-def _summary(overrides: Overrides) -> str:
-    """An override as text for the audit: everything except who, when and what."""
-    return wording.changes(overrides) or "{}"

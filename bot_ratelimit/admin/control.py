@@ -9,17 +9,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from bot_ratelimit.admin.changes import (
-    PATIENCE,
-    Audit,
-    Changes,
-    as_changed,
-    wanted_of,
-    without_changes,
-)
-from bot_ratelimit.admin.subject_state import answered, ban_of, ban_words, count_of, seconds_left
+from bot_ratelimit.admin.changes import PATIENCE, Audit, Changes, wanted_of, without_changes
+from bot_ratelimit.admin.subject_state import answered, ban_of, count_of, seconds_left
 from bot_ratelimit.admin.views import (
     ConfigView,
     Entry,
@@ -30,32 +23,35 @@ from bot_ratelimit.admin.views import (
     RuleUse,
     RuleView,
     SubjectView,
+    Trial,
+    Version,
     merged,
     named,
     settings_in_force,
-    who,
 )
+from bot_ratelimit.admin.wording import ENGLISH, as_changed, ban_words, differences, who
+from bot_ratelimit.admin.words import plain
 from bot_ratelimit.config.live import live_key
 from bot_ratelimit.config.overrides import Overrides
-from bot_ratelimit.config.settings import Origin, Settings
-from bot_ratelimit.errors import ConfigError, RateLimitError
-from bot_ratelimit.incoming.flags import Flags
-from bot_ratelimit.incoming.inventory import EVERYWHERE, inventory
-from bot_ratelimit.incoming.middleware import RateLimitMiddleware
-from bot_ratelimit.incoming.notices import busy_notice_rule
-from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.config.report import EVERYWHERE, report_of
+from bot_ratelimit.config.settings import Settings
+from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.statistics import HourCount, Refusals
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.rules.rule import Scope, Subject, notice_rule, rules_of
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Scope, Subject, notice_rules, rules_of
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Count, documents_of
+
+if TYPE_CHECKING:
+    from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 
 LOGINS: Final = "{login}:"
 """What keys of logins begin with. In braces, which no rule's name has, and which keep the keys on
 one node of a Redis Cluster."""
 
-# Without the keys of logins, all sessions of the page would end.
+# Without the keys of logins, all sessions of the page would end, and guessing would go on.
 _KEPT: Final = ("live", "history", "audit", "instances", LOGINS)
 
 
@@ -68,6 +64,7 @@ class Control:
         local_inventory: Returns the rules to show if no instance reports any, see
             `RateLimitMiddleware.inventory`.
         settings: Shown by `config`.
+        policy: What the bot does while Redis does not answer; the limiter's by default.
         patience: See `Changes`.
     """
 
@@ -78,6 +75,7 @@ class Control:
         *,
         local_inventory: Callable[[], dict[str, Any]] = dict,
         settings: Settings | None = None,
+        policy: str | None = None,
         patience: float = PATIENCE,
     ) -> None:
         self.limiter = limiter
@@ -86,7 +84,8 @@ class Control:
         self._settings = settings
         self._documents = documents_of(limiter.storage)
         self._audit = Audit(self._documents, self._key("audit"), by)
-        self.changes = Changes(limiter, by, self._audit, patience)
+        self._policy = policy
+        self.changes = Changes(limiter, by, self._audit, self.limits, patience)
 
     @classmethod
     def of(cls, middleware: RateLimitMiddleware, by: str, **options: Any) -> Control:
@@ -103,15 +102,18 @@ class Control:
             statistics=True,  # to read those that the bot writes, if it does
         )
         rules = rules_of([*settings.rules(), *filter(None, [settings.file.penalty])])
-        origins: dict[str, Origin] = {
-            "limits": settings.origin("rate_limit"),
-            "penalty": "file",
-        }
 
         def local_inventory() -> dict[str, Any]:
-            found = inventory(Overrides(), rules, origins, Flags(), ())
+            origin = settings.origin("rate_limit")
+            found = [
+                report_of(
+                    rule, Overrides(), EVERYWHERE, "file" if isinstance(rule, Penalty) else origin
+                )
+                for rule in rules
+            ]
             return {"rules": found, "exempt": sorted(settings.exempt())}
 
+        options.setdefault("policy", settings.rate_limit_on_error)
         return cls(limiter, by, local_inventory=local_inventory, settings=settings, **options)
 
     # --- reading ----------------------------------------------------------------------------
@@ -125,13 +127,22 @@ class Control:
             tuple(settings_in_force(self._settings)),
             live,
             instances,
-            await self._rules(instances),
+            self._rules(instances),
             problem,
+            await self._off_until(live),
         )
 
     async def limits(self) -> tuple[RuleView, ...]:
-        """Every rule of every middleware and flag, as the instances report them."""
-        return await self._rules(await self.instances())
+        """Every rule of every middleware and flag, as the instances report them.
+
+        While Redis cannot be reached: those that this process knows, if it is the bot.
+        """
+        try:
+            return self._rules(await self.instances())
+        except StorageError:
+            if found := self._rules(()):
+                return found
+            raise
 
     async def instances(self) -> tuple[InstanceView, ...]:
         """The instances that follow the live limits now."""
@@ -147,7 +158,7 @@ class Control:
     async def show(self, subject: Subject) -> SubjectView:
         """What a user or chat has left of every rule; charges nothing."""
         instances = await self.instances()
-        (live, _), rules = await self.changes.in_force(), await self._rules(instances)
+        (live, _), rules = await self.changes.in_force(), self._rules(instances)
         self._check_subject(subject, instances)
         counts = await asyncio.gather(
             *(count_of(self.limiter, view, subject) for view in rules if not view.off)
@@ -159,7 +170,7 @@ class Control:
         ban = await ban_of(self.limiter, subject, rules, found, now)
         if ban is not None:
             waits.append(seconds_left(ban, now))
-        off_until = live.off_until if live.off_until > now else 0.0
+        off_until = await self._off_until(live)
         exempt = self._is_exempt(subject, live, instances)
         free = exempt or off_until > 0
         return SubjectView(
@@ -173,24 +184,22 @@ class Control:
             tuple(found),
         )
 
-    async def try_(self, subject: Subject, name: str | None = None) -> Decision | None:
-        """The decision about an update now, without charging; None if no limit applies to it.
-
-        `Decision.banned` says whether a ban refuses it.
+    async def try_(self, subject: Subject, name: str | None = None) -> Trial:
+        """Whether an update would be handled now, without charging.
 
         Args:
             subject: Who would send the update.
             name: The name of a handler's own limit, instead of the rules for every handler.
         """
         instances = await self.instances()
-        (live, _), views = await self.changes.in_force(), await self._rules(instances)
+        (live, _), views = await self.changes.in_force(), self._rules(instances)
         self._check_subject(subject, instances)
         if name is not None:
             _named(views, name, instances)
         if self._is_exempt(subject, live, instances):
-            return None
-        if live.off_until > await self._documents.now():
-            return None
+            return Trial(None, exempt=True)
+        if off_until := await self._off_until(live):
+            return Trial(None, off_until=off_until)
         chosen = [
             view
             for view in views
@@ -198,24 +207,48 @@ class Control:
         ]
         found = [view.rule() for view in chosen if not view.off and view.limit is not None]
         rules = [rule for rule in found if rule is not None]
-        return answered(await self.limiter.peek(rules, subject)) if rules else None
+        return Trial(answered(await self.limiter.peek(rules, subject)) if rules else None)
 
     async def health(self) -> HealthView:
-        """Whether Redis answers, and which instances obey the newest version."""
+        """Whether Redis answers, whether limits are off, and which instances obey."""
         began = time.perf_counter()
-        version, problem = 0, ""
+        problem, live, off_until = "", Overrides(), 0.0
         instances: tuple[InstanceView, ...] = ()
         health = await self.limiter.check()
         try:
             instances = await self.instances()
-            version = (await self.changes.current()).version
+            live = await self.changes.current()
+            off_until = await self._off_until(live)
         except RateLimitError as error:
             problem = str(error)
         seconds = time.perf_counter() - began
-        behind = sum(each.version != version for each in instances)
+        behind = sum(each.version != live.version for each in instances)
         troubled = [f"{each.name}: {each.problem}" for each in instances if each.problem]
         problem = health.problem or problem or "; ".join(troubled)
-        return HealthView(not problem, problem, seconds, version, len(instances), behind, health)
+        return HealthView(
+            not problem,
+            "unhealthy" if problem else "degraded" if off_until or behind else "healthy",
+            problem,
+            seconds,
+            live.version,
+            len(instances),
+            behind,
+            off_until,
+            live.by if off_until else "",
+            self._policy or health.policy,
+            health,
+        )
+
+    async def history(self) -> tuple[Version, ...]:
+        """The last 20 versions, the latest first, and what each of them changed."""
+        documents, rules = await self.changes.history(), await self.limits()
+        earlier = [*documents[1:], *([Overrides()] if documents else [])]
+        if documents and documents[-1].version > 1:  # what was before it is not known any more
+            earlier[-1] = documents[-1]
+        return tuple(
+            Version(live, differences(before, live, rules))
+            for live, before in zip(documents, earlier, strict=True)
+        )
 
     async def audit(self) -> tuple[Entry, ...]:
         """The last 200 actions of operators, the latest first."""
@@ -271,11 +304,9 @@ class Control:
             shared = view.scope == Scope.GLOBAL.value and not view.off
             count = await count_of(self.limiter, view, Subject()) if shared else None
             remaining = None if count is None else count.remaining
-            total = totals[view.name]
-            found.append(
-                RuleUse(view, total["allowed"], total["refused"], total["banned"], remaining)
-            )
-        return tuple(found)
+            found.append(_use(view.name, view, totals.pop(view.name, Counter()), remaining))
+        # Also of rules that are gone, so that the sums are those of `by_hour`.
+        return (*found, *(_use(name, None, total) for name, total in sorted(totals.items())))
 
     # --- users ------------------------------------------------------------------------------
 
@@ -289,7 +320,7 @@ class Control:
             names: The rules; by default all.
         """
         instances = await self.instances()
-        views = await self._rules(instances)
+        views = self._rules(instances)
         self._check_subject(subject, instances)
         chosen = [_named(views, name, instances) for name in names] or views
         forgotten = []
@@ -301,11 +332,8 @@ class Control:
                 continue
             if await self.limiter.reset(rule, subject):
                 forgotten.append(view.name)
-        scopes = (Scope.USER, Scope.MEMBER, Scope.CHAT)
-        notices = [notice_rule(1, scope) for scope in scopes]
-        notices += [busy_notice_rule(scope) for scope in scopes]
-        await self.limiter.reset(notices, subject)
-        await self._audit.note(f"forgive {who(subject)}", ", ".join(forgotten), "")
+        await self.limiter.reset(notice_rules(), subject)
+        await self._note("forgive", subject, [f"counts deleted: {', '.join(forgotten)}"])
         return tuple(forgotten)
 
     async def ban(
@@ -324,29 +352,30 @@ class Control:
         length = None if how_long == "forever" else how_long
         before = [ban for ban in await self.limiter.bans_of(subject) if ban.subject == subject]
         done = await self.limiter.ban(subject, length, reason, self.by)
-        after = f"{'forever' if length is None else how_long} {reason}".strip()
-        await self._audit.note(f"ban {who(subject)}", "; ".join(map(ban_words, before)), after)
+        await self._note("ban", subject, [f"{_bans(before)} -> {_bans([done])}"])
         return done
 
     async def unban(self, subject: Subject) -> bool:
         """Lift every ban of exactly this subject, by hand or penalty; whether there was one."""
         before = [ban for ban in await self.limiter.bans_of(subject) if ban.subject == subject]
         done = await self.limiter.unban(subject)
-        words = "; ".join(map(ban_words, before)) or ("banned" if done else "")
-        await self._audit.note(f"unban {who(subject)}", words, "")
+        changed = f"{_bans(before) if before else 'banned'} -> not banned"
+        await self._note("unban", subject, [changed] if done else [])
         return done
 
     async def clear(self, *, everything: bool = False) -> int:
         """Delete every count under the prefix, in batches; returns the number of keys.
 
         Args:
-            everything: Also delete the live limits, their history, the audit, and the record of
-                logouts. Running instances write the live limits back: use `rollback(0)` to drop
+            everything: Also delete the live limits, their history, the audit, and the sessions
+                of the page. Running instances write the live limits back: use `rollback(0)` to drop
                 them.
         """
         keep = () if everything else [self._key(name) for name in _KEPT]
         found = await self._documents.clear(f"{self.limiter.key_prefix}:ratelimit:", keep)
-        await self._audit.note("clear everything" if everything else "clear", f"{found} keys", "")
+        await self._audit.note(
+            "clear everything" if everything else "clear", [f"keys deleted: {found}"]
+        )
         return found
 
     # --- live limits, see `Changes` for the rest ----------------------------------------------
@@ -359,7 +388,7 @@ class Control:
             ConflictError: `if_version` was given, and is not the newest any more.
         """
         instances = await self.instances()
-        view = _named(await self._rules(instances), name, instances)
+        view = _named(self._rules(instances), name, instances)
         return await self.changes.set_rule(view, limit, **change)
 
     async def preview(
@@ -385,7 +414,7 @@ class Control:
         """
         instances = await self.instances()
         live = await self.changes.current()
-        before = as_changed(_named(await self._rules(instances), name, instances), live)
+        before = as_changed(_named(self._rules(instances), name, instances), live)
         if default:
             after = without_changes(before, live)
         else:
@@ -408,7 +437,7 @@ class Control:
 
     # --- how --------------------------------------------------------------------------------
 
-    async def _rules(self, instances: Iterable[InstanceView]) -> tuple[RuleView, ...]:
+    def _rules(self, instances: Iterable[InstanceView]) -> tuple[RuleView, ...]:
         reported = merged(rule for each in instances for rule in each.rules)
         return reported or tuple(map(RuleView.of, self._local_inventory().get("rules", ())))
 
@@ -444,8 +473,27 @@ class Control:
         if subject.bot is None and any(each.per_bot for each in instances):
             raise ConfigError("each bot counts for itself (per_bot=True): name the bot's id")
 
+    async def _off_until(self, live: Overrides) -> float:
+        """Until when all limits are off; 0 if they are not."""
+        if not live.off_until or live.off_until <= await self._documents.now():
+            return 0.0
+        return live.off_until
+
+    async def _note(self, what: str, subject: Subject, changed: Iterable[str]) -> None:
+        await self._audit.note(f"{what} {plain(who(ENGLISH, subject))}", changed)
+
     def _key(self, name: str) -> str:
         return live_key(self.limiter.key_prefix, name)
+
+
+def _use(
+    name: str, view: RuleView | None, total: Counter[str], remaining: int | None = None
+) -> RuleUse:
+    return RuleUse(name, view, total["allowed"], total["refused"], total["banned"], remaining)
+
+
+def _bans(bans: Sequence[Ban]) -> str:
+    return "; ".join(plain(ban_words(ENGLISH, each)) for each in bans) or "not banned"
 
 
 def _named(rules: Iterable[RuleView], name: str, instances: Sequence[InstanceView]) -> RuleView:

@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 from bot_ratelimit.admin.views import CountView, RuleView
 from bot_ratelimit.errors import StorageError
-from bot_ratelimit.limiter.bans import FOREVER
+from bot_ratelimit.limiter.arguments import FOREVER
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.rules.rule import Subject, rules_of
 from bot_ratelimit.storage.banlist import Ban
 
 
@@ -27,7 +27,7 @@ async def count_of(limiter: Limiter, view: RuleView, subject: Subject) -> CountV
     if rule is None or key is None:
         return None
     # Reads the count itself; a ban by hand would hide it.
-    found = answered(await limiter.hit(rule, subject, _peek=True, _notify=False, _outgoing=True))
+    found = answered(await limiter.decider.hit(rules_of(rule), subject, peek=True))
     known = view.limit is not None
     return CountView(
         view.name,
@@ -88,9 +88,3 @@ def answered(decision: Decision) -> Decision:
 def seconds_left(ban: Ban, now: float) -> float:
     """How long a ban still lasts."""
     return FOREVER if ban.until is None else max(0.0, ban.until.timestamp() - now)
-
-
-def ban_words(ban: Ban) -> str:
-    """A ban as text for the audit: `until 2026-03-01 12:00:00 UTC by anna spam`."""
-    until = "forever" if ban.until is None else f"until {ban.until:%Y-%m-%d %H:%M:%S} UTC"
-    return " ".join(filter(None, (until, ban.by and f"by {ban.by}", ban.reason)))

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Literal
 
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.health import Health
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Scope, Subject
+from bot_ratelimit.rules.rule import Rule, Scope
 from bot_ratelimit.storage.banlist import Ban
-
-LARGEST_ID: Final = 2**52 - 1
-"""Telegram's ids have at most 52 bits: https://core.telegram.org/bots/api#user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +119,13 @@ class ConfigView:
     rules: tuple[RuleView, ...]
     problem: str = ""
     """Why the live document is not in force; empty if it is."""
+    off_until: float = 0.0
+    """Until when all limits are off, in Unix seconds; 0 if they are not."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether all limits are off now."""
+        return self.off_until > 0
 
     @property
     def behind(self) -> int:
@@ -169,11 +174,17 @@ class SubjectView:
     counts: tuple[CountView, ...]
 
 
+Status = Literal["healthy", "degraded", "unhealthy"]
+
+
 @dataclass(frozen=True, slots=True)
 class HealthView:
     """Whether limits are enforced."""
 
     ok: bool
+    """Whether nothing is wrong; also true while all limits are off."""
+    status: Status
+    """`degraded` while all limits are off, or instances do not obey the newest version."""
     problem: str
     """What is wrong; empty if nothing is."""
     seconds: float
@@ -182,8 +193,45 @@ class HealthView:
     instances: int
     behind: int
     """How many instances do not obey the newest version."""
+    off_until: float
+    """Until when all limits are off, in Unix seconds; 0 if they are not."""
+    off_by: str
+    """Who switched all limits off."""
+    policy: str
+    """What the bot does while Redis does not answer: its `on_error`."""
     limiter: Health
     """The health of the operator's own limiter, after a test call."""
+
+    @property
+    def out_for(self) -> float | None:
+        """Seconds since Redis stopped answering, as far as this process knows."""
+        known = [each.out_for for each in self.limiter.servers if each.out_for is not None]
+        return max(known, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Whether an update would be handled now."""
+
+    decision: Decision | None
+    """None if no limit applies."""
+    exempt: bool = False
+    off_until: float = 0.0
+    """Until when all limits are off, in Unix seconds; 0 if they are not."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the update would be handled."""
+        return self.decision is None or self.decision.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of the live limits."""
+
+    live: Overrides
+    changed: tuple[str, ...]
+    """What differs from the version before: `messages: 5/10s -> 3/10s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +274,9 @@ class HourTotal:
 class RuleUse:
     """The decisions of a rule."""
 
-    rule: RuleView
+    name: str
+    rule: RuleView | None
+    """None if no rule in force has this name: it was renamed, or it is a ban by hand."""
     allowed: int
     """Decisions that named this rule: of those that apply, it had the least left."""
     refused: int
@@ -243,8 +293,8 @@ class Entry:
     """Unix seconds."""
     by: str
     what: str
-    before: str
-    after: str
+    changed: tuple[str, ...]
+    """What was different afterwards: `messages: 5/10s -> 3/10s`."""
 
 
 def _said(view: RuleView) -> tuple[object, ...]:
@@ -257,11 +307,6 @@ def merged(rules: Iterable[RuleView]) -> tuple[RuleView, ...]:
     for rule in rules:
         found.setdefault(rule.name, rule)
     return tuple(found.values())
-
-
-def who(subject: Subject) -> str:
-    """`user 42 chat -100123`."""
-    return " ".join(f"{n} {each}" for n, each in subject._asdict().items() if each is not None)
 
 
 def settings_in_force(settings: Settings | None) -> Iterable[SettingView]:

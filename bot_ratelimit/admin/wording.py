@@ -1,30 +1,119 @@
-"""Wording: what a version of the limits changes, as text for all front ends."""
+"""Wording: who, rules, bans and changes as text, the same for all front ends."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+from bot_ratelimit.admin.views import RuleView
+from bot_ratelimit.admin.words import Marked, Words, code, joined, moment
 from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.storage.banlist import Ban
 
-_CHANGES: Final = ("rules", "penalty", "exempt", "limited", "off_until")
-
-
-def changed(live: Overrides) -> Mapping[str, Any]:
-    """What a version changes: only the parts that change something."""
-    content = {name: each for name, each in asdict(live).items() if name in _CHANGES and each}
-    if live.off_until:  # nobody reads Unix seconds
-        content["off_until"] = f"{datetime.fromtimestamp(live.off_until, UTC):%Y-%m-%d %H:%M} UTC"
-    return {
-        name: sorted(each) if isinstance(each, frozenset) else each
-        for name, each in content.items()
-    }
+ENGLISH = Words()
 
 
-def changes(live: Overrides) -> str:
-    """What a version changes, in a line; empty if it changes nothing."""
-    content = changed(live)
-    return json.dumps(content, ensure_ascii=False) if content else ""
+def who(words: Words, subject: Subject) -> Marked:
+    """`user 42`, `chat -100123`, `user 42 in chat -100123`; a private chat is left out."""
+    user, chat = subject.user, subject.chat
+    if user is None:
+        found = words("chat {id}", id=code(chat))
+    else:
+        found = words("user {id}", id=code(user))
+        if chat not in (None, user):
+            found = words("{who} in chat {id}", who=found, id=code(chat))
+    more = (("topic {id}", subject.topic), ("bot {id}", subject.bot))
+    return joined([found, *(words(text, id=code(id_)) for text, id_ in more if id_ is not None)])
+
+
+def limit_of(words: Words, view: RuleView) -> Marked:
+    """What a rule allows, and whether it is a trial or off."""
+    text = words("by the bot's code") if view.limit is None else view.limit
+    if view.ban_ms:
+        length = words.duration(view.ban_ms / 1e3)
+        text = words("ban of {length} after {limit}", length=length, limit=text)
+        if view.longest_ms:
+            longest = words.duration(view.longest_ms / 1e3)
+            text = words("{ban}, growing to {longest}", ban=text, longest=longest)
+    marks = [words(mark) for mark, on in (("trial", view.shadow), ("off", view.off)) if on]
+    return joined([text, *([f"({joined(marks)})"] if marks else [])], " ")
+
+
+def until(words: Words, ban: Ban) -> Marked:
+    """`forever`, or `until 2026-03-01 12:00:00 UTC`."""
+    return words("forever") if ban.until is None else words("until {at}", at=moment(ban.until))
+
+
+def ban_words(words: Words, ban: Ban) -> Marked:
+    """A ban: its end, who made it, and the reason."""
+    by = [words("by {name}", name=code(ban.by))] if ban.by else []
+    return joined([until(words, ban), *by, *([code(ban.reason)] if ban.reason else [])])
+
+
+def paused(words: Words, off_until: float, by: str = "") -> Marked:
+    """That all limits are off, until when, and who did it."""
+    if by:
+        return words("All limits are off until {at}, by {name}.", at=moment(off_until), name=by)
+    return words("All limits are off until {at}.", at=moment(off_until))
+
+
+def as_changed(view: RuleView, live: Overrides) -> RuleView:
+    """A rule as this version has it, even if the instances have not read that version yet."""
+    change = live.rules.get(view.name, {})
+    limit = view.limit if view.otherwise is None else view.otherwise
+    shadow = view.shadow if view.otherwise_shadow is None else view.otherwise_shadow
+    off = bool(change.get("off"))
+    if view.ban_ms:
+        return replace(view, off=off)
+    return replace(
+        view, limit=change.get("limit", limit), shadow=change.get("shadow", shadow), off=off
+    )
+
+
+def differences(
+    before: Overrides, after: Overrides, rules: Iterable[RuleView] = ()
+) -> tuple[str, ...]:
+    """What differs between two versions: `messages: 5/10s -> 3/10s`, `exempt: +42`.
+
+    Args:
+        before: The earlier version.
+        after: The later version.
+        rules: The rules in force, from which limits without a live change are known.
+    """
+    known = {view.name: view for view in rules}
+    found = [
+        f"{name}: {_rule(before, name, known)} -> {_rule(after, name, known)}"
+        for name in sorted({*before.rules, *after.rules})
+        if before.rules.get(name) != after.rules.get(name)
+    ]
+    if before.penalty != after.penalty:
+        found.append(f"penalty: {_penalty(before.penalty)} -> {_penalty(after.penalty)}")
+    for name, old, new in (
+        ("exempt", before.exempt, after.exempt),
+        ("not exempt", before.limited, after.limited),
+    ):
+        signs = [f"+{id_}" for id_ in sorted(new - old)] + [f"-{id_}" for id_ in sorted(old - new)]
+        found += [f"{name}: {' '.join(signs)}"] if signs else []
+    if before.off_until != after.off_until:
+        found.append(f"all limits: {_pause(before)} -> {_pause(after)}")
+    return tuple(found)
+
+
+def _rule(live: Overrides, name: str, known: Mapping[str, RuleView]) -> str:
+    if name in known:
+        return limit_of(ENGLISH, as_changed(known[name], live))
+    change = live.rules.get(name, {})
+    words = [str(change["limit"])] if "limit" in change else []
+    words += [word for word, on in (("trial", "shadow"), ("off", "off")) if change.get(on)]
+    return " ".join(words) or "as configured"
+
+
+def _penalty(table: Mapping[str, object] | None) -> str:
+    if table is None:
+        return "as configured"
+    return f"{table['ban']} after {table['after']}" + (", growing" if table.get("grows") else "")
+
+
+def _pause(live: Overrides) -> str:
+    return f"off until {moment(live.off_until)}" if live.off_until else "on"

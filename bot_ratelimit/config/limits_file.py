@@ -31,6 +31,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Final, TypeAlias
 
+from bot_ratelimit.config.ids import check_id, hidden
 from bot_ratelimit.config.tables import (
     NamedLimit,
     OutgoingTable,
@@ -66,10 +67,7 @@ MAX_NOTICE: Final = 4_096
 """How many characters a notice may have; Telegram takes no more in a message."""
 MAX_ERROR: Final = 500
 """How many characters of an error are shown; it may repeat a long value."""
-MAX_ID: Final = 2**52
-"""Ids of Telegram have at most 52 bits."""
 
-_MAX_SHOWN_ID: Final = 24
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 _FIRST: Final = ("rate_limit", "exempt")  # of no table, so TOML wants them above the first one
 
@@ -223,19 +221,8 @@ def _limits(value: object) -> NamedLimits:
 
 def _exempt(value: object) -> frozenset[int]:
     if not isinstance(value, list):
-        raise ConfigError(f"{_hidden(value)}: expected a list of ids, for example [42, -100123]")
-    for each in value:
-        if isinstance(each, bool) or not isinstance(each, int) or abs(each) > MAX_ID:
-            raise ConfigError(
-                f"{_hidden(each)}: expected the id of a user or a chat, a whole number"
-            )
-    return frozenset(value)
-
-
-def _hidden(value: object) -> str:
-    """The value, unless it may be a token that came among the ids."""
-    text = shown(value)
-    return "a value that may be a token" if ":" in text or len(text) > _MAX_SHOWN_ID else text
+        raise ConfigError(f"{hidden(value)}: expected a list of ids, for example [42, -100123]")
+    return frozenset(map(check_id, value))
 
 
 def _notices(value: object) -> dict[str, str]:

@@ -18,9 +18,11 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bot_ratelimit.config.environment import check_secret, read_secret, warn_of_mistakes
+from bot_ratelimit.config.ids import check_id
 from bot_ratelimit.config.limits_file import LimitsFile, read_limits_file
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.limiter import OnError, check_timeout
+from bot_ratelimit.limiter.arguments import check_timeout
+from bot_ratelimit.limiter.decider import OnError
 from bot_ratelimit.rules.rule import Rules, check_prefix, rules_of
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
@@ -156,6 +158,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("rate_limit_exempt")
+    @classmethod
+    def _check_ids(cls, ids: frozenset[int]) -> frozenset[int]:
+        return frozenset(map(check_id, ids))
 
     # The last of several such validators runs first; this one needs the unchanged text.
     @field_validator("*", mode="before")

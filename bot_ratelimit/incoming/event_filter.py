@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from aiogram.types import TelegramObject, Update
 
+from bot_ratelimit.config.ids import check_id
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.events import (
     album_of,
@@ -118,7 +119,4 @@ def _exemptions(exempt: Iterable[int] | IsExempt) -> tuple[frozenset[int], IsExe
 def _checked_ids(exempt: Iterable[int]) -> frozenset[int]:
     if not isinstance(exempt, Iterable) or isinstance(exempt, (str, bytes)):
         raise ConfigError(f"exempt={exempt!r}: expected ids, such as [42, -100123], or a function")
-    ids = frozenset(exempt)
-    if wrong := [each for each in ids if not isinstance(each, int) or isinstance(each, bool)]:
-        raise ConfigError(f"exempt: {wrong[0]!r} is not the id of a user or a chat")
-    return ids
+    return frozenset(check_id(each, "exempt") for each in exempt)

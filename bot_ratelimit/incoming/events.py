@@ -17,6 +17,7 @@ from aiogram.types import (
     User,
 )
 
+from bot_ratelimit.config.ids import NOBODY
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.rule import Subject
 
@@ -61,10 +62,6 @@ def _kinds() -> dict[type, tuple[str, ...]]:
 
 
 _KINDS: Final = _kinds()
-
-NOBODY: Final = frozenset({136817688, 1087968824, 777000})
-"""Telegram's placeholder users: channels, anonymous admins, and the service account that forwards
-from a linked channel. Many senders share them, so they are never counted."""
 
 
 GENERAL: Final = 1

@@ -36,7 +36,7 @@ from bot_ratelimit.incoming.key_conflicts import (
     registered_middlewares,
     rules_by_path,
 )
-from bot_ratelimit.incoming.notices import TEXTS, Notices, busy_notice_rule
+from bot_ratelimit.incoming.notices import TEXTS, Notices
 from bot_ratelimit.incoming.registration import (
     check_dispatcher,
     check_exclude,
@@ -46,10 +46,11 @@ from bot_ratelimit.incoming.registration import (
 )
 from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.incoming.unread_flags import find_unread_flags, warn_of_flags
-from bot_ratelimit.limiter.limiter import Limiter, OnError
+from bot_ratelimit.limiter.decider import OnError
+from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import LimitLike, RuleLike, Scope, Subject, notice_rule
+from bot_ratelimit.rules.rule import LimitLike, RuleLike, Scope, Subject, notice_rules
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.redis.driver import Client
@@ -316,10 +317,7 @@ class RateLimitMiddleware(BaseMiddleware):
                 "Subject(user=42, bot=bot.id)"
             )
         flags = [rule for each in self._dispatchers for rule in self._flags.all_rules(each)]
-        scopes = (Scope.USER, Scope.MEMBER, Scope.CHAT)
-        notices = [notice_rule(1, scope) for scope in scopes]
-        notices += [busy_notice_rule(scope) for scope in scopes]
-        by_path = {rule.path: rule for rule in (*notices, *flags, *self.rules)}
+        by_path = {rule.path: rule for rule in (*notice_rules(), *flags, *self.rules)}
         rules = [rule for rule in by_path.values() if rule.scope is not Scope.GLOBAL]
         return await self.limiter.reset(rules, subject)
 

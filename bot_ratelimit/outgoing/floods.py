@@ -11,11 +11,11 @@ from typing import Final
 from aiogram.exceptions import TelegramRetryAfter
 
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import Observer
 from bot_ratelimit.outgoing.budgets import Budgets, subject_of
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request
-from bot_ratelimit.rules.penalty import Penalty, blocking
+from bot_ratelimit.outgoing.permits import Permits
+from bot_ratelimit.rules.penalty import Penalty
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -38,16 +38,16 @@ class Floods:
     own 429s, in case the storage is unreachable.
 
     Args:
-        limiter: Grants permits and stores the blocks.
+        permits: Stores the blocks.
         budgets: The rules that read the blocks.
         observer: Is told of each 429.
     """
 
     def __init__(
-        self, limiter: Limiter, budgets: Budgets, observer: Observer | None = None
+        self, permits: Permits, budgets: Budgets, observer: Observer | None = None
     ) -> None:
         self._observer = observer
-        self._limiter = limiter
+        self._permits = permits
         self._budgets = budgets
         self._bots: dict[int, float] = {}
         self._fresh: deque[tuple[float, int, int | str]] = deque(maxlen=_MANY)
@@ -88,11 +88,11 @@ class Floods:
             self._block_chat(queue, seconds)
             subject = subject_of(bot, queue.chat, _business(request))
             rule = self._budgets.chat_block(queue.chat)
-            await self._limiter.hit(blocking(rule, seconds), subject, _notify=False, _outgoing=True)
+            await self._permits.block(rule, subject, seconds)
         if whole_bot:
             self._block_bot(bot, seconds)
             rule, subject = self._budgets.bot_block, subject_of(bot, "", None)
-            await self._limiter.hit(blocking(rule, seconds), subject, _notify=False, _outgoing=True)
+            await self._permits.block(rule, subject, seconds)
 
     def report_method(self, error: TelegramRetryAfter) -> None:
         """Report a 429 of a method without a permit to the observers; it blocks nothing else."""

@@ -33,6 +33,7 @@ from bot_ratelimit.outgoing.floods import Floods, describe
 from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.methods import Kind, Method, chat_of, edit_of, traffic_of
 from bot_ratelimit.outgoing.pacing import Pacer
+from bot_ratelimit.outgoing.permits import Permits
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.sent import Sent
 from bot_ratelimit.outgoing.sleeper import Sleeper
@@ -127,8 +128,9 @@ class OutgoingLimits(BaseRequestMiddleware):
         self.limiter = limiter
         self._merge_edits = merge_edits
         self._sleeper = Sleeper()
-        floods = self._floods = Floods(limiter, self.budgets, self._observer)
-        self._pacer = Pacer(limiter, self.budgets, floods, self._sleeper, self.max_wait)
+        permits = Permits(limiter)
+        floods = self._floods = Floods(permits, self.budgets, self._observer)
+        self._pacer = Pacer(permits, self.budgets, floods, self._sleeper, self.max_wait)
         options = DeliveryOptions(self.retries, self.max_wait, repeat_albums, in_order)
         self._delivery = Delivery(self._pacer, floods, self._sleeper, options, self._report_queued)
         self._queues: dict[tuple[int, int | str, str | None], ChatQueue] = {}

@@ -8,12 +8,11 @@ from typing import Final, NamedTuple
 
 from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.waiting_allowed import waiting_allowed
 from bot_ratelimit.outgoing.budgets import Budgets, Owed, subject_of
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request
-from bot_ratelimit.outgoing.fallback import FallbackLimiter
 from bot_ratelimit.outgoing.floods import Floods, describe, retry_after
+from bot_ratelimit.outgoing.permits import Permits
 from bot_ratelimit.outgoing.sleeper import Sleeper
 from bot_ratelimit.rules.rule import Rules, Subject
 
@@ -43,7 +42,7 @@ class Pacer:
     requests wait.
 
     Args:
-        limiter: Grants the permits.
+        permits: Grants the permits.
         budgets: The rules.
         floods: Knows what Telegram has blocked.
         sleeper: Sleeps that end when the bot shuts down.
@@ -51,11 +50,11 @@ class Pacer:
     """
 
     def __init__(
-        self, limiter: Limiter, budgets: Budgets, floods: Floods, sleeper: Sleeper, max_wait: float
+        self, permits: Permits, budgets: Budgets, floods: Floods, sleeper: Sleeper, max_wait: float
     ) -> None:
         self.closed = False
         """Whether requests may no longer wait, because the bot shuts down."""
-        self._limiter = FallbackLimiter(limiter)
+        self._permits = permits
         self._budgets = budgets
         self._floods = floods
         self._sleeper = sleeper
@@ -67,12 +66,12 @@ class Pacer:
 
     async def close(self) -> None:
         """Stop asking the shared limiter; late requests use this process's own record."""
-        await self._limiter.close()
+        self._permits.close()
 
     def open(self) -> None:
         """Let requests wait again."""
         self.closed = False
-        self._limiter.open()
+        self._permits.open()
 
     async def take(self, queue: ChatQueue, request: Request) -> Permit:
         """Take the permits of a request in its chat; return when it may be sent.
@@ -110,7 +109,7 @@ class Pacer:
             while left:
                 self._check_may_wait(request, refused=False)
                 part = min(left, capacity)
-                decision = await self._limiter.hit(rules, subject, part)
+                decision = await self._permits.take(rules, subject, part)
                 if decision.allowed:
                     left -= part
                 else:
@@ -165,7 +164,7 @@ class Pacer:
                     await self._sleep(queue, request, queue.lag)  # the last request of a burst
                     asked += queue.lag
                 # Without the shared limiter it is unknown what the other instances have sent.
-                known = decision.source == self._limiter.source
+                known = decision.source == self._permits.source
                 fresh = known and self._budgets.was_unused(queue.chat, part, decision.remaining)
                 return Permit(asked, fresh)
             if not self._floods.note_refusal(queue, request.bot.id, decision):
@@ -181,7 +180,7 @@ class Pacer:
         rules = self._budgets.rules(queue.chat, part, queue.slow if now < queue.slow_until else 0)
         business = getattr(request.method, "business_connection_id", None)
         subject = subject_of(request.bot.id, queue.chat, business)
-        decision = await self._limiter.hit(rules, subject)
+        decision = await self._permits.take(rules, subject)
         if decision.allowed:
             queue.idle_until = max(queue.idle_until, now + decision.reset_after)
         return decision, now

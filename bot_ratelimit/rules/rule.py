@@ -264,6 +264,12 @@ def notice_rule(seconds: float, scope: Scope, about: str = "") -> Rule:
     return rule
 
 
+def notice_rules() -> list[Rule]:
+    """The rules under which notices are remembered, for a reset; their periods do not matter."""
+    scopes = (Scope.USER, Scope.MEMBER, Scope.CHAT)
+    return [notice_rule(1, scope, about) for about in ("", "slot:") for scope in scopes]
+
+
 def rule_at(path: str, limit: Limit, ids: Ids, cost: int) -> Rule:
     """Make a rule of this package with the key `<prefix>:ratelimit:<path><ids>`."""
     rule = Rule(limit, cost=cost)

@@ -160,6 +160,9 @@ class Storage(ABC):
     async def close(self) -> None:  # noqa: B027 - optional
         """Close what the storage itself opened. It may be called twice, and used again."""
 
+    async def close_idle(self) -> None:  # noqa: B027 - optional
+        """Close as `close` does, unless requests are in progress."""
+
     # -- what it keeps besides counts; None if it does not ----------------------------------------
 
     def leases(self) -> Leases | None:

@@ -35,6 +35,10 @@ class Documents(Protocol):
         """Write a document that can be taken once within `seconds`."""
         ...
 
+    async def find(self, key: str) -> bytes | None:
+        """Return a document of `put`, or None, and leave its TTL as it is."""
+        ...
+
     async def take(self, key: str) -> bytes | None:
         """Delete and return the document, or None; only one caller gets it."""
         ...
@@ -109,6 +113,11 @@ class MemoryDocuments:
         now = self._clock()
         self._once = {name: each for name, each in self._once.items() if each[0] > now}
         self._once[key] = (now + seconds, value)
+
+    async def find(self, key: str) -> bytes | None:
+        """See `Documents.find`."""
+        until, value = self._once.get(key, (0.0, b""))
+        return value if until > self._clock() else None
 
     async def take(self, key: str) -> bytes | None:
         """See `Documents.take`."""

@@ -27,9 +27,11 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
+from bot_ratelimit.admin import sheets
 from bot_ratelimit.admin.changes import ConflictError
-from bot_ratelimit.admin.cli import printing
+from bot_ratelimit.admin.cli import terminal
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.wording import ENGLISH
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.limiter.bans import FOREVER
 from bot_ratelimit.storage.base import documents_of
@@ -123,20 +125,21 @@ async def test_a_refused_user_is_forgiven_and_gets_through(bot: OperatedBot) -> 
 
 
 async def test_a_test_call_says_what_would_be_decided(bot: OperatedBot) -> None:
-    """It is allowed with what is left, refused with the wait, or None for exempt users."""
-    decision = await bot.control.try_(ANNA)
+    """Allowed with what is left, refused with the wait, or free: exempt, or all limits off."""
+    decision = (await bot.control.try_(ANNA)).decision
     assert decision is not None
     assert (decision.allowed, decision.remaining) == (True, 3)
     await bot.allowed(4)
-    decision = await bot.control.try_(ANNA)
-    assert decision is not None
-    assert not decision.allowed
-    assert 3_590 < decision.retry_after <= 3_600
+    found = await bot.control.try_(ANNA)
+    assert found.decision is not None
+    assert not found.allowed
+    assert 3_590 < found.decision.retry_after <= 3_600
     await bot.control.changes.set_exempt(42, True)
-    assert await bot.control.try_(ANNA) is None
+    assert (await bot.control.try_(ANNA)).exempt
     await bot.control.changes.set_exempt(42, False)
     await bot.control.changes.pause("1h")
-    assert await bot.control.try_(ANNA) is None
+    found = await bot.control.try_(ANNA)
+    assert (found.allowed, found.off_until > 0) == (True, True)
     assert (await bot.control.show(ANNA)).off_until > 0
     with pytest.raises(ConfigError, match="no rule is called 'ai': expected one of ban, chat"):
         await bot.control.try_(ANNA, "ai")
@@ -172,14 +175,14 @@ async def test_each_change_holds_and_can_be_rolled_back(bot: OperatedBot) -> Non
 
 
 async def test_only_the_last_20_versions_and_200_changes_are_kept(bot: OperatedBot) -> None:
-    """History and audit are bounded, and say when, who, what, before and after."""
+    """History and audit are bounded, and say when, who, what, and what was different."""
     for number in range(1, 206):
-        await bot.control.changes.set_exempt(number % 3, True)
+        await bot.control.changes.set_exempt(number, True)
     assert [each.version for each in await bot.control.changes.history()] == [*range(205, 185, -1)]
     audit = await bot.control.audit()
     assert len(audit) == 200
-    assert (audit[0].by, audit[0].what) == ("anna@shell", "exempt 1")
-    assert audit[0].after == '{"exempt": [0, 1, 2]}'
+    assert (audit[0].by, audit[0].what) == ("anna@shell", "exempt 205")
+    assert audit[0].changed == ("exempt: +205",)
     assert audit[0].at == pytest.approx((await bot.control.changes.current()).at, abs=2)
 
 
@@ -202,13 +205,76 @@ async def test_rolling_back_does_not_drop_what_came_meanwhile(
     assert set((await boris.changes.current()).rules) == {"messages", "chat"}
 
 
-async def test_the_audit_is_for_people(bot: OperatedBot) -> None:
-    """It says until when limits are off as a date, and what is no longer exempt in plain words."""
+async def test_history_and_audit_say_what_changed(bot: OperatedBot) -> None:
+    """A line for each difference, with the old and the new value; no JSON."""
+    changes = bot.control.changes
+    await bot.control.set_rule("messages", "2/minute")
+    await bot.refresh()
+    await bot.control.set_rule("messages", "9/minute", shadow=True)
+    await bot.control.set_rule("chat", off=True)
+    await changes.set_penalty("5/hour", "2h")
+    await changes.set_exempt(42, False)
+    await changes.pause("1h")
+    await changes.rollback(1)
+    said = [each.changed for each in await bot.control.audit()]
+    assert said == [each.changed for each in await bot.control.history()]
+    assert said[1:] == [
+        (said[1][0],),
+        ("not exempt: +42",),
+        ("penalty: as configured -> 2h after 5/hour",),
+        ("chat: 100/hour -> 100/hour (off)",),
+        ("messages: 2/minute -> 9/minute (trial)",),
+        ("messages: 3/hour -> 2/minute",),
+    ]
+    assert re.fullmatch(r"all limits: on -> off until 20[-\d]+ [:\d]+ UTC", said[1][0])
+    assert said[0] == (
+        "chat: 100/hour (off) -> 100/hour",
+        "messages: 9/minute (trial) -> 2/minute",
+        "penalty: 2h after 5/hour -> as configured",
+        "not exempt: -42",
+        said[1][0].replace("on -> off", "off") + " -> on",
+    )
+
+
+async def test_a_forgotten_pause_does_not_look_healthy(bot: OperatedBot) -> None:
+    """While all limits are off, health is degraded and says until when and by whom."""
+    assert (await bot.control.health()).status == "healthy"
     await bot.control.changes.pause("1h")
-    await bot.control.changes.set_exempt(42, False)
-    latest, before = await bot.control.audit()
-    assert latest.what == "not exempt 42"
-    assert re.fullmatch(r'\{"off_until": "20\d\d-\d\d-\d\d \d\d:\d\d UTC"\}', before.after)
+    await bot.refresh()
+    found = await bot.control.health()
+    assert (found.ok, found.status, found.off_by) == (True, "degraded", "anna@shell")
+    for sheet in (
+        sheets.health(ENGLISH, found),
+        sheets.limits(ENGLISH, await bot.control.config()),
+        sheets.trial(ENGLISH, await bot.control.try_(ANNA)),
+        sheets.subject(ENGLISH, await bot.control.show(ANNA)),
+    ):
+        assert any("All limits are off until 20" in line for line in sheet.lines)
+    await bot.control.changes.resume()
+    await bot.refresh()
+    assert (await bot.control.health()).status == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("policy", "meanwhile"),
+    [
+        ("allow", "the bot handles every update, without a limit"),
+        ("deny", "the bot refuses every update"),
+        ("memory", "each instance counts for itself"),
+    ],
+)
+async def test_an_outage_says_first_what_it_means_for_users(
+    environment: pytest.MonkeyPatch, policy: str, meanwhile: str
+) -> None:
+    """The first sentence says what happens meanwhile, by the policy of the bot; then why."""
+    environment.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    environment.setenv("RATE_LIMIT_ON_ERROR", policy)
+    control = Control.from_settings(Settings(), "anna", patience=0)
+    first, second = sheets.health_lines(ENGLISH, await control.health())
+    assert first == f"Redis does not answer: meanwhile {meanwhile}."
+    assert "127.0.0.1:1" in second
+    assert " ms" not in second
+    await control.close()
 
 
 async def test_an_entry_of_a_newer_version_does_not_hide_the_audit(bot: OperatedBot) -> None:
@@ -217,7 +283,7 @@ async def test_an_entry_of_a_newer_version_does_not_hide_the_audit(bot: Operated
     documents = documents_of(bot.control.limiter.storage)
     for raw in (b'{"at": 1, "by": "new", "newer": 2}', b"[]", b"x"):
         await documents.push("bot:ratelimit:audit", raw, 200)
-    assert [entry.what for entry in await bot.control.audit()] == ["ban user 42 chat 42"]
+    assert [entry.what for entry in await bot.control.audit()] == ["ban user 42"]
 
 
 async def test_two_admins_do_not_overwrite_each_other(bot: OperatedBot) -> None:
@@ -299,9 +365,7 @@ async def test_an_invalid_document_hides_nothing(bot: OperatedBot) -> None:
     assert (config.live.version, config.behind) == (1, 0)
     assert config.problem.endswith("is not JSON; a rollback replaces it with the last good version")
     assert (shown.allowed, shown.counts[0].capacity) == (False, 2)
-    tried = await bot.control.try_(ANNA)
-    assert tried is not None
-    assert not tried.allowed
+    assert not (await bot.control.try_(ANNA)).allowed
     await bot.control.forgive(ANNA)
     assert await bot.allowed(1) == 1
 
@@ -358,7 +422,7 @@ async def test_instances_with_different_limits_are_told_apart(
     listed = [rule.limit for rule in found.rules if rule.name == "messages"]
     assert {*listed, *(rule.limit for rule in others)} == {"3/hour", "9/hour"}
     assert len(others) == 1
-    printing.say(*printing.config(found))
+    terminal.say(terminal.laid_out(sheets.config(ENGLISH, found)))
     assert "other limits: messages " in capsys.readouterr().out
     await newer.live.stop()
 
@@ -445,7 +509,7 @@ async def test_a_ban_by_hand_is_shown_and_audited(bot: OperatedBot) -> None:
     assert 3_590 < found.retry_after <= 3_601
     counts = {each.rule: each for each in found.counts}
     assert (counts["messages"].remaining, counts["messages"].allowed) == (2, True)
-    decision = await bot.control.try_(ANNA)
+    decision = (await bot.control.try_(ANNA)).decision
     assert decision is not None
     assert (decision.allowed, decision.banned) == (False, True)
     await bot.control.ban(SOMEBODY, "forever")
@@ -455,13 +519,13 @@ async def test_a_ban_by_hand_is_shown_and_audited(bot: OperatedBot) -> None:
     assert await bot.control.unban(SOMEBODY)
     assert not await bot.control.unban(SOMEBODY)
     assert (await bot.control.show(ANNA)).banned is None
-    entries = [(each.by, each.what, each.before, each.after) for each in await bot.control.audit()]
-    until = f"until {listed.until:%Y-%m-%d %H:%M:%S} UTC by anna@shell spam"
+    entries = [(each.by, each.what, each.changed) for each in await bot.control.audit()]
+    until = f"until {listed.until:%Y-%m-%d %H:%M:%S} UTC, by anna@shell, spam"
     assert entries == [
-        ("anna@shell", "unban user 42", "", ""),
-        ("anna@shell", "unban user 42", "forever by anna@shell", ""),
-        ("anna@shell", "ban user 42", until, "forever"),
-        ("anna@shell", "ban user 42", "", "1h spam"),
+        ("anna@shell", "unban user 42", ()),
+        ("anna@shell", "unban user 42", ("forever, by anna@shell -> not banned",)),
+        ("anna@shell", "ban user 42", (f"{until} -> forever, by anna@shell",)),
+        ("anna@shell", "ban user 42", (f"not banned -> {until}",)),
     ]
 
 
@@ -534,7 +598,7 @@ async def test_forgiving_and_unbanning_work_on_every_instance(
     assert await other.send("9") == [True]
     assert await one.send("10") == [True]
     await second.ban(SOMEBODY, "1h", "spam")
-    decision = await first.try_(ANNA)
+    decision = (await first.try_(ANNA)).decision
     assert decision is not None
     assert decision.banned
     shown = (await first.show(ANNA)).banned
@@ -568,7 +632,7 @@ async def test_bots_are_operated_apart(bench: Bench) -> None:
     for subject in (first, second):
         await shop.hit(limits.rules, subject)
     assert await control.forgive(second) == ("user",)
-    decisions = [await control.try_(each) for each in (first, second)]
+    decisions = [(await control.try_(each)).decision for each in (first, second)]
     assert [each is not None and each.allowed for each in decisions] == [False, True]
 
 

@@ -315,35 +315,18 @@ async def test_a_cookie_is_secure_where_the_browser_uses_https(alone: Site) -> N
         assert "Max-Age=3600" in cookie
 
 
-def tampered(cookie: str) -> dict[str, str]:
-    version, id_, user, expires, signature = cookie.split(".")
-    return {
-        "longer": ".".join([version, id_, user, str(int(expires) + 1), signature]),
-        "another user": ".".join([version, id_, str(ANNA), expires, signature]),
-        "another session": ".".join([version, id_[::-1], user, expires, signature]),
-        "no signature": f"{version}.{id_}.{user}.{expires}.",
-        "short signature": ".".join([version, id_, user, expires, signature[:10]]),
-        "signature of nothing": ".".join([version, id_, user, expires, "A" * 43]),
-        "an old version": f"v0.{id_}.{user}.{expires}.{signature}",
-        "digits of another script": cookie.replace("1", "١"),
-        "something else": "' OR 1=1 --",
-        "long": "v1." + "9" * 5_000,
-    }
-
-
 async def test_a_cookie_that_was_changed_is_worth_nothing(alone: Site) -> None:
-    """A cookie with any changed part is refused, because all of it is signed."""
+    """A cookie with any other id opens nothing, and neither does that of a known browser."""
     async with alone.visitor() as visitor:
         await visitor.log_in()
         name = next(name for name in visitor.cookies() if not name.endswith("_device"))
         cookie = visitor.cookies()[name]
-        for how, value in tampered(cookie).items():
-            async with alone.visitor(Cookie=f"{name}={value}") as forger:
-                assert (await forger.get("api/limits")).status == 401, how
-        # The cookie by which a browser is known again opens nothing.
         device = visitor.cookies()[f"{name}_device"]
-        async with alone.visitor(Cookie=f"{name}={device}") as forger:
-            assert (await forger.get("api/limits")).status == 401
+        changed = (cookie[:-1], cookie[:3] + cookie[:2:-1], cookie.replace("v2", "v1"), device,
+                   "v2." + "A" * 43, "' OR 1=1 --", "v2." + "9" * 5_000)  # fmt: skip
+        for value in changed:
+            async with alone.visitor(Cookie=f"{name}={value}") as forger:
+                assert (await forger.get("api/limits")).status == 401, value
 
 
 async def test_a_session_ends_in_time(alone: Site) -> None:
@@ -363,7 +346,7 @@ async def test_a_session_ends_in_time(alone: Site) -> None:
 
 
 async def test_whoever_changes_a_token_ends_all_sessions() -> None:
-    """Cookies are signed with a key made of both tokens, the admins and the prefix."""
+    """Another token, another prefix, or no admin any more: the session is not found."""
     middleware = bot_on(MemoryStorage())
     limiter = Limiter(MemoryStorage(), key_prefix="another_bot")
     others: list[tuple[RateLimitMiddleware, dict[str, Any]]] = [

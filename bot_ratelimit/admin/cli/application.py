@@ -1,21 +1,147 @@
-"""The application: all commands, in the order of `--help`."""
+"""The application: a command for each operation, with its fields as arguments and options."""
 
 from __future__ import annotations
 
-import typer
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Final
 
-from bot_ratelimit.admin.cli import changes, overview, subjects, upkeep
+import typer
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+import bot_ratelimit
+from bot_ratelimit.admin.cli import terminal, upkeep
+from bot_ratelimit.admin.cli.session import DEGRADED, NO, fail, run
+from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.fields import Positional, kind_of
+from bot_ratelimit.admin.operations import OPERATIONS, Operation, obeyed
+from bot_ratelimit.admin.questions import Question
+from bot_ratelimit.admin.wording import ENGLISH
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.errors import ConfigError
+
+_COMMANDS: Final = (
+    *("config", "limits", "show", "try", "forgive", "ban", "unban", "bans", "top", "stats", "set"),
+    *("penalty", "exempt", "pause", "resume", "history", "audit", "rollback", "health", "clear"),
+)
+_DECLARED: Final = {"rules": "--rule", "off": "--off/--on", "exempt": "--not", "id": "ID"}
+"""Options whose names are not those of their fields."""
+# Ids of chats are negative, and must not be parsed as options.
+_IDS: Final = {"ignore_unknown_options": True}
+
+Json = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 app = typer.Typer(
     help="Show and change the limits of a running bot; forgive and ban its users. Reads the same "
     "environment and .env as the bot.",
     epilog="Exit status: 0 done; 1 the answer is no; 2 a mistake in the command or configuration; "
     "3 Redis cannot be reached; 4 somebody else changed the limits in the meantime; "
-    "5 not confirmed.",
+    "5 not confirmed; 6 degraded.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _group in (overview, subjects, changes, upkeep):
-    app.add_typer(_group.commands)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bot_ratelimit {bot_ratelimit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version,
+                           is_eager=True)
+    ] = False,
+) -> None:  # fmt: skip
+    pass
+
+
+def _command(operation: Operation) -> Callable[..., None]:
+    """A function with the operation's fields as its parameters, as typer reads them."""
+
+    def command(json: bool, yes: bool = False, **given: Any) -> None:
+        sent = _validated(operation, given)
+        if operation.ask is not None:
+            ask = operation.ask
+            question: Question = run(lambda control: ask(control, ENGLISH, sent))
+            terminal.confirm(question, yes=yes, is_json=json)
+            if operation.name == "clear" and not yes:
+                upkeep.confirm_prefix()
+            if question.version is not None:
+                sent = sent.model_copy(update={"if_version": question.version})
+        found = run(lambda control: _done(operation, control, sent))
+        if json:
+            terminal.print_json(operation.value(found))
+        else:
+            terminal.say(terminal.laid_out(operation.show(ENGLISH, found)))
+        _end(operation, found)
+
+    fields = operation.fields.model_fields.items()
+    shared = [("json", Json), *([("yes", Yes)] if operation.ask else [])]
+    parameters = [_parameter(name, each) for name, each in fields if name != "if_version"]
+    parameters += [_keyword(name, kind, False) for name, kind in shared]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by typer
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    kind, default = kind_of(field), field.get_default(call_default_factory=True)
+    if any(isinstance(each, Positional) for each in field.metadata):
+        how: Any = typer.Argument(help=field.description, metavar=_DECLARED.get(name))
+    else:
+        declared = [_DECLARED[name]] if name in _DECLARED else []
+        is_flag = kind is bool and default is not None and not declared
+        flag = f"--{name.replace('_', '-')}"
+        how = typer.Option(*([flag] if is_flag else declared), help=field.description)
+    if name == "exempt":
+        default = False  # as --not
+    required = field.is_required()
+    kind = list[str] if kind is list else kind
+    optional: Any = kind if required or default is not None else kind | None
+    return _keyword(
+        name, Annotated[optional, how], inspect.Parameter.empty if required else default
+    )
+
+
+def _keyword(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _validated(operation: Operation, given: dict[str, Any]) -> Any:
+    if "exempt" in given:
+        given["exempt"] = not given["exempt"]
+    try:
+        return operation.fields.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = first.get("ctx", {}).get("error")
+        if not isinstance(reason, ConfigError):
+            reason = ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        fail(reason)
+
+
+async def _done(operation: Operation, control: Control, sent: Any) -> Any:
+    found = await operation.act(control, sent)
+    return await obeyed(control, found) if isinstance(found, Overrides) else found
+
+
+def _end(operation: Operation, found: Any) -> None:
+    """Exit statuses that are answers."""
+    if operation.name == "try" and not found.allowed:
+        raise typer.Exit(NO)
+    if operation.name == "health" and found.status != "healthy":
+        raise typer.Exit(NO if found.status == "unhealthy" else DEGRADED)
+
+
+for _name in _COMMANDS:
+    _operation = OPERATIONS[_name]
+    app.command(_name, help=_operation.about, context_settings=_IDS)(_command(_operation))
+app.command("watch")(upkeep.watch)
+app.command("check")(upkeep.check)

@@ -14,12 +14,11 @@ import typer
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.config.settings import Settings
-from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
-from bot_ratelimit.limiter.failures import printable
+from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError, printable
 
 _T = TypeVar("_T")
 
-NO, WRONG, OUT_OF_REACH, CONFLICT, NOT_CONFIRMED = 1, 2, 3, 4, 5
+NO, WRONG, OUT_OF_REACH, CONFLICT, NOT_CONFIRMED, DEGRADED = 1, 2, 3, 4, 5, 6
 _STATUSES: Final = (
     (StorageError, OUT_OF_REACH),
     (ConflictError, CONFLICT),
@@ -63,14 +62,6 @@ def operator() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # in a container a user may be a number without a name
         return str(os.getuid())
-
-
-def checked(check: Callable[[_T], object], value: _T) -> None:
-    """Let a mistake in an argument end the command before it asks anything."""
-    try:
-        check(value)
-    except ConfigError as error:
-        fail(error)
 
 
 def fail(error: RateLimitError) -> NoReturn:

@@ -1,181 +1,222 @@
-"""Commands: what each of them shows, or asks before it changes something."""
+"""Commands: which operation each of them is, and how its arguments are read."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, TypeAlias
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
 
-from bot_ratelimit.admin.telegram.buttons import Answer, ButtonPress
-from bot_ratelimit.admin.telegram.context import CommandCall, Context
-from bot_ratelimit.admin.telegram.live_commands import (
-    ask_rollback,
-    exempt,
-    pause,
-    penalty,
-    resume,
-    rollback,
-    setlimit,
-)
+from bot_ratelimit.admin.operations import OPERATIONS, Operation
+from bot_ratelimit.admin.sheets import Sheet
+from bot_ratelimit.admin.telegram.buttons import ButtonPress, ids_of, rows
+from bot_ratelimit.admin.telegram.context import CommandCall, Context, fields_of, validated
+from bot_ratelimit.admin.telegram.messages import Answer, page_of
 from bot_ratelimit.admin.telegram.targets import UnclearError
-from bot_ratelimit.admin.telegram.texts import Html
-from bot_ratelimit.admin.views import named
+from bot_ratelimit.admin.wording import who
+from bot_ratelimit.admin.words import capital, code, joined
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.bans import check_ban_length, check_text
+from bot_ratelimit.limiter.arguments import check_ban_length
 from bot_ratelimit.rules.rule import Subject
 
 _BANS: Final = 8
 """Bans on a page."""
 _FOREVER: Final = frozenset({"forever", "навсегда"})
+_SWITCHES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "off": {"off": True},
+    "on": {"off": False},
+    "shadow": {"shadow": True},
+    "enforce": {"shadow": False},
+    "default": {"default": True},
+}
+_EXAMPLES: Final = {
+    "ban": "For how long? For example {example}, or `forever` instead of a period.",
+    "setlimit": "For example {example}; instead of a limit also `off`, `on`, `shadow`, `enforce` "
+    "or `default`. Names: {names}",
+    "penalty": "For example {example}: a ban of 15 minutes after 10 refused messages in a minute. "
+    "With `grows` at the end, 10 more refused messages during the ban double it. `default` undoes "
+    "the change.",
+    "exempt": "For example {example}, or with `off` at the end to limit them again.",
+    "pause": "For how long? For example {example}, at most a day.",
+    "rollback": "To which version? Give a number, for example {example}; 0 drops all changes, and "
+    "without a number it is the previous version.",
+}
+
+_Reads: TypeAlias = Callable[[Context, CommandCall], Awaitable[dict[str, Any]]]
 
 
-# --- what is shown --------------------------------------------------------------------------------
+def _unclear(name: str, call: CommandCall, example: str, **fields: object) -> UnclearError:
+    return UnclearError(_EXAMPLES[name], example=code(f"/{call.name} {example}"), **fields)
 
 
-async def limits(context: Context, call: CommandCall | None = None, page: int = 0) -> Answer:
-    """Every rule, and the live version."""
-    commands = [f"/{context.prefix}{name}" for name in COMMANDS if name != "limits"]
-    return context.write.limits(await context.control.config(), context.live, page, commands)
+async def _nothing(_: Context, __: CommandCall) -> dict[str, Any]:
+    return {}
 
 
-async def who(context: Context, call: CommandCall) -> Answer:
-    """What a user or chat has left of each rule."""
-    subject, _ = await call.target(context)
-    return await shown(context, subject)
+async def _somebody(context: Context, call: CommandCall) -> dict[str, Any]:
+    return fields_of((await call.target(context))[0])
 
 
-async def shown(context: Context, subject: Subject, page: int = 0) -> Answer:
-    """What this subject has left of each rule."""
-    return context.write.subject(await context.control.show(subject), subject, page)
-
-
-async def try_(context: Context, call: CommandCall) -> Answer:
-    """Whether an update would be handled now."""
+async def _try(context: Context, call: CommandCall) -> dict[str, Any]:
     subject, name = await call.target(context)
-    return context.write.tried(subject, await context.control.try_(subject, name or None))
+    return fields_of(subject) | ({"rule": name} if name else {})
 
 
-async def bans(context: Context, call: CommandCall | None = None, page: int = 0) -> Answer:
-    """Who is banned."""
-    found = await context.control.bans(page * _BANS, _BANS + 1)
-    return context.write.bans(found, page, _BANS)
+async def _forgive(context: Context, call: CommandCall) -> dict[str, Any]:
+    subject, names = await call.target(context)
+    return fields_of(subject) | {"rules": names.split()}
 
 
-async def top(context: Context, call: CommandCall) -> Answer:
-    """Who was refused most."""
-    context.needs_statistics()
-    return context.write.top(await context.control.top(10))
-
-
-async def stats(context: Context, call: CommandCall) -> Answer:
-    """Decisions by hour."""
-    context.needs_statistics()
-    return context.write.statistics(await context.control.by_hour(24))
-
-
-async def history(context: Context, call: CommandCall | None = None, page: int = 0) -> Answer:
-    """The versions to roll back to."""
-    context.needs_live()
-    return context.write.history(await context.control.changes.history(), page)
-
-
-async def health(context: Context, call: CommandCall) -> Answer:
-    """Whether limits hold."""
-    return context.write.health(await context.control.health())
-
-
-# --- what is asked --------------------------------------------------------------------------------
-
-
-async def forgive(context: Context, call: CommandCall) -> Answer:
-    """Delete the counts of a user or chat: all of them, or those of the named rules."""
-    subject, rest = await call.target(context)
-    return await ask_forgive(context, subject, rest.split())
-
-
-async def ask_forgive(context: Context, subject: Subject, names: list[str]) -> Answer:
-    """The question, after the command or a button."""
-    known = await context.control.limits() if names else ()
-    for name in names:
-        named(known, name)
-    who, key = context.write.who(subject), "ask_forgive_rules" if names else "ask_forgive"
-    text = context.words(key, who=who, rules=", ".join(names))
-    return await context.ask("forgive", text, subject=subject, names=names)
-
-
-async def ban(context: Context, call: CommandCall) -> Answer:
-    """Refuse everything from a user or chat for some time."""
+async def _ban(context: Context, call: CommandCall) -> dict[str, Any]:
     subject, rest = await call.target(context, " 1h")
     length, reason = [*rest.split(maxsplit=1), "", ""][:2]
-    return await ask_ban(context, subject, length, reason, call.name)
-
-
-async def ask_ban(
-    context: Context, subject: Subject, length: str, reason: str, command: str = "ban"
-) -> Answer:
-    """The question, after the command or a button."""
-    banned, reason = _banned(subject), check_text("reason", reason)
-    who = context.write.who(banned)
-    if banned.user in context.admins:
-        raise UnclearError("is_admin", who=who)
     if length.lower() in _FOREVER:
-        length, text = "forever", context.words("ask_ban_for_good", who=who)
-    else:
-        try:
-            seconds = check_ban_length(length)
-        except ConfigError:
-            raise UnclearError("bad_length", command=command) from None
-        text = context.words("ask_ban", who=who, length=context.words.duration(seconds))
-    if reason:
-        text = Html(f"{text}\n{context.words('reason', reason=reason)}")
-    return await context.ask("ban", text, subject=banned, length=length, reason=reason)
+        return _banned(context, subject) | {"how_long": None, "reason": reason}
+    try:
+        check_ban_length(length)
+    except ConfigError:
+        raise _unclear("ban", call, "42 1h spam") from None
+    return _banned(context, subject) | {"how_long": length, "reason": reason}
 
 
-async def unban(context: Context, call: CommandCall) -> Answer:
-    """Lift a ban."""
-    subject, _ = await call.target(context)
-    return await ask_unban(context, subject)
-
-
-async def ask_unban(context: Context, subject: Subject) -> Answer:
-    """The question, after the command or a button."""
-    banned = (await context.control.show(subject)).banned
-    if banned is None:
-        return Answer(context.words("did_unban_nothing", who=context.write.who(subject)))
-    text = context.words("ask_unban", who=context.write.who(banned.subject))
-    return await context.ask(
-        "unban", f"{text}\n{context.write.ban(banned)}", subject=banned.subject
-    )
-
-
-def _banned(subject: Subject) -> Subject:
+def _banned(context: Context, subject: Subject) -> dict[str, Any]:
     """The target of a ban: a user everywhere, or a whole chat."""
-    if subject.user is not None:
-        return Subject(user=subject.user, bot=subject.bot)
-    return Subject(chat=subject.chat, bot=subject.bot)
+    if subject.user in context.admins:
+        text = "{who} is an admin of this bot, and admins are never limited."
+        raise UnclearError(text, who=capital(who(context.words, Subject(user=subject.user))))
+    chat = None if subject.user is not None else subject.chat
+    return fields_of(Subject(subject.user, chat, None, subject.bot))
 
 
-_Shows: TypeAlias = Callable[[Context, CommandCall], Awaitable[Answer]]
+async def _unban(context: Context, call: CommandCall) -> dict[str, Any]:
+    subject, _ = await call.target(context)
+    return await _in_force(context, subject)
 
-COMMANDS: Final[Mapping[str, _Shows]] = {
-    "limits": limits,
-    "who": who,
-    "try": try_,
-    "forgive": forgive,
-    "ban": ban,
-    "unban": unban,
-    "bans": bans,
-    "top": top,
-    "stats": stats,
-    "setlimit": setlimit,
-    "penalty": penalty,
-    "exempt": exempt,
-    "history": history,
-    "rollback": rollback,
-    "pause": pause,
-    "resume": resume,
-    "health": health,
+
+async def _in_force(context: Context, subject: Subject) -> dict[str, Any]:
+    """The subject of the ban in force."""
+    found = (await context.control.show(subject)).banned
+    if found is None:
+        text = "{who} was not banned."
+        raise UnclearError(text, who=capital(who(context.words, subject)))
+    return fields_of(found.subject)
+
+
+async def _set(context: Context, call: CommandCall) -> dict[str, Any]:
+    name, wanted = [*call.arguments.split(maxsplit=1), "", ""][:2]
+    known = [each.name for each in await context.control.limits()]
+    if name not in known or not wanted:
+        names = joined(code(each, 100) for each in known[:20])
+        raise _unclear("setlimit", call, "NAME 2/minute", names=names)
+    return {"name": name, **(_SWITCHES.get(wanted.lower()) or {"limit": wanted})}
+
+
+async def _penalty(_: Context, call: CommandCall) -> dict[str, Any]:
+    match call.arguments.lower().split():
+        case ["default"]:
+            return {"after": None}
+        case [after, ban]:
+            return {"after": after, "ban": ban}
+        case [after, ban, "grows"]:
+            return {"after": after, "ban": ban, "grows": True}
+    raise _unclear("penalty", call, "10/minute 15m")
+
+
+async def _exempt(context: Context, call: CommandCall) -> dict[str, Any]:
+    found, rest = await call.target(context)
+    if rest.lower() not in ("", "off"):
+        raise _unclear("exempt", call, "42")
+    # In a group it is about the user alone: an exemption holds in every chat.
+    return {"id": found.chat if found.user is None else found.user, "exempt": not rest}
+
+
+async def _pause(_: Context, call: CommandCall) -> dict[str, Any]:
+    if not call.arguments:
+        raise _unclear("pause", call, "1h")
+    return {"how_long": call.arguments}
+
+
+async def _rollback(_: Context, call: CommandCall) -> dict[str, Any]:
+    number = call.arguments.strip()
+    if number and not (number.isascii() and number.isdecimal() and len(number) < 10):
+        raise _unclear("rollback", call, "3")
+    return {"version": int(number)} if number else {}
+
+
+COMMANDS: Final[Mapping[str, tuple[str, _Reads]]] = {
+    "limits": ("limits", _nothing),
+    "who": ("show", _somebody),
+    "try": ("try", _try),
+    "forgive": ("forgive", _forgive),
+    "ban": ("ban", _ban),
+    "unban": ("unban", _unban),
+    "bans": ("bans", _nothing),
+    "top": ("top", _nothing),
+    "stats": ("by_hour", _nothing),
+    "setlimit": ("set", _set),
+    "penalty": ("penalty", _penalty),
+    "exempt": ("exempt", _exempt),
+    "history": ("history", _nothing),
+    "rollback": ("rollback", _rollback),
+    "pause": ("pause", _pause),
+    "resume": ("resume", _nothing),
+    "audit": ("audit", _nothing),
+    "health": ("health", _nothing),
 }
-"""What each command answers."""
+"""For each command, the operation and what reads its fields."""
+
+
+async def answer(context: Context, call: CommandCall) -> Answer:
+    """What a command shows, or asks before it changes something."""
+    name, read = COMMANDS[call.name.removeprefix(context.prefix)]
+    operation = OPERATIONS[name]
+    context.check_needs(operation)
+    fields = await read(context, call)
+    if operation.ask is not None:
+        return await context.ask(operation, fields)
+    return await _shown(context, operation, fields)
+
+
+async def _shown(
+    context: Context, operation: Operation, fields: Mapping[str, Any], page: int = 0
+) -> Answer:
+    """What is asked for, as one page of a message with its buttons."""
+    if operation.name == "bans":
+        fields = {"offset": page * _BANS, "limit": _BANS + 1}
+    found = await operation.act(context.control, validated(operation, fields))
+    sheet, buttons = operation.show(context.words, found), context.buttons
+    if operation.name == "bans":
+        sheet = replace(sheet, rows=sheet.rows[:_BANS], subjects=sheet.subjects[:_BANS])
+        text, more = page_of(sheet, 0)[0], len(found) > _BANS
+        return Answer(text, [*buttons.subjects(map(_looked_at, sheet.subjects)),
+                             *buttons.paging("bans", page, more)])  # fmt: skip
+    if operation.name == "limits":
+        sheet = _with_commands(context, sheet)
+    text, page, more = page_of(sheet, page)
+    if operation.name == "show":
+        subject = context.subject(found.subject.get("user"), found.subject.get("chat"),
+                                  found.subject.get("topic"))  # fmt: skip
+        paging = buttons.paging("who", page, more, **ids_of(subject))
+        return Answer(text, [*paging, *buttons.actions(subject, found.banned is not None, page)])
+    paging = buttons.paging(operation.name, page, more)
+    if operation.name == "history" and found:
+        earlier = [*(each.live.version for each in found[1:]), 0]
+        back = [buttons.button(f"↩ {number}", "rollback", first=number) for number in earlier]
+        return Answer(text, [*rows(back, 5), *paging])
+    return Answer(text, [*buttons.subjects(map(_looked_at, sheet.subjects)), *paging])
+
+
+def _with_commands(context: Context, sheet: Sheet) -> Sheet:
+    commands = " ".join(f"/{context.prefix}{name}" for name in COMMANDS if name != "limits")
+    foot = [*sheet.foot, context.words("Commands: {commands}", commands=commands)]
+    if not context.live:
+        text = "Limits cannot be changed here: that needs {option} in the bot."
+        foot.insert(0, context.words(text, option=code("live=True")))
+    return replace(sheet, foot=foot)
+
+
+def _looked_at(subject: Subject) -> Subject:
+    """The subject to show: a user without a chat is shown in their private chat."""
+    return subject if subject.chat is not None else subject._replace(chat=subject.user)
 
 
 async def pressed(context: Context, press: ButtonPress) -> Answer:
@@ -183,19 +224,17 @@ async def pressed(context: Context, press: ButtonPress) -> Answer:
     topic = int(press.extra) if press.extra.isdecimal() else None
     subject = context.subject(press.first or None, press.second or None, topic)
     match press.what:
-        case "limits":
-            return await limits(context, page=press.page)
-        case "bans":
-            return await bans(context, page=press.page)
-        case "history":
-            return await history(context, page=press.page)
         case "free":
-            return await ask_forgive(context, subject, [])
+            return await context.ask(OPERATIONS["forgive"], fields_of(subject))
         case "hour" | "day":
-            return await ask_ban(context, subject, f"1{press.what}", "")
+            banned = _banned(context, subject)
+            return await context.ask(OPERATIONS["ban"], banned | {"how_long": f"1{press.what}"})
         case "lift":
-            return await ask_unban(context, subject)
+            return await context.ask(OPERATIONS["unban"], await _in_force(context, subject))
         case "rollback":
-            return await ask_rollback(context, press.first)
+            context.check_needs(OPERATIONS["rollback"])
+            return await context.ask(OPERATIONS["rollback"], {"version": press.first})
+        case "limits" | "bans" | "history" | "audit":
+            return await _shown(context, OPERATIONS[press.what], {}, press.page)
         case _:
-            return await shown(context, subject, press.page)
+            return await _shown(context, OPERATIONS["show"], fields_of(subject), press.page)

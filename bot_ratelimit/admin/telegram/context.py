@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aiogram import Bot
 from aiogram.enums import ChatType
 from aiogram.types import Message
+from pydantic import ValidationError
 
 from bot_ratelimit.admin.confirmations import Confirmations
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.telegram.answers import Writer
-from bot_ratelimit.admin.telegram.buttons import Answer, Buttons
+from bot_ratelimit.admin.operations import Operation
+from bot_ratelimit.admin.telegram.buttons import Buttons
+from bot_ratelimit.admin.telegram.messages import Answer, asked
 from bot_ratelimit.admin.telegram.targets import UnclearError, target_of
-from bot_ratelimit.admin.telegram.texts import Words
+from bot_ratelimit.admin.words import Words, code
+from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.rule import Subject
 
 
@@ -43,29 +47,60 @@ class Context:
         """Makes buttons in the operator's language."""
         return Buttons(self.words, self.prefix)
 
-    @property
-    def write(self) -> Writer:
-        """Formats answers in the operator's language."""
-        return Writer(self.words, self.buttons)
-
     def subject(self, user: int | None, chat: int | None, topic: int | None = None) -> Subject:
         """The subject under which this bot counts a user or chat."""
         return Subject(user, chat, topic, self.bot.id if self.per_bot else None)
 
-    async def ask(self, do: str, text: str, **action: Any) -> Answer:
-        """Ask for confirmation of an action; see `actions.ACTIONS`."""
-        token = await self.confirmations.ask(self.operator, {"do": do, **action})
-        return Answer(text, self.buttons.confirmation(do, self.operator, token))
+    async def ask(self, operation: Operation, fields: Mapping[str, Any]) -> Answer:
+        """Ask for confirmation of an operation that changes something."""
+        assert operation.ask is not None  # noqa: S101 - a change
+        sent = validated(operation, fields)
+        question = await operation.ask(self.control, self.words, sent)
+        kept = {**sent.model_dump(), **self._seen(question.version)}
+        token = await self.confirmations.ask(self.operator, {"do": operation.name, "fields": kept})
+        return Answer(
+            asked(question), self.buttons.confirmation(question.yes, self.operator, token)
+        )
 
-    def needs_live(self) -> None:
-        """Raise UnclearError if the bot does not follow live changes."""
-        if not self.live:
-            raise UnclearError("needs_live")
+    @staticmethod
+    def _seen(version: int | None) -> dict[str, int]:
+        return {} if version is None else {"if_version": version}
 
-    def needs_statistics(self) -> None:
-        """Raise UnclearError if the bot does not count by hour."""
-        if not self.control.limiter.keeps_statistics:
-            raise UnclearError("needs_statistics")
+    def check_needs(self, operation: Operation) -> None:
+        """Raise UnclearError if the bot lacks an option that the operation needs."""
+        text = "That needs {option} in the bot."
+        if operation.needs == "live" and not self.live:
+            raise UnclearError(text, option=code("RateLimitMiddleware(..., live=True)"))
+        if operation.needs == "statistics" and not self.control.limiter.keeps_statistics:
+            raise UnclearError(text, option=code("RateLimitMiddleware(..., statistics=True)"))
+
+
+def validated(operation: Operation, fields: Mapping[str, Any]) -> Any:
+    """The fields of an operation.
+
+    Raises:
+        ConfigError: A field is invalid.
+    """
+    try:
+        return operation.fields.model_validate(dict(fields))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = first.get("ctx", {}).get("error")
+        if isinstance(reason, ConfigError):
+            raise reason from None
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def fields_of(subject: Subject) -> dict[str, Any]:
+    """A subject as fields of an operation."""
+    if subject.user is None:
+        found: dict[str, Any] = {"id": subject.chat}
+    else:
+        found = {"id": subject.user, "chat": subject.chat}
+        if subject.user < 0:  # a channel that writes in groups
+            found["as_user"] = True
+    more = {"topic": subject.topic, "bot": subject.bot}
+    return found | {name: each for name, each in more.items() if each is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +121,7 @@ class CommandCall:
         try:
             found, other = await target_of(self.message, self.arguments, context.bot)
         except UnclearError as error:
-            error.fields |= {"command": self.name, "rest": rest}
+            error.fields["example"] = code(f"/{self.name} 42{rest}")
             raise
         if found.user is None:
             return context.subject(None, found.chat), other

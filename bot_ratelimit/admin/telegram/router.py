@@ -16,15 +16,17 @@ from aiogram.types import CallbackQuery, LinkPreviewOptions, Message, User
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.confirmations import Confirmations
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.telegram.actions import ACTIONS, SLOW
-from bot_ratelimit.admin.telegram.buttons import Answer, ButtonPress
-from bot_ratelimit.admin.telegram.commands import COMMANDS, pressed
-from bot_ratelimit.admin.telegram.context import CommandCall, Context
+from bot_ratelimit.admin.fields import check_admins
+from bot_ratelimit.admin.operations import OPERATIONS, obeyed
+from bot_ratelimit.admin.telegram.buttons import ButtonPress
+from bot_ratelimit.admin.telegram.commands import COMMANDS, answer, pressed
+from bot_ratelimit.admin.telegram.context import CommandCall, Context, validated
 from bot_ratelimit.admin.telegram.hidden_commands import warn_if_hidden
+from bot_ratelimit.admin.telegram.messages import Answer, page_of
 from bot_ratelimit.admin.telegram.targets import UnclearError
-from bot_ratelimit.admin.telegram.texts import Words, clipped
+from bot_ratelimit.admin.words import Marked, Words, as_html, clipped, code, plain
+from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
-from bot_ratelimit.incoming.events import NOBODY
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 
 log = logging.getLogger("bot_ratelimit")
@@ -34,6 +36,13 @@ _AS_HTML: Final[dict[str, Any]] = {
     "parse_mode": "HTML",
     "link_preview_options": LinkPreviewOptions(is_disabled=True),
 }
+_GONE: Final = (
+    "This question was answered already, or is older than two minutes. Repeat the command."
+)
+_CONFLICT: Final = (
+    "Somebody else has changed the limits in the meantime; nothing was changed. Look again, and "
+    "repeat the command."
+)
 # The bot's middlewares leave these handlers alone.
 _FLAGS: Final[dict[str, Any]] = {"rate_limit": False, "callback_answer": {"disabled": True}}
 
@@ -109,52 +118,57 @@ class _Handlers:
         assert message.from_user is not None  # noqa: S101 - the filter has looked
         context = self._context(message.from_user, bot)
         call = CommandCall(command.command.lower(), command.args or "", message)
-        answer = COMMANDS[call.name.removeprefix(self._prefix)](context, call)
-        await self._send(context, message, await _answer_or_error(context.words, answer))
+        found = await self._answer_or_error(context, answer(context, call))
+        await self._send(context, message, found)
 
     async def handle_button(self, query: CallbackQuery, press: ButtonPress, bot: Bot) -> None:
         """Answer a button."""
         context = self._context(query.from_user, bot)
         if press.what not in ("yes", "no"):
             await _answer(query)
-            await self._show(
-                context, query, await _answer_or_error(context.words, pressed(context, press))
-            )
+            found = await self._answer_or_error(context, pressed(context, press))
+            await self._show(context, query, found)
         elif press.first != context.operator:
-            await _answer(query, context.words("not_yours"))
+            text = "Only the admin who gave the command can answer this."
+            await _answer(query, context.words(text))
         else:
             await self._execute(context, query, press)
 
     async def _execute(self, context: Context, query: CallbackQuery, press: ButtonPress) -> None:
         """Carry out or cancel a confirmed action, once."""
+        words = context.words
         try:
             action = await self._confirmations.take(context.operator, press.extra)
         except StorageError:
-            await _answer(query, context.words("away"))
+            await _answer(query, plain(self._away(words)))
             return
         except RateLimitError as error:  # too long for an alert; the question stays
             await _answer(query)
             assert query.bot is not None  # noqa: S101 - it came through a bot
-            await self._write(context, query.bot, Answer(context.words("wrong", error=error)))
+            await self._write(context, query.bot, _wrong(words, error))
             return
-        if action is None or action.get("do") not in ACTIONS:  # else of another version
-            await _answer(query, context.words("gone"))
+        operation = OPERATIONS.get((action or {}).get("do", ""))
+        if action is None or operation is None or "fields" not in action:  # else of another version
+            await _answer(query, words(_GONE))
             return
         await _answer(query)
         if press.what == "no":
-            await self._show(context, query, Answer(context.words("cancelled")))
+            cancelled = words("Cancelled: nothing was changed.")
+            await self._show(context, query, Answer(as_html(cancelled)))
             return
-        do = action.pop("do")
-        if do in SLOW:
-            await self._show(context, query, Answer(context.words("working")))
+        if operation.needs == "live":  # waits for the instances
+            await self._show(context, query, Answer(as_html(words("One moment…"))))
 
         async def done() -> Answer:
-            return Answer(await ACTIONS[do](context, **action))
+            found = await operation.act(context.control, validated(operation, action["fields"]))
+            if isinstance(found, Overrides):
+                found = await obeyed(context.control, found)
+            return Answer(page_of(operation.show(words, found), 0)[0])
 
-        await self._show(context, query, await _answer_or_error(context.words, done()))
+        await self._show(context, query, await self._answer_or_error(context, done()))
 
     def _context(self, user: User, bot: Bot) -> Context:
-        words, middleware = Words(user.language_code, self._prefix), self._middleware
+        words, middleware = Words(user.language_code), self._middleware
         return Context(
             Control.of(middleware, by=f"{clipped(user.full_name, 64)} ({user.id})"),
             words,
@@ -178,7 +192,8 @@ class _Handlers:
         except (TelegramForbiddenError, TelegramBadRequest) as error:
             if isinstance(error, TelegramBadRequest) and "chat not found" not in error.message:
                 raise
-            await message.reply(context.words("start_me"), **_AS_HTML)
+            text = "I answer in private: open a chat with me and press Start."
+            await message.reply(as_html(context.words(text)), **_AS_HTML)
 
     async def _show(self, context: Context, query: CallbackQuery, answer: Answer) -> None:
         """Replace the message with the button by the answer, or send the answer below it."""
@@ -194,6 +209,24 @@ class _Handlers:
                 return
         await self._write(context, query.bot, answer)
 
+    async def _answer_or_error(self, context: Context, found: Awaitable[Answer]) -> Answer:
+        """The answer, or a text about the error."""
+        words = context.words
+        try:
+            return await found
+        except UnclearError as error:
+            return Answer(as_html(words(error.text, **error.fields)))
+        except StorageError:
+            return Answer(as_html(self._away(words)))
+        except ConflictError:
+            return Answer(as_html(words(_CONFLICT)))
+        except RateLimitError as error:
+            return _wrong(words, error)
+
+    def _away(self, words: Words) -> Marked:
+        text = "Redis cannot be reached. Try again later; for details: {command}"
+        return words(text, command=f"/{self._prefix}health")
+
     async def _write(self, context: Context, bot: Bot, answer: Answer) -> None:
         await bot.send_message(
             context.operator, answer.text, reply_markup=answer.keyboard, **_AS_HTML
@@ -208,18 +241,8 @@ async def _answer(query: CallbackQuery, alert: str | None = None) -> None:
         log.debug("A button press could not be answered: %s", error)
 
 
-async def _answer_or_error(words: Words, answer: Awaitable[Answer]) -> Answer:
-    """The answer, or a text about the error."""
-    try:
-        return await answer
-    except UnclearError as error:
-        return Answer(words(error.key, **error.fields))
-    except StorageError:
-        return Answer(words("away"))
-    except ConflictError:
-        return Answer(words("conflict"))
-    except RateLimitError as error:
-        return Answer(words("wrong", error=error))
+def _wrong(words: Words, error: Exception) -> Answer:
+    return Answer(as_html(words("That did not work: {error}", error=code(error))))
 
 
 def _checked(middleware: object) -> RateLimitMiddleware:
@@ -232,17 +255,7 @@ def _checked(middleware: object) -> RateLimitMiddleware:
 
 
 def _checked_admins(admins: Iterable[int]) -> frozenset[int]:
-    if not isinstance(admins, Iterable) or isinstance(admins, (str, bytes)):
-        raise ConfigError(f"admins={admins!r}: expected ids of users, such as [42]")
-    found = frozenset(admins)
-    for each in sorted(found, key=str):
-        if isinstance(each, bool) or not isinstance(each, int) or each <= 0:
-            raise ConfigError(f"admins: {each!r} is not the id of a user, such as 42")
-        if each in NOBODY:
-            raise ConfigError(
-                f"admins: {each} is the id that all anonymous admins, or all channels, share: "
-                "use the ids of persons"
-            )
+    found = check_admins(admins)
     if not found:
         raise ConfigError("admins is empty: pass at least one user id, or leave the router out")
     return found

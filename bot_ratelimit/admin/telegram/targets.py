@@ -17,20 +17,42 @@ from aiogram.types import (
     User,
 )
 
-from bot_ratelimit.admin.views import LARGEST_ID
-from bot_ratelimit.incoming.events import NOBODY
+from bot_ratelimit.admin.words import code
+from bot_ratelimit.config.ids import LARGEST_ID, NOBODY
 from bot_ratelimit.rules.rule import Subject
 
 _ID: Final = re.compile(r"-?[0-9]+", re.ASCII)
 _USERNAME: Final = re.compile(r"@[A-Za-z0-9_]{1,64}", re.ASCII)
 
 
-class UnclearError(Exception):
-    """A command is not clear; `key` and `fields` make the text for the operator."""
+_NOT_AN_ID: Final = (
+    "{value} is not the id of a user or a chat. Reply to a message, or give an id: {example}"
+)
+_NO_USERNAME: Final = (
+    "Telegram does not tell bots which user {name} is. Reply to a message, choose the user from "
+    "the list after @, or give the id."
+)
+_BOTH: Final = (
+    "You reply to a message and also name somebody: do only one of the two. Write a length as one "
+    "word, such as 1h."
+)
+_HIDDEN: Final = (
+    "That user hides their name in forwarded messages. Reply to the original message, or give the "
+    "id."
+)
+_NOBODY: Final = (
+    "That id belongs to no single user, but to all channels, all anonymous admins or Telegram's "
+    "service account. It is never limited."
+)
+_MYSELF: Final = "That message is the bot's own. Reply to a message of the user, or give an id."
 
-    def __init__(self, key: str, **fields: object) -> None:
-        super().__init__(key)
-        self.key, self.fields = key, fields
+
+class UnclearError(Exception):
+    """A command is not clear; `text`, for `Words`, and `fields` say why."""
+
+    def __init__(self, text: str, **fields: object) -> None:
+        super().__init__(text)
+        self.text, self.fields = text, fields
 
 
 class Target(NamedTuple):
@@ -57,7 +79,7 @@ async def target_of(message: Message, arguments: str, bot: Bot) -> Target:
     if named is None:
         return Target(_author_of(message, bot.id) if replied else _nobody(arguments), arguments)
     if replied and _is_of_others(message, bot.id):
-        raise UnclearError("both")
+        raise UnclearError(_BOTH)
     return Target(_somebody(named.subject, bot.id), named.rest)
 
 
@@ -77,14 +99,14 @@ async def _named(arguments: str, bot: Bot) -> Target | None:
     first, rest = _split(arguments)
     if _ID.fullmatch(first):
         if len(first) > 20 or not 0 < abs(int(first)) <= LARGEST_ID:
-            raise UnclearError("bad_id", value=first)
+            raise UnclearError(_NOT_AN_ID, value=code(first))
         return Target(_by_id(int(first)), rest)
     if not _USERNAME.fullmatch(first):
         return None
     try:
         chat = await bot.get_chat(first)
     except TelegramAPIError:
-        raise UnclearError("no_username", name=first) from None
+        raise UnclearError(_NO_USERNAME, name=code(first)) from None
     alone = chat.type in (ChatType.GROUP, ChatType.SUPERGROUP)
     return Target(Subject(chat=chat.id) if alone else Subject(user=chat.id), rest)
 
@@ -115,7 +137,7 @@ def _author_of(message: Message, bot: int) -> Subject:
     if message.chat.type == ChatType.PRIVATE and replied.forward_origin is not None:
         return _somebody(_behind(replied.forward_origin), bot)
     if replied.is_automatic_forward or (replied.from_user is None and replied.sender_chat is None):
-        raise UnclearError("nobody")
+        raise UnclearError(_NOBODY)
     return _somebody(_sender(replied.sender_chat, replied.from_user), bot)
 
 
@@ -132,20 +154,24 @@ def _behind(origin: Any) -> Subject:
         return Subject(user=origin.sender_chat.id)
     if isinstance(origin, MessageOriginChannel):
         return Subject(user=origin.chat.id)
-    raise UnclearError("hidden")
+    raise UnclearError(_HIDDEN)
 
 
 def _somebody(subject: Subject, bot: int) -> Subject:
     if subject.user == bot:
-        raise UnclearError("myself")
+        raise UnclearError(_MYSELF)
     if subject.user in NOBODY:
-        raise UnclearError("nobody")
+        raise UnclearError(_NOBODY)
     return subject
 
 
 def _nobody(arguments: str) -> Subject:
     first, _ = _split(arguments)
-    raise UnclearError("bad_id", value=first) if first else UnclearError("whom")
+    raise (
+        UnclearError(_NOT_AN_ID, value=code(first))
+        if first
+        else UnclearError("Which user? Reply to a message, or give an id: {example}")
+    )
 
 
 def _split(arguments: str) -> tuple[str, str]:

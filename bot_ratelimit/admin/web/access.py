@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import re
 from hashlib import sha256
@@ -13,28 +12,37 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import MultiMapping
 
 from bot_ratelimit.admin.encoding import to_json
-from bot_ratelimit.admin.web.console import SESSION, Session, is_public, public, wants_page
-from bot_ratelimit.admin.web.generation import Generation
-from bot_ratelimit.admin.web.login_limits import LoginLimiter, Revocations
+from bot_ratelimit.admin.web.console import (
+    IS_LOST,
+    SESSION,
+    Session,
+    is_public,
+    public,
+    session_of,
+    wants_page,
+)
+from bot_ratelimit.admin.web.login_limits import LoginLimiter, UsedInitData
 from bot_ratelimit.admin.web.mini_app import InitDataError, MiniApp
 from bot_ratelimit.admin.web.problems import ProblemError
+from bot_ratelimit.admin.web.requests import read_form
 from bot_ratelimit.admin.web.sessions import (
     BY_TOKEN,
     DEVICE_SECONDS,
     MINI_APP_SESSION_SECONDS,
     SESSION_SECONDS,
+    SessionLostError,
     Sessions,
     cookie_header,
 )
 from bot_ratelimit.admin.web.trusted_proxies import SAFE, TrustedProxies
-from bot_ratelimit.admin.web.validation import read_form
-from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.errors import ConfigError, StorageError
 
 CSRF_FIELD: Final = "csrf"
 CSRF_HEADER: Final = "X-CSRF-Token"
 
 _TOKEN: Final = re.compile(r"[!-~]{16,512}")
 _VARIED: Final = 6
+_NAME: Final = re.compile(r"\w[\w .-]{0,39}")
 
 
 def check_token(token: object) -> str:
@@ -61,8 +69,7 @@ class Access:
         mini_app: Checks initData; None if nobody can log in from Telegram.
         sessions: Opens sessions and recognizes them.
         login_limiter: Counts failed logins.
-        revocations: Remembers sessions that were logged out, and initData that was used.
-        generation: Changes when Redis was emptied, which has lost the revocations.
+        used: Remembers initData that was used.
         proxies: Knows the addresses from which requests come.
     """
 
@@ -72,14 +79,13 @@ class Access:
         mini_app: MiniApp | None,
         sessions: Sessions,
         login_limiter: LoginLimiter,
-        revocations: Revocations,
-        generation: Generation,
+        used: UsedInitData,
         proxies: TrustedProxies,
     ) -> None:
         self._token = None if token is None else sha256(token.encode()).digest()
         self._mini_app, self._sessions = mini_app, sessions
         self._login_limiter, self._proxies = login_limiter, proxies
-        self._revocations, self._generation = revocations, generation
+        self._used = used
 
     def routes(self) -> list[web.RouteDef]:
         """Login and logout."""
@@ -94,8 +100,14 @@ class Access:
 
         @web.middleware
         async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-            session = await self._session(request)
-            is_open = is_public(request)
+            is_open, session = is_public(request), None
+            try:
+                session = await self._session(request)
+            except SessionLostError:
+                request[IS_LOST] = True
+            except StorageError:  # the login form and its files are for everybody
+                if not is_open:
+                    raise
             if session is not None:
                 request[SESSION] = session
             elif not is_open:
@@ -113,15 +125,7 @@ class Access:
             wrong = None if self._is_right(bearers) else _unauthorized("this token is wrong")
             await self._login_limiter.check(wrong, self._proxies.client_address(request))
             return Session(BY_TOKEN, "", float("inf"))
-        found = self._sessions.find(request)
-        if found is None:
-            return None
-        revoked, generation = await asyncio.gather(
-            self._revocations.is_revoked(f"session {found.id}"), self._generation.current()
-        )
-        # Unknown only if Redis could not be reached since this process has started.
-        is_lost = bool(generation) and found.generation != generation
-        return None if revoked or is_lost else found.session
+        return await self._sessions.find(request)
 
     def _is_right(self, bearers: list[str]) -> bool:
         return len(bearers) == 1 and self._is_token(bearers[0][7:].strip())
@@ -159,7 +163,8 @@ class Access:
             await self._check_token(request, tokens[0])
         else:
             user = await self._check_init_data(request, init_data[0])
-        return self._let_in(request, user, await self._generation.current())
+        by = f"{user}@web" if user else _named(form.getall("name", []))
+        return await self._let_in(request, user, by)
 
     async def _check_token(self, request: web.Request, token: str) -> None:
         wrong = None if self._is_token(token) else _unauthorized("this token is wrong")
@@ -179,7 +184,7 @@ class Access:
             if self._mini_app is None:
                 raise InitDataError(401, "this page accepts no logins from Telegram: use the token")
             user, opening = self._mini_app.opened(init_data)
-            if not await self._revocations.use(f"initData {opening}"):
+            if not await self._used.use(f"initData {opening}"):
                 raise InitDataError(
                     401, "this initData was used before: open the page again in Telegram"
                 )
@@ -189,14 +194,10 @@ class Access:
             raise
         return user
 
-    def _let_in(
-        self, request: web.Request, user: int | None, generation: str
-    ) -> web.StreamResponse:
-        value, session = self._sessions.open(user, generation)
-        https, lasts = (
-            self._proxies.is_https(request),
-            SESSION_SECONDS if user is None else MINI_APP_SESSION_SECONDS,
-        )
+    async def _let_in(self, request: web.Request, user: int | None, by: str) -> web.StreamResponse:
+        value, session = await self._sessions.open(user, by)
+        https = self._proxies.is_https(request)
+        lasts = SESSION_SECONDS if user is None else MINI_APP_SESSION_SECONDS
         response: web.Response
         if wants_page(request):
             response = web.Response(status=303, headers={"Location": "./"})
@@ -214,15 +215,26 @@ class Access:
         return response
 
     async def _logout(self, request: web.Request) -> web.StreamResponse:
-        found = self._sessions.find(request)
-        if found is not None:
-            await self._revocations.revoke(f"session {found.id}")
+        session = session_of(request)
+        await self._sessions.end(request)
         response = web.Response(status=303, headers={"Location": "./"})
-        cross_site = found is not None and found.session.by != BY_TOKEN
+        cross_site = session is not None and session.by[:-4].isdecimal()
         https = self._proxies.is_https(request)
         header = cookie_header(self._sessions.cookie, "", 0, https=https, cross_site=cross_site)
         response.headers.add("Set-Cookie", header)
         return response
+
+
+def _named(names: list[str]) -> str:
+    """Who acts, for the audit; without a name, whoever has the token."""
+    name = " ".join(names).strip()
+    if not name:
+        return BY_TOKEN
+    if not _NAME.fullmatch(name) or name.isdecimal():
+        raise ProblemError(
+            422, "name: expected up to 40 letters, digits, spaces, dots and hyphens, for the audit"
+        )
+    return f"{name}@web"
 
 
 def _unauthorized(detail: str) -> ProblemError:

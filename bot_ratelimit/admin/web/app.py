@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from aiogram.utils.token import TokenValidationError, validate_token
 from aiohttp import web
 
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.fields import check_admins
 from bot_ratelimit.admin.web import api
 from bot_ratelimit.admin.web.access import Access, check_token
-from bot_ratelimit.admin.web.console import CONSOLE, Console, Pages, public
-from bot_ratelimit.admin.web.error_middleware import error_middleware
-from bot_ratelimit.admin.web.generation import Generation
-from bot_ratelimit.admin.web.login_limits import LoginLimiter, Revocations
+from bot_ratelimit.admin.web.console import CONSOLE, Console, public
+from bot_ratelimit.admin.web.login_limits import LoginLimiter, UsedInitData
 from bot_ratelimit.admin.web.mini_app import MiniApp
+from bot_ratelimit.admin.web.problems import error_middleware
 from bot_ratelimit.admin.web.sessions import Sessions
 from bot_ratelimit.admin.web.stream import Stream
 from bot_ratelimit.admin.web.trusted_proxies import TrustedProxies
@@ -60,7 +60,8 @@ def admin_app(
         admins: Ids of the Telegram users who may open the page as a Mini App.
         bot_token: The bot's token, which verifies who opened the Mini App.
         trusted_proxies: Addresses or networks of the proxies in front of this server, whose
-            `X-Forwarded-For`, `-Proto` and `-Host` are trusted; `unix` for a Unix socket.
+            `X-Forwarded-For`, `-Proto`, `-Host`, `-Ssl` and `Forwarded` are trusted; `unix` for a
+            Unix socket.
         settings: Shown by `config`; they also contain RATE_LIMIT_ADMIN_TOKEN. If they are needed
             and not given, they are read from the environment.
         max_streams: How many browsers may be connected to `events` at once.
@@ -76,7 +77,7 @@ def admin_app(
     if isinstance(max_streams, bool) or not isinstance(max_streams, int) or max_streams < 1:
         raise ConfigError(f"max_streams={max_streams!r}: expected a whole number from 1 up")
     token = _token_of(token, settings)
-    ids = _check_admins(admins)
+    ids = check_admins(admins)
     if token is None and not ids:
         raise ConfigError(
             "admin_app: nobody would have access: set RATE_LIMIT_ADMIN_TOKEN, or pass token=, or "
@@ -84,15 +85,14 @@ def admin_app(
         )
     if ids:
         _check_bot_token(bot_token)
-    prefix, pages = middleware.limiter.key_prefix, _pages()
+    pages = _pages()
     secret = "\0".join([token or "", bot_token or "" if ids else ""]).encode()
     access = Access(
         token,
         MiniApp(bot_token, ids, clock) if ids and bot_token else None,
-        Sessions(secret, prefix, ids, token is not None, clock),
+        Sessions(middleware.limiter, secret, ids, token is not None, clock),
         LoginLimiter(middleware.limiter),
-        Revocations(middleware.limiter),
-        Generation(middleware.limiter),
+        UsedInitData(middleware.limiter),
         TrustedProxies(trusted_proxies),
     )
 
@@ -126,16 +126,6 @@ def _token_of(token: str | None, settings: Settings | None) -> str | None:
     return None if found is None else check_token(found.get_secret_value())
 
 
-def _check_admins(admins: Iterable[int]) -> frozenset[int]:
-    if isinstance(admins, (str, bytes)) or not isinstance(admins, Iterable):
-        raise ConfigError(f"admins={admins!r}: expected ids of users, such as [42]")
-    ids = list(admins)
-    wrong = [each for each in ids if type(each) is not int or each < 1]
-    if wrong:
-        raise ConfigError(f"admins: {wrong[0]!r} is not the id of a user, such as 42")
-    return frozenset(ids)
-
-
 def _check_bot_token(token: object) -> None:
     """Refuse a placeholder: everyone who knows the token can sign initData."""
     if not token:
@@ -149,7 +139,7 @@ def _check_bot_token(token: object) -> None:
         ) from None
 
 
-def _pages() -> Pages:
+def _pages() -> Any:
     try:
         from bot_ratelimit.admin.web import pages
     except ModuleNotFoundError as error:
@@ -158,7 +148,7 @@ def _pages() -> Pages:
         raise ConfigError(
             f"admin_app needs {error.name}: pip install 'bot_ratelimit[admin]'"
         ) from None
-    return cast("Any", pages)  # type: ignore[no-any-return]  # a module as its protocol
+    return pages
 
 
 def _securing(ancestors: str) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from aiohttp import web
 
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.web.problems import Problem
+from bot_ratelimit.admin.words import Words
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 
 ROOT: Final = "root"
@@ -21,27 +21,11 @@ class Session:
     """Who is logged in."""
 
     by: str
-    """Their name in the audit: `token@web`, or `42@web` for a Telegram user."""
+    """Their name in the audit: `anna@web`, `token@web`, or `42@web` for a Telegram user."""
     csrf: str
     """The CSRF token of every change; empty for a bearer token, which no browser adds."""
     expires: float
     """Unix seconds; infinite for a bearer token."""
-
-
-class Pages(Protocol):
-    """The functions of the module `pages` that the other modules call."""
-
-    def routes(self) -> list[web.RouteDef]:
-        """Every route of the page; `ROOT` is the name of the one at `/`."""
-        ...
-
-    def login_page(self, request: web.Request, problem: Problem | None) -> web.Response:
-        """The login form, with the problem, if there is one."""
-        ...
-
-    def error_page(self, request: web.Request, problem: Problem) -> web.Response:
-        """A page with the problem, for users who are logged in."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +37,8 @@ class Console:
     """Ids of the Telegram users who may open it as a Mini App."""
     has_token: bool
     """Whether there is a token to log in with."""
-    pages: Pages
+    pages: Any
+    """The module `pages`, which needs jinja2."""
     clock: Callable[[], float]
     """Unix seconds."""
     make_control: Callable[[str], Control]
@@ -81,6 +66,19 @@ SESSION: Final[Any] = (
     if hasattr(web, "RequestKey")  # aiohttp 3.14
     else "bot_ratelimit_session"
 )
+
+
+IS_LOST: Final[Any] = (
+    web.RequestKey("bot_ratelimit_session_lost", bool)
+    if hasattr(web, "RequestKey")  # aiohttp 3.14
+    else "bot_ratelimit_session_lost"
+)
+"""Set in a request whose session has ended, or was lost by Redis."""
+
+
+def words_of(request: web.Request) -> Words:
+    """The texts in the language that the browser prefers."""
+    return Words.accepted(request.headers.get("Accept-Language", ""))
 
 
 def console_of(request: web.Request) -> Console:

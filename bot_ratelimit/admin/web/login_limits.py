@@ -7,7 +7,7 @@
 | `<prefix>:ratelimit:{login}:all` | attempts of all addresses together |
 | `<prefix>:ratelimit:{login}:telegram` | wrong initData of all addresses together |
 | `<prefix>:ratelimit:{login}:device:<id>` | attempts of a browser that logged in before |
-| `<prefix>:ratelimit:{login}:used:<hash>` | a session that was logged out, initData that was used |
+| `<prefix>:ratelimit:{login}:used:<hash>` | initData that was used |
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cachetools import TTLCache
 from bot_ratelimit.admin.control import LOGINS
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.errors import RateLimitError, StorageError
-from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.rule import Rules, Subject, rule_at
@@ -38,7 +38,7 @@ OF_ONE: Final = Limit(5, 60)
 OF_ALL: Final = Limit(60, 60)
 """Failed attempts of all addresses together, because an attacker may use many addresses."""
 LONGEST: Final = 86_400.0
-"""Seconds for which a revocation is remembered: longer than any session or initData is valid."""
+"""Seconds for which used initData is remembered: longer than it is valid."""
 
 _TRUSTED_FOR: Final = 3_600.0
 _NOBODY: Final = Subject()
@@ -59,7 +59,8 @@ class LoginLimiter:
     """
 
     def __init__(self, limiter: Limiter) -> None:
-        self._limiter = _own(limiter)
+        self._limiter = limiter
+        self._decider = _own(limiter)
         self._succeeded: TTLCache[str, bool] = TTLCache(1_000, _TRUSTED_FOR, timer=time.monotonic)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -97,7 +98,7 @@ class LoginLimiter:
                 return
             rules = _rules(key, shared if device is None else None)
             # Charged before the result is known, so that parallel guesses gain nothing.
-            decision = await self._limiter.hit(rules, _NOBODY, _outgoing=True)
+            decision = await self._decider.hit(rules, _NOBODY)
             if not decision:
                 raise _slowed(decision.retry_after)
             if failure is not None:
@@ -108,19 +109,15 @@ class LoginLimiter:
             self._succeeded[key] = True
 
 
-class Revocations:
-    """Remembers, on every instance, which sessions and initData must not be used again.
+class UsedInitData:
+    """Remembers, on every instance, which initData must not be used again.
 
     Args:
-        limiter: The bot's limiter. While its storage cannot be reached, this process remembers
-            logouts for itself, and tells the other instances when the storage is back.
+        limiter: The bot's limiter, whose storage remembers it.
     """
 
     def __init__(self, limiter: Limiter) -> None:
-        self._limiter = _own(limiter)
-        # What was revoked here stays revoked, even if Redis was unavailable at that time.
-        self._here: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
-        self._untold: TTLCache[str, bool] = TTLCache(10_000, LONGEST, timer=time.monotonic)
+        self._decider = _own(limiter)
 
     async def use(self, init_data: str) -> bool:
         """Mark initData as used; False if it was used before, at any instance.
@@ -128,55 +125,24 @@ class Revocations:
         Raises:
             StorageError: The storage cannot be reached, so another instance may have seen it.
         """
-        if init_data in self._here:
-            return False
-        self._here[init_data] = True
-        decision = await self._limiter.hit(_once(init_data), _NOBODY, _outgoing=True)
-        if not self._is_shared(decision):
-            self._here.pop(init_data, None)
+        decision = await self._decider.hit(_once(init_data), _NOBODY)
+        if decision.source != self._decider.storage.source:
             raise StorageError(
                 "Redis, which remembers used initData, cannot be reached: open the page again in "
-                "Telegram when Redis is back, or log in with the token"
+                "Telegram when Redis is back"
             )
         return bool(decision)
 
-    async def revoke(self, session: str) -> None:
-        """Revoke a session."""
-        self._here[session] = True
-        decision = await self._limiter.hit(_once(session), _NOBODY, _outgoing=True)
-        if not self._is_shared(decision):
-            self._untold[session] = True
 
-    async def is_revoked(self, session: str) -> bool:
-        """Whether a session was revoked."""
-        if session in self._here:
-            return True
-        decision = await self._limiter.hit(_once(session), _NOBODY, 0, _outgoing=True)
-        if not decision:
-            self._here[session] = True  # so that this instance knows it in an outage, too
-        if self._untold and self._is_shared(decision):
-            await self._tell()
-        return not decision
-
-    async def _tell(self) -> None:
-        """Record in the storage what was revoked while the storage could not be reached."""
-        for what in list(self._untold):
-            decision = await self._limiter.hit(_once(what), _NOBODY, _outgoing=True)
-            if not self._is_shared(decision):
-                return
-            self._untold.pop(what, None)
-
-    def _is_shared(self, decision: Decision) -> bool:
-        return decision.source == self._limiter.storage.source
-
-
-def _own(limiter: Limiter) -> Limiter:
-    """A limiter on the bot's storage that limits in an outage too."""
-    return Limiter(
+def _own(limiter: Limiter) -> Decider:
+    """Decides on the bot's storage, and by this process's counts in an outage."""
+    return Decider(
         limiter.storage,
-        key_prefix=limiter.key_prefix,
+        limiter.key_prefix,
         on_error="memory",
         timeout=limiter.timeout,
+        part="logins",
+        consequences={"memory": "each instance limits logins of the page by its own counts"},
     )
 
 

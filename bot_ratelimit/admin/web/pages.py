@@ -4,68 +4,94 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from aiohttp import web
 
-from bot_ratelimit.admin.web import limit_actions, user_actions
-from bot_ratelimit.admin.web.chart import Chart, chart_of
-from bot_ratelimit.admin.web.console import ROOT, console_of, control_of, public, session_of
-from bot_ratelimit.admin.web.forms import Form
-from bot_ratelimit.admin.web.problems import Problem
-from bot_ratelimit.admin.web.rendering import page
+from bot_ratelimit.admin import fields, sheets
+from bot_ratelimit.admin.sheets import Sheet
+from bot_ratelimit.admin.views import ConfigView, HealthView, HourTotal, RuleUse
+from bot_ratelimit.admin.web.chart import chart_of
+from bot_ratelimit.admin.web.console import (
+    IS_LOST,
+    ROOT,
+    console_of,
+    control_of,
+    public,
+    session_of,
+    words_of,
+)
+from bot_ratelimit.admin.web.forms import FORMS
+from bot_ratelimit.admin.web.problems import Problem, ProblemError
+from bot_ratelimit.admin.web.rendering import link, page
+from bot_ratelimit.admin.web.requests import from_texts, validated
+from bot_ratelimit.admin.wording import who
+from bot_ratelimit.admin.words import Marked, Words, capital
+from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError, RateLimitError
+from bot_ratelimit.limiter.statistics import Refusals
+from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.storage.banlist import Ban
 
 _ROWS: Final = 50
 """Bans on one page."""
-_DONE: Final = frozenset({"changed", "forgiven", "banned", "unbanned"})
 _FILES: Final = files("bot_ratelimit.admin.web") / "static"
 _STATIC: Final = {each.name: each for each in _FILES.iterdir()}
+_DONE: Final = {
+    "forgive": "Counts deleted, on every instance: {count}.",
+    "ban": "Banned. Every instance enforces the ban within a second.",
+    "unban": "Bans lifted, on every instance within a second: {count}.",
+}
+
+_NOTHING: Final = Sheet()
+
+Links = Sequence[tuple[str, str]]
 
 
 def routes() -> list[web.RouteDef]:
     """Every route of the page."""
-    actions = [*user_actions.actions(), *limit_actions.actions()]
     return [
         web.get("/", _home, name=ROOT),
         web.get("/user", _user),
         web.get("/bans", _bans),
         web.get("/history", _history),
         web.get("/static/{name}", _static),
-        *(route for action in actions for route in action.routes()),
+        *(route for form in FORMS for route in form.routes()),
     ]
 
 
 def login_page(request: web.Request, problem: Problem | None) -> web.Response:
     """The login form, with the problem, if there is one."""
-    console = console_of(request)
+    words = words_of(request)
     # A first visit without a login is not an error.
     is_shown = problem is not None and (problem.status != 401 or request.method != "GET")
-    shown = {
-        "problem": problem.detail or problem.title if problem is not None and is_shown else "",
-        "has_token": console.has_token,
-    }
-    return page(request, "login.html", shown)
+    text: object = (problem.detail or problem.title) if problem is not None and is_shown else ""
+    if not text and request.get(IS_LOST):
+        text = words("Your session ended: Redis lost its data, or you logged out elsewhere.")
+    return page(
+        request, "login.html", {"problem": text, "has_token": console_of(request).has_token}
+    )
 
 
 def error_page(request: web.Request, problem: Problem) -> web.Response:
     """A page with the problem, for users who are logged in."""
-    shown = {"title": problem.title, "problem": problem.detail or problem.title}
+    shown = {"title": words_of(request)(problem.title), "problem": problem.detail or problem.title}
     return page(request, "error.html", shown, problem.status)
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class Loaded:
     """A part of a page; if it cannot be loaded, the page still shows the other parts."""
 
     value: Any = None
     problem: str = ""
 
     @classmethod
-    async def of(cls, awaitable: Awaitable[Any]) -> Section:
+    async def of(cls, awaitable: Awaitable[Any]) -> Loaded:
         """The result, or why it is not available."""
         try:
             return cls(await awaitable)
@@ -74,81 +100,275 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What the operator has just done, from the query."""
+class Part:
+    """A card with a table; each row has its links."""
 
-    what: str
-    count: int
+    name: str
+    title: str
+    sheet: Sheet = _NOTHING
+    links: Sequence[Links] = ()
+    header: Links = ()
+    problem: str = ""
 
-    @classmethod
-    def of(cls, form: Form) -> Done:
-        """From a query; values that the pages do not write there are ignored."""
-        what = form.text("done")
-        try:
-            return cls(what if what in _DONE else "", form.number("count") or 0)
-        except ConfigError:
-            return cls("", 0)
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What operators must not miss."""
+
+    kind: str
+    lines: Sequence[str]
+    links: Links = ()
+
+
+# --- the overview ---------------------------------------------------------------------------------
 
 
 @public
 async def _home(request: web.Request) -> web.Response:
     if session_of(request) is None:
         return login_page(request, None)
-    control, form = control_of(request), Form(request.query)
-    span = 48 if form.text("hours") == "48" else 24
+    control, words = control_of(request), words_of(request)
+    span = 48 if request.query.get("hours") == "48" else 24
     asked = {
         "health": control.health(),
-        "live": control.changes.current(),
-        "instances": control.instances(),
+        "config": control.config(),
         "limits": control.limits(),
         "use": control.use(span),
-        "chart": _chart(control.by_hour(span)),
+        "hours": control.by_hour(span),
         "top": control.top(10, span),
         "bans": control.bans(0, 6),
-        "history": control.changes.history(),
+        "history": control.history(),
     }
-    sections = dict(zip(asked, await asyncio.gather(*map(Section.of, asked.values())), strict=True))
-    use = {each.rule.name: each for each in sections.pop("use").value or ()}
-    now = console_of(request).clock()
-    shown = {**sections, "span": span, "now": now, "done": Done.of(form), "use": use}
-    return page(request, "overview.html", shown)
+    found = dict(zip(asked, await asyncio.gather(*map(Loaded.of, asked.values())), strict=True))
+    hours = found["hours"]
+    shown = {
+        "here": "Overview",
+        "done": await _done(request, found["config"].value),
+        "notices": _notices(words, found["health"], found["config"], hours.value or ()),
+        "span": span,
+        "chart": hours if hours.problem else Loaded(chart_of(hours.value)),
+        "parts": [
+            _limits_part(words, found["config"], found["limits"], found["use"].value or ()),
+            _bans_part(words, found["bans"], 5),
+            _top_part(words, found["top"]),
+            _instances_part(words, found["config"]),
+            _history_part(words, found["history"], 5),
+        ],
+        "paging": (),
+    }
+    return page(request, "page.html", shown)
 
 
-async def _chart(hours: Awaitable[Any]) -> Chart:
-    return chart_of(await hours)
+def _notices(
+    words: Words, health: Loaded, config: Loaded, hours: Sequence[HourTotal]
+) -> list[Notice]:
+    """What is wrong, in words and in a colour; nothing is called well that is only connected."""
+    if health.problem:
+        return [Notice("bad", [words("Not available: {problem}", problem=health.problem)])]
+    view: HealthView = health.value
+    kind = {"healthy": "ok", "degraded": "warn", "unhealthy": "bad"}[view.status]
+    links = [("resume", words("Switch on"))] if view.off_until else []
+    lines = sheets.health_lines(words, view)
+    if view.status == "healthy" and view.limiter.source == "redis":
+        lines.append(words("All limits are on."))
+    found = [Notice(kind, [*lines, *_refused(words, hours)], links)]
+    if config.value is not None and config.value.problem:
+        text = words("{problem}. The last good version stays in force until then.",
+                     problem=config.value.problem)  # fmt: skip
+        found.append(Notice("warn", [text], [("rollback", words("Roll back"))]))
+    return found
+
+
+def _refused(words: Words, hours: Sequence[HourTotal]) -> list[Marked]:
+    """The share of refusals now, and what it was before: what is normal differs between bots."""
+    shares = []
+    for some in (hours[-1:], hours[:-1]):
+        refused = sum(each.refused + each.banned for each in some)
+        total = refused + sum(each.allowed for each in some)
+        shares.append(f"{100 * refused / total:.0f} %" if total else "–")
+    if shares[0] == "–":
+        return []
+    text = "Refused in this hour: {now} of the decisions; in the hours before: {before}."
+    return [words(text, now=shares[0], before=shares[1])]
+
+
+def _limits_part(words: Words, config: Loaded, limits: Loaded, use: Sequence[RuleUse]) -> Part:
+    title = words("Limits")
+    if config.value is None and limits.value is None:
+        return Part("limits", title, problem=limits.problem)
+    # During an outage: what this process knows.
+    view = config.value or ConfigView("", "", (), Overrides(), (), limits.value)
+    sheet = sheets.limits(words, view)
+    counted = {each.name: each for each in use}
+    rows = [
+        (*row, *_decisions(words, counted.pop(rule.name, None)))
+        for rule, row in zip(view.rules, sheet.rows, strict=True)
+    ]
+    rows += [
+        (each.name, words("no rule in force"), "", "", "", *_decisions(words, each))
+        for each in counted.values()
+    ]
+    links: list[Links] = [
+        [(f"{'penalty' if each.ban_ms else 'limit'}?{urlencode({'name': each.name})}",
+          words("Change"))]
+        for each in view.rules
+    ]  # fmt: skip
+    links += [[] for _ in counted]
+    header = [("pause", words("Pause all limits"))]
+    if not any(each.ban_ms for each in view.rules):
+        header.insert(0, ("penalty", words("Add a ban for users who keep sending")))
+    more = [words(each) for each in ("ALLOWED", "REFUSED", "BANNED", "LEFT NOW")]
+    foot = sheet.foot if config.value is not None else [words("As this instance knows them.")]
+    text = "Each decision is counted once: for the limit that refused, or had the least left."
+    foot = [*foot, *([words(text)] if use else [])]
+    found = replace(sheet, lines=(), head=[*sheet.head, *more], rows=rows, foot=foot)
+    return Part("limits", title, found, links, header)
+
+
+def _decisions(words: Words, use: RuleUse | None) -> tuple[object, ...]:
+    if use is None:
+        return "", "", "", ""
+    return use.allowed, use.refused, use.banned, use.remaining
+
+
+def _bans_part(words: Words, bans: Loaded, most: int) -> Part:
+    title, ban = words("Bans"), ("ban", words("Ban somebody"))
+    header = [ban, *([("bans", words("All bans"))] if most < _ROWS else [])]
+    if bans.problem:
+        return Part("bans", title, header=header, problem=bans.problem)
+    found: list[Ban] = bans.value[:most]
+    links = [
+        [(f"user?{link(each.subject)}", words("Show")),
+         (f"unban?{link(each.subject)}", words("Lift"))]
+        for each in found
+    ]  # fmt: skip
+    return Part("bans", title, sheets.bans(words, found), links, header)
+
+
+def _top_part(words: Words, top: Loaded) -> Part:
+    title = words("Refused most")
+    if top.problem:
+        return Part("top", title, problem=top.problem)
+    found: Sequence[Refusals] = top.value
+    links = [[(f"user?user={each.user}", words("Show"))] for each in found]
+    return Part("top", title, sheets.top(words, found), links)
+
+
+def _instances_part(words: Words, config: Loaded) -> Part:
+    title = words("Instances")
+    if config.value is None:
+        return Part("instances", title, problem=config.problem)
+    sheet = sheets.config(words, config.value).more[0]
+    return Part("instances", title, sheet)
+
+
+def _history_part(words: Words, history: Loaded, most: int) -> Part:
+    title = words("Versions of the live limits")
+    header = [("history", words("All changes and actions"))]
+    if most == _ROWS:
+        header = [("rollback?version=0", words("Drop all live changes"))]
+    if history.problem:
+        return Part("history", title, header=header, problem=history.problem)
+    found = history.value[:most]
+    links: list[Links] = [
+        [(f"rollback?version={each.live.version}", words("Roll back"))] if number else []
+        for number, each in enumerate(found)
+    ]
+    return Part("history", title, sheets.history(words, found), links, header)
+
+
+async def _done(request: web.Request, config: ConfigView | None = None) -> list[Marked]:
+    """What the operator has just done, from the query; anything else there is ignored."""
+    words, what = words_of(request), request.query.get("done", "")
+    count = request.query.get("count", "")
+    number = int(count) if count.isascii() and count.isdecimal() and len(count) < 10 else 0
+    if what in _DONE:
+        return [words(_DONE[what], count=number)]
+    if what != "changed":
+        return []
+    if config is None:
+        return [words("Version {version} is written.", version=number)]
+    saved = words("Version {version} is written.", version=number)
+    if config.live.version == number:
+        saved = words("Version {version} is written: {what}", version=number, what=config.live.what)
+    if not config.instances:
+        return [saved, sheets.nobody_reports(words, config.prefix)]
+    obeying = sum(each.version >= number for each in config.instances)
+    text = "It is in force on {obeying} of {instances} instances; others follow within 5 seconds."
+    return [saved, words(text, obeying=obeying, instances=len(config.instances))]
+
+
+# --- the other pages ------------------------------------------------------------------------------
 
 
 async def _user(request: web.Request) -> web.Response:
-    control, form = control_of(request), Form(request.query)
-    subject = view = None
-    error = ""
-    if "user" in form or "chat" in form:
-        try:
-            subject = form.subject()
+    control, words = control_of(request), words_of(request)
+    title, subject = words("Find a user"), None
+    shown: dict[str, Any] = {"parts": (), "actions": (), "error": "", "typed": request.query}
+    try:
+        subject = _subject(request.query)
+        if subject is not None:
             view = await control.show(subject)
-        except ConfigError as problem:
-            error = str(problem)
-    live, instances = await asyncio.gather(
-        *map(Section.of, (control.changes.current(), control.instances()))
-    )
-    shown: dict[str, Any] = {"subject": subject, "view": view, "error": error}
-    shown |= {"typed": form, "done": Done.of(form), "live": live, "instances": instances}
-    return page(request, "user.html", shown, 422 if error else 200)
+            title = capital(who(words, subject))
+            now = Part("now", words("Now"), replace(sheets.subject(words, view)))
+            shown |= {"parts": [now], "actions": _actions(words, subject, view)}
+    except ConfigError as problem:
+        shown["error"] = str(problem)
+    except ProblemError as error:
+        shown["error"] = error.problem.detail
+    config = (await Loaded.of(control.config())).value if "done" in request.query else None
+    shown |= {"title": title, "done": await _done(request, config)}
+    return page(request, "user.html", shown, 422 if shown["error"] else 200)
+
+
+def _subject(query: Mapping[str, str]) -> Subject | None:
+    """The subject of a query: `user` is the id, or `chat` without a user."""
+    given: dict[str, Any] = from_texts(fields.Counted, query)  # type: ignore[arg-type]  # a MultiMapping
+    given["id"] = given.pop("user", None) or given.pop("chat", None)
+    names = {*fields.Counted.model_fields}
+    given = {name: each for name, each in given.items() if name in names and each is not None}
+    return validated(fields.Counted, given).subject if "id" in given else None
+
+
+def _actions(words: Words, subject: Subject, view: Any) -> list[tuple[str, str]]:
+    """What can be done with a user or chat."""
+    ids = link(subject)
+    actions = [(f"forgive?{ids}", words("Forgive"))]
+    if view.banned is not None:
+        actions.append((f"unban?{link(view.banned.subject)}", words("Lift the ban")))
+    everywhere = link(subject._replace(chat=None, topic=None) if subject.user else subject)
+    change = words("Change the ban") if view.banned is not None else words("Ban")
+    actions.append((f"ban?{everywhere}", change))
+    text = words("No longer exempt") if view.exempt else words("Exempt from all limits")
+    id_ = subject.chat if subject.user is None else subject.user
+    wanted = "no" if view.exempt else "yes"
+    return [*actions, (f"exempt?{urlencode({'id': id_, 'exempt': wanted})}", text)]
 
 
 async def _bans(request: web.Request) -> web.Response:
-    offset = max(Form(request.query).number("offset") or 0, 0)
-    bans = await Section.of(control_of(request).bans(offset, _ROWS + 1))
-    return page(request, "bans.html", {"bans": bans, "offset": offset, "size": _ROWS})
+    words, given = words_of(request), request.query.get("offset", "0")
+    offset = int(given) if given.isascii() and given.isdecimal() and len(given) < 10 else 0
+    bans = await Loaded.of(control_of(request).bans(offset, _ROWS + 1))
+    paging = [(f"bans?offset={max(offset - _ROWS, 0)}", words("Earlier ends"))] if offset else []
+    if bans.value and len(bans.value) > _ROWS:
+        paging.append((f"bans?offset={offset + _ROWS}", words("Later ends")))
+    return _listed(request, "Bans", [_bans_part(words, bans, _ROWS)], paging)
 
 
 async def _history(request: web.Request) -> web.Response:
-    control = control_of(request)
-    live, history, audit = await asyncio.gather(
-        *map(Section.of, (control.changes.current(), control.changes.history(), control.audit()))
-    )
-    shown = {"live": live, "history": history, "audit": audit}
-    return page(request, "history.html", shown)
+    control, words = control_of(request), words_of(request)
+    history, audit = await asyncio.gather(*map(Loaded.of, (control.history(), control.audit())))
+    actions = Part("audit", words("What operators did"), problem=audit.problem)
+    if not audit.problem:
+        actions = replace(actions, sheet=sheets.audit(words, audit.value))
+    return _listed(request, "History", [_history_part(words, history, _ROWS), actions])
+
+
+def _listed(
+    request: web.Request, here: str, parts: Sequence[Part], paging: Links = ()
+) -> web.Response:
+    shown = {"here": here, "parts": parts, "paging": paging}
+    return page(request, "page.html", {**shown, "done": (), "notices": (), "chart": None})
 
 
 @public

@@ -65,6 +65,11 @@ class RedisDocuments:
         """See `Documents.put`."""
         await self._run(key, b"SET", key.encode(), value, b"EX", b"%d" % seconds)
 
+    async def find(self, key: str) -> bytes | None:
+        """See `Documents.find`."""
+        value: bytes | None = await self._run(key, b"GET", key.encode())
+        return value
+
     async def take(self, key: str) -> bytes | None:
         """See `Documents.take`."""
         value: bytes | None = await self._run(key, b"GETDEL", key.encode())

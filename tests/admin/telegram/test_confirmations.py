@@ -9,11 +9,11 @@ import pytest
 import redis.asyncio as aioredis
 from aiogram.exceptions import TelegramBadRequest
 from aiogram.methods import AnswerCallbackQuery
+from bot_ratelimit.admin.telegram.texts import Words
 
 from bot_ratelimit import MemoryStorage, RedisStorage, Subject
 from bot_ratelimit.admin.confirmations import SECONDS, Confirmations
 from bot_ratelimit.admin.telegram.buttons import ButtonPress, Buttons
-from bot_ratelimit.admin.telegram.texts import Words
 from bot_ratelimit.admin.views import LARGEST_ID
 from bot_ratelimit.storage.base import Storage, documents_of
 from tests.admin.telegram.operators import ANNA, BORIS, STRANGER, OperatedBot, operated_bot_on

@@ -67,7 +67,7 @@ function follow(sign) {
   let due = false;
   let looking = false;
   const say = (on) => {
-    const words = on ? "Live" : "Not live";
+    const words = on ? sign.dataset.on : sign.dataset.off;
     sign.hidden = false;
     sign.classList.toggle("on", on);
     if (sign.textContent !== words) sign.textContent = words;

@@ -1,0 +1,101 @@
+"""Terminal: results as text for people and as JSON for programs, and questions.
+
+Reasons of bans and names of operators and rules may contain anything. Nothing in them is markup,
+and what a terminal would obey is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any, Final, NoReturn
+
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bot_ratelimit.admin.cli.session import NOT_CONFIRMED
+from bot_ratelimit.admin.encoding import to_json
+from bot_ratelimit.admin.questions import Question
+from bot_ratelimit.admin.sheets import Sheet
+from bot_ratelimit.admin.words import plain
+
+_WIDE: Final = 200
+"""Columns if the output is a pipe: wide, so that programs such as grep see whole lines."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where results go: as wide as the terminal, or as COLUMNS says."""
+    piped = not (sys.stderr if stderr else sys.stdout).isatty() and "COLUMNS" not in os.environ
+    return Console(width=_WIDE if piped else None, highlight=False, soft_wrap=False, stderr=stderr)
+
+
+def say(parts: Iterable[RenderableType], *, stderr: bool = False) -> None:
+    """Print lines and tables."""
+    out = console(stderr=stderr)
+    for part in parts:
+        out.print(part)
+
+
+def line(text: object) -> Text:
+    """A line without markup."""
+    return Text(plain(text))
+
+
+def laid_out(sheet: Sheet) -> list[RenderableType]:
+    """A sheet as lines and tables."""
+    parts: list[RenderableType] = [line(each) for each in sheet.lines]
+    if sheet.rows:
+        parts += [*([""] if parts and sheet.more else []), _table(sheet)]
+    parts += [line(each) for each in sheet.foot]
+    for each in sheet.more:
+        parts += ["", *laid_out(each)]
+    return parts
+
+
+def _table(sheet: Sheet) -> Table:
+    """A table whose cells wrap instead of being cut."""
+    found = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(sheet.head))
+    for name in sheet.head or sheet.rows[0]:
+        found.add_column(plain(name), overflow="fold")
+    for row in sheet.rows:
+        found.add_row(*(line("" if cell is None else cell) for cell in row))
+    return found
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON, in which control characters are escaped."""
+    # In JSON, only strings contain such characters, and those that this output cannot encode.
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    found = to_json(value)
+    escaped = (
+        c if c.isprintable() and (is_utf8 or c.isascii()) else json.dumps(c)[1:-1] for c in found
+    )
+    sys.stdout.write("".join(escaped) + "\n")
+
+
+def confirm(question: Question, *, yes: bool, is_json: bool) -> None:
+    """Show what would be done, and end the command unless the operator agrees.
+
+    With `--json`, standard output is for the result alone.
+    """
+    if not (is_json and yes):
+        say(map(line, question.points), stderr=is_json)
+    if not yes and ask(f"{plain(question.text)} [y/N] ").lower() not in {"y", "yes"}:
+        stop()
+
+
+def ask(question: str) -> str:
+    """What the operator types; empty at the end of input. Standard output is for results only."""
+    typer.echo(question, nl=False, err=True)
+    # Python has no sys.stdin at all if the process was started with a closed one.
+    return sys.stdin.readline().strip() if sys.stdin is not None else ""
+
+
+def stop() -> NoReturn:
+    """End the command before it has changed anything."""
+    typer.echo("not confirmed: nothing was changed (use --yes to skip the question)", err=True)
+    raise typer.Exit(NOT_CONFIRMED)

@@ -1,0 +1,310 @@
+"""Sheets: what operators are shown, as lines and a table, for the shell and for Telegram."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bot_ratelimit.admin.encoding import plain as plain_json
+from bot_ratelimit.admin.views import (
+    ConfigView,
+    Entry,
+    HealthView,
+    HourTotal,
+    InstanceView,
+    RuleView,
+    SubjectView,
+    Trial,
+    Version,
+)
+from bot_ratelimit.admin.wording import ban_words, limit_of, paused, until, who
+from bot_ratelimit.admin.words import Marked, Words, capital, code, joined, moment, plain
+from bot_ratelimit.config.report import EVERYWHERE
+from bot_ratelimit.limiter.arguments import FOREVER
+from bot_ratelimit.limiter.statistics import HourCount, Refusals
+from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.storage.banlist import Ban
+
+SCOPES: Final = {
+    "user": "per user",
+    "chat": "per chat",
+    "member": "per user in a chat",
+    "topic": "per topic",
+    "global": "all users together",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A page of a report."""
+
+    lines: Sequence[str] = ()
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[object]] = ()
+    foot: Sequence[str] = ()
+    title: str = ""
+    """What it is about; only for Telegram, where a message has no command above it."""
+    subjects: Sequence[Subject] = ()
+    """Users and chats to look at more closely."""
+    more: Sequence[Sheet] = ()
+    """Further tables, for the shell."""
+
+
+def limits(words: Words, view: ConfigView) -> Sheet:
+    """Every rule, and whether all of them are off."""
+    rows = [
+        (
+            code(each.name, 100),
+            limit_of(words, each),
+            words(SCOPES.get(each.scope or "", "counted by the bot's code")),
+            words(EVERYWHERE) if each.where == EVERYWHERE else code(each.where, 100),
+            _origin(words, each),
+        )
+        for each in view.rules
+    ]
+    lines = [paused(words, view.off_until, view.live.by)] if view.is_paused else []
+    lines += [words("Problem: {problem}", problem=view.problem)] if view.problem else []
+    foot = [_live(words, view)] if view.live.version else []
+    foot += [] if view.instances else [nobody_reports(words, view.prefix)]
+    head = [words(each) for each in ("NAME", "LIMIT", "COUNTED", "FOR", "FROM")]
+    return Sheet(lines, head, rows, foot, words("Limits"))
+
+
+def _origin(words: Words, view: RuleView) -> Marked:
+    origin = words(f"from {view.origin}")
+    if view.otherwise is None or view.otherwise == view.limit:
+        return origin
+    return words("{origin}, otherwise {limit}", origin=origin, limit=view.otherwise)
+
+
+def _live(words: Words, view: ConfigView) -> Marked:
+    """The newest version of the live changes, and how many instances obey it."""
+    return words(
+        "Live changes: version {version}, {what}, by {name}, {at}; "
+        "in force on {obeying} of {instances} instances.",
+        version=view.live.version,
+        what=view.live.what,
+        name=code(view.live.by, 80),
+        at=moment(view.live.at),
+        obeying=len(view.instances) - view.behind,
+        instances=len(view.instances),
+    )
+
+
+def nobody_reports(words: Words, prefix: str) -> Marked:
+    """That no bot with live limits runs with this prefix, and what to check."""
+    return words(
+        "No running bot reports under {prefix}: is REDIS_KEY_PREFIX that of the bot, and live=True "
+        "in its code?",
+        prefix=repr(prefix),
+    )
+
+
+def config(words: Words, view: ConfigView, *, settings: bool = True) -> Sheet:
+    """What is in force, on which instances, and where it comes from."""
+    live, rules = view.live, limits(words, view)
+    lines = [
+        words("prefix {prefix} on {storage}", prefix=view.prefix, storage=view.storage),
+        *rules.lines,
+    ]
+    for text, ids in (("exempt: {ids}", live.exempt), ("not exempt: {ids}", live.limited)):
+        lines += [words(text, ids=", ".join(map(str, sorted(ids))))] if ids else []
+    rows = [
+        (each.name, each.value, words(f"from {each.origin}")) for each in view.settings if settings
+    ]
+    head = [words(each) for each in ("SETTING", "VALUE", "FROM")]
+    running = Sheet(head=[words(each) for each in ("INSTANCE", "VERSION", "STATE")],
+                    rows=[_instance(words, view, each) for each in view.instances],
+                    foot=rules.foot)  # fmt: skip
+    more = [running, *([Sheet(head=head, rows=rows)] if rows else [])]
+    return Sheet(lines, rules.head, rules.rows, title=words("Limits"), more=more)
+
+
+def _instance(words: Words, view: ConfigView, each: InstanceView) -> tuple[object, ...]:
+    """An instance, its version, and what is wrong with it."""
+    state = words("up to date")
+    if each.version != view.live.version:
+        state = words("behind version {version}", version=view.live.version)
+    others = [f"{rule.name} {plain(limit_of(words, rule))}" for rule in view.differing(each)]
+    parts = [each.problem or state]
+    parts += [words("other limits: {limits}", limits=joined(others))] if others else []
+    parts += [words("documents rejected: {count}", count=each.rejected)] if each.rejected else []
+    return code(each.name, 100), each.version if each.version >= 0 else "?", joined(parts, "; ")
+
+
+def subject(words: Words, view: SubjectView) -> Sheet:
+    """What a user or chat has left of each rule."""
+    meant = Subject(**view.subject)  # type: ignore[arg-type]  # one dict of both
+    lines = [joined([capital(who(words, meant)), _verdict(words, view)], ": ")]
+    if view.off_until:
+        lines.append(paused(words, view.off_until))
+    if view.refused is not None:
+        lines.append(words("Refused in the last 24 hours: {count}", count=view.refused))
+    if view.banned is not None:
+        lines.append(words("Banned {ban}", ban=ban_words(words, view.banned)))
+    rows = []
+    for each in view.counts:
+        left = words("{left} of {capacity} left", left=each.remaining, capacity=each.capacity)
+        free = words("in {wait}", wait=words.duration(each.retry_after))
+        rows.append((code(each.rule, 100), "?" if each.remaining is None else left,
+                     words("now") if each.allowed else free, code(each.key)))  # fmt: skip
+    head = [words(name) for name in ("RULE", "LEFT", "ALLOWED", "KEY")]
+    return Sheet(lines, head, rows)
+
+
+def _verdict(words: Words, view: SubjectView) -> Marked:
+    if view.exempt:
+        ban = "exempt from all limits, so the ban does not apply"
+        return words("exempt from all limits" if view.banned is None else ban)
+    if view.allowed:
+        return words("allowed")
+    if view.banned is not None:
+        return words("banned")
+    return words("refused, allowed again in {wait}", wait=words.duration(view.retry_after))
+
+
+def trial(words: Words, found: Trial) -> Sheet:
+    """Whether an update would be handled, and if not, until when."""
+    decision = found.decision
+    if found.off_until:
+        text = joined([words("Allowed."), paused(words, found.off_until)], " ")
+    elif decision is None:
+        text = words("Allowed: exempt from all limits." if found.exempt
+                     else "Allowed: no limit applies.")  # fmt: skip
+    elif decision.allowed:
+        text = words("Allowed: {left} left of {rule}.", left=decision.remaining,
+                     rule=_rule(words, decision.rule))  # fmt: skip
+    elif decision.banned:
+        forever = decision.retry_after >= FOREVER
+        text = words("Refused: banned forever." if forever else "Refused: banned for {wait}.",
+                     wait=words.duration(0 if forever else decision.retry_after))  # fmt: skip
+    else:
+        text = words("Refused by {rule}, for {wait}.", rule=_rule(words, decision.rule),
+                     wait=words.duration(decision.retry_after))  # fmt: skip
+    return Sheet([text])
+
+
+def trial_value(found: Trial) -> Any:
+    """The same for programs: the fields of the decision, if there is one."""
+    decision = {"allowed": True} if found.decision is None else plain_json(found.decision)
+    return {**decision, "exempt": found.exempt, "off_until": found.off_until}
+
+
+def history_value(found: Sequence[Version]) -> Any:
+    """The versions for programs: each document, and what it changed."""
+    return [{**plain_json(each.live), "changed": each.changed} for each in found]
+
+
+def _rule(words: Words, rule: Any) -> Marked:
+    """A rule by its name and limit."""
+    name = rule.path.rstrip(":") or "user"
+    return joined([code(name), words("({limit})", limit=rule.limit)], " ")
+
+
+def bans(words: Words, found: Sequence[Ban]) -> Sheet:
+    """Who is banned."""
+    if not found:
+        return Sheet([words("Nobody is banned.")])
+    rows = [
+        (capital(who(words, each.subject)), until(words, each), each.by and code(each.by, 80),
+         each.reason and code(each.reason, 200))
+        for each in found
+    ]  # fmt: skip
+    head = [words(name) for name in ("WHO", "BANNED", "BY", "REASON")]
+    return Sheet((), head, rows, (), words("Bans"), [each.subject for each in found])
+
+
+def top(words: Words, found: Sequence[Refusals]) -> Sheet:
+    """The users who were refused most often."""
+    if not found:
+        return Sheet([words("Nobody was refused.")])
+    head = [words("USER"), words("REFUSED")]
+    rows = [(code(each.user), each.count) for each in found]
+    users = [Subject(user=each.user) for each in found]
+    return Sheet((), head, rows, (), words("Refused most"), users)
+
+
+def statistics(words: Words, found: Sequence[HourCount]) -> Sheet:
+    """Decisions by hour, rule and outcome."""
+    if not found:
+        return Sheet([words("Nothing was decided.")])
+    head = [words(name) for name in ("HOUR", "RULE", "OUTCOME", "COUNT")]
+    return Sheet((), head, [(moment(each.hour), each.rule, words(each.outcome), each.count)
+                            for each in found])  # fmt: skip
+
+
+def hours(words: Words, found: Sequence[HourTotal]) -> Sheet:
+    """Decisions by hour; hours without any are left out."""
+    rows = [
+        (f"{each.hour:%H:%M}", joined([each.allowed, each.refused, each.banned], " / "))
+        for each in found
+        if each.allowed or each.refused or each.banned
+    ]
+    if not rows:
+        return Sheet([words("Nothing was decided.")])
+    lines = [words("allowed / refused / banned, by hour (UTC)")]
+    return Sheet(lines, (), rows, (), words("Decisions"))
+
+
+def history(words: Words, found: Sequence[Version]) -> Sheet:
+    """The versions to roll back to."""
+    if not found:
+        return Sheet([words("Nothing was changed yet.")])
+    head = [words(name) for name in ("VERSION", "WHEN", "BY", "WHAT", "CHANGED")]
+    rows = [
+        (each.live.version, moment(each.live.at), code(each.live.by, 80), each.live.what,
+         "; ".join(each.changed))
+        for each in found
+    ]  # fmt: skip
+    return Sheet((), head, rows, (), words("Versions"))
+
+
+def audit(words: Words, found: Sequence[Entry]) -> Sheet:
+    """What operators did."""
+    if not found:
+        return Sheet([words("No actions yet.")])
+    head = [words(name) for name in ("WHEN", "BY", "WHAT", "CHANGED")]
+    rows = [
+        (moment(each.at), code(each.by, 80), each.what, "; ".join(each.changed)) for each in found
+    ]
+    return Sheet((), head, rows, (), words("Actions of operators"))
+
+
+def health(words: Words, view: HealthView) -> Sheet:
+    """Whether limits are enforced; in an outage first what that means for users."""
+    return Sheet(health_lines(words, view))
+
+
+MEANWHILE: Final = {
+    "allow": "Redis does not answer: meanwhile the bot handles every update, without a limit.",
+    "deny": "Redis does not answer: meanwhile the bot refuses every update.",
+    "memory": "Redis does not answer: meanwhile each instance counts for itself.",
+}
+
+
+def health_lines(words: Words, view: HealthView) -> list[Marked]:
+    """The state in sentences, the most important first."""
+    lines: list[Marked] = []
+    if not view.limiter.ok and view.limiter.source == "redis":
+        lines.append(words(MEANWHILE.get(view.policy, MEANWHILE["allow"])))
+        since = view.out_for
+        text = "For {time}: {problem}" if since else "{problem}"
+        lines.append(words(text, time=words.duration(since or 0), problem=view.problem))
+        return lines
+    if view.off_until:
+        lines.append(paused(words, view.off_until, view.off_by))
+    if view.problem:
+        return [*lines, words("Unhealthy: {problem}", problem=view.problem)]
+    if view.limiter.source == "memory":
+        text = "Healthy, in this process alone: without Redis, each instance counts for itself."
+        return [*lines, words(text)]
+    return [
+        *lines,
+        words(
+            "Redis answered in {ms} ms. Instances: {instances}, "
+            "behind version {version}: {behind}.",
+            ms=round(view.seconds * 1e3), instances=view.instances, version=view.version,
+            behind=view.behind,
+        ),
+    ]  # fmt: skip

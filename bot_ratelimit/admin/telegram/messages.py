@@ -1,0 +1,63 @@
+"""Messages: sheets and questions as HTML that fits into a message, page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aiogram.types import InlineKeyboardButton, InlineKeyboardMarkup
+
+from bot_ratelimit.admin.questions import Question
+from bot_ratelimit.admin.sheets import Sheet
+from bot_ratelimit.admin.words import as_html, joined, shown
+
+_FITS: Final = 2_500
+"""UTF-16 units of a page; Telegram allows 4096 for the page and the text around it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A message to an operator."""
+
+    text: str
+    """HTML."""
+    rows: Sequence[Sequence[InlineKeyboardButton]] = ()
+
+    @property
+    def keyboard(self) -> InlineKeyboardMarkup | None:
+        """The buttons, if there are any."""
+        rows = [list(row) for row in self.rows]
+        return InlineKeyboardMarkup(inline_keyboard=rows) if rows else None
+
+
+def page_of(sheet: Sheet, page: int) -> tuple[str, int, bool]:
+    """The text of a page, its number (at most the last page's), and whether another follows."""
+    pages: list[list[str]] = [[]]
+    length = 0
+    for block in map(_row, sheet.rows):
+        units = len(block.encode("utf-16-le")) // 2 + 1
+        if pages[-1] and length + units > _FITS:
+            pages.append([])
+            length = 0
+        pages[-1].append(block)
+        length += units
+    page = min(page, len(pages) - 1)
+    title = f"<b>{as_html(sheet.title)}</b>" if sheet.title and sheet.rows else ""
+    parts = (title, _lines(sheet.lines), "\n".join(pages[page]), _lines(sheet.foot))
+    return "\n\n".join(filter(None, parts)), page, page + 1 < len(pages)
+
+
+def asked(question: Question) -> str:
+    """A question and what will happen."""
+    return f"<b>{as_html(question.text)}</b>\n" + _lines(question.points)
+
+
+def _row(cells: Sequence[object]) -> str:
+    first, *others = ("" if cell is None else cell for cell in cells)
+    rest = [each for each in others if shown(each)]
+    return as_html(joined([first, joined(rest)], ": ") if rest else first)
+
+
+def _lines(texts: Iterable[object]) -> str:
+    return "\n".join(map(as_html, texts))

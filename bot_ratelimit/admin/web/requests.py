@@ -1,0 +1,133 @@
+"""Requests: reads bodies, queries and forms, strictly, into the fields of an operation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Final, TypeVar
+
+from aiohttp import web
+from multidict import MultiDict, MultiMapping
+from pydantic import ValidationError
+
+from bot_ratelimit.admin.fields import Fields, kind_of
+from bot_ratelimit.admin.web.problems import ProblemError
+
+_SLOWEST: Final = 10.0
+_FORM: Final = "application/x-www-form-urlencoded"
+_FLAGS: Final = {"yes": True, "true": True, "no": False, "false": False}
+
+_Fields = TypeVar("_Fields", bound=Fields)
+
+
+def validated(kind: type[_Fields], found: dict[str, Any]) -> _Fields:
+    """The data as the fields of an operation.
+
+    Raises:
+        ProblemError: 422, with each invalid field and what is wrong with it.
+    """
+    try:
+        return kind.model_validate(found)
+    except ValidationError as error:
+        wrong = [  # a field that is no Unicode has no name
+            {"field": ".".join(map(str, each["loc"])) or "a field", "problem": _words(each)}
+            for each in error.errors(include_url=False, include_input=False)[:20]
+        ]
+    detail = "; ".join(f"{each['field']}: {each['problem']}" for each in wrong)
+    raise ProblemError(422, detail, errors=wrong)
+
+
+def _words(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such field"
+    found: str = error["msg"].removeprefix("Value error, ")
+    return found[:1].lower() + found[1:]
+
+
+def from_texts(kind: type[Fields], texts: MultiMapping[str]) -> dict[str, Any]:
+    """The fields that a query or form contains, converted from text; empty ones are left out.
+
+    What people type may have spaces around it.
+    """
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(texts):
+        field = kind.model_fields.get(name)
+        values = [each.strip() for each in texts.getall(name) if isinstance(each, str)]
+        if field is not None and kind_of(field) is list:
+            found[name] = [each for each in values if each]
+        elif values[0]:
+            is_flag = field is not None and kind_of(field) is bool
+            found[name] = _FLAGS.get(values[0], values[0]) if is_flag else values[0]
+    return found
+
+
+def read_query(request: web.Request, kind: type[Fields]) -> dict[str, Any]:
+    """The fields in the query of the URL."""
+    if len(request.query) != len(set(request.query)):
+        raise ProblemError(400, "a parameter is given twice")
+    if not all(request.query.values()):
+        raise ProblemError(422, "a parameter is empty")
+    if any(each != each.strip() for each in request.query.values()):
+        raise ProblemError(422, "a parameter has spaces around it")
+    return from_texts(kind, request.query)
+
+
+async def read_body(request: web.Request) -> dict[str, Any]:
+    """The object in the body, parsed from JSON; empty without a body.
+
+    Raises:
+        ProblemError: The body is not a JSON object.
+    """
+    if request.content_type != "application/json":
+        if request.body_exists:  # also if it was read already, for its CSRF token
+            raise ProblemError(415, "expected Content-Type: application/json")
+        return {}
+    _check_encoding(request)
+    try:
+        async with asyncio.timeout(_SLOWEST):
+            raw = await request.read()
+        found = json.loads(raw, parse_constant=_refuse, object_pairs_hook=_object)
+    except TimeoutError:
+        raise ProblemError(408, "the body did not arrive in time") from None
+    except (ValueError, RecursionError):
+        raise ProblemError(400, "the body is not JSON") from None
+    if not isinstance(found, dict):
+        raise ProblemError(400, "the body is not a JSON object")
+    return found
+
+
+async def read_form(request: web.Request, *, for_csrf: bool = False) -> MultiMapping[str]:
+    """The fields of a form. With `for_csrf`, any other body counts as an empty form."""
+    # Other charsets can encode characters that UTF-8 refuses.
+    if request.content_type != _FORM or (request.charset or "utf-8").lower() != "utf-8":
+        if for_csrf:
+            return MultiDict()
+        raise ProblemError(415, f"expected Content-Type: {_FORM}, in UTF-8")
+    _check_encoding(request)
+    try:
+        async with asyncio.timeout(_SLOWEST):
+            found: Any = await request.post()
+    except TimeoutError:
+        raise ProblemError(408, "the body did not arrive in time") from None
+    except (ValueError, LookupError):
+        raise ProblemError(400, "the body is not a form") from None
+    fields: MultiMapping[str] = found
+    return fields
+
+
+def _check_encoding(request: web.Request) -> None:
+    """Refuse compressed bodies: 16 KiB need no compression, and a compressed body may be a bomb."""
+    # Of several headers, the last one counts for aiohttp.
+    if any(each != "identity" for each in request.headers.getall("Content-Encoding", [])):
+        raise ProblemError(415, "expected no Content-Encoding")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a field is given twice")
+    return found
+
+
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is not JSON")

@@ -1,0 +1,119 @@
+"""Words: everything that operators read, in their language.
+
+A text is looked up by its English form, with its fields in braces: `words("unban {who}", who=...)`.
+Fields are shown on one line, whatever they contain. `code` marks what is easy to copy in Telegram;
+`plain` and `as_html` say what becomes of the mark.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from bot_ratelimit.admin.russian import RUSSIAN
+from bot_ratelimit.errors import printable
+from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, duration
+
+LONGEST: Final = 500
+"""Characters of a field: a message of Telegram has to fit."""
+
+# Control characters, which no field contains: `printable` escapes them.
+_ON, _OFF = "\x0e", "\x0f"
+_LANGUAGES: Final[Mapping[str, Mapping[str, str]]] = {"ru": RUSSIAN}
+_PREFERRED: Final = re.compile(r"\s*([A-Za-z]{1,8})[^;,]*(?:;\s*q=([0-9.]+))?")
+
+
+class Marked(str):
+    """A text whose fields are checked and marked already."""
+
+    __slots__ = ()
+
+
+class Words:
+    """The texts in one language.
+
+    Args:
+        language: A language code, such as `ru` or `ru-RU`; English if there are no texts for it.
+    """
+
+    def __init__(self, language: str | None = None) -> None:
+        code = (language or "").lower().partition("-")[0]
+        self.language = code if code in _LANGUAGES else "en"
+        self._texts = _LANGUAGES.get(code, {})
+
+    @classmethod
+    def accepted(cls, header: str) -> Words:
+        """In the language that a browser prefers, by its `Accept-Language`."""
+        found = [
+            (float(weight or 1), code)
+            for each in header.split(",")[:20]
+            if (match := _PREFERRED.match(each)) is not None
+            for code, weight in [match.groups()]
+            if not weight or weight.replace(".", "", 1).isdigit()
+        ]
+        known = [each for each in found if each[1].lower() in {"en", *_LANGUAGES} and each[0] > 0]
+        return cls(max(known, key=lambda each: each[0])[1] if known else None)
+
+    def __call__(self, text: str, /, **fields: object) -> Marked:
+        """The text in this language, with its fields."""
+        found = self._texts.get(text, text)
+        if not fields:
+            return Marked(found)
+        return Marked(found.format(**{name: shown(each) for name, each in fields.items()}))
+
+    def duration(self, seconds: float) -> Marked:
+        """`2 min 5 s`."""
+        return Marked(duration(seconds, RUSSIAN_UNITS if self.language == "ru" else UNITS))
+
+    def amount(self, number: int, thing: str) -> Marked:
+        """`1 key`, `2 keys`; in Russian without a case: `ключей: 2`."""
+        if self.language == "ru":
+            return Marked(f"{self._texts.get(thing, thing)}: {number}")
+        return Marked(f"{number:,} {thing}" + ("" if number == 1 else "s"))
+
+
+def moment(at: float | datetime) -> str:
+    """A time in UTC, for operators in several time zones: `2026-03-01 12:00:00 UTC`."""
+    when = at if isinstance(at, datetime) else datetime.fromtimestamp(at, UTC)
+    return f"{when.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def shown(value: object) -> str:
+    """A field: on one line, without invisible characters, and not too long."""
+    return value if isinstance(value, Marked) else clipped(str(value))
+
+
+def clipped(text: str, longest: int = LONGEST) -> str:
+    """The text in one line, without invisible characters, cut to at most `longest`."""
+    text = printable(text)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def code(value: object, longest: int = LONGEST) -> Marked:
+    """A value that is easy to copy; Telegram makes no link, mention or command of it."""
+    return Marked(f"{_ON}{clipped(str(value), longest)}{_OFF}")
+
+
+def joined(parts: Iterable[object], between: str = ", ") -> Marked:
+    """Texts one after the other."""
+    return Marked(between.join(map(shown, parts)))
+
+
+def plain(text: object) -> str:
+    """A text for a terminal."""
+    return shown(text).replace(_ON, "").replace(_OFF, "")
+
+
+def as_html(text: object) -> str:
+    """A text for Telegram."""
+    escaped = html.escape(shown(text), quote=False)
+    return escaped.replace(_ON, "<code>").replace(_OFF, "</code>")
+
+
+def capital(text: object) -> Marked:
+    """A text at the beginning of a sentence."""
+    found: Any = shown(text)
+    return Marked(found[:1].upper() + found[1:])

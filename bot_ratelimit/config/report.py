@@ -1,0 +1,45 @@
+"""Report: what an instance tells operators about a rule in force."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from bot_ratelimit.config.overrides import Overrides, changed_if_valid, name_of
+from bot_ratelimit.config.settings import Origin
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Rule, Scope, named
+
+EVERYWHERE: Final = "every handler"
+"""Where the rules of a middleware apply."""
+
+
+def report_of(rule: Rule, overrides: Overrides, where: str, origin: Origin) -> dict[str, Any]:
+    """A rule and its live changes, as JSON.
+
+    Args:
+        rule: The rule, from code, file or environment.
+        overrides: What operators changed.
+        where: The handler that it limits; `EVERYWHERE` for a middleware's.
+        origin: Where the rule comes from.
+    """
+    change = overrides.rules.get(name_of(rule), {})
+    now = changed_if_valid(rule, overrides)
+    changed = bool(change) or (isinstance(rule, Penalty) and overrides.penalty is not None)
+    item: dict[str, Any] = {
+        "name": name_of(rule),
+        "limit": str(now.limit) if isinstance(now.limit, Limit) else None,
+        "function": None if isinstance(now.limit, Limit) else named(now.limit),
+        "scope": rule.scope.value if isinstance(rule.scope, Scope) else None,
+        "path": rule.path,
+        "cost": rule.cost,
+        "shadow": now.shadow,
+        "off": bool(change.get("off")),
+        "where": where,
+        "from": "live" if changed else origin,
+    }
+    if changed and isinstance(rule.limit, Limit):
+        item |= {"otherwise": str(rule.limit), "otherwise_shadow": rule.shadow}
+    if isinstance(now, Penalty):
+        item |= {"ban_ms": now.ban_ms, "longest_ms": now.longest_ms}
+    return item
