@@ -22,7 +22,7 @@ except ModuleNotFoundError as missing:
     ) from None
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.rule import check_prefix
+from bot_ratelimit.rules.checks import check_prefix
 from bot_ratelimit.series import SERIES, SeriesObserver
 
 _DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"

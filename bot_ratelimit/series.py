@@ -15,6 +15,7 @@ from bot_ratelimit.limiter.observer import (
     NoticeResult,
     Observer,
     RequestOutcome,
+    TurnedAway,
     label_of,
 )
 from bot_ratelimit.rules.limit import Limit
@@ -71,6 +72,13 @@ SERIES: Final[dict[str, Series]] = {
         ("kind", "result"),
     ),
     "slots_in_use": Series("gauge", "Slots of a Concurrency that are held", ("name",)),
+    "in_flight": Series("gauge", "Updates that are being handled"),
+    "in_flight_limit": Series("gauge", "How many updates may be handled at a time"),
+    "turned_away": Series(
+        "counter",
+        "Updates that were not handled, because the bot is busy or they are too old",
+        ("why",),
+    ),
     "config_version": Series(
         "gauge", "Version of the live configuration that is in force", across="livemin"
     ),
@@ -174,6 +182,15 @@ class SeriesObserver(Observer):
     def slots_in_use(self, name: str, count: int) -> None:
         """See `Observer.slots_in_use`."""
         self.set_gauge("slots_in_use", count, self._slots(name))
+
+    def in_flight(self, running: int, limit: int) -> None:
+        """See `Observer.in_flight`."""
+        self.set_gauge("in_flight", running)
+        self.set_gauge("in_flight_limit", limit)
+
+    def turned_away(self, why: TurnedAway) -> None:
+        """See `Observer.turned_away`."""
+        self.counter("turned_away", why)()
 
     def configured(self, version: int) -> None:
         """See `Observer.configured`."""

@@ -19,8 +19,9 @@ log = logging.getLogger("bot_ratelimit")
 Outcome: TypeAlias = Literal["allowed", "refused", "banned"]
 NoticeKind: TypeAlias = Literal["message", "callback", "inline"]
 NoticeResult: TypeAlias = Literal["sent", "silent", "failed"]
+TurnedAway: TypeAlias = Literal["busy", "old"]
 RequestOutcome: TypeAlias = Literal["sent", "failed", "flooded", "unsent"]
-FloodScope: TypeAlias = Literal["chat", "bot", "method"]
+FloodScope: TypeAlias = Literal["chat", "bot", "draft", "action", "method"]
 
 MAX_LABELS: Final = 100
 """How many different names are kept apart; further ones are counted as `OTHER`, because rules may
@@ -64,6 +65,12 @@ class Observer:
     def slots_in_use(self, name: str, count: int) -> None:
         """This process holds `count` slots of a `Concurrency` now."""
 
+    def in_flight(self, running: int, limit: int) -> None:
+        """`running` updates are being handled now, of at most `limit`; see `InFlight`."""
+
+    def turned_away(self, why: TurnedAway) -> None:
+        """An update was not handled: the bot is `"busy"`, or the update is too `"old"`."""
+
     def configured(self, version: int) -> None:
         """Another version of the live limits is in force."""
 
@@ -105,8 +112,8 @@ class Observer:
     def flood_waited(self, scope: FloodScope, seconds: float) -> None:
         """Telegram answered 429: for `seconds` nothing may be sent in the scope.
 
-        That is one chat, the whole bot, or one method if it takes no permit, such as
-        `deleteMessage`.
+        That is the messages of one chat or of the whole bot, the drafts or the actions of a chat,
+        or one method if it takes no permit, such as `deleteMessage`.
         """
 
     def queued(self, count: int) -> None:

@@ -40,7 +40,7 @@ from bot_ratelimit.admin.health import add_health
 from example_bot.serve import ADMIN_PATH
 from tests.guide.pages import block
 from tests.image import DOCKERFILE, IGNORED, copied, in_context, new_project, steps
-from tests.servers import find_server, free_port
+from tests.servers import PATIENCE, find_server, free_port
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -56,7 +56,7 @@ def tool(name: str) -> str:
 
 def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     ran = subprocess.run(
-        [str(each) for each in command], capture_output=True, text=True, timeout=120, **options
+        [str(each) for each in command], capture_output=True, text=True, timeout=PATIENCE, **options
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran
