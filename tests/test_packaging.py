@@ -149,8 +149,10 @@ before = set(sys.modules)
 import bot_ratelimit
 print(*(set(sys.modules) - before))
 """
-# redis-py imports cryptography where it is installed.
+# redis-py imports cryptography, opentelemetry and psutil where they are installed.
 NEEDED = {"aiogram", "bot_ratelimit", "cachetools", "cryptography", "dotenv", "pydantic"} | {
+    "opentelemetry",
+    "psutil",
     "pydantic_settings",
     "redis",
 }
