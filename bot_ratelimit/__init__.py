@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from bot_ratelimit.limiter.decision import Decision, RefusedError
     from bot_ratelimit.limiter.limiter import Limiter
     from bot_ratelimit.limiter.observer import LogObserver, Observer
-    from bot_ratelimit.limiter.slots import Slot
-    from bot_ratelimit.limiter.waiting_allowed import without_waiting
+    from bot_ratelimit.limiter.slot import Slot
+    from bot_ratelimit.limiter.waiting_allowed import waiting_up_to, without_waiting
+    from bot_ratelimit.outgoing.journal import Journal
     from bot_ratelimit.outgoing.limits import OutgoingLimits
+    from bot_ratelimit.outgoing.progress import Progress
+    from bot_ratelimit.outgoing.sent import Sent, Status
     from bot_ratelimit.rules.concurrency import Concurrency
     from bot_ratelimit.rules.limit import Algorithm, Limit
     from bot_ratelimit.rules.penalty import Penalty
@@ -52,6 +55,7 @@ __all__ = [
     "Debounce",
     "Decision",
     "InFlight",
+    "Journal",
     "Limit",
     "Limiter",
     "LogObserver",
@@ -61,6 +65,7 @@ __all__ = [
     "Observer",
     "OutgoingLimits",
     "Penalty",
+    "Progress",
     "RateLimitError",
     "RateLimitMiddleware",
     "RedisStorage",
@@ -68,10 +73,13 @@ __all__ = [
     "Rule",
     "Scope",
     "SendQueueFullError",
+    "Sent",
     "Settings",
     "Slot",
+    "Status",
     "StorageError",
     "Subject",
+    "waiting_up_to",
     "without_waiting",
 ]
 
@@ -95,8 +103,13 @@ _MODULES: Final = {
     "LogObserver": "bot_ratelimit.limiter.observer",
     "Observer": "bot_ratelimit.limiter.observer",
     "Slot": "bot_ratelimit.limiter.slots",
+    "waiting_up_to": "bot_ratelimit.limiter.waiting_allowed",
     "without_waiting": "bot_ratelimit.limiter.waiting_allowed",
+    "Journal": "bot_ratelimit.outgoing.journal",
     "OutgoingLimits": "bot_ratelimit.outgoing.limits",
+    "Progress": "bot_ratelimit.outgoing.progress",
+    "Sent": "bot_ratelimit.outgoing.sent",
+    "Status": "bot_ratelimit.outgoing.sent",
     "Concurrency": "bot_ratelimit.rules.concurrency",
     "Algorithm": "bot_ratelimit.rules.limit",
     "Limit": "bot_ratelimit.rules.limit",

@@ -97,3 +97,8 @@ class SendQueueFullError(RateLimitError):
         except SendQueueFullError as error:
             log.warning("dropped: %s", error)
     """
+
+
+def printable(text: str) -> str:
+    """Escape a text so that it stays on one log line: a key may contain text written by a user."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

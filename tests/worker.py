@@ -16,7 +16,7 @@ import redis.asyncio as aioredis
 import time_machine
 
 from bot_ratelimit import Limiter, RedisStorage, Rule, Subject
-from bot_ratelimit.storage.redis import decision_codec
+from bot_ratelimit.storage.redis import codec
 
 USERS = 200
 BURST = 5
@@ -71,9 +71,9 @@ return answer
 
 def record_decisions() -> None:
     """Let the script log each decision of this process with the time by Redis's clock."""
-    script = _RECORDING % decision_codec.SCRIPT
+    script = _RECORDING % codec.SCRIPT
     sha = hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
-    vars(decision_codec).update(_BY_HASH=(b"EVALSHA", sha), _BY_SOURCE=(b"EVAL", script))
+    vars(codec).update(_BY_HASH=(b"EVALSHA", sha), _BY_SOURCE=(b"EVAL", script))
 
 
 class Turns(NamedTuple):

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from bot_ratelimit.config.ids import LARGEST_ID, check_id
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.bans import check_ban_length, check_text
+from bot_ratelimit.limiter.arguments import check_ban_length, check_text
 from bot_ratelimit.rules.rule import Subject
 
 _DIGITS: Final = re.compile(r"-?[0-9]{1,17}", re.ASCII)

@@ -18,7 +18,7 @@ from bot_ratelimit.config.limits_file import penalty_of
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.report import EVERYWHERE, report_of
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.bans import check_ban_length
+from bot_ratelimit.limiter.arguments import check_ban_length
 from bot_ratelimit.rules.rule import Scope, Subject
 from bot_ratelimit.storage.banlist import Ban
 

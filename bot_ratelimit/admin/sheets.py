@@ -21,7 +21,7 @@ from bot_ratelimit.admin.views import (
 from bot_ratelimit.admin.wording import ban_words, limit_of, paused, until, who
 from bot_ratelimit.admin.words import Marked, Words, capital, code, joined, moment, plain
 from bot_ratelimit.config.report import EVERYWHERE, OTHER_BOTS
-from bot_ratelimit.limiter.bans import FOREVER
+from bot_ratelimit.limiter.arguments import FOREVER
 from bot_ratelimit.limiter.statistics import HourCount, Refusals
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban

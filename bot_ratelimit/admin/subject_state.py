@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 from bot_ratelimit.admin.views import CountView, RuleView
 from bot_ratelimit.errors import StorageError
-from bot_ratelimit.limiter.bans import FOREVER
+from bot_ratelimit.limiter.arguments import FOREVER
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.rules.rule import Subject, rules_of
 from bot_ratelimit.storage.banlist import Ban
 
 
@@ -27,7 +27,7 @@ async def count_of(limiter: Limiter, view: RuleView, subject: Subject) -> CountV
     if rule is None or key is None:
         return None
     # Reads the count itself; a ban by hand would hide it.
-    found = answered(await limiter.hit(rule, subject, _peek=True, _notify=False, _outgoing=True))
+    found = answered(await limiter.decider.hit(rules_of(rule), subject, peek=True))
     known = view.limit is not None
     return CountView(
         view.name,

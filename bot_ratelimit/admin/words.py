@@ -17,7 +17,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
-from bot_ratelimit.limiter.failures import printable
+from bot_ratelimit.errors import printable
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, duration
 
 LONGEST: Final = 500

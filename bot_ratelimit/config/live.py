@@ -14,7 +14,6 @@ import asyncio
 import json
 import logging
 import os
-import random
 import socket
 import time
 from collections.abc import Callable
@@ -23,12 +22,13 @@ from itertools import count
 from typing import Any, Final
 
 from bot_ratelimit.config.overrides import Overrides, applied
-from bot_ratelimit.errors import ConfigError, StorageError
-from bot_ratelimit.limiter.failures import LOG_EVERY, printable
+from bot_ratelimit.errors import ConfigError, StorageError, printable
+from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.rule import Rules
 from bot_ratelimit.storage.base import documents_of
 from bot_ratelimit.storage.documents import Documents
+from bot_ratelimit.storage.loops import PerLoop, Seldom, Ticker
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -86,12 +86,11 @@ class Live:
         # By identity, together with the rules themselves, so that the id is not reused for other
         # rules.
         self._applied: dict[int, tuple[Rules, Rules | None]] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._first_read: asyncio.Event | None = None
+        self._ticker = Ticker(self._tick, EVERY, jitter=0.25, ended=self._ended)
+        self._first_read = PerLoop(asyncio.Event)
         self._read_error = ""  # why the document cannot be read
         self._rejection = ""  # why the document is not applied
-        self._logged_at: dict[str, float] = {}
+        self._seldom = Seldom(clock=clock)
         # The last inventory, its time, and its overrides: making it takes longer than everything
         # else.
         self._listed: tuple[Overrides | None, float, dict[str, Any]] = (None, 0.0, {})
@@ -117,34 +116,30 @@ class Live:
         """Whether all limits are off now."""
         return self._clock() < self._off_until
 
-    def start(self) -> asyncio.Event:
-        """Start to poll the document in the background; the returned event is set after a read."""
-        loop = asyncio.get_running_loop()
-        event = self._first_read
-        if event is None or self._task is None or self._task.done() or self._loop is not loop:
-            self._loop, event = loop, asyncio.Event()
-            self._first_read, self.is_ready = event, False
-            self._task = loop.create_task(self._poll(event))
-            self._task.add_done_callback(self._ended)
-        return event
+    def start(self) -> None:
+        """Start to poll the document in the background."""
+        self._ticker.start(at_once=True)
 
-    async def begin(self) -> None:
-        """Start, and wait for the first read, but no longer than a decision may take."""
-        event = self.start()
+    async def begin(self, deadline: Deadline | None = None) -> None:
+        """Start, and wait for the first read, but no longer than a decision may take.
+
+        Args:
+            deadline: The time that is left for this update.
+        """
+        self.start()
+        deadline = deadline or Deadline(self._timeout)
+        began, first_read = time.monotonic(), self._first_read.get()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout):
-                await event.wait()
+            async with asyncio.timeout(deadline.left()):
+                await first_read.wait()
+        deadline.waited(began, answered=first_read.is_set() and not self._read_error)
         self.is_ready = True
 
     async def stop(self) -> None:
         """Stop polling, and remove the report of this instance."""
-        task, self._task = self._task, None
-        if task is None or self._loop is not asyncio.get_running_loop():
-            return
-        task.cancel()
-        await asyncio.wait([task])
-        with suppress(StorageError, ConfigError):
-            await self._documents.forget(live_key(self._prefix, "instances"), self.instance)
+        if await self._ticker.stop():
+            with suppress(StorageError, ConfigError):
+                await self._documents.forget(live_key(self._prefix, "instances"), self.instance)
 
     async def refresh(self) -> None:
         """Read the document now; errors are logged and never raised."""
@@ -166,20 +161,17 @@ class Live:
             self._record_read_error("bug", logging.ERROR, repr(error), error)
         else:
             self._read_error = ""
-            self._logged_at.clear()
+            self._seldom.forget()
 
-    async def _poll(self, looked: asyncio.Event) -> None:
-        while True:
-            await self.refresh()
-            self.is_ready = True
-            looked.set()
-            # Random, so that instances that were started together do not ask together.
-            await asyncio.sleep(EVERY * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+    async def _tick(self) -> bool:
+        await self.refresh()
+        self.is_ready = True
+        self._first_read.get().set()
+        return True
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """Polling was cancelled, but not by `stop`: the next update starts it again."""
-        if task is self._task:
-            self.is_ready = False
+    def _ended(self) -> None:
+        """The next update starts to poll again."""
+        self.is_ready, self._first_read = False, PerLoop(asyncio.Event)
 
     def _handle_document(self, found: bytes | None) -> None:
         if found is None:
@@ -213,8 +205,7 @@ class Live:
         if overrides.version < before.version:
             log.warning("The live limits start over: version %d follows %d",
                         overrides.version, before.version)  # fmt: skip
-        if self._observer is not None:
-            self._observer.configured(overrides.version)
+        self._observer.configured(overrides.version)
         what, by = printable(overrides.what), printable(overrides.by)
         log.info("Live limits: version %d (%s, by %s)", overrides.version, what, by)
         self._used(overrides)
@@ -268,9 +259,7 @@ class Live:
         self, kind: str, level: int, reason: str, bug: Exception | None = None
     ) -> None:
         self._read_error = printable(reason)
-        now = self._clock()
-        if now - self._logged_at.get(kind, -LOG_EVERY) >= LOG_EVERY:  # not at every read
-            self._logged_at[kind] = now
+        if self._seldom(kind):  # not at every read
             self._log_unchanged(level, "cannot be read", self._read_error, bug)
 
     def _log_unchanged(

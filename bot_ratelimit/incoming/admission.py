@@ -11,11 +11,12 @@ from aiogram.types import TelegramObject, Update
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.incoming.backlog import Backlog
 from bot_ratelimit.incoming.bound_decision import BoundDecision
-from bot_ratelimit.incoming.dispatch_state import dispatch_state
+from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
 from bot_ratelimit.incoming.functions import chosen, needs_event
 from bot_ratelimit.incoming.seldom import Seldom
 from bot_ratelimit.incoming.telling import Telling
+from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.concurrency import Concurrency
@@ -114,6 +115,7 @@ class Admission:
         """
         handler, event, inner, update, data = dispatch
         state = dispatch_state(data)
+        state.setdefault(DEADLINE, Deadline(self._limiter.timeout))
         if key not in state:
             if counted is _NOT_ASKED:
                 counted = await self._event_filter.counted(inner, update, data)
@@ -143,7 +145,8 @@ class Admission:
         counted = await self._event_filter.counted(inner, update, data)
         if counted is None or self._limiter.is_banned(counted.subject):
             return await self.handle(rules, key, dispatch, counted)
-        async with self._limiter.slot(slots, counted.subject) as slot:
+        deadline = state.setdefault(DEADLINE, Deadline(self._limiter.timeout))
+        async with self._limiter.slot(slots, counted.subject, deadline=deadline) as slot:
             if slot.allowed:
                 state[held] = slot
                 try:
@@ -169,7 +172,7 @@ class Admission:
         """Decide and charge; None if operators have switched these rules off."""
         if self._live is not None:
             if not self._live.is_ready:
-                await self._live.begin()
+                await self._live.begin(state[DEADLINE])
             applied = self._live.applied(rules)
             if applied is None:
                 return None
@@ -184,7 +187,9 @@ class Admission:
             due = notes.due(rules, counted)
             if not due:
                 return notes.last(counted)
-        decision = await self._limiter.hit(due, counted.subject, once=counted.once)
+        decision = await self._limiter.hit(
+            due, counted.subject, once=counted.once, deadline=state[DEADLINE]
+        )
         bound = BoundDecision.of(decision, self._limiter, rules, counted.subject)
         if notes is not None:
             notes.add(due, counted, bound)

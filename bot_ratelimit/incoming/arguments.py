@@ -13,8 +13,9 @@ from aiogram.utils.i18n.lazy_proxy import LazyProxy  # type: ignore[attr-defined
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.functions import NO_LIMIT, check_functions
 from bot_ratelimit.incoming.notices import Notices
+from bot_ratelimit.limiter.decider import OnError
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.limiter import Limiter, OnError
+from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import Limit

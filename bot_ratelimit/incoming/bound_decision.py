@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from bot_ratelimit.limiter.decision import Decision
@@ -25,8 +24,6 @@ class BoundDecision(Decision):
     _limiter: Any
     _rules: Rules
     _subject: Subject
-    _charged_at: float
-    """When the last charge was confirmed, by `time.monotonic`."""
 
     @classmethod
     def of(
@@ -35,7 +32,6 @@ class BoundDecision(Decision):
         """Bind a decision to its limiter, rules and subject."""
         bound = tuple.__new__(cls, decision)
         bound._limiter, bound._rules, bound._subject = limiter, rules, subject
-        bound._charged_at = time.monotonic()
         return bound
 
     async def charge(self, cost: int) -> Decision:
@@ -49,13 +45,10 @@ class BoundDecision(Decision):
             ConfigError: The cost is invalid.
         """
         charged: Decision = await self._limiter.charge(self._limits, self._subject, cost)
-        self._charged_at = time.monotonic()
         return charged
 
     async def refund(self, cost: int | None = None) -> Decision:
         """Refund a charge, for example when the work has failed; see `Limiter.refund`.
-
-        Nothing of a window that was opened after the last charge is refunded.
 
         Args:
             cost: How much to refund; by default what the update itself was charged.
@@ -65,8 +58,7 @@ class BoundDecision(Decision):
             ConfigError: The cost is invalid.
         """
         cost = self.rule.cost if cost is None else cost
-        age = time.monotonic() - self._charged_at
-        refunded: Decision = await self._limiter.refund(self._limits, self._subject, cost, age=age)
+        refunded: Decision = await self._limiter.refund(self._limits, self._subject, cost)
         return refunded
 
     @property

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY
 
+DEADLINE: Final = "deadline"
+"""The key of the time that this update may still wait for the storage, a `Deadline`."""
 _NAME: Final = "_bot_ratelimit_decisions"
 
 

@@ -16,13 +16,15 @@ from aiogram.utils.i18n.lazy_proxy import LazyProxy  # type: ignore[attr-defined
 from bot_ratelimit.config.limits_file import check_language, check_notice
 from bot_ratelimit.errors import ConfigError, NotSentError, RateLimitError
 from bot_ratelimit.incoming.debounce import Debounce
+from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
+from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import NoticeKind, NoticeResult
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, wait_text
 from bot_ratelimit.rules.limit import MAX_PERIOD_MS
-from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rule
+from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rule, rules_of
 
 TEXTS: Final[Mapping[str, str]] = {
     "en": "Too many requests. Please try again in {wait}.",
@@ -165,19 +167,26 @@ class Notices:
             await event.answer([], cache_time=1 if busy else wait, is_personal=True)
         elif isinstance(event, Message):
             text = self._text(event, wait, busy)
-            return await self._tell_once(event, text, decision, subject, limiter)
+            deadline = dispatch_state(data).get(DEADLINE)
+            return await self._tell_once(event, text, decision, subject, limiter, deadline)
         else:
             return False
         return True
 
     async def _tell_once(
-        self, event: Message, text: str, decision: Decision, subject: Subject, limiter: Limiter
+        self,
+        event: Message,
+        text: str,
+        decision: Decision,
+        subject: Subject,
+        limiter: Limiter,
+        deadline: Deadline | None,
     ) -> bool:
         """Send a notice in answer to a message, unless the user was already notified."""
         rule = self._once(event, decision, subject)
-        if rule is None:
+        if rule is None or limiter.is_banned(subject):
             return False
-        told = await limiter.hit(rule, subject, _notify=False)
+        told = await limiter.decider.hit(rules_of(rule), subject, deadline=deadline)
         # Without the storage it is unknown whether the user was already notified: stay silent.
         if not told.allowed or told.source not in ("redis", "memory"):
             return False

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bot_ratelimit.limiter.failures import Failures
-from bot_ratelimit.storage.base import ConnectionStatus, Storage
+from bot_ratelimit.limiter.decider import Decider
+from bot_ratelimit.storage.base import ConnectionStatus
+from bot_ratelimit.storage.guarded import Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class ServerHealth:
         out_for: Seconds since it stopped answering; None while it answers.
         latency: Seconds that its last answer took; None before the first.
         scripts: False if it refuses scripts; then only a single fixed window can be decided there.
-        problem: What is wrong, and how to fix it; empty if nothing is.
+        problem: What is wrong, and how to fix it; empty if nothing is. Also set if the server
+            answers, but has refused to decide by some of the rules when it was last asked.
     """
 
     name: str
@@ -42,7 +44,7 @@ class Health:
     Attributes:
         ok: Whether limits hold on every instance now.
         ready: Whether the bot can serve updates: False only with `on_error="deny"` while Redis
-            does not answer.
+            does not decide.
         source: Where counts are kept.
         policy: What answers while the storage cannot: the limiter's `on_error`.
         latency: Seconds that the test call of `check` took; None from `health`.
@@ -59,58 +61,44 @@ class Health:
     servers: tuple[ServerHealth, ...]
 
 
-def health_of(
-    storage: Storage,
-    failures: Failures,
-    on_error: str,
-    test: tuple[float, str] | None = None,
-) -> Health:
-    """Collect what is known of a storage, its connections and its breakers.
+def health_of(decider: Decider, test: tuple[float, str] | None = None) -> Health:
+    """Collect what is known of a storage: its connections, outages and faults.
 
     Args:
-        storage: Where counts are kept.
-        failures: Its circuit breakers and outages.
-        on_error: The policy.
+        decider: The storage with its guard.
         test: The time of a test call in seconds, and its problem.
     """
-    found = storage.status()
-    servers = tuple(_server(each, failures) for each in found)
-    known = {server.name for server in servers}
-    gone = [
-        outage[1]
-        for name in failures.breakers()
-        if name not in known and (outage := failures.outage(name))
-    ]
-    unable = [_undecidable(each, failures) for each in found]
-    problems = [*(server.problem for server in servers), *gone]
-    latency, problem = test or (None, next(filter(None, problems), ""))
-    problem = problem or next(filter(None, unable), "")
+    storage, known = decider.storage, decider.guard.servers()
+    now = decider.guard.now()
+    servers = tuple(_server(status, known.get(status.server), now) for status in storage.status())
+    named = {server.name for server in servers}
+    others = [server.problem for name, server in known.items() if name not in named]
+    problems = [*(server.problem for server in servers), *others]
+    latency = None
+    if test is not None:
+        latency, problem = test
+        # A call that was answered proves that the server answers; faults of rules remain.
+        faults = [fault for server in known.values() for fault in server.faults.values()]
+        problems = [problem, *faults]
+    problem = next(filter(None, problems), "")
     return Health(
         ok=not problem,
-        ready=not problem or on_error != "deny",
+        ready=not problem or decider.on_error != "deny",
         source=storage.source,
-        policy=on_error,
+        policy=decider.on_error,
         latency=latency,
         problem=problem,
         servers=servers,
     )
 
 
-def _server(status: ConnectionStatus, failures: Failures) -> ServerHealth:
-    outage = failures.outage(status.server)
-    breaker = failures.breakers().get(status.server)
+def _server(status: ConnectionStatus, server: Server | None, now: float) -> ServerHealth:
     return ServerHealth(
         name=status.server,
         connected=status.is_open,
-        breaker="closed" if breaker is None or breaker.closed else "open",
-        out_for=None if outage is None else outage[0],
+        breaker="closed" if server is None or server.breaker.closed else "open",
+        out_for=None if server is None else server.out_for(now),
         latency=status.latency,
         scripts=status.uses_script,
-        problem=status.last_error
-        or ("" if outage is None else outage[1])
-        or _undecidable(status, failures),
+        problem=status.last_error or ("" if server is None else server.problem),
     )
-
-
-def _undecidable(status: ConnectionStatus, failures: Failures) -> str:
-    return "" if status.uses_script else failures.undecidable(status.server)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextvars import Context
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal, TypeAlias, cast
+from weakref import WeakValueDictionary
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.rules.rule import Rule, Subject
+from bot_ratelimit.storage.loops import Ticker
 
 log = logging.getLogger("bot_ratelimit")
 
 Outcome: TypeAlias = Literal["allowed", "refused", "banned"]
 NoticeKind: TypeAlias = Literal["message", "callback", "inline"]
 NoticeResult: TypeAlias = Literal["sent", "silent", "failed"]
+TurnedAway: TypeAlias = Literal["busy", "old"]
 RequestOutcome: TypeAlias = Literal["sent", "failed", "flooded", "unsent"]
-FloodScope: TypeAlias = Literal["chat", "bot", "method"]
+FloodScope: TypeAlias = Literal["chat", "bot", "draft", "action", "method"]
 
 MAX_LABELS: Final = 100
 """How many different names are kept apart; further ones are counted as `OTHER`, because rules may
@@ -63,6 +65,12 @@ class Observer:
     def slots_in_use(self, name: str, count: int) -> None:
         """This process holds `count` slots of a `Concurrency` now."""
 
+    def in_flight(self, running: int, limit: int) -> None:
+        """`running` updates are being handled now, of at most `limit`; see `InFlight`."""
+
+    def turned_away(self, why: TurnedAway) -> None:
+        """An update was not handled: the bot is `"busy"`, or the update is too `"old"`."""
+
     def configured(self, version: int) -> None:
         """Another version of the live limits is in force."""
 
@@ -104,8 +112,8 @@ class Observer:
     def flood_waited(self, scope: FloodScope, seconds: float) -> None:
         """Telegram answered 429: for `seconds` nothing may be sent in the scope.
 
-        That is one chat, the whole bot, or one method if it takes no permit, such as
-        `deleteMessage`.
+        That is the messages of one chat or of the whole bot, the drafts or the actions of a chat,
+        or one method if it takes no permit, such as `deleteMessage`.
         """
 
     def queued(self, count: int) -> None:
@@ -120,60 +128,59 @@ class Observer:
 ObserverLike: TypeAlias = "Observer | Iterable[Observer] | None"
 
 
-class Observers(Observer):
-    """Several observers as one that never raises."""
+class _Safe(Observer):
+    """One observer, whose errors are logged once and reach nobody."""
 
-    def __init__(self, observers: Iterable[Observer]) -> None:
-        self.each: Final = tuple({id(each): each for each in observers}.values())
-        """The observers, each once."""
-        # These are called for every update, so only observers that override them are called.
-        self._decided = tuple(
-            (each, each.decided) for each in self.each if type(each).decided is not Observer.decided
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.overrides: Final = frozenset(
+            what for what in EVENTS if getattr(type(observer), what) is not getattr(Observer, what)
         )
-        self._batch_answered = tuple(
-            (each, each.batch_answered)
-            for each in self.each
-            if type(each).batch_answered is not Observer.batch_answered
-        )
-        self._failed: set[tuple[int, str]] = set()
+        self._failed: set[str] = set()
+
+    def tell(self, what: str, *values: Any) -> None:
+        """Call this method of the observer."""
+        if what not in self.overrides:
+            return
+        try:
+            getattr(self.observer, what)(*values)
+        except Exception as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                log.error(
+                    "The observer %s failed in %s; it is logged this once",
+                    type(self.observer).__qualname__,
+                    what,
+                    exc_info=error,
+                )
+
+
+class Observers(Observer):
+    """Any number of observers, also none, as one that never raises."""
+
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        safe = {id(each): _safe_of(each) for each in observers}
+        self.each: Final[Sequence[Observer]] = tuple(safe.values())
+        """Each of them as one that never raises. Two limiters with the same observer share it, so
+        that what they have in common can tell it once."""
+        # This is called for every update.
+        self._decided = tuple(each for each in safe.values() if "decided" in each.overrides)
+        self.times_decisions: Final = bool(self._decided)
+        """Whether anybody wants to know how long a decision took."""
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
         """See `Observer.decided`."""
-        for each, decided in self._decided:
-            try:
-                decided(decision, subject, seconds)
-            except Exception as error:
-                self._report(each, "decided", error)
-
-    def batch_answered(self, server: str, size: int, seconds: float) -> None:
-        """See `Observer.batch_answered`."""
-        for each, batch_answered in self._batch_answered:
-            try:
-                batch_answered(server, size, seconds)
-            except Exception as error:
-                self._report(each, "batch_answered", error)
+        for each in self._decided:
+            each.tell("decided", decision, subject, seconds)
 
     def tell(self, what: str, *values: Any) -> None:
         """Call this method of all observers."""
         for each in self.each:
-            try:
-                getattr(each, what)(*values)
-            except Exception as error:
-                self._report(each, what, error)
-
-    def _report(self, observer: Observer, what: str, error: Exception) -> None:
-        if (id(observer), what) not in self._failed:
-            self._failed.add((id(observer), what))
-            log.error(
-                "The observer %s failed in %s; it is logged this once",
-                type(observer).__qualname__,
-                what,
-                exc_info=error,
-            )
+            cast(_Safe, each).tell(what, *values)
 
 
 def _forward(what: str) -> Callable[..., None]:
-    def tell(self: Observers, *values: Any) -> None:
+    def tell(self: _Safe | Observers, *values: Any) -> None:
         self.tell(what, *values)
 
     return tell
@@ -181,12 +188,22 @@ def _forward(what: str) -> Callable[..., None]:
 
 EVENTS: Final = frozenset(name for name in vars(Observer) if not name.startswith("_"))
 """The names of all methods of Observer."""
-for _what in EVENTS - set(vars(Observers)):
-    setattr(Observers, _what, _forward(_what))
+for _kind in (_Safe, Observers):
+    for _what in EVENTS - set(vars(_kind)):
+        setattr(_kind, _what, _forward(_what))
+
+_all_safe: Final[WeakValueDictionary[int, _Safe]] = WeakValueDictionary()
 
 
-def observers_of(*values: ObserverLike) -> Observers | None:
-    """Combine observers into one; None if there are none.
+def _safe_of(observer: Observer) -> _Safe:
+    safe = _all_safe.get(id(observer))  # which keeps the observer alive, and so its id
+    if safe is None:
+        safe = _all_safe[id(observer)] = _Safe(observer)
+    return safe
+
+
+def observers_of(*values: ObserverLike) -> Observers:
+    """Combine observers into one.
 
     Raises:
         ConfigError: One of them is not an Observer.
@@ -194,7 +211,7 @@ def observers_of(*values: ObserverLike) -> Observers | None:
     found: list[Any] = []
     for value in values:
         if isinstance(value, Observers):
-            found += value.each
+            found += [cast(_Safe, each).observer for each in value.each]
         elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
             found += value
         elif value is not None:
@@ -204,7 +221,7 @@ def observers_of(*values: ObserverLike) -> Observers | None:
             kind = each if isinstance(each, type) else type(each)
             hint = "pass an instance" if kind is each else "derive its class from Observer"
             raise ConfigError(f"observer={kind.__qualname__}: expected an Observer; {hint}")
-    return Observers(found) if found else None
+    return Observers(found)
 
 
 def label_of(rule: Rule) -> str:
@@ -247,8 +264,7 @@ class LogObserver(Observer):
         self._allowed = 0
         self._unlimited = 0
         self._refused: Counter[str] = Counter()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._ticker = Ticker(self._tick, every)
         self._since = 0.0
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
@@ -271,32 +287,31 @@ class LogObserver(Observer):
                 )
         if decision.source == "policy":
             self._unlimited += 1
-        loop = asyncio.get_running_loop()
-        if self._timer is None:
-            self._since = loop.time()
-        if self._timer is None or self._loop is not loop:  # that of another loop never fires
-            self._loop = loop
-            self._timer = loop.call_later(self._every, self.summarize, context=Context())
+        if not self._since:
+            self._since = time.monotonic()
+        self._ticker.start()
 
     def summarize(self) -> None:
         """Log a summary since the last one, if anything happened."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         refused = self._refused.total()
-        if self._loop is None or (not self._allowed and not refused):
+        if not self._allowed and not refused:
             return
         by_rule = ", ".join(f"{label}: {n}" for label, n in self._refused.most_common())
         self._log.info(
             "Last %g s: %d allowed, %d refused%s%s",
-            round(min(self._every, self._loop.time() - self._since), 2),  # less when closed
+            round(min(self._every, time.monotonic() - self._since), 2),  # less when closed
             self._allowed,
             refused,
             f" ({by_rule})" if by_rule else "",
             f"; {self._unlimited} of these without the storage" if self._unlimited else "",
         )
         self._allowed = self._unlimited = 0
+        self._since = 0.0
         self._refused.clear()
+
+    async def _tick(self) -> bool:
+        self.summarize()
+        return False  # until the next decision
 
     def close(self) -> None:
         """Log the last summary."""

@@ -1,4 +1,4 @@
-"""Whether requests to Telegram may wait: set by the caller, read by `outgoing`."""
+"""How long requests to Telegram may wait: set by the caller, read by `outgoing`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,38 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
-waiting_allowed: Final[ContextVar[bool]] = ContextVar("bot_ratelimit_may_wait", default=True)
-"""False inside of `without_waiting`."""
+from bot_ratelimit.errors import ConfigError
+
+patience: Final[ContextVar[float | None]] = ContextVar("bot_ratelimit_patience", default=None)
+"""Seconds that a request may wait in all; None for the options of `OutgoingLimits`."""
+
+
+@contextmanager
+def waiting_up_to(seconds: float) -> Iterator[None]:
+    """Each request made inside waits up to `seconds`, for its turn, its budget and after a 429.
+
+    ::
+
+        with waiting_up_to(60):
+            await bot.send_message(chat, answer)
+
+    It is for messages that must not get lost, such as the answer of an AI. If Telegram demands a
+    longer wait, the request raises `TelegramRetryAfter` at once, as with `max_wait`; if there is
+    another reason, it raises `NotSentError`. A bot without `OutgoingLimits` is not affected.
+
+    Args:
+        seconds: For each request, from its call on; 0 is the same as `without_waiting()`.
+
+    Raises:
+        ConfigError: `seconds` is not a number from 0 up.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+        raise ConfigError(f"waiting_up_to({seconds!r}): expected seconds from 0 up, for example 60")
+    token = patience.set(float(seconds))
+    try:
+        yield
+    finally:
+        patience.reset(token)
 
 
 @contextmanager
@@ -23,8 +53,5 @@ def without_waiting() -> Iterator[None]:
     It is for messages that are of no use later, such as a notice to a user who sends too fast. A
     bot without `OutgoingLimits` is not affected.
     """
-    token = waiting_allowed.set(False)
-    try:
+    with waiting_up_to(0):
         yield
-    finally:
-        waiting_allowed.reset(token)

@@ -12,15 +12,18 @@ from collections.abc import (
     Callable,
     Iterable,
 )
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from aiogram.exceptions import TelegramAPIError, TelegramMigrateToChat
 
 from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.outgoing.delivery import before_send, broadcasting
+from bot_ratelimit.outgoing.interrupt import Interrupt
 from bot_ratelimit.outgoing.journal import Journal
+from bot_ratelimit.outgoing.methods import Method
 from bot_ratelimit.outgoing.progress import Progress
+from bot_ratelimit.outgoing.scope import BroadcastScope, broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent, Status, never_left, status_of
+from bot_ratelimit.outgoing.stars import Stars, StarsSpentError
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -28,7 +31,13 @@ T = TypeVar("T", bound="int | str")
 
 # Without a connection nothing was sent, so the same chat is tried again after these seconds.
 _RECONNECT: Final = (1, 2, 4, 8, 15, 30, 30, 30)
-_NAMED: Final = 20
+
+
+class Options(NamedTuple):
+    """How many chats at the same time, and what paid messages may cost."""
+
+    in_flight: int
+    stars: Stars
 
 
 async def run(
@@ -37,25 +46,33 @@ async def run(
     *,
     journal: Journal | None,
     progress: Progress | None,
-    in_flight: int,
+    options: Options,
 ) -> AsyncGenerator[Sent[T], None]:
     """See `OutgoingLimits.broadcast`."""
-    if journal is not None and journal.in_flight:
-        _name_in_flight(journal)
-    broadcast = _Broadcast(_iterate(chats), send, journal, progress, in_flight)
-    if progress is not None:
-        progress.begin()
+    if journal is not None:
+        journal.open()
+    progress = progress or Progress()
+    broadcast = _Broadcast(_iterate(chats), send, journal, progress, options)
+    progress.begin()
+    interrupt = Interrupt()
     try:
-        async for sent in broadcast.outcomes():
-            if progress is not None:
+        with interrupt:
+            async for sent in broadcast.outcomes():
                 progress.add(sent)
-            yield sent
+                yield sent
+    except asyncio.CancelledError:
+        if not interrupt.came:
+            raise
+        # asyncio.run would end with the traceback of a KeyboardInterrupt through this file.
+        log.warning("Broadcast interrupted by Ctrl-C: %s%s", progress, _again(journal))
+        raise SystemExit(130) from None
     finally:
         await broadcast.stop()
         if journal is not None:
             journal.close()
-        if progress is not None:
-            await progress.finish()
+        await progress.finish()
+        if broadcast.floods:
+            log.warning("Broadcast: %d requests were answered with 429", broadcast.floods)
 
 
 class _Broadcast(Generic[T]):
@@ -66,16 +83,19 @@ class _Broadcast(Generic[T]):
         chats: AsyncIterator[T],
         send: Callable[[T], Awaitable[Any]],
         journal: Journal | None,
-        progress: Progress | None,
-        in_flight: int,
+        progress: Progress,
+        options: Options,
     ) -> None:
+        self.floods = 0
+        """How many requests were answered with 429."""
+        self.journal = journal
+        self.stars = options.stars
         self._chats = chats
         self._send = send
-        self._journal = journal
         self._progress = progress
         self._turn = asyncio.Lock()
-        self._outcomes: asyncio.Queue[Sent[T] | None] = asyncio.Queue(in_flight)
-        self._workers = [asyncio.create_task(self._work()) for _ in range(in_flight)]
+        self._outcomes: asyncio.Queue[Sent[T] | None] = asyncio.Queue(options.in_flight)
+        self._workers = [asyncio.create_task(self._work()) for _ in range(options.in_flight)]
         self._warned = False
 
     async def outcomes(self) -> AsyncIterator[Sent[T]]:
@@ -101,10 +121,10 @@ class _Broadcast(Generic[T]):
         await asyncio.gather(*self._workers, return_exceptions=True)
 
     async def _work(self) -> None:
-        broadcasting.set(True)  # of this task only
         try:
-            while (chat := await self._next()) is not None:
-                await self._outcomes.put(await self._serve(chat))
+            while not self.stars.has_stopped and (chat := await self._next()) is not None:
+                if (sent := await self._serve(chat)) is not None:
+                    await self._outcomes.put(sent)
         finally:
             if (task := asyncio.current_task()) and not task.cancelling():
                 await self._outcomes.put(None)
@@ -112,31 +132,26 @@ class _Broadcast(Generic[T]):
     async def _next(self) -> T | None:
         async with self._turn:  # an async generator allows one caller at a time
             async for chat in self._chats:
-                if self._journal is None or chat not in self._journal:
+                if self.journal is None or chat not in self.journal:
                     return chat
-                if self._progress is not None:
-                    self._progress.skipped += 1
+                self._progress.skipped += 1
         return None
 
-    async def _serve(self, chat: T) -> Sent[T]:
-        left = 0
-
-        def on_before_send() -> None:
-            nonlocal left
-            if not left and self._journal is not None:
-                self._journal.leaving(chat)
-            left += 1
-
-        before_send.set(on_before_send)
-        sent = await self._attempt(chat, lambda: left)
-        if sent and not left and not self._warned:
+    async def _serve(self, chat: T) -> Sent[T] | None:
+        """Send to one chat; return None if the Stars were spent before anything was sent."""
+        requests = _Requests(self, chat)
+        broadcast_scope.set(requests)  # of this worker only
+        sent = await self._attempt(chat, requests)
+        if sent is None:
+            return None
+        if sent and not requests.left and not self._warned:
             self._warned = True
             log.warning("send(%r) sent nothing through this bot: call outgoing.setup(bot)", chat)
-        if self._journal is not None:
-            self._journal.finished(chat, sent.status)
+        if self.journal is not None:
+            self.journal.finished(chat, sent.status)
         return sent
 
-    async def _attempt(self, chat: T, left: Callable[[], int]) -> Sent[T]:
+    async def _attempt(self, chat: T, requests: _Requests) -> Sent[T] | None:
         """Send; send again only if nothing can have arrived, so after one request at most."""
         target: Any = chat
         moved: int | None = None
@@ -145,26 +160,58 @@ class _Broadcast(Generic[T]):
         while True:
             try:
                 result = await self._send(target)
+            except StarsSpentError as error:
+                return Sent(chat, Status.UNKNOWN, None, error) if requests.left else None
             except NotSentError:
                 raise
             except TelegramMigrateToChat as error:
-                if moved is not None or left() - before > 1:
+                if moved is not None or requests.left - before > 1:
                     return Sent(chat, Status.FAILED, None, error, error.migrate_to_chat_id)
                 target = moved = error.migrate_to_chat_id
             except Exception as error:
-                again = never_left(error) and left() - before <= 1
+                again = never_left(error) and requests.left - before <= 1
                 if not again or (wait := next(waits, None)) is None:
-                    return Sent(chat, _status(error, left() - before), None, error, moved)
+                    status = _status(error, requests.left - before)
+                    return Sent(chat, status, None, error, moved)
                 await asyncio.sleep(wait)
             else:
                 return Sent(chat, Status.MIGRATED if moved else Status.SENT, result, None, moved)
-            before = left()
+            before = requests.left
+
+
+class _Requests(BroadcastScope):
+    """The requests that are sent to one chat of a broadcast."""
+
+    def __init__(self, broadcast: _Broadcast[Any], chat: int | str) -> None:
+        self.left = 0
+        """How many requests Telegram may have got; those answered with 429 do not count."""
+        self._broadcast = broadcast
+        self._chat = chat
+
+    def leaving(self) -> None:
+        """See `BroadcastScope.leaving`."""
+        if not self.left and self._broadcast.journal is not None:
+            self._broadcast.journal.leaving(self._chat)
+        self.left += 1
+
+    def refused(self) -> None:
+        """See `BroadcastScope.refused`."""
+        self._broadcast.floods += 1
+        self.left -= 1
+        if not self.left and self._broadcast.journal is not None:
+            self._broadcast.journal.refused(self._chat)
+
+    def priced(self, method: Method) -> Method:
+        """See `BroadcastScope.priced`."""
+        if not getattr(method, "allow_paid_broadcast", False) or self._broadcast.stars.pay():
+            return method
+        return method.model_copy(update={"allow_paid_broadcast": False})
 
 
 def _status(error: Exception, left: int) -> Status:
     """The status for an error after `left` requests were sent: only the last one was refused."""
     status = status_of(error)
-    refused = left == 0 or (left == 1 and isinstance(error, TelegramAPIError))
+    refused = left <= 0 or (left == 1 and isinstance(error, TelegramAPIError))
     return Status.UNKNOWN if status is Status.FAILED and not refused else status
 
 
@@ -177,14 +224,5 @@ async def _iterate(chats: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
             yield chat
 
 
-def _name_in_flight(journal: Journal) -> None:
-    named = ", ".join(map(str, journal.in_flight[:_NAMED]))
-    more = len(journal.in_flight) - _NAMED
-    log.warning(
-        "%s: %d chats were in flight when the last run ended. They may have got the message and "
-        "are skipped (repeat_in_flight=True sends it again): %s%s",
-        journal.path,
-        len(journal.in_flight),
-        named,
-        f" and {more} more" if more > 0 else "",
-    )
+def _again(journal: Journal | None) -> str:
+    return "" if journal is None else f". Run it again with {journal.path} to continue"

@@ -8,8 +8,10 @@ from typing import Any, Final, TypeAlias
 
 from aiogram import Bot
 
-from bot_ratelimit.outgoing.budgets import Chat, Owed
+from bot_ratelimit.outgoing.budgets import NOTHING
 from bot_ratelimit.outgoing.methods import Method, Traffic
+from bot_ratelimit.outgoing.pace import Pace, PaceKey
+from bot_ratelimit.outgoing.scope import BroadcastScope
 
 Send: TypeAlias = Callable[[Bot, Method], Awaitable[Any]]
 
@@ -22,9 +24,31 @@ large file is uploaded."""
 
 
 class Request:
-    """A request that a bot has made."""
+    """A request that a bot has made.
 
-    __slots__ = ("bot", "broadcast", "edit", "entry", "future", "method", "send", "traffic")
+    Args:
+        send: Sends it.
+        bot: The bot.
+        method: What is sent.
+        traffic: What it counts as.
+        broadcast: The broadcast that it is part of; None for a reply.
+        edit: Which message it edits; None if no other request can replace it.
+        patience: Seconds that it may wait in all; None without such a bound.
+    """
+
+    __slots__ = (
+        "attempts",
+        "bot",
+        "broadcast",
+        "deadline",
+        "edit",
+        "entry",
+        "future",
+        "may_wait",
+        "method",
+        "send",
+        "traffic",
+    )
 
     def __init__(
         self,
@@ -33,8 +57,9 @@ class Request:
         method: Method,
         traffic: Traffic,
         *,
-        broadcast: bool = False,
+        broadcast: BroadcastScope | None = None,
         edit: Hashable | None = None,
+        patience: float | None = None,
     ) -> None:
         self.send = send
         self.bot = bot
@@ -42,8 +67,19 @@ class Request:
         self.traffic = traffic
         self.broadcast = broadcast
         self.edit = edit
+        self.may_wait = patience is None or patience > 0
+        self.deadline = None
+        if patience is not None:
+            self.deadline = asyncio.get_running_loop().time() + patience
+        self.attempts = 0
+        """How often it was answered with 429."""
         self.entry = Entry(self)
         self.future: asyncio.Future[Any] | None = None
+
+    def can_wait(self, seconds: float) -> bool:
+        """Whether the request may wait for `seconds` more."""
+        now = asyncio.get_running_loop().time()
+        return self.deadline is None or now + seconds <= self.deadline
 
 
 class Entry:
@@ -55,6 +91,11 @@ class Entry:
         self.requests = [request]
         self.edit = request.edit
         self.in_flight = False
+
+    @property
+    def newest(self) -> Request:
+        """The request to send; the others are replaced by it."""
+        return self.requests[-1]
 
     def settle(self, sender: Request, result: Any = None, error: Exception | None = None) -> None:
         """Give the outcome to the other callers that wait for this entry."""
@@ -69,42 +110,37 @@ class Entry:
         self.requests.clear()  # breaks a reference cycle, so that no garbage collection is needed
 
 
-class ChatQueue:
-    """The requests of one bot to one chat.
+class ChatQueue(Pace):
+    """The requests of one bot and kind to one chat.
 
     At any time at most one entry has the turn. It takes a permit, sends, and passes the turn to the
-    next entry: replies first, then broadcasts. This class is pure bookkeeping: it does no I/O and
-    reads no clock.
+    next entry: replies first, then broadcasts. The queue is pure bookkeeping: it does no I/O and
+    waits for nothing.
 
     Args:
-        chat: The chat, for log messages.
+        key: Which requests these are.
     """
 
     __slots__ = (
         "_broadcasts",
         "_edits",
         "_replies",
-        "blocked_until",
-        "chat",
+        "counted_until",
+        "full_at",
         "holder",
-        "idle_until",
-        "lag",
         "owed",
-        "slow",
-        "slow_until",
+        "refill",
     )
 
-    def __init__(self, chat: Chat) -> None:
-        self.chat = chat
+    def __init__(self, key: PaceKey) -> None:
+        super().__init__(key)
         self.holder: Entry | None = None
-        self.owed = Owed(0, 0)
+        self.owed = NOTHING
         """Permits not yet taken for what was sent, for example for an album that exceeds the
         burst."""
-        self.lag = 0.0
-        """How many seconds later than the fastest request one of this chat may have arrived."""
-        self.slow = 0
-        """How often the pace is halved: once for each recent 429."""
-        self.slow_until = self.blocked_until = self.idle_until = 0.0
+        self.full_at = self.counted_until = self.refill = 0.0
+        """When the permits taken so far will be refilled, by the loop's clock; the same as Telegram
+        counts it, at the latest; and the seconds for one permit."""
         self._replies: list[Entry] = []  # empty deques would be half of a queue's memory
         self._broadcasts: list[Entry] = []
         self._edits: dict[Hashable, Entry] = {}
@@ -116,7 +152,7 @@ class ChatQueue:
 
     def is_idle(self, now: float) -> bool:
         """Whether the queue can be dropped because nothing of it needs to be remembered."""
-        return self.holder is None and not self.waiting and now >= self.idle_until
+        return self.holder is None and not self.waiting and super().is_idle(now)
 
     def entries(self) -> Iterator[Entry]:
         """All entries that have not been answered yet, in order."""
@@ -146,13 +182,13 @@ class ChatQueue:
         A different kind of edit of the same message keeps an entry of its own.
         """
         entry = self._edits.get(request.edit) if request.edit is not None else None
-        return entry is not None and type(entry.requests[-1].method) is type(request.method)
+        return entry is not None and type(entry.newest.method) is type(request.method)
 
     def seal(self, entry: Entry) -> Request:
         """Return the request to send now for this entry; later edits get an entry of their own."""
         if entry.edit is not None and self._edits.get(entry.edit) is entry:
             del self._edits[entry.edit]
-        return entry.requests[-1]
+        return entry.newest
 
     def reopen(self, entry: Entry) -> None:
         """Allow newer edits to replace the request: it was not delivered and is sent again."""

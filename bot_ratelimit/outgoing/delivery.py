@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextvars import ContextVar
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from aiogram import Bot
-from aiogram.exceptions import TelegramRetryAfter
+from aiogram.exceptions import TelegramAPIError
 
 from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.limiter.waiting_allowed import waiting_allowed
 from bot_ratelimit.outgoing.chat_queue import OVERTAKE_AFTER, YOUR_TURN, ChatQueue, Request
-from bot_ratelimit.outgoing.floods import Floods
-from bot_ratelimit.outgoing.methods import Kind, Method
-from bot_ratelimit.outgoing.pacing import Pacer
-from bot_ratelimit.outgoing.sleeper import Sleeper
-
-before_send: Final[ContextVar[Callable[[], None] | None]] = ContextVar(
-    "bot_ratelimit_leaving", default=None
-)
-"""Called at the last moment before a request of this context is sent and Telegram may get it."""
-
-broadcasting: Final[ContextVar[bool]] = ContextVar("bot_ratelimit_broadcasting", default=False)
-"""Whether requests of this context are part of a broadcast."""
+from bot_ratelimit.outgoing.floods import Floods, describe, flood_wait
+from bot_ratelimit.outgoing.methods import Method
+from bot_ratelimit.outgoing.pace import Pace
+from bot_ratelimit.outgoing.pacing import Pacer, Permit
 
 
 class DeliveryOptions(NamedTuple):
     """How requests are delivered, and when a request that was answered with 429 is sent again."""
 
     retries: int
-    max_wait: float
     repeat_albums: bool
     in_order: bool
 
@@ -42,8 +31,8 @@ class Delivery:
     Args:
         pacer: Takes their permits.
         floods: Handles 429s.
-        sleeper: Sleeps that end when the bot shuts down.
         options: When requests are sent again, and in which order.
+        before_send: Called with each request that is about to be sent.
         on_change: Called when a paced request starts.
     """
 
@@ -51,29 +40,25 @@ class Delivery:
         self,
         pacer: Pacer,
         floods: Floods,
-        sleeper: Sleeper,
         options: DeliveryOptions,
+        before_send: Callable[[Request], None],
         on_change: Callable[[], None],
     ) -> None:
         self.in_flight = 0
         """The number of requests that Telegram has not answered yet."""
         self.paced_in_flight = 0
         """The number of them that waited for their turn in a queue."""
+        self._before_send = before_send
         self._on_change = on_change
         self._pacer = pacer
         self._floods = floods
-        self._sleeper = sleeper
         self._options = options
         self._awaiting: set[asyncio.Future[None]] = set()  # that wait until all is answered
 
     async def send_paced(self, queue: ChatQueue, request: Request) -> Any:
         """Wait for the turn and send, or return the outcome of a newer edit sent instead."""
         if (turn := queue.join(request)) is not None:
-            try:
-                outcome = await turn
-            except asyncio.CancelledError:
-                queue.leave(request)
-                raise
+            outcome = await self._turn(queue, request, turn)
             if outcome is not YOUR_TURN:
                 return outcome
         entry = request.entry
@@ -91,33 +76,43 @@ class Delivery:
         queue.release(entry)
         return result
 
-    async def send_or_drop(self, queue: ChatQueue, request: Request) -> Any:
+    async def send_unqueued(self, queue: ChatQueue, request: Request) -> Any:
+        """Send a method beside others of its kind; after a 429 all of them send in turn."""
+        now = asyncio.get_running_loop().time()
+        if queue.holder is None and not queue.is_cautious(now):
+            permit = await self._pacer.take(queue, request.entry)
+            sent, result = await self._attempt(queue, request, permit)
+            if sent:
+                return result
+        return await self.send_paced(queue, request)
+
+    async def send_or_drop(self, pace: Pace, request: Request) -> Any:
         """Send a chat action now, or drop it: it describes what the bot does at this moment."""
-        if not await self._pacer.try_once(queue, request):
+        if await self._pacer.try_once(pace) > 0:
             return True
         try:
-            return await self._send(request)
-        except TelegramRetryAfter as error:
-            await self._floods.on_retry_after(queue, request, error, fresh=False)
+            return await self.send(request)
+        except TelegramAPIError as error:
+            if (seconds := flood_wait(error)) is None:
+                raise
+            await self._floods.on_flood(pace, request, seconds)
             return True
 
-    async def unpaced(self, request: Request) -> Any:
-        """Send a request that takes no permit; it waits only after a 429 of its own."""
-        attempt = 0
-        while True:
-            try:
-                return await self._send(request)
-            except TelegramRetryAfter as error:
-                if request.traffic.kind is Kind.OTHER:
-                    self._floods.report_method(error)
-                else:
-                    await self._floods.on_retry_after(None, request, error, fresh=False)
-                attempt += 1
-                if attempt > self._options.retries or self._pacer.closed:
-                    raise
-                if not self._may_repeat(request, error.retry_after):
-                    raise
-                await self._sleeper.sleep(error.retry_after)
+    async def send(self, request: Request) -> Any:
+        """Send a request now."""
+        self.check_session_open(request.bot, request.method)
+        if request.broadcast is not None:
+            request.broadcast.leaving()
+        self._before_send(request)
+        self.in_flight += 1
+        try:
+            return await request.send(request.bot, request.method)
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
+                for answered in self._awaiting:
+                    if not answered.done():
+                        answered.set_result(None)
 
     async def wait_for_answers(self, timeout: float) -> None:
         """Wait until Telegram has answered everything, for `timeout` seconds at most."""
@@ -136,60 +131,76 @@ class Delivery:
                 f"{method.__api_method__} was not sent: the session of the bot is closed"
             )
 
+    async def _turn(self, queue: ChatQueue, request: Request, turn: asyncio.Future[Any]) -> Any:
+        """Wait for the turn; return YOUR_TURN, or the outcome of a newer edit."""
+        try:
+            async with asyncio.timeout_at(request.deadline) as timeout:
+                return await turn
+        except TimeoutError:
+            if not timeout.expired():  # the outcome of a newer edit
+                raise
+            queue.leave(request)
+            raise NotSentError(
+                f"{describe(request)} was not sent: other requests to this chat came first"
+            ) from None
+        except asyncio.CancelledError:
+            queue.leave(request)
+            raise
+
     async def _deliver(self, queue: ChatQueue, request: Request) -> Any:
         """Take a permit and send; repeat this after a 429."""
-        entry, attempt = request.entry, 0
+        entry = request.entry
         while True:
-            permit = await self._pacer.take(queue, request)
-            if request.broadcast:
-                await self._pacer.take_for_broadcast(queue, request)
+            permit = await self._pacer.take(queue, entry)
+            await self._pacer.take_for_broadcast(queue, entry)
             newest = queue.seal(entry)
-            entry.in_flight = True
-            try:
-                result = await self._send(newest, queue)
-            except TelegramRetryAfter as error:
-                await self._floods.on_retry_after(queue, newest, error, fresh=permit.fresh)
-                attempt += 1
-                if attempt > self._options.retries:
-                    raise
-                if not self._may_repeat(newest, error.retry_after):
-                    raise
-            else:
-                self._pacer.learn(queue, permit)
+            sent, result = await self._attempt(queue, newest, permit, in_turn=True)
+            if sent:
                 return result
-            finally:
-                entry.in_flight = False
             queue.reopen(entry)
             await self._pacer.retake_turn(queue, request)
 
-    async def _send(self, request: Request, queue: ChatQueue | None = None) -> Any:
-        bot, timer = request.bot, None
-        self.check_session_open(bot, request.method)
-        if on_before_send := before_send.get():
-            on_before_send()
-        if queue is not None:
-            wait = OVERTAKE_AFTER if self._options.in_order else 0
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(wait, queue.release, request.entry)
-            self.paced_in_flight += 1
-            self._on_change()
-        self.in_flight += 1
-        try:
-            return await request.send(bot, request.method)
-        finally:
-            if timer is not None:
-                timer.cancel()
-                self.paced_in_flight -= 1
-            self.in_flight -= 1
-            if not self.in_flight:
-                for answered in self._awaiting:
-                    if not answered.done():
-                        answered.set_result(None)
+    async def _attempt(
+        self, queue: ChatQueue, request: Request, permit: Permit, *, in_turn: bool = False
+    ) -> tuple[bool, Any]:
+        """Send once; return whether the request was accepted, and its result.
 
-    def _may_repeat(self, request: Request, seconds: float) -> bool:
-        if request.traffic.items and not self._options.repeat_albums:
-            return False
-        return waiting_allowed.get() and (request.broadcast or seconds <= self._options.max_wait)
+        Raises:
+            Exception: Telegram's error, if the request must not be sent again.
+        """
+        try:
+            result = await (self._send_in_turn(queue, request) if in_turn else self.send(request))
+        except TelegramAPIError as error:
+            if (seconds := flood_wait(error)) is None:
+                raise
+            if request.broadcast is not None:
+                request.broadcast.refused()
+            await self._floods.on_flood(queue, request, seconds, quiet=permit.quiet)
+            request.attempts += 1
+            if request.attempts > self._options.retries:
+                raise
+            if request.traffic.items and not self._options.repeat_albums:
+                raise
+            if not self._pacer.may_repeat(queue, request, seconds):
+                raise
+            return False, None
+        self._pacer.answered(queue, permit)
+        return True, result
+
+    async def _send_in_turn(self, queue: ChatQueue, request: Request) -> Any:
+        """Send; if the answer is late, the next request of the chat does not wait for it."""
+        wait = OVERTAKE_AFTER if self._options.in_order else 0
+        loop, entry = asyncio.get_running_loop(), request.entry
+        timer = loop.call_later(wait, queue.release, entry)
+        entry.in_flight = True
+        self.paced_in_flight += 1
+        self._on_change()
+        try:
+            return await self.send(request)
+        finally:
+            timer.cancel()
+            entry.in_flight = False
+            self.paced_in_flight -= 1
 
 
 def _is_closed(session: Any) -> bool:

@@ -8,26 +8,44 @@ import math
 from collections import deque
 from typing import Final
 
-from aiogram.exceptions import TelegramRetryAfter
+from aiogram.exceptions import TelegramAPIError, TelegramRetryAfter
 
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.limiter.observer import Observer
-from bot_ratelimit.outgoing.budgets import Budgets, subject_of
-from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request
-from bot_ratelimit.rules.penalty import Penalty, blocking
+from bot_ratelimit.limiter.observer import FloodScope, Observer
+from bot_ratelimit.outgoing.budgets import Budgets
+from bot_ratelimit.outgoing.chat_queue import Request
+from bot_ratelimit.outgoing.methods import Kind
+from bot_ratelimit.outgoing.pace import Pace
+from bot_ratelimit.outgoing.permits import Permits
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Subject
 
 log = logging.getLogger("bot_ratelimit")
 
-CAUTIOUS_FOR: Final = 60.0
-"""Seconds after a block in which its chat has half the pace, because the normal pace was too
-fast."""
-_SLOWEST: Final = 5
 # If this many quiet chats are refused within a second, the limit is the bot's and not the chats'.
 _MANY: Final = 3
 _TOGETHER: Final = 1.0
 # One line for each 429 would flood the log.
 _LOG_EVERY: Final = 5.0
+# A 429 may come without a time, or with any number; Telegram's longest known wait is 12 hours.
+_SHORTEST: Final = 1.0
+_LONGEST: Final = 86_400.0
+_SCOPES: Final[dict[Kind, FloodScope]] = {
+    Kind.MESSAGE: "chat",
+    Kind.DRAFT: "draft",
+    Kind.ACTION: "action",
+    Kind.METHOD: "method",
+}
+
+
+def flood_wait(error: BaseException) -> float | None:
+    """The seconds to wait after a 429; None for any other error."""
+    if isinstance(error, TelegramRetryAfter):
+        return min(max(float(error.retry_after or 0), _SHORTEST), _LONGEST)
+    # aiogram has no class for a 429 without a time, or with the time 0.
+    if type(error) is TelegramAPIError and error.message.startswith("Too Many Requests"):
+        return _SHORTEST
+    return None
 
 
 class Floods:
@@ -38,101 +56,100 @@ class Floods:
     own 429s, in case the storage is unreachable.
 
     Args:
-        limiter: Grants permits and stores the blocks.
+        permits: Stores the blocks.
         budgets: The rules that read the blocks.
         observer: Is told of each 429.
     """
 
-    def __init__(
-        self, limiter: Limiter, budgets: Budgets, observer: Observer | None = None
-    ) -> None:
-        self._observer = observer
-        self._limiter = limiter
+    def __init__(self, permits: Permits, budgets: Budgets, observer: Observer) -> None:
+        self._permits = permits
         self._budgets = budgets
+        self._observer = observer
         self._bots: dict[int, float] = {}
-        self._fresh: deque[tuple[float, int, int | str]] = deque(maxlen=_MANY)
+        self._quiet: deque[tuple[float, int, int | str]] = deque(maxlen=_MANY)
         self._log_again = 0.0
+        self._unlogged = 0
 
-    def blocked_for(self, queue: ChatQueue, bot: int) -> float:
+    def blocked_for(self, pace: Pace) -> float:
         """Seconds until the blocks that this process knows of end; 0.0 or less without a block."""
-        now = asyncio.get_running_loop().time()
-        return max(queue.blocked_until, self._bots.get(bot, 0.0)) - now
+        until = pace.blocked_until
+        if pace.key.kind is Kind.MESSAGE:
+            until = max(until, self._bots.get(pace.key.bot, 0.0))
+        return until - asyncio.get_running_loop().time()
 
-    def note_refusal(self, queue: ChatQueue, bot: int, decision: Decision) -> bool:
+    def note_refusal(self, pace: Pace, decision: Decision) -> bool:
         """Record a refusal; return True if a block refused, and False if a budget is used up."""
         if not decision.banned or not isinstance(decision.rule, Penalty):
             return False
         if decision.rule.path == self._budgets.bot_block.path:
-            self._block_bot(bot, decision.retry_after)
+            self._block_bot(pace.key.bot, decision.retry_after)
         else:
-            self._block_chat(queue, decision.retry_after)
+            pace.block(asyncio.get_running_loop().time(), decision.retry_after)
         return True
 
-    async def on_retry_after(
-        self, queue: ChatQueue | None, request: Request, error: TelegramRetryAfter, *, fresh: bool
+    async def on_flood(
+        self, pace: Pace, request: Request, seconds: float, *, quiet: bool = False
     ) -> None:
-        """Block the chat or the whole bot for as long as Telegram says.
+        """Block requests like this one for as long as Telegram says.
 
         Args:
-            queue: The queue of the chat; None for a request to no chat.
+            pace: The pace of these requests.
             request: The request that Telegram refused.
-            error: Telegram's answer.
-            fresh: Whether the chat had been quiet, so that its own limit cannot be the reason.
+            seconds: How long.
+            quiet: Whether the chat had been quiet, so that its own limit cannot be the reason.
         """
-        bot, seconds = request.bot.id, float(error.retry_after)
-        whole_bot = queue is None or (fresh and self._many_chats_refused(bot, queue))
-        self._log(request, queue, seconds, whole_bot)
-        if self._observer is not None:
-            self._observer.flood_waited("bot" if whole_bot else "chat", seconds)
-        if queue is not None:
-            self._block_chat(queue, seconds)
-            subject = subject_of(bot, queue.chat, _business(request))
-            rule = self._budgets.chat_block(queue.chat)
-            await self._limiter.hit(blocking(rule, seconds), subject, _notify=False, _outgoing=True)
+        bot = pace.key.bot
+        whole_bot = quiet and self._many_chats_refused(pace)
+        self._log(request, pace, seconds, whole_bot)
+        self._observer.flood_waited("bot" if whole_bot else _SCOPES[pace.key.kind], seconds)
+        pace.block(asyncio.get_running_loop().time(), seconds)
+        await self._permits.block(self._budgets.block(pace), pace.subject, seconds)
         if whole_bot:
             self._block_bot(bot, seconds)
-            rule, subject = self._budgets.bot_block, subject_of(bot, "", None)
-            await self._limiter.hit(blocking(rule, seconds), subject, _notify=False, _outgoing=True)
+            await self._permits.block(self._budgets.bot_block, Subject(bot=bot), seconds)
 
-    def report_method(self, error: TelegramRetryAfter) -> None:
-        """Report a 429 of a method without a permit to the observers; it blocks nothing else."""
-        if self._observer is not None:
-            self._observer.flood_waited("method", float(error.retry_after))
-
-    def _block_chat(self, queue: ChatQueue, seconds: float) -> None:
-        now = asyncio.get_running_loop().time()
-        if queue.blocked_until <= now:  # a new block, not another 429 of the same one
-            queue.slow = min(queue.slow + 1, _SLOWEST) if now < queue.slow_until else 1
-        queue.blocked_until = max(queue.blocked_until, now + seconds)
-        queue.slow_until = queue.blocked_until + CAUTIOUS_FOR
-        queue.idle_until = max(queue.idle_until, queue.slow_until)
+    def report_unpaced(self, error: BaseException) -> None:
+        """Report a 429 of a method that never waits to the observers; it blocks nothing."""
+        if (seconds := flood_wait(error)) is not None:
+            self._observer.flood_waited("method", seconds)
 
     def _block_bot(self, bot: int, seconds: float) -> None:
         until = asyncio.get_running_loop().time() + seconds
         self._bots[bot] = max(self._bots.get(bot, 0.0), until)
 
-    def _many_chats_refused(self, bot: int, queue: ChatQueue) -> bool:
+    def _many_chats_refused(self, pace: Pace) -> bool:
         """Whether several quiet chats were refused at about the same time."""
-        now = asyncio.get_running_loop().time()
-        others = {chat for _, whose, chat in self._fresh if whose == bot}
-        if queue.chat not in others:
-            self._fresh.append((now, bot, queue.chat))
-        recent = [1 for at, whose, _ in self._fresh if whose == bot and now - at <= _TOGETHER]
+        now, bot = asyncio.get_running_loop().time(), pace.key.bot
+        others = {chat for _, whose, chat in self._quiet if whose == bot}
+        if pace.chat not in others:
+            self._quiet.append((now, bot, pace.chat))
+        recent = [1 for at, whose, _ in self._quiet if whose == bot and now - at <= _TOGETHER]
         return len(recent) >= _MANY
 
-    def _log(
-        self, request: Request, queue: ChatQueue | None, seconds: float, whole_bot: bool
-    ) -> None:
+    def _log(self, request: Request, pace: Pace, seconds: float, whole_bot: bool) -> None:
         now = asyncio.get_running_loop().time()
         if now < self._log_again:
+            self._unlogged += 1
             return
         self._log_again = now + _LOG_EVERY
+        more = f"; {self._unlogged} more 429s since the last line" if self._unlogged else ""
+        self._unlogged = 0
         log.warning(
-            "Telegram refused %s (429): %s sends nothing for %.0f s, on all instances",
+            "Telegram refused %s (429): this bot sends %s for %.0f s, on all instances%s",
             describe(request),
-            "this bot" if whole_bot or queue is None else f"to chat {queue.chat} this bot",
+            _held_back(pace, whole_bot),
             seconds,
+            more,
         )
+
+
+def _held_back(pace: Pace, whole_bot: bool) -> str:
+    if whole_bot:
+        return "no messages"
+    if pace.key.kind is Kind.METHOD:
+        return f"no {pace.key.method}"
+    what = {Kind.DRAFT: "drafts", Kind.ACTION: "chat actions"}.get(pace.key.kind, "messages")
+    return f"no {what} to chat {pace.chat}"
 
 
 def retry_after(request: Request, seconds: float) -> TelegramRetryAfter:
@@ -149,7 +166,3 @@ def describe(request: Request) -> str:
     name = request.method.__api_method__
     chat = getattr(request.method, "chat_id", None)
     return name if chat is None else f"{name} to chat {chat}"
-
-
-def _business(request: Request) -> str | None:
-    return getattr(request.method, "business_connection_id", None)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from io import FileIO
 from pathlib import Path
 from typing import Final
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.outgoing.file_lock import FileLock
 from bot_ratelimit.outgoing.sent import Status
 
+log = logging.getLogger("bot_ratelimit")
+
 LEAVING: Final = "leaving"
-_WORDS: Final = {LEAVING, *(status.value for status in Status)}
+REFUSED: Final = "refused"
+_WORDS: Final = {LEAVING, REFUSED, *(status.value for status in Status)}
+_NAMED: Final = 20
 
 
 class Journal:
@@ -22,11 +28,16 @@ class Journal:
         42 leaving
         42 sent
         43 leaving
+        43 refused
+        44 leaving
 
     `leaving` is written before a request is sent, and the outcome when it is known, both without
-    a buffer in this process. So after a crash, even by SIGKILL, the file has every chat to which
-    something was sent. Chats without an outcome may or may not have got it; these are
-    `in_flight`. (After a power failure, data that the system had not written yet is missing.)
+    a buffer in this process. `refused` is a 429: Telegram did not take the message, and it is sent
+    again later. So after a crash, even by SIGKILL, the file has every chat to which something was
+    sent. Chats that end with `leaving` may or may not have got it; these are `in_flight`. (After a
+    power failure, data that the system had not written yet is missing.)
+
+    While a broadcast runs, `news.journal.lock` keeps other processes from using the file.
 
     Args:
         path: The file; it is created before the first request. A broadcast closes it at its end.
@@ -41,41 +52,75 @@ class Journal:
         self.path = Path(path)
         self.done: set[str] = set()
         """The chats that need no further request."""
-        self._file: FileIO | None = None
-        try:
-            begun = self._read() if self.path.exists() else []
-        except OSError as error:
-            raise ConfigError(f"the journal {self.path}: {error.strerror}") from None
-        self.in_flight: tuple[int | str, ...] = tuple(map(_chat, begun))
+        self.in_flight: tuple[int | str, ...] = ()
         """The chats to which an earlier run was sending when it ended."""
-        if not repeat_in_flight:
-            self.done.update(begun)
+        self._repeat_in_flight = repeat_in_flight
+        self._lock = FileLock(self.path.with_name(f"{self.path.name}.lock"))
+        self._file: FileIO | None = None
+        self._read()
 
     def __contains__(self, chat: object) -> bool:
         return str(chat) in self.done
 
+    def open(self) -> None:
+        """Begin a broadcast: keep other processes from using the file, and log what is in flight.
+
+        Raises:
+            ConfigError: Another process broadcasts with this file.
+        """
+        if self._lock.is_held:
+            return
+        if (holder := self._lock.acquire()) is not None:
+            raise ConfigError(
+                f"the journal {self.path}: {holder} is broadcasting with it; wait until it ends, "
+                "or give another path"
+            )
+        whole = self._read()  # another process may have written since this object was made
+        if self.path.exists() and self.path.stat().st_size > whole:
+            os.truncate(self.path, whole)
+        if self.in_flight:
+            self._name_in_flight()
+
     def leaving(self, chat: int | str) -> None:
         """Record that a request to this chat is about to be sent."""
         self._write(f"{chat} {LEAVING}")
+
+    def refused(self, chat: int | str) -> None:
+        """Record that Telegram did not take the request: it answered with 429."""
+        self._write(f"{chat} {REFUSED}")
 
     def finished(self, chat: int | str, status: Status) -> None:
         """Record the outcome."""
         self._write(f"{chat} {status.value}")
 
     def close(self) -> None:
-        """Close the file; writing opens it again."""
+        """Close the file, and let other processes use it; writing opens it again."""
         if self._file is not None:
             self._file.close()
             self._file = None
+        self._lock.release()
 
     def _write(self, line: str) -> None:
         if self._file is None:
+            self.open()
             self._file = FileIO(self.path, "ab")
         self._file.write(f"{line}\n".encode())
 
-    def _read(self) -> list[str]:
-        """Read the file; return the chats without an outcome."""
+    def _read(self) -> int:
+        """Read the file; return how many bytes are whole lines."""
         begun: dict[str, None] = {}
+        whole = 0
+        try:
+            if self.path.exists():
+                whole = self._read_lines(begun)
+        except OSError as error:
+            raise ConfigError(f"the journal {self.path}: {error.strerror}") from None
+        self.in_flight = tuple(map(_chat, begun))
+        if not self._repeat_in_flight:
+            self.done.update(begun)
+        return whole
+
+    def _read_lines(self, begun: dict[str, None]) -> int:
         whole = 0
         with self.path.open("rb") as lines:
             for number, raw in enumerate(lines, 1):
@@ -90,12 +135,23 @@ class Journal:
                     )
                 if word == LEAVING:
                     begun[chat] = None
-                else:
-                    begun.pop(chat, None)
-                    if word != Status.FAILED.value:
-                        self.done.add(chat)
-        os.truncate(self.path, whole)
-        return list(begun)
+                    continue
+                begun.pop(chat, None)
+                if word not in (REFUSED, Status.FAILED.value):
+                    self.done.add(chat)
+        return whole
+
+    def _name_in_flight(self) -> None:
+        named = ", ".join(map(str, self.in_flight[:_NAMED]))
+        more = len(self.in_flight) - _NAMED
+        log.warning(
+            "%s: %d chats were in flight when the last run ended. They may have got the message "
+            "and are skipped (repeat_in_flight=True sends it again): %s%s",
+            self.path,
+            len(self.in_flight),
+            named,
+            f" and {more} more" if more > 0 else "",
+        )
 
 
 def _chat(text: str) -> int | str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import (
@@ -12,33 +11,56 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Mapping,
 )
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from aiogram import Bot, Dispatcher
 from aiogram.client.session.middlewares.base import BaseRequestMiddleware
-from aiogram.exceptions import TelegramRetryAfter
+from aiogram.exceptions import TelegramAPIError
 
 from bot_ratelimit.config.settings import Settings
-from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
+from bot_ratelimit.errors import NotSentError, SendQueueFullError
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.limiter.observer import Observer, ObserverLike, RequestOutcome, observers_of
-from bot_ratelimit.limiter.waiting_allowed import waiting_allowed
-from bot_ratelimit.outgoing.broadcast import run
+from bot_ratelimit.limiter.observer import ObserverLike, observers_of
+from bot_ratelimit.limiter.waiting_allowed import patience
+from bot_ratelimit.outgoing.arguments import (
+    MAX_WAIT,
+    TIMEOUT,
+    announce,
+    check_count,
+    check_setup,
+    limiter_of,
+    max_waits,
+)
+from bot_ratelimit.outgoing.broadcast import Options, run
 from bot_ratelimit.outgoing.budgets import Budgets
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request, Send
-from bot_ratelimit.outgoing.delivery import Delivery, DeliveryOptions, broadcasting
+from bot_ratelimit.outgoing.delivery import Delivery, DeliveryOptions
+from bot_ratelimit.outgoing.drafts import Drafts
 from bot_ratelimit.outgoing.floods import Floods, describe
 from bot_ratelimit.outgoing.journal import Journal
-from bot_ratelimit.outgoing.methods import Kind, Method, chat_of, edit_of, traffic_of
+from bot_ratelimit.outgoing.methods import (
+    Kind,
+    Method,
+    chat_of,
+    edit_of,
+    is_group,
+    topic_of,
+    traffic_of,
+)
+from bot_ratelimit.outgoing.pace import PaceKey
 from bot_ratelimit.outgoing.pacing import Pacer
+from bot_ratelimit.outgoing.permits import Permits
 from bot_ratelimit.outgoing.progress import Progress
+from bot_ratelimit.outgoing.queues import Queues
+from bot_ratelimit.outgoing.scope import BroadcastScope, broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent
 from bot_ratelimit.outgoing.sleeper import Sleeper
+from bot_ratelimit.outgoing.stars import Stars
+from bot_ratelimit.outgoing.watch import watched
 from bot_ratelimit.rules.rule import LimitLike
-from bot_ratelimit.storage.memory import MemoryStorage
-from bot_ratelimit.storage.redis.storage import RedisStorage
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.redis.driver import Client
@@ -47,10 +69,6 @@ log = logging.getLogger("bot_ratelimit")
 
 T = TypeVar("T", bound="int | str")
 
-# A request can wait for Redis' answer; an answer that is mistaken for lost costs a second burst.
-TIMEOUT: Final = 1.0
-# Idle queues are dropped about once in this many seconds.
-_SWEEP_EVERY: Final = 1.0
 _MAX_NAMED: Final = 10
 
 
@@ -71,9 +89,11 @@ class OutgoingLimits(BaseRequestMiddleware):
         per_group: The additional limit of a group or channel; None for no limit.
         broadcast: The common limit of everything that is sent inside `broadcasting()`; None for no
             limit. Messages with `allow_paid_broadcast` have a budget of 1000 a second instead.
-        max_wait: Seconds that a request waits for a block after a 429. If the block lasts longer,
-            the request raises `TelegramRetryAfter` at once, with the rest of the block. Broadcasts
-            wait as long as it takes.
+        drafts: The limits of the drafts in one chat, which are not messages; None for no limit.
+        max_wait: Seconds that a request waits for a block after a 429, or seconds by kind:
+            `{"message": 60, "edit": 5, "draft": 5, "method": 30}`. If the block lasts longer, the
+            request raises `TelegramRetryAfter` at once, with the rest of the block. Broadcasts wait
+            as long as it takes, and `waiting_up_to` says it for single requests.
         retries: How often a request that was answered with 429 is sent again. No other request is
             ever sent again.
         repeat_albums: Whether albums, and several messages forwarded or copied in one call, are
@@ -101,7 +121,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         per_chat: LimitLike | None = "1/s burst 5",
         per_group: LimitLike | None = "20/minute sliding",
         broadcast: LimitLike | None = "25/s",
-        max_wait: float = 10.0,
+        drafts: LimitLike | None = "20/5s sliding; 40/30s sliding",
+        max_wait: float | Mapping[str, float] = MAX_WAIT,
         retries: int = 3,
         repeat_albums: bool = False,
         merge_edits: bool = True,
@@ -111,30 +132,33 @@ class OutgoingLimits(BaseRequestMiddleware):
         observer: ObserverLike = None,
     ) -> None:
         self._observer = observers_of(observer)
-        self.budgets = Budgets(per_chat, per_group, broadcast, margin)
-        self.max_wait = _number("max_wait", max_wait, 0, "seconds from 0 up, for example 10.0")
-        self.retries = _count("retries", retries, 0)
-        self.max_waiting = _count("max_waiting", max_waiting, 1)
-        if limiter is not None and redis_client is not None:
-            raise ConfigError(
-                "redis_client and limiter are both given: the limiter has its own storage, so "
-                "remove redis_client"
-            )
+        budgets = self.budgets = Budgets(per_chat, per_group, broadcast, drafts, margin)
+        self.max_wait: Final = max_waits(max_wait)
+        self.retries = check_count("retries", retries, 0)
+        self.max_waiting = check_count("max_waiting", max_waiting, 1)
         self._closes = limiter is None
-        if limiter is None:
-            storage = MemoryStorage() if redis_client is None else RedisStorage(redis_client)
-            limiter = Limiter(storage, key_prefix=key_prefix, on_error="memory", timeout=TIMEOUT)
-        self.limiter = limiter
+        self.limiter = limiter_of(redis_client, key_prefix, limiter)
         self._merge_edits = merge_edits
         self._sleeper = Sleeper()
-        floods = self._floods = Floods(limiter, self.budgets, self._observer)
-        self._pacer = Pacer(limiter, self.budgets, floods, self._sleeper, self.max_wait)
-        options = DeliveryOptions(self.retries, self.max_wait, repeat_albums, in_order)
-        self._delivery = Delivery(self._pacer, floods, self._sleeper, options, self._report_queued)
-        self._queues: dict[tuple[int, int | str, str | None], ChatQueue] = {}
-        self._sweep_at = 0.0
+        permits = Permits(self.limiter)
+        floods = self._floods = Floods(permits, budgets, self._observer)
+        self._permits = permits
+        self._pacer = Pacer(permits, budgets, floods, self._sleeper, self.max_wait)
+        options = DeliveryOptions(self.retries, repeat_albums, in_order)
+        self._delivery = Delivery(
+            self._pacer, floods, options, self._before_sending, self._report_queued
+        )
+        self._drafts = Drafts(
+            self._pacer,
+            floods,
+            self._sleeper,
+            self._delivery.send,
+            budgets.draft_gap,
+            self.max_wait[Kind.DRAFT],
+        )
+        self._queues = Queues()
         self._under_way = 0
-        _announce(limiter, self.budgets)
+        announce(self.limiter)
 
     @classmethod
     def from_settings(cls, settings: Settings | None = None, **overrides: Any) -> OutgoingLimits:
@@ -170,16 +194,24 @@ class OutgoingLimits(BaseRequestMiddleware):
         Args:
             bot: The bot. Bots that share a session need only one call.
             dispatcher: At its shutdown, waiting requests end before the session closes. Without it,
-                call `close` yourself.
+                call `close` yourself. If a user stops an answer (`stopped_message_generation`), its
+                waiting drafts are dropped.
 
         Returns:
             This object.
+
+        Raises:
+            ConfigError: These are not a Bot and a Dispatcher.
         """
+        check_setup(bot, dispatcher)
         if self not in bot.session.middleware:
             bot.session.middleware(self)
         if dispatcher is not None:
             dispatcher.startup.register(self.open)
             dispatcher.shutdown.register(self.close)
+            stops = getattr(dispatcher, "stopped_message_generation", None)
+            if stops is not None and self._on_stop not in list(stops.outer_middleware):
+                stops.outer_middleware.register(self._on_stop)
         return self
 
     @asynccontextmanager
@@ -188,11 +220,11 @@ class OutgoingLimits(BaseRequestMiddleware):
 
         It also takes from the broadcast budget, and lets replies go first.
         """
-        token = broadcasting.set(True)
+        token = broadcast_scope.set(BroadcastScope())
         try:
             yield
         finally:
-            broadcasting.reset(token)
+            broadcast_scope.reset(token)
 
     def broadcast(
         self,
@@ -202,6 +234,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         journal: Journal | None = None,
         progress: Progress | None = None,
         in_flight: int = 50,
+        stars: float | None = None,
+        when_spent: Literal["unpaid", "stop"] = "unpaid",
     ) -> AsyncGenerator[Sent[T], None]:
         """Send to many chats at the pace of the broadcast budget, and yield the outcome for each.
 
@@ -218,13 +252,18 @@ class OutgoingLimits(BaseRequestMiddleware):
             progress: Counts outcomes and shows the progress.
             in_flight: How many chats are sent to at the same time: the budget per second times the
                 seconds that a request takes.
+            stars: How many Stars the messages with `allow_paid_broadcast` may cost; None for no
+                bound. The first 30 a second are free, and each further one costs 0.1 Stars.
+            when_spent: When the Stars are spent, send the rest unpaid, or stop.
 
         Raises:
             NotSentError: The bot is shutting down; the journal says where to continue.
-            ConfigError: `in_flight` is not a whole number from 1 up.
+            SystemExit: Ctrl-C; the log says how far the broadcast has come.
+            ConfigError: An argument is invalid, or another process uses the journal.
         """
-        _count("in_flight", in_flight, 1)
-        return run(chats, send, journal=journal, progress=progress, in_flight=in_flight)
+        check_count("in_flight", in_flight, 1)
+        options = Options(in_flight, Stars(stars, when_spent))
+        return run(chats, send, journal=journal, progress=progress, options=options)
 
     async def __call__(self, make_request: Send, bot: Bot, method: Method) -> Any:
         """Send the request when it has its turn.
@@ -234,77 +273,58 @@ class OutgoingLimits(BaseRequestMiddleware):
             SendQueueFullError: Too many requests wait already.
             TelegramRetryAfter: The 429 lasts longer than requests wait, or all retries were used.
         """
-        traffic = traffic_of(type(method))
-        if traffic.kind is Kind.NEVER:
+        if traffic_of(type(method)).kind is Kind.NEVER:
             try:
                 return await make_request(bot, method)
-            except TelegramRetryAfter as error:
-                self._floods.report_method(error)
+            except TelegramAPIError as error:
+                self._floods.report_unpaced(error)
                 raise
-        if self._observer is not None:
-            return await self._watched(self._observer, make_request, bot, method)
-        return await self._paced(make_request, bot, method)
-
-    async def _watched(
-        self, observer: Observer, make_request: Send, bot: Bot, method: Method
-    ) -> Any:
-        """Send the request and report its outcome to the observer."""
-        clock = asyncio.get_running_loop().time
-        began, left = clock(), 0.0
-        outcome: RequestOutcome = "unsent"
-
-        async def send(to: Bot, what: Method) -> Any:
-            nonlocal left, outcome
-            left, outcome = clock(), "failed"
-            try:
-                result = await make_request(to, what)
-            except TelegramRetryAfter:
-                outcome = "flooded"  # unless it is sent again; an action never is
-                raise
-            outcome = "sent"
-            return result
-
-        try:
-            return await self._paced(send, bot, method)
-        except TelegramRetryAfter:
-            outcome = "flooded"
-            raise
-        finally:
-            waited = (left or clock()) - began
-            observer.request_done(type(method).__name__, outcome, waited)
+        if not self._observer.each:
+            return await self._paced(make_request, bot, method)
+        return await watched(self._observer, self._paced, make_request, bot, method)
 
     async def _paced(self, make_request: Send, bot: Bot, method: Method) -> Any:
-        traffic = traffic_of(type(method))
+        traffic, chat = traffic_of(type(method)), chat_of(method)
+        kind, scope = traffic.kind, broadcast_scope.get()
         self._delivery.check_session_open(bot, method)
-        bulk, edit = broadcasting.get(), None
-        if traffic.kind is Kind.EDIT and self._merge_edits and not bulk:
+        if kind in (Kind.DRAFT, Kind.ACTION):
+            scope = None  # decoration is not what a broadcast delivers
+        edit = None
+        if kind is Kind.EDIT and self._merge_edits and scope is None:
             edit = edit_of(method, traffic)
-        request = Request(make_request, bot, method, traffic, broadcast=bulk, edit=edit)
-        chat = None if traffic.kind is Kind.OTHER else chat_of(method)
-        if chat is None:
-            return await self._delivery.unpaced(request)
-        queue = self._queue(bot.id, chat, getattr(method, "business_connection_id", None))
-        if traffic.kind is Kind.ACTION:
-            return await self._delivery.send_or_drop(queue, request)
+        request = Request(
+            make_request, bot, method, traffic, broadcast=scope, edit=edit, patience=patience.get()
+        )
+        key = _key(request, chat)
+        if kind is Kind.DRAFT:
+            return await self._drafts.show(self._queues.drafts(key), request)
+        if kind is Kind.ACTION:
+            return await self._delivery.send_or_drop(self._queues.actions(key), request)
+        queue = self._queues.queue(key)
         if queue.holder is not None:
             self._admit(queue, request)
         self._count(1)
         try:
-            return await self._delivery.send_paced(queue, request)
+            if chat is None:
+                return await self._delivery.send_unqueued(queue, request)
+            result = await self._delivery.send_paced(queue, request)
         finally:
             self._count(-1)
+        self._queues.learn(queue, result)
+        return result
 
     def _count(self, change: int) -> None:
         self._under_way += change
         self._report_queued()
 
     def _report_queued(self) -> None:
-        if self._observer is not None:
+        if self._observer.each:
             self._observer.queued(max(0, self._under_way - self._delivery.paced_in_flight))
 
     async def open(self) -> None:
         """Allow requests to wait again, after a `close`."""
-        self._pacer.open()
+        self._pacer.closed = False
+        self._permits.open()
 
     async def close(self, timeout: float = 5.0) -> None:
         """End all waiting requests and wait for those in progress.
@@ -316,19 +336,19 @@ class OutgoingLimits(BaseRequestMiddleware):
         """
         self._pacer.closed = True
         unsent = Counter(
-            describe(entry.requests[-1])
-            for queue in self._queues.values()
+            describe(entry.newest)
+            for queue in self._queues
             for entry in queue.entries()
             if entry.requests and not entry.in_flight
         )
-        for queue in self._queues.values():
+        for queue in self._queues:
             queue.abandon(_shutting_down())
         self._sleeper.interrupt(_shutting_down)
         if unsent:
             told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_MAX_NAMED))
             more = f" and {len(unsent) - _MAX_NAMED} more chats" if len(unsent) > _MAX_NAMED else ""
             log.warning("%d requests were not sent: %s%s", unsent.total(), told, more)
-        await self._pacer.close()
+        self._permits.close()
         await self._delivery.wait_for_answers(timeout)
         if self._delivery.in_flight:
             log.warning("%d requests have no answer yet", self._delivery.in_flight)
@@ -336,14 +356,14 @@ class OutgoingLimits(BaseRequestMiddleware):
             await self.limiter.close()
 
     def _admit(self, queue: ChatQueue, request: Request) -> None:
-        if queue.is_merging(request):
-            return
         if self._pacer.closed:
             raise _shutting_down()
-        if not waiting_allowed.get():
+        if not request.may_wait:
             raise NotSentError(
                 f"{describe(request)} was not sent: other requests wait for this chat"
             )
+        if queue.is_merging(request):
+            return
         if queue.waiting >= self.max_waiting:
             full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
         elif self._under_way >= 10 * self.max_waiting:
@@ -356,47 +376,36 @@ class OutgoingLimits(BaseRequestMiddleware):
             f"{describe(request)} was not sent: {full} (max_waiting={self.max_waiting})"
         )
 
-    def _queue(self, bot: int, chat: int | str, business: str | None) -> ChatQueue:
-        key = (bot, chat, business)
-        queue = self._queues.get(key)
-        if queue is None:
-            self._sweep()
-            queue = self._queues[key] = ChatQueue(chat)
-        return queue
+    def _before_sending(self, request: Request) -> None:
+        """A message to a topic replaces what its drafts would still show."""
+        if request.traffic.kind is Kind.MESSAGE and (chat := chat_of(request.method)) is not None:
+            stream = self._queues.known_drafts(_key(request, chat))
+            if stream is not None:
+                self._drafts.drop(stream, topic_of(request.method))
 
-    def _sweep(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now >= self._sweep_at:
-            self._sweep_at = now + _SWEEP_EVERY
-            idle = [key for key, queue in self._queues.items() if queue.is_idle(now)]
-            for key in idle:
-                del self._queues[key]
+    async def _on_stop(
+        self, handler: Callable[..., Awaitable[Any]], event: Any, data: dict[str, Any]
+    ) -> Any:
+        """Drop the waiting texts of an answer that its user has stopped."""
+        key = PaceKey(data["bot"].id, Kind.DRAFT, event.chat.id)
+        if (stream := self._queues.known_drafts(key)) is not None:
+            self._drafts.drop(stream, event.message_thread_id, event.draft_id)
+        return await handler(event, data)
+
+
+def _key(request: Request, chat: int | str | None) -> PaceKey:
+    """Which pace a request has: that of its kind in its chat, or that of its method."""
+    kind, method = request.traffic.kind, request.method
+    business = getattr(method, "business_connection_id", None)
+    if kind is Kind.EDIT or (kind is Kind.SERVICE and chat is not None and is_group(chat)):
+        kind = Kind.MESSAGE
+    if chat is None or kind is Kind.SERVICE:
+        kind = Kind.METHOD
+    if kind is not Kind.METHOD:
+        return PaceKey(request.bot.id, kind, "" if chat is None else chat, business)
+    name = method.__api_method__
+    return PaceKey(request.bot.id, kind, "" if chat is None else chat, business, name)
 
 
 def _shutting_down() -> NotSentError:
     return NotSentError("not sent: the bot is shutting down")
-
-
-def _number(name: str, value: object, least: float, expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-        raise ConfigError(f"{name}={value!r}: expected {expected}")
-    return float(value)
-
-
-def _count(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}={value!r}: expected a whole number from {least} up")
-    return value
-
-
-def _announce(limiter: Limiter, budgets: Budgets) -> None:
-    if limiter.storage.source == "redis":
-        log.info(
-            "OutgoingLimits: Using Redis, all instances share the budgets (key prefix: %s)",
-            limiter.key_prefix,
-        )
-    else:
-        log.warning(
-            "OutgoingLimits: Redis not provided, this process paces by itself. "
-            "Several instances together will send more than Telegram accepts"
-        )

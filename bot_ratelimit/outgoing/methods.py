@@ -14,16 +14,20 @@ Method: TypeAlias = TelegramMethod[Any]
 
 
 class Kind(Enum):
-    """How a method is treated."""
+    """How a method is treated. The values are the labels of metrics, and the keys of `max_wait`."""
 
-    SEND = "send"
+    MESSAGE = "message"
     """Takes a permit of its chat, and waits for it."""
     EDIT = "edit"
-    """Like SEND; of several waiting edits of one message only the newest is sent."""
+    """Like MESSAGE; of several waiting edits of one message only the newest is sent."""
+    SERVICE = "service"
+    """Makes a service message: in a group like MESSAGE, elsewhere like METHOD."""
+    DRAFT = "draft"
+    """Has a budget of its own; the caller never waits for it, and only the newest text is kept."""
     ACTION = "action"
-    """Takes a permit if one is free; otherwise it is dropped."""
-    OTHER = "other"
-    """Sent at once; only a 429 makes it wait, and it is sent again then."""
+    """Has a budget of its own; it is sent now or dropped."""
+    METHOD = "method"
+    """Takes no permit; after a 429, all calls of this method wait."""
     NEVER = "never"
     """Not touched: it must not wait, or it waits by itself."""
 
@@ -70,10 +74,28 @@ def edit_of(method: Method, traffic: Traffic) -> Hashable | None:
     """Which message is edited; None if the request does not edit, or cannot be replaced.
 
     The value is unique within a chat. Two edits of the same type replace each other, because each
-    of them contains everything that its type can change.
+    of them contains everything that its type can change. The id of an ephemeral message is unique
+    for its receiver only.
     """
     message = getattr(method, traffic.message, None) if traffic.message else None
-    return message or getattr(method, "inline_message_id", None)
+    if message is None:
+        return getattr(method, "inline_message_id", None)
+    return message, getattr(method, "receiver_user_id", None)
+
+
+def topic_of(method: Method) -> int | None:
+    """The topic of a chat that a message or a draft is for; None outside of topics."""
+    return getattr(method, "message_thread_id", None)
+
+
+def draft_of(method: Method) -> tuple[int | None, int]:
+    """Which draft of a chat this is. Two topics with one `draft_id` have two drafts."""
+    return topic_of(method), int(getattr(method, "draft_id", 0))
+
+
+def is_group(chat: int | str) -> bool:
+    """Whether this is a group or channel. A user name always is: bots reach users only by id."""
+    return chat < 0 if isinstance(chat, int) else chat.startswith("@")
 
 
 def _named(names: str, traffic: Traffic) -> dict[str, Traffic]:
@@ -86,20 +108,25 @@ TRAFFIC: Final[dict[str, Traffic]] = {
         "SendMessage SendPhoto SendAudio SendDocument SendVideo SendAnimation SendVoice "
         "SendVideoNote SendLivePhoto SendPaidMedia SendLocation SendVenue SendContact SendPoll "
         "SendChecklist SendDice SendSticker SendInvoice SendGame SendRichMessage ForwardMessage "
-        "CopyMessage", Traffic(Kind.SEND)),
-    "SendMediaGroup": Traffic(Kind.SEND, items="media"),
-    **_named("ForwardMessages CopyMessages", Traffic(Kind.SEND, items="message_ids")),
+        "CopyMessage", Traffic(Kind.MESSAGE)),
+    "SendMediaGroup": Traffic(Kind.MESSAGE, items="media"),
+    **_named("ForwardMessages CopyMessages", Traffic(Kind.MESSAGE, items="message_ids")),
     **_named(
         "EditMessageText EditMessageCaption EditMessageMedia EditMessageLiveLocation "
         "EditMessageReplyMarkup EditMessageChecklist", Traffic(Kind.EDIT, message="message_id")),
     **_named(
         "EditEphemeralMessageText EditEphemeralMessageCaption EditEphemeralMessageMedia "
         "EditEphemeralMessageReplyMarkup", Traffic(Kind.EDIT, message="ephemeral_message_id")),
-    **_named(
-        "SendMessageDraft SendRichMessageDraft", Traffic(Kind.EDIT, message="draft_id")),
+    **_named("SendMessageDraft SendRichMessageDraft", Traffic(Kind.DRAFT)),
     # They end something or change a number, so none of them replaces another.
     **_named("StopMessageLiveLocation StopPoll SetGameScore", Traffic(Kind.EDIT)),
     "SendChatAction": Traffic(Kind.ACTION),
+    # Telegram shows a service message in the chat for each of these.
+    **_named(
+        "CloseForumTopic CloseGeneralForumTopic CreateForumTopic DeleteChatPhoto EditForumTopic "
+        "EditGeneralForumTopic HideGeneralForumTopic PinChatMessage ReopenForumTopic "
+        "ReopenGeneralForumTopic SetChatPhoto SetChatTitle UnhideGeneralForumTopic",
+        Traffic(Kind.SERVICE)),
     # Users wait for these, or the bot cannot work without them.
     **_named(
         "GetUpdates SetWebhook DeleteWebhook GetWebhookInfo Close LogOut GetMe "
@@ -118,31 +145,29 @@ TRAFFIC: Final[dict[str, Traffic]] = {
     # The rest changes something other than the messages of a chat, or deletes messages.
     **_named(
         "AddStickerToSet ApproveChatJoinRequest ApproveSuggestedPost BanChatMember "
-        "BanChatSenderChat CloseForumTopic CloseGeneralForumTopic ConvertGiftToStars "
-        "CreateChatInviteLink CreateChatSubscriptionInviteLink CreateForumTopic CreateInvoiceLink "
-        "CreateNewStickerSet DeclineChatJoinRequest DeclineSuggestedPost "
-        "DeleteAllMessageReactions DeleteBusinessMessages DeleteChatPhoto DeleteChatStickerSet "
-        "DeleteEphemeralMessage DeleteForumTopic DeleteMessage DeleteMessageReaction "
-        "DeleteMessages DeleteMyCommands DeleteStickerFromSet DeleteStickerSet DeleteStory "
-        "EditChatInviteLink EditChatSubscriptionInviteLink EditForumTopic EditGeneralForumTopic "
-        "EditStory EditUserStarSubscription ExportChatInviteLink GiftPremiumSubscription "
-        "HideGeneralForumTopic LeaveChat PinChatMessage PostStory PromoteChatMember "
-        "ReadBusinessMessage RefundStarPayment RemoveBusinessAccountProfilePhoto "
-        "RemoveChatVerification RemoveMyProfilePhoto RemoveUserVerification ReopenForumTopic "
-        "ReopenGeneralForumTopic ReplaceManagedBotToken ReplaceStickerInSet RepostStory "
+        "BanChatSenderChat ConvertGiftToStars CreateChatInviteLink "
+        "CreateChatSubscriptionInviteLink CreateInvoiceLink CreateNewStickerSet "
+        "DeclineChatJoinRequest DeclineSuggestedPost DeleteAllMessageReactions "
+        "DeleteBusinessMessages DeleteChatStickerSet DeleteEphemeralMessage DeleteForumTopic "
+        "DeleteMessage DeleteMessageReaction DeleteMessages DeleteMyCommands DeleteStickerFromSet "
+        "DeleteStickerSet DeleteStory EditChatInviteLink EditChatSubscriptionInviteLink EditStory "
+        "EditUserStarSubscription ExportChatInviteLink GiftPremiumSubscription LeaveChat "
+        "PostStory PromoteChatMember ReadBusinessMessage RefundStarPayment "
+        "RemoveBusinessAccountProfilePhoto RemoveChatVerification RemoveMyProfilePhoto "
+        "RemoveUserVerification ReplaceManagedBotToken ReplaceStickerInSet RepostStory "
         "RestrictChatMember RevokeChatInviteLink SavePreparedInlineMessage "
         "SavePreparedKeyboardButton SendGift SetBusinessAccountBio SetBusinessAccountGiftSettings "
         "SetBusinessAccountName SetBusinessAccountProfilePhoto SetBusinessAccountUsername "
         "SetChatAdministratorCustomTitle SetChatDescription SetChatMemberTag SetChatMenuButton "
-        "SetChatPermissions SetChatPhoto SetChatStickerSet SetChatTitle "
-        "SetCustomEmojiStickerSetThumbnail SetManagedBotAccessSettings SetMessageReaction "
-        "SetMyCommands SetMyDefaultAdministratorRights SetMyDescription SetMyName "
-        "SetMyProfilePhoto SetMyShortDescription SetPassportDataErrors SetStickerEmojiList "
-        "SetStickerKeywords SetStickerMaskPosition SetStickerPositionInSet SetStickerSetThumbnail "
-        "SetStickerSetTitle SetUserEmojiStatus TransferBusinessAccountStars TransferGift "
-        "UnbanChatMember UnbanChatSenderChat UnhideGeneralForumTopic UnpinAllChatMessages "
-        "UnpinAllForumTopicMessages UnpinAllGeneralForumTopicMessages UnpinChatMessage "
-        "UpgradeGift UploadStickerFile VerifyChat VerifyUser", Traffic(Kind.OTHER)),
+        "SetChatPermissions SetChatStickerSet SetCustomEmojiStickerSetThumbnail "
+        "SetManagedBotAccessSettings SetMessageReaction SetMyCommands "
+        "SetMyDefaultAdministratorRights SetMyDescription SetMyName SetMyProfilePhoto "
+        "SetMyShortDescription SetPassportDataErrors SetStickerEmojiList SetStickerKeywords "
+        "SetStickerMaskPosition SetStickerPositionInSet SetStickerSetThumbnail SetStickerSetTitle "
+        "SetUserEmojiStatus TransferBusinessAccountStars TransferGift UnbanChatMember "
+        "UnbanChatSenderChat UnpinAllChatMessages UnpinAllForumTopicMessages "
+        "UnpinAllGeneralForumTopicMessages UnpinChatMessage UpgradeGift UploadStickerFile "
+        "VerifyChat VerifyUser", Traffic(Kind.METHOD)),
 }
 # fmt: on
 """Every method by name; older versions of aiogram lack some of them."""
@@ -161,4 +186,4 @@ _TABLE: Final = table_of(TRAFFIC)
 def _inherited(method: type[Method]) -> Traffic:
     """The traffic of a custom class: that of its base class; OTHER for an unknown class."""
     bases = (_TABLE[base] for base in method.__mro__ if base in _TABLE)
-    return next(bases, Traffic(Kind.OTHER))
+    return next(bases, Traffic(Kind.METHOD))

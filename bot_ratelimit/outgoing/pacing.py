@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.limiter.waiting_allowed import waiting_allowed
-from bot_ratelimit.outgoing.budgets import Budgets, Owed, subject_of
-from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request
-from bot_ratelimit.outgoing.fallback import FallbackLimiter
+from bot_ratelimit.outgoing.budgets import ONE, Budgets, Owed
+from bot_ratelimit.outgoing.chat_queue import ChatQueue, Entry, Request
 from bot_ratelimit.outgoing.floods import Floods, describe, retry_after
+from bot_ratelimit.outgoing.methods import Kind
+from bot_ratelimit.outgoing.pace import Pace
+from bot_ratelimit.outgoing.permits import Permits
 from bot_ratelimit.outgoing.sleeper import Sleeper
 from bot_ratelimit.rules.rule import Rules, Subject
 
 # Random delays, so that instances that wait for the same permit do not all ask at once.
 _JITTER: Final = 0.005
 _JITTER_AFTER_429: Final = 0.2
-# The largest delay compared with the fastest request that counts as network delay. A longer one is
-# put down to the size of the request.
-_LONGEST_LAG: Final = 0.5
-_LAG_LASTS: Final = 2.0
 
 
 class Permit(NamedTuple):
     """A permit that was taken."""
 
-    asked: float
-    """When it was requested, by the loop's clock."""
-    fresh: bool
-    """Whether the chat had been quiet before this permit."""
+    at: float
+    """When it was asked for, by the loop's clock."""
+    slack: float
+    """Seconds of earlier permits that the chat's bucket still held: a request that arrives this
+    much later changes nothing for the next one."""
+    refill: float
+    """Seconds in which one permit of this bucket is refilled; 0.0 if there is no bucket."""
+    quiet: bool
+    """Whether nothing had been sent to the chat for a while."""
 
 
 class Pacer:
@@ -43,110 +46,126 @@ class Pacer:
     requests wait.
 
     Args:
-        limiter: Grants the permits.
+        permits: Grants the permits.
         budgets: The rules.
         floods: Knows what Telegram has blocked.
         sleeper: Sleeps that end when the bot shuts down.
-        max_wait: Seconds of a block that a request waits for.
+        max_wait: Seconds of a block that a request waits for, by kind.
     """
 
     def __init__(
-        self, limiter: Limiter, budgets: Budgets, floods: Floods, sleeper: Sleeper, max_wait: float
+        self,
+        permits: Permits,
+        budgets: Budgets,
+        floods: Floods,
+        sleeper: Sleeper,
+        max_wait: Mapping[Kind, float],
     ) -> None:
         self.closed = False
         """Whether requests may no longer wait, because the bot shuts down."""
-        self._limiter = FallbackLimiter(limiter)
+        self._permits = permits
         self._budgets = budgets
         self._floods = floods
         self._sleeper = sleeper
         self._max_wait = max_wait
         self._gates: dict[tuple[int, bool], asyncio.Lock] = {}
         self._gates_loop: asyncio.AbstractEventLoop | None = None
-        self._fastest = _LONGEST_LAG
-        self._lag = self._lag_until = 0.0
 
-    async def close(self) -> None:
-        """Stop asking the shared limiter; late requests use this process's own record."""
-        await self._limiter.close()
-
-    def open(self) -> None:
-        """Let requests wait again."""
-        self.closed = False
-        self._limiter.open()
-
-    async def take(self, queue: ChatQueue, request: Request) -> Permit:
-        """Take the permits of a request in its chat; return when it may be sent.
+    async def take(self, queue: ChatQueue, entry: Entry) -> Permit:
+        """Take the permits of an entry in its chat; return when it may be sent.
 
         What exceeds a burst, for example an album, is taken afterwards, before the next request is
         sent.
 
         Raises:
             NotSentError: The request would have to wait, and may not.
-            TelegramRetryAfter: A block lasts longer than requests wait.
+            TelegramRetryAfter: A block lasts longer than the request waits.
         """
-        while queue.owed:
-            part, rest = self._budgets.split(queue.owed)
-            await self._take(queue, request, part)
-            queue.owed = rest
-        part, rest = self._budgets.split(
-            self._budgets.owed(queue.chat, request.traffic.cost(request.method))
-        )
-        permit = await self._take(queue, request, part)
+        request = entry.newest
+        cost = request.traffic.cost(request.method)
+        own = self._budgets.owed(queue, request.traffic, cost)
+        now = asyncio.get_running_loop().time()
+        slow = queue.slow(now)
+        late = queue.counted_until - max(now, queue.full_at)
+        due = queue.owed.plus(self._budgets.late(late, queue.refill))
+        part, rest = self._budgets.split(due.plus(own), slow)
+        if due and rest:  # together they do not fit into the burst
+            while due:
+                part, due = self._budgets.split(due, slow)
+                await self._take(queue, entry, part)
+                queue.owed = due
+            part, rest = self._budgets.split(own, slow)
+        permit = await self._take(queue, entry, part)
         queue.owed = rest
         return permit
 
-    async def take_for_broadcast(self, queue: ChatQueue, request: Request) -> None:
+    async def take_for_broadcast(self, queue: ChatQueue, entry: Entry) -> None:
         """Take a broadcast permit, in the order of the requests, while replies go first."""
-        paid = bool(getattr(request.method, "allow_paid_broadcast", False))
-        budget = self._budgets.broadcast(paid)
-        if budget is None:
+        request = entry.newest
+        if request.broadcast is None:
             return
-        rule, capacity = budget
-        bot = request.bot.id
-        rules, subject = Rules((self._budgets.bot_block, rule)), Subject(bot=bot)
-        left = request.traffic.cost(request.method)
-        queue.release(request.entry)
-        async with self._gate(bot, paid):
-            while left:
-                self._check_may_wait(request, refused=False)
-                part = min(left, capacity)
-                decision = await self._limiter.hit(rules, subject, part)
-                if decision.allowed:
-                    left -= part
-                else:
-                    self._check_may_wait(request)
-                    await self._sleeper.sleep(decision.retry_after + _jitter(_JITTER))
+        queue.release(entry)
+        if not request.attempts:  # a request that is sent again is not paid for again
+            request.method = request.broadcast.priced(request.method)
+        paid = bool(getattr(request.method, "allow_paid_broadcast", False))
+        if (budget := self._budgets.broadcast(paid)) is not None:
+            rule, capacity = budget
+            bot = request.bot.id
+            rules, subject = Rules((self._budgets.bot_block, rule)), Subject(bot=bot)
+            left = request.traffic.cost(request.method)
+            async with self._gate(bot, paid):
+                while left:
+                    part = min(left, capacity)
+                    decision = await self._permits.take(rules, subject, part)
+                    if decision.allowed:
+                        left -= part
+                    else:
+                        self._check_can_wait(request, decision.retry_after)
+                        await self._sleeper.sleep(decision.retry_after + _jitter(_JITTER))
         await self.retake_turn(queue, request)
-        await self._wait_for_block(queue, request)
+        await self._wait_for_block(queue, entry)
 
-    async def try_once(self, queue: ChatQueue, request: Request) -> bool:
-        """Take a permit if one is free now, without waiting for the turn."""
-        if queue.waiting or self._floods.blocked_for(queue, request.bot.id) > 0:
-            return False
-        decision, _ = await self._ask(queue, request, self._budgets.owed(queue.chat, 1))
-        if not decision.allowed:
-            self._floods.note_refusal(queue, request.bot.id, decision)
-        return decision.allowed
+    async def try_once(self, pace: Pace) -> float:
+        """Take the permit of a draft or an action; return 0, or the seconds until one is free."""
+        if (blocked := self._floods.blocked_for(pace)) > 0:
+            return blocked
+        decision, _ = await self._ask(pace, ONE)
+        if decision.allowed:
+            return 0.0
+        self._floods.note_refusal(pace, decision)
+        return decision.retry_after
 
     async def retake_turn(self, queue: ChatQueue, request: Request) -> None:
         """Get the turn again, before all others of the same kind."""
         if (turn := queue.step_back(request)) is not None:
             await turn
 
-    def learn(self, queue: ChatQueue, permit: Permit) -> None:
-        """Record the time from taking the permit to the answer.
+    def answered(self, queue: ChatQueue, permit: Permit) -> None:
+        """Let a permit count from the moment its request was answered.
 
-        A request that arrived late moves Telegram's count back. The next request must not be sent
-        exactly on time, or it arrives too early. The late request may be another instance's: what
-        is slow here is probably slow there.
+        Telegram counts when a request arrives, which is later than its permit was taken. In a busy
+        chat that changes nothing. In a quiet one the next requests would be too early: ::
+
+            permits of `1/s burst 5`:   taken 0.0   answered 0.4   full again at 1.0
+            what Telegram counts:       at the latest at 0.4       full again at 1.4
         """
         now = asyncio.get_running_loop().time()
-        took = now - permit.asked
-        self._fastest = min(self._fastest, took)
-        lag = min(took - self._fastest, _LONGEST_LAG)
-        queue.lag = max(queue.lag, lag)
-        if lag >= self._lag or now >= self._lag_until:
-            self._lag, self._lag_until = lag, now + _LAG_LASTS
+        late = min(now - permit.at - permit.slack, permit.refill)
+        if late > 0:
+            queue.counted_until = max(queue.counted_until, max(queue.full_at, now) + late)
+            queue.refill = permit.refill
+
+    def may_repeat(self, queue: ChatQueue, request: Request, seconds: float) -> bool:
+        """Whether a request may wait for a block of `seconds`."""
+        return not self.closed and seconds <= self._patience(queue, request)
+
+    def _patience(self, queue: ChatQueue, request: Request) -> float:
+        """How long a request still waits for a block."""
+        if request.deadline is not None:
+            return request.deadline - asyncio.get_running_loop().time()
+        if request.broadcast is not None:
+            return math.inf
+        return self._max_wait[Kind.EDIT if request.traffic.kind is Kind.EDIT else queue.key.kind]
 
     def _gate(self, bot: int, paid: bool) -> asyncio.Lock:
         """The lock that keeps broadcasts of a bot in order: one asks, the others wait."""
@@ -155,58 +174,69 @@ class Pacer:
             self._gates, self._gates_loop = {}, loop
         return self._gates.setdefault((bot, paid), asyncio.Lock())
 
-    async def _take(self, queue: ChatQueue, request: Request, part: Owed) -> Permit:
-        waited = False
+    async def _take(self, queue: ChatQueue, entry: Entry, part: Owed) -> Permit:
         while True:
-            await self._wait_for_block(queue, request)
-            decision, asked = await self._ask(queue, request, part)
+            await self._wait_for_block(queue, entry)
+            decision, asked = await self._ask(queue, part)
             if decision.allowed:
-                if not waited and not decision.remaining and queue.lag and waiting_allowed.get():
-                    await self._sleep(queue, request, queue.lag)  # the last request of a burst
-                    asked += queue.lag
-                # Without the shared limiter it is unknown what the other instances have sent.
-                known = decision.source == self._limiter.source
-                fresh = known and self._budgets.was_unused(queue.chat, part, decision.remaining)
-                return Permit(asked, fresh)
-            if not self._floods.note_refusal(queue, request.bot.id, decision):
-                self._check_may_wait(request)
-                if asked < self._lag_until:
-                    queue.lag = max(queue.lag, self._lag)
-                wait = decision.retry_after + queue.lag + _jitter(_JITTER)
-                await self._sleep(queue, request, wait)
-                waited = True
+                return self._permit(queue, part, decision, asked)
+            if not self._floods.note_refusal(queue, decision):
+                self._check_can_wait(entry.newest, decision.retry_after)
+                await self._sleep(queue, entry, decision.retry_after + _jitter(_JITTER))
 
-    async def _ask(self, queue: ChatQueue, request: Request, part: Owed) -> tuple[Decision, float]:
+    def _permit(self, queue: ChatQueue, part: Owed, decision: Decision, asked: float) -> Permit:
+        """Describe a permit by the state of the bucket that it was taken from.
+
+        If another rule decided, only what this process itself has taken is known.
+        """
+        known = decision.source == self._permits.source
+        # Without the shared limiter it is unknown what the other instances have sent.
+        quiet = known and self._budgets.was_unused(queue, part, decision)
+        if (lasts := self._budgets.lasts(part, decision.rule)) is not None:
+            slack = max(0.0, decision.reset_after - lasts)
+            queue.full_at = asked + decision.reset_after
+        elif (lasts := self._budgets.lasts(part)) is not None and queue.key.kind is Kind.MESSAGE:
+            slack = max(0.0, queue.full_at - asked)
+            queue.full_at = max(queue.full_at, asked) + lasts
+        else:
+            return Permit(asked, 0.0, 0.0, quiet)
+        one = lasts * self._budgets.parts / part.chat if part.chat else 0.0
+        return Permit(asked, slack, one, quiet)
+
+    async def _ask(self, pace: Pace, part: Owed) -> tuple[Decision, float]:
         now = asyncio.get_running_loop().time()
-        rules = self._budgets.rules(queue.chat, part, queue.slow if now < queue.slow_until else 0)
-        business = getattr(request.method, "business_connection_id", None)
-        subject = subject_of(request.bot.id, queue.chat, business)
-        decision = await self._limiter.hit(rules, subject)
+        rules = self._budgets.rules(pace, part, pace.slow(now))
+        decision = await self._permits.take(rules, pace.subject)
         if decision.allowed:
-            queue.idle_until = max(queue.idle_until, now + decision.reset_after)
+            pace.idle_until = max(pace.idle_until, now + decision.reset_after)
         return decision, now
 
-    async def _wait_for_block(self, queue: ChatQueue, request: Request) -> None:
-        while (rest := self._floods.blocked_for(queue, request.bot.id)) > 0:
-            self._check_may_wait(request)
-            if rest > self._max_wait and not request.broadcast:
+    async def _wait_for_block(self, queue: ChatQueue, entry: Entry) -> None:
+        while (rest := self._floods.blocked_for(queue)) > 0:
+            request = entry.newest
+            self._check_can_wait(request, 0)
+            if rest > self._patience(queue, request):
                 raise retry_after(request, rest)
-            await self._sleep(queue, request, rest + _jitter(_JITTER_AFTER_429))
+            await self._sleep(queue, entry, rest + _jitter(_JITTER_AFTER_429))
 
-    async def _sleep(self, queue: ChatQueue, request: Request, seconds: float) -> None:
+    async def _sleep(self, queue: ChatQueue, entry: Entry, seconds: float) -> None:
         """Sleep; during the sleep of a broadcast, replies to the same chat go first."""
-        if not request.broadcast:
+        request = entry.newest
+        if request.broadcast is None:
             await self._sleeper.sleep(seconds)
             return
-        queue.release(request.entry)
+        queue.release(entry)
         await self._sleeper.sleep(seconds)
         await self.retake_turn(queue, request)
 
-    def _check_may_wait(self, request: Request, *, refused: bool = True) -> None:
+    def _check_can_wait(self, request: Request, seconds: float) -> None:
         if self.closed:
             raise NotSentError(f"{describe(request)} was not sent: the bot is shutting down")
-        if refused and not waiting_allowed.get():
-            raise NotSentError(f"{describe(request)} was not sent: it would have to wait")
+        if not request.may_wait or not request.can_wait(seconds):
+            raise NotSentError(
+                f"{describe(request)} was not sent: it would have to wait"
+                + (f" {seconds:.0f} s" if request.may_wait else "")
+            )
 
 
 def _jitter(most: float) -> float:

@@ -11,7 +11,7 @@ from aiogram.types import Message
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.waiting_allowed import without_waiting
-from bot_ratelimit.outgoing.delivery import broadcasting
+from bot_ratelimit.outgoing.scope import broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent, Status
 
 log = logging.getLogger("bot_ratelimit")
@@ -112,7 +112,7 @@ class Progress:
 
 
 async def _show(message: Message, text: str, *, wait: bool) -> None:
-    broadcasting.set(False)  # of this task only
+    broadcast_scope.set(None)  # of this task only
     try:
         if wait:
             await message.edit_text(text)

@@ -108,12 +108,14 @@ class Ticker:
             # A callback, because a task that is cancelled before it has begun runs no code.
             self._task.add_done_callback(self._done, context=Context())
 
-    async def stop(self) -> None:
-        """End, and wait until a call in progress has ended."""
+    async def stop(self) -> bool:
+        """End, and wait until a call in progress has ended; return whether it was ticking."""
         task, self._task = self._task, None
-        if task is not None and self._loop is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.wait([task])
+        if task is None or self._loop is not asyncio.get_running_loop():
+            return False
+        task.cancel()
+        await asyncio.wait([task])
+        return True
 
     def _pause(self) -> float:
         return self._every * random.uniform(1 - self._jitter, 1 + self._jitter)  # noqa: S311 - no secret

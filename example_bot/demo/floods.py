@@ -79,7 +79,7 @@ class FloodControl:
             ApiError: 429, with the seconds to wait.
         """
         name = params.get("chat_id") or params.get("inline_message_id")
-        if name is None or not method.lower().startswith(COUNTED):
+        if name is None or not method.lower().startswith(COUNTED) or _is_decoration(method):
             return
         now, cost = self._clock(), _items(params)
         chat = self._chats.setdefault(name, _Chat())
@@ -115,6 +115,11 @@ class FloodControl:
         state.strikes += 1
         state.refused_at, state.blocked_until = now, now + seconds
         return _too_many(seconds)
+
+
+def _is_decoration(method: str) -> bool:
+    """Whether this shows something for a moment: such requests do not count as messages."""
+    return method.lower() == "sendchataction" or method.lower().endswith("draft")
 
 
 def _too_many(wait: float) -> ApiError:

@@ -23,9 +23,10 @@ from bot_ratelimit import (
     Subject,
 )
 from bot_ratelimit.limiter import bans as bans_module
+from bot_ratelimit.rules.rule import rules_of
 from bot_ratelimit.storage import banlist
 from bot_ratelimit.storage.redis import banlist as redis_banlist
-from bot_ratelimit.testing import FlakyStorage
+from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import TIMEOUT, Bench, movable
 from tests.servers import Server
 
@@ -127,7 +128,7 @@ async def test_the_bans_of_a_subject_are_found(bench: Bench, limiter: Limiter) -
     await limiter.ban(Subject(user=43), "5h", "somebody else")
     penalties = [Penalty("1/h", "10m", scope=scope) for scope in (Scope.USER, Scope.TOPIC)]
     for _ in range(3):  # with a ban by hand the hit is not counted
-        await limiter.hit(["1/h", *penalties], topic, _outgoing=True)
+        await limiter.decider.hit(rules_of(["1/h", *penalties]), topic)
     await settled(limiter)
     found = await limiter.bans_of(topic)
     reasons = [str(penalties[0])] * 2
@@ -354,6 +355,7 @@ def test_a_load_cancelled_by_an_ended_loop_is_repeated(monkeypatch: pytest.Monke
         await asyncio.sleep(60 if len(looks) == 1 else 0)
 
     monkeypatch.setattr(limiter._bans, "is_stale", True)
+    monkeypatch.setattr(limiter._bans, "_is_always_fresh", False)
     monkeypatch.setattr(limiter._bans._list, "load", load)
     asyncio.run(limiter.hit("5/s", USER))
     asyncio.run(limiter.hit("5/s", USER))
@@ -435,16 +437,22 @@ async def test_invalid_arguments_are_named(arguments: Any, message: str) -> None
         await limiter.bans(offset=-1)
 
 
-def test_a_raid_does_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_raid_does_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """Of thousands of bans in a minute twenty are logged, then one line; later their number."""
-    now = 0.0
-    found, penalty = bans_module.BanLog(lambda: now), Penalty("10/minute", "1h")
-    for user in range(5_000):
-        found.banned(3_600, f"bot:ratelimit:ban:{user}", penalty)
+    clock = Clock()
+    limiter = Limiter(MemoryStorage(clock=clock), clock=clock)
+    rules = rules_of(["1/d", Penalty("1/minute", "1h")])
+
+    async def flood(*users: int) -> None:
+        for user in users:
+            for _ in range(3):
+                await limiter.hit(rules, Subject(user=user))
+
+    await flood(*range(1_000))
     assert len(caplog.messages) == 21
     assert caplog.messages[19].startswith("Banned for 3600 s: bot:ratelimit:ban:19 ")
     assert "more than 20 users a minute" in caplog.messages[20]
-    now = 61.0
-    found.banned(3_600, "bot:ratelimit:ban:7", penalty)
-    assert caplog.messages[21] == "4980 more bans were not logged"
-    assert caplog.messages[22].startswith("Banned for 3600 s: bot:ratelimit:ban:7 ")
+    clock.move(61)
+    await flood(5_000)
+    assert caplog.messages[21] == "980 more bans were not logged"
+    assert caplog.messages[22].startswith("Banned for 3600 s: bot:ratelimit:ban:5000 ")

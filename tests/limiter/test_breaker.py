@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
-from bot_ratelimit.limiter.breaker import FIRST_PAUSE, LONGEST_PAUSE, THRESHOLD, Breaker
+from bot_ratelimit.storage.breaker import FIRST_PAUSE, LONGEST_PAUSE, THRESHOLD, Breaker
 
 Step = tuple[float, str, Any]
 """A time, an action, and what the breaker returns. Somebody asks (is the request admitted?), fails
@@ -119,7 +120,7 @@ def test_tables(table: str) -> None:
     for now, what, expected in TABLES[table]:
         who, does = what.split()
         if does == "asks":
-            tickets[who] = breaker.admit(now)
+            tickets[who] = breaker.admit(partial(float, now))
             found: object = tickets[who] is not None
         else:
             ticket = tickets[who]
@@ -133,7 +134,7 @@ def test_tables(table: str) -> None:
 
 
 def fail(breaker: Breaker, now: float) -> None:
-    ticket = breaker.admit(now)
+    ticket = breaker.admit(lambda: now)
     assert ticket is not None
     breaker.failed(ticket, now)
 

@@ -8,7 +8,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import Limiter, MemoryStorage, RedisStorage, StorageError, Subject
-from bot_ratelimit.storage.redis import decision_codec
+from bot_ratelimit.storage.redis import codec
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.servers import Server, free_port
 
@@ -100,7 +100,7 @@ async def test_a_rule_that_needs_a_refused_script_shows(
 ) -> None:
     """Where scripts are refused, fixed windows are well; a rule that needs one is a problem until
     the server takes scripts again."""
-    monkeypatch.setattr(decision_codec, "TRY_SCRIPTS_AGAIN", 0.1)
+    monkeypatch.setattr(codec, "TRY_SCRIPTS_AGAIN", 0.1)
     async with aioredis.Redis(port=own_server.port) as admin:
         allow = ("ACL", "SETUSER", "worker", "on", ">pw", "~*", "+@all")
         await admin.execute_command(*allow, "-@scripting")

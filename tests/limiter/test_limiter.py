@@ -20,7 +20,7 @@ from bot_ratelimit import (
     Scope,
     Subject,
 )
-from bot_ratelimit.limiter.charges import once_key
+from bot_ratelimit.limiter.counts import once_key
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.storage.base import Count
 from bot_ratelimit.testing import Clock, FlakyStorage

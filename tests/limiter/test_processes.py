@@ -104,7 +104,7 @@ def assert_never_exceeded(text: str, moments: list[float]) -> None:
 
 @pytest.mark.parametrize("limit", ["20/500ms", "20/500ms sliding", "40/s burst 5"])
 def test_waiters_of_three_processes_share_a_budget(server: Server, limit: str) -> None:
-    """95 % of a budget is used, never more, in turn, with 2.5 commands per grant."""
+    """95 % of a budget is used, never more, in order within each, with few commands."""
     seconds, budget = 2.5, 40 * 2.5
     ready, reports = processes.Barrier(3), processes.SimpleQueue()
     running = [
@@ -130,7 +130,7 @@ def test_waiters_of_three_processes_share_a_budget(server: Server, limit: str) -
     assert_never_exceeded(limit, moments)
     granted = sum(moment < moments[0] + seconds for moment in moments)
     assert granted >= 0.95 * budget
-    assert calls <= 2.5 * len(moments)
+    assert calls <= 6 * len(moments)
     for turns in found:
         assert turns.order == sorted(turns.order)
         assert turns.order == list(range(len(turns.order)))  # no waiter was skipped

@@ -114,7 +114,7 @@ async def test_a_dead_process_leaves_its_slot_when_the_lease_ends(
     short = Concurrency(1, name="report", lease=1 if not bench.exact else 30)
     context = limiter.slot(short, ANNA)
     slot = await context.__aenter__()
-    held: Any = slot._held
+    held: Any = slot._lease
     held.renewing.cancel()  # as if the process were gone
     share = 0.8 if bench.exact else 0.2  # of the lease; the rest is there for a busy machine
     await bench.advance(short.lease * share)
@@ -313,7 +313,7 @@ async def test_a_blocked_loop_loses_its_slot() -> None:
     clock = Clock()
     limiter = Limiter(MemoryStorage(clock=clock))
     async with limiter.slot(Concurrency(1, lease=1), ANNA) as slot:
-        held: Any = slot._held
+        held: Any = slot._lease
         assert not slot.lost
         held.ends -= 1  # a second of the loop's clock, in which nothing ran
         assert slot.lost

@@ -9,8 +9,7 @@ from aiogram import Bot
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
 
-from bot_ratelimit import Limiter, MemoryStorage, OutgoingLimits
-from bot_ratelimit.outgoing.journal import Journal
+from bot_ratelimit import Journal, Limiter, MemoryStorage, OutgoingLimits
 from example_bot.demo.botapi import TOKEN
 
 

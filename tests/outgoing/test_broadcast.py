@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import os
 import signal
 import sys
 from collections import Counter
@@ -23,12 +24,18 @@ from aiogram.exceptions import (
 from aiohttp import ClientConnectorError
 from aiohttp.client_reqrep import ConnectionKey
 
-from bot_ratelimit import ConfigError, Limiter, MemoryStorage, NotSentError
-from bot_ratelimit.outgoing.journal import Journal
-from bot_ratelimit.outgoing.progress import Progress
-from bot_ratelimit.outgoing.sent import Status
+from bot_ratelimit import (
+    ConfigError,
+    Journal,
+    Limiter,
+    MemoryStorage,
+    NotSentError,
+    Progress,
+    Status,
+)
 from example_bot.demo.botapi import BotApi
 
+from .strict import Strict
 from .virtual import Telegram, now, paced, too_many, virtual
 
 NO_METHOD: Any = None
@@ -197,13 +204,16 @@ def test_a_journal_repeats_only_what_failed(tmp_path: Path) -> None:
         journal.finished(chat, status)
     journal.leaving(4)
     journal.leaving("@news")
+    journal.leaving(6)
+    journal.refused(6)  # a 429: it did not get it
     journal.close()
     with path.open("ab") as file:
         file.write(b"77 leav")  # killed in the middle of a line
     again = Journal(path)
+    again.open()
     assert again.in_flight == (4, "@news")
-    assert [chat in again for chat in (1, 2, 3, 4, 5, 77, "@news")] == [
-        *(True, False, True, True, False, False, True)
+    assert [chat in again for chat in (1, 2, 3, 4, 5, 6, 77, "@news")] == [
+        *(True, False, True, True, False, False, False, True)
     ]
     again.leaving(77)
     again.close()
@@ -265,5 +275,124 @@ def test_progress_is_shown(tmp_path: Path) -> None:
         edits = [m.text for _, m in telegram.log if m.__api_method__ == "editMessageText"]  # type: ignore[attr-defined] # all have one
         assert [each[:12] for each in edits] == [line[:12] for line in lines]
         assert now() > 1_000
+
+    test()
+
+
+# Processes against a Telegram over HTTP.
+
+
+def broadcaster(api: Strict, journal: Path, chats: int) -> tuple[Any, ...]:
+    return (sys.executable, "-m", "tests.outgoing.broadcaster", api.url, journal, str(chats))
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+async def test_chats_that_were_answered_with_429_are_not_lost(
+    tmp_path: Path, end: signal.Signals
+) -> None:
+    """Chats that wait after a 429 when the process ends get the message from the next run."""
+    path = tmp_path / "journal"
+    async with Strict(script={"sendMessage": [{"retry_after": 60}] * 5}) as api:
+        process = await asyncio.create_subprocess_exec(
+            *broadcaster(api, path, 60), stderr=asyncio.subprocess.PIPE
+        )
+        async with asyncio.timeout(60):
+            while len(api.seen) < 40:  # noqa: ASYNC110 - another process decides
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(0.3)
+        process.send_signal(end)
+        _, log = await process.communicate()
+        refused = {each.chat for each in api.seen if each.refused}
+        again = await asyncio.create_subprocess_exec(
+            *broadcaster(api, path, 60), stderr=asyncio.subprocess.PIPE
+        )
+        await again.communicate()
+        got = Counter(each.chat for each in api.accepted("sendMessage"))
+    assert refused
+    assert set(got.values()) == {1}
+    assert refused <= set(got)
+    assert len(got) == 60
+    if end is signal.SIGINT:
+        assert process.returncode == 130
+        assert b"Traceback" not in log
+        assert b"Broadcast interrupted by Ctrl-C: 55" in log
+        assert b"Run it again with" in log
+        assert b"Broadcast: 5 requests were answered with 429" in log
+
+
+async def test_two_processes_cannot_share_a_journal(tmp_path: Path) -> None:
+    """The second one ends at once, and says which process has the file; later it may use it."""
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    journal.open()
+    async with Strict() as api:
+        second = await asyncio.create_subprocess_exec(
+            *broadcaster(api, path, 9), stderr=asyncio.subprocess.PIPE
+        )
+        _, error = await second.communicate()
+        assert not api.seen
+        journal.finished(1, Status.SENT)
+        journal.close()
+        third = await asyncio.create_subprocess_exec(*broadcaster(api, path, 9))
+        await third.wait()
+        got = {each.chat for each in api.accepted("sendMessage")}
+    assert (second.returncode, third.returncode) == (1, 0)
+    assert f"process {os.getpid()} on ".encode() in error
+    assert b"is broadcasting with it" in error
+    assert got == set("23456789")
+
+
+@virtual
+async def test_stars_bound_what_a_broadcast_costs() -> None:
+    """The first 30 a second are free; when the Stars are spent, the rest is sent unpaid."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram)
+
+    async def send(chat: int) -> None:
+        await bot.send_message(chat, "x", allow_paid_broadcast=True)
+
+    found = [s async for s in outgoing.broadcast(range(1, 301), send, in_flight=300, stars=10)]
+    assert Counter(s.status for s in found) == {Status.SENT: 300}
+    paid = [at for at, m in telegram.log if m.allow_paid_broadcast]  # type: ignore[attr-defined] # all are messages
+    assert len(paid) == 30 + 100
+    assert paid[-1] - paid[0] < 0.1
+    assert telegram.times()[-1] == pytest.approx(170 / 25 - 1, abs=0.5)
+
+
+def test_a_broadcast_may_stop_when_its_stars_are_spent(tmp_path: Path) -> None:
+    """Chats that were not reached are left to the next run with the journal."""
+
+    @virtual
+    async def test() -> None:
+        telegram = Telegram()
+        telegram.errors = [too_many(1)]  # what was refused costs nothing
+        bot, outgoing = paced(telegram)
+
+        async def send(chat: int) -> None:
+            await bot.send_message(chat, "x", allow_paid_broadcast=True)
+
+        async def broadcast(stars: float) -> int:
+            journal = Journal(tmp_path / "journal")
+            stop = outgoing.broadcast(
+                range(1, 101), send, journal=journal, stars=stars, when_spent="stop"
+            )
+            return len([sent async for sent in stop])
+
+        assert await broadcast(1) == 40
+        assert await broadcast(100) == 60
+        assert Counter(m.chat_id for _, m in telegram.log) == Counter(range(1, 101))  # type: ignore[attr-defined] # all are messages
+
+    test()
+
+
+@pytest.mark.parametrize("options", [{"stars": -1}, {"stars": "5"}, {"when_spent": "never"}])
+def test_wrong_stars_are_named(options: dict[str, Any]) -> None:
+    """The ConfigError names the argument."""
+
+    @virtual
+    async def test() -> None:
+        _, outgoing = paced(Telegram())
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            outgoing.broadcast([1], lambda chat: asyncio.sleep(0), **options)
 
     test()

@@ -10,6 +10,8 @@ from aiogram import methods
 from aiogram.exceptions import TelegramBadRequest
 from aiogram.methods import EditMessageReplyMarkup, EditMessageText
 
+from bot_ratelimit import waiting_up_to
+
 from .virtual import Telegram, now, paced, too_many, virtual
 
 
@@ -59,6 +61,39 @@ async def test_only_the_same_edit_of_the_same_message_is_replaced() -> None:
     assert telegram.texts() == ["x", "c", "b", "editMessageReplyMarkup", "e"]
 
 
+@pytest.mark.skipif(
+    not hasattr(methods, "EditEphemeralMessageText"), reason="ephemeral messages need a new aiogram"
+)
+@virtual
+async def test_ephemeral_messages_belong_to_their_receivers() -> None:
+    """Messages for three users with one id are three messages: each gets its own text."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    await bot.send_message(7, "x")
+    ephemeral = methods.EditEphemeralMessageText
+    edits = [
+        ephemeral(chat_id=7, receiver_user_id=user, ephemeral_message_id=1, text=f"{user} {i}")
+        for i in range(2)
+        for user in (1, 2, 3)
+    ]
+    await asyncio.gather(*(bot(each) for each in edits))
+    assert telegram.texts() == ["x", "1 1", "2 1", "3 1"]
+
+
+@virtual
+async def test_a_replaced_edit_uses_up_no_patience() -> None:
+    """The newest edit has all its retries, and its own `waiting_up_to`."""
+    telegram = Telegram()
+    telegram.errors = [too_many(1), too_many(1), too_many(37)]
+    bot, _ = paced(telegram, retries=2)
+    old = asyncio.create_task(bot(edit("old")))
+    await asyncio.sleep(1.8)
+    with waiting_up_to(60):
+        new = asyncio.create_task(bot(edit("new")))
+    assert await new is await old
+    assert telegram.texts() == ["new"]
+
+
 @virtual
 async def test_merging_can_be_switched_off() -> None:
     """With `merge_edits=False` every edit is sent."""
@@ -103,20 +138,6 @@ async def test_after_a_429_the_newest_edit_is_sent() -> None:
     await asyncio.gather(task, bot(edit("new")))
     assert telegram.texts() == ["new"]
     assert 2 <= now() - began < 2.5
-
-
-@pytest.mark.skipif(
-    not hasattr(methods, "SendMessageDraft"), reason="SendMessageDraft needs aiogram 3.24"
-)
-@virtual
-async def test_drafts_are_edits() -> None:
-    """A streamed draft is treated like an edited message."""
-    telegram = Telegram()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
-    await asyncio.gather(
-        *(bot(methods.SendMessageDraft(chat_id=7, draft_id=5, text=str(i))) for i in range(9))
-    )
-    assert telegram.texts() == ["0", "8"]
 
 
 @virtual

@@ -36,7 +36,7 @@ def test_methods_of_paid_broadcasts_count_as_messages() -> None:
     newer = {"SendLivePhoto", "SendRichMessage"}  # which the oldest supported aiogram lacks
     assert len(paid - newer) >= 19
     assert newer & KNOWN <= paid
-    assert {TRAFFIC[name].kind for name in paid} == {Kind.SEND}
+    assert {TRAFFIC[name].kind for name in paid} == {Kind.MESSAGE}
 
 
 def test_fields_in_the_table_exist() -> None:
@@ -44,7 +44,7 @@ def test_fields_in_the_table_exist() -> None:
     for name in KNOWN & set(TRAFFIC):
         traffic, fields = TRAFFIC[name], getattr(methods, name).model_fields
         assert {traffic.items, traffic.message} - {""} <= set(fields), name
-        if traffic.kind in (Kind.SEND, Kind.EDIT, Kind.ACTION):
+        if traffic.kind in (Kind.MESSAGE, Kind.EDIT, Kind.DRAFT, Kind.ACTION):
             assert {"chat_id", "inline_message_id"} & set(fields), name
 
 
@@ -59,7 +59,7 @@ def test_the_documented_table_is_right() -> None:
     page = (Path(__file__).parents[2] / "docs" / "outgoing.md").read_text()
     table = page[page.index("## Which methods count") :]
     named = set(re.findall(r"`(\w+)`", table[: table.index("\n## ", 5)]))
-    counted = {n for n, t in TRAFFIC.items() if t.kind in (Kind.SEND, Kind.EDIT, Kind.ACTION)}
+    counted = {n for n, t in TRAFFIC.items() if t.kind not in (Kind.NEVER, Kind.METHOD)}
     assert {n[0].lower() + n[1:] for n in counted} <= named
 
 
@@ -73,8 +73,8 @@ def test_a_subclass_counts_as_its_base_class() -> None:
         __returning__ = bool
         __api_method__ = "new"
 
-    assert traffic_of(Mine).kind is Kind.SEND
-    assert traffic_of(New).kind is Kind.OTHER
+    assert traffic_of(Mine).kind is Kind.MESSAGE
+    assert traffic_of(New).kind is Kind.METHOD
     assert traffic_of(GetMe).kind is Kind.NEVER
 
 

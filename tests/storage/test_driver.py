@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def check(has: object, what: str, why: str) -> None:
 
 
 async def test_attributes_of_a_connection(redis_server: Server) -> None:
-    """An open connection has a reader, a writer and a parser; the pool can make one."""
+    """An open connection has a reader and a transport that can be taken over."""
     async with aioredis.Redis(port=redis_server.port) as client:
         pool: Any = client.connection_pool
         check(hasattr(pool, "make_connection"), "ConnectionPool.make_connection", "to connect")
@@ -37,21 +38,55 @@ async def test_attributes_of_a_connection(redis_server: Server) -> None:
             check(hasattr(connection, name), f"Connection.{name}", "they are switched off")
         await connection.connect()
         for name in driver.PRIVATE:
-            check(getattr(connection, name, None), f"Connection.{name}", "commands and replies")
-        for name in ("writelines", "transport"):
-            check(hasattr(connection._writer, name), f"Connection._writer.{name}", "to send, close")
+            check(getattr(connection, name, None), f"Connection.{name}", "to take over")
+        transport = connection._writer.transport
+        check(hasattr(transport, "set_protocol"), "Connection._writer.transport", "to take over")
         check(hasattr(connection._reader, "at_eof"), "Connection._reader.at_eof", "to see an end")
-        for method in (connection._parser.read_response, connection.read_response):
-            check(
-                "disable_decoding" in inspect.signature(method).parameters,
-                "read_response(disable_decoding=...)",
-                "replies as bytes",
-            )
-        connection._writer.writelines((b"PING\r\nNOSUCH\r\n",))
-        assert await connection._parser.read_response(disable_decoding=True) == b"PONG"
-        error = await connection._parser.read_response(disable_decoding=True)
-        assert isinstance(error, redis.ResponseError)
+        for name in ("send_command", "read_response"):
+            check(hasattr(connection, name), f"Connection.{name}", "to ask the sentinels")
         await connection.disconnect()
+
+
+async def test_a_connection_that_has_ended_is_not_taken_over_silently(own_server: Server) -> None:
+    """Who connects just before the server ends is told of it, though redis-py heard it first."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        connection: Any = client.connection_pool.make_connection()
+        wire = await driver.open_wire(connection, connection.connect)
+        own_server.kill()
+        await asyncio.sleep(0.05)
+        lost = asyncio.get_running_loop().create_future()
+        wire.attach(lambda reply: None, lost.set_result)
+        assert "closed by server" in str(await asyncio.wait_for(lost, 5))
+        wire.close()
+
+
+@pytest.mark.parametrize("size", [1, 7, 1_000])
+async def test_replies_may_arrive_in_pieces(size: int) -> None:
+    """Replies are the same however the network cuts them; what nobody asked for is passed over."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while b"PING" not in (asked := await reader.read(1_000)):
+            writer.write(b"-ERR unknown command\r\n" * asked.count(b"*"))
+        said = b">2\r\n+news\r\n:1\r\n+PONG\r\n-MOVED 7 h:1\r\n*2\r\n:1\r\n$2\r\nab\r\n"
+        for i in range(0, len(said), size):
+            writer.write(said[i : i + size])
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = aioredis.Redis(port=port, protocol=2)
+        connection: Any = client.connection_pool.make_connection()
+        wire = await driver.open_wire(connection, connection.connect)
+        found: list[Any] = []
+        lost = asyncio.get_running_loop().create_future()
+        wire.attach(found.append, lost.set_result)
+        wire.write(b"*1\r\n$4\r\nPING\r\n", 3)
+        await asyncio.wait_for(lost, 5)
+        assert [str(each) for each in found] == ["b'PONG'", "MOVED 7 h:1", "[1, b'ab']"]
+        wire.close()
+        await client.aclose()
 
 
 def test_attributes_of_a_sentinel_pool() -> None:
@@ -79,8 +114,8 @@ def test_attributes_of_a_cluster() -> None:
     check(Retry, "Retry", "to switch retries off")
 
 
-def test_replies_are_read_by_the_parser() -> None:
-    """The `read_response` of a connection is bypassed only if it is redis-py's own."""
+def test_only_connections_of_redis_py_are_taken_over() -> None:
+    """A connection with another `read_response` is no socket that could be taken over."""
     for owner in (AbstractConnection, SentinelManagedConnection):
         check("read_response" in vars(owner), f"{owner.__name__}.read_response", "to tell fakes")
 

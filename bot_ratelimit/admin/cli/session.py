@@ -14,8 +14,7 @@ import typer
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.config.settings import Settings
-from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
-from bot_ratelimit.limiter.failures import printable
+from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError, printable
 
 _T = TypeVar("_T")
 

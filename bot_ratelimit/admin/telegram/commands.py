@@ -16,7 +16,7 @@ from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.wording import who
 from bot_ratelimit.admin.words import capital, code, joined
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.bans import check_ban_length
+from bot_ratelimit.limiter.arguments import check_ban_length
 from bot_ratelimit.rules.rule import Subject
 
 _BANS: Final = 8

@@ -26,6 +26,7 @@ from cachetools import TTLCache
 from bot_ratelimit.admin.control import LOGINS
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.errors import RateLimitError, StorageError
+from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.rule import Rules, Subject, rule_at
@@ -58,7 +59,8 @@ class LoginLimiter:
     """
 
     def __init__(self, limiter: Limiter) -> None:
-        self._limiter = _own(limiter)
+        self._limiter = limiter
+        self._decider = _own(limiter)
         self._succeeded: TTLCache[str, bool] = TTLCache(1_000, _TRUSTED_FOR, timer=time.monotonic)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -96,7 +98,7 @@ class LoginLimiter:
                 return
             rules = _rules(key, shared if device is None else None)
             # Charged before the result is known, so that parallel guesses gain nothing.
-            decision = await self._limiter.hit(rules, _NOBODY)
+            decision = await self._decider.hit(rules, _NOBODY)
             if not decision:
                 raise _slowed(decision.retry_after)
             if failure is not None:
@@ -115,7 +117,7 @@ class UsedInitData:
     """
 
     def __init__(self, limiter: Limiter) -> None:
-        self._limiter = _own(limiter)
+        self._decider = _own(limiter)
 
     async def use(self, init_data: str) -> bool:
         """Mark initData as used; False if it was used before, at any instance.
@@ -123,8 +125,8 @@ class UsedInitData:
         Raises:
             StorageError: The storage cannot be reached, so another instance may have seen it.
         """
-        decision = await self._limiter.hit(_once(init_data), _NOBODY)
-        if decision.source != self._limiter.storage.source:
+        decision = await self._decider.hit(_once(init_data), _NOBODY)
+        if decision.source != self._decider.storage.source:
             raise StorageError(
                 "Redis, which remembers used initData, cannot be reached: open the page again in "
                 "Telegram when Redis is back"
@@ -132,13 +134,15 @@ class UsedInitData:
         return bool(decision)
 
 
-def _own(limiter: Limiter) -> Limiter:
-    """A limiter on the bot's storage that limits in an outage too."""
-    return Limiter(
+def _own(limiter: Limiter) -> Decider:
+    """Decides on the bot's storage, and by this process's counts in an outage."""
+    return Decider(
         limiter.storage,
-        key_prefix=limiter.key_prefix,
+        limiter.key_prefix,
         on_error="memory",
         timeout=limiter.timeout,
+        part="logins",
+        consequences={"memory": "each instance limits logins of the page by its own counts"},
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import Context
@@ -15,13 +17,15 @@ from redis.crc import key_slot
 
 from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.storage.base import StorageEvents
+from bot_ratelimit.storage.loops import Seldom
 from bot_ratelimit.storage.redis import driver
+from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec
 from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, IDLE, Connection
-from bot_ratelimit.storage.redis.decision_codec import Commands, DecisionCodec, Item
-from bot_ratelimit.storage.redis.driver import Address, NodeEndpoint, Stream
-from bot_ratelimit.storage.redis.faults import code_of, one_line, translated, unreachable
-from bot_ratelimit.storage.redis.latency import LOG_EVERY
+from bot_ratelimit.storage.redis.driver import Address, NodeEndpoint
+from bot_ratelimit.storage.redis.encoding import encode_key
+from bot_ratelimit.storage.redis.faults import one_line, translated, unreachable
 from bot_ratelimit.storage.redis.request import Redirect, Request
+from bot_ratelimit.storage.redis.wire import Wire
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -47,7 +51,7 @@ class _AnyNode:
         first, *others = driver.startup_nodes(self._client)
         return "{} at {}:{}".format(self.name, *first) + (" and others" if others else "")
 
-    async def connect(self) -> Stream:
+    async def connect(self) -> Wire:
         """Return the connection that opens first."""
         nodes = driver.startup_nodes(self._client)
         opening = {asyncio.create_task(self._connect(node)) for node in nodes}
@@ -66,7 +70,7 @@ class _AnyNode:
                 driver.cancel_opening(task)
         raise errors[-1]
 
-    async def _connect(self, node: Address) -> Stream:
+    async def _connect(self, node: Address) -> Wire:
         endpoint = NodeEndpoint(self._client, node)
         try:
             return await endpoint.connect()
@@ -85,75 +89,74 @@ class Shards:
     def __init__(self, client: RedisCluster) -> None:
         self._client = client
         self._events: Sequence[StorageEvents] = ()
-        self._nodes: dict[Address, Connection[Item]] = {}
-        self._slots: dict[int, Connection[Item]] = {}
+        self._nodes: dict[Address, Connection] = {}
+        self._slots: dict[int, Connection] = {}
         self._any = self._connection(_AnyNode(client))
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = 0.0
-        self._draining: set[asyncio.Task[None]] = set()  # nodes without slots
-        self._is_needed = False  # since the last request for the slot map
-        self._needed_at = 0.0
-        self._warned_at = -LOG_EVERY
+        self._needed_at = 0.0  # when a decision was last requested
+        self._seldom = Seldom()
 
-    def route(self, key: bytes) -> tuple[Connection[Item], int]:
+    def route(self, key: str) -> tuple[Connection, int]:
         """Return the connection to the node of this key, and the key's slot."""
-        self._is_needed = True
-        slot = key_slot(key)
+        self._needed_at = time.monotonic()
+        slot = key_slot(encode_key(key))
         connection = self._slots.get(slot)
         if connection is None:
             connection = self._any
             self._refresh_soon()
         return connection, slot
 
-    def connections(self) -> list[Connection[Item]]:
+    def connections(self) -> list[Connection]:
         """All connections."""
         return [self._any, *self._nodes.values()]
 
     def open(self) -> None:
         """Start to fetch the slot map."""
-        self._is_needed = True
+        self._needed_at = time.monotonic()
         self._any.open()
         self._refresh_soon()
 
     async def close(self) -> None:
         """Close all connections."""
-        tasks = [*self._draining, *([self._refreshing] if self._refreshing else [])]
-        self._refreshing = None
-        self._draining.clear()
-        loop = asyncio.get_running_loop()
-        if tasks := [task for task in tasks if task.get_loop() is loop]:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+        task, self._refreshing = self._refreshing, None
+        if task is not None and task.get_loop() is asyncio.get_running_loop():
+            task.cancel()
+            await asyncio.wait([task])
         for connection in self.connections():
             await connection.close()
 
+    def dropped(self) -> None:
+        """Close all connections, from any thread: nobody uses them any more."""
+        self._needed_at = -math.inf
+        for connection in self.connections():
+            connection.dropped()
+
     def observe(self, events: Sequence[StorageEvents]) -> None:
-        """Set who is told of all connections, also of later ones; see `Connection.events`."""
+        """Set who is told of all connections, also of later ones."""
         self._events = events
         for connection in self.connections():
-            connection.events = events
+            connection.observe(events)
 
-    def _connection(self, endpoint: driver.Endpoint) -> Connection[Item]:
-        connection: Connection[Item] = Connection(
+    def _connection(self, endpoint: driver.Endpoint) -> Connection:
+        connection = Connection(
             endpoint,
             DecisionCodec(lambda: endpoint.where),
             redirect=self._follow_redirect,
             on_failure=self._refresh_soon,
         )
-        connection.events = self._events
+        connection.observe(self._events)
         return connection
 
-    def _node(self, address: Address) -> Connection[Item]:
+    def _node(self, address: Address) -> Connection:
         node = self._nodes.get(address)
         if node is None:
             node = self._nodes[address] = self._connection(NodeEndpoint(self._client, address))
         return node
 
-    def _follow_redirect(self, request: Request[Item], redirect: Redirect) -> None:
+    def _follow_redirect(self, request: Request, redirect: Redirect) -> None:
         """Send the request to the node that a redirect names: the first node executed nothing."""
-        address = driver.remap(self._client, redirect.address)
-        node = self._node(address)
+        node = self._node(driver.remap(self._client, redirect.address))
         request.asking = redirect.asking
         request.alone = request.alone or redirect.asking
         if not redirect.asking and request.slot is not None:
@@ -166,12 +169,8 @@ class Shards:
 
     def _refresh_soon(self) -> None:
         """Fetch the slot map in the background."""
-        loop = asyncio.get_running_loop()
-        if (
-            self._refreshing is None
-            or self._refreshing.done()
-            or self._refreshing.get_loop() is not loop
-        ):
+        loop, task = asyncio.get_running_loop(), self._refreshing
+        if task is None or task.done() or task.get_loop() is not loop:
             self._refreshing = loop.create_task(self._refresh(), context=Context())
 
     async def _refresh(self) -> None:
@@ -180,11 +179,9 @@ class Shards:
         Stop when no decision has been requested for a while: an unused storage does not keep
         asking.
         """
-        while self._is_needed or _now() - self._needed_at < IDLE:
-            await asyncio.sleep(max(0.0, self._refreshed_at + REFRESH_EVERY - _now()))
-            self._refreshed_at = _now()
-            if self._is_needed:
-                self._is_needed, self._needed_at = False, self._refreshed_at
+        while time.monotonic() - self._needed_at < IDLE:
+            await asyncio.sleep(max(0.0, self._refreshed_at + REFRESH_EVERY - time.monotonic()))
+            self._refreshed_at = time.monotonic()
             answer = await self._fetch_slots()
             if answer is not None:
                 self._use_slots(*answer)
@@ -197,40 +194,30 @@ class Shards:
         shuffle(known)
         known.sort(key=lambda each: not each.is_open)
         asking = {asyncio.ensure_future(_slots(each)) for each in (self._any, *known[:MAX_ASKED])}
-        refused: tuple[str, Exception] | None = None
         try:
             for answer in asyncio.as_completed(asking):
                 reply, asked = await answer
                 if isinstance(reply, list):
                     return reply, asked.host
                 if isinstance(reply, Exception):
-                    refused = asked.where, reply
+                    self._log_refusal(asked.where, reply)
         finally:
             for task in asking:
                 task.cancel()
-        if refused is not None:
-            self._log_refusal(*refused)
         return None
 
     def _log_refusal(self, where: str, error: Exception) -> None:
         """Log a refusal that an operator has to fix, at most once a minute."""
-        is_fault = isinstance(translated(error), ConfigError)
-        if not is_fault or _now() - self._warned_at < LOG_EVERY:
-            return
-        self._warned_at = _now()
-        allow = (
-            "; allow it (ACL SETUSER <user> +cluster|slots)" if code_of(error) == "NOPERM" else ""
-        )
-        log.warning(
-            "Redis at %s refuses CLUSTER SLOTS (%s): each slot is found by a redirect, and the "
-            "nodes are asked again and again%s",
-            where,
-            one_line(error),
-            allow,
-        )
+        if isinstance(translated(error), ConfigError) and self._seldom():
+            log.warning(
+                "Redis at %s refuses CLUSTER SLOTS (%s): each slot is found by a redirect, and the "
+                "nodes are asked again and again; allow it (ACL SETUSER <user> +cluster|slots)",
+                where,
+                one_line(error),
+            )
 
     def _use_slots(self, ranges: Any, asked: str) -> None:
-        slots: dict[int, Connection[Item]] = {}
+        slots: dict[int, Connection] = {}
         for first, last, primary, *_ in ranges:
             address = _host(primary) or asked, int(primary[1])
             node = self._node(driver.remap(self._client, address))
@@ -238,12 +225,12 @@ class Shards:
         self._slots = slots
         used = set(slots.values())
         for address in [address for address, node in self._nodes.items() if node not in used]:
-            leaving = asyncio.create_task(self._nodes.pop(address).drain(), context=Context())
-            self._draining.add(leaving)
-            leaving.add_done_callback(self._draining.discard)
+            # By then its last requests have been answered or have timed out.
+            leaving = self._nodes.pop(address)
+            asyncio.get_running_loop().call_later(CONNECT_TIMEOUT, leaving.abandon)
 
 
-async def _slots(connection: Connection[Item]) -> tuple[Any, Connection[Item]]:
+async def _slots(connection: Connection) -> tuple[Any, Connection]:
     with suppress(StorageError):
         timeout = ASK_TIMEOUT if connection.is_open else CONNECT_TIMEOUT
         (reply,) = await connection.submit(Commands([(b"CLUSTER", b"SLOTS")]), timeout)
@@ -259,7 +246,3 @@ def _host(node: Sequence[Any]) -> str:
         pairs = details if isinstance(details, dict) else zip(*[iter(details)] * 2, strict=True)
         host = dict(pairs).get(b"ip", b"")
     return "" if host == b"?" else bytes(host).decode()
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

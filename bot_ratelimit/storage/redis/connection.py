@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
-from typing import Any, Final, Generic
+from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.storage.base import StorageEvents
-from bot_ratelimit.storage.redis.deadline import LONGEST_TICK, ListeningClock
+from bot_ratelimit.storage.redis.batches import Batches
+from bot_ratelimit.storage.redis.clock import ListeningClock
+from bot_ratelimit.storage.redis.codec import DecisionCodec
 from bot_ratelimit.storage.redis.driver import Endpoint
+from bot_ratelimit.storage.redis.encoding import encode_command
 from bot_ratelimit.storage.redis.faults import unreachable
 from bot_ratelimit.storage.redis.latency import Latency
-from bot_ratelimit.storage.redis.pipeline import Pipeline
 from bot_ratelimit.storage.redis.request import (
     AGAIN,
     Call,
-    Codec,
-    Item,
-    ParsedReplies,
     Redirect,
     Request,
+    answer_all,
 )
-from bot_ratelimit.storage.redis.request_queue import RequestQueue
+from bot_ratelimit.storage.redis.wire import Wire
 
 CONNECT_TIMEOUT: Final = 5.0
 """The maximum time in seconds to open a connection: name look-up, TCP, TLS, authentication."""
@@ -39,18 +39,17 @@ took is part of it."""
 IDLE: Final = 60.0
 """Seconds without a request after which there are no more attempts to connect."""
 MAX_WAITING: Final = 20_000
-"""The maximum number of requests that wait for an answer; further ones are refused."""
+"""The maximum number of requests without an answer; further ones are refused."""
 
 
-class Connection(Generic[Item]):
+class Connection:
     """Sends requests to a server over a connection that it opens, keeps and replaces itself.
 
-    A request waits in a `RequestQueue` until it is sent, and then in a `Pipeline` until it is
-    answered::
+    ::
 
-        submit -> queue -> codec.calls -> pipeline -> codec.read -> answer
-                    ^                                     |
-                    +------- nothing was executed --------+
+        submit -> batches -> codec.calls -> wire -> codec.read -> answer
+                     ^                                   |
+                     +------ nothing was executed -------+
 
     - A request times out when `timeout` seconds have passed without its answer. Time in which this
       event loop was blocked or busy does not count.
@@ -67,25 +66,25 @@ class Connection(Generic[Item]):
     def __init__(
         self,
         endpoint: Endpoint,
-        codec: Codec[Item],
+        codec: DecisionCodec,
         *,
-        redirect: Callable[[Request[Item], Redirect], None] | None = None,
+        redirect: Callable[[Request, Redirect], None] | None = None,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         self._endpoint = endpoint
-        self._codec = codec
+        self.codec: Final = codec
         self._redirect = redirect
         self._on_failure = on_failure
         self.events: Sequence[StorageEvents] = ()
-        """Are told of the connection state and of every batch."""
-        self._latency = Latency(lambda: self.where)
+        self.name: Final = endpoint.name
+        """The permanent name of the server; see `Endpoint`."""
+        self.latency: Final = Latency(lambda: self.where)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._batches: Batches | None = None  # of this event loop
         self._reset()
 
     def _reset(self) -> None:
-        self._latency.forget()
-        self._queue = RequestQueue(self._send, self._latency)
-        self._pipeline: Pipeline[Item] | None = None  # None without an open connection
+        self.latency.forget()
         self._opening: asyncio.Task[None] | None = None
         self._opened_at = 0.0  # when the current attempt to connect began
         self._last_request_at = 0.0
@@ -93,15 +92,17 @@ class Connection(Generic[Item]):
         self.last_error: Exception | None = None
         """Why the last attempt to connect failed; None after a successful one."""
 
-    @property
-    def name(self) -> str:
-        """The permanent name of the server; see `Endpoint`."""
-        return self._endpoint.name
+    def route(self, key: str) -> tuple[Connection, None]:
+        """Return the connection that serves this key; see `Shards.route`."""
+        return self, None
 
-    @property
-    def is_healthy(self) -> bool:
-        """Whether it is open, or has not been needed yet."""
-        return self.is_open or not (self._failures or self._opening)
+    def connections(self) -> list[Connection]:
+        """All connections; see `Shards.connections`."""
+        return [self]
+
+    def observe(self, events: Sequence[StorageEvents]) -> None:
+        """Set who is told of the connection state and of every batch."""
+        self.events = events
 
     @property
     def where(self) -> str:
@@ -109,146 +110,126 @@ class Connection(Generic[Item]):
         return self._endpoint.where
 
     @property
-    def codec(self) -> Codec[Item]:
-        """The codec of this connection."""
-        return self._codec
-
-    @property
-    def latency(self) -> float | None:
-        """The latency of the last answer, in seconds; None before the first."""
-        return self._latency.last
-
-    @property
     def is_open(self) -> bool:
         """Whether the connection is open."""
-        return self._pipeline is not None
+        return self._wire is not None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it is open, or has not been needed yet."""
+        return self.is_open or not (self._failures or self._opening)
 
     @property
     def is_idle(self) -> bool:
         """Whether no request waits, and no call is in progress."""
-        return not (self._queue.requests or (self._pipeline and self._pipeline.calls))
+        return self._batches is None or self._batches.is_idle
 
     @property
     def host(self) -> str:
         """The host of the open connection; empty without one."""
-        return "" if self._pipeline is None else self._pipeline.stream.host
+        return "" if self._wire is None else self._wire.host
 
-    def submit(self, item: Item, timeout: float, slot: int | None = None) -> asyncio.Future[Any]:
+    @property
+    def _wire(self) -> Wire | None:
+        return None if self._batches is None else self._batches.wire
+
+    def submit(self, item: Any, timeout: float, slot: int | None = None) -> asyncio.Future[Any]:
         """Send an item and return a future of its answer.
 
         Raises:
             QueueFullError: Too many requests wait already.
             NotConnectedError: There is no connection, and none is expected within the timeout.
         """
-        loop = asyncio.get_running_loop()
-        request = Request(item, self._codec.weigh(item), timeout, loop.create_future(), slot)
-        self.enqueue(request)
-        return request.future
+        future = asyncio.get_running_loop().create_future()
+        self.enqueue(Request(item, self.codec.weigh(item), timeout, future, slot))
+        return future
 
-    def enqueue(self, request: Request[Item]) -> None:
+    def enqueue(self, request: Request) -> None:
         """Send a request that already exists; see `submit`."""
-        self.open()
-        clock, queue, pipeline = self._clock, self._queue, self._pipeline
+        batches = self.open()
+        clock = batches.clock
         now = self._last_request_at = clock.now()
         request.deadline = now + request.timeout
-        if pipeline is None and (
+        if batches.wire is None and (
             self.last_error is not None or now >= self._opened_at + request.timeout
         ):
             error = self.last_error or NotConnectedError(f"still connecting to {self.where}")
             raise error.with_traceback(None)  # raised many times: its traceback would grow
-        in_progress = 0 if pipeline is None else pipeline.waiting
-        if len(queue.requests) + in_progress >= MAX_WAITING:
+        if batches.size >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
-        clock.start(request.timeout)
-        queue.add(request, now)
+        if not clock.is_ticking:
+            clock.start(request.timeout)
+        batches.add(request, now)
 
-    def open(self) -> None:
+    def open(self) -> Batches:
         """Start to connect, unless the connection is open or being opened."""
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # another asyncio.run(): nothing of the last can be used
-            self._discard()
-            self._loop, self._clock = loop, ListeningClock(loop, self._tick)
-            self._last_request_at = self._clock.now()
-        pipeline = self._pipeline
-        if pipeline is not None and not pipeline.calls and pipeline.stream.is_closed:
-            self._disconnect()  # the server closed it while it was idle
-        if self._pipeline is None and (self._opening is None or self._opening.done()):
-            self._opened_at = self._clock.now()
-            self._clock.start(CLOCK_WHILE_OPENING)
-            self._opening = loop.create_task(self._open(), context=Context())
+        batches = self._batches
+        if batches is None or loop is not self._loop:  # another asyncio.run(): nothing is kept
+            self.abandon()
+            clock = ListeningClock(loop, self._tick)
+            batches = Batches(self.codec, clock, self.latency, self._answered)
+            self._loop, self._batches = loop, batches
+            self._last_request_at = clock.now()
+        if batches.wire is None and (self._opening is None or self._opening.done()):
+            self._opened_at = batches.clock.now()
+            batches.clock.start(CLOCK_WHILE_OPENING)
+            self._opening = loop.create_task(self._open(batches), context=Context())
+        return batches
 
     async def close(self) -> None:
         """Close the connection; waiting requests get a StorageError. It can be used again."""
-        reading = None if self._pipeline is None else self._pipeline.reading
-        tasks = [task for task in (self._opening, reading) if task is not None]
-        same_loop = self._loop is asyncio.get_running_loop()
-        self._discard()
+        opening = self._opening if self._loop is asyncio.get_running_loop() else None
+        self.abandon()
         for each in self.events:
             each.closed(self.name)
-        if same_loop and tasks:
-            await asyncio.wait(tasks)
+        if opening is not None:
+            await asyncio.wait([opening])
+        await asyncio.sleep(0)  # asyncio closes the socket in the next turn of the loop
 
-    async def drain(self) -> None:
-        """Close the connection when all waiting requests have been answered or have timed out."""
-        try:
-            while not self.is_idle:  # noqa: ASYNC110 - rare: only when a node leaves a cluster
-                await asyncio.sleep(LONGEST_TICK)
-        finally:
-            await self.close()
+    def dropped(self) -> None:
+        """Close the connection, from any thread: nobody uses it any more."""
+        if self._batches is not None and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.abandon, context=Context())
 
-    def _discard(self) -> None:
-        """Drop all state, also that of an event loop that has ended."""
-        requests = [*self._queue.requests]
-        if self._pipeline is not None:
-            requests += self._pipeline.requests
-            self._pipeline.close()
-        if self._loop is not None and not self._loop.is_closed():
-            self._clock.stop()
-            self._queue.close()
-            if self._opening is not None:
-                self._opening.cancel()
-            _answer(requests, StorageError("the storage was closed", kind="closed"))
+    def abandon(self) -> None:
+        """Close without waiting, and drop all state, also that of an event loop that has ended."""
+        batches, self._batches = self._batches, None
+        if batches is not None and self._loop is not None:
+            if self._loop.is_closed():
+                batches.stop()
+            else:
+                batches.clock.stop()
+                if self._opening is not None:
+                    self._opening.cancel()
+                error = StorageError("the storage was closed", kind="closed")
+                answer_all(batches.close(), error)
         self._reset()
 
-    # ---------------------------------------------------------------------------------------------
-    # Connecting
-
-    async def _open(self) -> None:
+    async def _open(self, batches: Batches) -> None:
         """Connect; retry until it succeeds, or until there are no requests for a while."""
+        clock = batches.clock
         took, was_blocked = 0.0, False
-        while not self._failures or self._clock.now() - self._last_request_at < IDLE:
+        while not self._failures or clock.now() - self._last_request_at < IDLE:
             await asyncio.sleep(self._backoff() - took)
-            began = self._clock.now()
+            began = clock.now()
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
-                    stream = await self._endpoint.connect()
-                break
+                    wire = await self._endpoint.connect()
             except Exception as error:
                 if self._opening is not asyncio.current_task():
                     return  # closed in the meantime: redis-py may swallow a cancellation
-                took = self._clock.now() - began
+                took = clock.now() - began
                 timed_out = isinstance(error, TimeoutError)
                 if timed_out and took < CONNECT_TIMEOUT / 2 and not was_blocked:
                     was_blocked = True  # the event loop was, for most of that time: try once more
                     continue
-                self._failures += 1
-                self.last_error = unreachable(self.where, error, CONNECT_TIMEOUT)
-                _answer(self._queue.take_all(), self.last_error)
-                self._report_disconnected()
-                self._on_failure()
-        else:  # the next request starts from scratch: the error may be long over
-            self._opening, self.last_error, self._failures = None, None, 0
-            return
-        if self._opening is not asyncio.current_task():
-            stream.close()
-            return
-        self._opening = self.last_error = None
-        self._pipeline = Pipeline(
-            stream, self._clock, self._finish, self._broken, self._reading_cancelled
-        )
-        for each in self.events:
-            each.connected(self.name)
-        self._queue.resume(self._pipeline)
+                self._not_opened(batches, unreachable(self.where, error, CONNECT_TIMEOUT))
+            else:
+                self._opened(batches, wire)
+                return
+        # The next request starts from scratch: the error may be long over.
+        self._opening, self.last_error, self._failures = None, None, 0
 
     def _backoff(self) -> float:
         if self._failures < 2:
@@ -256,98 +237,90 @@ class Connection(Generic[Item]):
         longest: float = min(0.05 * 2**self._failures, LONGEST_BACKOFF)
         return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads reconnects
 
-    def _broken(self, error: Exception) -> None:
-        self._lost(unreachable(self.where, error, None))
-
-    def _reading_cancelled(self) -> None:
-        """Nobody reads the replies any more, because the program has cancelled all its tasks.
-
-        The next request opens a new connection. Until then nothing is opened: the event loop may be
-        ending.
-        """
-        sent = [] if self._pipeline is None else self._pipeline.requests
-        error = StorageError(f"{self.where}: reading was cancelled", kind="connection")
-        _answer([*sent, *self._queue.take_all()], error)
-        self._disconnect()
-
-    def _lost(self, error: Exception) -> None:
-        """Replace the connection: it is unknown what happened to the requests in progress."""
-        sent = [] if self._pipeline is None else self._pipeline.requests
+    def _not_opened(self, batches: Batches, error: StorageError) -> None:
         self._failures += 1
-        self._disconnect()
-        _answer(sent, error)
+        self.last_error = error
+        answer_all(batches.take_waiting(), error)
+        self._report_disconnected(batches)
+        self._on_failure()
+
+    def _opened(self, batches: Batches, wire: Wire) -> None:
+        if self._opening is not asyncio.current_task():  # closed in the meantime
+            wire.close()
+            return
+        self._opening = self.last_error = None
+        for each in self.events:
+            each.connected(self.name)
+        wire.attach(batches.received, self._broken)
+        batches.start(wire)
+
+    def _broken(self, error: BaseException) -> None:
+        """The connection has ended."""
+        if isinstance(error, Exception):
+            self._lost(unreachable(self.where, error, None))
+        elif self._batches is not None:
+            # The program has cancelled all its tasks, also that of an `AdapterWire`. The next
+            # request opens a new connection; until then the event loop may be ending.
+            lost = StorageError(f"{self.where}: reading was cancelled", kind="connection")
+            answer_all([*self._batches.stop(), *self._batches.take_waiting()], lost)
+            self._report_disconnected(self._batches)
+
+    def _lost(self, error: StorageError) -> None:
+        """Replace the connection: it is unknown what happened to the requests in progress."""
+        if self._batches is None:
+            return
+        self._failures += 1
+        sent = self._batches.stop()
+        self._report_disconnected(self._batches)
+        answer_all(sent, error)
         self._on_failure()
         self.open()
 
-    def _disconnect(self) -> None:
-        if self._pipeline is not None:
-            self._pipeline.close()
-        self._pipeline = None
-        self._queue.pause()
-        self._report_disconnected()
-
-    def _report_disconnected(self) -> None:
+    def _report_disconnected(self, batches: Batches) -> None:
         for each in self.events:
             each.disconnected(self.name)
-            each.waiting(self.name, len(self._queue.requests))
+            each.waiting(self.name, len(batches.waiting))
 
-    # ---------------------------------------------------------------------------------------------
-    # Sending and answering
-
-    def _send(self, requests: Sequence[Request[Item]]) -> None:
-        """Send a batch."""
-        try:
-            calls = self._codec.calls(requests)
-        except Exception as error:  # a bug in the codec; other requests are not affected
-            _answer(requests, error)
-            return
-        self._write([call for call in calls if call.commands])
-        for call in calls:
-            if not call.commands:  # nothing to send: the codec knows the answer
-                self._deliver(call, self._codec.read(call, []))
-
-    def _write(self, calls: Sequence[Call[Item]]) -> None:
-        if self._pipeline is not None and calls:
-            self._pipeline.write(calls)
-
-    def _finish(self, call: Call[Item], replies: list[Any], now: float) -> None:
+    def _answered(self, call: Call, replies: list[Any]) -> None:
         """Handle all replies to a call."""
         try:
-            parsed = self._codec.read(call, replies)
+            answers = self.codec.read(call, replies)
         except Exception as error:  # a bug in the codec; the connection stays in step
-            _answer(call.requests, error)
-            parsed = ParsedReplies(())
-        else:
-            self._deliver(call, parsed)
-        if call.requests and call.ends_batch:
-            took = now - call.sent
-            self._latency.measure(took, call.requests[0].timeout, now)
-            has_run = parsed.answers and parsed.answers[0] is not AGAIN
-            if call.decides and has_run:
+            answers = [error] * len(call.requests)
+        is_readonly = self._deliver(call.requests, answers)
+        if call.ends_batch and call.requests and self._batches is not None:
+            took = self._batches.last_reply_at - call.sent
+            self.latency.measure(took, call.requests[0].timeout)
+            if call.decides and answers[0] is not AGAIN:
                 for each in self.events:
                     each.batch_answered(self.name, len(call.requests), took)
-        if parsed.disconnect:
-            self._lost(StorageError(parsed.disconnect, kind="readonly"))
+        if is_readonly:  # a primary that became a replica: another one is found by connecting
+            self._lost(StorageError(f"{self.where} is read-only now", kind="readonly"))
             return
         self._failures = 0
-        if parsed.repairs:
-            self._write([Call((), parsed.repairs)])
-        if call.ends_batch or self._queue.fills_batch:
-            self._queue.flush()
+        if call.repair is not None and self._batches is not None:
+            self._batches.write([Call((), encode_command(call.repair))])
 
-    def _deliver(self, call: Call[Item], parsed: ParsedReplies) -> None:
-        again: list[Request[Item]] = []
-        for request, answer in zip(call.requests, parsed.answers, strict=True):
-            if answer is AGAIN:
+    def _deliver(self, requests: Sequence[Request], answers: Sequence[Any]) -> bool:
+        """Give each request its answer; return whether the server is read-only."""
+        again: list[Request] = []
+        is_readonly = False
+        for request, answer in zip(requests, answers, strict=True):
+            if type(answer) is list:  # nearly always
+                if not request.future.done():
+                    request.future.set_result(answer)
+            elif answer is AGAIN:
                 again.append(request)
             elif isinstance(answer, Redirect):
                 self._follow(answer, request)
             else:
+                is_readonly = is_readonly or getattr(answer, "kind", "") == "readonly"
                 request.answer(answer)
-        if again:
-            self._queue.put_back(again)
+        if again and self._batches is not None:
+            self._batches.put_back(again)
+        return is_readonly
 
-    def _follow(self, redirect: Redirect, request: Request[Item]) -> None:
+    def _follow(self, redirect: Redirect, request: Request) -> None:
         """Hand a request over to another server, once."""
         if self._redirect is None:
             text = (
@@ -355,52 +328,39 @@ class Connection(Generic[Item]):
                 "redis.asyncio.RedisCluster, which knows all nodes"
             )
             request.answer(ConfigError(text))
-        elif request.redirected:
+        elif request.redirected or (batches := self._batches) is None:
             text = f"{self.where} redirects a request again: slots are being moved"
             request.answer(StorageError(text, kind="moved"))
         else:
             request.redirected = True
-            request.timeout = max(request.deadline - self._clock.now(), 0.0)  # the rest of it
-            self._redirect(request, redirect.seen_from(self.host))
-
-    # ---------------------------------------------------------------------------------------------
-    # Time
+            request.timeout = max(request.deadline - batches.clock.now(), 0.0)  # the rest of it
+            host, port = redirect.address
+            if host in ("", "?"):  # the node knows no name of the other: only the port differs
+                host = self.host
+            self._redirect(request, Redirect((host, port), redirect.asking))
 
     def _tick(self, now: float) -> bool:
         """Time out requests that have waited too long; return whether to keep ticking."""
-        queue, pipeline = self._queue, self._pipeline
-        for call in () if pipeline is None else pipeline.calls:
-            if call.requests and call.deadline <= now:
-                self._expire(call.requests, now)
-        self._expire(queue.requests, now)
-        queue.drop_answered()
-        in_progress = 0 if pipeline is None else pipeline.waiting
+        batches = self._batches
+        if batches is None:
+            return False
+        batches.expire(now, self._timeout_error)
         for each in self.events:  # here, so that it costs a decision no time
-            each.waiting(self.name, in_progress + len(queue.requests))
-        if pipeline is not None and pipeline.calls:
-            silence = now - pipeline.last_reply_at
-            if silence >= SILENCE and pipeline.calls[0].deadline <= now:
+            each.waiting(self.name, batches.size)
+        if batches.calls:
+            silence = now - batches.last_reply_at
+            if silence >= SILENCE and (batches.calls[0].deadline or now) <= now:
                 text = f"{self.where}: no answer for {silence:.1f} s"
                 self._lost(StorageError(text, kind="timeout"))
         is_opening = self._opening is not None and not self._opening.done()
-        return (is_opening and self.last_error is None) or not self.is_idle
+        return (is_opening and self.last_error is None) or not batches.is_idle
 
-    def _expire(self, requests: Iterable[Request[Item]], now: float) -> None:
-        for request in requests:
-            if request.deadline <= now and not request.future.done():
-                request.answer(self._timeout_error(request))
-
-    def _timeout_error(self, request: Request[Item]) -> StorageError:
-        timeout, late = request.timeout, self._latency.late
-        if self._pipeline is None or request.deadline - timeout < self._pipeline.opened_at:
+    def _timeout_error(self, request: Request) -> StorageError:
+        timeout, late, batches = request.timeout, self.latency.late, self._batches
+        if not batches or batches.wire is None or request.deadline - timeout < batches.opened_at:
             return NotConnectedError(f"not connected to {self.where} within {timeout:g} s")
         if late is None:
             text = f"no answer from {self.where} within {timeout:g} s"
         else:
             text = f"{self.where} takes {late:.2f} s to answer, the timeout is {timeout:g} s"
         return StorageError(text, kind="timeout")
-
-
-def _answer(requests: Iterable[Request[Any]], answer: Exception) -> None:
-    for request in requests:
-        request.answer(answer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 import redis.asyncio as aioredis
@@ -21,59 +22,18 @@ from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnec
 from redis.backoff import NoBackoff
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.storage.redis.faults import is_cut_short
+from bot_ratelimit.storage.redis.faults import ALLOW_SCRIPTS, is_cut_short
+from bot_ratelimit.storage.redis.wire import AdapterWire, SocketWire, Wire
 
 Client: TypeAlias = "aioredis.Redis | RedisCluster"
 Address: TypeAlias = tuple[str, int]
 
-PRIVATE: Final = ("_reader", "_writer", "_parser")
+PRIVATE: Final = ("_reader", "_writer")
 """The private attributes of a redis-py connection that are used."""
 HEAR_OUT: Final = 0.2
 """Seconds in which a server that ends connections at once has to say why."""
 _ERROR_SIZE: Final = 1_000
 _OWN_READ: Final = (AbstractConnection.read_response, SentinelManagedConnection.read_response)
-
-
-class Stream:
-    """An open connection: writes commands at once and reads replies in their order."""
-
-    __slots__ = ("_connection", "_read", "_reader", "_writer")
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        self._reader, self._writer = connection._reader, connection._writer
-        # The connection's own method would take longer than the parsing; fakeredis has no parser.
-        is_plain = _is_own(connection)
-        self._read = (connection._parser if is_plain else connection).read_response
-
-    def write(self, packed: bytes) -> None:
-        """Write encoded commands; never waits."""
-        self._writer.writelines((packed,))
-
-    async def read(self) -> Any:
-        """Return the next reply; an error reply is returned, not raised.
-
-        Raises:
-            Exception: The connection is broken.
-        """
-        try:
-            return await self._read(disable_decoding=True)
-        except exceptions.ResponseError as error:
-            return error
-
-    @property
-    def host(self) -> str:
-        """The host of the connection; empty for a Unix socket."""
-        return str(getattr(self._connection, "host", ""))
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the server, or something on the network, has closed the connection."""
-        return bool(self._reader.at_eof()) or self._connection._reader is None
-
-    def close(self) -> None:
-        """Close the connection without waiting."""
-        _close(self._connection)
 
 
 class Endpoint(Protocol):
@@ -89,7 +49,7 @@ class Endpoint(Protocol):
         """The current address, for logs and errors."""
         ...
 
-    async def connect(self) -> Stream:
+    async def connect(self) -> Wire:
         """Open a connection.
 
         Raises:
@@ -112,13 +72,17 @@ class PoolEndpoint:
         self.name: str = kwargs.get("path") or f"{host}:{port}"
         self.where = self.name
 
-    async def connect(self) -> Stream:
+    def make_connection(self) -> Any:
+        """Make a connection of redis-py that is not open yet."""
+        return self._pool.make_connection()
+
+    async def connect(self) -> Wire:
         """See `Endpoint.connect`."""
-        connection = self._pool.make_connection()
-        return await open_stream(connection, connection.connect)
+        connection = self.make_connection()
+        return await open_wire(connection, connection.connect)
 
 
-class NodeEndpoint:
+class NodeEndpoint(PoolEndpoint):
     """A node of a Redis Cluster, with the connection options of the cluster's client."""
 
     def __init__(self, client: RedisCluster, address: Address) -> None:
@@ -126,32 +90,40 @@ class NodeEndpoint:
         self._address = address
         self.name = self.where = "{}:{}".format(*address)
 
-    async def connect(self) -> Stream:
-        """See `Endpoint.connect`."""
+    def make_connection(self) -> Any:
+        """See `PoolEndpoint.make_connection`."""
         kwargs: dict[str, Any] = self._client.get_connection_kwargs()
         node: Any = ClusterNode(*self._address, **kwargs)
-        connection = node.connection_class(**node.connection_kwargs)
-        return await open_stream(connection, connection.connect)
+        return node.connection_class(**node.connection_kwargs)
 
 
-async def open_stream(connection: Any, connect: Callable[[], Awaitable[Any]]) -> Stream:
-    """Open a redis-py connection by calling `connect`, and return a stream over it.
+async def opened(connection: Any, connect: Callable[[], Awaitable[Any]]) -> None:
+    """Open a connection of redis-py by calling `connect`.
 
     The connection's own retries and time-outs are switched off: retries would hide the reason of a
-    failure, and the owner of the stream limits the time of the whole attempt.
+    failure, and the caller limits the time of the whole attempt.
     """
     connection.retry = Retry(NoBackoff(), 0)
     connection.socket_timeout = connection.socket_connect_timeout = None
     try:
         await connect()
-        return Stream(connection)
     except BaseException as error:
-        _close(connection)
+        close(connection)
         if isinstance(error, Exception) and is_cut_short(error):
             reason = await _turned_away(connection)
             if reason:
                 raise exceptions.ConnectionError(reason) from error
         raise
+
+
+async def open_wire(connection: Any, connect: Callable[[], Awaitable[Any]]) -> Wire:
+    """Open a connection of redis-py, or of a substitute for it, and return the wire over it."""
+    await opened(connection, connect)
+    reader, writer = connection._reader, connection._writer
+    end = partial(close, connection)
+    if _is_own(connection):
+        return SocketWire(getattr(connection, "host", ""), writer.transport, reader.at_eof, end)
+    return AdapterWire(connection, writer.writelines, end)
 
 
 async def _turned_away(connection: Any) -> str:
@@ -184,15 +156,22 @@ def _is_own(connection: Any) -> bool:
     return type(connection).read_response in _OWN_READ
 
 
-def cancel_opening(task: asyncio.Task[Stream]) -> None:
+def cancel_opening(task: asyncio.Task[Wire]) -> None:
     """Cancel an attempt to connect; if it succeeds nevertheless, its connection is closed."""
     task.cancel()
     task.add_done_callback(_close_opened)
 
 
-def _close_opened(task: asyncio.Task[Stream]) -> None:
+def _close_opened(task: asyncio.Task[Wire]) -> None:
     if not task.cancelled() and task.exception() is None:
         task.result().close()
+
+
+def how_to_allow_scripts(client: Client) -> str:
+    """What to do if this client's server refuses scripts."""
+    if type(client).__module__.startswith("fakeredis"):
+        return "install fakeredis[lua] (pip install 'fakeredis[lua]')"
+    return ALLOW_SCRIPTS
 
 
 def startup_nodes(client: RedisCluster) -> list[Address]:
@@ -230,25 +209,18 @@ def check_client(client: object) -> None:
         return
     kind = client if isinstance(client, type) else type(client)
     name = f"{kind.__module__}.{kind.__qualname__}"
+    told, fix = f"a {name}", "pass a URL, a redis.asyncio.Redis, or None for memory"
     if isinstance(client, type) and issubclass(client, (aioredis.Redis, RedisCluster)):
-        raise ConfigError(
-            f"redis_client is the class {name}: pass a client, redis.asyncio.{kind.__name__}(...)"
-        )
-    if isinstance(client, aioredis.ConnectionPool):
-        raise ConfigError(
-            "redis_client is a ConnectionPool: pass redis.asyncio.Redis.from_pool(pool)"
-        )
-    if name.startswith("redis.") and not name.startswith("redis.asyncio"):
-        raise ConfigError(
-            f"redis_client is a synchronous {name}, which would block the bot: "
-            "pass a redis.asyncio.Redis (from redis.asyncio import Redis)"
-        )
-    raise ConfigError(
-        f"redis_client is a {name}: pass a URL, a redis.asyncio.Redis, or None for memory"
-    )
+        told, fix = f"the class {name}", f"pass a client, redis.asyncio.{kind.__name__}(...)"
+    elif isinstance(client, aioredis.ConnectionPool):
+        told, fix = "a ConnectionPool", "pass redis.asyncio.Redis.from_pool(pool)"
+    elif name.startswith("redis.") and not name.startswith("redis.asyncio"):
+        told = f"a synchronous {name}, which would block the bot"
+        fix = "pass a redis.asyncio.Redis (from redis.asyncio import Redis)"
+    raise ConfigError(f"redis_client is {told}: {fix}")
 
 
-def _close(connection: Any) -> None:
+def close(connection: Any) -> None:
     """Close a connection at once, in whatever state it or its event loop is."""
     writer = getattr(connection, "_writer", None)
     connection._reader = connection._writer = None  # else redis-py warns of a writer

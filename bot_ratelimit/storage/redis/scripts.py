@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Protocol
 
-from redis import exceptions
-
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.storage.redis import encoding
 
@@ -65,6 +63,6 @@ class Script:
                 [b"EVALSHA", self._sha, *rest], key=keys[0], timeout=timeout
             )
         except ConfigError as error:
-            if not isinstance(error.__cause__, exceptions.NoScriptError):
+            if not error.kind == "noscript":
                 raise
         return await server.execute([b"EVAL", self._text, *rest], key=keys[0], timeout=timeout)

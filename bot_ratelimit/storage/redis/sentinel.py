@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from redis import exceptions
 from redis.asyncio.sentinel import SentinelConnectionPool
 
 from bot_ratelimit.errors import NotConnectedError, StorageError
-from bot_ratelimit.storage.redis import encoding
-from bot_ratelimit.storage.redis.driver import (
-    Address,
-    PoolEndpoint,
-    Stream,
-    cancel_opening,
-    open_stream,
-    sentinels_of,
-)
+from bot_ratelimit.storage.redis import driver
+from bot_ratelimit.storage.redis.driver import Address
 from bot_ratelimit.storage.redis.faults import unreachable
+from bot_ratelimit.storage.redis.wire import Wire
 
 ASK_TIMEOUT: Final = 1.0
 """The time-out in seconds for the answer of one sentinel."""
@@ -44,7 +39,7 @@ class SentinelEndpoint:
 
     def __init__(self, pool: SentinelConnectionPool) -> None:
         self._pool: Any = pool
-        self.name, *_ = sentinels_of(pool)
+        self.name, *_ = driver.sentinels_of(pool)
         self._address: Address | None = None
 
     @property
@@ -52,25 +47,22 @@ class SentinelEndpoint:
         """See `Endpoint.where`."""
         return "{} at {}:{}".format(self.name, *self._address) if self._address else self.name
 
-    async def connect(self) -> Stream:
+    async def connect(self) -> Wire:
         """See `Endpoint.connect`."""
         while True:
             address = self._address = await self._primary()
             connection = self._pool.make_connection()
-
-            async def connect(connection: Any = connection, to: Address = address) -> None:
-                await connection.connect_to(to)
-
-            opening = asyncio.create_task(open_stream(connection, connect))
+            connect = partial(connection.connect_to, address)
+            opening = asyncio.create_task(driver.open_wire(connection, connect))
             try:
                 if await self._is_still_primary(address, opening):
                     return opening.result()
             except BaseException:
-                cancel_opening(opening)
+                driver.cancel_opening(opening)
                 raise
-            cancel_opening(opening)
+            driver.cancel_opening(opening)
 
-    async def _is_still_primary(self, address: Address, opening: asyncio.Task[Stream]) -> bool:
+    async def _is_still_primary(self, address: Address, opening: asyncio.Task[Wire]) -> bool:
         """Wait until the connection is open; False if another server became the primary."""
         while True:
             done, _ = await asyncio.wait([opening], timeout=CHECK_EVERY)
@@ -80,26 +72,24 @@ class SentinelEndpoint:
                 return False
 
     async def _primary(self) -> Address:
-        name, pools, peers, forced = sentinels_of(self._pool)
-        asking = {asyncio.create_task(_ask(pool, name, peers)) for pool in pools}
+        name, pools, peers, forced = driver.sentinels_of(self._pool)
+        rest = asking = {asyncio.create_task(_ask(pool, name, peers)) for pool in pools}
+        answers: list[_Answer] = []
+        errors: list[StorageError] = []
         try:
-            answers: list[_Answer] = []
-            errors: list[StorageError] = []
-            rest, patience = asking, None
             while rest:
                 done, rest = await asyncio.wait(
-                    rest, timeout=patience, return_when=asyncio.FIRST_COMPLETED
+                    rest,
+                    timeout=GATHER if answers else None,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
-                for task in done:
-                    answer = task.result()
+                if not done:
+                    break
+                for answer in (task.result() for task in done):
                     if isinstance(answer, _Answer):
                         answers.append(answer)
                     else:
                         errors.append(answer)
-                if not done:
-                    break
-                if answers:
-                    patience = GATHER
         finally:
             for task in asking:
                 task.cancel()
@@ -114,19 +104,30 @@ class SentinelEndpoint:
 
 async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
     """Ask a sentinel for the primary; return its answer, or why there is none."""
-    endpoint = PoolEndpoint(pool)
+    connection = pool.make_connection()
     try:
         async with asyncio.timeout(ASK_TIMEOUT):
-            stream = await endpoint.connect()
+            await driver.opened(connection, connection.connect)
             try:
-                for about in (b"MASTER", b"GET-MASTER-ADDR-BY-NAME"):
-                    stream.write(encoding.encode_command([b"SENTINEL", about, service.encode()]))
-                state, address = await stream.read(), await stream.read()
+                state = await _reply(connection, "MASTER", service)
+                address = await _reply(connection, "GET-MASTER-ADDR-BY-NAME", service)
             finally:
-                stream.close()
+                driver.close(connection)
         return read_primary(state, address, peers)
     except Exception as error:
-        return unreachable(endpoint.name, error, ASK_TIMEOUT, password="sentinel_kwargs")  # noqa: S106 - where one is set
+        name = driver.PoolEndpoint(pool).name
+        return unreachable(name, error, ASK_TIMEOUT, password="sentinel_kwargs")  # noqa: S106 - where one is set
+
+
+async def _reply(connection: Any, about: str, service: str) -> Any:
+    await connection.send_command("SENTINEL", about, service)
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except exceptions.ResponseError as error:
+        if "No such master" not in str(error):
+            raise
+        text = f"{error} - check the service name given to master_for"
+        raise exceptions.ResponseError(text) from error
 
 
 def read_primary(state: Any, address: Any, peers: int) -> _Answer:
@@ -135,11 +136,6 @@ def read_primary(state: Any, address: Any, peers: int) -> _Answer:
     A primary that the sentinel reports as down (`s_down`) is an answer, too: a new one may be
     reported so until the sentinel has connected to it.
     """
-    for reply in (state, address):
-        if isinstance(reply, exceptions.ResponseError) and "No such master" in str(reply):
-            raise exceptions.ResponseError(f"{reply} - check the service name given to master_for")
-        if isinstance(reply, Exception):
-            raise reply
     pairs = state.items() if isinstance(state, Mapping) else zip(*[iter(state)] * 2, strict=True)
     fields = {bytes(key).decode(): bytes(value).decode() for key, value in pairs}
     if int(fields["num-other-sentinels"]) < peers:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Hashable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, Storage, StorageEvents
-from bot_ratelimit.storage.redis import driver, encoding
+from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.banlist import RedisBanList
 from bot_ratelimit.storage.redis.cluster import Shards
+from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.redis.connection import Connection
-from bot_ratelimit.storage.redis.decision_codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.redis.documents import RedisDocuments
 from bot_ratelimit.storage.redis.driver import Client, Endpoint, PoolEndpoint
 from bot_ratelimit.storage.redis.encoding import Command
@@ -59,42 +59,38 @@ class RedisStorage(Storage):
         self._close_client = close_client
         self._key_space = key_space_of(client)
         self._events: tuple[StorageEvents, ...] = ()
-        self._shards: Shards | None = None
-        self._connection: Connection[Item] | None = None
+        self._servers: Connection | Shards
+        self._only: Connection | None = None  # unless this is a cluster
         if isinstance(client, RedisCluster):
-            self._shards = Shards(client)
+            self._servers = Shards(client)
         else:
             endpoint = _endpoint(client.connection_pool)
-            self._connection = Connection(endpoint, DecisionCodec(lambda: endpoint.where))
+            codec = DecisionCodec(lambda: endpoint.where, driver.how_to_allow_scripts(client))
+            self._servers = self._only = Connection(endpoint, codec)
+
+    def __del__(self) -> None:
+        """Close the connections of a storage that nobody closed."""
+        if (servers := getattr(self, "_servers", None)) is not None:
+            servers.dropped()
 
     @property
     def is_cluster(self) -> bool:
         """Whether the keys may be on several nodes."""
-        return self._shards is not None
+        return self._only is None
 
     def ask(self, ask: Ask, *, timeout: float) -> Awaitable[Sequence[Verdict]]:
         """Ask the server; see `Storage.ask`."""
-        if ask.op is Op.RESET and self._shards is not None:
-            return self._reset_in_slots(ask, timeout)
+        if self._only is not None:
+            return self._only.submit(ask, timeout)
+        if ask.op is Op.RESET:
+            return self._reset_one_by_one(ask, timeout)
         return self._submit(ask, ask.counts[0].key, timeout)
 
-    async def _reset_in_slots(self, ask: Ask, timeout: float) -> list[Verdict]:
+    async def _reset_one_by_one(self, ask: Ask, timeout: float) -> list[Verdict]:
         """Reset counts that may be on several nodes of a cluster."""
-        slots: dict[int, list[Count]] = {}
-        for count in ask.counts:
-            slots.setdefault(self._route(count.key)[1], []).append(count)
-        answers = await asyncio.gather(
-            *(
-                self._submit(ask._replace(counts=some), some[0].key, timeout)
-                for some in slots.values()
-            )
-        )
-        found = {
-            count.key: verdict
-            for some, verdicts in zip(slots.values(), answers, strict=True)
-            for count, verdict in zip(some, verdicts, strict=True)
-        }
-        return [found[count.key] for count in ask.counts]
+        resets = (Ask([count], Op.RESET) for count in ask.counts)
+        answers = (self._submit(each, each.counts[0].key, timeout) for each in resets)
+        return [verdict for (verdict,) in await asyncio.gather(*answers)]
 
     async def execute(self, command: Command, *, key: str, timeout: float) -> Any:
         """Send a command that is not a decision, once, and return its reply as redis-py parses it.
@@ -110,24 +106,18 @@ class RedisStorage(Storage):
         """
         (reply,) = await self._submit(Commands([command]), key, timeout)
         if isinstance(reply, Exception):
-            connection = self._connection or self._route(key)[0]
-            raise translated(reply, connection.where) from reply
+            raise translated(reply, self._servers.route(key)[0].where) from reply
         return reply
 
     def server(self, counts: Sequence[Count]) -> str:
         """The name of the server that decides about these counts; see `Storage.server`."""
-        if self._connection is not None:
-            return self._connection.name
-        return self._route(counts[0].key)[0].name
+        return self._servers.route(counts[0].key)[0].name
 
     def observe(self, events: StorageEvents) -> None:
         """Tell `events` of connections and batches, too."""
         if events not in self._events:
             self._events = (*self._events, events)
-        if self._shards is not None:
-            self._shards.observe(self._events)
-        elif self._connection is not None:
-            self._connection.events = self._events
+            self._servers.observe(self._events)
 
     def status(self) -> Sequence[ConnectionStatus]:
         """The state of the connections, one for each server."""
@@ -135,23 +125,23 @@ class RedisStorage(Storage):
             ConnectionStatus(
                 each.name,
                 each.is_open,
-                each.latency,
-                cast(DecisionCodec, each.codec).uses_script,
+                each.latency.last,
+                each.codec.uses_script,
                 "" if each.last_error is None else str(each.last_error),
             )
-            for each in self._connections()
+            for each in self._servers.connections()
         ]
 
     def open(self) -> None:
         """Start to connect in the background; without this, the first decision does it."""
-        (self._connection or cast(Shards, self._shards)).open()
+        self._servers.open()
 
     async def close(self) -> None:
         """Close the connection; the client stays open unless `close_client` was given.
 
         Like the client, the storage can be used again, for example when a dispatcher is restarted.
         """
-        await (self._connection or cast(Shards, self._shards)).close()
+        await self._servers.close()
         if self._close_client:
             await self._client.aclose()
 
@@ -178,22 +168,12 @@ class RedisStorage(Storage):
 
     async def close_idle(self) -> None:
         """Close the connection, unless requests are in progress."""
-        if all(each.is_idle for each in self._connections()):
+        if all(each.is_idle for each in self._servers.connections()):
             await self.close()
 
-    def _connections(self) -> list[Connection[Item]]:
-        if self._connection is not None:
-            return [self._connection]
-        return cast(Shards, self._shards).connections()
-
     def _submit(self, item: Item, key: str, timeout: float) -> asyncio.Future[Any]:
-        if self._connection is not None:
-            return self._connection.submit(item, timeout)
-        connection, slot = self._route(key)
+        connection, slot = self._servers.route(key)
         return connection.submit(item, timeout, slot)
-
-    def _route(self, key: str) -> tuple[Connection[Item], int]:
-        return cast(Shards, self._shards).route(encoding.encode_key(key))
 
 
 def _endpoint(pool: Any) -> Endpoint:

@@ -1,0 +1,102 @@
+"""Turns the rules of a call into the counts that a storage decides about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Final
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limiter.arguments import check_subject
+from bot_ratelimit.rules.checks import check_cost
+from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
+from bot_ratelimit.rules.penalty import Penalty
+from bot_ratelimit.rules.rule import Rule, Rules, Subject
+from bot_ratelimit.storage.base import Ask, Count, Op, new_count
+
+# The limit for counts of a rule that no longer applies to a subject.
+_ANY_LIMIT: Final = Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000)
+
+
+def counts_of_hit(
+    prefix: str, rules: Rules, subject: Subject, cost: int | None
+) -> tuple[list[Count], list[Rule]]:
+    """The counts of a hit and their rules: those that apply to the subject."""
+    check_subject(subject)
+    counts: list[Count] = []
+    applied: list[Rule] = []
+    for rule in rules:
+        limit = rule.limit if isinstance(rule.limit, Limit) else rule.limit_for(subject)
+        if limit is None:
+            continue
+        key = rule.key(prefix, subject, limit)
+        if key is None:
+            continue
+        if isinstance(rule, Penalty):
+            counts.append(Count(key, limit, penalty=rule))
+        else:
+            if cost is not None or limit is not rule.limit:
+                check_cost(rule.cost if cost is None else cost, limit, rule)
+            counts.append(new_count((key, limit, cost or rule.cost, rule.shadow, None)))
+        applied.append(rule)
+    return counts, applied
+
+
+def counts_to_adjust(
+    prefix: str, rules: Rules, subject: Subject, cost: int
+) -> tuple[list[Count], Sequence[Rule]]:
+    """The counts of `charge` or `refund` and their rules; all rules if none applies."""
+    check_subject(subject)
+    counts, applied = [], []
+    for rule in rules:
+        limit = rule.limit_for(subject)
+        key = rule.key(prefix, subject, limit)
+        if key is not None and limit is not None and not isinstance(rule, Penalty):
+            counts.append(Count(key, limit, cost, rule.shadow))
+            applied.append(rule)
+    return counts, applied or rules
+
+
+def counts_to_reset(prefix: str, rules: Rules, subject: Subject) -> list[Count]:
+    """The counts to reset: everything that may be counted, also by rules that do not apply now."""
+    check_subject(subject)
+    counts = []
+    for rule in rules:
+        limit = rule.limit_for(subject) or _ANY_LIMIT
+        key = rule.key(prefix, subject, limit)
+        if key is not None:
+            penalty = rule if isinstance(rule, Penalty) else None
+            counts.append(Count(key, limit, shadow=rule.shadow, penalty=penalty))
+    return counts
+
+
+def trial_of(prefix: str, rules: Rules) -> Ask:
+    """Ask what a hit by these rules would get, of somebody who does not exist.
+
+    The keys are `<prefix>:ratelimit:check:…`, so nobody's counts are read. A storage that cannot
+    decide by these rules refuses this too: no permission for scripts, or keys in several slots.
+    """
+    nobody = Subject(user=1, chat=1, topic=1)
+    counts = []
+    for rule in rules:
+        limit = rule.limit if isinstance(rule.limit, Limit) else _ANY_LIMIT
+        try:
+            key = rule.key(f"{prefix}:ratelimit:check", nobody, limit)
+        except Exception:  # a custom scope need not know nobody
+            key = None
+        penalty = rule if isinstance(rule, Penalty) else None
+        key = key or f"{prefix}:ratelimit:check:{rule.path}"
+        counts.append(Count(key, limit, shadow=rule.shadow, penalty=penalty))
+    return Ask(counts, Op.PEEK)
+
+
+def once_key(prefix: str, token: str, counts: Sequence[Count]) -> str:
+    """The key of a shared verdict: `bot:ratelimit:once:<hash of the token and of each key>`.
+
+    Tokens and keys are strings of any length and content, so each is hashed with its length.
+    """
+    if not isinstance(token, str):
+        raise ConfigError(f"once={token!r}: expected a str, for example once=str(update_id)")
+    parts = [part.encode("utf-8", "surrogatepass") for part in (token, *(c.key for c in counts))]
+    text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
+    return f"{prefix}:ratelimit:once:{blake2b(text, digest_size=16).hexdigest()}"

@@ -1,0 +1,236 @@
+"""Decider: rules + storage + policy -> Decision. Bans and observers stand around it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, TypeAlias
+
+from bot_ratelimit.algorithms.verdict import Verdict
+from bot_ratelimit.limiter.counts import counts_of_hit, once_key, trial_of
+from bot_ratelimit.limiter.deadline import Deadline
+from bot_ratelimit.limiter.decision import Decision, Source, conclude
+from bot_ratelimit.limiter.observer import label_of
+from bot_ratelimit.rules.limit import MAX_AMOUNT
+from bot_ratelimit.rules.rule import Rule, Rules, Subject
+from bot_ratelimit.storage.base import Ask, Count, Op, Storage
+from bot_ratelimit.storage.guarded import Guard, GuardEvents, Missing
+from bot_ratelimit.storage.loops import Seldom
+from bot_ratelimit.storage.memory import MemoryStorage
+
+log = logging.getLogger("bot_ratelimit")
+
+OnError: TypeAlias = Literal["allow", "deny", "memory"]
+Banned: TypeAlias = Callable[[Subject, Sequence[Count], Sequence[Verdict]], None]
+
+UPDATES: Final = {
+    "allow": "updates are handled without a limit (on_error='allow')",
+    "deny": "updates are refused (on_error='deny')",
+    "memory": "each instance limits updates by its own counts (on_error='memory')",
+}
+"""What happens to updates without an answer, by policy."""
+_MAX_KNOWN: Final = 100
+
+
+class Decider:
+    """Decides about hits for one part of the bot.
+
+    Args:
+        storage: Where counts are kept.
+        key_prefix: The prefix of every key.
+        on_error: The policy without an answer of the storage, unless a rule has its own.
+        timeout: Seconds that a decision waits for the storage.
+        part: Which part of the bot this is, in a word of the log.
+        consequences: What happens there without an answer, by policy.
+        clock: Seconds from any starting point; for the pauses between attempts in an outage.
+        memory_size: The maximum number of keys for the policy `"memory"`.
+        events: Are told of failures and outages.
+        on_ban: Called with the counts and verdicts of a hit that a penalty refuses.
+        remembers: Whether this process also counts what the storage grants, so that it knows it
+            when it has to decide by the policy `"memory"`.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        key_prefix: str,
+        *,
+        on_error: OnError = "allow",
+        timeout: float = 0.25,
+        part: str = "updates",
+        consequences: dict[str, str] = UPDATES,
+        clock: Callable[[], float] = time.monotonic,
+        memory_size: int = 10_000,
+        events: Sequence[GuardEvents] = (),
+        on_ban: Banned = lambda *_: None,
+        remembers: bool = False,
+    ) -> None:
+        self.storage = storage
+        self.key_prefix = key_prefix
+        self.on_error = on_error
+        self.timeout = timeout
+        self.standby: Final = MemoryStorage(memory_size)
+        """Decides by the policy `"memory"`."""
+        self.guard: Final = Guard(storage, part, self._consequence, clock=clock, events=events)
+        self._consequences = consequences
+        self._on_ban = on_ban
+        self._remembers = remembers
+        self._memory = storage if type(storage) is MemoryStorage else None
+        self._known: dict[int, Rules] = {}
+        self._last: Rules | None = None
+        self._seldom = Seldom(clock=clock)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the storage is in this process, and cannot fail."""
+        return self._memory is not None
+
+    async def hit(
+        self,
+        rules: Rules,
+        subject: Subject,
+        cost: int | None = None,
+        once: str | None = None,
+        *,
+        peek: bool = False,
+        deadline: Deadline | None = None,
+    ) -> Decision:
+        """Decide whether a hit of the subject is allowed now, and charge it if so.
+
+        Args:
+            rules: All are charged, or none.
+            subject: Who the hit counts for.
+            cost: Charged to each rule instead of the rule's own cost; 0 only looks.
+            once: A token; see `Limiter.hit`.
+            peek: Whether to look only.
+            deadline: The time that is left for this update.
+
+        Raises:
+            ConfigError: The rules or the cost are invalid. A failing storage never raises.
+        """
+        counts, applied = counts_of_hit(self.key_prefix, rules, subject, cost or None)
+        if not counts:
+            return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
+        peek = peek or cost == 0
+        token = None if once is None or peek else once_key(self.key_prefix, once, counts)
+        ask = Ask(counts, Op.PEEK if peek else Op.HIT, token)
+        if self._memory is not None:  # it answers at once and cannot fail
+            return self._conclude(subject, ask, applied, self._memory.answer(ask), "memory")
+        if rules is not self._last:
+            self._note(rules)
+        verdicts = await self.ask(self.storage.ask, ask, counts, deadline)
+        if isinstance(verdicts, Missing):
+            return self._by_policy(subject, ask, applied)
+        decision = self._conclude(subject, ask, applied, verdicts, self.storage.source)
+        if self._remembers and decision.allowed:
+            self.standby.answer(ask)
+        return decision
+
+    def decide_alone(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
+        """Decide without asking the storage, by the policy."""
+        counts, applied = counts_of_hit(self.key_prefix, rules, subject, cost)
+        if not counts:
+            return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
+        return self._by_policy(subject, Ask(counts), applied)
+
+    async def ask(
+        self,
+        call: Callable[..., Any],
+        question: object,
+        counts: Sequence[Count],
+        deadline: Deadline | None,
+        **named: Any,
+    ) -> Any:
+        """Ask the storage, or a part of it, within what is left for this update.
+
+        Args:
+            call: A method of the storage, or of a part of it, that takes a `timeout`.
+            question: Its argument.
+            counts: What it is about; they say which server answers.
+            deadline: The time that is left.
+            **named: Its further arguments.
+
+        Returns:
+            The answer, or why it is missing.
+        """
+        if deadline is None:
+            return await self.guard.run(counts, call, question, timeout=self.timeout, **named)
+        left = deadline.left()
+        if not left:
+            return Missing.NOT_ASKED
+        began = time.monotonic()
+        answer = await self.guard.run(counts, call, question, timeout=left, **named)
+        deadline.waited(began, answered=not isinstance(answer, Missing))
+        return answer
+
+    def wait(self, counts: Sequence[Count]) -> float:
+        """`retry_after` of a refusal by policy: seconds until the storage is asked again."""
+        return self.guard.wait(counts) or self.timeout
+
+    def expect(self, rules: Rules) -> None:
+        """Note rules before the first hit, so that `trials` includes them."""
+        self._note(rules)
+
+    def trials(self) -> list[Ask]:
+        """What to ask to find out whether the storage can decide by the rules of this bot."""
+        asks = [trial_of(self.key_prefix, rules) for rules in self._known.values()]
+        alike = {tuple((each.key, each.limit) for each in ask.counts): ask for ask in asks}
+        return list(alike.values())
+
+    def _by_policy(self, subject: Subject, ask: Ask, rules: Sequence[Rule]) -> Decision:
+        """Answer without the storage: each rule by its own policy, or else by the common one."""
+        policies = [getattr(rule, "on_error", None) or self.on_error for rule in rules]
+        kept, first = [], None
+        for index, (rule, policy) in enumerate(zip(rules, policies, strict=True)):
+            if policy == "deny" and not rule.shadow:  # which never refuses
+                wait = self.wait(ask.counts)
+                return Decision(False, rule, 0, wait, wait, "policy")
+            if policy == "memory":
+                kept.append(index)
+            if first is None and not rule.shadow:
+                first = index
+        if kept:
+            ask = ask._replace(counts=[ask.counts[index] for index in kept])
+            verdicts = self.standby.answer(ask)
+            return self._conclude(subject, ask, [rules[i] for i in kept], verdicts, "memory")
+        free = ask.counts[first or 0].limit.capacity
+        return Decision(True, rules[first or 0], free, 0.0, 0.0, "policy")
+
+    def _conclude(
+        self,
+        subject: Subject,
+        ask: Ask,
+        rules: Sequence[Rule],
+        verdicts: Sequence[Verdict],
+        source: Source,
+    ) -> Decision:
+        if ask.op is Op.PEEK:
+            costs = [0 if count.penalty else count.cost for count in ask.counts]
+            return conclude(rules, verdicts, source, costs)
+        decision = conclude(rules, verdicts, source)
+        for rule in decision.shadow:
+            if self._seldom(str(rule)):
+                log.info("The shadow rule '%s' would have refused a hit", rule)
+        if decision.banned:
+            self._on_ban(subject, ask.counts, verdicts)
+        return decision
+
+    def _note(self, rules: Rules) -> None:
+        """Remember which rules there are; the same few objects come again and again."""
+        self._last = rules
+        if id(rules) not in self._known:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.pop(next(iter(self._known)))
+            self._known[id(rules)] = rules
+
+    def _consequence(self) -> str:
+        """What happens to this part of the bot without an answer, for the log."""
+        own = {
+            f"{label_of(rule)!r} by on_error={getattr(rule, 'on_error', None)!r}": None
+            for rules in self._known.values()
+            for rule in rules
+            if getattr(rule, "on_error", None) not in (None, self.on_error)
+        }
+        text = self._consequences[self.on_error]
+        return f"{text}, but {' and '.join(own)}" if own else text

@@ -1,0 +1,223 @@
+"""What operators ask of a limiter: bans, health, statistics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from bot_ratelimit.errors import ConfigError, printable
+from bot_ratelimit.limiter.adjusting import AdjustingMethods
+from bot_ratelimit.limiter.arguments import (
+    check_ban_length,
+    check_bannable,
+    check_page,
+    check_target,
+    check_text,
+)
+from bot_ratelimit.limiter.bans import penalty_counts
+from bot_ratelimit.limiter.health import Health, health_of
+from bot_ratelimit.limiter.statistics import HourCount, Refusals, Statistics
+from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
+from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.storage.banlist import Ban
+from bot_ratelimit.storage.base import Ask, Count
+
+_CHECK_LIMIT: Final = Limit(MAX_AMOUNT, 1.0)
+
+
+class OperatorMethods(AdjustingMethods):
+    """The methods of a `Limiter` for operators."""
+
+    _statistics: Statistics | None
+
+    async def ban(
+        self, subject: Subject, length: float | str | None = None, reason: str = "", by: str = ""
+    ) -> Ban:
+        """Ban a user, a chat, or a user in a chat: all their hits are refused.
+
+        ::
+
+            await limiter.ban(Subject(user=42), "1h", reason="spam", by="Anna")
+
+        This limiter applies the ban at once, other limiters with this storage and prefix within a
+        second. A ban replaces an earlier one; it needs no `Penalty`.
+
+        Args:
+            subject: Who is banned: by all bots that share the prefix, or by the bot that the
+                subject names.
+            length: Seconds, or a period such as `"1h"`, at most ten years; None (the default) bans
+                permanently.
+            reason: Why, for the list of bans.
+            by: Who imposed the ban, for the list of bans.
+
+        Returns:
+            The ban, with its end.
+
+        Raises:
+            ConfigError: An argument is invalid, there are already 100,000 bans, or the storage
+                keeps no bans.
+            StorageError: The storage is unreachable; it is unknown whether the ban is in force.
+        """
+        check_bannable(subject)
+        seconds = check_ban_length(length)
+        return await self._bans.ban(
+            subject, seconds, check_text("reason", reason), check_text("by", by)
+        )
+
+    def is_banned(self, subject: Subject) -> bool:
+        """Whether a subject is banned by hand, as far as this process knows; sends no request."""
+        return bool(self._bans.current) and self._bans.left(subject) > 0
+
+    async def unban(self, subject: Subject) -> bool:
+        """Lift all bans of a subject, also those of a `Penalty`; return True if there were any.
+
+        ::
+
+            await limiter.unban(Subject(user=42))
+
+        Raises:
+            ConfigError: The subject names neither a user nor a chat.
+            StorageError: The storage is unreachable; some of the bans may be lifted.
+        """
+        decider = self._decider
+        dropped = await self._bans.unban(check_target(subject))
+        counts = penalty_counts(decider.key_prefix, subject, dropped)
+        found = await self._reset(decider.storage, counts) if counts else 0
+        if counts:
+            found += await self._reset(decider.standby, counts)
+        return bool(dropped) or found > 0
+
+    async def bans(self, offset: int = 0, limit: int = 100) -> list[Ban]:
+        """Return one page of the current bans, including those of a `Penalty`.
+
+        ::
+
+            for ban in await limiter.bans(offset=0, limit=50):
+                print(ban.subject.user, ban.until, ban.reason)
+
+        The ban that ends first comes first.
+
+        Args:
+            offset: How many bans to skip.
+            limit: The size of the page, 1 to 1000.
+
+        Raises:
+            ConfigError: `offset` or `limit` is invalid.
+            StorageError: The storage is unreachable.
+        """
+        return await self._bans.page(*check_page(offset, limit))
+
+    async def bans_of(self, subject: Subject) -> list[Ban]:
+        """Return the bans that refuse a subject, latest end first.
+
+        They are those of the user, of the chat and of the user in the chat, by hand and by a
+        `Penalty`.
+
+        Raises:
+            ConfigError: The subject names neither a user nor a chat.
+            StorageError: The storage is unreachable.
+        """
+        return await self._bans.of(check_target(subject))
+
+    async def health(self) -> Health:
+        """Return the state of the limiter as far as it is known, without a request."""
+        return health_of(self._decider)
+
+    async def check(self) -> Health:
+        """Return the state of the limiter after test calls, which charge no user.
+
+        ::
+
+            health = await limiter.check()
+            print(health.ok, health.problem)
+
+        One call is a real hit on the key `<prefix>:ratelimit:check`, even if the circuit breaker is
+        open. So it also detects a read-only server and full memory. Further calls ask what hits by
+        the rules of this bot would get, for somebody who does not exist: a server that refuses one
+        of them, because of permissions or because keys are on several nodes, is a problem.
+        """
+        began = time.perf_counter()
+        problem = ""
+        if not self._decider.is_local:
+            try:
+                key = f"{self._decider.key_prefix}:ratelimit:check"
+                ask = Ask([Count(key, _CHECK_LIMIT)])
+                await self._decider.storage.ask(ask, timeout=self._decider.timeout)
+            except Exception as error:
+                problem = printable(str(error) or repr(error))
+        seconds = time.perf_counter() - began
+        if not problem:
+            await self._try_rules()
+        return health_of(self._decider, (seconds, problem))
+
+    async def statistics(self, hours: int = 24) -> tuple[HourCount, ...]:
+        """Return the decisions by hour, rule and outcome over all instances.
+
+        ::
+
+            for each in await limiter.statistics(hours=24):
+                print(each.hour, each.rule, each.outcome, each.count)
+
+        It needs `statistics=True`.
+
+        Args:
+            hours: How many hours, 1 to 48, including the current one; 24 by default.
+
+        Raises:
+            StorageError: Redis is unreachable.
+            ConfigError: Statistics are off, or `hours` is invalid.
+        """
+        return await self._require_statistics().read(hours)
+
+    async def top_refused(self, n: int = 10, hours: int = 24) -> tuple[Refusals, ...]:
+        """Return the users who were refused most often, the worst first; needs `statistics=True`.
+
+        ::
+
+            for worst in await limiter.top_refused(10):
+                print(worst.user, worst.count)
+
+        Args:
+            n: How many users, 1 to 1000; 10 by default.
+            hours: How many hours, 1 to 48, including the current one; 24 by default.
+
+        Raises:
+            StorageError: Redis is unreachable.
+            ConfigError: Statistics are off, or an argument is invalid.
+        """
+        return await self._require_statistics().top_refused(n, hours)
+
+    async def refused(self, user: int, hours: int = 24) -> int | None:
+        """Return how often a user was refused; needs `statistics=True`.
+
+        For each hour, only the 1000 users who were refused most often are known. None if the user
+        is not among them, in an hour in which so many were refused.
+
+        Args:
+            user: The user's id.
+            hours: How many hours, 1 to 48, including the current one; 24 by default.
+
+        Raises:
+            StorageError: Redis is unreachable.
+            ConfigError: Statistics are off, or an argument is invalid.
+        """
+        return await self._require_statistics().refused(user, hours)
+
+    async def _try_rules(self) -> None:
+        """Find out whether the storage can decide by the rules of this bot, and log if not."""
+        decider, asks = self._decider, self._decider.trials()
+        calls = (decider.storage.ask(ask, timeout=decider.timeout) for ask in asks)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for ask, answer in zip(asks, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                decider.guard.record(ask.counts, None)
+            elif isinstance(answer, Exception):
+                decider.guard.record(ask.counts, answer)
+
+    def _require_statistics(self) -> Statistics:
+        if self._statistics is None:
+            raise ConfigError(
+                "statistics are off: pass statistics=True to Limiter or RateLimitMiddleware"
+            )
+        return self._statistics

@@ -1,0 +1,97 @@
+"""Queues: callers in this process that wait for the same thing, first come, first served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from bot_ratelimit.storage.loops import PerLoop
+
+
+class Waiting:
+    """One caller in a queue."""
+
+    __slots__ = ("_woken", "is_closed", "is_first")
+
+    def __init__(self) -> None:
+        self._woken = asyncio.Event()
+        self.is_first = False
+        """Whether it is this caller's turn to ask."""
+        self.is_closed = False
+        """Whether the queue was closed meanwhile, so that nobody goes on waiting."""
+
+    def wake(self) -> None:
+        """End the caller's sleep."""
+        self._woken.set()
+
+    async def sleep(self, seconds: float) -> bool:
+        """Sleep until woken; return False if that does not happen within these seconds."""
+        try:
+            async with asyncio.timeout(None if seconds == float("inf") else max(seconds, 0.0)):
+                await self._woken.wait()
+        except TimeoutError:
+            return False
+        self._woken.clear()
+        return True
+
+
+class Queues:
+    """A queue for each key. Only its first caller asks; the others sleep until it is their turn.
+
+    Args:
+        longest: How many may wait in all queues together.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self._longest: Final = longest
+        # Callers of an event loop that has ended never leave.
+        self._queues = PerLoop[dict[Hashable, deque[Waiting]]](dict)
+        self._count = PerLoop[list[int]](lambda: [0])
+
+    def has_room(self) -> bool:
+        """Whether one more may wait."""
+        return self._count.get()[0] < self._longest
+
+    def is_busy(self, key: Hashable) -> bool:
+        """Whether somebody waits for this key."""
+        return key in self._queues.get()
+
+    @asynccontextmanager
+    async def turn(self, key: Hashable, seconds: float) -> AsyncIterator[Waiting]:
+        """Wait for `seconds` at most in the queue of this key; `is_first` if it is one's turn."""
+        queues, count = self._queues.get(), self._count.get()
+        queue = queues.setdefault(key, deque())
+        waiting = Waiting()
+        queue.append(waiting)
+        count[0] += 1
+        time = asyncio.get_running_loop().time
+        until = time() + seconds
+        try:
+            while queue[0] is not waiting and not waiting.is_closed:
+                if not await waiting.sleep(until - time()):
+                    break
+            waiting.is_first = queue[0] is waiting and not waiting.is_closed
+            yield waiting
+        finally:
+            count[0] -= 1
+            queue.remove(waiting)
+            if queue:
+                queue[0].wake()
+            elif queues.get(key) is queue:
+                del queues[key]
+
+    def wake(self, key: Hashable) -> None:
+        """Let the first of this queue ask now."""
+        queue = self._queues.get().get(key)
+        if queue:
+            queue[0].wake()
+
+    def close(self) -> None:
+        """Let nobody wait any longer."""
+        for queue in self._queues.get().values():
+            for waiting in queue:
+                waiting.is_closed = True
+                waiting.wake()

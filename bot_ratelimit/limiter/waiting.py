@@ -1,0 +1,168 @@
+"""Waiting for a limit: callers of `acquire`.
+
+Only the first caller of each queue asks the storage. When it is refused, it sleeps for as long as
+it was told, and a little longer, so that the processes which wait for one limit do not all ask at
+the same moment::
+
+    process A    a1 asks, refused, sleeps ........ a1 granted, a2 asks, refused, sleeps .......
+                 a2, a3, a4 wait behind it
+    process B    b1 asks, refused, sleeps ........ b1 asks, refused, sleeps ...... b1 granted ...
+
+Callers of one process are served in order. Between processes chance decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Final, TypeAlias
+
+from bot_ratelimit.errors import RateLimitError
+from bot_ratelimit.limiter.decider import Decider
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.queues import Queues, Waiting
+from bot_ratelimit.rules.rule import Rules, Subject
+from bot_ratelimit.storage.base import Ask, Count, Op
+
+log = logging.getLogger("bot_ratelimit")
+
+Decide: TypeAlias = Callable[[Rules, Subject, int | None], Coroutine[Any, Any, Decision]]
+
+MAX_WAITERS: Final = 10_000
+"""The maximum number of callers of a limiter that wait; further ones are refused at once."""
+JITTER: Final = 0.02
+"""By how many seconds a caller sleeps longer than it was told, at most."""
+_CHECK_EVERY: Final = 0.25
+"""Seconds after which a caller that sleeps looks whether there is an outage."""
+_LATE: Final = 0.25
+"""Seconds after its time-out from which a caller is refused if the process did not run in time."""
+
+
+class Waiters:
+    """Lets callers wait until a hit of theirs is allowed.
+
+    Args:
+        decider: Whose storage decides.
+        decide: Decides about each attempt.
+    """
+
+    def __init__(self, decider: Decider, decide: Decide) -> None:
+        self._decider = decider
+        self._decide = decide
+        self._queues = Queues(MAX_WAITERS)
+        self._refused: dict[tuple[str, ...], tuple[float, Decision]] = {}
+        """The last refusal in each queue that is not empty, and until when it holds."""
+        self._refunds: set[asyncio.Task[None]] = set()
+
+    async def acquire(
+        self,
+        rules: Rules,
+        subject: Subject,
+        cost: int | None,
+        counts: Sequence[Count],
+        timeout: float,
+    ) -> Decision:
+        """Wait for `timeout` seconds at most; a cancelled call is not charged.
+
+        Args:
+            rules: Without penalties.
+            subject: Who the hit counts for.
+            cost: Charged to each rule instead of its own cost.
+            counts: What the rules count; callers with the same keys wait in one queue.
+            timeout: Seconds, also infinity.
+        """
+        time = asyncio.get_running_loop().time
+        began, keys = time(), tuple(count.key for count in counts)
+        if not self._queues.has_room():
+            return Decision(False, rules[0], 0, 1.0, 1.0, "policy")
+        if self._queues.is_busy(keys) and self._refused.get(keys, (0.0,))[0] > began + timeout:
+            return self._refusal(rules, keys, 0.0)
+        async with self._queues.turn(keys, timeout) as turn:
+            if not turn.is_first and not turn.is_closed and keys not in self._refused:
+                return await self._attempt(rules, subject, cost, counts)  # nobody was refused
+            if not turn.is_first:
+                return self._refusal(rules, keys, time() - began, closed=turn.is_closed)
+            try:
+                while True:
+                    decision = await self._attempt(rules, subject, cost, counts)
+                    wait, left = decision.retry_after, began + timeout - time()
+                    waited = time() - began
+                    if decision.allowed or decision.banned or decision.source == "policy":
+                        return decision._replace(waited=waited)
+                    if wait > left:
+                        return decision._replace(waited=waited)
+                    self._refused[keys] = time() + wait, decision
+                    pause = min(wait + self._jitter(counts), max(left, wait))
+                    await self._sleep(turn, pause, counts)
+                    waited = time() - began
+                    if turn.is_closed or waited > timeout + _LATE:
+                        return self._refusal(rules, keys, waited, closed=turn.is_closed)
+            finally:
+                self._refused.pop(keys, None)
+
+    def close(self) -> None:
+        """Refuse all callers that wait."""
+        self._queues.close()
+
+    async def _attempt(
+        self, rules: Rules, subject: Subject, cost: int | None, counts: Sequence[Count]
+    ) -> Decision:
+        """Ask in a task of its own: a cancelled caller must not leave a charge behind."""
+        asking = asyncio.ensure_future(self._decide(rules, subject, cost))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            asking.add_done_callback(partial(self._return, counts))
+            raise
+
+    def _return(self, counts: Sequence[Count], asked: asyncio.Future[Decision]) -> None:
+        """Refund a hit whose caller is gone."""
+        if asked.cancelled() or asked.exception() is not None:
+            return
+        decision = asked.result()
+        if decision.allowed and decision.source == self._decider.storage.source:
+            task = asyncio.ensure_future(self._refund(counts))
+            self._refunds.add(task)
+            task.add_done_callback(self._refunds.discard)
+
+    async def _refund(self, counts: Sequence[Count]) -> None:
+        try:
+            ask = Ask(counts, Op.REFUND)
+            await self._decider.storage.ask(ask, timeout=self._decider.timeout)
+            self._queues.wake(tuple(count.key for count in counts))
+        except RateLimitError as error:
+            log.warning(
+                "A cancelled caller of acquire was charged and could not be refunded: %s", error
+            )
+
+    def _refusal(
+        self, rules: Rules, keys: tuple[str, ...], waited: float, *, closed: bool = False
+    ) -> Decision:
+        """The refusal of a caller that did not ask, or asked for the last time a while ago."""
+        now = asyncio.get_running_loop().time()
+        source = "policy" if closed else self._decider.storage.source
+        default = Decision(False, rules[0], 0, 0.0, 0.0, source)
+        due, refused = self._refused.get(keys, (now, default))
+        wait = max(due - now, 0.001)
+        reset = max(wait, refused.reset_after)
+        if closed:
+            refused = refused._replace(source="policy")
+        return refused._replace(retry_after=wait, reset_after=reset, waited=waited)
+
+    async def _sleep(self, turn: Waiting, seconds: float, counts: Sequence[Count]) -> None:
+        """Sleep, but not through an outage, in which the policy answers."""
+        time, guard = asyncio.get_running_loop().time, self._decider.guard
+        wakes = time() + seconds
+        while (left := wakes - time()) > 0 and not guard.is_out(counts):
+            if await turn.sleep(min(left, _CHECK_EVERY)):  # a refund, or the end
+                return
+
+    def _jitter(self, counts: Sequence[Count]) -> float:
+        """So that processes do not ask together; a part of the time for one unit at most."""
+        if self._decider.storage.source == "memory":
+            return 0.0
+        unit = min(count.limit.period / count.limit.amount for count in counts)
+        return random.uniform(0, min(JITTER, unit / 4))  # noqa: S311 - no secret

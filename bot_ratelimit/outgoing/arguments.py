@@ -1,0 +1,121 @@
+"""Arguments of OutgoingLimits: their checks, and the limiter that they lead to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from aiogram import Bot, Dispatcher
+
+from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.outgoing.methods import Kind
+from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.storage.redis.storage import RedisStorage
+
+if TYPE_CHECKING:
+    from bot_ratelimit.storage.redis.driver import Client
+
+log = logging.getLogger("bot_ratelimit")
+
+TIMEOUT: Final = 1.0
+"""A request can wait for Redis; an answer that is mistaken for lost costs a second burst."""
+MAX_WAIT: Final = 10.0
+_KINDS: Final = (Kind.MESSAGE, Kind.EDIT, Kind.DRAFT, Kind.METHOD)
+
+
+def limiter_of(client: Client | str | None, key_prefix: str, limiter: Limiter | None) -> Limiter:
+    """The limiter that was given, or one for a Redis client, or one of this process.
+
+    Raises:
+        ConfigError: An argument is wrong, or given although the limiter already has it.
+    """
+    if limiter is None:
+        storage = MemoryStorage() if client is None else RedisStorage(client)
+        return Limiter(storage, key_prefix=key_prefix, on_error="memory", timeout=TIMEOUT)
+    if not isinstance(limiter, Limiter):
+        raise ConfigError(
+            f"limiter is {describe_type(limiter)}: expected Limiter(storage); "
+            "a Redis client goes into redis_client"
+        )
+    others = {"redis_client": client is not None}
+    others["key_prefix"] = key_prefix not in ("bot", limiter.key_prefix)
+    if given := [name for name, differs in others.items() if differs]:
+        raise ConfigError(
+            f"{' and '.join(given)} and limiter are both given: give them to the limiter, "
+            "Limiter(RedisStorage(client), key_prefix=...)"
+        )
+    return limiter
+
+
+def max_waits(value: object) -> dict[Kind, float]:
+    """The longest wait after a 429 for each kind of requests.
+
+    Raises:
+        ConfigError: It is neither a number nor a number for some of the kinds.
+    """
+    if not isinstance(value, Mapping):
+        seconds = check_number("max_wait", value)
+        return dict.fromkeys(_KINDS, seconds)
+    kinds = [kind.value for kind in _KINDS]
+    if unknown := [name for name in value if name not in kinds]:
+        raise ConfigError(f"max_wait={value!r}: unknown {unknown}; expected some of {kinds}")
+    return {
+        kind: check_number(f"max_wait[{kind.value!r}]", value.get(kind.value, MAX_WAIT))
+        for kind in _KINDS
+    }
+
+
+def check_number(name: str, value: object) -> float:
+    """Return the value if it is a number of seconds from 0 up.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ConfigError(f"{name}={value!r}: expected seconds from 0 up, for example 10.0")
+    return float(value)
+
+
+def check_count(name: str, value: object, least: int) -> int:
+    """Return the value if it is a whole number that is not too small.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r}: expected a whole number from {least} up")
+    return value
+
+
+def check_setup(bot: object, dispatcher: object) -> None:
+    """Raise ConfigError unless these are a Bot, and a Dispatcher or None."""
+    if not isinstance(bot, Bot):
+        raise ConfigError(
+            f"setup needs the Bot, not {describe_type(bot)}: "
+            "OutgoingLimits(...).setup(bot, dispatcher) paces what this bot sends"
+        )
+    if dispatcher is not None and not isinstance(dispatcher, Dispatcher):
+        raise ConfigError(
+            f"setup needs the Dispatcher, not {describe_type(dispatcher)}: setup(bot, dispatcher)"
+        )
+
+
+def describe_type(value: object) -> str:
+    """Describe the type of a value for an error: `a Redis`, or `the class Redis`."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def announce(limiter: Limiter) -> None:
+    """Log where the budgets are kept."""
+    if limiter.storage.source == "redis":
+        log.info(
+            "OutgoingLimits: Using Redis, all instances share the budgets (key prefix: %s)",
+            limiter.key_prefix,
+        )
+    else:
+        log.warning(
+            "OutgoingLimits: Redis not provided, this process paces by itself. "
+            "Several instances together will send more than Telegram accepts"
+        )

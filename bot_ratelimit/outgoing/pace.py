@@ -1,0 +1,78 @@
+"""Pace: what this process knows about one kind of requests to one chat: blocks and 429s."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from bot_ratelimit.outgoing.methods import Kind
+from bot_ratelimit.rules.rule import Subject
+
+CAUTIOUS_FOR: Final = 60.0
+"""Seconds after a block in which another 429 shows that the normal pace is too fast."""
+_SLOWEST: Final = 5
+# Redis rounds the end of a block up, so its last milliseconds are not a new block.
+_SAME_BLOCK: Final = 0.1
+
+
+class PaceKey(NamedTuple):
+    """Which requests share a pace: a 429 holds back its own kind only."""
+
+    bot: int
+    kind: Kind
+    """MESSAGE for messages and edits, DRAFT, ACTION, or METHOD."""
+    chat: int | str
+    """The chat; empty for a method that names none."""
+    business: str | None = None
+    method: str = ""
+    """The method of kind METHOD, for example `banChatMember`."""
+
+
+class Pace:
+    """Blocks and 429s of the requests that share a key.
+
+    Args:
+        key: Which requests these are.
+    """
+
+    __slots__ = ("blocked_until", "chat", "idle_until", "key", "slow_until", "strikes", "subject")
+
+    def __init__(self, key: PaceKey) -> None:
+        self.key = key
+        self.blocked_until = self.slow_until = self.idle_until = 0.0
+        self.strikes = 0
+        """The blocks in a row, each within a minute of the one before."""
+        self.rename(key.chat)
+
+    def rename(self, chat: int | str) -> None:
+        """Count for this chat from now on: the id of a chat that was named `@name`."""
+        self.chat = chat
+        number = chat if isinstance(chat, int) else None
+        self.subject = Subject(chat=number, bot=self.key.bot, business=self.key.business)
+
+    def is_idle(self, now: float) -> bool:
+        """Whether this can be dropped because nothing of it needs to be remembered."""
+        return now >= self.idle_until
+
+    def is_cautious(self, now: float) -> bool:
+        """Whether there was a block within the last minute."""
+        return now < self.slow_until
+
+    def slow(self, now: float) -> int:
+        """How often the pace is halved now.
+
+        The first 429 may be an accident, so only the second halves the pace of messages; instances
+        learn of a slower pace one after the other, so three more are needed to halve it again. A
+        method has no budget, so in a chat its first 429 counts. Drafts and actions are dropped.
+        """
+        if not self.is_cautious(now) or self.key.kind in (Kind.DRAFT, Kind.ACTION):
+            return 0
+        in_chat = self.key.kind is Kind.METHOD and self.key.chat
+        return min((self.strikes + (2 if in_chat else 1)) // 3, _SLOWEST)
+
+    def block(self, now: float, seconds: float) -> None:
+        """Send nothing for `seconds`; of two blocks the later end wins."""
+        if now > self.blocked_until + _SAME_BLOCK:
+            self.strikes = self.strikes + 1 if self.is_cautious(now) else 1
+        self.blocked_until = max(self.blocked_until, now + seconds)
+        self.slow_until = self.blocked_until + CAUTIOUS_FOR
+        self.idle_until = max(self.idle_until, self.slow_until)

@@ -1,0 +1,60 @@
+"""Permits: what the bot may send, over all instances; by this process alone without Redis."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bot_ratelimit.limiter.decider import Decider
+from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.rules.penalty import Penalty, blocking
+from bot_ratelimit.rules.rule import Rules, Subject
+
+_ALONE: Final = (
+    "this process paces requests to Telegram by itself: n instances send up to n times the budget, "
+    "and a 429 blocks its chat in one process only"
+)
+
+
+class Permits:
+    """Asks the storage that all instances share. Bans of users do not apply to requests.
+
+    When the storage does not answer, this process decides. It remembers what it was granted before:
+    otherwise an outage, or a single late answer, would give every chat a second burst.
+
+    Args:
+        limiter: Its storage is asked.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.source = limiter.storage.source
+        """The source of normal answers, `"redis"` or `"memory"`."""
+        self._decider = Decider(
+            limiter.storage,
+            limiter.key_prefix,
+            on_error="memory",
+            timeout=limiter.timeout,
+            part="requests",
+            consequences={"memory": _ALONE},
+            events=limiter.observer.each,
+            remembers=True,
+        )
+        self._closed = False
+
+    def close(self) -> None:
+        """Stop asking the storage: late requests must not open its connection again."""
+        self._closed = True
+
+    def open(self) -> None:
+        """Start asking the storage again."""
+        self._closed = False
+
+    async def take(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
+        """Take a permit from each of the rules, or from none of them."""
+        if self._closed:
+            return self._decider.decide_alone(rules, subject, cost)
+        return await self._decider.hit(rules, subject, cost)
+
+    async def block(self, rule: Penalty, subject: Subject, seconds: float) -> None:
+        """Let `rule` refuse everything for `seconds`, on all instances."""
+        await self.take(Rules((blocking(rule, seconds),)), subject)

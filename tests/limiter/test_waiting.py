@@ -1,0 +1,327 @@
+"""acquire: waiting for a limit, on every storage and through outages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import (
+    ConfigError,
+    Decision,
+    Limiter,
+    MemoryStorage,
+    Penalty,
+    RedisStorage,
+    Rule,
+    Subject,
+)
+from bot_ratelimit.algorithms.verdict import Verdict
+from bot_ratelimit.limiter import waiting
+from bot_ratelimit.storage.base import Ask
+from bot_ratelimit.testing import FlakyStorage
+from tests.benches import TIMEOUT
+from tests.outgoing.virtual import now, virtual, virtual_limiter
+from tests.servers import Server
+
+US = Subject(user=42)
+
+
+async def after(limiter: Limiter, limit: str, count: int, **options: float) -> list[Decision]:
+    """The results of waiters that come one after the other."""
+    tasks = [asyncio.create_task(limiter.acquire(limit, US, **options)) for _ in range(count)]
+    return await asyncio.gather(*tasks)
+
+
+LIMITS = ["2/50ms", "2/50ms sliding", "2/50ms bucket", "1/25ms"]
+
+
+async def six(limiter: Limiter, limit: str) -> list[Decision]:
+    """The decisions of six simultaneous waiters, in the order in which they got them."""
+    order: list[int] = []
+
+    async def wait(number: int) -> Decision:
+        decision = await limiter.acquire(limit, US)
+        order.append(number)
+        return decision
+
+    found = await asyncio.gather(*map(wait, range(6)))
+    assert all(found)
+    assert order == list(range(6))
+    return found
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@virtual
+async def test_waits_until_it_is_allowed_and_charged(limit: str) -> None:
+    """Waiters are granted in order, as soon as the limit allows, and never before."""
+    limiter = virtual_limiter()
+    began = now()
+    found = await six(limiter, limit)
+    least = 0.125 if limit == "1/25ms" else 0.1
+    assert now() - began == pytest.approx(least, abs=0.001)
+    assert found[0].waited == 0
+    assert found[-1].waited == pytest.approx(now() - began)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+async def test_waits_for_a_server(client: aioredis.Redis, limit: str) -> None:
+    """The same on a real server, whose answers take their time."""
+    limiter = Limiter(RedisStorage(client), timeout=TIMEOUT)
+    began = time.monotonic()
+    found = await six(limiter, limit)
+    assert time.monotonic() - began > 0.099
+    assert 0 < found[0].waited < found[-1].waited <= time.monotonic() - began
+    await limiter.close()
+
+
+async def test_asks_redis_about_once_for_each_grant(client: aioredis.Redis) -> None:
+    """Of thirty waiters only the first asks, and it does not poll."""
+    storage = RedisStorage(client)
+    limiter = Limiter(storage, timeout=TIMEOUT)
+    await limiter.peek("5/30ms", US)
+    await client.config_resetstat()
+    assert all(await after(limiter, "5/30ms", 30))
+    calls = (await client.info("commandstats"))["cmdstat_evalsha"]["calls"]
+    assert calls <= 30 + 7
+    await storage.close()
+
+
+@virtual
+async def test_a_wait_that_would_be_too_long_is_refused_at_once() -> None:
+    """A waiter that would exceed its `timeout` is refused at once and not charged."""
+    limiter = virtual_limiter()
+    assert all(await after(limiter, "5/minute", 5, timeout=0))
+    began = now()
+    refused = await after(limiter, "5/minute", 3, timeout=59)
+    assert now() == began
+    assert not any(refused)
+    assert {(each.retry_after, each.waited) for each in refused} == {(60, 0)}
+    limiter = virtual_limiter()
+    found = await after(limiter, "1/100ms", 4, timeout=0.15)  # the third would wait for 0.2 s
+    assert [bool(each) for each in found] == [True, True, False, False]
+    assert found[2].waited == pytest.approx(0.1, abs=0.001)  # until it was the first
+    assert (await limiter.peek("1/100ms", US)).remaining == 0
+    late = asyncio.create_task(limiter.acquire("1/100ms", US))
+    await asyncio.sleep(0)
+    assert not await limiter.acquire("1/100ms", US, timeout=0.05)
+    assert await late
+
+
+@virtual
+async def test_a_cancelled_waiter_costs_nothing_and_delays_nobody() -> None:
+    """Cancelled waiters are not charged, and those behind them move up."""
+    limiter = virtual_limiter()
+    await limiter.acquire("1/60ms", US)
+    began = now()
+    tasks = [asyncio.create_task(limiter.acquire("1/60ms", US)) for _ in range(5)]
+    await asyncio.sleep(0.01)
+    for task in tasks[:3]:
+        task.cancel()
+    assert await tasks[3]
+    assert now() - began == pytest.approx(0.06, abs=0.001)
+    assert await tasks[4]
+    assert now() - began == pytest.approx(0.12, abs=0.001)
+
+
+class Slow(MemoryStorage):
+    """Answers when it is told to, like a slow server; its decisions are final."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+
+    async def ask(self, ask, *, timeout):  # type: ignore[no-untyped-def]  # a stand-in
+        found = await super().ask(ask, timeout=timeout)
+        await self.answers.wait()
+        return found
+
+
+@pytest.mark.parametrize("heirs", [0, 1])
+async def test_a_grant_of_a_cancelled_waiter_is_returned(heirs: int) -> None:
+    """A waiter cancelled during its hit is refunded, and the next one gets the unit at once."""
+    limit = "1/h"
+    storage = FlakyStorage(slow := Slow())
+    limiter = Limiter(storage)
+    tasks = [asyncio.create_task(limiter.acquire(limit, US)) for _ in range(1 + heirs)]
+    async with asyncio.timeout(5):
+        while not storage.calls:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        slow.answers.set()
+        while storage.calls < 2 + heirs:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
+        assert all([await task for task in tasks[1:]])
+    assert (await limiter.charge(limit, US, 1)).remaining == 0
+
+
+@pytest.mark.parametrize("on_error", ["allow", "deny"])
+async def test_an_open_circuit_ends_the_waits(on_error: str) -> None:
+    """If Redis fails, waiters get the answer of the policy within a second."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage, on_error=on_error)  # type: ignore[arg-type]  # one of the two
+    await limiter.acquire("1/h", US)
+    tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(20)]
+    await asyncio.sleep(0.01)
+    storage.fail()
+    for user in range(3):
+        await limiter.hit("1/h", Subject(user=user))
+    async with asyncio.timeout(1):
+        found = await asyncio.gather(*tasks)
+    assert {(each.allowed, each.source) for each in found} == {(on_error == "allow", "policy")}
+
+
+@pytest.mark.parametrize("on_error", ["allow", "deny"])
+async def test_an_unreachable_server_ends_the_waits(own_server: Server, on_error: str) -> None:
+    """Refused connections open no circuit, but waiters get the answer of the policy too."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        limiter = Limiter(RedisStorage(client), on_error=on_error)  # type: ignore[arg-type]
+        await limiter.acquire("1/h", US)
+        tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        own_server.kill()
+        async with asyncio.timeout(5):
+            while not all(task.done() for task in tasks):
+                await limiter.hit("1/h", Subject(user=1))  # others tell that it is gone
+                await asyncio.sleep(0.05)
+            found = await asyncio.gather(*tasks)
+        assert {(each.allowed, each.source) for each in found} == {(on_error == "allow", "policy")}
+        await limiter.close()
+
+
+async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A waiter above the bound is refused at once; later there is room again."""
+    monkeypatch.setattr(waiting, "MAX_WAITERS", 3)
+    limiter = Limiter(MemoryStorage())
+    await limiter.acquire("1/h", US)
+    tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    assert not await limiter.acquire("1/h", US)
+    assert not await limiter.acquire("5/m", Subject(user=7))
+    tasks[0].cancel()
+    await asyncio.sleep(0.01)
+    assert await limiter.acquire("5/m", Subject(user=7))
+    await limiter.close()
+    assert not any([await task for task in tasks[1:]])
+
+
+async def test_a_banned_user_does_not_wait() -> None:
+    """A user banned by a penalty is refused at once, and waiting causes no ban."""
+    limiter = Limiter(MemoryStorage())
+    rules = [Rule("1/30ms"), Penalty("2/minute", "1h")]
+    assert all([await limiter.acquire(rules, US) for _ in range(5)])
+    while not (await limiter.hit(rules, US)).banned:
+        pass
+    decision = await limiter.acquire(rules, US)
+    assert decision.banned
+    assert not decision
+
+
+async def test_no_task_or_queue_is_left() -> None:
+    """After all waiters are served, no task and no queue is left."""
+    limiter = Limiter(MemoryStorage())
+    await after(limiter, "2/20ms", 5)
+    await asyncio.sleep(0)
+    assert not limiter._waiters._queues._queues.get()
+    assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_program_that_cancels_all_tasks_may_wait_again(turns: int) -> None:
+    """A queue whose task was cancelled, even before it began, takes no further callers."""
+    limiter = Limiter(MemoryStorage())
+    waiting = asyncio.create_task(limiter.acquire("3/h", US))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait([waiting, *tasks])
+    async with asyncio.timeout(5):
+        assert await limiter.acquire("3/h", US)
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_another_event_loop_waits_too(cancels: bool) -> None:
+    """A queue of an event loop that has ended, with or without cancelling, is not used again."""
+    limiter = Limiter(MemoryStorage())
+
+    async def leave() -> None:
+        tasks.append(asyncio.create_task(limiter.acquire("3/h", US, 3)))
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(limiter.acquire("1/50ms", US)))
+
+    async def wait() -> bool:
+        async with asyncio.timeout(5):
+            await limiter.reset("3/h", US)
+            return all([await limiter.acquire(each, US) for each in ("3/h", "1/50ms", "1/50ms")])
+
+    tasks: list[asyncio.Task[Decision]] = []
+    if cancels:
+        asyncio.run(leave())
+    else:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(leave())
+    assert asyncio.run(wait())
+    if not cancels:
+        pending = [*tasks, *asyncio.all_tasks(loop)]
+        for task in pending:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(pending))
+        loop.close()
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), True, "5"])
+async def test_an_invalid_timeout_is_an_error(timeout: object) -> None:
+    """Anything but seconds from 0 up, or None, is a ConfigError with the fix."""
+    with pytest.raises(ConfigError, match=r"timeout=.*expected seconds from 0 up, or None"):
+        await Limiter(MemoryStorage()).acquire("5/m", US, timeout=timeout)  # type: ignore[arg-type]  # tested
+
+
+@pytest.mark.parametrize("cost", [0, -1, 1.5, 6])
+async def test_a_cost_that_is_never_granted_is_an_error(cost: object) -> None:
+    """Nobody waits for a cost that the limit can never grant."""
+    with pytest.raises(ConfigError, match="cost="):
+        await Limiter(MemoryStorage()).acquire("5/m", US, cost)  # type: ignore[arg-type]  # tested
+
+
+async def test_without_a_rule_there_is_no_wait() -> None:
+    """If no rule applies, there is no request."""
+    assert (await Limiter(MemoryStorage()).acquire("5/m", Subject(chat=1))).source == "none"
+
+
+async def test_a_waiter_is_not_granted_long_after_its_timeout() -> None:
+    """After the process was stopped, a waiter whose `timeout` is over is refused, not charged."""
+    limiter = Limiter(MemoryStorage())
+    await limiter.acquire("3/100ms", US, 3)
+    late = asyncio.create_task(limiter.acquire("3/100ms", US, timeout=0.2))
+    patient = asyncio.create_task(limiter.acquire("3/100ms", US))
+    await asyncio.sleep(0.01)
+    time.sleep(0.6)  # noqa: ASYNC251 - stops the process, as SIGSTOP does
+    assert not await late
+    assert late.result().waited > 0.5
+    assert late.result().source == "memory"
+    assert (await patient).remaining == 2
+
+
+@pytest.mark.parametrize("heirs", [0, 1])
+async def test_a_waiter_cancelled_as_it_is_granted_is_not_charged(heirs: int) -> None:
+    """A grant that the cancelled caller no longer receives is refunded."""
+
+    class Cancelling(FlakyStorage):
+        async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
+            found = await super().ask(ask, timeout=timeout)
+            tasks[0].cancel()  # before the caller runs again
+            return found
+
+    limiter = Limiter(Cancelling())
+    tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(1 + heirs)]
+    await asyncio.gather(tasks[0], return_exceptions=True)
+    assert tasks[0].cancelled()
+    async with asyncio.timeout(1):
+        assert all([await task for task in tasks[1:]])
+    assert (await limiter.charge("2/h", US, 1)).remaining == 1 - heirs

@@ -1,0 +1,252 @@
+"""How long requests wait after a 429: by kind, by method, and as the caller says."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from aiogram.exceptions import TelegramAPIError, TelegramRetryAfter
+from aiogram.methods import BanChatMember, PinChatMessage, SendMessage, SetMyCommands
+from aiogram.types import BotCommand, Chat, Message
+
+from bot_ratelimit import ConfigError, NotSentError, OutgoingLimits, waiting_up_to, without_waiting
+
+from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
+
+GROUP = -100
+
+
+@virtual
+async def test_a_request_says_how_long_it_may_wait() -> None:
+    """A 429 of 37 s is waited for inside `waiting_up_to(60)`, and raised outside of it."""
+    telegram = Telegram()
+    telegram.errors = [too_many(37)]
+    bot, _ = paced(telegram)
+    began = now()
+    with waiting_up_to(60):
+        await bot.send_message(7, "the answer")
+    assert 37 <= now() - began < 38
+    telegram.errors = [too_many(37)]
+    with pytest.raises(TelegramRetryAfter):
+        await bot.send_message(8, "x")
+
+
+@virtual
+async def test_patience_covers_the_turn_and_the_budget() -> None:
+    """A request that cannot be sent in time fails, at the latest when its time is over."""
+    telegram = Telegram()
+    bot, _ = paced(telegram, per_chat="1/10s")
+    await bot.send_message(7, "0")
+    began = now()
+    with waiting_up_to(5), pytest.raises(NotSentError, match="would have to wait 10 s"):
+        await bot.send_message(7, "for the budget")
+    assert now() - began < 0.1
+    first = asyncio.create_task(bot.send_message(7, "1"))
+    await asyncio.sleep(0)
+    with waiting_up_to(5), pytest.raises(NotSentError, match="other requests to this chat"):
+        await bot.send_message(7, "for the turn")
+    assert now() - began == pytest.approx(5, abs=0.2)
+    with waiting_up_to(30):
+        await bot.send_message(7, "2")
+    await first
+    assert telegram.texts() == ["0", "1", "2"]
+
+
+@virtual
+async def test_patience_runs_from_the_call_on() -> None:
+    """Several 429s together use up one patience; a later call has a new one."""
+    telegram = Telegram()
+    telegram.errors = [too_many(20), too_many(20), too_many(20)]
+    bot, _ = paced(telegram)
+    began = now()
+    with waiting_up_to(50):
+        with pytest.raises(TelegramRetryAfter):
+            await bot.send_message(7, "x")
+        assert 40 <= now() - began < 41
+        await bot.send_message(7, "y")
+    assert telegram.texts() == ["y"]
+
+
+@virtual
+async def test_max_wait_may_differ_by_kind() -> None:
+    """Messages wait as long as `max_wait` says for messages, and edits for edits."""
+    telegram = Telegram()
+    telegram.errors = [too_many(37)]
+    bot, _ = paced(telegram, max_wait={"message": 60})
+    await bot.send_message(7, "x")
+    telegram.errors = [too_many(37)]
+    with pytest.raises(TelegramRetryAfter):
+        await bot.edit_message_text("x", chat_id=8, message_id=1)
+
+
+@pytest.mark.parametrize("value", [-1, "long", True, {"messages": 60}, {"edit": -1}])
+def test_a_wrong_wait_is_named(value: Any) -> None:
+    """The ConfigError names the argument and its value."""
+    with pytest.raises(ConfigError, match="max_wait"):
+        OutgoingLimits(max_wait=value)
+
+
+@pytest.mark.parametrize("value", [-1, "long", True, None])
+def test_a_wrong_patience_is_named(value: Any) -> None:
+    """`waiting_up_to` takes seconds."""
+    with pytest.raises(ConfigError, match="waiting_up_to"), waiting_up_to(value):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "wait"),
+    [
+        (TelegramAPIError(SendMessage(chat_id=7, text=""), "Too Many Requests: later"), 1),
+        (too_many(0), 1),
+        (too_many(-5), 1),
+        (too_many(366 * 86_400 + 1), 86_400),
+        (too_many(10**30), 86_400),
+    ],
+    ids=["no time", "0", "negative", "a year", "absurd"],
+)
+def test_what_telegram_says_is_bounded(error: TelegramAPIError, wait: float) -> None:
+    """Without a usable time a 429 waits a second, and never longer than a day."""
+
+    @virtual
+    async def test() -> None:
+        telegram = Telegram()
+        telegram.errors = [error]
+        bot, _ = paced(telegram)
+        began = now()
+        with waiting_up_to(100_000):
+            await bot.send_message(7, "x")
+        assert wait <= now() - began < wait + 0.5
+
+    test()
+
+
+@virtual
+async def test_a_raid_meets_one_429() -> None:
+    """Of 20 bans at once one is refused; all are carried out, and messages do not wait."""
+    telegram = Telegram()
+    telegram.errors = [None] * 4 + [too_many(5)]
+    bot, _ = paced(telegram)
+    bans = [asyncio.create_task(bot.ban_chat_member(GROUP, user)) for user in range(20)]
+    await asyncio.sleep(1)
+    began = now()
+    await bot.send_message(GROUP, "calm down")
+    await bot.unban_chat_member(GROUP, 99)
+    assert now() - began < 0.1
+    assert await asyncio.gather(*bans) == [True] * 20
+    users = [m.user_id for _, m in telegram.log if isinstance(m, BanChatMember)]
+    assert users == [*range(20)]
+    assert len(telegram.left) == 20 + 1 + 2
+
+
+@virtual
+async def test_a_method_is_held_back_on_all_instances_and_in_all_chats() -> None:
+    """After the 429 of one instance, another one does not call the method in another chat."""
+    limiter = virtual_limiter()
+    one, two = Telegram(), Telegram()
+    (bot, _), (other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
+    one.errors = [too_many(5)]
+    began = now()
+    ban = asyncio.create_task(bot.ban_chat_member(GROUP, 1))
+    await asyncio.sleep(1)
+    await other.ban_chat_member(GROUP - 1, 2)
+    assert now() - began >= 5
+    await ban
+    assert (len(one.left), len(two.left)) == (2, 1)
+
+
+@virtual
+async def test_methods_without_a_chat_run_side_by_side_until_a_429() -> None:
+    """Twenty calls leave at once; after their 429s they leave one after the other."""
+    telegram = Telegram(latency=1.0)
+    bot, _ = paced(telegram)
+    call = SetMyCommands(commands=[BotCommand(command="x", description="x")])
+    await asyncio.gather(*(bot(call) for _ in range(20)))
+    assert now() - 1_000 < 1.5
+    telegram.errors = [too_many(3)] * 4
+    began = now()
+    await asyncio.gather(*(bot(call) for _ in range(4)))
+    assert telegram.log[20][0] - began >= 3
+    assert len(telegram.left) == 20 + 4 + 4
+    times = [at for at, _ in telegram.log[20:]]
+    assert all(b - a >= 1 for a, b in pairwise(times))
+
+
+@virtual
+async def test_a_method_that_may_not_wait_is_not_lost_silently() -> None:
+    """`without_waiting` raises at once, before and after the 429."""
+    telegram = Telegram()
+    telegram.errors = [too_many(5)]
+    bot, _ = paced(telegram)
+    with without_waiting():
+        with pytest.raises(TelegramRetryAfter):
+            await bot.ban_chat_member(GROUP, 1)
+        with pytest.raises(NotSentError):
+            await bot.ban_chat_member(GROUP, 2)
+    assert len(telegram.left) == 1
+
+
+@virtual
+async def test_service_messages_count_in_a_group() -> None:
+    """Twenty pins and new topics fill a group's minute; in a private chat nothing waits."""
+    telegram = Telegram()
+    bot, _ = paced(telegram)
+    pins = [PinChatMessage(chat_id=GROUP, message_id=i) for i in range(19)]
+    await asyncio.gather(*(bot(pin) for pin in pins), bot.create_forum_topic(GROUP, "x"))
+    assert telegram.times()[-1] < 1
+    await bot.send_message(GROUP, "the 21st")
+    assert telegram.times()[-1] == pytest.approx(60, abs=0.5)
+    began = now()
+    await asyncio.gather(*(bot(PinChatMessage(chat_id=7, message_id=i)) for i in range(30)))
+    assert now() - began < 1
+
+
+class Named(Telegram):
+    """A Telegram in which `@news` is the channel -1001."""
+
+    def _result(self, method: Any) -> Any:
+        if method.__returning__ is bool:
+            return True
+        chat = Chat.model_construct(id=-1001, type="channel", username="News")
+        return Message.model_construct(message_id=1, chat=chat, text=method.text)
+
+
+@pytest.mark.parametrize(("first", "then"), [("@news", -1001), (-1001, "@News")])
+def test_a_name_and_its_id_are_one_chat(first: int | str, then: int | str) -> None:
+    """Once an answer has shown the id, both share the budget, and messages keep their order."""
+
+    @virtual
+    async def test() -> None:
+        telegram = Named()
+        bot, _ = paced(telegram, per_chat="1/s burst 1")
+        await bot.send_message(first, "learn")
+        await asyncio.sleep(5)
+        chats = [first, then] * 4
+        await asyncio.gather(*(bot.send_message(c, str(i)) for i, c in enumerate(chats)))
+        assert telegram.texts() == ["learn", *map(str, range(8))]
+        assert telegram.times()[-1] == pytest.approx(5 + 7, abs=0.3)
+
+    test()
+
+
+@virtual
+async def test_what_waits_under_a_name_shares_the_budget_too() -> None:
+    """Requests that were made before the id was known take from the same budget, in order."""
+    telegram = Named()
+    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    tasks = [asyncio.create_task(bot.send_message("@news", str(i))) for i in range(4)]
+    await asyncio.sleep(0.5)
+    tasks += [asyncio.create_task(bot.send_message("@news", "4"))]
+    await asyncio.gather(*tasks, bot.send_message(-1001, "by id"))
+    assert [each for each in telegram.texts() if each != "by id"] == [*"01234"]
+    assert telegram.times()[-1] == pytest.approx(4, abs=0.3)
+
+
+@virtual
+async def test_answers_of_any_kind_are_harmless() -> None:
+    """What cannot teach a name, such as True or an album's copies, changes nothing."""
+    telegram = Telegram()
+    bot, _ = paced(telegram)
+    assert await bot.send_message("@news", "x") is True  # type: ignore[comparison-overlap] # a stand-in's answer
+    assert await bot.copy_messages(7, 8, [1, 2])
