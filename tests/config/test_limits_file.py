@@ -59,9 +59,16 @@ def test_the_documented_file_is_complete() -> None:
 def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
     """[[rules]] can have all fields of `Rule`."""
     found = read_limits_file(
-        written("[[rules]]\nlimit='9/s'\n[[rules]]\nlimit='5/m'\nscope='chat'\nname='x'\ncost=2\n")
+        written(
+            "[[rules]]\nlimit='9/s'\n[[rules]]\nlimit='5/m'\nscope='chat'\nname='x'\ncost=2\n"
+            "[[rules]]\nlimit='3/day in UTC'\nname='image'\non_error='deny'\n"
+        )
     )
-    assert found.rules == (Rule("9/s"), Rule("5/m", Scope.CHAT, "x", 2))
+    assert found.rules == (
+        Rule("9/s"),
+        Rule("5/m", Scope.CHAT, "x", 2),
+        Rule("3/day in UTC", name="image", on_error="deny"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +87,7 @@ def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
         ("[limits]\n'a b' = '5/m'", "name='a b': expected"),
         ("[limits]\nban = '5/m'", "name='ban'"),
         ("limits = 3", "limits: 3: expected a table"),
-        ("exempt = ['42']", "limits.toml: exempt: '42': expected the id of a user or a chat"),
+        ("exempt = ['42']", "limits.toml: exempt: '42' is not the id of a user or a chat"),
         ("exempt = 42", "exempt: 42: expected a list of ids, for example [42, -100123]"),
         ("[penalty]\nafter = '10/m'", "[penalty] ban is missing, for example ban = '15m'"),
         ("[penalty]\nafter='10/m'\nban='x'", "limits.toml: [penalty] ban='x'"),
@@ -95,8 +102,8 @@ def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
         ("[penalty]\nafter='9/m'\nban='1h'\ngrows=1", "[penalty] grows=1: expected true or false"),
         ("[limits]\nai = {limit='5/m', cost=true}", "[limits] ai: cost=true: expected a whole"),
         ("[limits]\nai = 2026-01-01", "[limits] ai: "),
-        ("exempt = [true]", "exempt: true: expected the id of a user"),
-        ("exempt = [99999999999999999]", "exempt: 99999999999999999: expected the id"),
+        ("exempt = [true]", "exempt: True is not the id of a user"),
+        ("exempt = [99999999999999999]", "exempt: 99999999999999999 is not the id"),
         ("[limits]\nexempt = 42", "[limits] exempt: write it above the first table of the file"),
         ("[limits]\nrate_limit = '1/s'", "[limits] rate_limit: write it above the first table"),
         ("[notices]\nen = 'x'\nexempt = [42]", "[notices] exempt: write it above the first"),
