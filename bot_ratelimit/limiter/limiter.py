@@ -332,7 +332,7 @@ class Limiter(OperatorMethods):
         it until it ends, and then releases it. The limiter can be used again.
         """
         await self._start.end()
-        self._waiters.close()
+        await self._waiters.close()
         await self._bans.close()
         if self._slots is not None:
             await self._slots.close()
