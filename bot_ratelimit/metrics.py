@@ -157,13 +157,21 @@ class PrometheusMetrics(Observer):
         )
         self._request_wait = Histogram(
             "bot_ratelimit_request_wait_seconds",
-            "Time for which the outgoing limits held a request back",
+            "Time for which the outgoing limits held a request back, by the kind of request",
+            ("kind",),
+            buckets=_WAIT_BUCKETS,
+            registry=registry,
+        )
+        self._acquire_wait = Histogram(
+            "bot_ratelimit_acquire_wait_seconds",
+            "Time for which callers of acquire waited; outcome is allowed or timeout",
+            ("outcome",),
             buckets=_WAIT_BUCKETS,
             registry=registry,
         )
         self._flood_waits = Counter(
             "bot_ratelimit_flood_waits",
-            "Answers 429 of Telegram, for a chat or for the whole bot",
+            "Answers 429 of Telegram: for a chat, the whole bot, drafts, actions or a method",
             ("scope",),
             registry=registry,
         )
@@ -198,6 +206,10 @@ class PrometheusMetrics(Observer):
             (near or self._near_counter(path, label_of(rule))).inc()
         for shadow in shadows:
             self._counter(shadow.path, label_of(shadow), "shadow", source).inc()
+
+    def waited(self, decision: Decision, subject: Subject, seconds: float) -> None:
+        """See `Observer.waited`."""
+        self._acquire_wait.labels("allowed" if decision.allowed else "timeout").observe(seconds)
 
     def waiting(self, place: str, count: int) -> None:
         """See `Observer.waiting`."""
@@ -253,8 +265,10 @@ class PrometheusMetrics(Observer):
 
     def request_done(self, method: str, outcome: RequestOutcome, waited: float) -> None:
         """See `Observer.request_done`."""
+        from bot_ratelimit.outgoing.methods import kind_of
+
         self._requests.labels(self._methods(method), outcome).inc()
-        self._request_wait.observe(waited)
+        self._request_wait.labels(kind_of(method)).observe(waited)
 
     def flood_waited(self, scope: FloodScope, seconds: float) -> None:
         """See `Observer.flood_waited`."""

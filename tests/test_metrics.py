@@ -102,6 +102,8 @@ async def use_everything(registry: CollectorRegistry) -> None:
     limiter = Limiter(MemoryStorage(), observer=metrics)
     for _ in range(3):
         await limiter.hit(["2/m", Rule("1/m", name="trial", shadow=True)], Subject(4242424242))
+    for _ in range(2):
+        await limiter.acquire(Rule("1/m", name="waits"), Subject(7), timeout=0.01)
     report_everything(metrics)
 
 
@@ -126,7 +128,9 @@ async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
         (1, "breaker_open", at),
         (12, "batch_size_sum", {}),
         (1, "requests_total", {"method": "SendMessage", "outcome": "sent"}),
-        (0.2, "request_wait_seconds_sum", {}),
+        (0.2, "request_wait_seconds_sum", {"kind": "message"}),
+        (1, "acquire_wait_seconds_count", {"outcome": "allowed"}),
+        (1, "acquire_wait_seconds_count", {"outcome": "timeout"}),
         (1, "flood_waits_total", {"scope": "chat"}),
         (5, "queued", {}),
     ]:
