@@ -9,7 +9,7 @@ PYTEST = $(RUN) pytest -n $(WORKERS) --dist worksteal
 # Each test of a program starts a Python: without bytecode it would compile everything again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dashboard test quick test-versions lint types check docs image release bench clean
+.PHONY: demo dashboard test quick test-versions mutants lint types check docs image release bench clean
 
 # An environment of its own: the bot and the demo, none of the tools for development.
 demo: $(VENV)-demo/.ready  ## Three bots, a crowd and a few flooders; no Telegram, token or Redis needed.
@@ -27,6 +27,10 @@ quick: $(VENV)/.ready  ## The tests that start no server, browser or other proce
 # Environments of their own, one for each combination; VERSIONS="3.12 lowest" runs only those, --resume what has not passed.
 test-versions:  ## The suite on every Python from 3.11, with the lowest and the newest versions.
 	$(PYTHON) -m tests.versions $(VERSIONS)
+
+# Minutes for each: COUNT=10 SEED=4 makes ten of them again; FOLDERS="limiter" of one folder.
+mutants: $(VENV)/.ready  ## Puts small mistakes into limiter, storage and incoming, and counts those that the tests find.
+	$(RUN) tests.mutants $(FOLDERS) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.ready
 	$(RUN) ruff check .
@@ -57,7 +61,7 @@ bench: $(VENV)-bench/.ready  ## This package and its peers, side by side (about 
 	$(VENV)-bench/bin/python -m benchmarks --output docs
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-demo $(VENV)-docs $(VENV)-release $(VENV)-versions dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-demo $(VENV)-docs $(VENV)-release $(VENV)-system $(VENV)-versions dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.ready: INSTALL := --editable '.[admin,cli,demo]' --group dev
 $(VENV)/.ready: FOR := the package, the demo, and what its development needs (about a minute)

@@ -26,6 +26,7 @@ from bot_ratelimit.limiter.observer import (
     NoticeResult,
     Observer,
     RequestOutcome,
+    TurnedAway,
     label_of,
 )
 from bot_ratelimit.rules.limit import Limit
@@ -143,6 +144,24 @@ class PrometheusMetrics(Observer):
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._in_flight = Gauge(
+            "bot_ratelimit_in_flight",
+            "Updates that are being handled",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._in_flight_limit = Gauge(
+            "bot_ratelimit_in_flight_limit",
+            "How many updates may be handled at a time",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._turned_away = Counter(
+            "bot_ratelimit_turned_away",
+            "Updates that were not handled, because the bot is busy or they are too old",
+            ["why"],
+            registry=registry,
+        )
         self._config_version = Gauge(
             "bot_ratelimit_config_version",
             "Version of the live configuration that is in force",
@@ -227,6 +246,15 @@ class PrometheusMetrics(Observer):
     def slots_in_use(self, name: str, count: int) -> None:
         """See `Observer.slots_in_use`."""
         self._slots_in_use.labels(self._slots(name)).set(count)
+
+    def in_flight(self, running: int, limit: int) -> None:
+        """See `Observer.in_flight`."""
+        self._in_flight.set(running)
+        self._in_flight_limit.set(limit)
+
+    def turned_away(self, why: TurnedAway) -> None:
+        """See `Observer.turned_away`."""
+        self._turned_away.labels(why).inc()
 
     def configured(self, version: int) -> None:
         """See `Observer.configured`."""

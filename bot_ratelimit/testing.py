@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from inspect import iscoroutinefunction
 from typing import Any, Final, cast
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.storage.banlist import BanList
 from bot_ratelimit.storage.base import Ask, Count, Storage

@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import Limit
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.storage.base import Ask, Count, Op, Storage
 
 TIMEOUT = 5.0

@@ -41,6 +41,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if " at 0x" in item.nodeid:  # its workers would not agree on its name
+            raise pytest.UsageError(f"{item.nodeid}: an address in its name; leave out `ids=str`")
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """Tests wait more than they compute, so two workers share a core."""
     return 2 * (os.cpu_count() or 1)

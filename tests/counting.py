@@ -11,9 +11,11 @@ from typing import Any
 
 import redis.asyncio as aioredis
 
+from tests.servers import PATIENCE
+
 FIRST_USER = 7_000_000_000
-USERS = 500
-UPDATES = 5_000
+USERS = 100
+UPDATES = 1_200
 AMOUNT = 5
 
 
@@ -22,14 +24,13 @@ def run(
     directory: str,
     ready: Barrier,
     reports: SimpleQueue[Counter[tuple[str, str]]],
-    outage: bool,
 ) -> None:
     """Send updates through a dispatcher, in prometheus_client's multi-process mode."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # read when it is imported
-    reports.put(asyncio.run(work(port, ready, outage)))
+    reports.put(asyncio.run(work(port, ready)))
 
 
-async def work(port: int, ready: Barrier, outage: bool) -> Counter[tuple[str, str]]:
+async def work(port: int, ready: Barrier) -> Counter[tuple[str, str]]:
     from bot_ratelimit import RateLimitMiddleware
     from bot_ratelimit.metrics import PrometheusMetrics
     from tests.incoming.support import Instance, chat, user
@@ -60,19 +61,17 @@ async def work(port: int, ready: Barrier, outage: bool) -> Counter[tuple[str, st
                 for (was_handled,) in await asyncio.gather(*updates):
                     handled["allowed" if was_handled else "refused"] += 1
 
-        await asyncio.to_thread(ready.wait, 60)
-        if outage:
-            await send(0, 2_000)
-            await asyncio.to_thread(ready.wait, 60)
-            await gone(recorder)
-            await send(2_000, 3_000)
-            await asyncio.to_thread(ready.wait, 60)
-            await asyncio.sleep(2.5)  # longer than the circuit stays open
-            await send(3_000, UPDATES)
-        else:
-            await send(0, UPDATES)
-        await asyncio.to_thread(ready.wait, 60)
-        await asyncio.to_thread(ready.wait, 60)
+        await asyncio.to_thread(ready.wait, PATIENCE)
+        await send(0, 400)
+        await asyncio.to_thread(ready.wait, PATIENCE)
+        await gone(recorder)
+        await send(400, 800)
+        await asyncio.to_thread(ready.wait, PATIENCE)
+        await asyncio.to_thread(ready.wait, PATIENCE)
+        await asyncio.sleep(2.5)  # longer than the circuit stays open
+        await send(800, UPDATES)
+        await asyncio.to_thread(ready.wait, PATIENCE)
+        await asyncio.to_thread(ready.wait, PATIENCE)
         await bot.dispatcher.emit_shutdown()
     sources = Counter(
         ("allowed" if decision.allowed else "refused", decision.source)

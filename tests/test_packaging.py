@@ -6,7 +6,6 @@ import importlib.util
 import re
 import subprocess
 import sys
-import tarfile
 import tomllib
 from collections.abc import Iterator
 from email import message_from_bytes
@@ -20,6 +19,7 @@ import pytest
 import bot_ratelimit
 from hatch_build import outside_links, project_urls
 from tests import servers, versions
+from tests.servers import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
@@ -31,10 +31,9 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked sdist."""
     directory = tmp_path_factory.mktemp("sdist")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", directory]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE)
     (archive,) = directory.glob("*.tar.gz")
-    with tarfile.open(archive) as packed:
-        packed.extractall(directory, filter="data")
+    subprocess.run(["tar", "--extract", "--file", archive, "--directory", directory], check=True)
     (unpacked,) = (each for each in directory.iterdir() if each.is_dir())
     return unpacked
 
@@ -136,7 +135,7 @@ def test_the_tests_run_from_the_sdist(sdist: Path) -> None:
         if (ROOT / name).exists()
     }
     assert {name for name in needed if not (sdist / name).exists()} == set()
-    chosen = ["tests/rules/test_limit.py", "tests/storage/test_lua.py", "tests/test_package.py"]
+    chosen = ["tests/rules", "tests/test_package.py"]
     options = ["-q", "-p", "no:cacheprovider", "-k", "not wheel"]
     subprocess.run(
         [sys.executable, "-m", "pytest", *options, *chosen], cwd=sdist, check=True, timeout=180
@@ -155,12 +154,14 @@ NEEDED = {"aiogram", "bot_ratelimit", "cachetools", "cryptography", "dotenv", "p
     "pydantic_settings",
     "redis",
 }
+if sys.version_info < (3, 11, 3):
+    NEEDED |= {"async_timeout"}  # redis-py uses it there
 
 
 def test_the_import_loads_only_what_is_needed() -> None:
     """Only aiogram, redis, pydantic-settings and cachetools are imported, and no extra."""
     command = [sys.executable, "-c", IMPORT]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
     top = {name.split(".")[0] for name in ran.stdout.split()}
     assert top - set(sys.stdlib_module_names) <= NEEDED
     assert "aiohttp.web" not in ran.stdout.split()
@@ -169,7 +170,7 @@ def test_the_import_loads_only_what_is_needed() -> None:
 def import_times() -> dict[str, int]:
     """The import time of each module with its imports, in microseconds."""
     command = [sys.executable, "-X", "importtime", "-c", "import aiogram, bot_ratelimit"]
-    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
     lines = (line.split("|") for line in ran.stderr.splitlines() if line.count("|") == 2)
     return {name.strip(): int(total) for _, total, name in lines if total.strip().isdigit()}
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from .servers import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -28,7 +30,7 @@ def test_a_broken_link_of_the_site_is_an_error(tmp_path: Path, html: str, told: 
     """Links and anchors must be valid, and nothing is loaded from another site."""
     (tmp_path / "page.html").write_text(html, "utf-8")
     command = [sys.executable, ROOT / "docs" / "site" / "links.py", tmp_path]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert ran.returncode == (0 if told is None else 1)
     assert told is None or f"page.html: {told}" in ran.stdout
 
@@ -36,7 +38,7 @@ def test_a_broken_link_of_the_site_is_an_error(tmp_path: Path, html: str, told: 
 def test_a_site_without_pages_is_an_error(tmp_path: Path) -> None:
     """A build without pages does not pass."""
     command = [sys.executable, ROOT / "docs" / "site" / "links.py", tmp_path]
-    assert subprocess.run(command, capture_output=True, timeout=30).returncode == 1
+    assert subprocess.run(command, capture_output=True, timeout=PATIENCE).returncode == 1
 
 
 def test_decisions_are_numbered_once_in_order_and_short() -> None:

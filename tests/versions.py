@@ -25,6 +25,7 @@ ROOT: Final = Path(__file__).parents[1]
 HOME: Final = ROOT / ".venv-versions"
 REQUIRED: Final = ("3.11", "3.12", "3.13")
 LATER: Final = ("3.14", "3.15")
+SYSTEM: Final = Path("/usr/bin/python3")
 
 # Neither the lowest nor the newest: what else has to work.
 MIDDLE: Final = {"redis": "==7.1.*"}
@@ -91,13 +92,29 @@ def interpreters() -> Iterator[tuple[str, Path]]:
                 break
 
 
+def patch_release(python: Path) -> str:
+    """Its version as `3.11.2`; empty if it is not there, or can make no environment."""
+    if not python.exists():
+        return ""
+    says = "import ensurepip, sys; print('%d.%d.%d' % sys.version_info[:3])"
+    ran = subprocess.run([python, "-c", says], capture_output=True, text=True, check=False)
+    return ran.stdout.strip()
+
+
 def combinations(pythons: dict[str, Path]) -> Iterator[Combination]:
-    """Every Python with the lowest and the newest versions, and the first with those between."""
+    """Every Python with the lowest and the newest versions, and the first with those between.
+
+    At last the Python of the system, if it is another patch release than all of them.
+    """
     for number, (version, python) in enumerate(pythons.items()):
         yield Combination(python, f"{version}-lowest", lowest())
         if number == 0:
             yield Combination(python, f"{version}-middle", MIDDLE)
         yield Combination(python, f"{version}-newest", {})
+    system = patch_release(SYSTEM)
+    supported = system.rpartition(".")[0] in REQUIRED + LATER
+    if supported and system not in map(patch_release, pythons.values()):
+        yield Combination(SYSTEM, f"{system}-newest", {})
 
 
 def lowest() -> dict[str, str]:
@@ -144,6 +161,7 @@ def run(combination: Combination) -> str:
     named = r"(?m)^(aiogram|redis|pydantic|pydantic-settings|cachetools|fakeredis)==\S+"
     print(", ".join(match[0] for match in re.finditer(named, versions.stdout)), flush=True)
     suite = [home / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    suite += ["-n", "auto", "--dist", "worksteal"]
     lowest_servers = {PREFER_BUNDLED: "1"} if combination.name.endswith("lowest") else {}
     environment = {**os.environ, **lowest_servers}
     code = subprocess.run(suite, cwd=ROOT, env=environment, check=False).returncode

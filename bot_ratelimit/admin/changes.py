@@ -15,8 +15,9 @@ from bot_ratelimit.config.live import EVERY, HISTORY, live_key
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.rules.limit import Limit, parse_period
-from bot_ratelimit.rules.rule import check_cost
+from bot_ratelimit.rules.checks import check_cost
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.parsing import parse_period
 from bot_ratelimit.storage.base import documents_of
 from bot_ratelimit.storage.documents import Documents
 

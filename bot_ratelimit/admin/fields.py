@@ -7,10 +7,10 @@ command; every other field is an option.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Annotated, Any, Final, get_args, get_origin
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from bot_ratelimit.config.ids import LARGEST_ID, check_id
@@ -67,6 +67,28 @@ Number = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=1_000_000_000)]
 Text = Annotated[str, Field(max_length=500)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 Reason = Annotated[str, AfterValidator(lambda text: check_text("reason", text))]
+
+
+_Fields = TypeVar("_Fields", bound=Fields)
+
+
+def checked(kind: type[_Fields], given: Mapping[str, Any]) -> _Fields:
+    """The fields, if they are valid.
+
+    Raises:
+        ConfigError: The first that is not, with what is wrong with it.
+    """
+    try:
+        return kind.model_validate(dict(given))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    reason = first.get("ctx", {}).get("error")
+    if isinstance(reason, ConfigError):
+        raise reason
+    name = "user" if first["loc"] == ("id",) else ".".join(map(str, first["loc"]))
+    if name == "user" and first["type"] == "missing":
+        raise ConfigError("user: expected the id of a user, or the negative id of a chat")
+    raise ConfigError(f"{name}: {first['msg'].removeprefix('Value error, ')}")
 
 
 def kind_of(field: FieldInfo) -> type:

@@ -20,7 +20,7 @@ from bot_ratelimit.admin.views import (
 )
 from bot_ratelimit.admin.wording import ban_words, limit_of, paused, until, who
 from bot_ratelimit.admin.words import Marked, Words, capital, code, joined, moment, plain
-from bot_ratelimit.config.report import EVERYWHERE
+from bot_ratelimit.config.report import EVERYWHERE, OTHER_BOTS
 from bot_ratelimit.limiter.arguments import FOREVER
 from bot_ratelimit.limiter.statistics import HourCount, Refusals
 from bot_ratelimit.rules.rule import Subject
@@ -58,7 +58,7 @@ def limits(words: Words, view: ConfigView) -> Sheet:
             code(each.name, 100),
             limit_of(words, each),
             words(SCOPES.get(each.scope or "", "counted by the bot's code")),
-            words(EVERYWHERE) if each.where == EVERYWHERE else code(each.where, 100),
+            words(each.where) if each.where in (EVERYWHERE, OTHER_BOTS) else code(each.where, 100),
             _origin(words, each),
         )
         for each in view.rules

@@ -41,6 +41,8 @@ class RuleView:
     ban_ms: int = 0
     """The length of a penalty's ban; 0 for every other rule."""
     longest_ms: int = 0
+    function: str | None = None
+    """The function in the bot's code that decides, if one does."""
     otherwise_shadow: bool | None = None
     """Whether the rule is a trial without the live change; None if there is no change."""
 

@@ -19,8 +19,8 @@ def who(words: Words, subject: Subject) -> Marked:
     user, chat = subject.user, subject.chat
     if user is None:
         found = words("chat {id}", id=code(chat))
-    else:
-        found = words("user {id}", id=code(user))
+    else:  # a negative one is a channel that writes in groups
+        found = words("user {id}" if user > 0 else "channel {id}", id=code(user))
         if chat not in (None, user):
             found = words("{who} in chat {id}", who=found, id=code(chat))
     more = (("topic {id}", subject.topic), ("bot {id}", subject.bot))
@@ -29,7 +29,9 @@ def who(words: Words, subject: Subject) -> Marked:
 
 def limit_of(words: Words, view: RuleView) -> Marked:
     """What a rule allows, and whether it is a trial or off."""
-    text = words("by the bot's code") if view.limit is None else view.limit
+    text: str = view.limit or words("by the bot's code")
+    if view.limit is None and view.function:
+        text = words("by {function}", function=code(view.function, 100))
     if view.ban_ms:
         length = words.duration(view.ban_ms / 1e3)
         text = words("ban of {length} after {limit}", length=length, limit=text)

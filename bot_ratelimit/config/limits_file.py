@@ -42,8 +42,9 @@ from bot_ratelimit.config.tables import (
     shown,
 )
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.checks import check_name
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rules, check_name, rules_of
+from bot_ratelimit.rules.rule import Rules, rules_of
 
 __all__ = [
     "LimitsFile",

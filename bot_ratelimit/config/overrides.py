@@ -18,9 +18,10 @@ from typing import Any, Final
 
 from bot_ratelimit.config.tables import Change, LiveDocument, checked, penalty_of
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.checks import check_cost
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, check_cost, rules_of
+from bot_ratelimit.rules.rule import Rule, Rules, rules_of
 
 FORMAT: Final = 1
 """The format of the document. A document of a newer format is not understood and not applied."""

@@ -12,6 +12,8 @@ from bot_ratelimit.rules.rule import Rule, Scope, named
 
 EVERYWHERE: Final = "every handler"
 """Where the rules of a middleware apply."""
+OTHER_BOTS: Final = "messages of other bots"
+"""Where the limit of other bots applies."""
 
 
 def report_of(rule: Rule, overrides: Overrides, where: str, origin: Origin) -> dict[str, Any]:

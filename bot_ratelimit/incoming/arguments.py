@@ -71,6 +71,10 @@ def rules_given(rate_limit: RuleLike | Iterable[RuleLike] | None, penalty: Penal
     return rules if penalty is None else rules_of((*rules, penalty))
 
 
+BOTS_PATH: Final = "bots:member:"
+"""The path of the limit of other bots."""
+
+
 def rules_for_bots(bots: LimitLike | None) -> Rules:
     """Return the rules for messages of other bots; empty if they are limited like users.
 

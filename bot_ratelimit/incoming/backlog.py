@@ -11,7 +11,8 @@ from typing import Final
 from aiogram.types import Message, TelegramObject
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.limit import parse_period
+from bot_ratelimit.limiter.observer import Observer
+from bot_ratelimit.rules.parsing import parse_period
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -24,14 +25,21 @@ class Backlog:
 
     Args:
         max_age: Seconds, or a text such as `"2m"`.
+        observer: Is told of every dropped message.
         clock: Unix time in seconds.
 
     Raises:
         ConfigError: `max_age` is not a period.
     """
 
-    def __init__(self, max_age: float | str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        max_age: float | str,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._max_age = period_of("max_age", max_age)
+        self._observer = observer
         self._clock = clock
         self._unlogged = 0
         self.dropped = 0
@@ -45,6 +53,8 @@ class Backlog:
         if self._clock() - written <= self._max_age:
             return False
         self.dropped += 1
+        if self._observer is not None:
+            self._observer.turned_away("old")
         self._unlogged += 1
         if self._unlogged == 1:
             asyncio.get_running_loop().call_later(_LOGGED_AFTER, self._log)

@@ -176,7 +176,8 @@ def is_automatic(event: TelegramObject, update: Update | None, bot: int | None) 
     """
     if not isinstance(event, Message):
         return False
-    if event.from_user is not None and event.from_user.id == bot:
+    sender = event.from_user
+    if sender is not None and sender.is_bot and sender.id == bot:
         return True
     if event.sender_business_bot is not None or event.is_from_offline:
         return True

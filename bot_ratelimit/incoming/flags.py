@@ -34,9 +34,10 @@ from bot_ratelimit.incoming.handler_names import (
     shorten_name,
 )
 from bot_ratelimit.incoming.key_conflicts import limit_of
+from bot_ratelimit.rules.checks import check_name
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, Scope, check_name, rules_of
+from bot_ratelimit.rules.rule import Rule, Rules, Scope, rules_of
 
 FLAG: Final = "rate_limit"
 

@@ -21,10 +21,11 @@ from typing import Any, Final
 from aiogram.types import TelegramObject
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.checks import check_cost
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, Subject, check_cost, named, rule_at, rules_of
+from bot_ratelimit.rules.rule import Rule, Rules, Subject, named, rule_at, rules_of
 
 NO_LIMIT: Final = Rules((rule_at("none:", Limit(1, 1.0), lambda subject: None, 1),))
 """Applies to nobody: what is decided by it is only refused to banned users."""

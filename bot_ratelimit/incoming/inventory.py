@@ -9,8 +9,9 @@ from aiogram.dispatcher.router import Router
 
 from bot_ratelimit.config.limits_file import penalty_of
 from bot_ratelimit.config.overrides import Overrides, name_of
-from bot_ratelimit.config.report import EVERYWHERE, report_of
+from bot_ratelimit.config.report import EVERYWHERE, OTHER_BOTS, report_of
 from bot_ratelimit.config.settings import Origin
+from bot_ratelimit.incoming.arguments import BOTS_PATH
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.functions import NO_LIMIT
 from bot_ratelimit.rules.penalty import Penalty
@@ -37,7 +38,8 @@ def inventory(
     rules = [rule for rule in rules if rule is not NO_LIMIT[0]]
     for rule in rules:
         kind = "penalty" if isinstance(rule, Penalty) else "limits"
-        found[name_of(rule)] = report_of(rule, overrides, EVERYWHERE, origins[kind])
+        where = OTHER_BOTS if rule.path == BOTS_PATH else EVERYWHERE
+        found[name_of(rule)] = report_of(rule, overrides, where, origins[kind])
     if overrides.penalty is not None and not any(isinstance(rule, Penalty) for rule in rules):
         added = penalty_of(overrides.penalty)
         found[name_of(added)] = report_of(added, overrides, EVERYWHERE, "live")

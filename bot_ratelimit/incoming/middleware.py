@@ -36,6 +36,7 @@ from bot_ratelimit.incoming.key_conflicts import (
     registered_middlewares,
     rules_by_path,
 )
+from bot_ratelimit.incoming.migration import Migration
 from bot_ratelimit.incoming.notices import TEXTS, Notices
 from bot_ratelimit.incoming.registration import (
     check_dispatcher,
@@ -164,9 +165,10 @@ class RateLimitMiddleware(BaseMiddleware):
             if live
             else None
         )
-        self.backlog = None if max_age is None else Backlog(max_age)
+        self.backlog = None if max_age is None else Backlog(max_age, self.limiter.observer)
         """Counts what `max_age` dropped."""
         telling = Telling(notices_of(on_limited), self.limiter)
+        self._migration = Migration(self.limiter, self._event_filter, self.live)
         self._admission = Admission(
             self.limiter, self._event_filter, telling, self.live, self.backlog
         )
@@ -243,6 +245,7 @@ class RateLimitMiddleware(BaseMiddleware):
         dispatcher.startup.register(start)
         # Older versions of aiogram set this only for updates that are polled.
         dispatcher.workflow_data.setdefault("dispatcher", dispatcher)
+        dispatcher.message.outer_middleware(self._migration)
         self._register_close(dispatcher)
         self._dispatchers.add(dispatcher)
         return self
@@ -367,6 +370,8 @@ class RateLimitMiddleware(BaseMiddleware):
             self._register_close(dispatcher)
             self._dispatchers.add(dispatcher)
             self._discovered.add(dispatcher)
+            if self._migration not in dispatcher.message.outer_middleware:
+                dispatcher.message.outer_middleware(self._migration)
             if self.live is not None:
                 self.live.start()
         self._dispatcher = dispatcher

@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.limit import parse_period
+from bot_ratelimit.rules.parsing import parse_period
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import Storage
 

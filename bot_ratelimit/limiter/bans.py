@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from cachetools import TTLCache
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError, printable
 from bot_ratelimit.limiter.arguments import FOREVER
 from bot_ratelimit.limiter.deadline import Deadline

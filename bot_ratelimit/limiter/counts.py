@@ -8,9 +8,10 @@ from typing import Final
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.arguments import check_subject
+from bot_ratelimit.rules.checks import check_cost
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, Subject, check_cost
+from bot_ratelimit.rules.rule import Rule, Rules, Subject
 from bot_ratelimit.storage.base import Ask, Count, Op, new_count
 
 # The limit for counts of a rule that no longer applies to a subject.
@@ -25,11 +26,11 @@ def counts_of_hit(
     counts: list[Count] = []
     applied: list[Rule] = []
     for rule in rules:
-        key = rule.key(prefix, subject)
-        if key is None:
-            continue
         limit = rule.limit if isinstance(rule.limit, Limit) else rule.limit_for(subject)
         if limit is None:
+            continue
+        key = rule.key(prefix, subject, limit)
+        if key is None:
             continue
         if isinstance(rule, Penalty):
             counts.append(Count(key, limit, penalty=rule))
@@ -48,7 +49,8 @@ def counts_to_adjust(
     check_subject(subject)
     counts, applied = [], []
     for rule in rules:
-        key, limit = rule.key(prefix, subject), rule.limit_for(subject)
+        limit = rule.limit_for(subject)
+        key = rule.key(prefix, subject, limit)
         if key is not None and limit is not None and not isinstance(rule, Penalty):
             counts.append(Count(key, limit, cost, rule.shadow))
             applied.append(rule)
@@ -60,10 +62,10 @@ def counts_to_reset(prefix: str, rules: Rules, subject: Subject) -> list[Count]:
     check_subject(subject)
     counts = []
     for rule in rules:
-        key = rule.key(prefix, subject)
+        limit = rule.limit_for(subject) or _ANY_LIMIT
+        key = rule.key(prefix, subject, limit)
         if key is not None:
             penalty = rule if isinstance(rule, Penalty) else None
-            limit = rule.limit_for(subject) or _ANY_LIMIT
             counts.append(Count(key, limit, shadow=rule.shadow, penalty=penalty))
     return counts
 
@@ -79,7 +81,7 @@ def trial_of(prefix: str, rules: Rules) -> Ask:
     for rule in rules:
         limit = rule.limit if isinstance(rule.limit, Limit) else _ANY_LIMIT
         try:
-            key = rule.key(f"{prefix}:ratelimit:check", nobody)
+            key = rule.key(f"{prefix}:ratelimit:check", nobody, limit)
         except Exception:  # a custom scope need not know nobody
             key = None
         penalty = rule if isinstance(rule, Penalty) else None

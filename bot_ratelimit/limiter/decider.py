@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.limiter.counts import counts_of_hit, once_key, trial_of
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision, Source, conclude

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.rules.described import fields_described
 from bot_ratelimit.rules.penalty import Penalty

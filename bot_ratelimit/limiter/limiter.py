@@ -27,13 +27,13 @@ from bot_ratelimit.limiter.slots import SlotContext, Slots
 from bot_ratelimit.limiter.start import Start
 from bot_ratelimit.limiter.statistics import Statistics
 from bot_ratelimit.limiter.waiting import Waiters
+from bot_ratelimit.rules.checks import check_prefix
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import (
     RuleLike,
     Rules,
     Subject,
-    check_prefix,
     rules_of,
 )
 from bot_ratelimit.storage.base import Storage

@@ -19,6 +19,7 @@ log = logging.getLogger("bot_ratelimit")
 Outcome: TypeAlias = Literal["allowed", "refused", "banned"]
 NoticeKind: TypeAlias = Literal["message", "callback", "inline"]
 NoticeResult: TypeAlias = Literal["sent", "silent", "failed"]
+TurnedAway: TypeAlias = Literal["busy", "old"]
 RequestOutcome: TypeAlias = Literal["sent", "failed", "flooded", "unsent"]
 FloodScope: TypeAlias = Literal["chat", "bot", "draft", "action", "method"]
 
@@ -63,6 +64,12 @@ class Observer:
 
     def slots_in_use(self, name: str, count: int) -> None:
         """This process holds `count` slots of a `Concurrency` now."""
+
+    def in_flight(self, running: int, limit: int) -> None:
+        """`running` updates are being handled now, of at most `limit`; see `InFlight`."""
+
+    def turned_away(self, why: TurnedAway) -> None:
+        """An update was not handled: the bot is `"busy"`, or the update is too `"old"`."""
 
     def configured(self, version: int) -> None:
         """Another version of the live limits is in force."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit, parse_period
+from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
+from bot_ratelimit.rules.parsing import parse_period
 from bot_ratelimit.rules.rule import CustomScope, Rule, Scope, Subject
 
 LEASE = 30.0
@@ -57,7 +58,7 @@ class Concurrency(Rule):
         put(self, "amount", amount)
         put(self, "lease", seconds)
 
-    def key(self, prefix: str, subject: Subject) -> str | None:
+    def key(self, prefix: str, subject: Subject, limit: Limit | None = None) -> str | None:
         """Raise ConfigError: a Concurrency does not count hits.
 
         Raises:

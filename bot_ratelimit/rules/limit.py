@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from typing import Final
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.calendar import DAY_MS, MONTH_MS, WEEK_MS, check_zone, window_ends
+from bot_ratelimit.rules.parsing import Reader, period_seconds
 
 MAX_AMOUNT: Final = 1_000_000
 MAX_PERIOD_MS: Final = 366 * 86_400_000
 MAX_FILLING_US: Final = 100 * MAX_PERIOD_MS * 1_000
-"""The longest time in which a bucket may fill, 100 years in microseconds. Twice this value is exact
-in a double, so that the script, which has no other numbers, rounds nothing."""
+"""The longest time in which a bucket may fill, 100 years in microseconds."""
 
-_UNITS_MS: Final = {
-    "ms": 1,
-    **dict.fromkeys(("s", "sec", "second", "seconds"), 1_000),
-    **dict.fromkeys(("m", "min", "minute", "minutes"), 60_000),
-    **dict.fromkeys(("h", "hour", "hours"), 3_600_000),
-    **dict.fromkeys(("d", "day", "days"), 86_400_000),
-    **dict.fromkeys(("w", "week", "weeks"), 604_800_000),
-}
 # How a period is written: in the largest unit that divides it, with the full word for one unit.
 _WRITTEN: Final = (
     (604_800_000, "w", "week"),
@@ -34,6 +25,7 @@ _WRITTEN: Final = (
     (1_000, "s", "s"),
     (1, "ms", "ms"),
 )
+_CALENDAR: Final = {DAY_MS: "day", WEEK_MS: "week", MONTH_MS: "month"}
 
 
 class Algorithm(Enum):
@@ -41,6 +33,7 @@ class Algorithm(Enum):
 
     ==================  ====================  ==============================================
     `FIXED_WINDOW`      `5/10s`               the default: a window that the first hit opens
+                        `100/day in UTC`      or one that ends with the day of a time zone
     `SLIDING_WINDOW`    `5/10s sliding`       at most 5 in any 10 seconds
     `TOKEN_BUCKET`      `30/minute burst 5`   5 at once, then one every 2 seconds
     ==================  ====================  ==============================================
@@ -68,6 +61,8 @@ class Limit:
             Redis TTL.
         algorithm: How hits are counted.
         burst: Token bucket only: how many tokens the full bucket holds; `amount` unless given.
+        zone: Fixed window only: a time zone such as `"Europe/Moscow"`. The window then ends with
+            the day (86,400 s), the week (7 days, Monday to Sunday) or the month (31 days) there.
 
     Raises:
         ConfigError: A value is outside its range.
@@ -77,7 +72,12 @@ class Limit:
     period: float
     algorithm: Algorithm = Algorithm.FIXED_WINDOW
     burst: int | None = None
+    zone: str = ""
     period_ms: int = field(init=False, repr=False, compare=False)
+    key_part: str = field(init=False, repr=False, compare=False)
+    """What stands in the keys of its counts, so that a changed algorithm never meets the value of
+    another one: `sliding:`, `bucket:`, or nothing for a fixed window."""
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_count("amount", self.amount)
@@ -95,30 +95,67 @@ class Limit:
                 f"algorithm={self.algorithm!r}: expected one of {', '.join(map(str, Algorithm))}"
             )
         if self.algorithm is Algorithm.TOKEN_BUCKET:
-            burst = self.amount if self.burst is None else self.burst
-            _check_count("burst", burst)
-            object.__setattr__(self, "burst", burst)
-            if burst * period_ms * 1_000 > MAX_FILLING_US * self.amount:
-                raise ConfigError(
-                    f"burst={burst!r}: at {self.amount} in {period_ms / 1_000:g} s the bucket "
-                    "takes over 100 years to fill; choose a smaller burst or a shorter period"
-                )
+            self._check_bucket(period_ms)
         elif self.burst is not None:
             raise ConfigError(
                 f"burst={self.burst!r}: only a token bucket has a burst; "
                 "add algorithm=Algorithm.TOKEN_BUCKET or leave it out"
             )
+        if self.zone != "":
+            self._check_calendar(period_ms)
         object.__setattr__(self, "period", period_ms / 1_000)
         object.__setattr__(self, "period_ms", period_ms)
+        word = _KEYWORDS.get(self.algorithm)
+        object.__setattr__(self, "key_part", f"{word}:" if word else "")
+        parts = self.amount, period_ms, self.algorithm, self.burst, self.zone
+        object.__setattr__(self, "_hash", hash(parts))
+
+    def __hash__(self) -> int:
+        """The hash, calculated once: limits are looked up for every hit."""
+        return self._hash
+
+    def _check_bucket(self, period_ms: int) -> None:
+        burst = self.amount if self.burst is None else self.burst
+        _check_count("burst", burst)
+        object.__setattr__(self, "burst", burst)
+        if self.amount > period_ms * 1_000:
+            raise ConfigError(
+                f"amount={self.amount}: a bucket fills with at most one token in a microsecond, "
+                f"that is {period_ms * 1_000} in {period_ms / 1_000:g} s"
+            )
+        if burst * period_ms * 1_000 > MAX_FILLING_US * self.amount:
+            raise ConfigError(
+                f"burst={burst!r}: at {self.amount} in {period_ms / 1_000:g} s the bucket "
+                "takes over 100 years to fill; choose a smaller burst or a shorter period"
+            )
+
+    def _check_calendar(self, period_ms: int) -> None:
+        if self.algorithm is not Algorithm.FIXED_WINDOW:
+            raise ConfigError(
+                f"zone={self.zone!r}: only a fixed window ends with the calendar; leave out "
+                f"{_KEYWORDS[self.algorithm]!r} or the zone"
+            )
+        if period_ms not in _CALENDAR:
+            raise ConfigError(
+                f"period={self.period!r}: a window in a time zone is one day, one week or one "
+                "month, for example '100/day in Europe/Moscow'"
+            )
+        check_zone(self.zone)
 
     @property
     def capacity(self) -> int:
         """The most that can be granted at one moment, and so the highest cost of one hit."""
         return self.amount if self.burst is None else self.burst
 
+    def window_ends(self, now: float) -> tuple[int, int, int]:
+        """For a limit with a zone: see `calendar.window_ends`; `now` is in seconds since 1970."""
+        return window_ends(self.period_ms, self.zone, int(now * 1_000))
+
     @classmethod
     def parse(cls, text: str) -> Limit:
         """Parse a limit: `5/10s`, `20/minute`, `1 per 2 hours`, `5/10s sliding`, `30/s burst 60`.
+
+        `100/day in Europe/Moscow` ends at midnight there; also `week` and `month`.
 
         The format is `AMOUNT / PERIOD` or `AMOUNT per PERIOD`. A period is `[N]UNIT`, with the
         units ms, s, sec, second(s), m, min, minute(s), h, hour(s), d, day(s), w, week(s). Spaces
@@ -146,12 +183,14 @@ class Limit:
             return _parse(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(
-                f"{value!r}: expected a limit such as '5/10s', or the seconds for one event"
+                f"{_shown(value)}: expected a limit such as '5/10s', or the seconds for one event"
             )
         return cls(1, value)
 
     def __str__(self) -> str:
         """The shortest text that `parse` reads as this limit."""
+        if self.zone:
+            return f"{self.amount}/{_CALENDAR[self.period_ms]} in {self.zone}"
         unit_ms, short, full = next(u for u in _WRITTEN if self.period_ms % u[0] == 0)
         count = self.period_ms // unit_ms
         text = f"{self.amount}/{full if count == 1 else f'{count}{short}'}"
@@ -160,6 +199,17 @@ class Limit:
         if self.algorithm is Algorithm.TOKEN_BUCKET:
             return f"{text} bucket" if self.burst == self.amount else f"{text} burst {self.burst}"
         return text
+
+
+_KEYWORDS: Final = {Algorithm.SLIDING_WINDOW: "sliding", Algorithm.TOKEN_BUCKET: "bucket"}
+
+
+def _shown(value: object) -> str:
+    """The value in an error; of a client only its type, since its repr may name a password."""
+    kind = type(value)
+    if kind.__module__.partition(".")[0] in ("redis", "fakeredis"):
+        return f"a {kind.__name__}"
+    return repr(value)
 
 
 _NO_LIMIT: Final = (
@@ -174,75 +224,14 @@ def _check_count(name: str, value: object) -> None:
         raise ConfigError(f"{name}={value!r}: expected a whole number from 1 to {MAX_AMOUNT}{off}")
 
 
-class _Reader:
-    """Reads a text from left to right and reports where it stopped."""
-
-    def __init__(self, text: str, example: str) -> None:
-        self.text = text
-        self.example = example
-        self.at = 0
-
-    def take(self, pattern: str) -> str | None:
-        match = re.compile(rf"\s*({pattern})", re.IGNORECASE).match(self.text, self.at)
-        if match is None:
-            return None
-        self.at = match.end()
-        return match[1].lower()
-
-    def need(self, pattern: str, expected: str) -> str:
-        found = self.take(pattern)
-        if found is None:
-            raise self.error(f"expected {expected}")
-        return found
-
-    def end(self) -> None:
-        if self.text[self.at :].strip():
-            raise self.error("expected nothing more")
-
-    def error(self, what: str, at: int | None = None) -> ConfigError:
-        place = self.at if at is None else at
-        place += len(self.text[place:]) - len(self.text[place:].lstrip())
-        rest = self.text[place:]
-        where = f"at {rest!r}" if rest else "at the end"
-        where += f" (position {place + 1}){_foreign_letter(rest)}"
-        return ConfigError(f"{self.text!r}: {what} {where}; {self.example}")
-
-
-def _foreign_letter(text: str) -> str:
-    """Name a letter that looks like a Latin one but is not."""
-    letter = text[:1]
-    if not letter.isalpha() or letter.isascii():
-        return ""
-    return f", where {letter!r} is {unicodedata.name(letter, 'not a Latin letter')}"
-
-
-def parse_period(text: str) -> float:
-    """Parse a period, for example `15m`, `1.5 hours` or `day`, and return its seconds.
-
-    Raises:
-        ConfigError: The text is not a period; the message has the text, the place and an example.
-    """
-    reader = _Reader(text, "a period is [N]UNIT, for example '15m'")
-    seconds = _period(reader)
-    reader.end()
-    return seconds
-
-
-def _period(reader: _Reader) -> float:
-    count = reader.take(r"[0-9]{1,15}(?:\.[0-9]{1,15})?") or "1"
-    unit_at = reader.at
-    unit_ms = _UNITS_MS.get(reader.need(r"[a-z]+", "a unit (ms, s, m, h, d, w)"))
-    if unit_ms is None:
-        raise reader.error("expected a unit (ms, s, m, h, d, w)", unit_at)
-    return float(count) * unit_ms / 1_000
-
-
 @lru_cache(maxsize=256)
 def _parse(text: str) -> Limit:
-    reader = _Reader(text, "a limit is AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding'")
+    reader = Reader(text, "a limit is AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding'")
     amount = reader.need(r"[0-9]{1,15}", "a whole number")
     reader.need(r"/|per(?![a-z])", "'/' or 'per'")
-    period = _period(reader)
+    zone = ""
+    month = reader.take(r"1?\s*month(?=\s+in\s)")
+    period = MONTH_MS / 1_000 if month else period_seconds(reader)
     algorithm, burst = Algorithm.FIXED_WINDOW, None
     if reader.take(r"sliding(?![a-z])"):
         algorithm = Algorithm.SLIDING_WINDOW
@@ -250,8 +239,12 @@ def _parse(text: str) -> Limit:
         algorithm = Algorithm.TOKEN_BUCKET
     elif reader.take(r"burst(?![a-z])"):
         algorithm, burst = Algorithm.TOKEN_BUCKET, reader.need(r"[0-9]{1,15}", "a whole number")
+    if reader.take(r"in(?![a-z])"):
+        zone = reader.word() or reader.need(r"\S+", "a time zone, for example Europe/Moscow or UTC")
+    if reader.take(r"[,|+&]"):
+        raise reader.error("expected ';' between two limits", reader.at - 1)
     reader.end()
     try:
-        return Limit(int(amount), period, algorithm, None if burst is None else int(burst))
+        return Limit(int(amount), period, algorithm, None if burst is None else int(burst), zone)
     except ConfigError as error:
         raise ConfigError(f"{text!r}: {error}") from None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit, parse_period
+from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit
+from bot_ratelimit.rules.parsing import parse_period
 from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Scope
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.checks import check_cost, check_name, not_async
 from bot_ratelimit.rules.described import fields_described
-from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
+from bot_ratelimit.rules.limit import MAX_PERIOD_MS, Limit
 
 
 @fields_described
@@ -65,6 +65,7 @@ class Scope(Enum):
     GLOBAL = "global"
 
 
+OnError: TypeAlias = Literal["allow", "deny", "memory"]
 CustomScope: TypeAlias = Callable[[Subject], "str | None"]
 LimitLike: TypeAlias = "Limit | str | float"
 CustomLimit: TypeAlias = Callable[..., Any]
@@ -81,16 +82,6 @@ _PATHS: Final[dict[Scope, tuple[str, Callable[[Subject], int | str | None]]]] = 
     Scope.TOPIC: ("topic:", lambda s: _pair(s.chat, s.topic)),
     Scope.GLOBAL: ("global", lambda s: ""),
 }
-# In a key, the rule's name and then the scope's name stand between the prefix and the ids. These
-# words are reserved by the package, so that no name can lead to the keys of another rule.
-RESERVED_NAMES: Final = frozenset(
-    {"chat", "member", "topic", "global", "custom", "once", "ban", "bot", "business", "notice"}
-    | {"out", "slot", "stats"}
-    | {"live", "history", "audit", "instances"}
-    | {"user"}  # how operators refer to a rule without a name
-)
-_NAME: Final = re.compile(r"[^\s:{}*?\[\]\\\x00-\x1f\x7f]{1,200}")
-_PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -103,17 +94,22 @@ class Rule:
         Rule("20/minute", Scope.CHAT)                  # each chat
         Rule("20/day", name="ai", cost=2)              # a separate count, two for each hit
         Rule("2/s", shadow=True, name="trial")         # refuses nobody, only reports
+        Rule("3/day", name="image", on_error="deny")   # refuses while Redis fails
 
     Args:
         limit: A `Limit`, its text (`"5/10s"`), the seconds for one event, or a callable that
-            returns one of these for a subject, or None if the rule does not apply to it. In a
-            middleware or a flag also a function of (event, data), async or not.
-        scope: Who shares one count. A callable returns, for a subject, the text under which it
-            is counted, or None if the rule does not apply to it; such a rule needs a name.
+            returns one of these for a subject, or None if the rule does not apply to it. It must
+            not be async; but in a middleware or a flag it may be a function of (event, data),
+            async or not.
+        scope: Who shares one count, also as text (`"chat"`). A callable returns, for a subject, the
+            text under which it is counted, or None if the rule does not apply to it; such a rule
+            needs a name.
         name: Keeps the counts of rules with the same scope apart: up to 200 characters without
             spaces, `:`, braces or the wildcards of a Redis pattern.
         cost: What one hit costs, from 1 to what the limit can grant at once.
         shadow: Count and report, but never refuse, to try a new limit on live traffic.
+        on_error: What this rule answers when Redis fails: `"allow"`, `"deny"` or `"memory"`; None
+            (the default) leaves it to the limiter.
 
     Raises:
         ConfigError: An argument is invalid.
@@ -124,6 +120,7 @@ class Rule:
     name: str
     cost: int
     shadow: bool
+    on_error: OnError | None
     path: str = field(repr=False)
     """The part of its keys between the prefix and the ids."""
     _ids: Callable[[Subject], int | str | None] = field(repr=False, compare=False)
@@ -131,26 +128,29 @@ class Rule:
     def __init__(
         self,
         limit: LimitLike | CustomLimit,
-        scope: Scope | CustomScope = Scope.USER,
+        scope: Scope | str | CustomScope = Scope.USER,
         name: str = "",
         cost: int = 1,
         shadow: bool = False,
+        on_error: OnError | None = None,
     ) -> None:
-        if not isinstance(scope, Scope) and not callable(scope):
-            raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
+        scope = _scope_of(scope)
         if not isinstance(scope, Scope) and not name:
             raise ConfigError(f"scope={scope!r}: a rule with a custom scope needs a name")
         if name != "":
             check_name(name)
         if not isinstance(shadow, bool):
             raise ConfigError(f"shadow={shadow!r}: expected True or False")
+        if on_error is not None and on_error not in get_args(OnError):
+            raise ConfigError(f"on_error={on_error!r}: expected 'allow', 'deny' or 'memory'")
         path, ids = _PATHS[scope] if isinstance(scope, Scope) else ("custom:", scope)
         put = object.__setattr__
-        put(self, "limit", limit if callable(limit) else Limit.of(limit))
+        put(self, "limit", not_async("limit", limit) if callable(limit) else Limit.of(limit))
         put(self, "scope", scope)
         put(self, "name", name)
         put(self, "cost", cost)
         put(self, "shadow", shadow)
+        put(self, "on_error", on_error)
         put(self, "path", f"{name}:{path}" if name else path)
         put(self, "_ids", ids)
         if isinstance(self.limit, Limit):
@@ -165,8 +165,8 @@ class Rule:
         limit = self.limit(subject)
         return None if limit is None else Limit.of(limit)
 
-    def key(self, prefix: str, subject: Subject) -> str | None:
-        """Return the Redis key that counts this subject; None if the subject lacks an id for it.
+    def key(self, prefix: str, subject: Subject, limit: Limit | None = None) -> str | None:
+        """Return the Redis key that counts this subject; None if the rule does not apply to it.
 
         ==============================  ===================================
         `Rule("1/s")`                   `bot:ratelimit:42`
@@ -176,19 +176,31 @@ class Rule:
         `Rule("1/s", Scope.TOPIC)`      `bot:ratelimit:topic:-100:7`
         `Rule("1000/s", Scope.GLOBAL)`  `bot:ratelimit:global`
         a callable, `name="firm"`       `bot:ratelimit:firm:custom:acme`
+        `Rule("5/m sliding")`           `bot:ratelimit:sliding:42`
+        `Rule("5/m bucket")`            `bot:ratelimit:bucket:42`
         ==============================  ===================================
 
         If the subject has a bot or a business connection, `bot:<bot>:` and `business:<connection>:`
-        follow `ratelimit:`.
+        follow.
+
+        Args:
+            prefix: The prefix of every key.
+            subject: Who is counted.
+            limit: What `limit_for` returned for the subject, so that a function is not called
+                again.
         """
         ids = self._ids(subject)
         if ids is None:
             return None
         if type(ids) is not int and not isinstance(ids, (str, int)):
             raise ConfigError(_wrong_id(self, ids))
+        if limit is None:
+            limit = self.limit if type(self.limit) is Limit else self.limit_for(subject)
+            if limit is None:
+                return None
         if subject.bot is None and subject.business is None:  # the usual case
-            return f"{prefix}:ratelimit:{self.path}{ids}"
-        return f"{prefix}:ratelimit:{_realm(subject)}{self.path}{ids}"
+            return f"{prefix}:ratelimit:{limit.key_part}{self.path}{ids}"
+        return f"{prefix}:ratelimit:{limit.key_part}{_realm(subject)}{self.path}{ids}"
 
     def __str__(self) -> str:
         """The rule in logs and errors, for example `5/minute per user 'ai'`."""
@@ -211,7 +223,8 @@ class Rules(tuple[Rule, ...]):
 def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
     """Make rules of one or several rules, limits or numbers, or of a str like `"1/s; 20/minute"`.
 
-    The first limit of a str has no name; each further one takes its own limit as its name.
+    The first limit has no name. Each further one that would share its key takes its own limit as
+    its name.
 
     Raises:
         ConfigError: Nothing was given, a part is not a rule, or two rules would share a key.
@@ -224,9 +237,11 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
         return _rules_of_text(value)
     if isinstance(value, (Limit, int, float)) or (callable(value) and not isinstance(value, type)):
         return Rules((Rule(value),))
+    if isinstance(value, Subject):
+        raise ConfigError(f"{value!r} is the subject: give the rules first, hit('5/10s', subject)")
     if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
-        return _together([each if isinstance(each, Rule) else Rule(each) for each in value])
-    raise ConfigError(f"{value!r}: expected a limit such as '5/10s', a Rule, or several")
+        return _rules_of_several(list(value))
+    raise ConfigError(_no_rules(value))
 
 
 @lru_cache(1024)  # `hit("5/10s", …)` is called with the same few texts again and again
@@ -237,21 +252,50 @@ def _rules_of_text(text: str) -> Rules:
             f"{text!r}: a limit is missing beside a ';'; remove the ';' or write a limit "
             "there, for example '1/s; 20/minute'"
         )
-    return _together([Rule(parts[0]), *(_named(part) for part in parts[1:])])
+    return _together([Rule(part) for part in parts])
+
+
+def _rules_of_several(values: list[RuleLike]) -> Rules:
+    numbers = [each for each in values if isinstance(each, (int, float))]
+    if len(numbers) > 1:
+        first, second = numbers[:2]
+        raise ConfigError(
+            f"{tuple(numbers)}: several numbers; for {first} events in {second} seconds write "
+            f"'{first}/{second}s'"
+        )
+    return _together([each if isinstance(each, Rule) else Rule(each) for each in values])
 
 
 def _together(rules: list[Rule]) -> Rules:
     if not rules:
         raise ConfigError("expected at least one rule, for example '1/s'")
     seen: dict[str, Rule] = {}
-    for rule in rules:
+    for each in rules:
+        rule = _named(each) if each.path in seen else each
         other = seen.setdefault(rule.path, rule)
         if other is not rule:
             raise ConfigError(
                 f"the rules {str(other)!r} and {str(rule)!r} would share a key; "
                 "give one of them a name, for example Rule('5/minute', name='slow')"
             )
-    return Rules(rules)
+    return Rules(seen.values())
+
+
+def _named(rule: Rule) -> Rule:
+    """The rule with its limit as its name, if it has neither a name nor a function."""
+    if type(rule) is not Rule or rule.name or not isinstance(rule.limit, Limit):
+        return rule
+    name = str(rule.limit).replace(" ", "-")
+    return Rule(rule.limit, rule.scope, name, rule.cost, rule.shadow, rule.on_error)
+
+
+def _no_rules(value: object) -> str:
+    if hasattr(value, "connection_pool") or type(value).__module__.startswith("redis"):
+        return (
+            f"a {type(value).__name__} stands where the limit belongs: give the limit first, "
+            "RateLimitMiddleware('5/10s', redis)"
+        )
+    return f"{value!r}: expected a limit such as '5/10s', a Rule, or several"
 
 
 def notice_rule(seconds: float, scope: Scope, about: str = "") -> Rule:
@@ -278,9 +322,18 @@ def rule_at(path: str, limit: Limit, ids: Ids, cost: int) -> Rule:
     return rule
 
 
-def _named(text: str) -> Rule:
-    limit = Limit.parse(text)
-    return Rule(limit, name=str(limit).replace(" ", "-"))
+def _scope_of(scope: Scope | str | CustomScope) -> Scope | CustomScope:
+    if isinstance(scope, str):
+        try:
+            return Scope(scope)
+        except ValueError:
+            known = ", ".join(repr(each.value) for each in Scope)
+            raise ConfigError(f"scope={scope!r}: expected one of {known}") from None
+    if isinstance(scope, Scope):
+        return scope
+    if not callable(scope):
+        raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
+    return not_async("scope", scope)
 
 
 def _realm(subject: Subject) -> str:
@@ -304,47 +357,3 @@ def _wrong_id(rule: Rule, found: object) -> str:
         f"the scope of {str(rule)!r} returned a {kind}: expected a function, not async, that "
         "returns a str, or None where the rule does not apply"
     )
-
-
-def check_name(name: object) -> None:
-    """Raise ConfigError unless this is a valid name of a rule."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"name={name!r}: expected 1 to 200 characters without spaces, ':', braces or '*?[]\\'"
-        )
-    if name in RESERVED_NAMES:
-        raise ConfigError(f"name={name!r}: this name is reserved; choose another one")
-
-
-def check_prefix(prefix: object) -> str:
-    """Return the prefix if it is valid.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
-        raise ConfigError(
-            f"key_prefix={prefix!r}: expected 1 to 128 characters without spaces or '*?[]\\', "
-            "for example 'booking_bot:client1'"
-        )
-    return prefix
-
-
-def check_adjustment(cost: object, age: object) -> None:
-    """Raise ConfigError unless the cost and the age are valid for `charge` and `refund`."""
-    if isinstance(cost, bool) or not isinstance(cost, int) or not 1 <= cost <= MAX_AMOUNT:
-        raise ConfigError(f"cost={cost!r}: expected a whole number from 1 to {MAX_AMOUNT}")
-    number = isinstance(age, (int, float)) and not isinstance(age, bool)
-    if age is not None and not (number and 0 <= age < float("inf")):  # type: ignore[operator]  # a number
-        raise ConfigError(f"age={age!r}: expected the seconds since the charge, for example 2.5")
-
-
-def check_cost(cost: object, limit: Limit, rule: Rule) -> None:
-    """Raise ConfigError unless a hit of this cost could ever be allowed."""
-    if isinstance(cost, bool) or not isinstance(cost, int) or cost < 1:
-        raise ConfigError(f"cost={cost!r}: expected a whole number from 1 up")
-    if cost > limit.capacity:
-        raise ConfigError(
-            f"cost={cost}: the rule {str(rule)!r} never grants more than {limit.capacity} at once, "
-            "so such a hit would always be refused"
-        )

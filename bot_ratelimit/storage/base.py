@@ -8,7 +8,7 @@ from enum import Enum
 from functools import partial
 from typing import Final, NamedTuple, Protocol, TypeVar
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
@@ -70,8 +70,6 @@ class Ask(NamedTuple):
     once: str | None = None
     """For HIT: a key that stores the verdicts for 60 s. Further hits with this key get the same
     verdicts, with the elapsed time subtracted, and charge nothing."""
-    age_us: int = 0
-    """For REFUND: microseconds since the charge. What began after the charge is not refunded."""
 
 
 class StorageEvents(Protocol):

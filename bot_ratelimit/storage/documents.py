@@ -14,6 +14,8 @@ LIFETIME: Final = 400 * 86_400
 
 Goes: TypeAlias = Callable[[str], bool]
 """Whether a key is deleted."""
+Renamed: TypeAlias = Callable[[str], "str | None"]
+"""The new name of a key; None if it keeps its name."""
 
 
 class Documents(Protocol):
@@ -78,19 +80,40 @@ class Documents(Protocol):
         """
         ...
 
+    async def replace_id(self, prefix: str, old: int, new: int) -> int:
+        """Rename the keys with this prefix that name the id `old`; return how many.
+
+        A key whose new name exists already stays as it is.
+        """
+        ...
+
+
+def with_id(key: str, old: int, new: int) -> str | None:
+    """Return the key with `new` in place of the id `old` between colons; None without `old`."""
+    parts = key.split(":")
+    if str(old) not in parts:
+        return None
+    return ":".join(str(new) if part == str(old) else part for part in parts)
+
 
 class MemoryDocuments:
     """Documents in this process; see `Documents`. They live as long as it does.
 
     Args:
         forget_counts: Deletes the counts under some keys; returns how many.
+        rename_counts: Renames the counts under keys for which there is a new name; returns how
+            many.
         clock: Unix time in seconds.
     """
 
     def __init__(
-        self, forget_counts: Callable[[Goes], int], clock: Callable[[], float] = time.time
+        self,
+        forget_counts: Callable[[Goes], int],
+        rename_counts: Callable[[Renamed], int],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._forget_counts = forget_counts
+        self._rename_counts = rename_counts
         self._clock = clock
         self._values: dict[str, bytes] = {}
         self._once: dict[str, tuple[float, bytes]] = {}
@@ -170,3 +193,9 @@ class MemoryDocuments:
             for key in doomed:
                 del values[key]
         return deleted
+
+    async def replace_id(self, prefix: str, old: int, new: int) -> int:
+        """See `Documents.replace_id`."""
+        return self._rename_counts(
+            lambda key: with_id(key, old, new) if key.startswith(prefix) else None
+        )

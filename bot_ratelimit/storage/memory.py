@@ -8,19 +8,21 @@ from typing import Any, Literal
 
 from cachetools import TTLCache
 
-from bot_ratelimit.algorithms.adjustments import CHARGES, REFUNDS
-from bot_ratelimit.algorithms.algorithms import ALGORITHMS, Step, Verdict, penalty
+from bot_ratelimit.algorithms.penalty import strike
+from bot_ratelimit.algorithms.table import FUNCTIONS
+from bot_ratelimit.algorithms.verdict import Step, Verdict
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.storage.banlist import MemoryBanList
 from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op, Storage
-from bot_ratelimit.storage.documents import Goes, MemoryDocuments
+from bot_ratelimit.storage.cache import BANNED, NORMAL, REFUSED, Entry, StateCache
+from bot_ratelimit.storage.documents import Goes, MemoryDocuments, Renamed
 from bot_ratelimit.storage.leases import MemoryLeases
-from bot_ratelimit.storage.state_cache import Entry, Retention, StateCache
 from bot_ratelimit.storage.tallies import MemoryTallies
 
 
 class MemoryStorage(Storage):
-    """Keeps counts in this process, in `cachetools` caches.
+    """Keeps counts in this process, in a `cachetools` cache.
 
     ::
 
@@ -32,6 +34,7 @@ class MemoryStorage(Storage):
             Counts of refused users are forgotten after all others, and bans last. The log says when
             a count that still holds is forgotten.
         clock: Returns seconds from any starting point; `time.monotonic` by default.
+        wall_clock: Returns seconds since 1970, for windows that end with a day, week or month.
 
     Raises:
         ConfigError: `maxsize` is not a whole number from 1 up.
@@ -40,18 +43,20 @@ class MemoryStorage(Storage):
     source: Literal["memory"] = "memory"
 
     def __init__(
-        self, maxsize: int = 10_000, *, clock: Callable[[], float] = time.monotonic
+        self,
+        maxsize: int = 10_000,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         check_size("maxsize", maxsize)
         self._clock = clock
-        self._states = StateCache(maxsize, ONCE_MS * 1_000, clock)
-        # Verdicts by token. Resets are numbered and kept by key: a verdict that is older than a
-        # reset of its key is not used again.
+        self._wall_clock = wall_clock
+        self._states = StateCache(maxsize, self._now)
+        # The verdicts by token, and when they were decided.
         self._once: TTLCache[str, Any] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
-        self._resets: TTLCache[str, int] = TTLCache(maxsize, ONCE_MS / 1_000, timer=clock)
-        self._reset_count = 0
         self._leases = MemoryLeases(clock)
-        self._documents = MemoryDocuments(self._forget)
+        self._documents = MemoryDocuments(self._forget, self._rename)
         self._bans: dict[str, MemoryBanList] = {}
         self._tallies: dict[str, MemoryTallies] = {}
 
@@ -61,53 +66,34 @@ class MemoryStorage(Storage):
 
     def answer(self, ask: Ask) -> list[Verdict]:
         """Answer like `ask`, without a coroutine: this storage never waits."""
-        counts, op, once, age_us = ask
+        counts, op, once = ask
         if op is Op.HIT:
             return self.decide(counts, once)
         now = self._now()
         if op is Op.PEEK:
             return self._peek(counts, now)
         if op is Op.RESET:
-            return self._reset(counts, now)
-        if op is Op.CHARGE:
-            return [
-                self._adjusted(each, CHARGES[each.limit.algorithm], now, each.cost)
-                for each in counts
-            ]
-        return [
-            self._adjusted(each, REFUNDS[each.limit.algorithm], now, each.cost, age_us)
-            for each in counts
-        ]
+            return [_step(count, self._states.pop(count.key, None), now, 0)[1] for count in counts]
+        return [self._adjust(count, op, now) for count in counts]
 
-    def decide(self, charges: Sequence[Count], once: str | None = None) -> list[Verdict]:
+    def decide(self, counts: Sequence[Count], once: str | None = None) -> list[Verdict]:
         """Decide about a hit and charge it."""
         now = self._now()
         if once is None:
-            return self._decide(charges, now)
+            return self._decide(counts, now)
         shared = self._once.get(once)
         if shared is not None:
-            resets, decided, verdicts = shared
+            decided, verdicts = shared
             # In whole milliseconds, like the TTL of the verdict's key in Redis.
             passed_ms = now // 1_000 - decided // 1_000
-            if passed_ms < ONCE_MS and not self._was_reset(charges, resets):
+            if passed_ms < ONCE_MS:
                 return [_aged(verdict, passed_ms * 1_000) for verdict in verdicts]
-        verdicts = self._decide(charges, now)
-        self._once[once] = (
-            self._reset_count,
-            now,
-            [_shared_verdict(*each) for each in zip(charges, verdicts, strict=True)],
-        )
+        verdicts = self._decide(counts, now)
+        later = [_shared_verdict(*each) for each in zip(counts, verdicts, strict=True)]
+        self._once[once] = now, later
         return verdicts
 
-    def _reset(self, counts: Sequence[Count], now: int) -> list[Verdict]:
-        self._reset_count += 1
-        found = []
-        for count in counts:
-            self._resets[count.key] = self._reset_count
-            found.append(_step_of(count, self._states.pop(count.key), now, 0)[1])
-        return found
-
-    def server(self, charges: Sequence[Count]) -> str:
+    def server(self, counts: Sequence[Count]) -> str:
         """This process; see `Storage.server`."""
         return "memory"
 
@@ -115,7 +101,6 @@ class MemoryStorage(Storage):
         """Forget all counts."""
         self._states.clear()
         self._once.clear()
-        self._resets.clear()
 
     def leases(self) -> MemoryLeases:
         """See `Storage.leases`."""
@@ -141,94 +126,115 @@ class MemoryStorage(Storage):
             self._once.pop(key, None)
         return len(doomed)
 
-    def _decide(self, charges: Sequence[Count], now: int) -> list[Verdict]:
-        if len(charges) == 1 and charges[0].penalty is None:  # nearly always
-            key, limit, cost, _, _ = charge = charges[0]
-            entry = self._states.get(key)
-            state = None if entry is None else entry.state
-            step = ALGORITHMS[limit.algorithm](state, now, limit, cost)
-            self._store(charge, entry, step, now)
-            return [step[1]]
-        found = [self._states.get(charge.key) for charge in charges]
-        steps = [
-            _step_of(charge, entry, now, 0 if charge.penalty else charge.cost)
-            for charge, entry in zip(charges, found, strict=True)
-        ]
-        refused = any(
-            verdict.wait and not charge.shadow
-            for (_, verdict), charge in zip(steps, charges, strict=True)
-        )
+    def _rename(self, renamed: Renamed) -> int:
+        names = {key: name for key in self._states if (name := renamed(key)) is not None}
+        count = 0
+        for key, name in names.items():
+            entry = self._states[key]
+            if entry is not None and self._states[name] is None:
+                del self._states[key]
+                self._states.put(name, None, entry.state, entry.ends, entry.retention)
+                count += 1
+        return count
+
+    def _decide(self, counts: Sequence[Count], now: int) -> list[Verdict]:
+        if len(counts) == 1:
+            key, limit, cost, shadow, penalty = counts[0]
+            if penalty is None and not limit.zone:  # nearly always
+                entry = self._states[key]
+                state = None if entry is None else entry.state
+                state, verdict = FUNCTIONS[limit.algorithm].hit(state, now, limit, cost)
+                retention = REFUSED if verdict[0] and not shadow else NORMAL
+                self._states.put(key, entry, state, now + verdict[2], retention)
+                return [verdict]
+        counts = [self._dated(count) for count in counts]
+        found = [self._states[count.key] for count in counts]
+        steps = self._steps(counts, found, now)
+        refused = _refuses(counts, steps)
         verdicts = []
-        for charge, entry, step in zip(charges, found, steps, strict=True):
-            if charge.penalty is not None:
-                if refused or charge.penalty.imposed:
-                    step = _step_of(charge, entry, now, 1)
-                    self._store(charge, entry, step, now)
+        for count, entry, step in zip(counts, found, steps, strict=True):
+            if count.penalty is not None:
+                if refused or count.penalty.imposed:
+                    step = _step(count, entry, now, 1)
+                    self._store(count, entry, step, now)
             elif refused and not step[1].wait:
-                step = _step_of(charge, entry, now, 0)
+                step = _step(count, entry, now, 0)
             else:
-                self._store(charge, entry, step, now)
+                self._store(count, entry, step, now)
             verdicts.append(step[1])
         return verdicts
 
-    def _peek(self, charges: Sequence[Count], now: int) -> list[Verdict]:
-        found = [self._states.get(charge.key) for charge in charges]
-        waits = [
-            _step_of(charge, entry, now, 0 if charge.penalty else charge.cost)[1].wait
-            for charge, entry in zip(charges, found, strict=True)
-        ]
-        refused = any(w and not c.shadow for w, c in zip(waits, charges, strict=True))
+    def _peek(self, counts: Sequence[Count], now: int) -> list[Verdict]:
+        counts = [self._dated(count) for count in counts]
+        found = [self._states[count.key] for count in counts]
+        steps = self._steps(counts, found, now)
+        refused = _refuses(counts, steps)
         return [
             # For a penalty, the verdict after counting this refusal.
-            _step_of(charge, entry, now, int(refused))[1]
-            if charge.penalty
-            else _step_of(charge, entry, now, 0)[1]._replace(wait=wait)
-            for charge, entry, wait in zip(charges, found, waits, strict=True)
+            _step(count, entry, now, int(refused))[1]
+            if count.penalty
+            else _step(count, entry, now, 0)[1]._replace(wait=step[1].wait)
+            for count, entry, step in zip(counts, found, steps, strict=True)
         ]
 
-    def _adjusted(
-        self, charge: Count, adjust: Callable[..., Any], now: int, *arguments: int
-    ) -> Verdict:
-        entry = self._states.get(charge.key)
-        before = None if entry is None else entry.state
-        state = adjust(before, now, charge.limit, *arguments)
-        algorithm = ALGORITHMS[charge.limit.algorithm]
-        verdict = algorithm(state, now, charge.limit, 0)[1]
-        verdict = verdict._replace(wait=algorithm(state, now, charge.limit, 1)[1].wait)
+    def _adjust(self, count: Count, op: Op, now: int) -> Verdict:
+        """Charge even above the limit, or refund."""
+        count = self._dated(count)
+        key, limit, cost = count[:3]
+        functions, entry = FUNCTIONS[limit.algorithm], self._states[key]
+        adjusted = functions.charge if op is Op.CHARGE else functions.refund
+        state = adjusted(None if entry is None else entry.state, now, limit, cost)
+        verdict = functions.hit(state, now, limit, 0)[1]
+        verdict = verdict._replace(wait=functions.hit(state, now, limit, 1)[1].wait)
         if state is None:
-            self._states.pop(charge.key)
-        elif state is not before:
-            self._store(charge, entry, (state, verdict), now)
+            self._states.pop(key, None)
+        else:
+            self._store(count, entry, (state, verdict), now)
         return verdict
 
-    def _store(self, charge: Count, entry: Entry | None, step: Step, now: int) -> None:
-        state, (wait, remaining, reset) = step
-        if charge.penalty is not None:
-            retention = Retention.REFUSED if remaining else Retention.BANNED
-        else:
-            retention = Retention.REFUSED if wait and not charge.shadow else Retention.NORMAL
-        if entry is not None and state is entry.state:
-            self._states.put(charge.key, entry, state, now, entry.ends, retention)
-        else:
-            self._states.put(charge.key, entry, state, now, now + reset, retention)
+    def _steps(
+        self, counts: Sequence[Count], found: Sequence[Entry | None], now: int
+    ) -> list[Step]:
+        return [
+            _step(count, entry, now, 0 if count.penalty else count.cost)
+            for count, entry in zip(counts, found, strict=True)
+        ]
 
-    def _was_reset(self, charges: Sequence[Count], since: int) -> bool:
-        return any((self._resets.get(charge.key) or 0) > since for charge in charges)
+    def _store(self, count: Count, entry: Entry | None, step: Step, now: int) -> None:
+        state, (wait, remaining, reset) = step
+        if count.penalty is not None:
+            retention = REFUSED if remaining else BANNED
+        else:
+            retention = REFUSED if wait and not count.shadow else NORMAL
+        self._states.put(count.key, entry, state, now + reset, retention)
+
+    def _dated(self, count: Count) -> Count:
+        """The count with a limit that lasts until the end of the day, week or month, if it must."""
+        limit = count.limit
+        if not limit.zone:
+            return count
+        now = self._wall_clock()
+        left_ms = limit.window_ends(now)[1] - int(now * 1_000)
+        return count._replace(limit=Limit(limit.amount, left_ms / 1_000))
 
     def _now(self) -> int:
         return round(self._clock() * 1_000_000)
 
 
-def _step_of(charge: Count, entry: Entry | None, now: int, cost: int) -> Step:
+def _step(count: Count, entry: Entry | None, now: int, cost: int) -> Step:
     state = None if entry is None else entry.state
-    if charge.penalty is not None:
-        return penalty(state, now, charge.limit, charge.penalty, cost)
-    return ALGORITHMS[charge.limit.algorithm](state, now, charge.limit, cost)
+    if count.penalty is not None:
+        return strike(state, now, count.limit, count.penalty, cost)
+    return FUNCTIONS[count.limit.algorithm].hit(state, now, count.limit, cost)
 
 
-def _shared_verdict(charge: Count, verdict: Verdict) -> Verdict:
+def _refuses(counts: Sequence[Count], steps: Sequence[Step]) -> bool:
+    return any(step[1].wait and not count.shadow for count, step in zip(counts, steps, strict=True))
+
+
+def _shared_verdict(count: Count, verdict: Verdict) -> Verdict:
     """The verdict for later hits with the same token: a ban that this hit caused refuses them."""
-    banned = charge.penalty is not None and not verdict.remaining
+    banned = count.penalty is not None and not verdict.remaining
     return verdict._replace(wait=verdict.reset) if banned else verdict
 
 

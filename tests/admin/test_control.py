@@ -79,7 +79,7 @@ async def bot(bench: Bench) -> AsyncIterator[OperatedBot]:
 async def test_limits_are_those_in_force(bot: OperatedBot) -> None:
     """Every rule of the bot is listed with its name, scope, key and origin, also when changed."""
     found = {rule.name: rule for rule in await bot.control.limits()}
-    assert list(found) == ["messages", "chat", "global", "ban"]
+    assert list(found) == ["messages", "chat", "global", "ban", "bots:member"]
     assert (found["messages"].limit, found["messages"].scope) == ("3/hour", "user")
     assert (found["ban"].ban_ms, found["ban"].origin) == (3_600_000, "code")
     await bot.control.set_rule("messages", "2/minute", shadow=True)
@@ -141,7 +141,9 @@ async def test_a_test_call_says_what_would_be_decided(bot: OperatedBot) -> None:
     found = await bot.control.try_(ANNA)
     assert (found.allowed, found.off_until > 0) == (True, True)
     assert (await bot.control.show(ANNA)).off_until > 0
-    with pytest.raises(ConfigError, match="no rule is called 'ai': expected one of ban, chat"):
+    with pytest.raises(
+        ConfigError, match="no rule is called 'ai': expected one of ban, bots:member"
+    ):
         await bot.control.try_(ANNA, "ai")
 
 
@@ -438,7 +440,7 @@ async def test_an_unreadable_report_is_shown(bot: OperatedBot) -> None:
         found = {each.name: each for each in await bot.control.instances()}
         assert len(found) == 2
         assert found["odd"].problem == "its report cannot be read"
-    assert len(await bot.control.limits()) == 4
+    assert len(await bot.control.limits()) == 5
 
 
 async def test_health_says_what_is_wrong(bot: OperatedBot) -> None:
@@ -747,7 +749,7 @@ async def test_per_bot_counts_need_the_bots_id() -> None:
     control = Control.of(middleware, "anna")
     with pytest.raises(ConfigError, match="name the bot's id"):
         await control.show(ANNA)
-    (count,) = (await control.show(ANNA._replace(bot=1))).counts
+    count, *_ = (await control.show(ANNA._replace(bot=1))).counts
     assert count.key == "bot:ratelimit:bot:1:42"
 
 
@@ -755,7 +757,7 @@ async def test_without_live_the_bots_own_rules_are_known(environment: pytest.Mon
     """In the bot's process, and from its settings, the rules are known without any report."""
     limiter = Limiter(MemoryStorage())
     own = Control.of(RateLimitMiddleware("3/h; 9/d", limiter=limiter), "anna")
-    assert [rule.name for rule in await own.limits()] == ["user", "9/day"]
+    assert [rule.name for rule in await own.limits()] == ["user", "9/day", "bots:member"]
     environment.setenv("RATE_LIMIT", "7/h")
     (rule,) = await Control.from_settings(Settings(), "anna").limits()
     assert (rule.name, rule.limit, rule.origin) == ("user", "7/hour", "environment")

@@ -280,7 +280,7 @@ async def test_a_logout_without_redis_reaches_the_others_when_redis_is_back(
 
 
 async def test_sessions_end_when_redis_is_emptied(client: aioredis.Redis) -> None:
-    """An emptied Redis has no sessions, on any instance, and the login form says why."""
+    """An emptied Redis ends all sessions, on any instance, and the login form says why."""
     storages = RedisStorage(client), RedisStorage(client)
     async with (
         site(bot_on(storages[0])) as first,

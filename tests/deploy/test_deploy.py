@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.promtools import NOT_RUN, find_prometheus, find_promtool
-from tests.servers import Server
+from tests.servers import PATIENCE, Server
 
 from .monitored import DASHBOARD, DEPLOY, PANELS, run
 
@@ -86,7 +86,7 @@ def test_promtool_accepts_the_rules(arguments: str) -> None:
         cwd=DEPLOY / "prometheus",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
 

@@ -28,7 +28,7 @@ from bot_ratelimit.admin import admin_app
 from example_bot.serve import ADMIN_PATH
 from tests.guide.pages import block
 from tests.image import DOCKERFILE, in_context, steps
-from tests.servers import find_server, free_port
+from tests.servers import PATIENCE, find_server, free_port
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -44,7 +44,7 @@ def tool(name: str) -> str:
 
 def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     ran = subprocess.run(
-        [str(each) for each in command], capture_output=True, text=True, timeout=120, **options
+        [str(each) for each in command], capture_output=True, text=True, timeout=PATIENCE, **options
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran

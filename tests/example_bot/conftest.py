@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from example_bot.demo.botapi import BotApi
+from tests.servers import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +42,7 @@ class Process:
     async def logged(self, text: str) -> None:
         """Wait for a line on stderr."""
         assert self._process.stderr
-        async with asyncio.timeout(60):  # a busy machine takes its time to import aiogram
+        async with asyncio.timeout(PATIENCE):
             async for line in self._process.stderr:
                 self._log.append(line.decode())
                 if text in self._log[-1]:
@@ -51,7 +52,7 @@ class Process:
     async def said(self, text: str) -> str:
         """Wait for a line on stdout."""
         assert self._process.stdout
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             async for line in self._process.stdout:
                 self._out.append(line.decode())
                 if text in self._out[-1]:
@@ -60,7 +61,7 @@ class Process:
 
     async def finished(self) -> tuple[int, str, str]:
         """Wait for the end: the exit status, stdout, and all of stderr."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             out, log = await self._process.communicate()
         assert self._process.returncode is not None
         said, logged = "".join(self._out) + out.decode(), "".join(self._log) + log.decode()

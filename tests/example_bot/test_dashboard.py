@@ -19,6 +19,7 @@ from example_bot.demo.botapi import BotApi
 from example_bot.demo.dashboard import show, traffic
 from example_bot.demo.dashboard.__main__ import main
 from example_bot.demo.instances import serve
+from tests.servers import PATIENCE
 
 from .conftest import Process, Start
 
@@ -53,7 +54,7 @@ async def said(process: Process, what: str) -> str:
 
 async def flooded(session: ClientSession) -> tuple[Any, Any]:
     """This hour and the bans, once somebody was banned."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while True:
             async with session.get("api/bans") as answer:
                 bans = await answer.json()
@@ -67,7 +68,7 @@ async def flooded(session: ClientSession) -> tuple[Any, Any]:
 
 async def obeyed(session: ClientSession) -> None:
     """Change a limit, and wait until all three instances obey."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while True:
             async with session.patch("api/limits/messages", json={"limit": "3/10s"}) as answer:
                 if answer.status == 200:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -93,6 +94,27 @@ def test_a_raid_with_the_file(stage: Stage, environment: pytest.MonkeyPatch) -> 
     environment.setenv("RATE_LIMIT_FILE", "limits.toml")
     (start,) = Settings().file.limits.values()
     assert "30/minute" in str(start)
+
+
+def test_a_group_locks_itself_once(stage: Stage) -> None:
+    """The 21st join of a minute locks the group, and further ones do not lock it again."""
+    joins = [joined(user, GROUP) for user in range(100, 125)]
+    stage.run(block("recipes", "A raid", number=1), *joins)
+    assert [type(each).__name__ for each in stage.sent].count("SetChatPermissions") == 1
+    assert stage.texts == ["Too many join at once: the group is locked."]
+
+
+def joined(user: int, group: int) -> dict[str, Any]:
+    """An update about a user who joins a group."""
+    person = {"id": user, "is_bot": False, "first_name": "A"}
+    member = {
+        "chat": {"id": group, "type": "supergroup", "title": "G"},
+        "from": person,
+        "date": 1,
+        "old_chat_member": {"status": "left", "user": person},
+        "new_chat_member": {"status": "member", "user": person},
+    }
+    return {"update_id": user, "chat_member": member}
 
 
 def test_a_broadcast(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:

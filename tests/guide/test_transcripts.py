@@ -38,7 +38,7 @@ from bot_ratelimit import (
     Subject,
 )
 from example_bot.demo.updates import message
-from tests.servers import Server, free_port, running_cluster
+from tests.servers import PATIENCE, Server, free_port, running_cluster
 
 from .pages import DOCS, Block, blocks
 from .stage import TOKEN
@@ -295,7 +295,9 @@ def terminal(command: str, port: int) -> str:
     else:
         tty = [] if "--scan" in words else ["--no-raw"]
         words = ["redis-cli", "-p", str(port), *tty, *words[1:]]
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=60, env={**os.environ})
+    ran = subprocess.run(
+        words, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ}
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 

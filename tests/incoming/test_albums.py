@@ -13,9 +13,9 @@ from aiogram.methods import SendMessage
 from aiogram.types import Update
 
 from bot_ratelimit import Limiter, MemoryStorage, Penalty, RateLimitMiddleware, Rule, Subject
-from bot_ratelimit.testing import Clock, FlakyStorage
+from bot_ratelimit.testing import Clock
 
-from .support import HANDLED, Instance, callback, message, user
+from .support import HANDLED, Instance, callback, message
 from .updates import (
     BUSINESS,
     DATE,
@@ -67,14 +67,6 @@ async def test_an_album_is_one_event(fleet: Fleet, arrive: Any) -> None:
     assert len(notices(bots)) == 1
 
 
-async def test_an_album_costs_one_of_three(fleet: Fleet) -> None:
-    """With a limit of three a minute, an album of ten and two more messages are handled."""
-    bots = fleet.start("3/m", on_limited=None)
-    events = [*album(10), message(), message(), message()]
-    assert await at_once(bots, events[:10]) == [True] * 10
-    assert await spread(bots, events[10:]) == [True, True, False]
-
-
 async def test_every_rule_charges_an_album_once(fleet: Fleet) -> None:
     """Each rule is charged once; an album that one rule refuses is charged to none."""
     rules = [Rule("9/m"), Rule("1/h", name="slow")]
@@ -91,14 +83,6 @@ async def test_album_ids_are_per_chat(fleet: Fleet) -> None:
     for i, chat in enumerate([{}, {"chat": GROUP}], start=1):
         assert await spread(bots, album(3, "1", **chat)) == [True] * 3
         assert await fleet.used("9/m") == i
-
-
-async def test_albums_of_different_users_are_separate(fleet: Fleet) -> None:
-    """An album of one group member does not affect another member's album."""
-    bots = fleet.start("1/m", on_limited=None)
-    assert await spread(bots, album(3, chat=GROUP)) == [True] * 3
-    assert await spread(bots, album(3, chat=GROUP)) == [False] * 3
-    assert await spread(bots, album(3, chat=GROUP, **{"from": user(43)})) == [True] * 3
 
 
 async def test_a_business_chat_has_its_own_albums(fleet: Fleet) -> None:
@@ -149,16 +133,6 @@ async def test_editing_an_item_is_a_separate_event(fleet: Fleet) -> None:
     assert edits == [HANDLED] * 4 + [None] * 2
 
 
-async def test_editing_an_item_of_a_refused_album(fleet: Fleet) -> None:
-    """An edit is not refused with its album: the user may be within the limit again."""
-    bots = fleet.start("1/m", observers=["message", "edited_message"], on_limited=None)
-    await spread(bots, [message()])
-    items = album(3)
-    assert await spread(bots, items) == [False] * 3
-    await fleet.limiters()[0].reset("1/m", Subject(user=42))
-    assert await bots[0].feed(edited_message=items[0] | {"edit_date": DATE}) == HANDLED
-
-
 async def test_an_album_is_one_strike(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
     """For a penalty a refused album is one refused attempt, and its ban is logged once."""
     caplog.set_level(logging.WARNING, "bot_ratelimit")
@@ -172,14 +146,6 @@ async def test_an_album_is_one_strike(fleet: Fleet, caplog: pytest.LogCaptureFix
     assert [r.message for r in caplog.records if "Banned" in r.message] == [
         "Banned for 3600 s: bot:ratelimit:ban:42 (ban of 3600 s after 2/minute)"
     ]
-
-
-async def test_an_album_while_redis_is_down() -> None:
-    """Without Redis the album is not remembered, and the policy answers for every item."""
-    storage = FlakyStorage()
-    storage.fail()
-    bot = Instance(RateLimitMiddleware("1/m", limiter=Limiter(storage)))
-    assert await spread([bot], album(3)) == [True] * 3
 
 
 async def test_a_redelivered_update_is_charged_once(fleet: Fleet) -> None:
@@ -203,16 +169,6 @@ async def test_overlapping_redeliveries_are_charged_once(fleet: Fleet) -> None:
         listen(bot, "callback_query")
     results = await asyncio.gather(*(bot.feed(**update) for bot in bots * 5))
     assert results == [HANDLED] * 15
-    assert await fleet.used("9/m") == 1
-
-
-async def test_a_redelivered_album(fleet: Fleet) -> None:
-    """With `once_per_update` an album is one charge, also when it is delivered again."""
-    bots = fleet.start("9/m", once_per_update=True)
-    items = [{"update_id": i, "message": item} for i, item in enumerate(album(5))]
-    for _ in range(2):
-        for i, item in enumerate(items):
-            assert await bots[i % 3].feed(**item) == HANDLED
     assert await fleet.used("9/m") == 1
 
 

@@ -142,11 +142,11 @@ async def test_what_an_instance_leaves_is_handled_by_the_next_message(fleet: Fle
 async def test_what_an_instance_leaves_is_handled_after_longest(fleet: Fleet) -> None:
     """If the instance with the latest message dies, another one handles all of them."""
     calls = Calls()
-    bots = [collecting(limiter, calls, Collect(0.1, 0.4)) for limiter in fleet.limiters()]
+    bots = [collecting(limiter, calls, Collect(0.6, 1.8)) for limiter in fleet.limiters()]
     first = say(bots[0], "a")
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.1)
     lost = say(bots[1], "b")
-    await asyncio.sleep(0.04)
+    await asyncio.sleep(0.2)
     lost.cancel()
     assert await first == HANDLED
     assert calls.texts == [["a", "b"]]

@@ -311,28 +311,6 @@ async def test_a_ban_is_reported_before_a_taken_slot() -> None:
     assert [(d.banned, isinstance(d.rule, Concurrency)) for d in decisions] == [(True, False)]
 
 
-async def test_charges_and_refunds_of_a_handler_reach_redis(client: aioredis.Redis) -> None:
-    """Redis holds what a handler charges and refunds; newer windows are not refunded."""
-    dispatcher, found = Dispatcher(), []
-
-    @dispatcher.message()
-    @flags.rate_limit(limit="100/minute", key="ask")
-    async def ask(message: Message, rate_limit: BoundDecision) -> None:
-        found.append((await rate_limit.charge(30)).remaining)
-        found.append((await rate_limit.refund(10)).remaining)
-        await client.pexpire("bot:ratelimit:ask:42", 1)  # the window that was charged is over
-        await asyncio.sleep(0.02)
-        await middleware.limiter.hit(rate_limit.rule, Subject(user=42))
-        found.append((await rate_limit.refund(1)).remaining)
-
-    middleware = RateLimitMiddleware("9/s", client).setup(dispatcher)
-    bot = Bot("1:TEST", session=RecordingSession())
-    update = Update.model_validate({"update_id": 1, "message": message()}, context={"bot": bot})
-    await dispatcher.feed_update(bot, update)
-    assert found == [69, 79, 99]
-    await middleware.close()
-
-
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -373,14 +351,3 @@ async def test_a_concurrency_in_the_flag_keeps_its_lease() -> None:
         assert await bots.feed(message=message()) is None
     bots.end.set()
     assert await bots.feed(message=message()) == "handled"
-
-
-async def test_a_ban_applies_to_every_handler() -> None:
-    """A ban by hand needs no Penalty, and payments still pass."""
-    bots = Bots(MemoryStorage(), {"concurrent": 1}, 2)
-    bots.end.set()
-    await bots.limiters[0].ban(Subject(user=42), "1h")
-    assert await bots.feed(1, message=message()) is None
-    assert await bots.feed(1, callback_query=callback()) is None
-    paying = {"id": "1", "from": user(), "currency": "XTR", "total_amount": 1}
-    assert await bots.feed(1, pre_checkout_query=paying | {"invoice_payload": "x"}) == "handled"

@@ -14,7 +14,6 @@ from bot_ratelimit import (
     ConfigError,
     Limiter,
     MemoryStorage,
-    Notices,
     Penalty,
     RateLimitMiddleware,
     Settings,
@@ -24,7 +23,6 @@ from bot_ratelimit import (
 from .support import HANDLED, Instance, callback, inline_query, message, user
 from .updates import (
     BUSINESS,
-    CHANNEL,
     CHANNEL_BOT,
     GROUP,
     STORAGES,
@@ -86,21 +84,6 @@ async def test_an_exempt_chat() -> None:
     assert await bot.feed(callback_query=in_group) == HANDLED
     assert await bot.send(*"ab") == [True, False]
     assert await bot.feed(callback_query=in_group) == HANDLED
-
-
-async def test_an_exempt_channel() -> None:
-    """The id of a channel exempts its messages in all groups."""
-    bot = limited([-200])
-    as_channel = {"chat": GROUP, "from": CHANNEL_BOT, "sender_chat": CHANNEL}
-    assert await bot.send(*"abc", **as_channel) == [True] * 3
-    assert await bot.send(*"ab", chat=GROUP) == [True, False]
-
-
-async def test_missing_ids_are_not_exempt() -> None:
-    """An event without a chat or a known user matches no id."""
-    bot = limited([0, 1])
-    assert await bot.feed(inline_query=inline_query()) == HANDLED
-    assert await bot.feed(inline_query=inline_query()) is None
 
 
 async def test_exempt_events_are_not_charged(fleet: Fleet) -> None:
@@ -172,17 +155,6 @@ async def test_more_ids_later() -> None:
                 middleware.exempt(wrong)  # type: ignore[arg-type]  # that is the point
 
 
-async def test_a_sync_function() -> None:
-    """A function that is not async works too, as with aiogram's filters."""
-    try:
-        bot = limited(lambda event, data: event.from_user.id == 42, on_limited=None)
-    except ConfigError as error:
-        assert "exempt" in str(error)  # noqa: PT017  # either answer will do
-        return
-    assert await bot.send(*"ab") == [True, True]
-    assert await bot.send(*"ab", **by(43)) == [True, False]
-
-
 async def test_exemptions_apply_to_handlers_limits(client: FakeAsyncRedis) -> None:
     """A user who is exempt from the middleware is exempt from the flags that it reads."""
     bot = bare()
@@ -243,18 +215,6 @@ async def test_from_the_environment(
     assert await bot.send(*"abc") == [True] * 3
     assert await bot.send(*"ab", **by(43, chat=GROUP)) == [True, True]
     assert await client.keys() == []
-    assert await bot.send(*"ab", **by(43)) == [True, False]
-
-
-@pytest.fixture
-def dotenv(environment: pytest.MonkeyPatch) -> None:
-    Path(".env").write_text("RATE_LIMIT_EXEMPT=42\nRATE_LIMIT=1/m\n", "utf-8")
-
-
-async def test_from_a_file(dotenv: None) -> None:
-    """RATE_LIMIT_EXEMPT may be in `.env`."""
-    bot = Instance(RateLimitMiddleware.from_settings(on_limited=Notices("Wait")))
-    assert await bot.send(*"ab") == [True, True]
     assert await bot.send(*"ab", **by(43)) == [True, False]
 
 

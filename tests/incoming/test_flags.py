@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiogram import Dispatcher, F, Router, flags
+from aiogram import Dispatcher, F, flags
 from aiogram.filters import Command
 from aiogram.fsm.scene import Scene, SceneRegistry, on
 from aiogram.fsm.storage.memory import MemoryStorage as StateStorage
@@ -30,7 +32,7 @@ from bot_ratelimit import (
     Subject,
 )
 
-from .support import HANDLED, Instance, callback, message, user
+from .support import HANDLED, Instance, callback, message
 from .updates import GROUP, STORAGES, Fleet, bare, fleet_on, payment
 
 HERE = "test_flags"
@@ -129,42 +131,6 @@ async def test_a_flag_in_every_form(
 
 
 @pytest.mark.parametrize(
-    ("decorator", "handled", "key"),
-    [
-        (flags.rate_limit("3/minute"), 3, "h"),
-        (flags.rate_limit(limit="3/minute", key="ai", cost=2, scope="chat"), 1, "ai:chat"),
-        (flags.rate_limit(rate=60, key="something"), 1, "something"),
-        (flags.rate_limit(60), 1, "h"),
-        (flags.rate_limit(Limit(2, 60)), 2, "h"),
-        (flags.rate_limit(["3/m", Rule("2/d", name="daily")]), 2, "h"),
-        (flags.rate_limit({"limit": "3/m", "key": "ai"}), 3, "ai"),
-        (flags.rate_limit(False), 5, None),
-        (flags.rate_limit(True), 4, ""),
-        (flags.rate_limit, 4, ""),
-    ],
-)
-async def test_a_flag_by_decorator(
-    decorator: Callable[..., Any], handled: int, key: str | None, client: FakeAsyncRedis
-) -> None:
-    """The decorator `@flags.rate_limit(...)` equals `flags={...}` in every form."""
-    bot = bare()
-    RateLimitMiddleware("4/m", client, on_limited=None, timeout=5).setup(bot.dispatcher)
-
-    @bot.dispatcher.message()
-    @decorator
-    async def h(message: Message) -> str:
-        return HANDLED
-
-    await bot.dispatcher.emit_startup()
-    assert (await bot.send(*"abcde")) == [True] * handled + [False] * (5 - handled)
-    names = {each.rpartition(":")[0] for each in await keys(client)}
-    if key == "h":
-        assert all(f".{h.__qualname__}" in name for name in names)
-    else:
-        assert names == (set() if key is None else {key})
-
-
-@pytest.mark.parametrize(
     "flag",
     [
         "often",
@@ -210,24 +176,6 @@ async def test_an_invalid_flag_names_its_handler(flag: Any, limiter: Limiter) ->
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"flag of tests\.incoming\.test_flags\.order: "):
             await late.send("hello")
-
-
-async def test_what_the_error_says(limiter: Limiter) -> None:
-    """The error shows the value of the flag and what it may be."""
-    bot = limited(limiter)
-    bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "3/m", "brust": 5}})
-    with pytest.raises(ConfigError) as error:
-        await bot.dispatcher.emit_startup()
-    assert "'brust': 5" in str(error.value)
-    assert "expected limit= or rate=" in str(error.value)
-
-
-async def test_a_reserved_key_is_an_error(limiter: Limiter) -> None:
-    """A handler's key that equals the one of the notices would silence them."""
-    bot = limited(limiter, on_limited="Wait {seconds} s")
-    bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "3/m", "key": "notice"}})
-    with pytest.raises(ConfigError, match="notice"):
-        await bot.dispatcher.emit_startup()
 
 
 async def test_handlers_with_one_key_share_a_limit(fleet: Fleet) -> None:
@@ -522,34 +470,6 @@ async def test_a_flag_replaces_the_middlewares_rules_but_not_the_guards(
     assert await bots[2].send(*"cccccc") == [not guard] * 5 + [False]
 
 
-async def test_updates_refused_by_the_guard_are_not_charged_to_the_handler(fleet: Fleet) -> None:
-    """What the guard refuses is not charged to the handler's limit."""
-
-    def put(bot: Instance, limiter: Limiter) -> None:
-        middleware = RateLimitMiddleware("1/m", limiter=limiter, on_limited=None)
-        middleware.setup(bot.dispatcher, guard=True)
-        bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "9/m", "key": "a"}})
-
-    bots = fleet.assemble(put)
-    assert [await bot.send("a") for bot in bots] == [[True], [False], [False]]
-    assert await fleet.used(Rule("9/m", name="a")) == 1
-
-
-async def test_several_rules_of_a_flag_are_decided_together(fleet: Fleet) -> None:
-    """Either all rules of a flag are charged or none."""
-    rules = [Rule("9/m"), Rule("4/m", Scope.CHAT, cost=2)]
-
-    def put(bot: Instance, limiter: Limiter) -> None:
-        RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
-        flag = {"rate_limit": {"limit": rules, "key": "a"}}
-        bot.dispatcher.message.register(order, flags=flag)
-
-    bots = fleet.assemble(put)
-    assert [await bot.send("a") for bot in bots] == [[True], [True], [False]]
-    assert await fleet.used(Rule("9/m", name="a")) == 2
-    assert await fleet.used(Rule("4/m", Scope.CHAT, "a")) == 4
-
-
 @dataclass
 class Shift:
     """A scope or a limit with settings; like this dataclass, it may have no hash."""
@@ -585,14 +505,6 @@ async def test_the_handler_sees_the_decision_of_its_own_limit(limiter: Limiter) 
     assert b is None
 
 
-async def test_a_handler_without_a_limit_sees_the_guards_decision(limiter: Limiter) -> None:
-    """Under a guard, a handler without a limit gets the guard's decision."""
-    bot = limited(limiter, "5/m", guard=True)
-    bot.dispatcher.message.register(bot._handle, flags={"rate_limit": False})
-    await bot.send("a", "b")
-    assert [d and d.remaining for d in bot.decisions] == [4, 3]
-
-
 async def test_refusals_of_a_handlers_limit_count_for_the_penalty(fleet: Fleet) -> None:
     """A user who keeps sending to a handler with its own limit is banned from the whole bot."""
 
@@ -619,39 +531,6 @@ async def test_payments_pass_a_handlers_own_limit(limiter: Limiter) -> None:
     assert await bot.send(*"ab") == [True, False]
 
 
-async def test_a_flag_counts_per_bot(client: FakeAsyncRedis) -> None:
-    """With `per_bot=True` a handler's own limit is counted separately for each bot."""
-    bot = bare()
-    RateLimitMiddleware("4/m", client, per_bot=True).setup(bot.dispatcher)
-    bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "3/m", "key": "ai"}})
-    await bot.send("a")
-    assert await keys(client) == {"bot:1:ai:42"}
-
-
-async def test_foreign_flags_are_ignored(limiter: Limiter) -> None:
-    """Flags of other middlewares are ignored, on all observers."""
-    bot = limited(limiter, "1/m")
-    router = bot.dispatcher.include_router(Router())
-    router.message.register(order, flags={"chat_action": "typing", "callback_answer": {}})
-    router.error.register(order, flags={"rate_limit_group": "x"})
-    await bot.dispatcher.emit_startup()
-    assert await bot.send(*"ab") == [True, False]
-
-
-async def test_reset_of_a_handlers_limit(fleet: Fleet) -> None:
-    """A Rule with the name of a key resets what a user has used of it."""
-
-    def put(bot: Instance, limiter: Limiter) -> None:
-        RateLimitMiddleware(limiter=limiter, on_limited=None).setup(bot.dispatcher)
-        bot.dispatcher.message.register(order, flags={"rate_limit": {"limit": "1/m", "key": "ai"}})
-
-    bots = fleet.assemble(put)
-    assert await bots[0].send(*"ab") == [True, False]
-    assert await fleet.limiters()[1].reset(Rule("1/m", name="ai"), Subject(user=42))
-    assert await bots[2].send(*"ab") == [True, False]
-    assert await bots[0].send("a", **{"from": user(43)}) == [True]
-
-
 async def test_the_flags_in_the_doc(limiter: Limiter) -> None:
     """The handlers in docs/telegram.md pass the check at the start of a bot."""
     _, _, section = DOC.partition("\n## A handler's own limit\n")
@@ -669,3 +548,95 @@ def test_a_middleware_has_no_slots() -> None:
     """A Concurrency in place of a limit is an error when the middleware is made."""
     with pytest.raises(ConfigError, match=r"does not count events: .*concurrent=1"):
         RateLimitMiddleware([Rule("1/m"), Concurrency(1)])
+
+
+@pytest.mark.parametrize("setup", [False, True])
+async def test_a_decorator_above_the_registration_is_found(
+    setup: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A flag that comes too late stops the start; without `setup` a warning names the handler."""
+    bot = bare()
+    middleware = RateLimitMiddleware("9/m", limiter=Limiter(MemoryStorage()))
+    (middleware.setup if setup else lambda dp: dp.message.middleware(middleware))(bot.dispatcher)
+
+    @flags.rate_limit("1/h")
+    @bot.dispatcher.message()
+    async def lost(message: Message) -> str:
+        return HANDLED
+
+    if setup:
+        with pytest.raises(ConfigError, match=r"<locals>\.lost has no effect: move .* below"):
+            await bot.dispatcher.emit_startup()
+    else:
+        assert await bot.send(*"ab") == [True, True]
+        assert sum("lost has no effect" in each for each in caplog.messages) == 1
+
+
+async def test_flags_that_nothing_reads_are_named(
+    limiter: Limiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Left-over flags of hand-written throttles, and numbered counts, are told at the start."""
+    bot = limited(limiter)
+    bot.dispatcher.message.register(order, flags={"throttling_key": "spin"})
+    for factory in "ab":
+        bot.dispatcher.message.register(reply_to(factory), flags={"rate_limit": "1/m"})
+    await bot.dispatcher.emit_startup()
+    (left_over,) = [each for each in caplog.messages if "throttling_key" in each]
+    assert "test_flags.order" in left_over
+    assert "named_limits={" in left_over
+    (numbered,) = [each for each in caplog.messages if "numbered in the order" in each]
+    assert numbered.endswith("test_flags.reply_to.<locals>.reply#2")
+
+
+async def test_an_unknown_key_names_both_places(limiter: Limiter) -> None:
+    """A key without a limit could be in the limits file or in `named_limits`."""
+    bot = limited(limiter)
+    bot.dispatcher.message.register(order, flags={"rate_limit": {"key": "ai"}})
+    with pytest.raises(ConfigError, match=r"RATE_LIMIT_FILE names, write named_limits=\{'ai'"):
+        await bot.dispatcher.emit_startup()
+
+
+BOT = """
+import asyncio
+from aiogram import Dispatcher, flags
+from bot_ratelimit import Limiter, MemoryStorage, RateLimitMiddleware
+
+dp = Dispatcher()
+middleware = RateLimitMiddleware(None, limiter=Limiter(MemoryStorage())).setup(dp)
+
+@dp.message()
+@flags.rate_limit("1/m")
+async def order(message): ...
+
+if __name__ == "__main__":
+    print(middleware.inventory()["rules"][-1]["name"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        (".", ["shop/bot.py"]),
+        ("shop", ["bot.py"]),
+        (".", ["-m", "shop.bot"]),
+        (".", ["-c", "import shop.bot as b; print(b.middleware.inventory()['rules'][-1]['name'])"]),
+        ("/", ["{}/shop/bot.py"]),
+    ],
+    ids=["a file", "its folder", "a module", "an import", "elsewhere"],
+)
+def test_the_name_of_a_count_does_not_depend_on_the_start(
+    folder: str, command: list[str], tmp_path: Path
+) -> None:
+    """However the bot is started, its unnamed flag counts under one name."""
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "__init__.py").touch()
+    (tmp_path / "shop" / "bot.py").write_text(BOT)
+    found = subprocess.run(
+        [sys.executable, *(part.format(tmp_path) for part in command)],
+        cwd=tmp_path / folder,
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == "bot.order\n"

@@ -62,7 +62,6 @@ async def by_plan(event: TelegramObject, data: Data) -> Any:
         (lambda subject: "2/m" if subject.user == 42 else None, user(42), 2),
         (lambda subject: "2/m" if subject.user == 42 else None, user(43), 5),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("place", ["middleware", "flag", "decorator"])
 async def test_a_function_of_the_event_chooses_the_limit(

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from aiogram import Bot, Dispatcher, Router
+from aiogram.methods import AnswerCallbackQuery, SendMessage
+from aiogram.types import TelegramObject
 
-from bot_ratelimit import ConfigError, InFlight
+from bot_ratelimit import ConfigError, InFlight, Observer
+from bot_ratelimit.incoming.adaptive import AdaptiveLimit
+from bot_ratelimit.incoming.inflight import OVERLOADED
+from bot_ratelimit.testing import Clock
 from example_bot.demo.botapi import TOKEN
-from example_bot.demo.updates import message
+from example_bot.demo.updates import message as update_of
+
+from .support import HANDLED, callback, message, user
+from .updates import CHANNEL_POST, GROUP, bare, payment, pre_checkout
 
 
 async def under_way(in_flight: InFlight, release: asyncio.Event) -> asyncio.Task[object]:
@@ -24,7 +33,7 @@ async def under_way(in_flight: InFlight, release: asyncio.Event) -> asyncio.Task
         await release.wait()
         raise ValueError("a failure ends an update, too")
 
-    task = asyncio.create_task(dispatcher.feed_raw_update(Bot(TOKEN), message(42, "hello")))
+    task = asyncio.create_task(dispatcher.feed_raw_update(Bot(TOKEN), update_of(42, "hello")))
     await begun.wait()
     return task
 
@@ -80,7 +89,7 @@ async def test_other_shutdown_callbacks_come_after_the_wait() -> None:
         done.append("handled")
 
     InFlight().setup(dispatcher)
-    update = asyncio.create_task(dispatcher.feed_raw_update(Bot(TOKEN), message(42, "hello")))
+    update = asyncio.create_task(dispatcher.feed_raw_update(Bot(TOKEN), update_of(42, "hello")))
     await asyncio.sleep(0.01)
     stopping = asyncio.create_task(dispatcher.emit_shutdown())
     await asyncio.sleep(0.01)
@@ -100,3 +109,137 @@ def test_setup_needs_the_dispatcher() -> None:
     """A router has no shutdown of its own."""
     with pytest.raises(ConfigError, match="Dispatcher"):
         InFlight().setup(Router())  # type: ignore[arg-type]  # a mistake
+
+
+class Busy:
+    """A bot whose handler runs until the test ends it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.release = asyncio.Event()
+        self.bot = bare()
+        self.in_flight = InFlight(**options).setup(self.bot.dispatcher)
+        for name in ("message", "callback_query", "pre_checkout_query", "channel_post"):
+            self.bot.dispatcher.observers[name].register(self._work)
+
+    async def _work(self, event: TelegramObject) -> str:
+        await self.release.wait()
+        return HANDLED
+
+    async def start(self, **event: Any) -> asyncio.Task[Any]:
+        task = asyncio.create_task(self.bot.feed(**event))
+        await asyncio.sleep(0.01)
+        return task
+
+
+async def test_more_than_the_limit_is_refused_with_a_notice() -> None:
+    """Presses are answered, messages get a notice, payments and posts are always handled."""
+    told: list[str] = []
+
+    class Recorder(Observer):
+        def turned_away(self, why: str) -> None:
+            told.append(why)
+
+        def in_flight(self, running: int, limit: int) -> None:
+            most.append((running, limit))
+
+    most: list[tuple[int, int]] = []
+    busy = Busy(limit=2, observer=Recorder())
+    running = [await busy.start(message=message(**{"from": user(n)})) for n in (11, 12)]
+    assert await busy.bot.feed(message=message()) is None
+    assert await busy.bot.feed(message=message()) is None
+    assert await busy.bot.feed(callback_query=callback()) is None
+    always = [
+        await busy.start(pre_checkout_query=pre_checkout()),
+        await busy.start(message=payment()),
+        await busy.start(message=message(paid_star_count=1)),
+        await busy.start(channel_post=CHANNEL_POST),
+    ]
+    busy.release.set()
+    assert await asyncio.gather(*running, *always) == [HANDLED] * 6
+    assert await busy.bot.feed(message=message()) == HANDLED
+    notice, answer = busy.bot.session.requests
+    assert isinstance(notice, SendMessage)
+    assert isinstance(answer, AnswerCallbackQuery)
+    assert notice.text == answer.text == OVERLOADED["en"]
+    assert (told, busy.in_flight.refused) == (["busy"] * 3, 3)
+    assert max(most) == (6, 2)
+    assert most[-1] == (0, 2)
+
+
+@pytest.mark.parametrize("share", ["per_user", "per_chat"])
+async def test_the_share_of_one_user_or_chat_is_bounded(share: str) -> None:
+    """One user, or one chat, cannot take all places."""
+    busy = Busy(limit=9, on_busy=None, **{share: 2})
+    for _ in range(2):
+        await busy.start(message=message(chat=GROUP))
+    assert await busy.bot.feed(message=message(chat=GROUP)) is None
+    other = {"per_user": {"chat": GROUP, "from": user(43)}, "per_chat": {}}[share]
+    task = await busy.start(message=message(**other))
+    busy.release.set()
+    assert await task == HANDLED
+    assert await busy.bot.feed(message=message(chat=GROUP)) == HANDLED
+
+
+@pytest.mark.parametrize("workers", [15, 60, 200])
+def test_an_adaptive_limit_finds_what_a_backend_can_carry(workers: int) -> None:
+    """At twice the load, handlers take at most twice as long; without load it grows back."""
+    clock = Clock()
+    limit = AdaptiveLimit(10, 1_000, clock)
+    latency = 0.1
+
+    def second(offered: int) -> float:
+        """A second with this many updates at a time, if the limit lets them in."""
+        running = min(offered, limit.current)
+        took = latency * max(1.0, running / workers)
+        for _ in range(20):
+            clock.move(0.05)
+            limit.handled(took, running)
+        return took
+
+    for _ in range(20):
+        second(5)
+    overloaded = [second(workers * 4) for _ in range(120)]
+    assert max(overloaded) <= 2 * latency
+    assert limit.current >= workers * 0.9
+    assert second(workers) <= 2 * latency
+
+
+async def test_a_blocked_loop_shrinks_an_adaptive_limit() -> None:
+    """Handlers that block the event loop are seen by its lag, before any of them has ended."""
+    limit = AdaptiveLimit(10, 1_000, clock := Clock())
+    for step in range(800):
+        clock.move(0.05)
+        if step > 200:
+            limit.lagged(0.5)
+        limit.handled(0.05, limit.current)
+        if step == 200:
+            high = limit.current
+    assert limit.current == 10 < high
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"limit": 0},
+        {"limit": True},
+        {"per_user": 1.5},
+        {"adaptive": 1},
+        {"at_least": 11, "limit": 10, "adaptive": True},
+    ],
+    ids=str,
+)
+def test_an_invalid_limit_is_an_error(arguments: dict[str, Any]) -> None:
+    """The error names the argument and its value."""
+    name, value = next(iter(arguments.items()))
+    with pytest.raises(ConfigError, match=f"{name}={value!r}"):
+        InFlight(**arguments)
+
+
+async def test_updates_of_a_running_bot_move_the_limit() -> None:
+    """`limit` is what is in force now."""
+    bot = bare()
+    in_flight = InFlight(limit=50, adaptive=True, at_least=5).setup(bot.dispatcher)
+    bot.dispatcher.message.register(lambda event: HANDLED)
+    assert in_flight.limit == 5
+    assert await bot.send(*"abc") == [True] * 3
+    assert InFlight().limit is None

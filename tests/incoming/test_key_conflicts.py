@@ -24,15 +24,14 @@ from bot_ratelimit import (
     Rule,
     Scope,
     Settings,
-    StorageError,
     Subject,
 )
 from bot_ratelimit.storage.base import Storage
-from bot_ratelimit.testing import Clock, FlakyStorage
+from bot_ratelimit.testing import Clock
 from tests.servers import Server
 
 from .support import HANDLED, Instance, callback, message
-from .updates import bare, content, listen
+from .updates import bare, listen
 
 
 @pytest.fixture(params=["memory", "fakeredis", "redis-server"])
@@ -308,19 +307,6 @@ async def test_flags_that_may_share_a_key(one: dict[str, Any], other: dict[str, 
     await dispatcher.emit_startup()
 
 
-async def test_a_flag_and_a_middleware_with_one_key() -> None:
-    """A flag whose key is the name of a middleware's rule needs the same limit."""
-    for limit, wrong in (("5/m", False), ("4/m", True)):
-        dispatcher = Dispatcher()
-        putting(MemoryStorage())(Rule("5/m", name="ai")).setup(dispatcher)
-        dispatcher.message.register(draw, flags=drawing(limit))
-        if wrong:
-            with pytest.raises(ConfigError, match=r"test_key_conflicts\.draw.*4/minute.*5/minute"):
-                await dispatcher.emit_startup()
-        else:
-            await dispatcher.emit_startup()
-
-
 async def test_one_function_with_two_limits() -> None:
     """A function that is registered twice with different limits has two counts."""
     bot = bare()
@@ -370,16 +356,6 @@ async def test_reset_keeps_other_counts() -> None:
     limiter = Limiter(storage)
     assert (await limiter.peek(Rule("3/h", Scope.GLOBAL), Subject())).remaining == 0
     assert not (await limiter.peek("1/h", Subject(user=43))).allowed
-
-
-async def test_reset_says_what_it_needs() -> None:
-    """`reset` raises without the bot's id under `per_bot`, and without the storage."""
-    storage = FlakyStorage()
-    with pytest.raises(ConfigError, match=r"Subject\(user=42, bot=bot\.id\)"):
-        await putting(storage)("1/h", per_bot=True).reset(42)
-    storage.fail()
-    with pytest.raises(StorageError):
-        await putting(storage)("1/h").reset(42)
 
 
 @pytest.mark.parametrize("start", ["startup", "event"])
@@ -494,18 +470,6 @@ async def test_a_wait_of_years() -> None:
     told, answered = bot.session.requests
     assert "366 d" in told.text
     assert answered.cache_time == 366 * 86_400
-
-
-async def test_content_that_aiogram_does_not_know() -> None:
-    """Content that aiogram does not recognize passes uncharged, unless configured otherwise."""
-    make = putting(MemoryStorage())
-    for never_refuse, handled in ((None, 3), ((), 1)):
-        bot = bare()
-        options = {} if never_refuse is None else {"never_refuse": never_refuse}
-        make("1/h", **options).setup(bot.dispatcher)
-        listen(bot, "message")
-        strange = content(something_that_2030_brings={"total_amount": 5})
-        assert [await bot.feed(message=strange) for _ in range(3)].count(HANDLED) == handled
 
 
 def test_disabled_redis_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,8 +18,9 @@ from aiogram.exceptions import (
     TelegramRetryAfter,
 )
 from aiogram.methods import AnswerCallbackQuery, AnswerInlineQuery, SendMessage, TelegramMethod
-from aiogram.types import CallbackQuery, TelegramObject
+from aiogram.types import CallbackQuery, Message, TelegramObject
 from aiogram.utils.callback_answer import CallbackAnswerMiddleware
+from aiogram.utils.i18n import I18n, I18nMiddleware, gettext
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import (
@@ -31,15 +32,12 @@ from bot_ratelimit import (
     RateLimitMiddleware,
     Rule,
     Scope,
-    Subject,
 )
 from bot_ratelimit.testing import Clock, FlakyStorage
 
 from .support import HANDLED, Instance, callback, inline_query, message, user
 from .updates import (
     BUSINESS,
-    CHANNEL,
-    CHANNEL_BOT,
     GROUP,
     MISSING,
     REACTION,
@@ -161,17 +159,6 @@ async def test_events_without_an_answer_are_refused_silently(name: str, limiter:
     assert requests(bot) == []
 
 
-async def test_one_notice_from_all_instances(fleet: Fleet) -> None:
-    """With a hundred messages at once over three instances, there is one notice."""
-    bots = fleet.start("1/m")
-    results = await asyncio.gather(*(bots[i % 3].send("hello") for i in range(100)))
-    assert results.count([True]) == 1
-    assert texts(*bots) == [ENGLISH]
-    if fleet.client is not None:
-        assert await fleet.client.get("bot:ratelimit:notice:42") == b"99"
-        assert 59_000 < await fleet.client.pttl("bot:ratelimit:notice:42") <= 60_000
-
-
 async def test_a_flood(fleet: Fleet) -> None:
     """A thousand messages and presses over three instances: one notice, each press answered."""
 
@@ -188,15 +175,6 @@ async def test_a_flood(fleet: Fleet) -> None:
     answered = [each.callback_query_id for each in sent if isinstance(each, AnswerCallbackQuery)]
     assert sorted(answered, key=int) == [str(i) for i in range(1_000)]
     assert sum(len(bot.handled) for bot in bots) == 2
-
-
-async def test_notices_are_per_user(fleet: Fleet) -> None:
-    """A notice to one user does not prevent one to another."""
-    bots = fleet.start("1/m")
-    for bot in bots:
-        for id_ in (42, 43):
-            await bot.send("a", **{"from": user(id_), "chat": PRIVATE | {"id": id_}})
-    assert sorted(r.chat_id for r in requests(*bots)) == [42, 43]
 
 
 async def test_notices_per_bot(limiter: Limiter) -> None:
@@ -223,14 +201,6 @@ async def test_notices_in_groups_are_optional(in_groups: bool, limiter: Limiter)
     assert [r.chat_id for r in requests(bot)][2 * in_groups :] == [42, *([-101] * in_groups)]
 
 
-async def test_a_limited_group_gets_one_notice(fleet: Fleet) -> None:
-    """If the chat is limited, it gets one notice, not one for each member."""
-    bots = fleet.start(Rule("1/m", Scope.CHAT), on_limited=Notices(in_groups=True))
-    for i in range(9):
-        await bots[i % 3].send("a", chat=GROUP, **{"from": user(42 + i)})
-    assert [r.chat_id for r in requests(*bots)] == [-100]
-
-
 @pytest.mark.parametrize(
     ("rule", "told"),
     [
@@ -249,13 +219,6 @@ async def test_recipients_in_a_group(rule: Rule, told: int, limiter: Limiter) ->
     for id_ in (42, 43):
         await bot.send(*"abc", **topic, **{"from": user(id_)})
     assert [(r.chat_id, r.message_thread_id) for r in requests(bot)] == [(-100, 7)] * told
-
-
-async def test_a_channel_in_a_group_gets_one_notice(limiter: Limiter) -> None:
-    """A channel that writes in a group is notified there, once."""
-    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=Notices(in_groups=True)))
-    await bot.send(*"abc", **{"chat": GROUP, "from": CHANNEL_BOT, "sender_chat": CHANNEL})
-    assert [r.chat_id for r in requests(bot)] == [-100]
 
 
 async def test_business_chats_stay_silent(limiter: Limiter) -> None:
@@ -320,22 +283,6 @@ async def test_the_users_language(language: str | None, text: str, limiter: Limi
 
 
 @pytest.mark.parametrize(
-    ("language", "text"),
-    [
-        ("en", "Too many requests. Please try again in 1 d."),
-        ("ru", "Слишком много запросов. Попробуйте снова через 1 дн."),
-    ],
-)
-async def test_a_long_wait_is_not_told_in_seconds(
-    language: str, text: str, limiter: Limiter
-) -> None:
-    """A user whose quota of the day is used up is told so."""
-    bot = Instance(RateLimitMiddleware("1/day", limiter=limiter))
-    await bot.send(*"ab", **{"from": user(language=language)})
-    assert texts(bot) == [text]
-
-
-@pytest.mark.parametrize(
     ("on_limited", "language", "text"),
     [
         ("Slow down!", "ru", "Slow down!"),
@@ -397,13 +344,6 @@ def test_an_invalid_text_is_an_error(wrong: Any) -> None:
         RateLimitMiddleware(on_limited=wrong)
     with pytest.raises(ConfigError):
         Notices(wrong)
-
-
-@pytest.mark.parametrize("wrong", [5, True, object(), ["Wait"]])
-def test_an_invalid_on_limited_is_an_error(wrong: Any) -> None:
-    """Anything but a text, texts, `Notices`, a function or None is named in the error."""
-    with pytest.raises(ConfigError, match="on_limited"):
-        RateLimitMiddleware(on_limited=wrong)
 
 
 async def test_a_long_text_still_answers_presses(limiter: Limiter) -> None:
@@ -522,19 +462,6 @@ async def test_a_failing_function_breaks_nothing(
     assert "Traceback" in caplog.text
 
 
-async def test_a_custom_sync_function(limiter: Limiter) -> None:
-    """A sync function works too, and its exceptions keep their traceback."""
-    told = []
-
-    def tell(event: TelegramObject, decision: Decision, data: dict[str, Any]) -> None:
-        told.append((event, decision.allowed, data["event_from_user"].id))
-
-    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, on_limited=tell))
-    assert await bot.send(*"ab") == [True, False]
-    ((event, allowed, user_id),) = told
-    assert (event.text, allowed, user_id) == ("b", False, 42)
-
-
 async def test_a_cancelled_notice_is_cancelled(limiter: Limiter) -> None:
     """A cancellation, for example by a shutdown, is not swallowed."""
     waiting = asyncio.Event()
@@ -580,15 +507,6 @@ async def test_no_notice_if_the_storage_fails_before_it() -> None:
     assert requests(bot) == []
 
 
-async def test_notices_with_the_standby_memory(limiter: Limiter) -> None:
-    """With `on_error="memory"` this instance counts notices on its own, too."""
-    storage = FlakyStorage()
-    storage.fail()
-    bot = Instance(RateLimitMiddleware("1/m", limiter=Limiter(storage, on_error="memory")))
-    assert await bot.send(*"abc") == [True, False, False]
-    assert texts(bot) == [ENGLISH]
-
-
 @pytest.mark.parametrize("pre", [False, True])
 @pytest.mark.parametrize("order", ["callback answer first", "rate limit first", "guard"])
 async def test_beside_callback_answer_middleware(
@@ -630,15 +548,6 @@ async def test_a_handler_that_answers_itself(pre: bool, limiter: Limiter) -> Non
     assert texts(bot) == ["My own", ENGLISH, ENGLISH]
 
 
-async def test_notices_are_not_charged(limiter: Limiter) -> None:
-    """A notice costs nothing of the user's limit."""
-    bot = Instance(RateLimitMiddleware("2/m", limiter=limiter))
-    await bot.send(*"abcd")
-    assert texts(bot) == [ENGLISH]
-    await limiter.reset("2/m", Subject(user=42))
-    assert await bot.send(*"abc") == [True, True, False]
-
-
 async def test_the_key_of_notices() -> None:
     """An operator can see who was notified, and how often the user tried since."""
     async with FakeAsyncRedis(server=FakeServer()) as client:
@@ -671,3 +580,43 @@ async def test_a_thousand_failing_notices_are_few_lines(
     clock.move(60)
     await bot.feed(callback_query=callback())
     assert "(999 times)" in caplog.messages[-1]
+
+
+class Translations(I18n):
+    """Two languages without files."""
+
+    def __init__(self) -> None:
+        super().__init__(path=".")
+
+    def find_locales(self) -> Any:
+        return {}
+
+    def gettext(self, *args: Any, **kwargs: Any) -> str:
+        return {"de": "Langsam!", "en": "Slow down!"}[self.current_locale]
+
+
+class ByUser(I18nMiddleware):
+    async def get_locale(self, event: TelegramObject, data: dict[str, Any]) -> str:
+        return str(data["event_from_user"].language_code)
+
+
+@pytest.mark.parametrize("guard", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+async def test_translations_work_wherever_the_middleware_stands(
+    guard: bool, first: bool, limiter: Limiter
+) -> None:
+    """`gettext` in `on_limited` speaks the user's language, also before the I18nMiddleware."""
+    bot = bare()
+
+    async def tell(event: Message, decision: Decision, data: dict[str, Any]) -> None:
+        await event.answer(gettext("slow"))
+
+    ours = RateLimitMiddleware("1/m", limiter=limiter, on_limited=tell)
+    if first:
+        bot.dispatcher.message.outer_middleware(ours)
+    ByUser(Translations()).setup(bot.dispatcher)
+    ours.setup(bot.dispatcher, guard=guard)
+    listen(bot, "message")
+    await bot.send(*"ab", **{"from": user(language="de")})
+    assert texts(bot) == ["Langsam!"]
+    assert I18n.get_current(no_error=True) is None

@@ -89,16 +89,6 @@ async def test_a_ban(limiter: Limiter, clock: Clock) -> None:
     assert [d.banned for d in seen.decisions[4:]] == [False, False]
 
 
-async def test_occasional_refusals_cause_no_ban(limiter: Limiter, clock: Clock) -> None:
-    """Refused attempts count for the period of `after` and are then forgotten."""
-    seen = Refusals()
-    bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=PENALTY, on_limited=seen))
-    for _ in range(10):
-        await bot.send(*"abc")  # two refused of every three
-        clock.move(60)
-    assert not any(d.banned for d in seen.decisions)
-
-
 async def test_a_ban_holds_on_every_instance(fleet: Fleet) -> None:
     """Refusals counted by one instance ban on another, for messages and presses."""
     seen = Refusals()
@@ -177,22 +167,6 @@ async def test_reset_lifts_a_ban(fleet: Fleet) -> None:
     assert not await limiter.reset(PENALTY, BERT)
 
 
-async def test_reset_by_the_middlewares_rules(fleet: Fleet) -> None:
-    """The `rules` of a middleware are enough to lift a ban."""
-    middlewares = []
-
-    def put(bot: Instance, limiter: Limiter) -> None:
-        middleware = RateLimitMiddleware("1/m", limiter=limiter, penalty=PENALTY, on_limited=None)
-        middlewares.append(middleware.setup(bot.dispatcher))
-        listen(bot, "message")
-
-    bots = fleet.assemble(put)
-    assert await bots[0].send(*"abcde") == [True] + [False] * 4
-    one = middlewares[1]
-    assert await one.limiter.reset(one.rules, ANNA)
-    assert await bots[2].send("a") == [True]
-
-
 async def test_a_ban_that_grows(limiter: Limiter, clock: Clock) -> None:
     """Each `after` more attempts during a ban double it, up to `longest`; the next is short."""
     seen = Refusals()
@@ -207,21 +181,6 @@ async def test_a_ban_that_grows(limiter: Limiter, clock: Clock) -> None:
     clock.move(2_100)
     assert await bot.send(*"cde") == [True, False, False]
     assert seen.decisions[-1].retry_after == 600
-
-
-async def test_a_ban_that_grows_over_instances(
-    fleet: Fleet, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Growth is shared between instances, and the log has one ban."""
-    caplog.set_level(logging.WARNING, "bot_ratelimit")
-    penalty = Penalty("2/m", "10m", grows=True)
-    bots = fleet.start("1/m", penalty=penalty, on_limited=None)
-    for _ in range(3):
-        for bot in bots:
-            await bot.send("a")  # nine in all: eight of them refused, which is four times two
-    decision = await fleet.limiters()[0].peek(penalty, ANNA)
-    assert decision.retry_after == pytest.approx(600 * 2**3, abs=5)
-    assert len(bans(caplog)) == 1
 
 
 async def test_a_ban_that_does_not_grow(limiter: Limiter, clock: Clock) -> None:
@@ -254,19 +213,6 @@ async def test_a_banned_user_can_pay(guard: bool, fleet: Fleet) -> None:
         assert await bot.send("a", **{"from": user(43)}) == [bot is bots[0]]
     if fleet.client is not None:
         assert await fleet.client.get("bot:ratelimit:ban:42") == before == b"5"
-
-
-async def test_payments_are_not_strikes(limiter: Limiter) -> None:
-    """Payments of a user over the limit cause no ban."""
-    bot = Instance(
-        RateLimitMiddleware("1/m", limiter=limiter, penalty=PENALTY, on_limited=None),
-        ["message", "pre_checkout_query"],
-    )
-    await bot.send(*"ab")
-    for _ in range(10):
-        await bot.feed(pre_checkout_query=pre_checkout())
-        await bot.feed(message=payment())
-    assert (await limiter.peek(PENALTY, ANNA)).remaining == 2
 
 
 async def test_an_update_is_one_strike(limiter: Limiter) -> None:

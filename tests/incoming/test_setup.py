@@ -38,8 +38,6 @@ from .updates import (
     content,
     fleet_on,
     listen,
-    payment,
-    pre_checkout,
 )
 
 
@@ -71,23 +69,6 @@ def skipping(bot: Instance, router: Router, times: int = 1) -> list[Decision | N
     for _ in range(times):
         router.message.register(skip)
     return seen
-
-
-async def test_on_several_routers(fleet: Fleet) -> None:
-    """One middleware on the dispatcher and on its routers charges once."""
-
-    def put(bot: Instance, limiter: Limiter) -> None:
-        middleware = RateLimitMiddleware("9/m", limiter=limiter)
-        parent, child = Router(), Router()
-        bot.dispatcher.include_router(parent).include_router(child)
-        for router in (bot.dispatcher, parent, child):
-            router.message.middleware(middleware)
-            router.message.outer_middleware(middleware)
-        child.message.register(bot._handle)
-
-    bots = fleet.assemble(put)
-    assert [await bot.send("hello") for bot in bots] == [[True]] * 3
-    assert await fleet.used("9/m") == 3
 
 
 async def test_in_every_position_at_once(fleet: Fleet) -> None:
@@ -126,22 +107,6 @@ async def test_after_a_skipped_handler(fleet: Fleet, guard: bool) -> None:
     assert await fleet.used("9/m") == 3
     assert [len(each) for each in seen] == [3, 2] * 3
     assert {d and d.remaining for d in (*seen[0], *seen[1])} == {8}  # one and the same decision
-
-
-async def test_after_an_unhandled_return(limiter: Limiter) -> None:
-    """A handler that returns UNHANDLED passes the update on, and it is not charged again."""
-    bot = bare()
-    RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher)
-
-    async def pass_on(event: Message) -> Any:
-        return UNHANDLED
-
-    for _ in range(3):
-        bot.dispatcher.include_router(Router()).message.register(pass_on)
-    last = bot.dispatcher.include_router(Router())
-    last.message.register(bot._handle)
-    assert await bot.send("hello") == [True]
-    assert await used(limiter) == 1
 
 
 async def test_a_refused_update_is_not_offered_to_other_handlers(limiter: Limiter) -> None:
@@ -263,29 +228,6 @@ async def test_excluding_polls_excludes_no_messages(limiter: Limiter) -> None:
     assert [await bot.feed(message=with_poll) for _ in range(2)] == [UNHANDLED, None]
 
 
-@pytest.mark.parametrize("exclude", [["inline_querry"], ["Message", "poll"], "inline_querry"])
-def test_an_unknown_observer_in_exclude_is_an_error(limiter: Limiter, exclude: Any) -> None:
-    """The error names the misspelled observer and lists the existing ones."""
-    with pytest.raises(ConfigError, match=r"(inline_querry|Message).*it has message, edited"):
-        RateLimitMiddleware(limiter=limiter).setup(Dispatcher(), exclude=exclude)
-
-
-@pytest.mark.parametrize("guard", ["yes", 1, None])
-def test_a_guard_is_wanted_or_not(limiter: Limiter, guard: Any) -> None:
-    """Anything but a bool is an error, and nothing is registered."""
-    dispatcher, middleware = Dispatcher(), RateLimitMiddleware(limiter=limiter)
-    with pytest.raises(ConfigError, match=r"^guard=.*: expected True or False"):
-        middleware.setup(dispatcher, guard=guard)
-    assert middleware not in dispatcher.message.middleware
-
-
-@pytest.mark.parametrize("exclude", [None, 5])
-def test_exclude_of_a_wrong_type_is_an_error(limiter: Limiter, exclude: Any) -> None:
-    """Anything but names in `exclude` is an error with an example."""
-    with pytest.raises(ConfigError, match=r"exclude=.*\['inline_query'\]"):
-        RateLimitMiddleware(limiter=limiter).setup(Dispatcher(), exclude=exclude)
-
-
 class WatchedStorage(FSMStorage):
     """An FSM storage that counts its reads."""
 
@@ -342,15 +284,6 @@ def test_the_guard_runs_after_the_user_context(limiter: Limiter) -> None:
     assert after[after.index(middleware) + 1] is dispatcher.fsm
 
 
-async def test_a_guard_without_fsm(limiter: Limiter) -> None:
-    """With `disable_fsm` the guard is registered all the same."""
-    bot = bare()
-    bot.dispatcher = Dispatcher(disable_fsm=True)
-    RateLimitMiddleware("1/m", limiter=limiter).setup(bot.dispatcher, guard=True)
-    listen(bot, "message")
-    assert await bot.send(*"ab") == [True, False]
-
-
 @pytest.mark.parametrize("guard", [False, True])
 async def test_updates_without_a_handler(limiter: Limiter, guard: bool) -> None:
     """The guard counts updates without a handler; the inner position does not."""
@@ -360,19 +293,6 @@ async def test_updates_without_a_handler(limiter: Limiter, guard: bool) -> None:
     results += [await bot.feed(channel_post=CHANNEL_POST)]
     assert results == [UNHANDLED, UNHANDLED, None if guard else UNHANDLED, UNHANDLED]
     assert await used(limiter, "2/m") == (2 if guard else 0)
-
-
-async def test_the_guard_lets_payments_through(fleet: Fleet) -> None:
-    """A user over the limit can pay under a guard, on all instances."""
-
-    def put(bot: Instance, limiter: Limiter) -> None:
-        RateLimitMiddleware("1/m", limiter=limiter).setup(bot.dispatcher, guard=True)
-        listen(bot, "message", "pre_checkout_query")
-
-    for bot in fleet.assemble(put):
-        await bot.send(*"abc")
-        assert await bot.feed(pre_checkout_query=pre_checkout()) == HANDLED
-        assert await bot.feed(message=payment()) == HANDLED
 
 
 async def test_the_handler_finds_the_decision_of_the_guard(limiter: Limiter) -> None:
@@ -405,16 +325,6 @@ async def test_flags_are_checked_when_the_bot_starts(limiter: Limiter, deep: boo
         await dispatcher.emit_startup()
 
 
-async def test_valid_flags_start(limiter: Limiter) -> None:
-    """A bot with valid flags, and flags of others, starts, and nothing is charged."""
-    bot = bare()
-    RateLimitMiddleware(limiter=limiter).setup(bot.dispatcher)
-    for flags in ({"rate_limit": "3/m"}, {"rate_limit": False}, {"chat_action": "typing"}, None):
-        listen(bot, "message", "callback_query", flags=flags)
-    await bot.dispatcher.emit_startup(bot=bot.bot)
-    assert await used(limiter) == 0
-
-
 async def test_setup_closes_at_the_shutdown(
     redis_server: Server, connected: Callable[[int], Awaitable[None]]
 ) -> None:
@@ -438,3 +348,24 @@ def test_setup_registers_one_shutdown(limiter: Limiter) -> None:
     assert len(dispatcher.shutdown.handlers) == before + 1
     RateLimitMiddleware("1/m", limiter=limiter).setup(dispatcher)  # it closes nothing
     assert len(dispatcher.shutdown.handlers) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"exclude": ["inline_querry"]}, r"inline_querry.*it has message, edited"),
+        ({"exclude": "Message"}, r"Message.*it has message, edited"),
+        ({"exclude": None}, r"exclude=None.*\['inline_query'\]"),
+        ({"guard": "yes"}, r"guard='yes': expected True or False"),
+        ({"guard": None}, r"guard=None: expected True or False"),
+    ],
+    ids=str,
+)
+def test_an_invalid_setup_is_an_error(
+    options: dict[str, Any], wrong: str, limiter: Limiter
+) -> None:
+    """The error names the argument, and nothing is registered."""
+    dispatcher, middleware = Dispatcher(), RateLimitMiddleware(limiter=limiter)
+    with pytest.raises(ConfigError, match=wrong):
+        middleware.setup(dispatcher, **options)
+    assert middleware not in dispatcher.message.middleware

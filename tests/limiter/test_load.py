@@ -39,14 +39,11 @@ def busy_machine(processes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("burning", [0, 3], ids=["idle", "busy"])
-@pytest.mark.parametrize("updates", [1_000, 5_000])
-async def test_a_flood_is_limited_exactly(
-    client: aioredis.Redis, updates: int, burning: int
-) -> None:
-    """Of simultaneous updates of one user exactly the limit is handled, on a busy machine too."""
+async def test_a_flood_is_limited_exactly(client: aioredis.Redis, burning: int) -> None:
+    """Of 1,000 updates of one user at once exactly the limit is handled, on a busy machine too."""
     bot = Instance(RateLimitMiddleware("3/minute", client))
     with busy_machine(burning):
-        found = await asyncio.gather(*(bot.feed(message=message()) for _ in range(updates)))
+        found = await asyncio.gather(*(bot.feed(message=message()) for _ in range(1_000)))
     assert len(found) - found.count(None) == 3
     await bot.dispatcher.emit_shutdown()
 

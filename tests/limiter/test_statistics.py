@@ -219,8 +219,9 @@ async def test_only_the_worst_are_kept(client: aioredis.Redis) -> None:
     await limiter.close()
 
 
+@pytest.mark.parametrize("bench", ["memory", "redis-server"], indirect=True)
 async def test_nobody_is_said_to_be_never_refused_if_that_is_unknown(bench: Bench) -> None:
-    """On every storage: a user who is not among the thousand of a full hour has no number."""
+    """A user who is not among the thousand of a full hour has no number."""
     limiter = Limiter(bench.storage, statistics=True)
     rule = Rule("1/d")
     for user in range(MAX_USERS - 1):

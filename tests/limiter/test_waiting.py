@@ -19,7 +19,7 @@ from bot_ratelimit import (
     Rule,
     Subject,
 )
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.limiter import waiting
 from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.testing import FlakyStorage

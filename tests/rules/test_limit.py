@@ -37,6 +37,11 @@ def limits(draw: st.DrawFn) -> Limit:
     amount = draw(st.integers(1, 1_000_000))
     burst = draw(bursts(algorithm))
     assume((burst or 1) * period_ms <= 100 * YEAR * 1_000 * amount)
+    if algorithm is BUCKET:
+        assume(amount <= period_ms * 1_000)
+    if algorithm is FIXED and draw(st.booleans()):
+        zone = draw(st.sampled_from(["UTC", "Europe/Moscow", "Etc/GMT+5"]))
+        return Limit(amount, draw(st.sampled_from([1, 7, 31])) * DAY, zone=zone)
     return Limit(amount, period_ms / 1_000, algorithm, burst)
 
 
@@ -65,6 +70,9 @@ def limits(draw: st.DrawFn) -> Limit:
         ("30/s burst 60", Limit(30, 1, BUCKET, burst=60)),
         ("30/s burst60", Limit(30, 1, BUCKET, burst=60)),
         ("1000000/366d", Limit(1_000_000, YEAR)),
+        ("100/day in Europe/Moscow", Limit(100, DAY, zone="Europe/Moscow")),
+        ("5 per week in UTC", Limit(5, 7 * DAY, zone="UTC")),
+        ("1000/month in Asia/Almaty", Limit(1_000, 31 * DAY, zone="Asia/Almaty")),
     ],
 )
 def test_the_grammar(text: str, limit: Limit) -> None:
@@ -157,6 +165,11 @@ def test_capacity_is_the_amount_or_the_burst() -> None:
         ("5/10s burst many", "at 'many' (position 13)"),
         ("5/10s burst 1.5", "at '.5' (position 14)"),
         ("5/10s; 1/s", "at '; 1/s' (position 6)"),
+        ("5/10s, 1/s", "expected ';' between two limits at ', 1/s' (position 6)"),
+        ("5/10s | 1/s", "expected ';' between two limits at '| 1/s' (position 7)"),
+        ("5/month", "write a time zone ('1000/month in UTC')"),
+        ("5/day in", "expected a time zone"),
+        ("5/day in UTC sliding", "at 'sliding' (position 14)"),
         ("9" * 5_000 + "/s", "at '9"),
         ("5/" + "9" * 5_000 + "s", "at '9"),
         ("5/s burst " + "9" * 5_000, "at '9"),
@@ -240,7 +253,50 @@ def test_only_text_is_parsed(value: Any) -> None:
         Limit.parse(value)
 
 
-PIECES = ["5", "10", "0", "1.5", "/", "per", "s", "ms", "min", "sliding", "burst", "bucket", " "]
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("5/day in Europe/Mosow", "did you mean 'Europe/Moscow'?"),
+        ("5/day in europe/moscow", "did you mean 'Europe/Moscow'?"),
+        ("5/day in ../etc/passwd", "is not a time zone"),
+        ("5/2 days in UTC", "one day, one week or one month"),
+        ("5/h in UTC", "one day, one week or one month"),
+        ("5/day sliding in UTC", "only a fixed window ends with the calendar"),
+        ("5/day bucket in UTC", "only a fixed window ends with the calendar"),
+    ],
+)
+def test_a_calendar_window_that_cannot_be_is_explained(text: str, says: str) -> None:
+    """The error quotes the text and says what is meant."""
+    with pytest.raises(ConfigError) as error:
+        Limit.parse(text)
+    assert str(error.value).startswith(repr(text))
+    assert says in str(error.value)
+
+
+def test_a_bucket_counts_microseconds() -> None:
+    """A bucket cannot fill faster than its clock."""
+    assert Limit.parse("1000000/s bucket").burst == 1_000_000
+    with pytest.raises(ConfigError, match="at most one token in a microsecond"):
+        Limit.parse("1001/ms bucket")
+
+
+PIECES = [
+    "5",
+    "10",
+    "0",
+    "1.5",
+    "/",
+    "per",
+    "s",
+    "ms",
+    "min",
+    "sliding",
+    "burst",
+    "bucket",
+    " ",
+    "day",
+    "in UTC",
+]
 
 
 @given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join))
@@ -282,7 +338,7 @@ def test_zero_is_explained(zero: Any) -> None:
     ],
 )
 def test_a_bucket_that_takes_a_century_to_fill_is_refused(text: str, fits: bool) -> None:
-    """Beyond a century the script would have to round its numbers."""
+    """A bucket that never fills is a mistake."""
     if fits:
         assert Limit.parse(text).capacity
     else:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot_ratelimit import ConfigError, Limit, Penalty, Rule, Scope, Subject
-from bot_ratelimit.rules.rule import Rules, check_prefix, notice_rule, rules_of
+from bot_ratelimit.rules.checks import check_prefix
+from bot_ratelimit.rules.rule import Rules, notice_rule, rules_of
 
 ANNA = Subject(user=42, chat=-100, topic=7)
 
@@ -34,6 +35,10 @@ def firm(subject: Subject) -> str | None:
         (Rule("20/m", Scope.CHAT, "slow"), "bot:ratelimit:slow:chat:-100"),
         (Rule("1000/s", Scope.GLOBAL, "ai"), "bot:ratelimit:ai:global"),
         (Rule("9/h", lambda s: "acme", name="firm"), "bot:ratelimit:firm:custom:acme"),
+        (Rule("5/m sliding"), "bot:ratelimit:sliding:42"),
+        (Rule("5/m bucket", Scope.CHAT, "ai"), "bot:ratelimit:bucket:ai:chat:-100"),
+        (Rule(lambda s: "5/m burst 9"), "bot:ratelimit:bucket:42"),
+        (Rule("5/day in UTC"), "bot:ratelimit:42"),
         (Penalty("10/m", "15m"), "bot:ratelimit:ban:42"),
         (Penalty("10/m", "15m", scope=Scope.MEMBER), "bot:ratelimit:ban:member:-100:42"),
     ],
@@ -124,6 +129,8 @@ def test_names_may_have_any_alphabet(name: str) -> None:
             "bot",
             "business",
             "notice",
+            "sliding",
+            "bucket",
         ),
     ],
 )
@@ -150,11 +157,31 @@ def test_an_invalid_prefix_is_refused(prefix: Any) -> None:
     assert str(error.value).startswith(f"key_prefix={prefix!r}: ")
 
 
-@pytest.mark.parametrize("scope", ["user", "chat", None, 5])
-def test_a_scope_is_a_scope_or_a_callable(scope: Any) -> None:
-    """The error for a scope given as a str has an example."""
-    with pytest.raises(ConfigError, match=r"^scope=.*Scope\.USER"):
+@pytest.mark.parametrize("scope", Scope)
+def test_a_scope_may_be_text(scope: Scope) -> None:
+    """The text that flags accept is accepted by a rule."""
+    assert Rule("1/s", scope.value) == Rule("1/s", scope)
+
+
+@pytest.mark.parametrize("scope", ["chats", "USER", "", None, 5])
+def test_a_scope_is_one_of_five_or_a_callable(scope: Any) -> None:
+    """The error for another scope shows the scopes or an example."""
+    with pytest.raises(ConfigError, match=r"^scope=.*('user', 'chat'|Scope\.USER)"):
         Rule("1/s", scope)
+
+
+@pytest.mark.parametrize("on_error", ["allow", "deny", "memory", None])
+def test_a_rule_may_have_a_policy(on_error: Any) -> None:
+    """A rule keeps what it answers when Redis fails; rules that differ in it are different."""
+    assert Rule("1/s", on_error=on_error).on_error == on_error
+    assert (Rule("1/s", on_error=on_error) == Rule("1/s")) is (on_error is None)
+
+
+@pytest.mark.parametrize("on_error", ["raise", True, 0, ""])
+def test_a_policy_is_one_of_three(on_error: Any) -> None:
+    """The error lists the three."""
+    with pytest.raises(ConfigError, match=r"^on_error=.*'allow', 'deny' or 'memory'"):
+        Rule("1/s", on_error=on_error)
 
 
 def test_a_custom_scope_needs_a_name() -> None:
@@ -167,8 +194,21 @@ async def async_scope(subject: Subject) -> str:
     return "acme"
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .*async_scope:RuntimeWarning")
-@pytest.mark.parametrize("scope", [async_scope, lambda subject: object(), lambda subject: b"acme"])
+class AsyncLimit:
+    async def __call__(self, subject: Subject) -> str:
+        return "1/s"
+
+
+@pytest.mark.parametrize("function", [async_scope, AsyncLimit()], ids=["function", "object"])
+def test_an_async_function_is_refused(function: Any) -> None:
+    """When the rule is made, not at the first update."""
+    with pytest.raises(ConfigError, match=r"^limit=.*expected a function that is not async"):
+        Rule(function)
+    with pytest.raises(ConfigError, match=r"^scope=.*expected a function that is not async"):
+        Rule("1/s", function, "firm")
+
+
+@pytest.mark.parametrize("scope", [lambda subject: object(), lambda subject: b"acme"])
 def test_a_custom_scope_returns_a_str(scope: Any) -> None:
     """What is no str would be another key for every hit, and so no limit: it is an error."""
     with pytest.raises(ConfigError, match=r"^the scope of .*'firm'.* returned a .*not async"):
@@ -248,6 +288,10 @@ A, B = Limit(1, 1), Limit(20, 60)
         ("1/s; 20/minute", [Rule(A), Rule(B, name="20/minute")]),
         ("1/s;20/60s sliding", [Rule(A), Rule("20/m sliding", name="20/minute-sliding")]),
         ("1/s; 1/s", [Rule(A), Rule(A, name="1/s")]),
+        (["1/s", "20/minute"], [Rule(A), Rule(B, name="20/minute")]),
+        ([Rule(A), Rule(B)], [Rule(A), Rule(B, name="20/minute")]),
+        ([Rule(A), Rule(B, cost=2, shadow=True)], [Rule(A), Rule(B, "user", "20/minute", 2, True)]),
+        ([Rule(A, "chat"), Rule(B, "chat")], [Rule(A, "chat"), Rule(B, "chat", "20/minute")]),
         (["1/s", Rule(B, name="slow")], [Rule(A), Rule(B, name="slow")]),
         ((1.0, Rule("20/m", Scope.CHAT)), [Rule(A), Rule(B, Scope.CHAT)]),
         (iter([Rule(A)]), [Rule(A)]),
@@ -275,10 +319,9 @@ def test_a_wrong_rule_is_an_error(value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "one", "other"),
     [
-        (["1/s", "20/m"], "1/s per user", "20/minute per user"),
         ("1/s; 2/s; 2/1s", "2/s per user '2/s'", "2/s per user '2/s'"),
         ([Rule("1/s", name="a"), Rule("2/s", name="a")], "1/s per user 'a'", "2/s per user 'a'"),
-        ([Rule(1, Scope.CHAT), Rule(2, Scope.CHAT)], "1/s per chat", "1/2s per chat"),
+        ([Rule(1, str, "f"), Rule("1/s", str, "f")], "1/s per custom 'f'", "1/s per custom 'f'"),
         ([Rule(1, firm, "f"), Rule(2, str, "f")], "1/s per custom 'f'", "1/2s per custom 'f'"),
     ],
 )
@@ -290,8 +333,33 @@ def test_rules_that_would_share_a_key_are_named(value: Any, one: str, other: str
     assert f"'{one}' and '{other}'" in message
 
 
+class Redis:
+    """Stands for a client, which no test of rules needs."""
+
+    connection_pool = "with a password"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ((5, 10), "(5, 10): several numbers; for 5 events in 10 seconds write '5/10s'"),
+        (ANNA, "is the subject: give the rules first, hit('5/10s', subject)"),
+        (Redis(), "a Redis stands where the limit belongs: give the limit first"),
+        ("5/s, 20/m", "expected ';' between two limits"),
+    ],
+)
+def test_a_swapped_argument_is_explained(value: Any, says: str) -> None:
+    """One line says what was meant, and shows nothing of a client."""
+    with pytest.raises(ConfigError) as error:
+        rules_of(value)
+    assert says in str(error.value)
+    assert "password" not in str(error.value)
+
+
 NAMES = st.sampled_from(["", "a", "b", "42", "-100", "custom-x", "globals", "bans", "20/minute"])
-WORDS = st.sampled_from(["", "42", "a", "global", "a:42", "chat:-100", "custom:x", "a:custom:x"])
+WORDS = st.sampled_from(
+    ["", "42", "a", "global", "a:42", "chat:-100", "custom:x", "sliding:42", "a:custom:x"]
+)
 IDS = st.none() | st.sampled_from([1, 42, -100])
 SUBJECTS = st.builds(Subject, IDS, IDS, IDS, IDS, st.none() | st.sampled_from(["Bc_9-", "42"]))
 
@@ -305,7 +373,7 @@ def rule_sets(draw: st.DrawFn) -> Rules:
     """Rules that may be decided together, with the most confusing names."""
     scopes = st.sampled_from(Scope)
     rules = st.one_of(
-        st.builds(Rule, st.just("1/s"), scopes, NAMES),
+        st.builds(Rule, st.sampled_from(["1/s", "1/s bucket", "1/s sliding"]), scopes, NAMES),
         st.builds(Rule, st.just("1/s"), WORDS.map(saying), NAMES.filter(bool)),
         st.builds(Penalty, st.just("1/s"), st.just(60), scope=scopes),
     )

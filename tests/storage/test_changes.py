@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from itertools import permutations
-
 import pytest
-import time_machine
-from fakeredis import FakeAsyncRedis, FakeServer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from bot_ratelimit import Algorithm, Limit, MemoryStorage, RedisStorage
-from bot_ratelimit.storage.base import Ask, Count
-from bot_ratelimit.testing import Clock
-from tests.benches import TIMEOUT, Bench, charge, movable
+from tests.benches import Bench, charge, movable
 
 ALGORITHMS = ("", " sliding", " bucket")
 
 per_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
-
-
-@pytest.mark.parametrize(("old", "new"), list(permutations(ALGORITHMS, 2)))
-async def test_a_changed_algorithm_starts_from_zero(bench: Bench, old: str, new: str) -> None:
-    """The state of another algorithm under the key is ignored and does no harm."""
-    before, after = charge(f"1/h{old}"), charge(f"2/minute{new}")
-    for _ in range(2):
-        await bench.hit(before)
-    assert (await bench.peek(after))[0] == (0, 2, 0)
-    assert [await bench.allowed(after) for _ in range(3)] == [True, True, False]
-    assert all(0 < ttl <= 60_002 for ttl in (await bench.ttls()).values())
 
 
 @per_algorithm
@@ -94,45 +73,3 @@ async def test_a_hit_refused_by_another_rule_changes_nothing(bench: Bench, algor
     await bench.hit(new, full)
     (verdict,) = await bench.peek(old)
     assert (verdict.remaining, verdict.reset) == (1, bench.about(60))
-
-
-limits = st.builds(
-    lambda amount, period_ms, algorithm: Limit(amount, period_ms / 1_000, algorithm),
-    st.integers(1, 4),
-    st.sampled_from([7, 100, 1_000]),
-    st.sampled_from(Algorithm),
-)
-steps = st.tuples(
-    st.integers(0, 1_200) | st.sampled_from([0, 7, 100]),  # milliseconds since the last
-    st.sampled_from(["hit", "hit", "hit", "peek", "refused"]),
-    st.integers(1, 2),
-)
-
-
-@settings(max_examples=100)
-@given(limits, limits, st.lists(steps, max_size=5), st.lists(steps, max_size=7))
-async def test_memory_and_redis_agree_on_a_limit_that_changed(
-    old: Limit, new: Limit, before: list[tuple[int, str, int]], after: list[tuple[int, str, int]]
-) -> None:
-    """Hits and peeks under one limit and then another give the same verdicts."""
-    clock, full = Clock(), charge("1/h", "full")
-    start, now_ms = datetime(2026, 1, 1, tzinfo=UTC).timestamp(), 0
-    async with FakeAsyncRedis(server=FakeServer()) as client:
-        storages = MemoryStorage(clock=clock), RedisStorage(client)
-        with time_machine.travel(start, tick=False) as traveller:
-            for storage in storages:
-                await storage.ask(Ask([full]), timeout=TIMEOUT)
-            for limit, (pause_ms, what, cost) in [
-                *((old, step) for step in before),
-                *((new, step) for step in after),
-            ]:
-                now_ms += pause_ms
-                clock.now = 1_000 + now_ms / 1_000
-                traveller.move_to(start + now_ms / 1_000)
-                one = Count("bot:ratelimit:42", limit, min(cost, limit.amount))
-                charges = [one, full] if what == "refused" else [one]
-                memory, redis = [
-                    await (s.peek if what == "peek" else s.hit)(charges, timeout=TIMEOUT)
-                    for s in storages
-                ]
-                assert memory == redis

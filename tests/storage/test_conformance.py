@@ -258,49 +258,14 @@ async def test_a_penalty_counts_refusals_and_then_bans(bench: Bench) -> None:
 TOKEN = "bot:ratelimit:once:album"
 
 
-@per_algorithm
-async def test_reset_deletes_shared_verdicts(bench: Bench, algorithm: str) -> None:
-    """After each reset a token is decided and charged again, once."""
-    one, other = charge(f"2/minute{algorithm}"), charge("9/minute", "b")
-    for _ in range(3):
-        assert [(await bench.hit(one, other, once=TOKEN))[0].remaining for _ in range(2)] == [1, 1]
-        assert await bench.reset(one) == 1
-    assert (await bench.hit(one, other, once=TOKEN))[0].remaining == 1
-    assert (await bench.peek(other))[0].remaining == 5  # it was reset with none of them
-
-
-async def test_a_shared_refusal_is_reset_too(bench: Bench) -> None:
-    """After a reset, an older shared verdict refuses no hit, even if others were charged since."""
-    one = charge("1/minute")
-    await bench.hit(one)
-    assert not await bench.allowed(one, once=TOKEN)
-    await bench.reset(one)
-    assert await bench.allowed(one)
-    assert not await bench.allowed(one, once=TOKEN)  # refused by the hit since, not by the verdict
-    await bench.reset(one)
-    assert await bench.allowed(one, once=TOKEN)
-
-
-@movable
-async def test_a_reset_outlives_older_verdicts(bench: Bench) -> None:
-    """The record of a reset lives longer than every verdict that it concerns."""
-    one = charge("9/h")
-    await bench.reset(one)
-    for seconds, remaining in ((59.9, 8), (59.9, 8), (0.2, 7)):
-        await bench.advance(seconds)
-        assert (await bench.hit(one, once=TOKEN))[0].remaining == remaining
-    await bench.advance(30)
-    await bench.reset(one)
+async def test_a_shared_verdict_outlives_a_reset(bench: Bench) -> None:
+    """A verdict that was shared ends after its 60 s; a reset does not look for it."""
+    one = charge("9/minute")
+    await bench.hit(one, once=TOKEN)
+    assert await bench.reset(one) == 1
     assert (await bench.hit(one, once=TOKEN))[0].remaining == 8
-    await bench.advance(59)
-    assert (await bench.hit(one, once=TOKEN))[0].remaining == 8
-
-
-async def test_reset_leaves_nothing_for_long(bench: Bench) -> None:
-    """The record of a reset expires with the last verdict that it concerns."""
-    await bench.hit(charge("1/h"), once=TOKEN)
-    await bench.reset(charge("1/h"), charge("1/h", "b"))
-    assert all(0 < ttl <= 60_000 for ttl in (await bench.ttls()).values())
+    assert (await bench.peek(one))[0].remaining == 9
+    assert set(await bench.ttls()) <= {TOKEN}
 
 
 async def test_reset_does_not_count_attempts(bench: Bench) -> None:

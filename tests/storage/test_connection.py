@@ -21,8 +21,9 @@ from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.storage.redis import batches
 from bot_ratelimit.storage.redis import connection as connections
 from bot_ratelimit.storage.redis.connection import Connection
+from bot_ratelimit.storage.redis.encoding import encode_command
 from bot_ratelimit.storage.redis.latency import Latency
-from bot_ratelimit.storage.redis.request import AGAIN, Call, Redirect, Request, encode
+from bot_ratelimit.storage.redis.request import AGAIN, Call, Redirect, Request
 from tests.benches import TIMEOUT, charge
 
 
@@ -94,7 +95,9 @@ class Words:
         return len(item)
 
     def calls(self, requests: Sequence[Request]) -> list[Call]:
-        return [Call(requests, encode([b"+".join(each.item.encode() for each in requests)]))]
+        return [
+            Call(requests, encode_command([b"+".join(each.item.encode() for each in requests)]))
+        ]
 
     def read(self, call: Call, replies: list[Any]) -> Sequence[Any]:
         again = {each.item for each in call.requests} & self.again

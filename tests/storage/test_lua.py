@@ -1,4 +1,4 @@
-"""decide.lua under other Lua versions than that of Redis."""
+"""The script: joined from small parts, and the same under other Lua versions than that of Redis."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import os
 import subprocess
 import sys
 
+from bot_ratelimit.algorithms.script import PARTS, SCRIPT
+
+
+def test_the_script_is_joined_from_its_parts() -> None:
+    """Every part is in the script, and together they stay small enough to be read at once."""
+    assert b".lua ]]" not in SCRIPT
+    assert SCRIPT.count(b"algorithms.") >= len(PARTS)
+    assert SCRIPT.count(b"\n") <= 450
+
 
 def test_lua_5_4_decides_the_same() -> None:
     """Servers with Lua 5.4, for example Dragonfly, keep all promises."""
-    suites = ["test_conformance.py", "test_changes.py", "test_foreign_data.py"]
+    suites = ["conformance", "changes", "adjustments", "calendar", "foreign_data"]
     command = [sys.executable, "-m", "pytest", "-q", "-k", "fakeredis", "-p", "no:cacheprovider"]
-    command += [f"tests/storage/{suite}" for suite in suites]
+    command += [f"tests/storage/test_{suite}.py" for suite in suites]
     done = subprocess.run(
         command,
         env={**os.environ, "FAKEREDIS_LUA_VERSION": "5.4"},

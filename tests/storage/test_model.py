@@ -7,9 +7,8 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import redis.asyncio as aioredis
@@ -33,10 +32,9 @@ from bot_ratelimit.storage.base import Count
 from bot_ratelimit.testing import Clock
 from tests.benches import TIMEOUT
 from tests.servers import Server
-from tests.storage.model import Model, concluded
+from tests.storage.model import START, Model, concluded
 
 FIXED, SLIDING, BUCKET = Algorithm
-START = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 DAY_MS = 86_400_000
 MILLISECOND = 0.001
 TOO_SLOW = 0.8
@@ -64,6 +62,7 @@ class Scale(NamedTuple):
     algorithms: Sequence[Algorithm | None]
     """None is a penalty."""
     amounts: st.SearchStrategy[int]
+    zones: Sequence[str] = ()
 
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -76,9 +75,10 @@ MILLISECONDS = Scale(
     100,
     [*Algorithm, None],
     st.sampled_from([1, 1, 2, 2, 3, 3, 1_000_000]),
+    ["UTC", "Europe/Berlin", "America/Santiago"],
 )
 # A key's TTL is whole milliseconds, so only logs and buckets tell microseconds apart.
-MICROSECONDS = MILLISECONDS._replace(tick=1, algorithms=[SLIDING, BUCKET])
+MICROSECONDS = MILLISECONDS._replace(tick=1, algorithms=[SLIDING, BUCKET], zones=())
 # On a real server some time passes by itself. Here nothing changes within a second.
 SECONDS = Scale(
     1_000_000, [60_000, 120_000, 600_000, DAY_MS], [60, 120], 600, [*Algorithm, None], FEW
@@ -94,8 +94,6 @@ class Step(NamedTuple):
     once: str | None
     cost: int
     """Of a charge or a refund."""
-    age: int
-    """Ticks; of a refund."""
 
 
 class History(NamedTuple):
@@ -132,8 +130,7 @@ def histories(draw: st.DrawFn, scale: Scale) -> History:
         now = [draw(st.sampled_from(rules[i])) for i in sorted(chosen)]
         user = draw(st.sampled_from([1, 1, 1, 2]))
         cost = draw(st.sampled_from([1, 1, 2, 3, 5, 20]))
-        age = draw(st.just(0) | st.just(0) | st.integers(0, 20) | st.integers(0, longest))
-        steps.append(Step(draw(pauses), draw(actions), now, user, draw(tokens), cost, age))
+        steps.append(Step(draw(pauses), draw(actions), now, user, draw(tokens), cost))
     return History(scale.tick, steps)
 
 
@@ -164,7 +161,13 @@ def limits(
     period = period or draw(st.sampled_from(scale.periods_ms)) / 1_000
     algorithm = algorithm or draw(st.sampled_from([a for a in scale.algorithms if a]))
     burst = draw(st.none() | st.integers(1, 5)) if algorithm is BUCKET else None
-    return Limit(draw(scale.amounts), period, algorithm, burst)
+    if algorithm is FIXED and scale.zones and draw(st.sampled_from([True, False, False])):
+        days = draw(st.sampled_from([1, 1, 7, 31]))
+        return Limit(draw(FEW), days * 86_400, zone=draw(st.sampled_from(scale.zones)))
+    amount = draw(scale.amounts)
+    if algorithm is BUCKET:
+        amount = min(amount, round(period * 1_000_000))
+    return Limit(amount, period, algorithm, burst)
 
 
 @st.composite
@@ -192,7 +195,7 @@ class Player:
         model, now, told, began = Model(linger_ms=int(exact)), 0, 0, monotonic()
         happened: set[str] = {"history"}
         limit_of: dict[str, Limit] = {}
-        for pause, action, rules, user, once, cost, age in history.steps:
+        for pause, action, rules, user, once, cost in history.steps:
             if isinstance(pause, str):
                 pause = max(0, -(-told // history.tick) - (pause == "early"))
             now += pause * history.tick
@@ -211,16 +214,14 @@ class Player:
                     continue
                 charges = [charge_of(rule, user)._replace(cost=1) for rule in rules]
                 before = model.decide(now, charges, charge=False)
-                ago = age * history.tick
-                verdicts = model.pay(now, charges, cost, None if action == "charge" else ago)
                 if action == "charge":
+                    verdicts = model.adjust(now, charges, cost)
                     happened |= {"overdrawn"} if any(v.remaining < cost for v in before) else set()
                     found = [await each.charge(rules, subject, cost) for each in limiters]
                 else:
+                    verdicts = model.adjust(now, charges, -cost)
                     happened |= {"refunded"} if before != verdicts else set()
-                    found = [
-                        await each.refund(rules, subject, cost, age=ago / 1e6) for each in limiters
-                    ]
+                    found = [await each.refund(rules, subject, cost) for each in limiters]
                 for each in charges:
                     limit_of[each.key] = each.limit
             elif action == "peek":
@@ -234,9 +235,7 @@ class Player:
                 for each in charges:
                     old = limit_of.setdefault(each.key, each.limit)
                     happened |= {"changed"} if old != each.limit else set()
-                    happened |= (
-                        {"changed algorithm"} if old.algorithm != each.limit.algorithm else set()
-                    )
+                    happened |= {"calendar"} if each.limit.zone else set()
                     limit_of[each.key] = each.limit
             expected = concluded(rules, charges, verdicts, look=action != "hit")
             passed = monotonic() - began
@@ -262,14 +261,14 @@ class Player:
         """Whether the rarest events happened, which the histories of one run may lack."""
         return bool(self.seen["banned"] and self.seen["shared"])
 
-    def check(self) -> None:
+    def check(self, *more: str) -> None:
         """Fail if the histories were too uneventful to prove anything."""
         shares = {what: self.seen[what] / self.seen["history"] for what in self.seen}
         for what in (
             "refused",
             "shadowed",
             "changed",
-            "changed algorithm",
+            *more,
             "overdrawn",
             "refunded",
         ):
@@ -303,7 +302,10 @@ def test_model_memory_and_redis_agree(scale: Scale) -> None:
         async with FakeAsyncRedis(server=FakeServer()) as client:
             limiters = [
                 Limiter(storage, timeout=TIMEOUT)
-                for storage in (MemoryStorage(clock=clock), RedisStorage(client))
+                for storage in (
+                    MemoryStorage(clock=clock, wall_clock=lambda: clock.now - 1_000 + START),
+                    RedisStorage(client),
+                )
             ]
             with time_machine.travel(START, tick=False) as traveller:
 
@@ -325,7 +327,7 @@ def test_model_memory_and_redis_agree(scale: Scale) -> None:
             if player.is_eventful or scale is not MILLISECONDS:
                 break
     if scale is MILLISECONDS:
-        player.check()
+        player.check("calendar")
 
 
 def test_model_and_a_real_server_agree(redis_server: Server) -> None:
@@ -380,12 +382,10 @@ async def age(client: aioredis.Redis, us: int) -> None:
         if left <= 1:
             await client.delete(key)
             continue
-        value: Any = None if await client.type(key) == "zset" else await client.get(key)
-        if value is None:
+        if await client.type(key) == "zset":
             log = await client.zrange(key, 0, -1, withscores=True)
             await client.zadd(key, {member: int(score) - us for member, score in log})
-        elif "." in value:
-            time, space, part = value.partition(" ")
-            at = int(time.replace(".", "")) - us
-            await client.set(key, f"{at // 10**6}.{at % 10**6:06}{space}{part}")
+        elif ":bucket:" in key:
+            full_at = float(await client.get(key))
+            await client.set(key, f"{full_at - us if full_at > 0 else full_at + us:.17g}")
         await client.pexpire(key, left)

@@ -14,7 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from bot_ratelimit import ConfigError, RedisStorage, StorageError
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.storage.base import Ask, Count, Op
 from tests.benches import TIMEOUT, charge, reset
 from tests.servers import Server

@@ -11,7 +11,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import ConfigError, Limiter, Rule, Subject
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.storage.base import Ask, Count, Op
 from bot_ratelimit.storage.redis.storage import RedisStorage
 from tests.benches import TIMEOUT, charge, reset

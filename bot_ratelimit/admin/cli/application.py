@@ -7,15 +7,14 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import typer
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 import bot_ratelimit
 from bot_ratelimit.admin.cli import terminal, upkeep
 from bot_ratelimit.admin.cli.session import DEGRADED, NO, fail, run
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.fields import Positional, kind_of
-from bot_ratelimit.admin.operations import OPERATIONS, Operation, obeyed
+from bot_ratelimit.admin.fields import Positional, checked, kind_of
+from bot_ratelimit.admin.operations import OPERATIONS, Obeyed, Operation, obeyed
 from bot_ratelimit.admin.questions import Question
 from bot_ratelimit.admin.wording import ENGLISH
 from bot_ratelimit.config.overrides import Overrides
@@ -77,7 +76,8 @@ def _command(operation: Operation) -> Callable[..., None]:
                 sent = sent.model_copy(update={"if_version": question.version})
         found = run(lambda control: _done(operation, control, sent))
         if json:
-            terminal.print_json(operation.value(found))
+            value = found.to_json() if isinstance(found, Obeyed) else operation.value(found)
+            terminal.print_json(value)
         else:
             terminal.say(terminal.laid_out(operation.show(ENGLISH, found)))
         _end(operation, found)
@@ -118,13 +118,9 @@ def _validated(operation: Operation, given: dict[str, Any]) -> Any:
     if "exempt" in given:
         given["exempt"] = not given["exempt"]
     try:
-        return operation.fields.model_validate(given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        reason = first.get("ctx", {}).get("error")
-        if not isinstance(reason, ConfigError):
-            reason = ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-        fail(reason)
+        return checked(operation.fields, given)
+    except ConfigError as error:
+        fail(error)
 
 
 async def _done(operation: Operation, control: Control, sent: Any) -> Any:

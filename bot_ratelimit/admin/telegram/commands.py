@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
+from bot_ratelimit.admin.fields import checked
 from bot_ratelimit.admin.operations import OPERATIONS, Operation
 from bot_ratelimit.admin.sheets import Sheet
 from bot_ratelimit.admin.telegram.buttons import ButtonPress, ids_of, rows
-from bot_ratelimit.admin.telegram.context import CommandCall, Context, fields_of, validated
+from bot_ratelimit.admin.telegram.context import CommandCall, Context, fields_of
 from bot_ratelimit.admin.telegram.messages import Answer, page_of
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.wording import who
@@ -182,7 +183,7 @@ async def _shown(
     """What is asked for, as one page of a message with its buttons."""
     if operation.name == "bans":
         fields = {"offset": page * _BANS, "limit": _BANS + 1}
-    found = await operation.act(context.control, validated(operation, fields))
+    found = await operation.act(context.control, checked(operation.fields, fields))
     sheet, buttons = operation.show(context.words, found), context.buttons
     if operation.name == "bans":
         sheet = replace(sheet, rows=sheet.rows[:_BANS], subjects=sheet.subjects[:_BANS])

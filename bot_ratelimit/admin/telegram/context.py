@@ -9,16 +9,15 @@ from typing import Any
 from aiogram import Bot
 from aiogram.enums import ChatType
 from aiogram.types import Message
-from pydantic import ValidationError
 
 from bot_ratelimit.admin.confirmations import Confirmations
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.fields import checked
 from bot_ratelimit.admin.operations import Operation
 from bot_ratelimit.admin.telegram.buttons import Buttons
 from bot_ratelimit.admin.telegram.messages import Answer, asked
 from bot_ratelimit.admin.telegram.targets import UnclearError, target_of
 from bot_ratelimit.admin.words import Words, code
-from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.rule import Subject
 
 
@@ -54,7 +53,7 @@ class Context:
     async def ask(self, operation: Operation, fields: Mapping[str, Any]) -> Answer:
         """Ask for confirmation of an operation that changes something."""
         assert operation.ask is not None  # noqa: S101 - a change
-        sent = validated(operation, fields)
+        sent = checked(operation.fields, fields)
         question = await operation.ask(self.control, self.words, sent)
         kept = {**sent.model_dump(), **self._seen(question.version)}
         token = await self.confirmations.ask(self.operator, {"do": operation.name, "fields": kept})
@@ -73,22 +72,6 @@ class Context:
             raise UnclearError(text, option=code("RateLimitMiddleware(..., live=True)"))
         if operation.needs == "statistics" and not self.control.limiter.keeps_statistics:
             raise UnclearError(text, option=code("RateLimitMiddleware(..., statistics=True)"))
-
-
-def validated(operation: Operation, fields: Mapping[str, Any]) -> Any:
-    """The fields of an operation.
-
-    Raises:
-        ConfigError: A field is invalid.
-    """
-    try:
-        return operation.fields.model_validate(dict(fields))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        reason = first.get("ctx", {}).get("error")
-        if isinstance(reason, ConfigError):
-            raise reason from None
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def fields_of(subject: Subject) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from aiogram.types import CallbackQuery, LinkPreviewOptions, Message, User
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.confirmations import Confirmations
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.fields import check_admins
+from bot_ratelimit.admin.fields import check_admins, checked
 from bot_ratelimit.admin.operations import OPERATIONS, obeyed
 from bot_ratelimit.admin.telegram.buttons import ButtonPress
 from bot_ratelimit.admin.telegram.commands import COMMANDS, answer, pressed
-from bot_ratelimit.admin.telegram.context import CommandCall, Context, validated
+from bot_ratelimit.admin.telegram.context import CommandCall, Context
 from bot_ratelimit.admin.telegram.hidden_commands import warn_if_hidden
 from bot_ratelimit.admin.telegram.messages import Answer, page_of
 from bot_ratelimit.admin.telegram.targets import UnclearError
@@ -160,7 +160,9 @@ class _Handlers:
             await self._show(context, query, Answer(as_html(words("One moment…"))))
 
         async def done() -> Answer:
-            found = await operation.act(context.control, validated(operation, action["fields"]))
+            found = await operation.act(
+                context.control, checked(operation.fields, action["fields"])
+            )
             if isinstance(found, Overrides):
                 found = await obeyed(context.control, found)
             return Answer(page_of(operation.show(words, found), 0)[0])

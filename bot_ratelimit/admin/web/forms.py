@@ -9,12 +9,11 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 from multidict import MultiMapping
-from pydantic import ValidationError
 
 from bot_ratelimit.admin import questions
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.fields import Fields
+from bot_ratelimit.admin.fields import Fields, Forgive, Target, checked
 from bot_ratelimit.admin.operations import OPERATIONS, Operation
 from bot_ratelimit.admin.questions import Question
 from bot_ratelimit.admin.views import named
@@ -80,7 +79,7 @@ class Form:
         given = self._given(await read_form(request))
         control = control_of(request)
         try:
-            sent = _validated(self.operation, given)
+            sent = checked(self.operation.fields, given)
             found = await self.operation.act(control, sent)
         except ConflictError as error:
             text = words_of(request)("Nothing was changed: {error}", error=error)
@@ -108,7 +107,7 @@ class Form:
         sends: dict[str, Any] = {}
         if not self.waits_for or any(name in given for name in self.waits_for):
             try:
-                sent = _validated(self.operation, found.pop("given", given))
+                sent = checked(self.operation.fields, found.pop("given", given))
                 assert self.operation.ask is not None  # noqa: S101 - each form changes something
                 question = await self.operation.ask(control, words, sent)
                 sends = _sends(sent, question)
@@ -122,20 +121,6 @@ class Form:
             "back": _back(self.path, given, words),
         }  # fmt: skip
         return page(request, "operation.html", shown, status)
-
-
-def _validated(operation: Operation, given: dict[str, Any]) -> Any:
-    try:
-        return operation.fields.model_validate(given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        reason = first.get("ctx", {}).get("error")
-        if isinstance(reason, ConfigError):
-            raise reason from None
-        name = "user" if first["loc"] == ("id",) else ".".join(map(str, first["loc"]))
-        missing = "expected the id of a user, or the negative id of a chat"
-        text = missing if first["type"] == "missing" else first["msg"].partition("error, ")[2]
-        raise ConfigError(f"{name}: {text or first['msg']}") from None
 
 
 def _sends(sent: Fields, question: Question) -> dict[str, Any]:
@@ -180,11 +165,11 @@ def _next(sent: Any, path: str, found: Any) -> str:
 def _back(path: str, given: dict[str, Any], words: Words) -> tuple[str, Marked]:
     if path == "rollback":
         return "history", words("History")
+    names = ("id", "chat", "bot", "as_user")
     try:
-        subject = _subject(OPERATIONS["unban"].fields.model_validate(
-            {name: each for name, each in given.items() if name in ("id", "chat", "bot", "as_user")}
-        ))  # fmt: skip
-    except ValidationError:
+        found = checked(Target, {name: given[name] for name in names if name in given})
+        subject = _subject(found)
+    except ConfigError:
         subject = None
     if subject is not None:
         return f"user?{link(subject)}", capital(who(words, subject))
@@ -206,7 +191,7 @@ async def _nothing(control: Control, words: Words, given: Mapping[str, Any]) -> 
 
 
 async def _forgive(control: Control, words: Words, given: Mapping[str, Any]) -> dict[str, Any]:
-    sent = _validated(OPERATIONS["forgive"], {**given, "rules": []})
+    sent = checked(Forgive, {**given, "rules": []})
     counts = questions.counted(await control.show(sent.subject), await control.limits())
     if len(counts) < 2:
         return {}

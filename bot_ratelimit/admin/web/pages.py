@@ -26,9 +26,9 @@ from bot_ratelimit.admin.web.console import (
     words_of,
 )
 from bot_ratelimit.admin.web.forms import FORMS
-from bot_ratelimit.admin.web.problems import Problem, ProblemError
+from bot_ratelimit.admin.web.problems import Problem
 from bot_ratelimit.admin.web.rendering import link, page
-from bot_ratelimit.admin.web.requests import from_texts, validated
+from bot_ratelimit.admin.web.requests import from_texts
 from bot_ratelimit.admin.wording import who
 from bot_ratelimit.admin.words import Marked, Words, capital
 from bot_ratelimit.config.overrides import Overrides
@@ -314,8 +314,6 @@ async def _user(request: web.Request) -> web.Response:
             shown |= {"parts": [now], "actions": _actions(words, subject, view)}
     except ConfigError as problem:
         shown["error"] = str(problem)
-    except ProblemError as error:
-        shown["error"] = error.problem.detail
     config = (await Loaded.of(control.config())).value if "done" in request.query else None
     shown |= {"title": title, "done": await _done(request, config)}
     return page(request, "user.html", shown, 422 if shown["error"] else 200)
@@ -327,7 +325,7 @@ def _subject(query: Mapping[str, str]) -> Subject | None:
     given["id"] = given.pop("user", None) or given.pop("chat", None)
     names = {*fields.Counted.model_fields}
     given = {name: each for name, each in given.items() if name in names and each is not None}
-    return validated(fields.Counted, given).subject if "id" in given else None
+    return fields.checked(fields.Counted, given).subject if "id" in given else None
 
 
 def _actions(words: Words, subject: Subject, view: Any) -> list[tuple[str, str]]:

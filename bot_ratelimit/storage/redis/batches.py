@@ -45,7 +45,7 @@ class Batches:
         codec: Encodes requests.
         clock: The clock of time-outs.
         latency: Tells whether the server is far away.
-        on_replies: Called with a call, all replies to it, and the time.
+        on_replies: Called with a call and all replies to it.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Batches:
         codec: DecisionCodec,
         clock: ListeningClock,
         latency: Latency,
-        on_replies: Callable[[Call, list[Any], float], None],
+        on_replies: Callable[[Call, list[Any]], None],
     ) -> None:
         self._codec = codec
         self.clock: Final = clock
@@ -67,7 +67,7 @@ class Batches:
         self.calls: deque[Call] = deque()
         """The calls in progress, in the order of their replies."""
         self.last_reply_at = 0.0
-        """When the last call was answered, or the first was written after a pause."""
+        """When the last batch was answered, or the first was written after a pause."""
         self._count = 0  # the number of requests so far
         self._sent = 0  # the number of requests in progress
         self._batches = 0  # the number of batches in progress
@@ -90,10 +90,13 @@ class Batches:
 
     def add(self, request: Request, now: float) -> None:
         """Add a request, and send it if it may be sent at once."""
-        if not self.waiting:
-            self._began_at = now
         self._count += 1
         request.number = self._count
+        if not self.waiting:
+            if self.wire is not None and not self._batches:
+                self._send([request])
+                return
+            self._began_at = now
         self.waiting.append(request)
         self._weight += request.weight
         if self.wire is not None:
@@ -155,15 +158,19 @@ class Batches:
         if not self.calls:
             raise StorageError("a reply without a request")
         call = self.calls[0]
-        self._replies.append(reply)
-        if len(self._replies) < call.replies:
-            return
-        replies, self._replies = self._replies, []
+        if call.replies == 1:
+            replies = [reply]
+        else:
+            self._replies.append(reply)
+            if len(self._replies) < call.replies:
+                return
+            replies, self._replies = self._replies, []
         self.calls.popleft()
         self._sent -= len(call.requests)
-        self._batches -= call.ends_batch
-        self.last_reply_at = now = self.clock.now()
-        self._on_replies(call, replies, now)
+        if call.ends_batch:
+            self._batches -= 1
+            self.last_reply_at = self.clock.now()
+        self._on_replies(call, replies)
         if call.ends_batch or self._weight >= MAX_WEIGHT:
             self.flush()
 
@@ -223,15 +230,15 @@ class Batches:
             self._send_overdue_in(wait)
             return
         while self.waiting and self.wire is not None:
-            self._send(len(self.waiting))
+            self._send(self._taken(len(self.waiting)))
 
     def _send_half(self) -> None:
         """Send half of all requests that have no answer, or all of them if they are few."""
         total = len(self.waiting) + self._sent
-        self._send(total if total < SPLIT else (total + 1) // 2)
+        self._send(self._taken(total if total < SPLIT else (total + 1) // 2))
 
-    def _send(self, size: int) -> None:
-        """Send the first `size` requests, or fewer if they are too heavy for one batch."""
+    def _taken(self, size: int) -> list[Request]:
+        """Take the first `size` requests, or fewer if they are too heavy for one batch."""
         weight = 0
         batch: list[Request] = []
         while self.waiting and len(batch) < size:
@@ -243,8 +250,9 @@ class Batches:
             if not request.future.done():  # else its caller gave up before it was charged
                 weight += request.weight
                 batch.append(request)
-        if not batch:
-            return
+        return batch
+
+    def _send(self, batch: list[Request]) -> None:
         try:
             self.write(self._codec.calls(batch))
         except Exception as error:  # a bug in the codec; other requests are not affected

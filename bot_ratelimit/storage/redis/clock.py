@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextvars import Context
 from typing import Final
@@ -34,21 +35,22 @@ class ListeningClock:
         self._on_tick = on_tick
         self._context = Context()  # so that the timer does not keep a caller's context
         self._away = 0.0
-        self._due: float | None = None  # when the next tick is due, by the loop's time
+        self.is_ticking = False
+        self._due = math.inf  # when the next tick is due, by the loop's time
         self._timer: asyncio.TimerHandle | None = None
         self._tick = LONGEST_TICK
 
     def now(self) -> float:
         """Seconds from some starting point."""
         time, due = self._loop.time(), self._due
-        if due is not None and time > due:  # the loop is busy at this moment
-            time = due
-        return time - self._away
+        # After that moment the loop is busy.
+        return (time if time < due else due) - self._away
 
     def start(self, timeout: float) -> None:
         """Start ticking, often enough for this time-out."""
-        if self._due is not None:
+        if self.is_ticking:
             return
+        self.is_ticking = True
         self._tick = min(max(timeout / TICKS, SHORTEST_TICK), LONGEST_TICK)
         self._arm(self._loop.time())
 
@@ -56,17 +58,17 @@ class ListeningClock:
         """Stop ticking."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._due = None
+        self._timer, self._due, self.is_ticking = None, math.inf, False
 
     def _arm(self, time: float) -> None:
         self._due = time + self._tick
         self._timer = self._loop.call_at(self._due, self._fire, context=self._context)
 
     def _fire(self) -> None:
-        time, due = self._loop.time(), self._due
-        if due is None:
-            return
-        self._away += max(0.0, time - due)
-        self._timer = self._due = None
+        time = self._loop.time()
+        self._away += max(0.0, time - self._due)
+        self._due = math.inf
         if self._on_tick(time - self._away):
             self._arm(time)
+        else:
+            self.is_ticking = False

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from importlib import resources
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from redis import exceptions
 
+from bot_ratelimit.algorithms.script import SCRIPT, SHA
 from bot_ratelimit.rules.limit import Algorithm
 from bot_ratelimit.storage.base import Ask, Op
 from bot_ratelimit.storage.redis import encoding, transaction
+from bot_ratelimit.storage.redis.encoding import Command, encode_command
 from bot_ratelimit.storage.redis.faults import (
     ALLOW_SCRIPTS,
     SCRIPTS_REFUSED,
@@ -23,15 +23,13 @@ from bot_ratelimit.storage.redis.faults import (
     one_line,
     translated,
 )
-from bot_ratelimit.storage.redis.request import AGAIN, Call, Command, Redirect, Request, encode
+from bot_ratelimit.storage.redis.request import AGAIN, Call, Redirect, Request
 
 log = logging.getLogger("bot_ratelimit")
 
-SCRIPT: Final = resources.files("bot_ratelimit.storage.redis").joinpath("decide.lua").read_bytes()
-_SHA: Final = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
-_BY_HASH: Final = (b"EVALSHA", _SHA)
+_BY_HASH: Final = (b"EVALSHA", SHA)
 _BY_SOURCE: Final = (b"EVAL", SCRIPT)
-_ASKING: Final = encode([b"ASKING"])
+_ASKING: Final = encode_command([b"ASKING"])
 
 # The script takes about 3 us for a single fixed window and up to 25 us for any other rule (measured
 # with Redis 7 on a slow core).
@@ -82,7 +80,7 @@ class DecisionCodec:
         """Return how much work an item is for the server; a batch has `MAX_WEIGHT` at most."""
         if isinstance(item, Commands):
             return _HEAVY * len(item.commands)
-        counts, op, once = item[:3]
+        counts, op, once = item
         if len(counts) == 1 and once is None and op in _LIGHT_OPS:
             return 1 if counts[0].limit.algorithm is _LIGHT else _HEAVY
         return _HEAVY * (len(counts) + (once is not None))
@@ -110,7 +108,7 @@ class DecisionCodec:
                 hits.append(request)
         if len(hits) > 1 and hits[0].slot is not None:
             hits.sort(key=_SLOT)
-            calls += (self._script_call(list(group)) for _, group in groupby(hits, _SLOT))
+            calls += [self._script_call(list(group)) for _, group in groupby(hits, _SLOT)]
         elif hits:
             calls.append(self._script_call(hits))
         return calls
@@ -121,7 +119,10 @@ class DecisionCodec:
         Returns:
             The answer to each request: a list, an exception to raise, a `Redirect`, or `AGAIN`.
         """
-        requests = call.requests
+        requests, reply = call.requests, replies[-1]
+        if call.decides and type(reply) is list and type(reply[0]) is int and len(replies) == 1:
+            self._script, self._refused_until = _BY_HASH, None  # the script's, nearly always
+            return encoding.read_answers(reply, [request.item for request in requests])
         if not requests:  # a repair: its reply does not matter
             return ()
         if requests[0].asking:
@@ -130,20 +131,21 @@ class DecisionCodec:
             redirect = _redirect_in(replies)
             return [redirect or replies]
         if len(replies) == 1:
-            return self._read_script_reply(requests, replies[0])
+            return self._read_script_reply(requests, reply)
         answer, call.repair = transaction.read(requests[0].item, replies)
         return self._translated([answer])
 
     def _script_call(self, requests: Sequence[Request]) -> Call:
         arguments = encoding.script_arguments([request.item for request in requests])
-        return _call(requests, [[*self._script, *arguments]])
+        if requests[0].asking:
+            return _call(requests, [[*self._script, *arguments]])
+        return Call(requests, encode_command([*self._script, *arguments]))
 
     def _read_script_reply(self, requests: Sequence[Request], reply: Any) -> Sequence[Any]:
         if not isinstance(reply, Exception):
             self._script, self._refused_until = _BY_HASH, None
             hits = [request.item for request in requests]
-            answers = encoding.read_answers(reply, hits, self._where)
-            return answers if isinstance(reply, bytes) else self._translated(answers)
+            return self._translated(encoding.read_answers(reply, hits))
         again = [AGAIN] * len(requests)
         if code_of(reply) == "NOSCRIPT":  # a server that has restarted
             self._script = _BY_SOURCE
@@ -182,7 +184,7 @@ _SLOT: Final = attrgetter("slot")
 def _call(
     requests: Sequence[Request], commands: Sequence[Command], *, decides: bool = True
 ) -> Call:
-    data = b"".join(map(encode, commands))
+    data = b"".join(map(encode_command, commands))
     if not requests[0].asking:
         return Call(requests, data, len(commands), decides=decides)
     return Call(requests, _ASKING + data, len(commands) + 1, decides=decides)

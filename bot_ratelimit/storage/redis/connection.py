@@ -14,6 +14,7 @@ from bot_ratelimit.storage.redis.batches import Batches
 from bot_ratelimit.storage.redis.clock import ListeningClock
 from bot_ratelimit.storage.redis.codec import DecisionCodec
 from bot_ratelimit.storage.redis.driver import Endpoint
+from bot_ratelimit.storage.redis.encoding import encode_command
 from bot_ratelimit.storage.redis.faults import unreachable
 from bot_ratelimit.storage.redis.latency import Latency
 from bot_ratelimit.storage.redis.request import (
@@ -22,7 +23,6 @@ from bot_ratelimit.storage.redis.request import (
     Redirect,
     Request,
     answer_all,
-    encode,
 )
 from bot_ratelimit.storage.redis.wire import Wire
 
@@ -140,10 +140,9 @@ class Connection:
             QueueFullError: Too many requests wait already.
             NotConnectedError: There is no connection, and none is expected within the timeout.
         """
-        loop = asyncio.get_running_loop()
-        request = Request(item, self.codec.weigh(item), timeout, loop.create_future(), slot)
-        self.enqueue(request)
-        return request.future
+        future = asyncio.get_running_loop().create_future()
+        self.enqueue(Request(item, self.codec.weigh(item), timeout, future, slot))
+        return future
 
     def enqueue(self, request: Request) -> None:
         """Send a request that already exists; see `submit`."""
@@ -158,7 +157,8 @@ class Connection:
             raise error.with_traceback(None)  # raised many times: its traceback would grow
         if batches.size >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
-        clock.start(request.timeout)
+        if not clock.is_ticking:
+            clock.start(request.timeout)
         batches.add(request, now)
 
     def open(self) -> Batches:
@@ -281,15 +281,15 @@ class Connection:
             each.disconnected(self.name)
             each.waiting(self.name, len(batches.waiting))
 
-    def _answered(self, call: Call, replies: list[Any], now: float) -> None:
+    def _answered(self, call: Call, replies: list[Any]) -> None:
         """Handle all replies to a call."""
         try:
             answers = self.codec.read(call, replies)
         except Exception as error:  # a bug in the codec; the connection stays in step
             answers = [error] * len(call.requests)
         is_readonly = self._deliver(call.requests, answers)
-        if call.requests and call.ends_batch:
-            took = now - call.sent
+        if call.ends_batch and call.requests and self._batches is not None:
+            took = self._batches.last_reply_at - call.sent
             self.latency.measure(took, call.requests[0].timeout)
             if call.decides and answers[0] is not AGAIN:
                 for each in self.events:
@@ -299,7 +299,7 @@ class Connection:
             return
         self._failures = 0
         if call.repair is not None and self._batches is not None:
-            self._batches.write([Call((), encode(call.repair))])
+            self._batches.write([Call((), encode_command(call.repair))])
 
     def _deliver(self, requests: Sequence[Request], answers: Sequence[Any]) -> bool:
         """Give each request its answer; return whether the server is read-only."""

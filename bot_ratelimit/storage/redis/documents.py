@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.storage.documents import LIFETIME
+from bot_ratelimit.storage.documents import LIFETIME, with_id
 from bot_ratelimit.storage.redis.scripts import Executes
 
 _LIFETIME: Final = b"%d" % LIFETIME
@@ -112,22 +112,43 @@ class RedisDocuments:
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:
         """See `Documents.clear`."""
-        if self._is_cluster and "{" not in prefix:
-            raise ConfigError(
-                f"{prefix!r}: the keys are on several nodes of a Redis Cluster, which "
-                "have to be cleared one by one; a prefix with a hash tag, '{my_bot}', is on one"
-            )
+        self._check_one_node(prefix)
         kept = {key.encode() for key in keep}
         begins = tuple(key for key in kept if key.endswith(b":"))
-        cursor, deleted = b"0", 0
-        while True:
-            scan = (b"SCAN", cursor, b"MATCH", prefix.encode() + b"*", b"COUNT", _SLICE)
-            cursor, keys = await self._run(prefix, *scan)
+        deleted = 0
+        async for keys in self._slices(prefix, prefix.encode() + b"*"):
             doomed = [key for key in keys if key not in kept and not key.startswith(begins)]
             if doomed:
                 deleted += await self._run(prefix, b"UNLINK", *doomed)
+        return deleted
+
+    async def replace_id(self, prefix: str, old: int, new: int) -> int:
+        """See `Documents.replace_id`."""
+        self._check_one_node(prefix)
+        renamed = 0
+        async for keys in self._slices(prefix, b"%b*%d*" % (prefix.encode(), old)):
+            for key in keys:
+                name = with_id(key.decode(errors="surrogateescape"), old, new)
+                if name is not None:
+                    target = name.encode(errors="surrogateescape")
+                    renamed += await self._run(prefix, b"RENAMENX", key, target)
+        return renamed
+
+    async def _slices(self, prefix: str, pattern: bytes) -> AsyncIterator[list[bytes]]:
+        cursor = b"0"
+        while True:
+            scan = (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _SLICE)
+            cursor, keys = await self._run(prefix, *scan)
+            yield keys
             if int(cursor) == 0:
-                return deleted
+                return
+
+    def _check_one_node(self, prefix: str) -> None:
+        if self._is_cluster and "{" not in prefix:
+            raise ConfigError(
+                f"{prefix!r}: the keys are on several nodes of a Redis Cluster, which "
+                "have to be changed one by one; a prefix with a hash tag, '{my_bot}', is on one"
+            )
 
     async def _script(self, script: bytes, key: str, *arguments: bytes) -> Any:
         return await self._run(key, b"EVAL", script, b"1", key.encode(), *arguments)

@@ -72,13 +72,17 @@ class PoolEndpoint:
         self.name: str = kwargs.get("path") or f"{host}:{port}"
         self.where = self.name
 
+    def make_connection(self) -> Any:
+        """Make a connection of redis-py that is not open yet."""
+        return self._pool.make_connection()
+
     async def connect(self) -> Wire:
         """See `Endpoint.connect`."""
-        connection = self._pool.make_connection()
+        connection = self.make_connection()
         return await open_wire(connection, connection.connect)
 
 
-class NodeEndpoint:
+class NodeEndpoint(PoolEndpoint):
     """A node of a Redis Cluster, with the connection options of the cluster's client."""
 
     def __init__(self, client: RedisCluster, address: Address) -> None:
@@ -86,12 +90,11 @@ class NodeEndpoint:
         self._address = address
         self.name = self.where = "{}:{}".format(*address)
 
-    async def connect(self) -> Wire:
-        """See `Endpoint.connect`."""
+    def make_connection(self) -> Any:
+        """See `PoolEndpoint.make_connection`."""
         kwargs: dict[str, Any] = self._client.get_connection_kwargs()
         node: Any = ClusterNode(*self._address, **kwargs)
-        connection = node.connection_class(**node.connection_kwargs)
-        return await open_wire(connection, connection.connect)
+        return node.connection_class(**node.connection_kwargs)
 
 
 async def opened(connection: Any, connect: Callable[[], Awaitable[Any]]) -> None:
@@ -206,22 +209,15 @@ def check_client(client: object) -> None:
         return
     kind = client if isinstance(client, type) else type(client)
     name = f"{kind.__module__}.{kind.__qualname__}"
+    told, fix = f"a {name}", "pass a URL, a redis.asyncio.Redis, or None for memory"
     if isinstance(client, type) and issubclass(client, (aioredis.Redis, RedisCluster)):
-        raise ConfigError(
-            f"redis_client is the class {name}: pass a client, redis.asyncio.{kind.__name__}(...)"
-        )
-    if isinstance(client, aioredis.ConnectionPool):
-        raise ConfigError(
-            "redis_client is a ConnectionPool: pass redis.asyncio.Redis.from_pool(pool)"
-        )
-    if name.startswith("redis.") and not name.startswith("redis.asyncio"):
-        raise ConfigError(
-            f"redis_client is a synchronous {name}, which would block the bot: "
-            "pass a redis.asyncio.Redis (from redis.asyncio import Redis)"
-        )
-    raise ConfigError(
-        f"redis_client is a {name}: pass a URL, a redis.asyncio.Redis, or None for memory"
-    )
+        told, fix = f"the class {name}", f"pass a client, redis.asyncio.{kind.__name__}(...)"
+    elif isinstance(client, aioredis.ConnectionPool):
+        told, fix = "a ConnectionPool", "pass redis.asyncio.Redis.from_pool(pool)"
+    elif name.startswith("redis.") and not name.startswith("redis.asyncio"):
+        told = f"a synchronous {name}, which would block the bot"
+        fix = "pass a redis.asyncio.Redis (from redis.asyncio import Redis)"
+    raise ConfigError(f"redis_client is {told}: {fix}")
 
 
 def close(connection: Any) -> None:

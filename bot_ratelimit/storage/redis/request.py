@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
-Command: TypeAlias = Sequence[bytes]
+from bot_ratelimit.storage.redis.encoding import Command
 
 
 class Request:
@@ -86,12 +86,6 @@ class Again:
 
 
 AGAIN: Final = Again()
-
-
-def encode(command: Command) -> bytes:
-    """Encode a command in RESP, the protocol of Redis."""
-    parts = [b"$%d\r\n%b\r\n" % (len(part), part) for part in command]
-    return b"*%d\r\n%b" % (len(command), b"".join(parts))
 
 
 def answer_all(requests: Iterable[Request], answer: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, Storage, StorageEvents
 from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.banlist import RedisBanList
@@ -18,10 +18,10 @@ from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.redis.connection import Connection
 from bot_ratelimit.storage.redis.documents import RedisDocuments
 from bot_ratelimit.storage.redis.driver import Client, Endpoint, PoolEndpoint
+from bot_ratelimit.storage.redis.encoding import Command
 from bot_ratelimit.storage.redis.faults import translated
 from bot_ratelimit.storage.redis.key_space import key_space_of
 from bot_ratelimit.storage.redis.leases import RedisLeases
-from bot_ratelimit.storage.redis.request import Command
 from bot_ratelimit.storage.redis.sentinel import SentinelEndpoint
 from bot_ratelimit.storage.redis.tallies import RedisTallies
 from bot_ratelimit.storage.redis.urls import client_given_as
@@ -60,12 +60,13 @@ class RedisStorage(Storage):
         self._key_space = key_space_of(client)
         self._events: tuple[StorageEvents, ...] = ()
         self._servers: Connection | Shards
+        self._only: Connection | None = None  # unless this is a cluster
         if isinstance(client, RedisCluster):
             self._servers = Shards(client)
         else:
             endpoint = _endpoint(client.connection_pool)
             codec = DecisionCodec(lambda: endpoint.where, driver.how_to_allow_scripts(client))
-            self._servers = Connection(endpoint, codec)
+            self._servers = self._only = Connection(endpoint, codec)
 
     def __del__(self) -> None:
         """Close the connections of a storage that nobody closed."""
@@ -75,11 +76,13 @@ class RedisStorage(Storage):
     @property
     def is_cluster(self) -> bool:
         """Whether the keys may be on several nodes."""
-        return isinstance(self._servers, Shards)
+        return self._only is None
 
     def ask(self, ask: Ask, *, timeout: float) -> Awaitable[Sequence[Verdict]]:
         """Ask the server; see `Storage.ask`."""
-        if ask.op is Op.RESET and self.is_cluster:
+        if self._only is not None:
+            return self._only.submit(ask, timeout)
+        if ask.op is Op.RESET:
             return self._reset_one_by_one(ask, timeout)
         return self._submit(ask, ask.counts[0].key, timeout)
 

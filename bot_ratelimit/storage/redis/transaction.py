@@ -6,16 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
-from bot_ratelimit.algorithms.algorithms import Verdict
+from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.limit import Algorithm
 from bot_ratelimit.storage.base import Ask, Op
 from bot_ratelimit.storage.redis import encoding
-from bot_ratelimit.storage.redis.request import Command
-
-_OTHER: Final = {Op.CHARGE: "a charge afterwards", Op.REFUND: "a refund"}
+from bot_ratelimit.storage.redis.encoding import Command
 
 
 def needs_script(ask: Ask, allow: str) -> ConfigError | None:
@@ -25,22 +22,8 @@ def needs_script(ask: Ask, allow: str) -> ConfigError | None:
         ask: The question.
         allow: How to allow scripts on this server.
     """
-    count = ask.counts[0]
-    if ask.op is Op.RESET:
-        return None
-    if ask.op in _OTHER:
-        what = _OTHER[ask.op]
-    elif ask.once is not None:
-        what = "one verdict for several hits (once)"
-    elif len(ask.counts) > 1:
-        what = "deciding several rules together"
-    elif count.limit.algorithm is not Algorithm.FIXED_WINDOW:
-        what = f"a {count.limit.algorithm.value}"
-    elif count.penalty is not None:
-        what = "a penalty"
-    elif count.cost > 1:
-        what = f"a cost of {count.cost}"
-    else:
+    what = encoding.needs_script(ask)
+    if not what:
         return None
     # Without the keys, which may contain anything, so that the same error of many users is logged
     # once.

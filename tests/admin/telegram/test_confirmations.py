@@ -9,12 +9,12 @@ import pytest
 import redis.asyncio as aioredis
 from aiogram.exceptions import TelegramBadRequest
 from aiogram.methods import AnswerCallbackQuery
-from bot_ratelimit.admin.telegram.texts import Words
 
 from bot_ratelimit import MemoryStorage, RedisStorage, Subject
 from bot_ratelimit.admin.confirmations import SECONDS, Confirmations
-from bot_ratelimit.admin.telegram.buttons import ButtonPress, Buttons
-from bot_ratelimit.admin.views import LARGEST_ID
+from bot_ratelimit.admin.telegram.buttons import ButtonPress, Buttons, ids_of
+from bot_ratelimit.admin.words import Words
+from bot_ratelimit.config.ids import LARGEST_ID
 from bot_ratelimit.storage.base import Storage, documents_of
 from tests.admin.telegram.operators import ANNA, BORIS, STRANGER, OperatedBot, operated_bot_on
 from tests.servers import Server
@@ -141,10 +141,10 @@ def test_callback_data_fits(sign: int) -> None:
     rows = [
         *buttons.actions(subject, banned=False, page=99),
         *buttons.actions(subject, banned=True, page=99),
-        *buttons.subject_paging(subject, page=98, more=True),
+        *buttons.paging("who", page=98, more=True, **ids_of(subject)),
         *buttons.paging("history", page=98, more=True),
         *buttons.subjects([subject]),
-        *buttons.confirmation("forgive", LARGEST_ID, "x" * 12),
+        *buttons.confirmation("Forgive", LARGEST_ID, "x" * 12),
     ]
     data = [button.callback_data for row in rows for button in row]
     assert len(data) == 14

@@ -47,7 +47,7 @@ def mention(text: str, name: str, id_: int = 42) -> dict[str, Any]:
 async def banned(bot: OperatedBot, text: str, **fields: Any) -> str:
     """The target that /ban names in its question, or the error; without markup."""
     said = await bot.says(text, **fields)
-    return said.removeprefix("Ban ").partition(" for 1 h?")[0]
+    return said.removeprefix("<b>Ban ").partition(" for 1 h?")[0]
 
 
 async def test_an_id(bot: OperatedBot) -> None:
@@ -91,9 +91,9 @@ async def test_a_reply(bot: OperatedBot) -> None:
 async def test_a_reply_to_a_channel_or_an_anonymous_admin(bot: OperatedBot) -> None:
     """Users who write in the name of a chat are counted as that chat, so it is the target."""
     as_channel = reply_to(**{"from": CHANNEL_BOT}, sender_chat=CHANNEL)
-    assert await banned(bot, "/ban 1h", **as_channel) == "chat <code>-200</code>"
+    assert await banned(bot, "/ban 1h", **as_channel) == "channel <code>-200</code>"
     anonymous = reply_to(**{"from": ANONYMOUS_ADMIN}, sender_chat=GROUP)
-    assert await banned(bot, "/ban 1h", **anonymous) == "chat <code>-100500</code>"
+    assert await banned(bot, "/ban 1h", **anonymous) == "channel <code>-100500</code>"
     automatic = reply_to(
         **{"from": SERVICE_ACCOUNT}, sender_chat=CHANNEL, is_automatic_forward=True
     )
@@ -107,9 +107,9 @@ async def test_a_reply_to_a_forwarded_message(bot: OperatedBot) -> None:
     hidden = forward({"type": "hidden_user", "sender_user_name": "Anna"})
     assert "hides their name" in await banned(bot, "/ban 1h", **hidden)
     group = forward({"type": "chat", "sender_chat": GROUP})
-    assert await banned(bot, "/ban 1h", **group) == "chat <code>-100500</code>"
+    assert await banned(bot, "/ban 1h", **group) == "channel <code>-100500</code>"
     post = forward({"type": "channel", "chat": TEA, "message_id": 1})
-    assert await banned(bot, "/ban 1h", **post) == "chat <code>-1002222</code>"
+    assert await banned(bot, "/ban 1h", **post) == "channel <code>-1002222</code>"
 
 
 async def test_a_reply_to_another_chat(bot: OperatedBot) -> None:
@@ -159,7 +159,7 @@ async def test_a_username(bot: OperatedBot) -> None:
     told = await bot.says("/ban @anna 1h")
     assert "does not tell bots which user <code>@anna</code> is" in told
     for kind, id_, found in (
-        ("channel", -1002222, "chat <code>-1002222</code>"),
+        ("channel", -1002222, "channel <code>-1002222</code>"),
         ("supergroup", -100500, "chat <code>-100500</code>"),
         ("private", 42, USER_42),
     ):

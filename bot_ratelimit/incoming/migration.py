@@ -1,0 +1,130 @@
+"""Migration: when a group becomes a supergroup, what is kept under its id goes over to the new id.
+
+Telegram sends two service messages: one to the group with the new id, one to the supergroup with
+the old one. The instance that gets the first of them moves everything, once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from aiogram import BaseMiddleware
+from aiogram.types import Message, TelegramObject
+
+from bot_ratelimit.config.live import HISTORY, Live, live_key
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.errors import RateLimitError
+from bot_ratelimit.incoming.event_filter import EventFilter
+from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.rule import Subject, rule_at
+from bot_ratelimit.storage.base import documents_of
+
+log = logging.getLogger("bot_ratelimit")
+
+_ONCE: Final = Limit(1, 86_400)
+_PAGE: Final = 1_000
+
+
+class Migration(BaseMiddleware):
+    """Moves what is kept about a group to its new id.
+
+    These are counts and bans of every rule and penalty, what the outgoing limits keep, bans by
+    hand, exemptions, and live changes.
+
+    Args:
+        limiter: Its storage and prefix.
+        event_filter: Has the exemptions of this instance.
+        live: Has the exemptions of all instances; None without live changes.
+    """
+
+    def __init__(self, limiter: Limiter, event_filter: EventFilter, live: Live | None) -> None:
+        self._limiter = limiter
+        self._event_filter = event_filter
+        self._live = live
+
+    async def __call__(
+        self,
+        handler: Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]],
+        event: TelegramObject,
+        data: dict[str, Any],
+    ) -> Any:
+        """Pass the message on, after the move if it is about one."""
+        if isinstance(event, Message):
+            if event.migrate_to_chat_id is not None:
+                await self.move(event.chat.id, event.migrate_to_chat_id)
+            elif event.migrate_from_chat_id is not None:
+                await self.move(event.migrate_from_chat_id, event.chat.id)
+        return await handler(event, data)
+
+    async def move(self, old: int, new: int) -> None:
+        """Move everything; errors are logged, because the update has to be handled."""
+        given = old in self._event_filter.exempt_ids
+        if given:
+            self._event_filter.exempt_for_good([new])
+        try:
+            # Not the bare id, which would be replaced as well.
+            once = rule_at("migrated:", _ONCE, lambda subject: f"from{subject.chat}", 1)
+            claimed = await self._limiter.hit(once, Subject(chat=old))
+            if not claimed.allowed or claimed.source == "policy":
+                return
+            prefix = f"{self._limiter.key_prefix}:ratelimit:"
+            documents = documents_of(self._limiter.storage)
+            count = await documents.replace_id(prefix, old, new)
+            await self._move_bans(old, new)
+            if self._live is not None:
+                await self._change_live(old, new, given=given)
+        except RateLimitError as error:
+            log.warning("Group %d became %d, and not everything went over: %s", old, new, error)
+            return
+        log.info("Group %d became %d: %d counts went over", old, new, count)
+        if given and self._live is None:
+            log.warning(
+                "Group %d, which is exempt, became %d: change its id in exempt; until then only "
+                "this process exempts it, and only until it ends",
+                old,
+                new,
+            )
+
+    async def _move_bans(self, old: int, new: int) -> None:
+        found, offset = [], 0
+        while page := await self._limiter.bans(offset, _PAGE):
+            found += [ban for ban in page if ban.subject.chat == old and not ban.key]
+            offset += len(page)
+        for ban in found:
+            left = None
+            if ban.until is not None:
+                left = max(1.0, (ban.until - datetime.now(UTC)).total_seconds())
+            moved = ban.subject._replace(chat=new)
+            await self._limiter.ban(moved, left, ban.reason, ban.by)
+            await self._limiter.unban(ban.subject)
+
+    async def _change_live(self, old: int, new: int, *, given: bool) -> None:
+        """Write the exemptions with the new id, so that every instance reads them."""
+        documents, prefix = documents_of(self._limiter.storage), self._limiter.key_prefix
+        while True:
+            before = await documents.read(live_key(prefix, "live"))
+            overrides = Overrides() if before is None else Overrides.from_json(before)
+            exempt, limited = overrides.exempt, overrides.limited
+            if old in limited:
+                limited = limited - {old} | {new}
+            elif given or old in exempt:
+                exempt = exempt - {old} | {new}
+            if (exempt, limited) == (overrides.exempt, overrides.limited):
+                return
+            now = replace(
+                overrides,
+                version=overrides.version + 1,
+                at=await documents.now(),
+                by="bot_ratelimit",
+                what=f"group {old} became {new}",
+                exempt=exempt,
+                limited=limited,
+            ).to_json()
+            if await documents.swap(live_key(prefix, "live"), before, now):
+                await documents.push(live_key(prefix, "history"), now, HISTORY)
+                return

@@ -1,0 +1,60 @@
+"""The command as a process. This module imports no aiogram, because each process imports it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from bot_ratelimit.__main__ import main
+
+
+class Ran(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+# A fork server, because importing takes a process longer than all it does here.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["bot_ratelimit.admin.cli"])
+
+
+def child(arguments: tuple[str, ...], environment: dict[str, str], directory: str) -> None:
+    """The command, with files of this directory as its standard streams."""
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["bot-ratelimit", *arguments]
+    with ExitStack() as stack:
+        for name, mode in (("in", "r"), ("out", "w"), ("err", "w")):
+            stream = stack.enter_context(Path(directory, name).open(mode, encoding="utf-8"))
+            setattr(sys, f"std{name}", stream)
+        main()
+
+
+async def run(*arguments: str, typed: str = "", **variables: str) -> Ran:
+    """`bot-ratelimit ...` in the working directory, with this on its standard input."""
+    with TemporaryDirectory() as directory:
+        streams = Path(directory)
+        # Without the width of the terminal in which the tests run.
+        environment = {name: each for name, each in os.environ.items() if name != "COLUMNS"}
+        (streams / "in").write_text(typed)
+        process = processes.Process(
+            target=child, args=(arguments, environment | variables, directory)
+        )
+        process.start()
+        await asyncio.to_thread(process.join, 60)
+        status, out, err = process.exitcode, *((streams / n).read_text() for n in ("out", "err"))
+    assert status is not None
+    assert "Traceback" not in err, err
+    return Ran(status, out, err)

@@ -1,0 +1,137 @@
+"""A group becomes a supergroup and gets a new id."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from bot_ratelimit import (
+    Concurrency,
+    Limiter,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    Scope,
+    Subject,
+)
+from bot_ratelimit.config.live import live_key
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.storage.base import documents_of
+from bot_ratelimit.testing import FlakyStorage
+
+from .support import HANDLED, Instance, chat, user
+from .updates import STORAGES, Fleet, bare, content, fleet_on, listen
+
+OLD, NEW = -5, -1005
+GROUP, SUPERGROUP = chat(OLD, "group"), chat(NEW, "supergroup")
+NOTES = [
+    {"message": content(migrate_to_chat_id=NEW, chat=GROUP)},
+    {"message": content(migrate_from_chat_id=OLD, chat=SUPERGROUP)},
+]
+
+
+@pytest.fixture(params=STORAGES)
+async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
+    async with fleet_on(request.param, request) as fleet:
+        yield fleet
+
+
+def put(bot: Instance, limiter: Limiter, **options: Any) -> RateLimitMiddleware:
+    rules = [Rule("9/h", Scope.CHAT), Rule("9/h", Scope.MEMBER), Rule("9/h")]
+    middleware = RateLimitMiddleware(rules, limiter=limiter, on_limited=None, **options)
+    listen(bot, "message")
+    return middleware.setup(bot.dispatcher)
+
+
+async def migrate(bots: list[Instance]) -> None:
+    """Each of the two service messages reaches another instance, at the same time."""
+    await asyncio.gather(*(bot.feed(**note) for bot, note in zip(bots, NOTES, strict=False)))
+
+
+async def test_counts_and_bans_go_over_once(fleet: Fleet) -> None:
+    """Counts of the chat and its members, bans by hand and by a penalty have the new id."""
+    bots = fleet.assemble(put)
+    assert await bots[0].send(*"abc", chat=GROUP) == [True] * 3
+    limiter = fleet.limiters()[0]
+    penalty = Penalty("1/m", "1h", scope=Scope.CHAT)
+    for _ in range(2):
+        await limiter.hit([Rule("1/h", Scope.CHAT, "x"), penalty], Subject(chat=OLD))
+    await limiter.ban(Subject(user=43, chat=OLD), "1h", "spam", "Anna")
+    await migrate(bots)
+    at = Subject(user=42, chat=NEW)
+    assert await fleet.used(Rule("9/h", Scope.CHAT), at) == 3
+    assert await fleet.used(Rule("9/h", Scope.MEMBER), at) == 3
+    assert await fleet.used(Rule("9/h", Scope.CHAT), Subject(chat=OLD)) == 0
+    assert (await limiter.peek(["9/h", penalty], Subject(chat=NEW))).banned
+    (ban,) = [each for each in await limiter.bans() if not each.key]
+    assert (ban.subject, ban.reason, ban.by) == (Subject(user=43, chat=NEW), "spam", "Anna")
+    await asyncio.sleep(0.6)  # the other instances look for bans twice a second
+    assert await bots[2].send("a", chat=SUPERGROUP, **{"from": user(43)}) == [False]
+    before = await fleet.used(Rule("9/h", Scope.CHAT), at)
+    await migrate(bots)  # Telegram sends it again
+    assert await fleet.used(Rule("9/h", Scope.CHAT), at) == before
+
+
+async def test_exemptions_go_over_to_all_instances(fleet: Fleet) -> None:
+    """With live changes the exemption in the code is that of the new id on every instance."""
+    made: list[RateLimitMiddleware] = []
+    bots = fleet.assemble(
+        lambda bot, limiter: made.append(put(bot, limiter, live=True, exempt=[OLD]))
+    )
+    for each in made:
+        assert each.live is not None
+        await each.live.begin()
+    await migrate(bots)
+    for each, bot in zip(made, bots, strict=True):
+        assert each.live is not None
+        await each.live.refresh()
+        assert each.live.overrides.exempt == {NEW}
+        await bot.send(*"abc", chat=SUPERGROUP)
+        assert bot.decisions[-3:] == [None] * 3
+    document = await documents_of(fleet.storages[0]).read(live_key("bot", "live"))
+    assert document is not None
+    assert Overrides.from_json(document).what == "group -5 became -1005"
+    for each in made:
+        await each.close()
+
+
+async def test_without_live_changes_the_log_says_what_to_change(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The instance exempts the new id, and a warning names both ids."""
+    bots = fleet.assemble(lambda bot, limiter: put(bot, limiter, exempt=[OLD]))
+    await migrate(bots)
+    assert any("-1005: change its id in exempt" in each for each in caplog.messages)
+    await bots[0].send("a", chat=SUPERGROUP)
+    assert bots[0].decisions[-1] is None
+
+
+async def test_a_storage_that_fails_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The service message is handled all the same, and the log says that not all went over."""
+    storage = FlakyStorage()
+    bot = bare()
+    put(bot, Limiter(storage, on_error="memory"))
+    await bot.send("a", chat=GROUP)
+    caplog.set_level(logging.INFO)
+    storage.fail()
+    assert await bot.feed(**NOTES[0]) == HANDLED
+    assert any("not everything went over" in each for each in caplog.messages)
+
+
+async def test_slots_and_outgoing_blocks_go_over(fleet: Fleet) -> None:
+    """Everything whose key names the group goes over, also leases and 429 blocks on Redis."""
+    if fleet.client is None:
+        pytest.skip("memory has no keys of other parts")
+    limiter = fleet.limiters()[0]
+    bots = fleet.assemble(put)
+    async with limiter.slot(Concurrency(1, Scope.CHAT, "x"), Subject(chat=OLD)):
+        await fleet.client.set(f"bot:ratelimit:out:flood:{OLD}", 1, ex=60)
+        await migrate(bots)
+        assert {"bot:ratelimit:slot:x:chat:-1005", "bot:ratelimit:out:flood:-1005"} <= (
+            await fleet.keys()
+        )
+    await limiter.close()
