@@ -119,7 +119,7 @@ async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
         (2, "decisions_total", {"rule": "user", "outcome": "allowed", "source": "memory"}),
         (1, "decisions_total", {"rule": "user", "outcome": "refused", "source": "memory"}),
         (2, "decisions_total", {"rule": "trial", "outcome": "shadow", "source": "memory"}),
-        (3, "decision_seconds_count", {}),
+        (5, "decision_seconds_count", {}),
         (1, "near_limit_total", {"rule": "user"}),
         (5, "waiting", {}),
         (1, "bans_total", {}),
