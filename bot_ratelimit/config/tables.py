@@ -105,6 +105,7 @@ class OutgoingTable(Table):
     per_chat: _Limit = None
     per_group: _Limit = None
     broadcast: _Limit = None
+    drafts: _Limit = None
     max_wait: float = Field(10.0, ge=0, lt=1e6, description="a number from 0 up")
     retries: int = Field(3, ge=0, lt=1e6, description="a whole number from 0 up")
 
