@@ -98,8 +98,8 @@ class _Run:
         shadow, real = self._count("shadow", "1/h", shadow=True), self._count("real", "5/h")
         for left in (4, 3):
             _, verdict = await self._ask(shadow, real)
-            assert verdict.remaining == left, (
-                "a full shadow rule does not keep others from charging"
+            _must(
+                verdict.remaining == left, "a full shadow rule does not keep others from charging"
             )
 
     async def peeks_without_charging(self) -> None:
