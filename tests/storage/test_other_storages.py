@@ -100,7 +100,7 @@ async def test_a_bot_on_memcached(memcached: str, caplog: pytest.LogCaptureFixtu
     assert 50 < refused.retry_after <= 61
     charged = await limiters[1].charge("9/h", Subject(user=7), 12)
     assert (charged.remaining, charged.allowed) == (0, False)
-    strange = await limiters[0].hit(Rule("1/m", lambda _: f"{'ключ ' * 100}"), USER)
+    strange = await limiters[0].hit(Rule("1/m", lambda _: "ключ " * 100, "strange"), USER)
     assert (strange.source, strange.allowed) == ("memcached", True)
     for limiter in limiters:
         await limiter.close()
