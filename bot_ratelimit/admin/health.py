@@ -118,12 +118,15 @@ def _metrics(registry: Collector | None) -> Handler | None:
         from prometheus_client.multiprocess import MultiProcessCollector
     except ImportError:
         return None
+    from bot_ratelimit.metrics import forget_dead_processes
+
     shown: Any = REGISTRY if registry is None else registry
     if registry is None and "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         shown = CollectorRegistry()
         MultiProcessCollector(shown)  # type: ignore[no-untyped-call]  # of prometheus_client
 
     async def metrics(_: web.Request) -> web.Response:
+        forget_dead_processes()
         return web.Response(
             body=generate_latest(shown), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )

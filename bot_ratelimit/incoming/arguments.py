@@ -13,14 +13,13 @@ from aiogram.utils.i18n.lazy_proxy import LazyProxy  # type: ignore[attr-defined
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.functions import NO_LIMIT, check_functions
 from bot_ratelimit.incoming.notices import Notices
-from bot_ratelimit.limiter.decider import OnError
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import LimitLike, Rule, RuleLike, Rules, Scope, rules_of
+from bot_ratelimit.rules.rule import LimitLike, OnError, Rule, RuleLike, Rules, Scope, rules_of
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis.storage import RedisStorage
@@ -31,6 +30,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("bot_ratelimit")
 
 OnLimited: TypeAlias = Callable[[TelegramObject, Decision, dict[str, Any]], "Awaitable[Any] | Any"]
+
+
+class DefaultNames(frozenset[str]):
+    """The default of `never_refuse`; signatures show its name, not its 80 items."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "NEVER_REFUSED"
 
 
 def notices_of(

@@ -17,6 +17,7 @@ from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.admission import Admission, Dispatch, Handler
 from bot_ratelimit.incoming.arguments import (
+    DefaultNames,
     OnLimited,
     announce,
     describe_type,
@@ -48,11 +49,18 @@ from bot_ratelimit.incoming.registration import (
 )
 from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.incoming.unread_flags import find_unread_flags, warn_of_flags
-from bot_ratelimit.limiter.decider import OnError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import LimitLike, RuleLike, Rules, Scope, Subject, notice_rules
+from bot_ratelimit.rules.rule import (
+    LimitLike,
+    OnError,
+    RuleLike,
+    Rules,
+    Scope,
+    Subject,
+    notice_rules,
+)
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.redis.driver import Client
@@ -120,7 +128,7 @@ class RateLimitMiddleware(BaseMiddleware):
         timeout: float | None = None,
         on_limited: Notices | str | Mapping[str, str] | OnLimited | None = TEXTS,
         exempt: Iterable[int] | IsExempt = (),
-        never_refuse: Iterable[str] = NEVER_REFUSED,
+        never_refuse: Iterable[str] = DefaultNames(NEVER_REFUSED),
         penalty: Penalty | None = None,
         per_bot: bool = False,
         once_per_update: bool = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.limiter.counts import counts_of_hit, once_key, trial_of
@@ -13,7 +13,7 @@ from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision, Source, conclude
 from bot_ratelimit.limiter.observer import label_of
 from bot_ratelimit.rules.limit import MAX_AMOUNT
-from bot_ratelimit.rules.rule import Rule, Rules, Subject
+from bot_ratelimit.rules.rule import OnError, Rule, Rules, Subject
 from bot_ratelimit.storage.base import Ask, Count, Op, Storage
 from bot_ratelimit.storage.guarded import Guard, GuardEvents, Missing
 from bot_ratelimit.storage.loops import Seldom
@@ -21,7 +21,6 @@ from bot_ratelimit.storage.memory import MemoryStorage
 
 log = logging.getLogger("bot_ratelimit")
 
-OnError: TypeAlias = Literal["allow", "deny", "memory"]
 Banned: TypeAlias = Callable[[Subject, Sequence[Count], Sequence[Verdict]], None]
 
 UPDATES: Final = {
@@ -180,7 +179,7 @@ class Decider:
 
     def _by_policy(self, subject: Subject, ask: Ask, rules: Sequence[Rule]) -> Decision:
         """Answer without the storage: each rule by its own policy, or else by the common one."""
-        policies = [getattr(rule, "on_error", None) or self.on_error for rule in rules]
+        policies = [rule.on_error or self.on_error for rule in rules]
         kept, first = [], None
         for index, (rule, policy) in enumerate(zip(rules, policies, strict=True)):
             if policy == "deny" and not rule.shadow:  # which never refuses
@@ -227,10 +226,10 @@ class Decider:
     def _consequence(self) -> str:
         """What happens to this part of the bot without an answer, for the log."""
         own = {
-            f"{label_of(rule)!r} by on_error={getattr(rule, 'on_error', None)!r}": None
+            f"{label_of(rule)!r} by on_error={rule.on_error!r}": None
             for rules in self._known.values()
             for rule in rules
-            if getattr(rule, "on_error", None) not in (None, self.on_error)
+            if rule.on_error not in (None, self.on_error)
         }
         text = self._consequences[self.on_error]
         return f"{text}, but {' and '.join(own)}" if own else text

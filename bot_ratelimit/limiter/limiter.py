@@ -19,7 +19,7 @@ from bot_ratelimit.limiter.arguments import (
 from bot_ratelimit.limiter.bans import Bans, PenaltyReports
 from bot_ratelimit.limiter.counts import counts_of_hit
 from bot_ratelimit.limiter.deadline import Deadline
-from bot_ratelimit.limiter.decider import Decider, OnError
+from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.decision import Decision, RefusedError
 from bot_ratelimit.limiter.observer import ObserverLike, Observers, observers_of
 from bot_ratelimit.limiter.operators import OperatorMethods
@@ -30,12 +30,7 @@ from bot_ratelimit.limiter.waiting import Waiters
 from bot_ratelimit.rules.checks import check_prefix
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import (
-    RuleLike,
-    Rules,
-    Subject,
-    rules_of,
-)
+from bot_ratelimit.rules.rule import OnError, RuleLike, Rules, Subject, rules_of
 from bot_ratelimit.storage.base import Storage
 
 

@@ -145,7 +145,7 @@ class Slots:
     async def _by_policy(self, lease: Lease) -> Slot:
         """Answer without the storage."""
         concurrency = lease.concurrency
-        policy = getattr(concurrency, "on_error", None) or self._decider.on_error
+        policy = concurrency.on_error or self._decider.on_error
         if policy == "allow":
             return Slot.granted(lease, concurrency.amount, "policy", held=lease.is_in_doubt)
         if lease.is_in_doubt:

@@ -11,7 +11,7 @@ from bot_ratelimit.rules.penalty import Penalty, blocking
 from bot_ratelimit.rules.rule import Rules, Subject
 
 _ALONE: Final = (
-    "this process paces requests to Telegram by itself: n instances send up to n times the budget, "
+    "this process paces requests by itself: n instances send up to n times the budget, "
     "and a 429 blocks its chat in one process only"
 )
 

@@ -164,7 +164,7 @@ class Guard:
         except BaseException:
             breaker.abandoned(ticket)
             raise
-        if server.is_troubled:
+        if server.is_troubled or self._space.is_failing:
             self._space.answered(server, ticket, counts, self)
         return answer
 
@@ -209,6 +209,8 @@ class KeySpace:
         self.clock = clock
         self.servers: dict[str, Server] = {}
         self.guards: WeakValueDictionary[int, Guard] = WeakValueDictionary()
+        self.is_failing = False
+        """Whether a server fails, so that another one that answers may have replaced it."""
         self._seldom = Seldom(clock=clock)
 
     def server(self, name: str) -> Server:
@@ -295,6 +297,7 @@ class KeySpace:
             if server.outage is None and not self._seldom(f"{server.name} {error.kind}"):
                 return
             server.failing = Failing(now, counts, {error.kind})
+            self.is_failing = True
         elif error.kind in failing.kinds or error.kind not in _TELLS_MORE:
             return
         else:
@@ -339,6 +342,7 @@ class KeySpace:
             if failed is not server:
                 self._end_outage(failed, now)
                 del self.servers[failed.name]
+        self.is_failing = any(each.failing is not None for each in self.servers.values())
         self._end_outage(server, now)
 
     def _end_outage(self, server: Server, now: float) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from operator import attrgetter
 from typing import Any, Final
 
-from bot_ratelimit.errors import StorageError
+from bot_ratelimit.errors import NotConnectedError, StorageError
 from bot_ratelimit.storage.redis.clock import ListeningClock
 from bot_ratelimit.storage.redis.codec import DecisionCodec
 from bot_ratelimit.storage.redis.latency import Latency
@@ -138,16 +138,39 @@ class Batches:
                 timer.cancel()
         return [*self.stop(), *self.take_waiting()]
 
-    def expire(self, now: float, error: Callable[[Request], StorageError]) -> None:
-        """Answer the requests that have timed out, and forget those that were not sent."""
+    def expire(self, now: float, where: str) -> None:
+        """Answer the requests that have timed out, and forget those that were not sent.
+
+        Args:
+            now: The time.
+            where: The server, for the error.
+        """
         for call in self.calls:
             if call.deadline is None:
                 call.deadline = min((each.deadline for each in call.requests), default=now)
             if call.deadline <= now:
-                _expire(call.requests, now, error)
-        _expire(self.waiting, now, error)
+                self._expire(call.requests, now, where)
+        self._expire(self.waiting, now, where)
         while self.waiting and self.waiting[0].future.done():
             self._weight -= self.waiting.popleft().weight
+
+    def _expire(self, requests: Iterable[Request], now: float, where: str) -> None:
+        late = self._latency.late
+        for request in requests:
+            if request.deadline > now or request.future.done():
+                continue
+            timeout = request.timeout
+            if self.wire is None or request.deadline - timeout < self.opened_at:
+                error: StorageError = NotConnectedError(
+                    f"not connected to {where} within {timeout:g} s"
+                )
+            elif late is None:
+                text = f"no answer from {where} within {timeout:g} s"
+                error = StorageError(text, kind="timeout")
+            else:
+                text = f"{where} takes {late:.2f} s to answer, the timeout is {timeout:g} s"
+                error = StorageError(text, kind="timeout")
+            request.answer(error)
 
     def received(self, reply: Any) -> None:
         """Handle a reply.
@@ -260,13 +283,3 @@ class Batches:
 
 
 _NUMBER: Final = attrgetter("number")
-
-
-def _expire(
-    requests: Sequence[Request] | deque[Request],
-    now: float,
-    error: Callable[[Request], StorageError],
-) -> None:
-    for request in requests:
-        if request.deadline <= now and not request.future.done():
-            request.answer(error(request))

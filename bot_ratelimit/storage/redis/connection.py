@@ -17,13 +17,7 @@ from bot_ratelimit.storage.redis.driver import Endpoint
 from bot_ratelimit.storage.redis.encoding import encode_command
 from bot_ratelimit.storage.redis.faults import unreachable
 from bot_ratelimit.storage.redis.latency import Latency
-from bot_ratelimit.storage.redis.request import (
-    AGAIN,
-    Call,
-    Redirect,
-    Request,
-    answer_all,
-)
+from bot_ratelimit.storage.redis.request import AGAIN, Call, Redirect, Request, answer_all
 from bot_ratelimit.storage.redis.wire import Wire
 
 CONNECT_TIMEOUT: Final = 5.0
@@ -112,7 +106,7 @@ class Connection:
     @property
     def is_open(self) -> bool:
         """Whether the connection is open."""
-        return self._wire is not None
+        return self._batches is not None and self._batches.wire is not None
 
     @property
     def is_healthy(self) -> bool:
@@ -127,11 +121,8 @@ class Connection:
     @property
     def host(self) -> str:
         """The host of the open connection; empty without one."""
-        return "" if self._wire is None else self._wire.host
-
-    @property
-    def _wire(self) -> Wire | None:
-        return None if self._batches is None else self._batches.wire
+        wire = None if self._batches is None else self._batches.wire
+        return "" if wire is None else wire.host
 
     def submit(self, item: Any, timeout: float, slot: int | None = None) -> asyncio.Future[Any]:
         """Send an item and return a future of its answer.
@@ -211,7 +202,7 @@ class Connection:
         clock = batches.clock
         took, was_blocked = 0.0, False
         while not self._failures or clock.now() - self._last_request_at < IDLE:
-            await asyncio.sleep(self._backoff() - took)
+            await asyncio.sleep(_backoff(self._failures) - took)
             began = clock.now()
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -230,12 +221,6 @@ class Connection:
                 return
         # The next request starts from scratch: the error may be long over.
         self._opening, self.last_error, self._failures = None, None, 0
-
-    def _backoff(self) -> float:
-        if self._failures < 2:
-            return 0.0
-        longest: float = min(0.05 * 2**self._failures, LONGEST_BACKOFF)
-        return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads reconnects
 
     def _not_opened(self, batches: Batches, error: StorageError) -> None:
         self._failures += 1
@@ -256,16 +241,14 @@ class Connection:
 
     def _broken(self, error: BaseException) -> None:
         """The connection has ended."""
-        if isinstance(error, Exception):
-            self._lost(unreachable(self.where, error, None))
-        elif self._batches is not None:
-            # The program has cancelled all its tasks, also that of an `AdapterWire`. The next
-            # request opens a new connection; until then the event loop may be ending.
-            lost = StorageError(f"{self.where}: reading was cancelled", kind="connection")
-            answer_all([*self._batches.stop(), *self._batches.take_waiting()], lost)
-            self._report_disconnected(self._batches)
+        # If the program has cancelled all its tasks, also that of an `AdapterWire`, the event loop
+        # may be ending: the next request opens a new connection.
+        reopen = isinstance(error, Exception)
+        if not isinstance(error, Exception):
+            error = StorageError(f"{self.where}: reading was cancelled", kind="connection")
+        self._lost(unreachable(self.where, error, None), reopen=reopen)
 
-    def _lost(self, error: StorageError) -> None:
+    def _lost(self, error: StorageError, *, reopen: bool = True) -> None:
         """Replace the connection: it is unknown what happened to the requests in progress."""
         if self._batches is None:
             return
@@ -274,7 +257,8 @@ class Connection:
         self._report_disconnected(self._batches)
         answer_all(sent, error)
         self._on_failure()
-        self.open()
+        if reopen:
+            self.open()
 
     def _report_disconnected(self, batches: Batches) -> None:
         for each in self.events:
@@ -344,7 +328,7 @@ class Connection:
         batches = self._batches
         if batches is None:
             return False
-        batches.expire(now, self._timeout_error)
+        batches.expire(now, self.where)
         for each in self.events:  # here, so that it costs a decision no time
             each.waiting(self.name, batches.size)
         if batches.calls:
@@ -355,12 +339,8 @@ class Connection:
         is_opening = self._opening is not None and not self._opening.done()
         return (is_opening and self.last_error is None) or not batches.is_idle
 
-    def _timeout_error(self, request: Request) -> StorageError:
-        timeout, late, batches = request.timeout, self.latency.late, self._batches
-        if not batches or batches.wire is None or request.deadline - timeout < batches.opened_at:
-            return NotConnectedError(f"not connected to {self.where} within {timeout:g} s")
-        if late is None:
-            text = f"no answer from {self.where} within {timeout:g} s"
-        else:
-            text = f"{self.where} takes {late:.2f} s to answer, the timeout is {timeout:g} s"
-        return StorageError(text, kind="timeout")
+
+def _backoff(failures: int) -> float:
+    """Seconds before the next attempt to connect."""
+    longest: float = min(0.05 * 2**failures, LONGEST_BACKOFF) if failures > 1 else 0.0
+    return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads reconnects
