@@ -49,7 +49,7 @@ docs: $(VENV)-docs/.ready  ## The documentation as a site: build/docs/index.html
 	$(VENV)-docs/bin/python -m sphinx -EW --keep-going -q -c docs/site -d build/docs-cache . build/docs
 	$(VENV)-docs/bin/python docs/site/links.py build/docs
 
-image: $(VENV)/.ready  ## The steps of deploy/Dockerfile in a fresh environment, without Docker; asks the bot for its health.
+image: $(VENV)/.ready  ## A project with a copy of deploy/: the steps of its Dockerfile without Docker, and its health.
 	$(RUN) tests.image
 
 # Without VERSION a dry run: everything but the commit and the tag. DRY_RUN=1 is one with a version.

@@ -6,10 +6,15 @@ docs/monitoring.md lists the metrics and explains each of them.
 from __future__ import annotations
 
 import os
-from typing import Final
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+from weakref import WeakKeyDictionary
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+    from prometheus_client.multiprocess import mark_process_dead
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         "bot_ratelimit.metrics needs prometheus_client: pip install 'bot_ratelimit[metrics]'",
@@ -17,44 +22,20 @@ except ModuleNotFoundError as missing:
     ) from None
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.observer import (
-    MAX_LABELS,
-    OTHER,
-    FloodScope,
-    NoticeKind,
-    NoticeResult,
-    Observer,
-    RequestOutcome,
-    TurnedAway,
-    label_of,
+from bot_ratelimit.rules.checks import check_prefix
+from bot_ratelimit.series import SERIES, SeriesObserver
+
+_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+_Families: TypeAlias = dict[str, Any]
+
+_shared: Final[WeakKeyDictionary[CollectorRegistry, tuple[_Families, set[str]]]] = (
+    WeakKeyDictionary()
 )
-from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.rules.rule import Subject
-
-_DECISION_BUCKETS: Final = (
-    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
-    *(0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
-)
-_BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_WAIT_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+"""The metrics of each registry whose series have the label `prefix`, and the prefixes so far."""
 
 
-class _Names:
-    """Limits the number of values of a label: further ones become `other`."""
-
-    def __init__(self) -> None:
-        self._known: set[str] = set()
-
-    def __call__(self, name: str) -> str:
-        if name not in self._known:
-            if len(self._known) >= MAX_LABELS:
-                return OTHER
-            self._known.add(name)
-        return name
-
-
-class PrometheusMetrics(Observer):
+class PrometheusMetrics(SeriesObserver):
     """Reports to Prometheus, at about two microseconds per decision.
 
     ::
@@ -63,247 +44,121 @@ class PrometheusMetrics(Observer):
 
     No label ever contains a user, a chat or a text. For each label, 100 values are kept apart, and
     all further ones become `other`. Make one object for each registry; several limiters may share
-    it. It also works in the multi-process mode of prometheus_client.
+    it. It also works in the multi-process mode of prometheus_client, where it forgets the gauges of
+    processes that have ended; see `forget_dead_processes`.
 
     Args:
         registry: Where the metrics are registered; by default the global registry.
+        prefix: The key prefix of the bot, as a label `prefix` of every series. Where several bots
+            share a process, give each an object with its own.
 
     Raises:
-        ConfigError: The registry already has these metrics.
+        ConfigError: The registry already has these metrics, or the prefix is no key prefix.
     """
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(
+        self, registry: CollectorRegistry = REGISTRY, *, prefix: str | None = None
+    ) -> None:
+        self._prefix = () if prefix is None else (check_prefix(prefix),)
+        self._families = _families_of(registry, prefix)
+        for name, series in SERIES.items():
+            if not series.labels:
+                self._series(name)  # it is there from the start, with 0
+        if _is_multiprocess():
+            forget_dead_processes()
+        super().__init__()
+
+    def counter(self, name: str, *labels: str) -> Callable[[], None]:
+        """See `SeriesObserver.counter`."""
+        count: Callable[[], None] = self._series(name, *labels).inc
+        return count
+
+    def histogram(self, name: str) -> Callable[[float], None]:
+        """See `SeriesObserver.histogram`."""
+        observe: Callable[[float], None] = self._series(name).observe
+        return observe
+
+    def set_gauge(self, name: str, value: float, *labels: str) -> None:
+        """See `SeriesObserver.set_gauge`."""
+        self._series(name, *labels).set(value)
+
+    def forget_server(self, server: str) -> None:
+        """See `SeriesObserver.forget_server`."""
+        # In the multi-process mode a series cannot end before its process. Until then it gets the
+        # value that changes nothing: connected is the least of all processes, breaker_open the
+        # largest.
+        for name, neutral in (("connected", 1), ("breaker_open", 0)):
+            self.set_gauge(name, neutral, server)
+            if not _is_multiprocess():
+                self._families[name].remove(*self._prefix, server)
+
+    def _series(self, name: str, *labels: str) -> Any:
+        values = (*self._prefix, *labels)
+        family = self._families[name]
+        return family.labels(*values) if values else family
+
+
+def forget_dead_processes() -> None:
+    """Remove the gauges of processes that have ended, in the multi-process mode.
+
+    A process that was killed leaves `connected 0` or `slots_in_use 3` behind, which no alert
+    survives. `/metrics` of `add_health` calls this before every answer; call it before you collect
+    by other means. All processes must be in one container, because they are known by their pid.
+    """
+    directory = os.environ.get(_DIRECTORY)
+    if not directory:
+        return
+    for file in Path(directory).glob("gauge_live*_*.db"):
+        pid = file.stem.rpartition("_")[2]
+        if pid.isdecimal() and not _runs(int(pid)):
+            with suppress(FileNotFoundError):  # another process was faster
+                mark_process_dead(int(pid), directory)  # type: ignore[no-untyped-call]  # of prometheus_client
+
+
+def _families_of(registry: CollectorRegistry, prefix: str | None) -> _Families:
+    if prefix is None:
+        return _made(registry, ())
+    families, prefixes = _shared.get(registry, ({}, set()))
+    if not families or prefix in prefixes:
+        families = _made(registry, ("prefix",))
+    _shared[registry] = families, prefixes | {prefix}
+    return families
+
+
+def _made(registry: CollectorRegistry, more: tuple[str, ...]) -> _Families:
+    families: _Families = {}
+    for name, (kind, text, own, buckets, across) in SERIES.items():
+        full, labels = f"bot_ratelimit_{name}", (*more, *own)
         try:
-            self._decisions = Counter(
-                "bot_ratelimit_decisions",
-                "Decisions about updates; outcome is allowed, refused or banned, and shadow counts "
-                "besides what shadow rules would have refused",
-                ("rule", "outcome", "source"),
-                registry=registry,
-            )
+            if kind == "counter":
+                families[name] = Counter(full, text, labels, registry=registry)
+            elif kind == "gauge":
+                families[name] = Gauge(
+                    full, text, labels, registry=registry, multiprocess_mode=across
+                )
+            else:
+                families[name] = Histogram(full, text, labels, buckets=buckets, registry=registry)
         except ValueError:
             raise ConfigError(
                 "this registry already has a PrometheusMetrics: give that one to all limiters, "
-                "or another registry to this one"
+                "give each bot one with its own prefix, or give this one another registry"
             ) from None
-        self._seconds = Histogram(
-            "bot_ratelimit_decision_seconds",
-            "Time until a decision",
-            buckets=_DECISION_BUCKETS,
-            registry=registry,
-        )
-        self._near_limit = Counter(
-            "bot_ratelimit_near_limit",
-            "Allowed decisions that left a fifth of the limit or less",
-            ("rule",),
-            registry=registry,
-        )
-        self._storage_failures = Counter(
-            "bot_ratelimit_storage_failures",
-            "Decisions that Redis did not answer, by the kind of error",
-            ("kind",),
-            registry=registry,
-        )
-        self._breaker_open = Gauge(
-            "bot_ratelimit_breaker_open",
-            "1 while a server is left alone after failures",
-            ("server",),
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._connected = Gauge(
-            "bot_ratelimit_connected",
-            "1 while there is a connection to a server",
-            ("server",),
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self._batch_size = Histogram(
-            "bot_ratelimit_batch_size",
-            "Decisions that travelled to Redis in one command",
-            buckets=_BATCH_BUCKETS,
-            registry=registry,
-        )
-        self._waiting = Gauge(
-            "bot_ratelimit_waiting",
-            "Decisions that wait for Redis, or in acquire for their turn",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._bans = Counter("bot_ratelimit_bans", "Bans that began", registry=registry)
-        self._notices = Counter(
-            "bot_ratelimit_notices",
-            "Notices to refused users; result is sent, silent (not the time or place) or failed",
-            ("kind", "result"),
-            registry=registry,
-        )
-        self._slots_in_use = Gauge(
-            "bot_ratelimit_slots_in_use",
-            "Slots of a Concurrency that are held",
-            ("name",),
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._in_flight = Gauge(
-            "bot_ratelimit_in_flight",
-            "Updates that are being handled",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._in_flight_limit = Gauge(
-            "bot_ratelimit_in_flight_limit",
-            "How many updates may be handled at a time",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._turned_away = Counter(
-            "bot_ratelimit_turned_away",
-            "Updates that were not handled, because the bot is busy or they are too old",
-            ["why"],
-            registry=registry,
-        )
-        self._config_version = Gauge(
-            "bot_ratelimit_config_version",
-            "Version of the live configuration that is in force",
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self._requests = Counter(
-            "bot_ratelimit_requests",
-            "Requests of the bot to Telegram; outcome is sent, failed, flooded (429) or unsent",
-            ("method", "outcome"),
-            registry=registry,
-        )
-        self._request_wait = Histogram(
-            "bot_ratelimit_request_wait_seconds",
-            "Time for which the outgoing limits held a request back",
-            buckets=_WAIT_BUCKETS,
-            registry=registry,
-        )
-        self._flood_waits = Counter(
-            "bot_ratelimit_flood_waits",
-            "Answers 429 of Telegram, for a chat or for the whole bot",
-            ("scope",),
-            registry=registry,
-        )
-        self._queued = Gauge(
-            "bot_ratelimit_queued",
-            "Requests to Telegram that wait to be sent",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._observe_seconds = self._seconds.observe
-        self._rules, self._kinds, self._servers, self._slots, self._methods = (
-            _Names() for _ in range(5)
-        )
-        # A cache of the results of `labels`, in a tenth of its time; bounded like the labels.
-        self._by_rule: dict[tuple[str, str, str], Counter] = {}
-        self._near_by_rule: dict[str, Counter] = {}
-        self._waiting_at: dict[str, int] = {}
+    return families
 
-    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        """See `Observer.decided`."""
-        allowed, rule, remaining, _, _, source, shadows, banned, _ = decision
-        path = rule.path
-        outcome = "allowed" if allowed else "banned" if banned else "refused"
-        counter = self._by_rule.get((path, outcome, source))
-        if counter is None:
-            counter = self._counter(path, label_of(rule), outcome, source)
-        counter.inc()
-        self._observe_seconds(seconds)
-        limit = rule.limit
-        if allowed and type(limit) is Limit and remaining * 5 <= limit.capacity:
-            near = self._near_by_rule.get(path)
-            (near or self._near_counter(path, label_of(rule))).inc()
-        for shadow in shadows:
-            self._counter(shadow.path, label_of(shadow), "shadow", source).inc()
 
-    def waiting(self, place: str, count: int) -> None:
-        """See `Observer.waiting`."""
-        self._waiting_at[place] = count
-        self._waiting.set(sum(self._waiting_at.values()))
-
-    def banned(self, key: str, seconds: float) -> None:
-        """See `Observer.banned`."""
-        self._bans.inc()
-
-    def noticed(self, kind: NoticeKind, result: NoticeResult) -> None:
-        """See `Observer.noticed`."""
-        self._notices.labels(kind, result).inc()
-
-    def slots_in_use(self, name: str, count: int) -> None:
-        """See `Observer.slots_in_use`."""
-        self._slots_in_use.labels(self._slots(name)).set(count)
-
-    def in_flight(self, running: int, limit: int) -> None:
-        """See `Observer.in_flight`."""
-        self._in_flight.set(running)
-        self._in_flight_limit.set(limit)
-
-    def turned_away(self, why: TurnedAway) -> None:
-        """See `Observer.turned_away`."""
-        self._turned_away.labels(why).inc()
-
-    def configured(self, version: int) -> None:
-        """See `Observer.configured`."""
-        self._config_version.set(version)
-
-    def storage_failed(self, server: str, kind: str) -> None:
-        """See `Observer.storage_failed`."""
-        self._storage_failures.labels(self._kinds(kind)).inc()
-
-    def breaker_changed(self, server: str, is_open: bool) -> None:
-        """See `Observer.breaker_changed`."""
-        self._breaker_open.labels(self._servers(server)).set(is_open)
-
-    def connected(self, server: str) -> None:
-        """See `Observer.connected`."""
-        self._connected.labels(self._servers(server)).set(1)
-        self._breaker_open.labels(self._servers(server))  # 0 until it opens
-
-    def disconnected(self, server: str) -> None:
-        """See `Observer.disconnected`."""
-        self._connected.labels(self._servers(server)).set(0)
-
-    def closed(self, server: str) -> None:
-        """See `Observer.closed`; the series end, so that this does not look like an outage."""
-        self._waiting_at.pop(server, None)
-        self._waiting.set(sum(self._waiting_at.values()))
-        if not _is_multiprocess():  # in that mode, only the metrics of running processes count
-            name = self._servers(server)
-            for gauge in (self._connected, self._breaker_open):
-                gauge.labels(name)
-                gauge.remove(name)
-
-    def batch_answered(self, server: str, size: int, seconds: float) -> None:
-        """See `Observer.batch_answered`."""
-        self._batch_size.observe(size)
-
-    def request_done(self, method: str, outcome: RequestOutcome, waited: float) -> None:
-        """See `Observer.request_done`."""
-        self._requests.labels(self._methods(method), outcome).inc()
-        self._request_wait.observe(waited)
-
-    def flood_waited(self, scope: FloodScope, seconds: float) -> None:
-        """See `Observer.flood_waited`."""
-        self._flood_waits.labels(scope).inc()
-
-    def queued(self, count: int) -> None:
-        """See `Observer.queued`."""
-        self._queued.set(count)
-
-    def _counter(self, path: str, label: str, outcome: str, source: str) -> Counter:
-        counter = self._decisions.labels(self._rules(label), outcome, source)
-        if len(self._by_rule) < 8 * MAX_LABELS:
-            self._by_rule[path, outcome, source] = counter
-        return counter
-
-    def _near_counter(self, path: str, label: str) -> Counter:
-        counter = self._near_limit.labels(self._rules(label))
-        if len(self._near_by_rule) < MAX_LABELS:
-            self._near_by_rule[path] = counter
-        return counter
+def _runs(pid: int) -> bool:
+    """Whether there is a process with this number, and it has not ended."""
+    with suppress(OSError):  # a system without /proc, or the process has just gone
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in ("Z", "X")  # nobody has asked for its exit status yet
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it belongs to another user
+    return True
 
 
 def _is_multiprocess() -> bool:
-    return "PROMETHEUS_MULTIPROC_DIR" in os.environ
+    return _DIRECTORY in os.environ

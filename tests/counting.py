@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sys
 from collections import Counter
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
@@ -91,12 +93,31 @@ async def gone(recorder: Any) -> None:
         await asyncio.sleep(0.005)
 
 
+def report(directory: str, ready: Barrier, alive: SimpleQueue[None], end: str) -> None:
+    """Report to Prometheus, wait, and end without closing anything."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    from bot_ratelimit.metrics import PrometheusMetrics
+
+    metrics = PrometheusMetrics()
+    metrics.disconnected("localhost:6379")
+    metrics.banned("bot:ratelimit:ban:42", 60.0)
+    ready.wait(60)
+    alive.get()
+    if end == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if end == "exit":
+        sys.exit(1)
+
+
 def collected(directory: str) -> str:
     """The metrics page over all processes."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
+    from bot_ratelimit.metrics import forget_dead_processes
+
+    forget_dead_processes()
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # of prometheus_client
+    MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]  # of prometheus_client
     return generate_latest(registry).decode()

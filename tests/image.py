@@ -1,8 +1,9 @@
 """`python -m tests.image`: what deploy/Dockerfile does, without Docker, then the health check.
 
-The steps are read from the Dockerfile itself and run in an empty directory that stands for the
-root of the image: RUN as it is, COPY of what .dockerignore lets through, and at the end CMD beside
-HEALTHCHECK. What it cannot show: the base image, its Python version, and USER.
+A project is made as deploy/README.md says: the bot of the guide, requirements.txt, and deploy/. The
+steps are read from the Dockerfile itself and run in an empty directory that stands for the root of
+the image: RUN as it is, COPY of what Dockerfile.dockerignore lets through, and at the end CMD
+beside HEALTHCHECK. What it cannot show: the base image, its Python version, and USER.
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from .guide.pages import block
 from .servers import free_port
 
 ROOT: Final = Path(__file__).parents[1]
 DOCKERFILE: Final = ROOT / "deploy" / "Dockerfile"
+IGNORED: Final = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text()
 TOKEN: Final = "42:IMAGE"
+NO_TELEGRAM: Final = """
+from aiogram.client.session.aiohttp import AiohttpSession
+async def accept(*_, **__): return True
+AiohttpSession.make_request = accept
+"""
+"""Runs before the bot, in its process: Telegram accepts everything."""
 
 
 class Step(NamedTuple):
@@ -55,22 +62,32 @@ def in_context(path: str, ignore: str) -> bool:
     return inside
 
 
-def copied(sources: list[str]) -> Iterator[Path]:
-    """The files of the repository behind the sources of a COPY."""
-    ignore = (ROOT / ".dockerignore").read_text()
-    for source in sources:
-        found = ROOT / source
-        files = (
-            [found] if found.is_file() else [each for each in found.rglob("*") if each.is_file()]
-        )
-        yield from (each for each in files if in_context(each.relative_to(ROOT).as_posix(), ignore))
+def copied(project: Path, source: str) -> Iterator[Path]:
+    """The files of the project behind the source of a COPY."""
+    found = project / source
+    files = [found] if found.is_file() else [each for each in found.rglob("*") if each.is_file()]
+    yield from (each for each in files if in_context(str(each.relative_to(project)), IGNORED))
+
+
+def new_project(directory: Path) -> Path:
+    """What a newcomer has: the bot of the guide, what it needs, and a copy of deploy/."""
+    directory.mkdir()
+    bot = block("guide", "A webhook, three instances and a proxy").text
+    (directory / "bot.py").write_text(bot)
+    (directory / "requirements.txt").write_text(
+        f"--constraint {ROOT}/constraints.txt\nbot_ratelimit[all] @ file://{ROOT}\n"
+    )
+    (directory / ".env").write_text("SECRET=not-in-the-image\n")
+    shutil.copytree(ROOT / "deploy", directory / "deploy")
+    return directory
 
 
 class Image:
     """A directory that stands for the root of an image."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, project: Path) -> None:
         self.root = root
+        self.project = project
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(root)}
         self.directory = root
         self.command: list[str] = []
@@ -105,48 +122,30 @@ class Image:
     def _copy(self, *arguments: str) -> None:
         *sources, target = arguments
         for source in sources:
-            for file in copied([source]):
-                inside = file.relative_to(ROOT / source) if (ROOT / source).is_dir() else file.name
+            for file in copied(self.project, source):
+                inside = file.relative_to(self.project)
                 place = self.directory / target / inside
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, place)
 
 
-class _Telegram(BaseHTTPRequestHandler):
-    """A Bot API that answers ok to everything."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        me = {"id": 42, "is_bot": True, "first_name": "Bot", "username": "bot"}
-        body = json.dumps({"ok": True, "result": me if "getMe" in self.path else True}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
-
-
 def main() -> int:
     """Build, start, ask for its health, stop; return 0 if all of it worked."""
     with tempfile.TemporaryDirectory() as directory:
-        image = Image(Path(directory))
+        home = Path(directory)
+        image = Image(home / "image", new_project(home / "project"))
+        image.root.mkdir()
         for step in steps(DOCKERFILE.read_text()):
             image.apply(step)
-        telegram = ThreadingHTTPServer(("127.0.0.1", 0), _Telegram)
-        threading.Thread(target=telegram.serve_forever, daemon=True).start()
-        try:
-            return _try_out(image, f"http://127.0.0.1:{telegram.server_port}")
-        finally:
-            telegram.shutdown()
+        (home / "sitecustomize.py").write_text(NO_TELEGRAM)
+        return _try_out(image, {"PYTHONPATH": directory})
 
 
-def _try_out(image: Image, api: str) -> int:
+def _try_out(image: Image, telegram: dict[str, str]) -> int:
+    files = {str(each.relative_to(image.directory)) for each in image.directory.rglob("*")}
+    assert files == {"bot.py", "requirements.txt"}, files
     environment = image.environment | {
         "BOT_TOKEN": TOKEN,
-        "BOT_API_URL": api,
         "WEBHOOK_URL": "https://bot.example/webhook",
         "WEB_SERVER_HOST": "127.0.0.1",
         "WEB_SERVER_PORT": str(free_port()),
@@ -156,7 +155,7 @@ def _try_out(image: Image, api: str) -> int:
     assert program, f"{image.command[0]} is not on the PATH of the image"
     assert Path(program).is_relative_to(image.root), "python is not that of the image"
     start = [program, *image.command[1:]]
-    with subprocess.Popen(start, cwd=image.directory, env=environment) as bot:
+    with subprocess.Popen(start, cwd=image.directory, env=environment | telegram) as bot:
         try:
             healthy = _soon_healthy([program, *image.health[1:]], image.directory, environment)
         finally:

@@ -11,11 +11,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -32,6 +35,7 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.limiter.observer import MAX_LABELS, Observer
 from bot_ratelimit.metrics import PrometheusMetrics
+from bot_ratelimit.otel import NAMES, OpenTelemetryMetrics
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests import counting
 from tests.promtools import NOT_RUN, find_promtool
@@ -41,7 +45,7 @@ ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| `(bot_ratelimit_\w+)`((?: \{[\w, ]+\})?) \| (\w+) \|", re.MULTILINE)
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.counting"])
+processes.set_forkserver_preload(["tests.counting", "bot_ratelimit"])  # not prometheus_client
 
 
 class Page:
@@ -295,19 +299,119 @@ async def test_two_processes_count_exactly_what_was_sent(
     assert not re.search(r"pid=", text)
 
 
+def test_processes_that_end_leave_no_gauge(
+    shared_directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the multi-process mode gauges end with their process, however it ends; counts stay."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", shared_directory)
+
+    def shown() -> tuple[float, Any]:
+        found = Page(counting.collected(shared_directory))
+        return len(found.total("connected")), found.value("bans_total")
+
+    ready, alive = processes.Barrier(4), processes.SimpleQueue()
+    workers = [
+        processes.Process(target=counting.report, args=(shared_directory, ready, alive, end))
+        for end in ("kill", "exit", "forgets to close")
+    ]
+    for worker in workers:
+        worker.start()
+    ready.wait(60)
+    assert shown() == (1, 3)
+    for _ in workers:
+        alive.put(None)
+    for worker in workers:
+        wait([worker.sentinel], 60)  # it has ended, and is a zombie: nobody asked for its status
+    assert shown() == (0, 3)
+    for worker in workers:
+        worker.join()
+    alive.close()
+
+
+async def test_bots_in_one_process_have_a_prefix_each(registry: CollectorRegistry) -> None:
+    """With `prefix` each bot has its own series on one registry; a prefix twice is an error."""
+    for prefix, users in (("shop", 2), ("news", 3)):
+        metrics = PrometheusMetrics(registry, prefix=prefix)
+        limiter = Limiter(MemoryStorage(), observer=metrics)
+        for user in range(users):
+            await limiter.hit("1/m", Subject(user=user))
+        report_everything(metrics)
+    found = page(registry)
+    assert found.total("decisions_total", "prefix") == {("shop",): 2, ("news",): 3}
+    assert found.value("queued", prefix="news") == 5
+    assert all("prefix" in dict(labels) for _, *labels in found.samples)
+    for prefix in ("shop", None):
+        with pytest.raises(ConfigError, match="give each bot one with its own prefix"):
+            PrometheusMetrics(registry, prefix=prefix)
+
+
 def test_a_second_one_on_a_registry_is_an_error(registry: CollectorRegistry) -> None:
     """The error says that limiters share one PrometheusMetrics."""
     PrometheusMetrics(registry)
-    with pytest.raises(ConfigError, match="give that one to all limiters"):
-        PrometheusMetrics(registry)
+    for prefix in (None, "shop"):
+        with pytest.raises(ConfigError, match="give that one to all limiters"):
+            PrometheusMetrics(registry, prefix=prefix)
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error of an import without prometheus_client is one line with the fix."""
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    monkeypatch.delitem(sys.modules, "bot_ratelimit.metrics")
+async def test_opentelemetry_gets_the_same_values() -> None:
+    """Each event changes the metric of its name, with names and units of OpenTelemetry."""
+    reader = InMemoryMetricReader()
+    metrics = OpenTelemetryMetrics(MeterProvider([reader]), prefix="shop")
+    limiter = Limiter(MemoryStorage(), observer=metrics)
+    for _ in range(3):
+        await limiter.hit(["2/m", Rule("1/m", name="trial", shadow=True)], Subject(4242424242))
+    report_everything(metrics)
+    found = collected(reader)
+    assert found.keys() == {name for name, _ in NAMES.values()}
+    decided = {"bot_ratelimit.outcome": "allowed", "bot_ratelimit.source": "memory"}
+    at = {"server.address": "localhost:6379"}
+    for value, name, attributes in [
+        (2, "decisions", {**decided, "bot_ratelimit.rule": "user"}),
+        (3, "decision.duration", {}),
+        (1, "decisions.near_limit", {"bot_ratelimit.rule": "user"}),
+        (5, "decisions.waiting", {}),
+        (1, "notices", {"bot_ratelimit.kind": "message", "bot_ratelimit.result": "sent"}),
+        (1, "slots.in_use", {"bot_ratelimit.name": "report"}),
+        (1, "storage.failures", {"error.type": "timeout"}),
+        (1, "storage.connected", at),
+        (1, "storage.breaker_open", at),
+    ]:
+        key = tuple(sorted({**attributes, "bot_ratelimit.prefix": "shop"}.items()))
+        assert found[f"bot_ratelimit.{name}"][key] == value, name
+    assert "4242424242" not in str(found)
+    metrics.closed("localhost:6379")
+    assert "bot_ratelimit.storage.connected" not in collected(reader)
+
+
+def collected(reader: InMemoryMetricReader) -> dict[str, dict[tuple[Any, ...], float]]:
+    """The values by metric and attributes; of a histogram, how many there were."""
+    data = reader.get_metrics_data()
+    assert data is not None
+    (scope,) = data.resource_metrics[0].scope_metrics
+    return {
+        metric.name: {
+            tuple(sorted((point.attributes or {}).items())): getattr(
+                point, "value", getattr(point, "count", 0)
+            )
+            for point in metric.data.data_points
+        }
+        for metric in scope.metrics
+    }
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "told"),
+    [
+        ("metrics", "prometheus_client", "prometheus_client: pip install 'bot_ratelimit[metrics]'"),
+        ("otel", "opentelemetry.metrics", "opentelemetry-api: pip install 'bot_ratelimit[otel]'"),
+    ],
+)
+def test_without_the_extra_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, module: str, library: str, told: str
+) -> None:
+    """The error of an import without the library is one line with the fix."""
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"bot_ratelimit.{module}")
     with pytest.raises(ModuleNotFoundError) as missing:
-        import_module("bot_ratelimit.metrics")
-    assert str(missing.value) == (
-        "bot_ratelimit.metrics needs prometheus_client: pip install 'bot_ratelimit[metrics]'"
-    )
+        import_module(f"bot_ratelimit.{module}")
+    assert str(missing.value) == (f"bot_ratelimit.{module} needs {told}")

@@ -127,7 +127,7 @@ def lowest() -> dict[str, str]:
     ]
     found = {}
     for requirement in declared:
-        match = re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", requirement)
+        match = re.match(r"([\w-]+)(?:\[[\w-]+\])?>=([\d.]+)", requirement)
         if match and not match[1].startswith(_CHECKERS):
             found[match[1]] = f"=={match[2]}"
     return found

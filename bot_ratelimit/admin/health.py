@@ -57,7 +57,9 @@ def add_health(
 
     async def ready(_: web.Request) -> web.Response:
         health = await checked.check()
-        return web.json_response(_described(health, details), status=200 if health.ready else 503)
+        live = getattr(limiter, "live", None)  # of a middleware with live=True
+        found = _described(health, details, is_paused=live is not None and live.all_off)
+        return web.json_response(found, status=200 if health.ready else 503)
 
     app.router.add_get("/health", _alive)
     app.router.add_get("/ready", ready)
@@ -80,12 +82,14 @@ async def _alive(_: web.Request) -> web.Response:
     return web.json_response({"status": "alive"})
 
 
-def _described(health: Health, details: bool) -> dict[str, Any]:
-    status = "ready" if health.ok else "degraded" if health.ready else "unavailable"
+def _described(health: Health, details: bool, *, is_paused: bool) -> dict[str, Any]:
+    is_fine = health.ok and not is_paused
+    status = "ready" if is_fine else "degraded" if health.ready else "unavailable"
     found: dict[str, Any] = {
         "status": status,
         "storage": health.source,
         "on_error": health.policy,
+        "all_limits_off": is_paused,
         "latency_ms": None if health.latency is None else round(health.latency * 1_000, 3),
     }
     if details:
@@ -114,12 +118,15 @@ def _metrics(registry: Collector | None) -> Handler | None:
         from prometheus_client.multiprocess import MultiProcessCollector
     except ImportError:
         return None
+    from bot_ratelimit.metrics import forget_dead_processes
+
     shown: Any = REGISTRY if registry is None else registry
     if registry is None and "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         shown = CollectorRegistry()
         MultiProcessCollector(shown)  # type: ignore[no-untyped-call]  # of prometheus_client
 
     async def metrics(_: web.Request) -> web.Response:
+        forget_dead_processes()
         return web.Response(
             body=generate_latest(shown), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )

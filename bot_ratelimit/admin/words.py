@@ -1,6 +1,7 @@
 """Words: everything that operators read, in their language.
 
-A text is looked up by its English form, with its fields in braces: `words("unban {who}", who=...)`.
+A text is looked up by its English form, with its fields in braces: `words("unban {who}", who=...)`;
+`russian.toml` has the Russian form.
 Fields are shown on one line, whatever they contain. `code` marks what is easy to copy in Telegram;
 `plain` and `as_html` say what becomes of the mark.
 """
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 import html
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
 from typing import Any, Final
 
-from bot_ratelimit.admin.russian import RUSSIAN
 from bot_ratelimit.errors import printable
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, duration
 
@@ -22,7 +25,7 @@ LONGEST: Final = 500
 
 # Control characters, which no field contains: `printable` escapes them.
 _ON, _OFF = "\x0e", "\x0f"
-_LANGUAGES: Final[Mapping[str, Mapping[str, str]]] = {"ru": RUSSIAN}
+_LANGUAGES: Final = frozenset({"ru"})
 _PREFERRED: Final = re.compile(r"\s*([A-Za-z]{1,8})[^;,]*(?:;\s*q=([0-9.]+))?")
 
 
@@ -30,6 +33,11 @@ class Marked(str):
     """A text whose fields are checked and marked already."""
 
     __slots__ = ()
+
+
+@cache
+def _russian() -> Mapping[str, str]:
+    return tomllib.loads((files("bot_ratelimit.admin") / "russian.toml").read_text("utf-8"))
 
 
 class Words:
@@ -42,7 +50,7 @@ class Words:
     def __init__(self, language: str | None = None) -> None:
         code = (language or "").lower().partition("-")[0]
         self.language = code if code in _LANGUAGES else "en"
-        self._texts = _LANGUAGES.get(code, {})
+        self._texts = _russian() if code == "ru" else {}
 
     @classmethod
     def accepted(cls, header: str) -> Words:

@@ -13,7 +13,7 @@ PARTS: Final = ("fixed_window", "sliding_window", "token_bucket", "penalty")
 
 
 def _read(name: str) -> str:
-    return resources.files(__package__).joinpath(f"{name}.lua").read_text("utf-8")
+    return resources.files("bot_ratelimit.algorithms").joinpath(f"{name}.lua").read_text("utf-8")
 
 
 def _joined() -> bytes:

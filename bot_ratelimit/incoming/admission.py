@@ -14,7 +14,6 @@ from bot_ratelimit.incoming.bound_decision import BoundDecision
 from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
 from bot_ratelimit.incoming.functions import chosen, needs_event
-from bot_ratelimit.incoming.seldom import Seldom
 from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision
@@ -23,6 +22,7 @@ from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import MAX_AMOUNT
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rules, Subject
+from bot_ratelimit.storage.loops import Seldom
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -197,7 +197,8 @@ class Admission:
 
     def _answer_by_policy(self, rules: Rules, error: Exception) -> Decision:
         """Answer for a function of the bot that failed to say which limit applies."""
-        policy, wait = self._limiter.on_error, self._limiter.timeout
+        own = (rule.on_error for rule in rules if rule.on_error is not None)
+        policy, wait = next(own, self._limiter.on_error), self._limiter.timeout
         if count := self._failed.due():
             log.error(
                 "The limit of %d updates is unknown, because a function of the bot failed: %r; "

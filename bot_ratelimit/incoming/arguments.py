@@ -32,6 +32,15 @@ log = logging.getLogger("bot_ratelimit")
 OnLimited: TypeAlias = Callable[[TelegramObject, Decision, dict[str, Any]], "Awaitable[Any] | Any"]
 
 
+class DefaultNames(frozenset[str]):
+    """The default of `never_refuse`; signatures show its name, not its 80 items."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "NEVER_REFUSED"
+
+
 def notices_of(
     on_limited: Notices | str | Mapping[str, str] | OnLimited | None,
 ) -> Notices | OnLimited | None:

@@ -25,10 +25,10 @@ from bot_ratelimit.incoming.backlog import period_of
 from bot_ratelimit.incoming.dispatch_state import dispatch_state
 from bot_ratelimit.incoming.events import NEVER_REFUSED, is_from_bot, is_one_of, subject_of
 from bot_ratelimit.incoming.handler_names import HandlerNames
-from bot_ratelimit.incoming.seldom import Seldom
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.storage.base import documents_of
 from bot_ratelimit.storage.documents import Documents
+from bot_ratelimit.storage.loops import Seldom
 from bot_ratelimit.storage.memory import MemoryStorage
 
 log = logging.getLogger("bot_ratelimit")

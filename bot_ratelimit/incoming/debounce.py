@@ -25,7 +25,9 @@ class Debounce(EventRule, Rule):
     ::
 
         RateLimitMiddleware(["5/10s", Debounce("2s")], redis)
+
         @flags.rate_limit(["3/minute", Debounce("5s")])
+        async def buy(query: CallbackQuery) -> None: ...
 
     The same is a press on the same button of the same message, or a message with the same text or
     file in the same chat. Everything else, also every album, is not affected. A press is answered

@@ -23,7 +23,7 @@ from aiogram.dispatcher.event.handler import HandlerObject
 from aiogram.dispatcher.flags import Flag, FlagDecorator, extract_flags
 from aiogram.dispatcher.router import Router
 
-from bot_ratelimit.config.limits_file import NamedLimits, scope_named
+from bot_ratelimit.config.limits_file import NamedLimits
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.collect import Collect, collect_of
 from bot_ratelimit.incoming.functions import EventRule, check_functions, looks_like_limit
@@ -43,7 +43,8 @@ FLAG: Final = "rate_limit"
 
 _NO_RULES: Final = frozenset({"concurrent", "collect", "key", "scope"})
 """A flag with only these fields keeps the middleware's rules."""
-_FIELDS: Final = _NO_RULES | {"limit", "rate", "cost", "shadow"}
+_CHANGES: Final = ("scope", "cost", "shadow", "on_error")
+_FIELDS: Final = _NO_RULES | {"limit", "rate", "cost", "shadow", "on_error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +206,8 @@ def read_flag(value: Any, name: str, limits: NamedLimits) -> HandlerLimits:
     plain = not unknown and {"concurrent", "collect"} & set(flag) and set(flag) <= _NO_RULES
     if not plain and (unknown or ("limit" in flag) == ("rate" in flag)):
         raise ConfigError(
-            "expected limit= or rate=, and optionally concurrent=, collect=, key=, cost=, scope= "
-            f"or shadow=; got {value!r}"
+            "expected limit= or rate=, and optionally concurrent=, collect=, key=, cost=, scope=, "
+            f"shadow= or on_error=; got {value!r}"
         )
     if flag.get("key"):
         name = str(flag["key"])
@@ -216,9 +217,7 @@ def read_flag(value: Any, name: str, limits: NamedLimits) -> HandlerLimits:
     if plain:
         return found
     given = flag["limit"] if "limit" in flag else flag["rate"]
-    changes = {field: flag[field] for field in ("cost", "shadow") if field in flag}
-    if "scope" in flag:
-        changes["scope"] = _scope_of(flag["scope"])
+    changes = {field: flag[field] for field in _CHANGES if field in flag}
     rules = _rules_of_flag(given)
     if given is value and _all_named(given):
         return replace(found, rules=rules)  # so rules that are shared by handlers share a count
@@ -269,7 +268,7 @@ def _slots_of(flag: Mapping[str, Any], name: str) -> Concurrency:
         if given.name:
             return given
         return Concurrency(given.amount, given.scope, shorten_name(name), lease=given.lease)
-    return Concurrency(given, _scope_of(flag.get("scope", Scope.USER)), shorten_name(name))
+    return Concurrency(given, flag.get("scope", Scope.USER), shorten_name(name))
 
 
 def _all_named(given: Any) -> bool:
@@ -286,15 +285,11 @@ def _named(rules: Rules, name: str, **changes: Any) -> Rules:
             else Rule(
                 rule.limit,
                 name=shorten_name(f"{name}.{rule.name}" if rule.name else name),
-                **{"scope": rule.scope, "cost": rule.cost, "shadow": rule.shadow, **changes},
+                **{field: getattr(rule, field) for field in _CHANGES} | changes,
             )
             for rule in rules
         ]
     )
-
-
-def _scope_of(value: Any) -> Any:
-    return scope_named(value) if isinstance(value, str) else value
 
 
 class _RateLimitFlag(FlagDecorator):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from inspect import isawaitable, iscoroutinefunction, signature
+from inspect import isawaitable, signature
 from typing import Any, Final
 
 from aiogram.types import TelegramObject
@@ -68,8 +68,7 @@ def check_functions(rules: Rules) -> Rules:
     """Return the rules.
 
     Raises:
-        ConfigError: A function takes neither a `Subject` nor (event, data), or is async and takes a
-            `Subject`.
+        ConfigError: A function takes neither a `Subject` nor (event, data).
     """
     for rule in rules:
         if not isinstance(rule.limit, Limit):
@@ -137,7 +136,7 @@ def _rules_said(rule: Rule, said: Any) -> Iterable[Rule]:
                 if isinstance(each, (Penalty, Concurrency)) or not isinstance(each.limit, Limit):
                     raise ConfigError(f"{str(each)!r} is not a limit")
                 name = ".".join(text for text in (rule.name, each.name) if text)
-                one = Rule(each.limit, own.scope, name, own.cost, own.shadow)
+                one = Rule(each.limit, own.scope, name, own.cost, own.shadow, own.on_error)
                 yield ChosenRule.of(one, each.limit, function)
     except ConfigError as error:
         raise ConfigError(
@@ -172,13 +171,5 @@ def _takes_event_once(function: Callable[..., Any]) -> bool:
         raise ConfigError(
             f"the limit {named(function)} takes {parameters}: expected a function of "
             "(event, data), or of a Subject"
-        )
-    is_async = iscoroutinefunction(function) or iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - of a callable object
-    )
-    if subject and is_async:
-        raise ConfigError(
-            f"the limit {named(function)} is async and takes a Subject: an async function takes "
-            "(event, data)"
         )
     return event and not subject

@@ -19,13 +19,13 @@ from bot_ratelimit.incoming.arguments import OnLimited, notices_of
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_one_of, is_paid, subject_of
 from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.incoming.registration import check_dispatcher, register_guard
-from bot_ratelimit.incoming.seldom import Seldom
 from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike, observers_of
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.rule import Scope, Subject
+from bot_ratelimit.storage.loops import Seldom
 from bot_ratelimit.storage.memory import MemoryStorage
 
 log = logging.getLogger("bot_ratelimit")

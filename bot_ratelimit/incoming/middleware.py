@@ -17,6 +17,7 @@ from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.admission import Admission, Dispatch, Handler
 from bot_ratelimit.incoming.arguments import (
+    DefaultNames,
     OnLimited,
     announce,
     describe_type,
@@ -118,7 +119,7 @@ class RateLimitMiddleware(BaseMiddleware):
         timeout: float | None = None,
         on_limited: Notices | str | Mapping[str, str] | OnLimited | None = TEXTS,
         exempt: Iterable[int] | IsExempt = (),
-        never_refuse: Iterable[str] = NEVER_REFUSED,
+        never_refuse: Iterable[str] = DefaultNames(NEVER_REFUSED),
         penalty: Penalty | None = None,
         per_bot: bool = False,
         once_per_update: bool = False,

@@ -17,11 +17,11 @@ from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.incoming.arguments import OnLimited
 from bot_ratelimit.incoming.events import is_from_bot
 from bot_ratelimit.incoming.notices import REFUSAL_KEY, Notices, Refusal
-from bot_ratelimit.incoming.seldom import Seldom
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.waiting_allowed import without_waiting
 from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.storage.loops import Seldom
 
 log = logging.getLogger("bot_ratelimit")
 

@@ -82,3 +82,24 @@ def _takes_one(function: Callable[..., Any]) -> bool:
     except TypeError:
         return False
     return True
+
+
+def wrong_id(rule: object, is_known: bool, found: object) -> str:
+    """The error for something whose text may differ for every hit, which would limit nobody."""
+    kind = type(found).__name__
+    if is_known:
+        return f"{kind} is not an id: expected numbers, Subject(user=message.from_user.id)"
+    return (
+        f"the scope of {str(rule)!r} returned a {kind}: expected a function, not async, that "
+        "returns a str, or None where the rule does not apply"
+    )
+
+
+def no_rules(value: object) -> str:
+    """The error for something in place of rules; of a client it shows no more than its type."""
+    if hasattr(value, "connection_pool") or type(value).__module__.startswith("redis"):
+        return (
+            f"a {type(value).__name__} stands where the limit belongs: give the limit first, "
+            "RateLimitMiddleware('5/10s', redis)"
+        )
+    return f"{value!r}: expected a limit such as '5/10s', a Rule, or several"

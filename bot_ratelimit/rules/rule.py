@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.checks import check_cost, check_name, not_async
+from bot_ratelimit.rules.checks import check_cost, check_name, no_rules, not_async, wrong_id
 from bot_ratelimit.rules.described import fields_described
 from bot_ratelimit.rules.limit import MAX_PERIOD_MS, Limit
 
@@ -193,9 +193,9 @@ class Rule:
         if ids is None:
             return None
         if type(ids) is not int and not isinstance(ids, (str, int)):
-            raise ConfigError(_wrong_id(self, ids))
+            raise ConfigError(wrong_id(self, isinstance(self.scope, Scope), ids))
         if limit is None:
-            limit = self.limit if type(self.limit) is Limit else self.limit_for(subject)
+            limit = self.limit if isinstance(self.limit, Limit) else self.limit_for(subject)
             if limit is None:
                 return None
         if subject.bot is None and subject.business is None:  # the usual case
@@ -241,7 +241,7 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
         raise ConfigError(f"{value!r} is the subject: give the rules first, hit('5/10s', subject)")
     if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
         return _rules_of_several(list(value))
-    raise ConfigError(_no_rules(value))
+    raise ConfigError(no_rules(value))
 
 
 @lru_cache(1024)  # `hit("5/10s", …)` is called with the same few texts again and again
@@ -287,15 +287,6 @@ def _named(rule: Rule) -> Rule:
         return rule
     name = str(rule.limit).replace(" ", "-")
     return Rule(rule.limit, rule.scope, name, rule.cost, rule.shadow, rule.on_error)
-
-
-def _no_rules(value: object) -> str:
-    if hasattr(value, "connection_pool") or type(value).__module__.startswith("redis"):
-        return (
-            f"a {type(value).__name__} stands where the limit belongs: give the limit first, "
-            "RateLimitMiddleware('5/10s', redis)"
-        )
-    return f"{value!r}: expected a limit such as '5/10s', a Rule, or several"
 
 
 def notice_rule(seconds: float, scope: Scope, about: str = "") -> Rule:
@@ -346,14 +337,3 @@ def _pair(first: int | None, second: int | None) -> int | str | None:
         if not isinstance(each, (int, str)):
             return each  # None, or what `Rule.key` refuses
     return f"{first}:{second}"
-
-
-def _wrong_id(rule: Rule, found: object) -> str:
-    """The error for something whose text may differ for every hit, which would limit nobody."""
-    kind = type(found).__name__
-    if isinstance(rule.scope, Scope):
-        return f"{kind} is not an id: expected numbers, Subject(user=message.from_user.id)"
-    return (
-        f"the scope of {str(rule)!r} returned a {kind}: expected a function, not async, that "
-        "returns a str, or None where the rule does not apply"
-    )

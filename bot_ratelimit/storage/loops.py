@@ -35,6 +35,7 @@ class Seldom:
         self, every: float = LOG_EVERY, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._logged: TTLCache[str, bool] = TTLCache(64, every, timer=clock)
+        self._unlogged = 0
 
     def __call__(self, what: str = "") -> bool:
         """Return True once in a while for each of these texts."""
@@ -42,6 +43,14 @@ class Seldom:
             return False
         self._logged[what] = True
         return True
+
+    def due(self) -> int:
+        """Count one more; return how many there were since the last line, 0 if it is too early."""
+        self._unlogged += 1
+        if not self():
+            return 0
+        count, self._unlogged = self._unlogged, 0
+        return count
 
     def forget(self) -> None:
         """Start again: everything may be logged at once."""

@@ -418,7 +418,7 @@ async def test_everything_works_without_a_script(browser: Browser, bot: Site) ->
     await bot.send(5)
     tab = await opened(browser, bot, java_script_enabled=False)
     await tab.log_in()
-    await tab.page.get_by_role("img", name="allowed 3, refused 2").wait_for()
+    await tab.page.get_by_role("img", name="Allowed 3, Refused 2").wait_for()
     assert await tab.page.locator("[data-zone]").inner_text() == "UTC"
     await tab.find(7)
     await tab.follow("Forgive")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -17,17 +18,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import redis
 import redis.asyncio as aioredis
 from aiohttp import ClientConnectionError, ClientSession, CookieJar, web
 from ruamel.yaml import YAML
 
-from bot_ratelimit import Limiter, RateLimitMiddleware, RedisStorage, Rule, Scope, Subject
+from bot_ratelimit import (
+    InFlight,
+    Limiter,
+    RateLimitMiddleware,
+    RedisStorage,
+    Rule,
+    Scope,
+    Settings,
+    Subject,
+)
 from bot_ratelimit.admin import admin_app
+from bot_ratelimit.admin.health import add_health
 from example_bot.serve import ADMIN_PATH
 from tests.guide.pages import block
-from tests.image import DOCKERFILE, in_context, steps
+from tests.image import DOCKERFILE, IGNORED, copied, in_context, new_project, steps
 from tests.servers import PATIENCE, find_server, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -68,15 +80,22 @@ def test_the_compose_file_is_valid() -> None:
     run(sys.executable, "-m", "check_jsonschema", *schema, DEPLOY / "compose.yaml")
 
 
-def test_docker_compose_understands_it() -> None:
-    """`docker compose config` resolves every variable and profile."""
+def test_docker_compose_understands_it(tmp_path: Path) -> None:
+    """`docker compose config` resolves every variable and profile, in a project with a copy."""
     docker = tool("docker")
     if subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
         pytest.skip("not run: docker has no compose plugin here")
+    project = tmp_path / "my_bot"
     given = {"BOT_TOKEN": "42:TEST", "BOT_DOMAIN": "bot.example", "REDIS_PASSWORD": "secret"}
+    shutil.copytree(DEPLOY, project / "deploy")
+    lines = [f"{name}={value}" for name, value in given.items()]
+    (project / "deploy" / ".env").write_text("\n".join([*lines, "MY_OWN=1"]))
     command = [docker, "compose", "--profile", "metrics", "config", "--format", "json"]
-    config = json.loads(run(*command, cwd=DEPLOY, env={**os.environ, **given}).stdout)
-    assert config["services"]["bot"]["deploy"]["replicas"] == 3
+    config = json.loads(run(*command, cwd=project / "deploy").stdout)
+    bot = config["services"]["bot"]
+    assert bot["deploy"]["replicas"] == 3
+    assert bot["build"]["context"] == str(project)
+    assert bot["environment"]["MY_OWN"] == "1"
 
 
 def test_three_bots_share_one_redis_behind_one_proxy() -> None:
@@ -115,14 +134,17 @@ def test_mounted_files_exist() -> None:
 
 
 def test_every_variable_is_in_the_example() -> None:
-    """deploy/.env.example has exactly the variables that compose.yaml reads."""
+    """deploy/.env.example has what compose.yaml needs, and only settings beside it."""
     text = (DEPLOY / "compose.yaml").read_text()
     used = set(re.findall(r"(?<!\$)\$\{(\w+)", text))
     example = (DEPLOY / ".env.example").read_text()
-    assert set(re.findall(r"(?m)^(\w+)=", example)) == used
+    named = set(re.findall(r"(?m)^(\w+)=", example))
+    assert used <= named
+    assert {name.lower() for name in named - used} <= Settings.model_fields.keys()
     required = set(re.findall(r"\$\{(\w+):\?", text))
     to_fill_in, _ = example.split("# --- optional ---")
     assert set(re.findall(r"(?m)^(\w+)=$", to_fill_in)) == required
+    assert SERVICES["bot"]["env_file"] == [".env"]
 
 
 # --- redis.conf --------------------------------------------------------------------------------
@@ -394,7 +416,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     analyze = tool("systemd-analyze")
     unit = tmp_path / "bot@8081.service"
     text = (DEPLOY / "bot@.service").read_text()
-    assert "ExecStart=/opt/bot/bin/python -m example_bot\n" in text
+    assert "ExecStart=/opt/bot/bin/python bot.py\n" in text
     # It insists on a program that is there.
     unit.write_text(text.replace("/opt/bot/bin/python", sys.executable))
     ran = run(analyze, "verify", unit)
@@ -425,35 +447,82 @@ def test_the_image_is_small_and_not_root() -> None:
 
 
 def test_the_bot_of_the_guide_runs_in_the_image() -> None:
-    """What the guide's webhook bot must have is set, its file is sent, and both lines are there."""
+    """What the guide's webhook bot must have is set, and its metrics are those of the dashboard."""
     bot = block("guide", "A webhook, three instances and a proxy").text
-    image = DOCKERFILE.read_text()
-    given = {*SERVICES["bot"]["environment"], *re.findall(r"(\w+)=", image)}
+    given = {*SERVICES["bot"]["environment"], *re.findall(r"(\w+)=", DOCKERFILE.read_text())}
     assert {*re.findall(r'required\("(\w+)"\)', bot)} <= given
-    assert {"WEB_SERVER_HOST", "WEB_SERVER_PORT", "RATE_LIMIT_ADMIN_TOKEN"} <= given
-    assert "RATE_LIMIT_ADMIN_TOKEN".lower() in bot
-    for line in ("COPY bot.py .", 'CMD ["python", "bot.py"]'):
-        assert f"# {line}\n" in image
-        assert f"{line}\n" in (DEPLOY / "README.md").read_text()
-    assert in_context("bot.py", (ROOT / ".dockerignore").read_text())
-    assert ".[admin,cli,metrics]" in image
+    assert {"WEB_SERVER_HOST", "WEB_SERVER_PORT"} <= given
+    assert "observer=[LogObserver(), PrometheusMetrics()]" in bot
+    assert "access_log=None" in bot
+    assert "%(asctime)s" in bot
 
 
-def test_no_secret_gets_into_the_image() -> None:
-    """The build context has only what it copies: no `.env`, no history, no environments."""
-    ignore = (ROOT / ".dockerignore").read_text()
-    sources = [
-        source
-        for each in steps(DOCKERFILE.read_text())
-        if each.name == "COPY" and "--from" not in each.text
-        for source in each.text.split()[:-1]
-    ]
-    assert sources
-    assert all(in_context(source, ignore) for source in sources)
-    assert all((ROOT / source).exists() for source in sources)
-    for secret in (".env", "deploy/.env", ".git/config", ".venv/bin/python", "tests/image.py"):
-        assert not in_context(secret, ignore)
-    assert not in_context("example_bot/__pycache__/bot.cpython-313.pyc", ignore)
+def test_no_secret_gets_into_the_image(tmp_path: Path) -> None:
+    """The image has bot.py and what is beside it, but no `.env`, no history, no environments."""
+    project = new_project(tmp_path / "my_bot")
+    assert {str(each.relative_to(project)) for each in copied(project, ".")} == {
+        *("bot.py", "requirements.txt"),
+    }
+    for secret in (".env", ".env.local", "deploy/.env", ".git/config", ".venv/bin/python"):
+        assert not in_context(secret, IGNORED)
+    assert not in_context("my_bot/__pycache__/bot.cpython-313.pyc", IGNORED)
+    assert in_context("my_bot/handlers.py", IGNORED)
+
+
+# --- Kubernetes --------------------------------------------------------------------------------
+
+MANIFESTS: dict[str, dict[str, Any]] = {
+    each["kind"]: each for each in YAML(typ="safe").load_all(DEPLOY / "kubernetes.yaml")
+}
+POD: dict[str, Any] = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.37"])
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_kubernetes_accepts_the_manifest(kind: str, version: str) -> None:
+    """Each object follows the schema of Kubernetes, without an unknown field."""
+    kubernetes_validate.validate(MANIFESTS[kind], version, strict=True)
+
+
+def test_kubernetes_runs_the_bot_as_the_compose_file_does() -> None:
+    """Three instances, not as root, read-only, on the image's port, with secrets by reference."""
+    (bot,) = POD["containers"]
+    assert MANIFESTS["Deployment"]["spec"]["replicas"] == 3
+    assert f"{POD['securityContext']['runAsUser']}:" in DOCKERFILE.read_text()
+    assert bot["securityContext"]["readOnlyRootFilesystem"] is True
+    assert bot["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    port = bot["ports"][0]["containerPort"]
+    assert f"WEB_SERVER_PORT={port}" in DOCKERFILE.read_text()
+    text = (DEPLOY / "kubernetes.yaml").read_text()
+    assert not re.search(
+        r"(?m)^\s*(BOT_TOKEN|REDIS_URL|REDIS_PASSWORD|RATE_LIMIT_ADMIN_TOKEN):", text
+    )
+    assert {each["name"] for each in bot["env"] if "secretKeyRef" in each["valueFrom"]} == {
+        *("BOT_TOKEN", "REDIS_URL", "RATE_LIMIT_ADMIN_TOKEN"),
+    }
+    variables = MANIFESTS["ConfigMap"]["data"].keys() - {"WEBHOOK_URL"}
+    assert {name.lower() for name in variables} <= Settings.model_fields.keys()
+
+
+def test_kubernetes_asks_the_pages_of_the_bot_and_lets_it_finish() -> None:
+    """Probes ask /health and /ready, `InFlight` has its time, and one path is public."""
+    (bot,) = POD["containers"]
+    app = add_health(web.Application(), RateLimitMiddleware("5/10s"))
+    pages = {each.resource.canonical for each in app.router.routes() if each.resource}
+    probes = {name: bot[name]["httpGet"]["path"] for name in bot if name.endswith("Probe")}
+    assert probes == {
+        "livenessProbe": "/health",
+        "readinessProbe": "/ready",
+        "startupProbe": "/health",
+    }
+    assert set(probes.values()) <= pages
+    patience = inspect.signature(InFlight).parameters["patience"].default
+    (_, pause) = bot["lifecycle"]["preStop"]["exec"]["command"]
+    assert POD["terminationGracePeriodSeconds"] >= patience + int(pause) + 10
+    (rule,) = MANIFESTS["Ingress"]["spec"]["rules"]
+    paths = [(each["path"], each["pathType"]) for each in rule["http"]["paths"]]
+    assert paths == [("/webhook", "Exact")]
+    assert MANIFESTS["ConfigMap"]["data"]["WEBHOOK_URL"] == f"https://{rule['host']}/webhook"
 
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

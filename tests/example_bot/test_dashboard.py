@@ -27,12 +27,17 @@ from .conftest import Process, Start
 async def test_a_newcomer_sees_refusals_and_bans_and_changes_a_limit(start: Start) -> None:
     """Without token, Telegram or Redis of one's own; Ctrl-C ends it with status 0 and no word."""
     process = await start("example_bot.demo.dashboard")
-    address, token = await said(process, "Open"), await said(process, "Token")
+    door = await said(process, "Open")
+    address = f"{door.rpartition('/')[0]}/admin/"
     async with ClientSession(address) as session:
         async with session.get("") as answer:
             assert (answer.status, "Overview" in await answer.text()) == (200, False)
+        async with session.get(door) as answer:  # what logs in, in a browser by itself
+            token = re.findall('name="token" value="([^"]+)"', await answer.text())[0]
+        async with session.post("login", data={"token": token, "name": "demo"}) as answer:
+            assert (answer.status, (await answer.json())["by"]) == (200, "demo@web")
         session.headers["Authorization"] = f"Bearer {token}"
-        async with session.get("") as answer:
+        async with session.get("", headers={"Accept": "text/html"}) as answer:
             page = await answer.text()
         assert "Overview" in page
         assert token not in page

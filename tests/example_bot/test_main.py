@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from aiogram import Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiohttp import ClientSession, web
 
-from bot_ratelimit import ConfigError, Settings, Subject
+from bot_ratelimit import ConfigError, Settings
 from bot_ratelimit.admin.control import Control
 from example_bot.__main__ import main
 from example_bot.bot import PONG
@@ -27,6 +28,8 @@ from example_bot.settings import BotSettings
 from tests.servers import PATIENCE, Server, free_port
 
 from .conftest import Process, Start
+
+PREFIX, OPERATOR, PASSWORD = "test-instances", 7, "a-token-for-the-page-of-this-test"
 
 
 async def test_a_missing_token_is_one_clear_error(start: Start) -> None:
@@ -162,9 +165,13 @@ async def test_a_busy_port_is_one_line(variable: str, api: BotApi, start: Start)
 
 
 async def test_long_polling(api: BotApi, start: Start, tmp_path: Path) -> None:
-    """With a token the bot polls, answers and limits, and SIGTERM lets it finish."""
+    """With a token the bot polls, answers and limits, and SIGTERM lets it finish.
+
+    It says what a page for operators needs, if that has no server.
+    """
     (tmp_path / ".env").write_text(f"BOT_TOKEN={TOKEN}\nBOT_API_URL={api.url}\nWEBHOOK_URL=\n")
-    process = await start("example_bot", RATE_LIMIT="3/minute")
+    process = await start("example_bot", RATE_LIMIT="3/minute", RATE_LIMIT_ADMIN_TOKEN=PASSWORD)
+    await process.logged("The page for operators has no server: set HEALTH_PORT, or WEBHOOK_URL")
     await api.called("deleteWebhook", timeout=PATIENCE)
     await api.enqueue(message(42, "/ping"))
     await api.called("sendMessage", times=1)
@@ -266,62 +273,8 @@ def test_freezing_is_the_last_step_of_the_start(
 async def test_two_instances_share_the_limits_of_one_redis(
     api: BotApi, start: Start, redis_server: Server
 ) -> None:
-    """Two processes let exactly the limit through, notify once, and follow an operator."""
-    processes = []
-    for port in (free_port(), free_port()):
-        process = await start(
-            "example_bot",
-            BOT_TOKEN=TOKEN,
-            BOT_API_URL=api.url,
-            WEBHOOK_URL=f"http://127.0.0.1:{port}",
-            WEB_SERVER_PORT=str(port),
-            RATE_LIMIT="3/minute",
-            REDIS_URL=redis_server.url,
-            REDIS_KEY_PREFIX="test-two-instances",
-        )
-        processes.append(process)
-    for process in processes:
-        await process.logged("Listening on")
-
-    deliveries = await asyncio.gather(*(api.deliver(message(42, "/ping")) for _ in range(20)))
-    assert all(delivery.ok for delivery in deliveries)
-    answers = [call.text for call in await api.called("sendMessage")]
-    if len(answers) == 3:  # the answers were still under way when the rest was refused
-        await api.deliver(message(42, "/ping"))
-        answers = [call.text for call in await api.called("sendMessage")]
-    await api.deliver(message(42, "/ping"))
-    assert sorted(text for text in answers if text.startswith(PONG)) == [
-        f"{PONG}, {left} left" for left in range(3)
-    ]
-    assert len(answers) == 4
-
-    await _operate(redis_server, "test-two-instances")
-    again = await asyncio.gather(*(api.deliver(message(42, "/ping")) for _ in range(2)))
-    assert all(delivery.ok for delivery in again)
-    assert api.calls[-1].text.startswith(PONG)
-
-    for process in processes:
-        process.terminate()
-        await assert_clean_end(process)
-
-
-async def _operate(redis_server: Server, prefix: str) -> None:
-    """Forgive the user, raise the limit of both instances, and return who was refused."""
-    settings = Settings(redis_url=redis_server.url, redis_key_prefix=prefix)
-    control = Control.from_settings(settings, "anna")
-    assert [each.statistics for each in await control.instances()] == [True, True]
-    version = (await control.set_rule("user", "9/minute")).version
-    assert [each.version for each in await control.wait_for(version)] == [version, version]
-    assert "user" in await control.forgive(Subject(user=42, chat=42))
-    await control.close()
-
-
-async def test_a_refused_user_is_forgiven_from_each_front(
-    api: BotApi, start: Start, redis_server: Server
-) -> None:
-    """From the shell, over HTTP and in Telegram, and gets through on both instances at once."""
-    operator, token = 7, "a-token-for-the-page-of-this-test"
-    environment = {"REDIS_URL": redis_server.url, "REDIS_KEY_PREFIX": "test-fronts"}
+    """They let exactly the limit through, notify once, and obey an operator on each front."""
+    shared = {"REDIS_URL": redis_server.url, "REDIS_KEY_PREFIX": PREFIX}
     ports = [free_port(), free_port()]
     processes = [
         await start(
@@ -330,68 +283,79 @@ async def test_a_refused_user_is_forgiven_from_each_front(
             BOT_API_URL=api.url,
             WEBHOOK_URL=f"http://127.0.0.1:{port}",
             WEB_SERVER_PORT=str(port),
-            RATE_LIMIT="2/hour",
-            ADMIN_IDS=str(operator),
-            RATE_LIMIT_ADMIN_TOKEN=token,
-            **environment,
+            RATE_LIMIT="3/hour",
+            ADMIN_IDS=str(OPERATOR),
+            RATE_LIMIT_ADMIN_TOKEN=PASSWORD,
+            **shared,
         )
         for port in ports
     ]
     for process in processes:
         await process.logged("Listening on")
 
+    deliveries = await asyncio.gather(*(api.deliver(message(42, "/ping")) for _ in range(20)))
+    assert all(delivery.ok for delivery in deliveries)
+    # Once more: the answers may have been under way when the rest was refused.
+    await api.deliver(message(42, "/ping"))
+    answers = [call.text for call in await api.called("sendMessage", times=4)]
+    assert len(answers) == 4
+    assert sorted(text for text in answers if text.startswith(PONG)) == [
+        f"{PONG}, {left} left" for left in range(3)
+    ]
+
     async def in_a_shell() -> None:
-        process = await start("bot_ratelimit", "forgive", "42", "--yes", **environment)
+        process = await start("bot_ratelimit", "forgive", "42", "--yes", **shared)
         assert (await process.finished())[0] == 0
 
-    async def over_http() -> None:
-        address = f"http://127.0.0.1:{ports[0]}/admin/api/users/42/forgive"
-        async with ClientSession() as session, session.post(address, json={}) as answer:
-            assert answer.status == 401
-        bearer = {"Authorization": f"Bearer {token}"}
-        async with (
-            ClientSession(headers=bearer) as session,
-            session.post(address, json={}) as answer,
-        ):
-            assert answer.status == 200
-
-    async def in_telegram() -> None:
-        await api.deliver(message(42, "/forgive 42"))  # nobody hears this
-        await api.deliver(message(operator, "/forgive 42"))
-        question = next(call for call in reversed(api.calls) if call.chat_id == operator)
-        (yes, *_), *_ = json.loads(question.params["reply_markup"])["inline_keyboard"]
-        await api.deliver(callback(operator, yes["callback_data"]))
-
-    async def pressed(times: int) -> list[bool]:
-        """Press the button, in turns on both instances; which of the presses were handled."""
-        before = len(api.calls)
-        for _ in range(times):
-            assert (await api.deliver(callback(42, "ping"))).ok
-        return [call.text.startswith(PONG) for call in api.calls[before:]]
-
-    assert await pressed(4) == [True, True, False, False]
-    for forgive in (in_a_shell, over_http, in_telegram):
+    before = len(api.calls)
+    for forgive in (in_a_shell, partial(over_http, ports[0]), partial(in_telegram, api)):
         await forgive()
-        assert await pressed(4) == [True, True, False, False], forgive.__name__
-    assert {call.chat_id for call in api.calls if call.method == "sendMessage"} == {operator}
+        assert await pressed(api, 4) == [True, True, True, False], forgive
+    assert {call.chat_id for call in api.calls[before:] if call.method == "sendMessage"} <= {
+        OPERATOR
+    }
+    await raise_the_limit(redis_server)
+    assert await pressed(api, 2) == [True, True]
+
     for process in processes:
         process.terminate()
         await assert_clean_end(process)
 
 
-async def test_a_page_without_a_server_is_told(api: BotApi, start: Start) -> None:
-    """A bot that polls without HEALTH_PORT says what its page needs, and runs."""
-    process = await start(
-        "example_bot",
-        BOT_TOKEN=TOKEN,
-        BOT_API_URL=api.url,
-        RATE_LIMIT_ADMIN_TOKEN="a-token-for-the-page-of-this-test",
-    )
-    await process.logged("The page for operators has no server: set HEALTH_PORT, or WEBHOOK_URL")
-    await api.enqueue(message(42, "/ping"))
-    await api.called("sendMessage")
-    process.terminate()
-    await assert_clean_end(process)
+async def over_http(port: int) -> None:
+    """Forgive user 42 through the API of an instance, which wants its token."""
+    address = f"http://127.0.0.1:{port}/admin/api/users/42/forgive"
+    async with ClientSession() as session:
+        for headers, status in ({}, 401), ({"Authorization": f"Bearer {PASSWORD}"}, 200):
+            async with session.post(address, json={}, headers=headers) as answer:
+                assert answer.status == status
+
+
+async def in_telegram(api: BotApi) -> None:
+    """Forgive user 42 as an operator in a chat with the bot; the user cannot."""
+    await api.deliver(message(42, "/forgive 42"))  # nobody hears this
+    await api.deliver(message(OPERATOR, "/forgive 42"))
+    question = next(call for call in reversed(api.calls) if call.chat_id == OPERATOR)
+    (yes, *_), *_ = json.loads(question.params["reply_markup"])["inline_keyboard"]
+    await api.deliver(callback(OPERATOR, yes["callback_data"]))
+
+
+async def pressed(api: BotApi, times: int) -> list[bool]:
+    """Let user 42 press the button on the instances in turn; which presses were handled."""
+    before = len(api.calls)
+    for _ in range(times):
+        assert (await api.deliver(callback(42, "ping"))).ok
+    return [call.text.startswith(PONG) for call in api.calls[before:]]
+
+
+async def raise_the_limit(redis_server: Server) -> None:
+    """Change the limit for both instances, and wait until they obey."""
+    settings = Settings(redis_url=redis_server.url, redis_key_prefix=PREFIX)
+    control = Control.from_settings(settings, "anna")
+    assert [each.statistics for each in await control.instances()] == [True, True]
+    version = (await control.set_rule("user", "9/hour")).version
+    assert [each.version for each in await control.wait_for(version)] == [version, version]
+    await control.close()
 
 
 async def test_a_polling_bot_serves_its_pages_on_a_port_of_their_own(
@@ -404,7 +368,7 @@ async def test_a_polling_bot_serves_its_pages_on_a_port_of_their_own(
         BOT_TOKEN=TOKEN,
         BOT_API_URL=api.url,
         HEALTH_PORT=str(port),
-        RATE_LIMIT_ADMIN_TOKEN="a-token-for-the-page-of-this-test",
+        RATE_LIMIT_ADMIN_TOKEN=PASSWORD,
     )
     await process.logged(f"Health and metrics at http://127.0.0.1:{port}/")
     await api.called("deleteWebhook")

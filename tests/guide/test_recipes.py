@@ -51,12 +51,17 @@ def test_an_ai_bot(stage: Stage, redis_server: Server) -> None:
 
 
 def test_the_last_answer_may_cost_more_than_is_left(stage: Stage, redis_server: Server) -> None:
-    """With 201 of 5,000 tokens left a question is answered, and the next one is refused."""
+    """The last question is answered, the next one is refused until the user buys more tokens."""
     with redis.Redis(port=redis_server.port) as client:
         client.set("bot:ratelimit:tokens:42", 4799, px=60_000)
-    stage.run(block("recipes", "An AI bot"), *(message(42, "why") for _ in range(2)))
+    ask = message(42, "why")
+    stage.run(
+        block("recipes", "An AI bot"), ask, message(42, "and"), payment(42), message(42, "so")
+    )
     assert stage.texts[:2] == ["Thinking …", "You asked: why"]
     assert stage.texts[2].startswith(TOLD)
+    assert stage.texts[3] == "20,000 tokens more until midnight."
+    assert stage.texts[4:] == ["Thinking …", "You asked: so"]
 
 
 def test_moderating_a_group(stage: Stage) -> None:

@@ -169,7 +169,7 @@ def three(a: Any, b: Any, c: Any) -> str:
     return "1/s"
 
 
-@pytest.mark.parametrize(("function", "wrong"), [(subject_only, "is async"), (three, "takes")])
+@pytest.mark.parametrize(("function", "wrong"), [(subject_only, "not async"), (three, "takes")])
 async def test_a_function_of_something_else_is_an_error(function: Any, wrong: str) -> None:
     """It is found when the middleware is made, or when the bot starts."""
     with pytest.raises(ConfigError, match=wrong):

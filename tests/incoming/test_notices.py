@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from bot_ratelimit import (
     Rule,
     Scope,
 )
+from bot_ratelimit.storage.loops import Seldom
 from bot_ratelimit.testing import Clock, FlakyStorage
 
 from .support import HANDLED, Instance, callback, inline_query, message, user
@@ -567,32 +569,19 @@ async def test_the_key_of_notices() -> None:
 
 
 async def test_a_thousand_failing_notices_are_few_lines(
-    limiter: Limiter, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    limiter: Limiter, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A flood of users who blocked the bot is one line a minute, with their number."""
-    clock = Clock()
-    monkeypatch.setattr("bot_ratelimit.incoming.seldom.time.monotonic", clock)
     bot = Instance(RateLimitMiddleware("1/m", limiter=limiter), ["callback_query"])
     bot.session.error = FAILURES[0]
     for _ in range(1_000):
         await bot.feed(callback_query=callback())
     assert sum("Could not tell" in each for each in caplog.messages) == 1
-    clock.move(60)
-    await bot.feed(callback_query=callback())
-    assert "(999 times)" in caplog.messages[-1]
-
-
-class Translations(I18n):
-    """Two languages without files."""
-
-    def __init__(self) -> None:
-        super().__init__(path=".")
-
-    def find_locales(self) -> Any:
-        return {}
-
-    def gettext(self, *args: Any, **kwargs: Any) -> str:
-        return {"de": "Langsam!", "en": "Slow down!"}[self.current_locale]
+    clock = Clock()
+    seldom = Seldom(clock=clock)
+    assert [seldom.due() for _ in range(1_000)] == [1] + [0] * 999
+    clock.move(61)
+    assert seldom.due() == 1_000
 
 
 class ByUser(I18nMiddleware):
@@ -603,10 +592,11 @@ class ByUser(I18nMiddleware):
 @pytest.mark.parametrize("guard", [False, True])
 @pytest.mark.parametrize("first", [False, True])
 async def test_translations_work_wherever_the_middleware_stands(
-    guard: bool, first: bool, limiter: Limiter
+    guard: bool, first: bool, limiter: Limiter, tmp_path: Path
 ) -> None:
     """`gettext` in `on_limited` speaks the user's language, also before the I18nMiddleware."""
-    bot = bare()
+    bot, translations = bare(), I18n(path=tmp_path)
+    translations.gettext = lambda *_: {"de": "Langsam!"}[translations.current_locale]  # type: ignore[method-assign]  # without files
 
     async def tell(event: Message, decision: Decision, data: dict[str, Any]) -> None:
         await event.answer(gettext("slow"))
@@ -614,7 +604,7 @@ async def test_translations_work_wherever_the_middleware_stands(
     ours = RateLimitMiddleware("1/m", limiter=limiter, on_limited=tell)
     if first:
         bot.dispatcher.message.outer_middleware(ours)
-    ByUser(Translations()).setup(bot.dispatcher)
+    ByUser(translations).setup(bot.dispatcher)
     ours.setup(bot.dispatcher, guard=guard)
     listen(bot, "message")
     await bot.send(*"ab", **{"from": user(language="de")})

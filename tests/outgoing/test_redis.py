@@ -57,9 +57,10 @@ async def test_a_block_is_a_key_with_a_ttl(shared: Any) -> None:
     await asyncio.gather(task, second.send_message(-100, "x"))
     assert two.log[-1][0] - began >= 1
     keys = {key.decode() if isinstance(key, bytes) else key for key in await shared.keys("*")}
-    stem = "test:ratelimit:bot:42:out:"
-    assert {f"{stem}chat:-100", f"{stem}group:-100"} <= keys
-    assert all(key.startswith(stem) for key in keys)
+    stem = ":bot:42:out:"
+    bucket, sliding = f"test:ratelimit:bucket{stem}", f"test:ratelimit:sliding{stem}"
+    assert {f"{bucket}chat:-100", f"{sliding}group:-100"} <= keys
+    assert all(key.startswith((bucket, sliding, f"test:ratelimit{stem}")) for key in keys)
     assert [key for key in keys if await shared.ttl(key) == -1] == []
 
 

@@ -144,7 +144,8 @@ async def _home(request: web.Request) -> web.Response:
     shown = {
         "here": "Overview",
         "done": await _done(request, found["config"].value),
-        "notices": _notices(words, found["health"], found["config"], hours.value or ()),
+        "notices": _notices(words, found["health"], found["config"]),
+        "share": _share(words, hours.value or ()),
         "span": span,
         "chart": hours if hours.problem else Loaded(chart_of(hours.value)),
         "parts": [
@@ -159,9 +160,7 @@ async def _home(request: web.Request) -> web.Response:
     return page(request, "page.html", shown)
 
 
-def _notices(
-    words: Words, health: Loaded, config: Loaded, hours: Sequence[HourTotal]
-) -> list[Notice]:
+def _notices(words: Words, health: Loaded, config: Loaded) -> list[Notice]:
     """What is wrong, in words and in a colour; nothing is called well that is only connected."""
     if health.problem:
         return [Notice("bad", [words("Not available: {problem}", problem=health.problem)])]
@@ -171,7 +170,7 @@ def _notices(
     lines = sheets.health_lines(words, view)
     if view.status == "healthy" and view.limiter.source == "redis":
         lines.append(words("All limits are on."))
-    found = [Notice(kind, [*lines, *_refused(words, hours)], links)]
+    found = [Notice(kind, lines, links)]
     if config.value is not None and config.value.problem:
         text = words("{problem}. The last good version stays in force until then.",
                      problem=config.value.problem)  # fmt: skip
@@ -179,7 +178,7 @@ def _notices(
     return found
 
 
-def _refused(words: Words, hours: Sequence[HourTotal]) -> list[Marked]:
+def _share(words: Words, hours: Sequence[HourTotal]) -> str:
     """The share of refusals now, and what it was before: what is normal differs between bots."""
     shares = []
     for some in (hours[-1:], hours[:-1]):
@@ -187,9 +186,9 @@ def _refused(words: Words, hours: Sequence[HourTotal]) -> list[Marked]:
         total = refused + sum(each.allowed for each in some)
         shares.append(f"{100 * refused / total:.0f} %" if total else "–")
     if shares[0] == "–":
-        return []
+        return ""
     text = "Refused in this hour: {now} of the decisions; in the hours before: {before}."
-    return [words(text, now=shares[0], before=shares[1])]
+    return words(text, now=shares[0], before=shares[1])
 
 
 def _limits_part(words: Words, config: Loaded, limits: Loaded, use: Sequence[RuleUse]) -> Part:
@@ -200,12 +199,13 @@ def _limits_part(words: Words, config: Loaded, limits: Loaded, use: Sequence[Rul
     view = config.value or ConfigView("", "", (), Overrides(), (), limits.value)
     sheet = sheets.limits(words, view)
     counted = {each.name: each for each in use}
+    has_left = any(each.remaining is not None for each in use)
     rows = [
-        (*row, *_decisions(words, counted.pop(rule.name, None)))
+        (*row, *_decisions(counted.pop(rule.name, None), has_left))
         for rule, row in zip(view.rules, sheet.rows, strict=True)
     ]
     rows += [
-        (each.name, words("no rule in force"), "", "", "", *_decisions(words, each))
+        (each.name, words("no rule in force"), "", "", "", *_decisions(each, has_left))
         for each in counted.values()
     ]
     links: list[Links] = [
@@ -217,7 +217,8 @@ def _limits_part(words: Words, config: Loaded, limits: Loaded, use: Sequence[Rul
     header = [("pause", words("Pause all limits"))]
     if not any(each.ban_ms for each in view.rules):
         header.insert(0, ("penalty", words("Add a ban for users who keep sending")))
-    more = [words(each) for each in ("ALLOWED", "REFUSED", "BANNED", "LEFT NOW")]
+    names = ("ALLOWED", "REFUSED", "BANNED", "LEFT NOW")
+    more = [words(each) for each in names[: 4 if has_left else 3]]
     foot = sheet.foot if config.value is not None else [words("As this instance knows them.")]
     text = "Each decision is counted once: for the limit that refused, or had the least left."
     foot = [*foot, *([words(text)] if use else [])]
@@ -225,10 +226,11 @@ def _limits_part(words: Words, config: Loaded, limits: Loaded, use: Sequence[Rul
     return Part("limits", title, found, links, header)
 
 
-def _decisions(words: Words, use: RuleUse | None) -> tuple[object, ...]:
-    if use is None:
-        return "", "", "", ""
-    return use.allowed, use.refused, use.banned, use.remaining
+def _decisions(use: RuleUse | None, has_left: bool) -> tuple[object, ...]:
+    found: tuple[object, ...] = ("",) * 4
+    if use is not None:
+        found = use.allowed, use.refused, use.banned, use.remaining
+    return found if has_left else found[:3]
 
 
 def _bans_part(words: Words, bans: Loaded, most: int) -> Part:
@@ -258,7 +260,7 @@ def _instances_part(words: Words, config: Loaded) -> Part:
     title = words("Instances")
     if config.value is None:
         return Part("instances", title, problem=config.problem)
-    sheet = sheets.config(words, config.value).more[0]
+    sheet = replace(sheets.config(words, config.value).more[0], foot=())
     return Part("instances", title, sheet)
 
 

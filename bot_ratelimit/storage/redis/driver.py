@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import redis.asyncio as aioredis
 from redis import exceptions
+from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
@@ -200,7 +201,7 @@ def check_client(client: object) -> None:
     """Raise ConfigError unless this is an asynchronous client of redis-py."""
     if isinstance(client, RedisCluster):
         return
-    if isinstance(client, aioredis.Redis):
+    if isinstance(client, Redis):
         pool: Any = client.connection_pool
         if isinstance(pool, SentinelConnectionPool) and not pool.is_master:
             raise ConfigError(
@@ -210,7 +211,7 @@ def check_client(client: object) -> None:
     kind = client if isinstance(client, type) else type(client)
     name = f"{kind.__module__}.{kind.__qualname__}"
     told, fix = f"a {name}", "pass a URL, a redis.asyncio.Redis, or None for memory"
-    if isinstance(client, type) and issubclass(client, (aioredis.Redis, RedisCluster)):
+    if isinstance(client, type) and issubclass(client, (Redis, RedisCluster)):
         told, fix = f"the class {name}", f"pass a client, redis.asyncio.{kind.__name__}(...)"
     elif isinstance(client, aioredis.ConnectionPool):
         told, fix = "a ConnectionPool", "pass redis.asyncio.Redis.from_pool(pool)"

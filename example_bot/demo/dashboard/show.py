@@ -32,6 +32,11 @@ LIMITS: Final = (
 PENALTY: Final = Penalty("20/minute", "45s", grows=True, longest="10m")
 PORT: Final = 8099
 """The port of the page; if it is taken, the page uses any free port."""
+# Only of the demo, whose token is made anew at each start and which listens on loopback.
+_DOOR: Final = """<!doctype html><title>bot_ratelimit</title>
+<form method="post" action="/admin/login">
+<input type="hidden" name="token" value="{token}"><input type="hidden" name="name" value="demo">
+<button>Log in</button></form><script>document.forms[0].submit()</script>"""
 
 
 def show() -> int:
@@ -60,7 +65,7 @@ async def _show() -> None:
     ):
         await fill_day(middlewares[0].limiter.storage, prefix)
         async with _page(middlewares[0], token) as address:
-            _introduce(backend.name, address, token)
+            _introduce(backend.name, address)
             traffic = asyncio.create_task(Traffic(api, backend, _say).run())
             ended = asyncio.create_task(stopped.wait())
             await asyncio.wait([traffic, ended], return_when=asyncio.FIRST_COMPLETED)
@@ -98,15 +103,20 @@ async def _instances(
 
 @asynccontextmanager
 async def _page(middleware: RateLimitMiddleware, token: str) -> AsyncIterator[str]:
-    """Serve the page for operators on loopback; yields its address."""
-    app = web.Application()
+    """Serve the page for operators on loopback; yields a link that logs in."""
+    app, door = web.Application(), f"/{secrets.token_urlsafe(16)}"
+
+    async def enter(_: web.Request) -> web.Response:
+        return web.Response(text=_DOOR.format(token=token), content_type="text/html")
+
+    app.router.add_get(door, enter)
     app.add_subapp("/admin/", admin_app(middleware, token=token))
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         listener = _listen()
         await web.SockSite(runner, listener).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/admin/"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}{door}"
     finally:
         await runner.cleanup()
 
@@ -118,12 +128,11 @@ def _listen() -> socket.socket:
         return socket.create_server(("127.0.0.1", 0))
 
 
-def _introduce(backend: str, address: str, token: str) -> None:
+def _introduce(backend: str, address: str) -> None:
     _say(f"{INSTANCES} instances of one bot, {backend}, and constant traffic.")
     _say("The numbers of the earlier hours are invented, so that the chart shows a full day.")
     _say()
     _say(f"  Open    {address}")
-    _say(f"  Token   {token}")
     _say()
     _say("Press Ctrl-C to stop. What the page shows now:")
     if sys.platform in {"darwin", "win32"} or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():

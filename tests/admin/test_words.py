@@ -1,0 +1,139 @@
+"""Words: both languages say the same, and nothing in them breaks a message."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+from string import Formatter
+
+import pytest
+
+import bot_ratelimit.admin as package
+from bot_ratelimit import MemoryStorage
+from bot_ratelimit.admin.fields import Fields
+from bot_ratelimit.admin.operations import OPERATIONS
+from bot_ratelimit.admin.web.forms import FORMS
+from bot_ratelimit.admin.words import Marked, Words, as_html, code
+from bot_ratelimit.storage.base import Storage
+from tests.admin.telegram.operators import operated_bot_on
+from tests.admin.web import PAGE, bot_on, site
+
+FOLDER = Path(package.__file__).parent
+RUSSIAN = tomllib.loads((FOLDER / "russian.toml").read_text("utf-8"))
+
+
+def fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(text) if name}
+
+
+def texts_in_code() -> set[str]:
+    """What `words` is called with, as far as it is written there, and what the templates show."""
+    found = set()
+    for file in FOLDER.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and node.args:
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                if name in {"words", "_words"} and isinstance(node.args[0], ast.Constant):
+                    found.add(node.args[0].value)
+    for file in (FOLDER / "web" / "templates").glob("*.html"):
+        calls = re.findall(r"words\((?:\"([^\"]*)\"|'([^']*)')", file.read_text("utf-8"))
+        found |= {one or other for one, other in calls}
+    return found
+
+
+def test_every_text_is_there_in_russian_with_the_same_fields() -> None:
+    """A text that operators read exists in Russian, except those of the shell alone."""
+    shell = {"everything", "every count and ban", "Clear", "Clear?", "a penalty", "{count} exempt"}
+    shell |= {"outgoing budgets", "Keys deleted: {count}", "({limit})", "{limit}"}
+    shell |= {text for text in texts_in_code() if text.startswith("Deletes {what}")}
+    assert texts_in_code() - shell - RUSSIAN.keys() == set()
+    assert {form.title for form in FORMS} <= RUSSIAN.keys()
+    for english, russian in RUSSIAN.items():
+        assert fields(english) == fields(russian), english
+
+
+def test_the_fields_of_the_forms_are_explained_in_russian() -> None:
+    """Labels and hints of the page's forms."""
+    for name in ("ban", "set", "penalty", "pause"):
+        kind: type[Fields] = OPERATIONS[name].fields
+        for field in set(kind.model_fields) & {"how_long", "reason", "limit", "after", "ban"}:
+            assert kind.model_fields[field].description in RUSSIAN, (name, field)
+
+
+@pytest.mark.parametrize(
+    ("header", "language"),
+    [
+        ("ru", "ru"), ("ru-RU,ru;q=0.9,en;q=0.8", "ru"), ("en;q=0.4, ru;q=0.9", "ru"), ("", "en"),
+        ("de, en;q=0.5, ru;q=0.4", "en"), ("ru;q=0, de", "en"), ("ru;q=abc", "ru"), ("*", "en"),
+        ("r" * 9_000, "en"),
+    ],
+)  # fmt: skip
+def test_a_browser_says_the_language(header: str, language: str) -> None:
+    """The preferred language of those that there are; English for everything else."""
+    assert Words.accepted(header).language == language
+
+
+def test_fields_are_escaped_and_cut() -> None:
+    """A field is text: no markup, one line, no invisible characters, at most 500 characters."""
+    words = Words("en")
+    said = as_html(words("That did not work: {error}", error=code("<b>&\n\u202e" + "x" * 1_000)))
+    assert "<code>&lt;b&gt;&amp;\\n\\u202e" in said
+    assert said.count("x") < 500
+    assert said.endswith("…</code>")
+    assert words("That did not work: {error}", error="{prefix}") == "That did not work: {prefix}"
+    assert words("{error}", error="\x0ehostile\x0f") == "\\x0ehostile\\x0f"
+    assert words("{error}", error=Marked("as it is")) == "as it is"
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [("ru", "Лимиты"), ("RU-ru", "Лимиты"), ("en", "Limits"), ("de", "Limits"), (None, "Limits")],
+)
+async def test_operators_read_their_language(language: str | None, said: str) -> None:
+    """Operators who use Telegram in Russian get Russian answers, all others English ones."""
+    async with operated_bot_on(MemoryStorage()) as bot:
+        assert f"<b>{said}</b>" in await bot.says("/limits", language=language)
+
+
+ENGLISH = re.compile(r"\b(?:the|is|of|for|left|banned|allowed|refused|every|user|limit)\b")
+
+
+async def test_a_whole_conversation_in_russian() -> None:
+    """Every command, question and button has its Russian words."""
+    storage: Storage = MemoryStorage()
+    async with operated_bot_on(storage, statistics=True) as bot:
+        for _ in range(5):
+            await bot.is_handled()
+        for text in ("/limits", "/who 42", "/try 42", "/top", "/stats", "/health", "/bans",
+                     "/history", "/forgive 42", "/ban 42 1h spam", "/unban 42", "/rollback",
+                     "/setlimit messages 1/h", "/setlimit", "/pause 1d", "/resume", "/penalty",
+                     "/penalty 9/h 1h", "/exempt 42", "/exempt 42 off", "/exempt 42 x", "/who",
+                     "/who x", "/ban 42", "/ban 1002 1h"):  # fmt: skip
+            said = re.sub("<code>.*?</code>|/[a-z]+|`[a-z]+`", "",
+                          await bot.says(text, language="ru"))  # fmt: skip
+            assert re.search("[а-я]{3}", said), text
+            assert not ENGLISH.search(said), (text, said)
+        await bot.says("/ban 42 90m", language="ru")
+        assert "Забанить" in bot.buttons
+        assert "бан до" in await bot.presses("Забанить", language="ru")
+
+
+async def test_the_page_in_russian() -> None:
+    """With a Russian browser no page has English in it, and says so in its `lang`."""
+    paths = ("", "user?user=7", "bans", "history", "ban?user=7&how_long=1h", "pause?how_long=1h",
+             "limit?name=messages&limit=1/h", "penalty?after=5/h&ban=1h", "resume",
+             "forgive?user=7", "unban?user=7", "exempt?user=7")  # fmt: skip
+    headers = {**PAGE, "Accept-Language": "ru-RU,ru;q=0.9,en;q=0.5"}
+    async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
+        for path in ("", *paths):
+            text = (await visitor.get(path, headers=headers)).text
+            assert '<html lang="ru">' in text
+            said = re.sub(
+                r"<[^>]*>", " ", re.sub(r"(?s)<code>.*?</code>|<title>.*?</title>", "", text)
+            )
+            assert re.search("[а-я]{3}", said), path
+            assert not ENGLISH.search(said), (path, ENGLISH.search(said), said[-400:])
+            if not visitor.csrf:
+                await visitor.log_in()
