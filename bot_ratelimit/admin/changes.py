@@ -328,6 +328,8 @@ def wanted_of(
         rule = view.rule()
         if rule is not None:
             check_cost(view.cost, Limit.parse(limit), rule)
+    if view.is_given and view.limit is None and limit is None:
+        raise ConfigError(f"{view.name!r} has no limit of its own: give it one, such as 5/minute")
     wanted = {what: value for what, value in given.items() if value is not None}
     if not wanted:
         raise ConfigError(f"no change for {view.name!r}: give a limit, shadow or off")

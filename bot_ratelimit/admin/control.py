@@ -387,9 +387,16 @@ class Control:
             ConfigError: There is no such rule, or the limit makes no sense for it.
             ConflictError: `if_version` was given, and is not the newest any more.
         """
+        return await self.changes.set_rule(await self.rule(name), limit, **change)
+
+    async def rule(self, name: str) -> RuleView:
+        """A rule, or a handler without a limit of its own, by its name.
+
+        Raises:
+            ConfigError: There is no such rule or handler.
+        """
         instances = await self.instances()
-        view = _named(self._rules(instances), name, instances)
-        return await self.changes.set_rule(view, limit, **change)
+        return _named(self._rules(instances), name, instances)
 
     async def preview(
         self,
@@ -497,6 +504,8 @@ def _bans(bans: Sequence[Ban]) -> str:
 
 
 def _named(rules: Iterable[RuleView], name: str, instances: Sequence[InstanceView]) -> RuleView:
+    if any(name in each.handlers for each in instances):
+        return RuleView.of_handler(name)
     try:
         return named(rules, name)
     except ConfigError as error:

@@ -66,6 +66,10 @@ def limits(words: Words, view: ConfigView) -> Sheet:
     lines = [paused(words, view.off_until, view.live.by)] if view.is_paused else []
     lines += [words("Problem: {problem}", problem=view.problem)] if view.problem else []
     foot = [_live(words, view)] if view.live.version else []
+    handlers = sorted({name for each in view.instances for name in each.handlers})
+    if handlers:
+        text = "Handlers without a limit of their own, to which `set` can give one: {names}"
+        foot.append(words(text, names=joined(code(name, 100) for name in handlers[:20])))
     foot += [] if view.instances else [nobody_reports(words, view.prefix)]
     head = [words(each) for each in ("NAME", "LIMIT", "COUNTED", "FOR", "FROM")]
     return Sheet(lines, head, rows, foot, words("Limits"))

@@ -43,6 +43,8 @@ class RuleView:
     longest_ms: int = 0
     function: str | None = None
     """The function in the bot's code that decides, if one does."""
+    is_given: bool = False
+    """Whether operators gave it to a handler that has no limit of its own otherwise."""
     otherwise_shadow: bool | None = None
     """Whether the rule is a trial without the live change; None if there is no change."""
 
@@ -50,7 +52,15 @@ class RuleView:
     def of(cls, item: Mapping[str, Any]) -> RuleView:
         """From the report of an instance."""
         report: dict[str, Any] = {"otherwise": None, **item, "origin": item["from"]}
+        if item.get("is_given"):
+            report |= {"otherwise": None, "otherwise_shadow": None}
         return cls(**{name: each for name, each in report.items() if name in cls.__slots__})
+
+    @classmethod
+    def of_handler(cls, name: str) -> RuleView:
+        """A handler without a limit of its own."""
+        return cls(name, None, "user", f"{name}:", 1, shadow=False, off=False, where=name,
+                   origin="code", otherwise=None, is_given=True)  # fmt: skip
 
     def rule(self) -> Rule | None:
         """The rule itself, to look at its counts; None for a custom scope."""
@@ -83,6 +93,8 @@ class InstanceView:
     rules: tuple[RuleView, ...] = ()
     statistics: bool | None = None
     """Whether it counts decisions by hour; None if it does not report that."""
+    handlers: tuple[str, ...] = ()
+    """Handlers without a limit of their own, to which operators can give one."""
 
     @classmethod
     def of(cls, name: str, report: Mapping[str, Any]) -> InstanceView:
@@ -96,6 +108,7 @@ class InstanceView:
             report.get("per_bot", False),
             tuple(map(RuleView.of, report.get("rules", ()))),
             report.get("statistics"),
+            tuple(report.get("handlers", ())),
         )
 
 

@@ -30,6 +30,8 @@ def who(words: Words, subject: Subject) -> Marked:
 def limit_of(words: Words, view: RuleView) -> Marked:
     """What a rule allows, and whether it is a trial or off."""
     text: str = view.limit or words("by the bot's code")
+    if view.limit is None and view.is_given:
+        return words("as every handler")
     if view.limit is None and view.function:
         text = words("by {function}", function=code(view.function, 100))
     if view.ban_ms:
@@ -64,6 +66,7 @@ def as_changed(view: RuleView, live: Overrides) -> RuleView:
     """A rule as this version has it, even if the instances have not read that version yet."""
     change = live.rules.get(view.name, {})
     limit = view.limit if view.otherwise is None else view.otherwise
+    limit = None if view.is_given else limit
     shadow = view.shadow if view.otherwise_shadow is None else view.otherwise_shadow
     off = bool(change.get("off"))
     if view.ban_ms:

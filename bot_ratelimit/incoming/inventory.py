@@ -14,6 +14,7 @@ from bot_ratelimit.config.settings import Origin
 from bot_ratelimit.incoming.arguments import BOTS_PATH
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.functions import NO_LIMIT
+from bot_ratelimit.incoming.live_limits import LiveLimits
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule
 
@@ -24,6 +25,7 @@ def inventory(
     origins: Mapping[str, Origin],
     flags: Flags,
     roots: Iterable[Router],
+    live: LiveLimits | None = None,
 ) -> list[dict[str, Any]]:
     """List every rule once: first those of the middleware, then those of handlers' flags.
 
@@ -33,6 +35,7 @@ def inventory(
         origins: Where its limits and its penalty come from.
         flags: The flags of the handlers.
         roots: The dispatchers.
+        live: The limits that operators gave to handlers without a flag.
     """
     found: dict[str, dict[str, Any]] = {}
     rules = [rule for rule in rules if rule is not NO_LIMIT[0]]
@@ -48,4 +51,9 @@ def inventory(
             for rule in own_rules:
                 item = report_of(rule, overrides, handler, "file" if is_named else "code")
                 found.setdefault(name_of(rule), item)
+        for name in () if live is None else live.names(root):
+            given = live.rule_of(name) if live is not None else None
+            if given is not None:
+                item = report_of(given, overrides, name, "live") | {"is_given": True}
+                found.setdefault(name, item)
     return list(found.values())

@@ -37,6 +37,7 @@ from bot_ratelimit.incoming.key_conflicts import (
     registered_middlewares,
     rules_by_path,
 )
+from bot_ratelimit.incoming.live_limits import LiveLimits
 from bot_ratelimit.incoming.migration import Migration
 from bot_ratelimit.incoming.notices import TEXTS, Notices
 from bot_ratelimit.incoming.registration import (
@@ -51,7 +52,15 @@ from bot_ratelimit.incoming.unread_flags import find_unread_flags, warn_of_flags
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import LimitLike, OnError, RuleLike, Scope, Subject, notice_rules
+from bot_ratelimit.rules.rule import (
+    LimitLike,
+    OnError,
+    RuleLike,
+    Rules,
+    Scope,
+    Subject,
+    notice_rules,
+)
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.redis.driver import Client
@@ -169,6 +178,9 @@ class RateLimitMiddleware(BaseMiddleware):
         """Counts what `max_age` dropped."""
         telling = Telling(notices_of(on_limited), self.limiter)
         self._migration = Migration(self.limiter, self._event_filter, self.live)
+        self._live_limits = (
+            None if self.live is None else LiveLimits(self.live, [penalty] if penalty else [])
+        )
         self._admission = Admission(
             self.limiter, self._event_filter, telling, self.live, self.backlog
         )
@@ -281,13 +293,20 @@ class RateLimitMiddleware(BaseMiddleware):
             return await self._admission.handle_uncounted(handler, event, data)
         rules = self.rules
         key: Hashable = self
-        if limits.rules is not True:
-            rules = limits.rules
+        own = limits.rules if limits.rules is not True else self._live_rules(data)
+        if own is not None:
+            rules = own
             # A handler's own limit is charged once, however many middlewares run before it.
             key = (self.limiter.key_prefix, id(data.get("handler")))
         if limits.slots is None:
             return await self._admission.handle(rules, key, dispatch)
         return await self._admission.handle_in_slot(limits.slots, rules, key, dispatch)
+
+    def _live_rules(self, data: dict[str, Any]) -> Rules | None:
+        """The rules that operators gave a handler without a flag."""
+        if self._live_limits is None:
+            return None
+        return self._live_limits.rules_for(data.get("handler"), data.get("event_router"))
 
     async def reset(self, subject: Subject | int) -> bool:
         """Delete all counts of a user in this middleware; return True if there were any.
@@ -344,11 +363,21 @@ class RateLimitMiddleware(BaseMiddleware):
                 self._origins,
                 self._flags,
                 self._dispatchers,
+                self._live_limits,
             ),
+            "handlers": self._unlimited_handlers(),
             "exempt": sorted(self._event_filter.exempt_ids)[:1_000],
             "per_bot": self._event_filter.per_bot,
             "statistics": self.limiter.keeps_statistics,
         }
+
+    def _unlimited_handlers(self) -> list[str]:
+        """The handlers to which operators can give a limit of their own."""
+        found = self._live_limits
+        if found is None:
+            return []
+        names = {name for root in self._dispatchers for name in found.names(root)}
+        return sorted(name for name in names if found.rule_of(name) is None)[:300]
 
     @property
     def per_bot(self) -> bool:

@@ -31,7 +31,7 @@ from bot_ratelimit.admin import sheets
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.cli import terminal
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.wording import ENGLISH
+from bot_ratelimit.admin.wording import ENGLISH, limit_of
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.limiter.bans import FOREVER
 from bot_ratelimit.storage.base import documents_of
@@ -236,6 +236,33 @@ async def test_history_and_audit_say_what_changed(bot: OperatedBot) -> None:
         "not exempt: -42",
         said[1][0].replace("on -> off", "off") + " -> on",
     )
+
+
+async def test_a_handler_without_a_flag_gets_a_limit_of_its_own(bot: OperatedBot) -> None:
+    """By the name that is listed, on every instance, previewed, in the history, and taken away."""
+    await bot.refresh()
+    (name,) = (await bot.control.instances())[0].handlers
+    assert name.endswith("Instance._handle")
+    with pytest.raises(ConfigError, match="has no limit of its own: give it one"):
+        await bot.control.set_rule(name, off=True)
+    seen = await bot.control.preview(name, "2/h")
+    assert limit_of(ENGLISH, seen.before) == "as every handler"
+    assert (seen.after.limit, seen.before.where) == ("2/hour", name)
+    await bot.control.set_rule(name, "2/h", if_version=seen.version)
+    assert await bot.allowed(5) == 2
+    views = {each.name: each for each in await bot.control.limits()}
+    assert (views[name].limit, views[name].where, views[name].origin) == ("2/hour", name, "live")
+    counts = {each.rule: each.remaining for each in (await bot.control.show(ANNA)).counts}
+    assert (counts[name], counts["messages"]) == (0, 3)
+    assert (await bot.control.history())[0].changed == (f"{name}: as every handler -> 2/hour",)
+    assert name in await bot.control.forgive(ANNA)
+    await bot.control.set_rule(name, "1/h", shadow=True)
+    assert await bot.allowed(3) == 3
+    back = await bot.control.preview(name, default=True)
+    assert limit_of(ENGLISH, back.after) == "as every handler"
+    await bot.control.changes.unset_rule(name)
+    assert await bot.allowed(9) == 3
+    assert name not in {each.name for each in await bot.control.limits()}
 
 
 async def test_a_forgotten_pause_does_not_look_healthy(bot: OperatedBot) -> None:

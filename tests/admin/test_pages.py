@@ -143,13 +143,6 @@ async def test_what_makes_no_sense_is_told(reader: Reader, path: str, said: str)
     assert said in words(await reader.get(path, 422))
 
 
-@pytest.mark.parametrize("path", [*PEOPLE, *LIMITS])
-async def test_no_button_touches_the_field_above_it(reader: Reader, path: str) -> None:
-    """What follows hidden fields has no margin, so these stand at the top of a form."""
-    page = await reader.get(path)
-    assert not re.search(r'type="hidden"[^>]*>\s*<button', page)
-
-
 async def test_a_mistake_that_is_sent_changes_nothing(bot: Site, reader: Reader) -> None:
     """A value that the preview refuses is refused when it is sent as well, and shown again."""
     page = await reader.get("limit?name=messages&limit=9/hour")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -73,148 +72,7 @@ async def obeyed(instance: Instance, site: Site) -> None:
 # --- looking --------------------------------------------------------------------------------
 
 
-async def test_everything_that_operators_see_is_there(site_and_bot: tuple[Site, Instance]) -> None:
-    """Each part of Control has its address, and says the same as in the shell."""
-    found, instance = site_and_bot
-    assert sum(await instance.send(*["hi"] * 5)) == 3
-    async with found.script() as script:
-        config = await script.get("api/config")
-        assert (config.content["prefix"], config.headers["ETag"]) == ("bot", '"1"')
-        assert [each["name"] for each in config.content["rules"]] == ["messages", "chat", "x"]
-        limits = (await script.get("api/limits")).content
-        assert limits == config.content["rules"]
-        assert (limits[0]["limit"], limits[0]["scope"]) == ("3/hour", "user")
-        (running,) = (await script.get("api/instances")).content
-        assert (running["version"], running["problem"]) == (1, "")
-        health = (await script.get("api/health")).content
-        assert (health["ok"], health["instances"], health["behind"]) == (True, 1, 0)
-        user = (await script.get("api/users/42")).content
-        assert (user["allowed"], user["refused"], user["subject"]["user"]) == (False, 2, 42)
-        assert user["counts"][0]["key"] == "bot:ratelimit:messages:42"
-        trial = (await script.get("api/users/42/try")).content
-        assert (trial["allowed"], trial["remaining"]) == (False, 0)
-        trial = (await script.get("api/users/42/try?rule=x")).content
-        assert (trial["allowed"], trial["remaining"]) == (True, 17)
-        assert (await script.get("api/users/7/try")).content["allowed"]
-        chat = (await script.get("api/chats/-100")).content
-        assert (chat["subject"], chat["counts"][0]["rule"]) == ({"chat": -100}, "chat")
-        elsewhere = (await script.get("api/users/42?chat=-100&topic=7&bot=1")).content
-        assert elsewhere["subject"] == {"user": 42, "chat": -100, "topic": 7, "bot": 1}
-        assert (await script.get("api/top")).content == [{"user": 42, "count": 2}]
-        counted = (await script.get("api/statistics?hours=1")).content
-        assert {each["outcome"]: each["count"] for each in counted} == {"allowed": 3, "refused": 2}
-        (hour,) = (await script.get("api/by_hour?hours=1")).content
-        assert (hour["allowed"], hour["refused"], hour["banned"]) == (3, 2, 0)
-        assert {u["rule"]["name"]: u["refused"] for u in (await script.get("api/use")).content} == {
-            "messages": 2,
-            "chat": 0,
-            "x": 0,
-        }
-        (version,) = (await script.get("api/history")).content
-        assert (version["version"], version["by"]) == (1, "anna@shell")
-        (entry,) = (await script.get("api/audit")).content
-        assert (entry["what"], entry["by"]) == ("all limits on", "anna@shell")
-        assert (await script.get("api/bans")).content == []
-
-
-async def test_a_refused_user_is_forgiven_and_gets_through(
-    site_and_bot: tuple[Site, Instance],
-) -> None:
-    """All rules, or those that are named."""
-    found, instance = site_and_bot
-    assert sum(await instance.send(*["hi"] * 5)) == 3
-    async with found.script() as script:
-        reply = await script.change("POST", "api/users/42/forgive", {"rules": ["x"]})
-        assert reply.content == {"forgiven": ["x"]}
-        assert sum(await instance.send("hi")) == 0
-        reply = await script.change("POST", "api/users/42/forgive")
-        assert set(reply.content["forgiven"]) >= {"messages", "chat"}
-        assert sum(await instance.send("hi")) == 1
-        reply = await script.change("POST", "api/chats/-100/forgive")
-        assert reply.content == {"forgiven": []}
-        assert (await script.get("api/audit")).content[1]["what"].startswith("forgive user 42")
-
-
-async def test_users_and_chats_are_banned_and_unbanned(site_and_bot: tuple[Site, Instance]) -> None:
-    """Bans have an end or none; the list has pages; a negative id is a chat's."""
-    found, instance = site_and_bot
-    async with found.script() as script:
-        ban = await script.change("PUT", "api/bans/42", {"how_long": "1h", "reason": "spam"})
-        assert (ban.status, ban.content["subject"]["user"]) == (200, 42)
-        assert (ban.content["reason"], ban.content["by"]) == ("spam", "token@web")
-        assert ban.content["until"].endswith("+00:00")
-        assert sum(await instance.send("hi")) == 0
-        assert (await script.get("api/users/42")).content["banned"]["reason"] == "spam"
-        for id_ in (43, -100):
-            assert (await script.change("PUT", f"api/bans/{id_}", {"how_long": None})).status == 200
-        listed = (await script.get("api/bans")).content
-        assert [each["subject"]["user"] for each in listed[:1]] == [42]  # it ends first
-        assert len(listed) == 3
-        page = (await script.get("api/bans?offset=1&limit=1")).content
-        assert page == listed[1:2]
-        assert (await script.ask("DELETE", "api/bans/42")).content == {"unbanned": True}
-        assert (await script.ask("DELETE", "api/bans/42")).content == {"unbanned": False}
-        assert sum(await instance.send("hi")) == 1
-
-
 # --- live limits ----------------------------------------------------------------------------
-
-
-async def test_limits_are_changed_previewed_and_rolled_back(
-    site_and_bot: tuple[Site, Instance],
-) -> None:
-    """A change is a version; a preview changes nothing; an earlier version comes back."""
-    found, instance = site_and_bot
-    async with found.script() as script:
-        sent = {"name": "messages", "limit": "2/minute"}
-        preview = (await script.change("POST", "api/preview", sent)).content
-        assert (preview["before"]["limit"], preview["after"]["limit"]) == ("3/hour", "2/minute")
-        assert (preview["version"], preview["instances"]) == (1, 1)
-        sent = {"limit": "2/minute", "if_version": 1}
-        reply = await script.change("PATCH", "api/limits/messages", sent)
-        assert (reply.status, reply.content["version"], reply.headers["ETag"]) == (200, 2, '"2"')
-        assert reply.content["rules"] == {"messages": {"limit": "2/minute"}}
-        await obeyed(instance, found)
-        assert sum(await instance.send(*["hi"] * 3)) == 2
-        reply = await script.change("PATCH", "api/limits/messages", {"shadow": True, "off": False})
-        assert reply.content["rules"]["messages"] == {
-            "limit": "2/minute",
-            "shadow": True,
-            "off": False,
-        }
-        reply = await script.change("PATCH", "api/limits/messages", {"default": True})
-        assert reply.content["rules"] == {}
-        reply = await script.change("POST", "api/rollback", {"version": 2})
-        assert (reply.content["version"], reply.content["rules"]) == (
-            5,
-            {"messages": {"limit": "2/minute"}},
-        )
-        reply = await script.change("POST", "api/rollback")
-        assert (reply.content["version"], reply.content["rules"]) == (6, {})
-        history = (await script.get("api/history")).content
-        assert [each["version"] for each in history] == [6, 5, 4, 3, 2, 1]
-        assert (await script.get("api/audit")).content[0]["by"] == "token@web"
-
-
-async def test_switches_exemptions_and_penalties_change(
-    site_and_bot: tuple[Site, Instance],
-) -> None:
-    """All limits are paused and resumed; exemptions and the penalty change."""
-    found, _ = site_and_bot
-    async with found.script() as script:
-        paused = (await script.change("POST", "api/pause", {"how_long": "1h"})).content
-        assert paused["off_until"] == pytest.approx(time.time() + 3_600, abs=30)
-        assert (await script.change("POST", "api/resume")).content["off_until"] == 0
-        sent = {"id": 42, "exempt": True}
-        assert (await script.change("POST", "api/exempt", sent)).content["exempt"] == [42]
-        tried = (await script.get("api/users/42/try")).content
-        assert (tried["allowed"], tried["exempt"]) == (True, True)
-        sent = {"id": 42, "exempt": False}
-        assert (await script.change("POST", "api/exempt", sent)).content["limited"] == [42]
-        sent = {"after": "10/minute", "ban": "20m", "grows": True, "longest": "1d"}
-        assert (await script.change("POST", "api/penalty", sent)).content["penalty"] == sent
-        assert (await script.change("POST", "api/penalty", {"after": None})).status == 200
-        assert (await script.get("api/config")).content["live"]["penalty"] is None
 
 
 async def test_two_admins_do_not_overwrite_each_other(site_and_bot: tuple[Site, Instance]) -> None:
@@ -257,37 +115,6 @@ async def test_a_rule_with_a_slash_in_its_name_can_be_changed() -> None:
     async with site(middleware) as found, found.script() as script:
         for path in ("api/limits/20/minute", "api/limits/20%2Fminute"):
             assert (await script.change("PATCH", path, {"limit": "30/minute"})).status == 200
-
-
-async def test_a_bot_in_another_process_obeys(redis_server: Server, client: aioredis.Redis) -> None:
-    """A limit that is changed over HTTP holds in every bot within 5 seconds, and goes back."""
-    storage = RedisStorage(client)
-    bot = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.admin.bots", str(redis_server.port)),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    assert bot.stdout is not None
-    try:
-        async with site(bot_on(storage)) as found, found.script() as script:
-            async with asyncio.timeout(60):  # a process takes long to start on a busy machine
-                assert (await bot.stdout.readline()).endswith(b" 100/hour\n")
-            limits = (await script.get("api/limits")).content
-            assert [each["limit"] for each in limits] == ["100/hour"]
-            sent = {"limit": "2/minute"}
-            changed = (await script.change("PATCH", "api/limits/messages", sent)).content
-            async with asyncio.timeout(5):
-                at, limit = (await bot.stdout.readline()).split()
-            assert limit == b"2/minute"
-            assert float(at) - changed["at"] < 5
-            await script.change("POST", "api/rollback")
-            async with asyncio.timeout(5):
-                assert (await bot.stdout.readline()).endswith(b" 100/hour\n")
-    finally:
-        bot.kill()
-        await bot.wait()
-        await storage.close()
 
 
 # --- what is wrong --------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -149,67 +147,6 @@ async def test_a_refused_user_is_found_and_forgiven(tab: Tab, bot: Site) -> None
     await tab.sees("User 7: allowed")
     assert await bot.send(1) == 1
     assert tab.errors == []
-
-
-async def test_a_user_is_banned_and_the_ban_is_lifted(tab: Tab, bot: Site) -> None:
-    """A ban holds at once, is listed with its reason, and can be lifted."""
-    await tab.find(7)
-    await tab.follow("Ban …")
-    await tab.page.get_by_label("How long").fill("2h")
-    await tab.page.get_by_label("Why").fill("spam <b>links</b>")
-    await tab.press("Preview")
-    await tab.sees("Everything from user 7 is refused until")
-    await tab.press("Ban")
-    await tab.sees("Banned until")
-    assert await bot.send(1) == 0
-    await tab.follow("Bans")
-    await tab.sees("spam <b>links</b>")
-    await tab.follow("Lift User 7")
-    await tab.press("Unban")
-    await tab.sees("Bans lifted, on every instance")
-    assert await bot.send(1) == 1
-    assert tab.errors == []
-
-
-async def test_a_limit_changes_on_a_bot_in_another_process(
-    browser: Browser, client: aioredis.Redis, redis_server: Server
-) -> None:
-    """A change is shown before it is done; another process obeys it, and the roll back, too."""
-    bot = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.admin.bots", str(redis_server.port)),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        await said(bot, "100/hour")
-        async with site(redis_server.port, [Rule("100/hour", name="messages")]) as here:
-            tab = await opened(browser, here)
-            await tab.log_in()
-            await tab.follow("Change messages")
-            await tab.page.get_by_label("Limit").fill("2/minute")
-            await tab.press("Preview")
-            await tab.sees("Running instances that obey within 5 seconds: 2.")
-            await tab.press("Change")
-            await tab.sees("Version 1 is written")
-            await said(bot, "2/minute")
-            await tab.sees("It is in force on 2 of 2 instances")
-            await tab.go("history")
-            await tab.follow("Drop all live changes")
-            await tab.sees("messages: 2/minute -> 100/hour")
-            await tab.press("Roll back")
-            await tab.sees("Version 2 is written")
-            await said(bot, "100/hour")
-            assert tab.errors == []
-    finally:
-        bot.kill()
-        await bot.wait()
-
-
-async def said(bot: asyncio.subprocess.Process, limit: str) -> None:
-    """Wait until the bot says that it obeys this limit."""
-    assert bot.stdout is not None
-    async with asyncio.timeout(60):  # a process takes long to start on a busy machine
-        while not (await bot.stdout.readline()).decode().strip().endswith(limit):
-            pass
 
 
 async def test_two_operators_do_not_overwrite_each_other(tab: Tab, bot: Site) -> None:

@@ -105,7 +105,8 @@ async def _in_force(context: Context, subject: Subject) -> dict[str, Any]:
 async def _set(context: Context, call: CommandCall) -> dict[str, Any]:
     name, wanted = [*call.arguments.split(maxsplit=1), "", ""][:2]
     known = [each.name for each in await context.control.limits()]
-    if name not in known or not wanted:
+    given = {name for each in await context.control.instances() for name in each.handlers}
+    if name not in {*known, *given} or not wanted:
         names = joined(code(each, 100) for each in known[:20])
         raise _unclear("setlimit", call, "NAME 2/minute", names=names)
     return {"name": name, **(_SWITCHES.get(wanted.lower()) or {"limit": wanted})}

@@ -16,7 +16,6 @@ from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.fields import Fields, Forgive, Target, checked
 from bot_ratelimit.admin.operations import OPERATIONS, Operation
 from bot_ratelimit.admin.questions import Question
-from bot_ratelimit.admin.views import named
 from bot_ratelimit.admin.web.console import console_of, control_of, words_of
 from bot_ratelimit.admin.web.rendering import link, page
 from bot_ratelimit.admin.web.requests import from_texts, read_form
@@ -216,11 +215,11 @@ async def _ban(control: Control, words: Words, given: Mapping[str, Any]) -> dict
 
 
 async def _limit(control: Control, words: Words, given: Mapping[str, Any]) -> dict[str, Any]:
-    rule = named(await control.limits(), str(given.get("name", "")))
+    rule = await control.rule(str(given.get("name", "")))
     live = await control.changes.current()
     inputs = []
-    if rule.limit is not None and not rule.ban_ms:
-        inputs.append(_text(OPERATIONS["set"].fields, "limit", "Limit", given, rule.limit))
+    if (rule.limit is not None or rule.is_given) and not rule.ban_ms:
+        inputs.append(_text(OPERATIONS["set"].fields, "limit", "Limit", given, rule.limit or ""))
     shadow, off = given.get("shadow", rule.shadow), given.get("off", rule.off)
     mode = "off" if off else "trial" if shadow else "on"
     states = [each for each in _STATES if each != "trial" or not rule.ban_ms]

@@ -30,13 +30,15 @@ from bot_ratelimit.admin.web.problems import Problem
 from bot_ratelimit.admin.web.rendering import link, page
 from bot_ratelimit.admin.web.requests import from_texts
 from bot_ratelimit.admin.wording import who
-from bot_ratelimit.admin.words import Marked, Words, capital
+from bot_ratelimit.admin.words import Marked, Words, capital, code
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.limiter.statistics import Refusals
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban
 
+_HANDLERS: Final = 30
+"""Handlers without a limit of their own that the overview lists."""
 _ROWS: Final = 50
 """Bans on one page."""
 _FILES: Final = files("bot_ratelimit.admin.web") / "static"
@@ -214,6 +216,10 @@ def _limits_part(words: Words, config: Loaded, limits: Loaded, use: Sequence[Rul
         for each in view.rules
     ]  # fmt: skip
     links += [[] for _ in counted]
+    handlers = sorted({name for each in view.instances for name in each.handlers})[:_HANDLERS]
+    free = words("as every handler")
+    rows += [(code(name, 100), free, "", "", "", *_decisions(None, has_left)) for name in handlers]
+    links += [[(f"limit?{urlencode({'name': name})}", words("Change"))] for name in handlers]
     header = [("pause", words("Pause all limits"))]
     if not any(each.ban_ms for each in view.rules):
         header.insert(0, ("penalty", words("Add a ban for users who keep sending")))

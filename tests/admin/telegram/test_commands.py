@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 
-from bot_ratelimit import MemoryStorage, Penalty, RedisStorage, Rule, Scope, Subject
+from bot_ratelimit import MemoryStorage, RedisStorage, Rule, Scope, Subject
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.storage.base import Storage, documents_of
 from tests.admin.telegram.operators import ANNA, BORIS, GROUP, OperatedBot, operated_bot_on
@@ -47,21 +47,6 @@ async def test_a_refused_user_is_forgiven_on_every_instance(
     assert "nothing to forgive" in await bot.asks("/forgive 77", "Forgive")
 
 
-async def test_only_the_named_rules_are_forgiven(storage: Storage) -> None:
-    """/forgive 42 RULE deletes the count of that rule; an unknown rule is an error."""
-    rules = [Rule("2/h", name="messages"), Rule("9/h", name="other")]
-    async with operated_bot_on(storage, *rules) as bot:
-        await bot.is_handled()
-        question = await bot.says("/forgive 42 messages")
-        assert "<code>messages</code>: 1 of 2 used. The count is deleted." in question
-        assert "<code>other</code>" not in question
-        assert "<code>messages</code>" in await bot.presses("Forgive")
-        shown = await bot.says("/who 42")
-        assert "<code>messages</code>: 2 of 2 left, now" in shown
-        assert "<code>other</code>: 8 of 9 left" in shown
-        assert "no rule is called 'nope'" in await bot.says("/forgive 42 nope")
-
-
 async def test_a_ban_holds_on_every_instance_until_it_is_lifted(
     elsewhere: Storage, bot: OperatedBot
 ) -> None:
@@ -89,31 +74,12 @@ async def test_a_ban_holds_on_every_instance_until_it_is_lifted(
     assert await bot.says("/bans") == "Nobody is banned."
 
 
-async def test_a_ban_can_be_for_good(bot: OperatedBot) -> None:
-    """A ban with `forever` has no end, and every answer says so."""
-    assert "Ban user <code>42</code> forever?" in await bot.says("/ban 42 forever")
-    assert await bot.presses("Ban") == "User <code>42</code> is banned forever."
-    assert "forever" in await bot.says("/bans")
-
-
 async def test_a_ban_by_hand_outlives_forgiving_and_that_is_said(bot: OperatedBot) -> None:
     """/forgive resets counts, and its answer shows a ban that is still in force."""
     await bot.is_handled()
     await bot.asks("/ban 42 1h spam", "Ban")
     told = await bot.asks("/forgive 42", "Forgive")
     assert "is forgiven: <code>messages</code>\nStill banned until" in told
-
-
-async def test_a_ban_by_a_penalty_is_lifted(storage: Storage) -> None:
-    """/unban lifts a ban by a Penalty, and so does /forgive."""
-    async with operated_bot_on(storage, "1/h", penalty=Penalty("1/h", "1h")) as bot:
-        for command, button in (("/unban 42", "Unban"), ("/forgive 42", "Forgive")):
-            for _ in range(4):
-                await bot.is_handled()
-            assert "by <code>penalty</code>" in await bot.says("/who 42")
-            await bot.asks(command, button)
-            assert ": banned" not in await bot.says("/who 42")
-            await bot.asks("/forgive 42", "Forgive")
 
 
 async def test_admins_are_not_banned(bot: OperatedBot) -> None:
@@ -162,15 +128,6 @@ async def test_what_setlimit_understands(wanted: str, shown: str) -> None:
     """A limit as in code, a switch or `default` is accepted; other input gets an example."""
     async with operated_bot_on(MemoryStorage()) as bot:
         assert shown in await bot.says(f"/setlimit messages {wanted}")
-
-
-async def test_a_change_is_taken_back(bot: OperatedBot) -> None:
-    """`default` undoes the changes of one rule."""
-    await bot.asks("/setlimit messages 1/h", "Change")
-    assert "1/hour -&gt; 3/hour" in await bot.says("/setlimit messages default")
-    assert "Version 2" in await bot.presses("Change")
-    assert "unknown" not in await bot.says("/limits")
-    assert "Names: <code>messages</code>" in await bot.says("/setlimit unknown 1/h")
 
 
 async def test_an_outdated_question_changes_nothing(bot: OperatedBot) -> None:
@@ -411,19 +368,6 @@ async def test_redis_away_is_a_short_answer(own_server: Server) -> None:
                 assert "Redis cannot be reached" in await bot.says(command), command
             assert "Redis does not answer: meanwhile" in await bot.says("/health")
             assert "Redis cannot be reached" in await bot.presses(yes)
-        await storage.close()
-
-
-async def test_a_silent_redis_is_a_short_answer_soon(own_server: Server) -> None:
-    """A server that accepts connections and never answers delays a command by seconds only."""
-    async with aioredis.Redis(port=own_server.port) as client:
-        storage = RedisStorage(client)
-        async with operated_bot_on(storage) as bot:
-            own_server.hang()
-            for command in ("/who 42", "/limits", "/forgive 42"):
-                async with asyncio.timeout(5):
-                    assert "Redis cannot be reached" in await bot.says(command)
-            own_server.resume()
         await storage.close()
 
 

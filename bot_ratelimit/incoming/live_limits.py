@@ -1,0 +1,58 @@
+"""Live limits: operators give handlers without a limit of their own one, while the bot runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from aiogram.dispatcher.event.handler import HandlerObject
+from aiogram.dispatcher.flags import extract_flags
+from aiogram.dispatcher.router import Router
+
+from bot_ratelimit.config.live import Live
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.incoming.flags import FLAG
+from bot_ratelimit.incoming.handler_names import HandlerNames, handlers_of, shorten_name
+from bot_ratelimit.rules.rule import Rule, Rules, rules_of
+
+
+class LiveLimits:
+    """The limits of handlers without a flag, by the handler's name.
+
+    Args:
+        live: What operators change.
+        penalty: Applies together with the own rules of every handler.
+    """
+
+    def __init__(self, live: Live, penalty: Iterable[Rule]) -> None:
+        self._live, self._penalty = live, tuple(penalty)
+        self._names = HandlerNames(None)
+        self._overrides: Overrides | None = None
+        self._found: dict[int, tuple[HandlerObject, Rules | None]] = {}
+
+    def rules_for(self, handler: HandlerObject | None, router: Router | None) -> Rules | None:
+        """The rules that operators gave a handler; None if they gave none."""
+        if handler is None or not self._live.overrides.rules or FLAG in extract_flags(handler):
+            return None
+        if self._overrides is not self._live.overrides:
+            self._overrides, self._found = self._live.overrides, {}
+        known = self._found.get(id(handler))
+        if known is None:
+            rule = self.rule_of(self._name_of(handler, router))
+            rules = None if rule is None else rules_of((rule, *self._penalty))
+            known = self._found[id(handler)] = (handler, rules)
+        return known[1]
+
+    def rule_of(self, name: str) -> Rule | None:
+        """The rule that operators gave the handler of this name, before its other changes."""
+        limit = self._live.overrides.rules.get(name, {}).get("limit")
+        return None if limit is None else Rule(str(limit), name=name)
+
+    def names(self, root: Router) -> Iterator[str]:
+        """The names of all handlers without a flag."""
+        inner = {id(each) for name in ("update", "error") for each in root.observers[name].handlers}
+        for handler in handlers_of(root):  # but the dispatcher's own, which pass updates on
+            if FLAG not in extract_flags(handler) and id(handler) not in inner:
+                yield self._name_of(handler, root)
+
+    def _name_of(self, handler: HandlerObject, router: Router | None) -> str:
+        return shorten_name(self._names.name_of(handler, router))
