@@ -13,7 +13,7 @@ from bot_ratelimit.incoming.backlog import Backlog
 from bot_ratelimit.incoming.bound_decision import BoundDecision
 from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
 from bot_ratelimit.incoming.event_filter import Counted, EventFilter
-from bot_ratelimit.incoming.functions import chosen, needs_event
+from bot_ratelimit.incoming.functions import NO_LIMIT, chosen, needs_event
 from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision
@@ -181,7 +181,8 @@ class Admission:
             try:
                 rules = await chosen(rules, counted.subject, dispatch.inner, dispatch.data)
             except Exception as error:
-                return self._answer_by_policy(rules, error)
+                answer = self._answer_by_policy(rules, error)
+                return BoundDecision.of(answer, self._limiter, NO_LIMIT, counted.subject)
         notes, due = self._notes(state), rules
         if notes is not None:
             due = notes.due(rules, counted)

@@ -21,7 +21,7 @@ from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.incoming.event_filter import EventFilter
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.rules.rule import Subject, rule_at
+from bot_ratelimit.rules.rule import Subject, rule_at, rules_of
 from bot_ratelimit.storage.base import documents_of
 
 log = logging.getLogger("bot_ratelimit")
@@ -69,7 +69,8 @@ class Migration(BaseMiddleware):
         try:
             # Not the bare id, which would be replaced as well.
             once = rule_at("migrated:", _ONCE, lambda subject: f"from{subject.chat}", 1)
-            claimed = await self._limiter.hit(once, Subject(chat=old))
+            # A ban of the group does not keep it from being moved.
+            claimed = await self._limiter.decider.hit(rules_of(once), Subject(chat=old))
             if not claimed.allowed or claimed.source == "policy":
                 return
             prefix = f"{self._limiter.key_prefix}:ratelimit:"

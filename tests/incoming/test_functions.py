@@ -11,6 +11,7 @@ from aiogram import Router, flags
 from aiogram.types import Message, TelegramObject
 
 from bot_ratelimit import (
+    BoundDecision,
     ConfigError,
     Limiter,
     MemoryStorage,
@@ -156,6 +157,9 @@ async def test_a_function_that_fails_is_answered_by_the_policy(
 
     bot = limited(broken, limiter=Limiter(MemoryStorage(), on_error=on_error))
     assert await bot.send(*"abc") == [on_error != "deny"] * 3
+    for decision in bot.decisions:
+        assert isinstance(decision, BoundDecision)
+        assert (await decision.charge(5)).allowed  # nothing is charged, and no handler fails
     (line,) = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert line.exc_info is not None
     assert "'plan'" in line.getMessage() or "broken returned" in line.getMessage()
