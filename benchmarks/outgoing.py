@@ -24,6 +24,8 @@ from benchmarks.server import redis_server
 from bot_ratelimit import Limiter, MemoryStorage, OutgoingLimits, RedisStorage
 from example_bot.demo.botapi import TOKEN, BotApi
 from example_bot.demo.floods import FloodControl
+from tests.outgoing.fleet import run
+from tests.outgoing.strict import Strict
 from tests.outgoing.virtual import Telegram, VirtualLoop, now
 
 CALLS: Final = 5_000
@@ -34,7 +36,7 @@ SECONDS: Final = 40.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.outgoing", description=__doc__)
-    parser.add_argument("what", nargs="*", default=["overhead", "backlog", "wrong", "broadcast"])
+    parser.add_argument("what", nargs="*", default=[*RUNS, "broadcast"])
     parser.add_argument("--chats", type=int, default=100_000, help="of the broadcast")
     options = parser.parse_args()
     if options.what[:1] == ["worker"]:
@@ -251,6 +253,31 @@ async def worker(
     return 0
 
 
+# Floors: everything at once, against a Telegram that counts where requests arrive.
+
+
+async def floors(server: Any) -> Table:
+    table = Table(
+        *("", "429s of 720", "too early", "seconds", "of the ideal", "lost"),
+        title="3 processes, 40 chats, 18 messages each, all at once; the ideal is 13 s",
+    )
+    for name, limits in (
+        ("exact budgets", {}),
+        ("budgets twice too high", {"per_chat": "2/s burst 10"}),
+    ):
+        server.flush()
+        async with Strict() as api:
+            options = {"chats": 40, "each": 18, "limits": limits}
+            told = await run("backlog", api.url, server.url, 3, options)
+        took = max(seen.at for seen in api.seen) - min(seen.at for seen in api.seen)
+        lost = sum(process["lost"] for process in told)
+        table.add_row(
+            *(name, str(api.refusals()), str(api.impatient)),
+            *(f"{took:.1f}", f"{took / 13:.2f}", str(lost)),
+        )
+    return table
+
+
 # A broadcast, in virtual time.
 
 
@@ -290,6 +317,7 @@ RUNS: Final[dict[str, Callable[[Any], Awaitable[Table]]]] = {
     "overhead": overhead,
     "backlog": backlog,
     "wrong": wrong,
+    "floors": floors,
 }
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from bot_ratelimit.rules.penalty import Penalty
     from bot_ratelimit.rules.rule import Rule, Scope, Subject
     from bot_ratelimit.storage.banlist import Ban
+    from bot_ratelimit.storage.limits_storage import LimitsStorage
     from bot_ratelimit.storage.memory import MemoryStorage
     from bot_ratelimit.storage.redis.storage import RedisStorage
 
@@ -58,6 +59,7 @@ __all__ = [
     "Journal",
     "Limit",
     "Limiter",
+    "LimitsStorage",
     "LogObserver",
     "MemoryStorage",
     "NotSentError",
@@ -118,6 +120,7 @@ _MODULES: Final = {
     "Scope": "bot_ratelimit.rules.rule",
     "Subject": "bot_ratelimit.rules.rule",
     "Ban": "bot_ratelimit.storage.banlist",
+    "LimitsStorage": "bot_ratelimit.storage.limits_storage",
     "MemoryStorage": "bot_ratelimit.storage.memory",
     "RedisStorage": "bot_ratelimit.storage.redis.storage",
 }

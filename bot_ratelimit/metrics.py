@@ -73,9 +73,9 @@ class PrometheusMetrics(SeriesObserver):
         count: Callable[[], None] = self._series(name, *labels).inc
         return count
 
-    def histogram(self, name: str) -> Callable[[float], None]:
+    def histogram(self, name: str, *labels: str) -> Callable[[float], None]:
         """See `SeriesObserver.histogram`."""
-        observe: Callable[[float], None] = self._series(name).observe
+        observe: Callable[[float], None] = self._series(name, *labels).observe
         return observe
 
     def set_gauge(self, name: str, value: float, *labels: str) -> None:

@@ -38,6 +38,7 @@ NAMES: Final[dict[str, tuple[str, str]]] = {
     "config_version": ("bot_ratelimit.config.version", "1"),
     "requests": ("bot_ratelimit.requests", "{request}"),
     "request_wait_seconds": ("bot_ratelimit.request.wait.duration", "s"),
+    "acquire_wait_seconds": ("bot_ratelimit.acquire.wait.duration", "s"),
     "flood_waits": ("bot_ratelimit.flood_waits", "{answer}"),
     "queued": ("bot_ratelimit.requests.queued", "{request}"),
 }
@@ -95,9 +96,9 @@ class OpenTelemetryMetrics(SeriesObserver):
         """See `SeriesObserver.counter`."""
         return partial(self._instruments[name].add, 1, self._attributes(name, labels))
 
-    def histogram(self, name: str) -> Callable[[float], None]:
+    def histogram(self, name: str, *labels: str) -> Callable[[float], None]:
         """See `SeriesObserver.histogram`."""
-        return partial(self._instruments[name].record, attributes=self._common)
+        return partial(self._instruments[name].record, attributes=self._attributes(name, labels))
 
     def set_gauge(self, name: str, value: float, *labels: str) -> None:
         """See `SeriesObserver.set_gauge`."""

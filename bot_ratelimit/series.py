@@ -35,6 +35,7 @@ class Series(NamedTuple):
     """How the gauges of several processes become one."""
 
 
+_WAIT_BUCKETS: Final = (0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 SERIES: Final[dict[str, Series]] = {
     "decisions": Series(
         "counter",
@@ -89,11 +90,20 @@ SERIES: Final[dict[str, Series]] = {
     ),
     "request_wait_seconds": Series(
         "histogram",
-        "Time for which the outgoing limits held a request back",
-        buckets=(0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+        "Time for which the outgoing limits held a request back, by the kind of request",
+        ("kind",),
+        buckets=_WAIT_BUCKETS,
+    ),
+    "acquire_wait_seconds": Series(
+        "histogram",
+        "Time for which callers of acquire waited; outcome is allowed or timeout",
+        ("outcome",),
+        buckets=_WAIT_BUCKETS,
     ),
     "flood_waits": Series(
-        "counter", "Answers 429 of Telegram, for a chat or for the whole bot", ("scope",)
+        "counter",
+        "Answers 429 of Telegram: for a chat, the whole bot, drafts, actions or a method",
+        ("scope",),
     ),
     "queued": Series("gauge", "Requests to Telegram that wait to be sent"),
 }
@@ -124,7 +134,6 @@ class SeriesObserver(Observer):
     def __init__(self) -> None:
         self._observe_seconds = self.histogram("decision_seconds")
         self._observe_batch = self.histogram("batch_size")
-        self._observe_wait = self.histogram("request_wait_seconds")
         self._rules, self._kinds, self._servers, self._slots, self._methods = (
             _Names() for _ in range(5)
         )
@@ -139,7 +148,7 @@ class SeriesObserver(Observer):
         """Return what counts one more in a series."""
 
     @abstractmethod
-    def histogram(self, name: str) -> Callable[[float], None]:
+    def histogram(self, name: str, *labels: str) -> Callable[[float], None]:
         """Return what adds a value to a series."""
 
     @abstractmethod
@@ -165,6 +174,11 @@ class SeriesObserver(Observer):
             (self._near_by_rule.get(path) or self._near_counter(path, label_of(rule)))()
         for shadow in shadows:
             self._counter(shadow.path, label_of(shadow), "shadow", source)()
+
+    def waited(self, decision: Decision, subject: Subject, seconds: float) -> None:
+        """See `Observer.waited`."""
+        outcome = "allowed" if decision.allowed else "timeout"
+        self.histogram("acquire_wait_seconds", outcome)(seconds)
 
     def waiting(self, place: str, count: int) -> None:
         """See `Observer.waiting`."""
@@ -230,8 +244,10 @@ class SeriesObserver(Observer):
 
     def request_done(self, method: str, outcome: RequestOutcome, waited: float) -> None:
         """See `Observer.request_done`."""
+        from bot_ratelimit.outgoing.methods import kind_of
+
         self.counter("requests", self._methods(method), outcome)()
-        self._observe_wait(waited)
+        self.histogram("request_wait_seconds", kind_of(method))(waited)
 
     def flood_waited(self, scope: FloodScope, seconds: float) -> None:
         """See `Observer.flood_waited`."""

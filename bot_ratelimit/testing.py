@@ -25,6 +25,7 @@ from inspect import iscoroutinefunction
 from typing import Any, Final, cast
 
 from bot_ratelimit.algorithms.verdict import Verdict
+from bot_ratelimit.conformance import check_storage
 from bot_ratelimit.errors import StorageError
 from bot_ratelimit.storage.banlist import BanList
 from bot_ratelimit.storage.base import Ask, Count, Storage
@@ -32,6 +33,8 @@ from bot_ratelimit.storage.documents import Documents
 from bot_ratelimit.storage.leases import Leases
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.tallies import Tallies
+
+__all__ = ["Clock", "FlakyStorage", "check_storage"]
 
 _TIMEOUT: Final = 2.0  # of calls that take none
 

@@ -109,6 +109,8 @@ async def use_everything(registry: CollectorRegistry) -> None:
     limiter = Limiter(MemoryStorage(), observer=metrics)
     for _ in range(3):
         await limiter.hit(["2/m", Rule("1/m", name="trial", shadow=True)], Subject(4242424242))
+    for _ in range(2):
+        await limiter.acquire(Rule("1/m", name="waits"), Subject(7), timeout=0.01)
     report_everything(metrics)
 
 
@@ -121,7 +123,7 @@ async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
         (2, "decisions_total", {"rule": "user", "outcome": "allowed", "source": "memory"}),
         (1, "decisions_total", {"rule": "user", "outcome": "refused", "source": "memory"}),
         (2, "decisions_total", {"rule": "trial", "outcome": "shadow", "source": "memory"}),
-        (3, "decision_seconds_count", {}),
+        (5, "decision_seconds_count", {}),
         (1, "near_limit_total", {"rule": "user"}),
         (5, "waiting", {}),
         (1, "bans_total", {}),
@@ -136,7 +138,9 @@ async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
         (1, "breaker_open", at),
         (12, "batch_size_sum", {}),
         (1, "requests_total", {"method": "SendMessage", "outcome": "sent"}),
-        (0.2, "request_wait_seconds_sum", {}),
+        (0.2, "request_wait_seconds_sum", {"kind": "message"}),
+        (1, "acquire_wait_seconds_count", {"outcome": "allowed"}),
+        (1, "acquire_wait_seconds_count", {"outcome": "timeout"}),
         (1, "flood_waits_total", {"scope": "chat"}),
         (5, "queued", {}),
     ]:

@@ -111,6 +111,9 @@ class Settings(BaseSettings):
         0.25, description="seconds that Redis gets for a decision, above 0"
     )
 
+    rate_limit_connect_timeout: float = Field(
+        5.0, gt=0, le=3600, description="seconds to open a connection to Redis, above 0"
+    )
     rate_limit_memory_size: int = Field(
         10_000, ge=1, description="the maximum number of counts in this process, 1 or more"
     )
@@ -284,7 +287,9 @@ class Settings(BaseSettings):
         client = self.redis_client()
         if client is None:
             return MemoryStorage(self.rate_limit_memory_size)
-        return RedisStorage(client, close_client=True)
+        return RedisStorage(
+            client, close_client=True, connect_timeout=self.rate_limit_connect_timeout
+        )
 
     def redis_client(self) -> Client | None:
         """Make a client, which connects when it is first used; None if Redis is not used.

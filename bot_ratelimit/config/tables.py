@@ -56,6 +56,7 @@ class NamedLimit(Table):
     scope: _Scope = Scope.USER
     cost: int = Field(1, description="a whole number from 1 up")
     shadow: bool = Field(False, description=_TRUE_OR_FALSE)
+    on_error: Any = Field(None, description="'allow', 'deny' or 'memory'")
 
     def given(self) -> dict[str, Any]:
         """Return the fields that are given, checked together.
@@ -69,7 +70,7 @@ class NamedLimit(Table):
         return fields
 
 
-_OF_RULES: Final = ("cost", "shadow")
+_OF_RULES: Final = ("cost", "shadow", "on_error")
 
 
 class RuleTable(NamedLimit):
@@ -104,6 +105,7 @@ class OutgoingTable(Table):
     per_chat: _Limit = None
     per_group: _Limit = None
     broadcast: _Limit = None
+    drafts: _Limit = None
     max_wait: float = Field(10.0, ge=0, lt=1e6, description="a number from 0 up")
     retries: int = Field(3, ge=0, lt=1e6, description="a whole number from 0 up")
 

@@ -174,6 +174,14 @@ def announce(limiter: Limiter, rules: Rules) -> None:
             limits,
             limiter.key_prefix,
         )
+    elif limiter.storage.source != "memory":
+        log.info(
+            "RateLimitMiddleware: Using %s for distributed rate limiting "
+            "(limit: %s; key prefix: %s)",
+            limiter.storage.source,
+            limits,
+            limiter.key_prefix,
+        )
     elif limiter.storage not in _implicit:
         log.info("RateLimitMiddleware: counting in this process (limit: %s)", limits)
     else:

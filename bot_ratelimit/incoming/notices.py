@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from aiogram.enums import ChatType
@@ -23,8 +24,8 @@ from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import NoticeKind, NoticeResult
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, wait_text
-from bot_ratelimit.rules.limit import MAX_PERIOD_MS
-from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rule, rules_of
+from bot_ratelimit.rules.limit import MAX_PERIOD_MS, Algorithm, Limit
+from bot_ratelimit.rules.rule import Rule, Rules, Scope, Subject, notice_rule, rule_at, rules_of
 
 TEXTS: Final[Mapping[str, str]] = {
     "en": "Too many requests. Please try again in {wait}.",
@@ -79,7 +80,8 @@ class Notices:
             `3 h 20 min`; Russian units in a Russian text), `{seconds}` by its seconds.
         busy: The same for users whose last request is still running, without the wait.
         in_groups: Whether notices are also sent in groups: to each member once for each wait, or
-            once to the whole chat if the chat is limited. False by default.
+            once to the whole chat if the chat is limited. However many members send too much, a
+            group gets at most three notices a minute. False by default.
 
     Raises:
         ConfigError: A text is not a str, or has a placeholder other than `{wait}` and
@@ -186,7 +188,10 @@ class Notices:
         rule = self._once(event, decision, subject)
         if rule is None or limiter.is_banned(subject):
             return False
-        told = await limiter.decider.hit(rules_of(rule), subject, deadline=deadline)
+        rules = rules_of(rule)
+        if event.chat.type != ChatType.PRIVATE:
+            rules = Rules((*rules, _IN_GROUP))
+        told = await limiter.decider.hit(rules, subject, deadline=deadline)
         # Without the storage it is unknown whether the user was already notified: stay silent.
         if not told.allowed or told.source not in ("redis", "memory"):
             return False
@@ -235,6 +240,13 @@ def _units(language: str, text: str) -> Sequence[str]:
 def busy_notice_rule(scope: Scope) -> Rule:
     """The rule of one notice in ten seconds that a request is running: `...:notice:slot:<user>`."""
     return notice_rule(_BUSY_AGAIN, scope, "slot:")
+
+
+_IN_GROUP: Final = rule_at(
+    "notice:group:", Limit(3, 60.0, Algorithm.SLIDING_WINDOW), attrgetter("chat"), 1
+)
+"""Notices in one group, `...:notice:group:<chat>`: Telegram accepts 20 messages a minute there, and
+the bot's answers need them."""
 
 
 def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:

@@ -15,9 +15,10 @@ from bot_ratelimit.limiter.observer import label_of
 from bot_ratelimit.rules.limit import MAX_AMOUNT
 from bot_ratelimit.rules.rule import OnError, Rule, Rules, Subject
 from bot_ratelimit.storage.base import Ask, Count, Op, Storage
-from bot_ratelimit.storage.guarded import Guard, GuardEvents, Missing
+from bot_ratelimit.storage.guarded import Guard, Missing
 from bot_ratelimit.storage.loops import Seldom
 from bot_ratelimit.storage.memory import MemoryStorage
+from bot_ratelimit.storage.servers import GuardEvents
 
 log = logging.getLogger("bot_ratelimit")
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.storage.base import ConnectionStatus
-from bot_ratelimit.storage.guarded import Server
+from bot_ratelimit.storage.servers import Server
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable
 from typing import get_args
 
 from bot_ratelimit.errors import ConfigError
@@ -17,24 +16,24 @@ from bot_ratelimit.limiter.arguments import (
     check_whole,
 )
 from bot_ratelimit.limiter.bans import Bans, PenaltyReports
+from bot_ratelimit.limiter.blocks import BlockMethods
 from bot_ratelimit.limiter.counts import counts_of_hit
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decider import Decider
-from bot_ratelimit.limiter.decision import Decision, RefusedError
+from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.observer import ObserverLike, Observers, observers_of
 from bot_ratelimit.limiter.operators import OperatorMethods
-from bot_ratelimit.limiter.slots import SlotContext, Slots
+from bot_ratelimit.limiter.slots import Slots
 from bot_ratelimit.limiter.start import Start
 from bot_ratelimit.limiter.statistics import Statistics
 from bot_ratelimit.limiter.waiting import Waiters
 from bot_ratelimit.rules.checks import check_prefix
-from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import OnError, RuleLike, Rules, Subject, rules_of
 from bot_ratelimit.storage.base import Storage
 
 
-class Limiter(OperatorMethods):
+class Limiter(OperatorMethods, BlockMethods):
     """Decides about hits, and always answers, even when the storage fails.
 
     ::
@@ -248,74 +247,6 @@ class Limiter(OperatorMethods):
         self._observer.waited(decision, subject, decision.waited)
         return decision
 
-    def slot(
-        self,
-        concurrency: Concurrency,
-        subject: Subject,
-        timeout: float | None = 0,
-        *,
-        deadline: Deadline | None = None,
-    ) -> SlotContext:
-        """Hold a slot while a block runs; `concurrency` limits the slots over all instances.
-
-        ::
-
-            async with limiter.slot(Concurrency(1, name="report"), subject, timeout=5) as slot:
-                if slot.allowed:
-                    ...
-
-        The slot is released when the block ends in any way. If the process is killed, the slot is
-        free when its lease ends. `slot` is a Decision that also says when the slot is lost; see
-        `Slot`.
-
-        Args:
-            concurrency: How many slots there are, and who shares them.
-            subject: Who takes the slot.
-            timeout: The maximum wait in seconds, 0 by default; None waits without a limit. The
-                callers of a process are served in order; between instances chance decides.
-            deadline: The time that the first attempt shares with other steps of one update.
-
-        Raises:
-            ConfigError: An argument is invalid. A failing storage never raises: `on_error` answers.
-        """
-        if not isinstance(concurrency, Concurrency):
-            raise ConfigError(
-                f"concurrency={concurrency!r}: expected Concurrency(1, name='report')"
-            )
-        check_subject(subject)
-        if self._slots is None:
-            self._slots = Slots(self._decider, self._observer)
-        return SlotContext(self._slots, concurrency, subject, check_wait(timeout), deadline)
-
-    @asynccontextmanager
-    async def limit(
-        self,
-        rules: RuleLike | Iterable[RuleLike],
-        subject: Subject,
-        cost: int | None = None,
-    ) -> AsyncIterator[Decision]:
-        """Run a block only if a hit of the subject is allowed; for code outside of handlers.
-
-        ::
-
-            async with limiter.limit("5/minute", Subject(user=42)):
-                ...
-
-        Args:
-            rules: One rule, or several that are decided together.
-            subject: Who the hit counts for.
-            cost: Charged to each rule instead of the rule's own cost.
-
-        Raises:
-            RefusedError: The hit was refused, and the block does not run. The error contains the
-                Decision.
-            ConfigError: The rules or the cost are invalid.
-        """
-        decision = await self.hit(rules, subject, cost)
-        if not decision.allowed:
-            raise RefusedError(decision)
-        yield decision
-
     def open(self) -> None:
         """Start to connect, so that the first decision need not wait for it.
 
@@ -332,7 +263,7 @@ class Limiter(OperatorMethods):
         it until it ends, and then releases it. The limiter can be used again.
         """
         await self._start.end()
-        self._waiters.close()
+        await self._waiters.close()
         await self._bans.close()
         if self._slots is not None:
             await self._slots.close()

@@ -17,7 +17,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
 from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.errors import RateLimitError
@@ -55,7 +54,7 @@ class Waiters:
         self._queues = Queues(MAX_WAITERS)
         self._refused: dict[tuple[str, ...], tuple[float, Decision]] = {}
         """The last refusal in each queue that is not empty, and until when it holds."""
-        self._refunds: set[asyncio.Task[None]] = set()
+        self._returns: set[asyncio.Task[None]] = set()
 
     async def acquire(
         self,
@@ -103,9 +102,12 @@ class Waiters:
             finally:
                 self._refused.pop(keys, None)
 
-    def close(self) -> None:
-        """Refuse all callers that wait."""
+    async def close(self) -> None:
+        """Refuse all callers that wait, and finish the refunds."""
         self._queues.close()
+        loop = asyncio.get_running_loop()
+        if returns := [task for task in self._returns if task.get_loop() is loop]:
+            await asyncio.wait(returns)
 
     async def _attempt(
         self, rules: Rules, subject: Subject, cost: int | None, counts: Sequence[Count]
@@ -115,20 +117,19 @@ class Waiters:
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            asking.add_done_callback(partial(self._return, counts))
+            task = asyncio.ensure_future(self._return(asking, counts))
+            self._returns.add(task)
+            task.add_done_callback(self._returns.discard)
             raise
 
-    def _return(self, counts: Sequence[Count], asked: asyncio.Future[Decision]) -> None:
-        """Refund a hit whose caller is gone."""
-        if asked.cancelled() or asked.exception() is not None:
+    async def _return(self, asking: asyncio.Future[Decision], counts: Sequence[Count]) -> None:
+        """Refund a hit whose caller is gone, and let the next caller ask."""
+        await asyncio.wait([asking])
+        if asking.cancelled() or asking.exception() is not None:
             return
-        decision = asked.result()
-        if decision.allowed and decision.source == self._decider.storage.source:
-            task = asyncio.ensure_future(self._refund(counts))
-            self._refunds.add(task)
-            task.add_done_callback(self._refunds.discard)
-
-    async def _refund(self, counts: Sequence[Count]) -> None:
+        decision = asking.result()
+        if not decision.allowed or decision.source != self._decider.storage.source:
+            return
         try:
             ask = Ask(counts, Op.REFUND)
             await self._decider.storage.ask(ask, timeout=self._decider.timeout)

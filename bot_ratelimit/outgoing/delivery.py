@@ -133,8 +133,9 @@ class Delivery:
 
     async def _turn(self, queue: ChatQueue, request: Request, turn: asyncio.Future[Any]) -> Any:
         """Wait for the turn; return YOUR_TURN, or the outcome of a newer edit."""
+        timeout = asyncio.timeout_at(request.deadline)
         try:
-            async with asyncio.timeout_at(request.deadline) as timeout:
+            async with timeout:
                 return await turn
         except TimeoutError:
             if not timeout.expired():  # the outcome of a newer edit

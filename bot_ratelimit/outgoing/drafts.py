@@ -49,6 +49,12 @@ class DraftStream(Pace):
         super().__init__(key)
         self.drafts: dict[tuple[int | None, int], Draft] = {}
 
+    def drop(self, topic: int | None, draft_id: int | None = None) -> None:
+        """Forget what waits in a topic, of one draft or of all."""
+        for (where, which), draft in self.drafts.items():
+            if where == topic and draft_id in (None, which):
+                draft.drop()
+
     def is_idle(self, now: float) -> bool:
         """See `Pace.is_idle`."""
         self.drafts = {k: d for k, d in self.drafts.items() if d.busy or now < d.next_at}
@@ -104,12 +110,6 @@ class Drafts:
             draft.busy = False
             if draft.newest is not None:
                 self._send_later(stream, draft)
-
-    def drop(self, stream: DraftStream, topic: int | None, draft_id: int | None = None) -> None:
-        """Forget what waits in a topic, of one draft or of all."""
-        for (where, which), draft in stream.drafts.items():
-            if where == topic and draft_id in (None, which):
-                draft.drop()
 
     def _wait(self, stream: DraftStream, draft: Draft) -> float:
         now = asyncio.get_running_loop().time()

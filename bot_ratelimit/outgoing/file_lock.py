@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -14,6 +15,7 @@ else:
 
 # Windows lets nobody read a locked byte, so the locked one is behind the text.
 _LOCKED_BYTE = 1_000
+_LOCKED = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
 class FileLock:
@@ -33,11 +35,18 @@ class FileLock:
         return self._file is not None
 
     def acquire(self) -> str | None:
-        """Take the lock; return None, or who holds it: `process 123 on host`."""
+        """Take the lock; return None, or who holds it: `process 123 on host`.
+
+        Raises:
+            OSError: The file cannot be opened.
+        """
         file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             _lock(file)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _LOCKED:  # a file system without locks
+                self._file = file
+                return None
             holder = os.read(file, _LOCKED_BYTE).decode(errors="replace").strip()
             os.close(file)
             return holder or "another process"

@@ -70,7 +70,11 @@ class Journal:
         """
         if self._lock.is_held:
             return
-        if (holder := self._lock.acquire()) is not None:
+        try:
+            holder = self._lock.acquire()
+        except OSError as error:
+            raise ConfigError(f"the journal {self.path}: its lock: {error.strerror}") from None
+        if holder is not None:
             raise ConfigError(
                 f"the journal {self.path}: {holder} is broadcasting with it; wait until it ends, "
                 "or give another path"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -21,7 +20,7 @@ from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.exceptions import TelegramAPIError
 
 from bot_ratelimit.config.settings import Settings
-from bot_ratelimit.errors import NotSentError, SendQueueFullError
+from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike, observers_of
 from bot_ratelimit.limiter.waiting_allowed import patience
@@ -41,20 +40,11 @@ from bot_ratelimit.outgoing.delivery import Delivery, DeliveryOptions
 from bot_ratelimit.outgoing.drafts import Drafts
 from bot_ratelimit.outgoing.floods import Floods, describe
 from bot_ratelimit.outgoing.journal import Journal
-from bot_ratelimit.outgoing.methods import (
-    Kind,
-    Method,
-    chat_of,
-    edit_of,
-    is_group,
-    topic_of,
-    traffic_of,
-)
-from bot_ratelimit.outgoing.pace import PaceKey
+from bot_ratelimit.outgoing.methods import Kind, Method, chat_of, edit_of, traffic_of
 from bot_ratelimit.outgoing.pacing import Pacer
 from bot_ratelimit.outgoing.permits import Permits
 from bot_ratelimit.outgoing.progress import Progress
-from bot_ratelimit.outgoing.queues import Queues
+from bot_ratelimit.outgoing.queues import Queues, check_room, key_of
 from bot_ratelimit.outgoing.scope import BroadcastScope, broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent
 from bot_ratelimit.outgoing.sleeper import Sleeper
@@ -140,13 +130,14 @@ class OutgoingLimits(BaseRequestMiddleware):
         self.limiter = limiter_of(redis_client, key_prefix, limiter)
         self._merge_edits = merge_edits
         self._sleeper = Sleeper()
+        self._queues = Queues()
         permits = Permits(self.limiter)
         floods = self._floods = Floods(permits, budgets, self._observer)
         self._permits = permits
         self._pacer = Pacer(permits, budgets, floods, self._sleeper, self.max_wait)
         options = DeliveryOptions(self.retries, repeat_albums, in_order)
         self._delivery = Delivery(
-            self._pacer, floods, options, self._before_sending, self._report_queued
+            self._pacer, floods, options, self._queues.before_sending, self._report_queued
         )
         self._drafts = Drafts(
             self._pacer,
@@ -156,7 +147,6 @@ class OutgoingLimits(BaseRequestMiddleware):
             budgets.draft_gap,
             self.max_wait[Kind.DRAFT],
         )
-        self._queues = Queues()
         self._under_way = 0
         announce(self.limiter)
 
@@ -210,8 +200,8 @@ class OutgoingLimits(BaseRequestMiddleware):
             dispatcher.startup.register(self.open)
             dispatcher.shutdown.register(self.close)
             stops = getattr(dispatcher, "stopped_message_generation", None)
-            if stops is not None and self._on_stop not in list(stops.outer_middleware):
-                stops.outer_middleware.register(self._on_stop)
+            if stops is not None and self._queues.on_stop not in list(stops.outer_middleware):
+                stops.outer_middleware.register(self._queues.on_stop)
         return self
 
     @asynccontextmanager
@@ -295,7 +285,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         request = Request(
             make_request, bot, method, traffic, broadcast=scope, edit=edit, patience=patience.get()
         )
-        key = _key(request, chat)
+        key = key_of(request, chat)
         if kind is Kind.DRAFT:
             return await self._drafts.show(self._queues.drafts(key), request)
         if kind is Kind.ACTION:
@@ -335,19 +325,10 @@ class OutgoingLimits(BaseRequestMiddleware):
             timeout: Seconds to wait for the answers of requests in progress.
         """
         self._pacer.closed = True
-        unsent = Counter(
-            describe(entry.newest)
-            for queue in self._queues
-            for entry in queue.entries()
-            if entry.requests and not entry.in_flight
-        )
-        for queue in self._queues:
-            queue.abandon(_shutting_down())
+        unsent = self._queues.abandon(_shutting_down())
         self._sleeper.interrupt(_shutting_down)
         if unsent:
-            told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_MAX_NAMED))
-            more = f" and {len(unsent) - _MAX_NAMED} more chats" if len(unsent) > _MAX_NAMED else ""
-            log.warning("%d requests were not sent: %s%s", unsent.total(), told, more)
+            log.warning("%s", unsent)
         self._permits.close()
         await self._delivery.wait_for_answers(timeout)
         if self._delivery.in_flight:
@@ -359,52 +340,10 @@ class OutgoingLimits(BaseRequestMiddleware):
         if self._pacer.closed:
             raise _shutting_down()
         if not request.may_wait:
-            raise NotSentError(
-                f"{describe(request)} was not sent: other requests wait for this chat"
-            )
+            raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
         if queue.is_merging(request):
             return
-        if queue.waiting >= self.max_waiting:
-            full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
-        elif self._under_way >= 10 * self.max_waiting:
-            full = (
-                f"{self._under_way} requests wait in this process; send less or raise max_waiting"
-            )
-        else:
-            return
-        raise SendQueueFullError(
-            f"{describe(request)} was not sent: {full} (max_waiting={self.max_waiting})"
-        )
-
-    def _before_sending(self, request: Request) -> None:
-        """A message to a topic replaces what its drafts would still show."""
-        if request.traffic.kind is Kind.MESSAGE and (chat := chat_of(request.method)) is not None:
-            stream = self._queues.known_drafts(_key(request, chat))
-            if stream is not None:
-                self._drafts.drop(stream, topic_of(request.method))
-
-    async def _on_stop(
-        self, handler: Callable[..., Awaitable[Any]], event: Any, data: dict[str, Any]
-    ) -> Any:
-        """Drop the waiting texts of an answer that its user has stopped."""
-        key = PaceKey(data["bot"].id, Kind.DRAFT, event.chat.id)
-        if (stream := self._queues.known_drafts(key)) is not None:
-            self._drafts.drop(stream, event.message_thread_id, event.draft_id)
-        return await handler(event, data)
-
-
-def _key(request: Request, chat: int | str | None) -> PaceKey:
-    """Which pace a request has: that of its kind in its chat, or that of its method."""
-    kind, method = request.traffic.kind, request.method
-    business = getattr(method, "business_connection_id", None)
-    if kind is Kind.EDIT or (kind is Kind.SERVICE and chat is not None and is_group(chat)):
-        kind = Kind.MESSAGE
-    if chat is None or kind is Kind.SERVICE:
-        kind = Kind.METHOD
-    if kind is not Kind.METHOD:
-        return PaceKey(request.bot.id, kind, "" if chat is None else chat, business)
-    name = method.__api_method__
-    return PaceKey(request.bot.id, kind, "" if chat is None else chat, business, name)
+        check_room(request, queue, self._under_way, self.max_waiting)
 
 
 def _shutting_down() -> NotSentError:

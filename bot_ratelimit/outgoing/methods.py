@@ -52,6 +52,12 @@ def traffic_of(method: type[Method]) -> Traffic:
     return _inherited(method) if found is None else found
 
 
+def kind_of(name: str) -> str:
+    """The kind of a method with this name, as a label: `kind_of("SendMessage") == "message"`."""
+    traffic = TRAFFIC.get(name)
+    return Kind.METHOD.value if traffic is None else traffic.kind.value
+
+
 def chat_of(method: Method) -> int | str | None:
     """The chat whose limit a request counts against: its id, `@channel`, or an inline message.
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from aiogram.types import Message
 from cachetools import LRUCache
 
-from bot_ratelimit.outgoing.chat_queue import ChatQueue
+from bot_ratelimit.errors import NotSentError, SendQueueFullError
+from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request
 from bot_ratelimit.outgoing.drafts import DraftStream
-from bot_ratelimit.outgoing.methods import Kind
+from bot_ratelimit.outgoing.floods import describe
+from bot_ratelimit.outgoing.methods import Kind, chat_of, is_group, topic_of
 from bot_ratelimit.outgoing.pace import Pace, PaceKey
 
 P = TypeVar("P", bound=Pace)
@@ -19,6 +22,7 @@ P = TypeVar("P", bound=Pace)
 # Idle queues are dropped about once in this many seconds.
 _SWEEP_EVERY: Final = 1.0
 _MAX_NAMES: Final = 10_000
+_MAX_NAMED: Final = 10
 
 
 class Queues:
@@ -29,9 +33,6 @@ class Queues:
         self._ids: LRUCache[tuple[int, str], int] = LRUCache(_MAX_NAMES)
         """The ids of chats that were named `@name`, by bot and name."""
         self._sweep_at = 0.0
-
-    def __iter__(self) -> Iterator[ChatQueue]:
-        return (pace for pace in self._paces.values() if isinstance(pace, ChatQueue))
 
     def __len__(self) -> int:
         return len(self._paces)
@@ -55,10 +56,42 @@ class Queues:
         """The pace of a chat's actions."""
         return self._find(key, Pace)
 
-    def known_drafts(self, key: PaceKey) -> DraftStream | None:
-        """The drafts of a chat, if there are any."""
-        found = self._paces.get(key._replace(kind=Kind.DRAFT))
-        return found if isinstance(found, DraftStream) else None
+    def before_sending(self, request: Request) -> None:
+        """A message to a topic replaces what its drafts would still show."""
+        chat = chat_of(request.method)
+        if request.traffic.kind is Kind.MESSAGE and chat is not None:
+            self.drop_drafts(key_of(request, chat), topic_of(request.method))
+
+    async def on_stop(
+        self, handler: Callable[..., Awaitable[Any]], event: Any, data: dict[str, Any]
+    ) -> Any:
+        """Drop the waiting texts of an answer that its user has stopped; an aiogram middleware."""
+        key = PaceKey(data["bot"].id, Kind.DRAFT, event.chat.id)
+        self.drop_drafts(key, event.message_thread_id, event.draft_id)
+        return await handler(event, data)
+
+    def drop_drafts(self, key: PaceKey, topic: int | None, draft_id: int | None = None) -> None:
+        """Forget the texts that wait in a topic, of one draft or of all."""
+        stream = self._paces.get(key._replace(kind=Kind.DRAFT))
+        if isinstance(stream, DraftStream):
+            stream.drop(topic, draft_id)
+
+    def abandon(self, error: NotSentError) -> str:
+        """Fail all requests that wait; describe for the log what was not sent."""
+        queues = [pace for pace in self._paces.values() if isinstance(pace, ChatQueue)]
+        unsent = Counter(
+            describe(entry.newest)
+            for queue in queues
+            for entry in queue.entries()
+            if entry.requests and not entry.in_flight
+        )
+        for queue in queues:
+            queue.abandon(error)
+        if not unsent:
+            return ""
+        told = ", ".join(f"{what} ({n})" for what, n in unsent.most_common(_MAX_NAMED))
+        more = f" and {len(unsent) - _MAX_NAMED} more chats" if len(unsent) > _MAX_NAMED else ""
+        return f"{unsent.total()} requests were not sent: {told}{more}"
 
     def learn(self, queue: ChatQueue, result: Any) -> None:
         """Learn from a sent message which id its chat has: `@name` and the id share a budget."""
@@ -86,3 +119,26 @@ class Queues:
             self._sweep_at = now + _SWEEP_EVERY
             for key in [key for key, pace in self._paces.items() if pace.is_idle(now)]:
                 del self._paces[key]
+
+
+def key_of(request: Request, chat: int | str | None) -> PaceKey:
+    """Which pace a request has: that of its kind in its chat, or that of its method."""
+    kind, method, where = request.traffic.kind, request.method, "" if chat is None else chat
+    business = getattr(method, "business_connection_id", None)
+    if kind is Kind.EDIT or (kind is Kind.SERVICE and where and is_group(where)):
+        kind = Kind.MESSAGE
+    if chat is None or kind in (Kind.SERVICE, Kind.METHOD):
+        name = method.__api_method__
+        return PaceKey(request.bot.id, Kind.METHOD, where, business, name)
+    return PaceKey(request.bot.id, kind, where, business)
+
+
+def check_room(request: Request, queue: ChatQueue, under_way: int, most: int) -> None:
+    """Raise SendQueueFullError if too many requests wait for a chat, or in the process."""
+    if queue.waiting >= most:
+        full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
+    elif under_way >= 10 * most:
+        full = f"{under_way} requests wait in this process; send less or raise max_waiting"
+    else:
+        return
+    raise SendQueueFullError(f"{describe(request)} was not sent: {full} (max_waiting={most})")

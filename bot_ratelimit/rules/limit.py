@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.calendar import DAY_MS, MONTH_MS, WEEK_MS, check_zone, window_ends
@@ -113,6 +113,10 @@ class Limit:
     def __hash__(self) -> int:
         """The hash, calculated once: limits are looked up for every hit."""
         return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle the arguments: a hash is another one in another process."""
+        return Limit, (self.amount, self.period, self.algorithm, self.burst, self.zone)
 
     def _check_bucket(self, period_ms: int) -> None:
         burst = self.amount if self.burst is None else self.burst

@@ -59,9 +59,16 @@ def test_the_documented_file_is_complete() -> None:
 def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
     """[[rules]] can have all fields of `Rule`."""
     found = read_limits_file(
-        written("[[rules]]\nlimit='9/s'\n[[rules]]\nlimit='5/m'\nscope='chat'\nname='x'\ncost=2\n")
+        written(
+            "[[rules]]\nlimit='9/s'\n[[rules]]\nlimit='5/m'\nscope='chat'\nname='x'\ncost=2\n"
+            "[[rules]]\nlimit='3/day in UTC'\nname='image'\non_error='deny'\n"
+        )
     )
-    assert found.rules == (Rule("9/s"), Rule("5/m", Scope.CHAT, "x", 2))
+    assert found.rules == (
+        Rule("9/s"),
+        Rule("5/m", Scope.CHAT, "x", 2),
+        Rule("3/day in UTC", name="image", on_error="deny"),
+    )
 
 
 @pytest.mark.parametrize(

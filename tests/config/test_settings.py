@@ -22,7 +22,7 @@ from bot_ratelimit import (
     Subject,
 )
 from bot_ratelimit.rules.rule import rules_of
-from tests.servers import Server, free_port
+from tests.servers import Server, black_hole, free_port
 
 SECRET = "hunter2"  # the password that no text may show
 
@@ -56,6 +56,7 @@ def connection(**variables: str) -> dict[str, Any]:
         ("RATE_LIMIT", "1/s; 20/minute", "rate_limit", "1/s; 20/minute"),
         ("RATE_LIMIT_ON_ERROR", "memory", "rate_limit_on_error", "memory"),
         ("RATE_LIMIT_TIMEOUT", "0.5", "rate_limit_timeout", 0.5),
+        ("RATE_LIMIT_CONNECT_TIMEOUT", "7.5", "rate_limit_connect_timeout", 7.5),
         ("RATE_LIMIT_MEMORY_SIZE", "250", "rate_limit_memory_size", 250),
         ("RATE_LIMIT_EXEMPT", "42, -100123 7", "rate_limit_exempt", {42, -100123, 7}),
         ("redis_host", "lower.case", "redis_host", "lower.case"),
@@ -207,6 +208,7 @@ def test_the_client_never_retries() -> None:
             ({"RATE_LIMIT_TIMEOUT": text}, [f"RATE_LIMIT_TIMEOUT={text!r}", "seconds"])
             for text in ["0", "-1", "nan", "inf", "soon"]
         ),
+        ({"RATE_LIMIT_CONNECT_TIMEOUT": "0"}, ["RATE_LIMIT_CONNECT_TIMEOUT='0'", "above 0"]),
         ({"RATE_LIMIT_MEMORY_SIZE": "0"}, ["RATE_LIMIT_MEMORY_SIZE=", "'0'", "1 or more"]),
         ({"RATE_LIMIT_EXEMPT": "42, anna"}, ["RATE_LIMIT_EXEMPT=", "'anna'", "42, -100123"]),
         ({"RATE_LIMIT_EXEMPT": "42, @anna"}, ["RATE_LIMIT_EXEMPT: '@anna' is a user name", "42"]),
@@ -395,3 +397,13 @@ async def test_closing_the_storage_closes_its_client(
     await connected(1)
     await storage.close()
     await connected(0)
+
+
+async def test_the_time_to_connect_is_a_setting(caplog: pytest.LogCaptureFixture) -> None:
+    """A server that accepts and does not answer is given up after RATE_LIMIT_CONNECT_TIMEOUT."""
+    async with black_hole() as port:
+        found = Settings(redis_url=f"redis://127.0.0.1:{port}", rate_limit_connect_timeout=0.1)
+        limiter = Limiter(found.storage(), timeout=5)
+        assert (await limiter.hit("1/m", Subject(user=42))).source == "policy"
+        await limiter.close()
+    assert f"no connection to 127.0.0.1:{port} within 0.1 s" in caplog.text

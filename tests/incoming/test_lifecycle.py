@@ -58,7 +58,6 @@ def test_the_constructor_does_no_io() -> None:
     [
         ({"rate_limit": "fast"}, "'fast'"),
         ({"rate_limit": []}, "at least one rule"),
-        ({"rate_limit": ["1/s", "2/s"]}, "share a key"),
         ({"redis_client": redis.Redis()}, "a redis.asyncio.Redis"),
         ({"redis_client": object()}, "a redis.asyncio.Redis"),
         ({"key_prefix": "my bot"}, "key_prefix='my bot'"),

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import sys
 import time
+from typing import Any
 
 import pytest
 from aiogram import Bot, Dispatcher
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
 
-from bot_ratelimit import Limiter, MemoryStorage, NotSentError, OutgoingLimits
+from bot_ratelimit import ConfigError, Limiter, MemoryStorage, NotSentError, OutgoingLimits
 from example_bot.demo.botapi import TOKEN, BotApi
 
 from .virtual import Telegram, now, paced, virtual
@@ -151,3 +152,31 @@ async def test_sigterm_ends_a_bot_with_a_hundred_waiting() -> None:
     assert b"Traceback" not in log
     assert took < 2
     assert len(api.calls) <= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((Dispatcher(),), "setup needs the Bot, not a Dispatcher"),
+        ((Bot,), "setup needs the Bot, not the class Bot"),
+        ((Bot(TOKEN), "dp"), "setup needs the Dispatcher, not a str"),
+    ],
+)
+def test_wrong_arguments_of_setup_are_named(arguments: Any, told: str) -> None:
+    """`setup(dp)` says what it needs, and what it got."""
+    with pytest.raises(ConfigError, match=told):
+        OutgoingLimits().setup(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter"),
+        ({"limiter": Limiter(MemoryStorage()), "key_prefix": "mine"}, "key_prefix and limiter"),
+        ({"drafts": "fast"}, "drafts: 'fast'"),
+    ],
+)
+def test_wrong_arguments_are_named(options: Any, told: str) -> None:
+    """A mistake is one ConfigError that names the argument."""
+    with pytest.raises(ConfigError, match=told):
+        OutgoingLimits(**options)

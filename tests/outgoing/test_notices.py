@@ -6,13 +6,15 @@ import asyncio
 import logging
 
 import pytest
-from aiogram import Dispatcher
+from aiogram import Bot, Dispatcher
 from aiogram.types import Message, Update
 
-from bot_ratelimit import RateLimitMiddleware, Subject
+from bot_ratelimit import Notices, RateLimitMiddleware, Subject
+from tests.incoming.support import chat as chat_of
 from tests.incoming.support import message
+from tests.incoming.support import user as user_of
 
-from .virtual import Telegram, now, paced, virtual, virtual_limiter
+from .virtual import TOKEN, Telegram, now, paced, virtual, virtual_limiter
 
 
 def test_a_dropped_notice_is_sent_at_a_later_refusal() -> None:
@@ -77,3 +79,39 @@ def test_a_notice_that_would_wait_is_dropped(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.INFO):
         test()
     assert "Could not tell a user" not in caplog.text
+
+
+@pytest.mark.parametrize("is_paced", [False, True])
+def test_a_group_gets_few_notices(is_paced: bool) -> None:
+    """If 100 members of a group send too much, the group gets three notices a minute."""
+
+    @virtual
+    async def test() -> None:
+        telegram = Telegram()
+        bot = paced(telegram)[0] if is_paced else Bot(TOKEN, telegram)
+        dispatcher = Dispatcher()
+        dispatcher.message.middleware(
+            RateLimitMiddleware(
+                "1/h", limiter=virtual_limiter(), on_limited=Notices(in_groups=True)
+            )
+        )
+
+        @dispatcher.message()
+        async def silent(_: Message) -> None:
+            pass
+
+        async def everybody_writes_twice() -> None:
+            for user in [*range(1, 101)] * 2:
+                event = message("hello", **{"from": user_of(user), "chat": chat_of(-100, "group")})
+                update = Update.model_validate(
+                    {"update_id": 1, "message": event}, context={"bot": bot}
+                )
+                await dispatcher.feed_update(bot, update)
+
+        await everybody_writes_twice()
+        assert len(telegram.texts()) == 3
+        await asyncio.sleep(61)
+        await everybody_writes_twice()
+        assert len(telegram.texts()) == 6
+
+    test()

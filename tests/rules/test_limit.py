@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from contextlib import suppress
 from operator import mul
 from typing import Any
@@ -115,6 +116,7 @@ def test_is_a_value(limit: Limit) -> None:
     """Equal limits are one dictionary key, however they were made."""
     assert hash(Limit.parse(str(limit))) == hash(limit)
     assert Limit.of(limit) is limit
+    assert pickle.loads(pickle.dumps(limit)) == limit
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def foreign_certificate(stack: ExitStack, server: Server, certificates: Certific
     context = certificates.context(foreign=True)
     port = stack.enter_context(distant(server.port, tls=context)).port
     address = at(server, port, ssl=True, ssl_ca_certs=certificates.authority)
-    return address, lambda: certificates.use(context), "CERTIFICATE_VERIFY_FAILED"
+    return address, lambda: certificates.use(context), "does not trust .* REDIS_TLS_CA"
 
 
 def client_certificate_missing(stack: ExitStack, server: Server, certificates: Any) -> Any:

@@ -160,14 +160,10 @@ class Batches:
             if request.deadline > now or request.future.done():
                 continue
             timeout = request.timeout
+            error = StorageError(f"no answer from {where} within {timeout:g} s", kind="timeout")
             if self.wire is None or request.deadline - timeout < self.opened_at:
-                error: StorageError = NotConnectedError(
-                    f"not connected to {where} within {timeout:g} s"
-                )
-            elif late is None:
-                text = f"no answer from {where} within {timeout:g} s"
-                error = StorageError(text, kind="timeout")
-            else:
+                error = NotConnectedError(f"not connected to {where} within {timeout:g} s")
+            elif late is not None:
                 text = f"{where} takes {late:.2f} s to answer, the timeout is {timeout:g} s"
                 error = StorageError(text, kind="timeout")
             request.answer(error)

@@ -86,8 +86,9 @@ class Shards:
     any node is asked and its redirect is followed.
     """
 
-    def __init__(self, client: RedisCluster) -> None:
+    def __init__(self, client: RedisCluster, connect_timeout: float = CONNECT_TIMEOUT) -> None:
         self._client = client
+        self._connect_timeout = connect_timeout
         self._events: Sequence[StorageEvents] = ()
         self._nodes: dict[Address, Connection] = {}
         self._slots: dict[int, Connection] = {}
@@ -144,6 +145,7 @@ class Shards:
             DecisionCodec(lambda: endpoint.where),
             redirect=self._follow_redirect,
             on_failure=self._refresh_soon,
+            connect_timeout=self._connect_timeout,
         )
         connection.observe(self._events)
         return connection

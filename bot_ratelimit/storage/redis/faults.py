@@ -103,9 +103,21 @@ _CONNECTING: Final = (
         "the port does not speak TLS: use redis:// instead of rediss://",
     ),
     _Fault(
+        "self[- ]signed|unable to get (local )?issuer",
+        "tls",
+        "this machine does not trust who signed the server's certificate: set REDIS_TLS_CA "
+        "(?ssl_ca_certs= in a URL) to the file of that authority, which hosted services offer",
+    ),
+    _Fault(
+        "(?i:mismatch.*certificate|certificate is not valid for)",
+        "tls",
+        "the server's certificate is for another name: connect to a name that is in it",
+    ),
+    _Fault(
         "(?i:certificate|ssl)",
         "tls",
-        "check the server's certificate and ssl_ca_certs, ssl_certfile and ssl_keyfile",
+        "check the server's certificate and REDIS_TLS_CA, REDIS_TLS_CERT and REDIS_TLS_KEY "
+        "(ssl_ca_certs, ssl_certfile and ssl_keyfile)",
     ),
     _AUTH,
     *_OUTAGES,
@@ -124,7 +136,7 @@ _CONNECTING: Final = (
         "refused",
         "check that Redis is running, and the path of its socket",
     ),
-    _Fault("No such file", "tls", "check the paths in ssl_ca_certs, ssl_certfile and ssl_keyfile"),
+    _Fault("No such file", "tls", "check the paths in REDIS_TLS_CA, REDIS_TLS_CERT and REDIS_TLS_KEY (ssl_ca_certs, …)"),
 )
 _EXPLAINED: Final = (exceptions.RedisError, OSError, EOFError)
 _ERRNO: Final = re.compile(r"^Error (\d+) connecting to ")

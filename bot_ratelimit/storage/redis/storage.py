@@ -15,7 +15,7 @@ from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.banlist import RedisBanList
 from bot_ratelimit.storage.redis.cluster import Shards
 from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec, Item
-from bot_ratelimit.storage.redis.connection import Connection
+from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, Connection
 from bot_ratelimit.storage.redis.documents import RedisDocuments
 from bot_ratelimit.storage.redis.driver import Client, Endpoint, PoolEndpoint
 from bot_ratelimit.storage.redis.encoding import Command
@@ -44,6 +44,8 @@ class RedisStorage(Storage):
             to connect. Its pool, its time-outs and its retries are not used, because a repeated hit
             could be charged twice.
         close_client: Whether `close` also closes the client; by default only one made from a URL.
+        connect_timeout: Seconds to open a connection: name look-up, TCP, TLS, log-in; 5 by default.
+            No update waits that long.
 
     Raises:
         ConfigError: The URL is wrong, or this is not an asynchronous client of redis-py.
@@ -51,7 +53,13 @@ class RedisStorage(Storage):
 
     source: Literal["redis"] = "redis"
 
-    def __init__(self, client: Client | str, *, close_client: bool = False) -> None:
+    def __init__(
+        self,
+        client: Client | str,
+        *,
+        close_client: bool = False,
+        connect_timeout: float = CONNECT_TIMEOUT,
+    ) -> None:
         if isinstance(client, str):
             client, close_client = client_given_as(client), True
         driver.check_client(client)
@@ -62,11 +70,13 @@ class RedisStorage(Storage):
         self._servers: Connection | Shards
         self._only: Connection | None = None  # unless this is a cluster
         if isinstance(client, RedisCluster):
-            self._servers = Shards(client)
+            self._servers = Shards(client, connect_timeout)
         else:
             endpoint = _endpoint(client.connection_pool)
             codec = DecisionCodec(lambda: endpoint.where, driver.how_to_allow_scripts(client))
-            self._servers = self._only = Connection(endpoint, codec)
+            self._servers = self._only = Connection(
+                endpoint, codec, connect_timeout=connect_timeout
+            )
 
     def __del__(self) -> None:
         """Close the connections of a storage that nobody closed."""

@@ -1,0 +1,166 @@
+"""The guard around a storage: one breaker, one log line, one deadline, and a true health."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+import pytest
+import redis.asyncio as aioredis
+
+from bot_ratelimit import Concurrency, ConfigError, Limiter, RedisStorage, Rule, Subject
+from bot_ratelimit.algorithms.verdict import Verdict
+from bot_ratelimit.limiter.deadline import Deadline
+from bot_ratelimit.limiter.decider import Decider
+from bot_ratelimit.rules.limit import Algorithm
+from bot_ratelimit.rules.rule import rules_of
+from bot_ratelimit.storage.base import Ask, Storage
+from bot_ratelimit.testing import Clock, FlakyStorage
+from tests.servers import Server, free_port
+
+ANNA = Subject(user=42)
+RULES = rules_of("9/m")
+
+
+async def test_one_outage_is_one_line_for_all_parts(caplog: pytest.LogCaptureFixture) -> None:
+    """The line says what happens to updates and requests; so does the one at the end."""
+    clock, storage = Clock(), FlakyStorage()
+    limiter = Limiter(storage, clock=clock)
+    alone = {"memory": "this process paces by itself"}
+    requests = Decider(
+        storage, "bot", on_error="memory", part="requests", consequences=alone, clock=clock
+    )
+    for hit in (limiter.hit, requests.hit):
+        await hit(RULES, ANNA)
+    storage.fail()
+    for hit in (limiter.hit, requests.hit) * 5:
+        await hit(RULES, ANNA)
+    clock.move(10)
+    storage.heal()
+    for hit in (limiter.hit, requests.hit):
+        await hit(RULES, ANNA)
+    began, ended = caplog.messages
+    assert "without a limit (on_error='allow'); this process paces by itself" in began
+    assert "after 10.0 s" in ended
+    assert "updates, requests" in ended
+
+
+async def test_one_breaker_serves_everybody_who_asks_a_server() -> None:
+    """What one limiter has found out costs another one no call."""
+    clock, storage = Clock(), FlakyStorage()
+    first, second = (Limiter(storage, clock=clock) for _ in range(2))
+    storage.fail()
+    for _ in range(3):
+        await first.hit(RULES, ANNA)
+    assert (await second.hit(RULES, ANNA)).source == "policy"
+    assert storage.calls == 3
+
+
+async def test_a_rule_may_have_its_own_policy(caplog: pytest.LogCaptureFixture) -> None:
+    """In an outage menus fail open, a paid handler fails closed, and a third one counts here."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage)
+    paid, counted = (
+        Rule("9/d", name="ai", on_error="deny"),
+        Rule("1/d", name="c", on_error="memory"),
+    )
+    await limiter.hit([paid, counted], ANNA)
+    storage.fail()
+    assert await limiter.hit("1/d", ANNA)
+    refused = await limiter.hit(["5/d", paid, counted], ANNA)
+    assert (refused.allowed, refused.rule, refused.source) == (False, paid, "policy")
+    found = [await limiter.hit(["5/d", counted], ANNA) for _ in range(2)]
+    assert [(each.allowed, each.source) for each in found] == [(True, "memory"), (False, "memory")]
+    assert "'ai' by on_error='deny'" in caplog.messages[0]
+
+
+async def test_one_update_waits_for_one_deadline() -> None:
+    """A slot, a hit and a notice together wait for no longer than the time-out."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage, timeout=0.1)
+    storage.hang()
+    deadline, began = Deadline(limiter.timeout), time.monotonic()
+    async with limiter.slot(Concurrency(1), ANNA, deadline=deadline) as slot:
+        assert slot.source == "policy"
+        for _ in range(2):
+            assert (await limiter.hit(RULES, ANNA, deadline=deadline)).source == "policy"
+    assert storage.calls == 2  # and the release, which no update waits for
+    assert time.monotonic() - began < 0.35
+
+
+class Strict(FlakyStorage):
+    """A storage that cannot decide by a sliding window, like a server without scripts."""
+
+    async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
+        if any(each.limit.algorithm is Algorithm.SLIDING_WINDOW for each in ask.counts):
+            raise ConfigError("NOPERM evalsha")
+        return await super().ask(ask, timeout=timeout)
+
+
+async def test_health_knows_what_was_not_decided() -> None:
+    """A rule that the storage refuses is a problem, although other rules are decided."""
+    limiter = Limiter(Strict(), on_error="deny")
+    assert await limiter.hit("9/m", ANNA)
+    assert (await limiter.check()).ok
+    assert not await limiter.hit("9/m sliding", ANNA)
+    assert await limiter.hit("9/m", ANNA)
+    for health in (await limiter.health(), await limiter.check()):
+        assert (health.ok, health.ready, health.problem) == (False, False, "NOPERM evalsha")
+
+
+async def test_a_check_tries_rules_that_nobody_has_hit_yet() -> None:
+    """The rules of the bot are known before the first update."""
+    limiter = Limiter(Strict())
+    limiter.decider.expect(rules_of("9/m sliding"))
+    assert (await limiter.check()).problem == "NOPERM evalsha"
+
+
+async def test_the_log_says_at_the_start_that_redis_is_down(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """`open` finds out without an update."""
+    async with aioredis.Redis(port=free_port()) as client:
+        limiter = Limiter(RedisStorage(client))
+        limiter.open()
+        async with asyncio.timeout(6):
+            while "Redis rate limit check failed" not in caplog.text:  # noqa: ASYNC110 - a log
+                await asyncio.sleep(0.02)
+        await limiter.close()
+
+
+async def test_the_log_says_at_the_start_that_redis_is_there(
+    own_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`open` connects, says so, and leaves no key behind."""
+    async with aioredis.Redis(port=own_server.port) as client:
+        limiter = Limiter(RedisStorage(client))
+        with caplog.at_level(logging.INFO, "bot_ratelimit"):
+            limiter.open()
+            async with asyncio.timeout(6):
+                while "Connected to Redis (" not in caplog.text:  # noqa: ASYNC110 - a log
+                    await asyncio.sleep(0.02)
+        assert await client.keys() == []
+        await limiter.close()
+
+
+class OnlyCounts(Storage):
+    """The least that a custom storage has."""
+
+    source = "custom"
+
+    async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
+        return [Verdict(0, 1, 0) for _ in ask.counts]
+
+
+async def test_a_custom_storage_says_what_it_lacks() -> None:
+    """It decides; slots, bans and statistics are errors that name it."""
+    limiter = Limiter(OnlyCounts())
+    assert (await limiter.hit("1/s", ANNA)).source == "custom"
+    with pytest.raises(ConfigError, match="OnlyCounts, which does not support slots"):
+        limiter.slot(Concurrency(1), ANNA)
+    with pytest.raises(ConfigError, match="OnlyCounts, which does not support bans"):
+        await limiter.ban(ANNA)
+    with pytest.raises(ConfigError, match="OnlyCounts, which does not support statistics"):
+        Limiter(OnlyCounts(), statistics=True)

@@ -1,0 +1,171 @@
+"""Memcached through `limits`, and storages that users write: what they can do, and what not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from bot_ratelimit import (
+    Concurrency,
+    ConfigError,
+    Limiter,
+    LimitsStorage,
+    MemoryStorage,
+    Penalty,
+    RateLimitMiddleware,
+    Rule,
+    StorageError,
+    Subject,
+)
+from bot_ratelimit.storage.base import Ask, Count, Storage
+from bot_ratelimit.testing import check_storage
+from tests.benches import Bench
+from tests.guide.pages import block
+from tests.servers import free_port
+
+USER = Subject(user=42)
+
+
+@pytest.fixture(scope="module")
+def memcached() -> Iterator[str]:
+    """A Memcached of its own; the reason is listed where there is none."""
+    binary = shutil.which("memcached")
+    if binary is None:
+        pytest.skip("not run: there is no memcached here (Debian: apt-get install memcached)")
+    port = free_port()
+    process = subprocess.Popen([binary, "-u", "nobody", "-l", "127.0.0.1", "-p", str(port)])
+    time.sleep(0.3)
+    yield f"memcached://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+async def storage(memcached: str) -> AsyncIterator[LimitsStorage]:
+    storage = LimitsStorage(memcached)
+    yield storage
+    await storage.close()
+
+
+async def test_every_storage_of_the_package_conforms(bench: Bench) -> None:
+    """Memory, fakeredis, Redis and Valkey keep what `Storage` promises."""
+    await check_storage(bench.storage, advance=bench.advance)
+
+
+async def test_memcached_conforms(storage: LimitsStorage) -> None:
+    """Fixed windows in a real Memcached keep what `Storage` promises."""
+    await check_storage(storage, advance=asyncio.sleep)
+
+
+async def test_the_documented_storage_conforms() -> None:
+    """The custom storage of docs/storages.md has 40 lines and works."""
+    shown = block("storages", "Your own").text
+    namespace: dict[str, Any] = {}
+    exec(compile(shown, "storages.md", "exec"), namespace)
+    await check_storage(namespace["DictStorage"](), advance=asyncio.sleep)
+    assert len([line for line in shown.splitlines() if line.strip()]) <= 45
+
+
+async def test_a_broken_storage_is_told_what_is_broken() -> None:
+    """The error of `check_storage` names the promise."""
+
+    class Generous(MemoryStorage):
+        def answer(self, ask: Ask) -> Any:
+            return [each._replace(wait=0) for each in super().answer(ask)]
+
+    with pytest.raises(AssertionError, match="a refused hit says how long to wait"):
+        await check_storage(Generous())
+
+
+async def test_a_bot_on_memcached(memcached: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Two instances share one limit exactly, and the log says where counts are kept."""
+    caplog.set_level(logging.INFO)
+    limiters = [
+        RateLimitMiddleware("5/m", limiter=Limiter(LimitsStorage(memcached), timeout=5)).limiter
+        for _ in range(2)
+    ]
+    assert "Using memcached for distributed rate limiting (limit: 5/minute per user" in caplog.text
+    hits = [limiter.hit("5/m", USER) for limiter in limiters for _ in range(10)]
+    decisions = await asyncio.gather(*hits)
+    assert {decision.source for decision in decisions} == {"memcached"}
+    assert sum(decision.allowed for decision in decisions) == 5
+    refused = await limiters[0].hit("5/m", USER)
+    assert 50 < refused.retry_after <= 61
+    charged = await limiters[1].charge("9/h", Subject(user=7), 12)
+    assert (charged.remaining, charged.allowed) == (0, False)
+    strange = await limiters[0].hit(Rule("1/m", lambda _: "ключ " * 100, "strange"), USER)
+    assert (strange.source, strange.allowed) == ("memcached", True)
+    for limiter in limiters:
+        await limiter.close()
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        ("5/m sliding", "memcached has fixed windows only: use Redis"),
+        ("5/m burst 2", "fixed windows only"),
+        ("5/day in UTC", "fixed windows only"),
+        ("5/31 days", "windows of 30 days at most"),
+        (["5/m", Penalty("9/m", "1h")], "memcached has no penalties"),
+    ],
+    ids=str,
+)
+async def test_what_memcached_cannot_do_is_an_error(
+    storage: LimitsStorage, rules: Any, told: str
+) -> None:
+    """A rule that needs more than a fixed window names itself and the way out."""
+    counts = [
+        Count(f"k{i}", each.limit, penalty=each if isinstance(each, Penalty) else None)
+        for i, each in enumerate(
+            Rule(each) if isinstance(each, str) else each for each in _each(rules)
+        )
+    ]
+    with pytest.raises(ConfigError, match=told):
+        await storage.ask(Ask(counts), timeout=1)
+
+
+def _each(rules: Any) -> list[Any]:
+    return [rules] if isinstance(rules, str) else rules
+
+
+async def test_features_that_memcached_lacks_are_named(storage: LimitsStorage) -> None:
+    """Slots, bans, refunds and live limits raise an error that names the feature."""
+    limiter = Limiter(storage, timeout=5)
+    with pytest.raises(ConfigError, match="does not support slots"):
+        async with limiter.slot(Concurrency(1), USER):
+            pass
+    with pytest.raises(ConfigError, match="does not support bans"):
+        await limiter.ban(USER, "1h")
+    with pytest.raises(ConfigError, match="cannot give back"):
+        await limiter.refund("5/m", USER)
+    with pytest.raises(ConfigError, match="does not support live limits"):
+        RateLimitMiddleware("5/m", limiter=limiter, live=True)
+
+
+async def test_a_memcached_that_is_away_is_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    """The policy answers, as for Redis, and the log has the same words."""
+    limiter = Limiter(LimitsStorage(f"memcached://127.0.0.1:{free_port()}"))
+    assert (await limiter.hit("5/m", USER)).source == "policy"
+    assert "rate limit check failed: " in caplog.text
+    with pytest.raises(StorageError):
+        await limiter.charge("5/m", USER, 2)
+    await limiter.close()
+
+
+@pytest.mark.parametrize("url", ["redis://h", "memory://", "etcd://h", "memcached"])
+def test_another_scheme_is_an_error(url: str) -> None:
+    """The error lists the schemes, and shows nothing of the URL."""
+    with pytest.raises(ConfigError, match=r"^LimitsStorage: unknown scheme; expected one of memca"):
+        LimitsStorage(url)
+
+
+def test_a_storage_needs_two_members() -> None:
+    """`ask` and `source` are enough; everything else has a default."""
+    assert Storage.__abstractmethods__ == {"ask"}
