@@ -17,8 +17,9 @@ def main() -> None:
     if sys.stdout is None:
         sys.exit("error: standard output is closed")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # else a test has put something else there
-            stream.reconfigure(errors="backslashreplace")
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # else a test has put something else there
+            reconfigure(errors="backslashreplace")
     try:
         try:
             app(prog_name="bot-ratelimit")

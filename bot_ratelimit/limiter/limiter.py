@@ -162,7 +162,7 @@ class Limiter(OperatorMethods, BlockMethods):
         Raises:
             ConfigError: The rules or the cost are invalid. A failing storage never raises.
         """
-        if type(rules) is not Rules:
+        if not isinstance(rules, Rules):
             rules = rules_of(rules)
         if not self._observer.times_decisions:
             return await self._decide(rules, subject, cost, once, deadline=deadline)

@@ -202,7 +202,9 @@ def unreachable(
         text = f"{os.strerror(int(number[1]))} ({text})"
     text = text if name in text else f"{name}: {text}"
     fault = _first(_CONNECTING, text)
-    fix = fault.fix.format(password=password) if fault is _AUTH else fault.fix if fault else ""
+    fix = "" if fault is None else fault.fix
+    if fault is _AUTH:
+        fix = fix.format(password=password)
     if fault is None and timeout is not None and _CUT_SHORT.search(text):
         fix = _TLS_OR_NOT
     make = StorageError if timeout is None else NotConnectedError
