@@ -359,7 +359,7 @@ class RateLimitMiddleware(BaseMiddleware):
         return {
             "rules": inventory(
                 overrides,
-                (*self.rules, *self._bots[:1]),
+                self.rules,
                 self._origins,
                 self._flags,
                 self._dispatchers,
