@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ from bot_ratelimit.testing import Clock
 from .benches import Bench, real_time
 from .servers import Server, running
 
+ADDRESS = re.compile("0x[0-9a-f]{8,}")
+"""As in the repr of an object: another one in each process."""
 SERVERS = ("redis-server", "valkey-server")
 
 # A busy machine makes no example wrong.
@@ -43,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if " at 0x" in item.nodeid:  # its workers would not agree on its name
+        if ADDRESS.search(item.nodeid):  # its workers would not agree on its name
             raise pytest.UsageError(f"{item.nodeid}: an address in its name; leave out `ids=str`")
 
 
@@ -178,4 +181,4 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     if val is None or isinstance(val, str | bytes | int | float) or hasattr(val, "__name__"):
         return None  # pytest names these well
     text = ",".join(sorted(map(str, val))) if isinstance(val, set | frozenset) else str(val)
-    return type(val).__name__ if " at 0x" in text else text[:60]
+    return type(val).__name__ if ADDRESS.search(text) else text[:60]

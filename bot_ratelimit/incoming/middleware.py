@@ -252,6 +252,12 @@ class RateLimitMiddleware(BaseMiddleware):
             if lost := find_unread_flags(dispatcher):
                 raise ConfigError(lost)
             warn_of_flags(dispatcher, self._flags)
+            for rules in (
+                self.rules,
+                *(found for _, found, _ in self._flags.by_handler(dispatcher)),
+            ):
+                if rules:
+                    self.limiter.decider.expect(rules)
             self.limiter.open()
 
         dispatcher.startup.register(start)

@@ -143,6 +143,7 @@ async def test_foreign_data_affects_only_its_hit(
         raise found[1]
 
 
+@pytest.mark.parametrize("plain", [False], indirect=True, ids=["bytes"])  # once for each server
 async def test_refused_scripts_are_logged_once(
     plain: RedisStorage, caplog: pytest.LogCaptureFixture
 ) -> None:

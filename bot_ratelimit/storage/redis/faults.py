@@ -136,7 +136,11 @@ _CONNECTING: Final = (
         "refused",
         "check that Redis is running, and the path of its socket",
     ),
-    _Fault("No such file", "tls", "check the paths in REDIS_TLS_CA, REDIS_TLS_CERT and REDIS_TLS_KEY (ssl_ca_certs, …)"),
+    _Fault(
+        "No such file",
+        "tls",
+        "check the paths in REDIS_TLS_CA, REDIS_TLS_CERT and REDIS_TLS_KEY (ssl_ca_certs, …)",
+    ),
 )
 _EXPLAINED: Final = (exceptions.RedisError, OSError, EOFError)
 _ERRNO: Final = re.compile(r"^Error (\d+) connecting to ")
