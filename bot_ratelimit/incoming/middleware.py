@@ -365,7 +365,7 @@ class RateLimitMiddleware(BaseMiddleware):
         return {
             "rules": inventory(
                 overrides,
-                self.rules,
+                (*self.rules, *self._bots[:1]),
                 self._origins,
                 self._flags,
                 self._dispatchers,
