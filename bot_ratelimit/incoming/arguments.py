@@ -49,8 +49,9 @@ def notices_of(
     Raises:
         ConfigError: It is neither texts, nor `Notices`, nor a function, nor None.
     """
-    if isinstance(on_limited, (str, Mapping, LazyProxy)):
-        return Notices(on_limited)
+    texts: Any = on_limited
+    if isinstance(texts, (str, Mapping, LazyProxy)):
+        return Notices(texts)
     if on_limited is None or isinstance(on_limited, Notices):
         return on_limited
     if callable(on_limited) and not isinstance(on_limited, type):

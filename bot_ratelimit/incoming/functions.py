@@ -128,9 +128,11 @@ def _rules_said(rule: Rule, said: Any) -> Iterable[Rule]:
     if said is None:
         return
     function = named(rule.limit)
-    single = isinstance(said, (str, Rule)) or not isinstance(said, Iterable)
+    parts: Iterable[Any] = (said,)
+    if isinstance(said, Iterable) and not isinstance(said, (str, Rule)):
+        parts = said
     try:
-        for part in (said,) if single else said:
+        for part in parts:
             own = part if isinstance(part, Rule) else rule
             for each in rules_of(part):
                 if isinstance(each, (Penalty, Concurrency)) or not isinstance(each.limit, Limit):

@@ -249,11 +249,11 @@ _IN_GROUP: Final = rule_at(
 the bot's answers need them."""
 
 
-def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:
+def _by_language(texts: Any) -> dict[str, str]:
+    if isinstance(texts, LazyProxy):  # translated, and so checked, when it is sent
+        return {"": texts}
     if isinstance(texts, str):
         check_notice(texts)
-        return {"": texts}
-    if isinstance(texts, LazyProxy):  # translated, and so checked, when it is sent
         return {"": texts}
     if not texts:
         raise ConfigError("the texts of a notice: expected at least one")
