@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import WeakSet
 
 from aiogram.types import TelegramObject
@@ -49,10 +49,9 @@ def notices_of(
     Raises:
         ConfigError: It is neither texts, nor `Notices`, nor a function, nor None.
     """
-    if isinstance(on_limited, (str, Mapping)):
-        return Notices(on_limited)
-    if isinstance(on_limited, LazyProxy):
-        return Notices(cast(str, on_limited))
+    texts: Any = on_limited
+    if isinstance(texts, (str, Mapping, LazyProxy)):
+        return Notices(texts)
     if on_limited is None or isinstance(on_limited, Notices):
         return on_limited
     if callable(on_limited) and not isinstance(on_limited, type):

@@ -174,7 +174,7 @@ class _Lists:
         # The messages of this process that wait, the latest last; and whether the storage has them.
         self._own: dict[str, dict[bytes, bool]] = {}
         # Messages that were handled while the storage was away, and may still be in its list.
-        self._handled: TTLCache[bytes, bool] = TTLCache(10_000, _KEPT, timer=time.monotonic)
+        self._handled: TTLCache[bytes, bool] = TTLCache(10_000, _KEPT, time.monotonic)
         self._away_until = float("-inf")
         self._failed = Seldom()
 

@@ -128,8 +128,9 @@ def _rules_said(rule: Rule, said: Any) -> Iterable[Rule]:
     if said is None:
         return
     function = named(rule.limit)
-    several = isinstance(said, Iterable) and not isinstance(said, (str, Rule))
-    parts: Iterable[Any] = said if several else (said,)
+    parts: Iterable[Any] = (said,)
+    if isinstance(said, Iterable) and not isinstance(said, (str, Rule)):
+        parts = said
     try:
         for part in parts:
             own = part if isinstance(part, Rule) else rule

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from aiogram.enums import ChatType
 from aiogram.types import CallbackQuery, InlineQuery, Message, TelegramObject
@@ -249,12 +249,12 @@ _IN_GROUP: Final = rule_at(
 the bot's answers need them."""
 
 
-def _by_language(texts: str | Mapping[str, str]) -> dict[str, str]:
+def _by_language(texts: Any) -> dict[str, str]:
+    if isinstance(texts, LazyProxy):  # translated, and so checked, when it is sent
+        return {"": texts}
     if isinstance(texts, str):
         check_notice(texts)
         return {"": texts}
-    if isinstance(texts, LazyProxy):  # translated, and so checked, when it is sent
-        return {"": cast(str, texts)}
     if not texts:
         raise ConfigError("the texts of a notice: expected at least one")
     for language, text in texts.items():

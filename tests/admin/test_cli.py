@@ -139,12 +139,8 @@ async def test_it_works_in_60_columns_and_through_a_pipe(bot: Instance) -> None:
     assert max(map(len, narrow.out.splitlines())) <= 60
     assert "…" not in narrow.out
     assert "RATE_LIMIT_MEMORY_SIZE" in narrow.out.replace("\n", "")
-    assert [line.split()[0] for line in piped.out.splitlines()] == [
-        "NAME",
-        "messages",
-        "chat",
-        "ban",
-    ]
+    names = [line.split()[0] for line in piped.out.splitlines()]
+    assert names[:5] == ["NAME", "messages", "chat", "ban", "bots:member"]
 
 
 async def test_clear_asks_twice(bot: Instance, client: aioredis.Redis) -> None:
@@ -167,7 +163,7 @@ async def test_mistakes_have_a_status_and_one_line(bot: Instance) -> None:
     )
     assert (unknown.status, unknown.out) == (2, "")
     assert unknown.err == (
-        "error: no rule is called 'massages': expected one of ban, chat, messages\n"
+        "error: no rule is called 'massages': expected one of ban, bots:member, chat, messages\n"
     )
     assert (bad.status, bad.out, bad.err.count("\n")) == (2, "", 1)
 
@@ -539,7 +535,7 @@ async def test_three_bots_under_load_obey_keep_counts_and_roll_back(
         left = {
             c["rule"]: c["remaining"] for c in (await run("show", "7", "--json")).json["counts"]
         }
-        assert left == {"messages": 1}  # it was counted before the limit changed
+        assert left["messages"] == 1  # it was counted before the limit changed
         await client.flushall()
         await asyncio.sleep(3)
         assert all_say("2/minute")

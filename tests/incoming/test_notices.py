@@ -564,6 +564,7 @@ async def test_the_key_of_notices() -> None:
             "shop:ratelimit:42",
             "shop:ratelimit:notice:42",
             "shop:ratelimit:notice:member:-100:42",
+            "shop:ratelimit:sliding:notice:group:-100",
         }
         assert await client.get("shop:ratelimit:notice:42") == b"2"
 
