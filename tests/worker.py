@@ -16,6 +16,7 @@ import redis.asyncio as aioredis
 import time_machine
 
 from bot_ratelimit import Limiter, RedisStorage, Rule, Subject
+from bot_ratelimit.algorithms.script import SCRIPT
 from bot_ratelimit.storage.redis import codec
 
 USERS = 200
@@ -60,18 +61,21 @@ async def work(port: int, limits: list[str], ready: Barrier) -> Report:
 
 
 DECISIONS = "decisions"
-"""The list in Redis in which `record_decisions` logs."""
+"""The list in Redis in which `record_decisions` logs: `<seconds> <microseconds> <wait> <spec>`."""
 _RECORDING = b"""
 local function decide_all() %b end
-local answer, time = decide_all(), redis.call('TIME')
-redis.call('RPUSH', 'decisions', time[1] .. ' ' .. time[2] .. ' ' .. ARGV[1] .. '|' .. answer)
-return answer
+local answers, time = decide_all(), redis.call('TIME')
+for i, spec in ipairs(ARGV) do
+  local wait = string.format('%%.0f', answers[3 * i - 2])
+  redis.call('RPUSH', 'decisions', table.concat({ time[1], time[2], wait, spec }, ' '))
+end
+return answers
 """
 
 
 def record_decisions() -> None:
     """Let the script log each decision of this process with the time by Redis's clock."""
-    script = _RECORDING % codec.SCRIPT
+    script = _RECORDING % SCRIPT
     sha = hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
     vars(codec).update(_BY_HASH=(b"EVALSHA", sha), _BY_SOURCE=(b"EVAL", script))
 
@@ -81,6 +85,10 @@ class Turns(NamedTuple):
 
     order: list[int]
     """The numbers of those who were granted, in that order; they came in the order of theirs."""
+    sources: set[str]
+    """Who decided."""
+    stalled: float
+    """For how many seconds the machine kept this process, or its Redis, from running."""
 
 
 def take_turns(
@@ -90,24 +98,40 @@ def take_turns(
     reports.put(asyncio.run(wait_in_turn(port, limit, seconds, ready)))
 
 
+async def stalls(client: aioredis.Redis, seconds: float) -> float:
+    """Return how much of these seconds passed in pauses that nobody asked for."""
+    clock = asyncio.get_running_loop().time
+    until, stalled = clock() + seconds, 0.0
+    while (began := clock()) < until:
+        await asyncio.sleep(0.01)
+        await client.ping()
+        late = clock() - began - 0.01
+        stalled += late if late > 0.02 else 0.0
+    return stalled
+
+
 async def wait_in_turn(port: int, limit: str, seconds: float, ready: Barrier) -> Turns:
-    turns, numbers = Turns([]), itertools.count()
+    order: list[int] = []
+    sources: set[str] = set()
+    numbers = itertools.count()
     record_decisions()
     async with aioredis.Redis(port=port) as client:
         limiter = Limiter(RedisStorage(client), timeout=5)
         await limiter.peek(limit, Subject(user=1))
+        await client.ping()
         ready.wait(30)
 
         async def wait() -> None:
             while True:
                 number = next(numbers)
-                await limiter.acquire(limit, Subject(user=1))
-                turns.order.append(number)
+                decision = await limiter.acquire(limit, Subject(user=1))
+                order.append(number)
+                sources.add(decision.source)
 
         waiters = [asyncio.create_task(wait()) for _ in range(30)]
-        await asyncio.sleep(seconds)
+        stalled = await stalls(client, seconds)
         for waiter in waiters:
             waiter.cancel()
         await asyncio.gather(*waiters, return_exceptions=True)
         await limiter.close()
-    return turns
+    return Turns(order, sources, stalled)
