@@ -231,7 +231,8 @@ class Batches:
 
     def _send_gathered(self) -> None:
         self._gathering = None
-        if self.waiting and self._batches < 2:
+        # The connection may have been lost since: the next one sends what waits.
+        if self.wire is not None and self.waiting and self._batches < 2:
             self._send_half()
             self.flush()
 
