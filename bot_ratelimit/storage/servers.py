@@ -31,6 +31,8 @@ log = logging.getLogger("bot_ratelimit")
 _MAX_FAULTS: Final = 64
 _TELLS_MORE: Final = frozenset({"auth", "tls", "dns"})
 """Kinds of failures that are logged even during an outage: somebody has to do something else."""
+_SAYS_NOTHING: Final = {"not_connected"}
+"""The kind of a failure while the first attempt to connect lasts: its reason is logged, too."""
 
 
 class GuardEvents(Protocol):
@@ -190,14 +192,16 @@ class KeySpace:
     def _log_failure(
         self, server: Server, error: StorageError, reason: str, counts: Sequence[Count], now: float
     ) -> None:
-        """Log the beginning of an outage; a late answer now and then once a minute."""
+        """Log the beginning of an outage and its reason; a late answer once a minute."""
         failing = server.failing
         if failing is None:
             if server.outage is None and not self._seldom(f"{server.name} {error.kind}"):
                 return
             server.failing = Failing(now, counts, {error.kind})
             self.is_failing = True
-        elif error.kind in failing.kinds or error.kind not in _TELLS_MORE:
+        elif error.kind in failing.kinds or not (
+            error.kind in _TELLS_MORE or failing.kinds == _SAYS_NOTHING
+        ):
             return
         else:
             failing.kinds.add(error.kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -317,8 +318,10 @@ async def test_the_reasons_in_the_table(
 ) -> None:
     """Each reason for a failure that can be caused here is worded in the log as in the table."""
 
+    databases = itertools.count(1)  # the log says once in a process what a database suffers from
+
     async def fail(**options: Any) -> None:
-        async with limited(aioredis.Redis(**options)) as hit:
+        async with limited(aioredis.Redis(**options, db=next(databases))) as hit:
             seen = len(caplog.records)
             async with asyncio.timeout(10):
                 while len(caplog.records) == seen:
@@ -336,11 +339,10 @@ async def test_the_reasons_in_the_table(
         await client.config_set("requirepass", "secret")
     await fail(port=port)
     await fail(port=port, password="wrong")
-    assert {"NOAUTH", "Authentication required"} <= reasons()  # the latter with redis-py 6
-    assert "NOAUTH" in caplog.text or "Authentication required" in caplog.text
     found = {phrase for phrase in reasons() if phrase in caplog.text}
     assert found >= {
         "Connection refused",
+        "NOAUTH",
         "invalid username-password pair",
         "not connected to",
         "Connection closed by server",

@@ -17,7 +17,6 @@ import redis.asyncio as aioredis
 from bot_ratelimit import Limiter, RateLimitMiddleware, RedisStorage, Rule, Settings, Subject
 from bot_ratelimit.rules.rule import rules_of
 from bot_ratelimit.storage.base import Ask, Count
-from bot_ratelimit.storage.redis import connection
 from tests.benches import TIMEOUT, charge
 from tests.incoming.support import Instance, message
 from tests.proxy import distant
@@ -69,7 +68,11 @@ async def test_a_loop_that_is_blocked_while_connecting_loses_no_decision(
     client: aioredis.Redis, turns: int
 ) -> None:
     """A bot that loads its data at the start, after it began to connect, is limited at once."""
-    limiter = Limiter(RedisStorage(client), timeout=0.25)
+    await blocked_while_connecting(RedisStorage(client), turns)
+
+
+async def blocked_while_connecting(storage: RedisStorage, turns: int) -> None:
+    limiter = Limiter(storage, timeout=0.25)
     limiter.open()
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -80,11 +83,10 @@ async def test_a_loop_that_is_blocked_while_connecting_loses_no_decision(
 
 @pytest.mark.parametrize("turns", [2, 3, 5])
 async def test_a_loop_that_is_blocked_for_longer_than_connecting_may_take(
-    client: aioredis.Redis, turns: int, monkeypatch: pytest.MonkeyPatch
+    client: aioredis.Redis, turns: int
 ) -> None:
     """The attempt to connect is repeated, and nothing is logged of an outage."""
-    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 0.3)
-    await test_a_loop_that_is_blocked_while_connecting_loses_no_decision(client, turns)
+    await blocked_while_connecting(RedisStorage(client, connect_timeout=0.3), turns)
 
 
 async def test_a_loop_that_is_busy_in_every_turn_loses_no_answer(client: aioredis.Redis) -> None:

@@ -472,10 +472,10 @@ async def test_a_slow_attempt_is_followed_by_the_next_without_a_pause(
 
 
 async def test_an_attempt_that_hangs_fails_even_if_the_loop_is_blocked_again_and_again(
-    connection: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
+    server: Server,
 ) -> None:
     """Blocked time excuses one attempt; then requests are told why there is no connection."""
-    monkeypatch.setattr(connections, "CONNECT_TIMEOUT", 0.05)
+    connection = Connection(server, Words(), connect_timeout=0.05)
     server.opens.clear()
     connection.open()
     async with asyncio.timeout(10):
@@ -483,6 +483,7 @@ async def test_an_attempt_that_hangs_fails_even_if_the_loop_is_blocked_again_and
             await asyncio.sleep(0)
             time.sleep(0.1)  # noqa: ASYNC251 - that is what is tested
     assert "no connection to redis.test:6379 within 0.05 s" in str(connection.last_error)
+    await connection.close()
 
 
 async def test_an_old_outage_is_forgotten(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,7 +20,6 @@ from redis.asyncio.sentinel import Sentinel
 
 from bot_ratelimit import Limiter, Rule, Settings, StorageError, Subject
 from bot_ratelimit.storage.base import Ask, Storage
-from bot_ratelimit.storage.redis import connection
 from bot_ratelimit.storage.redis.storage import RedisStorage
 from tests.benches import TIMEOUT, charge
 from tests.certificates import Certificates
@@ -27,6 +27,7 @@ from tests.proxy import Proxy, distant
 from tests.servers import Server, free_port, running, running_cluster
 from tests.topologies import SERVICE, SentinelServer
 
+CONNECT_TIMEOUT = 1.0
 FAILED = "Redis rate limit check failed: "
 SECRETS = ("wr0ng", "s3cret", "right")
 
@@ -61,17 +62,19 @@ class Address(NamedTuple):
 
 @contextmanager
 def by_class(at: Address) -> Iterator[Storage]:
-    yield RedisStorage(aioredis.Redis(host=at.host, port=at.port, **at.options))
+    yield RedisStorage(
+        aioredis.Redis(host=at.host, port=at.port, **at.options), connect_timeout=CONNECT_TIMEOUT
+    )
 
 
 @contextmanager
 def by_url(at: Address) -> Iterator[Storage]:
-    yield RedisStorage(aioredis.Redis.from_url(url_of(at)))
+    yield RedisStorage(aioredis.Redis.from_url(url_of(at)), connect_timeout=CONNECT_TIMEOUT)
 
 
 @contextmanager
 def by_settings(at: Address) -> Iterator[Storage]:
-    yield Settings(redis_url=url_of(at)).storage()
+    yield Settings(redis_url=url_of(at), rate_limit_connect_timeout=CONNECT_TIMEOUT).storage()
 
 
 @contextmanager
@@ -85,7 +88,8 @@ def by_sentinel(at: Address) -> Iterator[Storage]:
             stack.callback(server.kill)
             server.start()
             addresses = [("127.0.0.1", server.port)]
-        yield RedisStorage(Sentinel(addresses).master_for(SERVICE, **at.options))
+        primary = Sentinel(addresses).master_for(SERVICE, **at.options)
+        yield RedisStorage(primary, connect_timeout=CONNECT_TIMEOUT)
 
 
 @contextmanager
@@ -96,7 +100,8 @@ def by_cluster(at: Address) -> Iterator[Storage]:
             port=at.port,
             address_remap=lambda address: (address[0], at.port),
             **at.options,
-        )
+        ),
+        connect_timeout=CONNECT_TIMEOUT,
     )
 
 
@@ -198,7 +203,7 @@ def authority_missing(stack: ExitStack, server: Server, certificates: Certificat
     missing = certificates.authority + ".missing"
     heal = lambda: Path(missing).write_text(Path(certificates.authority).read_text())  # noqa: E731 - short
     stack.callback(Path(missing).unlink, missing_ok=True)
-    return at(server, port, ssl=True, ssl_ca_certs=missing), heal, "check the paths in ssl_ca_certs"
+    return at(server, port, ssl=True, ssl_ca_certs=missing), heal, "check the paths in REDIS_TLS_CA"
 
 
 def tls_to_plain(stack: ExitStack, server: Server, certificates: Certificates) -> Any:
@@ -233,6 +238,15 @@ FAULTS: list[Fault] = [
 ]
 
 
+def alone(storage: Storage) -> Limiter:
+    """A limiter whose outages have lines of their own.
+
+    An outage of a server is one line for the whole process, and limiters of earlier tests, with the
+    same server, may still be there. Limiters with different clocks share nothing.
+    """
+    return Limiter(storage, clock=lambda: time.monotonic())
+
+
 async def until(condition: Callable[[], object], limiter: Limiter, seconds: float = 8) -> None:
     """Send updates of several users until the condition holds."""
     async with asyncio.timeout(seconds):
@@ -248,15 +262,13 @@ async def test_the_real_reason_is_logged(
     kind: str,
     request: pytest.FixtureRequest,
     certificates: Certificates,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The log says once host and port, reason and fix, no secret, and later the recovery."""
-    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 1.0)
     server: Server = request.getfixturevalue("node" if kind == "Cluster" else "plain")
     with ExitStack() as stack:
         address, heal, told = fault(stack, server, certificates)
-        limiter = Limiter(stack.enter_context(CLIENTS[kind](address)))
+        limiter = alone(stack.enter_context(CLIENTS[kind](address)))
 
         def lines() -> list[str]:
             return [text for text in caplog.messages if told in text or re.search(told, text)]
@@ -290,7 +302,7 @@ async def test_a_bug_while_connecting_keeps_its_traceback(
         raise AttributeError("no such thing")
 
     monkeypatch.setattr(client.connection_pool.connection_class, step, buggy)
-    limiter = Limiter(RedisStorage(client))
+    limiter = alone(RedisStorage(client))
     await until(lambda: caplog.messages, limiter)
     await until(lambda: True, limiter)
     (record,) = [each for each in caplog.records if "AttributeError: no such thing" in each.message]
@@ -311,7 +323,7 @@ async def test_a_missing_socket_is_named(
         Settings(redis_url=f"unix://{path}").storage(),
     ):
         caplog.clear()
-        limiter = Limiter(storage)
+        limiter = alone(storage)
         await until(lambda: caplog.messages, limiter)
         (line,) = caplog.messages
         assert f"{path}" in line

@@ -29,6 +29,8 @@ _BY_CLASS: Final[dict[type[Exception], str]] = {
     exceptions.ClusterCrossSlotError: "CROSSSLOT",
     exceptions.NoScriptError: "NOSCRIPT",
 }
+_NO_PASSWORD: Final = re.compile("Authentication required|HELLO must be called")
+"""Of one class with wrong passwords, whose code is another. The second is the answer to HELLO."""
 _PASSWORD: Final = "REDIS_PASSWORD, or in REDIS_URL"  # noqa: S105 - where one is set
 _GRANT: Final = (
     "the Redis user lacks a permission: ACL SETUSER <user> ~<prefix>:ratelimit:* "
@@ -234,6 +236,8 @@ def one_line(error: object) -> str:
 def _text(error: Exception) -> str:
     """The text with its code, unless that is `ERR`, which says nothing."""
     text, code = one_line(error).removeprefix("ERR "), _BY_CLASS.get(type(error), "")
+    if isinstance(error, exceptions.AuthenticationError) and _NO_PASSWORD.search(text):
+        code = "NOAUTH"
     return text if code in text else f"{code} {text}"
 
 
