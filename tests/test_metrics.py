@@ -104,8 +104,7 @@ def report_everything(metrics: Observer) -> None:
     metrics.queued(5)
 
 
-async def use_everything(registry: CollectorRegistry) -> None:
-    metrics = PrometheusMetrics(registry)
+async def use_everything(metrics: Observer) -> None:
     limiter = Limiter(MemoryStorage(), observer=metrics)
     for _ in range(3):
         await limiter.hit(["2/m", Rule("1/m", name="trial", shadow=True)], Subject(4242424242))
@@ -116,7 +115,7 @@ async def use_everything(registry: CollectorRegistry) -> None:
 
 async def test_every_event_has_its_metric(registry: CollectorRegistry) -> None:
     """Each event changes the metric of its name."""
-    await use_everything(registry)
+    await use_everything(PrometheusMetrics(registry))
     found = page(registry)
     at = {"server": "localhost:6379"}
     for value, name, labels in [
@@ -151,7 +150,7 @@ async def test_the_documented_metrics_are_right(
     registry: CollectorRegistry,
 ) -> None:
     """docs/monitoring.md lists exactly the metrics, with labels and types."""
-    await use_everything(registry)
+    await use_everything(PrometheusMetrics(registry))
     documented = {
         name: (labels.strip(" {}").replace(" ", ""), kind)
         for name, labels, kind in ROW.findall((ROOT / "docs" / "monitoring.md").read_text())
@@ -172,7 +171,7 @@ async def test_promtool_accepts_the_metrics(registry: CollectorRegistry) -> None
     promtool = find_promtool()
     if promtool is None:
         pytest.skip(NOT_RUN)
-    await use_everything(registry)
+    await use_everything(PrometheusMetrics(registry))
     text = "\n".join(line for line in page(registry).text.splitlines() if "_created" not in line)
     run = await asyncio.to_thread(
         subprocess.run,
@@ -361,19 +360,18 @@ async def test_opentelemetry_gets_the_same_values() -> None:
     """Each event changes the metric of its name, with names and units of OpenTelemetry."""
     reader = InMemoryMetricReader()
     metrics = OpenTelemetryMetrics(MeterProvider([reader]), prefix="shop")
-    limiter = Limiter(MemoryStorage(), observer=metrics)
-    for _ in range(3):
-        await limiter.hit(["2/m", Rule("1/m", name="trial", shadow=True)], Subject(4242424242))
-    report_everything(metrics)
+    await use_everything(metrics)
     found = collected(reader)
     assert found.keys() == {name for name, _ in NAMES.values()}
     decided = {"bot_ratelimit.outcome": "allowed", "bot_ratelimit.source": "memory"}
     at = {"server.address": "localhost:6379"}
     for value, name, attributes in [
         (2, "decisions", {**decided, "bot_ratelimit.rule": "user"}),
-        (3, "decision.duration", {}),
+        (5, "decision.duration", {}),
         (1, "decisions.near_limit", {"bot_ratelimit.rule": "user"}),
         (5, "decisions.waiting", {}),
+        (1, "acquire.wait.duration", {"bot_ratelimit.outcome": "allowed"}),
+        (1, "acquire.wait.duration", {"bot_ratelimit.outcome": "timeout"}),
         (1, "notices", {"bot_ratelimit.kind": "message", "bot_ratelimit.result": "sent"}),
         (1, "slots.in_use", {"bot_ratelimit.name": "report"}),
         (1, "storage.failures", {"error.type": "timeout"}),

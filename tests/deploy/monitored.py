@@ -16,7 +16,7 @@ import redis.asyncio as aioredis
 from aiohttp import ClientSession, web
 from prometheus_client import CollectorRegistry
 
-from bot_ratelimit import Penalty, RateLimitMiddleware, Rule
+from bot_ratelimit import Decision, Penalty, RateLimitMiddleware, Rule, Subject
 from bot_ratelimit.admin.health import add_health
 from bot_ratelimit.metrics import PrometheusMetrics
 from tests.incoming.support import Instance, chat, user
@@ -27,6 +27,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana" / "bot_ratelimit.json").read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 SCRAPE_MS = 250
+_WAITED = Decision(True, Rule("4/s"), 3, 0.0, 1.0, "redis")
 
 _CONFIG = """
 global: {{scrape_interval: {scrape}ms, evaluation_interval: 1s}}
@@ -151,7 +152,7 @@ class MonitoredBot:
             await asyncio.sleep(0.1)
 
     def _send_requests(self) -> None:
-        # What outgoing limits, slots and live settings will tell; nothing is sent here.
+        # What outgoing limits, slots, InFlight and live settings tell; nothing is sent here.
         metrics = self.metrics
         for _ in range(5):
             metrics.request_done("SendMessage", "sent", random.expovariate(5))
@@ -161,6 +162,9 @@ class MonitoredBot:
         metrics.queued(random.randrange(5))
         metrics.slots_in_use("report", random.randrange(3))
         metrics.configured(7)
+        metrics.in_flight(random.randrange(20), 20)
+        metrics.turned_away("busy")
+        metrics.waited(_WAITED, Subject(user=7_000_000_100), random.expovariate(5))
 
 
 async def run(

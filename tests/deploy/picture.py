@@ -24,7 +24,9 @@ def draw(drawn: dict[str, Any], stages: dict[str, float], path: Path) -> None:
     began = stages["calm"]
     rows = -(-len(drawn) // COLUMNS)
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(15, 2.2 * rows))
-    for ax, (title, targets) in zip(axes.flat, drawn.items(), strict=True):
+    for ax in axes.flat[len(drawn) :]:
+        ax.axis("off")
+    for ax, (title, targets) in zip(axes.flat, drawn.items(), strict=False):
         ax.axvspan(
             stages["outage"] - began, stages["recovery"] - began, color="grey", alpha=0.2, lw=0
         )

@@ -25,6 +25,7 @@ from bot_ratelimit.storage.redis.encoding import encode_command
 from bot_ratelimit.storage.redis.latency import Latency
 from bot_ratelimit.storage.redis.request import AGAIN, Call, Redirect, Request
 from tests.benches import TIMEOUT, charge
+from tests.servers import PATIENCE
 
 
 class Wire:
@@ -613,3 +614,23 @@ async def test_a_storage_that_is_dropped_closes_its_connection(
         await settled()
     assert asyncio.all_tasks() == before
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+async def test_an_embedded_server_that_ends_is_an_outage() -> None:
+    """If writing fails, callers get a StorageError, as with a socket; then it reconnects."""
+    server = FakeServer()
+    async with FakeAsyncRedis(server=server) as client:
+        storage = RedisStorage(client)
+        ask = Ask([charge("9/minute")])
+        await storage.ask(ask, timeout=TIMEOUT)
+        server.connected = False
+        with pytest.raises(StorageError):
+            await storage.ask(ask, timeout=TIMEOUT)
+        server.connected = True
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with suppress(StorageError):
+                    await storage.ask(ask, timeout=TIMEOUT)
+                    break
+                await asyncio.sleep(0.05)
+        await storage.close()

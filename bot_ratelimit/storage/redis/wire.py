@@ -153,11 +153,14 @@ class AdapterWire:
     def write(self, data: bytes, replies: int) -> None:
         """See `SocketWire.write`."""
         self._due += replies
+        loop = asyncio.get_running_loop()
         if self._reading is None:
-            loop = asyncio.get_running_loop()
             self._reading = loop.create_task(self._read(), context=Context())
             self._reading.add_done_callback(self._ended, context=Context())
-        self._write([data])
+        try:
+            self._write([data])
+        except exceptions.ConnectionError as error:  # told later, as a socket does
+            loop.call_soon(self._lose, error, context=Context())
 
     def close(self) -> None:
         """See `SocketWire.close`."""
@@ -178,11 +181,16 @@ class AdapterWire:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._reading = None
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is not None and self._on_lost is not None:
-            on_lost, self._on_lost = self._on_lost, None
-            on_lost(error)
+        if error is not None:
+            self._lose(error)
         elif self._due and self._on_reply is not None:  # written after the last reply
             self.write(b"", 0)
+
+    def _lose(self, error: BaseException) -> None:
+        on_lost = self._on_lost
+        self._on_reply = self._on_lost = None
+        if on_lost is not None:
+            on_lost(error)
 
 
 Wire: TypeAlias = SocketWire | AdapterWire
