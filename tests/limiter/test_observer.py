@@ -198,7 +198,8 @@ async def test_connections_and_batches_are_reported(own_server: Server) -> None:
         assert sources == {"redis"}
         batches = recorder.named("batch_answered")
         assert sum(size for _, _, size, _ in batches) == 40
-        assert all(0 < seconds < 2 for *_, seconds in batches)
+        # The clock of time-outs stands still while the loop is busy, so an answer may take 0 s.
+        assert all(0 <= seconds < 2 for *_, seconds in batches)
         own_server.hang()
         waiting = [asyncio.create_task(limiter.hit("99/s", Subject(user=i))) for i in range(7)]
         await has_heard(recorder, "waiting", f"localhost:{own_server.port}", 7)
