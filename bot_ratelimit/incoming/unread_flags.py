@@ -14,7 +14,7 @@ from bot_ratelimit.incoming.handler_names import full_name, handlers_of
 log = logging.getLogger("bot_ratelimit")
 
 _LEFT_OVER: Final = ("throttling_key", "throttling", "throttle", "throttling_rate", "antiflood")
-"""Flags of hand-written throttles, in the order in which projects on GitHub use them."""
+"""Flags that hand-written throttles often use."""
 
 
 def find_unread_flags(root: Router) -> str:
