@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupt:
-    """Notices SIGINT while a block runs; whoever handled it before still does.
+    """Notices SIGINT while a block runs; its earlier handler still gets it.
 
     `asyncio.run` cancels its main task at SIGINT. If something else handles it, such as aiogram's
     polling, that decides what happens.

@@ -1,7 +1,8 @@
 """Servers: what this process knows of each server, and what the log says of it.
 
-There is one circuit breaker for each server in the process, whoever asks it: a middleware, what the
-bot sends, the page of operators. So an outage is found out once, and is one line in the log::
+There is one circuit breaker for each server in the process, for everything that asks it: a
+middleware, what the bot sends, the page of operators. So an outage is
+found out once, and is one line in the log::
 
     Guard "updates" -------+
     Guard "requests" ------+---- KeySpace ---- Server 10.0.0.5:6379: breaker, outage, faults

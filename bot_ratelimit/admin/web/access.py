@@ -226,7 +226,7 @@ class Access:
 
 
 def _named(names: list[str]) -> str:
-    """Who acts, for the audit; without a name, whoever has the token."""
+    """Who acts, for the audit; without a name, somebody with the token."""
     name = " ".join(names).strip()
     if not name:
         return BY_TOKEN

@@ -32,7 +32,7 @@ LIMITS: Final = (
 PENALTY: Final = Penalty("20/minute", "45s", grows=True, longest="10m")
 PORT: Final = 8099
 """The port of the page; if it is taken, the page uses any free port."""
-# Only of the demo, whose token is made anew at each start and which listens on loopback.
+# Only of the demo, whose token is new at each start and which listens on loopback.
 _DOOR: Final = """<!doctype html><title>bot_ratelimit</title>
 <form method="post" action="/admin/login">
 <input type="hidden" name="token" value="{token}"><input type="hidden" name="name" value="demo">
