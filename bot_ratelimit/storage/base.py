@@ -72,6 +72,11 @@ class Ask(NamedTuple):
     verdicts, with the elapsed time subtracted, and charge nothing."""
 
 
+new_ask: Final[Callable[[tuple[Sequence[Count], Op, str | None]], Ask]] = partial(
+    tuple.__new__, Ask
+)
+
+
 class StorageEvents(Protocol):
     """Is told of connections and batches; an `Observer` is one."""
 

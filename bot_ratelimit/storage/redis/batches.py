@@ -99,7 +99,8 @@ class Batches:
             self._began_at = now
         self.waiting.append(request)
         self._weight += request.weight
-        if self.wire is not None:
+        # Further requests change nothing once the next batch is scheduled and not full.
+        if self._overdue is None or self._weight >= MAX_WEIGHT or len(self.waiting) == SPLIT // 2:
             self.flush()
 
     def put_back(self, requests: Sequence[Request]) -> None:
@@ -259,6 +260,8 @@ class Batches:
 
     def _taken(self, size: int) -> list[Request]:
         """Take the first `size` requests, or fewer if they are too heavy for one batch."""
+        if self._weight <= MAX_WEIGHT and len(self.waiting) <= size:
+            return [request for request in self.take_waiting() if not request.future.done()]
         weight = 0
         batch: list[Request] = []
         while self.waiting and len(batch) < size:
