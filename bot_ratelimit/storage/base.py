@@ -132,6 +132,11 @@ class Storage(ABC):
     """The name of this storage in `Decision.source`, for example `"redis"`; `"memory"` is for
     storages of one process."""
 
+    @property
+    def title(self) -> str:
+        """What the log calls it: Redis, or its source."""
+        return "Redis" if self.source == "redis" else self.source
+
     @abstractmethod
     def ask(self, ask: Ask, *, timeout: float) -> Awaitable[Sequence[Verdict]]:
         """Answer within `timeout` seconds: one verdict for each count, in the same order."""

@@ -47,6 +47,7 @@ class Guard:
         events: Sequence[GuardEvents] = (),
     ) -> None:
         self.part = part
+        self.title = storage.title
         self.consequence = consequence
         self.events = events
         self.is_used = False
