@@ -251,6 +251,22 @@ async def test_a_broken_connection_fails_only_written_requests(
     assert await b == "ok b"
 
 
+async def test_requests_that_gather_when_the_connection_is_lost_are_sent_by_the_next_one(
+    connection: Connection, server: Server
+) -> None:
+    """Enough requests for half a batch gather for one turn of the loop; none is forgotten in it."""
+    await open_stream(connection)
+    sent = ask(connection, "a")
+    gathering = ask(connection, *"bcdefghi")
+    server.wire._on_lost(OSError("gone"))  # in the same turn, before they are sent
+    await settled()
+    assert all(isinstance(each.exception(), StorageError) for each in sent)
+    first, second = server.wires
+    assert (first.sent, second.sent) == ([["a"]], [["b+c+d+e+f+g+h+i"]])
+    await second.reply("ok")
+    assert [each.result() for each in gathering] == [f"ok {word}" for word in "bcdefghi"]
+
+
 async def test_a_bug_in_the_codec_fails_only_its_requests(server: Server) -> None:
     """The error keeps its name and traceback, no caller hangs, and the connection goes on."""
 
