@@ -121,24 +121,23 @@ class Decider:
             return self._conclude(subject, ask, applied, self._memory.answer(ask), "memory")
         if rules is not self._last:
             self._note(rules)
-        # As `ask` does, without two coroutines: this is what every update costs.
+        # As `ask` does, but without two coroutines: this is what every update costs.
         left, began = self.timeout, 0.0
         if deadline is not None:
             left, began = deadline.left(), time.monotonic()
-        guard = self.guard
-        admitted = guard.admit(counts) if left else None
-        if admitted is None:
-            return self._by_policy(subject, ask, applied)
-        try:
-            verdicts = await self.storage.ask(ask, timeout=left)
-        except BaseException as error:
-            guard.failed(admitted, counts, error)
-            if deadline is not None:
-                deadline.waited(began, answered=False)
-            return self._by_policy(subject, ask, applied)
-        guard.answered(admitted, counts)
+        verdicts: Sequence[Verdict] | None = None
+        admitted = self.guard.admit(counts) if left else None
+        if admitted is not None:
+            try:
+                verdicts = await self.storage.ask(ask, timeout=left)
+            except BaseException as error:
+                self.guard.failed(admitted, counts, error)
+            else:
+                self.guard.answered(admitted, counts)
         if deadline is not None:
-            deadline.waited(began, answered=True)
+            deadline.waited(began, answered=verdicts is not None)
+        if verdicts is None:
+            return self._by_policy(subject, ask, applied)
         decision = self._conclude(subject, ask, applied, verdicts, self.storage.source)
         if self._remembers and decision.allowed:
             self.standby.answer(ask)
