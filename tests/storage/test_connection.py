@@ -183,7 +183,6 @@ async def test_requests_to_a_far_server_do_not_wait_for_a_round_trip(
 ) -> None:
     """To a far server, requests are sent within a millisecond, beside those in progress."""
     await open_stream(connection)
-    connection.latency.round_trip = 0.12
     first = ask(connection, "a", "b")
     async with asyncio.timeout(1):
         while len(server.wire.sent) < 2:  # noqa: ASYNC110 - nothing tells of a write
