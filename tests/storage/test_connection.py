@@ -160,12 +160,13 @@ async def test_requests_during_a_batch_share_the_next_one(
 async def test_many_requests_are_sent_in_halves(connection: Connection, server: Server) -> None:
     """Two batches are in progress, so that one is decided while the other is handled here."""
     await open_stream(connection)
-    tasks = ask(connection, *(chr(97 + i) for i in range(21)))
+    words = [chr(300 + i) for i in range(141)]
+    tasks = ask(connection, *words)
     await settled()
-    assert [len(batch[0].split("+")) for batch in server.wire.sent] == [1, 11]
+    assert [len(batch[0].split("+")) for batch in server.wire.sent] == [1, 71]
     await server.wire.reply("ok", "ok")
     await server.wire.reply("ok", "ok")
-    assert [await task for task in tasks] == [f"ok {chr(97 + i)}" for i in range(21)]
+    assert [await task for task in tasks] == [f"ok {word}" for word in words]
 
 
 async def test_a_full_batch_never_waits(
@@ -256,14 +257,15 @@ async def test_requests_that_gather_when_the_connection_is_lost_are_sent_by_the_
     """Enough requests for half a batch gather for one turn of the loop; none is forgotten in it."""
     await open_stream(connection)
     sent = ask(connection, "a")
-    gathering = ask(connection, *"bcdefghi")
+    words = [chr(300 + i) for i in range(64)]
+    gathering = ask(connection, *words)
     server.wire._on_lost(OSError("gone"))  # in the same turn, before they are sent
     await settled()
     assert all(isinstance(each.exception(), StorageError) for each in sent)
     first, second = server.wires
-    assert (first.sent, second.sent) == ([["a"]], [["b+c+d+e+f+g+h+i"]])
+    assert (first.sent, second.sent) == ([["a"]], [["+".join(words)]])
     await second.reply("ok")
-    assert [each.result() for each in gathering] == [f"ok {word}" for word in "bcdefghi"]
+    assert [each.result() for each in gathering] == [f"ok {word}" for word in words]
 
 
 async def test_a_bug_in_the_codec_fails_only_its_requests(server: Server) -> None:
