@@ -19,6 +19,7 @@ from benchmarks.observers import OBSERVERS
 from benchmarks.ours import NAME as OURS
 from benchmarks.records import Records
 from benchmarks.server import redis_server
+from benchmarks.storages import STORAGES
 from benchmarks.tables import Table
 from benchmarks.webhooks import WEBHOOKS
 
@@ -26,7 +27,7 @@ BENCHMARKS: Final = {
     benchmark.name: benchmark
     for benchmark in (
         *(BOTS, WEBHOOKS, FLOOD, DISTANCE, BUSY),
-        *(DECISIONS, CLUSTER, ALGORITHMS, OBSERVERS),
+        *(DECISIONS, CLUSTER, ALGORITHMS, STORAGES, OBSERVERS),
     )
 }
 

@@ -62,8 +62,8 @@ async def work(port: int, limits: list[str], ready: Barrier) -> Report:
 
 DECISIONS = "decisions"
 """The list in Redis in which `record_decisions` logs: `<seconds> <microseconds> <wait> <spec>`."""
-_RECORDING = b"""
-local function decide_all() %b end
+_RECORDING = """
+local function decide_all() %s end
 local answers, time = decide_all(), redis.call('TIME')
 for i, spec in ipairs(ARGV) do
   local wait = string.format('%%.0f', answers[3 * i - 2])
@@ -76,8 +76,8 @@ return answers
 def record_decisions() -> None:
     """Let the script log each decision of this process with the time by Redis's clock."""
     script = _RECORDING % SCRIPT
-    sha = hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
-    vars(codec).update(_BY_HASH=(b"EVALSHA", sha), _BY_SOURCE=(b"EVAL", script))
+    sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+    vars(codec).update(_BY_HASH=("EVALSHA", sha), _BY_SOURCE=("EVAL", script))
 
 
 class Turns(NamedTuple):

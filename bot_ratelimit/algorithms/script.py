@@ -16,13 +16,13 @@ def _read(name: str) -> str:
     return resources.files("bot_ratelimit.algorithms").joinpath(f"{name}.lua").read_text("utf-8")
 
 
-def _joined() -> bytes:
+def _joined() -> str:
     text = _read("frame")
     for part in PARTS:
         text = text.replace(f"--[[ {part}.lua ]]", _read(part))
-    return text.encode()
+    return text
 
 
 SCRIPT: Final = _joined()
-SHA: Final = hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode()
+SHA: Final = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 """How EVALSHA names the script."""

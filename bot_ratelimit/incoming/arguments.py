@@ -168,18 +168,11 @@ _implicit: Final[WeakSet[MemoryStorage]] = WeakSet()
 def announce(limiter: Limiter, rules: Rules) -> None:
     """Log where counts are kept, in the words that operators search for."""
     limits = "only of handlers" if rules[0] is NO_LIMIT[0] else "; ".join(map(str, rules))
-    if limiter.storage.source == "redis":
-        log.info(
-            "RateLimitMiddleware: Using Redis for distributed rate limiting "
-            "(limit: %s; key prefix: %s)",
-            limits,
-            limiter.key_prefix,
-        )
-    elif limiter.storage.source != "memory":
+    if limiter.storage.source != "memory":
         log.info(
             "RateLimitMiddleware: Using %s for distributed rate limiting "
             "(limit: %s; key prefix: %s)",
-            limiter.storage.source,
+            limiter.storage.title,
             limits,
             limiter.key_prefix,
         )

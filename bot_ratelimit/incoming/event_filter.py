@@ -49,7 +49,7 @@ class EventFilter:
         once_per_update: bool,
         limits_bots: bool,
     ) -> None:
-        self.exempt_ids, self._is_exempt = _exemptions(exempt)
+        self.exempt_ids, self.is_exempt = _exemptions(exempt)
         self._given_ids = self.exempt_ids
         self._live_ids: frozenset[int] = frozenset()
         self._limited_ids: frozenset[int] = frozenset()
@@ -78,13 +78,25 @@ class EventFilter:
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]
     ) -> Counted | None:
         """Return the Subject and the charge of an event; None if it is not counted."""
+        counted = self.counted_by_id(event, update, data)
+        if counted is None or self.is_exempt is None:
+            return counted
+        if self._limits_bots and is_from_bot(event, data):
+            return counted  # not because its group is exempt
+        exempt = self.is_exempt(event, data)
+        return None if (await exempt if isawaitable(exempt) else exempt) else counted
+
+    def counted_by_id(
+        self, event: TelegramObject, update: Update | None, data: dict[str, Any]
+    ) -> Counted | None:
+        """The same without asking the function `exempt`, so without waiting."""
         bot = data.get("bot")
         if is_one_of(self._never_refuse, event, update) or is_paid(event):
             return None
         subject = subject_of(event, data)
         if subject is None or is_automatic(event, update, None if bot is None else bot.id):
             return None
-        if await self._exempts(subject, event, data):
+        if self.exempt_ids and self._exempts(subject, event, data):
             return None
         once = album_of(event)
         if once is None and self._once_per_update and update is not None and bot is not None:
@@ -93,15 +105,12 @@ class EventFilter:
             subject = subject._replace(bot=bot.id)
         return Counted(subject, once)
 
-    async def _exempts(self, subject: Subject, event: TelegramObject, data: dict[str, Any]) -> bool:
-        if self._limits_bots and is_from_bot(event, data):
-            return subject.user in self.exempt_ids  # not because its group is exempt
-        if self.exempt_ids and not self.exempt_ids.isdisjoint((subject.user, subject.chat)):
+    def _exempts(self, subject: Subject, event: TelegramObject, data: dict[str, Any]) -> bool:
+        if subject.user in self.exempt_ids:
             return True
-        if self._is_exempt is None:
-            return False
-        exempt = self._is_exempt(event, data)
-        return bool(await exempt if isawaitable(exempt) else exempt)
+        if self._limits_bots and is_from_bot(event, data):
+            return False  # not because its group is exempt
+        return subject.chat in self.exempt_ids
 
 
 def _checked_bool(name: str, value: object) -> bool:

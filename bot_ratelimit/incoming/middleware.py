@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Awaitable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -293,10 +293,10 @@ class RateLimitMiddleware(BaseMiddleware):
             handle_collected, event, data, limits.name, self.limiter
         )
 
-    async def _limited(self, limits: HandlerLimits, dispatch: Dispatch) -> Any:
+    def _limited(self, limits: HandlerLimits, dispatch: Dispatch) -> Awaitable[Any]:
         handler, event, _, _, data = dispatch
         if limits.rules is False:
-            return await self._admission.handle_uncounted(handler, event, data)
+            return self._admission.handle_uncounted(handler, event, data)
         rules = self.rules
         key: Hashable = self
         own = limits.rules if limits.rules is not True else self._live_rules(data)
@@ -305,8 +305,8 @@ class RateLimitMiddleware(BaseMiddleware):
             # A handler's own limit is charged once, however many middlewares run before it.
             key = (self.limiter.key_prefix, id(data.get("handler")))
         if limits.slots is None:
-            return await self._admission.handle(rules, key, dispatch)
-        return await self._admission.handle_in_slot(limits.slots, rules, key, dispatch)
+            return self._admission.handle(rules, key, dispatch)
+        return self._admission.handle_in_slot(limits.slots, rules, key, dispatch)
 
     def _live_rules(self, data: dict[str, Any]) -> Rules | None:
         """The rules that operators gave a handler without a flag."""

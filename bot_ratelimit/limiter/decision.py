@@ -66,6 +66,14 @@ class Decision(NamedTuple):
 _new_decision: Final[Callable[[tuple[Any, ...]], Decision]] = partial(tuple.__new__, Decision)
 
 
+def said_by(rule: Rule, verdict: Verdict, source: Source) -> Decision:
+    """Make the decision of a single rule that is not a shadow rule."""
+    wait, remaining, reset = verdict
+    return _new_decision(
+        (not wait, rule, remaining, wait / 1e6, reset / 1e6, source, (), False, 0.0)
+    )
+
+
 def conclude(
     rules: Sequence[Rule],
     verdicts: Sequence[Verdict],
@@ -83,11 +91,8 @@ def conclude(
         costs: For a peek, what the hit would charge to each rule, so that the peek reports the same
             rule as the hit would.
     """
-    rule, (wait, remaining, reset) = rules[0], verdicts[0]
-    if len(rules) == 1 and type(rule) is Rule and not rule.shadow:  # the usual case
-        return _new_decision(
-            (not wait, rule, remaining, wait / 1e6, reset / 1e6, source, (), False, 0.0)
-        )
+    if len(rules) == 1 and type(rules[0]) is Rule and not rules[0].shadow:
+        return said_by(rules[0], verdicts[0], source)
     said = [
         (rule, _ban(verdict) if isinstance(rule, Penalty) else verdict)
         for rule, verdict in zip(rules, verdicts, strict=True)

@@ -164,12 +164,15 @@ class Limiter(OperatorMethods, BlockMethods):
         """
         if not isinstance(rules, Rules):
             rules = rules_of(rules)
-        if not self._observer.times_decisions:
-            return await self._decide(rules, subject, cost, once, deadline=deadline)
-        began = time.perf_counter()
-        decision = await self._decide(rules, subject, cost, once, deadline=deadline)
-        if cost != 0:
-            self._observer.decided(decision, subject, time.perf_counter() - began)
+        observer, bans = self._observer, self._bans
+        began = time.perf_counter() if observer.times_decisions else 0.0
+        if bans.current or bans.is_stale:
+            decision = await self._decide(rules, subject, cost, once, deadline=deadline)
+        else:  # the usual case, without a coroutine in between
+            bans.used = True
+            decision = await self._decider.hit(rules, subject, cost, once, deadline=deadline)
+        if observer.times_decisions and cost != 0:
+            observer.decided(decision, subject, time.perf_counter() - began)
         return decision
 
     async def peek(

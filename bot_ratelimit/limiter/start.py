@@ -50,7 +50,8 @@ class Start:
         answer = await decider.guard.run([count], decider.storage.ask, ask, timeout=PATIENCE)
         if isinstance(answer, Missing):
             return True
-        log.info("Connected to Redis (%s)", decider.storage.server([count]))
+        storage = decider.storage
+        log.info("Connected to %s (%s)", storage.title, storage.server([count]))
         await asyncio.sleep(0)  # the rules of a bot are complete when it has started
         await self._try_rules()
         return False

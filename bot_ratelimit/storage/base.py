@@ -72,6 +72,11 @@ class Ask(NamedTuple):
     verdicts, with the elapsed time subtracted, and charge nothing."""
 
 
+new_ask: Final[Callable[[tuple[Sequence[Count], Op, str | None]], Ask]] = partial(
+    tuple.__new__, Ask
+)
+
+
 class StorageEvents(Protocol):
     """Is told of connections and batches; an `Observer` is one."""
 
@@ -126,6 +131,11 @@ class Storage(ABC):
     source: str
     """The name of this storage in `Decision.source`, for example `"redis"`; `"memory"` is for
     storages of one process."""
+
+    @property
+    def title(self) -> str:
+        """What the log calls it: Redis, or its source."""
+        return "Redis" if self.source == "redis" else self.source
 
     @abstractmethod
     def ask(self, ask: Ask, *, timeout: float) -> Awaitable[Sequence[Verdict]]:

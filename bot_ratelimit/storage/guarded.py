@@ -6,13 +6,15 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from itertools import count
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from bot_ratelimit.errors import NotConnectedError, QueueFullError, StorageError
 from bot_ratelimit.storage.base import Count, Storage
 from bot_ratelimit.storage.servers import GuardEvents, Server, key_space_of, rules_in
 
 T = TypeVar("T")
+Admitted: TypeAlias = "tuple[Server, int]"
+"""A server that may be asked, and the ticket of its breaker."""
 
 _numbers: Final = count()
 
@@ -45,6 +47,7 @@ class Guard:
         events: Sequence[GuardEvents] = (),
     ) -> None:
         self.part = part
+        self.title = storage.title
         self.consequence = consequence
         self.events = events
         self.is_used = False
@@ -54,45 +57,58 @@ class Guard:
         self._space = key_space_of(storage.key_space, clock)
         self._space.guards[next(_numbers)] = self
 
+    def admit(self, counts: Sequence[Count]) -> Admitted | None:
+        """Return a ticket to ask the server of these counts; None if it must not be asked now.
+
+        The caller reports the result with it: `answered` or `failed`.
+        """
+        self.is_used = True
+        name = self._storage.server(counts)
+        server = self._space.servers.get(name) or self._space.server(name)
+        ticket = server.breaker.admit(self._clock)
+        return None if ticket is None else (server, ticket)
+
+    def answered(self, admitted: Admitted, counts: Sequence[Count]) -> None:
+        """Note that the server has answered."""
+        server, ticket = admitted
+        if server.is_troubled or self._space.is_failing:
+            self._space.answered(server, ticket, counts, self)
+
+    def failed(self, admitted: Admitted, counts: Sequence[Count], error: BaseException) -> Missing:
+        """Note that there is no answer, and return why; raise if the caller was cancelled."""
+        server, ticket = admitted
+        if not isinstance(error, Exception):
+            server.breaker.abandoned(ticket)
+            raise error
+        if not isinstance(error, StorageError):
+            self._space.rejected(server, ticket, error, counts, self)
+            return Missing.UNKNOWN
+        self._space.failed(server, ticket, error, counts, self)
+        sent = not isinstance(error, (NotConnectedError, QueueFullError))
+        return Missing.UNKNOWN if sent else Missing.NOT_ASKED
+
     async def run(
-        self,
-        counts: Sequence[Count],
-        call: Callable[..., Awaitable[T]],
-        *arguments: Any,
-        **named: Any,
+        self, counts: Sequence[Count], call: Callable[..., Awaitable[T]], *args: Any, **named: Any
     ) -> T | Missing:
         """Make a call to the server of these counts, unless it is known not to answer.
 
         Args:
             counts: What the call is about; they say which server answers.
             call: A method of the storage, or of a part of it.
-            *arguments: Its arguments.
+            *args: Its arguments.
             **named: Its named arguments.
 
         Returns:
             The answer, or why there is none. It raises nothing else than a cancellation.
         """
-        self.is_used = True
-        name = self._storage.server(counts)
-        server = self._space.servers.get(name) or self._space.server(name)
-        breaker = server.breaker
-        ticket = breaker.admit(self._clock)
-        if ticket is None:
+        admitted = self.admit(counts)
+        if admitted is None:
             return Missing.NOT_ASKED
         try:
-            answer = await call(*arguments, **named)
-        except StorageError as error:
-            self._space.failed(server, ticket, error, counts, self)
-            sent = not isinstance(error, (NotConnectedError, QueueFullError))
-            return Missing.UNKNOWN if sent else Missing.NOT_ASKED
-        except Exception as error:
-            self._space.rejected(server, ticket, error, counts, self)
-            return Missing.UNKNOWN
-        except BaseException:
-            breaker.abandoned(ticket)
-            raise
-        if server.is_troubled or self._space.is_failing:
-            self._space.answered(server, ticket, counts, self)
+            answer = await call(*args, **named)
+        except BaseException as error:
+            return self.failed(admitted, counts, error)
+        self.answered(admitted, counts)
         return answer
 
     def server_of(self, counts: Sequence[Count]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from cachetools import TTLCache
 
@@ -19,6 +19,8 @@ from bot_ratelimit.storage.cache import BANNED, NORMAL, REFUSED, Entry, StateCac
 from bot_ratelimit.storage.documents import Goes, MemoryDocuments, Renamed
 from bot_ratelimit.storage.leases import MemoryLeases
 from bot_ratelimit.storage.tallies import MemoryTallies
+
+_HIT: Final = Op.HIT
 
 
 class MemoryStorage(Storage):
@@ -67,20 +69,17 @@ class MemoryStorage(Storage):
     def answer(self, ask: Ask) -> list[Verdict]:
         """Answer like `ask`, without a coroutine: this storage never waits."""
         counts, op, once = ask
-        if op is Op.HIT:
-            return self.decide(counts, once)
-        now = self._now()
+        now = round(self._clock() * 1_000_000)
+        if op is _HIT:
+            return self._decide(counts, now) if once is None else self._shared(counts, once, now)
         if op is Op.PEEK:
             return self._peek(counts, now)
         if op is Op.RESET:
             return [_step(count, self._states.pop(count.key, None), now, 0)[1] for count in counts]
         return [self._adjust(count, op, now) for count in counts]
 
-    def decide(self, counts: Sequence[Count], once: str | None = None) -> list[Verdict]:
-        """Decide about a hit and charge it."""
-        now = self._now()
-        if once is None:
-            return self._decide(counts, now)
+    def _shared(self, counts: Sequence[Count], once: str, now: int) -> list[Verdict]:
+        """The verdicts of the first hit with this token."""
         shared = self._once.get(once)
         if shared is not None:
             decided, verdicts = shared
@@ -141,11 +140,12 @@ class MemoryStorage(Storage):
         if len(counts) == 1:
             key, limit, cost, shadow, penalty = counts[0]
             if penalty is None and not limit.zone:  # nearly always
-                entry = self._states[key]
+                states = self._states
+                entry = states[key]
                 state = None if entry is None else entry.state
                 state, verdict = FUNCTIONS[limit.algorithm].hit(state, now, limit, cost)
                 retention = REFUSED if verdict[0] and not shadow else NORMAL
-                self._states.put(key, entry, state, now + verdict[2], retention)
+                states.put(key, entry, state, now + verdict[2], retention)
                 return [verdict]
         counts = [self._dated(count) for count in counts]
         found = [self._states[count.key] for count in counts]

@@ -56,6 +56,7 @@ class Asker(Protocol):
     """A part of the bot that asks a storage; a `Guard`."""
 
     part: str
+    title: str
     events: Sequence[GuardEvents]
     is_used: bool
     consequence: Callable[[], str]
@@ -159,7 +160,7 @@ class KeySpace:
                 each.breaker_changed(server.name, True)
         if isinstance(error, NotConnectedError) or not server.breaker.closed:
             self._begin_outage(server, error.kind, reason, now)
-        self._log_failure(server, error, reason, counts, now)
+        self._log_failure(server, error, reason, counts, now, by)
 
     def rejected(
         self, server: Server, ticket: int, error: Exception, counts: Sequence[Count], by: Asker
@@ -184,14 +185,21 @@ class KeySpace:
             kind = str(error)[:200]
         if self._seldom(f"{server.name} {by.part} {kind}"):
             log.error(
-                "Redis rate limit check failed: %s. Until that is fixed, %s",
+                "%s rate limit check failed: %s. Until that is fixed, %s",
+                by.title,
                 problem,
                 by.consequence(),
                 exc_info=None if expected else error,
             )
 
     def _log_failure(
-        self, server: Server, error: StorageError, reason: str, counts: Sequence[Count], now: float
+        self,
+        server: Server,
+        error: StorageError,
+        reason: str,
+        counts: Sequence[Count],
+        now: float,
+        by: Asker,
     ) -> None:
         """Log the beginning of an outage and its reason; a late answer once a minute."""
         failing = server.failing
@@ -208,9 +216,11 @@ class KeySpace:
             failing.kinds.add(error.kind)
         connecting = isinstance(error, NotConnectedError)
         log.error(
-            "Redis rate limit check failed: %s.%s Until Redis answers, %s",
+            "%s rate limit check failed: %s.%s Until %s answers, %s",
+            by.title,
             reason,
             " The bot tries to connect about every second." if connecting else "",
+            by.title,
             "; ".join(dict.fromkeys(guard.consequence() for guard in self._guards())),
             exc_info=error.bug,
         )
@@ -236,7 +246,8 @@ class KeySpace:
                 continue
             failed.failing = None
             log.warning(
-                "Redis answers again after %.1f s: limits hold on every instance (%s; %s)",
+                "%s answers again after %.1f s: limits hold on every instance (%s; %s)",
+                by.title,
                 now - since,
                 server.name
                 if failed is server

@@ -21,6 +21,7 @@ from bot_ratelimit import (
     Rule,
     Settings,
 )
+from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.testing import FlakyStorage
 from tests.benches import charge
 from tests.servers import Server, free_port
@@ -139,7 +140,7 @@ async def test_the_memory_size_applies_with_a_client_too(
     assert isinstance(storage, MemoryStorage)
     assert len(storage._states) == 0
     for user in range(3):
-        storage.decide([charge("2/h", f"{user}")])
+        storage.answer(Ask([charge("2/h", f"{user}")]))
     assert len(storage._states) == 1
 
 

@@ -90,6 +90,19 @@ async def test_one_update_waits_for_one_deadline() -> None:
     assert time.monotonic() - began < 0.35
 
 
+async def test_behind_an_open_circuit_an_update_waits_for_nothing() -> None:
+    """When the hit is not even sent, neither the list of bans nor a notice is waited for."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage, clock=Clock())
+    storage.fail()
+    for _ in range(3):
+        await limiter.hit(RULES, ANNA)
+    deadline = Deadline(limiter.timeout)
+    assert (await limiter.hit(RULES, ANNA, deadline=deadline)).source == "policy"
+    assert storage.calls == 3
+    assert deadline.left() == 0.0
+
+
 class Strict(FlakyStorage):
     """A storage that cannot decide by a sliding window, like a server without scripts."""
 

@@ -160,12 +160,13 @@ async def test_requests_during_a_batch_share_the_next_one(
 async def test_many_requests_are_sent_in_halves(connection: Connection, server: Server) -> None:
     """Two batches are in progress, so that one is decided while the other is handled here."""
     await open_stream(connection)
-    tasks = ask(connection, *(chr(97 + i) for i in range(21)))
+    words = [chr(300 + i) for i in range(141)]
+    tasks = ask(connection, *words)
     await settled()
-    assert [len(batch[0].split("+")) for batch in server.wire.sent] == [1, 11]
+    assert [len(batch[0].split("+")) for batch in server.wire.sent] == [1, 71]
     await server.wire.reply("ok", "ok")
     await server.wire.reply("ok", "ok")
-    assert [await task for task in tasks] == [f"ok {chr(97 + i)}" for i in range(21)]
+    assert [await task for task in tasks] == [f"ok {word}" for word in words]
 
 
 async def test_a_full_batch_never_waits(
@@ -183,7 +184,6 @@ async def test_requests_to_a_far_server_do_not_wait_for_a_round_trip(
 ) -> None:
     """To a far server, requests are sent within a millisecond, beside those in progress."""
     await open_stream(connection)
-    connection.latency.round_trip = 0.12
     first = ask(connection, "a", "b")
     async with asyncio.timeout(1):
         while len(server.wire.sent) < 2:  # noqa: ASYNC110 - nothing tells of a write
@@ -249,6 +249,23 @@ async def test_a_broken_connection_fails_only_written_requests(
     assert server.wire.sent == [["b"]]
     await server.wire.reply()
     assert await b == "ok b"
+
+
+async def test_requests_that_gather_when_the_connection_is_lost_are_sent_by_the_next_one(
+    connection: Connection, server: Server
+) -> None:
+    """Enough requests for half a batch gather for one turn of the loop; none is forgotten in it."""
+    await open_stream(connection)
+    sent = ask(connection, "a")
+    words = [chr(300 + i) for i in range(64)]
+    gathering = ask(connection, *words)
+    server.wire._on_lost(OSError("gone"))  # in the same turn, before they are sent
+    await settled()
+    assert all(isinstance(each.exception(), StorageError) for each in sent)
+    first, second = server.wires
+    assert (first.sent, second.sent) == ([["a"]], [["+".join(words)]])
+    await second.reply("ok")
+    assert [each.result() for each in gathering] == [f"ok {word}" for word in words]
 
 
 async def test_a_bug_in_the_codec_fails_only_its_requests(server: Server) -> None:

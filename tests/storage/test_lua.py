@@ -11,9 +11,9 @@ from bot_ratelimit.algorithms.script import PARTS, SCRIPT
 
 def test_the_script_is_joined_from_its_parts() -> None:
     """Every part is in the script, and together they stay small enough to be read at once."""
-    assert b".lua ]]" not in SCRIPT
-    assert SCRIPT.count(b"algorithms.") >= len(PARTS)
-    assert SCRIPT.count(b"\n") <= 450
+    assert ".lua ]]" not in SCRIPT
+    assert SCRIPT.count("algorithms.") >= len(PARTS)
+    assert SCRIPT.count("\n") <= 450
 
 
 def test_lua_5_4_decides_the_same() -> None:

@@ -9,7 +9,7 @@ from time import thread_time
 import pytest
 
 from bot_ratelimit import Limit, Limiter, MemoryStorage, Penalty, Rule, Subject
-from bot_ratelimit.storage.base import Count
+from bot_ratelimit.storage.base import Ask, Count
 from bot_ratelimit.testing import Clock
 from tests.benches import charge
 
@@ -27,7 +27,7 @@ def memory(clock: Clock) -> MemoryStorage:
 
 
 def hit(memory: MemoryStorage, *charges: Count) -> bool:
-    return not any(verdict.wait for verdict in memory.decide(charges))
+    return not any(verdict.wait for verdict in memory.answer(Ask(charges)))
 
 
 def strangers(memory: MemoryStorage, count: int = 10 * SIZE) -> None:
@@ -73,7 +73,7 @@ def test_shadow_counts_are_not_kept_longer(memory: MemoryStorage) -> None:
     for _ in range(2):
         hit(memory, trial)
     strangers(memory)
-    assert memory.decide([trial])[0].wait == 0
+    assert memory.answer(Ask([trial]))[0].wait == 0
 
 
 @pytest.mark.parametrize("refused", [False, True])
@@ -139,16 +139,16 @@ def test_a_longer_limit_copies_no_counts(clock: Clock) -> None:
         hit(memory, charge(limit, limit))
         longest = max(longest, thread_time() - before)
     assert longest < 0.02
-    assert memory.decide([charge("5/s", "0")])[0].remaining == 3  # nor is anybody forgotten
+    assert memory.answer(Ask([charge("5/s", "0")]))[0].remaining == 3  # nor is anybody forgotten
 
 
 def test_a_limit_that_became_longer_keeps_its_count(memory: MemoryStorage, clock: Clock) -> None:
     """A count continues under a longer period and expires with it."""
     for limit in ("5/s sliding", "5/30d sliding"):
         hit(memory, charge(limit))
-    assert memory.decide([charge("5/30d sliding")])[0].remaining == 2
+    assert memory.answer(Ask([charge("5/30d sliding")]))[0].remaining == 2
     clock.move(29 * 86_400)
-    assert memory.decide([charge("5/30d sliding")])[0].remaining == 1
+    assert memory.answer(Ask([charge("5/30d sliding")]))[0].remaining == 1
 
 
 async def test_refused_users_do_not_evict_a_ban(
@@ -174,19 +174,19 @@ def test_a_shared_verdict_counts_whole_milliseconds(
     """A token says of a fixed window what the window itself says, as it does on Redis."""
     clock.move(0.0009)
     one = charge("5/h")
-    memory.decide([one], "bot:ratelimit:once:a")
+    memory.answer(Ask([one], once="bot:ratelimit:once:a"))
     clock.move(later)
-    [shared] = memory.decide([one], "bot:ratelimit:once:a")
-    [now] = memory.decide([one], "bot:ratelimit:once:b")
+    [shared] = memory.answer(Ask([one], once="bot:ratelimit:once:a"))
+    [now] = memory.answer(Ask([one], once="bot:ratelimit:once:b"))
     assert (shared.remaining, shared.reset) == (4, now.reset)
 
 
 def test_a_token_ends_with_its_millisecond(memory: MemoryStorage, clock: Clock) -> None:
     """A token is decided again after 60,000 ms, even if its microseconds are not over."""
     clock.move(0.0009)
-    memory.decide([charge("5/h")], "bot:ratelimit:once:a")
+    memory.answer(Ask([charge("5/h")], once="bot:ratelimit:once:a"))
     clock.move(59.9992)
-    assert memory.decide([charge("5/h")], "bot:ratelimit:once:a")[0].remaining == 3
+    assert memory.answer(Ask([charge("5/h")], once="bot:ratelimit:once:a"))[0].remaining == 3
 
 
 @pytest.mark.parametrize("refused", [False, True])
@@ -205,9 +205,9 @@ def test_the_last_key_may_expire_while_room_is_made(clock: Clock, refused: bool)
         left = 10_000
         memory = MemoryStorage(1, clock=later)
         for _ in range(1 + refused):
-            memory.decide([charge("1/s", "old")])
+            memory.answer(Ask([charge("1/s", "old")]))
         left = reading
-        assert not memory.decide([charge("1/s", "new")])[0].wait
+        assert not memory.answer(Ask([charge("1/s", "new")]))[0].wait
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -223,10 +223,10 @@ def test_what_expires_is_not_kept(seed: int, clock: Clock) -> None:
         if choose.random() < 0.05:
             states.pop(key, None)
         elif penalty is None:
-            memory.decide([charge(limit, key)])
+            memory.answer(Ask([charge(limit, key)]))
         else:
             count = Count(f"{key}:penalty", Limit.parse("1/minute"), penalty=penalty)
-            memory.decide([charge(limit, key), count])
+            memory.answer(Ask([charge(limit, key), count]))
         clock.move(choose.choice([0.0, 0.001, 0.1, 2.0, 70.0]))
         assert len(states) <= 20
         assert sum(map(len, states._used)) == len(states)
@@ -242,6 +242,6 @@ def test_a_log_is_kept_until_the_millisecond_after_its_last_hit(
 ) -> None:
     """A longer limit that comes at the end of a shorter one still sees its hit, as on Redis."""
     one = charge(first)
-    memory.decide([one])
+    memory.answer(Ask([one]))
     clock.move(one.limit.period)
-    assert memory.decide([charge("9/d sliding")])[0].remaining == 7
+    assert memory.answer(Ask([charge("9/d sliding")]))[0].remaining == 7

@@ -106,6 +106,19 @@ async def test_a_bot_on_memcached(memcached: str, caplog: pytest.LogCaptureFixtu
         await limiter.close()
 
 
+async def test_an_outage_of_memcached_is_not_blamed_on_redis(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The line of an outage names the store that does not answer, and what happens meanwhile."""
+    where = f"127.0.0.1:{free_port()}"
+    limiter = Limiter(LimitsStorage(f"memcached://{where}"), timeout=5)
+    assert (await limiter.hit("5/m", USER)).source == "policy"
+    await limiter.close()
+    assert f"memcached rate limit check failed: {where}" in caplog.text
+    assert "Until memcached answers, updates are handled without a limit" in caplog.text
+    assert "Redis" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("rules", "told"),
     [

@@ -19,11 +19,10 @@ from bot_ratelimit.storage.redis.wire import Wire
 MAX_WEIGHT: Final = 256
 """The maximum weight of a batch. It occupies the server for less than a millisecond; see
 `DecisionCodec.weigh`."""
-SPLIT: Final = 16
+SPLIT: Final = 128
 """With this many waiting, half is sent: the server works on it while the rest gathers."""
-GATHER: Final = (0.01, 0.001)
-"""The longest time in seconds that requests are gathered while batches are in progress: for a near
-and for a far server."""
+GATHER: Final = 0.001
+"""The longest time in seconds that requests are gathered while batches are in progress."""
 
 
 class Batches:
@@ -35,7 +34,7 @@ class Batches:
     - the batch in progress is answered;
     - the waiting requests fill a batch;
     - half of a batch has gathered beside the only batch in progress;
-    - it has waited for a few milliseconds, because the server is far away.
+    - it has waited for a millisecond: the server is far away.
 
     So batches grow under load, and several can be in progress to a distant server. Replies come in
     the order of the commands. A reply that no caller waits for any more is read all the same, so
@@ -44,7 +43,7 @@ class Batches:
     Args:
         codec: Encodes requests.
         clock: The clock of time-outs.
-        latency: Tells whether the server is far away.
+        latency: Tells whether the last answer came too late.
         on_replies: Called with a call and all replies to it.
     """
 
@@ -99,7 +98,8 @@ class Batches:
             self._began_at = now
         self.waiting.append(request)
         self._weight += request.weight
-        if self.wire is not None:
+        # Further requests change nothing once the next batch is scheduled and not full.
+        if self._overdue is None or self._weight >= MAX_WEIGHT or len(self.waiting) == SPLIT // 2:
             self.flush()
 
     def put_back(self, requests: Sequence[Request]) -> None:
@@ -227,7 +227,7 @@ class Batches:
             loop = asyncio.get_running_loop()
             self._gathering = loop.call_soon(self._send_gathered, context=self._context)
         if self._overdue is None:
-            self._send_overdue_in(GATHER[self._latency.is_far])
+            self._send_overdue_in(GATHER)
 
     def _send_gathered(self) -> None:
         self._gathering = None
@@ -245,7 +245,7 @@ class Batches:
         self._overdue = None
         if self.wire is None or not self.waiting:
             return
-        wait = self._began_at + GATHER[self._latency.is_far] - self.clock.now()
+        wait = self._began_at + GATHER - self.clock.now()
         if wait > 0:
             self._send_overdue_in(wait)
             return
@@ -259,6 +259,8 @@ class Batches:
 
     def _taken(self, size: int) -> list[Request]:
         """Take the first `size` requests, or fewer if they are too heavy for one batch."""
+        if self._weight <= MAX_WEIGHT and len(self.waiting) <= size:
+            return [request for request in self.take_waiting() if not request.future.done()]
         weight = 0
         batch: list[Request] = []
         while self.waiting and len(batch) < size:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import Context
+from functools import lru_cache
 from random import shuffle
 from typing import Any, Final
 
@@ -42,8 +43,9 @@ class _AnyNode:
 
     name = "the cluster"
 
-    def __init__(self, client: RedisCluster) -> None:
+    def __init__(self, client: RedisCluster, connect_timeout: float) -> None:
         self._client = client
+        self._connect_timeout = connect_timeout
 
     @property
     def where(self) -> str:
@@ -75,7 +77,7 @@ class _AnyNode:
         try:
             return await endpoint.connect()
         except Exception as error:
-            raise unreachable(endpoint.name, error, CONNECT_TIMEOUT) from error
+            raise unreachable(endpoint.name, error, self._connect_timeout) from error
 
 
 class Shards:
@@ -92,7 +94,7 @@ class Shards:
         self._events: Sequence[StorageEvents] = ()
         self._nodes: dict[Address, Connection] = {}
         self._slots: dict[int, Connection] = {}
-        self._any = self._connection(_AnyNode(client))
+        self._any = self._connection(_AnyNode(client, connect_timeout))
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = 0.0
         self._needed_at = 0.0  # when a decision was last requested
@@ -101,7 +103,7 @@ class Shards:
     def route(self, key: str) -> tuple[Connection, int]:
         """Return the connection to the node of this key, and the key's slot."""
         self._needed_at = time.monotonic()
-        slot = key_slot(encode_key(key))
+        slot = _slot_of(key)
         connection = self._slots.get(slot)
         if connection is None:
             connection = self._any
@@ -229,12 +231,17 @@ class Shards:
         for address in [address for address, node in self._nodes.items() if node not in used]:
             # By then its last requests have been answered or have timed out.
             leaving = self._nodes.pop(address)
-            asyncio.get_running_loop().call_later(CONNECT_TIMEOUT, leaving.abandon)
+            asyncio.get_running_loop().call_later(self._connect_timeout, leaving.abandon)
+
+
+@lru_cache(maxsize=4096)  # a decision asks twice: who answers, and where to send it
+def _slot_of(key: str) -> int:
+    return key_slot(encode_key(key))
 
 
 async def _slots(connection: Connection) -> tuple[Any, Connection]:
     with suppress(StorageError):
-        timeout = ASK_TIMEOUT if connection.is_open else CONNECT_TIMEOUT
+        timeout = ASK_TIMEOUT if connection.is_open else connection.connect_timeout
         (reply,) = await connection.submit(Commands([(b"CLUSTER", b"SLOTS")]), timeout)
         return reply, connection
     return None, connection

@@ -27,8 +27,8 @@ from bot_ratelimit.storage.redis.request import AGAIN, Call, Redirect, Request
 
 log = logging.getLogger("bot_ratelimit")
 
-_BY_HASH: Final = (b"EVALSHA", SHA)
-_BY_SOURCE: Final = (b"EVAL", SCRIPT)
+_BY_HASH: Final = ("EVALSHA", SHA)
+_BY_SOURCE: Final = ("EVAL", SCRIPT)
 _ASKING: Final = encode_command([b"ASKING"])
 
 # The script takes about 3 us for a single fixed window and up to 25 us for any other rule (measured
@@ -81,9 +81,9 @@ class DecisionCodec:
         if isinstance(item, Commands):
             return _HEAVY * len(item.commands)
         counts, op, once = item
-        if len(counts) == 1 and once is None and op in _LIGHT_OPS:
-            return 1 if counts[0].limit.algorithm is _LIGHT else _HEAVY
-        return _HEAVY * (len(counts) + (once is not None))
+        if len(counts) > 1 or once is not None:
+            return _HEAVY * (len(counts) + (once is not None))
+        return 1 if counts[0].limit.algorithm is _LIGHT and op in _LIGHT_OPS else _HEAVY
 
     def calls(self, requests: Sequence[Request]) -> list[Call]:
         """Encode requests: all hits in one call, or one for each slot of a cluster.
@@ -96,12 +96,12 @@ class DecisionCodec:
         for request in requests:
             item = request.item
             if type(item) is Commands:
-                calls.append(_call([request], item.commands, decides=False))
+                calls.append(_commands([request], item.commands, decides=False))
             elif not uses_script:
                 if (fault := transaction.needs_script(item, self._allow_scripts)) is not None:
                     request.answer(fault)
                 else:
-                    calls.append(_call([request], transaction.commands(item)))
+                    calls.append(_commands([request], transaction.commands(item)))
             elif request.alone:
                 calls.append(self._script_call([request]))
             else:
@@ -136,10 +136,8 @@ class DecisionCodec:
         return self._translated([answer])
 
     def _script_call(self, requests: Sequence[Request]) -> Call:
-        arguments = encoding.script_arguments([request.item for request in requests])
-        if requests[0].asking:
-            return _call(requests, [[*self._script, *arguments]])
-        return Call(requests, encode_command([*self._script, *arguments]))
+        data = encoding.script_command(self._script, [request.item for request in requests])
+        return _call(requests, data)
 
     def _read_script_reply(self, requests: Sequence[Request], reply: Any) -> Sequence[Any]:
         if not isinstance(reply, Exception):
@@ -182,12 +180,18 @@ _SLOT: Final = attrgetter("slot")
 
 
 def _call(
+    requests: Sequence[Request], data: bytes, replies: int = 1, *, decides: bool = True
+) -> Call:
+    if requests[0].asking:
+        return Call(requests, _ASKING + data, replies + 1, decides=decides)
+    return Call(requests, data, replies, decides=decides)
+
+
+def _commands(
     requests: Sequence[Request], commands: Sequence[Command], *, decides: bool = True
 ) -> Call:
     data = b"".join(map(encode_command, commands))
-    if not requests[0].asking:
-        return Call(requests, data, len(commands), decides=decides)
-    return Call(requests, _ASKING + data, len(commands) + 1, decides=decides)
+    return _call(requests, data, len(commands), decides=decides)
 
 
 def _must_ask_one_by_one(reply: Exception) -> bool:

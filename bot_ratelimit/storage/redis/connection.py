@@ -67,7 +67,7 @@ class Connection:
         connect_timeout: float = CONNECT_TIMEOUT,
     ) -> None:
         self._endpoint = endpoint
-        self._connect_timeout = connect_timeout
+        self.connect_timeout = connect_timeout
         self.codec: Final = codec
         self._redirect = redirect
         self._on_failure = on_failure
@@ -207,17 +207,17 @@ class Connection:
             await asyncio.sleep(_backoff(self._failures) - took)
             began = clock.now()
             try:
-                async with asyncio.timeout(self._connect_timeout):
+                async with asyncio.timeout(self.connect_timeout):
                     wire = await self._endpoint.connect()
             except Exception as error:
                 if self._opening is not asyncio.current_task():
                     return  # closed in the meantime: redis-py may swallow a cancellation
                 took = clock.now() - began
                 timed_out = isinstance(error, TimeoutError)
-                if timed_out and took < self._connect_timeout / 2 and not was_blocked:
+                if timed_out and took < self.connect_timeout / 2 and not was_blocked:
                     was_blocked = True  # the event loop was, for most of that time: try once more
                     continue
-                self._not_opened(batches, unreachable(self.where, error, self._connect_timeout))
+                self._not_opened(batches, unreachable(self.where, error, self.connect_timeout))
             else:
                 self._opened(batches, wire)
                 return

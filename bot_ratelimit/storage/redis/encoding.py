@@ -11,7 +11,6 @@ from typing import Any, Final
 from bot_ratelimit.algorithms.verdict import Verdict, new_verdict
 from bot_ratelimit.rules.calendar import LONGEST_MS
 from bot_ratelimit.rules.limit import Algorithm, Limit
-from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op
 from bot_ratelimit.storage.redis.faults import ServerText
 
@@ -23,7 +22,7 @@ _KINDS: Final = {
     Algorithm.TOKEN_BUCKET: "b",
 }
 _MODES: Final = {Op.HIT: "", Op.PEEK: "?", Op.CHARGE: "+", Op.REFUND: "-", Op.RESET: "!"}
-_ONCE: Final = f"o& {ONCE_MS}".encode()
+_ONCE: Final = f"${len(str(ONCE_MS)) + 3}\r\no& {ONCE_MS}\r\n"
 _FAILED: Final = -1
 
 
@@ -38,25 +37,40 @@ def encode_key(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
-def script_arguments(asks: Sequence[Ask]) -> list[bytes]:
-    """`numkeys key … arg …` for the script: a key and an argument for each count."""
-    keys: list[bytes] = []
-    arguments: list[bytes] = []
+def script_command(command: tuple[str, str], asks: Sequence[Ask]) -> bytes:
+    """Encode a call of the script: `command numkeys key … arg …`, a key and an argument a count.
+
+    As one text, which is encoded once: half of the work for a hit would be that for its parts.
+    """
+    keys: list[str] = []
+    arguments: list[str] = []
     for counts, op, once in asks:
         if op is Op.HIT and once is None and len(counts) == 1:  # the usual case
             key, limit, cost, shadow, penalty = counts[0]
             if penalty is None and not limit.zone:
-                keys.append(key.encode("utf-8", "surrogatepass"))
+                keys.append(f"${len(key)}\r\n{key}\r\n" if key.isascii() else _part(key))
                 arguments.append(_argument(limit, cost, "~" if shadow else ""))
                 continue
         if once is not None:
-            keys.append(encode_key(once))
+            keys.append(_part(once))
             arguments.append(_ONCE)
         last = len(counts) - 1
         for i, count in enumerate(counts):
-            keys.append(encode_key(count.key))
+            keys.append(_part(count.key))
             arguments.append(_argument_of(count, _MODES[op] + ("&" if i < last else "")))
-    return [b"%d" % len(keys), *keys, *arguments]
+    return encode_key("".join((_head(command, len(keys)), *keys, *arguments)))
+
+
+@lru_cache(maxsize=512)
+def _head(command: tuple[str, str], keys: int) -> str:
+    size = len(command) + 1 + 2 * keys
+    return f"*{size}\r\n" + "".join(map(_part, (*command, str(keys))))
+
+
+def _part(text: str) -> str:
+    """A part of a command in RESP."""
+    size = len(text) if text.isascii() else len(encode_key(text))
+    return f"${size}\r\n{text}\r\n"
 
 
 def read_answers(reply: list[Any], asks: Sequence[Ask]) -> Sequence[list[Verdict] | ServerText]:
@@ -101,31 +115,24 @@ def needs_script(ask: Ask) -> str:
     return f"a cost of {count.cost}" if count.cost > 1 else ""
 
 
-def _argument_of(count: Count, flags: str) -> bytes:
+def _argument_of(count: Count, flags: str) -> str:
     _, limit, cost, shadow, penalty = count
     if penalty is not None:
-        return _penalty_argument(limit, penalty, flags)
+        flags += "@" if penalty.imposed else ""
+        numbers = f"{limit.amount} {limit.period_ms} 0 {penalty.ban_ms} {penalty.longest_ms}"
+        return _part(f"p{flags} {numbers}")
     flags += "~" if shadow else ""
-    return _calendar_argument(limit, cost, flags) if limit.zone else _argument(limit, cost, flags)
+    if not limit.zone:
+        return _argument(limit, cost, flags)
+    ends = " ".join(map(str, limit.window_ends(time.time())))
+    return _part(f"c{flags} {limit.amount} {LONGEST_MS[limit.period_ms]} {cost} {ends}")
 
 
 @lru_cache(maxsize=1024)
-def _argument(limit: Limit, cost: int, flags: str) -> bytes:
+def _argument(limit: Limit, cost: int, flags: str) -> str:
     burst = "" if limit.burst is None else f" {limit.burst}"
     kind = _KINDS[limit.algorithm]
-    return f"{kind}{flags} {limit.amount} {limit.period_ms} {cost}{burst}".encode()
-
-
-def _calendar_argument(limit: Limit, cost: int, flags: str) -> bytes:
-    longest = LONGEST_MS[limit.period_ms]
-    ends = " ".join(map(str, limit.window_ends(time.time())))
-    return f"c{flags} {limit.amount} {longest} {cost} {ends}".encode()
-
-
-def _penalty_argument(limit: Limit, penalty: Penalty, flags: str) -> bytes:
-    flags += "@" if penalty.imposed else ""
-    numbers = f"{limit.amount} {limit.period_ms} 0 {penalty.ban_ms} {penalty.longest_ms}"
-    return f"p{flags} {numbers}".encode()
+    return _part(f"{kind}{flags} {limit.amount} {limit.period_ms} {cost}{burst}")
 
 
 def _text(value: bytes | str) -> str:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final
 
 from bot_ratelimit.storage.loops import Seldom
 
 log = logging.getLogger("bot_ratelimit")
-
-FAR: Final = 0.005
-"""The round trip in seconds above which a server counts as far away: requests do not wait for the
-batch in progress."""
 
 
 class Latency:
@@ -33,21 +28,13 @@ class Latency:
 
     def forget(self) -> None:
         """Forget all but the last latency: the next connection may be another one."""
-        self.round_trip = FAR
-        """The shortest recent latency in seconds."""
         self.late: float | None = None
         """`last` if that answer came too late, otherwise None."""
         self._seldom.forget()
 
-    @property
-    def is_far(self) -> bool:
-        """Whether the server is far away."""
-        return self.round_trip > FAR
-
     def measure(self, took: float, timeout: float) -> None:
         """Record how long an answer took, and how long its callers wait, in seconds."""
         self.last = took
-        self.round_trip = max(min(took, self.round_trip * 1.1), 1e-4)
         self.late = took if took > timeout else None
         if self.late is not None and self._seldom():
             log.warning(

@@ -121,6 +121,8 @@ class RedisStorage(Storage):
 
     def server(self, counts: Sequence[Count]) -> str:
         """The name of the server that decides about these counts; see `Storage.server`."""
+        if self._only is not None:
+            return self._only.name
         return self._servers.route(counts[0].key)[0].name
 
     def observe(self, events: StorageEvents) -> None:
