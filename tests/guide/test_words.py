@@ -49,7 +49,7 @@ def phrases(section: str) -> set[str]:
     points = page.partition(f"## {section}\n")[2].partition("\n## ")[0]
     return {
         phrase
-        for point in re.findall(r"(?m)^- (.+?`):", points)
+        for point in re.findall(r"(?ms)^- (.+?`):", points)
         for phrase in re.findall(r"`([^`]+)`", point)
     }
 

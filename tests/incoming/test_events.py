@@ -416,7 +416,9 @@ def test_the_documented_update_types_are_right() -> None:
     _, _, section = DOC.read_text("utf-8").partition("\n## Every kind of update\n")
     told = {
         update: outcome
-        for outcome, updates in re.findall(r"(?m)^- (counted|passes|never refused): (.+)$", section)
+        for outcome, updates in re.findall(
+            r"(?s)- (counted|passes|never refused):(.+?)\n(?=-|\n)", section
+        )
         for update in re.findall(r"`(\w+)`", updates)
     }
     true = {
