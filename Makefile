@@ -58,7 +58,7 @@ release: $(VENV)-release/.ready  ## make release VERSION=1.2.3: changelog, build
 
 # Peers may want other versions of what we depend on, so they have an environment of their own.
 bench: $(VENV)-bench/.ready  ## This package and its peers, side by side (about ten minutes).
-	$(VENV)-bench/bin/python -m benchmarks --output docs
+	$(VENV)-bench/bin/python -m benchmarks --output docs/project
 
 clean:
 	rm -rf $(VENV) $(VENV)-bench $(VENV)-demo $(VENV)-docs $(VENV)-release $(VENV)-system $(VENV)-versions dist build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

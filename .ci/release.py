@@ -79,7 +79,8 @@ def release(root: Path, version: str, *, dry_run: bool, check: Check | None = No
         (root / "dist").mkdir(exist_ok=True)
         for each in built:
             (root / "dist" / each.name).write_bytes(each.read_bytes())
-    _git(root, "commit", "--quiet", "--message", f"Version {version}", "--", *map(str, changed))
+    commit = ("commit", "--quiet", "--allow-empty", "--message", f"Version {version}")
+    _git(root, *commit, "--", *map(str, changed))
     _git(root, "tag", "--annotate", f"v{version}", "--message", f"Version {version}")
     print(f"{version} is committed, tagged, and in dist/. To publish it: git push --follow-tags")
     return 0
@@ -118,8 +119,9 @@ def obstacles(root: Path, version: str) -> list[str]:
         found.append(f"the tag v{version} exists: choose a higher version")
     if _git(root, "status", "--porcelain").strip():
         found.append("there are changes that are not committed: commit them or put them away")
-    unreleased = _UNRELEASED.search((root / CHANGELOG).read_text("utf-8"))
-    if not unreleased or not unreleased[1].strip():
+    changelog = (root / CHANGELOG).read_text("utf-8")
+    unreleased = _UNRELEASED.search(changelog)
+    if f"## [{version}]" not in changelog and not (unreleased and unreleased[1].strip()):
         found.append(f"{CHANGELOG} says nothing under [Unreleased]: say what has changed")
     return found
 
@@ -128,10 +130,12 @@ def new_texts(root: Path, version: str, date: str) -> dict[Path, str]:
     """The files that a release changes: the version, and the heading in the changelog."""
     source = (root / VERSION_FILE).read_text("utf-8")
     changelog = (root / CHANGELOG).read_text("utf-8")
-    heading = f"## [Unreleased]\n\n## [{version}] - {date}\n"
+    if f"## [{version}]" not in changelog:  # else its entry has been written already
+        heading = f"## [Unreleased]\n\n## [{version}] - {date}\n"
+        changelog = changelog.replace("## [Unreleased]\n", heading, 1)
     return {
         VERSION_FILE: _VERSION.sub(f'__version__ = "{version}"', source),
-        CHANGELOG: changelog.replace("## [Unreleased]\n", heading, 1),
+        CHANGELOG: changelog,
     }
 
 

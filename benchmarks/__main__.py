@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from benchmarks import felt, page, targets
+from benchmarks import felt, page, ratios
 from benchmarks.bots import BOTS, FLOOD
 from benchmarks.comparison import Run
 from benchmarks.decisions import ALGORITHMS, CLUSTER, DECISIONS
@@ -20,7 +20,6 @@ from benchmarks.ours import NAME as OURS
 from benchmarks.records import Records
 from benchmarks.server import redis_server
 from benchmarks.storages import STORAGES
-from benchmarks.tables import Table
 from benchmarks.webhooks import WEBHOOKS
 
 BENCHMARKS: Final = {
@@ -39,7 +38,7 @@ def arguments() -> argparse.Namespace:
         "--only", nargs="+", choices=BENCHMARKS, metavar="NAME", default=[*BENCHMARKS]
     )
     parser.add_argument("--rounds", type=int, help="how often each candidate is measured")
-    parser.add_argument("--output", type=Path, help="write performance.md and images/ there")
+    parser.add_argument("--output", type=Path, help="write performance.md there")
     parser.add_argument("--save", type=Path, help="keep the measurements, as JSON")
     parser.add_argument("--load", type=Path, help="show these measurements instead of measuring")
     parser.epilog = f"NAME: {', '.join(BENCHMARKS)}"
@@ -77,26 +76,19 @@ def main() -> int:
     records = Records.load(options.load) if options.load else measured(options)
     if options.save:
         records.save(options.save)
-    sections: dict[str, list[Table]] = {
-        name: benchmark.tables(records)
-        for name, benchmark in BENCHMARKS.items()
-        if records.has(name)
-    }
-    for name, table in (("felt", felt.table(records)), ("targets", targets.table(records))):
-        sections[name] = [table] if table.rows else []
-    for tables in sections.values():
-        for table in tables:
-            print(table.markdown())
+    short = {"felt": felt.table(records), "ratios": ratios.table(records)}
+    for name, benchmark in BENCHMARKS.items():
+        if records.has(name):
+            for table in benchmark.tables(records):
+                print(table.markdown())
+    for table in short.values():
+        print(table.markdown())
     for loss in page.losses(records):
-        print(f"better than ours: {loss}")
+        print(f"ahead of ours: {loss}")
     for where, who, reason in records.skipped:
         print(f"skipped: {who} ({where}): {reason}")
     if options.output:
-        from benchmarks import plots  # imported here, because matplotlib takes a second to import
-
-        pictures = plots.draw(records, options.output / "images")
-        text = page.render(records, sections, pictures)
-        (options.output / "performance.md").write_text(text)
+        (options.output / "performance.md").write_text(page.render(records, short))
     return int(any(each.who.startswith(OURS) for each in records.skipped))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from benchmarks import bots, distance, webhooks
+from benchmarks import bots, decisions, distance, webhooks
 from benchmarks.ours import NAME as OURS
 from benchmarks.records import Records, Spread
-from benchmarks.tables import Table, number, percent
+from benchmarks.tables import Table, number, percent, whole
 
 # A round trip between regions, the larger flood, and how many updates come at a time under load.
 FAR_MS, FLOOD, MANY = 60, max(bots.FLOODS), max(bots.AT_A_TIME)
@@ -28,7 +28,10 @@ def _rows(records: Records) -> Iterator[tuple[str, str, str]]:
         return _shown(more, _US, "+{} ms")
 
     def flood(who: str, figure: str, text: str) -> str:
-        return _shown(records.spread("flood", bots.flood(FLOOD), who, figure), 1, text)
+        return _shown(records.spread("flood", bots.flood(FLOOD), who, figure), 1, text, whole)
+
+    def rate(concern: str, case: str, who: str) -> str:
+        return _shown(records.spread(concern, case, who, "rate"), 1, "{}")
 
     def far(figure: str, text: str, show: Callable[..., str] = number) -> str:
         found = records.spread("distance", distance.at(FAR_MS), OURS, figure)
@@ -42,6 +45,11 @@ def _rows(records: Records) -> Iterator[tuple[str, str, str]]:
     yield "a webhook request takes longer, Redis on the same machine", webhook, ""
     cpu = added("bots", many, redis, "cpu_us")
     yield f"CPU time of the bot for an update, {MANY} at a time", cpu, ""
+    carried = rate("decisions", decisions.on_redis(MANY), OURS)
+    yield f"decisions a second of one Redis, {MANY} at a time", carried, ""
+    what = f"webhook requests a second of one process, {MANY} at a time"
+    busy = webhooks.case(MANY)
+    yield what, rate("webhooks", busy, redis), rate("webhooks", busy, nobody)
     what = f"of {FLOOD:,} updates that one user sends at once, handled"
     yield what, flood(redis, "handled", "{}"), flood(nobody, "handled", "{}")
     what = "another user's update just after them is answered within"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,10 +18,7 @@ from benchmarks.tables import Table, digits
 
 _PLACE: Final = re.compile(r"<!-- (\w+) -->")
 _TEMPLATE: Final = Path(__file__).with_name("page.md")
-_PACKAGES: Final = (
-    *("aiogram", "redis", "cachetools", "pydantic", "aiohttp"),
-    *("limits", "aiogram-sentinel"),
-)
+_PACKAGES: Final = ("aiogram", "redis", "limits", "aiogram-sentinel")
 _RATE: Final = {"rate": "decisions a second"}
 _COSTS: Final = {"p99_us": "p99", "cpu_us": "CPU in the bot", "server_us": "CPU in Redis"}
 _UPDATES: Final = {"rate": "updates a second", "cpu_us": "CPU in the bot"}
@@ -37,71 +34,52 @@ _COMPARED: Final[tuple[tuple[str, str, dict[str, str]], ...]] = (
 )
 
 
-def render(
-    records: Records, sections: Mapping[str, list[Table]], pictures: Mapping[str, str]
-) -> str:
-    """Return the page in Markdown; benchmarks that were not run say so.
+def render(records: Records, tables: Mapping[str, Table]) -> str:
+    """Return the page in Markdown; what was not run says so.
 
     Args:
-        sections: Tables by the name of their placeholder in page.md.
-        pictures: The description of each picture by its name, which is a placeholder too.
+        tables: Tables by the name of their placeholder in page.md.
     """
-    texts = {
-        "about": "Measured on {date} with `{command}`: {processor}, {system}, Python {Python}, "
-        "redis-server {redis-server}; up to {rounds} rounds of {seconds} s for each measurement. "
-        "The load average was {load} before the run and {load after} at its end. The tables of "
-        "this page come from that run; the prose is written by hand.".format(**records.machine),
-        "losses": "\n".join(f"- {loss}" for loss in losses(records)) or "Nothing.",
-        "skipped": _skipped(records),
-        "versions": ", ".join(
-            f"{name} {records.machine[name]}" for name in ("Python", "redis-server", *_PACKAGES)
-        ),
-    }
+    texts = {name: table.markdown().rstrip() for name, table in tables.items() if table.rows}
+    versions = ", ".join(f"{name} {records.machine[name]}" for name in _PACKAGES)
+    texts["about"] = (
+        "Measured on {date} with `{command}`: {processor}, {system}, Python {Python}, redis-server "
+        "{redis-server}; up to {rounds} rounds of {seconds} s; load average {load} before, {load "
+        "after} after. ".format(**records.machine)
+        + f"{versions}."
+    )
+    texts["losses"] = "\n".join(f"- {loss}" for loss in losses(records)) or "Nothing."
 
     def fill(match: re.Match[str]) -> str:
-        place = match[1]
-        if place in texts:
-            return texts[place]
-        if not sections.get(place):
-            return "Not part of this run."
-        shows = pictures.get(place)
-        picture = f"![{shows}](images/{place}.png)\n\n" if shows else ""
-        return picture + "\n".join(table.markdown() for table in sections[place]).rstrip()
+        return texts.get(match[1], "Not part of this run.")
 
     return _PLACE.sub(fill, _TEMPLATE.read_text()).rstrip() + "\n"
 
 
 def losses(records: Records) -> list[str]:
-    """Where another candidate's median is better than ours: in what, who, and by what factor."""
+    """Where another candidate's median is better than ours: who, in what, and by what factor."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for benchmark, own, figures in _COMPARED:
+        for case in records.cases(benchmark):
+            for figure, what in figures.items():
+                for who, factor in _ahead(records, benchmark, case, own, figure):
+                    cases = found.setdefault(who, {})
+                    cases.setdefault(case, []).append(f"{what} {factor}")
     return [
-        f"{case}, {what}: {', '.join(found)}"
-        for benchmark, own, figures in _COMPARED
-        for figure, what in figures.items()
-        for case in records.cases(benchmark)
-        if (found := _ahead(records, benchmark, case, own, figure))
+        f"{who}: " + "; ".join(f"{case}: {', '.join(ahead)}" for case, ahead in cases.items())
+        for who, cases in found.items()
     ]
 
 
-def _ahead(records: Records, benchmark: str, case: str, own: str, figure: str) -> list[str]:
-    found = []
+def _ahead(
+    records: Records, benchmark: str, case: str, own: str, figure: str
+) -> Iterator[tuple[str, str]]:
     for who in records.who(benchmark, case):
         ratio = records.ratio(benchmark, case, who, own, figure)
         if ratio is None or who.startswith(OURS) or who in bots.UNLIMITED:
             continue
         if ratio.median >= 1.01 if figure == "rate" else ratio.median <= 0.99:
-            found.append(f"{who} {digits(ratio.median)}")
-    return found
-
-
-def _skipped(records: Records) -> str:
-    found: dict[tuple[str, str], list[str]] = {}
-    for benchmark, who, reason in records.skipped:
-        found.setdefault((who, reason), []).append(benchmark)
-    lines = [
-        f"- {who}: {reason} ({places[0]}{f' and {len(places) - 1} more' * (len(places) > 1)})"
-        for (who, reason), places in found.items()
-    ]
-    return "\n".join(lines) or "Every candidate took part in every benchmark."
+            yield who, digits(ratio.median)
 
 
 def machine(redis_version: str) -> dict[str, str]:

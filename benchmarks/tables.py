@@ -54,7 +54,7 @@ class Column(NamedTuple):
             return number(
                 records.difference(benchmark, self.case, who, self.minus, self.figure), self.scale
             )
-        show = percent if self.figure.startswith("share") else number
+        show = {"share": percent, "handl": whole}.get(self.figure[:5], number)
         return " / ".join(
             show(records.spread(benchmark, self.case, who, figure), self.scale)
             for figure in self.figure.split("/")
@@ -78,6 +78,11 @@ def grid(
 def number(spread: Spread | None, scale: float = 1.0) -> str:
     """The median, with three digits or in whole units: `12,340`, `4.7`, `0.153`."""
     return "–" if spread is None else digits(spread.median * scale)
+
+
+def whole(spread: Spread | None, scale: float = 1.0) -> str:
+    """The median of a count."""
+    return "–" if spread is None else f"{spread.median * scale:,.0f}"
 
 
 def percent(spread: Spread | None, scale: float = 1.0) -> str:

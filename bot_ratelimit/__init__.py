@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from bot_ratelimit.storage.memory import MemoryStorage
     from bot_ratelimit.storage.redis.storage import RedisStorage
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "NEVER_REFUSED",

@@ -1,6 +1,6 @@
 """`python -m tests.image`: what deploy/Dockerfile does, without Docker, then the health check.
 
-A project is made as deploy/README.md says: the bot of the guide, requirements.txt, and deploy/. The
+A project is made as deploy/README.md says: docs/webhook_bot.py, requirements.txt, and deploy/. The
 steps are read from the Dockerfile itself and run in an empty directory that stands for the root of
 the image: RUN as it is, COPY of what Dockerfile.dockerignore lets through, and at the end CMD
 beside HEALTHCHECK. What it cannot show: the base image, its Python version, and USER.
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .guide.pages import block
+from .guide.pages import program
 from .servers import free_port
 
 ROOT: Final = Path(__file__).parents[1]
@@ -70,9 +70,9 @@ def copied(project: Path, source: str) -> Iterator[Path]:
 
 
 def new_project(directory: Path) -> Path:
-    """What a newcomer has: the bot of the guide, what it needs, and a copy of deploy/."""
+    """What a newcomer has: docs/webhook_bot.py, what it needs, and a copy of deploy/."""
     directory.mkdir()
-    bot = block("guide", "A webhook, three instances and a proxy").text
+    bot = program("webhook_bot.py").text
     (directory / "bot.py").write_text(bot)
     (directory / "requirements.txt").write_text(
         f"--constraint {ROOT}/constraints.txt\nbot_ratelimit[all] @ file://{ROOT}\n"

@@ -230,10 +230,8 @@ def test_the_names_of_the_contract_are_public() -> None:
 
 # The Python blocks of a page run one after the other in one namespace, as a reader would type
 # them; polling is cut short, and `await` may stand outside functions. A block that begins with
-# "# not run" only has to compile. The blocks of the guide run alone, in tests/guide.
-PAGES = sorted(
-    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {*guide.PAGES, *guide.TRANSLATIONS}
-)
+# "# not run" only has to compile. The blocks of some pages run alone, in tests/guide.
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")} - {*guide.ALONE})
 BLOCK = re.compile(r"^([ \t]*)```(?:python|py)\b[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 

@@ -58,8 +58,8 @@ def test_the_metadata_has_no_person_or_address(metadata: Message) -> None:
 
 
 def test_the_table_of_tested_versions_is_true() -> None:
-    """docs/versions.md has the lowest declared versions and the newest pinned ones."""
-    page = (ROOT / "docs" / "versions.md").read_text()
+    """docs/project/versions.md has the lowest declared versions and the newest pinned ones."""
+    page = (ROOT / "docs" / "project" / "versions.md").read_text()
     pinned = dict(re.findall(r"(?m)^([\w-]+)==(.+)$", (ROOT / "constraints.txt").read_text()))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for requirement in project["dependencies"]:

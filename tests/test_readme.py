@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from aiogram.methods import SendMessage
 from aiogram.types import Update
 from fakeredis import FakeAsyncRedis
 
+from bot_ratelimit import ConfigError, Penalty, RateLimitMiddleware
+
 from .incoming.support import RecordingSession, message
-from .readme import readme_bot
+from .readme import README, readme_bot
 
 
 @pytest.fixture
@@ -51,6 +54,28 @@ async def test_the_second_block_fits_the_first(namespace: dict[str, Any]) -> Non
     assert sent[1] == "Here is your report. 0 more this minute."
     assert sent[2].startswith("Too many requests.")
     assert sent[3] == "hello"
+
+
+ARGUMENTS = [
+    re.findall(r"`([^`]+)`", row)
+    for row in README.read_text("utf-8").splitlines()
+    if re.match(r"\| (`\w+`|a function of the event) \|", row)
+]
+
+
+@pytest.mark.parametrize("cells", ARGUMENTS, ids=lambda cells: cells[0])
+def test_the_usual_arguments_are_right(cells: list[str]) -> None:
+    """Each line of code in the table makes a middleware, and shows the argument of its row."""
+    names = {"RateLimitMiddleware": RateLimitMiddleware, "Penalty": Penalty}
+    assert isinstance(eval(cells[-1], names), RateLimitMiddleware)
+    assert cells[0] in {*("rate_limit", "redis_client"), cells[-1]} or f"{cells[0]}=" in cells[-1]
+
+
+def test_the_table_has_the_seven_usual_arguments() -> None:
+    """The table is found, and a wrong argument in it would be."""
+    assert len(ARGUMENTS) == 7
+    with pytest.raises(ConfigError):
+        RateLimitMiddleware("5/10s", on_error="no")  # type: ignore[arg-type]  # a mistake
 
 
 def test_the_log_says_where_counts_are_kept(

@@ -92,6 +92,16 @@ def test_a_release_is_a_commit_and_a_tag(repository: Path) -> None:
     assert len(list((repository / "dist").iterdir())) == 2
 
 
+def test_an_entry_that_has_the_version_already_stays(repository: Path) -> None:
+    """Where version and changelog are ready, the release only tags them."""
+    entry = "# Changelog\n\n## [Unreleased]\n\n## [0.1.0] - 2026-11-30\n\n- All.\n"
+    (repository / "CHANGELOG.md").write_text(entry)
+    git(repository, "commit", "--quiet", "--all", "--message", "Ready")
+    assert release.release(repository, "0.1.0", dry_run=False, check=no_check) == 0
+    assert (repository / "CHANGELOG.md").read_text() == entry
+    assert git(repository, "describe") == "v0.1.0"
+
+
 def test_a_failed_check_ends_the_release(repository: Path) -> None:
     """If the wheel fails the check, nothing is committed or tagged."""
     before = state(repository)

@@ -43,7 +43,7 @@ def test_a_site_without_pages_is_an_error(tmp_path: Path) -> None:
 
 def test_decisions_are_numbered_once_in_order_and_short() -> None:
     """Each decision can be named by its number, and is read in a minute: at most ten lines."""
-    text = (ROOT / "docs" / "decisions.md").read_text("utf-8")
+    text = (ROOT / "docs" / "project" / "decisions.md").read_text("utf-8")
     entries = re.split(r"(?m)^## ", text)[1:]
     numbers = [int(entry.split(".")[0]) for entry in entries]
     assert numbers == list(range(1, len(entries) + 1))
@@ -55,8 +55,8 @@ def long(entry: str) -> bool:
 
 
 def test_the_performance_page_has_the_prose_of_its_template() -> None:
-    """docs/performance.md says what benchmarks/page.md says: an edit of one is an edit of both."""
-    page = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    """performance.md says what benchmarks/page.md says: an edit of one is an edit of both."""
+    page = (ROOT / "docs" / "project" / "performance.md").read_text("utf-8")
     template = (ROOT / "benchmarks" / "page.md").read_text("utf-8")
     for prose in re.split(r"<!-- \w+ -->", template):
         assert prose.strip() in page

@@ -41,6 +41,7 @@ include_patterns = [
     "*.md",
     "docs/*.md",
     "docs/ru/*.md",
+    "docs/project/*.md",
     "docs/site/reference/*.rst",
     "deploy/README.md",
 ]
@@ -50,28 +51,16 @@ templates_path = ["templates"]
 
 # The order of the sidebar. What is not listed, or not there, does no harm: see `_sidebar`.
 SIDEBAR = {
-    "Guide": [
-        "docs/guide",
-        "docs/recipes",
-        "docs/questions",
+    "Start": ["docs/start", "docs/migration"],
+    "Use": [
+        *("docs/limits", "docs/refused", "docs/counted", "docs/paying", "docs/bans"),
+        *("docs/outgoing", "docs/recipes"),
+    ],
+    "Operate": [
+        *("docs/operate", "docs/admin-api", "docs/monitoring", "docs/storages", "deploy/README"),
         "docs/troubleshooting",
-        "docs/migration",
-        "docs/sizing",
     ],
-    "Features": [
-        "docs/algorithms",
-        "docs/telegram",
-        "docs/handlers",
-        "docs/outgoing",
-    ],
-    "Operation": [
-        "deploy/README",
-        "docs/operations",
-        "docs/monitoring",
-        "docs/admin",
-        "docs/admin-api",
-        "docs/performance",
-    ],
+    "Understand": ["docs/algorithms", "ARCHITECTURE", "docs/project/*"],
     "Reference": [
         f"docs/site/reference/{name}"
         for name in (
@@ -88,24 +77,11 @@ SIDEBAR = {
         )
     ],
     "На русском": [
-        "README.ru",
-        "docs/ru/guide",
-        "docs/ru/recipes",
-        "docs/ru/questions",
-        "docs/ru/troubleshooting",
-        "docs/ru/migration",
-        "docs/ru/sizing",
-        "docs/ru/*",
+        *("README.ru", "docs/ru/start", "docs/ru/migration", "docs/ru/limits", "docs/ru/refused"),
+        *("docs/ru/counted", "docs/ru/paying", "docs/ru/bans", "docs/ru/outgoing"),
+        *("docs/ru/recipes", "docs/ru/*"),
     ],
-    "Project": [
-        "docs/versions",
-        "CHANGELOG",
-        "CONTRIBUTING",
-        "SECURITY",
-        "ARCHITECTURE",
-        "docs/decisions",
-        "*",
-    ],
+    "Project": ["CHANGELOG", "CONTRIBUTING", "SECURITY", "*"],
 }
 
 myst_heading_anchors = 4

@@ -462,8 +462,8 @@ def test_a_user_without_a_name_operates(environment: pytest.MonkeyPatch) -> None
 
 
 def test_the_documents_have_every_command() -> None:
-    """The table in docs/admin.md names every command, and none that is not there."""
-    text = (ROOT / "docs" / "admin.md").read_text("utf-8")
+    """The table in docs/operate.md names every command, and none that is not there."""
+    text = (ROOT / "docs" / "operate.md").read_text("utf-8")
     named = set(re.findall(r"^\| `bot-ratelimit (\w+)", text, re.MULTILINE))
     group: Any = typer.main.get_group(app)
     assert named == set(group.commands)

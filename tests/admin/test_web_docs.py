@@ -37,16 +37,6 @@ def test_every_request_is_in_the_table() -> None:
     assert listed == routes
 
 
-def test_every_request_has_an_example() -> None:
-    """Each row of the table is shown once at least; what is the same for chats is shown once."""
-    shown = {example.splitlines()[0].partition("?")[0] for example in EXAMPLES}
-    for route in api.routes():
-        path = route.path[1:].replace("{name:.+}", "messages")
-        texts = {f"{route.method} {path.replace('{id}', id_)}" for id_ in ("42", "-100")}
-        texts |= {text.replace("chats/-100", "users/42") for text in texts}
-        assert texts & shown, path
-
-
 async def test_the_examples_are_true(client: aioredis.Redis) -> None:
     """Sent one after the other, each is answered with the status and the fields that are shown."""
     storage = RedisStorage(client)

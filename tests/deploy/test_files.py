@@ -38,7 +38,7 @@ from bot_ratelimit import (
 from bot_ratelimit.admin import admin_app
 from bot_ratelimit.admin.health import add_health
 from example_bot.serve import ADMIN_PATH
-from tests.guide.pages import block
+from tests.guide.pages import block, program
 from tests.image import DOCKERFILE, IGNORED, copied, in_context, new_project, steps
 from tests.servers import PATIENCE, find_server, free_port
 
@@ -321,7 +321,7 @@ async def test_the_proxy_passes_the_webhook_and_nothing_else(proxy: tuple[int, i
 
 async def test_the_proxy_of_the_guide_skips_an_instance_that_does_not_run(tmp_path: Path) -> None:
     """Of three ports on one machine only one answers, and gets the webhook, nothing else."""
-    shown = block("guide", "A webhook, three instances and a proxy", "caddyfile").text
+    shown = block("start", "A webhook, three instances and a proxy", "caddyfile").text
     caddy, port, upstream = tool("caddy"), free_port(), free_port()
     for name in ("8081", "8082", "8083"):
         assert f"localhost:{name}" in shown
@@ -448,7 +448,7 @@ def test_the_image_is_small_and_not_root() -> None:
 
 def test_the_bot_of_the_guide_runs_in_the_image() -> None:
     """What the guide's webhook bot must have is set, and its metrics are those of the dashboard."""
-    bot = block("guide", "A webhook, three instances and a proxy").text
+    bot = program("webhook_bot.py").text
     given = {*SERVICES["bot"]["environment"], *re.findall(r"(\w+)=", DOCKERFILE.read_text())}
     assert {*re.findall(r'required\("(\w+)"\)', bot)} <= given
     assert {"WEB_SERVER_HOST", "WEB_SERVER_PORT"} <= given

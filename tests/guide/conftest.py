@@ -1,4 +1,4 @@
-"""The stage on which the programs of the guide run."""
+"""The stage on which the programs of the documentation run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .stage import Stage
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Programs of the guide end with their process, so some leave their Redis client open."""
+    """Programs end with their process, so some leave their Redis client open."""
     if "stage" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
 

@@ -1,4 +1,4 @@
-"""The pages of the guide, as headings and blocks of code."""
+"""The pages of the documentation, as headings and blocks of code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from textwrap import dedent
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-NAMES = ("guide", "recipes", "migration", "troubleshooting", "sizing", "questions")
-PAGES = [DOCS / f"{name}.md" for name in NAMES]
-TRANSLATIONS = [DOCS / "ru" / page.name for page in PAGES]
-"""The same in Russian, with the same code."""
+PAGES = sorted(DOCS.glob("*.md"))
+ALONE = [
+    DOCS / f"{name}.md"
+    for name in ("start", "limits", "refused", "counted", "recipes", "migration", "troubleshooting")
+]
+"""Each of their Python blocks runs alone; those of the other pages one after the other."""
+TRANSLATED = [*ALONE, *(DOCS / f"{name}.md" for name in ("paying", "bans", "outgoing"))]
+"""These pages are there in Russian, too, with the same names in docs/ru."""
 
 NOT_RUN = "# not run"
 """How a Python block begins that shows other people's code, which is not installed here."""
@@ -62,10 +66,15 @@ def blocks_of(path: Path) -> Iterator[Block]:
         )
 
 
-def blocks(*languages: str) -> list[Block]:
-    """All blocks of the guide in these languages."""
-    found = [block for page in PAGES for block in blocks_of(page)]
+def blocks(*languages: str, pages: list[Path] = PAGES) -> list[Block]:
+    """All blocks of these pages in these languages."""
+    found = [block for page in pages for block in blocks_of(page)]
     return [block for block in found if block.language in languages]
+
+
+def program(name: str) -> Block:
+    """A program that stands in a file of its own beside the pages."""
+    return Block(name, 0, "", "python", (DOCS / name).read_text(encoding="utf-8"))
 
 
 def block(page: str, heading: str, language: str = "python", number: int = 0) -> Block:

@@ -1,4 +1,4 @@
-"""Runs a program of the guide as it is written: a real Redis, and a stand-in for Telegram."""
+"""Runs a program of the pages as it is written: a real Redis, and a stand-in for Telegram."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOKEN = "42:TEST"
 
 
 class Stage:
-    """Where a program of the guide runs.
+    """Where a program of the documentation runs.
 
     Its `Redis()` is the server of the tests; what it sends is in `sent`; it gets the updates
     of `script` when it polls, or at its webhook.

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 from aiogram import Dispatcher
 from aiogram.methods import (
-    AnswerPreCheckoutQuery,
     DeleteMessage,
     RestrictChatMember,
-    SendInvoice,
     SendMessage,
 )
 
-from bot_ratelimit import RateLimitMiddleware, Settings
-from example_bot.demo.updates import callback, message, payment, pre_checkout
+from bot_ratelimit import RateLimitMiddleware
+from example_bot.demo.updates import message, payment
 from tests.servers import Server
 
-from .pages import block
+from .pages import DOCS, ROOT, block, blocks, blocks_of
 from .stage import Stage
 
 GROUP = -100123
@@ -93,56 +94,52 @@ def test_a_raid_by_the_names_of_its_rules(stage: Stage) -> None:
     assert set(re.findall(r"set (\S+) ", commands)) == {"start:global", "chat"} <= names
 
 
-def test_a_raid_with_the_file(stage: Stage, environment: pytest.MonkeyPatch) -> None:
-    """The limits file of the recipe says the same as the code."""
-    Path("limits.toml").write_text(block("recipes", "A raid", "toml").text)
-    environment.setenv("RATE_LIMIT_FILE", "limits.toml")
-    (start,) = Settings().file.limits.values()
-    assert "30/minute" in str(start)
-
-
-def test_a_group_locks_itself_once(stage: Stage) -> None:
-    """The 21st join of a minute locks the group, and further ones do not lock it again."""
-    joins = [joined(user, GROUP) for user in range(100, 125)]
-    stage.run(block("recipes", "A raid", number=1), *joins)
-    assert [type(each).__name__ for each in stage.sent].count("SetChatPermissions") == 1
-    assert stage.texts == ["Too many join at once: the group is locked."]
-
-
-def joined(user: int, group: int) -> dict[str, Any]:
-    """An update about a user who joins a group."""
-    person = {"id": user, "is_bot": False, "first_name": "A"}
-    member = {
-        "chat": {"id": group, "type": "supergroup", "title": "G"},
-        "from": person,
-        "date": 1,
-        "old_chat_member": {"status": "left", "user": person},
-        "new_chat_member": {"status": "member", "user": person},
-    }
-    return {"update_id": user, "chat_member": member}
-
-
 def test_a_broadcast(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    """Everybody gets it once, also when the program is started again."""
-    program = block("recipes", "A broadcast")
+    """Everybody gets it once, also when the program of docs/outgoing.md is started again."""
+    page = list(blocks_of(DOCS / "outgoing.md"))
+    (broadcast,) = (each for each in page if "async def broadcast" in each.text)
+    program = replace(page[0], text=f"{page[0].text}\n{broadcast.text}\n{RUN_IT}")
     stage.run(program)
     stage.run(program)
     assert [answers(stage, user) for user in (42, 43, 44)] == [["News!"]] * 3
-    assert capsys.readouterr().out == "0 users are gone\n" * 2
+    assert capsys.readouterr().out == ""
 
 
-def test_a_shop(stage: Stage) -> None:
-    """After a flood the catalogue still turns pages, and a payment passes."""
-    flood = [message(42, "/buy") for _ in range(5)]
-    pages = [callback(42, "page:1") for _ in range(20)]
-    stage.run(block("recipes", "A shop"), *flood, *pages, pre_checkout(42), payment(42))
-    assert len([each for each in stage.sent if isinstance(each, SendInvoice)]) == 3
-    assert [each for each in stage.sent if isinstance(each, AnswerPreCheckoutQuery)]
-    assert answers(stage, 42)[-1] == "Thank you!"
+RUN_IT = """
+async def run() -> None:
+    await broadcast([42, 43, 44], 7)
+    await outgoing.close()
 
 
-def test_several_bots(stage: Stage) -> None:
-    """A user has two messages with each bot."""
-    updates = [(number, message(42, "hi")) for number in (0, 1) for _ in range(3)]
-    stage.run(block("recipes", "Several bots in one process"), *updates)
-    assert answers(stage, 42) == ["I am 42."] * 2 + ["I am 43."] * 2
+asyncio.run(run())
+"""
+
+
+def test_recipes_are_typed(tmp_path: Path) -> None:
+    """mypy --strict finds no mistake in a recipe, as it is copied into a project."""
+    for number, each in enumerate(blocks("python", pages=[DOCS / "recipes.md"])):
+        (tmp_path / f"recipe_{number}.py").write_text(each.text, encoding="utf-8")
+    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n")
+    command = [sys.executable, "-m", "mypy", "--cache-dir", ".", "."]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("MYPYPATH")]))
+    ran = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "MYPYPATH": path}
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_the_tests_of_a_bot_pass(tmp_path: Path) -> None:
+    """The recipe's tests pass with pytest-asyncio as it is without any configuration."""
+    tests = block("recipes", "Testing your own bot").text
+    (tmp_path / "test_bot.py").write_text(tests, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [*command, "--rootdir", tmp_path, tmp_path],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert "2 passed" in ran.stdout

@@ -1,4 +1,4 @@
-"""A bot of the README or the guide that cannot start says why in one line, without a traceback."""
+"""A bot of the documentation that cannot start says why in one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from aiogram.exceptions import TelegramUnauthorizedError
 from aiogram.methods import GetMe, SetWebhook
 from aiogram.utils.token import TokenValidationError, validate_token
 
-from .pages import DOCS, ROOT, Block, block, blocks_of
+from .pages import DOCS, ROOT, Block, block, blocks_of, program
 from .stage import Stage
 
 README_BOT = next(blocks_of(ROOT / "README.md"))
-FIRST_BOT = block("guide", "The first bot")
-WEBHOOK_BOT = block("guide", "A webhook, three instances and a proxy")
+FIRST_BOT = block("start", "The first bot")
+WEBHOOK_BOT = program("webhook_bot.py")
 
 Start = Callable[..., str]
 

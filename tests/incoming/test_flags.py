@@ -36,7 +36,7 @@ from .support import HANDLED, Instance, callback, message
 from .updates import GROUP, STORAGES, Fleet, bare, fleet_on, payment
 
 HERE = "test_flags"
-DOC = (Path(__file__).parents[2] / "docs" / "telegram.md").read_text("utf-8")
+DOC = (Path(__file__).parents[2] / "docs" / "limits.md").read_text("utf-8")
 
 
 @pytest.fixture(params=STORAGES)
@@ -531,10 +531,10 @@ async def test_payments_pass_a_handlers_own_limit(limiter: Limiter) -> None:
 
 
 async def test_the_flags_in_the_doc(limiter: Limiter) -> None:
-    """The handlers in docs/telegram.md pass the check at the start of a bot."""
+    """The handlers in docs/limits.md pass the check at the start of a bot."""
     _, _, section = DOC.partition("\n## A handler's own limit\n")
     code = section.partition("```python\n")[2].partition("```")[0]
-    shown: dict[str, Any] = {"Rule": Rule, "__name__": "shop.handlers"}
+    shown: dict[str, Any] = {"__name__": "shop.handlers"}
     exec(code, shown)
     bot = limited(limiter, "1/m")
     bot.dispatcher.include_router(shown["router"])

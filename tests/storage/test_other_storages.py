@@ -27,7 +27,7 @@ from bot_ratelimit import (
 from bot_ratelimit.storage.base import Ask, Count, Storage
 from bot_ratelimit.testing import check_storage
 from tests.benches import Bench
-from tests.guide.pages import block
+from tests.guide.pages import program
 from tests.servers import free_port
 
 USER = Subject(user=42)
@@ -65,10 +65,10 @@ async def test_memcached_conforms(storage: LimitsStorage) -> None:
 
 
 async def test_the_documented_storage_conforms() -> None:
-    """The custom storage of docs/storages.md has 40 lines and works."""
-    shown = block("storages", "Your own").text
-    namespace: dict[str, Any] = {}
-    exec(compile(shown, "storages.md", "exec"), namespace)
+    """The custom storage beside docs/storages.md has 40 lines and works."""
+    shown = program("dict_storage.py").text
+    namespace: dict[str, Any] = {"__name__": "dict_storage"}
+    exec(compile(shown, "dict_storage.py", "exec"), namespace)
     await check_storage(namespace["DictStorage"](), advance=asyncio.sleep)
     assert len([line for line in shown.splitlines() if line.strip()]) <= 45
 

@@ -1,0 +1,82 @@
+"""Who has a line of the log, or an error, finds its words in docs/troubleshooting.md."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .pages import DOCS, ROOT
+
+PACKAGE = ROOT / "bot_ratelimit"
+LEVELS = {"info", "warning", "error", "exception", "log"}  # at DEBUG nobody has to look
+# Answers of the page and of the commands, which operators see, and what is not for users.
+ANSWERS = {"ProblemError", "UnclearError", "InitDataError", "ResponseError", "AttributeError"}
+INTERNAL = {"NotImplementedError", "TypeError", "AssertionError", "CancelledError"}
+PLACEHOLDER = re.compile(r"%[-+.\d]*[a-z]")
+
+
+def text(node: ast.expr) -> str:
+    """The text that is written there, with an ellipsis for what is known only later."""
+    match node:
+        case ast.Constant(value=str(value)):
+            return PLACEHOLDER.sub("…", value)
+        case ast.JoinedStr(values=values):
+            return "".join(text(each) for each in values)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return text(left) + text(right)
+    return "…"
+
+
+def messages(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of the log, and the errors, that a module writes: which, and the text."""
+    for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+        match call:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=level), args=args):
+                if level in LEVELS:
+                    yield "Log lines", max(map(text, args), key=len)
+            case ast.Call(func=ast.Name(id=name), args=[first, *_]):
+                if name.endswith("Error") and name not in ANSWERS | INTERNAL:
+                    yield "Errors", text(first)
+
+
+def phrases(section: str) -> set[str]:
+    """The words in a section of the page, before the colon of each point."""
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    points = page.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    return {
+        phrase
+        for point in re.findall(r"(?ms)^- (.+?`):", points)
+        for phrase in re.findall(r"`([^`]+)`", point)
+    }
+
+
+def is_found(message: str, phrase: str) -> bool:
+    return bool(re.search(".*".join(map(re.escape, phrase.split("…"))), message))
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_the_words_are_found(path: Path) -> None:
+    """Each message with words of its own has some of them in the section for it."""
+    for section, message in messages(path):
+        if len(re.findall(r"[a-z]{3,}", message)) > 1:
+            assert any(is_found(message, each) for each in phrases(section)), message
+
+
+def test_no_words_are_left_behind() -> None:
+    """What the page names is written somewhere, as a text of the package."""
+    texts = {
+        text(node)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp))
+    }
+    for section in ("Log lines", "Errors"):
+        for phrase in phrases(section):
+            assert any(is_found(each, phrase) for each in texts), phrase
