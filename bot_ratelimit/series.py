@@ -16,7 +16,6 @@ from bot_ratelimit.limiter.observer import (
     Observer,
     RequestOutcome,
     TurnedAway,
-    label_of,
 )
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.rule import Subject
@@ -166,14 +165,14 @@ class SeriesObserver(Observer):
         outcome = "allowed" if allowed else "banned" if banned else "refused"
         count = self._by_rule.get((path, outcome, source))
         if count is None:
-            count = self._counter(path, label_of(rule), outcome, source)
+            count = self._counter(path, rule.label, outcome, source)
         count()
         self._observe_seconds(seconds)
         limit = rule.limit
         if allowed and type(limit) is Limit and remaining * 5 <= limit.capacity:
-            (self._near_by_rule.get(path) or self._near_counter(path, label_of(rule)))()
+            (self._near_by_rule.get(path) or self._near_counter(path, rule.label))()
         for shadow in shadows:
-            self._counter(shadow.path, label_of(shadow), "shadow", source)()
+            self._counter(shadow.path, shadow.label, "shadow", source)()
 
     def waited(self, decision: Decision, subject: Subject, seconds: float) -> None:
         """See `Observer.waited`."""

@@ -21,8 +21,7 @@ from bot_ratelimit.config.environment import check_secret, read_secret, warn_of_
 from bot_ratelimit.config.ids import check_id
 from bot_ratelimit.config.limits_file import LimitsFile, read_limits_file
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.arguments import check_timeout
-from bot_ratelimit.rules.checks import check_prefix
+from bot_ratelimit.rules.checks import check_prefix, check_timeout
 from bot_ratelimit.rules.rule import OnError, Rules, rules_of
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from bot_ratelimit.errors import StorageError
-from bot_ratelimit.limiter.arguments import check_whole
 from bot_ratelimit.limiter.bans import Bans
 from bot_ratelimit.limiter.counts import counts_to_adjust, counts_to_reset
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.decision import Decision, conclude
+from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.limit import MAX_AMOUNT
 from bot_ratelimit.rules.rule import RuleLike, Subject, rules_of
 from bot_ratelimit.storage.base import Ask, Count, Op, Storage

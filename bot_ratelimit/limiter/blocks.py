@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.arguments import check_subject, check_wait
+from bot_ratelimit.limiter.arguments import check_subject
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.decision import Decision, RefusedError
 from bot_ratelimit.limiter.observer import Observers
 from bot_ratelimit.limiter.slots import SlotContext, Slots
+from bot_ratelimit.rules.checks import check_wait
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.rule import RuleLike, Subject
 

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.rules.rule import Rule, Subject
+from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.loops import Ticker
 
 log = logging.getLogger("bot_ratelimit")
@@ -224,19 +224,6 @@ def observers_of(*values: ObserverLike) -> Observers:
     return Observers(found)
 
 
-def label_of(rule: Rule) -> str:
-    """The name of a rule in metrics, statistics and logs: the part of its keys before the ids.
-
-    ==============================  ============
-    `Rule("1/s")`                   `user`
-    `Rule("5/m", name="ai")`        `ai`
-    `Rule("20/m", Scope.CHAT)`      `chat`
-    `Penalty("10/m", "15m")`        `ban`
-    ==============================  ============
-    """
-    return rule.path.rstrip(":") or "user"
-
-
 def outcome_of(decision: Decision) -> Outcome:
     """The outcome of a hit in one word."""
     if decision.allowed:
@@ -272,7 +259,7 @@ class LogObserver(Observer):
         if decision.allowed:
             self._allowed += 1
         else:
-            label = label_of(decision.rule)
+            label = decision.rule.label
             if label not in self._refused and len(self._refused) >= MAX_LABELS:
                 label = OTHER
             self._refused[label] += 1

@@ -11,13 +11,13 @@ from bot_ratelimit.limiter.adjusting import AdjustingMethods
 from bot_ratelimit.limiter.arguments import (
     check_ban_length,
     check_bannable,
-    check_page,
     check_target,
     check_text,
 )
 from bot_ratelimit.limiter.bans import penalty_counts
 from bot_ratelimit.limiter.health import Health, health_of
 from bot_ratelimit.limiter.statistics import HourCount, Refusals, Statistics
+from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban
@@ -106,7 +106,8 @@ class OperatorMethods(AdjustingMethods):
             ConfigError: `offset` or `limit` is invalid.
             StorageError: The storage is unreachable.
         """
-        return await self._bans.page(*check_page(offset, limit))
+        check_whole("offset", offset, 0)
+        return await self._bans.page(offset, check_whole("limit", limit, 1, 1_000))
 
     async def bans_of(self, subject: Subject) -> list[Ban]:
         """Return the bans that refuse a subject, latest end first.

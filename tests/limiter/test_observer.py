@@ -24,7 +24,7 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
-from bot_ratelimit.limiter.observer import EVENTS, Observers, label_of, observers_of
+from bot_ratelimit.limiter.observer import EVENTS, Observers, observers_of
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.recorder import Recorder
 from tests.servers import Server
@@ -254,7 +254,7 @@ async def test_two_limiters_on_one_storage_report_a_batch_once(client: aioredis.
 )
 def test_a_rule_is_named_as_in_its_keys(rule: Rule, label: str) -> None:
     """The name in metrics and logs is the part of the keys before the ids."""
-    assert label_of(rule) == label
+    assert rule.label == label
     assert label in (rule.key("bot", Subject(1, 2)) or "") or label == "user"
 
 
