@@ -100,7 +100,7 @@ class Limiter(OperatorMethods, BlockMethods):
         )
         self._waiters = Waiters(self._decider, self._decide)
         self._slots: Slots | None = None
-        self._start = Start(self._decider, self._try_rules)
+        self._start = Start(self._decider)
 
     @property
     def observer(self) -> Observers:

@@ -24,6 +24,7 @@ from bot_ratelimit.limiter.counts import once_key
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.storage.base import Count
 from bot_ratelimit.testing import Clock, FlakyStorage
+from tests.benches import Bench
 
 ANNA = Subject(user=42, chat=-100)
 BORIS = Subject(user=43, chat=-100)
@@ -127,6 +128,18 @@ async def test_reset_deletes_a_count(limiter: Limiter, algorithm: str) -> None:
     assert await limiter.reset(rule, ANNA) is False
     assert (await limiter.hit(rule, ANNA)).allowed
     assert not (await limiter.hit(rule, BORIS)).allowed
+
+
+async def test_reset_deletes_the_counts_of_former_algorithms(bench: Bench) -> None:
+    """The algorithm stands in the key: a rule that was changed leaves no count that comes back."""
+    limiter = Limiter(bench.storage, timeout=5)
+    rules = [Rule(f"1/h{algorithm}", name="ai") for algorithm in ("", " sliding", " bucket")]
+    for rule in rules:
+        await limiter.hit(rule, ANNA)
+    assert await limiter.reset(rules[1], ANNA)
+    assert all([await limiter.peek(rule, ANNA) for rule in rules])
+    assert await bench.ttls() == {}
+    await limiter.close()
 
 
 async def test_one_token_is_one_charge(limiter: Limiter, clock: Clock) -> None:
