@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from bot_ratelimit.limiter.arguments import check_storage, check_subject
-from bot_ratelimit.limiter.bans import Bans, PenaltyReports
+from bot_ratelimit.limiter.bans import Bans
 from bot_ratelimit.limiter.blocks import BlockMethods
 from bot_ratelimit.limiter.counts import counts_of_hit
 from bot_ratelimit.limiter.deadline import Deadline
@@ -86,8 +86,7 @@ class Limiter(OperatorMethods, BlockMethods):
         self._observer = observers_of(observer, self._statistics)
         for each in self._observer.each:
             storage.observe(each)
-        self._bans = Bans(storage, key_prefix, timeout)
-        reports = PenaltyReports(self._bans, self._observer, clock)
+        self._bans = Bans(storage, key_prefix, timeout, self._observer, clock)
         self._decider = Decider(
             storage,
             key_prefix,
@@ -96,7 +95,7 @@ class Limiter(OperatorMethods, BlockMethods):
             clock=clock,
             memory_size=check_whole("memory_size", memory_size, 1),
             events=self._observer.each,
-            on_ban=reports.report,
+            on_ban=self._bans.report,
         )
         self._waiters = Waiters(self._decider, self._decide)
         self._slots: Slots | None = None
