@@ -9,8 +9,8 @@ from typing import Final, Literal, NamedTuple
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.observer import (
     MAX_LABELS,
-    OTHER,
     FloodScope,
+    Names,
     NoticeKind,
     NoticeResult,
     Observer,
@@ -109,20 +109,6 @@ SERIES: Final[dict[str, Series]] = {
 """All series by their names; docs/monitoring.md explains each."""
 
 
-class _Names:
-    """Limits the number of values of a label: further ones become `other`."""
-
-    def __init__(self) -> None:
-        self._known: set[str] = set()
-
-    def __call__(self, name: str) -> str:
-        if name not in self._known:
-            if len(self._known) >= MAX_LABELS:
-                return OTHER
-            self._known.add(name)
-        return name
-
-
 class SeriesObserver(Observer):
     """Turns what a limiter does into series; derived classes say where the series go.
 
@@ -134,7 +120,7 @@ class SeriesObserver(Observer):
         self._observe_seconds = self.histogram("decision_seconds")
         self._observe_batch = self.histogram("batch_size")
         self._rules, self._kinds, self._servers, self._slots, self._methods = (
-            _Names() for _ in range(5)
+            Names() for _ in range(5)
         )
         # The results of `counter`, which takes ten times as long; bounded like the labels.
         self._by_rule: dict[tuple[str, str, str], Callable[[], None]] = {}

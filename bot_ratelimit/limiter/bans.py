@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import Context
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -23,7 +21,7 @@ from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Scope, Subject
 from bot_ratelimit.storage.banlist import Ban, BanList, BanTarget
 from bot_ratelimit.storage.base import Count, Storage, bans_of
-from bot_ratelimit.storage.loops import LOG_EVERY, Seldom, Ticker
+from bot_ratelimit.storage.loops import LOG_EVERY, Seldom, Tasks, Ticker
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -75,7 +73,7 @@ class Bans:
         self._idle = 0.0
         self._ticker = Ticker(self._tick, REFRESH, ended=self._ended)
         self._seldom = Seldom()
-        self._writes: set[asyncio.Task[None]] = set()
+        self._writes = Tasks()
         self._written: TTLCache[str, float] = TTLCache(10_000, 86_400.0, timer=time.monotonic)
         self._lines_since, self._lines = -math.inf, 0
 
@@ -139,11 +137,7 @@ class Bans:
 
     async def close(self) -> None:
         """Stop the checks until the next decision, and wait for writes in progress."""
-        loop = asyncio.get_running_loop()
-        if writes := [task for task in self._writes if task.get_loop() is loop]:
-            await asyncio.wait(writes, timeout=self._timeout)
-        for task in writes:
-            task.cancel()
+        await self._writes.finish(self._timeout)
         await self._ticker.stop()
         self._ended()
 
@@ -222,9 +216,7 @@ class Bans:
             except RateLimitError as error:
                 log.warning("The list of bans could not be written: %s", error)
 
-        task = asyncio.get_running_loop().create_task(write(), context=Context())
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+        self._writes.begin(write())
 
     def _log(self, seconds: float, key: str, penalty: Penalty) -> None:
         """Log up to `MAX_LINES` bans in a minute, and further ones as a number."""

@@ -8,7 +8,6 @@ import math
 import random
 import secrets
 from collections import Counter
-from collections.abc import Coroutine
 from contextlib import suppress
 from contextvars import Context
 from copy import copy
@@ -29,7 +28,7 @@ from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import Count, leases_of
 from bot_ratelimit.storage.guarded import Missing
 from bot_ratelimit.storage.leases import Action, Claim, Grant
-from bot_ratelimit.storage.loops import Seldom
+from bot_ratelimit.storage.loops import Seldom, Tasks
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -66,8 +65,7 @@ class Slots:
         # Until when a key exists, unless the server loses its data.
         self._known: LRUCache[str, float] = LRUCache(10_000)
         self._is_closed = False  # until the next slot is asked for
-        self._releases: set[asyncio.Task[None]] = set()
-        self._retries: set[asyncio.Task[None]] = set()
+        self._releases, self._retries = Tasks(), Tasks()
         self._seldom = Seldom()
 
     def lease(self, concurrency: Concurrency, subject: Subject) -> Lease | None:
@@ -212,7 +210,7 @@ class Slots:
 
     def _release_in_background(self, lease: Lease) -> asyncio.Task[None]:
         """Release in a separate task, which the caller's cancellation does not affect."""
-        return _in_background(self._release_once(copy(lease)), self._releases)
+        return self._releases.begin(self._release_once(copy(lease)))
 
     async def _release_once(self, lease: Lease) -> None:
         freed = await self._ask("release", lease)
@@ -220,7 +218,7 @@ class Slots:
         if self._is_closed:  # this has opened the connection of the storage again
             await self._decider.storage.close_idle()
         elif isinstance(freed, Missing) and len(self._retries) < MAX_RETRIES:
-            _in_background(self._retry_release(lease), self._retries)
+            self._retries.begin(self._retry_release(lease))
 
     async def _retry_release(self, lease: Lease) -> None:
         for _ in range(math.ceil(lease.claim.lease / RETRY_RELEASE_EVERY)):
@@ -252,14 +250,9 @@ class Slots:
     async def close(self) -> None:
         """Refuse all waiters, finish releases, and stop retrying those that failed."""
         self._queues.close()
-        loop = asyncio.get_running_loop()
-        # Not cancelled: that would leave the slots taken, and cancel the callers, too.
-        if releases := [task for task in self._releases if task.get_loop() is loop]:
-            await asyncio.wait(releases)
+        await self._releases.finish()
         self._is_closed = True
-        for task in self._retries:
-            if task.get_loop() is loop:
-                task.cancel()
+        await self._retries.finish(0)
 
 
 class SlotContext:
@@ -309,13 +302,3 @@ def _counts(lease: Lease) -> list[Count]:
 
 def _token() -> str:
     return secrets.token_hex(8)
-
-
-def _in_background(
-    work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]
-) -> asyncio.Task[None]:
-    """Run it as a task, which is in this set until it ends."""
-    task = asyncio.create_task(work, context=Context())
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
-    return task

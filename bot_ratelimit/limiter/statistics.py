@@ -20,7 +20,7 @@ from typing import Final
 
 from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.observer import MAX_LABELS, OTHER, Observer, outcome_of
+from bot_ratelimit.limiter.observer import Names, Observer, outcome_of
 from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import Storage, tallies_of
@@ -110,15 +110,11 @@ class Statistics(Observer):
         self._sending: tuple[Tally, int] | None = None
         self._lock = PerLoop(asyncio.Lock)
         self._ticker = Ticker(self._tick, every)
-        self._labels: set[str] = set()
+        self._names = Names()
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
         """Count a decision, and schedule the next write."""
-        label = decision.rule.label
-        if label not in self._labels:
-            if len(self._labels) >= MAX_LABELS:
-                label = OTHER
-            self._labels.add(label)
+        label = self._names(decision.rule.label)
         hour = self._hours[int(self._clock() // 3_600)]
         hour.counts[f"{outcome_of(decision)} {label}"] += 1
         if not decision.allowed and subject.user is not None:

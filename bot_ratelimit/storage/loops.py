@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from weakref import WeakMethod
 
 from cachetools import TTLCache
@@ -75,6 +75,24 @@ class PerLoop(Generic[T]):
         if loop is not self._loop:
             self._loop, self._value = loop, self._make()
         return self._value
+
+
+class Tasks(set[asyncio.Task[Any]]):
+    """Tasks in the background. Each is in this set until it ends."""
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run it as a task."""
+        task = asyncio.create_task(work, context=Context())
+        self.add(task)
+        task.add_done_callback(self.discard)
+        return task
+
+    async def finish(self, timeout: float | None = None) -> None:
+        """Wait for the tasks of this event loop, and cancel those that take longer."""
+        loop = asyncio.get_running_loop()
+        if tasks := [task for task in self if task.get_loop() is loop]:
+            for task in (await asyncio.wait(tasks, timeout=timeout))[1]:
+                task.cancel()
 
 
 class Ticker:
