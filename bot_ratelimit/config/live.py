@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.rule import Rules
 from bot_ratelimit.storage.base import documents_of
 from bot_ratelimit.storage.documents import Documents
-from bot_ratelimit.storage.loops import PerLoop, Seldom, Ticker
+from bot_ratelimit.storage.loops import Seldom, Ticker
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -87,7 +86,6 @@ class Live:
         # rules.
         self._applied: dict[int, tuple[Rules, Rules | None]] = {}
         self._ticker = Ticker(self._tick, EVERY, jitter=0.25, ended=self._ended)
-        self._first_read = PerLoop(asyncio.Event)
         self._read_error = ""  # why the document cannot be read
         self._rejection = ""  # why the document is not applied
         self._seldom = Seldom(clock=clock)
@@ -127,12 +125,9 @@ class Live:
             deadline: The time that is left for this update.
         """
         self.start()
-        deadline = deadline or Deadline(self._timeout)
-        began, first_read = time.monotonic(), self._first_read.get()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(deadline.left()):
-                await first_read.wait()
-        deadline.waited(began, answered=first_read.is_set() and not self._read_error)
+        deadline, began = deadline or Deadline(self._timeout), time.monotonic()
+        is_read = await self._ticker.first(deadline.left())
+        deadline.waited(began, answered=is_read and not self._read_error)
         self.is_ready = True
 
     async def stop(self) -> None:
@@ -166,12 +161,11 @@ class Live:
     async def _tick(self) -> bool:
         await self.refresh()
         self.is_ready = True
-        self._first_read.get().set()
         return True
 
     def _ended(self) -> None:
         """The next update starts to poll again."""
-        self.is_ready, self._first_read = False, PerLoop(asyncio.Event)
+        self.is_ready = False
 
     def _handle_document(self, found: bytes | None) -> None:
         if found is None:
