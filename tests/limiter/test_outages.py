@@ -102,27 +102,6 @@ async def test_no_decision_exceeds_the_timeout(own_server: Server, outage: Any) 
         ]
 
 
-@pytest.mark.parametrize(
-    ("on_error", "expected"),
-    [
-        ("allow", [(True, "policy")] * 5),
-        ("deny", [(False, "policy")] * 5),
-        ("memory", [(True, "memory")] * 3 + [(False, "memory")] * 2),
-    ],
-)
-async def test_the_policy_answers(own_server: Server, on_error: Any, expected: Any) -> None:
-    """`on_error` decides in the outage; a refusal then says when to try again."""
-    async with hung(own_server) as (client, resume):
-        clock = Clock()
-        limiter = Limiter(RedisStorage(client), timeout=0.02, on_error=on_error, clock=clock)
-        found = [(await timed(limiter, 7))[0] for _ in range(5)]
-        assert [(d.allowed, d.source) for d in found] == expected
-        assert all((d.retry_after > 0) is not d.allowed for d in found)
-        resume()
-        limiter.timeout = 1
-        await decided_again(limiter, clock)
-
-
 @pytest.mark.parametrize("together", [False, True], ids=["one by one", "all at once"])
 async def test_two_hundred_updates_while_redis_hangs(own_server: Server, together: bool) -> None:
     """All are handled within 0.6 s each and 3 s in total; limits work 6 s after the return."""
