@@ -21,6 +21,7 @@ from bot_ratelimit.storage.documents import LIFETIME
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import Bench, movable
 from tests.incoming.support import Instance, message
+from tests.recorder import Recorder
 from tests.servers import Server
 
 LIVE = "bot:ratelimit:live"
@@ -162,14 +163,16 @@ async def test_a_bad_document_does_not_loosen_an_instance_that_starts(
 async def test_a_new_version_is_one_line_in_the_log(
     bench: Bench, caplog: pytest.LogCaptureFixture, stopping: list[Live]
 ) -> None:
-    """A newline or an escape sequence in an operator's name or change begins no other log line."""
+    """Observers are told of it; a newline in a name or a change begins no other log line."""
     caplog.set_level(logging.INFO)
-    _, live = bot(bench.storage)
+    recorder = Recorder()
+    live = Live(Limiter(bench.storage, timeout=5, observer=recorder))
     stopping.append(live)
     await write(bench.storage, replace(TIGHT, what="off for 1\nh", by="anna\x1b[2J\nERROR"))
     await live.refresh()
     said = "Live limits: version 3 (off for 1\\nh, by anna\\x1b[2J\\nERROR)"
     assert said in caplog.messages
+    assert recorder.named("configured") == [("configured", 3)]
 
 
 async def test_a_missing_document_is_written_back(

@@ -11,6 +11,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import (
+    Concurrency,
     ConfigError,
     Decision,
     Limiter,
@@ -210,6 +211,50 @@ async def test_two_limiters_on_one_storage_report_a_batch_once(client: aioredis.
     assert len(recorder.named("batch_answered")) == 1
     assert len(other.named("batch_answered")) == 1
     assert len(other.named("decided")) == 0
+
+
+async def test_a_wait_is_one_decision() -> None:
+    """However often `acquire` asks, one decision is reported, with its wait."""
+    recorder = Recorder()
+    limiter = Limiter(MemoryStorage(), observer=recorder)
+    await limiter.hit("1/50ms", ANNA)
+    decision = await limiter.acquire("1/50ms", ANNA)
+    assert decision.waited > 0.02
+    told = [(name, values[0].allowed) for name, *values in recorder.named("decided", "waited")]
+    assert told == [("decided", True), ("decided", True), ("waited", True)]
+    assert recorder.named("waited")[0][3] == decision.waited
+    await limiter.close()
+
+
+async def test_slots_in_use_are_reported() -> None:
+    """Taken and released slots are reported, and the wait for them."""
+    recorder = Recorder()
+    limiter = Limiter(MemoryStorage(), observer=recorder)
+    report = Concurrency(1, name="report")
+
+    async def later() -> float:
+        async with limiter.slot(report, ANNA, timeout=5) as slot:
+            assert slot.allowed
+            return slot.waited
+
+    async with limiter.slot(report, ANNA) as slot:
+        assert (slot.allowed, slot.waited) == (True, 0.0)
+        waiting = asyncio.create_task(later())
+        await asyncio.sleep(0.02)
+    assert await waiting >= 0.02
+    assert recorder.named("slots_in_use") == [("slots_in_use", "report", n) for n in (1, 0, 1, 0)]
+    await limiter.close()
+
+
+async def test_a_wait_that_is_too_long_is_refused_by_the_limit() -> None:
+    """The refusal is by the right rule, not by the policy."""
+    recorder = Recorder()
+    limiter = Limiter(MemoryStorage(), observer=recorder)
+    rules = ["9/h", Rule("1/h", name="report")]
+    await limiter.acquire(rules, Subject(42))
+    decision = await limiter.acquire(rules, Subject(42), timeout=0.1)
+    assert (decision.allowed, decision.source, decision.rule.name) == (False, "memory", "report")
+    assert [event[1].source for event in recorder.named("decided")] == ["memory", "memory"]
 
 
 class TestLogObserver:
