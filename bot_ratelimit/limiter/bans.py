@@ -106,7 +106,8 @@ class Bans:
         return dropped
 
     async def page(self, offset: int, limit: int) -> list[Ban]:
-        """Return a page of the list."""
+        """Return a page of the list, with every ban that this process has imposed."""
+        await self._writes.settle(self._timeout)
         return await self._required().page(offset, limit, timeout=self._timeout)
 
     async def of(self, subject: Subject) -> list[Ban]:

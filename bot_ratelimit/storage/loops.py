@@ -87,12 +87,16 @@ class Tasks(set[asyncio.Task[Any]]):
         task.add_done_callback(self.discard)
         return task
 
+    async def settle(self, timeout: float | None = None) -> set[asyncio.Task[Any]]:
+        """Wait for the tasks of this event loop; return those that take longer."""
+        loop = asyncio.get_running_loop()
+        tasks = [task for task in self if task.get_loop() is loop]
+        return (await asyncio.wait(tasks, timeout=timeout))[1] if tasks else set()
+
     async def finish(self, timeout: float | None = None) -> None:
         """Wait for the tasks of this event loop, and cancel those that take longer."""
-        loop = asyncio.get_running_loop()
-        if tasks := [task for task in self if task.get_loop() is loop]:
-            for task in (await asyncio.wait(tasks, timeout=timeout))[1]:
-                task.cancel()
+        for task in await self.settle(timeout):
+            task.cancel()
 
 
 class Ticker:
