@@ -7,10 +7,10 @@ from typing import Any
 
 from aiogram.dispatcher.router import Router
 
-from bot_ratelimit.config.limits_file import penalty_of
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.report import EVERYWHERE, OTHER_BOTS, report_of
 from bot_ratelimit.config.settings import Origin
+from bot_ratelimit.config.tables import penalty_of
 from bot_ratelimit.incoming.arguments import BOTS_PATH
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.functions import NO_LIMIT
