@@ -27,7 +27,7 @@ from bot_ratelimit.rules.rule import rules_of
 from bot_ratelimit.storage import banlist
 from bot_ratelimit.storage.redis import banlist as redis_banlist
 from bot_ratelimit.testing import Clock
-from tests.benches import TIMEOUT, Bench, movable
+from tests.benches import TIMEOUT, Bench, eventually, movable
 from tests.servers import Server
 
 ANNA = Subject(user=42, chat=-100)
@@ -60,9 +60,11 @@ async def banned(limiter: Limiter, subject: Subject = ANNA) -> bool:
 
 async def until(limiter: Limiter, expected: bool, subject: Subject = ANNA) -> None:
     """Wait until an instance knows a ban, for the promised second at most."""
-    async with asyncio.timeout(1):
-        while await banned(limiter, subject) is not expected:  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.02)
+
+    async def is_known() -> bool:
+        return await banned(limiter, subject) is expected
+
+    await eventually(is_known, within=1)
 
 
 async def settled(limiter: Limiter) -> None:
@@ -315,9 +317,7 @@ async def test_the_list_is_not_loaded_without_decisions(
     limiter, other = Limiter(RedisStorage(fake_client)), Limiter(RedisStorage(fake_client))
     assert not await banned(limiter)
     before = asyncio.all_tasks()
-    async with asyncio.timeout(2):
-        while not limiter._bans.is_stale:  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.01)
+    await eventually(lambda: limiter._bans.is_stale)
     assert len([task for task in before if not task.done()]) == len(before) - 1
     await other.ban(USER)
     assert await banned(limiter)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from bot_ratelimit.rules.limit import Algorithm
 from bot_ratelimit.rules.rule import rules_of
 from bot_ratelimit.storage.base import Ask, Storage
 from bot_ratelimit.testing import Clock, FlakyStorage
+from tests.benches import eventually
 from tests.servers import Server, free_port
 
 ANNA = Subject(user=42)
@@ -123,9 +123,7 @@ async def test_the_log_says_at_the_start_how_redis_is(
     async with aioredis.Redis(port=own_server.port if is_up else free_port()) as client:
         limiter = Limiter(RedisStorage(client))
         limiter.open()
-        async with asyncio.timeout(6):
-            while said not in caplog.text:  # noqa: ASYNC110 - a log
-                await asyncio.sleep(0.02)
+        await eventually(lambda: said in caplog.text, within=6)
         assert not is_up or await client.keys() == []
         await limiter.close()
 

@@ -27,6 +27,7 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.limiter.observer import EVENTS, Observers, observers_of
 from bot_ratelimit.testing import Clock, FlakyStorage
+from tests.benches import eventually
 from tests.recorder import Recorder
 from tests.servers import Server
 
@@ -174,31 +175,21 @@ async def test_connections_and_batches_are_reported(own_server: Server) -> None:
         assert all(0 <= seconds < 2 for *_, seconds in batches)
         own_server.hang()
         waiting = [asyncio.create_task(limiter.hit("99/s", Subject(user=i))) for i in range(7)]
-        await has_heard(recorder, "waiting", f"localhost:{own_server.port}", 7)
+        heard = ("waiting", f"localhost:{own_server.port}")
+        await eventually(lambda: recorder.named("waiting")[-1:] == [(*heard, 7)])
         own_server.resume()
         await asyncio.gather(*waiting)
-        await has_heard(recorder, "waiting", f"localhost:{own_server.port}", 0)
+        await eventually(lambda: recorder.named("waiting")[-1:] == [(*heard, 0)])
         own_server.kill()
-        async with asyncio.timeout(5):
-            while not recorder.named("disconnected"):  # noqa: ASYNC110 - the server decides
-                await asyncio.sleep(0.01)
+        await eventually(lambda: recorder.named("disconnected"))
         own_server.start()
-        async with asyncio.timeout(5):
-            while len(recorder.named("connected")) < 2:  # noqa: ASYNC110 - the server decides
-                await asyncio.sleep(0.01)
+        await eventually(lambda: len(recorder.named("connected")) == 2)
         await limiter.close()
     told = recorder.named("connected", "disconnected", "closed")
     assert (told[0][0], told[1][0], told[-2][0], told[-1][0]) == (
         *("connected", "disconnected", "connected", "closed"),
     )
     assert {event[1] for event in told} == {f"localhost:{own_server.port}"}
-
-
-async def has_heard(recorder: Recorder, *event: Any) -> None:
-    """Wait until the recorder has this event last."""
-    async with asyncio.timeout(5):
-        while recorder.named(event[0])[-1:] != [event]:  # noqa: ASYNC110 - the server decides
-            await asyncio.sleep(0.005)
 
 
 async def test_two_limiters_on_one_storage_report_a_batch_once(client: aioredis.Redis) -> None:

@@ -25,7 +25,7 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.limiter import slots as slots_module
 from bot_ratelimit.testing import Clock, FlakyStorage
-from tests.benches import Bench
+from tests.benches import Bench, eventually
 from tests.servers import Server
 
 ANNA, BORIS = Subject(user=42, chat=-100), Subject(user=43, chat=-100)
@@ -54,6 +54,11 @@ async def taken(limiter: Limiter, subject: Subject = ANNA, slots: Concurrency = 
         return slot
 
 
+def waiter(limiter: Limiter, timeout: float | None) -> asyncio.Task[Slot]:
+    """A caller that waits for a slot, and keeps it."""
+    return asyncio.create_task(limiter.slot(ONE, ANNA, timeout=timeout).__aenter__())
+
+
 async def test_one_at_a_time_on_all_instances(
     bench: Bench, limiter: Limiter, other: Limiter, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -77,17 +82,13 @@ async def test_one_at_a_time_on_all_instances(
 
 
 async def test_as_many_as_there_are_slots(limiter: Limiter, other: Limiter) -> None:
-    """Of three slots three are granted, each with the number left, and a fourth is refused."""
+    """Of three slots three are granted, a fourth is refused; others have slots of their own."""
     three = Concurrency(3, Scope.CHAT)
     async with limiter.slot(three, ANNA) as a, other.slot(three, BORIS) as b:
         async with limiter.slot(three, ANNA) as c:
             assert [a.remaining, b.remaining, c.remaining] == [2, 1, 0]
             assert not await taken(other, slots=three)
         assert await taken(other, slots=three)
-
-
-async def test_subjects_and_names_have_separate_slots(limiter: Limiter) -> None:
-    """Another user, another name, and a scope without its id are not affected."""
     async with limiter.slot(ONE, ANNA):
         assert await taken(limiter, BORIS)
         assert await taken(limiter, ANNA, Concurrency(1))
@@ -170,7 +171,7 @@ async def test_waiting_ends_with_the_timeout(limiter: Limiter) -> None:
         async with limiter.slot(ONE, ANNA, timeout=0.12) as refused:
             assert not refused.allowed
         assert 0.1 < loop.time() - began < 2
-        waiting = asyncio.create_task(limiter.slot(ONE, ANNA, timeout=60).__aenter__())
+        waiting = waiter(limiter, 60)
         await asyncio.sleep(0.02)
         assert not await taken(limiter)  # no place before those who wait
     slot = await waiting
@@ -181,10 +182,7 @@ async def test_closing_refuses_those_who_wait(bench: Bench) -> None:
     """Callers with `timeout=None` wait without end, but not longer than the limiter lives."""
     limiter = Limiter(bench.storage, timeout=5)
     async with limiter.slot(ONE, ANNA):
-        waiting = [
-            asyncio.create_task(limiter.slot(ONE, ANNA, timeout=None).__aenter__())
-            for _ in range(3)
-        ]
+        waiting = [waiter(limiter, None) for _ in range(3)]
         await asyncio.sleep(0.02)
         assert not any(task.done() for task in waiting)
         await limiter.close()
@@ -233,9 +231,9 @@ async def test_a_slot_that_is_released_later_leaves_no_connection(client: aiored
 async def test_a_cancelled_waiter_delays_nobody(limiter: Limiter) -> None:
     """A cancelled waiter takes no slot, and the next one gets it."""
     async with limiter.slot(ONE, ANNA):
-        first = asyncio.create_task(limiter.slot(ONE, ANNA, timeout=60).__aenter__())
+        first = waiter(limiter, 60)
         await asyncio.sleep(0.02)
-        second = asyncio.create_task(limiter.slot(ONE, ANNA, timeout=60).__aenter__())
+        second = waiter(limiter, 60)
         await asyncio.sleep(0.02)
         first.cancel()
         await asyncio.wait([first])
@@ -248,7 +246,7 @@ async def test_a_slot_released_by_another_instance_is_found(
 ) -> None:
     """A slot that is released elsewhere is found within a moment."""
     async with limiter.slot(ONE, ANNA):
-        waiting = asyncio.create_task(other.slot(ONE, ANNA, timeout=20).__aenter__())
+        waiting = waiter(other, 20)
         await asyncio.sleep(0.05)
         assert not waiting.done()
     async with asyncio.timeout(2):
@@ -263,7 +261,7 @@ async def test_waiters_are_bounded(
     monkeypatch.setattr(slots_module, "MAX_WAITING", 1)
     limiter = Limiter(MemoryStorage())
     async with limiter.slot(ONE, ANNA):
-        waiting = asyncio.create_task(limiter.slot(ONE, ANNA, timeout=60).__aenter__())
+        waiting = waiter(limiter, 60)
         await asyncio.sleep(0)
         for _ in range(2):
             async with limiter.slot(ONE, ANNA, timeout=60) as refused:
@@ -330,7 +328,7 @@ async def test_an_outage_ends_the_waiting() -> None:
     storage = FlakyStorage()
     limiter = Limiter(storage, on_error="deny")
     async with limiter.slot(ONE, ANNA):
-        waiting = asyncio.create_task(limiter.slot(ONE, ANNA, timeout=60).__aenter__())
+        waiting = waiter(limiter, 60)
         await asyncio.sleep(0.01)
         storage.fail()
         async with asyncio.timeout(2):
@@ -356,9 +354,7 @@ async def test_an_answer_that_never_came_holds_no_slot(own_server: Server) -> No
     """A slot that was granted without an answer is released when the server answers."""
     async with aioredis.Redis(port=own_server.port) as client:
         limiter = Limiter(RedisStorage(client), on_error="deny", timeout=0.05)
-        async with asyncio.timeout(5):
-            while not await taken(limiter):  # noqa: ASYNC110 - until it is connected
-                await asyncio.sleep(0.01)
+        await eventually(lambda: taken(limiter))  # it is connected
         own_server.hang()
         assert not await taken(limiter)
         own_server.resume()
