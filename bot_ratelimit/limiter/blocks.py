@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from bot_ratelimit.errors import ConfigError
@@ -20,15 +20,10 @@ from bot_ratelimit.rules.rule import RuleLike, Subject
 class BlockMethods:
     """The methods of a `Limiter` that stand around a block of code."""
 
+    hit: Callable[..., Awaitable[Decision]]
     _decider: Decider
     _observer: Observers
     _slots: Slots | None
-
-    async def hit(
-        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int | None = None
-    ) -> Decision:
-        """See `Limiter.hit`."""
-        raise NotImplementedError
 
     def slot(
         self,
@@ -71,22 +66,14 @@ class BlockMethods:
 
     @asynccontextmanager
     async def limit(
-        self,
-        rules: RuleLike | Iterable[RuleLike],
-        subject: Subject,
-        cost: int | None = None,
+        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int | None = None
     ) -> AsyncIterator[Decision]:
-        """Run a block only if a hit of the subject is allowed; for code outside of handlers.
+        """Run a block only if a `hit` with these arguments is allowed; outside of handlers.
 
         ::
 
             async with limiter.limit("5/minute", Subject(user=42)):
                 ...
-
-        Args:
-            rules: One rule, or several that are decided together.
-            subject: Who the hit counts for.
-            cost: Charged to each rule instead of the rule's own cost.
 
         Raises:
             RefusedError: The hit was refused, and the block does not run. The error contains the
