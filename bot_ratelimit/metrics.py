@@ -69,21 +69,17 @@ class PrometheusMetrics(SeriesObserver):
         super().__init__()
 
     def counter(self, name: str, *labels: str) -> Callable[[], None]:
-        """See `SeriesObserver.counter`."""
         count: Callable[[], None] = self._series(name, *labels).inc
         return count
 
     def histogram(self, name: str, *labels: str) -> Callable[[float], None]:
-        """See `SeriesObserver.histogram`."""
         observe: Callable[[float], None] = self._series(name, *labels).observe
         return observe
 
     def set_gauge(self, name: str, value: float, *labels: str) -> None:
-        """See `SeriesObserver.set_gauge`."""
         self._series(name, *labels).set(value)
 
     def forget_server(self, server: str) -> None:
-        """See `SeriesObserver.forget_server`."""
         # In the multi-process mode a series cannot end before its process. Until then it gets the
         # value that changes nothing: connected is the least of all processes, breaker_open the
         # largest.

@@ -93,19 +93,15 @@ class OpenTelemetryMetrics(SeriesObserver):
         super().__init__()
 
     def counter(self, name: str, *labels: str) -> Callable[[], None]:
-        """See `SeriesObserver.counter`."""
         return partial(self._instruments[name].add, 1, self._attributes(name, labels))
 
     def histogram(self, name: str, *labels: str) -> Callable[[float], None]:
-        """See `SeriesObserver.histogram`."""
         return partial(self._instruments[name].record, attributes=self._attributes(name, labels))
 
     def set_gauge(self, name: str, value: float, *labels: str) -> None:
-        """See `SeriesObserver.set_gauge`."""
         self._gauges[name][labels] = value
 
     def forget_server(self, server: str) -> None:
-        """See `SeriesObserver.forget_server`."""
         for name in ("connected", "breaker_open"):
             self._gauges[name].pop((server,), None)
 

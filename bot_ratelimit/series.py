@@ -9,14 +9,13 @@ from typing import Final, Literal, NamedTuple
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.observer import (
     MAX_LABELS,
-    OTHER,
     FloodScope,
+    Names,
     NoticeKind,
     NoticeResult,
     Observer,
     RequestOutcome,
     TurnedAway,
-    label_of,
 )
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.rule import Subject
@@ -110,20 +109,6 @@ SERIES: Final[dict[str, Series]] = {
 """All series by their names; docs/monitoring.md explains each."""
 
 
-class _Names:
-    """Limits the number of values of a label: further ones become `other`."""
-
-    def __init__(self) -> None:
-        self._known: set[str] = set()
-
-    def __call__(self, name: str) -> str:
-        if name not in self._known:
-            if len(self._known) >= MAX_LABELS:
-                return OTHER
-            self._known.add(name)
-        return name
-
-
 class SeriesObserver(Observer):
     """Turns what a limiter does into series; derived classes say where the series go.
 
@@ -135,7 +120,7 @@ class SeriesObserver(Observer):
         self._observe_seconds = self.histogram("decision_seconds")
         self._observe_batch = self.histogram("batch_size")
         self._rules, self._kinds, self._servers, self._slots, self._methods = (
-            _Names() for _ in range(5)
+            Names() for _ in range(5)
         )
         # The results of `counter`, which takes ten times as long; bounded like the labels.
         self._by_rule: dict[tuple[str, str, str], Callable[[], None]] = {}
@@ -160,78 +145,65 @@ class SeriesObserver(Observer):
         """End `connected` and `breaker_open` of a server that was closed on purpose."""
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        """See `Observer.decided`."""
         allowed, rule, remaining, _, _, source, shadows, banned, _ = decision
         path = rule.path
         outcome = "allowed" if allowed else "banned" if banned else "refused"
         count = self._by_rule.get((path, outcome, source))
         if count is None:
-            count = self._counter(path, label_of(rule), outcome, source)
+            count = self._counter(path, rule.label, outcome, source)
         count()
         self._observe_seconds(seconds)
         limit = rule.limit
         if allowed and type(limit) is Limit and remaining * 5 <= limit.capacity:
-            (self._near_by_rule.get(path) or self._near_counter(path, label_of(rule)))()
+            (self._near_by_rule.get(path) or self._near_counter(path, rule.label))()
         for shadow in shadows:
-            self._counter(shadow.path, label_of(shadow), "shadow", source)()
+            self._counter(shadow.path, shadow.label, "shadow", source)()
 
     def waited(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        """See `Observer.waited`."""
         outcome = "allowed" if decision.allowed else "timeout"
         self.histogram("acquire_wait_seconds", outcome)(seconds)
 
     def waiting(self, place: str, count: int) -> None:
-        """See `Observer.waiting`."""
         self._waiting_at[place] = count
         self.set_gauge("waiting", sum(self._waiting_at.values()))
 
     def banned(self, key: str, seconds: float) -> None:
-        """See `Observer.banned`."""
         self.counter("bans")()
 
     def noticed(self, kind: NoticeKind, result: NoticeResult) -> None:
-        """See `Observer.noticed`."""
         self.counter("notices", kind, result)()
 
     def slots_in_use(self, name: str, count: int) -> None:
-        """See `Observer.slots_in_use`."""
         self.set_gauge("slots_in_use", count, self._slots(name))
 
     def in_flight(self, running: int, limit: int) -> None:
-        """See `Observer.in_flight`."""
         self.set_gauge("in_flight", running)
         self.set_gauge("in_flight_limit", limit)
 
     def turned_away(self, why: TurnedAway) -> None:
-        """See `Observer.turned_away`."""
         self.counter("turned_away", why)()
 
     def configured(self, version: int) -> None:
-        """See `Observer.configured`."""
         self.set_gauge("config_version", version)
 
     def storage_failed(self, server: str, kind: str) -> None:
-        """See `Observer.storage_failed`."""
         self.counter("storage_failures", self._kinds(kind))()
 
     def breaker_changed(self, server: str, is_open: bool) -> None:
-        """See `Observer.breaker_changed`."""
         name = self._servers(server)
         self._is_open[name] = is_open
         self.set_gauge("breaker_open", is_open, name)
 
     def connected(self, server: str) -> None:
-        """See `Observer.connected`."""
         name = self._servers(server)
         self.set_gauge("connected", 1, name)
         self.set_gauge("breaker_open", self._is_open.setdefault(name, False), name)
 
     def disconnected(self, server: str) -> None:
-        """See `Observer.disconnected`."""
         self.set_gauge("connected", 0, self._servers(server))
 
     def closed(self, server: str) -> None:
-        """See `Observer.closed`; the series end, so that this does not look like an outage."""
+        # The series end, so that this does not look like an outage.
         self._waiting_at.pop(server, None)
         self.set_gauge("waiting", sum(self._waiting_at.values()))
         name = self._servers(server)
@@ -239,22 +211,18 @@ class SeriesObserver(Observer):
         self.forget_server(name)
 
     def batch_answered(self, server: str, size: int, seconds: float) -> None:
-        """See `Observer.batch_answered`."""
         self._observe_batch(size)
 
     def request_done(self, method: str, outcome: RequestOutcome, waited: float) -> None:
-        """See `Observer.request_done`."""
         from bot_ratelimit.outgoing.methods import kind_of
 
         self.counter("requests", self._methods(method), outcome)()
         self.histogram("request_wait_seconds", kind_of(method))(waited)
 
     def flood_waited(self, scope: FloodScope, seconds: float) -> None:
-        """See `Observer.flood_waited`."""
         self.counter("flood_waits", scope)()
 
     def queued(self, count: int) -> None:
-        """See `Observer.queued`."""
         self.set_gauge("queued", count)
 
     def _counter(self, path: str, label: str, outcome: str, source: str) -> Callable[[], None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from inspect import isawaitable
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -92,6 +93,16 @@ class Pauses(threading.Thread):
         while not self._ended.wait(0.005):
             before, asked = asked, monotonic()
             self.longest = max(self.longest, asked - before - 0.005)
+
+
+async def eventually(holds: Callable[[], Any], within: float = 5.0) -> None:
+    """Wait until a condition holds: a function, async or not, that is asked again and again."""
+    async with asyncio.timeout(within):
+        while True:
+            found = holds()
+            if await found if isawaitable(found) else found:
+                return
+            await asyncio.sleep(0.01)
 
 
 async def real_time(seconds: float) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from bot_ratelimit.admin.views import Entry, RollbackPreview, RuleView
 from bot_ratelimit.admin.wording import as_changed, differences
-from bot_ratelimit.config.limits_file import penalty_of
 from bot_ratelimit.config.live import EVERY, HISTORY, live_key
 from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.config.tables import penalty_of
 from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.checks import check_cost

@@ -14,9 +14,9 @@ from bot_ratelimit.admin.sheets import Sheet
 from bot_ratelimit.admin.views import CountView, RuleView, SubjectView, named
 from bot_ratelimit.admin.wording import ban_words, differences, limit_of, paused, until, who
 from bot_ratelimit.admin.words import Marked, Words, capital, code, joined, moment
-from bot_ratelimit.config.limits_file import penalty_of
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.report import EVERYWHERE, report_of
+from bot_ratelimit.config.tables import penalty_of
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.arguments import check_ban_length
 from bot_ratelimit.rules.rule import Scope, Subject

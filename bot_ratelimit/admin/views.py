@@ -23,7 +23,7 @@ class RuleView:
     """One rule in force."""
 
     name: str
-    """See `overrides.name_of`."""
+    """See `Rule.label`."""
     limit: str | None
     """None if a function in the bot's code decides."""
     scope: str | None

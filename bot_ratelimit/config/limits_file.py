@@ -38,24 +38,12 @@ from bot_ratelimit.config.tables import (
     RuleTable,
     checked,
     penalty_of,
-    scope_named,
     shown,
 )
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.checks import check_name
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rules, rules_of
-
-__all__ = [
-    "LimitsFile",
-    "NamedLimits",
-    "check_language",
-    "check_notice",
-    "named_limits",
-    "penalty_of",
-    "read_limits_file",
-    "scope_named",
-]
 
 NamedLimits: TypeAlias = Mapping[str, Mapping[str, Any]]
 """The settings of each named limit: `limit`, and if given `scope`, `cost` and `shadow`."""

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.rule import Rules
 from bot_ratelimit.storage.base import documents_of
 from bot_ratelimit.storage.documents import Documents
-from bot_ratelimit.storage.loops import PerLoop, Seldom, Ticker
+from bot_ratelimit.storage.loops import Seldom, Ticker
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -87,7 +86,6 @@ class Live:
         # rules.
         self._applied: dict[int, tuple[Rules, Rules | None]] = {}
         self._ticker = Ticker(self._tick, EVERY, jitter=0.25, ended=self._ended)
-        self._first_read = PerLoop(asyncio.Event)
         self._read_error = ""  # why the document cannot be read
         self._rejection = ""  # why the document is not applied
         self._seldom = Seldom(clock=clock)
@@ -127,12 +125,9 @@ class Live:
             deadline: The time that is left for this update.
         """
         self.start()
-        deadline = deadline or Deadline(self._timeout)
-        began, first_read = time.monotonic(), self._first_read.get()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(deadline.left()):
-                await first_read.wait()
-        deadline.waited(began, answered=first_read.is_set() and not self._read_error)
+        deadline, began = deadline or Deadline(self._timeout), time.monotonic()
+        is_read = await self._ticker.first(deadline.left())
+        deadline.waited(began, answered=is_read and not self._read_error)
         self.is_ready = True
 
     async def stop(self) -> None:
@@ -145,11 +140,12 @@ class Live:
         """Read the document now; errors are logged and never raised."""
         try:
             found = await self._documents.read(live_key(self._prefix, "live"))
-            self._handle_document(found)
-            if self._rejection and self._last_good is None:
-                await self._use_last_good()
             if found is None and self._last_good is not None:
                 await self._restore(self._last_good)
+            elif found is not None and found != self._seen:
+                self._take(found)
+            if self._rejection and self._last_good is None:
+                await self._use_history()
             await self._report()
         except StorageError as error:
             self._record_read_error("outage", logging.WARNING, str(error))
@@ -166,36 +162,24 @@ class Live:
     async def _tick(self) -> bool:
         await self.refresh()
         self.is_ready = True
-        self._first_read.get().set()
         return True
 
     def _ended(self) -> None:
         """The next update starts to poll again."""
-        self.is_ready, self._first_read = False, PerLoop(asyncio.Event)
+        self.is_ready = False
 
-    def _handle_document(self, found: bytes | None) -> None:
-        if found is None:
-            if self._last_good is not None and self._seen is not None:
-                self.rejected += 1
-                self._seen = None
-                log.warning(
-                    "The live limits are gone from Redis: version %d stays in force and is "
-                    "written back; use `bot-ratelimit rollback 0` to remove them",
-                    self.overrides.version,
-                )
-            return
-        if found == self._seen:
-            return
-        self._seen = found
+    def _take(self, document: bytes) -> None:
+        self._seen = document
         try:
-            self._use(Overrides.from_json(found), found)
+            self._use(document)
         except ConfigError as error:
             self.rejected += 1
             self._rejection = printable(str(error))
             self._log_unchanged(logging.ERROR, "is not applied", self._rejection)
 
-    def _use(self, overrides: Overrides, document: bytes) -> None:
-        # Changes that cannot be applied raise here, before anything is changed.
+    def _use(self, document: bytes) -> None:
+        # A wrong document raises here, and changes that cannot be applied, before a change is made.
+        overrides = Overrides.from_json(document)
         again = {
             key: (rules, applied(rules, overrides)) for key, (rules, _) in self._applied.items()
         }
@@ -203,8 +187,8 @@ class Live:
         self._applied, self._last_good, self._off_until = again, document, 0.0
         self._rejection = ""
         if overrides.version < before.version:
-            log.warning("The live limits start over: version %d follows %d",
-                        overrides.version, before.version)  # fmt: skip
+            text = "The live limits start over: version %d follows %d"
+            log.warning(text, overrides.version, before.version)
         self._observer.configured(overrides.version)
         what, by = printable(overrides.what), printable(overrides.by)
         log.info("Live limits: version %d (%s, by %s)", overrides.version, what, by)
@@ -217,19 +201,28 @@ class Live:
             self._log_unchanged(logging.ERROR, "is only partly applied", printable(str(error)))
             return rules
 
-    async def _use_last_good(self) -> None:
+    async def _use_history(self) -> None:
         """Use the newest valid version of the history, as the other instances do.
 
         For an instance that was started while the document is invalid.
         """
+        rejection = self._rejection
         for document in await self._documents.listed(live_key(self._prefix, "history")):
-            rejection = self._rejection
             with suppress(ConfigError):
-                self._use(Overrides.from_json(document), document)
+                self._use(document)
                 self._rejection = rejection
                 return
 
     async def _restore(self, document: bytes) -> None:
+        """Write the document back that is gone."""
+        if self._seen is not None:
+            self.rejected += 1
+            self._seen = None
+            log.warning(
+                "The live limits are gone from Redis: version %d stays in force and is "
+                "written back; use `bot-ratelimit rollback 0` to remove them",
+                self.overrides.version,
+            )
         if await self._documents.swap(live_key(self._prefix, "live"), None, document):
             self._seen = document
             history = live_key(self._prefix, "history")

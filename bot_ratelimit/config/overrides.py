@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.checks import check_cost
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, rules_of
+from bot_ratelimit.rules.rule import Rule, Rules, changed, rules_of
 
 FORMAT: Final = 1
 """The format of the document. A document of a newer format is not understood and not applied."""
@@ -38,7 +37,7 @@ class Overrides:
     by: str = ""
     what: str = ""
     rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """For each changed rule, by `name_of`: its `limit` as a str, `shadow` and `off`, if changed."""
+    """For each changed rule, by `Rule.label`: `limit` as a str, `shadow` and `off`, if changed."""
     penalty: Mapping[str, Any] | None = None
     """A penalty as in a limits file, which replaces all other penalties."""
     exempt: frozenset[int] = frozenset()
@@ -87,15 +86,6 @@ class Overrides:
             raise ConfigError(f"the live document: {error}") from None
 
 
-def name_of(rule: Rule) -> str:
-    """The name that operators use for a rule: the part of its key that no other rule has.
-
-    `Rule("1/s")` is `user`, `Rule("5/m", name="ai")` is `ai`, `Rule("20/m", Scope.CHAT)` is `chat`,
-    the same with the name `ai` is `ai:chat`, and a penalty is `ban`.
-    """
-    return rule.path.rstrip(":") or "user"
-
-
 def applied(rules: Rules, overrides: Overrides) -> Rules | None:
     """Return the rules with the changes; None if all of them are off.
 
@@ -124,27 +114,23 @@ def changed_if_valid(rule: Rule, overrides: Overrides) -> Rule:
 
 
 def _changed(rule: Rule, overrides: Overrides) -> Rule | None:
-    if overrides.rules.get(name_of(rule), {}).get("off"):
+    if overrides.rules.get(rule.label, {}).get("off"):
         return None
     return _with_change(rule, overrides)
 
 
 def _with_change(rule: Rule, overrides: Overrides) -> Rule:
-    change = overrides.rules.get(name_of(rule), {})
-    again, put = copy(rule), object.__setattr__
+    change = overrides.rules.get(rule.label, {})
     if isinstance(rule, Penalty):
-        if overrides.penalty is not None:
-            penalty = penalty_of(overrides.penalty)
-            for name in ("limit", "ban_ms", "longest_ms"):
-                put(again, name, getattr(penalty, name))
-        return again
+        if overrides.penalty is None:
+            return rule
+        new = penalty_of(overrides.penalty)
+        return changed(rule, limit=new.limit, ban_ms=new.ban_ms, longest_ms=new.longest_ms)
+    fields: dict[str, Any] = {"shadow": change.get("shadow", rule.shadow)}
     if "limit" in change:
-        limit = Limit.parse(change["limit"])
-        check_cost(rule.cost, limit, rule)
-        put(again, "limit", limit)
-    if "shadow" in change:
-        put(again, "shadow", change["shadow"])
-    return again
+        fields["limit"] = Limit.parse(change["limit"])
+        check_cost(rule.cost, fields["limit"], rule)
+    return changed(rule, **fields)
 
 
 def _check_change(name: str, change: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from bot_ratelimit.config.overrides import Overrides, changed_if_valid, name_of
+from bot_ratelimit.config.overrides import Overrides, changed_if_valid
 from bot_ratelimit.config.settings import Origin
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
@@ -25,11 +25,11 @@ def report_of(rule: Rule, overrides: Overrides, where: str, origin: Origin) -> d
         where: The handler that it limits; `EVERYWHERE` for a middleware's.
         origin: Where the rule comes from.
     """
-    change = overrides.rules.get(name_of(rule), {})
+    change = overrides.rules.get(rule.label, {})
     now = changed_if_valid(rule, overrides)
     changed = bool(change) or (isinstance(rule, Penalty) and overrides.penalty is not None)
     item: dict[str, Any] = {
-        "name": name_of(rule),
+        "name": rule.label,
         "limit": str(now.limit) if isinstance(now.limit, Limit) else None,
         "function": None if isinstance(now.limit, Limit) else named(now.limit),
         "scope": rule.scope.value if isinstance(rule.scope, Scope) else None,

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import (
+    AfterValidator,
+    BeforeValidator,
     Field,
     PrivateAttr,
     SecretStr,
@@ -18,11 +20,10 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bot_ratelimit.config.environment import check_secret, read_secret, warn_of_mistakes
-from bot_ratelimit.config.ids import check_id
+from bot_ratelimit.config.ids import check_id, hidden
 from bot_ratelimit.config.limits_file import LimitsFile, read_limits_file
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.arguments import check_timeout
-from bot_ratelimit.rules.checks import check_prefix
+from bot_ratelimit.rules.checks import check_prefix, check_timeout
 from bot_ratelimit.rules.rule import OnError, Rules, rules_of
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
@@ -47,7 +48,59 @@ _USER_NAME: Final = re.compile(r"@\w+")
 _SERVICE_LINKS: Final = (
     " (Kubernetes sets REDIS_PORT for a service named redis: set enableServiceLinks to false)"
 )
-_LONGEST_ID: Final = 20  # with its minus; anything longer may be a token
+
+
+def _check_secret(value: SecretStr) -> SecretStr:
+    check_secret(value.get_secret_value())
+    return value
+
+
+def _check_url(value: SecretStr) -> SecretStr:
+    client_from_url(value.get_secret_value())
+    return value
+
+
+def _check_host(value: str) -> str:
+    address = value[1:-1] if _BRACKETS.fullmatch(value) else value
+    if not is_host(address):
+        if _PORT.fullmatch(value):
+            raise ValueError("a port goes into REDIS_PORT")
+        raise ValueError("neither a host name nor an address")
+    return str(ip_address(address)) if ":" in address and "%" not in address else address
+
+
+def _check_path(value: str) -> str:
+    if not Path(value).is_file():
+        raise ValueError("there is no such file")
+    return value
+
+
+def _no_url(what: str) -> AfterValidator:
+    """For what logs and errors show."""
+
+    def check(value: str) -> str:
+        if "://" in value:
+            raise ValueError(f"a URL is not a {what}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _check_limit(value: str) -> str:
+    _read_rules(value)
+    return value
+
+
+def _split(value: object) -> object:
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+def _check_ids(ids: frozenset[int]) -> frozenset[int]:
+    return frozenset(map(check_id, ids))
+
+
+_Secret = Annotated[SecretStr, AfterValidator(_check_secret)]
+_Path = Annotated[str, AfterValidator(_check_path)]
 
 
 class Settings(BaseSettings):
@@ -77,37 +130,39 @@ class Settings(BaseSettings):
     redis_enabled: bool | None = Field(
         None, description="true or false; if unset, Redis is used if REDIS_URL or REDIS_HOST is set"
     )
-    redis_url: SecretStr | None = Field(None, description=EXPECTED)
-    redis_host: str | None = Field(
+    redis_url: Annotated[_Secret, AfterValidator(_check_url)] | None = Field(
+        None, description=EXPECTED
+    )
+    redis_host: Annotated[str, AfterValidator(_check_host)] | None = Field(
         None, description="a host name or an address; a URL goes into REDIS_URL"
     )
     redis_port: int = Field(6379, ge=1, le=65535, description="a port, 1 to 65535")
     redis_db: int = Field(0, ge=0, le=MAX_DB, description="the number of a database, 0 or more")
     redis_username: str | None = Field(None, description="the name of an ACL user")
-    redis_password: SecretStr | None = Field(None, description="a password")
+    redis_password: _Secret | None = Field(None, description="a password")
     redis_sentinel_username: str | None = Field(
         None, description="the name of an ACL user of the sentinels"
     )
-    redis_sentinel_password: SecretStr | None = Field(
+    redis_sentinel_password: _Secret | None = Field(
         None, description="the password of the sentinels"
     )
-    redis_tls_ca: str | None = Field(
+    redis_tls_ca: _Path | None = Field(
         None, description="the path of the certificates that are trusted"
     )
-    redis_tls_cert: str | None = Field(
+    redis_tls_cert: _Path | None = Field(
         None, description="the path of the certificate that the bot shows"
     )
-    redis_tls_key: str | None = Field(None, description="the path of the key of that certificate")
-    redis_key_prefix: str = Field(
+    redis_tls_key: _Path | None = Field(None, description="the path of the key of that certificate")
+    redis_key_prefix: Annotated[str, _no_url("prefix"), AfterValidator(check_prefix)] = Field(
         "bot", description="the beginning of every key, for example booking_bot:client1"
     )
-    rate_limit: str = Field(
+    rate_limit: Annotated[str, AfterValidator(_check_limit)] = Field(
         "1/s", description="limits such as 5/10s or 1/s; 20/minute, or seconds for one event"
     )
     rate_limit_on_error: OnError = Field(
         "allow", description="allow, deny or memory: what happens when Redis fails"
     )
-    rate_limit_timeout: float = Field(
+    rate_limit_timeout: Annotated[float, AfterValidator(check_timeout)] = Field(
         0.25, description="seconds that Redis gets for a decision, above 0"
     )
 
@@ -118,13 +173,15 @@ class Settings(BaseSettings):
         10_000, ge=1, description="the maximum number of counts in this process, 1 or more"
     )
 
-    rate_limit_exempt: Annotated[frozenset[int], NoDecode] = Field(
+    rate_limit_exempt: Annotated[
+        frozenset[int], NoDecode, BeforeValidator(_split), AfterValidator(_check_ids)
+    ] = Field(
         frozenset(), description="ids of users and chats without a limit, such as 42, -100123"
     )
-    rate_limit_file: str | None = Field(
+    rate_limit_file: Annotated[str, _no_url("path")] | None = Field(
         None, description="the path of a TOML file with limits, such as limits.toml"
     )
-    rate_limit_admin_token: SecretStr | None = Field(
+    rate_limit_admin_token: _Secret | None = Field(
         None, description="what operators log in with, 16 characters or more; see `admin_app`"
     )
     # The same secrets in files, as Docker and Kubernetes have them.
@@ -157,16 +214,6 @@ class Settings(BaseSettings):
         # Raised here, so that no error that contains a secret becomes its context.
         raise ConfigError(wrong)
 
-    @field_validator("rate_limit_exempt", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return value.replace(",", " ").split() if isinstance(value, str) else value
-
-    @field_validator("rate_limit_exempt")
-    @classmethod
-    def _check_ids(cls, ids: frozenset[int]) -> frozenset[int]:
-        return frozenset(map(check_id, ids))
-
     # The last of several such validators runs first; this one needs the unchanged text.
     @field_validator("*", mode="before")
     @classmethod
@@ -192,64 +239,6 @@ class Settings(BaseSettings):
             except ConfigError as error:
                 raise ConfigError(f"{name.upper()}_FILE: {error}") from None
         return values
-
-    @field_validator(*_SECRETS)
-    @classmethod
-    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            check_secret(value.get_secret_value())
-        return value
-
-    @field_validator("redis_url")
-    @classmethod
-    def _check_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            client_from_url(value.get_secret_value())
-        return value
-
-    @field_validator("redis_host")
-    @classmethod
-    def _check_host(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        address = value[1:-1] if _BRACKETS.fullmatch(value) else value
-        if not is_host(address):
-            if _PORT.fullmatch(value):
-                raise ValueError("a port goes into REDIS_PORT")
-            raise ValueError("neither a host name nor an address")
-        return str(ip_address(address)) if ":" in address and "%" not in address else address
-
-    @field_validator("redis_tls_ca", "redis_tls_cert", "redis_tls_key")
-    @classmethod
-    def _check_path(cls, value: str | None) -> str | None:
-        if value is not None and not Path(value).is_file():
-            raise ValueError("there is no such file")
-        return value
-
-    @field_validator("redis_key_prefix")
-    @classmethod
-    def _check_prefix(cls, value: str) -> str:
-        if "://" in value:  # the log shows the prefix
-            raise ValueError("a URL is not a prefix")
-        return check_prefix(value)
-
-    @field_validator("rate_limit_file")
-    @classmethod
-    def _check_file(cls, value: str | None) -> str | None:
-        if value is not None and "://" in value:  # errors show the path
-            raise ValueError("a URL is not a path")
-        return value
-
-    @field_validator("rate_limit")
-    @classmethod
-    def _check_limit(cls, value: str) -> str:
-        _read_rules(value)
-        return value
-
-    @field_validator("rate_limit_timeout")
-    @classmethod
-    def _check_timeout(cls, value: float) -> float:
-        return check_timeout(value)
 
     @property
     def uses_redis(self) -> bool:
@@ -346,11 +335,10 @@ def _explain(error: Any) -> str:
     is_secret = name in _SECRETS or name == "redis_host"  # which may hold a URL
     if name == "rate_limit_exempt" and isinstance(value, str) and _USER_NAME.fullmatch(value):
         return f"{name.upper()}: {value!r} is a user name, not an id; expected {expected}"
-    if field is None or is_secret or (name == "rate_limit_exempt" and _may_be_token(value)):
+    if field is None or is_secret or (name == "rate_limit_exempt" and hidden(value) != repr(value)):
         shown = ""
     elif isinstance(value, str) and _MAYBE_URL.search(value):
-        # Neither the value nor the reason, which repeats it, is shown: a URL may contain a
-        # password.
+        # A URL may contain a password, and the reason repeats it.
         hint = _SERVICE_LINKS if name == "redis_port" else ""
         shown, reason = "", f"looks like a URL, which goes into REDIS_URL{hint}"
     else:
@@ -360,8 +348,3 @@ def _explain(error: Any) -> str:
     ):  # it says what is expected, and may begin with the value
         return f"{name.upper()}{shown}: {str(reason).removeprefix(f'{value!r}: ')}"
     return f"{name.upper()}{shown}: {reason}; expected {expected}"
-
-
-def _may_be_token(value: object) -> bool:
-    """Whether this, found in a list of ids, may be a token, which errors must not show."""
-    return isinstance(value, str) and (":" in value or len(value) > _LONGEST_ID)

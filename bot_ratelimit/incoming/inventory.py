@@ -7,10 +7,10 @@ from typing import Any
 
 from aiogram.dispatcher.router import Router
 
-from bot_ratelimit.config.limits_file import penalty_of
-from bot_ratelimit.config.overrides import Overrides, name_of
+from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.report import EVERYWHERE, OTHER_BOTS, report_of
 from bot_ratelimit.config.settings import Origin
+from bot_ratelimit.config.tables import penalty_of
 from bot_ratelimit.incoming.arguments import BOTS_PATH
 from bot_ratelimit.incoming.flags import Flags
 from bot_ratelimit.incoming.functions import NO_LIMIT
@@ -42,15 +42,15 @@ def inventory(
     for rule in rules:
         kind = "penalty" if isinstance(rule, Penalty) else "limits"
         where = OTHER_BOTS if rule.path == BOTS_PATH else EVERYWHERE
-        found[name_of(rule)] = report_of(rule, overrides, where, origins[kind])
+        found[rule.label] = report_of(rule, overrides, where, origins[kind])
     if overrides.penalty is not None and not any(isinstance(rule, Penalty) for rule in rules):
         added = penalty_of(overrides.penalty)
-        found[name_of(added)] = report_of(added, overrides, EVERYWHERE, "live")
+        found[added.label] = report_of(added, overrides, EVERYWHERE, "live")
     for root in roots:
         for handler, own_rules, is_named in flags.by_handler(root):
             for rule in own_rules:
                 item = report_of(rule, overrides, handler, "file" if is_named else "code")
-                found.setdefault(name_of(rule), item)
+                found.setdefault(rule.label, item)
         for name in () if live is None else live.names(root):
             given = live.rule_of(name) if live is not None else None
             if given is not None:

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from bot_ratelimit.errors import StorageError
-from bot_ratelimit.limiter.arguments import check_whole
 from bot_ratelimit.limiter.bans import Bans
 from bot_ratelimit.limiter.counts import counts_to_adjust, counts_to_reset
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.decision import Decision, conclude
+from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.limit import MAX_AMOUNT
 from bot_ratelimit.rules.rule import RuleLike, Subject, rules_of
 from bot_ratelimit.storage.base import Ask, Count, Op, Storage
@@ -19,7 +19,10 @@ log = logging.getLogger("bot_ratelimit")
 
 
 class AdjustingMethods:
-    """The methods of a `Limiter` that change counts without a hit."""
+    """The methods of a `Limiter` that change counts without a hit.
+
+    Unlike `hit` they raise StorageError if the storage does not answer.
+    """
 
     _decider: Decider
     _bans: Bans
@@ -34,12 +37,12 @@ class AdjustingMethods:
             await limiter.charge("2000/hour", Subject(user=42), 1830)
 
         Beyond the limit, a fixed window is full until it ends, a sliding window until enough has
-        left it, and a token bucket is below empty until it has been refilled.
+        left it, and a token bucket is below empty until it has been refilled. A `Penalty` among the
+        rules is ignored.
 
         Args:
-            rules: One rule, or several that are charged together. A `Penalty` is ignored.
-            subject: Who the charge counts for. A rule whose scope needs an id that the subject
-                lacks does not apply.
+            rules: One rule, or several that are charged together.
+            subject: Who the charge counts for.
             cost: Charged to each rule, 1 to 1,000,000.
 
         Returns:
@@ -55,7 +58,7 @@ class AdjustingMethods:
     async def refund(
         self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int = 1
     ) -> Decision:
-        """Give back a charge as far as it still counts; never above full.
+        """Give back a charge as far as it still counts; never above full. Otherwise like `charge`.
 
         ::
 
@@ -63,18 +66,6 @@ class AdjustingMethods:
 
         A storage does not record who was charged for what: the refund is taken from what is counted
         now.
-
-        Args:
-            rules: One rule, or several that are refunded together. A `Penalty` is ignored.
-            subject: Who the charge counted for.
-            cost: Refunded to each rule, 1 to 1,000,000; 1 by default.
-
-        Returns:
-            The decision that a next hit of cost 1 would get.
-
-        Raises:
-            StorageError: The storage did not answer; see `charge`.
-            ConfigError: An argument is invalid, or the storage refuses the command.
         """
         return await self._adjust(Op.REFUND, rules, subject, cost)
 
@@ -85,8 +76,9 @@ class AdjustingMethods:
 
             await limiter.reset("5/10s", Subject(user=42))
 
-        If a `Penalty` is among the rules, its count of refusals and its bans are deleted. A verdict
-        that hits share by a token (`once`) holds until its 60 seconds are over.
+        Counts that the rule has made with another algorithm are deleted too, and so are the count
+        of refusals and the bans of a `Penalty`. A verdict that hits share by a token (`once`) holds
+        until its 60 seconds are over.
 
         What this process counted while Redis was unreachable (`on_error="memory"`) is deleted even
         if Redis still is. The log then says that Redis has its own counts.

@@ -1,11 +1,13 @@
-"""Checks of the arguments of a Limiter. Each returns the value, or raises a ConfigError."""
+"""Checks of what a Limiter is asked about: a storage, a subject, a ban."""
 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Final
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.checks import number
 from bot_ratelimit.rules.parsing import parse_period
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import Storage
@@ -34,28 +36,6 @@ def check_storage(storage: object) -> Storage:
     raise ConfigError(f"storage is {what} {name}, which is not a storage: {fix}")
 
 
-def check_timeout(value: object) -> float:
-    """Return the time-out in seconds."""
-    seconds = _number(value)
-    if seconds is None or not 0 < seconds <= 3600:
-        raise ConfigError(
-            f"timeout={value!r}: expected seconds above 0, at most 3600, for example 0.25"
-        )
-    return seconds
-
-
-def check_wait(timeout: object) -> float:
-    """Return how long a caller waits, in seconds; infinity for None."""
-    if timeout is None:
-        return math.inf
-    seconds = _number(timeout)
-    if seconds is None or not 0 <= seconds < math.inf:
-        raise ConfigError(
-            f"timeout={timeout!r}: expected seconds from 0 up, or None to wait as long as it takes"
-        )
-    return seconds
-
-
 def check_subject(subject: object) -> Subject:
     """Return the subject."""
     if not isinstance(subject, Subject):
@@ -73,7 +53,7 @@ def check_target(subject: object) -> Subject:
         )
     for name in ("user", "chat", "bot"):
         part = getattr(subject, name)
-        if part is not None and (isinstance(part, bool) or not isinstance(part, int)):
+        if part is not None and type(part) is not int:
             raise ConfigError(
                 f"{name}={part!r}: expected an id, a whole number, for example Subject(user=42)"
             )
@@ -95,16 +75,14 @@ def check_ban_length(value: object) -> float:
     """Return the length of a ban in seconds; infinity for None."""
     if value is None:
         return math.inf
-    try:
-        seconds = parse_period(value) if isinstance(value, str) else _number(value)
-    except ConfigError:
-        seconds = None
-    if seconds is None or not 0 < seconds <= FOREVER:
-        raise ConfigError(
-            f"the length of a ban is {value!r}: expected a period such as '1h', seconds above 0, "
-            "at most ten years, or 'forever' (in Python: None)"
-        )
-    return seconds
+    with suppress(ConfigError):
+        seconds = number(parse_period(value) if isinstance(value, str) else value)
+        if 0 < seconds <= FOREVER:
+            return seconds
+    raise ConfigError(
+        f"the length of a ban is {value!r}: expected a period such as '1h', seconds above 0, "
+        "at most ten years, or 'forever' (in Python: None)"
+    )
 
 
 def check_text(name: str, value: object) -> str:
@@ -118,33 +96,3 @@ def check_text(name: str, value: object) -> str:
             f"{name}={value!r:.80}: expected text that can be written in UTF-8"
         ) from None
     return value
-
-
-def check_page(offset: object, limit: object) -> tuple[int, int]:
-    """Return the numbers of a page."""
-    return check_whole("offset", offset, 0), check_whole("limit", limit, 1, 1_000)
-
-
-def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
-    """Return a whole number within its bounds."""
-    if type(value) is int and least <= value <= (most or math.inf):
-        return value
-    bounds = f"from {least} up" if most is None else f"from {least} to {most}"
-    raise ConfigError(f"{name}={value!r}: expected a whole number {bounds}")
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Return a bool."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r}: expected True or False")
-    return value
-
-
-def _number(value: object) -> float | None:
-    """The number; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf

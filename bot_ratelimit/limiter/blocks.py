@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.arguments import check_subject, check_wait
+from bot_ratelimit.limiter.arguments import check_subject
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.decision import Decision, RefusedError
 from bot_ratelimit.limiter.observer import Observers
 from bot_ratelimit.limiter.slots import SlotContext, Slots
+from bot_ratelimit.rules.checks import check_wait
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.rule import RuleLike, Subject
 
@@ -19,15 +20,10 @@ from bot_ratelimit.rules.rule import RuleLike, Subject
 class BlockMethods:
     """The methods of a `Limiter` that stand around a block of code."""
 
+    hit: Callable[..., Awaitable[Decision]]
     _decider: Decider
     _observer: Observers
     _slots: Slots | None
-
-    async def hit(
-        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int | None = None
-    ) -> Decision:
-        """See `Limiter.hit`."""
-        raise NotImplementedError
 
     def slot(
         self,
@@ -70,22 +66,14 @@ class BlockMethods:
 
     @asynccontextmanager
     async def limit(
-        self,
-        rules: RuleLike | Iterable[RuleLike],
-        subject: Subject,
-        cost: int | None = None,
+        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int | None = None
     ) -> AsyncIterator[Decision]:
-        """Run a block only if a hit of the subject is allowed; for code outside of handlers.
+        """Run a block only if a `hit` with these arguments is allowed; outside of handlers.
 
         ::
 
             async with limiter.limit("5/minute", Subject(user=42)):
                 ...
-
-        Args:
-            rules: One rule, or several that are decided together.
-            subject: Who the hit counts for.
-            cost: Charged to each rule instead of the rule's own cost.
 
         Raises:
             RefusedError: The hit was refused, and the block does not run. The error contains the

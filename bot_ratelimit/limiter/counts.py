@@ -9,13 +9,14 @@ from typing import Final
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.arguments import check_subject
 from bot_ratelimit.rules.checks import check_cost
-from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
+from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, Rules, Subject
 from bot_ratelimit.storage.base import Ask, Count, Op, new_count
 
-# The limit for counts of a rule that no longer applies to a subject.
-_ANY_LIMIT: Final = Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000)
+# For counts by whatever limit a rule had.
+_ANY_LIMITS: Final = [Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000, each) for each in Algorithm]
+_ANY_LIMIT: Final = _ANY_LIMITS[0]
 
 
 def counts_of_hit(
@@ -67,15 +68,15 @@ def counts_to_adjust(
 
 
 def counts_to_reset(prefix: str, rules: Rules, subject: Subject) -> list[Count]:
-    """The counts to reset: everything that may be counted, also by rules that do not apply now."""
+    """The counts to reset: whatever rules with these names may have counted, by any algorithm."""
     check_subject(subject)
     counts = []
     for rule in rules:
-        limit = rule.limit_for(subject) or _ANY_LIMIT
-        key = rule.key(prefix, subject, limit)
-        if key is not None:
-            penalty = rule if isinstance(rule, Penalty) else None
-            counts.append(Count(key, limit, shadow=rule.shadow, penalty=penalty))
+        penalty = rule if isinstance(rule, Penalty) else None
+        for limit in _ANY_LIMITS if penalty is None else [_ANY_LIMIT]:
+            key = rule.key(prefix, subject, limit)
+            if key is not None:
+                counts.append(Count(key, limit, shadow=rule.shadow, penalty=penalty))
     return counts
 
 

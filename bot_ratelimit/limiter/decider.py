@@ -11,7 +11,6 @@ from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.limiter.counts import counts_of_hit, once_key, trial_of
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision, Source, conclude, said_by
-from bot_ratelimit.limiter.observer import label_of
 from bot_ratelimit.rules.limit import MAX_AMOUNT
 from bot_ratelimit.rules.rule import OnError, Rule, Rules, Subject
 from bot_ratelimit.storage.base import Ask, Count, Op, Storage, new_ask
@@ -245,7 +244,7 @@ class Decider:
     def _consequence(self) -> str:
         """What happens to this part of the bot without an answer, for the log."""
         own = {
-            f"{label_of(rule)!r} by on_error={rule.on_error!r}": None
+            f"{rule.label!r} by on_error={rule.on_error!r}": None
             for rules in self._known.values()
             for rule in rules
             if rule.on_error not in (None, self.on_error)

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import get_args
 
-from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.limiter.arguments import (
-    check_flag,
-    check_storage,
-    check_subject,
-    check_timeout,
-    check_wait,
-    check_whole,
-)
-from bot_ratelimit.limiter.bans import Bans, PenaltyReports
+from bot_ratelimit.limiter.arguments import check_storage, check_subject
+from bot_ratelimit.limiter.bans import Bans
 from bot_ratelimit.limiter.blocks import BlockMethods
 from bot_ratelimit.limiter.counts import counts_of_hit
 from bot_ratelimit.limiter.deadline import Deadline
@@ -27,7 +18,14 @@ from bot_ratelimit.limiter.slots import Slots
 from bot_ratelimit.limiter.start import Start
 from bot_ratelimit.limiter.statistics import Statistics
 from bot_ratelimit.limiter.waiting import Waiters
-from bot_ratelimit.rules.checks import check_prefix
+from bot_ratelimit.rules.checks import (
+    check_flag,
+    check_policy,
+    check_prefix,
+    check_timeout,
+    check_wait,
+    check_whole,
+)
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import OnError, RuleLike, Rules, Subject, rules_of
 from bot_ratelimit.storage.base import Storage
@@ -75,8 +73,7 @@ class Limiter(OperatorMethods, BlockMethods):
         observer: ObserverLike = None,
         statistics: bool = False,
     ) -> None:
-        if on_error not in get_args(OnError):
-            raise ConfigError(f"on_error={on_error!r}: expected 'allow', 'deny' or 'memory'")
+        check_policy(on_error)
         check_storage(storage)
         self.key_prefix = check_prefix(key_prefix)
         self.on_error = on_error
@@ -89,8 +86,7 @@ class Limiter(OperatorMethods, BlockMethods):
         self._observer = observers_of(observer, self._statistics)
         for each in self._observer.each:
             storage.observe(each)
-        self._bans = Bans(storage, key_prefix, timeout)
-        reports = PenaltyReports(self._bans, self._observer, clock)
+        self._bans = Bans(storage, key_prefix, timeout, self._observer, clock)
         self._decider = Decider(
             storage,
             key_prefix,
@@ -99,11 +95,11 @@ class Limiter(OperatorMethods, BlockMethods):
             clock=clock,
             memory_size=check_whole("memory_size", memory_size, 1),
             events=self._observer.each,
-            on_ban=reports.report,
+            on_ban=self._bans.report,
         )
         self._waiters = Waiters(self._decider, self._decide)
         self._slots: Slots | None = None
-        self._start = Start(self._decider, self._try_rules)
+        self._start = Start(self._decider)
 
     @property
     def observer(self) -> Observers:

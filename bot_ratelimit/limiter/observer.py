@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.rules.rule import Rule, Subject
+from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.loops import Ticker
 
 log = logging.getLogger("bot_ratelimit")
@@ -27,6 +27,20 @@ MAX_LABELS: Final = 100
 """How many different names are kept apart; further ones are counted as `OTHER`, because rules may
 have generated names."""
 OTHER: Final = "other"
+
+
+class Names:
+    """Limits the number of different names: further ones become `other`."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        """Return the name, or `other`."""
+        if name not in self._known and len(self._known) >= MAX_LABELS:
+            return OTHER
+        self._known.add(name)
+        return name
 
 
 class Observer:
@@ -128,69 +142,60 @@ class Observer:
 ObserverLike: TypeAlias = "Observer | Iterable[Observer] | None"
 
 
+EVENTS: Final = frozenset(name for name in vars(Observer) if not name.startswith("_"))
+"""The names of all methods of Observer."""
+
+
 class _Safe(Observer):
     """One observer, whose errors are logged once and reach nobody."""
 
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
-        self.overrides: Final = frozenset(
-            what for what in EVENTS if getattr(type(observer), what) is not getattr(Observer, what)
-        )
-        self._failed: set[str] = set()
-
-    def tell(self, what: str, *values: Any) -> None:
-        """Call this method of the observer."""
-        if what not in self.overrides:
-            return
-        try:
-            getattr(self.observer, what)(*values)
-        except Exception as error:
-            if what not in self._failed:
-                self._failed.add(what)
-                log.error(
-                    "The observer %s failed in %s; it is logged this once",
-                    type(self.observer).__qualname__,
-                    what,
-                    exc_info=error,
-                )
+        for what in EVENTS:
+            if getattr(type(observer), what) is not getattr(Observer, what):
+                setattr(self, what, _safe_call(observer, what))
 
 
 class Observers(Observer):
     """Any number of observers, also none, as one that never raises."""
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        safe = {id(each): _safe_of(each) for each in observers}
-        self.each: Final[Sequence[Observer]] = tuple(safe.values())
+        self.each: Final[Sequence[Observer]] = tuple(dict.fromkeys(map(_safe_of, observers)))
         """Each of them as one that never raises. Two limiters with the same observer share it, so
         that what they have in common can tell it once."""
-        # This is called for every update.
-        self._decided = tuple(each for each in safe.values() if "decided" in each.overrides)
-        self.times_decisions: Final = bool(self._decided)
+        for what in EVENTS:
+            calls = [vars(each)[what] for each in self.each if what in vars(each)]
+            if calls:
+                setattr(self, what, _call_of_all(calls))
+        self.times_decisions: Final = "decided" in vars(self)
         """Whether anybody wants to know how long a decision took."""
 
-    def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
-        """See `Observer.decided`."""
-        for each in self._decided:
-            each.tell("decided", decision, subject, seconds)
 
-    def tell(self, what: str, *values: Any) -> None:
-        """Call this method of all observers."""
-        for each in self.each:
-            cast(_Safe, each).tell(what, *values)
+def _safe_call(observer: Observer, what: str) -> Callable[..., None]:
+    call = getattr(observer, what)
+    logged = False
 
-
-def _forward(what: str) -> Callable[..., None]:
-    def tell(self: _Safe | Observers, *values: Any) -> None:
-        self.tell(what, *values)
+    def tell(*values: Any) -> None:
+        nonlocal logged
+        try:
+            call(*values)
+        except Exception as error:
+            if not logged:
+                logged = True
+                kind = type(observer).__qualname__
+                text = "The observer %s failed in %s; it is logged this once"
+                log.error(text, kind, what, exc_info=error)
 
     return tell
 
 
-EVENTS: Final = frozenset(name for name in vars(Observer) if not name.startswith("_"))
-"""The names of all methods of Observer."""
-for _kind in (_Safe, Observers):
-    for _what in EVENTS - set(vars(_kind)):
-        setattr(_kind, _what, _forward(_what))
+def _call_of_all(calls: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def tell(*values: Any) -> None:
+        for call in calls:
+            call(*values)
+
+    return calls[0] if len(calls) == 1 else tell
+
 
 _all_safe: Final[WeakValueDictionary[int, _Safe]] = WeakValueDictionary()
 
@@ -224,19 +229,6 @@ def observers_of(*values: ObserverLike) -> Observers:
     return Observers(found)
 
 
-def label_of(rule: Rule) -> str:
-    """The name of a rule in metrics, statistics and logs: the part of its keys before the ids.
-
-    ==============================  ============
-    `Rule("1/s")`                   `user`
-    `Rule("5/m", name="ai")`        `ai`
-    `Rule("20/m", Scope.CHAT)`      `chat`
-    `Penalty("10/m", "15m")`        `ban`
-    ==============================  ============
-    """
-    return rule.path.rstrip(":") or "user"
-
-
 def outcome_of(decision: Decision) -> Outcome:
     """The outcome of a hit in one word."""
     if decision.allowed:
@@ -264,6 +256,7 @@ class LogObserver(Observer):
         self._allowed = 0
         self._unlimited = 0
         self._refused: Counter[str] = Counter()
+        self._names = Names()
         self._ticker = Ticker(self._tick, every)
         self._since = 0.0
 
@@ -272,10 +265,7 @@ class LogObserver(Observer):
         if decision.allowed:
             self._allowed += 1
         else:
-            label = label_of(decision.rule)
-            if label not in self._refused and len(self._refused) >= MAX_LABELS:
-                label = OTHER
-            self._refused[label] += 1
+            self._refused[self._names(decision.rule.label)] += 1
             if self._log.isEnabledFor(logging.DEBUG):
                 self._log.debug(
                     "%s by '%s' for %.3g s: %s (%s)",

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from typing import Final
-
-from bot_ratelimit.errors import ConfigError, printable
+from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.adjusting import AdjustingMethods
 from bot_ratelimit.limiter.arguments import (
     check_ban_length,
     check_bannable,
-    check_page,
     check_target,
     check_text,
 )
 from bot_ratelimit.limiter.bans import penalty_counts
 from bot_ratelimit.limiter.health import Health, health_of
+from bot_ratelimit.limiter.start import tried
 from bot_ratelimit.limiter.statistics import HourCount, Refusals, Statistics
-from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
+from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban
-from bot_ratelimit.storage.base import Ask, Count
-
-_CHECK_LIMIT: Final = Limit(MAX_AMOUNT, 1.0)
 
 
 class OperatorMethods(AdjustingMethods):
-    """The methods of a `Limiter` for operators."""
+    """The methods of a `Limiter` for operators.
+
+    Those that ask the storage raise StorageError if it is unreachable, and ConfigError if an
+    argument is invalid or the storage keeps no bans or statistics.
+    """
 
     _statistics: Statistics | None
 
@@ -76,9 +73,7 @@ class OperatorMethods(AdjustingMethods):
 
             await limiter.unban(Subject(user=42))
 
-        Raises:
-            ConfigError: The subject names neither a user nor a chat.
-            StorageError: The storage is unreachable; some of the bans may be lifted.
+        After a StorageError some of them may be lifted.
         """
         decider = self._decider
         dropped = await self._bans.unban(check_target(subject))
@@ -89,34 +84,21 @@ class OperatorMethods(AdjustingMethods):
         return bool(dropped) or found > 0
 
     async def bans(self, offset: int = 0, limit: int = 100) -> list[Ban]:
-        """Return one page of the current bans, including those of a `Penalty`.
+        """Return a page of 1 to 1000 current bans, also of a `Penalty`, earliest end first.
 
         ::
 
             for ban in await limiter.bans(offset=0, limit=50):
                 print(ban.subject.user, ban.until, ban.reason)
-
-        The ban that ends first comes first.
-
-        Args:
-            offset: How many bans to skip.
-            limit: The size of the page, 1 to 1000.
-
-        Raises:
-            ConfigError: `offset` or `limit` is invalid.
-            StorageError: The storage is unreachable.
         """
-        return await self._bans.page(*check_page(offset, limit))
+        check_whole("offset", offset, 0)
+        return await self._bans.page(offset, check_whole("limit", limit, 1, 1_000))
 
     async def bans_of(self, subject: Subject) -> list[Ban]:
         """Return the bans that refuse a subject, latest end first.
 
         They are those of the user, of the chat and of the user in the chat, by hand and by a
         `Penalty`.
-
-        Raises:
-            ConfigError: The subject names neither a user nor a chat.
-            StorageError: The storage is unreachable.
         """
         return await self._bans.of(check_target(subject))
 
@@ -137,19 +119,7 @@ class OperatorMethods(AdjustingMethods):
         the rules of this bot would get, for somebody who does not exist: a server that refuses one
         of them, because of permissions or because keys are on several nodes, is a problem.
         """
-        began = time.perf_counter()
-        problem = ""
-        if not self._decider.is_local:
-            try:
-                key = f"{self._decider.key_prefix}:ratelimit:check"
-                ask = Ask([Count(key, _CHECK_LIMIT)])
-                await self._decider.storage.ask(ask, timeout=self._decider.timeout)
-            except Exception as error:
-                problem = printable(str(error) or repr(error))
-        seconds = time.perf_counter() - began
-        if not problem:
-            await self._try_rules()
-        return health_of(self._decider, (seconds, problem))
+        return health_of(self._decider, await tried(self._decider))
 
     async def statistics(self, hours: int = 24) -> tuple[HourCount, ...]:
         """Return the decisions by hour, rule and outcome over all instances.
@@ -159,61 +129,29 @@ class OperatorMethods(AdjustingMethods):
             for each in await limiter.statistics(hours=24):
                 print(each.hour, each.rule, each.outcome, each.count)
 
-        It needs `statistics=True`.
-
-        Args:
-            hours: How many hours, 1 to 48, including the current one; 24 by default.
-
-        Raises:
-            StorageError: Redis is unreachable.
-            ConfigError: Statistics are off, or `hours` is invalid.
+        It needs `statistics=True`. `hours` is 1 to 48, and includes the current one.
         """
         return await self._require_statistics().read(hours)
 
     async def top_refused(self, n: int = 10, hours: int = 24) -> tuple[Refusals, ...]:
-        """Return the users who were refused most often, the worst first; needs `statistics=True`.
+        """Return the 1 to 1000 users who were refused most often, the worst first.
 
         ::
 
             for worst in await limiter.top_refused(10):
                 print(worst.user, worst.count)
 
-        Args:
-            n: How many users, 1 to 1000; 10 by default.
-            hours: How many hours, 1 to 48, including the current one; 24 by default.
-
-        Raises:
-            StorageError: Redis is unreachable.
-            ConfigError: Statistics are off, or an argument is invalid.
+        It needs `statistics=True`; for `hours` see `statistics`.
         """
         return await self._require_statistics().top_refused(n, hours)
 
     async def refused(self, user: int, hours: int = 24) -> int | None:
-        """Return how often a user was refused; needs `statistics=True`.
+        """Return how often a user was refused; for `hours` see `statistics`.
 
         For each hour, only the 1000 users who were refused most often are known. None if the user
         is not among them, in an hour in which so many were refused.
-
-        Args:
-            user: The user's id.
-            hours: How many hours, 1 to 48, including the current one; 24 by default.
-
-        Raises:
-            StorageError: Redis is unreachable.
-            ConfigError: Statistics are off, or an argument is invalid.
         """
         return await self._require_statistics().refused(user, hours)
-
-    async def _try_rules(self) -> None:
-        """Find out whether the storage can decide by the rules of this bot, and log if not."""
-        decider, asks = self._decider, self._decider.trials()
-        calls = (decider.storage.ask(ask, timeout=decider.timeout) for ask in asks)
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        for ask, answer in zip(asks, answers, strict=True):
-            if not isinstance(answer, BaseException):
-                decider.guard.record(ask.counts, None)
-            elif isinstance(answer, Exception):
-                decider.guard.record(ask.counts, answer)
 
     def _require_statistics(self) -> Statistics:
         if self._statistics is None:

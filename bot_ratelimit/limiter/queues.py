@@ -49,11 +49,11 @@ class Queues:
         self._longest: Final = longest
         # Callers of an event loop that has ended never leave.
         self._queues = PerLoop[dict[Hashable, deque[Waiting]]](dict)
-        self._count = PerLoop[list[int]](lambda: [0])
+        self._waiting = PerLoop[set[Waiting]](set)
 
     def has_room(self) -> bool:
         """Whether one more may wait."""
-        return self._count.get()[0] < self._longest
+        return len(self._waiting.get()) < self._longest
 
     def is_busy(self, key: Hashable) -> bool:
         """Whether somebody waits for this key."""
@@ -62,11 +62,10 @@ class Queues:
     @asynccontextmanager
     async def turn(self, key: Hashable, seconds: float) -> AsyncIterator[Waiting]:
         """Wait for `seconds` at most in the queue of this key; `is_first` if it is one's turn."""
-        queues, count = self._queues.get(), self._count.get()
-        queue = queues.setdefault(key, deque())
-        waiting = Waiting()
+        queues, everybody = self._queues.get(), self._waiting.get()
+        queue, waiting = queues.setdefault(key, deque()), Waiting()
         queue.append(waiting)
-        count[0] += 1
+        everybody.add(waiting)
         time = asyncio.get_running_loop().time
         until = time() + seconds
         try:
@@ -76,7 +75,7 @@ class Queues:
             waiting.is_first = queue[0] is waiting and not waiting.is_closed
             yield waiting
         finally:
-            count[0] -= 1
+            everybody.discard(waiting)
             queue.remove(waiting)
             if queue:
                 queue[0].wake()
@@ -91,7 +90,6 @@ class Queues:
 
     def close(self) -> None:
         """Let nobody wait any longer."""
-        for queue in self._queues.get().values():
-            for waiting in queue:
-                waiting.is_closed = True
-                waiting.wake()
+        for waiting in self._waiting.get():
+            waiting.is_closed = True
+            waiting.wake()

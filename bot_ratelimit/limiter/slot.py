@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 
-from bot_ratelimit.limiter.decision import Decision, Source
+from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.storage.leases import Claim, Leases
 
@@ -25,12 +25,7 @@ class Lease:
         self.lost = asyncio.Event()
         self.renew_now = asyncio.Event()
         self.renewing: asyncio.Task[None] | None = None
-
-    def is_lost(self) -> bool:
-        """Whether another block may have the slot now."""
-        if asyncio.get_running_loop().time() >= self.ends:
-            self.lost.set()
-        return self.lost.is_set()
+        """Renews it while it is held."""
 
 
 class Slot(Decision):
@@ -48,24 +43,6 @@ class Slot(Decision):
 
     _lease: Lease | None = None
 
-    @classmethod
-    def granted(cls, lease: Lease, remaining: int, source: Source, *, held: bool = True) -> Slot:
-        """Return a slot of this lease; `held` if the lease is to be released."""
-        slot = cls(True, lease.concurrency, remaining, 0.0, 0.0, source)
-        slot._lease = lease if held else None
-        return slot
-
-    @classmethod
-    def refused(cls, concurrency: Concurrency, wait: float, source: Source) -> Slot:
-        """Return a refusal."""
-        return cls(False, concurrency, 0, wait, wait, source)
-
-    def after(self, waited: float) -> Slot:
-        """Return the same slot, with the time that its caller waited."""
-        slot = self._replace(waited=waited)
-        slot._lease = self._lease
-        return slot
-
     @property
     def lost(self) -> bool:
         """Whether the slot was lost, so that another block may run at the same time.
@@ -74,11 +51,11 @@ class Slot(Decision):
         unreachable for that long, or if Redis lost its data. The block is not interrupted. It may
         check this before it does something that must not be done twice.
         """
-        return self._lease is not None and self._lease.is_lost()
+        lease = self._lease
+        if lease is not None and asyncio.get_running_loop().time() >= lease.ends:
+            lease.lost.set()
+        return lease is not None and lease.lost.is_set()
 
     async def wait_lost(self) -> None:
         """Wait until the slot is lost, for a block that wants to react to it."""
-        if self._lease is None:
-            await asyncio.Event().wait()
-        else:
-            await self._lease.lost.wait()
+        await (asyncio.Event() if self._lease is None else self._lease.lost).wait()

@@ -8,8 +8,9 @@ import math
 import random
 import secrets
 from collections import Counter
-from collections.abc import Coroutine
+from contextlib import suppress
 from contextvars import Context
+from copy import copy
 from types import TracebackType
 from typing import Any, Final, cast
 
@@ -27,7 +28,7 @@ from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import Count, leases_of
 from bot_ratelimit.storage.guarded import Missing
 from bot_ratelimit.storage.leases import Action, Claim, Grant
-from bot_ratelimit.storage.loops import Seldom
+from bot_ratelimit.storage.loops import Seldom, Tasks
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -64,31 +65,26 @@ class Slots:
         # Until when a key exists, unless the server loses its data.
         self._known: LRUCache[str, float] = LRUCache(10_000)
         self._is_closed = False  # until the next slot is asked for
-        self._releases: set[asyncio.Task[None]] = set()
-        self._retries: set[asyncio.Task[None]] = set()
+        self._releases, self._retries = Tasks(), Tasks()
         self._seldom = Seldom()
 
-    async def acquire(
-        self,
-        concurrency: Concurrency,
-        subject: Subject,
-        timeout: float,
-        deadline: Deadline | None = None,
-    ) -> Slot:
-        """Return a slot, or a refusal after `timeout` seconds at most."""
-        self._is_closed = False
+    def lease(self, concurrency: Concurrency, subject: Subject) -> Lease | None:
+        """Return a lease that nothing was asked about; None if no slot is needed."""
         key = concurrency.slot_key(self._decider.key_prefix, subject)
         if key is None:
-            return Slot(True, concurrency, concurrency.amount, 0.0, 0.0, "none")
+            return None
         claim = Claim(key, _token(), concurrency.amount, concurrency.lease)
-        lease = Lease(claim, concurrency, self._leases)
-        slot = Slot.refused(concurrency, concurrency.lease, self._source)
-        is_busy = self._queues.is_busy(key)  # then others come first
-        if not is_busy:
+        return Lease(claim, concurrency, self._leases)
+
+    async def acquire(self, lease: Lease, timeout: float, deadline: Deadline | None = None) -> Slot:
+        """Return a slot, or a refusal after `timeout` seconds at most."""
+        self._is_closed = False
+        is_busy = self._queues.is_busy(lease.claim.key)  # then others come first
+        if is_busy:
+            slot = _refused(lease, lease.claim.lease, self._source)
+        else:
             slot = await self._try(lease, deadline)
-            if slot.allowed or slot.source == "policy":
-                return slot
-        if not timeout:
+        if slot.allowed or slot.source == "policy" or not timeout:
             return slot
         if not self._queues.has_room():
             if self._seldom("full"):
@@ -115,22 +111,19 @@ class Slots:
                     break
             if turn.is_closed and not slot.allowed:
                 slot = slot._replace(source="policy")
-        return slot.after(time() - began)
+        return slot._replace(waited=time() - began)
 
     async def _try(self, lease: Lease, deadline: Deadline | None) -> Slot:
         """Ask for the slot once."""
         began = asyncio.get_running_loop().time()
         lease.leases = self._leases
-        if lease.is_in_doubt:  # a late release of the last attempt must not affect this one
-            lease.claim = lease.claim._replace(token=_token())
-            lease.is_in_doubt = False
         try:
             grant = await self._ask("acquire", lease, deadline)
-            if isinstance(grant, Missing):
-                return await self._by_policy(lease)
         except BaseException:
             self._release_in_background(lease)  # the slot may have been granted
             raise
+        if isinstance(grant, Missing):
+            return await self._by_policy(lease)
         if grant.data_lost:
             log.warning(
                 "Redis has lost its data (%s): new slots are granted again in %.1f s, when the "
@@ -138,42 +131,42 @@ class Slots:
                 printable(lease.claim.key),
                 grant.wait,
             )
-        if not grant.granted:
-            return Slot.refused(lease.concurrency, grant.wait, self._source)
-        return self._granted(lease, grant, began, self._source)
+        return self._decided(lease, grant, began, self._source)
 
     async def _by_policy(self, lease: Lease) -> Slot:
         """Answer without the storage."""
         concurrency = lease.concurrency
         policy = concurrency.on_error or self._decider.on_error
-        if policy == "allow":
-            return Slot.granted(lease, concurrency.amount, "policy", held=lease.is_in_doubt)
+        if policy == "allow":  # a claim in doubt is released after the block
+            return Slot(True, concurrency, concurrency.amount, 0.0, 0.0, "policy")
         if lease.is_in_doubt:
             self._release_in_background(lease)
+            # The late release must not affect another attempt.
+            lease.claim, lease.is_in_doubt = lease.claim._replace(token=_token()), False
         if policy == "deny":
-            wait = self._decider.wait(_counts(lease))
-            return Slot.refused(concurrency, wait, "policy")
+            return _refused(lease, self._decider.wait(_counts(lease)), "policy")
         lease.leases = self._standby
         began = asyncio.get_running_loop().time()
         grant = await self._standby.claim("acquire", lease.claim, timeout=self._decider.timeout)
-        if not grant.granted:
-            return Slot.refused(concurrency, grant.wait, "memory")
-        return self._granted(lease, grant, began, "memory")
+        return self._decided(lease, grant, began, "memory")
 
-    def _granted(self, lease: Lease, grant: Grant, began: float, source: Source) -> Slot:
+    def _decided(self, lease: Lease, grant: Grant, began: float, source: Source) -> Slot:
+        if not grant.granted:
+            return _refused(lease, grant.wait, source)
         lease.ends = began + lease.claim.lease
         lease.renewing = asyncio.create_task(self._renew(lease), context=Context())
         self._held.setdefault(lease.claim.key, set()).add(lease)
         self._report_in_use(lease, 1)
-        return Slot.granted(lease, grant.remaining, source)
+        return Slot(True, lease.concurrency, grant.remaining, 0.0, 0.0, source)
 
     async def _renew(self, lease: Lease) -> None:
         """Renew the lease after each third of its time; in an outage more often, until it ends."""
         time = asyncio.get_running_loop().time
-        third = lease.claim.lease / 3
-        pause = third
+        third = pause = lease.claim.lease / 3
         while True:
-            await _wait_for(lease.renew_now, pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await lease.renew_now.wait()
             lease.renew_now.clear()
             began = time()
             grant = await self._ask("renew", lease)
@@ -198,15 +191,16 @@ class Slots:
             )
 
     async def release(self, lease: Lease) -> None:
-        """Release a slot, even if the caller is being cancelled."""
+        """Release a slot if the storage has it or may have it, also if the caller is cancelled."""
         if lease.renewing is not None:
             lease.renewing.cancel()
-        held = self._held.get(lease.claim.key, set())
-        if lease in held:
+            held = self._held[lease.claim.key]
             held.discard(lease)
+            if not held:
+                del self._held[lease.claim.key]
             self._report_in_use(lease, -1)
-        if not held:
-            self._held.pop(lease.claim.key, None)
+        elif not lease.is_in_doubt:
+            return
         await asyncio.shield(self._release_in_background(lease))
 
     def _report_in_use(self, lease: Lease, change: int) -> None:
@@ -216,8 +210,7 @@ class Slots:
 
     def _release_in_background(self, lease: Lease) -> asyncio.Task[None]:
         """Release in a separate task, which the caller's cancellation does not affect."""
-        copy = Lease(lease.claim, lease.concurrency, lease.leases)
-        return _in_background(self._release_once(copy), self._releases)
+        return self._releases.begin(self._release_once(copy(lease)))
 
     async def _release_once(self, lease: Lease) -> None:
         freed = await self._ask("release", lease)
@@ -225,7 +218,7 @@ class Slots:
         if self._is_closed:  # this has opened the connection of the storage again
             await self._decider.storage.close_idle()
         elif isinstance(freed, Missing) and len(self._retries) < MAX_RETRIES:
-            _in_background(self._retry_release(lease), self._retries)
+            self._retries.begin(self._retry_release(lease))
 
     async def _retry_release(self, lease: Lease) -> None:
         for _ in range(math.ceil(lease.claim.lease / RETRY_RELEASE_EVERY)):
@@ -257,14 +250,9 @@ class Slots:
     async def close(self) -> None:
         """Refuse all waiters, finish releases, and stop retrying those that failed."""
         self._queues.close()
-        loop = asyncio.get_running_loop()
-        # Not cancelled: that would leave the slots taken, and cancel the callers, too.
-        if releases := [task for task in self._releases if task.get_loop() is loop]:
-            await asyncio.wait(releases)
+        await self._releases.finish()
         self._is_closed = True
-        for task in self._retries:
-            if task.get_loop() is loop:
-                task.cancel()
+        await self._retries.finish(0)
 
 
 class SlotContext:
@@ -278,14 +266,20 @@ class SlotContext:
         timeout: float,
         deadline: Deadline | None,
     ) -> None:
-        self._slots = slots
-        self._arguments = concurrency, subject, timeout, deadline
+        self._slots, self._concurrency, self._subject = slots, concurrency, subject
+        self._timeout, self._deadline = timeout, deadline
         self._slot: Slot | None = None
 
     async def __aenter__(self) -> Slot:
         if self._slot is not None:
             raise ConfigError("a slot was entered twice: call limiter.slot(...) for each block")
-        self._slot = await self._slots.acquire(*self._arguments)
+        concurrency = self._concurrency
+        lease = self._slots.lease(concurrency, self._subject)
+        if lease is None:
+            self._slot = Slot(True, concurrency, concurrency.amount, 0.0, 0.0, "none")
+        else:
+            self._slot = await self._slots.acquire(lease, self._timeout, self._deadline)
+            self._slot._lease = lease
         return self._slot
 
     async def __aexit__(
@@ -298,27 +292,13 @@ class SlotContext:
             await self._slots.release(self._slot._lease)
 
 
+def _refused(lease: Lease, wait: float, source: Source) -> Slot:
+    return Slot(False, lease.concurrency, 0, wait, wait, source)
+
+
 def _counts(lease: Lease) -> list[Count]:
     return [Count(lease.claim.key, cast(Any, lease.concurrency.limit))]
 
 
-def _in_background(
-    work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]
-) -> asyncio.Task[None]:
-    """Run it as a task, which is in this set until it ends."""
-    task = asyncio.create_task(work, context=Context())
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
-    return task
-
-
 def _token() -> str:
     return secrets.token_hex(8)
-
-
-async def _wait_for(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        pass

@@ -1,14 +1,15 @@
-"""Start: finds out at once whether the storage can decide, so that the log says it at the start."""
+"""Start: finds out whether the storage can decide, at the start and when somebody asks."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import time
 from typing import Final
 
+from bot_ratelimit.errors import printable
 from bot_ratelimit.limiter.decider import Decider
-from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
 from bot_ratelimit.storage.base import Ask, Count, Op
 from bot_ratelimit.storage.guarded import Missing
 from bot_ratelimit.storage.loops import Ticker
@@ -19,19 +20,14 @@ PATIENCE: Final = 6.0
 """Seconds that the first question waits: a little longer than an attempt to connect takes."""
 AGAIN: Final = 1.0
 """Seconds between two attempts while there is no connection."""
+_LIMIT: Final = Limit(MAX_AMOUNT, 1.0)
 
 
 class Start:
-    """Asks the storage in the background until it answers; the guard logs why it does not.
+    """Asks the storage in the background until it answers; the guard logs why it does not."""
 
-    Args:
-        decider: Whose storage is asked.
-        try_rules: Finds out whether the storage can decide by the rules of this bot.
-    """
-
-    def __init__(self, decider: Decider, try_rules: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, decider: Decider) -> None:
         self._decider = decider
-        self._try_rules = try_rules
         self._ticker = Ticker(self._tick, AGAIN)
 
     def begin(self) -> None:
@@ -45,13 +41,42 @@ class Start:
 
     async def _tick(self) -> bool:
         decider = self._decider
-        count = Count(f"{decider.key_prefix}:ratelimit:check", Limit(1, 1.0))
-        ask = Ask([count], Op.PEEK)  # which leaves no key
-        answer = await decider.guard.run([count], decider.storage.ask, ask, timeout=PATIENCE)
+        ask = Ask([_count(decider)], Op.PEEK)  # which leaves no key
+        answer = await decider.guard.run(ask.counts, decider.storage.ask, ask, timeout=PATIENCE)
         if isinstance(answer, Missing):
             return True
         storage = decider.storage
-        log.info("Connected to %s (%s)", storage.title, storage.server([count]))
+        log.info("Connected to %s (%s)", storage.title, storage.server(ask.counts))
         await asyncio.sleep(0)  # the rules of a bot are complete when it has started
-        await self._try_rules()
+        await _try_rules(decider)
         return False
+
+
+async def tried(decider: Decider) -> tuple[float, str]:
+    """Return how many seconds a test call took, and what is wrong; it charges no user."""
+    began, problem = time.perf_counter(), ""
+    if not decider.is_local:
+        try:
+            await decider.storage.ask(Ask([_count(decider)]), timeout=decider.timeout)
+        except Exception as error:
+            problem = printable(str(error) or repr(error))
+    seconds = time.perf_counter() - began
+    if not problem:
+        await _try_rules(decider)
+    return seconds, problem
+
+
+async def _try_rules(decider: Decider) -> None:
+    """Find out whether the storage can decide by the rules of this bot, and log if not."""
+    asks = decider.trials()
+    calls = (decider.storage.ask(ask, timeout=decider.timeout) for ask in asks)
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for ask, answer in zip(asks, answers, strict=True):
+        if isinstance(answer, Exception):
+            decider.guard.record(ask.counts, answer)
+        elif not isinstance(answer, BaseException):
+            decider.guard.record(ask.counts, None)
+
+
+def _count(decider: Decider) -> Count:
+    return Count(f"{decider.key_prefix}:ratelimit:check", _LIMIT)

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from bot_ratelimit.errors import ConfigError, RateLimitError
+from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.observer import MAX_LABELS, OTHER, Observer, label_of, outcome_of
+from bot_ratelimit.limiter.observer import Names, Observer, outcome_of
+from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import Storage, tallies_of
 from bot_ratelimit.storage.loops import PerLoop, Ticker
@@ -109,15 +110,11 @@ class Statistics(Observer):
         self._sending: tuple[Tally, int] | None = None
         self._lock = PerLoop(asyncio.Lock)
         self._ticker = Ticker(self._tick, every)
-        self._labels: set[str] = set()
+        self._names = Names()
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
         """Count a decision, and schedule the next write."""
-        label = label_of(decision.rule)
-        if label not in self._labels:
-            if len(self._labels) >= MAX_LABELS:
-                label = OTHER
-            self._labels.add(label)
+        label = self._names(decision.rule.label)
         hour = self._hours[int(self._clock() // 3_600)]
         hour.counts[f"{outcome_of(decision)} {label}"] += 1
         if not decision.allowed and subject.user is not None:
@@ -172,8 +169,7 @@ class Statistics(Observer):
 
     async def top_refused(self, n: int, hours: int) -> tuple[Refusals, ...]:
         """Read the users refused most often; see `Limiter.top_refused`."""
-        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_USERS:
-            raise ConfigError(f"n={n!r}: expected a whole number from 1 to {MAX_USERS}")
+        check_whole("n", n, 1, MAX_USERS)
         wanted = self._wanted(hours)
         await self.flush()
         ask = self._tallies.refused
@@ -205,7 +201,6 @@ class Statistics(Observer):
 
     def _wanted(self, hours: int) -> range:
         """The current hour and those before it."""
-        if isinstance(hours, bool) or not isinstance(hours, int) or not 1 <= hours <= KEPT_HOURS:
-            raise ConfigError(f"hours={hours!r}: expected a whole number from 1 to {KEPT_HOURS}")
+        check_whole("hours", hours, 1, KEPT_HOURS)
         now = int(self._clock() // 3_600)
         return range(now - hours + 1, now + 1)

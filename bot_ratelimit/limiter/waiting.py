@@ -25,6 +25,7 @@ from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.queues import Queues, Waiting
 from bot_ratelimit.rules.rule import Rules, Subject
 from bot_ratelimit.storage.base import Ask, Count, Op
+from bot_ratelimit.storage.loops import Tasks
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -54,7 +55,7 @@ class Waiters:
         self._queues = Queues(MAX_WAITERS)
         self._refused: dict[tuple[str, ...], tuple[float, Decision]] = {}
         """The last refusal in each queue that is not empty, and until when it holds."""
-        self._returns: set[asyncio.Task[None]] = set()
+        self._returns = Tasks()
 
     async def acquire(
         self,
@@ -74,7 +75,7 @@ class Waiters:
             timeout: Seconds, also infinity.
         """
         time = asyncio.get_running_loop().time
-        began, keys = time(), tuple(count.key for count in counts)
+        began, keys = time(), _keys(counts)
         if not self._queues.has_room():
             return Decision(False, rules[0], 0, 1.0, 1.0, "policy")
         if self._queues.is_busy(keys) and self._refused.get(keys, (0.0,))[0] > began + timeout:
@@ -82,32 +83,28 @@ class Waiters:
         async with self._queues.turn(keys, timeout) as turn:
             if not turn.is_first and not turn.is_closed and keys not in self._refused:
                 return await self._attempt(rules, subject, cost, counts)  # nobody was refused
-            if not turn.is_first:
-                return self._refusal(rules, keys, time() - began, closed=turn.is_closed)
             try:
-                while True:
+                while turn.is_first:
                     decision = await self._attempt(rules, subject, cost, counts)
                     wait, left = decision.retry_after, began + timeout - time()
-                    waited = time() - began
-                    if decision.allowed or decision.banned or decision.source == "policy":
-                        return decision._replace(waited=waited)
-                    if wait > left:
-                        return decision._replace(waited=waited)
+                    is_final = decision.allowed or decision.banned or decision.source == "policy"
+                    if is_final or wait > left:
+                        return decision._replace(waited=time() - began)
                     self._refused[keys] = time() + wait, decision
-                    pause = min(wait + self._jitter(counts), max(left, wait))
-                    await self._sleep(turn, pause, counts)
-                    waited = time() - began
-                    if turn.is_closed or waited > timeout + _LATE:
-                        return self._refusal(rules, keys, waited, closed=turn.is_closed)
+                    await self._sleep(
+                        turn, min(wait + self._jitter(counts), max(left, wait)), counts
+                    )
+                    if turn.is_closed or time() - began > timeout + _LATE:
+                        break
+                return self._refusal(rules, keys, time() - began, closed=turn.is_closed)
             finally:
-                self._refused.pop(keys, None)
+                if turn.is_first:
+                    self._refused.pop(keys, None)
 
     async def close(self) -> None:
         """Refuse all callers that wait, and finish the refunds."""
         self._queues.close()
-        loop = asyncio.get_running_loop()
-        if returns := [task for task in self._returns if task.get_loop() is loop]:
-            await asyncio.wait(returns)
+        await self._returns.finish()
 
     async def _attempt(
         self, rules: Rules, subject: Subject, cost: int | None, counts: Sequence[Count]
@@ -117,9 +114,7 @@ class Waiters:
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            task = asyncio.ensure_future(self._return(asking, counts))
-            self._returns.add(task)
-            task.add_done_callback(self._returns.discard)
+            self._returns.begin(self._return(asking, counts))
             raise
 
     async def _return(self, asking: asyncio.Future[Decision], counts: Sequence[Count]) -> None:
@@ -127,13 +122,12 @@ class Waiters:
         await asyncio.wait([asking])
         if asking.cancelled() or asking.exception() is not None:
             return
-        decision = asking.result()
-        if not decision.allowed or decision.source != self._decider.storage.source:
+        decision, storage = asking.result(), self._decider.storage
+        if not decision.allowed or decision.source != storage.source:
             return
         try:
-            ask = Ask(counts, Op.REFUND)
-            await self._decider.storage.ask(ask, timeout=self._decider.timeout)
-            self._queues.wake(tuple(count.key for count in counts))
+            await storage.ask(Ask(counts, Op.REFUND), timeout=self._decider.timeout)
+            self._queues.wake(_keys(counts))
         except RateLimitError as error:
             log.warning(
                 "A cancelled caller of acquire was charged and could not be refunded: %s", error
@@ -143,15 +137,13 @@ class Waiters:
         self, rules: Rules, keys: tuple[str, ...], waited: float, *, closed: bool = False
     ) -> Decision:
         """The refusal of a caller that did not ask, or asked for the last time a while ago."""
-        now = asyncio.get_running_loop().time()
-        source = "policy" if closed else self._decider.storage.source
+        now, source = asyncio.get_running_loop().time(), self._decider.storage.source
         default = Decision(False, rules[0], 0, 0.0, 0.0, source)
         due, refused = self._refused.get(keys, (now, default))
         wait = max(due - now, 0.001)
         reset = max(wait, refused.reset_after)
-        if closed:
-            refused = refused._replace(source="policy")
-        return refused._replace(retry_after=wait, reset_after=reset, waited=waited)
+        source = "policy" if closed else refused.source
+        return refused._replace(retry_after=wait, reset_after=reset, source=source, waited=waited)
 
     async def _sleep(self, turn: Waiting, seconds: float, counts: Sequence[Count]) -> None:
         """Sleep, but not through an outage, in which the policy answers."""
@@ -167,3 +159,7 @@ class Waiters:
             return 0.0
         unit = min(count.limit.period / count.limit.amount for count in counts)
         return random.uniform(0, min(JITTER, unit / 4))  # noqa: S311 - no secret
+
+
+def _keys(counts: Sequence[Count]) -> tuple[str, ...]:
+    return tuple(count.key for count in counts)

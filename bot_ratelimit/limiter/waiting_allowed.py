@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Final
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.checks import number
 
 patience: Final[ContextVar[float | None]] = ContextVar("bot_ratelimit_patience", default=None)
 """Seconds that a request may wait in all; None for the options of `OutgoingLimits`."""
@@ -32,9 +33,9 @@ def waiting_up_to(seconds: float) -> Iterator[None]:
     Raises:
         ConfigError: `seconds` is not a number from 0 up.
     """
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+    if not number(seconds) >= 0:
         raise ConfigError(f"waiting_up_to({seconds!r}): expected seconds from 0 up, for example 60")
-    token = patience.set(float(seconds))
+    token = patience.set(number(seconds))
     try:
         yield
     finally:

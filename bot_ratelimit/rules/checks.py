@@ -1,7 +1,8 @@
-"""Checks of what rules are made of: names, prefixes, costs and functions."""
+"""Checks of arguments: each returns the value, or raises a ConfigError that says what to give."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from inspect import iscoroutinefunction, signature
@@ -26,7 +27,7 @@ _PREFIX: Final = re.compile(r"[^\s*?\[\]\\\x00-\x1f\x7f]{1,128}")
 
 
 def check_name(name: object) -> None:
-    """Raise ConfigError unless this is a valid name of a rule."""
+    """Raise ConfigError unless this is a name that a rule can have."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
             f"name={name!r}: expected 1 to 200 characters without spaces, ':', braces or '*?[]\\'"
@@ -36,11 +37,7 @@ def check_name(name: object) -> None:
 
 
 def check_prefix(prefix: object) -> str:
-    """Return the prefix if it is valid.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """Return the prefix of all keys."""
     if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
         raise ConfigError(
             f"key_prefix={prefix!r}: expected 1 to 128 characters without spaces or '*?[]\\', "
@@ -49,11 +46,61 @@ def check_prefix(prefix: object) -> str:
     return prefix
 
 
-def check_cost(cost: object, limit: Limit, rule: object) -> None:
+def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
+    """Return a whole number within its bounds."""
+    if type(value) is int and least <= value <= (math.inf if most is None else most):
+        return value
+    bounds = f"from {least} up" if most is None else f"from {least} to {most}"
+    raise ConfigError(f"{name}={value!r}: expected a whole number {bounds}")
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return a bool."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r}: expected True or False")
+    return value
+
+
+def number(value: object) -> float:
+    """The number; NaN, which is in no range, for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def check_timeout(value: object) -> float:
+    """Return the time-out of a storage in seconds."""
+    seconds = number(value)
+    if not 0 < seconds <= 3600:
+        raise ConfigError(
+            f"timeout={value!r}: expected seconds above 0, at most 3600, for example 0.25"
+        )
+    return seconds
+
+
+def check_wait(timeout: object) -> float:
+    """Return how long a caller waits, in seconds; infinity for None."""
+    seconds = number(timeout)
+    if timeout is not None and not 0 <= seconds < math.inf:
+        raise ConfigError(
+            f"timeout={timeout!r}: expected seconds from 0 up, or None to wait as long as it takes"
+        )
+    return math.inf if timeout is None else seconds
+
+
+def check_policy(on_error: object) -> None:
+    """Raise ConfigError unless this is what can answer when the storage fails."""
+    if on_error not in ("allow", "deny", "memory"):
+        raise ConfigError(f"on_error={on_error!r}: expected 'allow', 'deny' or 'memory'")
+
+
+def check_cost(cost: object, limit: Limit | None, rule: object) -> None:
     """Raise ConfigError unless a hit of this cost could ever be allowed."""
-    if isinstance(cost, bool) or not isinstance(cost, int) or cost < 1:
-        raise ConfigError(f"cost={cost!r}: expected a whole number from 1 up")
-    if cost > limit.capacity:
+    value = check_whole("cost", cost, 1)
+    if limit is not None and value > limit.capacity:
         raise ConfigError(
             f"cost={cost}: the rule {str(rule)!r} never grants more than {limit.capacity} at once, "
             "so such a hit would always be refused"
@@ -61,11 +108,9 @@ def check_cost(cost: object, limit: Limit, rule: object) -> None:
 
 
 def not_async(what: str, function: Function) -> Function:
-    """Return the function.
+    """Return the function unless it is async: an answer is needed for every hit at once.
 
-    Raises:
-        ConfigError: It is async and takes a `Subject`; but an answer is needed for every hit at
-            once.
+    A function of (event, data) may be async, because the middleware can wait for it.
     """
     call = getattr(function, "__call__", None)  # noqa: B004 - of a callable object
     if (iscoroutinefunction(function) or iscoroutinefunction(call)) and _takes_one(function):
@@ -82,24 +127,3 @@ def _takes_one(function: Callable[..., Any]) -> bool:
     except TypeError:
         return False
     return True
-
-
-def wrong_id(rule: object, is_known: bool, found: object) -> str:
-    """The error for something whose text may differ for every hit, which would limit nobody."""
-    kind = type(found).__name__
-    if is_known:
-        return f"{kind} is not an id: expected numbers, Subject(user=message.from_user.id)"
-    return (
-        f"the scope of {str(rule)!r} returned a {kind}: expected a function, not async, that "
-        "returns a str, or None where the rule does not apply"
-    )
-
-
-def no_rules(value: object) -> str:
-    """The error for something in place of rules; of a client it shows no more than its type."""
-    if hasattr(value, "connection_pool") or type(value).__module__.startswith("redis"):
-        return (
-            f"a {type(value).__name__} stands where the limit belongs: give the limit first, "
-            "RateLimitMiddleware('5/10s', redis)"
-        )
-    return f"{value!r}: expected a limit such as '5/10s', a Rule, or several"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.checks import number
 from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
 from bot_ratelimit.rules.parsing import parse_period
-from bot_ratelimit.rules.rule import CustomScope, Rule, Scope, Subject
+from bot_ratelimit.rules.rule import CustomScope, Rule, Scope, Subject, set_fields
 
 LEASE = 30.0
 """The default lease in seconds: after this time the slot of a killed process is free again."""
@@ -46,24 +48,17 @@ class Concurrency(Rule):
         *,
         lease: float | str = LEASE,
     ) -> None:
-        if isinstance(amount, bool) or not isinstance(amount, int) or not 1 <= amount <= MAX_AMOUNT:
+        if type(amount) is not int or not 1 <= amount <= MAX_AMOUNT:
             raise ConfigError(
                 f"concurrency={amount!r}: expected how many may run at a time, "
                 f"a whole number from 1 to {MAX_AMOUNT}"
             )
         seconds = _lease(lease)
         Rule.__init__(self, Limit(amount, seconds), scope, name)
-        put = object.__setattr__
-        put(self, "path", f"slot:{self.path}")
-        put(self, "amount", amount)
-        put(self, "lease", seconds)
+        set_fields(self, path=f"slot:{self.path}", amount=amount, lease=seconds)
 
     def key(self, prefix: str, subject: Subject, limit: Limit | None = None) -> str | None:
-        """Raise ConfigError: a Concurrency does not count hits.
-
-        Raises:
-            ConfigError: Always; a `Rule` was expected instead.
-        """
+        """Raise ConfigError: a Concurrency does not count hits."""
         raise ConfigError(
             f"{str(self)!r} does not count hits: use it in limiter.slot(...), or as the flag "
             "@flags.rate_limit(concurrent=1)"
@@ -81,14 +76,8 @@ class Concurrency(Rule):
 
 
 def _lease(value: object) -> float:
-    try:
-        seconds = parse_period(value) if isinstance(value, str) else value
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-            raise ConfigError("not a number")
-        if not 1 <= seconds <= 86_400:
-            raise ConfigError("out of range")
-    except ConfigError:
-        raise ConfigError(
-            f"lease={value!r}: expected seconds from 1 to 86400, or a text such as '1m'"
-        ) from None
-    return round(float(seconds), 3)
+    with suppress(ConfigError):
+        seconds = number(parse_period(value) if isinstance(value, str) else value)
+        if 1 <= seconds <= 86_400:
+            return round(seconds, 3)
+    raise ConfigError(f"lease={value!r}: expected seconds from 1 to 86400, or a text such as '1m'")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.checks import check_flag
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit
 from bot_ratelimit.rules.parsing import parse_period
-from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Scope
+from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Scope, changed, set_fields
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -57,19 +58,19 @@ class Penalty(Rule):
             raise ConfigError(f"after={str(limit)!r}: expected a fixed window such as '10/minute'")
         if not isinstance(scope, Scope):
             raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
-        if not isinstance(grows, bool):
-            raise ConfigError(f"grows={grows!r}: expected True or False")
+        check_flag("grows", grows)
         if longest is not None and not grows:
             raise ConfigError(f"longest={longest!r}: add grows=True, or leave longest out")
-        if longest is None:
-            longest = "1d"
+        longest = "1d" if longest is None else longest
         Rule.__init__(self, limit, scope)
-        put = object.__setattr__
-        put(self, "path", f"ban:{self.path}")
-        put(self, "ban_ms", _duration_ms("ban", ban))
-        put(self, "longest_ms", _duration_ms("longest", longest) if grows else 0)
-        put(self, "imposed", False)
-        put(self, "listed", True)
+        set_fields(
+            self,
+            path=f"ban:{self.path}",
+            ban_ms=_duration_ms("ban", ban),
+            longest_ms=_duration_ms("longest", longest) if grows else 0,
+            imposed=False,
+            listed=True,
+        )
         if grows and self.longest_ms < self.ban_ms:
             raise ConfigError(f"longest={longest!r}: expected at least as long as ban={ban!r}")
 
@@ -85,10 +86,7 @@ def block_at(path: str, ids: Ids) -> Penalty:
     is `<prefix>:ratelimit:<path><ids>`, whose TTL is the rest of the block.
     """
     rule = Penalty(Limit(MAX_AMOUNT, 0.001), MAX_PERIOD_MS / 1_000)
-    object.__setattr__(rule, "path", path)
-    object.__setattr__(rule, "_ids", ids)
-    object.__setattr__(rule, "listed", False)
-    return rule
+    return changed(rule, path=path, _ids=ids, listed=False)
 
 
 def blocking(rule: Penalty, seconds: float) -> Penalty:
@@ -96,11 +94,8 @@ def blocking(rule: Penalty, seconds: float) -> Penalty:
 
     If there are several blocks, the one that ends last wins.
     """
-    block = block_at(rule.path, rule._ids)
-    object.__setattr__(block, "ban_ms", _duration_ms("seconds", seconds))
-    object.__setattr__(block, "longest_ms", MAX_PERIOD_MS)
-    object.__setattr__(block, "imposed", True)
-    return block
+    length = _duration_ms("seconds", seconds)
+    return changed(rule, ban_ms=length, longest_ms=MAX_PERIOD_MS, imposed=True)
 
 
 def _duration_ms(name: str, value: float | str) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.checks import check_cost, check_name, no_rules, not_async, wrong_id
+from bot_ratelimit.rules.checks import check_cost, check_flag, check_name, check_policy, not_async
 from bot_ratelimit.rules.described import fields_described
 from bot_ratelimit.rules.limit import MAX_PERIOD_MS, Limit
 
@@ -23,7 +24,6 @@ class Subject(NamedTuple):
 
     ::
 
-        Subject(user=42)
         Subject(user=42, chat=-100123)
 
     Attributes:
@@ -139,30 +139,30 @@ class Rule:
             raise ConfigError(f"scope={scope!r}: a rule with a custom scope needs a name")
         if name != "":
             check_name(name)
-        if not isinstance(shadow, bool):
-            raise ConfigError(f"shadow={shadow!r}: expected True or False")
-        if on_error is not None and on_error not in get_args(OnError):
-            raise ConfigError(f"on_error={on_error!r}: expected 'allow', 'deny' or 'memory'")
+        if on_error is not None:
+            check_policy(on_error)
         path, ids = _PATHS[scope] if isinstance(scope, Scope) else ("custom:", scope)
-        put = object.__setattr__
-        put(self, "limit", not_async("limit", limit) if callable(limit) else Limit.of(limit))
-        put(self, "scope", scope)
-        put(self, "name", name)
-        put(self, "cost", cost)
-        put(self, "shadow", shadow)
-        put(self, "on_error", on_error)
-        put(self, "path", f"{name}:{path}" if name else path)
-        put(self, "_ids", ids)
-        if isinstance(self.limit, Limit):
-            check_cost(cost, self.limit, self)
-        elif isinstance(cost, bool) or not isinstance(cost, int) or cost < 1:
-            raise ConfigError(f"cost={cost!r}: expected a whole number from 1 up")
+        set_fields(
+            self,
+            limit=not_async("limit", limit) if callable(limit) else Limit.of(limit),
+            scope=scope,
+            name=name,
+            cost=cost,
+            shadow=check_flag("shadow", shadow),
+            on_error=on_error,
+            path=f"{name}:{path}" if name else path,
+            _ids=ids,
+        )
+        check_cost(cost, self.limit if isinstance(self.limit, Limit) else None, self)
+
+    @property
+    def label(self) -> str:
+        """Its name for operators and in metrics: `user`, `ai`, `chat`, `ai:chat`, `ban`."""
+        return self.path.rstrip(":") or "user"
 
     def limit_for(self, subject: Subject) -> Limit | None:
         """Return the limit of this subject; None if the rule does not apply to it."""
-        if isinstance(self.limit, Limit):
-            return self.limit
-        limit = self.limit(subject)
+        limit = self.limit if isinstance(self.limit, Limit) else self.limit(subject)
         return None if limit is None else Limit.of(limit)
 
     def key(self, prefix: str, subject: Subject, limit: Limit | None = None) -> str | None:
@@ -181,32 +181,46 @@ class Rule:
         ==============================  ===================================
 
         If the subject has a bot or a business connection, `bot:<bot>:` and `business:<connection>:`
-        follow.
-
-        Args:
-            prefix: The prefix of every key.
-            subject: Who is counted.
-            limit: What `limit_for` returned for the subject, so that a function is not called
-                again.
+        stand before the name. `limit` is what `limit_for` returned, so that a function is not
+        called again.
         """
         ids = self._ids(subject)
         if ids is None:
             return None
         if type(ids) is not int and not isinstance(ids, (str, int)):
-            raise ConfigError(wrong_id(self, isinstance(self.scope, Scope), ids))
+            kind = type(ids).__name__  # its text may differ for every hit, which would limit nobody
+            raise ConfigError(
+                f"{kind} is not an id: expected numbers, Subject(user=message.from_user.id)"
+                if isinstance(self.scope, Scope)
+                else f"the scope of {str(self)!r} returned a {kind}: expected a function, not "
+                "async, that returns a str, or None where the rule does not apply"
+            )
+        limit = limit or self.limit_for(subject)
         if limit is None:
-            limit = self.limit if isinstance(self.limit, Limit) else self.limit_for(subject)
-            if limit is None:
-                return None
-        if subject.bot is None and subject.business is None:  # the usual case
-            return f"{prefix}:ratelimit:{limit.key_part}{self.path}{ids}"
-        return f"{prefix}:ratelimit:{limit.key_part}{_realm(subject)}{self.path}{ids}"
+            return None
+        realm = "" if subject.bot is None and subject.business is None else _realm(subject)
+        return f"{prefix}:ratelimit:{limit.key_part}{realm}{self.path}{ids}"
 
     def __str__(self) -> str:
         """The rule in logs and errors, for example `5/minute per user 'ai'`."""
         limit = self.limit if isinstance(self.limit, Limit) else f"limit by {named(self.limit)}"
         scope = self.scope.value if isinstance(self.scope, Scope) else "custom"
         return f"{limit} per {scope}" + (f" {self.name!r}" if self.name else "")
+
+
+AnyRule = TypeVar("AnyRule", bound=Rule)
+
+
+def set_fields(rule: Rule, **fields: Any) -> None:
+    """Set fields of a rule while it is made."""
+    for name, value in fields.items():
+        object.__setattr__(rule, name, value)
+
+
+def changed(rule: AnyRule, **fields: Any) -> AnyRule:
+    """Return a copy of a rule in which some fields have other values, which are not checked."""
+    set_fields(again := copy(rule), **fields)
+    return again
 
 
 def named(function: object) -> str:
@@ -241,7 +255,13 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
         raise ConfigError(f"{value!r} is the subject: give the rules first, hit('5/10s', subject)")
     if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
         return _rules_of_several(list(value))
-    raise ConfigError(no_rules(value))
+    if hasattr(value, "connection_pool") or type(value).__module__.startswith("redis"):
+        # Of a client nothing is shown but its type.
+        raise ConfigError(
+            f"a {type(value).__name__} stands where the limit belongs: give the limit first, "
+            "RateLimitMiddleware('5/10s', redis)"
+        )
+    raise ConfigError(f"{value!r}: expected a limit such as '5/10s', a Rule, or several")
 
 
 @lru_cache(1024)  # `hit("5/10s", …)` is called with the same few texts again and again
@@ -286,17 +306,13 @@ def _named(rule: Rule) -> Rule:
     if type(rule) is not Rule or rule.name or not isinstance(rule.limit, Limit):
         return rule
     name = str(rule.limit).replace(" ", "-")
-    return Rule(rule.limit, rule.scope, name, rule.cost, rule.shadow, rule.on_error)
+    return changed(rule, name=name, path=f"{name}:{rule.path}")
 
 
 def notice_rule(seconds: float, scope: Scope, about: str = "") -> Rule:
-    """The rule of one notice per `seconds`, counted under `<prefix>:ratelimit:notice:<user>`.
-
-    The wait of a bucket can exceed the longest period of a limit; it is cut to that.
-    """
+    """The rule of one notice per `seconds`, at most the longest period of a limit."""
     rule = Rule(Limit(1, min(seconds, MAX_PERIOD_MS / 1_000)), scope)
-    object.__setattr__(rule, "path", f"notice:{about}{rule.path}")
-    return rule
+    return changed(rule, path=f"notice:{about}{rule.path}")
 
 
 def notice_rules() -> list[Rule]:
@@ -307,24 +323,19 @@ def notice_rules() -> list[Rule]:
 
 def rule_at(path: str, limit: Limit, ids: Ids, cost: int) -> Rule:
     """Make a rule of this package with the key `<prefix>:ratelimit:<path><ids>`."""
-    rule = Rule(limit, cost=cost)
-    object.__setattr__(rule, "path", path)
-    object.__setattr__(rule, "_ids", ids)
-    return rule
+    return changed(Rule(limit, cost=cost), path=path, _ids=ids)
 
 
 def _scope_of(scope: Scope | str | CustomScope) -> Scope | CustomScope:
-    if isinstance(scope, str):
-        try:
-            return Scope(scope)
-        except ValueError:
-            known = ", ".join(repr(each.value) for each in Scope)
-            raise ConfigError(f"scope={scope!r}: expected one of {known}") from None
     if isinstance(scope, Scope):
         return scope
-    if not callable(scope):
-        raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
-    return not_async("scope", scope)
+    if callable(scope):
+        return not_async("scope", scope)
+    known = {each.value: each for each in Scope}
+    if not isinstance(scope, str) or scope not in known:
+        names = ", ".join(map(repr, known))
+        raise ConfigError(f"scope={scope!r}: expected one of {names}, for example Scope.USER")
+    return known[scope]
 
 
 def _realm(subject: Subject) -> str:

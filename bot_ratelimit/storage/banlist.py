@@ -50,15 +50,10 @@ class BanList(Protocol):
     All methods raise StorageError if the storage is unreachable.
     """
 
-    @property
-    def current(self) -> Mapping[BanTarget, float] | None:
-        """The ends of the bans by hand, if this storage always knows them; otherwise None."""
-        ...
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """The clock of these ends."""
-        ...
+    current: Mapping[BanTarget, float] | None
+    """The ends of the bans by hand, if this storage always knows them; otherwise None."""
+    clock: Callable[[], float]
+    """The clock of these ends."""
 
     async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
         """Add a ban that ends in `seconds`; return False if the list is full."""
@@ -67,10 +62,7 @@ class BanList(Protocol):
     async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:
         """Remove the bans of a subject, and return those that were still in force.
 
-        Args:
-            subject: Who was banned.
-            by_hand: Whether a ban by hand is removed too, or only one by a `Penalty`.
-            timeout: Seconds.
+        Without `by_hand`, only one by a `Penalty`.
         """
         ...
 
@@ -89,12 +81,8 @@ class BanList(Protocol):
         ...
 
 
-class MemoryBanList:
-    """The list in this process.
-
-    Args:
-        clock: Returns seconds from any starting point.
-    """
+class MemoryBanList(BanList):
+    """The list in this process, by this clock."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -102,7 +90,6 @@ class MemoryBanList:
         self._bans: dict[str, tuple[float, Ban]] = {}
 
     async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
-        """See `BanList.put`."""
         self._prune()
         member = member_of(ban.subject, ban.key)
         if len(self._bans) >= MAX_BANS and member not in self._bans:
@@ -114,27 +101,23 @@ class MemoryBanList:
         return True
 
     async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:
-        """See `BanList.drop`."""
         self._prune()
         if by_hand:
             self.current.pop(target_of(subject), None)
-        members = members_of(subject, by_hand)
+        members = members_of([subject], by_hand)
         return [self._bans.pop(member)[1] for member in members if member in self._bans]
 
     async def load(self, version: str, *, timeout: float) -> None:
-        """See `BanList.load`: nothing has to be loaded."""
+        return None
 
     async def page(self, offset: int, limit: int, *, timeout: float) -> list[Ban]:
-        """See `BanList.page`."""
         self._prune()
         ordered = sorted(self._bans.items(), key=lambda item: (item[1][0], item[0]))
         return [ban for _, (_, ban) in ordered[offset : offset + limit]]
 
     async def find(self, subjects: Iterable[Subject], *, timeout: float) -> list[Ban]:
-        """See `BanList.find`."""
         self._prune()
-        members = [member for each in subjects for member in members_of(each, by_hand=True)]
-        return [self._bans[member][1] for member in members if member in self._bans]
+        return [self._bans[each][1] for each in members_of(subjects) if each in self._bans]
 
     def _prune(self) -> None:
         now = self.clock()
@@ -151,9 +134,10 @@ def member_of(subject: Subject, key: str) -> str:
     )
 
 
-def members_of(subject: Subject, by_hand: bool) -> list[str]:
-    """The names of the entries that a subject may have."""
-    return [member_of(subject, "penalty"), *([member_of(subject, "")] if by_hand else [])]
+def members_of(subjects: Iterable[Subject], by_hand: bool = True) -> list[str]:
+    """The names of the entries that these subjects may have."""
+    kinds = ("penalty", "") if by_hand else ("penalty",)
+    return [member_of(subject, kind) for subject in subjects for kind in kinds]
 
 
 def target_of(subject: Subject) -> BanTarget:

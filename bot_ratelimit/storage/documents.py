@@ -5,6 +5,7 @@ Like every key, each has a TTL: 400 days, renewed by every write and read.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection
 from typing import Final, Protocol, TypeAlias
@@ -96,8 +97,8 @@ def with_id(key: str, old: int, new: int) -> str | None:
     return ":".join(str(new) if part == str(old) else part for part in parts)
 
 
-class MemoryDocuments:
-    """Documents in this process; see `Documents`. They live as long as it does.
+class MemoryDocuments(Documents):
+    """Documents in this process. Lists stay until they are taken or cleared, or the process ends.
 
     Args:
         forget_counts: Deletes the counts under some keys; returns how many.
@@ -115,79 +116,65 @@ class MemoryDocuments:
         self._forget_counts = forget_counts
         self._rename_counts = rename_counts
         self._clock = clock
-        self._values: dict[str, bytes] = {}
-        self._once: dict[str, tuple[float, bytes]] = {}
+        self._values: dict[str, tuple[float, bytes]] = {}  # with their ends
         self._lists: dict[str, list[bytes]] = {}
         self._reports: dict[str, dict[str, tuple[float, bytes]]] = {}
 
     async def read(self, key: str) -> bytes | None:
-        """See `Documents.read`."""
-        return self._values.get(key)
+        until, value = self._values.get(key, (0.0, b""))
+        return value if until > self._clock() else None
+
+    find = read
 
     async def swap(self, key: str, expected: bytes | None, value: bytes) -> bool:
-        """See `Documents.swap`."""
-        if self._values.get(key) != expected:
+        if await self.read(key) != expected:
             return False
-        self._values[key] = value
+        self._values[key] = math.inf, value
         return True
 
     async def put(self, key: str, value: bytes, seconds: int) -> None:
-        """See `Documents.put`."""
         now = self._clock()
-        self._once = {name: each for name, each in self._once.items() if each[0] > now}
-        self._once[key] = (now + seconds, value)
-
-    async def find(self, key: str) -> bytes | None:
-        """See `Documents.find`."""
-        until, value = self._once.get(key, (0.0, b""))
-        return value if until > self._clock() else None
+        self._values = {name: each for name, each in self._values.items() if each[0] > now}
+        self._values[key] = now + seconds, value
 
     async def take(self, key: str) -> bytes | None:
-        """See `Documents.take`."""
-        until, value = self._once.pop(key, (0.0, b""))
-        return value if until > self._clock() else None
+        value = await self.read(key)
+        self._values.pop(key, None)
+        return value
 
     async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
-        """See `Documents.push`; the list stays until it is taken or cleared."""
         self._lists[key] = [value, *self._lists.get(key, ())][:keep]
         return len(self._lists[key])
 
     async def take_list(self, key: str) -> list[bytes]:
-        """See `Documents.take_list`."""
         return self._lists.pop(key, [])
 
     async def listed(self, key: str) -> list[bytes]:
-        """See `Documents.listed`."""
         return list(self._lists.get(key, ()))
 
     async def report(self, key: str, field: str, value: bytes, seconds: int) -> float:
-        """See `Documents.report`."""
         now = self._clock()
         self._reports.setdefault(key, {})[field] = (now + seconds, value)
         return now
 
     async def reports(self, key: str) -> dict[str, bytes]:
-        """See `Documents.reports`."""
         now, found = self._clock(), self._reports.get(key, {})
         return {field: value for field, (until, value) in found.items() if until > now}
 
     async def forget(self, key: str, field: str) -> None:
-        """See `Documents.forget`."""
         self._reports.get(key, {}).pop(field, None)
 
     async def now(self) -> float:
-        """See `Documents.now`."""
         return self._clock()
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:
-        """See `Documents.clear`."""
         groups = tuple(key for key in keep if key.endswith(":"))
 
         def goes(key: str) -> bool:
             return key.startswith(prefix) and key not in keep and not key.startswith(groups)
 
         deleted = self._forget_counts(goes)
-        for values in (self._values, self._once, self._lists, self._reports):
+        for values in (self._values, self._lists, self._reports):
             doomed = [key for key in values if goes(key)]
             deleted += len(doomed)
             for key in doomed:
@@ -195,7 +182,6 @@ class MemoryDocuments:
         return deleted
 
     async def replace_id(self, prefix: str, old: int, new: int) -> int:
-        """See `Documents.replace_id`."""
         return self._rename_counts(
             lambda key: with_id(key, old, new) if key.startswith(prefix) else None
         )

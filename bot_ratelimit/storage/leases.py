@@ -59,7 +59,7 @@ class Leases(Protocol):
         ...
 
 
-class MemoryLeases:
+class MemoryLeases(Leases):
     """Leases in this process.
 
     Args:

@@ -72,7 +72,7 @@ class LimitsStorage(Storage):
 
     async def ask(self, ask: Ask, *, timeout: float) -> list[Verdict]:
         """Answer; see `Storage.ask`."""
-        for count in ask.counts:
+        for count in () if ask.op is Op.RESET else ask.counts:
             _check(count, self.source)
         if ask.op is Op.REFUND:
             raise ConfigError(f"{self.source} cannot give back what was charged: use Redis")

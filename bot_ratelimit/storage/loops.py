@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from contextvars import Context
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from weakref import WeakMethod
 
 from cachetools import TTLCache
@@ -76,6 +77,28 @@ class PerLoop(Generic[T]):
         return self._value
 
 
+class Tasks(set[asyncio.Task[Any]]):
+    """Tasks in the background. Each is in this set until it ends."""
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run it as a task."""
+        task = asyncio.create_task(work, context=Context())
+        self.add(task)
+        task.add_done_callback(self.discard)
+        return task
+
+    async def settle(self, timeout: float | None = None) -> set[asyncio.Task[Any]]:
+        """Wait for the tasks of this event loop; return those that take longer."""
+        loop = asyncio.get_running_loop()
+        tasks = [task for task in self if task.get_loop() is loop]
+        return (await asyncio.wait(tasks, timeout=timeout))[1] if tasks else set()
+
+    async def finish(self, timeout: float | None = None) -> None:
+        """Wait for the tasks of this event loop, and cancel those that take longer."""
+        for task in await self.settle(timeout):
+            task.cancel()
+
+
 class Ticker:
     """Calls a method in the background, again and again, until it returns False.
 
@@ -102,6 +125,7 @@ class Ticker:
         self._every, self._jitter = every, jitter
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
+        self._first = asyncio.Event()
 
     def start(self, *, at_once: bool = False) -> None:
         """Begin in the running loop, unless it ticks there already.
@@ -111,11 +135,19 @@ class Ticker:
         """
         loop = asyncio.get_running_loop()
         if self._task is None or self._loop is not loop:
-            self._loop = loop
-            work = _run(self._work, self._pause, at_once)
+            self._loop, self._first = loop, asyncio.Event()
+            work = _run(self._work, self._pause, self._first, at_once)
             self._task = loop.create_task(work, context=Context())
             # A callback, because a task that is cancelled before it has begun runs no code.
             self._task.add_done_callback(self._done, context=Context())
+
+    async def first(self, seconds: float) -> bool:
+        """Wait until the first call since `start` has ended; return whether it did in time."""
+        first = self._first
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await first.wait()
+        return first.is_set()
 
     async def stop(self) -> bool:
         """End, and wait until a call in progress has ended; return whether it was ticking."""
@@ -138,10 +170,17 @@ class Ticker:
 
 
 async def _run(
-    work: WeakMethod[Callable[[], Awaitable[bool]]], pause: Callable[[], float], at_once: bool
+    work: WeakMethod[Callable[[], Awaitable[bool]]],
+    pause: Callable[[], float],
+    first: asyncio.Event,
+    at_once: bool,
 ) -> None:
     if not at_once:
         await asyncio.sleep(pause())
-    while (call := work()) is not None and await call():
+    while (call := work()) is not None:
+        goes_on = await call()
         del call  # so that the owner may go while this sleeps
+        first.set()
+        if not goes_on:
+            return
         await asyncio.sleep(pause())

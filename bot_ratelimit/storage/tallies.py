@@ -55,7 +55,7 @@ class Tallies(Protocol):
         ...
 
 
-class MemoryTallies:
+class MemoryTallies(Tallies):
     """Tallies of this process; see `Tallies`."""
 
     def __init__(self) -> None:
@@ -63,7 +63,6 @@ class MemoryTallies:
         self._refused: dict[int, Counter[int]] = {}
 
     async def add(self, tally: Tally, writer: str, number: int, *, timeout: float) -> None:
-        """See `Tallies.add`."""
         self._counts.setdefault(tally.hour, Counter()).update(tally.counts)
         refused = self._refused.setdefault(tally.hour, Counter())
         refused.update(tally.refused)
@@ -73,14 +72,11 @@ class MemoryTallies:
                 del hours[old]
 
     async def counts(self, hour: int, *, timeout: float) -> Mapping[str, int]:
-        """See `Tallies.counts`."""
         return self._counts.get(hour, {})
 
     async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
-        """See `Tallies.refused`."""
         return self._refused.get(hour, {})
 
     async def refused_of(self, user: int, hour: int, *, timeout: float) -> int | None:
-        """See `Tallies.refused_of`."""
         refused = self._refused.get(hour, Counter())
         return refused.get(user, None if len(refused) >= MAX_USERS else 0)

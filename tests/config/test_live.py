@@ -21,6 +21,7 @@ from bot_ratelimit.storage.documents import LIFETIME
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import Bench, movable
 from tests.incoming.support import Instance, message
+from tests.recorder import Recorder
 from tests.servers import Server
 
 LIVE = "bot:ratelimit:live"
@@ -162,20 +163,22 @@ async def test_a_bad_document_does_not_loosen_an_instance_that_starts(
 async def test_a_new_version_is_one_line_in_the_log(
     bench: Bench, caplog: pytest.LogCaptureFixture, stopping: list[Live]
 ) -> None:
-    """A newline or an escape sequence in an operator's name or change begins no other log line."""
+    """Observers are told of it; a newline in a name or a change begins no other log line."""
     caplog.set_level(logging.INFO)
-    _, live = bot(bench.storage)
+    recorder = Recorder()
+    live = Live(Limiter(bench.storage, timeout=5, observer=recorder))
     stopping.append(live)
     await write(bench.storage, replace(TIGHT, what="off for 1\nh", by="anna\x1b[2J\nERROR"))
     await live.refresh()
     said = "Live limits: version 3 (off for 1\\nh, by anna\\x1b[2J\\nERROR)"
     assert said in caplog.messages
+    assert recorder.named("configured") == [("configured", 3)]
 
 
 async def test_a_missing_document_is_written_back(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After Redis was emptied limits stay, and new instances find them."""
+    """After Redis was emptied limits stay, new instances find them, the history has them once."""
     instance, live = bot(bench.storage)
     await write(bench.storage, TIGHT)
     await live.refresh()
@@ -183,24 +186,19 @@ async def test_a_missing_document_is_written_back(
     await live.refresh()
     assert (live.rejected, live.overrides.version) == (1, 3)
     assert "gone from Redis: version 3 stays" in caplog.text
+    unaware = Instance(RateLimitMiddleware("5/h", limiter=Limiter(bench.storage, timeout=5)))
+    seven = message()["from"] | {"id": 7}
+    assert await allowed(unaware, **{"from": seven}) == 5  # without `live=True` nothing is read
+    for _ in range(2):
+        await write(bench.storage, None)
+        await live.refresh()
+    assert await documents_of(bench.storage).listed("bot:ratelimit:history") == [TIGHT.to_json()]
     newcomer, its = bot(bench.storage)
     assert await allowed(newcomer) == 2
     assert its.overrides == TIGHT
     assert await allowed(instance) == 0
     for each in (live, its):
         await each.stop()
-
-
-async def test_writing_back_makes_no_second_version(bench: Bench, stopping: list[Live]) -> None:
-    """However often the document is deleted, the history has each version once."""
-    _, live = bot(bench.storage)
-    stopping.append(live)
-    await write(bench.storage, TIGHT)
-    for _ in range(3):
-        await live.refresh()
-        await write(bench.storage, None)
-    await live.refresh()
-    assert await documents_of(bench.storage).listed("bot:ratelimit:history") == [TIGHT.to_json()]
 
 
 async def test_an_outage_changes_nothing(
@@ -255,12 +253,13 @@ async def test_all_limits_off_ends_by_itself() -> None:
     live = Live(Limiter(storage), clock=clock)
     rules = rules_of("5/h")
     now = await documents_of(storage).now()
-    await write(storage, Overrides(version=1, off_until=now + 60))
+    await write(storage, replace(TIGHT, off_until=now + 60))
     await live.refresh()
     assert live.applied(rules) is None
     assert live.all_off
     clock.move(61)
-    assert live.applied(rules) == rules
+    assert live.applied(rules) == rules_of("2/h")
+    assert live.applied(rules) is live.applied(rules)  # computed once for each document
 
 
 async def test_an_update_is_handled_uncounted_while_all_is_off(
@@ -325,17 +324,6 @@ async def test_an_inapplicable_document_is_rejected_as_a_whole() -> None:
     assert "never grants more than 2" in live.problem
 
 
-async def test_changes_are_applied_once_per_document() -> None:
-    """Rules are changed once for each document, not for each decision."""
-    storage = MemoryStorage()
-    live = Live(Limiter(storage))
-    await write(storage, TIGHT)
-    await live.refresh()
-    rules = rules_of("5/h")
-    assert live.applied(rules) is live.applied(rules)
-    assert len(live._applied) == 1
-
-
 async def test_a_flag_is_changed_by_its_key(bench: Bench, stopping: list[Live]) -> None:
     """The limit of a handler can be changed by the key of its flag."""
     instance, live = bot(bench.storage)
@@ -385,12 +373,3 @@ def test_a_storage_without_documents_is_an_error() -> None:
 
     with pytest.raises(ValueError, match="OnlyCounts, which does not support live limits"):
         RateLimitMiddleware("5/h", limiter=Limiter(OnlyCounts()), live=True)
-
-
-async def test_without_live_nothing_is_read(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """Without `live=True` the document has no effect."""
-    caplog.set_level(logging.ERROR)
-    await write(bench.storage, TIGHT)
-    limiter = Limiter(bench.storage, timeout=5)
-    instance = Instance(RateLimitMiddleware("5/h", limiter=limiter))
-    assert await allowed(instance) == 5

@@ -70,12 +70,6 @@ def test_every_variable_is_used(name: str, text: str, field: str, value: object)
     )
 
 
-def test_secrets_reach_the_client() -> None:
-    """Passwords and URLs, which no field shows, reach the client."""
-    assert connection(REDIS_HOST="h", REDIS_PASSWORD=SECRET)["password"] == SECRET
-    assert connection(REDIS_URL=f"redis://:{SECRET}@h")["password"] == SECRET
-
-
 def test_the_defaults_are_those_of_the_contract() -> None:
     """By default: one event a second in memory, the prefix `bot`, and fail open."""
     found = Settings()
@@ -86,10 +80,14 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 
 def test_an_env_file_is_read_and_the_environment_wins() -> None:
-    """`.env` in the working directory is read, and may have lines of other programs."""
-    Path(".env").write_text("BOT_TOKEN=1:x\nREDIS_HOST=file\nREDIS_PORT=7000\nREDIS_DB=\n")
-    assert (Settings().redis_host, Settings().redis_port, Settings().redis_db) == ("file", 7000, 0)
+    """`.env` may have lines of other programs, quotes, and the byte order mark of Notepad."""
+    text = "REDIS_HOST=\"file\"\nBOT_TOKEN=1:x\nREDIS_PORT=7000\nREDIS_DB=\nRATE_LIMIT='1/s; 2/m'\n"
+    Path(".env").write_text(text, "utf-8-sig")
+    found = Settings()
+    assert (found.redis_host, found.redis_port, found.redis_db) == ("file", 7000, 0)
+    assert found.rate_limit == "1/s; 2/m"
     assert settings(REDIS_HOST="environment").redis_host == "environment"
+    assert Settings(redis_host="code").redis_host == "code"
 
 
 def test_an_empty_variable_is_unset() -> None:
@@ -133,21 +131,18 @@ TCP = {"host": "h", "port": 6379, "db": 0, "password": None}
         ({"REDIS_URL": "redis://h:6379", "REDIS_HOST": "x", "REDIS_PORT": "1"}, TCP),
         ({"REDIS_URL": "redis://h:6379", "REDIS_DB": "2"}, TCP | {"db": 2}),
         ({"REDIS_URL": "redis://h:6379/5", "REDIS_DB": "2"}, TCP | {"db": 5}),
-        ({"REDIS_URL": "redis://h:6379/0", "REDIS_DB": "2"}, TCP | {"db": 0}),
         ({"REDIS_URL": "redis://h:6379", "REDIS_PASSWORD": "p"}, TCP | {"password": "p"}),
         ({"REDIS_URL": "redis://:u@h:6379", "REDIS_PASSWORD": "p"}, TCP | {"password": "u"}),
-        ({"REDIS_URL": "redis://me:u@h:6379"}, TCP | {"username": "me", "password": "u"}),
-        ({"REDIS_URL": "redis://[::1]:6379"}, TCP | {"host": "::1"}),
-        ({"REDIS_URL": "rediss://h:6380/1"}, TCP | {"port": 6380, "db": 1}),
         ({"REDIS_URL": "unix:///tmp/r.sock", "REDIS_DB": "2"}, {"path": "/tmp/r.sock", "db": 2}),
-        ({"REDIS_URL": "unix:///tmp/r.sock?db=5", "REDIS_DB": "2"}, {"db": 5}),
-        ({"REDIS_URL": "redis://h:6379?socket_timeout=5"}, TCP | {"socket_timeout": 5.0}),
     ],
 )
 def test_where_the_client_connects(variables: dict[str, str], expected: dict[str, Any]) -> None:
     """The URL wins over host and port; the other variables fill in the rest."""
     found = connection(**variables)
     assert {name: found.get(name) for name in expected} == expected
+    # A hit is charged at most once, and waits at most for the limiter's time-out.
+    assert found["retry"].get_retries() == 0
+    assert (found["socket_timeout"], found["socket_connect_timeout"]) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -161,36 +156,28 @@ def test_the_scheme_picks_the_connection(url: str, kind: type) -> None:
     assert issubclass(client.connection_pool.connection_class, kind)
 
 
-def test_the_client_never_retries() -> None:
-    """A hit is charged at most once, and waits at most for the limiter's time-out."""
-    found = connection(REDIS_HOST="h")
-    assert found["retry"].get_retries() == 0
-    assert (found["socket_timeout"], found["socket_connect_timeout"]) == (None, None)
-
-
 @pytest.mark.parametrize(
     ("variables", "parts"),
     [
         ({"REDIS_ENABLED": "maybe"}, ["REDIS_ENABLED='maybe'", "true or false"]),
         ({"REDIS_PORT": "abc"}, ["REDIS_PORT='abc'", "1 to 65535"]),
         ({"REDIS_PORT": "0"}, ["REDIS_PORT='0'", "1 to 65535"]),
-        ({"REDIS_PORT": "65536"}, ["REDIS_PORT='65536'", "1 to 65535"]),
         ({"REDIS_DB": "-1"}, ["REDIS_DB='-1'", "0 or more"]),
         ({"REDIS_DB": "99999999999"}, ["REDIS_DB='99999999999'", "0 or more"]),
         (
             {"REDIS_PORT": "tcp://10.0.0.1:6379"},
             ["REDIS_PORT: ", "REDIS_URL", "enableServiceLinks"],
         ),
-        ({"REDIS_HOST": '"h"'}, ["REDIS_HOST", "quotes", "remove them"]),
-        ({"RATE_LIMIT": "'5/10s'"}, ["RATE_LIMIT=", "quotes", "remove them"]),
-        ({"REDIS_PASSWORD": '"p"'}, ["REDIS_PASSWORD: ", "quotes", "remove them"]),
-        ({"REDIS_URL": '"redis://h"'}, ["REDIS_URL: ", "quotes", "remove them"]),
-        ({"REDIS_KEY_PREFIX": '"bot"'}, ["REDIS_KEY_PREFIX=", "quotes", "remove them"]),
-        ({"RATE_LIMIT_EXEMPT": '"42"'}, ["RATE_LIMIT_EXEMPT=", "quotes", "remove them"]),
+        *(
+            ({name: f'"{text}"'}, [name, "quotes", "remove them"])
+            for name, text in [
+                *(("REDIS_HOST", "h"), ("RATE_LIMIT", "5/10s"), ("REDIS_PASSWORD", "p")),
+                *(("REDIS_URL", "redis://h"), ("REDIS_KEY_PREFIX", "bot")),
+                ("RATE_LIMIT_EXEMPT", "42"),
+            ]
+        ),
         ({"REDIS_HOST": "redis://h:6379"}, ["REDIS_HOST", "REDIS_URL"]),
         ({"REDIS_HOST": "h/3"}, ["REDIS_HOST"]),
-        ({"REDIS_HOST": "me@h"}, ["REDIS_HOST"]),
-        ({"REDIS_HOST": "[h"}, ["REDIS_HOST"]),
         ({"REDIS_HOST": "h:6379"}, ["REDIS_HOST: a port goes into REDIS_PORT"]),
         ({"REDIS_TLS_CA": "/no.pem"}, ["REDIS_TLS_CA='/no.pem': there is no such file"]),
         ({"REDIS_PASSWORD": "p\n"}, ["REDIS_PASSWORD: there is a line end in it: remove it"]),
@@ -201,8 +188,7 @@ def test_the_client_never_retries() -> None:
         ({"RATE_LIMIT": "5 minutes"}, ["RATE_LIMIT='5 minutes'", "'5/minute'"]),
         ({"RATE_LIMIT": "1/s; fast"}, ["RATE_LIMIT='1/s; fast'", "'fast'"]),
         ({"RATE_LIMIT": "1/s; 2/s; 2/s"}, ["RATE_LIMIT=", "share a key"]),
-        *(({"RATE_LIMIT": text}, [f"RATE_LIMIT={text!r}"]) for text in ["0", "-1", "nan", "inf"]),
-        *(({"RATE_LIMIT": text}, [f"RATE_LIMIT={text!r}"]) for text in ["1e306", "1e400", ";"]),
+        *(({"RATE_LIMIT": text}, [f"RATE_LIMIT={text!r}"]) for text in ["0", "-1", "nan", "1e400"]),
         ({"RATE_LIMIT_ON_ERROR": "open"}, ["RATE_LIMIT_ON_ERROR='open'", "allow, deny or memory"]),
         *(
             ({"RATE_LIMIT_TIMEOUT": text}, [f"RATE_LIMIT_TIMEOUT={text!r}", "seconds"])
@@ -213,19 +199,13 @@ def test_the_client_never_retries() -> None:
         ({"RATE_LIMIT_EXEMPT": "42, anna"}, ["RATE_LIMIT_EXEMPT=", "'anna'", "42, -100123"]),
         ({"RATE_LIMIT_EXEMPT": "42, @anna"}, ["RATE_LIMIT_EXEMPT: '@anna' is a user name", "42"]),
         ({"REDIS_URL": "localhost:6379"}, ["REDIS_URL: ", "redis://"]),
-        ({"REDIS_URL": "rediss://h?ssl_cert_reqs=maybe"}, ["REDIS_URL: ", "options"]),
-        ({"REDIS_URL": "http://h"}, ["REDIS_URL: ", "redis://"]),
-        ({"REDIS_URL": "redis://h:port"}, ["REDIS_URL: "]),
-        ({"REDIS_URL": "redis://h?db=one"}, ["REDIS_URL: "]),
-        ({"REDIS_URL": "redis://h?socket_timeuot=1"}, ["REDIS_URL: "]),
         ({"REDIS_URL": "redis://h:6379/main"}, ["REDIS_URL: ", "number of a database"]),
         ({"REDIS_URL": "redis://h:6379/-1"}, ["REDIS_URL: ", "number of a database"]),
-        ({"REDIS_URL": "redis://h:6379/0/1"}, ["REDIS_URL: ", "number of a database"]),
-        ({"REDIS_URL": "redis://h:6379/99999999999"}, ["REDIS_URL: ", "number of a database"]),
-        ({"REDIS_URL": "redis://h:6379/?db=-1"}, ["REDIS_URL: ", "number of a database"]),
+        *(
+            ({"REDIS_URL": f"redis://h{rest}"}, ["REDIS_URL: ", "number of a database"])
+            for rest in (":6379/0/1", ":6379/99999999999", "/?db=-1")
+        ),
         ({"REDIS_URL": "redis://h h/0"}, ["REDIS_URL: ", "host name"]),
-        ({"REDIS_URL": "redis://h:0"}, ["REDIS_URL: ", "port"]),
-        ({"REDIS_URL": "redis://h?retry=5"}, ["REDIS_URL: ", "options"]),
         ({"REDIS_URL": "unix://"}, ["REDIS_URL: ", "path of the socket"]),
     ],
     ids=str,
@@ -240,63 +220,48 @@ def test_a_wrong_value_is_named_with_the_fix(variables: dict[str, str], parts: l
     assert "pydantic" not in message
 
 
-def test_a_wrong_limit_is_explained_once() -> None:
-    """The value stands in the error once, and so does what was expected."""
-    with pytest.raises(ConfigError) as error:
-        settings(RATE_LIMIT="5 minutes")
-    assert str(error.value) == (
-        "RATE_LIMIT='5 minutes': expected '/' or 'per' at 'minutes' (position 3); a limit is "
-        "AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding'"
-    )
-
-
 def test_all_wrong_values_are_named_at_once() -> None:
     """Several invalid variables are one error, so that one restart fixes them all."""
-    wrong = {"REDIS_PORT": "x", "REDIS_DB": "x", "RATE_LIMIT": "x", "REDIS_URL": "x"}
+    wrong = {"REDIS_DB": "x", "RATE_LIMIT": "5 minutes", "REDIS_URL": "x"}
+    Path(".env").write_text("REDIS_PORT=abc\n")
     with pytest.raises(ConfigError) as error:
         settings(**wrong)
     assert all(name in str(error.value) for name in wrong)
-
-
-def test_a_wrong_line_of_the_env_file_is_named() -> None:
-    """An invalid value in `.env` has the same error as one in the environment."""
-    Path(".env").write_text("REDIS_PORT=abc\n")
-    with pytest.raises(ConfigError, match="REDIS_PORT='abc'"):
-        Settings()
+    assert "REDIS_PORT='abc'" in str(error.value)
+    assert (
+        str(error.value).count("5 minutes") == 1
+    )  # a value and what was expected stand there once
+    with pytest.raises(ConfigError, match=r"REDIS_PORT=0: "):
+        Settings(redis_port=0)
 
 
 @pytest.mark.parametrize(
     "variables",
     [
-        {"REDIS_URL": f"http://:{SECRET}@h"},
-        {"REDIS_URL": f":{SECRET}@h:6379"},
-        {"REDIS_URL": f"redis://:{SECRET}@h:port"},
-        {"REDIS_URL": f"redis://:{SECRET}@[h"},
-        {"REDIS_URL": f"redis://:{SECRET}/#@h"},
-        {"REDIS_URL": f"redis://h?db={SECRET}"},
-        {"REDIS_URL": f"redis://h?max_connections={SECRET}"},
-        {"REDIS_URL": f"redis://me:12/{SECRET}@h:6379/0"},
-        {"REDIS_URL": f"redis://:12/{SECRET}"},
-        {"REDIS_URL": f"redis://{SECRET}/@h:6379/0"},
-        {"REDIS_URL": f"redis://{SECRET}#1@h:6379/0"},
-        {"REDIS_URL": f"redis://me:12#{SECRET}@h:6379/0"},
-        {"REDIS_URL": f"redis://me:12?{SECRET}@h:6379/0"},
-        {"REDIS_URL": f"redis://:p@{SECRET}/1@h:6379/0"},
-        {"REDIS_URL": f'"redis://:{SECRET}@h:6379/0"'},
-        {"REDIS_PORT": f"redis://:{SECRET}@h:6379"},
-        {"REDIS_DB": f"redis://:{SECRET}@h:6379/1"},
-        {"RATE_LIMIT": f"redis://:{SECRET}@h:6379/1"},
+        *(
+            {"REDIS_URL": url.format(SECRET)}
+            for url in [
+                *("http://:{}@h", ":{}@h:6379", "redis://:{}@h:port", "redis://:{}@[h"),
+                *("redis://:{}/#@h", "redis://h?db={}", "redis://h?max_connections={}"),
+                *("redis://me:12/{}@h:6379/0", "redis://{}/@h:6379/0"),
+                *("redis://me:12#{}@h:6379/0", "redis://me:12?{}@h:6379/0"),
+                *("redis://:p@{}/1@h:6379/0", '"redis://:{}@h:6379/0"'),
+            ]
+        ),
+        *(
+            {name: f"redis://:{SECRET}@h:6379/1"}
+            for name in [
+                *("REDIS_PORT", "REDIS_DB", "RATE_LIMIT", "REDIS_KEY_PREFIX", "RATE_LIMIT_FILE"),
+                "REDIS_HOST",
+            ]
+        ),
         {"REDIS_KEY_PREFIX": f"redis://:{SECRET} @h:6379/1"},
-        {"REDIS_KEY_PREFIX": f"redis://:{SECRET}@h:6379/1"},
-        {"RATE_LIMIT_FILE": f"redis://:{SECRET}@h:6379/1"},
-        {"REDIS_URL": f"rediss://:{SECRET}@h?ssl_cert_reqs={SECRET}"},
         {"REDIS_PASSWORD": f"'{SECRET}'"},
         {"REDIS_PASSWORD": f"{SECRET}\n"},
         {"REDIS_PASSWORD_FILE": f"{SECRET}"},
         {"REDIS_PASSWORD_FILE": "/etc/hostname", "REDIS_PASSWORD": SECRET},
         {"RATE_LIMIT_EXEMPT": f"42, 12345:{SECRET}"},
         {"RATE_LIMIT_EXEMPT": f"{SECRET}{SECRET}{SECRET}"},
-        {"REDIS_HOST": f"redis://:{SECRET}@h:6379"},
         {"REDIS_HOST": f":{SECRET}@h"},
         {"REDIS_PASSWORD": SECRET, "REDIS_PORT": "x"},
         {"REDIS_URL": f"redis://:{SECRET}@h", "REDIS_PORT": "x"},
@@ -319,18 +284,6 @@ def test_an_env_file_that_is_not_utf_8(encoding: str) -> None:
     with pytest.raises(ConfigError, match=r"^\.env is not UTF-8 .*: save it as UTF-8$") as error:
         Settings()
     assert error.value.__cause__ is error.value.__context__ is None
-
-
-def test_an_env_file_as_notepad_saves_it() -> None:
-    """UTF-8 with a byte order mark is read, including the first line."""
-    Path(".env").write_text("REDIS_HOST=h\nREDIS_PORT=7000\n", "utf-8-sig")
-    assert (Settings().redis_host, Settings().redis_port) == ("h", 7000)
-
-
-def test_quotes_in_an_env_file_are_removed() -> None:
-    """`.env` may have quotes like a shell script; they are not part of the value."""
-    Path(".env").write_text("REDIS_HOST=\"h\"\nRATE_LIMIT='1/s; 20/minute'\n")
-    assert (Settings().redis_host, Settings().rate_limit) == ("h", "1/s; 20/minute")
 
 
 async def test_a_database_number_out_of_range(
@@ -373,19 +326,6 @@ def test_the_limit_may_be_a_number() -> None:
     assert settings(RATE_LIMIT="1.5").rules() == rules_of(1.5)
     assert settings(RATE_LIMIT=" 2 ").rules() == rules_of(2)
     assert settings(RATE_LIMIT="1/s; 20/minute").rules() == rules_of("1/s; 20/minute")
-
-
-def test_settings_can_be_given_in_code() -> None:
-    """Fields can be given as arguments, which win and are checked in the same way."""
-    assert Settings(redis_host="h").redis_host == "h"
-    with pytest.raises(ConfigError, match=r"^REDIS_PORT=0: "):
-        Settings(redis_port=0)
-
-
-def test_making_a_client_opens_nothing() -> None:
-    """A storage can be made outside an event loop and without a server."""
-    storage = settings(REDIS_URL=f"redis://127.0.0.1:{free_port()}").storage()
-    assert isinstance(storage, RedisStorage)
 
 
 async def test_closing_the_storage_closes_its_client(

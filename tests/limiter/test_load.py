@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 
-from bot_ratelimit import Limiter, RateLimitMiddleware, RedisStorage, Rule, Settings, Subject
-from bot_ratelimit.rules.rule import rules_of
+from bot_ratelimit import Limiter, RateLimitMiddleware, RedisStorage, Settings, Subject
 from bot_ratelimit.storage.base import Ask, Count
 from tests.benches import TIMEOUT, charge
 from tests.incoming.support import Instance, message
@@ -194,40 +193,6 @@ async def test_a_stalled_connection_is_used_again(
             assert {decision.source for decision in found} == {"redis"}
             assert proxy.connections == opened
             await limiter.close()
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize("kind", [aioredis.ConnectionPool, aioredis.BlockingConnectionPool])
-async def test_an_exhausted_pool_does_not_matter(
-    redis_server: Server, client: aioredis.Redis, kind: Any, size: int
-) -> None:
-    """The limiter has its own connection, so an exhausted pool costs no decision."""
-    pool = kind(port=redis_server.port, max_connections=size)
-    async with aioredis.Redis.from_pool(pool) as small:
-        taken = [await pool.get_connection() for _ in range(size)]
-        limiter = Limiter(RedisStorage(small))
-        found = await asyncio.gather(*(limiter.hit("3/m", Subject(user=1)) for _ in range(50)))
-        assert [decision.source for decision in found] == ["redis"] * 50
-        assert sum(decision.allowed for decision in found) == 3
-        for connection in taken:
-            await pool.release(connection)
-        await limiter.close()
-
-
-async def test_a_full_queue_opens_no_circuit(
-    client: aioredis.Redis, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Of 25,000 hits at once those that fit are decided, and so are all later ones."""
-    limiter = Limiter(RedisStorage(client))
-    rules = rules_of(Rule("3/m"))
-    found = await asyncio.gather(*(limiter.hit(rules, Subject(user=1)) for _ in range(25_000)))
-    sources = [decision.source for decision in found]
-    assert sources.count("redis") >= 20_000
-    assert sum(d.allowed for d in found if d.source == "redis") == 3
-    assert (await limiter.hit(rules, Subject(user=1))).source == "redis"
-    assert [m for m in caplog.messages if "failed" in m] == []
-    assert sum("Too many decisions at once" in m for m in caplog.messages) == 1
-    await limiter.close()
 
 
 async def test_a_storm(own_server: Server) -> None:

@@ -11,6 +11,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import (
+    Concurrency,
     ConfigError,
     Decision,
     Limiter,
@@ -24,8 +25,9 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
-from bot_ratelimit.limiter.observer import EVENTS, Observers, label_of, observers_of
+from bot_ratelimit.limiter.observer import EVENTS, Observers, observers_of
 from bot_ratelimit.testing import Clock, FlakyStorage
+from tests.benches import eventually
 from tests.recorder import Recorder
 from tests.servers import Server
 
@@ -33,31 +35,18 @@ ANNA = Subject(user=42, chat=42)
 
 
 async def test_every_hit_is_reported_with_its_time() -> None:
-    """Allowed and refused hits are reported with decision, subject and time."""
-    recorder = Recorder()
-    limiter = Limiter(MemoryStorage(), observer=recorder)
-    decisions = [await limiter.hit("1/10s", ANNA) for _ in range(2)]
-    assert [event[1:3] for event in recorder.events] == [(each, ANNA) for each in decisions]
-    assert [each.allowed for each in decisions] == [True, False]
-    assert all(0 < event[3] < 1 for event in recorder.events)
-
-
-async def test_a_peek_is_not_reported() -> None:
-    """`peek` and hits of cost 0 charge nothing and are not reported."""
+    """Hits that are allowed, refused or without a rule; but not `peek` and a cost of 0."""
     recorder = Recorder()
     limiter = Limiter(MemoryStorage(), observer=recorder)
     await limiter.peek("1/10s", ANNA)
     await limiter.hit("1/10s", ANNA, cost=0)
     assert recorder.events == []
-
-
-async def test_a_hit_without_a_rule_is_reported() -> None:
-    """The reported decisions add up to the hits, whatever their source is."""
-    recorder = Recorder()
-    limiter = Limiter(MemoryStorage(), observer=recorder)
-    await limiter.hit(Rule("1/s", Scope.CHAT), Subject(user=42))
-    [(_, decision, _, _)] = recorder.events
-    assert (decision.allowed, decision.source) == (True, "none")
+    rules = ["1/10s", "1/10s", Rule("1/s", Scope.TOPIC)]
+    decisions = [await limiter.hit(rule, ANNA) for rule in rules]
+    assert [event[1:3] for event in recorder.events] == [(each, ANNA) for each in decisions]
+    assert [each.allowed for each in decisions] == [True, False, True]
+    assert decisions[2].source == "none"
+    assert all(0 < event[3] < 1 for event in recorder.events)
 
 
 async def test_without_an_observer_decisions_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,15 +111,9 @@ def test_every_event_reaches_every_observer(event: str) -> None:
     """Also the events of other parts: waits, slots, requests, live limits."""
     recorder, other = Recorder(), Recorder()
     parameters = list(inspect.signature(getattr(Observer, event)).parameters)[1:]
+    assert getattr(Observer(), event)(*parameters) is None  # override what you need
     getattr(Observers([recorder, Observer(), other]), event)(*parameters)
     assert recorder.events == other.events == [(event, *parameters)]
-
-
-def test_the_events_of_the_base_class_do_nothing() -> None:
-    """An observer overrides what it needs."""
-    for event in EVENTS:
-        parameters = list(inspect.signature(getattr(Observer, event)).parameters)[1:]
-        assert getattr(Observer(), event)(*parameters) is None
 
 
 async def test_a_ban_is_reported_once() -> None:
@@ -165,27 +148,17 @@ async def test_begin_and_end_of_an_outage_are_reported() -> None:
     assert sources == ["policy"] * 5 + ["memory"]
 
 
-async def test_a_single_timeout_is_not_an_outage() -> None:
-    """A single time-out is reported as a failure; no outage begins or ends."""
-    storage, recorder = FlakyStorage(), Recorder()
-    limiter = Limiter(storage, observer=recorder)
-    storage.fail(StorageError("late", kind="timeout"))
-    await limiter.hit("9/s", ANNA)
-    storage.heal()
-    await limiter.hit("9/s", ANNA)
-    told = [event for event in recorder.events if event[0] != "decided"]
-    assert told == [("storage_failed", "memory", "timeout")]
-
-
-async def test_a_fault_is_reported_with_its_kind() -> None:
-    """Foreign data is a failure with Redis' error code, and not an outage."""
-    storage, recorder = FlakyStorage(), Recorder()
-    fault = ConfigError("foreign")
-    fault.kind = "wrongtype"
-    storage.fail(fault)
-    await Limiter(storage, observer=recorder).hit("9/s", ANNA)
-    assert recorder.named("storage_failed") == [("storage_failed", "memory", "wrongtype")]
-    assert recorder.named("outage_began") == []
+async def test_a_single_failure_is_not_an_outage() -> None:
+    """A time-out or a fault is reported with its kind; no outage begins or ends."""
+    for error in (StorageError("late", kind="timeout"), ConfigError("foreign")):
+        storage, recorder = FlakyStorage(), Recorder()
+        limiter = Limiter(storage, observer=recorder)
+        storage.fail(error)
+        await limiter.hit("9/s", ANNA)
+        storage.heal()
+        await limiter.hit("9/s", ANNA)
+        told = [event for event in recorder.events if event[0] != "decided"]
+        assert told == [("storage_failed", "memory", error.kind)]
 
 
 async def test_connections_and_batches_are_reported(own_server: Server) -> None:
@@ -202,31 +175,21 @@ async def test_connections_and_batches_are_reported(own_server: Server) -> None:
         assert all(0 <= seconds < 2 for *_, seconds in batches)
         own_server.hang()
         waiting = [asyncio.create_task(limiter.hit("99/s", Subject(user=i))) for i in range(7)]
-        await has_heard(recorder, "waiting", f"localhost:{own_server.port}", 7)
+        heard = ("waiting", f"localhost:{own_server.port}")
+        await eventually(lambda: recorder.named("waiting")[-1:] == [(*heard, 7)])
         own_server.resume()
         await asyncio.gather(*waiting)
-        await has_heard(recorder, "waiting", f"localhost:{own_server.port}", 0)
+        await eventually(lambda: recorder.named("waiting")[-1:] == [(*heard, 0)])
         own_server.kill()
-        async with asyncio.timeout(5):
-            while not recorder.named("disconnected"):  # noqa: ASYNC110 - the server decides
-                await asyncio.sleep(0.01)
+        await eventually(lambda: recorder.named("disconnected"))
         own_server.start()
-        async with asyncio.timeout(5):
-            while len(recorder.named("connected")) < 2:  # noqa: ASYNC110 - the server decides
-                await asyncio.sleep(0.01)
+        await eventually(lambda: len(recorder.named("connected")) == 2)
         await limiter.close()
     told = recorder.named("connected", "disconnected", "closed")
     assert (told[0][0], told[1][0], told[-2][0], told[-1][0]) == (
         *("connected", "disconnected", "connected", "closed"),
     )
     assert {event[1] for event in told} == {f"localhost:{own_server.port}"}
-
-
-async def has_heard(recorder: Recorder, *event: Any) -> None:
-    """Wait until the recorder has this event last."""
-    async with asyncio.timeout(5):
-        while recorder.named(event[0])[-1:] != [event]:  # noqa: ASYNC110 - the server decides
-            await asyncio.sleep(0.005)
 
 
 async def test_two_limiters_on_one_storage_report_a_batch_once(client: aioredis.Redis) -> None:
@@ -241,21 +204,48 @@ async def test_two_limiters_on_one_storage_report_a_batch_once(client: aioredis.
     assert len(other.named("decided")) == 0
 
 
-@pytest.mark.parametrize(
-    ("rule", "label"),
-    [
-        (Rule("1/s"), "user"),
-        (Rule("1/s", name="ai"), "ai"),
-        (Rule("1/s", Scope.CHAT), "chat"),
-        (Rule("1/s", Scope.CHAT, name="ai"), "ai:chat"),
-        (Rule("1/s", Scope.GLOBAL), "global"),
-        (Penalty("10/m", "15m"), "ban"),
-    ],
-)
-def test_a_rule_is_named_as_in_its_keys(rule: Rule, label: str) -> None:
-    """The name in metrics and logs is the part of the keys before the ids."""
-    assert label_of(rule) == label
-    assert label in (rule.key("bot", Subject(1, 2)) or "") or label == "user"
+async def test_a_wait_is_one_decision() -> None:
+    """However often `acquire` asks, one decision is reported, with its wait."""
+    recorder = Recorder()
+    limiter = Limiter(MemoryStorage(), observer=recorder)
+    await limiter.hit("1/50ms", ANNA)
+    decision = await limiter.acquire("1/50ms", ANNA)
+    assert decision.waited > 0.02
+    told = [(name, values[0].allowed) for name, *values in recorder.named("decided", "waited")]
+    assert told == [("decided", True), ("decided", True), ("waited", True)]
+    assert recorder.named("waited")[0][3] == decision.waited
+    await limiter.close()
+
+
+async def test_slots_in_use_are_reported() -> None:
+    """Taken and released slots are reported, and the wait for them."""
+    recorder = Recorder()
+    limiter = Limiter(MemoryStorage(), observer=recorder)
+    report = Concurrency(1, name="report")
+
+    async def later() -> float:
+        async with limiter.slot(report, ANNA, timeout=5) as slot:
+            assert slot.allowed
+            return slot.waited
+
+    async with limiter.slot(report, ANNA) as slot:
+        assert (slot.allowed, slot.waited) == (True, 0.0)
+        waiting = asyncio.create_task(later())
+        await asyncio.sleep(0.02)
+    assert await waiting >= 0.02
+    assert recorder.named("slots_in_use") == [("slots_in_use", "report", n) for n in (1, 0, 1, 0)]
+    await limiter.close()
+
+
+async def test_a_wait_that_is_too_long_is_refused_by_the_limit() -> None:
+    """The refusal is by the right rule, not by the policy."""
+    recorder = Recorder()
+    limiter = Limiter(MemoryStorage(), observer=recorder)
+    rules = ["9/h", Rule("1/h", name="report")]
+    await limiter.acquire(rules, Subject(42))
+    decision = await limiter.acquire(rules, Subject(42), timeout=0.1)
+    assert (decision.allowed, decision.source, decision.rule.name) == (False, "memory", "report")
+    assert [event[1].source for event in recorder.named("decided")] == ["memory", "memory"]
 
 
 class TestLogObserver:

@@ -102,27 +102,6 @@ async def test_no_decision_exceeds_the_timeout(own_server: Server, outage: Any) 
         ]
 
 
-@pytest.mark.parametrize(
-    ("on_error", "expected"),
-    [
-        ("allow", [(True, "policy")] * 5),
-        ("deny", [(False, "policy")] * 5),
-        ("memory", [(True, "memory")] * 3 + [(False, "memory")] * 2),
-    ],
-)
-async def test_the_policy_answers(own_server: Server, on_error: Any, expected: Any) -> None:
-    """`on_error` decides in the outage; a refusal then says when to try again."""
-    async with hung(own_server) as (client, resume):
-        clock = Clock()
-        limiter = Limiter(RedisStorage(client), timeout=0.02, on_error=on_error, clock=clock)
-        found = [(await timed(limiter, 7))[0] for _ in range(5)]
-        assert [(d.allowed, d.source) for d in found] == expected
-        assert all((d.retry_after > 0) is not d.allowed for d in found)
-        resume()
-        limiter.timeout = 1
-        await decided_again(limiter, clock)
-
-
 @pytest.mark.parametrize("together", [False, True], ids=["one by one", "all at once"])
 async def test_two_hundred_updates_while_redis_hangs(own_server: Server, together: bool) -> None:
     """All are handled within 0.6 s each and 3 s in total; limits work 6 s after the return."""
@@ -144,22 +123,6 @@ async def test_two_hundred_updates_while_redis_hangs(own_server: Server, togethe
         limiter.timeout = TIMEOUT
         decisions = [(await timed(limiter, 8))[0] for _ in range(4)]
     assert [decision.allowed for decision in decisions] == [True, True, True, False]
-
-
-async def test_limits_work_soon_after_a_long_outage(own_server: Server) -> None:
-    """After ten minutes without Redis it is tried within two seconds."""
-    async with hung(own_server) as (client, resume):
-        clock = Clock()
-        limiter = Limiter(RedisStorage(client), timeout=0.002, clock=clock)
-        for _ in range(600):
-            await timed(limiter, 7)
-            clock.move(1)
-        resume()
-        await client.ping()
-        limiter.timeout = 1
-        returned = clock.now
-        await decided_again(limiter, clock)
-        assert clock.now - returned < LONGEST_PAUSE + 1
 
 
 @asynccontextmanager
@@ -196,27 +159,6 @@ async def test_the_log_has_changes_and_not_updates(
     assert all("on_error='allow'" in text for _, text in lines)
     (back,) = [m for m in caplog.messages[len(lines) :] if "is alive, but took" not in m]
     assert "Redis answers again after " in back
-
-
-async def test_cancelled_decisions_keep_the_connection_in_step(own_server: Server) -> None:
-    """Their replies reach no other caller, and they do not count as failures."""
-    async with aioredis.Redis(port=own_server.port) as client:
-        limiter = Limiter(RedisStorage(client), timeout=5)
-        await timed(limiter, 1)
-        for times in range(4):
-            own_server.hang()
-            asking = [asyncio.create_task(timed(limiter, user)) for user in (1, 2, 3)]
-            await asyncio.sleep(0.01)
-            for task in asking:
-                task.cancel()
-            await asyncio.wait(asking)
-            assert all(task.cancelled() for task in asking)
-            own_server.resume()
-            decision, _ = await timed(limiter, 42)
-            assert (decision.source, decision.remaining) == ("redis", max(0, 2 - times))
-        # Hits that were sent before their caller gave up were charged once; waiting ones were not.
-        assert int(await client.get("bot:ratelimit:1")) == 5
-        await limiter.close()
 
 
 async def test_a_cancelled_probe_leaves_its_place_to_the_next(own_server: Server) -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.rule import Subject
-from bot_ratelimit.storage.banlist import MAX_BANS, Ban, BanTarget, member_of, members_of
-from bot_ratelimit.storage.redis.scripts import Executes, Script
+from bot_ratelimit.storage.banlist import MAX_BANS, Ban, BanList, BanTarget, member_of, members_of
+from bot_ratelimit.storage.redis.scripts import Executes, Script, text_of
 
 _SCRIPT: Final = Script("bans")
 
 
-class RedisBanList:
+class RedisBanList(BanList):
     """The list on a Redis server, as an index, so that no search for keys is needed.
 
     It is stored in three keys, `<prefix>:ratelimit:{bans}:ends`, `...:details` and `...:hand`. The
@@ -25,41 +25,36 @@ class RedisBanList:
     """
 
     def __init__(self, server: Executes, prefix: str) -> None:
-        self.current: Mapping[BanTarget, float] | None = None
-        self.clock: Callable[[], float] = time.monotonic
+        self.current = None
+        self.clock = time.monotonic
         self._server = server
         self._keys = [f"{prefix}:ratelimit:{{bans}}:{part}" for part in ("ends", "details", "hand")]
 
     async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
-        """See `BanList.put`."""
         length: int | str = "inf" if math.isinf(seconds) else max(1, round(seconds * 1_000))
         details = json.dumps({"reason": ban.reason, "by": ban.by, "key": ban.key})
-        by_hand = int(not ban.key)
+        member, by_hand = member_of(ban.subject, ban.key), int(not ban.key)
         return bool(
-            await self._run(
-                *("put", member_of(ban.subject, ban.key), length, details, by_hand, MAX_BANS),
-                timeout=timeout,
-            )
+            await self._run("put", member, length, details, by_hand, MAX_BANS, timeout=timeout)
         )
 
     async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:
-        """See `BanList.drop`."""
-        members = members_of(subject, by_hand)
+        members = members_of([subject], by_hand)
         dropped = await self._run("drop", *members, timeout=timeout)
-        return [_ban(subject, details, None) for details in dropped]
+        return [_ban(subject, text_of(details), math.inf) for details in dropped]
 
     async def load(
         self, version: str, *, timeout: float
     ) -> tuple[str, dict[BanTarget, float]] | None:
-        """See `BanList.load`. One command that reads one value, unless the list has changed."""
+        # One command that reads one value, unless the list has changed.
         command = [b"HGET", self._keys[2].encode(), b"version"]
         found = await self._server.execute(command, key=self._keys[2], timeout=timeout)
-        if _text(found or b"") == version:
+        if text_of(found or b"") == version:
             return None
         if not found:  # also if scripts are refused
             return "", {}
         asked = self.clock()
-        now, loaded, *rest = map(_text, await self._run("load", timeout=timeout))
+        now, loaded, *rest = map(text_of, await self._run("load", timeout=timeout))
         ends = {}
         for member, end in zip(rest[::2], rest[1::2], strict=True):
             subject = _subject(member)
@@ -68,35 +63,32 @@ class RedisBanList:
         return loaded, ends
 
     async def page(self, offset: int, limit: int, *, timeout: float) -> list[Ban]:
-        """See `BanList.page`."""
         return _listed(await self._run("page", offset, limit, timeout=timeout))
 
     async def find(self, subjects: Iterable[Subject], *, timeout: float) -> list[Ban]:
-        """See `BanList.find`."""
-        members = [member for each in subjects for member in members_of(each, by_hand=True)]
-        return _listed(await self._run("find", *members, timeout=timeout))
+        return _listed(await self._run("find", *members_of(subjects), timeout=timeout))
 
     async def _run(self, *arguments: str | int, timeout: float) -> Any:
         return await _SCRIPT.run(self._server, self._keys, *arguments, timeout=timeout)
 
 
 def _subject(member: str) -> Subject:
-    user, chat, topic, bot, business = member.split(":", 5)[1:]
-    ids = [int(part) if part else None for part in (user, chat, topic, bot)]
-    return Subject(ids[0], ids[1], ids[2], ids[3], business or None)
+    *ids, business = member.split(":", 5)[1:]
+    numbers = [int(part) if part else None for part in ids]
+    return Subject(*numbers)._replace(business=business or None)  # type: ignore[arg-type]  # of four
 
 
 def _listed(reply: Any) -> list[Ban]:
     """What the script says of bans: the time, and of each member, end and details."""
-    _, *rest = map(_text, reply)
+    _, *rest = map(text_of, reply)
     return [
-        _ban(_subject(member), details, float(end))
+        _ban(_subject(member), details, float(end) / 1_000)
         for member, end, details in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
     ]
 
 
-def _ban(subject: Subject, details: bytes | str, end_ms: float | None) -> Ban:
-    since, _, text = _text(details).partition(" ")
+def _ban(subject: Subject, details: str, end: float) -> Ban:
+    since, _, text = details.partition(" ")
     try:
         said = json.loads(text)
         began = datetime.fromtimestamp(int(since) / 1_000, UTC)
@@ -104,13 +96,5 @@ def _ban(subject: Subject, details: bytes | str, end_ms: float | None) -> Ban:
         raise ConfigError(
             f"the list of bans holds {text!r}, which is not a ban: delete it"
         ) from error
-    until = (
-        None
-        if end_ms is None or math.isinf(end_ms)
-        else datetime.fromtimestamp(end_ms / 1_000, UTC)
-    )
+    until = None if math.isinf(end) else datetime.fromtimestamp(end, UTC)
     return Ban(subject, began, until, said["reason"], said["by"], said["key"])
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else str(value)

@@ -19,6 +19,19 @@ local FOREVER = 315360000000
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local now_text = string.format('%d', now)
+local found = {now_text}
+
+local function list(member, finish)
+  found[#found + 1] = member
+  found[#found + 1] = finish
+  found[#found + 1] = redis.call('HGET', details, member) or ''
+end
+
+-- The end of a ban that is in force.
+local function banned(member)
+  local finish = redis.call('ZSCORE', ends, member)
+  return finish and (finish == 'inf' or tonumber(finish) > now) and finish
+end
 
 local function forget(member)
   redis.call('ZREM', ends, member)
@@ -34,13 +47,8 @@ local function changed()
 end
 
 local function keep()
-  local last = redis.call('ZRANGE', ends, -1, -1, 'WITHSCORES')
-  local life = 60000
-  if last[2] == 'inf' then
-    life = FOREVER
-  elseif last[2] then
-    life = math.max(tonumber(last[2]) - now, 0) + 60000
-  end
+  local last = redis.call('ZRANGE', ends, -1, -1, 'WITHSCORES')[2]
+  local life = last == 'inf' and FOREVER or math.max(tonumber(last or 0) - now, 0) + 60000
   for i = 1, 3 do
     redis.call('PEXPIRE', KEYS[i], string.format('%d', life))
   end
@@ -65,13 +73,10 @@ if action == 'put' then
   end
   keep()
   return 1
-end
-
-if action == 'drop' then
+elseif action == 'drop' then
   local dropped, by_hand = {}, 0
   for i = 2, #ARGV do
-    local finish = redis.call('ZSCORE', ends, ARGV[i])
-    if finish and (finish == 'inf' or tonumber(finish) > now) then
+    if banned(ARGV[i]) then
       dropped[#dropped + 1] = redis.call('HGET', details, ARGV[i]) or ''
     end
     by_hand = by_hand + forget(ARGV[i])
@@ -81,10 +86,8 @@ if action == 'drop' then
   end
   keep()
   return dropped
-end
-
-if action == 'load' then
-  local found = {now_text, redis.call('HGET', hand, 'version') or ''}
+elseif action == 'load' then
+  found[2] = redis.call('HGET', hand, 'version') or ''
   local all = redis.call('HGETALL', hand)
   for i = 1, #all, 2 do
     if all[i] ~= 'version' then
@@ -92,28 +95,20 @@ if action == 'load' then
       found[#found + 1] = all[i + 1]
     end
   end
-  return found
-end
-
-local found = {now_text}
-if action == 'find' then
+elseif action == 'find' then
   for i = 2, #ARGV do
-    local finish = redis.call('ZSCORE', ends, ARGV[i])
-    if finish and (finish == 'inf' or tonumber(finish) > now) then
-      found[#found + 1] = ARGV[i]
-      found[#found + 1] = finish
-      found[#found + 1] = redis.call('HGET', details, ARGV[i]) or ''
+    local finish = banned(ARGV[i])
+    if finish then
+      list(ARGV[i], finish)
     end
   end
-  return found
-end
-
-local page = redis.call(
-  'ZRANGEBYSCORE', ends, '(' .. now_text, '+inf', 'WITHSCORES', 'LIMIT', ARGV[2], ARGV[3]
-)
-for i = 1, #page, 2 do
-  found[#found + 1] = page[i]
-  found[#found + 1] = page[i + 1]
-  found[#found + 1] = redis.call('HGET', details, page[i]) or ''
+else
+  local first = '(' .. now_text
+  local page = redis.call(
+    'ZRANGEBYSCORE', ends, first, '+inf', 'WITHSCORES', 'LIMIT', ARGV[2], ARGV[3]
+  )
+  for i = 1, #page, 2 do
+    list(page[i], page[i + 1])
+  end
 end
 return found

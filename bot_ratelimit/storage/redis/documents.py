@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection
 from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.storage.documents import LIFETIME, with_id
+from bot_ratelimit.storage.documents import LIFETIME, Documents, with_id
 from bot_ratelimit.storage.redis.scripts import Executes
 
 _LIFETIME: Final = b"%d" % LIFETIME
@@ -38,7 +38,7 @@ return now
 """
 
 
-class RedisDocuments:
+class RedisDocuments(Documents):
     """Documents on a Redis server; see `Documents`.
 
     Args:
@@ -53,47 +53,37 @@ class RedisDocuments:
         self._timeout = timeout
 
     async def read(self, key: str) -> bytes | None:
-        """See `Documents.read`."""
         value: bytes | None = await self._run(key, b"GETEX", key.encode(), b"EX", _LIFETIME)
         return value
 
     async def swap(self, key: str, expected: bytes | None, value: bytes) -> bool:
-        """See `Documents.swap`."""
         return bool(await self._script(_SWAP, key, expected or b"", value, _LIFETIME))
 
     async def put(self, key: str, value: bytes, seconds: int) -> None:
-        """See `Documents.put`."""
         await self._run(key, b"SET", key.encode(), value, b"EX", b"%d" % seconds)
 
     async def find(self, key: str) -> bytes | None:
-        """See `Documents.find`."""
         value: bytes | None = await self._run(key, b"GET", key.encode())
         return value
 
     async def take(self, key: str) -> bytes | None:
-        """See `Documents.take`."""
         value: bytes | None = await self._run(key, b"GETDEL", key.encode())
         return value
 
     async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
-        """See `Documents.push`."""
         return int(await self._script(_PUSH, key, value, b"%d" % keep, b"%d" % seconds))
 
     async def take_list(self, key: str) -> list[bytes]:
-        """See `Documents.take_list`."""
         return list(await self._run(key, b"LPOP", key.encode(), _ALL) or ())
 
     async def listed(self, key: str) -> list[bytes]:
-        """See `Documents.listed`."""
         return list(await self._run(key, b"LRANGE", key.encode(), b"0", b"-1"))
 
     async def report(self, key: str, field: str, value: bytes, seconds: int) -> float:
-        """See `Documents.report`."""
         now = await self._script(_REPORT, key, field.encode(), value, b"%d" % seconds)
         return _seconds(now)
 
     async def reports(self, key: str) -> dict[str, bytes]:
-        """See `Documents.reports`."""
         found = await self._run(key, b"HGETALL", key.encode())
         if not isinstance(found, dict):  # RESP2
             found = dict(zip(found[::2], found[1::2], strict=True))
@@ -103,15 +93,12 @@ class RedisDocuments:
         }
 
     async def forget(self, key: str, field: str) -> None:
-        """See `Documents.forget`."""
         await self._run(key, b"HDEL", key.encode(), field.encode())
 
     async def now(self) -> float:
-        """See `Documents.now`."""
         return _seconds(await self._run("", b"TIME"))
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:
-        """See `Documents.clear`."""
         self._check_one_node(prefix)
         kept = {key.encode() for key in keep}
         begins = tuple(key for key in kept if key.endswith(b":"))
@@ -123,7 +110,6 @@ class RedisDocuments:
         return deleted
 
     async def replace_id(self, prefix: str, old: int, new: int) -> int:
-        """See `Documents.replace_id`."""
         self._check_one_node(prefix)
         renamed = 0
         async for keys in self._slices(prefix, b"%b*%d*" % (prefix.encode(), old)):

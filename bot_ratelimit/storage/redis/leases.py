@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from bot_ratelimit.storage.leases import Action, Claim, Grant
+from bot_ratelimit.storage.leases import Action, Claim, Grant, Leases
 from bot_ratelimit.storage.redis.scripts import Executes, Script
 
 _SCRIPT: Final = Script("leases")
 
 
-class RedisLeases:
+class RedisLeases(Leases):
     """Leases on a Redis server, by its clock."""
 
     def __init__(self, server: Executes) -> None:
@@ -19,7 +19,6 @@ class RedisLeases:
     async def claim(
         self, action: Action, claim: Claim, *, known: bool = False, timeout: float
     ) -> Grant:
-        """See `Leases.claim`."""
         lease_ms = round(claim.lease * 1_000)
         arguments = (action, claim.token, claim.amount, lease_ms, int(known))
         reply = await _SCRIPT.run(self._server, [claim.key], *arguments, timeout=timeout)

@@ -66,3 +66,8 @@ class Script:
             if not error.kind == "noscript":
                 raise
         return await server.execute([b"EVAL", self._text, *rest], key=keys[0], timeout=timeout)
+
+
+def text_of(reply: Any) -> str:
+    """A value of a reply as text: bytes, or with `decode_responses` a str already."""
+    return reply.decode("utf-8", "surrogatepass") if isinstance(reply, bytes) else str(reply)

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from bot_ratelimit.storage.redis.encoding import encode_key
-from bot_ratelimit.storage.redis.scripts import Executes
-from bot_ratelimit.storage.tallies import KEPT_HOURS, MAX_USERS, Tally
+from bot_ratelimit.storage.redis.scripts import Executes, text_of
+from bot_ratelimit.storage.tallies import KEPT_HOURS, MAX_USERS, Tallies, Tally
 
 TTL: Final = (KEPT_HOURS + 1) * 3_600
 
@@ -44,15 +44,13 @@ return redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[2]) and '0' or nil
 """
 
 
-class RedisTallies:
+class RedisTallies(Tallies):
     """Tallies of all processes; see `Tallies`."""
 
     def __init__(self, server: Executes, prefix: str) -> None:
-        self._server = server
-        self._prefix = prefix
+        self._server, self._prefix = server, prefix
 
     async def add(self, tally: Tally, writer: str, number: int, *, timeout: float) -> None:
-        """See `Tallies.add`."""
         counts = [part for pair in tally.counts.items() for part in pair]
         users = [part for pair in tally.refused.items() for part in pair]
         arguments = [f"#{writer}", number, TTL, MAX_USERS, len(counts) // 2, *counts, *users]
@@ -60,17 +58,14 @@ class RedisTallies:
         await self._run(_ADD, [key, f"{key}:refused"], *arguments, timeout=timeout)
 
     async def counts(self, hour: int, *, timeout: float) -> Mapping[str, int]:
-        """See `Tallies.counts`."""
         found = _pairs(await self._run(_COUNTS, [self._key(hour)], timeout=timeout))
         return {field: count for field, count in found.items() if not field.startswith("#")}
 
     async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
-        """See `Tallies.refused`."""
         found = await self._run(_REFUSED, [f"{self._key(hour)}:refused"], timeout=timeout)
         return {int(user): count for user, count in _pairs(found).items()}
 
     async def refused_of(self, user: int, hour: int, *, timeout: float) -> int | None:
-        """See `Tallies.refused_of`."""
         key = f"{self._key(hour)}:refused"
         found = await self._run(_REFUSED_OF, [key], user, MAX_USERS, timeout=timeout)
         return None if found is None else int(float(found))
@@ -87,8 +82,5 @@ class RedisTallies:
 
 
 def _pairs(reply: list[Any]) -> dict[str, int]:
-    texts = [
-        each.decode("utf-8", "surrogatepass") if isinstance(each, bytes) else str(each)
-        for each in reply
-    ]
+    texts = [*map(text_of, reply)]
     return {name: int(float(count)) for name, count in zip(texts[::2], texts[1::2], strict=True)}
