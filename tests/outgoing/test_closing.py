@@ -131,6 +131,7 @@ async def test_a_late_request_does_not_open_the_session_again() -> None:
     assert [call.text for call in api.calls] == ["x", "again"]
 
 
+@pytest.mark.slow
 async def test_sigterm_ends_a_bot_with_a_hundred_waiting() -> None:
     """A polling bot ends within two seconds of SIGTERM, and logs what was not sent."""
     async with BotApi() as api:
