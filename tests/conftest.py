@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -39,15 +40,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes long, so it begins first")
     if config.getoption("quick"):  # a test that is left in the middle closes nothing
         config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
         config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.hookimpl(trylast=True)  # after pytest-randomly
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if ADDRESS.search(item.nodeid):  # its workers would not agree on its name
             raise pytest.UsageError(f"{item.nodeid}: an address in its name; leave out `ids=str`")
+    items[:] = slowest_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def slowest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Let no worker begin a slow test when all others have finished.
+
+    pytest-xdist gives each worker an equal share of the tests, in order; later they steal from the
+    ends. So each share begins with some of the tests that are marked as slow.
+    """
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = iter([item for item in items if not item.get_closest_marker("slow")])
+    ordered: list[pytest.Item] = []
+    for number in range(workers):
+        share = (len(items) - len(ordered)) // (workers - number)
+        mine = slow[number::workers]
+        ordered += [*mine, *islice(others, max(0, share - len(mine)))]
+    return [*ordered, *others]
 
 
 def pytest_xdist_auto_num_workers() -> int:

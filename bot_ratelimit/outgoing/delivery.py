@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 from aiogram import Bot
 from aiogram.exceptions import TelegramAPIError
 
 from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.outgoing.chat_queue import OVERTAKE_AFTER, YOUR_TURN, ChatQueue, Request
+from bot_ratelimit.limiter.observer import Observers
+from bot_ratelimit.outgoing.chat_queue import OVERTAKE_AFTER, ChatQueue, Edits, Entry, Request
 from bot_ratelimit.outgoing.floods import Floods, describe, flood_wait
 from bot_ratelimit.outgoing.methods import Method
 from bot_ratelimit.outgoing.pace import Pace
 from bot_ratelimit.outgoing.pacing import Pacer, Permit
+from bot_ratelimit.outgoing.queues import Queues
 
 
 class DeliveryOptions(NamedTuple):
@@ -31,60 +34,57 @@ class Delivery:
     Args:
         pacer: Takes their permits.
         floods: Handles 429s.
+        queues: Has the drafts that a message replaces.
+        observer: Is told how many requests wait.
         options: When requests are sent again, and in which order.
-        before_send: Called with each request that is about to be sent.
-        on_change: Called when a paced request starts.
     """
 
     def __init__(
         self,
         pacer: Pacer,
         floods: Floods,
+        queues: Queues,
+        observer: Observers,
         options: DeliveryOptions,
-        before_send: Callable[[Request], None],
-        on_change: Callable[[], None],
     ) -> None:
         self.in_flight = 0
         """The number of requests that Telegram has not answered yet."""
-        self.paced_in_flight = 0
-        """The number of them that waited for their turn in a queue."""
-        self._before_send = before_send
-        self._on_change = on_change
+        self.waiting = 0
+        """The number of paced requests that have not left yet."""
         self._pacer = pacer
         self._floods = floods
+        self._queues = queues
+        self._observer = observer
         self._options = options
-        self._awaiting: set[asyncio.Future[None]] = set()  # that wait until all is answered
+        self._closing: set[asyncio.Future[None]] = set()
 
-    async def send_paced(self, queue: ChatQueue, request: Request) -> Any:
-        """Wait for the turn and send, or return the outcome of a newer edit sent instead."""
-        if (turn := queue.join(request)) is not None:
-            outcome = await self._turn(queue, request, turn)
-            if outcome is not YOUR_TURN:
-                return outcome
-        entry = request.entry
+    async def send_paced(self, queue: ChatQueue, request: Request, edit: Hashable = None) -> Any:
+        """Send in turn, or return the outcome of a newer edit that was sent instead.
+
+        Args:
+            queue: The queue of the chat.
+            request: The request.
+            edit: Which message it edits; None if no other request can replace it.
+        """
+        self._count(1)
         try:
-            result = await self._deliver(queue, request)
-        except Exception as error:
-            entry.settle(request, error=error)
-            queue.forget(entry)
-            queue.release(entry)
-            raise
-        except BaseException:
-            queue.leave(request)
-            raise
-        entry.settle(request, result)
-        queue.release(entry)
-        return result
-
-    async def send_unqueued(self, queue: ChatQueue, request: Request) -> Any:
-        """Send a method beside others of its kind; after a 429 all of them send in turn."""
-        now = asyncio.get_running_loop().time()
-        if queue.holder is None and not queue.is_cautious(now):
-            permit = await self._pacer.take(queue, request.entry)
-            sent, result = await self._attempt(queue, request, permit)
-            if sent:
-                return result
-        return await self.send_paced(queue, request)
+            if edit is not None:
+                return await self._send_edit(queue, request, edit)
+            if queue.key.chat == "" and queue.holder is None and not queue.is_cautious(_now()):
+                # A method of no chat is sent beside others; after a 429 all are sent in turn.
+                permit = await self._pacer.take(queue, request)
+                sent, result = await self._attempt(queue, request, permit)
+                if sent:
+                    return result
+            queue.join(request)
+            try:
+                async with asyncio.timeout_at(request.deadline):
+                    await queue.turn(request)
+            except TimeoutError:
+                raise _too_late(request) from None
+            return await self._deliver(queue, request)
+        finally:
+            self._count(-1)
 
     async def send_or_drop(self, pace: Pace, request: Request) -> Any:
         """Send a chat action now, or drop it: it describes what the bot does at this moment."""
@@ -103,26 +103,25 @@ class Delivery:
         self.check_session_open(request.bot, request.method)
         if request.broadcast is not None:
             request.broadcast.leaving()
-        self._before_send(request)
+        self._queues.before_sending(request)
         self.in_flight += 1
         try:
             return await request.send(request.bot, request.method)
         finally:
             self.in_flight -= 1
             if not self.in_flight:
-                for answered in self._awaiting:
-                    if not answered.done():
-                        answered.set_result(None)
+                for answered in self._closing:
+                    answered.cancel()
 
     async def wait_for_answers(self, timeout: float) -> None:
         """Wait until Telegram has answered everything, for `timeout` seconds at most."""
         if self.in_flight:
-            answered = asyncio.get_running_loop().create_future()
-            self._awaiting.add(answered)
+            answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._closing.add(answered)
             try:
                 await asyncio.wait([answered], timeout=timeout)
             finally:
-                self._awaiting.discard(answered)
+                self._closing.discard(answered)
 
     def check_session_open(self, bot: Bot, method: Method) -> None:
         """Raise NotSentError if the session is closed: a request would open it again for good."""
@@ -131,46 +130,62 @@ class Delivery:
                 f"{method.__api_method__} was not sent: the session of the bot is closed"
             )
 
-    async def _turn(self, queue: ChatQueue, request: Request, turn: asyncio.Future[Any]) -> Any:
-        """Wait for the turn; return YOUR_TURN, or the outcome of a newer edit."""
-        timeout = asyncio.timeout_at(request.deadline)
+    async def _send_edit(self, queue: ChatQueue, request: Request, edit: Hashable) -> Any:
+        """Send an edit, or wait for the outcome of a newer one of the same message."""
+        edits = queue.replaceable(request, edit)
+        if edits is None:
+            edits = queue.edits[edit] = Edits(edit, [request])
+            queue.join(edits)
+            edits.task = asyncio.create_task(self._deliver(queue, edits))
+            # A task that is cancelled before it has begun runs no code.
+            edits.task.add_done_callback(partial(_done, queue, edits))
+        else:
+            edits.requests.append(request)
         try:
-            async with timeout:
-                return await turn
+            async with asyncio.timeout_at(request.deadline):
+                await asyncio.wait([edits.task])
         except TimeoutError:
-            if not timeout.expired():  # the outcome of a newer edit
-                raise
-            queue.leave(request)
-            raise NotSentError(
-                f"{describe(request)} was not sent: other requests to this chat came first"
-            ) from None
-        except asyncio.CancelledError:
-            queue.leave(request)
-            raise
+            if not edits.in_flight:
+                raise _too_late(request) from None
+            await asyncio.wait([edits.task])
+        finally:
+            if len(edits.requests) > 1:
+                edits.requests.remove(request)
+            else:
+                edits.task.cancel()  # if it is not done: nobody waits for it any more
+        return edits.task.result()
 
-    async def _deliver(self, queue: ChatQueue, request: Request) -> Any:
-        """Take a permit and send; repeat this after a 429."""
-        entry = request.entry
-        while True:
-            permit = await self._pacer.take(queue, entry)
-            await self._pacer.take_for_broadcast(queue, entry)
-            newest = queue.seal(entry)
-            sent, result = await self._attempt(queue, newest, permit, in_turn=True)
-            if sent:
-                return result
-            queue.reopen(entry)
-            await self._pacer.retake_turn(queue, request)
+    async def _deliver(self, queue: ChatQueue, entry: Entry) -> Any:
+        """Wait for the turn, take a permit and send; repeat this after a 429."""
+        try:
+            await queue.turn(entry)
+            while True:
+                permit = await self._pacer.take(queue, entry)
+                await self._pacer.take_for_broadcast(queue, entry)
+                queue.seal(entry)
+                sent, result = await self._attempt(queue, entry, permit)
+                if sent:
+                    return result
+                queue.reopen(entry)
+                await self._pacer.retake_turn(queue, entry)
+        finally:
+            queue.leave(entry)
 
-    async def _attempt(
-        self, queue: ChatQueue, request: Request, permit: Permit, *, in_turn: bool = False
-    ) -> tuple[bool, Any]:
+    async def _attempt(self, queue: ChatQueue, entry: Entry, permit: Permit) -> tuple[bool, Any]:
         """Send once; return whether the request was accepted, and its result.
+
+        If the answer is late, the next request of the chat does not wait for it.
 
         Raises:
             Exception: Telegram's error, if the request must not be sent again.
         """
+        request, options = entry.newest, self._options
+        wait = OVERTAKE_AFTER if options.in_order else 0
+        timer = asyncio.get_running_loop().call_later(wait, queue.release, entry)
+        entry.in_flight = True
+        self._count(-1)
         try:
-            result = await (self._send_in_turn(queue, request) if in_turn else self.send(request))
+            result = await self.send(request)
         except TelegramAPIError as error:
             if (seconds := flood_wait(error)) is None:
                 raise
@@ -178,30 +193,36 @@ class Delivery:
                 request.broadcast.refused()
             await self._floods.on_flood(queue, request, seconds, quiet=permit.quiet)
             request.attempts += 1
-            if request.attempts > self._options.retries:
+            if request.attempts > options.retries:
                 raise
-            if request.traffic.items and not self._options.repeat_albums:
+            if request.traffic.items and not options.repeat_albums:
                 raise
             if not self._pacer.may_repeat(queue, request, seconds):
                 raise
             return False, None
-        self._pacer.answered(queue, permit)
-        return True, result
-
-    async def _send_in_turn(self, queue: ChatQueue, request: Request) -> Any:
-        """Send; if the answer is late, the next request of the chat does not wait for it."""
-        wait = OVERTAKE_AFTER if self._options.in_order else 0
-        loop, entry = asyncio.get_running_loop(), request.entry
-        timer = loop.call_later(wait, queue.release, entry)
-        entry.in_flight = True
-        self.paced_in_flight += 1
-        self._on_change()
-        try:
-            return await self.send(request)
         finally:
             timer.cancel()
             entry.in_flight = False
-            self.paced_in_flight -= 1
+            self.waiting += 1
+        self._pacer.answered(queue, permit)
+        return True, result
+
+    def _count(self, change: int) -> None:
+        self.waiting += change
+        if self._observer.each:
+            self._observer.queued(self.waiting)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _done(queue: ChatQueue, edits: Edits, _: asyncio.Task[Any]) -> None:
+    queue.leave(edits)
+
+
+def _too_late(request: Request) -> NotSentError:
+    return NotSentError(f"{describe(request)} was not sent: other requests to this chat came first")
 
 
 def _is_closed(session: Any) -> bool:

@@ -15,7 +15,6 @@ from bot_ratelimit.outgoing.floods import Floods, flood_wait
 from bot_ratelimit.outgoing.methods import draft_of
 from bot_ratelimit.outgoing.pace import Pace, PaceKey
 from bot_ratelimit.outgoing.pacing import Pacer
-from bot_ratelimit.outgoing.sleeper import Sleeper
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -70,7 +69,6 @@ class Drafts:
     Args:
         pacer: Takes their permits.
         floods: Handles 429s.
-        sleeper: Sleeps that end when the bot shuts down.
         send: Sends a request now.
         gap: Seconds between two texts of one draft.
         max_wait: A text that cannot be sent within this many seconds is dropped.
@@ -80,14 +78,12 @@ class Drafts:
         self,
         pacer: Pacer,
         floods: Floods,
-        sleeper: Sleeper,
         send: Callable[[Request], Awaitable[Any]],
         gap: float,
         max_wait: float,
     ) -> None:
         self._pacer = pacer
         self._floods = floods
-        self._sleeper = sleeper
         self._send = send
         self._gap = gap
         self._max_wait = max_wait
@@ -100,12 +96,9 @@ class Drafts:
         draft.newest = request
         if draft.busy:
             return True
-        if self._wait(stream, draft) > 0:
-            self._send_later(stream, draft)
-            return True
         draft.busy = True
         try:
-            return await self._send_newest(stream, draft)
+            return self._wait(stream, draft) > 0 or await self._send_newest(stream, draft)
         finally:
             draft.busy = False
             if draft.newest is not None:
@@ -128,17 +121,15 @@ class Drafts:
                 wait = self._wait(stream, draft)
                 if wait > self._max_wait:
                     return
-                if wait > 0:
-                    await self._sleeper.sleep(wait)
-                    continue
                 try:
-                    await self._send_newest(stream, draft)
-                except NotSentError:
-                    raise
+                    if wait > 0:
+                        await self._pacer.sleep(wait)
+                    else:
+                        await self._send_newest(stream, draft)
+                except NotSentError:  # the bot shuts down
+                    return
                 except Exception as error:  # nobody waits for its answer
                     log.debug("A draft was not shown: %r", error)
-        except NotSentError:  # the bot shuts down
-            return
         finally:
             draft.newest = None
             draft.busy = False

@@ -9,6 +9,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Hashable,
     Iterable,
     Mapping,
 )
@@ -41,13 +42,12 @@ from bot_ratelimit.outgoing.drafts import Drafts
 from bot_ratelimit.outgoing.floods import Floods, describe
 from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.methods import Kind, Method, chat_of, edit_of, traffic_of
-from bot_ratelimit.outgoing.pacing import Pacer
+from bot_ratelimit.outgoing.pacing import Pacer, shutting_down
 from bot_ratelimit.outgoing.permits import Permits
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.queues import Queues, check_room, key_of
 from bot_ratelimit.outgoing.scope import BroadcastScope, broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent
-from bot_ratelimit.outgoing.sleeper import Sleeper
 from bot_ratelimit.outgoing.stars import Stars
 from bot_ratelimit.outgoing.watch import watched
 from bot_ratelimit.rules.rule import LimitLike
@@ -58,8 +58,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("bot_ratelimit")
 
 T = TypeVar("T", bound="int | str")
-
-_MAX_NAMED: Final = 10
 
 
 class OutgoingLimits(BaseRequestMiddleware):
@@ -129,25 +127,15 @@ class OutgoingLimits(BaseRequestMiddleware):
         self._closes = limiter is None
         self.limiter = limiter_of(redis_client, key_prefix, limiter)
         self._merge_edits = merge_edits
-        self._sleeper = Sleeper()
         self._queues = Queues()
-        permits = Permits(self.limiter)
+        permits = self._permits = Permits(self.limiter)
         floods = self._floods = Floods(permits, budgets, self._observer)
-        self._permits = permits
-        self._pacer = Pacer(permits, budgets, floods, self._sleeper, self.max_wait)
+        pacer = self._pacer = Pacer(permits, budgets, floods, self.max_wait)
         options = DeliveryOptions(self.retries, repeat_albums, in_order)
-        self._delivery = Delivery(
-            self._pacer, floods, options, self._queues.before_sending, self._report_queued
-        )
+        self._delivery = Delivery(pacer, floods, self._queues, self._observer, options)
         self._drafts = Drafts(
-            self._pacer,
-            floods,
-            self._sleeper,
-            self._delivery.send,
-            budgets.draft_gap,
-            self.max_wait[Kind.DRAFT],
+            pacer, floods, self._delivery.send, budgets.draft_gap, self.max_wait[Kind.DRAFT]
         )
-        self._under_way = 0
         announce(self.limiter)
 
     @classmethod
@@ -279,42 +267,25 @@ class OutgoingLimits(BaseRequestMiddleware):
         self._delivery.check_session_open(bot, method)
         if kind in (Kind.DRAFT, Kind.ACTION):
             scope = None  # decoration is not what a broadcast delivers
-        edit = None
-        if kind is Kind.EDIT and self._merge_edits and scope is None:
-            edit = edit_of(method, traffic)
-        request = Request(
-            make_request, bot, method, traffic, broadcast=scope, edit=edit, patience=patience.get()
-        )
+        request = Request(make_request, bot, method, traffic, scope, patience.get())
         key = key_of(request, chat)
         if kind is Kind.DRAFT:
             return await self._drafts.show(self._queues.drafts(key), request)
         if kind is Kind.ACTION:
             return await self._delivery.send_or_drop(self._queues.actions(key), request)
+        edit = None
+        if kind is Kind.EDIT and self._merge_edits and scope is None:
+            edit = edit_of(method, traffic)
         queue = self._queues.queue(key)
         if queue.holder is not None:
-            self._admit(queue, request)
-        self._count(1)
-        try:
-            if chat is None:
-                return await self._delivery.send_unqueued(queue, request)
-            result = await self._delivery.send_paced(queue, request)
-        finally:
-            self._count(-1)
+            self._admit(queue, request, edit)
+        result = await self._delivery.send_paced(queue, request, edit)
         self._queues.learn(queue, result)
         return result
 
-    def _count(self, change: int) -> None:
-        self._under_way += change
-        self._report_queued()
-
-    def _report_queued(self) -> None:
-        if self._observer.each:
-            self._observer.queued(max(0, self._under_way - self._delivery.paced_in_flight))
-
     async def open(self) -> None:
         """Allow requests to wait again, after a `close`."""
-        self._pacer.closed = False
-        self._permits.open()
+        self._pacer.closed = self._permits.closed = False
 
     async def close(self, timeout: float = 5.0) -> None:
         """End all waiting requests and wait for those in progress.
@@ -324,27 +295,21 @@ class OutgoingLimits(BaseRequestMiddleware):
         Args:
             timeout: Seconds to wait for the answers of requests in progress.
         """
-        self._pacer.closed = True
-        unsent = self._queues.abandon(_shutting_down())
-        self._sleeper.interrupt(_shutting_down)
-        if unsent:
+        self._pacer.close()
+        if unsent := self._queues.abandon(shutting_down()):
             log.warning("%s", unsent)
-        self._permits.close()
+        self._permits.closed = True
         await self._delivery.wait_for_answers(timeout)
         if self._delivery.in_flight:
             log.warning("%d requests have no answer yet", self._delivery.in_flight)
         if self._closes:
             await self.limiter.close()
 
-    def _admit(self, queue: ChatQueue, request: Request) -> None:
+    def _admit(self, queue: ChatQueue, request: Request, edit: Hashable) -> None:
+        """Raise NotSentError if the request cannot wait behind others."""
         if self._pacer.closed:
-            raise _shutting_down()
+            raise shutting_down()
         if not request.may_wait:
             raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
-        if queue.is_merging(request):
-            return
-        check_room(request, queue, self._under_way, self.max_waiting)
-
-
-def _shutting_down() -> NotSentError:
-    return NotSentError("not sent: the bot is shutting down")
+        if queue.replaceable(request, edit) is None:
+            check_room(request, queue, self._delivery.waiting, self.max_waiting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -16,8 +17,8 @@ from bot_ratelimit.outgoing.floods import Floods, describe, retry_after
 from bot_ratelimit.outgoing.methods import Kind
 from bot_ratelimit.outgoing.pace import Pace
 from bot_ratelimit.outgoing.permits import Permits
-from bot_ratelimit.outgoing.sleeper import Sleeper
 from bot_ratelimit.rules.rule import Rules, Subject
+from bot_ratelimit.storage.loops import PerLoop
 
 # Random delays, so that instances that wait for the same permit do not all ask at once.
 _JITTER: Final = 0.005
@@ -27,11 +28,8 @@ _JITTER_AFTER_429: Final = 0.2
 class Permit(NamedTuple):
     """A permit that was taken."""
 
-    at: float
-    """When it was asked for, by the loop's clock."""
-    slack: float
-    """Seconds of earlier permits that the chat's bucket still held: a request that arrives this
-    much later changes nothing for the next one."""
+    begins: float
+    """When its refill begins, by the loop's clock: at once, or after that of earlier permits."""
     refill: float
     """Seconds in which one permit of this bucket is refilled; 0.0 if there is no bucket."""
     quiet: bool
@@ -49,27 +47,42 @@ class Pacer:
         permits: Grants the permits.
         budgets: The rules.
         floods: Knows what Telegram has blocked.
-        sleeper: Sleeps that end when the bot shuts down.
         max_wait: Seconds of a block that a request waits for, by kind.
     """
 
     def __init__(
-        self,
-        permits: Permits,
-        budgets: Budgets,
-        floods: Floods,
-        sleeper: Sleeper,
-        max_wait: Mapping[Kind, float],
+        self, permits: Permits, budgets: Budgets, floods: Floods, max_wait: Mapping[Kind, float]
     ) -> None:
         self.closed = False
         """Whether requests may no longer wait, because the bot shuts down."""
         self._permits = permits
         self._budgets = budgets
         self._floods = floods
-        self._sleeper = sleeper
         self._max_wait = max_wait
-        self._gates: dict[tuple[int, bool], asyncio.Lock] = {}
-        self._gates_loop: asyncio.AbstractEventLoop | None = None
+        self._sleeping: set[asyncio.Future[None]] = set()
+        # One broadcast of a bot asks for a permit, the others wait behind it.
+        self._gates = PerLoop[dict[tuple[int, bool], asyncio.Lock]](
+            lambda: defaultdict(asyncio.Lock)
+        )
+
+    def close(self) -> None:
+        """End all waits: each raises NotSentError."""
+        self.closed = True
+        for sleeping in self._sleeping:
+            if not sleeping.done():
+                sleeping.set_exception(shutting_down())
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep for `seconds`, or raise NotSentError when the bot shuts down."""
+        closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleeping.add(closing)
+        try:
+            async with asyncio.timeout(seconds):
+                await closing
+        except TimeoutError:
+            pass
+        finally:
+            self._sleeping.discard(closing)
 
     async def take(self, queue: ChatQueue, entry: Entry) -> Permit:
         """Take the permits of an entry in its chat; return when it may be sent.
@@ -82,8 +95,7 @@ class Pacer:
             TelegramRetryAfter: A block lasts longer than the request waits.
         """
         request = entry.newest
-        cost = request.traffic.cost(request.method)
-        own = self._budgets.owed(queue, request.traffic, cost)
+        own = self._budgets.owed(queue, request.traffic, request.traffic.cost(request.method))
         now = asyncio.get_running_loop().time()
         slow = queue.slow(now)
         late = queue.counted_until - max(now, queue.full_at)
@@ -113,7 +125,7 @@ class Pacer:
             bot = request.bot.id
             rules, subject = Rules((self._budgets.bot_block, rule)), Subject(bot=bot)
             left = request.traffic.cost(request.method)
-            async with self._gate(bot, paid):
+            async with self._gates.get()[bot, paid]:
                 while left:
                     part = min(left, capacity)
                     decision = await self._permits.take(rules, subject, part)
@@ -121,8 +133,8 @@ class Pacer:
                         left -= part
                     else:
                         self._check_can_wait(request, decision.retry_after)
-                        await self._sleeper.sleep(decision.retry_after + _jitter(_JITTER))
-        await self.retake_turn(queue, request)
+                        await self.sleep(decision.retry_after + _jitter(_JITTER))
+        await self.retake_turn(queue, entry)
         await self._wait_for_block(queue, entry)
 
     async def try_once(self, pace: Pace) -> float:
@@ -135,10 +147,10 @@ class Pacer:
         self._floods.note_refusal(pace, decision)
         return decision.retry_after
 
-    async def retake_turn(self, queue: ChatQueue, request: Request) -> None:
+    async def retake_turn(self, queue: ChatQueue, entry: Entry) -> None:
         """Get the turn again, before all others of the same kind."""
-        if (turn := queue.step_back(request)) is not None:
-            await turn
+        queue.join(entry, first=True)
+        await queue.turn(entry)
 
     def answered(self, queue: ChatQueue, permit: Permit) -> None:
         """Let a permit count from the moment its request was answered.
@@ -150,7 +162,7 @@ class Pacer:
             what Telegram counts:       at the latest at 0.4       full again at 1.4
         """
         now = asyncio.get_running_loop().time()
-        late = min(now - permit.at - permit.slack, permit.refill)
+        late = min(now - permit.begins, permit.refill)
         if late > 0:
             queue.counted_until = max(queue.counted_until, max(queue.full_at, now) + late)
             queue.refill = permit.refill
@@ -166,13 +178,6 @@ class Pacer:
         if request.broadcast is not None:
             return math.inf
         return self._max_wait[Kind.EDIT if request.traffic.kind is Kind.EDIT else queue.key.kind]
-
-    def _gate(self, bot: int, paid: bool) -> asyncio.Lock:
-        """The lock that keeps broadcasts of a bot in order: one asks, the others wait."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._gates_loop:  # another asyncio.run(): a lock belongs to its loop
-            self._gates, self._gates_loop = {}, loop
-        return self._gates.setdefault((bot, paid), asyncio.Lock())
 
     async def _take(self, queue: ChatQueue, entry: Entry, part: Owed) -> Permit:
         while True:
@@ -193,15 +198,13 @@ class Pacer:
         # Without the shared limiter it is unknown what the other instances have sent.
         quiet = known and self._budgets.was_unused(queue, part, decision)
         if (lasts := self._budgets.lasts(part, decision.rule)) is not None:
-            slack = max(0.0, decision.reset_after - lasts)
             queue.full_at = asked + decision.reset_after
         elif (lasts := self._budgets.lasts(part)) is not None and queue.key.kind is Kind.MESSAGE:
-            slack = max(0.0, queue.full_at - asked)
             queue.full_at = max(queue.full_at, asked) + lasts
         else:
-            return Permit(asked, 0.0, 0.0, quiet)
+            return Permit(asked, 0.0, quiet)
         one = lasts * self._budgets.parts / part.chat if part.chat else 0.0
-        return Permit(asked, slack, one, quiet)
+        return Permit(max(asked, queue.full_at - lasts), one, quiet)
 
     async def _ask(self, pace: Pace, part: Owed) -> tuple[Decision, float]:
         now = asyncio.get_running_loop().time()
@@ -221,22 +224,26 @@ class Pacer:
 
     async def _sleep(self, queue: ChatQueue, entry: Entry, seconds: float) -> None:
         """Sleep; during the sleep of a broadcast, replies to the same chat go first."""
-        request = entry.newest
-        if request.broadcast is None:
-            await self._sleeper.sleep(seconds)
+        if entry.newest.broadcast is None:
+            await self.sleep(seconds)
             return
         queue.release(entry)
-        await self._sleeper.sleep(seconds)
-        await self.retake_turn(queue, request)
+        await self.sleep(seconds)
+        await self.retake_turn(queue, entry)
 
     def _check_can_wait(self, request: Request, seconds: float) -> None:
         if self.closed:
-            raise NotSentError(f"{describe(request)} was not sent: the bot is shutting down")
+            raise shutting_down(f"{describe(request)} was ")
         if not request.may_wait or not request.can_wait(seconds):
             raise NotSentError(
                 f"{describe(request)} was not sent: it would have to wait"
                 + (f" {seconds:.0f} s" if request.may_wait else "")
             )
+
+
+def shutting_down(what: str = "") -> NotSentError:
+    """The error of requests that wait at the shutdown."""
+    return NotSentError(f"{what}not sent: the bot is shutting down")
 
 
 def _jitter(most: float) -> float:

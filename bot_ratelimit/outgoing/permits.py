@@ -29,6 +29,8 @@ class Permits:
     def __init__(self, limiter: Limiter) -> None:
         self.source = limiter.storage.source
         """The source of normal answers, `"redis"` or `"memory"`."""
+        self.closed = False
+        """Whether the storage is not asked: late requests must not open its connection again."""
         self._decider = Decider(
             limiter.storage,
             limiter.key_prefix,
@@ -39,19 +41,10 @@ class Permits:
             events=limiter.observer.each,
             remembers=True,
         )
-        self._closed = False
-
-    def close(self) -> None:
-        """Stop asking the storage: late requests must not open its connection again."""
-        self._closed = True
-
-    def open(self) -> None:
-        """Start asking the storage again."""
-        self._closed = False
 
     async def take(self, rules: Rules, subject: Subject, cost: int | None = None) -> Decision:
         """Take a permit from each of the rules, or from none of them."""
-        if self._closed:
+        if self.closed:
             return self._decider.decide_alone(rules, subject, cost)
         return await self._decider.hit(rules, subject, cost)
 

@@ -79,12 +79,7 @@ class Queues:
     def abandon(self, error: NotSentError) -> str:
         """Fail all requests that wait; describe for the log what was not sent."""
         queues = [pace for pace in self._paces.values() if isinstance(pace, ChatQueue)]
-        unsent = Counter(
-            describe(entry.newest)
-            for queue in queues
-            for entry in queue.entries()
-            if entry.requests and not entry.in_flight
-        )
+        unsent = Counter(describe(request) for queue in queues for request in queue.unsent())
         for queue in queues:
             queue.abandon(error)
         if not unsent:
@@ -133,12 +128,12 @@ def key_of(request: Request, chat: int | str | None) -> PaceKey:
     return PaceKey(request.bot.id, kind, where, business)
 
 
-def check_room(request: Request, queue: ChatQueue, under_way: int, most: int) -> None:
+def check_room(request: Request, queue: ChatQueue, waiting: int, most: int) -> None:
     """Raise SendQueueFullError if too many requests wait for a chat, or in the process."""
     if queue.waiting >= most:
         full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
-    elif under_way >= 10 * most:
-        full = f"{under_way} requests wait in this process; send less or raise max_waiting"
+    elif waiting >= 10 * most:
+        full = f"{waiting} requests wait in this process; send less or raise max_waiting"
     else:
         return
     raise SendQueueFullError(f"{describe(request)} was not sent: {full} (max_waiting={most})")

@@ -46,9 +46,16 @@ async def raid(bot: Bot, number: int, count: int, options: dict[str, Any]) -> di
     return {"lost": sum(isinstance(outcome, BaseException) for outcome in outcomes)}
 
 
+async def everything(bot: Bot, number: int, count: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Both at the same time."""
+    told = await asyncio.gather(*(scene(bot, number, count, options) for scene in (backlog, raid)))
+    return {"lost": sum(each["lost"] for each in told)}
+
+
 SCENES: dict[str, Callable[[Bot, int, int, dict[str, Any]], Awaitable[dict[str, Any]]]] = {
     "backlog": backlog,
     "raid": raid,
+    "everything": everything,
 }
 
 

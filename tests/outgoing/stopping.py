@@ -1,4 +1,4 @@
-"""A bot with 100 waiting messages, to be stopped by SIGTERM; run by test_closing.py."""
+"""A bot with 310 waiting messages, to be stopped by SIGTERM; run by test_closing.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ async def main(url: str) -> None:
     bot = Bot(TOKEN, AiohttpSession(api=TelegramAPIServer.from_base(url)))
     dispatcher = Dispatcher()
     OutgoingLimits(per_chat="1/minute").setup(bot, dispatcher)
-    tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(101)]
+    chats = [*range(7, 38)] * 11  # one message to each is sent at once
+    tasks = [asyncio.create_task(bot.send_message(chat, "x")) for chat in chats]
     await dispatcher.start_polling(bot)
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     sys.stdout.write(f"{sum(isinstance(each, Exception) for each in outcomes)} raised\n")

@@ -83,7 +83,7 @@ def test_a_notice_that_would_wait_is_dropped(caplog: pytest.LogCaptureFixture) -
 
 @pytest.mark.parametrize("is_paced", [False, True])
 def test_a_group_gets_few_notices(is_paced: bool) -> None:
-    """If 100 members of a group send too much, the group gets three notices a minute."""
+    """If 20 members of a group send too much, the group gets three notices a minute."""
 
     @virtual
     async def test() -> None:
@@ -101,7 +101,7 @@ def test_a_group_gets_few_notices(is_paced: bool) -> None:
             pass
 
         async def everybody_writes_twice() -> None:
-            for user in [*range(1, 101)] * 2:
+            for user in [*range(1, 21)] * 2:
                 event = message("hello", **{"from": user_of(user), "chat": chat_of(-100, "group")})
                 update = Update.model_validate(
                     {"update_id": 1, "message": event}, context={"bot": bot}

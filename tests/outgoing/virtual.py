@@ -33,8 +33,10 @@ class _Selector(selectors.DefaultSelector):
         found = super().select(0)
         if found or timeout == 0:
             return found
-        if timeout is None:  # nothing is due ever: only I/O of another thread could wake us
-            return super().select(1)
+        if timeout is None:  # nothing is due ever: only another thread could wake us
+            if found := super().select(5):
+                return found
+            raise RuntimeError("every task waits, and nothing will ever happen")
         self.now += timeout
         return found
 
