@@ -77,6 +77,8 @@ class FlakyStorage(Storage):
         storage: What answers while it works; a `MemoryStorage` unless given.
     """
 
+    title = "Redis"  # which it stands in for, also in the log
+
     def __init__(self, storage: Storage | None = None) -> None:
         self.storage = storage or MemoryStorage()
         self.source = self.storage.source

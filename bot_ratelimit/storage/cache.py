@@ -108,13 +108,9 @@ class StateCache(Cache[str, "Entry | None"]):
 
     def clear(self) -> None:
         """Remove all states."""
-        for entry in self.values():
-            if entry is not None:
-                entry.kept = False
-        super().clear()
+        for key in list(self):
+            del self[key]
         self._ends.clear()
-        for used in self._used:
-            used.clear()
 
     def _warn(self, retention: int) -> None:
         now = self._clock()
