@@ -24,7 +24,7 @@ ROOT: Final = Path(__file__).parents[1]
 PACKAGE: Final = ROOT / "bot_ratelimit"
 FOLDERS: Final = ("limiter", "storage", "incoming")
 LEFT_OUT: Final = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
-NEEDED: Final = (".env.example", ".ci", ".github", ".dockerignore", ".gitignore")
+NEEDED: Final = (".env.example", ".ci", ".github", ".gitignore")
 GOAL: Final = 0.9
 LONGEST: Final = 900.0
 """Seconds after which the tests are taken to hang."""
