@@ -63,7 +63,7 @@ _TLS_OPTIONS: Final = frozenset(
 )
 _SENTINEL_OPTIONS: Final = frozenset({"sentinel_username", "sentinel_password"})
 _OPTIONS: Final = frozenset(
-    {"client_name", "decode_responses", "encoding", "encoding_errors"}
+    {"client_name", "decode_responses", "encoding", "encoding_errors", "protocol"}
     | URL_QUERY_ARGUMENT_PARSERS.keys()
     | _TLS_OPTIONS
     | _SENTINEL_OPTIONS
