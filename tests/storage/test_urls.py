@@ -18,6 +18,7 @@ from bot_ratelimit import (
     Settings,
     Subject,
 )
+from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.urls import Defaults, client_from_url
 from tests.certificates import Certificates
 from tests.proxy import distant
@@ -131,7 +132,7 @@ def test_the_nodes_of_a_cluster() -> None:
     """Every node of the URL is one to begin with."""
     client = client_from_url("rediss+cluster://:p@h1,h2:7")
     assert isinstance(client, RedisCluster)
-    assert [(node.host, node.port) for node in client.startup_nodes] == [("h1", 6379), ("h2", 7)]
+    assert driver.startup_nodes(client) == [("h1", 6379), ("h2", 7)]
 
 
 @pytest.mark.parametrize(
