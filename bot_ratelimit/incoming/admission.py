@@ -128,8 +128,14 @@ class Admission:
             elif self._backlog is not None and self._backlog.drops(inner):
                 return None
             else:
-                decision = await self._charge(rules, counted, state, dispatch)
-                state[key] = (decision, counted.subject)
+                if self._live is None and self.key_space is None and not needs_event(rules):
+                    subject, once = counted
+                    limiter, deadline = self._limiter, state[DEADLINE]
+                    answer = await limiter.hit(rules, subject, once=once, deadline=deadline)
+                    state[key] = (BoundDecision.of(answer, limiter, rules, subject), subject)
+                else:
+                    charged = await self._charge(rules, counted, state, dispatch)
+                    state[key] = (charged, counted.subject)
         decision, subject = state[key]
         data[DATA_KEY] = decision
         if decision is None or decision.allowed:

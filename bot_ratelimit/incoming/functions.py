@@ -92,7 +92,10 @@ def looks_like_limit(value: object) -> bool:
 
 def needs_event(rules: Rules) -> bool:
     """Whether these rules have to be chosen for each event."""
-    return any(not isinstance(r.limit, Limit) or isinstance(r, EventRule) for r in rules)
+    for rule in rules:  # noqa: SIM110 - any() takes twice as long, for every update
+        if not isinstance(rule.limit, Limit) or isinstance(rule, EventRule):
+            return True
+    return False
 
 
 async def chosen(
