@@ -76,10 +76,11 @@ class Queues:
             yield waiting
         finally:
             everybody.discard(waiting)
+            was_first = queue[0] is waiting
             queue.remove(waiting)
-            if queue:
+            if queue and was_first:
                 queue[0].wake()
-            elif queues.get(key) is queue:
+            elif not queue and queues.get(key) is queue:
                 del queues[key]
 
     def wake(self, key: Hashable) -> None:

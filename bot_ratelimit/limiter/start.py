@@ -69,7 +69,11 @@ async def tried(decider: Decider) -> tuple[float, str]:
 async def _try_rules(decider: Decider) -> None:
     """Find out whether the storage can decide by the rules of this bot, and log if not."""
     asks = decider.trials()
-    calls = (decider.storage.ask(ask, timeout=decider.timeout) for ask in asks)
+
+    async def call(ask: Ask) -> object:  # an error is always raised by the awaitable then
+        return await decider.storage.ask(ask, timeout=decider.timeout)
+
+    calls = map(call, asks)
     answers = await asyncio.gather(*calls, return_exceptions=True)
     for ask, answer in zip(asks, answers, strict=True):
         if isinstance(answer, Exception):

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limiter.decider import Decider
-from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.decision import Decision, Source
 from bot_ratelimit.limiter.queues import Queues, Waiting
 from bot_ratelimit.rules.rule import Rules, Subject
 from bot_ratelimit.storage.base import Ask, Count, Op
@@ -82,7 +82,8 @@ class Waiters:
             return self._refusal(rules, keys, 0.0)
         async with self._queues.turn(keys, timeout) as turn:
             if not turn.is_first and not turn.is_closed and keys not in self._refused:
-                return await self._attempt(rules, subject, cost, counts)  # nobody was refused
+                decision = await self._attempt(rules, subject, cost, counts)  # nobody was refused
+                return decision._replace(waited=time() - began)
             try:
                 while turn.is_first:
                     decision = await self._attempt(rules, subject, cost, counts)
@@ -91,9 +92,8 @@ class Waiters:
                     if is_final or wait > left:
                         return decision._replace(waited=time() - began)
                     self._refused[keys] = time() + wait, decision
-                    await self._sleep(
-                        turn, min(wait + self._jitter(counts), max(left, wait)), counts
-                    )
+                    pause = min(wait + self._jitter(counts), max(left, wait))
+                    await self._sleep(turn, pause, counts, decision.source)
                     if turn.is_closed or time() - began > timeout + _LATE:
                         break
                 return self._refusal(rules, keys, time() - began, closed=turn.is_closed)
@@ -145,11 +145,14 @@ class Waiters:
         source = "policy" if closed else refused.source
         return refused._replace(retry_after=wait, reset_after=reset, source=source, waited=waited)
 
-    async def _sleep(self, turn: Waiting, seconds: float, counts: Sequence[Count]) -> None:
-        """Sleep, but not through an outage, in which the policy answers."""
-        time, guard = asyncio.get_running_loop().time, self._decider.guard
+    async def _sleep(
+        self, turn: Waiting, seconds: float, counts: Sequence[Count], source: Source
+    ) -> None:
+        """Sleep, but not through an outage that begins meanwhile, in which the policy answers."""
+        time, decider = asyncio.get_running_loop().time, self._decider
+        by_storage = source == decider.storage.source  # else the policy has said how long
         wakes = time() + seconds
-        while (left := wakes - time()) > 0 and not guard.is_out(counts):
+        while (left := wakes - time()) > 0 and not (by_storage and decider.guard.is_out(counts)):
             if await turn.sleep(min(left, _CHECK_EVERY)):  # a refund, or the end
                 return
 

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from cachetools import TTLCache
 
 from bot_ratelimit.algorithms.penalty import strike
+from bot_ratelimit.algorithms.sliding_window import Log
 from bot_ratelimit.algorithms.table import FUNCTIONS
 from bot_ratelimit.algorithms.verdict import Step, Verdict
 from bot_ratelimit.errors import ConfigError
@@ -145,7 +146,7 @@ class MemoryStorage(Storage):
                 state = None if entry is None else entry.state
                 state, verdict = FUNCTIONS[limit.algorithm].hit(state, now, limit, cost)
                 retention = REFUSED if verdict[0] and not shadow else NORMAL
-                states.put(key, entry, state, now + verdict[2], retention)
+                states.put(key, entry, state, _ends(state, now, verdict), retention)
                 return [verdict]
         counts = [self._dated(count) for count in counts]
         found = [self._states[count.key] for count in counts]
@@ -201,12 +202,13 @@ class MemoryStorage(Storage):
         ]
 
     def _store(self, count: Count, entry: Entry | None, step: Step, now: int) -> None:
-        state, (wait, remaining, reset) = step
+        state, verdict = step
+        wait, remaining, _ = verdict
         if count.penalty is not None:
             retention = REFUSED if remaining else BANNED
         else:
             retention = REFUSED if wait and not count.shadow else NORMAL
-        self._states.put(count.key, entry, state, now + reset, retention)
+        self._states.put(count.key, entry, state, _ends(state, now, verdict), retention)
 
     def _dated(self, count: Count) -> Count:
         """The count with a limit that lasts until the end of the day, week or month, if it must."""
@@ -226,6 +228,11 @@ def _step(count: Count, entry: Entry | None, now: int, cost: int) -> Step:
     if count.penalty is not None:
         return strike(state, now, count.limit, count.penalty, cost)
     return FUNCTIONS[count.limit.algorithm].hit(state, now, count.limit, cost)
+
+
+def _ends(state: Any, now: int, verdict: Verdict) -> int:
+    """When nothing in a state counts any more; a log may still count for a longer limit."""
+    return state.ends_ms * 1_000 if type(state) is Log else now + verdict.reset
 
 
 def _refuses(counts: Sequence[Count], steps: Sequence[Step]) -> bool:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
 
 from bot_ratelimit import Concurrency, ConfigError, Limiter, RedisStorage, Rule, Subject
 from bot_ratelimit.algorithms.verdict import Verdict
+from bot_ratelimit.errors import QueueFullError
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.rules.limit import Algorithm
 from bot_ratelimit.rules.rule import rules_of
-from bot_ratelimit.storage.base import Ask, Storage
+from bot_ratelimit.storage.base import Ask, Op, Storage
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import eventually
 from tests.servers import Server, free_port
@@ -110,6 +112,22 @@ class Strict(FlakyStorage):
         if any(each.limit.algorithm is Algorithm.SLIDING_WINDOW for each in ask.counts):
             raise ConfigError("NOPERM evalsha")
         return await super().ask(ask, timeout=timeout)
+
+
+class Full(FlakyStorage):
+    """A storage that refuses questions at once, without an awaitable, as a full queue does."""
+
+    def ask(self, ask: Ask, *, timeout: float) -> Any:
+        if ask.op is Op.PEEK:
+            raise QueueFullError("20000 requests already wait")
+        return super().ask(ask, timeout=timeout)
+
+
+async def test_a_check_survives_what_a_storage_raises_at_once() -> None:
+    """`check` reports, and never raises, also if the rules cannot be tried now."""
+    limiter = Limiter(Full())
+    await limiter.hit("9/m", ANNA)
+    assert (await limiter.check()).ok
 
 
 async def test_health_knows_what_was_not_decided() -> None:

@@ -129,6 +129,12 @@ async def test_a_cancelled_waiter_costs_nothing_and_delays_nobody() -> None:
     assert now() - began == pytest.approx(0.12, abs=0.001)
 
 
+class Elsewhere(MemoryStorage):
+    """Counts that are not in this process, for the test."""
+
+    source = "redis"  # type: ignore[assignment]  # see above
+
+
 class Slow(MemoryStorage):
     """Answers when it is told to, like a slow server; its decisions are final."""
 
@@ -159,6 +165,43 @@ async def test_a_grant_of_a_cancelled_waiter_is_returned(heirs: int) -> None:
             await asyncio.sleep(0)
         assert all([await task for task in tasks[1:]])
     assert (await limiter.charge(limit, US, 1)).remaining == 0
+
+
+async def test_in_an_outage_a_waiter_asks_memory_as_seldom_as_redis() -> None:
+    """With on_error="memory" a waiter sleeps for as long as this process's counts say."""
+    storage = FlakyStorage(Elsewhere())
+    limiter = Limiter(storage, on_error="memory")
+    storage.fail()
+    for _ in range(3):
+        await limiter.hit("1/h", Subject(user=7))
+    asked, answer = 0, limiter.decider.standby.answer
+
+    def counting(ask: Ask) -> Any:
+        nonlocal asked
+        asked += 1
+        return answer(ask)
+
+    limiter.decider.standby.answer = counting  # type: ignore[method-assign]  # counts
+    granted = [await limiter.acquire("1/300ms", US, timeout=5) for _ in range(2)]
+    assert [(each.allowed, each.source) for each in granted] == [(True, "memory")] * 2
+    assert asked <= 4
+
+
+async def test_a_waiter_that_leaves_wakes_nobody_before_its_time() -> None:
+    """Cancelled waiters cost no command and no attempt: the first one sleeps on."""
+    storage = FlakyStorage()
+    limiter = Limiter(storage)
+    await limiter.acquire("1/h", US)
+    tasks = [asyncio.create_task(limiter.acquire("1/h", US)) for _ in range(50)]
+    await asyncio.sleep(0.01)
+    calls = storage.calls
+    for task in tasks[1:]:
+        task.cancel()
+    await asyncio.wait(tasks[1:])
+    await asyncio.sleep(0.01)
+    assert storage.calls == calls
+    tasks[0].cancel()
+    await asyncio.wait(tasks)
 
 
 @pytest.mark.parametrize("on_error", ["allow", "deny"])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 
-from bot_ratelimit import Observer, RedisStorage, StorageError
+from bot_ratelimit import ConfigError, Observer, RedisStorage, StorageError
 from bot_ratelimit.errors import NotConnectedError, QueueFullError
 from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.storage.redis import batches
@@ -370,6 +370,20 @@ async def test_requests_wait_for_the_first_connection(
     assert await asyncio.gather(*tasks) == ["ok a", "ok b"]
 
 
+async def test_what_was_sent_may_have_been_charged_however_long_connecting_took(
+    connection: Connection, server: Server
+) -> None:
+    """A request that waited for the connection, was sent and timed out has an unknown outcome."""
+    server.opens.clear()
+    (a,) = ask(connection, "a", timeout=0.05)
+    await settled()
+    server.opens.set()
+    with pytest.raises(StorageError, match="no answer") as raised:
+        await a
+    assert server.wire.sent == [["a"]]
+    assert not isinstance(raised.value, NotConnectedError)
+
+
 async def test_requests_fail_at_once_after_a_failed_connect(
     connection: Connection, server: Server
 ) -> None:
@@ -433,9 +447,13 @@ async def test_a_late_answer_is_logged_with_its_latency(
 async def test_a_connection_without_an_answer_is_replaced(
     connection: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection without any reply is replaced, since a new one may work."""
+    """A connection without any reply is replaced, since a new one may work.
+
+    It does not matter that the first of the requests would wait for longer.
+    """
     monkeypatch.setattr(connections, "SILENCE", 0.05)
     await open_stream(connection)
+    (patient,) = ask(connection, "p", timeout=6)
     (a,) = ask(connection, "a", timeout=0.02)
     with pytest.raises(StorageError):
         await a
@@ -443,6 +461,7 @@ async def test_a_connection_without_an_answer_is_replaced(
         while len(server.wires) < 2:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.005)
     assert server.wires[0].is_closed
+    assert isinstance(patient.exception(), StorageError)
 
 
 async def test_a_long_timeout_is_waited_for(
@@ -571,6 +590,22 @@ async def test_close_fails_waiting_requests_and_allows_new_ones(
     await settled()
     await server.wire.reply()
     assert await c == "ok c"
+
+
+async def test_two_running_event_loops_need_two_storages(
+    connection: Connection, server: Server
+) -> None:
+    """A connection belongs to one loop: another one that runs at the same time gets an error."""
+    await open_stream(connection)
+    (a,) = ask(connection, "a")
+
+    async def from_elsewhere() -> None:
+        ask(connection, "b")
+
+    with pytest.raises(ConfigError, match="two running event loops"):
+        await asyncio.to_thread(asyncio.run, from_elsewhere())
+    await server.wire.reply()
+    assert await a == "ok a"
 
 
 def test_several_event_loops_one_after_another() -> None:

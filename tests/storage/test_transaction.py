@@ -67,6 +67,16 @@ async def test_a_window_lasts_its_period(plain: RedisStorage) -> None:
     assert monotonic() - before > 0.098
 
 
+@pytest.mark.parametrize("value", ["-5", "", "many", "9" * 30])
+async def test_foreign_data_is_a_fault_also_of_a_peek(
+    plain: RedisStorage, client: aioredis.Redis, value: str
+) -> None:
+    """A value that is no count is named as such, as by a hit."""
+    await client.set(KEY, value)
+    with pytest.raises(ConfigError, match="another program"):
+        await ask(plain, charge("5/minute"), op=Op.PEEK)
+
+
 async def test_batched_hits_are_all_counted(plain: RedisStorage, client: aioredis.Redis) -> None:
     """Hits in one batch are decided one by one, in order."""
     users = [charge("3/minute", f"{i % 10}") for i in range(100)]

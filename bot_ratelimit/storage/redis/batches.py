@@ -150,18 +150,21 @@ class Batches:
                 call.deadline = min((each.deadline for each in call.requests), default=now)
             if call.deadline <= now:
                 self._expire(call.requests, now, where)
-        self._expire(self.waiting, now, where)
+        self._expire(self.waiting, now, where, connected=self.wire is not None)
         while self.waiting and self.waiting[0].future.done():
             self._weight -= self.waiting.popleft().weight
 
-    def _expire(self, requests: Iterable[Request], now: float, where: str) -> None:
+    def _expire(
+        self, requests: Iterable[Request], now: float, where: str, *, connected: bool = True
+    ) -> None:
+        """Answer those that have timed out; without a connection they were certainly not sent."""
         late = self._latency.late
         for request in requests:
             if request.deadline > now or request.future.done():
                 continue
             timeout = request.timeout
             error = StorageError(f"no answer from {where} within {timeout:g} s", kind="timeout")
-            if self.wire is None or request.deadline - timeout < self.opened_at:
+            if not connected:
                 error = NotConnectedError(f"not connected to {where} within {timeout:g} s")
             elif late is not None:
                 text = f"{where} takes {late:.2f} s to answer, the timeout is {timeout:g} s"

@@ -159,6 +159,8 @@ class Connection:
         loop = asyncio.get_running_loop()
         batches = self._batches
         if batches is None or loop is not self._loop:  # another asyncio.run(): nothing is kept
+            if self._loop not in (None, loop) and self._loop.is_running():
+                raise ConfigError("a RedisStorage in two running event loops: give each its own")
             self.abandon()
             clock = ListeningClock(loop, self._tick)
             batches = Batches(self.codec, clock, self.latency, self._answered)
@@ -335,7 +337,7 @@ class Connection:
             each.waiting(self.name, batches.size)
         if batches.calls:
             silence = now - batches.last_reply_at
-            if silence >= SILENCE and (batches.calls[0].deadline or now) <= now:
+            if silence >= SILENCE and any((each.deadline or 0) <= now for each in batches.calls):
                 text = f"{self.where}: no answer for {silence:.1f} s"
                 self._lost(StorageError(text, kind="timeout"))
         is_opening = self._opening is not None and not self._opening.done()

@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
+
+from redis import exceptions
 
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.storage.base import Ask, Op
 from bot_ratelimit.storage.redis import encoding
 from bot_ratelimit.storage.redis.encoding import Command
+
+_COUNT: Final = re.compile(rb"[0-9]{1,15}")
 
 
 def needs_script(ask: Ask, allow: str) -> ConfigError | None:
@@ -70,7 +75,10 @@ def read(ask: Ask, replies: Sequence[Any]) -> tuple[list[Verdict] | Exception, C
             for count, ttl_ms, deleted in found
         ], None
     key, limit, *_ = ask.counts[0]
-    count, left_ms, repair = int(results[-2] or 0), int(results[-1]) + 1, None
+    found = results[-2]
+    if isinstance(found, bytes) and not _COUNT.fullmatch(found):  # as INCR would say
+        return exceptions.ResponseError("value is not an integer or out of range"), None
+    count, left_ms, repair = int(found or 0), int(results[-1]) + 1, None
     if not 0 < left_ms <= limit.period_ms:
         left_ms = limit.period_ms
         if ask.op is Op.HIT:
