@@ -181,8 +181,11 @@ class Live:
         self._applied, self._last_good, self._off_until = again, document, 0.0
         self._rejection = ""
         if overrides.version < before.version:
-            text = "The live limits start over: version %d follows %d"
-            log.warning(text, overrides.version, before.version)
+            log.warning(
+                "The live limits start over: version %d follows %d",
+                overrides.version,
+                before.version,
+            )
         self._observer.configured(overrides.version)
         what, by = printable(overrides.what), printable(overrides.by)
         log.info("Live limits: version %d (%s, by %s)", overrides.version, what, by)
@@ -255,5 +258,11 @@ class Live:
     def _log_unchanged(
         self, level: int, what: str, reason: str, bug: Exception | None = None
     ) -> None:
-        text = "The live document %s: %s. Version %d stays in force"
-        log.log(level, text, what, reason.rstrip("."), self.overrides.version, exc_info=bug)
+        log.log(
+            level,
+            "The live document %s: %s. Version %d stays in force",
+            what,
+            reason.rstrip("."),
+            self.overrides.version,
+            exc_info=bug,
+        )

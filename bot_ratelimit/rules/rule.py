@@ -258,7 +258,7 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
     if hasattr(value, "connection_pool") or type(value).__module__.startswith("redis"):
         # Of a client nothing is shown but its type.
         raise ConfigError(
-            f"a {type(value).__name__} stands where the limit belongs: give the limit first, "
+            f"a {type(value).__name__} stands where the limit belongs: expected the limit first, "
             "RateLimitMiddleware('5/10s', redis)"
         )
     raise ConfigError(f"{value!r}: expected a limit such as '5/10s', a Rule, or several")
