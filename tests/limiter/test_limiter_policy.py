@@ -59,7 +59,7 @@ async def test_a_bug_in_a_storage_is_logged_with_its_traceback(
     await hits(limiter, "1/m", 5)
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert record.getMessage().startswith("memory rate limit check failed: ZeroDivisionError(")
+    assert record.getMessage().startswith("Redis rate limit check failed: ZeroDivisionError(")
     assert "in misbehave" in caplog.text
     clock.move(59.9)
     await hits(limiter, "1/m", 5)
