@@ -44,15 +44,7 @@ MAX_RETRIES: Final = 1_000
 
 
 class Slots:
-    """Implements `Limiter.slot`.
-
-    Args:
-        decider: The storage with its guard, and the policy.
-        observer: Is told how many slots this process holds.
-
-    Raises:
-        ConfigError: The storage keeps no leases.
-    """
+    """Implements `Limiter.slot`; raises ConfigError if the storage keeps no leases."""
 
     def __init__(self, decider: Decider, observer: Observer) -> None:
         self._decider = decider
