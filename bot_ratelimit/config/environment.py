@@ -36,13 +36,7 @@ _LOOKALIKES: Final = str.maketrans(
 
 
 def warn_of_mistakes(known: Collection[str], secrets: Mapping[str, str], file: Path | None) -> None:
-    """Log a WARNING for each mistake, once in this process.
-
-    Args:
-        known: The names of all settings, in upper case.
-        secrets: The secrets in force, by name.
-        file: `.env`, if it is used.
-    """
+    """Log a WARNING for each mistake, once in this process; names are in upper case."""
     bindings = [] if file is None else _read(file)
     for name, secret in secrets.items():
         for problem in _wrong_with_secret(name, secret):

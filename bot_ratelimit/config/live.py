@@ -147,14 +147,8 @@ class Live:
             if self._rejection and self._last_good is None:
                 await self._use_history()
             await self._report()
-        except StorageError as error:
-            self._record_read_error("outage", logging.WARNING, str(error))
-        except ConfigError as error:
-            if not self._read_error:
-                self.rejected += 1
-            self._record_read_error("fault", logging.ERROR, str(error))
         except Exception as error:
-            self._record_read_error("bug", logging.ERROR, repr(error), error)
+            self._note_read_error(error)
         else:
             self._read_error = ""
             self._seldom.forget()
@@ -187,8 +181,11 @@ class Live:
         self._applied, self._last_good, self._off_until = again, document, 0.0
         self._rejection = ""
         if overrides.version < before.version:
-            text = "The live limits start over: version %d follows %d"
-            log.warning(text, overrides.version, before.version)
+            log.warning(
+                "The live limits start over: version %d follows %d",
+                overrides.version,
+                before.version,
+            )
         self._observer.configured(overrides.version)
         what, by = printable(overrides.what), printable(overrides.by)
         log.info("Live limits: version %d (%s, by %s)", overrides.version, what, by)
@@ -248,11 +245,14 @@ class Live:
         left = self.overrides.off_until - server_now
         self._off_until = self._clock() + left if left > 0 else 0.0
 
-    def _record_read_error(
-        self, kind: str, level: int, reason: str, bug: Exception | None = None
-    ) -> None:
-        self._read_error = printable(reason)
-        if self._seldom(kind):  # not at every read
+    def _note_read_error(self, error: Exception) -> None:
+        is_known = isinstance(error, (StorageError, ConfigError))
+        if isinstance(error, ConfigError) and not self._read_error:
+            self.rejected += 1
+        self._read_error = printable(str(error) if is_known else repr(error))
+        level = logging.WARNING if isinstance(error, StorageError) else logging.ERROR
+        if self._seldom(f"{level} {is_known}"):  # not at every read
+            bug = None if is_known else error
             self._log_unchanged(level, "cannot be read", self._read_error, bug)
 
     def _log_unchanged(

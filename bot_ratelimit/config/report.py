@@ -17,13 +17,9 @@ OTHER_BOTS: Final = "messages of other bots"
 
 
 def report_of(rule: Rule, overrides: Overrides, where: str, origin: Origin) -> dict[str, Any]:
-    """A rule and its live changes, as JSON.
+    """A rule from code, file or environment, and its live changes, as JSON.
 
-    Args:
-        rule: The rule, from code, file or environment.
-        overrides: What operators changed.
-        where: The handler that it limits; `EVERYWHERE` for a middleware's.
-        origin: Where the rule comes from.
+    `where` is the handler that it limits, or `EVERYWHERE` for a middleware's.
     """
     change = overrides.rules.get(rule.label, {})
     now = changed_if_valid(rule, overrides)

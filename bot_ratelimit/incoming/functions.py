@@ -25,7 +25,7 @@ from bot_ratelimit.rules.checks import check_cost
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, Subject, named, rule_at, rules_of
+from bot_ratelimit.rules.rule import Rule, Rules, Subject, named, rule_at, rules_of, set_fields
 
 NO_LIMIT: Final = Rules((rule_at("none:", Limit(1, 1.0), lambda subject: None, 1),))
 """Applies to nobody: what is decided by it is only refused to banned users."""
@@ -43,10 +43,8 @@ class ChosenRule(Rule):
         """Make it of the function's rule and the limit that the function returned."""
         check_cost(rule.cost, limit, rule)
         chosen = object.__new__(cls)
-        for each in fields(Rule):
-            object.__setattr__(chosen, each.name, getattr(rule, each.name))
-        object.__setattr__(chosen, "limit", limit)
-        object.__setattr__(chosen, "function", function)
+        copied = {each.name: getattr(rule, each.name) for each in fields(Rule)}
+        set_fields(chosen, **copied | {"limit": limit, "function": function})
         return chosen
 
     def __str__(self) -> str:

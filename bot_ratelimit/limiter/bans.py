@@ -38,14 +38,9 @@ _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class Bans:
-    """The bans of one limiter.
+    """The bans of one limiter. A storage without a list of bans bans nobody by hand.
 
-    Args:
-        storage: Where the list is kept. A storage without one bans nobody.
-        key_prefix: The prefix of its keys.
-        timeout: The time-out of the storage in seconds.
-        observer: Is told of each ban of a penalty.
-        clock: Seconds from any starting point, for the log.
+    The observer is told of each ban of a penalty; the clock is for the log.
     """
 
     def __init__(
@@ -125,11 +120,7 @@ class Bans:
     # -- this process's copy ----------------------------------------------------------------------
 
     async def ensure_fresh(self, deadline: Deadline | None) -> None:
-        """Load the list, wait for it, and keep it up to date while decisions are made.
-
-        Args:
-            deadline: The time that is left to wait; None does not wait.
-        """
+        """Load the list, and keep it up to date while decisions are made; wait if there is time."""
         self._ticker.start(at_once=True)
         if deadline is not None and deadline.left():
             began = time.monotonic()

@@ -182,9 +182,12 @@ def _safe_call(observer: Observer, what: str) -> Callable[..., None]:
         except Exception as error:
             if not logged:
                 logged = True
-                kind = type(observer).__qualname__
-                text = "The observer %s failed in %s; it is logged this once"
-                log.error(text, kind, what, exc_info=error)
+                log.error(
+                    "The observer %s failed in %s; it is logged this once",
+                    type(observer).__qualname__,
+                    what,
+                    exc_info=error,
+                )
 
     return tell
 

@@ -11,6 +11,7 @@ from collections import Counter
 from contextlib import suppress
 from contextvars import Context
 from copy import copy
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, cast
 
@@ -43,15 +44,7 @@ MAX_RETRIES: Final = 1_000
 
 
 class Slots:
-    """Implements `Limiter.slot`.
-
-    Args:
-        decider: The storage with its guard, and the policy.
-        observer: Is told how many slots this process holds.
-
-    Raises:
-        ConfigError: The storage keeps no leases.
-    """
+    """Implements `Limiter.slot`; raises ConfigError if the storage keeps no leases."""
 
     def __init__(self, decider: Decider, observer: Observer) -> None:
         self._decider = decider
@@ -177,18 +170,16 @@ class Slots:
                 pause, lease.ends = third, began + lease.claim.lease
                 is_lost = not grant.granted
             if is_lost and not lease.lost.is_set():
-                self._lose(lease)
+                lease.lost.set()
+                if self._seldom(f"lost {lease.claim.key}"):
+                    log.warning(
+                        "A slot was lost: %s (%s). Its block continues, and another one may run "
+                        "beside it",
+                        printable(lease.claim.key),
+                        lease.concurrency,
+                    )
             if lease.lost.is_set():
                 pause = third
-
-    def _lose(self, lease: Lease) -> None:
-        lease.lost.set()
-        if self._seldom(f"lost {lease.claim.key}"):
-            log.warning(
-                "A slot was lost: %s (%s). Its block continues, and another one may run beside it",
-                printable(lease.claim.key),
-                lease.concurrency,
-            )
 
     async def release(self, lease: Lease) -> None:
         """Release a slot if the storage has it or may have it, also if the caller is cancelled."""
@@ -255,32 +246,27 @@ class Slots:
         await self._retries.finish(0)
 
 
+@dataclass(slots=True)
 class SlotContext:
     """The context manager that `Limiter.slot` returns; it can be entered once."""
 
-    def __init__(
-        self,
-        slots: Slots,
-        concurrency: Concurrency,
-        subject: Subject,
-        timeout: float,
-        deadline: Deadline | None,
-    ) -> None:
-        self._slots, self._concurrency, self._subject = slots, concurrency, subject
-        self._timeout, self._deadline = timeout, deadline
-        self._slot: Slot | None = None
+    slots: Slots
+    concurrency: Concurrency
+    subject: Subject
+    timeout: float
+    deadline: Deadline | None
+    slot: Slot | None = None
 
     async def __aenter__(self) -> Slot:
-        if self._slot is not None:
+        if self.slot is not None:
             raise ConfigError("a slot was entered twice: call limiter.slot(...) for each block")
-        concurrency = self._concurrency
-        lease = self._slots.lease(concurrency, self._subject)
+        lease = self.slots.lease(self.concurrency, self.subject)
         if lease is None:
-            self._slot = Slot(True, concurrency, concurrency.amount, 0.0, 0.0, "none")
+            self.slot = Slot(True, self.concurrency, self.concurrency.amount, 0.0, 0.0, "none")
         else:
-            self._slot = await self._slots.acquire(lease, self._timeout, self._deadline)
-            self._slot._lease = lease
-        return self._slot
+            self.slot = await self.slots.acquire(lease, self.timeout, self.deadline)
+            self.slot._lease = lease
+        return self.slot
 
     async def __aexit__(
         self,
@@ -288,8 +274,8 @@ class SlotContext:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._slot is not None and self._slot._lease is not None:
-            await self._slots.release(self._slot._lease)
+        if self.slot is not None and self.slot._lease is not None:
+            await self.slots.release(self.slot._lease)
 
 
 def _refused(lease: Lease, wait: float, source: Source) -> Slot:

@@ -42,12 +42,7 @@ _LATE: Final = 0.25
 
 
 class Waiters:
-    """Lets callers wait until a hit of theirs is allowed.
-
-    Args:
-        decider: Whose storage decides.
-        decide: Decides about each attempt.
-    """
+    """Lets callers wait until a hit of theirs is allowed; `decide` decides about each attempt."""
 
     def __init__(self, decider: Decider, decide: Decide) -> None:
         self._decider = decider
@@ -65,14 +60,10 @@ class Waiters:
         counts: Sequence[Count],
         timeout: float,
     ) -> Decision:
-        """Wait for `timeout` seconds at most; a cancelled call is not charged.
+        """Wait for `timeout` seconds at most, or forever; a cancelled call is not charged.
 
-        Args:
-            rules: Without penalties.
-            subject: Who the hit counts for.
-            cost: Charged to each rule instead of its own cost.
-            counts: What the rules count; callers with the same keys wait in one queue.
-            timeout: Seconds, also infinity.
+        The rules are without penalties, and these are their counts: callers with the same keys wait
+        in one queue.
         """
         time = asyncio.get_running_loop().time
         began, keys = time(), _keys(counts)

@@ -244,7 +244,7 @@ def _parse(text: str) -> Limit:
     elif reader.take(r"burst(?![a-z])"):
         algorithm, burst = Algorithm.TOKEN_BUCKET, reader.need(r"[0-9]{1,15}", "a whole number")
     if reader.take(r"in(?![a-z])"):
-        zone = reader.word() or reader.need(r"\S+", "a time zone, for example Europe/Moscow or UTC")
+        zone = reader.need(r"\S+", "a time zone, for example Europe/Moscow or UTC")
     if reader.take(r"[,|+&]"):
         raise reader.error("expected ';' between two limits", reader.at - 1)
     reader.end()

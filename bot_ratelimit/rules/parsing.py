@@ -28,12 +28,12 @@ class Reader:
         self.at = 0
 
     def take(self, pattern: str) -> str | None:
-        """Read what matches, in lower case; None if something else comes next."""
+        """Read what matches, in any case; None if something else comes next."""
         match = re.compile(rf"\s*({pattern})", re.IGNORECASE).match(self.text, self.at)
         if match is None:
             return None
         self.at = match.end()
-        return match[1].lower()
+        return match[1]
 
     def need(self, pattern: str, expected: str) -> str:
         """Read what matches, or raise ConfigError."""
@@ -46,12 +46,6 @@ class Reader:
         """Raise ConfigError unless everything has been read."""
         if self.text[self.at :].strip():
             raise self.error("expected nothing more")
-
-    def word(self) -> str:
-        """Read the next word as it is written."""
-        match = re.compile(r"\s*(\S*)").match(self.text, self.at)
-        self.at = match.end() if match else self.at
-        return match[1] if match else ""
 
     def error(self, what: str, at: int | None = None) -> ConfigError:
         """The error for what stands here, or at another place."""
@@ -87,7 +81,7 @@ def period_seconds(reader: Reader) -> float:
     """Read a period: `[N]UNIT`."""
     count = reader.take(r"[0-9]{1,15}(?:\.[0-9]{1,15})?") or "1"
     unit_at = reader.at
-    unit = reader.need(r"[a-z]+", f"a unit ({_SHORT})")
+    unit = reader.need(r"[a-z]+", f"a unit ({_SHORT})").lower()
     if unit.startswith("mon"):
         raise reader.error(
             "a month has 28 to 31 days; write a time zone ('1000/month in UTC') or days "

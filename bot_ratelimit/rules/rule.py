@@ -180,9 +180,8 @@ class Rule:
         `Rule("5/m bucket")`            `bot:ratelimit:bucket:42`
         ==============================  ===================================
 
-        If the subject has a bot or a business connection, `bot:<bot>:` and `business:<connection>:`
-        stand before the name. `limit` is what `limit_for` returned, so that a function is not
-        called again.
+        With a bot or a business connection, `bot:<bot>:` and `business:<connection>:` stand before
+        the name. `limit` is what `limit_for` returned, so that no function is called twice.
         """
         ids = self._ids(subject)
         if ids is None:
@@ -198,8 +197,9 @@ class Rule:
         limit = limit or self.limit_for(subject)
         if limit is None:
             return None
-        realm = "" if subject.bot is None and subject.business is None else _realm(subject)
-        return f"{prefix}:ratelimit:{limit.key_part}{realm}{self.path}{ids}"
+        if subject.bot is None and subject.business is None:  # the usual case
+            return f"{prefix}:ratelimit:{limit.key_part}{self.path}{ids}"
+        return f"{prefix}:ratelimit:{limit.key_part}{_realm(subject)}{self.path}{ids}"
 
     def __str__(self) -> str:
         """The rule in logs and errors, for example `5/minute per user 'ai'`."""
@@ -258,7 +258,7 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
     if hasattr(value, "connection_pool") or type(value).__module__.startswith("redis"):
         # Of a client nothing is shown but its type.
         raise ConfigError(
-            f"a {type(value).__name__} stands where the limit belongs: give the limit first, "
+            f"a {type(value).__name__} stands where the limit belongs: expected the limit first, "
             "RateLimitMiddleware('5/10s', redis)"
         )
     raise ConfigError(f"{value!r}: expected a limit such as '5/10s', a Rule, or several")

@@ -100,11 +100,7 @@ def with_id(key: str, old: int, new: int) -> str | None:
 class MemoryDocuments(Documents):
     """Documents in this process. Lists stay until they are taken or cleared, or the process ends.
 
-    Args:
-        forget_counts: Deletes the counts under some keys; returns how many.
-        rename_counts: Renames the counts under keys for which there is a new name; returns how
-            many.
-        clock: Unix time in seconds.
+    The functions delete and rename counts, and return how many; the clock is Unix time.
     """
 
     def __init__(

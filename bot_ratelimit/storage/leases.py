@@ -60,11 +60,7 @@ class Leases(Protocol):
 
 
 class MemoryLeases(Leases):
-    """Leases in this process.
-
-    Args:
-        clock: Seconds from any starting point.
-    """
+    """Leases in this process, by this clock."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

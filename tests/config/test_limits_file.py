@@ -55,14 +55,12 @@ def test_the_documented_file_is_complete() -> None:
 
 
 def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
-    """[[rules]] can have all fields of `Rule`."""
-    found = read_limits_file(
-        written(
-            "[[rules]]\nlimit='9/s'\n[[rules]]\nlimit='5/m'\nscope='chat'\nname='x'\ncost=2\n"
-            "[[rules]]\nlimit='3/day in UTC'\nname='image'\non_error='deny'\n"
-        )
+    """[[rules]] can have all fields of `Rule`; an editor may put a byte order mark before them."""
+    file = written(
+        "\ufeff[[rules]]\nlimit='9/s'\n[[rules]]\nlimit='5/m'\nscope='chat'\nname='x'\ncost=2\n"
+        "[[rules]]\nlimit='3/day in UTC'\nname='image'\non_error='deny'\n"
     )
-    assert found.rules == (
+    assert read_limits_file(file).rules == (
         Rule("9/s"),
         Rule("5/m", Scope.CHAT, "x", 2),
         Rule("3/day in UTC", name="image", on_error="deny"),
@@ -101,6 +99,8 @@ def test_rules_of_a_file_have_scopes_names_and_costs() -> None:
         ("[limits]\nai = {limit='5/m', cost=true}", "[limits] ai: cost=true: expected a whole"),
         ("[limits]\nai = 2026-01-01", "[limits] ai: "),
         ("exempt = [true]", "exempt: True is not the id of a user"),
+        ("exempt = ['12345:AAHx']", "exempt: a value that may be a token"),
+        ("exempt = '12345:AAHx'", "exempt: a value that may be a token"),
         ("exempt = [99999999999999999]", "exempt: 99999999999999999 is not the id"),
         ("[limits]\nexempt = 42", "[limits] exempt: write it above the first table of the file"),
         ("[limits]\nrate_limit = '1/s'", "[limits] rate_limit: write it above the first table"),
@@ -123,13 +123,6 @@ def test_a_bad_file_is_one_line_with_place_value_and_fix(text: str, told: str) -
     assert str(raised.value).startswith("limits.toml: ")
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 600
-
-
-@pytest.mark.parametrize("text", ["exempt = ['12345:AAHx']", "exempt = '12345:AAHx'"])
-def test_a_token_among_the_ids_is_not_shown(text: str) -> None:
-    """A token that came into the list of ids does not come into the log."""
-    with pytest.raises(ConfigError, match="exempt: a value that may be a token") as raised:
-        read_limits_file(written(text))
     assert "AAHx" not in str(raised.value)
 
 
@@ -213,10 +206,3 @@ async def test_the_file_has_penalty_exemptions_and_notices(
     assert await instance.send("1", "2", **{"from": message()["from"] | {"id": 7}}) == [True, True]
     assert middleware(environment, text).rules[-1] == Penalty("2/h", "1h")
     assert middleware(environment, text, penalty=None).rules == rules_of("1/h")
-
-
-def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
-    """A file that an editor began with a byte order mark is read like any other."""
-    file = tmp_path / "limits.toml"
-    file.write_text("rate_limit = '5/minute'\n", "utf-8-sig")
-    assert read_limits_file(file).rules == rules_of("5/minute")

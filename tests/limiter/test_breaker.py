@@ -3,113 +3,53 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import pytest
 
 from bot_ratelimit.storage.breaker import FIRST_PAUSE, LONGEST_PAUSE, THRESHOLD, Breaker
 
-Step = tuple[float, str, Any]
-"""A time, an action, and what the breaker returns. Somebody asks (is the request admitted?), fails
-(did that open the circuit?), succeeds (did that close it?) or leaves without a result."""
+# A step is a time, who does what, and whether the breaker said yes. Somebody asks (is the request
+# admitted?), fails (did that open the circuit?), succeeds (did that close it?), or goes without a
+# result. OPENED is open since 2, to be probed at 2.5.
+TWO_FAIL = "0 a asks yes, 0 a fails no, 1 b asks yes, 1 b fails no"
+OPENED = f"{TWO_FAIL}, 2 c asks yes, 2 c fails yes"
+LATER = "4 a asks yes, 4 a fails no, 5 b asks yes, 5 b fails no, 6 c asks yes, 6 c fails yes"
 
-OPENED: list[Step] = [
-    (0, "a asks", True),
-    (0, "a fails", False),
-    (1, "b asks", True),
-    (1, "b fails", False),
-    (2, "c asks", True),
-    (2, "c fails", True),
-]
-"""Open since 2, to be probed at 2.5."""
-
-TABLES: dict[str, list[Step]] = {
-    "three failures in a row open it": [*OPENED, (2.499, "d asks", False), (2.5, "d asks", True)],
-    "a success between failures starts the count anew": [
-        *OPENED[:4],
-        (1, "s asks", True),
-        (1, "s succeeds", True),
-        *OPENED[:4],
-        (2, "c asks", True),
-        (2, "c fails", True),
-    ],
-    "one probe is on its way at a time": [
-        *OPENED,
-        (2.5, "d asks", True),
-        (2.5, "e asks", False),
-        (9, "e asks", False),
-    ],
-    "a probe that succeeds closes it for everybody": [
-        *OPENED,
-        (2.5, "d asks", True),
-        (2.6, "d succeeds", True),
-        (2.6, "e asks", True),
-        (2.6, "f asks", True),
-    ],
-    "a probe that fails opens it for twice as long, and says nothing new": [
-        *OPENED,
-        (2.5, "d asks", True),
-        (2.75, "d fails", False),
-        (3.749, "e asks", False),
-        (3.75, "e asks", True),
-        (3.75, "e fails", False),
-        (5.749, "f asks", False),
-        (5.75, "f asks", True),
-    ],
-    "a probe that went away leaves its place to the next": [
-        *OPENED,
-        (2.5, "d asks", True),
-        (2.6, "d goes", None),
-        (2.6, "e asks", True),
-        (2.6, "f asks", False),
-        (2.7, "e succeeds", True),
-    ],
-    "what was under way together fails as one": [
-        (0, "a asks", True),
-        (0, "b asks", True),
-        (0, "c asks", True),
-        (0.2, "a fails", False),
-        (0.2, "b fails", False),
-        (0.2, "c fails", False),
-        (0.2, "d asks", True),
-    ],
-    "a success from before it opened does not close it": [
-        (0, "x asks", True),
-        *OPENED,
-        (2.1, "x succeeds", False),
-        (2.2, "d asks", False),
-    ],
-    "a failure from before it closed does not count": [
-        *OPENED[:4],
-        (2, "x asks", True),
-        (2, "c asks", True),
-        (2, "c fails", True),
-        (2.5, "d asks", True),
-        (2.6, "d succeeds", True),
-        (2.7, "x fails", False),
-        (2.7, "e asks", True),
-        (2.7, "e fails", False),
-        (2.7, "f asks", True),
-        (2.7, "f fails", False),
-        (2.7, "g asks", True),
-    ],
-    "after it closed it takes three failures again, and the pause is short again": [
-        *OPENED,
-        (2.5, "d asks", True),
-        (2.5, "d fails", False),
-        (3.5, "e asks", True),
-        (3.5, "e succeeds", True),
-        *((time + 4, what, result) for time, what, result in OPENED),
-        (6.499, "f asks", False),
-        (6.5, "f asks", True),
-    ],
-    "one who went away while it was closed changes nothing": [
-        *OPENED[:4],
-        (2, "x asks", True),
-        (2, "x goes", None),
-        (2, "c asks", True),
-        (2, "c fails", True),
-    ],
+TABLES = {
+    "three failures in a row open it": f"{OPENED}, 2.499 d asks no, 2.5 d asks yes",
+    "a success between failures starts the count anew": (
+        f"{TWO_FAIL}, 1 s asks yes, 1 s succeeds yes, {TWO_FAIL}, 2 c asks yes, 2 c fails yes"
+    ),
+    "one probe is on its way at a time": f"{OPENED}, 2.5 d asks yes, 2.5 e asks no, 9 e asks no",
+    "a probe that succeeds closes it for everybody": (
+        f"{OPENED}, 2.5 d asks yes, 2.6 d succeeds yes, 2.6 e asks yes, 2.6 f asks yes"
+    ),
+    "a probe that fails opens it for twice as long, and says nothing new": (
+        f"{OPENED}, 2.5 d asks yes, 2.75 d fails no, 3.749 e asks no, 3.75 e asks yes, "
+        "3.75 e fails no, 5.749 f asks no, 5.75 f asks yes"
+    ),
+    "a probe that went away leaves its place to the next": (
+        f"{OPENED}, 2.5 d asks yes, 2.6 d goes, 2.6 e asks yes, 2.6 f asks no, 2.7 e succeeds yes"
+    ),
+    "what was under way together fails as one": (
+        "0 a asks yes, 0 b asks yes, 0 c asks yes, 0.2 a fails no, 0.2 b fails no, 0.2 c fails no, "
+        "0.2 d asks yes"
+    ),
+    "a success from before it opened does not close it": (
+        f"0 x asks yes, {OPENED}, 2.1 x succeeds no, 2.2 d asks no"
+    ),
+    "a failure from before it closed does not count": (
+        f"{TWO_FAIL}, 2 x asks yes, 2 c asks yes, 2 c fails yes, 2.5 d asks yes, "
+        "2.6 d succeeds yes, 2.7 x fails no, 2.7 e asks yes, 2.7 e fails no, 2.7 f asks yes, "
+        "2.7 f fails no, 2.7 g asks yes"
+    ),
+    "after it closed it takes three failures again, and the pause is short again": (
+        f"{OPENED}, 2.5 d asks yes, 2.5 d fails no, 3.5 e asks yes, 3.5 e succeeds yes, {LATER}, "
+        "6.499 f asks no, 6.5 f asks yes"
+    ),
+    "one who went away while it was closed changes nothing": (
+        f"{TWO_FAIL}, 2 x asks yes, 2 x goes, 2 c asks yes, 2 c fails yes"
+    ),
 }
 
 
@@ -117,8 +57,8 @@ TABLES: dict[str, list[Step]] = {
 def test_tables(table: str) -> None:
     """Each table behaves as its heading says."""
     breaker, tickets = Breaker(), dict[str, int | None]()
-    for now, what, expected in TABLES[table]:
-        who, does = what.split()
+    for step in TABLES[table].split(", "):
+        now, who, does, *said = step.split()
         if does == "asks":
             tickets[who] = breaker.admit(partial(float, now))
             found: object = tickets[who] is not None
@@ -126,11 +66,11 @@ def test_tables(table: str) -> None:
             ticket = tickets[who]
             assert ticket is not None
             found = {
-                "fails": lambda ticket=ticket, now=now: breaker.failed(ticket, now),
-                "succeeds": lambda ticket=ticket: breaker.succeeded(ticket),
-                "goes": lambda ticket=ticket: breaker.abandoned(ticket),
+                "fails": partial(breaker.failed, ticket, float(now)),
+                "succeeds": partial(breaker.succeeded, ticket),
+                "goes": partial(breaker.abandoned, ticket),
             }[does]()
-        assert found == expected, (now, what)
+        assert found is (said[0] == "yes" if said else None), step
 
 
 def fail(breaker: Breaker, now: float) -> None:

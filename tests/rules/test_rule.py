@@ -274,13 +274,13 @@ class Redis:
         ("1/s; fast", "'fast'"),
         ((5, 10), "(5, 10): several numbers; for 5 events in 10 seconds write '5/10s'"),
         (ANNA, "is the subject: give the rules first, hit('5/10s', subject)"),
-        (Redis(), "a Redis stands where the limit belongs: give the limit first"),
+        (Redis(), "a Redis stands where the limit belongs: expected the limit first"),
         ("5/s, 20/m", "expected ';' between two limits"),
     ],
 )
 def test_a_wrong_rule_is_explained(value: Any, says: str) -> None:
     """One line says what was meant or gives an example, and shows nothing of a client."""
-    with pytest.raises(ConfigError, match=r"for example|such as|write|give") as error:
+    with pytest.raises(ConfigError, match=r"for example|such as|write|expected|give") as error:
         rules_of(value)
     assert says in str(error.value)
     assert "password" not in str(error.value)

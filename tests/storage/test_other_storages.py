@@ -100,6 +100,8 @@ async def test_a_bot_on_memcached(memcached: str, caplog: pytest.LogCaptureFixtu
     assert 50 < refused.retry_after <= 61
     charged = await limiters[1].charge("9/h", Subject(user=7), 12)
     assert (charged.remaining, charged.allowed) == (0, False)
+    assert await limiters[0].reset("9/h", Subject(user=7))
+    assert await limiters[1].hit("9/h", Subject(user=7))
     strange = await limiters[0].hit(Rule("1/m", lambda _: "ключ " * 100, "strange"), USER)
     assert (strange.source, strange.allowed) == ("memcached", True)
     for limiter in limiters:

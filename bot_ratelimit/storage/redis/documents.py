@@ -39,13 +39,7 @@ return now
 
 
 class RedisDocuments(Documents):
-    """Documents on a Redis server; see `Documents`.
-
-    Args:
-        server: Runs the commands.
-        is_cluster: Whether the keys may be on several nodes.
-        timeout: Seconds for each command.
-    """
+    """Documents on a Redis server; on a cluster the keys may be on several nodes."""
 
     def __init__(self, server: Executes, is_cluster: bool, timeout: float = 2.0) -> None:
         self._server = server

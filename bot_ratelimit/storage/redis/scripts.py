@@ -41,17 +41,10 @@ class Script:
         *arguments: str | int,
         timeout: float,
     ) -> Any:
-        """Run the script and return its reply.
+        """Run the script and return its reply; `timeout` is for each of at most two attempts.
 
-        Args:
-            server: Runs the script.
-            keys: The keys that it reads and writes; on a cluster, all in one slot.
-            *arguments: Its ARGV.
-            timeout: Seconds, for each of at most two attempts.
-
-        Raises:
-            StorageError: The server is unreachable, too slow or cannot serve now.
-            ConfigError: The server refuses until a setting is changed.
+        The keys are those that it reads and writes; on a cluster, all in one slot. It raises what
+        `RedisStorage.execute` raises.
         """
         rest = [
             b"%d" % len(keys),
