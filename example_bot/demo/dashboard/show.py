@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
-from bot_ratelimit import ConfigError, Penalty, RateLimitMiddleware, Rule, Scope
+from bot_ratelimit import ConfigError, OutgoingLimits, Penalty, RateLimitMiddleware, Rule, Scope
 from bot_ratelimit.admin import admin_app
 from example_bot.bot import build_dispatcher
 from example_bot.demo.backend import Embedded
@@ -84,7 +84,10 @@ async def _instances(api: BotApi, backend: Embedded) -> AsyncIterator[RateLimitM
                 *(LIMITS, client, "demo"),
                 penalty=PENALTY, timeout=TIMEOUT, live=True, statistics=True,
             )  # fmt: skip
-            runner = await serve(api, build_dispatcher(middleware))
+            dispatcher = build_dispatcher(middleware)
+            outgoing = OutgoingLimits(limiter=middleware.limiter, per_group=None)
+            dispatcher.startup.register(outgoing.setup)
+            runner = await serve(api, dispatcher)
             stack.push_async_callback(runner.cleanup)
         yield middleware
 

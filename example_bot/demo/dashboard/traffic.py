@@ -25,10 +25,8 @@ class Scene:
 
     sentence: str
     seconds: float
-    people: float
-    """Messages a second of all ordinary users together."""
-    flood: float = 0.0
-    """Messages a second of each flooder."""
+    people: float  # messages a second of all ordinary users together
+    flood: float = 0.0  # messages a second of each flooder
     outage: bool = False
 
 
