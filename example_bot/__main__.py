@@ -5,15 +5,9 @@ import logging
 import sys
 from importlib.util import find_spec
 
-from aiogram.exceptions import (
-    ClientDecodeError,
-    TelegramAPIError,
-    TelegramNetworkError,
-    TelegramNotFound,
-    TelegramUnauthorizedError,
-)
+from aiogram.exceptions import ClientDecodeError, TelegramAPIError, TelegramUnauthorizedError
 
-from bot_ratelimit import (
+from bot_ratelimit import (  # fmt: skip
     ConfigError,
     LogObserver,
     Observer,
@@ -22,7 +16,7 @@ from bot_ratelimit import (
     Settings,
 )
 from example_bot.bot import build_dispatcher
-from example_bot.serve import build_admin, build_bot, run_polling, run_webhook
+from example_bot.serve import build_admin, build_bot, build_webhook_app, run_polling, run_webhook
 from example_bot.settings import BotSettings
 
 NO_TOKEN = (
@@ -38,20 +32,16 @@ def main() -> int:
         settings = BotSettings.load()
         if settings.bot_token is None:
             return _complain(NO_TOKEN)
-    except ConfigError as error:
-        return _complain(str(error))
-    try:
         run(settings)
     except ConfigError as error:
         return _complain(str(error))
     except TelegramUnauthorizedError:
         return _complain("BOT_TOKEN: Telegram does not know this token.")
-    except (TelegramNetworkError, TelegramNotFound) as error:
-        return _complain(_no_api(settings, error.message))
-    except ClientDecodeError:
-        return _complain(_no_api(settings, "what answers there is something else"))
-    except TelegramAPIError as error:
-        return _complain(f"The Bot API refused a request at startup: {error.message}")
+    except (TelegramAPIError, ClientDecodeError) as error:
+        return _complain(
+            f"The Bot API refused, or none answers: {error.message}. Check the network, and "
+            "BOT_API_URL: an address such as http://localhost:8081"
+        )
     return 0
 
 
@@ -68,7 +58,8 @@ def run(settings: BotSettings) -> None:
     OutgoingLimits.from_settings(limits, observer=watching).setup(bot, dispatcher)
     admin = build_admin(settings, limits, rate_limit)
     if settings.webhook_url:
-        run_webhook(settings, bot, dispatcher, rate_limit, admin)
+        app = build_webhook_app(settings, bot, dispatcher, rate_limit, admin)
+        run_webhook(settings, app, dispatcher)
     else:
         asyncio.run(run_polling(settings, bot, dispatcher, rate_limit, admin))
 
@@ -80,13 +71,6 @@ def metrics() -> list[Observer]:
     from bot_ratelimit.metrics import PrometheusMetrics
 
     return [PrometheusMetrics()]
-
-
-def _no_api(settings: BotSettings, reason: str) -> str:
-    return (
-        f"No Bot API answers at {settings.bot_api_host}: {reason}. "
-        "Check the network, and BOT_API_URL: an address such as http://localhost:8081"
-    )
 
 
 def _complain(sentence: str) -> int:

@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 
 from aiogram import Dispatcher, F, Router, flags
-from aiogram.filters import Command, CommandObject, CommandStart
+from aiogram.filters import Command, CommandStart
 from aiogram.types import (
     CallbackQuery,
     ErrorEvent,
@@ -19,27 +18,20 @@ from aiogram.types import (
 )
 
 from bot_ratelimit import (
-    BoundDecision,
     Concurrency,
     Decision,
     InFlight,
     Limiter,
     RateLimitMiddleware,
     Scope,
-    StorageError,
     Subject,
 )
 from bot_ratelimit.admin import admin_router
 
 PONG = "pong"
 """The beginning of the answer to a handled `/ping`; a refusal never begins like this."""
-
 THANKS = "Thank you! The star has arrived."
-"""The answer to a payment."""
-
-WORKING = "Working on it …"
-REPORT = "Report: everything is in order."
-"""The first answer of `/report`, and the text that replaces it when the report is done."""
+WORKING, REPORT = "Working on it …", "Report: everything is in order."
 
 REPORTS = Concurrency(1, Scope.GLOBAL, "report")
 """One report at a time, over all instances of the bot."""
@@ -54,8 +46,8 @@ _logger = logging.getLogger(__name__)
 async def start(message: Message) -> None:
     """`/start`: list the commands."""
     await message.answer(
-        "/ping answers at once, /report takes a moment, /ask costs a point for each letter of the "
-        "answer, /donate asks for a star. The button works too, and so do photos.",
+        "/ping answers at once, /report takes a moment, /donate asks for a star. The button works "
+        "too, and so do photos.",
         reply_markup=PING_BUTTON,
     )
 
@@ -79,9 +71,8 @@ async def photo(message: Message) -> None:
 async def report(message: Message, limiter: Limiter) -> None:
     """`/report`: stands for a slow query, a paid API, a picture to draw.
 
-    It takes a second, so it has a stricter limit of its own instead of everyone's, counted under
-    the key `<prefix>:ratelimit:report:<user>`. All instances of the bot together make one report
-    at a time; other users wait for their turn.
+    It has a stricter limit of its own instead of everyone's. All instances of the bot together
+    make one report at a time; other users wait for their turn.
     """
     async with limiter.slot(REPORTS, Subject(), timeout=30) as slot:
         if not slot.allowed:
@@ -92,57 +83,14 @@ async def report(message: Message, limiter: Limiter) -> None:
         await progress.edit_text(REPORT)
 
 
-@flags.rate_limit(limit="500/day", key="ask", concurrent=1)
-async def ask(message: Message, command: CommandObject, rate_limit: BoundDecision | None) -> None:
-    """`/ask`: stands for a language model, which is paid by the length of its answer.
-
-    The question costs a point, and the answer one for each further letter; nobody knows how many
-    before it is there. What fails is free. A user can ask one thing at a time.
-    """
-    try:
-        answer = await think(command.args)
-    except ValueError as error:
-        if rate_limit is not None:  # None for users without a limit
-            with uncharged_in_an_outage():
-                await rate_limit.refund()
-        await message.answer(f"{error} That was free.")
-        return
-    if rate_limit is not None:
-        with uncharged_in_an_outage():
-            await rate_limit.charge(len(answer) - 1)
-    await message.answer(answer)
-
-
-@contextmanager
-def uncharged_in_an_outage() -> Iterator[None]:
-    """While Redis is down, nothing is charged or refunded, and users still get their answers."""
-    try:
-        yield
-    except StorageError as error:
-        _logger.warning("What an answer costs could not be counted: %s", error)
-
-
-async def think(question: str | None) -> str:
-    """Stands for the language model."""
-    if question is None:
-        raise ValueError("Ask me something, for example /ask why")
-    await asyncio.sleep(0.1)
-    return f"You want to know {question!r}. " + "It depends. " * min(len(question), 10)
-
-
 async def donate(message: Message) -> None:
     """`/donate`: an invoice for one Telegram Star."""
-    await message.answer_invoice(
-        title="A star",
-        description="One star for the example bot.",
-        payload="donation",
-        currency="XTR",
-        prices=[LabeledPrice(label="A star", amount=1)],
-    )
+    prices = [LabeledPrice(label="A star", amount=1)]
+    await message.answer_invoice("A star", "For the example bot.", "donation", "XTR", prices)
 
 
 async def approve(query: PreCheckoutQuery) -> None:
-    """Telegram's last question before a payment; it waits 10 seconds for the answer."""
+    """Telegram's last question before a payment."""
     await query.answer(ok=True)
 
 
@@ -152,24 +100,16 @@ async def thank(message: Message) -> None:
 
 
 async def log_error(event: ErrorEvent) -> bool:
-    """Log a handler's exception, and treat the update as handled.
-
-    Without this a webhook would answer 500, and Telegram would send the same update, with the
-    same error, again and again.
-    """
+    """Log a handler's exception; without True, Telegram would send the update again and again."""
     _logger.error("Update %d failed", event.update.update_id, exc_info=event.exception)
     return True
 
 
 def build_dispatcher(rate_limit: RateLimitMiddleware, admins: Collection[int] = ()) -> Dispatcher:
-    """Put the handlers and their limit together.
+    """Put the handlers, their limit, and the commands of these operators together.
 
     Handlers are registered here and not by decorators on a module's router, because a router
     belongs to one dispatcher and the demo runs three of them in one process.
-
-    Args:
-        rate_limit: Counts everything that a user does, but for handlers with a limit of their own.
-        admins: Ids of the users for whom `/who`, `/ban` and other commands of operators are there.
     """
     router = Router(name="example")
     router.message.register(start, CommandStart())
@@ -177,7 +117,6 @@ def build_dispatcher(rate_limit: RateLimitMiddleware, admins: Collection[int] = 
     router.callback_query.register(ping_button)
     router.message.register(photo, F.photo)
     router.message.register(report, Command("report"))
-    router.message.register(ask, Command("ask"))
     router.message.register(donate, Command("donate"))
     router.pre_checkout_query.register(approve)
     router.message.register(thank, F.successful_payment)

@@ -21,40 +21,36 @@ def _is_token(value: SecretStr) -> SecretStr:
 
 
 def _ids(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    ids = value.replace(",", " ").split()
-    if not all(re.fullmatch("[0-9]{1,19}", each) for each in ids):
+    ids = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not all(re.fullmatch("[0-9]{1,19}", str(each)) for each in ids):
         raise ValueError("expected ids of users, whole numbers such as '42, 43'")
     return frozenset(map(int, ids))
 
 
-def _is_http(value: str) -> bool:
+def _is_address(value: str) -> str:
     try:
         parts = urlsplit(value)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:  # an invalid port or address
-        return False
-
-
-def _is_webhook_url(value: str) -> str:
-    if not _is_http(value):
+        right = False
+    if not right:
         raise ValueError("expected an address such as 'https://bot.example.org/webhook'")
     return value
 
 
-def _is_api_url(value: str) -> str:
-    if not _is_http(value):
-        raise ValueError("expected an address such as 'http://localhost:8081'")
-    parts = urlsplit(value)
+def _is_server(value: str) -> str:
+    parts = urlsplit(_is_address(value))
     # aiogram adds /bot<token>/<method> itself, and the token is a setting of its own.
     if re.search(r"/bot(\d|/?$)", parts.path) or parts.query or parts.fragment:
         raise ValueError("expected only the server, such as 'http://localhost:8081'")
     return value
 
 
+_Port = Annotated[int, Field(ge=1, le=65535)]
+
+
 class BotSettings(BaseSettings):
-    """The bot's own settings, from the environment and `.env`.
+    """The bot's own settings, from the environment and `.env`; `.env.example` explains them.
 
     An empty variable counts as unset, so that a copied `.env.example` works as it is.
     """
@@ -67,39 +63,18 @@ class BotSettings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    bot_token: Annotated[SecretStr, AfterValidator(_is_token)] | None = Field(
-        default=None, description="Token from @BotFather."
-    )
-    webhook_url: Annotated[str, AfterValidator(_is_webhook_url)] | None = Field(
-        default=None, description="Public address of the webhook; unset: long polling."
-    )
-    webhook_secret: SecretStr | None = Field(
-        default=None,
-        description="What Telegram shows with every update; unset: derived from the token.",
-    )
-    web_server_host: str = Field(default="127.0.0.1", description="Address the webhook listens on.")
-    web_server_port: int = Field(default=8080, ge=1, le=65535, description="Port it listens on.")
-    health_port: int | None = Field(
-        default=None,
-        ge=1,
-        le=65535,
-        description="Port for /health, /ready, /metrics and /admin/ while the bot polls; "
-        "unset: none.",
-    )
-    admin_ids: Annotated[frozenset[int], NoDecode, BeforeValidator(_ids)] = Field(
-        default=frozenset(), description="Ids of the Telegram users who operate the bot."
-    )
-    bot_api_url: Annotated[str, AfterValidator(_is_api_url)] = Field(
-        default="https://api.telegram.org", description="Bot API server, for example a local one."
-    )
+    bot_token: Annotated[SecretStr, AfterValidator(_is_token)] | None = None
+    webhook_url: Annotated[str, AfterValidator(_is_address)] | None = None
+    webhook_secret: SecretStr | None = None
+    web_server_host: str = "127.0.0.1"
+    web_server_port: _Port = 8080
+    health_port: _Port | None = None
+    admin_ids: Annotated[frozenset[int], NoDecode, BeforeValidator(_ids)] = frozenset()
+    bot_api_url: Annotated[str, AfterValidator(_is_server)] = "https://api.telegram.org"
 
     @classmethod
     def load(cls) -> Self:
-        """Read the environment and `.env`.
-
-        Raises:
-            ConfigError: A value is wrong; one line that names the variable and never its value.
-        """
+        """Read the environment and `.env`; an error names the variable, and never its value."""
         try:
             return cls()
         except ValidationError as error:
@@ -112,10 +87,11 @@ class BotSettings(BaseSettings):
         raise ConfigError(wrong)
 
     @property
-    def bot_api_host(self) -> str:
-        """The address of the Bot API, without parts that may be secret."""
-        parts = urlsplit(self.bot_api_url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    def token(self) -> str:
+        """The bot's token."""
+        if self.bot_token is None:
+            raise ConfigError("BOT_TOKEN is not set")
+        return self.bot_token.get_secret_value()
 
     @property
     def webhook_path(self) -> str:
@@ -124,17 +100,10 @@ class BotSettings(BaseSettings):
 
     @property
     def secret_token(self) -> str:
-        """The secret that distinguishes Telegram's requests from others.
-
-        Every instance must expect the same, since they share one webhook. Derived from the
-        token, it needs no setting, and gives nothing of the token away.
-        """
+        """What Telegram shows with every update; derived from the token, if it is not set."""
         if self.webhook_secret is not None:
             return self.webhook_secret.get_secret_value()
-        if self.bot_token is None:
-            raise ConfigError("BOT_TOKEN is not set")
-        token = self.bot_token.get_secret_value()
-        return hashlib.sha256(f"webhook:{token}".encode()).hexdigest()
+        return hashlib.sha256(f"webhook:{self.token}".encode()).hexdigest()
 
 
 def _explain(error: Any) -> str:

@@ -22,23 +22,14 @@ _TOKEN_SHAPE = re.compile(r"[0-9]+:[A-Za-z0-9_-]{35}")
 class BotApi:
     """Accepts the requests of real bots, records them, and delivers updates.
 
-        async with BotApi() as api:
-            bot = Bot(TOKEN, AiohttpSession(api=TelegramAPIServer.from_base(api.url)))
-            await bot.set_webhook("http://127.0.0.1:8080/webhook")
-            await api.deliver(message(42, "/ping"))
-            assert api.calls[-1].text == "pong"
-
     Telegram knows one webhook of a bot, with several instances behind a load balancer. Here each
-    `setWebhook` adds an instance, and updates go to the instances in turn.
-
-    Args:
-        token: The only token that is accepted.
-        floods: The limits on what bots may send; without it there are none.
+    `setWebhook` adds an instance, and updates go to the instances in turn. Without `floods`, what
+    bots may send has no limits.
     """
 
-    def __init__(self, token: str = TOKEN, floods: FloodControl | None = None) -> None:
+    def __init__(self, floods: FloodControl | None = None) -> None:
         self.url = ""
-        """The address of the server on a free port of loopback; known when the server runs."""
+        """The address of the server; known when it runs."""
         self.calls: list[Call] = []
         """All requests of bots, oldest first, except `getUpdates` and those answered with 429."""
         self.refused: list[Call] = []
@@ -48,14 +39,10 @@ class BotApi:
         self.spinning: set[str] = set()
         """The ids of button presses without an answer: the button still shows its spinner."""
         self.webhooks: list[Webhook] = []
-        """The webhooks that instances have set."""
-        self._token = token
         self._floods = floods
-        self._methods = {
-            **STATELESS,
+        self._methods = STATELESS | {
             "setwebhook": self._set_webhook,
             "deletewebhook": self._delete_webhook,
-            "getwebhookinfo": self._get_webhook_info,
         }
         self._turn = 0
         self._pending: list[Json] = []
@@ -72,9 +59,8 @@ class BotApi:
         await site.start()
         self.url = "http://{}:{}".format(*self._runner.addresses[0])
         # Telegram waits a minute for a webhook; each webhook limits its own connections.
-        self._session = ClientSession(
-            connector=TCPConnector(limit=0), timeout=ClientTimeout(total=60)
-        )
+        timeout = ClientTimeout(total=60)
+        self._session = ClientSession(connector=TCPConnector(limit=0), timeout=timeout)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -86,11 +72,7 @@ class BotApi:
         await self._runner.cleanup()
 
     async def deliver(self, update: Json) -> Delivery:
-        """Send an update to the next webhook and wait for its answer.
-
-        Raises:
-            LookupError: No bot has set a webhook.
-        """
+        """Send an update to the next webhook and wait for its answer."""
         if not self.webhooks:
             raise LookupError("no webhook is set; a bot that polls gets its updates by enqueue()")
         if self._floods is not None and (written := update.get("message")):
@@ -112,11 +94,7 @@ class BotApi:
             self._news.notify_all()
 
     async def called(self, method: str, times: int = 1, *, timeout: float = 10.0) -> list[Call]:
-        """Wait until bots have called a method `times` times, and return these calls.
-
-        Raises:
-            TimeoutError: They have not, within `timeout` seconds.
-        """
+        """Wait until bots have called a method `times` times, and return these calls."""
 
         def found() -> list[Call]:
             return [call for call in self.calls if call.method.lower() == method.lower()]
@@ -138,7 +116,7 @@ class BotApi:
         match = re.fullmatch(r"/bot([^/]+)/(\w+)", path)
         if match is None or not _TOKEN_SHAPE.fullmatch(match[1]):
             raise ApiError(404, "Not Found")
-        if match[1] != self._token:
+        if match[1] != TOKEN:
             raise ApiError(401, "Unauthorized")
         return match[2]
 
@@ -167,29 +145,17 @@ class BotApi:
         url = params.get("url", "")
         if not url:  # as in Telegram, an empty address removes the webhook
             return self._delete_webhook(params)
-        connections = int(params.get("max_connections") or 40)
         self.webhooks = [webhook for webhook in self.webhooks if webhook.url != url]
-        self.webhooks.append(Webhook(url, params.get("secret_token", ""), connections))
+        self.webhooks.append(Webhook(url, params.get("secret_token", "")))
         return True
 
     def _delete_webhook(self, params: Params) -> bool:
         self.webhooks.clear()
         return True
 
-    def _get_webhook_info(self, params: Params) -> Json:
-        return {
-            "url": self.webhooks[0].url if self.webhooks else "",
-            "has_custom_certificate": False,
-            "pending_update_count": len(self._pending),
-        }
-
     async def _get_updates(self, params: Params) -> list[Json]:
         if self.webhooks:
-            raise ApiError(
-                409,
-                "Conflict: can't use getUpdates method while webhook is active; "
-                "use deleteWebhook to delete the webhook first",
-            )
+            raise ApiError(409, "Conflict: can't use getUpdates method while webhook is active")
         # An offset confirms all updates below it; the others are sent again.
         offset = int(params.get("offset") or 0)
         async with self._news:

@@ -18,32 +18,26 @@ USERS, FLOODERS = "users", "flooders"
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """A user who writes to the bot, once or often.
-
-    Args:
-        id: The user's Telegram id, which is also the id of the private chat with the bot.
-        group: `USERS` or `FLOODERS`.
-        messages: The number of messages that the user sends.
-    """
+    """A user who writes to the bot, once or often."""
 
     id: int
     group: str
     messages: int
 
+    @property
+    def language(self) -> str:
+        """Every other user has Telegram in Russian."""
+        return "ru" if self.id % 2 else "en"
+
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What a person does in one step.
-
-    Args:
-        person: The user.
-        updates: The updates that the bot receives, in this order.
-        expected: How many of them should be handled.
-    """
+    """What a person does in one step."""
 
     person: Person
     updates: Sequence[Json]
     expected: int
+    """How many of the updates should be handled."""
 
 
 def crowd(users: Iterable[int], flooders: Iterable[int]) -> list[Person]:
@@ -57,25 +51,21 @@ def crowd(users: Iterable[int], flooders: Iterable[int]) -> list[Person]:
 def writing(people: Iterable[Person], expected: Callable[[Person], int]) -> list[Activity]:
     """The activities of people who send their messages."""
     return [
-        Activity(each, [message(each.id, "/ping") for _ in range(each.messages)], expected(each))
+        Activity(each, [_ping(each) for _ in range(each.messages)], expected(each))
         for each in people
     ]
 
 
-async def play(
-    api: BotApi, activities: Sequence[Activity], seconds: float, advance: Callable[[], None]
-) -> list[Outcome]:
-    """Run all activities, mixed up, and observe from outside what the bot does.
+def _ping(person: Person) -> Json:
+    update = message(person.id, "/ping")
+    update["message"]["from"]["language_code"] = person.language
+    return update
 
-    Args:
-        api: Delivers the updates and sees the answers.
-        activities: Who does what.
-        seconds: The duration, unless the machine is slower.
-        advance: Called after each update.
-    """
+
+async def play(api: BotApi, activities: Sequence[Activity], seconds: float) -> list[Outcome]:
+    """Run all activities, mixed up, in this time, and observe what the bot does from outside."""
     order = [number for number, activity in enumerate(activities) for _ in activity.updates]
-    # Shuffled, so that the messages of a user reach different instances; seeded, so that each run
-    # of the demo is the same.
+    # Shuffled, so that the messages of a user reach different instances; the same in every run.
     random.Random(1).shuffle(order)
     updates = [iter(activity.updates) for activity in activities]
     before = len(api.calls)
@@ -83,7 +73,6 @@ async def play(
 
     async def send(number: int, update: Json) -> None:
         deliveries[number].append(await api.deliver(update))
-        advance()
 
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -94,7 +83,6 @@ async def play(
 
     calls = api.calls[before:]
     handled = Counter(call.user_id for call in calls if is_answer(call))
-    told = Counter(call.user_id for call in calls if is_notice(call))
     return [
         Outcome(
             person=activity.person.id,
@@ -103,7 +91,7 @@ async def play(
             handled=handled[activity.person.id],
             expected=activity.expected,
             lost=sum(not each.ok for each in deliveries[number]),
-            told=told[activity.person.id],
+            told=[c.text for c in calls if c.user_id == activity.person.id and is_notice(c)],
             latencies=tuple(each.latency for each in deliveries[number]),
         )
         for number, activity in enumerate(activities)

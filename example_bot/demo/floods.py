@@ -11,9 +11,7 @@ from example_bot.demo.methods import ApiError
 
 COUNTED = ("send", "edit", "forward", "copy", "stop")
 """The prefixes of the methods that count; answers to queries have no limit."""
-
-GROWTH = 2
-LONGEST = 300
+GROWTH, LONGEST = 2, 300
 CROSSING = 0.5
 """Seconds after a refusal in which requests may arrive that the bot sent before it knew."""
 
@@ -30,28 +28,17 @@ class _Chat:
 
 
 class FloodControl:
-    """Refuses requests of a bot that sends too fast.
+    """Refuses requests of a bot that sends too fast, for longer each time it does not wait.
 
-    A bot that does not wait as long as it was told is refused for longer each time.
-
-    Telegram publishes no exact numbers. These are the numbers of its FAQ, taken literally: about
-    one message a second in a chat with short bursts, 20 a minute in a group, 30 a second to users
-    who have not written within the last minute. Replies have no common limit.
-
-    Args:
-        per_second: Messages per second in one chat.
-        burst: How many messages a quiet chat accepts at once.
-        per_group: Messages per minute in a group, in any minute.
-        bulk: Messages per second to chats that have not written within a minute, in any second.
-        clock: Returns seconds.
+    These are the numbers of Telegram's FAQ, taken literally: about one message a second in a chat
+    with short bursts, 20 a minute in a group, `bulk` a second to users who have not written within
+    the last minute. Replies have no common limit.
     """
 
     def __init__(
         self,
         *,
-        per_second: float = 1.0,
         burst: int = 5,
-        per_group: int = 20,
         bulk: int = 30,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -59,9 +46,7 @@ class FloodControl:
         """How many requests were answered with 429."""
         self.impatient = 0
         """How many of them came before the announced wait was over."""
-        self._interval = 1 / per_second
         self._burst = burst
-        self._per_group = per_group
         self._bulk = bulk
         self._clock = clock
         self._chats: dict[str, _Chat] = {}
@@ -73,11 +58,7 @@ class FloodControl:
         self._wrote[str(chat)] = self._clock()
 
     def check(self, method: str, params: Mapping[str, str]) -> None:
-        """Count a request.
-
-        Raises:
-            ApiError: 429, with the seconds to wait.
-        """
+        """Count a request; ApiError 429, with the seconds to wait, if it is refused."""
         name = params.get("chat_id") or params.get("inline_message_id")
         if name is None or not method.lower().startswith(COUNTED) or _is_decoration(method):
             return
@@ -95,7 +76,7 @@ class FloodControl:
             raise self._refusal(chat, now, wait)
         if bulk and (wait := _window(self._bot.sent, now, 1.0, self._bulk, cost)) > 0:
             raise self._refusal(self._bot, now, wait)
-        chat.full_at = max(chat.full_at, now) + cost * self._interval
+        chat.full_at = max(chat.full_at, now) + cost
         for state, counts in ((chat, name.startswith(("-", "@"))), (self._bot, bulk)):
             state.strikes = 0
             if counts:
@@ -103,10 +84,10 @@ class FloodControl:
 
     def _wait(self, chat: _Chat, name: str, now: float, cost: int) -> float:
         # An album that is larger than a burst passes if nothing else was sent for a while.
-        room = max(0, self._burst - cost) * self._interval
+        room = max(0, self._burst - cost)
         wait = chat.full_at - now - room
         if name.startswith(("-", "@")):
-            wait = max(wait, _window(chat.sent, now, 60.0, self._per_group, cost))
+            wait = max(wait, _window(chat.sent, now, 60.0, 20, cost))
         return wait
 
     def _refusal(self, state: _Chat, now: float, wait: float) -> ApiError:

@@ -1,6 +1,5 @@
 """Several instances of the example bot in one process, each as complete as in its own process."""
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,36 +28,20 @@ async def instances(
     key_prefix: str,
     new_client: Callable[[], Redis] | None = None,
 ) -> AsyncIterator[None]:
-    """Run instances of the bot, each with its own dispatcher, bot, limits and webhook.
-
-    Args:
-        api: Where they set their webhooks.
-        count: The number of instances.
-        rate_limit: The limit of each user.
-        key_prefix: The prefix of their keys.
-        new_client: Makes the Redis client of an instance; None for memory.
-    """
-    async with AsyncExitStack() as clients:
-        runners: list[web.AppRunner] = []
-        try:
-            for _ in range(count):
-                client = new_client() if new_client else None
-                if client is not None:
-                    clients.push_async_callback(client.aclose)
-                middleware = RateLimitMiddleware(rate_limit, client, key_prefix, timeout=TIMEOUT)
-                runners.append(await serve(api, build_dispatcher(middleware)))
-            yield
-        finally:
-            await asyncio.gather(*(runner.cleanup() for runner in runners))
+    """Run so many instances of the bot, each with its own client; None for memory."""
+    async with AsyncExitStack() as stack:
+        for _ in range(count):
+            client = new_client() if new_client else None
+            if client is not None:
+                stack.push_async_callback(client.aclose)
+            middleware = RateLimitMiddleware(rate_limit, client, key_prefix, timeout=TIMEOUT)
+            runner = await serve(api, build_dispatcher(middleware))
+            stack.push_async_callback(runner.cleanup)
+        yield
 
 
 async def serve(api: BotApi, dispatcher: Dispatcher) -> web.AppRunner:
-    """Run one instance with these handlers until the runner's `cleanup`.
-
-    Args:
-        api: Where it sets its webhook.
-        dispatcher: Handles its updates.
-    """
+    """Run one instance with these handlers, at a webhook of its own, until `cleanup`."""
     # The bot sets its webhook before the server listens, so the port is reserved first.
     listener = socket.create_server(("127.0.0.1", 0))
     # Constructed, not loaded: the demo must not use anything from the environment or .env.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,11 +15,10 @@ class Outcome:
     sent: int
     handled: int
     expected: int
-    """How many should be handled."""
     lost: int
     """How many the bot did not accept: no answer, or a status other than 2xx."""
-    told: int
-    """How many notices of a refusal the person got."""
+    told: Sequence[str]
+    """The notices of a refusal that the person got."""
     latencies: tuple[float, ...]
     """Seconds from the delivery of each update until it was answered or refused."""
 
@@ -35,21 +35,10 @@ class Step:
     title: str
     outcomes: Sequence[Outcome]
 
-    def groups(self) -> list[str]:
-        """The groups of people in this step, in order."""
-        return list(dict.fromkeys(outcome.group for outcome in self.outcomes))
-
-    def of(self, group: str) -> list[Outcome]:
-        """The outcomes of one group."""
-        return [outcome for outcome in self.outcomes if outcome.group == group]
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """An expectation beyond the counts, and whether it is met."""
-
-    sentence: str
-    holds: bool
+    def groups(self) -> dict[str, list[Outcome]]:
+        """The outcomes of each group of people."""
+        by_group = groupby(self.outcomes, key=lambda outcome: outcome.group)
+        return {group: list(outcomes) for group, outcomes in by_group}
 
 
 @dataclass(slots=True)
@@ -57,38 +46,26 @@ class Results:
     """All outcomes and checks, in the order of the scenarios."""
 
     steps: list[Step] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
+    checks: dict[str, bool] = field(default_factory=dict)
+    """Expectations beyond the counts, and whether they are met."""
 
     def differences(self) -> list[str]:
         """One sentence for each difference from what the demo expects; empty if there is none."""
-        if not any(outcome.sent for step in self.steps for outcome in step.outcomes):
+        outcomes = [(step.title, each) for step in self.steps for each in step.outcomes]
+        if not any(outcome.sent for _, outcome in outcomes):
             return ["nothing was measured"]
         return [
             *(
-                difference
-                for step in self.steps
-                for outcome in step.outcomes
-                for difference in _differences(step.title, outcome)
+                f"{title}: {each.group} {each.person}: {each.handled} of {each.sent} were handled, "
+                f"expected {each.expected}, {each.lost} were not accepted"
+                for title, each in outcomes
+                if not each.as_expected
             ),
-            *(f"not true: {check.sentence}" for check in self.checks if not check.holds),
+            *(f"not true: {sentence}" for sentence, holds in self.checks.items() if not holds),
         ]
-
-    def exit_status(self) -> int:
-        """0 if everything happened as expected, else 1."""
-        return 1 if self.differences() else 0
 
 
 def percentile(values: Iterable[float], share: float) -> float:
     """The smallest value that this share of the values does not exceed; 0.0 without values."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
-
-
-def _differences(title: str, outcome: Outcome) -> Iterable[str]:
-    who = f"{title}: {outcome.group} {outcome.person}"
-    if outcome.handled != outcome.expected:
-        yield (
-            f"{who}: {outcome.handled} of {outcome.sent} were handled, expected {outcome.expected}"
-        )
-    if outcome.lost:
-        yield f"{who}: {outcome.lost} of {outcome.sent} were not accepted by the bot"

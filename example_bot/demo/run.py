@@ -1,35 +1,43 @@
 """Runs the four scenarios one after the other and prints the results."""
 
 import asyncio
-import os
+import logging
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from bot_ratelimit import ConfigError
-from example_bot.demo.backend import open_backend, random_prefix
-from example_bot.demo.context import INSTANCES, LIMIT, DemoContext
-from example_bot.demo.crowd import FLOODERS
+from example_bot.demo.backend import Embedded
+from example_bot.demo.context import INSTANCES, RATE_LIMIT, DemoContext, LogCapture
 from example_bot.demo.display import Display
-from example_bot.demo.log_capture import captured_logs
 from example_bot.demo.outgoing import scenario_four
-from example_bot.demo.scenarios import CROWD, scenario_one, scenario_three, scenario_two
+from example_bot.demo.scenarios import scenario_one, scenario_three, scenario_two
 
+CODE = (
+    "dispatcher = Dispatcher()",
+    f'RateLimitMiddleware("{RATE_LIMIT}", Redis()).setup(dispatcher)',
+    "",
+    '@flags.rate_limit(limit="2/minute", key="report")  # of this handler',
+    "async def report(message: Message) -> None: ...",
+)
+RUN = sys.executable.removeprefix(f"{Path.cwd()}/") + " -m example_bot"
 SHOWN = (
     f"Without Redis {INSTANCES} instances count apart: a flooder gets {INSTANCES} times the limit.",
     "With Redis they share one count: a flooder gets exactly the limit, and users get theirs.",
     "Albums count once, buttons are always answered, payments are never refused.",
     "While Redis is down the bot answers everybody; limits hold again when Redis is back.",
 )
+NEXT = (
+    "For a bot of your own, copy the first example of README.md: it is complete.",
+    "To see such a flood on the page for operators, in a browser, run: make dashboard",
+    f"To talk to this bot, copy .env.example to .env, set BOT_TOKEN, and run: {RUN}",
+    "To run three instances with Redis behind a proxy, see deploy/README.md.",
+)
 
 
 def run_demo() -> int:
-    """Run the four scenarios.
-
-    Returns:
-        The exit status: 0 if everything happened as expected, 1 if not, 2 if the demo cannot start.
-    """
+    """Run the four scenarios: status 0 if all was as expected, 1 if not, 2 if it cannot start."""
     try:
         return asyncio.run(_run(Display(Console())))
     except ConfigError as error:
@@ -38,36 +46,23 @@ def run_demo() -> int:
 
 
 async def _run(display: Display) -> int:
-    prefix = random_prefix()
-    flooders = sum(person.group == FLOODERS for person in CROWD)
-    # Not from .env: the demo must not use the Redis of a real bot unless it is told to.
-    async with open_backend(os.environ.get("REDIS_URL"), prefix) as backend:
-        with captured_logs() as logs:
-            context = DemoContext(display, backend, prefix, logs)
-            display.say(
-                f"{INSTANCES} instances of one bot behind a load balancer, {backend.name}, and a "
-                f"stand-in for Telegram. Each user may send {LIMIT} messages a minute: "
-                f"{len(CROWD) - flooders} users stay within the limit, {flooders} flooders do not."
-            )
-            await scenario_one(context)
-            await scenario_two(context)
-            await scenario_three(context)
-            await scenario_four(context)
-    display.table(context.results)
-    display.conclusion(context.results)
-    if not context.results.differences():
-        display.points("What you have seen:", SHOWN)
-        display.points("What to do next:", _next_steps())
-    return context.results.exit_status()
-
-
-def _next_steps() -> tuple[str, ...]:
-    python, here = Path(sys.executable), Path.cwd()
-    command = python.relative_to(here) if python.is_relative_to(here) else python.name
-    run = f"copy .env.example to .env, set BOT_TOKEN, and run: {command} -m example_bot"
-    return (
-        "For a bot of your own, copy the first example of README.md: it is complete.",
-        "To see such a flood on the page for operators, in a browser, run: make dashboard",
-        f"To talk to this bot in Telegram, {run}",
-        "To run three instances with Redis behind a proxy, see deploy/README.md.",
+    context = DemoContext(display, Embedded(), LogCapture())
+    logger = logging.getLogger("bot_ratelimit")
+    logger.addHandler(context.logs)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    display.say(
+        f"{INSTANCES} instances of one bot behind a load balancer, an embedded Redis, and a "
+        f"stand-in for Telegram. The limits in the bot's code:"
     )
+    display.quote("", *CODE)
+    for scenario in (scenario_one, scenario_two, scenario_three, scenario_four):
+        await scenario(context)
+    results = context.results
+    display.table(results)
+    display.conclusion(results)
+    if results.differences():
+        return 1
+    display.points("What you have seen:", SHOWN)
+    display.points("What to do next:", NEXT)
+    return 0

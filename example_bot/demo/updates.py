@@ -13,34 +13,23 @@ _PHOTO = {"file_id": "photo", "file_unique_id": "photo", "width": 640, "height":
 _STAR = {"currency": "XTR", "total_amount": 1, "invoice_payload": "donation"}
 
 
-def user(user_id: int, *, language: str = "en") -> Json:
+def user(user_id: int) -> Json:
     """A person who writes to the bot."""
-    return {
-        "id": user_id,
-        "is_bot": False,
-        "first_name": f"User {user_id}",
-        "language_code": language,
-    }
+    name = f"User {user_id}"
+    return {"id": user_id, "is_bot": False, "first_name": name, "language_code": "en"}
 
 
 def chat(user_id: int, group: int | None = None) -> Json:
     """The private chat with a user, or a group (a negative id) if one is given."""
-    if group is not None:
-        return {"id": group, "type": "supergroup", "title": f"Group {group}"}
-    return {"id": user_id, "type": "private", "first_name": f"User {user_id}"}
+    if group is None:
+        return {"id": user_id, "type": "private", "first_name": f"User {user_id}"}
+    return {"id": group, "type": "supergroup", "title": f"Group {group}"}
 
 
 def message(
     user_id: int, text: str | None = None, *, group: int | None = None, **content: Any
 ) -> Json:
-    """A user sends a message.
-
-    Args:
-        user_id: Who sends it.
-        text: What it says; a leading `/command` is marked up as Telegram does.
-        group: The group it is sent to; None for the private chat with the bot.
-        content: Anything else of Telegram's Message, for example `photo` or `media_group_id`.
-    """
+    """A user sends a message, to a group if one is given, else in private."""
     return {"update_id": next(_numbers), "message": _message(user_id, text, group, content)}
 
 
@@ -52,11 +41,8 @@ def album(user_id: int, photos: int, *, group: int | None = None) -> list[Json]:
 
 def callback(user_id: int, data: str, *, group: int | None = None) -> Json:
     """A user presses an inline button under a message of the bot."""
-    content = {
-        "chat_instance": str(group or user_id),
-        "message": _message(user_id, "A message with a button", group, {}),
-        "data": data,
-    }
+    under = _message(user_id, "A message with a button", group, {})
+    content = {"chat_instance": str(group or user_id), "message": under, "data": data}
     return _query("callback_query", user_id, content)
 
 

@@ -9,15 +9,12 @@ from aiohttp import BodyPartReader, ClientError, ClientResponse, ClientSession, 
 from example_bot.demo.methods import Params
 from example_bot.demo.updates import Json
 
-SECRET_HEADER = "X-Telegram-Bot-Api-Secret-Token"
-
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """What happened to an update."""
 
     url: str
-    """The webhook that received it."""
     status: int
     """The HTTP status of its answer; 0 if there was none. Telegram repeats anything but 2xx."""
     latency: float
@@ -31,26 +28,15 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """A webhook that a bot has set.
-
-    Args:
-        url: Where updates go.
-        secret: The secret that the bot expects in the header of each update.
-        max_connections: How many updates may be in progress at once; Telegram's default is 40.
-    """
+    """A webhook that a bot has set, with its secret; Telegram has 40 updates in progress there."""
 
     url: str
     secret: str = ""
-    max_connections: int = 40
-    _slots: asyncio.Semaphore = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Create the semaphore that limits the updates in progress."""
-        object.__setattr__(self, "_slots", asyncio.Semaphore(self.max_connections))
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(40), repr=False)
 
     async def post(self, session: ClientSession, update: Json) -> tuple[Delivery, Params]:
         """Deliver an update; return also the method call that the answer contains, if any."""
-        headers = {SECRET_HEADER: self.secret} if self.secret else {}
+        headers = {"X-Telegram-Bot-Api-Secret-Token": self.secret}
         async with self._slots:
             began = time.perf_counter()
             try:

@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from bot_ratelimit import Decision, Limiter, MemoryStorage, RateLimitMiddleware, Subject
-from bot_ratelimit.testing import FlakyStorage
+from bot_ratelimit import RateLimitMiddleware
 from example_bot.bot import PONG, REPORT, THANKS, WORKING, build_dispatcher
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.instances import serve
@@ -50,17 +48,6 @@ async def test_every_command_in_start_works(api: BotApi) -> None:
         assert await answers(api, message(42, "/ping")) == [("sendMessage", f"{PONG}, 3 left")]
 
 
-async def test_questions_are_answered_in_an_outage(api: BotApi) -> None:
-    """Without charges and refunds, questions are still answered."""
-    storage = FlakyStorage()
-    storage.fail()
-    async with running(api, RateLimitMiddleware("9/minute", limiter=Limiter(storage))):
-        ((_, answer),) = await answers(api, message(42, "/ask why"))
-        ((_, failure),) = await answers(api, message(42, "/ask"))
-    assert answer.startswith("You want to know 'why'")
-    assert failure.endswith("That was free.")
-
-
 async def test_reports_have_their_own_limit(api: BotApi) -> None:
     """A user gets two reports a minute; reports and other messages count separately."""
     async with running(api, RateLimitMiddleware("1/minute")):
@@ -77,37 +64,6 @@ async def test_reports_are_made_one_at_a_time(api: BotApi) -> None:
     async with running(api, RateLimitMiddleware("9/minute")):
         said = await answers(api, message(42, "/report"), message(43, "/report"))
     assert [text for _, text in said] == [WORKING, REPORT] * 2
-
-
-class Till(Limiter):
-    """Records charges and refunds."""
-
-    def __init__(self) -> None:
-        super().__init__(MemoryStorage())
-        self.booked: list[int] = []
-
-    async def charge(self, rules: Any, subject: Subject, cost: int) -> Decision:
-        self.booked.append(cost)
-        return await self.peek(rules, subject)
-
-    async def refund(
-        self, rules: Any, subject: Subject, cost: int = 1, *, age: float | None = None
-    ) -> Decision:
-        self.booked.append(-cost)
-        return await self.peek(rules, subject)
-
-
-async def test_an_answer_costs_its_length(api: BotApi) -> None:
-    """A question costs one point and the answer the rest; a failed answer is refunded."""
-    till = Till()
-    async with running(api, RateLimitMiddleware("9/minute", limiter=till)):
-        ((_, answer),) = await answers(api, message(42, "/ask why"))
-        assert till.booked == [len(answer) - 1]
-        ((_, failure),) = await answers(api, message(42, "/ask"))
-        assert failure.endswith("That was free.")
-        assert till.booked[1:] == [-1]
-        twice = await answers(api, message(42, "/ask a"), message(42, "/ask b"))
-    assert sum(text == "Your last request is still running." for _, text in twice) == 1
 
 
 async def test_users_over_the_limit_can_pay(api: BotApi) -> None:

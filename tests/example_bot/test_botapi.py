@@ -198,11 +198,9 @@ async def test_delivery_to_a_stopped_instance_fails(api: BotApi, bot: Bot) -> No
 async def test_polling_and_webhook_exclude_each_other(api: BotApi, bot: Bot) -> None:
     """With a webhook, getUpdates is a conflict; without one it returns unconfirmed updates."""
     await bot.set_webhook("http://127.0.0.1:1/webhook")
-    assert (await bot.get_webhook_info()).url == "http://127.0.0.1:1/webhook"
     with pytest.raises(TelegramConflictError, match="webhook is active"):
         await bot.get_updates()
     await bot.delete_webhook()
-    assert (await bot.get_webhook_info()).url == ""
 
     waiting = asyncio.create_task(bot.get_updates(timeout=10))
     first, second = message(42, "one"), message(42, "two")

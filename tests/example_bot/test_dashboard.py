@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -140,14 +139,3 @@ async def test_the_crowd_goes_on_and_keeps_nothing(monkeypatch: pytest.MonkeyPat
             seen = max(seen, len(api.calls))
     assert told[:6] == [*"ababab"]
     assert 0 < seen < 200
-
-
-def test_the_page_has_its_port_or_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port that something else uses is no reason to fail."""
-    with socket.create_server(("127.0.0.1", 0)) as busy:
-        port = busy.getsockname()[1]
-        monkeypatch.setattr(show, "PORT", port)
-        with show._listen() as other:
-            assert other.getsockname()[1] != port
-    with show._listen() as mine:
-        assert mine.getsockname()[1] == port

@@ -10,7 +10,7 @@ from textwrap import dedent
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 ALONE = [
     DOCS / f"{name}.md"
     for name in ("start", "limits", "refused", "counted", "recipes", "migration", "troubleshooting")

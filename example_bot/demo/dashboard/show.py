@@ -2,22 +2,20 @@
 
 import asyncio
 import logging
-import os
 import secrets
 import signal
 import socket
 import sys
-import webbrowser
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 from aiohttp import web
 
-from bot_ratelimit import ConfigError, Penalty, RateLimitMiddleware, Rule, Scope
+from bot_ratelimit import ConfigError, OutgoingLimits, Penalty, RateLimitMiddleware, Rule, Scope
 from bot_ratelimit.admin import admin_app
 from example_bot.bot import build_dispatcher
-from example_bot.demo.backend import Backend, open_backend, random_prefix
+from example_bot.demo.backend import Embedded
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.dashboard.past import fill_day
 from example_bot.demo.dashboard.traffic import Traffic
@@ -30,13 +28,18 @@ LIMITS: Final = (
     Rule("200/s", Scope.GLOBAL),
 )
 PENALTY: Final = Penalty("20/minute", "45s", grows=True, longest="10m")
-PORT: Final = 8099
-"""The port of the page; if it is taken, the page uses any free port."""
 # Only of the demo, whose token is new at each start and which listens on loopback.
 _DOOR: Final = """<!doctype html><title>bot_ratelimit</title>
 <form method="post" action="/admin/login">
 <input type="hidden" name="token" value="{token}"><input type="hidden" name="name" value="demo">
 <button>Log in</button></form><script>document.forms[0].submit()</script>"""
+_INTRODUCTION: Final = """\
+{} instances of one bot, an embedded Redis, and constant traffic.
+The numbers of the earlier hours are invented, so that the chart shows a full day.
+
+  Open    {}
+
+Press Ctrl-C to stop. What the page shows now:"""
 
 
 def show() -> int:
@@ -55,17 +58,11 @@ async def _show() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(NotImplementedError):  # on Windows; Ctrl-C is a KeyboardInterrupt there
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    token = secrets.token_urlsafe(24)
-    prefix = random_prefix()
-    async with (
-        # Not from .env: the demo must not use a bot's real Redis by accident.
-        open_backend(os.environ.get("REDIS_URL"), prefix) as backend,
-        BotApi() as api,
-        _instances(api, backend, prefix) as middlewares,
-    ):
-        await fill_day(middlewares[0].limiter.storage, prefix)
-        async with _page(middlewares[0], token) as address:
-            _introduce(backend.name, address)
+    token, backend = secrets.token_urlsafe(24), Embedded()
+    async with BotApi() as api, _instances(api, backend) as limits:
+        await fill_day(limits.limiter.storage, "demo")
+        async with _page(limits, token) as address:
+            _say(_INTRODUCTION.format(INSTANCES, address))
             traffic = asyncio.create_task(Traffic(api, backend, _say).run())
             ended = asyncio.create_task(stopped.wait())
             await asyncio.wait([traffic, ended], return_when=asyncio.FIRST_COMPLETED)
@@ -77,28 +74,22 @@ async def _show() -> None:
 
 
 @asynccontextmanager
-async def _instances(
-    api: BotApi, backend: Backend, prefix: str
-) -> AsyncIterator[list[RateLimitMiddleware]]:
-    """Run the instances of the bot; yields their middlewares, each with its own connection."""
+async def _instances(api: BotApi, backend: Embedded) -> AsyncIterator[RateLimitMiddleware]:
+    """Run the instances of the bot; yields the middleware of one of them."""
     async with AsyncExitStack() as stack:
-        middlewares = []
         for _ in range(INSTANCES):
             client = backend.client()
             stack.push_async_callback(client.aclose)
             middleware = RateLimitMiddleware(
-                LIMITS,
-                client,
-                prefix,
-                penalty=PENALTY,
-                timeout=TIMEOUT,
-                live=True,
-                statistics=True,
-            )
-            runner = await serve(api, build_dispatcher(middleware))
+                *(LIMITS, client, "demo"),
+                penalty=PENALTY, timeout=TIMEOUT, live=True, statistics=True,
+            )  # fmt: skip
+            dispatcher = build_dispatcher(middleware)
+            outgoing = OutgoingLimits(limiter=middleware.limiter, per_group=None)
+            dispatcher.startup.register(outgoing.setup)
+            runner = await serve(api, dispatcher)
             stack.push_async_callback(runner.cleanup)
-            middlewares.append(middleware)
-        yield middlewares
+        yield middleware
 
 
 @asynccontextmanager
@@ -114,29 +105,11 @@ async def _page(middleware: RateLimitMiddleware, token: str) -> AsyncIterator[st
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        listener = _listen()
+        listener = socket.create_server(("127.0.0.1", 0))
         await web.SockSite(runner, listener).start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}{door}"
     finally:
         await runner.cleanup()
-
-
-def _listen() -> socket.socket:
-    try:
-        return socket.create_server(("127.0.0.1", PORT))
-    except OSError:
-        return socket.create_server(("127.0.0.1", 0))
-
-
-def _introduce(backend: str, address: str) -> None:
-    _say(f"{INSTANCES} instances of one bot, {backend}, and constant traffic.")
-    _say("The numbers of the earlier hours are invented, so that the chart shows a full day.")
-    _say()
-    _say(f"  Open    {address}")
-    _say()
-    _say("Press Ctrl-C to stop. What the page shows now:")
-    if sys.platform in {"darwin", "win32"} or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        webbrowser.open(address)
 
 
 def _bugs() -> logging.Handler:
@@ -146,5 +119,5 @@ def _bugs() -> logging.Handler:
     return handler
 
 
-def _say(sentence: str = "") -> None:
+def _say(sentence: str) -> None:
     print(sentence, flush=True)

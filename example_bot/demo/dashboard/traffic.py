@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Final
 
-from example_bot.demo.backend import Backend
+from example_bot.demo.backend import Embedded
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.updates import Json, album, callback, message
 
@@ -15,10 +15,8 @@ PEOPLE: Final = range(1_000, 1_060)
 FLOODERS: Final = range(9_000, 9_030)
 GROUP: Final = -100_200
 
-_AT_ONCE: Final = 3
-"""How many users flood at the same time."""
-_UNDER_WAY: Final = 200
-"""Deliveries at the same time; on a slow machine, further messages wait."""
+_AT_ONCE: Final = 3  # users who flood at the same time
+_UNDER_WAY: Final = 200  # deliveries at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +25,9 @@ class Scene:
 
     sentence: str
     seconds: float
-    people: float
-    """Messages a second of all ordinary users together."""
-    flood: float = 0.0
-    """Messages a second of each flooder."""
+    people: float  # messages a second of all ordinary users together
+    flood: float = 0.0  # messages a second of each flooder
     outage: bool = False
-    """Whether Redis is down in this scene."""
 
 
 # The first minute shows all of these scenes.
@@ -48,20 +43,14 @@ SCENES: Final = (
 
 
 class Traffic:
-    """The crowd.
+    """The crowd; it tells what begins."""
 
-    Args:
-        api: Delivers what it writes.
-        backend: The Redis that goes away.
-        tell: Called with what begins.
-    """
-
-    def __init__(self, api: BotApi, backend: Backend, tell: Callable[[str], None]) -> None:
+    def __init__(self, api: BotApi, backend: Embedded, tell: Callable[[str], None]) -> None:
         self._api, self._backend, self._tell = api, backend, tell
         self._random = random.Random(1)  # the same traffic every time
         self._tasks = asyncio.TaskGroup()
-        self._under_way = 0
-        self._floods = 0
+        self._deliveries = asyncio.Semaphore(_UNDER_WAY)
+        self._flooders = cycle(FLOODERS)
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -69,21 +58,20 @@ class Traffic:
             for scene in cycle(SCENES):
                 self._tell(scene.sentence)
                 if scene.outage:
-                    await self._backend.cut()
+                    self._backend.cut()
                 try:
                     await self._play(scene)
                 finally:
-                    if scene.outage:
-                        await self._backend.repair()
-                # The fake Bot API keeps all requests, for tests; here they would fill the memory.
+                    self._backend.repair()
+                # The stand-in keeps all requests, for tests; here they would fill the memory.
                 for kept in (self._api.calls, self._api.refused, self._api.spinning):
                     kept.clear()
 
     async def _play(self, scene: Scene) -> None:
         streams = [self._write(self._anybody(), scene.people)]
         if scene.flood:
-            self._floods += 1
-            streams += [self._write(_flood(each), scene.flood) for each in self._flooders()]
+            flooders = [next(self._flooders) for _ in range(_AT_ONCE)]
+            streams += [self._write(_flood(each), scene.flood) for each in flooders]
         writing = [self._tasks.create_task(stream) for stream in streams]
         await asyncio.sleep(scene.seconds)
         for task in writing:
@@ -92,39 +80,31 @@ class Traffic:
     async def _write(self, updates: Iterator[Json], per_second: float) -> None:
         while True:
             await asyncio.sleep(self._random.expovariate(per_second))
-            if self._under_way < _UNDER_WAY:
-                self._tasks.create_task(self._deliver(next(updates)))
+            await self._deliveries.acquire()
+            self._tasks.create_task(self._deliver(next(updates)))
 
     async def _deliver(self, update: Json) -> None:
-        self._under_way += 1
         try:
             await self._api.deliver(update)
         finally:
-            self._under_way -= 1
-
-    def _flooders(self) -> list[int]:
-        """The next flooders in turn; after the last ones, the first ones again."""
-        first = self._floods * _AT_ONCE
-        return [FLOODERS[(first + number) % len(FLOODERS)] for number in range(_AT_ONCE)]
+            self._deliveries.release()
 
     def _anybody(self) -> Iterator[Json]:
         """What ordinary users do; some of them write more often than others."""
         shares = [1 / (5 + number) for number in range(len(PEOPLE))]
+        kinds = ("ping", "button", "group", "album", "report")
         while True:
             (person,) = self._random.choices(PEOPLE, shares)
-            yield from self._something(person)
-
-    def _something(self, person: int) -> list[Json]:
-        kind = self._random.random()
-        if kind < 0.6:
-            return [message(person, "/ping")]
-        if kind < 0.75:
-            return [callback(person, "ping")]
-        if kind < 0.85:
-            return [message(person, "/ping", group=GROUP)]
-        if kind < 0.93:
-            return [message(person, "/ask why")]
-        return album(person, 3) if kind < 0.97 else [message(person, "/report")]
+            (kind,) = self._random.choices(kinds, (65, 15, 12, 5, 3))
+            match kind:
+                case "button":
+                    yield callback(person, "ping")
+                case "group":
+                    yield message(person, "/ping", group=GROUP)
+                case "album":
+                    yield from album(person, 3)
+                case _:
+                    yield message(person, f"/{kind}")
 
 
 def _flood(person: int) -> Iterator[Json]:
