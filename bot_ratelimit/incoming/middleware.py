@@ -43,12 +43,12 @@ from bot_ratelimit.incoming.notices import TEXTS, Notices
 from bot_ratelimit.incoming.registration import (
     check_dispatcher,
     check_exclude,
-    check_guard,
     register_guard,
     root_of,
 )
 from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.incoming.unread_flags import find_unread_flags, warn_of_flags
+from bot_ratelimit.limiter.arguments import check_flag
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.penalty import Penalty
@@ -141,8 +141,7 @@ class RateLimitMiddleware(BaseMiddleware):
     ) -> None:
         if isinstance(redis_client, TelegramObject):  # aiogram calls the registered class
             raise ConfigError(class_registered_message(type(self)))
-        if not isinstance(live, bool):
-            raise ConfigError(f"live={live!r}: expected True or False")
+        check_flag("live", live)
         self.rules = rules_given(rate_limit, penalty)
         self._bots = rules_for_bots(bots)
         self._event_filter = EventFilter(
@@ -236,7 +235,7 @@ class RateLimitMiddleware(BaseMiddleware):
                 not an observer.
         """
         check_dispatcher(dispatcher)
-        check_guard(guard)
+        check_flag("guard", guard)
         excluded = check_exclude(exclude, dispatcher)
         for name, observer in dispatcher.observers.items():
             if name not in excluded | {"update", "error"}:
