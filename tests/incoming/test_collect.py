@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -33,15 +32,9 @@ from tests.benches import Pauses
 from tests.servers import Server
 
 from .support import HANDLED, Instance, message, user
-from .updates import GROUP, STORAGES, Fleet, album, bare, content, fleet_on, payment
+from .updates import GROUP, Fleet, album, bare, content, payment
 
 QUICK = Collect(wait=0.3, longest=2.0, at_most=20)
-
-
-@pytest.fixture(params=STORAGES)
-async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    async with fleet_on(request.param, request) as fleet:
-        yield fleet
 
 
 class Calls:
@@ -222,7 +215,7 @@ async def test_a_redis_that_hangs_delays_an_update_by_one_timeout() -> None:
         began = time.monotonic()
         assert await say(bot, "a") == HANDLED
         took = time.monotonic() - began
-    assert 0.4 <= took < 0.4 + 0.2 + 3 * pauses.longest
+    assert 0.3 <= took < 0.5 + 3 * pauses.longest
 
 
 async def test_other_updates_and_handlers_are_not_collected() -> None:

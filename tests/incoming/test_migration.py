@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from bot_ratelimit.storage.base import documents_of
 from bot_ratelimit.testing import FlakyStorage
 
 from .support import HANDLED, Instance, chat, user
-from .updates import STORAGES, Fleet, bare, content, fleet_on, listen
+from .updates import STORAGES, Fleet, bare, content, listen
 
 OLD, NEW = -5, -1005
 GROUP, SUPERGROUP = chat(OLD, "group"), chat(NEW, "supergroup")
@@ -32,12 +31,6 @@ NOTES = [
     {"message": content(migrate_to_chat_id=NEW, chat=GROUP)},
     {"message": content(migrate_from_chat_id=OLD, chat=SUPERGROUP)},
 ]
-
-
-@pytest.fixture(params=STORAGES)
-async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    async with fleet_on(request.param, request) as fleet:
-        yield fleet
 
 
 def put(bot: Instance, limiter: Limiter, **options: Any) -> RateLimitMiddleware:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -19,7 +19,6 @@ from bot_ratelimit import (
     ConfigError,
     Decision,
     Limiter,
-    MemoryStorage,
     RateLimitMiddleware,
     Rule,
     Settings,
@@ -32,24 +31,11 @@ from .updates import (
     CHANNEL_POST,
     CONTENTS,
     MISSING,
-    STORAGES,
     Fleet,
     bare,
     content,
-    fleet_on,
     listen,
 )
-
-
-@pytest.fixture(params=STORAGES)
-async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    async with fleet_on(request.param, request) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def limiter() -> Limiter:
-    return Limiter(MemoryStorage())
 
 
 async def used(limiter: Limiter, rule: Rule | str = "9/m") -> int:
