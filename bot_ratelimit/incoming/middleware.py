@@ -269,7 +269,9 @@ class RateLimitMiddleware(BaseMiddleware):
 
     async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
         """Pass the event to its handler, or refuse it by returning None, which drops it."""
-        dispatcher: Any = data.get("dispatcher") or root_of(data.get("event_router"))
+        dispatcher: Any = data.get("dispatcher")
+        if not isinstance(dispatcher, Dispatcher):  # a bot may use the name for something else
+            dispatcher = root_of(data.get("event_router"))
         if dispatcher is not self._dispatcher:
             self._discover(dispatcher)
         update, inner = data.get("event_update"), event

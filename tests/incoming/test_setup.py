@@ -271,6 +271,16 @@ def test_the_guard_runs_after_the_user_context(limiter: Limiter) -> None:
 
 
 @pytest.mark.parametrize("guard", [False, True])
+async def test_a_bot_may_use_the_name_dispatcher(limiter: Limiter, guard: bool) -> None:
+    """aiogram lets a bot put its own object under `dispatcher`; the limit works all the same."""
+    bot = bare()
+    RateLimitMiddleware("1/m", limiter=limiter).setup(bot.dispatcher, guard=guard)
+    bot.dispatcher["dispatcher"] = object()
+    listen(bot, "message")
+    assert await bot.send(*"ab") == [True, False]
+
+
+@pytest.mark.parametrize("guard", [False, True])
 async def test_updates_without_a_handler(limiter: Limiter, guard: bool) -> None:
     """The guard counts updates without a handler; the inner position does not."""
     bot = bare()
