@@ -16,9 +16,7 @@ from aiogram.exceptions import (
 from aiogram.methods import SendMediaGroup
 from aiogram.types import InputMediaPhoto
 
-from bot_ratelimit import Limiter
-from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.limiter.waiting_allowed import without_waiting
+from bot_ratelimit import Limiter, NotSentError, without_waiting
 from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.floods import FloodControl
 
