@@ -220,6 +220,7 @@ async def test_webhook(api: BotApi, start: Start) -> None:
     assert "deleteWebhook" not in {call.method for call in api.calls}
 
 
+@pytest.mark.slow
 async def test_an_instance_that_does_not_answer_is_unhealthy(start: Start) -> None:
     """The health check reports it in one line with status 1, also if another server answers."""
 
@@ -270,6 +271,7 @@ def test_freezing_is_the_last_step_of_the_start(
     assert dispatcher.startup.handlers[-1].callback is freeze
 
 
+@pytest.mark.slow
 async def test_two_instances_share_the_limits_of_one_redis(
     api: BotApi, start: Start, redis_server: Server
 ) -> None:
