@@ -7,6 +7,7 @@
 `group:-100123`                           the permits of a group, in addition
 `drafts:42`  `drafts2:42`                 the permits of the drafts in a chat, for each limit
 `actions:42`                              the permits of chat actions
+`methods:<method>:-100123`                the calls of one method in a chat, one after the other
 `slow:42`                                 the permits of a chat for a while after 429s
 `slow:method:<method>:-100123`            the same for one method in a chat
 `blocked:42`                              a 429 of this chat; the TTL is the rest of the block
@@ -38,12 +39,17 @@ PAID: Final = "1000/s"
 _PARTS: Final = 1_000
 # Delays are rounded up to this share of a permit, so that few different rules are made.
 _STEPS: Final = 100
+_IN_TURN: Final = Limit(20, 1.0, Algorithm.TOKEN_BUCKET, 3)
+"""Calls of one method in a chat: instances that sent at the same moment would all meet the 429."""
 _METHOD_PACE: Final = 0.5
 """Seconds for one call of a method; doubled by each 429."""
 
 
 class Owed(NamedTuple):
-    """Permits that are still to be taken; those of the chat in parts, see `Budgets.parts`."""
+    """Permits that are still to be taken; those of the chat in parts, see `Budgets.parts`.
+
+    A call of a method that may wait takes one of the group, which keeps calls apart.
+    """
 
     chat: int
     group: int = 0
@@ -107,10 +113,10 @@ class Budgets:
         """The rule of broadcasts and the most it grants at once; None if there is no rule."""
         return self._paid if paid else self._broadcast
 
-    def owed(self, pace: Pace, traffic: Traffic, cost: int) -> Owed:
+    def owed(self, pace: Pace, traffic: Traffic, cost: int, may_wait: bool) -> Owed:
         """The permits that a request of this cost takes."""
         if pace.key.kind is not Kind.MESSAGE:
-            return Owed(self.parts)
+            return Owed(self.parts, int(may_wait and pace.key.chat != ""))
         messages = cost if self.chat and traffic.kind is not Kind.SERVICE else 0
         return Owed(messages * self.parts, cost if self.group and is_group(pace.chat) else 0)
 
@@ -180,6 +186,8 @@ class Budgets:
         elif kind is Kind.DRAFT:
             for number, limit in enumerate(self.drafts, 1):
                 rules.append(rule_at(f"out:drafts{number if number > 1 else ''}:", limit, ids, 1))
+        elif kind is Kind.METHOD and owed.group:
+            rules.append(rule_at(f"out:methods:{method}:", _IN_TURN, ids, 1))
         elif kind is Kind.ACTION and self.chat:
             rules.append(rule_at("out:actions:", self.chat, ids, 1))
         if slow and owed.chat:
