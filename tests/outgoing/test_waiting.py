@@ -108,20 +108,16 @@ def test_a_wrong_patience_is_named(value: Any) -> None:
     ],
     ids=["no time", "0", "negative", "a year", "absurd"],
 )
-def test_what_telegram_says_is_bounded(error: TelegramAPIError, wait: float) -> None:
+@virtual
+async def test_what_telegram_says_is_bounded(error: TelegramAPIError, wait: float) -> None:
     """Without a usable time a 429 waits a second, and never longer than a day."""
-
-    @virtual
-    async def test() -> None:
-        telegram = Telegram()
-        telegram.errors = [error]
-        bot, _ = paced(telegram)
-        began = now()
-        with waiting_up_to(100_000):
-            await bot.send_message(7, "x")
-        assert wait <= now() - began < wait + 0.5
-
-    test()
+    telegram = Telegram()
+    telegram.errors = [error]
+    bot, _ = paced(telegram)
+    began = now()
+    with waiting_up_to(100_000):
+        await bot.send_message(7, "x")
+    assert wait <= now() - began < wait + 0.5
 
 
 class Raided(Telegram):
@@ -142,32 +138,26 @@ class Raided(Telegram):
 
 
 @pytest.mark.parametrize("instances", [1, 3])
-def test_a_raid_meets_one_429(instances: int) -> None:
+@virtual
+async def test_a_raid_meets_one_429(instances: int) -> None:
     """Of 20 bans at once one is refused; all are carried out, and messages do not wait."""
-
-    @virtual
-    async def test() -> None:
-        Raided.budget, Raided.refused, limiter = Budget(1.0, 4), 0, virtual_limiter()
-        telegrams = [Raided(latency=0.03) for _ in range(instances)]
-        bots = [paced(each, limiter=limiter)[0] for each in telegrams]
-        bans = [
-            asyncio.create_task(bots[user % instances].ban_chat_member(GROUP, user))
-            for user in range(20)
-        ]
-        await asyncio.sleep(1)
-        began = now()
-        await bots[0].send_message(GROUP, "calm down")
-        await bots[0].unban_chat_member(GROUP, 99)
-        assert now() - began < 0.1
-        assert await asyncio.gather(*bans) == [True] * 20
-        assert Raided.refused == 1
-        assert now() - 1_000 < 30
-        users = [
-            m.user_id for each in telegrams for _, m in each.log if isinstance(m, BanChatMember)
-        ]
-        assert sorted(users) == [*range(20)]
-
-    test()
+    Raided.budget, Raided.refused, limiter = Budget(1.0, 4), 0, virtual_limiter()
+    telegrams = [Raided(latency=0.03) for _ in range(instances)]
+    bots = [paced(each, limiter=limiter)[0] for each in telegrams]
+    bans = [
+        asyncio.create_task(bots[user % instances].ban_chat_member(GROUP, user))
+        for user in range(20)
+    ]
+    await asyncio.sleep(1)
+    began = now()
+    await bots[0].send_message(GROUP, "calm down")
+    await bots[0].unban_chat_member(GROUP, 99)
+    assert now() - began < 0.1
+    assert await asyncio.gather(*bans) == [True] * 20
+    assert Raided.refused == 1
+    assert now() - 1_000 < 30
+    users = [m.user_id for each in telegrams for _, m in each.log if isinstance(m, BanChatMember)]
+    assert sorted(users) == [*range(20)]
 
 
 @virtual
@@ -257,21 +247,17 @@ class Named(Telegram):
 
 
 @pytest.mark.parametrize(("first", "then"), [("@news", -1001), (-1001, "@News")])
-def test_a_name_and_its_id_are_one_chat(first: int | str, then: int | str) -> None:
+@virtual
+async def test_a_name_and_its_id_are_one_chat(first: int | str, then: int | str) -> None:
     """Once an answer has shown the id, both share the budget, and messages keep their order."""
-
-    @virtual
-    async def test() -> None:
-        telegram = Named()
-        bot, _ = paced(telegram, per_chat="1/s burst 1")
-        await bot.send_message(first, "learn")
-        await asyncio.sleep(5)
-        chats = [first, then] * 4
-        await asyncio.gather(*(bot.send_message(c, str(i)) for i, c in enumerate(chats)))
-        assert telegram.texts() == ["learn", *map(str, range(8))]
-        assert telegram.times()[-1] == pytest.approx(5 + 7, abs=0.3)
-
-    test()
+    telegram = Named()
+    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    await bot.send_message(first, "learn")
+    await asyncio.sleep(5)
+    chats = [first, then] * 4
+    await asyncio.gather(*(bot.send_message(c, str(i)) for i, c in enumerate(chats)))
+    assert telegram.texts() == ["learn", *map(str, range(8))]
+    assert telegram.times()[-1] == pytest.approx(5 + 7, abs=0.3)
 
 
 @virtual
