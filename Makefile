@@ -28,7 +28,7 @@ quick: $(VENV)/.ready  ## The tests that start no server, browser or other proce
 test-versions:  ## The suite on every Python from 3.11, with the lowest and the newest versions.
 	$(PYTHON) -m tests.versions $(VERSIONS)
 
-# Minutes for each: COUNT=10 SEED=4 makes ten of them again; FOLDERS="limiter" of one folder.
+# Some seconds each, when the quick tests have run once: COUNT=10 SEED=4 makes ten of them again; FOLDERS="limiter".
 mutants: $(VENV)/.ready  ## Puts small mistakes into limiter, storage and incoming, and counts those that the tests find.
 	$(RUN) tests.mutants $(FOLDERS) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 

@@ -1,33 +1,38 @@
 """`python -m tests.mutants`: how many small mistakes in the code the tests find.
 
-Each mutant is a copy of the repository with one change: a comparison, an `and`, a sign, a result
-or a call. It is found if a test fails or hangs; the quick tests of its folder run first, then all
-tests. The status is 1 if fewer than nine in ten are found. Read the others: some change nothing
-that anybody could notice.
+Each mutant is one change: a comparison, an `and`, a sign, a result or a call. First the quick tests
+run once, to learn which of them execute which line. A mutant is found if one of those that execute
+its line fails or hangs, or else one of all tests of its folder. The status is 1 if fewer than nine
+in ten are found. Read the others: some change nothing that anybody could notice.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final, NamedTuple
+
+from coverage import CoverageData
 
 ROOT: Final = Path(__file__).parents[1]
 PACKAGE: Final = ROOT / "bot_ratelimit"
 FOLDERS: Final = ("limiter", "storage", "incoming")
-LEFT_OUT: Final = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
-NEEDED: Final = (".env.example", ".ci", ".github", ".gitignore")
 GOAL: Final = 0.9
 LONGEST: Final = 900.0
 """Seconds after which the tests are taken to hang."""
+MANY: Final = 300
+"""How many of the tests that execute a line run."""
 
 OPPOSITES: Final[dict[type[ast.AST], str]] = {
     ast.Lt: "<=",
@@ -124,29 +129,65 @@ def is_number(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, int | float)
 
 
-def found(root: Path, folder: str, workers: str) -> bool:
-    """Whether a test fails in this copy: first the quick ones of the folder, then all."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["-n", workers, "--dist", "worksteal"]
-    for part in (["--quick", f"tests/{folder}"], []):
-        try:
-            ran = subprocess.run(
-                [*command, *part], cwd=root, capture_output=True, timeout=LONGEST, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return True
-        if ran.returncode:
-            return True
-    return False
+class Tests:
+    """The tests of some folders, and which of them execute which line.
+
+    Args:
+        root: A copy of the repository.
+        folders: Those of the mutants.
+        workers: How many processes run the tests once.
+    """
+
+    def __init__(self, root: Path, folders: Sequence[str], workers: int) -> None:
+        self._covering: dict[tuple[Path, int], list[str]] = {}
+        options = ["--quick", "-n", str(workers), "--cov=bot_ratelimit", "--cov-context=test"]
+        paths = [f"tests/{each}" for each in folders]
+        if not passes(root, [*options, "--cov-report=", "--maxfail=9", *paths]):
+            sys.exit("the tests fail without a mutant")
+        data = CoverageData(str(root / ".coverage"))
+        data.read()
+        for name in data.measured_files():
+            for line, contexts in data.contexts_by_lineno(name).items():
+                ids = {each.rpartition("|")[0] for each in contexts if each}
+                self._covering[Path(name).relative_to(root), line] = sorted(ids)
+
+    def find(self, mutant: Mutant, root: Path, *, quick: bool) -> bool:
+        """Whether a test fails in this copy of the repository."""
+        path = mutant.path.relative_to(ROOT)
+        folder = f"tests/{path.parts[1]}"
+        lines = range(mutant.node.lineno, (mutant.node.end_lineno or mutant.node.lineno) + 1)
+        ids = dict.fromkeys(each for n in lines for each in self._covering.get((path, n), ()))
+        # The tests of the same name come first, and then those of the same folder.
+        likely = sorted(ids, key=lambda each: (path.stem not in each, folder not in each))
+        run = [likely[:MANY]] if likely else [["--quick", folder]]
+        return any(not passes(root, tests) for tests in [*run, *([] if quick else [[folder]])])
+
+
+def passes(root: Path, arguments: list[str]) -> bool:
+    """Whether tests pass; if they hang, they do not."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    try:
+        ran = subprocess.run(
+            command,
+            cwd=root,
+            env=environment | {"PYTHONPATH": str(root)},
+            capture_output=True,
+            timeout=LONGEST,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return ran.returncode == 0
 
 
 def copy(root: Path) -> None:
-    shutil.copytree(ROOT, root, ignore=LEFT_OUT)
-    for name in NEEDED:
-        if (source := ROOT / name).is_dir():
-            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("tools"))
-        else:
-            shutil.copy(source, root / name)
+    """Copy what git knows of."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
 
 
 def main() -> int:
@@ -155,7 +196,8 @@ def main() -> int:
     parser.add_argument("folders", nargs="*", default=FOLDERS)
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10_000))
-    parser.add_argument("--workers", default="auto")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="mutants at a time")
+    parser.add_argument("--quick", action="store_true", help="only the quick tests")
     given = parser.parse_args()
     every = [
         each
@@ -165,21 +207,28 @@ def main() -> int:
     ]
     chosen = random.Random(given.seed).sample(every, min(given.count, len(every)))
     print(f"{len(chosen)} of {len(every)} mutants, --seed {given.seed}", flush=True)
-    missed = []
+    missed: list[Mutant] = []
     with tempfile.TemporaryDirectory() as directory:
-        for number, each in enumerate(chosen):
-            root, started = Path(directory) / str(number), time.monotonic()
-            copy(root)
-            each.apply(root)
-            folder = each.path.relative_to(PACKAGE).parts[0]
-            ok = found(root, folder, given.workers)
-            if not ok:
-                missed.append(each)
+        roots: SimpleQueue[Path] = SimpleQueue()
+        for number in range(given.workers):
+            copy(root := Path(directory).resolve() / str(number))
+            roots.put(root)
+        tests = Tests(root, given.folders, given.workers)
+
+        def try_one(mutant: Mutant) -> None:
+            root, started = roots.get(), time.monotonic()
+            mutant.apply(root)
+            if not (ok := tests.find(mutant, root, quick=given.quick)):
+                missed.append(mutant)
+            shutil.copy(mutant.path, root / mutant.path.relative_to(ROOT))
+            roots.put(root)
             took = time.monotonic() - started
-            print(f"{'found' if ok else 'MISSED':<7}{took:4.0f} s  {each}", flush=True)
-            shutil.rmtree(root)
+            print(f"{'found' if ok else 'MISSED':<7}{took:4.0f} s  {mutant}", flush=True)
+
+        with ThreadPoolExecutor(given.workers) as pool:
+            list(pool.map(try_one, chosen))
     share = 1 - len(missed) / max(1, len(chosen))
-    print(f"\n{share:.0%} found; missed:", *(missed or ["none"]), sep="\n  ")
+    print(f"\n{share:.0%} found; missed:", *(map(str, missed) if missed else ["none"]), sep="\n  ")
     return int(share < GOAL)
 
 

@@ -261,6 +261,7 @@ def shared_directory(tmp_path: Path) -> Iterator[str]:
     shutil.rmtree(directory)
 
 
+@pytest.mark.slow
 async def test_two_processes_count_exactly_what_was_sent(
     own_server: Server, shared_directory: str
 ) -> None:

@@ -126,6 +126,7 @@ def test_links_of_the_documents_are_valid(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.slow
 def test_the_tests_run_from_the_sdist(sdist: Path) -> None:
     """The sdist contains every test and every file that the tests read."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)

@@ -63,6 +63,7 @@ def no_check(built: list[Path], scratch: Path) -> None:
     assert {each.suffix for each in built} == {".whl", ".gz"}
 
 
+@pytest.mark.slow
 def test_a_dry_run_builds_the_version_and_changes_nothing(repository: Path) -> None:
     """The build has the new version; the repository has no new commit, tag or file."""
     before, versions = state(repository), []
@@ -78,6 +79,7 @@ def test_a_dry_run_builds_the_version_and_changes_nothing(repository: Path) -> N
     assert state(repository) == before
 
 
+@pytest.mark.slow
 def test_a_release_is_a_commit_and_a_tag(repository: Path) -> None:
     """Version and changelog are in one commit with an annotated tag; the files are in dist/."""
     assert release.release(repository, "0.2.0", dry_run=False, check=no_check) == 0

@@ -117,6 +117,7 @@ def assert_accepted(command: list[str | Path], code: Path) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     int(version("redis").partition(".")[0]) < 8, reason="redis-py has types for mypy from 8 on"
 )
@@ -126,6 +127,7 @@ def test_mypy_strict_accepts_it(code: Path) -> None:
     assert_accepted([BIN / "mypy", "--strict", "--cache-dir", code / "cache", *files], code)
 
 
+@pytest.mark.slow
 def test_pyright_accepts_it(code: Path) -> None:
     """pyright accepts the README's code and all public names, as editors do."""
     (code / "pyrightconfig.json").write_text('{"typeCheckingMode": "basic"}')

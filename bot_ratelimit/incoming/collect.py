@@ -12,27 +12,30 @@ still there after `longest` do the same, because the latest one may have died.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 from aiogram import BaseMiddleware
 from aiogram.types import Message, TelegramObject
 from cachetools import TTLCache
 
-from bot_ratelimit.errors import ConfigError, RateLimitError
+from bot_ratelimit.errors import ConfigError, StorageError
 from bot_ratelimit.incoming.backlog import period_of
-from bot_ratelimit.incoming.dispatch_state import dispatch_state
+from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
 from bot_ratelimit.incoming.events import NEVER_REFUSED, is_from_bot, is_one_of, subject_of
 from bot_ratelimit.incoming.handler_names import HandlerNames
+from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.storage.base import documents_of
-from bot_ratelimit.storage.documents import Documents
-from bot_ratelimit.storage.loops import Seldom
+from bot_ratelimit.rules.checks import check_whole
+from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.storage.base import Count, documents_of
+from bot_ratelimit.storage.guarded import Guard, Missing
 from bot_ratelimit.storage.memory import MemoryStorage
 
-log = logging.getLogger("bot_ratelimit")
+T = TypeVar("T")
 
 Handler = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 
@@ -43,8 +46,10 @@ _KEPT: Final = 86_400
 """Seconds for which messages wait for the user's next one if every instance died."""
 _MOST: Final = 1_000
 """How many messages of a user are kept at most."""
-_AWAY: Final = 5.0
-"""Seconds for which Redis is not asked after a failure."""
+_ANY: Final = Limit(1, 1.0)
+_ALONE: Final = "each instance collects messages by itself"
+_UNREAD: Final = 0.01
+"""Seconds in which an answer is read that arrived while this process was busy."""
 
 
 class Collect(BaseMiddleware):
@@ -89,13 +94,11 @@ class Collect(BaseMiddleware):
         self.longest = period_of("longest", longest)
         if self.longest < self.wait:
             raise ConfigError(f"longest={longest!r}: expected at least as long as wait={wait!r}")
-        if isinstance(at_most, bool) or not isinstance(at_most, int) or not 1 <= at_most <= _MOST:
-            raise ConfigError(f"at_most={at_most!r}: expected a whole number from 1 to {_MOST}")
-        self.at_most = at_most
+        self.at_most = check_whole("at_most", at_most, 1, _MOST)
         self._limiter = Limiter(MemoryStorage()) if limiter is None else limiter
         documents_of(self._limiter.storage)
         self._names = HandlerNames()
-        self._lists: dict[int, tuple[Limiter, _Lists]] = {}
+        self._lists: WeakKeyDictionary[Limiter, _Lists] = WeakKeyDictionary()
 
     async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
         """Collect the event, or pass it on."""
@@ -132,32 +135,35 @@ class Collect(BaseMiddleware):
         parts = (bot, name, subject.business, subject.chat, subject.topic, subject.user)
         names = ":".join(str(each) for each in parts if each is not None)
         key = f"{limiter.key_prefix}:ratelimit:collect:{names}"
-        if id(limiter) not in self._lists:
-            self._lists[id(limiter)] = (limiter, _Lists(documents_of(limiter.storage)))
-        values = await self._wait(self._lists[id(limiter)][1], key, event)
+        if limiter not in self._lists:
+            self._lists[limiter] = _Lists(limiter)
+        deadline = state.setdefault(DEADLINE, Deadline(limiter.timeout))
+        values = await self._wait(self._lists[limiter], key, event, deadline)
         messages = _messages_of(values, event)
         if not messages:
             return None
         data[MESSAGES_KEY] = messages
         return await handler(messages[0], data)
 
-    async def _wait(self, lists: _Lists, key: str, event: Message) -> list[bytes]:
+    async def _wait(
+        self, lists: _Lists, key: str, event: Message, deadline: Deadline
+    ) -> list[bytes]:
         """Return what is to be handled now; empty if it is handled with another message."""
         value = event.model_dump_json(exclude_unset=True).encode()
         clock = asyncio.get_running_loop().time
         last_moment = clock() + self.longest
         try:
-            count = await lists.add(key, value)
+            count = await lists.add(key, value, deadline)
             # An album has no end marker, so it is never cut.
             if count >= self.at_most and event.media_group_id is None:
-                return await lists.take(key)
+                return await lists.take(key, deadline)
             while True:
                 await asyncio.sleep(min(self.wait, max(0.0, last_moment - clock())))
-                waiting = await lists.look(key, value)
+                waiting = await lists.look(key, value, deadline)
                 if value not in waiting:
                     return []
                 if waiting[0] == value or clock() >= last_moment:
-                    return await lists.take(key)
+                    return await lists.take(key, deadline)
         finally:
             lists.forget(key, value)
 
@@ -166,35 +172,36 @@ class _Lists:
     """The lists of messages: those in the storage, and those of this process while it is away.
 
     Args:
-        documents: The storage.
+        limiter: Has the storage.
     """
 
-    def __init__(self, documents: Documents) -> None:
-        self._documents = documents
+    def __init__(self, limiter: Limiter) -> None:
+        self._documents = documents_of(limiter.storage)
+        self._guard = Guard(limiter.storage, "collected messages", lambda: _ALONE)
         # The messages of this process that wait, the latest last; and whether the storage has them.
         self._own: dict[str, dict[bytes, bool]] = {}
         # Messages that were handled while the storage was away, and may still be in its list.
         self._handled: TTLCache[bytes, bool] = TTLCache(10_000, _KEPT, time.monotonic)
-        self._away_until = float("-inf")
-        self._failed = Seldom()
 
-    async def add(self, key: str, value: bytes) -> int:
+    async def add(self, key: str, value: bytes, deadline: Deadline) -> int:
         """Add a message; return how many wait now."""
         own = self._own.setdefault(key, {})
         own[value] = False
-        count: int | None = await self._ask(lambda: self._documents.push(key, value, _MOST, _KEPT))
+        push = partial(self._documents.push, key, value, _MOST, _KEPT)
+        count = await self._ask(key, deadline, push)
         own[value] = count is not None
         return len(own) if count is None else count
 
-    async def look(self, key: str, value: bytes) -> list[bytes]:
+    async def look(self, key: str, value: bytes, deadline: Deadline) -> list[bytes]:
         """Return the messages that wait, the latest first."""
-        own = self._own.get(key, {})
-        found = await self._ask(lambda: self._documents.listed(key)) if own.get(value) else None
+        own, found = self._own.get(key, {}), None
+        if own.get(value):
+            found = await self._ask(key, deadline, partial(self._documents.listed, key))
         return list(reversed(own)) if found is None else found
 
-    async def take(self, key: str) -> list[bytes]:
+    async def take(self, key: str, deadline: Deadline) -> list[bytes]:
         """Remove and return the messages that wait; only one caller of all instances gets them."""
-        found = await self._ask(lambda: self._documents.take_list(key))
+        found = await self._ask(key, deadline, partial(self._documents.take_list, key))
         own = self._own.pop(key, {})
         if found is None:
             self._handled.update(dict.fromkeys(own, True))
@@ -210,23 +217,31 @@ class _Lists:
             if not own:
                 del self._own[key]
 
-    async def _ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """The answer of the storage; None while it is away."""
-        clock = asyncio.get_running_loop().time
-        if clock() < self._away_until:
+    async def _ask(
+        self, key: str, deadline: Deadline, call: Callable[[], Awaitable[T]]
+    ) -> T | None:
+        """The answer of the storage within what is left for this update; None without one."""
+        if not (left := deadline.left()):
             return None
-        try:
-            return await call()
-        except RateLimitError as error:
-            self._away_until = clock() + _AWAY
-            if count := self._failed.due():
-                log.warning(
-                    "Each instance collects messages by itself, because the storage failed "
-                    "(%d times): %s",
-                    count,
-                    error,
-                )
+        began = time.monotonic()
+        answer: T | Missing = await self._guard.run([Count(key, _ANY)], _within, call, left)
+        if isinstance(answer, Missing):
+            deadline.waited(began, answered=False)
             return None
+        deadline.waited(began, answered=True)
+        return answer
+
+
+async def _within(call: Callable[[], Awaitable[T]], seconds: float) -> T:
+    asking = asyncio.ensure_future(call())
+    try:
+        for wait in (seconds, _UNREAD):
+            await asyncio.wait([asking], timeout=wait)
+            if asking.done():
+                return asking.result()
+        raise StorageError(f"no answer within {seconds:g} s", kind="timeout")
+    finally:
+        asking.cancel()
 
 
 def collect_of(value: object) -> Collect | None:

@@ -20,6 +20,7 @@ from bot_ratelimit.incoming.events import (
     is_paid,
     subject_of,
 )
+from bot_ratelimit.rules.checks import check_flag
 from bot_ratelimit.rules.rule import Subject
 
 IsExempt: TypeAlias = Callable[[TelegramObject, dict[str, Any]], "Awaitable[bool] | bool"]
@@ -54,8 +55,8 @@ class EventFilter:
         self._live_ids: frozenset[int] = frozenset()
         self._limited_ids: frozenset[int] = frozenset()
         self._never_refuse = check_event_names(never_refuse)
-        self._once_per_update = _checked_bool("once_per_update", once_per_update)
-        self.per_bot = _checked_bool("per_bot", per_bot)
+        self._once_per_update = check_flag("once_per_update", once_per_update)
+        self.per_bot = check_flag("per_bot", per_bot)
         self._limits_bots = limits_bots
 
     def set_live_exemptions(self, exempt: frozenset[int], limited: frozenset[int]) -> None:
@@ -111,12 +112,6 @@ class EventFilter:
         if self._limits_bots and is_from_bot(event, data):
             return False  # not because its group is exempt
         return subject.chat in self.exempt_ids
-
-
-def _checked_bool(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r}: expected True or False")
-    return value
 
 
 def _exemptions(exempt: Iterable[int] | IsExempt) -> tuple[frozenset[int], IsExempt | None]:

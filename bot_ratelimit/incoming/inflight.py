@@ -23,6 +23,7 @@ from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike, observers_of
+from bot_ratelimit.rules.checks import check_flag, check_whole
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.rule import Scope, Subject
 from bot_ratelimit.storage.loops import Seldom
@@ -92,10 +93,9 @@ class InFlight(BaseMiddleware):
             raise ConfigError(f"patience={patience!r}: expected seconds, 0 or more")
         bounds = {"limit": limit, "per_user": per_user, "per_chat": per_chat, "at_least": at_least}
         for name, value in bounds.items():
-            if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"{name}={value!r}: expected a whole number from 1 up")
-        if not isinstance(adaptive, bool):
-            raise ConfigError(f"adaptive={adaptive!r}: expected True or False")
+            if value is not None:
+                check_whole(name, value, 1)
+        check_flag("adaptive", adaptive)
         self.patience = float(patience)
         self.refused = 0
         """How many updates were refused since the start."""
@@ -179,8 +179,7 @@ class InFlight(BaseMiddleware):
         self, event: TelegramObject, subject: Subject, full: int, data: dict[str, Any]
     ) -> None:
         self.refused += 1
-        if self._observer is not None:
-            self._observer.turned_away("busy")
+        self._observer.turned_away("busy")
         if count := self._busy.due():
             log.warning("%d updates were refused: %d are being handled", count, self._count)
         rule = Concurrency(full, Scope.GLOBAL, "in-flight")
@@ -223,8 +222,7 @@ class InFlight(BaseMiddleware):
         self._tick = loop.call_at(due, tick)
 
     def _report(self) -> None:
-        if self._observer is not None:
-            self._observer.in_flight(self._count, self.limit or 0)
+        self._observer.in_flight(self._count, self.limit or 0)
 
     async def drain(self) -> None:
         """Wait until no update is being handled, or until `patience` is over."""

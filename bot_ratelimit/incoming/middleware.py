@@ -43,7 +43,6 @@ from bot_ratelimit.incoming.notices import TEXTS, Notices
 from bot_ratelimit.incoming.registration import (
     check_dispatcher,
     check_exclude,
-    check_guard,
     register_guard,
     root_of,
 )
@@ -51,6 +50,7 @@ from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.incoming.unread_flags import find_unread_flags, warn_of_flags
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
+from bot_ratelimit.rules.checks import check_flag
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import (
     LimitLike,
@@ -141,8 +141,7 @@ class RateLimitMiddleware(BaseMiddleware):
     ) -> None:
         if isinstance(redis_client, TelegramObject):  # aiogram calls the registered class
             raise ConfigError(class_registered_message(type(self)))
-        if not isinstance(live, bool):
-            raise ConfigError(f"live={live!r}: expected True or False")
+        check_flag("live", live)
         self.rules = rules_given(rate_limit, penalty)
         self._bots = rules_for_bots(bots)
         self._event_filter = EventFilter(
@@ -236,7 +235,7 @@ class RateLimitMiddleware(BaseMiddleware):
                 not an observer.
         """
         check_dispatcher(dispatcher)
-        check_guard(guard)
+        check_flag("guard", guard)
         excluded = check_exclude(exclude, dispatcher)
         for name, observer in dispatcher.observers.items():
             if name not in excluded | {"update", "error"}:
@@ -270,7 +269,9 @@ class RateLimitMiddleware(BaseMiddleware):
 
     async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
         """Pass the event to its handler, or refuse it by returning None, which drops it."""
-        dispatcher: Any = data.get("dispatcher") or root_of(data.get("event_router"))
+        dispatcher: Any = data.get("dispatcher")
+        if not isinstance(dispatcher, Dispatcher):  # a bot may use the name for something else
+            dispatcher = root_of(data.get("event_router"))
         if dispatcher is not self._dispatcher:
             self._discover(dispatcher)
         update, inner = data.get("event_update"), event

@@ -142,8 +142,7 @@ class Notices:
             sent = await self._send(event, decision, subject, limiter, data)
             result = "sent" if sent else "silent"
         finally:
-            if limiter.observer is not None:
-                limiter.observer.noticed(kind, result)
+            limiter.observer.noticed(kind, result)
 
     async def _send(
         self,

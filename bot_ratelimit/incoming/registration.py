@@ -39,12 +39,6 @@ def check_exclude(exclude: object, dispatcher: Dispatcher) -> frozenset[str]:
     return names
 
 
-def check_guard(guard: object) -> None:
-    """Raise ConfigError unless this is True or False."""
-    if not isinstance(guard, bool):
-        raise ConfigError(f"guard={guard!r}: expected True or False")
-
-
 def root_of(router: Router | None) -> Router | None:
     """Return the router that includes all others of the bot, which is the dispatcher."""
     if router is None:

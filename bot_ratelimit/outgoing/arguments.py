@@ -78,17 +78,6 @@ def check_number(name: str, value: object) -> float:
     return float(value)
 
 
-def check_count(name: str, value: object, least: int) -> int:
-    """Return the value if it is a whole number that is not too small.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}={value!r}: expected a whole number from {least} up")
-    return value
-
-
 def check_setup(bot: object, dispatcher: object) -> None:
     """Raise ConfigError unless these are a Bot, and a Dispatcher or None."""
     if not isinstance(bot, Bot):

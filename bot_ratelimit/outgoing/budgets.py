@@ -7,6 +7,7 @@
 `group:-100123`                           the permits of a group, in addition
 `drafts:42`  `drafts2:42`                 the permits of the drafts in a chat, for each limit
 `actions:42`                              the permits of chat actions
+`methods:<method>:-100123`                the calls of one method in a chat, one after the other
 `slow:42`                                 the permits of a chat for a while after 429s
 `slow:method:<method>:-100123`            the same for one method in a chat
 `blocked:42`                              a 429 of this chat; the TTL is the rest of the block
@@ -30,7 +31,7 @@ from bot_ratelimit.outgoing.methods import Kind, Traffic, is_group
 from bot_ratelimit.outgoing.pace import Pace
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit
 from bot_ratelimit.rules.penalty import Penalty, block_at
-from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Rules, rule_at, rules_of
+from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Rules, rule_at
 
 PAID: Final = "1000/s"
 """Messages with `allow_paid_broadcast`: https://core.telegram.org/bots/faq#how-can-i-message-all-of-my-bot-39s-subscribers-at-once"""
@@ -38,12 +39,17 @@ PAID: Final = "1000/s"
 _PARTS: Final = 1_000
 # Delays are rounded up to this share of a permit, so that few different rules are made.
 _STEPS: Final = 100
+_IN_TURN: Final = Limit(20, 1.0, Algorithm.TOKEN_BUCKET, 3)
+"""Calls of one method in a chat: instances that sent at the same moment would all meet the 429."""
 _METHOD_PACE: Final = 0.5
 """Seconds for one call of a method; doubled by each 429."""
 
 
 class Owed(NamedTuple):
-    """Permits that are still to be taken; those of the chat in parts, see `Budgets.parts`."""
+    """Permits that are still to be taken; those of the chat in parts, see `Budgets.parts`.
+
+    A call of a method that may wait takes one of the group, which keeps calls apart.
+    """
 
     chat: int
     group: int = 0
@@ -90,7 +96,9 @@ class Budgets:
             raise ConfigError(f"margin={margin!r}: expected a share from 0 to 1, for example 0.02")
         self.chat = _limit("per_chat", per_chat, margin)
         self.group = _limit("per_group", per_group, margin)
-        self.drafts = _limits("drafts", drafts, margin)
+        parts = drafts.split(";") if isinstance(drafts, str) else [drafts]
+        found = [_limit("drafts", each, margin) for each in parts]
+        self.drafts = [limit for limit in found if limit is not None]
         self.draft_gap: Final = min((each.period / each.amount for each in self.drafts), default=0)
         """Seconds between two texts of one draft, so that a stream is shown evenly."""
         self.parts: Final = _parts(self.chat)
@@ -105,10 +113,10 @@ class Budgets:
         """The rule of broadcasts and the most it grants at once; None if there is no rule."""
         return self._paid if paid else self._broadcast
 
-    def owed(self, pace: Pace, traffic: Traffic, cost: int) -> Owed:
+    def owed(self, pace: Pace, traffic: Traffic, cost: int, may_wait: bool) -> Owed:
         """The permits that a request of this cost takes."""
         if pace.key.kind is not Kind.MESSAGE:
-            return Owed(self.parts)
+            return Owed(self.parts, int(may_wait and pace.key.chat != ""))
         messages = cost if self.chat and traffic.kind is not Kind.SERVICE else 0
         return Owed(messages * self.parts, cost if self.group and is_group(pace.chat) else 0)
 
@@ -129,13 +137,12 @@ class Budgets:
             owed: How many permits.
             slow: How often the pace is halved.
         """
-        chat = pace.chat if isinstance(pace.chat, str) else None
+        chat = pace.chat if isinstance(pace.chat, str) else 0  # ids share their rules
         return self._rules(pace.key.kind, pace.key.method, chat, owed, slow)
 
     def block(self, pace: Pace) -> Penalty:
         """The rule that refuses while these requests are blocked."""
-        chat = pace.chat if isinstance(pace.chat, str) else None
-        return _block(pace.key.kind, pace.key.method, _ids(chat))
+        return _block(pace.key.kind, pace.key.method, _ids(pace.chat))
 
     def lasts(self, owed: Owed, rule: Rule | None = None) -> float | None:
         """Seconds in which a bucket refills these permits; None if the rule is not of a bucket.
@@ -167,9 +174,7 @@ class Budgets:
         share = min(1.0, seconds / lasts) if seconds > 0 and lasts else 0.0
         return Owed(math.ceil(share * _STEPS) * self.parts // _STEPS)
 
-    def _make_rules(
-        self, kind: Kind, method: str, chat: str | None, owed: Owed, slow: int
-    ) -> Rules:
+    def _make_rules(self, kind: Kind, method: str, chat: int | str, owed: Owed, slow: int) -> Rules:
         ids = _ids(chat)
         rules: list[Rule] = [_block(kind, method, ids)]
         if kind is Kind.MESSAGE:
@@ -181,6 +186,8 @@ class Budgets:
         elif kind is Kind.DRAFT:
             for number, limit in enumerate(self.drafts, 1):
                 rules.append(rule_at(f"out:drafts{number if number > 1 else ''}:", limit, ids, 1))
+        elif kind is Kind.METHOD and owed.group:
+            rules.append(rule_at(f"out:methods:{method}:", _IN_TURN, ids, 1))
         elif kind is Kind.ACTION and self.chat:
             rules.append(rule_at("out:actions:", self.chat, ids, 1))
         if slow and owed.chat:
@@ -209,24 +216,6 @@ def _limit(name: str, value: LimitLike | None, margin: float) -> Limit | None:
         limit = Limit.of(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
-    return _with_margin(limit, margin)
-
-
-def _limits(name: str, value: LimitLike | None, margin: float) -> list[Limit]:
-    if value is None:
-        return []
-    try:
-        limits = [Limit.of(value)] if isinstance(value, Limit) else _limits_of(value)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from None
-    return [_with_margin(each, margin) for each in limits]
-
-
-def _limits_of(value: LimitLike) -> list[Limit]:
-    return [rule.limit for rule in rules_of(value) if isinstance(rule.limit, Limit)]
-
-
-def _with_margin(limit: Limit, margin: float) -> Limit:
     period = min(limit.period * (1 + margin), MAX_PERIOD_MS / 1_000)
     algorithm = limit.algorithm
     if algorithm is Algorithm.FIXED_WINDOW:
@@ -251,9 +240,9 @@ def _rule(path: str, limit: Limit | None) -> tuple[Rule, int] | None:
     return None if limit is None else (rule_at(path, limit, _no_id, 1), limit.capacity)
 
 
-def _ids(chat: str | None) -> Ids:
-    """Counts by this name, or without one by the id of the chat."""
-    return attrgetter("chat") if chat is None else lambda _: chat
+def _ids(chat: int | str) -> Ids:
+    """Counts by the id of a chat, or by the name that it has instead."""
+    return attrgetter("chat") if isinstance(chat, int) else lambda _: chat
 
 
 def _no_id(_: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable
-from functools import partial
 from typing import Any, NamedTuple
 
 from aiogram import Bot
@@ -138,7 +137,7 @@ class Delivery:
             queue.join(edits)
             edits.task = asyncio.create_task(self._deliver(queue, edits))
             # A task that is cancelled before it has begun runs no code.
-            edits.task.add_done_callback(partial(_done, queue, edits))
+            edits.task.add_done_callback(lambda _: queue.leave(edits))
         else:
             edits.requests.append(request)
         try:
@@ -215,10 +214,6 @@ class Delivery:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _done(queue: ChatQueue, edits: Edits, _: asyncio.Task[Any]) -> None:
-    queue.leave(edits)
 
 
 def _too_late(request: Request) -> NotSentError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from aiogram.exceptions import TelegramAPIError
@@ -19,24 +20,15 @@ from bot_ratelimit.outgoing.pacing import Pacer
 log = logging.getLogger("bot_ratelimit")
 
 
+@dataclass(slots=True)
 class Draft:
     """One draft: its newest text, and who is about to send it."""
 
-    __slots__ = ("busy", "drops", "newest", "next_at")
-
-    def __init__(self) -> None:
-        self.newest: Request | None = None
-        """What is still to be sent; None if nothing is."""
-        self.busy = False
-        """Whether a caller or a background task sends the newest text."""
-        self.next_at = 0.0
-        self.drops = 0
-        """How often a message or a stop has made the draft obsolete."""
-
-    def drop(self) -> None:
-        """Forget the text that is still to be sent."""
-        self.newest = None
-        self.drops += 1
+    newest: Request | None = None
+    """What is still to be sent; None if nothing is."""
+    busy: bool = False
+    """Whether a caller or a background task sends the newest text."""
+    next_at: float = 0.0
 
 
 class DraftStream(Pace):
@@ -52,7 +44,7 @@ class DraftStream(Pace):
         """Forget what waits in a topic, of one draft or of all."""
         for (where, which), draft in self.drafts.items():
             if where == topic and draft_id in (None, which):
-                draft.drop()
+                draft.newest = None
 
     def is_idle(self, now: float) -> bool:
         """See `Pace.is_idle`."""
@@ -141,16 +133,18 @@ class Drafts:
         if wait > 0:
             draft.next_at = clock() + wait
             return True
-        request, draft.newest = draft.newest, None
+        request = draft.newest
         if request is None:  # a message has made it obsolete
             return True
-        draft.next_at, drops = clock() + self._gap, draft.drops
+        draft.next_at = clock() + self._gap
         try:
             return await self._send(request)
         except TelegramAPIError as error:
             if (seconds := flood_wait(error)) is None:
                 raise
             await self._floods.on_flood(stream, request, seconds)
-            if draft.newest is None and draft.drops == drops:
-                draft.newest = request
+            request = None  # it is sent again, unless it was dropped or replaced
             return True
+        finally:
+            if draft.newest is request:
+                draft.newest = None

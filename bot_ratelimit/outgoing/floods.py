@@ -19,6 +19,7 @@ from bot_ratelimit.outgoing.pace import Pace
 from bot_ratelimit.outgoing.permits import Permits
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.storage.loops import Seldom
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -67,8 +68,7 @@ class Floods:
         self._observer = observer
         self._bots: dict[int, float] = {}
         self._quiet: deque[tuple[float, int, int | str]] = deque(maxlen=_MANY)
-        self._log_again = 0.0
-        self._unlogged = 0
+        self._unlogged = Seldom(_LOG_EVERY)
 
     def blocked_for(self, pace: Pace) -> float:
         """Seconds until the blocks that this process knows of end; 0.0 or less without a block."""
@@ -127,19 +127,14 @@ class Floods:
         return len(recent) >= _MANY
 
     def _log(self, request: Request, pace: Pace, seconds: float, whole_bot: bool) -> None:
-        now = asyncio.get_running_loop().time()
-        if now < self._log_again:
-            self._unlogged += 1
+        if not (count := self._unlogged.due()):
             return
-        self._log_again = now + _LOG_EVERY
-        more = f"; {self._unlogged} more 429s since the last line" if self._unlogged else ""
-        self._unlogged = 0
         log.warning(
             "Telegram refused %s (429): this bot sends %s for %.0f s, on all instances%s",
             describe(request),
             _held_back(pace, whole_bot),
             seconds,
-            more,
+            f"; {count - 1} more 429s since the last line" if count > 1 else "",
         )
 
 

@@ -29,7 +29,6 @@ from bot_ratelimit.outgoing.arguments import (
     MAX_WAIT,
     TIMEOUT,
     announce,
-    check_count,
     check_setup,
     limiter_of,
     max_waits,
@@ -50,6 +49,7 @@ from bot_ratelimit.outgoing.scope import BroadcastScope, broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent
 from bot_ratelimit.outgoing.stars import Stars
 from bot_ratelimit.outgoing.watch import watched
+from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.rule import LimitLike
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         self._observer = observers_of(observer)
         budgets = self.budgets = Budgets(per_chat, per_group, broadcast, drafts, margin)
         self.max_wait: Final = max_waits(max_wait)
-        self.retries = check_count("retries", retries, 0)
-        self.max_waiting = check_count("max_waiting", max_waiting, 1)
+        self.retries = check_whole("retries", retries, 0)
+        self.max_waiting = check_whole("max_waiting", max_waiting, 1)
         self._closes = limiter is None
         self.limiter = limiter_of(redis_client, key_prefix, limiter)
         self._merge_edits = merge_edits
@@ -239,7 +239,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             SystemExit: Ctrl-C; the log says how far the broadcast has come.
             ConfigError: An argument is invalid, or another process uses the journal.
         """
-        check_count("in_flight", in_flight, 1)
+        check_whole("in_flight", in_flight, 1)
         options = Options(in_flight, Stars(stars, when_spent))
         return run(chats, send, journal=journal, progress=progress, options=options)
 

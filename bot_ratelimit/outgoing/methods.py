@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -46,16 +46,9 @@ class Traffic(NamedTuple):
         return max(1, len(getattr(method, self.items, None) or ())) if self.items else 1
 
 
-def traffic_of(method: type[Method]) -> Traffic:
-    """What a method of this type, or of a type derived from it, counts as."""
-    found = _TABLE.get(method)
-    return _inherited(method) if found is None else found
-
-
 def kind_of(name: str) -> str:
     """The kind of a method with this name, as a label: `kind_of("SendMessage") == "message"`."""
-    traffic = TRAFFIC.get(name)
-    return Kind.METHOD.value if traffic is None else traffic.kind.value
+    return traffic_named(name).kind.value
 
 
 def chat_of(method: Method) -> int | str | None:
@@ -133,63 +126,23 @@ TRAFFIC: Final[dict[str, Traffic]] = {
         "EditGeneralForumTopic HideGeneralForumTopic PinChatMessage ReopenForumTopic "
         "ReopenGeneralForumTopic SetChatPhoto SetChatTitle UnhideGeneralForumTopic",
         Traffic(Kind.SERVICE)),
-    # Users wait for these, or the bot cannot work without them.
-    **_named(
-        "GetUpdates SetWebhook DeleteWebhook GetWebhookInfo Close LogOut GetMe "
-        "AnswerCallbackQuery AnswerInlineQuery AnswerPreCheckoutQuery AnswerShippingQuery "
-        "AnswerWebAppQuery AnswerGuestQuery AnswerChatJoinRequestQuery SendChatJoinRequestWebApp",
-        Traffic(Kind.NEVER)),
-    **_named(
-        "GetAvailableGifts GetBusinessAccountGifts GetBusinessAccountStarBalance "
-        "GetBusinessConnection GetChat GetChatAdministrators GetChatGifts GetChatMember "
-        "GetChatMemberCount GetChatMenuButton GetCustomEmojiStickers GetFile "
-        "GetForumTopicIconStickers GetGameHighScores GetManagedBotAccessSettings "
-        "GetManagedBotToken GetMyCommands GetMyDefaultAdministratorRights GetMyDescription "
-        "GetMyName GetMyShortDescription GetMyStarBalance GetStarTransactions GetStickerSet "
-        "GetUserChatBoosts GetUserGifts GetUserPersonalChatMessages GetUserProfileAudios "
-        "GetUserProfilePhotos", Traffic(Kind.NEVER)),
-    # The rest changes something other than the messages of a chat, or deletes messages.
-    **_named(
-        "AddStickerToSet ApproveChatJoinRequest ApproveSuggestedPost BanChatMember "
-        "BanChatSenderChat ConvertGiftToStars CreateChatInviteLink "
-        "CreateChatSubscriptionInviteLink CreateInvoiceLink CreateNewStickerSet "
-        "DeclineChatJoinRequest DeclineSuggestedPost DeleteAllMessageReactions "
-        "DeleteBusinessMessages DeleteChatStickerSet DeleteEphemeralMessage DeleteForumTopic "
-        "DeleteMessage DeleteMessageReaction DeleteMessages DeleteMyCommands DeleteStickerFromSet "
-        "DeleteStickerSet DeleteStory EditChatInviteLink EditChatSubscriptionInviteLink EditStory "
-        "EditUserStarSubscription ExportChatInviteLink GiftPremiumSubscription LeaveChat "
-        "PostStory PromoteChatMember ReadBusinessMessage RefundStarPayment "
-        "RemoveBusinessAccountProfilePhoto RemoveChatVerification RemoveMyProfilePhoto "
-        "RemoveUserVerification ReplaceManagedBotToken ReplaceStickerInSet RepostStory "
-        "RestrictChatMember RevokeChatInviteLink SavePreparedInlineMessage "
-        "SavePreparedKeyboardButton SendGift SetBusinessAccountBio SetBusinessAccountGiftSettings "
-        "SetBusinessAccountName SetBusinessAccountProfilePhoto SetBusinessAccountUsername "
-        "SetChatAdministratorCustomTitle SetChatDescription SetChatMemberTag SetChatMenuButton "
-        "SetChatPermissions SetChatStickerSet SetCustomEmojiStickerSetThumbnail "
-        "SetManagedBotAccessSettings SetMessageReaction SetMyCommands "
-        "SetMyDefaultAdministratorRights SetMyDescription SetMyName SetMyProfilePhoto "
-        "SetMyShortDescription SetPassportDataErrors SetStickerEmojiList SetStickerKeywords "
-        "SetStickerMaskPosition SetStickerPositionInSet SetStickerSetThumbnail SetStickerSetTitle "
-        "SetUserEmojiStatus TransferBusinessAccountStars TransferGift UnbanChatMember "
-        "UnbanChatSenderChat UnpinAllChatMessages UnpinAllForumTopicMessages "
-        "UnpinAllGeneralForumTopicMessages UnpinChatMessage UpgradeGift UploadStickerFile "
-        "VerifyChat VerifyUser", Traffic(Kind.METHOD)),
+    # A user waits for it, or the bot cannot work without it, as with all answers and getters.
+    **_named("SetWebhook DeleteWebhook Close LogOut SendChatJoinRequestWebApp",
+             Traffic(Kind.NEVER)),
 }
 # fmt: on
-"""Every method by name; older versions of aiogram lack some of them."""
+"""Methods by name; older versions of aiogram lack some of them. Those that are not here, except for
+answers and getters, change something other than the messages of a chat, or delete messages."""
 
 
-def table_of(names: Iterable[str]) -> dict[type[Method], Traffic]:
-    """The part of the table that the installed aiogram has, by type."""
-    find: Callable[[str], Any] = lambda name: getattr(methods, name, None)  # noqa: E731 - shorter
-    return {found: TRAFFIC[name] for name in names if (found := find(name))}
+def traffic_named(name: str) -> Traffic:
+    """What the method of this name counts as: `traffic_named("SendMessage")`."""
+    is_read = name.startswith(("Answer", "Get"))
+    return TRAFFIC.get(name) or Traffic(Kind.NEVER if is_read else Kind.METHOD)
 
 
-_TABLE: Final = table_of(TRAFFIC)
-
-
-@lru_cache(maxsize=256)
-def _inherited(method: type[Method]) -> Traffic:
-    """The traffic of a custom class: that of its base class; OTHER for an unknown class."""
-    bases = (_TABLE[base] for base in method.__mro__ if base in _TABLE)
-    return next(bases, Traffic(Kind.METHOD))
+@lru_cache(maxsize=512)
+def traffic_of(method: type[Method]) -> Traffic:
+    """What a method of this type, or of a type derived from it, counts as."""
+    own = (each.__name__ for each in method.__mro__ if each.__name__ in methods.__all__)
+    return traffic_named(next(own, method.__name__))

@@ -95,7 +95,8 @@ class Pacer:
             TelegramRetryAfter: A block lasts longer than the request waits.
         """
         request = entry.newest
-        own = self._budgets.owed(queue, request.traffic, request.traffic.cost(request.method))
+        traffic, cost = request.traffic, request.traffic.cost(request.method)
+        own = self._budgets.owed(queue, traffic, cost, request.may_wait)
         now = asyncio.get_running_loop().time()
         slow = queue.slow(now)
         late = queue.counted_until - max(now, queue.full_at)
@@ -194,12 +195,14 @@ class Pacer:
 
         If another rule decided, only what this process itself has taken is known.
         """
+        if queue.key.kind is not Kind.MESSAGE:
+            return Permit(asked, 0.0, quiet=False)
         known = decision.source == self._permits.source
         # Without the shared limiter it is unknown what the other instances have sent.
         quiet = known and self._budgets.was_unused(queue, part, decision)
         if (lasts := self._budgets.lasts(part, decision.rule)) is not None:
             queue.full_at = asked + decision.reset_after
-        elif (lasts := self._budgets.lasts(part)) is not None and queue.key.kind is Kind.MESSAGE:
+        elif (lasts := self._budgets.lasts(part)) is not None:
             queue.full_at = max(queue.full_at, asked) + lasts
         else:
             return Permit(asked, 0.0, quiet)

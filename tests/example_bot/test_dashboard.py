@@ -23,6 +23,7 @@ from tests.servers import PATIENCE
 from .conftest import Process, Start
 
 
+@pytest.mark.slow
 async def test_a_newcomer_sees_refusals_and_bans_and_changes_a_limit(start: Start) -> None:
     """Without token, Telegram or Redis of one's own; Ctrl-C ends it with status 0 and no word."""
     process = await start("example_bot.demo.dashboard")

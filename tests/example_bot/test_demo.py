@@ -40,6 +40,7 @@ def shown(results: Results, width: int = 80) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 async def test_demo_runs_and_every_count_is_as_expected(start: Start) -> None:
     """`make demo` needs no token, Telegram or Redis; all counts are as expected, status 0."""
     process = await start("example_bot.demo")

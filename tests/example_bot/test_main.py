@@ -251,6 +251,7 @@ def test_freezing_is_the_last_step_of_the_start(
     assert dispatcher.startup.handlers[-1].callback is freeze
 
 
+@pytest.mark.slow
 async def test_two_instances_share_the_limits_of_one_redis(
     api: BotApi, start: Start, redis_server: Server
 ) -> None:

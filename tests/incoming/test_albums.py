@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,20 +19,12 @@ from .updates import (
     BUSINESS,
     DATE,
     GROUP,
-    STORAGES,
     Event,
     Fleet,
     album,
     bare,
-    fleet_on,
     listen,
 )
-
-
-@pytest.fixture(params=STORAGES)
-async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    async with fleet_on(request.param, request) as fleet:
-        yield fleet
 
 
 async def spread(bots: list[Instance], events: list[Event]) -> list[bool]:

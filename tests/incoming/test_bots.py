@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,21 +12,10 @@ from bot_ratelimit import ConfigError, Decision, Limiter, MemoryStorage, RateLim
 from bot_ratelimit.testing import Clock
 
 from .support import HANDLED, Instance, chat, message
-from .updates import GROUP, STORAGES, Fleet, bare, fleet_on, listen
+from .updates import GROUP, Fleet, bare, listen
 
 OTHER = {"id": 77, "is_bot": True, "first_name": "Echo"}
 SENT = {"chat": GROUP, "from": OTHER}
-
-
-@pytest.fixture(params=STORAGES)
-async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    async with fleet_on(request.param, request) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def limited(clock: Clock, *, guard: bool = False, **options: Any) -> Instance:

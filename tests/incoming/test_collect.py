@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+import time
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import redis.asyncio as aioredis
 from aiogram import F, Router
 from aiogram.types import Message
+from yarl import URL
 
 from bot_ratelimit import (
     BoundDecision,
@@ -21,21 +23,17 @@ from bot_ratelimit import (
     Limiter,
     MemoryStorage,
     RateLimitMiddleware,
-    RedisStorage,
 )
 from bot_ratelimit.testing import FlakyStorage
+from example_bot.demo.botapi import BotApi
+from example_bot.demo.updates import message as update_of
+from tests.benches import Pauses
 from tests.servers import Server
 
 from .support import HANDLED, Instance, message, user
-from .updates import GROUP, STORAGES, Fleet, album, bare, content, fleet_on, payment
+from .updates import GROUP, Fleet, album, bare, content, payment
 
-QUICK = Collect(wait=0.15, longest=1.0, at_most=20)
-
-
-@pytest.fixture(params=STORAGES)
-async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    async with fleet_on(request.param, request) as fleet:
-        yield fleet
+QUICK = Collect(wait=0.3, longest=2.0, at_most=20)
 
 
 class Calls:
@@ -152,43 +150,41 @@ async def test_what_an_instance_leaves_is_handled_after_longest(fleet: Fleet) ->
     assert calls.texts == [["a", "b"]]
 
 
-PROGRAM = """
-import asyncio, sys
-import redis.asyncio as aioredis
-from bot_ratelimit import Collect, Limiter, RedisStorage
-from tests.incoming.test_collect import Calls, collecting, say
-
-async def main():
-    limiter = Limiter(RedisStorage(aioredis.Redis(port=int(sys.argv[1]))), timeout=5)
-    task = say(collecting(limiter, Calls(), Collect(wait=30, longest=60)), "of the killed process")
-    await asyncio.sleep(0.3)
-    print("collecting", flush=True)
-    await task
-
-asyncio.run(main())
-"""
-
-
-async def test_a_killed_process_loses_nothing(redis_server: Server) -> None:
-    """SIGKILL while it collects: its message is handled with the user's next one."""
-    calls = Calls()
-    async with aioredis.Redis(port=redis_server.port) as client:
-        await client.flushall()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", PROGRAM, str(redis_server.port), stdout=asyncio.subprocess.PIPE
-        )
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"collecting\n"
+async def ended(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
         process.kill()
-        await process.wait()
+    await process.communicate()
+
+
+@pytest.mark.slow
+async def test_an_instance_is_killed_while_it_collects(
+    redis_server: Server, client: aioredis.Redis
+) -> None:
+    """Three processes behind a webhook: what one of them had is handled once, by another one."""
+    async with BotApi() as api, AsyncExitStack() as stack:
+        processes = {}
+        for _ in range(3):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.incoming.collecting", api.url),
+                str(redis_server.port),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            stack.push_async_callback(ended, process)
+            processes[process] = process.stdout
+        ports = {await out.readline(): process for process, out in processes.items() if out}
+        sent = []
+        for text in "abc":
+            sent.append(asyncio.create_task(api.deliver(update_of(42, text))))
+            await asyncio.sleep(0.1)
         (key,) = await client.keys("bot:ratelimit:collect:*")
-        assert key == b"bot:ratelimit:collect:1:test_collect.Calls.handle:42:42"
-        assert await client.ttl(key) > 0
-        storage = RedisStorage(client)
-        bot = collecting(Limiter(storage, timeout=5), calls)
-        assert await say(bot, "next") == HANDLED
-        await storage.close()
-    assert sorted(calls.texts[0], key=str) == ["next", "of the killed process"]
+        assert 0 < await client.ttl(key) <= 86_400
+        latest = URL(api.webhooks[2].url).port
+        ports[f"{latest}\n".encode()].kill()
+        await api.called("sendMessage", timeout=30)
+        await asyncio.gather(*sent)
+        await api.deliver(update_of(42, "d"))
+        await api.called("sendMessage", 2, timeout=30)
+    assert [call.text for call in api.calls if call.method == "sendMessage"] == ["abc", "d"]
 
 
 async def test_each_instance_collects_by_itself_while_redis_is_away(
@@ -197,19 +193,28 @@ async def test_each_instance_collects_by_itself_while_redis_is_away(
     """Nothing is lost or handled twice on an instance, before, during and after an outage."""
     calls, storage = Calls(), FlakyStorage()
     bot = collecting(Limiter(storage), calls)
-    documents = storage.documents()
-    assert documents is not None
-    storage.fail()
-    assert await asyncio.gather(say(bot, "a"), say(bot, "b")) == [None, HANDLED]
-    storage.heal()
-    tasks = [say(bot, "c"), say(bot, "d")]
+    tasks = [say(bot, "a"), say(bot, "b")]
     await asyncio.sleep(0.05)
     storage.fail()  # what was put into Redis is out of reach now
     assert await asyncio.gather(*tasks) == [None, HANDLED]
+    assert await asyncio.gather(say(bot, "c"), say(bot, "d")) == [None, HANDLED]
     storage.heal()
+    await asyncio.sleep(0.6)  # its circuit is open for half a second
     assert await say(bot, "e") == HANDLED
     assert calls.texts == [["a", "b"], ["c", "d"], ["e"]]
     assert sum("by itself" in each for each in caplog.messages) == 1
+
+
+async def test_a_redis_that_hangs_delays_an_update_by_one_timeout() -> None:
+    """Adding, looking, taking and charging together wait for no longer than `timeout`."""
+    calls, storage = Calls(), FlakyStorage()
+    bot = collecting(Limiter(storage, timeout=0.3), calls, Collect(0.1, 0.2))
+    storage.hang()
+    with Pauses() as pauses:
+        began = time.monotonic()
+        assert await say(bot, "a") == HANDLED
+        took = time.monotonic() - began
+    assert 0.3 <= took < 0.5 + 3 * pauses.longest
 
 
 async def test_other_updates_and_handlers_are_not_collected() -> None:

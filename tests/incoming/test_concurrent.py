@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import redis.asyncio as aioredis
 from aiogram import Bot, Dispatcher, Router, flags
 from aiogram.dispatcher.event.bases import SkipHandler
 from aiogram.methods import AnswerCallbackQuery, SendMessage
 from aiogram.types import Message, PreCheckoutQuery, TelegramObject, Update
-from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import (
     BoundDecision,
@@ -24,35 +22,15 @@ from bot_ratelimit import (
     Notices,
     Penalty,
     RateLimitMiddleware,
-    RedisStorage,
     Scope,
     Slot,
     Subject,
 )
 from bot_ratelimit.storage.base import Storage
-from tests.servers import Server
 
 from .support import RecordingSession, callback, message, user
 
 ids = iter(range(1_000_000, 2_000_000))
-
-
-@pytest.fixture(params=["memory", "fakeredis", "redis-server"])
-async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
-    if request.param == "memory":
-        yield MemoryStorage()
-    elif request.param == "fakeredis":
-        async with FakeAsyncRedis(server=FakeServer()) as fake:
-            kept = RedisStorage(fake)
-            yield kept
-            await kept.close()
-    else:
-        server: Server = request.getfixturevalue("redis_server")
-        async with aioredis.Redis(port=server.port) as client:
-            await client.flushall()
-            kept = RedisStorage(client)
-            yield kept
-            await kept.close()
 
 
 class Bots:

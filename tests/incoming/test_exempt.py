@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiogram.types import Message, TelegramObject
-from fakeredis import FakeAsyncRedis, FakeServer
+from fakeredis import FakeAsyncRedis
 
 from bot_ratelimit import (
     ConfigError,
@@ -25,28 +23,14 @@ from .updates import (
     BUSINESS,
     CHANNEL_BOT,
     GROUP,
-    STORAGES,
     Fleet,
     album,
     bare,
-    fleet_on,
     listen,
     payment,
 )
 
 OBSERVERS = ("message", "callback_query", "inline_query", "business_message")
-
-
-@pytest.fixture(params=STORAGES)
-async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    async with fleet_on(request.param, request) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[FakeAsyncRedis]:
-    async with FakeAsyncRedis(server=FakeServer()) as client:
-        yield client
 
 
 def by(id_: int, **fields: Any) -> dict[str, Any]:
@@ -155,13 +139,15 @@ async def test_more_ids_later() -> None:
                 middleware.exempt(wrong)  # type: ignore[arg-type]  # that is the point
 
 
-async def test_exemptions_apply_to_handlers_limits(client: FakeAsyncRedis) -> None:
+async def test_exemptions_apply_to_handlers_limits(fake_client: FakeAsyncRedis) -> None:
     """A user who is exempt from the middleware is exempt from the flags that it reads."""
     bot = bare()
-    RateLimitMiddleware("1/m", client, exempt=[42], timeout=5).setup(bot.dispatcher, guard=True)
+    RateLimitMiddleware("1/m", fake_client, exempt=[42], timeout=5).setup(
+        bot.dispatcher, guard=True
+    )
     listen(bot, "message", flags={"rate_limit": "1/m"})
     assert await bot.send(*"abc") == [True] * 3
-    assert await client.keys() == []
+    assert await fake_client.keys() == []
 
 
 async def test_a_banned_user_can_be_exempted(fleet: Fleet) -> None:
@@ -194,27 +180,19 @@ def test_invalid_ids_are_errors(exempt: Any, wrong: str) -> None:
     assert wrong in str(error.value)
 
 
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.chdir(tmp_path)
-    return monkeypatch
-
-
 @pytest.mark.parametrize("value", ["42, -100", "42,-100", " 42 -100 ", "42,,-100,"])
 async def test_from_the_environment(
-    value: str, environment: pytest.MonkeyPatch, client: FakeAsyncRedis
+    value: str, environment: pytest.MonkeyPatch, fake_client: FakeAsyncRedis
 ) -> None:
     """RATE_LIMIT_EXEMPT lists users and chats, separated by commas or spaces."""
     environment.setenv("RATE_LIMIT_EXEMPT", value)
     environment.setenv("RATE_LIMIT", "1/m")
     environment.setenv("RATE_LIMIT_TIMEOUT", "5")
-    middleware = RateLimitMiddleware.from_settings(redis_client=client, on_limited=None)
+    middleware = RateLimitMiddleware.from_settings(redis_client=fake_client, on_limited=None)
     bot = Instance(middleware)
     assert await bot.send(*"abc") == [True] * 3
     assert await bot.send(*"ab", **by(43, chat=GROUP)) == [True, True]
-    assert await client.keys() == []
+    assert await fake_client.keys() == []
     assert await bot.send(*"ab", **by(43)) == [True, False]
 
 

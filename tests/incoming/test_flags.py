@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from aiogram.fsm.scene import Scene, SceneRegistry, on
 from aiogram.fsm.storage.memory import MemoryStorage as StateStorage
 from aiogram.handlers import MessageHandler
 from aiogram.types import Message
-from fakeredis import FakeAsyncRedis, FakeServer
+from fakeredis import FakeAsyncRedis
 
 from bot_ratelimit import (
     Concurrency,
@@ -33,31 +33,14 @@ from bot_ratelimit import (
 )
 
 from .support import HANDLED, Instance, callback, message
-from .updates import GROUP, STORAGES, Fleet, bare, fleet_on, payment
+from .updates import GROUP, Fleet, bare, payment
 
 HERE = "test_flags"
 DOC = (Path(__file__).parents[2] / "docs" / "limits.md").read_text("utf-8")
 
 
-@pytest.fixture(params=STORAGES)
-async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    async with fleet_on(request.param, request) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[FakeAsyncRedis]:
-    async with FakeAsyncRedis(server=FakeServer()) as client:
-        yield client
-
-
-@pytest.fixture
-def limiter() -> Limiter:
-    return Limiter(MemoryStorage())
-
-
-async def keys(client: FakeAsyncRedis) -> set[str]:
-    return {key.decode().removeprefix("bot:ratelimit:") for key in await client.keys()}
+async def keys(fake_client: FakeAsyncRedis) -> set[str]:
+    return {key.decode().removeprefix("bot:ratelimit:") for key in await fake_client.keys()}
 
 
 def limited(limiter: Limiter, rate_limit: Any = "1000/h", **options: Any) -> Instance:
@@ -118,16 +101,16 @@ ORDER = f"{HERE}.order"
     ],
 )
 async def test_a_flag_in_every_form(
-    flag: Any, handled: int, expected: set[str], client: FakeAsyncRedis
+    flag: Any, handled: int, expected: set[str], fake_client: FakeAsyncRedis
 ) -> None:
     """The flag is the handler's limit, in place of the middleware's."""
     bot = bare()
-    RateLimitMiddleware("4/m", client, on_limited=None, timeout=5).setup(bot.dispatcher)
+    RateLimitMiddleware("4/m", fake_client, on_limited=None, timeout=5).setup(bot.dispatcher)
     bot.dispatcher.message.register(order, flags={"rate_limit": flag})
     await bot.dispatcher.emit_startup()
     results = [await bot.feed(message=message(chat=GROUP)) for _ in range(5)]
     assert results == [HANDLED] * handled + [None] * (5 - handled)
-    assert await keys(client) == expected
+    assert await keys(fake_client) == expected
 
 
 @pytest.mark.parametrize(
@@ -323,6 +306,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.parametrize("fleet", ["memory"], indirect=True)
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 async def test_every_kind_of_handler_counts_separately(pair: Any, fleet: Fleet) -> None:
     """Functions, lambdas, partials and classes have separate counts without a key."""
@@ -356,13 +340,15 @@ async def test_every_kind_of_handler_counts_separately(pair: Any, fleet: Fleet) 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_a_key_names_its_handler(handler: Any, name: str, client: FakeAsyncRedis) -> None:
+async def test_a_key_names_its_handler(
+    handler: Any, name: str, fake_client: FakeAsyncRedis
+) -> None:
     """An operator can see in the key which handler's limit it is."""
     bot = bare()
-    RateLimitMiddleware("4/m", client, timeout=5).setup(bot.dispatcher)
+    RateLimitMiddleware("4/m", fake_client, timeout=5).setup(bot.dispatcher)
     bot.dispatcher.message.register(handler, flags={"rate_limit": "1/m"})
     await bot.send("a")
-    assert await keys(client) == {f"{HERE}.{name}:42"}
+    assert await keys(fake_client) == {f"{HERE}.{name}:42"}
 
 
 async def test_one_function_under_two_filters(limiter: Limiter) -> None:

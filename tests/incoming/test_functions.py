@@ -143,8 +143,13 @@ async def test_no_limit_still_means_banned() -> None:
     assert await bot.feed(message=message(**{"from": user(45)})) is None
 
 
-@pytest.mark.parametrize("on_error", ["allow", "deny", "memory"])
-@pytest.mark.parametrize("answer", ["often", 0, False, Penalty("1/m", "1h"), KeyError("plan")])
+@pytest.mark.parametrize(
+    ("answer", "on_error"),
+    [
+        *(("often", "allow"), (0, "deny"), (False, "memory"), (Penalty("1/m", "1h"), "allow")),
+        *((KeyError("plan"), policy) for policy in ("allow", "deny", "memory")),
+    ],
+)
 async def test_a_function_that_fails_is_answered_by_the_policy(
     on_error: Any, answer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,7 +12,6 @@ from aiogram.types import TelegramObject
 
 from bot_ratelimit import ConfigError, InFlight, Observer
 from bot_ratelimit.incoming.adaptive import AdaptiveLimit
-from bot_ratelimit.incoming.inflight import OVERLOADED
 from bot_ratelimit.testing import Clock
 from example_bot.demo.botapi import TOKEN
 from example_bot.demo.updates import message as update_of
@@ -160,7 +159,7 @@ async def test_more_than_the_limit_is_refused_with_a_notice() -> None:
     notice, answer = busy.bot.session.requests
     assert isinstance(notice, SendMessage)
     assert isinstance(answer, AnswerCallbackQuery)
-    assert notice.text == answer.text == OVERLOADED["en"]
+    assert notice.text == answer.text == "The bot is very busy. Please try again in a moment."
     assert (told, busy.in_flight.refused) == (["busy"] * 3, 3)
     assert max(most) == (6, 2)
     assert most[-1] == (0, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,23 +32,6 @@ from tests.servers import Server
 
 from .support import HANDLED, Instance, callback, message
 from .updates import bare, listen
-
-
-@pytest.fixture(params=["memory", "fakeredis", "redis-server"])
-async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
-    if request.param == "memory":
-        yield MemoryStorage(clock=Clock())
-    elif request.param == "fakeredis":
-        async with FakeAsyncRedis(server=FakeServer()) as fake:
-            yield RedisStorage(fake)
-    else:
-        server: Server = request.getfixturevalue("redis_server")
-        async with aioredis.Redis(port=server.port) as client:
-            await client.flushall()
-            real = RedisStorage(client)
-            yield real
-            await real.close()
-
 
 Put = Callable[..., RateLimitMiddleware]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,13 +17,10 @@ from bot_ratelimit import (
     Scope,
     Subject,
 )
-from bot_ratelimit.config.live import live_key
-from bot_ratelimit.config.overrides import Overrides
-from bot_ratelimit.storage.base import documents_of
 from bot_ratelimit.testing import FlakyStorage
 
 from .support import HANDLED, Instance, chat, user
-from .updates import STORAGES, Fleet, bare, content, fleet_on, listen
+from .updates import STORAGES, Fleet, bare, content, listen
 
 OLD, NEW = -5, -1005
 GROUP, SUPERGROUP = chat(OLD, "group"), chat(NEW, "supergroup")
@@ -32,12 +28,6 @@ NOTES = [
     {"message": content(migrate_to_chat_id=NEW, chat=GROUP)},
     {"message": content(migrate_from_chat_id=OLD, chat=SUPERGROUP)},
 ]
-
-
-@pytest.fixture(params=STORAGES)
-async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    async with fleet_on(request.param, request) as fleet:
-        yield fleet
 
 
 def put(bot: Instance, limiter: Limiter, **options: Any) -> RateLimitMiddleware:
@@ -99,11 +89,9 @@ async def test_exemptions_go_over_to_all_instances(fleet: Fleet) -> None:
         assert each.live is not None
         await each.live.refresh()
         assert each.live.overrides.exempt == {NEW}
+        assert each.live.overrides.what == "group -5 became -1005"
         await bot.send(*"abc", chat=SUPERGROUP)
         assert bot.decisions[-3:] == [None] * 3
-    document = await documents_of(fleet.storages[0]).read(live_key("bot", "live"))
-    assert document is not None
-    assert Overrides.from_json(document).what == "group -5 became -1005"
     for each in made:
         await each.close()
 

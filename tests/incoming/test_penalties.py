@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from bot_ratelimit import (
     ConfigError,
     Decision,
     Limiter,
-    MemoryStorage,
     Penalty,
     RateLimitMiddleware,
     Rule,
@@ -31,7 +29,6 @@ from .updates import (
     STORAGES,
     Fleet,
     bare,
-    fleet_on,
     listen,
     payment,
     pre_checkout,
@@ -39,22 +36,6 @@ from .updates import (
 
 ANNA, BERT = Subject(user=42), Subject(user=43)
 PENALTY = Penalty("3/m", "1h")
-
-
-@pytest.fixture(params=STORAGES)
-async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    async with fleet_on(request.param, request) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def limiter(clock: Clock) -> Limiter:
-    return Limiter(MemoryStorage(clock=clock))
 
 
 def bans(caplog: pytest.LogCaptureFixture) -> list[str]:

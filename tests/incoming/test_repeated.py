@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -24,23 +23,15 @@ from bot_ratelimit.testing import Clock
 from .support import HANDLED, Instance, callback, message
 from .updates import (
     CHANNEL_POST,
-    STORAGES,
     Fleet,
     album,
     bare,
     content,
-    fleet_on,
     listen,
     payment,
     photo,
     pre_checkout,
 )
-
-
-@pytest.fixture(params=STORAGES)
-async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    async with fleet_on(request.param, request) as fleet:
-        yield fleet
 
 
 async def test_the_same_again_is_refused_on_every_instance(fleet: Fleet) -> None:

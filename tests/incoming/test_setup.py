@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -19,7 +19,6 @@ from bot_ratelimit import (
     ConfigError,
     Decision,
     Limiter,
-    MemoryStorage,
     RateLimitMiddleware,
     Rule,
     Settings,
@@ -32,24 +31,11 @@ from .updates import (
     CHANNEL_POST,
     CONTENTS,
     MISSING,
-    STORAGES,
     Fleet,
     bare,
     content,
-    fleet_on,
     listen,
 )
-
-
-@pytest.fixture(params=STORAGES)
-async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    async with fleet_on(request.param, request) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def limiter() -> Limiter:
-    return Limiter(MemoryStorage())
 
 
 async def used(limiter: Limiter, rule: Rule | str = "9/m") -> int:
@@ -282,6 +268,16 @@ def test_the_guard_runs_after_the_user_context(limiter: Limiter) -> None:
     assert [each for each in after if each is not middleware] == before
     assert isinstance(after[after.index(middleware) - 1], UserContextMiddleware)
     assert after[after.index(middleware) + 1] is dispatcher.fsm
+
+
+@pytest.mark.parametrize("guard", [False, True])
+async def test_a_bot_may_use_the_name_dispatcher(limiter: Limiter, guard: bool) -> None:
+    """aiogram lets a bot put its own object under `dispatcher`; the limit works all the same."""
+    bot = bare()
+    RateLimitMiddleware("1/m", limiter=limiter).setup(bot.dispatcher, guard=guard)
+    bot.dispatcher["dispatcher"] = object()
+    listen(bot, "message")
+    assert await bot.send(*"ab") == [True, False]
 
 
 @pytest.mark.parametrize("guard", [False, True])

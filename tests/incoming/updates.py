@@ -372,21 +372,21 @@ def bare() -> Instance:
     return Instance(Through(), ())  # type: ignore[arg-type]  # with no observers, it goes nowhere
 
 
-STORAGES: Final = ("memory", "fakeredis", "redis-server")
+STORAGES: Final = ("memory", "redis")
 
 
 @asynccontextmanager
 async def fleet_on(kind: str, request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
-    """A fleet on one of `STORAGES`, empty."""
+    """A fleet on one of `STORAGES`, empty; in `make quick`, Redis is fakeredis."""
     if kind == "memory":
         # Three dispatchers in one process, which is how far memory reaches.
         storage = MemoryStorage(clock=Clock())
         yield Fleet([storage] * 3, None)
         return
     async with AsyncExitStack() as stack:
-        if kind == "fakeredis":
+        if request.config.getoption("quick"):
             server = FakeServer()
-            clients = [FakeAsyncRedis(server=server) for _ in range(3)]
+            clients: list[aioredis.Redis] = [FakeAsyncRedis(server=server) for _ in range(3)]
         else:
             port = request.getfixturevalue("redis_server").port
             clients = [aioredis.Redis(port=port) for _ in range(3)]
@@ -394,6 +394,6 @@ async def fleet_on(kind: str, request: pytest.FixtureRequest) -> AsyncIterator[F
             await stack.enter_async_context(client)
         await clients[0].flushall()
         storages = [RedisStorage(client) for client in clients]
-        for storage in storages:
-            stack.push_async_callback(storage.close)
+        for each in storages:
+            stack.push_async_callback(each.close)
         yield Fleet(list(storages), clients[0])

@@ -79,27 +79,23 @@ async def test_each_chat_gets_it_once_at_the_pace_of_the_budget() -> None:
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_each_error_has_its_status(error: Exception, status: Status, requests: int) -> None:
+@virtual
+async def test_each_error_has_its_status(error: Exception, status: Status, requests: int) -> None:
     """An error affects only its chat; only what cannot have arrived is repeated."""
+    telegram = Telegram()
+    telegram.errors = [error]
+    bot, outgoing = paced(telegram)
 
-    @virtual
-    async def test() -> None:
-        telegram = Telegram()
-        telegram.errors = [error]
-        bot, outgoing = paced(telegram)
+    async def send(chat: int) -> None:
+        await bot.send_message(chat, "x")
 
-        async def send(chat: int) -> None:
-            await bot.send_message(chat, "x")
-
-        found = {s.chat: s async for s in outgoing.broadcast([-1, 2, 3], send, in_flight=1)}
-        assert found[-1].status is status
-        assert [found[2].status, found[3].status] == [Status.SENT] * 2
-        assert len(telegram.left) == requests + 2
-        if status is Status.MIGRATED:
-            assert found[-1].moved_to == -100_5
-            assert telegram.texts(-100_5) == ["x"]
-
-    test()
+    found = {s.chat: s async for s in outgoing.broadcast([-1, 2, 3], send, in_flight=1)}
+    assert found[-1].status is status
+    assert [found[2].status, found[3].status] == [Status.SENT] * 2
+    assert len(telegram.left) == requests + 2
+    if status is Status.MIGRATED:
+        assert found[-1].moved_to == -100_5
+        assert telegram.texts(-100_5) == ["x"]
 
 
 @virtual
@@ -168,31 +164,27 @@ async def test_leaving_the_loop_ends_the_broadcast() -> None:
     assert len(telegram.left) == seen <= 50
 
 
-def test_a_shutdown_ends_it_and_the_journal_resumes_it(tmp_path: Path) -> None:
+@virtual
+async def test_a_shutdown_ends_it_and_the_journal_resumes_it(tmp_path: Path) -> None:
     """The broadcast ends with the bot; the next run sends to the others, once each."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram)
 
-    @virtual
-    async def test() -> None:
-        telegram = Telegram()
-        bot, outgoing = paced(telegram)
+    async def send(chat: int) -> None:
+        await bot.send_message(chat, "x")
 
-        async def send(chat: int) -> None:
-            await bot.send_message(chat, "x")
+    async def broadcast() -> None:
+        journal = Journal(tmp_path / "journal")
+        async for _ in outgoing.broadcast(range(1, 101), send, journal=journal):
+            pass
 
-        async def broadcast() -> None:
-            journal = Journal(tmp_path / "journal")
-            async for _ in outgoing.broadcast(range(1, 101), send, journal=journal):
-                pass
-
-        asyncio.get_running_loop().call_later(1.5, lambda: asyncio.ensure_future(outgoing.close()))
-        with pytest.raises(NotSentError):
-            await broadcast()
-        assert 0 < len(telegram.log) < 100
-        await outgoing.open()
+    asyncio.get_running_loop().call_later(1.5, lambda: asyncio.ensure_future(outgoing.close()))
+    with pytest.raises(NotSentError):
         await broadcast()
-        assert Counter(m.chat_id for _, m in telegram.log) == Counter(range(1, 101))  # type: ignore[attr-defined] # all are messages
-
-    test()
+    assert 0 < len(telegram.log) < 100
+    await outgoing.open()
+    await broadcast()
+    assert Counter(m.chat_id for _, m in telegram.log) == Counter(range(1, 101))  # type: ignore[attr-defined] # all are messages
 
 
 def test_a_journal_repeats_only_what_failed(tmp_path: Path) -> None:
@@ -337,40 +329,32 @@ async def test_stars_bound_what_a_broadcast_costs() -> None:
     assert telegram.times()[-1] == pytest.approx(170 / 25 - 1, abs=0.5)
 
 
-def test_a_broadcast_may_stop_when_its_stars_are_spent(tmp_path: Path) -> None:
+@virtual
+async def test_a_broadcast_may_stop_when_its_stars_are_spent(tmp_path: Path) -> None:
     """Chats that were not reached are left to the next run with the journal."""
+    telegram = Telegram()
+    telegram.errors = [too_many(1)]  # what was refused costs nothing
+    bot, outgoing = paced(telegram)
 
-    @virtual
-    async def test() -> None:
-        telegram = Telegram()
-        telegram.errors = [too_many(1)]  # what was refused costs nothing
-        bot, outgoing = paced(telegram)
+    async def send(chat: int) -> None:
+        await bot.send_message(chat, "x", allow_paid_broadcast=True)
 
-        async def send(chat: int) -> None:
-            await bot.send_message(chat, "x", allow_paid_broadcast=True)
+    async def broadcast(stars: float) -> int:
+        journal = Journal(tmp_path / "journal")
+        stop = outgoing.broadcast(
+            range(1, 101), send, journal=journal, stars=stars, when_spent="stop"
+        )
+        return len([sent async for sent in stop])
 
-        async def broadcast(stars: float) -> int:
-            journal = Journal(tmp_path / "journal")
-            stop = outgoing.broadcast(
-                range(1, 101), send, journal=journal, stars=stars, when_spent="stop"
-            )
-            return len([sent async for sent in stop])
-
-        assert await broadcast(1) == 40
-        assert await broadcast(100) == 60
-        assert Counter(m.chat_id for _, m in telegram.log) == Counter(range(1, 101))  # type: ignore[attr-defined] # all are messages
-
-    test()
+    assert await broadcast(1) == 40
+    assert await broadcast(100) == 60
+    assert Counter(m.chat_id for _, m in telegram.log) == Counter(range(1, 101))  # type: ignore[attr-defined] # all are messages
 
 
 @pytest.mark.parametrize("options", [{"stars": -1}, {"stars": "5"}, {"when_spent": "never"}])
-def test_wrong_stars_are_named(options: dict[str, Any]) -> None:
+@virtual
+async def test_wrong_stars_are_named(options: dict[str, Any]) -> None:
     """The ConfigError names the argument."""
-
-    @virtual
-    async def test() -> None:
-        _, outgoing = paced(Telegram())
-        with pytest.raises(ConfigError, match=next(iter(options))):
-            outgoing.broadcast([1], lambda chat: asyncio.sleep(0), **options)
-
-    test()
+    _, outgoing = paced(Telegram())
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        outgoing.broadcast([1], lambda chat: asyncio.sleep(0), **options)

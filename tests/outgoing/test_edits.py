@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
 from aiogram import methods
 from aiogram.exceptions import TelegramBadRequest
-from aiogram.methods import EditMessageReplyMarkup, EditMessageText
+from aiogram.methods import EditMessageReplyMarkup, EditMessageText, SendMessage
 
 from bot_ratelimit import waiting_up_to
 
@@ -162,3 +163,29 @@ async def test_a_cancellation_at_the_moment_of_the_answer() -> None:
     first, second, third = await asyncio.gather(*edits, return_exceptions=True)
     assert isinstance(second, asyncio.CancelledError)
     assert first is third
+
+
+@virtual
+async def test_random_cancellations_leave_nothing_behind() -> None:
+    """However callers of edits come and go, the others are answered, and no chat is stuck."""
+    random.seed(7)
+    telegram = Telegram(latency=lambda: random.choice([0.01, 0.2, 2.0]))
+    bot, _ = paced(telegram, per_chat="5/s burst 2", retries=99)
+    tasks = []
+    for i in range(150):
+        method = edit(f"{i}", i % 2) if i % 3 else SendMessage(chat_id=7, text=f"m{i}")
+        tasks.append(asyncio.create_task(bot(method)))
+        if i % 3 and i % 2:
+            asyncio.get_running_loop().call_later(random.uniform(0, 8), tasks[-1].cancel)
+        if not i % 10:
+            telegram.errors.append(too_many(1))
+            await asyncio.sleep(random.uniform(0, 1))
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(each).__name__ for each in outcomes} == {"Message", "CancelledError"}
+    messages = [text for text in telegram.texts() if text.startswith("m")]
+    assert messages == [f"m{i}" for i in range(0, 150, 3)]
+    await asyncio.sleep(20)
+    telegram.latency = lambda: 0.01
+    began = now()
+    await bot.send_message(7, "x")
+    assert now() - began < 0.1

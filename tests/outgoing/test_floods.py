@@ -16,9 +16,7 @@ from aiogram.exceptions import (
 from aiogram.methods import SendMediaGroup
 from aiogram.types import InputMediaPhoto
 
-from bot_ratelimit import Limiter
-from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.limiter.waiting_allowed import without_waiting
+from bot_ratelimit import Limiter, NotSentError, without_waiting
 from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.floods import FloodControl
 
@@ -118,40 +116,32 @@ async def test_after_its_last_attempt_the_error_is_raised() -> None:
     ],
     ids=["network", "5xx", "another error"],
 )
-def test_other_errors_are_never_repeated(error: Exception) -> None:
+@virtual
+async def test_other_errors_are_never_repeated(error: Exception) -> None:
     """A request that may have been delivered is not sent again."""
-
-    @virtual
-    async def test() -> None:
-        telegram = Telegram()
-        telegram.errors = [error]
-        bot, _ = paced(telegram)
-        with pytest.raises(type(error)):
-            await bot.send_message(7, "x")
-        assert len(telegram.left) == 1
-        await bot.send_message(7, "goes on")
-
-    test()
+    telegram = Telegram()
+    telegram.errors = [error]
+    bot, _ = paced(telegram)
+    with pytest.raises(type(error)):
+        await bot.send_message(7, "x")
+    assert len(telegram.left) == 1
+    await bot.send_message(7, "goes on")
 
 
 @pytest.mark.parametrize("repeat", [False, True])
-def test_an_album_is_repeated_only_if_asked_for(repeat: bool) -> None:
+@virtual
+async def test_an_album_is_repeated_only_if_asked_for(repeat: bool) -> None:
     """A part of an album may have been delivered, so by default its 429 is raised."""
-
-    @virtual
-    async def test() -> None:
-        telegram = Telegram()
-        telegram.errors = [too_many(1)]
-        bot, _ = paced(telegram, repeat_albums=repeat)
-        album = SendMediaGroup(chat_id=7, media=[InputMediaPhoto(media="1")] * 2)
-        if repeat:
+    telegram = Telegram()
+    telegram.errors = [too_many(1)]
+    bot, _ = paced(telegram, repeat_albums=repeat)
+    album = SendMediaGroup(chat_id=7, media=[InputMediaPhoto(media="1")] * 2)
+    if repeat:
+        await bot(album)
+    else:
+        with pytest.raises(TelegramRetryAfter):
             await bot(album)
-        else:
-            with pytest.raises(TelegramRetryAfter):
-                await bot(album)
-        assert len(telegram.left) == 1 + repeat
-
-    test()
+    assert len(telegram.left) == 1 + repeat
 
 
 @virtual

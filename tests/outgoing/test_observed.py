@@ -8,8 +8,7 @@ import pytest
 from aiogram.exceptions import TelegramBadRequest, TelegramRetryAfter
 from aiogram.methods import SendMessage
 
-from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.limiter.waiting_allowed import without_waiting
+from bot_ratelimit import NotSentError, without_waiting
 from tests.recorder import Recorder
 
 from .virtual import Telegram, paced, too_many, virtual

@@ -16,10 +16,16 @@ from aiogram.methods import (
 )
 from aiogram.types import InputMediaPhoto
 
-from bot_ratelimit import Limiter, MemoryStorage, Subject
-from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
-from bot_ratelimit.limiter.waiting_allowed import without_waiting
-from bot_ratelimit.outgoing.limits import OutgoingLimits
+from bot_ratelimit import (
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    NotSentError,
+    OutgoingLimits,
+    SendQueueFullError,
+    Subject,
+    without_waiting,
+)
 from example_bot.demo.floods import FloodControl
 from tests.recorder import Recorder
 

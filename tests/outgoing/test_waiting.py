@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from aiogram.types import BotCommand, Chat, Message
 
 from bot_ratelimit import ConfigError, NotSentError, OutgoingLimits, waiting_up_to, without_waiting
 
+from .strict import Budget
 from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
 
 GROUP = -100
@@ -106,38 +108,70 @@ def test_a_wrong_patience_is_named(value: Any) -> None:
     ],
     ids=["no time", "0", "negative", "a year", "absurd"],
 )
-def test_what_telegram_says_is_bounded(error: TelegramAPIError, wait: float) -> None:
+@virtual
+async def test_what_telegram_says_is_bounded(error: TelegramAPIError, wait: float) -> None:
     """Without a usable time a 429 waits a second, and never longer than a day."""
+    telegram = Telegram()
+    telegram.errors = [error]
+    bot, _ = paced(telegram)
+    began = now()
+    with waiting_up_to(100_000):
+        await bot.send_message(7, "x")
+    assert wait <= now() - began < wait + 0.5
 
-    @virtual
-    async def test() -> None:
-        telegram = Telegram()
-        telegram.errors = [error]
-        bot, _ = paced(telegram)
-        began = now()
-        with waiting_up_to(100_000):
-            await bot.send_message(7, "x")
-        assert wait <= now() - began < wait + 0.5
 
-    test()
+class Raided(Telegram):
+    """A Telegram that takes four bans and then one a second, from all instances together."""
+
+    budget = Budget()
+    refused = 0
+
+    def _check(self, method: Any) -> None:
+        if not isinstance(method, BanChatMember):
+            return
+        budget = Raided.budget
+        blocked = budget.blocked_until - now()
+        if blocked > 0 or (blocked := budget.wait(now(), 1)) > 0:
+            Raided.refused += 1
+            budget.blocked_until = now() + blocked
+            raise too_many(math.ceil(blocked))
+
+
+@pytest.mark.parametrize("instances", [1, 3])
+@virtual
+async def test_a_raid_meets_one_429(instances: int) -> None:
+    """Of 20 bans at once one is refused; all are carried out, and messages do not wait."""
+    Raided.budget, Raided.refused, limiter = Budget(1.0, 4), 0, virtual_limiter()
+    telegrams = [Raided(latency=0.03) for _ in range(instances)]
+    bots = [paced(each, limiter=limiter)[0] for each in telegrams]
+    bans = [
+        asyncio.create_task(bots[user % instances].ban_chat_member(GROUP, user))
+        for user in range(20)
+    ]
+    await asyncio.sleep(1)
+    began = now()
+    await bots[0].send_message(GROUP, "calm down")
+    await bots[0].unban_chat_member(GROUP, 99)
+    assert now() - began < 0.1
+    assert await asyncio.gather(*bans) == [True] * 20
+    assert Raided.refused == 1
+    assert now() - 1_000 < 30
+    users = [m.user_id for each in telegrams for _, m in each.log if isinstance(m, BanChatMember)]
+    assert sorted(users) == [*range(20)]
 
 
 @virtual
-async def test_a_raid_meets_one_429() -> None:
-    """Of 20 bans at once one is refused; all are carried out, and messages do not wait."""
+async def test_calls_of_a_method_wait_for_no_budget() -> None:
+    """Twenty deletions take a second; those that may not wait are sent at once."""
     telegram = Telegram()
-    telegram.errors = [None] * 4 + [too_many(5)]
     bot, _ = paced(telegram)
-    bans = [asyncio.create_task(bot.ban_chat_member(GROUP, user)) for user in range(20)]
-    await asyncio.sleep(1)
+    await asyncio.gather(*(bot.delete_message(GROUP, i) for i in range(20)))
+    assert telegram.times()[-1] < 1
     began = now()
-    await bot.send_message(GROUP, "calm down")
-    await bot.unban_chat_member(GROUP, 99)
-    assert now() - began < 0.1
-    assert await asyncio.gather(*bans) == [True] * 20
-    users = [m.user_id for _, m in telegram.log if isinstance(m, BanChatMember)]
-    assert users == [*range(20)]
-    assert len(telegram.left) == 20 + 1 + 2
+    with without_waiting():
+        for i in range(9):
+            assert await bot.delete_message(GROUP, i)
+    assert now() - began < 0.3
 
 
 @virtual
@@ -189,7 +223,7 @@ async def test_a_method_that_may_not_wait_is_not_lost_silently() -> None:
 
 @virtual
 async def test_service_messages_count_in_a_group() -> None:
-    """Twenty pins and new topics fill a group's minute; in a private chat nothing waits."""
+    """Twenty pins and new topics fill a group's minute; a private chat has no such limit."""
     telegram = Telegram()
     bot, _ = paced(telegram)
     pins = [PinChatMessage(chat_id=GROUP, message_id=i) for i in range(19)]
@@ -198,7 +232,7 @@ async def test_service_messages_count_in_a_group() -> None:
     await bot.send_message(GROUP, "the 21st")
     assert telegram.times()[-1] == pytest.approx(60, abs=0.5)
     began = now()
-    await asyncio.gather(*(bot(PinChatMessage(chat_id=7, message_id=i)) for i in range(30)))
+    await asyncio.gather(*(bot(PinChatMessage(chat_id=7, message_id=i)) for i in range(15)))
     assert now() - began < 1
 
 
@@ -213,21 +247,17 @@ class Named(Telegram):
 
 
 @pytest.mark.parametrize(("first", "then"), [("@news", -1001), (-1001, "@News")])
-def test_a_name_and_its_id_are_one_chat(first: int | str, then: int | str) -> None:
+@virtual
+async def test_a_name_and_its_id_are_one_chat(first: int | str, then: int | str) -> None:
     """Once an answer has shown the id, both share the budget, and messages keep their order."""
-
-    @virtual
-    async def test() -> None:
-        telegram = Named()
-        bot, _ = paced(telegram, per_chat="1/s burst 1")
-        await bot.send_message(first, "learn")
-        await asyncio.sleep(5)
-        chats = [first, then] * 4
-        await asyncio.gather(*(bot.send_message(c, str(i)) for i, c in enumerate(chats)))
-        assert telegram.texts() == ["learn", *map(str, range(8))]
-        assert telegram.times()[-1] == pytest.approx(5 + 7, abs=0.3)
-
-    test()
+    telegram = Named()
+    bot, _ = paced(telegram, per_chat="1/s burst 1")
+    await bot.send_message(first, "learn")
+    await asyncio.sleep(5)
+    chats = [first, then] * 4
+    await asyncio.gather(*(bot.send_message(c, str(i)) for i, c in enumerate(chats)))
+    assert telegram.texts() == ["learn", *map(str, range(8))]
+    assert telegram.times()[-1] == pytest.approx(5 + 7, abs=0.3)
 
 
 @virtual

@@ -16,8 +16,7 @@ from aiogram.exceptions import TelegramAPIError, TelegramRetryAfter
 from aiogram.methods import TelegramMethod
 from aiogram.types import Chat, Message
 
-from bot_ratelimit import Limiter, MemoryStorage
-from bot_ratelimit.outgoing.limits import OutgoingLimits
+from bot_ratelimit import Limiter, MemoryStorage, OutgoingLimits
 from example_bot.demo.floods import FloodControl
 from example_bot.demo.methods import ApiError
 

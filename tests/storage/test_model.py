@@ -293,9 +293,9 @@ def about_equal(found: Decision, expected: Decision, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [MILLISECONDS, MICROSECONDS], ids=["ms", "us"])
-def test_model_memory_and_redis_agree(scale: Scale) -> None:
+def test_model_memory_and_redis_agree(scale: Scale, pytestconfig: pytest.Config) -> None:
     """For any events in any order under any limits, all three decide the same."""
-    player = Player()
+    player, examples = Player(), 60 if pytestconfig.getoption("quick") else 400
 
     async def play(history: History) -> None:
         clock = Clock()
@@ -317,7 +317,7 @@ def test_model_memory_and_redis_agree(scale: Scale) -> None:
 
     with asyncio.Runner() as runner:
 
-        @settings(max_examples=400)
+        @settings(max_examples=examples)
         @given(histories(scale))
         def run(history: History) -> None:
             runner.run(play(history))
