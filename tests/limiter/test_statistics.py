@@ -22,7 +22,7 @@ from bot_ratelimit import (
     Subject,
 )
 from bot_ratelimit.limiter.observer import MAX_LABELS
-from bot_ratelimit.limiter.statistics import HourCount, Refusals, Statistics
+from bot_ratelimit.limiter.statistics import HourCount, MinuteCount, Refusals, Statistics
 from bot_ratelimit.storage.redis.tallies import TTL
 from bot_ratelimit.storage.tallies import MAX_USERS
 from tests.benches import Bench
@@ -112,20 +112,21 @@ async def test_nothing_is_lost_at_shutdown(client: aioredis.Redis) -> None:
     limiter = Limiter(RedisStorage(client), statistics=True)
     await limiter.hit("5/d", Subject(user=42))
     await limiter.close()
-    [key] = await client.keys("bot:ratelimit:stats:*")
+    [key] = await client.keys("bot:ratelimit:stats:*}")
     assert (await client.hgetall(key))[b"allowed user"] == b"1"
 
 
 async def test_every_key_expires(client: aioredis.Redis) -> None:
-    """Both keys of an hour live for 49 hours after its last decision."""
+    """The keys of an hour live for 49 hours after its last decision, those of minutes for two."""
     limiter = Limiter(RedisStorage(client), statistics=True)
     for _ in range(2):
         await limiter.hit("1/d", Subject(user=42))
     await limiter.close()
     keys = await client.keys("bot:ratelimit:stats:*")
-    assert sorted(key.decode().rpartition("}")[2] for key in keys) == ["", ":refused"]
-    for key in keys:
-        assert TTL - 5 <= await client.ttl(key) <= TTL
+    lifetimes = {str(key).partition("}")[2].strip("'"): await client.ttl(key) for key in keys}
+    for name, seconds in {"": TTL, ":refused": TTL, ":minutes": 7_200}.items():
+        assert seconds - 5 <= lifetimes.pop(name) <= seconds
+    assert not lifetimes
 
 
 async def test_hours_are_kept_apart() -> None:
@@ -143,6 +144,43 @@ async def test_hours_are_kept_apart() -> None:
         assert counts(await limiter.statistics(1)) == {("user", "allowed"): 2}
         traveller.shift(50 * 3_600)
         assert await limiter.statistics(48) == ()
+        await limiter.close()
+
+
+@pytest.mark.parametrize("bench", ["memory", "fakeredis"], indirect=True)
+async def test_the_last_hour_is_kept_by_minute(bench: Bench) -> None:
+    """Decisions and requests of the last 60 minutes have their minute; older ones are left out."""
+    with time_machine.travel(NOON.replace(minute=58), tick=False) as traveller:
+        limiter = Limiter(bench.storage, statistics=True)
+        sending = Statistics(bench.storage, "bot", 1.0)
+        for _ in range(2):
+            await limiter.hit("1/d", Subject(user=42))
+        traveller.shift(120)
+        await limiter.hit("1/d", Subject(user=42))
+        sending.request_done("SendMessage", "sent", 0.0)
+        sending.flood_waited("chat", 3.0)
+        await sending.flush()
+        late = NOON.replace(hour=13, minute=0)
+        new = (
+            MinuteCount(late, "chat", "429", 1),
+            MinuteCount(late, "user", "refused", 1),
+            MinuteCount(late, "SendMessage", "sent", 1),
+        )
+        old = (
+            MinuteCount(NOON.replace(minute=58), "user", "allowed", 1),
+            MinuteCount(NOON.replace(minute=58), "user", "refused", 1),
+        )
+        assert await limiter.last_hour() == (*old, *new)
+        assert counts(await limiter.statistics()) == {
+            ("user", "allowed"): 1,
+            ("user", "refused"): 2,
+        }
+        requests = {("SendMessage", "sent"): 1, ("chat", "429"): 1}
+        assert counts(await limiter.requests()) == requests
+        traveller.shift(58 * 60)
+        assert await limiter.last_hour() == new
+        traveller.shift(120)
+        assert await limiter.last_hour() == ()
         await limiter.close()
 
 
