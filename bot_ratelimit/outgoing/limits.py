@@ -14,6 +14,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from weakref import WeakSet
 
 from aiogram import Bot, Dispatcher
 from aiogram.client.session.middlewares.base import BaseRequestMiddleware
@@ -21,6 +22,7 @@ from aiogram.exceptions import TelegramAPIError
 
 from bot_ratelimit.config.settings import Settings
 from bot_ratelimit.errors import NotSentError
+from bot_ratelimit.limiter.arguments import check_flag
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike, observers_of
 from bot_ratelimit.limiter.waiting_allowed import patience
@@ -45,6 +47,7 @@ from bot_ratelimit.outgoing.pacing import Pacer
 from bot_ratelimit.outgoing.permits import Permits
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.queues import Queues, check_room, key_of
+from bot_ratelimit.outgoing.report import Report
 from bot_ratelimit.outgoing.scope import BroadcastScope, broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent
 from bot_ratelimit.outgoing.sleeper import Sleeper
@@ -58,8 +61,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("bot_ratelimit")
 
 T = TypeVar("T", bound="int | str")
-
-_MAX_NAMED: Final = 10
 
 
 class OutgoingLimits(BaseRequestMiddleware):
@@ -97,6 +98,8 @@ class OutgoingLimits(BaseRequestMiddleware):
             requests; see `Observer`.
         margin: By how much every period is made longer, as a share from 0 to 1: requests do not all
             take the same time to arrive.
+        statistics: Whether operators see what is sent, what waits, blocks and broadcasts, on all
+            instances; with a `limiter`, by default if that keeps statistics.
 
     Raises:
         ConfigError: An argument is invalid.
@@ -120,14 +123,22 @@ class OutgoingLimits(BaseRequestMiddleware):
         max_waiting: int = 1_000,
         margin: float = 0.02,
         observer: ObserverLike = None,
+        statistics: bool | None = None,
     ) -> None:
-        self._observer = observers_of(observer)
         budgets = self.budgets = Budgets(per_chat, per_group, broadcast, drafts, margin)
         self.max_wait: Final = max_waits(max_wait)
         self.retries = check_count("retries", retries, 0)
         self.max_waiting = check_count("max_waiting", max_waiting, 1)
         self._closes = limiter is None
         self.limiter = limiter_of(redis_client, key_prefix, limiter)
+        if statistics is None:
+            statistics = self.limiter.keeps_statistics
+        self._report = None
+        if check_flag("statistics", statistics):
+            self._report = Report(self.limiter, self._look)
+            observer = observers_of(observer, self._report, self._report.statistics)
+        self._observer = observers_of(observer)
+        self._progresses: WeakSet[Progress] = WeakSet()
         self._merge_edits = merge_edits
         self._sleeper = Sleeper()
         self._queues = Queues()
@@ -253,6 +264,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         """
         check_count("in_flight", in_flight, 1)
         options = Options(in_flight, Stars(stars, when_spent))
+        progress = progress or Progress()
+        self._progresses.add(progress)
         return run(chats, send, journal=journal, progress=progress, options=options)
 
     async def __call__(self, make_request: Send, bot: Bot, method: Method) -> Any:
@@ -307,9 +320,21 @@ class OutgoingLimits(BaseRequestMiddleware):
         self._under_way += change
         self._report_queued()
 
+    @property
+    def _waiting(self) -> int:
+        return max(0, self._under_way - self._delivery.paced_in_flight)
+
     def _report_queued(self) -> None:
         if self._observer.each:
-            self._observer.queued(max(0, self._under_way - self._delivery.paced_in_flight))
+            self._observer.queued(self._waiting)
+
+    def _look(self) -> dict[str, Any]:
+        """What operators see of this process."""
+        return {
+            "waiting": self._waiting,
+            "blocks": self._floods.in_force(),
+            "broadcasts": [each.report() for each in self._progresses if each.is_running],
+        }
 
     async def open(self) -> None:
         """Allow requests to wait again, after a `close`."""
@@ -333,6 +358,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         await self._delivery.wait_for_answers(timeout)
         if self._delivery.in_flight:
             log.warning("%d requests have no answer yet", self._delivery.in_flight)
+        if self._report is not None:
+            await self._report.end()
         if self._closes:
             await self.limiter.close()
 
