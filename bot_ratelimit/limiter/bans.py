@@ -100,7 +100,8 @@ class Bans:
         return dropped
 
     async def page(self, offset: int, limit: int) -> list[Ban]:
-        """Return a page of the list."""
+        """Return a page of the list, with every ban that this process has imposed."""
+        await self._settle()
         return await self._required().page(offset, limit, timeout=self._timeout)
 
     async def of(self, subject: Subject) -> list[Ban]:
@@ -134,13 +135,17 @@ class Bans:
 
     async def close(self) -> None:
         """Stop the checks until the next decision, and wait for writes in progress."""
-        loop = asyncio.get_running_loop()
-        if writes := [task for task in self._writes if task.get_loop() is loop]:
-            await asyncio.wait(writes, timeout=self._timeout)
-        for task in writes:
+        for task in await self._settle():
             task.cancel()
         await self._ticker.stop()
         self._ended()
+
+    async def _settle(self) -> Sequence[asyncio.Task[None]]:
+        """Wait until the writes in progress have ended, and return them."""
+        loop = asyncio.get_running_loop()
+        if writes := [task for task in self._writes if task.get_loop() is loop]:
+            await asyncio.wait(writes, timeout=self._timeout)
+        return writes
 
     async def _tick(self) -> bool:
         self._idle = 0.0 if self.used or self.is_stale else self._idle + REFRESH
