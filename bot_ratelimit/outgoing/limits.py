@@ -329,7 +329,9 @@ class OutgoingLimits(BaseRequestMiddleware):
             self._observer.queued(self._waiting)
 
     def _look(self) -> dict[str, Any]:
-        """What operators see of this process."""
+        """What operators see of this process; nothing after `close`."""
+        if self._pacer.closed:
+            return {}
         return {
             "waiting": self._waiting,
             "blocks": self._floods.in_force(),
