@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -19,14 +19,17 @@ from bot_ratelimit.admin.views import (
     HealthView,
     HourTotal,
     InstanceView,
+    MinuteTotal,
     Preview,
     RuleUse,
     RuleView,
+    SendingView,
     SubjectView,
     Trial,
     Version,
     merged,
     named,
+    sending_of,
     settings_in_force,
 )
 from bot_ratelimit.admin.wording import ENGLISH, as_changed, ban_words, differences, who
@@ -37,7 +40,15 @@ from bot_ratelimit.config.report import EVERYWHERE, report_of
 from bot_ratelimit.config.settings import Settings
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.limiter.statistics import HourCount, Refusals
+from bot_ratelimit.limiter.statistics import (
+    DECISIONS,
+    FLOOD,
+    REQUESTS,
+    HourCount,
+    MinuteCount,
+    Refusals,
+)
+from bot_ratelimit.outgoing.report import SENDING
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Scope, Subject, notice_rules, rules_of
@@ -274,30 +285,63 @@ class Control:
         """
         return await self.limiter.statistics(hours) or await self._nothing_counted()
 
+    async def last_hour(self) -> tuple[MinuteCount, ...]:
+        """Decisions of the last 60 minutes, by minute, rule and outcome.
+
+        Raises:
+            ConfigError: The bot collects no statistics.
+        """
+        found = await self.limiter.last_hour()
+        return tuple(each for each in found if each.outcome in DECISIONS) or (
+            await self._nothing_counted()
+        )
+
     async def by_hour(self, hours: int = 24) -> tuple[HourTotal, ...]:
         """For a chart: the totals of each of these hours, the earliest first, also of empty hours.
 
         Raises:
             ConfigError: The bot collects no statistics.
         """
-        counted = await self.statistics(hours)
-        this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-        totals = {this_hour - timedelta(hours=n): Counter[str]() for n in reversed(range(hours))}
-        for each in counted:
-            totals.setdefault(each.hour, Counter())[each.outcome] += each.count
-        return tuple(
-            HourTotal(hour, found["allowed"], found["refused"], found["banned"])
-            for hour, found in sorted(totals.items())
-        )
+        counted = [(each.hour, each.outcome, each.count) for each in await self.statistics(hours)]
+        return tuple(HourTotal(*each) for each in _totals(counted, hours, timedelta(hours=1)))
 
-    async def use(self, hours: int = 24) -> tuple[RuleUse, ...]:
-        """The number of decisions of each rule in these hours.
+    async def by_minute(self) -> tuple[MinuteTotal, ...]:
+        """The same for each of the last 60 minutes.
+
+        Raises:
+            ConfigError: The bot collects no statistics.
+        """
+        counted = [(each.minute, each.outcome, each.count) for each in await self.last_hour()]
+        return tuple(MinuteTotal(*each) for each in _totals(counted, 60, timedelta(minutes=1)))
+
+    async def sending(self, hours: int | None = None) -> SendingView:
+        """What the bot sends, as the instances report it.
+
+        Args:
+            hours: The hours whose requests are counted; None for the last 60 minutes.
+
+        Raises:
+            ConfigError: The bot collects no statistics.
+        """
+        limiter = self.limiter
+        counted = await (limiter.last_hour() if hours is None else limiter.requests(hours))
+        totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        floods = 0
+        for each in counted:
+            if each.outcome == FLOOD:
+                floods += each.count
+            elif each.outcome in REQUESTS:
+                totals[each.rule][each.outcome] += each.count
+        return sending_of(totals, floods, await self._documents.reports(self._key(SENDING)))
+
+    async def use(self, hours: int | None = 24) -> tuple[RuleUse, ...]:
+        """The number of decisions of each rule in these hours; None for the last 60 minutes.
 
         Raises:
             ConfigError: The bot collects no statistics.
         """
         totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for each in await self.statistics(hours):
+        for each in await (self.last_hour() if hours is None else self.statistics(hours)):
             totals[each.rule][each.outcome] += each.count
         found = []
         for view in await self.limits():
@@ -491,6 +535,19 @@ class Control:
 
     def _key(self, name: str) -> str:
         return live_key(self.limiter.key_prefix, name)
+
+
+def _totals(
+    counted: Iterable[tuple[datetime, str, int]], number: int, unit: timedelta
+) -> Iterator[tuple[datetime, int, int, int]]:
+    """Allowed, refused and banned in each of the last so many hours or minutes."""
+    now = datetime.now(UTC)
+    now -= (now - datetime(1970, 1, 1, tzinfo=UTC)) % unit
+    totals = {now - n * unit: Counter[str]() for n in range(number)}
+    for at, outcome, count in counted:
+        totals.setdefault(at, Counter())[outcome] += count
+    for at, found in sorted(totals.items()):
+        yield at, found["allowed"], found["refused"], found["banned"]
 
 
 def _use(

@@ -108,6 +108,14 @@ class Hours(Fields):
     hours: Annotated[Number, Positional()] = Field(24, description="How many hours, up to now.")
 
 
+class Recent(Fields):
+    """Hours, or the last 60 minutes."""
+
+    hours: Annotated[Number | None, Positional()] = Field(
+        None, description="How many hours, up to now; by default the last 60 minutes."
+    )
+
+
 class Top(Fields):
     """The length of a ranking, and its hours."""
 

@@ -36,8 +36,8 @@ class Operation:
     """What it does, in a sentence: the help text."""
     act: Act
     """Does it, and returns the result."""
-    show: Callable[[Words, Any], Sheet]
-    """The result, for people."""
+    show: Callable[[Words, Any], Sheet] | None
+    """The result, for people; None if it is only for programs."""
     fields: type[fields.Fields] = fields.Fields
     ask: Ask | None = None
     """The question to confirm first; None if nothing changes."""
@@ -47,6 +47,11 @@ class Operation:
     """The option of RateLimitMiddleware without which it has no effect."""
     value: Callable[[Any], Any] = field(default=_itself)
     """The result, for programs."""
+
+    def sheet(self, words: Words, found: Any) -> Sheet:
+        """The result, for people."""
+        assert self.show is not None  # noqa: S101 - what people ask for can be shown
+        return self.show(words, found)
 
 
 # --- what is done ---------------------------------------------------------------------------------
@@ -127,10 +132,6 @@ def _cleared(words: Words, found: int) -> Sheet:
     return Sheet([words("Keys deleted: {count}", count=found)])
 
 
-def _no_text(words: Words, found: Any) -> Sheet:
-    raise NotImplementedError("only for programs")
-
-
 # --- the table ------------------------------------------------------------------------------------
 
 _READS: Final = (
@@ -157,10 +158,16 @@ _READS: Final = (
     Operation("by_hour", "Totals of each hour.",
               lambda control, sent: control.by_hour(sent.hours), sheets.hours, fields.Hours,
               http=("GET api/by_hour",), needs="statistics"),
+    Operation("by_minute", "Totals of each of the last 60 minutes.",
+              lambda control, _: control.by_minute(), None, http=("GET api/by_minute",),
+              needs="statistics"),
+    Operation("sending", "Show what the bot sends: requests, 429s, what waits, broadcasts.",
+              lambda control, sent: control.sending(sent.hours), sheets.sending, fields.Recent,
+              http=("GET api/sending",), needs="statistics"),
     Operation("use", "Decisions of each rule.", lambda control, sent: control.use(sent.hours),
-              _no_text, fields.Hours, http=("GET api/use",), needs="statistics"),
+              None, fields.Hours, http=("GET api/use",), needs="statistics"),
     Operation("instances", "The running instances.", lambda control, _: control.instances(),
-              _no_text, http=("GET api/instances",)),
+              None, http=("GET api/instances",)),
     Operation("history", "List the versions to roll back to, and what each changed.",
               lambda control, _: control.history(), sheets.history, http=("GET api/history",),
               needs="live", value=sheets.history_value),
@@ -168,7 +175,7 @@ _READS: Final = (
               lambda control, _: control.audit(), sheets.audit, http=("GET api/audit",)),
     Operation("health", "Check whether limits are enforced; the exit status says it, too.",
               lambda control, _: control.health(), sheets.health, http=("GET api/health",)),
-    Operation("preview", "What a change of a rule would do.", _preview, _no_text, fields.Limit,
+    Operation("preview", "What a change of a rule would do.", _preview, None, fields.Limit,
               http=("POST api/preview",)),
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import timedelta
@@ -32,13 +33,16 @@ from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.cli import terminal
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.wording import ENGLISH, limit_of
+from bot_ratelimit.admin.words import plain
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.limiter.bans import FOREVER
 from bot_ratelimit.storage.base import documents_of
+from tests.admin.web import sending
 from tests.benches import Bench
 from tests.incoming.support import Instance
 from tests.servers import Server, running_cluster
 
+OUTCOMES = ("allowed", "refused", "banned")
 ANNA = Subject(user=42, chat=42)
 PENALTY = Penalty("2/h", "1h")
 
@@ -692,6 +696,13 @@ async def test_statistics_are_those_of_the_bot(counting: tuple[Limiter, Control]
     assert (hour.allowed, hour.refused, hour.banned) == (4, 4, 1)
     assert [(each.allowed, each.refused) for each in before] == [(0, 0), (0, 0)]
     assert hour.hour - before[0].hour == timedelta(hours=2)
+    minutes = await control.by_minute()
+    assert len(minutes) in (60, 61)  # at the end of a minute
+    assert minutes[-1].minute - minutes[-60].minute == timedelta(minutes=59)
+    sums = [
+        sum(getattr(each, name) for each in minutes) for name in ("allowed", "refused", "banned")
+    ]
+    assert sums == [4, 4, 1]
     assert [tuple(asdict(each).values()) for each in await control.top()] == [
         (42, 3),
         (43, 1),
@@ -703,7 +714,33 @@ async def test_statistics_are_those_of_the_bot(counting: tuple[Limiter, Control]
     use = {each.rule.name: each for each in await control.use()}
     assert (use["user"].allowed, use["user"].refused, use["user"].remaining) == (4, 4, None)
     assert use["global"].remaining == 96
+    assert await control.use(None) == await control.use(24)
     assert sum(each.count for each in await control.statistics(1)) == 9
+
+
+@pytest.mark.parametrize("bench", ["memory", "redis-server"], indirect=True)
+async def test_what_the_bot_sends_is_seen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests by method and outcome, 429s, what waits, blocks and broadcasts."""
+    control = Control(Limiter(bench.storage, timeout=5, statistics=True), "anna", patience=0)
+    told = sheets.sending(ENGLISH, await control.sending())
+    assert "needs OutgoingLimits(..., statistics=True)" in told.foot[0]
+    async with sending(bench.storage, monkeypatch):
+        for hours in (None, 24):
+            found = await control.sending(hours)
+            (messages,) = found.requests
+            assert (messages.method, messages.sent > 5, messages.failed) == ("SendMessage", True, 0)
+            assert (found.floods, found.waiting > 0) == (1, True)
+            (block,) = found.blocks
+            assert (block.bot, block.scope, block.what) == (42, "chat", "7")
+            assert 20 < block.until - time.time() <= 30
+            (running,) = found.broadcasts
+            assert (running.total, running.done > 5, running.per_second > 0) == (1_000, True, True)
+        lines = " ".join(map(plain, sheets.sending(ENGLISH, found).lines))
+        assert re.search(
+            r"Answers 429: 1\. Broadcast: \d+ of 1000 chats \(\d+ %\), .* left, sent \d", lines
+        )
+        assert re.search(r"Blocked by Telegram until 20.* UTC: messages to chat 7$", lines)
+    assert (await control.sending()).broadcasts == ()  # the bot has ended
 
 
 async def test_a_preview_is_of_the_newest_version(bot: OperatedBot) -> None:

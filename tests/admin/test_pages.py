@@ -18,6 +18,7 @@ from bot_ratelimit.admin.fields import Counted, checked
 from bot_ratelimit.admin.views import HourTotal
 from bot_ratelimit.admin.web.chart import chart_of
 from tests.admin.served import TOKEN, Site, site
+from tests.admin.web import sending
 from tests.servers import Server
 
 PEOPLE = (
@@ -235,8 +236,14 @@ async def test_a_ban_that_does_not_hold_says_so(bot: Site, reader: Reader) -> No
     assert "as long as user 7 is exempt" in words(await reader.get("ban?user=7&how_long=1h"))
 
 
-async def test_numbers_of_the_chart_are_sums_of_the_rows(bot: Site, reader: Reader) -> None:
-    """Allowed, refused and banned of all rows, also of rules that are gone, are the chart's."""
+@pytest.mark.parametrize(("path", "bars"), [("", {60, 61}), ("?hours=24", {24, 25})])
+async def test_numbers_of_the_chart_are_sums_of_the_rows(
+    bot: Site, reader: Reader, path: str, bars: set[int]
+) -> None:
+    """Allowed, refused and banned of all rows, also of rules that are gone, are the chart's.
+
+    By minute, so that a flood can be watched, and by hour.
+    """
     await bot.send(5)
     await bot.control.ban(Subject(user=7), "1h")
     await bot.send(2)
@@ -244,7 +251,8 @@ async def test_numbers_of_the_chart_are_sums_of_the_rows(bot: Site, reader: Read
     statistics = bot.middleware.limiter._statistics
     assert statistics is not None
     statistics.decided(gone, Subject(user=1), 0.0)
-    page = await reader.get()
+    page = await reader.get(path)
+    assert page.count('class="slot"') in bars
     totals = [int(each) for each in re.findall(r"<dd>(\d+)</dd>", page)]
     table = page.partition('id="limits"')[2].partition("</table>")[0]
     number = re.compile(r'<td class="number"[^>]*>(\d+)</td>')
@@ -252,6 +260,20 @@ async def test_numbers_of_the_chart_are_sums_of_the_rows(bot: Site, reader: Read
     sums = [sum(int(row[n]) for row in rows if len(row) == 3) for n in range(3)]
     assert sums == totals == [4, 2, 2]
     assert "no rule in force" in words(page)
+
+
+async def test_the_page_shows_what_the_bot_sends(
+    bot: Site, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests, 429s, what waits, blocks and broadcasts; or what they need."""
+    await bot.send(1)
+    assert "That needs OutgoingLimits(..., statistics=True)" in words(await reader.get())
+    async with sending(bot.middleware.limiter.storage, monkeypatch):
+        page = words(await reader.get())
+    part = page.partition("What the bot sends")[2]
+    for said in ("Waiting to be sent: ", "Answers 429: 1.", " of 1000 chats", "SendMessage",
+                 "Blocked by Telegram until 20"):  # fmt: skip
+        assert said in part
 
 
 async def test_a_pause_is_not_called_well(bot: Site, reader: Reader) -> None:

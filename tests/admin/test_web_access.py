@@ -315,6 +315,35 @@ async def test_a_cookie_is_secure_where_the_browser_uses_https(alone: Site) -> N
         assert "Max-Age=3600" in cookie
 
 
+@pytest.mark.parametrize(
+    ("header", "value", "is_secure"),
+    [
+        ("X-Forwarded-Proto", "https", True),
+        ("X-Forwarded-Proto", "HTTPS", True),
+        ("x-forwarded-proto", "http, https", True),  # the nearest proxy's is the last
+        ("X-Forwarded-Proto", "https, http", False),
+        ("X-Forwarded-Ssl", "on", True),
+        ("X-Forwarded-Ssl", "off", False),
+        ("Forwarded", "for=192.0.2.1;proto=https", True),
+        ("Forwarded", 'for="[2001:db8::1]"; Proto="HTTPS"', True),
+        ("Forwarded", "for=192.0.2.1;proto=http", False),
+        ("Forwarded", "for=192.0.2.1", False),
+    ],
+)
+async def test_a_trusted_proxy_makes_cookies_secure(
+    header: str, value: str, is_secure: bool
+) -> None:
+    """Headers of a trusted proxy say that the browser uses HTTPS; those of others say nothing."""
+    for proxies in (["127.0.0.1"], []):
+        async with (
+            site(bot_on(MemoryStorage()), trusted_proxies=proxies) as found,
+            found.visitor(**{header: value}) as visitor,
+        ):
+            cookies = (await visitor.log_in()).cookies
+            secure = [each.endswith("; Secure") for each in cookies]
+            assert secure == [is_secure and bool(proxies)] * 2
+
+
 async def test_a_cookie_that_was_changed_is_worth_nothing(alone: Site) -> None:
     """A cookie with any other id opens nothing, and neither does that of a known browser."""
     async with alone.visitor() as visitor:

@@ -13,7 +13,7 @@ import redis.asyncio as aioredis
 from bot_ratelimit import RedisStorage
 from bot_ratelimit.admin.web import api
 
-from .web import running_bot
+from .web import running_bot, sending
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -47,10 +47,16 @@ def test_every_request_has_an_example() -> None:
         assert texts & shown, path
 
 
-async def test_the_examples_are_true(client: aioredis.Redis) -> None:
+async def test_the_examples_are_true(
+    client: aioredis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sent one after the other, each is answered with the status and the fields that are shown."""
     storage = RedisStorage(client)
-    async with running_bot(storage) as (found, instance), found.script() as script:
+    async with (
+        running_bot(storage) as (found, instance),
+        found.script() as script,
+        sending(storage, monkeypatch),
+    ):
         await instance.send(*["hi"] * 5)
         for example in sorted(EXAMPLES, key=lambda each: "color" in each):  # that one is above
             asked, _, told = example.partition("\n\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -12,14 +13,18 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+import pytest
+from aiogram import Bot
 from aiohttp import ClientResponse, ClientSession, CookieJar, web
 from aiohttp.test_utils import TestServer
 
-from bot_ratelimit import Limiter, RateLimitMiddleware, Rule, Scope
+from bot_ratelimit import Limiter, OutgoingLimits, RateLimitMiddleware, Rule, Scope
 from bot_ratelimit.admin import admin_app
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.storage.base import Storage
 from tests.incoming.support import Instance
+from tests.outgoing.virtual import Telegram, too_many
 
 TOKEN = "correct-horse-battery-staple"
 BOT_TOKEN = "42:TELEGRAM-KNOWS-THIS-ONE"
@@ -171,6 +176,34 @@ async def running_bot(storage: Storage, **options: Any) -> AsyncIterator[tuple[S
     async with site(middleware, **options) as found:
         yield found, instance
     await instance.dispatcher.emit_shutdown()
+
+
+@asynccontextmanager
+async def sending(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """A bot that broadcasts to 1,000 chats, and may not write to chat 7 after a 429."""
+    monkeypatch.setattr("bot_ratelimit.outgoing.report.EVERY", 0.02)
+    telegram = Telegram(latency=0.001)
+    bot = Bot("42:TEST", telegram)
+    limiter = Limiter(storage, timeout=5)
+    outgoing = OutgoingLimits(limiter=limiter, statistics=True, max_wait=60, broadcast="50/s")
+    outgoing.setup(bot)
+    telegram.errors = [too_many(30)]
+    blocked = asyncio.create_task(bot.send_message(7, "blocked"))
+
+    async def broadcast() -> None:
+        chats, progress = range(1_000, 2_000), Progress(1_000)
+        async for _ in outgoing.broadcast(
+            chats, lambda chat: bot.send_message(chat, "news"), progress=progress
+        ):
+            pass
+
+    broadcasting = asyncio.create_task(broadcast())
+    await asyncio.sleep(0.3)
+    assert outgoing._report is not None
+    await outgoing._report.statistics.flush()
+    yield
+    await outgoing.close()
+    await asyncio.gather(blocked, broadcasting, return_exceptions=True)
 
 
 def init_data(

@@ -154,6 +154,7 @@ COMMANDS: Final[Mapping[str, tuple[str, _Reads]]] = {
     "bans": ("bans", _nothing),
     "top": ("top", _nothing),
     "stats": ("by_hour", _nothing),
+    "sending": ("sending", _nothing),
     "setlimit": ("set", _set),
     "penalty": ("penalty", _penalty),
     "exempt": ("exempt", _exempt),
@@ -185,7 +186,7 @@ async def _shown(
     if operation.name == "bans":
         fields = {"offset": page * _BANS, "limit": _BANS + 1}
     found = await operation.act(context.control, checked(operation.fields, fields))
-    sheet, buttons = operation.show(context.words, found), context.buttons
+    sheet, buttons = operation.sheet(context.words, found), context.buttons
     if operation.name == "bans":
         sheet = replace(sheet, rows=sheet.rows[:_BANS], subjects=sheet.subjects[:_BANS])
         text, more = page_of(sheet, 0)[0], len(found) > _BANS

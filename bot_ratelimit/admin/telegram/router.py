@@ -165,7 +165,7 @@ class _Handlers:
             )
             if isinstance(found, Overrides):
                 found = await obeyed(context.control, found)
-            return Answer(page_of(operation.show(words, found), 0)[0])
+            return Answer(page_of(operation.sheet(words, found), 0)[0])
 
         await self._show(context, query, await self._answer_or_error(context, done()))
 

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from bot_ratelimit.admin import fields, sheets
 from bot_ratelimit.admin.sheets import Sheet
-from bot_ratelimit.admin.views import ConfigView, HealthView, HourTotal, RuleUse
+from bot_ratelimit.admin.views import ConfigView, HealthView, HourTotal, MinuteTotal, RuleUse
 from bot_ratelimit.admin.web.chart import chart_of
 from bot_ratelimit.admin.web.console import (
     IS_LOST,
@@ -130,30 +130,32 @@ async def _home(request: web.Request) -> web.Response:
     if session_of(request) is None:
         return login_page(request, None)
     control, words = control_of(request), words_of(request)
-    span = 48 if request.query.get("hours") == "48" else 24
+    span = {"24": 24, "48": 48}.get(request.query.get("hours", ""))
     asked = {
         "health": control.health(),
         "config": control.config(),
         "limits": control.limits(),
         "use": control.use(span),
-        "hours": control.by_hour(span),
-        "top": control.top(10, span),
+        "bars": control.by_minute() if span is None else control.by_hour(span),
+        "top": control.top(10, span or 2),
+        "sending": control.sending(span),
         "bans": control.bans(0, 6),
         "history": control.history(),
     }
     found = dict(zip(asked, await asyncio.gather(*map(Loaded.of, asked.values())), strict=True))
-    hours = found["hours"]
+    bars = found["bars"]
     shown = {
         "here": "Overview",
         "done": await _done(request, found["config"].value),
         "notices": _notices(words, found["health"], found["config"]),
-        "share": _share(words, hours.value or ()),
+        "share": _share(words, bars.value or (), span),
         "span": span,
-        "chart": hours if hours.problem else Loaded(chart_of(hours.value)),
+        "chart": bars if bars.problem else Loaded(chart_of(bars.value)),
         "parts": [
             _limits_part(words, found["config"], found["limits"], found["use"].value or ()),
             _bans_part(words, found["bans"], 5),
-            _top_part(words, found["top"]),
+            _top_part(words, found["top"], span),
+            _sending_part(words, found["sending"]),
             _instances_part(words, found["config"]),
             _history_part(words, found["history"], 5),
         ],
@@ -180,16 +182,18 @@ def _notices(words: Words, health: Loaded, config: Loaded) -> list[Notice]:
     return found
 
 
-def _share(words: Words, hours: Sequence[HourTotal]) -> str:
+def _share(words: Words, bars: Sequence[HourTotal | MinuteTotal], span: int | None) -> str:
     """The share of refusals now, and what it was before: what is normal differs between bots."""
-    shares = []
-    for some in (hours[-1:], hours[:-1]):
+    shares, latest = [], 5 if span is None else 1
+    for some in (bars[-latest:], bars[:-latest]):
         refused = sum(each.refused + each.banned for each in some)
         total = refused + sum(each.allowed for each in some)
         shares.append(f"{100 * refused / total:.0f} %" if total else "–")
     if shares[0] == "–":
         return ""
     text = "Refused in this hour: {now} of the decisions; in the hours before: {before}."
+    if span is None:
+        text = "Refused in the last 5 minutes: {now} of the decisions; before: {before}."
     return words(text, now=shares[0], before=shares[1])
 
 
@@ -253,13 +257,23 @@ def _bans_part(words: Words, bans: Loaded, most: int) -> Part:
     return Part("bans", title, sheets.bans(words, found), links, header)
 
 
-def _top_part(words: Words, top: Loaded) -> Part:
+def _top_part(words: Words, top: Loaded, span: int | None) -> Part:
     title = words("Refused most")
     if top.problem:
         return Part("top", title, problem=top.problem)
     found: Sequence[Refusals] = top.value
     links = [[(f"user?user={each.user}", words("Show"))] for each in found]
-    return Part("top", title, sheets.top(words, found), links)
+    sheet = sheets.top(words, found)
+    if span is None:
+        sheet = replace(sheet, foot=[words("In this hour and the one before.")])
+    return Part("top", title, sheet, links)
+
+
+def _sending_part(words: Words, sending: Loaded) -> Part:
+    title = words("What the bot sends")
+    if sending.problem:
+        return Part("sending", title, problem=sending.problem)
+    return Part("sending", title, sheets.sending(words, sending.value))
 
 
 def _instances_part(words: Words, config: Loaded) -> Part:

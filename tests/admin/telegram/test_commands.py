@@ -240,6 +240,7 @@ async def test_top_and_stats_count_refusals(storage: Storage) -> None:
     async with operated_bot_on(storage, statistics=True) as bot:
         assert "Nobody was refused" in await bot.says("/top")
         assert "Nothing was decided" in await bot.says("/stats")
+        assert "Waiting to be sent: 0. Answers 429: 0." in await bot.says("/sending")
         for _ in range(5):
             await bot.is_handled()
         assert "<code>42</code>: 2" in await bot.says("/top")
@@ -254,7 +255,7 @@ async def test_what_needs_an_option_says_which() -> None:
         for command in ("/setlimit messages 1/h", "/rollback", "/history", "/pause 1h", "/resume",
                         "/penalty 9/h 1h", "/exempt 42"):  # fmt: skip
             assert "live=True" in await bot.says(command)
-        for command in ("/top", "/stats"):
+        for command in ("/top", "/stats", "/sending"):
             assert "statistics=True" in await bot.says(command)
         assert "live=True" in await bot.says("/limits")
         assert "<code>messages</code>: 3/hour" in await bot.says("/limits")
@@ -386,7 +387,16 @@ async def test_an_invalid_document_is_replaced_from_telegram(
 
 COMMANDS = (
     *("/limits", "/who 42", "/try 42", "/forgive 42", "/ban 42 1h", "/unban 42", "/bans"),
-    *("/top", "/stats", "/setlimit messages 1/h", "/history", "/rollback", "/pause 1h", "/resume"),
+    *(
+        "/top",
+        "/stats",
+        "/sending",
+        "/setlimit messages 1/h",
+        "/history",
+        "/rollback",
+        "/pause 1h",
+        "/resume",
+    ),
 )
 
 
