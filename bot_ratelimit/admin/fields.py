@@ -214,7 +214,7 @@ class Limit(Versioned):
     @property
     def change(self) -> dict[str, Any]:
         """What is to change."""
-        return {"limit": self.limit, "shadow": self.shadow, "off": self.off}
+        return self.model_dump(include={"limit", "shadow", "off", "default"})
 
 
 class Penalty(Versioned):

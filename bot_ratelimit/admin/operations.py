@@ -17,7 +17,6 @@ from bot_ratelimit.admin.sheets import Sheet
 from bot_ratelimit.admin.views import InstanceView
 from bot_ratelimit.admin.words import Words
 from bot_ratelimit.config.overrides import Overrides
-from bot_ratelimit.errors import ConfigError
 
 Act = Callable[[Control, Any], Awaitable[Any]]
 Ask = Callable[[Control, Words, Any], Awaitable[Question]]
@@ -66,23 +65,6 @@ async def _unban(control: Control, sent: fields.Target) -> Unbanned:
     return Unbanned(await control.unban(sent.subject), sent.subject)
 
 
-async def _set(control: Control, sent: fields.Limit) -> Overrides:
-    _check_default(sent)
-    if sent.default:
-        return await control.changes.unset_rule(sent.name, if_version=sent.if_version)
-    return await control.set_rule(sent.name, **sent.change, if_version=sent.if_version)
-
-
-def _check_default(sent: fields.Limit) -> None:
-    if sent.default and any(each is not None for each in sent.change.values()):
-        raise ConfigError("default undoes all changes of the rule: give nothing else")
-
-
-async def _preview(control: Control, sent: fields.Limit) -> Any:
-    _check_default(sent)
-    return await control.preview(sent.name, **sent.change, default=sent.default)
-
-
 async def _penalty(control: Control, sent: fields.Penalty) -> Overrides:
     table = sent.table or {"after": None}
     return await control.changes.set_penalty(**table, if_version=sent.if_version)
@@ -113,9 +95,7 @@ async def obeyed(control: Control, live: Overrides) -> Obeyed:
     return Obeyed(live, instances, control.limiter.key_prefix)
 
 
-def _changed(words: Words, found: Any) -> Sheet:
-    if not isinstance(found, Obeyed):
-        return Sheet([words("Version {version} is written.", version=found.version)])
+def _changed(words: Words, found: Obeyed) -> Sheet:
     if not found.instances:
         written = words("Version {version} is written.", version=found.live.version)
         return Sheet([written, sheets.nobody_reports(words, found.prefix)])
@@ -175,7 +155,8 @@ _READS: Final = (
               lambda control, _: control.audit(), sheets.audit, http=("GET api/audit",)),
     Operation("health", "Check whether limits are enforced; the exit status says it, too.",
               lambda control, _: control.health(), sheets.health, http=("GET api/health",)),
-    Operation("preview", "What a change of a rule would do.", _preview, None, fields.Limit,
+    Operation("preview", "What a change of a rule would do.",
+              lambda control, sent: control.preview(sent.name, **sent.change), None, fields.Limit,
               http=("POST api/preview",)),
 )  # fmt: skip
 
@@ -190,8 +171,10 @@ _CHANGES: Final = (
     Operation("unban", "Lift the ban of a user or a chat, also one by a penalty.",
               _unban, questions.unbanned, fields.Target, questions.unban,
               ("DELETE api/bans/{id}",), value=lambda found: {"unbanned": found.was_banned}),
-    Operation("set", "Change a rule on every instance; counts stay.", _set, _changed,
-              fields.Limit, questions.limit, ("PATCH api/limits/{name}",), "live"),
+    Operation("set", "Change a rule on every instance; counts stay.",
+              lambda control, sent: control.set_rule(
+                  sent.name, if_version=sent.if_version, **sent.change),
+              _changed, fields.Limit, questions.limit, ("PATCH api/limits/{name}",), "live"),
     Operation("penalty", "Change or add the ban for users who keep sending while refused.",
               _penalty, _changed, fields.Penalty, questions.penalty, ("POST api/penalty",), "live"),
     Operation("exempt", "Exempt a user or a chat from all limits, or limit them again.",

@@ -170,7 +170,7 @@ def unbanned(words: Words, found: Unbanned) -> Sheet:
 
 async def limit(control: Control, words: Words, sent: fields.Limit) -> Question:
     """The rule before and after."""
-    seen = await control.preview(sent.name, **sent.change, default=sent.default)
+    seen = await control.preview(sent.name, **sent.change)
     before, after = seen.before, seen.after
     change = [words("{name}: {before} -> {after}", name=code(sent.name, 100),
                     before=limit_of(words, before), after=limit_of(words, after))]  # fmt: skip

@@ -101,17 +101,10 @@ class InstanceView:
     @classmethod
     def of(cls, name: str, report: Mapping[str, Any]) -> InstanceView:
         """From the report of an instance."""
-        return cls(
-            name,
-            report["version"],
-            report["rejected"],
-            report["problem"],
-            tuple(report.get("exempt", ())),
-            report.get("per_bot", False),
-            tuple(map(RuleView.of, report.get("rules", ()))),
-            report.get("statistics"),
-            tuple(report.get("handlers", ())),
-        )
+        known: dict[str, Any] = {each: report[each] for each in cls.__slots__ if each in report}
+        known["rules"] = tuple(map(RuleView.of, known.get("rules", ())))
+        known |= {each: tuple(known.get(each, ())) for each in ("exempt", "handlers")}
+        return cls(name, **known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,7 +264,7 @@ async def test_a_handler_without_a_flag_gets_a_limit_of_its_own(bot: OperatedBot
     assert await bot.allowed(3) == 3
     back = await bot.control.preview(name, default=True)
     assert limit_of(ENGLISH, back.after) == "as every handler"
-    await bot.control.changes.unset_rule(name)
+    await bot.control.set_rule(name, default=True)
     assert await bot.allowed(9) == 3
     assert name not in {each.name for each in await bot.control.limits()}
 
