@@ -55,23 +55,20 @@ class Context:
         assert operation.ask is not None  # noqa: S101 - a change
         sent = checked(operation.fields, fields)
         question = await operation.ask(self.control, self.words, sent)
-        kept = {**sent.model_dump(), **self._seen(question.version)}
+        kept = sent.model_dump()
+        if question.version is not None:
+            kept["if_version"] = question.version
         token = await self.confirmations.ask(self.operator, {"do": operation.name, "fields": kept})
         return Answer(
             asked(question), self.buttons.confirmation(question.yes, self.operator, token)
         )
 
-    @staticmethod
-    def _seen(version: int | None) -> dict[str, int]:
-        return {} if version is None else {"if_version": version}
-
     def check_needs(self, operation: Operation) -> None:
         """Raise UnclearError if the bot lacks an option that the operation needs."""
-        text = "That needs {option} in the bot."
-        if operation.needs == "live" and not self.live:
-            raise UnclearError(text, option=code("RateLimitMiddleware(..., live=True)"))
-        if operation.needs == "statistics" and not self.control.limiter.keeps_statistics:
-            raise UnclearError(text, option=code("RateLimitMiddleware(..., statistics=True)"))
+        has = {"": True, "live": self.live, "statistics": self.control.limiter.keeps_statistics}
+        if not has[operation.needs]:
+            option = code(f"RateLimitMiddleware(..., {operation.needs}=True)")
+            raise UnclearError("That needs {option} in the bot.", option=option)
 
 
 def fields_of(subject: Subject) -> dict[str, Any]:

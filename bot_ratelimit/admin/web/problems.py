@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from bot_ratelimit.admin.changes import ConflictError
+from bot_ratelimit.admin.fields import FieldError
 from bot_ratelimit.admin.web.console import console_of, session_of, wants_page
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 
@@ -107,4 +108,7 @@ def _of_package(error: RateLimitError) -> ProblemError:
     status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
     if isinstance(error, ConfigError) and error.kind != ConfigError.kind:
         status = 503  # Redis refused; the request itself is valid
+    if isinstance(error, FieldError):
+        detail = "; ".join(f"{each['field']}: {each['problem']}" for each in error.wrong)
+        return ProblemError(status, detail, errors=error.wrong)
     return ProblemError(status, str(error), headers={"Retry-After": "2"} if status == 503 else {})
