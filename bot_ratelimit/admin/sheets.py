@@ -340,7 +340,7 @@ MEANWHILE: Final = {
 def health_lines(words: Words, view: HealthView) -> list[Marked]:
     """The state in sentences, the most important first."""
     lines: list[Marked] = []
-    if not view.limiter.ok and view.limiter.source == "redis":
+    if view.is_out:
         lines.append(words(MEANWHILE.get(view.policy, MEANWHILE["allow"])))
         since = view.out_for
         text = "For {time}: {problem}" if since else "{problem}"

@@ -213,6 +213,11 @@ class HealthView:
     """The health of the operator's own limiter, after a test call."""
 
     @property
+    def is_out(self) -> bool:
+        """Whether Redis does not answer."""
+        return not self.limiter.ok and self.limiter.source == "redis"
+
+    @property
     def out_for(self) -> float | None:
         """Seconds since Redis stopped answering, as far as this process knows."""
         known = [each.out_for for each in self.limiter.servers if each.out_for is not None]

@@ -332,6 +332,7 @@ async def test_an_outage_leaves_a_page(own_server: Server) -> None:
         assert "Redis does not answer: meanwhile the bot handles every update" in page
         assert "messages 3/hour per user" in page  # what this process knows stays visible
         assert " 0 ms" not in page
+        assert page.count("check that Redis is running") == 1  # the reason is said once
         assert "Service Unavailable" in words(await reader.get("user?user=7", 503))
 
 

@@ -80,9 +80,10 @@ class Tab:
         await self.press("Find")
 
     async def width(self) -> int:
-        """The width of the page, including what lies outside the window."""
-        found: int = await self.page.evaluate("document.documentElement.scrollWidth")
-        return found
+        """The width of the page with what lies outside the window; infinite if a card overflows."""
+        cards = "[...document.querySelectorAll('.card')].some(e => e.scrollWidth > e.clientWidth)"
+        wide: int = await self.page.evaluate("document.documentElement.scrollWidth")
+        return 10**6 if await self.page.evaluate(cards) else wide
 
 
 async def opened(browser: Browser, bot: Site, width: int = DESK, **options: Any) -> Tab:

@@ -156,6 +156,10 @@ async def _home(request: web.Request) -> web.Response:
         "history": control.history(),
     }
     found = dict(zip(asked, await asyncio.gather(*map(Loaded.of, asked.values())), strict=True))
+    if found["health"].value is not None and found["health"].value.is_out:  # which says why, once
+        text = words("Redis does not answer")
+        found = {name: each if not each.problem else Loaded(problem=text)
+                 for name, each in found.items()}  # fmt: skip
     bars, config, history = found["bars"], found["config"], found["history"]
     chart = bars if bars.problem else Loaded(chart_of(bars.value))
     shown = {

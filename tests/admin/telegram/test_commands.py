@@ -12,6 +12,8 @@ import redis.asyncio as aioredis
 
 from bot_ratelimit import MemoryStorage, RedisStorage, Rule, Scope, Subject
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.sheets import Sheet
+from bot_ratelimit.admin.telegram.messages import page_of
 from bot_ratelimit.storage.base import Storage, documents_of
 from tests.admin.telegram.operators import ANNA, BORIS, GROUP, OperatedBot, operated_bot_on
 from tests.incoming.support import message, user
@@ -429,3 +431,9 @@ async def test_who_in_a_group_is_about_that_group(storage: Storage) -> None:
         await bot.presses("Forgive")
         assert "member" in await bot.presses("Forgive")
         assert await bot.is_handled(chat=GROUP)
+
+
+def test_numbers_of_a_row_are_named() -> None:
+    """Where a message has no columns, each number says what it counts; zeros are left out."""
+    sheet = Sheet(head=("METHOD", "SENT", "FAILED", "429"), rows=[("SendMessage", 40, 0, 2)])
+    assert page_of(sheet, 0)[0] == "SendMessage: sent 40, 429 2"
