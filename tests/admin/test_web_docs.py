@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis.asyncio as aioredis
 
 from bot_ratelimit import RedisStorage
 from bot_ratelimit.admin.web import api
@@ -47,17 +46,14 @@ def test_every_request_has_an_example() -> None:
         assert texts & shown, path
 
 
-async def test_the_examples_are_true(
-    client: aioredis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_examples_are_true(shared: RedisStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sent one after the other, each is answered with the status and the fields that are shown."""
-    storage = RedisStorage(client)
     async with (
-        running_bot(storage) as (found, instance),
+        running_bot(shared, version=1) as found,
         found.script() as script,
-        sending(storage, monkeypatch),
+        sending(shared, monkeypatch),
     ):
-        await instance.send(*["hi"] * 5)
+        await found.send(5)
         for example in sorted(EXAMPLES, key=lambda each: "color" in each):  # that one is above
             asked, _, told = example.partition("\n\n")
             first, _, body = asked.partition("\n")
@@ -66,7 +62,6 @@ async def test_the_examples_are_true(
             reply = await script.ask(method, path, json=json.loads(body) if body else None)
             assert reply.status == int(status), first
             assert shape(reply.content) == shape(json.loads(answer.replace("\n", ""))), first
-    await storage.close()
 
 
 def test_every_status_of_a_problem_is_listed() -> None:
