@@ -20,7 +20,7 @@ from bot_ratelimit.admin.fields import check_admins, checked
 from bot_ratelimit.admin.operations import OPERATIONS, obeyed
 from bot_ratelimit.admin.telegram.buttons import ButtonPress
 from bot_ratelimit.admin.telegram.commands import COMMANDS, answer, pressed
-from bot_ratelimit.admin.telegram.context import CommandCall, Context
+from bot_ratelimit.admin.telegram.context import Context
 from bot_ratelimit.admin.telegram.hidden_commands import warn_if_hidden
 from bot_ratelimit.admin.telegram.messages import Answer, page_of
 from bot_ratelimit.admin.telegram.targets import UnclearError
@@ -124,9 +124,10 @@ class _Handlers:
     async def handle_command(self, message: Message, command: CommandObject, bot: Bot) -> None:
         """Answer a command."""
         assert message.from_user is not None  # noqa: S101 - the filter has looked
-        context = self._context(message.from_user, bot)
-        call = CommandCall(command.command.lower(), command.args or "", message)
-        found = await self._answer_or_error(context, answer(context, call))
+        context = self._context(
+            message.from_user, bot, command.command.lower(), command.args or "", message
+        )
+        found = await self._answer_or_error(context, answer(context))
         await self._send(context, message, found)
 
     async def handle_button(self, query: CallbackQuery, press: ButtonPress, bot: Bot) -> None:
@@ -177,11 +178,11 @@ class _Handlers:
 
         await self._show(context, query, await self._answer_or_error(context, done()))
 
-    def _context(self, user: User, bot: Bot) -> Context:
+    def _context(self, user: User, bot: Bot, *command: Any) -> Context:
         control = Control.of(self._middleware, by=f"{clipped(user.full_name, 64)} ({user.id})")
         return Context(control, Words(user.language_code), user.id, self.admins, bot,
                        self._middleware.per_bot, self._middleware.live is not None, self._prefix,
-                       self._confirmations)  # fmt: skip
+                       self._confirmations, *command)  # fmt: skip
 
     async def _send(self, context: Context, message: Message, answer: Answer) -> None:
         """Answer in the private chat, wherever the command was given."""
