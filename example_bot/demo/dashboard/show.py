@@ -14,7 +14,7 @@ from typing import Final
 
 from aiohttp import web
 
-from bot_ratelimit import ConfigError, Penalty, RateLimitMiddleware, Rule, Scope
+from bot_ratelimit import ConfigError, OutgoingLimits, Penalty, RateLimitMiddleware, Rule, Scope
 from bot_ratelimit.admin import admin_app
 from example_bot.bot import build_dispatcher
 from example_bot.demo.backend import Backend, open_backend, random_prefix
@@ -95,7 +95,10 @@ async def _instances(
                 live=True,
                 statistics=True,
             )
-            runner = await serve(api, build_dispatcher(middleware))
+            dispatcher = build_dispatcher(middleware)
+            outgoing = OutgoingLimits(limiter=middleware.limiter, per_group=None)
+            dispatcher.startup.register(outgoing.setup)
+            runner = await serve(api, dispatcher)
             stack.push_async_callback(runner.cleanup)
             middlewares.append(middleware)
         yield middlewares
