@@ -83,11 +83,7 @@ class FieldError(ConfigError):
 
 
 def checked(kind: type[_Fields], given: Mapping[str, Any]) -> _Fields:
-    """The fields, if they are valid.
-
-    Raises:
-        FieldError: Some of them are not.
-    """
+    """The fields, if they are valid. FieldError if some of them are not."""
     try:
         return kind.model_validate(dict(given))
     except ValidationError as error:

@@ -425,11 +425,7 @@ def sending_of(
 
 
 def named(rules: Iterable[RuleView], name: str) -> RuleView:
-    """The rule with this name.
-
-    Raises:
-        ConfigError: There is none.
-    """
+    """The rule with this name. ConfigError if there is none."""
     known = {rule.name: rule for rule in rules}
     if name not in known:
         expected = ", ".join(sorted(known)) or "nothing: no bot with live=True reports its rules"
