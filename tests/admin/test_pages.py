@@ -149,6 +149,19 @@ async def test_a_mistake_that_is_sent_changes_nothing(bot: Site, reader: Reader)
     assert await bot.control.bans() == []
 
 
+async def test_two_operators_do_not_overwrite_each_other(bot: Site, reader: Reader) -> None:
+    """A change to a version that is outdated is refused, and shown again for the newest one."""
+    await bot.control.set_rule("chat", "50/hour")
+    page = await reader.get("limit?name=messages&limit=9/hour&state=on")
+    await bot.control.set_rule("chat", "60/hour")
+    said = await reader.send("limit", page, 409)
+    assert "Nothing was changed: anna@shell changed the live limits in the meantime" in said
+    assert (await bot.control.changes.current()).version == 2
+    assert "Version 3 is written" in await reader.post("limit?name=messages&limit=9/hour&state=on")
+    rules = (await bot.control.changes.current()).rules
+    assert rules == {"chat": {"limit": "60/hour"}, "messages": {"limit": "9/hour"}}
+
+
 async def test_every_step_does_what_it_said(bot: Site, reader: Reader) -> None:
     """Limit, trial, penalty, exemption, pause, resume and roll back arrive in the document."""
     changes = bot.control.changes

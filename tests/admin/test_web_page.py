@@ -163,20 +163,6 @@ async def test_an_admin_enters_from_telegram_without_typing(desk: Tab, bot: Site
     assert tab.errors == []
 
 
-async def test_two_operators_do_not_overwrite_each_other(tab: Tab, bot: Site) -> None:
-    """A change to a version that is outdated is refused, and shown again for the newest one."""
-    await bot.control.set_rule("chat", "50/hour")
-    await tab.go("limit?name=messages&limit=9/hour&state=on")
-    await bot.control.set_rule("chat", "60/hour")
-    await tab.press("Change")
-    await tab.sees("anna@shell changed the live limits in the meantime")
-    assert (await bot.control.changes.current()).version == 2
-    await tab.press("Change")
-    await tab.sees("Version 3 is written")
-    rules = (await bot.control.changes.current()).rules
-    assert rules == {"chat": {"limit": "60/hour"}, "messages": {"limit": "9/hour"}}
-
-
 async def test_a_double_click_changes_once(tab: Tab, bot: Site) -> None:
     """A button that is pressed twice, while the first change of all takes its time, counts once."""
     await tab.go("limit?name=messages&limit=9/hour&state=on")

@@ -62,6 +62,7 @@ IN_A_REASON = mention("/ban 43 1h as Anna said", "Anna", 44)
         ("/ban 42 1h", {}, "user 42"),
         ("/ban   42\n1h  spam and eggs", {}, "user 42"),
         ("/BAN 42 1h", {}, "user 42"),
+        ("/ban -100500 1h", {}, "chat -100500"),
         (f"/ban {2**52 - 1} 1h", {}, f"user {2**52 - 1}"),
         # In a group, a reply means the sender of that message, even if it was forwarded.
         ("/ban 1h spam", reply_to(**{"from": user(42)}), "user 42"),
