@@ -132,7 +132,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         self._closes = limiter is None
         self.limiter = limiter_of(redis_client, key_prefix, limiter)
         if statistics is None:
-            statistics = self.limiter.keeps_statistics
+            keeps = self.limiter.storage.documents() is not None
+            statistics = self.limiter.keeps_statistics and keeps
         self._report = None
         if check_flag("statistics", statistics):
             self._report = Report(self.limiter, self._look)
