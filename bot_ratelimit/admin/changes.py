@@ -250,13 +250,14 @@ class Changes:
 
 def _conflict(live: Overrides, seen: int) -> ConflictError:
     if not live.version:
-        text = f"Redis has lost the live limits in the meantime, version {seen}"
-    else:
-        text = (
-            f"{live.by} changed the live limits in the meantime ({live.what}): version "
-            f"{live.version} follows {seen}"
+        return ConflictError(
+            f"Redis has lost the live limits in the meantime, version {seen}; look again, and "
+            "repeat it"
         )
-    return ConflictError(f"{text}; look again, and repeat it")
+    return ConflictError(
+        f"{live.by} changed the live limits in the meantime ({live.what}): version {live.version} "
+        f"follows {seen}; look again, and repeat it"
+    )
 
 
 def _parsed(document: bytes | None) -> Overrides:
