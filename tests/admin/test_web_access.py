@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -25,6 +23,7 @@ from bot_ratelimit import (
 from bot_ratelimit.admin import admin_app
 from bot_ratelimit.storage.base import Storage
 
+from .shell import python
 from .web import ANNA, BOT_TOKEN, PAGE, TOKEN, Site, Visitor, bot_on, init_data, site
 
 pytestmark = pytest.mark.usefixtures("environment")
@@ -555,32 +554,29 @@ async def test_a_login_says_one_thing(found: Site, visitor: Visitor) -> None:
 # --- the package ----------------------------------------------------------------------------
 
 
-def test_a_missing_extra_is_one_clear_error() -> None:
-    """Without jinja2 the error says what to install."""
+def test_each_front_end_imports_only_what_it_needs() -> None:
+    """The package imports no front end, the router and the command no web server.
+
+    Without jinja2 the page's error says what to install.
+    """
     code = """
 import sys
+def loaded(*names): print(*[name for name in names if name in sys.modules])
+import aiogram
+before = "aiohttp.web" in sys.modules
+import bot_ratelimit.admin as admin
+loaded("bot_ratelimit.admin.telegram", "bot_ratelimit.admin.web")
+admin.admin_router
+loaded("rich", "typer", "jinja2", "bot_ratelimit.admin.web")
+import bot_ratelimit.admin.control, bot_ratelimit.admin.cli
+loaded("jinja2", "bot_ratelimit.admin.web", *[] if before else ["aiohttp.web"])
 sys.modules["jinja2"] = None
-from bot_ratelimit import RateLimitMiddleware
-from bot_ratelimit.admin import admin_app
-from bot_ratelimit.storage.base import Storage
 try:
-    admin_app(RateLimitMiddleware(), token="correct-horse-battery-staple")
+    limits = __import__("bot_ratelimit").RateLimitMiddleware()
+    admin.admin_app(limits, token="correct-horse-battery-staple")
 except Exception as error:
     print(type(error).__name__, error, sep=": ")
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    expected = "ConfigError: admin_app needs jinja2: pip install 'bot_ratelimit[admin]'\n"
-    assert ran.stdout == expected
-
-
-def test_the_other_fronts_do_without_a_web_server() -> None:
-    """Control and the command import neither aiohttp.web nor jinja2."""
-    code = """
-import sys
-import aiogram
-before = set(sys.modules)
-import bot_ratelimit.admin.control, bot_ratelimit.admin.cli
-print(*sorted({"aiohttp.web", "jinja2"} & (set(sys.modules) - before)))
-"""
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert ran.stdout.strip() == ""
+    lines = python("-c", code).stdout.split("\n")
+    needs = "ConfigError: admin_app needs jinja2: pip install 'bot_ratelimit[admin]'"
+    assert lines == ["", "", "", needs, ""]

@@ -138,8 +138,10 @@ class LoginLimiter:
         key = f"{place}:{source}" if device is None else f"device:{device}"
         if failure is not None:
             self._succeeded.pop(key, None)
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            # So that many correct logins at once do not use up the attempts.
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        if failure is None and key in self._succeeded:
+            return  # without waiting for guesses from the same address
+        async with lock:  # so that many correct logins at once do not use up the attempts
             if failure is None and key in self._succeeded:
                 return
             rules = [rule_at(LOGINS, OF_ONE, lambda _: key, 1)]
