@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from bot_ratelimit.admin.views import Entry, RollbackPreview, RuleView
-from bot_ratelimit.admin.wording import as_changed, differences
+from bot_ratelimit.admin.wording import differences
 from bot_ratelimit.config.live import EVERY, HISTORY, live_key
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.tables import penalty_of
@@ -63,7 +63,7 @@ class Changes:
     """Changes the live document; each change makes a new version.
 
     Two operators never overwrite each other: a change applies to the newest version, or, with
-    `if_version`, only to the version that the operator has seen.
+    `if_version`, only to the version that the operator has seen; else it raises ConflictError.
 
     Args:
         limiter: The limiter whose limits change.
@@ -82,10 +82,10 @@ class Changes:
         patience: float = PATIENCE,
     ) -> None:
         self.by = by
-        self._prefix = limiter.key_prefix
-        self._in_memory = limiter.storage.source == "memory"
+        self._live_key = live_key(limiter.key_prefix, "live")
+        self._history_key = live_key(limiter.key_prefix, "history")
         self._audit, self._known = audit, known
-        self._patience = patience
+        self._patience = 0.0 if limiter.storage.source == "memory" else patience
         self._documents = documents_of(limiter.storage)
 
     async def current(self) -> Overrides:
@@ -94,7 +94,7 @@ class Changes:
         Raises:
             ConfigError: The document is invalid; `rollback` replaces it.
         """
-        return _parsed(await self._documents.read(self._key("live")))
+        return _parsed(await self._documents.read(self._live_key))
 
     async def in_force(self) -> tuple[Overrides, str]:
         """What the instances obey, and why that is not the document; empty if it is.
@@ -109,7 +109,7 @@ class Changes:
     async def history(self) -> tuple[Overrides, ...]:
         """The documents to roll back to, the latest first."""
         found = []
-        for raw in await self._documents.listed(self._key("history")):
+        for raw in await self._documents.listed(self._history_key):
             try:
                 found.append(Overrides.from_json(raw))
             except ConfigError:  # of a newer version of this package
@@ -117,47 +117,20 @@ class Changes:
         return tuple(found)
 
     async def set_rule(
-        self,
-        view: RuleView,
-        limit: str | None = None,
-        *,
-        shadow: bool | None = None,
-        off: bool | None = None,
-        if_version: int | None = None,
+        self, view: RuleView, *, if_version: int | None = None, **change: Any
     ) -> Overrides:
-        """Change a rule on every instance: its limit, whether it is a trial, whether it is off.
-
-        Args:
-            view: The rule.
-            limit: A limit such as `2/minute`.
-            shadow: Whether it only counts and reports.
-            off: Whether it is switched off.
-            if_version: The version that the operator has seen.
+        """Change a rule on every instance; for what can change, see `altered`.
 
         Raises:
-            ConfigError: The limit makes no sense for the rule, or there is nothing to change.
-            ConflictError: `if_version` was given, and is not the newest any more.
+            ConfigError: The change makes no sense for the rule.
         """
-        name, wanted = view.name, wanted_of(view, limit, shadow=shadow, off=off)
-
-        def alter(live: Overrides) -> Overrides:
-            change = {**live.rules.get(name, {}), **wanted}
-            return replace(live, rules={**live.rules, name: change})
-
-        words = [
-            str(value) if what == "limit" else f"{what}={value}" for what, value in wanted.items()
-        ]
-        return await self._change(f"set {name} {' '.join(words)}", alter, if_version)
-
-    async def unset_rule(self, name: str, *, if_version: int | None = None) -> Overrides:
-        """Undo all changes of a rule: code, file and environment decide again."""
-
-        def alter(live: Overrides) -> Overrides:
-            if name not in live.rules:
-                raise ConfigError(f"{name!r} has no live changes")
-            return replace(live, rules={n: each for n, each in live.rules.items() if n != name})
-
-        return await self._change(f"unset {name}", alter, if_version)
+        what = f"unset {view.name}"
+        if not change.get("default"):
+            wanted = altered(Overrides(), view, **change).rules[view.name]
+            words = (f"{each}" if name == "limit" else f"{name}={each}"
+                     for name, each in wanted.items())  # fmt: skip
+            what = f"set {view.name} {' '.join(words)}"
+        return await self._change(what, lambda live: altered(live, view, **change), if_version)
 
     async def set_penalty(
         self, after: str | None, ban: str = "15m", *, if_version: int | None = None, **options: Any
@@ -186,11 +159,8 @@ class Changes:
     async def pause(self, how_long: str, *, if_version: int | None = None) -> Overrides:
         """Switch all limits off for a while: a period such as `1h`, at most a day."""
         until = await self._documents.now() + check_pause(how_long)
-        return await self._change(
-            f"all limits off for {how_long}",
-            lambda live: replace(live, off_until=until),
-            if_version,
-        )
+        what = f"all limits off for {how_long}"
+        return await self._change(what, lambda live: replace(live, off_until=until), if_version)
 
     async def resume(self, *, if_version: int | None = None) -> Overrides:
         """Switch all limits on again."""
@@ -253,7 +223,11 @@ class Changes:
         replacing_invalid: int | None = None,
     ) -> Overrides:
         for _ in range(_TRIES):
-            raw = await self._document()
+            raw = await self._documents.read(self._live_key)
+            if raw is None and self._patience:
+                # Redis may have been emptied a moment ago: instances write back what they obey.
+                await asyncio.sleep(self._patience)
+                raw = await self._documents.read(self._live_key)
             try:
                 before = _parsed(raw)
             except ConfigError:
@@ -261,40 +235,29 @@ class Changes:
                     raise
                 before = Overrides(version=replacing_invalid)
             if if_version is not None and before.version != if_version:
-                if not before.version:
-                    raise ConflictError(
-                        f"Redis has lost the live limits in the meantime, version {if_version}; "
-                        "look again, and repeat it"
-                    )
-                raise ConflictError(
-                    f"{before.by} changed the live limits in the meantime ({before.what}): version "
-                    f"{before.version} follows {if_version}; look again, and repeat it"
-                )
-            after = replace(
-                alter(before),
-                version=before.version + 1,
-                at=round(await self._documents.now(), 3),
-                by=self.by,
-                what=what,
-            )
+                raise _conflict(before, if_version)
+            at = round(await self._documents.now(), 3)
+            version = before.version + 1
+            after = replace(alter(before), version=version, at=at, by=self.by, what=what)
             document = after.to_json()
             Overrides.from_json(document)  # what cannot be read is not written
-            if await self._documents.swap(self._key("live"), raw, document):
-                await self._documents.push(self._key("history"), document, HISTORY)
+            if await self._documents.swap(self._live_key, raw, document):
+                await self._documents.push(self._history_key, document, HISTORY)
                 await self._audit.note(what, differences(before, after, await self._known()))
                 return after
         raise ConflictError("others keep changing the live limits: try again")
 
-    async def _document(self) -> bytes | None:
-        raw = await self._documents.read(self._key("live"))
-        if raw is None and not self._in_memory:
-            # Redis may have been emptied a moment ago: instances write back what they obey.
-            await asyncio.sleep(self._patience)
-            raw = await self._documents.read(self._key("live"))
-        return raw
 
-    def _key(self, name: str) -> str:
-        return live_key(self._prefix, name)
+def _conflict(live: Overrides, seen: int) -> ConflictError:
+    if not live.version:
+        return ConflictError(
+            f"Redis has lost the live limits in the meantime, version {seen}; look again, and "
+            "repeat it"
+        )
+    return ConflictError(
+        f"{live.by} changed the live limits in the meantime ({live.what}): version {live.version} "
+        f"follows {seen}; look again, and repeat it"
+    )
 
 
 def _parsed(document: bytes | None) -> Overrides:
@@ -316,33 +279,44 @@ def check_pause(how_long: str) -> float:
     return seconds
 
 
-def wanted_of(
-    view: RuleView, limit: str | None, *, shadow: bool | None, off: bool | None
-) -> dict[str, Any]:
-    """The requested changes of a rule; see `Changes.set_rule`."""
-    given = {"limit": limit, "shadow": shadow, "off": off}
-    if view.ban_ms and (limit, shadow) != (None, None):
-        raise ConfigError(f"{view.name!r} is a penalty: change it with `penalty`, or switch it off")
-    if limit is not None:
-        given["limit"] = str(Limit.parse(limit))
-        rule = view.rule()
-        if rule is not None:
-            check_cost(view.cost, Limit.parse(limit), rule)
-    if view.is_given and view.limit is None and limit is None:
-        raise ConfigError(f"{view.name!r} has no limit of its own: give it one, such as 5/minute")
-    wanted = {what: value for what, value in given.items() if value is not None}
-    if not wanted:
-        raise ConfigError(f"no change for {view.name!r}: give a limit, shadow or off")
-    return wanted
+def altered(
+    live: Overrides,
+    view: RuleView,
+    limit: str | None = None,
+    *,
+    shadow: bool | None = None,
+    off: bool | None = None,
+    default: bool = False,
+) -> Overrides:
+    """The live changes, with a change of one rule.
 
-
-def without_changes(view: RuleView, live: Overrides) -> RuleView:
-    """A rule without its live changes.
+    Args:
+        live: The changes so far.
+        view: The rule.
+        limit: A limit such as `2/minute`.
+        shadow: Whether it only counts and reports.
+        off: Whether it is switched off.
+        default: Undo all changes of the rule: code, file and environment decide again.
 
     Raises:
-        ConfigError: The rule has no live changes.
+        ConfigError: The change makes no sense for the rule, or there is nothing to change.
     """
-    if view.name not in live.rules:
-        raise ConfigError(f"{view.name!r} has no live changes")
-    rules = {name: each for name, each in live.rules.items() if name != view.name}
-    return replace(as_changed(view, replace(live, rules=rules)), otherwise=None)
+    name, given = view.name, {"limit": limit, "shadow": shadow, "off": off}
+    wanted = {what: value for what, value in given.items() if value is not None}
+    if default:
+        if wanted:
+            raise ConfigError("default undoes all changes of the rule: give nothing else")
+        if name not in live.rules:
+            raise ConfigError(f"{name!r} has no live changes")
+        return replace(live, rules={n: each for n, each in live.rules.items() if n != name})
+    if view.ban_ms and (limit, shadow) != (None, None):
+        raise ConfigError(f"{name!r} is a penalty: change it with `penalty`, or switch it off")
+    if limit is not None:
+        wanted["limit"] = str(Limit.parse(limit))
+        if (rule := view.rule()) is not None:
+            check_cost(view.cost, Limit.parse(limit), rule)
+    elif view.is_given and view.limit is None:
+        raise ConfigError(f"{name!r} has no limit of its own: give it one, such as 5/minute")
+    if not wanted:
+        raise ConfigError(f"no change for {name!r}: give a limit, shadow or off")
+    return replace(live, rules={**live.rules, name: {**live.rules.get(name, {}), **wanted}})

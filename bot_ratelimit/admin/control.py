@@ -6,12 +6,12 @@ import asyncio
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from bot_ratelimit.admin.changes import PATIENCE, Audit, Changes, wanted_of, without_changes
+from bot_ratelimit.admin.changes import PATIENCE, Audit, Changes, altered
 from bot_ratelimit.admin.subject_state import answered, ban_of, count_of, seconds_left
 from bot_ratelimit.admin.views import (
     ConfigView,
@@ -19,14 +19,17 @@ from bot_ratelimit.admin.views import (
     HealthView,
     HourTotal,
     InstanceView,
+    MinuteTotal,
     Preview,
     RuleUse,
     RuleView,
+    SendingView,
     SubjectView,
     Trial,
     Version,
     merged,
     named,
+    sending_of,
     settings_in_force,
 )
 from bot_ratelimit.admin.wording import ENGLISH, as_changed, ban_words, differences, who
@@ -37,9 +40,16 @@ from bot_ratelimit.config.report import EVERYWHERE, report_of
 from bot_ratelimit.config.settings import Settings
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.limiter.statistics import HourCount, Refusals
+from bot_ratelimit.limiter.statistics import (
+    DECISIONS,
+    FLOOD,
+    REQUESTS,
+    HourCount,
+    MinuteCount,
+    Refusals,
+)
+from bot_ratelimit.outgoing.report import SENDING
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Scope, Subject, notice_rules, rules_of
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Count, documents_of
@@ -57,6 +67,9 @@ _KEPT: Final = ("live", "history", "audit", "instances", LOGINS)
 
 class Control:
     """What operators can do with the limits of one bot, on all its instances at once.
+
+    All methods raise StorageError if Redis cannot be reached, and ConfigError if something in the
+    request is wrong, or the bot lacks an option, such as `statistics=True`.
 
     Args:
         limiter: The bot's own, or one with the same storage and prefix.
@@ -101,16 +114,13 @@ class Control:
             timeout=max(2.0, settings.rate_limit_timeout),
             statistics=True,  # to read those that the bot writes, if it does
         )
-        rules = rules_of([*settings.rules(), *filter(None, [settings.file.penalty])])
+        origin = settings.origin("rate_limit")
+        rules = [(rule, origin) for rule in rules_of(settings.rules())]
+        if settings.file.penalty is not None:
+            rules.append((settings.file.penalty, "file"))
 
         def local_inventory() -> dict[str, Any]:
-            origin = settings.origin("rate_limit")
-            found = [
-                report_of(
-                    rule, Overrides(), EVERYWHERE, "file" if isinstance(rule, Penalty) else origin
-                )
-                for rule in rules
-            ]
+            found = [report_of(rule, Overrides(), EVERYWHERE, whence) for rule, whence in rules]
             return {"rules": found, "exempt": sorted(settings.exempt())}
 
         options.setdefault("policy", settings.rate_limit_on_error)
@@ -157,30 +167,28 @@ class Control:
 
     async def show(self, subject: Subject) -> SubjectView:
         """What a user or chat has left of every rule; charges nothing."""
-        instances = await self.instances()
-        (live, _), rules = await self.changes.in_force(), self._rules(instances)
-        self._check_subject(subject, instances)
+        seen = await self.config()
+        self._check_subject(subject, seen.instances)
         counts = await asyncio.gather(
-            *(count_of(self.limiter, view, subject) for view in rules if not view.off)
+            *(count_of(self.limiter, view, subject) for view in seen.rules if not view.off)
         )
         found = [each for each in counts if each is not None]
-        general = {view.name for view in rules if view.where == EVERYWHERE and not view.shadow}
+        general = {view.name for view in seen.rules if view.where == EVERYWHERE and not view.shadow}
         waits = [each.retry_after for each in found if each.rule in general]
         now = await self._documents.now()
-        ban = await ban_of(self.limiter, subject, rules, found, now)
+        ban = await ban_of(self.limiter, subject, seen.rules, found, now)
         if ban is not None:
             waits.append(seconds_left(ban, now))
-        off_until = await self._off_until(live)
-        exempt = self._is_exempt(subject, live, instances)
-        free = exempt or off_until > 0
+        exempt = self._is_exempt(subject, seen)
+        free = exempt or seen.is_paused
         return SubjectView(
             {name: each for name, each in subject._asdict().items() if each is not None},
             free or not any(waits),
             0.0 if free else max(waits, default=0.0),
             exempt,
-            off_until,
+            seen.off_until,
             ban,
-            await self._refused(subject, instances),
+            await self._refused(subject, seen.instances),
             tuple(found),
         )
 
@@ -191,18 +199,17 @@ class Control:
             subject: Who would send the update.
             name: The name of a handler's own limit, instead of the rules for every handler.
         """
-        instances = await self.instances()
-        (live, _), views = await self.changes.in_force(), self._rules(instances)
-        self._check_subject(subject, instances)
+        seen = await self.config()
+        self._check_subject(subject, seen.instances)
         if name is not None:
-            _named(views, name, instances)
-        if self._is_exempt(subject, live, instances):
+            _named(seen.rules, name, seen.instances)
+        if self._is_exempt(subject, seen):
             return Trial(None, exempt=True)
-        if off_until := await self._off_until(live):
-            return Trial(None, off_until=off_until)
+        if seen.is_paused:
+            return Trial(None, off_until=seen.off_until)
         chosen = [
             view
-            for view in views
+            for view in seen.rules
             if (view.ban_ms or (view.where == EVERYWHERE if name is None else view.name == name))
         ]
         found = [view.rule() for view in chosen if not view.off and view.limit is not None]
@@ -259,54 +266,63 @@ class Control:
         return await self.limiter.bans(offset, limit)
 
     async def top(self, n: int = 10, hours: int = 24) -> tuple[Refusals, ...]:
-        """The users who were refused most often in these hours.
-
-        Raises:
-            ConfigError: The bot collects no statistics.
-        """
+        """The users who were refused most often in these hours."""
         return await self.limiter.top_refused(n, hours) or await self._nothing_counted()
 
     async def statistics(self, hours: int = 24) -> tuple[HourCount, ...]:
-        """Decisions by hour, rule and outcome.
-
-        Raises:
-            ConfigError: The bot collects no statistics.
-        """
+        """Decisions by hour, rule and outcome."""
         return await self.limiter.statistics(hours) or await self._nothing_counted()
 
-    async def by_hour(self, hours: int = 24) -> tuple[HourTotal, ...]:
-        """For a chart: the totals of each of these hours, the earliest first, also of empty hours.
-
-        Raises:
-            ConfigError: The bot collects no statistics.
-        """
-        counted = await self.statistics(hours)
-        this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-        totals = {this_hour - timedelta(hours=n): Counter[str]() for n in reversed(range(hours))}
-        for each in counted:
-            totals.setdefault(each.hour, Counter())[each.outcome] += each.count
-        return tuple(
-            HourTotal(hour, found["allowed"], found["refused"], found["banned"])
-            for hour, found in sorted(totals.items())
+    async def last_hour(self) -> tuple[MinuteCount, ...]:
+        """Decisions of the last 60 minutes, by minute, rule and outcome."""
+        found = await self.limiter.last_hour()
+        return tuple(each for each in found if each.outcome in DECISIONS) or (
+            await self._nothing_counted()
         )
 
-    async def use(self, hours: int = 24) -> tuple[RuleUse, ...]:
-        """The number of decisions of each rule in these hours.
+    async def by_hour(self, hours: int = 24) -> tuple[HourTotal, ...]:
+        """For a chart: the totals of each of these hours, also of empty ones, earliest first."""
+        counted = [(each.hour, each.outcome, each.count) for each in await self.statistics(hours)]
+        return tuple(HourTotal(*each) for each in _totals(counted, hours, timedelta(hours=1)))
 
-        Raises:
-            ConfigError: The bot collects no statistics.
+    async def by_minute(self) -> tuple[MinuteTotal, ...]:
+        """The same for each of the last 60 minutes."""
+        counted = [(each.minute, each.outcome, each.count) for each in await self.last_hour()]
+        return tuple(MinuteTotal(*each) for each in _totals(counted, 60, timedelta(minutes=1)))
+
+    async def sending(self, hours: int | None = None) -> SendingView:
+        """What the bot sends, as the instances report it.
+
+        Args:
+            hours: The hours whose requests are counted; None for the last 60 minutes.
         """
+        limiter = self.limiter
+        counted = await (limiter.last_hour() if hours is None else limiter.requests(hours))
         totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for each in await self.statistics(hours):
+        floods = 0
+        for each in counted:
+            if each.outcome == FLOOD:
+                floods += each.count
+            elif each.outcome in REQUESTS:
+                totals[each.rule][each.outcome] += each.count
+        return sending_of(totals, floods, await self._documents.reports(self._key(SENDING)))
+
+    async def use(self, hours: int | None = 24) -> tuple[RuleUse, ...]:
+        """The number of decisions of each rule in these hours; None for the last 60 minutes."""
+        totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for each in await (self.last_hour() if hours is None else self.statistics(hours)):
             totals[each.rule][each.outcome] += each.count
+        views = {view.name: view for view in await self.limits()}
         found = []
-        for view in await self.limits():
-            shared = view.scope == Scope.GLOBAL.value and not view.off
-            count = await count_of(self.limiter, view, Subject()) if shared else None
-            remaining = None if count is None else count.remaining
-            found.append(_use(view.name, view, totals.pop(view.name, Counter()), remaining))
         # Also of rules that are gone, so that the sums are those of `by_hour`.
-        return (*found, *(_use(name, None, total) for name, total in sorted(totals.items())))
+        for name in [*views, *sorted(totals.keys() - views.keys())]:
+            view, total, remaining = views.get(name), totals[name], None
+            if view is not None and view.scope == Scope.GLOBAL.value and not view.off:
+                count = await count_of(self.limiter, view, Subject())
+                remaining = None if count is None else count.remaining
+            found.append(RuleUse(name, view, total["allowed"], total["refused"], total["banned"],
+                                 remaining))  # fmt: skip
+        return tuple(found)
 
     # --- users ------------------------------------------------------------------------------
 
@@ -345,9 +361,6 @@ class Control:
             subject: The user or chat. With a chat, a user is banned in that chat only.
             how_long: Seconds or a text such as `"1h"`; None or `"forever"` for a ban without end.
             reason: Why, for the other operators.
-
-        Raises:
-            ConfigError: An argument is invalid.
         """
         length = None if how_long == "forever" else how_long
         before = [ban for ban in await self.limiter.bans_of(subject) if ban.subject == subject]
@@ -380,54 +393,34 @@ class Control:
 
     # --- live limits, see `Changes` for the rest ----------------------------------------------
 
-    async def set_rule(self, name: str, limit: str | None = None, **change: Any) -> Overrides:
-        """Change a rule on every instance by its name; see `Changes.set_rule`.
-
-        Raises:
-            ConfigError: There is no such rule, or the limit makes no sense for it.
-            ConflictError: `if_version` was given, and is not the newest any more.
-        """
-        return await self.changes.set_rule(await self.rule(name), limit, **change)
-
-    async def rule(self, name: str) -> RuleView:
-        """A rule, or a handler without a limit of its own, by its name.
-
-        Raises:
-            ConfigError: There is no such rule or handler.
-        """
-        instances = await self.instances()
-        return _named(self._rules(instances), name, instances)
-
-    async def preview(
-        self,
-        name: str,
-        limit: str | None = None,
-        *,
-        shadow: bool | None = None,
-        off: bool | None = None,
-        default: bool = False,
-    ) -> Preview:
-        """What `set_rule` would do; changes nothing.
+    async def set_rule(
+        self, name: str, limit: str | None = None, *, if_version: int | None = None, **change: Any
+    ) -> Overrides:
+        """Change a rule on every instance, or a handler without a limit of its own, by its name.
 
         Args:
             name: The rule.
-            limit: See `Changes.set_rule`.
-            shadow: See `Changes.set_rule`.
-            off: See `Changes.set_rule`.
-            default: What `Changes.unset_rule` would do, instead.
-
-        Raises:
-            ConfigError: There is no such rule, or the limit makes no sense for it.
+            limit: A limit such as `2/minute`.
+            if_version: The version that the operator has seen.
+            **change: See `altered`: `shadow`, `off`, `default`.
         """
+        view = await self.rule(name)
+        return await self.changes.set_rule(view, if_version=if_version, limit=limit, **change)
+
+    async def rule(self, name: str) -> RuleView:
+        """A rule, or a handler without a limit of its own, by its name."""
         instances = await self.instances()
-        live = await self.changes.current()
-        before = as_changed(_named(self._rules(instances), name, instances), live)
-        if default:
-            after = without_changes(before, live)
-        else:
-            wanted = wanted_of(before, limit, shadow=shadow, off=off)
-            after = replace(before, **wanted, origin="live")
-        return Preview(before, after, live.version, len(instances))
+        return _named(self._rules(instances), name, instances)
+
+    async def preview(self, name: str, limit: str | None = None, **change: Any) -> Preview:
+        """What `set_rule` would do; changes nothing."""
+        instances, live = await self.instances(), await self.changes.current()
+        view = _named(self._rules(instances), name, instances)
+        after = as_changed(view, altered(live, view, limit, **change))
+        after = replace(
+            after, **({"otherwise": None} if change.get("default") else {"origin": "live"})
+        )
+        return Preview(as_changed(view, live), after, live.version, len(instances))
 
     async def wait_for(self, version: int, seconds: float = 6.0) -> tuple[InstanceView, ...]:
         """Wait until every instance obeys this version, or these seconds; returns the instances."""
@@ -468,13 +461,12 @@ class Control:
             )
         return ()
 
-    def _is_exempt(
-        self, subject: Subject, live: Overrides, instances: Iterable[InstanceView]
-    ) -> bool:
+    def _is_exempt(self, subject: Subject, seen: ConfigView) -> bool:
         ids = {subject.user, subject.chat} - {None}
-        elsewhere = {each for instance in instances for each in instance.exempt}
-        elsewhere |= set() if instances else set(self._local_inventory().get("exempt", ()))
-        return not ids.isdisjoint((elsewhere | live.exempt) - live.limited)
+        elsewhere = {each for instance in seen.instances for each in instance.exempt}
+        if not seen.instances:
+            elsewhere.update(self._local_inventory().get("exempt", ()))
+        return not ids.isdisjoint((elsewhere | seen.live.exempt) - seen.live.limited)
 
     def _check_subject(self, subject: Subject, instances: Iterable[InstanceView]) -> None:
         if subject.bot is None and any(each.per_bot for each in instances):
@@ -493,10 +485,17 @@ class Control:
         return live_key(self.limiter.key_prefix, name)
 
 
-def _use(
-    name: str, view: RuleView | None, total: Counter[str], remaining: int | None = None
-) -> RuleUse:
-    return RuleUse(name, view, total["allowed"], total["refused"], total["banned"], remaining)
+def _totals(
+    counted: Iterable[tuple[datetime, str, int]], number: int, unit: timedelta
+) -> Iterator[tuple[datetime, int, int, int]]:
+    """Allowed, refused and banned in each of the last so many hours or minutes."""
+    now = datetime.now(UTC)
+    now -= (now - datetime(1970, 1, 1, tzinfo=UTC)) % unit
+    totals = {now - n * unit: Counter[str]() for n in range(number)}
+    for at, outcome, count in counted:
+        totals.setdefault(at, Counter())[outcome] += count
+    for at, found in sorted(totals.items()):
+        yield at, found["allowed"], found["refused"], found["banned"]
 
 
 def _bans(bans: Sequence[Ban]) -> str:

@@ -17,7 +17,7 @@ def to_json(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value made of the types that JSON has."""
+    """A value made of the types that JSON has; moments are Unix seconds."""
     if is_dataclass(value) and not isinstance(value, (type, Rule)):
         # Not asdict, which would also convert the rules inside.
         return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
@@ -32,4 +32,4 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    return value.timestamp() if isinstance(value, datetime) else str(value)

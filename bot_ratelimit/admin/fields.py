@@ -7,11 +7,12 @@ command; every other field is an option.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from bot_ratelimit.config.ids import LARGEST_ID, check_id
 from bot_ratelimit.errors import ConfigError
@@ -72,23 +73,39 @@ Reason = Annotated[str, AfterValidator(lambda text: check_text("reason", text))]
 _Fields = TypeVar("_Fields", bound=Fields)
 
 
-def checked(kind: type[_Fields], given: Mapping[str, Any]) -> _Fields:
-    """The fields, if they are valid.
+class FieldError(ConfigError):
+    """Some fields are invalid; the text says what is wrong with the first of them."""
 
-    Raises:
-        ConfigError: The first that is not, with what is wrong with it.
-    """
+    def __init__(self, text: str, wrong: Sequence[Mapping[str, str]]) -> None:
+        super().__init__(text)
+        self.wrong = wrong
+        """Each `field`, and its `problem`."""
+
+
+def checked(kind: type[_Fields], given: Mapping[str, Any]) -> _Fields:
+    """The fields, if they are valid. FieldError if some of them are not."""
     try:
         return kind.model_validate(dict(given))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        errors = error.errors(include_url=False)[:20]
+    wrong = [  # a field that is no Unicode has no name
+        {"field": ".".join(map(str, each["loc"])) or "a field", "problem": _problem(each)}
+        for each in errors
+    ]
+    first, text = errors[0], f"{wrong[0]['field']}: {wrong[0]['problem']}"
+    if first["loc"] == ("id",):
+        text = f"user: {wrong[0]['problem']}"
+        if first["type"] == "missing":
+            text = "user: expected the id of a user, or the negative id of a chat"
     reason = first.get("ctx", {}).get("error")
-    if isinstance(reason, ConfigError):
-        raise reason
-    name = "user" if first["loc"] == ("id",) else ".".join(map(str, first["loc"]))
-    if name == "user" and first["type"] == "missing":
-        raise ConfigError("user: expected the id of a user, or the negative id of a chat")
-    raise ConfigError(f"{name}: {first['msg'].removeprefix('Value error, ')}")
+    raise FieldError(str(reason) if isinstance(reason, ConfigError) else text, wrong)
+
+
+def _problem(error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such field"
+    found = error["msg"].removeprefix("Value error, ")
+    return found[:1].lower() + found[1:]
 
 
 def kind_of(field: FieldInfo) -> type:
@@ -106,6 +123,14 @@ class Hours(Fields):
     """How many hours, up to now."""
 
     hours: Annotated[Number, Positional()] = Field(24, description="How many hours, up to now.")
+
+
+class Recent(Fields):
+    """Hours, or the last 60 minutes."""
+
+    hours: Annotated[Number | None, Positional()] = Field(
+        None, description="How many hours, up to now; by default the last 60 minutes."
+    )
 
 
 class Top(Fields):
@@ -206,7 +231,7 @@ class Limit(Versioned):
     @property
     def change(self) -> dict[str, Any]:
         """What is to change."""
-        return {"limit": self.limit, "shadow": self.shadow, "off": self.off}
+        return self.model_dump(include={"limit", "shadow", "off", "default"})
 
 
 class Penalty(Versioned):

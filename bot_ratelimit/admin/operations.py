@@ -17,7 +17,6 @@ from bot_ratelimit.admin.sheets import Sheet
 from bot_ratelimit.admin.views import InstanceView
 from bot_ratelimit.admin.words import Words
 from bot_ratelimit.config.overrides import Overrides
-from bot_ratelimit.errors import ConfigError
 
 Act = Callable[[Control, Any], Awaitable[Any]]
 Ask = Callable[[Control, Words, Any], Awaitable[Question]]
@@ -36,8 +35,8 @@ class Operation:
     """What it does, in a sentence: the help text."""
     act: Act
     """Does it, and returns the result."""
-    show: Callable[[Words, Any], Sheet]
-    """The result, for people."""
+    show: Callable[[Words, Any], Sheet] | None
+    """The result, for people; None if it is only for programs."""
     fields: type[fields.Fields] = fields.Fields
     ask: Ask | None = None
     """The question to confirm first; None if nothing changes."""
@@ -47,6 +46,11 @@ class Operation:
     """The option of RateLimitMiddleware without which it has no effect."""
     value: Callable[[Any], Any] = field(default=_itself)
     """The result, for programs."""
+
+    def sheet(self, words: Words, found: Any) -> Sheet:
+        """The result, for people."""
+        assert self.show is not None  # noqa: S101 - what people ask for can be shown
+        return self.show(words, found)
 
 
 # --- what is done ---------------------------------------------------------------------------------
@@ -59,23 +63,6 @@ async def _forgive(control: Control, sent: fields.Forgive) -> Forgiven:
 
 async def _unban(control: Control, sent: fields.Target) -> Unbanned:
     return Unbanned(await control.unban(sent.subject), sent.subject)
-
-
-async def _set(control: Control, sent: fields.Limit) -> Overrides:
-    _check_default(sent)
-    if sent.default:
-        return await control.changes.unset_rule(sent.name, if_version=sent.if_version)
-    return await control.set_rule(sent.name, **sent.change, if_version=sent.if_version)
-
-
-def _check_default(sent: fields.Limit) -> None:
-    if sent.default and any(each is not None for each in sent.change.values()):
-        raise ConfigError("default undoes all changes of the rule: give nothing else")
-
-
-async def _preview(control: Control, sent: fields.Limit) -> Any:
-    _check_default(sent)
-    return await control.preview(sent.name, **sent.change, default=sent.default)
 
 
 async def _penalty(control: Control, sent: fields.Penalty) -> Overrides:
@@ -108,9 +95,7 @@ async def obeyed(control: Control, live: Overrides) -> Obeyed:
     return Obeyed(live, instances, control.limiter.key_prefix)
 
 
-def _changed(words: Words, found: Any) -> Sheet:
-    if not isinstance(found, Obeyed):
-        return Sheet([words("Version {version} is written.", version=found.version)])
+def _changed(words: Words, found: Obeyed) -> Sheet:
     if not found.instances:
         written = words("Version {version} is written.", version=found.live.version)
         return Sheet([written, sheets.nobody_reports(words, found.prefix)])
@@ -125,10 +110,6 @@ def _changed(words: Words, found: Any) -> Sheet:
 
 def _cleared(words: Words, found: int) -> Sheet:
     return Sheet([words("Keys deleted: {count}", count=found)])
-
-
-def _no_text(words: Words, found: Any) -> Sheet:
-    raise NotImplementedError("only for programs")
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -157,10 +138,16 @@ _READS: Final = (
     Operation("by_hour", "Totals of each hour.",
               lambda control, sent: control.by_hour(sent.hours), sheets.hours, fields.Hours,
               http=("GET api/by_hour",), needs="statistics"),
+    Operation("by_minute", "Totals of each of the last 60 minutes.",
+              lambda control, _: control.by_minute(), None, http=("GET api/by_minute",),
+              needs="statistics"),
+    Operation("sending", "Show what the bot sends: requests, 429s, what waits, broadcasts.",
+              lambda control, sent: control.sending(sent.hours), sheets.sending, fields.Recent,
+              http=("GET api/sending",), needs="statistics"),
     Operation("use", "Decisions of each rule.", lambda control, sent: control.use(sent.hours),
-              _no_text, fields.Hours, http=("GET api/use",), needs="statistics"),
+              None, fields.Hours, http=("GET api/use",), needs="statistics"),
     Operation("instances", "The running instances.", lambda control, _: control.instances(),
-              _no_text, http=("GET api/instances",)),
+              None, http=("GET api/instances",)),
     Operation("history", "List the versions to roll back to, and what each changed.",
               lambda control, _: control.history(), sheets.history, http=("GET api/history",),
               needs="live", value=sheets.history_value),
@@ -168,7 +155,8 @@ _READS: Final = (
               lambda control, _: control.audit(), sheets.audit, http=("GET api/audit",)),
     Operation("health", "Check whether limits are enforced; the exit status says it, too.",
               lambda control, _: control.health(), sheets.health, http=("GET api/health",)),
-    Operation("preview", "What a change of a rule would do.", _preview, _no_text, fields.Limit,
+    Operation("preview", "What a change of a rule would do.",
+              lambda control, sent: control.preview(sent.name, **sent.change), None, fields.Limit,
               http=("POST api/preview",)),
 )  # fmt: skip
 
@@ -183,8 +171,10 @@ _CHANGES: Final = (
     Operation("unban", "Lift the ban of a user or a chat, also one by a penalty.",
               _unban, questions.unbanned, fields.Target, questions.unban,
               ("DELETE api/bans/{id}",), value=lambda found: {"unbanned": found.was_banned}),
-    Operation("set", "Change a rule on every instance; counts stay.", _set, _changed,
-              fields.Limit, questions.limit, ("PATCH api/limits/{name}",), "live"),
+    Operation("set", "Change a rule on every instance; counts stay.",
+              lambda control, sent: control.set_rule(
+                  sent.name, if_version=sent.if_version, **sent.change),
+              _changed, fields.Limit, questions.limit, ("PATCH api/limits/{name}",), "live"),
     Operation("penalty", "Change or add the ban for users who keep sending while refused.",
               _penalty, _changed, fields.Penalty, questions.penalty, ("POST api/penalty",), "live"),
     Operation("exempt", "Exempt a user or a chat from all limits, or limit them again.",

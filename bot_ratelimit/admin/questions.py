@@ -170,7 +170,7 @@ def unbanned(words: Words, found: Unbanned) -> Sheet:
 
 async def limit(control: Control, words: Words, sent: fields.Limit) -> Question:
     """The rule before and after."""
-    seen = await control.preview(sent.name, **sent.change, default=sent.default)
+    seen = await control.preview(sent.name, **sent.change)
     before, after = seen.before, seen.after
     change = [words("{name}: {before} -> {after}", name=code(sent.name, 100),
                     before=limit_of(words, before), after=limit_of(words, after))]  # fmt: skip
@@ -183,12 +183,18 @@ async def limit(control: Control, words: Words, sent: fields.Limit) -> Question:
         points.append(words("This limit refuses again."))
     if after.limit != before.limit:
         points.append(words("Counts are kept: users above the new limit have to wait."))
-    points += _obeyed_soon(words, seen.instances, seen.version)
+    points += _obeyed_soon(words, seen.version, seen.instances)
     text = words("Change {name}?", name=code(sent.name, 100))
     return Question(text, words("Change"), [*change, *points], seen.version)
 
 
-def _obeyed_soon(words: Words, instances: int, version: int) -> list[Marked]:
+async def _seen(control: Control, words: Words) -> tuple[Overrides, list[Marked]]:
+    """The live limits, and what a change of them means."""
+    live = await control.changes.current()
+    return live, _obeyed_soon(words, live.version, len(await control.instances()))
+
+
+def _obeyed_soon(words: Words, version: int, instances: int) -> list[Marked]:
     text = "Running instances that obey within 5 seconds: {count}."
     nobody = "No running bot reports. It takes effect when a bot with live=True starts."
     undo = "This makes version {next}. You can roll back to version {version} at any time."
@@ -205,19 +211,18 @@ async def penalty(control: Control, words: Words, sent: fields.Penalty) -> Quest
         item = report_of(penalty_of(sent.table), Overrides(), EVERYWHERE, "live")
         after = limit_of(words, RuleView.of(item))
     # Before the limits are read: a change in between must be a conflict.
-    version = (await control.changes.current()).version
+    live, soon = await _seen(control, words)
     found = [limit_of(words, each) for each in await control.limits() if each.ban_ms]
     change = words("penalty: {before} -> {after}", before=joined(found or [words("none")], "; "),
                    after=after)  # fmt: skip
-    points = [change, words("Current bans do not change."),
-              *_obeyed_soon(words, len(await control.instances()), version)]  # fmt: skip
+    points = [change, words("Current bans do not change."), *soon]
     text = words("Change the ban for users who keep sending?")
-    return Question(text, words("Change"), points, version)
+    return Question(text, words("Change"), points, live.version)
 
 
 async def exempt(control: Control, words: Words, sent: fields.Exempt) -> Question:
     """What an exemption means."""
-    version = (await control.changes.current()).version
+    live, soon = await _seen(control, words)
     meant = who(words, Subject(chat=sent.id) if sent.id < 0 else Subject(user=sent.id))
     if sent.exempt:
         text, yes = words("Exempt {who} from all limits?", who=meant), words("Exempt")
@@ -226,31 +231,26 @@ async def exempt(control: Control, words: Words, sent: fields.Exempt) -> Questio
         text, yes = words("Limit {who} again?", who=meant), words("Limit")
         points = [words("All limits and bans apply, even if the bot's configuration exempts {who}.",
                         who=meant)]  # fmt: skip
-    points += _obeyed_soon(words, len(await control.instances()), version)
-    return Question(text, yes, points, version)
+    return Question(text, yes, [*points, *soon], live.version)
 
 
 async def pause(control: Control, words: Words, sent: fields.Pause) -> Question:
     """Until when nobody is limited."""
     seconds = check_pause(sent.how_long)
-    version = (await control.changes.current()).version
-    points = [
-        words("No limit applies to anybody until {at}. A flood reaches the bot.",
-              at=moment(time.time() + seconds)),
-        words("Bans have no effect in this time either."),
-        *_obeyed_soon(words, len(await control.instances()), version),
-    ]  # fmt: skip
+    live, soon = await _seen(control, words)
+    points = [words("No limit applies to anybody until {at}. A flood reaches the bot.",
+                    at=moment(time.time() + seconds)),
+              words("Bans have no effect in this time either."), *soon]  # fmt: skip
     text = words("Switch all limits off for {length}?", length=words.duration(seconds))
-    return Question(text, words("Switch off"), points, version, is_danger=True)
+    return Question(text, words("Switch off"), points, live.version, is_danger=True)
 
 
 async def resume(control: Control, words: Words, sent: fields.Versioned) -> Question:
     """That all limits are in force again."""
-    live = await control.changes.current()
+    live, soon = await _seen(control, words)
     points = [paused(words, live.off_until, live.by)] if live.off_until > time.time() else []
-    points += _obeyed_soon(words, len(await control.instances()), live.version)
     text = words("Switch all limits on again?")
-    return Question(text, words("Switch on"), points, live.version)
+    return Question(text, words("Switch on"), [*points, *soon], live.version)
 
 
 async def rollback(control: Control, words: Words, sent: fields.Rollback) -> Question:
@@ -272,7 +272,7 @@ async def rollback(control: Control, words: Words, sent: fields.Rollback) -> Que
         points.append(words(text, **about, at=moment(target.at)))
     else:
         points.append(words("All live changes are dropped."))
-    points += _obeyed_soon(words, len(await control.instances()), live.version)
+    points += _obeyed_soon(words, live.version, len(await control.instances()))
     text = words("Roll back to version {version}?", version=target.version)
     return Question(text, words("Roll back"), points, live.version, is_danger=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +13,7 @@ from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.health import Health
+from bot_ratelimit.limiter.observer import FloodScope
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, Scope
@@ -99,17 +101,10 @@ class InstanceView:
     @classmethod
     def of(cls, name: str, report: Mapping[str, Any]) -> InstanceView:
         """From the report of an instance."""
-        return cls(
-            name,
-            report["version"],
-            report["rejected"],
-            report["problem"],
-            tuple(report.get("exempt", ())),
-            report.get("per_bot", False),
-            tuple(map(RuleView.of, report.get("rules", ()))),
-            report.get("statistics"),
-            tuple(report.get("handlers", ())),
-        )
+        known: dict[str, Any] = {each: report[each] for each in cls.__slots__ if each in report}
+        known["rules"] = tuple(map(RuleView.of, known.get("rules", ())))
+        known |= {each: tuple(known.get(each, ())) for each in ("exempt", "handlers")}
+        return cls(name, **known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +213,11 @@ class HealthView:
     """The health of the operator's own limiter, after a test call."""
 
     @property
+    def is_out(self) -> bool:
+        """Whether Redis does not answer."""
+        return not self.limiter.ok and self.limiter.source == "redis"
+
+    @property
     def out_for(self) -> float | None:
         """Seconds since Redis stopped answering, as far as this process knows."""
         known = [each.out_for for each in self.limiter.servers if each.out_for is not None]
@@ -286,6 +286,68 @@ class HourTotal:
 
 
 @dataclass(frozen=True, slots=True)
+class MinuteTotal:
+    """The decisions of one minute, over all rules and instances."""
+
+    minute: datetime
+    """When the minute began, in UTC."""
+    allowed: int = 0
+    refused: int = 0
+    banned: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MethodUse:
+    """What became of the requests of one method."""
+
+    method: str
+    sent: int
+    failed: int
+    flooded: int
+    """Answered with 429 for the last time."""
+    unsent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What Telegram does not take now, after a 429."""
+
+    bot: int
+    scope: FloodScope
+    what: str
+    """The chat, or the method; empty for all messages of the bot."""
+    until: float
+    """Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastView:
+    """How far a broadcast is."""
+
+    done: int
+    total: int | None
+    """None if it is unknown."""
+    skipped: int
+    """Chats that an earlier run had done already."""
+    counts: Mapping[str, int]
+    """By outcome, see `Status`."""
+    per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class SendingView:
+    """What the bot sends, on all instances."""
+
+    requests: tuple[MethodUse, ...]
+    floods: int
+    """Answers 429, also to requests that were sent again."""
+    waiting: int
+    """Requests that wait now."""
+    blocks: tuple[Block, ...]
+    broadcasts: tuple[BroadcastView, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RuleUse:
     """The decisions of a rule."""
 
@@ -339,12 +401,31 @@ def settings_in_force(settings: Settings | None) -> Iterable[SettingView]:
         yield SettingView(name.upper(), "" if value is None else str(value), settings.origin(name))
 
 
-def named(rules: Iterable[RuleView], name: str) -> RuleView:
-    """The rule with this name.
+def sending_of(
+    totals: Mapping[str, Mapping[str, int]], floods: int, reports: Mapping[str, bytes]
+) -> SendingView:
+    """What the instances report, and the requests by method and outcome."""
+    waiting = 0
+    blocks: list[Block] = []
+    broadcasts: list[BroadcastView] = []
+    for raw in reports.values():
+        try:
+            report = json.loads(raw)
+            waiting += report["waiting"]
+            blocks += [Block(*each) for each in report["blocks"]]
+            broadcasts += [BroadcastView(**each) for each in report["broadcasts"]]
+        except (ValueError, LookupError, TypeError):  # of another version of this package
+            continue
+    requests = [
+        MethodUse(method, *(found[name] for name in ("sent", "failed", "flooded", "unsent")))
+        for method, found in sorted(totals.items(), key=lambda each: -sum(each[1].values()))
+    ]
+    blocks.sort(key=lambda each: each.until, reverse=True)
+    return SendingView(tuple(requests), floods, waiting, tuple(blocks), tuple(broadcasts))
 
-    Raises:
-        ConfigError: There is none.
-    """
+
+def named(rules: Iterable[RuleView], name: str) -> RuleView:
+    """The rule with this name. ConfigError if there is none."""
     known = {rule.name: rule for rule in rules}
     if name not in known:
         expected = ", ".join(sorted(known)) or "nothing: no bot with live=True reports its rules"

@@ -13,7 +13,13 @@ from bot_ratelimit.limiter.arguments import (
 from bot_ratelimit.limiter.bans import penalty_counts
 from bot_ratelimit.limiter.health import Health, health_of
 from bot_ratelimit.limiter.start import tried
-from bot_ratelimit.limiter.statistics import HourCount, Refusals, Statistics
+from bot_ratelimit.limiter.statistics import (
+    REQUESTS,
+    HourCount,
+    MinuteCount,
+    Refusals,
+    Statistics,
+)
 from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban
@@ -132,6 +138,29 @@ class OperatorMethods(AdjustingMethods):
         It needs `statistics=True`. `hours` is 1 to 48, and includes the current one.
         """
         return await self._require_statistics().read(hours)
+
+    async def requests(self, hours: int = 24) -> tuple[HourCount, ...]:
+        """Return what the bot sent by hour, method and outcome, over all instances.
+
+        It needs `OutgoingLimits(..., statistics=True)`. The outcomes are those of `MinuteCount`.
+
+        Args:
+            hours: See `statistics`.
+
+        Raises:
+            StorageError: Redis is unreachable.
+            ConfigError: Statistics are off, or `hours` is invalid.
+        """
+        return await self._require_statistics().read(hours, REQUESTS)
+
+    async def last_hour(self) -> tuple[MinuteCount, ...]:
+        """Return the decisions and requests of the last 60 minutes, by minute.
+
+        Raises:
+            StorageError: Redis is unreachable.
+            ConfigError: Statistics are off.
+        """
+        return await self._require_statistics().read_minutes()
 
     async def top_refused(self, n: int = 10, hours: int = 24) -> tuple[Refusals, ...]:
         """Return the 1 to 1000 users who were refused most often, the worst first.

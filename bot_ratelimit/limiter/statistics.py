@@ -1,7 +1,8 @@
 """Statistics: decisions by hour, rule and outcome, over all instances, without Prometheus.
 
 They are counted in the process and added to the storage's `Tallies` about every ten seconds. Hours
-are those of the process that decided.
+are those of the process that decided. The last hour is also kept by minute. What a bot sends is
+counted in the same way, with the method in place of the rule.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,13 @@ from typing import Final
 
 from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.observer import Names, Observer, outcome_of
+from bot_ratelimit.limiter.observer import (
+    FloodScope,
+    Names,
+    Observer,
+    RequestOutcome,
+    outcome_of,
+)
 from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import Storage, tallies_of
@@ -31,6 +38,13 @@ log = logging.getLogger("bot_ratelimit")
 
 FLUSH_EVERY: Final = 10.0
 """Seconds between two writes if there were decisions."""
+
+DECISIONS: Final = frozenset({"allowed", "refused", "banned"})
+"""The outcomes of decisions."""
+FLOOD: Final = "429"
+"""The outcome that stands for an answer 429 of Telegram."""
+REQUESTS: Final = frozenset({"sent", "failed", "flooded", "unsent", FLOOD})
+"""The outcomes of what the bot sends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,25 @@ class HourCount:
     """
 
     hour: datetime
+    rule: str
+    outcome: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class MinuteCount:
+    """How many decisions of one rule, or requests of one method, had one outcome in one minute.
+
+    Attributes:
+        minute: When the minute began, in UTC.
+        rule: The rule, as metrics name it; or the method, such as `SendMessage`; or for a 429 what
+            it was about, such as `chat`.
+        outcome: `"allowed"`, `"refused"` or `"banned"`; for requests see `Observer.request_done`,
+            and `"429"` for each answer 429.
+        count: How many.
+    """
+
+    minute: datetime
     rule: str
     outcome: str
     count: int
@@ -66,11 +99,18 @@ class Refusals:
 class _Hour:
     """The decisions of one hour that were not written yet."""
 
-    __slots__ = ("counts", "refused")
+    __slots__ = ("minutes", "refused")
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+        self.minutes: Counter[str] = Counter()
         self.refused: Counter[int] = Counter()
+
+    def tally(self, hour: int) -> Tally:
+        """What is to be written."""
+        counts: Counter[str] = Counter()
+        for field, count in self.minutes.items():
+            counts[field.partition(" ")[2]] += count
+        return Tally(hour, counts, dict(self.refused.most_common(MAX_USERS)), self.minutes)
 
     def trim(self) -> None:
         """Drop the users refused least often, so that a flood from many accounts fits in memory."""
@@ -114,13 +154,25 @@ class Statistics(Observer):
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
         """Count a decision, and schedule the next write."""
-        label = self._names(decision.rule.label)
-        hour = self._hours[int(self._clock() // 3_600)]
-        hour.counts[f"{outcome_of(decision)} {label}"] += 1
+        hour = self._count(outcome_of(decision), decision.rule.label)
         if not decision.allowed and subject.user is not None:
             hour.refused[subject.user] += 1
             hour.trim()
+
+    def request_done(self, method: str, outcome: RequestOutcome, waited: float) -> None:
+        """Count a request that the bot sent."""
+        self._count(outcome, method)
+
+    def flood_waited(self, scope: FloodScope, seconds: float) -> None:
+        """Count a 429."""
+        self._count(FLOOD, scope)
+
+    def _count(self, outcome: str, label: str) -> _Hour:
+        minute = int(self._clock() // 60)
+        hour = self._hours[minute // 60]
+        hour.minutes[f"{minute % 60} {outcome} {self._names(label)}"] += 1
         self._ticker.start()
+        return hour
 
     async def flush(self) -> None:
         """Write the decisions since the last flush.
@@ -134,10 +186,8 @@ class Statistics(Observer):
             while self._sending is not None or self._hours:
                 if self._sending is None:
                     hour = min(self._hours)
-                    counted = self._hours.pop(hour)
-                    refused = dict(counted.refused.most_common(MAX_USERS))
                     self._number += 1
-                    self._sending = Tally(hour, counted.counts, refused), self._number
+                    self._sending = self._hours.pop(hour).tally(hour), self._number
                 tally, number = self._sending
                 await self._tallies.add(tally, self._process, number, timeout=self._timeout)
                 self._sending = None
@@ -148,13 +198,15 @@ class Statistics(Observer):
         try:
             await self.flush()
         except RateLimitError as error:
-            counts = [hour.counts for hour in self._hours.values()]
+            counts = [hour.minutes for hour in self._hours.values()]
             lost = sum(sum(each.values()) for each in counts)
             if self._sending is not None:
                 lost += sum(self._sending[0].counts.values())
             log.warning("The statistics of %d decisions could not be written: %s", lost, error)
 
-    async def read(self, hours: int) -> tuple[HourCount, ...]:
+    async def read(
+        self, hours: int, outcomes: Collection[str] = DECISIONS
+    ) -> tuple[HourCount, ...]:
         """Read the counts of all instances; see `Limiter.statistics`."""
         wanted = self._wanted(hours)
         await self.flush()
@@ -165,7 +217,23 @@ class Statistics(Observer):
             for hour, fields in zip(wanted, replies, strict=True)
             for field, count in sorted(fields.items())
             for outcome, _, rule in [field.partition(" ")]
+            if outcome in outcomes
         )
+
+    async def read_minutes(self) -> tuple[MinuteCount, ...]:
+        """Read the counts of the last 60 minutes; see `Limiter.last_hour`."""
+        await self.flush()
+        now = int(self._clock() // 60)
+        found = []
+        for hour in (now // 60 - 1, now // 60):
+            fields = await self._tallies.minutes(hour, timeout=self._timeout)
+            for field, count in fields.items():
+                minute, outcome, rule = field.split(" ", 2)
+                if now - 60 < (at := 60 * hour + int(minute)) <= now:
+                    found.append(
+                        MinuteCount(datetime.fromtimestamp(at * 60, UTC), rule, outcome, count)
+                    )
+        return tuple(sorted(found, key=lambda each: (each.minute, each.outcome, each.rule)))
 
     async def top_refused(self, n: int, hours: int) -> tuple[Refusals, ...]:
         """Read the users refused most often; see `Limiter.top_refused`."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections import deque
 from typing import Final
 
 from aiogram.exceptions import TelegramAPIError, TelegramRetryAfter
+from cachetools import TLRUCache
 
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.observer import FloodScope, Observer
@@ -31,6 +33,8 @@ _LOG_EVERY: Final = 5.0
 # A 429 may come without a time, or with any number; Telegram's longest known wait is 12 hours.
 _SHORTEST: Final = 1.0
 _LONGEST: Final = 86_400.0
+_MANY_BLOCKS: Final = 1_000
+_REPORTED: Final = 50
 _SCOPES: Final[dict[Kind, FloodScope]] = {
     Kind.MESSAGE: "chat",
     Kind.DRAFT: "draft",
@@ -66,6 +70,9 @@ class Floods:
         self._permits = permits
         self._budgets = budgets
         self._observer = observer
+        self._blocks: TLRUCache[tuple[int, FloodScope, str], float] = TLRUCache(
+            _MANY_BLOCKS, ttu=lambda _, until, __: until, timer=_now
+        )
         self._bots: dict[int, float] = {}
         self._quiet: deque[tuple[float, int, int | str]] = deque(maxlen=_MANY)
         self._unlogged = Seldom(_LOG_EVERY)
@@ -101,12 +108,21 @@ class Floods:
         bot = pace.key.bot
         whole_bot = quiet and self._many_chats_refused(pace)
         self._log(request, pace, seconds, whole_bot)
-        self._observer.flood_waited("bot" if whole_bot else _SCOPES[pace.key.kind], seconds)
+        scope: FloodScope = "bot" if whole_bot else _SCOPES[pace.key.kind]
+        self._observer.flood_waited(scope, seconds)
+        what = "" if whole_bot else str(pace.key.method or pace.chat)
+        self._blocks[bot, scope, what] = _now() + seconds
         pace.block(asyncio.get_running_loop().time(), seconds)
         await self._permits.block(self._budgets.block(pace), pace.subject, seconds)
         if whole_bot:
             self._block_bot(bot, seconds)
             await self._permits.block(self._budgets.bot_block, Subject(bot=bot), seconds)
+
+    def in_force(self) -> list[tuple[int, FloodScope, str, float]]:
+        """Blocks by 429s that this process got: bot, scope, chat or method, end in Unix seconds."""
+        ahead = time.time() - _now()
+        found = [(*key, self._blocks.get(key, 0.0) + ahead) for key in list(self._blocks)]
+        return sorted(found, key=lambda each: each[-1], reverse=True)[:_REPORTED]
 
     def report_unpaced(self, error: BaseException) -> None:
         """Report a 429 of a method that never waits to the observers; it blocks nothing."""
@@ -119,7 +135,7 @@ class Floods:
 
     def _many_chats_refused(self, pace: Pace) -> bool:
         """Whether several quiet chats were refused at about the same time."""
-        now, bot = asyncio.get_running_loop().time(), pace.key.bot
+        now, bot = _now(), pace.key.bot
         others = {chat for _, whose, chat in self._quiet if whose == bot}
         if pace.chat not in others:
             self._quiet.append((now, bot, pace.chat))
@@ -136,6 +152,10 @@ class Floods:
             seconds,
             f"; {count - 1} more 429s since the last line" if count > 1 else "",
         )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _held_back(pace: Pace, whole_bot: bool) -> str:

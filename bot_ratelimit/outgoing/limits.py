@@ -15,6 +15,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from weakref import WeakSet
 
 from aiogram import Bot, Dispatcher
 from aiogram.client.session.middlewares.base import BaseRequestMiddleware
@@ -45,11 +46,12 @@ from bot_ratelimit.outgoing.pacing import Pacer, shutting_down
 from bot_ratelimit.outgoing.permits import Permits
 from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.outgoing.queues import Queues, check_room, key_of
+from bot_ratelimit.outgoing.report import Report
 from bot_ratelimit.outgoing.scope import BroadcastScope, broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent
 from bot_ratelimit.outgoing.stars import Stars
 from bot_ratelimit.outgoing.watch import watched
-from bot_ratelimit.rules.checks import check_whole
+from bot_ratelimit.rules.checks import check_flag, check_whole
 from bot_ratelimit.rules.rule import LimitLike
 
 if TYPE_CHECKING:
@@ -95,6 +97,8 @@ class OutgoingLimits(BaseRequestMiddleware):
             requests; see `Observer`.
         margin: By how much every period is made longer, as a share from 0 to 1: requests do not all
             take the same time to arrive.
+        statistics: Whether operators see what is sent, what waits, blocks and broadcasts, on all
+            instances; with a `limiter`, by default if that keeps statistics.
 
     Raises:
         ConfigError: An argument is invalid.
@@ -118,14 +122,23 @@ class OutgoingLimits(BaseRequestMiddleware):
         max_waiting: int = 1_000,
         margin: float = 0.02,
         observer: ObserverLike = None,
+        statistics: bool | None = None,
     ) -> None:
-        self._observer = observers_of(observer)
         budgets = self.budgets = Budgets(per_chat, per_group, broadcast, drafts, margin)
         self.max_wait: Final = max_waits(max_wait)
         self.retries = check_whole("retries", retries, 0)
         self.max_waiting = check_whole("max_waiting", max_waiting, 1)
         self._closes = limiter is None
         self.limiter = limiter_of(redis_client, key_prefix, limiter)
+        if statistics is None:
+            keeps = self.limiter.storage.documents() is not None
+            statistics = self.limiter.keeps_statistics and keeps
+        self._report = None
+        if check_flag("statistics", statistics):
+            self._report = Report(self.limiter, self._look)
+            observer = observers_of(observer, self._report, self._report.statistics)
+        self._observer = observers_of(observer)
+        self._progresses: WeakSet[Progress] = WeakSet()
         self._merge_edits = merge_edits
         self._queues = Queues()
         permits = self._permits = Permits(self.limiter)
@@ -241,6 +254,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         """
         check_whole("in_flight", in_flight, 1)
         options = Options(in_flight, Stars(stars, when_spent))
+        progress = progress or Progress()
+        self._progresses.add(progress)
         return run(chats, send, journal=journal, progress=progress, options=options)
 
     async def __call__(self, make_request: Send, bot: Bot, method: Method) -> Any:
@@ -283,6 +298,16 @@ class OutgoingLimits(BaseRequestMiddleware):
         self._queues.learn(queue, result)
         return result
 
+    def _look(self) -> dict[str, Any]:
+        """What operators see of this process; nothing after `close`."""
+        if self._pacer.closed:
+            return {}
+        return {
+            "waiting": self._delivery.waiting,
+            "blocks": self._floods.in_force(),
+            "broadcasts": [each.report() for each in self._progresses if each.is_running],
+        }
+
     async def open(self) -> None:
         """Allow requests to wait again, after a `close`."""
         self._pacer.closed = self._permits.closed = False
@@ -302,6 +327,8 @@ class OutgoingLimits(BaseRequestMiddleware):
         await self._delivery.wait_for_answers(timeout)
         if self._delivery.in_flight:
             log.warning("%d requests have no answer yet", self._delivery.in_flight)
+        if self._report is not None:
+            await self._report.end()
         if self._closes:
             await self.limiter.close()
 

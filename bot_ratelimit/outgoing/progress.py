@@ -62,6 +62,18 @@ class Progress:
         self._shown = 0.0
         self._seconds = 0.0
         self._edit: asyncio.Task[None] | None = None
+        self.is_running = False
+        """Whether the broadcast has begun and not ended."""
+
+    def report(self) -> dict[str, Any]:
+        """The progress as JSON: `total` is None, and the rate 0.0, if they are unknown."""
+        return {
+            "done": self.counts.total() + self.skipped,
+            "total": self._total,
+            "skipped": self.skipped,
+            "counts": {status.value: count for status, count in self.counts.items()},
+            "per_second": round(self.counts.total() / self._seconds, 1) if self._seconds else 0.0,
+        }
 
     def __str__(self) -> str:
         done = self.counts.total() + self.skipped
@@ -83,6 +95,7 @@ class Progress:
     def begin(self) -> None:
         """Record the start of the broadcast."""
         self._began = self._shown = asyncio.get_running_loop().time()
+        self.is_running = True
 
     def add(self, sent: Sent[Any]) -> None:
         """Count an outcome, and show the progress if it is time to."""
@@ -99,6 +112,7 @@ class Progress:
 
     async def finish(self) -> None:
         """Show the final result."""
+        self.is_running = False
         self._print("\n")
         if self._edit is not None:
             await self._edit

@@ -1,6 +1,7 @@
 """Tallies: how many decisions of each hour had which outcome; on the server or in this process.
 
-Hours are counted from 1970 in UTC. A field is `<outcome> <rule>`, for example `refused ai`.
+Hours are counted from 1970 in UTC. A field is `<outcome> <rule>`, for example `refused ai`; of a
+request that the bot sent, `<outcome> <method>`. Two hours are also kept by minute.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ class Tally(NamedTuple):
     """Decisions by field."""
     refused: Mapping[int, int]
     """Refusals by user."""
+    minutes: Mapping[str, int]
+    """The same as `counts`, by minute of the hour: `59 refused ai`."""
 
 
 class Tallies(Protocol):
@@ -46,6 +49,10 @@ class Tallies(Protocol):
         """Return the decisions of an hour by field."""
         ...
 
+    async def minutes(self, hour: int, *, timeout: float) -> Mapping[str, int]:
+        """Return the decisions of an hour by minute and field; of the last two hours."""
+        ...
+
     async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
         """Return the refusals of an hour by user."""
         ...
@@ -60,19 +67,26 @@ class MemoryTallies(Tallies):
 
     def __init__(self) -> None:
         self._counts: dict[int, Counter[str]] = {}
+        self._minutes: dict[int, Counter[str]] = {}
         self._refused: dict[int, Counter[int]] = {}
 
     async def add(self, tally: Tally, writer: str, number: int, *, timeout: float) -> None:
         self._counts.setdefault(tally.hour, Counter()).update(tally.counts)
+        self._minutes.setdefault(tally.hour, Counter()).update(tally.minutes)
         refused = self._refused.setdefault(tally.hour, Counter())
         refused.update(tally.refused)
         self._refused[tally.hour] = Counter(dict(refused.most_common(MAX_USERS)))
-        for hours in (self._counts, self._refused):
-            for old in [hour for hour in hours if hour <= tally.hour - KEPT_HOURS]:
+        for hours, kept in ((self._counts, KEPT_HOURS), (self._refused, KEPT_HOURS),
+                            (self._minutes, 2)):  # fmt: skip
+            for old in [hour for hour in hours if hour <= tally.hour - kept]:
                 del hours[old]
 
     async def counts(self, hour: int, *, timeout: float) -> Mapping[str, int]:
         return self._counts.get(hour, {})
+
+    async def minutes(self, hour: int, *, timeout: float) -> Mapping[str, int]:
+        """See `Tallies.minutes`."""
+        return self._minutes.get(hour, {})
 
     async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
         return self._refused.get(hour, {})

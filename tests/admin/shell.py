@@ -6,6 +6,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,17 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from bot_ratelimit.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(*arguments: str, shell: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """Another Python with these arguments; `shell` is what follows them in a shell."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    command = [sys.executable, *arguments]
+    if shell:
+        command = ["/bin/sh", "-c", f'exec "$0" "$@" {shell}', *command]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 class Ran(NamedTuple):

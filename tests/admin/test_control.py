@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,13 +32,15 @@ from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.cli import terminal
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.wording import ENGLISH, limit_of
+from bot_ratelimit.admin.words import plain
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.limiter.bans import FOREVER
-from bot_ratelimit.storage.base import documents_of
-from tests.benches import Bench
+from bot_ratelimit.storage.base import Storage, documents_of
+from tests.admin.web import sending
 from tests.incoming.support import Instance
 from tests.servers import Server, running_cluster
 
+OUTCOMES = ("allowed", "refused", "banned")
 ANNA = Subject(user=42, chat=42)
 PENALTY = Penalty("2/h", "1h")
 
@@ -59,19 +61,27 @@ class OperatedBot(NamedTuple):
         await self.middleware.live.refresh()
 
 
+async def obeying(*rules: Any, **options: Any) -> RateLimitMiddleware:
+    """A middleware that has read the live limits and reports its rules."""
+    middleware = RateLimitMiddleware(*rules, live=True, **options)
+    assert middleware.live is not None
+    await middleware.live.refresh()
+    return middleware
+
+
 def rules() -> list[Rule]:
     return [Rule("3/h", name="messages"), Rule("100/h", Scope.CHAT), Rule("50/h", Scope.GLOBAL)]
 
 
 @pytest.fixture
-async def bot(bench: Bench) -> AsyncIterator[OperatedBot]:
-    limiter = Limiter(bench.storage, timeout=5)
+async def bot(storage: Storage) -> AsyncIterator[OperatedBot]:
+    limiter = Limiter(storage, timeout=5)
     middleware = RateLimitMiddleware(rules(), limiter=limiter, live=True, penalty=PENALTY)
     instance = Instance(middleware, ())
     middleware.setup(instance.dispatcher)
     instance.dispatcher.message.register(instance._handle)
     await instance.dispatcher.emit_startup()
-    operator = Limiter(bench.storage, timeout=5)
+    operator = Limiter(storage, timeout=5)
     yield OperatedBot(instance, middleware, Control(operator, "anna@shell", patience=0))
     await instance.dispatcher.emit_shutdown()
 
@@ -96,11 +106,8 @@ async def test_a_users_whole_state_is_shown_without_charging(bot: OperatedBot) -
     for _ in range(3):
         found = await bot.control.show(ANNA)
     counts = {each.rule: each for each in found.counts}
-    assert (found.allowed, counts["messages"].allowed, counts["chat"].allowed) == (
-        False,
-        False,
-        True,
-    )
+    assert not found.allowed
+    assert [counts[name].allowed for name in ("messages", "chat")] == [False, True]
     assert (counts["messages"].remaining, counts["messages"].capacity) == (0, 3)
     assert 3_590 < counts["messages"].retry_after <= 3_600
     assert found.retry_after == counts["messages"].retry_after
@@ -141,9 +148,7 @@ async def test_a_test_call_says_what_would_be_decided(bot: OperatedBot) -> None:
     found = await bot.control.try_(ANNA)
     assert (found.allowed, found.off_until > 0) == (True, True)
     assert (await bot.control.show(ANNA)).off_until > 0
-    with pytest.raises(
-        ConfigError, match="no rule is called 'ai': expected one of ban, bots:member"
-    ):
+    with pytest.raises(ConfigError, match="no rule is called 'ai': expected one of ban, bots:mem"):
         await bot.control.try_(ANNA, "ai")
 
 
@@ -260,7 +265,7 @@ async def test_a_handler_without_a_flag_gets_a_limit_of_its_own(bot: OperatedBot
     assert await bot.allowed(3) == 3
     back = await bot.control.preview(name, default=True)
     assert limit_of(ENGLISH, back.after) == "as every handler"
-    await bot.control.changes.unset_rule(name)
+    await bot.control.set_rule(name, default=True)
     assert await bot.allowed(9) == 3
     assert name not in {each.name for each in await bot.control.limits()}
 
@@ -327,9 +332,7 @@ async def test_two_admins_do_not_overwrite_each_other(bot: OperatedBot) -> None:
     assert live.rules == {"messages": {"limit": "2/hour"}, "chat": {"limit": "9/hour"}}
     assert (live.version, live.exempt) == (3, {7})
     await other.set_rule("messages", "8/h", if_version=3)
-    with pytest.raises(
-        ConflictError, match=r"boris changed the live limits in the meantime \(set messag"
-    ):
+    with pytest.raises(ConflictError, match=r"boris changed the live limits in .*\(set messag"):
         await bot.control.set_rule("messages", "9/h", if_version=3)
     assert (await bot.control.changes.current()).rules["messages"] == {"limit": "8/hour"}
 
@@ -400,16 +403,16 @@ async def test_an_invalid_document_hides_nothing(bot: OperatedBot) -> None:
 
 
 async def test_clear_forgets_counts_and_keeps_the_live_limits(
-    bot: OperatedBot, bench: Bench
+    bot: OperatedBot, client: aioredis.Redis
 ) -> None:
     """Only this bot's counts are deleted; live limits and audit are deleted only on request."""
     await bot.control.set_rule("messages", "2/h")
     await bot.allowed(5)
-    if bench.client is not None:
-        await bench.client.mset({f"bot:ratelimit:{n}": 1 for n in range(1_200)})
-        await bench.client.set("bot2:ratelimit:1", 1)
+    if bot.control.limiter.storage.source == "redis":
+        await client.mset({f"bot:ratelimit:{n}": 1 for n in range(1_200)})
+        await client.set("bot2:ratelimit:1", 1)
         assert await bot.control.clear() >= 1_200
-        left = {key.decode() for key in await bench.client.keys()}
+        left = {key.decode() for key in await client.keys()}
         names = ("live", "history", "audit", "instances")
         assert left == {"bot2:ratelimit:1", *(f"bot:ratelimit:{name}" for name in names)}
     else:
@@ -439,13 +442,12 @@ async def test_config_says_what_won_and_who_obeys(
 
 
 async def test_instances_with_different_limits_are_told_apart(
-    bench: Bench, bot: OperatedBot, capsys: pytest.CaptureFixture[str]
+    storage: Storage, bot: OperatedBot, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """During a deployment, `config` names the rules of an instance that differ from the list."""
-    limiter = Limiter(bench.storage, timeout=5)
-    newer = RateLimitMiddleware([Rule("9/h", name="messages")], limiter=limiter, live=True)
+    limiter = Limiter(storage, timeout=5)
+    newer = await obeying([Rule("9/h", name="messages")], limiter=limiter)
     assert newer.live is not None
-    await newer.live.refresh()
     found = await bot.control.config()
     others = [rule for each in found.instances for rule in found.differing(each)]
     listed = [rule.limit for rule in found.rules if rule.name == "messages"]
@@ -458,11 +460,8 @@ async def test_instances_with_different_limits_are_told_apart(
 
 async def test_an_unreadable_report_is_shown(bot: OperatedBot) -> None:
     """An instance of another version of the package is listed, and hides none of the others."""
-    for report in (
-        b"nonsense",
-        b"{}",
-        b'{"version": 1, "rejected": 0, "problem": "", "rules": [1]}',
-    ):
+    odd = b'{"version": 1, "rejected": 0, "problem": "", "rules": [1]}'
+    for report in (b"nonsense", b"{}", odd):
         await bot.control._documents.report("bot:ratelimit:instances", "odd", report, 30)
         found = {each.name: each for each in await bot.control.instances()}
         assert len(found) == 2
@@ -499,9 +498,8 @@ async def test_a_cluster_is_operated_like_one_server(tmp_path: Path) -> None:
             storage = RedisStorage(client)
             for prefix, clears in (("bot", False), ("{bot}", True)):
                 limiter = Limiter(storage, key_prefix=prefix, timeout=5)
-                middleware = RateLimitMiddleware("5/h", limiter=limiter, live=True)
+                middleware = await obeying("5/h", limiter=limiter)
                 assert middleware.live is not None
-                await middleware.live.refresh()
                 control = Control(limiter, "anna", patience=0)
                 await control.set_rule("user", "2/h")
                 await middleware.live.refresh()
@@ -644,12 +642,10 @@ async def test_forgiving_and_unbanning_work_on_every_instance(
         await control.close()
 
 
-async def test_bots_are_operated_apart(bench: Bench) -> None:
+async def test_bots_are_operated_apart(storage: Storage) -> None:
     """Of two bots, by prefix or with `per_bot`, only the one that is named bans or forgives."""
-    shop, news = (Limiter(bench.storage, key_prefix=name, timeout=5) for name in ("shop", "news"))
-    limits = RateLimitMiddleware("1/h", limiter=shop, live=True, per_bot=True)
-    assert limits.live is not None
-    await limits.live.refresh()
+    shop, news = (Limiter(storage, key_prefix=name, timeout=5) for name in ("shop", "news"))
+    limits = await obeying("1/h", limiter=shop, per_bot=True)
     await Control(news, "anna").ban(SOMEBODY)
     control = Control(shop, "anna", patience=0)
     first, second = (ANNA._replace(bot=number) for number in (1, 2))
@@ -666,12 +662,12 @@ async def test_bots_are_operated_apart(bench: Bench) -> None:
 
 
 @pytest.fixture
-def counting(bench: Bench) -> tuple[Limiter, Control]:
+def counting(storage: Storage) -> tuple[Limiter, Control]:
     """A limiter with statistics, and an operator in another process, if the storage is shared."""
-    limiter = Limiter(bench.storage, timeout=5, statistics=True)
+    limiter = Limiter(storage, timeout=5, statistics=True)
     reader = limiter
-    if bench.client is not None:
-        reader = Limiter(bench.storage, timeout=5, statistics=True)
+    if storage.source == "redis":
+        reader = Limiter(storage, timeout=5, statistics=True)
     return limiter, Control(reader, "anna", patience=0)
 
 
@@ -679,9 +675,7 @@ async def test_statistics_are_those_of_the_bot(counting: tuple[Limiter, Control]
     """By hour for a chart, by rule for its use, the worst users, and how often one was refused."""
     limiter, control = counting
     rules = [Rule("2/h"), Rule("100/h", Scope.GLOBAL)]
-    middleware = RateLimitMiddleware(rules, limiter=limiter, live=True)
-    assert middleware.live is not None
-    await middleware.live.refresh()
+    await obeying(rules, limiter=limiter)
     for user, times in ((42, 5), (43, 3)):
         for _ in range(times):
             await limiter.hit(rules, Subject(user=user))
@@ -692,18 +686,49 @@ async def test_statistics_are_those_of_the_bot(counting: tuple[Limiter, Control]
     assert (hour.allowed, hour.refused, hour.banned) == (4, 4, 1)
     assert [(each.allowed, each.refused) for each in before] == [(0, 0), (0, 0)]
     assert hour.hour - before[0].hour == timedelta(hours=2)
-    assert [tuple(asdict(each).values()) for each in await control.top()] == [
-        (42, 3),
-        (43, 1),
-        (44, 1),
+    minutes = await control.by_minute()
+    assert len(minutes) in (60, 61)  # at the end of a minute
+    assert minutes[-1].minute - minutes[-60].minute == timedelta(minutes=59)
+    sums = [
+        sum(getattr(each, name) for each in minutes) for name in ("allowed", "refused", "banned")
     ]
+    assert sums == [4, 4, 1]
+    worst = [(each.user, each.count) for each in await control.top()]
+    assert worst == [(42, 3), (43, 1), (44, 1)]
     assert [each.count for each in await control.top(1)] == [3]
     assert (await control.show(ANNA)).refused == 3
     assert (await control.show(Subject(user=1))).refused == 0
     use = {each.rule.name: each for each in await control.use()}
     assert (use["user"].allowed, use["user"].refused, use["user"].remaining) == (4, 4, None)
     assert use["global"].remaining == 96
+    assert await control.use(None) == await control.use(24)
     assert sum(each.count for each in await control.statistics(1)) == 9
+
+
+async def test_what_the_bot_sends_is_seen(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests by method and outcome, 429s, what waits, blocks and broadcasts."""
+    control = Control(Limiter(storage, timeout=5, statistics=True), "anna", patience=0)
+    told = sheets.sending(ENGLISH, await control.sending())
+    assert "needs OutgoingLimits(..., statistics=True)" in told.foot[0]
+    async with sending(storage, monkeypatch):
+        for hours in (None, 24):
+            found = await control.sending(hours)
+            (messages,) = found.requests
+            assert (messages.method, messages.sent > 5, messages.failed) == ("SendMessage", True, 0)
+            assert (found.floods, found.waiting > 0) == (1, True)
+            (block,) = found.blocks
+            assert (block.bot, block.scope, block.what) == (42, "chat", "7")
+            assert 20 < block.until - time.time() <= 30
+            (running,) = found.broadcasts
+            assert (running.total, running.done > 5, running.per_second > 0) == (1_000, True, True)
+        lines = " ".join(map(plain, sheets.sending(ENGLISH, found).lines))
+        assert re.search(
+            r"Answers 429: 1\. Broadcast: \d+ of 1000 chats \(\d+ %\), .* left, sent \d", lines
+        )
+        assert re.search(r"Blocked by Telegram until 20.* UTC: messages to chat 7$", lines)
+    assert (await control.sending()).broadcasts == ()  # the bot has ended
 
 
 async def test_a_preview_is_of_the_newest_version(bot: OperatedBot) -> None:
@@ -770,10 +795,7 @@ async def test_a_change_is_previewed(bot: OperatedBot) -> None:
 async def test_per_bot_counts_need_the_bots_id() -> None:
     """With `per_bot` the subject has to name the bot; otherwise wrong counts would be shown."""
     limiter = Limiter(MemoryStorage())
-    middleware = RateLimitMiddleware("3/h", limiter=limiter, live=True, per_bot=True)
-    assert middleware.live is not None
-    await middleware.live.refresh()
-    control = Control.of(middleware, "anna")
+    control = Control.of(await obeying("3/h", limiter=limiter, per_bot=True), "anna")
     with pytest.raises(ConfigError, match="name the bot's id"):
         await control.show(ANNA)
     count, *_ = (await control.show(ANNA._replace(bot=1))).counts

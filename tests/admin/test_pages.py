@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from html import unescape
 from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
-from aiohttp import ClientSession, CookieJar
 
-from bot_ratelimit import ConfigError, Decision, Rule, Subject
+from bot_ratelimit import ConfigError, Decision, Penalty, RedisStorage, Rule, Scope, Subject
 from bot_ratelimit.admin.fields import Counted, checked
 from bot_ratelimit.admin.views import HourTotal
 from bot_ratelimit.admin.web.chart import chart_of
-from tests.admin.served import TOKEN, Site, site
+from bot_ratelimit.storage.base import Storage
 from tests.servers import Server
 
+from .web import PAGE, Reply, Site, Visitor, running_bot, sending
+
 PEOPLE = (
-    "user?user=7",
-    "forgive?user=7",
-    "ban?user=7&how_long=1h",
-    "unban?user=7",
-    "exempt?user=7",
+    *("user?user=7", "forgive?user=7", "ban?user=7&how_long=1h", "unban?user=7", "exempt?user=7"),
 )
 LIMITS = (
     *("limit?name=messages", "limit?name=messages&limit=2/minute", "penalty", "pause", "resume"),
@@ -33,91 +30,87 @@ LIMITS = (
 )
 
 
-@dataclass
 class Reader:
-    """Somebody who is logged in."""
+    """Somebody who is logged in, and reads pages."""
 
-    http: ClientSession
-    url: str
+    def __init__(self, visitor: Visitor) -> None:
+        self._visitor = visitor
 
-    async def get(self, path: str = "", status: int = 200) -> str:
+    async def get(self, path: str = "", status: int = 200) -> Reply:
         """A page."""
-        async with self.http.get(self.url + path) as answer:
-            assert answer.status == status, path
-            return await answer.text()
+        reply = await self._visitor.get(path, headers=PAGE)
+        assert reply.status == status, path
+        return reply
 
-    async def post(self, path: str, status: int = 200, **fields: Any) -> str:
+    async def text(self, path: str = "", status: int = 200) -> str:
+        return (await self.get(path, status)).text
+
+    async def words(self, path: str = "", status: int = 200) -> str:
+        return (await self.get(path, status)).words
+
+    async def post(self, path: str, **fields: Any) -> str:
         """What comes after sending the form that a page shows, with these fields, too."""
-        page = await self.get(path, 200 if status == 200 else status)
-        return await self.send(path.partition("?")[0], page, status, **fields)
+        return await self.send(path.partition("?")[0], await self.get(path), **fields)
 
-    async def send(self, path: str, page: str, status: int = 200, **fields: Any) -> str:
+    async def send(self, path: str, page: Reply, status: int = 303, **fields: Any) -> str:
         """What comes after sending the second form of a page; the first one is for logging out."""
-        form = re.findall(r'<form method="post" action="\./' + path + r'">(.*?)</form>', page, re.S)
+        form = re.findall(
+            r'<form method="post" action="\./' + path + r'">(.*?)</form>', page.text, re.S
+        )
         hidden = r'<input type="hidden" name="([^"]*)" value="([^"]*)">'
         found = {name: unescape(value) for name, value in re.findall(hidden, form[0])}
-        async with self.http.post(self.url + path, data=found | fields) as answer:
-            assert answer.status == status
-            return words(await answer.text())
+        reply = await self._visitor.ask("POST", path, data=found | fields, headers=PAGE)
+        assert reply.status == status
+        if status != 303:
+            return reply.words
+        return (await self.get(reply.headers["Location"].removeprefix("./"))).words
 
 
-def words(page: str) -> str:
-    """The text of a page, as people read it."""
-    return " ".join(unescape(re.sub(r"<[^>]*>", "", page)).split())
+@asynccontextmanager
+async def reading(found: Site) -> AsyncIterator[Reader]:
+    async with found.visitor() as visitor:
+        await visitor.log_in()
+        yield Reader(visitor)
+
+
+def bot_with_page(storage: Storage, **options: Any) -> Any:
+    rules = [Rule("3/hour", name="messages"), Rule("100/hour", Scope.CHAT)]
+    return running_bot(storage, rules=rules, penalty=Penalty("20/hour", "1h"), **options)
 
 
 @pytest.fixture
-async def bot(client: aioredis.Redis, redis_server: Server) -> AsyncIterator[Site]:
-    async with site(redis_server.port) as found:
+async def bot(shared: RedisStorage) -> AsyncIterator[Site]:
+    async with bot_with_page(shared) as found:
         yield found
 
 
 @pytest.fixture
 async def reader(bot: Site) -> AsyncIterator[Reader]:
-    async with logged_in(bot) as found:
+    async with reading(bot) as found:
         yield found
-
-
-class logged_in:  # noqa: N801 - used like a function
-    def __init__(self, bot: Site) -> None:
-        headers = {"Accept": "text/html"}
-        self._http = ClientSession(headers=headers, cookie_jar=CookieJar(unsafe=True))
-        self._url = bot.url
-
-    async def __aenter__(self) -> Reader:
-        await self._http.post(f"{self._url}login", data={"token": TOKEN})
-        return Reader(self._http, self._url)
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._http.close()
 
 
 async def test_nothing_that_people_wrote_becomes_html(bot: Site, reader: Reader) -> None:
     """A reason, an address and a form are shown as they were typed."""
     await bot.control.ban(Subject(user=7), "1h", "<script>alert(1)</script>")
     for path in ("", "bans", "history", "user?user=7", "unban?user=7"):
-        page = await reader.get(path)
+        page = await reader.text(path)
         assert "<script>alert" not in page
         assert "&lt;script&gt;alert(1)" in page, path
-    for path in (
-        'user?user="><b>',
-        'ban?user="><b>&how_long=1h',
-        'limit?name=messages&limit="><b>',
-    ):
-        assert '"><b>' not in await reader.get(path, 422)
+    odd = '"><b>'
+    for path in (f"user?user={odd}", f"ban?user={odd}&how_long=1h", f"limit?name=x&limit={odd}"):
+        assert odd not in await reader.text(path, 422)
 
 
 async def test_pages_need_nothing_from_elsewhere(bot: Site, reader: Reader) -> None:
     """Every link is relative, so any path and proxy will do; no style or script is inline."""
     for path in ("", "bans", "history", *PEOPLE, *LIMITS):
-        page = await reader.get(path)
+        page = await reader.text(path)
         targets = re.findall(r'(?:href|src|action)="([^"]*)"', page)
         assert all(each.startswith(("./", "#")) for each in targets), path
         assert not re.search(r"\sstyle=|<style|\son\w+=|<script(?! src=)", page), path
-    login = await reader.http.post(f"{reader.url}logout")
-    assert login.status == 403
     for name in ("console.css", "console.js", "icon.svg"):
-        text = await reader.get(f"static/{name}")
+        text = await reader.text(f"static/{name}")
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     await reader.get("static/pages.py", 404)
 
@@ -140,7 +133,7 @@ async def test_pages_need_nothing_from_elsewhere(bot: Site, reader: Reader) -> N
 )
 async def test_what_makes_no_sense_is_told(reader: Reader, path: str, said: str) -> None:
     """A mistake gets 422 and one sentence, on the page where it was made."""
-    assert said in words(await reader.get(path, 422))
+    assert said in await reader.words(path, 422)
 
 
 async def test_a_mistake_that_is_sent_changes_nothing(bot: Site, reader: Reader) -> None:
@@ -154,6 +147,19 @@ async def test_a_mistake_that_is_sent_changes_nothing(bot: Site, reader: Reader)
     assert "'soon'" in await reader.send("ban", page, 422, how_long="soon")
     assert (await bot.control.changes.current()).version == 0
     assert await bot.control.bans() == []
+
+
+async def test_two_operators_do_not_overwrite_each_other(bot: Site, reader: Reader) -> None:
+    """A change to a version that is outdated is refused, and shown again for the newest one."""
+    await bot.control.set_rule("chat", "50/hour")
+    page = await reader.get("limit?name=messages&limit=9/hour&state=on")
+    await bot.control.set_rule("chat", "60/hour")
+    said = await reader.send("limit", page, 409)
+    assert "Nothing was changed: anna@shell changed the live limits in the meantime" in said
+    assert (await bot.control.changes.current()).version == 2
+    assert "Version 3 is written" in await reader.post("limit?name=messages&limit=9/hour&state=on")
+    rules = (await bot.control.changes.current()).rules
+    assert rules == {"chat": {"limit": "60/hour"}, "messages": {"limit": "9/hour"}}
 
 
 async def test_every_step_does_what_it_said(bot: Site, reader: Reader) -> None:
@@ -174,12 +180,12 @@ async def test_every_step_does_what_it_said(bot: Site, reader: Reader) -> None:
     assert (await changes.current()).penalty is None
     await reader.post("exempt?user=7")
     assert (await changes.current()).exempt == {7}
-    assert "exempt" in words(await reader.get("user?user=7"))
+    assert "exempt" in await reader.words("user?user=7")
     await reader.post("exempt?user=7&exempt=no")
     assert (await changes.current()).limited == {7}
     await reader.post("pause?how_long=1h")
     assert (await changes.current()).off_until > 0
-    assert "All limits are off until" in words(await reader.get())
+    assert "All limits are off until" in await reader.words()
     await reader.post("resume")
     assert (await changes.current()).off_until == 0
     said = await reader.post("rollback?version=1")
@@ -190,14 +196,14 @@ async def test_every_step_does_what_it_said(bot: Site, reader: Reader) -> None:
 
 async def test_forgiving_can_be_limited_to_some_rules(bot: Site, reader: Reader) -> None:
     """Only the selected counts are deleted."""
-    await bot.send(3)
-    page = words(await reader.get("forgive?user=7&rules=chat"))
+    await bot.send(3, 7)
+    page = await reader.words("forgive?user=7&rules=chat")
     assert "chat: 3 of 100 used. The count is deleted" in page
     assert "messages: 3 of 3 used. The count is deleted" not in page
     await reader.post("forgive?user=7&rules=chat")
     left = {each.rule: each.remaining for each in (await bot.control.show(Subject(7, 7))).counts}
     assert (left["messages"], left["chat"]) == (0, 100)
-    assert "no such counts" in words(await reader.get("forgive?user=7&rules=chat"))
+    assert "no such counts" in await reader.words("forgive?user=7&rules=chat")
     assert "Counts deleted, on every instance: 0." in await reader.post("forgive?user=99")
 
 
@@ -207,7 +213,7 @@ async def test_chats_and_users_in_chats_are_banned_apart(bot: Site, reader: Read
     await reader.post("ban?user=7&chat=-200&how_long=1h")
     subjects = {ban.subject for ban in await bot.control.bans()}
     assert subjects == {Subject(chat=-100), Subject(user=7, chat=-200)}
-    page = words(await reader.get("bans"))
+    page = await reader.words("bans")
     assert "Chat -100 forever" in page
     assert "User 7 in chat -200" in page
     await reader.post("unban?user=7&chat=-200")
@@ -218,70 +224,88 @@ async def test_chats_and_users_in_chats_are_banned_apart(bot: Site, reader: Read
 async def test_a_ban_that_does_not_hold_says_so(bot: Site, reader: Reader) -> None:
     """Bans have no effect while all limits are off, or for exempt users; every page says so."""
     await reader.post("ban?user=7&how_long=1h")
-    assert await bot.send(1) == 0
-    assert "Bans have no effect in this time either" in words(await reader.get("pause?how_long=1h"))
+    assert await bot.send(1, 7) == 0
+    assert "Bans have no effect in this time either" in await reader.words("pause?how_long=1h")
     await reader.post("pause?how_long=1h")
     await bot.obey()
-    assert await bot.send(1) == 1
-    assert "All limits are off until" in words(await reader.get("user?user=7"))
-    assert "as long as all limits are off" in words(await reader.get("ban?user=8&how_long=1h"))
+    assert await bot.send(1, 7) == 1
+    assert "All limits are off until" in await reader.words("user?user=7")
+    assert "as long as all limits are off" in await reader.words("ban?user=8&how_long=1h")
     await reader.post("resume")
     await reader.post("exempt?user=7")
     await bot.obey()
-    assert await bot.send(1) == 1
-    assert "exempt from all limits, so the ban does not apply" in words(
-        await reader.get("user?user=7")
-    )
-    assert "as long as user 7 is exempt" in words(await reader.get("ban?user=7&how_long=1h"))
+    assert await bot.send(1, 7) == 1
+    assert "exempt from all limits, so the ban does not apply" in await reader.words("user?user=7")
+    assert "as long as user 7 is exempt" in await reader.words("ban?user=7&how_long=1h")
 
 
-async def test_numbers_of_the_chart_are_sums_of_the_rows(bot: Site, reader: Reader) -> None:
-    """Allowed, refused and banned of all rows, also of rules that are gone, are the chart's."""
-    await bot.send(5)
+@pytest.mark.parametrize(("path", "bars"), [("", {60, 61}), ("?hours=24", {24, 25})])
+async def test_numbers_of_the_chart_are_sums_of_the_rows(
+    bot: Site, reader: Reader, path: str, bars: set[int]
+) -> None:
+    """Allowed, refused and banned of all rows, also of rules that are gone, are the chart's.
+
+    By minute, so that a flood can be watched, and by hour.
+    """
+    await bot.send(5, 7)
     await bot.control.ban(Subject(user=7), "1h")
-    await bot.send(2)
+    await bot.send(2, 7)
     gone = Decision(True, Rule("1/s", name="gone"), 0, 0.0, 0.0, "redis")
     statistics = bot.middleware.limiter._statistics
     assert statistics is not None
     statistics.decided(gone, Subject(user=1), 0.0)
-    page = await reader.get()
+    page = await reader.text(path)
+    assert page.count('class="slot"') in bars
     totals = [int(each) for each in re.findall(r"<dd>(\d+)</dd>", page)]
     table = page.partition('id="limits"')[2].partition("</table>")[0]
     number = re.compile(r'<td class="number"[^>]*>(\d+)</td>')
     rows = [number.findall(row)[:3] for row in table.split("<tr>")]
     sums = [sum(int(row[n]) for row in rows if len(row) == 3) for n in range(3)]
     assert sums == totals == [4, 2, 2]
-    assert "no rule in force" in words(page)
+    assert "no rule in force" in page
+
+
+async def test_the_page_shows_what_the_bot_sends(
+    bot: Site, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests, 429s, what waits, blocks and broadcasts; or what they need."""
+    await bot.send(1, 7)
+    assert "That needs OutgoingLimits(..., statistics=True)" in await reader.words()
+    async with sending(bot.middleware.limiter.storage, monkeypatch):
+        page = await reader.words()
+    part = page.partition("What the bot sends")[2]
+    for said in ("Waiting to be sent: ", "Answers 429: 1.", " of 1000 chats", "SendMessage",
+                 "Blocked by Telegram until 20"):  # fmt: skip
+        assert said in part
 
 
 async def test_a_pause_is_not_called_well(bot: Site, reader: Reader) -> None:
     """While all limits are off the overview is orange, and says until when and by whom."""
-    assert 'class="notice ok' in await reader.get()
+    assert 'class="notice ok' in await reader.text()
     await reader.post("pause?how_long=1h")
     await bot.obey()
     page = await reader.get()
-    assert 'class="notice warn' in page
-    assert 'id="health"' in page
-    assert "All limits are off until 20" in words(page)
-    assert "All limits are on" not in words(page)
-    assert "by token@web" in words(page)
+    assert 'class="notice warn' in page.text
+    assert "All limits are off until 20" in page.words
+    assert "All limits are on" not in page.words
+    assert "by token@web" in page.words
 
 
 async def test_many_bans_come_in_pages(bot: Site, reader: Reader) -> None:
     """Fifty on a page, with a way to the next and back."""
     for user in range(1, 56):
         await bot.control.ban(Subject(user=user), f"{user}h")
-    first, second = await reader.get("bans"), await reader.get("bans?offset=50")
+    first, second = [await reader.text(f"bans{each}") for each in ("", "?offset=50")]
     assert (first.count('<th scope="row"'), second.count('<th scope="row"')) == (50, 5)
     assert "bans?offset=50" in first
     assert "bans?offset=0" in second
-    assert "All bans" in words(await reader.get())
+    assert "All bans" in await reader.words()
 
 
-async def test_empty_parts_say_what_to_do(client: aioredis.Redis, redis_server: Server) -> None:
+async def test_empty_parts_say_what_to_do(shared: RedisStorage) -> None:
     """Without statistics, bans and changes the page says so, and how to get them."""
-    async with site(redis_server.port, statistics=False) as bot, logged_in(bot) as reader:
-        page = words(await reader.get())
+    async with bot_with_page(shared, statistics=False) as bot, reading(bot) as reader:
+        page = await reader.words()
         assert "statistics=True" in page
         assert "Nobody is banned." in page
         assert "Nothing was changed yet" in page
@@ -293,24 +317,25 @@ async def test_an_invalid_document_is_told_and_replaced(
     """A live document that nobody can read is named, with the way back."""
     await bot.control.set_rule("messages", "9/hour")
     await client.set("bot:ratelimit:live", b"{nonsense")
-    page = words(await reader.get())
+    page = await reader.words()
     assert (
         "the live document is not JSON; a rollback replaces it with the last good version" in page
     )
-    assert "Roll back to version 1" in words(await reader.get("rollback"))
+    assert "Roll back to version 1" in await reader.words("rollback")
     await reader.post("rollback")
     assert (await bot.control.changes.current()).rules == {"messages": {"limit": "9/hour"}}
 
 
-async def test_an_outage_leaves_a_page(own_server: Server) -> None:
+async def test_an_outage_leaves_a_page(own_server: Server, own: RedisStorage) -> None:
     """With Redis away every page answers at once: the overview says what is wrong, others 503."""
-    async with site(own_server.port) as bot, logged_in(bot) as reader:
+    async with bot_with_page(own) as bot, reading(bot) as reader:
         own_server.kill()
-        page = words(await reader.get())
+        page = await reader.words()
         assert "Redis does not answer: meanwhile the bot handles every update" in page
         assert "messages 3/hour per user" in page  # what this process knows stays visible
         assert " 0 ms" not in page
-        assert "Service Unavailable" in words(await reader.get("user?user=7", 503))
+        assert page.count("check that Redis is running") == 1  # the reason is said once
+        assert "Service Unavailable" in await reader.words("user?user=7", 503)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
-import redis.asyncio as aioredis
 from pydantic import SecretStr
 
 from bot_ratelimit import (
@@ -24,9 +21,10 @@ from bot_ratelimit import (
     Settings,
 )
 from bot_ratelimit.admin import admin_app
-from tests.servers import Server
+from bot_ratelimit.storage.base import Storage
 
-from .web import ANNA, BOT_TOKEN, PAGE, TOKEN, Site, bot_on, init_data, site
+from .shell import python
+from .web import ANNA, BOT_TOKEN, PAGE, TOKEN, Site, Visitor, bot_on, init_data, site
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -45,26 +43,10 @@ CHANGES = [
 ]
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def admin_site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
-    """A bot that serves admin_app under a path, on memory and on a real Redis."""
-    if request.param == "memory":
-        async with site(bot_on(MemoryStorage())) as found:
-            yield found
-    else:
-        server: Server = request.getfixturevalue("redis_server")
-        async with aioredis.Redis(port=server.port) as client:
-            await client.flushall()
-            storage = RedisStorage(client)
-            async with site(bot_on(storage)) as found:
-                yield found
-            await storage.close()
-
-
 @pytest.fixture
-async def alone() -> AsyncIterator[Site]:
-    """The same on memory alone, for tests that do not depend on the storage."""
-    async with site(bot_on(MemoryStorage())) as found:
+async def admin_site(storage: Storage) -> AsyncIterator[Site]:
+    """A bot that serves admin_app under a path, on memory and on a real Redis."""
+    async with site(bot_on(storage)) as found:
         yield found
 
 
@@ -187,18 +169,17 @@ async def test_strangers_are_refused_everywhere_and_change_nothing(
             assert (await visitor.get("api/audit")).content == []
 
 
-async def test_two_tokens_in_one_request_are_refused(alone: Site) -> None:
+async def test_two_tokens_in_one_request_are_refused(found: Site, visitor: Visitor) -> None:
     """Two Authorization headers with tokens are refused."""
-    async with alone.visitor() as visitor:
-        headers = [("Authorization", f"Bearer {TOKEN}"), ("Authorization", "Bearer other")]
-        url = alone.server.make_url(f"{alone.root}api/limits")
-        async with visitor.session.get(url, headers=headers) as response:
-            assert response.status in {400, 401}
+    headers = [("Authorization", f"Bearer {TOKEN}"), ("Authorization", "Bearer other")]
+    url = found.server.make_url(f"{found.root}api/limits")
+    async with visitor.session.get(url, headers=headers) as response:
+        assert response.status in {400, 401}
 
 
-async def test_a_stranger_cannot_map_the_site(alone: Site) -> None:
+async def test_a_stranger_cannot_map_the_site(found: Site) -> None:
     """Without access, existing and missing paths give the same answer."""
-    async with alone.visitor() as stranger, alone.script() as script:
+    async with found.visitor() as stranger, found.script() as script:
         for method in ("GET", "POST", "PUT", "OPTIONS", "TRACE"):
             found = await stranger.ask(method, "api/limits")
             missing = await stranger.ask(method, "api/nothing/here")
@@ -214,9 +195,9 @@ async def test_a_stranger_cannot_map_the_site(alone: Site) -> None:
         assert (head.status, head.text) == (200, "")
 
 
-async def test_a_person_is_shown_the_form_and_a_program_the_problem(alone: Site) -> None:
+async def test_a_person_is_shown_the_form_and_a_program_the_problem(found: Site) -> None:
     """Browsers get HTML; the API answers everybody with JSON."""
-    async with alone.visitor() as stranger:
+    async with found.visitor() as stranger:
         page = await stranger.get("users/42", headers=PAGE)
         assert (page.status, page.headers["Content-Type"][:9]) == (401, "text/html")
         assert 'name="token"' in page.text
@@ -231,9 +212,9 @@ async def test_a_person_is_shown_the_form_and_a_program_the_problem(alone: Site)
 
 
 @pytest.mark.parametrize("path", ["", "users/42", "api/limits", "api/nothing", "login", "events"])
-async def test_every_answer_has_the_headers_that_protect_it(alone: Site, path: str) -> None:
+async def test_every_answer_has_the_headers_that_protect_it(found: Site, path: str) -> None:
     """Headers forbid foreign scripts and frames, type sniffing and caching."""
-    async with alone.visitor() as stranger, alone.script() as script:
+    async with found.visitor() as stranger, found.script() as script:
         for visitor in (stranger, script):
             headers = (await visitor.ask("HEAD", path)).headers
             policy = headers["Content-Security-Policy"]
@@ -268,8 +249,7 @@ async def test_a_login_opens_a_session_and_a_logout_ends_it_everywhere(admin_sit
             assert "Secure" not in cookie  # this is HTTP
             assert TOKEN not in cookie
         assert (await visitor.get("api/limits")).status == 200
-        for name, value in visitor.cookies().items():
-            thief.set_cookie(name, value)
+        thief.steal(visitor)
         assert (await thief.get("api/limits")).status == 200
         assert (await visitor.change("POST", "logout")).status == 303
         assert (await visitor.get("api/limits")).status == 401
@@ -277,14 +257,13 @@ async def test_a_login_opens_a_session_and_a_logout_ends_it_everywhere(admin_sit
         # Another process of the bot knows, too; on memory there is no other.
         if isinstance(admin_site.middleware.limiter.storage, RedisStorage):
             async with site(admin_site.middleware) as other, other.visitor() as elsewhere:
-                for name, value in thief.cookies().items():
-                    elsewhere.set_cookie(name, value)
+                elsewhere.steal(thief)
                 assert (await elsewhere.get("api/limits")).status == 401
 
 
-async def test_a_browser_is_led_from_the_form_to_the_page(alone: Site) -> None:
+async def test_a_browser_is_led_from_the_form_to_the_page(found: Site) -> None:
     """A form answers with a relative redirect, which works behind any proxy."""
-    async with alone.visitor(**PAGE) as visitor:
+    async with found.visitor(**PAGE) as visitor:
         reply = await visitor.ask("POST", "login", data={"token": TOKEN})
         assert (reply.status, reply.headers["Location"]) == (303, "./")
         assert "token@web" in (await visitor.get("")).text
@@ -293,21 +272,20 @@ async def test_a_browser_is_led_from_the_form_to_the_page(alone: Site) -> None:
         assert 'name="token"' in reply.text
 
 
-async def test_the_folder_is_found_without_its_slash(alone: Site) -> None:
+async def test_the_folder_is_found_without_its_slash(found: Site, visitor: Visitor) -> None:
     """`/ops/admin` redirects to `/ops/admin/`, where relative links work."""
-    async with alone.visitor() as visitor:
-        url = alone.server.make_url("/ops/admin")
-        async with visitor.session.get(url, allow_redirects=False) as response:
-            assert (response.status, response.headers["Location"]) == (308, "admin/")
-        async with visitor.session.get(url) as response:
-            assert (response.status, response.url.path) == (200, "/ops/admin/")
+    url = found.server.make_url("/ops/admin")
+    async with visitor.session.get(url, allow_redirects=False) as response:
+        assert (response.status, response.headers["Location"]) == (308, "admin/")
+    async with visitor.session.get(url) as response:
+        assert (response.status, response.url.path) == (200, "/ops/admin/")
 
 
-async def test_a_cookie_is_secure_where_the_browser_uses_https(alone: Site) -> None:
+async def test_a_cookie_is_secure_where_the_browser_uses_https(found: Site) -> None:
     """Behind a TLS proxy, Origin makes cookies Secure; Telegram's frame needs SameSite=None."""
-    host = f"{alone.server.host}:{alone.server.port}"
+    host = f"{found.server.host}:{found.server.port}"
     origin = {"Origin": f"https://{host}"}
-    async with alone.visitor(**origin) as visitor:
+    async with found.visitor(**origin) as visitor:
         for cookie in (await visitor.log_in()).cookies:
             assert cookie.endswith("SameSite=Strict; Secure")
         (cookie,) = (await visitor.log_in(init_data=init_data())).cookies
@@ -315,34 +293,62 @@ async def test_a_cookie_is_secure_where_the_browser_uses_https(alone: Site) -> N
         assert "Max-Age=3600" in cookie
 
 
-async def test_a_cookie_that_was_changed_is_worth_nothing(alone: Site) -> None:
+@pytest.mark.parametrize(
+    ("header", "value", "is_secure"),
+    [
+        ("X-Forwarded-Proto", "https", True),
+        ("X-Forwarded-Proto", "HTTPS", True),
+        ("x-forwarded-proto", "http, https", True),  # the nearest proxy's is the last
+        ("X-Forwarded-Proto", "https, http", False),
+        ("X-Forwarded-Ssl", "on", True),
+        ("X-Forwarded-Ssl", "off", False),
+        ("Forwarded", "for=192.0.2.1;proto=https", True),
+        ("Forwarded", 'for="[2001:db8::1]"; Proto="HTTPS"', True),
+        ("Forwarded", "for=192.0.2.1;proto=http", False),
+        ("Forwarded", "for=192.0.2.1", False),
+    ],
+)
+async def test_a_trusted_proxy_makes_cookies_secure(
+    header: str, value: str, is_secure: bool
+) -> None:
+    """Headers of a trusted proxy say that the browser uses HTTPS; those of others say nothing."""
+    for proxies in (["127.0.0.1"], []):
+        async with (
+            site(bot_on(MemoryStorage()), trusted_proxies=proxies) as found,
+            found.visitor(**{header: value}) as visitor,
+        ):
+            cookies = (await visitor.log_in()).cookies
+            secure = [each.endswith("; Secure") for each in cookies]
+            assert secure == [is_secure and bool(proxies)] * 2
+
+
+async def test_a_cookie_that_was_changed_is_worth_nothing(found: Site, visitor: Visitor) -> None:
     """A cookie with any other id opens nothing, and neither does that of a known browser."""
-    async with alone.visitor() as visitor:
-        await visitor.log_in()
-        name = next(name for name in visitor.cookies() if not name.endswith("_device"))
-        cookie = visitor.cookies()[name]
-        device = visitor.cookies()[f"{name}_device"]
-        changed = (cookie[:-1], cookie[:3] + cookie[:2:-1], cookie.replace("v2", "v1"), device,
-                   "v2." + "A" * 43, "' OR 1=1 --", "v2." + "9" * 5_000)  # fmt: skip
-        for value in changed:
-            async with alone.visitor(Cookie=f"{name}={value}") as forger:
-                assert (await forger.get("api/limits")).status == 401, value
+    await visitor.log_in()
+    name = next(name for name in visitor.cookies() if not name.endswith("_device"))
+    cookie = visitor.cookies()[name]
+    device = visitor.cookies()[f"{name}_device"]
+    changed = (cookie[:-1], cookie[:3] + cookie[:2:-1], cookie.replace("v2", "v1"), device,
+               "v2." + "A" * 43, "' OR 1=1 --", "v2." + "9" * 5_000)  # fmt: skip
+    for value in changed:
+        async with found.visitor(Cookie=f"{name}={value}") as forger:
+            assert (await forger.get("api/limits")).status == 401, value
 
 
-async def test_a_session_ends_in_time(alone: Site) -> None:
+async def test_a_session_ends_in_time(found: Site) -> None:
     """A session lasts twelve hours by token, one hour in Telegram; then requests get 401."""
     for fields, seconds in (({"token": TOKEN}, 12 * 3_600), ({"init_data": init_data()}, 3_600)):
-        async with alone.visitor() as visitor:
-            alone.now.ahead = 0
+        async with found.visitor() as visitor:
+            found.now.ahead = 0
             assert (await visitor.log_in(**fields)).status == 200
-            alone.now.ahead = seconds - 5
+            found.now.ahead = seconds - 5
             assert (await visitor.get("api/limits")).status == 200
-            alone.now.ahead = seconds + 1
+            found.now.ahead = seconds + 1
             assert (await visitor.get("api/limits")).status == 401
             for method, path, sent in CHANGES:
                 assert (await visitor.change(method, path, sent)).status == 401
-    alone.now.ahead = 0
-    assert await changed(alone) == []
+    found.now.ahead = 0
+    assert await changed(found) == []
 
 
 async def test_whoever_changes_a_token_ends_all_sessions() -> None:
@@ -375,9 +381,9 @@ async def test_whoever_changes_a_token_ends_all_sessions() -> None:
 # --- changes --------------------------------------------------------------------------------
 
 
-async def test_a_change_needs_the_csrf_token_of_its_session(alone: Site) -> None:
+async def test_a_change_needs_the_csrf_token_of_its_session(found: Site) -> None:
     """A CSRF token that is missing, wrong, doubled or of another session gets 403."""
-    async with alone.visitor() as anna, alone.visitor() as ben:
+    async with found.visitor() as anna, found.visitor() as ben:
         await anna.log_in()
         await ben.log_in()
         assert anna.csrf != ben.csrf
@@ -390,7 +396,7 @@ async def test_a_change_needs_the_csrf_token_of_its_session(alone: Site) -> None
             assert (await anna.change(method, path, sent)).status == 403
         for fields in ([], [("csrf", ben.csrf)], [("csrf", right), ("csrf", right)]):
             assert (await anna.ask("POST", "logout", data=fields)).status == 403
-        assert await changed(alone) == []
+        assert await changed(found) == []
         assert (await anna.ask("POST", "logout", data={"csrf": right})).status == 303
 
 
@@ -406,9 +412,9 @@ async def test_a_change_needs_the_csrf_token_of_its_session(alone: Site) -> None
         {"X-Forwarded-Host": "evil.example", "Origin": "https://evil.example"},
     ],
 )
-async def test_a_page_of_another_site_changes_nothing(alone: Site, headers: dict[str, str]) -> None:
+async def test_a_page_of_another_site_changes_nothing(found: Site, headers: dict[str, str]) -> None:
     """Another site gets 403 even with the CSRF token, and uses up no attempts of its visitor."""
-    async with alone.visitor() as anna:
+    async with found.visitor() as anna:
         await anna.log_in()
         for method, path, sent in CHANGES:
             assert (await anna.change(method, path, sent, **headers)).status == 403
@@ -416,15 +422,15 @@ async def test_a_page_of_another_site_changes_nothing(alone: Site, headers: dict
             data = {"token": "wrong"}
             reply = await anna.ask("POST", "login", data=data, headers=headers)
             assert reply.status == 403
-        assert await changed(alone) == []
+        assert await changed(found) == []
         assert (await anna.log_in(token="wrong")).status == 401
         own = {"Sec-Fetch-Site": "same-origin"}
         assert (await anna.change("POST", "api/exempt", {"id": 42}, **own)).status == 200
 
 
-async def test_a_request_without_a_host_is_of_another_site(alone: Site) -> None:
+async def test_a_request_without_a_host_is_of_another_site(found: Site) -> None:
     """Without Host nothing says what the browser calls this server; the system is not asked."""
-    reader, writer = await asyncio.open_connection(alone.server.host, alone.server.port)
+    reader, writer = await asyncio.open_connection(found.server.host, found.server.port)
     writer.write(
         b"POST /ops/admin/login HTTP/1.0\r\nOrigin: http://127.0.0.1\r\nContent-Length: 7\r\n"
         b"Content-Type: application/x-www-form-urlencoded\r\n\r\ntoken=x"
@@ -433,11 +439,11 @@ async def test_a_request_without_a_host_is_of_another_site(alone: Site) -> None:
     writer.close()
 
 
-async def test_a_script_needs_no_csrf_token(alone: Site) -> None:
+async def test_a_script_needs_no_csrf_token(found: Site) -> None:
     """A bearer token needs no CSRF token, because no browser adds it by itself."""
-    async with alone.script() as script:
+    async with found.script() as script:
         assert (await script.change("POST", "api/exempt", {"id": 42})).status == 200
-    (entry,) = await changed(alone)
+    (entry,) = await changed(found)
     assert (entry["by"], entry["what"]) == ("token@web", "exempt 42")
 
 
@@ -492,23 +498,23 @@ def forged() -> dict[str, tuple[str, int]]:
 
 
 @pytest.mark.parametrize("how", forged())
-async def test_init_data_that_is_not_right_opens_nothing(alone: Site, how: str) -> None:
+async def test_init_data_that_is_not_right_opens_nothing(
+    found: Site, how: str, visitor: Visitor
+) -> None:
     """initData that is forged, old, of another bot or of no admin gets 401 or 403, no cookie."""
     data, status = forged()[how]
-    async with alone.visitor() as visitor:
-        reply = await visitor.log_in(init_data=data)
-        assert (reply.status, reply.cookies) == (status, [])
-        assert BOT_TOKEN.split(":")[1] not in reply.text
-        assert (await visitor.get("api/limits")).status == 401
+    reply = await visitor.log_in(init_data=data)
+    assert (reply.status, reply.cookies) == (status, [])
+    assert BOT_TOKEN.split(":")[1] not in reply.text
+    assert (await visitor.get("api/limits")).status == 401
 
 
-async def test_a_clock_that_is_slow_is_told(alone: Site) -> None:
+async def test_a_clock_that_is_slow_is_told(found: Site, visitor: Visitor) -> None:
     """If this server's clock is behind, fresh initData is still accepted."""
-    async with alone.visitor() as visitor:
-        reply = await visitor.log_in(init_data=init_data(at=time.time() + 60))
-        assert "is from the future: set this server's clock" in reply.content["detail"]
-        reply = await visitor.log_in(init_data=init_data(at=time.time() - 301))
-        assert "is too old: open the page again" in reply.content["detail"]
+    reply = await visitor.log_in(init_data=init_data(at=time.time() + 60))
+    assert "is from the future: set this server's clock" in reply.content["detail"]
+    reply = await visitor.log_in(init_data=init_data(at=time.time() - 301))
+    assert "is too old: open the page again" in reply.content["detail"]
 
 
 async def test_init_data_opens_nothing_where_there_are_no_admins() -> None:
@@ -527,53 +533,50 @@ async def test_a_token_opens_nothing_where_there_is_none() -> None:
             assert (await anna.log_in(init_data=init_data())).status == 200
 
 
-async def test_a_login_says_one_thing(alone: Site) -> None:
+async def test_a_login_says_one_thing(found: Site, visitor: Visitor) -> None:
     """A login with two secrets, none, or in an unknown format is a mistake, not an attempt."""
-    async with alone.visitor() as visitor:
-        both = {"token": TOKEN, "init_data": init_data()}
-        twice = [("token", TOKEN), ("token", "x")]
-        for data in (both, twice, {}, {"password": TOKEN}):
-            reply = await visitor.ask("POST", "login", data=data or b"")
-            assert reply.status in {400, 415}
-        assert (await visitor.ask("POST", "login", json={"token": TOKEN})).status == 415
-        odd = {"Content-Type": "application/x-www-form-urlencoded; charset=unicode_escape"}
-        assert (await visitor.raw("POST", "login", rb"token=\ud800", **odd)).status == 415
-        assert (await visitor.raw("POST", "login", b"token=%ff%fe", **odd)).status == 415
-        form = {"Content-Type": "application/x-www-form-urlencoded"}
-        assert (await visitor.raw("POST", "login", b"token=%ff%ed%a0%80", **form)).status == 401
-        assert (await visitor.raw("POST", "login", b"\xff\xfe", **form)).status == 400
-        assert (await visitor.get("login")).status == 401
-        assert visitor.cookies() == {}
+    both = {"token": TOKEN, "init_data": init_data()}
+    twice = [("token", TOKEN), ("token", "x")]
+    for data in (both, twice, {}, {"password": TOKEN}):
+        reply = await visitor.ask("POST", "login", data=data or b"")
+        assert reply.status in {400, 415}
+    assert (await visitor.ask("POST", "login", json={"token": TOKEN})).status == 415
+    odd = {"Content-Type": "application/x-www-form-urlencoded; charset=unicode_escape"}
+    assert (await visitor.raw("POST", "login", rb"token=\ud800", **odd)).status == 415
+    assert (await visitor.raw("POST", "login", b"token=%ff%fe", **odd)).status == 415
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert (await visitor.raw("POST", "login", b"token=%ff%ed%a0%80", **form)).status == 401
+    assert (await visitor.raw("POST", "login", b"\xff\xfe", **form)).status == 400
+    assert (await visitor.get("login")).status == 401
+    assert visitor.cookies() == {}
 
 
 # --- the package ----------------------------------------------------------------------------
 
 
-def test_a_missing_extra_is_one_clear_error() -> None:
-    """Without jinja2 the error says what to install."""
+def test_each_front_end_imports_only_what_it_needs() -> None:
+    """The package imports no front end, the router and the command no web server.
+
+    Without jinja2 the page's error says what to install.
+    """
     code = """
 import sys
+def loaded(*names): print(*[name for name in names if name in sys.modules])
+import aiogram
+before = "aiohttp.web" in sys.modules
+import bot_ratelimit.admin as admin
+loaded("bot_ratelimit.admin.telegram", "bot_ratelimit.admin.web")
+admin.admin_router
+loaded("rich", "typer", "jinja2", "bot_ratelimit.admin.web")
+import bot_ratelimit.admin.control, bot_ratelimit.admin.cli
+loaded("jinja2", "bot_ratelimit.admin.web", *[] if before else ["aiohttp.web"])
 sys.modules["jinja2"] = None
-from bot_ratelimit import RateLimitMiddleware
-from bot_ratelimit.admin import admin_app
 try:
-    admin_app(RateLimitMiddleware(), token="correct-horse-battery-staple")
+    limits = __import__("bot_ratelimit").RateLimitMiddleware()
+    admin.admin_app(limits, token="correct-horse-battery-staple")
 except Exception as error:
     print(type(error).__name__, error, sep=": ")
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    expected = "ConfigError: admin_app needs jinja2: pip install 'bot_ratelimit[admin]'\n"
-    assert ran.stdout == expected
-
-
-def test_the_other_fronts_do_without_a_web_server() -> None:
-    """Control and the command import neither aiohttp.web nor jinja2."""
-    code = """
-import sys
-import aiogram
-before = set(sys.modules)
-import bot_ratelimit.admin.control, bot_ratelimit.admin.cli
-print(*sorted({"aiohttp.web", "jinja2"} & (set(sys.modules) - before)))
-"""
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert ran.stdout.strip() == ""
+    lines = python("-c", code).stdout.split("\n")
+    needs = "ConfigError: admin_app needs jinja2: pip install 'bot_ratelimit[admin]'"
+    assert lines == ["", "", "", needs, ""]

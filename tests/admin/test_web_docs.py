@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis.asyncio as aioredis
 
 from bot_ratelimit import RedisStorage
 from bot_ratelimit.admin.web import api
 
-from .web import running_bot
+from .web import running_bot, sending
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -37,11 +36,14 @@ def test_every_request_is_in_the_table() -> None:
     assert listed == routes
 
 
-async def test_the_examples_are_true(client: aioredis.Redis) -> None:
+async def test_the_examples_are_true(shared: RedisStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sent one after the other, each is answered with the status and the fields that are shown."""
-    storage = RedisStorage(client)
-    async with running_bot(storage) as (found, instance), found.script() as script:
-        await instance.send(*["hi"] * 5)
+    async with (
+        running_bot(shared, version=1) as found,
+        found.script() as script,
+        sending(shared, monkeypatch),
+    ):
+        await found.send(5)
         for example in sorted(EXAMPLES, key=lambda each: "color" in each):  # that one is above
             asked, _, told = example.partition("\n\n")
             first, _, body = asked.partition("\n")
@@ -50,7 +52,6 @@ async def test_the_examples_are_true(client: aioredis.Redis) -> None:
             reply = await script.ask(method, path, json=json.loads(body) if body else None)
             assert reply.status == int(status), first
             assert shape(reply.content) == shape(json.loads(answer.replace("\n", ""))), first
-    await storage.close()
 
 
 def test_every_status_of_a_problem_is_listed() -> None:

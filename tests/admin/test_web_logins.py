@@ -17,7 +17,7 @@ from bot_ratelimit.admin.web import requests
 from bot_ratelimit.testing import Clock
 from tests.servers import Server, running_cluster
 
-from .web import PAGE, TOKEN, Visitor, bot_on, init_data, site
+from .web import PAGE, TOKEN, Site, Visitor, bot_on, init_data, site
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -37,10 +37,11 @@ async def guess(visitor: Visitor, times: int, how: str, **headers: str) -> list[
 
 
 @pytest.mark.parametrize("how", ["bearer", "token"])
-async def test_fifty_wrong_in_a_row_are_slowed(how: str, client: aioredis.Redis) -> None:
+async def test_fifty_wrong_in_a_row_are_slowed(
+    how: str, client: aioredis.Redis, shared: RedisStorage
+) -> None:
     """After five failures even the right token gets 429 with Retry-After."""
-    storage = RedisStorage(client)
-    async with site(bot_on(storage)) as found, found.visitor() as visitor, found.script() as script:
+    async with site(bot_on(shared)) as found, found.visitor() as visitor, found.script() as script:
         assert await guess(visitor, 50, how) == [401] * 5 + [429] * 45
         reply = await visitor.log_in()
         assert (reply.status, visitor.cookies()) == (429, {})
@@ -55,21 +56,17 @@ async def test_fifty_wrong_in_a_row_are_slowed(how: str, client: aioredis.Redis)
         ttls = [await client.pttl(key) async for key in client.scan_iter("*{login}*")]
         assert len(ttls) == 4  # the address, all, the used initData, and the generation
         assert all(ttl > 0 for ttl in ttls)
-    await storage.close()
 
 
-async def test_a_link_with_wrong_init_data_slows_nobody_else() -> None:
+async def test_a_link_with_wrong_init_data_slows_nobody_else(
+    visitor: Visitor, script: Visitor
+) -> None:
     """A link of a stranger makes an operator's browser send initData: only that is slowed."""
-    async with (
-        site(bot_on(MemoryStorage())) as found,
-        found.visitor() as visitor,
-        found.script() as script,
-    ):
-        assert (await script.get("api/limits")).status == 200
-        assert await guess(visitor, 50, "init_data") == [401] * 5 + [429] * 45
-        assert (await script.get("api/limits")).status == 200
-        assert (await visitor.log_in()).status == 200
-        assert (await visitor.log_in(init_data=init_data())).status == 200
+    assert (await script.get("api/limits")).status == 200
+    assert await guess(visitor, 50, "init_data") == [401] * 5 + [429] * 45
+    assert (await script.get("api/limits")).status == 200
+    assert (await visitor.log_in()).status == 200
+    assert (await visitor.log_in(init_data=init_data())).status == 200
 
 
 async def test_links_with_wrong_init_data_on_many_machines_slow_nobody_else() -> None:
@@ -100,24 +97,21 @@ async def test_a_minute_later_the_right_token_is_let_in() -> None:
         assert (await visitor.log_in()).status == 200
 
 
-async def test_many_guesses_at_once_gain_nothing() -> None:
+async def test_many_guesses_at_once_gain_nothing(visitor: Visitor) -> None:
     """Each attempt is charged before its result is known."""
-    async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
-        several = [guess(visitor, 5, "bearer") for _ in range(20)]
-        statuses = [status for each in await asyncio.gather(*several) for status in each]
-        assert sorted(statuses) == [401] * 5 + [429] * 95
+    several = [guess(visitor, 5, "bearer") for _ in range(20)]
+    statuses = [status for each in await asyncio.gather(*several) for status in each]
+    assert sorted(statuses) == [401] * 5 + [429] * 95
 
 
-async def test_right_logins_cost_nothing(client: aioredis.Redis) -> None:
+async def test_right_logins_cost_nothing(shared: RedisStorage) -> None:
     """A hundred requests of a script at once, and twenty logins in a row, are not slowed."""
-    storage = RedisStorage(client)
-    async with site(bot_on(storage)) as found, found.script() as script:
+    async with site(bot_on(shared)) as found, found.script() as script:
         replies = await asyncio.gather(*(script.get("api/health") for _ in range(100)))
         assert {reply.status for reply in replies} == {200}
         for _ in range(20):
             async with found.visitor() as visitor:
                 assert (await visitor.log_in()).status == 200
-    await storage.close()
 
 
 async def test_sessions_and_known_browsers_are_not_locked_out() -> None:
@@ -194,22 +188,19 @@ async def test_behind_a_trusted_proxy_each_address_counts_for_itself() -> None:
         assert statuses == [401]
 
 
-async def test_an_outage_does_not_open_the_door(own_server: Server) -> None:
+async def test_an_outage_does_not_open_the_door(own_server: Server, own: RedisStorage) -> None:
     """Without Redis this process counts: guessing is slowed, and the wrong token stays wrong."""
-    async with aioredis.Redis(port=own_server.port) as client:
-        storage = RedisStorage(client)
-        middleware = bot_on(storage)
-        async with site(middleware) as found, found.visitor() as visitor:
-            await visitor.log_in()
-            own_server.kill()
-            async with found.visitor() as attacker:
-                assert await guess(attacker, 8, "token") == [401] * 5 + [429] * 3
-            assert (await visitor.get("api/limits")).status == 503  # the session holds
-            assert (await visitor.change("POST", "logout")).status == 303
-            assert (await visitor.get("api/limits")).status == 401
-            refused = await visitor.log_in()  # there is no session without Redis
-            assert (refused.status, "keeps the sessions" in refused.text) == (503, True)
-        await storage.close()
+    middleware = bot_on(own)
+    async with site(middleware) as found, found.visitor() as visitor:
+        await visitor.log_in()
+        own_server.kill()
+        async with found.visitor() as attacker:
+            assert await guess(attacker, 8, "token") == [401] * 5 + [429] * 3
+        assert (await visitor.get("api/limits")).status == 503  # the session holds
+        assert (await visitor.change("POST", "logout")).status == 303
+        assert (await visitor.get("api/limits")).status == 401
+        refused = await visitor.log_in()  # there is no session without Redis
+        assert (refused.status, "keeps the sessions" in refused.text) == (503, True)
 
 
 async def test_in_an_outage_nobody_logs_in_from_telegram(own_server: Server) -> None:
@@ -264,8 +255,7 @@ async def test_a_logout_without_redis_reaches_the_others_when_redis_is_back(
         ):
             await visitor.log_in()
             await colleague.log_in()
-            for name, value in visitor.cookies().items():
-                thief.set_cookie(name, value)
+            thief.steal(visitor)
             lasting_server.kill()
             assert (await visitor.change("POST", "logout")).status == 303
             lasting_server.start()
@@ -289,8 +279,7 @@ async def test_sessions_end_when_redis_is_emptied(client: aioredis.Redis) -> Non
         second.visitor() as thief,
     ):
         await colleague.log_in()
-        for name, value in colleague.cookies().items():
-            thief.set_cookie(name, value)
+        thief.steal(colleague)
         assert (await thief.get("api/limits")).status == 200
         await client.flushall()
         for each in (colleague, thief):
@@ -305,30 +294,28 @@ async def test_sessions_end_when_redis_is_emptied(client: aioredis.Redis) -> Non
         await storage.close()
 
 
-async def test_the_audit_has_the_name_given_at_the_login() -> None:
+async def test_the_audit_has_the_name_given_at_the_login(visitor: Visitor) -> None:
     """Who logs in with the token gives a name once; it is never taken for a Telegram user's id."""
-    async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
-        reply = await visitor.log_in(token=TOKEN, name="Anna B.")
-        assert reply.content["by"] == "Anna B.@web"
-        await visitor.change("PUT", "api/bans/7", {"how_long": "1h"})
-        assert (await visitor.get("api/audit")).content[0]["by"] == "Anna B.@web"
-        for name in ("4242", "<b>", "a" * 41):
-            assert (await visitor.log_in(token=TOKEN, name=name)).status == 422
+    reply = await visitor.log_in(token=TOKEN, name="Anna B.")
+    assert reply.content["by"] == "Anna B.@web"
+    await visitor.change("PUT", "api/bans/7", {"how_long": "1h"})
+    assert (await visitor.get("api/audit")).content[0]["by"] == "Anna B.@web"
+    for name in ("4242", "<b>", "a" * 41):
+        assert (await visitor.log_in(token=TOKEN, name=name)).status == 422
 
 
-async def test_a_session_that_this_instance_knows_shows_an_outage(own_server: Server) -> None:
+async def test_a_session_that_this_instance_knows_shows_an_outage(
+    own_server: Server, own: RedisStorage
+) -> None:
     """Operators who were logged in see the outage; sessions that nobody knows here open nothing."""
-    async with aioredis.Redis(port=own_server.port) as client:
-        storage = RedisStorage(client)
-        async with site(bot_on(storage)) as found, found.visitor() as visitor:
-            await visitor.log_in()
-            ((name, _),) = [each for each in visitor.cookies().items() if "device" not in each[0]]
-            own_server.kill()
-            assert (await visitor.get("api/health")).content["status"] == "unhealthy"
-            async with found.visitor(Cookie=f"{name}=v2.{'A' * 43}") as stranger:
-                assert (await stranger.get("api/health")).status == 503
-                assert (await stranger.get("", headers=PAGE)).status == 200  # the login form
-        await storage.close()
+    async with site(bot_on(own)) as found, found.visitor() as visitor:
+        await visitor.log_in()
+        ((name, _),) = [each for each in visitor.cookies().items() if "device" not in each[0]]
+        own_server.kill()
+        assert (await visitor.get("api/health")).content["status"] == "unhealthy"
+        async with found.visitor(Cookie=f"{name}=v2.{'A' * 43}") as stranger:
+            assert (await stranger.get("api/health")).status == 503
+            assert (await stranger.get("", headers=PAGE)).status == 200  # the login form
 
 
 async def test_clearing_the_counts_does_not_undo_a_logout(client: aioredis.Redis) -> None:
@@ -341,8 +328,7 @@ async def test_clearing_the_counts_does_not_undo_a_logout(client: aioredis.Redis
         second.visitor() as thief,
     ):
         await visitor.log_in()
-        for name, value in visitor.cookies().items():
-            thief.set_cookie(name, value)
+        thief.steal(visitor)
         await visitor.change("POST", "logout")
         async with first.visitor() as attacker:
             await guess(attacker, 6, "token")
@@ -355,20 +341,21 @@ async def test_clearing_the_counts_does_not_undo_a_logout(client: aioredis.Redis
         await storage.close()
 
 
-async def test_the_log_names_the_address_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_names_the_address_and_no_secret(
+    caplog: pytest.LogCaptureFixture, found: Site, visitor: Visitor
+) -> None:
     """The log names the address of each failed login, and logs no more of them than are allowed."""
-    async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
-        with caplog.at_level(logging.DEBUG):
-            await guess(visitor, 20, "token")
-            await visitor.log_in(init_data=init_data(7))
-            async with found.script() as script:
-                await script.get("api/limits")
-        lines = [r.getMessage() for r in caplog.records if "a login failed" in r.getMessage()]
-        said = "admin_app: a login failed, from 127.0.0.1: "
-        no_admin = "this Telegram user is not an admin"
-        assert lines == [f"{said}this token is wrong"] * 5 + [said + no_admin]
-        assert TOKEN not in caplog.text
-        assert "wrong-wrong" not in caplog.text
+    with caplog.at_level(logging.DEBUG):
+        await guess(visitor, 20, "token")
+        await visitor.log_in(init_data=init_data(7))
+        async with found.script() as script:
+            await script.get("api/limits")
+    lines = [r.getMessage() for r in caplog.records if "a login failed" in r.getMessage()]
+    said = "admin_app: a login failed, from 127.0.0.1: "
+    no_admin = "this Telegram user is not an admin"
+    assert lines == [f"{said}this token is wrong"] * 5 + [said + no_admin]
+    assert TOKEN not in caplog.text
+    assert "wrong-wrong" not in caplog.text
 
 
 async def test_a_cluster_counts_without_a_hash_tag(tmp_path: Path) -> None:
@@ -387,17 +374,18 @@ async def test_a_cluster_counts_without_a_hash_tag(tmp_path: Path) -> None:
         await client.aclose()
 
 
-async def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_never_comes_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, found: Site
+) -> None:
     """A client without access cannot keep requests open: it gets 408."""
     monkeypatch.setattr(requests, "_SLOWEST", 0.05)
-    async with site(bot_on(MemoryStorage())) as found:
-        reader, writer = await asyncio.open_connection(found.server.host, found.server.port)
-        writer.write(
-            b"POST /ops/admin/login HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n"
-            b"Content-Type: application/x-www-form-urlencoded\r\n\r\ntoken="
-        )
-        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
-        writer.close()
+    reader, writer = await asyncio.open_connection(found.server.host, found.server.port)
+    writer.write(
+        b"POST /ops/admin/login HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n"
+        b"Content-Type: application/x-www-form-urlencoded\r\n\r\ntoken="
+    )
+    assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+    writer.close()
 
 
 async def test_a_broken_body_is_no_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

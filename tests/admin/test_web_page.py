@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
+import pytest_asyncio
+import redis.asyncio as aioredis
 
-from bot_ratelimit import Rule, Subject
-from tests.admin.served import ADMIN, OTHER_ADMIN, TOKEN, Site, init_data, site
+from bot_ratelimit import Penalty, RedisStorage, Rule, Scope, Subject
+from tests.admin.web import ANNA, BORIS, TOKEN, Site, init_data, running_bot
 from tests.chromium import NOT_RUN, chromium, find_chromium, violations
 from tests.servers import Server
 
 if TYPE_CHECKING:
-    import redis.asyncio as aioredis
     from playwright.async_api import Browser, Page
 
 if find_chromium() is None:
     pytest.skip(NOT_RUN, allow_module_level=True)
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # that of the browser
 
 PHONE, DESK = 400, 1400
 EVERY_PAGE = (
@@ -30,16 +34,29 @@ EVERY_PAGE = (
 WITH_ERRORS = ("user?user=x", "limit?name=messages&limit=bad", "ban?user=&how_long=1h", "nowhere")
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
+    """One for all tests of a worker."""
     async with chromium() as browser:
         yield browser
 
 
-@pytest.fixture
-async def bot(client: aioredis.Redis, redis_server: Server) -> AsyncIterator[Site]:
-    async with site(redis_server.port) as found:
+@pytest_asyncio.fixture(loop_scope="session")
+async def bot(redis_server: Server) -> AsyncIterator[Site]:
+    async with on_redis(redis_server.port) as found:
         yield found
+
+
+@asynccontextmanager
+async def on_redis(port: int, **options: Any) -> AsyncIterator[Site]:
+    """A bot that counts in this Redis, which is emptied first."""
+    options.setdefault("rules", [Rule("3/hour", name="messages"), Rule("100/hour", Scope.CHAT)])
+    async with aioredis.Redis(port=port) as client:
+        await client.flushall()
+        storage = RedisStorage(client)
+        async with running_bot(storage, penalty=Penalty("20/hour", "1h"), **options) as found:
+            yield found
+        await storage.close()
 
 
 class Tab:
@@ -80,28 +97,41 @@ class Tab:
         await self.press("Find")
 
     async def width(self) -> int:
-        """The width of the page, including what lies outside the window."""
-        found: int = await self.page.evaluate("document.documentElement.scrollWidth")
-        return found
+        """The width of the page with what lies outside the window; infinite if a card overflows."""
+        cards = "[...document.querySelectorAll('.card')].some(e => e.scrollWidth > e.clientWidth)"
+        wide: int = await self.page.evaluate("document.documentElement.scrollWidth")
+        return 10**6 if await self.page.evaluate(cards) else wide
 
 
-async def opened(browser: Browser, bot: Site, width: int = DESK, **options: Any) -> Tab:
+@asynccontextmanager
+async def opened(
+    browser: Browser, bot: Site, width: int = DESK, **options: Any
+) -> AsyncIterator[Tab]:
+    """A new tab of a browser that knows nobody."""
     size: Any = {"width": width, "height": 900}
     context = await browser.new_context(viewport=size, **options)
-    return Tab(await context.new_page(), bot.url)
+    yield Tab(await context.new_page(), bot.url)
+    await context.close()
 
 
-@pytest.fixture(params=[PHONE, DESK])
-async def tab(request: pytest.FixtureRequest, browser: Browser, bot: Site) -> Tab:
+@pytest_asyncio.fixture(loop_scope="session")
+async def desk(browser: Browser, bot: Site) -> AsyncIterator[Tab]:
+    """Not logged in, on a desk."""
+    async with opened(browser, bot) as found:
+        yield found
+
+
+@pytest_asyncio.fixture(loop_scope="session", params=[PHONE, DESK])
+async def tab(request: pytest.FixtureRequest, browser: Browser, bot: Site) -> AsyncIterator[Tab]:
     """Logged in, on a phone and on a desk."""
-    found = await opened(browser, bot, request.param)
-    await found.log_in()
-    return found
+    async with opened(browser, bot, request.param) as found:
+        await found.log_in()
+        yield found
 
 
-async def test_only_the_token_opens_the_page(browser: Browser, bot: Site) -> None:
+async def test_only_the_token_opens_the_page(desk: Tab) -> None:
     """A wrong token is told; the right one opens the overview; after logging out it is shut."""
-    tab = await opened(browser, bot)
+    tab = desk
     await tab.log_in("a-wrong-token-0123456789")
     await tab.page.get_by_role("alert").wait_for()
     assert "wrong" in await tab.page.get_by_role("alert").inner_text()
@@ -115,52 +145,22 @@ async def test_only_the_token_opens_the_page(browser: Browser, bot: Site) -> Non
     assert await tab.page.get_by_role("heading", level=1).inner_text() == "Log in"
 
 
-async def test_an_admin_enters_from_telegram_without_typing(browser: Browser, bot: Site) -> None:
+async def test_an_admin_enters_from_telegram_without_typing(desk: Tab, bot: Site) -> None:
     """What Telegram adds to the address opens the page, is not kept there, and names the admin."""
-    tab = await opened(browser, bot)
-    data = quote(init_data(ADMIN))
+    tab = desk
+    data = quote(init_data(ANNA))
     await tab.go(f"#tgWebAppData={data}&tgWebAppVersion=9.1")
     await tab.page.get_by_role("heading", name="Overview").wait_for()
-    await tab.sees(f"{ADMIN}@web")
+    await tab.sees(f"{ANNA}@web")
     assert "tgWebAppData" not in tab.page.url
     assert tab.errors == []
-    for admin, name in ((ADMIN, f"{ADMIN}@web"), (OTHER_ADMIN, f"{OTHER_ADMIN}@web")):
+    for admin, name in ((ANNA, f"{ANNA}@web"), (BORIS, f"{BORIS}@web")):
         # The session of the same admin goes on; that of another one must not be taken over.
         await tab.page.goto("about:blank")
         await tab.go(f"#tgWebAppData={quote(init_data(admin))}")
         await tab.sees(name)
         assert "tgWebAppData" not in tab.page.url
     assert tab.errors == []
-
-
-async def test_a_refused_user_is_found_and_forgiven(tab: Tab, bot: Site) -> None:
-    """The page says why a user is refused and for how long; after forgiving they get through."""
-    assert await bot.send(5) == 3
-    await tab.find(7)
-    await tab.sees("refused, allowed again in")
-    await tab.sees("0 of 3")
-    await tab.follow("Forgive")
-    await tab.sees("messages: 3 of 3 used. The count is deleted")
-    assert await bot.send(1) == 0  # looking at it has changed nothing
-    await tab.press("Forgive")
-    await tab.sees("Counts deleted, on every instance")
-    await tab.sees("User 7: allowed")
-    assert await bot.send(1) == 1
-    assert tab.errors == []
-
-
-async def test_two_operators_do_not_overwrite_each_other(tab: Tab, bot: Site) -> None:
-    """A change to a version that is outdated is refused, and shown again for the newest one."""
-    await bot.control.set_rule("chat", "50/hour")
-    await tab.go("limit?name=messages&limit=9/hour&state=on")
-    await bot.control.set_rule("chat", "60/hour")
-    await tab.press("Change")
-    await tab.sees("anna@shell changed the live limits in the meantime")
-    assert (await bot.control.changes.current()).version == 2
-    await tab.press("Change")
-    await tab.sees("Version 3 is written")
-    rules = (await bot.control.changes.current()).rules
-    assert rules == {"chat": {"limit": "60/hour"}, "messages": {"limit": "9/hour"}}
 
 
 async def test_a_double_click_changes_once(tab: Tab, bot: Site) -> None:
@@ -174,14 +174,14 @@ async def test_a_double_click_changes_once(tab: Tab, bot: Site) -> None:
 
 async def test_the_chart_moves_while_one_looks(tab: Tab, bot: Site) -> None:
     """Decisions that are made meanwhile appear in bars, numbers and table, without a reload."""
-    await bot.send(2)
+    await bot.send(2, 7)
     await tab.go()
     await tab.page.evaluate("window.sameDocument = true")
     total = tab.page.locator("#totals dd").first
     before = int(await total.inner_text())
     await tab.page.get_by_text("Show as a table").click()
     height = await tab.page.locator("#bars g:last-of-type .refused").get_attribute("height")
-    await bot.send(10)
+    await bot.send(10, 7)
     # They may be read in the middle of the ten, of which the first one is allowed.
     await tab.page.wait_for_function(
         "before => { const [allowed, refused] = document.querySelectorAll('#totals dd');"
@@ -200,8 +200,7 @@ async def test_the_chart_moves_while_one_looks(tab: Tab, bot: Site) -> None:
 
 async def test_an_outage_is_said_and_its_end_too(browser: Browser, lasting_server: Server) -> None:
     """With Redis away the page still answers, says so, and comes back by itself."""
-    async with site(lasting_server.port) as bot:
-        tab = await opened(browser, bot)
+    async with on_redis(lasting_server.port) as bot, opened(browser, bot) as tab:
         await tab.log_in()
         await tab.sees("All limits are on.")
         lasting_server.kill()
@@ -210,10 +209,10 @@ async def test_an_outage_is_said_and_its_end_too(browser: Browser, lasting_serve
         await tab.sees("All limits are on.")
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def busy(bot: Site) -> Site:
     """With a refused user, a banned one, and a change of the limits."""
-    await bot.send(5)
+    await bot.send(5, 7)
     await bot.control.ban(Subject(user=8), "1h", "spam")
     await bot.control.set_rule("chat", "50/hour", shadow=True)
     await bot.control.changes.pause("1h")
@@ -222,70 +221,70 @@ async def busy(bot: Site) -> Site:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_axe_finds_nothing_serious(browser: Browser, busy: Site, scheme: Any) -> None:
-    """Every page, also with errors, passes the serious rules of an accessibility checker."""
-    tab = await opened(browser, busy, color_scheme=scheme)
-    rules = ["color-contrast"] if scheme == "dark" else []  # all else is as in light
-    await tab.page.set_content("<p style='color: #777; background: #888'>hard to read</p>")
-    assert await violations(tab.page, rules), "axe does not work"
-    await tab.go()
-    found = {"login": await violations(tab.page, rules)}
-    await tab.log_in("a-wrong-token-0123456789")
-    found["refused"] = await violations(tab.page, rules)
-    await tab.log_in()
-    for path in (*EVERY_PAGE, *WITH_ERRORS):
-        await tab.go(path)
-        found[path] = await violations(tab.page, rules)
-        assert await tab.page.locator("h1").count() == 1, path
-    await tab.page.set_viewport_size({"width": PHONE, "height": 900})
-    for path in ("", "user?user=7", "bans", "history"):
-        await tab.go(path)
-        found[f"{path} on a phone"] = await violations(tab.page, rules)
-    assert {path: each for path, each in found.items() if each} == {}
+async def test_every_page_fits_and_axe_finds_nothing(
+    browser: Browser, busy: Site, scheme: Any
+) -> None:
+    """Every page, also with errors, passes the serious rules of an accessibility checker.
 
-
-async def test_no_page_scrolls_sideways_or_has_errors(tab: Tab, busy: Site) -> None:
-    """Every page fits the window, of a phone too, and the console stays empty."""
-    size: Any = tab.page.viewport_size
-    for path in EVERY_PAGE:
-        await tab.go(path)
-        assert await tab.width() <= size["width"], path
-    assert tab.errors == []
-    for path in WITH_ERRORS:
-        await tab.go(path)
-        assert await tab.width() <= size["width"], path
+    It fits the window, of a phone too, and the console stays empty.
+    """
+    async with opened(browser, busy, color_scheme=scheme) as tab:
+        rules = ["color-contrast"] if scheme == "dark" else []  # all else is as in light
+        await tab.page.set_content("<p style='color: #777; background: #888'>hard to read</p>")
+        assert await violations(tab.page, rules), "axe does not work"
+        await tab.go()
+        found = {"login": await violations(tab.page, rules)}
+        await tab.log_in("a-wrong-token-0123456789")
+        found["refused"] = await violations(tab.page, rules)
+        await tab.log_in()
+        tab.errors.clear()  # Chromium notes that an answer was 401
+        for path in (*EVERY_PAGE, *WITH_ERRORS):
+            if path == WITH_ERRORS[0]:
+                assert tab.errors == []
+            await tab.go(path)
+            found[path] = await violations(tab.page, rules)
+            assert await tab.page.locator("h1").count() == 1, path
+            for width in (PHONE, DESK):
+                await tab.page.set_viewport_size({"width": width, "height": 900})
+                assert await tab.width() <= width, path
+        await tab.page.set_viewport_size({"width": PHONE, "height": 900})
+        for path in ("", "user?user=7", "bans", "history"):
+            await tab.go(path)
+            found[f"{path} on a phone"] = await violations(tab.page, rules)
+        assert {path: each for path, each in found.items() if each} == {}
 
 
 async def test_every_width_between_fits(browser: Browser, busy: Site) -> None:
     """From the smallest phone to a desktop, no table is wider than the window."""
-    tab = await opened(browser, busy)
-    await tab.log_in()
-    for path in ("", "history", "bans", "user?user=8", "limit?name=messages&limit=9/hour"):
-        await tab.go(path)
-        for width in (320, 480, 700, 860, 1_040, 1_060, 1_200):
-            await tab.page.set_viewport_size({"width": width, "height": 900})
-            assert await tab.width() <= width, path
+    async with opened(browser, busy) as tab:
+        await tab.log_in()
+        for path in ("", "history", "bans", "user?user=8", "limit?name=messages&limit=9/hour"):
+            await tab.go(path)
+            for width in (320, 480, 700, 860, 1_040, 1_060, 1_200):
+                await tab.page.set_viewport_size({"width": width, "height": 900})
+                assert await tab.width() <= width, path
 
 
-async def test_long_words_fit(browser: Browser, redis_server: Server, client: object) -> None:
+async def test_long_words_fit(browser: Browser, redis_server: Server) -> None:
     """Names and reasons of any length break instead of making a page wider than the window."""
     long = "n" * 120
-    async with site(redis_server.port, [Rule("3/hour", name=long)]) as bot:
+    async with on_redis(redis_server.port, rules=[Rule("3/hour", name=long)]) as bot:
         await bot.control.ban(Subject(user=8), "1h", "r" * 300)
         await bot.control.set_rule(long, "4/hour")
         await bot.obey()
-        for width in (PHONE, DESK):
-            tab = await opened(browser, bot, width)
+        async with opened(browser, bot) as tab:
             await tab.log_in()
             for path in ("", "user?user=8", "bans", "history", "unban?user=8", "forgive?user=8",
                          f"limit?name={long}&limit=9/hour", "rollback?version=0"):  # fmt: skip
                 await tab.go(path)
-                assert await tab.width() <= width, path
+                for width in (PHONE, DESK):
+                    await tab.page.set_viewport_size({"width": width, "height": 900})
+                    assert await tab.width() <= width, path
 
 
-async def test_the_end_of_a_session_is_noticed(browser: Browser, bot: Site) -> None:
+async def test_the_end_of_a_session_is_noticed(desk: Tab, bot: Site) -> None:
     """Logged out in one tab, the other ones show the login form by themselves."""
-    tab = await opened(browser, bot)
+    tab = desk
     await tab.log_in()
     await tab.sees("Live")
     other = Tab(await tab.page.context.new_page(), bot.url)
@@ -294,10 +293,10 @@ async def test_the_end_of_a_session_is_noticed(browser: Browser, bot: Site) -> N
     await tab.page.get_by_label("Access token").wait_for()
 
 
-async def test_the_keyboard_alone_is_enough(browser: Browser, bot: Site) -> None:
-    """Log in, skip to the content, find a user and forgive them, without a mouse."""
-    await bot.send(5)
-    tab = await opened(browser, bot)
+async def test_the_keyboard_alone_is_enough(desk: Tab, bot: Site) -> None:
+    """Log in, skip to the content, find a refused user, see why, and forgive, without a mouse."""
+    await bot.send(5, 7)
+    tab = desk
     await tab.go()
     keyboard = tab.page.keyboard
     await gets_focus(tab, "Access token")
@@ -315,15 +314,19 @@ async def test_the_keyboard_alone_is_enough(browser: Browser, bot: Site) -> None
     await keyboard.type("7")
     await keyboard.press("Enter")
     await tab.page.get_by_role("heading", name="User 7").wait_for()
+    await tab.sees("refused, allowed again in")
+    await tab.sees("0 of 3")
     await reach(tab, "Forgive …")
     await keyboard.press("Enter")
     await tab.page.get_by_role("heading", name="Forgive user 7?").wait_for()
+    await tab.sees("messages: 3 of 3 used. The count is deleted")
+    assert await bot.send(1, 7) == 0  # looking at it has changed nothing
     await gets_focus(tab, "Forgive user 7?")  # reading goes on there
     await reach(tab, "Forgive")
     await keyboard.press("Enter")
     await tab.sees("Counts deleted, on every instance")
     await gets_focus(tab, "Counts deleted")
-    assert await bot.send(1) == 1
+    assert await bot.send(1, 7) == 1
     assert tab.errors == []
 
 
@@ -352,20 +355,20 @@ async def reach(tab: Tab, name: str, key: str = "Tab") -> None:
 
 async def test_everything_works_without_a_script(browser: Browser, bot: Site) -> None:
     """Without JavaScript the page shows chart and table, and forgives, bans, changes as well."""
-    await bot.send(5)
-    tab = await opened(browser, bot, java_script_enabled=False)
-    await tab.log_in()
-    await tab.page.get_by_role("img", name="Allowed 3, Refused 2").wait_for()
-    assert await tab.page.locator("[data-zone]").inner_text() == "UTC"
-    await tab.find(7)
-    await tab.follow("Forgive")
-    await tab.press("Forgive")
-    await tab.sees("Counts deleted, on every instance")
-    await tab.go("limit?name=messages")
-    await tab.page.get_by_label("Trial").check()
-    await tab.press("Preview")
-    await tab.press("Change")
-    await tab.sees("Version 1 is written")
-    await bot.obey()
-    assert await bot.send(9) == 9
-    assert tab.errors == []
+    await bot.send(5, 7)
+    async with opened(browser, bot, java_script_enabled=False) as tab:
+        await tab.log_in()
+        await tab.page.get_by_role("img", name="Allowed 3, Refused 2").wait_for()
+        assert await tab.page.locator("[data-zone]").inner_text() == "UTC"
+        await tab.find(7)
+        await tab.follow("Forgive")
+        await tab.press("Forgive")
+        await tab.sees("Counts deleted, on every instance")
+        await tab.go("limit?name=messages")
+        await tab.page.get_by_label("Trial").check()
+        await tab.press("Preview")
+        await tab.press("Change")
+        await tab.sees("Version 1 is written")
+        await bot.obey()
+        assert await bot.send(9, 7) == 9
+        assert tab.errors == []

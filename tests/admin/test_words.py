@@ -106,11 +106,11 @@ async def test_a_whole_conversation_in_russian() -> None:
     async with operated_bot_on(storage, statistics=True) as bot:
         for _ in range(5):
             await bot.is_handled()
-        for text in ("/limits", "/who 42", "/try 42", "/top", "/stats", "/health", "/bans",
-                     "/history", "/forgive 42", "/ban 42 1h spam", "/unban 42", "/rollback",
-                     "/setlimit messages 1/h", "/setlimit", "/pause 1d", "/resume", "/penalty",
-                     "/penalty 9/h 1h", "/exempt 42", "/exempt 42 off", "/exempt 42 x", "/who",
-                     "/who x", "/ban 42", "/ban 1002 1h"):  # fmt: skip
+        for text in ("/limits", "/who 42", "/try 42", "/top", "/stats", "/sending", "/health",
+                     "/bans", "/history", "/forgive 42", "/ban 42 1h spam", "/unban 42",
+                     "/rollback", "/setlimit messages 1/h", "/setlimit", "/pause 1d", "/resume",
+                     "/penalty", "/penalty 9/h 1h", "/exempt 42", "/exempt 42 off", "/exempt 42 x",
+                     "/who", "/who x", "/ban 42", "/ban 1002 1h"):  # fmt: skip
             said = re.sub("<code>.*?</code>|/[a-z]+|`[a-z]+`", "",
                           await bot.says(text, language="ru"))  # fmt: skip
             assert re.search("[а-я]{3}", said), text

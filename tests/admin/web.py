@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from html import unescape
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+import pytest
+from aiogram import Bot
 from aiohttp import ClientResponse, ClientSession, CookieJar, web
 from aiohttp.test_utils import TestServer
 
-from bot_ratelimit import Limiter, RateLimitMiddleware, Rule, Scope
+from bot_ratelimit import Limiter, OutgoingLimits, RateLimitMiddleware, Rule, Scope
 from bot_ratelimit.admin import admin_app
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.storage.base import Storage
-from tests.incoming.support import Instance
+from tests.incoming.support import Instance, chat, user
+from tests.outgoing.virtual import Telegram, too_many
 
 TOKEN = "correct-horse-battery-staple"
 BOT_TOKEN = "42:TELEGRAM-KNOWS-THIS-ONE"
-ANNA = 4242
-"""An admin; everybody else is none."""
+ANNA, BORIS = 4242, 4343
+"""Admins; everybody else is none."""
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 PAGE = {"Accept": "text/html"}
@@ -53,13 +61,14 @@ class Reply(NamedTuple):
     async def of(cls, response: ClientResponse) -> Reply:
         text = await response.text()
         is_json = response.content_type.endswith("json")
-        return cls(
-            response.status,
-            json.loads(text) if is_json and text else None,
-            text,
-            response.headers,
-            response.headers.getall("Set-Cookie", []),
-        )
+        cookies = response.headers.getall("Set-Cookie", [])
+        content = json.loads(text) if is_json and text else None
+        return cls(response.status, content, text, response.headers, cookies)
+
+    @property
+    def words(self) -> str:
+        """The text of a page, as people read it."""
+        return " ".join(unescape(re.sub(r"<[^>]*>", "", self.text)).split())
 
 
 class Visitor:
@@ -101,17 +110,45 @@ class Visitor:
     def cookies(self) -> dict[str, str]:
         return {cookie.key: cookie.value for cookie in self.session.cookie_jar}
 
+    def steal(self, other: Visitor) -> None:
+        """Take the cookies of somebody else."""
+        for name, value in other.cookies().items():
+            self.set_cookie(name, value)
+
     def set_cookie(self, name: str, value: str) -> None:
         self.session.cookie_jar.update_cookies({name: value}, self._server.make_url(self.root))
 
 
-class Site(NamedTuple):
+@dataclass
+class Site:
     """A bot's web server with an admin_app in it."""
 
     server: TestServer
     middleware: RateLimitMiddleware
     now: Now
     root: str
+    instance: Instance | None = None
+    """The bot, if it runs."""
+
+    @property
+    def url(self) -> str:
+        return str(self.server.make_url(self.root))
+
+    @property
+    def control(self) -> Control:
+        """An operator beside the page."""
+        return Control.of(self.middleware, "anna@shell", patience=0)
+
+    async def send(self, times: int, id_: int = 42) -> int:
+        """How many of so many messages of a user are handled."""
+        assert self.instance is not None
+        sender = {"from": user(id_), "chat": chat(id_)}
+        return sum(await self.instance.send(*["hi"] * times, **sender))
+
+    async def obey(self) -> None:
+        """Let the bot look at the live limits now, and not only in two seconds."""
+        assert self.middleware.live is not None
+        await self.middleware.live.refresh()
 
     @asynccontextmanager
     async def visitor(self, **headers: str) -> AsyncIterator[Visitor]:
@@ -148,7 +185,7 @@ async def site(
     """A server on loopback, with the application below a path."""
     now = Now()
     options.setdefault("token", TOKEN)
-    if options.setdefault("admins", [ANNA]):
+    if options.setdefault("admins", [ANNA, BORIS]):
         options.setdefault("bot_token", BOT_TOKEN)
     admin = admin_app(middleware, clock=now, **options)
     app = admin
@@ -160,17 +197,47 @@ async def site(
 
 
 @asynccontextmanager
-async def running_bot(storage: Storage, **options: Any) -> AsyncIterator[tuple[Site, Instance]]:
-    """A bot that runs, and its admin_app. Version 1 of the live limits is there already."""
-    middleware = bot_on(storage, on_limited=None)
+async def running_bot(storage: Storage, version: int = 0, **options: Any) -> AsyncIterator[Site]:
+    """A bot that runs, and its page. Its live limits have this version already, 0 or 1."""
+    middleware = bot_on(storage, on_limited=None, **options)
     instance = Instance(middleware, ())
     middleware.setup(instance.dispatcher)
     instance.dispatcher.message.register(instance._handle)
-    await Control.of(middleware, "anna@shell", patience=0).changes.resume()
+    if version:
+        await Control.of(middleware, "anna@shell", patience=0).changes.resume()
     await instance.dispatcher.emit_startup()
-    async with site(middleware, **options) as found:
-        yield found, instance
+    async with site(middleware) as found:
+        found.instance = instance
+        yield found
     await instance.dispatcher.emit_shutdown()
+
+
+@asynccontextmanager
+async def sending(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """A bot that broadcasts to 1,000 chats, and may not write to chat 7 after a 429."""
+    monkeypatch.setattr("bot_ratelimit.outgoing.report.EVERY", 0.02)
+    telegram = Telegram(latency=0.001)
+    bot = Bot("42:TEST", telegram)
+    limiter = Limiter(storage, timeout=5)
+    outgoing = OutgoingLimits(limiter=limiter, statistics=True, max_wait=60, broadcast="50/s")
+    outgoing.setup(bot)
+    telegram.errors = [too_many(30)]
+    blocked = asyncio.create_task(bot.send_message(7, "blocked"))
+
+    async def broadcast() -> None:
+        chats, progress = range(1_000, 2_000), Progress(1_000)
+        async for _ in outgoing.broadcast(
+            chats, lambda chat: bot.send_message(chat, "news"), progress=progress
+        ):
+            pass
+
+    broadcasting = asyncio.create_task(broadcast())
+    await asyncio.sleep(0.3)
+    assert outgoing._report is not None
+    await outgoing._report.statistics.flush()
+    yield
+    await outgoing.close()
+    await asyncio.gather(blocked, broadcasting, return_exceptions=True)
 
 
 def init_data(

@@ -209,6 +209,13 @@ async def test_bans_of_a_penalty_are_listed_and_lifted(
     assert not (await limiter.hit(rules, ANNA)).banned
 
 
+async def test_a_ban_of_a_penalty_is_listed_at_once(bench: Bench, limiter: Limiter) -> None:
+    """On every storage, `bans` right after the hit that caused a ban has it."""
+    for _ in range(4):
+        await limiter.hit([Rule("1/h"), Penalty("2/h", "1h")], Subject(user=42))
+    assert [ban.subject for ban in await limiter.bans()] == [Subject(user=42)]
+
+
 async def test_a_ban_that_is_reset_leaves_the_list(limiter: Limiter) -> None:
     """`reset` of the penalty lifts only its own ban; a ban by hand stays."""
     rules: Any = ["1/m", Penalty("1/m", "15m")]

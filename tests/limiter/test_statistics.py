@@ -22,8 +22,8 @@ from bot_ratelimit import (
     Subject,
 )
 from bot_ratelimit.limiter.observer import MAX_LABELS
-from bot_ratelimit.limiter.statistics import HourCount, Refusals, Statistics
-from bot_ratelimit.storage.redis.tallies import TTL
+from bot_ratelimit.limiter.statistics import HourCount, MinuteCount, Refusals, Statistics
+from bot_ratelimit.storage.redis.tallies import MINUTES_TTL, TTL
 from bot_ratelimit.storage.tallies import MAX_USERS
 from tests.benches import Bench, eventually
 from tests.servers import Server
@@ -69,9 +69,10 @@ async def test_instances_are_added_up(client: aioredis.Redis) -> None:
     assert await limiters[0].top_refused() == (Refusals(42, 7),)
     await limiters[0].close()
     keys = await client.keys("bot:ratelimit:stats:*")
-    assert {key.decode().rpartition("}")[2] for key in keys} == {"", ":refused"}
+    assert {key.decode().rpartition("}")[2] for key in keys} == {"", ":refused", ":minutes"}
     for key in keys:
-        assert TTL - 5 <= await client.ttl(key) <= TTL
+        seconds = MINUTES_TTL if key.endswith(b":minutes") else TTL
+        assert seconds - 5 <= await client.ttl(key) <= seconds
 
 
 async def test_decisions_are_written_automatically(client: aioredis.Redis) -> None:
@@ -118,6 +119,43 @@ async def test_hours_are_kept_apart() -> None:
         assert counts(await limiter.statistics(1)) == {("user", "allowed"): 2}
         traveller.shift(50 * 3_600)
         assert await limiter.statistics(48) == ()
+        await limiter.close()
+
+
+@pytest.mark.parametrize("bench", ["memory", "fakeredis"], indirect=True)
+async def test_the_last_hour_is_kept_by_minute(bench: Bench) -> None:
+    """Decisions and requests of the last 60 minutes have their minute; older ones are left out."""
+    with time_machine.travel(NOON.replace(minute=58), tick=False) as traveller:
+        limiter = Limiter(bench.storage, statistics=True)
+        sending = Statistics(bench.storage, "bot", 1.0)
+        for _ in range(2):
+            await limiter.hit("1/d", Subject(user=42))
+        traveller.shift(120)
+        await limiter.hit("1/d", Subject(user=42))
+        sending.request_done("SendMessage", "sent", 0.0)
+        sending.flood_waited("chat", 3.0)
+        await sending.flush()
+        late = NOON.replace(hour=13, minute=0)
+        new = (
+            MinuteCount(late, "chat", "429", 1),
+            MinuteCount(late, "user", "refused", 1),
+            MinuteCount(late, "SendMessage", "sent", 1),
+        )
+        old = (
+            MinuteCount(NOON.replace(minute=58), "user", "allowed", 1),
+            MinuteCount(NOON.replace(minute=58), "user", "refused", 1),
+        )
+        assert await limiter.last_hour() == (*old, *new)
+        assert counts(await limiter.statistics()) == {
+            ("user", "allowed"): 1,
+            ("user", "refused"): 2,
+        }
+        requests = {("SendMessage", "sent"): 1, ("chat", "429"): 1}
+        assert counts(await limiter.requests()) == requests
+        traveller.shift(58 * 60)
+        assert await limiter.last_hour() == new
+        traveller.shift(120)
+        assert await limiter.last_hour() == ()
         await limiter.close()
 
 

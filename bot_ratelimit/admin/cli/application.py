@@ -20,10 +20,6 @@ from bot_ratelimit.admin.wording import ENGLISH
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError
 
-_COMMANDS: Final = (
-    *("config", "limits", "show", "try", "forgive", "ban", "unban", "bans", "top", "stats", "set"),
-    *("penalty", "exempt", "pause", "resume", "history", "audit", "rollback", "health", "clear"),
-)
 _DECLARED: Final = {"rules": "--rule", "off": "--off/--on", "exempt": "--not", "id": "ID"}
 """Options whose names are not those of their fields."""
 # Ids of chats are negative, and must not be parsed as options.
@@ -79,7 +75,7 @@ def _command(operation: Operation) -> Callable[..., None]:
             value = found.to_json() if isinstance(found, Obeyed) else operation.value(found)
             terminal.print_json(value)
         else:
-            terminal.say(terminal.laid_out(operation.show(ENGLISH, found)))
+            terminal.say(terminal.laid_out(operation.sheet(ENGLISH, found)))
         _end(operation, found)
 
     fields = operation.fields.model_fields.items()
@@ -136,8 +132,9 @@ def _end(operation: Operation, found: Any) -> None:
         raise typer.Exit(NO if found.status == "unhealthy" else DEGRADED)
 
 
-for _name in _COMMANDS:
-    _operation = OPERATIONS[_name]
-    app.command(_name, help=_operation.about, context_settings=_IDS)(_command(_operation))
+for _operation in OPERATIONS.values():
+    if _operation.show is not None and _operation.name != "by_hour":  # the chart of Telegram
+        named = app.command(_operation.name, help=_operation.about, context_settings=_IDS)
+        named(_command(_operation))
 app.command("watch")(upkeep.watch)
 app.command("check")(upkeep.check)

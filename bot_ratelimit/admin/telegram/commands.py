@@ -10,7 +10,7 @@ from bot_ratelimit.admin.fields import checked
 from bot_ratelimit.admin.operations import OPERATIONS, Operation
 from bot_ratelimit.admin.sheets import Sheet
 from bot_ratelimit.admin.telegram.buttons import ButtonPress, ids_of, rows
-from bot_ratelimit.admin.telegram.context import CommandCall, Context, fields_of
+from bot_ratelimit.admin.telegram.context import Context, fields_of
 from bot_ratelimit.admin.telegram.messages import Answer, page_of
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.wording import who
@@ -42,40 +42,40 @@ _EXAMPLES: Final = {
     "without a number it is the previous version.",
 }
 
-_Reads: TypeAlias = Callable[[Context, CommandCall], Awaitable[dict[str, Any]]]
+_Reads: TypeAlias = Callable[[Context], Awaitable[dict[str, Any]]]
 
 
-def _unclear(name: str, call: CommandCall, example: str, **fields: object) -> UnclearError:
-    return UnclearError(_EXAMPLES[name], example=code(f"/{call.name} {example}"), **fields)
+def _unclear(context: Context, name: str, example: str, **fields: object) -> UnclearError:
+    return UnclearError(_EXAMPLES[name], example=code(f"/{context.name} {example}"), **fields)
 
 
-async def _nothing(_: Context, __: CommandCall) -> dict[str, Any]:
+async def _nothing(_: Context) -> dict[str, Any]:
     return {}
 
 
-async def _somebody(context: Context, call: CommandCall) -> dict[str, Any]:
-    return fields_of((await call.target(context))[0])
+async def _somebody(context: Context) -> dict[str, Any]:
+    return fields_of((await context.target())[0])
 
 
-async def _try(context: Context, call: CommandCall) -> dict[str, Any]:
-    subject, name = await call.target(context)
+async def _try(context: Context) -> dict[str, Any]:
+    subject, name = await context.target()
     return fields_of(subject) | ({"rule": name} if name else {})
 
 
-async def _forgive(context: Context, call: CommandCall) -> dict[str, Any]:
-    subject, names = await call.target(context)
+async def _forgive(context: Context) -> dict[str, Any]:
+    subject, names = await context.target()
     return fields_of(subject) | {"rules": names.split()}
 
 
-async def _ban(context: Context, call: CommandCall) -> dict[str, Any]:
-    subject, rest = await call.target(context, " 1h")
+async def _ban(context: Context) -> dict[str, Any]:
+    subject, rest = await context.target(" 1h")
     length, reason = [*rest.split(maxsplit=1), "", ""][:2]
     if length.lower() in _FOREVER:
         return _banned(context, subject) | {"how_long": None, "reason": reason}
     try:
         check_ban_length(length)
     except ConfigError:
-        raise _unclear("ban", call, "42 1h spam") from None
+        raise _unclear(context, "ban", "42 1h spam") from None
     return _banned(context, subject) | {"how_long": length, "reason": reason}
 
 
@@ -88,8 +88,8 @@ def _banned(context: Context, subject: Subject) -> dict[str, Any]:
     return fields_of(Subject(subject.user, chat, None, subject.bot))
 
 
-async def _unban(context: Context, call: CommandCall) -> dict[str, Any]:
-    subject, _ = await call.target(context)
+async def _unban(context: Context) -> dict[str, Any]:
+    subject, _ = await context.target()
     return await _in_force(context, subject)
 
 
@@ -102,45 +102,45 @@ async def _in_force(context: Context, subject: Subject) -> dict[str, Any]:
     return fields_of(found.subject)
 
 
-async def _set(context: Context, call: CommandCall) -> dict[str, Any]:
-    name, wanted = [*call.arguments.split(maxsplit=1), "", ""][:2]
+async def _set(context: Context) -> dict[str, Any]:
+    name, wanted = [*context.arguments.split(maxsplit=1), "", ""][:2]
     known = [each.name for each in await context.control.limits()]
     given = {name for each in await context.control.instances() for name in each.handlers}
     if name not in {*known, *given} or not wanted:
         names = joined(code(each, 100) for each in known[:20])
-        raise _unclear("setlimit", call, "NAME 2/minute", names=names)
+        raise _unclear(context, "setlimit", "NAME 2/minute", names=names)
     return {"name": name, **(_SWITCHES.get(wanted.lower()) or {"limit": wanted})}
 
 
-async def _penalty(_: Context, call: CommandCall) -> dict[str, Any]:
-    match call.arguments.lower().split():
+async def _penalty(context: Context) -> dict[str, Any]:
+    match context.arguments.lower().split():
         case ["default"]:
             return {"after": None}
         case [after, ban]:
             return {"after": after, "ban": ban}
         case [after, ban, "grows"]:
             return {"after": after, "ban": ban, "grows": True}
-    raise _unclear("penalty", call, "10/minute 15m")
+    raise _unclear(context, "penalty", "10/minute 15m")
 
 
-async def _exempt(context: Context, call: CommandCall) -> dict[str, Any]:
-    found, rest = await call.target(context)
+async def _exempt(context: Context) -> dict[str, Any]:
+    found, rest = await context.target()
     if rest.lower() not in ("", "off"):
-        raise _unclear("exempt", call, "42")
+        raise _unclear(context, "exempt", "42")
     # In a group it is about the user alone: an exemption holds in every chat.
     return {"id": found.chat if found.user is None else found.user, "exempt": not rest}
 
 
-async def _pause(_: Context, call: CommandCall) -> dict[str, Any]:
-    if not call.arguments:
-        raise _unclear("pause", call, "1h")
-    return {"how_long": call.arguments}
+async def _pause(context: Context) -> dict[str, Any]:
+    if not context.arguments:
+        raise _unclear(context, "pause", "1h")
+    return {"how_long": context.arguments}
 
 
-async def _rollback(_: Context, call: CommandCall) -> dict[str, Any]:
-    number = call.arguments.strip()
+async def _rollback(context: Context) -> dict[str, Any]:
+    number = context.arguments.strip()
     if number and not (number.isascii() and number.isdecimal() and len(number) < 10):
-        raise _unclear("rollback", call, "3")
+        raise _unclear(context, "rollback", "3")
     return {"version": int(number)} if number else {}
 
 
@@ -154,6 +154,7 @@ COMMANDS: Final[Mapping[str, tuple[str, _Reads]]] = {
     "bans": ("bans", _nothing),
     "top": ("top", _nothing),
     "stats": ("by_hour", _nothing),
+    "sending": ("sending", _nothing),
     "setlimit": ("set", _set),
     "penalty": ("penalty", _penalty),
     "exempt": ("exempt", _exempt),
@@ -167,12 +168,12 @@ COMMANDS: Final[Mapping[str, tuple[str, _Reads]]] = {
 """For each command, the operation and what reads its fields."""
 
 
-async def answer(context: Context, call: CommandCall) -> Answer:
+async def answer(context: Context) -> Answer:
     """What a command shows, or asks before it changes something."""
-    name, read = COMMANDS[call.name.removeprefix(context.prefix)]
+    name, read = COMMANDS[context.name.removeprefix(context.prefix)]
     operation = OPERATIONS[name]
     context.check_needs(operation)
-    fields = await read(context, call)
+    fields = await read(context)
     if operation.ask is not None:
         return await context.ask(operation, fields)
     return await _shown(context, operation, fields)
@@ -185,7 +186,7 @@ async def _shown(
     if operation.name == "bans":
         fields = {"offset": page * _BANS, "limit": _BANS + 1}
     found = await operation.act(context.control, checked(operation.fields, fields))
-    sheet, buttons = operation.show(context.words, found), context.buttons
+    sheet, buttons = operation.sheet(context.words, found), context.buttons
     if operation.name == "bans":
         sheet = replace(sheet, rows=sheet.rows[:_BANS], subjects=sheet.subjects[:_BANS])
         text, more = page_of(sheet, 0)[0], len(found) > _BANS

@@ -1,4 +1,4 @@
-"""Context and CommandCall: what the handler of an operator's command works with."""
+"""Context: what the handler of an operator's command or button works with."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ class Context:
     prefix: str
     """What the names of commands begin with."""
     confirmations: Confirmations
+    name: str = ""
+    """The command, with the prefix."""
+    arguments: str = ""
+    message: Message | None = None
+    """The message with the command."""
 
     @property
     def buttons(self) -> Buttons:
@@ -50,28 +55,45 @@ class Context:
         """The subject under which this bot counts a user or chat."""
         return Subject(user, chat, topic, self.bot.id if self.per_bot else None)
 
+    async def target(self, rest: str = "") -> tuple[Subject, str]:
+        """Return the subject of the command (in a group, a member of it) and the other arguments.
+
+        Raises:
+            UnclearError: The command names nobody, or Telegram does not tell who is meant.
+        """
+        message = self.message
+        assert message is not None  # noqa: S101 - a command has one
+        try:
+            found, other = await target_of(message, self.arguments, self.bot)
+        except UnclearError as error:
+            error.fields["example"] = code(f"/{self.name} 42{rest}")
+            raise
+        if found.user is None:
+            return self.subject(None, found.chat), other
+        if message.chat.type == ChatType.PRIVATE:
+            return self.subject(found.user, found.user), other
+        topic = message.message_thread_id if message.is_topic_message else None
+        return self.subject(found.user, message.chat.id, topic), other
+
     async def ask(self, operation: Operation, fields: Mapping[str, Any]) -> Answer:
         """Ask for confirmation of an operation that changes something."""
         assert operation.ask is not None  # noqa: S101 - a change
         sent = checked(operation.fields, fields)
         question = await operation.ask(self.control, self.words, sent)
-        kept = {**sent.model_dump(), **self._seen(question.version)}
+        kept = sent.model_dump()
+        if question.version is not None:
+            kept["if_version"] = question.version
         token = await self.confirmations.ask(self.operator, {"do": operation.name, "fields": kept})
         return Answer(
             asked(question), self.buttons.confirmation(question.yes, self.operator, token)
         )
 
-    @staticmethod
-    def _seen(version: int | None) -> dict[str, int]:
-        return {} if version is None else {"if_version": version}
-
     def check_needs(self, operation: Operation) -> None:
         """Raise UnclearError if the bot lacks an option that the operation needs."""
-        text = "That needs {option} in the bot."
-        if operation.needs == "live" and not self.live:
-            raise UnclearError(text, option=code("RateLimitMiddleware(..., live=True)"))
-        if operation.needs == "statistics" and not self.control.limiter.keeps_statistics:
-            raise UnclearError(text, option=code("RateLimitMiddleware(..., statistics=True)"))
+        has = {"": True, "live": self.live, "statistics": self.control.limiter.keeps_statistics}
+        if not has[operation.needs]:
+            option = code(f"RateLimitMiddleware(..., {operation.needs}=True)")
+            raise UnclearError("That needs {option} in the bot.", option=option)
 
 
 def fields_of(subject: Subject) -> dict[str, Any]:
@@ -84,31 +106,3 @@ def fields_of(subject: Subject) -> dict[str, Any]:
             found["as_user"] = True
     more = {"topic": subject.topic, "bot": subject.bot}
     return found | {name: each for name, each in more.items() if each is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class CommandCall:
-    """A command that an operator gave."""
-
-    name: str
-    """With the prefix."""
-    arguments: str
-    message: Message
-
-    async def target(self, context: Context, rest: str = "") -> tuple[Subject, str]:
-        """Return the subject of the command (in a group, a member of it) and the other arguments.
-
-        Raises:
-            UnclearError: The command names nobody, or Telegram does not tell who is meant.
-        """
-        try:
-            found, other = await target_of(self.message, self.arguments, context.bot)
-        except UnclearError as error:
-            error.fields["example"] = code(f"/{self.name} 42{rest}")
-            raise
-        if found.user is None:
-            return context.subject(None, found.chat), other
-        if self.message.chat.type == ChatType.PRIVATE:
-            return context.subject(found.user, found.user), other
-        topic = self.message.message_thread_id if self.message.is_topic_message else None
-        return context.subject(found.user, self.message.chat.id, topic), other

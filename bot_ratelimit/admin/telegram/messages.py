@@ -10,7 +10,7 @@ from aiogram.types import InlineKeyboardButton, InlineKeyboardMarkup
 
 from bot_ratelimit.admin.questions import Question
 from bot_ratelimit.admin.sheets import Sheet
-from bot_ratelimit.admin.words import as_html, joined, shown
+from bot_ratelimit.admin.words import as_html, joined, plain, shown
 
 _FITS: Final = 2_500
 """UTF-16 units of a page; Telegram allows 4096 for the page and the text around it."""
@@ -35,7 +35,7 @@ def page_of(sheet: Sheet, page: int) -> tuple[str, int, bool]:
     """The text of a page, its number (at most the last page's), and whether another follows."""
     pages: list[list[str]] = [[]]
     length = 0
-    for block in map(_row, sheet.rows):
+    for block in (_row(cells, sheet.head) for cells in sheet.rows):
         units = len(block.encode("utf-16-le")) // 2 + 1
         if pages[-1] and length + units > _FITS:
             pages.append([])
@@ -53,9 +53,12 @@ def asked(question: Question) -> str:
     return f"<b>{as_html(question.text)}</b>\n" + _lines(question.points)
 
 
-def _row(cells: Sequence[object]) -> str:
+def _row(cells: Sequence[object], head: Sequence[str]) -> str:
     first, *others = ("" if cell is None else cell for cell in cells)
     rest = [each for each in others if shown(each)]
+    if len(rest) > 1 and all(isinstance(each, int) for each in rest):  # which number is which
+        names = (plain(name).lower() for name in head[1:])
+        rest = [joined(each, " ") for each in zip(names, rest, strict=True) if each[1]]
     return as_html(joined([first, joined(rest)], ": ") if rest else first)
 
 

@@ -20,7 +20,7 @@ from bot_ratelimit.admin.fields import check_admins, checked
 from bot_ratelimit.admin.operations import OPERATIONS, obeyed
 from bot_ratelimit.admin.telegram.buttons import ButtonPress
 from bot_ratelimit.admin.telegram.commands import COMMANDS, answer, pressed
-from bot_ratelimit.admin.telegram.context import CommandCall, Context
+from bot_ratelimit.admin.telegram.context import Context
 from bot_ratelimit.admin.telegram.hidden_commands import warn_if_hidden
 from bot_ratelimit.admin.telegram.messages import Answer, page_of
 from bot_ratelimit.admin.telegram.targets import UnclearError
@@ -69,16 +69,24 @@ def admin_router(
     Raises:
         ConfigError: An argument is invalid.
     """
-    handlers = _Handlers(_checked(middleware), _checked_admins(admins), _checked_prefix(prefix))
+    if not isinstance(middleware, RateLimitMiddleware):
+        raise ConfigError(
+            f"admin_router({middleware!r:.80}): expected the RateLimitMiddleware whose limits the "
+            "commands control"
+        )
+    ids = check_admins(admins)
+    if not ids:
+        raise ConfigError("admins is empty: pass at least one user id, or leave the router out")
+    if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+        raise ConfigError(f"prefix={prefix!r}: expected up to 6 of a-z, 0-9 and _, such as 'rl_'")
+    handlers = _Handlers(middleware, ids, prefix)
     middleware.exempt(handlers.admins)
     router = Router(name="bot_ratelimit.admin")
     router.message.filter(handlers.is_command_of_admin)
     router.callback_query.filter(handlers.is_press_of_admin)
-    names = [prefix + name for name in COMMANDS]
     router.startup.register(warn_if_hidden)
-    router.message.register(
-        handlers.handle_command, Command(*names, ignore_case=True), flags=_FLAGS
-    )
+    commands = Command(*(prefix + name for name in COMMANDS), ignore_case=True)
+    router.message.register(handlers.handle_command, commands, flags=_FLAGS)
     router.callback_query.register(handlers.handle_button, flags=_FLAGS)
     return router
 
@@ -116,9 +124,10 @@ class _Handlers:
     async def handle_command(self, message: Message, command: CommandObject, bot: Bot) -> None:
         """Answer a command."""
         assert message.from_user is not None  # noqa: S101 - the filter has looked
-        context = self._context(message.from_user, bot)
-        call = CommandCall(command.command.lower(), command.args or "", message)
-        found = await self._answer_or_error(context, answer(context, call))
+        context = self._context(
+            message.from_user, bot, command.command.lower(), command.args or "", message
+        )
+        found = await self._answer_or_error(context, answer(context))
         await self._send(context, message, found)
 
     async def handle_button(self, query: CallbackQuery, press: ButtonPress, bot: Bot) -> None:
@@ -145,7 +154,7 @@ class _Handlers:
         except RateLimitError as error:  # too long for an alert; the question stays
             await _answer(query)
             assert query.bot is not None  # noqa: S101 - it came through a bot
-            await self._write(context, query.bot, _wrong(words, error))
+            await self._write(context, query.bot, Answer(as_html(_wrong(words, error))))
             return
         operation = OPERATIONS.get((action or {}).get("do", ""))
         if action is None or operation is None or "fields" not in action:  # else of another version
@@ -165,23 +174,15 @@ class _Handlers:
             )
             if isinstance(found, Overrides):
                 found = await obeyed(context.control, found)
-            return Answer(page_of(operation.show(words, found), 0)[0])
+            return Answer(page_of(operation.sheet(words, found), 0)[0])
 
         await self._show(context, query, await self._answer_or_error(context, done()))
 
-    def _context(self, user: User, bot: Bot) -> Context:
-        words, middleware = Words(user.language_code), self._middleware
-        return Context(
-            Control.of(middleware, by=f"{clipped(user.full_name, 64)} ({user.id})"),
-            words,
-            user.id,
-            self.admins,
-            bot,
-            middleware.per_bot,
-            middleware.live is not None,
-            self._prefix,
-            self._confirmations,
-        )
+    def _context(self, user: User, bot: Bot, *command: Any) -> Context:
+        control = Control.of(self._middleware, by=f"{clipped(user.full_name, 64)} ({user.id})")
+        return Context(control, Words(user.language_code), user.id, self.admins, bot,
+                       self._middleware.per_bot, self._middleware.live is not None, self._prefix,
+                       self._confirmations, *command)  # fmt: skip
 
     async def _send(self, context: Context, message: Message, answer: Answer) -> None:
         """Answer in the private chat, wherever the command was given."""
@@ -217,13 +218,14 @@ class _Handlers:
         try:
             return await found
         except UnclearError as error:
-            return Answer(as_html(words(error.text, **error.fields)))
+            text = words(error.text, **error.fields)
         except StorageError:
-            return Answer(as_html(self._away(words)))
+            text = self._away(words)
         except ConflictError:
-            return Answer(as_html(words(_CONFLICT)))
+            text = words(_CONFLICT)
         except RateLimitError as error:
-            return _wrong(words, error)
+            text = _wrong(words, error)
+        return Answer(as_html(text))
 
     def _away(self, words: Words) -> Marked:
         text = "Redis cannot be reached. Try again later; for details: {command}"
@@ -243,27 +245,5 @@ async def _answer(query: CallbackQuery, alert: str | None = None) -> None:
         log.debug("A button press could not be answered: %s", error)
 
 
-def _wrong(words: Words, error: Exception) -> Answer:
-    return Answer(as_html(words("That did not work: {error}", error=code(error))))
-
-
-def _checked(middleware: object) -> RateLimitMiddleware:
-    if not isinstance(middleware, RateLimitMiddleware):
-        raise ConfigError(
-            f"admin_router({middleware!r:.80}): expected the RateLimitMiddleware whose limits the "
-            "commands control"
-        )
-    return middleware
-
-
-def _checked_admins(admins: Iterable[int]) -> frozenset[int]:
-    found = check_admins(admins)
-    if not found:
-        raise ConfigError("admins is empty: pass at least one user id, or leave the router out")
-    return found
-
-
-def _checked_prefix(prefix: object) -> str:
-    if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
-        raise ConfigError(f"prefix={prefix!r}: expected up to 6 of a-z, 0-9 and _, such as 'rl_'")
-    return prefix
+def _wrong(words: Words, error: Exception) -> Marked:
+    return words("That did not work: {error}", error=code(error))

@@ -9,12 +9,10 @@ from aiogram import Bot
 from aiogram.enums import ChatType
 from aiogram.exceptions import TelegramAPIError
 from aiogram.types import (
-    Chat,
     Message,
     MessageOriginChannel,
     MessageOriginChat,
     MessageOriginUser,
-    User,
 )
 
 from bot_ratelimit.admin.words import code
@@ -75,10 +73,19 @@ async def target_of(message: Message, arguments: str, bot: Bot) -> Target:
         UnclearError: The command names nobody, or Telegram does not tell who is meant.
     """
     named = _mentioned(message, arguments) or await _named(arguments, bot)
-    replied = _is_reply(message)
+    replied = message.reply_to_message
+    # In a topic, a message that is not a reply refers to the message that opened the topic.
+    is_reply = message.external_reply is not None or (
+        replied is not None and replied.forum_topic_created is None
+    )
     if named is None:
-        return Target(_author_of(message, bot.id) if replied else _nobody(arguments), arguments)
-    if replied and _is_of_others(message, bot.id):
+        if is_reply:
+            return Target(_author_of(message, bot.id), arguments)
+        if not arguments:
+            raise UnclearError("Which user? Reply to a message, or give an id: {example}")
+        raise UnclearError(_NOT_AN_ID, value=code(arguments.split()[0]))
+    is_own = replied is not None and replied.from_user and replied.from_user.id == bot.id
+    if is_reply and not is_own:
         raise UnclearError(_BOTH)
     return Target(_somebody(named.subject, bot.id), named.rest)
 
@@ -96,11 +103,12 @@ def _mentioned(message: Message, arguments: str) -> Target | None:
 
 async def _named(arguments: str, bot: Bot) -> Target | None:
     """The user or chat whose id or public name comes first in the arguments."""
-    first, rest = _split(arguments)
+    first, rest = [*arguments.split(maxsplit=1), "", ""][:2]
     if _ID.fullmatch(first):
         if len(first) > 20 or not 0 < abs(int(first)) <= LARGEST_ID:
             raise UnclearError(_NOT_AN_ID, value=code(first))
-        return Target(_by_id(int(first)), rest)
+        id_ = int(first)
+        return Target(Subject(user=id_) if id_ > 0 else Subject(chat=id_), rest)
     if not _USERNAME.fullmatch(first):
         return None
     try:
@@ -111,23 +119,6 @@ async def _named(arguments: str, bot: Bot) -> Target | None:
     return Target(Subject(chat=chat.id) if alone else Subject(user=chat.id), rest)
 
 
-def _by_id(id_: int) -> Subject:
-    return Subject(user=id_) if id_ > 0 else Subject(chat=id_)
-
-
-def _is_reply(message: Message) -> bool:
-    replied = message.reply_to_message
-    # In a topic, a message that is not a reply refers to the message that opened the topic.
-    return message.external_reply is not None or (
-        replied is not None and replied.forum_topic_created is None
-    )
-
-
-def _is_of_others(message: Message, bot: int) -> bool:
-    replied = message.reply_to_message
-    return replied is None or replied.from_user is None or replied.from_user.id != bot
-
-
 def _author_of(message: Message, bot: int) -> Subject:
     """The author of the replied-to message; in a private chat, of the message forwarded there."""
     replied = message.reply_to_message
@@ -136,15 +127,11 @@ def _author_of(message: Message, bot: int) -> Subject:
     assert replied is not None  # noqa: S101 - otherwise it would not be a reply
     if message.chat.type == ChatType.PRIVATE and replied.forward_origin is not None:
         return _somebody(_behind(replied.forward_origin), bot)
-    if replied.is_automatic_forward or (replied.from_user is None and replied.sender_chat is None):
+    # The sender that is counted: a channel, or an anonymous admin's group, not a placeholder.
+    author = replied.sender_chat or replied.from_user
+    if replied.is_automatic_forward or author is None:
         raise UnclearError(_NOBODY)
-    return _somebody(_sender(replied.sender_chat, replied.from_user), bot)
-
-
-def _sender(chat: Chat | None, user: User | None) -> Subject:
-    """The sender that is counted: a channel, or an anonymous admin's group, not a placeholder."""
-    author = chat or user
-    return Subject(user=None if author is None else author.id)
+    return _somebody(Subject(user=author.id), bot)
 
 
 def _behind(origin: Any) -> Subject:
@@ -163,17 +150,3 @@ def _somebody(subject: Subject, bot: int) -> Subject:
     if subject.user in NOBODY:
         raise UnclearError(_NOBODY)
     return subject
-
-
-def _nobody(arguments: str) -> Subject:
-    first, _ = _split(arguments)
-    raise (
-        UnclearError(_NOT_AN_ID, value=code(first))
-        if first
-        else UnclearError("Which user? Reply to a message, or give an id: {example}")
-    )
-
-
-def _split(arguments: str) -> tuple[str, str]:
-    first, rest = [*arguments.split(maxsplit=1), "", ""][:2]
-    return first, rest

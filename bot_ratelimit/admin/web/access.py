@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from typing import Final
 
@@ -12,33 +13,18 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import MultiMapping
 
 from bot_ratelimit.admin.encoding import to_json
-from bot_ratelimit.admin.web.console import (
-    IS_LOST,
-    SESSION,
-    Session,
-    is_public,
-    public,
-    session_of,
-    wants_page,
-)
-from bot_ratelimit.admin.web.login_limits import LoginLimiter, UsedInitData
-from bot_ratelimit.admin.web.mini_app import InitDataError, MiniApp
+from bot_ratelimit.admin.web.console import VISIT, Session, Visit, is_public, public, wants_page
+from bot_ratelimit.admin.web.logins import InitDataError, LoginLimiter, opened
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.admin.web.requests import read_form
-from bot_ratelimit.admin.web.sessions import (
-    BY_TOKEN,
-    DEVICE_SECONDS,
-    MINI_APP_SESSION_SECONDS,
-    SESSION_SECONDS,
-    SessionLostError,
-    Sessions,
-    cookie_header,
-)
+from bot_ratelimit.admin.web.sessions import Sessions
 from bot_ratelimit.admin.web.trusted_proxies import SAFE, TrustedProxies
 from bot_ratelimit.errors import ConfigError, StorageError
+from bot_ratelimit.limiter.limiter import Limiter
 
 CSRF_FIELD: Final = "csrf"
 CSRF_HEADER: Final = "X-CSRF-Token"
+BY_TOKEN: Final = "token@web"  # noqa: S105 - what the audit says, no password
 
 _TOKEN: Final = re.compile(r"[!-~]{16,512}")
 _VARIED: Final = 6
@@ -64,28 +50,30 @@ class Access:
     """Authenticates requests, opens and ends sessions, and checks that changes come from our page.
 
     Args:
+        limiter: The bot's limiter.
         token: What scripts send with every request, and people in the login form; None if nobody
             can log in with a token.
-        mini_app: Checks initData; None if nobody can log in from Telegram.
-        sessions: Opens sessions and recognizes them.
-        login_limiter: Counts failed logins.
-        used: Remembers initData that was used.
+        admins: Ids of the Telegram users who may log in with initData.
+        bot_token: The token of the bot whose button opens the page; it verifies initData.
         proxies: Knows the addresses from which requests come.
+        clock: Unix seconds.
     """
 
     def __init__(
         self,
+        limiter: Limiter,
         token: str | None,
-        mini_app: MiniApp | None,
-        sessions: Sessions,
-        login_limiter: LoginLimiter,
-        used: UsedInitData,
+        admins: Collection[int],
+        bot_token: str | None,
         proxies: TrustedProxies,
+        clock: Callable[[], float],
     ) -> None:
         self._token = None if token is None else sha256(token.encode()).digest()
-        self._mini_app, self._sessions = mini_app, sessions
-        self._login_limiter, self._proxies = login_limiter, proxies
-        self._used = used
+        self._admins, self._bot_token = admins, bot_token or ""
+        self._proxies, self._clock = proxies, clock
+        secret = "\0".join([token or "", self._bot_token if admins else ""]).encode()
+        self._sessions = Sessions(limiter, secret, admins, token is not None, clock)
+        self._logins = LoginLimiter(limiter)
 
     def routes(self) -> list[web.RouteDef]:
         """Login and logout."""
@@ -100,35 +88,30 @@ class Access:
 
         @web.middleware
         async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-            is_open, session = is_public(request), None
+            is_open, visit = is_public(request), Visit(None)
             try:
-                session = await self._session(request)
-            except SessionLostError:
-                request[IS_LOST] = True
+                visit = await self._visit(request)
             except StorageError:  # the login form and its files are for everybody
                 if not is_open:
                     raise
-            if session is not None:
-                request[SESSION] = session
-            elif not is_open:
+            request[VISIT] = visit
+            if visit.session is None and not is_open:
                 raise _unauthorized("send the token, or log in")
             if request.method not in SAFE:
-                await self._check_change(request, session, is_open)
+                await self._check_change(request, visit.session, is_open)
             return await handler(request)
 
         return check
 
-    async def _session(self, request: web.Request) -> Session | None:
+    async def _visit(self, request: web.Request) -> Visit:
         shown = request.headers.getall("Authorization", [])
         bearers = [each for each in shown if each[:7].lower() == "bearer "]
-        if bearers:  # any other scheme is meant for a proxy in front of this server
-            wrong = None if self._is_right(bearers) else _unauthorized("this token is wrong")
-            await self._login_limiter.check(wrong, self._proxies.client_address(request))
-            return Session(BY_TOKEN, "", float("inf"))
-        return await self._sessions.find(request)
-
-    def _is_right(self, bearers: list[str]) -> bool:
-        return len(bearers) == 1 and self._is_token(bearers[0][7:].strip())
+        if not bearers:  # any other scheme is meant for a proxy in front of this server
+            return await self._sessions.find(request)
+        is_right = len(bearers) == 1 and self._is_token(bearers[0][7:].strip())
+        wrong = None if is_right else _unauthorized("this token is wrong")
+        await self._logins.check(wrong, self._proxies.client_address(request))
+        return Visit(Session(BY_TOKEN, "", float("inf")))
 
     def _is_token(self, given: str) -> bool:
         # All hashes have the same length, so the time reveals nothing about the token's length.
@@ -158,83 +141,53 @@ class Access:
         tokens, init_data = form.getall("token", []), form.getall("init_data", [])
         if len(tokens) + len(init_data) != 1:
             raise ProblemError(400, "expected one field: either token or init_data")
-        user = None
+        user, source = None, self._proxies.client_address(request)
         if tokens:
-            await self._check_token(request, tokens[0])
+            wrong = None if self._is_token(tokens[0]) else _unauthorized("this token is wrong")
+            await self._logins.check(wrong, source, self._sessions.device(request))
         else:
-            user = await self._check_init_data(request, init_data[0])
-        by = f"{user}@web" if user else _named(form.getall("name", []))
-        return await self._let_in(request, user, by)
+            user = await self._user_of(init_data[0], source)
+        by = _named(form.getall("name", [])) if user is None else f"{user}@web"
+        session, cookies = await self._sessions.open(user, by, self._proxies.is_https(request))
+        if wants_page(request):
+            return _redirect(cookies)
+        content = {"by": session.by, "csrf": session.csrf, "expires": session.expires}
+        response = web.Response(text=to_json(content), content_type="application/json")
+        response.headers.extend([("Set-Cookie", each) for each in cookies])
+        return response
 
-    async def _check_token(self, request: web.Request, token: str) -> None:
-        wrong = None if self._is_token(token) else _unauthorized("this token is wrong")
-        device = self._sessions.device(request)
-        await self._login_limiter.check(wrong, self._proxies.client_address(request), device)
-
-    async def _check_init_data(self, request: web.Request, init_data: str) -> int:
-        """The id of the admin who opened the page in Telegram.
+    async def _user_of(self, init_data: str, source: str) -> int:
+        """The admin who opened the page in Telegram.
 
         Valid initData passes even while the address is slowed down: a signature cannot be guessed.
-
-        Raises:
-            ProblemError: It is not valid, or was used before.
-            StorageError: The storage cannot be reached, so nobody knows whether it was used.
         """
         try:
-            if self._mini_app is None:
+            if not self._admins:
                 raise InitDataError(401, "this page accepts no logins from Telegram: use the token")
-            user, opening = self._mini_app.opened(init_data)
-            if not await self._used.use(f"initData {opening}"):
-                raise InitDataError(
-                    401, "this initData was used before: open the page again in Telegram"
-                )
+            user, opening = opened(init_data, self._bot_token, self._admins, self._clock)
+            await self._logins.use(opening)
         except InitDataError as wrong:
-            source = self._proxies.client_address(request)
-            await self._login_limiter.check(wrong, source, telegram=True)
+            await self._logins.check(wrong, source, telegram=True)
             raise
         return user
 
-    async def _let_in(self, request: web.Request, user: int | None, by: str) -> web.StreamResponse:
-        value, session = await self._sessions.open(user, by)
-        https = self._proxies.is_https(request)
-        lasts = SESSION_SECONDS if user is None else MINI_APP_SESSION_SECONDS
-        response: web.Response
-        if wants_page(request):
-            response = web.Response(status=303, headers={"Location": "./"})
-        else:
-            content = {"by": session.by, "csrf": session.csrf, "expires": session.expires}
-            response = web.Response(text=to_json(content), content_type="application/json")
-        cookies = [(self._sessions.cookie, value, lasts)]
-        if user is None:
-            cookies.append(
-                (self._sessions.device_cookie, self._sessions.new_device_cookie(), DEVICE_SECONDS)
-            )
-        for name, text, seconds in cookies:
-            header = cookie_header(name, text, seconds, https=https, cross_site=user is not None)
-            response.headers.add("Set-Cookie", header)
-        return response
-
     async def _logout(self, request: web.Request) -> web.StreamResponse:
-        session = session_of(request)
-        await self._sessions.end(request)
-        response = web.Response(status=303, headers={"Location": "./"})
-        cross_site = session is not None and session.by[:-4].isdecimal()
-        https = self._proxies.is_https(request)
-        header = cookie_header(self._sessions.cookie, "", 0, https=https, cross_site=cross_site)
-        response.headers.add("Set-Cookie", header)
-        return response
+        return _redirect(await self._sessions.end(request, self._proxies.is_https(request)))
+
+
+def _redirect(cookies: list[str]) -> web.Response:
+    headers = [("Location", "./"), *(("Set-Cookie", each) for each in cookies)]
+    return web.Response(status=303, headers=headers)
 
 
 def _named(names: list[str]) -> str:
     """Who acts, for the audit; without a name, somebody with the token."""
     name = " ".join(names).strip()
-    if not name:
-        return BY_TOKEN
-    if not _NAME.fullmatch(name) or name.isdecimal():
+    if name and (not _NAME.fullmatch(name) or name.isdecimal()):
         raise ProblemError(
             422, "name: expected up to 40 letters, digits, spaces, dots and hyphens, for the audit"
         )
-    return f"{name}@web"
+    return f"{name}@web" if name else BY_TOKEN
 
 
 def _unauthorized(detail: str) -> ProblemError:

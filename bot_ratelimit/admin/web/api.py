@@ -10,11 +10,12 @@ from typing import Any, Final
 from aiohttp import web
 
 from bot_ratelimit.admin.encoding import to_json
+from bot_ratelimit.admin.fields import FieldError, checked
 from bot_ratelimit.admin.operations import OPERATIONS, Operation
 from bot_ratelimit.admin.views import ConfigView
 from bot_ratelimit.admin.web.console import control_of
 from bot_ratelimit.admin.web.problems import ProblemError
-from bot_ratelimit.admin.web.requests import read_body, read_query, validated
+from bot_ratelimit.admin.web.requests import read_body, read_query
 from bot_ratelimit.config.overrides import Overrides
 
 _SLOWEST: Final = 20.0
@@ -39,7 +40,7 @@ def _handler(operation: Operation) -> Callable[[web.Request], Any]:
     async def handle(request: web.Request) -> web.Response:
         try:
             async with asyncio.timeout(_SLOWEST):
-                sent = validated(operation.fields, await _fields(request, operation))
+                sent = checked(operation.fields, await _fields(request, operation))
                 found = await operation.act(control_of(request), sent)
         except TimeoutError:
             raise ProblemError(503, f"Redis gave no answer within {_SLOWEST:.0f} s") from None
@@ -61,9 +62,7 @@ async def _fields(request: web.Request, operation: Operation) -> dict[str, Any]:
         found = await read_body(request)
     place = request.match_info
     if twice := found.keys() & place.keys():
-        name = min(twice)
-        wrong = [{"field": name, "problem": "there is no such field"}]
-        raise ProblemError(422, f"{name}: there is no such field", errors=wrong)
+        raise FieldError("", [{"field": min(twice), "problem": "there is no such field"}])
     if "id" in place:
         _check_kind(request, place["id"], found)
     version = _seen(request, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from aiogram.utils.token import TokenValidationError, validate_token
@@ -14,10 +14,7 @@ from bot_ratelimit.admin.fields import check_admins
 from bot_ratelimit.admin.web import api
 from bot_ratelimit.admin.web.access import Access, check_token
 from bot_ratelimit.admin.web.console import CONSOLE, Console, public
-from bot_ratelimit.admin.web.login_limits import LoginLimiter, UsedInitData
-from bot_ratelimit.admin.web.mini_app import MiniApp
 from bot_ratelimit.admin.web.problems import error_middleware
-from bot_ratelimit.admin.web.sessions import Sessions
 from bot_ratelimit.admin.web.stream import Stream
 from bot_ratelimit.admin.web.trusted_proxies import TrustedProxies
 from bot_ratelimit.config.settings import Settings
@@ -29,8 +26,16 @@ MAX_STREAMS: Final = 20
 _TELEGRAM: Final = "https://web.telegram.org https://webk.telegram.org https://weba.telegram.org"
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors {}"
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
 )
+_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    # Not no-referrer: with that, browsers would send `Origin: null` with forms.
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Robots-Tag": "noindex",
+}
 
 
 def admin_app(
@@ -76,7 +81,11 @@ def admin_app(
         raise ConfigError(f"middleware is a {kind}: expected a RateLimitMiddleware")
     if isinstance(max_streams, bool) or not isinstance(max_streams, int) or max_streams < 1:
         raise ConfigError(f"max_streams={max_streams!r}: expected a whole number from 1 up")
-    token = _token_of(token, settings)
+    if token is None:
+        secret = (settings or Settings()).rate_limit_admin_token
+        token = None if secret is None else secret.get_secret_value()
+    if token is not None:
+        check_token(token)
     ids = check_admins(admins)
     if token is None and not ids:
         raise ConfigError(
@@ -86,18 +95,20 @@ def admin_app(
     if ids:
         _check_bot_token(bot_token)
     pages = _pages()
-    secret = "\0".join([token or "", bot_token or "" if ids else ""]).encode()
-    access = Access(
-        token,
-        MiniApp(bot_token, ids, clock) if ids and bot_token else None,
-        Sessions(middleware.limiter, secret, ids, token is not None, clock),
-        LoginLimiter(middleware.limiter),
-        UsedInitData(middleware.limiter),
-        TrustedProxies(trusted_proxies),
-    )
+    proxies = TrustedProxies(trusted_proxies)
+    access = Access(middleware.limiter, token, ids, bot_token, proxies, clock)
 
     def control(by: str) -> Control:
         return Control.of(middleware, by, settings=settings)
+
+    ancestors = _TELEGRAM if ids else "'none'"
+    headers = {"Content-Security-Policy": _POLICY + ancestors, **_HEADERS}
+    if not ids:
+        headers["X-Frame-Options"] = "DENY"
+
+    async def secure(_: web.Request, response: web.StreamResponse) -> None:
+        for name, value in headers.items():
+            response.headers.setdefault(name, value)
 
     console = Console(middleware, ids, token is not None, pages, clock, control)
     app = web.Application(middlewares=[error_middleware, access.middleware()])
@@ -108,7 +119,7 @@ def admin_app(
     # Last: if the application is not a sub-application, this path is that of the page itself.
     app.router.add_routes([web.get("", _to_folder)])
     app.on_shutdown.append(stream.close)
-    app.on_response_prepare.append(_securing(_TELEGRAM if ids else "'none'"))
+    app.on_response_prepare.append(secure)
     return app
 
 
@@ -117,13 +128,6 @@ async def _to_folder(request: web.Request) -> web.StreamResponse:
     """Redirect `/admin` to `/admin/`, so that relative links work."""
     name = request.rel_url.raw_path.rpartition("/")[2]
     return web.Response(status=308, headers={"Location": f"{name}/"})
-
-
-def _token_of(token: str | None, settings: Settings | None) -> str | None:
-    if token is not None:
-        return check_token(token)
-    found = (settings or Settings()).rate_limit_admin_token
-    return None if found is None else check_token(found.get_secret_value())
 
 
 def _check_bot_token(token: object) -> None:
@@ -149,24 +153,3 @@ def _pages() -> Any:
             f"admin_app needs {error.name}: pip install 'bot_ratelimit[admin]'"
         ) from None
     return pages
-
-
-def _securing(ancestors: str) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    headers = {
-        "Content-Security-Policy": _POLICY.format(ancestors),
-        "X-Content-Type-Options": "nosniff",
-        # Not no-referrer: with that, browsers would send `Origin: null` with forms.
-        "Referrer-Policy": "same-origin",
-        "Cache-Control": "no-store",
-        "Cross-Origin-Resource-Policy": "same-origin",
-        "X-Robots-Tag": "noindex",
-    }
-    if ancestors == "'none'":
-        headers["X-Frame-Options"] = "DENY"
-
-    async def secure(_: web.Request, response: web.StreamResponse) -> None:
-        for name, value in headers.items():
-            if name not in response.headers:
-                response.headers[name] = value
-
-    return secure

@@ -1,23 +1,22 @@
-"""Chart: decisions by hour as bars, in a drawing that is 100 units high."""
+"""Chart: decisions by hour or minute as bars, in a drawing that is 100 units high."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
-from bot_ratelimit.admin.views import HourTotal
+from bot_ratelimit.admin.views import HourTotal, MinuteTotal
 
 OUTCOMES: Final = ("allowed", "refused", "banned")
-WIDTH: Final = 10
-"""The width of an hour, in units of the drawing."""
 _LEAST: Final = 1.5
 """The least height of a part, in units: one refusal among a million must be visible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The decisions of an hour with one outcome; `y` is its upper edge."""
+    """The decisions of a bar with one outcome; `y` is its upper edge."""
 
     outcome: str
     y: float
@@ -26,44 +25,41 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """An hour."""
+    """An hour or a minute."""
 
-    total: HourTotal
+    at: datetime
+    counts: Mapping[str, int]
     parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """The hours, the earliest first, and their totals."""
+    """The bars, the earliest first, and their totals."""
 
     bars: tuple[Bar, ...]
     top: int
     """The number of decisions at the upper edge."""
-    totals: dict[str, int]
-
-    @property
-    def width(self) -> int:
-        """The width of the drawing, in units."""
-        return WIDTH * len(self.bars)
+    totals: Mapping[str, int]
 
 
-def chart_of(hours: Sequence[HourTotal]) -> Chart:
-    """Bars for these hours."""
-    highest = max((sum(_counts(hour)) for hour in hours), default=0)
-    top = _round_up(highest)
-    totals = dict(zip(OUTCOMES, map(sum, zip(*map(_counts, hours), strict=True)), strict=False))
-    bars = tuple(Bar(hour, _parts(hour, top)) for hour in hours)
-    return Chart(bars, top, {**dict.fromkeys(OUTCOMES, 0), **totals})
+def chart_of(bars: Sequence[HourTotal | MinuteTotal]) -> Chart:
+    """Bars for these hours or minutes."""
+    counts = [{name: getattr(each, name) for name in OUTCOMES} for each in bars]
+    top = _round_up(max((sum(each.values()) for each in counts), default=0))
+    return Chart(
+        tuple(
+            Bar(each.hour if isinstance(each, HourTotal) else each.minute, of, _parts(of, top))
+            for each, of in zip(bars, counts, strict=True)
+        ),
+        top,
+        {name: sum(each[name] for each in counts) for name in OUTCOMES},
+    )
 
 
-def _counts(hour: HourTotal) -> tuple[int, int, int]:
-    return hour.allowed, hour.refused, hour.banned
-
-
-def _parts(hour: HourTotal, top: int) -> tuple[Part, ...]:
+def _parts(counts: Mapping[str, int], top: int) -> tuple[Part, ...]:
     """The three parts of a bar, from the bottom up; empty ones too, so that they can grow."""
     found, y = [], 100.0
-    for outcome, count in zip(OUTCOMES, _counts(hour), strict=True):
+    for outcome, count in counts.items():
         height = max(100 * count / top, _LEAST) if count else 0.0
         y = max(y - height, 0.0)
         found.append(Part(outcome, round(y, 2), round(height, 2)))

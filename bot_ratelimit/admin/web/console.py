@@ -29,6 +29,15 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
+class Visit:
+    """Whose request it is."""
+
+    session: Session | None
+    is_lost: bool = False
+    """Whether its session has ended, or was lost by Redis."""
+
+
+@dataclass(frozen=True, slots=True)
 class Console:
     """What the handlers of one `admin_app` share."""
 
@@ -41,39 +50,18 @@ class Console:
     """The module `pages`, which needs jinja2."""
     clock: Callable[[], float]
     """Unix seconds."""
-    make_control: Callable[[str], Control]
-
-    def control(self, by: str) -> Control:
-        """Control in the name of an operator, see `Session.by`."""
-        return self.make_control(by)
-
-    def root(self, request: web.Request) -> str:
-        """The relative path from this request to the root of the page.
-
-        `./` at the page itself, `../` at `users/42`. Links are relative, so they work under any
-        path, and behind a proxy that removes a part of the path.
-        """
-        home = str(request.app.router[ROOT].url_for())
-        depth = request.rel_url.raw_path.removeprefix(home).count("/")
-        return "../" * depth or "./"
+    control: Callable[[str], Control]
+    """Control in the name of an operator, see `Session.by`."""
 
 
 _Handles = TypeVar("_Handles", bound=Callable[..., Awaitable[Any]])
 
 CONSOLE: Final = web.AppKey("bot_ratelimit_console", Console)
-SESSION: Final[Any] = (
-    web.RequestKey("bot_ratelimit_session", Session)
+VISIT: Final[Any] = (
+    web.RequestKey("bot_ratelimit_visit", Visit)
     if hasattr(web, "RequestKey")  # aiohttp 3.14
-    else "bot_ratelimit_session"
+    else "bot_ratelimit_visit"
 )
-
-
-IS_LOST: Final[Any] = (
-    web.RequestKey("bot_ratelimit_session_lost", bool)
-    if hasattr(web, "RequestKey")  # aiohttp 3.14
-    else "bot_ratelimit_session_lost"
-)
-"""Set in a request whose session has ended, or was lost by Redis."""
 
 
 def words_of(request: web.Request) -> Words:
@@ -88,22 +76,33 @@ def console_of(request: web.Request) -> Console:
 
 def session_of(request: web.Request) -> Session | None:
     """Who is logged in; None if the handler is public and the user is not logged in."""
-    found: Session | None = request.get(SESSION)
-    return found
+    visit: Visit | None = request.get(VISIT)
+    return None if visit is None else visit.session
 
 
 def control_of(request: web.Request) -> Control:
     """Control in the name of the operator who is logged in."""
-    session: Session = request[SESSION]
-    return console_of(request).control(session.by)
+    return console_of(request).control(request[VISIT].session.by)
+
+
+def path_of(request: web.Request) -> str:
+    """The path of this request below the root of the page."""
+    home = str(request.app.router[ROOT].url_for())
+    return request.rel_url.raw_path.removeprefix(home)
+
+
+def root_of(request: web.Request) -> str:
+    """The relative path from this request to the root of the page: `./`, or `../` at `users/42`.
+
+    Links are relative, so they work under any path, and behind a proxy that removes a part of it.
+    """
+    return "../" * path_of(request).count("/") or "./"
 
 
 def wants_page(request: web.Request) -> bool:
     """Whether the client accepts HTML, as browsers do; never below `api/`."""
-    home = str(request.app.router[ROOT].url_for())
-    if request.rel_url.raw_path.removeprefix(home).startswith("api/"):
-        return False
-    return "text/html" in request.headers.get("Accept", "")
+    accepted = request.headers.get("Accept", "")
+    return "text/html" in accepted and not path_of(request).startswith("api/")
 
 
 def public(handler: _Handles) -> _Handles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -13,10 +13,9 @@ from multidict import MultiMapping
 from bot_ratelimit.admin import questions
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.fields import Fields, Forgive, Target, checked
+from bot_ratelimit.admin.fields import Forgive, Target, checked
 from bot_ratelimit.admin.operations import OPERATIONS, Operation
-from bot_ratelimit.admin.questions import Question
-from bot_ratelimit.admin.web.console import console_of, control_of, words_of
+from bot_ratelimit.admin.web.console import control_of, root_of, words_of
 from bot_ratelimit.admin.web.rendering import link, page
 from bot_ratelimit.admin.web.requests import from_texts, read_form
 from bot_ratelimit.admin.wording import who
@@ -30,6 +29,8 @@ _STATES: Final = {
     "trial": ("Trial: counts and reports, but refuses nobody", {"shadow": True, "off": False}),
     "off": ("Off: neither counts nor refuses", {"off": True}),
 }
+_TYPED: Final = {"how_long": "1h", "after": "10/minute"}
+"""What a field contains at first, if it has no default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,13 @@ class Input:
     kind: str = "text"
     choices: tuple[tuple[str, object, bool], ...] = ()
     is_required: bool = False
-    is_wrong: bool = False
 
 
-Inputs = Callable[[Control, Words, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+More = Callable[[Control, Words, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+
+
+async def _nothing(control: Control, words: Words, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +58,24 @@ class Form:
     """The page of an operation.
 
     Args:
-        path: Its path.
-        operation: What it does.
+        path: Its path, the name of the operation.
         title: What it is called before the fields are filled in.
-        inputs: Returns the `inputs` for the fields, their `title`, and `links`.
+        labels: The fields that are lines of text, and their labels.
         waits_for: Until one of these fields is given, nothing is asked.
+        more: Returns other `inputs`, `links`, `kept` hidden fields and the `title`; what is `typed`
+            in lines of text at first, and what is `asked` instead of what was given.
     """
 
     path: str
-    operation: Operation
     title: str
-    inputs: Inputs
+    labels: Mapping[str, str] = field(default_factory=dict)
     waits_for: tuple[str, ...] = ()
+    more: More = _nothing
+
+    @property
+    def operation(self) -> Operation:
+        """What it does."""
+        return OPERATIONS["set" if self.path == "limit" else self.path]
 
     def routes(self) -> list[web.RouteDef]:
         """One route for the preview, one for the change."""
@@ -76,89 +86,77 @@ class Form:
 
     async def _do(self, request: web.Request) -> web.Response:
         given = self._given(await read_form(request))
-        control = control_of(request)
         try:
             sent = checked(self.operation.fields, given)
-            found = await self.operation.act(control, sent)
+            found = await self.operation.act(control_of(request), sent)
         except ConflictError as error:
             text = words_of(request)("Nothing was changed: {error}", error=error)
-            return await self._shown(request, _without_version(given), text, 409)
+            given.pop("if_version", None)
+            return await self._shown(request, given, text, 409)
         except ConfigError as error:
             return await self._shown(request, given, str(error), 422)
-        raise web.HTTPSeeOther(console_of(request).root(request) + _next(sent, self.path, found))
+        raise web.HTTPSeeOther(root_of(request) + self._next(sent, found))
 
     def _given(self, texts: MultiMapping[str]) -> dict[str, Any]:
         """The fields; the form says `user` and `chat` where the operation says `id`."""
+        known = self.operation.fields.model_fields
         found = from_texts(self.operation.fields, texts)
-        if "id" in self.operation.fields.model_fields and "id" not in found:
+        if "id" in known and "id" not in found:
             found["id"] = found.pop("user", None) or found.pop("chat", None)
-        state = _STATES.get(found.pop("state", ""))
-        known = {*self.operation.fields.model_fields}
-        found = {name: each for name, each in found.items() if name in known and each is not None}
-        return found if state is None else found | state[1]
+        _, state = _STATES.get(found.pop("state", ""), ("", {}))
+        given = {name: each for name, each in found.items() if name in known and each is not None}
+        return given | state
 
     async def _shown(
         self, request: web.Request, given: dict[str, Any], error: str = "", status: int = 200
     ) -> web.Response:
         control, words = control_of(request), words_of(request)
-        found = await self.inputs(control, words, given)
-        question: Question | None = None
-        sends: dict[str, Any] = {}
+        more = await self.more(control, words, given)
+        asked = more.pop("asked", given)
+        typed = {**_TYPED, **more.pop("typed", {}), **given}
+        inputs = [*(self._line(*each, typed) for each in self.labels.items()),
+                  *more.pop("inputs", ())]  # fmt: skip
+        question, sends = None, dict[str, Any]()
         if not self.waits_for or any(name in given for name in self.waits_for):
             try:
-                sent = checked(self.operation.fields, found.pop("given", given))
+                sent = checked(self.operation.fields, asked)
                 assert self.operation.ask is not None  # noqa: S101 - each form changes something
                 question = await self.operation.ask(control, words, sent)
-                sends = _sends(sent, question)
+                sends = {**asked, "if_version": question.version}
             except ConfigError as problem:
                 error, status = error or str(problem), 422 if status == 200 else status
-        found.pop("given", None)
-        inputs = [replace(each, is_wrong=status == 422) for each in found.pop("inputs", ())]
         shown = {
-            "title": words(self.title), "path": self.path, "links": (), "kept": {},
-            **found, "inputs": inputs, "question": question, "sends": sends, "error": error,
-            "back": _back(self.path, given, words),
+            "title": words(self.title), "path": self.path, "links": (), "kept": {}, **more,
+            "inputs": inputs, "question": question, "sends": sends, "error": error,
+            "is_wrong": status == 422, "back": _back(self.path, given, words),
         }  # fmt: skip
         return page(request, "operation.html", shown, status)
 
+    def _line(self, name: str, label: str, typed: Mapping[str, Any]) -> Input:
+        info = self.operation.fields.model_fields[name]
+        value = typed.get(name, "" if info.is_required() else info.default)
+        hint, is_required = info.description or "", info.is_required()
+        return Input(name, label, str(value or ""), hint, is_required=is_required)
 
-def _sends(sent: Fields, question: Question) -> dict[str, Any]:
-    """The hidden fields of the button: what was asked, and of which version."""
-    found = {name: each for name, each in sent.model_dump().items() if each not in (None, False)}
-    if "exempt" in type(sent).model_fields or "shadow" in type(sent).model_fields:
-        found |= {name: False for name, each in sent.model_dump().items() if each is False}
-    texts = {name: {True: "yes", False: "no"}.get(each, each) if isinstance(each, bool) else each
-             for name, each in found.items()}  # fmt: skip
-    if "how_long" in type(sent).model_fields and texts.get("how_long") is None:
-        texts["how_long"] = "forever"
-    return texts | ({} if question.version is None else {"if_version": question.version})
-
-
-def _without_version(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: each for name, each in given.items() if name != "if_version"}
+    def _next(self, sent: Any, found: Any) -> str:
+        """Where to go after the change, relative to the root of the page."""
+        done = {"done": self.path}
+        if isinstance(found, Overrides):
+            done = {"done": "changed", "count": str(found.version)}
+        elif self.path == "forgive":
+            done["count"] = str(len(found.rules))
+        elif self.path == "unban":
+            done["count"] = str(int(found.was_banned))
+        subject = _subject(sent)
+        where = f"user?{link(subject)}&" if subject is not None else "?"
+        return where + urlencode(done)
 
 
 def _subject(sent: Any) -> Subject | None:
-    found = getattr(sent, "subject", None)
-    if isinstance(found, Subject):
-        return found
-    if (id_ := getattr(sent, "id", None)) is None:
-        return None
+    id_ = getattr(sent, "id", None)
+    if id_ is None or hasattr(sent, "subject"):
+        return getattr(sent, "subject", None)
     return Subject(chat=id_) if id_ < 0 else Subject(user=id_)
-
-
-def _next(sent: Any, path: str, found: Any) -> str:
-    """Where to go after the change, relative to the root of the page."""
-    done = {"done": path}
-    if isinstance(found, Overrides):
-        done = {"done": "changed", "count": str(found.version)}
-    elif path == "forgive":
-        done["count"] = str(len(found.rules))
-    elif path == "unban":
-        done["count"] = str(int(found.was_banned))
-    subject = _subject(sent)
-    where = f"user?{link(subject)}&" if subject is not None else "?"
-    return where + urlencode(done)
 
 
 def _back(path: str, given: dict[str, Any], words: Words) -> tuple[str, Marked]:
@@ -166,27 +164,13 @@ def _back(path: str, given: dict[str, Any], words: Words) -> tuple[str, Marked]:
         return "history", words("History")
     names = ("id", "chat", "bot", "as_user")
     try:
-        found = checked(Target, {name: given[name] for name in names if name in given})
-        subject = _subject(found)
+        sent = checked(Target, {name: given[name] for name in names if name in given})
     except ConfigError:
-        subject = None
-    if subject is not None:
-        return f"user?{link(subject)}", capital(who(words, subject))
-    return ("bans", words("Bans")) if path == "ban" else ("#limits-title", words("Limits"))
+        return ("bans", words("Bans")) if path == "ban" else ("#limits-title", words("Limits"))
+    return f"user?{link(sent.subject)}", capital(who(words, sent.subject))
 
 
 # --- the fields of each form ----------------------------------------------------------------------
-
-
-def _text(form: type[Fields], name: str, label: str, given: Mapping[str, Any],
-          default: object = "", *, is_required: bool = False) -> Input:  # fmt: skip
-    hint = form.model_fields[name].description or ""
-    value = given.get(name, default)
-    return Input(name, label, "" if value is None else str(value), hint, is_required=is_required)
-
-
-async def _nothing(control: Control, words: Words, given: Mapping[str, Any]) -> dict[str, Any]:
-    return {}
 
 
 async def _forgive(control: Control, words: Words, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,16 +186,7 @@ async def _forgive(control: Control, words: Words, given: Mapping[str, Any]) -> 
 
 
 async def _ban(control: Control, words: Words, given: Mapping[str, Any]) -> dict[str, Any]:
-    fields = OPERATIONS["ban"].fields
-    inputs = [
-        _text(fields, "id", "User", given, is_required=True),
-        _text(fields, "chat", "Only in chat", given),
-        _text(fields, "how_long", "How long", given, "1h", is_required=True),
-        _text(fields, "reason", "Why", given),
-    ]
-    kept = {name: "yes" if each is True else each for name, each in given.items()
-            if name in ("bot", "as_user") and each}  # fmt: skip
-    return {"inputs": inputs, "kept": kept}
+    return {"kept": {name: given.get(name) for name in ("bot", "as_user")}}
 
 
 async def _limit(control: Control, words: Words, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +194,8 @@ async def _limit(control: Control, words: Words, given: Mapping[str, Any]) -> di
     live = await control.changes.current()
     inputs = []
     if (rule.limit is not None or rule.is_given) and not rule.ban_ms:
-        inputs.append(_text(OPERATIONS["set"].fields, "limit", "Limit", given, rule.limit or ""))
+        hint = OPERATIONS["set"].fields.model_fields["limit"].description or ""
+        inputs.append(Input("limit", "Limit", given.get("limit", rule.limit or ""), hint))
     shadow, off = given.get("shadow", rule.shadow), given.get("off", rule.off)
     mode = "off" if off else "trial" if shadow else "on"
     states = [each for each in _STATES if each != "trial" or not rule.ban_ms]
@@ -231,7 +207,7 @@ async def _limit(control: Control, words: Words, given: Mapping[str, Any]) -> di
     same = {name for name in ("limit", "shadow", "off") if given.get(name) == getattr(rule, name)}
     return {"title": words("Change {name}", name=code(rule.name, 100)), "inputs": inputs,
             "kept": {"name": rule.name}, "links": links,
-            "given": {name: each for name, each in given.items() if name not in same}}  # fmt: skip
+            "asked": {name: each for name, each in given.items() if name not in same}}  # fmt: skip
 
 
 async def _penalty(control: Control, words: Words, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,32 +215,27 @@ async def _penalty(control: Control, words: Words, given: Mapping[str, Any]) -> 
     live, fields = await control.changes.current(), OPERATIONS["penalty"].fields
     grows = given.get("grows", bool(rule and rule.longest_ms) if "after" not in given else False)
     text = words(fields.model_fields["grows"].description or "")
-    inputs = [
-        _text(fields, "after", "Refused attempts", given, rule.limit if rule else "10/minute"),
-        _text(fields, "ban", "Ban", given, f"{rule.ban_ms // 1_000}s" if rule else "15m"),
-        Input("grows", "Growing", kind="checkbox", choices=(("yes", text, bool(grows)),)),
-    ]
+    growing = Input("grows", "Growing", kind="checkbox", choices=(("yes", text, bool(grows)),))
     links = [("penalty?after=default", words("Undo the live change"))] if live.penalty else []
-    if rule is not None:
-        switch = words("Switch on") if rule.off else words("Switch off")
-        links.append((f"limit?{urlencode({'name': rule.name})}", switch))
-    title = words("Change the penalty") if rule else words("Add a penalty")
-    return {"title": title, "inputs": inputs, "links": links}
-
-
-async def _pause(control: Control, words: Words, given: Mapping[str, Any]) -> dict[str, Any]:
-    how_long = _text(OPERATIONS["pause"].fields, "how_long", "How long", given, "1h")
-    return {"inputs": [how_long]}
+    found = {"inputs": [growing], "links": links, "title": words("Add a penalty")}
+    if rule is None:
+        return found
+    switch = words("Switch on") if rule.off else words("Switch off")
+    links.append((f"limit?{urlencode({'name': rule.name})}", switch))
+    typed = {"after": rule.limit, "ban": f"{rule.ban_ms // 1_000}s"}
+    return {**found, "typed": typed, "title": words("Change the penalty")}
 
 
 FORMS: Final = (
-    Form("forgive", OPERATIONS["forgive"], "Forgive", _forgive),
-    Form("ban", OPERATIONS["ban"], "Ban somebody", _ban, ("how_long",)),
-    Form("unban", OPERATIONS["unban"], "Lift the ban", _nothing),
-    Form("exempt", OPERATIONS["exempt"], "Exemption", _nothing),
-    Form("limit", OPERATIONS["set"], "Change", _limit, ("limit", "shadow", "off", "default")),
-    Form("penalty", OPERATIONS["penalty"], "Change the penalty", _penalty, ("after",)),
-    Form("pause", OPERATIONS["pause"], "Pause all limits", _pause, ("how_long",)),
-    Form("resume", OPERATIONS["resume"], "Switch all limits on", _nothing),
-    Form("rollback", OPERATIONS["rollback"], "Roll back", _nothing),
-)
+    Form("forgive", "Forgive", more=_forgive),
+    Form("ban", "Ban somebody", {"id": "User", "chat": "Only in chat", "how_long": "How long",
+                                 "reason": "Why"}, ("how_long",), _ban),
+    Form("unban", "Lift the ban"),
+    Form("exempt", "Exemption"),
+    Form("limit", "Change", waits_for=("limit", "shadow", "off", "default"), more=_limit),
+    Form("penalty", "Change the penalty", {"after": "Refused attempts", "ban": "Ban"}, ("after",),
+         _penalty),
+    Form("pause", "Pause all limits", {"how_long": "How long"}, ("how_long",)),
+    Form("resume", "Switch all limits on"),
+    Form("rollback", "Roll back"),
+)  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Final
@@ -14,11 +14,11 @@ from aiohttp import web
 
 from bot_ratelimit.admin import fields, sheets
 from bot_ratelimit.admin.sheets import Sheet
-from bot_ratelimit.admin.views import ConfigView, HealthView, HourTotal, RuleUse
-from bot_ratelimit.admin.web.chart import chart_of
+from bot_ratelimit.admin.views import ConfigView, HealthView, RuleUse, SubjectView
+from bot_ratelimit.admin.web.chart import OUTCOMES, Bar, chart_of
 from bot_ratelimit.admin.web.console import (
-    IS_LOST,
     ROOT,
+    VISIT,
     console_of,
     control_of,
     public,
@@ -26,14 +26,13 @@ from bot_ratelimit.admin.web.console import (
     words_of,
 )
 from bot_ratelimit.admin.web.forms import FORMS
-from bot_ratelimit.admin.web.problems import Problem
+from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.admin.web.rendering import link, page
 from bot_ratelimit.admin.web.requests import from_texts
 from bot_ratelimit.admin.wording import who
-from bot_ratelimit.admin.words import Marked, Words, capital, code
+from bot_ratelimit.admin.words import Words, capital, code
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError, RateLimitError
-from bot_ratelimit.limiter.statistics import Refusals
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import Ban
 
@@ -48,8 +47,6 @@ _DONE: Final = {
     "ban": "Banned. Every instance enforces the ban within a second.",
     "unban": "Bans lifted, on every instance within a second: {count}.",
 }
-
-_NOTHING: Final = Sheet()
 
 Links = Sequence[tuple[str, str]]
 
@@ -66,20 +63,19 @@ def routes() -> list[web.RouteDef]:
     ]
 
 
-def login_page(request: web.Request, problem: Problem | None) -> web.Response:
+def login_page(request: web.Request, problem: ProblemError | None) -> web.Response:
     """The login form, with the problem, if there is one."""
-    words = words_of(request)
     # A first visit without a login is not an error.
     is_shown = problem is not None and (problem.status != 401 or request.method != "GET")
     text: object = (problem.detail or problem.title) if problem is not None and is_shown else ""
-    if not text and request.get(IS_LOST):
-        text = words("Your session ended: Redis lost its data, or you logged out elsewhere.")
-    return page(
-        request, "login.html", {"problem": text, "has_token": console_of(request).has_token}
-    )
+    if not text and VISIT in request and request[VISIT].is_lost:
+        lost = "Your session ended: Redis lost its data, or you logged out elsewhere."
+        text = words_of(request)(lost)
+    shown = {"problem": text, "has_token": console_of(request).has_token}
+    return page(request, "login.html", shown)
 
 
-def error_page(request: web.Request, problem: Problem) -> web.Response:
+def error_page(request: web.Request, problem: ProblemError) -> web.Response:
     """A page with the problem, for users who are logged in."""
     shown = {"title": words_of(request)(problem.title), "problem": problem.detail or problem.title}
     return page(request, "error.html", shown, problem.status)
@@ -107,10 +103,27 @@ class Part:
 
     name: str
     title: str
-    sheet: Sheet = _NOTHING
+    sheet: Sheet = Sheet()  # noqa: RUF009 - frozen
     links: Sequence[Links] = ()
     header: Links = ()
     problem: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        words: Words,
+        name: str,
+        title: str,
+        loaded: Loaded,
+        show: Callable[[Words, Any], Sheet],
+        links: Callable[[Any], Links] | None = None,
+        header: Links = (),
+    ) -> Part:
+        """What was loaded, with links for each row; or why it is not available."""
+        if loaded.problem:
+            return cls(name, words(title), header=header, problem=loaded.problem)
+        rows = [links(each) for each in loaded.value] if links is not None else ()
+        return cls(name, words(title), show(words, loaded.value), rows, header)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,35 +143,45 @@ async def _home(request: web.Request) -> web.Response:
     if session_of(request) is None:
         return login_page(request, None)
     control, words = control_of(request), words_of(request)
-    span = 48 if request.query.get("hours") == "48" else 24
+    span = {"24": 24, "48": 48}.get(request.query.get("hours", ""))
     asked = {
         "health": control.health(),
         "config": control.config(),
         "limits": control.limits(),
         "use": control.use(span),
-        "hours": control.by_hour(span),
-        "top": control.top(10, span),
-        "bans": control.bans(0, 6),
+        "bars": control.by_minute() if span is None else control.by_hour(span),
+        "top": control.top(10, span or 2),
+        "sending": control.sending(span),
+        "bans": control.bans(0, 5),
         "history": control.history(),
     }
     found = dict(zip(asked, await asyncio.gather(*map(Loaded.of, asked.values())), strict=True))
-    hours = found["hours"]
+    if found["health"].value is not None and found["health"].value.is_out:  # which says why, once
+        text = words("Redis does not answer")
+        found = {name: each if not each.problem else Loaded(problem=text)
+                 for name, each in found.items()}  # fmt: skip
+    bars, config, history = found["bars"], found["config"], found["history"]
+    chart = bars if bars.problem else Loaded(chart_of(bars.value))
     shown = {
         "here": "Overview",
-        "done": await _done(request, found["config"].value),
-        "notices": _notices(words, found["health"], found["config"]),
-        "share": _share(words, hours.value or ()),
+        "done": await _done(request, config.value),
+        "notices": _notices(words, found["health"], config),
+        "share": "" if bars.problem else _share(words, chart.value.bars, span),
         "span": span,
-        "chart": hours if hours.problem else Loaded(chart_of(hours.value)),
+        "chart": chart,
         "parts": [
-            _limits_part(words, found["config"], found["limits"], found["use"].value or ()),
-            _bans_part(words, found["bans"], 5),
-            _top_part(words, found["top"]),
-            _instances_part(words, found["config"]),
-            _history_part(words, found["history"], 5),
+            _limits_part(words, config, found["limits"], found["use"].value or ()),
+            _bans_part(words, found["bans"], [("bans", words("All bans"))]),
+            Part.of(words, "top", "Refused most", found["top"], _top_of(span),
+                    lambda each: [(f"user?user={each.user}", words("Show"))]),
+            Part.of(words, "sending", "What the bot sends", found["sending"], sheets.sending),
+            Part.of(words, "instances", "Instances", config,
+                    lambda words, view: replace(sheets.config(words, view).more[0], foot=())),
+            _history_part(words, replace(history, value=(history.value or ())[:5]),
+                          [("history", words("All changes and actions"))]),
         ],
         "paging": (),
-    }
+    }  # fmt: skip
     return page(request, "page.html", shown)
 
 
@@ -180,16 +203,18 @@ def _notices(words: Words, health: Loaded, config: Loaded) -> list[Notice]:
     return found
 
 
-def _share(words: Words, hours: Sequence[HourTotal]) -> str:
+def _share(words: Words, bars: Sequence[Bar], span: int | None) -> str:
     """The share of refusals now, and what it was before: what is normal differs between bots."""
-    shares = []
-    for some in (hours[-1:], hours[:-1]):
-        refused = sum(each.refused + each.banned for each in some)
-        total = refused + sum(each.allowed for each in some)
-        shares.append(f"{100 * refused / total:.0f} %" if total else "–")
+    shares, latest = [], 5 if span is None else 1
+    for some in (bars[-latest:], bars[:-latest]):
+        allowed, *refused = (sum(each.counts[name] for each in some) for name in OUTCOMES)
+        total = allowed + sum(refused)
+        shares.append(f"{100 * sum(refused) / total:.0f} %" if total else "–")
     if shares[0] == "–":
         return ""
     text = "Refused in this hour: {now} of the decisions; in the hours before: {before}."
+    if span is None:
+        text = "Refused in the last 5 minutes: {now} of the decisions; before: {before}."
     return words(text, now=shares[0], before=shares[1])
 
 
@@ -201,91 +226,61 @@ def _limits_part(words: Words, config: Loaded, limits: Loaded, use: Sequence[Rul
     view = config.value or ConfigView("", "", (), Overrides(), (), limits.value)
     sheet = sheets.limits(words, view)
     counted = {each.name: each for each in use}
-    has_left = any(each.remaining is not None for each in use)
-    rows = [
-        (*row, *_decisions(counted.pop(rule.name, None), has_left))
-        for rule, row in zip(view.rules, sheet.rows, strict=True)
-    ]
-    rows += [
-        (each.name, words("no rule in force"), "", "", "", *_decisions(each, has_left))
-        for each in counted.values()
-    ]
-    links: list[Links] = [
-        [(f"{'penalty' if each.ban_ms else 'limit'}?{urlencode({'name': each.name})}",
-          words("Change"))]
-        for each in view.rules
-    ]  # fmt: skip
-    links += [[] for _ in counted]
-    handlers = sorted({name for each in view.instances for name in each.handlers})[:_HANDLERS]
-    free = words("as every handler")
-    rows += [(code(name, 100), free, "", "", "", *_decisions(None, has_left)) for name in handlers]
-    links += [[(f"limit?{urlencode({'name': name})}", words("Change"))] for name in handlers]
+    columns = ["allowed", "refused", "banned", "remaining"]
+    if all(each.remaining is None for each in use):
+        columns.pop()
+    rows: list[tuple[object, ...]] = []
+    links: list[Links] = []
+
+    def add(name: str, cells: Sequence[object], path: str = "limit") -> None:
+        used = counted.pop(name, None)
+        rows.append((*cells, *(getattr(used, each, "") for each in columns)))
+        links.append([(f"{path}?{urlencode({'name': name})}", words("Change"))] if path else [])
+
+    for rule, cells in zip(view.rules, sheet.rows, strict=True):
+        add(rule.name, cells, "penalty" if rule.ban_ms else "limit")
+    for name in list(counted):
+        add(name, (name, words("no rule in force"), "", "", ""), "")
+    for name in sorted({name for each in view.instances for name in each.handlers})[:_HANDLERS]:
+        add(name, (code(name, 100), words("as every handler"), "", "", ""))
     header = [("pause", words("Pause all limits"))]
     if not any(each.ban_ms for each in view.rules):
         header.insert(0, ("penalty", words("Add a ban for users who keep sending")))
     names = ("ALLOWED", "REFUSED", "BANNED", "LEFT NOW")
-    more = [words(each) for each in names[: 4 if has_left else 3]]
-    foot = sheet.foot if config.value is not None else [words("As this instance knows them.")]
-    text = "Each decision is counted once: for the limit that refused, or had the least left."
-    foot = [*foot, *([words(text)] if use else [])]
-    found = replace(sheet, lines=(), head=[*sheet.head, *more], rows=rows, foot=foot)
+    head = [*sheet.head, *(words(name) for name in names[: len(columns)])]
+    foot = list(sheet.foot) if config.value is not None else [words("As this instance knows them.")]
+    if use:
+        text = "Each decision is counted once: for the limit that refused, or had the least left."
+        foot.append(words(text))
+    found = replace(sheet, lines=(), head=head, rows=rows, foot=foot)
     return Part("limits", title, found, links, header)
 
 
-def _decisions(use: RuleUse | None, has_left: bool) -> tuple[object, ...]:
-    found: tuple[object, ...] = ("",) * 4
-    if use is not None:
-        found = use.allowed, use.refused, use.banned, use.remaining
-    return found if has_left else found[:3]
+def _bans_part(words: Words, bans: Loaded, header: Links = ()) -> Part:
+    def links(ban: Ban) -> Links:
+        who = link(ban.subject)
+        return [(f"user?{who}", words("Show")), (f"unban?{who}", words("Lift"))]
+
+    header = [("ban", words("Ban somebody")), *header]
+    return Part.of(words, "bans", "Bans", bans, sheets.bans, links, header)
 
 
-def _bans_part(words: Words, bans: Loaded, most: int) -> Part:
-    title, ban = words("Bans"), ("ban", words("Ban somebody"))
-    header = [ban, *([("bans", words("All bans"))] if most < _ROWS else [])]
-    if bans.problem:
-        return Part("bans", title, header=header, problem=bans.problem)
-    found: list[Ban] = bans.value[:most]
-    links = [
-        [(f"user?{link(each.subject)}", words("Show")),
-         (f"unban?{link(each.subject)}", words("Lift"))]
-        for each in found
-    ]  # fmt: skip
-    return Part("bans", title, sheets.bans(words, found), links, header)
+def _top_of(span: int | None) -> Callable[[Words, Any], Sheet]:
+    def show(words: Words, found: Any) -> Sheet:
+        foot = [words("In this hour and the one before.")] if span is None else []
+        return replace(sheets.top(words, found), foot=foot)
+
+    return show
 
 
-def _top_part(words: Words, top: Loaded) -> Part:
-    title = words("Refused most")
-    if top.problem:
-        return Part("top", title, problem=top.problem)
-    found: Sequence[Refusals] = top.value
-    links = [[(f"user?user={each.user}", words("Show"))] for each in found]
-    return Part("top", title, sheets.top(words, found), links)
+def _history_part(words: Words, history: Loaded, header: Links) -> Part:
+    part = Part.of(words, "history", "Versions of the live limits", history, sheets.history,
+                   lambda each: [(f"rollback?version={each.live.version}", words("Roll back"))],
+                   header)  # fmt: skip
+    return replace(part, links=[(), *part.links[1:]])  # the newest one is in force
 
 
-def _instances_part(words: Words, config: Loaded) -> Part:
-    title = words("Instances")
-    if config.value is None:
-        return Part("instances", title, problem=config.problem)
-    sheet = replace(sheets.config(words, config.value).more[0], foot=())
-    return Part("instances", title, sheet)
-
-
-def _history_part(words: Words, history: Loaded, most: int) -> Part:
-    title = words("Versions of the live limits")
-    header = [("history", words("All changes and actions"))]
-    if most == _ROWS:
-        header = [("rollback?version=0", words("Drop all live changes"))]
-    if history.problem:
-        return Part("history", title, header=header, problem=history.problem)
-    found = history.value[:most]
-    links: list[Links] = [
-        [(f"rollback?version={each.live.version}", words("Roll back"))] if number else []
-        for number, each in enumerate(found)
-    ]
-    return Part("history", title, sheets.history(words, found), links, header)
-
-
-async def _done(request: web.Request, config: ConfigView | None = None) -> list[Marked]:
+async def _done(request: web.Request, config: ConfigView | None = None) -> list[str]:
     """What the operator has just done, from the query; anything else there is ignored."""
     words, what = words_of(request), request.query.get("done", "")
     count = request.query.get("count", "")
@@ -294,9 +289,9 @@ async def _done(request: web.Request, config: ConfigView | None = None) -> list[
         return [words(_DONE[what], count=number)]
     if what != "changed":
         return []
-    if config is None:
-        return [words("Version {version} is written.", version=number)]
     saved = words("Version {version} is written.", version=number)
+    if config is None:
+        return [saved]
     if config.live.version == number:
         saved = words("Version {version} is written: {what}", version=number, what=config.live.what)
     if not config.instances:
@@ -311,19 +306,18 @@ async def _done(request: web.Request, config: ConfigView | None = None) -> list[
 
 async def _user(request: web.Request) -> web.Response:
     control, words = control_of(request), words_of(request)
-    title, subject = words("Find a user"), None
-    shown: dict[str, Any] = {"parts": (), "actions": (), "error": "", "typed": request.query}
+    shown: dict[str, Any] = {"title": words("Find a user"), "parts": (), "actions": (), "error": ""}
     try:
         subject = _subject(request.query)
         if subject is not None:
             view = await control.show(subject)
-            title = capital(who(words, subject))
-            now = Part("now", words("Now"), replace(sheets.subject(words, view)))
-            shown |= {"parts": [now], "actions": _actions(words, subject, view)}
+            now = Part("now", words("Now"), sheets.subject(words, view))
+            shown |= {"parts": [now], "actions": _actions(words, subject, view),
+                      "title": capital(who(words, subject))}  # fmt: skip
     except ConfigError as problem:
         shown["error"] = str(problem)
     config = (await Loaded.of(control.config())).value if "done" in request.query else None
-    shown |= {"title": title, "done": await _done(request, config)}
+    shown |= {"typed": request.query, "done": await _done(request, config)}
     return page(request, "user.html", shown, 422 if shown["error"] else 200)
 
 
@@ -331,15 +325,14 @@ def _subject(query: Mapping[str, str]) -> Subject | None:
     """The subject of a query: `user` is the id, or `chat` without a user."""
     given: dict[str, Any] = from_texts(fields.Counted, query)  # type: ignore[arg-type]  # a MultiMapping
     given["id"] = given.pop("user", None) or given.pop("chat", None)
-    names = {*fields.Counted.model_fields}
-    given = {name: each for name, each in given.items() if name in names and each is not None}
+    given = {name: each for name, each in given.items()
+             if name in fields.Counted.model_fields and each is not None}  # fmt: skip
     return fields.checked(fields.Counted, given).subject if "id" in given else None
 
 
-def _actions(words: Words, subject: Subject, view: Any) -> list[tuple[str, str]]:
+def _actions(words: Words, subject: Subject, view: SubjectView) -> list[tuple[str, str]]:
     """What can be done with a user or chat."""
-    ids = link(subject)
-    actions = [(f"forgive?{ids}", words("Forgive"))]
+    actions = [(f"forgive?{link(subject)}", words("Forgive"))]
     if view.banned is not None:
         actions.append((f"unban?{link(view.banned.subject)}", words("Lift the ban")))
     everywhere = link(subject._replace(chat=None, topic=None) if subject.user else subject)
@@ -358,16 +351,16 @@ async def _bans(request: web.Request) -> web.Response:
     paging = [(f"bans?offset={max(offset - _ROWS, 0)}", words("Earlier ends"))] if offset else []
     if bans.value and len(bans.value) > _ROWS:
         paging.append((f"bans?offset={offset + _ROWS}", words("Later ends")))
-    return _listed(request, "Bans", [_bans_part(words, bans, _ROWS)], paging)
+        bans.value.pop()
+    return _listed(request, "Bans", [_bans_part(words, bans)], paging)
 
 
 async def _history(request: web.Request) -> web.Response:
     control, words = control_of(request), words_of(request)
     history, audit = await asyncio.gather(*map(Loaded.of, (control.history(), control.audit())))
-    actions = Part("audit", words("What operators did"), problem=audit.problem)
-    if not audit.problem:
-        actions = replace(actions, sheet=sheets.audit(words, audit.value))
-    return _listed(request, "History", [_history_part(words, history, _ROWS), actions])
+    drop = [("rollback?version=0", words("Drop all live changes"))]
+    actions = Part.of(words, "audit", "What operators did", audit, sheets.audit)
+    return _listed(request, "History", [_history_part(words, history, drop), actions])
 
 
 def _listed(

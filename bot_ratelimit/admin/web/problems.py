@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from bot_ratelimit.admin.changes import ConflictError
+from bot_ratelimit.admin.fields import FieldError
 from bot_ratelimit.admin.web.console import console_of, session_of, wants_page
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 
@@ -22,30 +22,39 @@ log = logging.getLogger("bot_ratelimit")
 MAX_BODY: Final = 16_384
 """Bytes. The longest body is initData, of one or two kilobytes."""
 
+_STATUSES: Final = ((StorageError, 503), (ConflictError, 409), (ConfigError, 422))
+_DETAILS: Final = {
+    404: "there is no such page",
+    405: "this path does not support that method",
+    413: f"the body is larger than {MAX_BODY // 1024} KiB",
+}
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a request failed.
 
-    ::
+class ProblemError(Exception):
+    """A request fails.
 
-        {"type": "about:blank", "title": "Conflict", "status": 409, "detail": "..."}
+    Args:
+        status: The status of the response.
+        detail: What is wrong and the fix, in a sentence; never a secret.
+        headers: Of the response.
+        **more: Additional members of the JSON object.
     """
 
-    status: int
-    detail: str = ""
-    """What is wrong and the fix, in a sentence; never a secret."""
-    more: Mapping[str, Any] = field(default_factory=dict)
-    """Additional members of the JSON object."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    def __init__(
+        self,
+        status: int,
+        detail: str = "",
+        *,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.headers, self.more = status, detail, headers or {}, more
+        with suppress(ValueError):
+            self.title = HTTPStatus(status).phrase
 
-    @property
-    def title(self) -> str:
-        """The name of the status."""
-        try:
-            return HTTPStatus(self.status).phrase
-        except ValueError:
-            return "Error"
+    title = "Error"
+    """The name of the status."""
 
     def to_response(self) -> web.Response:
         """As `application/problem+json`."""
@@ -60,27 +69,6 @@ class Problem:
         )
 
 
-class ProblemError(Exception):
-    """A request fails with this problem."""
-
-    def __init__(self, status: int, detail: str = "", **more: Any) -> None:
-        super().__init__(detail)
-        headers: Mapping[str, str] = more.pop("headers", {})
-        self.problem = Problem(status, detail, more, headers)
-
-
-_STATUSES = ((StorageError, 503), (ConflictError, 409), (ConfigError, 422))
-
-
-def problem_of(error: RateLimitError) -> Problem:
-    """The HTTP problem for an error of this package."""
-    status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
-    if isinstance(error, ConfigError) and error.kind != ConfigError.kind:
-        status = 503  # Redis refused; the request itself is valid
-    headers = {"Retry-After": "2"} if status == 503 else {}
-    return Problem(status, str(error), headers=headers)
-
-
 @web.middleware
 async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every failure into a response that describes the problem."""
@@ -91,23 +79,23 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     try:
         return await handler(request)
     except ProblemError as error:
-        problem = error.problem
+        problem = error
     except RateLimitError as error:
-        problem = problem_of(error)
+        problem = _of_package(error)
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        problem = _of_http(error)
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        detail = _DETAILS.get(error.status, error.reason)
+        problem = ProblemError(error.status, detail, headers=headers)
     except (ConnectionError, web.RequestPayloadError):
         # The client may be gone. If this were raised, the bot's log would show an error.
-        problem = Problem(400, "the body is broken, or the connection was closed")
+        problem = ProblemError(400, "the body is broken, or the connection was closed")
     except Exception:
         log.exception("admin_app: %s %s failed", request.method, request.rel_url.raw_path)
-        problem = Problem(500, "a bug: see the bot's log")
-    return _page(request, problem) if wants_page(request) else problem.to_response()
-
-
-def _page(request: web.Request, problem: Problem) -> web.Response:
+        problem = ProblemError(500, "a bug: see the bot's log")
+    if not wants_page(request):
+        return problem.to_response()
     pages = console_of(request).pages
     needs_login = session_of(request) is None or problem.status in {401, 429}
     page: web.Response = (pages.login_page if needs_login else pages.error_page)(request, problem)
@@ -116,12 +104,11 @@ def _page(request: web.Request, problem: Problem) -> web.Response:
     return page
 
 
-def _of_http(error: web.HTTPException) -> Problem:
-    """The problem for an error of aiohttp itself: 404, 405, 413."""
-    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-    details = {
-        404: "there is no such page",
-        405: "this path does not support that method",
-        413: f"the body is larger than {MAX_BODY // 1024} KiB",
-    }
-    return Problem(error.status, details.get(error.status, error.reason), headers=headers)
+def _of_package(error: RateLimitError) -> ProblemError:
+    status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+    if isinstance(error, ConfigError) and error.kind != ConfigError.kind:
+        status = 503  # Redis refused; the request itself is valid
+    if isinstance(error, FieldError):
+        detail = "; ".join(f"{each['field']}: {each['problem']}" for each in error.wrong)
+        return ProblemError(status, detail, errors=error.wrong)
+    return ProblemError(status, str(error), headers={"Retry-After": "2"} if status == 503 else {})

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import bot_ratelimit
-from bot_ratelimit.admin.web.console import console_of, session_of, words_of
+from bot_ratelimit.admin.web.console import console_of, root_of, session_of, words_of
 from bot_ratelimit.admin.words import as_html, capital, plain
 from bot_ratelimit.rules.rule import Subject
 
@@ -26,20 +26,16 @@ def page(
 ) -> web.Response:
     """A response with a template, and with the values that every page needs."""
     console = console_of(request)
-    text = (
-        _templates()
-        .get_template(template)
-        .render(
-            context,
-            status=status,
-            words=words_of(request),
-            root=console.root(request),
-            session=session_of(request),
-            has_admins=bool(console.admins),
-            prefix=console.middleware.limiter.key_prefix,
-            release=bot_ratelimit.__version__,
-        )
-    )
+    shared = {
+        "status": status,
+        "words": words_of(request),
+        "root": root_of(request),
+        "session": session_of(request),
+        "has_admins": bool(console.admins),
+        "prefix": console.middleware.limiter.key_prefix,
+        "release": bot_ratelimit.__version__,
+    }
+    text = _templates().get_template(template).render(shared, **context)
     return web.Response(text=text, content_type="text/html", status=status)
 
 
@@ -55,34 +51,30 @@ def _templates() -> Environment:
     found.filters |= {
         "bare": plain,
         "heading": lambda text: plain(text).capitalize(),
-        "hour": hour,
+        "hour": _hour,
         "number": "{:,}".format,
-        "rich": rich,
-        "sentence": sentence,
+        "rich": _rich,
+        "sentence": _sentence,
     }
     return found
 
 
-def rich(text: object) -> Markup:
+def _rich(text: object) -> Markup:
     """A text as HTML: what is marked as code, and moments, which the script shows in local time."""
     if isinstance(text, int):
         return Markup(f"{text:,}")  # noqa: S704 - digits
     found = as_html("" if text is None else text).replace('"', "&quot;")
-    return Markup(_MOMENT.sub(_moment, found))  # noqa: S704 - escaped by as_html
+    shown = r'<time datetime="\1T\2Z" data-shows="second">\g<0></time>'
+    return Markup(_MOMENT.sub(shown, found))  # noqa: S704 - escaped by as_html
 
 
-def _moment(found: re.Match[str]) -> str:
-    machine = f"{found[1]}T{found[2]}Z"
-    return f'<time datetime="{machine}" data-shows="second">{found[0]}</time>'
-
-
-def hour(at: datetime) -> Markup:
-    """An hour of a day."""
+def _hour(at: datetime) -> Markup:
+    """Hours and minutes of a moment."""
     machine = at.strftime("%Y-%m-%dT%H:%M:%SZ")
     return Markup('<time datetime="{}" data-shows="hour">{}</time>').format(machine, f"{at:%H:%M}")
 
 
-def sentence(text: object) -> str:
+def _sentence(text: object) -> str:
     """`user: expected an id` as a sentence, with a capital letter and a full stop."""
     found = plain(capital(text))
     return found + ("" if found.endswith((".", "!", "?")) else ".")
@@ -90,10 +82,7 @@ def sentence(text: object) -> str:
 
 def link(subject: Subject) -> str:
     """A user or chat as the query of a link: `user=42&chat=-100123`."""
-    ids = {name: each for name, each in subject._asdict().items() if each is not None}
-    if ids.get("user") == ids.get("chat"):  # the private chat is the default
-        ids.pop("chat", None)
-    if ids.get("user", 1) < 0:
-        ids["as_user"] = "yes"
-    names = ("user", "chat", "topic", "bot", "as_user")
-    return urlencode({name: ids[name] for name in names if name in ids})
+    user, chat, topic, bot, _ = subject
+    ids = {"user": user, "chat": None if chat == user else chat, "topic": topic, "bot": bot,
+           "as_user": "yes" if user is not None and user < 0 else None}  # fmt: skip
+    return urlencode({name: each for name, each in ids.items() if each is not None})

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from aiohttp import web
 from multidict import MultiDict, MultiMapping
-from pydantic import ValidationError
 
 from bot_ratelimit.admin.fields import Fields, kind_of
 from bot_ratelimit.admin.web.problems import ProblemError
@@ -16,32 +15,6 @@ from bot_ratelimit.admin.web.problems import ProblemError
 _SLOWEST: Final = 10.0
 _FORM: Final = "application/x-www-form-urlencoded"
 _FLAGS: Final = {"yes": True, "true": True, "no": False, "false": False}
-
-_Fields = TypeVar("_Fields", bound=Fields)
-
-
-def validated(kind: type[_Fields], found: dict[str, Any]) -> _Fields:
-    """The data as the fields of an operation.
-
-    Raises:
-        ProblemError: 422, with each invalid field and what is wrong with it.
-    """
-    try:
-        return kind.model_validate(found)
-    except ValidationError as error:
-        wrong = [  # a field that is no Unicode has no name
-            {"field": ".".join(map(str, each["loc"])) or "a field", "problem": _words(each)}
-            for each in error.errors(include_url=False, include_input=False)[:20]
-        ]
-    detail = "; ".join(f"{each['field']}: {each['problem']}" for each in wrong)
-    raise ProblemError(422, detail, errors=wrong)
-
-
-def _words(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "there is no such field"
-    found: str = error["msg"].removeprefix("Value error, ")
-    return found[:1].lower() + found[1:]
 
 
 def from_texts(kind: type[Fields], texts: MultiMapping[str]) -> dict[str, Any]:

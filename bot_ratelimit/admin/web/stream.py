@@ -1,16 +1,18 @@
-"""The current state as server-sent events: one reader of Redis for all connected browsers."""
+"""The current state as server-sent events: Redis is read once for all connected browsers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from contextlib import suppress
 from typing import Any, Final
 
 from aiohttp import web
 
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.encoding import to_json
-from bot_ratelimit.admin.web.console import SESSION, Console, Session
+from bot_ratelimit.admin.web.console import VISIT, Console, Session
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.errors import RateLimitError
 
@@ -33,84 +35,63 @@ _HEADERS: Final = {
 class Stream:
     """`GET events`: totals by hour, instances and health, at once and then every two seconds.
 
-    Redis is read only while a browser is connected, and once for all browsers.
-
     Args:
         console: The application's console.
         most: How many browsers may be connected at once.
     """
 
     def __init__(self, console: Console, most: int) -> None:
-        self._console, self._most = console, most
-        self._followers = 0
-        self._latest = b""
-        self._news = asyncio.Event()
-        self._polling: asyncio.Task[None] | None = None
-        self._closed = False
+        self._console, self._free = console, most
+        self._control = console.control("stream@web")
+        self._latest, self._number, self._due = b"", 0, 0.0
+        self._reading = asyncio.Lock()
+        self._closed = asyncio.Event()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Send events until the session or the application ends, or the time is over."""
-        if self._closed or self._followers >= self._most:
-            raise ProblemError(
-                503,
-                "too many browsers show this page already: close one",
-                headers={"Retry-After": "10"},
-            )
-        self._followers += 1
+        if self._closed.is_set() or self._free <= 0:
+            text = "too many browsers show this page already: close one"
+            raise ProblemError(503, text, headers={"Retry-After": "10"})
+        self._free -= 1
         response = web.StreamResponse(headers=_HEADERS)
         try:
-            if self._polling is None:
-                self._polling = asyncio.get_running_loop().create_task(self._read())
             await response.prepare(request)
             if request.method != "HEAD":
-                await self._follow(response, request[SESSION])
+                await self._follow(response, request[VISIT].session)
         except ConnectionError:  # the browser has gone
             pass
         except TimeoutError:  # the browser reads nothing
             if request.transport is not None:
                 request.transport.abort()
         finally:
-            self._followers -= 1
-            if not self._followers:
-                self._rest()
+            self._free += 1
         return response
 
     async def close(self, _: web.Application) -> None:
         """End all streams when the application stops."""
-        self._closed = True
-        self._news.set()
-        self._rest()
+        self._closed.set()
 
     async def _follow(self, response: web.StreamResponse, session: Session) -> None:
-        clock = self._console.clock
+        clock, seen, message = self._console.clock, 0, b"retry: 1000\n\n"
         until = min(session.expires, clock() + LASTS)
-        message = b"retry: 1000\n" + self._latest if self._latest else b"retry: 1000\n\n"
-        while not self._closed and clock() < until:
-            news = self._news
+        while not self._closed.is_set() and clock() < until:
             async with asyncio.timeout(_SLOWEST):
                 await response.write(message)
-            message = b": keep-alive\n\n"
-            try:
-                async with asyncio.timeout(HEARTBEAT):
-                    await news.wait()
-                message = self._latest
-            except TimeoutError:
-                continue
+            if seen:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closed.wait(), min(EVERY, HEARTBEAT))
+            number, latest = await self._look()
+            message = b": keep-alive\n\n" if number == seen else latest
+            seen = number
 
-    async def _read(self) -> None:
-        control = self._console.control("stream@web")
-        while True:
-            content = to_json(await _looked(control, self._console.clock))
-            self._latest = f"data: {content}\n\n".encode()
-            news, self._news = self._news, asyncio.Event()
-            news.set()
-            await asyncio.sleep(EVERY)
-
-    def _rest(self) -> None:
-        """Stop reading: no browser is connected any more."""
-        if self._polling is not None:
-            self._polling.cancel()
-        self._polling, self._latest = None, b""
+    async def _look(self) -> tuple[int, bytes]:
+        """The number and the text of the latest message; Redis is read if it is time to."""
+        async with self._reading:
+            if time.monotonic() >= self._due:
+                content = to_json(await _looked(self._control, self._console.clock))
+                self._latest, self._number = f"data: {content}\n\n".encode(), self._number + 1
+                self._due = time.monotonic() + EVERY
+            return self._number, self._latest
 
 
 async def _looked(control: Control, clock: Any) -> dict[str, Any]:
@@ -119,10 +100,9 @@ async def _looked(control: Control, clock: Any) -> dict[str, Any]:
     try:
         found["health"] = health = await control.health()
         found["version"] = health.version
-        instances = await control.instances()
         found["instances"] = [
             {"name": each.name, "version": each.version, "problem": each.problem}
-            for each in instances
+            for each in await control.instances()
         ]
         found["hours"] = await control.by_hour()
     except RateLimitError as error:

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    ip_address,
-    ip_network,
-)
-from typing import Final, TypeAlias
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from bot_ratelimit.errors import ConfigError
-
-_Address: TypeAlias = IPv4Address | IPv6Address
 
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
@@ -49,21 +40,32 @@ class TrustedProxies:
             proxies = [proxies]
         if not isinstance(proxies, Iterable):
             raise ConfigError(f"trusted_proxies={proxies!r}: expected a list of addresses")
-        names = list(proxies)
+        names = [str(name) for name in proxies]  # the number 1 would be the address 0.0.0.1
         self._trusts_local = LOCAL in names
-        self._networks = [_network(name) for name in names if name != LOCAL]
+        try:
+            self._networks = [ip_network(name) for name in names if name != LOCAL]
+        except ValueError as error:
+            raise ConfigError(
+                f"trusted_proxies: {error}; expected addresses or networks of proxies, "
+                "for example '127.0.0.1' or '10.0.0.0/8', or 'unix'"
+            ) from None
 
     def client_address(self, request: web.Request) -> str:
         """The address for which failed logins are counted; for IPv6, its /64 network.
 
         A client with one address of such a network can usually use all of them.
         """
-        address = self._address(request)
-        if address is None:
-            return LOCAL
+        address = _parsed(request.remote or "")
+        hops = [hop for line in request.headers.getall("X-Forwarded-For", ())
+                for hop in line.split(",")]  # fmt: skip
+        for hop in reversed(hops):  # the nearest proxy's first
+            earlier = _parsed(hop.strip())
+            if earlier is None or not self._is_trusted(address):  # no proxy wrote what is before
+                break
+            address = earlier
         if isinstance(address, IPv6Address):
             return str(IPv6Network((address, 64), strict=False))
-        return str(address)
+        return LOCAL if address is None else str(address)
 
     def is_https(self, request: web.Request) -> bool:
         """Whether the browser uses HTTPS, as far as this server can know."""
@@ -87,26 +89,14 @@ class TrustedProxies:
         origins = request.headers.getall("Origin", [])
         if not origins:
             return True
+        try:
+            origin = urlsplit(origins[0]).netloc.lower()
+        except ValueError:
+            return False
         # Without this header, aiohttp before 3.14 asks the system for a name, and blocks the loop.
         host = request.host if "Host" in request.headers else ""
         names = {host.lower(), self._forwarded(request, "X-Forwarded-Host").lower()}
-        return len(origins) == 1 and _host(origins[0]) in names - {""}
-
-    def _address(self, request: web.Request) -> _Address | None:
-        found = _parsed(request.remote or "")
-        for hop in self._hops(request):
-            if not self._is_trusted(found):
-                break
-            earlier = _parsed(hop)
-            if earlier is None:  # not an address, so no proxy wrote it
-                break
-            found = earlier
-        return found
-
-    def _hops(self, request: web.Request) -> Iterator[str]:
-        """The client addresses that proxies report, the nearest proxy's first."""
-        lines = request.headers.getall("X-Forwarded-For", [])
-        yield from reversed([hop.strip() for line in lines for hop in line.split(",")])
+        return len(origins) == 1 and origin in names - {""}
 
     def _forwarded(self, request: web.Request, name: str) -> str:
         """A header of the nearest proxy, if that is trusted."""
@@ -114,23 +104,13 @@ class TrustedProxies:
             return ""
         return request.headers.get(name, "").rpartition(",")[2].strip()
 
-    def _is_trusted(self, address: _Address | None) -> bool:
+    def _is_trusted(self, address: IPv4Address | IPv6Address | None) -> bool:
         if address is None:
             return self._trusts_local
         return any(address in network for network in self._networks)
 
 
-def _network(name: str) -> IPv4Network | IPv6Network:
-    try:
-        return ip_network(str(name))  # the number 1 would be the address 0.0.0.1
-    except ValueError as error:
-        raise ConfigError(
-            f"trusted_proxies: {error}; expected addresses or networks of proxies, "
-            "for example '127.0.0.1' or '10.0.0.0/8', or 'unix'"
-        ) from None
-
-
-def _parsed(text: str) -> _Address | None:
+def _parsed(text: str) -> IPv4Address | IPv6Address | None:
     if found_port := _WITH_PORT.fullmatch(text):  # some proxies add it
         text = found_port[1] or found_port[2]
     try:
@@ -138,10 +118,3 @@ def _parsed(text: str) -> _Address | None:
     except ValueError:
         return None
     return getattr(found, "ipv4_mapped", None) or found
-
-
-def _host(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""

@@ -3,6 +3,7 @@
 ==========================================  =======================================================
 `<prefix>:ratelimit:stats:{<hour>}`          a hash: `<outcome> <rule>` to a number, and for each
                                              process the number of its last write that is included
+`<prefix>:ratelimit:stats:{<hour>}:minutes`  a hash: `<minute> <outcome> <rule>` to a number
 `<prefix>:ratelimit:stats:{<hour>}:refused`  a sorted set: users by how often they were refused
 ==========================================  =======================================================
 """
@@ -17,14 +18,20 @@ from bot_ratelimit.storage.redis.scripts import Executes, text_of
 from bot_ratelimit.storage.tallies import KEPT_HOURS, MAX_USERS, Tallies, Tally
 
 TTL: Final = (KEPT_HOURS + 1) * 3_600
+MINUTES_TTL: Final = 2 * 3_600
 
 # A write whose answer was lost is sent again and must not count twice. So each process numbers its
 # writes, and the hash stores the last number. ARGV: process, number, TTL, users to keep, number of
-# counts, then pairs of field and count, then pairs of user and refusals.
+# counts, number of counts by minute, TTL of these; then pairs of field and count, then pairs of
+# minute with field and count, then pairs of user and refusals.
 _ADD: Final = b"""\
 if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return 0 end
-local last = 5 + 2 * ARGV[5]
-for i = 6, last, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+local last = 7 + 2 * ARGV[5]
+for i = 8, last, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+local first = last + 1
+last = last + 2 * ARGV[6]
+for i = first, last, 2 do redis.call('HINCRBY', KEYS[3], ARGV[i], ARGV[i + 1]) end
+redis.call('EXPIRE', KEYS[3], ARGV[7])
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 if #ARGV > last then
@@ -52,14 +59,21 @@ class RedisTallies(Tallies):
 
     async def add(self, tally: Tally, writer: str, number: int, *, timeout: float) -> None:
         counts = [part for pair in tally.counts.items() for part in pair]
+        minutes = [part for pair in tally.minutes.items() for part in pair]
         users = [part for pair in tally.refused.items() for part in pair]
-        arguments = [f"#{writer}", number, TTL, MAX_USERS, len(counts) // 2, *counts, *users]
+        lengths = (len(counts) // 2, len(minutes) // 2, MINUTES_TTL)
+        arguments = [f"#{writer}", number, TTL, MAX_USERS, *lengths, *counts, *minutes, *users]
         key = self._key(tally.hour)
-        await self._run(_ADD, [key, f"{key}:refused"], *arguments, timeout=timeout)
+        keys = [key, f"{key}:refused", f"{key}:minutes"]
+        await self._run(_ADD, keys, *arguments, timeout=timeout)
 
     async def counts(self, hour: int, *, timeout: float) -> Mapping[str, int]:
         found = _pairs(await self._run(_COUNTS, [self._key(hour)], timeout=timeout))
         return {field: count for field, count in found.items() if not field.startswith("#")}
+
+    async def minutes(self, hour: int, *, timeout: float) -> Mapping[str, int]:
+        """See `Tallies.minutes`."""
+        return _pairs(await self._run(_COUNTS, [f"{self._key(hour)}:minutes"], timeout=timeout))
 
     async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
         found = await self._run(_REFUSED, [f"{self._key(hour)}:refused"], timeout=timeout)

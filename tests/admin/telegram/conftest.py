@@ -14,19 +14,6 @@ from tests.admin.telegram.operators import OperatedBot, operated_bot_on
 from tests.servers import Server
 
 
-@pytest.fixture(params=["memory", "redis-server"])
-async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
-    if request.param == "memory":
-        yield MemoryStorage()
-        return
-    server: Server = request.getfixturevalue("redis_server")
-    async with aioredis.Redis(port=server.port) as client:
-        await client.flushall()
-        storage = RedisStorage(client)
-        yield storage
-        await storage.close()
-
-
 @pytest.fixture
 async def elsewhere(storage: Storage, request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
     """What another instance has: a connection of its own to the same Redis."""

@@ -12,7 +12,9 @@ import redis.asyncio as aioredis
 
 from bot_ratelimit import MemoryStorage, RedisStorage, Rule, Scope, Subject
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.storage.base import Storage, documents_of
+from bot_ratelimit.admin.sheets import Sheet
+from bot_ratelimit.admin.telegram.messages import page_of
+from bot_ratelimit.storage.base import Storage
 from tests.admin.telegram.operators import ANNA, BORIS, GROUP, OperatedBot, operated_bot_on
 from tests.incoming.support import message, user
 from tests.servers import Server
@@ -74,29 +76,10 @@ async def test_a_ban_holds_on_every_instance_until_it_is_lifted(
     assert await bot.says("/bans") == "Nobody is banned."
 
 
-async def test_a_ban_by_hand_outlives_forgiving_and_that_is_said(bot: OperatedBot) -> None:
-    """/forgive resets counts, and its answer shows a ban that is still in force."""
-    await bot.is_handled()
-    await bot.asks("/ban 42 1h spam", "Ban")
-    told = await bot.asks("/forgive 42", "Forgive")
-    assert "is forgiven: <code>messages</code>\nStill banned until" in told
-
-
 async def test_admins_are_not_banned(bot: OperatedBot) -> None:
     """Banning an admin would have no effect, so it is refused, with the reason."""
     assert "admins are never limited" in await bot.says(f"/ban {BORIS} 1h")
     assert "exempt from all limits" in await bot.says(f"/who {BORIS}")
-
-
-async def test_a_chat_is_banned_and_looked_at(bot: OperatedBot) -> None:
-    """A negative id is a chat's: everybody in it is banned."""
-    assert "Ban chat <code>-100500</code>" in await bot.says("/ban -100500 1h")
-    assert "Chat <code>-100500</code> is banned" in await bot.presses("Ban")
-    assert not await bot.is_handled(chat=GROUP)
-    assert "Chat <code>-100500</code>: banned" in await bot.says("/who -100500")
-    assert "ban of chat <code>-100500</code>?" in await bot.says("/unban -100500")
-    await bot.presses("Unban")
-    assert await bot.is_handled(chat=GROUP)
 
 
 async def test_a_limit_is_changed_and_rolled_back(bot: OperatedBot) -> None:
@@ -240,6 +223,7 @@ async def test_top_and_stats_count_refusals(storage: Storage) -> None:
     async with operated_bot_on(storage, statistics=True) as bot:
         assert "Nobody was refused" in await bot.says("/top")
         assert "Nothing was decided" in await bot.says("/stats")
+        assert "Waiting to be sent: 0. Answers 429: 0." in await bot.says("/sending")
         for _ in range(5):
             await bot.is_handled()
         assert "<code>42</code>: 2" in await bot.says("/top")
@@ -254,7 +238,7 @@ async def test_what_needs_an_option_says_which() -> None:
         for command in ("/setlimit messages 1/h", "/rollback", "/history", "/pause 1h", "/resume",
                         "/penalty 9/h 1h", "/exempt 42"):  # fmt: skip
             assert "live=True" in await bot.says(command)
-        for command in ("/top", "/stats"):
+        for command in ("/top", "/stats", "/sending"):
             assert "statistics=True" in await bot.says(command)
         assert "live=True" in await bot.says("/limits")
         assert "<code>messages</code>: 3/hour" in await bot.says("/limits")
@@ -371,22 +355,18 @@ async def test_redis_away_is_a_short_answer(own_server: Server) -> None:
         await storage.close()
 
 
-async def test_an_invalid_document_is_replaced_from_telegram(
-    storage: Storage, bot: OperatedBot
-) -> None:
-    """If the live document cannot be read, the answer says so; /rollback restores the last one."""
-    await bot.asks("/setlimit messages 1/h", "Change")
-    documents, key = documents_of(storage), "bot:ratelimit:live"
-    assert await documents.swap(key, await documents.read(key), b"nonsense")
-    assert "is not JSON" in await bot.says("/limits")
-    assert "The live document is invalid" in await bot.says("/rollback")
-    assert ": rollback to 1" in await bot.presses("Roll back")
-    assert "1/hour" in await bot.says("/limits")
-
-
 COMMANDS = (
     *("/limits", "/who 42", "/try 42", "/forgive 42", "/ban 42 1h", "/unban 42", "/bans"),
-    *("/top", "/stats", "/setlimit messages 1/h", "/history", "/rollback", "/pause 1h", "/resume"),
+    *(
+        "/top",
+        "/stats",
+        "/sending",
+        "/setlimit messages 1/h",
+        "/history",
+        "/rollback",
+        "/pause 1h",
+        "/resume",
+    ),
 )
 
 
@@ -419,3 +399,9 @@ async def test_who_in_a_group_is_about_that_group(storage: Storage) -> None:
         await bot.presses("Forgive")
         assert "member" in await bot.presses("Forgive")
         assert await bot.is_handled(chat=GROUP)
+
+
+def test_numbers_of_a_row_are_named() -> None:
+    """Where a message has no columns, each number says what it counts; zeros are left out."""
+    sheet = Sheet(head=("METHOD", "SENT", "FAILED", "429"), rows=[("SendMessage", 40, 0, 2)])
+    assert page_of(sheet, 0)[0] == "SendMessage: sent 40, 429 2"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -274,19 +272,6 @@ def test_mistakes_are_told(arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as raised:
         admin_router(**standard | arguments)
     assert told in str(raised.value)
-
-
-def test_it_is_imported_only_when_it_is_used() -> None:
-    """The package admin imports no front end, and the router none of the others' libraries."""
-    script = (
-        "import sys, bot_ratelimit.admin as admin\n"
-        "print('bot_ratelimit.admin.telegram' in sys.modules)\n"
-        "admin.admin_router\n"
-        "print([n for n in ('rich', 'typer', 'aiohttp.web', 'jinja2', 'bot_ratelimit.admin.web')"
-        " if n in sys.modules])"
-    )
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert ran.stdout.split("\n")[:2] == ["False", "[]"]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

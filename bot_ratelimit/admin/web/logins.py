@@ -1,4 +1,4 @@
-"""Login limits: failed logins are limited by this package itself.
+"""Logins: what opens a session, and how guessing is slowed down, by this package itself.
 
 | key | counts |
 | --- | --- |
@@ -16,11 +16,14 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from hashlib import sha256
 from typing import Final
+from urllib.parse import parse_qsl
 from weakref import WeakValueDictionary
 
+from aiogram.utils.web_app import safe_parse_webapp_init_data
 from cachetools import TTLCache
 
 from bot_ratelimit.admin.control import LOGINS
@@ -37,15 +40,53 @@ OF_ONE: Final = Limit(5, 60)
 """Failed attempts of an address, or of a known browser."""
 OF_ALL: Final = Limit(60, 60)
 """Failed attempts of all addresses together, because an attacker may use many addresses."""
-LONGEST: Final = 86_400.0
-"""Seconds for which used initData is remembered: longer than it is valid."""
-
+MAX_AGE: Final = 300
+"""Seconds for which initData is valid."""
+MAX_SKEW: Final = 30
+"""Seconds by which the clock of Telegram may be ahead of ours."""
+_MAX_LENGTH: Final = 8_192
 _TRUSTED_FOR: Final = 3_600.0
+_ONCE: Final = Limit(1, 86_400.0)  # longer than initData is valid
 _NOBODY: Final = Subject()
 
 
+class InitDataError(ProblemError):
+    """This initData is not valid: forged, too old, used, or of a user without access."""
+
+
+def opened(
+    init_data: str, bot_token: str, admins: Collection[int], clock: Callable[[], float]
+) -> tuple[int, str]:
+    """The id of the admin who opened the page in Telegram, and what identifies this initData.
+
+    Telegram's signature identifies it: the same fields in another order or with another URL
+    encoding have the same signature.
+
+    Raises:
+        InitDataError: 401 if it is forged or too old; 403 if its user is not an admin.
+    """
+    try:
+        # If a field is given twice, it would be unclear which of them counts.
+        names = [name for name, _ in parse_qsl(init_data, keep_blank_values=True)]
+        if len(init_data) > _MAX_LENGTH or len(names) != len(set(names)):
+            raise ValueError
+        found = safe_parse_webapp_init_data(bot_token, init_data)
+    except (ValueError, TypeError, RecursionError):
+        # Not chained: the details must not reach the client.
+        detail = "the initData is not from Telegram, or belongs to another bot"
+        raise InitDataError(401, detail) from None
+    age = clock() - found.auth_date.timestamp()
+    if age < -MAX_SKEW:
+        raise InitDataError(401, "the initData is from the future: set this server's clock")
+    if age > MAX_AGE:
+        raise InitDataError(401, "the initData is too old: open the page again in Telegram")
+    if found.user is None or found.user.id not in admins:
+        raise InitDataError(403, "this Telegram user is not an admin")
+    return found.user.id, found.hash
+
+
 class LoginLimiter:
-    """Slows down clients that guess a secret.
+    """Slows down clients that guess a secret, and lets each initData be used once.
 
     While an address is slowed down, the right secret is refused like a wrong one: otherwise
     guessing would not be slowed down at all. Operators are not locked out: open sessions keep
@@ -60,7 +101,14 @@ class LoginLimiter:
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
-        self._decider = _own(limiter)
+        self._decider = Decider(
+            limiter.storage,
+            limiter.key_prefix,
+            on_error="memory",
+            timeout=limiter.timeout,
+            part="logins",
+            consequences={"memory": "each instance limits logins of the page by its own counts"},
+        )
         self._succeeded: TTLCache[str, bool] = TTLCache(1_000, _TRUSTED_FOR, timer=time.monotonic)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -92,77 +140,43 @@ class LoginLimiter:
             self._succeeded.pop(key, None)
         lock = self._locks.setdefault(key, asyncio.Lock())
         if failure is None and key in self._succeeded:
-            return
+            return  # without waiting for guesses from the same address
         async with lock:  # so that many correct logins at once do not use up the attempts
             if failure is None and key in self._succeeded:
                 return
-            rules = _rules(key, shared if device is None else None)
+            rules = [rule_at(LOGINS, OF_ONE, lambda _: key, 1)]
+            if device is None:
+                rules.append(rule_at(f"{LOGINS}{shared}", OF_ALL, lambda _: "", 1))
             # Charged before the result is known, so that parallel guesses gain nothing.
-            decision = await self._decider.hit(rules, _NOBODY)
+            decision = await self._decider.hit(Rules(rules), _NOBODY)
             if not decision:
-                raise _slowed(decision.retry_after)
+                wait = max(1, math.ceil(decision.retry_after))
+                text = f"too many failed logins: try again in {wait} s"
+                headers = {"Retry-After": str(wait)}
+                raise ProblemError(429, text, retry_after=wait, headers=headers)
             if failure is not None:
                 log.warning("admin_app: a login failed, from %s: %s", source, failure)
                 raise failure
             with suppress(RateLimitError):
-                await self._limiter.refund(rules, _NOBODY)
+                await self._limiter.refund(Rules(rules), _NOBODY)
             self._succeeded[key] = True
 
-
-class UsedInitData:
-    """Remembers, on every instance, which initData must not be used again.
-
-    Args:
-        limiter: The bot's limiter, whose storage remembers it.
-    """
-
-    def __init__(self, limiter: Limiter) -> None:
-        self._decider = _own(limiter)
-
-    async def use(self, init_data: str) -> bool:
-        """Mark initData as used; False if it was used before, at any instance.
+    async def use(self, opening: str) -> None:
+        """Mark initData as used, on every instance.
 
         Raises:
+            InitDataError: It was used before, at any instance.
             StorageError: The storage cannot be reached, so another instance may have seen it.
         """
-        decision = await self._decider.hit(_once(init_data), _NOBODY)
+        hashed = sha256(f"initData {opening}".encode()).hexdigest()
+        decision = await self._decider.hit(
+            Rules((rule_at(f"{LOGINS}used:", _ONCE, lambda _: hashed, 1),)), _NOBODY
+        )
         if decision.source != self._decider.storage.source:
             raise StorageError(
                 "Redis, which remembers used initData, cannot be reached: open the page again in "
                 "Telegram when Redis is back"
             )
-        return bool(decision)
-
-
-def _own(limiter: Limiter) -> Decider:
-    """Decides on the bot's storage, and by this process's counts in an outage."""
-    return Decider(
-        limiter.storage,
-        limiter.key_prefix,
-        on_error="memory",
-        timeout=limiter.timeout,
-        part="logins",
-        consequences={"memory": "each instance limits logins of the page by its own counts"},
-    )
-
-
-def _rules(key: str, shared: str | None) -> Rules:
-    own = rule_at(LOGINS, OF_ONE, lambda _: key, 1)
-    if shared is None:
-        return Rules((own,))
-    return Rules((own, rule_at(f"{LOGINS}{shared}", OF_ALL, lambda _: "", 1)))
-
-
-def _once(what: str) -> Rules:
-    hashed = sha256(what.encode()).hexdigest()
-    return Rules((rule_at(f"{LOGINS}used:", Limit(1, LONGEST), lambda _: hashed, 1),))
-
-
-def _slowed(seconds: float) -> ProblemError:
-    wait = max(1, math.ceil(seconds))
-    return ProblemError(
-        429,
-        f"too many failed logins: try again in {wait} s",
-        retry_after=wait,
-        headers={"Retry-After": str(wait)},
-    )
+        if not decision:
+            text = "this initData was used before: open the page again in Telegram"
+            raise InitDataError(401, text)
