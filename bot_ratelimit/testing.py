@@ -77,8 +77,6 @@ class FlakyStorage(Storage):
         storage: What answers while it works; a `MemoryStorage` unless given.
     """
 
-    title = "Redis"  # which it stands in for, also in the log
-
     def __init__(self, storage: Storage | None = None) -> None:
         self.storage = storage or MemoryStorage()
         self.source = self.storage.source
@@ -87,6 +85,11 @@ class FlakyStorage(Storage):
         self.closed = False
         self._error: Exception | None = None
         self._hangs = False
+
+    @property
+    def title(self) -> str:
+        """What it stands in for, also in the log."""
+        return "Redis"
 
     def fail(self, error: Exception | None = None) -> None:
         """Raise on every call: by default a StorageError, as if the server were unreachable."""

@@ -37,7 +37,7 @@ from bot_ratelimit.admin.words import plain
 from bot_ratelimit.config.live import live_key
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.report import EVERYWHERE, report_of
-from bot_ratelimit.config.settings import Settings
+from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.statistics import (
@@ -50,7 +50,7 @@ from bot_ratelimit.limiter.statistics import (
 )
 from bot_ratelimit.outgoing.report import SENDING
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.rules.rule import Scope, Subject, notice_rules, rules_of
+from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rules, rules_of
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Count, documents_of
 
@@ -115,7 +115,7 @@ class Control:
             statistics=True,  # to read those that the bot writes, if it does
         )
         origin = settings.origin("rate_limit")
-        rules = [(rule, origin) for rule in rules_of(settings.rules())]
+        rules: list[tuple[Rule, Origin]] = [(each, origin) for each in rules_of(settings.rules())]
         if settings.file.penalty is not None:
             rules.append((settings.file.penalty, "file"))
 

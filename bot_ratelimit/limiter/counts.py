@@ -28,7 +28,7 @@ def counts_of_hit(
     if len(rules) == 1 and cost is None:  # the usual case
         only = rules[0]
         fixed = only.limit
-        if type(only) is Rule and type(fixed) is Limit:
+        if type(only) is Rule and isinstance(fixed, Limit):
             key = only.key(prefix, subject, fixed)
             if key is None:
                 return [], []

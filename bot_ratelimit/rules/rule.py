@@ -157,7 +157,7 @@ class Rule:
 
     @property
     def label(self) -> str:
-        """Its name for operators and in metrics: `user`, `ai`, `chat`, `ai:chat`, `ban`."""
+        """Its name for operators and in metrics, such as `user`, `ai` or `chat`."""
         return self.path.rstrip(":") or "user"
 
     def limit_for(self, subject: Subject) -> Limit | None:
