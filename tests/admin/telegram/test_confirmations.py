@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,12 @@ from tests.admin.telegram.operators import ANNA, BORIS, STRANGER, OperatedBot, o
 from tests.servers import Server
 
 GONE = "answered already, or is older than two minutes"
+
+
+@pytest.fixture
+async def bot(storage: Storage) -> AsyncIterator[OperatedBot]:
+    async with operated_bot_on(storage) as bot:
+        yield bot
 
 
 async def bans_of(bot: OperatedBot) -> int:
