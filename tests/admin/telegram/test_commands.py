@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import pytest
-import redis.asyncio as aioredis
 
 from bot_ratelimit import MemoryStorage, RedisStorage, Rule, Scope, Subject
 from bot_ratelimit.admin.control import Control
@@ -325,19 +324,16 @@ def units(text: str) -> int:
     return len(html.unescape(re.sub(r"<[^>]*>", "", text)).encode("utf-16-le")) // 2
 
 
-async def test_redis_away_is_a_short_answer(own_server: Server) -> None:
+async def test_redis_away_is_a_short_answer(own_server: Server, own: RedisStorage) -> None:
     """Every command and button says that Redis cannot be reached, and nothing is raised."""
-    async with aioredis.Redis(port=own_server.port) as client:
-        storage = RedisStorage(client)
-        async with operated_bot_on(storage, statistics=True) as bot:
-            await bot.says("/ban 42 1h")
-            yes = bot.buttons["Ban"]
-            own_server.kill()
-            for command in COMMANDS:
-                assert "Redis cannot be reached" in await bot.says(command), command
-            assert "Redis does not answer: meanwhile" in await bot.says("/health")
-            assert "Redis cannot be reached" in await bot.presses(yes)
-        await storage.close()
+    async with operated_bot_on(own, statistics=True) as bot:
+        await bot.says("/ban 42 1h")
+        yes = bot.buttons["Ban"]
+        own_server.kill()
+        for command in COMMANDS:
+            assert "Redis cannot be reached" in await bot.says(command), command
+        assert "Redis does not answer: meanwhile" in await bot.says("/health")
+        assert "Redis cannot be reached" in await bot.presses(yes)
 
 
 COMMANDS = (
