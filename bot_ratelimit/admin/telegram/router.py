@@ -17,14 +17,13 @@ from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.confirmations import Confirmations
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.fields import check_admins, checked
-from bot_ratelimit.admin.operations import OPERATIONS, obeyed
+from bot_ratelimit.admin.operations import OPERATIONS
 from bot_ratelimit.admin.telegram.buttons import ButtonPress
 from bot_ratelimit.admin.telegram.commands import COMMANDS, answer, pressed
 from bot_ratelimit.admin.telegram.context import Context
 from bot_ratelimit.admin.telegram.messages import Answer, page_of
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.words import Marked, Words, as_html, clipped, code, plain
-from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 
@@ -168,12 +167,9 @@ class _Handlers:
             await self._show(context, query, Answer(as_html(words("One moment…"))))
 
         async def done() -> Answer:
-            found = await operation.act(
-                context.control, checked(operation.fields, action["fields"])
-            )
-            if isinstance(found, Overrides):
-                found = await obeyed(context.control, found)
-            return Answer(page_of(operation.sheet(words, found), 0)[0])
+            sent = checked(operation.fields, action["fields"])
+            sheet = operation.sheet(words, await operation.done(context.control, sent))
+            return Answer(page_of(sheet, 0)[0])
 
         await self._show(context, query, await self._answer_or_error(context, done()))
 
