@@ -1,8 +1,4 @@
-"""Confirmations: an operator confirms an action before it happens, and it happens at most once.
-
-The action is kept for two minutes under `<prefix>:ratelimit:audit:asked:<operator>:<token>`, so
-that the answer may reach any instance. Only this operator's answer finds it, and only once.
-"""
+"""Confirmations: an operator confirms an action before it happens, and it happens at most once."""
 
 from __future__ import annotations
 
@@ -25,11 +21,8 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{12}")
 class Confirmations:
     """Questions that wait for an operator's answer.
 
-    Args:
-        limiter: The bot's limiter; its storage keeps the questions.
-
-    Raises:
-        ConfigError: The storage keeps no documents.
+    Each is kept under `<prefix>:ratelimit:audit:asked:<operator>:<token>`, so that the answer may
+    reach any instance. Only this operator's answer finds it, and only once.
     """
 
     def __init__(self, limiter: Limiter) -> None:

@@ -94,16 +94,9 @@ def _described(health: Health, details: bool, *, is_paused: bool) -> dict[str, A
     }
     if details:
         found["problem"] = health.problem
-        found["servers"] = [
-            {
-                "name": server.name,
-                "connected": server.connected,
-                "breaker": server.breaker,
-                "out_for": server.out_for,
-                "scripts": server.scripts,
-            }
-            for server in health.servers
-        ]
+        names = ("name", "connected", "breaker", "out_for", "scripts")
+        found["servers"] = [{each: getattr(server, each) for each in names}
+                            for server in health.servers]  # fmt: skip
     return found
 
 

@@ -47,6 +47,13 @@ class Operation:
     value: Callable[[Any], Any] = field(default=_itself)
     """The result, for programs."""
 
+    async def done(self, control: Control, sent: Any) -> Any:
+        """Do it; after a change of live limits, wait some seconds for the instances to obey."""
+        found = await self.act(control, sent)
+        if not isinstance(found, Overrides):
+            return found
+        return Obeyed(found, await control.wait_for(found.version), control.limiter.key_prefix)
+
     def sheet(self, words: Words, found: Any) -> Sheet:
         """The result, for people."""
         assert self.show is not None  # noqa: S101 - what people ask for can be shown
@@ -89,23 +96,12 @@ class Obeyed:
         return {"version": self.live.version, "obeying": self.obeying, "instances": running}
 
 
-async def obeyed(control: Control, live: Overrides) -> Obeyed:
-    """Wait until every instance obeys a change, or some seconds."""
-    instances = await control.wait_for(live.version)
-    return Obeyed(live, instances, control.limiter.key_prefix)
-
-
 def _changed(words: Words, found: Obeyed) -> Sheet:
     if not found.instances:
         written = words("Version {version} is written.", version=found.live.version)
         return Sheet([written, sheets.nobody_reports(words, found.prefix)])
     text = "Version {version} is in force on {obeying} of {instances} instances: {what}"
-    return Sheet(
-        [
-            words(text, version=found.live.version, obeying=found.obeying,
-                  instances=len(found.instances), what=found.live.what)
-        ]
-    )  # fmt: skip
+    return Sheet([words(text, what=found.live.what, **found.to_json())])
 
 
 def _cleared(words: Words, found: int) -> Sheet:

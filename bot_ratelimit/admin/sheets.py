@@ -208,36 +208,42 @@ def _rule(words: Words, rule: Any) -> Marked:
     return joined([code(name), words("({limit})", limit=rule.limit)], " ")
 
 
+def _table(
+    words: Words,
+    title: str,
+    head: str,
+    rows: Sequence[Sequence[object]],
+    empty: str,
+    subjects: Sequence[Subject] = (),
+) -> Sheet:
+    """A table with these headings, or a sentence if it is empty."""
+    if not rows:
+        return Sheet([words(empty)])
+    return Sheet((), [words(name) for name in head.split()], rows, (), words(title), subjects)
+
+
 def bans(words: Words, found: Sequence[Ban]) -> Sheet:
     """Who is banned."""
-    if not found:
-        return Sheet([words("Nobody is banned.")])
     rows = [
         (capital(who(words, each.subject)), until(words, each), each.by and code(each.by, 80),
          each.reason and code(each.reason, 200))
         for each in found
     ]  # fmt: skip
-    head = [words(name) for name in ("WHO", "BANNED", "BY", "REASON")]
-    return Sheet((), head, rows, (), words("Bans"), [each.subject for each in found])
+    subjects = [each.subject for each in found]
+    return _table(words, "Bans", "WHO BANNED BY REASON", rows, "Nobody is banned.", subjects)
 
 
 def top(words: Words, found: Sequence[Refusals]) -> Sheet:
     """The users who were refused most often."""
-    if not found:
-        return Sheet([words("Nobody was refused.")])
-    head = [words("USER"), words("REFUSED")]
     rows = [(code(each.user), each.count) for each in found]
     users = [Subject(user=each.user) for each in found]
-    return Sheet((), head, rows, (), words("Refused most"), users)
+    return _table(words, "Refused most", "USER REFUSED", rows, "Nobody was refused.", users)
 
 
 def statistics(words: Words, found: Sequence[HourCount]) -> Sheet:
     """Decisions by hour, rule and outcome."""
-    if not found:
-        return Sheet([words("Nothing was decided.")])
-    head = [words(name) for name in ("HOUR", "RULE", "OUTCOME", "COUNT")]
-    return Sheet((), head, [(moment(each.hour), each.rule, words(each.outcome), each.count)
-                            for each in found])  # fmt: skip
+    rows = [(moment(each.hour), each.rule, words(each.outcome), each.count) for each in found]
+    return _table(words, "", "HOUR RULE OUTCOME COUNT", rows, "Nothing was decided.")
 
 
 def hours(words: Words, found: Sequence[HourTotal]) -> Sheet:
@@ -303,26 +309,21 @@ def _broadcast(words: Words, each: BroadcastView) -> Marked:
 
 def history(words: Words, found: Sequence[Version]) -> Sheet:
     """The versions to roll back to."""
-    if not found:
-        return Sheet([words("Nothing was changed yet.")])
-    head = [words(name) for name in ("VERSION", "WHEN", "BY", "WHAT", "CHANGED")]
     rows = [
         (each.live.version, moment(each.live.at), code(each.live.by, 80), each.live.what,
          "; ".join(each.changed))
         for each in found
     ]  # fmt: skip
-    return Sheet((), head, rows, (), words("Versions"))
+    head = "VERSION WHEN BY WHAT CHANGED"
+    return _table(words, "Versions", head, rows, "Nothing was changed yet.")
 
 
 def audit(words: Words, found: Sequence[Entry]) -> Sheet:
     """What operators did."""
-    if not found:
-        return Sheet([words("No actions yet.")])
-    head = [words(name) for name in ("WHEN", "BY", "WHAT", "CHANGED")]
     rows = [
         (moment(each.at), code(each.by, 80), each.what, "; ".join(each.changed)) for each in found
     ]
-    return Sheet((), head, rows, (), words("Actions of operators"))
+    return _table(words, "Actions of operators", "WHEN BY WHAT CHANGED", rows, "No actions yet.")
 
 
 def health(words: Words, view: HealthView) -> Sheet:

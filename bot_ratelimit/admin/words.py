@@ -76,12 +76,6 @@ class Words:
         """`2 min 5 s`."""
         return Marked(duration(seconds, RUSSIAN_UNITS if self.language == "ru" else UNITS))
 
-    def amount(self, number: int, thing: str) -> Marked:
-        """`1 key`, `2 keys`; in Russian without a case: `ключей: 2`."""
-        if self.language == "ru":
-            return Marked(f"{self._texts.get(thing, thing)}: {number}")
-        return Marked(f"{number:,} {thing}" + ("" if number == 1 else "s"))
-
 
 def moment(at: float | datetime) -> str:
     """A time in UTC, for operators in several time zones: `2026-03-01 12:00:00 UTC`."""

@@ -121,7 +121,8 @@ class Floods:
     def in_force(self) -> list[tuple[int, FloodScope, str, float]]:
         """Blocks by 429s that this process got: bot, scope, chat or method, end in Unix seconds."""
         ahead = time.time() - _now()
-        found = [(*key, self._blocks.get(key, 0.0) + ahead) for key in list(self._blocks)]
+        blocks = [(key, self._blocks.get(key)) for key in list(self._blocks)]
+        found = [(*key, until + ahead) for key, until in blocks if until]
         return sorted(found, key=lambda each: each[-1], reverse=True)[:_REPORTED]
 
     def report_unpaced(self, error: BaseException) -> None:

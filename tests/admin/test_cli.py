@@ -270,7 +270,7 @@ async def test_check_reads_a_limits_file(environment: pytest.MonkeyPatch) -> Non
         run("check", str(ROOT / "docs" / "limits.toml")), run("limits")
     )
     assert right.status == 0
-    assert "2 rules, 2 named limits, 2 exempt, 2 notices, a penalty" in right.out
+    assert "2 rules, 2 named limits, 2 exemptions, 2 notices, a penalty" in right.out
     assert (nowhere.status, "set REDIS_URL or REDIS_HOST" in nowhere.err) == (2, True)
 
 

@@ -12,12 +12,10 @@ from pydantic.fields import FieldInfo
 import bot_ratelimit
 from bot_ratelimit.admin.cli import terminal, upkeep
 from bot_ratelimit.admin.cli.session import DEGRADED, NO, fail, run
-from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.fields import Positional, checked, kind_of
-from bot_ratelimit.admin.operations import OPERATIONS, Obeyed, Operation, obeyed
+from bot_ratelimit.admin.operations import OPERATIONS, Obeyed, Operation
 from bot_ratelimit.admin.questions import Question
 from bot_ratelimit.admin.wording import ENGLISH
-from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError
 
 _DECLARED: Final = {"rules": "--rule", "off": "--off/--on", "exempt": "--not", "id": "ID"}
@@ -25,7 +23,6 @@ _DECLARED: Final = {"rules": "--rule", "off": "--off/--on", "exempt": "--not", "
 # Ids of chats are negative, and must not be parsed as options.
 _IDS: Final = {"ignore_unknown_options": True}
 
-Json = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 app = typer.Typer(
@@ -70,7 +67,7 @@ def _command(operation: Operation) -> Callable[..., None]:
                 upkeep.confirm_prefix()
             if question.version is not None:
                 sent = sent.model_copy(update={"if_version": question.version})
-        found = run(lambda control: _done(operation, control, sent))
+        found = run(lambda control: operation.done(control, sent))
         if json:
             value = found.to_json() if isinstance(found, Obeyed) else operation.value(found)
             terminal.print_json(value)
@@ -79,7 +76,7 @@ def _command(operation: Operation) -> Callable[..., None]:
         _end(operation, found)
 
     fields = operation.fields.model_fields.items()
-    shared = [("json", Json), *([("yes", Yes)] if operation.ask else [])]
+    shared = [("json", upkeep.Json), *([("yes", Yes)] if operation.ask else [])]
     parameters = [_parameter(name, each) for name, each in fields if name != "if_version"]
     parameters += [_keyword(name, kind, False) for name, kind in shared]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by typer
@@ -117,11 +114,6 @@ def _validated(operation: Operation, given: dict[str, Any]) -> Any:
         return checked(operation.fields, given)
     except ConfigError as error:
         fail(error)
-
-
-async def _done(operation: Operation, control: Control, sent: Any) -> Any:
-    found = await operation.act(control, sent)
-    return await obeyed(control, found) if isinstance(found, Overrides) else found
 
 
 def _end(operation: Operation, found: Any) -> None:

@@ -43,16 +43,13 @@ def run(act: Callable[[Control], Awaitable[_T]]) -> _T:
 
 
 def read_settings() -> Settings:
-    """The settings of the bot; the command ends if they are wrong or name no Redis."""
-    try:
-        settings = Settings()
-        if not settings.uses_redis:
-            raise ConfigError(
-                "without Redis each bot counts in its own process, which this command cannot read: "
-                "set REDIS_URL or REDIS_HOST as for the bot"
-            )
-    except ConfigError as error:
-        fail(error)
+    """The settings of the bot; ConfigError if they are wrong or name no Redis."""
+    settings = Settings()
+    if not settings.uses_redis:
+        raise ConfigError(
+            "without Redis each bot counts in its own process, which this command cannot read: "
+            "set REDIS_URL or REDIS_HOST as for the bot"
+        )
     return settings
 
 

@@ -79,12 +79,12 @@ def check(file: Annotated[str, typer.Argument(help="A limits file.")], json: Jso
             Notices(found.notices)
     except RateLimitError as error:
         fail(error)
-    amount = ENGLISH.amount
-    parts = [amount(len(found.rules or ()), "rule"), amount(len(found.limits), "named limit")]
-    parts += [ENGLISH("{count} exempt", count=len(found.exempt or ()))]
-    parts += [amount(len(found.notices), "notice")]
-    parts += [ENGLISH("a penalty")] if found.penalty else []
-    parts += [ENGLISH("outgoing budgets")] if found.outgoing else []
+    numbers = {"rule": found.rules, "named limit": found.limits, "exemption": found.exempt,
+               "notice": found.notices}  # fmt: skip
+    parts = [f"{len(each or ())} {name}" + "s" * (len(each or ()) != 1)
+             for name, each in numbers.items()]  # fmt: skip
+    parts += ["a penalty"] if found.penalty else []
+    parts += ["outgoing budgets"] if found.outgoing else []
     if json:
         terminal.print_json({"file": file, "ok": True})
     else:

@@ -237,7 +237,7 @@ async def pressed(context: Context, press: ButtonPress) -> Answer:
         case "rollback":
             context.check_needs(OPERATIONS["rollback"])
             return await context.ask(OPERATIONS["rollback"], {"version": press.first})
-        case "limits" | "bans" | "history" | "audit":
+        case "limits" | "bans" | "history" | "audit" | "sending":
             return await _shown(context, OPERATIONS[press.what], {}, press.page)
         case _:
             return await _shown(context, OPERATIONS["show"], fields_of(subject), press.page)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Iterator
 from typing import Any, Final
 
 from aiogram import Bot, Router
@@ -17,15 +17,13 @@ from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.confirmations import Confirmations
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.fields import check_admins, checked
-from bot_ratelimit.admin.operations import OPERATIONS, obeyed
+from bot_ratelimit.admin.operations import OPERATIONS
 from bot_ratelimit.admin.telegram.buttons import ButtonPress
 from bot_ratelimit.admin.telegram.commands import COMMANDS, answer, pressed
 from bot_ratelimit.admin.telegram.context import Context
-from bot_ratelimit.admin.telegram.hidden_commands import warn_if_hidden
 from bot_ratelimit.admin.telegram.messages import Answer, page_of
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.words import Marked, Words, as_html, clipped, code, plain
-from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 
@@ -84,7 +82,7 @@ def admin_router(
     router = Router(name="bot_ratelimit.admin")
     router.message.filter(handlers.is_command_of_admin)
     router.callback_query.filter(handlers.is_press_of_admin)
-    router.startup.register(warn_if_hidden)
+    router.startup.register(_warn_if_hidden)
     commands = Command(*(prefix + name for name in COMMANDS), ignore_case=True)
     router.message.register(handlers.handle_command, commands, flags=_FLAGS)
     router.callback_query.register(handlers.handle_button, flags=_FLAGS)
@@ -169,12 +167,9 @@ class _Handlers:
             await self._show(context, query, Answer(as_html(words("One moment…"))))
 
         async def done() -> Answer:
-            found = await operation.act(
-                context.control, checked(operation.fields, action["fields"])
-            )
-            if isinstance(found, Overrides):
-                found = await obeyed(context.control, found)
-            return Answer(page_of(operation.sheet(words, found), 0)[0])
+            sent = checked(operation.fields, action["fields"])
+            sheet = operation.sheet(words, await operation.done(context.control, sent))
+            return Answer(page_of(sheet, 0)[0])
 
         await self._show(context, query, await self._answer_or_error(context, done()))
 
@@ -247,3 +242,32 @@ async def _answer(query: CallbackQuery, alert: str | None = None) -> None:
 
 def _wrong(words: Words, error: Exception) -> Marked:
     return words("That did not work: {error}", error=code(error))
+
+
+async def _warn_if_hidden(router: Router) -> None:
+    """Warn at startup about a handler before this router that handles every message."""
+    for each in _before(router):
+        for handler in [] if _has_filters(each) else each.message.handlers:
+            if not handler.filters:
+                log.warning(
+                    "admin_router: %s, on %s, handles every message, so the operators' commands "
+                    "do not arrive: include admin_router before it, and register such handlers "
+                    "on a router, not on the Dispatcher",
+                    getattr(handler.callback, "__qualname__", repr(handler.callback)),
+                    each.name,
+                )
+                return
+
+
+def _before(router: Router) -> Iterator[Router]:
+    # A router's own handlers come before those of its sub-routers, and these in their order.
+    while (parent := router.parent_router) is not None:
+        yield parent
+        for sibling in parent.sub_routers[: parent.sub_routers.index(router)]:
+            yield from sibling.chain_tail
+        router = parent
+
+
+def _has_filters(router: Router) -> bool:
+    """Whether the router has filters of its own, as far as this version of aiogram shows them."""
+    return bool(getattr(getattr(router.message, "_handler", None), "filters", None))

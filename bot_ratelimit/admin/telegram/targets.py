@@ -81,7 +81,7 @@ async def target_of(message: Message, arguments: str, bot: Bot) -> Target:
     if named is None:
         if is_reply:
             return Target(_author_of(message, bot.id), arguments)
-        if not arguments:
+        if not arguments.strip():
             raise UnclearError("Which user? Reply to a message, or give an id: {example}")
         raise UnclearError(_NOT_AN_ID, value=code(arguments.split()[0]))
     is_own = replied is not None and replied.from_user and replied.from_user.id == bot.id

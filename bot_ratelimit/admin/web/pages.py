@@ -89,10 +89,10 @@ class Loaded:
     problem: str = ""
 
     @classmethod
-    async def of(cls, awaitable: Awaitable[Any]) -> Loaded:
+    async def of(cls, ask: Callable[..., Awaitable[Any]], *arguments: Any) -> Loaded:
         """The result, or why it is not available."""
         try:
-            return cls(await awaitable)
+            return cls(await ask(*arguments))
         except RateLimitError as error:
             return cls(problem=str(error))
 
@@ -144,18 +144,19 @@ async def _home(request: web.Request) -> web.Response:
         return login_page(request, None)
     control, words = control_of(request), words_of(request)
     span = {"24": 24, "48": 48}.get(request.query.get("hours", ""))
-    asked = {
-        "health": control.health(),
-        "config": control.config(),
-        "limits": control.limits(),
-        "use": control.use(span),
-        "bars": control.by_minute() if span is None else control.by_hour(span),
-        "top": control.top(10, span or 2),
-        "sending": control.sending(span),
-        "bans": control.bans(0, 5),
-        "history": control.history(),
+    asked: dict[str, tuple[Any, ...]] = {
+        "health": (control.health,),
+        "config": (control.config,),
+        "limits": (control.limits,),
+        "use": (control.use, span),
+        "bars": (control.by_minute,) if span is None else (control.by_hour, span),
+        "top": (control.top, 10, span or 2),
+        "sending": (control.sending, span),
+        "bans": (control.bans, 0, 5),
+        "history": (control.history,),
     }
-    found = dict(zip(asked, await asyncio.gather(*map(Loaded.of, asked.values())), strict=True))
+    loaded = await asyncio.gather(*(Loaded.of(*each) for each in asked.values()))
+    found = dict(zip(asked, loaded, strict=True))
     if found["health"].value is not None and found["health"].value.is_out:  # which says why, once
         text = words("Redis does not answer")
         found = {name: each if not each.problem else Loaded(problem=text)
@@ -316,7 +317,7 @@ async def _user(request: web.Request) -> web.Response:
                       "title": capital(who(words, subject))}  # fmt: skip
     except ConfigError as problem:
         shown["error"] = str(problem)
-    config = (await Loaded.of(control.config())).value if "done" in request.query else None
+    config = (await Loaded.of(control.config)).value if "done" in request.query else None
     shown |= {"typed": request.query, "done": await _done(request, config)}
     return page(request, "user.html", shown, 422 if shown["error"] else 200)
 
@@ -347,7 +348,7 @@ def _actions(words: Words, subject: Subject, view: SubjectView) -> list[tuple[st
 async def _bans(request: web.Request) -> web.Response:
     words, given = words_of(request), request.query.get("offset", "0")
     offset = int(given) if given.isascii() and given.isdecimal() and len(given) < 10 else 0
-    bans = await Loaded.of(control_of(request).bans(offset, _ROWS + 1))
+    bans = await Loaded.of(control_of(request).bans, offset, _ROWS + 1)
     paging = [(f"bans?offset={max(offset - _ROWS, 0)}", words("Earlier ends"))] if offset else []
     if bans.value and len(bans.value) > _ROWS:
         paging.append((f"bans?offset={offset + _ROWS}", words("Later ends")))
@@ -357,7 +358,7 @@ async def _bans(request: web.Request) -> web.Response:
 
 async def _history(request: web.Request) -> web.Response:
     control, words = control_of(request), words_of(request)
-    history, audit = await asyncio.gather(*map(Loaded.of, (control.history(), control.audit())))
+    history, audit = await asyncio.gather(*map(Loaded.of, (control.history, control.audit)))
     drop = [("rollback?version=0", words("Drop all live changes"))]
     actions = Part.of(words, "audit", "What operators did", audit, sheets.audit)
     return _listed(request, "History", [_history_part(words, history, drop), actions])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
@@ -46,24 +47,17 @@ def read_query(request: web.Request, kind: type[Fields]) -> dict[str, Any]:
 
 
 async def read_body(request: web.Request) -> dict[str, Any]:
-    """The object in the body, parsed from JSON; empty without a body.
-
-    Raises:
-        ProblemError: The body is not a JSON object.
-    """
+    """The object in the body, parsed from JSON; empty without a body."""
     if request.content_type != "application/json":
         if request.body_exists:  # also if it was read already, for its CSRF token
             raise ProblemError(415, "expected Content-Type: application/json")
         return {}
-    _check_encoding(request)
-    try:
-        async with asyncio.timeout(_SLOWEST):
-            raw = await request.read()
-        found = json.loads(raw, parse_constant=_refuse, object_pairs_hook=_object)
-    except TimeoutError:
-        raise ProblemError(408, "the body did not arrive in time") from None
-    except (ValueError, RecursionError):
-        raise ProblemError(400, "the body is not JSON") from None
+
+    async def parsed() -> Any:
+        raw = await request.read()
+        return json.loads(raw, parse_constant=_refuse, object_pairs_hook=_object)
+
+    found = await _read(request, parsed, "JSON")
     if not isinstance(found, dict):
         raise ProblemError(400, "the body is not a JSON object")
     return found
@@ -76,23 +70,22 @@ async def read_form(request: web.Request, *, for_csrf: bool = False) -> MultiMap
         if for_csrf:
             return MultiDict()
         raise ProblemError(415, f"expected Content-Type: {_FORM}, in UTF-8")
-    _check_encoding(request)
-    try:
-        async with asyncio.timeout(_SLOWEST):
-            found: Any = await request.post()
-    except TimeoutError:
-        raise ProblemError(408, "the body did not arrive in time") from None
-    except (ValueError, LookupError):
-        raise ProblemError(400, "the body is not a form") from None
-    fields: MultiMapping[str] = found
-    return fields
+    found: MultiMapping[str] = await _read(request, request.post, "a form")
+    return found
 
 
-def _check_encoding(request: web.Request) -> None:
-    """Refuse compressed bodies: 16 KiB need no compression, and a compressed body may be a bomb."""
+async def _read(request: web.Request, read: Callable[[], Awaitable[Any]], what: str) -> Any:
+    """Read a body in time; 16 KiB need no compression, and a compressed body may be a bomb."""
     # Of several headers, the last one counts for aiohttp.
     if any(each != "identity" for each in request.headers.getall("Content-Encoding", [])):
         raise ProblemError(415, "expected no Content-Encoding")
+    try:
+        async with asyncio.timeout(_SLOWEST):
+            return await read()
+    except TimeoutError:
+        raise ProblemError(408, "the body did not arrive in time") from None
+    except (ValueError, LookupError, RecursionError):
+        raise ProblemError(400, f"the body is not {what}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def bot(storage: Storage) -> AsyncIterator[OperatedBot]:
-    async with operated_bot_on(storage) as bot:
+async def bot() -> AsyncIterator[OperatedBot]:
+    """On memory: for what does not depend on a storage."""
+    async with operated_bot_on(MemoryStorage()) as bot:
         yield bot

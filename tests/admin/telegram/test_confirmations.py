@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,9 +18,14 @@ from bot_ratelimit.admin.words import Words
 from bot_ratelimit.config.ids import LARGEST_ID
 from bot_ratelimit.storage.base import Storage, documents_of
 from tests.admin.telegram.operators import ANNA, BORIS, STRANGER, OperatedBot, operated_bot_on
-from tests.servers import Server
 
 GONE = "answered already, or is older than two minutes"
+
+
+@pytest.fixture
+async def bot(storage: Storage) -> AsyncIterator[OperatedBot]:
+    async with operated_bot_on(storage) as bot:
+        yield bot
 
 
 async def bans_of(bot: OperatedBot) -> int:
@@ -96,18 +102,17 @@ async def test_a_press_that_cannot_be_answered_still_counts(bot: OperatedBot) ->
     assert "is banned" in await bot.presses("Ban")
 
 
-async def test_a_redis_that_refuses_is_told_and_the_question_stays(own_server: Server) -> None:
+async def test_a_redis_that_refuses_is_told_and_the_question_stays(
+    own_client: aioredis.Redis, own: RedisStorage
+) -> None:
     """If the Redis user lacks a permission, the press says so, and works when that is fixed."""
-    async with aioredis.Redis(port=own_server.port) as client:
-        storage = RedisStorage(client)
-        async with operated_bot_on(storage) as bot:
-            await bot.says("/ban 42 1h")
-            await client.acl_setuser("default", enabled=True, commands=["-getdel"])
-            assert "no permissions" in await bot.presses("Ban")
-            assert isinstance(bot.session.requests[-2], AnswerCallbackQuery)
-            await client.acl_setuser("default", enabled=True, commands=["+getdel"])
-            assert "is banned" in await bot.presses("Ban")
-        await storage.close()
+    async with operated_bot_on(own) as bot:
+        await bot.says("/ban 42 1h")
+        await own_client.acl_setuser("default", enabled=True, commands=["-getdel"])
+        assert "no permissions" in await bot.presses("Ban")
+        assert isinstance(bot.session.requests[-2], AnswerCallbackQuery)
+        await own_client.acl_setuser("default", enabled=True, commands=["+getdel"])
+        assert "is banned" in await bot.presses("Ban")
 
 
 async def test_a_question_of_another_version_is_gone(bot: OperatedBot) -> None:

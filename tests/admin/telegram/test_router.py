@@ -38,12 +38,6 @@ from tests.incoming.support import chat, message, user
 from tests.incoming.updates import ANONYMOUS_ADMIN, CHANNEL, CHANNEL_BOT
 
 
-@pytest.fixture
-async def bot() -> Any:
-    async with operated_bot_on(MemoryStorage()) as bot:
-        yield bot
-
-
 async def test_strangers_do_not_see_it(bot: OperatedBot) -> None:
     """Commands and buttons of everybody else reach the bot's own handlers, and nothing is sent."""
     await bot.says("/ban 42 1h")

@@ -9,19 +9,12 @@ from aiogram.exceptions import TelegramBadRequest
 from aiogram.methods import GetChat, SendMessage
 from aiogram.types import ChatFullInfo
 
-from bot_ratelimit import MemoryStorage
-from tests.admin.telegram.operators import ANNA, GROUP, OperatedBot, operated_bot_on
+from tests.admin.telegram.operators import ANNA, GROUP, OperatedBot
 from tests.incoming.support import chat, message, user
 from tests.incoming.updates import ANONYMOUS_ADMIN, CHANNEL, CHANNEL_BOT, SERVICE_ACCOUNT
 
 DATE = 1_767_225_600
 TEA = {"id": -1002222, "type": "channel", "title": "Tea"}
-
-
-@pytest.fixture
-async def bot() -> Any:
-    async with operated_bot_on(MemoryStorage()) as bot:
-        yield bot
 
 
 def reply_to(**fields: Any) -> dict[str, Any]:
