@@ -42,12 +42,6 @@ class Pacer:
     Only the entry that has the turn in its queue asks the limiter. If it is refused, it sleeps for
     as long as the limiter says and asks again: about two decisions for each permit, however many
     requests wait.
-
-    Args:
-        permits: Grants the permits.
-        budgets: The rules.
-        floods: Knows what Telegram has blocked.
-        max_wait: Seconds of a block that a request waits for, by kind.
     """
 
     def __init__(
