@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
 
 import pytest
 from aiogram.exceptions import (
@@ -203,41 +202,34 @@ async def test_without_the_storage_a_429_blocks_this_process() -> None:
     assert telegram.times()[-1] > 0.4
 
 
-def flood(**options: Any) -> None:
-    @virtual
-    async def test() -> None:
-        random.seed(3)
-        floods = FloodControl(clock=now, bulk=1_000_000)
-        limiter = virtual_limiter()
-        telegrams = [Telegram(floods, latency=lambda: random.uniform(0.02, 0.2)) for _ in range(3)]
-        bots = [paced(t, limiter=limiter, max_wait=120, **options)[0] for t in telegrams]
-        quiet = asyncio.create_task(asyncio.sleep(0))
-        tasks = [
-            asyncio.create_task(bots[i % 3].send_message(chat, f"{i % 3} {i}"))
-            for i in range(90)
-            for chat in (1, 2, -3)
-        ]
-        delays = []
-        for i in range(100):
-            await asyncio.sleep(0.5)
-            began = now()
-            await bots[i % 3].send_message(1_000 + i, "a reply elsewhere")
-            delays.append(now() - began)
-        await asyncio.gather(*tasks, quiet)
-        assert max(delays) < 0.25
-        assert floods.impatient == 0
-        assert floods.refused < 60
-        for number, telegram in enumerate(telegrams):
-            for chat in (1, 2, -3):
-                expected = [f"{number} {i}" for i in range(90) if i % 3 == number]
-                assert telegram.texts(chat) == expected
-
-    test()
-
-
-def test_budgets_that_are_twice_too_high() -> None:
+@virtual
+async def test_budgets_that_are_twice_too_high() -> None:
     """Every message arrives once and in order, waits are kept, and others are not delayed."""
-    flood(per_chat="2/s burst 10", per_group="40/minute sliding")
+    limits = {"per_chat": "2/s burst 10", "per_group": "40/minute sliding"}
+    random.seed(3)
+    floods = FloodControl(clock=now, bulk=1_000_000)
+    limiter = virtual_limiter()
+    telegrams = [Telegram(floods, latency=lambda: random.uniform(0.02, 0.2)) for _ in range(3)]
+    bots = [paced(t, limiter=limiter, max_wait=120, **limits)[0] for t in telegrams]
+    tasks = [
+        asyncio.create_task(bots[i % 3].send_message(chat, f"{i % 3} {i}"))
+        for i in range(90)
+        for chat in (1, 2, -3)
+    ]
+    delays = []
+    for i in range(100):
+        await asyncio.sleep(0.5)
+        began = now()
+        await bots[i % 3].send_message(1_000 + i, "a reply elsewhere")
+        delays.append(now() - began)
+    await asyncio.gather(*tasks)
+    assert max(delays) < 0.25
+    assert floods.impatient == 0
+    assert floods.refused < 60
+    for number, telegram in enumerate(telegrams):
+        for chat in (1, 2, -3):
+            expected = [f"{number} {i}" for i in range(90) if i % 3 == number]
+            assert telegram.texts(chat) == expected
 
 
 @virtual
