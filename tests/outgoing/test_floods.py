@@ -256,3 +256,20 @@ async def test_a_late_first_request_does_not_make_the_next_ones_early() -> None:
         await asyncio.gather(*(bot.send_message(private, str(i)) for i in range(12)))
         assert floods.refused == 0
         assert telegram.times()[-1] == pytest.approx(7, abs=0.7)
+
+
+@virtual
+async def test_a_pace_may_be_halved_while_an_album_waits() -> None:
+    """Two 429s of another instance change what the album takes at once; it is sent all the same."""
+    random.seed(1)  # the other instance is the first one after the block
+    limiter = virtual_limiter()
+    one, two = Telegram(), Telegram(latency=0.2)
+    (bot, _), (other, _) = paced(one, limiter=limiter), paced(two, limiter=limiter)
+    two.errors = [too_many(6), too_many(5)]
+    refused = asyncio.create_task(other.send_message(7, "refused twice"))
+    await asyncio.sleep(0.01)
+    await asyncio.gather(*(bot.send_message(7, str(i)) for i in range(4)))
+    await asyncio.sleep(0.3)
+    await bot(SendMediaGroup(chat_id=7, media=[InputMediaPhoto(media="1")] * 5))
+    await refused
+    assert (len(one.log), len(two.log)) == (5, 1)
