@@ -74,15 +74,7 @@ class _Notes:
 
 
 class Admission:
-    """Passes an event to its handler with the Decision, or refuses it and tells the user.
-
-    Args:
-        limiter: Decides.
-        event_filter: Says whether an event counts, and for which subject.
-        telling: Tells refused users.
-        live: What operators change while the bot runs; None for nothing.
-        backlog: Drops old updates; None for no age.
-    """
+    """Passes an event to its handler with the Decision, or refuses it and tells the user."""
 
     def __init__(
         self,

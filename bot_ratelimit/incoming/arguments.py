@@ -16,6 +16,7 @@ from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
+from bot_ratelimit.rules.checks import describe_type
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
@@ -98,11 +99,6 @@ def rules_for_bots(bots: LimitLike | None) -> Rules:
         raise ConfigError(f"bots={bots!r}: {error}") from None
     ignored = Penalty("1/minute", "1m", scope=Scope.MEMBER)
     return rules_of((Rule(limit, Scope.MEMBER, "bots"), ignored))
-
-
-def describe_type(value: object) -> str:
-    """Describe the type of a value for an error: `a Redis`, or `the class Redis`."""
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def limiter_of(

@@ -116,15 +116,7 @@ class Collect(BaseMiddleware):
         name: str,
         limiter: Limiter,
     ) -> Any:
-        """Handle the event with those that were collected, or leave it to another message.
-
-        Args:
-            handler: The next middleware or the handler.
-            event: The event.
-            data: The data that aiogram passes along with it.
-            name: The name of the handler.
-            limiter: Whose storage and prefix to use.
-        """
+        """Handle the event with those that were collected, or leave it to another message."""
         state, done = dispatch_state(data), ("collected", id(data.get("handler")))
         subject = None if done in state or _is_single(event, data) else subject_of(event, data)
         if subject is None or not isinstance(event, Message):
@@ -169,11 +161,7 @@ class Collect(BaseMiddleware):
 
 
 class _Lists:
-    """The lists of messages: those in the storage, and those of this process while it is away.
-
-    Args:
-        limiter: Has the storage.
-    """
+    """The lists of messages: those in the storage, and those of this process while it is away."""
 
     def __init__(self, limiter: Limiter) -> None:
         self._documents = documents_of(limiter.storage)

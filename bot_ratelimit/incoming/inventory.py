@@ -27,16 +27,7 @@ def inventory(
     roots: Iterable[Router],
     live: LiveLimits | None = None,
 ) -> list[dict[str, Any]]:
-    """List every rule once: first those of the middleware, then those of handlers' flags.
-
-    Args:
-        overrides: What operators changed.
-        rules: The middleware's rules, from code, file and environment.
-        origins: Where its limits and its penalty come from.
-        flags: The flags of the handlers.
-        roots: The dispatchers.
-        live: The limits that operators gave to handlers without a flag.
-    """
+    """List every rule once: first those of the middleware, then those of handlers' flags."""
     found: dict[str, dict[str, Any]] = {}
     rules = [rule for rule in rules if rule is not NO_LIMIT[0]]
     for rule in rules:

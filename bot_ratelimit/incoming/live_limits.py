@@ -16,12 +16,7 @@ from bot_ratelimit.rules.rule import Rule, Rules, rules_of
 
 
 class LiveLimits:
-    """The limits of handlers without a flag, by the handler's name.
-
-    Args:
-        live: What operators change.
-        penalty: Applies together with the own rules of every handler.
-    """
+    """The limits of handlers without a flag, by the handler's name."""
 
     def __init__(self, live: Live, penalty: Iterable[Rule]) -> None:
         self._live, self._penalty = live, tuple(penalty)

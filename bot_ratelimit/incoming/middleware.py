@@ -20,7 +20,6 @@ from bot_ratelimit.incoming.arguments import (
     DefaultNames,
     OnLimited,
     announce,
-    describe_type,
     limiter_of,
     notices_of,
     rules_for_bots,
@@ -50,7 +49,7 @@ from bot_ratelimit.incoming.telling import Telling
 from bot_ratelimit.incoming.unread_flags import find_unread_flags, warn_of_flags
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
-from bot_ratelimit.rules.checks import check_flag
+from bot_ratelimit.rules.checks import check_flag, describe_type
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import (
     LimitLike,

@@ -35,11 +35,6 @@ class Migration(BaseMiddleware):
 
     These are counts and bans of every rule and penalty, what the outgoing limits keep, bans by
     hand, exemptions, and live changes.
-
-    Args:
-        limiter: Its storage and prefix.
-        event_filter: Has the exemptions of this instance.
-        live: Has the exemptions of all instances; None without live changes.
     """
 
     def __init__(self, limiter: Limiter, event_filter: EventFilter, live: Live | None) -> None:

@@ -9,7 +9,7 @@ from aiogram import BaseMiddleware, Dispatcher, Router
 from aiogram.dispatcher.middlewares.user_context import UserContextMiddleware
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.incoming.arguments import describe_type
+from bot_ratelimit.rules.checks import describe_type
 
 
 def check_dispatcher(dispatcher: object) -> None:

@@ -30,10 +30,6 @@ class Telling:
     """Tells refused users, whatever happens.
 
     Bots are never told: two bots that answer each other's notices would never end.
-
-    Args:
-        on_limited: The notices, or a function of the bot; None for silence.
-        limiter: Remembers who was told.
     """
 
     def __init__(self, on_limited: Notices | OnLimited | None, limiter: Limiter) -> None:

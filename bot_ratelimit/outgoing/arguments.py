@@ -11,6 +11,7 @@ from aiogram import Bot, Dispatcher
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.outgoing.methods import Kind
+from bot_ratelimit.rules.checks import describe_type
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis.storage import RedisStorage
 
@@ -89,11 +90,6 @@ def check_setup(bot: object, dispatcher: object) -> None:
         raise ConfigError(
             f"setup needs the Dispatcher, not {describe_type(dispatcher)}: setup(bot, dispatcher)"
         )
-
-
-def describe_type(value: object) -> str:
-    """Describe the type of a value for an error: `a Redis`, or `the class Redis`."""
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def announce(limiter: Limiter) -> None:

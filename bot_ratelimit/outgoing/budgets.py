@@ -130,13 +130,7 @@ class Budgets:
         return now, Owed(owed.chat - now.chat, owed.group - now.group)
 
     def rules(self, pace: Pace, owed: Owed, slow: int) -> Rules:
-        """The rules for taking these permits, all together or none.
-
-        Args:
-            pace: Whose permits are taken.
-            owed: How many permits.
-            slow: How often the pace is halved.
-        """
+        """The rules for taking these permits, all together or none."""
         chat = pace.chat if isinstance(pace.chat, str) else 0  # ids share their rules
         return self._rules(pace.key.kind, pace.key.method, chat, owed, slow)
 

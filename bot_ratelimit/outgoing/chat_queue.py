@@ -86,9 +86,6 @@ class ChatQueue(Pace):
 
     At any time at most one entry has the turn. It takes a permit, is sent, and passes the turn to
     the next entry: replies first, then broadcasts.
-
-    Args:
-        key: Which requests these are.
     """
 
     __slots__ = (

@@ -28,15 +28,7 @@ class DeliveryOptions(NamedTuple):
 
 
 class Delivery:
-    """Sends requests to Telegram.
-
-    Args:
-        pacer: Takes their permits.
-        floods: Handles 429s.
-        queues: Has the drafts that a message replaces.
-        observer: Is told how many requests wait.
-        options: When requests are sent again, and in which order.
-    """
+    """Sends requests to Telegram."""
 
     def __init__(
         self,

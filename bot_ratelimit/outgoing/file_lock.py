@@ -19,11 +19,7 @@ _LOCKED = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
 class FileLock:
-    """A lock on a file that contains who holds it.
-
-    Args:
-        path: The file. It stays when the lock is released: deleting it could let two processes in.
-    """
+    """A lock on a file that contains who holds it. It stays: deleting it could let two in."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

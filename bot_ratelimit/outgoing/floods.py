@@ -59,11 +59,6 @@ class Floods:
     A block is a key in the storage. Each instance reads it in the same command that takes a permit,
     so that an instance need not get a 429 itself to learn of it. This process also remembers its
     own 429s, in case the storage is unreachable.
-
-    Args:
-        permits: Stores the blocks.
-        budgets: The rules that read the blocks.
-        observer: Is told of each 429.
     """
 
     def __init__(self, permits: Permits, budgets: Budgets, observer: Observer) -> None:

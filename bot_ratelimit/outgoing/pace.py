@@ -28,11 +28,7 @@ class PaceKey(NamedTuple):
 
 
 class Pace:
-    """Blocks and 429s of the requests that share a key.
-
-    Args:
-        key: Which requests these are.
-    """
+    """Blocks and 429s of the requests that share a key."""
 
     __slots__ = ("blocked_until", "chat", "idle_until", "key", "slow_until", "strikes", "subject")
 

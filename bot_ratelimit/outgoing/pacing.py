@@ -42,12 +42,6 @@ class Pacer:
     Only the entry that has the turn in its queue asks the limiter. If it is refused, it sleeps for
     as long as the limiter says and asks again: about two decisions for each permit, however many
     requests wait.
-
-    Args:
-        permits: Grants the permits.
-        budgets: The rules.
-        floods: Knows what Telegram has blocked.
-        max_wait: Seconds of a block that a request waits for, by kind.
     """
 
     def __init__(
@@ -94,23 +88,28 @@ class Pacer:
             NotSentError: The request would have to wait, and may not.
             TelegramRetryAfter: A block lasts longer than the request waits.
         """
-        request = entry.newest
+        request, clock = entry.newest, asyncio.get_running_loop().time
         traffic, cost = request.traffic, request.traffic.cost(request.method)
         own = self._budgets.owed(queue, traffic, cost, request.may_wait)
-        now = asyncio.get_running_loop().time()
-        slow = queue.slow(now)
-        late = queue.counted_until - max(now, queue.full_at)
+        late = queue.counted_until - max(clock(), queue.full_at)
         due = queue.owed.plus(self._budgets.late(late, queue.refill))
-        part, rest = self._budgets.split(due.plus(own), slow)
-        if due and rest:  # together they do not fit into the burst
-            while due:
-                part, due = self._budgets.split(due, slow)
-                await self._take(queue, entry, part)
-                queue.owed = due
-            part, rest = self._budgets.split(own, slow)
-        permit = await self._take(queue, entry, part)
-        queue.owed = rest
-        return permit
+        while True:
+            await self._wait_for_block(queue, entry)
+            slow = queue.slow(clock())  # which may have changed during a wait
+            part, rest = self._budgets.split(due.plus(own), slow)
+            pays_first = bool(due and rest)  # together they do not fit into the burst
+            if pays_first:
+                part, rest = self._budgets.split(due, slow)
+            decision, asked = await self._ask(queue, part, slow)
+            if decision.allowed:
+                permit = self._permit(queue, part, decision, asked)
+                queue.owed = rest
+                if not pays_first:
+                    return permit
+                due = rest
+            elif not self._floods.note_refusal(queue, decision):
+                self._check_can_wait(entry.newest, decision.retry_after)
+                await self._sleep(queue, entry, decision.retry_after + _jitter(_JITTER))
 
     async def take_for_broadcast(self, queue: ChatQueue, entry: Entry) -> None:
         """Take a broadcast permit, in the order of the requests, while replies go first."""
@@ -142,7 +141,7 @@ class Pacer:
         """Take the permit of a draft or an action; return 0, or the seconds until one is free."""
         if (blocked := self._floods.blocked_for(pace)) > 0:
             return blocked
-        decision, _ = await self._ask(pace, ONE)
+        decision, _ = await self._ask(pace, ONE, 0)
         if decision.allowed:
             return 0.0
         self._floods.note_refusal(pace, decision)
@@ -180,16 +179,6 @@ class Pacer:
             return math.inf
         return self._max_wait[Kind.EDIT if request.traffic.kind is Kind.EDIT else queue.key.kind]
 
-    async def _take(self, queue: ChatQueue, entry: Entry, part: Owed) -> Permit:
-        while True:
-            await self._wait_for_block(queue, entry)
-            decision, asked = await self._ask(queue, part)
-            if decision.allowed:
-                return self._permit(queue, part, decision, asked)
-            if not self._floods.note_refusal(queue, decision):
-                self._check_can_wait(entry.newest, decision.retry_after)
-                await self._sleep(queue, entry, decision.retry_after + _jitter(_JITTER))
-
     def _permit(self, queue: ChatQueue, part: Owed, decision: Decision, asked: float) -> Permit:
         """Describe a permit by the state of the bucket that it was taken from.
 
@@ -209,9 +198,9 @@ class Pacer:
         one = lasts * self._budgets.parts / part.chat if part.chat else 0.0
         return Permit(max(asked, queue.full_at - lasts), one, quiet)
 
-    async def _ask(self, pace: Pace, part: Owed) -> tuple[Decision, float]:
+    async def _ask(self, pace: Pace, part: Owed, slow: int) -> tuple[Decision, float]:
         now = asyncio.get_running_loop().time()
-        rules = self._budgets.rules(pace, part, pace.slow(now))
+        rules = self._budgets.rules(pace, part, slow)
         decision = await self._permits.take(rules, pace.subject)
         if decision.allowed:
             pace.idle_until = max(pace.idle_until, now + decision.reset_after)

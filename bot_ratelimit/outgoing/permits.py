@@ -21,9 +21,6 @@ class Permits:
 
     When the storage does not answer, this process decides. It remembers what it was granted before:
     otherwise an outage, or a single late answer, would give every chat a second burst.
-
-    Args:
-        limiter: Its storage is asked.
     """
 
     def __init__(self, limiter: Limiter) -> None:

@@ -127,3 +127,8 @@ def _takes_one(function: Callable[..., Any]) -> bool:
     except TypeError:
         return False
     return True
+
+
+def describe_type(value: object) -> str:
+    """Describe the type of a value for an error: `a Redis`, or `the class Redis`."""
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"

@@ -28,7 +28,7 @@ from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.updates import message as update_of
 from tests.benches import Pauses
-from tests.servers import Server
+from tests.servers import PATIENCE, Server
 
 from .support import HANDLED, Instance, message, user
 from .updates import GROUP, Fleet, album, bare, content, payment
@@ -180,10 +180,10 @@ async def test_an_instance_is_killed_while_it_collects(
         assert 0 < await client.ttl(key) <= 86_400
         latest = URL(api.webhooks[2].url).port
         ports[f"{latest}\n".encode()].kill()
-        await api.called("sendMessage", timeout=30)
+        await api.called("sendMessage", timeout=PATIENCE)
         await asyncio.gather(*sent)
         await api.deliver(update_of(42, "d"))
-        await api.called("sendMessage", 2, timeout=30)
+        await api.called("sendMessage", 2, timeout=PATIENCE)
     assert [call.text for call in api.calls if call.method == "sendMessage"] == ["abc", "d"]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 from aiogram import Bot, Dispatcher, Router
 from aiogram.methods import AnswerCallbackQuery, SendMessage
-from aiogram.types import TelegramObject
+from aiogram.types import Message, TelegramObject
 
 from bot_ratelimit import ConfigError, InFlight, Observer
 from bot_ratelimit.incoming.adaptive import AdaptiveLimit
@@ -214,6 +215,27 @@ async def test_a_blocked_loop_shrinks_an_adaptive_limit() -> None:
         if step == 200:
             high = limit.current
     assert limit.current == 10 < high
+
+
+async def test_handlers_that_block_the_loop_hold_the_limit_down() -> None:
+    """What a bot measures of its loop while updates are handled reaches the limit."""
+    bot = bare()
+    in_flight = InFlight(limit=50, adaptive=True, at_least=25).setup(bot.dispatcher)
+
+    @bot.dispatcher.message()
+    async def work(event: Message) -> None:
+        await asyncio.sleep(0.05)
+        if event.text == "b":
+            time.sleep(0.1)  # noqa: ASYNC251 - the mistake
+
+    until = time.monotonic() + 1.2
+
+    async def write(text: str) -> None:
+        while time.monotonic() < until:
+            await bot.send(text)
+
+    await asyncio.gather(*(write(text) for text in "b" + "a" * 19))
+    assert in_flight.limit == 25
 
 
 @pytest.mark.parametrize(

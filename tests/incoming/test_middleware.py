@@ -19,7 +19,7 @@ from bot_ratelimit import (
 )
 from tests.servers import free_port
 
-from .support import HANDLED, Instance, callback, chat, inline_query, message, user
+from .support import HANDLED, Instance, message
 from .updates import UPDATES
 
 KEY = "booking_bot:client1:ratelimit:42"
@@ -49,37 +49,6 @@ async def test_the_contract(shared: aioredis.Redis) -> None:
     assert await shared.ttl(KEY) in (0, 1)
     assert 0 < await shared.pttl(KEY) <= 1_000
     assert await shared.keys("booking_bot:client1:ratelimit:[0-9]*") == [KEY.encode()]
-
-
-async def test_handled_and_refused() -> None:
-    """A handled update returns the handler's result, a refused one None."""
-    bot = Instance(RateLimitMiddleware("1/m"))
-    assert await bot.feed(message=message()) == HANDLED
-    assert await bot.feed(message=message()) is None
-    assert await bot.feed(message=message(**{"from": user(43)})) == HANDLED
-    assert len(bot.handled) == 2
-
-
-async def test_the_handler_finds_the_decision() -> None:
-    """A handler that asks for `rate_limit` gets the Decision."""
-    bot = Instance(RateLimitMiddleware("2/m"))
-    await bot.send("one", "two")
-    assert [d and (d.allowed, d.remaining) for d in bot.decisions] == [(True, 1), (True, 0)]
-
-
-GROUP = chat(-100, "supergroup")
-
-
-async def test_one_middleware_counts_all_observers_together() -> None:
-    """Messages and button presses on one middleware share the user's limit."""
-    observers = ["message", "callback_query", "inline_query"]
-    bot = Instance(RateLimitMiddleware("2/m", on_limited=None), observers)
-    results = [
-        await bot.feed(message=message()),
-        await bot.feed(callback_query=callback()),
-        await bot.feed(inline_query=inline_query()),
-    ]
-    assert results == [HANDLED, HANDLED, None]
 
 
 async def test_instances_share_one_limit_exactly() -> None:

@@ -110,15 +110,6 @@ async def test_middlewares_before_and_behind_see_the_decision() -> None:
     assert seen == [("behind", True), ("before", True), ("before", False)]
 
 
-def test_a_limiter_has_its_own_observer() -> None:
-    """An observer or statistics together with a limiter are an error."""
-    limiter = Limiter(MemoryStorage())
-    with pytest.raises(ConfigError, match="observer and limiter are both given"):
-        RateLimitMiddleware(limiter=limiter, observer=Recorder())
-    with pytest.raises(ConfigError, match="statistics and limiter are both given"):
-        RateLimitMiddleware(limiter=limiter, statistics=True)
-
-
 async def test_an_observer_reaches_the_limiter_of_the_settings(
     environment: pytest.MonkeyPatch,
 ) -> None:

@@ -33,6 +33,7 @@ from bot_ratelimit import (
     Progress,
     Status,
 )
+from tests.servers import PATIENCE
 
 from . import broadcaster
 from .strict import Strict
@@ -217,34 +218,30 @@ def test_a_journal_repeats_only_what_failed(tmp_path: Path) -> None:
         Journal(other)
 
 
-def test_progress_is_shown(tmp_path: Path) -> None:
+@virtual
+async def test_progress_is_shown() -> None:
     """Progress is a line and an edit every few seconds, and a summary at the end."""
+    telegram = Telegram()
+    bot, outgoing = paced(telegram)
+    message = (await bot.send_message(500, "0")).as_(bot)
+    stream = io.StringIO()
+    progress = Progress(500, stream=stream, message=message)
 
-    @virtual
-    async def test() -> None:
-        telegram = Telegram()
-        bot, outgoing = paced(telegram)
-        message = (await bot.send_message(500, "0")).as_(bot)
-        stream = io.StringIO()
-        progress = Progress(500, stream=stream, message=message)
+    async def send(chat: int) -> None:
+        if chat % 100 == 0:
+            raise TelegramForbiddenError(NO_METHOD, "blocked")
+        await bot.send_message(chat, "x")
 
-        async def send(chat: int) -> None:
-            if chat % 100 == 0:
-                raise TelegramForbiddenError(NO_METHOD, "blocked")
-            await bot.send_message(chat, "x")
-
-        async for _ in outgoing.broadcast(range(1, 501), send, progress=progress):
-            pass
-        lines = stream.getvalue().splitlines()
-        assert len(lines) == 4
-        assert lines[0].startswith("127 of 500 (25 %): 126 sent, 1 blocked; 2")
-        assert lines[0].endswith("/s, 15 s left")
-        assert lines[-1].startswith("500 of 500 (100 %): 495 sent, 5 blocked; ")
-        edits = [m.text for _, m in telegram.log if m.__api_method__ == "editMessageText"]  # type: ignore[attr-defined] # all have one
-        assert [each[:12] for each in edits] == [line[:12] for line in lines]
-        assert now() > 1_000
-
-    test()
+    async for _ in outgoing.broadcast(range(1, 501), send, progress=progress):
+        pass
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("127 of 500 (25 %): 126 sent, 1 blocked; 2")
+    assert lines[0].endswith("/s, 15 s left")
+    assert lines[-1].startswith("500 of 500 (100 %): 495 sent, 5 blocked; ")
+    edits = [m.text for _, m in telegram.log if m.__api_method__ == "editMessageText"]  # type: ignore[attr-defined] # all have one
+    assert [each[:12] for each in edits] == [line[:12] for line in lines]
+    assert now() > 1_000
 
 
 # Processes against a Telegram over HTTP.
@@ -266,7 +263,7 @@ async def test_a_broadcast_that_is_ended_and_resumed(
     path, chats = tmp_path / "journal", 300
     async with Strict(script={"sendMessage": [{"retry_after": 60}] * 2}) as api:
         process = await start(api, path, chats)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while len(api.seen) < 100:  # noqa: ASYNC110 - another process decides
                 await asyncio.sleep(0.01)
         process.send_signal(end)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import time
 from typing import Any
@@ -15,6 +14,7 @@ from aiogram.client.telegram import TelegramAPIServer
 
 from bot_ratelimit import ConfigError, Limiter, MemoryStorage, NotSentError, OutgoingLimits
 from example_bot.demo.botapi import TOKEN, BotApi
+from tests.servers import PATIENCE
 
 from .virtual import Telegram, now, paced, virtual
 
@@ -34,19 +34,14 @@ async def test_waiting_requests_end_at_the_shutdown() -> None:
     assert len(telegram.left) == 2
 
 
-def test_unsent_requests_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+@virtual
+async def test_unsent_requests_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The log says how many requests were not sent, and to which chats."""
-
-    @virtual
-    async def test() -> None:
-        bot, outgoing = paced(Telegram(), per_chat="1/s burst 1")
-        tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(8)]
-        await asyncio.sleep(0.5)
-        await outgoing.close()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    with caplog.at_level(logging.WARNING):
-        test()
+    bot, outgoing = paced(Telegram(), per_chat="1/s burst 1")
+    tasks = [asyncio.create_task(bot.send_message(7, str(i))) for i in range(8)]
+    await asyncio.sleep(0.5)
+    await outgoing.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
     assert "7 requests were not sent: sendMessage to chat 7 (7)" in caplog.text
 
 
@@ -140,8 +135,8 @@ async def test_sigterm_ends_a_bot_with_310_waiting() -> None:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        await api.called("sendMessage", 31, timeout=30)
-        await api.called("getMe", timeout=30)  # polling has begun: it listens to signals
+        await api.called("sendMessage", 31, timeout=PATIENCE)
+        await api.called("getMe", timeout=PATIENCE)  # polling has begun: it listens to signals
         began = time.monotonic()
         process.terminate()
         assert process.stdout is not None

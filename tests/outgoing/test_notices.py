@@ -40,40 +40,36 @@ async def test_a_dropped_notice_is_sent_at_a_later_refusal() -> None:
     assert told.startswith("Too many requests")
 
 
-def test_a_notice_that_would_wait_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+@virtual
+async def test_a_notice_that_would_wait_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     """A notice is sent at once or dropped, without a delay or a log line."""
+    caplog.set_level(logging.INFO)
+    telegram = Telegram()
+    bot, _ = paced(telegram, per_chat="1/5s burst 1")
+    dispatcher = Dispatcher()
+    limiter = virtual_limiter()
+    dispatcher.message.middleware(RateLimitMiddleware("1/2s", limiter=limiter))
 
-    @virtual
-    async def test() -> None:
-        telegram = Telegram()
-        bot, _ = paced(telegram, per_chat="1/5s burst 1")
-        dispatcher = Dispatcher()
-        limiter = virtual_limiter()
-        dispatcher.message.middleware(RateLimitMiddleware("1/2s", limiter=limiter))
+    @dispatcher.message()
+    async def answer(event: Message) -> None:
+        await event.answer("answer")
 
-        @dispatcher.message()
-        async def answer(event: Message) -> None:
-            await event.answer("answer")
+    async def feed() -> None:
+        update = Update.model_validate(
+            {"update_id": 1, "message": message("hello")}, context={"bot": bot}
+        )
+        await dispatcher.feed_update(bot, update)
 
-        async def feed() -> None:
-            update = Update.model_validate(
-                {"update_id": 1, "message": message("hello")}, context={"bot": bot}
-            )
-            await dispatcher.feed_update(bot, update)
-
-        await feed()
-        began = now()
-        await feed()
-        assert now() - began < 0.1
-        assert telegram.texts() == ["answer"]
-        await asyncio.sleep(6)
-        await limiter.hit("1/2s", Subject(user=42))
-        await feed()  # refused, and there is room to say so
-        assert len(telegram.texts()) == 2
-        assert telegram.texts()[1].startswith("Too many requests")
-
-    with caplog.at_level(logging.INFO):
-        test()
+    await feed()
+    began = now()
+    await feed()
+    assert now() - began < 0.1
+    assert telegram.texts() == ["answer"]
+    await asyncio.sleep(6)
+    await limiter.hit("1/2s", Subject(user=42))
+    await feed()  # refused, and there is room to say so
+    assert len(telegram.texts()) == 2
+    assert telegram.texts()[1].startswith("Too many requests")
     assert "Could not tell a user" not in caplog.text
 
 
