@@ -13,7 +13,7 @@ from aiogram.utils.token import TokenValidationError
 from aiogram.webhook.aiohttp_server import SimpleRequestHandler, setup_application
 from aiohttp import web
 
-from bot_ratelimit import InFlight, LogObserver, RateLimitMiddleware, Settings
+from bot_ratelimit import InFlight, LogObserver, OutgoingLimits, RateLimitMiddleware, Settings
 from bot_ratelimit.admin import admin_app
 from bot_ratelimit.admin.health import add_health
 from bot_ratelimit.metrics import PrometheusMetrics
@@ -31,9 +31,8 @@ SECRET = os.environ.get("WEBHOOK_SECRET") or hashlib.sha256(TOKEN.encode()).hexd
 
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
 dp = Dispatcher()
-limits = RateLimitMiddleware.from_settings(
-    live=True, statistics=True, observer=[LogObserver(), PrometheusMetrics()]
-)
+watching = [LogObserver(), PrometheusMetrics()]
+limits = RateLimitMiddleware.from_settings(live=True, statistics=True, observer=watching)
 limits.setup(dp)
 InFlight().setup(dp)
 
@@ -71,6 +70,7 @@ async def set_webhook(bot: Bot) -> None:
 def build_app() -> web.Application:
     """/webhook, and on the same port /health, /ready, /metrics and the page for operators."""
     bot = Bot(TOKEN)
+    OutgoingLimits.from_settings(statistics=True, observer=watching).setup(bot, dp)
     app = web.Application()
     setup_application(app, dp, bot=bot)  # first, so that the bot's session is closed last
     # In the foreground: if this instance dies, Telegram sends the update to another one.

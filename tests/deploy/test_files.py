@@ -452,7 +452,7 @@ def test_the_bot_of_the_guide_runs_in_the_image() -> None:
     given = {*SERVICES["bot"]["environment"], *re.findall(r"(\w+)=", DOCKERFILE.read_text())}
     assert {*re.findall(r'required\("(\w+)"\)', bot)} <= given
     assert {"WEB_SERVER_HOST", "WEB_SERVER_PORT"} <= given
-    assert "observer=[LogObserver(), PrometheusMetrics()]" in bot
+    assert "watching = [LogObserver(), PrometheusMetrics()]" in bot
     assert "access_log=None" in bot
     assert "%(asctime)s" in bot
 
