@@ -38,7 +38,7 @@ def test_methods_that_write_into_a_chat_are_listed() -> None:
         and "chat_id" in getattr(methods, name).model_fields
         and (not name.startswith("Set") or "Message" in str(getattr(methods, name).__returning__))
     }
-    assert len(writing) > 40
+    assert len(writing) > 30  # of aiogram 3.20; later ones have more
     assert writing - ELSEWHERE <= set(TRAFFIC)
 
 
