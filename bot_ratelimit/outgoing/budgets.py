@@ -72,13 +72,8 @@ class Budgets:
     Fixed windows become sliding windows here: two full fixed windows one after the other could let
     twice as much through as Telegram accepts in that time.
 
-    Args:
-        per_chat: The limit of one chat; None for no limit.
-        per_group: The additional limit of a group; None for no limit.
-        broadcast: The common limit of all broadcasts; None for no limit.
-        drafts: The limits of the drafts in one chat, separated by `;`; None for no limit.
-        margin: By how much each period is made longer, as a share from 0 to 1. Two requests that
-            are sent a second apart arrive 0.98 seconds apart if the first one was slower.
+    Each period is made longer by the margin, a share of it: two requests that are sent a second
+    apart arrive 0.98 seconds apart if the first one was slower.
 
     Raises:
         ConfigError: A limit or the margin is invalid.

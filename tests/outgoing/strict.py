@@ -129,7 +129,7 @@ class Strict:
         chat = params.get("chat_id", "")
         chat = str(self._names.get(chat, chat))
         cost = len(json.loads(params.get("media") or params.get("message_ids") or "[0]"))
-        for kind, budget in self._budgets_of(method, chat):
+        for budget in self._budgets_of(method, chat):
             if now < budget.blocked_until:
                 self.impatient += now > budget.refused_at + CROSSING
                 return {"retry_after": math.ceil(budget.blocked_until - now)}
@@ -137,32 +137,30 @@ class Strict:
                 seconds = math.ceil(wait)
                 budget.refused_at, budget.blocked_until = now, now + wait
                 return {"retry_after": seconds}
-            del kind
         return None
 
-    def _budgets_of(self, method: str, chat: str) -> list[tuple[str, Budget]]:
+    def _budgets_of(self, method: str, chat: str) -> list[Budget]:
         group = Budget(windows=((20, 60.0),))
-        service = method in ("pinChatMessage", "createForumTopic")
         if method in ("sendMessageDraft", "sendRichMessageDraft"):
             wanted = {"draft": Budget(windows=((20, 5.0), (40, 30.0)))}
         elif method == "sendChatAction":
             wanted = {"action": Budget(1.0, 5)}
         elif method.startswith(("send", "edit", "copy", "forward")):
             wanted = {"message": Budget(1.0, 5)} | ({"group": group} if chat[:1] == "-" else {})
-        elif service:
+        elif method in ("pinChatMessage", "createForumTopic"):
             wanted = {"group": group} if chat[:1] == "-" else {}
         elif method.startswith(("get", "answer")):
             wanted = {}
         else:
             wanted = {method: Budget(1.0, 4)}
-        return [(kind, self._budgets.setdefault((kind, chat), b)) for kind, b in wanted.items()]
+        return [self._budgets.setdefault((kind, chat), each) for kind, each in wanted.items()]
 
     def _result(self, method: str, params: dict[str, str]) -> Any:
         if method == "createForumTopic":
             return {"message_thread_id": next(self._ids), "name": "x", "icon_color": 1}
         if not method.startswith(("send", "edit", "copy", "forward")) or "Draft" in method:
             return True
-        if method in ("sendChatAction",) or "Ephemeral" in method:
+        if method == "sendChatAction" or "Ephemeral" in method:
             return True
         chat = params.get("chat_id", "0")
         number = self._names.get(chat) or int(chat)
