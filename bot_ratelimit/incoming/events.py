@@ -8,13 +8,11 @@ from typing import Any, Final, get_args
 from aiogram.dispatcher.middlewares.user_context import EVENT_CONTEXT_KEY, EventContext
 from aiogram.enums import ChatType, ContentType, UpdateType
 from aiogram.types import (
-    Chat,
     Message,
     MessageReactionUpdated,
     PollAnswer,
     TelegramObject,
     Update,
-    User,
 )
 
 from bot_ratelimit.config.ids import NOBODY
@@ -140,9 +138,11 @@ def subject_of(event: TelegramObject, data: dict[str, Any]) -> Subject | None:
     if isinstance(event, Message):
         if event.is_automatic_forward or event.chat.type == ChatType.CHANNEL:
             return None
-        caller = _guest_caller(event) or event.sender_chat
+        caller = _guest_caller(event)
         if caller is not None:
-            sender = caller.id
+            sender = caller
+        elif event.sender_chat is not None:
+            sender = event.sender_chat.id
     elif isinstance(event, MessageReactionUpdated) and event.actor_chat is not None:
         sender = event.actor_chat.id
     elif isinstance(event, PollAnswer) and event.voter_chat is not None:
@@ -192,11 +192,18 @@ def is_paid(event: TelegramObject) -> bool:
     return bool(isinstance(event, Message) and event.paid_star_count)
 
 
-def _guest_caller(message: Message) -> User | Chat | None:
-    """Who called the guest bot that sent this message."""
-    user: User | None = getattr(message, "guest_bot_caller_user", None)  # since aiogram 3.29
-    chat: Chat | None = getattr(message, "guest_bot_caller_chat", None)
-    return user or chat
+def _guest_caller(message: Message) -> int | None:
+    """The id of who called the guest bot that sent this message."""
+    for name in ("guest_bot_caller_user", "guest_bot_caller_chat"):  # since aiogram 3.29
+        found = getattr(message, name, None)
+        if found is not None:
+            return _number(found, "id")
+    return None
+
+
+def _number(found: Any, name: str) -> int:
+    """A field of something that an older aiogram does not know, and keeps as a dict."""
+    return int(found[name] if isinstance(found, dict) else getattr(found, name))
 
 
 def _topic_of(event: TelegramObject, context: EventContext) -> int | None:
@@ -205,7 +212,7 @@ def _topic_of(event: TelegramObject, context: EventContext) -> int | None:
         return context.thread_id
     direct = getattr(event, "direct_messages_topic", None)  # since aiogram 3.22
     if direct is not None:
-        return int(direct.topic_id)
+        return _number(direct, "topic_id")
     return GENERAL if context.chat is not None and context.chat.is_forum else None
 
 
