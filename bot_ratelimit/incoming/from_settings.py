@@ -69,4 +69,5 @@ def origins_of(settings: Settings, given: Mapping[str, Any]) -> dict[str, Origin
     return {
         "limits": "code" if "rate_limit" in given else settings.origin("rate_limit"),
         "penalty": "code" if "penalty" in given else "file",
+        "named": "code" if "named_limits" in given else "file",
     }

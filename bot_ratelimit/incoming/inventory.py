@@ -40,7 +40,7 @@ def inventory(
     for root in roots:
         for handler, own_rules, is_named in flags.by_handler(root):
             for rule in own_rules:
-                item = report_of(rule, overrides, handler, "file" if is_named else "code")
+                item = report_of(rule, overrides, handler, origins["named"] if is_named else "code")
                 found.setdefault(rule.label, item)
         for name in () if live is None else live.names(root):
             given = live.rule_of(name) if live is not None else None

@@ -166,7 +166,7 @@ class RateLimitMiddleware(BaseMiddleware):
             observer=observer,
             statistics=statistics,
         )
-        self._origins: dict[str, Origin] = {"limits": "code", "penalty": "code"}
+        self._origins: dict[str, Origin] = dict.fromkeys(("limits", "penalty", "named"), "code")
         self.live = (
             Live(self.limiter, inventory=self.inventory, used=self._apply_overrides)
             if live

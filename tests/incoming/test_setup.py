@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -365,3 +366,24 @@ def test_an_invalid_setup_is_an_error(
     with pytest.raises(ConfigError, match=wrong):
         middleware.setup(dispatcher, **options)
     assert middleware not in dispatcher.message.middleware
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_operators_see_where_a_named_limit_comes_from(given: bool, tmp_path: Path) -> None:
+    """A limit of `named_limits` is one of the code; that of the file is one of the file."""
+    file = tmp_path / "limits.toml"
+    file.write_text('[limits]\nai = "5/minute"\n')
+    settings = Settings(rate_limit_file=str(file))
+    arguments = {"named_limits": {"ai": "5/minute"}} if given else {}
+    middleware = RateLimitMiddleware.from_settings(settings, **arguments)
+    dispatcher = Dispatcher()
+    dispatcher.message.register(_ignored, flags={"rate_limit": {"key": "ai"}})
+    middleware.setup(dispatcher)
+    await dispatcher.emit_startup()
+    (rule,) = (each for each in middleware.inventory()["rules"] if each["name"] == "ai")
+    assert rule["from"] == ("code" if given else "file")
+    await dispatcher.emit_shutdown()
+
+
+async def _ignored(message: Message) -> None:
+    """Does nothing."""
