@@ -170,6 +170,14 @@ async def test_a_function_that_fails_is_answered_by_the_policy(
     assert "'plan'" in line.getMessage() or "broken returned" in line.getMessage()
 
 
+async def test_a_chosen_limit_below_the_cost_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A limit that could never allow the rule's cost is answered by the policy, and logged."""
+    limiter = Limiter(MemoryStorage(), on_error="deny")
+    bot = limited(Rule(lambda event, data: "1/m", name="ai", cost=3), limiter=limiter)
+    assert await bot.send("a") == [False]
+    assert any("cost=3" in each for each in caplog.messages)
+
+
 async def subject_only(subject: Subject) -> str:
     return "1/s"
 

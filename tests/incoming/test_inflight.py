@@ -166,6 +166,20 @@ async def test_more_than_the_limit_is_refused_with_a_notice() -> None:
     assert most[-1] == (0, 2)
 
 
+async def test_a_function_may_tell_who_is_refused() -> None:
+    """`on_busy` takes what `on_limited` takes."""
+    told: list[tuple[type, float]] = []
+    busy = Busy(
+        limit=1, on_busy=lambda event, decision, _: told.append((type(event), decision.retry_after))
+    )
+    running = await busy.start(message=message())
+    assert await busy.bot.feed(message=message()) is None
+    busy.release.set()
+    assert await running == HANDLED
+    assert told == [(Message, 1.0)]
+    assert busy.bot.session.requests == []
+
+
 @pytest.mark.parametrize("share", ["per_user", "per_chat"])
 async def test_the_share_of_one_user_or_chat_is_bounded(share: str) -> None:
     """One user, or one chat, cannot take all places."""
