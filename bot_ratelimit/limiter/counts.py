@@ -73,7 +73,9 @@ def counts_to_reset(prefix: str, rules: Rules, subject: Subject) -> list[Count]:
     counts = []
     for rule in rules:
         penalty = rule if isinstance(rule, Penalty) else None
-        for limit in _ANY_LIMITS if penalty is None else [_ANY_LIMIT]:
+        own = rule.limit if isinstance(rule.limit, Limit) else _ANY_LIMIT
+        others = [] if penalty else [each for each in _ANY_LIMITS if each.key_part != own.key_part]
+        for limit in (own, *others):
             key = rule.key(prefix, subject, limit)
             if key is not None:
                 counts.append(Count(key, limit, shadow=rule.shadow, penalty=penalty))
