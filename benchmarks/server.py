@@ -15,7 +15,7 @@ import redis
 
 from tests.proxy import Proxy
 from tests.servers import Server as Process
-from tests.servers import find_server, running
+from tests.servers import cluster_port, find_server, running
 
 
 class Server:
@@ -77,15 +77,14 @@ def redis_cluster(nodes: int = 3) -> Iterator[Server]:
     """A cluster of several primaries that share the slots."""
     with ExitStack() as stack:
         ports: list[int] = []
-        while len(ports) < nodes:
-            directory = stack.enter_context(tempfile.TemporaryDirectory())
-            process = Process(
-                find_server("redis-server"), Path(directory), "--cluster-enabled", "yes"
-            )
-            if process.port <= 55_535:  # the cluster's bus takes the port 10,000 above
-                process.start()
-                stack.callback(process.kill)
-                ports.append(process.port)
+        for _ in range(nodes):
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            options = ("--cluster-enabled", "yes")
+            binary = find_server("redis-server")
+            process = Process(binary, directory, *options, port=cluster_port())
+            process.start()
+            stack.callback(process.kill)
+            ports.append(process.port)
         admins: list[Any] = [redis.Redis(port=port, decode_responses=True) for port in ports]
         share = -(-16_384 // nodes)
         for i, admin in enumerate(admins):
