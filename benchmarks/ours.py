@@ -7,6 +7,7 @@ from typing import ClassVar, Final
 from benchmarks.candidate import LIMITS, Candidate, Setting, client
 from bot_ratelimit import Limiter, MemoryStorage, RedisStorage, Subject
 from bot_ratelimit.rules.rule import Rules, rules_of
+from bot_ratelimit.storage.base import Storage
 
 NAME: Final = "bot_ratelimit"
 
@@ -27,12 +28,14 @@ class PolicyAnsweredError(Exception):
     """Redis did not decide, so further results would measure the failure policy."""
 
 
-class _Ours(Candidate):
+class Ours(Candidate):
     name: ClassVar[str] = NAME
 
-    def _start(self, setting: Setting, storage: MemoryStorage | RedisStorage) -> None:
+    def _start(
+        self, setting: Setting, storage: Storage, key_prefix: str = "bench", timeout: float = 0.25
+    ) -> None:
         self._rules = rules(setting)
-        self._limiter = Limiter(storage, key_prefix="bench")
+        self._limiter = Limiter(storage, key_prefix=key_prefix, timeout=timeout)
 
     async def hit(self, user: int) -> bool:
         decision = await self._limiter.hit(self._rules, Subject(user=user))
@@ -44,11 +47,11 @@ class _Ours(Candidate):
         await self._limiter.close()
 
 
-class OnRedis(_Ours):
+class OnRedis(Ours):
     async def setup(self, setting: Setting) -> None:
         self._start(setting, RedisStorage(client(setting), close_client=True))
 
 
-class InMemory(_Ours):
+class InMemory(Ours):
     async def setup(self, setting: Setting) -> None:
         self._start(setting, MemoryStorage(setting.users + 1))

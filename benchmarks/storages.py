@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Final
 
-from benchmarks.candidate import Candidate, Entry, Setting, client
+from benchmarks.candidate import Entry, Setting, client
 from benchmarks.comparison import Benchmark, Measurements, Run
 from benchmarks.decisions import in_process
-from benchmarks.ours import PolicyAnsweredError, rules
+from benchmarks.ours import Ours
 from benchmarks.records import Records
 from benchmarks.tables import Column, Table, grid
-from bot_ratelimit import Limiter, LimitsStorage, MemoryStorage, RedisStorage, Subject
+from bot_ratelimit import LimitsStorage, MemoryStorage, RedisStorage
 from bot_ratelimit.storage.base import Storage
 from tests.servers import free_port
 
@@ -25,26 +25,15 @@ CASES: Final = {n: f"{n} at a time" for n in (1, 100)}
 _numbers: Final = count()
 
 
-class _Kept(Candidate):
+class _Kept(Ours):
     """A limiter whose counts are kept in one of the storages."""
 
     def __init__(self, make: Callable[[Setting], Storage]) -> None:
         self._make = make
 
     async def setup(self, setting: Setting) -> None:
-        self._rules = rules(setting)
         # Counts in Memcached are not flushed between the rounds.
-        prefix = f"bench{next(_numbers)}"
-        self._limiter = Limiter(self._make(setting), key_prefix=prefix, timeout=5)
-
-    async def hit(self, user: int) -> bool:
-        decision = await self._limiter.hit(self._rules, Subject(user=user))
-        if decision.source == "policy":
-            raise PolicyAnsweredError("the failure policy answered")
-        return decision.allowed
-
-    async def close(self) -> None:
-        await self._limiter.close()
+        self._start(setting, self._make(setting), f"bench{next(_numbers)}", timeout=5)
 
 
 @contextmanager

@@ -91,8 +91,6 @@ def conclude(
         costs: For a peek, what the hit would charge to each rule, so that the peek reports the same
             rule as the hit would.
     """
-    if len(rules) == 1 and type(rules[0]) is Rule and not rules[0].shadow:
-        return said_by(rules[0], verdicts[0], source)
     said = [
         (rule, _ban(verdict) if isinstance(rule, Penalty) else verdict)
         for rule, verdict in zip(rules, verdicts, strict=True)

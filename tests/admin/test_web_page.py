@@ -37,7 +37,7 @@ WITH_ERRORS = ("user?user=x", "limit?name=messages&limit=bad", "ban?user=&how_lo
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser(request: pytest.FixtureRequest) -> AsyncIterator[Browser]:
     """One for all tests of a worker."""
-    if request.config.getoption("quick"):  # an older playwright waits for ever for what is skipped
+    if request.config.getoption("quick"):  # an older playwright hangs when its start is skipped
         pytest.skip("it starts a browser: not in `make quick`")
     async with chromium() as browser:
         yield browser

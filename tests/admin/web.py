@@ -111,7 +111,7 @@ class Visitor:
         return {cookie.key: cookie.value for cookie in self.session.cookie_jar}
 
     def steal(self, other: Visitor) -> None:
-        """Take the cookies of somebody else."""
+        """Take the cookies of another visitor."""
         for name, value in other.cookies().items():
             self.set_cookie(name, value)
 

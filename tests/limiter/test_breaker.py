@@ -17,7 +17,7 @@ LATER = "4 a asks yes, 4 a fails no, 5 b asks yes, 5 b fails no, 6 c asks yes, 6
 
 TABLES = {
     "three failures in a row open it": f"{OPENED}, 2.499 d asks no, 2.5 d asks yes",
-    "a success between failures starts the count anew": (
+    "a success between failures starts the count again": (
         f"{TWO_FAIL}, 1 s asks yes, 1 s succeeds yes, {TWO_FAIL}, 2 c asks yes, 2 c fails yes"
     ),
     "one probe is on its way at a time": f"{OPENED}, 2.5 d asks yes, 2.5 e asks no, 9 e asks no",
