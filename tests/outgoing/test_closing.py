@@ -128,7 +128,7 @@ async def test_a_late_request_does_not_open_the_session_again() -> None:
 
 @pytest.mark.slow
 async def test_sigterm_ends_a_bot_with_310_waiting() -> None:
-    """A polling bot ends within two seconds of SIGTERM, and logs what was not sent, and to which chats."""
+    """A polling bot ends within two seconds of SIGTERM, and logs which chats got nothing."""
     async with BotApi() as api:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "error", "-m", "tests.outgoing.stopping", api.url),
