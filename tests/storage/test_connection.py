@@ -114,7 +114,9 @@ async def settled() -> None:
 
 
 @pytest.fixture
-async def server() -> Server:
+async def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A near server: however slow this machine is, requests are not gathered for too long."""
+    monkeypatch.setattr(batches, "GATHER", 60)
     return Server()
 
 
@@ -180,9 +182,10 @@ async def test_a_full_batch_never_waits(
 
 
 async def test_requests_to_a_far_server_do_not_wait_for_a_round_trip(
-    connection: Connection, server: Server
+    connection: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To a far server, requests are sent within a millisecond, beside those in progress."""
+    monkeypatch.setattr(batches, "GATHER", 0.001)
     await open_stream(connection)
     first = ask(connection, "a", "b")
     async with asyncio.timeout(1):
@@ -452,6 +455,7 @@ async def test_a_connection_without_an_answer_is_replaced(
     It does not matter that the first of the requests would wait for longer.
     """
     monkeypatch.setattr(connections, "SILENCE", 0.05)
+    monkeypatch.setattr(batches, "GATHER", 0.001)
     await open_stream(connection)
     (patient,) = ask(connection, "p", timeout=6)
     (a,) = ask(connection, "a", timeout=0.02)
