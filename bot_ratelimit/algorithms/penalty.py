@@ -37,6 +37,6 @@ def strike(state: Window | None, now: int, limit: Limit, terms: Penalty, cost: i
         elif not rest and terms.longest_ms:
             left_ms = min(terms.ban_ms << min(times - 1, 40), terms.longest_ms)
     return (
-        Window(strikes, now_ms + left_ms),
+        (strikes, now_ms + left_ms),
         Verdict(wait, max(0, limit.amount - strikes), left_ms * 1_000 if strikes else 0),
     )

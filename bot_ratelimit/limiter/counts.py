@@ -23,16 +23,7 @@ def counts_of_hit(
     prefix: str, rules: Rules, subject: Subject, cost: int | None
 ) -> tuple[list[Count], Sequence[Rule]]:
     """The counts of a hit and their rules: those that apply to the subject."""
-    if type(subject) is not Subject:
-        check_subject(subject)
-    if len(rules) == 1 and cost is None:  # the usual case
-        only = rules[0]
-        fixed = only.limit
-        if type(only) is Rule and isinstance(fixed, Limit):
-            key = only.key(prefix, subject, fixed)
-            if key is None:
-                return [], []
-            return [new_count((key, fixed, only.cost, only.shadow, None))], rules
+    check_subject(subject)
     counts: list[Count] = []
     applied: list[Rule] = []
     for rule in rules:

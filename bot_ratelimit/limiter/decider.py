@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.algorithms.verdict import Verdict
+from bot_ratelimit.limiter.arguments import check_subject
 from bot_ratelimit.limiter.counts import counts_of_hit, once_key, trial_of
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision, Source, conclude, said_by
-from bot_ratelimit.rules.limit import MAX_AMOUNT
+from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
 from bot_ratelimit.rules.rule import OnError, Rule, Rules, Subject
-from bot_ratelimit.storage.base import Ask, Count, Op, Storage, new_ask
+from bot_ratelimit.storage.base import Ask, Count, Op, Storage, new_ask, new_count
 from bot_ratelimit.storage.guarded import Guard, Missing
 from bot_ratelimit.storage.loops import Seldom
 from bot_ratelimit.storage.memory import MemoryStorage
@@ -30,6 +31,7 @@ UPDATES: Final = {
 }
 """What happens to updates without an answer, by policy."""
 _MAX_KNOWN: Final = 100
+_HIT: Final = Op.HIT
 
 
 class Decider:
@@ -78,6 +80,7 @@ class Decider:
         self._memory = storage if type(storage) is MemoryStorage else None
         self._known: dict[int, Rules] = {}
         self._last: Rules | None = None
+        self._only: tuple[Rule, Limit] | None = None  # of the last rules
         self._seldom = Seldom(clock=clock)
 
     @property
@@ -108,31 +111,39 @@ class Decider:
         Raises:
             ConfigError: The rules or the cost are invalid. A failing storage never raises.
         """
-        counts, applied = counts_of_hit(self.key_prefix, rules, subject, cost or None)
-        if not counts:
-            return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
-        if cost == 0 or peek:
-            ask = Ask(counts, Op.PEEK)
-        else:
-            token = None if once is None else once_key(self.key_prefix, once, counts)
-            ask = new_ask((counts, Op.HIT, token))
-        if self._memory is not None:  # it answers at once and cannot fail
-            return self._conclude(subject, ask, applied, self._memory.answer(ask), "memory")
         if rules is not self._last:
             self._note(rules)
+        applied: Sequence[Rule] = rules
+        only, memory = self._only, self._memory
+        if only is not None and cost is None and once is None and not peek:  # nearly always
+            if type(subject) is not Subject:
+                check_subject(subject)
+            rule, limit = only
+            key = rule.key(self.key_prefix, subject, limit)
+            if key is None:
+                return _unlimited(rule)
+            if memory is not None:
+                return said_by(rule, memory.hit(key, limit, rule.cost), "memory")
+            ask = new_ask(([new_count((key, limit, rule.cost, False, None))], _HIT, None))
+        else:
+            ask, applied = self._asked(rules, subject, cost, once, peek)
+            if not applied:
+                return _unlimited(rules[0])
+            if memory is not None:
+                return self._conclude(subject, ask, applied, memory.answer(ask), "memory")
         # As `ask` does, but without two coroutines: this is what every update costs.
         left, began = self.timeout, 0.0
         if deadline is not None:
             left, began = deadline.left(), time.monotonic()
         verdicts: Sequence[Verdict] | None = None
-        admitted = self.guard.admit(counts) if left else None
+        admitted = self.guard.admit(ask.counts) if left else None
         if admitted is not None:
             try:
                 verdicts = await self.storage.ask(ask, timeout=left)
             except BaseException as error:
-                self.guard.failed(admitted, counts, error)
+                self.guard.failed(admitted, ask.counts, error)
             else:
-                self.guard.answered(admitted, counts)
+                self.guard.answered(admitted, ask.counts)
         if deadline is not None:
             deadline.waited(began, answered=verdicts is not None)
         if verdicts is None:
@@ -146,7 +157,7 @@ class Decider:
         """Decide without asking the storage, by the policy."""
         counts, applied = counts_of_hit(self.key_prefix, rules, subject, cost)
         if not counts:
-            return Decision(True, rules[0], MAX_AMOUNT, 0.0, 0.0, "none")
+            return _unlimited(rules[0])
         return self._by_policy(subject, Ask(counts), applied)
 
     async def ask(
@@ -193,6 +204,16 @@ class Decider:
         alike = {tuple((each.key, each.limit) for each in ask.counts): ask for ask in asks}
         return list(alike.values())
 
+    def _asked(
+        self, rules: Rules, subject: Subject, cost: int | None, once: str | None, peek: bool
+    ) -> tuple[Ask, Sequence[Rule]]:
+        """What to ask about a hit, and the rules that apply."""
+        counts, applied = counts_of_hit(self.key_prefix, rules, subject, cost or None)
+        if peek or cost == 0:
+            return Ask(counts, Op.PEEK), applied
+        token = None if once is None or not counts else once_key(self.key_prefix, once, counts)
+        return Ask(counts, Op.HIT, token), applied
+
     def _by_policy(self, subject: Subject, ask: Ask, rules: Sequence[Rule]) -> Decision:
         """Answer without the storage: each rule by its own policy, or else by the common one."""
         policies = [rule.on_error or self.on_error for rule in rules]
@@ -221,7 +242,7 @@ class Decider:
         source: Source,
     ) -> Decision:
         if len(rules) == 1 and type(rule := rules[0]) is Rule and not rule.shadow:
-            return said_by(rule, verdicts[0], source)  # the usual case
+            return said_by(rule, verdicts[0], source)
         if ask.op is Op.PEEK:
             costs = [0 if count.penalty else count.cost for count in ask.counts]
             return conclude(rules, verdicts, source, costs)
@@ -235,7 +256,7 @@ class Decider:
 
     def _note(self, rules: Rules) -> None:
         """Remember which rules there are; the same few objects come again and again."""
-        self._last = rules
+        self._last, self._only = rules, _only_of(rules)
         if id(rules) not in self._known:
             if len(self._known) >= _MAX_KNOWN:
                 self._known.pop(next(iter(self._known)))
@@ -251,3 +272,16 @@ class Decider:
         }
         text = self._consequences[self.on_error]
         return f"{text}, but {' and '.join(own)}" if own else text
+
+
+def _only_of(rules: Rules) -> tuple[Rule, Limit] | None:
+    """The rule and its limit if it is the only one and needs no further thought."""
+    rule = rules[0]
+    if len(rules) > 1 or type(rule) is not Rule or rule.shadow:
+        return None
+    limit = rule.limit
+    return (rule, limit) if isinstance(limit, Limit) and not limit.zone else None
+
+
+def _unlimited(rule: Rule) -> Decision:
+    return Decision(True, rule, MAX_AMOUNT, 0.0, 0.0, "none")

@@ -79,6 +79,23 @@ class MemoryStorage(Storage):
             return [_step(count, self._states.pop(count.key, None), now, 0)[1] for count in counts]
         return [self._adjust(count, op, now) for count in counts]
 
+    def hit(self, key: str, limit: Limit, cost: int) -> Verdict:
+        """Decide about a hit on a single count: what most hits are, in half of the time.
+
+        Args:
+            key: The key of the count.
+            limit: Its limit, not one of a calendar window.
+            cost: What the hit costs.
+        """
+        states = self._states
+        entry = states[key]
+        now = round(self._clock() * 1_000_000)
+        state = None if entry is None else entry.state
+        state, verdict = FUNCTIONS[limit.algorithm].hit(state, now, limit, cost)
+        retention = REFUSED if verdict[0] else NORMAL
+        states.put(key, entry, state, _ends(state, now, verdict), retention)
+        return verdict
+
     def _shared(self, counts: Sequence[Count], once: str, now: int) -> list[Verdict]:
         """The verdicts of the first hit with this token."""
         shared = self._once.get(once)
@@ -138,16 +155,6 @@ class MemoryStorage(Storage):
         return count
 
     def _decide(self, counts: Sequence[Count], now: int) -> list[Verdict]:
-        if len(counts) == 1:
-            key, limit, cost, shadow, penalty = counts[0]
-            if penalty is None and not limit.zone:  # nearly always
-                states = self._states
-                entry = states[key]
-                state = None if entry is None else entry.state
-                state, verdict = FUNCTIONS[limit.algorithm].hit(state, now, limit, cost)
-                retention = REFUSED if verdict[0] and not shadow else NORMAL
-                states.put(key, entry, state, _ends(state, now, verdict), retention)
-                return [verdict]
         counts = [self._dated(count) for count in counts]
         found = [self._states[count.key] for count in counts]
         steps = self._steps(counts, found, now)
