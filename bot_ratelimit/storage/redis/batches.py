@@ -19,7 +19,7 @@ from bot_ratelimit.storage.redis.wire import Wire
 MAX_WEIGHT: Final = 256
 """The maximum weight of a batch. It occupies the server for less than a millisecond; see
 `DecisionCodec.weigh`."""
-SPLIT: Final = 128
+SPLIT: Final = 64
 """With this many waiting, half is sent: the server works on it while the rest gathers."""
 GATHER: Final = 0.001
 """The longest time in seconds that requests are gathered while batches are in progress."""

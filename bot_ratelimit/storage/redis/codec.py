@@ -78,7 +78,7 @@ class DecisionCodec:
 
     def weigh(self, item: Item) -> int:
         """Return how much work an item is for the server; a batch has `MAX_WEIGHT` at most."""
-        if isinstance(item, Commands):
+        if type(item) is Commands:
             return _HEAVY * len(item.commands)
         counts, op, once = item
         if len(counts) > 1 or once is not None:

@@ -133,30 +133,37 @@ class Connection:
             QueueFullError: Too many requests wait already.
             NotConnectedError: There is no connection, and none is expected within the timeout.
         """
-        future = asyncio.get_running_loop().create_future()
-        self.enqueue(Request(item, self.codec.weigh(item), timeout, future, slot))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = asyncio.Future(loop=loop)
+        request = Request(item, self.codec.weigh(item), timeout, future, slot)
+        self._enqueue(request, self._batches_of(loop))
         return future
 
     def enqueue(self, request: Request) -> None:
         """Send a request that already exists; see `submit`."""
-        batches = self.open()
-        clock = batches.clock
+        self._enqueue(request, self._batches_of(asyncio.get_running_loop()))
+
+    def open(self) -> None:
+        """Start to connect, unless the connection is open or being opened."""
+        self._batches_of(asyncio.get_running_loop())
+
+    def _enqueue(self, request: Request, batches: Batches) -> None:
+        clock, timeout = batches.clock, request.timeout
         now = self._last_request_at = clock.now()
-        request.deadline = now + request.timeout
+        request.deadline = now + timeout
         if batches.wire is None and (
-            self.last_error is not None or now >= self._opened_at + request.timeout
+            self.last_error is not None or now >= self._opened_at + timeout
         ):
             error = self.last_error or NotConnectedError(f"still connecting to {self.where}")
             raise error.with_traceback(None)  # raised many times: its traceback would grow
         if batches.size >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
         if not clock.is_ticking:
-            clock.start(request.timeout)
+            clock.start(timeout)
         batches.add(request, now)
 
-    def open(self) -> Batches:
-        """Start to connect, unless the connection is open or being opened."""
-        loop = asyncio.get_running_loop()
+    def _batches_of(self, loop: asyncio.AbstractEventLoop) -> Batches:
+        """The batches of this event loop; starts to connect if there is no connection."""
         batches = self._batches
         if batches is None or loop is not self._loop:  # another asyncio.run(): nothing is kept
             if self._loop not in (None, loop) and self._loop.is_running():

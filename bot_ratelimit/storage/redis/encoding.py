@@ -24,6 +24,7 @@ _KINDS: Final = {
 _MODES: Final = {Op.HIT: "", Op.PEEK: "?", Op.CHARGE: "+", Op.REFUND: "-", Op.RESET: "!"}
 _ONCE: Final = f"${len(str(ONCE_MS)) + 3}\r\no& {ONCE_MS}\r\n"
 _FAILED: Final = -1
+_HIT: Final = Op.HIT
 
 
 def encode_command(command: Command) -> bytes:
@@ -44,12 +45,16 @@ def script_command(command: tuple[str, str], asks: Sequence[Ask]) -> bytes:
     """
     keys: list[str] = []
     arguments: list[str] = []
+    same, argument = None, ""  # the limit of the hit before, and its argument
     for counts, op, once in asks:
-        if op is Op.HIT and once is None and len(counts) == 1:  # the usual case
+        if op is _HIT and once is None and len(counts) == 1:  # the usual case
             key, limit, cost, shadow, penalty = counts[0]
             if penalty is None and not limit.zone:
                 keys.append(f"${len(key)}\r\n{key}\r\n" if key.isascii() else _part(key))
-                arguments.append(_argument(limit, cost, "~" if shadow else ""))
+                if limit is not same or cost != 1 or shadow:
+                    argument = _argument(limit, cost, "~" if shadow else "")
+                    same = limit if cost == 1 and not shadow else None
+                arguments.append(argument)
                 continue
         if once is not None:
             keys.append(_part(once))
