@@ -260,7 +260,7 @@ async def test_requests_that_gather_when_the_connection_is_lost_are_sent_by_the_
     """Enough requests for half a batch gather for one turn of the loop; none is forgotten in it."""
     await open_stream(connection)
     sent = ask(connection, "a")
-    words = [chr(300 + i) for i in range(64)]
+    words = [chr(300 + i) for i in range(40)]
     gathering = ask(connection, *words)
     server.wire._on_lost(OSError("gone"))  # in the same turn, before they are sent
     await settled()

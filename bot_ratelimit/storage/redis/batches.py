@@ -93,7 +93,7 @@ class Batches:
         request.number = self._count
         if not self.waiting:
             if self.wire is not None and not self._batches:
-                self._send([request])
+                self._send([request], now)
                 return
             self._began_at = now
         self.waiting.append(request)
@@ -196,11 +196,12 @@ class Batches:
         if call.ends_batch or self._weight >= MAX_WEIGHT:
             self.flush()
 
-    def write(self, calls: Sequence[Call]) -> None:
-        """Write one batch."""
+    def write(self, calls: Sequence[Call], now: float | None = None) -> None:
+        """Write one batch, at a time that is known or looked up."""
         if self.wire is None or not calls:
             return
-        now = self.clock.now()
+        if now is None:
+            now = self.clock.now()
         if not self.calls:
             self.last_reply_at = now
         for call in calls:
@@ -277,9 +278,9 @@ class Batches:
                 batch.append(request)
         return batch
 
-    def _send(self, batch: list[Request]) -> None:
+    def _send(self, batch: list[Request], now: float | None = None) -> None:
         try:
-            self.write(self._codec.calls(batch))
+            self.write(self._codec.calls(batch), now)
         except Exception as error:  # a bug in the codec; other requests are not affected
             answer_all(batch, error)
 

@@ -78,7 +78,7 @@ class DecisionCodec:
 
     def weigh(self, item: Item) -> int:
         """Return how much work an item is for the server; a batch has `MAX_WEIGHT` at most."""
-        if type(item) is Commands:
+        if isinstance(item, Commands):
             return _HEAVY * len(item.commands)
         counts, op, once = item
         if len(counts) > 1 or once is not None:
@@ -122,7 +122,7 @@ class DecisionCodec:
         requests, reply = call.requests, replies[-1]
         if call.decides and type(reply) is list and type(reply[0]) is int and len(replies) == 1:
             self._script, self._refused_until = _BY_HASH, None  # the script's, nearly always
-            return encoding.read_answers(reply, [request.item for request in requests])
+            return encoding.read_answers(reply, len(requests), map(_ITEM, requests))
         if not requests:  # a repair: its reply does not matter
             return ()
         if requests[0].asking:
@@ -136,14 +136,13 @@ class DecisionCodec:
         return self._translated([answer])
 
     def _script_call(self, requests: Sequence[Request]) -> Call:
-        data = encoding.script_command(self._script, [request.item for request in requests])
-        return _call(requests, data)
+        return _call(requests, encoding.script_command(self._script, map(_ITEM, requests)))
 
     def _read_script_reply(self, requests: Sequence[Request], reply: Any) -> Sequence[Any]:
         if not isinstance(reply, Exception):
             self._script, self._refused_until = _BY_HASH, None
-            hits = [request.item for request in requests]
-            return self._translated(encoding.read_answers(reply, hits))
+            answers = encoding.read_answers(reply, len(requests), map(_ITEM, requests))
+            return self._translated(answers)
         again = [AGAIN] * len(requests)
         if code_of(reply) == "NOSCRIPT":  # a server that has restarted
             self._script = _BY_SOURCE
@@ -177,6 +176,7 @@ class DecisionCodec:
 
 
 _SLOT: Final = attrgetter("slot")
+_ITEM: Final = attrgetter("item")
 
 
 def _call(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
@@ -38,7 +38,7 @@ def encode_key(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
-def script_command(command: tuple[str, str], asks: Sequence[Ask]) -> bytes:
+def script_command(command: tuple[str, str], asks: Iterable[Ask]) -> bytes:
     """Encode a call of the script: `command numkeys key … arg …`, a key and an argument a count.
 
     As one text, which is encoded once: half of the work for a hit would be that for its parts.
@@ -78,17 +78,20 @@ def _part(text: str) -> str:
     return f"${size}\r\n{text}\r\n"
 
 
-def read_answers(reply: list[Any], asks: Sequence[Ask]) -> Sequence[list[Verdict] | ServerText]:
+def read_answers(
+    reply: list[Any], size: int, asks: Iterable[Ask]
+) -> Sequence[list[Verdict] | ServerText]:
     """Decode the reply of the script: for each ask its verdicts, or the error it met.
 
     Args:
         reply: Three numbers for each count; or a list of these numbers and of errors.
+        size: How many asks there are.
         asks: What was asked.
     """
     numbers, *errors = reply if type(reply[0]) is list else (reply,)
     each = iter(numbers)
     verdicts = map(new_verdict, zip(each, each, each))  # noqa: B905 - one after another
-    if not errors and len(numbers) == 3 * len(asks):  # nearly always
+    if not errors and len(numbers) == 3 * size:  # nearly always
         return [[verdict] for verdict in verdicts]
     found = [list(islice(verdicts, len(counts))) for counts, _, _ in asks]
     return [
