@@ -31,7 +31,8 @@ Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 DATA_KEY: Final = "rate_limit"
 """The key of the Decision in a handler's data: `async def handler(message, rate_limit)`."""
 
-_NOT_ASKED: Final = Counted(Subject(), None)
+_NOBODY: Final = Subject()
+_NOT_ASKED: Final = Counted(_NOBODY, None)
 """Default: nobody has asked yet whether the event counts."""
 
 
@@ -90,50 +91,89 @@ class Admission:
         self._live = live
         self._backlog = backlog
         self._failed = Seldom()
+        self._is_plain = live is None and backlog is None and event_filter.is_exempt is None
         self.key_space: Hashable = None
         """Set if another middleware of the bot has one of these rules, too: an event that passes
         several middlewares with the same rule in the same space is charged to it once."""
 
-    async def handle(
-        self, rules: Rules, key: Hashable, dispatch: Dispatch, counted: Counted | None = _NOT_ASKED
-    ) -> Any:
+    def handle(self, rules: Rules, key: Hashable, dispatch: Dispatch) -> Awaitable[Any]:
         """Handle the event, or refuse it by returning None.
 
         Args:
             rules: The rules that apply.
             key: Within a dispatch, the decision under the same key is made only once.
             dispatch: The event and its handler.
-            counted: The subject that the event counts for, if this is known already.
         """
+        handler, event, inner, update, data = dispatch
+        state = dispatch_state(data)
+        if key in state or not self._is_plain or self.key_space is not None or needs_event(rules):
+            return self._handle(rules, key, dispatch, _NOT_ASKED)
+        # This is what every update costs, and what each of a flood keeps while it waits.
+        counted = self._event_filter.counted_by_id(inner, update, data)
+        if counted is None:
+            state[key] = None, _NOBODY
+            return self._go_on(None, _NOBODY, handler, event, inner, data)
+        subject, once = counted
+        deadline = state.get(DEADLINE)
+        if deadline is None:
+            deadline = state[DEADLINE] = Deadline(self._limiter.timeout)
+        return self._hit(rules, subject, once, deadline, key, state, handler, event, inner, data)
+
+    async def _hit(
+        self,
+        rules: Rules,
+        subject: Subject,
+        once: str | None,
+        deadline: Deadline,
+        key: Hashable,
+        state: dict[object, Any],
+        handler: Handler,
+        event: TelegramObject,
+        inner: TelegramObject,
+        data: dict[str, Any],
+    ) -> Any:
+        """Handle an event that nothing but these rules is asked about."""
+        limiter = self._limiter
+        hit = limiter.hit if limiter.observer.times_decisions else limiter.deciding
+        answer = await hit(rules, subject, None, once, deadline=deadline)
+        decision = BoundDecision.of(answer, limiter, rules, subject)
+        state[key] = decision, subject
+        return await self._go_on(decision, subject, handler, event, inner, data)
+
+    async def _handle(
+        self, rules: Rules, key: Hashable, dispatch: Dispatch, counted: Counted | None = _NOT_ASKED
+    ) -> Any:
+        """Handle any event; `counted` is given if it is known already for whom it counts."""
         handler, event, inner, update, data = dispatch
         state = dispatch_state(data)
         state.setdefault(DEADLINE, Deadline(self._limiter.timeout))
         if key not in state:
             if counted is _NOT_ASKED:
-                found = self._event_filter
-                if found.is_exempt is None:  # without a coroutine: this is what every update costs
-                    counted = found.counted_by_id(inner, update, data)
-                else:
-                    counted = await found.counted(inner, update, data)
+                counted = await self._event_filter.counted(inner, update, data)
             if counted is None:
-                state[key] = (None, Subject())
+                state[key] = None, _NOBODY
             elif self._backlog is not None and self._backlog.drops(inner):
                 return None
             else:
-                if self._live is None and self.key_space is None and not needs_event(rules):
-                    subject, once = counted
-                    limiter, deadline = self._limiter, state[DEADLINE]
-                    answer = await limiter.hit(rules, subject, once=once, deadline=deadline)
-                    state[key] = (BoundDecision.of(answer, limiter, rules, subject), subject)
-                else:
-                    charged = await self._charge(rules, counted, state, dispatch)
-                    state[key] = (charged, counted.subject)
+                charged = await self._charge(rules, counted, state, dispatch)
+                state[key] = charged, counted.subject
         decision, subject = state[key]
+        return await self._go_on(decision, subject, handler, event, inner, data)
+
+    def _go_on(
+        self,
+        decision: Decision | None,
+        subject: Subject,
+        handler: Handler,
+        event: TelegramObject,
+        inner: TelegramObject,
+        data: dict[str, Any],
+    ) -> Awaitable[Any]:
+        """Call the handler with the decision, or tell the user, which returns None."""
         data[DATA_KEY] = decision
         if decision is None or decision.allowed:
-            return await handler(event, data)
-        await self._telling.tell(inner, decision, subject, data)
-        return None
+            return handler(event, data)
+        return self._telling.tell(inner, decision, subject, data)
 
     async def handle_in_slot(
         self, slots: Concurrency, rules: Rules, key: Hashable, dispatch: Dispatch
@@ -146,27 +186,27 @@ class Admission:
             return await self.handle(rules, key, dispatch)
         counted = await self._event_filter.counted(inner, update, data)
         if counted is None or self._limiter.is_banned(counted.subject):
-            return await self.handle(rules, key, dispatch, counted)
+            return await self._handle(rules, key, dispatch, counted)
         deadline = state.setdefault(DEADLINE, Deadline(self._limiter.timeout))
         async with self._limiter.slot(slots, counted.subject, deadline=deadline) as slot:
             if slot.allowed:
                 state[held] = slot
                 try:
-                    return await self.handle(rules, key, dispatch, counted)
+                    return await self._handle(rules, key, dispatch, counted)
                 finally:
                     del state[held]
         data[DATA_KEY] = slot
         await self._telling.tell(inner, slot, counted.subject, data)
         return None
 
-    async def handle_uncounted(
+    def handle_uncounted(
         self, handler: Handler, event: TelegramObject, data: dict[str, Any]
-    ) -> Any:
+    ) -> Awaitable[Any]:
         """Handle an event to which no rules apply."""
         # A guard may have decided. Anything else there belongs to the bot and is not a Decision.
         if not isinstance(data.get(DATA_KEY), Decision):
             data[DATA_KEY] = None
-        return await handler(event, data)
+        return handler(event, data)
 
     async def _charge(
         self, rules: Rules, counted: Counted, state: dict[object, Any], dispatch: Dispatch

@@ -18,6 +18,10 @@ def dispatch_state(data: dict[str, Any]) -> dict[object, Any]:
     passed on uncopied, also into other tasks, and aiogram makes a new one for every dispatch. So
     the state is stored there.
     """
-    attributes = getattr(data.get(EVENT_CONTEXT_KEY), "__dict__", None)
-    state: dict[object, Any] = {}
-    return state if attributes is None else attributes.setdefault(_NAME, state)
+    context = data.get(EVENT_CONTEXT_KEY)
+    state: dict[object, Any] | None = getattr(context, _NAME, None)
+    if state is None:
+        state = {}
+        if context is not None:
+            object.__setattr__(context, _NAME, state)  # it is frozen
+    return state

@@ -266,8 +266,12 @@ class RateLimitMiddleware(BaseMiddleware):
         self._dispatchers.add(dispatcher)
         return self
 
-    async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
-        """Pass the event to its handler, or refuse it by returning None, which drops it."""
+    def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
+        """Pass the event to its handler, or refuse it by returning None, which drops it.
+
+        What it returns is awaited. It is no coroutine function, because each coroutine on the way
+        costs every update, above all in a flood.
+        """
         dispatcher: Any = data.get("dispatcher")
         if not isinstance(dispatcher, Dispatcher):  # a bot may use the name for something else
             dispatcher = root_of(data.get("event_router"))
@@ -278,20 +282,18 @@ class RateLimitMiddleware(BaseMiddleware):
             update, inner = event, carried_by(event) or event
             excluded = self._excluded.get(dispatcher) if dispatcher is not None else None
             if excluded and is_of_type(excluded, inner, update):
-                return await self._admission.handle_uncounted(handler, event, data)
+                return self._admission.handle_uncounted(handler, event, data)
         dispatch = Dispatch(handler, event, inner, update, data)
         if self._bots and is_from_bot(inner, data):  # whatever the flag of the handler says
-            return await self._admission.handle(self._bots, ("bots", self._key_space), dispatch)
+            return self._admission.handle(self._bots, ("bots", self._key_space), dispatch)
         limits = self._flags.limits_for(data.get("handler"), data.get("event_router"))
         if limits.collect is None:
-            return await self._limited(limits, dispatch)
+            return self._limited(limits, dispatch)
 
         async def handle_collected(first: TelegramObject, data: dict[str, Any]) -> Any:
             return await self._limited(limits, Dispatch(handler, first, first, update, data))
 
-        return await limits.collect.collected(
-            handle_collected, event, data, limits.name, self.limiter
-        )
+        return limits.collect.collected(handle_collected, event, data, limits.name, self.limiter)
 
     def _limited(self, limits: HandlerLimits, dispatch: Dispatch) -> Awaitable[Any]:
         handler, event, _, _, data = dispatch

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from aiogram import BaseMiddleware
 from aiogram.types import Message, TelegramObject
@@ -29,6 +29,8 @@ log = logging.getLogger("bot_ratelimit")
 _ONCE: Final = Limit(1, 86_400)
 _PAGE: Final = 1_000
 
+Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
+
 
 class Migration(BaseMiddleware):
     """Moves what is kept about a group to its new id.
@@ -42,18 +44,20 @@ class Migration(BaseMiddleware):
         self._event_filter = event_filter
         self._live = live
 
-    async def __call__(
-        self,
-        handler: Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]],
-        event: TelegramObject,
-        data: dict[str, Any],
-    ) -> Any:
+    def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
         """Pass the message on, after the move if it is about one."""
         if isinstance(event, Message):
-            if event.migrate_to_chat_id is not None:
-                await self.move(event.chat.id, event.migrate_to_chat_id)
-            elif event.migrate_from_chat_id is not None:
-                await self.move(event.migrate_from_chat_id, event.chat.id)
+            here, new, old = event.chat.id, event.migrate_to_chat_id, event.migrate_from_chat_id
+            if new is not None:
+                return self._after_move(here, new, handler, event, data)
+            if old is not None:
+                return self._after_move(old, here, handler, event, data)
+        return handler(event, data)  # nearly always, without a coroutine in between
+
+    async def _after_move(
+        self, old: int, new: int, handler: Handler, event: TelegramObject, data: dict[str, Any]
+    ) -> Any:
+        await self.move(old, new)
         return await handler(event, data)
 
     async def move(self, old: int, new: int) -> None:

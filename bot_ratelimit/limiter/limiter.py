@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from bot_ratelimit.limiter.arguments import check_storage, check_subject
 from bot_ratelimit.limiter.bans import Bans
@@ -160,16 +160,27 @@ class Limiter(OperatorMethods, BlockMethods):
         """
         if not isinstance(rules, Rules):
             rules = rules_of(rules)
-        observer, bans = self._observer, self._bans
+        observer = self._observer
         began = time.perf_counter() if observer.times_decisions else 0.0
-        if bans.current or bans.is_stale:
-            decision = await self._decide(rules, subject, cost, once, deadline=deadline)
-        else:  # the usual case, without a coroutine in between
-            bans.used = True
-            decision = await self._decider.hit(rules, subject, cost, once, deadline=deadline)
+        decision = await self.deciding(rules, subject, cost, once, deadline)
         if observer.times_decisions and cost != 0:
             observer.decided(decision, subject, time.perf_counter() - began)
         return decision
+
+    def deciding(
+        self,
+        rules: Rules,
+        subject: Subject,
+        cost: int | None,
+        once: str | None,
+        deadline: Deadline | None,
+    ) -> Awaitable[Decision]:
+        """A hit of which observers are not told; see `hit`. Without a coroutine of its own."""
+        bans = self._bans
+        if bans.current or bans.is_stale:
+            return self._decide(rules, subject, cost, once, deadline=deadline)
+        bans.used = True
+        return self._decider.hit(rules, subject, cost, once, deadline=deadline)
 
     async def peek(
         self,
