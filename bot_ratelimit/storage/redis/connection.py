@@ -23,13 +23,11 @@ from bot_ratelimit.storage.redis.wire import Wire
 CONNECT_TIMEOUT: Final = 5.0
 """The maximum time in seconds to open a connection: name look-up, TCP, TLS, authentication."""
 CLOCK_WHILE_OPENING: Final = 0.1
-"""The clock ticks as for this time-out, in seconds, while the connection is being opened. Otherwise
-a loop that is blocked before the first request would use up the time to connect."""
+"""The clock ticks for this time-out, in seconds, while connecting: a blocked loop costs no time."""
 SILENCE: Final = 2.0
 """Seconds without a reply after which a connection is replaced, unless `timeout` is longer."""
 LONGEST_BACKOFF: Final = 1.0
-"""The longest pause between two attempts to connect, in seconds; the time that the failed attempt
-took is part of it."""
+"""The longest pause between two attempts to connect, in seconds, with the failed attempt."""
 IDLE: Final = 60.0
 """Seconds without a request after which there are no more attempts to connect."""
 MAX_WAITING: Final = 20_000
@@ -45,8 +43,7 @@ class Connection:
                      ^                                   |
                      +------ nothing was executed -------+
 
-    - A request times out when `timeout` seconds have passed without its answer. Time in which this
-      event loop was blocked or busy does not count.
+    - A request times out `timeout` seconds after it, without time in which this loop was busy.
     - A request that was written is never written again, unless the server says that nothing was
       executed.
 
@@ -133,21 +130,16 @@ class Connection:
             QueueFullError: Too many requests wait already.
             NotConnectedError: There is no connection, and none is expected within the timeout.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = asyncio.Future(loop=loop)
-        request = Request(item, self.codec.weigh(item), timeout, future, slot)
-        self._enqueue(request, self._batches_of(loop))
+        batches = self.open()
+        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
+        self._add(batches, Request(item, self.codec.weigh(item), timeout, future, slot))
         return future
 
     def enqueue(self, request: Request) -> None:
         """Send a request that already exists; see `submit`."""
-        self._enqueue(request, self._batches_of(asyncio.get_running_loop()))
+        self._add(self.open(), request)
 
-    def open(self) -> None:
-        """Start to connect, unless the connection is open or being opened."""
-        self._batches_of(asyncio.get_running_loop())
-
-    def _enqueue(self, request: Request, batches: Batches) -> None:
+    def _add(self, batches: Batches, request: Request) -> None:
         clock, timeout = batches.clock, request.timeout
         now = self._last_request_at = clock.now()
         request.deadline = now + timeout
@@ -162,8 +154,9 @@ class Connection:
             clock.start(timeout)
         batches.add(request, now)
 
-    def _batches_of(self, loop: asyncio.AbstractEventLoop) -> Batches:
-        """The batches of this event loop; starts to connect if there is no connection."""
+    def open(self) -> Batches:
+        """Start to connect, unless the connection is open or being opened."""
+        loop = asyncio.get_running_loop()
         batches = self._batches
         if batches is None or loop is not self._loop:  # another asyncio.run(): nothing is kept
             if self._loop not in (None, loop) and self._loop.is_running():
