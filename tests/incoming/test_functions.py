@@ -97,7 +97,7 @@ async def test_the_function_sees_the_inner_event_and_the_data_of_other_middlewar
 
 
 async def test_a_user_who_becomes_premium_keeps_the_count() -> None:
-    """Another limit under the same key continues the count; rule and inventory name the function."""
+    """Another limit under the same key continues the count; its rule names the function."""
     bot = limited(Rule(by_premium, name="ai"))
     premium = {"from": user(42) | {"is_premium": True}}
     assert await bot.send(*"ab") == [True, False]
