@@ -8,19 +8,14 @@ from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
-from aiogram.types import Message, Poll
+from aiogram.types import Message, Poll, TelegramObject
 from fakeredis import FakeAsyncRedis, FakeServer
 
-from bot_ratelimit import (
-    Limiter,
-    RateLimitMiddleware,
-    RedisStorage,
-    Subject,
-)
+from bot_ratelimit import Limiter, RateLimitMiddleware, RedisStorage, Subject
 from tests.servers import free_port
 
 from .support import HANDLED, Instance, message
-from .updates import UPDATES
+from .updates import UPDATES, bare, listen
 
 KEY = "booking_bot:client1:ratelimit:42"
 
@@ -65,7 +60,6 @@ async def test_instances_share_one_limit_exactly() -> None:
 
 
 async def test_handler_exceptions_pass_unchanged() -> None:
-    """An exception reaches the dispatcher unchanged, and the hit stays charged."""
     bot = Instance(RateLimitMiddleware("1/m"))
     bot.error = ZeroDivisionError("in a handler")
     with pytest.raises(ZeroDivisionError) as error:
@@ -113,3 +107,24 @@ async def test_a_custom_limiter() -> None:
         assert await client.keys() == [b"mine:ratelimit:42"]
         await limiter.hit("3/m", Subject(user=42), cost=2)
         assert await bot.send("hello") == [False]
+
+
+async def test_middlewares_before_and_behind_see_the_decision() -> None:
+    """Inner middlewares find `data["rate_limit"]` before the handler, all others after it."""
+    seen: list[tuple[str, Any]] = []
+    bot = listen(bare(), "message")
+
+    async def before(handler: Any, event: TelegramObject, data: dict[str, Any]) -> Any:
+        assert "rate_limit" not in data
+        result = await handler(event, data)
+        seen.append(("before", data["rate_limit"].allowed))
+        return result
+
+    async def behind(handler: Any, event: TelegramObject, data: dict[str, Any]) -> Any:
+        seen.append(("behind", data["rate_limit"].allowed))
+        return await handler(event, data)
+
+    for middleware in (before, RateLimitMiddleware("1/10s", on_limited=None), behind):
+        bot.dispatcher.message.middleware(middleware)
+    assert await bot.send(*"ab") == [True, False]
+    assert seen == [("behind", True), ("before", True), ("before", False)]
