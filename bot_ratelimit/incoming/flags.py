@@ -119,32 +119,31 @@ class Flags:
         for handler in _flagged(root):
             self.limits_for(handler, root)
 
-    def all_rules(self, root: Router) -> list[Rule]:
-        """Return the rules of all handlers with a valid flag, without the penalty."""
-        return [rule for _, rules in self._with_rules(root) for rule in rules]
-
     def by_handler(self, root: Router) -> Iterator[tuple[str, Rules, bool]]:
-        """Yield each handler with own rules: its name, the rules, whether they are named limits."""
+        """Yield each handler with own rules: its name, the rules, whether they are named limits.
+
+        The rules are without the penalty.
+        """
         for handler, rules in self._with_rules(root):
             flag = extract_flags(handler)[FLAG]
             key = flag.get("key") if isinstance(flag, Mapping) else None
-            yield full_name(handler), rules, (key or self.name_of(handler, root)) in self.limits
-
-    def name_of(self, handler: HandlerObject, router: Router | None) -> str:
-        """Return the name under which a handler is counted if its flag has no key."""
-        return self._names.name_of(handler, router)
+            yield (
+                full_name(handler),
+                rules,
+                (key or self._names.name_of(handler, root)) in self.limits,
+            )
 
     def numbered(self, root: Router) -> list[str]:
         """Return the names under which handlers are counted that depend on the registration."""
         found = []
         for handler, rules in self._with_rules(root):
-            name = self.name_of(handler, root)
+            name = self._names.name_of(handler, root)
             if "#" in name and any(rule.name.startswith(shorten_name(name)) for rule in rules):
                 found.append(name)
         return found
 
     def _flag_of(self, handler: HandlerObject, router: Router | None) -> HandlerLimits:
-        name = self.name_of(handler, router)
+        name = self._names.name_of(handler, router)
         try:
             return read_flag(extract_flags(handler)[FLAG], name, self.limits)
         except ConfigError as error:
