@@ -176,14 +176,3 @@ async def test_a_function_of_something_else_is_an_error(function: Any, wrong: st
     bot = limited(None, flag=function)
     with pytest.raises(ConfigError, match=f"flag of .*_handle.*{wrong}"):
         await bot.dispatcher.emit_startup()
-
-
-async def test_the_flag_of_aiograms_documentation_works_unchanged() -> None:
-    bot = limited(None, ())
-
-    @bot.dispatcher.message()
-    @flags.rate_limit(rate=2, key="something")
-    async def documented(message: Message) -> str:
-        return HANDLED
-
-    assert await bot.send(*"ab") == [True, False]

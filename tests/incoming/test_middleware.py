@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import redis.asyncio as aioredis
 from aiogram.types import Message, Poll, TelegramObject
 from fakeredis import FakeAsyncRedis, FakeServer
 
-from bot_ratelimit import Limiter, RateLimitMiddleware, RedisStorage, Subject
+from bot_ratelimit import RateLimitMiddleware
 from tests.servers import free_port
 
 from .support import HANDLED, Instance, message
@@ -44,19 +43,6 @@ async def test_the_contract(shared: aioredis.Redis) -> None:
     assert await shared.ttl(KEY) in (0, 1)
     assert 0 < await shared.pttl(KEY) <= 1_000
     assert await shared.keys("booking_bot:client1:ratelimit:[0-9]*") == [KEY.encode()]
-
-
-async def test_instances_share_one_limit_exactly() -> None:
-    """Simultaneous updates at two instances with one Redis get the limit once, not twice."""
-    server = FakeServer()
-    clients = [FakeAsyncRedis(server=server) for _ in range(2)]
-    bots = [Instance(RateLimitMiddleware("7/m", client)) for client in clients]
-    fed = [bot.feed(message=message()) for _ in range(20) for bot in bots]
-    assert (await asyncio.gather(*fed)).count(HANDLED) == 7
-    assert await clients[0].get("bot:ratelimit:42") == b"40"
-    assert sum(len(bot.session.requests) for bot in bots) == 1  # one notice from both together
-    for client in clients:
-        await client.aclose()
 
 
 async def test_handler_exceptions_pass_unchanged() -> None:
@@ -96,17 +82,6 @@ async def test_redis_unreachable(on_error: Any, caplog: pytest.LogCaptureFixture
     assert {d and d.source for d in bot.decisions} <= {"policy", "memory"}
     assert "Redis rate limit check failed: " in caplog.text
     assert f"(on_error='{on_error}')" in caplog.text
-
-
-async def test_a_custom_limiter() -> None:
-    """With `limiter=` its storage and prefix are used, and the bot can charge users itself."""
-    async with FakeAsyncRedis(server=FakeServer()) as client:
-        limiter = Limiter(RedisStorage(client), key_prefix="mine")
-        bot = Instance(RateLimitMiddleware("3/m", limiter=limiter))
-        await bot.send("hello")
-        assert await client.keys() == [b"mine:ratelimit:42"]
-        await limiter.hit("3/m", Subject(user=42), cost=2)
-        assert await bot.send("hello") == [False]
 
 
 async def test_middlewares_before_and_behind_see_the_decision() -> None:

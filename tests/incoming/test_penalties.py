@@ -132,19 +132,6 @@ async def test_reset_lifts_a_ban(fleet: Fleet) -> None:
     assert not await limiter.reset(PENALTY, BERT)
 
 
-async def test_a_ban_that_grows(limiter: Limiter, clock: Clock) -> None:
-    """Each `after` more attempts during a ban double it, up to `longest`; the next is short."""
-    seen = Refusals()
-    penalty = Penalty("2/m", "10m", grows=True, longest="35m")
-    bot = limited("1/s", limiter=limiter, penalty=penalty, on_limited=seen)
-    await bot.send(*"abbbbbbbb")
-    waits = [each.retry_after for each in seen.decisions]
-    assert waits == [1, 600, 600, 1_200, 1_200, 2_100, 2_100, 2_100]
-    clock.move(2_100)
-    assert await bot.send(*"cde") == [True, False, False]
-    assert seen.decisions[-1].retry_after == 600
-
-
 @pytest.mark.parametrize("guard", [False, True])
 async def test_a_banned_user_can_pay(guard: bool, fleet: Fleet) -> None:
     """Payments, and events without a sender, pass during a ban and do not count."""
@@ -198,36 +185,6 @@ async def test_what_is_no_strike(fleet: Fleet) -> None:
     for _ in range(5):
         assert not (await limiter.peek([Rule("1/h"), PENALTY], ANNA)).allowed
     assert (await limiter.peek(PENALTY, ANNA)).remaining == 3
-
-
-async def test_penalties_without_telegram(fleet: Fleet) -> None:
-    """The limiter also bans other subjects, for example a job that retries too often."""
-    rules = [Rule("1/m", name="export"), PENALTY]
-    decisions = [await each.hit(rules, ANNA) for each in fleet.limiters() * 2][:5]
-    assert [d.allowed for d in decisions] == [True] + [False] * 4
-    assert [d.banned for d in decisions] == [False, False, False, True, True]
-    assert decisions[1].rule == rules[0]
-    assert decisions[3].rule == PENALTY
-    assert not (await fleet.limiters()[2].hit(rules, BERT)).banned
-
-
-@pytest.mark.parametrize(
-    ("arguments", "wrong"),
-    [
-        ({"after": "often"}, "often"),
-        ({"after": "3/m sliding"}, "sliding"),
-        ({"ban": "long"}, "long"),
-        ({"ban": 0}, "ban=0"),
-        ({"ban": None}, "ban=None"),
-        ({"ban": "2d", "grows": True}, "longest='1d'"),
-        ({"grows": "no"}, "grows='no'"),
-        ({"grows": True, "longest": "x"}, "longest='x'"),
-        ({"scope": "user"}, "scope='user'"),
-    ],
-)
-def test_an_invalid_penalty_is_an_error(arguments: dict[str, Any], wrong: str) -> None:
-    with pytest.raises(ConfigError, match=wrong):
-        Penalty(**{"after": "3/m", "ban": 5} | arguments)
 
 
 @pytest.mark.parametrize("penalty", ["10/m", 5, Rule("1/m", name="x"), [PENALTY]])

@@ -340,9 +340,21 @@ async def test_operators_see_where_a_limit_comes_from(given: bool, tmp_path: Pat
     dispatcher.message.register(_ignored, flags={"rate_limit": {"key": "ai"}})
     middleware.setup(dispatcher)
     await dispatcher.emit_startup()
-    origins = [each["from"] for each in middleware.inventory()["rules"]]
-    assert set(origins) == {"code" if given else "file"}
+    rules = middleware.inventory()["rules"]
+    assert {each["from"] for each in rules} == {"code" if given else "file"}
+    where = [each["where"].rpartition(".")[2] for each in rules]
+    assert where == ["every handler", "messages of other bots", "_ignored"]
     await dispatcher.emit_shutdown()
+
+
+def test_operators_can_limit_handlers_without_a_flag(limiter: Limiter) -> None:
+    """They are offered by name, without those that aiogram itself registers."""
+    bot = bare()
+    middleware = RateLimitMiddleware("9/m", limiter=limiter, live=True).setup(bot.dispatcher)
+    bot.dispatcher.message.register(_ignored, flags={"rate_limit": "1/m"})
+    bot.dispatcher.errors.register(_ignored)
+    listen(bot, "callback_query")
+    assert middleware.inventory()["handlers"] == ["support.Instance._handle"]
 
 
 async def _ignored(message: Message) -> None:
