@@ -48,14 +48,6 @@ async def test_an_album_is_one_event(fleet: Fleet, arrive: Any) -> None:
         assert await fleet.client.get("bot:ratelimit:42") == b"3"
 
 
-async def test_an_album_that_one_rule_refuses_is_charged_to_none(fleet: Fleet) -> None:
-    rules = [Rule("9/m"), Rule("1/h", name="slow")]
-    bots = fleet.start(rules, on_limited=None)
-    assert await spread(bots, album(10)) == [True] * 10
-    assert await spread(bots, album(10)) == [False] * 10
-    assert (await fleet.used(rules[0]), await fleet.used(rules[1])) == (1, 1)
-
-
 async def test_albums_of_different_chats_are_different(fleet: Fleet) -> None:
     """Also if they have the same media_group_id; a business chat counts apart."""
     bots = fleet.start("2/m", observers=["message", "business_message"], on_limited=None)

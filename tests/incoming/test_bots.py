@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from aiogram.methods import SendMessage
-from aiogram.types import Message, TelegramObject
+from aiogram.types import TelegramObject
 
 from bot_ratelimit import ConfigError, Decision, Limiter, RateLimitMiddleware
 from bot_ratelimit.testing import Clock
 
-from .support import chat, message
+from .support import chat
 from .updates import GROUP, Fleet, bare, limited, listen
 
 OTHER = {"id": 77, "is_bot": True, "first_name": "Echo"}
@@ -70,25 +69,6 @@ async def test_a_refused_bot_is_told_nothing() -> None:
         assert await bot.send(*"abc", **private) == [True, False, False]
         assert bot.session.requests == []
     assert called == []
-
-
-async def test_two_bots_that_answer_each_other_end(clock: Clock, limiter: Limiter) -> None:
-    """Each answers every message of the other; after some dozens one of them ignores the other."""
-    bots = [limited("1000/s", (), limiter=limiter) for _ in range(2)]
-
-    async def answer(event: Message) -> SendMessage:
-        return SendMessage(chat_id=event.chat.id, text="And you?")
-
-    for bot in bots:
-        bot.dispatcher.message.register(answer)
-    said = 0
-    answered: Any = True
-    while answered and said < 1_000:
-        talker = OTHER | {"id": 100 + said % 2}
-        said += 1
-        answered = await bots[said % 2].feed(message=message(chat=GROUP, **{"from": talker}))
-        clock.move(0.5)
-    assert said == 41
 
 
 async def test_bots_may_be_limited_like_users() -> None:

@@ -97,14 +97,6 @@ async def test_exemptions_apply_to_handlers_limits() -> None:
     assert await bot.send(*"abc") == [True] * 3
 
 
-async def test_a_banned_user_can_be_exempted(fleet: Fleet) -> None:
-    penalty = Penalty("1/m", "1h")
-    bots = fleet.start("1/m", penalty=penalty, on_limited=None)
-    assert await bots[0].send(*"abc") == [True, False, False]
-    restarted = fleet.start("1/m", penalty=penalty, exempt=[42], on_limited=None)
-    assert await restarted[0].send(*"abc") == [True] * 3
-
-
 @pytest.mark.parametrize("exempt", INVALID)
 def test_invalid_ids_are_errors(exempt: Any) -> None:
     """Ids are whole numbers; the error shows anything else."""

@@ -213,62 +213,42 @@ async def parting(message: Message, way: str) -> str:
     return HANDLED
 
 
+def parting_by(way: str) -> Callable[..., Any]:
+    return functools.partial(parting, way=way)
+
+
 # fmt: off
 LAMBDAS = (lambda message: HANDLED, lambda message: HANDLED)  # on one line, as a table may have it
 # fmt: on
 
-PAIRS = {
-    "functions": (order, pay),
-    "methods": (Orders().buy, Orders.swap),
-    "lambdas on one line": LAMBDAS,
-    "functions of a factory": (reply_to("a"), reply_to("b")),
-    "decorated functions": (tidied(order), tidied(pay)),
-    "functions under a decorator that hides them": (untidied(order), untidied(pay)),
-    "partials of different functions": (functools.partial(order), functools.partial(pay)),
-    "partials of one function": tuple(functools.partial(parting, way=way) for way in "ab"),
-    "methods of two objects": (Orders().buy, Orders().buy),
-    "callable objects and functions": (CallableOrder(), order),
-    "callable objects of one class": (CallableOrder(), CallableOrder()),
-    "class-based handlers": (Reply, OtherReply),
-}
+PAIRS = [
+    (order, "order", pay, "pay"),
+    (Orders().buy, "Orders.buy", Orders.swap, "Orders.swap"),
+    (Orders().buy, "Orders.buy", Orders().buy, "Orders.buy#2"),
+    (LAMBDAS[0], "<lambda>", LAMBDAS[1], "<lambda>#2"),
+    (reply_to("a"), "reply_to.<locals>.reply", reply_to("b"), "reply_to.<locals>.reply#2"),
+    (tidied(order), "order", tidied(pay), "pay"),
+    (untidied(order), "untidied.<locals>.wrapper", untidied(pay), "untidied.<locals>.wrapper#2"),
+    (functools.partial(order), "order", functools.partial(functools.partial(pay)), "pay"),
+    (parting_by("a"), "parting", parting_by("b"), "parting#2"),
+    (CallableOrder(), "CallableOrder", order, "order"),
+    (CallableOrder(), "CallableOrder", CallableOrder(), "CallableOrder#2"),
+    (Reply, "Reply", OtherReply, "OtherReply"),
+]
 
 
-@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
-async def test_every_kind_of_handler_counts_separately(pair: Any, limiter: Limiter) -> None:
-    """Functions, lambdas, partials and classes have separate counts without a key."""
-    bots = [limited("9/m", (), limiter=limiter) for _ in range(2)]
-    for bot in bots:
-        for text, handler in zip("ab", pair, strict=True):
-            bot.dispatcher.message.register(handler, F.text == text, flags={"rate_limit": "2/m"})
-    most = 1 if pair == (Reply, OtherReply) else 2  # they bring a flag of their own
-    for text in "ab":
-        answers = [await bot.feed(message=message(text)) for bot in (*bots, bots[0])]
-        assert [each is not None for each in answers] == [True] * most + [False] * (3 - most)
-
-
-@pytest.mark.parametrize(
-    ("handler", "name"),
-    [
-        (order, "order"),
-        (Orders().buy, "Orders.buy"),
-        (Orders.swap, "Orders.swap"),
-        (functools.partial(functools.partial(parting), way="a"), "parting"),
-        (tidied(pay), "pay"),
-        (CallableOrder(), "CallableOrder"),
-        (Reply, "Reply"),
-        (reply_to("a"), "reply_to.<locals>.reply"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-async def test_a_key_names_its_handler(
-    handler: Any, name: str, fake_client: FakeAsyncRedis
+@pytest.mark.parametrize(("one", "name", "other", "other_name"), PAIRS)
+async def test_every_kind_of_handler_counts_separately(
+    one: Any, name: str, other: Any, other_name: str, fake_client: FakeAsyncRedis
 ) -> None:
-    """An operator can see in the key which handler's limit it is."""
+    """Without a key in the flag, an operator sees in the Redis key which handler's limit it is."""
     bot = bare()
-    RateLimitMiddleware("4/m", fake_client, timeout=5).setup(bot.dispatcher)
-    bot.dispatcher.message.register(handler, flags={"rate_limit": "1/m"})
-    await bot.send("a")
-    assert await keys(fake_client) == {f"{HERE}.{name}:42"}
+    RateLimitMiddleware("9/m", fake_client, timeout=5, on_limited=None).setup(bot.dispatcher)
+    for text, handler in (("a", one), ("b", other)):
+        bot.dispatcher.message.register(handler, F.text == text, flags={"rate_limit": "1/m"})
+    answers = [await bot.feed(message=message(text)) for text in "aabb"]
+    assert [each is not None for each in answers] == [True, False] * 2
+    assert await keys(fake_client) == {f"{HERE}.{name}:42", f"{HERE}.{other_name}:42"}
 
 
 async def test_one_function_under_two_filters(limiter: Limiter) -> None:

@@ -95,15 +95,6 @@ async def test_middlewares_with_different_limits_under_one_key_are_an_error(
             await press(bot)
 
 
-async def test_middlewares_with_a_name_count_separately(storage: Storage) -> None:
-    bot, make = bare(), putting(storage)
-    bot.dispatcher.message.middleware(make("3/minute"))
-    bot.dispatcher.callback_query.middleware(make(Rule("2/minute", name="buttons")))
-    listen(bot, "message", "callback_query")
-    assert [await press(bot) for _ in range(3)] == [True, True, False]
-    assert await bot.send(*"abcd") == [True] * 3 + [False]
-
-
 async def test_two_clients_of_one_server_share_keys(
     redis_server: Server, environment: pytest.MonkeyPatch
 ) -> None:

@@ -120,18 +120,6 @@ async def test_a_penalty_bans_its_scope(scope: Scope, limiter: Limiter) -> None:
     assert await bot.send("a", chat=GROUP | {"id": -101}, **newcomer) == [scope is Scope.CHAT]
 
 
-async def test_reset_lifts_a_ban(fleet: Fleet) -> None:
-    """`Limiter.reset` with the penalty lifts the ban on all instances."""
-    bots = fleet.start("1/m", penalty=PENALTY, on_limited=None)
-    await bots[0].send(*"abcdef")
-    limiter = fleet.limiters()[1]
-    assert (await limiter.peek(PENALTY, ANNA)).banned
-    assert await limiter.reset([Rule("1/m"), PENALTY], ANNA)
-    assert [(await bot.send("a"))[0] for bot in bots] == [True, False, False]
-    assert not (await limiter.peek(PENALTY, ANNA)).banned  # two new strikes
-    assert not await limiter.reset(PENALTY, BERT)
-
-
 @pytest.mark.parametrize("guard", [False, True])
 async def test_a_banned_user_can_pay(guard: bool, fleet: Fleet) -> None:
     """Payments, and events without a sender, pass during a ban and do not count."""
