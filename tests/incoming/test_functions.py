@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -40,8 +41,18 @@ async def by_plan(event: TelegramObject, data: Data) -> Any:
     return plans.get(data["event_from_user"].id)
 
 
-def by_subject(subject: Subject) -> str | None:
-    return "2/m" if subject.user == 42 else None
+def by_subject(subject: Subject, limit: str = "2/m") -> str | None:
+    return limit if subject.user == 42 else None
+
+
+@dataclass
+class ByPremium:
+    """Has settings, and so no hash."""
+
+    limit: str
+
+    def __call__(self, event: TelegramObject, data: Data) -> str:
+        return self.limit if data["event_from_user"].is_premium else "1/m"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +60,7 @@ def by_subject(subject: Subject) -> str | None:
     [
         (by_premium, user(), 1),
         (by_premium, PREMIUM, 3),
+        (ByPremium("3/m"), PREMIUM, 3),
         (Rule(by_premium), PREMIUM, 3),
         (Rule(by_premium, name="ai", cost=3), PREMIUM, 1),
         (["4/m", Rule(by_premium, name="ai")], user(), 1),
