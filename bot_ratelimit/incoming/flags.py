@@ -33,7 +33,7 @@ from bot_ratelimit.incoming.handler_names import (
     handlers_of,
     shorten_name,
 )
-from bot_ratelimit.incoming.key_conflicts import limit_of
+from bot_ratelimit.incoming.key_conflicts import conflicts
 from bot_ratelimit.rules.checks import check_name
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.penalty import Penalty
@@ -167,24 +167,23 @@ class Flags:
         """Raise ConfigError if something else has other limits or slots under these keys."""
         own = _by_path(found)
         name = full_name(handler)
-        for path in own.keys() & self._others.keys():
-            if limit_of(self._others[path]) != limit_of(own[path]):
-                raise ConfigError(
-                    f"the rate_limit flag of {name} ({own[path]}) and a middleware "
-                    f"({self._others[path]}) would count different limits under one key; give the "
-                    "flag another key, or both the same limit"
-                )
+        for path in conflicts(own, self._others):
+            raise ConfigError(
+                f"the rate_limit flag of {name} ({own[path]}) and a middleware "
+                f"({self._others[path]}) would count different limits under one key; give the "
+                "flag another key, or both the same limit"
+            )
         if router is None:
             return
         *_, root = router.chain_head
         for other, other_found in self._readable(root):
-            for path, rule in _by_path(other_found).items():
-                if path in own and limit_of(rule) != limit_of(own[path]):
-                    raise ConfigError(
-                        f"the rate_limit flags of {name} ({own[path]}) and {full_name(other)} "
-                        f"({rule}) would count different limits under one key; give them "
-                        "different keys, or the same limit"
-                    )
+            others = _by_path(other_found)
+            for path in conflicts(own, others):
+                raise ConfigError(
+                    f"the rate_limit flags of {name} ({own[path]}) and {full_name(other)} "
+                    f"({others[path]}) would count different limits under one key; give them "
+                    "different keys, or the same limit"
+                )
 
 
 def read_flag(value: Any, name: str, limits: NamedLimits) -> HandlerLimits:

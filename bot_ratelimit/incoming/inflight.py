@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from math import isfinite
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.adaptive import AdaptiveLimit
+from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.arguments import OnLimitedLike
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_one_of, is_paid, subject_of
 from bot_ratelimit.incoming.notices import Notices
@@ -143,12 +144,7 @@ class InFlight(BaseMiddleware):
         callbacks.handlers.insert(0, callbacks.handlers.pop())
         return self
 
-    async def __call__(
-        self,
-        handler: Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]],
-        event: TelegramObject,
-        data: dict[str, Any],
-    ) -> Any:
+    async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
         """Handle the update and count it until the handler has ended, or refuse it."""
         keys: list[tuple[str, int]] = []
         if self.limit is not None or any(self._shares.values()):
