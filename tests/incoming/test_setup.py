@@ -254,14 +254,6 @@ async def test_updates_without_a_handler(limiter: Limiter, guard: bool) -> None:
     assert await used(limiter, "2/m") == (2 if guard else 0)
 
 
-async def test_the_handler_finds_the_decision_of_the_guard(limiter: Limiter) -> None:
-    """If only the guard counts, the handler gets its decision."""
-    bot = listen(bare(), "message")
-    bot.dispatcher.update.outer_middleware(RateLimitMiddleware("5/m", limiter=limiter))
-    await bot.send(*"ab")
-    assert [d and d.remaining for d in bot.decisions] == [4, 3]
-
-
 async def test_a_second_setup_has_its_own_exclude(limiter: Limiter) -> None:
     """Of two guards on one dispatcher, each counts what the other excludes."""
     middleware = RateLimitMiddleware("1/h", limiter=limiter)
@@ -274,19 +266,6 @@ async def test_a_second_setup_has_its_own_exclude(limiter: Limiter) -> None:
     assert await bots[1].send("a") == [True]
     assert await bots[1].feed(callback_query=callback()) is None
     assert await bots[0].send("a") == [False]
-
-
-@pytest.mark.parametrize("deep", [False, True])
-async def test_flags_are_checked_when_the_bot_starts(limiter: Limiter, deep: bool) -> None:
-    """An invalid flag stops the bot at its start, also of a router that comes after `setup`."""
-    dispatcher = Dispatcher()
-    RateLimitMiddleware(limiter=limiter).setup(dispatcher)
-    router: Router = dispatcher
-    if deep:
-        router = dispatcher.include_router(Router()).include_router(Router())
-    router.message.register(_ignored, flags={"rate_limit": "fast"})
-    with pytest.raises(ConfigError, match=r"test_setup\._ignored.*'fast'"):
-        await dispatcher.emit_startup()
 
 
 async def test_setup_closes_at_the_shutdown(
