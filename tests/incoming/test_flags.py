@@ -65,6 +65,7 @@ BOTH = [Rule("3/m"), Rule("5/m", Scope.CHAT)]
         (60.5, 1, {f"{ORDER}:42"}),
         (Limit(2, 60), 2, {f"{ORDER}:42"}),
         (Rule("2/m", Scope.CHAT), 2, {f"{ORDER}:chat:-100"}),
+        (Rule("2/m", name="shared"), 2, {"shared:42"}),
         ({"limit": Rule("4/m", cost=2)}, 2, {f"{ORDER}:42"}),
         (Rule(lambda subject: "2/m" if subject.user == 42 else None), 2, {f"{ORDER}:42"}),
         ({"limit": "9/m", "scope": lambda subject: "a", "key": "staff"}, 5, {"staff:custom:a"}),
