@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("bot_ratelimit")
 
 OnLimited: TypeAlias = Callable[[TelegramObject, Decision, dict[str, Any]], "Awaitable[Any] | Any"]
+OnLimitedLike: TypeAlias = Notices | str | Mapping[str, str] | OnLimited | None
 
 
 class DefaultNames(frozenset[str]):
@@ -42,9 +43,7 @@ class DefaultNames(frozenset[str]):
         return "NEVER_REFUSED"
 
 
-def notices_of(
-    on_limited: Notices | str | Mapping[str, str] | OnLimited | None,
-) -> Notices | OnLimited | None:
+def notices_of(on_limited: OnLimitedLike) -> Notices | OnLimited | None:
     """Return what notifies refused users.
 
     Raises:

@@ -23,6 +23,7 @@ from aiogram.types import Message, TelegramObject
 from cachetools import TTLCache
 
 from bot_ratelimit.errors import ConfigError, StorageError
+from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.backlog import period_of
 from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
 from bot_ratelimit.incoming.events import NEVER_REFUSED, is_from_bot, is_one_of, subject_of
@@ -36,8 +37,6 @@ from bot_ratelimit.storage.guarded import Guard, Missing
 from bot_ratelimit.storage.memory import MemoryStorage
 
 T = TypeVar("T")
-
-Handler = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 
 MESSAGES_KEY: Final = "messages"
 """The key of the collected messages in a handler's data."""

@@ -50,7 +50,8 @@ class EventFilter:
         once_per_update: bool,
         limits_bots: bool,
     ) -> None:
-        self.exempt_ids, self.is_exempt = _exemptions(exempt)
+        self.is_exempt = exempt if callable(exempt) else None
+        self.exempt_ids = frozenset() if callable(exempt) else _checked_ids(exempt)
         self._given_ids = self.exempt_ids
         self._live_ids: frozenset[int] = frozenset()
         self._limited_ids: frozenset[int] = frozenset()
@@ -74,6 +75,28 @@ class EventFilter:
 
     def _add_up(self) -> None:
         self.exempt_ids = (self._given_ids | self._live_ids) - self._limited_ids
+
+    def subject_of_counts(self, subject: Subject | int) -> Subject:
+        """Return the Subject under which the events of a user are counted.
+
+        Raises:
+            ConfigError: The subject is neither an id nor a Subject, or does not name the bot with
+                `per_bot`.
+        """
+        if not isinstance(subject, Subject):
+            if not isinstance(subject, int) or isinstance(subject, bool):
+                raise ConfigError(
+                    f"reset: {subject!r} is not a user: pass an id, reset(42), or Subject(user=42)"
+                )
+            subject = Subject(user=subject, chat=subject)
+        if not self.per_bot:
+            return subject._replace(bot=None)
+        if subject.bot is None:
+            raise ConfigError(
+                "reset: each bot has its own counts (per_bot=True), so name the bot, "
+                "Subject(user=42, bot=bot.id)"
+            )
+        return subject
 
     async def counted(
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]
@@ -112,12 +135,6 @@ class EventFilter:
         if self._limits_bots and is_from_bot(event, data):
             return False  # not because its group is exempt
         return subject.chat in self.exempt_ids
-
-
-def _exemptions(exempt: Iterable[int] | IsExempt) -> tuple[frozenset[int], IsExempt | None]:
-    if callable(exempt):
-        return frozenset(), exempt
-    return _checked_ids(exempt), None
 
 
 def _checked_ids(exempt: Iterable[int]) -> frozenset[int]:

@@ -33,7 +33,7 @@ from bot_ratelimit.incoming.handler_names import (
     handlers_of,
     shorten_name,
 )
-from bot_ratelimit.incoming.key_conflicts import limit_of
+from bot_ratelimit.incoming.key_conflicts import conflicts
 from bot_ratelimit.rules.checks import check_name
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.penalty import Penalty
@@ -119,32 +119,31 @@ class Flags:
         for handler in _flagged(root):
             self.limits_for(handler, root)
 
-    def all_rules(self, root: Router) -> list[Rule]:
-        """Return the rules of all handlers with a valid flag, without the penalty."""
-        return [rule for _, rules in self._with_rules(root) for rule in rules]
-
     def by_handler(self, root: Router) -> Iterator[tuple[str, Rules, bool]]:
-        """Yield each handler with own rules: its name, the rules, whether they are named limits."""
+        """Yield each handler with own rules: its name, the rules, whether they are named limits.
+
+        The rules are without the penalty.
+        """
         for handler, rules in self._with_rules(root):
             flag = extract_flags(handler)[FLAG]
             key = flag.get("key") if isinstance(flag, Mapping) else None
-            yield full_name(handler), rules, (key or self.name_of(handler, root)) in self.limits
-
-    def name_of(self, handler: HandlerObject, router: Router | None) -> str:
-        """Return the name under which a handler is counted if its flag has no key."""
-        return self._names.name_of(handler, router)
+            yield (
+                full_name(handler),
+                rules,
+                (key or self._names.name_of(handler, root)) in self.limits,
+            )
 
     def numbered(self, root: Router) -> list[str]:
         """Return the names under which handlers are counted that depend on the registration."""
         found = []
         for handler, rules in self._with_rules(root):
-            name = self.name_of(handler, root)
+            name = self._names.name_of(handler, root)
             if "#" in name and any(rule.name.startswith(shorten_name(name)) for rule in rules):
                 found.append(name)
         return found
 
     def _flag_of(self, handler: HandlerObject, router: Router | None) -> HandlerLimits:
-        name = self.name_of(handler, router)
+        name = self._names.name_of(handler, router)
         try:
             return read_flag(extract_flags(handler)[FLAG], name, self.limits)
         except ConfigError as error:
@@ -168,24 +167,23 @@ class Flags:
         """Raise ConfigError if something else has other limits or slots under these keys."""
         own = _by_path(found)
         name = full_name(handler)
-        for path in own.keys() & self._others.keys():
-            if limit_of(self._others[path]) != limit_of(own[path]):
-                raise ConfigError(
-                    f"the rate_limit flag of {name} ({own[path]}) and a middleware "
-                    f"({self._others[path]}) would count different limits under one key; give the "
-                    "flag another key, or both the same limit"
-                )
+        for path in conflicts(own, self._others):
+            raise ConfigError(
+                f"the rate_limit flag of {name} ({own[path]}) and a middleware "
+                f"({self._others[path]}) would count different limits under one key; give the "
+                "flag another key, or both the same limit"
+            )
         if router is None:
             return
         *_, root = router.chain_head
         for other, other_found in self._readable(root):
-            for path, rule in _by_path(other_found).items():
-                if path in own and limit_of(rule) != limit_of(own[path]):
-                    raise ConfigError(
-                        f"the rate_limit flags of {name} ({own[path]}) and {full_name(other)} "
-                        f"({rule}) would count different limits under one key; give them "
-                        "different keys, or the same limit"
-                    )
+            others = _by_path(other_found)
+            for path in conflicts(own, others):
+                raise ConfigError(
+                    f"the rate_limit flags of {name} ({own[path]}) and {full_name(other)} "
+                    f"({others[path]}) would count different limits under one key; give them "
+                    "different keys, or the same limit"
+                )
 
 
 def read_flag(value: Any, name: str, limits: NamedLimits) -> HandlerLimits:

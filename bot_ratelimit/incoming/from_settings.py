@@ -10,6 +10,7 @@ from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.arguments import implicit, storage_for
 from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.rules.checks import describe_type
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -27,6 +28,8 @@ def arguments_from(settings: Settings, given: Mapping[str, Any]) -> dict[str, An
     Raises:
         ConfigError: A setting is invalid, or contradicts a limiter that is given.
     """
+    if not isinstance(settings, Settings):
+        raise ConfigError(f"settings is {describe_type(settings)}: expected Settings(...)")
     arguments: dict[str, Any] = {
         "rate_limit": settings.rules(),
         "exempt": settings.exempt(),

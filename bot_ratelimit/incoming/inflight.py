@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from math import isfinite
 from typing import Any, Final
 
@@ -15,7 +15,8 @@ from aiogram.types import TelegramObject, Update
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.adaptive import AdaptiveLimit
-from bot_ratelimit.incoming.arguments import OnLimited, notices_of
+from bot_ratelimit.incoming.admission import Handler
+from bot_ratelimit.incoming.arguments import OnLimitedLike
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_one_of, is_paid, subject_of
 from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.incoming.registration import check_dispatcher, register_guard
@@ -84,7 +85,7 @@ class InFlight(BaseMiddleware):
         per_chat: int | None = None,
         adaptive: bool = False,
         at_least: int = 10,
-        on_busy: Notices | str | Mapping[str, str] | OnLimited | None = OVERLOADED,
+        on_busy: OnLimitedLike = OVERLOADED,
         observer: ObserverLike = None,
     ) -> None:
         if isinstance(patience, bool) or not isinstance(patience, (int, float)):
@@ -109,7 +110,9 @@ class InFlight(BaseMiddleware):
         self._shares = {"user": per_user, "chat": per_chat}
         self._held: Counter[Hashable] = Counter()
         self._observer = observers_of(observer)
-        self._telling = Telling(_busy_notices(on_busy), Limiter(MemoryStorage()))
+        if isinstance(on_busy, (str, Mapping)):
+            on_busy = Notices(on_busy, busy=on_busy)
+        self._telling = Telling(on_busy, Limiter(MemoryStorage()))
         self._busy = Seldom()
         self._count = 0
         self._tick: asyncio.TimerHandle | None = None
@@ -141,12 +144,7 @@ class InFlight(BaseMiddleware):
         callbacks.handlers.insert(0, callbacks.handlers.pop())
         return self
 
-    async def __call__(
-        self,
-        handler: Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]],
-        event: TelegramObject,
-        data: dict[str, Any],
-    ) -> Any:
+    async def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
         """Handle the update and count it until the handler has ended, or refuse it."""
         keys: list[tuple[str, int]] = []
         if self.limit is not None or any(self._shares.values()):
@@ -241,11 +239,3 @@ class InFlight(BaseMiddleware):
 
 def _always_handled(event: TelegramObject, data: dict[str, Any]) -> bool:
     return is_paid(event) or is_one_of(NEVER_REFUSED, event, data.get("event_update"))
-
-
-def _busy_notices(
-    on_busy: Notices | str | Mapping[str, str] | OnLimited | None,
-) -> Notices | OnLimited | None:
-    if isinstance(on_busy, (str, Mapping)):
-        return Notices(on_busy, busy=on_busy)
-    return notices_of(on_busy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from aiogram.dispatcher.router import Router
@@ -24,10 +24,13 @@ def inventory(
     rules: Iterable[Rule],
     origins: Mapping[str, Origin],
     flags: Flags,
-    roots: Iterable[Router],
+    roots: Collection[Router],
     live: LiveLimits | None = None,
-) -> list[dict[str, Any]]:
-    """List every rule once: first those of the middleware, then those of handlers' flags."""
+) -> dict[str, Any]:
+    """List every rule once, and the handlers to which operators can give a limit of their own.
+
+    The rules of the middleware come first, and then those of handlers' flags.
+    """
     found: dict[str, dict[str, Any]] = {}
     rules = [rule for rule in rules if rule is not NO_LIMIT[0]]
     for rule in rules:
@@ -42,9 +45,13 @@ def inventory(
             for rule in own_rules:
                 item = report_of(rule, overrides, handler, origins["named"] if is_named else "code")
                 found.setdefault(rule.label, item)
-        for name in () if live is None else live.names(root):
-            given = live.rule_of(name) if live is not None else None
-            if given is not None:
-                item = report_of(given, overrides, name, "live") | {"is_given": True}
-                found.setdefault(name, item)
-    return list(found.values())
+    names = () if live is None else [name for root in roots for name in live.names(root)]
+    unlimited = set()
+    for name in names:
+        given = None if live is None else live.rule_of(name)
+        if given is None:
+            unlimited.add(name)
+        else:
+            item = report_of(given, overrides, name, "live") | {"is_given": True}
+            found.setdefault(name, item)
+    return {"rules": list(found.values()), "handlers": sorted(unlimited)[:300]}

@@ -10,7 +10,7 @@ The shorter window would end the longer one, so such a bot does not start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from aiogram.dispatcher.router import Router
@@ -69,6 +69,13 @@ def rules_by_path(rules: Iterable[Rule]) -> dict[str, Rule]:
                 f"{str(rule)!r}: {fix}"
             )
     return found
+
+
+def conflicts(one: Mapping[str, Rule], other: Mapping[str, Rule]) -> Iterator[str]:
+    """Yield the paths under which the two count different limits."""
+    return (
+        path for path in one.keys() & other.keys() if limit_of(one[path]) != limit_of(other[path])
+    )
 
 
 def limit_of(rule: Rule) -> object:

@@ -18,10 +18,9 @@ from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.admission import Admission, Dispatch, Handler
 from bot_ratelimit.incoming.arguments import (
     DefaultNames,
-    OnLimited,
+    OnLimitedLike,
     announce,
     limiter_of,
-    notices_of,
     rules_for_bots,
     rules_given,
 )
@@ -30,7 +29,6 @@ from bot_ratelimit.incoming.event_filter import EventFilter, IsExempt
 from bot_ratelimit.incoming.events import NEVER_REFUSED, carried_by, is_from_bot, is_of_type
 from bot_ratelimit.incoming.flags import Flags, HandlerLimits
 from bot_ratelimit.incoming.from_settings import arguments_from, origins_of
-from bot_ratelimit.incoming.inventory import inventory
 from bot_ratelimit.incoming.key_conflicts import (
     class_registered_message,
     registered_middlewares,
@@ -38,7 +36,8 @@ from bot_ratelimit.incoming.key_conflicts import (
 )
 from bot_ratelimit.incoming.live_limits import LiveLimits
 from bot_ratelimit.incoming.migration import Migration
-from bot_ratelimit.incoming.notices import TEXTS, Notices
+from bot_ratelimit.incoming.notices import TEXTS
+from bot_ratelimit.incoming.operated import Operated
 from bot_ratelimit.incoming.registration import (
     check_dispatcher,
     check_exclude,
@@ -46,20 +45,12 @@ from bot_ratelimit.incoming.registration import (
     root_of,
 )
 from bot_ratelimit.incoming.telling import Telling
-from bot_ratelimit.incoming.unread_flags import find_unread_flags, warn_of_flags
+from bot_ratelimit.incoming.unread_flags import check_flags, find_unread_flags
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
-from bot_ratelimit.rules.checks import check_flag, describe_type
+from bot_ratelimit.rules.checks import check_flag
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import (
-    LimitLike,
-    OnError,
-    RuleLike,
-    Rules,
-    Scope,
-    Subject,
-    notice_rules,
-)
+from bot_ratelimit.rules.rule import LimitLike, OnError, RuleLike, Rules
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.redis.driver import Client
@@ -67,7 +58,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("bot_ratelimit")
 
 
-class RateLimitMiddleware(BaseMiddleware):
+class RateLimitMiddleware(Operated, BaseMiddleware):
     """Passes an event to its handler, or drops it because its user sends too many.
 
     ::
@@ -125,7 +116,7 @@ class RateLimitMiddleware(BaseMiddleware):
         limiter: Limiter | None = None,
         on_error: OnError | None = None,
         timeout: float | None = None,
-        on_limited: Notices | str | Mapping[str, str] | OnLimited | None = TEXTS,
+        on_limited: OnLimitedLike = TEXTS,
         exempt: Iterable[int] | IsExempt = (),
         never_refuse: Iterable[str] = DefaultNames(NEVER_REFUSED),
         penalty: Penalty | None = None,
@@ -174,7 +165,7 @@ class RateLimitMiddleware(BaseMiddleware):
         )
         self.backlog = None if max_age is None else Backlog(max_age, self.limiter.observer)
         """Counts what `max_age` dropped."""
-        telling = Telling(notices_of(on_limited), self.limiter)
+        telling = Telling(on_limited, self.limiter)
         self._migration = Migration(self.limiter, self._event_filter, self.live)
         self._live_limits = (
             None if self.live is None else LiveLimits(self.live, [penalty] if penalty else [])
@@ -201,8 +192,6 @@ class RateLimitMiddleware(BaseMiddleware):
         """
         if settings is None:
             settings = Settings()
-        if not isinstance(settings, Settings):
-            raise ConfigError(f"settings is {describe_type(settings)}: expected Settings(...)")
         if overrides.get("limiter") is None:
             overrides.pop("limiter", None)
         middleware = cls(**arguments_from(settings, overrides))
@@ -246,14 +235,8 @@ class RateLimitMiddleware(BaseMiddleware):
 
         async def start() -> None:
             self._check_keys(dispatcher)
-            self._flags.check(dispatcher)
-            if lost := find_unread_flags(dispatcher):
-                raise ConfigError(lost)
-            warn_of_flags(dispatcher, self._flags)
-            for rules in (
-                self.rules,
-                *(found for _, found, _ in self._flags.by_handler(dispatcher)),
-            ):
+            check_flags(dispatcher, self._flags)
+            for rules in (self.rules, *self._rules_of_flags(dispatcher)):
                 if rules:
                     self.limiter.decider.expect(rules)
             self.limiter.open()
@@ -261,9 +244,7 @@ class RateLimitMiddleware(BaseMiddleware):
         dispatcher.startup.register(start)
         # Older versions of aiogram set this only for updates that are polled.
         dispatcher.workflow_data.setdefault("dispatcher", dispatcher)
-        dispatcher.message.outer_middleware(self._migration)
-        self._register_close(dispatcher)
-        self._dispatchers.add(dispatcher)
+        self._belong_to(dispatcher)
         return self
 
     def __call__(self, handler: Handler, event: TelegramObject, data: dict[str, Any]) -> Any:
@@ -316,82 +297,6 @@ class RateLimitMiddleware(BaseMiddleware):
             return None
         return self._live_limits.rules_for(data.get("handler"), data.get("event_router"))
 
-    async def reset(self, subject: Subject | int) -> bool:
-        """Delete all counts of a user in this middleware; return True if there were any.
-
-        This includes the middleware's rules, a ban by a penalty, the limits of all handlers' flags,
-        and the record that the user was notified. Counts of a chat or a topic are deleted if the
-        subject names it. Counts of all users together (`Scope.GLOBAL`) stay.
-
-        Args:
-            subject: A user's id, for the counts of the user in the private chat; or a `Subject`
-                with the chat (for `Scope.CHAT` and `Scope.MEMBER`), the topic or the business
-                connection, and with `per_bot` the bot.
-
-        Raises:
-            StorageError: The storage is unreachable; some of the counts may be deleted.
-            ConfigError: The subject is neither an id nor a Subject, or does not name the bot with
-                `per_bot`.
-        """
-        if not isinstance(subject, Subject):
-            if not isinstance(subject, int) or isinstance(subject, bool):
-                raise ConfigError(
-                    f"reset: {subject!r} is not a user: pass an id, reset(42), or Subject(user=42)"
-                )
-            subject = Subject(user=subject, chat=subject)
-        if not self._event_filter.per_bot:
-            subject = subject._replace(bot=None)
-        elif subject.bot is None:
-            raise ConfigError(
-                "reset: each bot has its own counts (per_bot=True), so name the bot, "
-                "Subject(user=42, bot=bot.id)"
-            )
-        flags = [rule for each in self._dispatchers for rule in self._flags.all_rules(each)]
-        by_path = {rule.path: rule for rule in (*notice_rules(), *flags, *self.rules)}
-        rules = [rule for rule in by_path.values() if rule.scope is not Scope.GLOBAL]
-        return await self.limiter.reset(rules, subject)
-
-    def exempt(self, ids: Iterable[int]) -> None:
-        """Exempt more users and chats, in addition to the argument `exempt`.
-
-        What operators change live (`bot-ratelimit exempt ID --not`) wins, as always.
-
-        Raises:
-            ConfigError: These are not ids.
-        """
-        self._event_filter.exempt_for_good(ids)
-
-    def inventory(self) -> dict[str, Any]:
-        """Describe this middleware for operators, as JSON: its rules and exemptions."""
-        overrides = Overrides() if self.live is None else self.live.overrides
-        return {
-            "rules": inventory(
-                overrides,
-                (*self.rules, *self._bots[:1]),
-                self._origins,
-                self._flags,
-                self._dispatchers,
-                self._live_limits,
-            ),
-            "handlers": self._unlimited_handlers(),
-            "exempt": sorted(self._event_filter.exempt_ids)[:1_000],
-            "per_bot": self._event_filter.per_bot,
-            "statistics": self.limiter.keeps_statistics,
-        }
-
-    def _unlimited_handlers(self) -> list[str]:
-        """The handlers to which operators can give a limit of their own."""
-        found = self._live_limits
-        if found is None:
-            return []
-        names = {name for root in self._dispatchers for name in found.names(root)}
-        return sorted(name for name in names if found.rule_of(name) is None)[:300]
-
-    @property
-    def per_bot(self) -> bool:
-        """Whether it counts apart for each bot."""
-        return self._event_filter.per_bot
-
     async def close(self) -> None:
         """Close the storage, and a client of `from_settings`; clients that were given stay open."""
         if self.live is not None:
@@ -404,11 +309,8 @@ class RateLimitMiddleware(BaseMiddleware):
             self._check_keys(dispatcher)
             if dispatcher not in self._dispatchers and (lost := find_unread_flags(dispatcher)):
                 log.warning("RateLimitMiddleware: %s", lost)
-            self._register_close(dispatcher)
-            self._dispatchers.add(dispatcher)
+            self._belong_to(dispatcher)
             self._discovered.add(dispatcher)
-            if self._migration not in dispatcher.message.outer_middleware:
-                dispatcher.message.outer_middleware(self._migration)
             if self.live is not None:
                 self.live.start()
         self._dispatcher = dispatcher
@@ -432,10 +334,14 @@ class RateLimitMiddleware(BaseMiddleware):
     def _apply_overrides(self, overrides: Overrides) -> None:
         self._event_filter.set_live_exemptions(overrides.exempt, overrides.limited)
 
-    def _register_close(self, dispatcher: Dispatcher) -> None:
+    def _belong_to(self, dispatcher: Dispatcher) -> None:
+        """Start, migrate and close together with this dispatcher."""
         if self.live is not None and dispatcher not in self._dispatchers:
             dispatcher.startup.register(self.live.begin)
             dispatcher.shutdown.register(self.live.stop)
         if self._closes:
             self._closes = False
             dispatcher.shutdown.register(self.close)
+        if self._migration not in dispatcher.message.outer_middleware:
+            dispatcher.message.outer_middleware(self._migration)
+        self._dispatchers.add(dispatcher)

@@ -7,10 +7,9 @@ the old one. The instance that gets the first of them moves everything, once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from aiogram import BaseMiddleware
 from aiogram.types import Message, TelegramObject
@@ -18,6 +17,7 @@ from aiogram.types import Message, TelegramObject
 from bot_ratelimit.config.live import HISTORY, Live, live_key
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import RateLimitError
+from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.event_filter import EventFilter
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.limit import Limit
@@ -28,8 +28,6 @@ log = logging.getLogger("bot_ratelimit")
 
 _ONCE: Final = Limit(1, 86_400)
 _PAGE: Final = 1_000
-
-Handler: TypeAlias = Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]]
 
 
 class Migration(BaseMiddleware):

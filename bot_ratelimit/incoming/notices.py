@@ -18,7 +18,6 @@ from bot_ratelimit.config.limits_file import check_language, check_notice
 from bot_ratelimit.errors import ConfigError, NotSentError, RateLimitError
 from bot_ratelimit.incoming.debounce import Debounce
 from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
-from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import NoticeKind, NoticeResult
@@ -52,10 +51,13 @@ REFUSAL_KEY: Final = "_bot_ratelimit_refusal"
 
 
 class Refusal(NamedTuple):
-    """The middleware puts this into `data` for a custom `on_limited` that calls `Notices`."""
+    """A refused event; it is put into `data` for a custom `on_limited` that calls `Notices`."""
 
+    event: TelegramObject
+    decision: Decision
     subject: Subject
     limiter: Limiter
+    data: dict[str, Any]
 
 
 class Notices:
@@ -119,40 +121,26 @@ class Notices:
         refusal = data.get(REFUSAL_KEY)
         if not isinstance(refusal, Refusal):
             raise ConfigError("Notices: call it in on_limited, with the event, decision and data")
-        await self.tell(event, decision, refusal.subject, refusal.limiter, data)
+        await self.tell(refusal._replace(event=event, decision=decision, data=data))
 
-    async def tell(
-        self,
-        event: TelegramObject,
-        decision: Decision,
-        subject: Subject,
-        limiter: Limiter,
-        data: dict[str, Any],
-    ) -> None:
+    async def tell(self, refusal: Refusal) -> None:
         """Notify the user of a refused event, if a notice is due.
 
         Raises:
             TelegramAPIError: Telegram rejected the notice; it is not sent again.
         """
         kind: NoticeKind = "message"
-        if isinstance(event, (CallbackQuery, InlineQuery)):
-            kind = "callback" if isinstance(event, CallbackQuery) else "inline"
+        if isinstance(refusal.event, (CallbackQuery, InlineQuery)):
+            kind = "callback" if isinstance(refusal.event, CallbackQuery) else "inline"
         result: NoticeResult = "failed"
         try:
-            sent = await self._send(event, decision, subject, limiter, data)
-            result = "sent" if sent else "silent"
+            result = "sent" if await self._send(refusal) else "silent"
         finally:
-            limiter.observer.noticed(kind, result)
+            refusal.limiter.observer.noticed(kind, result)
 
-    async def _send(
-        self,
-        event: TelegramObject,
-        decision: Decision,
-        subject: Subject,
-        limiter: Limiter,
-        data: dict[str, Any],
-    ) -> bool:
+    async def _send(self, refusal: Refusal) -> bool:
         """Return whether a notice was sent."""
+        event, decision, _, _, data = refusal
         wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
         busy = isinstance(decision.rule, Concurrency)
         if isinstance(decision.rule, Debounce) and not isinstance(event, CallbackQuery):
@@ -168,29 +156,23 @@ class Notices:
             await event.answer([], cache_time=1 if busy else wait, is_personal=True)
         elif isinstance(event, Message):
             text = self._text(event, wait, busy)
-            deadline = dispatch_state(data).get(DEADLINE)
-            return await self._tell_once(event, text, decision, subject, limiter, deadline)
+            return await self._tell_once(event, text, refusal)
         else:
             return False
         return True
 
-    async def _tell_once(
-        self,
-        event: Message,
-        text: str,
-        decision: Decision,
-        subject: Subject,
-        limiter: Limiter,
-        deadline: Deadline | None,
-    ) -> bool:
+    async def _tell_once(self, event: Message, text: str, refusal: Refusal) -> bool:
         """Send a notice in answer to a message, unless the user was already notified."""
+        _, decision, subject, limiter, data = refusal
         rule = self._once(event, decision, subject)
         if rule is None or limiter.is_banned(subject):
             return False
         rules = rules_of(rule)
         if event.chat.type != ChatType.PRIVATE:
             rules = Rules((*rules, _IN_GROUP))
-        told = await limiter.decider.hit(rules, subject, deadline=deadline)
+        told = await limiter.decider.hit(
+            rules, subject, deadline=dispatch_state(data).get(DEADLINE)
+        )
         # Without the storage it is unknown whether the user was already notified: stay silent.
         if not told.allowed or told.source not in ("redis", "memory"):
             return False
@@ -216,7 +198,7 @@ class Notices:
         own = decision.rule.scope in (Scope.USER, Scope.MEMBER)
         scope = Scope.USER if private else Scope.MEMBER if own else Scope.CHAT
         if isinstance(decision.rule, Concurrency):
-            return busy_notice_rule(scope)
+            return notice_rule(_BUSY_AGAIN, scope, "slot:")
         return notice_rule(min(max(_SHORTEST, decision.retry_after), _LONGEST), scope)
 
     def _text(self, event: CallbackQuery | InlineQuery | Message, seconds: int, busy: bool) -> str:
@@ -234,11 +216,6 @@ def _units(language: str, text: str) -> Sequence[str]:
     primary = language.partition("-")[0]
     is_russian = primary == "ru" or (not primary and re.search("[А-Яа-я]", text))
     return RUSSIAN_UNITS if is_russian else UNITS
-
-
-def busy_notice_rule(scope: Scope) -> Rule:
-    """The rule of one notice in ten seconds that a request is running: `...:notice:slot:<user>`."""
-    return notice_rule(_BUSY_AGAIN, scope, "slot:")
 
 
 _IN_GROUP: Final = rule_at(

@@ -14,7 +14,7 @@ from aiogram.types import TelegramObject
 from aiogram.utils.i18n import I18n, I18nMiddleware
 
 from bot_ratelimit.errors import NotSentError
-from bot_ratelimit.incoming.arguments import OnLimited
+from bot_ratelimit.incoming.arguments import OnLimitedLike, notices_of
 from bot_ratelimit.incoming.events import is_from_bot
 from bot_ratelimit.incoming.notices import REFUSAL_KEY, Notices, Refusal
 from bot_ratelimit.limiter.decision import Decision
@@ -32,8 +32,8 @@ class Telling:
     Bots are never told: two bots that answer each other's notices would never end.
     """
 
-    def __init__(self, on_limited: Notices | OnLimited | None, limiter: Limiter) -> None:
-        self._on_limited = on_limited
+    def __init__(self, on_limited: OnLimitedLike, limiter: Limiter) -> None:
+        self._on_limited = notices_of(on_limited)
         self._limiter = limiter
         self._failed = {True: Seldom(), False: Seldom()}
 
@@ -59,12 +59,13 @@ class Telling:
     async def _tell(
         self, event: TelegramObject, decision: Decision, subject: Subject, data: dict[str, Any]
     ) -> None:
+        refusal = Refusal(event, decision, subject, self._limiter, data)
         if isinstance(self._on_limited, Notices):
             # A late notice is useless, and it may delay a real answer.
             with without_waiting():
-                await self._on_limited.tell(event, decision, subject, self._limiter, data)
+                await self._on_limited.tell(refusal)
         elif self._on_limited is not None:
-            data[REFUSAL_KEY] = Refusal(subject, self._limiter)
+            data[REFUSAL_KEY] = refusal
             result = self._on_limited(event, decision, data)
             if isawaitable(result):
                 await result

@@ -8,6 +8,7 @@ from typing import Final
 from aiogram.dispatcher.flags import extract_flags, extract_flags_from_object
 from aiogram.dispatcher.router import Router
 
+from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.flags import FLAG, Flags
 from bot_ratelimit.incoming.handler_names import full_name, handlers_of
 
@@ -37,8 +38,15 @@ def find_unread_flags(root: Router) -> str:
     )
 
 
-def warn_of_flags(root: Router, flags: Flags) -> None:
-    """Log flags that nothing reads, and counts whose names may change."""
+def check_flags(root: Router, flags: Flags) -> None:
+    """Read all flags; log those that nothing reads, and counts whose names may change.
+
+    Raises:
+        ConfigError: A flag is invalid, or comes too late.
+    """
+    flags.check(root)
+    if lost := find_unread_flags(root):
+        raise ConfigError(lost)
     for name in _LEFT_OVER:
         found = [full_name(each) for each in handlers_of(root) if name in extract_flags(each)]
         if found:

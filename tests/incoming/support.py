@@ -47,7 +47,7 @@ class Instance:
     """One instance of a bot: a middleware on some observers, and a recording handler."""
 
     def __init__(
-        self, middleware: RateLimitMiddleware, observers: Iterable[str] = ("message",)
+        self, middleware: RateLimitMiddleware | None, observers: Iterable[str] = ("message",)
     ) -> None:
         self.session = RecordingSession()
         self.bot = Bot("1:TEST", session=self.session)
@@ -56,7 +56,8 @@ class Instance:
         self.decisions: list[Decision | None] = []
         self.error: Exception | None = None
         for name in observers:
-            self.dispatcher.observers[name].middleware(middleware)
+            if middleware is not None:
+                self.dispatcher.observers[name].middleware(middleware)
             self.dispatcher.observers[name].register(self._handle)
 
     async def feed(self, **event: dict[str, Any]) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from aiogram import Router, flags
+from aiogram import flags
 from aiogram.types import Message, TelegramObject
 
 from bot_ratelimit import (
@@ -21,21 +22,13 @@ from bot_ratelimit import (
     Scope,
     Subject,
 )
-from bot_ratelimit.testing import Clock
 
-from .support import HANDLED, Instance, callback, message, user
-from .updates import bare, listen
+from .support import HANDLED, callback, user
+from .updates import limited, listen
 
 Data = dict[str, Any]
 
-PREMIUM = {"from": user(7) | {"is_premium": True}}
-
-
-def limited(rate_limit: Any, **options: Any) -> Instance:
-    """A bot with this limit on messages and buttons."""
-    limiter = options.pop("limiter", None) or Limiter(MemoryStorage(clock=Clock()))
-    middleware = RateLimitMiddleware(rate_limit, limiter=limiter, on_limited=None, **options)
-    return Instance(middleware, ["message", "callback_query"])
+PREMIUM = user(7) | {"is_premium": True}
 
 
 def by_premium(event: TelegramObject, data: Data) -> str:
@@ -48,43 +41,53 @@ async def by_plan(event: TelegramObject, data: Data) -> Any:
     return plans.get(data["event_from_user"].id)
 
 
+def by_subject(subject: Subject, limit: str = "2/m") -> str | None:
+    return limit if subject.user == 42 else None
+
+
+@dataclass
+class ByPremium:
+    """Has settings, and so no hash."""
+
+    limit: str
+
+    def __call__(self, event: TelegramObject, data: Data) -> str:
+        return self.limit if data["event_from_user"].is_premium else "1/m"
+
+
 @pytest.mark.parametrize(
     ("rate_limit", "sender", "handled"),
     [
         (by_premium, user(), 1),
-        (by_premium, PREMIUM["from"], 3),
-        (Rule(by_premium), PREMIUM["from"], 3),
-        (Rule(by_premium, name="ai", cost=3), PREMIUM["from"], 1),
+        (by_premium, PREMIUM, 3),
+        (ByPremium("3/m"), PREMIUM, 3),
+        (Rule(by_premium), PREMIUM, 3),
+        (Rule(by_premium, name="ai", cost=3), PREMIUM, 1),
         (["4/m", Rule(by_premium, name="ai")], user(), 1),
         (by_plan, user(42), 2),
         (by_plan, user(43), 3),
         (by_plan, user(44), 1),
         (by_plan, user(45), 5),
-        (lambda subject: "2/m" if subject.user == 42 else None, user(42), 2),
-        (lambda subject: "2/m" if subject.user == 42 else None, user(43), 5),
+        (by_subject, user(42), 2),
+        (by_subject, user(43), 5),
     ],
 )
-@pytest.mark.parametrize("place", ["middleware", "flag", "decorator"])
+@pytest.mark.parametrize("place", ["middleware", "flag"])
 async def test_a_function_of_the_event_chooses_the_limit(
     rate_limit: Any, sender: Data, handled: int, place: str
 ) -> None:
     """A function of (event, data), async or not, or of a Subject, is a limit everywhere."""
-    if place == "decorator" and rate_limit not in (by_premium, by_plan):
-        place = "flag"
-    if place == "middleware":
-        bot = limited(rate_limit)
-    else:
-        bot = bare()
-        bot.dispatcher.message.middleware(
-            RateLimitMiddleware(None, limiter=Limiter(MemoryStorage()))
-        )
+    bot = limited(rate_limit) if place == "middleware" else limited(None, (), flag=rate_limit)
+    if place == "flag":
         handler: Callable[..., Any] = lambda event, **data: HANDLED  # noqa: E731 - it has no name
-        if place == "decorator":
-            bot.dispatcher.message()(flags.rate_limit(rate_limit)(handler))
+        if rate_limit in (by_premium, by_plan):
+            handler = flags.rate_limit(rate_limit)(handler)
+            bot.dispatcher.message.register(handler)
         else:
             bot.dispatcher.message.register(handler, flags={"rate_limit": rate_limit})
-    sent = [await bot.feed(message=message(**{"from": sender})) for _ in range(5)]
-    assert sent == [HANDLED] * handled + [None] * (5 - handled)
+    assert await bot.send(*"abcde", **{"from": sender}) == [True] * handled + [False] * (
+        5 - handled
+    )
 
 
 async def test_the_function_sees_the_inner_event_and_the_data_of_other_middlewares() -> None:
@@ -98,49 +101,40 @@ async def test_the_function_sees_the_inner_event_and_the_data_of_other_middlewar
     async def load(handler: Any, event: TelegramObject, data: Data) -> Any:
         return await handler(event, data | {"user": "Anna"})
 
-    bot = bare()
-    bot.dispatcher.message.outer_middleware(load)
-    RateLimitMiddleware(limit, limiter=Limiter(MemoryStorage())).setup(bot.dispatcher, guard=True)
-    listen(bot, "message")
-    await bot.send("a")
-    assert seen == [(Message, None)]  # the guard decides once for both
-    inner = bare()
-    inner.dispatcher.message.outer_middleware(load)
-    RateLimitMiddleware(limit, limiter=Limiter(MemoryStorage())).setup(inner.dispatcher)
-    listen(inner, "message")
-    await inner.send("a")
-    assert seen[1:] == [(Message, "Anna")]
-
-
-async def test_the_decision_and_the_key_name_what_the_function_chose() -> None:
-    """The rule of a decision has the limit that applied, and says which function chose it."""
-    bot = limited(Rule(by_premium, name="ai"))
-    await bot.feed(message=message(**PREMIUM))
-    (decision,) = bot.decisions
-    assert decision is not None
-    assert str(decision.rule) == "3/minute per user 'ai', chosen by by_premium"
-    assert decision.rule.key("bot", Subject(user=7)) == "bot:ratelimit:ai:7"
-    assert decision.remaining == 2
+    for guard in (True, False):
+        bot = limited(limit, guard=guard)
+        bot.dispatcher.message.outer_middleware(load)
+        await bot.send("a")
+    assert seen == [(Message, None), (Message, "Anna")]  # the guard decides once for both
 
 
 async def test_a_user_who_becomes_premium_keeps_the_count() -> None:
-    """Another limit under the same key continues the running count."""
-    bot = limited(by_premium)
-    assert await bot.send(*"ab") == [True, False]
+    """Another limit under the same key continues the count; its rule names the function."""
+    bot = limited(Rule(by_premium, name="ai"))
     premium = {"from": user(42) | {"is_premium": True}}
-    sent = [await bot.feed(message=message(**premium)) for _ in range(3)]
-    assert sent == [HANDLED, None, None]  # the refused attempt counts in a full window
+    assert await bot.send(*"ab") == [True, False]
+    assert await bot.send(*"abc", **premium) == [True, False, False]  # a refused one counts too
+    _, decision = bot.decisions
+    assert decision is not None
+    assert str(decision.rule) == "3/minute per user 'ai', chosen by by_premium"
+    assert decision.rule.key("bot", Subject(user=42)) == "bot:ratelimit:ai:42"
+    assert decision.remaining == 0
+    middleware = RateLimitMiddleware(by_premium)
+    assert middleware.inventory()["rules"][0]["function"] == "by_premium"
 
 
-async def test_no_limit_still_means_banned() -> None:
-    """A user for whom the function returns None passes, unless a ban refuses everything."""
-    limiter = Limiter(MemoryStorage(clock=Clock()))
-    bot = limited(by_plan, penalty=Penalty("1/m", "1h"), limiter=limiter)
-    assert [await bot.feed(message=message(**{"from": user(45)})) for _ in range(3)] == [
-        HANDLED
-    ] * 3
+async def test_no_limit_still_means_banned(limiter: Limiter) -> None:
+    """Without a limit, of a function or of the middleware, a ban still refuses everything."""
+    chosen = limited(by_plan, penalty=Penalty("1/m", "1h"), limiter=limiter)
+    only_flags = limited(None, limiter=limiter)
+    for bot in (chosen, only_flags):
+        assert await bot.send(*"abc", **{"from": user(45)}) == [True] * 3
+    listen(only_flags, "callback_query", flags={"rate_limit": "1/h"})
+    pressed = [await only_flags.feed(callback_query=callback()) for _ in range(2)]
+    assert pressed == [HANDLED, None]
     await limiter.ban(Subject(user=45), "1h")
-    assert await bot.feed(message=message(**{"from": user(45)})) is None
+    for bot in (chosen, only_flags):
+        assert await bot.send("d", **{"from": user(45)}) == [False]
 
 
 @pytest.mark.parametrize(
@@ -191,45 +185,6 @@ async def test_a_function_of_something_else_is_an_error(function: Any, wrong: st
     """It is found when the middleware is made, or when the bot starts."""
     with pytest.raises(ConfigError, match=wrong):
         RateLimitMiddleware(function)
-    bot = bare()
-    RateLimitMiddleware(None, limiter=Limiter(MemoryStorage())).setup(bot.dispatcher)
-    bot.dispatcher.message.register(lambda event: HANDLED, flags={"rate_limit": function})
-    with pytest.raises(ConfigError, match=f"flag of .*lambda.*{wrong}"):
+    bot = limited(None, flag=function)
+    with pytest.raises(ConfigError, match=f"flag of .*_handle.*{wrong}"):
         await bot.dispatcher.emit_startup()
-
-
-async def test_only_handlers_with_a_flag_are_limited() -> None:
-    """`RateLimitMiddleware(None)` leaves every other handler alone, except for banned users."""
-    limiter = Limiter(MemoryStorage(clock=Clock()))
-    bot = bare()
-    middleware = RateLimitMiddleware(None, limiter=limiter, on_limited=None).setup(bot.dispatcher)
-    listen(bot, "message")
-    bot.dispatcher.callback_query.register(bot._handle, flags={"rate_limit": "1/h"})
-    assert await bot.send(*"abc") == [True] * 3
-    assert [await bot.feed(callback_query=callback()) for _ in range(2)] == [HANDLED, None]
-    assert middleware.inventory()["rules"][-1]["where"].endswith("_handle")
-    await limiter.ban(Subject(user=42), "1h")
-    assert await bot.send("d") == [False]
-
-
-async def test_the_inventory_names_the_function() -> None:
-    """Operators see which function decides."""
-    middleware = RateLimitMiddleware(by_premium, limiter=Limiter(MemoryStorage()))
-    assert middleware.inventory()["rules"][0]["function"] == "by_premium"
-
-
-async def test_the_flag_of_aiograms_documentation_works_unchanged() -> None:
-    """`@flags.rate_limit(rate=..., key=...)` needs no change."""
-    router = Router()
-
-    @router.message()
-    @flags.rate_limit(rate=2, key="something")
-    async def documented(message: Message) -> str:
-        return HANDLED
-
-    bot = bare()
-    RateLimitMiddleware(None, limiter=Limiter(MemoryStorage()), on_limited=None).setup(
-        bot.dispatcher
-    )
-    bot.dispatcher.include_router(router)
-    assert await bot.send(*"ab") == [True, False]

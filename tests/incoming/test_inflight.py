@@ -7,108 +7,17 @@ import time
 from typing import Any
 
 import pytest
-from aiogram import Bot, Dispatcher, Router
+from aiogram import Router
 from aiogram.methods import AnswerCallbackQuery, SendMessage
 from aiogram.types import Message, TelegramObject
 
-from bot_ratelimit import ConfigError, InFlight, Observer
+from bot_ratelimit import ConfigError, InFlight
 from bot_ratelimit.incoming.adaptive import AdaptiveLimit
 from bot_ratelimit.testing import Clock
-from example_bot.demo.botapi import TOKEN
-from example_bot.demo.updates import message as update_of
+from tests.recorder import Recorder
 
 from .support import HANDLED, callback, message, user
 from .updates import CHANNEL_POST, GROUP, bare, payment, pre_checkout
-
-
-async def under_way(in_flight: InFlight, release: asyncio.Event) -> asyncio.Task[object]:
-    """An update whose handler has started and runs until it is released."""
-    dispatcher = Dispatcher()
-    in_flight.setup(dispatcher)
-    begun = asyncio.Event()
-
-    @dispatcher.message()
-    async def work(*_: object) -> None:
-        begun.set()
-        await release.wait()
-        raise ValueError("a failure ends an update, too")
-
-    task = asyncio.create_task(dispatcher.feed_raw_update(Bot(TOKEN), update_of(42, "hello")))
-    await begun.wait()
-    return task
-
-
-async def test_shutdown_waits_for_running_handlers() -> None:
-    """Draining ends when the last handler has ended, in any way, and at once if there is none."""
-    in_flight, release = InFlight(), asyncio.Event()
-    await in_flight.drain()
-    updates = [await under_way(in_flight, release) for _ in range(2)]
-    draining = asyncio.create_task(in_flight.drain())
-    await asyncio.sleep(0)
-    assert not draining.done()
-    release.set()
-    await draining
-    assert all(
-        isinstance(e, ValueError) for e in await asyncio.gather(*updates, return_exceptions=True)
-    )
-
-
-def test_a_dispatcher_that_is_started_again_waits_again() -> None:
-    """The second `asyncio.run` of a process waits at its shutdown as the first one did."""
-    in_flight = InFlight()
-
-    async def run() -> bool:
-        release = asyncio.Event()
-        update = await under_way(in_flight, release)
-        asyncio.get_running_loop().call_later(0.01, release.set)
-        await in_flight.drain()
-        await asyncio.wait([update], timeout=0.01)
-        return update.done() and isinstance(update.exception(), ValueError)
-
-    assert [asyncio.run(run()) for _ in range(2)] == [True, True]
-
-
-async def test_shutdown_does_not_wait_forever(caplog: pytest.LogCaptureFixture) -> None:
-    """A handler that hangs does not keep the process alive, and the log reports it."""
-    in_flight, release = InFlight(patience=0.01), asyncio.Event()
-    update = await under_way(in_flight, release)
-    await in_flight.drain()
-    assert caplog.messages == ["1 updates were still being handled at shutdown"]
-    update.cancel()
-
-
-async def test_other_shutdown_callbacks_come_after_the_wait() -> None:
-    """The wait comes before all other shutdown callbacks, also that of `OutgoingLimits`."""
-    dispatcher, release = Dispatcher(), asyncio.Event()
-    done: list[str] = []
-    dispatcher.shutdown.register(lambda: done.append("closed"))
-
-    @dispatcher.message()
-    async def work(*_: object) -> None:
-        await release.wait()
-        done.append("handled")
-
-    InFlight().setup(dispatcher)
-    update = asyncio.create_task(dispatcher.feed_raw_update(Bot(TOKEN), update_of(42, "hello")))
-    await asyncio.sleep(0.01)
-    stopping = asyncio.create_task(dispatcher.emit_shutdown())
-    await asyncio.sleep(0.01)
-    release.set()
-    await asyncio.gather(stopping, update)
-    assert done == ["handled", "closed"]
-
-
-@pytest.mark.parametrize("patience", [-1, float("nan"), True, "8"])
-def test_invalid_patience_is_an_error(patience: object) -> None:
-    """Anything but a number of seconds is an error."""
-    with pytest.raises(ConfigError, match="patience="):
-        InFlight(patience)  # type: ignore[arg-type]  # a mistake
-
-
-def test_setup_needs_the_dispatcher() -> None:
-    """A router has no shutdown of its own."""
-    with pytest.raises(ConfigError, match="Dispatcher"):
-        InFlight().setup(Router())  # type: ignore[arg-type]  # a mistake
 
 
 class Busy:
@@ -131,19 +40,59 @@ class Busy:
         return task
 
 
+async def test_shutdown_waits_for_running_handlers() -> None:
+    """Draining ends when the last handler has ended, in any way, and at once if there is none."""
+    busy = Busy()
+    await busy.in_flight.drain()
+    updates = [await busy.start(message=message()) for _ in range(2)]
+    draining = asyncio.create_task(busy.in_flight.drain())
+    updates[0].cancel()
+    await asyncio.sleep(0.01)
+    assert not draining.done()
+    busy.release.set()
+    await draining
+    assert await updates[1] == HANDLED
+
+
+def test_a_dispatcher_that_is_started_again_waits_again() -> None:
+    """The second `asyncio.run` of a process waits at its shutdown as the first one did."""
+    busy = Busy()
+
+    async def run() -> bool:
+        busy.release = asyncio.Event()
+        update = await busy.start(message=message())
+        asyncio.get_running_loop().call_later(0.01, busy.release.set)
+        await busy.in_flight.drain()
+        return await update == HANDLED
+
+    assert [asyncio.run(run()) for _ in range(2)] == [True, True]
+
+
+async def test_shutdown_does_not_wait_forever(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that hangs does not keep the process alive, and the log reports it."""
+    busy = Busy(patience=0.01)
+    update = await busy.start(message=message())
+    await busy.in_flight.drain()
+    assert caplog.messages == ["1 updates were still being handled at shutdown"]
+    update.cancel()
+
+
+async def test_other_shutdown_callbacks_come_after_the_wait() -> None:
+    """The wait comes before all other shutdown callbacks, also that of `OutgoingLimits`."""
+    busy, done = Busy(), []
+    busy.bot.dispatcher.shutdown.register(lambda: done.append(update.done()))
+    update = await busy.start(message=message())
+    stopping = asyncio.create_task(busy.bot.dispatcher.emit_shutdown())
+    await asyncio.sleep(0.01)
+    busy.release.set()
+    await stopping
+    assert done == [True]
+
+
 async def test_more_than_the_limit_is_refused_with_a_notice() -> None:
     """Presses are answered, messages get a notice, payments and posts are always handled."""
-    told: list[str] = []
-
-    class Recorder(Observer):
-        def turned_away(self, why: str) -> None:
-            told.append(why)
-
-        def in_flight(self, running: int, limit: int) -> None:
-            most.append((running, limit))
-
-    most: list[tuple[int, int]] = []
-    busy = Busy(limit=2, observer=Recorder())
+    recorder = Recorder()
+    busy = Busy(limit=2, observer=recorder)
     running = [await busy.start(message=message(**{"from": user(n)})) for n in (11, 12)]
     assert await busy.bot.feed(message=message()) is None
     assert await busy.bot.feed(message=message()) is None
@@ -161,22 +110,22 @@ async def test_more_than_the_limit_is_refused_with_a_notice() -> None:
     assert isinstance(notice, SendMessage)
     assert isinstance(answer, AnswerCallbackQuery)
     assert notice.text == answer.text == "The bot is very busy. Please try again in a moment."
-    assert (told, busy.in_flight.refused) == (["busy"] * 3, 3)
-    assert max(most) == (6, 2)
-    assert most[-1] == (0, 2)
+    assert recorder.named("turned_away") == [("turned_away", "busy")] * 3
+    assert busy.in_flight.refused == 3
+    told = recorder.named("in_flight")
+    assert (max(told), told[-1]) == (("in_flight", 6, 2), ("in_flight", 0, 2))
 
 
 async def test_a_function_may_tell_who_is_refused() -> None:
     """`on_busy` takes what `on_limited` takes."""
-    told: list[tuple[type, float]] = []
-    busy = Busy(
-        limit=1, on_busy=lambda event, decision, _: told.append((type(event), decision.retry_after))
-    )
+    told: list[Any] = []
+    busy = Busy(limit=1, on_busy=lambda *said: told.append(said))
     running = await busy.start(message=message())
     assert await busy.bot.feed(message=message()) is None
     busy.release.set()
     assert await running == HANDLED
-    assert told == [(Message, 1.0)]
+    ((event, decision, _),) = told
+    assert (type(event), decision.retry_after) == (Message, 1.0)
     assert busy.bot.session.requests == []
 
 
@@ -250,11 +199,13 @@ async def test_handlers_that_block_the_loop_hold_the_limit_down() -> None:
 
     await asyncio.gather(*(write(text) for text in "b" + "a" * 19))
     assert in_flight.limit == 25
+    assert InFlight().limit is None
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
+        *({"patience": value} for value in (-1, float("nan"), True, "8")),
         {"limit": 0},
         {"limit": True},
         {"per_user": 1.5},
@@ -263,18 +214,10 @@ async def test_handlers_that_block_the_loop_hold_the_limit_down() -> None:
     ],
     ids=str,
 )
-def test_an_invalid_limit_is_an_error(arguments: dict[str, Any]) -> None:
+def test_an_invalid_argument_is_an_error(arguments: dict[str, Any]) -> None:
     """The error names the argument and its value."""
     name, value = next(iter(arguments.items()))
     with pytest.raises(ConfigError, match=f"{name}={value!r}"):
         InFlight(**arguments)
-
-
-async def test_updates_of_a_running_bot_move_the_limit() -> None:
-    """`limit` is what is in force now."""
-    bot = bare()
-    in_flight = InFlight(limit=50, adaptive=True, at_least=5).setup(bot.dispatcher)
-    bot.dispatcher.message.register(lambda event: HANDLED)
-    assert in_flight.limit == 5
-    assert await bot.send(*"abc") == [True] * 3
-    assert InFlight().limit is None
+    with pytest.raises(ConfigError, match="Dispatcher"):
+        InFlight().setup(Router())  # type: ignore[arg-type]  # a mistake

@@ -1,8 +1,7 @@
-"""One key, one limit: what middlewares and flags may share; `reset`; `setup`."""
+"""One key, one limit: what middlewares and flags may share; `reset`."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +29,8 @@ from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import Clock
 from tests.servers import Server
 
-from .support import HANDLED, Instance, callback, message
-from .updates import bare, listen
+from .support import HANDLED, Instance, callback, message, user
+from .updates import bare, limited, listen
 
 Put = Callable[..., RateLimitMiddleware]
 
@@ -46,6 +45,16 @@ def putting(storage: Storage, **defaults: Any) -> Put:
         )
 
     return make
+
+
+def nested(outer: RateLimitMiddleware, inner: RateLimitMiddleware) -> Instance:
+    """A bot with a middleware of the dispatcher, and one of the router with the handler."""
+    bot, router = bare(), Router()
+    bot.dispatcher.message.middleware(outer)
+    router.message.middleware(inner)
+    router.message.register(bot._handle)
+    bot.dispatcher.include_router(router)
+    return bot
 
 
 async def press(bot: Instance) -> bool:
@@ -66,36 +75,24 @@ def by_plan(subject: Subject) -> str:
         (Rule(by_plan), Rule(lambda subject: "9/m"), "name="),
         (["1/s", Penalty("2/m", "1h")], ["1/s", Penalty("2/m", "2h")], "another scope"),
     ],
-    ids=["amounts", "algorithms", "names", "functions", "penalties"],
 )
 async def test_middlewares_with_different_limits_under_one_key_are_an_error(
     one: Any, other: Any, fix: str, setup: bool
 ) -> None:
     """The error names both limits and the fix, at the start or at every update."""
-    bot, make = bare(), putting(MemoryStorage())
+    bot, make = listen(bare(), "message", "callback_query"), putting(MemoryStorage())
     for name, limit in (("message", one), ("callback_query", other)):
-        middleware = make(limit)
         if setup:
-            middleware.setup(bot.dispatcher, exclude=set(bot.dispatcher.observers) - {name})
+            make(limit).setup(bot.dispatcher, exclude=set(bot.dispatcher.observers) - {name})
         else:
-            bot.dispatcher.observers[name].middleware(middleware)
-    listen(bot, "message", "callback_query")
+            bot.dispatcher.observers[name].middleware(make(limit))
+    error = f"different limits under one key.*{fix}"
     if setup:
-        with pytest.raises(ConfigError, match=f"different limits under one key.*{fix}"):
+        with pytest.raises(ConfigError, match=error):
             await bot.dispatcher.emit_startup()
     for _ in range(2):
-        with pytest.raises(ConfigError, match=f"different limits under one key.*{fix}"):
+        with pytest.raises(ConfigError, match=error):
             await press(bot)
-
-
-async def test_middlewares_with_a_name_count_separately(storage: Storage) -> None:
-    """With names, neither limit affects the other's count."""
-    bot, make = bare(), putting(storage)
-    bot.dispatcher.message.middleware(make("3/minute"))
-    bot.dispatcher.callback_query.middleware(make(Rule("2/minute", name="buttons")))
-    listen(bot, "message", "callback_query")
-    assert [await press(bot) for _ in range(3)] == [True, True, False]
-    assert await bot.send(*"abcd") == [True] * 3 + [False]
 
 
 async def test_two_clients_of_one_server_share_keys(
@@ -105,7 +102,7 @@ async def test_two_clients_of_one_server_share_keys(
 
     Before aiogram 3.31 only polled updates name the dispatcher; the router has it too.
     """
-    bot = bare()
+    bot = listen(bare(), "message")
 
     async def older(handler: Any, event: Any, data: dict[str, Any]) -> Any:
         data.pop("dispatcher", None)
@@ -116,68 +113,49 @@ async def test_two_clients_of_one_server_share_keys(
         settings = Settings(redis_url=redis_server.url)
         middleware = RateLimitMiddleware.from_settings(settings, rate_limit=limit, timeout=5)
         bot.dispatcher.message.middleware(middleware)
-    listen(bot, "message")
     with pytest.raises(ConfigError, match=r"9/minute per user.*2/minute per user"):
         await bot.send("hello")
     await middleware.close()
 
 
-@pytest.mark.parametrize("exempt", [(), (42,)])
-async def test_equal_middlewares_charge_an_event_once(
-    storage: Storage, exempt: tuple[int, ...]
-) -> None:
-    """A message that passes two middlewares with the same limit counts once.
-
-    It also counts once if the first of them exempts its user.
-    """
-    make, bot, router = putting(storage, penalty=Penalty("9/m", "1h")), bare(), Router()
-    bot.dispatcher.message.middleware(make("4/m", exempt=exempt))
-    router.message.middleware(make("4/m"))
-    router.message.register(bot._handle)
-    bot.dispatcher.include_router(router)
-    assert await bot.send(*"abcde") == [True] * 4 + [False]
-
-
 @pytest.mark.parametrize(
     ("outer", "inner", "allowed"),
     [
+        ("4/m", "4/m", 4),
         ("4/m; 9/h", "4/m", 4),
         ("4/m", "4/m; 9/h", 4),
         ("4/m; 9/h", "4/m; 3/d", 3),
         ("4/m; 2/h", "4/m; 3/d", 2),
         (["4/m", Rule("3/h", Scope.CHAT)], ["4/m", Rule("2/h", Scope.MEMBER)], 2),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("penalty", [None, Penalty("9/m", "1h")], ids=["", "penalty"])
 async def test_middlewares_that_share_a_rule_charge_it_once(
     storage: Storage, outer: Any, inner: Any, allowed: int, penalty: Penalty | None
 ) -> None:
     """What only one of them counts is charged as well."""
-    make, bot, router = putting(storage), bare(), Router()
-    bot.dispatcher.message.middleware(make(outer))
-    router.message.middleware(make(inner, penalty=penalty))
-    router.message.register(bot._handle)
-    bot.dispatcher.include_router(router)
+    make = putting(storage)
+    bot = nested(make(outer), make(inner, penalty=penalty))
     assert await bot.send(*"abcde") == [True] * allowed + [False] * (5 - allowed)
+
+
+async def test_a_rule_is_charged_although_one_middleware_exempts_the_user() -> None:
+    make = putting(MemoryStorage())
+    bot = nested(make("4/m", exempt=[42]), make("4/m"))
+    assert await bot.send(*"abcde") == [True] * 4 + [False]
 
 
 async def test_a_penalty_counts_refusals_beside_a_shared_rule(storage: Storage) -> None:
     """A rule that was charged before does not keep the ban from being counted."""
-    make, bot, router = putting(storage), bare(), Router()
-    bot.dispatcher.message.middleware(make("9/m"))
+    make = putting(storage)
     banning = make("9/m; 1/h", penalty=Penalty("2/m", "1h"))
-    router.message.middleware(banning)
-    router.message.register(bot._handle)
-    bot.dispatcher.include_router(router)
-    assert await bot.send(*"abc") == [True, False, False]
+    assert await nested(make("9/m"), banning).send(*"abc") == [True, False, False]
     assert (await banning.limiter.peek(banning.rules, Subject(user=42, chat=42))).banned
 
 
 async def test_equal_middlewares_charge_once_beside_a_limit_of_a_handler() -> None:
     """The limit of a handler that skips the message does not let the other middleware charge."""
-    storage, bot = MemoryStorage(clock=Clock()), bare()
-    make = putting(storage)
+    make, bot = putting(MemoryStorage(clock=Clock())), bare()
     bot.dispatcher.message.outer_middleware(make("4/m"))
     bot.dispatcher.message.middleware(make("4/m"))
 
@@ -191,33 +169,25 @@ async def test_equal_middlewares_charge_once_beside_a_limit_of_a_handler() -> No
 
 async def test_equal_middlewares_charge_once_beside_another_dispatcher() -> None:
     """One of them may also belong to a dispatcher where no other has the same limit."""
-    make, bot, second = putting(MemoryStorage(clock=Clock())), bare(), bare()
+    make = putting(MemoryStorage(clock=Clock()))
+    bot, second = listen(bare(), "message"), listen(bare(), "message")
     first = make("4/m")
     bot.dispatcher.message.middleware(first)
     bot.dispatcher.message.middleware(make("4/m"))
     second.dispatcher.message.middleware(first)
-    for each in (bot, second):
-        listen(each, "message")
     sent = [*await bot.send("a"), *await second.send("b"), *await bot.send(*"cde")]
     assert sent == [True] * 4 + [False]
 
 
 @pytest.mark.parametrize("other", ["prefix", "storage", "per_bot"])
-async def test_rules_without_a_conflict_keep_their_names(
-    other: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_rules_without_a_conflict(other: str) -> None:
     """There is no conflict with another prefix, another server, or separate counts per bot."""
-    storage = MemoryStorage()
-    bot = bare()
+    storage, bot = MemoryStorage(), listen(bare(), "message")
     bot.dispatcher.message.middleware(putting(storage)("5/m"))
     second = putting(MemoryStorage() if other == "storage" else storage)
     options = {"prefix": {"key_prefix": "other"}, "per_bot": {"per_bot": True}}.get(other, {})
-    middleware = second("3/m", **options)
-    bot.dispatcher.message.middleware(middleware)
-    listen(bot, "message")
+    bot.dispatcher.message.middleware(second("3/m", **options))
     assert await bot.send(*"abcd") == [True] * 3 + [False]
-    assert middleware.rules == (Rule("3/m"),)
-    assert "under one key" not in caplog.text
 
 
 async def test_which_storages_share_their_keys() -> None:
@@ -269,6 +239,12 @@ async def test_one_key_with_two_limits_is_an_error(setup: bool) -> None:
             await bot.feed(**event)
 
 
+async def test_a_flag_and_a_middleware_with_one_key_are_an_error() -> None:
+    bot = limited(Rule("9/m", name="ai"), flag={"limit": "3/day", "key": "ai"})
+    with pytest.raises(ConfigError, match=r"_handle \(3/day.*a middleware \(9/minute"):
+        await bot.dispatcher.emit_startup()
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -279,7 +255,6 @@ async def test_one_key_with_two_limits_is_an_error(setup: bool) -> None:
         (drawing("3/day"), {"rate_limit": "9/hour"}),
         (drawing("3/day"), {"rate_limit": Rule("3/day", name="ai")}),
     ],
-    ids=str,
 )
 async def test_flags_that_may_share_a_key(one: dict[str, Any], other: dict[str, Any]) -> None:
     """The same limit, or another scope or name, is not a conflict."""
@@ -290,101 +265,72 @@ async def test_flags_that_may_share_a_key(one: dict[str, Any], other: dict[str, 
     await dispatcher.emit_startup()
 
 
-async def test_one_function_with_two_limits() -> None:
-    """A function that is registered twice with different limits has two counts."""
-    bot = bare()
-    putting(MemoryStorage())("9/s").setup(bot.dispatcher)
-    bot.dispatcher.message.register(draw, flags={"rate_limit": "2/m"})
-    bot.dispatcher.edited_message.register(draw, flags={"rate_limit": "1/m"})
+@pytest.mark.parametrize("name", ["draw", "a" * 250])
+async def test_handlers_of_one_name_with_two_limits(name: str) -> None:
+    """A function that is registered twice, and functions with long names, have two counts."""
+    bot = limited("9/s", ())
+    for number, observer in enumerate(("message", "edited_message")):
+
+        async def handler(event: Any) -> str:
+            return HANDLED
+
+        handler.__qualname__ = name if name == "draw" else f"{name}{number}"
+        flag = {"rate_limit": ("1/h; 5/day", "2/h")[number]}
+        bot.dispatcher.observers[observer].register(handler, flags=flag)
     await bot.dispatcher.emit_startup()
-    assert await bot.send(*"abc") == [True, True, False]
-    edits = [await bot.feed(edited_message=message(edit_date=1)) for _ in range(2)]
-    assert edits == [HANDLED, None]
+    assert await bot.send(*"ab") == [True, False]
+    edits = [await bot.feed(edited_message=message(edit_date=1)) for _ in range(3)]
+    assert edits == [HANDLED, HANDLED, None]
 
 
 @pytest.mark.parametrize("per_bot", [False, True])
 async def test_reset_deletes_all_counts_of_a_user(storage: Storage, per_bot: bool) -> None:
     """`reset` deletes rules' counts, the ban, flags' own counts, and counts per bot."""
     bot = bare()
-    middleware = putting(storage)(
-        "1/h; 5/day", penalty=Penalty("2/m", "1h"), per_bot=per_bot
-    ).setup(bot.dispatcher)
+    make = putting(storage, penalty=Penalty("2/m", "1h"), per_bot=per_bot)
+    middleware = make("1/h; 5/day").setup(bot.dispatcher)
     listen(bot, "message")
     bot.dispatcher.callback_query.register(paint, flags=drawing("1/h", scope="member"))
     assert [await press(bot) for _ in range(2)] == [True, False]
     assert await bot.send(*"abcd") == [True, False, False, False]
-    press_chat = {"message": message("menu", chat={"id": 42, "type": "private"})}
-    assert await bot.feed(callback_query=callback(**press_chat)) is None
+    private = callback(message=message("menu", chat={"id": 42, "type": "private"}))
+    assert await bot.feed(callback_query=private) is None
     who = Subject(user=42, chat=42, bot=bot.bot.id)
     assert await middleware.reset(who)
     assert not await middleware.reset(who)
     assert await press(bot)
     assert await bot.send(*"ab") == [True, False]
-    if not per_bot:
+    if per_bot:
+        with pytest.raises(ConfigError, match="name the bot"):
+            await middleware.reset(42)
+    else:
         assert await middleware.reset(42)
         assert await bot.send("hello") == [True]
 
 
-async def test_reset_keeps_other_counts() -> None:
+async def test_reset_keeps_other_counts(limiter: Limiter) -> None:
     """Counts of another user and of all users together stay."""
-    storage = MemoryStorage()
+    everybody = Rule("3/h", Scope.GLOBAL)
     bot = bare()
-    middleware = putting(storage)([Rule("1/h"), Rule("3/h", Scope.GLOBAL)])
+    middleware = RateLimitMiddleware([Rule("1/h"), everybody], limiter=limiter)
     middleware.setup(bot.dispatcher)
     listen(bot, "message")
     assert await bot.send("a") == [True]
-    assert await bot.send("b", **{"from": {"id": 43, "is_bot": False, "first_name": "B"}}) == [True]
+    assert await bot.send("b", **{"from": user(43)}) == [True]
     assert await middleware.reset(42)
     assert await bot.send(*"ab") == [True, False]
-    limiter = Limiter(storage)
-    assert (await limiter.peek(Rule("3/h", Scope.GLOBAL), Subject())).remaining == 0
+    assert (await limiter.peek(everybody, Subject())).remaining == 0
     assert not (await limiter.peek("1/h", Subject(user=43))).allowed
 
 
 @pytest.mark.parametrize("start", ["startup", "event"])
 async def test_a_registered_class_is_an_error(start: str) -> None:
     """A class instead of an instance is an error at the start or at the first event."""
-    bot = bare()
-    if start == "startup":
-        putting(MemoryStorage())("1/s").setup(bot.dispatcher)
+    bot = limited("1/s") if start == "startup" else listen(bare(), "message")
     bot.dispatcher.message.middleware(RateLimitMiddleware)  # type: ignore[arg-type] # the mistake
-    listen(bot, "message")
-    with pytest.raises(
-        ConfigError, match=r"dp\.message\.middleware\(RateLimitMiddleware\(\.\.\.\)\)"
-    ):
+    error = r"dp\.message\.middleware\(RateLimitMiddleware\(\.\.\.\)\)"
+    with pytest.raises(ConfigError, match=error):
         await (bot.dispatcher.emit_startup() if start == "startup" else bot.send("hello"))
-
-
-def test_setup_needs_the_dispatcher() -> None:
-    """The error for a Router says what `setup` needs and what to do instead."""
-    wrongs = {"a Router": Router(), "the class Dispatcher": Dispatcher, "a NoneType": None}
-    for kind, wrong in wrongs.items():
-        with pytest.raises(ConfigError, match=f"setup needs the Dispatcher, not {kind}:"):
-            putting(MemoryStorage())("1/s").setup(wrong)  # type: ignore[arg-type] # the mistake
-
-
-async def test_a_second_setup_has_its_own_exclude() -> None:
-    """One middleware on two dispatchers has a separate `exclude` for each."""
-    middleware = putting(MemoryStorage())("1/h")
-    bots = [bare(), bare()]
-    for bot, exclude in zip(bots, (["callback_query"], []), strict=True):
-        middleware.setup(bot.dispatcher, guard=True, exclude=exclude)
-        listen(bot, "message", "callback_query")
-    assert [await press(bots[0]) for _ in range(3)] == [True] * 3
-    assert [await press(bots[1]) for _ in range(2)] == [True, False]
-    assert await bots[0].send("a") == [False]
-
-
-async def test_a_second_setup_does_not_open_the_guard() -> None:
-    """Of two guards on one dispatcher, each counts what the other excludes."""
-    middleware = putting(MemoryStorage())("1/h")
-    bot = bare()
-    middleware.setup(bot.dispatcher, guard=True, exclude="callback_query")
-    middleware.setup(bot.dispatcher, guard=True, exclude="inline_query")
-    middleware.setup(bot.dispatcher, exclude="message")
-    listen(bot, "message", "callback_query")
-    assert await bot.send("a") == [True]
-    assert not await press(bot)
 
 
 @pytest.mark.parametrize("flag", [False, "1/h"])
@@ -405,60 +351,12 @@ async def test_data_of_the_bot_does_not_reach_the_handler(flag: Any, guard: bool
         assert bot.decisions[1:] == [None]
 
 
-async def test_a_guard_without_fsm_runs_first() -> None:
-    """With `disable_fsm=True` the guard also runs before the bot's own outer middlewares."""
-    bot = bare()
-    bot.dispatcher = Dispatcher(disable_fsm=True)
-    met = []
-
-    async def outermost(handler: Any, event: Any, data: dict[str, Any]) -> Any:
-        met.append(event)
-        return await handler(event, data)
-
-    bot.dispatcher.update.outer_middleware(outermost)
-    putting(MemoryStorage())("1/h").setup(bot.dispatcher, guard=True)
-    listen(bot, "message")
-    assert await bot.send(*"abc") == [True, False, False]
-    assert len(met) == 1
-
-
-async def test_a_long_name_of_a_handler() -> None:
-    """A handler with a name of more than 200 characters has a separate count."""
-    bot = bare()
-    putting(MemoryStorage())("9/s").setup(bot.dispatcher)
-    for number, limit in enumerate(["1/h; 5/day", "2/h"]):
-
-        async def handler(event: Any) -> str:
-            return HANDLED
-
-        handler.__qualname__ = "a" * 250 + str(number)
-        bot.dispatcher.observers["edited_message" if number else "message"].register(
-            handler, flags={"rate_limit": limit}
-        )
-    await bot.dispatcher.emit_startup()
-    assert await bot.send(*"ab") == [True, False]
-    edits = [await bot.feed(edited_message=message(edit_date=1)) for _ in range(3)]
-    assert edits == [HANDLED, HANDLED, None]
-
-
 async def test_a_wait_of_years() -> None:
     """A wait of more than 366 days is announced as 366 days."""
-    bot = bare()
     rule = Rule(Limit.parse("1/300d burst 3"), cost=3)
-    middleware = RateLimitMiddleware(rule, limiter=Limiter(MemoryStorage()))
-    middleware.setup(bot.dispatcher)
-    listen(bot, "message", "callback_query")
+    bot = Instance(RateLimitMiddleware(rule), ("message", "callback_query"))
     assert await bot.send(*"ab") == [True, False]
     await bot.feed(callback_query=callback())
     told, answered = bot.session.requests
     assert "366 d" in told.text
     assert answered.cache_time == 366 * 86_400
-
-
-def test_disabled_redis_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """REDIS_ENABLED=false is logged together with the warning about memory."""
-    caplog.set_level(logging.INFO)
-    RateLimitMiddleware.from_settings(Settings(redis_enabled=False))
-    disabled, missing = caplog.messages
-    assert "disabled by REDIS_ENABLED=false" in disabled
-    assert "Redis not provided, using in-memory cache" in missing

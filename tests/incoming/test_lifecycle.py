@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio as aioredis
-from aiogram import Dispatcher
 from fakeredis import FakeAsyncRedis, FakeServer
 
 from bot_ratelimit import (
@@ -21,33 +20,38 @@ from bot_ratelimit import (
     RateLimitMiddleware,
     Rule,
     Settings,
+    Subject,
 )
-from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.testing import FlakyStorage
-from tests.benches import charge
+from tests.recorder import Recorder
 from tests.servers import Server, free_port
 
 from .support import Instance
+from .updates import bare
+
+Connected = Callable[[int], Awaitable[None]]
 
 
 def test_the_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The log says where counts are kept, in the words that operators search for."""
     caplog.set_level(logging.INFO, "bot_ratelimit")
-    client = FakeAsyncRedis(server=FakeServer())
-    RateLimitMiddleware(1.0, client, "booking_bot:client1")
+    RateLimitMiddleware(1.0, FakeAsyncRedis(server=FakeServer()), "booking_bot:client1")
     RateLimitMiddleware("1/s; 20/minute sliding")
-    using, missing = caplog.records
-    assert using.levelname == "INFO"
+    RateLimitMiddleware("1/s", limiter=Limiter(MemoryStorage()))
+    RateLimitMiddleware.from_settings(Settings(redis_enabled=False), rate_limit=None)
+    using, missing, chosen, disabled, again = caplog.records
+    assert (using.levelname, missing.levelname, chosen.levelname) == ("INFO", "WARNING", "INFO")
     assert using.message == (
         "RateLimitMiddleware: Using Redis for distributed rate limiting "
         "(limit: 1/s per user; key prefix: booking_bot:client1)"
     )
-    assert missing.levelname == "WARNING"
-    assert missing.message.startswith(
-        "RateLimitMiddleware: Redis not provided, using in-memory cache"
-    )
+    no_redis = "RateLimitMiddleware: Redis not provided, using in-memory cache"
+    assert missing.message.startswith(no_redis)
     assert "This will NOT work correctly in multi-instance deployment" in missing.message
     assert "20/minute sliding" in missing.message
+    assert "counting in this process" in chosen.message
+    assert "disabled by REDIS_ENABLED=false" in disabled.message
+    assert again.message.startswith(f"{no_redis} (limit: only of handlers)")
 
 
 def test_the_constructor_does_no_io() -> None:
@@ -55,8 +59,11 @@ def test_the_constructor_does_no_io() -> None:
     RateLimitMiddleware(1.0, aioredis.Redis(port=free_port()))
 
 
+GIVEN = Limiter(MemoryStorage())
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message_"),
+    ("arguments", "message"),
     [
         ({"rate_limit": "fast"}, "'fast'"),
         ({"rate_limit": []}, "at least one rule"),
@@ -66,29 +73,25 @@ def test_the_constructor_does_no_io() -> None:
         ({"on_error": "open"}, "on_error='open'"),
         ({"timeout": 0}, "timeout=0"),
         ({"on_limited": 5}, "on_limited=5"),
-        (
-            {"redis_client": aioredis.Redis(), "limiter": Limiter(MemoryStorage())},
-            "redis_client and limiter",
-        ),
-        ({"limiter": Limiter(MemoryStorage()), "on_error": "deny"}, "on_error and limiter"),
-        ({"limiter": Limiter(MemoryStorage()), "timeout": 0.25}, "timeout and limiter"),
-        ({"limiter": Limiter(MemoryStorage()), "key_prefix": "mine"}, "key_prefix and limiter"),
-        ({"limiter": Limiter(MemoryStorage()), "observer": Observer()}, "observer and limiter"),
-        ({"limiter": Limiter(MemoryStorage()), "statistics": True}, "statistics and limiter"),
-        ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter(storage)"),
-        ({"limiter": Limiter}, "limiter is the class Limiter"),
-        ({"limiter": aioredis.Redis(password="hunter2")}, "goes into redis_client"),
         ({"on_limited": Notices}, "on_limited="),
+        ({"redis_client": aioredis.Redis(), "limiter": GIVEN}, "redis_client and limiter"),
+        ({"limiter": GIVEN, "on_error": "deny"}, "on_error and limiter"),
+        ({"limiter": GIVEN, "timeout": 0.25}, "timeout and limiter"),
+        ({"limiter": GIVEN, "key_prefix": "mine"}, "key_prefix and limiter"),
+        ({"limiter": GIVEN, "observer": Observer()}, "observer and limiter"),
+        ({"limiter": GIVEN, "statistics": True}, "statistics and limiter"),
+        ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter(storage)"),
+        ({"limiter": aioredis.Redis(password="hunter2")}, "goes into redis_client"),
         ({"per_bot": "no"}, "per_bot='no'"),
         ({"once_per_update": 1}, "once_per_update=1"),
+        ({"live": 1}, "live=1"),
     ],
-    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_an_invalid_argument_is_named(arguments: dict[str, Any], message_: str) -> None:
+def test_an_invalid_argument_is_named(arguments: dict[str, Any], message: str) -> None:
     """An invalid argument stops the bot at its start, with a message and without secrets."""
     with pytest.raises(ConfigError) as error:
         RateLimitMiddleware(**arguments)
-    assert message_ in str(error.value)
+    assert message in str(error.value)
     assert "hunter2" not in str(error.value)
 
 
@@ -104,7 +107,7 @@ async def test_from_the_environment(
         "RATE_LIMIT_TIMEOUT": "1.5",
     }.items():
         environment.setenv(name, value)
-    middleware = RateLimitMiddleware.from_settings()
+    middleware = RateLimitMiddleware.from_settings(limiter=None)  # the same as no argument
     assert (middleware.limiter.on_error, middleware.limiter.timeout) == ("memory", 1.5)
     assert await Instance(middleware).send(*"abc") == [True, True, False]
     assert await client.get("booking_bot:client1:ratelimit:42") == b"3"
@@ -115,36 +118,37 @@ async def test_arguments_win_over_the_environment(environment: pytest.MonkeyPatc
     """Every argument of the constructor can be given to `from_settings`, and wins."""
     environment.setenv("REDIS_URL", f"redis://127.0.0.1:{free_port()}")
     environment.setenv("RATE_LIMIT", "9/m")
+    recorder = Recorder()
     async with FakeAsyncRedis(server=FakeServer()) as client:
-        bot = Instance(
-            RateLimitMiddleware.from_settings(
-                rate_limit="1/m", redis_client=client, key_prefix="mine", on_limited=None
-            )
+        middleware = RateLimitMiddleware.from_settings(
+            rate_limit="1/m",
+            redis_client=client,
+            key_prefix="mine",
+            observer=recorder,
+            statistics=True,
         )
-        assert await bot.send(*"ab") == [True, False]
-        assert await client.keys() == [b"mine:ratelimit:42"]
-        assert bot.session.requests == []
-    given = Limiter(MemoryStorage())
-    assert RateLimitMiddleware.from_settings(limiter=given).limiter is given
-    assert RateLimitMiddleware.from_settings(Settings(redis_enabled=False), timeout=1).rules == (
-        Rule("9/m"),
-    )
+        assert middleware.limiter.keeps_statistics
+        assert await Instance(middleware).send(*"ab") == [True, False]
+        assert b"mine:ratelimit:42" in await client.keys()
+    assert len(recorder.named("decided")) == 2
+    given = RateLimitMiddleware.from_settings(limiter=GIVEN)
+    assert given.limiter is GIVEN
+    assert given.rules == (Rule("9/m"),)
+    with pytest.raises(ConfigError, match="settings is a str: expected Settings"):
+        RateLimitMiddleware.from_settings("redis://h")  # type: ignore[arg-type] # the mistake
 
 
-@pytest.mark.parametrize("given", [None, aioredis.Redis()], ids=["memory", "redis"])
+@pytest.mark.parametrize("given", [None, "redis"])
 async def test_the_memory_size_applies_with_a_client_too(
-    environment: pytest.MonkeyPatch, given: aioredis.Redis | None
+    environment: pytest.MonkeyPatch, given: str | None
 ) -> None:
     """RATE_LIMIT_MEMORY_SIZE also bounds the standby memory of a client that is given."""
     environment.setenv("RATE_LIMIT_MEMORY_SIZE", "1")
     environment.setenv("RATE_LIMIT_ON_ERROR", "memory")
-    limiter = RateLimitMiddleware.from_settings(redis_client=given).limiter
-    storage = limiter.storage if given is None else limiter.decider.standby
-    assert isinstance(storage, MemoryStorage)
-    assert len(storage._states) == 0
-    for user in range(3):
-        storage.answer(Ask([charge("2/h", f"{user}")]))
-    assert len(storage._states) == 1
+    client = None if given is None else aioredis.Redis(port=free_port())
+    limiter = RateLimitMiddleware.from_settings(redis_client=client).limiter
+    for user in (1, 2, 1):  # the second one takes the place of the first
+        assert (await limiter.hit("1/h", Subject(user=user))).allowed
 
 
 @pytest.mark.parametrize("subject", ["42", None, 4.2, True])
@@ -154,16 +158,21 @@ async def test_reset_of_a_wrong_type(subject: Any) -> None:
         await RateLimitMiddleware("1/s").reset(subject)
 
 
-@pytest.mark.parametrize("name", ["on_error", "timeout", "key_prefix"])
+@pytest.mark.parametrize(
+    ("name", "given", "variable"),
+    [
+        ("on_error", "allow", "RATE_LIMIT_ON_ERROR"),
+        ("timeout", 0.5, "RATE_LIMIT_TIMEOUT"),
+        ("key_prefix", "mine", "REDIS_KEY_PREFIX"),
+    ],
+)
 def test_a_limiter_together_with_its_own_arguments(
-    environment: pytest.MonkeyPatch, name: str
+    environment: pytest.MonkeyPatch, name: str, given: Any, variable: str
 ) -> None:
     """`from_settings` never ignores a policy silently, neither an argument nor a variable."""
     limiter = Limiter(MemoryStorage(), key_prefix="shop", on_error="deny", timeout=1)
-    given = {"on_error": "allow", "timeout": 0.5, "key_prefix": "mine"}[name]
     with pytest.raises(ConfigError, match=f"{name} and limiter are both given"):
         RateLimitMiddleware.from_settings(limiter=limiter, **{name: given})
-    variable = "REDIS_KEY_PREFIX" if name == "key_prefix" else f"RATE_LIMIT_{name.upper()}"
     environment.setenv(variable, str(given))
     with pytest.raises(ConfigError, match=f"{variable}=.* and a limiter with {name}="):
         RateLimitMiddleware.from_settings(limiter=limiter)
@@ -171,21 +180,9 @@ def test_a_limiter_together_with_its_own_arguments(
     assert RateLimitMiddleware.from_settings(limiter=limiter).limiter is limiter
 
 
-async def test_limiter_none_means_the_one_of_the_settings(
-    environment: pytest.MonkeyPatch, redis_server: Server
-) -> None:
-    """`limiter=None` is the same as no argument: the server of the settings is used."""
-    environment.setenv("REDIS_URL", redis_server.url)
-    middleware = RateLimitMiddleware.from_settings(limiter=None)
-    assert middleware.limiter.storage.source == "redis"
-    await middleware.close()
-    with pytest.raises(ConfigError, match="settings is a str: expected Settings"):
-        RateLimitMiddleware.from_settings("redis://h")  # type: ignore[arg-type] # the mistake
-
-
 @pytest.mark.usefixtures("environment")
 async def test_shutdown_closes_the_client_of_from_settings(
-    redis_server: Server, connected: Callable[[int], Awaitable[None]]
+    redis_server: Server, connected: Connected
 ) -> None:
     """A client made by `from_settings` is closed with the dispatcher, without code in the bot."""
     settings = Settings(redis_url=f"{redis_server.url}?client_name=ours")
@@ -199,10 +196,11 @@ async def test_shutdown_closes_the_client_of_from_settings(
 
 @pytest.mark.parametrize("closing", ["shutdown", "close"])
 async def test_a_given_client_stays_open(
-    redis_server: Server, connected: Callable[[int], Awaitable[None]], closing: str
+    redis_server: Server, connected: Connected, closing: str
 ) -> None:
-    """Only the limiter's own connection is closed with the bot, not a client that was given."""
+    """Only the limiter's own connection is closed with the bot, which still decides after it."""
     async with aioredis.Redis(port=redis_server.port, client_name="ours") as client:
+        await client.flushall()
         middleware = RateLimitMiddleware("1/m", client)
         bot = Instance(middleware)
         await bot.send("hello")
@@ -211,6 +209,7 @@ async def test_a_given_client_stays_open(
         await (bot.dispatcher.emit_shutdown() if closing == "shutdown" else middleware.close())
         await connected(1)
         assert await client.client_id() == mine
+        assert await bot.send("late") == [False]
 
 
 async def test_a_given_limiter_stays_open() -> None:
@@ -220,22 +219,13 @@ async def test_a_given_limiter_stays_open() -> None:
     await bot.send("hello")
     await bot.dispatcher.emit_shutdown()
     assert not storage.closed
-    assert await bot.send("hello") == [False]
-
-
-async def test_limits_work_after_the_shutdown(client: aioredis.Redis) -> None:
-    """Updates in progress are still decided, and all updates after a restart."""
-    bot = Instance(RateLimitMiddleware("1/m", client))
-    await bot.send("hello")
-    await bot.dispatcher.emit_shutdown()
-    assert await bot.send("late", "later") == [False, False]
 
 
 async def test_the_connection_is_opened_when_the_bot_starts(
-    client: aioredis.Redis, redis_server: Server, connected: Callable[[int], Awaitable[None]]
+    client: aioredis.Redis, redis_server: Server, connected: Connected
 ) -> None:
     """With `setup` the first update need not wait for the connection; nothing is charged."""
-    dispatcher = Dispatcher()
+    dispatcher = bare().dispatcher
     given = aioredis.Redis(port=redis_server.port, client_name="ours")
     RateLimitMiddleware("1/m", given).setup(dispatcher)
     await connected(0)

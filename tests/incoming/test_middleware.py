@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
-from aiogram.types import Message, Poll
+from aiogram.types import Message, Poll, TelegramObject
 from fakeredis import FakeAsyncRedis, FakeServer
 
-from bot_ratelimit import (
-    Limiter,
-    RateLimitMiddleware,
-    RedisStorage,
-    Subject,
-)
+from bot_ratelimit import RateLimitMiddleware
 from tests.servers import free_port
 
 from .support import HANDLED, Instance, message
-from .updates import UPDATES
+from .updates import UPDATES, bare, listen
 
 KEY = "booking_bot:client1:ratelimit:42"
 
@@ -51,21 +45,7 @@ async def test_the_contract(shared: aioredis.Redis) -> None:
     assert await shared.keys("booking_bot:client1:ratelimit:[0-9]*") == [KEY.encode()]
 
 
-async def test_instances_share_one_limit_exactly() -> None:
-    """Simultaneous updates at two instances with one Redis get the limit once, not twice."""
-    server = FakeServer()
-    clients = [FakeAsyncRedis(server=server) for _ in range(2)]
-    bots = [Instance(RateLimitMiddleware("7/m", client)) for client in clients]
-    fed = [bot.feed(message=message()) for _ in range(20) for bot in bots]
-    assert (await asyncio.gather(*fed)).count(HANDLED) == 7
-    assert await clients[0].get("bot:ratelimit:42") == b"40"
-    assert sum(len(bot.session.requests) for bot in bots) == 1  # one notice from both together
-    for client in clients:
-        await client.aclose()
-
-
 async def test_handler_exceptions_pass_unchanged() -> None:
-    """An exception reaches the dispatcher unchanged, and the hit stays charged."""
     bot = Instance(RateLimitMiddleware("1/m"))
     bot.error = ZeroDivisionError("in a handler")
     with pytest.raises(ZeroDivisionError) as error:
@@ -104,12 +84,22 @@ async def test_redis_unreachable(on_error: Any, caplog: pytest.LogCaptureFixture
     assert f"(on_error='{on_error}')" in caplog.text
 
 
-async def test_a_custom_limiter() -> None:
-    """With `limiter=` its storage and prefix are used, and the bot can charge users itself."""
-    async with FakeAsyncRedis(server=FakeServer()) as client:
-        limiter = Limiter(RedisStorage(client), key_prefix="mine")
-        bot = Instance(RateLimitMiddleware("3/m", limiter=limiter))
-        await bot.send("hello")
-        assert await client.keys() == [b"mine:ratelimit:42"]
-        await limiter.hit("3/m", Subject(user=42), cost=2)
-        assert await bot.send("hello") == [False]
+async def test_middlewares_before_and_behind_see_the_decision() -> None:
+    """Inner middlewares find `data["rate_limit"]` before the handler, all others after it."""
+    seen: list[tuple[str, Any]] = []
+    bot = listen(bare(), "message")
+
+    async def before(handler: Any, event: TelegramObject, data: dict[str, Any]) -> Any:
+        assert "rate_limit" not in data
+        result = await handler(event, data)
+        seen.append(("before", data["rate_limit"].allowed))
+        return result
+
+    async def behind(handler: Any, event: TelegramObject, data: dict[str, Any]) -> Any:
+        seen.append(("behind", data["rate_limit"].allowed))
+        return await handler(event, data)
+
+    for middleware in (before, RateLimitMiddleware("1/10s", on_limited=None), behind):
+        bot.dispatcher.message.middleware(middleware)
+    assert await bot.send(*"ab") == [True, False]
+    assert seen == [("behind", True), ("before", True), ("before", False)]

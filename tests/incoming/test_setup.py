@@ -28,15 +28,7 @@ from bot_ratelimit import (
 from tests.servers import Server
 
 from .support import HANDLED, Instance, callback, inline_query, message
-from .updates import (
-    CHANNEL_POST,
-    CONTENTS,
-    MISSING,
-    Fleet,
-    bare,
-    content,
-    listen,
-)
+from .updates import CHANNEL_POST, MISSING, POLL, Fleet, bare, content, limited, listen
 
 
 async def used(limiter: Limiter, rule: Rule | str = "9/m") -> int:
@@ -45,7 +37,7 @@ async def used(limiter: Limiter, rule: Rule | str = "9/m") -> int:
     return int(rule.limit.capacity - decision.remaining)
 
 
-def skipping(bot: Instance, router: Router, times: int = 1) -> list[Decision | None]:
+def skipping(router: Router, times: int = 1) -> list[Decision | None]:
     """Handlers that skip to the next one; returns the decisions that they got."""
     seen: list[Decision | None] = []
 
@@ -79,37 +71,37 @@ async def test_in_every_position_at_once(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("guard", [False, True])
 async def test_after_a_skipped_handler(fleet: Fleet, guard: bool) -> None:
-    """Handlers that skip each run the middleware, and the update is charged once."""
+    """Handlers that skip each run the middleware; each of many updates is charged once."""
     seen = []
 
     def put(bot: Instance, limiter: Limiter) -> None:
-        RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher, guard=guard)
+        middleware = RateLimitMiddleware("50/m", limiter=limiter, on_limited=None)
+        middleware.setup(bot.dispatcher, guard=guard)
         child = bot.dispatcher.include_router(Router())
-        seen.append(skipping(bot, bot.dispatcher, 3))
-        seen.append(skipping(bot, child, 2))
+        seen.append(skipping(bot.dispatcher, 3))
+        seen.append(skipping(child, 2))
         child.message.register(bot._handle)
 
     bots = fleet.assemble(put)
-    assert [await bot.send("hello") for bot in bots] == [[True]] * 3
-    assert await fleet.used("9/m") == 3
-    assert [len(each) for each in seen] == [3, 2] * 3
-    assert {d and d.remaining for d in (*seen[0], *seen[1])} == {8}  # one and the same decision
+    assert await bots[0].send("hello") == [True]
+    assert await fleet.used("50/m") == 1
+    assert [len(each) for each in seen[:2]] == [3, 2]
+    assert {d and d.remaining for d in (*seen[0], *seen[1])} == {49}  # one and the same decision
+    results = await asyncio.gather(*(bot.send("hello") for bot in bots * 20))
+    assert results.count([True]) == 49
+    assert await fleet.used("50/m") == 50
 
 
 async def test_a_refused_update_is_not_offered_to_other_handlers(limiter: Limiter) -> None:
-    """No further handler or router gets a refused update."""
-    bot = bare()
-    RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(bot.dispatcher)
-    seen = skipping(bot, bot.dispatcher)
+    bot = limited("1/m", (), limiter=limiter)
+    seen = skipping(bot.dispatcher)
     bot.dispatcher.include_router(Router()).message.register(bot._handle)
     assert await bot.send(*"ab") == [True, False]
     assert len(seen) == 1
 
 
 async def test_nested_updates_are_charged_once_each(limiter: Limiter) -> None:
-    """A handler may feed another update; each of the two is charged once."""
-    bot = bare()
-    RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher)
+    bot = limited("9/m", (), limiter=limiter)
 
     async def feed_another(event: Message) -> None:
         await bot.feed(callback_query=callback())
@@ -130,46 +122,23 @@ async def test_behind_a_middleware_that_starts_tasks(limiter: Limiter) -> None:
 
     bot.dispatcher.message.middleware(deadline)
     RateLimitMiddleware("9/m", limiter=limiter).setup(bot.dispatcher)
-    skipping(bot, bot.dispatcher, 2)
+    skipping(bot.dispatcher, 2)
     listen(bot, "message")
     assert await bot.send("hello") == [True]
     assert await used(limiter) == 1
 
 
-async def test_simultaneous_updates_are_charged_separately(fleet: Fleet) -> None:
-    """Each of many simultaneous updates is charged once."""
-
-    def put(bot: Instance, limiter: Limiter) -> None:
-        RateLimitMiddleware("50/m", limiter=limiter, on_limited=None).setup(
-            bot.dispatcher, guard=True
-        )
-        skipping(bot, bot.dispatcher, 2)
-        listen(bot, "message")
-
-    bots = fleet.assemble(put)
-    results = await asyncio.gather(*(bot.send("hello") for bot in bots * 20))
-    assert results.count([True]) == 50
-    assert await fleet.used("50/m") == 50
-
-
 async def test_two_middlewares_both_charge(limiter: Limiter) -> None:
-    """Different middlewares are different limits: each charges, and the stricter one refuses."""
+    """Each charges its own limit, the stricter one refuses; a handler's limit is charged once."""
     bot = bare()
-    for rule in (Rule("9/m"), Rule("2/m", name="strict")):
+    strict, own = Rule("2/m", name="strict"), Rule("4/m", name="own")
+    for rule in (Rule("9/m"), strict):
         RateLimitMiddleware(rule, limiter=limiter, on_limited=None).setup(bot.dispatcher)
     listen(bot, "message")
+    listen(bot, "callback_query", flags={"rate_limit": {"limit": "4/m", "key": "own"}})
     assert await bot.send(*"abc") == [True, True, False]
-    assert (await used(limiter), await used(limiter, Rule("2/m", name="strict"))) == (3, 2)
-
-
-async def test_two_middlewares_before_a_handler_with_its_own_limit(limiter: Limiter) -> None:
-    """A handler's own limit is charged once, however many middlewares run before it."""
-    bot = bare()
-    for name in ("one", "two"):
-        RateLimitMiddleware(Rule("9/m", name=name), limiter=limiter).setup(bot.dispatcher)
-    listen(bot, "message", flags={"rate_limit": {"limit": "4/m", "key": "own"}})
-    await bot.send("hello")
-    assert await used(limiter, Rule("4/m", name="own")) == 1
+    await bot.feed(callback_query=callback(message=message()))
+    assert [await used(limiter, each) for each in ("9/m", strict, own)] == [3, 2, 1]
 
 
 CARRIED = ("message", "edited_message", "business_message", "guest_message", "message_reaction")
@@ -188,31 +157,18 @@ def test_setup_registers_on_all_observers_of_users(limiter: Limiter) -> None:
 
 @pytest.mark.parametrize("guard", [False, True])
 async def test_excluded_observers_are_not_limited(limiter: Limiter, guard: bool) -> None:
-    """An observer in `exclude` has no limit, and its events are not charged."""
-    bot = bare()
-    RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(
-        bot.dispatcher, guard=guard, exclude=["inline_query", "callback_query"]
-    )
-
-    async def answer(event: TelegramObject) -> str:
-        return HANDLED
-
-    for name in ("message", "inline_query", "callback_query"):
-        bot.dispatcher.observers[name].register(answer)
-    for _ in range(3):
-        assert await bot.feed(inline_query=inline_query()) == HANDLED
-        assert await bot.feed(callback_query=callback()) == HANDLED
-    assert await bot.send(*"ab") == [True, False]
-
-
-async def test_excluding_polls_excludes_no_messages(limiter: Limiter) -> None:
     """`poll` names an observer here, although a message may contain a poll too."""
     bot = bare()
+    for name in ("message", "inline_query", "callback_query"):
+        bot.dispatcher.observers[name].register(lambda event: HANDLED)
     RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(
-        bot.dispatcher, guard=True, exclude="poll"
+        bot.dispatcher, guard=guard, exclude=["inline_query", "callback_query", "poll"]
     )
-    with_poll = content(poll=CONTENTS["poll"])
-    assert [await bot.feed(message=with_poll) for _ in range(2)] == [UNHANDLED, None]
+    for _ in range(2):
+        assert await bot.feed(inline_query=inline_query()) == HANDLED
+        assert await bot.feed(callback_query=callback()) == HANDLED
+    results = [await bot.feed(message=content(poll=POLL)) for _ in range(2)]
+    assert results == [HANDLED, None]
 
 
 class WatchedStorage(FSMStorage):
@@ -239,112 +195,94 @@ async def test_the_guard_runs_before_fsm_and_filters(limiter: Limiter, guard: bo
     bot = bare()
     storage, isolation = WatchedStorage(), WatchedIsolation()
     bot.dispatcher = Dispatcher(storage=storage, events_isolation=isolation)
-    filtered = []
+    met: list[TelegramObject] = []
 
     async def check(event: Message, state: FSMContext) -> bool:
-        filtered.append(event)
+        met.append(event)
         return True
 
-    # Middlewares that a bot registers before `setup` also run after the guard.
-    outer: list[TelegramObject] = []
-
     async def outermost(handler: Any, event: TelegramObject, data: dict[str, Any]) -> Any:
-        outer.append(event)
+        met.append(event)
+        return await handler(event, data)
+
+    # Middlewares that a bot registers before `setup` also run after the guard.
+    bot.dispatcher.update.outer_middleware(outermost)
+    before = list(bot.dispatcher.update.outer_middleware)
+    middleware = RateLimitMiddleware("1/m", limiter=limiter, on_limited=None)
+    middleware.setup(bot.dispatcher, guard=guard)
+    bot.dispatcher.message.register(bot._handle, check)
+    assert await bot.send(*"abc") == [True, False, False]
+    times = 1 if guard else 3
+    assert (storage.reads, isolation.locks, len(met)) == (times, times, 2 * times)
+    after = list(bot.dispatcher.update.outer_middleware)
+    assert [each for each in after if each is not middleware] == before
+    if guard:  # it knows user and chat
+        assert isinstance(after[after.index(middleware) - 1], UserContextMiddleware)
+
+
+async def test_a_guard_without_fsm_runs_first(limiter: Limiter) -> None:
+    """With `disable_fsm=True` the guard also runs before the bot's own outer middlewares."""
+    bot = bare()
+    bot.dispatcher = Dispatcher(disable_fsm=True)
+    met = []
+
+    async def outermost(handler: Any, event: Any, data: dict[str, Any]) -> Any:
+        met.append(event)
         return await handler(event, data)
 
     bot.dispatcher.update.outer_middleware(outermost)
-    RateLimitMiddleware("1/m", limiter=limiter, on_limited=None).setup(bot.dispatcher, guard=guard)
-    bot.dispatcher.message.register(bot._handle, check)
-    assert await bot.send(*"abc") == [True, False, False]
-    met = 1 if guard else 3
-    assert (storage.reads, isolation.locks, len(filtered), len(outer)) == (met,) * 4
-
-
-def test_the_guard_runs_after_the_user_context(limiter: Limiter) -> None:
-    """The guard knows user and chat, and its errors are handled; FSM and the rest follow."""
-    dispatcher = Dispatcher()
-    before = list(dispatcher.update.outer_middleware)
-    middleware = RateLimitMiddleware(limiter=limiter).setup(dispatcher, guard=True)
-    after = list(dispatcher.update.outer_middleware)
-    assert [each for each in after if each is not middleware] == before
-    assert isinstance(after[after.index(middleware) - 1], UserContextMiddleware)
-    assert after[after.index(middleware) + 1] is dispatcher.fsm
+    RateLimitMiddleware("1/h", limiter=limiter).setup(bot.dispatcher, guard=True)
+    assert await listen(bot, "message").send(*"abc") == [True, False, False]
+    assert len(met) == 1
 
 
 @pytest.mark.parametrize("guard", [False, True])
-async def test_a_bot_may_use_the_name_dispatcher(limiter: Limiter, guard: bool) -> None:
+async def test_a_bot_may_use_the_name_dispatcher(guard: bool) -> None:
     """aiogram lets a bot put its own object under `dispatcher`; the limit works all the same."""
-    bot = bare()
-    RateLimitMiddleware("1/m", limiter=limiter).setup(bot.dispatcher, guard=guard)
+    bot = limited("1/m", guard=guard)
     bot.dispatcher["dispatcher"] = object()
-    listen(bot, "message")
     assert await bot.send(*"ab") == [True, False]
 
 
 @pytest.mark.parametrize("guard", [False, True])
 async def test_updates_without_a_handler(limiter: Limiter, guard: bool) -> None:
     """The guard counts updates without a handler; the inner position does not."""
-    bot = bare()
-    RateLimitMiddleware("2/m", limiter=limiter, on_limited=None).setup(bot.dispatcher, guard=guard)
+    bot = limited("2/m", (), limiter=limiter, guard=guard)
     results = [await bot.feed(message=message()) for _ in range(3)]
     results += [await bot.feed(channel_post=CHANNEL_POST)]
     assert results == [UNHANDLED, UNHANDLED, None if guard else UNHANDLED, UNHANDLED]
     assert await used(limiter, "2/m") == (2 if guard else 0)
 
 
-async def test_the_handler_finds_the_decision_of_the_guard(limiter: Limiter) -> None:
-    """If only the guard counts, the handler gets its decision."""
-    bot = bare()
-    middleware = RateLimitMiddleware("5/m", limiter=limiter)
-    bot.dispatcher.update.outer_middleware(middleware)
-    listen(bot, "message")
-    await bot.send(*"ab")
-    assert [d and d.remaining for d in bot.decisions] == [4, 3]
-
-
-def nonsense_on(router: Router) -> None:
-    async def too_fast(event: Message) -> None: ...
-
-    router.message.register(too_fast, flags={"rate_limit": "fast"})
-
-
-@pytest.mark.parametrize("deep", [False, True])
-async def test_flags_are_checked_when_the_bot_starts(limiter: Limiter, deep: bool) -> None:
-    """An invalid flag stops the bot at its start, with the handler's name."""
-    dispatcher = Dispatcher()
-    # Routers and handlers may come after `setup`.
-    RateLimitMiddleware(limiter=limiter).setup(dispatcher)
-    router = dispatcher
-    if deep:
-        router = dispatcher.include_router(Router()).include_router(Router())  # type: ignore[assignment]
-    nonsense_on(router)
-    with pytest.raises(ConfigError, match=r"test_setup\.nonsense_on\.<locals>\.too_fast.*'fast'"):
-        await dispatcher.emit_startup()
+async def test_a_second_setup_has_its_own_exclude(limiter: Limiter) -> None:
+    """Of two guards on one dispatcher, each counts what the other excludes."""
+    middleware = RateLimitMiddleware("1/h", limiter=limiter)
+    bots = [listen(bare(), "message", "callback_query") for _ in range(2)]
+    middleware.setup(bots[0].dispatcher, guard=True, exclude=["callback_query"])
+    middleware.setup(bots[1].dispatcher, guard=True, exclude=["callback_query"])
+    middleware.setup(bots[1].dispatcher, guard=True, exclude="inline_query")
+    middleware.setup(bots[1].dispatcher, exclude="message")
+    assert [await bots[0].feed(callback_query=callback()) for _ in range(2)] == [HANDLED] * 2
+    assert await bots[1].send("a") == [True]
+    assert await bots[1].feed(callback_query=callback()) is None
+    assert await bots[0].send("a") == [False]
 
 
 async def test_setup_closes_at_the_shutdown(
     redis_server: Server, connected: Callable[[int], Awaitable[None]]
 ) -> None:
-    """The middleware's connection is closed with the dispatcher, even if no handler ever ran."""
+    """The connection is closed once, with the dispatcher, however often it was set up."""
     bot = bare()
     settings = Settings(redis_url=f"{redis_server.url}?client_name=ours", rate_limit_timeout=5)
-    RateLimitMiddleware.from_settings(settings).setup(bot.dispatcher, guard=True)
+    middleware = RateLimitMiddleware.from_settings(settings)
+    before = len(bot.dispatcher.shutdown.handlers)
+    for _ in range(3):
+        middleware.setup(bot.dispatcher, guard=True)
+    assert len(bot.dispatcher.shutdown.handlers) == before + 1
     await bot.send("hello")
     await connected(1)
     await bot.dispatcher.emit_shutdown()
     await connected(0)
-
-
-def test_setup_registers_one_shutdown(limiter: Limiter) -> None:
-    """The middleware is closed once, however often it is set up."""
-    dispatcher = Dispatcher()
-    before = len(dispatcher.shutdown.handlers)
-    middleware = RateLimitMiddleware("1/m")
-    for _ in range(3):
-        middleware.setup(dispatcher)
-    assert len(dispatcher.shutdown.handlers) == before + 1
-    RateLimitMiddleware("1/m", limiter=limiter).setup(dispatcher)  # it closes nothing
-    assert len(dispatcher.shutdown.handlers) == before + 1
 
 
 @pytest.mark.parametrize(
@@ -354,9 +292,10 @@ def test_setup_registers_one_shutdown(limiter: Limiter) -> None:
         ({"exclude": "Message"}, r"Message.*it has message, edited"),
         ({"exclude": None}, r"exclude=None.*\['inline_query'\]"),
         ({"guard": "yes"}, r"guard='yes': expected True or False"),
-        ({"guard": None}, r"guard=None: expected True or False"),
+        ({"dispatcher": Router(name="a")}, "setup needs the Dispatcher, not a Router:"),
+        ({"dispatcher": Dispatcher}, "setup needs the Dispatcher, not the class Dispatcher:"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_invalid_setup_is_an_error(
     options: dict[str, Any], wrong: str, limiter: Limiter
@@ -364,25 +303,37 @@ def test_an_invalid_setup_is_an_error(
     """The error names the argument, and nothing is registered."""
     dispatcher, middleware = Dispatcher(), RateLimitMiddleware(limiter=limiter)
     with pytest.raises(ConfigError, match=wrong):
-        middleware.setup(dispatcher, **options)
+        middleware.setup(**{"dispatcher": dispatcher} | options)
     assert middleware not in dispatcher.message.middleware
 
 
 @pytest.mark.parametrize("given", [True, False])
-async def test_operators_see_where_a_named_limit_comes_from(given: bool, tmp_path: Path) -> None:
-    """A limit of `named_limits` is one of the code; that of the file is one of the file."""
+async def test_operators_see_where_a_limit_comes_from(given: bool, tmp_path: Path) -> None:
+    """Limits that are given as arguments are those of the code; the others are of the file."""
     file = tmp_path / "limits.toml"
-    file.write_text('[limits]\nai = "5/minute"\n')
+    file.write_text('rate_limit = "9/m"\n[limits]\nai = "5/minute"\n')
     settings = Settings(rate_limit_file=str(file))
-    arguments = {"named_limits": {"ai": "5/minute"}} if given else {}
+    arguments = {"named_limits": {"ai": "5/minute"}, "rate_limit": "9/m"} if given else {}
     middleware = RateLimitMiddleware.from_settings(settings, **arguments)
     dispatcher = Dispatcher()
     dispatcher.message.register(_ignored, flags={"rate_limit": {"key": "ai"}})
     middleware.setup(dispatcher)
     await dispatcher.emit_startup()
-    (rule,) = (each for each in middleware.inventory()["rules"] if each["name"] == "ai")
-    assert rule["from"] == ("code" if given else "file")
+    rules = middleware.inventory()["rules"]
+    assert {each["from"] for each in rules} == {"code" if given else "file"}
+    where = [each["where"].rpartition(".")[2] for each in rules]
+    assert where == ["every handler", "messages of other bots", "_ignored"]
     await dispatcher.emit_shutdown()
+
+
+def test_operators_can_limit_handlers_without_a_flag(limiter: Limiter) -> None:
+    """They are offered by name, without those that aiogram itself registers."""
+    bot = bare()
+    middleware = RateLimitMiddleware("9/m", limiter=limiter, live=True).setup(bot.dispatcher)
+    bot.dispatcher.message.register(_ignored, flags={"rate_limit": "1/m"})
+    bot.dispatcher.errors.register(_ignored)
+    listen(bot, "callback_query")
+    assert middleware.inventory()["handlers"] == ["support.Instance._handle"]
 
 
 async def _ignored(message: Message) -> None:
