@@ -99,25 +99,6 @@ def test_tables(table: str) -> None:
     assert waits(limit, steps) == [wait for _, _, wait in steps]
 
 
-def test_the_worked_example_of_decision() -> None:
-    """The numbers in the docstring of `Decision` are right."""
-    state = None
-    for seconds in (0, 1, 2, 2, 2, 3):
-        state, verdict = step("5/10s", state, seconds, 1)
-        if seconds == 2 and verdict.remaining == 2:
-            assert verdict == Verdict(0, 2, us(8))
-    assert verdict == Verdict(us(7), 0, us(7))
-
-
-def test_a_full_fixed_window_counts_attempts() -> None:
-    """A full window counts attempts; a hit that would overfill it is not counted."""
-    state, counts = None, []
-    for cost in (2, 3, 1, 1, 3):
-        state, _ = step("3/10s", state, 0, cost)
-        counts.append(state[0])
-    assert counts == [2, 2, 3, 4, 7]
-
-
 @pytest.mark.parametrize(
     "limit", ["7/minute burst 3", "3/2s burst 3", "6/s burst 60", "3/ms bucket"]
 )
@@ -140,42 +121,6 @@ def test_a_bucket_grants_its_burst_and_then_its_rate(limit: str) -> None:
         assert due - early <= now - START < due + 1
         state, verdict = hit(state, now, parsed, 1)
         assert verdict.wait == 0
-
-
-@pytest.mark.parametrize(
-    ("limit", "wait"), [("2/10s", 10), ("2/10s sliding", 0), ("2/10s bucket", 5)]
-)
-def test_a_clock_set_back_locks_nobody_out(limit: str, wait: float) -> None:
-    """After the clock went back an hour, nobody waits longer than a new user."""
-    state, _ = step(limit, None, 3_600, 2)
-    assert step(limit, state, 0, 1)[1].wait == us(wait)
-
-
-CHANGES = {
-    "a raised amount gives room at once": [("2/10s", 0, 2, 0), ("3/10s", 1, 1, 0)],
-    "a lowered amount holds at once": [("5/10s", 0, 3, 0), ("2/10s", 1, 1, 9)],
-    "a shortened window ends a new period from now at the latest": [
-        ("1/60s", 0, 1, 0),
-        ("1/10s", 1, 1, 10),
-        ("1/10s", 11, 1, 0),
-    ],
-    "a lengthened window ends when it was to end": [("1/10s", 0, 1, 0), ("1/60s", 1, 1, 9)],
-    "a shortened sliding window forgets what is older": [
-        ("1/60s sliding", 0, 1, 0),
-        ("1/10s sliding", 9, 1, 1),
-        ("1/10s sliding", 10, 1, 0),
-    ],
-    "a bucket made smaller is empty at most": [("1/s burst 60", 0, 60, 0), ("1/s bucket", 0, 1, 1)],
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_limit_may_change(change: str) -> None:
-    """The state of another limit of the same algorithm is continued."""
-    state = None
-    for limit, seconds, cost, wait in CHANGES[change]:
-        state, verdict = step(limit, state, seconds, cost)
-        assert verdict.wait == us(wait), (limit, seconds)
 
 
 @st.composite
@@ -213,18 +158,6 @@ def test_waiting_exactly_retry_after_is_enough(
             then = now + verdict.wait
             assert decide(state, then, limit, cost)[1].wait == 0
             assert decide(state, then - MOMENT[limit.algorithm], limit, cost)[1].wait > 0
-
-
-@given(histories())
-def test_a_peek_sees_what_the_last_hit_returned(
-    history: tuple[Limit, list[tuple[int, int]]],
-) -> None:
-    """A hit of cost 0 is never refused and returns what the hit before it left."""
-    limit, hits = history
-    decide, state = FUNCTIONS[limit.algorithm].hit, None
-    for now, cost in hits:
-        state, verdict = decide(state, now, limit, cost)
-        assert decide(state, now, limit, 0)[1] == verdict._replace(wait=0)
 
 
 def most_within(charged: Sequence[tuple[int, int]], span: int) -> int:

@@ -85,16 +85,6 @@ async def test_the_decision_is_of_the_rule_that_matters(
     assert (decision.rule, decision.retry_after) == (speaks, retry_after)
 
 
-async def test_what_one_rule_refuses_another_does_not_charge(
-    limiter: Limiter, clock: Clock
-) -> None:
-    """With "10/60s; 3/s", hits that the second rule refuses do not change the first."""
-    assert [d.allowed for d in await hits(limiter, "10/60s; 3/s", 5)] == [True] * 3 + [False] * 2
-    assert (await limiter.peek("10/60s", ANNA)).remaining == 7
-    clock.move(1)
-    assert [d.allowed for d in await hits(limiter, "10/60s; 3/s", 3)] == [True] * 3
-
-
 async def test_a_hit_may_cost_more_than_its_rule_says(limiter: Limiter) -> None:
     """The cost of a hit replaces that of every rule."""
     rule = Rule("10/m", cost=2)
@@ -118,18 +108,6 @@ async def test_a_peek_charges_nothing(limiter: Limiter, algorithm: str) -> None:
     assert {look.retry_after for look in looks} == {refused.retry_after}
 
 
-@pytest.mark.parametrize("algorithm", ["", " sliding", " bucket"])
-async def test_reset_deletes_a_count(limiter: Limiter, algorithm: str) -> None:
-    """`reset` deletes the count of one subject, and returns whether there was one."""
-    rule = Rule(f"1/m{algorithm}")
-    await hits(limiter, rule, 2)
-    await limiter.hit(rule, BORIS)
-    assert await limiter.reset(rule, ANNA) is True
-    assert await limiter.reset(rule, ANNA) is False
-    assert (await limiter.hit(rule, ANNA)).allowed
-    assert not (await limiter.hit(rule, BORIS)).allowed
-
-
 async def test_reset_deletes_the_counts_of_former_algorithms(bench: Bench) -> None:
     """The algorithm stands in the key: a rule that was changed leaves no count that comes back."""
     limiter = Limiter(bench.storage, timeout=5)
@@ -140,31 +118,6 @@ async def test_reset_deletes_the_counts_of_former_algorithms(bench: Bench) -> No
     assert all([await limiter.peek(rule, ANNA) for rule in rules])
     assert await bench.ttls() == {}
     await limiter.close()
-
-
-async def test_one_token_is_one_charge(limiter: Limiter, clock: Clock) -> None:
-    """Hits with one token share a verdict for a minute, with decreasing waits."""
-    first, second = await hits(limiter, "2/5m", 2, once="album:7")
-    assert shown(first) == shown(second) == (True, 1, 0.0, 300.0)
-    for rule, subject in (("2/5m", BORIS), (Rule("2/5m", name="other"), ANNA)):  # other hits
-        assert (await limiter.hit(rule, subject, once="album:7")).remaining == 1
-        assert (await limiter.peek(rule, subject)).remaining == 1
-    await hits(limiter, "2/5m", 2)
-    clock.move(50)
-    (later,) = await hits(limiter, "2/5m", 1, once="album:7")
-    assert shown(later) == (True, 1, 0.0, 250.0)
-    clock.move(10)
-    assert not (await limiter.hit("2/5m", ANNA, once="album:7")).allowed
-
-
-async def test_a_refusal_is_shared_too(limiter: Limiter, clock: Clock) -> None:
-    """A refused token stays refused, even when there is room again."""
-    await hits(limiter, "1/10s", 1)
-    (refused,) = await hits(limiter, "1/10s", 1, once="album:8")
-    clock.move(11)
-    (again,) = await hits(limiter, "1/10s", 1, once="album:8")
-    assert (refused.allowed, again.allowed) == (False, False)
-    assert (await limiter.hit("1/10s", ANNA)).allowed
 
 
 async def test_a_shadow_rule_refuses_nobody(
@@ -187,13 +140,6 @@ async def test_a_shadow_rule_refuses_nobody(
         (True, 0.0, 0),
         (True, 0.0, 1),
     ]
-
-
-async def test_a_shadow_rule_is_not_charged_for_what_others_refuse(limiter: Limiter) -> None:
-    """A shadow rule counts only hits that would reach it."""
-    trial = Rule("9/m", name="trial", shadow=True)
-    await hits(limiter, [Rule("2/m"), trial], 5)
-    assert (await limiter.peek(trial, ANNA)).remaining == 7
 
 
 async def test_a_limit_may_depend_on_the_subject(limiter: Limiter) -> None:
@@ -281,15 +227,6 @@ async def test_a_peek_accepts_a_cost(limiter: Limiter) -> None:
     assert refused == await limiter.peek("5/m", ANNA, cost=3)
     with pytest.raises(ConfigError, match="never grants more than 5"):
         await limiter.peek("5/m", ANNA, cost=6)
-
-
-async def test_a_peek_reports_the_same_rule_as_the_hit(limiter: Limiter) -> None:
-    """Its `remaining` is that of the hit plus its cost, also with rules of different costs."""
-    dear, cheap = Rule("5/m", name="dear", cost=4), Rule("3/m", name="cheap")
-    look = await limiter.peek([dear, cheap], ANNA)
-    hit = await limiter.hit([dear, cheap], ANNA)
-    assert look.rule is hit.rule is dear
-    assert look.remaining - dear.cost == hit.remaining == 1
 
 
 async def test_a_peek_bans_nobody(limiter: Limiter, caplog: pytest.LogCaptureFixture) -> None:

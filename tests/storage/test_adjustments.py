@@ -19,7 +19,7 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.storage.base import Ask, Count, Op
 from bot_ratelimit.testing import FlakyStorage
-from tests.benches import TIMEOUT, Bench, charge, movable
+from tests.benches import TIMEOUT, Bench, charge
 from tests.storage.test_conformance import per_algorithm
 
 US = Subject(user=42)
@@ -47,26 +47,6 @@ async def test_a_charge_may_exceed_the_limit(
     assert (await limiter.refund(limit, US, 9)).remaining == remaining
     hits = [bool(await limiter.hit(limit, US)) for _ in range(remaining + 1)]
     assert hits == [True] * remaining + [False]
-
-
-@movable
-async def test_only_a_bucket_carries_a_debt_over(bench: Bench) -> None:
-    """After its period a window is empty again, however much was charged; a bucket is not."""
-    for limit, allowed in (("5/minute", 5), ("5/minute sliding", 5), ("5/minute bucket", 0)):
-        await bench.storage.ask(Ask([charge(limit, limit, 13)], Op.CHARGE), timeout=TIMEOUT)
-        await bench.advance(60)
-        hits = [await bench.allowed(charge(limit, limit)) for _ in range(6)]
-        assert hits == [True] * allowed + [False] * (6 - allowed)
-
-
-@movable
-async def test_a_debt_does_not_survive_a_smaller_one(bench: Bench) -> None:
-    """A bucket below empty fills at its own pace, and is then a bucket like any other."""
-    one = charge("5/minute bucket")
-    await bench.storage.ask(Ask([one._replace(cost=13)], Op.CHARGE), timeout=TIMEOUT)
-    for seconds, wait in ((96, 12), (12, 0), (0, 12)):
-        await bench.advance(seconds)
-        assert (await bench.hit(one))[0].wait == bench.about(wait)
 
 
 @per_algorithm
@@ -102,29 +82,6 @@ async def test_charges_and_refunds_leave_a_ttl(bench: Bench, algorithm: str) -> 
     await bench.storage.ask(Ask([one._replace(cost=99)], Op.REFUND), timeout=TIMEOUT)
     assert await bench.ttls() == {}
     assert (await bench.peek(one._replace(cost=1)))[0] == (0, 5, 0)
-
-
-async def test_a_refund_takes_no_attempts(bench: Bench) -> None:
-    """Attempts that a full window counted were never charged, so a refund passes over them."""
-    one = charge("2/minute")
-    for _ in range(6):
-        await bench.hit(one)
-    verdicts = await bench.storage.ask(Ask([one], Op.REFUND), timeout=TIMEOUT)
-    assert verdicts[0].remaining == 1
-
-
-async def test_a_sliding_window_refunds_the_newest_hits(bench: Bench) -> None:
-    """A refund of part of a hit leaves the rest of it, and older hits, in place."""
-    one = charge("9/100ms sliding", cost=3)
-    await bench.hit(one)
-    await bench.advance(0.05)
-    await bench.hit(one)
-    if not bench.exact:
-        return  # a busy machine may take longer than the window
-    verdicts = await bench.storage.ask(Ask([one._replace(cost=2)], Op.REFUND), timeout=TIMEOUT)
-    assert verdicts[0].remaining == 5
-    await bench.advance(0.05)
-    assert (await bench.peek(one))[0].remaining == 8
 
 
 async def test_charges_take_part_in_batches(client: aioredis.Redis) -> None:

@@ -83,6 +83,19 @@ async def test_a_count_lives_as_long_as_it_counts(bench: Bench, algorithm: str) 
     assert not await bench.allowed(one)
 
 
+@movable
+@per_algorithm
+async def test_a_clock_set_back_locks_nobody_out(bench: Bench, algorithm: str) -> None:
+    """After the storage's clock went back an hour, the announced wait is still enough."""
+    one = charge(f"1/10s{algorithm}")
+    await bench.hit(one)
+    await bench.advance(-3_600)
+    (verdict,) = await bench.hit(one)
+    assert verdict.wait <= 10_000_000
+    await bench.advance(verdict.wait / 1_000_000)
+    assert verdict.wait == 0 or await bench.allowed(one)
+
+
 @per_algorithm
 async def test_costs_add_up(bench: Bench, algorithm: str) -> None:
     """A hit charges its cost; one that costs more than is left charges nothing."""
