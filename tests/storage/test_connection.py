@@ -24,7 +24,7 @@ from bot_ratelimit.storage.redis.connection import Connection
 from bot_ratelimit.storage.redis.encoding import encode_command
 from bot_ratelimit.storage.redis.latency import Latency
 from bot_ratelimit.storage.redis.request import AGAIN, Call, Redirect, Request
-from tests.benches import TIMEOUT, charge
+from tests.benches import TIMEOUT, charge, eventually
 from tests.servers import PATIENCE
 
 
@@ -73,6 +73,11 @@ class Server:
         self.refuses: Exception | None = None
         self.opens = asyncio.Event()
         self.opens.set()
+        self.connection = Connection(self, Words())
+
+    def ask(self, *words: str, timeout: float = 5) -> list[asyncio.Future[Any]]:
+        """Ask over the connection under test."""
+        return ask(self.connection, *words, timeout=timeout)
 
     @property
     def wire(self) -> Wire:
@@ -114,17 +119,19 @@ async def settled() -> None:
 
 
 @pytest.fixture
-async def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     """A near server: however slow this machine is, requests are not gathered for too long."""
     monkeypatch.setattr(batches, "GATHER", 60)
-    return Server()
+    server = Server()
+    yield server
+    await server.connection.close()
 
 
 @pytest.fixture
-async def connection(server: Server) -> AsyncIterator[Connection]:
-    connection = Connection(server, Words())
-    yield connection
-    await connection.close()
+async def connected(server: Server) -> Server:
+    """The same, with an open connection."""
+    await open_stream(server.connection)
+    return server
 
 
 def ask(connection: Connection, *words: str, timeout: float = 5) -> list[asyncio.Future[Any]]:
@@ -136,92 +143,75 @@ async def open_stream(connection: Connection) -> None:
     await settled()
 
 
-async def test_a_single_request_is_written_at_once(connection: Connection, server: Server) -> None:
+async def test_a_single_request_is_written_at_once(connected: Server) -> None:
     """A single request is written before its caller waits, without a batch or a task."""
-    await open_stream(connection)
-    (one,) = ask(connection, "a")
-    assert server.wire.sent == [["a"]]
-    await server.wire.reply()
+    (one,) = connected.ask("a")
+    assert connected.wire.sent == [["a"]]
+    await connected.wire.reply()
     assert await one == "ok a"
 
 
-async def test_requests_during_a_batch_share_the_next_one(
-    connection: Connection, server: Server
-) -> None:
+async def test_requests_during_a_batch_share_the_next_one(connected: Server) -> None:
     """Requests made while one is in progress are sent together, in order."""
-    await open_stream(connection)
-    tasks = ask(connection, "a", "d", "c", "b")
+    tasks = connected.ask("a", "d", "c", "b")
     await settled()
-    assert server.wire.sent == [["a"]]
-    await server.wire.reply()
-    assert server.wire.sent == [["a"], ["d+c+b"]]
-    await server.wire.reply("yes")
+    assert connected.wire.sent == [["a"]]
+    await connected.wire.reply()
+    assert connected.wire.sent == [["a"], ["d+c+b"]]
+    await connected.wire.reply("yes")
     assert await asyncio.gather(*tasks) == ["ok a", "yes d", "yes c", "yes b"]
 
 
-async def test_many_requests_are_sent_in_halves(connection: Connection, server: Server) -> None:
+async def test_many_requests_are_sent_in_halves(connected: Server) -> None:
     """Two batches are in progress, so that one is decided while the other is handled here."""
-    await open_stream(connection)
     words = [chr(300 + i) for i in range(141)]
-    tasks = ask(connection, *words)
+    tasks = connected.ask(*words)
     await settled()
-    assert [len(batch[0].split("+")) for batch in server.wire.sent] == [1, 71]
-    await server.wire.reply("ok", "ok")
-    await server.wire.reply("ok", "ok")
+    assert [len(batch[0].split("+")) for batch in connected.wire.sent] == [1, 71]
+    await connected.wire.reply("ok", "ok")
+    await connected.wire.reply("ok", "ok")
     assert [await task for task in tasks] == [f"ok {word}" for word in words]
 
 
-async def test_a_full_batch_never_waits(
-    connection: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_full_batch_never_waits(connected: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of maximum weight is sent, however many are in progress."""
     monkeypatch.setattr(batches, "MAX_WEIGHT", 3)
-    await open_stream(connection)
-    ask(connection, "a", "b", "c", "d", "eeee", "f", "g", "h")
-    assert server.wire.sent == [["a"], ["b+c+d"], ["eeee"], ["f+g+h"]]
+    connected.ask("a", "b", "c", "d", "eeee", "f", "g", "h")
+    assert connected.wire.sent == [["a"], ["b+c+d"], ["eeee"], ["f+g+h"]]
 
 
 async def test_requests_to_a_far_server_do_not_wait_for_a_round_trip(
-    connection: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
+    connected: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To a far server, requests are sent within a millisecond, beside those in progress."""
     monkeypatch.setattr(batches, "GATHER", 0.001)
-    await open_stream(connection)
-    first = ask(connection, "a", "b")
-    async with asyncio.timeout(1):
-        while len(server.wire.sent) < 2:  # noqa: ASYNC110 - nothing tells of a write
-            await asyncio.sleep(0.001)
-    ask(connection, "c")
-    async with asyncio.timeout(1):
-        while len(server.wire.sent) < 3:  # noqa: ASYNC110 - nothing tells of a write
-            await asyncio.sleep(0.001)
-    assert server.wire.sent == [["a"], ["b"], ["c"]]
-    await server.wire.reply("ok", "ok")
+    first = connected.ask("a", "b")
+    await eventually(lambda: len(connected.wire.sent) >= 2, within=1)
+    connected.ask("c")
+    await eventually(lambda: len(connected.wire.sent) >= 3, within=1)
+    assert connected.wire.sent == [["a"], ["b"], ["c"]]
+    await connected.wire.reply("ok", "ok")
     assert [await each for each in first] == ["ok a", "ok b"]
 
 
-async def test_requests_cancelled_before_writing_are_not_sent(
-    connection: Connection, server: Server
-) -> None:
+async def test_requests_cancelled_before_writing_are_not_sent(connected: Server) -> None:
     """A cancelled request that was not written charges nothing."""
-    await open_stream(connection)
-    a, b, c = ask(connection, "a", "b", "c")
+    a, b, c = connected.ask("a", "b", "c")
     b.cancel()
-    await server.wire.reply("ok", "ok")
-    assert server.wire.sent == [["a"], ["c"]]
+    await connected.wire.reply("ok", "ok")
+    assert connected.wire.sent == [["a"], ["c"]]
     assert [await a, await c] == ["ok a", "ok c"]
 
 
 async def test_requests_cancelled_in_progress_keep_the_connection_in_step(
-    connection: Connection, server: Server
+    connected: Server,
 ) -> None:
     """The reply to a cancelled request reaches no other caller."""
-    await open_stream(connection)
-    a, b = ask(connection, "a", "b")
+    a, b = connected.ask("a", "b")
     a.cancel()
-    await server.wire.reply("first", "second")
+    await connected.wire.reply("first", "second")
     assert await b == "second b"
-    assert len(server.wires) == 1
+    assert len(connected.wires) == 1
 
 
 async def test_requests_that_did_not_run_are_sent_again_first(server: Server) -> None:
@@ -238,34 +228,30 @@ async def test_requests_that_did_not_run_are_sent_again_first(server: Server) ->
     await connection.close()
 
 
-async def test_a_broken_connection_fails_only_written_requests(
-    connection: Connection, server: Server
-) -> None:
+async def test_a_broken_connection_fails_only_written_requests(connected: Server) -> None:
     """The outcome of written requests is unknown; the others use a new connection."""
-    await open_stream(connection)
-    a, b = ask(connection, "a", "b")
-    await server.wire.reply(ConnectionResetError("reset by peer"))
+    a, b = connected.ask("a", "b")
+    await connected.wire.reply(ConnectionResetError("reset by peer"))
     with pytest.raises(StorageError, match=r"redis\.test:6379: reset by peer") as raised:
         await a
     assert raised.value.kind == "connection"
-    assert (len(server.wires), server.wires[0].is_closed) == (2, True)
-    assert server.wire.sent == [["b"]]
-    await server.wire.reply()
+    assert (len(connected.wires), connected.wires[0].is_closed) == (2, True)
+    assert connected.wire.sent == [["b"]]
+    await connected.wire.reply()
     assert await b == "ok b"
 
 
 async def test_requests_that_gather_when_the_connection_is_lost_are_sent_by_the_next_one(
-    connection: Connection, server: Server
+    connected: Server,
 ) -> None:
     """Enough requests for half a batch gather for one turn of the loop; none is forgotten in it."""
-    await open_stream(connection)
-    sent = ask(connection, "a")
+    sent = connected.ask("a")
     words = [chr(300 + i) for i in range(40)]
-    gathering = ask(connection, *words)
-    server.wire._on_lost(OSError("gone"))  # in the same turn, before they are sent
+    gathering = connected.ask(*words)
+    connected.wire._on_lost(OSError("gone"))  # in the same turn, before they are sent
     await settled()
     assert all(isinstance(each.exception(), StorageError) for each in sent)
-    first, second = server.wires
+    first, second = connected.wires
     assert (first.sent, second.sent) == ([["a"]], [["+".join(words)]])
     await second.reply("ok")
     assert [each.result() for each in gathering] == [f"ok {word}" for word in words]
@@ -292,42 +278,37 @@ async def test_a_bug_in_the_codec_fails_only_its_requests(server: Server) -> Non
     await connection.close()
 
 
-async def test_a_cancelled_connecting_task_is_restarted(
-    connection: Connection, server: Server
-) -> None:
+async def test_a_cancelled_connecting_task_is_restarted(server: Server) -> None:
     """A program that cancels all tasks and continues still has limits."""
     server.opens.clear()
-    (a,) = ask(connection, "a")
+    (a,) = server.ask("a")
     await settled()
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
     await settled()
     server.opens.set()
-    (b,) = ask(connection, "b")
+    (b,) = server.ask("b")
     await settled()
     await server.wire.reply("ok", "ok")
     assert await asyncio.gather(a, b) == ["ok a", "ok b"]
 
 
-async def test_a_cancelled_reading_task_is_replaced(connection: Connection, server: Server) -> None:
+async def test_a_cancelled_reading_task_is_replaced(connected: Server) -> None:
     """Where a task has to read, its end fails the callers, and the next one is answered."""
-    await open_stream(connection)
-    (a,) = ask(connection, "a")
-    server.wire._on_lost(asyncio.CancelledError())  # type: ignore[arg-type]  # what fakeredis does
+    (a,) = connected.ask("a")
+    connected.wire._on_lost(asyncio.CancelledError())  # type: ignore[arg-type]  # what fakeredis does
     with pytest.raises(StorageError, match="reading was cancelled"):
         await asyncio.wait_for(a, 1)
     await settled()
-    assert (len(server.wires), server.wires[0].is_closed) == (1, True)
-    (b,) = ask(connection, "b")
+    assert (len(connected.wires), connected.wires[0].is_closed) == (1, True)
+    (b,) = connected.ask("b")
     await settled()
-    await server.wire.reply()
+    await connected.wire.reply()
     assert await b == "ok b"
 
 
 @pytest.mark.parametrize("outcome", ["opens", "fails"])
-async def test_no_connection_stays_open_after_close(
-    connection: Connection, server: Server, outcome: str
-) -> None:
+async def test_no_connection_stays_open_after_close(server: Server, outcome: str) -> None:
     """After `close` there is no connection, even if redis-py swallowed the cancellation."""
     wire = Wire()
 
@@ -339,24 +320,21 @@ async def test_no_connection_stays_open_after_close(
         return wire
 
     server.connect = connect  # type: ignore[method-assign]  # for this test
-    connection.open()
+    server.connection.open()
     await settled()
-    await connection.close()
-    assert not connection.is_open
-    assert connection.last_error is None
+    await server.connection.close()
+    assert not server.connection.is_open
+    assert server.connection.last_error is None
     assert wire.is_closed is (outcome == "opens")
 
 
-async def test_an_unexpected_reply_ends_the_connection(
-    connection: Connection, server: Server
-) -> None:
+async def test_an_unexpected_reply_ends_the_connection(connected: Server) -> None:
     """A connection that is out of step is never used again."""
-    await open_stream(connection)
-    await server.wire.reply("?")
-    (a,) = ask(connection, "a")
+    await connected.wire.reply("?")
+    (a,) = connected.ask("a")
     await settled()
-    assert (len(server.wires), server.wire.sent) == (2, [["a"]])
-    await server.wire.reply()
+    assert (len(connected.wires), connected.wire.sent) == (2, [["a"]])
+    await connected.wire.reply()
     assert await a == "ok a"
 
 
@@ -374,11 +352,11 @@ async def test_requests_wait_for_the_first_connection(
 
 
 async def test_what_was_sent_may_have_been_charged_however_long_connecting_took(
-    connection: Connection, server: Server
+    server: Server,
 ) -> None:
     """A request that waited for the connection, was sent and timed out has an unknown outcome."""
     server.opens.clear()
-    (a,) = ask(connection, "a", timeout=0.05)
+    (a,) = server.ask("a", timeout=0.05)
     await settled()
     server.opens.set()
     with pytest.raises(StorageError, match="no answer") as raised:
@@ -387,68 +365,60 @@ async def test_what_was_sent_may_have_been_charged_however_long_connecting_took(
     assert not isinstance(raised.value, NotConnectedError)
 
 
-async def test_requests_fail_at_once_after_a_failed_connect(
-    connection: Connection, server: Server
-) -> None:
+async def test_requests_fail_at_once_after_a_failed_connect(server: Server) -> None:
     """After a failed attempt, requests fail at once with its reason, until one succeeds."""
     server.refuses = OSError("Connection refused")
-    (a,) = ask(connection, "a")
+    (a,) = server.ask("a")
     with pytest.raises(NotConnectedError, match=r"redis\.test:6379: Connection refused"):
         await a
     with pytest.raises(NotConnectedError, match="Connection refused"):
-        connection.submit("b", 5)
+        server.connection.submit("b", 5)
     server.refuses = None
-    async with asyncio.timeout(2):
-        while not connection.is_open:  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.01)
-    (c,) = ask(connection, "c")
+    await eventually(lambda: server.connection.is_open, within=2)
+    (c,) = server.ask("c")
     await server.wire.reply()
     assert await c == "ok c"
 
 
-async def test_connecting_delays_no_request_beyond_its_timeout(
-    connection: Connection, server: Server
-) -> None:
+async def test_connecting_delays_no_request_beyond_its_timeout(server: Server) -> None:
     """The first requests wait for their time-out; later ones fail at once."""
     server.opens.clear()
-    (a,) = ask(connection, "a", timeout=0.02)
+    (a,) = server.ask("a", timeout=0.02)
     with pytest.raises(
         NotConnectedError, match=r"not connected to redis\.test:6379 within 0\.02 s"
     ):
         await a
     with pytest.raises(NotConnectedError, match="still connecting"):
-        connection.submit("b", 0.02)
+        server.connection.submit("b", 0.02)
 
 
-async def test_each_request_has_its_own_timeout(connection: Connection, server: Server) -> None:
+async def test_each_request_has_its_own_timeout(connected: Server) -> None:
     """A late answer is discarded and keeps the connection in step."""
-    await open_stream(connection)
-    (a,) = ask(connection, "a", timeout=0.02)
-    (b,) = ask(connection, "b", timeout=5)
+    (a,) = connected.ask("a", timeout=0.02)
+    (b,) = connected.ask("b", timeout=5)
     with pytest.raises(StorageError, match=r"no answer from redis\.test:6379 within 0\.02 s"):
         await a
-    await server.wire.reply("late", "in time")
+    await connected.wire.reply("late", "in time")
     assert await b == "in time b"
-    assert len(server.wires) == 1
+    assert len(connected.wires) == 1
 
 
 async def test_a_late_answer_is_logged_with_its_latency(
-    connection: Connection, server: Server, caplog: pytest.LogCaptureFixture
+    connected: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log says once that the server is alive and which time-out to set."""
-    await open_stream(connection)
     for _ in range(3):
-        (a,) = ask(connection, "a", timeout=0.02)
+        (a,) = connected.ask("a", timeout=0.02)
         with pytest.raises(StorageError) as raised:
             await a
-        await server.wire.reply()
+        await connected.wire.reply()
     assert re.search(r"takes \d+\.\d\d s to answer, the timeout is 0\.02 s", str(raised.value))
     assert [m for m in caplog.messages if "is alive, but took" in m] == [caplog.messages[0]]
     assert "RATE_LIMIT_TIMEOUT" in caplog.messages[0]
 
 
 async def test_a_connection_without_an_answer_is_replaced(
-    connection: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
+    connected: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection without any reply is replaced, since a new one may work.
 
@@ -456,29 +426,25 @@ async def test_a_connection_without_an_answer_is_replaced(
     """
     monkeypatch.setattr(connections, "SILENCE", 0.05)
     monkeypatch.setattr(batches, "GATHER", 0.001)
-    await open_stream(connection)
-    (patient,) = ask(connection, "p", timeout=6)
-    (a,) = ask(connection, "a", timeout=0.02)
+    (patient,) = connected.ask("p", timeout=6)
+    (a,) = connected.ask("a", timeout=0.02)
     with pytest.raises(StorageError):
         await a
-    async with asyncio.timeout(2):
-        while len(server.wires) < 2:  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.005)
-    assert server.wires[0].is_closed
+    await eventually(lambda: len(connected.wires) >= 2, within=2)
+    assert connected.wires[0].is_closed
     assert isinstance(patient.exception(), StorageError)
 
 
 async def test_a_long_timeout_is_waited_for(
-    connection: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
+    connected: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A time-out longer than the limit for silent connections is respected."""
     monkeypatch.setattr(connections, "SILENCE", 0.02)
-    await open_stream(connection)
-    (a,) = ask(connection, "a", timeout=5)
+    (a,) = connected.ask("a", timeout=5)
     await asyncio.sleep(0.1)
-    await server.wire.reply("late")
+    await connected.wire.reply("late")
     assert await a == "late a"
-    assert len(server.wires) == 1
+    assert len(connected.wires) == 1
 
 
 @pytest.mark.parametrize("took", [0.27, 0.9, 1.07, 1.19, 12.0])
@@ -490,7 +456,7 @@ def test_the_advised_timeout_is_long_enough(took: float, caplog: pytest.LogCaptu
 
 
 async def test_a_slow_attempt_is_followed_by_the_next_without_a_pause(
-    connection: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time that a failed attempt to connect took is part of the pause after it."""
     monkeypatch.setattr(connections, "LONGEST_BACKOFF", 0.1)
@@ -504,10 +470,8 @@ async def test_a_slow_attempt_is_followed_by_the_next_without_a_pause(
         raise OSError("Connection refused")
 
     monkeypatch.setattr(server, "connect", connect)
-    connection.open()
-    async with asyncio.timeout(10):
-        while len(began) < 8:  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.01)
+    server.connection.open()
+    await eventually(lambda: len(began) >= 8, within=10)
     pauses = [start - end for start, end in zip(began[3:], failed[2:], strict=False)]
     assert min(pauses) < 0.04  # of 0.05 to 0.1
 
@@ -527,18 +491,16 @@ async def test_an_attempt_that_hangs_fails_even_if_the_loop_is_blocked_again_and
     await connection.close()
 
 
-async def test_an_old_outage_is_forgotten(
-    connection: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_old_outage_is_forgotten(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """If attempts stopped for lack of requests, the next request waits for a new attempt."""
     monkeypatch.setattr(connections, "IDLE", 0.0)
     server.refuses = OSError("Connection refused")
-    (a,) = ask(connection, "a")
+    (a,) = server.ask("a")
     with pytest.raises(NotConnectedError, match="Connection refused"):
         await a
     await settled()
     server.refuses = None
-    (b,) = ask(connection, "b")
+    (b,) = server.ask("b")
     await settled()
     await server.wire.reply()
     assert await b == "ok b"
@@ -566,49 +528,40 @@ async def test_a_redirect_keeps_host_and_timeout(server: Server, host: str) -> N
     await connection.close()
 
 
-async def test_the_queue_is_bounded(
-    connection: Connection, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_queue_is_bounded(connected: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request above the bound fails with its own error and affects no other."""
     monkeypatch.setattr(connections, "MAX_WAITING", 2)
-    await open_stream(connection)
-    waiting = ask(connection, "a", "b")
+    waiting = connected.ask("a", "b")
     with pytest.raises(QueueFullError, match=r"2 requests already wait for redis\.test:6379"):
-        connection.submit("c", 5)
-    await server.wire.reply("ok", "ok")
+        connected.connection.submit("c", 5)
+    await connected.wire.reply("ok", "ok")
     assert await asyncio.gather(*waiting) == ["ok a", "ok b"]
 
 
-async def test_close_fails_waiting_requests_and_allows_new_ones(
-    connection: Connection, server: Server
-) -> None:
-    """After `close` no caller waits, and the next request opens a new connection."""
-    await open_stream(connection)
-    tasks = ask(connection, "a", "b")
-    await connection.close()
+async def test_close_fails_waiting_requests_and_allows_new_ones(connected: Server) -> None:
+    """After `close` no caller waits, and the next request opens a new connected.connection."""
+    tasks = connected.ask("a", "b")
+    await connected.connection.close()
     for task in tasks:
         with pytest.raises(StorageError, match="closed"):
             await task
-    assert server.wire.is_closed
-    (c,) = ask(connection, "c")
+    assert connected.wire.is_closed
+    (c,) = connected.ask("c")
     await settled()
-    await server.wire.reply()
+    await connected.wire.reply()
     assert await c == "ok c"
 
 
-async def test_two_running_event_loops_need_two_storages(
-    connection: Connection, server: Server
-) -> None:
+async def test_two_running_event_loops_need_two_storages(connected: Server) -> None:
     """A connection belongs to one loop: another one that runs at the same time gets an error."""
-    await open_stream(connection)
-    (a,) = ask(connection, "a")
+    (a,) = connected.ask("a")
 
     async def from_elsewhere() -> None:
-        ask(connection, "b")
+        connected.ask("b")
 
     with pytest.raises(ConfigError, match="two running event loops"):
         await asyncio.to_thread(asyncio.run, from_elsewhere())
-    await server.wire.reply()
+    await connected.wire.reply()
     assert await a == "ok a"
 
 
