@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,23 +32,6 @@ from tests.servers import Server
 ANNA = Subject(user=42, chat=-100)
 BORIS = Subject(user=43, chat=-100)
 USER = Subject(user=42)
-
-
-@pytest.fixture
-async def limiter(bench: Bench) -> AsyncIterator[Limiter]:
-    limiter = Limiter(bench.storage, timeout=5)
-    yield limiter
-    await limiter.close()
-
-
-@pytest.fixture
-async def other(bench: Bench, limiter: Limiter) -> AsyncIterator[Limiter]:
-    """Another instance that has already decided; with memory, on the same storage."""
-    storage = bench.storage if bench.client is None else RedisStorage(bench.client)
-    other = Limiter(storage, timeout=5)
-    await other.hit("1000/s", Subject(user=1))
-    yield other
-    await other.close()
 
 
 async def banned(limiter: Limiter, subject: Subject = ANNA) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -31,22 +30,6 @@ from tests.servers import Server
 ANNA, BORIS = Subject(user=42, chat=-100), Subject(user=43, chat=-100)
 ONE = Concurrency(1, name="report")
 KEY = "bot:ratelimit:slot:report:42"
-
-
-@pytest.fixture
-async def limiter(bench: Bench) -> AsyncIterator[Limiter]:
-    limiter = Limiter(bench.storage, timeout=5)
-    yield limiter
-    await limiter.close()
-
-
-@pytest.fixture
-async def other(bench: Bench, limiter: Limiter) -> AsyncIterator[Limiter]:
-    """Another instance of the bot; with memory, on the same storage."""
-    storage = bench.storage if bench.client is None else RedisStorage(bench.client)
-    other = Limiter(storage, timeout=5)
-    yield other
-    await other.close()
 
 
 async def taken(limiter: Limiter, subject: Subject = ANNA, slots: Concurrency = ONE) -> Slot:
