@@ -539,7 +539,7 @@ async def test_the_queue_is_bounded(connected: Server, monkeypatch: pytest.Monke
 
 
 async def test_close_fails_waiting_requests_and_allows_new_ones(connected: Server) -> None:
-    """After `close` no caller waits, and the next request opens a new connected.connection."""
+    """After `close` no caller waits, and the next request opens a new connection."""
     tasks = connected.ask("a", "b")
     await connected.connection.close()
     for task in tasks:
