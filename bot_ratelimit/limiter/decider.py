@@ -14,11 +14,10 @@ from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision, Source, conclude, said_by
 from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
 from bot_ratelimit.rules.rule import OnError, Rule, Rules, Subject
-from bot_ratelimit.storage.base import Ask, Count, Op, Storage, new_ask, new_count
+from bot_ratelimit.storage.base import Ask, Count, Op, ServerEvents, Storage, new_ask, new_count
 from bot_ratelimit.storage.guarded import Guard, Missing
 from bot_ratelimit.storage.loops import Seldom
 from bot_ratelimit.storage.memory import MemoryStorage
-from bot_ratelimit.storage.servers import GuardEvents
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -63,7 +62,7 @@ class Decider:
         consequences: dict[str, str] = UPDATES,
         clock: Callable[[], float] = time.monotonic,
         memory_size: int = 10_000,
-        events: Sequence[GuardEvents] = (),
+        events: Sequence[ServerEvents] = (),
         on_ban: Banned = lambda *_: None,
         remembers: bool = False,
     ) -> None:

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.storage.base import ServerEvents
 from bot_ratelimit.storage.loops import Ticker
 
 log = logging.getLogger("bot_ratelimit")
@@ -43,7 +44,7 @@ class Names:
         return name
 
 
-class Observer:
+class Observer(ServerEvents):
     """Is told what a limiter does. Every method does nothing; override the ones that you need.
 
     ::
@@ -67,9 +68,6 @@ class Observer:
     def waited(self, decision: Decision, subject: Subject, seconds: float) -> None:
         """A caller of `acquire` waited for `seconds` until this decision."""
 
-    def waiting(self, place: str, count: int) -> None:
-        """`count` callers wait now; `place` is the server that they wait for, or `"acquire"`."""
-
     def banned(self, key: str, seconds: float) -> None:
         """A ban of a penalty, or by hand, began; `key` says who is banned."""
 
@@ -87,32 +85,6 @@ class Observer:
 
     def configured(self, version: int) -> None:
         """Another version of the live limits is in force."""
-
-    # -- the storage ------------------------------------------------------------------------------
-
-    def storage_failed(self, server: str, kind: str) -> None:
-        """The storage did not answer about a decision; `kind` is that of `StorageError`."""
-
-    def outage_began(self, server: str, kind: str) -> None:
-        """A server stopped answering; the policy (`on_error`) answers for it."""
-
-    def outage_ended(self, server: str, seconds: float) -> None:
-        """A server answers again, after an outage of `seconds`."""
-
-    def breaker_changed(self, server: str, is_open: bool) -> None:
-        """The circuit breaker of a server opened, or closed."""
-
-    def connected(self, server: str) -> None:
-        """The connection to a server was opened."""
-
-    def disconnected(self, server: str) -> None:
-        """The connection was lost or could not be opened; it is tried again."""
-
-    def closed(self, server: str) -> None:
-        """The connection was closed on purpose; nothing more is reported about it."""
-
-    def batch_answered(self, server: str, size: int, seconds: float) -> None:
-        """A command with `size` decisions was answered after `seconds`."""
 
     # -- what goes out ----------------------------------------------------------------------------
 
@@ -142,7 +114,7 @@ class Observer:
 ObserverLike: TypeAlias = "Observer | Iterable[Observer] | None"
 
 
-EVENTS: Final = frozenset(name for name in vars(Observer) if not name.startswith("_"))
+EVENTS: Final = frozenset(name for name in dir(Observer) if not name.startswith("_"))
 """The names of all methods of Observer."""
 
 

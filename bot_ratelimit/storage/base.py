@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from enum import Enum
 from functools import partial
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import ConfigError
@@ -77,8 +77,20 @@ new_ask: Final[Callable[[tuple[Sequence[Count], Op, str | None]], Ask]] = partia
 )
 
 
-class StorageEvents(Protocol):
-    """Is told of connections and batches; an `Observer` is one."""
+class ServerEvents:
+    """Is told how the servers of a storage are; an `Observer` is one."""
+
+    def storage_failed(self, server: str, kind: str) -> None:
+        """The storage did not answer about a decision; `kind` is that of `StorageError`."""
+
+    def outage_began(self, server: str, kind: str) -> None:
+        """A server stopped answering; the policy (`on_error`) answers for it."""
+
+    def outage_ended(self, server: str, seconds: float) -> None:
+        """A server answers again, after an outage of `seconds`."""
+
+    def breaker_changed(self, server: str, is_open: bool) -> None:
+        """The circuit breaker of a server opened, or closed."""
 
     def connected(self, server: str) -> None:
         """The connection to a server was opened."""
@@ -90,7 +102,7 @@ class StorageEvents(Protocol):
         """The connection was closed on purpose; nothing more is reported about it."""
 
     def waiting(self, place: str, count: int) -> None:
-        """`count` requests wait for this server now."""
+        """`count` callers wait now; `place` is the server that they wait for, or `"acquire"`."""
 
     def batch_answered(self, server: str, size: int, seconds: float) -> None:
         """A command with `size` decisions was answered after `seconds`."""
@@ -159,7 +171,7 @@ class Storage(ABC):
         """Return the state of the connections, one for each server; empty without connections."""
         return ()
 
-    def observe(self, events: StorageEvents) -> None:  # noqa: B027 - optional
+    def observe(self, events: ServerEvents) -> None:  # noqa: B027 - optional
         """Tell `events` of connections and batches, too, if there are any."""
 
     def open(self) -> None:  # noqa: B027 - optional

@@ -9,8 +9,8 @@ from itertools import count
 from typing import Any, Final, TypeAlias, TypeVar
 
 from bot_ratelimit.errors import NotConnectedError, QueueFullError, StorageError
-from bot_ratelimit.storage.base import Count, Storage
-from bot_ratelimit.storage.servers import GuardEvents, Server, key_space_of, rules_in
+from bot_ratelimit.storage.base import Count, ServerEvents, Storage
+from bot_ratelimit.storage.servers import Server, key_space_of, rules_in
 
 T = TypeVar("T")
 Admitted: TypeAlias = "tuple[Server, int]"
@@ -44,7 +44,7 @@ class Guard:
         consequence: Callable[[], str],
         *,
         clock: Callable[[], float] = time.monotonic,
-        events: Sequence[GuardEvents] = (),
+        events: Sequence[ServerEvents] = (),
     ) -> None:
         self.part = part
         self.title = storage.title

@@ -23,7 +23,7 @@ from bot_ratelimit.errors import (
     StorageError,
     printable,
 )
-from bot_ratelimit.storage.base import Count
+from bot_ratelimit.storage.base import Count, ServerEvents
 from bot_ratelimit.storage.breaker import Breaker
 from bot_ratelimit.storage.loops import Seldom
 
@@ -36,28 +36,12 @@ _SAYS_NOTHING: Final = {"not_connected"}
 """The kind of a failure while the first attempt to connect lasts: its reason is logged, too."""
 
 
-class GuardEvents(Protocol):
-    """Is told of failures and outages; an `Observer` is one."""
-
-    def storage_failed(self, server: str, kind: str) -> None:
-        """The storage did not answer."""
-
-    def outage_began(self, server: str, kind: str) -> None:
-        """A server stopped answering."""
-
-    def outage_ended(self, server: str, seconds: float) -> None:
-        """A server answers again."""
-
-    def breaker_changed(self, server: str, is_open: bool) -> None:
-        """The circuit breaker of a server opened, or closed."""
-
-
 class Asker(Protocol):
     """A part of the bot that asks a storage; a `Guard`."""
 
     part: str
     title: str
-    events: Sequence[GuardEvents]
+    events: Sequence[ServerEvents]
     is_used: bool
     consequence: Callable[[], str]
 
@@ -272,7 +256,7 @@ class KeySpace:
     def _guards(self) -> list[Asker]:
         return [guard for _, guard in sorted(self.guards.items()) if guard.is_used]
 
-    def _events(self) -> Iterator[GuardEvents]:
+    def _events(self) -> Iterator[ServerEvents]:
         """Everybody who is told of outages, once."""
         yield from {id(each): each for guard in self._guards() for each in guard.events}.values()
 

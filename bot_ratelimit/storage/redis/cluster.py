@@ -17,7 +17,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
 from bot_ratelimit.errors import ConfigError, StorageError
-from bot_ratelimit.storage.base import StorageEvents
+from bot_ratelimit.storage.base import ServerEvents
 from bot_ratelimit.storage.loops import Seldom
 from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec
@@ -91,7 +91,7 @@ class Shards:
     def __init__(self, client: RedisCluster, connect_timeout: float = CONNECT_TIMEOUT) -> None:
         self._client = client
         self._connect_timeout = connect_timeout
-        self._events: Sequence[StorageEvents] = ()
+        self._events: Sequence[ServerEvents] = ()
         self._nodes: dict[Address, Connection] = {}
         self._slots: dict[int, Connection] = {}
         self._any = self._connection(_AnyNode(client, connect_timeout))
@@ -135,7 +135,7 @@ class Shards:
         for connection in self.connections():
             connection.dropped()
 
-    def observe(self, events: Sequence[StorageEvents]) -> None:
+    def observe(self, events: Sequence[ServerEvents]) -> None:
         """Set who is told of all connections, also of later ones."""
         self._events = events
         for connection in self.connections():

@@ -9,7 +9,7 @@ from contextvars import Context
 from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError, NotConnectedError, QueueFullError, StorageError
-from bot_ratelimit.storage.base import StorageEvents
+from bot_ratelimit.storage.base import ServerEvents
 from bot_ratelimit.storage.redis.batches import Batches
 from bot_ratelimit.storage.redis.clock import ListeningClock
 from bot_ratelimit.storage.redis.codec import DecisionCodec
@@ -68,7 +68,7 @@ class Connection:
         self.codec: Final = codec
         self._redirect = redirect
         self._on_failure = on_failure
-        self.events: Sequence[StorageEvents] = ()
+        self.events: Sequence[ServerEvents] = ()
         self.name: Final = endpoint.name
         """The permanent name of the server; see `Endpoint`."""
         self.latency: Final = Latency(lambda: self.where)
@@ -93,7 +93,7 @@ class Connection:
         """All connections; see `Shards.connections`."""
         return [self]
 
-    def observe(self, events: Sequence[StorageEvents]) -> None:
+    def observe(self, events: Sequence[ServerEvents]) -> None:
         """Set who is told of the connection state and of every batch."""
         self.events = events
 

@@ -10,7 +10,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.sentinel import SentinelConnectionPool
 
 from bot_ratelimit.algorithms.verdict import Verdict
-from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, Storage, StorageEvents
+from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, ServerEvents, Storage
 from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.banlist import RedisBanList
 from bot_ratelimit.storage.redis.cluster import Shards
@@ -66,7 +66,7 @@ class RedisStorage(Storage):
         self._client = client
         self._close_client = close_client
         self._key_space = key_space_of(client)
-        self._events: tuple[StorageEvents, ...] = ()
+        self._events: tuple[ServerEvents, ...] = ()
         self._servers: Connection | Shards
         self._only: Connection | None = None  # unless this is a cluster
         if isinstance(client, RedisCluster):
@@ -125,7 +125,7 @@ class RedisStorage(Storage):
             return self._only.name
         return self._servers.route(counts[0].key)[0].name
 
-    def observe(self, events: StorageEvents) -> None:
+    def observe(self, events: ServerEvents) -> None:
         """Tell `events` of connections and batches, too."""
         if events not in self._events:
             self._events = (*self._events, events)
