@@ -203,38 +203,22 @@ class Storage(ABC):
 
 
 def leases_of(storage: Storage) -> Leases:
-    """Return the leases of a storage.
-
-    Raises:
-        ConfigError: It keeps none.
-    """
+    """Return the leases of a storage, or raise ConfigError if it has none."""
     return _kept(storage, storage.leases(), "slots", "leases()")
 
 
 def bans_of(storage: Storage, prefix: str) -> BanList:
-    """Return the list of bans of a storage.
-
-    Raises:
-        ConfigError: It keeps none.
-    """
+    """Return the list of bans of a storage, or raise ConfigError if it has none."""
     return _kept(storage, storage.bans(prefix), "bans", "bans()")
 
 
 def documents_of(storage: Storage) -> Documents:
-    """Return the documents of a storage.
-
-    Raises:
-        ConfigError: It keeps none.
-    """
+    """Return the documents of a storage, or raise ConfigError if it has none."""
     return _kept(storage, storage.documents(), "live limits and administration", "documents()")
 
 
 def tallies_of(storage: Storage, prefix: str) -> Tallies:
-    """Return the statistics of a storage.
-
-    Raises:
-        ConfigError: It keeps none.
-    """
+    """Return the statistics of a storage, or raise ConfigError if it has none."""
     return _kept(storage, storage.tallies(prefix), "statistics", "tallies()")
 
 
