@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
@@ -50,14 +51,14 @@ _SERVICE_LINKS: Final = (
 )
 
 
-def _check_secret(value: SecretStr) -> SecretStr:
-    check_secret(value.get_secret_value())
-    return value
+def _checked(check: Callable[[str], object]) -> AfterValidator:
+    """Calls `check`, which raises for a wrong value, and keeps the value."""
 
+    def run(value: Any) -> Any:
+        check(value.get_secret_value() if isinstance(value, SecretStr) else value)
+        return value
 
-def _check_url(value: SecretStr) -> SecretStr:
-    client_from_url(value.get_secret_value())
-    return value
+    return AfterValidator(run)
 
 
 def _check_host(value: str) -> str:
@@ -69,26 +70,19 @@ def _check_host(value: str) -> str:
     return str(ip_address(address)) if ":" in address and "%" not in address else address
 
 
-def _check_path(value: str) -> str:
+def _check_path(value: str) -> None:
     if not Path(value).is_file():
         raise ValueError("there is no such file")
-    return value
 
 
 def _no_url(what: str) -> AfterValidator:
     """For what logs and errors show."""
 
-    def check(value: str) -> str:
+    def check(value: str) -> None:
         if "://" in value:
             raise ValueError(f"a URL is not a {what}")
-        return value
 
-    return AfterValidator(check)
-
-
-def _check_limit(value: str) -> str:
-    _read_rules(value)
-    return value
+    return _checked(check)
 
 
 def _split(value: object) -> object:
@@ -99,8 +93,8 @@ def _check_ids(ids: frozenset[int]) -> frozenset[int]:
     return frozenset(map(check_id, ids))
 
 
-_Secret = Annotated[SecretStr, AfterValidator(_check_secret)]
-_Path = Annotated[str, AfterValidator(_check_path)]
+_Secret = Annotated[SecretStr, _checked(check_secret)]
+_Path = Annotated[str, _checked(_check_path)]
 
 
 class Settings(BaseSettings):
@@ -130,7 +124,7 @@ class Settings(BaseSettings):
     redis_enabled: bool | None = Field(
         None, description="true or false; if unset, Redis is used if REDIS_URL or REDIS_HOST is set"
     )
-    redis_url: Annotated[_Secret, AfterValidator(_check_url)] | None = Field(
+    redis_url: Annotated[_Secret, _checked(client_from_url)] | None = Field(
         None, description=EXPECTED
     )
     redis_host: Annotated[str, AfterValidator(_check_host)] | None = Field(
@@ -156,7 +150,7 @@ class Settings(BaseSettings):
     redis_key_prefix: Annotated[str, _no_url("prefix"), AfterValidator(check_prefix)] = Field(
         "bot", description="the beginning of every key, for example booking_bot:client1"
     )
-    rate_limit: Annotated[str, AfterValidator(_check_limit)] = Field(
+    rate_limit: Annotated[str, _checked(lambda value: _read_rules(value))] = Field(
         "1/s", description="limits such as 5/10s or 1/s; 20/minute, or seconds for one event"
     )
     rate_limit_on_error: OnError = Field(
