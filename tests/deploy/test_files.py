@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from bot_ratelimit import (
 from bot_ratelimit.admin import admin_app
 from bot_ratelimit.admin.health import add_health
 from example_bot.serve import ADMIN_PATH
+from tests.benches import eventually
 from tests.guide.pages import block, program
 from tests.image import DOCKERFILE, IGNORED, copied, in_context, new_project, steps
 from tests.servers import PATIENCE, find_server, free_port
@@ -215,74 +216,85 @@ async def decide(port: int) -> int:
 
 @pytest.mark.parametrize("binary", redis_servers())
 async def test_a_real_server_starts_with_redis_conf(binary: str, tmp_path: Path) -> None:
-    """Redis 6.2, the newer one and Valkey start with it; counts outlive a restart."""
+    """Redis 6.2, the newer one and Valkey start with it; counts outlive a restart.
+
+    Without the password nothing works; with it no dangerous command does.
+    """
     with redis_of_the_compose_file(binary, tmp_path) as port:
         assert await decide(port) == 3
+        with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.get("x")
         with redis.Redis(port=port, password=PASSWORD) as client:
-            info = client.info()
+            for command in (
+                *("CONFIG GET *", "FLUSHALL", "KEYS *", "SHUTDOWN", "ACL LIST", "REPLICAOF NO ONE"),
+            ):
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.execute_command(*command.split())
+            info = client.info()  # for an exporter, too
         assert (info["maxmemory"], info["maxmemory_policy"]) == (256 << 20, "volatile-ttl")
     with redis_of_the_compose_file(binary, tmp_path) as port:
         assert await decide(port) == 0
     assert (tmp_path / "users.acl").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("binary", redis_servers())
-def test_the_bots_redis_user_cannot_break_the_server(binary: str, tmp_path: Path) -> None:
-    """Without the password nothing works; with it no dangerous command does."""
-    with redis_of_the_compose_file(binary, tmp_path) as port:
-        with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
-            stranger.get("x")
-        with redis.Redis(port=port, password=PASSWORD) as client:
-            for command in (
-                "CONFIG GET *",
-                "FLUSHALL",
-                "KEYS *",
-                "SHUTDOWN",
-                "ACL LIST",
-                "REPLICAOF NO ONE",
-            ):
-                with pytest.raises(redis.exceptions.NoPermissionError):
-                    client.execute_command(*command.split())
-            client.info("memory")  # for an exporter
-
-
 # --- Caddyfile ---------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def caddy(config: Path, home: Path, **environment: str) -> AsyncIterator[None]:
+    """Caddy with this file, until the block ends."""
+    with (home / "caddy.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(tool("caddy"), "run", "--adapter", "caddyfile", "--config", str(config)),
+            env={"PATH": os.defpath, "HOME": str(home), **environment},
+            stderr=log,
+        )
+    try:
+        yield
+        assert process.returncode is None, "caddy refuses the Caddyfile"
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+async def delivered(telegram: ClientSession, **options: Any) -> None:
+    """Deliver an update, like Telegram, until the answer is 200."""
+    async with asyncio.timeout(20):
+        while True:
+            with suppress(ClientConnectionError):
+                if (await telegram.post("/webhook", data=b"update", **options)).status == 200:
+                    return
+            await asyncio.sleep(0.02)
+
+
+async def is_up(port: int) -> bool:
+    with suppress(OSError):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+        return True
+    return False
+
+
+@asynccontextmanager
+async def listening(port: int, runner: web.BaseRunner[Any]) -> AsyncIterator[None]:
+    await runner.setup()
+    await web.TCPSite(runner, "localhost", port).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
 
 
 @pytest.fixture
 async def proxy(tmp_path: Path) -> AsyncIterator[tuple[int, int, int]]:
     """Caddy with the Caddyfile before a port on loopback; returns its two ports and that one."""
-    caddy, port, page, upstream = tool("caddy"), free_port(), free_port(), free_port()
-    environment = {
-        "PATH": os.defpath,
-        "HOME": str(tmp_path),
-        "BOT_SITE": f"http://127.0.0.1:{port}",
-        "ADMIN_SITE": f"http://127.0.0.1:{page}",
-        "BOT_HOST": "localhost",
-        "BOT_PORT": str(upstream),
-    }
-    log = os.open(tmp_path / "caddy.log", os.O_WRONLY | os.O_CREAT)
-    process = await asyncio.create_subprocess_exec(
-        *(caddy, "run", "--adapter", "caddyfile", "--config", str(DEPLOY / "Caddyfile")),
-        env=environment,
-        stderr=log,
-    )
-    try:
-        async with asyncio.timeout(10):
-            while True:
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                    break
-                except OSError:
-                    assert process.returncode is None, "caddy refuses the Caddyfile"
-                    await asyncio.sleep(0.02)
-        writer.close()
+    port, page, upstream = free_port(), free_port(), free_port()
+    sites = {"BOT_SITE": f"http://127.0.0.1:{port}", "ADMIN_SITE": f"http://127.0.0.1:{page}"}
+    bot = {"BOT_HOST": "localhost", "BOT_PORT": str(upstream)}
+    async with caddy(DEPLOY / "Caddyfile", tmp_path, **sites, **bot):
+        await eventually(lambda: is_up(port), within=20)
         yield port, page, upstream
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
-        os.close(log)
 
 
 async def test_the_proxy_passes_the_webhook_and_nothing_else(proxy: tuple[int, int, int]) -> None:
@@ -295,34 +307,23 @@ async def test_the_proxy_passes_the_webhook_and_nothing_else(proxy: tuple[int, i
         seen.append((request.method, request.path, secret, await request.read()))
         return web.Response(status=500 if b"fails" in seen[-1][3] else 200)
 
-    runner = web.ServerRunner(web.Server(bot))
-    await runner.setup()
     async with ClientSession(f"http://127.0.0.1:{port}") as telegram:
         secret = {"X-Telegram-Bot-Api-Secret-Token": "s"}
-
-        async def deliver() -> None:
-            async with asyncio.timeout(10):  # like Telegram, until the answer is 200
-                while (
-                    await telegram.post("/webhook", data=b"update", headers=secret)
-                ).status != 200:
-                    pass
-
-        waiting = asyncio.create_task(deliver())
+        waiting = asyncio.create_task(delivered(telegram, headers=secret))
         await asyncio.sleep(0.1)  # nothing listens yet
-        await web.TCPSite(runner, "localhost", upstream).start()
-        await waiting
-        assert (await telegram.post("/webhook", data=b"fails")).status == 500
-        for path in ("/webhook", "/metrics", "/health", "/admin/"):
-            assert (await telegram.get(path)).status == 404
-        assert (await telegram.post("/other", data=b"x")).status == 404
-    await runner.cleanup()
+        async with listening(upstream, web.ServerRunner(web.Server(bot))):
+            await waiting
+            assert (await telegram.post("/webhook", data=b"fails")).status == 500
+            for path in ("/webhook", "/metrics", "/health", "/admin/"):
+                assert (await telegram.get(path)).status == 404
+            assert (await telegram.post("/other", data=b"x")).status == 404
     assert seen == [("POST", "/webhook", "s", b"update"), ("POST", "/webhook", None, b"fails")]
 
 
 async def test_the_proxy_of_the_guide_skips_an_instance_that_does_not_run(tmp_path: Path) -> None:
     """Of three ports on one machine only one answers, and gets the webhook, nothing else."""
     shown = block("start", "A webhook, three instances and a proxy", "caddyfile").text
-    caddy, port, upstream = tool("caddy"), free_port(), free_port()
+    port, upstream = free_port(), free_port()
     for name in ("8081", "8082", "8083"):
         assert f"localhost:{name}" in shown
         shown = shown.replace(name, str(upstream if name == "8083" else free_port()))
@@ -334,30 +335,14 @@ async def test_the_proxy_of_the_guide_skips_an_instance_that_does_not_run(tmp_pa
         seen.append(request.path)
         return web.Response()
 
-    runner = web.ServerRunner(web.Server(bot))
-    await runner.setup()
-    await web.TCPSite(runner, "localhost", upstream).start()
-    environment = {"PATH": os.defpath, "HOME": str(tmp_path)}
-    with (tmp_path / "caddy.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            caddy, "run", cwd=tmp_path, env=environment, stderr=log
-        )
-    try:
-        async with asyncio.timeout(20), ClientSession(f"http://127.0.0.1:{port}") as telegram:
-            for _ in range(10):
-                while True:  # like Telegram, until the answer is 200
-                    try:
-                        if (await telegram.post("/webhook", data=b"update")).status == 200:
-                            break
-                    except ClientConnectionError:
-                        assert process.returncode is None, "caddy refuses the Caddyfile"
-                    await asyncio.sleep(0.02)
-            await telegram.get("/metrics")
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
-        await runner.cleanup()
+    async with (
+        caddy(tmp_path / "Caddyfile", tmp_path),
+        listening(upstream, web.ServerRunner(web.Server(bot))),
+        ClientSession(f"http://127.0.0.1:{port}") as telegram,
+    ):
+        for _ in range(10):
+            await delivered(telegram)
+        await telegram.get("/metrics")
     assert seen == ["/webhook"] * 10
 
 
@@ -373,20 +358,16 @@ async def test_the_page_has_a_port_that_is_not_public(proxy: tuple[int, int, int
     app = web.Application()
     app.router.add_post("/webhook", update)
     app.add_subapp(ADMIN_PATH, admin_app(middleware, token=token))
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "localhost", upstream).start()
-    async with ClientSession(
-        f"http://127.0.0.1:{page}",
-        cookie_jar=CookieJar(unsafe=True),
-        headers={"Accept": "text/html"},
-    ) as operator:
+    jar, headers = CookieJar(unsafe=True), {"Accept": "text/html"}
+    async with (
+        listening(upstream, web.AppRunner(app)),
+        ClientSession(f"http://127.0.0.1:{page}", cookie_jar=jar, headers=headers) as operator,
+    ):
         assert "Log in" in await (await operator.get(ADMIN_PATH)).text()
         entered = await operator.post(f"{ADMIN_PATH}login", data={"token": token})
         assert (entered.status, entered.url.path) == (200, ADMIN_PATH)
         assert "5/10s" in await entered.text()
         assert (await operator.post("/webhook", data=b"update")).status == 404
-    await runner.cleanup()
     (inside,) = (each for each in SERVICES["proxy"]["ports"] if each.startswith("127.0.0.1:"))
     assert inside == "127.0.0.1:8081:8081"
     assert "{$ADMIN_SITE:http://:8081}" in (DEPLOY / "Caddyfile").read_text()
