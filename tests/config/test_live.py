@@ -28,6 +28,11 @@ LIVE = "bot:ratelimit:live"
 TIGHT = Overrides(version=3, rules={"user": {"limit": "2/h"}})
 
 
+def tight(old: bytes, new: bytes) -> bytes:
+    """The document, changed."""
+    return TIGHT.to_json().replace(old, new)
+
+
 async def write(storage: Any, overrides: Overrides | bytes | None) -> None:
     """Write or delete the document, whatever is there."""
     documents = documents_of(storage)
@@ -41,11 +46,10 @@ async def write(storage: Any, overrides: Overrides | bytes | None) -> None:
             await storage.execute((b"DEL", LIVE.encode()), key=LIVE, timeout=5)
 
 
-def bot(storage: Any, *rules: Any, **options: Any) -> tuple[Instance, Live]:
-    limiter = Limiter(storage, timeout=5)
-    middleware = RateLimitMiddleware(rules or "5/h", limiter=limiter, live=True, **options)
-    assert middleware.live is not None
-    return Instance(middleware), middleware.live
+async def change(live: Live, storage: Any, overrides: Overrides | bytes | None) -> None:
+    """Write the document, and let an instance read it."""
+    await write(storage, overrides)
+    await live.refresh()
 
 
 async def allowed(instance: Instance, times: int = 6, **fields: Any) -> int:
@@ -53,37 +57,42 @@ async def allowed(instance: Instance, times: int = 6, **fields: Any) -> int:
 
 
 @pytest.fixture
-async def stopping() -> AsyncIterator[list[Live]]:
+async def bot() -> AsyncIterator[Any]:
+    """Makes a bot with live limits on a storage."""
     started: list[Live] = []
-    yield started
+
+    def make(storage: Any, **options: Any) -> tuple[Instance, Live]:
+        limiter = Limiter(storage, timeout=5)
+        middleware = RateLimitMiddleware("5/h", limiter=limiter, live=True, **options)
+        assert middleware.live is not None
+        started.append(middleware.live)
+        return Instance(middleware), middleware.live
+
+    yield make
     for live in started:
         await live.stop()
 
 
-async def test_a_changed_limit_keeps_its_counts(bench: Bench, stopping: list[Live]) -> None:
+async def test_a_changed_limit_keeps_its_counts(bench: Bench, bot: Any) -> None:
     """After `5/h` becomes `2/h`, a user with one event used has one left."""
     instance, live = bot(bench.storage)
-    stopping.append(live)
     assert await allowed(instance, 1) == 1
-    await write(bench.storage, TIGHT)
-    await live.refresh()
+    await change(live, bench.storage, TIGHT)
     assert await allowed(instance, 3) == 1
-    await write(bench.storage, replace(TIGHT, version=4, rules={}))
-    await live.refresh()
+    await change(live, bench.storage, replace(TIGHT, version=4, rules={}))
     assert live.overrides.version == 4
     assert await allowed(instance, 5) == 1  # the refused attempts of the full window count too
 
 
-async def test_the_first_update_meets_the_live_limits(bench: Bench, stopping: list[Live]) -> None:
+async def test_the_first_update_meets_the_live_limits(bench: Bench, bot: Any) -> None:
     """A new instance decides nothing before it has read the document."""
     await write(bench.storage, TIGHT)
     instance, live = bot(bench.storage)
-    stopping.append(live)
     assert await allowed(instance, 4) == 2
     assert live.is_ready
 
 
-async def test_every_key_has_a_ttl(bench: Bench, stopping: list[Live]) -> None:
+async def test_every_key_has_a_ttl(bench: Bench, bot: Any) -> None:
     """The document lives 400 days after the last read, the report 30 seconds."""
     await write(bench.storage, TIGHT)
     documents = documents_of(bench.storage)
@@ -104,29 +113,19 @@ async def test_every_key_has_a_ttl(bench: Bench, stopping: list[Live]) -> None:
     [
         (b"nonsense", "is not JSON"),
         (b"[]", "is not a JSON object"),
-        (TIGHT.to_json().replace(b'"format": 1', b'"format": 2'), "has format 2"),
-        (
-            TIGHT.to_json().replace(b"2/h", b"2 an hour"),
-            "the live document: the change of 'user': '2 an hour'",
-        ),
-        (
-            TIGHT.to_json().replace(b'"limit"', b'"limits"'),
-            "limits is unknown; expected limit, shadow, off",
-        ),
-        (
-            TIGHT.to_json().replace(b'"version": 3', b'"version": "3"'),
-            "version='3': expected a whole number",
-        ),
+        (tight(b'"format": 1', b'"format": 2'), "has format 2"),
+        (tight(b"2/h", b"2 an hour"), "the live document: the change of 'user': '2 an hour'"),
+        (tight(b'"limit"', b'"limits"'), "limits is unknown; expected limit, shadow, off"),
+        (tight(b'"version": 3', b'"version": "3"'), "version='3': expected a whole number"),
         (b'{"format": 1}', "version is missing"),
     ],
 )
 async def test_a_bad_document_changes_nothing(
-    bench: Bench, document: bytes, told: str, caplog: pytest.LogCaptureFixture
+    bench: Bench, bot: Any, document: bytes, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With an invalid or newer document the last valid one stays in force."""
     instance, live = bot(bench.storage)
-    await write(bench.storage, TIGHT)
-    await live.refresh()
+    await change(live, bench.storage, TIGHT)
     await write(bench.storage, document)
     for _ in range(3):
         await live.refresh()
@@ -136,24 +135,19 @@ async def test_a_bad_document_changes_nothing(
     errors = [each for each in caplog.messages if "live document is not applied" in each]
     assert len(errors) == 1
     assert "Version 3 stays in force" in errors[0]
-    await write(bench.storage, replace(TIGHT, version=4))
-    await live.refresh()
+    await change(live, bench.storage, replace(TIGHT, version=4))
     assert (live.problem, live.overrides.version) == ("", 4)
-    await live.stop()
 
 
-@pytest.mark.parametrize(
-    "document", [b"", b"nonsense", TIGHT.to_json().replace(b'"format": 1', b'"format": 2')]
-)
+@pytest.mark.parametrize("document", [b"", b"nonsense", tight(b'"format": 1', b'"format": 2')])
 async def test_a_bad_document_does_not_loosen_an_instance_that_starts(
-    bench: Bench, document: bytes, stopping: list[Live]
+    bench: Bench, document: bytes, bot: Any
 ) -> None:
     """It obeys the last good version, like running instances, and keeps reporting the problem."""
     await documents_of(bench.storage).push("bot:ratelimit:history", TIGHT.to_json(), 20)
     await documents_of(bench.storage).push("bot:ratelimit:history", document, 20)
     await write(bench.storage, document)
     instance, live = bot(bench.storage)
-    stopping.append(live)
     assert await allowed(instance) == 2
     await live.refresh()
     assert (live.overrides, live.rejected) == (TIGHT, 1)
@@ -161,55 +155,47 @@ async def test_a_bad_document_does_not_loosen_an_instance_that_starts(
 
 
 async def test_a_new_version_is_one_line_in_the_log(
-    bench: Bench, caplog: pytest.LogCaptureFixture, stopping: list[Live]
+    bench: Bench, caplog: pytest.LogCaptureFixture, bot: Any
 ) -> None:
     """Observers are told of it; a newline in a name or a change begins no other log line."""
     caplog.set_level(logging.INFO)
     recorder = Recorder()
     live = Live(Limiter(bench.storage, timeout=5, observer=recorder))
-    stopping.append(live)
-    await write(bench.storage, replace(TIGHT, what="off for 1\nh", by="anna\x1b[2J\nERROR"))
-    await live.refresh()
+    await change(live, bench.storage, replace(TIGHT, what="off for 1\nh", by="anna\x1b[2J\nERROR"))
     said = "Live limits: version 3 (off for 1\\nh, by anna\\x1b[2J\\nERROR)"
     assert said in caplog.messages
     assert recorder.named("configured") == [("configured", 3)]
 
 
 async def test_a_missing_document_is_written_back(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Bench, bot: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After Redis was emptied limits stay, new instances find them, the history has them once."""
     instance, live = bot(bench.storage)
-    await write(bench.storage, TIGHT)
-    await live.refresh()
-    await write(bench.storage, None)
-    await live.refresh()
+    await change(live, bench.storage, TIGHT)
+    await change(live, bench.storage, None)
     assert (live.rejected, live.overrides.version) == (1, 3)
     assert "gone from Redis: version 3 stays" in caplog.text
     unaware = Instance(RateLimitMiddleware("5/h", limiter=Limiter(bench.storage, timeout=5)))
     seven = message()["from"] | {"id": 7}
     assert await allowed(unaware, **{"from": seven}) == 5  # without `live=True` nothing is read
     for _ in range(2):
-        await write(bench.storage, None)
-        await live.refresh()
+        await change(live, bench.storage, None)
     assert await documents_of(bench.storage).listed("bot:ratelimit:history") == [TIGHT.to_json()]
     newcomer, its = bot(bench.storage)
     assert await allowed(newcomer) == 2
     assert its.overrides == TIGHT
     assert await allowed(instance) == 0
-    for each in (live, its):
-        await each.stop()
 
 
 async def test_an_outage_changes_nothing(
-    own_server: Server, caplog: pytest.LogCaptureFixture
+    own_server: Server, bot: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The last version stays in force, and the outage is logged once."""
     async with aioredis.Redis(port=own_server.port) as client:
         storage = RedisStorage(client)
         _, live = bot(storage)
-        await write(storage, TIGHT)
-        await live.refresh()
+        await change(live, storage, TIGHT)
         own_server.kill()
         for _ in range(3):
             await live.refresh()
@@ -222,18 +208,14 @@ async def test_an_outage_changes_nothing(
                 await live.refresh()
                 await asyncio.sleep(0.02)
         assert await documents_of(storage).read(LIVE) == TIGHT.to_json()
-        await live.stop()
         await storage.close()
 
 
-async def test_cancelled_polling_starts_again(
-    monkeypatch: pytest.MonkeyPatch, stopping: list[Live]
-) -> None:
+async def test_cancelled_polling_starts_again(monkeypatch: pytest.MonkeyPatch, bot: Any) -> None:
     """A program that cancels all tasks and continues still obeys its operators."""
     monkeypatch.setattr("bot_ratelimit.config.live.EVERY", 0.01)
     storage = MemoryStorage()
     instance, live = bot(storage)
-    stopping.append(live)
     await allowed(instance, 1)
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
@@ -253,8 +235,7 @@ async def test_all_limits_off_ends_by_itself() -> None:
     live = Live(Limiter(storage), clock=clock)
     rules = rules_of("5/h")
     now = await documents_of(storage).now()
-    await write(storage, replace(TIGHT, off_until=now + 60))
-    await live.refresh()
+    await change(live, storage, replace(TIGHT, off_until=now + 60))
     assert live.applied(rules) is None
     assert live.all_off
     clock.move(61)
@@ -262,33 +243,27 @@ async def test_all_limits_off_ends_by_itself() -> None:
     assert live.applied(rules) is live.applied(rules)  # computed once for each document
 
 
-async def test_an_update_is_handled_uncounted_while_all_is_off(
-    bench: Bench, stopping: list[Live]
-) -> None:
+async def test_an_update_is_handled_uncounted_while_all_is_off(bench: Bench, bot: Any) -> None:
     """Nothing is charged while limits are off, and `rate_limit` is None."""
     instance, live = bot(bench.storage)
-    stopping.append(live)
     until = await documents_of(bench.storage).now() + 3_600
-    await write(bench.storage, replace(TIGHT, off_until=until))
-    await live.refresh()
+    await change(live, bench.storage, replace(TIGHT, off_until=until))
     assert await allowed(instance) == 6
     assert set(instance.decisions) == {None}
-    await write(bench.storage, replace(TIGHT, version=4))
-    await live.refresh()
+    await change(live, bench.storage, replace(TIGHT, version=4))
     assert await allowed(instance) == 2
 
 
-async def test_exemptions_change_too(bench: Bench, stopping: list[Live]) -> None:
+async def test_exemptions_change_too(bench: Bench, bot: Any) -> None:
     """A user is exempted live, and another one is no longer exempt."""
     instance, live = bot(bench.storage, exempt=[7])
-    stopping.append(live)
-    await write(bench.storage, replace(TIGHT, exempt=frozenset({42}), limited=frozenset({7})))
-    await live.refresh()
+    await change(
+        live, bench.storage, replace(TIGHT, exempt=frozenset({42}), limited=frozenset({7}))
+    )
     assert await allowed(instance) == 6
     seven = message()["from"] | {"id": 7}
     assert await allowed(instance, **{"from": seven, "chat": {"id": 7, "type": "private"}}) == 2
-    await write(bench.storage, Overrides(version=4))
-    await live.refresh()
+    await change(live, bench.storage, Overrides(version=4))
     assert await allowed(instance, **{"from": seven}) == 6
 
 
@@ -318,22 +293,19 @@ async def test_an_inapplicable_document_is_rejected_as_a_whole() -> None:
     live = Live(Limiter(storage))
     rules = rules_of([Rule("9/h", cost=3)])
     assert live.applied(rules) is rules
-    await write(storage, TIGHT)
-    await live.refresh()
+    await change(live, storage, TIGHT)
     assert live.applied(rules) is rules
     assert "never grants more than 2" in live.problem
 
 
-async def test_a_flag_is_changed_by_its_key(bench: Bench, stopping: list[Live]) -> None:
+async def test_a_flag_is_changed_by_its_key(bench: Bench, bot: Any) -> None:
     """The limit of a handler can be changed by the key of its flag."""
     instance, live = bot(bench.storage)
-    stopping.append(live)
     instance.dispatcher.callback_query.middleware(instance.dispatcher.message.middleware[0])
     instance.dispatcher.message.handlers.clear()
     flag = {"rate_limit": {"key": "ai", "limit": "5/h"}}
     instance.dispatcher.message.register(instance._handle, flags=flag)
-    await write(bench.storage, Overrides(version=1, rules={"ai": {"limit": "1/h"}}))
-    await live.refresh()
+    await change(live, bench.storage, Overrides(version=1, rules={"ai": {"limit": "1/h"}}))
     assert await allowed(instance, 3) == 1
 
 

@@ -57,16 +57,14 @@ def test_the_key_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "realm"),
-    [
-        ({"bot": 1}, "bot:1"),
-        ({"business": "Bc_9-"}, "business:Bc_9-"),
-        ({"bot": 1, "business": "Bc"}, "bot:1:business:Bc"),
-    ],
+    ("bot", "business", "realm"),
+    [(1, None, "bot:1"), (None, "Bc_9-", "business:Bc_9-"), (1, "Bc", "bot:1:business:Bc")],
 )
-def test_bots_and_business_chats_count_separately(fields: dict[str, Any], realm: str) -> None:
+def test_bots_and_business_chats_count_separately(
+    bot: int | None, business: str | None, realm: str
+) -> None:
     """Several bots with one prefix, and business chats, have separate keys."""
-    key = Rule("5/m", Scope.CHAT, "ai").key("bot", ANNA._replace(**fields))
+    key = Rule("5/m", Scope.CHAT, "ai").key("bot", ANNA._replace(bot=bot, business=business))
     assert key == f"bot:ratelimit:{realm}:ai:chat:-100"
 
 
@@ -89,17 +87,16 @@ def test_a_scope_without_its_id_does_not_apply(scope: Any, subject: Subject) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["ai", "x" * 200, "5/10s-sliding", "отчёт", "42", "a.b_c-d", "once2"]
+    ("prefix", "name"),
+    [
+        *(("bot", "ai"), ("booking_bot:client1", "5/10s-sliding"), ("{bot}", "42")),
+        *(("бот", "отчёт"), ("x" * 128, "x" * 200), ("a.b", "once2")),
+    ],
 )
-def test_names_may_have_any_alphabet(name: str) -> None:
-    """A name is used in the key as it is."""
-    assert Rule("1/s", name=name).key("bot", ANNA) == f"bot:ratelimit:{name}:42"
-
-
-@pytest.mark.parametrize("prefix", ["bot", "booking_bot:client1", "{bot}", "бот", "x" * 128])
-def test_a_prefix_may_have_parts_and_a_hash_tag(prefix: str) -> None:
-    """Prefixes with colons and with hash tags of a Redis Cluster are valid."""
+def test_prefixes_and_names_of_any_alphabet(prefix: str, name: str) -> None:
+    """They are in the key as they are; a prefix may have colons, and a hash tag of a cluster."""
     assert check_prefix(prefix) == prefix
+    assert Rule("1/s", name=name).key(prefix, ANNA) == f"{prefix}:ratelimit:{name}:42"
 
 
 OURS = "chat member topic global custom once ban bot business notice sliding bucket slot stats user"
@@ -174,12 +171,12 @@ def test_a_custom_scope_returns_a_str(scope: Any) -> None:
         Rule("1/s", scope, "firm").key("bot", ANNA)
 
 
-@pytest.mark.parametrize("scope", [Scope.USER, Scope.MEMBER])
-def test_a_subject_has_ids(scope: Scope) -> None:
+def test_a_subject_has_ids() -> None:
     """A user object in place of its id is an error that shows nothing of the user."""
     user: Any = SimpleNamespace(id=42, first_name="Anna")
-    with pytest.raises(ConfigError, match=r"^SimpleNamespace is not an id: .*from_user\.id"):
-        Rule("1/s", scope).key("bot", Subject(user=user, chat=-100))
+    for scope in (Scope.USER, Scope.MEMBER):
+        with pytest.raises(ConfigError, match=r"^SimpleNamespace is not an id: .*from_user\.id"):
+            Rule("1/s", scope).key("bot", Subject(user=user, chat=-100))
 
 
 @pytest.mark.parametrize(
