@@ -148,3 +148,13 @@ async def test_one_object_fed_twice_is_two_events() -> None:
     assert await bot.dispatcher.feed_update(bot.bot, update) == HANDLED
     both = [bot.dispatcher.feed_update(bot.bot, update) for _ in range(2)]
     assert await asyncio.gather(*both) == [None, None]
+
+
+async def test_every_rule_charges_an_album_once(fleet: Fleet) -> None:
+    """Each rule is charged once; an album that one rule refuses is charged to none."""
+    rules = [Rule("9/m"), Rule("1/h", name="slow")]
+    bots = fleet.start(rules, on_limited=None)
+    assert await spread(bots, album(10)) == [True] * 10
+    assert (await fleet.used(rules[0]), await fleet.used(rules[1])) == (1, 1)
+    assert await spread(bots, album(10)) == [False] * 10
+    assert await fleet.used(rules[0]) == 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from aiogram.types import TelegramObject
+from aiogram.methods import SendMessage
+from aiogram.types import Message, TelegramObject
 
-from bot_ratelimit import ConfigError, Decision, Limiter, RateLimitMiddleware
+from bot_ratelimit import ConfigError, Decision, Limiter, MemoryStorage, RateLimitMiddleware
 from bot_ratelimit.testing import Clock
 
-from .support import chat
+from .support import chat, message
 from .updates import GROUP, Fleet, bare, limited, listen
 
 OTHER = {"id": 77, "is_bot": True, "first_name": "Echo"}
@@ -86,3 +87,24 @@ async def test_two_middlewares_charge_a_bot_once(limiter: Limiter) -> None:
         bot.dispatcher.message.middleware(middleware)
     listen(bot, "message")
     assert await bot.send(*"abc", **SENT) == [True, True, False]
+
+
+async def test_two_bots_that_answer_each_other_end(clock: Clock) -> None:
+    """Each answers every message of the other; after some dozens one of them ignores the other."""
+    bots = [limited("1000/s", limiter=Limiter(MemoryStorage(clock=clock))) for _ in range(2)]
+
+    async def answer(event: Message) -> SendMessage:
+        return SendMessage(chat_id=event.chat.id, text="And you?")
+
+    for bot in bots:
+        bot.dispatcher.message.handlers.clear()
+        bot.dispatcher.message.register(answer)
+    sender, said = 0, 0
+    answered: Any = True
+    while answered and said < 1_000:
+        said += 1
+        talker = OTHER | {"id": 100 + sender}
+        answered = await bots[1 - sender].feed(message=message(chat=GROUP, **{"from": talker}))
+        sender = 1 - sender
+        clock.move(0.5)
+    assert said == 41

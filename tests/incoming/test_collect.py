@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
 import pytest
+import redis.asyncio as aioredis
 from aiogram import F, Router
 from aiogram.types import Message
+from yarl import URL
 
 from bot_ratelimit import Collect, ConfigError, Limiter, RateLimitMiddleware
 from bot_ratelimit.testing import FlakyStorage
+from example_bot.demo.botapi import BotApi
+from example_bot.demo.updates import message as update_of
 from tests.benches import Pauses
+from tests.servers import PATIENCE, Server
 
 from .support import HANDLED, Instance, message, user
 from .updates import GROUP, Fleet, album, bare, limited, payment, photo
@@ -202,3 +209,66 @@ def test_an_invalid_argument_is_an_error(arguments: dict[str, Any]) -> None:
     ((name, value),) = arguments.items()
     with pytest.raises(ConfigError, match=f"{name}={value!r}"):
         Collect(**arguments)
+
+
+async def test_what_an_instance_leaves_is_handled_by_the_next_message(fleet: Fleet) -> None:
+    """Messages of an instance that died are part of the next call, on any instance."""
+    calls = Calls()
+    bots = [collecting(limiter, calls) for limiter in fleet.limiters()]
+    lost = say(bots[0], "a")
+    await asyncio.sleep(0.05)
+    lost.cancel()
+    await asyncio.sleep(0.3)
+    assert calls.texts == []
+    assert await say(bots[1], "b") == HANDLED
+    assert calls.texts == [["a", "b"]]
+
+
+async def test_what_an_instance_leaves_is_handled_after_longest(fleet: Fleet) -> None:
+    """If the instance with the latest message dies, another one handles all of them."""
+    calls = Calls()
+    bots = [collecting(limiter, calls, Collect(0.6, 1.8)) for limiter in fleet.limiters()]
+    first = say(bots[0], "a")
+    await asyncio.sleep(0.1)
+    lost = say(bots[1], "b")
+    await asyncio.sleep(0.2)
+    lost.cancel()
+    assert await first == HANDLED
+    assert calls.texts == [["a", "b"]]
+
+
+@pytest.mark.slow
+async def test_an_instance_is_killed_while_it_collects(
+    redis_server: Server, client: aioredis.Redis
+) -> None:
+    """Three processes behind a webhook: what one of them had is handled once, by another one."""
+    async with BotApi() as api, AsyncExitStack() as stack:
+        processes = {}
+        for _ in range(3):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.incoming.collecting", api.url),
+                str(redis_server.port),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            stack.push_async_callback(ended, process)
+            processes[process] = process.stdout
+        ports = {await out.readline(): process for process, out in processes.items() if out}
+        sent = []
+        for text in "abc":
+            sent.append(asyncio.create_task(api.deliver(update_of(42, text))))
+            await asyncio.sleep(0.1)
+        (key,) = await client.keys("bot:ratelimit:collect:*")
+        assert 0 < await client.ttl(key) <= 86_400
+        latest = URL(api.webhooks[2].url).port
+        ports[f"{latest}\n".encode()].kill()
+        await api.called("sendMessage", timeout=PATIENCE)
+        await asyncio.gather(*sent)
+        await api.deliver(update_of(42, "d"))
+        await api.called("sendMessage", 2, timeout=PATIENCE)
+    assert [call.text for call in api.calls if call.method == "sendMessage"] == ["abc", "d"]
+
+
+async def ended(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.communicate()

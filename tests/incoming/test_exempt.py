@@ -125,3 +125,12 @@ def test_an_invalid_variable_is_named(value: str, environment: pytest.MonkeyPatc
     environment.setenv("RATE_LIMIT_EXEMPT", value)
     with pytest.raises(ConfigError, match="RATE_LIMIT_EXEMPT"):
         Settings()
+
+
+async def test_a_banned_user_can_be_exempted(fleet: Fleet) -> None:
+    """A newly exempt id passes, whatever was counted before."""
+    penalty = Penalty("1/m", "1h")
+    bots = fleet.start("1/m", penalty=penalty, on_limited=None)
+    assert await bots[0].send(*"abc") == [True, False, False]
+    restarted = fleet.start("1/m", penalty=penalty, exempt=[42], on_limited=None)
+    assert await restarted[0].send(*"abc") == [True] * 3

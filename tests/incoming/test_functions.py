@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from aiogram import flags
+from aiogram import Router, flags
 from aiogram.types import Message, TelegramObject
 
 from bot_ratelimit import (
@@ -22,6 +22,8 @@ from bot_ratelimit import (
     Scope,
     Subject,
 )
+from bot_ratelimit.testing import Clock
+from tests.incoming.updates import bare
 
 from .support import HANDLED, callback, user
 from .updates import limited, listen
@@ -188,3 +190,34 @@ async def test_a_function_of_something_else_is_an_error(function: Any, wrong: st
     bot = limited(None, flag=function)
     with pytest.raises(ConfigError, match=f"flag of .*_handle.*{wrong}"):
         await bot.dispatcher.emit_startup()
+
+
+async def test_only_handlers_with_a_flag_are_limited() -> None:
+    """`RateLimitMiddleware(None)` leaves every other handler alone, except for banned users."""
+    limiter = Limiter(MemoryStorage(clock=Clock()))
+    bot = bare()
+    middleware = RateLimitMiddleware(None, limiter=limiter, on_limited=None).setup(bot.dispatcher)
+    listen(bot, "message")
+    bot.dispatcher.callback_query.register(bot._handle, flags={"rate_limit": "1/h"})
+    assert await bot.send(*"abc") == [True] * 3
+    assert [await bot.feed(callback_query=callback()) for _ in range(2)] == [HANDLED, None]
+    assert middleware.inventory()["rules"][-1]["where"].endswith("_handle")
+    await limiter.ban(Subject(user=42), "1h")
+    assert await bot.send("d") == [False]
+
+
+async def test_the_flag_of_aiograms_documentation_works_unchanged() -> None:
+    """`@flags.rate_limit(rate=..., key=...)` needs no change."""
+    router = Router()
+
+    @router.message()
+    @flags.rate_limit(rate=2, key="something")
+    async def documented(message: Message) -> str:
+        return HANDLED
+
+    bot = bare()
+    RateLimitMiddleware(None, limiter=Limiter(MemoryStorage()), on_limited=None).setup(
+        bot.dispatcher
+    )
+    bot.dispatcher.include_router(router)
+    assert await bot.send(*"ab") == [True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -103,3 +104,16 @@ async def test_middlewares_before_and_behind_see_the_decision() -> None:
         bot.dispatcher.message.middleware(middleware)
     assert await bot.send(*"ab") == [True, False]
     assert seen == [("behind", True), ("before", True), ("before", False)]
+
+
+async def test_instances_share_one_limit_exactly() -> None:
+    """Simultaneous updates at two instances with one Redis get the limit once, not twice."""
+    server = FakeServer()
+    clients = [FakeAsyncRedis(server=server) for _ in range(2)]
+    bots = [Instance(RateLimitMiddleware("7/m", client)) for client in clients]
+    fed = [bot.feed(message=message()) for _ in range(20) for bot in bots]
+    assert (await asyncio.gather(*fed)).count(HANDLED) == 7
+    assert await clients[0].get("bot:ratelimit:42") == b"40"
+    assert sum(len(bot.session.requests) for bot in bots) == 1  # one notice from both together
+    for client in clients:
+        await client.aclose()

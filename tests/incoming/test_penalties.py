@@ -179,3 +179,54 @@ async def test_what_is_no_strike(fleet: Fleet) -> None:
 def test_penalty_of_a_wrong_type(penalty: Any) -> None:
     with pytest.raises(ConfigError, match=r"expected Penalty\("):
         RateLimitMiddleware("1/s", penalty=penalty)
+
+
+async def test_reset_lifts_a_ban(fleet: Fleet) -> None:
+    """`Limiter.reset` with the penalty lifts the ban on all instances."""
+    bots = fleet.start("1/m", penalty=PENALTY, on_limited=None)
+    await bots[0].send(*"abcdef")
+    limiter = fleet.limiters()[1]
+    assert (await limiter.peek(PENALTY, ANNA)).banned
+    assert await limiter.reset([Rule("1/m"), PENALTY], ANNA)
+    assert not (await limiter.peek(PENALTY, ANNA)).banned
+    assert [(await bot.send("a"))[0] for bot in bots] == [True, False, False]
+    assert not (await limiter.peek(PENALTY, ANNA)).banned  # two new strikes
+    assert not await limiter.reset(PENALTY, BERT)
+
+
+async def test_a_ban_that_grows(limiter: Limiter, clock: Clock) -> None:
+    """Each `after` more attempts during a ban double it, up to `longest`; the next is short."""
+    seen = Refusals()
+    penalty = Penalty("2/m", "10m", grows=True, longest="35m")
+    bot = Instance(RateLimitMiddleware("1/s", limiter=limiter, penalty=penalty, on_limited=seen))
+    await bot.send("a")
+    waits = []
+    for _ in range(8):
+        await bot.send("b")
+        waits.append(seen.decisions[-1].retry_after)
+    assert waits == [1, 600, 600, 1_200, 1_200, 2_100, 2_100, 2_100]
+    clock.move(2_100)
+    assert await bot.send(*"cde") == [True, False, False]
+    assert seen.decisions[-1].retry_after == 600
+
+
+async def test_an_outage_bans_nobody(fleet: Fleet) -> None:
+    """Refusals by the policy are not strikes."""
+    storage = FlakyStorage(fleet.storages[0])
+    limiter = Limiter(storage, on_error="deny", timeout=5)
+    bot = Instance(RateLimitMiddleware("1/m", limiter=limiter, penalty=PENALTY, on_limited=None))
+    storage.fail()
+    assert await bot.send(*"abcdef") == [False] * 6
+    assert (await fleet.limiters()[0].peek(PENALTY, ANNA)).remaining == 3
+
+
+async def test_penalties_without_telegram(fleet: Fleet) -> None:
+    """The limiter also bans other subjects, for example a job that retries too often."""
+    first, second, third = fleet.limiters()
+    rules = [Rule("1/m", name="export"), PENALTY]
+    decisions = [await each.hit(rules, ANNA) for each in (first, second, third, first, second)]
+    assert [d.allowed for d in decisions] == [True] + [False] * 4
+    assert [d.banned for d in decisions] == [False, False, False, True, True]
+    assert decisions[1].rule == rules[0]
+    assert decisions[3].rule == PENALTY
+    assert not (await third.hit(rules, BERT)).banned

@@ -338,3 +338,33 @@ def test_operators_can_limit_handlers_without_a_flag(limiter: Limiter) -> None:
 
 async def _ignored(message: Message) -> None:
     """Does nothing."""
+
+
+async def test_the_handler_finds_the_decision_of_the_guard(limiter: Limiter) -> None:
+    """If only the guard counts, the handler gets its decision."""
+    bot = bare()
+    middleware = RateLimitMiddleware("5/m", limiter=limiter)
+    bot.dispatcher.update.outer_middleware(middleware)
+    listen(bot, "message")
+    await bot.send(*"ab")
+    assert [d and d.remaining for d in bot.decisions] == [4, 3]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+async def test_flags_are_checked_when_the_bot_starts(limiter: Limiter, deep: bool) -> None:
+    """An invalid flag stops the bot at its start, with the handler's name."""
+    dispatcher = Dispatcher()
+    # Routers and handlers may come after `setup`.
+    RateLimitMiddleware(limiter=limiter).setup(dispatcher)
+    router = dispatcher
+    if deep:
+        router = dispatcher.include_router(Router()).include_router(Router())  # type: ignore[assignment]
+    nonsense_on(router)
+    with pytest.raises(ConfigError, match=r"test_setup\.nonsense_on\.<locals>\.too_fast.*'fast'"):
+        await dispatcher.emit_startup()
+
+
+def nonsense_on(router: Router) -> None:
+    async def too_fast(event: Message) -> None: ...
+
+    router.message.register(too_fast, flags={"rate_limit": "fast"})
