@@ -338,12 +338,10 @@ async def test_an_unexpected_reply_ends_the_connection(connected: Server) -> Non
     assert await a == "ok a"
 
 
-async def test_requests_wait_for_the_first_connection(
-    connection: Connection, server: Server
-) -> None:
+async def test_requests_wait_for_the_first_connection(server: Server) -> None:
     """While the connection is being opened requests wait, and none is lost."""
     server.opens.clear()
-    tasks = ask(connection, "a", "b")
+    tasks = server.ask("a", "b")
     await settled()
     server.opens.set()
     await settled()
