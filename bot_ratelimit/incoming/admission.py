@@ -143,7 +143,7 @@ class Admission:
     async def _handle(
         self, rules: Rules, key: Hashable, dispatch: Dispatch, counted: Counted | None = _NOT_ASKED
     ) -> Any:
-        """Handle any event; `counted` is given if it is known already for whom it counts."""
+        """Handle any event; a caller that has asked already whether it counts passes `counted`."""
         handler, event, inner, update, data = dispatch
         state = dispatch_state(data)
         state.setdefault(DEADLINE, Deadline(self._limiter.timeout))

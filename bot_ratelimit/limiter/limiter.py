@@ -175,7 +175,7 @@ class Limiter(OperatorMethods, BlockMethods):
         once: str | None,
         deadline: Deadline | None,
     ) -> Awaitable[Decision]:
-        """A hit of which observers are not told; see `hit`. Without a coroutine of its own."""
+        """Decide like `hit`, but without telling observers, and without one more coroutine."""
         bans = self._bans
         if bans.current or bans.is_stale:
             return self._decide(rules, subject, cost, once, deadline=deadline)

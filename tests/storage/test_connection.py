@@ -162,12 +162,13 @@ async def test_requests_during_a_batch_share_the_next_one(connected: Server) -> 
     assert await asyncio.gather(*tasks) == ["ok a", "yes d", "yes c", "yes b"]
 
 
-async def test_many_requests_are_sent_in_halves(connected: Server) -> None:
+@pytest.mark.parametrize(("size", "half"), [(100, 50), (141, 71)])
+async def test_many_requests_are_sent_in_halves(connected: Server, size: int, half: int) -> None:
     """Two batches are in progress, so that one is decided while the other is handled here."""
-    words = [chr(300 + i) for i in range(141)]
+    words = [chr(300 + i) for i in range(size)]
     tasks = connected.ask(*words)
     await settled()
-    assert [len(batch[0].split("+")) for batch in connected.wire.sent] == [1, 71]
+    assert [len(batch[0].split("+")) for batch in connected.wire.sent] == [1, half]
     await connected.wire.reply("ok", "ok")
     await connected.wire.reply("ok", "ok")
     assert [await task for task in tasks] == [f"ok {word}" for word in words]

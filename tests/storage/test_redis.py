@@ -13,7 +13,7 @@ import redis.asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from bot_ratelimit import ConfigError, RedisStorage, StorageError
+from bot_ratelimit import ConfigError, Limit, RedisStorage, StorageError
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.storage.base import Ask, Count, Op
 from tests.benches import TIMEOUT, charge, reset
@@ -72,6 +72,19 @@ async def test_simultaneous_decisions_share_commands(
         assert [verdict.wait == 0 for (verdict,) in verdicts] == [True] * 50 + [False] * 50
         assert (await client.info("commandstats"))["cmdstat_evalsha"]["calls"] <= most
     assert (await client.info("stats"))["total_connections_received"] == 0
+
+
+async def test_hits_that_share_a_command_keep_their_limits_and_costs(
+    client: aioredis.Redis,
+) -> None:
+    """Neighbours with the same limit, another cost or another limit do not mix."""
+    storage = RedisStorage(client)
+    five, nine = Limit(5, 3_600), Limit(9, 3_600)
+    asked = [(five, 1), (five, 1), (five, 2), (five, 1), (nine, 1), (five, 3), (five, 3), (nine, 2)]
+    hits = [hit(storage, Count(f"bot:{i}", *terms)) for i, terms in enumerate(asked)]
+    verdicts = [verdict for (verdict,) in await asyncio.gather(*hits)]
+    assert [each.remaining for each in verdicts] == [4, 4, 3, 4, 8, 2, 2, 7]
+    assert all(3_590_000_000 < each.reset <= 3_600_000_000 for each in verdicts)
 
 
 async def test_a_flushed_script_is_loaded_again(client: aioredis.Redis) -> None:

@@ -155,6 +155,9 @@ def test_the_nodes_of_a_cluster() -> None:
         ("rediss://h?ssl_cert_reqs=maybe", "one of the options ssl_cert_reqs is wrong here"),
         ("redis+cluster://h?timeout=3", "one of the options timeout is wrong here"),
         ("redis://h?x", "after ? expected options, NAME=VALUE"),
+        ("redis://h/0#x", "a character of the password or the path is not escaped"),
+        ("redis://:a/b@h", "a character of the password or the path is not escaped"),
+        ("redis://h?x=a@b", "a character of the password or the path is not escaped"),
     ],
 )  # fmt: skip
 def test_an_error_says_which_part_is_wrong(url: str, told: str) -> None:

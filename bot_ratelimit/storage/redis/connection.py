@@ -23,11 +23,12 @@ from bot_ratelimit.storage.redis.wire import Wire
 CONNECT_TIMEOUT: Final = 5.0
 """The maximum time in seconds to open a connection: name look-up, TCP, TLS, authentication."""
 CLOCK_WHILE_OPENING: Final = 0.1
-"""The clock ticks for this time-out, in seconds, while connecting: a blocked loop costs no time."""
+"""The clock ticks as for this time-out, in seconds, while the connection is being opened. Otherwise
+a loop that is blocked before the first request would use up the time to connect."""
 SILENCE: Final = 2.0
 """Seconds without a reply after which a connection is replaced, unless `timeout` is longer."""
 LONGEST_BACKOFF: Final = 1.0
-"""The longest pause between two attempts to connect, in seconds, with the failed attempt."""
+"""The longest time from one attempt to connect to the next, in seconds."""
 IDLE: Final = 60.0
 """Seconds without a request after which there are no more attempts to connect."""
 MAX_WAITING: Final = 20_000
@@ -43,9 +44,8 @@ class Connection:
                      ^                                   |
                      +------ nothing was executed -------+
 
-    - A request times out `timeout` seconds after it, without time in which this loop was busy.
-    - A request that was written is never written again, unless the server says that nothing was
-      executed.
+    - A request times out after `timeout` seconds; time in which this loop is busy does not count.
+    - A request is written again only if the server says that nothing was executed.
 
     Args:
         endpoint: Where to connect.
