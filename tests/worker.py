@@ -62,9 +62,14 @@ async def work(port: int, limits: list[str], ready: Barrier) -> Report:
 
 DECISIONS = "decisions"
 """The list in Redis in which `record_decisions` logs: `<seconds> <microseconds> <wait> <spec>`."""
+# Before Redis 7 the time goes on while a script runs, so it is read once.
 _RECORDING = """
+local server, time = redis, redis.call('TIME')
+local redis = setmetatable({ call = function(name, ...)
+  return name == 'TIME' and time or server.call(name, ...)
+end }, { __index = server })
 local function decide_all() %s end
-local answers, time = decide_all(), redis.call('TIME')
+local answers = decide_all()
 for i, spec in ipairs(ARGV) do
   local wait = string.format('%%.0f', answers[3 * i - 2])
   redis.call('RPUSH', 'decisions', table.concat({ time[1], time[2], wait, spec }, ' '))

@@ -133,10 +133,8 @@ class Admission:
         data: dict[str, Any],
     ) -> Any:
         """Handle an event that nothing but these rules is asked about."""
-        limiter = self._limiter
-        hit = limiter.hit if limiter.observer.times_decisions else limiter.deciding
-        answer = await hit(rules, subject, None, once, deadline=deadline)
-        decision = BoundDecision.of(answer, limiter, rules, subject)
+        answer = await self._limiter.hit(rules, subject, None, once, deadline=deadline)
+        decision = BoundDecision.of(answer, self._limiter, rules, subject)
         state[key] = decision, subject
         return await self._go_on(decision, subject, handler, event, inner, data)
 

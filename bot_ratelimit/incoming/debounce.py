@@ -44,7 +44,7 @@ class Debounce(EventRule, Rule):
     def __init__(self, window: float | str) -> None:
         Rule.__init__(self, Limit(1, period_of("Debounce", window)))
         _put(self, "path", "same:")
-        _put(self, "_ids", lambda subject: None)  # without an event it does not apply
+        _put(self, "ids", lambda subject: None)  # without an event it does not apply
 
     def of_event(self, event: TelegramObject) -> Rule | None:
         """Return the rule that counts events equal to this one; None if it is not compared."""
@@ -54,7 +54,7 @@ class Debounce(EventRule, Rule):
         digest = blake2b(content.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         rule = copy(self)
         ids: Callable[[Subject], str | None] = lambda s: f"{s.user}:{s.chat}:{digest}"  # noqa: E731 - it needs a type
-        _put(rule, "_ids", ids)
+        _put(rule, "ids", ids)
         return rule
 
 

@@ -13,7 +13,7 @@ from bot_ratelimit.limiter.counts import counts_of_hit, once_key, trial_of
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision, Source, conclude, said_by
 from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
-from bot_ratelimit.rules.rule import OnError, Rule, Rules, Subject
+from bot_ratelimit.rules.rule import Ids, OnError, Rule, Rules, Scope, Subject
 from bot_ratelimit.storage.base import Ask, Count, Op, ServerEvents, Storage, new_ask, new_count
 from bot_ratelimit.storage.guarded import Guard, Missing
 from bot_ratelimit.storage.loops import Seldom
@@ -21,6 +21,7 @@ from bot_ratelimit.storage.memory import MemoryStorage
 
 log = logging.getLogger("bot_ratelimit")
 
+Only: TypeAlias = "tuple[Rule, Limit, str, Ids]"
 Banned: TypeAlias = Callable[[Subject, Sequence[Count], Sequence[Verdict]], None]
 
 UPDATES: Final = {
@@ -79,7 +80,7 @@ class Decider:
         self._memory = storage if type(storage) is MemoryStorage else None
         self._known: dict[int, Rules] = {}
         self._last: Rules | None = None
-        self._only: tuple[Rule, Limit] | None = None  # of the last rules
+        self._only: Only | None = None  # of the last rules
         self._seldom = Seldom(clock=clock)
 
     @property
@@ -114,16 +115,22 @@ class Decider:
             self._note(rules)
         applied: Sequence[Rule] = rules
         only, memory = self._only, self._memory
+        plain: Rule | None = None
         if only is not None and cost is None and once is None and not peek:  # nearly always
             if type(subject) is not Subject:
                 check_subject(subject)
-            rule, limit = only
-            key = rule.key(self.key_prefix, subject, limit)
-            if key is None:
+            rule, limit, head, ids_of = only
+            ids, (_, _, _, bot, business) = ids_of(subject), subject
+            if type(ids) is int and bot is None and business is None:
+                key = f"{head}{ids}"
+            elif (found := rule.key(self.key_prefix, subject, limit)) is not None:
+                key = found
+            else:
                 return _unlimited(rule)
             if memory is not None:
                 return said_by(rule, memory.hit(key, limit, rule.cost), "memory")
             ask = new_ask(([new_count((key, limit, rule.cost, False, None))], _HIT, None))
+            plain = rule
         else:
             ask, applied = self._asked(rules, subject, cost, once, peek)
             if not applied:
@@ -147,7 +154,10 @@ class Decider:
             deadline.waited(began, answered=verdicts is not None)
         if verdicts is None:
             return self._by_policy(subject, ask, applied)
-        decision = self._conclude(subject, ask, applied, verdicts, self.storage.source)
+        if plain is not None:
+            decision = said_by(plain, verdicts[0], self.storage.source)
+        else:
+            decision = self._conclude(subject, ask, applied, verdicts, self.storage.source)
         if self._remembers and decision.allowed:
             self.standby.answer(ask)
         return decision
@@ -255,11 +265,19 @@ class Decider:
 
     def _note(self, rules: Rules) -> None:
         """Remember which rules there are; the same few objects come again and again."""
-        self._last, self._only = rules, _only_of(rules)
+        self._last, self._only = rules, self._only_of(rules)
         if id(rules) not in self._known:
             if len(self._known) >= _MAX_KNOWN:
                 self._known.pop(next(iter(self._known)))
             self._known[id(rules)] = rules
+
+    def _only_of(self, rules: Rules) -> Only | None:
+        """The rule if it is the only one and needs no further thought; with what its keys need."""
+        rule, limit = rules[0], rules[0].limit
+        is_plain = type(rule) is Rule and isinstance(rule.scope, Scope) and not rule.shadow
+        if len(rules) > 1 or not is_plain or not isinstance(limit, Limit) or limit.zone:
+            return None
+        return rule, limit, rule.head(self.key_prefix, limit), rule.ids
 
     def _consequence(self) -> str:
         """What happens to this part of the bot without an answer, for the log."""
@@ -271,15 +289,6 @@ class Decider:
         }
         text = self._consequences[self.on_error]
         return f"{text}, but {' and '.join(own)}" if own else text
-
-
-def _only_of(rules: Rules) -> tuple[Rule, Limit] | None:
-    """The rule and its limit if it is the only one and needs no further thought."""
-    rule = rules[0]
-    if len(rules) > 1 or type(rule) is not Rule or rule.shadow:
-        return None
-    limit = rule.limit
-    return (rule, limit) if isinstance(limit, Limit) and not limit.zone else None
 
 
 def _unlimited(rule: Rule) -> Decision:

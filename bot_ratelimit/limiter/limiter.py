@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 from bot_ratelimit.limiter.arguments import check_storage, check_subject
 from bot_ratelimit.limiter.bans import Bans
@@ -130,7 +131,7 @@ class Limiter(OperatorMethods, BlockMethods):
     def timeout(self, seconds: float) -> None:
         self._decider.timeout = check_timeout(seconds)
 
-    async def hit(
+    def hit(
         self,
         rules: RuleLike | Iterable[RuleLike],
         subject: Subject,
@@ -138,7 +139,7 @@ class Limiter(OperatorMethods, BlockMethods):
         once: str | None = None,
         *,
         deadline: Deadline | None = None,
-    ) -> Decision:
+    ) -> Coroutine[Any, Any, Decision]:
         """Decide whether a hit of the subject is allowed now, and charge it if so.
 
         ::
@@ -160,23 +161,9 @@ class Limiter(OperatorMethods, BlockMethods):
         """
         if not isinstance(rules, Rules):
             rules = rules_of(rules)
-        observer = self._observer
-        began = time.perf_counter() if observer.times_decisions else 0.0
-        decision = await self.deciding(rules, subject, cost, once, deadline)
-        if observer.times_decisions and cost != 0:
-            observer.decided(decision, subject, time.perf_counter() - began)
-        return decision
-
-    def deciding(
-        self,
-        rules: Rules,
-        subject: Subject,
-        cost: int | None,
-        once: str | None,
-        deadline: Deadline | None,
-    ) -> Awaitable[Decision]:
-        """Decide like `hit`, but without telling observers, and without one more coroutine."""
         bans = self._bans
+        if cost != 0 and self._observer.times_decisions:
+            return self._hit_observed(rules, subject, cost, once, deadline)
         if bans.current or bans.is_stale:
             return self._decide(rules, subject, cost, once, deadline=deadline)
         bans.used = True
@@ -281,6 +268,20 @@ class Limiter(OperatorMethods, BlockMethods):
             await self._statistics.flush_at_end()
         self._observer.close()
         await self.storage.close()
+
+    async def _hit_observed(
+        self,
+        rules: Rules,
+        subject: Subject,
+        cost: int | None,
+        once: str | None,
+        deadline: Deadline | None,
+    ) -> Decision:
+        """Decide like `hit`, and tell observers how long it took."""
+        began = time.perf_counter()
+        decision = await self._decide(rules, subject, cost, once, deadline=deadline)
+        self._observer.decided(decision, subject, time.perf_counter() - began)
+        return decision
 
     async def _decide(
         self,

@@ -86,7 +86,7 @@ def block_at(path: str, ids: Ids) -> Penalty:
     is `<prefix>:ratelimit:<path><ids>`, whose TTL is the rest of the block.
     """
     rule = Penalty(Limit(MAX_AMOUNT, 0.001), MAX_PERIOD_MS / 1_000)
-    return changed(rule, path=path, _ids=ids, listed=False)
+    return changed(rule, path=path, ids=ids, listed=False)
 
 
 def blocking(rule: Penalty, seconds: float) -> Penalty:

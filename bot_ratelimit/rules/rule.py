@@ -123,7 +123,8 @@ class Rule:
     on_error: OnError | None
     path: str = field(repr=False)
     """The part of its keys between the prefix and the ids."""
-    _ids: Callable[[Subject], int | str | None] = field(repr=False, compare=False)
+    ids: Ids = field(repr=False, compare=False)
+    """Returns the ids of a subject that it counts by; None if the rule does not apply to it."""
 
     def __init__(
         self,
@@ -151,7 +152,7 @@ class Rule:
             shadow=check_flag("shadow", shadow),
             on_error=on_error,
             path=f"{name}:{path}" if name else path,
-            _ids=ids,
+            ids=ids,
         )
         check_cost(cost, self.limit if isinstance(self.limit, Limit) else None, self)
 
@@ -183,7 +184,7 @@ class Rule:
         With a bot or a business connection, `bot:<bot>:` and `business:<connection>:` stand before
         the name. `limit` is what `limit_for` returned, so that no function is called twice.
         """
-        ids = self._ids(subject)
+        ids = self.ids(subject)
         if ids is None:
             return None
         if type(ids) is not int and not isinstance(ids, (str, int)):
@@ -197,9 +198,11 @@ class Rule:
         limit = limit or self.limit_for(subject)
         if limit is None:
             return None
-        if subject.bot is None and subject.business is None:  # the usual case
-            return f"{prefix}:ratelimit:{limit.key_part}{self.path}{ids}"
-        return f"{prefix}:ratelimit:{limit.key_part}{_realm(subject)}{self.path}{ids}"
+        return f"{self.head(prefix, limit, _realm(subject))}{ids}"
+
+    def head(self, prefix: str, limit: Limit, realm: str = "") -> str:
+        """What stands before the ids in each key."""
+        return f"{prefix}:ratelimit:{limit.key_part}{realm}{self.path}"
 
     def __str__(self) -> str:
         """The rule in logs and errors, for example `5/minute per user 'ai'`."""
@@ -323,7 +326,7 @@ def notice_rules() -> list[Rule]:
 
 def rule_at(path: str, limit: Limit, ids: Ids, cost: int) -> Rule:
     """Make a rule of this package with the key `<prefix>:ratelimit:<path><ids>`."""
-    return changed(Rule(limit, cost=cost), path=path, _ids=ids)
+    return changed(Rule(limit, cost=cost), path=path, ids=ids)
 
 
 def _scope_of(scope: Scope | str | CustomScope) -> Scope | CustomScope:

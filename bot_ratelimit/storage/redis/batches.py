@@ -21,6 +21,7 @@ MAX_WEIGHT: Final = 256
 `DecisionCodec.weigh`."""
 SPLIT: Final = 64
 """With this many waiting, half is sent: the server works on it while the rest gathers."""
+_HALF: Final = SPLIT // 2
 GATHER: Final = 0.001
 """The longest time in seconds that requests are gathered while batches are in progress."""
 
@@ -67,8 +68,9 @@ class Batches:
         """The calls in progress, in the order of their replies."""
         self.last_reply_at = 0.0
         """When the last batch was answered, or the first was written after a pause."""
+        self.sent = 0
+        """The number of requests in progress."""
         self._count = 0  # the number of requests so far
-        self._sent = 0  # the number of requests in progress
         self._batches = 0  # the number of batches in progress
         self._weight = 0  # of those that wait
         self._began_at = 0.0  # when nothing waited for the last time
@@ -80,7 +82,7 @@ class Batches:
     @property
     def size(self) -> int:
         """The number of requests without an answer."""
-        return len(self.waiting) + self._sent
+        return len(self.waiting) + self.sent
 
     @property
     def is_idle(self) -> bool:
@@ -99,7 +101,7 @@ class Batches:
         self.waiting.append(request)
         self._weight += request.weight
         # Further requests change nothing once the next batch is scheduled and not full.
-        if self._overdue is None or self._weight >= MAX_WEIGHT or len(self.waiting) == SPLIT // 2:
+        if self._overdue is None or self._weight >= MAX_WEIGHT or len(self.waiting) == _HALF:
             self.flush()
 
     def put_back(self, requests: Sequence[Request]) -> None:
@@ -121,7 +123,7 @@ class Batches:
         sent = [request for call in self.calls for request in call.requests]
         self.calls.clear()
         self._replies = []
-        self._sent = self._batches = 0
+        self.sent = self._batches = 0
         return sent
 
     def take_waiting(self) -> list[Request]:
@@ -188,7 +190,7 @@ class Batches:
                 return
             replies, self._replies = self._replies, []
         self.calls.popleft()
-        self._sent -= len(call.requests)
+        self.sent -= len(call.requests)
         if call.ends_batch:
             self._batches -= 1
             self.last_reply_at = self.clock.now()
@@ -206,7 +208,7 @@ class Batches:
             self.last_reply_at = now
         for call in calls:
             call.sent = now
-            self._sent += len(call.requests)
+            self.sent += len(call.requests)
         self.calls += calls
         calls[-1].ends_batch = True
         self._batches += 1
@@ -225,7 +227,7 @@ class Batches:
             self._send_half()
 
     def _schedule(self) -> None:
-        if self._gathering is None and self._batches == 1 and len(self.waiting) >= SPLIT // 2:
+        if self._gathering is None and self._batches == 1 and len(self.waiting) >= _HALF:
             # Callers that get their answers in this turn of the loop usually ask again in the same
             # turn.
             loop = asyncio.get_running_loop()
@@ -258,7 +260,7 @@ class Batches:
 
     def _send_half(self) -> None:
         """Send half of all requests that have no answer, or all of them if they are few."""
-        total = len(self.waiting) + self._sent
+        total = len(self.waiting) + self.sent
         self._send(self._taken(total if total < SPLIT else (total + 1) // 2))
 
     def _taken(self, size: int) -> list[Request]:

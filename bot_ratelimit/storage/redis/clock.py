@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from contextvars import Context
+from time import monotonic
 from typing import Final
 
 SHORTEST_TICK: Final = 0.001
@@ -42,7 +43,7 @@ class ListeningClock:
 
     def now(self) -> float:
         """Seconds from some starting point."""
-        time, due = self._loop.time(), self._due
+        time, due = monotonic(), self._due
         # After that moment the loop is busy.
         return (time if time < due else due) - self._away
 
@@ -52,7 +53,7 @@ class ListeningClock:
             return
         self.is_ticking = True
         self._tick = min(max(timeout / TICKS, SHORTEST_TICK), LONGEST_TICK)
-        self._arm(self._loop.time())
+        self._arm(monotonic())
 
     def stop(self) -> None:
         """Stop ticking."""
@@ -62,10 +63,10 @@ class ListeningClock:
 
     def _arm(self, time: float) -> None:
         self._due = time + self._tick
-        self._timer = self._loop.call_at(self._due, self._fire, context=self._context)
+        self._timer = self._loop.call_later(self._tick, self._fire, context=self._context)
 
     def _fire(self) -> None:
-        time = self._loop.time()
+        time = monotonic()
         self._away += max(0.0, time - self._due)
         self._due = math.inf
         if self._on_tick(time - self._away):

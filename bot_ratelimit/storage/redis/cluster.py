@@ -100,6 +100,10 @@ class Shards:
         self._needed_at = 0.0  # when a decision was last requested
         self._seldom = Seldom()
 
+    def holder(self, key: str) -> Connection:
+        """Return the connection to the node of this key, for its name."""
+        return self._slots.get(_slot_of(key)) or self._any
+
     def route(self, key: str) -> tuple[Connection, int]:
         """Return the connection to the node of this key, and the key's slot."""
         self._needed_at = time.monotonic()

@@ -83,7 +83,7 @@ class DecisionCodec:
         counts, op, once = item
         if len(counts) > 1 or once is not None:
             return _HEAVY * (len(counts) + (once is not None))
-        return 1 if counts[0].limit.algorithm is _LIGHT and op in _LIGHT_OPS else _HEAVY
+        return 1 if op in _LIGHT_OPS and counts[0][1].algorithm is _LIGHT else _HEAVY
 
     def calls(self, requests: Sequence[Request]) -> list[Call]:
         """Encode requests: all hits in one call, or one for each slot of a cluster.
@@ -136,7 +136,8 @@ class DecisionCodec:
         return self._translated([answer])
 
     def _script_call(self, requests: Sequence[Request]) -> Call:
-        return _call(requests, encoding.script_command(self._script, map(_ITEM, requests)))
+        data = encoding.script_command(self._script, map(_ITEM, requests))
+        return Call(requests, _ASKING + data, 2) if requests[0].asking else Call(requests, data)
 
     def _read_script_reply(self, requests: Sequence[Request], reply: Any) -> Sequence[Any]:
         if not isinstance(reply, Exception):
@@ -179,19 +180,11 @@ _SLOT: Final = attrgetter("slot")
 _ITEM: Final = attrgetter("item")
 
 
-def _call(
-    requests: Sequence[Request], data: bytes, replies: int = 1, *, decides: bool = True
-) -> Call:
-    if requests[0].asking:
-        return Call(requests, _ASKING + data, replies + 1, decides=decides)
-    return Call(requests, data, replies, decides=decides)
-
-
 def _commands(
     requests: Sequence[Request], commands: Sequence[Command], *, decides: bool = True
 ) -> Call:
-    data = b"".join(map(encode_command, commands))
-    return _call(requests, data, len(commands), decides=decides)
+    parts = [*([_ASKING] if requests[0].asking else []), *map(encode_command, commands)]
+    return Call(requests, b"".join(parts), len(parts), decides=decides)
 
 
 def _must_ask_one_by_one(reply: Exception) -> bool:

@@ -89,6 +89,10 @@ class Connection:
         """Return the connection that serves this key; see `Shards.route`."""
         return self, None
 
+    def holder(self, key: str) -> Connection:
+        """Return the connection that serves this key; see `Shards.holder`."""
+        return self
+
     def connections(self) -> list[Connection]:
         """All connections; see `Shards.connections`."""
         return [self]
@@ -148,7 +152,7 @@ class Connection:
         ):
             error = self.last_error or NotConnectedError(f"still connecting to {self.where}")
             raise error.with_traceback(None)  # raised many times: its traceback would grow
-        if batches.size >= MAX_WAITING:
+        if len(batches.waiting) + batches.sent >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
         if not clock.is_ticking:
             clock.start(timeout)

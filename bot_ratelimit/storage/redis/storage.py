@@ -116,14 +116,14 @@ class RedisStorage(Storage):
         """
         (reply,) = await self._submit(Commands([command]), key, timeout)
         if isinstance(reply, Exception):
-            raise translated(reply, self._servers.route(key)[0].where) from reply
+            raise translated(reply, self._servers.holder(key).where) from reply
         return reply
 
     def server(self, counts: Sequence[Count]) -> str:
         """The name of the server that decides about these counts; see `Storage.server`."""
         if self._only is not None:
             return self._only.name
-        return self._servers.route(counts[0].key)[0].name
+        return self._servers.holder(counts[0].key).name
 
     def observe(self, events: ServerEvents) -> None:
         """Tell `events` of connections and batches, too."""
