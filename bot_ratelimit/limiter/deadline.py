@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-_LEAST: Final = 0.2
+_LEAST: Final = 0.3
 
 
 class Deadline:
@@ -16,8 +16,9 @@ class Deadline:
         |-- live: 0.1 s --|------ hit: 0.12 s ------|- bans -|      with a timeout of 0.25 s
 
     Only waiting counts, not what the bot does in between. When a step had no answer, the further
-    ones do not wait at all. While the storage answers, each step may wait for at least a fifth of
-    the time-out: a busy event loop makes waiting longer, although the storage is fast.
+    ones do not wait at all. While the storage answers, each step may wait for at least a third of
+    the time-out, and so for one round trip: a busy event loop makes waiting longer, although the
+    storage is fast.
 
     Args:
         timeout: Seconds.

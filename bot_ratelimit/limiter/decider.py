@@ -70,10 +70,11 @@ class Decider:
         self.storage = storage
         self.key_prefix = key_prefix
         self.on_error = on_error
-        self.timeout = timeout
         self.standby: Final = MemoryStorage(memory_size)
         """Decides by the policy `"memory"`."""
-        self.guard: Final = Guard(storage, part, self._consequence, clock=clock, events=events)
+        self.guard: Final = Guard(
+            storage, part, self._consequence, timeout=timeout, clock=clock, events=events
+        )
         self._consequences = consequences
         self._on_ban = on_ban
         self._remembers = remembers
@@ -82,6 +83,11 @@ class Decider:
         self._last: Rules | None = None
         self._only: Only | None = None  # of the last rules
         self._seldom = Seldom(clock=clock)
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a decision waits for the storage."""
+        return self.guard.timeout
 
     @property
     def is_local(self) -> bool:
@@ -138,7 +144,7 @@ class Decider:
             if memory is not None:
                 return self._conclude(subject, ask, applied, memory.answer(ask), "memory")
         # As `ask` does, but without two coroutines: this is what every update costs.
-        left, began = self.timeout, 0.0
+        left, began = self.guard.timeout, 0.0
         if deadline is not None:
             left, began = deadline.left(), time.monotonic()
         verdicts: Sequence[Verdict] | None = None

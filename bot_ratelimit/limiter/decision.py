@@ -95,13 +95,14 @@ def conclude(
         (rule, _ban(verdict) if isinstance(rule, Penalty) else verdict)
         for rule, verdict in zip(rules, verdicts, strict=True)
     ]
+    refusing = [rule for rule, verdict in said if verdict.wait]
+    if not costs or not all(rule.shadow for rule in refusing):  # then nothing is charged
+        costs = [0] * len(said)
     weights = [
-        _weight(rule, verdict, cost)
-        for (rule, verdict), cost in zip(said, costs or [0] * len(said), strict=True)
+        _weight(rule, verdict, cost) for (rule, verdict), cost in zip(said, costs, strict=True)
     ]
     rule, (wait, remaining, reset) = said[weights.index(max(weights))]
     allowed = rule.shadow or not wait
-    refusing = [rule for rule, verdict in said if verdict.wait]
     return Decision(
         allowed,
         rule,

@@ -61,12 +61,12 @@ class Health:
     servers: tuple[ServerHealth, ...]
 
 
-def health_of(decider: Decider, test: tuple[float, str] | None = None) -> Health:
+def health_of(decider: Decider, test: tuple[str, float, str] | None = None) -> Health:
     """Collect what is known of a storage: its connections, outages and faults.
 
     Args:
         decider: The storage with its guard.
-        test: The time of a test call in seconds, and its problem.
+        test: The server of a test call, the call's time in seconds, and its problem.
     """
     storage, known = decider.storage, decider.guard.servers()
     now = decider.guard.now()
@@ -76,10 +76,11 @@ def health_of(decider: Decider, test: tuple[float, str] | None = None) -> Health
     problems = [*(server.problem for server in servers), *others]
     latency = None
     if test is not None:
-        latency, problem = test
-        # A call that was answered proves that the server answers; faults of rules remain.
-        faults = [fault for server in known.values() for fault in server.faults.values()]
-        problems = [problem, *faults]
+        tested, latency, problem = test
+        # A call that was answered proves that this server answers; faults of rules remain.
+        faults = [fault.problem for each in known.values() for fault in each.faults.values()]
+        others = [each.problem for name, each in known.items() if name != tested]
+        problems = [problem, *faults, *others]
     problem = next(filter(None, problems), "")
     return Health(
         ok=not problem,

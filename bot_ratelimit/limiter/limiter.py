@@ -129,7 +129,7 @@ class Limiter(OperatorMethods, BlockMethods):
 
     @timeout.setter
     def timeout(self, seconds: float) -> None:
-        self._decider.timeout = check_timeout(seconds)
+        self._decider.guard.timeout = check_timeout(seconds)
 
     def hit(
         self,
@@ -227,7 +227,7 @@ class Limiter(OperatorMethods, BlockMethods):
         Raises:
             ConfigError: An argument is invalid. A failing storage never raises.
         """
-        patience = check_wait(timeout)
+        patience, closed = check_wait(timeout), self._waiters.queues.closed
         given = rules_of(rules)
         counts, applied = counts_of_hit(self.key_prefix, given, subject, cost)
         limits = Rules(rule for rule in applied if not isinstance(rule, Penalty))
@@ -239,7 +239,7 @@ class Limiter(OperatorMethods, BlockMethods):
             if not limits or not decision:
                 return decision
         counts = [count for count in counts if count.penalty is None]
-        decision = await self._waiters.acquire(limits, subject, cost, counts, patience)
+        decision = await self._waiters.acquire(limits, subject, cost, counts, patience, closed)
         self._observer.decided(decision, subject, decision.waited)
         self._observer.waited(decision, subject, decision.waited)
         return decision

@@ -71,7 +71,7 @@ class Slots:
 
     async def acquire(self, lease: Lease, timeout: float, deadline: Deadline | None = None) -> Slot:
         """Return a slot, or a refusal after `timeout` seconds at most."""
-        self._is_closed = False
+        self._is_closed, closed = False, self._queues.closed
         is_busy = self._queues.is_busy(lease.claim.key)  # then others come first
         if is_busy:
             slot = _refused(lease, lease.claim.lease, self._source)
@@ -85,13 +85,15 @@ class Slots:
                     "%d callers already wait for a slot: further ones are refused", MAX_WAITING
                 )
             return slot
-        return await self._wait(lease, slot, timeout, asked=not is_busy)
+        return await self._wait(lease, slot, timeout, closed, asked=not is_busy)
 
-    async def _wait(self, lease: Lease, slot: Slot, timeout: float, *, asked: bool) -> Slot:
+    async def _wait(
+        self, lease: Lease, slot: Slot, timeout: float, closed: int, *, asked: bool
+    ) -> Slot:
         """Wait in the queue: its first caller asks, and a release in this process wakes it."""
         time = asyncio.get_running_loop().time
         began, pause = time(), FIRST_POLL
-        async with self._queues.turn(lease.claim.key, timeout) as turn:
+        async with self._queues.turn(lease.claim.key, timeout, closed) as turn:
             while turn.is_first and (left := began + timeout - time()) > 0:
                 if asked:
                     poll = pause * random.uniform(0.75, 1)  # noqa: S311 - no secret

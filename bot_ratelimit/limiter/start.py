@@ -52,18 +52,19 @@ class Start:
         return False
 
 
-async def tried(decider: Decider) -> tuple[float, str]:
-    """Return how many seconds a test call took, and what is wrong; it charges no user."""
-    began, problem = time.perf_counter(), ""
+async def tried(decider: Decider) -> tuple[str, float, str]:
+    """Return which server a test call asked, its seconds, and what is wrong; it charges no user."""
+    began, problem, ask = time.perf_counter(), "", Ask([_count(decider)])
+    server = decider.storage.server(ask.counts)
     if not decider.is_local:
         try:
-            await decider.storage.ask(Ask([_count(decider)]), timeout=decider.timeout)
+            await decider.storage.ask(ask, timeout=decider.timeout)
         except Exception as error:
             problem = printable(str(error) or repr(error))
     seconds = time.perf_counter() - began
     if not problem:
         await _try_rules(decider)
-    return seconds, problem
+    return server, seconds, problem
 
 
 async def _try_rules(decider: Decider) -> None:

@@ -47,7 +47,7 @@ class Waiters:
     def __init__(self, decider: Decider, decide: Decide) -> None:
         self._decider = decider
         self._decide = decide
-        self._queues = Queues(MAX_WAITERS)
+        self.queues: Final = Queues(MAX_WAITERS)
         self._refused: dict[tuple[str, ...], tuple[float, Decision]] = {}
         """The last refusal in each queue that is not empty, and until when it holds."""
         self._returns = Tasks()
@@ -59,19 +59,20 @@ class Waiters:
         cost: int | None,
         counts: Sequence[Count],
         timeout: float,
+        closed: int,
     ) -> Decision:
         """Wait for `timeout` seconds at most, or forever; a cancelled call is not charged.
 
         The rules are without penalties, and these are their counts: callers with the same keys wait
-        in one queue.
+        in one queue. `closed` is that of `queues` when the caller began.
         """
         time = asyncio.get_running_loop().time
         began, keys = time(), _keys(counts)
-        if not self._queues.has_room():
+        if not self.queues.has_room():
             return Decision(False, rules[0], 0, 1.0, 1.0, "policy")
-        if self._queues.is_busy(keys) and self._refused.get(keys, (0.0,))[0] > began + timeout:
+        if self.queues.is_busy(keys) and self._refused.get(keys, (0.0,))[0] > began + timeout:
             return self._refusal(rules, keys, 0.0)
-        async with self._queues.turn(keys, timeout) as turn:
+        async with self.queues.turn(keys, timeout, closed) as turn:
             if not turn.is_first and not turn.is_closed and keys not in self._refused:
                 decision = await self._attempt(rules, subject, cost, counts)  # nobody was refused
                 return decision._replace(waited=time() - began)
@@ -94,7 +95,7 @@ class Waiters:
 
     async def close(self) -> None:
         """Refuse all callers that wait, and finish the refunds."""
-        self._queues.close()
+        self.queues.close()
         await self._returns.finish()
 
     async def _attempt(
@@ -105,20 +106,26 @@ class Waiters:
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            self._returns.begin(self._return(asking, counts))
+            self._returns.begin(self._return(asking, rules, counts))
             raise
 
-    async def _return(self, asking: asyncio.Future[Decision], counts: Sequence[Count]) -> None:
+    async def _return(
+        self, asking: asyncio.Future[Decision], rules: Rules, counts: Sequence[Count]
+    ) -> None:
         """Refund a hit whose caller is gone, and let the next caller ask."""
         await asyncio.wait([asking])
         if asking.cancelled() or asking.exception() is not None:
             return
-        decision, storage = asking.result(), self._decider.storage
-        if not decision.allowed or decision.source != storage.source:
+        decision, decider = asking.result(), self._decider
+        by = {"memory": decider.standby, decider.storage.source: decider.storage}
+        storage = by.get(decision.source)
+        if not decision.allowed or storage is None:
             return
+        pairs = zip(rules, counts, strict=True)
+        charged = [count for rule, count in pairs if rule not in decision.shadow]
         try:
-            await storage.ask(Ask(counts, Op.REFUND), timeout=self._decider.timeout)
-            self._queues.wake(_keys(counts))
+            await storage.ask(Ask(charged, Op.REFUND), timeout=decider.timeout)
+            self.queues.wake(_keys(counts))
         except RateLimitError as error:
             log.warning(
                 "A cancelled caller of acquire was charged and could not be refunded: %s", error

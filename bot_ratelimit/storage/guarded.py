@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
@@ -33,6 +34,7 @@ class Guard:
         storage: What is asked.
         part: Which part of the bot asks, in a word of the log: `"updates"`.
         consequence: Returns what happens there without an answer, for the log.
+        timeout: Seconds that it waits for an answer.
         clock: Seconds from any starting point; for the pauses between attempts.
         events: Are told of failures and outages.
     """
@@ -43,12 +45,14 @@ class Guard:
         part: str,
         consequence: Callable[[], str],
         *,
+        timeout: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
         events: Sequence[ServerEvents] = (),
     ) -> None:
         self.part = part
         self.title = storage.title
         self.consequence = consequence
+        self.timeout = timeout
         self.events = events
         self.is_used = False
         """Whether it has asked, so that an outage concerns it."""
@@ -72,7 +76,9 @@ class Guard:
         """Note that the server has answered."""
         server, ticket = admitted
         if server.is_troubled or self._space.is_failing:
-            self._space.answered(server, ticket, counts, self)
+            named = (each for each in self._storage.status() if each.server == server.name)
+            latency = next((each.latency or 0.0 for each in named), 0.0)
+            self._space.answered(server, ticket, counts, self, latency)
 
     def failed(self, admitted: Admitted, counts: Sequence[Count], error: BaseException) -> Missing:
         """Note that there is no answer, and return why; raise if the caller was cancelled."""
@@ -125,10 +131,12 @@ class Guard:
         return server is not None and server.outage is not None
 
     def record(self, counts: Sequence[Count], error: Exception | None) -> None:
-        """Note what a call outside of `run` has found out about rules: a fault, or none."""
+        """Note what a trial has found out about rules: a fault, or none."""
         server = self._space.server(self._storage.server(counts))
         if error is None:
-            server.faults.pop((self.part, rules_in(counts)), None)
+            fault = server.faults.get((self.part, rules_in(counts)))
+            if fault is not None and fault.kind != "wrongtype":  # a trial reads no user's keys
+                del server.faults[self.part, rules_in(counts)]
         elif not isinstance(error, StorageError):
             self._space.note_fault(server, counts, error, self)
 

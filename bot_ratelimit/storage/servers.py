@@ -41,6 +41,7 @@ class Asker(Protocol):
 
     part: str
     title: str
+    timeout: float
     events: Sequence[ServerEvents]
     is_used: bool
     consequence: Callable[[], str]
@@ -60,6 +61,14 @@ class Failing(NamedTuple):
     """The kinds of errors that were logged."""
 
 
+class Fault(NamedTuple):
+    """Why a server that answers cannot decide by some rules."""
+
+    kind: str
+    """That of the error."""
+    problem: str
+
+
 class Server:
     """What this process knows of one server."""
 
@@ -72,8 +81,8 @@ class Server:
         """Set from a failure that was logged to the next answer."""
         self.outage: tuple[float, str] | None = None
         """Since when it is out of reach, and the last reason; None after a single failure."""
-        self.faults: dict[tuple[str, Hashable], str] = {}
-        """What cannot be decided there although it answers: by part and rules, the problem."""
+        self.faults: dict[tuple[str, Hashable], Fault] = {}
+        """What cannot be decided there although it answers, by part and rules."""
 
     def out_for(self, now: float) -> float | None:
         """Seconds since it is out of reach; None if it is not."""
@@ -82,7 +91,8 @@ class Server:
     @property
     def problem(self) -> str:
         """Why it decides nothing, or not everything; empty if it does."""
-        return self.outage[1] if self.outage else next(iter(self.faults.values()), "")
+        problems = (each.problem for each in self.faults.values())
+        return self.outage[1] if self.outage else next(problems, "")
 
 
 class KeySpace:
@@ -107,9 +117,14 @@ class KeySpace:
             server = self.servers[name] = Server(name)
         return server
 
-    def answered(self, server: Server, ticket: int, counts: Sequence[Count], by: Asker) -> None:
-        """Note that a server which had failed has decided."""
+    def answered(
+        self, server: Server, ticket: int, counts: Sequence[Count], by: Asker, latency: float
+    ) -> None:
+        """Note that a server which had failed has decided, after `latency` seconds."""
         server.faults.pop((by.part, rules_in(counts)), None)
+        if latency > min(guard.timeout for guard in self._guards()):  # too late for another part
+            server.breaker.abandoned(ticket)
+            return
         if not server.breaker.succeeded(ticket):
             return
         self._recovered(server, by)
@@ -162,9 +177,9 @@ class KeySpace:
         server.is_troubled = True
         expected = isinstance(error, ConfigError)
         problem = printable(str(error) if expected else repr(error))
-        if len(server.faults) < _MAX_FAULTS:
-            server.faults[by.part, rules_in(counts)] = problem
         kind = getattr(error, "kind", type(error).__name__)
+        if len(server.faults) < _MAX_FAULTS:
+            server.faults[by.part, rules_in(counts)] = Fault(kind, problem)
         if kind == ConfigError.kind:  # no Redis error code: only the text identifies the error
             kind = str(error)[:200]
         if self._seldom(f"{server.name} {by.part} {kind}"):

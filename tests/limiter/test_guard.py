@@ -10,14 +10,22 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 
-from bot_ratelimit import Concurrency, ConfigError, Limiter, RedisStorage, Rule, Subject
+from bot_ratelimit import (
+    Concurrency,
+    ConfigError,
+    Limiter,
+    RedisStorage,
+    Rule,
+    StorageError,
+    Subject,
+)
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import QueueFullError
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.rules.limit import Algorithm
 from bot_ratelimit.rules.rule import rules_of
-from bot_ratelimit.storage.base import Ask, Op, Storage
+from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op, Storage
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import eventually
 from tests.servers import Server, free_port
@@ -58,6 +66,47 @@ async def test_one_breaker_serves_everybody_who_asks_a_server() -> None:
         await first.hit(RULES, ANNA)
     assert (await second.hit(RULES, ANNA)).source == "policy"
     assert storage.calls == 3
+
+
+class Distant(FlakyStorage):
+    """A server so far away that only patient callers get an answer."""
+
+    latency = 0.4
+
+    async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
+        if timeout < self.latency:
+            raise StorageError(f"no answer within {timeout:g} s", kind="timeout")
+        return await super().ask(ask, timeout=timeout)
+
+    def status(self) -> Sequence[ConnectionStatus]:
+        return [ConnectionStatus("memory", True, self.latency, True, "")]
+
+
+async def test_an_answer_that_is_too_late_for_others_ends_no_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A part that waits longer keeps no circuit closed through which others get no answer."""
+    clock, storage = Clock(), Distant()
+    limiter = Limiter(storage, clock=clock)
+    requests = Decider(storage, "bot", timeout=1.0, part="requests", clock=clock)
+    for _ in range(20):
+        await requests.hit(RULES, ANNA)
+        await limiter.hit(RULES, ANNA)
+        clock.move(0.1)
+    assert len(caplog.messages) == 1
+    calls = storage.calls
+    assert calls < 12  # both wait for the circuit
+    storage.latency = 0.1
+    clock.move(10)
+    assert (await limiter.hit(RULES, ANNA)).source == "memory"
+    assert "answers again" in caplog.messages[1]
+
+
+async def test_a_later_step_may_wait_for_a_round_trip() -> None:
+    """However long the bot itself was busy, the next step waits for a third of the time-out."""
+    deadline = Deadline(0.25)
+    deadline.waited(time.monotonic() - 10, answered=True)
+    assert deadline.left() == pytest.approx(0.075)
 
 
 async def test_a_rule_may_have_its_own_policy(caplog: pytest.LogCaptureFixture) -> None:
@@ -142,6 +191,40 @@ async def test_health_knows_what_was_not_decided() -> None:
     assert await limiter.hit("9/m", ANNA)
     for health in (await limiter.health(), await limiter.check()):
         assert (health.ok, health.ready, health.problem) == (False, False, "NOPERM evalsha")
+
+
+class Cluster(FlakyStorage):
+    """Two servers, one of which is gone: the one with the counts of users."""
+
+    def server(self, counts: Sequence[Count]) -> str:
+        return "near" if counts[0].key.endswith(":check") else "gone"
+
+    async def ask(self, ask: Ask, *, timeout: float) -> Sequence[Verdict]:
+        if self.server(ask.counts) == "gone":
+            raise StorageError("Connection refused")
+        return await super().ask(ask, timeout=timeout)
+
+
+async def test_a_check_that_one_server_answers_tells_of_the_others() -> None:
+    """A bot that refuses a part of its users is not ready, whichever server is asked."""
+    limiter = Limiter(Cluster(), on_error="deny")
+    for _ in range(3):
+        assert not await limiter.hit("9/m", ANNA)
+    for health in (await limiter.health(), await limiter.check()):
+        assert (health.ok, health.ready, health.problem) == (False, False, "Connection refused")
+
+
+async def test_a_check_forgets_no_foreign_value(client: aioredis.Redis) -> None:
+    """A trial reads no user's key, so what such a key holds stays a problem until it is gone."""
+    limiter = Limiter(RedisStorage(client), timeout=5)
+    await client.set("bot:ratelimit:42", "text")
+    await limiter.hit("9/m", ANNA)
+    for health in (await limiter.check(), await limiter.health()):
+        assert "WRONGTYPE" in health.problem or "not an integer" in health.problem
+    await client.delete("bot:ratelimit:42")
+    await limiter.hit("9/m", ANNA)
+    assert (await limiter.check()).ok
+    await limiter.close()
 
 
 @pytest.mark.parametrize("is_up", [True, False])

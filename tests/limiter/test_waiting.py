@@ -167,6 +167,45 @@ async def test_a_grant_of_a_cancelled_waiter_is_returned(heirs: int) -> None:
     assert (await limiter.charge(limit, US, 1)).remaining == 0
 
 
+async def test_a_cancelled_waiter_is_refunded_by_whoever_charged_it() -> None:
+    """In an outage this process counts, and gives back; a shadow rule gets what it was charged."""
+    storage = FlakyStorage(Elsewhere())
+    limiter = Limiter(storage, on_error="memory")
+    trial = Rule("2/h", name="trial", shadow=True)
+    await limiter.hit(trial, US, 2)
+    for is_out in (False, True):
+        if is_out:
+            storage.fail()
+        calls = storage.calls
+        waiting = asyncio.create_task(limiter.acquire(["9/h", trial], US))
+        while storage.calls == calls:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        async with asyncio.timeout(5):
+            while limiter._waiters._returns:  # noqa: ASYNC110 - no event tells of it
+                await asyncio.sleep(0)
+        assert (await limiter.peek("9/h", US)).remaining == 9
+    storage.heal()
+    assert (await limiter.peek(trial, US)).remaining == 0
+
+
+async def test_closing_refuses_a_caller_whose_first_request_is_under_way() -> None:
+    """It does not begin to wait after the limiter was closed."""
+    storage = Slow()
+    limiter = Limiter(FlakyStorage(storage), timeout=5)
+    penalty = Penalty("9/m", "1h")
+    storage.answers.set()
+    await limiter.hit("1/h", US)
+    storage.answers.clear()
+    waiting = asyncio.create_task(limiter.acquire(["1/h", penalty], US))
+    await asyncio.sleep(0.01)
+    await limiter.close()
+    storage.answers.set()
+    async with asyncio.timeout(5):
+        assert (await waiting).source == "policy"
+
+
 async def test_in_an_outage_a_waiter_asks_memory_as_seldom_as_redis() -> None:
     """With on_error="memory" a waiter sleeps for as long as this process's counts say."""
     storage = FlakyStorage(Elsewhere())
@@ -252,7 +291,7 @@ async def test_waiters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await limiter.acquire("5/m", Subject(user=7))
     await limiter.close()
     assert not any([await task for task in tasks[1:]])
-    assert not limiter._waiters._queues._queues.get()
+    assert not limiter._waiters.queues._queues.get()
     assert len(asyncio.all_tasks()) == 1
 
 

@@ -272,13 +272,14 @@ def concluded(
         (0 if v.remaining else v.reset or v.wait) if c.penalty else v.wait
         for c, v in zip(charges, verdicts, strict=True)
     ]
-    left = [
-        v.remaining - (c.cost if look and not c.penalty else 0)
-        for c, v in zip(charges, verdicts, strict=True)
-    ]
     every = range(len(rules))
     real = [i for i in every if not rules[i].shadow]
     refusing = [i for i in real if waits[i]]
+    charges_all = look and not refusing
+    left = [
+        v.remaining - (c.cost if charges_all and not c.penalty else 0)
+        for c, v in zip(charges, verdicts, strict=True)
+    ]
     by_wait = {i for i in real or every if waits[i] == max(waits[i] for i in real or every)}
     ordinary = {i for i in by_wait if not charges[i].penalty} or by_wait
     chosen = min(sorted(ordinary), key=lambda i: left[i])

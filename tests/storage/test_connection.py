@@ -279,6 +279,24 @@ async def test_a_bug_in_the_codec_fails_only_its_requests(server: Server) -> Non
     await connection.close()
 
 
+async def test_a_server_that_ends_idle_connections_is_no_failing_server(
+    connected: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often an idle connection ended, the next request is sent without a pause; without
+    requests for a while, no connection is opened."""
+    for number in range(10):
+        if number == 9:
+            monkeypatch.setattr(connections, "IDLE", 0.0)
+        assert connected.connection._batches is not None
+        connected.connection._batches.opened_at -= connections.LONGEST_BACKOFF
+        await connected.wire.reply(OSError("Connection closed by server."))
+    assert len(connected.wires) == 10
+    (a,) = connected.ask("a")
+    await settled()
+    await connected.wire.reply()
+    assert a.result() == "ok a"
+
+
 async def test_a_cancelled_connecting_task_is_restarted(server: Server) -> None:
     """A program that cancels all tasks and continues still has limits."""
     server.opens.clear()
@@ -446,12 +464,12 @@ async def test_a_long_timeout_is_waited_for(
     assert len(connected.wires) == 1
 
 
-@pytest.mark.parametrize("took", [0.27, 0.9, 1.07, 1.19, 12.0])
+@pytest.mark.parametrize("took", [0.067, 0.27, 0.9, 1.07, 12.0])
 def test_the_advised_timeout_is_long_enough(took: float, caplog: pytest.LogCaptureFixture) -> None:
-    """The log advises a time-out that is longer than the answer took."""
-    Latency(lambda: "redis.test:6379").measure(took, timeout=0.25)
-    (advised,) = re.findall(r"raise it to ([\d.]+) or more", caplog.text)
-    assert took < float(advised) < 1.5 * took
+    """The log advises a time-out that is longer than the answer took; four times a short one."""
+    Latency(lambda: "redis.test:6379").measure(took, timeout=0.05)
+    (advised,) = re.findall(r"raise the timeout to ([\d.]+) or more", caplog.text)
+    assert took < float(advised) <= max(1.3 * took, min(4.1 * took, 1.0))
 
 
 async def test_a_slow_attempt_is_followed_by_the_next_without_a_pause(

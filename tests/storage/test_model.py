@@ -14,7 +14,7 @@ import pytest
 import redis.asyncio as aioredis
 import time_machine
 from fakeredis import FakeAsyncRedis, FakeServer
-from hypothesis import given, reject, settings
+from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 
 from bot_ratelimit import (
@@ -325,6 +325,8 @@ def test_model_memory_and_redis_agree(scale: Scale, pytestconfig: pytest.Config)
             with time_machine.travel(START, tick=False) as traveller:
 
                 async def move_to(now: int) -> None:
+                    # After 2038 a float does not tell all microseconds apart.
+                    assume(scale.tick > 1 or START + now / 1_000_000 < 2**31)
                     clock.now = 1_000 + now / 1_000_000
                     traveller.move_to(START + now / 1_000_000)
 

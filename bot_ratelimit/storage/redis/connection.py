@@ -258,11 +258,15 @@ class Connection:
 
     def _lost(self, error: StorageError, *, reopen: bool = True) -> None:
         """Replace the connection: it is unknown what happened to the requests in progress."""
-        if self._batches is None:
+        batches = self._batches
+        if batches is None:
             return
-        self._failures += 1
-        sent = self._batches.stop()
-        self._report_disconnected(self._batches)
+        now, sent = batches.clock.now(), batches.stop()
+        # A server that ends idle connections works; the next request opens another one.
+        if sent or now - batches.opened_at < LONGEST_BACKOFF:
+            self._failures += 1
+        reopen = reopen and now - self._last_request_at < IDLE
+        self._report_disconnected(batches)
         answer_all(sent, error)
         self._on_failure()
         if reopen:

@@ -38,10 +38,12 @@ class Latency:
         self.late = took if took > timeout else None
         if self.late is not None and self._seldom():
             log.warning(
-                "Redis at %s is alive, but took %.2f s to answer, longer than timeout=%g: raise it "
-                "to %.2g or more (timeout=, RATE_LIMIT_TIMEOUT), or move the bot closer to Redis",
+                "Redis at %s is alive, but took %.2f s to answer, longer than its caller waited "
+                "(%.2g s): raise the timeout to %.2g or more (timeout=, RATE_LIMIT_TIMEOUT), or "
+                "move the bot closer to Redis",
                 self._where(),
                 took,
                 timeout,
-                took * 1.25,
+                # Four times the round trip, as docs/storages.md says; less after a long stall.
+                max(took * 1.25, min(took * 4, 1.0)),
             )

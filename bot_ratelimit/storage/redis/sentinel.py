@@ -22,6 +22,7 @@ GATHER: Final = 0.1
 """Seconds to wait for the other sentinels after the first answer: it may have missed a failover."""
 CHECK_EVERY: Final = 0.5
 """Seconds between two checks of the primary while a connection to it is being opened."""
+_PASSWORD: Final = "REDIS_SENTINEL_PASSWORD, or sentinel_kwargs"  # noqa: S105 - where one is set
 
 
 class _Answer(NamedTuple):
@@ -116,7 +117,7 @@ async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
         return read_primary(state, address, peers)
     except Exception as error:
         name = driver.PoolEndpoint(pool).name
-        return unreachable(name, error, ASK_TIMEOUT, password="sentinel_kwargs")  # noqa: S106 - where one is set
+        return unreachable(name, error, ASK_TIMEOUT, password=_PASSWORD)
 
 
 async def _reply(connection: Any, about: str, service: str) -> Any:
