@@ -36,7 +36,7 @@ settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="skip whatever starts a process")
+    parser.addoption("--quick", action="store_true", help="skip whatever is slow or starts a process")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,7 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("quick"):
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
     for item in items:
         if ADDRESS.search(item.nodeid):  # its workers would not agree on its name
             raise pytest.UsageError(f"{item.nodeid}: an address in its name; leave out `ids=str`")

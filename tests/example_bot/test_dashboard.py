@@ -130,6 +130,7 @@ async def test_an_outage_ends_with_the_crowd(monkeypatch: pytest.MonkeyPatch) ->
     assert backend._server.connected
 
 
+@pytest.mark.slow
 async def test_the_crowd_goes_on_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scene follows scene, and the stand-in for Telegram does not remember the ones before."""
     scenes = [traffic.Scene(name, 0.2, people=100, flood=50) for name in "ab"]

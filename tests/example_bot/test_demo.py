@@ -155,6 +155,7 @@ async def test_a_bot_with_another_limit_fails(api: BotApi) -> None:
 MIDDLEWARE = "example_bot.demo.instances.RateLimitMiddleware"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "without", "difference"),
     [
