@@ -22,7 +22,7 @@ from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.exceptions import TelegramAPIError
 
 from bot_ratelimit.config.settings import Settings
-from bot_ratelimit.errors import NotSentError
+from bot_ratelimit.errors import ConfigError, NotSentError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike, observers_of
 from bot_ratelimit.limiter.waiting_allowed import patience
@@ -192,10 +192,16 @@ class OutgoingLimits(BaseRequestMiddleware):
             This object.
 
         Raises:
-            ConfigError: These are not a Bot and a Dispatcher.
+            ConfigError: These are not a Bot and a Dispatcher, or the bot has other OutgoingLimits.
         """
         check_setup(bot, dispatcher)
-        if self not in bot.session.middleware:
+        found = [each for each in bot.session.middleware if isinstance(each, OutgoingLimits)]
+        if found and self not in found:
+            raise ConfigError(
+                f"setup: the session of bot {bot.id} already has OutgoingLimits; use those, "
+                "because two would count each request twice"
+            )
+        if not found:
             bot.session.middleware(self)
         if dispatcher is not None:
             dispatcher.startup.register(self.open)

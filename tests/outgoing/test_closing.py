@@ -165,6 +165,15 @@ def test_wrong_arguments_of_setup_are_named(arguments: Any, told: str) -> None:
         OutgoingLimits().setup(*arguments)
 
 
+def test_a_bot_has_one_outgoing_limits() -> None:
+    """A second one would count each request twice: `setup` refuses it; the same one is fine."""
+    bot, outgoing = Bot(TOKEN), OutgoingLimits()
+    outgoing.setup(bot)
+    outgoing.setup(bot, Dispatcher())
+    with pytest.raises(ConfigError, match="bot 1234567890 already has OutgoingLimits"):
+        OutgoingLimits().setup(bot)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
