@@ -295,7 +295,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         if kind is Kind.ACTION:
             return await self._delivery.send_or_drop(self._queues.actions(key), request)
         edit = None
-        if kind is Kind.EDIT and self._merge_edits and scope is None:
+        if kind is Kind.EDIT and self._merge_edits and scope is None and request.may_wait:
             edit = edit_of(method, traffic)
         queue = self._queues.queue(key)
         if queue.holder is not None:
