@@ -30,6 +30,7 @@ from bot_ratelimit.outgoing.arguments import (
     MAX_WAIT,
     TIMEOUT,
     announce,
+    check_broadcast,
     check_setup,
     limiter_of,
     max_waits,
@@ -139,12 +140,16 @@ class OutgoingLimits(BaseRequestMiddleware):
             observer = observers_of(observer, self._report, self._report.statistics)
         self._observer = observers_of(observer)
         self._progresses: WeakSet[Progress] = WeakSet()
-        self._merge_edits = merge_edits
+        self._merge_edits = check_flag("merge_edits", merge_edits)
         self._queues = Queues()
         permits = self._permits = Permits(self.limiter)
         floods = self._floods = Floods(permits, budgets, self._observer)
         pacer = self._pacer = Pacer(permits, budgets, floods, self.max_wait)
-        options = DeliveryOptions(self.retries, repeat_albums, in_order)
+        options = DeliveryOptions(
+            self.retries,
+            check_flag("repeat_albums", repeat_albums),
+            check_flag("in_order", in_order),
+        )
         self._delivery = Delivery(pacer, floods, self._queues, self._observer, options)
         self._drafts = Drafts(
             pacer, floods, self._delivery.send, budgets.draft_gap, self.max_wait[Kind.DRAFT]
@@ -243,7 +248,7 @@ class OutgoingLimits(BaseRequestMiddleware):
                     await forget(sent.chat)
 
         Args:
-            chats: Ids, from any iterable or async iterable.
+            chats: Ids, each of them once, from any iterable or async iterable.
             send: Sends to one chat, with a bot that is set up; called once for each chat.
             journal: Records what was done, so that the next run does not repeat it.
             progress: Counts outcomes and shows the progress.
@@ -258,6 +263,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             SystemExit: Ctrl-C; the log says how far the broadcast has come.
             ConfigError: An argument is invalid, or another process uses the journal.
         """
+        check_broadcast(chats, send, journal, progress)
         check_whole("in_flight", in_flight, 1)
         options = Options(in_flight, Stars(stars, when_spent))
         progress = progress or Progress()

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from .strict import Strict
 from .virtual import Telegram, now, paced, too_many, virtual
 
 NO_METHOD: Any = None
+NO_PATH: Any = 5
+NO_NUMBER: Any = "5"
 
 
 def no_connection() -> TelegramNetworkError:
@@ -346,6 +348,42 @@ async def test_a_broadcast_may_stop_when_its_stars_are_spent(tmp_path: Path) -> 
     assert await broadcast(1) == 40
     assert await broadcast(100) == 60
     assert Counter(m.chat_id for _, m in telegram.log) == Counter(range(1, 101))  # type: ignore[attr-defined] # all are messages
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ({"chats": None}, "chats is a NoneType: expected ids"),
+        ({"chats": "@news"}, "chats is a str: expected ids"),
+        ({"send": "hi"}, "send is a str: expected an async function"),
+        ({"journal": "x.j"}, r"journal is a str: expected Journal\('news.journal'\)"),
+        ({"progress": 5}, r"progress is a int: expected Progress\(\)"),
+    ],
+)
+@virtual
+async def test_wrong_arguments_of_a_broadcast_are_named(
+    argument: dict[str, Any], told: str
+) -> None:
+    """The call itself raises, before anything is sent."""
+    _, outgoing = paced(Telegram())
+    with pytest.raises(ConfigError, match=told):
+        outgoing.broadcast(**({"chats": [1], "send": asyncio.sleep} | argument))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Journal(NO_PATH), "path=5: expected the path of a file"),
+        (lambda: Journal("x", repeat_in_flight=NO_PATH), "repeat_in_flight=5: expected True or"),
+        (lambda: Progress(NO_NUMBER), "total='5': expected a whole number"),
+        (lambda: Progress(every=NO_NUMBER), "every='5': expected seconds from 1 up"),
+        (lambda: Progress(message=NO_NUMBER), "message is a str: expected a message"),
+    ],
+)
+def test_a_wrong_journal_or_progress_is_named(make: Callable[[], object], told: str) -> None:
+    """The ConfigError names the argument, its value and what to give."""
+    with pytest.raises(ConfigError, match=told):
+        make()
 
 
 @pytest.mark.parametrize("options", [{"stars": -1}, {"stars": "5"}, {"when_spent": "never"}])

@@ -180,6 +180,10 @@ def test_a_bot_has_one_outgoing_limits() -> None:
         ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter"),
         ({"limiter": Limiter(MemoryStorage()), "key_prefix": "mine"}, "key_prefix and limiter"),
         ({"drafts": "fast"}, "drafts: 'fast'"),
+        ({"per_chat": 0}, "per_chat: .*; to switch limiting off, give None"),
+        ({"in_order": "no"}, "in_order='no': expected True or False"),
+        ({"repeat_albums": "no"}, "repeat_albums='no': expected True or False"),
+        ({"merge_edits": 0}, "merge_edits=0: expected True or False"),
     ],
 )
 def test_wrong_arguments_are_named(options: Any, told: str) -> None:
