@@ -12,6 +12,7 @@ from collections.abc import (
     Callable,
     Iterable,
 )
+from dataclasses import replace
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from aiogram.exceptions import TelegramAPIError, TelegramMigrateToChat
@@ -34,10 +35,12 @@ _RECONNECT: Final = (1, 2, 4, 8, 15, 30, 30, 30)
 
 
 class Options(NamedTuple):
-    """How many chats at the same time, and what paid messages may cost."""
+    """How many chats at the same time, what paid messages may cost, and what is known."""
 
     in_flight: int
     stars: Stars
+    is_set_up: bool
+    """Whether a bot is set up, so that the requests of `send` are seen."""
 
 
 async def run(
@@ -90,13 +93,14 @@ class _Broadcast(Generic[T]):
         """How many requests were answered with 429."""
         self.journal = journal
         self.stars = options.stars
+        self._is_set_up = options.is_set_up
         self._chats = chats
         self._send = send
         self._progress = progress
         self._turn = asyncio.Lock()
         self._outcomes: asyncio.Queue[Sent[T] | None] = asyncio.Queue(options.in_flight)
         self._workers = [asyncio.create_task(self._work()) for _ in range(options.in_flight)]
-        self._warned = False
+        self._warned = self._has_failed = False
 
     async def outcomes(self) -> AsyncIterator[Sent[T]]:
         """Yield each outcome as it comes, until all workers have finished.
@@ -144,9 +148,16 @@ class _Broadcast(Generic[T]):
         sent = await self._attempt(chat, requests)
         if sent is None:
             return None
-        if sent and not requests.left and not self._warned:
-            self._warned = True
-            log.warning("send(%r) sent nothing through this bot: call outgoing.setup(bot)", chat)
+        if sent and not requests.left:
+            if not self._warned:
+                self._warned = True
+                log.warning(
+                    "send(%r) sent nothing through this bot: call outgoing.setup(bot), "
+                    "or an await is missing",
+                    chat,
+                )
+            if self._is_set_up:
+                sent = replace(sent, status=Status.FAILED)
         if self.journal is not None:
             self.journal.finished(chat, sent.status)
         return sent
@@ -169,6 +180,13 @@ class _Broadcast(Generic[T]):
                     return Sent(chat, Status.FAILED, None, error, error.migrate_to_chat_id)
                 target = moved = error.migrate_to_chat_id
             except Exception as error:
+                if not isinstance(error, TelegramAPIError) and not self._has_failed:
+                    self._has_failed = True
+                    log.error(
+                        "Broadcast: send(%r) failed; only the first error is logged",
+                        chat,
+                        exc_info=error,
+                    )
                 again = never_left(error) and requests.left - before <= 1
                 if not again or (wait := next(waits, None)) is None:
                     status = _status(error, requests.left - before)

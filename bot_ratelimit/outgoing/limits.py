@@ -140,6 +140,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             observer = observers_of(observer, self._report, self._report.statistics)
         self._observer = observers_of(observer)
         self._progresses: WeakSet[Progress] = WeakSet()
+        self._is_set_up = False
         self._merge_edits = check_flag("merge_edits", merge_edits)
         self._queues = Queues()
         permits = self._permits = Permits(self.limiter)
@@ -208,6 +209,7 @@ class OutgoingLimits(BaseRequestMiddleware):
             )
         if not found:
             bot.session.middleware(self)
+        self._is_set_up = True
         if dispatcher is not None:
             dispatcher.startup.register(self.open)
             dispatcher.shutdown.register(self.close)
@@ -222,7 +224,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
         It also takes from the broadcast budget, and lets replies go first.
         """
-        token = broadcast_scope.set(BroadcastScope())
+        token = broadcast_scope.set(broadcast_scope.get() or BroadcastScope())
         try:
             yield
         finally:
@@ -265,7 +267,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         """
         check_broadcast(chats, send, journal, progress)
         check_whole("in_flight", in_flight, 1)
-        options = Options(in_flight, Stars(stars, when_spent))
+        options = Options(in_flight, Stars(stars, when_spent), self._is_set_up)
         progress = progress or Progress()
         self._progresses.add(progress)
         return run(chats, send, journal=journal, progress=progress, options=options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from aiogram.exceptions import (
     TelegramMigrateToChat,
     TelegramNetworkError,
 )
+from aiogram.methods import SendMessage
 from aiohttp import ClientConnectorError
 from aiohttp.client_reqrep import ConnectionKey
 
@@ -30,6 +32,7 @@ from bot_ratelimit import (
     Limiter,
     MemoryStorage,
     NotSentError,
+    OutgoingLimits,
     Progress,
     Status,
 )
@@ -37,7 +40,7 @@ from tests.servers import PATIENCE
 
 from . import broadcaster
 from .strict import Strict
-from .virtual import Telegram, now, paced, too_many, virtual
+from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
 
 NO_METHOD: Any = None
 NO_PATH: Any = 5
@@ -122,6 +125,66 @@ async def test_a_partial_send_is_not_repeated() -> None:
 async def many(count: int) -> AsyncIterator[int]:
     for chat in range(1, count + 1):
         yield chat
+
+
+async def returns_a_method(chat: int) -> Any:
+    return SendMessage(chat_id=chat, text="forgotten")
+
+
+@virtual
+async def test_a_send_that_sends_nothing_has_failed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without `await` nothing is sent: each chat is FAILED, and the next run tries it again."""
+    bot, outgoing = paced(Telegram())
+    path = tmp_path / "journal"
+    run = outgoing.broadcast([1, 2], returns_a_method, journal=Journal(path))
+    assert [sent.status async for sent in run] == [Status.FAILED] * 2
+    assert caplog.text.count("sent nothing through this bot: ") == 1
+    assert "or an await is missing" in caplog.text
+    again = outgoing.broadcast([1, 2], lambda c: bot.send_message(c, "x"), journal=Journal(path))
+    assert [sent.status async for sent in again] == [Status.SENT] * 2
+
+
+@virtual
+async def test_what_is_not_seen_is_believed() -> None:
+    """Without `setup` nobody knows what `send` sends: the chat is SENT if it returns."""
+    outgoing = OutgoingLimits(limiter=virtual_limiter())
+    assert [s.status async for s in outgoing.broadcast([1], returns_a_method)] == [Status.SENT]
+
+
+@virtual
+async def test_broadcasting_inside_of_send_changes_nothing() -> None:
+    """What `send` sends in `broadcasting()` still belongs to its chat."""
+    bot, outgoing = paced(Telegram())
+
+    async def send(chat: int) -> None:
+        async with outgoing.broadcasting():
+            await bot.send_message(chat, "x")
+
+    assert [sent.status async for sent in outgoing.broadcast([1], send)] == [Status.SENT]
+
+
+def is_not_async(chat: int) -> Any:
+    return None
+
+
+async def has_a_bug(chat: int) -> None:
+    raise KeyError(chat)
+
+
+@pytest.mark.parametrize("send", [is_not_async, has_a_bug])
+@virtual
+async def test_a_bug_in_send_is_logged_once(
+    send: Callable[[int], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first error that is not Telegram's has its traceback in the log, and its chat."""
+    _, outgoing = paced(Telegram())
+    found = [sent.status async for sent in outgoing.broadcast([1, 2, 3], send, in_flight=1)]
+    assert found == [Status.FAILED] * 3
+    (line,) = (each for each in caplog.records if each.levelno == logging.ERROR)
+    assert line.getMessage().startswith("Broadcast: send(1) failed")
+    assert line.exc_info
 
 
 @virtual
