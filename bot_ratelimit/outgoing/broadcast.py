@@ -66,8 +66,10 @@ async def run(
     except asyncio.CancelledError:
         if not interrupt.came:
             raise
+        await broadcast.stop()
+        unknown = f"; {broadcast.unknown} more may have got it" if broadcast.unknown else ""
         # asyncio.run would end with the traceback of a KeyboardInterrupt through this file.
-        log.warning("Broadcast interrupted by Ctrl-C: %s%s", progress, _again(journal))
+        log.warning("Broadcast interrupted by Ctrl-C: %s%s%s", progress, unknown, _again(journal))
         raise SystemExit(130) from None
     finally:
         await broadcast.stop()
@@ -91,6 +93,8 @@ class _Broadcast(Generic[T]):
     ) -> None:
         self.floods = 0
         """How many requests were answered with 429."""
+        self.unknown = 0
+        """How many chats may have got something when their worker was stopped."""
         self.journal = journal
         self.stars = options.stars
         self._is_set_up = options.is_set_up
@@ -145,7 +149,11 @@ class _Broadcast(Generic[T]):
         """Send to one chat; return None if the Stars were spent before anything was sent."""
         requests = _Requests(self, chat)
         broadcast_scope.set(requests)  # of this worker only
-        sent = await self._attempt(chat, requests)
+        try:
+            sent = await self._attempt(chat, requests)
+        except asyncio.CancelledError:
+            self.unknown += requests.left > 0
+            raise
         if sent is None:
             return None
         if sent and not requests.left:

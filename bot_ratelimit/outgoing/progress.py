@@ -58,7 +58,7 @@ class Progress:
         self.counts: Counter[Status] = Counter()
         """The number of chats for each outcome."""
         self.skipped = 0
-        """The number of chats that were already done according to the journal."""
+        """The number of chats that are skipped, because the journal has them from earlier runs."""
         self._total = total
         self._stream = stream
         self._message = message
@@ -87,7 +87,7 @@ class Progress:
             text += f" of {self._total:,} ({100 * done // self._total} %)"
         parts = [f"{self.counts[s]:,} {s.value}" for s in Status if self.counts[s]]
         if self.skipped:
-            parts.append(f"{self.skipped:,} done before")
+            parts.append(f"{self.skipped:,} in earlier runs")
         if parts:
             text += f": {', '.join(parts)}"
         if self._seconds > 0 and self.counts:
