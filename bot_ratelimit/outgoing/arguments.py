@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from aiogram import Bot, Dispatcher
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.limiter import Limiter
+from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.methods import Kind
+from bot_ratelimit.outgoing.progress import Progress
 from bot_ratelimit.rules.checks import describe_type
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis.storage import RedisStorage
@@ -90,6 +92,19 @@ def check_setup(bot: object, dispatcher: object) -> None:
         raise ConfigError(
             f"setup needs the Dispatcher, not {describe_type(dispatcher)}: setup(bot, dispatcher)"
         )
+
+
+def check_broadcast(chats: object, send: object, journal: object, progress: object) -> None:
+    """Raise ConfigError unless these are arguments of `OutgoingLimits.broadcast`."""
+    many = isinstance(chats, (Iterable, AsyncIterable)) and not isinstance(chats, str)
+    for name, value, is_right, expected in (
+        ("chats", chats, many, "ids, for example a list of them"),
+        ("send", send, callable(send), "an async function that takes a chat"),
+        ("journal", journal, isinstance(journal, Journal | None), "Journal('news.journal')"),
+        ("progress", progress, isinstance(progress, Progress | None), "Progress()"),
+    ):
+        if not is_right:
+            raise ConfigError(f"{name} is {describe_type(value)}: expected {expected}")
 
 
 def announce(limiter: Limiter) -> None:

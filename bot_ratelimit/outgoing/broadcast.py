@@ -12,6 +12,7 @@ from collections.abc import (
     Callable,
     Iterable,
 )
+from dataclasses import replace
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from aiogram.exceptions import TelegramAPIError, TelegramMigrateToChat
@@ -34,10 +35,12 @@ _RECONNECT: Final = (1, 2, 4, 8, 15, 30, 30, 30)
 
 
 class Options(NamedTuple):
-    """How many chats at the same time, and what paid messages may cost."""
+    """How many chats at the same time, what paid messages may cost, and what is known."""
 
     in_flight: int
     stars: Stars
+    is_set_up: bool
+    """Whether a bot is set up, so that the requests of `send` are seen."""
 
 
 async def run(
@@ -63,8 +66,10 @@ async def run(
     except asyncio.CancelledError:
         if not interrupt.came:
             raise
+        await broadcast.stop()
+        unknown = f"; {broadcast.unknown} more may have got it" if broadcast.unknown else ""
         # asyncio.run would end with the traceback of a KeyboardInterrupt through this file.
-        log.warning("Broadcast interrupted by Ctrl-C: %s%s", progress, _again(journal))
+        log.warning("Broadcast interrupted by Ctrl-C: %s%s%s", progress, unknown, _again(journal))
         raise SystemExit(130) from None
     finally:
         await broadcast.stop()
@@ -88,15 +93,18 @@ class _Broadcast(Generic[T]):
     ) -> None:
         self.floods = 0
         """How many requests were answered with 429."""
+        self.unknown = 0
+        """How many chats may have got something when their worker was stopped."""
         self.journal = journal
         self.stars = options.stars
+        self._is_set_up = options.is_set_up
         self._chats = chats
         self._send = send
         self._progress = progress
         self._turn = asyncio.Lock()
         self._outcomes: asyncio.Queue[Sent[T] | None] = asyncio.Queue(options.in_flight)
         self._workers = [asyncio.create_task(self._work()) for _ in range(options.in_flight)]
-        self._warned = False
+        self._warned = self._has_failed = False
 
     async def outcomes(self) -> AsyncIterator[Sent[T]]:
         """Yield each outcome as it comes, until all workers have finished.
@@ -141,12 +149,23 @@ class _Broadcast(Generic[T]):
         """Send to one chat; return None if the Stars were spent before anything was sent."""
         requests = _Requests(self, chat)
         broadcast_scope.set(requests)  # of this worker only
-        sent = await self._attempt(chat, requests)
+        try:
+            sent = await self._attempt(chat, requests)
+        except asyncio.CancelledError:
+            self.unknown += requests.left > 0
+            raise
         if sent is None:
             return None
-        if sent and not requests.left and not self._warned:
-            self._warned = True
-            log.warning("send(%r) sent nothing through this bot: call outgoing.setup(bot)", chat)
+        if sent and not requests.left:
+            if not self._warned:
+                self._warned = True
+                log.warning(
+                    "send(%r) sent nothing through this bot: call outgoing.setup(bot), "
+                    "or an await is missing",
+                    chat,
+                )
+            if self._is_set_up:
+                sent = replace(sent, status=Status.FAILED)
         if self.journal is not None:
             self.journal.finished(chat, sent.status)
         return sent
@@ -169,6 +188,13 @@ class _Broadcast(Generic[T]):
                     return Sent(chat, Status.FAILED, None, error, error.migrate_to_chat_id)
                 target = moved = error.migrate_to_chat_id
             except Exception as error:
+                if not isinstance(error, TelegramAPIError) and not self._has_failed:
+                    self._has_failed = True
+                    log.error(
+                        "Broadcast: send(%r) failed; only the first error is logged",
+                        chat,
+                        exc_info=error,
+                    )
                 again = never_left(error) and requests.left - before <= 1
                 if not again or (wait := next(waits, None)) is None:
                     status = _status(error, requests.left - before)

@@ -209,7 +209,9 @@ def _now() -> float:
 
 
 def _too_late(request: Request) -> NotSentError:
-    return NotSentError(f"{describe(request)} was not sent: other requests to this chat came first")
+    return NotSentError(
+        f"{describe(request)} was not sent: other requests to this chat, or a 429, came first"
+    )
 
 
 def _is_closed(session: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Final
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.outgoing.file_lock import FileLock
 from bot_ratelimit.outgoing.sent import Status
+from bot_ratelimit.rules.checks import check_flag
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -45,16 +46,18 @@ class Journal:
             are skipped, so that no chat gets it twice.
 
     Raises:
-        ConfigError: The file is not a journal, or cannot be read.
+        ConfigError: An argument is invalid, or the file is not a journal, or cannot be read.
     """
 
     def __init__(self, path: str | Path, *, repeat_in_flight: bool = False) -> None:
+        if not isinstance(path, (str, Path)):
+            raise ConfigError(f"path={path!r}: expected the path of a file, such as 'news.journal'")
         self.path = Path(path)
         self.done: set[str] = set()
         """The chats that need no further request."""
         self.in_flight: tuple[int | str, ...] = ()
         """The chats to which an earlier run was sending when it ended."""
-        self._repeat_in_flight = repeat_in_flight
+        self._repeat_in_flight = check_flag("repeat_in_flight", repeat_in_flight)
         self._lock = FileLock(self.path.with_name(f"{self.path.name}.lock"))
         self._file: FileIO | None = None
         self._read()

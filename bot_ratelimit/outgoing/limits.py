@@ -22,7 +22,7 @@ from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.exceptions import TelegramAPIError
 
 from bot_ratelimit.config.settings import Settings
-from bot_ratelimit.errors import NotSentError
+from bot_ratelimit.errors import ConfigError, NotSentError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike, observers_of
 from bot_ratelimit.limiter.waiting_allowed import patience
@@ -30,6 +30,7 @@ from bot_ratelimit.outgoing.arguments import (
     MAX_WAIT,
     TIMEOUT,
     announce,
+    check_broadcast,
     check_setup,
     limiter_of,
     max_waits,
@@ -139,12 +140,17 @@ class OutgoingLimits(BaseRequestMiddleware):
             observer = observers_of(observer, self._report, self._report.statistics)
         self._observer = observers_of(observer)
         self._progresses: WeakSet[Progress] = WeakSet()
-        self._merge_edits = merge_edits
+        self._is_set_up = False
+        self._merge_edits = check_flag("merge_edits", merge_edits)
         self._queues = Queues()
         permits = self._permits = Permits(self.limiter)
         floods = self._floods = Floods(permits, budgets, self._observer)
         pacer = self._pacer = Pacer(permits, budgets, floods, self.max_wait)
-        options = DeliveryOptions(self.retries, repeat_albums, in_order)
+        options = DeliveryOptions(
+            self.retries,
+            check_flag("repeat_albums", repeat_albums),
+            check_flag("in_order", in_order),
+        )
         self._delivery = Delivery(pacer, floods, self._queues, self._observer, options)
         self._drafts = Drafts(
             pacer, floods, self._delivery.send, budgets.draft_gap, self.max_wait[Kind.DRAFT]
@@ -192,11 +198,18 @@ class OutgoingLimits(BaseRequestMiddleware):
             This object.
 
         Raises:
-            ConfigError: These are not a Bot and a Dispatcher.
+            ConfigError: These are not a Bot and a Dispatcher, or the bot has other OutgoingLimits.
         """
         check_setup(bot, dispatcher)
-        if self not in bot.session.middleware:
+        found = [each for each in bot.session.middleware if isinstance(each, OutgoingLimits)]
+        if found and self not in found:
+            raise ConfigError(
+                f"setup: the session of bot {bot.id} already has OutgoingLimits; use those, "
+                "because two would count each request twice"
+            )
+        if not found:
             bot.session.middleware(self)
+        self._is_set_up = True
         if dispatcher is not None:
             dispatcher.startup.register(self.open)
             dispatcher.shutdown.register(self.close)
@@ -211,7 +224,7 @@ class OutgoingLimits(BaseRequestMiddleware):
 
         It also takes from the broadcast budget, and lets replies go first.
         """
-        token = broadcast_scope.set(BroadcastScope())
+        token = broadcast_scope.set(broadcast_scope.get() or BroadcastScope())
         try:
             yield
         finally:
@@ -237,7 +250,7 @@ class OutgoingLimits(BaseRequestMiddleware):
                     await forget(sent.chat)
 
         Args:
-            chats: Ids, from any iterable or async iterable.
+            chats: Ids, each of them once, from any iterable or async iterable.
             send: Sends to one chat, with a bot that is set up; called once for each chat.
             journal: Records what was done, so that the next run does not repeat it.
             progress: Counts outcomes and shows the progress.
@@ -252,8 +265,9 @@ class OutgoingLimits(BaseRequestMiddleware):
             SystemExit: Ctrl-C; the log says how far the broadcast has come.
             ConfigError: An argument is invalid, or another process uses the journal.
         """
+        check_broadcast(chats, send, journal, progress)
         check_whole("in_flight", in_flight, 1)
-        options = Options(in_flight, Stars(stars, when_spent))
+        options = Options(in_flight, Stars(stars, when_spent), self._is_set_up)
         progress = progress or Progress()
         self._progresses.add(progress)
         return run(chats, send, journal=journal, progress=progress, options=options)
@@ -289,7 +303,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         if kind is Kind.ACTION:
             return await self._delivery.send_or_drop(self._queues.actions(key), request)
         edit = None
-        if kind is Kind.EDIT and self._merge_edits and scope is None:
+        if kind is Kind.EDIT and self._merge_edits and scope is None and request.may_wait:
             edit = edit_of(method, traffic)
         queue = self._queues.queue(key)
         if queue.holder is not None:

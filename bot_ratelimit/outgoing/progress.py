@@ -13,6 +13,7 @@ from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.waiting_allowed import without_waiting
 from bot_ratelimit.outgoing.scope import broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent, Status
+from bot_ratelimit.rules.checks import check_whole, describe_type, number
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -37,7 +38,7 @@ class Progress:
         every: Seconds between two updates, 1 or more; 5 by default.
 
     Raises:
-        ConfigError: `every` is less than a second.
+        ConfigError: An argument is invalid.
     """
 
     def __init__(
@@ -48,12 +49,16 @@ class Progress:
         message: Message | None = None,
         every: float = 5.0,
     ) -> None:
-        if every < 1:
+        if total is not None:
+            check_whole("total", total, 0)
+        if message is not None and not isinstance(message, Message):
+            raise ConfigError(f"message is {describe_type(message)}: expected a message of the bot")
+        if not number(every) >= 1:
             raise ConfigError(f"every={every!r}: expected seconds from 1 up; each is an edit")
         self.counts: Counter[Status] = Counter()
         """The number of chats for each outcome."""
         self.skipped = 0
-        """The number of chats that were already done according to the journal."""
+        """The number of chats that are skipped, because the journal has them from earlier runs."""
         self._total = total
         self._stream = stream
         self._message = message
@@ -82,7 +87,7 @@ class Progress:
             text += f" of {self._total:,} ({100 * done // self._total} %)"
         parts = [f"{self.counts[s]:,} {s.value}" for s in Status if self.counts[s]]
         if self.skipped:
-            parts.append(f"{self.skipped:,} done before")
+            parts.append(f"{self.skipped:,} in earlier runs")
         if parts:
             text += f": {', '.join(parts)}"
         if self._seconds > 0 and self.counts:

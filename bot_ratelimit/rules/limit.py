@@ -217,8 +217,8 @@ def _shown(value: object) -> str:
 
 
 _NO_LIMIT: Final = (
-    "; to switch limiting off, leave the rule or the middleware out, or for one handler set the "
-    "flag rate_limit=False"
+    "; to switch limiting off, give None, leave the rule out, or for one handler set the flag "
+    "rate_limit=False"
 )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import logging
 import os
+import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from aiogram.exceptions import (
     TelegramMigrateToChat,
     TelegramNetworkError,
 )
+from aiogram.methods import SendMessage
 from aiohttp import ClientConnectorError
 from aiohttp.client_reqrep import ConnectionKey
 
@@ -30,6 +33,7 @@ from bot_ratelimit import (
     Limiter,
     MemoryStorage,
     NotSentError,
+    OutgoingLimits,
     Progress,
     Status,
 )
@@ -37,9 +41,11 @@ from tests.servers import PATIENCE
 
 from . import broadcaster
 from .strict import Strict
-from .virtual import Telegram, now, paced, too_many, virtual
+from .virtual import Telegram, now, paced, too_many, virtual, virtual_limiter
 
 NO_METHOD: Any = None
+NO_PATH: Any = 5
+NO_NUMBER: Any = "5"
 
 
 def no_connection() -> TelegramNetworkError:
@@ -120,6 +126,66 @@ async def test_a_partial_send_is_not_repeated() -> None:
 async def many(count: int) -> AsyncIterator[int]:
     for chat in range(1, count + 1):
         yield chat
+
+
+async def returns_a_method(chat: int) -> Any:
+    return SendMessage(chat_id=chat, text="forgotten")
+
+
+@virtual
+async def test_a_send_that_sends_nothing_has_failed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without `await` nothing is sent: each chat is FAILED, and the next run tries it again."""
+    bot, outgoing = paced(Telegram())
+    path = tmp_path / "journal"
+    run = outgoing.broadcast([1, 2], returns_a_method, journal=Journal(path))
+    assert [sent.status async for sent in run] == [Status.FAILED] * 2
+    assert caplog.text.count("sent nothing through this bot: ") == 1
+    assert "or an await is missing" in caplog.text
+    again = outgoing.broadcast([1, 2], lambda c: bot.send_message(c, "x"), journal=Journal(path))
+    assert [sent.status async for sent in again] == [Status.SENT] * 2
+
+
+@virtual
+async def test_what_is_not_seen_is_believed() -> None:
+    """Without `setup` nobody knows what `send` sends: the chat is SENT if it returns."""
+    outgoing = OutgoingLimits(limiter=virtual_limiter())
+    assert [s.status async for s in outgoing.broadcast([1], returns_a_method)] == [Status.SENT]
+
+
+@virtual
+async def test_broadcasting_inside_of_send_changes_nothing() -> None:
+    """What `send` sends in `broadcasting()` still belongs to its chat."""
+    bot, outgoing = paced(Telegram())
+
+    async def send(chat: int) -> None:
+        async with outgoing.broadcasting():
+            await bot.send_message(chat, "x")
+
+    assert [sent.status async for sent in outgoing.broadcast([1], send)] == [Status.SENT]
+
+
+def is_not_async(chat: int) -> Any:
+    return None
+
+
+async def has_a_bug(chat: int) -> None:
+    raise KeyError(chat)
+
+
+@pytest.mark.parametrize("send", [is_not_async, has_a_bug])
+@virtual
+async def test_a_bug_in_send_is_logged_once(
+    send: Callable[[int], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first error that is not Telegram's has its traceback in the log, and its chat."""
+    _, outgoing = paced(Telegram())
+    found = [sent.status async for sent in outgoing.broadcast([1, 2, 3], send, in_flight=1)]
+    assert found == [Status.FAILED] * 3
+    (line,) = (each for each in caplog.records if each.levelno == logging.ERROR)
+    assert line.getMessage().startswith("Broadcast: send(1) failed")
+    assert line.exc_info
 
 
 @virtual
@@ -244,6 +310,22 @@ async def test_progress_is_shown() -> None:
     assert now() > 1_000
 
 
+@virtual
+async def test_progress_does_not_say_done_of_what_is_unknown(tmp_path: Path) -> None:
+    """A chat that was in flight when an earlier run ended is counted, and not called done."""
+    path = tmp_path / "journal"
+    path.write_text("1 leaving\n2 sent\n")
+    bot, outgoing = paced(Telegram())
+    run = outgoing.broadcast(
+        [1, 2, 3],
+        lambda chat: bot.send_message(chat, "x"),
+        journal=Journal(path),
+        progress=(progress := Progress(3)),
+    )
+    assert [sent.chat async for sent in run] == [3]
+    assert str(progress).startswith("3 of 3 (100 %): 1 sent, 2 in earlier runs")
+
+
 # Processes against a Telegram over HTTP.
 
 
@@ -284,7 +366,10 @@ async def test_a_broadcast_that_is_ended_and_resumed(
     if end is signal.SIGINT:
         assert process.returncode == 130
         assert b"Traceback" not in log
-        assert b"Broadcast interrupted by Ctrl-C: " in log
+        unknown = re.search(
+            rb"Broadcast interrupted by Ctrl-C: .*; (\d+) more may have got it", log
+        )
+        assert len(named) == int(unknown[1] if unknown else 0)
         assert b"Run it again with" in log
         assert b"Broadcast: 2 requests were answered with 429" in log
 
@@ -346,6 +431,42 @@ async def test_a_broadcast_may_stop_when_its_stars_are_spent(tmp_path: Path) -> 
     assert await broadcast(1) == 40
     assert await broadcast(100) == 60
     assert Counter(m.chat_id for _, m in telegram.log) == Counter(range(1, 101))  # type: ignore[attr-defined] # all are messages
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ({"chats": None}, "chats is a NoneType: expected ids"),
+        ({"chats": "@news"}, "chats is a str: expected ids"),
+        ({"send": "hi"}, "send is a str: expected an async function"),
+        ({"journal": "x.j"}, r"journal is a str: expected Journal\('news.journal'\)"),
+        ({"progress": 5}, r"progress is a int: expected Progress\(\)"),
+    ],
+)
+@virtual
+async def test_wrong_arguments_of_a_broadcast_are_named(
+    argument: dict[str, Any], told: str
+) -> None:
+    """The call itself raises, before anything is sent."""
+    _, outgoing = paced(Telegram())
+    with pytest.raises(ConfigError, match=told):
+        outgoing.broadcast(**({"chats": [1], "send": asyncio.sleep} | argument))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Journal(NO_PATH), "path=5: expected the path of a file"),
+        (lambda: Journal("x", repeat_in_flight=NO_PATH), "repeat_in_flight=5: expected True or"),
+        (lambda: Progress(NO_NUMBER), "total='5': expected a whole number"),
+        (lambda: Progress(every=NO_NUMBER), "every='5': expected seconds from 1 up"),
+        (lambda: Progress(message=NO_NUMBER), "message is a str: expected a message"),
+    ],
+)
+def test_a_wrong_journal_or_progress_is_named(make: Callable[[], object], told: str) -> None:
+    """The ConfigError names the argument, its value and what to give."""
+    with pytest.raises(ConfigError, match=told):
+        make()
 
 
 @pytest.mark.parametrize("options", [{"stars": -1}, {"stars": "5"}, {"when_spent": "never"}])

@@ -165,12 +165,25 @@ def test_wrong_arguments_of_setup_are_named(arguments: Any, told: str) -> None:
         OutgoingLimits().setup(*arguments)
 
 
+def test_a_bot_has_one_outgoing_limits() -> None:
+    """A second one would count each request twice: `setup` refuses it; the same one is fine."""
+    bot, outgoing = Bot(TOKEN), OutgoingLimits()
+    outgoing.setup(bot)
+    outgoing.setup(bot, Dispatcher())
+    with pytest.raises(ConfigError, match="bot 1234567890 already has OutgoingLimits"):
+        OutgoingLimits().setup(bot)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"limiter": MemoryStorage()}, "limiter is a MemoryStorage: expected Limiter"),
         ({"limiter": Limiter(MemoryStorage()), "key_prefix": "mine"}, "key_prefix and limiter"),
         ({"drafts": "fast"}, "drafts: 'fast'"),
+        ({"per_chat": 0}, "per_chat: .*; to switch limiting off, give None"),
+        ({"in_order": "no"}, "in_order='no': expected True or False"),
+        ({"repeat_albums": "no"}, "repeat_albums='no': expected True or False"),
+        ({"merge_edits": 0}, "merge_edits=0: expected True or False"),
     ],
 )
 def test_wrong_arguments_are_named(options: Any, told: str) -> None:

@@ -173,6 +173,19 @@ async def test_429s_in_busy_chats_block_only_these() -> None:
 
 
 @virtual
+async def test_an_edit_that_may_not_wait_says_what_is_true() -> None:
+    """During a block no other request came first: the edit itself would have to wait."""
+    telegram = Telegram()
+    telegram.errors = [too_many(30)]
+    bot, _ = paced(telegram)
+    with without_waiting():
+        with pytest.raises(TelegramRetryAfter):
+            await bot.edit_message_text("x", chat_id=7, message_id=1)
+        with pytest.raises(NotSentError, match="it would have to wait"):
+            await bot.edit_message_text("x", chat_id=7, message_id=1)
+
+
+@virtual
 async def test_without_waiting_a_429_is_raised() -> None:
     """There is one attempt, and an earlier block is raised without asking Telegram."""
     telegram = Telegram()

@@ -13,7 +13,14 @@ import redis.asyncio as aioredis
 from aiogram import Bot
 from fakeredis import FakeAsyncRedis, FakeServer
 
-from bot_ratelimit import ConfigError, Limiter, MemoryStorage, OutgoingLimits, Settings
+from bot_ratelimit import (
+    ConfigError,
+    Limiter,
+    MemoryStorage,
+    OutgoingLimits,
+    Settings,
+    without_waiting,
+)
 from tests.servers import Server
 
 from .virtual import TOKEN, Telegram, now, too_many
@@ -33,11 +40,21 @@ def instance(client: Any, telegram: Telegram, **options: Any) -> Bot:
 
 async def test_instances_share_a_budget(shared: Any) -> None:
     """Two instances together send to a chat as fast as one may."""
-    telegram = Telegram(latency=0.001)
-    one, two = (instance(shared, telegram, per_chat="1/50ms burst 2") for _ in range(2))
+    telegram, another = Telegram(latency=0.001), Telegram(latency=0.001)
+    another.log = telegram.log
+    one, two = (instance(shared, each, per_chat="1/50ms burst 2") for each in (telegram, another))
     await asyncio.gather(*(bot.send_message(7, "x") for bot in (one, two) for _ in range(4)))
     assert len(telegram.log) == 8
     assert telegram.times()[-1] >= 0.29
+
+
+async def test_an_edit_that_may_not_wait_waits_for_redis(shared: Any) -> None:
+    """`without_waiting` is about the turn of an edit, and not about the answer of Redis."""
+    telegram = Telegram(latency=0.001)
+    bot = instance(shared, telegram)
+    with without_waiting():
+        await bot.edit_message_text("x", chat_id=7, message_id=1)
+    assert telegram.texts() == ["x"]
 
 
 async def test_a_block_is_a_key_with_a_ttl(shared: Any) -> None:

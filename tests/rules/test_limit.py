@@ -153,9 +153,9 @@ def test_a_period_is_a_number_of_seconds_in_range(period: Any) -> None:
     ("text", "says"),
     [
         *((f"{amount}/s", f"amount={amount}") for amount in (0, 1_000_001)),
-        ("0/s", "to switch limiting off, leave the rule"),
+        ("0/s", "to switch limiting off, give None"),
         ("5/0s", "period=0.0: expected 0.001 to "),
-        ("5/0s", "to switch limiting off, leave the rule"),
+        ("5/0s", "to switch limiting off, give None"),
         ("5/0.4ms", "period=0.0004"),
         ("5/367d", "period=31708800.0"),
         ("5/999999999999999d", "period="),
