@@ -36,7 +36,9 @@ settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="skip whatever is slow or starts a process")
+    parser.addoption(
+        "--quick", action="store_true", help="skip whatever is slow or starts a process"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -164,8 +164,8 @@ class _Broadcast(Generic[T]):
                     "or an await is missing",
                     chat,
                 )
-            if self._is_set_up:
-                sent = replace(sent, status=Status.FAILED)
+            if self._is_set_up:  # or another bot sent it: a second message would be worse
+                sent = replace(sent, status=Status.UNKNOWN)
         if self.journal is not None:
             self.journal.finished(chat, sent.status)
         return sent

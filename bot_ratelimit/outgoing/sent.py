@@ -26,7 +26,8 @@ class Status(Enum):
     `BLOCKED`     the user has blocked the bot, or the chat has removed it
     `GONE`        there is no such chat, or its user is deleted
     `FAILED`      Telegram refused it, or nothing was sent; the same journal tries it again
-    `UNKNOWN`     all or a part of it may have been delivered; it is not sent again
+    `UNKNOWN`     all or a part of it may have been delivered, or no request was seen; it is not
+                  sent again
     ============  ==================================================================
     """
 
