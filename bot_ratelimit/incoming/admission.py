@@ -133,7 +133,10 @@ class Admission:
         data: dict[str, Any],
     ) -> Any:
         """Handle an event that nothing but these rules is asked about."""
-        answer = await self._limiter.hit(rules, subject, None, once, deadline=deadline)
+        try:
+            answer = await self._limiter.hit(rules, subject, None, once, deadline=deadline)
+        except Exception as error:  # of a scope that is a function
+            answer, rules = self._answer_by_policy(rules, error), NO_LIMIT
         decision = BoundDecision.of(answer, self._limiter, rules, subject)
         state[key] = decision, subject
         return await self._go_on(decision, subject, handler, event, inner, data)
@@ -217,27 +220,27 @@ class Admission:
             if applied is None:
                 return None
             rules = applied
-        if needs_event(rules):
-            try:
+        try:
+            if needs_event(rules):
                 rules = await chosen(rules, counted.subject, dispatch.inner, dispatch.data)
-            except Exception as error:
-                answer = self._answer_by_policy(rules, error)
-                return BoundDecision.of(answer, self._limiter, NO_LIMIT, counted.subject)
-        notes, due = self._notes(state), rules
-        if notes is not None:
-            due = notes.due(rules, counted)
-            if not due:
-                return notes.last(counted)
-        decision = await self._limiter.hit(
-            due, counted.subject, once=counted.once, deadline=state[DEADLINE]
-        )
+            notes, due = self._notes(state), rules
+            if notes is not None:
+                due = notes.due(rules, counted)
+                if not due:
+                    return notes.last(counted)
+            decision = await self._limiter.hit(
+                due, counted.subject, once=counted.once, deadline=state[DEADLINE]
+            )
+        except Exception as error:
+            answer = self._answer_by_policy(rules, error)
+            return BoundDecision.of(answer, self._limiter, NO_LIMIT, counted.subject)
         bound = BoundDecision.of(decision, self._limiter, rules, counted.subject)
         if notes is not None:
             notes.add(due, counted, bound)
         return bound
 
     def _answer_by_policy(self, rules: Rules, error: Exception) -> Decision:
-        """Answer for a function of the bot that failed to say which limit applies."""
+        """Answer for a function of the bot that failed to say which limit or scope applies."""
         own = (rule.on_error for rule in rules if rule.on_error is not None)
         policy, wait = next(own, self._limiter.on_error), self._limiter.timeout
         if count := self._failed.due():

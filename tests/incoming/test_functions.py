@@ -166,6 +166,21 @@ async def test_a_function_that_fails_is_answered_by_the_policy(
     assert "'plan'" in line.getMessage() or "broken returned" in line.getMessage()
 
 
+@pytest.mark.parametrize("beside", [[], [lambda event, data: "9/m"]], ids=["alone", "with others"])
+@pytest.mark.parametrize("on_error", ["allow", "deny"])
+async def test_a_scope_that_fails_is_answered_by_the_policy(
+    on_error: Any, beside: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A function that says who is counted loses no update either."""
+    firms = {42: "acme"}
+    firm = Rule("1/m", lambda subject: firms[subject.user], "firm")
+    bot = limited([firm, *beside], limiter=Limiter(MemoryStorage(), on_error=on_error))
+    assert await bot.send("a", "b", **{"from": user(43)}) == [on_error == "allow"] * 2
+    assert await bot.send("a", "b") == [True, False]
+    (line,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert "KeyError(43)" in line.getMessage()
+
+
 async def test_a_chosen_limit_below_the_cost_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
     """A limit that could never allow the rule's cost is answered by the policy, and logged."""
     limiter = Limiter(MemoryStorage(), on_error="deny")
