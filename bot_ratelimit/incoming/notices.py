@@ -43,6 +43,8 @@ _SHORTEST: Final = 1.0
 # A bucket can take longer than this to hold a high cost again; the wait is cut to this.
 _LONGEST: Final = MAX_PERIOD_MS / 1_000
 _CALLBACK_TEXT: Final = 200
+# A ban that is lifted, or a count that is forgiven, frees the buttons after this time.
+_CACHED: Final = 30
 # The rest of a lease does not say when the running request will be done.
 _BUSY_AGAIN: Final = 10.0
 
@@ -68,11 +70,12 @@ class Notices:
         RateLimitMiddleware("5/10s", redis, on_limited=Notices("Wait {wait}.", in_groups=True))
 
     - A button press is always answered, because otherwise the button keeps its spinner. The answer
-      has the text, and the wait as its `cache_time`, so that the client itself answers the next
-      presses.
-    - An inline query gets an empty result for this user, cached for the wait.
+      has the text, and the wait as its `cache_time`, at most 30 s, so that the client itself
+      answers the next presses.
+    - An inline query gets an empty result for this user, cached for the same time.
     - A message gets one notice for each wait, over all instances. By default this is done in
       private chats only, because a group accepts 20 messages of a bot per minute.
+    - Users who are banned by hand are told nothing.
 
     A custom `on_limited` can call it too.
 
@@ -140,8 +143,9 @@ class Notices:
 
     async def _send(self, refusal: Refusal) -> bool:
         """Return whether a notice was sent."""
-        event, decision, _, _, data = refusal
+        event, decision, subject, limiter, data = refusal
         wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
+        cached = min(wait, _CACHED)
         busy = isinstance(decision.rule, Concurrency)
         if isinstance(decision.rule, Debounce) and not isinstance(event, CallbackQuery):
             return False  # the first of the equal messages is answered
@@ -149,11 +153,11 @@ class Notices:
             if not _may_answer(data.get("callback_answer")):
                 return False
             text: str | None = None
-            if not isinstance(decision.rule, Debounce):
+            if not (isinstance(decision.rule, Debounce) or limiter.is_banned(subject)):
                 text = self._text(event, wait, busy)[:_CALLBACK_TEXT]
-            await event.answer(text, cache_time=0 if busy else wait)
+            await event.answer(text, cache_time=0 if busy else cached)
         elif isinstance(event, InlineQuery):
-            await event.answer([], cache_time=1 if busy else wait, is_personal=True)
+            await event.answer([], cache_time=1 if busy else cached, is_personal=True)
         elif isinstance(event, Message):
             text = self._text(event, wait, busy)
             return await self._tell_once(event, text, refusal)

@@ -357,6 +357,4 @@ async def test_a_wait_of_years() -> None:
     bot = Instance(RateLimitMiddleware(rule), ("message", "callback_query"))
     assert await bot.send(*"ab") == [True, False]
     await bot.feed(callback_query=callback())
-    told, answered = bot.session.requests
-    assert "366 d" in told.text
-    assert answered.cache_time == 366 * 86_400
+    assert ["366 d" in each.text for each in bot.session.requests] == [True, True]

@@ -59,7 +59,7 @@ def telling(limiter: Limiter, rate_limit: Any = "1/m", **options: Any) -> Instan
 
 
 async def test_button_presses_and_inline_queries(limiter: Limiter, clock: Clock) -> None:
-    """Each is answered, with a text or an empty result, which is cached for the wait."""
+    """Each is answered, with a text or an empty result, cached for the wait, at most 30 s."""
     bot = telling(limiter)
     await bot.feed(callback_query=callback())
     clock.move(0.5)
@@ -67,12 +67,12 @@ async def test_button_presses_and_inline_queries(limiter: Limiter, clock: Clock)
     await bot.feed(inline_query=inline_query(id="8"))
     clock.move(59)
     await bot.feed(callback_query=callback(id="9"))
-    empty = {"inline_query_id": "8", "results": [], "cache_time": 60, "is_personal": True}
+    empty = {"inline_query_id": "8", "results": [], "cache_time": 30, "is_personal": True}
     last = ENGLISH.replace("60", "1")
     assert [
         each.model_dump(exclude_none=True, exclude_defaults=True) for each in requests(bot)
     ] == [
-        {"callback_query_id": "7", "text": ENGLISH, "cache_time": 60},
+        {"callback_query_id": "7", "text": ENGLISH, "cache_time": 30},
         empty,
         {"callback_query_id": "9", "text": last, "cache_time": 1},
     ]
