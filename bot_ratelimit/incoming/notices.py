@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from aiogram.enums import ChatType
-from aiogram.types import CallbackQuery, InlineQuery, Message, TelegramObject
+from aiogram.types import CallbackQuery, InlineQuery, Message, ReplyParameters, TelegramObject
 from aiogram.utils.callback_answer import CallbackAnswer
 from aiogram.utils.i18n.lazy_proxy import LazyProxy  # type: ignore[attr-defined]  # not in its __all__
 
@@ -21,6 +21,7 @@ from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import NoticeKind, NoticeResult
+from bot_ratelimit.rules.checks import check_flag
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, wait_text
 from bot_ratelimit.rules.limit import MAX_PERIOD_MS, Algorithm, Limit
@@ -84,13 +85,14 @@ class Notices:
             other languages. `{wait}` is replaced by the wait with its unit (`7 s`, `15 min`,
             `3 h 20 min`; Russian units in a Russian text), `{seconds}` by its seconds.
         busy: The same for users whose last request is still running, without the wait.
-        in_groups: Whether notices are also sent in groups: to each member once for each wait, or
-            once to the whole chat if the chat is limited. However many members send too much, a
-            group gets at most three notices a minute. False by default.
+        in_groups: Whether notices are also sent in groups, as a reply to the refused message: to
+            each member once for each wait, or once to the whole chat if the chat is limited.
+            However many members send too much, a group gets at most three notices a minute. False
+            by default.
 
     Raises:
         ConfigError: A text is not a str, or has a placeholder other than `{wait}` and
-            `{seconds}`.
+            `{seconds}`; or `in_groups` is not a bool.
     """
 
     def __init__(
@@ -100,9 +102,9 @@ class Notices:
         busy: str | Mapping[str, str] = BUSY,
         in_groups: bool = False,
     ) -> None:
-        self._texts = _by_language(texts)
-        self._busy = _by_language(busy)
-        self._in_groups = in_groups
+        self._texts = _by_language("texts", texts)
+        self._busy = _by_language("busy", busy)
+        self._in_groups = check_flag("in_groups", in_groups)
 
     async def __call__(
         self, event: TelegramObject, decision: Decision, data: dict[str, Any]
@@ -171,9 +173,11 @@ class Notices:
         rule = self._once(event, decision, subject)
         if rule is None or limiter.is_banned(subject):
             return False
-        rules = rules_of(rule)
+        rules, reply = rules_of(rule), None
         if event.chat.type != ChatType.PRIVATE:
             rules = Rules((*rules, _IN_GROUP))
+            # So that the group sees who is meant, also if the message was deleted meanwhile.
+            reply = ReplyParameters(message_id=event.message_id, allow_sending_without_reply=True)
         told = await limiter.decider.hit(
             rules, subject, deadline=dispatch_state(data).get(DEADLINE)
         )
@@ -183,7 +187,7 @@ class Notices:
         try:
             # Plain text, whatever the bot's default is: a dot alone would be an error in
             # MarkdownV2.
-            await event.answer(text, parse_mode=None)
+            await event.answer(text, parse_mode=None, reply_parameters=reply)
         except NotSentError:
             # The notice would have had to wait, so a later refused message gets one.
             with suppress(RateLimitError):
@@ -229,14 +233,17 @@ _IN_GROUP: Final = rule_at(
 the bot's answers need them."""
 
 
-def _by_language(texts: Any) -> dict[str, str]:
+def _by_language(name: str, texts: Any) -> dict[str, str]:
     if isinstance(texts, LazyProxy):  # translated, and so checked, when it is sent
         return {"": texts}
     if isinstance(texts, str):
         check_notice(texts)
         return {"": texts}
-    if not texts:
-        raise ConfigError("the texts of a notice: expected at least one")
+    if not isinstance(texts, Mapping) or not texts:
+        raise ConfigError(
+            f"Notices: {name}={texts!r}: expected a text, or texts by language, "
+            "{'en': 'Try again in {wait}.'}"
+        )
     for language, text in texts.items():
         check_language(language)
         check_notice(text)
