@@ -74,6 +74,21 @@ def check_functions(rules: Rules) -> Rules:
     return rules
 
 
+def check_takes(name: str, function: Callable[..., Any], *arguments: str) -> None:
+    """Raise ConfigError unless a function can be called with these arguments."""
+    try:
+        parameters = signature(function)
+    except (TypeError, ValueError):  # written in C
+        return
+    try:
+        parameters.bind(*arguments)
+    except TypeError:
+        raise ConfigError(
+            f"{name}={named(function)} takes {parameters}: expected a function of "
+            f"({', '.join(arguments)})"
+        ) from None
+
+
 def looks_like_limit(value: object) -> bool:
     """Whether this is a function of (event, data), and not a handler.
 
