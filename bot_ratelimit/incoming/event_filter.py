@@ -12,6 +12,7 @@ from aiogram.types import TelegramObject, Update
 from bot_ratelimit.config.ids import check_id
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.events import (
+    UNSENT,
     album_of,
     check_event_names,
     delivery_of,
@@ -67,6 +68,11 @@ class EventFilter:
         self._once_per_update = check_flag("once_per_update", once_per_update)
         self.per_bot = check_flag("per_bot", per_bot)
         self._limits_bots = limits_bots
+
+    @property
+    def uncounted(self) -> frozenset[str]:
+        """The types of updates that are never counted, and content types."""
+        return self._never_refuse | UNSENT
 
     def set_live_exemptions(self, exempt: frozenset[int], limited: frozenset[int]) -> None:
         """Set the ids that operators exempt, and those that they limit although they are exempt.

@@ -99,17 +99,21 @@ def check_takes(name: str, function: Callable[..., Any], *arguments: str) -> Non
 
 
 def looks_like_limit(value: object) -> bool:
-    """Whether this is a function of (event, data), and not a handler.
+    """Whether this is a lambda or a function of (event, data), and not a handler.
 
     A handler has no argument `data`: aiogram passes it the values in `data` by their names.
     """
     if not callable(value) or isinstance(value, (type, Rule)):
         return False
     try:
-        names = list(signature(value).parameters)
+        parameters = list(signature(value).parameters.values())
     except (TypeError, ValueError):
         return False
-    return len(names) == 2 and names[1] == "data"
+    if getattr(value, "__name__", "") == "<lambda>":
+        return True
+    names = [each.name for each in parameters[:2]]
+    more = parameters[2:]
+    return names[1:] == ["data"] and all(each.default is not each.empty for each in more)
 
 
 def needs_event(rules: Rules) -> bool:

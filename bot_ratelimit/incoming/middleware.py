@@ -45,7 +45,11 @@ from bot_ratelimit.incoming.registration import (
     root_of,
 )
 from bot_ratelimit.incoming.telling import Telling
-from bot_ratelimit.incoming.unread_flags import check_flags, find_unread_flags
+from bot_ratelimit.incoming.unread_flags import (
+    check_flags,
+    find_unread_flags,
+    warn_of_unlimited,
+)
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.checks import check_flag
@@ -236,6 +240,7 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         async def start() -> None:
             self._check_keys(dispatcher)
             check_flags(dispatcher, self._flags)
+            warn_of_unlimited(dispatcher, RateLimitMiddleware, self._event_filter.uncounted)
             for rules in (self.rules, *self._rules_of_flags(dispatcher)):
                 if rules:
                     self.limiter.decider.expect(rules)
@@ -307,8 +312,10 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         """Prepare for a dispatcher at its start or first event, since only then it is known."""
         if isinstance(dispatcher, Dispatcher) and dispatcher not in self._discovered:
             self._check_keys(dispatcher)
-            if dispatcher not in self._dispatchers and (lost := find_unread_flags(dispatcher)):
-                log.warning("RateLimitMiddleware: %s", lost)
+            if dispatcher not in self._dispatchers:
+                if lost := find_unread_flags(dispatcher):
+                    log.warning("RateLimitMiddleware: %s", lost)
+                warn_of_unlimited(dispatcher, RateLimitMiddleware, self._event_filter.uncounted)
             self._belong_to(dispatcher)
             self._discovered.add(dispatcher)
             if self.live is not None:
