@@ -325,9 +325,14 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
     def _check_keys(self, dispatcher: Dispatcher) -> None:
         """Raise ConfigError if middlewares of the bot have different limits under one key."""
         middlewares = registered_middlewares(dispatcher, RateLimitMiddleware)
-        near = [each for each in middlewares if each._key_space == self._key_space]
-        others = rules_by_path(rule for each in near for rule in (*each.rules, *each._bots[:1]))
+        others = rules_by_path(
+            rule
+            for each in middlewares
+            if each._checked_space == self._checked_space
+            for rule in (*each.rules, *each._bots[:1])
+        )
         self._flags = Flags(self._penalty, others, self._flags.limits)
+        near = [each for each in middlewares if each._key_space == self._key_space]
         shared = [rule for each in near if each is not self for rule in each.rules]
         if any(rule in shared for rule in self.rules):
             self._admission.key_space = self._key_space
@@ -337,6 +342,12 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         """Rules of two middlewares can share a key only if this is equal."""
         limiter = self.limiter
         return limiter.storage.key_space, limiter.key_prefix, self._event_filter.per_bot
+
+    @property
+    def _checked_space(self) -> Hashable:
+        """The key space as if all memory were one, so that what starts there starts with Redis."""
+        space, *rest = self._key_space
+        return "memory" if self.limiter.storage.source == "memory" else space, *rest
 
     def _apply_overrides(self, overrides: Overrides) -> None:
         self._event_filter.set_live_exemptions(overrides.exempt, overrides.limited)
