@@ -126,13 +126,18 @@ def named_limits(limits: Mapping[str, Any]) -> NamedLimits:
 def check_notice(text: object) -> None:
     """Raise ConfigError unless this is a valid text of a notice."""
     try:
-        ok = isinstance(text, str) and len(text) <= MAX_NOTICE and _is_filled(text)
+        ok = isinstance(text, str) and (len(text) > MAX_NOTICE or _is_filled(text))
     except (LookupError, ValueError, AttributeError, TypeError):
         ok = False
     if not ok:
         raise ConfigError(
             f"the text of a notice {shown(text)}: expected a text with no placeholder but {{wait}} "
             "and {seconds}, for example 'Try again in {wait}.'"
+        )
+    if len(str(text)) > MAX_NOTICE:
+        raise ConfigError(
+            f"the text of a notice {shown(text)}: {len(str(text)):,} characters: expected at most "
+            f"{MAX_NOTICE:,}"
         )
 
 

@@ -11,7 +11,7 @@ from aiogram.types import TelegramObject
 from aiogram.utils.i18n.lazy_proxy import LazyProxy  # type: ignore[attr-defined]  # not in its __all__
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.incoming.functions import NO_LIMIT, check_functions
+from bot_ratelimit.incoming.functions import NO_LIMIT, check_functions, check_takes
 from bot_ratelimit.incoming.notices import Notices
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
@@ -43,11 +43,12 @@ class DefaultNames(frozenset[str]):
         return "NEVER_REFUSED"
 
 
-def notices_of(on_limited: OnLimitedLike) -> Notices | OnLimited | None:
-    """Return what notifies refused users.
+def notices_of(on_limited: OnLimitedLike, name: str = "on_limited") -> Notices | OnLimited | None:
+    """Return what notifies refused users; `name` is that of the argument, for errors.
 
     Raises:
-        ConfigError: It is neither texts, nor `Notices`, nor a function, nor None.
+        ConfigError: It is neither texts, nor `Notices`, nor a function of (event, decision, data),
+            nor None.
     """
     texts: Any = on_limited
     if isinstance(texts, (str, Mapping, LazyProxy)):
@@ -55,9 +56,10 @@ def notices_of(on_limited: OnLimitedLike) -> Notices | OnLimited | None:
     if on_limited is None or isinstance(on_limited, Notices):
         return on_limited
     if callable(on_limited) and not isinstance(on_limited, type):
+        check_takes(name, on_limited, "event", "decision", "data")
         return on_limited
     raise ConfigError(
-        f"on_limited={on_limited!r}: expected a text, texts by language, Notices(...), "
+        f"{name}={on_limited!r}: expected a text, texts by language, Notices(...), "
         "a function of (event, decision, data), or None"
     )
 
@@ -68,6 +70,10 @@ def rules_given(rate_limit: RuleLike | Iterable[RuleLike] | None, penalty: Penal
     Raises:
         ConfigError: One of them does not count events, or the penalty is none.
     """
+    if isinstance(rate_limit, Mapping):
+        raise ConfigError(
+            f"rate_limit={rate_limit!r}: expected a limit such as '5/10s', a Rule, or several"
+        )
     if penalty is not None and not isinstance(penalty, Penalty):
         raise ConfigError(f"penalty={penalty!r}: expected Penalty('10/minute', ban='15m')")
     rules = NO_LIMIT if rate_limit is None else check_functions(rules_of(rate_limit))

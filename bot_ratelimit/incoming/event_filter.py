@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from inspect import isawaitable
 from typing import Any, NamedTuple, TypeAlias
@@ -11,6 +12,7 @@ from aiogram.types import TelegramObject, Update
 from bot_ratelimit.config.ids import check_id
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.events import (
+    UNSENT,
     album_of,
     check_event_names,
     delivery_of,
@@ -20,8 +22,12 @@ from bot_ratelimit.incoming.events import (
     is_paid,
     subject_of,
 )
+from bot_ratelimit.incoming.functions import check_takes
 from bot_ratelimit.rules.checks import check_flag
 from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.storage.loops import Seldom
+
+log = logging.getLogger("bot_ratelimit")
 
 IsExempt: TypeAlias = Callable[[TelegramObject, dict[str, Any]], "Awaitable[bool] | bool"]
 
@@ -51,6 +57,9 @@ class EventFilter:
         limits_bots: bool,
     ) -> None:
         self.is_exempt = exempt if callable(exempt) else None
+        if self.is_exempt is not None:
+            check_takes("exempt", self.is_exempt, "event", "data")
+        self._failed = Seldom()
         self.exempt_ids = frozenset() if callable(exempt) else _checked_ids(exempt)
         self._given_ids = self.exempt_ids
         self._live_ids: frozenset[int] = frozenset()
@@ -59,6 +68,11 @@ class EventFilter:
         self._once_per_update = check_flag("once_per_update", once_per_update)
         self.per_bot = check_flag("per_bot", per_bot)
         self._limits_bots = limits_bots
+
+    @property
+    def uncounted(self) -> frozenset[str]:
+        """The types of updates that are never counted, and content types."""
+        return self._never_refuse | UNSENT
 
     def set_live_exemptions(self, exempt: frozenset[int], limited: frozenset[int]) -> None:
         """Set the ids that operators exempt, and those that they limit although they are exempt.
@@ -107,8 +121,19 @@ class EventFilter:
             return counted
         if self._limits_bots and is_from_bot(event, data):
             return counted  # not because its group is exempt
-        exempt = self.is_exempt(event, data)
-        return None if (await exempt if isawaitable(exempt) else exempt) else counted
+        try:
+            exempt = self.is_exempt(event, data)
+            return None if (await exempt if isawaitable(exempt) else exempt) else counted
+        except Exception as error:
+            if count := self._failed.due():
+                log.error(
+                    "%d updates were counted as not exempt, because a function of the bot failed: "
+                    "%r",
+                    count,
+                    error,
+                    exc_info=error,
+                )
+            return counted
 
     def counted_by_id(
         self, event: TelegramObject, update: Update | None, data: dict[str, Any]

@@ -46,6 +46,8 @@ They carry money (`pre_checkout_query` must be answered within 10 seconds) or st
 sends only once. `unknown` is content that the installed aiogram does not recognize, for example a
 newer service message, which may carry money too.
 """
+UNSENT: Final = frozenset({"channel_post", "edited_channel_post", "message_reaction_count", "poll"})
+"""The types of updates that have no sender to count."""
 _KNOWN: Final = NEVER_REFUSED | _WRITTEN | frozenset(str(update.value) for update in UpdateType)
 
 

@@ -25,7 +25,7 @@ from aiogram.dispatcher.router import Router
 
 from bot_ratelimit.config.limits_file import NamedLimits
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.incoming.collect import Collect, collect_of
+from bot_ratelimit.incoming.collect import MESSAGES_KEY, Collect, collect_of
 from bot_ratelimit.incoming.functions import EventRule, check_functions, looks_like_limit
 from bot_ratelimit.incoming.handler_names import (
     HandlerNames,
@@ -145,7 +145,13 @@ class Flags:
     def _flag_of(self, handler: HandlerObject, router: Router | None) -> HandlerLimits:
         name = self._names.name_of(handler, router)
         try:
-            return read_flag(extract_flags(handler)[FLAG], name, self.limits)
+            found = read_flag(extract_flags(handler)[FLAG], name, self.limits)
+            if found.collect and not handler.varkw and MESSAGES_KEY not in handler.params:
+                raise ConfigError(
+                    "with collect= the handler needs the argument messages: list[Message], because "
+                    "it is called once for several messages"
+                )
+            return found
         except ConfigError as error:
             raise ConfigError(f"the rate_limit flag of {full_name(handler)}: {error}") from None
 
@@ -291,7 +297,7 @@ def _named(rules: Rules, name: str, **changes: Any) -> Rules:
 
 
 class _RateLimitFlag(FlagDecorator):
-    """`flags.rate_limit`, which takes a function of (event, data) for a limit.
+    """`flags.rate_limit`, which takes a lambda or a function of (event, data) for a limit.
 
     aiogram's own decorator takes every function for the handler itself.
     """
@@ -300,7 +306,13 @@ class _RateLimitFlag(FlagDecorator):
     def _with_flag(cls, flag: Flag) -> FlagDecorator:
         return FlagDecorator(flag)  # this one decorates the handler
 
-    def __call__(self, value: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, value: Any = None, *more: Any, **kwargs: Any) -> Any:
+        if more or (value is not None and kwargs):
+            named = ", ".join(f"{name}={each!r}" for name, each in kwargs.items())
+            raise ConfigError(
+                f"@flags.rate_limit({value!r}, ...): expected one value, or each with its name: "
+                f"write limit={value!r}, {named or 'concurrent=1'}"
+            )
         if not kwargs and looks_like_limit(value):
             return self._with_value(value)
         return super().__call__(value, **kwargs)

@@ -25,7 +25,16 @@ from bot_ratelimit.rules.checks import check_cost
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
-from bot_ratelimit.rules.rule import Rule, Rules, Subject, named, rule_at, rules_of, set_fields
+from bot_ratelimit.rules.rule import (
+    Rule,
+    Rules,
+    Subject,
+    changed,
+    named,
+    rule_at,
+    rules_of,
+    set_fields,
+)
 
 NO_LIMIT: Final = Rules((rule_at("none:", Limit(1, 1.0), lambda subject: None, 1),))
 """Applies to nobody: what is decided by it is only refused to banned users."""
@@ -74,18 +83,37 @@ def check_functions(rules: Rules) -> Rules:
     return rules
 
 
+def check_takes(name: str, function: Callable[..., Any], *arguments: str) -> None:
+    """Raise ConfigError unless a function can be called with these arguments."""
+    try:
+        parameters = signature(function)
+    except (TypeError, ValueError):  # written in C
+        return
+    try:
+        parameters.bind(*arguments)
+    except TypeError:
+        raise ConfigError(
+            f"{name}={named(function)} takes {parameters}: expected a function of "
+            f"({', '.join(arguments)})"
+        ) from None
+
+
 def looks_like_limit(value: object) -> bool:
-    """Whether this is a function of (event, data), and not a handler.
+    """Whether this is a lambda or a function of (event, data), and not a handler.
 
     A handler has no argument `data`: aiogram passes it the values in `data` by their names.
     """
     if not callable(value) or isinstance(value, (type, Rule)):
         return False
     try:
-        names = list(signature(value).parameters)
+        parameters = list(signature(value).parameters.values())
     except (TypeError, ValueError):
         return False
-    return len(names) == 2 and names[1] == "data"
+    if getattr(value, "__name__", "") == "<lambda>":
+        return True
+    names = [each.name for each in parameters[:2]]
+    more = parameters[2:]
+    return names[1:] == ["data"] and all(each.default is not each.empty for each in more)
 
 
 def needs_event(rules: Rules) -> bool:
@@ -124,23 +152,30 @@ def _rules_said(rule: Rule, said: Any) -> Iterable[Rule]:
     """The rules that a function returned.
 
     A limit gets the scope, cost and name of the function's rule. A rule keeps its own scope and
-    cost, and the name of the function's rule is put before its name.
+    cost, and the name of the function's rule is put before its name. One
+    without a name that would share a key takes its limit as its name, as in `rules_of`.
     """
     if said is None:
         return
     function = named(rule.limit)
-    parts: Iterable[Any] = (said,)
+    unnamed = changed(rule, name="", path=rule.path.removeprefix(f"{rule.name}:"))
+    parts: list[Any] = [said]
     if isinstance(said, Iterable) and not isinstance(said, (str, Rule)):
-        parts = said
+        parts = list(said)
     try:
-        for part in parts:
-            own = part if isinstance(part, Rule) else rule
-            for each in rules_of(part):
-                if isinstance(each, (Penalty, Concurrency)) or not isinstance(each.limit, Limit):
-                    raise ConfigError(f"{str(each)!r} is not a limit")
-                name = ".".join(text for text in (rule.name, each.name) if text)
-                one = Rule(each.limit, own.scope, name, own.cost, own.shadow, own.on_error)
-                yield ChosenRule.of(one, each.limit, function)
+        if sum(isinstance(part, (int, float)) for part in parts) > 1:
+            rules_of(parts)  # an error that says what to write instead
+        given = [
+            each if each is part else changed(unnamed, limit=each.limit)
+            for part in parts
+            for each in rules_of(part)
+        ]
+        for each in rules_of(given) if given else ():
+            if isinstance(each, (Penalty, Concurrency)) or not isinstance(each.limit, Limit):
+                raise ConfigError(f"{str(each)!r} is not a limit")
+            name = ".".join(text for text in (rule.name, each.name) if text)
+            one = Rule(each.limit, each.scope, name, each.cost, each.shadow, each.on_error)
+            yield ChosenRule.of(one, each.limit, function)
     except ConfigError as error:
         raise ConfigError(
             f"{function} returned {said!r}: {error}; return a limit, a Rule, several, or None"

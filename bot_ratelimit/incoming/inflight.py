@@ -112,7 +112,7 @@ class InFlight(BaseMiddleware):
         self._observer = observers_of(observer)
         if isinstance(on_busy, (str, Mapping)):
             on_busy = Notices(on_busy, busy=on_busy)
-        self._telling = Telling(on_busy, Limiter(MemoryStorage()))
+        self._telling = Telling(on_busy, Limiter(MemoryStorage()), "on_busy")
         self._busy = Seldom()
         self._count = 0
         self._tick: asyncio.TimerHandle | None = None
@@ -131,6 +131,8 @@ class InFlight(BaseMiddleware):
         other shutdown callbacks run when the wait is over, so nothing that a handler still needs
         is closed before.
 
+        A second call for the same dispatcher has no effect.
+
         Args:
             dispatcher: The root of the bot's routers.
 
@@ -138,6 +140,8 @@ class InFlight(BaseMiddleware):
             ConfigError: This is not a Dispatcher.
         """
         check_dispatcher(dispatcher)
+        if self in dispatcher.update.outer_middleware:
+            return self
         register_guard(self, dispatcher)
         callbacks = dispatcher.shutdown
         callbacks.register(self.drain)

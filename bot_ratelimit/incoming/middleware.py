@@ -45,7 +45,11 @@ from bot_ratelimit.incoming.registration import (
     root_of,
 )
 from bot_ratelimit.incoming.telling import Telling
-from bot_ratelimit.incoming.unread_flags import check_flags, find_unread_flags
+from bot_ratelimit.incoming.unread_flags import (
+    check_flags,
+    find_unread_flags,
+    warn_of_unlimited,
+)
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike
 from bot_ratelimit.rules.checks import check_flag
@@ -236,6 +240,7 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         async def start() -> None:
             self._check_keys(dispatcher)
             check_flags(dispatcher, self._flags)
+            warn_of_unlimited(dispatcher, RateLimitMiddleware, self._event_filter.uncounted)
             for rules in (self.rules, *self._rules_of_flags(dispatcher)):
                 if rules:
                     self.limiter.decider.expect(rules)
@@ -307,8 +312,10 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         """Prepare for a dispatcher at its start or first event, since only then it is known."""
         if isinstance(dispatcher, Dispatcher) and dispatcher not in self._discovered:
             self._check_keys(dispatcher)
-            if dispatcher not in self._dispatchers and (lost := find_unread_flags(dispatcher)):
-                log.warning("RateLimitMiddleware: %s", lost)
+            if dispatcher not in self._dispatchers:
+                if lost := find_unread_flags(dispatcher):
+                    log.warning("RateLimitMiddleware: %s", lost)
+                warn_of_unlimited(dispatcher, RateLimitMiddleware, self._event_filter.uncounted)
             self._belong_to(dispatcher)
             self._discovered.add(dispatcher)
             if self.live is not None:
@@ -318,9 +325,14 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
     def _check_keys(self, dispatcher: Dispatcher) -> None:
         """Raise ConfigError if middlewares of the bot have different limits under one key."""
         middlewares = registered_middlewares(dispatcher, RateLimitMiddleware)
-        near = [each for each in middlewares if each._key_space == self._key_space]
-        others = rules_by_path(rule for each in near for rule in (*each.rules, *each._bots[:1]))
+        others = rules_by_path(
+            rule
+            for each in middlewares
+            if each._checked_space == self._checked_space
+            for rule in (*each.rules, *each._bots[:1])
+        )
         self._flags = Flags(self._penalty, others, self._flags.limits)
+        near = [each for each in middlewares if each._key_space == self._key_space]
         shared = [rule for each in near if each is not self for rule in each.rules]
         if any(rule in shared for rule in self.rules):
             self._admission.key_space = self._key_space
@@ -330,6 +342,12 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
         """Rules of two middlewares can share a key only if this is equal."""
         limiter = self.limiter
         return limiter.storage.key_space, limiter.key_prefix, self._event_filter.per_bot
+
+    @property
+    def _checked_space(self) -> Hashable:
+        """The key space as if all memory were one, so that what starts there starts with Redis."""
+        space, *rest = self._key_space
+        return "memory" if self.limiter.storage.source == "memory" else space, *rest
 
     def _apply_overrides(self, overrides: Overrides) -> None:
         self._event_filter.set_live_exemptions(overrides.exempt, overrides.limited)

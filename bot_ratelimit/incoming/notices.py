@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from aiogram.enums import ChatType
-from aiogram.types import CallbackQuery, InlineQuery, Message, TelegramObject
+from aiogram.types import CallbackQuery, InlineQuery, Message, ReplyParameters, TelegramObject
 from aiogram.utils.callback_answer import CallbackAnswer
 from aiogram.utils.i18n.lazy_proxy import LazyProxy  # type: ignore[attr-defined]  # not in its __all__
 
@@ -21,6 +21,7 @@ from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import NoticeKind, NoticeResult
+from bot_ratelimit.rules.checks import check_flag
 from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.duration import RUSSIAN_UNITS, UNITS, wait_text
 from bot_ratelimit.rules.limit import MAX_PERIOD_MS, Algorithm, Limit
@@ -43,6 +44,8 @@ _SHORTEST: Final = 1.0
 # A bucket can take longer than this to hold a high cost again; the wait is cut to this.
 _LONGEST: Final = MAX_PERIOD_MS / 1_000
 _CALLBACK_TEXT: Final = 200
+# A ban that is lifted, or a count that is forgiven, frees the buttons after this time.
+_CACHED: Final = 30
 # The rest of a lease does not say when the running request will be done.
 _BUSY_AGAIN: Final = 10.0
 
@@ -68,11 +71,12 @@ class Notices:
         RateLimitMiddleware("5/10s", redis, on_limited=Notices("Wait {wait}.", in_groups=True))
 
     - A button press is always answered, because otherwise the button keeps its spinner. The answer
-      has the text, and the wait as its `cache_time`, so that the client itself answers the next
-      presses.
-    - An inline query gets an empty result for this user, cached for the wait.
+      has the text, and the wait as its `cache_time`, at most 30 s, so that the client itself
+      answers the next presses.
+    - An inline query gets an empty result for this user, cached for the same time.
     - A message gets one notice for each wait, over all instances. By default this is done in
       private chats only, because a group accepts 20 messages of a bot per minute.
+    - Users who are banned by hand are told nothing.
 
     A custom `on_limited` can call it too.
 
@@ -81,13 +85,14 @@ class Notices:
             other languages. `{wait}` is replaced by the wait with its unit (`7 s`, `15 min`,
             `3 h 20 min`; Russian units in a Russian text), `{seconds}` by its seconds.
         busy: The same for users whose last request is still running, without the wait.
-        in_groups: Whether notices are also sent in groups: to each member once for each wait, or
-            once to the whole chat if the chat is limited. However many members send too much, a
-            group gets at most three notices a minute. False by default.
+        in_groups: Whether notices are also sent in groups, as a reply to the refused message: to
+            each member once for each wait, or once to the whole chat if the chat is limited.
+            However many members send too much, a group gets at most three notices a minute. False
+            by default.
 
     Raises:
         ConfigError: A text is not a str, or has a placeholder other than `{wait}` and
-            `{seconds}`.
+            `{seconds}`; or `in_groups` is not a bool.
     """
 
     def __init__(
@@ -97,9 +102,9 @@ class Notices:
         busy: str | Mapping[str, str] = BUSY,
         in_groups: bool = False,
     ) -> None:
-        self._texts = _by_language(texts)
-        self._busy = _by_language(busy)
-        self._in_groups = in_groups
+        self._texts = _by_language("texts", texts)
+        self._busy = _by_language("busy", busy)
+        self._in_groups = check_flag("in_groups", in_groups)
 
     async def __call__(
         self, event: TelegramObject, decision: Decision, data: dict[str, Any]
@@ -140,8 +145,9 @@ class Notices:
 
     async def _send(self, refusal: Refusal) -> bool:
         """Return whether a notice was sent."""
-        event, decision, _, _, data = refusal
+        event, decision, subject, limiter, data = refusal
         wait = max(1, math.ceil(min(decision.retry_after, _LONGEST)))
+        cached = min(wait, _CACHED)
         busy = isinstance(decision.rule, Concurrency)
         if isinstance(decision.rule, Debounce) and not isinstance(event, CallbackQuery):
             return False  # the first of the equal messages is answered
@@ -149,11 +155,11 @@ class Notices:
             if not _may_answer(data.get("callback_answer")):
                 return False
             text: str | None = None
-            if not isinstance(decision.rule, Debounce):
+            if not (isinstance(decision.rule, Debounce) or limiter.is_banned(subject)):
                 text = self._text(event, wait, busy)[:_CALLBACK_TEXT]
-            await event.answer(text, cache_time=0 if busy else wait)
+            await event.answer(text, cache_time=0 if busy else cached)
         elif isinstance(event, InlineQuery):
-            await event.answer([], cache_time=1 if busy else wait, is_personal=True)
+            await event.answer([], cache_time=1 if busy else cached, is_personal=True)
         elif isinstance(event, Message):
             text = self._text(event, wait, busy)
             return await self._tell_once(event, text, refusal)
@@ -167,9 +173,11 @@ class Notices:
         rule = self._once(event, decision, subject)
         if rule is None or limiter.is_banned(subject):
             return False
-        rules = rules_of(rule)
+        rules, reply = rules_of(rule), None
         if event.chat.type != ChatType.PRIVATE:
             rules = Rules((*rules, _IN_GROUP))
+            # So that the group sees who is meant, also if the message was deleted meanwhile.
+            reply = ReplyParameters(message_id=event.message_id, allow_sending_without_reply=True)
         told = await limiter.decider.hit(
             rules, subject, deadline=dispatch_state(data).get(DEADLINE)
         )
@@ -179,7 +187,7 @@ class Notices:
         try:
             # Plain text, whatever the bot's default is: a dot alone would be an error in
             # MarkdownV2.
-            await event.answer(text, parse_mode=None)
+            await event.answer(text, parse_mode=None, reply_parameters=reply)
         except NotSentError:
             # The notice would have had to wait, so a later refused message gets one.
             with suppress(RateLimitError):
@@ -225,14 +233,17 @@ _IN_GROUP: Final = rule_at(
 the bot's answers need them."""
 
 
-def _by_language(texts: Any) -> dict[str, str]:
+def _by_language(name: str, texts: Any) -> dict[str, str]:
     if isinstance(texts, LazyProxy):  # translated, and so checked, when it is sent
         return {"": texts}
     if isinstance(texts, str):
         check_notice(texts)
         return {"": texts}
-    if not texts:
-        raise ConfigError("the texts of a notice: expected at least one")
+    if not isinstance(texts, Mapping) or not texts:
+        raise ConfigError(
+            f"Notices: {name}={texts!r}: expected a text, or texts by language, "
+            "{'en': 'Try again in {wait}.'}"
+        )
     for language, text in texts.items():
         check_language(language)
         check_notice(text)

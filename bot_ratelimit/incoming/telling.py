@@ -32,8 +32,10 @@ class Telling:
     Bots are never told: two bots that answer each other's notices would never end.
     """
 
-    def __init__(self, on_limited: OnLimitedLike, limiter: Limiter) -> None:
-        self._on_limited = notices_of(on_limited)
+    def __init__(
+        self, on_limited: OnLimitedLike, limiter: Limiter, name: str = "on_limited"
+    ) -> None:
+        self._on_limited = notices_of(on_limited, name)
         self._limiter = limiter
         self._failed = {True: Seldom(), False: Seldom()}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
 from typing import Final
 
-from aiogram.dispatcher.flags import extract_flags, extract_flags_from_object
+from aiogram.dispatcher.flags import FlagDecorator, extract_flags, extract_flags_from_object
 from aiogram.dispatcher.router import Router
 
 from bot_ratelimit.errors import ConfigError
@@ -14,8 +15,11 @@ from bot_ratelimit.incoming.handler_names import full_name, handlers_of
 
 log = logging.getLogger("bot_ratelimit")
 
-_LEFT_OVER: Final = ("throttling_key", "throttling", "throttle", "throttling_rate", "antiflood")
-"""Flags that hand-written throttles often use."""
+_LEFT_OVER: Final = (
+    *("throttling_key", "throttling", "throttle", "throttling_rate", "antiflood"),
+    *("ratelimit", "rate_limits"),
+)
+"""Flags that hand-written throttles often use, and misspelled ones."""
 
 
 def find_unread_flags(root: Router) -> str:
@@ -38,12 +42,39 @@ def find_unread_flags(root: Router) -> str:
     )
 
 
+def warn_of_unlimited(root: Router, kind: type, uncounted: Container[str]) -> None:
+    """Log flags of handlers that no middleware of this class reads, or whose updates never count.
+
+    An outer middleware runs before the handler is known.
+    """
+    for router in root.chain_tail:
+        for name, observer in router.observers.items():
+            flagged = [each for each in observer.handlers if extract_flags(each).get(FLAG, False)]
+            above = [each.observers[name] for each in router.chain_head if name in each.observers]
+            is_read = any(isinstance(each, kind) for one in above for each in one.middleware)
+            why = "such updates are never counted"
+            if name not in uncounted:
+                why = f"write setup(dp) or dp.{name}.middleware(...), not outer_middleware(...)"
+            if flagged and (name in uncounted or not is_read):
+                log.warning(
+                    "RateLimitMiddleware: the flag rate_limit of %s is read by no limit: %s",
+                    ", ".join(map(full_name, flagged)),
+                    why,
+                )
+
+
 def check_flags(root: Router, flags: Flags) -> None:
     """Read all flags; log those that nothing reads, and counts whose names may change.
 
     Raises:
-        ConfigError: A flag is invalid, or comes too late.
+        ConfigError: A flag is invalid, or comes too late, or a handler is not a function.
     """
+    for handler in handlers_of(root):
+        if not callable(handler.callback) or isinstance(handler.callback, FlagDecorator):
+            raise ConfigError(
+                f"a registered handler is {handler.callback!r}: expected a function; for a limit "
+                "that a function chooses write @flags.rate_limit(limit=function)"
+            )
     flags.check(root)
     if lost := find_unread_flags(root):
         raise ConfigError(lost)

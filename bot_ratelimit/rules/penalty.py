@@ -30,7 +30,7 @@ class Penalty(Rule):
         grows: Whether each `after` further refused attempts during the ban double it. A later ban
             has the first length again.
         longest: What a ban grows to at most, with `grows`; a day by default.
-        scope: Who is banned: all who share this scope.
+        scope: Who is banned: all who share this scope, also as text (`"chat"`).
 
     Raises:
         ConfigError: An argument is invalid.
@@ -51,16 +51,16 @@ class Penalty(Rule):
         *,
         grows: bool = False,
         longest: float | str | None = None,
-        scope: Scope = Scope.USER,
+        scope: Scope | str = Scope.USER,
     ) -> None:
         limit = Limit.of(after)
         if limit.algorithm is not Algorithm.FIXED_WINDOW:
             raise ConfigError(f"after={str(limit)!r}: expected a fixed window such as '10/minute'")
-        if not isinstance(scope, Scope):
+        if not isinstance(scope, (Scope, str)):
             raise ConfigError(f"scope={scope!r}: expected a Scope, for example Scope.USER")
         check_flag("grows", grows)
         if longest is not None and not grows:
-            raise ConfigError(f"longest={longest!r}: add grows=True, or leave longest out")
+            raise ConfigError(f"longest={longest!r}: set grows to true, or leave longest out")
         longest = "1d" if longest is None else longest
         Rule.__init__(self, limit, scope)
         set_fields(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -77,6 +78,19 @@ async def test_an_async_function(guard: bool, limiter: Limiter) -> None:
     await bot.feed(message=payment())
     await bot.send("a", **{"from": CHANNEL_BOT})
     assert [type(event) for event in asked] == [Message] * 6
+
+
+async def test_a_function_that_fails_exempts_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """The update is counted, and the log has the traceback once, not every time."""
+
+    def exempt(event: TelegramObject, data: dict[str, Any]) -> bool:
+        return bool(data["staff"])
+
+    bot = limited("2/m", exempt=exempt)
+    assert await bot.send(*"abc") == [True, True, False]
+    (line,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert line.exc_info is not None
+    assert "a function of the bot failed: KeyError('staff')" in line.getMessage()
 
 
 @pytest.mark.parametrize("given", [[43], lambda event, data: False])

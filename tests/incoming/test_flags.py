@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiogram import Dispatcher, F, flags
+from aiogram import Dispatcher, F, Router, flags
 from aiogram.filters import Command
 from aiogram.fsm.scene import Scene, SceneRegistry, on
 from aiogram.fsm.storage.memory import MemoryStorage as StateStorage
 from aiogram.handlers import MessageHandler
-from aiogram.types import Message
+from aiogram.types import Message, TelegramObject
 from fakeredis import FakeAsyncRedis
 
 from bot_ratelimit import (
@@ -418,18 +419,114 @@ async def test_a_decorator_above_the_registration_is_found(
         assert sum("lost has no effect" in each for each in caplog.messages) == 1
 
 
-async def test_flags_that_nothing_reads_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    """Left-over flags of hand-written throttles, and numbered counts, are told at the start."""
+@pytest.mark.parametrize("left_over", ["throttling_key", "ratelimit", "rate_limits"])
+async def test_flags_that_nothing_reads_are_named(
+    left_over: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Left-over and misspelled flags, and numbered counts, are told at the start."""
     bot = limited(observers=())
-    bot.dispatcher.message.register(order, flags={"throttling_key": "spin"})
+    bot.dispatcher.message.register(order, flags={left_over: "spin"})
     for factory in "ab":
         bot.dispatcher.message.register(reply_to(factory), flags={"rate_limit": "1/m"})
     await bot.dispatcher.emit_startup()
-    (left_over,) = [each for each in caplog.messages if "throttling_key" in each]
-    assert "test_flags.order" in left_over
-    assert "named_limits={" in left_over
+    (line,) = [each for each in caplog.messages if f"the flag {left_over} of" in each]
+    assert "test_flags.order" in line
+    assert "named_limits={" in line
     (numbered,) = [each for each in caplog.messages if "numbered in the order" in each]
     assert numbered.endswith("test_flags.reply_to.<locals>.reply#2")
+
+
+UNREAD = r"the flag rate_limit of .*test_flags\.order is read by no limit: "
+
+
+async def test_an_outer_middleware_says_that_it_reads_no_flags(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At the first event a warning names the handlers; an inner middleware anywhere reads them."""
+    for inner in (False, True):
+        caplog.clear()
+        bot, router = bare(), Router()
+        bot.dispatcher.include_router(router)
+        router.message.register(order, flags={"rate_limit": "1/m"})
+        middleware = RateLimitMiddleware("9/m", on_limited=None)
+        bot.dispatcher.message.outer_middleware(middleware)
+        if inner:
+            bot.dispatcher.message.middleware(middleware)
+        assert await bot.send(*"ab") == [True, not inner]
+        warned = [bool(re.search(UNREAD + r"write setup\(dp\)", each)) for each in caplog.messages]
+        assert sum(warned) == (not inner)
+
+
+@pytest.mark.parametrize(
+    ("observer", "flag", "is_told"),
+    [
+        ("pre_checkout_query", "1/m", True),
+        ("channel_post", "1/m", True),
+        ("pre_checkout_query", False, False),
+        ("edited_message", "1/m", False),
+    ],
+)
+async def test_flags_of_updates_that_never_count_are_named(
+    observer: str, flag: Any, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limit for what is never refused or has no sender is told at the start."""
+    bot = limited(observers=())
+    bot.dispatcher.observers[observer].register(order, flags={"rate_limit": flag})
+    await bot.dispatcher.emit_startup()
+    told = [re.search(UNREAD + "such updates are never counted", each) for each in caplog.messages]
+    assert any(told) == is_told
+
+
+def by_event(event: TelegramObject, data: dict[str, Any], limit: str = "1/m") -> str:
+    return limit
+
+
+@pytest.mark.parametrize("limit", [by_event, lambda _, any_name: "1/m", lambda subject: "1/m"])
+async def test_a_function_of_the_event_is_a_limit(limit: Any) -> None:
+    """A lambda is one, and a function with an argument `data`, which no handler has."""
+    bot = limited(None, ())
+
+    @bot.dispatcher.message()
+    @flags.rate_limit(limit)
+    async def handler(message: Message) -> str:
+        return HANDLED
+
+    assert await bot.send(*"ab") == [True, False]
+
+
+@pytest.mark.parametrize("handler", ["2/m", None, flags.rate_limit("1/m")])
+async def test_a_handler_that_is_no_function_is_an_error(handler: Any) -> None:
+    """This is what `@flags.rate_limit(f)` leaves if it took f for the handler."""
+    bot = limited(None, ())
+    bot.dispatcher.message.register(handler)
+    with pytest.raises(
+        ConfigError, match=r"(?s)handler is .*: expected a function.*limit=function"
+    ):
+        await bot.dispatcher.emit_startup()
+
+
+@pytest.mark.parametrize(
+    ("values", "fields", "fix"),
+    [
+        (("2/m",), {"concurrent": 1, "key": "ai"}, "write limit='2/m', concurrent=1, key='ai'$"),
+        (("2/m", 1), {}, "write limit='2/m', concurrent=1$"),
+        ((0,), {"key": "ai"}, "write limit=0, key='ai'$"),
+    ],
+)
+def test_a_flag_takes_one_value_or_names(values: Any, fields: Any, fix: str) -> None:
+    with pytest.raises(ConfigError, match=fix):
+        flags.rate_limit(*values, **fields)
+
+
+async def test_collect_needs_a_handler_that_takes_messages() -> None:
+    """Otherwise all messages but the first would be lost; `**data` takes them too."""
+    bot = limited(None, ())
+    bot.dispatcher.message.register(Reply, F.text == "a", flags={"rate_limit": {"collect": True}})
+    bot.dispatcher.message.register(bot._handle, flags={"rate_limit": {"collect": True}})
+    await bot.dispatcher.emit_startup()
+    bot.dispatcher.message.register(order, flags={"rate_limit": {"collect": True}})
+    with pytest.raises(ConfigError, match=r"test_flags\.order: .* the argument messages"):
+        await bot.dispatcher.emit_startup()
 
 
 BOT = """

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiogram import Router, flags
 from aiogram.types import Message, TelegramObject
+from fakeredis import FakeAsyncRedis
 
 from bot_ratelimit import (
     BoundDecision,
@@ -25,7 +26,7 @@ from bot_ratelimit import (
 from bot_ratelimit.testing import Clock
 from tests.incoming.updates import bare
 
-from .support import HANDLED, callback, user
+from .support import HANDLED, Instance, callback, user
 from .updates import limited, listen
 
 Data = dict[str, Any]
@@ -39,7 +40,13 @@ def by_premium(event: TelegramObject, data: Data) -> str:
 
 async def by_plan(event: TelegramObject, data: Data) -> Any:
     """Asks a data base, as a bot does."""
-    plans = {42: "2/m", 43: Rule("3/m", Scope.CHAT, "group"), 44: ["9/m", Rule("1/h", name="h")]}
+    plans: dict[int, Any] = {42: "2/m", 43: Rule("3/m", Scope.CHAT, "group")}
+    plans |= {
+        44: ["9/m", Rule("1/h", name="h")],
+        46: ["9/m", "2/h"],
+        47: ("9/m; 3/h", "2/d"),
+        48: [],
+    }
     return plans.get(data["event_from_user"].id)
 
 
@@ -70,6 +77,10 @@ class ByPremium:
         (by_plan, user(43), 3),
         (by_plan, user(44), 1),
         (by_plan, user(45), 5),
+        (by_plan, user(46), 2),
+        (by_plan, user(47), 2),
+        (by_plan, user(48), 5),
+        (Rule(by_plan, "chat", "ai"), user(46), 2),
         (by_subject, user(42), 2),
         (by_subject, user(43), 5),
     ],
@@ -125,6 +136,14 @@ async def test_a_user_who_becomes_premium_keeps_the_count() -> None:
     assert middleware.inventory()["rules"][0]["function"] == "by_premium"
 
 
+async def test_several_limits_of_a_function_count_apart(fake_client: FakeAsyncRedis) -> None:
+    """All but the first have their limit as their name, as in the middleware."""
+    middleware = RateLimitMiddleware(Rule(by_plan, name="ai"), fake_client, timeout=5)
+    await Instance(middleware).send("a", **{"from": user(46)})
+    keys = {key.decode() for key in await fake_client.keys()}
+    assert keys == {"bot:ratelimit:ai:46", "bot:ratelimit:ai.2/hour:46"}
+
+
 async def test_no_limit_still_means_banned(limiter: Limiter) -> None:
     """Without a limit, of a function or of the middleware, a ban still refuses everything."""
     chosen = limited(by_plan, penalty=Penalty("1/m", "1h"), limiter=limiter)
@@ -143,6 +162,7 @@ async def test_no_limit_still_means_banned(limiter: Limiter) -> None:
     ("answer", "on_error"),
     [
         *(("often", "allow"), (0, "deny"), (False, "memory"), (Penalty("1/m", "1h"), "allow")),
+        ((5, 10), "allow"),
         *((KeyError("plan"), policy) for policy in ("allow", "deny", "memory")),
     ],
 )

@@ -68,6 +68,15 @@ def test_a_dispatcher_that_is_started_again_waits_again() -> None:
     assert [asyncio.run(run()) for _ in range(2)] == [True, True]
 
 
+async def test_a_second_setup_has_no_effect() -> None:
+    """An update is counted once, however often `setup` was called for its dispatcher."""
+    busy = Busy(limit=2)
+    assert busy.in_flight.setup(busy.bot.dispatcher) is busy.in_flight
+    updates = [await busy.start(message=message()) for _ in range(3)]
+    busy.release.set()
+    assert await asyncio.gather(*updates) == [HANDLED, HANDLED, None]
+
+
 async def test_shutdown_does_not_wait_forever(caplog: pytest.LogCaptureFixture) -> None:
     """A handler that hangs does not keep the process alive, and the log reports it."""
     busy = Busy(patience=0.01)
@@ -208,6 +217,7 @@ async def test_handlers_that_block_the_loop_hold_the_limit_down() -> None:
         *({"patience": value} for value in (-1, float("nan"), True, "8")),
         {"limit": 0},
         {"limit": True},
+        {"on_busy": 5},
         {"per_user": 1.5},
         {"adaptive": 1},
         {"at_least": 11, "limit": 10, "adaptive": True},

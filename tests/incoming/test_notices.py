@@ -59,7 +59,7 @@ def telling(limiter: Limiter, rate_limit: Any = "1/m", **options: Any) -> Instan
 
 
 async def test_button_presses_and_inline_queries(limiter: Limiter, clock: Clock) -> None:
-    """Each is answered, with a text or an empty result, which is cached for the wait."""
+    """Each is answered, with a text or an empty result, cached for the wait, at most 30 s."""
     bot = telling(limiter)
     await bot.feed(callback_query=callback())
     clock.move(0.5)
@@ -67,12 +67,12 @@ async def test_button_presses_and_inline_queries(limiter: Limiter, clock: Clock)
     await bot.feed(inline_query=inline_query(id="8"))
     clock.move(59)
     await bot.feed(callback_query=callback(id="9"))
-    empty = {"inline_query_id": "8", "results": [], "cache_time": 60, "is_personal": True}
+    empty = {"inline_query_id": "8", "results": [], "cache_time": 30, "is_personal": True}
     last = ENGLISH.replace("60", "1")
     assert [
         each.model_dump(exclude_none=True, exclude_defaults=True) for each in requests(bot)
     ] == [
-        {"callback_query_id": "7", "text": ENGLISH, "cache_time": 60},
+        {"callback_query_id": "7", "text": ENGLISH, "cache_time": 30},
         empty,
         {"callback_query_id": "9", "text": last, "cache_time": 1},
     ]
@@ -157,11 +157,16 @@ async def test_notices_per_bot(limiter: Limiter) -> None:
 
 @pytest.mark.parametrize("in_groups", [False, True])
 async def test_notices_in_groups_are_optional(in_groups: bool, limiter: Limiter) -> None:
-    """In a group there is no notice, or with `in_groups=True` one per member and window."""
+    """In a group there is no notice, or with `in_groups=True` one per member and window.
+
+    It is a reply to the refused message, also if that is deleted, so the group sees who is meant.
+    """
     bot = telling(limiter, on_limited=Notices(in_groups=in_groups))
     for id_ in (42, 43):
         await bot.send(*"abc", chat=GROUP, **{"from": user(id_)})
     assert [r.chat_id for r in requests(bot)] == ([-100, -100] if in_groups else [])
+    replies = [r.reply_parameters for r in requests(bot)]
+    assert all(each.message_id and each.allow_sending_without_reply for each in replies)
     # A notice in the group is not one in private or in another group.
     await bot.send(*"ab")
     await bot.send(*"ab", chat=GROUP | {"id": -101})
@@ -257,6 +262,21 @@ def test_an_invalid_text_is_an_error(wrong: Any) -> None:
     """A text that could not be sent is an error when the bot is built."""
     with pytest.raises(ConfigError):
         RateLimitMiddleware(on_limited=wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"texts": 5}, "Notices: texts=5: expected a text, or texts by language"),
+        ({"busy": 5}, "Notices: busy=5: expected a text"),
+        ({"texts": ["Wait"]}, r"texts=\['Wait'\]"),
+        ({"texts": "x" * 5_000}, "5,000 characters: expected at most 4,096"),
+        ({"in_groups": "no"}, "in_groups='no': expected True or False"),
+    ],
+)
+def test_invalid_arguments_are_named(options: dict[str, Any], error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
+        Notices(**options)
 
 
 async def test_a_long_text_still_answers_presses(limiter: Limiter) -> None:

@@ -148,7 +148,10 @@ async def test_an_update_is_one_strike(limiter: Limiter) -> None:
 
 
 async def test_banned_users_are_notified(limiter: Limiter, clock: Clock) -> None:
-    """The next notice and every button press tell how long the ban lasts."""
+    """The next notice and every button press tell how long the ban lasts.
+
+    Telegram's client keeps the answer for 30 s only, so that lifting the ban frees the buttons.
+    """
     middleware = RateLimitMiddleware("1/s", limiter=limiter, penalty=PENALTY)
     bot = Instance(middleware, ["message", "callback_query"])
     await bot.send(*"abcd")
@@ -158,7 +161,17 @@ async def test_banned_users_are_notified(limiter: Limiter, clock: Clock) -> None
     waits = ["1 s", "1 h", "1 h"]
     assert [each.text.rpartition("in ")[2].rstrip(".") for each in bot.session.requests] == waits
     assert sum(isinstance(each, SendMessage) for each in bot.session.requests) == 2
-    assert bot.session.requests[-1].cache_time == 3599
+    assert bot.session.requests[-1].cache_time == 30
+
+
+async def test_users_who_are_banned_by_hand_are_told_nothing(limiter: Limiter) -> None:
+    """Their buttons stop the spinner without a text, and messages get no notice."""
+    bot = Instance(RateLimitMiddleware("9/s", limiter=limiter), ["message", "callback_query"])
+    await limiter.ban(ANNA)
+    assert await bot.send(*"ab") == [False, False]
+    await bot.feed(callback_query=callback())
+    (answer,) = bot.session.requests
+    assert (answer.text, answer.cache_time) == (None, 30)
 
 
 async def test_what_is_no_strike(fleet: Fleet) -> None:

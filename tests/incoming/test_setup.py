@@ -307,6 +307,27 @@ def test_an_invalid_setup_is_an_error(
     assert middleware not in dispatcher.message.middleware
 
 
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (
+            {"exempt": lambda event: True},
+            r"exempt=.*takes \(event\): .*function of \(event, data\)",
+        ),
+        ({"on_limited": lambda event: None}, r"takes \(event\): .*of \(event, decision, data\)"),
+        (
+            {"rate_limit": {"limit": "5/m"}},
+            r"rate_limit=\{'limit': '5/m'\}: expected a limit such as",
+        ),
+    ],
+    ids=["exempt", "on_limited", "a dict"],
+)
+def test_an_argument_of_another_kind_is_an_error(options: dict[str, Any], wrong: str) -> None:
+    """Functions that could not be called are found before the first update."""
+    with pytest.raises(ConfigError, match=wrong):
+        RateLimitMiddleware(**options)
+
+
 @pytest.mark.parametrize("given", [True, False])
 async def test_operators_see_where_a_limit_comes_from(given: bool, tmp_path: Path) -> None:
     """Limits that are given as arguments are those of the code; the others are of the file."""

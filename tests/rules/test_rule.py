@@ -211,8 +211,9 @@ def test_a_limit_may_depend_on_the_subject(answer: Any) -> None:
         ({"grows": 1}, "grows=1: expected True or False"),
         ({"grows": True, "longest": "10m"}, "longest='10m'"),
         ({"grows": True, "longest": "2y"}, "longest='2y'"),
-        ({"longest": "1h"}, "longest='1h': add grows=True"),
-        ({"scope": "user"}, "scope='user'"),
+        ({"longest": "1h"}, "longest='1h': set grows to true"),
+        ({"scope": "users"}, "scope='users': expected one of 'user'"),
+        ({"scope": lambda subject: "a"}, "expected a Scope"),
     ],
     ids=lambda value: ",".join(map(str, value)) if isinstance(value, dict) else "",
 )
@@ -221,6 +222,11 @@ def test_an_invalid_penalty_is_refused(arguments: dict[str, Any], says: str) -> 
     with pytest.raises(ConfigError) as error:
         Penalty(**{"after": "10/m", "ban": "15m"} | arguments)
     assert says in str(error.value)
+
+
+def test_the_scope_of_a_penalty_may_be_a_text() -> None:
+    """A text is the same as its Scope, as in a rule."""
+    assert Penalty("10/m", "15m", scope="chat") == Penalty("10/m", "15m", scope=Scope.CHAT)
 
 
 A, B = Limit(1, 1), Limit(20, 60)
