@@ -84,15 +84,16 @@ class Documents(Protocol):
     async def replace_id(self, prefix: str, old: int, new: int) -> int:
         """Rename the keys with this prefix that name the id `old`; return how many.
 
-        A key whose new name exists already stays as it is.
+        A key whose new name exists already stays as it is. So do slots and collected messages: the
+        process that holds them looks for them under the old name.
         """
         ...
 
 
-def with_id(key: str, old: int, new: int) -> str | None:
-    """Return the key with `new` in place of the id `old` between colons; None without `old`."""
+def with_id(key: str, prefix: str, old: int, new: int) -> str | None:
+    """Return the key with `new` in place of the id `old` between colons; None if it stays."""
     parts = key.split(":")
-    if str(old) not in parts:
+    if str(old) not in parts or key.startswith((f"{prefix}slot:", f"{prefix}collect:")):
         return None
     return ":".join(str(new) if part == str(old) else part for part in parts)
 
@@ -179,5 +180,5 @@ class MemoryDocuments(Documents):
 
     async def replace_id(self, prefix: str, old: int, new: int) -> int:
         return self._rename_counts(
-            lambda key: with_id(key, old, new) if key.startswith(prefix) else None
+            lambda key: with_id(key, prefix, old, new) if key.startswith(prefix) else None
         )

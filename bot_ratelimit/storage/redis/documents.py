@@ -108,7 +108,7 @@ class RedisDocuments(Documents):
         renamed = 0
         async for keys in self._slices(prefix, b"%b*%d*" % (prefix.encode(), old)):
             for key in keys:
-                name = with_id(key.decode(errors="surrogateescape"), old, new)
+                name = with_id(key.decode(errors="surrogateescape"), prefix, old, new)
                 if name is not None:
                     target = name.encode(errors="surrogateescape")
                     renamed += await self._run(prefix, b"RENAMENX", key, target)
