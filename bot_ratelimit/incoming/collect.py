@@ -7,6 +7,10 @@ Every instance puts the messages that it gets into one list in Redis::
 and looks at it when the user has been quiet for `wait`. The instance whose message is the latest
 takes the whole list, which only one can do, and calls the handler. Instances whose messages are
 still there after `longest` do the same, because the latest one may have died.
+
+If the storage does not answer in time, an instance handles only its own messages. What it has asked
+for does not run later: the messages of other instances stay in the list. Its own are removed as
+soon as the storage answers, so that no other instance handles them again.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.storage.base import Count, documents_of
 from bot_ratelimit.storage.guarded import Guard, Missing
+from bot_ratelimit.storage.loops import Tasks
 from bot_ratelimit.storage.memory import MemoryStorage
 
 T = TypeVar("T")
@@ -49,6 +54,10 @@ _ANY: Final = Limit(1, 1.0)
 _ALONE: Final = "each instance collects messages by itself"
 _UNREAD: Final = 0.01
 """Seconds in which an answer is read that arrived while this process was busy."""
+_MAX_REMOVALS: Final = 1_000
+"""How many removals of handled messages are under way at most; further ones are dropped."""
+_ATTEMPTS, _PAUSE = 600, 1.0
+"""How often a removal is tried, and the seconds between two attempts."""
 
 
 class Collect(BaseMiddleware):
@@ -165,36 +174,63 @@ class _Lists:
     def __init__(self, limiter: Limiter) -> None:
         self._documents = documents_of(limiter.storage)
         self._guard = Guard(limiter.storage, "collected messages", lambda: _ALONE)
-        # The messages of this process that wait, the latest last; and whether the storage has them.
-        self._own: dict[str, dict[bytes, bool]] = {}
+        # The messages of this process that wait, the latest last, with the answer of the storage to
+        # each: how many it has, or that it is missing; None until then.
+        self._own: dict[str, dict[bytes, int | Missing | None]] = {}
         # Messages that were handled while the storage was away, and may still be in its list.
         self._handled: TTLCache[bytes, bool] = TTLCache(10_000, _KEPT, time.monotonic)
+        self._removals = Tasks()
 
     async def add(self, key: str, value: bytes, deadline: Deadline) -> int:
         """Add a message; return how many wait now."""
         own = self._own.setdefault(key, {})
-        own[value] = False
+        own[value] = None
         push = partial(self._documents.push, key, value, _MOST, _KEPT)
-        count = await self._ask(key, deadline, push)
-        own[value] = count is not None
-        return len(own) if count is None else count
+        own[value] = count = await self._ask(key, deadline, push)
+        return len(own) if isinstance(count, Missing) else count
 
     async def look(self, key: str, value: bytes, deadline: Deadline) -> list[bytes]:
         """Return the messages that wait, the latest first."""
-        own, found = self._own.get(key, {}), None
-        if own.get(value):
+        own = self._own.get(key, {})
+        if isinstance(own.get(value), int):
             found = await self._ask(key, deadline, partial(self._documents.listed, key))
-        return list(reversed(own)) if found is None else found
+            if not isinstance(found, Missing):
+                return found
+        return list(reversed(own))
 
     async def take(self, key: str, deadline: Deadline) -> list[bytes]:
         """Remove and return the messages that wait; only one caller of all instances gets them."""
-        found = await self._ask(key, deadline, partial(self._documents.take_list, key))
-        own = self._own.pop(key, {})
-        if found is None:
-            self._handled.update(dict.fromkeys(own, True))
-            return list(own)
-        found = [value for value in reversed(found) if value not in self._handled]
-        return [*found, *(value for value, is_shared in own.items() if not is_shared)]
+        found: list[bytes] | Missing | None = None
+        now = await self._ask(key, deadline, partial(self._documents.now, key))
+        if not isinstance(now, Missing):
+            until = now + deadline.left()
+            take = partial(self._documents.take_list, key, until, list(self._answered(key)))
+            found = await self._ask(key, deadline, take)
+        mine, taken = self._answered(key), []
+        for value in mine:
+            del self._own[key][value]
+        if isinstance(found, list):
+            taken = [value for value in reversed(found) if value not in self._handled]
+            mine = {value: answer for value, answer in mine.items() if isinstance(answer, Missing)}
+        left = [value for value, answer in mine.items() if answer is not Missing.NOT_ASKED]
+        self._handled.update(dict.fromkeys(left, True))
+        if left and len(self._removals) < _MAX_REMOVALS:
+            self._removals.begin(self._remove(key, left))
+        return [*taken, *mine]
+
+    def _answered(self, key: str) -> dict[bytes, int | Missing]:
+        """The messages of this process that were added, with the answers; others are on the way."""
+        own = self._own.get(key, {})
+        return {value: answer for value, answer in own.items() if answer is not None}
+
+    async def _remove(self, key: str, values: list[bytes]) -> None:
+        """Remove messages from the list that were handled without an answer of the storage."""
+        remove = partial(self._documents.take_list, key, 0.0, values)
+        for _ in range(_ATTEMPTS):
+            answer = await self._guard.run([Count(key, _ANY)], remove)
+            if not isinstance(answer, Missing):
+                return
+            await asyncio.sleep(_PAUSE)
 
     def forget(self, key: str, value: bytes) -> None:
         """Forget a message of this process."""
@@ -206,16 +242,13 @@ class _Lists:
 
     async def _ask(
         self, key: str, deadline: Deadline, call: Callable[[], Awaitable[T]]
-    ) -> T | None:
-        """The answer of the storage within what is left for this update; None without one."""
+    ) -> T | Missing:
+        """The answer of the storage within what is left for this update, or why there is none."""
         if not (left := deadline.left()):
-            return None
+            return Missing.NOT_ASKED
         began = time.monotonic()
         answer: T | Missing = await self._guard.run([Count(key, _ANY)], _within, call, left)
-        if isinstance(answer, Missing):
-            deadline.waited(began, answered=False)
-            return None
-        deadline.waited(began, answered=True)
+        deadline.waited(began, answered=not isinstance(answer, Missing))
         return answer
 
 

@@ -50,8 +50,12 @@ class Documents(Protocol):
         """Add a value at the head of a list, keep the first `keep`; return how many there are."""
         ...
 
-    async def take_list(self, key: str) -> list[bytes]:
-        """Delete and return the values of a list, the latest first; only one caller gets them."""
+    async def take_list(self, key: str, until: float, own: Collection[bytes]) -> list[bytes] | None:
+        """Delete and return the values of a list, the latest first; only one caller gets them.
+
+        After `until`, by `now`, the caller has given up and uses its own values: then only these
+        are deleted, and the answer is None.
+        """
         ...
 
     async def listed(self, key: str) -> list[bytes]:
@@ -70,8 +74,8 @@ class Documents(Protocol):
         """Delete a report."""
         ...
 
-    async def now(self) -> float:
-        """Return the storage's Unix time in seconds."""
+    async def now(self, key: str = "") -> float:
+        """Return the Unix time in seconds of the storage, on a cluster where the key is."""
         ...
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:
@@ -143,8 +147,13 @@ class MemoryDocuments(Documents):
         self._lists[key] = [value, *self._lists.get(key, ())][:keep]
         return len(self._lists[key])
 
-    async def take_list(self, key: str) -> list[bytes]:
-        return self._lists.pop(key, [])
+    async def take_list(self, key: str, until: float, own: Collection[bytes]) -> list[bytes] | None:
+        found = self._lists.pop(key, [])
+        if self._clock() <= until:
+            return found
+        if left := [value for value in found if value not in own]:
+            self._lists[key] = left
+        return None
 
     async def listed(self, key: str) -> list[bytes]:
         return list(self._lists.get(key, ()))
@@ -161,7 +170,7 @@ class MemoryDocuments(Documents):
     async def forget(self, key: str, field: str) -> None:
         self._reports.get(key, {}).pop(field, None)
 
-    async def now(self) -> float:
+    async def now(self, key: str = "") -> float:
         return self._clock()
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:
