@@ -8,9 +8,9 @@ and looks at it when the user has been quiet for `wait`. The instance whose mess
 takes the whole list, which only one can do, and calls the handler. Instances whose messages are
 still there after `longest` do the same, because the latest one may have died.
 
-If the storage does not answer in time, an instance handles only its own messages. What it has asked
-for does not run later: the messages of other instances stay in the list. Its own are removed as
-soon as the storage answers, so that no other instance handles them again.
+If the storage does not answer about a message in time, its instance withdraws the message from the
+list and handles it alone. What was asked for must not run later: a list that is taken too late
+stays for the other instances.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -26,7 +27,7 @@ from aiogram import BaseMiddleware
 from aiogram.types import Message, TelegramObject
 from cachetools import TTLCache
 
-from bot_ratelimit.errors import ConfigError, StorageError
+from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.backlog import period_of
 from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
@@ -55,7 +56,7 @@ _ALONE: Final = "each instance collects messages by itself"
 _UNREAD: Final = 0.01
 """Seconds in which an answer is read that arrived while this process was busy."""
 _MAX_REMOVALS: Final = 1_000
-"""How many removals of handled messages are under way at most; further ones are dropped."""
+"""How many removals of withdrawn messages are under way at most; further ones are dropped."""
 _ATTEMPTS, _PAUSE = 600, 1.0
 """How often a removal is tried, and the seconds between two attempts."""
 
@@ -156,14 +157,14 @@ class Collect(BaseMiddleware):
             count = await lists.add(key, value, deadline)
             # An album has no end marker, so it is never cut.
             if count >= self.at_most and event.media_group_id is None:
-                return await lists.take(key, deadline)
+                return await lists.take(key, value, deadline)
             while True:
                 await asyncio.sleep(min(self.wait, max(0.0, last_moment - clock())))
                 waiting = await lists.look(key, value, deadline)
                 if value not in waiting:
                     return []
                 if waiting[0] == value or clock() >= last_moment:
-                    return await lists.take(key, deadline)
+                    return await lists.take(key, value, deadline)
         finally:
             lists.forget(key, value)
 
@@ -174,10 +175,10 @@ class _Lists:
     def __init__(self, limiter: Limiter) -> None:
         self._documents = documents_of(limiter.storage)
         self._guard = Guard(limiter.storage, "collected messages", lambda: _ALONE)
-        # The messages of this process that wait, the latest last, with the answer of the storage to
-        # each: how many it has, or that it is missing; None until then.
+        # The messages of this process that wait, the latest last. Of each, how many the storage had
+        # with it, or why only this process has it; None while it is being added.
         self._own: dict[str, dict[bytes, int | Missing | None]] = {}
-        # Messages that were handled while the storage was away, and may still be in its list.
+        # Messages that this process has handled alone, and that may still be in the list.
         self._handled: TTLCache[bytes, bool] = TTLCache(10_000, _KEPT, time.monotonic)
         self._removals = Tasks()
 
@@ -187,6 +188,8 @@ class _Lists:
         own[value] = None
         push = partial(self._documents.push, key, value, _MOST, _KEPT)
         own[value] = count = await self._ask(key, deadline, push)
+        if count is Missing.UNKNOWN:
+            self._withdraw(key, value)
         return len(own) if isinstance(count, Missing) else count
 
     async def look(self, key: str, value: bytes, deadline: Deadline) -> list[bytes]:
@@ -196,39 +199,47 @@ class _Lists:
             found = await self._ask(key, deadline, partial(self._documents.listed, key))
             if not isinstance(found, Missing):
                 return found
+            self._withdraw(key, value)
         return list(reversed(own))
 
-    async def take(self, key: str, deadline: Deadline) -> list[bytes]:
+    async def take(self, key: str, value: bytes, deadline: Deadline) -> list[bytes]:
         """Remove and return the messages that wait; only one caller of all instances gets them."""
-        found: list[bytes] | Missing | None = None
-        now = await self._ask(key, deadline, partial(self._documents.now, key))
-        if not isinstance(now, Missing):
-            until = now + deadline.left()
-            take = partial(self._documents.take_list, key, until, list(self._answered(key)))
-            found = await self._ask(key, deadline, take)
-        mine, taken = self._answered(key), []
-        for value in mine:
-            del self._own[key][value]
-        if isinstance(found, list):
-            taken = [value for value in reversed(found) if value not in self._handled]
-            mine = {value: answer for value, answer in mine.items() if isinstance(answer, Missing)}
-        left = [value for value, answer in mine.items() if answer is not Missing.NOT_ASKED]
-        self._handled.update(dict.fromkeys(left, True))
-        if left and len(self._removals) < _MAX_REMOVALS:
-            self._removals.begin(self._remove(key, left))
-        return [*taken, *mine]
-
-    def _answered(self, key: str) -> dict[bytes, int | Missing]:
-        """The messages of this process that were added, with the answers; others are on the way."""
         own = self._own.get(key, {})
-        return {value: answer for value, answer in own.items() if answer is not None}
+        taken: list[bytes] = []
+        if isinstance(own.get(value), int):
+            found: list[bytes] | Missing | None = None
+            now = await self._ask(key, deadline, partial(self._documents.now, key))
+            if not isinstance(now, Missing):
+                until = now + deadline.left()
+                take = partial(self._documents.take_list, key, until, value)
+                found = await self._ask(key, deadline, take)
+            if isinstance(found, list):
+                taken = [each for each in reversed(found) if each not in self._handled]
+            else:
+                self._withdraw(key, value)
+        alone = [each for each, answer in own.items() if isinstance(answer, Missing)]
+        for each in (*taken, *alone):
+            own.pop(each, None)
+        self._handled.update(dict.fromkeys(alone, True))
+        return [*taken, *alone]
 
-    async def _remove(self, key: str, values: list[bytes]) -> None:
-        """Remove messages from the list that were handled without an answer of the storage."""
-        remove = partial(self._documents.take_list, key, 0.0, values)
+    def _withdraw(self, key: str, value: bytes) -> None:
+        """Let only this process handle a message, because the storage did not answer about it."""
+        own = self._own.get(key, {})
+        if value in own:
+            own[value] = Missing.UNKNOWN
+            if len(self._removals) < _MAX_REMOVALS:
+                self._removals.begin(self._remove(key, value))
+
+    async def _remove(self, key: str, value: bytes) -> None:
+        """Remove a message from the list of the storage.
+
+        The storage is asked even if it is known not to answer: a server that hangs then removes the
+        message before another instance can take it.
+        """
         for _ in range(_ATTEMPTS):
-            answer = await self._guard.run([Count(key, _ANY)], remove)
-            if not isinstance(answer, Missing):
+            with suppress(RateLimitError):
+                await self._documents.take_list(key, 0.0, value)
                 return
             await asyncio.sleep(_PAUSE)
 

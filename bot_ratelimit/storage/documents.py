@@ -50,11 +50,11 @@ class Documents(Protocol):
         """Add a value at the head of a list, keep the first `keep`; return how many there are."""
         ...
 
-    async def take_list(self, key: str, until: float, own: Collection[bytes]) -> list[bytes] | None:
+    async def take_list(self, key: str, until: float, own: bytes) -> list[bytes] | None:
         """Delete and return the values of a list, the latest first; only one caller gets them.
 
-        After `until`, by `now`, the caller has given up and uses its own values: then only these
-        are deleted, and the answer is None.
+        After `until`, by `now`, the caller has given up and uses only its own value: then only that
+        is deleted, and the answer is None.
         """
         ...
 
@@ -147,11 +147,11 @@ class MemoryDocuments(Documents):
         self._lists[key] = [value, *self._lists.get(key, ())][:keep]
         return len(self._lists[key])
 
-    async def take_list(self, key: str, until: float, own: Collection[bytes]) -> list[bytes] | None:
+    async def take_list(self, key: str, until: float, own: bytes) -> list[bytes] | None:
         found = self._lists.pop(key, [])
         if self._clock() <= until:
             return found
-        if left := [value for value in found if value not in own]:
+        if left := [value for value in found if value != own]:
             self._lists[key] = left
         return None
 

@@ -28,7 +28,7 @@ local now = redis.call('TIME')
 if now[1] + now[2] / 1000000 <= tonumber(ARGV[1]) then
   return redis.call('LPOP', KEYS[1], 1000000) or {}
 end
-for i = 2, #ARGV do redis.call('LREM', KEYS[1], 0, ARGV[i]) end
+redis.call('LREM', KEYS[1], 0, ARGV[2])
 return false
 """
 # A field is `<Unix time> <value>`. Fields that were not renewed within the TTL are deleted.
@@ -74,8 +74,8 @@ class RedisDocuments(Documents):
     async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
         return int(await self._script(_PUSH, key, value, b"%d" % keep, b"%d" % seconds))
 
-    async def take_list(self, key: str, until: float, own: Collection[bytes]) -> list[bytes] | None:
-        found: list[bytes] | None = await self._script(_TAKE, key, b"%.6f" % until, *own)
+    async def take_list(self, key: str, until: float, own: bytes) -> list[bytes] | None:
+        found: list[bytes] | None = await self._script(_TAKE, key, b"%.6f" % until, own)
         return found
 
     async def listed(self, key: str) -> list[bytes]:
