@@ -137,7 +137,7 @@ class Live:
                 await self._documents.forget(live_key(self._prefix, "instances"), self.instance)
 
     async def refresh(self) -> None:
-        """Read the document now; errors are logged and never raised."""
+        """Read the document now; errors are never raised, and logged except those of an outage."""
         try:
             found = await self._documents.read(live_key(self._prefix, "live"))
             if found is None and self._last_good is not None:
@@ -169,7 +169,7 @@ class Live:
         except ConfigError as error:
             self.rejected += 1
             self._rejection = printable(str(error))
-            self._log_unchanged(logging.ERROR, "is not applied", self._rejection)
+            self._log_unchanged("is not applied", self._rejection)
 
     def _use(self, document: bytes) -> None:
         # A wrong document raises here, and changes that cannot be applied, before a change is made.
@@ -195,7 +195,7 @@ class Live:
         try:
             return applied(rules, self.overrides)
         except ConfigError as error:  # a handler that was discovered only now
-            self._log_unchanged(logging.ERROR, "is only partly applied", printable(str(error)))
+            self._log_unchanged("is only partly applied", printable(str(error)))
             return rules
 
     async def _use_history(self) -> None:
@@ -250,16 +250,14 @@ class Live:
         if isinstance(error, ConfigError) and not self._read_error:
             self.rejected += 1
         self._read_error = printable(str(error) if is_known else repr(error))
-        level = logging.WARNING if isinstance(error, StorageError) else logging.ERROR
-        if self._seldom(f"{level} {is_known}"):  # not at every read
+        if isinstance(error, StorageError):  # decisions report it
+            return
+        if self._seldom(str(is_known)):  # not at every read
             bug = None if is_known else error
-            self._log_unchanged(level, "cannot be read", self._read_error, bug)
+            self._log_unchanged("cannot be read", self._read_error, bug)
 
-    def _log_unchanged(
-        self, level: int, what: str, reason: str, bug: Exception | None = None
-    ) -> None:
-        log.log(
-            level,
+    def _log_unchanged(self, what: str, reason: str, bug: Exception | None = None) -> None:
+        log.error(
             "The live document %s: %s. Version %d stays in force",
             what,
             reason.rstrip("."),

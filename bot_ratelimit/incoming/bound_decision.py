@@ -51,13 +51,12 @@ class BoundDecision(Decision):
         """Refund a charge, for example when the work has failed; see `Limiter.refund`.
 
         Args:
-            cost: How much to refund; by default what the update itself was charged.
+            cost: How much to refund to each limit; by default what the update itself was charged.
 
         Raises:
             StorageError: The storage did not answer; see `Limiter.refund`.
             ConfigError: The cost is invalid.
         """
-        cost = self.rule.cost if cost is None else cost
         refunded: Decision = await self._limiter.refund(self._limits, self._subject, cost)
         return refunded
 

@@ -7,6 +7,10 @@ Every instance puts the messages that it gets into one list in Redis::
 and looks at it when the user has been quiet for `wait`. The instance whose message is the latest
 takes the whole list, which only one can do, and calls the handler. Instances whose messages are
 still there after `longest` do the same, because the latest one may have died.
+
+If the storage does not answer about a message in time, its instance withdraws the message from the
+list and handles it alone. What was asked for must not run later: a list that is taken too late
+stays for the other instances.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -22,7 +27,7 @@ from aiogram import BaseMiddleware
 from aiogram.types import Message, TelegramObject
 from cachetools import TTLCache
 
-from bot_ratelimit.errors import ConfigError, StorageError
+from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.admission import Handler
 from bot_ratelimit.incoming.backlog import period_of
 from bot_ratelimit.incoming.dispatch_state import DEADLINE, dispatch_state
@@ -34,6 +39,7 @@ from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.storage.base import Count, documents_of
 from bot_ratelimit.storage.guarded import Guard, Missing
+from bot_ratelimit.storage.loops import Tasks
 from bot_ratelimit.storage.memory import MemoryStorage
 
 T = TypeVar("T")
@@ -49,6 +55,10 @@ _ANY: Final = Limit(1, 1.0)
 _ALONE: Final = "each instance collects messages by itself"
 _UNREAD: Final = 0.01
 """Seconds in which an answer is read that arrived while this process was busy."""
+_MAX_REMOVALS: Final = 1_000
+"""How many removals of withdrawn messages are under way at most; further ones are dropped."""
+_ATTEMPTS, _PAUSE = 600, 1.0
+"""How often a removal is tried, and the seconds between two attempts."""
 
 
 class Collect(BaseMiddleware):
@@ -147,14 +157,14 @@ class Collect(BaseMiddleware):
             count = await lists.add(key, value, deadline)
             # An album has no end marker, so it is never cut.
             if count >= self.at_most and event.media_group_id is None:
-                return await lists.take(key, deadline)
+                return await lists.take(key, value, deadline)
             while True:
                 await asyncio.sleep(min(self.wait, max(0.0, last_moment - clock())))
                 waiting = await lists.look(key, value, deadline)
                 if value not in waiting:
                     return []
                 if waiting[0] == value or clock() >= last_moment:
-                    return await lists.take(key, deadline)
+                    return await lists.take(key, value, deadline)
         finally:
             lists.forget(key, value)
 
@@ -165,36 +175,73 @@ class _Lists:
     def __init__(self, limiter: Limiter) -> None:
         self._documents = documents_of(limiter.storage)
         self._guard = Guard(limiter.storage, "collected messages", lambda: _ALONE)
-        # The messages of this process that wait, the latest last; and whether the storage has them.
-        self._own: dict[str, dict[bytes, bool]] = {}
-        # Messages that were handled while the storage was away, and may still be in its list.
+        # The messages of this process that wait, the latest last. Of each, how many the storage had
+        # with it, or why only this process has it; None while it is being added.
+        self._own: dict[str, dict[bytes, int | Missing | None]] = {}
+        # Messages that this process has handled alone, and that may still be in the list.
         self._handled: TTLCache[bytes, bool] = TTLCache(10_000, _KEPT, time.monotonic)
+        self._removals = Tasks()
 
     async def add(self, key: str, value: bytes, deadline: Deadline) -> int:
         """Add a message; return how many wait now."""
         own = self._own.setdefault(key, {})
-        own[value] = False
+        own[value] = None
         push = partial(self._documents.push, key, value, _MOST, _KEPT)
-        count = await self._ask(key, deadline, push)
-        own[value] = count is not None
-        return len(own) if count is None else count
+        own[value] = count = await self._ask(key, deadline, push)
+        if count is Missing.UNKNOWN:
+            self._withdraw(key, value)
+        return len(own) if isinstance(count, Missing) else count
 
     async def look(self, key: str, value: bytes, deadline: Deadline) -> list[bytes]:
         """Return the messages that wait, the latest first."""
-        own, found = self._own.get(key, {}), None
-        if own.get(value):
+        own = self._own.get(key, {})
+        if isinstance(own.get(value), int):
             found = await self._ask(key, deadline, partial(self._documents.listed, key))
-        return list(reversed(own)) if found is None else found
+            if not isinstance(found, Missing):
+                return found
+            self._withdraw(key, value)
+        return list(reversed(own))
 
-    async def take(self, key: str, deadline: Deadline) -> list[bytes]:
+    async def take(self, key: str, value: bytes, deadline: Deadline) -> list[bytes]:
         """Remove and return the messages that wait; only one caller of all instances gets them."""
-        found = await self._ask(key, deadline, partial(self._documents.take_list, key))
-        own = self._own.pop(key, {})
-        if found is None:
-            self._handled.update(dict.fromkeys(own, True))
-            return list(own)
-        found = [value for value in reversed(found) if value not in self._handled]
-        return [*found, *(value for value, is_shared in own.items() if not is_shared)]
+        own = self._own.get(key, {})
+        taken: list[bytes] = []
+        if isinstance(own.get(value), int):
+            found: list[bytes] | Missing | None = None
+            now = await self._ask(key, deadline, partial(self._documents.now, key))
+            if not isinstance(now, Missing):
+                until = now + deadline.left()
+                take = partial(self._documents.take_list, key, until, value)
+                found = await self._ask(key, deadline, take)
+            if isinstance(found, list):
+                taken = [each for each in reversed(found) if each not in self._handled]
+            else:
+                self._withdraw(key, value)
+        alone = [each for each, answer in own.items() if isinstance(answer, Missing)]
+        for each in (*taken, *alone):
+            own.pop(each, None)
+        self._handled.update(dict.fromkeys(alone, True))
+        return [*taken, *alone]
+
+    def _withdraw(self, key: str, value: bytes) -> None:
+        """Let only this process handle a message, because the storage did not answer about it."""
+        own = self._own.get(key, {})
+        if value in own:
+            own[value] = Missing.UNKNOWN
+            if len(self._removals) < _MAX_REMOVALS:
+                self._removals.begin(self._remove(key, value))
+
+    async def _remove(self, key: str, value: bytes) -> None:
+        """Remove a message from the list of the storage.
+
+        The storage is asked even if it is known not to answer: a server that hangs then removes the
+        message before another instance can take it.
+        """
+        for _ in range(_ATTEMPTS):
+            with suppress(RateLimitError):
+                await self._documents.take_list(key, 0.0, value)
+                return
+            await asyncio.sleep(_PAUSE)
 
     def forget(self, key: str, value: bytes) -> None:
         """Forget a message of this process."""
@@ -206,16 +253,13 @@ class _Lists:
 
     async def _ask(
         self, key: str, deadline: Deadline, call: Callable[[], Awaitable[T]]
-    ) -> T | None:
-        """The answer of the storage within what is left for this update; None without one."""
+    ) -> T | Missing:
+        """The answer of the storage within what is left for this update, or why there is none."""
         if not (left := deadline.left()):
-            return None
+            return Missing.NOT_ASKED
         began = time.monotonic()
         answer: T | Missing = await self._guard.run([Count(key, _ANY)], _within, call, left)
-        if isinstance(answer, Missing):
-            deadline.waited(began, answered=False)
-            return None
-        deadline.waited(began, answered=True)
+        deadline.waited(began, answered=not isinstance(answer, Missing))
         return answer
 
 

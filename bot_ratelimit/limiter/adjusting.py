@@ -56,13 +56,15 @@ class AdjustingMethods:
         return await self._adjust(Op.CHARGE, rules, subject, cost)
 
     async def refund(
-        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int = 1
+        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int | None = None
     ) -> Decision:
         """Give back a charge as far as it still counts; never above full. Otherwise like `charge`.
 
         ::
 
             await limiter.refund("2000/hour", Subject(user=42), 1830)
+
+        Without a cost, each rule gets back its own, which is what `hit` has charged to it.
 
         A storage does not record who was charged for what: the refund is taken from what is counted
         now.
@@ -111,9 +113,10 @@ class AdjustingMethods:
         return sum(verdict.reset > 0 for verdict in verdicts)
 
     async def _adjust(
-        self, op: Op, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int
+        self, op: Op, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int | None
     ) -> Decision:
-        check_whole("cost", cost, 1, MAX_AMOUNT)
+        if cost is not None or op is Op.CHARGE:
+            check_whole("cost", cost, 1, MAX_AMOUNT)
         decider = self._decider
         counts, applied = counts_to_adjust(decider.key_prefix, rules_of(rules), subject, cost)
         if not counts:

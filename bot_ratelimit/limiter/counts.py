@@ -44,16 +44,19 @@ def counts_of_hit(
 
 
 def counts_to_adjust(
-    prefix: str, rules: Rules, subject: Subject, cost: int
+    prefix: str, rules: Rules, subject: Subject, cost: int | None
 ) -> tuple[list[Count], Sequence[Rule]]:
-    """The counts of `charge` or `refund` and their rules; all rules if none applies."""
+    """The counts of `charge` or `refund` and their rules; all rules if none applies.
+
+    Without a cost, each count has that of its rule.
+    """
     check_subject(subject)
     counts, applied = [], []
     for rule in rules:
         limit = rule.limit_for(subject)
         key = rule.key(prefix, subject, limit)
         if key is not None and limit is not None and not isinstance(rule, Penalty):
-            counts.append(Count(key, limit, cost, rule.shadow))
+            counts.append(Count(key, limit, cost or rule.cost, rule.shadow))
             applied.append(rule)
     return counts, applied or rules
 

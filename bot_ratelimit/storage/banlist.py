@@ -102,10 +102,12 @@ class MemoryBanList(BanList):
 
     async def drop(self, subject: Subject, *, by_hand: bool = True, timeout: float) -> list[Ban]:
         self._prune()
-        if by_hand:
-            self.current.pop(target_of(subject), None)
         members = members_of([subject], by_hand)
-        return [self._bans.pop(member)[1] for member in members if member in self._bans]
+        dropped = [self._bans.pop(member)[1] for member in members if member in self._bans]
+        for ban in dropped:
+            if not ban.key:
+                self.current.pop(target_of(ban.subject), None)
+        return dropped
 
     async def load(self, version: str, *, timeout: float) -> None:
         return None

@@ -50,8 +50,12 @@ class Documents(Protocol):
         """Add a value at the head of a list, keep the first `keep`; return how many there are."""
         ...
 
-    async def take_list(self, key: str) -> list[bytes]:
-        """Delete and return the values of a list, the latest first; only one caller gets them."""
+    async def take_list(self, key: str, until: float, own: bytes) -> list[bytes] | None:
+        """Delete and return the values of a list, the latest first; only one caller gets them.
+
+        After `until`, by `now`, the caller has given up and uses only its own value: then only that
+        is deleted, and the answer is None.
+        """
         ...
 
     async def listed(self, key: str) -> list[bytes]:
@@ -70,8 +74,8 @@ class Documents(Protocol):
         """Delete a report."""
         ...
 
-    async def now(self) -> float:
-        """Return the storage's Unix time in seconds."""
+    async def now(self, key: str = "") -> float:
+        """Return the Unix time in seconds of the storage, on a cluster where the key is."""
         ...
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:
@@ -84,15 +88,16 @@ class Documents(Protocol):
     async def replace_id(self, prefix: str, old: int, new: int) -> int:
         """Rename the keys with this prefix that name the id `old`; return how many.
 
-        A key whose new name exists already stays as it is.
+        A key whose new name exists already stays as it is. So do slots and collected messages: the
+        process that holds them looks for them under the old name.
         """
         ...
 
 
-def with_id(key: str, old: int, new: int) -> str | None:
-    """Return the key with `new` in place of the id `old` between colons; None without `old`."""
+def with_id(key: str, prefix: str, old: int, new: int) -> str | None:
+    """Return the key with `new` in place of the id `old` between colons; None if it stays."""
     parts = key.split(":")
-    if str(old) not in parts:
+    if str(old) not in parts or key.startswith((f"{prefix}slot:", f"{prefix}collect:")):
         return None
     return ":".join(str(new) if part == str(old) else part for part in parts)
 
@@ -142,8 +147,13 @@ class MemoryDocuments(Documents):
         self._lists[key] = [value, *self._lists.get(key, ())][:keep]
         return len(self._lists[key])
 
-    async def take_list(self, key: str) -> list[bytes]:
-        return self._lists.pop(key, [])
+    async def take_list(self, key: str, until: float, own: bytes) -> list[bytes] | None:
+        found = self._lists.pop(key, [])
+        if self._clock() <= until:
+            return found
+        if left := [value for value in found if value != own]:
+            self._lists[key] = left
+        return None
 
     async def listed(self, key: str) -> list[bytes]:
         return list(self._lists.get(key, ()))
@@ -160,7 +170,7 @@ class MemoryDocuments(Documents):
     async def forget(self, key: str, field: str) -> None:
         self._reports.get(key, {}).pop(field, None)
 
-    async def now(self) -> float:
+    async def now(self, key: str = "") -> float:
         return self._clock()
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:
@@ -179,5 +189,5 @@ class MemoryDocuments(Documents):
 
     async def replace_id(self, prefix: str, old: int, new: int) -> int:
         return self._rename_counts(
-            lambda key: with_id(key, old, new) if key.startswith(prefix) else None
+            lambda key: with_id(key, prefix, old, new) if key.startswith(prefix) else None
         )

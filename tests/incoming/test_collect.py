@@ -16,10 +16,11 @@ from aiogram.types import Message
 from yarl import URL
 
 from bot_ratelimit import Collect, ConfigError, Limiter, RateLimitMiddleware
+from bot_ratelimit.storage.base import Storage, documents_of
 from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.updates import message as update_of
-from tests.benches import Pauses
+from tests.benches import Pauses, eventually
 from tests.servers import PATIENCE, Server
 
 from .support import HANDLED, Instance, message, user
@@ -45,6 +46,42 @@ def collecting(limiter: Limiter, calls: Calls, collect: Any = QUICK) -> Instance
     bot = limited("9/h", (), limiter=limiter)
     bot.dispatcher.message.register(calls.handle, flags={"rate_limit": {"collect": collect}})
     return bot
+
+
+class Late(FlakyStorage):
+    """A storage that hangs from the first call of a method of its documents until `go` is set.
+
+    Like a server that hangs, it then does what it was asked, in order, also for callers that have
+    given up.
+    """
+
+    def __init__(self, storage: Storage, method: str) -> None:
+        super().__init__(storage)
+        self.method, self.go = method, asyncio.Event()
+        self.go.set()
+
+    def documents(self) -> Any:
+        return _LateDocuments(self)
+
+
+class _LateDocuments:
+    def __init__(self, late: Late) -> None:
+        self._late, self._documents = late, documents_of(late.storage)
+        self._in_order = asyncio.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*arguments: Any) -> Any:
+            if name == self._late.method:
+                self._late.method = ""
+                self._late.go.clear()
+            return await asyncio.shield(asyncio.ensure_future(later(*arguments)))
+
+        async def later(*arguments: Any) -> Any:
+            async with self._in_order:
+                await self._late.go.wait()
+                return await getattr(self._documents, name)(*arguments)
+
+        return call
 
 
 def say(bot: Instance, text: str, **fields: Any) -> asyncio.Task[Any]:
@@ -144,6 +181,68 @@ async def test_each_instance_collects_by_itself_while_redis_is_away(
     assert await say(bot, "e") == HANDLED
     assert calls.texts == [["a", "b"], ["c", "d"], ["e"]]
     assert sum("by itself" in each for each in caplog.messages) == 1
+
+
+async def test_messages_of_others_survive_a_list_that_is_taken_too_late(fleet: Fleet) -> None:
+    """An instance that gets no answer handles its own messages; the other one handles the rest."""
+    calls, late, many = Calls(), Late(fleet.storages[0], "take_list"), Collect(0.3, 30.0)
+    hanging = collecting(Limiter(late, timeout=1), calls, many)
+    other = collecting(fleet.limiters()[1], calls, many)
+    waits = say(other, "a")
+    await asyncio.sleep(0.1)
+    assert await say(hanging, "b") == HANDLED
+    late.go.set()
+    assert await waits == HANDLED
+    assert calls.texts == [["b"], ["a"]]
+
+
+async def test_a_message_that_is_stored_too_late_is_handled_once(fleet: Fleet) -> None:
+    """What an instance has handled by itself is removed from the list that others take."""
+    calls, late = Calls(), Late(fleet.storages[0], "push")
+    hanging = collecting(Limiter(late, timeout=0.3), calls)
+    other = collecting(fleet.limiters()[1], calls)
+    assert await say(hanging, "a") == HANDLED
+    late.go.set()
+    await asyncio.sleep(0.1)
+    assert await say(other, "b") == HANDLED
+    assert calls.texts == [["a"], ["b"]]
+
+
+async def test_what_was_handled_in_an_outage_is_removed_after_it(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The removal is tried until the storage answers again."""
+    monkeypatch.setattr("bot_ratelimit.incoming.collect._PAUSE", 0.02)
+    calls, storage, many = Calls(), FlakyStorage(fleet.storages[0]), Collect(0.3, 2.0)
+    limiter = Limiter(storage, timeout=5)
+    away = collecting(limiter, calls, many)
+    waits = say(away, "a")
+    await asyncio.sleep(0.1)
+    storage.fail()
+    assert await waits == HANDLED
+    await asyncio.sleep(0.1)
+    storage.heal()
+    await eventually(lambda: not many._lists[limiter]._removals)
+    assert await say(collecting(fleet.limiters()[1], calls), "b") == HANDLED
+    assert calls.texts == [["a"], ["b"]]
+
+
+async def test_a_message_that_arrives_while_the_list_is_taken_is_handled_once(
+    fleet: Fleet,
+) -> None:
+    """It comes after the list was taken, so it is the first of the next one."""
+    calls, late = Calls(), Late(fleet.storages[0], "take_list")
+    bot, other = (
+        collecting(each, calls) for each in (Limiter(late, timeout=5), fleet.limiters()[1])
+    )
+    first = say(bot, "a")
+    await eventually(lambda: not late.go.is_set())
+    second = say(bot, "b")
+    await asyncio.sleep(0.05)
+    late.go.set()
+    assert await asyncio.gather(first, second) == [HANDLED] * 2
+    assert await say(other, "c") == HANDLED
+    assert calls.texts == [["a"], ["b"], ["c"]]
 
 
 async def test_a_redis_that_hangs_delays_an_update_by_one_timeout() -> None:

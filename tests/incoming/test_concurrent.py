@@ -30,7 +30,7 @@ from bot_ratelimit import (
 from bot_ratelimit.storage.base import Storage
 
 from .support import HANDLED, callback, message, user
-from .updates import bare, limited, pre_checkout
+from .updates import Fleet, bare, limited, pre_checkout
 
 ONE = {"concurrent": 1}
 OBSERVERS = ("message", "callback_query", "pre_checkout_query")
@@ -203,6 +203,22 @@ async def test_a_handler_charges_the_rules_of_its_update(limiter: Limiter) -> No
     assert (await limiter.peek(rule, who)).remaining == 177
     assert (await limiter.peek("9/s", who)).remaining == 9
     assert (await limiter.peek(penalty, who)).remaining == 9
+
+
+async def test_a_handler_refunds_each_limit_what_it_was_charged(fleet: Fleet) -> None:
+    """Handlers that fail and call `refund()` leave limits with different costs as they were."""
+    limits = [Rule("10/h"), Rule("100/d", name="b", cost=5)]
+    limiter, who, left = fleet.limiters()[0], Subject(user=42, chat=42), []
+    bot = limited("9/s", (), limiter=limiter)
+
+    async def ask(message: Message, rate_limit: BoundDecision) -> None:
+        for _ in range(2):
+            left.append([(await limiter.peek(rule, who)).remaining for rule in rate_limit._limits])
+            await rate_limit.refund()
+
+    bot.dispatcher.message.register(ask, flags={"rate_limit": {"limit": limits}})
+    await bot.send(*"ab")
+    assert left == [[9, 95], [10, 100]] * 2
 
 
 async def test_a_ban_is_reported_before_a_taken_slot(storage: Storage) -> None:

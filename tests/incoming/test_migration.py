@@ -7,8 +7,10 @@ import logging
 from typing import Any
 
 import pytest
+from aiogram import F
 
 from bot_ratelimit import (
+    Collect,
     Concurrency,
     Limiter,
     Penalty,
@@ -19,7 +21,7 @@ from bot_ratelimit import (
 )
 from bot_ratelimit.testing import FlakyStorage
 
-from .support import HANDLED, Instance, chat, user
+from .support import HANDLED, Instance, chat, message, user
 from .updates import STORAGES, Fleet, bare, content, listen
 
 OLD, NEW = -5, -1005
@@ -120,15 +122,47 @@ async def test_a_storage_that_fails_breaks_nothing(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("fleet", STORAGES[1:], indirect=True)
-async def test_slots_and_outgoing_blocks_go_over(fleet: Fleet) -> None:
-    """Everything whose key names the group goes over, also leases and 429 blocks on Redis."""
+async def test_outgoing_blocks_go_over(fleet: Fleet) -> None:
+    """What the outgoing limits keep under the id of the group goes over, such as a 429 block."""
     assert fleet.client is not None
-    limiter = fleet.limiters()[0]
     bots = fleet.assemble(put)
-    async with limiter.slot(Concurrency(1, Scope.CHAT, "x"), Subject(chat=OLD)):
-        await fleet.client.set(f"bot:ratelimit:out:flood:{OLD}", 1, ex=60)
+    await fleet.client.set(f"bot:ratelimit:out:flood:{OLD}", 1, ex=60)
+    await migrate(bots)
+    assert "bot:ratelimit:out:flood:-1005" in await fleet.keys()
+
+
+async def test_a_slot_stays_with_its_block(fleet: Fleet) -> None:
+    """A block that began in the group holds no slot of the supergroup, and frees its own."""
+    limiter, bots = fleet.limiters()[0], fleet.assemble(put)
+    one = Concurrency(1, Scope.CHAT, "x")
+    async with limiter.slot(one, Subject(chat=OLD)):
         await migrate(bots)
-        assert {"bot:ratelimit:slot:x:chat:-1005", "bot:ratelimit:out:flood:-1005"} <= (
-            await fleet.keys()
-        )
+        async with limiter.slot(one, Subject(chat=OLD)) as second:
+            assert not second.allowed
+    for chat_id in (OLD, NEW):
+        async with limiter.slot(one, Subject(chat=chat_id)) as slot:
+            assert slot.allowed
     await limiter.close()
+
+
+async def test_collected_messages_stay_where_their_handler_looks(fleet: Fleet) -> None:
+    """Messages that wait while the group becomes a supergroup are handled."""
+    bots = fleet.assemble(put)
+    collect = {"rate_limit": {"collect": Collect(0.3, 1.0)}}
+    for bot in bots:
+        bot.dispatcher.message.handlers.clear()
+        bot.dispatcher.message.register(bot._handle, F.text, flags=collect)
+    waits = asyncio.create_task(bots[0].feed(message=message("a", chat=GROUP)))
+    await asyncio.sleep(0.1)
+    await migrate(bots)
+    assert await waits == HANDLED
+
+
+async def test_a_count_that_has_begun_in_the_supergroup_stays(fleet: Fleet) -> None:
+    """What the supergroup has counted before the move is neither lost nor added to."""
+    bots = fleet.assemble(put)
+    await bots[0].send(*"abc", chat=GROUP)
+    await bots[1].send("d", chat=SUPERGROUP)
+    await migrate(bots)
+    assert await fleet.used(Rule("9/h", Scope.CHAT), Subject(chat=NEW)) == 1
+    assert await fleet.used(Rule("9/h", Scope.CHAT), Subject(chat=OLD)) == 3

@@ -94,6 +94,20 @@ async def test_a_ban_ends(bench: Bench, limiter: Limiter) -> None:
     assert await limiter.bans() == []
 
 
+@pytest.mark.parametrize("bench", ["memory", "fakeredis", "redis-server"], indirect=True)
+@pytest.mark.parametrize("other", [USER._replace(topic=9), USER._replace(business="Bc")])
+async def test_unbanning_a_topic_or_business_leaves_the_ban_of_the_user(
+    limiter: Limiter, other: Subject
+) -> None:
+    """A ban by hand ends with the unban of its own subject, and of no other with the same user."""
+    await limiter.ban(USER)
+    assert not await limiter.unban(other)
+    assert await banned(limiter, USER)
+    assert [each.subject for each in await limiter.bans()] == [USER]
+    assert await limiter.unban(USER)
+    assert not await banned(limiter, USER)
+
+
 @pytest.mark.parametrize("bench", ["memory", "redis-server"], indirect=True)
 async def test_the_bans_of_a_subject_are_found(bench: Bench, limiter: Limiter) -> None:
     """By hand and by a penalty, of user, chat, member and topic; the one that ends last first."""

@@ -101,7 +101,19 @@ async def test_charges_take_part_in_batches(client: aioredis.Redis) -> None:
     await storage.close()
 
 
-@pytest.mark.parametrize("cost", [0, -1, 1.5, True, "3", None, 1_000_001])
+async def test_a_refund_without_a_cost_gives_each_rule_its_own_back(bench: Bench) -> None:
+    """What a hit has charged to rules with different costs is refunded to each."""
+    limiter = Limiter(bench.storage, timeout=TIMEOUT)
+    rules = [Rule("10/hour"), Rule("100/day sliding", name="b", cost=5)]
+    await limiter.charge(rules, US, 5)
+    await limiter.hit(rules, US)
+    await limiter.refund(rules, US)
+    assert [(await limiter.peek(rule, US)).remaining for rule in rules] == [5, 95]
+    with pytest.raises(ConfigError, match="cost=None: expected a whole number from 1"):
+        await limiter.charge(rules, US, None)  # type: ignore[arg-type]  # a charge needs one
+
+
+@pytest.mark.parametrize("cost", [0, -1, 1.5, True, "3", 1_000_001])
 async def test_a_cost_is_a_positive_whole_number(cost: object) -> None:
     """Any other cost is a ConfigError that says what is expected."""
     limiter = Limiter(MemoryStorage())

@@ -23,7 +23,14 @@ redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return redis.call('LLEN', KEYS[1])
 """
-_ALL: Final = b"1000000"
+_TAKE: Final = b"""
+local now = redis.call('TIME')
+if now[1] + now[2] / 1000000 <= tonumber(ARGV[1]) then
+  return redis.call('LPOP', KEYS[1], 1000000) or {}
+end
+redis.call('LREM', KEYS[1], 0, ARGV[2])
+return false
+"""
 # A field is `<Unix time> <value>`. Fields that were not renewed within the TTL are deleted.
 _REPORT: Final = b"""
 local now = redis.call('TIME')
@@ -67,8 +74,9 @@ class RedisDocuments(Documents):
     async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
         return int(await self._script(_PUSH, key, value, b"%d" % keep, b"%d" % seconds))
 
-    async def take_list(self, key: str) -> list[bytes]:
-        return list(await self._run(key, b"LPOP", key.encode(), _ALL) or ())
+    async def take_list(self, key: str, until: float, own: bytes) -> list[bytes] | None:
+        found: list[bytes] | None = await self._script(_TAKE, key, b"%.6f" % until, own)
+        return found
 
     async def listed(self, key: str) -> list[bytes]:
         return list(await self._run(key, b"LRANGE", key.encode(), b"0", b"-1"))
@@ -89,8 +97,8 @@ class RedisDocuments(Documents):
     async def forget(self, key: str, field: str) -> None:
         await self._run(key, b"HDEL", key.encode(), field.encode())
 
-    async def now(self) -> float:
-        return _seconds(await self._run("", b"TIME"))
+    async def now(self, key: str = "") -> float:
+        return _seconds(await self._run(key, b"TIME"))
 
     async def clear(self, prefix: str, keep: Collection[str]) -> int:
         self._check_one_node(prefix)
@@ -108,7 +116,7 @@ class RedisDocuments(Documents):
         renamed = 0
         async for keys in self._slices(prefix, b"%b*%d*" % (prefix.encode(), old)):
             for key in keys:
-                name = with_id(key.decode(errors="surrogateescape"), old, new)
+                name = with_id(key.decode(errors="surrogateescape"), prefix, old, new)
                 if name is not None:
                     target = name.encode(errors="surrogateescape")
                     renamed += await self._run(prefix, b"RENAMENX", key, target)
