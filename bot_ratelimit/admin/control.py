@@ -241,7 +241,7 @@ class Control:
             len(instances),
             behind,
             off_until,
-            live.by if off_until else "",
+            live.off_by if off_until else "",
             self._policy or health.policy,
             health,
         )

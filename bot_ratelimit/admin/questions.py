@@ -248,7 +248,7 @@ async def pause(control: Control, words: Words, sent: fields.Pause) -> Question:
 async def resume(control: Control, words: Words, sent: fields.Versioned) -> Question:
     """That all limits are in force again."""
     live, soon = await _seen(control, words)
-    points = [paused(words, live.off_until, live.by)] if live.off_until > time.time() else []
+    points = [paused(words, live.off_until, live.off_by)] if live.off_until > time.time() else []
     text = words("Switch all limits on again?")
     return Question(text, words("Switch on"), [*points, *soon], live.version)
 

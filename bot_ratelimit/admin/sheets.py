@@ -65,7 +65,7 @@ def limits(words: Words, view: ConfigView) -> Sheet:
         )
         for each in view.rules
     ]
-    lines = [paused(words, view.off_until, view.live.by)] if view.is_paused else []
+    lines = [paused(words, view.off_until, view.live.off_by)] if view.is_paused else []
     lines += [words("Problem: {problem}", problem=view.problem)] if view.problem else []
     foot = [_live(words, view)] if view.live.version else []
     handlers = sorted({name for each in view.instances for name in each.handlers})

@@ -289,6 +289,22 @@ async def test_a_forgotten_pause_does_not_look_healthy(bot: OperatedBot) -> None
     assert (await bot.control.health()).status == "healthy"
 
 
+async def test_a_pause_names_who_paused(bot: OperatedBot) -> None:
+    """Whoever changes something else during a pause is not named as who switched the limits off."""
+    await bot.control.changes.pause("1h")
+    boris = Control(bot.control.limiter, "boris@web", patience=0)
+    await boris.changes.set_exempt(7, True)
+    await bot.refresh()
+    for line in (
+        sheets.health_lines(ENGLISH, await boris.health())[0],
+        sheets.limits(ENGLISH, await boris.config()).lines[0],
+    ):
+        assert line.endswith(", by anna@shell.")
+    await boris.changes.resume()
+    await boris.changes.rollback(2)
+    assert (await boris.health()).off_by == "anna@shell"
+
+
 @pytest.mark.parametrize(
     ("policy", "meanwhile"),
     [
