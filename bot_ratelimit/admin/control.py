@@ -34,7 +34,7 @@ from bot_ratelimit.admin.views import (
 )
 from bot_ratelimit.admin.wording import ENGLISH, as_changed, ban_words, differences, who
 from bot_ratelimit.admin.words import plain
-from bot_ratelimit.config.live import live_key
+from bot_ratelimit.config.live import Live, live_key
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.report import EVERYWHERE, report_of
 from bot_ratelimit.config.settings import Origin, Settings
@@ -78,6 +78,7 @@ class Control:
             `RateLimitMiddleware.inventory`.
         settings: Shown by `config`.
         policy: What the bot does while Redis does not answer; the limiter's by default.
+        live: What the bot in this process obeys; None if there is no bot.
         patience: See `Changes`.
     """
 
@@ -89,6 +90,7 @@ class Control:
         local_inventory: Callable[[], dict[str, Any]] = dict,
         settings: Settings | None = None,
         policy: str | None = None,
+        live: Live | None = None,
         patience: float = PATIENCE,
     ) -> None:
         self.limiter = limiter
@@ -97,7 +99,7 @@ class Control:
         self._settings = settings
         self._documents = documents_of(limiter.storage)
         self._audit = Audit(self._documents, self._key("audit"), by)
-        self._policy = policy
+        self._policy, self._live = policy, live
         self.changes = Changes(limiter, by, self._audit, self.limits, patience)
 
     @classmethod
@@ -228,6 +230,9 @@ class Control:
             off_until = await self._off_until(live)
         except RateLimitError as error:
             problem = str(error)
+            if self._live is not None:  # meanwhile the bot obeys what it has read
+                live = self._live.overrides
+                off_until = live.off_until if self._live.all_off else 0.0
         seconds = time.perf_counter() - began
         behind = sum(each.version != live.version for each in instances)
         troubled = [f"{each.name}: {each.problem}" for each in instances if each.problem]

@@ -340,15 +340,14 @@ MEANWHILE: Final = {
 
 def health_lines(words: Words, view: HealthView) -> list[Marked]:
     """The state in sentences, the most important first."""
-    lines: list[Marked] = []
+    lines = [paused(words, view.off_until, view.off_by)] if view.off_until else []
     if view.is_out:
-        lines.append(words(MEANWHILE.get(view.policy, MEANWHILE["allow"])))
+        policy = "allow" if view.off_until else view.policy
+        lines.append(words(MEANWHILE.get(policy, MEANWHILE["allow"])))
         since = view.out_for
         text = "For {time}: {problem}" if since else "{problem}"
         lines.append(words(text, time=words.duration(since or 0), problem=view.problem))
         return lines
-    if view.off_until:
-        lines.append(paused(words, view.off_until, view.off_by))
     if view.problem:
         return [*lines, words("Unhealthy: {problem}", problem=view.problem)]
     if view.limiter.source == "memory":

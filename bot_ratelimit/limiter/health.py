@@ -47,7 +47,7 @@ class Health:
             does not decide.
         source: Where counts are kept.
         policy: What answers while the storage cannot: the limiter's `on_error`.
-        latency: Seconds that the test call of `check` took; None from `health`.
+        latency: Seconds that the test call of `check` took; None from `health`, and if it failed.
         problem: What is wrong, and how to fix it; empty if nothing is.
         servers: The Redis servers, as far as they are known; empty in memory.
     """
@@ -76,7 +76,7 @@ def health_of(decider: Decider, test: tuple[float, str] | None = None) -> Health
     problems = [*(server.problem for server in servers), *others]
     latency = None
     if test is not None:
-        latency, problem = test
+        latency, problem = (None, test[1]) if test[1] else test
         # A call that was answered proves that the server answers; faults of rules remain.
         faults = [fault for server in known.values() for fault in server.faults.values()]
         problems = [problem, *faults]

@@ -31,11 +31,14 @@ from bot_ratelimit.admin import sheets
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.cli import terminal
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.health import health_app
 from bot_ratelimit.admin.wording import ENGLISH, limit_of
 from bot_ratelimit.admin.words import plain
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.limiter.bans import FOREVER
 from bot_ratelimit.storage.base import Storage, documents_of
+from bot_ratelimit.testing import FlakyStorage
+from tests.admin.test_health import get
 from tests.admin.web import sending
 from tests.incoming.support import Instance
 from tests.servers import Server, running_cluster
@@ -303,6 +306,25 @@ async def test_a_pause_names_who_paused(bot: OperatedBot) -> None:
     await boris.changes.resume()
     await boris.changes.rollback(2)
     assert (await boris.health()).off_by == "anna@shell"
+
+
+@pytest.mark.parametrize("policy", ["allow", "deny", "memory"])
+async def test_a_pause_that_goes_on_in_an_outage_is_told(policy: Any) -> None:
+    """While Redis is down, the bot obeys the pause, and its operators read that it does."""
+    storage = FlakyStorage()
+    storage.source = "redis"
+    limiter = Limiter(storage, on_error=policy)
+    middleware = RateLimitMiddleware("1/h", limiter=limiter, live=True)
+    control = Control.of(middleware, "anna@web", patience=0)
+    await control.changes.pause("1h")
+    assert middleware.live is not None
+    await middleware.live.refresh()
+    storage.fail()
+    paused, meanwhile, *_ = sheets.health_lines(ENGLISH, await control.health())
+    assert re.fullmatch("All limits are off until 20.* UTC, by anna@web.", paused)
+    assert "meanwhile the bot handles every update, without a limit" in meanwhile
+    status, ready = await get(health_app(middleware), "/ready")
+    assert (status, ready["status"], ready["all_limits_off"]) == (200, "degraded", True)
 
 
 @pytest.mark.parametrize(
