@@ -29,8 +29,8 @@ from bot_ratelimit.admin.web.forms import FORMS
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.admin.web.rendering import link, page
 from bot_ratelimit.admin.web.requests import from_texts
-from bot_ratelimit.admin.wording import who
-from bot_ratelimit.admin.words import Words, capital, code
+from bot_ratelimit.admin.wording import limit_of, who
+from bot_ratelimit.admin.words import Words, capital, code, joined
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.rules.rule import Subject
@@ -194,14 +194,20 @@ def _notices(words: Words, health: Loaded, config: Loaded) -> list[Notice]:
     kind = {"healthy": "ok", "degraded": "warn", "unhealthy": "bad"}[view.status]
     links = [("resume", words("Switch on"))] if view.off_until else []
     lines = sheets.health_lines(words, view)
-    if view.status == "healthy" and view.limiter.source == "redis":
-        lines.append(words("All limits are on."))
-    found = [Notice(kind, lines, links)]
-    if config.value is not None and config.value.problem:
-        text = words("{problem}. The last good version stays in force until then.",
-                     problem=config.value.problem)  # fmt: skip
-        found.append(Notice("warn", [text], [("rollback", words("Roll back"))]))
-    return found
+    seen: ConfigView | None = config.value
+    if seen is not None and seen.problem:
+        lines.append(words("Until then the last good version stays in force."))
+        links.append(("rollback", words("Roll back")))
+    elif seen is not None and view.status == "healthy":
+        trials = [name for name, each in seen.live.rules.items() if each.get("shadow")]
+        weak = [joined([code(each.name, 100), limit_of(words, each)], " ") for each in seen.rules
+                if each.off or each.name in trials]  # fmt: skip
+        if weak:
+            kind = "warn"
+            lines.append(words("Limits that refuse nobody: {rules}.", rules=joined(weak, "; ")))
+        elif view.limiter.source == "redis":
+            lines.append(words("All limits are on."))
+    return [Notice(kind, lines, links)]
 
 
 def _share(words: Words, bars: Sequence[Bar], span: int | None) -> str:
