@@ -353,12 +353,9 @@ def health_lines(words: Words, view: HealthView) -> list[Marked]:
     if view.limiter.source == "memory":
         text = "Healthy, in this process alone: without Redis, each instance counts for itself."
         return [*lines, words(text)]
-    return [
-        *lines,
-        words(
-            "Redis answered in {ms} ms. Instances: {instances}, "
-            "behind version {version}: {behind}.",
-            ms=round(view.seconds * 1e3), instances=view.instances, version=view.version,
-            behind=view.behind,
-        ),
-    ]  # fmt: skip
+    if view.behind:
+        text = "Instances that do not obey version {version} yet: {behind}."
+        lines.append(words(text, version=view.version, behind=view.behind))
+    text = "Redis answered in {ms} ms. Instances: {instances}, behind version {version}: {behind}."
+    known = {"instances": view.instances, "version": view.version, "behind": view.behind}
+    return [*lines, words(text, ms=round(view.seconds * 1e3), **known)]

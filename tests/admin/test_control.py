@@ -327,6 +327,14 @@ async def test_a_pause_that_goes_on_in_an_outage_is_told(policy: Any) -> None:
     assert (status, ready["status"], ready["all_limits_off"]) == (200, "degraded", True)
 
 
+async def test_an_instance_behind_comes_before_the_latency(bot: OperatedBot) -> None:
+    """A degraded state begins with what is degraded."""
+    await bot.control.set_rule("messages", "2/h")
+    lines = sheets.health_lines(ENGLISH, (await bot.control.health()))
+    if bot.control.limiter.storage.source == "redis":
+        assert lines[0] == "Instances that do not obey version 1 yet: 1."
+
+
 @pytest.mark.parametrize(
     ("policy", "meanwhile"),
     [
