@@ -39,6 +39,7 @@ from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.report import EVERYWHERE, report_of
 from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.statistics import (
     DECISIONS,
@@ -50,6 +51,7 @@ from bot_ratelimit.limiter.statistics import (
 )
 from bot_ratelimit.outgoing.report import SENDING
 from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, Scope, Subject, notice_rules, rules_of
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Count, documents_of
@@ -105,7 +107,8 @@ class Control:
     @classmethod
     def of(cls, middleware: RateLimitMiddleware, by: str, **options: Any) -> Control:
         """Control over the bot in this process, and its other instances."""
-        return cls(middleware.limiter, by, local_inventory=middleware.inventory, **options)
+        options |= {"local_inventory": middleware.inventory, "live": middleware.live}
+        return cls(middleware.limiter, by, **options)
 
     @classmethod
     def from_settings(cls, settings: Settings, by: str, **options: Any) -> Control:
@@ -216,7 +219,12 @@ class Control:
         ]
         found = [view.rule() for view in chosen if not view.off and view.limit is not None]
         rules = [rule for rule in found if rule is not None]
-        return Trial(answered(await self.limiter.peek(rules, subject)) if rules else None)
+        decision = await self._peeked(rules, subject)
+        if decision is not None and decision.allowed and isinstance(decision.rule, Penalty):
+            # It limits nobody who is not refused already.
+            rules = [rule for rule in rules if not isinstance(rule, Penalty)]
+            decision = await self._peeked(rules, subject)
+        return Trial(decision)
 
     async def health(self) -> HealthView:
         """Whether Redis answers, whether limits are off, and which instances obey."""
@@ -441,6 +449,9 @@ class Control:
         await self.limiter.close()
 
     # --- how --------------------------------------------------------------------------------
+
+    async def _peeked(self, rules: Sequence[Rule], subject: Subject) -> Decision | None:
+        return answered(await self.limiter.peek(rules, subject)) if rules else None
 
     def _rules(self, instances: Iterable[InstanceView]) -> tuple[RuleView, ...]:
         reported = merged(rule for each in instances for rule in each.rules)

@@ -308,6 +308,15 @@ async def test_a_pause_names_who_paused(bot: OperatedBot) -> None:
     assert (await boris.health()).off_by == "anna@shell"
 
 
+async def test_a_penalty_is_not_what_is_left(bot: OperatedBot) -> None:
+    """A penalty limits nobody who is not refused, so a test call never names it as the nearest."""
+    for name in ("messages", "chat", "global"):
+        await bot.control.set_rule(name, off=True)
+    await bot.refresh()
+    found = await bot.control.try_(ANNA)
+    assert sheets.trial(ENGLISH, found).lines == ["Allowed: no limit applies."]
+
+
 @pytest.mark.parametrize("policy", ["allow", "deny", "memory"])
 async def test_a_pause_that_goes_on_in_an_outage_is_told(policy: Any) -> None:
     """While Redis is down, the bot obeys the pause, and its operators read that it does."""
