@@ -192,7 +192,7 @@ async def test_only_the_last_20_versions_and_200_changes_are_kept(bot: OperatedB
     audit = await bot.control.audit()
     assert len(audit) == 200
     assert (audit[0].by, audit[0].what) == ("anna@shell", "exempt 205")
-    assert audit[0].changed == ("exempt: +205",)
+    assert audit[0].changed == ("exempt: 205 added",)
     assert audit[0].at == pytest.approx((await bot.control.changes.current()).at, abs=2)
 
 
@@ -230,7 +230,7 @@ async def test_history_and_audit_say_what_changed(bot: OperatedBot) -> None:
     assert said == [each.changed for each in await bot.control.history()]
     assert said[1:] == [
         (said[1][0],),
-        ("not exempt: +42",),
+        ("not exempt: 42 added",),
         ("penalty: as configured -> 2h after 5/hour",),
         ("chat: 100/hour -> 100/hour (off)",),
         ("messages: 2/minute -> 9/minute (trial)",),
@@ -241,7 +241,7 @@ async def test_history_and_audit_say_what_changed(bot: OperatedBot) -> None:
         "chat: 100/hour (off) -> 100/hour",
         "messages: 9/minute (trial) -> 2/minute",
         "penalty: 2h after 5/hour -> as configured",
-        "not exempt: -42",
+        "not exempt: 42 removed",
         said[1][0].replace("on -> off", "off") + " -> on",
     )
 
@@ -262,7 +262,9 @@ async def test_a_handler_without_a_flag_gets_a_limit_of_its_own(bot: OperatedBot
     assert (views[name].limit, views[name].where, views[name].origin) == ("2/hour", name, "live")
     counts = {each.rule: each.remaining for each in (await bot.control.show(ANNA)).counts}
     assert (counts[name], counts["messages"]) == (0, 3)
-    assert (await bot.control.history())[0].changed == (f"{name}: as every handler -> 2/hour",)
+    changed = (f"{name}: as configured -> 2/hour",)
+    assert (await bot.control.history())[0].changed == changed
+    assert (await bot.control.audit())[0].changed == changed
     assert name in await bot.control.forgive(ANNA)
     await bot.control.set_rule(name, "1/h", shadow=True)
     assert await bot.allowed(3) == 3
