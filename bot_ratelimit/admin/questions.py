@@ -228,7 +228,7 @@ async def exempt(control: Control, words: Words, sent: fields.Exempt) -> Questio
         text, yes = words("Exempt {who} from all limits?", who=meant), words("Exempt")
         points = [words("No limit and no ban applies to {who} any more.", who=meant)]
     else:
-        text, yes = words("Limit {who} again?", who=meant), words("Limit")
+        text, yes = words("Limit {who} again?", who=meant), words("Limit again")
         points = [words("All limits and bans apply, even if the bot's configuration exempts {who}.",
                         who=meant)]  # fmt: skip
     return Question(text, yes, [*points, *soon], live.version)

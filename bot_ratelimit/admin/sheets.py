@@ -310,8 +310,8 @@ def _broadcast(words: Words, each: BroadcastView) -> Marked:
 def history(words: Words, found: Sequence[Version]) -> Sheet:
     """The versions to roll back to."""
     rows = [
-        (each.live.version, moment(each.live.at), code(each.live.by, 80), each.live.what,
-         "; ".join(each.changed))
+        (each.live.version, moment(each.live.at), code(each.live.by, 80),
+         words.known(each.live.what), words.known("; ".join(each.changed)))
         for each in found
     ]  # fmt: skip
     head = "VERSION WHEN BY WHAT CHANGED"
@@ -321,8 +321,10 @@ def history(words: Words, found: Sequence[Version]) -> Sheet:
 def audit(words: Words, found: Sequence[Entry]) -> Sheet:
     """What operators did."""
     rows = [
-        (moment(each.at), code(each.by, 80), each.what, "; ".join(each.changed)) for each in found
-    ]
+        (moment(each.at), code(each.by, 80), words.known(each.what),
+         words.known("; ".join(each.changed)))
+        for each in found
+    ]  # fmt: skip
     return _table(words, "Actions of operators", "WHEN BY WHAT CHANGED", rows, "No actions yet.")
 
 

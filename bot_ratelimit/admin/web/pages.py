@@ -66,18 +66,20 @@ def routes() -> list[web.RouteDef]:
 def login_page(request: web.Request, problem: ProblemError | None) -> web.Response:
     """The login form, with the problem, if there is one."""
     # A first visit without a login is not an error.
-    is_shown = problem is not None and (problem.status != 401 or request.method != "GET")
-    text: object = (problem.detail or problem.title) if problem is not None and is_shown else ""
+    words, text = words_of(request), ""
+    if problem is not None and (problem.status != 401 or request.method != "GET"):
+        text = words.known(problem.detail or problem.title)
     if not text and VISIT in request and request[VISIT].is_lost:
         lost = "Your session ended: Redis lost its data, or you logged out elsewhere."
-        text = words_of(request)(lost)
+        text = words(lost)
     shown = {"problem": text, "has_token": console_of(request).has_token}
     return page(request, "login.html", shown)
 
 
 def error_page(request: web.Request, problem: ProblemError) -> web.Response:
     """A page with the problem, for users who are logged in."""
-    shown = {"title": words_of(request)(problem.title), "problem": problem.detail or problem.title}
+    words = words_of(request)
+    shown = {"title": words(problem.title), "problem": words.known(problem.detail or problem.title)}
     return page(request, "error.html", shown, problem.status)
 
 
@@ -322,7 +324,7 @@ async def _user(request: web.Request) -> web.Response:
             shown |= {"parts": [now], "actions": _actions(words, subject, view),
                       "title": capital(who(words, subject))}  # fmt: skip
     except ConfigError as problem:
-        shown["error"] = str(problem)
+        shown["error"] = words.known(problem)
     config = (await Loaded.of(control.config)).value if "done" in request.query else None
     shown |= {"typed": request.query, "done": await _done(request, config)}
     return page(request, "user.html", shown, 422 if shown["error"] else 200)
