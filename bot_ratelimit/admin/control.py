@@ -238,9 +238,9 @@ class Control:
             off_until = await self._off_until(live)
         except RateLimitError as error:
             problem = str(error)
-            if self._live is not None:  # meanwhile the bot obeys what it has read
-                live = self._live.overrides
-                off_until = live.off_until if self._live.all_off else 0.0
+        if self._live is not None and (problem or not live.version):
+            live = self._live.overrides  # which the bot obeys until it can read the document again
+            off_until = live.off_until if self._live.all_off else 0.0
         seconds = time.perf_counter() - began
         behind = sum(each.version != live.version for each in instances)
         troubled = [f"{each.name}: {each.problem}" for each in instances if each.problem]

@@ -321,7 +321,7 @@ async def test_a_penalty_is_not_what_is_left(bot: OperatedBot) -> None:
 
 @pytest.mark.parametrize("policy", ["allow", "deny", "memory"])
 async def test_a_pause_that_goes_on_in_an_outage_is_told(policy: Any) -> None:
-    """While Redis is down, the bot obeys the pause, and its operators read that it does."""
+    """While Redis is empty or down, the bot obeys the pause, and its operators read that it does."""
     storage = FlakyStorage()
     storage.source = "redis"
     limiter = Limiter(storage, on_error=policy)
@@ -330,6 +330,8 @@ async def test_a_pause_that_goes_on_in_an_outage_is_told(policy: Any) -> None:
     await control.changes.pause("1h")
     assert middleware.live is not None
     await middleware.live.refresh()
+    await control.clear(everything=True)
+    assert (await control.health()).off_by == "anna@web"
     storage.fail()
     paused, meanwhile, *_ = sheets.health_lines(ENGLISH, await control.health())
     assert re.fullmatch("All limits are off until 20.* UTC, by anna@web.", paused)
