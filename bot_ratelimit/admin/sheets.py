@@ -8,14 +8,12 @@ from typing import Any, Final
 
 from bot_ratelimit.admin.encoding import plain as plain_json
 from bot_ratelimit.admin.views import (
-    BroadcastView,
     ConfigView,
     Entry,
     HealthView,
     HourTotal,
     InstanceView,
     RuleView,
-    SendingView,
     SubjectView,
     Trial,
     Version,
@@ -257,54 +255,6 @@ def hours(words: Words, found: Sequence[HourTotal]) -> Sheet:
         return Sheet([words("Nothing was decided.")])
     lines = [words("allowed / refused / banned, by hour (UTC)")]
     return Sheet(lines, (), rows, (), words("Decisions"))
-
-
-_BLOCKED: Final = {
-    "chat": "messages to chat {what}",
-    "bot": "all messages",
-    "draft": "drafts in chat {what}",
-    "action": "actions in chat {what}",
-    "method": "{what}",
-}
-_BLOCKS: Final = 10
-
-
-def sending(words: Words, found: SendingView) -> Sheet:
-    """What the bot sends: what waits, broadcasts, blocks; and the requests by method."""
-    lines = [words("Waiting to be sent: {count}. Answers 429: {floods}.", count=found.waiting,
-                   floods=found.floods)]  # fmt: skip
-    lines += [_broadcast(words, each) for each in found.broadcasts]
-    for each in found.blocks[:_BLOCKS]:
-        what = words(_BLOCKED.get(each.scope, "{what}"), what=code(each.what, 100))
-        text = "Blocked by Telegram until {at}: {what}"
-        lines.append(words(text, at=moment(each.until), what=what))
-    if len(found.blocks) > _BLOCKS:
-        lines.append(words("Further blocks: {count}", count=len(found.blocks) - _BLOCKS))
-    rows = [(each.method, each.sent, each.failed, each.flooded, each.unsent)
-            for each in found.requests]  # fmt: skip
-    head = [words(name) for name in ("METHOD", "SENT", "FAILED", "429", "NOT SENT")]
-    text = "No requests were counted. That needs OutgoingLimits(..., statistics=True) in the bot."
-    foot = [] if rows else [words(text)]
-    return Sheet(lines, head if rows else (), rows, foot, words("What the bot sends"))
-
-
-def _broadcast(words: Words, each: BroadcastView) -> Marked:
-    """`Broadcast: 12345 of 100000 (12 %), 25.0/s, 58 min left`, and the outcomes."""
-    parts = [words("{done} chats", done=each.done)]
-    if each.total:
-        share = 100 * each.done // each.total
-        parts = [words("{done} of {total} chats ({share} %)", done=each.done, total=each.total,
-                       share=share)]  # fmt: skip
-    if each.per_second:
-        parts.append(words("{rate} a second", rate=each.per_second))
-        if each.total:
-            left = max(0, each.total - each.done) / each.per_second
-            parts.append(words("{time} left", time=words.duration(round(left))))
-    parts += [
-        joined([words(f"chats {name}").removeprefix("chats "), count], " ")
-        for name, count in each.counts.items()
-    ]
-    return words("Broadcast: {progress}", progress=joined(parts))
 
 
 def history(words: Words, found: Sequence[Version]) -> Sheet:

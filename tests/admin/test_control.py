@@ -27,6 +27,7 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
+from bot_ratelimit.admin import sending as what_is_sent
 from bot_ratelimit.admin import sheets
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.cli import terminal
@@ -321,7 +322,7 @@ async def test_a_penalty_is_not_what_is_left(bot: OperatedBot) -> None:
 
 @pytest.mark.parametrize("policy", ["allow", "deny", "memory"])
 async def test_a_pause_that_goes_on_in_an_outage_is_told(policy: Any) -> None:
-    """While Redis is empty or down, the bot obeys the pause, and its operators read that it does."""
+    """While Redis is empty or down, the bot obeys the pause, and its operators read that."""
     storage = FlakyStorage()
     storage.source = "redis"
     limiter = Limiter(storage, on_error=policy)
@@ -769,7 +770,7 @@ async def test_what_the_bot_sends_is_seen(
 ) -> None:
     """Requests by method and outcome, 429s, what waits, blocks and broadcasts."""
     control = Control(Limiter(storage, timeout=5, statistics=True), "anna", patience=0)
-    told = sheets.sending(ENGLISH, await control.sending())
+    told = what_is_sent.sheet(ENGLISH, await control.sending())
     assert "needs OutgoingLimits(..., statistics=True)" in told.foot[0]
     async with sending(storage, monkeypatch):
         for hours in (None, 24):
@@ -782,7 +783,7 @@ async def test_what_the_bot_sends_is_seen(
             assert 20 < block.until - time.time() <= 30
             (running,) = found.broadcasts
             assert (running.total, running.done > 5, running.per_second > 0) == (1_000, True, True)
-        lines = " ".join(map(plain, sheets.sending(ENGLISH, found).lines))
+        lines = " ".join(map(plain, what_is_sent.sheet(ENGLISH, found).lines))
         assert re.search(
             r"Answers 429: 1\. Broadcast: \d+ of 1000 chats \(\d+ %\), .* left, sent \d", lines
         )
