@@ -15,7 +15,8 @@ def main() -> None:
             raise
         sys.exit(f"bot-ratelimit needs {error.name}: pip install 'bot_ratelimit[cli]'")
     if sys.stdout is None:
-        sys.exit("error: standard output is closed")
+        print("error: standard output is closed", file=sys.stderr)  # noqa: T201 - of a command
+        sys.exit(2)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # else a test has put something else there
@@ -23,6 +24,10 @@ def main() -> None:
     try:
         try:
             app(prog_name="bot-ratelimit")
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # typer and rich would exit with 1
+                raise end.__context__ from None
+            raise
         finally:
             sys.stdout.flush()
     except OSError as error:

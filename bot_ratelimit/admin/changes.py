@@ -160,12 +160,14 @@ class Changes:
         """Switch all limits off for a while: a period such as `1h`, at most a day."""
         until = await self._documents.now() + check_pause(how_long)
         what = f"all limits off for {how_long}"
-        return await self._change(what, lambda live: replace(live, off_until=until), if_version)
+        return await self._change(
+            what, lambda live: replace(live, off_until=until, off_by=self.by), if_version
+        )
 
     async def resume(self, *, if_version: int | None = None) -> Overrides:
         """Switch all limits on again."""
         return await self._change(
-            "all limits on", lambda live: replace(live, off_until=0.0), if_version
+            "all limits on", lambda live: replace(live, off_until=0.0, off_by=""), if_version
         )
 
     async def rollback(

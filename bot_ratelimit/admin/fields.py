@@ -93,10 +93,10 @@ def checked(kind: type[_Fields], given: Mapping[str, Any]) -> _Fields:
         for each in errors
     ]
     first, text = errors[0], f"{wrong[0]['field']}: {wrong[0]['problem']}"
-    if first["loc"] == ("id",):
-        text = f"user: {wrong[0]['problem']}"
+    if first["loc"] == ("id",):  # which the front ends call by different names
+        text = wrong[0]["problem"]
         if first["type"] == "missing":
-            text = "user: expected the id of a user, or the negative id of a chat"
+            text = "expected the id of a user, or the negative id of a chat"
     reason = first.get("ctx", {}).get("error")
     raise FieldError(str(reason) if isinstance(reason, ConfigError) else text, wrong)
 

@@ -58,8 +58,9 @@ def add_health(
     async def ready(_: web.Request) -> web.Response:
         health = await checked.check()
         live = getattr(limiter, "live", None)  # of a middleware with live=True
-        found = _described(health, details, is_paused=live is not None and live.all_off)
-        return web.json_response(found, status=200 if health.ready else 503)
+        is_paused = live is not None and live.all_off  # then no decision needs the storage
+        found = _described(health, details, is_paused=is_paused)
+        return web.json_response(found, status=503 if found["status"] == "unavailable" else 200)
 
     app.router.add_get("/health", _alive)
     app.router.add_get("/ready", ready)
@@ -84,7 +85,7 @@ async def _alive(_: web.Request) -> web.Response:
 
 def _described(health: Health, details: bool, *, is_paused: bool) -> dict[str, Any]:
     is_fine = health.ok and not is_paused
-    status = "ready" if is_fine else "degraded" if health.ready else "unavailable"
+    status = "ready" if is_fine else "degraded" if health.ready or is_paused else "unavailable"
     found: dict[str, Any] = {
         "status": status,
         "storage": health.source,

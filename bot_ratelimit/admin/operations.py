@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from bot_ratelimit.admin import fields, questions, sheets
+from bot_ratelimit.admin import fields, questions, sending, sheets
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.questions import Forgiven, Question, Unbanned
 from bot_ratelimit.admin.sheets import Sheet
@@ -138,7 +138,7 @@ _READS: Final = (
               lambda control, _: control.by_minute(), None, http=("GET api/by_minute",),
               needs="statistics"),
     Operation("sending", "Show what the bot sends: requests, 429s, what waits, broadcasts.",
-              lambda control, sent: control.sending(sent.hours), sheets.sending, fields.Recent,
+              lambda control, sent: control.sending(sent.hours), sending.sheet, fields.Recent,
               http=("GET api/sending",), needs="statistics"),
     Operation("use", "Decisions of each rule.", lambda control, sent: control.use(sent.hours),
               None, fields.Hours, http=("GET api/use",), needs="statistics"),

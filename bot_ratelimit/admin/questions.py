@@ -228,7 +228,7 @@ async def exempt(control: Control, words: Words, sent: fields.Exempt) -> Questio
         text, yes = words("Exempt {who} from all limits?", who=meant), words("Exempt")
         points = [words("No limit and no ban applies to {who} any more.", who=meant)]
     else:
-        text, yes = words("Limit {who} again?", who=meant), words("Limit")
+        text, yes = words("Limit {who} again?", who=meant), words("Limit again")
         points = [words("All limits and bans apply, even if the bot's configuration exempts {who}.",
                         who=meant)]  # fmt: skip
     return Question(text, yes, [*points, *soon], live.version)
@@ -248,7 +248,7 @@ async def pause(control: Control, words: Words, sent: fields.Pause) -> Question:
 async def resume(control: Control, words: Words, sent: fields.Versioned) -> Question:
     """That all limits are in force again."""
     live, soon = await _seen(control, words)
-    points = [paused(words, live.off_until, live.by)] if live.off_until > time.time() else []
+    points = [paused(words, live.off_until, live.off_by)] if live.off_until > time.time() else []
     text = words("Switch all limits on again?")
     return Question(text, words("Switch on"), [*points, *soon], live.version)
 

@@ -8,14 +8,12 @@ from typing import Any, Final
 
 from bot_ratelimit.admin.encoding import plain as plain_json
 from bot_ratelimit.admin.views import (
-    BroadcastView,
     ConfigView,
     Entry,
     HealthView,
     HourTotal,
     InstanceView,
     RuleView,
-    SendingView,
     SubjectView,
     Trial,
     Version,
@@ -65,7 +63,7 @@ def limits(words: Words, view: ConfigView) -> Sheet:
         )
         for each in view.rules
     ]
-    lines = [paused(words, view.off_until, view.live.by)] if view.is_paused else []
+    lines = [paused(words, view.off_until, view.live.off_by)] if view.is_paused else []
     lines += [words("Problem: {problem}", problem=view.problem)] if view.problem else []
     foot = [_live(words, view)] if view.live.version else []
     handlers = sorted({name for each in view.instances for name in each.handlers})
@@ -259,59 +257,11 @@ def hours(words: Words, found: Sequence[HourTotal]) -> Sheet:
     return Sheet(lines, (), rows, (), words("Decisions"))
 
 
-_BLOCKED: Final = {
-    "chat": "messages to chat {what}",
-    "bot": "all messages",
-    "draft": "drafts in chat {what}",
-    "action": "actions in chat {what}",
-    "method": "{what}",
-}
-_BLOCKS: Final = 10
-
-
-def sending(words: Words, found: SendingView) -> Sheet:
-    """What the bot sends: what waits, broadcasts, blocks; and the requests by method."""
-    lines = [words("Waiting to be sent: {count}. Answers 429: {floods}.", count=found.waiting,
-                   floods=found.floods)]  # fmt: skip
-    lines += [_broadcast(words, each) for each in found.broadcasts]
-    for each in found.blocks[:_BLOCKS]:
-        what = words(_BLOCKED.get(each.scope, "{what}"), what=code(each.what, 100))
-        text = "Blocked by Telegram until {at}: {what}"
-        lines.append(words(text, at=moment(each.until), what=what))
-    if len(found.blocks) > _BLOCKS:
-        lines.append(words("Further blocks: {count}", count=len(found.blocks) - _BLOCKS))
-    rows = [(each.method, each.sent, each.failed, each.flooded, each.unsent)
-            for each in found.requests]  # fmt: skip
-    head = [words(name) for name in ("METHOD", "SENT", "FAILED", "429", "NOT SENT")]
-    text = "No requests were counted. That needs OutgoingLimits(..., statistics=True) in the bot."
-    foot = [] if rows else [words(text)]
-    return Sheet(lines, head if rows else (), rows, foot, words("What the bot sends"))
-
-
-def _broadcast(words: Words, each: BroadcastView) -> Marked:
-    """`Broadcast: 12345 of 100000 (12 %), 25.0/s, 58 min left`, and the outcomes."""
-    parts = [words("{done} chats", done=each.done)]
-    if each.total:
-        share = 100 * each.done // each.total
-        parts = [words("{done} of {total} chats ({share} %)", done=each.done, total=each.total,
-                       share=share)]  # fmt: skip
-    if each.per_second:
-        parts.append(words("{rate} a second", rate=each.per_second))
-        if each.total:
-            left = max(0, each.total - each.done) / each.per_second
-            parts.append(words("{time} left", time=words.duration(round(left))))
-    parts += [
-        joined([words(f"chats {name}").removeprefix("chats "), count], " ")
-        for name, count in each.counts.items()
-    ]
-    return words("Broadcast: {progress}", progress=joined(parts))
-
-
 def history(words: Words, found: Sequence[Version]) -> Sheet:
     """The versions to roll back to."""
     rows = [
-        (each.live.version, moment(each.live.at), code(each.live.by, 80), each.live.what,
-         "; ".join(each.changed))
+        (each.live.version, moment(each.live.at), code(each.live.by, 80),
+         words.known(each.live.what), words.known("; ".join(each.changed)))
         for each in found
     ]  # fmt: skip
     head = "VERSION WHEN BY WHAT CHANGED"
@@ -321,8 +271,10 @@ def history(words: Words, found: Sequence[Version]) -> Sheet:
 def audit(words: Words, found: Sequence[Entry]) -> Sheet:
     """What operators did."""
     rows = [
-        (moment(each.at), code(each.by, 80), each.what, "; ".join(each.changed)) for each in found
-    ]
+        (moment(each.at), code(each.by, 80), words.known(each.what),
+         words.known("; ".join(each.changed)))
+        for each in found
+    ]  # fmt: skip
     return _table(words, "Actions of operators", "WHEN BY WHAT CHANGED", rows, "No actions yet.")
 
 
@@ -340,26 +292,22 @@ MEANWHILE: Final = {
 
 def health_lines(words: Words, view: HealthView) -> list[Marked]:
     """The state in sentences, the most important first."""
-    lines: list[Marked] = []
+    lines = [paused(words, view.off_until, view.off_by)] if view.off_until else []
     if view.is_out:
-        lines.append(words(MEANWHILE.get(view.policy, MEANWHILE["allow"])))
+        policy = "allow" if view.off_until else view.policy
+        lines.append(words(MEANWHILE.get(policy, MEANWHILE["allow"])))
         since = view.out_for
         text = "For {time}: {problem}" if since else "{problem}"
         lines.append(words(text, time=words.duration(since or 0), problem=view.problem))
         return lines
-    if view.off_until:
-        lines.append(paused(words, view.off_until, view.off_by))
     if view.problem:
         return [*lines, words("Unhealthy: {problem}", problem=view.problem)]
     if view.limiter.source == "memory":
         text = "Healthy, in this process alone: without Redis, each instance counts for itself."
         return [*lines, words(text)]
-    return [
-        *lines,
-        words(
-            "Redis answered in {ms} ms. Instances: {instances}, "
-            "behind version {version}: {behind}.",
-            ms=round(view.seconds * 1e3), instances=view.instances, version=view.version,
-            behind=view.behind,
-        ),
-    ]  # fmt: skip
+    if view.behind:
+        text = "Instances that do not obey version {version} yet: {behind}."
+        lines.append(words(text, version=view.version, behind=view.behind))
+    text = "Redis answered in {ms} ms. Instances: {instances}, behind version {version}: {behind}."
+    known = {"instances": view.instances, "version": view.version, "behind": view.behind}
+    return [*lines, words(text, ms=round(view.seconds * 1e3), **known)]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from bot_ratelimit.config.overrides import Overrides
-from bot_ratelimit.config.settings import Origin, Settings
+from bot_ratelimit.config.settings import Origin
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.health import Health
-from bot_ratelimit.limiter.observer import FloodScope
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, Scope
@@ -297,57 +295,6 @@ class MinuteTotal:
 
 
 @dataclass(frozen=True, slots=True)
-class MethodUse:
-    """What became of the requests of one method."""
-
-    method: str
-    sent: int
-    failed: int
-    flooded: int
-    """Answered with 429 for the last time."""
-    unsent: int
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """What Telegram does not take now, after a 429."""
-
-    bot: int
-    scope: FloodScope
-    what: str
-    """The chat, or the method; empty for all messages of the bot."""
-    until: float
-    """Unix seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class BroadcastView:
-    """How far a broadcast is."""
-
-    done: int
-    total: int | None
-    """None if it is unknown."""
-    skipped: int
-    """Chats that an earlier run had done already."""
-    counts: Mapping[str, int]
-    """By outcome, see `Status`."""
-    per_second: float
-
-
-@dataclass(frozen=True, slots=True)
-class SendingView:
-    """What the bot sends, on all instances."""
-
-    requests: tuple[MethodUse, ...]
-    floods: int
-    """Answers 429, also to requests that were sent again."""
-    waiting: int
-    """Requests that wait now."""
-    blocks: tuple[Block, ...]
-    broadcasts: tuple[BroadcastView, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class RuleUse:
     """The decisions of a rule."""
 
@@ -384,44 +331,6 @@ def merged(rules: Iterable[RuleView]) -> tuple[RuleView, ...]:
     for rule in rules:
         found.setdefault(rule.name, rule)
     return tuple(found.values())
-
-
-def settings_in_force(settings: Settings | None) -> Iterable[SettingView]:
-    """All settings and where they come from; secrets are not shown."""
-    if settings is None:
-        return
-    for name, field in Settings.model_fields.items():
-        value = getattr(settings, name)
-        if name == "rate_limit":
-            value = "; ".join(map(str, settings.rules()))
-        elif name == "rate_limit_exempt":
-            value = ", ".join(map(str, sorted(settings.exempt())))
-        elif "SecretStr" in str(field.annotation):
-            value = None if value is None else "(not shown)"
-        yield SettingView(name.upper(), "" if value is None else str(value), settings.origin(name))
-
-
-def sending_of(
-    totals: Mapping[str, Mapping[str, int]], floods: int, reports: Mapping[str, bytes]
-) -> SendingView:
-    """What the instances report, and the requests by method and outcome."""
-    waiting = 0
-    blocks: list[Block] = []
-    broadcasts: list[BroadcastView] = []
-    for raw in reports.values():
-        try:
-            report = json.loads(raw)
-            waiting += report["waiting"]
-            blocks += [Block(*each) for each in report["blocks"]]
-            broadcasts += [BroadcastView(**each) for each in report["broadcasts"]]
-        except (ValueError, LookupError, TypeError):  # of another version of this package
-            continue
-    requests = [
-        MethodUse(method, *(found[name] for name in ("sent", "failed", "flooded", "unsent")))
-        for method, found in sorted(totals.items(), key=lambda each: -sum(each[1].values()))
-    ]
-    blocks.sort(key=lambda each: each.until, reverse=True)
-    return SendingView(tuple(requests), floods, waiting, tuple(blocks), tuple(broadcasts))
 
 
 def named(rules: Iterable[RuleView], name: str) -> RuleView:

@@ -79,7 +79,7 @@ def as_changed(view: RuleView, live: Overrides) -> RuleView:
 def differences(
     before: Overrides, after: Overrides, rules: Iterable[RuleView] = ()
 ) -> tuple[str, ...]:
-    """What differs between two versions: `messages: 5/10s -> 3/10s`, `exempt: +42`.
+    """What differs between two versions: `messages: 5/10s -> 3/10s`, `exempt: 42 added`.
 
     Args:
         before: The earlier version.
@@ -98,17 +98,18 @@ def differences(
         ("exempt", before.exempt, after.exempt),
         ("not exempt", before.limited, after.limited),
     ):
-        signs = [f"+{id_}" for id_ in sorted(new - old)] + [f"-{id_}" for id_ in sorted(old - new)]
-        found += [f"{name}: {' '.join(signs)}"] if signs else []
+        ids = [f"{id_} added" for id_ in sorted(new - old)]
+        ids += [f"{id_} removed" for id_ in sorted(old - new)]
+        found += [f"{name}: {', '.join(ids)}"] if ids else []
     if before.off_until != after.off_until:
         found.append(f"all limits: {_pause(before)} -> {_pause(after)}")
     return tuple(found)
 
 
 def _rule(live: Overrides, name: str, known: Mapping[str, RuleView]) -> str:
-    if name in known:
-        return limit_of(ENGLISH, as_changed(known[name], live))
     change = live.rules.get(name, {})
+    if name in known and (change or not known[name].is_given):
+        return limit_of(ENGLISH, as_changed(known[name], live))
     words = [str(change["limit"])] if "limit" in change else []
     words += [word for word, on in (("trial", "shadow"), ("off", "off")) if change.get(on)]
     return " ".join(words) or "as configured"

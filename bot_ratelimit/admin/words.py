@@ -26,6 +26,7 @@ LONGEST: Final = 500
 # Control characters, which no field contains: `printable` escapes them.
 _ON, _OFF = "\x0e", "\x0f"
 _LANGUAGES: Final = frozenset({"ru"})
+_PARTS: Final = re.compile(r"( -> |[:;,] |[()]| (?=-?\d)|(?<=\d) )")
 _PREFERRED: Final = re.compile(r"\s*([A-Za-z]{1,8})[^;,]*(?:;\s*q=([0-9.]+))?")
 
 
@@ -71,6 +72,11 @@ class Words:
         if not fields:
             return Marked(found)
         return Marked(found.format(**{name: shown(each) for name, each in fields.items()}))
+
+    def known(self, text: object) -> str:
+        """A text that was made in English, with those parts translated that are known."""
+        said, texts = str(text), self._texts
+        return texts.get(said) or "".join(texts.get(each, each) for each in _PARTS.split(said))
 
     def duration(self, seconds: float) -> Marked:
         """`2 min 5 s`."""

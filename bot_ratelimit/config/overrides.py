@@ -5,7 +5,7 @@
     {"format": 1, "version": 7, "at": 1763716800.25, "by": "anna@shell", "what": "set messages",
      "rules": {"messages": {"limit": "2/minute"}, "chat": {"shadow": true}, "ai": {"off": true}},
      "penalty": {"after": "10/minute", "ban": "15m"},
-     "exempt": [42], "limited": [7], "off_until": 1763720400.0}
+     "exempt": [42], "limited": [7], "off_until": 1763720400.0, "off_by": "anna@shell"}
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class Overrides:
     """Ids that are not exempt, whatever the other settings say."""
     off_until: float = 0.0
     """Until when all limits are off, in Unix seconds by the clock of Redis."""
+    off_by: str = ""
+    """Who switched them off."""
 
     def __post_init__(self) -> None:
         for name, change in self.rules.items():
@@ -57,6 +59,8 @@ class Overrides:
         """Return the document."""
         content = asdict(self)
         content.update(exempt=sorted(self.exempt), limited=sorted(self.limited), format=FORMAT)
+        if not self.off_by:  # version 0.2.0 does not know this field
+            del content["off_by"]
         return json.dumps(content, ensure_ascii=False).encode()
 
     @classmethod
@@ -78,10 +82,11 @@ class Overrides:
                 f"the live document has format {found!r}, and this version of bot_ratelimit "
                 f"reads format {FORMAT}; update it"
             )
+        off_by = str(content.pop("off_by", ""))
         try:
             fields = checked(LiveDocument, content).model_dump()
             fields.update(exempt=frozenset(fields["exempt"]), limited=frozenset(fields["limited"]))
-            return cls(**fields)
+            return cls(**fields, off_by=off_by)
         except ConfigError as error:
             raise ConfigError(f"the live document: {error}") from None
 

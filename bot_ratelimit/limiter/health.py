@@ -47,7 +47,7 @@ class Health:
             does not decide.
         source: Where counts are kept.
         policy: What answers while the storage cannot: the limiter's `on_error`.
-        latency: Seconds that the test call of `check` took; None from `health`.
+        latency: Seconds that the test call of `check` took; None from `health`, and if it failed.
         problem: What is wrong, and how to fix it; empty if nothing is.
         servers: The Redis servers, as far as they are known; empty in memory.
     """
@@ -76,7 +76,8 @@ def health_of(decider: Decider, test: tuple[str, float, str] | None = None) -> H
     problems = [*(server.problem for server in servers), *others]
     latency = None
     if test is not None:
-        tested, latency, problem = test
+        tested, seconds, problem = test
+        latency = None if problem else seconds
         # A call that was answered proves that this server answers; faults of rules remain.
         faults = [fault.problem for each in known.values() for fault in each.faults.values()]
         others = [each.problem for name, each in known.items() if name != tested]

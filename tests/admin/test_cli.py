@@ -7,6 +7,8 @@ import json
 import os
 import pwd
 import re
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -225,7 +227,7 @@ async def test_health_has_a_status_of_its_own(bot: Instance) -> None:
     [
         ("bans --json", ">/dev/full", 2, "error: cannot write the result: No space left on device"),
         ("bans", ">/dev/full", 2, "error: cannot write the result: No space left on device"),
-        ("bans", ">&-", 1, "error: standard output is closed"),
+        ("bans", ">&-", 2, "error: standard output is closed"),
         ("bans", ">/dev/null", 0, ""),
     ],
 )
@@ -236,6 +238,38 @@ def test_a_result_that_cannot_be_written_is_one_line(
     command = ("-m", "bot_ratelimit", *arguments.split())
     ran = python(*command, shell=redirected, REDIS_URL=redis_server.url)
     assert (ran.returncode, ran.stderr.strip()) == (status, told)
+
+
+@pytest.mark.parametrize("arguments", [("bans",), ("bans", "--json"), ("--version",)])
+def test_nobody_who_reads_is_not_an_answer(
+    redis_server: Server, arguments: tuple[str, ...]
+) -> None:
+    """If what reads the output has ended, the status is 2: 1 would say that the answer is no."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "bot_ratelimit", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": redis_server.url}
+    ran = subprocess.run(
+        command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    told = "error: cannot write the result: Broken pipe"
+    assert (ran.returncode, ran.stderr.strip()) == (2, told)
+
+
+async def test_watch_ends_with_the_status_of_ctrl_c(redis_server: Server) -> None:
+    """Ctrl-C ends `watch` with status 130, as every other command, and no traceback."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bot_ratelimit", "watch", "--json"),
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": redis_server.url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    await process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, told = await process.communicate()
+    assert (process.returncode, told) == (130, b"")
 
 
 async def test_an_output_that_is_not_utf8_is_escaped(bot: Instance) -> None:

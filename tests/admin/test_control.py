@@ -27,15 +27,19 @@ from bot_ratelimit import (
     StorageError,
     Subject,
 )
+from bot_ratelimit.admin import sending as what_is_sent
 from bot_ratelimit.admin import sheets
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.cli import terminal
 from bot_ratelimit.admin.control import Control
+from bot_ratelimit.admin.health import health_app
 from bot_ratelimit.admin.wording import ENGLISH, limit_of
 from bot_ratelimit.admin.words import plain
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.limiter.bans import FOREVER
 from bot_ratelimit.storage.base import Storage, documents_of
+from bot_ratelimit.testing import FlakyStorage
+from tests.admin.test_health import get
 from tests.admin.web import sending
 from tests.incoming.support import Instance
 from tests.servers import Server, running_cluster
@@ -189,7 +193,7 @@ async def test_only_the_last_20_versions_and_200_changes_are_kept(bot: OperatedB
     audit = await bot.control.audit()
     assert len(audit) == 200
     assert (audit[0].by, audit[0].what) == ("anna@shell", "exempt 205")
-    assert audit[0].changed == ("exempt: +205",)
+    assert audit[0].changed == ("exempt: 205 added",)
     assert audit[0].at == pytest.approx((await bot.control.changes.current()).at, abs=2)
 
 
@@ -227,7 +231,7 @@ async def test_history_and_audit_say_what_changed(bot: OperatedBot) -> None:
     assert said == [each.changed for each in await bot.control.history()]
     assert said[1:] == [
         (said[1][0],),
-        ("not exempt: +42",),
+        ("not exempt: 42 added",),
         ("penalty: as configured -> 2h after 5/hour",),
         ("chat: 100/hour -> 100/hour (off)",),
         ("messages: 2/minute -> 9/minute (trial)",),
@@ -238,7 +242,7 @@ async def test_history_and_audit_say_what_changed(bot: OperatedBot) -> None:
         "chat: 100/hour (off) -> 100/hour",
         "messages: 9/minute (trial) -> 2/minute",
         "penalty: 2h after 5/hour -> as configured",
-        "not exempt: -42",
+        "not exempt: 42 removed",
         said[1][0].replace("on -> off", "off") + " -> on",
     )
 
@@ -259,7 +263,9 @@ async def test_a_handler_without_a_flag_gets_a_limit_of_its_own(bot: OperatedBot
     assert (views[name].limit, views[name].where, views[name].origin) == ("2/hour", name, "live")
     counts = {each.rule: each.remaining for each in (await bot.control.show(ANNA)).counts}
     assert (counts[name], counts["messages"]) == (0, 3)
-    assert (await bot.control.history())[0].changed == (f"{name}: as every handler -> 2/hour",)
+    changed = (f"{name}: as configured -> 2/hour",)
+    assert (await bot.control.history())[0].changed == changed
+    assert (await bot.control.audit())[0].changed == changed
     assert name in await bot.control.forgive(ANNA)
     await bot.control.set_rule(name, "1/h", shadow=True)
     assert await bot.allowed(3) == 3
@@ -287,6 +293,60 @@ async def test_a_forgotten_pause_does_not_look_healthy(bot: OperatedBot) -> None
     await bot.control.changes.resume()
     await bot.refresh()
     assert (await bot.control.health()).status == "healthy"
+
+
+async def test_a_pause_names_who_paused(bot: OperatedBot) -> None:
+    """Whoever changes something else during a pause is not named as who switched the limits off."""
+    await bot.control.changes.pause("1h")
+    boris = Control(bot.control.limiter, "boris@web", patience=0)
+    await boris.changes.set_exempt(7, True)
+    await bot.refresh()
+    for line in (
+        sheets.health_lines(ENGLISH, await boris.health())[0],
+        sheets.limits(ENGLISH, await boris.config()).lines[0],
+    ):
+        assert line.endswith(", by anna@shell.")
+    await boris.changes.resume()
+    await boris.changes.rollback(2)
+    assert (await boris.health()).off_by == "anna@shell"
+
+
+async def test_a_penalty_is_not_what_is_left(bot: OperatedBot) -> None:
+    """A penalty limits nobody who is not refused, so a test call never names it as the nearest."""
+    for name in ("messages", "chat", "global"):
+        await bot.control.set_rule(name, off=True)
+    await bot.refresh()
+    found = await bot.control.try_(ANNA)
+    assert sheets.trial(ENGLISH, found).lines == ["Allowed: no limit applies."]
+
+
+@pytest.mark.parametrize("policy", ["allow", "deny", "memory"])
+async def test_a_pause_that_goes_on_in_an_outage_is_told(policy: Any) -> None:
+    """While Redis is empty or down, the bot obeys the pause, and its operators read that."""
+    storage = FlakyStorage()
+    storage.source = "redis"
+    limiter = Limiter(storage, on_error=policy)
+    middleware = RateLimitMiddleware("1/h", limiter=limiter, live=True)
+    control = Control.of(middleware, "anna@web", patience=0)
+    await control.changes.pause("1h")
+    assert middleware.live is not None
+    await middleware.live.refresh()
+    await control.clear(everything=True)
+    assert (await control.health()).off_by == "anna@web"
+    storage.fail()
+    paused, meanwhile, *_ = sheets.health_lines(ENGLISH, await control.health())
+    assert re.fullmatch("All limits are off until 20.* UTC, by anna@web.", paused)
+    assert "meanwhile the bot handles every update, without a limit" in meanwhile
+    status, ready = await get(health_app(middleware), "/ready")
+    assert (status, ready["status"], ready["all_limits_off"]) == (200, "degraded", True)
+
+
+async def test_an_instance_behind_comes_before_the_latency(bot: OperatedBot) -> None:
+    """A degraded state begins with what is degraded."""
+    await bot.control.set_rule("messages", "2/h")
+    lines = sheets.health_lines(ENGLISH, (await bot.control.health()))
+    if bot.control.limiter.storage.source == "redis":
+        assert lines[0] == "Instances that do not obey version 1 yet: 1."
 
 
 @pytest.mark.parametrize(
@@ -710,7 +770,7 @@ async def test_what_the_bot_sends_is_seen(
 ) -> None:
     """Requests by method and outcome, 429s, what waits, blocks and broadcasts."""
     control = Control(Limiter(storage, timeout=5, statistics=True), "anna", patience=0)
-    told = sheets.sending(ENGLISH, await control.sending())
+    told = what_is_sent.sheet(ENGLISH, await control.sending())
     assert "needs OutgoingLimits(..., statistics=True)" in told.foot[0]
     async with sending(storage, monkeypatch):
         for hours in (None, 24):
@@ -723,7 +783,7 @@ async def test_what_the_bot_sends_is_seen(
             assert 20 < block.until - time.time() <= 30
             (running,) = found.broadcasts
             assert (running.total, running.done > 5, running.per_second > 0) == (1_000, True, True)
-        lines = " ".join(map(plain, sheets.sending(ENGLISH, found).lines))
+        lines = " ".join(map(plain, what_is_sent.sheet(ENGLISH, found).lines))
         assert re.search(
             r"Answers 429: 1\. Broadcast: \d+ of 1000 chats \(\d+ %\), .* left, sent \d", lines
         )

@@ -118,9 +118,9 @@ async def test_pages_need_nothing_from_elsewhere(bot: Site, reader: Reader) -> N
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("user?user=4x", "User: '4x': expected a whole number, for example 123456789."),
+        ("user?user=4x", "'4x': expected a whole number, for example 123456789."),
         ("ban?user=7&how_long=soon", "'soon'"),
-        ("ban?how_long=1h", "User: expected the id of a user, or the negative id of a chat."),
+        ("ban?how_long=1h", "Expected the id of a user, or the negative id of a chat."),
         ("limit?name=messages&limit=5", "a limit is AMOUNT/PERIOD"),
         ("limit?name=messages&limit=3/hour&state=on", "No change for 'messages'"),
         ("limit?name=nope", "No rule is called 'nope': expected one of ban, bots:member, chat"),
@@ -291,6 +291,21 @@ async def test_a_pause_is_not_called_well(bot: Site, reader: Reader) -> None:
     assert "by token@web" in page.words
 
 
+async def test_a_limit_that_is_off_is_not_called_on(bot: Site, reader: Reader) -> None:
+    """A rule that operators switched off, or to a trial, is named, and the overview is orange."""
+    assert "All limits are on." in await reader.words()
+    for state, said in (("off", "messages 3/hour (off)"), ("trial", "messages 3/hour (trial)")):
+        await reader.post(f"limit?name=messages&state={state}")
+        await bot.obey()
+        page = await reader.get()
+        assert "All limits are on" not in page.words
+        assert f"Limits that refuse nobody: {said}." in page.words
+        assert 'class="notice warn' in page.text
+    await reader.post("limit?name=messages&default=yes")
+    await bot.obey()
+    assert "All limits are on." in await reader.words()
+
+
 async def test_many_bans_come_in_pages(bot: Site, reader: Reader) -> None:
     """Fifty on a page, with a way to the next and back."""
     for user in range(1, 56):
@@ -318,9 +333,9 @@ async def test_an_invalid_document_is_told_and_replaced(
     await bot.control.set_rule("messages", "9/hour")
     await client.set("bot:ratelimit:live", b"{nonsense")
     page = await reader.words()
-    assert (
-        "the live document is not JSON; a rollback replaces it with the last good version" in page
-    )
+    said = "the live document is not JSON; a rollback replaces it with the last good version"
+    assert page.count(said) == 1
+    assert "Until then the last good version stays in force." in page
     assert "Roll back to version 1" in await reader.words("rollback")
     await reader.post("rollback")
     assert (await bot.control.changes.current()).rules == {"messages": {"limit": "9/hour"}}

@@ -181,6 +181,26 @@ async def test_an_odd_body_is_refused_and_changes_nothing(
     assert len((await alone.get("api/audit")).content) == 1
 
 
+@pytest.mark.parametrize(
+    ("request_", "body"),
+    [
+        ("PUT bans/42?chat=-100", {"how_long": "1h"}),
+        ("PATCH limits/messages?if_version=0", {"limit": "1/s"}),
+        ("POST pause?how_long=1h", {"how_long": "1h"}),
+        ("DELETE bans/42", {"chat": -100}),
+    ],
+)
+async def test_a_field_in_the_wrong_place_is_refused(
+    alone: Visitor, request_: str, body: Any
+) -> None:
+    """A query beside a body, or a body where a query is expected, is not silently ignored."""
+    method, path = request_.split()
+    reply = await alone.ask(method, f"api/{path}", json=body)
+    assert is_problem(reply, 422)
+    assert "there is no such field" in reply.content["detail"]
+    assert len((await alone.get("api/audit")).content) == 1
+
+
 async def test_each_wrong_field_is_named(alone: Visitor) -> None:
     """The problem lists the fields, so that a form can show them where they are."""
     sent = {"id": 0, "exempt": "x", "color": "red"}

@@ -43,14 +43,15 @@ async def test_fifty_wrong_in_a_row_are_slowed(
     """After five failures even the right token gets 429 with Retry-After."""
     async with site(bot_on(shared)) as found, found.visitor() as visitor, found.script() as script:
         assert await guess(visitor, 50, how) == [401] * 5 + [429] * 45
-        reply = await visitor.log_in()
+        right = visitor.log_in() if how == "token" else script.get("api/limits")
+        reply = await right
         assert (reply.status, visitor.cookies()) == (429, {})
         assert 1 <= int(reply.headers["Retry-After"]) <= 60
         assert reply.content["retry_after"] == int(reply.headers["Retry-After"])
         assert reply.headers["Content-Type"].startswith("application/problem+json")
-        assert (await script.get("api/limits")).status == 429
-        page = await visitor.ask("POST", "login", data={"token": "x"}, headers=PAGE)
-        assert (page.status, 'name="token"' in page.text) == (429, True)
+        if how == "token":
+            page = await visitor.ask("POST", "login", data={"token": "x"}, headers=PAGE)
+            assert (page.status, 'name="token"' in page.text) == (429, True)
         # A signature cannot be guessed, so who has a right one is not slowed.
         assert (await visitor.log_in(init_data=init_data())).status == 200
         ttls = [await client.pttl(key) async for key in client.scan_iter("*{login}*")]
@@ -127,6 +128,16 @@ async def test_sessions_and_known_browsers_are_not_locked_out() -> None:
         assert (await guess(operator, 7, "token")) == [401] * 5 + [429] * 2  # and slowed, too
         found.now.ahead += 91 * 86_400
         assert (await operator.log_in()).status == 429  # after 90 days it is like any other
+
+
+async def test_a_script_goes_on_while_others_guess_in_the_form(
+    found: Site, visitor: Visitor, script: Visitor
+) -> None:
+    """Guesses in the login form do not lock out a script at the same address, and vice versa."""
+    assert (await guess(visitor, 6, "token"))[-1] == 429
+    assert (await script.get("api/limits")).status == 200
+    assert (await guess(visitor, 6, "bearer"))[-1] == 429
+    assert (await script.get("api/limits")).status == 429
 
 
 async def test_a_script_goes_on_while_others_guess_elsewhere() -> None:

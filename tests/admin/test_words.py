@@ -127,7 +127,10 @@ async def test_the_page_in_russian() -> None:
              "forgive?user=7", "unban?user=7", "exempt?user=7")  # fmt: skip
     headers = {**PAGE, "Accept-Language": "ru-RU,ru;q=0.9,en;q=0.5"}
     async with site(bot_on(MemoryStorage())) as found, found.visitor() as visitor:
-        for path in ("", *paths):
+        await found.control.set_rule("messages", "2/hour", off=True)
+        await found.control.changes.pause("1h")
+        await found.control.changes.set_exempt(-100, False)
+        for path in ("", *paths, "user?user=4x", "ban?how_long=1h", "nowhere", "x?y"):
             text = (await visitor.get(path, headers=headers)).text
             assert '<html lang="ru">' in text
             said = re.sub(
@@ -137,3 +140,15 @@ async def test_the_page_in_russian() -> None:
             assert not ENGLISH.search(said), (path, ENGLISH.search(said), said[-400:])
             if not visitor.csrf:
                 await visitor.log_in()
+        for path, label in (
+            ("limit?name=messages", "Лимит"),
+            ("penalty", "После скольких отказов"),
+            ("penalty", "Длительность бана"),
+        ):
+            assert f">{label}</label>" in (await visitor.get(path, headers=headers)).text
+        page = (await visitor.get("user?user=4x", headers=headers)).words
+        assert "'4x': ожидается целое число, например 123456789." in page
+        assert (
+            "все лимиты: включены -> выключены до 20"
+            in (await visitor.get("history", headers=headers)).words
+        )

@@ -47,8 +47,6 @@ def watch(
             else:
                 terminal.say([f"--- {moment(time.time())}", *_shown(health, config)])
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        pass
     finally:
         if screen is not None:
             screen.stop()

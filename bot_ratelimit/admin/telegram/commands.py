@@ -71,17 +71,18 @@ async def _ban(context: Context) -> dict[str, Any]:
     subject, rest = await context.target(" 1h")
     length, reason = [*rest.split(maxsplit=1), "", ""][:2]
     if length.lower() in _FOREVER:
-        return _banned(context, subject) | {"how_long": None, "reason": reason}
+        return await _banned(context, subject) | {"how_long": None, "reason": reason}
     try:
         check_ban_length(length)
     except ConfigError:
         raise _unclear(context, "ban", "42 1h spam") from None
-    return _banned(context, subject) | {"how_long": length, "reason": reason}
+    return await _banned(context, subject) | {"how_long": length, "reason": reason}
 
 
-def _banned(context: Context, subject: Subject) -> dict[str, Any]:
+async def _banned(context: Context, subject: Subject) -> dict[str, Any]:
     """The target of a ban: a user everywhere, or a whole chat."""
-    if subject.user in context.admins:
+    live, _ = await context.control.changes.in_force()
+    if subject.user in context.admins - live.limited:
         text = "{who} is an admin of this bot, and admins are never limited."
         raise UnclearError(text, who=capital(who(context.words, Subject(user=subject.user))))
     chat = None if subject.user is not None else subject.chat
@@ -230,7 +231,7 @@ async def pressed(context: Context, press: ButtonPress) -> Answer:
         case "free":
             return await context.ask(OPERATIONS["forgive"], fields_of(subject))
         case "hour" | "day":
-            banned = _banned(context, subject)
+            banned = await _banned(context, subject)
             return await context.ask(OPERATIONS["ban"], banned | {"how_long": f"1{press.what}"})
         case "lift":
             return await context.ask(OPERATIONS["unban"], await _in_force(context, subject))

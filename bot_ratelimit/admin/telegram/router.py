@@ -241,7 +241,7 @@ async def _answer(query: CallbackQuery, alert: str | None = None) -> None:
 
 
 def _wrong(words: Words, error: Exception) -> Marked:
-    return words("That did not work: {error}", error=code(error))
+    return words("That did not work: {error}", error=code(words.known(error)))
 
 
 async def _warn_if_hidden(router: Router) -> None:

@@ -110,7 +110,7 @@ class Access:
             return await self._sessions.find(request)
         is_right = len(bearers) == 1 and self._is_token(bearers[0][7:].strip())
         wrong = None if is_right else _unauthorized("this token is wrong")
-        await self._logins.check(wrong, self._proxies.client_address(request))
+        await self._logins.check(wrong, self._proxies.client_address(request), place="bearer")
         return Visit(Session(BY_TOKEN, "", float("inf")))
 
     def _is_token(self, given: str) -> bool:
@@ -167,7 +167,7 @@ class Access:
             user, opening = opened(init_data, self._bot_token, self._admins, self._clock)
             await self._logins.use(opening)
         except InitDataError as wrong:
-            await self._logins.check(wrong, source, telegram=True)
+            await self._logins.check(wrong, source, place="telegram")
             raise
         return user
 

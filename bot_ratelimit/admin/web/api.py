@@ -58,11 +58,12 @@ async def _fields(request: web.Request, operation: Operation) -> dict[str, Any]:
     """The fields of the query or body, of the path, and of `If-Match`."""
     if request.method in {"GET", "HEAD", "DELETE"}:
         found = read_query(request, operation.fields)
+        unread = await read_body(request) if request.body_exists else {}
     else:
-        found = await read_body(request)
+        found, unread = await read_body(request), dict(request.query)
     place = request.match_info
-    if twice := found.keys() & place.keys():
-        raise FieldError("", [{"field": min(twice), "problem": "there is no such field"}])
+    if wrong := (found.keys() & place.keys()) | unread.keys():
+        raise FieldError("", [{"field": min(wrong), "problem": "there is no such field"}])
     if "id" in place:
         _check_kind(request, place["id"], found)
     version = _seen(request, found)

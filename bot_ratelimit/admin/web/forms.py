@@ -127,7 +127,7 @@ class Form:
                 error, status = error or str(problem), 422 if status == 200 else status
         shown = {
             "title": words(self.title), "path": self.path, "links": (), "kept": {}, **more,
-            "inputs": inputs, "question": question, "sends": sends, "error": error,
+            "inputs": inputs, "question": question, "sends": sends, "error": words.known(error),
             "is_wrong": status == 422, "back": _back(self.path, given, words),
         }  # fmt: skip
         return page(request, "operation.html", shown, status)
@@ -233,8 +233,8 @@ FORMS: Final = (
     Form("unban", "Lift the ban"),
     Form("exempt", "Exemption"),
     Form("limit", "Change", waits_for=("limit", "shadow", "off", "default"), more=_limit),
-    Form("penalty", "Change the penalty", {"after": "Refused attempts", "ban": "Ban"}, ("after",),
-         _penalty),
+    Form("penalty", "Change the penalty", {"after": "Refused attempts", "ban": "Length of the ban"},
+         ("after",), _penalty),
     Form("pause", "Pause all limits", {"how_long": "How long"}, ("how_long",)),
     Form("resume", "Switch all limits on"),
     Form("rollback", "Roll back"),

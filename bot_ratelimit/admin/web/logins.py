@@ -2,7 +2,8 @@
 
 | key | counts |
 | --- | --- |
-| `<prefix>:ratelimit:{login}:from:<address>` | attempts of an address |
+| `<prefix>:ratelimit:{login}:from:<address>` | attempts of an address in the login form |
+| `<prefix>:ratelimit:{login}:bearer:<address>` | wrong bearer tokens of an address |
 | `<prefix>:ratelimit:{login}:telegram:<address>` | wrong initData of an address |
 | `<prefix>:ratelimit:{login}:all` | attempts of all addresses together |
 | `<prefix>:ratelimit:{login}:telegram` | wrong initData of all addresses together |
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from hashlib import sha256
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import parse_qsl
 from weakref import WeakValueDictionary
 
@@ -91,8 +92,8 @@ class LoginLimiter:
     While an address is slowed down, the right secret is refused like a wrong one: otherwise
     guessing would not be slowed down at all. Operators are not locked out: open sessions keep
     working, a browser that logged in before is counted separately (see `Sessions.device`), and a
-    script that sent the right secret within the last hour keeps its access, as long as nobody
-    guesses from its address.
+    script that sent the right token within the last hour keeps its access, as long as its address
+    sends no wrong bearer token.
 
     Args:
         limiter: The bot's limiter. Its storage keeps the counts; while the storage cannot be
@@ -118,23 +119,24 @@ class LoginLimiter:
         source: str,
         device: str | None = None,
         *,
-        telegram: bool = False,
+        place: Literal["from", "bearer", "telegram"] = "from",
     ) -> None:
         """Let the right secret pass, and count a wrong one.
 
         Wrong initData is counted separately: any link to the page can carry some, and so let an
-        operator's own browser send it.
+        operator's own browser send it. So are bearer tokens: guesses in the login form do not lock
+        out a script at the same address.
 
         Args:
             failure: Why the login is refused; None if the secret is right.
             source: The client's address, see `TrustedProxies.client_address`.
             device: The id of the browser, if it has logged in before.
-            telegram: Whether it is initData.
+            place: What the attempt is counted as: a login, a bearer token, or initData.
 
         Raises:
             ProblemError: The failure; or 429 after too many failures, even for the right secret.
         """
-        place, shared = ("telegram", "telegram") if telegram else ("from", "all")
+        shared = "telegram" if place == "telegram" else "all"
         key = f"{place}:{source}" if device is None else f"device:{device}"
         if failure is not None:
             self._succeeded.pop(key, None)

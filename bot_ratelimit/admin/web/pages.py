@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any, Final
 from urllib.parse import urlencode
 
 from aiohttp import web
 
-from bot_ratelimit.admin import fields, sheets
-from bot_ratelimit.admin.sheets import Sheet
-from bot_ratelimit.admin.views import ConfigView, HealthView, RuleUse, SubjectView
+from bot_ratelimit.admin import fields, sending, sheets
+from bot_ratelimit.admin.views import ConfigView, HealthView, SubjectView
+from bot_ratelimit.admin.web import parts
 from bot_ratelimit.admin.web.chart import OUTCOMES, Bar, chart_of
 from bot_ratelimit.admin.web.console import (
     ROOT,
@@ -26,18 +26,15 @@ from bot_ratelimit.admin.web.console import (
     words_of,
 )
 from bot_ratelimit.admin.web.forms import FORMS
+from bot_ratelimit.admin.web.parts import Links, Loaded, Part
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.admin.web.rendering import link, page
 from bot_ratelimit.admin.web.requests import from_texts
-from bot_ratelimit.admin.wording import who
-from bot_ratelimit.admin.words import Words, capital, code
-from bot_ratelimit.config.overrides import Overrides
-from bot_ratelimit.errors import ConfigError, RateLimitError
+from bot_ratelimit.admin.wording import limit_of, who
+from bot_ratelimit.admin.words import Words, capital, code, joined
+from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.rule import Subject
-from bot_ratelimit.storage.banlist import Ban
 
-_HANDLERS: Final = 30
-"""Handlers without a limit of their own that the overview lists."""
 _ROWS: Final = 50
 """Bans on one page."""
 _FILES: Final = files("bot_ratelimit.admin.web") / "static"
@@ -47,8 +44,6 @@ _DONE: Final = {
     "ban": "Banned. Every instance enforces the ban within a second.",
     "unban": "Bans lifted, on every instance within a second: {count}.",
 }
-
-Links = Sequence[tuple[str, str]]
 
 
 def routes() -> list[web.RouteDef]:
@@ -66,73 +61,21 @@ def routes() -> list[web.RouteDef]:
 def login_page(request: web.Request, problem: ProblemError | None) -> web.Response:
     """The login form, with the problem, if there is one."""
     # A first visit without a login is not an error.
-    is_shown = problem is not None and (problem.status != 401 or request.method != "GET")
-    text: object = (problem.detail or problem.title) if problem is not None and is_shown else ""
+    words, text = words_of(request), ""
+    if problem is not None and (problem.status != 401 or request.method != "GET"):
+        text = words.known(problem.detail or problem.title)
     if not text and VISIT in request and request[VISIT].is_lost:
         lost = "Your session ended: Redis lost its data, or you logged out elsewhere."
-        text = words_of(request)(lost)
+        text = words(lost)
     shown = {"problem": text, "has_token": console_of(request).has_token}
     return page(request, "login.html", shown)
 
 
 def error_page(request: web.Request, problem: ProblemError) -> web.Response:
     """A page with the problem, for users who are logged in."""
-    shown = {"title": words_of(request)(problem.title), "problem": problem.detail or problem.title}
+    words = words_of(request)
+    shown = {"title": words(problem.title), "problem": words.known(problem.detail or problem.title)}
     return page(request, "error.html", shown, problem.status)
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A part of a page; if it cannot be loaded, the page still shows the other parts."""
-
-    value: Any = None
-    problem: str = ""
-
-    @classmethod
-    async def of(cls, ask: Callable[..., Awaitable[Any]], *arguments: Any) -> Loaded:
-        """The result, or why it is not available."""
-        try:
-            return cls(await ask(*arguments))
-        except RateLimitError as error:
-            return cls(problem=str(error))
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A card with a table; each row has its links."""
-
-    name: str
-    title: str
-    sheet: Sheet = Sheet()  # noqa: RUF009 - frozen
-    links: Sequence[Links] = ()
-    header: Links = ()
-    problem: str = ""
-
-    @classmethod
-    def of(
-        cls,
-        words: Words,
-        name: str,
-        title: str,
-        loaded: Loaded,
-        show: Callable[[Words, Any], Sheet],
-        links: Callable[[Any], Links] | None = None,
-        header: Links = (),
-    ) -> Part:
-        """What was loaded, with links for each row; or why it is not available."""
-        if loaded.problem:
-            return cls(name, words(title), header=header, problem=loaded.problem)
-        rows = [links(each) for each in loaded.value] if links is not None else ()
-        return cls(name, words(title), show(words, loaded.value), rows, header)
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """What operators must not miss."""
-
-    kind: str
-    lines: Sequence[str]
-    links: Links = ()
 
 
 # --- the overview ---------------------------------------------------------------------------------
@@ -166,19 +109,19 @@ async def _home(request: web.Request) -> web.Response:
     shown = {
         "here": "Overview",
         "done": await _done(request, config.value),
-        "notices": _notices(words, found["health"], config),
+        "notice": _notice(words, found["health"], config),
         "share": "" if bars.problem else _share(words, chart.value.bars, span),
         "span": span,
         "chart": chart,
         "parts": [
-            _limits_part(words, config, found["limits"], found["use"].value or ()),
-            _bans_part(words, found["bans"], [("bans", words("All bans"))]),
-            Part.of(words, "top", "Refused most", found["top"], _top_of(span),
+            parts.limits(words, config, found["limits"], found["use"].value or ()),
+            parts.bans(words, found["bans"], [("bans", words("All bans"))]),
+            Part.of(words, "top", "Refused most", found["top"], parts.top(span),
                     lambda each: [(f"user?user={each.user}", words("Show"))]),
-            Part.of(words, "sending", "What the bot sends", found["sending"], sheets.sending),
+            Part.of(words, "sending", "What the bot sends", found["sending"], sending.sheet),
             Part.of(words, "instances", "Instances", config,
                     lambda words, view: replace(sheets.config(words, view).more[0], foot=())),
-            _history_part(words, replace(history, value=(history.value or ())[:5]),
+            parts.history(words, replace(history, value=(history.value or ())[:5]),
                           [("history", words("All changes and actions"))]),
         ],
         "paging": (),
@@ -186,22 +129,29 @@ async def _home(request: web.Request) -> web.Response:
     return page(request, "page.html", shown)
 
 
-def _notices(words: Words, health: Loaded, config: Loaded) -> list[Notice]:
+def _notice(words: Words, health: Loaded, config: Loaded) -> dict[str, Any]:
     """What is wrong, in words and in a colour; nothing is called well that is only connected."""
     if health.problem:
-        return [Notice("bad", [words("Not available: {problem}", problem=health.problem)])]
+        lines = [words("Not available: {problem}", problem=health.problem)]
+        return {"kind": "bad", "lines": lines, "links": ()}
     view: HealthView = health.value
     kind = {"healthy": "ok", "degraded": "warn", "unhealthy": "bad"}[view.status]
     links = [("resume", words("Switch on"))] if view.off_until else []
     lines = sheets.health_lines(words, view)
-    if view.status == "healthy" and view.limiter.source == "redis":
-        lines.append(words("All limits are on."))
-    found = [Notice(kind, lines, links)]
-    if config.value is not None and config.value.problem:
-        text = words("{problem}. The last good version stays in force until then.",
-                     problem=config.value.problem)  # fmt: skip
-        found.append(Notice("warn", [text], [("rollback", words("Roll back"))]))
-    return found
+    seen: ConfigView | None = config.value
+    if seen is not None and seen.problem:
+        lines.append(words("Until then the last good version stays in force."))
+        links.append(("rollback", words("Roll back")))
+    elif seen is not None and view.status == "healthy":
+        trials = [name for name, each in seen.live.rules.items() if each.get("shadow")]
+        weak = [joined([code(each.name, 100), limit_of(words, each)], " ") for each in seen.rules
+                if each.off or each.name in trials]  # fmt: skip
+        if weak:
+            kind = "warn"
+            lines.append(words("Limits that refuse nobody: {rules}.", rules=joined(weak, "; ")))
+        elif view.limiter.source == "redis":
+            lines.append(words("All limits are on."))
+    return {"kind": kind, "lines": lines, "links": links}
 
 
 def _share(words: Words, bars: Sequence[Bar], span: int | None) -> str:
@@ -217,68 +167,6 @@ def _share(words: Words, bars: Sequence[Bar], span: int | None) -> str:
     if span is None:
         text = "Refused in the last 5 minutes: {now} of the decisions; before: {before}."
     return words(text, now=shares[0], before=shares[1])
-
-
-def _limits_part(words: Words, config: Loaded, limits: Loaded, use: Sequence[RuleUse]) -> Part:
-    title = words("Limits")
-    if config.value is None and limits.value is None:
-        return Part("limits", title, problem=limits.problem)
-    # During an outage: what this process knows.
-    view = config.value or ConfigView("", "", (), Overrides(), (), limits.value)
-    sheet = sheets.limits(words, view)
-    counted = {each.name: each for each in use}
-    columns = ["allowed", "refused", "banned", "remaining"]
-    if all(each.remaining is None for each in use):
-        columns.pop()
-    rows: list[tuple[object, ...]] = []
-    links: list[Links] = []
-
-    def add(name: str, cells: Sequence[object], path: str = "limit") -> None:
-        used = counted.pop(name, None)
-        rows.append((*cells, *(getattr(used, each, "") for each in columns)))
-        links.append([(f"{path}?{urlencode({'name': name})}", words("Change"))] if path else [])
-
-    for rule, cells in zip(view.rules, sheet.rows, strict=True):
-        add(rule.name, cells, "penalty" if rule.ban_ms else "limit")
-    for name in list(counted):
-        add(name, (name, words("no rule in force"), "", "", ""), "")
-    for name in sorted({name for each in view.instances for name in each.handlers})[:_HANDLERS]:
-        add(name, (code(name, 100), words("as every handler"), "", "", ""))
-    header = [("pause", words("Pause all limits"))]
-    if not any(each.ban_ms for each in view.rules):
-        header.insert(0, ("penalty", words("Add a ban for users who keep sending")))
-    names = ("ALLOWED", "REFUSED", "BANNED", "LEFT NOW")
-    head = [*sheet.head, *(words(name) for name in names[: len(columns)])]
-    foot = list(sheet.foot) if config.value is not None else [words("As this instance knows them.")]
-    if use:
-        text = "Each decision is counted once: for the limit that refused, or had the least left."
-        foot.append(words(text))
-    found = replace(sheet, lines=(), head=head, rows=rows, foot=foot)
-    return Part("limits", title, found, links, header)
-
-
-def _bans_part(words: Words, bans: Loaded, header: Links = ()) -> Part:
-    def links(ban: Ban) -> Links:
-        who = link(ban.subject)
-        return [(f"user?{who}", words("Show")), (f"unban?{who}", words("Lift"))]
-
-    header = [("ban", words("Ban somebody")), *header]
-    return Part.of(words, "bans", "Bans", bans, sheets.bans, links, header)
-
-
-def _top_of(span: int | None) -> Callable[[Words, Any], Sheet]:
-    def show(words: Words, found: Any) -> Sheet:
-        foot = [words("In this hour and the one before.")] if span is None else []
-        return replace(sheets.top(words, found), foot=foot)
-
-    return show
-
-
-def _history_part(words: Words, history: Loaded, header: Links) -> Part:
-    part = Part.of(words, "history", "Versions of the live limits", history, sheets.history,
-                   lambda each: [(f"rollback?version={each.live.version}", words("Roll back"))],
-                   header)  # fmt: skip
-    return replace(part, links=[(), *part.links[1:]])  # the newest one is in force
 
 
 async def _done(request: web.Request, config: ConfigView | None = None) -> list[str]:
@@ -316,7 +204,7 @@ async def _user(request: web.Request) -> web.Response:
             shown |= {"parts": [now], "actions": _actions(words, subject, view),
                       "title": capital(who(words, subject))}  # fmt: skip
     except ConfigError as problem:
-        shown["error"] = str(problem)
+        shown["error"] = words.known(problem)
     config = (await Loaded.of(control.config)).value if "done" in request.query else None
     shown |= {"typed": request.query, "done": await _done(request, config)}
     return page(request, "user.html", shown, 422 if shown["error"] else 200)
@@ -353,7 +241,7 @@ async def _bans(request: web.Request) -> web.Response:
     if bans.value and len(bans.value) > _ROWS:
         paging.append((f"bans?offset={offset + _ROWS}", words("Later ends")))
         bans.value.pop()
-    return _listed(request, "Bans", [_bans_part(words, bans)], paging)
+    return _listed(request, "Bans", [parts.bans(words, bans)], paging)
 
 
 async def _history(request: web.Request) -> web.Response:
@@ -361,14 +249,14 @@ async def _history(request: web.Request) -> web.Response:
     history, audit = await asyncio.gather(*map(Loaded.of, (control.history, control.audit)))
     drop = [("rollback?version=0", words("Drop all live changes"))]
     actions = Part.of(words, "audit", "What operators did", audit, sheets.audit)
-    return _listed(request, "History", [_history_part(words, history, drop), actions])
+    return _listed(request, "History", [parts.history(words, history, drop), actions])
 
 
 def _listed(
     request: web.Request, here: str, parts: Sequence[Part], paging: Links = ()
 ) -> web.Response:
     shown = {"here": here, "parts": parts, "paging": paging}
-    return page(request, "page.html", {**shown, "done": (), "notices": (), "chart": None})
+    return page(request, "page.html", {**shown, "done": (), "notice": None, "chart": None})
 
 
 @public

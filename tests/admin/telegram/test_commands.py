@@ -64,6 +64,9 @@ async def test_admins_are_not_banned(bot: OperatedBot) -> None:
     """Banning an admin would have no effect, so it is refused, with the reason."""
     assert "admins are never limited" in await bot.says(f"/ban {BORIS} 1h")
     assert "exempt from all limits" in await bot.says(f"/who {BORIS}")
+    await bot.asks(f"/exempt {BORIS} off", "Limit again")
+    assert "is banned" in await bot.asks(f"/ban {BORIS} 1h", "Ban")
+    assert not await bot.is_handled(by=BORIS)
 
 
 async def test_a_limit_is_changed_and_rolled_back(bot: OperatedBot) -> None:
@@ -148,7 +151,7 @@ async def test_a_user_is_exempt_and_limited_again(bot: OperatedBot) -> None:
     assert [await bot.is_handled() for _ in range(5)] == [True] * 5
     assert "exempt from all limits" in await bot.says("/who 42")
     assert "Limit user <code>42</code> again" in await bot.says("/exempt 42 off")
-    assert "Version 2" in await bot.presses("Limit")
+    assert "Version 2" in await bot.presses("Limit again")
     assert not await bot.is_handled()
     assert "to limit them again" in await bot.says("/exempt 42 now")
     assert "Which user?" in await bot.says("/exempt")

@@ -3,6 +3,7 @@
 "use strict";
 
 const REFRESH_INTERVAL = 1500; // ms between two refreshes, at least
+const SILENCE = 10000; // ms without an event or an answer, after which the page is not live
 const RECONNECT_DELAY = 10000; // ms, after the server has refused the event stream
 
 // --- times ------------------------------------------------------------------------------------
@@ -48,7 +49,7 @@ function become(old, fresh) {
 // Loads the page again, and returns whether that worked. Without #liveness it is the login page: the
 // session has ended.
 async function refresh() {
-  const answer = await fetch(location.href);
+  const answer = await fetch(location.href, { signal: AbortSignal.timeout(SILENCE) });
   if (answer.status >= 500) return false;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   if (!page.getElementById("liveness")) {
@@ -66,8 +67,12 @@ async function refresh() {
 function follow(sign) {
   let due = false;
   let looking = false;
+  let silence;
+  let seen = new Date();
   const say = (on) => {
-    const words = on ? sign.dataset.on : sign.dataset.off;
+    if (on) seen = new Date();
+    const words = on ? sign.dataset.on : `${sign.dataset.off} ${seen.toLocaleTimeString()}`;
+    document.body.classList.toggle("stale", !on);
     sign.hidden = false;
     sign.classList.toggle("on", on);
     if (sign.textContent !== words) sign.textContent = words;
@@ -82,7 +87,12 @@ function follow(sign) {
       look();
     }, REFRESH_INTERVAL);
   };
+  const listen = () => {
+    clearTimeout(silence);
+    silence = setTimeout(() => say(false), SILENCE);
+  };
   const told = () => {
+    listen();
     due = true;
     look();
   };
@@ -96,6 +106,7 @@ function follow(sign) {
       setTimeout(open, RECONNECT_DELAY);
     };
   };
+  listen();
   open();
   document.addEventListener("visibilitychange", look);
 }
