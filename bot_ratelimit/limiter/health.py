@@ -79,7 +79,7 @@ def health_of(decider: Decider, test: tuple[str, float, str] | None = None) -> H
         tested, seconds, problem = test
         latency = None if problem else seconds
         # A call that was answered proves that this server answers; faults of rules remain.
-        faults = [fault.problem for each in known.values() for fault in each.faults.values()]
+        faults = [fault for each in known.values() for fault in each.faults.values()]
         others = [each.problem for name, each in known.items() if name != tested]
         problems = [problem, *faults, *others]
     problem = next(filter(None, problems), "")

@@ -134,9 +134,7 @@ class Guard:
         """Note what a trial has found out about rules: a fault, or none."""
         server = self._space.server(self._storage.server(counts))
         if error is None:
-            fault = server.faults.get((self.part, rules_in(counts)))
-            if fault is not None and fault.kind != "wrongtype":  # a trial reads no user's keys
-                del server.faults[self.part, rules_in(counts)]
+            server.faults.pop((self.part, rules_in(counts)), None)
         elif not isinstance(error, StorageError):
             self._space.note_fault(server, counts, error, self)
 

@@ -61,14 +61,6 @@ class Failing(NamedTuple):
     """The kinds of errors that were logged."""
 
 
-class Fault(NamedTuple):
-    """Why a server that answers cannot decide by some rules."""
-
-    kind: str
-    """That of the error."""
-    problem: str
-
-
 class Server:
     """What this process knows of one server."""
 
@@ -81,8 +73,8 @@ class Server:
         """Set from a failure that was logged to the next answer."""
         self.outage: tuple[float, str] | None = None
         """Since when it is out of reach, and the last reason; None after a single failure."""
-        self.faults: dict[tuple[str, Hashable], Fault] = {}
-        """What cannot be decided there although it answers, by part and rules."""
+        self.faults: dict[tuple[str, Hashable], str] = {}
+        """What cannot be decided there although it answers: by part and rules, the problem."""
 
     def out_for(self, now: float) -> float | None:
         """Seconds since it is out of reach; None if it is not."""
@@ -91,8 +83,7 @@ class Server:
     @property
     def problem(self) -> str:
         """Why it decides nothing, or not everything; empty if it does."""
-        problems = (each.problem for each in self.faults.values())
-        return self.outage[1] if self.outage else next(problems, "")
+        return self.outage[1] if self.outage else next(iter(self.faults.values()), "")
 
 
 class KeySpace:
@@ -177,9 +168,9 @@ class KeySpace:
         server.is_troubled = True
         expected = isinstance(error, ConfigError)
         problem = printable(str(error) if expected else repr(error))
-        kind = getattr(error, "kind", type(error).__name__)
         if len(server.faults) < _MAX_FAULTS:
-            server.faults[by.part, rules_in(counts)] = Fault(kind, problem)
+            server.faults[by.part, rules_in(counts)] = problem
+        kind = getattr(error, "kind", type(error).__name__)
         if kind == ConfigError.kind:  # no Redis error code: only the text identifies the error
             kind = str(error)[:200]
         if self._seldom(f"{server.name} {by.part} {kind}"):

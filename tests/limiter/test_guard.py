@@ -214,19 +214,6 @@ async def test_a_check_that_one_server_answers_tells_of_the_others() -> None:
         assert (health.ok, health.ready, health.problem) == (False, False, "Connection refused")
 
 
-async def test_a_check_forgets_no_foreign_value(client: aioredis.Redis) -> None:
-    """A trial reads no user's key, so what such a key holds stays a problem until it is gone."""
-    limiter = Limiter(RedisStorage(client), timeout=5)
-    await client.set("bot:ratelimit:42", "text")
-    await limiter.hit("9/m", ANNA)
-    for health in (await limiter.check(), await limiter.health()):
-        assert "WRONGTYPE" in health.problem or "not an integer" in health.problem
-    await client.delete("bot:ratelimit:42")
-    await limiter.hit("9/m", ANNA)
-    assert (await limiter.check()).ok
-    await limiter.close()
-
-
 @pytest.mark.parametrize("is_up", [True, False])
 async def test_the_log_says_at_the_start_how_redis_is(
     own_server: Server, caplog: pytest.LogCaptureFixture, is_up: bool
