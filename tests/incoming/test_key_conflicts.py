@@ -137,6 +137,7 @@ async def test_middlewares_that_share_a_rule_charge_it_once(
     make = putting(storage)
     bot = nested(make(outer), make(inner, penalty=penalty))
     assert await bot.send(*"abcde") == [True] * allowed + [False] * (5 - allowed)
+    assert [each is not None and each.allowed for each in bot.decisions] == [True] * allowed
 
 
 async def test_a_rule_is_charged_although_one_middleware_exempts_the_user() -> None:
