@@ -174,6 +174,26 @@ async def test_many_requests_are_sent_in_halves(connected: Server, size: int, ha
     assert [await task for task in tasks] == [f"ok {word}" for word in words]
 
 
+async def test_a_batch_may_be_several_calls(server: Server) -> None:
+    """In a cluster each slot has a call; when all are answered, the next request goes at once."""
+
+    class Slots(Words):
+        def calls(self, requests: Sequence[Request]) -> list[Call]:
+            return [call for each in requests for call in super(Slots, self).calls([each])]
+
+    connection = Connection(server, Slots())
+    await open_stream(connection)
+    first = ask(connection, "a", "b", "c", "d")
+    await server.wire.reply()
+    assert server.wire.sent == [["a"], ["b", "c", "d"]]
+    await server.wire.reply("ok", "ok", "ok")
+    assert [await each for each in first] == ["ok a", "ok b", "ok c", "ok d"]
+    ask(connection, "e")
+    assert server.wire.sent[2:] == [["e"]]
+    await server.wire.reply()
+    await connection.close()
+
+
 async def test_a_full_batch_never_waits(connected: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of maximum weight is sent, however many are in progress."""
     monkeypatch.setattr(batches, "MAX_WEIGHT", 3)
