@@ -662,6 +662,13 @@ async def test_a_storage_that_is_dropped_closes_its_connection(
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
+async def test_a_dropped_connection_is_closed_from_any_thread(connected: Server) -> None:
+    """Its owner may be collected in another thread."""
+    await asyncio.to_thread(connected.connection.dropped)
+    await settled()
+    assert connected.wire.is_closed
+
+
 async def test_an_embedded_server_that_ends_is_an_outage() -> None:
     """If writing fails, callers get a StorageError, as with a socket; then it reconnects."""
     server = FakeServer()
