@@ -21,6 +21,7 @@ from prometheus_client import REGISTRY
 
 from bot_ratelimit import MemoryStorage, RedisStorage
 from bot_ratelimit.config.environment import warn_once
+from bot_ratelimit.storage.servers import _key_spaces
 from bot_ratelimit.testing import Clock
 
 from .benches import Bench, real_time
@@ -87,6 +88,14 @@ def _quick(request: pytest.FixtureRequest) -> Iterator[None]:
             patched.setattr(subprocess.Popen, "__init__", _no_process)
             patched.setattr(BaseProcess, "start", _no_process)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known() -> None:
+    """What one test has found out about a server says nothing to the next one."""
+    for space in list(_key_spaces.values()):
+        space.servers.clear()
+        space.is_failing = False
 
 
 def _no_process(*_: object, **__: object) -> None:
