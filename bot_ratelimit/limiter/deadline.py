@@ -16,9 +16,9 @@ class Deadline:
         |-- live: 0.1 s --|------ hit: 0.12 s ------|- bans -|      with a timeout of 0.25 s
 
     Only waiting counts, not what the bot does in between. When a step had no answer, the further
-    ones do not wait at all. While the storage answers, each step may wait for at least a third of
-    the time-out, and so for one round trip: a busy event loop makes waiting longer, although the
-    storage is fast.
+    ones do not wait at all. While the storage answers, each step may wait for at least 0.3 of the
+    time-out, which is more than one round trip: a busy event loop makes waiting longer, although
+    the storage is fast.
 
     Args:
         timeout: Seconds.

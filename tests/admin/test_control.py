@@ -296,7 +296,7 @@ async def test_a_forgotten_pause_does_not_look_healthy(bot: OperatedBot) -> None
 
 
 async def test_a_pause_names_who_paused(bot: OperatedBot) -> None:
-    """Whoever changes something else during a pause is not named as who switched the limits off."""
+    """A change during a pause does not alter who is named as having switched the limits off."""
     await bot.control.changes.pause("1h")
     boris = Control(bot.control.limiter, "boris@web", patience=0)
     await boris.changes.set_exempt(7, True)

@@ -58,10 +58,9 @@ async def test_a_stream_starts_at_once_and_moves(shared: RedisStorage) -> None:
         found.script() as script,
         following(script) as events,
     ):
-        async with asyncio.timeout(10):  # a busy machine may answer late at first
-            while not (first := await message(events))["health"]["ok"]:
-                pass
+        first = await message(events)
         assert (first["health"]["problem"], first["version"], first["problem"]) == ("", 1, "")
+        assert first["health"]["ok"]
         assert [each["version"] for each in first["instances"]] == [1]
         assert len(first["hours"]) == 24
         assert first["at"] == pytest.approx(time.time(), abs=30)

@@ -103,7 +103,7 @@ async def test_an_answer_that_is_too_late_for_others_ends_no_outage(
 
 
 async def test_a_later_step_may_wait_for_a_round_trip() -> None:
-    """However long the bot itself was busy, the next step waits for a third of the time-out."""
+    """However long the bot itself was busy, the next step may wait for 0.3 of the time-out."""
     deadline = Deadline(0.25)
     deadline.waited(time.monotonic() - 10, answered=True)
     assert deadline.left() == pytest.approx(0.075)
