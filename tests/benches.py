@@ -78,6 +78,8 @@ class Pauses(threading.Thread):
         super().__init__(daemon=True)
         self.longest = 0.0
         """The longest pause in seconds."""
+        self.total = 0.0
+        """All pauses so far, in seconds."""
         self._ended = threading.Event()
 
     def __enter__(self) -> Pauses:
@@ -93,6 +95,7 @@ class Pauses(threading.Thread):
         while not self._ended.wait(0.005):
             before, asked = asked, monotonic()
             self.longest = max(self.longest, asked - before - 0.005)
+            self.total += asked - before - 0.005
 
 
 async def eventually(holds: Callable[[], Any], within: float = 5.0) -> None:

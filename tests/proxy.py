@@ -68,8 +68,9 @@ class Proxy:
         self._ready.set()
         await self._stopped.wait()
         server.close()
-        for writer in list(self._writers):
-            abort(writer)
+        # Also those whose TLS handshake has not ended, which no writer knows.
+        for transport in list(getattr(self._loop, "_transports").values()):  # noqa: B009 - asyncio's own
+            transport.abort()
         await asyncio.sleep(0.01)  # transports close in turns of their own
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
