@@ -137,7 +137,7 @@ class RedisStorage(Storage):
             ConnectionStatus(
                 each.name,
                 each.is_open,
-                each.latency.last,
+                each.latency,
                 each.codec.uses_script,
                 "" if each.last_error is None else str(each.last_error),
             )
@@ -184,8 +184,7 @@ class RedisStorage(Storage):
             await self.close()
 
     def _submit(self, item: Item, key: str, timeout: float) -> asyncio.Future[Any]:
-        connection, slot = self._servers.route(key)
-        return connection.submit(item, timeout, slot)
+        return self._servers.holder(key).submit(item, timeout)
 
 
 def _endpoint(pool: Any) -> Endpoint:
