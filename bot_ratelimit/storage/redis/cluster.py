@@ -21,7 +21,7 @@ from bot_ratelimit.storage.loops import Seldom
 from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec
 from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, Connection
-from bot_ratelimit.storage.redis.driver import Address, NodeEndpoint
+from bot_ratelimit.storage.redis.driver import Address
 from bot_ratelimit.storage.redis.encoding import encode_key
 from bot_ratelimit.storage.redis.faults import one_line, translated
 from bot_ratelimit.storage.redis.request import Redirect, Request
@@ -106,7 +106,9 @@ class Shards:
     def _node(self, address: Address) -> Connection:
         node = self._nodes.get(address)
         if node is None:
-            node = self._nodes[address] = self._connection(NodeEndpoint(self._client, address))
+            node = self._nodes[address] = self._connection(
+                driver.node_endpoint(self._client, address)
+            )
         return node
 
     def _follow_redirect(self, request: Request, redirect: Redirect) -> None:

@@ -30,7 +30,7 @@ class _Answer(NamedTuple):
     address: Address
 
 
-class SentinelEndpoint:
+class SentinelEndpoint(driver.Endpoint):
     """Asks all sentinels at once, so that a dead or hanging one delays nothing.
 
     Of several answers, that of the latest failover counts (the highest `config-epoch`). While the
@@ -39,19 +39,15 @@ class SentinelEndpoint:
     """
 
     def __init__(self, pool: SentinelConnectionPool) -> None:
-        self._pool: Any = pool
+        super().__init__(pool)
         self.name, *_ = driver.sentinels_of(pool)
-        self._address: Address | None = None
-
-    @property
-    def where(self) -> str:
-        """See `Endpoint.where`."""
-        return "{} at {}:{}".format(self.name, *self._address) if self._address else self.name
+        self.where = self.name
 
     async def connect(self) -> Wire:
         """See `Endpoint.connect`."""
         while True:
-            address = self._address = await self._primary()
+            address = await self._primary()
+            self.where = "{} at {}:{}".format(self.name, *address)
             connection = self._pool.make_connection()
             connect = partial(connection.connect_to, address)
             opening = asyncio.create_task(driver.open_wire(connection, connect))
@@ -116,7 +112,7 @@ async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
                 driver.close(connection)
         return read_primary(state, address, peers)
     except Exception as error:
-        name = driver.PoolEndpoint(pool).name
+        name = driver.Endpoint(pool).name
         return unreachable(name, error, ASK_TIMEOUT, password=_PASSWORD)
 
 

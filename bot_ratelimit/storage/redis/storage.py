@@ -17,7 +17,7 @@ from bot_ratelimit.storage.redis.cluster import Shards
 from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, Connection
 from bot_ratelimit.storage.redis.documents import RedisDocuments
-from bot_ratelimit.storage.redis.driver import Client, Endpoint, PoolEndpoint
+from bot_ratelimit.storage.redis.driver import Client, Endpoint
 from bot_ratelimit.storage.redis.encoding import Command
 from bot_ratelimit.storage.redis.faults import translated
 from bot_ratelimit.storage.redis.key_space import key_space_of
@@ -72,7 +72,9 @@ class RedisStorage(Storage):
         if isinstance(client, RedisCluster):
             self._servers = Shards(client, connect_timeout)
         else:
-            endpoint = _endpoint(client.connection_pool)
+            pool: Any = client.connection_pool
+            is_sentinel = isinstance(pool, SentinelConnectionPool)
+            endpoint = SentinelEndpoint(pool) if is_sentinel else Endpoint(pool)
             codec = DecisionCodec(lambda: endpoint.where, driver.how_to_allow_scripts(client))
             self._servers = self._only = Connection(
                 endpoint, codec, connect_timeout=connect_timeout
@@ -185,9 +187,3 @@ class RedisStorage(Storage):
 
     def _submit(self, item: Item, key: str, timeout: float) -> asyncio.Future[Any]:
         return self._servers.holder(key).submit(item, timeout)
-
-
-def _endpoint(pool: Any) -> Endpoint:
-    return (
-        SentinelEndpoint(pool) if isinstance(pool, SentinelConnectionPool) else PoolEndpoint(pool)
-    )
