@@ -29,11 +29,6 @@ class Batches:
     millisecond: then the server is far away. So batches grow under load, and several can be in
     progress. Replies come in the order of the commands. A reply that no caller waits for any more
     is read all the same, so the wire stays in step.
-
-    Args:
-        codec: Encodes requests.
-        clock: The clock of time-outs.
-        on_replies: Called with a call and all replies to it.
     """
 
     def __init__(

@@ -26,9 +26,7 @@ class ListeningClock:
         timer    ^    ^    ^    ^                  ^    ^    ^
         clock    0    1    2    3                  4    5    6   ticks
 
-    Args:
-        loop: The event loop.
-        on_tick: Called with the time at every tick; returns whether to keep ticking.
+    At every tick it calls `on_tick` with the time, which returns whether to keep ticking.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_tick: Callable[[float], bool]) -> None:

@@ -8,7 +8,7 @@ charged twice. Private attributes of redis-py are used only in this file;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -134,6 +134,25 @@ def sentinels_of(pool: SentinelConnectionPool) -> tuple[str, Sequence[Any], int,
     pools = [client.connection_pool for client in manager.sentinels]
     forced = getattr(manager, "_force_master_ip", None)
     return pool.service_name, pools, manager.min_other_sentinels, forced
+
+
+def key_space_of(client: Client) -> Hashable:
+    """Return an equal value for clients that reach the same keys.
+
+    Two clients with the same address and database use one server. The contents of redis-py's
+    `connection_kwargs` are not documented: if they say too little, the pool itself is returned, so
+    that only storages of one pool count as sharing.
+    """
+    if isinstance(client, RedisCluster):
+        return ("cluster", *sorted(startup_nodes(client)))
+    pool: Any = client.connection_pool
+    options: dict[str, Any] = pool.connection_kwargs
+    place = options.get("path") or options.get("host") or getattr(pool, "service_name", None)
+    if "server" in options:  # fakeredis
+        place = id(options["server"])
+    if place is None:
+        return id(pool)
+    return place, int(options.get("port") or 6379), int(options.get("db") or 0)
 
 
 def check_client(client: object) -> None:

@@ -52,44 +52,30 @@ class SentinelEndpoint(driver.Endpoint):
             connect = partial(connection.connect_to, address)
             opening = asyncio.create_task(driver.open_wire(connection, connect))
             try:
-                if await self._is_still_primary(address, opening):
+                while not (await asyncio.wait([opening], timeout=CHECK_EVERY))[0]:
+                    if await self._primary() != address:
+                        break
+                else:
                     return opening.result()
             except BaseException:
                 driver.cancel_opening(opening)
                 raise
             driver.cancel_opening(opening)
 
-    async def _is_still_primary(self, address: Address, opening: asyncio.Task[Wire]) -> bool:
-        """Wait until the connection is open; False if another server became the primary."""
-        while True:
-            done, _ = await asyncio.wait([opening], timeout=CHECK_EVERY)
-            if done:
-                return True
-            if await self._primary() != address:
-                return False
-
     async def _primary(self) -> Address:
         name, pools, peers, forced = driver.sentinels_of(self._pool)
-        rest = asking = {asyncio.create_task(_ask(pool, name, peers)) for pool in pools}
-        answers: list[_Answer] = []
-        errors: list[StorageError] = []
+        asking = [asyncio.create_task(_ask(pool, name, peers)) for pool in pools]
         try:
-            while rest:
-                done, rest = await asyncio.wait(
-                    rest,
-                    timeout=GATHER if answers else None,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if not done:
+            for soonest in asyncio.as_completed(asking):
+                if isinstance(await soonest, _Answer):
                     break
-                for answer in (task.result() for task in done):
-                    if isinstance(answer, _Answer):
-                        answers.append(answer)
-                    else:
-                        errors.append(answer)
+            done, _ = await asyncio.wait(asking, timeout=GATHER)
         finally:
             for task in asking:
                 task.cancel()
+        found = [task.result() for task in done]
+        answers = [each for each in found if isinstance(each, _Answer)]
+        errors = [each for each in found if isinstance(each, StorageError)]
         if not answers:
             raise NotConnectedError(
                 f"no sentinel knows the primary of {name!r}: {'; '.join(sorted(map(str, errors)))}",
