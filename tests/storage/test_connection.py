@@ -276,7 +276,6 @@ async def test_a_bug_in_the_codec_fails_only_its_requests(server: Server) -> Non
 async def test_a_server_that_ends_idle_connections_is_no_failing_server(connected: Server) -> None:
     """However often an idle connection ended, the next one is opened without a pause."""
     for _ in range(9):
-        assert connected.connection._batches is not None
         connected.connection._batches.opened_at -= connections.LONGEST_BACKOFF
         await connected.wire.reply(OSError("Connection closed by server."))
     assert len(connected.wires) == 10
@@ -459,7 +458,6 @@ async def test_the_advised_timeout_is_long_enough(
 ) -> None:
     """The log advises a time-out that is longer than the answer took; four times a short one."""
     connected.ask("a", timeout=0.05)
-    assert connected.connection._batches is not None
     connected.connection._batches.calls[0].sent -= took
     await connected.wire.reply()
     (advised,) = re.findall(r"raise the timeout to ([\d.]+) or more", caplog.text)

@@ -106,9 +106,11 @@ class Batches:
         return requests
 
     def close(self) -> list[Request]:
-        """Stop everything, also the timer; return all requests without an answer."""
+        """Stop everything, also the timers; return all requests without an answer."""
+        self.clock.stop()
         if self._overdue is not None:
             self._overdue.cancel()
+        self._overdue = None
         return [*self.stop(), *self.take_waiting()]
 
     def expired(self, now: float) -> tuple[list[Request], list[Request]]:

@@ -29,8 +29,7 @@ class ListeningClock:
     At every tick it calls `on_tick` with the time, which returns whether to keep ticking.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_tick: Callable[[float], bool]) -> None:
-        self._loop = loop
+    def __init__(self, on_tick: Callable[[float], bool]) -> None:
         self._on_tick = on_tick
         self._context = Context()  # so that the timer does not keep a caller's context
         self._away = 0.0
@@ -61,7 +60,8 @@ class ListeningClock:
 
     def _arm(self, time: float) -> None:
         self._due = time + self._tick
-        self._timer = self._loop.call_later(self._tick, self._fire, context=self._context)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._tick, self._fire, context=self._context)
 
     def _fire(self) -> None:
         time = monotonic()

@@ -77,7 +77,7 @@ class Connection:
         """How long the last answer took in seconds; None before the first."""
         self._seldom = Seldom()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._batches: Batches | None = None  # of this event loop
+        self._batches: Final = Batches(codec, ListeningClock(self._tick), self._answered)
         self._reset()
 
     def _reset(self) -> None:
@@ -108,7 +108,7 @@ class Connection:
     @property
     def is_open(self) -> bool:
         """Whether the connection is open."""
-        return self._batches is not None and self._batches.wire is not None
+        return self._batches.wire is not None
 
     @property
     def is_healthy(self) -> bool:
@@ -118,13 +118,12 @@ class Connection:
     @property
     def is_idle(self) -> bool:
         """Whether no request waits, and no call is in progress."""
-        return self._batches is None or self._batches.is_idle
+        return self._batches.is_idle
 
     @property
     def host(self) -> str:
         """The host of the open connection; empty without one."""
-        wire = None if self._batches is None else self._batches.wire
-        return "" if wire is None else wire.host
+        return "" if self._batches.wire is None else self._batches.wire.host
 
     def submit(self, item: Any, timeout: float) -> asyncio.Future[Any]:
         """Send an item and return a future of its answer.
@@ -133,42 +132,39 @@ class Connection:
             QueueFullError: Too many requests wait already.
             NotConnectedError: There is no connection, and none is expected within the timeout.
         """
-        batches = self.open()
+        self.open()
         future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
-        self._add(batches, Request(item, timeout, future))
+        self._add(Request(item, timeout, future))
         return future
 
     def enqueue(self, request: Request) -> None:
         """Send a request that already exists; see `submit`."""
-        self._add(self.open(), request)
+        self.open()
+        self._add(request)
 
-    def _add(self, batches: Batches, request: Request) -> None:
-        clock, timeout = batches.clock, request.timeout
-        now = clock.now()
+    def _add(self, request: Request) -> None:
+        batches, timeout = self._batches, request.timeout
+        now = batches.clock.now()
         request.deadline = now + timeout
         if batches.wire is None and self.last_error is not None:
             # Raised many times: its traceback would grow.
             raise self.last_error.with_traceback(None)
         if len(batches.waiting) + batches.sent >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
-        if not clock.is_ticking:
-            clock.start(timeout)
+        if not batches.clock.is_ticking:
+            batches.clock.start(timeout)
         batches.add(request, now)
 
-    def open(self) -> Batches:
+    def open(self) -> None:
         """Start to connect, unless the connection is open or being opened."""
         loop = asyncio.get_running_loop()
-        batches = self._batches
-        if batches is None or loop is not self._loop:  # another asyncio.run(): nothing is kept
-            if self._loop not in (None, loop) and self._loop.is_running():
+        if loop is not self._loop:  # another asyncio.run(): nothing is kept
+            if self._loop is not None and self._loop.is_running():
                 raise ConfigError("a RedisStorage in two running event loops: give each its own")
             self.abandon()
-            clock = ListeningClock(loop, self._tick)
-            batches = Batches(self.codec, clock, self._answered)
-            self._loop, self._batches = loop, batches
-        if batches.wire is None and (self._opening is None or self._opening.done()):
-            self._opening = loop.create_task(self._open(batches), context=Context())
-        return batches
+            self._loop = loop
+        if self._batches.wire is None and (self._opening is None or self._opening.done()):
+            self._opening = loop.create_task(self._open(), context=Context())
 
     async def close(self) -> None:
         """Close the connection; waiting requests get a StorageError. It can be used again."""
@@ -182,24 +178,19 @@ class Connection:
 
     def dropped(self) -> None:
         """Close the connection, from any thread: nobody uses it any more."""
-        if self._batches is not None and self._loop is not None and not self._loop.is_closed():
+        if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.abandon, context=Context())
 
     def abandon(self) -> None:
         """Close without waiting, and drop all state, also that of an event loop that has ended."""
-        batches, self._batches = self._batches, None
-        if batches is not None and self._loop is not None:
-            if self._loop.is_closed():
-                batches.stop()
-            else:
-                batches.clock.stop()
-                if self._opening is not None:
-                    self._opening.cancel()
-                error = StorageError("the storage was closed", kind="closed")
-                answer_all(batches.close(), error)
+        requests, opening = self._batches.close(), self._opening
         self._reset()
+        if self._loop is not None and not self._loop.is_closed():
+            if opening is not None:
+                opening.cancel()
+            answer_all(requests, StorageError("the storage was closed", kind="closed"))
 
-    async def _open(self, batches: Batches) -> None:
+    async def _open(self) -> None:
         """Connect; retry until it succeeds."""
         took, was_blocked = 0.0, False
         while True:
@@ -215,27 +206,27 @@ class Connection:
                 if took > self.connect_timeout * LATE and not was_blocked:
                     was_blocked = True  # the event loop was: try once more
                     continue
-                self._not_opened(batches, unreachable(self.where, error, self.connect_timeout))
+                self._not_opened(unreachable(self.where, error, self.connect_timeout))
             else:
-                self._opened(batches, wire)
+                self._opened(wire)
                 return
 
-    def _not_opened(self, batches: Batches, error: StorageError) -> None:
+    def _not_opened(self, error: StorageError) -> None:
         self._failures += 1
         self.last_error = error
-        answer_all(batches.take_waiting(), error)
-        self._report_disconnected(batches)
+        answer_all(self._batches.take_waiting(), error)
+        self._report_disconnected()
         self._on_change()
 
-    def _opened(self, batches: Batches, wire: Wire) -> None:
+    def _opened(self, wire: Wire) -> None:
         if self._opening is not asyncio.current_task():  # closed in the meantime
             wire.close()
             return
         self._opening = self.last_error = None
         for each in self.events:
             each.connected(self.name)
-        wire.attach(batches.received, self._broken)
-        batches.start(wire)
+        wire.attach(self._batches.received, self._broken)
+        self._batches.start(wire)
         self._on_change()
 
     def _broken(self, error: BaseException) -> None:
@@ -249,23 +240,20 @@ class Connection:
 
     def _lost(self, error: StorageError, *, reopen: bool = True) -> None:
         """Replace the connection: it is unknown what happened to the requests in progress."""
-        batches = self._batches
-        if batches is None:
-            return
-        sent = batches.stop()
+        sent = self._batches.stop()
         # A server that ends idle connections works; the next request opens another one.
-        if sent or batches.clock.now() - batches.opened_at < LONGEST_BACKOFF:
+        if sent or self._batches.clock.now() - self._batches.opened_at < LONGEST_BACKOFF:
             self._failures += 1
-        self._report_disconnected(batches)
+        self._report_disconnected()
         answer_all(sent, error)
         self._on_change()
         if reopen:
             self.open()
 
-    def _report_disconnected(self, batches: Batches) -> None:
+    def _report_disconnected(self) -> None:
         for each in self.events:
             each.disconnected(self.name)
-            each.waiting(self.name, len(batches.waiting))
+            each.waiting(self.name, len(self._batches.waiting))
 
     def _answered(self, call: Call, replies: list[Any]) -> None:
         """Handle all replies to a call."""
@@ -274,7 +262,7 @@ class Connection:
         except Exception as error:  # a bug in the codec; the connection stays in step
             answers = [error] * len(call.requests)
         is_readonly = self._deliver(call.requests, answers)
-        if call.requests and self._batches is not None:
+        if call.requests:
             took = self.latency = self._batches.last_reply_at - call.sent
             timeout = call.requests[0].timeout
             self._is_late = took > timeout
@@ -287,7 +275,7 @@ class Connection:
             self._lost(StorageError(f"{self.where} is read-only now", kind="readonly"))
             return
         self._failures = 0
-        if call.repair is not None and self._batches is not None:
+        if call.repair is not None:
             self._batches.write([Call((), encode_command(call.repair))])
 
     def _log_late(self, took: float, timeout: float) -> None:
@@ -318,8 +306,7 @@ class Connection:
             else:
                 is_readonly = is_readonly or getattr(answer, "kind", "") == "readonly"
                 request.answer(answer)
-        if again and self._batches is not None:
-            self._batches.put_back(again)
+        self._batches.put_back(again)
         return is_readonly
 
     def _follow(self, redirect: Redirect, request: Request) -> None:
@@ -330,12 +317,14 @@ class Connection:
                 "redis.asyncio.RedisCluster, which knows all nodes"
             )
             request.answer(ConfigError(text))
-        elif request.redirected or (batches := self._batches) is None:
+        elif request.redirected:
             text = f"{self.where} redirects a request again: slots are being moved"
             request.answer(StorageError(text, kind="moved"))
         else:
             request.redirected = True
-            request.timeout = max(request.deadline - batches.clock.now(), 0.0)  # the rest of it
+            request.timeout = max(
+                request.deadline - self._batches.clock.now(), 0.0
+            )  # the rest of it
             host, port = redirect.address
             if host in ("", "?"):  # the node knows no name of the other: only the port differs
                 host = self.host
@@ -344,8 +333,6 @@ class Connection:
     def _tick(self, now: float) -> bool:
         """Time out requests that have waited too long; return whether to keep ticking."""
         batches = self._batches
-        if batches is None:
-            return False
         sent, unsent = batches.expired(now)
         for request in (*sent, *unsent):
             if not request.future.done():

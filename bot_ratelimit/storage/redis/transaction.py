@@ -55,9 +55,8 @@ def _beyond_multi(ask: Ask) -> str:
         "a calendar window": bool(limit.zone),
         f"a cost of {cost}": cost > 1,
     }
-    return (
-        "" if ask.op is Op.RESET else next((what for what, is_so in reasons.items() if is_so), "")
-    )
+    needed = (reason for reason, is_so in reasons.items() if is_so and ask.op is not Op.RESET)
+    return next(needed, "")
 
 
 def commands(ask: Ask) -> list[Command]:
