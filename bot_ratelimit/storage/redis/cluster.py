@@ -66,8 +66,10 @@ class Shards:
         return list(self._nodes.values())
 
     def open(self) -> None:
-        """Start to fetch the slot map."""
-        self._refresh_soon()
+        """Fetch the slot map in the background."""
+        loop, task = asyncio.get_running_loop(), self._refreshing
+        if task is None or task.done() or task.get_loop() is not loop:
+            self._refreshing = loop.create_task(self._refresh(), context=Context())
 
     async def close(self) -> None:
         """Close all connections."""
@@ -92,23 +94,18 @@ class Shards:
         for connection in self.connections():
             connection.observe(events)
 
-    def _connection(self, endpoint: driver.Endpoint) -> Connection:
-        connection = Connection(
-            endpoint,
-            DecisionCodec(lambda: endpoint.where, slot_of=_slot_of),
-            redirect=self._follow_redirect,
-            on_change=self._refresh_soon,
-            connect_timeout=self._connect_timeout,
-        )
-        connection.observe(self._events)
-        return connection
-
     def _node(self, address: Address) -> Connection:
         node = self._nodes.get(address)
         if node is None:
-            node = self._nodes[address] = self._connection(
-                driver.node_endpoint(self._client, address)
+            endpoint = driver.node_endpoint(self._client, address)
+            node = self._nodes[address] = Connection(
+                endpoint,
+                DecisionCodec(lambda: endpoint.where, slot_of=_slot_of),
+                redirect=self._follow_redirect,
+                on_change=self.open,
+                connect_timeout=self._connect_timeout,
             )
+            node.observe(self._events)
         return node
 
     def _follow_redirect(self, request: Request, redirect: Redirect) -> None:
@@ -117,17 +114,11 @@ class Shards:
         request.asking = redirect.asking
         if not redirect.asking:
             self._slots[redirect.slot] = node
-            self._refresh_soon()
+            self.open()
         try:
             node.enqueue(request)
         except StorageError as error:
             request.answer(error)
-
-    def _refresh_soon(self) -> None:
-        """Fetch the slot map in the background."""
-        loop, task = asyncio.get_running_loop(), self._refreshing
-        if task is None or task.done() or task.get_loop() is not loop:
-            self._refreshing = loop.create_task(self._refresh(), context=Context())
 
     async def _refresh(self) -> None:
         """Fetch the slot map until it is known and all nodes in it are reachable."""
@@ -152,7 +143,7 @@ class Shards:
         try:
             for answer in asyncio.as_completed(asking):
                 reply, asked = await answer
-                if isinstance(reply, list):
+                if isinstance(reply, list) and reply:  # empty while no node has slots
                     return reply, asked.host
                 if isinstance(reply, Exception):
                     self._log_refusal(asked.where, reply)

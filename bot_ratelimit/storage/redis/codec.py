@@ -50,11 +50,7 @@ Item: TypeAlias = "Ask | Commands"
 class DecisionCodec:
     """Encodes hits as one call of the script, or as transactions if scripts are refused.
 
-    Args:
-        where: Where the server is now, for logs and errors.
-        allow_scripts: How to allow scripts there.
-        slot_of: Returns the slot of a key on a cluster, where only keys of one slot share a call.
-        clock: Seconds from any starting point.
+    On a cluster, where `slot_of` is given, only keys of one slot share a call.
     """
 
     def __init__(

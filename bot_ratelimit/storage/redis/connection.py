@@ -132,17 +132,13 @@ class Connection:
             QueueFullError: Too many requests wait already.
             NotConnectedError: There is no connection, and none is expected within the timeout.
         """
-        self.open()
-        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
-        self._add(Request(item, timeout, future))
-        return future
+        request = Request(item, timeout)
+        self.enqueue(request)
+        return request.future
 
     def enqueue(self, request: Request) -> None:
         """Send a request that already exists; see `submit`."""
         self.open()
-        self._add(request)
-
-    def _add(self, request: Request) -> None:
         batches, timeout = self._batches, request.timeout
         now = batches.clock.now()
         request.deadline = now + timeout
@@ -151,8 +147,7 @@ class Connection:
             raise self.last_error.with_traceback(None)
         if len(batches.waiting) + batches.sent >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
-        if not batches.clock.is_ticking:
-            batches.clock.start(timeout)
+        batches.clock.start(timeout)
         batches.add(request, now)
 
     def open(self) -> None:
@@ -161,7 +156,8 @@ class Connection:
         if loop is not self._loop:  # another asyncio.run(): nothing is kept
             if self._loop is not None and self._loop.is_running():
                 raise ConfigError("a RedisStorage in two running event loops: give each its own")
-            self.abandon()
+            if self._loop is not None:
+                self.abandon()
             self._loop = loop
         if self._batches.wire is None and (self._opening is None or self._opening.done()):
             self._opening = loop.create_task(self._open(), context=Context())
@@ -170,8 +166,6 @@ class Connection:
         """Close the connection; waiting requests get a StorageError. It can be used again."""
         opening = self._opening if self._loop is asyncio.get_running_loop() else None
         self.abandon()
-        for each in self.events:
-            each.closed(self.name)
         if opening is not None:
             await asyncio.wait([opening])
         await asyncio.sleep(0)  # asyncio closes the socket in the next turn of the loop
@@ -189,6 +183,8 @@ class Connection:
             if opening is not None:
                 opening.cancel()
             answer_all(requests, StorageError("the storage was closed", kind="closed"))
+        for each in self.events:
+            each.closed(self.name)
 
     async def _open(self) -> None:
         """Connect; retry until it succeeds."""

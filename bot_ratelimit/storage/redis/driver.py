@@ -170,7 +170,7 @@ def check_client(client: object) -> None:
     name = f"{kind.__module__}.{kind.__qualname__}"
     raise ConfigError(
         f"redis_client is {'the class' if kind is client else 'a'} {name}: expected a URL, an "
-        "asynchronous client such as redis.asyncio.Redis(...) or redis.asyncio.Redis.from_pool("
+        "asynchronous client such as a redis.asyncio.Redis(...) or redis.asyncio.Redis.from_pool("
         "pool), or None for memory"
     )
 

@@ -14,11 +14,11 @@ class Request:
 
     __slots__ = ("asking", "deadline", "future", "item", "redirected", "timeout")
 
-    def __init__(self, item: Any, timeout: float, future: asyncio.Future[Any]) -> None:
+    def __init__(self, item: Any, timeout: float) -> None:
         self.item = item
         self.timeout = timeout
         self.deadline = 0.0
-        self.future = future
+        self.future: asyncio.Future[Any] = asyncio.Future()
         self.asking = False
         """Whether the slot is being moved to this server, so that ASKING must be sent first."""
         self.redirected = False
@@ -59,11 +59,8 @@ class Redirect(NamedTuple):
     asking: bool
 
 
-class Again:
-    """An answer: nothing was executed, and the same server must be asked again."""
-
-
-AGAIN: Final = Again()
+AGAIN: Final = object()
+"""An answer: nothing was executed, and the same server must be asked again."""
 
 
 def answer_all(requests: Iterable[Request], answer: Any) -> None:
