@@ -29,7 +29,7 @@ from bot_ratelimit.rules.rule import OnError, Rules, rules_of
 from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis.storage import RedisStorage
-from bot_ratelimit.storage.redis.urls import EXPECTED, MAX_DB, Defaults, client_from_url, is_host
+from bot_ratelimit.storage.redis.urls import EXPECTED, MAX_DB, client_from_url, is_host, uses_tls
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.redis.driver import Client
@@ -282,21 +282,22 @@ class Settings(BaseSettings):
         """
         if not self.uses_redis:
             return None
-        defaults = Defaults(
-            db=self.redis_db,
-            username=self.redis_username,
-            password=_text(self.redis_password),
-            sentinel_username=self.redis_sentinel_username,
-            sentinel_password=_text(self.redis_sentinel_password),
-            tls_ca=self.redis_tls_ca,
-            tls_cert=self.redis_tls_cert,
-            tls_key=self.redis_tls_key,
-        )
+        given = {
+            "db": self.redis_db,
+            "username": self.redis_username,
+            "password": _text(self.redis_password),
+            "sentinel_username": self.redis_sentinel_username,
+            "sentinel_password": _text(self.redis_sentinel_password),
+            "ssl_ca_certs": self.redis_tls_ca,
+            "ssl_certfile": self.redis_tls_cert,
+            "ssl_keyfile": self.redis_tls_key,
+        }
+        defaults = {name: value for name, value in given.items() if value not in (None, "")}
         url = _text(self.redis_url)
         if url is None:
             host = self.redis_host or "localhost"
             host = f"[{host}]" if ":" in host else host
-            url = f"{'rediss' if defaults.uses_tls else 'redis'}://{host}:{self.redis_port}"
+            url = f"{'rediss' if uses_tls(defaults) else 'redis'}://{host}:{self.redis_port}"
         try:
             return client_from_url(url, defaults)
         except ConfigError as error:

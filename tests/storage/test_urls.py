@@ -19,7 +19,7 @@ from bot_ratelimit import (
     Subject,
 )
 from bot_ratelimit.storage.redis import driver
-from bot_ratelimit.storage.redis.urls import Defaults, client_from_url
+from bot_ratelimit.storage.redis.urls import client_from_url
 from tests.certificates import Certificates
 from tests.proxy import distant
 from tests.servers import Server, running, running_cluster
@@ -93,7 +93,7 @@ async def test_a_url_is_enough(found: Found) -> None:
 
 
 def kwargs(url: str, **defaults: Any) -> dict[str, Any]:
-    client: Any = client_from_url(url, Defaults(**defaults))
+    client: Any = client_from_url(url, defaults)
     return dict(client.connection_pool.connection_kwargs)
 
 

@@ -12,9 +12,9 @@ from typing import Any, Final
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.banlist import MAX_BANS, Ban, BanList, BanTarget, member_of, members_of
-from bot_ratelimit.storage.redis.scripts import Executes, Script, text_of
+from bot_ratelimit.storage.redis.scripts import Execute, script_in, text_of
 
-_SCRIPT: Final = Script("bans")
+_SCRIPT: Final = script_in("bans")
 
 
 class RedisBanList(BanList):
@@ -24,10 +24,10 @@ class RedisBanList(BanList):
     braces keep them in one slot of a cluster.
     """
 
-    def __init__(self, server: Executes, prefix: str) -> None:
+    def __init__(self, execute: Execute, prefix: str) -> None:
         self.current = None
         self.clock = time.monotonic
-        self._server = server
+        self._execute = execute
         self._keys = [f"{prefix}:ratelimit:{{bans}}:{part}" for part in ("ends", "details", "hand")]
 
     async def put(self, ban: Ban, seconds: float, *, timeout: float) -> bool:
@@ -48,7 +48,7 @@ class RedisBanList(BanList):
     ) -> tuple[str, dict[BanTarget, float]] | None:
         # One command that reads one value, unless the list has changed.
         command = [b"HGET", self._keys[2].encode(), b"version"]
-        found = await self._server.execute(command, key=self._keys[2], timeout=timeout)
+        found = await self._execute(command, key=self._keys[2], timeout=timeout)
         if text_of(found or b"") == version:
             return None
         if not found:  # also if scripts are refused
@@ -69,7 +69,7 @@ class RedisBanList(BanList):
         return _listed(await self._run("find", *members_of(subjects), timeout=timeout))
 
     async def _run(self, *arguments: str | int, timeout: float) -> Any:
-        return await _SCRIPT.run(self._server, self._keys, *arguments, timeout=timeout)
+        return await _SCRIPT.run(self._execute, self._keys, *arguments, timeout=timeout)
 
 
 def _subject(member: str) -> Subject:

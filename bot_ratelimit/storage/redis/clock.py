@@ -26,50 +26,43 @@ class ListeningClock:
         timer    ^    ^    ^    ^                  ^    ^    ^
         clock    0    1    2    3                  4    5    6   ticks
 
-    Args:
-        loop: The event loop.
-        on_tick: Called with the time at every tick; returns whether to keep ticking.
+    At every tick it calls `on_tick` with the time, which returns whether to keep ticking.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_tick: Callable[[float], bool]) -> None:
-        self._loop = loop
+    def __init__(self, on_tick: Callable[[float], bool]) -> None:
         self._on_tick = on_tick
         self._context = Context()  # so that the timer does not keep a caller's context
-        self._away = 0.0
-        self.is_ticking = False
-        self._due = math.inf  # when the next tick is due, by the loop's time
         self._timer: asyncio.TimerHandle | None = None
-        self._tick = LONGEST_TICK
+        self._marked, self._marked_at = 0.0, monotonic()  # a time, and when it was
+        self._limit = math.inf  # how much may pass after that, until the next tick
 
     def now(self) -> float:
         """Seconds from some starting point."""
-        time, due = monotonic(), self._due
-        # After that moment the loop is busy.
-        return (time if time < due else due) - self._away
+        passed = monotonic() - self._marked_at
+        return self._marked + (passed if passed < self._limit else self._limit)
 
     def start(self, timeout: float) -> None:
         """Start ticking, often enough for this time-out."""
-        if self.is_ticking:
-            return
-        self.is_ticking = True
-        self._tick = min(max(timeout / TICKS, SHORTEST_TICK), LONGEST_TICK)
-        self._arm(monotonic())
+        if self._timer is None:
+            self._arm(min(max(timeout / TICKS, SHORTEST_TICK), LONGEST_TICK))
 
     def stop(self) -> None:
         """Stop ticking."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._due, self.is_ticking = None, math.inf, False
+        self._timer = None
+        self._mark(math.inf)
 
-    def _arm(self, time: float) -> None:
-        self._due = time + self._tick
-        self._timer = self._loop.call_later(self._tick, self._fire, context=self._context)
+    def _mark(self, limit: float) -> None:
+        self._marked, self._marked_at, self._limit = self.now(), monotonic(), limit
+
+    def _arm(self, tick: float) -> None:
+        self._mark(tick)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(tick, self._fire, context=self._context)
 
     def _fire(self) -> None:
-        time = monotonic()
-        self._away += max(0.0, time - self._due)
-        self._due = math.inf
-        if self._on_tick(time - self._away):
-            self._arm(time)
-        else:
-            self.is_ticking = False
+        tick, self._timer = self._limit, None
+        self._mark(math.inf)
+        if self._on_tick(self._marked) and self._timer is None:
+            self._arm(tick)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,12 +20,11 @@ from bot_ratelimit.storage.base import ServerEvents
 from bot_ratelimit.storage.loops import Seldom
 from bot_ratelimit.storage.redis import driver
 from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec
-from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, IDLE, Connection
-from bot_ratelimit.storage.redis.driver import Address, NodeEndpoint
+from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, Connection
+from bot_ratelimit.storage.redis.driver import Address
 from bot_ratelimit.storage.redis.encoding import encode_key
-from bot_ratelimit.storage.redis.faults import one_line, translated, unreachable
+from bot_ratelimit.storage.redis.faults import one_line, translated
 from bot_ratelimit.storage.redis.request import Redirect, Request
-from bot_ratelimit.storage.redis.wire import Wire
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -38,54 +36,12 @@ ASK_TIMEOUT: Final = 1.0
 """The time-out in seconds for the slot map over an open connection."""
 
 
-class _AnyNode:
-    """Any node that answers; used as long as the slot map is unknown."""
-
-    name = "the cluster"
-
-    def __init__(self, client: RedisCluster, connect_timeout: float) -> None:
-        self._client = client
-        self._connect_timeout = connect_timeout
-
-    @property
-    def where(self) -> str:
-        """See `Endpoint.where`."""
-        first, *others = driver.startup_nodes(self._client)
-        return "{} at {}:{}".format(self.name, *first) + (" and others" if others else "")
-
-    async def connect(self) -> Wire:
-        """Return the connection that opens first."""
-        nodes = driver.startup_nodes(self._client)
-        opening = {asyncio.create_task(self._connect(node)) for node in nodes}
-        errors: list[BaseException] = []
-        try:
-            rest = opening
-            while rest:
-                done, rest = await asyncio.wait(rest, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if (error := task.exception()) is None:
-                        opening.discard(task)
-                        return task.result()
-                    errors.append(error)
-        finally:
-            for task in opening:
-                driver.cancel_opening(task)
-        raise errors[-1]
-
-    async def _connect(self, node: Address) -> Wire:
-        endpoint = NodeEndpoint(self._client, node)
-        try:
-            return await endpoint.connect()
-        except Exception as error:
-            raise unreachable(endpoint.name, error, self._connect_timeout) from error
-
-
 class Shards:
     """A connection to each node that has slots, opened when it is first needed.
 
-    `CLUSTER SLOTS` is asked over any open connection: at the start, when a node redirects, and
-    repeatedly while a node is unreachable and decisions are requested. Until the slot map is known,
-    any node is asked and its redirect is followed.
+    `CLUSTER SLOTS` is asked over any open connection: when one was opened, when a node redirects,
+    and repeatedly while a node is unreachable. Until the slot map is known, a node that the client
+    was given is asked, and its redirect is followed.
     """
 
     def __init__(self, client: RedisCluster, connect_timeout: float = CONNECT_TIMEOUT) -> None:
@@ -94,35 +50,26 @@ class Shards:
         self._events: Sequence[ServerEvents] = ()
         self._nodes: dict[Address, Connection] = {}
         self._slots: dict[int, Connection] = {}
-        self._any = self._connection(_AnyNode(client, connect_timeout))
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = 0.0
-        self._needed_at = 0.0  # when a decision was last requested
         self._seldom = Seldom()
+        for address in driver.startup_nodes(client):
+            self._node(address)
 
     def holder(self, key: str) -> Connection:
-        """Return the connection to the node of this key, for its name."""
-        return self._slots.get(_slot_of(key)) or self._any
-
-    def route(self, key: str) -> tuple[Connection, int]:
-        """Return the connection to the node of this key, and the key's slot."""
-        self._needed_at = time.monotonic()
-        slot = _slot_of(key)
-        connection = self._slots.get(slot)
-        if connection is None:
-            connection = self._any
-            self._refresh_soon()
-        return connection, slot
+        """Return the connection to the node of this key."""
+        found = self._slots.get(_slot_of(key))
+        return found or max(self._nodes.values(), key=lambda each: (each.is_open, each.is_healthy))
 
     def connections(self) -> list[Connection]:
         """All connections."""
-        return [self._any, *self._nodes.values()]
+        return list(self._nodes.values())
 
     def open(self) -> None:
-        """Start to fetch the slot map."""
-        self._needed_at = time.monotonic()
-        self._any.open()
-        self._refresh_soon()
+        """Fetch the slot map in the background."""
+        loop, task = asyncio.get_running_loop(), self._refreshing
+        if task is None or task.done() or task.get_loop() is not loop:
+            self._refreshing = loop.create_task(self._refresh(), context=Context())
 
     async def close(self) -> None:
         """Close all connections."""
@@ -135,7 +82,9 @@ class Shards:
 
     def dropped(self) -> None:
         """Close all connections, from any thread: nobody uses them any more."""
-        self._needed_at = -math.inf
+        self._refreshing, task = None, self._refreshing
+        if task is not None and not task.get_loop().is_closed():
+            task.get_loop().call_soon_threadsafe(task.cancel)
         for connection in self.connections():
             connection.dropped()
 
@@ -145,49 +94,35 @@ class Shards:
         for connection in self.connections():
             connection.observe(events)
 
-    def _connection(self, endpoint: driver.Endpoint) -> Connection:
-        connection = Connection(
-            endpoint,
-            DecisionCodec(lambda: endpoint.where),
-            redirect=self._follow_redirect,
-            on_failure=self._refresh_soon,
-            connect_timeout=self._connect_timeout,
-        )
-        connection.observe(self._events)
-        return connection
-
     def _node(self, address: Address) -> Connection:
         node = self._nodes.get(address)
         if node is None:
-            node = self._nodes[address] = self._connection(NodeEndpoint(self._client, address))
+            endpoint = driver.node_endpoint(self._client, address)
+            node = self._nodes[address] = Connection(
+                endpoint,
+                DecisionCodec(lambda: endpoint.where, slot_of=_slot_of),
+                redirect=self._follow_redirect,
+                on_change=self.open,
+                connect_timeout=self._connect_timeout,
+            )
+            node.observe(self._events)
         return node
 
     def _follow_redirect(self, request: Request, redirect: Redirect) -> None:
         """Send the request to the node that a redirect names: the first node executed nothing."""
         node = self._node(driver.remap(self._client, redirect.address))
         request.asking = redirect.asking
-        request.alone = request.alone or redirect.asking
-        if not redirect.asking and request.slot is not None:
-            self._slots[request.slot] = node
-            self._refresh_soon()
+        if not redirect.asking:
+            self._slots[redirect.slot] = node
+            self.open()
         try:
             node.enqueue(request)
         except StorageError as error:
             request.answer(error)
 
-    def _refresh_soon(self) -> None:
-        """Fetch the slot map in the background."""
-        loop, task = asyncio.get_running_loop(), self._refreshing
-        if task is None or task.done() or task.get_loop() is not loop:
-            self._refreshing = loop.create_task(self._refresh(), context=Context())
-
     async def _refresh(self) -> None:
-        """Fetch the slot map until it is known and all nodes in it are reachable.
-
-        Stop when no decision has been requested for a while: an unused storage does not keep
-        asking.
-        """
-        while time.monotonic() - self._needed_at < IDLE:
+        """Fetch the slot map until it is known and all nodes in it are reachable."""
+        while True:
             await asyncio.sleep(max(0.0, self._refreshed_at + REFRESH_EVERY - time.monotonic()))
             self._refreshed_at = time.monotonic()
             answer = await self._fetch_slots()
@@ -198,14 +133,17 @@ class Shards:
 
     async def _fetch_slots(self) -> tuple[Any, str] | None:
         """Ask some nodes at once, since one may hang; return the first slot map and its host."""
-        known = list(self._nodes.values())
+        if not any(each.is_open for each in self._nodes.values()):  # or all may have new addresses
+            for address in driver.startup_nodes(self._client):
+                self._node(address)
+        known = self.connections()
         shuffle(known)
         known.sort(key=lambda each: not each.is_open)
-        asking = {asyncio.ensure_future(_slots(each)) for each in (self._any, *known[:MAX_ASKED])}
+        asking = {asyncio.ensure_future(_slots(each)) for each in known[:MAX_ASKED]}
         try:
             for answer in asyncio.as_completed(asking):
                 reply, asked = await answer
-                if isinstance(reply, list):
+                if isinstance(reply, list) and reply:  # empty while no node has slots
                     return reply, asked.host
                 if isinstance(reply, Exception):
                     self._log_refusal(asked.where, reply)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from redis import exceptions
 
 from bot_ratelimit.algorithms.script import SCRIPT, SHA
-from bot_ratelimit.rules.limit import Algorithm
-from bot_ratelimit.storage.base import Ask, Op
+from bot_ratelimit.storage.base import Ask
 from bot_ratelimit.storage.redis import encoding, transaction
 from bot_ratelimit.storage.redis.encoding import Command, encode_command
 from bot_ratelimit.storage.redis.faults import (
@@ -31,14 +30,12 @@ _BY_HASH: Final = ("EVALSHA", SHA)
 _BY_SOURCE: Final = ("EVAL", SCRIPT)
 _ASKING: Final = encode_command([b"ASKING"])
 
-# The script takes about 3 us for a single fixed window and up to 25 us for any other rule (measured
-# with Redis 7 on a slow core).
-_HEAVY: Final = 8
-_LIGHT: Final = Algorithm.FIXED_WINDOW
-_LIGHT_OPS: Final = (Op.HIT, Op.PEEK, Op.RESET)
-
 TRY_SCRIPTS_AGAIN: Final = 60.0
 """Seconds after which a server that refused scripts is tried with a script again."""
+
+
+ALONE: Final = 1.0
+"""Seconds in which each hit has a call of its own after some could not share one."""
 
 
 class Commands(NamedTuple):
@@ -53,40 +50,32 @@ Item: TypeAlias = "Ask | Commands"
 class DecisionCodec:
     """Encodes hits as one call of the script, or as transactions if scripts are refused.
 
-    Args:
-        where: Where the server is now, for logs and errors.
-        allow_scripts: How to allow scripts there.
-        clock: Seconds from any starting point.
+    On a cluster, where `slot_of` is given, only keys of one slot share a call.
     """
 
     def __init__(
         self,
         where: Callable[[], str],
         allow_scripts: str = ALLOW_SCRIPTS,
+        *,
+        slot_of: Callable[[str], int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._where = where
         self._allow_scripts = allow_scripts
+        self._slot_of = slot_of
         self._clock = clock
         self._script = _BY_HASH
         self._refused_until: float | None = None
+        self._alone_until = -math.inf
 
     @property
     def uses_script(self) -> bool:
         """Whether hits are sent as a script; otherwise they are sent as transactions."""
         return self._refused_until is None
 
-    def weigh(self, item: Item) -> int:
-        """Return how much work an item is for the server; a batch has `MAX_WEIGHT` at most."""
-        if isinstance(item, Commands):
-            return _HEAVY * len(item.commands)
-        counts, op, once = item
-        if len(counts) > 1 or once is not None:
-            return _HEAVY * (len(counts) + (once is not None))
-        return 1 if op in _LIGHT_OPS and counts[0][1].algorithm is _LIGHT else _HEAVY
-
     def calls(self, requests: Sequence[Request]) -> list[Call]:
-        """Encode requests: all hits in one call, or one for each slot of a cluster.
+        """Encode requests: all hits in one call, or in one for each slot of a cluster.
 
         A request that cannot be sent is answered here.
         """
@@ -102,16 +91,25 @@ class DecisionCodec:
                     request.answer(fault)
                 else:
                     calls.append(_commands([request], transaction.commands(item)))
-            elif request.alone:
-                calls.append(self._script_call([request]))
             else:
                 hits.append(request)
-        if len(hits) > 1 and hits[0].slot is not None:
-            hits.sort(key=_SLOT)
-            calls += [self._script_call(list(group)) for _, group in groupby(hits, _SLOT)]
-        elif hits:
-            calls.append(self._script_call(hits))
+        if hits:
+            calls += map(self._script_call, self._shared(hits))
         return calls
+
+    def _shared(self, hits: list[Request]) -> Iterable[list[Request]]:
+        """Which hits share a call."""
+        if len(hits) == 1:
+            return [hits]
+        if self._clock() < self._alone_until:
+            return [[hit] for hit in hits]
+        if self._slot_of is None:
+            return [hits]
+        slots: dict[object, list[Request]] = {}
+        for hit in hits:
+            slot = hit if hit.asking else self._slot_of(hit.item.counts[0].key)
+            slots.setdefault(slot, []).append(hit)
+        return slots.values()
 
     def read(self, call: Call, replies: list[Any]) -> Sequence[Any]:
         """Read the replies to a call.
@@ -148,9 +146,8 @@ class DecisionCodec:
         if code_of(reply) == "NOSCRIPT":  # a server that has restarted
             self._script = _BY_SOURCE
             return again
-        if len(requests) > 1 and _must_ask_one_by_one(reply):
-            for request in requests:
-                request.alone = True
+        if len(requests) > 1 and _cannot_share(reply):
+            self._alone_until = self._clock() + ALONE
             return again
         if not SCRIPTS_REFUSED.search(str(reply)):
             return self._translated([reply] * len(requests))
@@ -176,7 +173,6 @@ class DecisionCodec:
         ]
 
 
-_SLOT: Final = attrgetter("slot")
 _ITEM: Final = attrgetter("item")
 
 
@@ -187,7 +183,7 @@ def _commands(
     return Call(requests, b"".join(parts), len(parts), decides=decides)
 
 
-def _must_ask_one_by_one(reply: Exception) -> bool:
+def _cannot_share(reply: Exception) -> bool:
     """Whether keys must be asked for one by one.
 
     Either their slot is being moved: if one key is missing, the server would send all of them to
@@ -203,10 +199,10 @@ def _must_ask_one_by_one(reply: Exception) -> bool:
 def _redirect_in(replies: Sequence[Any]) -> Redirect | None:
     """The redirect in the replies of a Redis Cluster, or None."""
     for reply in replies:
-        if not isinstance(reply, exceptions.ResponseError):
-            continue
-        code, _, text = str(reply).partition(" ")
-        if code in ("MOVED", "ASK"):
-            host, _, port = text.rpartition(" ")[2].rpartition(":")
-            return Redirect((host, int(port)), code == "ASK")
+        if isinstance(reply, exceptions.ResponseError):
+            code, *rest = str(reply).split(" ")
+            if code in ("MOVED", "ASK"):
+                slot, address = rest
+                host, _, port = address.rpartition(":")
+                return Redirect(int(slot), (host, int(port)), code == "ASK")
     return None

@@ -7,32 +7,32 @@ from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.storage.documents import LIFETIME, Documents, with_id
-from bot_ratelimit.storage.redis.scripts import Executes
+from bot_ratelimit.storage.redis.scripts import Execute, Script
 
 _LIFETIME: Final = b"%d" % LIFETIME
 _SLICE: Final = b"500"
 
-_SWAP: Final = b"""
+_SWAP: Final = Script("""
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1
-"""
-_PUSH: Final = b"""
+""")
+_PUSH: Final = Script("""
 redis.call('LPUSH', KEYS[1], ARGV[1])
 redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return redis.call('LLEN', KEYS[1])
-"""
-_TAKE: Final = b"""
+""")
+_TAKE: Final = Script("""
 local now = redis.call('TIME')
 if now[1] + now[2] / 1000000 <= tonumber(ARGV[1]) then
   return redis.call('LPOP', KEYS[1], 1000000) or {}
 end
 redis.call('LREM', KEYS[1], 0, ARGV[2])
 return false
-"""
+""")
 # A field is `<Unix time> <value>`. Fields that were not renewed within the TTL are deleted.
-_REPORT: Final = b"""
+_REPORT: Final = Script("""
 local now = redis.call('TIME')
 redis.call('HSET', KEYS[1], ARGV[1], now[1] .. ' ' .. ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
@@ -42,14 +42,14 @@ for i = 1, #all, 2 do
   if at + ARGV[3] < tonumber(now[1]) then redis.call('HDEL', KEYS[1], all[i]) end
 end
 return now
-"""
+""")
 
 
 class RedisDocuments(Documents):
     """Documents on a Redis server; on a cluster the keys may be on several nodes."""
 
-    def __init__(self, server: Executes, is_cluster: bool, timeout: float = 2.0) -> None:
-        self._server = server
+    def __init__(self, execute: Execute, is_cluster: bool, timeout: float = 2.0) -> None:
+        self._execute = execute
         self._is_cluster = is_cluster
         self._timeout = timeout
 
@@ -58,7 +58,7 @@ class RedisDocuments(Documents):
         return value
 
     async def swap(self, key: str, expected: bytes | None, value: bytes) -> bool:
-        return bool(await self._script(_SWAP, key, expected or b"", value, _LIFETIME))
+        return bool(await self._script(_SWAP, key, expected or b"", value, LIFETIME))
 
     async def put(self, key: str, value: bytes, seconds: int) -> None:
         await self._run(key, b"SET", key.encode(), value, b"EX", b"%d" % seconds)
@@ -72,17 +72,17 @@ class RedisDocuments(Documents):
         return value
 
     async def push(self, key: str, value: bytes, keep: int, seconds: int = LIFETIME) -> int:
-        return int(await self._script(_PUSH, key, value, b"%d" % keep, b"%d" % seconds))
+        return int(await self._script(_PUSH, key, value, keep, seconds))
 
     async def take_list(self, key: str, until: float, own: bytes) -> list[bytes] | None:
-        found: list[bytes] | None = await self._script(_TAKE, key, b"%.6f" % until, own)
+        found: list[bytes] | None = await self._script(_TAKE, key, f"{until:.6f}", own)
         return found
 
     async def listed(self, key: str) -> list[bytes]:
         return list(await self._run(key, b"LRANGE", key.encode(), b"0", b"-1"))
 
     async def report(self, key: str, field: str, value: bytes, seconds: int) -> float:
-        now = await self._script(_REPORT, key, field.encode(), value, b"%d" % seconds)
+        now = await self._script(_REPORT, key, field, value, seconds)
         return _seconds(now)
 
     async def reports(self, key: str) -> dict[str, bytes]:
@@ -138,11 +138,11 @@ class RedisDocuments(Documents):
                 "have to be changed one by one; a prefix with a hash tag, '{my_bot}', is on one"
             )
 
-    async def _script(self, script: bytes, key: str, *arguments: bytes) -> Any:
-        return await self._run(key, b"EVAL", script, b"1", key.encode(), *arguments)
+    async def _script(self, script: Script, key: str, *arguments: bytes | str | int) -> Any:
+        return await script.run(self._execute, [key], *arguments, timeout=self._timeout)
 
     async def _run(self, key: str, *command: bytes) -> Any:
-        return await self._server.execute(command, key=key, timeout=self._timeout)
+        return await self._execute(command, key=key, timeout=self._timeout)
 
 
 def _seconds(reply: Any) -> float:

@@ -8,13 +8,12 @@ charged twice. Private attributes of redis-py are used only in this file;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import redis.asyncio as aioredis
-from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import AbstractConnection
@@ -23,7 +22,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnec
 from redis.backoff import NoBackoff
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.storage.redis.faults import ALLOW_SCRIPTS, is_cut_short
+from bot_ratelimit.storage.redis.faults import ALLOW_SCRIPTS
 from bot_ratelimit.storage.redis.wire import AdapterWire, SocketWire, Wire
 
 Client: TypeAlias = "aioredis.Redis | RedisCluster"
@@ -31,36 +30,11 @@ Address: TypeAlias = tuple[str, int]
 
 PRIVATE: Final = ("_reader", "_writer")
 """The private attributes of a redis-py connection that are used."""
-HEAR_OUT: Final = 0.2
-"""Seconds in which a server that ends connections at once has to say why."""
-_ERROR_SIZE: Final = 1_000
 _OWN_READ: Final = (AbstractConnection.read_response, SentinelManagedConnection.read_response)
 
 
-class Endpoint(Protocol):
-    """A server address, and how to connect to it."""
-
-    @property
-    def name(self) -> str:
-        """The permanent name: `host:port`, the path of a socket, or the name of a service."""
-        ...
-
-    @property
-    def where(self) -> str:
-        """The current address, for logs and errors."""
-        ...
-
-    async def connect(self) -> Wire:
-        """Open a connection.
-
-        Raises:
-            Exception: The error of redis-py or of the network.
-        """
-        ...
-
-
-class PoolEndpoint:
-    """The server of a client's connection pool.
+class Endpoint:
+    """A server, and how to connect to it as a pool of redis-py does.
 
     The pool makes the connection, with its credentials and TLS, but the connection does not belong
     to the pool: it does not matter whether the pool is small or exhausted.
@@ -69,33 +43,27 @@ class PoolEndpoint:
     def __init__(self, pool: Any) -> None:
         self._pool = pool
         kwargs = pool.connection_kwargs
-        host, port = kwargs.get("host", "localhost"), kwargs.get("port", 6379)
-        self.name: str = kwargs.get("path") or f"{host}:{port}"
+        address = f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
+        self.name: str = kwargs.get("path") or address
+        """The permanent name: `host:port`, the path of a socket, or the name of a service."""
         self.where = self.name
+        """The current address, for logs and errors."""
 
-    def make_connection(self) -> Any:
-        """Make a connection of redis-py that is not open yet."""
-        return self._pool.make_connection()
+    def check(self) -> None:
+        """Raise an error of redis-py if one of the options for connecting is wrong."""
+        self._pool.make_connection()  # connects to nothing yet
 
     async def connect(self) -> Wire:
-        """See `Endpoint.connect`."""
-        connection = self.make_connection()
+        """Open a connection; raise the error of redis-py or of the network."""
+        connection = self._pool.make_connection()
         return await open_wire(connection, connection.connect)
 
 
-class NodeEndpoint(PoolEndpoint):
+def node_endpoint(client: RedisCluster, address: Address) -> Endpoint:
     """A node of a Redis Cluster, with the connection options of the cluster's client."""
-
-    def __init__(self, client: RedisCluster, address: Address) -> None:
-        self._client = client
-        self._address = address
-        self.name = self.where = "{}:{}".format(*address)
-
-    def make_connection(self) -> Any:
-        """See `PoolEndpoint.make_connection`."""
-        kwargs: dict[str, Any] = self._client.get_connection_kwargs()
-        node: Any = ClusterNode(*self._address, **kwargs)
-        return node.connection_class(**node.connection_kwargs)
+    options: dict[str, Any] = client.get_connection_kwargs()
+    node: Any = ClusterNode(*address, **options)
+    return Endpoint(aioredis.ConnectionPool(node.connection_class, **node.connection_kwargs))
 
 
 async def opened(connection: Any, connect: Callable[[], Awaitable[Any]]) -> None:
@@ -108,12 +76,8 @@ async def opened(connection: Any, connect: Callable[[], Awaitable[Any]]) -> None
     connection.socket_timeout = connection.socket_connect_timeout = None
     try:
         await connect()
-    except BaseException as error:
+    except BaseException:
         close(connection)
-        if isinstance(error, Exception) and is_cut_short(error):
-            reason = await _turned_away(connection)
-            if reason:
-                raise exceptions.ConnectionError(reason) from error
         raise
 
 
@@ -125,31 +89,6 @@ async def open_wire(connection: Any, connect: Callable[[], Awaitable[Any]]) -> W
     if _is_own(connection):
         return SocketWire(getattr(connection, "host", ""), writer.transport, reader.at_eof, end)
     return AdapterWire(connection, writer.writelines, end)
-
-
-async def _turned_away(connection: Any) -> str:
-    """Return why the server closes connections at once, for example maxclients; empty if unknown.
-
-    The server sends the reason without being asked. But redis-py has already written by then, and
-    often gets only a reset. So this opens a connection that reads and writes nothing.
-    """
-    if isinstance(connection, aioredis.SSLConnection) or not _is_own(connection):
-        return ""
-    path = getattr(connection, "path", None)
-    with suppress(OSError, TimeoutError):
-        async with asyncio.timeout(HEAR_OUT):
-            reader, writer = await (
-                asyncio.open_unix_connection(path)
-                if path
-                else asyncio.open_connection(connection.host, connection.port)
-            )
-            try:
-                said = await reader.read(_ERROR_SIZE)
-            finally:
-                writer.transport.abort()
-        if said.startswith(b"-"):
-            return said[1:].decode(errors="replace").partition("\r\n")[0]
-    return ""
 
 
 def _is_own(connection: Any) -> bool:
@@ -197,6 +136,25 @@ def sentinels_of(pool: SentinelConnectionPool) -> tuple[str, Sequence[Any], int,
     return pool.service_name, pools, manager.min_other_sentinels, forced
 
 
+def key_space_of(client: Client) -> Hashable:
+    """Return an equal value for clients that reach the same keys.
+
+    Two clients with the same address and database use one server. The contents of redis-py's
+    `connection_kwargs` are not documented: if they say too little, the pool itself is returned, so
+    that only storages of one pool count as sharing.
+    """
+    if isinstance(client, RedisCluster):
+        return ("cluster", *sorted(startup_nodes(client)))
+    pool: Any = client.connection_pool
+    options: dict[str, Any] = pool.connection_kwargs
+    place = options.get("path") or options.get("host") or getattr(pool, "service_name", None)
+    if "server" in options:  # fakeredis
+        place = id(options["server"])
+    if place is None:
+        return id(pool)
+    return place, int(options.get("port") or 6379), int(options.get("db") or 0)
+
+
 def check_client(client: object) -> None:
     """Raise ConfigError unless this is an asynchronous client of redis-py."""
     if isinstance(client, RedisCluster):
@@ -210,15 +168,11 @@ def check_client(client: object) -> None:
         return
     kind = client if isinstance(client, type) else type(client)
     name = f"{kind.__module__}.{kind.__qualname__}"
-    told, fix = f"a {name}", "pass a URL, a redis.asyncio.Redis, or None for memory"
-    if isinstance(client, type) and issubclass(client, (Redis, RedisCluster)):
-        told, fix = f"the class {name}", f"pass a client, redis.asyncio.{kind.__name__}(...)"
-    elif isinstance(client, aioredis.ConnectionPool):
-        told, fix = "a ConnectionPool", "pass redis.asyncio.Redis.from_pool(pool)"
-    elif name.startswith("redis.") and not name.startswith("redis.asyncio"):
-        told = f"a synchronous {name}, which would block the bot"
-        fix = "pass a redis.asyncio.Redis (from redis.asyncio import Redis)"
-    raise ConfigError(f"redis_client is {told}: {fix}")
+    raise ConfigError(
+        f"redis_client is {'the class' if kind is client else 'a'} {name}: expected a URL, an "
+        "asynchronous client such as a redis.asyncio.Redis(...) or redis.asyncio.Redis.from_pool("
+        "pool), or None for memory"
+    )
 
 
 def close(connection: Any) -> None:

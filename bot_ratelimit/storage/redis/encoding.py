@@ -102,29 +102,6 @@ def read_answers(
     ]
 
 
-def needs_script(ask: Ask) -> str:
-    """What in this ask only the script can decide, for an error; empty if MULTI can do it, too.
-
-    MULTI can hit a single fixed window with a cost of 1, peek at it, and reset counts.
-    """
-    count = ask.counts[0]
-    if ask.op is Op.RESET:
-        return ""
-    if ask.op in (Op.CHARGE, Op.REFUND):
-        return "a charge afterwards" if ask.op is Op.CHARGE else "a refund"
-    if ask.once is not None:
-        return "one verdict for several hits (once)"
-    if len(ask.counts) > 1:
-        return "deciding several rules together"
-    if count.penalty is not None:
-        return "a penalty"
-    if count.limit.algorithm is not Algorithm.FIXED_WINDOW:
-        return f"a {count.limit.algorithm.value}"
-    if count.limit.zone:
-        return "a calendar window"
-    return f"a cost of {count.cost}" if count.cost > 1 else ""
-
-
 def _argument_of(count: Count, flags: str) -> str:
     _, limit, cost, shadow, penalty = count
     if penalty is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from redis import exceptions
@@ -20,17 +19,9 @@ SCRIPTS_REFUSED: Final = re.compile(
 # redis-py removes the code of these errors from their text.
 _BY_CLASS: Final[dict[type[Exception], str]] = {
     exceptions.BusyLoadingError: "LOADING",
-    exceptions.ReadOnlyError: "READONLY",
-    exceptions.OutOfMemoryError: "OOM",
-    exceptions.MasterDownError: "MASTERDOWN",
-    exceptions.ClusterDownError: "CLUSTERDOWN",
-    exceptions.TryAgainError: "TRYAGAIN",
     exceptions.NoPermissionError: "NOPERM",
-    exceptions.ClusterCrossSlotError: "CROSSSLOT",
     exceptions.NoScriptError: "NOSCRIPT",
 }
-_NO_PASSWORD: Final = re.compile("Authentication required|HELLO must be called")
-"""Of one class with wrong passwords, whose code is another. The second is the answer to HELLO."""
 _PASSWORD: Final = "REDIS_PASSWORD, or in REDIS_URL"  # noqa: S105 - where one is set
 _GRANT: Final = (
     "the Redis user lacks a permission: ACL SETUSER <user> ~<prefix>:ratelimit:* "
@@ -52,28 +43,9 @@ class _Fault(NamedTuple):
     """Otherwise the server refuses until a setting is changed."""
 
 
-# A node of a Redis Cluster says "max number of clients + cluster connections reached".
-_FULL: Final = _Fault("max number of clients", "maxclients", "raise maxclients on the server")
-_LOWER_DB: Final = "choose a lower REDIS_DB, or a lower number in REDIS_URL"
-_OUTAGES: Final = tuple(
-    _Fault(rf"(?:^|[-\s]){code}\b", code.lower())
-    for code in (
-        *("LOADING", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"),
-        *("BUSY", "UNKILLABLE", "MISCONF", "NOREPLICAS"),
-    )
-)
-_AUTH: Final = _Fault(
-    # The second is what Redis says to a large command, the third what it says to HELLO.
-    "(?i:authenticat|password)|WRONGPASS|NOAUTH|unauthenticated|HELLO must be called",
-    "auth",
-    "check the user name and the password ({password})",
-)
-
-# What a server replies to a command. Redis 6 puts text before an error inside a script.
-_REPLIES: Final = (
-    _AUTH,
-    _FULL,
-    *_OUTAGES,
+# In the order in which they are looked for: the first ones may name a key, which may contain
+# anything. Redis 6 puts text before an error inside a script.
+_FAULTS: Final = (
     _Fault(
         "WRONGTYPE|not an integer|would overflow",  # the last two are INCR's errors
         "wrongtype",
@@ -81,13 +53,8 @@ _REPLIES: Final = (
         "delete the key",
         is_outage=False,
     ),
-    _Fault("NOPERM|executing the script can't", "noperm", _GRANT, is_outage=False),
     _Fault(
-        "DB index is out of range",
-        "db",
-        f"{_LOWER_DB}: a server has databases 0 to 15 unless configured otherwise (CONFIG GET "
-        "databases)",
-        is_outage=False,
+        "NOPERM|executing the script can't|no permissions to", "noperm", _GRANT, is_outage=False
     ),
     _Fault(
         "CROSSSLOT",
@@ -96,9 +63,22 @@ _REPLIES: Final = (
         "example '{bot}'",
         is_outage=False,
     ),
-)
-# Why there is no connection.
-_CONNECTING: Final = (
+    _Fault(
+        "DB index",
+        "db",
+        "choose a lower REDIS_DB, or a lower number in REDIS_URL: a server has databases 0 to 15 "
+        "unless configured otherwise (CONFIG GET databases)",
+        is_outage=False,
+    ),
+    *(
+        _Fault(rf"(?:^|[-\s]){code}\b", code.lower())
+        for code in (
+            *("LOADING", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"),
+            *("BUSY", "UNKILLABLE", "MISCONF", "NOREPLICAS"),
+        )
+    ),
+    # A node of a Redis Cluster says "max number of clients + cluster connections reached".
+    _Fault("max number of clients", "maxclients", "raise maxclients on the server"),
     _Fault(
         "WRONG_VERSION_NUMBER|record layer failure|unknown protocol",
         "tls",
@@ -121,17 +101,18 @@ _CONNECTING: Final = (
         "check the server's certificate and REDIS_TLS_CA, REDIS_TLS_CERT and REDIS_TLS_KEY "
         "(ssl_ca_certs, ssl_certfile and ssl_keyfile)",
     ),
-    _AUTH,
-    *_OUTAGES,
-    _Fault("NOPERM|no permissions to run", "noperm", _GRANT),  # of SELECT
+    _Fault(
+        # The second is what Redis says to a large command, the third what it says to HELLO.
+        "(?i:authenticat|password)|WRONGPASS|NOAUTH|unauthenticated|HELLO must be called",
+        "auth",
+        "check the user name and the password ({password})",
+    ),
     _Fault("refused", "refused", "check that Redis is running, and its host and port"),
     _Fault(
         "not known|getaddrinfo|name resolution|No address associated",
         "dns",
         "unknown host name: check REDIS_HOST or REDIS_URL",
     ),
-    _Fault("DB index", "database", _LOWER_DB),
-    _FULL,
     _Fault("(?i:unreachable|no route)", "unreachable", "check the network"),
     _Fault(
         "connecting to /.*No such file",
@@ -147,7 +128,10 @@ _CONNECTING: Final = (
 _EXPLAINED: Final = (exceptions.RedisError, OSError, EOFError)
 _ERRNO: Final = re.compile(r"^Error (\d+) connecting to ")
 _CUT_SHORT: Final = re.compile("(?i:closed|reset|broken pipe|connection lost)")
-_TLS_OR_NOT: Final = "while connecting: if the port speaks TLS, use rediss:// instead of redis://"
+_WHY_CUT_SHORT: Final = (
+    "while connecting: if the port speaks TLS, use rediss:// instead of redis://; if the server "
+    "has too many clients, raise maxclients on the server"
+)
 
 
 def translated(error: Exception, where: str = "") -> Exception:
@@ -162,11 +146,14 @@ def translated(error: Exception, where: str = "") -> Exception:
     if not isinstance(error, exceptions.ResponseError):
         return error
     text = _text(error)
-    unknown = _Fault("", code_of(error).lower() or "config", is_outage=False)
-    fault = _first(_REPLIES, text) or unknown
-    fix = fault.fix.format(password=_PASSWORD) if fault is _AUTH else fault.fix
-    if not fix and not fault.is_outage:
-        fix = "the server cannot decide; see the error it gives"
+    unknown = _Fault(
+        "",
+        code_of(error).lower() or "config",
+        "the server cannot decide; see the error it gives",
+        is_outage=False,
+    )
+    fault = _fault_in(text) or unknown
+    fix = fault.fix.replace("{password}", _PASSWORD)
     text = f"{where}: {text}" if where and where not in text else text
     text = f"{text} - {fix}" if fix else text
     if fault.is_outage:
@@ -203,12 +190,10 @@ def unreachable(
         # asyncio puts other words in place of the system's
         text = f"{os.strerror(int(number[1]))} ({text})"
     text = text if name in text else f"{name}: {text}"
-    fault = _first(_CONNECTING, text)
-    fix = "" if fault is None else fault.fix
-    if fault is _AUTH:
-        fix = fix.format(password=password)
+    fault = _fault_in(text)
+    fix = "" if fault is None else fault.fix.replace("{password}", password)
     if fault is None and timeout is not None and _CUT_SHORT.search(text):
-        fix = _TLS_OR_NOT
+        fix = _WHY_CUT_SHORT
     make = StorageError if timeout is None else NotConnectedError
     made = make(f"{text} - {fix}" if fix else text, kind=fault.kind if fault else "connection")
     made.bug = bug
@@ -221,12 +206,6 @@ def code_of(error: Exception) -> str:
     return match[1] if match else ""
 
 
-def is_cut_short(error: Exception) -> bool:
-    """Whether an open connection broke; False if none could be opened."""
-    text = _text(error)
-    return _CUT_SHORT.search(text) is not None and _first(_OUTAGES, text) is None
-
-
 def one_line(error: object) -> str:
     """The text of an error on one line, without control characters and without a user's key."""
     text, *_ = str(error).partition(", with args beginning with:")
@@ -236,10 +215,8 @@ def one_line(error: object) -> str:
 def _text(error: Exception) -> str:
     """The text with its code, unless that is `ERR`, which says nothing."""
     text, code = one_line(error).removeprefix("ERR "), _BY_CLASS.get(type(error), "")
-    if isinstance(error, exceptions.AuthenticationError) and _NO_PASSWORD.search(text):
-        code = "NOAUTH"
     return text if code in text else f"{code} {text}"
 
 
-def _first(faults: Iterable[_Fault], text: str) -> _Fault | None:
-    return next((fault for fault in faults if re.search(fault.pattern, text)), None)
+def _fault_in(text: str) -> _Fault | None:
+    return next((fault for fault in _FAULTS if re.search(fault.pattern, text)), None)

@@ -12,32 +12,15 @@ from bot_ratelimit.storage.redis.encoding import Command
 class Request:
     """Something that is asked of a server, with the future of its answer."""
 
-    __slots__ = (
-        *("item", "weight", "timeout", "deadline", "future", "number"),
-        *("slot", "asking", "alone", "redirected"),
-    )
+    __slots__ = ("asking", "deadline", "future", "item", "redirected", "timeout")
 
-    def __init__(
-        self,
-        item: Any,
-        weight: int,
-        timeout: float,
-        future: asyncio.Future[Any],
-        slot: int | None = None,
-    ) -> None:
+    def __init__(self, item: Any, timeout: float) -> None:
         self.item = item
-        self.weight = weight
         self.timeout = timeout
         self.deadline = 0.0
-        self.future = future
-        self.number = 0
-        """Its number in the order of the requests of a connection."""
-        self.slot = slot
-        """The slot in a Redis Cluster, where only keys of one slot can share a command."""
+        self.future: asyncio.Future[Any] = asyncio.Future()
         self.asking = False
         """Whether the slot is being moved to this server, so that ASKING must be sent first."""
-        self.alone = False
-        """Whether it needs a command of its own: some keys of its slot have been moved already."""
         self.redirected = False
 
     def answer(self, answer: Any) -> None:
@@ -53,10 +36,7 @@ class Request:
 class Call:
     """Encoded commands for some requests, and how many replies they produce."""
 
-    __slots__ = (
-        *("data", "deadline", "decides", "ends_batch"),
-        *("repair", "replies", "requests", "sent"),
-    )
+    __slots__ = ("data", "decides", "repair", "replies", "requests", "sent")
 
     def __init__(
         self, requests: Sequence[Request], data: bytes, replies: int = 1, *, decides: bool = True
@@ -67,9 +47,6 @@ class Call:
         self.decides = decides
         """Whether these are decisions, which are reported to observers."""
         self.sent = 0.0
-        self.deadline: float | None = None
-        """When the first of the requests times out; None until it is needed."""
-        self.ends_batch = False
         self.repair: Command | None = None
         """A command to send after the replies were read; its own reply does not matter."""
 
@@ -77,15 +54,13 @@ class Call:
 class Redirect(NamedTuple):
     """An answer: nothing was executed, and another server must be asked."""
 
+    slot: int
     address: tuple[str, int]
     asking: bool
 
 
-class Again:
-    """An answer: nothing was executed, and the same server must be asked again."""
-
-
-AGAIN: Final = Again()
+AGAIN: Final = object()
+"""An answer: nothing was executed, and the same server must be asked again."""
 
 
 def answer_all(requests: Iterable[Request], answer: Any) -> None:

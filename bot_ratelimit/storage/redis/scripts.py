@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.storage.redis import encoding
+from bot_ratelimit.storage.redis.encoding import encode_key
 
-
-class Executes(Protocol):
-    """Sends commands to a Redis server, as `RedisStorage` does."""
-
-    async def execute(self, command: encoding.Command, *, key: str, timeout: float) -> Any:
-        """See `RedisStorage.execute`."""
-        ...
+Execute: TypeAlias = Callable[..., Awaitable[Any]]
+"""`RedisStorage.execute`."""
 
 
 class Script:
-    """Runs a Lua script of this package.
+    """Runs a Lua script.
 
     The script is sent by its hash. A server that does not know the hash says so before anything is
     executed, and then gets the whole script. Nothing else is ever repeated.
-
-    Args:
-        name: The name of the file without `.lua`.
     """
 
-    def __init__(self, name: str) -> None:
-        folder = resources.files("bot_ratelimit.storage.redis")
-        self._text = folder.joinpath(f"{name}.lua").read_bytes()
+    def __init__(self, text: str) -> None:
+        self._text = text.encode()
         self._sha = hashlib.sha1(self._text, usedforsecurity=False).hexdigest().encode()
 
     async def run(
         self,
-        server: Executes,
+        execute: Execute,
         keys: Sequence[str],
-        *arguments: str | int,
+        *arguments: str | int | bytes,
         timeout: float,
     ) -> Any:
         """Run the script and return its reply; `timeout` is for each of at most two attempts.
@@ -47,18 +38,21 @@ class Script:
         `RedisStorage.execute` raises.
         """
         rest = [
-            b"%d" % len(keys),
-            *map(encoding.encode_key, keys),
-            *(encoding.encode_key(str(a)) for a in arguments),
+            each if isinstance(each, bytes) else encode_key(str(each))
+            for each in (len(keys), *keys, *arguments)
         ]
         try:
-            return await server.execute(
-                [b"EVALSHA", self._sha, *rest], key=keys[0], timeout=timeout
-            )
+            return await execute([b"EVALSHA", self._sha, *rest], key=keys[0], timeout=timeout)
         except ConfigError as error:
-            if not error.kind == "noscript":
+            if error.kind != "noscript":
                 raise
-        return await server.execute([b"EVAL", self._text, *rest], key=keys[0], timeout=timeout)
+        return await execute([b"EVAL", self._text, *rest], key=keys[0], timeout=timeout)
+
+
+def script_in(name: str) -> Script:
+    """The script in a file of this folder."""
+    folder = resources.files("bot_ratelimit.storage.redis")
+    return Script(folder.joinpath(f"{name}.lua").read_text("utf-8"))
 
 
 def text_of(reply: Any) -> str:

@@ -30,7 +30,7 @@ class _Answer(NamedTuple):
     address: Address
 
 
-class SentinelEndpoint:
+class SentinelEndpoint(driver.Endpoint):
     """Asks all sentinels at once, so that a dead or hanging one delays nothing.
 
     Of several answers, that of the latest failover counts (the highest `config-epoch`). While the
@@ -39,61 +39,43 @@ class SentinelEndpoint:
     """
 
     def __init__(self, pool: SentinelConnectionPool) -> None:
-        self._pool: Any = pool
+        super().__init__(pool)
         self.name, *_ = driver.sentinels_of(pool)
-        self._address: Address | None = None
-
-    @property
-    def where(self) -> str:
-        """See `Endpoint.where`."""
-        return "{} at {}:{}".format(self.name, *self._address) if self._address else self.name
+        self.where = self.name
 
     async def connect(self) -> Wire:
         """See `Endpoint.connect`."""
         while True:
-            address = self._address = await self._primary()
+            address = await self._primary()
+            self.where = "{} at {}:{}".format(self.name, *address)
             connection = self._pool.make_connection()
             connect = partial(connection.connect_to, address)
             opening = asyncio.create_task(driver.open_wire(connection, connect))
             try:
-                if await self._is_still_primary(address, opening):
+                while not (await asyncio.wait([opening], timeout=CHECK_EVERY))[0]:
+                    if await self._primary() != address:
+                        break
+                else:
                     return opening.result()
             except BaseException:
                 driver.cancel_opening(opening)
                 raise
             driver.cancel_opening(opening)
 
-    async def _is_still_primary(self, address: Address, opening: asyncio.Task[Wire]) -> bool:
-        """Wait until the connection is open; False if another server became the primary."""
-        while True:
-            done, _ = await asyncio.wait([opening], timeout=CHECK_EVERY)
-            if done:
-                return True
-            if await self._primary() != address:
-                return False
-
     async def _primary(self) -> Address:
         name, pools, peers, forced = driver.sentinels_of(self._pool)
-        rest = asking = {asyncio.create_task(_ask(pool, name, peers)) for pool in pools}
-        answers: list[_Answer] = []
-        errors: list[StorageError] = []
+        asking = [asyncio.create_task(_ask(pool, name, peers)) for pool in pools]
         try:
-            while rest:
-                done, rest = await asyncio.wait(
-                    rest,
-                    timeout=GATHER if answers else None,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if not done:
+            for soonest in asyncio.as_completed(asking):
+                if isinstance(await soonest, _Answer):
                     break
-                for answer in (task.result() for task in done):
-                    if isinstance(answer, _Answer):
-                        answers.append(answer)
-                    else:
-                        errors.append(answer)
+            done, _ = await asyncio.wait(asking, timeout=GATHER)
         finally:
             for task in asking:
                 task.cancel()
+        found = [task.result() for task in done]
+        answers = [each for each in found if isinstance(each, _Answer)]
+        errors = [each for each in found if isinstance(each, StorageError)]
         if not answers:
             raise NotConnectedError(
                 f"no sentinel knows the primary of {name!r}: {'; '.join(sorted(map(str, errors)))}",
@@ -116,7 +98,7 @@ async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
                 driver.close(connection)
         return read_primary(state, address, peers)
     except Exception as error:
-        name = driver.PoolEndpoint(pool).name
+        name = driver.Endpoint(pool).name
         return unreachable(name, error, ASK_TIMEOUT, password=_PASSWORD)
 
 

@@ -17,10 +17,9 @@ from bot_ratelimit.storage.redis.cluster import Shards
 from bot_ratelimit.storage.redis.codec import Commands, DecisionCodec, Item
 from bot_ratelimit.storage.redis.connection import CONNECT_TIMEOUT, Connection
 from bot_ratelimit.storage.redis.documents import RedisDocuments
-from bot_ratelimit.storage.redis.driver import Client, Endpoint, PoolEndpoint
+from bot_ratelimit.storage.redis.driver import Client, Endpoint
 from bot_ratelimit.storage.redis.encoding import Command
 from bot_ratelimit.storage.redis.faults import translated
-from bot_ratelimit.storage.redis.key_space import key_space_of
 from bot_ratelimit.storage.redis.leases import RedisLeases
 from bot_ratelimit.storage.redis.sentinel import SentinelEndpoint
 from bot_ratelimit.storage.redis.tallies import RedisTallies
@@ -65,14 +64,16 @@ class RedisStorage(Storage):
         driver.check_client(client)
         self._client = client
         self._close_client = close_client
-        self._key_space = key_space_of(client)
+        self._key_space = driver.key_space_of(client)
         self._events: tuple[ServerEvents, ...] = ()
         self._servers: Connection | Shards
         self._only: Connection | None = None  # unless this is a cluster
         if isinstance(client, RedisCluster):
             self._servers = Shards(client, connect_timeout)
         else:
-            endpoint = _endpoint(client.connection_pool)
+            pool: Any = client.connection_pool
+            is_sentinel = isinstance(pool, SentinelConnectionPool)
+            endpoint = SentinelEndpoint(pool) if is_sentinel else Endpoint(pool)
             codec = DecisionCodec(lambda: endpoint.where, driver.how_to_allow_scripts(client))
             self._servers = self._only = Connection(
                 endpoint, codec, connect_timeout=connect_timeout
@@ -89,7 +90,6 @@ class RedisStorage(Storage):
         return self._only is None
 
     def ask(self, ask: Ask, *, timeout: float) -> Awaitable[Sequence[Verdict]]:
-        """Ask the server; see `Storage.ask`."""
         if self._only is not None:
             return self._only.submit(ask, timeout)
         if ask.op is Op.RESET:
@@ -120,24 +120,21 @@ class RedisStorage(Storage):
         return reply
 
     def server(self, counts: Sequence[Count]) -> str:
-        """The name of the server that decides about these counts; see `Storage.server`."""
         if self._only is not None:
             return self._only.name
         return self._servers.holder(counts[0].key).name
 
     def observe(self, events: ServerEvents) -> None:
-        """Tell `events` of connections and batches, too."""
         if events not in self._events:
             self._events = (*self._events, events)
             self._servers.observe(self._events)
 
     def status(self) -> Sequence[ConnectionStatus]:
-        """The state of the connections, one for each server."""
         return [
             ConnectionStatus(
                 each.name,
                 each.is_open,
-                each.latency.last,
+                each.latency,
                 each.codec.uses_script,
                 "" if each.last_error is None else str(each.last_error),
             )
@@ -145,7 +142,6 @@ class RedisStorage(Storage):
         ]
 
     def open(self) -> None:
-        """Start to connect in the background; without this, the first decision does it."""
         self._servers.open()
 
     async def close(self) -> None:
@@ -159,36 +155,23 @@ class RedisStorage(Storage):
 
     @property
     def key_space(self) -> Hashable:
-        """The server and database of the client; see `Storage.key_space`."""
         return self._key_space
 
     def leases(self) -> RedisLeases:
-        """See `Storage.leases`."""
-        return RedisLeases(self)
+        return RedisLeases(self.execute)
 
     def bans(self, prefix: str) -> RedisBanList:
-        """See `Storage.bans`."""
-        return RedisBanList(self, prefix)
+        return RedisBanList(self.execute, prefix)
 
     def documents(self) -> RedisDocuments:
-        """See `Storage.documents`."""
-        return RedisDocuments(self, self.is_cluster)
+        return RedisDocuments(self.execute, self.is_cluster)
 
     def tallies(self, prefix: str) -> RedisTallies:
-        """See `Storage.tallies`."""
-        return RedisTallies(self, prefix)
+        return RedisTallies(self.execute, prefix)
 
     async def close_idle(self) -> None:
-        """Close the connection, unless requests are in progress."""
         if all(each.is_idle for each in self._servers.connections()):
             await self.close()
 
     def _submit(self, item: Item, key: str, timeout: float) -> asyncio.Future[Any]:
-        connection, slot = self._servers.route(key)
-        return connection.submit(item, timeout, slot)
-
-
-def _endpoint(pool: Any) -> Endpoint:
-    return (
-        SentinelEndpoint(pool) if isinstance(pool, SentinelConnectionPool) else PoolEndpoint(pool)
-    )
+        return self._servers.holder(key).submit(item, timeout)

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from bot_ratelimit.storage.redis.encoding import encode_key
-from bot_ratelimit.storage.redis.scripts import Executes, text_of
+from bot_ratelimit.storage.redis.scripts import Execute, Script, text_of
 from bot_ratelimit.storage.tallies import KEPT_HOURS, MAX_USERS, Tallies, Tally
 
 TTL: Final = (KEPT_HOURS + 1) * 3_600
@@ -24,7 +23,7 @@ MINUTES_TTL: Final = 2 * 3_600
 # writes, and the hash stores the last number. ARGV: process, number, TTL, users to keep, number of
 # counts, number of counts by minute, TTL of these; then pairs of field and count, then pairs of
 # minute with field and count, then pairs of user and refusals.
-_ADD: Final = b"""\
+_ADD: Final = Script("""
 if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return 0 end
 local last = 7 + 2 * ARGV[5]
 for i = 8, last, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
@@ -40,22 +39,22 @@ if #ARGV > last then
   redis.call('EXPIRE', KEYS[2], ARGV[3])
 end
 return 1
-"""
+""")
 # Scripts, because their replies are flat lists with every protocol version.
-_COUNTS: Final = b"return redis.call('HGETALL', KEYS[1])"
-_REFUSED: Final = b"return redis.call('ZREVRANGE', KEYS[1], 0, -1, 'WITHSCORES')"
-_REFUSED_OF: Final = b"""\
+_COUNTS: Final = Script("return redis.call('HGETALL', KEYS[1])")
+_REFUSED: Final = Script("return redis.call('ZREVRANGE', KEYS[1], 0, -1, 'WITHSCORES')")
+_REFUSED_OF: Final = Script("""
 local count = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if count then return count end
 return redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[2]) and '0' or nil
-"""
+""")
 
 
 class RedisTallies(Tallies):
     """Tallies of all processes; see `Tallies`."""
 
-    def __init__(self, server: Executes, prefix: str) -> None:
-        self._server, self._prefix = server, prefix
+    def __init__(self, execute: Execute, prefix: str) -> None:
+        self._execute, self._prefix = execute, prefix
 
     async def add(self, tally: Tally, writer: str, number: int, *, timeout: float) -> None:
         counts = [part for pair in tally.counts.items() for part in pair]
@@ -65,34 +64,29 @@ class RedisTallies(Tallies):
         arguments = [f"#{writer}", number, TTL, MAX_USERS, *lengths, *counts, *minutes, *users]
         key = self._key(tally.hour)
         keys = [key, f"{key}:refused", f"{key}:minutes"]
-        await self._run(_ADD, keys, *arguments, timeout=timeout)
+        await _ADD.run(self._execute, keys, *arguments, timeout=timeout)
 
     async def counts(self, hour: int, *, timeout: float) -> Mapping[str, int]:
-        found = _pairs(await self._run(_COUNTS, [self._key(hour)], timeout=timeout))
+        found = _pairs(await _COUNTS.run(self._execute, [self._key(hour)], timeout=timeout))
         return {field: count for field, count in found.items() if not field.startswith("#")}
 
     async def minutes(self, hour: int, *, timeout: float) -> Mapping[str, int]:
         """See `Tallies.minutes`."""
-        return _pairs(await self._run(_COUNTS, [f"{self._key(hour)}:minutes"], timeout=timeout))
+        return _pairs(
+            await _COUNTS.run(self._execute, [f"{self._key(hour)}:minutes"], timeout=timeout)
+        )
 
     async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
-        found = await self._run(_REFUSED, [f"{self._key(hour)}:refused"], timeout=timeout)
+        found = await _REFUSED.run(self._execute, [f"{self._key(hour)}:refused"], timeout=timeout)
         return {int(user): count for user, count in _pairs(found).items()}
 
     async def refused_of(self, user: int, hour: int, *, timeout: float) -> int | None:
         key = f"{self._key(hour)}:refused"
-        found = await self._run(_REFUSED_OF, [key], user, MAX_USERS, timeout=timeout)
+        found = await _REFUSED_OF.run(self._execute, [key], user, MAX_USERS, timeout=timeout)
         return None if found is None else int(float(found))
 
     def _key(self, hour: int) -> str:
         return f"{self._prefix}:ratelimit:stats:{{{hour}}}"
-
-    async def _run(
-        self, script: bytes, keys: list[str], *arguments: str | int, timeout: float
-    ) -> Any:
-        parts = (len(keys), *keys, *arguments)
-        command = (b"EVAL", script, *(encode_key(str(part)) for part in parts))
-        return await self._server.execute(command, key=keys[0], timeout=timeout)
 
 
 def _pairs(reply: list[Any]) -> dict[str, int]:

@@ -13,21 +13,23 @@ from redis import exceptions
 
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.limit import Algorithm
 from bot_ratelimit.storage.base import Ask, Op
-from bot_ratelimit.storage.redis import encoding
-from bot_ratelimit.storage.redis.encoding import Command
+from bot_ratelimit.storage.redis.encoding import Command, encode_key
 
 _COUNT: Final = re.compile(rb"[0-9]{1,15}")
 
 
 def needs_script(ask: Ask, allow: str) -> ConfigError | None:
-    """Return why only the script can answer; None if a transaction can.
+    """Return why only the script can answer; None if MULTI can.
+
+    MULTI can hit a single fixed window with a cost of 1, peek at it, and reset counts.
 
     Args:
         ask: The question.
         allow: How to allow scripts on this server.
     """
-    what = encoding.needs_script(ask)
+    what = _beyond_multi(ask)
     if not what:
         return None
     # Without the keys, which may contain anything, so that the same error of many users is logged
@@ -41,18 +43,34 @@ def needs_script(ask: Ask, allow: str) -> ConfigError | None:
     return error
 
 
+def _beyond_multi(ask: Ask) -> str:
+    (_, limit, cost, _, penalty), *others = ask.counts
+    reasons = {
+        "a charge afterwards": ask.op is Op.CHARGE,
+        "a refund": ask.op is Op.REFUND,
+        "one verdict for several hits (once)": ask.once is not None,
+        "deciding several rules together": bool(others),
+        "a penalty": penalty is not None,
+        f"a {limit.algorithm.value}": limit.algorithm is not Algorithm.FIXED_WINDOW,
+        "a calendar window": bool(limit.zone),
+        f"a cost of {cost}": cost > 1,
+    }
+    needed = (reason for reason, is_so in reasons.items() if is_so and ask.op is not Op.RESET)
+    return next(needed, "")
+
+
 def commands(ask: Ask) -> list[Command]:
     """Encode as a MULTI/EXEC of its own, so that its errors do not affect other hits."""
-    keys = [encoding.encode_key(count.key) for count in ask.counts]
     inside: list[Command] = []
-    for key, count in zip(keys, ask.counts, strict=True):
+    for key, limit, *_ in ask.counts:
+        name = encode_key(key)
         if ask.op is Op.RESET:
-            inside += [(b"PTTL", key), (b"DEL", key)]
+            inside.append((b"DEL", name))
         elif ask.op is Op.PEEK:
-            inside += [(b"GET", key), (b"PTTL", key)]
+            inside += [(b"GET", name), (b"PTTL", name)]
         else:
-            opened = (b"SET", key, b"0", b"PX", _lifetime(count.limit.period_ms), b"NX")
-            inside += [opened, (b"INCR", key), (b"PTTL", key)]
+            opened = (b"SET", name, b"0", b"PX", _lifetime(limit.period_ms), b"NX")
+            inside += [opened, (b"INCR", name), (b"PTTL", name)]
     return [(b"MULTI",), *inside, (b"EXEC",)]
 
 
@@ -69,11 +87,8 @@ def read(ask: Ask, replies: Sequence[Any]) -> tuple[list[Verdict] | Exception, C
         if isinstance(reply, Exception):
             return reply, None
     if ask.op is Op.RESET:
-        found = zip(ask.counts, results[::2], results[1::2], strict=True)
-        return [
-            Verdict(0, count.limit.capacity, max(1, ttl_ms) * 1_000 * deleted)
-            for count, ttl_ms, deleted in found
-        ], None
+        counted = zip(ask.counts, results, strict=True)
+        return [Verdict(0, each.limit.capacity, deleted) for each, deleted in counted], None
     key, limit, *_ = ask.counts[0]
     found = results[-2]
     if isinstance(found, bytes) and not _COUNT.fullmatch(found):  # as INCR would say
@@ -82,7 +97,7 @@ def read(ask: Ask, replies: Sequence[Any]) -> tuple[list[Verdict] | Exception, C
     if not 0 < left_ms <= limit.period_ms:
         left_ms = limit.period_ms
         if ask.op is Op.HIT:
-            repair = (b"PEXPIRE", encoding.encode_key(key), _lifetime(left_ms))
+            repair = (b"PEXPIRE", encode_key(key), _lifetime(left_ms))
     is_over = count + (ask.op is Op.PEEK) > limit.amount
     left = left_ms * 1_000 if count else 0
     return [Verdict(left if is_over else 0, max(0, limit.amount - count), left)], repair

@@ -13,15 +13,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from inspect import signature
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import parse_qsl, unquote
 
 from redis.asyncio import (
+    Connection,
     ConnectionPool,
     Redis,
     RedisCluster,
@@ -36,11 +38,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.storage.redis import driver
 
 if TYPE_CHECKING:
     from bot_ratelimit.storage.redis.driver import Client
-
-Kind: TypeAlias = Literal["", "unix", "sentinel", "cluster"]
 
 EXPECTED: Final = (
     "a redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL, such as "
@@ -70,58 +71,53 @@ _OPTIONS: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What a URL may leave open; what stands in the URL wins."""
-
-    db: int = 0
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    sentinel_username: str | None = None
-    sentinel_password: str | None = field(default=None, repr=False)
-    tls_ca: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
-
-    @property
-    def uses_tls(self) -> bool:
-        """Whether a file for TLS is given."""
-        return bool(self.tls_ca or self.tls_cert or self.tls_key)
-
-
-@dataclass(frozen=True, slots=True)
-class RedisUrl:
-    """The parts of a URL. Only `where` may be shown: any other part may be a secret."""
-
-    kind: Kind
-    tls: bool
-    hosts: tuple[tuple[str, int], ...]
-    path: str = field(repr=False)
-    """The path of a socket, or the name of a Sentinel service."""
-    db: int | None
-    username: str | None = field(repr=False)
-    password: str | None = field(repr=False)
-    options: dict[str, Any] = field(repr=False)
-
-
-def client_from_url(url: str, defaults: Defaults = Defaults()) -> Client:
+def client_from_url(url: str, defaults: Mapping[str, Any] = MappingProxyType({})) -> Client:
     """Make a client, which connects when it is first used.
+
+    Args:
+        url: The URL.
+        defaults: Options of redis-py, where the URL says nothing else.
 
     Raises:
         ConfigError: The URL is wrong. The error says which part, and shows none of it: any part may
             belong to the password, as in `redis://:12/3@host`, whose password is `12/3`.
     """
-    parts = parse(url)
-    if defaults.uses_tls and not parts.tls:
+    if url != url.strip():
+        raise ConfigError("spaces or a line end around the URL: remove them")
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise ConfigError("unknown scheme")
+    netloc, path, query = match["netloc"], match["path"], match["query"] or ""
+    if match["fragment"] or "@" in path or ("@" in query and "@" not in netloc):
+        raise ConfigError("a character of the password or the path is not escaped")
+    kind, tls = "unix" if match["scheme"] == "unix" else match["kind"] or "", bool(match["tls"])
+    if kind == "unix" and tls:
+        raise ConfigError("a socket has no TLS: write unix://")
+    if uses_tls(defaults) and not tls:
         raise ConfigError("certificates are given, but the URL is without TLS: write rediss://")
-    if parts.kind == "cluster" and (defaults.db if parts.db is None else parts.db):
+    user, _, addresses = netloc.rpartition("@")
+    username, _, password = map(unquote, user.partition(":"))
+    path, db = _path_and_db(path, kind)
+    given = _options(query, kind, tls)
+    parts = {"db": db, "username": username or None, "password": password or None}
+    options = {
+        # Every decision has a time-out of its own, and is not repeated.
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+        **defaults,
+        **{name: value for name, value in parts.items() if value is not None},
+        **given,
+    }
+    hosts = _hosts(addresses, kind)
+    if kind == "cluster" and options.pop("db", 0):
         raise ConfigError("a cluster has only the database 0 (REDIS_DB)")
     client = None
     with suppress(ValueError, TypeError, AttributeError, RedisError):
-        client = _client(parts, defaults)
+        client = _client(kind, tls, hosts, path, options)
     if client is None:  # raised here, so that no error with a secret becomes its context
         raise ConfigError(
-            f"one of the options {', '.join(parts.options)} is wrong here, or has a wrong value"
+            f"one of the options {', '.join(given)} is wrong here, or has a wrong value"
         )
     return client
 
@@ -138,38 +134,9 @@ def client_given_as(url: str) -> Client:
         raise ConfigError(f"redis_client: {error}; expected {EXPECTED}") from None
 
 
-def parse(url: str) -> RedisUrl:
-    """Take a URL apart.
-
-    Raises:
-        ConfigError: It is wrong; see `client_from_url`.
-    """
-    if url != url.strip():
-        raise ConfigError("spaces or a line end around the URL: remove them")
-    match = _URL.fullmatch(url)
-    if match is None:
-        raise ConfigError("unknown scheme")
-    netloc, path, query = match["netloc"], match["path"], match["query"] or ""
-    if match["fragment"] or "@" in path or ("@" in query and "@" not in netloc):
-        raise ConfigError("a character of the password or the path is not escaped")
-    kind = cast(Kind, "unix" if match["scheme"] == "unix" else match["kind"] or "")
-    tls = bool(match["tls"])
-    user, _, addresses = netloc.rpartition("@")
-    username, _, password = map(unquote, user.partition(":"))
-    options = _options(query, kind, tls)
-    path, db = _path_and_db(path, kind)
-    if kind == "unix" and tls:
-        raise ConfigError("a socket has no TLS: write unix://")
-    return RedisUrl(
-        kind,
-        tls,
-        _hosts(addresses, kind),
-        path,
-        options.pop("db", db),
-        username or None,
-        password or None,
-        options,
-    )
+def uses_tls(options: Mapping[str, Any]) -> bool:
+    """Whether one of these options of redis-py needs TLS."""
+    return not _TLS_OPTIONS.isdisjoint(options)
 
 
 def is_host(text: str) -> bool:
@@ -181,12 +148,12 @@ def is_host(text: str) -> bool:
     return False
 
 
-def _hosts(addresses: str, kind: Kind) -> tuple[tuple[str, int], ...]:
+def _hosts(addresses: str, kind: str) -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = []
+    if kind == "unix" and addresses:
+        raise ConfigError("three slashes begin the path of a socket, unix:///run/redis.sock")
     if kind == "unix":
-        if addresses:
-            raise ConfigError("three slashes begin the path of a socket, unix:///run/redis.sock")
-        return ()
-    found = []
+        return found
     for address in addresses.split(","):
         match = _HOST_AND_PORT.fullmatch(address)
         if match is None:
@@ -202,10 +169,10 @@ def _hosts(addresses: str, kind: Kind) -> tuple[tuple[str, int], ...]:
         found.append((host or "localhost", port))
     if len(found) > 1 and not kind:
         raise ConfigError("several hosts need redis+sentinel:// or redis+cluster://")
-    return tuple(found)
+    return found
 
 
-def _path_and_db(path: str, kind: Kind) -> tuple[str, int | None]:
+def _path_and_db(path: str, kind: str) -> tuple[str, int | None]:
     if kind == "unix":
         if not path:
             raise ConfigError("the path of the socket is missing, such as unix:///run/redis.sock")
@@ -222,7 +189,7 @@ def _path_and_db(path: str, kind: Kind) -> tuple[str, int | None]:
     return unquote(service), int(db) if db else None
 
 
-def _options(query: str, kind: Kind, tls: bool) -> dict[str, Any]:
+def _options(query: str, kind: str, tls: bool) -> dict[str, Any]:
     """Read what follows after `?`. Only known names are shown: others may belong to a password."""
     pairs = None
     with suppress(ValueError):
@@ -247,60 +214,29 @@ def _options(query: str, kind: Kind, tls: bool) -> dict[str, Any]:
     return found
 
 
-def _client(parts: RedisUrl, defaults: Defaults) -> Client:
-    options = {
-        "username": parts.username or defaults.username,
-        "password": parts.password or defaults.password,
-        # Every decision has a time-out of its own, and is not repeated.
-        "retry": Retry(NoBackoff(), 0),
-        "socket_timeout": None,
-        "socket_connect_timeout": None,
-        **parts.options,
-    }
-    if parts.tls:
-        options = _tls(defaults) | options
-    if parts.kind == "cluster":
-        nodes = [ClusterNode(host, port) for host, port in parts.hosts]
-        cluster = RedisCluster(startup_nodes=nodes, ssl=parts.tls, **options)
-        kwargs: dict[str, Any] = cluster.get_connection_kwargs()
-        node: Any = ClusterNode(*parts.hosts[0], **kwargs)
-        node.connection_class(**node.connection_kwargs)  # checks every option
+def _client(
+    kind: str,
+    tls: bool,
+    hosts: list[tuple[str, int]],
+    path: str,
+    options: dict[str, Any],
+) -> Client:
+    sentinels = {name[9:]: options.pop(name) for name in _SENTINEL_OPTIONS if name in options}
+    if kind == "cluster":
+        nodes = [ClusterNode(host, port) for host, port in hosts]
+        cluster = RedisCluster(startup_nodes=nodes, ssl=tls, **options)
+        driver.node_endpoint(cluster, hosts[0]).check()
         return cluster
-    options["db"] = defaults.db if parts.db is None else parts.db
-    if parts.kind == "sentinel":
-        return _primary(parts, defaults, options)
-    if parts.kind == "unix":
-        options |= {"connection_class": UnixDomainSocketConnection, "path": parts.path}
+    if kind == "sentinel":
+        shared = {"retry", *_TLS_OPTIONS} & options.keys()
+        sentinels |= {"ssl": tls, **{name: options[name] for name in shared}}
+        # redis-py does not annotate Sentinel.
+        manager = cast(Any, Sentinel)(hosts, sentinel_kwargs=sentinels, ssl=tls, **options)
+        pool = manager.master_for(path).connection_pool
+    elif kind == "unix":
+        pool = ConnectionPool(UnixDomainSocketConnection, path=path, **options)
     else:
-        (host, port), *_ = parts.hosts
-        options |= {"host": host, "port": port}
-        if parts.tls:
-            options["connection_class"] = SSLConnection
-    pool: Any = ConnectionPool(**options)
-    pool.make_connection()  # connects to nothing yet, but checks every option
+        ((host, port),) = hosts
+        pool = ConnectionPool(SSLConnection if tls else Connection, host=host, port=port, **options)
+    driver.Endpoint(pool).check()
     return Redis.from_pool(pool)
-
-
-def _primary(parts: RedisUrl, defaults: Defaults, options: dict[str, Any]) -> Redis:
-    sentinels = {
-        "username": options.pop("sentinel_username", defaults.sentinel_username),
-        "password": options.pop("sentinel_password", defaults.sentinel_password),
-        "retry": options["retry"],
-        "ssl": parts.tls,
-        **{name: value for name, value in options.items() if name in _TLS_OPTIONS},
-    }
-    # redis-py does not annotate Sentinel.
-    manager = cast(Any, Sentinel)(parts.hosts, sentinel_kwargs=sentinels, ssl=parts.tls, **options)
-    client: Redis = manager.master_for(parts.path)
-    pool: Any = client.connection_pool
-    pool.make_connection()  # checks every option
-    return client
-
-
-def _tls(defaults: Defaults) -> dict[str, Any]:
-    given = {
-        "ssl_ca_certs": defaults.tls_ca,
-        "ssl_certfile": defaults.tls_cert,
-        "ssl_keyfile": defaults.tls_key,
-    }
-    return {name: path for name, path in given.items() if path}

@@ -126,11 +126,6 @@ class AdapterWire:
     """The wire over a connection that is no socket, such as fakeredis.
 
     A task reads while replies are due.
-
-    Args:
-        connection: The connection, in the shape of redis-py's.
-        write: Writes to it.
-        close: Closes it.
     """
 
     host = ""
@@ -154,9 +149,8 @@ class AdapterWire:
         """See `SocketWire.write`."""
         self._due += replies
         loop = asyncio.get_running_loop()
-        if self._reading is None:
+        if self._reading is None or self._reading.done():
             self._reading = loop.create_task(self._read(), context=Context())
-            self._reading.add_done_callback(self._ended, context=Context())
         try:
             self._write([data])
         except exceptions.ConnectionError as error:  # told later, as a socket does
@@ -168,23 +162,19 @@ class AdapterWire:
         self._close()
 
     async def _read(self) -> None:
-        while self._due:
-            try:
-                reply = await self._connection.read_response(disable_decoding=True)
-            except exceptions.ResponseError as error:
-                reply = error
-            self._due -= 1
-            if self._on_reply is None:
-                return
-            self._on_reply(reply)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._reading = None
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is not None:
+        try:
+            while self._due:
+                try:
+                    reply = await self._connection.read_response(disable_decoding=True)
+                except exceptions.ResponseError as error:
+                    reply = error
+                self._due -= 1
+                if self._on_reply is not None:
+                    self._on_reply(reply)
+        except BaseException as error:
             self._lose(error)
-        elif self._due and self._on_reply is not None:  # written after the last reply
-            self.write(b"", 0)
+            if not isinstance(error, Exception):
+                raise
 
     def _lose(self, error: BaseException) -> None:
         on_lost = self._on_lost
