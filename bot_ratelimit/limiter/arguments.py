@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from typing import Final
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.checks import number
-from bot_ratelimit.rules.parsing import parse_period
+from bot_ratelimit.rules.checks import seconds_of
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import Storage
 
@@ -75,10 +73,9 @@ def check_ban_length(value: object) -> float:
     """Return the length of a ban in seconds; infinity for None."""
     if value is None:
         return math.inf
-    with suppress(ConfigError):
-        seconds = number(parse_period(value) if isinstance(value, str) else value)
-        if 0 < seconds <= FOREVER:
-            return seconds
+    seconds = seconds_of(value)
+    if 0 < seconds <= FOREVER:
+        return seconds
     raise ConfigError(
         f"the length of a ban is {value!r}: expected a period such as '1h', seconds above 0, "
         "at most ten years, or 'forever' (in Python: None)"

@@ -275,7 +275,7 @@ def _rules_of_text(text: str) -> Rules:
             f"{text!r}: a limit is missing beside a ';'; remove the ';' or write a limit "
             "there, for example '1/s; 20/minute'"
         )
-    return _together([Rule(part) for part in parts])
+    return _together([Rule(part.strip()) for part in parts])
 
 
 def _rules_of_several(values: list[RuleLike]) -> Rules:
