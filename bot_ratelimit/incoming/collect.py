@@ -174,7 +174,7 @@ class _Lists:
 
     def __init__(self, limiter: Limiter) -> None:
         self._documents = documents_of(limiter.storage)
-        self._guard = Guard(limiter.storage, "collected messages", lambda: _ALONE)
+        self._guard = Guard(limiter.storage, "collected messages", _ALONE)
         # The messages of this process that wait, the latest last. Of each, how many the storage had
         # with it, or why only this process has it; None while it is being added.
         self._own: dict[str, dict[bytes, int | Missing | None]] = {}

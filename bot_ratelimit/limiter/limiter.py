@@ -13,10 +13,10 @@ from bot_ratelimit.limiter.counts import counts_of_hit
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.decision import Decision
+from bot_ratelimit.limiter.health import is_silent
 from bot_ratelimit.limiter.observer import ObserverLike, Observers, observers_of
 from bot_ratelimit.limiter.operators import OperatorMethods
 from bot_ratelimit.limiter.slots import Slots
-from bot_ratelimit.limiter.start import Start
 from bot_ratelimit.limiter.statistics import Statistics
 from bot_ratelimit.limiter.waiting import Waiters
 from bot_ratelimit.rules.checks import (
@@ -30,6 +30,7 @@ from bot_ratelimit.rules.checks import (
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import OnError, RuleLike, Rules, Subject, rules_of
 from bot_ratelimit.storage.base import Storage
+from bot_ratelimit.storage.loops import Ticker
 
 
 class Limiter(OperatorMethods, BlockMethods):
@@ -100,7 +101,7 @@ class Limiter(OperatorMethods, BlockMethods):
         )
         self._waiters = Waiters(self._decider, self._decide)
         self._slots: Slots | None = None
-        self._start = Start(self._decider)
+        self._start = Ticker(self._listen, 1.0)
 
     @property
     def observer(self) -> Observers:
@@ -247,11 +248,14 @@ class Limiter(OperatorMethods, BlockMethods):
     def open(self) -> None:
         """Start to connect, so that the first decision need not wait for it.
 
-        The log then says when there is a connection, or why there is none, and whether the server
-        can decide by the rules of this bot.
+        The log then says when there is a connection, or why there is none.
         """
         self.storage.open()
-        self._start.begin()
+        if not self._decider.is_local:
+            self._start.start(at_once=True)
+
+    async def _listen(self) -> bool:
+        return await is_silent(self._decider)
 
     async def close(self) -> None:
         """Tell the observers what is left, write the statistics, and close the storage.
@@ -259,7 +263,7 @@ class Limiter(OperatorMethods, BlockMethods):
         Callers of `acquire` and `slot` that wait are refused. A block that still holds a slot keeps
         it until it ends, and then releases it. The limiter can be used again.
         """
-        await self._start.end()
+        await self._start.stop()
         await self._waiters.close()
         await self._bans.close()
         if self._slots is not None:

@@ -11,8 +11,7 @@ from bot_ratelimit.limiter.arguments import (
     check_text,
 )
 from bot_ratelimit.limiter.bans import penalty_counts
-from bot_ratelimit.limiter.health import Health, health_of
-from bot_ratelimit.limiter.start import tried
+from bot_ratelimit.limiter.health import Health, checked, health_of
 from bot_ratelimit.limiter.statistics import (
     REQUESTS,
     HourCount,
@@ -113,19 +112,19 @@ class OperatorMethods(AdjustingMethods):
         return health_of(self._decider)
 
     async def check(self) -> Health:
-        """Return the state of the limiter after test calls, which charge no user.
+        """Return the state of the limiter after a test call, which charges no user.
 
         ::
 
             health = await limiter.check()
             print(health.ok, health.problem)
 
-        One call is a real hit on the key `<prefix>:ratelimit:check`, even if the circuit breaker is
-        open. So it also detects a read-only server and full memory. Further calls ask what hits by
-        the rules of this bot would get, for somebody who does not exist: a server that refuses one
-        of them, because of permissions or because keys are on several nodes, is a problem.
+        It is a real hit on the key `<prefix>:ratelimit:check`, even if the circuit breaker is open.
+        So it also detects a read-only server and full memory. What the server refused to decide in
+        the last minute, because of permissions or because keys are on several nodes, is a problem
+        too.
         """
-        return health_of(self._decider, await tried(self._decider))
+        return await checked(self._decider)
 
     async def statistics(self, hours: int = 24) -> tuple[HourCount, ...]:
         """Return the decisions by hour, rule and outcome over all instances.
