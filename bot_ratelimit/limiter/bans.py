@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -20,7 +21,7 @@ from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Scope, Subject
 from bot_ratelimit.storage.banlist import Ban, BanList, BanTarget
-from bot_ratelimit.storage.base import Count, Storage, bans_of
+from bot_ratelimit.storage.base import Count, Storage
 from bot_ratelimit.storage.loops import LOG_EVERY, Seldom, Tasks, Ticker
 
 log = logging.getLogger("bot_ratelimit")
@@ -53,7 +54,10 @@ class Bans:
     ) -> None:
         self._storage, self._prefix, self._timeout = storage, key_prefix, timeout
         self._observer, self._log_clock = observer, clock
-        bans = self._list = storage.bans(key_prefix)
+        bans: BanList | None = None
+        with suppress(ConfigError):
+            bans = storage.bans(key_prefix)
+        self._list = bans
         self._clock: Callable[[], float] = time.monotonic if bans is None else bans.clock
         self._version = ""
         known = None if bans is None else bans.current
@@ -73,7 +77,7 @@ class Bans:
         self._lines_since, self._lines = -math.inf, 0
 
     def _required(self) -> BanList:
-        return self._list or bans_of(self._storage, self._prefix)  # which raises
+        return self._list or self._storage.bans(self._prefix)  # which raises
 
     def left(self, subject: Subject) -> float:
         """Seconds until the ban by hand of the subject ends; 0.0 if it is not banned."""

@@ -178,11 +178,6 @@ class RedisStorage(Storage):
         """See `Storage.tallies`."""
         return RedisTallies(self, prefix)
 
-    async def close_idle(self) -> None:
-        """Close the connection, unless requests are in progress."""
-        if all(each.is_idle for each in self._servers.connections()):
-            await self.close()
-
     def _submit(self, item: Item, key: str, timeout: float) -> asyncio.Future[Any]:
         connection, slot = self._servers.route(key)
         return connection.submit(item, timeout, slot)
