@@ -40,10 +40,10 @@ class Decider:
         storage: Where counts are kept.
         key_prefix: The prefix of every key.
         on_error: The policy without an answer of the storage, unless a rule has its own.
-        timeout: Seconds that a decision waits for the storage.
-        part: Which part of the bot this is, in a word of the log.
-        consequence: What happens there without an answer, for the log; for updates it is known.
-        clock: Seconds from any starting point; for the pauses between attempts in an outage.
+        timeout: See `Guard`; so also `part`, `consequence`, `clock` and `events`.
+        part: See `Guard`.
+        consequence: See `Guard`.
+        clock: See `Guard`.
         memory_size: The maximum number of keys for the policy `"memory"`.
         events: Are told of failures and outages.
         on_ban: Called with the counts and verdicts of a hit that a penalty refuses.
@@ -102,19 +102,7 @@ class Decider:
         peek: bool = False,
         deadline: Deadline | None = None,
     ) -> Decision:
-        """Decide whether a hit of the subject is allowed now, and charge it if so.
-
-        Args:
-            rules: All are charged, or none.
-            subject: Who the hit counts for.
-            cost: Charged to each rule instead of the rule's own cost; 0 only looks.
-            once: A token; see `Limiter.hit`.
-            peek: Whether to look only.
-            deadline: The time that is left for this update.
-
-        Raises:
-            ConfigError: The rules or the cost are invalid. A failing storage never raises.
-        """
+        """Decide about a hit; see `Limiter.hit`. With `peek` it is only looked at."""
         if rules is not self._last:
             self._last, self._only = rules, self._only_of(rules)
         applied: Sequence[Rule] = rules
@@ -183,15 +171,8 @@ class Decider:
     ) -> Any:
         """Ask the storage, or a part of it, within what is left for this update.
 
-        Args:
-            call: A method of the storage, or of a part of it, that takes a `timeout`.
-            question: Its argument.
-            counts: What it is about; they say which server answers.
-            deadline: The time that is left.
-            **named: Its further arguments.
-
-        Returns:
-            The answer, or why it is missing.
+        `call` is one of its methods that takes a `timeout`, and `counts` says which server answers.
+        Without an answer this is `Missing`.
         """
         if deadline is None:
             return await self.guard.run(counts, call, question, timeout=self.timeout, **named)

@@ -94,12 +94,7 @@ async def checked(decider: Decider) -> Health:
 
 
 def health_of(decider: Decider, test: tuple[str, float, str] | None = None) -> Health:
-    """Collect what is known of a storage: its connections, outages and faults.
-
-    Args:
-        decider: The storage with its guard.
-        test: The server of a test call, the call's time in seconds, and its problem.
-    """
+    """Collect what is known of a storage; `test` is of a call: its server, seconds and problem."""
     storage, known, now = decider.storage, decider.guard.servers(), decider.guard.now()
     servers = tuple(_server(status, known.get(status.server), now) for status in storage.status())
     found = {server.name: server.problem for server in servers}

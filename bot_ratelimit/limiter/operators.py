@@ -150,6 +150,10 @@ class OperatorMethods:
     async def unban(self, subject: Subject) -> bool:
         """Lift all bans of a subject, also those of a `Penalty`; return True if there were any.
 
+        ::
+
+            await limiter.unban(Subject(user=42))
+
         After a StorageError some of them may be lifted.
         """
         decider = self.decider

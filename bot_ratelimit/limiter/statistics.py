@@ -97,14 +97,7 @@ class Refusals:
 
 
 class Statistics(Observer):
-    """Counts decisions, and reads the counts of all instances.
-
-    Args:
-        storage: Where the counts are kept; with a memory storage, only in this process.
-        key_prefix: The prefix of every key.
-        timeout: The time-out of the server in seconds.
-        clock: Returns seconds since 1970.
-        every: Seconds between two writes.
+    """Counts decisions, and reads the counts of all instances; the clock is Unix time.
 
     Raises:
         ConfigError: The storage keeps no statistics.

@@ -12,11 +12,9 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.checks import check_cost, check_flag, check_name, check_policy, not_async
-from bot_ratelimit.rules.described import fields_described
 from bot_ratelimit.rules.limit import MAX_PERIOD_MS, Limit
 
 
-@fields_described
 class Subject(NamedTuple):
     """Who an event comes from: Telegram's ids, as far as they are known.
 

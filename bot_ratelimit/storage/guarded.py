@@ -214,14 +214,7 @@ class Guard:
     ) -> T | Missing:
         """Make a call to the server of these counts, unless it is known not to answer.
 
-        Args:
-            counts: What the call is about; they say which server answers.
-            call: A method of the storage, or of a part of it.
-            *args: Its arguments.
-            **named: Its named arguments.
-
-        Returns:
-            The answer, or why there is none. It raises nothing else than a cancellation.
+        `call` is a method of the storage, or of a part of it. Without an answer this is `Missing`.
         """
         admitted = self.admit(counts)
         if admitted is None:

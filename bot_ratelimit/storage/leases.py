@@ -40,12 +40,7 @@ class Leases(Protocol):
     """Keeps leases, by one clock for all instances."""
 
     async def claim(self, action: Action, claim: Claim, *, timeout: float) -> Grant:
-        """Acquire, renew or release a slot, atomically.
-
-        Args:
-            action: What to do. Each action may be repeated with the same token.
-            claim: The claim.
-            timeout: Seconds.
+        """Acquire, renew or release a slot, atomically; it may be repeated with the same token.
 
         Raises:
             StorageError: The storage is unreachable; it is unknown whether the action was done.

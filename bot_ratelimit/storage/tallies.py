@@ -38,12 +38,8 @@ class Tallies(Protocol):
     async def add(self, tally: Tally, writer: str, number: int, *, timeout: float) -> None:
         """Add a tally once.
 
-        Args:
-            tally: What to add.
-            writer: The name of the process.
-            number: The number of this write. A repeated write has the same number, so that a write
-                whose answer was lost does not count twice.
-            timeout: Seconds.
+        `writer` is the name of the process. A repeated write has the same number, so that a write
+        whose answer was lost does not count twice.
         """
         ...
 
