@@ -20,7 +20,7 @@ _ANY_LIMIT: Final = _ANY_LIMITS[0]
 
 
 def counts_of_hit(
-    prefix: str, rules: Rules, subject: Subject, cost: int | None
+    prefix: str, rules: Sequence[Rule], subject: Subject, cost: int | None
 ) -> tuple[list[Count], Sequence[Rule]]:
     """The counts of a hit and their rules: those that apply to the subject."""
     check_subject(subject)
@@ -50,14 +50,10 @@ def counts_to_adjust(
 
     Without a cost, each count has that of its rule.
     """
-    check_subject(subject)
-    counts, applied = [], []
-    for rule in rules:
-        limit = rule.limit_for(subject)
-        key = rule.key(prefix, subject, limit)
-        if key is not None and limit is not None and not isinstance(rule, Penalty):
-            counts.append(Count(key, limit, cost or rule.cost, rule.shadow))
-            applied.append(rule)
+    counted = [rule for rule in rules if not isinstance(rule, Penalty)]
+    counts, applied = counts_of_hit(prefix, counted, subject, None)
+    if cost is not None:
+        counts = [count._replace(cost=cost) for count in counts]
     return counts, applied or rules
 
 

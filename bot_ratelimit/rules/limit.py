@@ -123,15 +123,11 @@ class Limit:
         burst = self.amount if self.burst is None else self.burst
         _check_count("burst", burst)
         object.__setattr__(self, "burst", burst)
-        if self.amount > period_ms * 1_000:
+        period_us = period_ms * 1_000
+        if self.amount > period_us or burst * period_us > MAX_FILLING_US * self.amount:
             raise ConfigError(
-                f"amount={self.amount}: a bucket fills with at most one token in a microsecond, "
-                f"that is {period_ms * 1_000} in {period_ms / 1_000:g} s"
-            )
-        if burst * period_ms * 1_000 > MAX_FILLING_US * self.amount:
-            raise ConfigError(
-                f"burst={burst!r}: at {self.amount} in {period_ms / 1_000:g} s the bucket "
-                "takes over 100 years to fill; choose a smaller burst or a shorter period"
+                f"{self.amount} in {period_ms / 1_000:g} s, burst={burst}: a bucket fills with at "
+                "most one token in a microsecond, and in at most 100 years"
             )
 
     def _check_calendar(self, period_ms: int) -> None:
@@ -187,7 +183,8 @@ class Limit:
             return _parse(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(
-                f"{_shown(value)}: expected a limit such as '5/10s', or the seconds for one event"
+                f"a limit is a {type(value).__name__}: expected text such as '5/10s', or the "
+                "seconds for one event"
             )
         return cls(1, value)
 
@@ -206,14 +203,6 @@ class Limit:
 
 
 _KEYWORDS: Final = {Algorithm.SLIDING_WINDOW: "sliding", Algorithm.TOKEN_BUCKET: "bucket"}
-
-
-def _shown(value: object) -> str:
-    """The value in an error; of a client only its type, since its repr may name a password."""
-    kind = type(value)
-    if kind.__module__.partition(".")[0] in ("redis", "fakeredis"):
-        return f"a {kind.__name__}"
-    return repr(value)
 
 
 _NO_LIMIT: Final = (

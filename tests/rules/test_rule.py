@@ -276,7 +276,7 @@ class Redis:
         ("1/s;;20/m", "a limit is missing beside a ';'; remove"),
         ("1/s; fast", "'fast'"),
         ((5, 10), "(5, 10): several numbers; for 5 events in 10 seconds write '5/10s'"),
-        (ANNA, "is the subject: give the rules first, hit('5/10s', subject)"),
+        (ANNA, "a Subject stands where the limit belongs: expected the limit first"),
         (Redis(), "a Redis stands where the limit belongs: expected the limit first"),
         ("5/s, 20/m", "with ';' between several"),
     ],
