@@ -20,7 +20,7 @@ class ConfigError(RateLimitError, ValueError):
 
     It is a `ValueError` too. For example, `Limit.parse("5 minutes")` raises::
 
-        '5 minutes': expected '/' or 'per' at 'minutes' (position 3); a limit is AMOUNT/PERIOD, ...
+        '5 minutes': expected AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding', ...
 
     Attributes:
         kind: A word for logs and statistics: the code of a Redis error in lower case, such as

@@ -115,19 +115,19 @@ class FlakyStorage(Storage):
         """See `Storage.server`."""
         return self.storage.server(counts)
 
-    def leases(self) -> Leases | None:
+    def leases(self) -> Leases:
         """The leases of the wrapped storage, which fail and hang with it."""
         return cast(Leases, self._flaky(self.storage.leases()))
 
-    def bans(self, prefix: str) -> BanList | None:
+    def bans(self, prefix: str) -> BanList:
         """The list of bans of the wrapped storage, which fails and hangs with it."""
         return cast(BanList, self._flaky(self.storage.bans(prefix)))
 
-    def documents(self) -> Documents | None:
+    def documents(self) -> Documents:
         """The documents of the wrapped storage, which fail and hang with it."""
         return cast(Documents, self._flaky(self.storage.documents()))
 
-    def tallies(self, prefix: str) -> Tallies | None:
+    def tallies(self, prefix: str) -> Tallies:
         """The statistics of the wrapped storage, which fail and hang with it."""
         return cast(Tallies, self._flaky(self.storage.tallies(prefix)))
 
@@ -155,7 +155,7 @@ class FlakyStorage(Storage):
             raise self._error
 
     def _flaky(self, part: object) -> object:
-        return None if part is None else _FlakyPart(part, self.misbehave)
+        return _FlakyPart(part, self.misbehave)
 
 
 class _FlakyPart:

@@ -21,7 +21,7 @@ from prometheus_client import REGISTRY
 
 from bot_ratelimit import MemoryStorage, RedisStorage
 from bot_ratelimit.config.environment import warn_once
-from bot_ratelimit.storage.servers import _key_spaces
+from bot_ratelimit.storage.guarded import _key_spaces
 from bot_ratelimit.testing import Clock
 
 from .benches import Bench, real_time

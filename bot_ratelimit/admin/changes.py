@@ -18,7 +18,6 @@ from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.checks import check_cost
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.parsing import parse_period
-from bot_ratelimit.storage.base import documents_of
 from bot_ratelimit.storage.documents import Documents
 
 AUDIT: Final = 200
@@ -86,7 +85,7 @@ class Changes:
         self._history_key = live_key(limiter.key_prefix, "history")
         self._audit, self._known = audit, known
         self._patience = 0.0 if limiter.storage.source == "memory" else patience
-        self._documents = documents_of(limiter.storage)
+        self._documents = limiter.storage.documents()
 
     async def current(self) -> Overrides:
         """The live changes in force.

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from bot_ratelimit.config.live import live_key
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.storage.base import documents_of
 
 SECONDS: Final = 120
 """Seconds in which the operator can answer."""
@@ -27,7 +26,7 @@ class Confirmations:
 
     def __init__(self, limiter: Limiter) -> None:
         self._prefix = limiter.key_prefix
-        self._documents = documents_of(limiter.storage)
+        self._documents = limiter.storage.documents()
 
     async def ask(self, operator: int, action: Mapping[str, Any]) -> str:
         """Keep an action until the operator confirms it; returns the token of the question."""

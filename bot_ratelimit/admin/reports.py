@@ -31,7 +31,7 @@ from bot_ratelimit.outgoing.report import SENDING
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.rule import Scope, Subject
 from bot_ratelimit.storage.banlist import Ban
-from bot_ratelimit.storage.base import Count, documents_of
+from bot_ratelimit.storage.base import Count
 
 
 class Reports:
@@ -63,7 +63,7 @@ class Reports:
         self.by = by
         self._local_inventory = local_inventory
         self._settings = settings
-        self._documents = documents_of(limiter.storage)
+        self._documents = limiter.storage.documents()
         self._audit = Audit(self._documents, self._key("audit"), by)
         self._policy, self._live = policy, live
         self.changes = Changes(limiter, by, self._audit, self.limits, patience)

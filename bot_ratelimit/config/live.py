@@ -25,7 +25,6 @@ from bot_ratelimit.errors import ConfigError, StorageError, printable
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.rule import Rules
-from bot_ratelimit.storage.base import documents_of
 from bot_ratelimit.storage.documents import Documents
 from bot_ratelimit.storage.loops import Seldom, Ticker
 
@@ -77,7 +76,7 @@ class Live:
         self._prefix = limiter.key_prefix
         self._timeout = limiter.timeout
         self._observer = limiter.observer
-        self._documents: Documents = documents_of(limiter.storage)
+        self._documents: Documents = limiter.storage.documents()
         self._inventory, self._used, self._clock = inventory, used, clock
         self._seen: bytes | None = None  # the last document, valid or not
         self._last_good: bytes | None = None

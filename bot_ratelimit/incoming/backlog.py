@@ -12,7 +12,7 @@ from aiogram.types import Message, TelegramObject
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.observer import Observer
-from bot_ratelimit.rules.parsing import parse_period
+from bot_ratelimit.rules.checks import seconds_of
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -75,10 +75,7 @@ def period_of(name: str, value: float | str) -> float:
     Raises:
         ConfigError: It is neither seconds above 0 nor a period.
     """
-    try:
-        seconds = parse_period(value) if isinstance(value, str) else value
-    except ConfigError as error:
-        raise ConfigError(f"{name}={value!r}: {error}") from None
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
+    seconds = seconds_of(value)
+    if not 0 < seconds < 1e9:
         raise ConfigError(f"{name}={value!r}: expected seconds above 0, or a text such as '2m'")
-    return float(seconds)
+    return seconds

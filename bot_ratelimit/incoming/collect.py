@@ -37,7 +37,7 @@ from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.storage.base import Count, documents_of
+from bot_ratelimit.storage.base import Count
 from bot_ratelimit.storage.guarded import Guard, Missing
 from bot_ratelimit.storage.loops import Tasks
 from bot_ratelimit.storage.memory import MemoryStorage
@@ -105,7 +105,7 @@ class Collect(BaseMiddleware):
             raise ConfigError(f"longest={longest!r}: expected at least as long as wait={wait!r}")
         self.at_most = check_whole("at_most", at_most, 1, _MOST)
         self._limiter = Limiter(MemoryStorage()) if limiter is None else limiter
-        documents_of(self._limiter.storage)
+        self._limiter.storage.documents()
         self._names = HandlerNames()
         self._lists: WeakKeyDictionary[Limiter, _Lists] = WeakKeyDictionary()
 
@@ -173,8 +173,8 @@ class _Lists:
     """The lists of messages: those in the storage, and those of this process while it is away."""
 
     def __init__(self, limiter: Limiter) -> None:
-        self._documents = documents_of(limiter.storage)
-        self._guard = Guard(limiter.storage, "collected messages", lambda: _ALONE)
+        self._documents = limiter.storage.documents()
+        self._guard = Guard(limiter.storage, "collected messages", _ALONE)
         # The messages of this process that wait, the latest last. Of each, how many the storage had
         # with it, or why only this process has it; None while it is being added.
         self._own: dict[str, dict[bytes, int | Missing | None]] = {}

@@ -22,7 +22,6 @@ from bot_ratelimit.incoming.event_filter import EventFilter
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.rule import Subject, rule_at, rules_of
-from bot_ratelimit.storage.base import documents_of
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -71,7 +70,7 @@ class Migration(BaseMiddleware):
             if not claimed.allowed or claimed.source == "policy":
                 return
             prefix = f"{self._limiter.key_prefix}:ratelimit:"
-            documents = documents_of(self._limiter.storage)
+            documents = self._limiter.storage.documents()
             count = await documents.replace_id(prefix, old, new)
             await self._move_bans(old, new)
             if self._live is not None:
@@ -103,7 +102,7 @@ class Migration(BaseMiddleware):
 
     async def _change_live(self, old: int, new: int, *, given: bool) -> None:
         """Write the exemptions with the new id, so that every instance reads them."""
-        documents, prefix = documents_of(self._limiter.storage), self._limiter.key_prefix
+        documents, prefix = self._limiter.storage.documents(), self._limiter.key_prefix
         while True:
             before = await documents.read(live_key(prefix, "live"))
             overrides = Overrides() if before is None else Overrides.from_json(before)

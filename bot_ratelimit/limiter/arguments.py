@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from typing import Final
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.checks import number
-from bot_ratelimit.rules.parsing import parse_period
+from bot_ratelimit.rules.checks import describe_type, seconds_of
 from bot_ratelimit.rules.rule import Subject
 from bot_ratelimit.storage.base import Storage
 
@@ -19,21 +17,13 @@ _MAX_TEXT: Final = 500
 
 def check_storage(storage: object) -> Storage:
     """Return the storage; another object would let every update fail."""
-    if isinstance(storage, Storage):
-        return storage
-    kind = storage if isinstance(storage, type) else type(storage)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if name.startswith("redis."):
-        fix = "pass RedisStorage(client)"
-    elif kind is storage:
-        fix = f"pass an instance, for example {kind.__name__}(...)"
-    else:
-        fix = (
-            "pass RedisStorage(client) or MemoryStorage(); a custom storage derives from "
+    if not isinstance(storage, Storage):
+        raise ConfigError(
+            f"storage is {describe_type(storage)}: pass an instance of a storage, such as "
+            "RedisStorage(client) or MemoryStorage(); a custom storage derives from "
             "bot_ratelimit.storage.base.Storage"
         )
-    what = "the class" if kind is storage else "a"
-    raise ConfigError(f"storage is {what} {name}, which is not a storage: {fix}")
+    return storage
 
 
 def check_subject(subject: object) -> Subject:
@@ -75,10 +65,9 @@ def check_ban_length(value: object) -> float:
     """Return the length of a ban in seconds; infinity for None."""
     if value is None:
         return math.inf
-    with suppress(ConfigError):
-        seconds = number(parse_period(value) if isinstance(value, str) else value)
-        if 0 < seconds <= FOREVER:
-            return seconds
+    seconds = seconds_of(value)
+    if 0 < seconds <= FOREVER:
+        return seconds
     raise ConfigError(
         f"the length of a ban is {value!r}: expected a period such as '1h', seconds above 0, "
         "at most ten years, or 'forever' (in Python: None)"

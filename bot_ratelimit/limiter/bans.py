@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -20,8 +21,9 @@ from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Scope, Subject
 from bot_ratelimit.storage.banlist import Ban, BanList, BanTarget
-from bot_ratelimit.storage.base import Count, Storage, bans_of
+from bot_ratelimit.storage.base import Count, Storage
 from bot_ratelimit.storage.loops import LOG_EVERY, Seldom, Tasks, Ticker
+from bot_ratelimit.storage.memory import MemoryStorage
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -34,6 +36,7 @@ MAX_WRITES: Final = 100
 listed."""
 MAX_LINES: Final = 20
 """How many bans of penalties are logged in a minute; a raid of thousands must not flood the log."""
+_LINES: Final = Limit(MAX_LINES, LOG_EVERY)
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
@@ -52,8 +55,11 @@ class Bans:
         clock: Callable[[], float],
     ) -> None:
         self._storage, self._prefix, self._timeout = storage, key_prefix, timeout
-        self._observer, self._log_clock = observer, clock
-        bans = self._list = storage.bans(key_prefix)
+        self._observer = observer
+        bans: BanList | None = None
+        with suppress(ConfigError):
+            bans = storage.bans(key_prefix)
+        self._list = bans
         self._clock: Callable[[], float] = time.monotonic if bans is None else bans.clock
         self._version = ""
         known = None if bans is None else bans.current
@@ -70,10 +76,10 @@ class Bans:
         self._seldom = Seldom()
         self._writes = Tasks()
         self._written: TTLCache[str, float] = TTLCache(10_000, 86_400.0, timer=time.monotonic)
-        self._lines_since, self._lines = -math.inf, 0
+        self._lines, self._raids = MemoryStorage(1, clock=clock), Seldom(clock=clock)
 
     def _required(self) -> BanList:
-        return self._list or bans_of(self._storage, self._prefix)  # which raises
+        return self._list or self._storage.bans(self._prefix)  # which raises
 
     def left(self, subject: Subject) -> float:
         """Seconds until the ban by hand of the subject ends; 0.0 if it is not banned."""
@@ -211,18 +217,12 @@ class Bans:
         self._writes.begin(write())
 
     def _log(self, seconds: float, key: str, penalty: Penalty) -> None:
-        """Log up to `MAX_LINES` bans in a minute, and further ones as a number."""
-        now = self._log_clock()
-        if now - self._lines_since >= LOG_EVERY:
-            if self._lines > MAX_LINES:
-                log.warning("%d more bans were not logged", self._lines - MAX_LINES)
-            self._lines_since, self._lines = now, 0
-        self._lines += 1
-        if self._lines <= MAX_LINES:
+        """Log a ban, unless there were many in this minute."""
+        if not self._lines.hit("", _LINES, 1).wait:
             log.warning("Banned for %g s: %s (%s)", seconds, printable(key), penalty)
-        elif self._lines == MAX_LINES + 1:
+        elif self._raids():
             log.warning(
-                "Penalties ban more than %d users a minute: the next bans are only counted; "
+                "Penalties ban more than %d users a minute: the next bans are not logged; "
                 "`bot-ratelimit bans` lists all",
                 MAX_LINES,
             )

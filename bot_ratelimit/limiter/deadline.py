@@ -34,12 +34,7 @@ class Deadline:
         return self._left and max(self._left, self._timeout * _LEAST)
 
     def waited(self, since: float, *, answered: bool) -> None:
-        """Note that a step is over.
-
-        Args:
-            since: When it began, by `time.monotonic`.
-            answered: Whether it had an answer.
-        """
+        """Note that a step is over, which began at this `time.monotonic`."""
         if answered:
             # Never 0, which means that there was no answer.
             self._left = max(self._left - (time.monotonic() - since), 1e-9)

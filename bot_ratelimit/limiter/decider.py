@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.limiter.arguments import check_subject
-from bot_ratelimit.limiter.counts import counts_of_hit, once_key, trial_of
+from bot_ratelimit.limiter.counts import counts_of_hit, once_key
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision, Source, conclude, said_by
 from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
@@ -24,13 +24,12 @@ log = logging.getLogger("bot_ratelimit")
 Only: TypeAlias = "tuple[Rule, Limit, str, Ids]"
 Banned: TypeAlias = Callable[[Subject, Sequence[Count], Sequence[Verdict]], None]
 
-UPDATES: Final = {
+_UPDATES: Final = {
     "allow": "updates are handled without a limit (on_error='allow')",
     "deny": "updates are refused (on_error='deny')",
     "memory": "each instance limits updates by its own counts (on_error='memory')",
 }
 """What happens to updates without an answer, by policy."""
-_MAX_KNOWN: Final = 100
 _HIT: Final = Op.HIT
 
 
@@ -41,10 +40,10 @@ class Decider:
         storage: Where counts are kept.
         key_prefix: The prefix of every key.
         on_error: The policy without an answer of the storage, unless a rule has its own.
-        timeout: Seconds that a decision waits for the storage.
-        part: Which part of the bot this is, in a word of the log.
-        consequences: What happens there without an answer, by policy.
-        clock: Seconds from any starting point; for the pauses between attempts in an outage.
+        timeout: See `Guard`; so also `part`, `consequence`, `clock` and `events`.
+        part: See `Guard`.
+        consequence: See `Guard`.
+        clock: See `Guard`.
         memory_size: The maximum number of keys for the policy `"memory"`.
         events: Are told of failures and outages.
         on_ban: Called with the counts and verdicts of a hit that a penalty refuses.
@@ -60,7 +59,7 @@ class Decider:
         on_error: OnError = "allow",
         timeout: float = 0.25,
         part: str = "updates",
-        consequences: dict[str, str] = UPDATES,
+        consequence: str = "",
         clock: Callable[[], float] = time.monotonic,
         memory_size: int = 10_000,
         events: Sequence[ServerEvents] = (),
@@ -72,14 +71,13 @@ class Decider:
         self.on_error = on_error
         self.standby: Final = MemoryStorage(memory_size)
         """Decides by the policy `"memory"`."""
+        consequence = consequence or f"{_UPDATES[on_error]}, unless a rule has its own on_error"
         self.guard: Final = Guard(
-            storage, part, self._consequence, timeout=timeout, clock=clock, events=events
+            storage, part, consequence, timeout=timeout, clock=clock, events=events
         )
-        self._consequences = consequences
         self._on_ban = on_ban
         self._remembers = remembers
         self._memory = storage if type(storage) is MemoryStorage else None
-        self._known: dict[int, Rules] = {}
         self._last: Rules | None = None
         self._only: Only | None = None  # of the last rules
         self._seldom = Seldom(clock=clock)
@@ -104,21 +102,9 @@ class Decider:
         peek: bool = False,
         deadline: Deadline | None = None,
     ) -> Decision:
-        """Decide whether a hit of the subject is allowed now, and charge it if so.
-
-        Args:
-            rules: All are charged, or none.
-            subject: Who the hit counts for.
-            cost: Charged to each rule instead of the rule's own cost; 0 only looks.
-            once: A token; see `Limiter.hit`.
-            peek: Whether to look only.
-            deadline: The time that is left for this update.
-
-        Raises:
-            ConfigError: The rules or the cost are invalid. A failing storage never raises.
-        """
+        """Decide about a hit; see `Limiter.hit`. With `peek` it is only looked at."""
         if rules is not self._last:
-            self._note(rules)
+            self._last, self._only = rules, self._only_of(rules)
         applied: Sequence[Rule] = rules
         only, memory = self._only, self._memory
         plain: Rule | None = None
@@ -155,7 +141,7 @@ class Decider:
             except BaseException as error:
                 self.guard.failed(admitted, ask.counts, error)
             else:
-                self.guard.answered(admitted, ask.counts)
+                self.guard.answered(admitted)
         if deadline is not None:
             deadline.waited(began, answered=verdicts is not None)
         if verdicts is None:
@@ -185,15 +171,8 @@ class Decider:
     ) -> Any:
         """Ask the storage, or a part of it, within what is left for this update.
 
-        Args:
-            call: A method of the storage, or of a part of it, that takes a `timeout`.
-            question: Its argument.
-            counts: What it is about; they say which server answers.
-            deadline: The time that is left.
-            **named: Its further arguments.
-
-        Returns:
-            The answer, or why it is missing.
+        `call` is one of its methods that takes a `timeout`, and `counts` says which server answers.
+        Without an answer this is `Missing`.
         """
         if deadline is None:
             return await self.guard.run(counts, call, question, timeout=self.timeout, **named)
@@ -208,16 +187,6 @@ class Decider:
     def wait(self, counts: Sequence[Count]) -> float:
         """`retry_after` of a refusal by policy: seconds until the storage is asked again."""
         return self.guard.wait(counts) or self.timeout
-
-    def expect(self, rules: Rules) -> None:
-        """Note rules before the first hit, so that `trials` includes them."""
-        self._note(rules)
-
-    def trials(self) -> list[Ask]:
-        """What to ask to find out whether the storage can decide by the rules of this bot."""
-        asks = [trial_of(self.key_prefix, rules) for rules in self._known.values()]
-        alike = {tuple((each.key, each.limit) for each in ask.counts): ask for ask in asks}
-        return list(alike.values())
 
     def _asked(
         self, rules: Rules, subject: Subject, cost: int | None, once: str | None, peek: bool
@@ -269,14 +238,6 @@ class Decider:
             self._on_ban(subject, ask.counts, verdicts)
         return decision
 
-    def _note(self, rules: Rules) -> None:
-        """Remember which rules there are; the same few objects come again and again."""
-        self._last, self._only = rules, self._only_of(rules)
-        if id(rules) not in self._known:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.pop(next(iter(self._known)))
-            self._known[id(rules)] = rules
-
     def _only_of(self, rules: Rules) -> Only | None:
         """The rule if it is the only one and needs no further thought; with what its keys need."""
         rule, limit = rules[0], rules[0].limit
@@ -284,17 +245,6 @@ class Decider:
         if len(rules) > 1 or not is_plain or not isinstance(limit, Limit) or limit.zone:
             return None
         return rule, limit, rule.head(self.key_prefix, limit), rule.ids
-
-    def _consequence(self) -> str:
-        """What happens to this part of the bot without an answer, for the log."""
-        own = {
-            f"{rule.label!r} by on_error={rule.on_error!r}": None
-            for rules in self._known.values()
-            for rule in rules
-            if rule.on_error not in (None, self.on_error)
-        }
-        text = self._consequences[self.on_error]
-        return f"{text}, but {' and '.join(own)}" if own else text
 
 
 def _unlimited(rule: Rule) -> Decision:

@@ -8,14 +8,12 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import RateLimitError
-from bot_ratelimit.rules.described import fields_described
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule
 
 Source: TypeAlias = str
 
 
-@fields_described
 class Decision(NamedTuple):
     """The answer, and what a handler or a notice may want to say about it.
 
@@ -82,14 +80,8 @@ def conclude(
 ) -> Decision:
     """Combine the verdicts of all rules into a decision.
 
-    It is that of the rule that refuses for the longest time, else that of the tightest rule.
-
-    Args:
-        rules: The rules that apply.
-        verdicts: The verdict of each rule.
-        source: Who decided.
-        costs: For a peek, what the hit would charge to each rule, so that the peek reports the same
-            rule as the hit would.
+    It is that of the rule that refuses for the longest time, else that of the tightest rule. For a
+    peek, `costs` are what the hit would charge, so that the peek reports the same rule.
     """
     said = [
         (rule, _ban(verdict) if isinstance(rule, Penalty) else verdict)

@@ -1,13 +1,23 @@
-"""Health: whether a limiter works, as a value."""
+"""Health: whether a limiter works, at the start and when somebody asks."""
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
+from bot_ratelimit.errors import printable
 from bot_ratelimit.limiter.decider import Decider
-from bot_ratelimit.storage.base import ConnectionStatus
-from bot_ratelimit.storage.servers import Server
+from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
+from bot_ratelimit.storage.base import Ask, ConnectionStatus, Count, Op
+from bot_ratelimit.storage.guarded import Missing, Server
+
+log = logging.getLogger("bot_ratelimit")
+
+PATIENCE: Final = 6.0
+"""Seconds that the first question waits: a little longer than an attempt to connect takes."""
+_LIMIT: Final = Limit(MAX_AMOUNT, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +32,7 @@ class ServerHealth:
         latency: Seconds that its last answer took; None before the first.
         scripts: False if it refuses scripts; then only a single fixed window can be decided there.
         problem: What is wrong, and how to fix it; empty if nothing is. Also set if the server
-            answers, but has refused to decide by some of the rules when it was last asked.
+            answers, but has refused to decide by some of the rules in the last minute.
     """
 
     name: str
@@ -61,28 +71,41 @@ class Health:
     servers: tuple[ServerHealth, ...]
 
 
-def health_of(decider: Decider, test: tuple[str, float, str] | None = None) -> Health:
-    """Collect what is known of a storage: its connections, outages and faults.
+async def is_silent(decider: Decider) -> bool:
+    """Whether the storage does not answer yet; log when it does. The guard logs why it does not."""
+    storage, ask = decider.storage, Ask([_count(decider)], Op.PEEK)  # which leaves no key
+    answer = await decider.guard.run(ask.counts, storage.ask, ask, timeout=PATIENCE)
+    if isinstance(answer, Missing):
+        return True
+    log.info("Connected to %s (%s)", storage.title, storage.server(ask.counts))
+    return False
 
-    Args:
-        decider: The storage with its guard.
-        test: The server of a test call, the call's time in seconds, and its problem.
-    """
-    storage, known = decider.storage, decider.guard.servers()
-    now = decider.guard.now()
+
+async def checked(decider: Decider) -> Health:
+    """The health after a test call, which charges no user."""
+    began, problem, ask = time.perf_counter(), "", Ask([_count(decider)])
+    if not decider.is_local:
+        try:
+            await decider.storage.ask(ask, timeout=decider.timeout)
+        except Exception as error:
+            problem = printable(str(error) or repr(error))
+    server = decider.storage.server(ask.counts)
+    return health_of(decider, (server, time.perf_counter() - began, problem))
+
+
+def health_of(decider: Decider, test: tuple[str, float, str] | None = None) -> Health:
+    """Collect what is known of a storage; `test` is of a call: its server, seconds and problem."""
+    storage, known, now = decider.storage, decider.guard.servers(), decider.guard.now()
     servers = tuple(_server(status, known.get(status.server), now) for status in storage.status())
-    named = {server.name for server in servers}
-    others = [server.problem for name, server in known.items() if name not in named]
-    problems = [*(server.problem for server in servers), *others]
-    latency = None
+    found = {server.name: server.problem for server in servers}
+    found = {name: each.problem(now) for name, each in known.items() if name not in found} | found
+    latency, problem = None, ""
     if test is not None:
         tested, seconds, problem = test
         latency = None if problem else seconds
-        # A call that was answered proves that this server answers; faults of rules remain.
-        faults = [fault for each in known.values() for fault in each.faults.values()]
-        others = [each.problem for name, each in known.items() if name != tested]
-        problems = [problem, *faults, *others]
-    problem = next(filter(None, problems), "")
+        # A call that was answered proves that this server answers; what it refused remains.
+        found[tested] = known[tested].fault_at(now) if tested in known else ""
+    problem = next(filter(None, (problem, *found.values())), "")
     return Health(
         ok=not problem,
         ready=not problem or decider.on_error != "deny",
@@ -95,12 +118,17 @@ def health_of(decider: Decider, test: tuple[str, float, str] | None = None) -> H
 
 
 def _server(status: ConnectionStatus, server: Server | None, now: float) -> ServerHealth:
+    outage = None if server is None else server.outage()
     return ServerHealth(
         name=status.server,
         connected=status.is_open,
         breaker="closed" if server is None or server.breaker.closed else "open",
-        out_for=None if server is None else server.out_for(now),
+        out_for=None if outage is None else now - outage.since,
         latency=status.latency,
         scripts=status.uses_script,
-        problem=status.last_error or ("" if server is None else server.problem),
+        problem=status.last_error or ("" if server is None else server.problem(now)),
     )
+
+
+def _count(decider: Decider) -> Count:
+    return Count(f"{decider.key_prefix}:ratelimit:check", _LIMIT)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final
 
 from bot_ratelimit.limiter.arguments import check_storage, check_subject
 from bot_ratelimit.limiter.bans import Bans
-from bot_ratelimit.limiter.blocks import BlockMethods
 from bot_ratelimit.limiter.counts import counts_of_hit
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decider import Decider
-from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.limiter.observer import ObserverLike, Observers, observers_of
+from bot_ratelimit.limiter.decision import Decision, RefusedError
+from bot_ratelimit.limiter.health import is_silent
+from bot_ratelimit.limiter.observer import ObserverLike, observers_of
 from bot_ratelimit.limiter.operators import OperatorMethods
-from bot_ratelimit.limiter.slots import Slots
-from bot_ratelimit.limiter.start import Start
+from bot_ratelimit.limiter.slots import SlotContext, Slots
 from bot_ratelimit.limiter.statistics import Statistics
 from bot_ratelimit.limiter.waiting import Waiters
 from bot_ratelimit.rules.checks import (
@@ -27,12 +27,14 @@ from bot_ratelimit.rules.checks import (
     check_wait,
     check_whole,
 )
+from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import OnError, RuleLike, Rules, Subject, rules_of
 from bot_ratelimit.storage.base import Storage
+from bot_ratelimit.storage.loops import Ticker
 
 
-class Limiter(OperatorMethods, BlockMethods):
+class Limiter(OperatorMethods):
     """Decides about hits, and always answers, even when the storage fails.
 
     ::
@@ -75,61 +77,42 @@ class Limiter(OperatorMethods, BlockMethods):
         statistics: bool = False,
     ) -> None:
         check_policy(on_error)
-        check_storage(storage)
+        self.storage: Final = check_storage(storage)
+        """The storage that decides unless it fails."""
         self.key_prefix = check_prefix(key_prefix)
         self.on_error = on_error
         check_timeout(timeout)
-        self._statistics = (
-            Statistics(storage, key_prefix, timeout)
-            if check_flag("statistics", statistics)
-            else None
-        )
-        self._observer = observers_of(observer, self._statistics)
-        for each in self._observer.each:
+        self.keeps_statistics: Final = check_flag("statistics", statistics)
+        """Whether decisions are counted by hour, see `statistics`."""
+        self._statistics = Statistics(storage, key_prefix, timeout) if statistics else None
+        self.observer: Final = observers_of(observer, self._statistics)
+        """All observers of this limiter as one that never raises."""
+        for each in self.observer.each:
             storage.observe(each)
-        self._bans = Bans(storage, key_prefix, timeout, self._observer, clock)
-        self._decider = Decider(
+        self._bans = Bans(storage, key_prefix, timeout, self.observer, clock)
+        self.decider = Decider(
             storage,
             key_prefix,
             on_error=on_error,
             timeout=timeout,
             clock=clock,
             memory_size=check_whole("memory_size", memory_size, 1),
-            events=self._observer.each,
+            events=self.observer.each,
             on_ban=self._bans.report,
         )
-        self._waiters = Waiters(self._decider, self._decide)
-        self._slots: Slots | None = None
-        self._start = Start(self._decider)
-
-    @property
-    def observer(self) -> Observers:
-        """All observers of this limiter as one that never raises."""
-        return self._observer
-
-    @property
-    def keeps_statistics(self) -> bool:
-        """Whether decisions are counted by hour, see `statistics`."""
-        return self._statistics is not None
-
-    @property
-    def storage(self) -> Storage:
-        """The storage that decides unless it fails."""
-        return self._decider.storage
-
-    @property
-    def decider(self) -> Decider:
         """Decides without bans and observers: for what the bot does itself."""
-        return self._decider
+        self._waiters = Waiters(self.decider, self._decide)
+        self._slots = Slots(self.decider, self.observer)
+        self._start = Ticker(self._listen, 1.0)
 
     @property
     def timeout(self) -> float:
         """Seconds that a decision waits for the storage."""
-        return self._decider.timeout
+        return self.decider.timeout
 
     @timeout.setter
     def timeout(self, seconds: float) -> None:
-        self._decider.guard.timeout = check_timeout(seconds)
+        self.decider.guard.timeout = check_timeout(seconds)
 
     def hit(
         self,
@@ -162,12 +145,12 @@ class Limiter(OperatorMethods, BlockMethods):
         if not isinstance(rules, Rules):
             rules = rules_of(rules)
         bans = self._bans
-        if cost != 0 and self._observer.times_decisions:
+        if cost != 0 and self.observer.times_decisions:
             return self._hit_observed(rules, subject, cost, once, deadline)
         if bans.current or bans.is_stale:
             return self._decide(rules, subject, cost, once, deadline=deadline)
         bans.used = True
-        return self._decider.hit(rules, subject, cost, once, deadline=deadline)
+        return self.decider.hit(rules, subject, cost, once, deadline=deadline)
 
     async def peek(
         self,
@@ -183,15 +166,7 @@ class Limiter(OperatorMethods, BlockMethods):
             print(decision.remaining, "left")
 
         The answer includes a ban that the hit would cause. Only `remaining` is the value before the
-        hit: an allowed hit would leave its cost less.
-
-        Args:
-            rule: One rule, or several that are decided together.
-            subject: Who the hit would count for.
-            cost: What the hit would charge to each rule instead of the rule's own cost.
-
-        Raises:
-            ConfigError: The rules or the cost are invalid. A failing storage never raises.
+        hit: an allowed hit would leave its cost less. The arguments are those of `hit`.
         """
         return await self._decide(rules_of(rule), subject, cost, peek=True)
 
@@ -202,7 +177,7 @@ class Limiter(OperatorMethods, BlockMethods):
         cost: int | None = None,
         timeout: float | None = None,
     ) -> Decision:
-        """Wait until a hit of the subject is allowed, and charge it then.
+        """Wait until a hit of the subject is allowed, and charge it then. Otherwise like `hit`.
 
         `Decision.waited` is the time that it took.
 
@@ -210,24 +185,14 @@ class Limiter(OperatorMethods, BlockMethods):
 
             decision = await limiter.acquire("10/s", Subject(user=42), timeout=5)
 
-        Within a process callers are served in order; instances take turns. A caller that would
-        have to wait longer than `timeout` is refused as soon as this is known, and is not charged.
-        The same happens if 10,000 callers already wait, or if the limiter is closed. If Redis fails
-        in the meantime, `on_error` answers. A cancelled call is not charged.
-
-        Args:
-            rules: One rule, or several. Waiting never causes a ban, but a user who is banned by a
-                `Penalty` among the rules when the wait begins is refused.
-            subject: Who the hit counts for. A rule whose scope needs an id that the subject lacks
-                does not apply.
-            cost: Charged to each rule instead of the rule's own cost.
-            timeout: The maximum wait in seconds, 0 or more; None (the default) waits as long as it
-                takes.
-
-        Raises:
-            ConfigError: An argument is invalid. A failing storage never raises.
+        Within a process callers are served in order; between processes chance decides. A caller
+        that would have to wait longer than `timeout` seconds (None: as long as it takes) is refused
+        as soon as this is known, and is not charged. The same happens if 10,000 callers already
+        wait, or if the limiter is closed. If Redis fails in the meantime, `on_error` answers. A
+        cancelled call is not charged. Waiting never causes a ban, but a user who is banned by a
+        `Penalty` among the rules when the wait begins is refused.
         """
-        patience, closed = check_wait(timeout), self._waiters.queues.closed
+        patience = check_wait(timeout)
         given = rules_of(rules)
         counts, applied = counts_of_hit(self.key_prefix, given, subject, cost)
         limits = Rules(rule for rule in applied if not isinstance(rule, Penalty))
@@ -235,38 +200,95 @@ class Limiter(OperatorMethods, BlockMethods):
             return await self.hit(given, subject, cost)  # this checks bans, and waits for nothing
         if len(limits) < len(applied):
             bans = Rules(rule for rule in applied if isinstance(rule, Penalty))
+            closed = self._waiters.queues.closed
             decision = await self.peek(bans, subject)
             if not limits or not decision:
                 return decision
+            if closed != self._waiters.queues.closed:
+                return decision._replace(allowed=False, source="policy")
         counts = [count for count in counts if count.penalty is None]
-        decision = await self._waiters.acquire(limits, subject, cost, counts, patience, closed)
-        self._observer.decided(decision, subject, decision.waited)
-        self._observer.waited(decision, subject, decision.waited)
+        decision = await self._waiters.acquire(limits, subject, cost, counts, patience)
+        self.observer.decided(decision, subject, decision.waited)
+        self.observer.waited(decision, subject, decision.waited)
         return decision
+
+    def slot(
+        self,
+        concurrency: Concurrency,
+        subject: Subject,
+        timeout: float | None = 0,
+        *,
+        deadline: Deadline | None = None,
+    ) -> SlotContext:
+        """Hold a slot while a block runs; `concurrency` limits the slots over all instances.
+
+        ::
+
+            async with limiter.slot(Concurrency(1, name="report"), subject, timeout=5) as slot:
+                if slot.allowed:
+                    ...
+
+        The slot is released when the block ends in any way. If the process is killed, the slot is
+        free when its lease ends. `slot` is a Decision that also says when the slot is lost; see
+        `Slot`.
+
+        Args:
+            concurrency: How many slots there are, and who shares them.
+            subject: Who takes the slot.
+            timeout: The maximum wait in seconds, 0 by default; None waits without a limit. The
+                callers of a process are served in order; between instances chance decides.
+            deadline: The time that the first attempt shares with other steps of one update.
+
+        Raises:
+            ConfigError: An argument is invalid. A failing storage never raises: `on_error` answers.
+        """
+        return self._slots.context(concurrency, subject, timeout, deadline)
+
+    @asynccontextmanager
+    async def limit(
+        self, rules: RuleLike | Iterable[RuleLike], subject: Subject, cost: int | None = None
+    ) -> AsyncIterator[Decision]:
+        """Run a block only if a `hit` with these arguments is allowed; outside of handlers.
+
+        ::
+
+            async with limiter.limit("5/minute", Subject(user=42)):
+                ...
+
+        Raises:
+            RefusedError: The hit was refused, and the block does not run. The error contains the
+                Decision.
+        """
+        decision = await self.hit(rules, subject, cost)
+        if not decision.allowed:
+            raise RefusedError(decision)
+        yield decision
 
     def open(self) -> None:
         """Start to connect, so that the first decision need not wait for it.
 
-        The log then says when there is a connection, or why there is none, and whether the server
-        can decide by the rules of this bot.
+        The log then says when there is a connection, or why there is none.
         """
         self.storage.open()
-        self._start.begin()
+        if not self.decider.is_local:
+            self._start.start(at_once=True)
+
+    async def _listen(self) -> bool:
+        return await is_silent(self.decider)
 
     async def close(self) -> None:
         """Tell the observers what is left, write the statistics, and close the storage.
 
-        Callers of `acquire` and `slot` that wait are refused. A block that still holds a slot keeps
-        it until it ends, and then releases it. The limiter can be used again.
+        Callers of `acquire` and `slot` that wait are refused. The limiter can be used again, which
+        opens the connection; a block that still holds a slot does so to renew and release it.
         """
-        await self._start.end()
+        await self._start.stop()
         await self._waiters.close()
         await self._bans.close()
-        if self._slots is not None:
-            await self._slots.close()
+        await self._slots.close()
         if self._statistics is not None:
             await self._statistics.flush_at_end()
-        self._observer.close()
+        self.observer.close()
         await self.storage.close()
 
     async def _hit_observed(
@@ -280,7 +302,7 @@ class Limiter(OperatorMethods, BlockMethods):
         """Decide like `hit`, and tell observers how long it took."""
         began = time.perf_counter()
         decision = await self._decide(rules, subject, cost, once, deadline=deadline)
-        self._observer.decided(decision, subject, time.perf_counter() - began)
+        self.observer.decided(decision, subject, time.perf_counter() - began)
         return decision
 
     async def _decide(
@@ -306,7 +328,7 @@ class Limiter(OperatorMethods, BlockMethods):
                 banned = self._refusal_of_banned(rules, subject)
             if banned is not None:
                 return banned
-        decision = await self._decider.hit(rules, subject, cost, once, peek=peek, deadline=deadline)
+        decision = await self.decider.hit(rules, subject, cost, once, peek=peek, deadline=deadline)
         if not is_stale:
             return decision
         # The hit comes first: if the storage does not answer it, nobody waits for the bans either.

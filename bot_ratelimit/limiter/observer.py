@@ -6,8 +6,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Literal, TypeAlias, cast
-from weakref import WeakValueDictionary
+from functools import wraps
+from typing import Any, Final, Literal, TypeAlias
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.decision import Decision
@@ -59,6 +59,10 @@ class Observer(ServerEvents):
     at once and must not wait. If one raises, this is logged once and affects nothing else. Times
     are in seconds.
     """
+
+    def __init_subclass__(cls) -> None:
+        for what in EVENTS & vars(cls).keys():
+            setattr(cls, what, _safe(vars(cls)[what]))
 
     # -- what comes in ----------------------------------------------------------------------------
 
@@ -113,55 +117,45 @@ class Observer(ServerEvents):
 
 ObserverLike: TypeAlias = "Observer | Iterable[Observer] | None"
 
-
 EVENTS: Final = frozenset(name for name in dir(Observer) if not name.startswith("_"))
 """The names of all methods of Observer."""
 
 
-class _Safe(Observer):
-    """One observer, whose errors are logged once and reach nobody."""
-
-    def __init__(self, observer: Observer) -> None:
-        self.observer = observer
-        for what in EVENTS:
-            if getattr(type(observer), what) is not getattr(Observer, what):
-                setattr(self, what, _safe_call(observer, what))
-
-
-class Observers(Observer):
-    """Any number of observers, also none, as one that never raises."""
-
-    def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        self.each: Final[Sequence[Observer]] = tuple(dict.fromkeys(map(_safe_of, observers)))
-        """Each of them as one that never raises. Two limiters with the same observer share it, so
-        that what they have in common can tell it once."""
-        for what in EVENTS:
-            calls = [vars(each)[what] for each in self.each if what in vars(each)]
-            if calls:
-                setattr(self, what, _call_of_all(calls))
-        self.times_decisions: Final = "decided" in vars(self)
-        """Whether anybody wants to know how long a decision took."""
-
-
-def _safe_call(observer: Observer, what: str) -> Callable[..., None]:
-    call = getattr(observer, what)
+def _safe(method: Callable[..., None]) -> Callable[..., None]:
+    """The method of an observer, whose errors are logged once and reach nobody."""
     logged = False
 
-    def tell(*values: Any) -> None:
+    @wraps(method)
+    def tell(self: Observer, *values: Any) -> None:
         nonlocal logged
         try:
-            call(*values)
+            method(self, *values)
         except Exception as error:
             if not logged:
                 logged = True
                 log.error(
                     "The observer %s failed in %s; it is logged this once",
-                    type(observer).__qualname__,
-                    what,
+                    type(self).__qualname__,
+                    method.__name__,
                     exc_info=error,
                 )
 
     return tell
+
+
+class Observers(Observer):
+    """Any number of observers, also none, as one."""
+
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        unique = {id(each): each for each in observers}
+        self.each: Final[Sequence[Observer]] = tuple(unique.values())
+        for what in EVENTS:
+            nothing = getattr(Observer, what)
+            wanting = [each for each in self.each if getattr(type(each), what) is not nothing]
+            if wanting:
+                setattr(self, what, _call_of_all([getattr(each, what) for each in wanting]))
+        self.times_decisions: Final = "decided" in vars(self)
+        """Whether anybody wants to know how long a decision took."""
 
 
 def _call_of_all(calls: Sequence[Callable[..., None]]) -> Callable[..., None]:
@@ -170,16 +164,6 @@ def _call_of_all(calls: Sequence[Callable[..., None]]) -> Callable[..., None]:
             call(*values)
 
     return calls[0] if len(calls) == 1 else tell
-
-
-_all_safe: Final[WeakValueDictionary[int, _Safe]] = WeakValueDictionary()
-
-
-def _safe_of(observer: Observer) -> _Safe:
-    safe = _all_safe.get(id(observer))  # which keeps the observer alive, and so its id
-    if safe is None:
-        safe = _all_safe[id(observer)] = _Safe(observer)
-    return safe
 
 
 def observers_of(*values: ObserverLike) -> Observers:
@@ -191,7 +175,7 @@ def observers_of(*values: ObserverLike) -> Observers:
     found: list[Any] = []
     for value in values:
         if isinstance(value, Observers):
-            found += [cast(_Safe, each).observer for each in value.each]
+            found += value.each
         elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
             found += value
         elif value is not None:

@@ -48,7 +48,7 @@ class Queues:
     def __init__(self, longest: int) -> None:
         self._longest: Final = longest
         self.closed = 0
-        """How often it was closed: a caller that began before must not wait any more."""
+        """How often it was closed."""
         # Callers of an event loop that has ended never leave.
         self._queues = PerLoop[dict[Hashable, deque[Waiting]]](dict)
         self._waiting = PerLoop[set[Waiting]](set)
@@ -62,14 +62,10 @@ class Queues:
         return key in self._queues.get()
 
     @asynccontextmanager
-    async def turn(self, key: Hashable, seconds: float, closed: int) -> AsyncIterator[Waiting]:
-        """Wait for `seconds` at most in the queue of this key; `is_first` if it is one's turn.
-
-        `closed` is what the attribute was when the caller began.
-        """
+    async def turn(self, key: Hashable, seconds: float) -> AsyncIterator[Waiting]:
+        """Wait for `seconds` at most in the queue of this key; `is_first` if it is one's turn."""
         queues, everybody = self._queues.get(), self._waiting.get()
         queue, waiting = queues.setdefault(key, deque()), Waiting()
-        waiting.is_closed = closed != self.closed
         queue.append(waiting)
         everybody.add(waiting)
         time = asyncio.get_running_loop().time

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import math
+from typing import Any
 
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.rules.concurrency import Concurrency
 from bot_ratelimit.storage.leases import Claim, Leases
 
 
 class Lease:
-    """A claim on a slot, from the first attempt until the release."""
+    """What stands behind a slot while its block runs."""
 
-    def __init__(self, claim: Claim, concurrency: Concurrency, leases: Leases) -> None:
+    def __init__(self, claim: Claim, leases: Leases, ends: float) -> None:
         self.claim = claim
-        self.concurrency = concurrency
         self.leases = leases
         """Who keeps it: the storage, or this process."""
-        self.is_in_doubt = False
-        """Whether the storage may have the claim although it did not answer."""
-        self.ends = math.inf
+        self.ends = ends
         """By the loop's clock: until then the storage certainly keeps it."""
         self.lost = asyncio.Event()
-        self.renew_now = asyncio.Event()
         self.renewing: asyncio.Task[None] | None = None
-        """Renews it while it is held."""
 
 
 class Slot(Decision):
@@ -42,6 +36,12 @@ class Slot(Decision):
     """
 
     _lease: Lease | None = None
+
+    def with_lease(self, lease: Lease | None, **fields: Any) -> Slot:
+        """A copy that has this lease, and other values of some fields."""
+        slot = self._replace(**fields)
+        slot._lease = lease
+        return slot
 
     @property
     def lost(self) -> bool:

@@ -12,7 +12,7 @@ import heapq
 import logging
 import secrets
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from bot_ratelimit.limiter.observer import (
 )
 from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.rule import Subject
-from bot_ratelimit.storage.base import Storage, tallies_of
+from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.storage.loops import PerLoop, Ticker
 from bot_ratelimit.storage.tallies import KEPT_HOURS, MAX_USERS, Tally
 
@@ -96,37 +96,8 @@ class Refusals:
     count: int
 
 
-class _Hour:
-    """The decisions of one hour that were not written yet."""
-
-    __slots__ = ("minutes", "refused")
-
-    def __init__(self) -> None:
-        self.minutes: Counter[str] = Counter()
-        self.refused: Counter[int] = Counter()
-
-    def tally(self, hour: int) -> Tally:
-        """What is to be written."""
-        counts: Counter[str] = Counter()
-        for field, count in self.minutes.items():
-            counts[field.partition(" ")[2]] += count
-        return Tally(hour, counts, dict(self.refused.most_common(MAX_USERS)), self.minutes)
-
-    def trim(self) -> None:
-        """Drop the users refused least often, so that a flood from many accounts fits in memory."""
-        if len(self.refused) > 2 * MAX_USERS:
-            self.refused = Counter(dict(self.refused.most_common(MAX_USERS)))
-
-
 class Statistics(Observer):
-    """Counts decisions, and reads the counts of all instances.
-
-    Args:
-        storage: Where the counts are kept; with a memory storage, only in this process.
-        key_prefix: The prefix of every key.
-        timeout: The time-out of the server in seconds.
-        clock: Returns seconds since 1970.
-        every: Seconds between two writes.
+    """Counts decisions, and reads the counts of all instances; the clock is Unix time.
 
     Raises:
         ConfigError: The storage keeps no statistics.
@@ -141,12 +112,12 @@ class Statistics(Observer):
         clock: Callable[[], float] = time.time,
         every: float = FLUSH_EVERY,
     ) -> None:
-        self._tallies = tallies_of(storage, key_prefix)
+        self._tallies = storage.tallies(key_prefix)
         self._timeout = max(timeout, 1.0)  # no update waits for this
         self._clock = clock
         self._process = secrets.token_hex(6)
         self._number = 0
-        self._hours: defaultdict[int, _Hour] = defaultdict(_Hour)
+        self._hours: dict[int, Tally] = {}
         self._sending: tuple[Tally, int] | None = None
         self._lock = PerLoop(asyncio.Lock)
         self._ticker = Ticker(self._tick, every)
@@ -154,10 +125,11 @@ class Statistics(Observer):
 
     def decided(self, decision: Decision, subject: Subject, seconds: float) -> None:
         """Count a decision, and schedule the next write."""
-        hour = self._count(outcome_of(decision), decision.rule.label)
+        tally = self._count(outcome_of(decision), decision.rule.label)
         if not decision.allowed and subject.user is not None:
-            hour.refused[subject.user] += 1
-            hour.trim()
+            tally.refused[subject.user] += 1
+            if len(tally.refused) > 2 * MAX_USERS:  # a flood from many accounts fits in memory
+                tally.refused = Counter(dict(tally.refused.most_common(MAX_USERS)))
 
     def request_done(self, method: str, outcome: RequestOutcome, waited: float) -> None:
         """Count a request that the bot sent."""
@@ -167,12 +139,14 @@ class Statistics(Observer):
         """Count a 429."""
         self._count(FLOOD, scope)
 
-    def _count(self, outcome: str, label: str) -> _Hour:
-        minute = int(self._clock() // 60)
-        hour = self._hours[minute // 60]
-        hour.minutes[f"{minute % 60} {outcome} {self._names(label)}"] += 1
+    def _count(self, outcome: str, label: str) -> Tally:
+        hour, minute = divmod(int(self._clock() // 60), 60)
+        tally = self._hours.get(hour) or self._hours.setdefault(hour, Tally(hour))
+        field = f"{outcome} {self._names(label)}"
+        tally.counts[field] += 1
+        tally.minutes[f"{minute} {field}"] += 1
         self._ticker.start()
-        return hour
+        return tally
 
     async def flush(self) -> None:
         """Write the decisions since the last flush.
@@ -187,7 +161,7 @@ class Statistics(Observer):
                 if self._sending is None:
                     hour = min(self._hours)
                     self._number += 1
-                    self._sending = self._hours.pop(hour).tally(hour), self._number
+                    self._sending = self._hours.pop(hour), self._number
                 tally, number = self._sending
                 await self._tallies.add(tally, self._process, number, timeout=self._timeout)
                 self._sending = None
@@ -198,10 +172,8 @@ class Statistics(Observer):
         try:
             await self.flush()
         except RateLimitError as error:
-            counts = [hour.minutes for hour in self._hours.values()]
-            lost = sum(sum(each.values()) for each in counts)
-            if self._sending is not None:
-                lost += sum(self._sending[0].counts.values())
+            unwritten = [*self._hours.values(), *([self._sending[0]] if self._sending else [])]
+            lost = sum(tally.counts.total() for tally in unwritten)
             log.warning("The statistics of %d decisions could not be written: %s", lost, error)
 
     async def read(

@@ -59,12 +59,11 @@ class Waiters:
         cost: int | None,
         counts: Sequence[Count],
         timeout: float,
-        closed: int,
     ) -> Decision:
         """Wait for `timeout` seconds at most, or forever; a cancelled call is not charged.
 
         The rules are without penalties, and these are their counts: callers with the same keys wait
-        in one queue. `closed` is that of `queues` when the caller began.
+        in one queue.
         """
         time = asyncio.get_running_loop().time
         began, keys = time(), _keys(counts)
@@ -72,7 +71,7 @@ class Waiters:
             return Decision(False, rules[0], 0, 1.0, 1.0, "policy")
         if self.queues.is_busy(keys) and self._refused.get(keys, (0.0,))[0] > began + timeout:
             return self._refusal(rules, keys, 0.0)
-        async with self.queues.turn(keys, timeout, closed) as turn:
+        async with self.queues.turn(keys, timeout) as turn:
             if not turn.is_first and not turn.is_closed and keys not in self._refused:
                 decision = await self._attempt(rules, subject, cost, counts)  # nobody was refused
                 return decision._replace(waited=time() - began)

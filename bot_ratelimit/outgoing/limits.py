@@ -132,8 +132,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         self._closes = limiter is None
         self.limiter = limiter_of(redis_client, key_prefix, limiter)
         if statistics is None:
-            keeps = self.limiter.storage.documents() is not None
-            statistics = self.limiter.keeps_statistics and keeps
+            statistics = self.limiter.keeps_statistics
         self._report = None
         if check_flag("statistics", statistics):
             self._report = Report(self.limiter, self._look)

@@ -34,7 +34,7 @@ class Permits:
             on_error="memory",
             timeout=limiter.timeout,
             part="requests",
-            consequences={"memory": _ALONE},
+            consequence=_ALONE,
             events=limiter.observer.each,
             remembers=True,
         )

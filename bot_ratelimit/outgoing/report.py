@@ -15,7 +15,6 @@ from bot_ratelimit.errors import RateLimitError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import Observer
 from bot_ratelimit.limiter.statistics import Statistics
-from bot_ratelimit.storage.base import documents_of
 from bot_ratelimit.storage.loops import Ticker
 
 EVERY: Final = 2.0
@@ -40,7 +39,7 @@ class Report(Observer):
     def __init__(self, limiter: Limiter, look: Callable[[], dict[str, Any]]) -> None:
         self.statistics: Final = Statistics(limiter.storage, limiter.key_prefix, limiter.timeout)
         """Counts requests and 429s."""
-        self._documents = documents_of(limiter.storage)
+        self._documents = limiter.storage.documents()
         self._key = live_key(limiter.key_prefix, SENDING)
         self._name = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
         self._look = look

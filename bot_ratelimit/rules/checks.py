@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import iscoroutinefunction, signature
 from typing import Any, Final, TypeVar
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.limit import Limit
+from bot_ratelimit.rules.parsing import parse_period
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -69,6 +71,13 @@ def number(value: object) -> float:
         return float(value)
     except OverflowError:
         return math.inf
+
+
+def seconds_of(value: object) -> float:
+    """The seconds of a number or of a period as text; NaN, which is in no range, otherwise."""
+    with suppress(ConfigError):
+        return number(parse_period(value) if isinstance(value, str) else value)
+    return math.nan
 
 
 def check_timeout(value: object) -> float:

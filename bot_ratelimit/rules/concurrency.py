@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.checks import number
+from bot_ratelimit.rules.checks import seconds_of
 from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
-from bot_ratelimit.rules.parsing import parse_period
 from bot_ratelimit.rules.rule import CustomScope, Rule, Scope, Subject, set_fields
 
 LEASE = 30.0
@@ -53,7 +51,12 @@ class Concurrency(Rule):
                 f"concurrency={amount!r}: expected how many may run at a time, "
                 f"a whole number from 1 to {MAX_AMOUNT}"
             )
-        seconds = _lease(lease)
+        seconds = seconds_of(lease)
+        if not 1 <= seconds <= 86_400:
+            raise ConfigError(
+                f"lease={lease!r}: expected seconds from 1 to 86400, or a text such as '1m'"
+            )
+        seconds = round(seconds, 3)
         Rule.__init__(self, Limit(amount, seconds), scope, name)
         set_fields(self, path=f"slot:{self.path}", amount=amount, lease=seconds)
 
@@ -73,11 +76,3 @@ class Concurrency(Rule):
         scope = self.scope.value if isinstance(self.scope, Scope) else "custom"
         name = f" {self.name!r}" if self.name else ""
         return f"{self.amount} at a time per {scope}{name}"
-
-
-def _lease(value: object) -> float:
-    with suppress(ConfigError):
-        seconds = number(parse_period(value) if isinstance(value, str) else value)
-        if 1 <= seconds <= 86_400:
-            return round(seconds, 3)
-    raise ConfigError(f"lease={value!r}: expected seconds from 1 to 86400, or a text such as '1m'")

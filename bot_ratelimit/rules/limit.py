@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -9,7 +10,7 @@ from typing import Any, Final
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.rules.calendar import DAY_MS, MONTH_MS, WEEK_MS, check_zone, window_ends
-from bot_ratelimit.rules.parsing import Reader, period_seconds
+from bot_ratelimit.rules.parsing import PERIOD, period_seconds, unreadable
 
 MAX_AMOUNT: Final = 1_000_000
 MAX_PERIOD_MS: Final = 366 * 86_400_000
@@ -122,15 +123,11 @@ class Limit:
         burst = self.amount if self.burst is None else self.burst
         _check_count("burst", burst)
         object.__setattr__(self, "burst", burst)
-        if self.amount > period_ms * 1_000:
+        period_us = period_ms * 1_000
+        if self.amount > period_us or burst * period_us > MAX_FILLING_US * self.amount:
             raise ConfigError(
-                f"amount={self.amount}: a bucket fills with at most one token in a microsecond, "
-                f"that is {period_ms * 1_000} in {period_ms / 1_000:g} s"
-            )
-        if burst * period_ms * 1_000 > MAX_FILLING_US * self.amount:
-            raise ConfigError(
-                f"burst={burst!r}: at {self.amount} in {period_ms / 1_000:g} s the bucket "
-                "takes over 100 years to fill; choose a smaller burst or a shorter period"
+                f"{self.amount} in {period_ms / 1_000:g} s, burst={burst}: a bucket fills with at "
+                "most one token in a microsecond, and in at most 100 years"
             )
 
     def _check_calendar(self, period_ms: int) -> None:
@@ -167,8 +164,7 @@ class Limit:
         bucket.
 
         Raises:
-            ConfigError: The text is not a limit; the message has the text, the place and an
-                example.
+            ConfigError: The text is not a limit; the message has the text and an example.
         """
         if not isinstance(text, str):
             raise ConfigError(f"{text!r}: expected text such as '5/10s'")
@@ -187,7 +183,8 @@ class Limit:
             return _parse(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(
-                f"{_shown(value)}: expected a limit such as '5/10s', or the seconds for one event"
+                f"a limit is a {type(value).__name__}: expected text such as '5/10s', or the "
+                "seconds for one event"
             )
         return cls(1, value)
 
@@ -208,14 +205,6 @@ class Limit:
 _KEYWORDS: Final = {Algorithm.SLIDING_WINDOW: "sliding", Algorithm.TOKEN_BUCKET: "bucket"}
 
 
-def _shown(value: object) -> str:
-    """The value in an error; of a client only its type, since its repr may name a password."""
-    kind = type(value)
-    if kind.__module__.partition(".")[0] in ("redis", "fakeredis"):
-        return f"a {kind.__name__}"
-    return repr(value)
-
-
 _NO_LIMIT: Final = (
     "; to switch limiting off, give None, leave the rule out, or for one handler set the flag "
     "rate_limit=False"
@@ -228,27 +217,35 @@ def _check_count(name: str, value: object) -> None:
         raise ConfigError(f"{name}={value!r}: expected a whole number from 1 to {MAX_AMOUNT}{off}")
 
 
+_LIMIT: Final = re.compile(
+    rf"\s*(?P<amount>[0-9]{{1,15}})\s*(?:/|per(?![a-z]))\s*{PERIOD}"
+    r"(?:\s+(?:(?P<sliding>sliding)|(?P<bucket>bucket)|burst\s*(?P<burst>[0-9]{1,15})))?"
+    r"(?:\s+in\s+(?P<zone>\S+))?\s*",
+    re.IGNORECASE,
+)
+_EXPECTED: Final = (
+    "AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding', with ';' between several; a month "
+    "needs a time zone ('1000/month in UTC')"
+)
+
+
 @lru_cache(maxsize=256)
 def _parse(text: str) -> Limit:
-    reader = Reader(text, "a limit is AMOUNT/PERIOD, for example '5/minute' or '5/10s sliding'")
-    amount = reader.need(r"[0-9]{1,15}", "a whole number")
-    reader.need(r"/|per(?![a-z])", "'/' or 'per'")
-    zone = ""
-    month = reader.take(r"1?\s*month(?=\s+in\s)")
-    period = MONTH_MS / 1_000 if month else period_seconds(reader)
+    match = _LIMIT.fullmatch(text)
+    if match is None:
+        raise unreadable(text, _EXPECTED)
+    zone = match["zone"] or ""
+    is_month = zone and match["unit"].lower() == "month" and match["count"] in (None, "1")
+    period = MONTH_MS / 1_000 if is_month else period_seconds(match)
+    if period is None:
+        raise unreadable(text, _EXPECTED)
     algorithm, burst = Algorithm.FIXED_WINDOW, None
-    if reader.take(r"sliding(?![a-z])"):
+    if match["sliding"]:
         algorithm = Algorithm.SLIDING_WINDOW
-    elif reader.take(r"bucket(?![a-z])"):
+    elif match["bucket"] or match["burst"]:
         algorithm = Algorithm.TOKEN_BUCKET
-    elif reader.take(r"burst(?![a-z])"):
-        algorithm, burst = Algorithm.TOKEN_BUCKET, reader.need(r"[0-9]{1,15}", "a whole number")
-    if reader.take(r"in(?![a-z])"):
-        zone = reader.need(r"\S+", "a time zone, for example Europe/Moscow or UTC")
-    if reader.take(r"[,|+&]"):
-        raise reader.error("expected ';' between two limits", reader.at - 1)
-    reader.end()
+        burst = None if match["bucket"] else int(match["burst"])
     try:
-        return Limit(int(amount), period, algorithm, None if burst is None else int(burst), zone)
+        return Limit(int(match["amount"]), period, algorithm, burst, zone)
     except ConfigError as error:
         raise ConfigError(f"{text!r}: {error}") from None

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.checks import check_flag
+from bot_ratelimit.rules.checks import check_flag, seconds_of
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit
-from bot_ratelimit.rules.parsing import parse_period
 from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Scope, changed, set_fields
 
 
@@ -99,7 +98,9 @@ def blocking(rule: Penalty, seconds: float) -> Penalty:
 
 
 def _duration_ms(name: str, value: float | str) -> int:
-    try:
-        return Limit(1, parse_period(value) if isinstance(value, str) else value).period_ms
-    except ConfigError as error:
-        raise ConfigError(f"{name}={value!r}: {error}") from None
+    ms = seconds_of(value) * 1_000
+    if not 1 <= ms <= MAX_PERIOD_MS:
+        raise ConfigError(
+            f"{name}={value!r}: expected seconds, or a text such as '15m'; at most 366 days"
+        )
+    return round(ms)

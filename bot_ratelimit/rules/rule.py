@@ -11,12 +11,17 @@ from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.checks import check_cost, check_flag, check_name, check_policy, not_async
-from bot_ratelimit.rules.described import fields_described
+from bot_ratelimit.rules.checks import (
+    check_cost,
+    check_flag,
+    check_name,
+    check_policy,
+    describe_type,
+    not_async,
+)
 from bot_ratelimit.rules.limit import MAX_PERIOD_MS, Limit
 
 
-@fields_described
 class Subject(NamedTuple):
     """Who an event comes from: Telegram's ids, as far as they are known.
 
@@ -254,17 +259,13 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
         return _rules_of_text(value)
     if isinstance(value, (Limit, int, float)) or (callable(value) and not isinstance(value, type)):
         return Rules((Rule(value),))
-    if isinstance(value, Subject):
-        raise ConfigError(f"{value!r} is the subject: give the rules first, hit('5/10s', subject)")
-    if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
+    if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray, Subject)):
         return _rules_of_several(list(value))
-    if hasattr(value, "connection_pool") or type(value).__module__.startswith("redis"):
-        # Of a client nothing is shown but its type.
-        raise ConfigError(
-            f"a {type(value).__name__} stands where the limit belongs: expected the limit first, "
-            "RateLimitMiddleware('5/10s', redis)"
-        )
-    raise ConfigError(f"{value!r}: expected a limit such as '5/10s', a Rule, or several")
+    # Nothing is shown but the type: the text of a client may contain a password.
+    raise ConfigError(
+        f"{describe_type(value)} stands where the limit belongs: expected the limit first, a text "
+        "such as '5/10s', a Rule, or several: RateLimitMiddleware('5/10s', redis)"
+    )
 
 
 @lru_cache(1024)  # `hit("5/10s", …)` is called with the same few texts again and again
@@ -275,7 +276,7 @@ def _rules_of_text(text: str) -> Rules:
             f"{text!r}: a limit is missing beside a ';'; remove the ';' or write a limit "
             "there, for example '1/s; 20/minute'"
         )
-    return _together([Rule(part) for part in parts])
+    return _together([Rule(part.strip()) for part in parts])
 
 
 def _rules_of_several(values: list[RuleLike]) -> Rules:
@@ -334,11 +335,13 @@ def _scope_of(scope: Scope | str | CustomScope) -> Scope | CustomScope:
         return scope
     if callable(scope):
         return not_async("scope", scope)
-    known = {each.value: each for each in Scope}
-    if not isinstance(scope, str) or scope not in known:
-        names = ", ".join(map(repr, known))
-        raise ConfigError(f"scope={scope!r}: expected one of {names}, for example Scope.USER")
-    return known[scope]
+    try:
+        return Scope(scope)
+    except ValueError:
+        names = ", ".join(repr(each.value) for each in Scope)
+        raise ConfigError(
+            f"scope={scope!r}: expected one of {names}, for example Scope.USER"
+        ) from None
 
 
 def _realm(subject: Subject) -> str:

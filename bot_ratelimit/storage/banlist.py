@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
-from bot_ratelimit.rules.described import fields_described
 from bot_ratelimit.rules.rule import Subject
 
 MAX_BANS: Final = 100_000
@@ -18,7 +17,6 @@ BanTarget: TypeAlias = "tuple[int | None, int | None, int | None]"
 """User, chat and bot of a ban by hand."""
 
 
-@fields_described
 class Ban(NamedTuple):
     """A ban in the list of bans, as `Limiter.ban` and `Limiter.bans` return it.
 

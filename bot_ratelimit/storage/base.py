@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from enum import Enum
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.errors import ConfigError
@@ -16,8 +16,6 @@ from bot_ratelimit.storage.banlist import BanList
 from bot_ratelimit.storage.documents import Documents
 from bot_ratelimit.storage.leases import Leases
 from bot_ratelimit.storage.tallies import Tallies
-
-T = TypeVar("T")
 
 ONCE_MS = 60_000
 """How long hits with the same token share a verdict, in milliseconds."""
@@ -180,52 +178,26 @@ class Storage(ABC):
     async def close(self) -> None:  # noqa: B027 - optional
         """Close what the storage itself opened. It may be called twice, and used again."""
 
-    async def close_idle(self) -> None:  # noqa: B027 - optional
-        """Close as `close` does, unless requests are in progress."""
+    # -- what it keeps besides counts; ConfigError if it does not ---------------------------------
 
-    # -- what it keeps besides counts; None if it does not ----------------------------------------
-
-    def leases(self) -> Leases | None:
+    def leases(self) -> Leases:
         """Return the leases of slots; all limiters of this storage share them."""
-        return None
+        raise self._unsupported("slots", "leases()")
 
-    def bans(self, prefix: str) -> BanList | None:
+    def bans(self, prefix: str) -> BanList:
         """Return the list of bans of a key prefix; all limiters of this storage share it."""
-        return None
+        raise self._unsupported("bans", "bans()")
 
-    def documents(self) -> Documents | None:
+    def documents(self) -> Documents:
         """Return the documents of operators: live limits, history, audit."""
-        return None
+        raise self._unsupported("live limits and administration", "documents()")
 
-    def tallies(self, prefix: str) -> Tallies | None:
+    def tallies(self, prefix: str) -> Tallies:
         """Return the statistics of a key prefix."""
-        return None
+        raise self._unsupported("statistics", "tallies()")
 
-
-def leases_of(storage: Storage) -> Leases:
-    """Return the leases of a storage, or raise ConfigError if it has none."""
-    return _kept(storage, storage.leases(), "slots", "leases()")
-
-
-def bans_of(storage: Storage, prefix: str) -> BanList:
-    """Return the list of bans of a storage, or raise ConfigError if it has none."""
-    return _kept(storage, storage.bans(prefix), "bans", "bans()")
-
-
-def documents_of(storage: Storage) -> Documents:
-    """Return the documents of a storage, or raise ConfigError if it has none."""
-    return _kept(storage, storage.documents(), "live limits and administration", "documents()")
-
-
-def tallies_of(storage: Storage, prefix: str) -> Tallies:
-    """Return the statistics of a storage, or raise ConfigError if it has none."""
-    return _kept(storage, storage.tallies(prefix), "statistics", "tallies()")
-
-
-def _kept(storage: Storage, part: T | None, feature: str, method: str) -> T:
-    if part is None:
-        raise ConfigError(
-            f"storage is a {type(storage).__name__}, which does not support {feature}: use "
+    def _unsupported(self, feature: str, method: str) -> ConfigError:
+        return ConfigError(
+            f"storage is a {type(self).__name__}, which does not support {feature}: use "
             f"RedisStorage or MemoryStorage, or override {method} in the custom storage"
         )
-    return part

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from cachetools import Cache
 
+from bot_ratelimit.storage.loops import Seldom
+
 log = logging.getLogger("bot_ratelimit")
 
-LOG_EVERY: Final = 60.0
 _SLACK_US: Final = 2_000
 """How long a state is kept after its end; the algorithms decide whether it counts."""
 
@@ -52,7 +53,7 @@ class StateCache(Cache[str, "Entry | None"]):
         self._used: tuple[OrderedDict[str, None], ...] = tuple(OrderedDict() for _ in range(3))
         # When to look whether a key has ended: one item for each new key. Its end may move later.
         self._ends: list[tuple[int, str]] = []
-        self._logged: dict[int, int] = {}
+        self._seldom = Seldom(clock=lambda: clock() / 1e6)
 
     def __missing__(self, key: str) -> None:
         return None
@@ -102,8 +103,13 @@ class StateCache(Cache[str, "Entry | None"]):
         retention = next(each for each in range(3) if self._used[each])
         key = next(iter(self._used[retention]))
         entry = self.pop(key)
-        if entry is not None and entry.ends > self._clock():
-            self._warn(retention)
+        if entry is not None and entry.ends > self._clock() and self._seldom():
+            log.warning(
+                "The rate limiter's memory is full (%d keys): counts that still hold are "
+                "forgotten, those of refused users last. Raise RATE_LIMIT_MEMORY_SIZE (Limiter: "
+                "memory_size, MemoryStorage: maxsize) above the number of users in one period",
+                self.maxsize,
+            )
         return key, entry
 
     def clear(self) -> None:
@@ -111,24 +117,3 @@ class StateCache(Cache[str, "Entry | None"]):
         for key in list(self):
             del self[key]
         self._ends.clear()
-
-    def _warn(self, retention: int) -> None:
-        now = self._clock()
-        last = self._logged.get(retention)
-        if last is not None and now - last < LOG_EVERY * 1_000_000:
-            return
-        self._logged[retention] = now
-        log.warning(
-            "The rate limiter's memory is full (%d keys): counts that still hold are forgotten%s. "
-            "Raise RATE_LIMIT_MEMORY_SIZE (Limiter: memory_size, MemoryStorage: maxsize) above "
-            "the number of users in one period",
-            self.maxsize,
-            _WHAT_IS_LOST[retention],
-        )
-
-
-_WHAT_IS_LOST: Final = {
-    NORMAL: "",
-    REFUSED: ", even of users who are refused",
-    BANNED: ", even bans",
-}

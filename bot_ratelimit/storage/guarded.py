@@ -1,23 +1,48 @@
-"""Guard: asks a storage, unless its server is known not to answer."""
+"""Guard: asks a storage, unless its server is known not to answer, and logs outages.
+
+There is one circuit breaker for each server in the process, for everything that asks it: a
+middleware, what the bot sends, the page of operators. So an outage is found out once, and is one
+line in the log::
+
+    Guard "updates" -------+
+    Guard "requests" ------+---- KeySpace ---- Server 10.0.0.5:6379: breaker, failure, fault
+    Guard "logins" --------+              ---- Server 10.0.0.6:6379 (in a cluster)
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from itertools import count
 from typing import Any, Final, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from bot_ratelimit.errors import NotConnectedError, QueueFullError, StorageError
+from bot_ratelimit.errors import (
+    ConfigError,
+    NotConnectedError,
+    QueueFullError,
+    StorageError,
+    printable,
+)
 from bot_ratelimit.storage.base import Count, ServerEvents, Storage
-from bot_ratelimit.storage.servers import Server, key_space_of, rules_in
+from bot_ratelimit.storage.breaker import Breaker
+from bot_ratelimit.storage.loops import Seldom
+
+log = logging.getLogger("bot_ratelimit")
 
 T = TypeVar("T")
 Admitted: TypeAlias = "tuple[Server, int]"
 """A server that may be asked, and the ticket of its breaker."""
 
-_numbers: Final = count()
+FAULT_HOLDS: Final = 60.0
+"""Seconds for which a fault is a problem: nobody may ask the same again when it is repaired."""
+_TELLS_MORE: Final = frozenset({"auth", "tls", "dns"})
+"""Kinds of failures that are logged even during an outage: somebody has to do something else."""
+_SAYS_NOTHING: Final = {"not_connected"}
+"""The kind of a failure while the first attempt to connect lasts: its reason is logged, too."""
 
 
 class Missing(Enum):
@@ -27,13 +52,80 @@ class Missing(Enum):
     UNKNOWN = "it is unknown whether the storage did what it was asked"
 
 
+@dataclass(slots=True)
+class Failure:
+    """Failures of a server since its last answer."""
+
+    since: float
+    counts: Sequence[Count]
+    """What it could not decide first."""
+    reason: str
+    """Of the last failure."""
+    logged: set[str] = field(default_factory=set)
+    """The kinds of errors that are in the log."""
+    is_outage: bool = False
+    """Whether the server is out of reach; a single late answer is no outage."""
+
+
+@dataclass(slots=True)
+class Server:
+    """What this process knows of one server."""
+
+    name: str
+    breaker: Breaker = field(default_factory=Breaker)
+    failure: Failure | None = None
+    fault: tuple[float, str] = -math.inf, ""
+    """When it last refused to decide something, although it answers, and why."""
+
+    def outage(self) -> Failure | None:
+        """Its failure, if it is out of reach."""
+        return self.failure if self.failure and self.failure.is_outage else None
+
+    def fault_at(self, now: float) -> str:
+        """What it has refused lately; empty if there is nothing."""
+        since, problem = self.fault
+        return problem if now < since + FAULT_HOLDS else ""
+
+    def problem(self, now: float) -> str:
+        """Why it decides nothing, or not everything; empty if it does."""
+        outage = self.outage()
+        return outage.reason if outage else self.fault_at(now)
+
+
+class KeySpace:
+    """The servers behind one key space, and everybody in this process who asks them."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.servers: dict[str, Server] = {}
+        self.guards: WeakKeyDictionary[Guard, None] = WeakKeyDictionary()
+        self.is_failing = False
+        """Whether any server has failed since its last answer."""
+        self.seldom = Seldom(clock=clock)
+
+    def server(self, name: str) -> Server:
+        """The server of this name."""
+        return self.servers.get(name) or self.servers.setdefault(name, Server(name))
+
+    def used(self) -> list[Guard]:
+        """The guards that have asked, in the order in which they were made."""
+        return [each for each in self.guards if each.is_used]
+
+    def events(self) -> Sequence[ServerEvents]:
+        """Everybody who is told of outages, once."""
+        return [*{id(each): each for guard in self.used() for each in guard.events}.values()]
+
+
+_key_spaces: Final[WeakValueDictionary[Hashable, KeySpace]] = WeakValueDictionary()
+
+
 class Guard:
     """Asks a storage for one part of the bot, and says when it has no answer.
 
     Args:
         storage: What is asked.
         part: Which part of the bot asks, in a word of the log: `"updates"`.
-        consequence: Returns what happens there without an answer, for the log.
+        consequence: What happens there without an answer, for the log.
         timeout: Seconds that it waits for an answer.
         clock: Seconds from any starting point; for the pauses between attempts.
         events: Are told of failures and outages.
@@ -43,23 +135,25 @@ class Guard:
         self,
         storage: Storage,
         part: str,
-        consequence: Callable[[], str],
+        consequence: str,
         *,
         timeout: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
         events: Sequence[ServerEvents] = (),
     ) -> None:
         self.part = part
-        self.title = storage.title
-        self.consequence = consequence
         self.timeout = timeout
         self.events = events
         self.is_used = False
         """Whether it has asked, so that an outage concerns it."""
         self._storage = storage
+        self._consequence = consequence
         self._clock = clock
-        self._space = key_space_of(storage.key_space, clock)
-        self._space.guards[next(_numbers)] = self
+        # With the clock, because times of two clocks cannot be compared.
+        name = storage.key_space, clock
+        space = _key_spaces.get(name)
+        self._space = space or _key_spaces.setdefault(name, KeySpace(clock))
+        self._space.guards[self] = None
 
     def admit(self, counts: Sequence[Count]) -> Admitted | None:
         """Return a ticket to ask the server of these counts; None if it must not be asked now.
@@ -72,24 +166,46 @@ class Guard:
         ticket = server.breaker.admit(self._clock)
         return None if ticket is None else (server, ticket)
 
-    def answered(self, admitted: Admitted, counts: Sequence[Count]) -> None:
+    def answered(self, admitted: Admitted) -> None:
         """Note that the server has answered."""
+        if not self._space.is_failing:
+            return
         server, ticket = admitted
-        if server.is_troubled or self._space.is_failing:
-            named = (each for each in self._storage.status() if each.server == server.name)
-            latency = next((each.latency or 0.0 for each in named), 0.0)
-            self._space.answered(server, ticket, counts, self, latency)
+        named = (each for each in self._storage.status() if each.server == server.name)
+        latency = next((each.latency or 0.0 for each in named), 0.0)
+        if latency > min(guard.timeout for guard in self._space.used()):  # too late for others
+            server.breaker.abandoned(ticket)
+        elif server.breaker.succeeded(ticket):
+            self._recovered(server)
 
     def failed(self, admitted: Admitted, counts: Sequence[Count], error: BaseException) -> Missing:
         """Note that there is no answer, and return why; raise if the caller was cancelled."""
         server, ticket = admitted
+        breaker = server.breaker
         if not isinstance(error, Exception):
-            server.breaker.abandoned(ticket)
+            breaker.abandoned(ticket)
             raise error
+        kind = getattr(error, "kind", type(error).__name__)
+        if kind != "closed":  # on purpose
+            for each in self.events:
+                each.storage_failed(server.name, kind)
         if not isinstance(error, StorageError):
-            self._space.rejected(server, ticket, error, counts, self)
+            breaker.succeeded(ticket)  # to ask less often would not help
+            self._note_fault(server, error, kind)
             return Missing.UNKNOWN
-        self._space.failed(server, ticket, error, counts, self)
+        if isinstance(error, QueueFullError) or kind == "closed":
+            breaker.abandoned(ticket)
+            if kind != "closed" and self._space.seldom("queue full"):
+                text = "Too many decisions at once: %s. For these, %s"
+                log.warning(text, _reason(error), self._consequence)
+        elif isinstance(error, NotConnectedError):
+            breaker.abandoned(ticket)
+            self._note_failure(server, counts, error)
+        else:
+            if breaker.failed(ticket, self._clock()):
+                for each in self._space.events():
+                    each.breaker_changed(server.name, True)
+            self._note_failure(server, counts, error)
         sent = not isinstance(error, (NotConnectedError, QueueFullError))
         return Missing.UNKNOWN if sent else Missing.NOT_ASKED
 
@@ -98,14 +214,7 @@ class Guard:
     ) -> T | Missing:
         """Make a call to the server of these counts, unless it is known not to answer.
 
-        Args:
-            counts: What the call is about; they say which server answers.
-            call: A method of the storage, or of a part of it.
-            *args: Its arguments.
-            **named: Its named arguments.
-
-        Returns:
-            The answer, or why there is none. It raises nothing else than a cancellation.
+        `call` is a method of the storage, or of a part of it. Without an answer this is `Missing`.
         """
         admitted = self.admit(counts)
         if admitted is None:
@@ -114,12 +223,8 @@ class Guard:
             answer = await call(*args, **named)
         except BaseException as error:
             return self.failed(admitted, counts, error)
-        self.answered(admitted, counts)
+        self.answered(admitted)
         return answer
-
-    def server_of(self, counts: Sequence[Count]) -> str:
-        """The name of the server that decides about these counts now."""
-        return self._storage.server(counts)
 
     def wait(self, counts: Sequence[Count]) -> float:
         """Seconds until the server of these counts is asked again; 0.0 if it is asked now."""
@@ -128,20 +233,87 @@ class Guard:
     def is_out(self, counts: Sequence[Count]) -> bool:
         """Whether the server of these counts is known to be out of reach."""
         server = self._space.servers.get(self._storage.server(counts))
-        return server is not None and server.outage is not None
-
-    def record(self, counts: Sequence[Count], error: Exception | None) -> None:
-        """Note what a trial has found out about rules: a fault, or none."""
-        server = self._space.server(self._storage.server(counts))
-        if error is None:
-            server.faults.pop((self.part, rules_in(counts)), None)
-        elif not isinstance(error, StorageError):
-            self._space.note_fault(server, counts, error, self)
+        return server is not None and server.outage() is not None
 
     def servers(self) -> dict[str, Server]:
         """All servers that were asked so far, by name."""
         return dict(self._space.servers)
 
     def now(self) -> float:
-        """The time of `Server.outage`."""
+        """The time of failures and faults."""
         return self._clock()
+
+    def _note_fault(self, server: Server, error: Exception, kind: str) -> None:
+        """Keep and log what a server refuses until something is changed."""
+        expected = isinstance(error, ConfigError)
+        problem = printable(str(error) if expected else repr(error))
+        server.fault = self._clock(), problem
+        if kind == ConfigError.kind:  # no Redis error code: only the text identifies the error
+            kind = str(error)[:200]
+        if self._space.seldom(f"{server.name} {self.part} {kind}"):
+            log.error(
+                "%s rate limit check failed: %s. Until that is fixed, %s",
+                self._storage.title,
+                problem,
+                self._consequence,
+                exc_info=None if expected else error,
+            )
+
+    def _note_failure(self, server: Server, counts: Sequence[Count], error: StorageError) -> None:
+        """Keep a failure; log the beginning of an outage and its reason, a late answer seldom."""
+        space, kind, is_connecting = self._space, error.kind, isinstance(error, NotConnectedError)
+        space.is_failing = True
+        failure = server.failure = server.failure or Failure(self._clock(), counts, "")
+        failure.reason = _reason(error)
+        if not failure.is_outage and (is_connecting or not server.breaker.closed):
+            failure.is_outage = True
+            for each in space.events():
+                each.outage_began(server.name, kind)
+        if not failure.logged:
+            if not failure.is_outage and not space.seldom(f"{server.name} {kind}"):
+                return
+        elif kind in failure.logged or not (kind in _TELLS_MORE or failure.logged == _SAYS_NOTHING):
+            return
+        failure.logged.add(kind)
+        log.error(
+            "%s rate limit check failed: %s.%s Until %s answers, %s",
+            self._storage.title,
+            failure.reason,
+            " The bot tries to connect about every second." if is_connecting else "",
+            self._storage.title,
+            "; ".join(dict.fromkeys(guard._consequence for guard in space.used())),
+            exc_info=error.bug,
+        )
+
+    def _recovered(self, server: Server) -> None:
+        """Log that a server answers, also if it replaces a server that failed.
+
+        In a cluster another node may have taken over, and the failed one is never asked again.
+        """
+        space, now = self._space, self._clock()
+        for failed in list(space.servers.values()):
+            failure, replaced = failed.failure, failed is not server
+            if failure is None or (
+                replaced and self._storage.server(failure.counts) != server.name
+            ):
+                continue
+            failed.failure = None
+            seconds = now - failure.since
+            if failure.logged:
+                log.warning(
+                    "%s answers again after %.1f s: limits hold on every instance (%s; %s)",
+                    self._storage.title,
+                    seconds,
+                    f"{server.name}, asked instead of {failed.name}" if replaced else server.name,
+                    ", ".join(dict.fromkeys(guard.part for guard in space.used())),
+                )
+            for each in space.events() if failure.is_outage else ():
+                each.breaker_changed(failed.name, False)
+                each.outage_ended(failed.name, seconds)
+            if replaced:
+                del space.servers[failed.name]
+        space.is_failing = any(each.failure for each in space.servers.values())
+
+
+def _reason(error: StorageError) -> str:
+    return printable(str(error).rstrip("."))

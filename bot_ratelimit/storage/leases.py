@@ -34,23 +34,13 @@ class Grant(NamedTuple):
     """Slots that are free now."""
     wait: float
     """If refused, seconds until the next lease ends."""
-    data_lost: bool = False
-    """Whether the storage has lost its data about the key."""
 
 
 class Leases(Protocol):
     """Keeps leases, by one clock for all instances."""
 
-    async def claim(
-        self, action: Action, claim: Claim, *, known: bool = False, timeout: float
-    ) -> Grant:
-        """Acquire, renew or release a slot, atomically.
-
-        Args:
-            action: What to do. Each action may be repeated with the same token.
-            claim: The claim.
-            known: Whether this key existed less than a lease ago.
-            timeout: Seconds.
+    async def claim(self, action: Action, claim: Claim, *, timeout: float) -> Grant:
+        """Acquire, renew or release a slot, atomically; it may be repeated with the same token.
 
         Raises:
             StorageError: The storage is unreachable; it is unknown whether the action was done.
@@ -66,9 +56,7 @@ class MemoryLeases(Leases):
         self._clock = clock
         self._held: dict[str, dict[str, float]] = {}  # the end of each token's lease, by key
 
-    async def claim(
-        self, action: Action, claim: Claim, *, known: bool = False, timeout: float
-    ) -> Grant:
+    async def claim(self, action: Action, claim: Claim, *, timeout: float) -> Grant:
         """See `Leases.claim`. It never waits, so it never times out."""
         now = self._clock()
         held = self._valid(claim.key, now)

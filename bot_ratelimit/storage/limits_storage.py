@@ -88,10 +88,10 @@ class LimitsStorage(Storage):
                 return await self._answer(ask)
         except TimeoutError:
             kind, reason = "timeout", f"no answer from {self._where} within {timeout:g} s"
-        except LimitsError as error:
-            kind, reason = "connection", f"{self._where}: {_text(error.storage_error)}"
-        except OSError as error:
-            kind, reason = "connection", f"{self._where}: {_text(error)}"
+        except (LimitsError, OSError) as error:
+            cause = getattr(error, "storage_error", error)
+            text = " ".join(str(cause).split())
+            kind, reason = "connection", f"{self._where}: {type(cause).__name__}: {text}"
         raise StorageError(reason, kind=kind)
 
     async def close(self) -> None:
@@ -110,7 +110,7 @@ class LimitsStorage(Storage):
     async def _answer(self, ask: Ask) -> list[Verdict]:
         counts, op = ask.counts, ask.op
         if op is Op.CHARGE:
-            return [_next(each, *await self._add(each, each.cost)) for each in counts]
+            return [_verdict(each, *await self._add(each, each.cost), 1) for each in counts]
         if op is Op.HIT and ask.once is not None:
             if await self._store.incr(_stored(ask.once), ONCE_MS // 1_000) > 1:
                 # Nothing is charged: the answer is whether the limit was exceeded.
@@ -140,14 +140,11 @@ class LimitsStorage(Storage):
         )
         verdicts = []
         for (each, (used, left)), fit in zip(pairs, fits, strict=True):
-            if is_refused and (fit or used < each.limit.amount):
-                verdicts.append(_verdict(each, used, left, each.cost))
-                continue
-            if fit or used >= each.limit.amount:
-                used, left = await self._add(each, each.cost if fit else 1)
-                verdicts.append(_verdict(each, used, left, 0))
-            else:  # a shadow rule that would have refused
-                verdicts.append(_verdict(each, used, left, each.cost))
+            cost = each.cost
+            if used >= each.limit.amount or (fit and not is_refused):
+                used, left = await self._add(each, cost if fit else 1)
+                cost = 0
+            verdicts.append(_verdict(each, used, left, cost))
         return verdicts
 
     async def _add(self, count: Count, cost: int) -> tuple[int, int]:
@@ -190,16 +187,8 @@ def _verdict(count: Count, used: int, left: int, cost: int) -> Verdict:
     return Verdict(wait, max(0, count.limit.amount - used), left)
 
 
-def _next(count: Count, used: int, left: int) -> Verdict:
-    return _verdict(count, used, left, 1)
-
-
 def _stored(key: str) -> str:
     """The key as Memcached takes it: short, without spaces."""
     if len(key) <= _LONGEST_KEY and key.isascii() and key.isprintable() and " " not in key:
         return key
     return f"bot_ratelimit:{hashlib.sha256(key.encode()).hexdigest()}"
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -20,17 +20,7 @@ T = TypeVar("T")
 
 
 class Seldom:
-    """Says whether something may be logged now, because it was not logged for a while.
-
-    ::
-
-        if self._seldom(f"lost {key}"):
-            log.warning(...)
-
-    Args:
-        every: Seconds between two lines about the same.
-        clock: Seconds from any starting point.
-    """
+    """Says whether something may be logged now: the same thing once in `every` seconds."""
 
     def __init__(
         self, every: float = LOG_EVERY, clock: Callable[[], float] = time.monotonic
@@ -59,11 +49,7 @@ class Seldom:
 
 
 class PerLoop(Generic[T]):
-    """A value that belongs to an event loop: another `asyncio.run()` gets another one.
-
-    Args:
-        make: Makes the value.
-    """
+    """A value that belongs to an event loop: another `asyncio.run()` gets another one."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -128,11 +114,7 @@ class Ticker:
         self._first = asyncio.Event()
 
     def start(self, *, at_once: bool = False) -> None:
-        """Begin in the running loop, unless it ticks there already.
-
-        Args:
-            at_once: Whether the first call comes now.
-        """
+        """Begin in the running loop, unless it ticks there already; perhaps with a call now."""
         loop = asyncio.get_running_loop()
         if self._task is None or self._loop is not loop:
             self._loop, self._first = loop, asyncio.Event()

@@ -12,7 +12,7 @@ from bot_ratelimit.algorithms.penalty import strike
 from bot_ratelimit.algorithms.sliding_window import Log
 from bot_ratelimit.algorithms.table import FUNCTIONS
 from bot_ratelimit.algorithms.verdict import Step, Verdict
-from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.rules.checks import check_whole
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.storage.banlist import MemoryBanList
 from bot_ratelimit.storage.base import ONCE_MS, Ask, Count, Op, Storage
@@ -52,7 +52,7 @@ class MemoryStorage(Storage):
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        check_size("maxsize", maxsize)
+        check_whole("maxsize", maxsize, 1)
         self._clock = clock
         self._wall_clock = wall_clock
         self._states = StateCache(maxsize, self._now)
@@ -80,13 +80,7 @@ class MemoryStorage(Storage):
         return [self._adjust(count, op, now) for count in counts]
 
     def hit(self, key: str, limit: Limit, cost: int) -> Verdict:
-        """Decide about a hit on a single count: what most hits are, in half of the time.
-
-        Args:
-            key: The key of the count.
-            limit: Its limit, not one of a calendar window.
-            cost: What the hit costs.
-        """
+        """Decide about a hit on a single count, not of a calendar window, in half of the time."""
         states = self._states
         entry = states[key]
         now = round(self._clock() * 1_000_000)
@@ -255,9 +249,3 @@ def _shared_verdict(count: Count, verdict: Verdict) -> Verdict:
 def _aged(verdict: Verdict, passed: int) -> Verdict:
     wait, remaining, reset = verdict
     return Verdict(max(1, wait - passed) if wait else 0, remaining, max(0, reset - passed))
-
-
-def check_size(name: str, value: object) -> None:
-    """Raise ConfigError, with the name of the parameter, unless this is a valid number of keys."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}={value!r}: expected a whole number from 1 up")

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Final, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
 KEPT_HOURS: Final = 48
 MAX_USERS: Final = 1_000
 """How many refused users are kept for each hour; those refused least often are dropped."""
 
 
-class Tally(NamedTuple):
+@dataclass(slots=True)
+class Tally:
     """What one process has counted in one hour since it last wrote."""
 
     hour: int
-    counts: Mapping[str, int]
+    counts: Counter[str] = field(default_factory=Counter)
     """Decisions by field."""
-    refused: Mapping[int, int]
+    refused: Counter[int] = field(default_factory=Counter)
     """Refusals by user."""
-    minutes: Mapping[str, int]
+    minutes: Counter[str] = field(default_factory=Counter)
     """The same as `counts`, by minute of the hour: `59 refused ai`."""
 
 
@@ -36,12 +38,8 @@ class Tallies(Protocol):
     async def add(self, tally: Tally, writer: str, number: int, *, timeout: float) -> None:
         """Add a tally once.
 
-        Args:
-            tally: What to add.
-            writer: The name of the process.
-            number: The number of this write. A repeated write has the same number, so that a write
-                whose answer was lost does not count twice.
-            timeout: Seconds.
+        `writer` is the name of the process. A repeated write has the same number, so that a write
+        whose answer was lost does not count twice.
         """
         ...
 
@@ -66,31 +64,33 @@ class MemoryTallies(Tallies):
     """Tallies of this process; see `Tallies`."""
 
     def __init__(self) -> None:
-        self._counts: dict[int, Counter[str]] = {}
-        self._minutes: dict[int, Counter[str]] = {}
-        self._refused: dict[int, Counter[int]] = {}
+        self._hours: dict[int, Tally] = {}
 
     async def add(self, tally: Tally, writer: str, number: int, *, timeout: float) -> None:
-        self._counts.setdefault(tally.hour, Counter()).update(tally.counts)
-        self._minutes.setdefault(tally.hour, Counter()).update(tally.minutes)
-        refused = self._refused.setdefault(tally.hour, Counter())
-        refused.update(tally.refused)
-        self._refused[tally.hour] = Counter(dict(refused.most_common(MAX_USERS)))
-        for hours, kept in ((self._counts, KEPT_HOURS), (self._refused, KEPT_HOURS),
-                            (self._minutes, 2)):  # fmt: skip
-            for old in [hour for hour in hours if hour <= tally.hour - kept]:
-                del hours[old]
+        total = self._hour(tally.hour)
+        total.counts.update(tally.counts)
+        total.minutes.update(tally.minutes)
+        total.refused = Counter(dict((total.refused + tally.refused).most_common(MAX_USERS)))
+        self._hours[tally.hour] = total
+        for hour, each in list(self._hours.items()):
+            if hour <= tally.hour - KEPT_HOURS:
+                del self._hours[hour]
+            elif hour <= tally.hour - 2:
+                each.minutes.clear()
 
     async def counts(self, hour: int, *, timeout: float) -> Mapping[str, int]:
-        return self._counts.get(hour, {})
+        return self._hour(hour).counts
 
     async def minutes(self, hour: int, *, timeout: float) -> Mapping[str, int]:
         """See `Tallies.minutes`."""
-        return self._minutes.get(hour, {})
+        return self._hour(hour).minutes
 
     async def refused(self, hour: int, *, timeout: float) -> Mapping[int, int]:
-        return self._refused.get(hour, {})
+        return self._hour(hour).refused
 
     async def refused_of(self, user: int, hour: int, *, timeout: float) -> int | None:
-        refused = self._refused.get(hour, Counter())
+        refused = self._hour(hour).refused
         return refused.get(user, None if len(refused) >= MAX_USERS else 0)
+
+    def _hour(self, hour: int) -> Tally:
+        return self._hours.get(hour) or Tally(hour)

@@ -37,7 +37,7 @@ from bot_ratelimit.admin.wording import ENGLISH, limit_of
 from bot_ratelimit.admin.words import plain
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.limiter.bans import FOREVER
-from bot_ratelimit.storage.base import Storage, documents_of
+from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import FlakyStorage
 from tests.admin.test_health import get
 from tests.admin.web import sending
@@ -374,7 +374,7 @@ async def test_an_outage_says_first_what_it_means_for_users(
 async def test_an_entry_of_a_newer_version_does_not_hide_the_audit(bot: OperatedBot) -> None:
     """While instances are updated, an older one lists the entries that it can read."""
     await bot.control.ban(ANNA, "1h")
-    documents = documents_of(bot.control.limiter.storage)
+    documents = bot.control.limiter.storage.documents()
     for raw in (b'{"at": 1, "by": "new", "newer": 2}', b"[]", b"x"):
         await documents.push("bot:ratelimit:audit", raw, 200)
     assert [entry.what for entry in await bot.control.audit()] == ["ban user 42"]

@@ -16,8 +16,8 @@ from bot_ratelimit import Limiter, MemoryStorage, Penalty, RateLimitMiddleware, 
 from bot_ratelimit.config.live import Live
 from bot_ratelimit.config.overrides import Overrides, applied
 from bot_ratelimit.rules.rule import rules_of
-from bot_ratelimit.storage.base import documents_of
-from bot_ratelimit.storage.documents import LIFETIME
+from bot_ratelimit.storage.base import Storage
+from bot_ratelimit.storage.documents import LIFETIME, Documents
 from bot_ratelimit.testing import Clock, FlakyStorage
 from tests.benches import Bench, movable
 from tests.incoming.support import Instance, message
@@ -35,7 +35,7 @@ def tight(old: bytes, new: bytes) -> bytes:
 
 async def write(storage: Any, overrides: Overrides | bytes | None) -> None:
     """Write or delete the document, whatever is there."""
-    documents = documents_of(storage)
+    documents = storage.documents()
     document = overrides.to_json() if isinstance(overrides, Overrides) else overrides
     while not await documents.swap(LIVE, await documents.read(LIVE), document or b""):
         pass
@@ -95,7 +95,7 @@ async def test_the_first_update_meets_the_live_limits(bench: Bench, bot: Any) ->
 async def test_every_key_has_a_ttl(bench: Bench, bot: Any) -> None:
     """The document lives 400 days after the last read, the report 30 seconds."""
     await write(bench.storage, TIGHT)
-    documents = documents_of(bench.storage)
+    documents = bench.storage.documents()
     await documents.push("bot:ratelimit:history", b"1", 20)
     _, live = bot(bench.storage)
     if bench.client is not None:
@@ -144,8 +144,8 @@ async def test_a_bad_document_does_not_loosen_an_instance_that_starts(
     bench: Bench, document: bytes, bot: Any
 ) -> None:
     """It obeys the last good version, like running instances, and keeps reporting the problem."""
-    await documents_of(bench.storage).push("bot:ratelimit:history", TIGHT.to_json(), 20)
-    await documents_of(bench.storage).push("bot:ratelimit:history", document, 20)
+    await bench.storage.documents().push("bot:ratelimit:history", TIGHT.to_json(), 20)
+    await bench.storage.documents().push("bot:ratelimit:history", document, 20)
     await write(bench.storage, document)
     instance, live = bot(bench.storage)
     assert await allowed(instance) == 2
@@ -181,7 +181,7 @@ async def test_a_missing_document_is_written_back(
     assert await allowed(unaware, **{"from": seven}) == 5  # without `live=True` nothing is read
     for _ in range(2):
         await change(live, bench.storage, None)
-    assert await documents_of(bench.storage).listed("bot:ratelimit:history") == [TIGHT.to_json()]
+    assert await bench.storage.documents().listed("bot:ratelimit:history") == [TIGHT.to_json()]
     newcomer, its = bot(bench.storage)
     assert await allowed(newcomer) == 2
     assert its.overrides == TIGHT
@@ -207,7 +207,7 @@ async def test_an_outage_changes_nothing(
             while live.problem:
                 await live.refresh()
                 await asyncio.sleep(0.02)
-        assert await documents_of(storage).read(LIVE) == TIGHT.to_json()
+        assert await storage.documents().read(LIVE) == TIGHT.to_json()
         await storage.close()
 
 
@@ -234,7 +234,7 @@ async def test_all_limits_off_ends_by_itself() -> None:
     storage = MemoryStorage(clock=clock)
     live = Live(Limiter(storage), clock=clock)
     rules = rules_of("5/h")
-    now = await documents_of(storage).now()
+    now = await storage.documents().now()
     await change(live, storage, replace(TIGHT, off_until=now + 60))
     assert live.applied(rules) is None
     assert live.all_off
@@ -246,7 +246,7 @@ async def test_all_limits_off_ends_by_itself() -> None:
 async def test_an_update_is_handled_uncounted_while_all_is_off(bench: Bench, bot: Any) -> None:
     """Nothing is charged while limits are off, and `rate_limit` is None."""
     instance, live = bot(bench.storage)
-    until = await documents_of(bench.storage).now() + 3_600
+    until = await bench.storage.documents().now() + 3_600
     await change(live, bench.storage, replace(TIGHT, off_until=until))
     assert await allowed(instance) == 6
     assert set(instance.decisions) == {None}
@@ -322,7 +322,7 @@ async def started(instance: Instance) -> AsyncIterator[None]:
 async def test_instances_report_their_version_until_shutdown(bench: Bench) -> None:
     """Each instance reports its version and rules, and removes the report at shutdown."""
     await write(bench.storage, TIGHT)
-    documents = documents_of(bench.storage)
+    documents = bench.storage.documents()
     async with AsyncExitStack() as stack:
         for _ in range(2):
             limiter = Limiter(bench.storage, timeout=5)
@@ -340,8 +340,8 @@ def test_a_storage_without_documents_is_an_error() -> None:
     """`live=True` on such a storage is a ConfigError that says so."""
 
     class OnlyCounts(FlakyStorage):
-        def documents(self) -> None:
-            return None
+        def documents(self) -> Documents:
+            return Storage.documents(self)
 
     with pytest.raises(ValueError, match="OnlyCounts, which does not support live limits"):
         RateLimitMiddleware("5/h", limiter=Limiter(OnlyCounts()), live=True)

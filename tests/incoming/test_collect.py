@@ -16,7 +16,7 @@ from aiogram.types import Message
 from yarl import URL
 
 from bot_ratelimit import Collect, ConfigError, Limiter, RateLimitMiddleware
-from bot_ratelimit.storage.base import Storage, documents_of
+from bot_ratelimit.storage.base import Storage
 from bot_ratelimit.testing import FlakyStorage
 from example_bot.demo.botapi import BotApi
 from example_bot.demo.updates import message as update_of
@@ -66,7 +66,7 @@ class Late(FlakyStorage):
 
 class _LateDocuments:
     def __init__(self, late: Late) -> None:
-        self._late, self._documents = late, documents_of(late.storage)
+        self._late, self._documents = late, late.storage.documents()
         self._in_order = asyncio.Lock()
 
     def __getattr__(self, name: str) -> Any:

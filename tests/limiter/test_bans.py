@@ -402,7 +402,7 @@ async def test_invalid_arguments_are_named(arguments: Any, message: str) -> None
 
 
 async def test_a_raid_does_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Of thousands of bans in a minute twenty are logged, then one line; later their number."""
+    """Of thousands of bans in a minute twenty are logged, then one line."""
     clock = Clock()
     limiter = Limiter(MemoryStorage(clock=clock), clock=clock)
     rules = rules_of(["1/d", Penalty("1/minute", "1h")])
@@ -418,5 +418,4 @@ async def test_a_raid_does_not_flood_the_log(caplog: pytest.LogCaptureFixture) -
     assert "more than 20 users a minute" in caplog.messages[20]
     clock.move(61)
     await flood(5_000)
-    assert caplog.messages[21] == "980 more bans were not logged"
-    assert caplog.messages[22].startswith("Banned for 3600 s: bot:ratelimit:ban:5000 ")
+    assert caplog.messages[21].startswith("Banned for 3600 s: bot:ratelimit:ban:5000 ")

@@ -102,25 +102,24 @@ def test_a_period_is_kept_to_the_millisecond(period: float, kept: float) -> None
     assert Limit(1, period).period == kept
 
 
-BAD = [  # ^ marks the place that the error names
-    *("^", "   ^", "^fast", "5 ^minutes", "5^", "^/s", "5/^", "5/10^", "5/^/s", "5/10 ^parsecs"),
-    *("5/1.5^.5s", "5/^-10s", "^-5/10s", "5^.5/10s", "1^e3/s", "5/1^e3s", "^٥/s"),
-    *("5 ^perhaps 10s", "5/10s ^slide", "5/10s sliding ^bucket", "5/10s burst^"),
-    *("5/10s burst ^many", "5/10s burst 1^.5", "5/10s^; 1/s", "5/10s^, 1/s", "5/10s ^| 1/s"),
-    *("5/^month", "5/day in^", "5/day in UTC ^sliding"),
+BAD = [
+    *("", "   ", "fast", "5 minutes", "5", "/s", "5/", "5/10", "5//s", "5/10 parsecs"),
+    *("5/1.5.5s", "5/-10s", "-5/10s", "5.5/10s", "1e3/s", "5/1e3s", "٥/s"),
+    *("5 perhaps 10s", "5/10s slide", "5/10s sliding bucket", "5/10s burst"),
+    *("5/10s burst many", "5/10s burst 1.5", "5/10s; 1/s", "5/10s, 1/s", "5/10s | 1/s"),
+    *("5/month", "5/month sliding", "5/2month in UTC", "5/day in", "5/day in UTC sliding"),
+    *(text.format("9" * 5_000) for text in ("{}/s", "5/{}s", "5/s burst {}")),
 ]
 
 
-@pytest.mark.parametrize("marked", BAD)
-def test_a_bad_text_is_explained(marked: str) -> None:
-    """The error quotes the text, points at the place and gives an example."""
-    before, _, rest = marked.partition("^")
+@pytest.mark.parametrize("text", BAD, ids=short)
+def test_a_bad_text_is_explained(text: str) -> None:
+    """The error quotes the text, gives an example, and says how several or a month are written."""
     with pytest.raises(ConfigError) as error:
-        Limit.parse(before + rest)
+        Limit.parse(text)
     message = str(error.value)
-    assert message.startswith(repr(before + rest))
-    assert f"{f'at {rest!r}' if rest else 'at the end'} (position {len(before) + 1})" in message
-    assert "for example '5/minute'" in message
+    assert message.startswith(f"{text!r}: expected AMOUNT/PERIOD, for example '5/minute'")
+    assert "with ';' between several; a month needs a time zone ('1000/month in UTC')" in message
 
 
 @pytest.mark.parametrize(
@@ -162,8 +161,8 @@ def test_a_period_is_a_number_of_seconds_in_range(period: Any) -> None:
         ("5/s burst 0", "burst=0: expected a whole number from 1 to "),
         ("5/s burst 1000001", "burst=1000001"),
         ("1001/ms bucket", "at most one token in a microsecond"),
-        ("1/366d burst 101", "over 100 years to fill"),
-        ("1/d burst 1000000", "over 100 years to fill"),
+        ("1/366d burst 101", "in at most 100 years"),
+        ("1/d burst 1000000", "in at most 100 years"),
         ("5/day in Europe/Mosow", "did you mean 'Europe/Moscow'?"),
         ("5/day in europe/moscow", "did you mean 'Europe/Moscow'?"),
         ("5/day in ../etc/passwd", "is not a time zone"),
@@ -172,11 +171,6 @@ def test_a_period_is_a_number_of_seconds_in_range(period: Any) -> None:
         ("5/day sliding in UTC", "only a fixed window ends with the calendar"),
         ("5/day bucket in UTC", "only a fixed window ends with the calendar"),
         ("5/с", "'с' is CYRILLIC SMALL LETTER ES"),
-        ("5/10s, 1/s", "expected ';' between two limits at ', 1/s'"),
-        ("5/10s | 1/s", "expected ';' between two limits at '| 1/s'"),
-        ("5/month", "write a time zone ('1000/month in UTC')"),
-        ("5/day in", "expected a time zone"),
-        *((text.format("9" * 5_000), "at '9") for text in ("{}/s", "5/{}s", "5/s burst {}")),
     ],
     ids=short,
 )

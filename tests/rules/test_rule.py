@@ -206,7 +206,7 @@ def test_a_limit_may_depend_on_the_subject(answer: Any) -> None:
         ({"after": "10/m sliding"}, "after='10/minute sliding'"),
         ({"after": "often"}, "'often'"),
         ({"ban": 0}, "ban=0"),
-        ({"ban": "long"}, "ban='long': 'long': expected a unit"),
+        ({"ban": "long"}, "ban='long': expected seconds"),
         ({"ban": "15m!"}, "ban='15m!'"),
         ({"grows": 1}, "grows=1: expected True or False"),
         ({"grows": True, "longest": "10m"}, "longest='10m'"),
@@ -276,9 +276,9 @@ class Redis:
         ("1/s;;20/m", "a limit is missing beside a ';'; remove"),
         ("1/s; fast", "'fast'"),
         ((5, 10), "(5, 10): several numbers; for 5 events in 10 seconds write '5/10s'"),
-        (ANNA, "is the subject: give the rules first, hit('5/10s', subject)"),
+        (ANNA, "a Subject stands where the limit belongs: expected the limit first"),
         (Redis(), "a Redis stands where the limit belongs: expected the limit first"),
-        ("5/s, 20/m", "expected ';' between two limits"),
+        ("5/s, 20/m", "with ';' between several"),
     ],
 )
 def test_a_wrong_rule_is_explained(value: Any, says: str) -> None:

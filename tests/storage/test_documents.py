@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bot_ratelimit.storage.base import documents_of
 from tests.benches import Bench
 
 KEY = "bot:ratelimit:collect:1"
@@ -10,7 +9,7 @@ KEY = "bot:ratelimit:collect:1"
 
 async def test_a_list_is_taken_in_time_or_left(bench: Bench) -> None:
     """In time a caller gets the whole list; later only its own value is deleted."""
-    documents = documents_of(bench.storage)
+    documents = bench.storage.documents()
     for value in (b"a", b"b", b"c", b"b"):
         await documents.push(KEY, value, 9, 60)
     now = await documents.now(KEY)

@@ -108,7 +108,7 @@ class LoginLimiter:
             on_error="memory",
             timeout=limiter.timeout,
             part="logins",
-            consequences={"memory": "each instance limits logins of the page by its own counts"},
+            consequence="each instance limits logins of the page by its own counts",
         )
         self._succeeded: TTLCache[str, bool] = TTLCache(1_000, _TRUSTED_FOR, timer=time.monotonic)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

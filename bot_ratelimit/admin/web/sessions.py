@@ -23,7 +23,6 @@ from bot_ratelimit.admin.web.console import Session, Visit
 from bot_ratelimit.config.live import live_key
 from bot_ratelimit.errors import RateLimitError, StorageError
 from bot_ratelimit.limiter.limiter import Limiter
-from bot_ratelimit.storage.base import documents_of
 
 SESSION_SECONDS: Final = 12 * 3_600
 """Seconds for which a session is valid that was opened with the token."""
@@ -58,7 +57,7 @@ class Sessions:
         has_token: bool,
         clock: Callable[[], float],
     ) -> None:
-        self._documents, self._prefix = documents_of(limiter.storage), limiter.key_prefix
+        self._documents, self._prefix = limiter.storage.documents(), limiter.key_prefix
         self._key = hmac.digest(secret, f"bot_ratelimit admin {self._prefix}".encode(), "sha256")
         self._admins, self._has_token, self._clock = admins, has_token, clock
         # Browsers share cookies between ports: two pages on one host need different names.

@@ -116,11 +116,6 @@ class Connection:
         return self.is_open or not (self._failures or self._opening)
 
     @property
-    def is_idle(self) -> bool:
-        """Whether no request waits, and no call is in progress."""
-        return self._batches.is_idle
-
-    @property
     def host(self) -> str:
         """The host of the open connection; empty without one."""
         return "" if self._batches.wire is None else self._batches.wire.host

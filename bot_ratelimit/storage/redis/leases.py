@@ -16,11 +16,9 @@ class RedisLeases(Leases):
     def __init__(self, execute: Execute) -> None:
         self._execute = execute
 
-    async def claim(
-        self, action: Action, claim: Claim, *, known: bool = False, timeout: float
-    ) -> Grant:
+    async def claim(self, action: Action, claim: Claim, *, timeout: float) -> Grant:
         lease_ms = round(claim.lease * 1_000)
-        arguments = (action, claim.token, claim.amount, lease_ms, int(known))
+        arguments = (action, claim.token, claim.amount, lease_ms)
         reply = await _SCRIPT.run(self._execute, [claim.key], *arguments, timeout=timeout)
-        granted, remaining, wait_ms, data_lost = map(int, reply)
-        return Grant(granted == 1, remaining, wait_ms / 1_000, data_lost == 1)
+        granted, remaining, wait_ms = map(int, reply)
+        return Grant(granted == 1, remaining, wait_ms / 1_000)

@@ -169,9 +169,5 @@ class RedisStorage(Storage):
     def tallies(self, prefix: str) -> RedisTallies:
         return RedisTallies(self.execute, prefix)
 
-    async def close_idle(self) -> None:
-        if all(each.is_idle for each in self._servers.connections()):
-            await self.close()
-
     def _submit(self, item: Item, key: str, timeout: float) -> asyncio.Future[Any]:
         return self._servers.holder(key).submit(item, timeout)

@@ -16,7 +16,7 @@ from bot_ratelimit.admin.confirmations import SECONDS, Confirmations
 from bot_ratelimit.admin.telegram.buttons import ButtonPress, Buttons, ids_of
 from bot_ratelimit.admin.words import Words
 from bot_ratelimit.config.ids import LARGEST_ID
-from bot_ratelimit.storage.base import Storage, documents_of
+from bot_ratelimit.storage.base import Storage
 from tests.admin.telegram.operators import ANNA, BORIS, STRANGER, OperatedBot, operated_bot_on
 
 GONE = "answered already, or is older than two minutes"
@@ -78,7 +78,7 @@ async def test_it_is_too_late_after_two_minutes(storage: Storage, bot: OperatedB
     """A question ends by itself, with its key; a late press does nothing."""
     await bot.says("/ban 42 1h")
     if isinstance(storage, MemoryStorage):
-        documents: Any = documents_of(storage)
+        documents: Any = storage.documents()
         clock = documents._clock
         documents._clock = lambda: clock() + SECONDS
     else:
