@@ -13,23 +13,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from hashlib import sha256
 from typing import Final, Literal
 from urllib.parse import parse_qsl
-from weakref import WeakValueDictionary
 
 from aiogram.utils.web_app import safe_parse_webapp_init_data
 from cachetools import TTLCache
 
 from bot_ratelimit.admin.control import LOGINS
 from bot_ratelimit.admin.web.problems import ProblemError
-from bot_ratelimit.errors import RateLimitError, StorageError
+from bot_ratelimit.errors import StorageError
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.limit import Limit
@@ -101,7 +98,6 @@ class LoginLimiter:
     """
 
     def __init__(self, limiter: Limiter) -> None:
-        self._limiter = limiter
         self._decider = Decider(
             limiter.storage,
             limiter.key_prefix,
@@ -111,7 +107,6 @@ class LoginLimiter:
             consequences={"memory": "each instance limits logins of the page by its own counts"},
         )
         self._succeeded: TTLCache[str, bool] = TTLCache(1_000, _TRUSTED_FOR, timer=time.monotonic)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def check(
         self,
@@ -138,30 +133,23 @@ class LoginLimiter:
         """
         shared = "telegram" if place == "telegram" else "all"
         key = f"{place}:{source}" if device is None else f"device:{device}"
-        if failure is not None:
-            self._succeeded.pop(key, None)
-        lock = self._locks.setdefault(key, asyncio.Lock())
         if failure is None and key in self._succeeded:
-            return  # without waiting for guesses from the same address
-        async with lock:  # so that many correct logins at once do not use up the attempts
-            if failure is None and key in self._succeeded:
-                return
-            rules = [rule_at(LOGINS, OF_ONE, lambda _: key, 1)]
-            if device is None:
-                rules.append(rule_at(f"{LOGINS}{shared}", OF_ALL, lambda _: "", 1))
-            # Charged before the result is known, so that parallel guesses gain nothing.
-            decision = await self._decider.hit(Rules(rules), _NOBODY)
-            if not decision:
-                wait = max(1, math.ceil(decision.retry_after))
-                text = f"too many failed logins: try again in {wait} s"
-                headers = {"Retry-After": str(wait)}
-                raise ProblemError(429, text, retry_after=wait, headers=headers)
-            if failure is not None:
-                log.warning("admin_app: a login failed, from %s: %s", source, failure)
-                raise failure
-            with suppress(RateLimitError):
-                await self._limiter.refund(Rules(rules), _NOBODY)
-            self._succeeded[key] = True
+            return
+        self._succeeded.pop(key, None)
+        rules = [rule_at(LOGINS, OF_ONE, lambda _: key, 1)]
+        if device is None:
+            rules.append(rule_at(f"{LOGINS}{shared}", OF_ALL, lambda _: "", 1))
+        # One command counts the failure and answers it, so parallel guesses gain nothing.
+        decision = await self._decider.hit(Rules(rules), _NOBODY, peek=failure is None)
+        if not decision:
+            wait = max(1, math.ceil(decision.retry_after))
+            text = f"too many failed logins: try again in {wait} s"
+            headers = {"Retry-After": str(wait)}
+            raise ProblemError(429, text, retry_after=wait, headers=headers)
+        if failure is not None:
+            log.warning("admin_app: a login failed, from %s: %s", source, failure)
+            raise failure
+        self._succeeded[key] = True
 
     async def use(self, opening: str) -> None:
         """Mark initData as used, on every instance.
