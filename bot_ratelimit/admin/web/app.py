@@ -65,8 +65,7 @@ def admin_app(
         admins: Ids of the Telegram users who may open the page as a Mini App.
         bot_token: The bot's token, which verifies who opened the Mini App.
         trusted_proxies: Addresses or networks of the proxies in front of this server, whose
-            `X-Forwarded-For`, `-Proto`, `-Host`, `-Ssl` and `Forwarded` are trusted; `unix` for a
-            Unix socket.
+            `X-Forwarded-For`, `-Proto` and `-Host` are trusted; `unix` for a Unix socket.
         settings: Shown by `config`; they also contain RATE_LIMIT_ADMIN_TOKEN. If they are needed
             and not given, they are read from the environment.
         max_streams: How many browsers may be connected to `events` at once.

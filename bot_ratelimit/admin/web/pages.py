@@ -18,7 +18,6 @@ from bot_ratelimit.admin.web import parts
 from bot_ratelimit.admin.web.chart import OUTCOMES, Bar, chart_of
 from bot_ratelimit.admin.web.console import (
     ROOT,
-    VISIT,
     console_of,
     control_of,
     public,
@@ -64,9 +63,6 @@ def login_page(request: web.Request, problem: ProblemError | None) -> web.Respon
     words, text = words_of(request), ""
     if problem is not None and (problem.status != 401 or request.method != "GET"):
         text = words.known(problem.detail or problem.title)
-    if not text and VISIT in request and request[VISIT].is_lost:
-        lost = "Your session ended: Redis lost its data, or you logged out elsewhere."
-        text = words(lost)
     shown = {"problem": text, "has_token": console_of(request).has_token}
     return page(request, "login.html", shown)
 

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.encoding import to_json
-from bot_ratelimit.admin.web.console import VISIT, Console, Session
+from bot_ratelimit.admin.web.console import SESSION, Console, Session
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.errors import RateLimitError
 
@@ -57,7 +57,7 @@ class Stream:
         try:
             await response.prepare(request)
             if request.method != "HEAD":
-                await self._follow(response, request[VISIT].session)
+                await self._follow(response, request[SESSION])
         except ConnectionError:  # the browser has gone
             pass
         except TimeoutError:  # the browser reads nothing
