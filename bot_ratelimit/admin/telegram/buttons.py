@@ -1,4 +1,4 @@
-"""Buttons: an answer with its keyboard, and the data of its buttons."""
+"""Buttons: what stands below an answer, and the data of its buttons."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ButtonPress(CallbackData, prefix="rl"):
     what: str
     """The action. At most four letters if there are ids, and three if there are pages too."""
     first: _Id = 0
-    """A user's id, a version, or who was asked."""
+    """A user's id, or a version."""
     second: _Id = 0
     """A chat's id."""
     page: Annotated[int, Field(ge=0, le=_LAST_PAGE)] = 0
@@ -51,15 +51,19 @@ class Buttons:
         press = ButtonPress(namespace=self._namespace, what=what, **fields)
         return InlineKeyboardButton(text=text, callback_data=press.pack())
 
-    def confirmation(self, yes: str, operator: int, token: str) -> Rows:
+    def confirmation(self, yes: str, token: str) -> Rows:
         """The buttons to confirm and to cancel."""
         named = ((yes, "yes"), (self._words("Cancel"), "no"))
-        asked = {"first": operator, "extra": token}
-        return [[self.button(text, what, **asked) for text, what in named]]
+        return [[self.button(text, what, extra=token) for text, what in named]]
 
     def subjects(self, subjects: Iterable[Subject]) -> Rows:
-        """A button for each subject, which shows its details."""
-        return rows([self.button(str(_id_of(each)), "who", **ids_of(each)) for each in subjects], 4)
+        """A button for each subject, which shows its details: of a user in the private chat."""
+        found = []
+        for each in subjects:
+            seen = each if each.chat is not None else each._replace(chat=each.user)
+            id_ = each.chat if each.user is None else each.user
+            found.append(self.button(str(id_), "who", **ids_of(seen)))
+        return rows(found, 4)
 
     def actions(self, subject: Subject, banned: bool, page: int) -> Rows:
         """Buttons for what operators can do with a user or chat."""
@@ -83,10 +87,6 @@ class Buttons:
 def rows(buttons: Sequence[InlineKeyboardButton], size: int) -> Rows:
     """Buttons in rows of this size."""
     return [list(buttons[i : i + size]) for i in range(0, len(buttons), size)]
-
-
-def _id_of(subject: Subject) -> int | None:
-    return subject.chat if subject.user is None else subject.user
 
 
 def ids_of(subject: Subject) -> dict[str, Any]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiogram.types import InlineKeyboardButton, InlineKeyboardMarkup
 
 from bot_ratelimit.admin.questions import Question
 from bot_ratelimit.admin.sheets import Sheet
 from bot_ratelimit.admin.words import as_html, joined, plain, shown
+from bot_ratelimit.rules.rule import Subject
 
 _FITS: Final = 2_500
 """UTF-16 units of a page; Telegram allows 4096 for the page and the text around it."""
+_ROWS: Final = 24
+"""Rows of a page, which may have a button each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +34,33 @@ class Answer:
         return InlineKeyboardMarkup(inline_keyboard=rows) if rows else None
 
 
-def page_of(sheet: Sheet, page: int) -> tuple[str, int, bool]:
-    """The text of a page, its number (at most the last page's), and whether another follows."""
+class Page(NamedTuple):
+    """A part of a sheet."""
+
+    text: str
+    number: int
+    more: bool
+    """Whether another page follows."""
+    subjects: Sequence[Subject]
+
+
+def page_of(sheet: Sheet, number: int = 0) -> Page:
+    """The page with this number, or the last one."""
     pages: list[list[str]] = [[]]
     length = 0
     for block in (_row(cells, sheet.head) for cells in sheet.rows):
         units = len(block.encode("utf-16-le")) // 2 + 1
-        if pages[-1] and length + units > _FITS:
+        if pages[-1] and (length + units > _FITS or len(pages[-1]) == _ROWS):
             pages.append([])
             length = 0
         pages[-1].append(block)
         length += units
-    page = min(page, len(pages) - 1)
+    number = min(number, len(pages) - 1)
     title = f"<b>{as_html(sheet.title)}</b>" if sheet.title and sheet.rows else ""
-    parts = (title, _lines(sheet.lines), "\n".join(pages[page]), _lines(sheet.foot))
-    return "\n\n".join(filter(None, parts)), page, page + 1 < len(pages)
+    parts = (title, _lines(sheet.lines), "\n".join(pages[number]), _lines(sheet.foot))
+    first = sum(map(len, pages[:number]))
+    subjects = sheet.subjects[first : first + len(pages[number])]
+    return Page("\n\n".join(filter(None, parts)), number, number + 1 < len(pages), subjects)
 
 
 def asked(question: Question) -> str:
