@@ -94,7 +94,6 @@ def test_a_token_that_could_be_guessed_is_refused_and_not_shown(
         ({"admins": ["42"], "bot_token": BOT_TOKEN}, "'42' is not the id of a user"),
         ({"admins": 42, "bot_token": BOT_TOKEN}, "expected ids of users"),
         ({"token": TOKEN, "trusted_proxies": ["proxy"]}, "trusted_proxies: 'proxy' does not"),
-        ({"token": TOKEN, "max_streams": 0}, "max_streams=0"),
     ],
 )
 def test_an_argument_that_makes_no_sense_is_named(options: Any, message: str) -> None:
@@ -211,7 +210,7 @@ async def test_a_person_is_shown_the_form_and_a_program_the_problem(found: Site)
         assert api.headers["WWW-Authenticate"].startswith("Bearer")
 
 
-@pytest.mark.parametrize("path", ["", "users/42", "api/limits", "api/nothing", "login", "events"])
+@pytest.mark.parametrize("path", ["", "users/42", "api/limits", "api/nothing", "login"])
 async def test_every_answer_has_the_headers_that_protect_it(found: Site, path: str) -> None:
     """Headers forbid foreign scripts and frames, type sniffing and caching."""
     async with found.visitor() as stranger, found.script() as script:

@@ -39,8 +39,6 @@ class Console:
     """Whether there is a token to log in with."""
     pages: Any
     """The module `pages`, which needs jinja2."""
-    clock: Callable[[], float]
-    """Unix seconds."""
     control: Callable[[str], Control]
     """Control in the name of an operator, see `Session.by`."""
 
