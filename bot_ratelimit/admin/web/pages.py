@@ -38,11 +38,6 @@ _ROWS: Final = 50
 """Bans on one page."""
 _FILES: Final = files("bot_ratelimit.admin.web") / "static"
 _STATIC: Final = {each.name: each for each in _FILES.iterdir()}
-_DONE: Final = {
-    "forgive": "Counts deleted, on every instance: {count}.",
-    "ban": "Banned. Every instance enforces the ban within a second.",
-    "unban": "Bans lifted, on every instance within a second: {count}.",
-}
 
 
 def routes() -> list[web.RouteDef]:
@@ -104,7 +99,6 @@ async def _home(request: web.Request) -> web.Response:
     chart = bars if bars.problem else Loaded(chart_of(bars.value))
     shown = {
         "here": "Overview",
-        "done": await _done(request, config.value),
         "notice": _notice(words, found["health"], config),
         "share": "" if bars.problem else _share(words, chart.value.bars, span),
         "span": span,
@@ -165,27 +159,6 @@ def _share(words: Words, bars: Sequence[Bar], span: int | None) -> str:
     return words(text, now=shares[0], before=shares[1])
 
 
-async def _done(request: web.Request, config: ConfigView | None = None) -> list[str]:
-    """What the operator has just done, from the query; anything else there is ignored."""
-    words, what = words_of(request), request.query.get("done", "")
-    count = request.query.get("count", "")
-    number = int(count) if count.isascii() and count.isdecimal() and len(count) < 10 else 0
-    if what in _DONE:
-        return [words(_DONE[what], count=number)]
-    if what != "changed":
-        return []
-    saved = words("Version {version} is written.", version=number)
-    if config is None:
-        return [saved]
-    if config.live.version == number:
-        saved = words("Version {version} is written: {what}", version=number, what=config.live.what)
-    if not config.instances:
-        return [saved, sheets.nobody_reports(words, config.prefix)]
-    obeying = sum(each.version >= number for each in config.instances)
-    text = "It is in force on {obeying} of {instances} instances; others follow within 5 seconds."
-    return [saved, words(text, obeying=obeying, instances=len(config.instances))]
-
-
 # --- the other pages ------------------------------------------------------------------------------
 
 
@@ -201,8 +174,7 @@ async def _user(request: web.Request) -> web.Response:
                       "title": capital(who(words, subject))}  # fmt: skip
     except ConfigError as problem:
         shown["error"] = words.known(problem)
-    config = (await Loaded.of(control.config)).value if "done" in request.query else None
-    shown |= {"typed": request.query, "done": await _done(request, config)}
+    shown["typed"] = request.query
     return page(request, "user.html", shown, 422 if shown["error"] else 200)
 
 
@@ -251,8 +223,8 @@ async def _history(request: web.Request) -> web.Response:
 def _listed(
     request: web.Request, here: str, parts: Sequence[Part], paging: Links = ()
 ) -> web.Response:
-    shown = {"here": here, "parts": parts, "paging": paging}
-    return page(request, "page.html", {**shown, "done": (), "notice": None, "chart": None})
+    shown = {"here": here, "parts": parts, "paging": paging, "notice": None, "chart": None}
+    return page(request, "page.html", shown)
 
 
 @public
