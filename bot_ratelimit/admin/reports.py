@@ -6,19 +6,19 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from bot_ratelimit.admin import views
 from bot_ratelimit.admin.changes import PATIENCE, Audit, Changes
 from bot_ratelimit.admin.sending import SendingView, sending_of
-from bot_ratelimit.admin.subject_state import count_of
 from bot_ratelimit.admin.wording import differences
 from bot_ratelimit.config.live import Live, live_key
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.settings import Settings
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.statistics import (
     DECISIONS,
@@ -29,7 +29,7 @@ from bot_ratelimit.limiter.statistics import (
 )
 from bot_ratelimit.outgoing.report import SENDING
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.rules.rule import Scope, Subject
+from bot_ratelimit.rules.rule import Scope, Subject, rules_of
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Count, documents_of
 
@@ -203,7 +203,7 @@ class Reports:
         for name in [*known, *sorted(totals.keys() - known.keys())]:
             view, total, remaining = known.get(name), totals[name], None
             if view is not None and view.scope == Scope.GLOBAL.value and not view.off:
-                left = await count_of(self.limiter, view, Subject())
+                left = await self._count(view, Subject())
                 remaining = None if left is None else left.remaining
             counts = total["allowed"], total["refused"], total["banned"]
             found.append(views.RuleUse(name, view, *counts, remaining))
@@ -215,6 +215,26 @@ class Reports:
         return rule_named(self._rules(instances), name, instances)
 
     # --- how --------------------------------------------------------------------------------
+
+    async def _count(self, view: views.RuleView, subject: Subject) -> views.CountView | None:
+        """What a user or chat has left of a rule, without charging; None if it does not apply."""
+        rule = replace(view, shadow=False).rule()  # the answer without shadow mode
+        key = None if rule is None else rule.key(self.limiter.key_prefix, subject)
+        if rule is None or key is None:
+            return None
+        # Reads the count itself; a ban by hand would hide it.
+        found = answered(await self.limiter.decider.hit(rules_of(rule), subject, peek=True))
+        known = view.limit is not None
+        return views.CountView(
+            view.name,
+            key,
+            view.limit,
+            found.allowed,
+            found.remaining if known else None,
+            rule.limit.capacity if known and isinstance(rule.limit, Limit) else None,
+            found.retry_after,
+            found.reset_after,
+        )
 
     def _rules(self, instances: Iterable[views.InstanceView]) -> tuple[views.RuleView, ...]:
         reported = views.merged(rule for each in instances for rule in each.rules)
@@ -297,3 +317,10 @@ def rule_named(
             f"{error}; no running bot reports its rules now: if one runs with live=True, repeat "
             "it in a few seconds"
         ) from None
+
+
+def answered(decision: Decision) -> Decision:
+    """The decision; StorageError if only the policy has answered, not the storage."""
+    if decision.source == "policy":
+        raise StorageError("Redis cannot be reached; for details: `bot-ratelimit health`")
+    return decision

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from aiogram.types import Message
 
-from bot_ratelimit.admin.confirmations import Confirmations
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.fields import checked
 from bot_ratelimit.admin.operations import OPERATIONS, Operation
 from bot_ratelimit.admin.sheets import Sheet
-from bot_ratelimit.admin.telegram.buttons import ButtonPress, Buttons, ids_of, rows
-from bot_ratelimit.admin.telegram.messages import Answer, asked, page_of
+from bot_ratelimit.admin.telegram.messages import (
+    Answer,
+    ButtonPress,
+    Buttons,
+    asked,
+    ids_of,
+    page_of,
+    rows,
+)
 from bot_ratelimit.admin.telegram.targets import target_of
-from bot_ratelimit.admin.words import Words, as_html, code
+from bot_ratelimit.admin.words import Words
+from bot_ratelimit.config.live import live_key
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
+from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.storage.base import documents_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +142,6 @@ class Operator:
         """What a command shows, or asks before it changes something."""
         command = COMMANDS[name]
         operation, found = OPERATIONS[command.operation], dict[str, Any]()
-        if (missing := self._missing(operation)) is not None:
-            return missing
         if "id" in operation.fields.model_fields:
             subject, arguments = target_of(message, arguments, self.bot)
             found = await self._target(operation, subject)
@@ -141,8 +151,6 @@ class Operator:
         """The answer to a button other than yes and no."""
         name, more = _PRESSES.get(press.what, (press.what, {}))
         operation, found = OPERATIONS[name], dict(more)
-        if (missing := self._missing(operation)) is not None:
-            return missing
         if "id" in operation.fields.model_fields:
             topic = int(press.extra) if press.extra.isdecimal() else None
             subject = Subject(press.first or None, press.second or None, topic)
@@ -150,15 +158,6 @@ class Operator:
         elif name == "rollback":
             found["version"] = press.first
         return await self._answer(operation, found, press.page)
-
-    def _missing(self, operation: Operation) -> Answer | None:
-        """The option that the bot lacks for this operation."""
-        has = {"": True, "live": self.middleware.live is not None,
-               "statistics": self.control.limiter.keeps_statistics}  # fmt: skip
-        if has[operation.needs]:
-            return None
-        option = code(f"RateLimitMiddleware(..., {operation.needs}=True)")
-        return Answer(as_html(self.words("That needs {option} in the bot.", option=option)))
 
     async def _target(self, operation: Operation, subject: Subject) -> dict[str, Any]:
         """The fields that say who is meant."""
@@ -210,8 +209,42 @@ class Operator:
 
     def _with_commands(self, sheet: Sheet) -> Sheet:
         commands = " ".join(f"/{self.prefix}{name}" for name in COMMANDS if name != "limits")
-        foot = [*sheet.foot, self.words("Commands: {commands}", commands=commands)]
-        if self.middleware.live is None:
-            text = "Limits cannot be changed here: that needs {option} in the bot."
-            foot.insert(0, self.words(text, option=code("live=True")))
-        return replace(sheet, foot=foot)
+        text = self.words("Commands: {commands}", commands=commands)
+        return replace(sheet, foot=[*sheet.foot, text])
+
+
+# --- questions that wait --------------------------------------------------------------------------
+
+SECONDS: Final = 120
+"""Seconds in which the operator can answer."""
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{12}")
+
+
+class Confirmations:
+    """Questions that wait for an operator's answer.
+
+    Each is kept under `<prefix>:ratelimit:audit:asked:<operator>:<token>`, so that the answer may
+    reach any instance. Only this operator's answer finds it, and only once.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._prefix = limiter.key_prefix
+        self._documents = documents_of(limiter.storage)
+
+    async def ask(self, operator: int, action: Mapping[str, Any]) -> str:
+        """Keep an action until the operator confirms it; returns the token of the question."""
+        token = secrets.token_urlsafe(9)
+        document = json.dumps(action, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        await self._documents.put(self._key(operator, token), document, SECONDS)
+        return token
+
+    async def take(self, operator: int, token: str) -> dict[str, Any] | None:
+        """The action of a question; None if it is unknown, too old, or answered already."""
+        if not _TOKEN.fullmatch(token):
+            return None
+        document = await self._documents.take(self._key(operator, token))
+        return None if document is None else dict(json.loads(document))
+
+    def _key(self, operator: int, token: str) -> str:
+        return live_key(self._prefix, f"audit:asked:{operator}:{token}")

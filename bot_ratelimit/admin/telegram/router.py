@@ -13,13 +13,11 @@ from aiogram.filters import Command, CommandObject
 from aiogram.types import CallbackQuery, LinkPreviewOptions, Message, User
 
 from bot_ratelimit.admin.changes import ConflictError
-from bot_ratelimit.admin.confirmations import Confirmations
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.fields import check_admins, checked
 from bot_ratelimit.admin.operations import OPERATIONS
-from bot_ratelimit.admin.telegram.buttons import ButtonPress
-from bot_ratelimit.admin.telegram.commands import COMMANDS, Operator
-from bot_ratelimit.admin.telegram.messages import Answer, page_of
+from bot_ratelimit.admin.telegram.commands import COMMANDS, Confirmations, Operator
+from bot_ratelimit.admin.telegram.messages import Answer, ButtonPress, page_of
 from bot_ratelimit.admin.telegram.targets import UnclearError
 from bot_ratelimit.admin.words import Marked, Words, as_html, clipped, code, joined
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
@@ -155,7 +153,7 @@ class _Handlers:
             cancelled = words("Cancelled: nothing was changed.")
             await self._show(operator, query, Answer(as_html(cancelled)), bot)
             return
-        if operation.needs == "live":  # waits for the instances
+        if "if_version" in operation.fields.model_fields:  # waits for the instances
             await self._show(operator, query, Answer(as_html(words("One moment…"))), bot)
 
         async def done() -> Answer:

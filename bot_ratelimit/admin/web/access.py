@@ -49,14 +49,7 @@ def check_token(token: object) -> str:
 class Access:
     """Authenticates requests, opens and ends sessions, and checks that changes come from our page.
 
-    Args:
-        limiter: The bot's limiter.
-        token: What scripts send with every request, and people in the login form; None if nobody
-            can log in with a token.
-        admins: Ids of the Telegram users who may log in with initData.
-        bot_token: The token of the bot whose button opens the page; it verifies initData.
-        proxies: Knows the addresses from which requests come.
-        clock: Unix seconds.
+    For the arguments see `admin_app`; without a token, nobody can log in with one.
     """
 
     def __init__(

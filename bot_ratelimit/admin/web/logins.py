@@ -90,11 +90,7 @@ class LoginLimiter:
     guessing would not be slowed down at all. Operators are not locked out: open sessions keep
     working, a browser that logged in before is counted separately (see `Sessions.device`), and a
     script that sent the right token within the last hour keeps its access, as long as its address
-    sends no wrong bearer token.
-
-    Args:
-        limiter: The bot's limiter. Its storage keeps the counts; while the storage cannot be
-            reached, this process keeps them.
+    sends no wrong bearer token. While the storage cannot be reached, this process keeps the counts.
     """
 
     def __init__(self, limiter: Limiter) -> None:
@@ -116,17 +112,11 @@ class LoginLimiter:
         *,
         place: Literal["from", "bearer", "telegram"] = "from",
     ) -> None:
-        """Let the right secret pass, and count a wrong one.
+        """Let the right secret pass, and count a wrong one: that has a failure.
 
         Wrong initData is counted separately: any link to the page can carry some, and so let an
         operator's own browser send it. So are bearer tokens: guesses in the login form do not lock
         out a script at the same address.
-
-        Args:
-            failure: Why the login is refused; None if the secret is right.
-            source: The client's address, see `TrustedProxies.client_address`.
-            device: The id of the browser, if it has logged in before.
-            place: What the attempt is counted as: a login, a bearer token, or initData.
 
         Raises:
             ProblemError: The failure; or 429 after too many failures, even for the right secret.
@@ -152,10 +142,9 @@ class LoginLimiter:
         self._succeeded[key] = True
 
     async def use(self, opening: str) -> None:
-        """Mark initData as used, on every instance.
+        """Mark initData as used, on every instance; InitDataError if it was.
 
         Raises:
-            InitDataError: It was used before, at any instance.
             StorageError: The storage cannot be reached, so another instance may have seen it.
         """
         hashed = sha256(f"initData {opening}".encode()).hexdigest()

@@ -24,14 +24,7 @@ class TrustedProxies:
     """Finds the client's address behind trusted proxies.
 
     Any client can send `X-Forwarded-For`, so it is read only if a trusted proxy sends it, and only
-    the part that trusted proxies added.
-
-    Args:
-        proxies: Addresses or networks of the proxies in front of this server; `unix` for proxies
-            that connect over a Unix socket.
-
-    Raises:
-        ConfigError: One of them is not an address, a network or `unix`.
+    the part that trusted proxies added. `unix` stands for proxies on a Unix socket.
     """
 
     def __init__(self, proxies: Iterable[str] = ()) -> None:

@@ -12,8 +12,8 @@ from aiogram.exceptions import TelegramBadRequest
 from aiogram.methods import AnswerCallbackQuery
 
 from bot_ratelimit import MemoryStorage, RedisStorage, Subject
-from bot_ratelimit.admin.confirmations import SECONDS, Confirmations
-from bot_ratelimit.admin.telegram.buttons import ButtonPress, Buttons, ids_of
+from bot_ratelimit.admin.telegram.commands import SECONDS, Confirmations
+from bot_ratelimit.admin.telegram.messages import ButtonPress, Buttons, ids_of
 from bot_ratelimit.admin.words import Words
 from bot_ratelimit.config.ids import LARGEST_ID
 from bot_ratelimit.storage.base import Storage, documents_of
