@@ -6,18 +6,27 @@ import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from bot_ratelimit.admin.changes import altered
-from bot_ratelimit.admin.reports import Reports, rule_named
-from bot_ratelimit.admin.subject_state import answered, ban_of, count_of, seconds_left
-from bot_ratelimit.admin.views import ConfigView, InstanceView, Preview, SubjectView, Trial
+from bot_ratelimit.admin.reports import Reports, answered, rule_named
+from bot_ratelimit.admin.views import (
+    ConfigView,
+    CountView,
+    InstanceView,
+    Preview,
+    RuleView,
+    SubjectView,
+    Trial,
+)
 from bot_ratelimit.admin.wording import ENGLISH, as_changed, ban_words, who
 from bot_ratelimit.admin.words import plain
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.report import EVERYWHERE, report_of
 from bot_ratelimit.config.settings import Origin, Settings
 from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.limiter.arguments import FOREVER
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.penalty import Penalty
@@ -76,15 +85,15 @@ class Control(Reports):
         seen = await self.config()
         self._check_subject(subject, seen.instances)
         counts = await asyncio.gather(
-            *(count_of(self.limiter, view, subject) for view in seen.rules if not view.off)
+            *(self._count(view, subject) for view in seen.rules if not view.off)
         )
         found = [each for each in counts if each is not None]
         general = {view.name for view in seen.rules if view.where == EVERYWHERE and not view.shadow}
         waits = [each.retry_after for each in found if each.rule in general]
         now = await self._documents.now()
-        ban = await ban_of(self.limiter, subject, seen.rules, found, now)
+        ban = await _ban_of(self.limiter, subject, seen.rules, found, now)
         if ban is not None:
-            waits.append(seconds_left(ban, now))
+            waits.append(_seconds_left(ban, now))
         exempt = self._is_exempt(subject, seen)
         free = exempt or seen.is_paused
         return SubjectView(
@@ -259,3 +268,33 @@ class Control(Reports):
 
 def _bans(bans: Sequence[Ban]) -> str:
     return "; ".join(plain(ban_words(ENGLISH, each)) for each in bans) or "not banned"
+
+
+async def _ban_of(
+    limiter: Limiter,
+    subject: Subject,
+    rules: Iterable[RuleView],
+    counts: Iterable[CountView],
+    now: float,
+) -> Ban | None:
+    """The ban of a user or chat that ends last; None if there is no ban."""
+    if subject.user is None and subject.chat is None:
+        return None
+    refusing = {each.key: each for each in counts if not each.allowed}
+    for ban in await limiter.bans_of(subject):
+        if not ban.key or ban.key in refusing:  # else the penalty is off
+            return ban
+    # A ban by a penalty that is not on the list yet, or for which the list has no room.
+    lengths = {view.name: view.ban_ms / 1e3 for view in rules if view.ban_ms}
+    for each in refusing.values():
+        if each.rule in lengths:
+            until = datetime.fromtimestamp(now + each.retry_after, UTC)
+            began = until - timedelta(seconds=lengths[each.rule])
+            since = min(began, datetime.fromtimestamp(now, UTC))  # a ban that grows is longer
+            return Ban(subject, since, until, f"more than {each.limit}", "penalty", each.key)
+    return None
+
+
+def _seconds_left(ban: Ban, now: float) -> float:
+    """How long a ban still lasts."""
+    return FOREVER if ban.until is None else max(0.0, ban.until.timestamp() - now)

@@ -19,6 +19,7 @@ from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.arguments import check_ban_length, check_text
 from bot_ratelimit.rules.rule import Subject
 
+_FOREVER: Final = frozenset({"forever", "навсегда"})
 _DIGITS: Final = re.compile(r"-?[0-9]{1,17}", re.ASCII)
 
 
@@ -57,7 +58,7 @@ def _whole(value: object) -> object:
 
 def _length(value: str | None) -> str | None:
     """`forever` and None are a ban without end."""
-    length = None if value == "forever" else value
+    length = None if value and value.lower() in _FOREVER else value
     check_ban_length(length)
     return length
 

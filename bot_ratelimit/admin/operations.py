@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from bot_ratelimit.admin import fields, questions, sending, sheets
 from bot_ratelimit.admin.control import Control
@@ -42,8 +42,6 @@ class Operation:
     """The question to confirm first; None if nothing changes."""
     http: tuple[str, ...] = ()
     """Its requests, such as `GET api/limits`."""
-    needs: Literal["", "live", "statistics"] = ""
-    """The option of RateLimitMiddleware without which it has no effect."""
     value: Callable[[Any], Any] = field(default=_itself)
     """The result, for programs."""
 
@@ -127,26 +125,25 @@ _READS: Final = (
               http=("GET api/bans",)),
     Operation("top", "List the users who were refused most often.",
               lambda control, sent: control.top(sent.n, sent.hours), sheets.top, fields.Top,
-              http=("GET api/top",), needs="statistics"),
+              http=("GET api/top",)),
     Operation("stats", "Show decisions by hour, rule and outcome, over all instances.",
               lambda control, sent: control.statistics(sent.hours), sheets.statistics, fields.Hours,
-              http=("GET api/statistics",), needs="statistics"),
+              http=("GET api/statistics",)),
     Operation("by_hour", "Totals of each hour.",
               lambda control, sent: control.by_hour(sent.hours), sheets.hours, fields.Hours,
-              http=("GET api/by_hour",), needs="statistics"),
+              http=("GET api/by_hour",)),
     Operation("by_minute", "Totals of each of the last 60 minutes.",
-              lambda control, _: control.by_minute(), None, http=("GET api/by_minute",),
-              needs="statistics"),
+              lambda control, _: control.by_minute(), None, http=("GET api/by_minute",)),
     Operation("sending", "Show what the bot sends: requests, 429s, what waits, broadcasts.",
               lambda control, sent: control.sending(sent.hours), sending.sheet, fields.Recent,
-              http=("GET api/sending",), needs="statistics"),
+              http=("GET api/sending",)),
     Operation("use", "Decisions of each rule.", lambda control, sent: control.use(sent.hours),
-              None, fields.Hours, http=("GET api/use",), needs="statistics"),
+              None, fields.Hours, http=("GET api/use",)),
     Operation("instances", "The running instances.", lambda control, _: control.instances(),
               None, http=("GET api/instances",)),
     Operation("history", "List the versions to roll back to, and what each changed.",
               lambda control, _: control.history(), sheets.history, http=("GET api/history",),
-              needs="live", value=sheets.history_value),
+              value=sheets.history_value),
     Operation("audit", "List the last 200 actions of operators.",
               lambda control, _: control.audit(), sheets.audit, http=("GET api/audit",)),
     Operation("health", "Check whether limits are enforced; the exit status says it, too.",
@@ -170,24 +167,24 @@ _CHANGES: Final = (
     Operation("set", "Change a rule on every instance; counts stay.",
               lambda control, sent: control.set_rule(
                   sent.name, if_version=sent.if_version, **sent.change),
-              _changed, fields.Limit, questions.limit, ("PATCH api/limits/{name}",), "live"),
+              _changed, fields.Limit, questions.limit, ("PATCH api/limits/{name}",)),
     Operation("penalty", "Change or add the ban for users who keep sending while refused.",
-              _penalty, _changed, fields.Penalty, questions.penalty, ("POST api/penalty",), "live"),
+              _penalty, _changed, fields.Penalty, questions.penalty, ("POST api/penalty",)),
     Operation("exempt", "Exempt a user or a chat from all limits, or limit them again.",
               lambda control, sent: control.changes.set_exempt(
                   sent.id, sent.exempt, if_version=sent.if_version),
-              _changed, fields.Exempt, questions.exempt, ("POST api/exempt",), "live"),
+              _changed, fields.Exempt, questions.exempt, ("POST api/exempt",)),
     Operation("pause", "Switch all limits off for some time.",
               lambda control, sent: control.changes.pause(
                   sent.how_long, if_version=sent.if_version),
-              _changed, fields.Pause, questions.pause, ("POST api/pause",), "live"),
+              _changed, fields.Pause, questions.pause, ("POST api/pause",)),
     Operation("resume", "Switch all limits on again.",
               lambda control, sent: control.changes.resume(if_version=sent.if_version),
-              _changed, fields.Versioned, questions.resume, ("POST api/resume",), "live"),
+              _changed, fields.Versioned, questions.resume, ("POST api/resume",)),
     Operation("rollback", "Return to an earlier version of the live limits.",
               lambda control, sent: control.changes.rollback(
                   sent.version, if_version=sent.if_version),
-              _changed, fields.Rollback, questions.rollback, ("POST api/rollback",), "live"),
+              _changed, fields.Rollback, questions.rollback, ("POST api/rollback",)),
     Operation("clear", "Delete every count under the prefix; asks twice.",
               lambda control, sent: control.clear(everything=sent.everything),
               _cleared, fields.Clear, questions.clear, value=lambda found: {"keys": found}),

@@ -5,33 +5,35 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from bot_ratelimit.admin import views
 from bot_ratelimit.admin.changes import PATIENCE, Audit, Changes
 from bot_ratelimit.admin.sending import SendingView, sending_of
-from bot_ratelimit.admin.subject_state import count_of
 from bot_ratelimit.admin.wording import differences
 from bot_ratelimit.config.live import Live, live_key
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.settings import Settings
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
+from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.statistics import (
     DECISIONS,
     FLOOD,
     REQUESTS,
     HourCount,
-    MinuteCount,
     Refusals,
 )
 from bot_ratelimit.outgoing.report import SENDING
 from bot_ratelimit.rules.limit import Limit
-from bot_ratelimit.rules.rule import Scope, Subject
+from bot_ratelimit.rules.rule import Scope, Subject, rules_of
 from bot_ratelimit.storage.banlist import Ban
 from bot_ratelimit.storage.base import Count
+
+_Counted: TypeAlias = tuple[datetime, str, str, int]
 
 
 class Reports:
@@ -165,24 +167,13 @@ class Reports:
         """Decisions by hour, rule and outcome."""
         return await self.limiter.statistics(hours) or await self._nothing_counted()
 
-    async def last_hour(self) -> tuple[MinuteCount, ...]:
-        """Decisions of the last 60 minutes, by minute, rule and outcome."""
-        found = await self.limiter.last_hour()
-        return tuple(each for each in found if each.outcome in DECISIONS) or (
-            await self._nothing_counted()
-        )
-
-    async def by_hour(self, hours: int = 24) -> tuple[views.HourTotal, ...]:
+    async def by_hour(self, hours: int = 24) -> list[views.Total]:
         """For a chart: the totals of each of these hours, also of empty ones, earliest first."""
-        counted = [(each.hour, each.outcome, each.count) for each in await self.statistics(hours)]
-        return tuple(views.HourTotal(*each) for each in _totals(counted, hours, timedelta(hours=1)))
+        return _totals(await self._counted(hours), hours, timedelta(hours=1))
 
-    async def by_minute(self) -> tuple[views.MinuteTotal, ...]:
+    async def by_minute(self) -> list[views.Total]:
         """The same for each of the last 60 minutes."""
-        counted = [(each.minute, each.outcome, each.count) for each in await self.last_hour()]
-        return tuple(
-            views.MinuteTotal(*each) for each in _totals(counted, 60, timedelta(minutes=1))
-        )
+        return _totals(await self._counted(None), 60, timedelta(minutes=1))
 
     async def sending(self, hours: int | None = None) -> SendingView:
         """What the bot sends, as the instances report it.
@@ -204,16 +195,16 @@ class Reports:
     async def use(self, hours: int | None = 24) -> tuple[views.RuleUse, ...]:
         """The number of decisions of each rule in these hours; None for the last 60 minutes."""
         totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for each in await (self.last_hour() if hours is None else self.statistics(hours)):
-            totals[each.rule][each.outcome] += each.count
+        for _, rule, outcome, count in await self._counted(hours):
+            totals[rule][outcome] += count
         known = {view.name: view for view in await self.limits()}
         found = []
         # Also of rules that are gone, so that the sums are those of `by_hour`.
         for name in [*known, *sorted(totals.keys() - known.keys())]:
             view, total, remaining = known.get(name), totals[name], None
             if view is not None and view.scope == Scope.GLOBAL.value and not view.off:
-                count = await count_of(self.limiter, view, Subject())
-                remaining = None if count is None else count.remaining
+                left = await self._count(view, Subject())
+                remaining = None if left is None else left.remaining
             counts = total["allowed"], total["refused"], total["banned"]
             found.append(views.RuleUse(name, view, *counts, remaining))
         return tuple(found)
@@ -225,6 +216,26 @@ class Reports:
 
     # --- how --------------------------------------------------------------------------------
 
+    async def _count(self, view: views.RuleView, subject: Subject) -> views.CountView | None:
+        """What a user or chat has left of a rule, without charging; None if it does not apply."""
+        rule = replace(view, shadow=False).rule()  # the answer without shadow mode
+        key = None if rule is None else rule.key(self.limiter.key_prefix, subject)
+        if rule is None or key is None:
+            return None
+        # Reads the count itself; a ban by hand would hide it.
+        found = answered(await self.limiter.decider.hit(rules_of(rule), subject, peek=True))
+        known = view.limit is not None
+        return views.CountView(
+            view.name,
+            key,
+            view.limit,
+            found.allowed,
+            found.remaining if known else None,
+            rule.limit.capacity if known and isinstance(rule.limit, Limit) else None,
+            found.retry_after,
+            found.reset_after,
+        )
+
     def _rules(self, instances: Iterable[views.InstanceView]) -> tuple[views.RuleView, ...]:
         reported = views.merged(rule for each in instances for rule in each.rules)
         return reported or tuple(map(views.RuleView.of, self._local_inventory().get("rules", ())))
@@ -235,6 +246,13 @@ class Reports:
             self._local_inventory().get("statistics")
         ]
         return True if any(said) else None if None in said else False
+
+    async def _counted(self, hours: int | None) -> list[_Counted]:
+        """Decisions by time, rule and outcome, of these hours or the last 60 minutes."""
+        limiter = self.limiter
+        found = await (limiter.last_hour() if hours is None else limiter.statistics(hours))
+        counted = [astuple(each) for each in found if each.outcome in DECISIONS]
+        return counted or [*await self._nothing_counted()]
 
     async def _nothing_counted(self) -> tuple[()]:
         if self._counting(await self.instances()) is False:
@@ -270,17 +288,17 @@ def _in_force(settings: Settings | None) -> Iterable[views.SettingView]:
         )
 
 
-def _totals(
-    counted: Iterable[tuple[datetime, str, int]], number: int, unit: timedelta
-) -> Iterator[tuple[datetime, int, int, int]]:
+def _totals(counted: Iterable[_Counted], number: int, unit: timedelta) -> list[views.Total]:
     """Allowed, refused and banned in each of the last so many hours or minutes."""
     now = datetime.now(UTC)
     now -= (now - datetime(1970, 1, 1, tzinfo=UTC)) % unit
     totals = {now - n * unit: Counter[str]() for n in range(number)}
-    for at, outcome, count in counted:
+    for at, _, outcome, count in counted:
         totals.setdefault(at, Counter())[outcome] += count
-    for at, found in sorted(totals.items()):
-        yield at, found["allowed"], found["refused"], found["banned"]
+    return [
+        views.Total(at, found["allowed"], found["refused"], found["banned"])
+        for at, found in sorted(totals.items())
+    ]
 
 
 def rule_named(
@@ -299,3 +317,10 @@ def rule_named(
             f"{error}; no running bot reports its rules now: if one runs with live=True, repeat "
             "it in a few seconds"
         ) from None
+
+
+def answered(decision: Decision) -> Decision:
+    """The decision; StorageError if only the policy has answered, not the storage."""
+    if decision.source == "policy":
+        raise StorageError("Redis cannot be reached; for details: `bot-ratelimit health`")
+    return decision

@@ -11,10 +11,10 @@ from bot_ratelimit.admin.views import (
     ConfigView,
     Entry,
     HealthView,
-    HourTotal,
     InstanceView,
     RuleView,
     SubjectView,
+    Total,
     Trial,
     Version,
 )
@@ -244,10 +244,10 @@ def statistics(words: Words, found: Sequence[HourCount]) -> Sheet:
     return _table(words, "", "HOUR RULE OUTCOME COUNT", rows, "Nothing was decided.")
 
 
-def hours(words: Words, found: Sequence[HourTotal]) -> Sheet:
+def hours(words: Words, found: Sequence[Total]) -> Sheet:
     """Decisions by hour; hours without any are left out."""
     rows = [
-        (f"{each.hour:%H:%M}", joined([each.allowed, each.refused, each.banned], " / "))
+        (f"{each.at:%H:%M}", joined([each.allowed, each.refused, each.banned], " / "))
         for each in found
         if each.allowed or each.refused or each.banned
     ]

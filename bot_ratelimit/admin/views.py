@@ -273,22 +273,11 @@ class RollbackPreview:
 
 
 @dataclass(frozen=True, slots=True)
-class HourTotal:
-    """The decisions of one hour, over all rules and instances."""
+class Total:
+    """The decisions of one hour or minute, over all rules and instances."""
 
-    hour: datetime
-    """When the hour began, in UTC."""
-    allowed: int = 0
-    refused: int = 0
-    banned: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class MinuteTotal:
-    """The decisions of one minute, over all rules and instances."""
-
-    minute: datetime
-    """When the minute began, in UTC."""
+    at: datetime
+    """When it began, in UTC."""
     allowed: int = 0
     refused: int = 0
     banned: int = 0

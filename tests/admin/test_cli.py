@@ -28,7 +28,7 @@ from bot_ratelimit import (
     Scope,
     Subject,
 )
-from bot_ratelimit.admin.cli import app, session
+from bot_ratelimit.admin.cli import app, terminal
 from bot_ratelimit.admin.control import Control
 from tests.admin.shell import ROOT, python, run
 from tests.incoming.support import Instance
@@ -450,7 +450,7 @@ def test_a_user_without_a_name_operates(environment: pytest.MonkeyPatch) -> None
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         environment.delenv(name, raising=False)
     environment.setattr(pwd, "getpwuid", unknown)
-    assert session.operator() == str(os.getuid())
+    assert terminal.operator() == str(os.getuid())
 
 
 def test_the_documents_have_every_command() -> None:

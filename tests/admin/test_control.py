@@ -745,10 +745,10 @@ async def test_statistics_are_those_of_the_bot(counting: tuple[Limiter, Control]
     *before, hour = await control.by_hour(3)
     assert (hour.allowed, hour.refused, hour.banned) == (4, 4, 1)
     assert [(each.allowed, each.refused) for each in before] == [(0, 0), (0, 0)]
-    assert hour.hour - before[0].hour == timedelta(hours=2)
+    assert hour.at - before[0].at == timedelta(hours=2)
     minutes = await control.by_minute()
     assert len(minutes) in (60, 61)  # at the end of a minute
-    assert minutes[-1].minute - minutes[-60].minute == timedelta(minutes=59)
+    assert minutes[-1].at - minutes[-60].at == timedelta(minutes=59)
     sums = [
         sum(getattr(each, name) for each in minutes) for name in ("allowed", "refused", "banned")
     ]

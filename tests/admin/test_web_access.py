@@ -94,7 +94,6 @@ def test_a_token_that_could_be_guessed_is_refused_and_not_shown(
         ({"admins": ["42"], "bot_token": BOT_TOKEN}, "'42' is not the id of a user"),
         ({"admins": 42, "bot_token": BOT_TOKEN}, "expected ids of users"),
         ({"token": TOKEN, "trusted_proxies": ["proxy"]}, "trusted_proxies: 'proxy' does not"),
-        ({"token": TOKEN, "max_streams": 0}, "max_streams=0"),
     ],
 )
 def test_an_argument_that_makes_no_sense_is_named(options: Any, message: str) -> None:
@@ -211,7 +210,7 @@ async def test_a_person_is_shown_the_form_and_a_program_the_problem(found: Site)
         assert api.headers["WWW-Authenticate"].startswith("Bearer")
 
 
-@pytest.mark.parametrize("path", ["", "users/42", "api/limits", "api/nothing", "login", "events"])
+@pytest.mark.parametrize("path", ["", "users/42", "api/limits", "api/nothing", "login"])
 async def test_every_answer_has_the_headers_that_protect_it(found: Site, path: str) -> None:
     """Headers forbid foreign scripts and frames, type sniffing and caching."""
     async with found.visitor() as stranger, found.script() as script:
@@ -300,12 +299,6 @@ async def test_a_cookie_is_secure_where_the_browser_uses_https(found: Site) -> N
         ("X-Forwarded-Proto", "HTTPS", True),
         ("x-forwarded-proto", "http, https", True),  # the nearest proxy's is the last
         ("X-Forwarded-Proto", "https, http", False),
-        ("X-Forwarded-Ssl", "on", True),
-        ("X-Forwarded-Ssl", "off", False),
-        ("Forwarded", "for=192.0.2.1;proto=https", True),
-        ("Forwarded", 'for="[2001:db8::1]"; Proto="HTTPS"', True),
-        ("Forwarded", "for=192.0.2.1;proto=http", False),
-        ("Forwarded", "for=192.0.2.1", False),
     ],
 )
 async def test_a_trusted_proxy_makes_cookies_secure(
@@ -328,8 +321,7 @@ async def test_a_cookie_that_was_changed_is_worth_nothing(found: Site, visitor: 
     name = next(name for name in visitor.cookies() if not name.endswith("_device"))
     cookie = visitor.cookies()[name]
     device = visitor.cookies()[f"{name}_device"]
-    changed = (cookie[:-1], cookie[:3] + cookie[:2:-1], cookie.replace("v2", "v1"), device,
-               "v2." + "A" * 43, "' OR 1=1 --", "v2." + "9" * 5_000)  # fmt: skip
+    changed = (cookie[:-1], cookie[::-1], device, "A" * 43, "' OR 1=1 --", "9" * 5_000)
     for value in changed:
         async with found.visitor(Cookie=f"{name}={value}") as forger:
             assert (await forger.get("api/limits")).status == 401, value

@@ -102,10 +102,10 @@ def is_problem(reply: Reply, status: int) -> bool:
 )
 async def test_an_odd_id_is_refused(alone: Visitor, id_: str) -> None:
     """What is not the id of a user is 422, whatever it looks like."""
-    assert is_problem(await alone.get(f"api/users/{id_}"), 422)
-    assert is_problem(await alone.get(f"api/users/{id_}/try"), 422)
-    assert is_problem(await alone.change("POST", f"api/users/{id_}/forgive"), 422)
     if id_ != "-1":  # a chat's
+        assert is_problem(await alone.get(f"api/users/{id_}"), 422)
+        assert is_problem(await alone.get(f"api/users/{id_}/try"), 422)
+        assert is_problem(await alone.change("POST", f"api/users/{id_}/forgive"), 422)
         assert is_problem(await alone.change("PUT", f"api/bans/{id_}", {"how_long": "1h"}), 422)
         assert is_problem(await alone.ask("DELETE", f"api/bans/{id_}"), 422)
         assert is_problem(await alone.get(f"api/users/42?chat={id_}"), 422)
@@ -116,7 +116,7 @@ async def test_an_odd_id_is_refused(alone: Visitor, id_: str) -> None:
 PATHS = {
     422: (
         *("limits?x=1", "users/42?user=43", "users/42?chat=", "users/42/try?rule=nothing"),
-        *("chats/42", "chats/-100?chat=-200", "bans?offset=-1", "bans?limit=0", "bans?limit=1001"),
+        *("chats/42?user=43", "bans?offset=-1", "bans?limit=0", "bans?limit=1001"),
         *("bans?limit=NaN", "top?n=0", "top?n=1001", "statistics?hours=49", "statistics?hours=0"),
         *("by_hour?hours=99999999999999999999", "sending?hours=49", "by_minute?hours=1"),
     ),
@@ -135,13 +135,14 @@ async def test_an_odd_question_is_refused(alone: Visitor, path: str, status: int
 
 
 NOT_JSON = (
-    *("{", "[]", '"2/minute"', "\xff", "[" * 10_000, '{"limit": "1/s", "limit": "9/s"}'),
-    *('{"if_version": NaN}', '{"if_version": -Infinity}', '{"if_version": 1%s}' % ("0" * 5_000)),
+    *("{", "[]", '"2/minute"', "\xff", "[" * 10_000),
+    '{"if_version": 1%s}' % ("0" * 5_000),
 )
 ODD = {
     "PATCH limits/messages": (
         *('{"if_version": 1e3, "off": true}', '{"if_version": -1, "off": true}'),
         *('{"if_version": true, "off": true}', "{}", '{"limit": "5 minutes"}', '{"limit": 5}'),
+        *('{"if_version": NaN, "off": true}', '{"if_version": -Infinity, "off": true}'),
         *('{"limit": null}', '{"limit": "-1/minute"}', '{"off": "yes"}', '{"off": 1}'),
         *('{"color": "red"}', '{"default": true, "off": true}', '{"default": true}'),
     ),

@@ -55,7 +55,7 @@ async def test_fifty_wrong_in_a_row_are_slowed(
         # A signature cannot be guessed, so who has a right one is not slowed.
         assert (await visitor.log_in(init_data=init_data())).status == 200
         ttls = [await client.pttl(key) async for key in client.scan_iter("*{login}*")]
-        assert len(ttls) == 4  # the address, all, the used initData, and the generation
+        assert len(ttls) == 4  # the address, all, the used initData, and the session
         assert all(ttl > 0 for ttl in ttls)
 
 
@@ -99,7 +99,7 @@ async def test_a_minute_later_the_right_token_is_let_in() -> None:
 
 
 async def test_many_guesses_at_once_gain_nothing(visitor: Visitor) -> None:
-    """Each attempt is charged before its result is known."""
+    """Each failure is counted before it is answered."""
     several = [guess(visitor, 5, "bearer") for _ in range(20)]
     statuses = [status for each in await asyncio.gather(*several) for status in each]
     assert sorted(statuses) == [401] * 5 + [429] * 95
@@ -126,8 +126,6 @@ async def test_sessions_and_known_browsers_are_not_locked_out() -> None:
         assert (await operator.get("api/limits")).status == 401
         assert (await operator.log_in()).status == 200  # the browser is known
         assert (await guess(operator, 7, "token")) == [401] * 5 + [429] * 2  # and slowed, too
-        found.now.ahead += 91 * 86_400
-        assert (await operator.log_in()).status == 429  # after 90 days it is like any other
 
 
 async def test_a_script_goes_on_while_others_guess_in_the_form(
@@ -208,10 +206,8 @@ async def test_an_outage_does_not_open_the_door(own_server: Server, own: RedisSt
         async with found.visitor() as attacker:
             assert await guess(attacker, 8, "token") == [401] * 5 + [429] * 3
         assert (await visitor.get("api/limits")).status == 503  # the session holds
-        assert (await visitor.change("POST", "logout")).status == 303
-        assert (await visitor.get("api/limits")).status == 401
-        refused = await visitor.log_in()  # there is no session without Redis
-        assert (refused.status, "keeps the sessions" in refused.text) == (503, True)
+        assert (await visitor.change("POST", "logout")).status == 503  # and goes on
+        assert (await visitor.log_in()).status == 503  # there is no session without Redis
 
 
 async def test_in_an_outage_nobody_logs_in_from_telegram(own_server: Server) -> None:
@@ -247,41 +243,8 @@ async def test_in_an_outage_nobody_logs_in_from_telegram(own_server: Server) -> 
             await storage.close()
 
 
-async def test_a_logout_without_redis_reaches_the_others_when_redis_is_back(
-    lasting_server: Server,
-) -> None:
-    """A logout during an outage reaches every instance soon after the outage."""
-    async with (
-        aioredis.Redis(port=lasting_server.port) as one,
-        aioredis.Redis(port=lasting_server.port) as two,
-    ):
-        storages = RedisStorage(one), RedisStorage(two)
-        here, there = map(bot_on, storages)
-        async with (
-            site(here) as first,
-            site(there) as second,
-            first.visitor() as visitor,
-            first.visitor() as colleague,
-            second.visitor() as thief,
-        ):
-            await visitor.log_in()
-            await colleague.log_in()
-            thief.steal(visitor)
-            lasting_server.kill()
-            assert (await visitor.change("POST", "logout")).status == 303
-            lasting_server.start()
-            assert (await thief.get("api/audit")).status in {200, 503}
-            async with asyncio.timeout(10):
-                while (await thief.get("api/audit")).status != 401:
-                    await colleague.get("api/audit")
-                    await asyncio.sleep(0.05)
-            assert (await colleague.get("api/audit")).status == 200
-        for storage in storages:
-            await storage.close()
-
-
 async def test_sessions_end_when_redis_is_emptied(client: aioredis.Redis) -> None:
-    """An emptied Redis ends all sessions, on any instance, and the login form says why."""
+    """An emptied Redis ends all sessions, on any instance."""
     storages = RedisStorage(client), RedisStorage(client)
     async with (
         site(bot_on(storages[0])) as first,
@@ -295,9 +258,6 @@ async def test_sessions_end_when_redis_is_emptied(client: aioredis.Redis) -> Non
         await client.flushall()
         for each in (colleague, thief):
             assert (await each.get("api/limits")).status == 401
-            assert "Redis lost its data" in (await each.get("", headers=PAGE)).text
-        async with first.visitor() as stranger:
-            assert "Redis lost its data" not in (await stranger.get("", headers=PAGE)).text
         assert (await colleague.log_in()).status == 200
         sessions = [key async for key in client.scan_iter("bot:ratelimit:{login}:session:*")]
         assert [43_000 < await client.ttl(key) <= 43_200 for key in sessions] == [True]
@@ -324,7 +284,7 @@ async def test_a_session_that_this_instance_knows_shows_an_outage(
         ((name, _),) = [each for each in visitor.cookies().items() if "device" not in each[0]]
         own_server.kill()
         assert (await visitor.get("api/health")).content["status"] == "unhealthy"
-        async with found.visitor(Cookie=f"{name}=v2.{'A' * 43}") as stranger:
+        async with found.visitor(Cookie=f"{name}={'A' * 43}") as stranger:
             assert (await stranger.get("api/health")).status == 503
             assert (await stranger.get("", headers=PAGE)).status == 200  # the login form
 

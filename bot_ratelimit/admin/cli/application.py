@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 import bot_ratelimit
 from bot_ratelimit.admin.cli import terminal, upkeep
-from bot_ratelimit.admin.cli.session import DEGRADED, NO, fail, run
+from bot_ratelimit.admin.cli.terminal import DEGRADED, NO, fail, run
 from bot_ratelimit.admin.fields import Positional, checked, kind_of
 from bot_ratelimit.admin.operations import OPERATIONS, Obeyed, Operation
 from bot_ratelimit.admin.questions import Question

@@ -12,7 +12,7 @@ from rich.live import Live as Screen
 
 from bot_ratelimit.admin import sheets
 from bot_ratelimit.admin.cli import terminal
-from bot_ratelimit.admin.cli.session import fail, read_settings, run
+from bot_ratelimit.admin.cli.terminal import fail, read_settings, run
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.views import ConfigView, HealthView
 from bot_ratelimit.admin.wording import ENGLISH

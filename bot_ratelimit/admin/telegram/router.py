@@ -8,22 +8,18 @@ from collections.abc import Awaitable, Iterable, Iterator
 from typing import Any, Final
 
 from aiogram import Bot, Router
-from aiogram.enums import ChatType
 from aiogram.exceptions import TelegramBadRequest, TelegramForbiddenError
 from aiogram.filters import Command, CommandObject
 from aiogram.types import CallbackQuery, LinkPreviewOptions, Message, User
 
 from bot_ratelimit.admin.changes import ConflictError
-from bot_ratelimit.admin.confirmations import Confirmations
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.fields import check_admins, checked
 from bot_ratelimit.admin.operations import OPERATIONS
-from bot_ratelimit.admin.telegram.buttons import ButtonPress
-from bot_ratelimit.admin.telegram.commands import COMMANDS, answer, pressed
-from bot_ratelimit.admin.telegram.context import Context
-from bot_ratelimit.admin.telegram.messages import Answer, page_of
+from bot_ratelimit.admin.telegram.commands import COMMANDS, Confirmations, Operator
+from bot_ratelimit.admin.telegram.messages import Answer, ButtonPress, page_of
 from bot_ratelimit.admin.telegram.targets import UnclearError
-from bot_ratelimit.admin.words import Marked, Words, as_html, clipped, code, plain
+from bot_ratelimit.admin.words import Marked, Words, as_html, clipped, code, joined
 from bot_ratelimit.errors import ConfigError, RateLimitError, StorageError
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
 
@@ -122,37 +118,31 @@ class _Handlers:
     async def handle_command(self, message: Message, command: CommandObject, bot: Bot) -> None:
         """Answer a command."""
         assert message.from_user is not None  # noqa: S101 - the filter has looked
-        context = self._context(
-            message.from_user, bot, command.command.lower(), command.args or "", message
-        )
-        found = await self._answer_or_error(context, answer(context))
-        await self._send(context, message, found)
+        operator = self._operator(message.from_user, bot)
+        name = command.command.lower().removeprefix(self._prefix)
+        found = operator.answer(name, command.args or "", message)
+        await self._send(operator, message, await self._answer_or_error(operator, found, name))
 
     async def handle_button(self, query: CallbackQuery, press: ButtonPress, bot: Bot) -> None:
         """Answer a button."""
-        context = self._context(query.from_user, bot)
-        if press.what not in ("yes", "no"):
-            await _answer(query)
-            found = await self._answer_or_error(context, pressed(context, press))
-            await self._show(context, query, found)
-        elif press.first != context.operator:
-            text = "Only the admin who gave the command can answer this."
-            await _answer(query, context.words(text))
-        else:
-            await self._execute(context, query, press)
-
-    async def _execute(self, context: Context, query: CallbackQuery, press: ButtonPress) -> None:
-        """Carry out or cancel a confirmed action, once."""
-        words = context.words
-        try:
-            action = await self._confirmations.take(context.operator, press.extra)
-        except StorageError:
-            await _answer(query, plain(self._away(words)))
+        operator = self._operator(query.from_user, bot)
+        if press.what in ("yes", "no"):
+            await self._execute(operator, query, press, bot)
             return
-        except RateLimitError as error:  # too long for an alert; the question stays
+        await _answer(query)
+        found = await self._answer_or_error(operator, operator.pressed(press))
+        await self._show(operator, query, found, bot)
+
+    async def _execute(
+        self, operator: Operator, query: CallbackQuery, press: ButtonPress, bot: Bot
+    ) -> None:
+        """Carry out or cancel a confirmed action, once."""
+        words = operator.words
+        try:
+            action = await self._confirmations.take(operator.id, press.extra)
+        except RateLimitError as error:  # the question stays
             await _answer(query)
-            assert query.bot is not None  # noqa: S101 - it came through a bot
-            await self._write(context, query.bot, Answer(as_html(_wrong(words, error))))
+            await _write(operator, bot, Answer(as_html(self._problem(words, error))))
             return
         operation = OPERATIONS.get((action or {}).get("do", ""))
         if action is None or operation is None or "fields" not in action:  # else of another version
@@ -161,41 +151,38 @@ class _Handlers:
         await _answer(query)
         if press.what == "no":
             cancelled = words("Cancelled: nothing was changed.")
-            await self._show(context, query, Answer(as_html(cancelled)))
+            await self._show(operator, query, Answer(as_html(cancelled)), bot)
             return
-        if operation.needs == "live":  # waits for the instances
-            await self._show(context, query, Answer(as_html(words("One moment…"))))
+        if "if_version" in operation.fields.model_fields:  # waits for the instances
+            await self._show(operator, query, Answer(as_html(words("One moment…"))), bot)
 
         async def done() -> Answer:
             sent = checked(operation.fields, action["fields"])
-            sheet = operation.sheet(words, await operation.done(context.control, sent))
-            return Answer(page_of(sheet, 0)[0])
+            sheet = operation.sheet(words, await operation.done(operator.control, sent))
+            return Answer(page_of(sheet).text)
 
-        await self._show(context, query, await self._answer_or_error(context, done()))
+        await self._show(operator, query, await self._answer_or_error(operator, done()), bot)
 
-    def _context(self, user: User, bot: Bot, *command: Any) -> Context:
+    def _operator(self, user: User, bot: Bot) -> Operator:
         control = Control.of(self._middleware, by=f"{clipped(user.full_name, 64)} ({user.id})")
-        return Context(control, Words(user.language_code), user.id, self.admins, bot,
-                       self._middleware.per_bot, self._middleware.live is not None, self._prefix,
-                       self._confirmations, *command)  # fmt: skip
+        return Operator(user.id, Words(user.language_code), control, self._middleware, bot.id,
+                        self._prefix, self._confirmations)  # fmt: skip
 
-    async def _send(self, context: Context, message: Message, answer: Answer) -> None:
+    async def _send(self, operator: Operator, message: Message, answer: Answer) -> None:
         """Answer in the private chat, wherever the command was given."""
         assert message.bot is not None  # noqa: S101 - it came through a bot
-        if message.chat.type == ChatType.PRIVATE:
-            await message.answer(answer.text, reply_markup=answer.keyboard, **_AS_HTML)
-            return
         try:
-            await self._write(context, message.bot, answer)
+            await _write(operator, message.bot, answer)
         except (TelegramForbiddenError, TelegramBadRequest) as error:
             if isinstance(error, TelegramBadRequest) and "chat not found" not in error.message:
                 raise
             text = "I answer in private: open a chat with me and press Start."
-            await message.reply(as_html(context.words(text)), **_AS_HTML)
+            await message.reply(as_html(operator.words(text)), **_AS_HTML)
 
-    async def _show(self, context: Context, query: CallbackQuery, answer: Answer) -> None:
+    async def _show(
+        self, operator: Operator, query: CallbackQuery, answer: Answer, bot: Bot
+    ) -> None:
         """Replace the message with the button by the answer, or send the answer below it."""
-        assert query.bot is not None  # noqa: S101 - it came through a bot
         if isinstance(query.message, Message):
             try:
                 await query.message.edit_text(answer.text, reply_markup=answer.keyboard, **_AS_HTML)
@@ -205,31 +192,36 @@ class _Handlers:
                 log.debug("An answer is sent as a new message: %s", error)
             else:
                 return
-        await self._write(context, query.bot, answer)
+        await _write(operator, bot, answer)
 
-    async def _answer_or_error(self, context: Context, found: Awaitable[Answer]) -> Answer:
-        """The answer, or a text about the error."""
-        words = context.words
+    async def _answer_or_error(
+        self, operator: Operator, found: Awaitable[Answer], name: str = ""
+    ) -> Answer:
+        """The answer, or a text about the error, and how to write the command with this name."""
+        words = operator.words
         try:
             return await found
-        except UnclearError as error:
-            text = words(error.text, **error.fields)
-        except StorageError:
-            text = self._away(words)
-        except ConflictError:
-            text = words(_CONFLICT)
-        except RateLimitError as error:
-            text = _wrong(words, error)
+        except (UnclearError, RateLimitError) as error:
+            text = self._problem(words, error)
+            command = COMMANDS.get(name)
+            if command is not None and command.example and not isinstance(error, StorageError):
+                example = code(f"/{self._prefix}{name} {command.example}")
+                text = joined([text, words(command.hint, example=example)], "\n")
         return Answer(as_html(text))
 
-    def _away(self, words: Words) -> Marked:
-        text = "Redis cannot be reached. Try again later; for details: {command}"
-        return words(text, command=f"/{self._prefix}health")
+    def _problem(self, words: Words, error: Exception) -> Marked:
+        if isinstance(error, UnclearError):
+            return words(error.text, **error.fields)
+        if isinstance(error, StorageError):
+            text = "Redis cannot be reached. Try again later; for details: {command}"
+            return words(text, command=f"/{self._prefix}health")
+        if isinstance(error, ConflictError):
+            return words(_CONFLICT)
+        return words("That did not work: {error}", error=code(words.known(error)))
 
-    async def _write(self, context: Context, bot: Bot, answer: Answer) -> None:
-        await bot.send_message(
-            context.operator, answer.text, reply_markup=answer.keyboard, **_AS_HTML
-        )
+
+async def _write(operator: Operator, bot: Bot, answer: Answer) -> None:
+    await bot.send_message(operator.id, answer.text, reply_markup=answer.keyboard, **_AS_HTML)
 
 
 async def _answer(query: CallbackQuery, alert: str | None = None) -> None:
@@ -238,10 +230,6 @@ async def _answer(query: CallbackQuery, alert: str | None = None) -> None:
         await query.answer(alert, show_alert=alert is not None)
     except TelegramBadRequest as error:  # pressed long ago, while the bot was down
         log.debug("A button press could not be answered: %s", error)
-
-
-def _wrong(words: Words, error: Exception) -> Marked:
-    return words("That did not work: {error}", error=code(words.known(error)))
 
 
 async def _warn_if_hidden(router: Router) -> None:

@@ -13,7 +13,7 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import MultiMapping
 
 from bot_ratelimit.admin.encoding import to_json
-from bot_ratelimit.admin.web.console import VISIT, Session, Visit, is_public, public, wants_page
+from bot_ratelimit.admin.web.console import SESSION, Session, is_public, public, wants_page
 from bot_ratelimit.admin.web.logins import InitDataError, LoginLimiter, opened
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.admin.web.requests import read_form
@@ -49,14 +49,7 @@ def check_token(token: object) -> str:
 class Access:
     """Authenticates requests, opens and ends sessions, and checks that changes come from our page.
 
-    Args:
-        limiter: The bot's limiter.
-        token: What scripts send with every request, and people in the login form; None if nobody
-            can log in with a token.
-        admins: Ids of the Telegram users who may log in with initData.
-        bot_token: The token of the bot whose button opens the page; it verifies initData.
-        proxies: Knows the addresses from which requests come.
-        clock: Unix seconds.
+    For the arguments see `admin_app`; without a token, nobody can log in with one.
     """
 
     def __init__(
@@ -71,8 +64,8 @@ class Access:
         self._token = None if token is None else sha256(token.encode()).digest()
         self._admins, self._bot_token = admins, bot_token or ""
         self._proxies, self._clock = proxies, clock
-        secret = "\0".join([token or "", self._bot_token if admins else ""]).encode()
-        self._sessions = Sessions(limiter, secret, admins, token is not None, clock)
+        secret = [token or "", self._bot_token if admins else "", *map(str, sorted(admins))]
+        self._sessions = Sessions(limiter, "\0".join(secret).encode(), clock)
         self._logins = LoginLimiter(limiter)
 
     def routes(self) -> list[web.RouteDef]:
@@ -88,22 +81,22 @@ class Access:
 
         @web.middleware
         async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-            is_open, visit = is_public(request), Visit(None)
+            is_open, session = is_public(request), None
             try:
-                visit = await self._visit(request)
+                session = await self._session(request)
             except StorageError:  # the login form and its files are for everybody
                 if not is_open:
                     raise
-            request[VISIT] = visit
-            if visit.session is None and not is_open:
+            request[SESSION] = session
+            if session is None and not is_open:
                 raise _unauthorized("send the token, or log in")
             if request.method not in SAFE:
-                await self._check_change(request, visit.session, is_open)
+                await self._check_change(request, session, is_open)
             return await handler(request)
 
         return check
 
-    async def _visit(self, request: web.Request) -> Visit:
+    async def _session(self, request: web.Request) -> Session | None:
         shown = request.headers.getall("Authorization", [])
         bearers = [each for each in shown if each[:7].lower() == "bearer "]
         if not bearers:  # any other scheme is meant for a proxy in front of this server
@@ -111,7 +104,7 @@ class Access:
         is_right = len(bearers) == 1 and self._is_token(bearers[0][7:].strip())
         wrong = None if is_right else _unauthorized("this token is wrong")
         await self._logins.check(wrong, self._proxies.client_address(request), place="bearer")
-        return Visit(Session(BY_TOKEN, "", float("inf")))
+        return Session(BY_TOKEN, "", float("inf"))
 
     def _is_token(self, given: str) -> bool:
         # All hashes have the same length, so the time reveals nothing about the token's length.
@@ -148,7 +141,8 @@ class Access:
         else:
             user = await self._user_of(init_data[0], source)
         by = _named(form.getall("name", [])) if user is None else f"{user}@web"
-        session, cookies = await self._sessions.open(user, by, self._proxies.is_https(request))
+        https, is_mini_app = self._proxies.is_https(request), user is not None
+        session, cookies = await self._sessions.open(by, https, mini_app=is_mini_app)
         if wants_page(request):
             return _redirect(cookies)
         content = {"by": session.by, "csrf": session.csrf, "expires": session.expires}

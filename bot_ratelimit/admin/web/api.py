@@ -64,20 +64,8 @@ async def _fields(request: web.Request, operation: Operation) -> dict[str, Any]:
     place = request.match_info
     if wrong := (found.keys() & place.keys()) | unread.keys():
         raise FieldError("", [{"field": min(wrong), "problem": "there is no such field"}])
-    if "id" in place:
-        _check_kind(request, place["id"], found)
     version = _seen(request, found)
     return {**found, **place, **({} if version is None else {"if_version": version})}
-
-
-def _check_kind(request: web.Request, id_: str, found: dict[str, Any]) -> None:
-    """Refuse the id of a chat where a user is expected, and the other way round."""
-    kind = request.rel_url.raw_path.rpartition("/api/")[2].partition("/")[0]
-    is_chat = id_.startswith("-") and not found.get("as_user")
-    if kind == "chats" and (not is_chat or found.get("chat") is not None):
-        raise ProblemError(422, "expected the id of a group or channel, which is negative")
-    if kind == "users" and is_chat:
-        raise ProblemError(422, "expected the id of a user, which is positive")
 
 
 def _seen(request: web.Request, sent: dict[str, Any]) -> int | None:

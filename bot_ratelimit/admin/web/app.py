@@ -15,13 +15,10 @@ from bot_ratelimit.admin.web import api
 from bot_ratelimit.admin.web.access import Access, check_token
 from bot_ratelimit.admin.web.console import CONSOLE, Console, public
 from bot_ratelimit.admin.web.problems import error_middleware
-from bot_ratelimit.admin.web.stream import Stream
 from bot_ratelimit.admin.web.trusted_proxies import TrustedProxies
 from bot_ratelimit.config.settings import Settings
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.incoming.middleware import RateLimitMiddleware
-
-MAX_STREAMS: Final = 20
 
 _TELEGRAM: Final = "https://web.telegram.org https://webk.telegram.org https://weba.telegram.org"
 _POLICY: Final = (
@@ -46,7 +43,6 @@ def admin_app(
     bot_token: str | None = None,
     trusted_proxies: Iterable[str] = (),
     settings: Settings | None = None,
-    max_streams: int = MAX_STREAMS,
     clock: Callable[[], float] = time.time,
 ) -> web.Application:
     """The page and the JSON API for operators, as an application of aiohttp.
@@ -65,11 +61,9 @@ def admin_app(
         admins: Ids of the Telegram users who may open the page as a Mini App.
         bot_token: The bot's token, which verifies who opened the Mini App.
         trusted_proxies: Addresses or networks of the proxies in front of this server, whose
-            `X-Forwarded-For`, `-Proto`, `-Host`, `-Ssl` and `Forwarded` are trusted; `unix` for a
-            Unix socket.
+            `X-Forwarded-For`, `-Proto` and `-Host` are trusted; `unix` for a Unix socket.
         settings: Shown by `config`; they also contain RATE_LIMIT_ADMIN_TOKEN. If they are needed
             and not given, they are read from the environment.
-        max_streams: How many browsers may be connected to `events` at once.
         clock: Returns Unix seconds.
 
     Raises:
@@ -79,8 +73,6 @@ def admin_app(
     if not isinstance(middleware, RateLimitMiddleware):
         kind = type(middleware).__name__
         raise ConfigError(f"middleware is a {kind}: expected a RateLimitMiddleware")
-    if isinstance(max_streams, bool) or not isinstance(max_streams, int) or max_streams < 1:
-        raise ConfigError(f"max_streams={max_streams!r}: expected a whole number from 1 up")
     if token is None:
         secret = (settings or Settings()).rate_limit_admin_token
         token = None if secret is None else secret.get_secret_value()
@@ -110,15 +102,11 @@ def admin_app(
         for name, value in headers.items():
             response.headers.setdefault(name, value)
 
-    console = Console(middleware, ids, token is not None, pages, clock, control)
     app = web.Application(middlewares=[error_middleware, access.middleware()])
-    app[CONSOLE] = console
-    stream = Stream(console, max_streams)
-    app.router.add_routes([*pages.routes(), *access.routes()])
-    app.router.add_routes([web.get("/events", stream.handle), *api.routes()])
+    app[CONSOLE] = Console(middleware, ids, token is not None, pages, control)
+    app.router.add_routes([*pages.routes(), *access.routes(), *api.routes()])
     # Last: if the application is not a sub-application, this path is that of the page itself.
     app.router.add_routes([web.get("", _to_folder)])
-    app.on_shutdown.append(stream.close)
     app.on_response_prepare.append(secure)
     return app
 

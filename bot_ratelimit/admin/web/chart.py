@@ -2,68 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
-from bot_ratelimit.admin.views import HourTotal, MinuteTotal
+from bot_ratelimit.admin.views import Total
 
 OUTCOMES: Final = ("allowed", "refused", "banned")
 _LEAST: Final = 1.5
 """The least height of a part, in units: one refusal among a million must be visible."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The decisions of a bar with one outcome; `y` is its upper edge."""
-
-    outcome: str
-    y: float
-    height: float
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(NamedTuple):
     """An hour or a minute."""
 
     at: datetime
     counts: Mapping[str, int]
-    parts: tuple[Part, ...]
+    parts: Sequence[tuple[str, float, float]]
+    """Each outcome with its upper edge and its height, from the bottom up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
+class Chart(NamedTuple):
     """The bars, the earliest first, and their totals."""
 
-    bars: tuple[Bar, ...]
+    bars: Sequence[Bar]
     top: int
     """The number of decisions at the upper edge."""
     totals: Mapping[str, int]
 
 
-def chart_of(bars: Sequence[HourTotal | MinuteTotal]) -> Chart:
+def chart_of(totals: Iterable[Total]) -> Chart:
     """Bars for these hours or minutes."""
-    counts = [{name: getattr(each, name) for name in OUTCOMES} for each in bars]
-    top = _round_up(max((sum(each.values()) for each in counts), default=0))
+    counted = [(each.at, {name: getattr(each, name) for name in OUTCOMES}) for each in totals]
+    top = _round_up(max((sum(each.values()) for _, each in counted), default=0))
     return Chart(
-        tuple(
-            Bar(each.hour if isinstance(each, HourTotal) else each.minute, of, _parts(of, top))
-            for each, of in zip(bars, counts, strict=True)
-        ),
+        [Bar(at, counts, _parts(counts, top)) for at, counts in counted],
         top,
-        {name: sum(each[name] for each in counts) for name in OUTCOMES},
+        {name: sum(counts[name] for _, counts in counted) for name in OUTCOMES},
     )
 
 
-def _parts(counts: Mapping[str, int], top: int) -> tuple[Part, ...]:
-    """The three parts of a bar, from the bottom up; empty ones too, so that they can grow."""
+def _parts(counts: Mapping[str, int], top: int) -> list[tuple[str, float, float]]:
+    """Also the empty ones, so that they can grow."""
     found, y = [], 100.0
     for outcome, count in counts.items():
         height = max(100 * count / top, _LEAST) if count else 0.0
         y = max(y - height, 0.0)
-        found.append(Part(outcome, round(y, 2), round(height, 2)))
-    return tuple(found)
+        found.append((outcome, round(y, 2), round(height, 2)))
+    return found
 
 
 def _round_up(number: int) -> int:

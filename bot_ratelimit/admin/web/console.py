@@ -29,15 +29,6 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """Whose request it is."""
-
-    session: Session | None
-    is_lost: bool = False
-    """Whether its session has ended, or was lost by Redis."""
-
-
-@dataclass(frozen=True, slots=True)
 class Console:
     """What the handlers of one `admin_app` share."""
 
@@ -48,8 +39,6 @@ class Console:
     """Whether there is a token to log in with."""
     pages: Any
     """The module `pages`, which needs jinja2."""
-    clock: Callable[[], float]
-    """Unix seconds."""
     control: Callable[[str], Control]
     """Control in the name of an operator, see `Session.by`."""
 
@@ -57,10 +46,10 @@ class Console:
 _Handles = TypeVar("_Handles", bound=Callable[..., Awaitable[Any]])
 
 CONSOLE: Final = web.AppKey("bot_ratelimit_console", Console)
-VISIT: Final[Any] = (
-    web.RequestKey("bot_ratelimit_visit", Visit)
+SESSION: Final[Any] = (
+    web.RequestKey("bot_ratelimit_session", Session)
     if hasattr(web, "RequestKey")  # aiohttp 3.14
-    else "bot_ratelimit_visit"
+    else "bot_ratelimit_session"
 )
 
 
@@ -76,13 +65,13 @@ def console_of(request: web.Request) -> Console:
 
 def session_of(request: web.Request) -> Session | None:
     """Who is logged in; None if the handler is public and the user is not logged in."""
-    visit: Visit | None = request.get(VISIT)
-    return None if visit is None else visit.session
+    session: Session | None = request.get(SESSION)
+    return session
 
 
 def control_of(request: web.Request) -> Control:
     """Control in the name of the operator who is logged in."""
-    return console_of(request).control(request[VISIT].session.by)
+    return console_of(request).control(request[SESSION].by)
 
 
 def path_of(request: web.Request) -> str:

@@ -15,14 +15,12 @@ from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.fields import Forgive, Target, checked
 from bot_ratelimit.admin.operations import OPERATIONS, Operation
-from bot_ratelimit.admin.web.console import control_of, root_of, words_of
+from bot_ratelimit.admin.web.console import control_of, words_of
 from bot_ratelimit.admin.web.rendering import link, page
 from bot_ratelimit.admin.web.requests import from_texts, read_form
 from bot_ratelimit.admin.wording import who
 from bot_ratelimit.admin.words import Marked, Words, capital, code
-from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.rules.rule import Subject
 
 _STATES: Final = {
     "on": ("On: refuses excess updates", {"shadow": False, "off": False}),
@@ -55,22 +53,19 @@ async def _nothing(control: Control, words: Words, given: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The page of an operation.
-
-    Args:
-        path: Its path, the name of the operation.
-        title: What it is called before the fields are filled in.
-        labels: The fields that are lines of text, and their labels.
-        waits_for: Until one of these fields is given, nothing is asked.
-        more: Returns other `inputs`, `links`, `kept` hidden fields and the `title`; what is `typed`
-            in lines of text at first, and what is `asked` instead of what was given.
-    """
+    """The page of an operation."""
 
     path: str
+    """Its path, the name of the operation."""
     title: str
+    """What it is called before the fields are filled in."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    """The fields that are lines of text, and their labels."""
     waits_for: tuple[str, ...] = ()
+    """Until one of these fields is given, nothing is asked."""
     more: More = _nothing
+    """Returns other `inputs`, `links`, `kept` hidden fields and the `title`; what is `typed` in
+    lines of text at first, and what is `asked` instead of what was given."""
 
     @property
     def operation(self) -> Operation:
@@ -85,17 +80,18 @@ class Form:
         return await self._shown(request, self._given(request.query))
 
     async def _do(self, request: web.Request) -> web.Response:
-        given = self._given(await read_form(request))
+        given, words = self._given(await read_form(request)), words_of(request)
         try:
             sent = checked(self.operation.fields, given)
-            found = await self.operation.act(control_of(request), sent)
+            found = await self.operation.done(control_of(request), sent)
         except ConflictError as error:
-            text = words_of(request)("Nothing was changed: {error}", error=error)
+            text = words("Nothing was changed: {error}", error=error)
             given.pop("if_version", None)
             return await self._shown(request, given, text, 409)
         except ConfigError as error:
             return await self._shown(request, given, str(error), 422)
-        raise web.HTTPSeeOther(root_of(request) + self._next(sent, found))
+        done = {"done": self.operation.sheet(words, found).lines, "title": words(self.title)}
+        return page(request, "done.html", {**done, "back": _back(self.path, given, words)})
 
     def _given(self, texts: MultiMapping[str]) -> dict[str, Any]:
         """The fields; the form says `user` and `chat` where the operation says `id`."""
@@ -112,10 +108,11 @@ class Form:
     ) -> web.Response:
         control, words = control_of(request), words_of(request)
         more = await self.more(control, words, given)
-        asked = more.pop("asked", given)
-        typed = {**_TYPED, **more.pop("typed", {}), **given}
+        asked, typed = more.pop("asked", given), {**_TYPED, **more.pop("typed", {}), **given}
         inputs = [*(self._line(*each, typed) for each in self.labels.items()),
                   *more.pop("inputs", ())]  # fmt: skip
+        names = {each.name for each in inputs}
+        kept = {name: each for name, each in given.items() if name not in names}
         question, sends = None, dict[str, Any]()
         if not self.waits_for or any(name in given for name in self.waits_for):
             try:
@@ -126,7 +123,7 @@ class Form:
             except ConfigError as problem:
                 error, status = error or str(problem), 422 if status == 200 else status
         shown = {
-            "title": words(self.title), "path": self.path, "links": (), "kept": {}, **more,
+            "title": words(self.title), "path": self.path, "links": (), "kept": kept, **more,
             "inputs": inputs, "question": question, "sends": sends, "error": words.known(error),
             "is_wrong": status == 422, "back": _back(self.path, given, words),
         }  # fmt: skip
@@ -137,26 +134,6 @@ class Form:
         value = typed.get(name, "" if info.is_required() else info.default)
         hint, is_required = info.description or "", info.is_required()
         return Input(name, label, str(value or ""), hint, is_required=is_required)
-
-    def _next(self, sent: Any, found: Any) -> str:
-        """Where to go after the change, relative to the root of the page."""
-        done = {"done": self.path}
-        if isinstance(found, Overrides):
-            done = {"done": "changed", "count": str(found.version)}
-        elif self.path == "forgive":
-            done["count"] = str(len(found.rules))
-        elif self.path == "unban":
-            done["count"] = str(int(found.was_banned))
-        subject = _subject(sent)
-        where = f"user?{link(subject)}&" if subject is not None else "?"
-        return where + urlencode(done)
-
-
-def _subject(sent: Any) -> Subject | None:
-    id_ = getattr(sent, "id", None)
-    if id_ is None or hasattr(sent, "subject"):
-        return getattr(sent, "subject", None)
-    return Subject(chat=id_) if id_ < 0 else Subject(user=id_)
 
 
 def _back(path: str, given: dict[str, Any], words: Words) -> tuple[str, Marked]:
@@ -180,13 +157,7 @@ async def _forgive(control: Control, words: Words, given: Mapping[str, Any]) -> 
         return {}
     chosen = given.get("rules") or [each.rule for each in counts]
     choices = tuple((each.rule, code(each.rule), each.rule in chosen) for each in counts)
-    kept = {name: each for name, each in given.items() if name != "rules"}
-    which = Input("rules", "Counts to delete", kind="checkbox", choices=choices)
-    return {"inputs": [which], "kept": kept}
-
-
-async def _ban(control: Control, words: Words, given: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kept": {name: given.get(name) for name in ("bot", "as_user")}}
+    return {"inputs": [Input("rules", "Counts to delete", kind="checkbox", choices=choices)]}
 
 
 async def _limit(control: Control, words: Words, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +200,7 @@ async def _penalty(control: Control, words: Words, given: Mapping[str, Any]) -> 
 FORMS: Final = (
     Form("forgive", "Forgive", more=_forgive),
     Form("ban", "Ban somebody", {"id": "User", "chat": "Only in chat", "how_long": "How long",
-                                 "reason": "Why"}, ("how_long",), _ban),
+                                 "reason": "Why"}, ("how_long",)),
     Form("unban", "Lift the ban"),
     Form("exempt", "Exemption"),
     Form("limit", "Change", waits_for=("limit", "shadow", "off", "default"), more=_limit),

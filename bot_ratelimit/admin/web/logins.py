@@ -13,23 +13,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from hashlib import sha256
 from typing import Final, Literal
 from urllib.parse import parse_qsl
-from weakref import WeakValueDictionary
 
 from aiogram.utils.web_app import safe_parse_webapp_init_data
 from cachetools import TTLCache
 
 from bot_ratelimit.admin.control import LOGINS
 from bot_ratelimit.admin.web.problems import ProblemError
-from bot_ratelimit.errors import RateLimitError, StorageError
+from bot_ratelimit.errors import StorageError
 from bot_ratelimit.limiter.decider import Decider
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.rules.limit import Limit
@@ -93,15 +90,10 @@ class LoginLimiter:
     guessing would not be slowed down at all. Operators are not locked out: open sessions keep
     working, a browser that logged in before is counted separately (see `Sessions.device`), and a
     script that sent the right token within the last hour keeps its access, as long as its address
-    sends no wrong bearer token.
-
-    Args:
-        limiter: The bot's limiter. Its storage keeps the counts; while the storage cannot be
-            reached, this process keeps them.
+    sends no wrong bearer token. While the storage cannot be reached, this process keeps the counts.
     """
 
     def __init__(self, limiter: Limiter) -> None:
-        self._limiter = limiter
         self._decider = Decider(
             limiter.storage,
             limiter.key_prefix,
@@ -111,7 +103,6 @@ class LoginLimiter:
             consequence="each instance limits logins of the page by its own counts",
         )
         self._succeeded: TTLCache[str, bool] = TTLCache(1_000, _TRUSTED_FOR, timer=time.monotonic)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def check(
         self,
@@ -121,53 +112,39 @@ class LoginLimiter:
         *,
         place: Literal["from", "bearer", "telegram"] = "from",
     ) -> None:
-        """Let the right secret pass, and count a wrong one.
+        """Let the right secret pass, and count a wrong one: that has a failure.
 
         Wrong initData is counted separately: any link to the page can carry some, and so let an
         operator's own browser send it. So are bearer tokens: guesses in the login form do not lock
         out a script at the same address.
-
-        Args:
-            failure: Why the login is refused; None if the secret is right.
-            source: The client's address, see `TrustedProxies.client_address`.
-            device: The id of the browser, if it has logged in before.
-            place: What the attempt is counted as: a login, a bearer token, or initData.
 
         Raises:
             ProblemError: The failure; or 429 after too many failures, even for the right secret.
         """
         shared = "telegram" if place == "telegram" else "all"
         key = f"{place}:{source}" if device is None else f"device:{device}"
-        if failure is not None:
-            self._succeeded.pop(key, None)
-        lock = self._locks.setdefault(key, asyncio.Lock())
         if failure is None and key in self._succeeded:
-            return  # without waiting for guesses from the same address
-        async with lock:  # so that many correct logins at once do not use up the attempts
-            if failure is None and key in self._succeeded:
-                return
-            rules = [rule_at(LOGINS, OF_ONE, lambda _: key, 1)]
-            if device is None:
-                rules.append(rule_at(f"{LOGINS}{shared}", OF_ALL, lambda _: "", 1))
-            # Charged before the result is known, so that parallel guesses gain nothing.
-            decision = await self._decider.hit(Rules(rules), _NOBODY)
-            if not decision:
-                wait = max(1, math.ceil(decision.retry_after))
-                text = f"too many failed logins: try again in {wait} s"
-                headers = {"Retry-After": str(wait)}
-                raise ProblemError(429, text, retry_after=wait, headers=headers)
-            if failure is not None:
-                log.warning("admin_app: a login failed, from %s: %s", source, failure)
-                raise failure
-            with suppress(RateLimitError):
-                await self._limiter.refund(Rules(rules), _NOBODY)
-            self._succeeded[key] = True
+            return
+        self._succeeded.pop(key, None)
+        rules = [rule_at(LOGINS, OF_ONE, lambda _: key, 1)]
+        if device is None:
+            rules.append(rule_at(f"{LOGINS}{shared}", OF_ALL, lambda _: "", 1))
+        # One command counts the failure and answers it, so parallel guesses gain nothing.
+        decision = await self._decider.hit(Rules(rules), _NOBODY, peek=failure is None)
+        if not decision:
+            wait = max(1, math.ceil(decision.retry_after))
+            text = f"too many failed logins: try again in {wait} s"
+            headers = {"Retry-After": str(wait)}
+            raise ProblemError(429, text, retry_after=wait, headers=headers)
+        if failure is not None:
+            log.warning("admin_app: a login failed, from %s: %s", source, failure)
+            raise failure
+        self._succeeded[key] = True
 
     async def use(self, opening: str) -> None:
-        """Mark initData as used, on every instance.
+        """Mark initData as used, on every instance; InitDataError if it was.
 
         Raises:
-            InitDataError: It was used before, at any instance.
             StorageError: The storage cannot be reached, so another instance may have seen it.
         """
         hashed = sha256(f"initData {opening}".encode()).hexdigest()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -13,12 +13,11 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from bot_ratelimit.admin import fields, sending, sheets
+from bot_ratelimit.admin.sheets import Sheet
 from bot_ratelimit.admin.views import ConfigView, HealthView, SubjectView
-from bot_ratelimit.admin.web import parts
-from bot_ratelimit.admin.web.chart import OUTCOMES, Bar, chart_of
+from bot_ratelimit.admin.web.chart import chart_of
 from bot_ratelimit.admin.web.console import (
     ROOT,
-    VISIT,
     console_of,
     control_of,
     public,
@@ -26,24 +25,26 @@ from bot_ratelimit.admin.web.console import (
     words_of,
 )
 from bot_ratelimit.admin.web.forms import FORMS
-from bot_ratelimit.admin.web.parts import Links, Loaded, Part
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.admin.web.rendering import link, page
 from bot_ratelimit.admin.web.requests import from_texts
 from bot_ratelimit.admin.wording import limit_of, who
 from bot_ratelimit.admin.words import Words, capital, code, joined
-from bot_ratelimit.errors import ConfigError
+from bot_ratelimit.config.overrides import Overrides
+from bot_ratelimit.errors import ConfigError, RateLimitError
 from bot_ratelimit.rules.rule import Subject
+from bot_ratelimit.storage.banlist import Ban
 
 _ROWS: Final = 50
 """Bans on one page."""
+_HANDLERS: Final = 30
+"""Handlers without a limit of their own that the overview lists."""
+_USE: Final = {"allowed": "ALLOWED", "refused": "REFUSED", "banned": "BANNED",
+               "remaining": "LEFT NOW"}  # fmt: skip
 _FILES: Final = files("bot_ratelimit.admin.web") / "static"
 _STATIC: Final = {each.name: each for each in _FILES.iterdir()}
-_DONE: Final = {
-    "forgive": "Counts deleted, on every instance: {count}.",
-    "ban": "Banned. Every instance enforces the ban within a second.",
-    "unban": "Bans lifted, on every instance within a second: {count}.",
-}
+
+Links = Sequence[tuple[str, str]]
 
 
 def routes() -> list[web.RouteDef]:
@@ -64,9 +65,6 @@ def login_page(request: web.Request, problem: ProblemError | None) -> web.Respon
     words, text = words_of(request), ""
     if problem is not None and (problem.status != 401 or request.method != "GET"):
         text = words.known(problem.detail or problem.title)
-    if not text and VISIT in request and request[VISIT].is_lost:
-        lost = "Your session ended: Redis lost its data, or you logged out elsewhere."
-        text = words(lost)
     shown = {"problem": text, "has_token": console_of(request).has_token}
     return page(request, "login.html", shown)
 
@@ -108,20 +106,18 @@ async def _home(request: web.Request) -> web.Response:
     chart = bars if bars.problem else Loaded(chart_of(bars.value))
     shown = {
         "here": "Overview",
-        "done": await _done(request, config.value),
         "notice": _notice(words, found["health"], config),
-        "share": "" if bars.problem else _share(words, chart.value.bars, span),
         "span": span,
         "chart": chart,
         "parts": [
-            parts.limits(words, config, found["limits"], found["use"].value or ()),
-            parts.bans(words, found["bans"], [("bans", words("All bans"))]),
-            Part.of(words, "top", "Refused most", found["top"], parts.top(span),
+            _limits_part(words, config, found["limits"], found["use"]),
+            _bans_part(words, found["bans"], [("bans", words("All bans"))]),
+            Part.of(words, "top", "Refused most", found["top"], _top(span),
                     lambda each: [(f"user?user={each.user}", words("Show"))]),
             Part.of(words, "sending", "What the bot sends", found["sending"], sending.sheet),
             Part.of(words, "instances", "Instances", config,
                     lambda words, view: replace(sheets.config(words, view).more[0], foot=())),
-            parts.history(words, replace(history, value=(history.value or ())[:5]),
+            _history_part(words, replace(history, value=(history.value or ())[:5]),
                           [("history", words("All changes and actions"))]),
         ],
         "paging": (),
@@ -154,42 +150,6 @@ def _notice(words: Words, health: Loaded, config: Loaded) -> dict[str, Any]:
     return {"kind": kind, "lines": lines, "links": links}
 
 
-def _share(words: Words, bars: Sequence[Bar], span: int | None) -> str:
-    """The share of refusals now, and what it was before: what is normal differs between bots."""
-    shares, latest = [], 5 if span is None else 1
-    for some in (bars[-latest:], bars[:-latest]):
-        allowed, *refused = (sum(each.counts[name] for each in some) for name in OUTCOMES)
-        total = allowed + sum(refused)
-        shares.append(f"{100 * sum(refused) / total:.0f} %" if total else "–")
-    if shares[0] == "–":
-        return ""
-    text = "Refused in this hour: {now} of the decisions; in the hours before: {before}."
-    if span is None:
-        text = "Refused in the last 5 minutes: {now} of the decisions; before: {before}."
-    return words(text, now=shares[0], before=shares[1])
-
-
-async def _done(request: web.Request, config: ConfigView | None = None) -> list[str]:
-    """What the operator has just done, from the query; anything else there is ignored."""
-    words, what = words_of(request), request.query.get("done", "")
-    count = request.query.get("count", "")
-    number = int(count) if count.isascii() and count.isdecimal() and len(count) < 10 else 0
-    if what in _DONE:
-        return [words(_DONE[what], count=number)]
-    if what != "changed":
-        return []
-    saved = words("Version {version} is written.", version=number)
-    if config is None:
-        return [saved]
-    if config.live.version == number:
-        saved = words("Version {version} is written: {what}", version=number, what=config.live.what)
-    if not config.instances:
-        return [saved, sheets.nobody_reports(words, config.prefix)]
-    obeying = sum(each.version >= number for each in config.instances)
-    text = "It is in force on {obeying} of {instances} instances; others follow within 5 seconds."
-    return [saved, words(text, obeying=obeying, instances=len(config.instances))]
-
-
 # --- the other pages ------------------------------------------------------------------------------
 
 
@@ -205,8 +165,7 @@ async def _user(request: web.Request) -> web.Response:
                       "title": capital(who(words, subject))}  # fmt: skip
     except ConfigError as problem:
         shown["error"] = words.known(problem)
-    config = (await Loaded.of(control.config)).value if "done" in request.query else None
-    shown |= {"typed": request.query, "done": await _done(request, config)}
+    shown["typed"] = request.query
     return page(request, "user.html", shown, 422 if shown["error"] else 200)
 
 
@@ -241,7 +200,7 @@ async def _bans(request: web.Request) -> web.Response:
     if bans.value and len(bans.value) > _ROWS:
         paging.append((f"bans?offset={offset + _ROWS}", words("Later ends")))
         bans.value.pop()
-    return _listed(request, "Bans", [parts.bans(words, bans)], paging)
+    return _listed(request, "Bans", [_bans_part(words, bans)], paging)
 
 
 async def _history(request: web.Request) -> web.Response:
@@ -249,14 +208,14 @@ async def _history(request: web.Request) -> web.Response:
     history, audit = await asyncio.gather(*map(Loaded.of, (control.history, control.audit)))
     drop = [("rollback?version=0", words("Drop all live changes"))]
     actions = Part.of(words, "audit", "What operators did", audit, sheets.audit)
-    return _listed(request, "History", [parts.history(words, history, drop), actions])
+    return _listed(request, "History", [_history_part(words, history, drop), actions])
 
 
 def _listed(
     request: web.Request, here: str, parts: Sequence[Part], paging: Links = ()
 ) -> web.Response:
-    shown = {"here": here, "parts": parts, "paging": paging}
-    return page(request, "page.html", {**shown, "done": (), "notice": None, "chart": None})
+    shown = {"here": here, "parts": parts, "paging": paging, "notice": None, "chart": None}
+    return page(request, "page.html", shown)
 
 
 @public
@@ -267,3 +226,112 @@ async def _static(request: web.Request) -> web.Response:
     kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
     headers = {"Cache-Control": "public, max-age=3600"}
     return web.Response(body=file.read_bytes(), content_type=kind, charset="utf-8", headers=headers)
+
+
+# --- the cards of a page --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A part of a page; if it cannot be loaded, the page still shows the other parts."""
+
+    value: Any = None
+    problem: str = ""
+
+    @classmethod
+    async def of(cls, ask: Callable[..., Awaitable[Any]], *arguments: Any) -> Loaded:
+        """The result, or why it is not available."""
+        try:
+            return cls(await ask(*arguments))
+        except RateLimitError as error:
+            return cls(problem=str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A card with a table; each row has its links."""
+
+    name: str
+    title: str
+    sheet: Sheet = Sheet()  # noqa: RUF009 - frozen
+    links: Sequence[Links] = ()
+    header: Links = ()
+    problem: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        words: Words,
+        name: str,
+        title: str,
+        loaded: Loaded,
+        show: Callable[[Words, Any], Sheet],
+        links: Callable[[Any], Links] | None = None,
+        header: Links = (),
+    ) -> Part:
+        """What was loaded, with links for each row; or why it is not available."""
+        if loaded.problem:
+            return cls(name, words(title), header=header, problem=loaded.problem)
+        rows = [links(each) for each in loaded.value] if links is not None else ()
+        return cls(name, words(title), show(words, loaded.value), rows, header)
+
+
+def _bans_part(words: Words, bans: Loaded, header: Links = ()) -> Part:
+    """Who is banned."""
+
+    def links(ban: Ban) -> Links:
+        who = link(ban.subject)
+        return [(f"user?{who}", words("Show")), (f"unban?{who}", words("Lift"))]
+
+    header = [("ban", words("Ban somebody")), *header]
+    return Part.of(words, "bans", "Bans", bans, sheets.bans, links, header)
+
+
+def _history_part(words: Words, history: Loaded, header: Links) -> Part:
+    """The versions to roll back to."""
+    part = Part.of(words, "history", "Versions of the live limits", history, sheets.history,
+                   lambda each: [(f"rollback?version={each.live.version}", words("Roll back"))],
+                   header)  # fmt: skip
+    return replace(part, links=[(), *part.links[1:]])  # the newest one is in force
+
+
+def _limits_part(words: Words, config: Loaded, limits: Loaded, use: Loaded) -> Part:
+    """Every rule, its use, and the handlers that can get a limit."""
+    title = words("Limits")
+    if config.value is None and limits.value is None:
+        return Part("limits", title, problem=limits.problem)
+    # During an outage: what this process knows.
+    view = config.value or ConfigView("", "", (), Overrides(), (), limits.value)
+    sheet, used = sheets.limits(words, view), {each.name: each for each in use.value or ()}
+    handlers = sorted({name for each in view.instances for name in each.handlers})[:_HANDLERS]
+    cells = {name: (name, words("no rule in force"), "", "", "") for name in used}
+    cells |= {name: (code(name, 100), words("as every handler"), "", "", "") for name in handlers}
+    cells |= {rule.name: tuple(row) for rule, row in zip(view.rules, sheet.rows, strict=True)}
+    paths = dict.fromkeys(handlers, "limit")
+    paths |= {each.name: "penalty" if each.ban_ms else "limit" for each in view.rules}
+    rows, links = [], []
+    for name in sorted(cells, key=[*(each.name for each in view.rules), *used, *handlers].index):
+        numbers = (getattr(used.get(name), each, "") for each in _USE)
+        rows.append((*cells[name], *numbers))
+        path = f"{paths.get(name)}?{urlencode({'name': name})}"
+        links.append([(path, words("Change"))] if name in paths else [])
+    header = [("pause", words("Pause all limits"))]
+    if "penalty" not in paths.values():
+        header.insert(0, ("penalty", words("Add a ban for users who keep sending")))
+    head = [*sheet.head, *map(words, _USE.values())]
+    foot = list(sheet.foot) if config.value is not None else [words("As this instance knows them.")]
+    if used:
+        text = "Each decision is counted once: for the limit that refused, or had the least left."
+        foot.append(words(text))
+    found = replace(sheet, lines=(), head=head, rows=rows, foot=foot)
+    return Part("limits", title, found, links, header)
+
+
+def _top(span: int | None) -> Callable[[Words, Any], Sheet]:
+    """How the users who were refused most often are shown."""
+
+    def show(words: Words, found: Any) -> Sheet:
+        foot = [words("In this hour and the one before.")] if span is None else []
+        return replace(sheets.top(words, found), foot=foot)
+
+    return show

@@ -31,13 +31,9 @@ _DETAILS: Final = {
 
 
 class ProblemError(Exception):
-    """A request fails.
+    """A request fails, with what is wrong and the fix in a sentence, which has no secret.
 
-    Args:
-        status: The status of the response.
-        detail: What is wrong and the fix, in a sentence; never a secret.
-        headers: Of the response.
-        **more: Additional members of the JSON object.
+    `more` are additional members of the JSON object.
     """
 
     def __init__(

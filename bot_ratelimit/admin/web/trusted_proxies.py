@@ -17,7 +17,6 @@ SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 LOCAL: Final = "unix"
 """The name for clients on a Unix socket, which have no address."""
-_PROTO: Final = re.compile(r"(?:^|;)\s*proto\s*=\s*\"?([a-z]+)", re.ASCII | re.IGNORECASE)
 _WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]+|\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?")
 
 
@@ -25,14 +24,7 @@ class TrustedProxies:
     """Finds the client's address behind trusted proxies.
 
     Any client can send `X-Forwarded-For`, so it is read only if a trusted proxy sends it, and only
-    the part that trusted proxies added.
-
-    Args:
-        proxies: Addresses or networks of the proxies in front of this server; `unix` for proxies
-            that connect over a Unix socket.
-
-    Raises:
-        ConfigError: One of them is not an address, a network or `unix`.
+    the part that trusted proxies added. `unix` stands for proxies on a Unix socket.
     """
 
     def __init__(self, proxies: Iterable[str] = ()) -> None:
@@ -71,11 +63,7 @@ class TrustedProxies:
         """Whether the browser uses HTTPS, as far as this server can know."""
         if request.secure or request.headers.get("Origin", "").startswith("https://"):
             return True
-        if self._forwarded(request, "X-Forwarded-Ssl").lower() == "on":
-            return True
-        named = _PROTO.search(self._forwarded(request, "Forwarded"))
-        proto = named[1] if named else self._forwarded(request, "X-Forwarded-Proto")
-        return proto.lower() in {"https", "wss"}
+        return self._forwarded(request, "X-Forwarded-Proto").lower() == "https"
 
     def is_same_origin(self, request: web.Request) -> bool:
         """Whether a page of this server sent the request, according to the browser.

@@ -2,9 +2,8 @@
 // times are shown in the reader's time zone.
 "use strict";
 
-const REFRESH_INTERVAL = 1500; // ms between two refreshes, at least
-const SILENCE = 10000; // ms without an event or an answer, after which the page is not live
-const RECONNECT_DELAY = 10000; // ms, after the server has refused the event stream
+const REFRESH_INTERVAL = 2000; // ms from an answer to the next refresh
+const SILENCE = 10000; // ms without an answer, after which the page is not live
 
 // --- times ------------------------------------------------------------------------------------
 
@@ -64,10 +63,8 @@ async function refresh() {
   return true;
 }
 
+// Says in `sign` whether the page is live, and loads it again and again while somebody looks at it.
 function follow(sign) {
-  let due = false;
-  let looking = false;
-  let silence;
   let seen = new Date();
   const say = (on) => {
     if (on) seen = new Date();
@@ -78,37 +75,10 @@ function follow(sign) {
     if (sign.textContent !== words) sign.textContent = words;
   };
   const look = async () => {
-    if (looking || !due || document.hidden) return;
-    looking = true;
-    due = false;
-    say(await refresh().catch(() => false));
-    setTimeout(() => {
-      looking = false;
-      look();
-    }, REFRESH_INTERVAL);
+    if (!document.hidden) say(await refresh().catch(() => false));
+    setTimeout(look, REFRESH_INTERVAL);
   };
-  const listen = () => {
-    clearTimeout(silence);
-    silence = setTimeout(() => say(false), SILENCE);
-  };
-  const told = () => {
-    listen();
-    due = true;
-    look();
-  };
-  const open = () => {
-    const events = new EventSource("events");
-    events.onmessage = told;
-    events.onerror = () => {
-      say(false);
-      if (events.readyState !== EventSource.CLOSED) return; // the browser reconnects by itself
-      told();
-      setTimeout(open, RECONNECT_DELAY);
-    };
-  };
-  listen();
-  open();
-  document.addEventListener("visibilitychange", look);
+  setTimeout(look, REFRESH_INTERVAL);
 }
 
 // --- inside Telegram --------------------------------------------------------------------------
