@@ -308,9 +308,7 @@ class OutgoingLimits(BaseRequestMiddleware):
         queue = self._queues.queue(key)
         if queue.holder is not None:
             self._admit(queue, request, edit)
-        result = await self._delivery.send_paced(queue, request, edit)
-        self._queues.learn(queue, result)
-        return result
+        return await self._delivery.send_paced(queue, request, edit)
 
     def _look(self) -> dict[str, Any]:
         """What operators see of this process; nothing after `close`."""

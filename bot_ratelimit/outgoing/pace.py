@@ -30,20 +30,15 @@ class PaceKey(NamedTuple):
 class Pace:
     """Blocks and 429s of the requests that share a key."""
 
-    __slots__ = ("blocked_until", "chat", "idle_until", "key", "slow_until", "strikes", "subject")
+    __slots__ = ("blocked_until", "idle_until", "key", "slow_until", "strikes", "subject")
 
     def __init__(self, key: PaceKey) -> None:
         self.key = key
         self.blocked_until = self.slow_until = self.idle_until = 0.0
         self.strikes = 0
         """The blocks in a row, each within a minute of the one before."""
-        self.rename(key.chat)
-
-    def rename(self, chat: int | str) -> None:
-        """Count for this chat from now on: the id of a chat that was named `@name`."""
-        self.chat = chat
-        number = chat if isinstance(chat, int) else None
-        self.subject = Subject(chat=number, bot=self.key.bot, business=self.key.business)
+        chat = key.chat if isinstance(key.chat, int) else None
+        self.subject = Subject(chat=chat, bot=key.bot, business=key.business)
 
     def is_idle(self, now: float) -> bool:
         """Whether this can be dropped because nothing of it needs to be remembered."""
