@@ -35,7 +35,7 @@ from bot_ratelimit.outgoing.arguments import (
     limiter_of,
     max_waits,
 )
-from bot_ratelimit.outgoing.broadcast import Options, run
+from bot_ratelimit.outgoing.broadcast import Broadcast
 from bot_ratelimit.outgoing.budgets import Budgets
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request, Send
 from bot_ratelimit.outgoing.delivery import Delivery, DeliveryOptions
@@ -262,15 +262,15 @@ class OutgoingLimits(BaseRequestMiddleware):
 
         Raises:
             NotSentError: The bot is shutting down; the journal says where to continue.
-            SystemExit: Ctrl-C; the log says how far the broadcast has come.
             ConfigError: An argument is invalid, or another process uses the journal.
         """
         check_broadcast(chats, send, journal, progress)
         check_whole("in_flight", in_flight, 1)
-        options = Options(in_flight, Stars(stars, when_spent), self._is_set_up)
         progress = progress or Progress()
+        paid = Stars(stars, when_spent)
         self._progresses.add(progress)
-        return run(chats, send, journal=journal, progress=progress, options=options)
+        broadcast = Broadcast(send, journal, progress, paid, is_set_up=self._is_set_up)
+        return broadcast.run(chats, in_flight)
 
     async def __call__(self, make_request: Send, bot: Bot, method: Method) -> Any:
         """Send the request when it has its turn.
