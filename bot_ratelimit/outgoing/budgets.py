@@ -28,6 +28,7 @@ from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.outgoing.methods import Kind, is_group
 from bot_ratelimit.outgoing.pace import Pace, PaceKey
+from bot_ratelimit.rules.checks import number
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit
 from bot_ratelimit.rules.penalty import Penalty, block_at
 from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Rules, rule_at
@@ -64,7 +65,7 @@ class Budgets:
         drafts: LimitLike | None,
         margin: float,
     ) -> None:
-        if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin <= 1:
+        if not 0 <= number(margin) <= 1:
             raise ConfigError(f"margin={margin!r}: expected a share from 0 to 1, for example 0.02")
         self.chat = _limit("per_chat", per_chat, margin)
         self.group = _limit("per_group", per_group, margin)

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from aiogram import Bot
 
+from bot_ratelimit.limiter.observer import RequestOutcome
 from bot_ratelimit.outgoing.methods import Method, Traffic
 from bot_ratelimit.outgoing.pace import Pace, PaceKey
 from bot_ratelimit.outgoing.scope import BroadcastScope
@@ -39,6 +40,10 @@ class Request:
     """How often it was answered with 429."""
     in_flight: bool = False
     """Whether it was sent, and is not answered yet."""
+    left_at: float = 0.0
+    """When it was sent last; 0.0 if it was not."""
+    outcome: RequestOutcome = "unsent"
+    """What became of it, for observers."""
     turn: asyncio.Future[None] | None = None
 
     def __post_init__(self, patience: float | None) -> None:

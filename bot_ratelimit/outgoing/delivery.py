@@ -96,8 +96,16 @@ class Delivery:
             request.broadcast.leaving()
         self._queues.before_sending(request)
         self.in_flight += 1
+        request.left_at, request.outcome = _now(), "failed"
         try:
-            return await request.send(request.bot, request.method)
+            result = await request.send(request.bot, request.method)
+        except TelegramAPIError as error:
+            if flood_wait(error) is not None:
+                request.outcome = "flooded"  # unless it is sent again; an action never is
+            raise
+        else:
+            request.outcome = "sent"
+            return result
         finally:
             self.in_flight -= 1
             if not self.in_flight:

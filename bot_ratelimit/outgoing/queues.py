@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-from bot_ratelimit.errors import NotSentError, SendQueueFullError
+from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request
 from bot_ratelimit.outgoing.drafts import DraftStream
 from bot_ratelimit.outgoing.floods import describe
@@ -100,14 +100,3 @@ def key_of(request: Request, chat: int | str | None) -> PaceKey:
         name = method.__api_method__
         return PaceKey(request.bot.id, Kind.METHOD, where, business, name)
     return PaceKey(request.bot.id, kind, where, business)
-
-
-def check_room(request: Request, queue: ChatQueue, waiting: int, most: int) -> None:
-    """Raise SendQueueFullError if too many requests wait for a chat, or in the process."""
-    if queue.waiting >= most:
-        full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
-    elif waiting >= 10 * most:
-        full = f"{waiting} requests wait in this process; send less or raise max_waiting"
-    else:
-        return
-    raise SendQueueFullError(f"{describe(request)} was not sent: {full} (max_waiting={most})")
