@@ -41,7 +41,7 @@ _MOST: Final = MAX_AMOUNT // _PARTS
 _IN_TURN: Final = Limit(20, 1.0, Algorithm.TOKEN_BUCKET, 3)
 """Calls of one method in a chat: instances that sent at the same moment would all meet the 429."""
 _METHOD_PACE: Final = 0.5
-"""Seconds for one call of a method; doubled by each 429."""
+"""Seconds for one call of a method, which a 429 doubles."""
 
 
 class Budgets:
@@ -88,20 +88,20 @@ class Budgets:
         """The rule of broadcasts and the most it grants at once; None if there is no rule."""
         return self._paid if paid else self._broadcast
 
-    def most(self, pace: Pace, slow: int, *, service: bool = False) -> int:
+    def most(self, pace: Pace, slow: bool, *, service: bool = False) -> int:
         """How many parts of permits of a chat can be taken at once."""
         limits = [self.group if is_group(pace.key.chat) else None, None if service else self.chat]
         found = [limit.capacity for limit in limits if limit is not None]
         most = 1 if slow and not service else min(found, default=MAX_AMOUNT)
         return most * self.parts
 
-    def rules(self, pace: Pace, parts: int, slow: int = 0, *, service: bool = False) -> Rules:
+    def rules(self, pace: Pace, parts: int, slow: bool = False, *, service: bool = False) -> Rules:
         """The rules for taking parts of permits, all together or none.
 
         Args:
             pace: The pace of the request.
             parts: How many; for a method, 0 if its calls are not kept apart.
-            slow: How often the pace is halved.
+            slow: Whether the pace is halved.
             service: Whether it makes a service message, which only a group counts.
         """
         key = pace.key
@@ -132,7 +132,7 @@ class Budgets:
         name: str,
         in_group: bool,
         parts: int,
-        slow: int,
+        slow: bool,
         service: bool,
     ) -> Rules:
         ids = _ids(name)
@@ -148,22 +148,22 @@ class Budgets:
         elif kind is Kind.METHOD:
             counted = [(f"methods:{method}:", _IN_TURN, parts)]
             if slow:
-                counted.append((f"slow:method:{method}:", _slow_limit(_METHOD_PACE, slow, 1), 1))
+                counted.append((f"slow:method:{method}:", _half(_METHOD_PACE, 1), 1))
         else:
             counted = [("group:", self.group if in_group else None, whole)]
             if not service:
                 counted.insert(0, ("chat:", self._chat, parts))
                 limits = [self.chat, self.group if in_group else None]
                 normal = max((_seconds(limit) for limit in limits if limit), default=1.0)
-                counted.append(("slow:", _slow_limit(normal, slow, self.parts), slow and parts))
+                counted.append(("slow:", _half(normal, self.parts), parts if slow else 0))
         rules = [rule_at(f"out:{p}", limit, ids, n) for p, limit, n in counted if limit and n]
         blocks = [self.bot_block] if kind is Kind.MESSAGE else []
         return Rules([*blocks, _block(kind, method, ids), *rules])
 
 
-def _slow_limit(seconds: float, slow: int, parts: int) -> Limit:
-    period = min(seconds * 2**slow, MAX_PERIOD_MS / 1_000)
-    return Limit(parts, period, Algorithm.TOKEN_BUCKET)
+def _half(seconds: float, parts: int) -> Limit:
+    """Half of the pace of a permit in so many seconds."""
+    return Limit(parts, min(2 * seconds, MAX_PERIOD_MS / 1_000), Algorithm.TOKEN_BUCKET)
 
 
 def _block(kind: Kind, method: str, ids: Ids) -> Penalty:

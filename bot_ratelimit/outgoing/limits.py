@@ -39,7 +39,7 @@ from bot_ratelimit.outgoing.arguments import (
 from bot_ratelimit.outgoing.broadcast import Broadcast
 from bot_ratelimit.outgoing.budgets import Budgets
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request, Send
-from bot_ratelimit.outgoing.delivery import Delivery, DeliveryOptions
+from bot_ratelimit.outgoing.delivery import Delivery
 from bot_ratelimit.outgoing.drafts import Drafts
 from bot_ratelimit.outgoing.floods import Floods, describe, flood_wait
 from bot_ratelimit.outgoing.journal import Journal
@@ -146,12 +146,12 @@ class OutgoingLimits(BaseRequestMiddleware):
         permits = self._permits = Permits(self.limiter)
         floods = self._floods = Floods(permits, budgets, self._observer)
         pacer = self._pacer = Pacer(permits, budgets, floods, self.max_wait)
-        options = DeliveryOptions(
-            self.retries,
-            check_flag("repeat_albums", repeat_albums),
-            check_flag("in_order", in_order),
+        self._delivery = Delivery(
+            *(pacer, floods, self._queues, self._observer),
+            retries=self.retries,
+            repeat_albums=check_flag("repeat_albums", repeat_albums),
+            in_order=check_flag("in_order", in_order),
         )
-        self._delivery = Delivery(pacer, floods, self._queues, self._observer, options)
         self._drafts = Drafts(
             pacer, floods, self._delivery.send, budgets.draft_gap, self.max_wait[Kind.DRAFT]
         )

@@ -59,8 +59,7 @@ class Progress:
         self._total = total
         self._message = message
         self._every = every
-        self._began: float | None = None
-        self._shown = 0.0
+        self._began = self._shown = 0.0
         self._seconds = 0.0
         self._edit: asyncio.Task[None] | None = None
         self.is_running = False
@@ -102,9 +101,7 @@ class Progress:
         """Count an outcome, and show the progress if it is time to."""
         self.counts[sent.status] += 1
         now = asyncio.get_running_loop().time()
-        if self._began is None:
-            self.begin()
-        self._seconds = now - (self._began or now)
+        self._seconds = now - self._began
         if now - self._shown >= self._every:
             self._shown = now
             if self._message is not None and (self._edit is None or self._edit.done()):
