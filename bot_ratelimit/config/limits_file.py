@@ -48,10 +48,6 @@ from bot_ratelimit.rules.rule import Rules, rules_of
 NamedLimits: TypeAlias = Mapping[str, Mapping[str, Any]]
 """The settings of each named limit: `limit`, and if given `scope`, `cost` and `shadow`."""
 
-MAX_FILE: Final = 1_000_000
-"""How many bytes a limits file may have."""
-MAX_NAMES: Final = 1_000
-"""How many named limits and languages there may be."""
 MAX_NOTICE: Final = 4_096
 """How many characters a notice may have; Telegram takes no more in a message."""
 MAX_ERROR: Final = 500
@@ -83,20 +79,14 @@ def read_limits_file(path: str | Path) -> LimitsFile:
             the file, the line or table, the value and the fix.
     """
     try:
-        with Path(path).open("rb") as file:
-            found = file.read(MAX_FILE + 1)
-        if len(found) > MAX_FILE:
-            raise ConfigError(f"{path}: larger than {MAX_FILE:,} bytes: is it the right file?")
         # Some editors begin a file with a byte order mark.
-        content = tomllib.loads(found.decode().removeprefix("\ufeff"))
+        content = tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except OSError as error:
         wrong = f"cannot be read: {error.strerror}; check the path and its permissions"
     except UnicodeDecodeError as error:
         wrong = f"not UTF-8 (at byte {error.start}): save it as UTF-8"
     except tomllib.TOMLDecodeError as error:
         wrong = f"not TOML: {error}; a text needs quotes, for example ai = '5/minute'"
-    except RecursionError:
-        wrong = "nested too deeply: no part of a limits file has more than two levels"
     else:
         return _read(str(path), content)
     raise ConfigError(f"{path}: {wrong}")
@@ -110,11 +100,11 @@ def named_limits(limits: Mapping[str, Any]) -> NamedLimits:
     """
     if not isinstance(limits, Mapping):
         raise ConfigError(f"named_limits={limits!r}: expected limits by name, {{'ai': '5/minute'}}")
-    if len(limits) > MAX_NAMES:
-        raise ConfigError(f"[limits] has {len(limits):,} names: expected at most {MAX_NAMES:,}")
     found = {}
     for name, value in limits.items():
         try:
+            if name in _FIRST:  # TOML ends a table only with the next one
+                raise ConfigError("write it above the first table of the file")
             check_name(name)
             table = value if isinstance(value, Mapping) else {"limit": value}
             found[name] = checked(NamedLimit, table).given()
@@ -126,18 +116,13 @@ def named_limits(limits: Mapping[str, Any]) -> NamedLimits:
 def check_notice(text: object) -> None:
     """Raise ConfigError unless this is a valid text of a notice."""
     try:
-        ok = isinstance(text, str) and (len(text) > MAX_NOTICE or _is_filled(text))
+        ok = isinstance(text, str) and len(text) <= MAX_NOTICE and _is_filled(text)
     except (LookupError, ValueError, AttributeError, TypeError):
         ok = False
     if not ok:
         raise ConfigError(
-            f"the text of a notice {shown(text)}: expected a text with no placeholder but {{wait}} "
-            "and {seconds}, for example 'Try again in {wait}.'"
-        )
-    if len(str(text)) > MAX_NOTICE:
-        raise ConfigError(
-            f"the text of a notice {shown(text)}: {len(str(text)):,} characters: expected at most "
-            f"{MAX_NOTICE:,}"
+            f"the text of a notice {shown(text)}: expected at most {MAX_NOTICE:,} characters and "
+            "no placeholder but {wait} and {seconds}, for example 'Try again in {wait}.'"
         )
 
 
@@ -172,7 +157,6 @@ def _read(path: str, content: dict[str, Any]) -> LimitsFile:
         try:
             if name not in readers:
                 raise ConfigError(f"unknown; expected one of {', '.join(readers)}")
-            _check_place(value)
             part, read = readers[name]
             if part in found:
                 raise ConfigError("rate_limit and [[rules]] are both given: keep one of them")
@@ -183,19 +167,8 @@ def _read(path: str, content: dict[str, Any]) -> LimitsFile:
     return LimitsFile(path, **found)
 
 
-def _check_place(value: object) -> None:
-    """Raise ConfigError if a table contains what belongs to no table: TOML ends one with the next.
-
-    Otherwise `exempt = 42` below `[limits]` would be a limit with this name.
-    """
-    for table in value if isinstance(value, list) else [value]:
-        for name in _FIRST:
-            if isinstance(table, dict) and name in table:
-                raise ConfigError(f"{name}: write it above the first table of the file")
-
-
 def _place(name: str, value: object) -> str:
-    if name == "limits" and isinstance(value, dict) and not any(each in value for each in _FIRST):
+    if name == "limits" and isinstance(value, dict):
         return ""  # the reader of this table names the limit too
     if isinstance(value, dict):
         return f"[{name}] "
@@ -221,8 +194,6 @@ def _exempt(value: object) -> frozenset[int]:
 
 def _notices(value: object) -> dict[str, str]:
     texts = dict(_table(value))
-    if len(texts) > MAX_NAMES:
-        raise ConfigError(f"{len(texts):,} languages: expected at most {MAX_NAMES:,}")
     for language, text in texts.items():
         check_language(language)
         try:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from bot_ratelimit.config.environment import check_secret, read_secret, warn_of_mistakes
+from bot_ratelimit.config.environment import check_secret, read_secret, warn_of_strange_names
 from bot_ratelimit.config.ids import check_id, hidden
 from bot_ratelimit.config.limits_file import LimitsFile, read_limits_file
 from bot_ratelimit.errors import ConfigError
@@ -42,10 +42,8 @@ _SECRETS: Final = (
 )
 _NUMBER: Final = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
 _BRACKETS: Final = re.compile(r"\[.*\]")
-_PORT: Final = re.compile(r"[^:]+:[0-9]+")
 _QUOTES: Final = ("'", '"')
 _MAYBE_URL: Final = re.compile("@|://")
-_USER_NAME: Final = re.compile(r"@\w+")
 _SERVICE_LINKS: Final = (
     " (Kubernetes sets REDIS_PORT for a service named redis: set enableServiceLinks to false)"
 )
@@ -64,9 +62,7 @@ def _checked(check: Callable[[str], object]) -> AfterValidator:
 def _check_host(value: str) -> str:
     address = value[1:-1] if _BRACKETS.fullmatch(value) else value
     if not is_host(address):
-        if _PORT.fullmatch(value):
-            raise ValueError("a port goes into REDIS_PORT")
-        raise ValueError("neither a host name nor an address")
+        raise ValueError("neither a host name nor an address; a port goes into REDIS_PORT")
     return str(ip_address(address)) if ":" in address and "%" not in address else address
 
 
@@ -203,7 +199,9 @@ class Settings(BaseSettings):
         else:
             if self.rate_limit_file is not None:
                 self._file = read_limits_file(self.rate_limit_file)
-            self._warn_of_mistakes(values.get("_env_file", self.model_config.get("env_file")))
+            file = values.get("_env_file", self.model_config.get("env_file"))
+            known = {name.upper() for name in type(self).model_fields}
+            warn_of_strange_names(known, Path(file) if isinstance(file, (str, Path)) else None)
             return
         # Raised here, so that no error that contains a secret becomes its context.
         raise ConfigError(wrong)
@@ -303,13 +301,6 @@ class Settings(BaseSettings):
         except ConfigError as error:
             raise ConfigError(f"REDIS_URL: {error}") from None
 
-    def _warn_of_mistakes(self, env_file: Any) -> None:
-        known = {name.upper() for name in type(self).model_fields}
-        values = {name.upper(): _text(getattr(self, name)) for name in _SECRETS}
-        secrets = {name: value for name, value in values.items() if value is not None}
-        file = Path(env_file) if isinstance(env_file, (str, Path)) else None
-        warn_of_mistakes(known, secrets, file)
-
 
 def _text(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
@@ -328,11 +319,9 @@ def _explain(error: Any) -> str:
     field = Settings.model_fields.get(name)
     expected = field.description if field else "a known setting"
     is_secret = name in _SECRETS or name == "redis_host"  # which may hold a URL
-    if name == "rate_limit_exempt" and isinstance(value, str) and _USER_NAME.fullmatch(value):
-        return f"{name.upper()}: {value!r} is a user name, not an id; expected {expected}"
     if field is None or is_secret or (name == "rate_limit_exempt" and hidden(value) != repr(value)):
         shown = ""
-    elif isinstance(value, str) and _MAYBE_URL.search(value):
+    elif isinstance(value, str) and _MAYBE_URL.search(value) and name != "rate_limit_exempt":
         # A URL may contain a password, and the reason repeats it.
         hint = _SERVICE_LINKS if name == "redis_port" else ""
         shown, reason = "", f"looks like a URL, which goes into REDIS_URL{hint}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeVar
 
@@ -157,17 +156,8 @@ def penalty_of(value: object) -> Penalty:
 
 
 def shown(value: object) -> str:
-    """Write a value as TOML does, cut where it is long."""
-    if isinstance(value, bool):
-        text = str(value).lower()
-    elif isinstance(value, (datetime.date, datetime.time)):
-        text = value.isoformat()
-    elif isinstance(value, dict):
-        text = "{ " + ", ".join(f"{name} = {shown(each)}" for name, each in value.items()) + " }"
-    elif isinstance(value, list):
-        text = "[" + ", ".join(map(shown, value)) + "]"
-    else:
-        text = repr(value)
+    """A value for an error, cut where it is long."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 

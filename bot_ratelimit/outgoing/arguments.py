@@ -13,7 +13,7 @@ from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.methods import Kind
 from bot_ratelimit.outgoing.progress import Progress
-from bot_ratelimit.rules.checks import describe_type
+from bot_ratelimit.rules.checks import describe_type, number
 from bot_ratelimit.storage.memory import MemoryStorage
 from bot_ratelimit.storage.redis.storage import RedisStorage
 
@@ -58,27 +58,13 @@ def max_waits(value: object) -> dict[Kind, float]:
     Raises:
         ConfigError: It is neither a number nor a number for some of the kinds.
     """
-    if not isinstance(value, Mapping):
-        seconds = check_number("max_wait", value)
-        return dict.fromkeys(_KINDS, seconds)
     kinds = [kind.value for kind in _KINDS]
-    if unknown := [name for name in value if name not in kinds]:
+    given = value if isinstance(value, Mapping) else dict.fromkeys(kinds, value)
+    if unknown := [name for name in given if name not in kinds]:
         raise ConfigError(f"max_wait={value!r}: unknown {unknown}; expected some of {kinds}")
-    return {
-        kind: check_number(f"max_wait[{kind.value!r}]", value.get(kind.value, MAX_WAIT))
-        for kind in _KINDS
-    }
-
-
-def check_number(name: str, value: object) -> float:
-    """Return the value if it is a number of seconds from 0 up.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise ConfigError(f"{name}={value!r}: expected seconds from 0 up, for example 10.0")
-    return float(value)
+    if not all(number(each) >= 0 for each in given.values()):
+        raise ConfigError(f"max_wait={value!r}: expected seconds from 0 up, for example 10.0")
+    return {kind: number(given.get(kind.value, MAX_WAIT)) for kind in _KINDS}
 
 
 def check_setup(bot: object, dispatcher: object) -> None:

@@ -20,50 +20,28 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final
 
 from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.outgoing.methods import Kind, Traffic, is_group
-from bot_ratelimit.outgoing.pace import Pace
+from bot_ratelimit.outgoing.methods import Kind, is_group
+from bot_ratelimit.outgoing.pace import Pace, PaceKey
+from bot_ratelimit.rules.checks import number
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit
 from bot_ratelimit.rules.penalty import Penalty, block_at
 from bot_ratelimit.rules.rule import Ids, LimitLike, Rule, Rules, rule_at
 
 PAID: Final = "1000/s"
 """Messages with `allow_paid_broadcast`: https://core.telegram.org/bots/faq#how-can-i-message-all-of-my-bot-39s-subscribers-at-once"""
-# Permits of a chat are counted in parts, so that the delay of a request can be charged, too.
-_PARTS: Final = 1_000
-# Delays are rounded up to this share of a permit, so that few different rules are made.
-_STEPS: Final = 100
+# Permits of a bucket are counted in parts, so that the delay of a request can be charged, too.
+_PARTS: Final = 100
+_MOST: Final = MAX_AMOUNT // _PARTS
 _IN_TURN: Final = Limit(20, 1.0, Algorithm.TOKEN_BUCKET, 3)
 """Calls of one method in a chat: instances that sent at the same moment would all meet the 429."""
 _METHOD_PACE: Final = 0.5
-"""Seconds for one call of a method; doubled by each 429."""
-
-
-class Owed(NamedTuple):
-    """Permits that are still to be taken; those of the chat in parts, see `Budgets.parts`.
-
-    A call of a method that may wait takes one of the group, which keeps calls apart.
-    """
-
-    chat: int
-    group: int = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.chat or self.group)
-
-    def plus(self, other: Owed) -> Owed:
-        """Both together."""
-        return Owed(self.chat + other.chat, self.group + other.group)
-
-
-NOTHING: Final = Owed(0)
-ONE: Final = Owed(1)
+"""Seconds for one call of a method, which a 429 doubles."""
 
 
 class Budgets:
@@ -87,18 +65,20 @@ class Budgets:
         drafts: LimitLike | None,
         margin: float,
     ) -> None:
-        if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin <= 1:
+        if not 0 <= number(margin) <= 1:
             raise ConfigError(f"margin={margin!r}: expected a share from 0 to 1, for example 0.02")
         self.chat = _limit("per_chat", per_chat, margin)
         self.group = _limit("per_group", per_group, margin)
         parts = drafts.split(";") if isinstance(drafts, str) else [drafts]
         found = [_limit("drafts", each, margin) for each in parts]
         self.drafts = [limit for limit in found if limit is not None]
-        self.draft_gap: Final = min((each.period / each.amount for each in self.drafts), default=0)
+        self.draft_gap: Final = min(map(_seconds, self.drafts), default=0.0)
         """Seconds between two texts of one draft, so that a stream is shown evenly."""
-        self.parts: Final = _parts(self.chat)
-        """Into how many parts a permit of a chat is divided."""
-        self._chat_parts = _in_parts(self.chat, self.parts)
+        self.refill, self.parts, self._chat = 0.0, 1, self.chat
+        if self.chat and self.chat.burst and max(self.chat.amount, self.chat.burst) <= _MOST:
+            self.refill, self.parts = _seconds(self.chat), _PARTS
+            amounts = self.chat.amount * _PARTS, self.chat.burst * _PARTS
+            self._chat = Limit(amounts[0], self.chat.period, self.chat.algorithm, amounts[1])
         self._broadcast = _rule("out:broadcast", _limit("broadcast", broadcast, margin))
         self._paid = _rule("out:paid", _limit("broadcast", PAID, margin)) if broadcast else None
         self.bot_block: Final = block_at("out:blocked", _no_id)
@@ -108,88 +88,82 @@ class Budgets:
         """The rule of broadcasts and the most it grants at once; None if there is no rule."""
         return self._paid if paid else self._broadcast
 
-    def owed(self, pace: Pace, traffic: Traffic, cost: int, may_wait: bool) -> Owed:
-        """The permits that a request of this cost takes."""
-        if pace.key.kind is not Kind.MESSAGE:
-            return Owed(self.parts, int(may_wait and pace.key.chat != ""))
-        messages = cost if self.chat and traffic.kind is not Kind.SERVICE else 0
-        return Owed(messages * self.parts, cost if self.group and is_group(pace.chat) else 0)
+    def most(self, pace: Pace, slow: bool, *, service: bool = False) -> int:
+        """How many parts of permits of a chat can be taken at once."""
+        limits = [self.group if is_group(pace.key.chat) else None, None if service else self.chat]
+        found = [limit.capacity for limit in limits if limit is not None]
+        most = 1 if slow and not service else min(found, default=MAX_AMOUNT)
+        return most * self.parts
 
-    def split(self, owed: Owed, slow: int) -> tuple[Owed, Owed]:
-        """Split permits into what can be taken at once and what is left to take later."""
-        capacity = self._chat_parts.capacity if self._chat_parts and not slow else self.parts
-        now = Owed(
-            min(owed.chat, capacity),
-            min(owed.group, self.group.capacity) if self.group else owed.group,
-        )
-        return now, Owed(owed.chat - now.chat, owed.group - now.group)
+    def rules(self, pace: Pace, parts: int, slow: bool = False, *, service: bool = False) -> Rules:
+        """The rules for taking parts of permits, all together or none.
 
-    def rules(self, pace: Pace, owed: Owed, slow: int) -> Rules:
-        """The rules for taking these permits, all together or none."""
-        chat = pace.chat if isinstance(pace.chat, str) else 0  # ids share their rules
-        return self._rules(pace.key.kind, pace.key.method, chat, owed, slow)
+        Args:
+            pace: The pace of the request.
+            parts: How many; for a method, 0 if its calls are not kept apart.
+            slow: Whether the pace is halved.
+            service: Whether it makes a service message, which only a group counts.
+        """
+        key = pace.key
+        in_group = is_group(key.chat)
+        return self._rules(key.kind, key.method, _name(key), in_group, parts, slow, service)
 
     def block(self, pace: Pace) -> Penalty:
         """The rule that refuses while these requests are blocked."""
-        return _block(pace.key.kind, pace.key.method, _ids(pace.chat))
+        return _block(pace.key.kind, pace.key.method, _ids(_name(pace.key)))
 
-    def lasts(self, owed: Owed, rule: Rule | None = None) -> float | None:
-        """Seconds in which a bucket refills these permits; None if the rule is not of a bucket.
-
-        Args:
-            owed: The permits.
-            rule: The rule that was decided; None for that of a chat.
-        """
-        limit = self._chat_parts if rule is None else rule.limit
-        if not isinstance(limit, Limit) or limit.burst is None or limit is self.group:
-            return None
-        return owed.chat * limit.period / limit.amount
-
-    def was_unused(self, pace: Pace, taken: Owed, decision: Decision) -> bool:
+    def was_unused(self, pace: Pace, parts: int, decision: Decision) -> bool:
         """Whether the permits of a private chat had not been used for a while before this."""
-        limit, chat = self._chat_parts, pace.chat
-        if limit is None or decision.rule.limit is not limit:
+        chat, limit = pace.key.chat, self._chat
+        if isinstance(chat, str) or chat < 0 or limit is None or decision.rule.limit is not limit:
             return False
-        private = isinstance(chat, int) and chat > 0
-        return private and decision.remaining == limit.capacity - taken.chat
+        return decision.remaining == limit.capacity - parts
 
-    def late(self, seconds: float, lasts: float) -> Owed:
-        """The permits that make up for a request that arrived late, for at most one permit.
+    def begins(self, decision: Decision, asked: float, parts: int) -> float | None:
+        """When the refill of granted parts begins; None if the bucket of the chat is not known."""
+        if not self.refill or decision.rule.limit is not self._chat:
+            return None
+        return asked + decision.reset_after - parts / self.parts * self.refill
 
-        Args:
-            seconds: How late it was.
-            lasts: Seconds in which one permit is refilled.
-        """
-        share = min(1.0, seconds / lasts) if seconds > 0 and lasts else 0.0
-        return Owed(math.ceil(share * _STEPS) * self.parts // _STEPS)
+    def _make_rules(
+        self,
+        kind: Kind,
+        method: str,
+        name: str,
+        in_group: bool,
+        parts: int,
+        slow: bool,
+        service: bool,
+    ) -> Rules:
+        ids = _ids(name)
+        whole = parts // self.parts
+        counted: list[tuple[str, Limit | None, int]]
+        if kind is Kind.DRAFT:
+            numbers = ["", *map(str, range(2, len(self.drafts) + 1))]
+            counted = [
+                (f"drafts{n}:", each, 1) for n, each in zip(numbers, self.drafts, strict=True)
+            ]
+        elif kind is Kind.ACTION:
+            counted = [("actions:", self.chat, 1)]
+        elif kind is Kind.METHOD:
+            counted = [(f"methods:{method}:", _IN_TURN, parts)]
+            if slow:
+                counted.append((f"slow:method:{method}:", _half(_METHOD_PACE, 1), 1))
+        else:
+            counted = [("group:", self.group if in_group else None, whole)]
+            if not service:
+                counted.insert(0, ("chat:", self._chat, parts))
+                limits = [self.chat, self.group if in_group else None]
+                normal = max((_seconds(limit) for limit in limits if limit), default=1.0)
+                counted.append(("slow:", _half(normal, self.parts), parts if slow else 0))
+        rules = [rule_at(f"out:{p}", limit, ids, n) for p, limit, n in counted if limit and n]
+        blocks = [self.bot_block] if kind is Kind.MESSAGE else []
+        return Rules([*blocks, _block(kind, method, ids), *rules])
 
-    def _make_rules(self, kind: Kind, method: str, chat: int | str, owed: Owed, slow: int) -> Rules:
-        ids = _ids(chat)
-        rules: list[Rule] = [_block(kind, method, ids)]
-        if kind is Kind.MESSAGE:
-            rules.insert(0, self.bot_block)
-            if self._chat_parts and owed.chat:
-                rules.append(rule_at("out:chat:", self._chat_parts, ids, owed.chat))
-            if self.group and owed.group:
-                rules.append(rule_at("out:group:", self.group, ids, owed.group))
-        elif kind is Kind.DRAFT:
-            for number, limit in enumerate(self.drafts, 1):
-                rules.append(rule_at(f"out:drafts{number if number > 1 else ''}:", limit, ids, 1))
-        elif kind is Kind.METHOD and owed.group:
-            rules.append(rule_at(f"out:methods:{method}:", _IN_TURN, ids, 1))
-        elif kind is Kind.ACTION and self.chat:
-            rules.append(rule_at("out:actions:", self.chat, ids, 1))
-        if slow and owed.chat:
-            path = f"out:slow:method:{method}:" if kind is Kind.METHOD else "out:slow:"
-            rules.append(rule_at(path, self._slow_limit(kind, owed, slow), ids, owed.chat))
-        return Rules(rules)
 
-    def _slow_limit(self, kind: Kind, owed: Owed, slow: int) -> Limit:
-        both = ((self.chat, owed.chat), (self.group, owed.group))
-        paces = [each.period / each.amount for each, count in both if each and count]
-        normal = max(paces, default=1.0) if kind is Kind.MESSAGE else _METHOD_PACE
-        period = min(normal * 2**slow, MAX_PERIOD_MS / 1_000)
-        return Limit(self.parts, period, Algorithm.TOKEN_BUCKET)
+def _half(seconds: float, parts: int) -> Limit:
+    """Half of the pace of a permit in so many seconds."""
+    return Limit(parts, min(2 * seconds, MAX_PERIOD_MS / 1_000), Algorithm.TOKEN_BUCKET)
 
 
 def _block(kind: Kind, method: str, ids: Ids) -> Penalty:
@@ -212,26 +186,22 @@ def _limit(name: str, value: LimitLike | None, margin: float) -> Limit | None:
     return Limit(limit.amount, period, algorithm, limit.burst)
 
 
-def _parts(limit: Limit | None) -> int:
-    if limit is None or limit.algorithm is not Algorithm.TOKEN_BUCKET:
-        return 1
-    return max(1, min(_PARTS, MAX_AMOUNT // max(limit.amount, limit.capacity)))
-
-
-def _in_parts(limit: Limit | None, parts: int) -> Limit | None:
-    """The same limit, counted in parts of a permit."""
-    if limit is None or parts == 1:
-        return limit
-    return Limit(limit.amount * parts, limit.period, limit.algorithm, limit.capacity * parts)
+def _seconds(limit: Limit) -> float:
+    """Seconds for one permit."""
+    return limit.period / limit.amount
 
 
 def _rule(path: str, limit: Limit | None) -> tuple[Rule, int] | None:
     return None if limit is None else (rule_at(path, limit, _no_id, 1), limit.capacity)
 
 
-def _ids(chat: int | str) -> Ids:
-    """Counts by the id of a chat, or by the name that it has instead."""
-    return attrgetter("chat") if isinstance(chat, int) else lambda _: chat
+def _name(key: PaceKey) -> str:
+    """What a chat has instead of an id; empty if it has one, so that ids share their rules."""
+    return key.chat if isinstance(key.chat, str) else ""
+
+
+def _ids(name: str) -> Ids:
+    return (lambda _: name) if name else attrgetter("chat")
 
 
 def _no_id(_: object) -> str:

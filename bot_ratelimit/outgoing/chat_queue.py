@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from aiogram import Bot
 
-from bot_ratelimit.outgoing.budgets import NOTHING
+from bot_ratelimit.limiter.observer import RequestOutcome
 from bot_ratelimit.outgoing.methods import Method, Traffic
 from bot_ratelimit.outgoing.pace import Pace, PaceKey
 from bot_ratelimit.outgoing.scope import BroadcastScope
@@ -40,6 +40,10 @@ class Request:
     """How often it was answered with 429."""
     in_flight: bool = False
     """Whether it was sent, and is not answered yet."""
+    left_at: float = 0.0
+    """When it was sent last; 0.0 if it was not."""
+    outcome: RequestOutcome = "unsent"
+    """What became of it, for observers."""
     turn: asyncio.Future[None] | None = None
 
     def __post_init__(self, patience: float | None) -> None:
@@ -96,18 +100,17 @@ class ChatQueue(Pace):
         "full_at",
         "holder",
         "owed",
-        "refill",
     )
 
     def __init__(self, key: PaceKey) -> None:
         super().__init__(key)
         self.holder: Entry | None = None
-        self.owed = NOTHING
+        self.owed = 0
         """Permits not yet taken for what was sent, for example for an album that exceeds the
         burst."""
-        self.full_at = self.counted_until = self.refill = 0.0
-        """When the permits taken so far will be refilled, by the loop's clock; the same as Telegram
-        counts it, at the latest; and the seconds for one permit."""
+        self.full_at = self.counted_until = 0.0
+        """When the permits taken so far will be refilled, by the loop's clock; and the same as
+        Telegram counts it, at the latest."""
         self.edits: dict[Hashable, Edits] = {}
         """Edits that a newer one may still replace."""
         self._replies: list[Entry] = []  # empty deques would be half of a queue's memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 from aiogram import Bot
 from aiogram.exceptions import TelegramAPIError
@@ -18,13 +18,7 @@ from bot_ratelimit.outgoing.pace import Pace
 from bot_ratelimit.outgoing.pacing import Pacer, Permit
 from bot_ratelimit.outgoing.queues import Queues
 
-
-class DeliveryOptions(NamedTuple):
-    """How requests are delivered, and when a request that was answered with 429 is sent again."""
-
-    retries: int
-    repeat_albums: bool
-    in_order: bool
+_LOOK_EVERY: Final = 0.05  # at the shutdown, whether Telegram has answered
 
 
 class Delivery:
@@ -36,7 +30,10 @@ class Delivery:
         floods: Floods,
         queues: Queues,
         observer: Observers,
-        options: DeliveryOptions,
+        *,
+        retries: int,
+        repeat_albums: bool,
+        in_order: bool,
     ) -> None:
         self.in_flight = 0
         """The number of requests that Telegram has not answered yet."""
@@ -46,8 +43,9 @@ class Delivery:
         self._floods = floods
         self._queues = queues
         self._observer = observer
-        self._options = options
-        self._closing: set[asyncio.Future[None]] = set()
+        self._retries = retries
+        self._repeat_albums = repeat_albums
+        self._overtake_after = OVERTAKE_AFTER if in_order else 0.0
 
     async def send_paced(self, queue: ChatQueue, request: Request, edit: Hashable = None) -> Any:
         """Send in turn, or return the outcome of a newer edit that was sent instead.
@@ -96,23 +94,24 @@ class Delivery:
             request.broadcast.leaving()
         self._queues.before_sending(request)
         self.in_flight += 1
+        request.left_at, request.outcome = _now(), "failed"
         try:
-            return await request.send(request.bot, request.method)
+            result = await request.send(request.bot, request.method)
+        except TelegramAPIError as error:
+            if flood_wait(error) is not None:
+                request.outcome = "flooded"  # unless it is sent again; an action never is
+            raise
+        else:
+            request.outcome = "sent"
+            return result
         finally:
             self.in_flight -= 1
-            if not self.in_flight:
-                for answered in self._closing:
-                    answered.cancel()
 
     async def wait_for_answers(self, timeout: float) -> None:
         """Wait until Telegram has answered everything, for `timeout` seconds at most."""
-        if self.in_flight:
-            answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._closing.add(answered)
-            try:
-                await asyncio.wait([answered], timeout=timeout)
-            finally:
-                self._closing.discard(answered)
+        until = _now() + timeout
+        while self.in_flight and (left := until - _now()) > 0:  # noqa: ASYNC110 - an Event belongs to one loop
+            await asyncio.sleep(min(_LOOK_EVERY, left))
 
     def check_session_open(self, bot: Bot, method: Method) -> None:
         """Raise NotSentError if the session is closed: a request would open it again for good."""
@@ -170,9 +169,8 @@ class Delivery:
         Raises:
             Exception: Telegram's error, if the request must not be sent again.
         """
-        request, options = entry.newest, self._options
-        wait = OVERTAKE_AFTER if options.in_order else 0
-        timer = asyncio.get_running_loop().call_later(wait, queue.release, entry)
+        request, loop = entry.newest, asyncio.get_running_loop()
+        timer = loop.call_later(self._overtake_after, queue.release, entry)
         entry.in_flight = True
         self._count(-1)
         try:
@@ -184,9 +182,8 @@ class Delivery:
                 request.broadcast.refused()
             await self._floods.on_flood(queue, request, seconds, quiet=permit.quiet)
             request.attempts += 1
-            if request.attempts > options.retries:
-                raise
-            if request.traffic.items and not options.repeat_albums:
+            is_album = bool(request.traffic.items)
+            if request.attempts > self._retries or (is_album and not self._repeat_albums):
                 raise
             if not self._pacer.may_repeat(queue, request, seconds):
                 raise

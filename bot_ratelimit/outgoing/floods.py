@@ -105,7 +105,7 @@ class Floods:
         self._log(request, pace, seconds, whole_bot)
         scope: FloodScope = "bot" if whole_bot else _SCOPES[pace.key.kind]
         self._observer.flood_waited(scope, seconds)
-        what = "" if whole_bot else str(pace.key.method or pace.chat)
+        what = "" if whole_bot else str(pace.key.method or pace.key.chat)
         self._blocks[bot, scope, what] = _now() + seconds
         pace.block(asyncio.get_running_loop().time(), seconds)
         await self._permits.block(self._budgets.block(pace), pace.subject, seconds)
@@ -133,8 +133,8 @@ class Floods:
         """Whether several quiet chats were refused at about the same time."""
         now, bot = _now(), pace.key.bot
         others = {chat for _, whose, chat in self._quiet if whose == bot}
-        if pace.chat not in others:
-            self._quiet.append((now, bot, pace.chat))
+        if pace.key.chat not in others:
+            self._quiet.append((now, bot, pace.key.chat))
         recent = [1 for at, whose, _ in self._quiet if whose == bot and now - at <= _TOGETHER]
         return len(recent) >= _MANY
 
@@ -160,7 +160,7 @@ def _held_back(pace: Pace, whole_bot: bool) -> str:
     if pace.key.kind is Kind.METHOD:
         return f"no {pace.key.method}"
     what = {Kind.DRAFT: "drafts", Kind.ACTION: "chat actions"}.get(pace.key.kind, "messages")
-    return f"no {what} to chat {pace.chat}"
+    return f"no {what} to chat {pace.key.chat}"
 
 
 def retry_after(request: Request, seconds: float) -> TelegramRetryAfter:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import sys
 from io import FileIO
 from pathlib import Path
 from typing import Final
 
 from bot_ratelimit.errors import ConfigError
-from bot_ratelimit.outgoing.file_lock import FileLock
 from bot_ratelimit.outgoing.sent import Status
 from bot_ratelimit.rules.checks import check_flag
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -19,6 +25,9 @@ LEAVING: Final = "leaving"
 REFUSED: Final = "refused"
 _WORDS: Final = {LEAVING, REFUSED, *(status.value for status in Status)}
 _NAMED: Final = 20
+# Windows lets nobody read a locked byte, so the locked one is far behind the text.
+_LOCKED_BYTE: Final = 2**30
+_LOCKED: Final = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
 class Journal:
@@ -38,10 +47,10 @@ class Journal:
     sent. Chats that end with `leaving` may or may not have got it; these are `in_flight`. (After a
     power failure, data that the system had not written yet is missing.)
 
-    While a broadcast runs, `news.journal.lock` keeps other processes from using the file.
+    While a broadcast runs, the file is locked, so that no other process uses it.
 
     Args:
-        path: The file; it is created before the first request. A broadcast closes it at its end.
+        path: The file; a broadcast creates it, and closes it at its end.
         repeat_in_flight: Whether chats that were in flight get the message again. By default they
             are skipped, so that no chat gets it twice.
 
@@ -58,7 +67,6 @@ class Journal:
         self.in_flight: tuple[int | str, ...] = ()
         """The chats to which an earlier run was sending when it ended."""
         self._repeat_in_flight = check_flag("repeat_in_flight", repeat_in_flight)
-        self._lock = FileLock(self.path.with_name(f"{self.path.name}.lock"))
         self._file: FileIO | None = None
         self._read()
 
@@ -71,81 +79,62 @@ class Journal:
         Raises:
             ConfigError: Another process broadcasts with this file.
         """
-        if self._lock.is_held:
+        if self._file is not None:
             return
         try:
-            holder = self._lock.acquire()
+            file = FileIO(self.path, "ab")
         except OSError as error:
-            raise ConfigError(f"the journal {self.path}: its lock: {error.strerror}") from None
-        if holder is not None:
-            raise ConfigError(
-                f"the journal {self.path}: {holder} is broadcasting with it; wait until it ends, "
-                "or give another path"
-            )
-        whole = self._read()  # another process may have written since this object was made
-        if self.path.exists() and self.path.stat().st_size > whole:
-            os.truncate(self.path, whole)
+            raise ConfigError(f"the journal {self.path}: {error.strerror}") from None
+        try:
+            _lock(file.fileno())
+        except OSError as error:
+            if error.errno in _LOCKED:  # and not a file system without locks
+                file.close()
+                raise ConfigError(
+                    f"the journal {self.path}: another process is broadcasting with it; wait until "
+                    "it ends, or give another path"
+                ) from None
+        self._file = file
+        file.truncate(self._read())  # another process may have written since this object was made
         if self.in_flight:
             self._name_in_flight()
 
-    def leaving(self, chat: int | str) -> None:
-        """Record that a request to this chat is about to be sent."""
-        self._write(f"{chat} {LEAVING}")
-
-    def refused(self, chat: int | str) -> None:
-        """Record that Telegram did not take the request: it answered with 429."""
-        self._write(f"{chat} {REFUSED}")
-
-    def finished(self, chat: int | str, status: Status) -> None:
-        """Record the outcome."""
-        self._write(f"{chat} {status.value}")
+    def write(self, chat: int | str, word: str) -> None:
+        """Record what happens: `leaving`, `refused`, or the value of a `Status`."""
+        self.open()
+        if self._file is not None:
+            self._file.write(f"{chat} {word}\n".encode())
 
     def close(self) -> None:
         """Close the file, and let other processes use it; writing opens it again."""
         if self._file is not None:
-            self._file.close()
+            self._file.close()  # which also unlocks
             self._file = None
-        self._lock.release()
-
-    def _write(self, line: str) -> None:
-        if self._file is None:
-            self.open()
-            self._file = FileIO(self.path, "ab")
-        self._file.write(f"{line}\n".encode())
 
     def _read(self) -> int:
-        """Read the file; return how many bytes are whole lines."""
-        begun: dict[str, None] = {}
-        whole = 0
+        """Read the file; return how many bytes are whole lines, and not cut off by a kill."""
         try:
-            if self.path.exists():
-                whole = self._read_lines(begun)
+            text = self.path.read_bytes() if self.path.exists() else b""
         except OSError as error:
             raise ConfigError(f"the journal {self.path}: {error.strerror}") from None
+        whole = text.rfind(b"\n") + 1
+        begun: dict[str, None] = {}
+        for number, line in enumerate(text[:whole].split(b"\n")[:-1], 1):
+            chat, _, word = line.decode(errors="replace").strip().rpartition(" ")
+            if not chat or word not in _WORDS:
+                raise ConfigError(
+                    f"the journal {self.path}: line {number} is not a line of a journal; "
+                    "give the path of a new file"
+                )
+            if word == LEAVING:
+                begun[chat] = None
+                continue
+            begun.pop(chat, None)
+            if word not in (REFUSED, Status.FAILED.value):
+                self.done.add(chat)
         self.in_flight = tuple(map(_chat, begun))
         if not self._repeat_in_flight:
             self.done.update(begun)
-        return whole
-
-    def _read_lines(self, begun: dict[str, None]) -> int:
-        whole = 0
-        with self.path.open("rb") as lines:
-            for number, raw in enumerate(lines, 1):
-                if not raw.endswith(b"\n"):  # an incomplete line, of a process that was killed
-                    break
-                whole += len(raw)
-                chat, _, word = raw.decode(errors="replace").strip().rpartition(" ")
-                if not chat or word not in _WORDS:
-                    raise ConfigError(
-                        f"the journal {self.path}: line {number} is not a line of a journal; "
-                        "give the path of a new file"
-                    )
-                if word == LEAVING:
-                    begun[chat] = None
-                    continue
-                begun.pop(chat, None)
-                if word not in (REFUSED, Status.FAILED.value):
-                    self.done.add(chat)
         return whole
 
     def _name_in_flight(self) -> None:
@@ -166,3 +155,12 @@ def _chat(text: str) -> int | str:
         return int(text)
     except ValueError:
         return text
+
+
+def _lock(file: int) -> None:
+    """Lock an open file until it is closed, or raise OSError."""
+    if sys.platform == "win32":
+        os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import (
     AsyncGenerator,
@@ -22,7 +23,7 @@ from aiogram.client.session.middlewares.base import BaseRequestMiddleware
 from aiogram.exceptions import TelegramAPIError
 
 from bot_ratelimit.config.settings import Settings
-from bot_ratelimit.errors import ConfigError, NotSentError
+from bot_ratelimit.errors import ConfigError, NotSentError, SendQueueFullError
 from bot_ratelimit.limiter.limiter import Limiter
 from bot_ratelimit.limiter.observer import ObserverLike, observers_of
 from bot_ratelimit.limiter.waiting_allowed import patience
@@ -35,23 +36,22 @@ from bot_ratelimit.outgoing.arguments import (
     limiter_of,
     max_waits,
 )
-from bot_ratelimit.outgoing.broadcast import Options, run
+from bot_ratelimit.outgoing.broadcast import Broadcast
 from bot_ratelimit.outgoing.budgets import Budgets
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request, Send
-from bot_ratelimit.outgoing.delivery import Delivery, DeliveryOptions
+from bot_ratelimit.outgoing.delivery import Delivery
 from bot_ratelimit.outgoing.drafts import Drafts
-from bot_ratelimit.outgoing.floods import Floods, describe
+from bot_ratelimit.outgoing.floods import Floods, describe, flood_wait
 from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.methods import Kind, Method, chat_of, edit_of, traffic_of
 from bot_ratelimit.outgoing.pacing import Pacer, shutting_down
 from bot_ratelimit.outgoing.permits import Permits
 from bot_ratelimit.outgoing.progress import Progress
-from bot_ratelimit.outgoing.queues import Queues, check_room, key_of
+from bot_ratelimit.outgoing.queues import Queues, key_of
 from bot_ratelimit.outgoing.report import Report
 from bot_ratelimit.outgoing.scope import BroadcastScope, broadcast_scope
 from bot_ratelimit.outgoing.sent import Sent
 from bot_ratelimit.outgoing.stars import Stars
-from bot_ratelimit.outgoing.watch import watched
 from bot_ratelimit.rules.checks import check_flag, check_whole
 from bot_ratelimit.rules.rule import LimitLike
 
@@ -145,12 +145,12 @@ class OutgoingLimits(BaseRequestMiddleware):
         permits = self._permits = Permits(self.limiter)
         floods = self._floods = Floods(permits, budgets, self._observer)
         pacer = self._pacer = Pacer(permits, budgets, floods, self.max_wait)
-        options = DeliveryOptions(
-            self.retries,
-            check_flag("repeat_albums", repeat_albums),
-            check_flag("in_order", in_order),
+        self._delivery = Delivery(
+            *(pacer, floods, self._queues, self._observer),
+            retries=self.retries,
+            repeat_albums=check_flag("repeat_albums", repeat_albums),
+            in_order=check_flag("in_order", in_order),
         )
-        self._delivery = Delivery(pacer, floods, self._queues, self._observer, options)
         self._drafts = Drafts(
             pacer, floods, self._delivery.send, budgets.draft_gap, self.max_wait[Kind.DRAFT]
         )
@@ -261,15 +261,15 @@ class OutgoingLimits(BaseRequestMiddleware):
 
         Raises:
             NotSentError: The bot is shutting down; the journal says where to continue.
-            SystemExit: Ctrl-C; the log says how far the broadcast has come.
             ConfigError: An argument is invalid, or another process uses the journal.
         """
         check_broadcast(chats, send, journal, progress)
         check_whole("in_flight", in_flight, 1)
-        options = Options(in_flight, Stars(stars, when_spent), self._is_set_up)
         progress = progress or Progress()
+        paid = Stars(stars, when_spent)
         self._progresses.add(progress)
-        return run(chats, send, journal=journal, progress=progress, options=options)
+        broadcast = Broadcast(send, journal, progress, paid, is_set_up=self._is_set_up)
+        return broadcast.run(chats, in_flight)
 
     async def __call__(self, make_request: Send, bot: Bot, method: Method) -> Any:
         """Send the request when it has its turn.
@@ -279,37 +279,45 @@ class OutgoingLimits(BaseRequestMiddleware):
             SendQueueFullError: Too many requests wait already.
             TelegramRetryAfter: The 429 lasts longer than requests wait, or all retries were used.
         """
-        if traffic_of(type(method)).kind is Kind.NEVER:
+        traffic = traffic_of(type(method))
+        if traffic.kind is Kind.NEVER:
             try:
                 return await make_request(bot, method)
             except TelegramAPIError as error:
                 self._floods.report_unpaced(error)
                 raise
-        if not self._observer.each:
-            return await self._paced(make_request, bot, method)
-        return await watched(self._observer, self._paced, make_request, bot, method)
-
-    async def _paced(self, make_request: Send, bot: Bot, method: Method) -> Any:
-        traffic, chat = traffic_of(type(method)), chat_of(method)
-        kind, scope = traffic.kind, broadcast_scope.get()
-        self._delivery.check_session_open(bot, method)
-        if kind in (Kind.DRAFT, Kind.ACTION):
+        scope = broadcast_scope.get()
+        if traffic.kind in (Kind.DRAFT, Kind.ACTION):
             scope = None  # decoration is not what a broadcast delivers
         request = Request(make_request, bot, method, traffic, scope, patience.get())
-        key = key_of(request, chat)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            return await self._paced(request)
+        except TelegramAPIError as error:
+            if flood_wait(error) is not None:
+                request.outcome = "flooded"
+            raise
+        finally:
+            waited = (request.left_at or clock()) - began
+            self._observer.request_done(type(method).__name__, request.outcome, waited)
+
+    async def _paced(self, request: Request) -> Any:
+        method, traffic = request.method, request.traffic
+        kind = traffic.kind
+        self._delivery.check_session_open(request.bot, method)
+        key = key_of(request, chat_of(method))
         if kind is Kind.DRAFT:
             return await self._drafts.show(self._queues.drafts(key), request)
         if kind is Kind.ACTION:
             return await self._delivery.send_or_drop(self._queues.actions(key), request)
         edit = None
-        if kind is Kind.EDIT and self._merge_edits and scope is None and request.may_wait:
+        if kind is Kind.EDIT and self._merge_edits and not request.broadcast and request.may_wait:
             edit = edit_of(method, traffic)
         queue = self._queues.queue(key)
         if queue.holder is not None:
             self._admit(queue, request, edit)
-        result = await self._delivery.send_paced(queue, request, edit)
-        self._queues.learn(queue, result)
-        return result
+        return await self._delivery.send_paced(queue, request, edit)
 
     def _look(self) -> dict[str, Any]:
         """What operators see of this process; nothing after `close`."""
@@ -346,10 +354,18 @@ class OutgoingLimits(BaseRequestMiddleware):
             await self.limiter.close()
 
     def _admit(self, queue: ChatQueue, request: Request, edit: Hashable) -> None:
-        """Raise NotSentError if the request cannot wait behind others."""
+        """Raise an error if the request cannot wait behind others."""
         if self._pacer.closed:
             raise shutting_down()
         if not request.may_wait:
             raise NotSentError(f"{describe(request)} was not sent: others wait for this chat")
-        if queue.replaceable(request, edit) is None:
-            check_room(request, queue, self._delivery.waiting, self.max_waiting)
+        if queue.replaceable(request, edit) is not None:
+            return
+        most, waiting = self.max_waiting, self._delivery.waiting
+        if queue.waiting >= most:
+            full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
+        elif waiting >= 10 * most:
+            full = f"{waiting} requests wait in this process; send less or raise max_waiting"
+        else:
+            return
+        raise SendQueueFullError(f"{describe(request)} was not sent: {full} (max_waiting={most})")

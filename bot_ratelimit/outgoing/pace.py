@@ -9,7 +9,6 @@ from bot_ratelimit.rules.rule import Subject
 
 CAUTIOUS_FOR: Final = 60.0
 """Seconds after a block in which another 429 shows that the normal pace is too fast."""
-_SLOWEST: Final = 5
 # Redis rounds the end of a block up, so its last milliseconds are not a new block.
 _SAME_BLOCK: Final = 0.1
 
@@ -30,20 +29,14 @@ class PaceKey(NamedTuple):
 class Pace:
     """Blocks and 429s of the requests that share a key."""
 
-    __slots__ = ("blocked_until", "chat", "idle_until", "key", "slow_until", "strikes", "subject")
+    __slots__ = ("blocked_until", "idle_until", "is_slow", "key", "slow_until", "subject")
 
     def __init__(self, key: PaceKey) -> None:
         self.key = key
         self.blocked_until = self.slow_until = self.idle_until = 0.0
-        self.strikes = 0
-        """The blocks in a row, each within a minute of the one before."""
-        self.rename(key.chat)
-
-    def rename(self, chat: int | str) -> None:
-        """Count for this chat from now on: the id of a chat that was named `@name`."""
-        self.chat = chat
-        number = chat if isinstance(chat, int) else None
-        self.subject = Subject(chat=number, bot=self.key.bot, business=self.key.business)
+        self.is_slow = False
+        chat = key.chat if isinstance(key.chat, int) else None
+        self.subject = Subject(chat=chat, bot=key.bot, business=key.business)
 
     def is_idle(self, now: float) -> bool:
         """Whether this can be dropped because nothing of it needs to be remembered."""
@@ -53,22 +46,21 @@ class Pace:
         """Whether there was a block within the last minute."""
         return now < self.slow_until
 
-    def slow(self, now: float) -> int:
-        """How often the pace is halved now.
+    def slow(self, now: float) -> bool:
+        """Whether the pace is halved now.
 
-        The first 429 may be an accident, so only the second halves the pace of messages; instances
-        learn of a slower pace one after the other, so three more are needed to halve it again. A
-        method has no budget, so in a chat its first 429 counts. Drafts and actions are dropped.
+        The first 429 may be an accident, so only a second one within a minute halves the pace of
+        messages. A method has no budget, so in a chat its first 429 counts. Drafts and actions are
+        dropped.
         """
-        if not self.is_cautious(now) or self.key.kind in (Kind.DRAFT, Kind.ACTION):
-            return 0
-        in_chat = self.key.kind is Kind.METHOD and self.key.chat
-        return min((self.strikes + (2 if in_chat else 1)) // 3, _SLOWEST)
+        return self.is_slow and self.is_cautious(now)
 
     def block(self, now: float, seconds: float) -> None:
         """Send nothing for `seconds`; of two blocks the later end wins."""
         if now > self.blocked_until + _SAME_BLOCK:
-            self.strikes = self.strikes + 1 if self.is_cautious(now) else 1
+            kind, in_chat = self.key.kind, self.key.chat != ""
+            counts = self.is_cautious(now) and kind in (Kind.MESSAGE, Kind.METHOD)
+            self.is_slow = counts or (kind is Kind.METHOD and in_chat)
         self.blocked_until = max(self.blocked_until, now + seconds)
         self.slow_until = self.blocked_until + CAUTIOUS_FOR
         self.idle_until = max(self.idle_until, self.slow_until)

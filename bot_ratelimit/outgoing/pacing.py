@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.limiter.decision import Decision
-from bot_ratelimit.outgoing.budgets import ONE, Budgets, Owed
+from bot_ratelimit.outgoing.budgets import Budgets
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Entry, Request
 from bot_ratelimit.outgoing.floods import Floods, describe, retry_after
 from bot_ratelimit.outgoing.methods import Kind
@@ -30,8 +30,6 @@ class Permit(NamedTuple):
 
     begins: float
     """When its refill begins, by the loop's clock: at once, or after that of earlier permits."""
-    refill: float
-    """Seconds in which one permit of this bucket is refilled; 0.0 if there is no bucket."""
     quiet: bool
     """Whether nothing had been sent to the chat for a while."""
 
@@ -88,28 +86,26 @@ class Pacer:
             NotSentError: The request would have to wait, and may not.
             TelegramRetryAfter: A block lasts longer than the request waits.
         """
-        request, clock = entry.newest, asyncio.get_running_loop().time
-        traffic, cost = request.traffic, request.traffic.cost(request.method)
-        own = self._budgets.owed(queue, traffic, cost, request.may_wait)
-        late = queue.counted_until - max(clock(), queue.full_at)
-        due = queue.owed.plus(self._budgets.late(late, queue.refill))
-        while True:
-            await self._wait_for_block(queue, entry)
-            slow = queue.slow(clock())  # which may have changed during a wait
-            part, rest = self._budgets.split(due.plus(own), slow)
-            pays_first = bool(due and rest)  # together they do not fit into the burst
-            if pays_first:
-                part, rest = self._budgets.split(due, slow)
-            decision, asked = await self._ask(queue, part, slow)
-            if decision.allowed:
-                permit = self._permit(queue, part, decision, asked)
-                queue.owed = rest
-                if not pays_first:
-                    return permit
-                due = rest
-            elif not self._floods.note_refusal(queue, decision):
-                self._check_can_wait(entry.newest, decision.retry_after)
-                await self._sleep(queue, entry, decision.retry_after + _jitter(_JITTER))
+        request, budgets = entry.newest, self._budgets
+        if queue.key.kind is Kind.METHOD:  # those that may wait are kept apart in their chat
+            apart = request.may_wait and queue.key.chat != ""
+            _, permit = await self._take(queue, entry, int(apart))
+            return permit
+        cost = request.traffic.cost(request.method) * budgets.parts
+        if request.traffic.kind is Kind.SERVICE:
+            _, permit = await self._take(queue, entry, cost, service=True)
+            return permit
+        own = left = min(cost, budgets.most(queue, queue.slow(_now())))
+        late = queue.counted_until - max(_now(), queue.full_at)
+        if late > 0:
+            left += math.ceil(min(late / budgets.refill, 1) * budgets.parts)
+        while left > 0:
+            part, permit = await self._take(queue, entry, queue.owed + left)
+            paid = min(part, queue.owed)
+            queue.owed -= paid
+            left -= part - paid
+        queue.owed += cost - own
+        return permit
 
     async def take_for_broadcast(self, queue: ChatQueue, entry: Entry) -> None:
         """Take a broadcast permit, in the order of the requests, while replies go first."""
@@ -141,10 +137,9 @@ class Pacer:
         """Take the permit of a draft or an action; return 0, or the seconds until one is free."""
         if (blocked := self._floods.blocked_for(pace)) > 0:
             return blocked
-        decision, _ = await self._ask(pace, ONE, 0)
-        if decision.allowed:
-            return 0.0
-        self._floods.note_refusal(pace, decision)
+        decision = await self._ask(pace, self._budgets.rules(pace, 1))
+        if not decision.allowed:
+            self._floods.note_refusal(pace, decision)
         return decision.retry_after
 
     async def retake_turn(self, queue: ChatQueue, entry: Entry) -> None:
@@ -161,11 +156,9 @@ class Pacer:
             permits of `1/s burst 5`:   taken 0.0   answered 0.4   full again at 1.0
             what Telegram counts:       at the latest at 0.4       full again at 1.4
         """
-        now = asyncio.get_running_loop().time()
-        late = min(now - permit.begins, permit.refill)
+        late = min(_now() - permit.begins, self._budgets.refill)
         if late > 0:
-            queue.counted_until = max(queue.counted_until, max(queue.full_at, now) + late)
-            queue.refill = permit.refill
+            queue.counted_until = max(queue.counted_until, max(queue.full_at, _now()) + late)
 
     def may_repeat(self, queue: ChatQueue, request: Request, seconds: float) -> bool:
         """Whether a request may wait for a block of `seconds`."""
@@ -174,37 +167,50 @@ class Pacer:
     def _patience(self, queue: ChatQueue, request: Request) -> float:
         """How long a request still waits for a block."""
         if request.deadline is not None:
-            return request.deadline - asyncio.get_running_loop().time()
+            return request.deadline - _now()
         if request.broadcast is not None:
             return math.inf
         return self._max_wait[Kind.EDIT if request.traffic.kind is Kind.EDIT else queue.key.kind]
 
-    def _permit(self, queue: ChatQueue, part: Owed, decision: Decision, asked: float) -> Permit:
+    async def _take(
+        self, queue: ChatQueue, entry: Entry, parts: int, *, service: bool = False
+    ) -> tuple[int, Permit]:
+        """Take parts of permits, as many as can be taken at once; return how many."""
+        while True:
+            await self._wait_for_block(queue, entry)
+            slow = queue.slow(_now())  # which may have changed during a wait
+            part = min(parts, self._budgets.most(queue, slow, service=service))
+            asked = _now()
+            decision = await self._ask(
+                queue, self._budgets.rules(queue, part, slow, service=service)
+            )
+            if decision.allowed:
+                return part, self._permit(queue, 0 if service else part, decision, asked)
+            if not self._floods.note_refusal(queue, decision):
+                self._check_can_wait(entry.newest, decision.retry_after)
+                await self._sleep(queue, entry, decision.retry_after + _jitter(_JITTER))
+
+    def _permit(self, queue: ChatQueue, part: int, decision: Decision, asked: float) -> Permit:
         """Describe a permit by the state of the bucket that it was taken from.
 
         If another rule decided, only what this process itself has taken is known.
         """
-        if queue.key.kind is not Kind.MESSAGE:
-            return Permit(asked, 0.0, quiet=False)
         known = decision.source == self._permits.source
         # Without the shared limiter it is unknown what the other instances have sent.
         quiet = known and self._budgets.was_unused(queue, part, decision)
-        if (lasts := self._budgets.lasts(part, decision.rule)) is not None:
-            queue.full_at = asked + decision.reset_after
-        elif (lasts := self._budgets.lasts(part)) is not None:
-            queue.full_at = max(queue.full_at, asked) + lasts
-        else:
-            return Permit(asked, 0.0, quiet)
-        one = lasts * self._budgets.parts / part.chat if part.chat else 0.0
-        return Permit(max(asked, queue.full_at - lasts), one, quiet)
+        begins = self._budgets.begins(decision, asked, part)
+        if begins is None:
+            begins = max(asked, queue.full_at)
+        if queue.key.kind is Kind.MESSAGE:
+            queue.full_at = begins + part / self._budgets.parts * self._budgets.refill
+        return Permit(begins, quiet)
 
-    async def _ask(self, pace: Pace, part: Owed, slow: int) -> tuple[Decision, float]:
-        now = asyncio.get_running_loop().time()
-        rules = self._budgets.rules(pace, part, slow)
+    async def _ask(self, pace: Pace, rules: Rules) -> Decision:
+        now = _now()
         decision = await self._permits.take(rules, pace.subject)
         if decision.allowed:
             pace.idle_until = max(pace.idle_until, now + decision.reset_after)
-        return decision, now
+        return decision
 
     async def _wait_for_block(self, queue: ChatQueue, entry: Entry) -> None:
         while (rest := self._floods.blocked_for(queue)) > 0:
@@ -236,6 +242,10 @@ class Pacer:
 def shutting_down(what: str = "") -> NotSentError:
     """The error of requests that wait at the shutdown."""
     return NotSentError(f"{what}not sent: the bot is shutting down")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _jitter(most: float) -> float:

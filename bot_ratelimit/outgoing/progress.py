@@ -1,11 +1,11 @@
-"""Progress: the progress of a broadcast, for a terminal and for a message."""
+"""Progress: how far a broadcast is, as text and in a message."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter
-from typing import Any, TextIO
+from typing import Any
 
 from aiogram.types import Message
 
@@ -19,7 +19,7 @@ log = logging.getLogger("bot_ratelimit")
 
 
 class Progress:
-    """Counts the outcomes of a broadcast and shows them every few seconds.
+    """Counts the outcomes of a broadcast, and shows them in a message every few seconds.
 
     ::
 
@@ -27,13 +27,11 @@ class Progress:
         async for sent in outgoing.broadcast(chats, send, progress=progress):
             ...
 
-    Its text is for example `12,345 of 100,000 (12 %): 12,300 sent, 45 blocked; 25.0/s, 58 min
-    left`.
+    `str(progress)` is for example `12,345 of 100,000 (12 %): 12,300 sent, 45 blocked; 25.0/s,
+    58 min left`.
 
     Args:
         total: The number of chats, if it is known.
-        stream: Where to print the text, for example `sys.stderr`: one line that changes on a
-            terminal, else one line each time.
         message: A message of the bot that is edited to show the text.
         every: Seconds between two updates, 1 or more; 5 by default.
 
@@ -45,7 +43,6 @@ class Progress:
         self,
         total: int | None = None,
         *,
-        stream: TextIO | None = None,
         message: Message | None = None,
         every: float = 5.0,
     ) -> None:
@@ -60,11 +57,9 @@ class Progress:
         self.skipped = 0
         """The number of chats that are skipped, because the journal has them from earlier runs."""
         self._total = total
-        self._stream = stream
         self._message = message
         self._every = every
-        self._began: float | None = None
-        self._shown = 0.0
+        self._began = self._shown = 0.0
         self._seconds = 0.0
         self._edit: asyncio.Task[None] | None = None
         self.is_running = False
@@ -106,28 +101,19 @@ class Progress:
         """Count an outcome, and show the progress if it is time to."""
         self.counts[sent.status] += 1
         now = asyncio.get_running_loop().time()
-        if self._began is None:
-            self.begin()
-        self._seconds = now - (self._began or now)
+        self._seconds = now - self._began
         if now - self._shown >= self._every:
             self._shown = now
-            self._print("\r" if self._stream and self._stream.isatty() else "\n")
             if self._message is not None and (self._edit is None or self._edit.done()):
                 self._edit = asyncio.create_task(_show(self._message, str(self), wait=False))
 
     async def finish(self) -> None:
         """Show the final result."""
         self.is_running = False
-        self._print("\n")
         if self._edit is not None:
             await self._edit
         if self._message is not None:
             await asyncio.create_task(_show(self._message, str(self), wait=True))
-
-    def _print(self, end: str) -> None:
-        if self._stream is not None:
-            clear = "\x1b[K" if self._stream.isatty() else ""
-            print(f"{self}{clear}", end=end, file=self._stream, flush=True)
 
 
 async def _show(message: Message, text: str, *, wait: bool) -> None:

@@ -7,10 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-from aiogram.types import Message
-from cachetools import LRUCache
-
-from bot_ratelimit.errors import NotSentError, SendQueueFullError
+from bot_ratelimit.errors import NotSentError
 from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request
 from bot_ratelimit.outgoing.drafts import DraftStream
 from bot_ratelimit.outgoing.floods import describe
@@ -21,7 +18,6 @@ P = TypeVar("P", bound=Pace)
 
 # Idle queues are dropped about once in this many seconds.
 _SWEEP_EVERY: Final = 1.0
-_MAX_NAMES: Final = 10_000
 _MAX_NAMED: Final = 10
 
 
@@ -30,22 +26,13 @@ class Queues:
 
     def __init__(self) -> None:
         self._paces: dict[PaceKey, Pace] = {}
-        self._ids: LRUCache[tuple[int, str], int] = LRUCache(_MAX_NAMES)
-        """The ids of chats that were named `@name`, by bot and name."""
         self._sweep_at = 0.0
 
     def __len__(self) -> int:
         return len(self._paces)
 
     def queue(self, key: PaceKey) -> ChatQueue:
-        """The queue of a chat's messages, or of its calls of one method.
-
-        A name leads to the queue of its id, once the id is known and nothing waits under the name.
-        """
-        if isinstance(key.chat, str) and (number := self._ids.get((key.bot, key.chat))):
-            named = self._paces.get(key)
-            if not isinstance(named, ChatQueue) or named.holder is None:
-                key = key._replace(chat=number)
+        """The queue of a chat's messages, or of its calls of one method."""
         return self._find(key, ChatQueue)
 
     def drafts(self, key: PaceKey) -> DraftStream:
@@ -88,19 +75,6 @@ class Queues:
         more = f" and {len(unsent) - _MAX_NAMED} more chats" if len(unsent) > _MAX_NAMED else ""
         return f"{unsent.total()} requests were not sent: {told}{more}"
 
-    def learn(self, queue: ChatQueue, result: Any) -> None:
-        """Learn from a sent message which id its chat has: `@name` and the id share a budget."""
-        message = result[0] if isinstance(result, list) and result else result
-        if not isinstance(message, Message):
-            return
-        number, name = message.chat.id, getattr(message.chat, "username", None)
-        for each in {queue.key.chat, f"@{name.lower()}" if name else None}:
-            if isinstance(each, str) and each.startswith("@"):
-                self._ids[queue.key.bot, each] = number
-                named = self._paces.get(queue.key._replace(chat=each))
-                if named is not None and named.chat != number:
-                    named.rename(number)
-
     def _find(self, key: PaceKey, make: type[P]) -> P:
         found = self._paces.get(key)
         if found is None:
@@ -126,14 +100,3 @@ def key_of(request: Request, chat: int | str | None) -> PaceKey:
         name = method.__api_method__
         return PaceKey(request.bot.id, Kind.METHOD, where, business, name)
     return PaceKey(request.bot.id, kind, where, business)
-
-
-def check_room(request: Request, queue: ChatQueue, waiting: int, most: int) -> None:
-    """Raise SendQueueFullError if too many requests wait for a chat, or in the process."""
-    if queue.waiting >= most:
-        full = f"{queue.waiting} requests wait for this chat; send less or raise per_chat"
-    elif waiting >= 10 * most:
-        full = f"{waiting} requests wait in this process; send less or raise max_waiting"
-    else:
-        return
-    raise SendQueueFullError(f"{describe(request)} was not sent: {full} (max_waiting={most})")

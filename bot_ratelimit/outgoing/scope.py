@@ -5,17 +5,35 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Final
 
+from bot_ratelimit.outgoing.journal import LEAVING, REFUSED, Journal
 from bot_ratelimit.outgoing.methods import Method
+from bot_ratelimit.outgoing.stars import Stars
 
 
 class BroadcastScope:
-    """Is told of each request that is sent as part of a broadcast; does nothing by default."""
+    """The requests to one chat of a broadcast, or all inside of `broadcasting()`."""
+
+    def __init__(
+        self, chat: int | str = "", journal: Journal | None = None, stars: Stars | None = None
+    ) -> None:
+        self.left = 0
+        """How many requests Telegram may have got; those answered with 429 do not count."""
+        self.floods = 0
+        """How many were answered with 429."""
+        self._chat, self._journal, self._stars = chat, journal, stars
 
     def leaving(self) -> None:
         """A request is about to be sent, and Telegram may get it."""
+        if not self.left and self._journal is not None:
+            self._journal.write(self._chat, LEAVING)
+        self.left += 1
 
     def refused(self) -> None:
         """The request that was sent last was answered with 429: Telegram did not accept it."""
+        self.floods += 1
+        self.left -= 1
+        if not self.left and self._journal is not None:
+            self._journal.write(self._chat, REFUSED)
 
     def priced(self, method: Method) -> Method:
         """The request to send now: the same, or an unpaid one if the Stars are spent.
@@ -23,7 +41,13 @@ class BroadcastScope:
         Raises:
             NotSentError: The Stars are spent, and the broadcast stops.
         """
-        return method
+        if self._stars is None or not getattr(method, "allow_paid_broadcast", False):
+            return method
+        return (
+            method
+            if self._stars.pay()
+            else method.model_copy(update={"allow_paid_broadcast": False})
+        )
 
 
 broadcast_scope: Final[ContextVar[BroadcastScope | None]] = ContextVar(

@@ -8,6 +8,7 @@ from collections import deque
 from typing import Final
 
 from bot_ratelimit.errors import ConfigError, NotSentError
+from bot_ratelimit.rules.checks import number
 
 log = logging.getLogger("bot_ratelimit")
 
@@ -33,8 +34,7 @@ class Stars:
     """
 
     def __init__(self, most: float | None, when_spent: str) -> None:
-        number = isinstance(most, (int, float)) and not isinstance(most, bool)
-        if most is not None and not (number and 0 <= most < 1e9):
+        if most is not None and not 0 <= number(most) < 1e9:
             raise ConfigError(f"stars={most!r}: expected Stars from 0 up, for example 5000")
         if when_spent not in ("unpaid", "stop"):
             raise ConfigError(f"when_spent={when_spent!r}: expected 'unpaid' or 'stop'")

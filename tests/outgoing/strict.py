@@ -65,21 +65,15 @@ class Strict:
     5 s and 40 in 30 s, chat actions and each method of a chat 1/s with a burst of 4.
 
     Args:
-        names: The ids of chats by `@name`.
         script: For each method, what its next requests get: None for the limits, or the
             `parameters` of a 429.
     """
 
-    def __init__(
-        self,
-        names: dict[str, int] | None = None,
-        script: dict[str, list[dict[str, Any] | None]] | None = None,
-    ) -> None:
+    def __init__(self, script: dict[str, list[dict[str, Any] | None]] | None = None) -> None:
         self.url = ""
         self.seen: list[Seen] = []
         self.impatient = 0
         """How many requests came although the wait of a 429 was not over."""
-        self._names = names or {}
         self._script = defaultdict(list, script or {})
         self._ids = itertools.count(1)
         self._budgets: dict[tuple[str, str], Budget] = {}
@@ -127,7 +121,6 @@ class Strict:
         if (script := self._script[method]) and (said := script.pop(0)) is not None:
             return said
         chat = params.get("chat_id", "")
-        chat = str(self._names.get(chat, chat))
         cost = len(json.loads(params.get("media") or params.get("message_ids") or "[0]"))
         for budget in self._budgets_of(method, chat):
             if now < budget.blocked_until:
@@ -163,11 +156,8 @@ class Strict:
         if method == "sendChatAction" or "Ephemeral" in method:
             return True
         chat = params.get("chat_id", "0")
-        number = self._names.get(chat) or int(chat)
-        names = {number: name[1:] for name, number in self._names.items()}
+        number = int(chat)
         kind = {"type": "private"} if number > 0 else {"type": "supergroup", "title": "x"}
-        if number in names:
-            kind["username"] = names[number]
         message = {
             "message_id": int(params.get("message_id") or next(self._ids)),
             "date": int(time.time()),

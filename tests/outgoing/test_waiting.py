@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiogram.exceptions import TelegramAPIError, TelegramRetryAfter
 from aiogram.methods import BanChatMember, PinChatMessage, SendMessage, SetMyCommands
-from aiogram.types import BotCommand, Chat, Message
+from aiogram.types import BotCommand
 
 from bot_ratelimit import ConfigError, NotSentError, OutgoingLimits, waiting_up_to, without_waiting
 
@@ -234,49 +234,3 @@ async def test_service_messages_count_in_a_group() -> None:
     began = now()
     await asyncio.gather(*(bot(PinChatMessage(chat_id=7, message_id=i)) for i in range(15)))
     assert now() - began < 1
-
-
-class Named(Telegram):
-    """A Telegram in which `@news` is the channel -1001."""
-
-    def _result(self, method: Any) -> Any:
-        if method.__returning__ is bool:
-            return True
-        chat = Chat.model_construct(id=-1001, type="channel", username="News")
-        return Message.model_construct(message_id=1, chat=chat, text=method.text)
-
-
-@pytest.mark.parametrize(("first", "then"), [("@news", -1001), (-1001, "@News")])
-@virtual
-async def test_a_name_and_its_id_are_one_chat(first: int | str, then: int | str) -> None:
-    """Once an answer has shown the id, both share the budget, and messages keep their order."""
-    telegram = Named()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
-    await bot.send_message(first, "learn")
-    await asyncio.sleep(5)
-    chats = [first, then] * 4
-    await asyncio.gather(*(bot.send_message(c, str(i)) for i, c in enumerate(chats)))
-    assert telegram.texts() == ["learn", *map(str, range(8))]
-    assert telegram.times()[-1] == pytest.approx(5 + 7, abs=0.3)
-
-
-@virtual
-async def test_what_waits_under_a_name_shares_the_budget_too() -> None:
-    """Requests that were made before the id was known take from the same budget, in order."""
-    telegram = Named()
-    bot, _ = paced(telegram, per_chat="1/s burst 1")
-    tasks = [asyncio.create_task(bot.send_message("@news", str(i))) for i in range(4)]
-    await asyncio.sleep(0.5)
-    tasks += [asyncio.create_task(bot.send_message("@news", "4"))]
-    await asyncio.gather(*tasks, bot.send_message(-1001, "by id"))
-    assert [each for each in telegram.texts() if each != "by id"] == [*"01234"]
-    assert telegram.times()[-1] == pytest.approx(4, abs=0.3)
-
-
-@virtual
-async def test_answers_of_any_kind_are_harmless() -> None:
-    """What cannot teach a name, such as True or an album's copies, changes nothing."""
-    telegram = Telegram()
-    bot, _ = paced(telegram)
-    assert await bot.send_message("@news", "x") is True  # type: ignore[comparison-overlap] # a stand-in's answer
-    assert await bot.copy_messages(7, 8, [1, 2])
