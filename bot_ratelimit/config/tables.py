@@ -63,7 +63,8 @@ class NamedLimit(Table):
         Raises:
             ConfigError: They make no rule.
         """
-        fields = self.model_dump(exclude_unset=True)
+        # `model_dump` would take a Rule apart.
+        fields = {name: value for name, value in self if name in self.model_fields_set}
         for rule in rules_of(self.limit):
             Rule(rule.limit, **{name: fields[name] for name in fields if name in _OF_RULES})
         return fields

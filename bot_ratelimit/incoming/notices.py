@@ -41,6 +41,8 @@ BUSY: Final[Mapping[str, str]] = {
 
 # Telegram accepts about one message a second in a chat, and 200 characters in a callback answer.
 _SHORTEST: Final = 1.0
+# A user who comes back in the evening must not find a bot that seems dead.
+_REMIND: Final = 3_600.0
 # A bucket can take longer than this to hold a high cost again; the wait is cut to this.
 _LONGEST: Final = MAX_PERIOD_MS / 1_000
 _CALLBACK_TEXT: Final = 200
@@ -74,8 +76,9 @@ class Notices:
       has the text, and the wait as its `cache_time`, at most 30 s, so that the client itself
       answers the next presses.
     - An inline query gets an empty result for this user, cached for the same time.
-    - A message gets one notice for each wait, over all instances. By default this is done in
-      private chats only, because a group accepts 20 messages of a bot per minute.
+    - A message gets one notice for each wait, over all instances; in a long wait one an hour. By
+      default this is done in private chats only, because a group accepts 20 messages of a bot per
+      minute.
     - Users who are banned by hand are told nothing.
 
     A custom `on_limited` can call it too.
@@ -207,7 +210,7 @@ class Notices:
         scope = Scope.USER if private else Scope.MEMBER if own else Scope.CHAT
         if isinstance(decision.rule, Concurrency):
             return notice_rule(_BUSY_AGAIN, scope, "slot:")
-        return notice_rule(min(max(_SHORTEST, decision.retry_after), _LONGEST), scope)
+        return notice_rule(min(max(_SHORTEST, decision.retry_after), _REMIND), scope)
 
     def _text(self, event: CallbackQuery | InlineQuery | Message, seconds: int, busy: bool) -> str:
         language = ((event.from_user and event.from_user.language_code) or "").lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiogram import flags
@@ -177,6 +178,24 @@ async def test_a_named_limit_can_be_given_in_code() -> None:
     assert await instance.send("1", "2", "3") == [True, True, False]
     assert instance.decisions[0] is not None
     assert instance.decisions[0].rule == Rule("4/h", Scope.CHAT, "ai", 2)
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [Limit.parse("2/h"), Rule("2/h", Scope.CHAT), [Rule("2/h"), Rule("9/h", Scope.GLOBAL)]],
+)
+async def test_a_named_limit_in_code_may_be_anything_that_a_flag_may_be(limit: Any) -> None:
+    """Also a `Rule` with its scope, and several."""
+    limits = RateLimitMiddleware(
+        "99/h", limiter=Limiter(MemoryStorage()), named_limits={"ai": limit}
+    )
+    instance = Instance(limits, ())
+    instance.dispatcher.message.middleware(limits)
+    instance.dispatcher.message.register(instance._handle, flags={"rate_limit": {"key": "ai"}})
+    assert await instance.send("1", "2", "3") == [True, True, False]
+    assert instance.decisions[0] is not None
+    assert instance.decisions[0].rule.name == "ai"
+    assert instance.decisions[0].rule.scope == getattr(limit, "scope", Scope.USER)
 
 
 async def test_a_key_without_a_limit_is_an_error_at_the_start() -> None:

@@ -108,6 +108,20 @@ async def test_a_message_in_private(limiter: Limiter, clock: Clock) -> None:
     assert texts(bot) == [ENGLISH, ENGLISH]
 
 
+async def test_in_a_long_wait_the_user_is_told_again_after_an_hour(
+    limiter: Limiter, clock: Clock
+) -> None:
+    """A bot with a quota for the day does not seem dead to a user who comes back in the evening."""
+    bot = telling(limiter, "1/day")
+    await bot.send(*"abc")
+    clock.move(3_599)
+    await bot.send("d")
+    assert len(requests(bot)) == 1
+    clock.move(1)
+    await bot.send(*"ef")
+    assert [text.split(" in ")[-1] for text in texts(bot)] == ["1 d.", "23 h."]
+
+
 @pytest.mark.parametrize(
     ("name", "event"),
     [
