@@ -241,6 +241,9 @@ class RateLimitMiddleware(Operated, BaseMiddleware):
             self._check_keys(dispatcher)
             check_flags(dispatcher, self._flags)
             warn_of_unlimited(dispatcher, RateLimitMiddleware, self._event_filter.uncounted)
+            for rules in (self.rules, *self._rules_of_flags(dispatcher)):
+                if rules:
+                    self.limiter.decider.expect(rules)
             self.limiter.open()
 
         dispatcher.startup.register(start)

@@ -12,7 +12,7 @@ from bot_ratelimit.rules.checks import check_cost
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Algorithm, Limit
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Rule, Rules, Subject
-from bot_ratelimit.storage.base import Count, new_count
+from bot_ratelimit.storage.base import Ask, Count, Op, new_count
 
 # For counts by whatever limit a rule had.
 _ANY_LIMITS: Final = [Limit(MAX_AMOUNT, MAX_PERIOD_MS / 1_000, each) for each in Algorithm]
@@ -70,6 +70,26 @@ def counts_to_reset(prefix: str, rules: Rules, subject: Subject) -> list[Count]:
             if key is not None:
                 counts.append(Count(key, limit, shadow=rule.shadow, penalty=penalty))
     return counts
+
+
+def trial_of(prefix: str, rules: Rules) -> Ask:
+    """Ask what a hit by these rules would get, of somebody who does not exist.
+
+    The keys are `<prefix>:ratelimit:check:…`, so nobody's counts are read. A storage that cannot
+    decide by these rules refuses this too: no permission for scripts, or keys in several slots.
+    """
+    nobody = Subject(user=1, chat=1, topic=1)
+    counts = []
+    for rule in rules:
+        limit = rule.limit if isinstance(rule.limit, Limit) else _ANY_LIMIT
+        try:
+            key = rule.key(f"{prefix}:ratelimit:check", nobody, limit)
+        except Exception:  # a custom scope need not know nobody
+            key = None
+        penalty = rule if isinstance(rule, Penalty) else None
+        key = key or f"{prefix}:ratelimit:check:{rule.path}"
+        counts.append(Count(key, limit, shadow=rule.shadow, penalty=penalty))
+    return Ask(counts, Op.PEEK)
 
 
 def once_key(prefix: str, token: str, counts: Sequence[Count]) -> str:

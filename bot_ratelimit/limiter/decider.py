@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from bot_ratelimit.algorithms.verdict import Verdict
 from bot_ratelimit.limiter.arguments import check_subject
-from bot_ratelimit.limiter.counts import counts_of_hit, once_key
+from bot_ratelimit.limiter.counts import counts_of_hit, once_key, trial_of
 from bot_ratelimit.limiter.deadline import Deadline
 from bot_ratelimit.limiter.decision import Decision, Source, conclude, said_by
 from bot_ratelimit.rules.limit import MAX_AMOUNT, Limit
@@ -30,6 +30,8 @@ _UPDATES: Final = {
     "memory": "each instance limits updates by its own counts (on_error='memory')",
 }
 """What happens to updates without an answer, by policy."""
+_EXCEPT: Final = ", unless a rule has its own on_error"
+_MAX_KNOWN: Final = 100
 _HIT: Final = Op.HIT
 
 
@@ -71,13 +73,14 @@ class Decider:
         self.on_error = on_error
         self.standby: Final = MemoryStorage(memory_size)
         """Decides by the policy `"memory"`."""
-        consequence = consequence or f"{_UPDATES[on_error]}, unless a rule has its own on_error"
+        consequence = consequence or _UPDATES[on_error]
         self.guard: Final = Guard(
             storage, part, consequence, timeout=timeout, clock=clock, events=events
         )
         self._on_ban = on_ban
         self._remembers = remembers
         self._memory = storage if type(storage) is MemoryStorage else None
+        self._known: dict[int, Rules] = {}
         self._last: Rules | None = None
         self._only: Only | None = None  # of the last rules
         self._seldom = Seldom(clock=clock)
@@ -104,7 +107,7 @@ class Decider:
     ) -> Decision:
         """Decide about a hit; see `Limiter.hit`. With `peek` it is only looked at."""
         if rules is not self._last:
-            self._last, self._only = rules, self._only_of(rules)
+            self.expect(rules)
         applied: Sequence[Rule] = rules
         only, memory = self._only, self._memory
         plain: Rule | None = None
@@ -187,6 +190,23 @@ class Decider:
     def wait(self, counts: Sequence[Count]) -> float:
         """`retry_after` of a refusal by policy: seconds until the storage is asked again."""
         return self.guard.wait(counts) or self.timeout
+
+    def expect(self, rules: Rules) -> None:
+        """Note rules that are hit or will be; the same few objects come again and again."""
+        self._last, self._only = rules, self._only_of(rules)
+        if id(rules) in self._known:
+            return
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.pop(next(iter(self._known)))
+        self._known[id(rules)] = rules
+        if any(rule.on_error not in (None, self.on_error) for rule in rules):
+            self.guard.consequence = self.guard.consequence.removesuffix(_EXCEPT) + _EXCEPT
+
+    def trials(self) -> list[Ask]:
+        """What to ask to find out whether the storage can decide by the rules of this bot."""
+        asks = [trial_of(self.key_prefix, rules) for rules in self._known.values()]
+        alike = {tuple((each.key, each.limit) for each in ask.counts): ask for ask in asks}
+        return list(alike.values())
 
     def _asked(
         self, rules: Rules, subject: Subject, cost: int | None, once: str | None, peek: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ async def is_silent(decider: Decider) -> bool:
     if isinstance(answer, Missing):
         return True
     log.info("Connected to %s (%s)", storage.title, storage.server(ask.counts))
+    await asyncio.sleep(0)  # the rules of a bot are complete when it has started
+    await _try_rules(decider)
     return False
 
 
@@ -89,8 +92,10 @@ async def checked(decider: Decider) -> Health:
             await decider.storage.ask(ask, timeout=decider.timeout)
         except Exception as error:
             problem = printable(str(error) or repr(error))
-    server = decider.storage.server(ask.counts)
-    return health_of(decider, (server, time.perf_counter() - began, problem))
+    seconds = time.perf_counter() - began
+    if not problem:
+        await _try_rules(decider)
+    return health_of(decider, (decider.storage.server(ask.counts), seconds, problem))
 
 
 def health_of(decider: Decider, test: tuple[str, float, str] | None = None) -> Health:
@@ -128,6 +133,15 @@ def _server(status: ConnectionStatus, server: Server | None, now: float) -> Serv
         scripts=status.uses_script,
         problem=status.last_error or ("" if server is None else server.problem(now)),
     )
+
+
+async def _try_rules(decider: Decider) -> None:
+    """Let the guard find out whether the storage can decide by the rules of this bot."""
+    ask, timeout = decider.storage.ask, decider.timeout
+    trials = (
+        decider.guard.run(each.counts, ask, each, timeout=timeout) for each in decider.trials()
+    )
+    await asyncio.gather(*trials)
 
 
 def _count(decider: Decider) -> Count:

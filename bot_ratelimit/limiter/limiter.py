@@ -267,7 +267,8 @@ class Limiter(OperatorMethods):
     def open(self) -> None:
         """Start to connect, so that the first decision need not wait for it.
 
-        The log then says when there is a connection, or why there is none.
+        The log then says when there is a connection, or why there is none, and whether the server
+        can decide by the rules of this bot.
         """
         self.storage.open()
         if not self.decider.is_local:

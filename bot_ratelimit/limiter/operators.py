@@ -188,17 +188,18 @@ class OperatorMethods:
         return health_of(self.decider)
 
     async def check(self) -> Health:
-        """Return the state of the limiter after a test call, which charges no user.
+        """Return the state of the limiter after test calls, which charge no user.
 
         ::
 
             health = await limiter.check()
             print(health.ok, health.problem)
 
-        It is a real hit on the key `<prefix>:ratelimit:check`, even if the circuit breaker is open.
-        So it also detects a read-only server and full memory. What the server refused to decide in
-        the last minute, because of permissions or because keys are on several nodes, is a problem
-        too. It never raises.
+        One call is a real hit on the key `<prefix>:ratelimit:check`, even if the circuit breaker is
+        open. So it also detects a read-only server and full memory. Further calls ask what hits by
+        the rules of this bot would get, for somebody who does not exist. What a server refuses,
+        because of permissions or because keys are on several nodes, is a problem for a minute. It
+        never raises.
         """
         return await checked(self.decider)
 

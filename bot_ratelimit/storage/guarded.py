@@ -147,7 +147,7 @@ class Guard:
         self.is_used = False
         """Whether it has asked, so that an outage concerns it."""
         self._storage = storage
-        self._consequence = consequence
+        self.consequence = consequence
         self._clock = clock
         # With the clock, because times of two clocks cannot be compared.
         name = storage.key_space, clock
@@ -197,7 +197,7 @@ class Guard:
             breaker.abandoned(ticket)
             if kind != "closed" and self._space.seldom("queue full"):
                 text = "Too many decisions at once: %s. For these, %s"
-                log.warning(text, _reason(error), self._consequence)
+                log.warning(text, _reason(error), self.consequence)
         elif isinstance(error, NotConnectedError):
             breaker.abandoned(ticket)
             self._note_failure(server, counts, error)
@@ -255,7 +255,7 @@ class Guard:
                 "%s rate limit check failed: %s. Until that is fixed, %s",
                 self._storage.title,
                 problem,
-                self._consequence,
+                self.consequence,
                 exc_info=None if expected else error,
             )
 
@@ -281,7 +281,7 @@ class Guard:
             failure.reason,
             " The bot tries to connect about every second." if is_connecting else "",
             self._storage.title,
-            "; ".join(dict.fromkeys(guard._consequence for guard in space.used())),
+            "; ".join(dict.fromkeys(guard.consequence for guard in space.used())),
             exc_info=error.bug,
         )
 
