@@ -12,7 +12,8 @@ from redis.asyncio.cluster import RedisCluster
 
 from bot_ratelimit import ConfigError, Limiter, RedisStorage, StorageError, Subject
 from bot_ratelimit.storage.base import Ask, Op
-from tests.benches import TIMEOUT, charge, reset
+from bot_ratelimit.storage.redis import cluster as shards
+from tests.benches import TIMEOUT, charge, eventually, reset
 from tests.recorder import Recorder
 from tests.servers import Server, free_port, running_cluster
 
@@ -122,6 +123,26 @@ async def test_an_unreachable_cluster_is_an_outage() -> None:
         with pytest.raises(StorageError, match=r"Connection refused.*check that Redis is running"):
             await storage.ask(Ask([charge("9/minute")]), timeout=TIMEOUT)
     await cluster.aclose()
+
+
+async def test_a_cluster_without_slots_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that is being set up has no slots yet: it is asked again, by the given nodes."""
+    asked: list[str] = []
+
+    async def no_slots(connection: shards.Connection) -> tuple[list[object], shards.Connection]:
+        asked.append(connection.name)
+        return [], connection
+
+    monkeypatch.setattr(shards, "REFRESH_EVERY", 0.01)
+    monkeypatch.setattr(shards, "_slots", no_slots)
+    port = free_port()
+    storage = RedisStorage(RedisCluster(host="127.0.0.1", port=port))
+    storage.open()
+    await eventually(lambda: len(asked) >= 3)
+    with pytest.raises(StorageError, match="Connection refused"):
+        await storage.ask(Ask([charge("9/minute")]), timeout=TIMEOUT)
+    assert set(asked) == {f"127.0.0.1:{port}"}
+    await storage.close()
 
 
 async def test_reset_needs_no_hash_tag(cluster: RedisCluster) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -105,10 +106,9 @@ class DecisionCodec:
             return [[hit] for hit in hits]
         if self._slot_of is None:
             return [hits]
-        slots: dict[object, list[Request]] = {}
+        slots: dict[object, list[Request]] = defaultdict(list)
         for hit in hits:
-            slot = hit if hit.asking else self._slot_of(hit.item.counts[0].key)
-            slots.setdefault(slot, []).append(hit)
+            slots[hit if hit.asking else self._slot_of(hit.item.counts[0].key)].append(hit)
         return slots.values()
 
     def read(self, call: Call, replies: list[Any]) -> Sequence[Any]:

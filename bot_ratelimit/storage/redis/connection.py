@@ -30,9 +30,6 @@ SILENCE: Final = 2.0
 """Seconds without a reply after which a connection is replaced, unless `timeout` is longer."""
 LONGEST_BACKOFF: Final = 1.0
 """The longest time from one attempt to connect to the next, in seconds."""
-LATE: Final = 1.1
-"""A time-out that ends later than this, in times its length, ends late because the event loop was
-blocked."""
 MAX_WAITING: Final = 20_000
 """The maximum number of requests without an answer; further ones are refused."""
 
@@ -48,12 +45,8 @@ class Connection:
 
     - A request times out after `timeout` seconds; time in which this loop is busy does not count.
     - A request is written again only if the server says that nothing was executed.
-
-    Args:
-        endpoint: Where to connect.
-        codec: Encodes requests and decodes replies.
-        redirect: Handles requests that another server has to answer.
-        on_change: Called when the connection was opened or lost, or could not be opened.
+    - `redirect` gets requests that another server has to answer.
+    - `on_change` is called when the connection was opened or lost, or could not be opened.
     """
 
     def __init__(
@@ -138,8 +131,7 @@ class Connection:
         now = batches.clock.now()
         request.deadline = now + timeout
         if batches.wire is None and self.last_error is not None:
-            # Raised many times: its traceback would grow.
-            raise self.last_error.with_traceback(None)
+            raise self.last_error.with_traceback(None)  # raised often: its traceback would grow
         if len(batches.waiting) + batches.sent >= MAX_WAITING:
             raise QueueFullError(f"{MAX_WAITING} requests already wait for {self.where}")
         batches.clock.start(timeout)
@@ -194,20 +186,17 @@ class Connection:
                 if self._opening is not asyncio.current_task():
                     return  # closed in the meantime: redis-py may swallow a cancellation
                 took = monotonic() - began
-                if took > self.connect_timeout * LATE and not was_blocked:
+                if took > self.connect_timeout * 1.1 and not was_blocked:
                     was_blocked = True  # the event loop was: try once more
                     continue
-                self._not_opened(unreachable(self.where, error, self.connect_timeout))
+                self._failures += 1
+                self.last_error = unreachable(self.where, error, self.connect_timeout)
+                answer_all(self._batches.take_waiting(), self.last_error)
+                self._report_disconnected()
+                self._on_change()
             else:
                 self._opened(wire)
                 return
-
-    def _not_opened(self, error: StorageError) -> None:
-        self._failures += 1
-        self.last_error = error
-        answer_all(self._batches.take_waiting(), error)
-        self._report_disconnected()
-        self._on_change()
 
     def _opened(self, wire: Wire) -> None:
         if self._opening is not asyncio.current_task():  # closed in the meantime
@@ -345,9 +334,8 @@ class Connection:
             return NotConnectedError(f"not connected to {self.where} within {timeout:g} s")
         text = f"no answer from {self.where} within {timeout:g} s"
         if self._is_late:
-            text = (
-                f"{self.where} takes {self.latency:.2f} s to answer, the timeout is {timeout:g} s"
-            )
+            took = f"{self.where} takes {self.latency:.2f} s to answer"
+            text = f"{took}, the timeout is {timeout:g} s"
         return StorageError(text, kind="timeout")
 
 

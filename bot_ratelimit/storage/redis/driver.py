@@ -144,7 +144,8 @@ def key_space_of(client: Client) -> Hashable:
     that only storages of one pool count as sharing.
     """
     if isinstance(client, RedisCluster):
-        return ("cluster", *sorted(startup_nodes(client)))
+        manager: Any = client.nodes_manager
+        return ("cluster", *sorted(manager.startup_nodes))
     pool: Any = client.connection_pool
     options: dict[str, Any] = pool.connection_kwargs
     place = options.get("path") or options.get("host") or getattr(pool, "service_name", None)

@@ -107,6 +107,7 @@ _FAULTS: Final = (
         "auth",
         "check the user name and the password ({password})",
     ),
+    _Fault("No such master", "connection", "check the service name given to master_for"),
     _Fault("refused", "refused", "check that Redis is running, and its host and port"),
     _Fault(
         "not known|getaddrinfo|name resolution|No address associated",

@@ -104,13 +104,7 @@ async def _ask(pool: Any, service: str, peers: int) -> _Answer | StorageError:
 
 async def _reply(connection: Any, about: str, service: str) -> Any:
     await connection.send_command("SENTINEL", about, service)
-    try:
-        return await connection.read_response(disable_decoding=True)
-    except exceptions.ResponseError as error:
-        if "No such master" not in str(error):
-            raise
-        text = f"{error} - check the service name given to master_for"
-        raise exceptions.ResponseError(text) from error
+    return await connection.read_response(disable_decoding=True)
 
 
 def read_primary(state: Any, address: Any, peers: int) -> _Answer:
