@@ -61,7 +61,7 @@ class Decider:
         self.on_error = on_error
         self.standby: Final = MemoryStorage(memory_size)
         """Decides by the policy `"memory"`."""
-        consequence = consequence or f"{_UPDATES[on_error]}, unless a rule has its own on_error"
+        consequence = consequence or f"unless a rule has its own on_error, {_UPDATES[on_error]}"
         self.guard: Final = Guard(
             storage, part, consequence, timeout=timeout, clock=clock, events=events
         )

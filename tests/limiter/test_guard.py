@@ -52,7 +52,8 @@ async def test_one_outage_is_one_line_for_all_parts(caplog: pytest.LogCaptureFix
     for hit in (limiter.hit, requests.hit):
         await hit(RULES, ANNA)
     began, ended = caplog.messages
-    assert "without a limit (on_error='allow'), unless a rule has its own on_error; this" in began
+    assert "unless a rule has its own on_error, updates are handled without a limit" in began
+    assert "(on_error='allow'); this process paces by itself" in began
     assert "after 10.0 s" in ended
     assert "updates, requests" in ended
 
