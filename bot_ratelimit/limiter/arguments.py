@@ -19,8 +19,8 @@ def check_storage(storage: object) -> Storage:
     """Return the storage; another object would let every update fail."""
     if not isinstance(storage, Storage):
         raise ConfigError(
-            f"storage is {describe_type(storage)}: pass an instance of a storage, such as "
-            "RedisStorage(client) or MemoryStorage(); a custom storage derives from "
+            f"storage is {describe_type(storage)}, which is not a storage: pass an instance, such "
+            "as RedisStorage(client) or MemoryStorage(); a custom storage derives from "
             "bot_ratelimit.storage.base.Storage"
         )
     return storage

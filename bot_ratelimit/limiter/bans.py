@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -20,7 +19,7 @@ from bot_ratelimit.limiter.observer import Observer
 from bot_ratelimit.rules.limit import Limit
 from bot_ratelimit.rules.penalty import Penalty
 from bot_ratelimit.rules.rule import Scope, Subject
-from bot_ratelimit.storage.banlist import Ban, BanList, BanTarget
+from bot_ratelimit.storage.banlist import Ban, BanList, BanTarget, MemoryBanList
 from bot_ratelimit.storage.base import Count, Storage
 from bot_ratelimit.storage.loops import LOG_EVERY, Seldom, Tasks, Ticker
 from bot_ratelimit.storage.memory import MemoryStorage
@@ -54,19 +53,19 @@ class Bans:
         observer: Observer,
         clock: Callable[[], float],
     ) -> None:
-        self._storage, self._prefix, self._timeout = storage, key_prefix, timeout
-        self._observer = observer
-        bans: BanList | None = None
-        with suppress(ConfigError):
-            bans = storage.bans(key_prefix)
-        self._list = bans
-        self._clock: Callable[[], float] = time.monotonic if bans is None else bans.clock
+        self._timeout, self._observer = timeout, observer
+        self._lacking: ConfigError | None = None
+        self._list: BanList = MemoryBanList()
+        try:
+            self._list = storage.bans(key_prefix)
+        except ConfigError as error:
+            self._lacking = error
         self._version = ""
-        known = None if bans is None else bans.current
+        known = self._list.current
         self.current: Mapping[BanTarget, float] = {} if known is None else known
         """The ends of the bans by hand; empty in most bots, and then a decision checks nothing
         else."""
-        self._is_always_fresh = bans is None or known is not None
+        self._is_always_fresh = known is not None
         self.is_stale = not self._is_always_fresh
         """Whether the copy may be outdated, because there was no decision for a while."""
         self.used = False
@@ -79,7 +78,9 @@ class Bans:
         self._lines, self._raids = MemoryStorage(1, clock=clock), Seldom(clock=clock)
 
     def _required(self) -> BanList:
-        return self._list or self._storage.bans(self._prefix)  # which raises
+        if self._lacking is not None:
+            raise self._lacking
+        return self._list
 
     def left(self, subject: Subject) -> float:
         """Seconds until the ban by hand of the subject ends; 0.0 if it is not banned."""
@@ -89,7 +90,7 @@ class Bans:
             targets += [(user, None, bot), (None, chat, bot), (user, chat, bot)]
         ends = (self.current.get(each, 0.0) for each in targets if each[:2] != (None, None))
         end = max(ends, default=0.0)
-        return min(max(0.0, end - self._clock()), FOREVER)
+        return min(max(0.0, end - self._list.clock()), FOREVER)
 
     async def ban(self, subject: Subject, seconds: float, reason: str, by: str) -> Ban:
         """Add a ban by hand to the list and to this process's copy."""
@@ -204,13 +205,12 @@ class Bans:
 
     def _write(self, action: Literal["put", "drop"], *what: Any, **options: Any) -> None:
         """Change the list in the background."""
-        bans = self._list
-        if bans is None or len(self._writes) >= MAX_WRITES:
+        if self._lacking is not None or len(self._writes) >= MAX_WRITES:
             return
 
         async def write() -> None:
             try:
-                await getattr(bans, action)(*what, timeout=self._timeout, **options)
+                await getattr(self._list, action)(*what, timeout=self._timeout, **options)
             except RateLimitError as error:
                 log.warning("The list of bans could not be written: %s", error)
 

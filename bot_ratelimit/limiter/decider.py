@@ -38,19 +38,9 @@ _HIT: Final = Op.HIT
 class Decider:
     """Decides about hits for one part of the bot.
 
-    Args:
-        storage: Where counts are kept.
-        key_prefix: The prefix of every key.
-        on_error: The policy without an answer of the storage, unless a rule has its own.
-        timeout: See `Guard`; so also `part`, `consequence`, `clock` and `events`.
-        part: See `Guard`.
-        consequence: See `Guard`.
-        clock: See `Guard`.
-        memory_size: The maximum number of keys for the policy `"memory"`.
-        events: Are told of failures and outages.
-        on_ban: Called with the counts and verdicts of a hit that a penalty refuses.
-        remembers: Whether this process also counts what the storage grants, so that it knows it
-            when it has to decide by the policy `"memory"`.
+    The arguments are those of `Limiter`, and of the `Guard` around the storage. `on_ban` is called
+    with the counts and verdicts of a hit that a penalty refuses. With `remembers` this process also
+    counts what the storage grants, so that it knows it when it decides by the policy `"memory"`.
     """
 
     def __init__(

@@ -193,12 +193,10 @@ class Rule:
         if ids is None:
             return None
         if type(ids) is not int and not isinstance(ids, (str, int)):
-            kind = type(ids).__name__  # its text may differ for every hit, which would limit nobody
-            raise ConfigError(
-                f"{kind} is not an id: expected numbers, Subject(user=message.from_user.id)"
-                if isinstance(self.scope, Scope)
-                else f"the scope of {str(self)!r} returned a {kind}: expected a function, not "
-                "async, that returns a str, or None where the rule does not apply"
+            raise ConfigError(  # its text may differ for every hit, which would limit nobody
+                f"{type(ids).__name__} is not an id for {str(self)!r}: expected numbers, "
+                "Subject(user=message.from_user.id); a function for a scope is not async, and "
+                "returns a str, or None where the rule does not apply"
             )
         limit = limit or self.limit_for(subject)
         if limit is None:
@@ -270,13 +268,7 @@ def rules_of(value: RuleLike | Iterable[RuleLike]) -> Rules:
 
 @lru_cache(1024)  # `hit("5/10s", …)` is called with the same few texts again and again
 def _rules_of_text(text: str) -> Rules:
-    parts = text.split(";")
-    if len(parts) > 1 and not all(part.strip() for part in parts):
-        raise ConfigError(
-            f"{text!r}: a limit is missing beside a ';'; remove the ';' or write a limit "
-            "there, for example '1/s; 20/minute'"
-        )
-    return _together([Rule(part.strip()) for part in parts])
+    return _together([Rule(part.strip()) for part in text.split(";")])
 
 
 def _rules_of_several(values: list[RuleLike]) -> Rules:

@@ -74,7 +74,7 @@ class MemoryStorage(Storage):
         if op is _HIT:
             return self._decide(counts, now) if once is None else self._shared(counts, once, now)
         if op is Op.PEEK:
-            return self._peek(counts, now)
+            return self._decide(counts, now, peek=True)
         if op is Op.RESET:
             return [_step(count, self._states.pop(count.key, None), now, 0)[1] for count in counts]
         return [self._adjust(count, op, now) for count in counts]
@@ -148,36 +148,31 @@ class MemoryStorage(Storage):
                 count += 1
         return count
 
-    def _decide(self, counts: Sequence[Count], now: int) -> list[Verdict]:
+    def _decide(self, counts: Sequence[Count], now: int, *, peek: bool = False) -> list[Verdict]:
+        """Decide about a hit, and charge it unless this is only a look at it."""
         counts = [self._dated(count) for count in counts]
         found = [self._states[count.key] for count in counts]
-        steps = self._steps(counts, found, now)
+        steps = [
+            _step(count, entry, now, 0 if count.penalty else count.cost)
+            for count, entry in zip(counts, found, strict=True)
+        ]
         refused = _refuses(counts, steps)
         verdicts = []
         for count, entry, step in zip(counts, found, steps, strict=True):
+            is_charged = not peek
             if count.penalty is not None:
                 if refused or count.penalty.imposed:
                     step = _step(count, entry, now, 1)
-                    self._store(count, entry, step, now)
-            elif refused and not step[1].wait:
-                step = _step(count, entry, now, 0)
-            else:
+                else:
+                    is_charged = False
+            elif peek or (refused and not step[1].wait):
+                wait, (state, verdict) = step[1].wait, _step(count, entry, now, 0)
+                step = state, verdict._replace(wait=wait) if wait else verdict
+                is_charged = False
+            if is_charged:
                 self._store(count, entry, step, now)
             verdicts.append(step[1])
         return verdicts
-
-    def _peek(self, counts: Sequence[Count], now: int) -> list[Verdict]:
-        counts = [self._dated(count) for count in counts]
-        found = [self._states[count.key] for count in counts]
-        steps = self._steps(counts, found, now)
-        refused = _refuses(counts, steps)
-        return [
-            # For a penalty, the verdict after counting this refusal.
-            _step(count, entry, now, int(refused))[1]
-            if count.penalty
-            else _step(count, entry, now, 0)[1]._replace(wait=step[1].wait)
-            for count, entry, step in zip(counts, found, steps, strict=True)
-        ]
 
     def _adjust(self, count: Count, op: Op, now: int) -> Verdict:
         """Charge even above the limit, or refund."""
@@ -193,14 +188,6 @@ class MemoryStorage(Storage):
         else:
             self._store(count, entry, (state, verdict), now)
         return verdict
-
-    def _steps(
-        self, counts: Sequence[Count], found: Sequence[Entry | None], now: int
-    ) -> list[Step]:
-        return [
-            _step(count, entry, now, 0 if count.penalty else count.cost)
-            for count, entry in zip(counts, found, strict=True)
-        ]
 
     def _store(self, count: Count, entry: Entry | None, step: Step, now: int) -> None:
         state, verdict = step

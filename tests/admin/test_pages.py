@@ -120,7 +120,7 @@ async def test_pages_need_nothing_from_elsewhere(bot: Site, reader: Reader) -> N
         ("user?user=4x", "'4x': expected a whole number, for example 123456789."),
         ("ban?user=7&how_long=soon", "'soon'"),
         ("ban?how_long=1h", "Expected the id of a user, or the negative id of a chat."),
-        ("limit?name=messages&limit=5", "a limit is AMOUNT/PERIOD"),
+        ("limit?name=messages&limit=5", "expected AMOUNT/PERIOD"),
         ("limit?name=messages&limit=3/hour&state=on", "No change for 'messages'"),
         ("limit?name=nope", "No rule is called 'nope': expected one of ban, bots:member, chat"),
         ("penalty?after=5/minute&ban=soon", "soon"),

@@ -114,7 +114,7 @@ async def test_a_flag_in_every_form(
         ({"limit": "3/m", "key": "ban"}, "'ban'"),
         ({"limit": "3/m", "key": "global"}, "'global'"),
         ({"rate": "soon"}, "'soon'"),
-        ({"rate": True}, "a limit is a bool"),
+        ({"rate": True}, "a bool"),
         ({"limit": "3/m", "shadow": "no"}, "shadow='no'"),
         (["3/m", Penalty("3/m", "1h")], "belongs to the middleware"),
         ({"limit": Concurrency(1)}, "write concurrent=, not limit="),

@@ -167,7 +167,7 @@ def test_a_wrong_argument_is_named_when_the_rule_is_made(
 @pytest.mark.parametrize("scope", [lambda subject: object(), lambda subject: b"acme"])
 def test_a_custom_scope_returns_a_str(scope: Any) -> None:
     """What is no str would be another key for every hit, and so no limit: it is an error."""
-    with pytest.raises(ConfigError, match=r"^the scope of .*'firm'.* returned a .*not async"):
+    with pytest.raises(ConfigError, match=r"is not an id for .*'firm'.*not async"):
         Rule("1/s", scope, "firm").key("bot", ANNA)
 
 
@@ -175,7 +175,7 @@ def test_a_subject_has_ids() -> None:
     """A user object in place of its id is an error that shows nothing of the user."""
     user: Any = SimpleNamespace(id=42, first_name="Anna")
     for scope in (Scope.USER, Scope.MEMBER):
-        with pytest.raises(ConfigError, match=r"^SimpleNamespace is not an id: .*from_user\.id"):
+        with pytest.raises(ConfigError, match=r"^SimpleNamespace is not an id for .*from_user\.id"):
             Rule("1/s", scope).key("bot", Subject(user=user, chat=-100))
 
 
@@ -272,8 +272,8 @@ class Redis:
     ("value", "says"),
     [
         *((value, "") for value in (None, True, b"5", {}, [], "", [None], [True], [["1/s"]])),
-        *((text, "a limit is missing beside a ';'; remove") for text in ("1/s;", ";1/s", ";")),
-        ("1/s;;20/m", "a limit is missing beside a ';'; remove"),
+        *((text, "'': expected AMOUNT/PERIOD") for text in ("1/s;", ";1/s", ";")),
+        ("1/s;;20/m", "'': expected AMOUNT/PERIOD"),
         ("1/s; fast", "'fast'"),
         ((5, 10), "(5, 10): several numbers; for 5 events in 10 seconds write '5/10s'"),
         (ANNA, "a Subject stands where the limit belongs: expected the limit first"),

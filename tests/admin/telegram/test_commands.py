@@ -91,8 +91,7 @@ async def test_a_limit_is_changed_and_rolled_back(bot: OperatedBot) -> None:
         ("ENFORCE", "3/hour -&gt; 3/hour\n"),
         ("on", "3/hour -&gt; 3/hour\n"),
         ("default", "'messages' has no live changes"),
-        ("5 minutes", "a limit is AMOUNT/PERIOD"),
-        ("", "no change for 'messages'"),
+        ("5 minutes", "expected AMOUNT/PERIOD"),
         ("", "For example <code>/setlimit NAME 2/minute</code>"),
     ],
 )
