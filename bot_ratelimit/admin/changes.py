@@ -59,17 +59,11 @@ class Audit:
 
 
 class Changes:
-    """Changes the live document; each change makes a new version.
+    """Changes the live document; each change makes a new version, and ConfigError if it is invalid.
 
     Two operators never overwrite each other: a change applies to the newest version, or, with
     `if_version`, only to the version that the operator has seen; else it raises ConflictError.
-
-    Args:
-        limiter: The limiter whose limits change.
-        by: Who acts.
-        audit: Records the changes.
-        known: Returns the rules in force, to say what a change replaces.
-        patience: Seconds to wait for instances to write back a missing document.
+    `known` returns the rules in force, to say what a change replaces.
     """
 
     def __init__(
@@ -88,11 +82,7 @@ class Changes:
         self._documents = limiter.storage.documents()
 
     async def current(self) -> Overrides:
-        """The live changes in force.
-
-        Raises:
-            ConfigError: The document is invalid; `rollback` replaces it.
-        """
+        """The live changes in force; ConfigError if the document is invalid."""
         return _parsed(await self._documents.read(self._live_key))
 
     async def in_force(self) -> tuple[Overrides, str]:
@@ -118,11 +108,7 @@ class Changes:
     async def set_rule(
         self, view: RuleView, *, if_version: int | None = None, **change: Any
     ) -> Overrides:
-        """Change a rule on every instance; for what can change, see `altered`.
-
-        Raises:
-            ConfigError: The change makes no sense for the rule.
-        """
+        """Change a rule on every instance; for what can change, see `altered`."""
         what = f"unset {view.name}"
         if not change.get("default"):
             wanted = altered(Overrides(), view, **change).rules[view.name]
@@ -172,12 +158,9 @@ class Changes:
     async def rollback(
         self, version: int | None = None, *, if_version: int | None = None
     ) -> Overrides:
-        """Return to an earlier version; by default to the previous one.
+        """Return to an earlier version, of the last 20; by default to the previous one.
 
         Version 0 has no changes. An invalid document is replaced as well.
-
-        Raises:
-            ConfigError: The version is not among the last 20.
         """
         found = await self.preview_rollback(version)
         if version is None and if_version is None and not found.is_invalid:
@@ -190,11 +173,7 @@ class Changes:
         )
 
     async def preview_rollback(self, version: int | None = None) -> RollbackPreview:
-        """What `rollback` would do; changes nothing.
-
-        Raises:
-            ConfigError: The version is not among the last 20.
-        """
+        """What `rollback` would do; changes nothing."""
         known = {each.version: each for each in reversed(await self.history())}
         live, is_invalid = Overrides(version=max(known, default=0)), False
         try:
@@ -269,11 +248,7 @@ def _parsed(document: bytes | None) -> Overrides:
 
 
 def check_pause(how_long: str) -> float:
-    """The seconds for which all limits are to be off.
-
-    Raises:
-        ConfigError: It is no period, shorter than a second, or longer than a day.
-    """
+    """The seconds for which all limits are to be off, a day at most."""
     seconds = parse_period(how_long)
     if not 1 <= seconds <= 86_400:
         raise ConfigError(f"{how_long!r}: limits can be off for 1 s at least and a day at most")
@@ -289,15 +264,7 @@ def altered(
     off: bool | None = None,
     default: bool = False,
 ) -> Overrides:
-    """The live changes, with a change of one rule.
-
-    Args:
-        live: The changes so far.
-        view: The rule.
-        limit: A limit such as `2/minute`.
-        shadow: Whether it only counts and reports.
-        off: Whether it is switched off.
-        default: Undo all changes of the rule: code, file and environment decide again.
+    """The live changes, with a change of one rule; for what can change, see `fields.Limit`.
 
     Raises:
         ConfigError: The change makes no sense for the rule, or there is nothing to change.

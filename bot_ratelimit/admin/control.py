@@ -95,7 +95,7 @@ class Control(Reports):
         if ban is not None:
             waits.append(_seconds_left(ban, now))
         exempt = self._is_exempt(subject, seen)
-        free = exempt or seen.is_paused
+        free = exempt or bool(seen.off_until)
         return SubjectView(
             {name: each for name, each in subject._asdict().items() if each is not None},
             free or not any(waits),
@@ -110,9 +110,7 @@ class Control(Reports):
     async def try_(self, subject: Subject, name: str | None = None) -> Trial:
         """Whether an update would be handled now, without charging.
 
-        Args:
-            subject: Who would send the update.
-            name: The name of a handler's own limit, instead of the rules for every handler.
+        With `name`, by a handler's own limit instead of the rules for every handler.
         """
         seen = await self.config()
         self._check_subject(subject, seen.instances)
@@ -120,7 +118,7 @@ class Control(Reports):
             rule_named(seen.rules, name, seen.instances)
         if self._is_exempt(subject, seen):
             return Trial(None, exempt=True)
-        if seen.is_paused:
+        if seen.off_until:
             return Trial(None, off_until=seen.off_until)
         chosen = [
             view
@@ -139,11 +137,8 @@ class Control(Reports):
     async def forgive(self, subject: Subject, names: Iterable[str] = ()) -> tuple[str, ...]:
         """Delete the counts of a user or chat; returns the names of the rules that had counts.
 
-        A ban by a penalty is lifted on every instance at once. A ban by hand stays: see `unban`.
-
-        Args:
-            subject: The user or chat. Rules that count all users together are not changed.
-            names: The rules; by default all.
+        Without names, of all rules but those that count all users together. A ban by a penalty is
+        lifted on every instance at once. A ban by hand stays: see `unban`.
         """
         instances = await self.instances()
         views = self._rules(instances)
@@ -208,11 +203,7 @@ class Control(Reports):
     ) -> Overrides:
         """Change a rule on every instance, or a handler without a limit of its own, by its name.
 
-        Args:
-            name: The rule.
-            limit: A limit such as `2/minute`.
-            if_version: The version that the operator has seen.
-            **change: See `altered`: `shadow`, `off`, `default`.
+        It may change its `limit`, `shadow` and `off`, or undo all that with `default`.
         """
         view = await self.rule(name)
         return await self.changes.set_rule(view, if_version=if_version, limit=limit, **change)

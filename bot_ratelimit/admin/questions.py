@@ -11,7 +11,7 @@ from bot_ratelimit.admin import fields
 from bot_ratelimit.admin.changes import check_pause
 from bot_ratelimit.admin.control import Control
 from bot_ratelimit.admin.sheets import Sheet
-from bot_ratelimit.admin.views import CountView, RuleView, SubjectView, named
+from bot_ratelimit.admin.views import CountView, RuleView, SubjectView
 from bot_ratelimit.admin.wording import ban_words, differences, limit_of, paused, until, who
 from bot_ratelimit.admin.words import Marked, Words, capital, code, joined, moment
 from bot_ratelimit.config.overrides import Overrides
@@ -60,7 +60,7 @@ async def forgive(control: Control, words: Words, sent: fields.Forgive) -> Quest
     """Which counts are deleted, and which ban stays."""
     view, rules = await control.show(sent.subject), await control.limits()
     for name in sent.rules:
-        named(rules, name)
+        await control.rule(name)
     counts = [each for each in counted(view, rules) if not sent.rules or each.rule in sent.rules]
     points = [_forgotten(words, each) for each in counts]
     points = points or [words("There are no such counts: nothing will happen.")]

@@ -176,11 +176,7 @@ class Reports:
         return _totals(await self._counted(None), 60, timedelta(minutes=1))
 
     async def sending(self, hours: int | None = None) -> SendingView:
-        """What the bot sends, as the instances report it.
-
-        Args:
-            hours: The hours whose requests are counted; None for the last 60 minutes.
-        """
+        """What the bot sends, and its requests of these hours; None for the last 60 minutes."""
         limiter = self.limiter
         counted = await (limiter.last_hour() if hours is None else limiter.requests(hours))
         totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -237,8 +233,12 @@ class Reports:
         )
 
     def _rules(self, instances: Iterable[views.InstanceView]) -> tuple[views.RuleView, ...]:
-        reported = views.merged(rule for each in instances for rule in each.rules)
-        return reported or tuple(map(views.RuleView.of, self._local_inventory().get("rules", ())))
+        reported: dict[str, views.RuleView] = {}
+        for rule in (rule for each in instances for rule in each.rules):
+            reported.setdefault(rule.name, rule)
+        return tuple(reported.values()) or tuple(
+            map(views.RuleView.of, self._local_inventory().get("rules", ()))
+        )
 
     def _counting(self, instances: Sequence[views.InstanceView]) -> bool | None:
         """Whether any instance counts decisions; None if that is unknown."""
@@ -307,16 +307,17 @@ def rule_named(
     """The rule, or the handler without a limit of its own. ConfigError if there is none."""
     if any(name in each.handlers for each in instances):
         return views.RuleView.of_handler(name)
-    try:
-        return views.named(rules, name)
-    except ConfigError as error:
-        if instances:
-            raise
-        # They report again within seconds after Redis was emptied.
-        raise ConfigError(
-            f"{error}; no running bot reports its rules now: if one runs with live=True, repeat "
-            "it in a few seconds"
-        ) from None
+    known = {rule.name: rule for rule in rules}
+    if name in known:
+        return known[name]
+    expected = ", ".join(sorted(known)) or "nothing: no bot with live=True reports its rules"
+    error = f"no rule is called {name!r}: expected one of {expected}"
+    if not instances:  # they report again within seconds after Redis was emptied
+        error += (
+            "; no running bot reports its rules now: if one runs with live=True, repeat it in a "
+            "few seconds"
+        )
+    raise ConfigError(error)
 
 
 def answered(decision: Decision) -> Decision:

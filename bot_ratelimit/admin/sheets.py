@@ -63,7 +63,7 @@ def limits(words: Words, view: ConfigView) -> Sheet:
         )
         for each in view.rules
     ]
-    lines = [paused(words, view.off_until, view.live.off_by)] if view.is_paused else []
+    lines = [paused(words, view.off_until, view.live.off_by)] if view.off_until else []
     lines += [words("Problem: {problem}", problem=view.problem)] if view.problem else []
     foot = [_live(words, view)] if view.live.version else []
     handlers = sorted({name for each in view.instances for name in each.handlers})
@@ -278,11 +278,6 @@ def audit(words: Words, found: Sequence[Entry]) -> Sheet:
     return _table(words, "Actions of operators", "WHEN BY WHAT CHANGED", rows, "No actions yet.")
 
 
-def health(words: Words, view: HealthView) -> Sheet:
-    """Whether limits are enforced; in an outage first what that means for users."""
-    return Sheet(health_lines(words, view))
-
-
 MEANWHILE: Final = {
     "allow": "Redis does not answer: meanwhile the bot handles every update, without a limit.",
     "deny": "Redis does not answer: meanwhile the bot refuses every update.",
@@ -290,24 +285,27 @@ MEANWHILE: Final = {
 }
 
 
-def health_lines(words: Words, view: HealthView) -> list[Marked]:
-    """The state in sentences, the most important first."""
+def health(words: Words, view: HealthView) -> Sheet:
+    """Whether limits are enforced; in an outage first what that means for users."""
     lines = [paused(words, view.off_until, view.off_by)] if view.off_until else []
+    known = {"instances": view.instances, "version": view.version, "behind": view.behind}
     if view.is_out:
         policy = "allow" if view.off_until else view.policy
         lines.append(words(MEANWHILE.get(policy, MEANWHILE["allow"])))
         since = view.out_for
         text = "For {time}: {problem}" if since else "{problem}"
         lines.append(words(text, time=words.duration(since or 0), problem=view.problem))
-        return lines
-    if view.problem:
-        return [*lines, words("Unhealthy: {problem}", problem=view.problem)]
-    if view.limiter.source == "memory":
+    elif view.problem:
+        lines.append(words("Unhealthy: {problem}", problem=view.problem))
+    elif view.limiter.source == "memory":
         text = "Healthy, in this process alone: without Redis, each instance counts for itself."
-        return [*lines, words(text)]
-    if view.behind:
-        text = "Instances that do not obey version {version} yet: {behind}."
-        lines.append(words(text, version=view.version, behind=view.behind))
-    text = "Redis answered in {ms} ms. Instances: {instances}, behind version {version}: {behind}."
-    known = {"instances": view.instances, "version": view.version, "behind": view.behind}
-    return [*lines, words(text, ms=round(view.seconds * 1e3), **known)]
+        lines.append(words(text))
+    else:
+        if view.behind:
+            text = "Instances that do not obey version {version} yet: {behind}."
+            lines.append(words(text, **known))
+        text = (
+            "Redis answered in {ms} ms. Instances: {instances}, behind version {version}: {behind}."
+        )
+        lines.append(words(text, ms=round(view.seconds * 1e3), **known))
+    return Sheet(lines)

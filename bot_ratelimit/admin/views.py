@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from bot_ratelimit.config.overrides import Overrides
 from bot_ratelimit.config.settings import Origin
-from bot_ratelimit.errors import ConfigError
 from bot_ratelimit.limiter.decision import Decision
 from bot_ratelimit.limiter.health import Health
 from bot_ratelimit.rules.limit import MAX_AMOUNT, MAX_PERIOD_MS, Limit
@@ -129,11 +128,6 @@ class ConfigView:
     """Why the live document is not in force; empty if it is."""
     off_until: float = 0.0
     """Until when all limits are off, in Unix seconds; 0 if they are not."""
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether all limits are off now."""
-        return self.off_until > 0
 
     @property
     def behind(self) -> int:
@@ -312,23 +306,6 @@ class Entry:
 
 def _said(view: RuleView) -> tuple[object, ...]:
     return view.limit, view.scope, view.cost, view.shadow, view.off, view.ban_ms, view.longest_ms
-
-
-def merged(rules: Iterable[RuleView]) -> tuple[RuleView, ...]:
-    """Each rule once; of rules that share a name, the first."""
-    found: dict[str, RuleView] = {}
-    for rule in rules:
-        found.setdefault(rule.name, rule)
-    return tuple(found.values())
-
-
-def named(rules: Iterable[RuleView], name: str) -> RuleView:
-    """The rule with this name. ConfigError if there is none."""
-    known = {rule.name: rule for rule in rules}
-    if name not in known:
-        expected = ", ".join(sorted(known)) or "nothing: no bot with live=True reports its rules"
-        raise ConfigError(f"no rule is called {name!r}: expected one of {expected}")
-    return known[name]
 
 
 # For counts of a limit that only the bot's code knows.

@@ -81,10 +81,7 @@ def differences(
 ) -> tuple[str, ...]:
     """What differs between two versions: `messages: 5/10s -> 3/10s`, `exempt: 42 added`.
 
-    Args:
-        before: The earlier version.
-        after: The later version.
-        rules: The rules in force, from which limits without a live change are known.
+    Limits without a live change are known from the rules in force.
     """
     known = {view.name: view for view in rules}
     found = [

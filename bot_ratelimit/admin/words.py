@@ -27,7 +27,6 @@ LONGEST: Final = 500
 _ON, _OFF = "\x0e", "\x0f"
 _LANGUAGES: Final = frozenset({"ru"})
 _PARTS: Final = re.compile(r"( -> |[:;,] |[()]| (?=-?\d)|(?<=\d) )")
-_PREFERRED: Final = re.compile(r"\s*([A-Za-z]{1,8})[^;,]*(?:;\s*q=([0-9.]+))?")
 
 
 class Marked(str):
@@ -55,16 +54,9 @@ class Words:
 
     @classmethod
     def accepted(cls, header: str) -> Words:
-        """In the language that a browser prefers, by its `Accept-Language`."""
-        found = [
-            (float(weight or 1), code)
-            for each in header.split(",")[:20]
-            if (match := _PREFERRED.match(each)) is not None
-            for code, weight in [match.groups()]
-            if not weight or weight.replace(".", "", 1).isdigit()
-        ]
-        known = [each for each in found if each[1].lower() in {"en", *_LANGUAGES} and each[0] > 0]
-        return cls(max(known, key=lambda each: each[0])[1] if known else None)
+        """In the first language of an `Accept-Language` that there is: browsers sort them."""
+        codes = (each.partition(";")[0].strip().lower()[:2] for each in header.split(","))
+        return cls(next((code for code in codes if code in {"en", *_LANGUAGES}), None))
 
     def __call__(self, text: str, /, **fields: object) -> Marked:
         """The text in this language, with its fields."""

@@ -302,7 +302,7 @@ async def test_a_pause_names_who_paused(bot: OperatedBot) -> None:
     await boris.changes.set_exempt(7, True)
     await bot.refresh()
     for line in (
-        sheets.health_lines(ENGLISH, await boris.health())[0],
+        sheets.health(ENGLISH, await boris.health()).lines[0],
         sheets.limits(ENGLISH, await boris.config()).lines[0],
     ):
         assert line.endswith(", by anna@shell.")
@@ -334,7 +334,7 @@ async def test_a_pause_that_goes_on_in_an_outage_is_told(policy: Any) -> None:
     await control.clear(everything=True)
     assert (await control.health()).off_by == "anna@web"
     storage.fail()
-    paused, meanwhile, *_ = sheets.health_lines(ENGLISH, await control.health())
+    paused, meanwhile, *_ = sheets.health(ENGLISH, await control.health()).lines
     assert re.fullmatch("All limits are off until 20.* UTC, by anna@web.", paused)
     assert "meanwhile the bot handles every update, without a limit" in meanwhile
     status, ready = await get(health_app(middleware), "/ready")
@@ -344,7 +344,7 @@ async def test_a_pause_that_goes_on_in_an_outage_is_told(policy: Any) -> None:
 async def test_an_instance_behind_comes_before_the_latency(bot: OperatedBot) -> None:
     """A degraded state begins with what is degraded."""
     await bot.control.set_rule("messages", "2/h")
-    lines = sheets.health_lines(ENGLISH, (await bot.control.health()))
+    lines = sheets.health(ENGLISH, (await bot.control.health())).lines
     if bot.control.limiter.storage.source == "redis":
         assert lines[0] == "Instances that do not obey version 1 yet: 1."
 
@@ -364,7 +364,7 @@ async def test_an_outage_says_first_what_it_means_for_users(
     environment.setenv("REDIS_URL", "redis://127.0.0.1:1")
     environment.setenv("RATE_LIMIT_ON_ERROR", policy)
     control = Control.from_settings(Settings(), "anna", patience=0)
-    first, second = sheets.health_lines(ENGLISH, await control.health())
+    first, second = sheets.health(ENGLISH, await control.health()).lines
     assert first == f"Redis does not answer: meanwhile {meanwhile}."
     assert "127.0.0.1:1" in second
     assert " ms" not in second

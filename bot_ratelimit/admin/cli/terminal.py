@@ -22,7 +22,7 @@ from rich.text import Text
 
 from bot_ratelimit.admin.changes import ConflictError
 from bot_ratelimit.admin.control import Control
-from bot_ratelimit.admin.encoding import to_json
+from bot_ratelimit.admin.encoding import plain as as_json
 from bot_ratelimit.admin.questions import Question
 from bot_ratelimit.admin.sheets import Sheet
 from bot_ratelimit.admin.words import plain
@@ -126,14 +126,8 @@ def _table(sheet: Sheet) -> Table:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as one line of JSON, in which control characters are escaped."""
-    # In JSON, only strings contain such characters, and those that this output cannot encode.
-    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    found = to_json(value)
-    escaped = (
-        c if c.isprintable() and (is_utf8 or c.isascii()) else json.dumps(c)[1:-1] for c in found
-    )
-    sys.stdout.write("".join(escaped) + "\n")
+    """Print a value as one line of JSON, in ASCII: any output can encode that."""
+    sys.stdout.write(json.dumps(as_json(value)) + "\n")
 
 
 def confirm(question: Question, *, yes: bool, is_json: bool) -> None:

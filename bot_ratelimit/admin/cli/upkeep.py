@@ -7,8 +7,7 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Group, RenderableType
-from rich.live import Live as Screen
+from rich.console import RenderableType
 
 from bot_ratelimit.admin import sheets
 from bot_ratelimit.admin.cli import terminal
@@ -31,25 +30,16 @@ def watch(
     json: Json = False,
 ) -> None:
     """Keep showing limits, instances and health; with --json one line each time."""
-    is_screen = not json and sys.stdout.isatty()
-    screen = Screen(console=terminal.console(), auto_refresh=False) if is_screen else None
-    try:
-        if screen is not None:
-            screen.start()
-        for number in range(count or sys.maxsize):
-            if number:
-                time.sleep(every)
-            health, config = run(_look)
-            if json:
-                terminal.print_json({"health": health, "config": config})
-            elif screen is not None:
-                screen.update(Group(*_shown(health, config)), refresh=True)
-            else:
-                terminal.say([f"--- {moment(time.time())}", *_shown(health, config)])
-            sys.stdout.flush()
-    finally:
-        if screen is not None:
-            screen.stop()
+    for number in range(count or sys.maxsize):
+        if number:
+            time.sleep(every)
+        health, config = run(_look)
+        if json:
+            terminal.print_json({"health": health, "config": config})
+        else:
+            terminal.console().clear()  # only of a terminal
+            terminal.say([f"--- {moment(time.time())}", *_shown(health, config)])
+        sys.stdout.flush()
 
 
 async def _look(control: Control) -> tuple[HealthView, ConfigView | None]:
@@ -77,16 +67,10 @@ def check(file: Annotated[str, typer.Argument(help="A limits file.")], json: Jso
             Notices(found.notices)
     except RateLimitError as error:
         fail(error)
-    numbers = {"rule": found.rules, "named limit": found.limits, "exemption": found.exempt,
-               "notice": found.notices}  # fmt: skip
-    parts = [f"{len(each or ())} {name}" + "s" * (len(each or ()) != 1)
-             for name, each in numbers.items()]  # fmt: skip
-    parts += ["a penalty"] if found.penalty else []
-    parts += ["outgoing budgets"] if found.outgoing else []
     if json:
         terminal.print_json({"file": file, "ok": True})
     else:
-        terminal.say([terminal.line(f"{file}: {', '.join(parts)}")])
+        terminal.say([terminal.line(f"{file}: no mistakes")])
 
 
 def confirm_prefix() -> None:

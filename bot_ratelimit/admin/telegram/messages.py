@@ -108,12 +108,7 @@ class ButtonPress(CallbackData, prefix="rl"):
 
 
 class Buttons:
-    """Makes buttons for one operator.
-
-    Args:
-        words: In the operator's language.
-        namespace: See `ButtonPress`.
-    """
+    """Makes buttons for one operator; for the namespace see `ButtonPress`."""
 
     def __init__(self, words: Words, namespace: str) -> None:
         self._words, self._namespace = words, namespace

@@ -37,11 +37,6 @@ class UnclearError(Exception):
 def target_of(message: Message, arguments: str, bot: int) -> tuple[Subject, str]:
     """The target of a command, and its other arguments; in a group a user is a member of it.
 
-    Args:
-        message: The message with the command.
-        arguments: The text after the command.
-        bot: The id of the bot, which is no target.
-
     Raises:
         UnclearError: The command names nobody, or Telegram does not tell who is meant.
         ConfigError: That is no id, or many senders share it.

@@ -17,7 +17,7 @@ from bot_ratelimit.admin.fields import Forgive, Target, checked
 from bot_ratelimit.admin.operations import OPERATIONS, Operation
 from bot_ratelimit.admin.web.console import control_of, words_of
 from bot_ratelimit.admin.web.rendering import link, page
-from bot_ratelimit.admin.web.requests import from_texts, read_form
+from bot_ratelimit.admin.web.requests import from_form, read_form
 from bot_ratelimit.admin.wording import who
 from bot_ratelimit.admin.words import Marked, Words, capital, code
 from bot_ratelimit.errors import ConfigError
@@ -94,14 +94,8 @@ class Form:
         return page(request, "done.html", {**done, "back": _back(self.path, given, words)})
 
     def _given(self, texts: MultiMapping[str]) -> dict[str, Any]:
-        """The fields; the form says `user` and `chat` where the operation says `id`."""
-        known = self.operation.fields.model_fields
-        found = from_texts(self.operation.fields, texts)
-        if "id" in known and "id" not in found:
-            found["id"] = found.pop("user", None) or found.pop("chat", None)
-        _, state = _STATES.get(found.pop("state", ""), ("", {}))
-        given = {name: each for name, each in found.items() if name in known and each is not None}
-        return given | state
+        _, state = _STATES.get(texts.get("state", ""), ("", {}))
+        return from_form(self.operation.fields, texts) | state
 
     async def _shown(
         self, request: web.Request, given: dict[str, Any], error: str = "", status: int = 200

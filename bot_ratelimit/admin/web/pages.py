@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Final
 from urllib.parse import urlencode
 
 from aiohttp import web
+from multidict import MultiMapping
 
 from bot_ratelimit.admin import fields, sending, sheets
 from bot_ratelimit.admin.sheets import Sheet
@@ -27,7 +28,7 @@ from bot_ratelimit.admin.web.console import (
 from bot_ratelimit.admin.web.forms import FORMS
 from bot_ratelimit.admin.web.problems import ProblemError
 from bot_ratelimit.admin.web.rendering import link, page
-from bot_ratelimit.admin.web.requests import from_texts
+from bot_ratelimit.admin.web.requests import from_form
 from bot_ratelimit.admin.wording import limit_of, who
 from bot_ratelimit.admin.words import Words, capital, code, joined
 from bot_ratelimit.config.overrides import Overrides
@@ -128,12 +129,12 @@ async def _home(request: web.Request) -> web.Response:
 def _notice(words: Words, health: Loaded, config: Loaded) -> dict[str, Any]:
     """What is wrong, in words and in a colour; nothing is called well that is only connected."""
     if health.problem:
-        lines = [words("Not available: {problem}", problem=health.problem)]
-        return {"kind": "bad", "lines": lines, "links": ()}
+        problem = words("Not available: {problem}", problem=health.problem)
+        return {"kind": "bad", "lines": [problem], "links": ()}
     view: HealthView = health.value
     kind = {"healthy": "ok", "degraded": "warn", "unhealthy": "bad"}[view.status]
     links = [("resume", words("Switch on"))] if view.off_until else []
-    lines = sheets.health_lines(words, view)
+    lines: list[str] = [*sheets.health(words, view).lines]
     seen: ConfigView | None = config.value
     if seen is not None and seen.problem:
         lines.append(words("Until then the last good version stays in force."))
@@ -169,12 +170,8 @@ async def _user(request: web.Request) -> web.Response:
     return page(request, "user.html", shown, 422 if shown["error"] else 200)
 
 
-def _subject(query: Mapping[str, str]) -> Subject | None:
-    """The subject of a query: `user` is the id, or `chat` without a user."""
-    given: dict[str, Any] = from_texts(fields.Counted, query)  # type: ignore[arg-type]  # a MultiMapping
-    given["id"] = given.pop("user", None) or given.pop("chat", None)
-    given = {name: each for name, each in given.items()
-             if name in fields.Counted.model_fields and each is not None}  # fmt: skip
+def _subject(query: MultiMapping[str]) -> Subject | None:
+    given = from_form(fields.Counted, query)
     return fields.checked(fields.Counted, given).subject if "id" in given else None
 
 

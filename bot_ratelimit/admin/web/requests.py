@@ -34,6 +34,14 @@ def from_texts(kind: type[Fields], texts: MultiMapping[str]) -> dict[str, Any]:
     return found
 
 
+def from_form(kind: type[Fields], texts: MultiMapping[str]) -> dict[str, Any]:
+    """The same, and nothing else; forms say `user` and `chat` where an operation says `id`."""
+    found = from_texts(kind, texts)
+    if "id" not in found:
+        found["id"] = found.pop("user", None) or found.pop("chat", None)
+    return {name: found[name] for name in kind.model_fields if found.get(name) is not None}
+
+
 def read_query(request: web.Request, kind: type[Fields]) -> dict[str, Any]:
     """The fields in the query of the URL."""
     if len(request.query) != len(set(request.query)):

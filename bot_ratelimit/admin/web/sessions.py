@@ -37,12 +37,9 @@ _ID: Final = re.compile(r"[\w-]{43}", re.ASCII)
 class Sessions:
     """Opens, finds and ends sessions.
 
-    Args:
-        limiter: The bot's limiter, whose storage keeps the sessions.
-        secret: The token, the bot's token and the admins: whoever changes one of them ends all
-            sessions. With the prefix it is the key of all hashes, so that bots in one process do
-            not accept each other's.
-        clock: Unix seconds.
+    The secret is the token, the bot's token and the admins: whoever changes one of them ends all
+    sessions. With the prefix it is the key of all hashes, so that bots in one process do not accept
+    each other's.
     """
 
     def __init__(self, limiter: Limiter, secret: bytes, clock: Callable[[], float]) -> None:
@@ -99,10 +96,7 @@ class Sessions:
         return session if self._clock() < session.expires else None
 
     async def end(self, request: web.Request, https: bool) -> list[str]:
-        """End the session of a request, on every instance.
-
-        Returns:
-            The `Set-Cookie` headers that delete its cookie.
+        """End the session of a request, on every instance; the headers that delete its cookie.
 
         Raises:
             StorageError: Redis cannot be reached: the session goes on.
