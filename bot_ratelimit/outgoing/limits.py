@@ -36,12 +36,13 @@ from bot_ratelimit.outgoing.arguments import (
 )
 from bot_ratelimit.outgoing.broadcast import Broadcast
 from bot_ratelimit.outgoing.budgets import Budgets
-from bot_ratelimit.outgoing.chat_queue import Request, Send
+from bot_ratelimit.outgoing.chat_queue import ChatQueue, Request, Send
 from bot_ratelimit.outgoing.delivery import Delivery
-from bot_ratelimit.outgoing.drafts import Drafts
+from bot_ratelimit.outgoing.drafts import Drafts, DraftStream
 from bot_ratelimit.outgoing.floods import Floods, flood_wait
 from bot_ratelimit.outgoing.journal import Journal
 from bot_ratelimit.outgoing.methods import Kind, Method, chat_of, edit_of, traffic_of
+from bot_ratelimit.outgoing.pace import Pace
 from bot_ratelimit.outgoing.pacing import Pacer, shutting_down
 from bot_ratelimit.outgoing.permits import Permits
 from bot_ratelimit.outgoing.progress import Progress
@@ -306,13 +307,13 @@ class OutgoingLimits(BaseRequestMiddleware):
         self._delivery.check_session_open(request.bot, method)
         key = key_of(request, chat_of(method))
         if kind is Kind.DRAFT:
-            return await self._drafts.show(self._queues.drafts(key), request)
+            return await self._drafts.show(self._queues.find(key, DraftStream), request)
         if kind is Kind.ACTION:
-            return await self._delivery.send_or_drop(self._queues.actions(key), request)
+            return await self._delivery.send_or_drop(self._queues.find(key, Pace), request)
         edit = None
         if kind is Kind.EDIT and self._merge_edits and not request.broadcast and request.may_wait:
             edit = edit_of(method, traffic)
-        return await self._delivery.send_paced(self._queues.queue(key), request, edit)
+        return await self._delivery.send_paced(self._queues.find(key, ChatQueue), request, edit)
 
     def _look(self) -> dict[str, Any]:
         """What operators see of this process; nothing after `close`."""
